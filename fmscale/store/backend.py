@@ -1,0 +1,105 @@
+"""What every store can do: bytes under keys. One small protocol, three implementations.
+
+A key is a relative, slash-separated path below the store's URL. Data objects are write-once: nothing in
+fmscale overwrites a key that a log entry references. `put_if_absent` is the only primitive that the
+commit log needs (promise P3).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Protocol
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectInfo:
+    """One stored object as `head` and `list` report it."""
+
+    key: str
+    """Key relative to the store's URL."""
+    bytes: int
+    """Size in bytes."""
+    modified: float
+    """Time of last modification, seconds since the epoch, by the store's clock."""
+
+
+@dataclass
+class Requests:
+    """Requests and bytes by kind, counted since the backend was opened; safe across threads."""
+
+    count: dict[str, int] = field(default_factory=dict)
+    bytes: dict[str, int] = field(default_factory=dict)
+    _lock: Lock = field(default_factory=Lock, repr=False)
+
+    def add(self, kind: str, size: int = 0) -> None:
+        """Count one request of `kind` (get, get_range, put, put_if_absent, head, list, delete)."""
+        with self._lock:
+            self.count[kind] = self.count.get(kind, 0) + 1
+            self.bytes[kind] = self.bytes.get(kind, 0) + size
+
+
+class Backend(Protocol):
+    """Bytes under keys on one store.
+
+    Every method raises `ObjectNotFound`, `AccessDenied`, `StoreFull`, `StoreUnavailable` (after retries,
+    within the deadline) or another `StoreError`; no library's own exception gets out.
+    """
+
+    url: str
+    """The store's URL as shown to people; without credentials."""
+    requests: Requests
+    """What was asked of the store so far."""
+
+    def get(self, key: str) -> bytes:
+        """The whole object."""
+        ...
+
+    def read_into(self, key: str, start: int, buffer: memoryview) -> None:
+        """Fill `buffer` with the object's bytes from `start` on.
+
+        Raises CorruptData if the object ends before the buffer is full (a truncated object).
+        """
+        ...
+
+    def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """The bytes of each (start, length), fetched concurrently where the store allows."""
+        ...
+
+    def put(self, key: str, data: bytes | memoryview) -> None:
+        """Store the object; durable when this returns. Replaces what was there."""
+        ...
+
+    def put_file(self, key: str, path: Path) -> None:
+        """Store a local file of any size (multipart where needed); durable when this returns."""
+        ...
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Store the object unless the key exists. True if this call created it; exactly one of any
+        number of racing calls gets True, and the object is never seen half-written.
+        """
+        ...
+
+    def head(self, key: str) -> ObjectInfo:
+        """Size and time of the object."""
+        ...
+
+    def exists(self, key: str) -> bool:
+        """Whether the key is there."""
+        ...
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """All objects whose key starts with `prefix` (a whole path segment), in key order."""
+        ...
+
+    def list_names(self, prefix: str = "") -> list[str]:
+        """Names directly below `prefix` (one level), sorted; folders and objects alike."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove the object; no error if it is gone already."""
+        ...
+
+    def local_path(self, key: str) -> Path | None:
+        """Path of the object on this machine's file system, or None where it has none."""
+        ...
