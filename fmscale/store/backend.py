@@ -88,7 +88,7 @@ class Backend(Protocol):
         """Whether the key is there."""
         ...
 
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+    def list_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """All objects whose key starts with `prefix` (a whole path segment), in key order."""
         ...
 
