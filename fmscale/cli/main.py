@@ -1,0 +1,71 @@
+"""The command line: one file a verb, listed here, and one way of showing an error.
+
+A verb's file has `register(app)`, which adds its command or group to `app`, each with an example made by
+`fmscale.cli.output.example`. It imports what is slow to import (torch, obstore, pyarrow) inside the command,
+so that `fmscale --help` answers at once.
+"""
+
+import importlib
+import importlib.util
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from fmscale import __version__
+from fmscale.cli.output import example, print_error
+from fmscale.errors import FmscaleError
+
+VERBS = ("ingest", "dataset", "doctor", "bench", "quickstart")
+
+USER_ERROR = 2
+"""Exit status of an error that the user can act on; click uses the same for a wrong option."""
+
+
+class Verbs(TyperGroup):
+    """The top group: shows an FmscaleError as cause, value and remedy instead of a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb; exit with status 2 on an FmscaleError."""
+        try:
+            return super().invoke(ctx)
+        except FmscaleError as error:
+            print_error(error)
+            raise typer.Exit(USER_ERROR) from error
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fmscale {__version__}")
+        raise typer.Exit
+
+
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Train foundation models on many GPUs, fed by a parallel store."""
+
+
+def build_app() -> typer.Typer:
+    """The application with every verb registered."""
+    app = typer.Typer(
+        name="fmscale",
+        cls=Verbs,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(epilog=example("fmscale ingest docs/ --store runs/store --dataset docs"))(_top)
+    for verb in VERBS:
+        name = f"fmscale.cli.{verb}"
+        if importlib.util.find_spec(name):
+            importlib.import_module(name).register(app)
+    return app
+
+
+def main() -> None:
+    """Entry point of the `fmscale` command."""
+    build_app()()

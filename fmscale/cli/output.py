@@ -1,0 +1,163 @@
+"""What verbs print: tables that are also JSON, progress on standard error, errors with a remedy.
+
+Results go to standard output, everything else to standard error, so that `fmscale ... --json | jq` works.
+"""
+
+import json as jsonlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import IO, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+
+from fmscale.errors import FmscaleError
+
+PIPE_WIDTH = 10_000
+"""Columns assumed where output is not a terminal: rich would cut cells at 80 otherwise."""
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+"""Type of a verb's `json: JsonOption = False` parameter."""
+
+
+def example(*commands: str) -> str:
+    """The epilog that shows how a verb is called: pass it as `epilog=` of the command."""
+    return "Example:\n\n" + "\n\n".join(f"  {command}" for command in commands)
+
+
+def table(rows: Sequence[Mapping[str, Any]], json: bool, *, title: str = "") -> None:
+    """Print rows as a table, or as a JSON list of objects. Columns are the keys in order of appearance."""
+    if json:
+        print_json([dict(row) for row in rows])
+        return
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    grid = Table(title=title or None, box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        numeric = any(isinstance(row.get(column), (int, float)) for row in rows)
+        grid.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*(escape(cell(row.get(column))) for column in columns))
+    _console(sys.stdout).print(grid)
+
+
+def record(values: Mapping[str, Any], json: bool) -> None:
+    """Print one object: a line for each key, or a JSON object."""
+    if json:
+        print_json(dict(values))
+        return
+    grid = Table(box=None, pad_edge=False, show_header=False)
+    grid.add_column(style="bold")
+    grid.add_column(overflow="fold")
+    for key, value in values.items():
+        grid.add_row(escape(key), escape(cell(value)))
+    _console(sys.stdout).print(grid)
+
+
+def print_json(value: Any) -> None:
+    """Print `value` as indented JSON on standard output; what JSON lacks is printed as its string."""
+    typer.echo(jsonlib.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def cell(value: Any) -> str:
+    """A table cell: integers grouped by three, floats with four digits, None as a dash."""
+    match value:
+        case None:
+            return "-"
+        case bool():
+            return "yes" if value else "no"
+        case int():
+            return f"{value:,}"
+        case float():
+            return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+        case list() | tuple():
+            return ", ".join(cell(item) for item in value)
+        case _:
+            return str(value)
+
+
+def human_bytes(size: float) -> str:
+    """Bytes with a binary unit: 1536 -> '1.5 KiB'."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(size) < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} PiB"
+
+
+class Progress:
+    """A bar that moves, or nothing at all: `advance` may be called from any thread."""
+
+    def __init__(self, bar: RichProgress | None, description: str, total: float | None) -> None:
+        self._bar = bar
+        self._task = bar.add_task(escape(description), total=total) if bar else None
+
+    def advance(self, amount: float = 1) -> None:
+        """Move on by `amount`."""
+        if self._bar and self._task is not None:
+            self._bar.advance(self._task, amount)
+
+    def update(self, *, description: str | None = None, total: float | None = None) -> None:
+        """Change what the bar says or how far it goes."""
+        if self._bar and self._task is not None:
+            text = None if description is None else escape(description)
+            self._bar.update(self._task, description=text, total=total)
+
+
+@contextmanager
+def progress(
+    description: str, total: float | None = None, *, json: bool = False, unit: str = ""
+) -> Iterator[Progress]:
+    """A progress bar on standard error while the block runs.
+
+    `unit="bytes"` shows sizes and speed; `total=None` a bar without an end. Silent with `json`, or where
+    standard error is not a terminal.
+    """
+    console = _console(sys.stderr)
+    if json or not console.is_terminal:
+        yield Progress(None, description, total)
+        return
+    counted: list[ProgressColumn] = (
+        [DownloadColumn(binary_units=True), TransferSpeedColumn()]
+        if unit == "bytes"
+        else [MofNCompleteColumn()]
+    )
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        *counted,
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    ]
+    with RichProgress(*columns, console=console) as bar:
+        yield Progress(bar, description, total)
+
+
+def print_error(error: FmscaleError) -> None:
+    """Show an error as cause, what was found, and remedy, on standard error."""
+    console = _console(sys.stderr)
+    console.print(f"[bold red]error:[/] {escape(error.cause)}", highlight=False, soft_wrap=True)
+    if error.found is not None:
+        console.print(f"  found:  {escape(str(error.found))}", highlight=False, soft_wrap=True)
+    if error.remedy:
+        console.print(f"  remedy: {escape(error.remedy)}", highlight=False, soft_wrap=True)
+
+
+def _console(stream: IO[str]) -> Console:
+    console = Console(file=stream)
+    if not console.is_terminal:
+        console = Console(file=stream, width=PIPE_WIDTH)
+    return console
