@@ -54,3 +54,15 @@ class FormatError(StoreError):
 
 class DataError(FmscaleError):
     """Input documents, datasets or views that cannot be used as asked."""
+
+
+class Conflict(StoreError):
+    """Something committed meanwhile does not go together with what was to be committed."""
+
+
+class LeaseLost(StoreError):
+    """A newer holder took the lease; this process may not write to the log any more."""
+
+
+class KernelError(FmscaleError):
+    """A kernel or backend that cannot do what was asked of it, with these tensors on this device."""

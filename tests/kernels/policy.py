@@ -1,0 +1,113 @@
+"""The tolerance policy of the kernel tests, shared by every op.
+
+A kernel is judged by an fp64 golden result, against the error that a plain torch implementation
+makes in the kernel's own dtype: max |ours - golden| <= 2 * max |eager - golden| + one ulp, as
+flash-attention's tests do, and mean |ours - golden| <= 1.2 * mean |eager - golden|, as
+FlexAttention's do. A maximum alone lets a systematic error through, a mean alone a wrong corner.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+MAX_RATIO = 2.0
+MEAN_RATIO = 1.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deviation:
+    """Largest and average absolute error against the golden result."""
+
+    largest: float
+    average: float
+
+
+def ulp(golden: torch.Tensor, dtype: torch.dtype) -> float:
+    """The spacing of `dtype` at the largest finite magnitude of `golden`."""
+    magnitude = golden[golden.isfinite()].abs()
+    top = float(magnitude.max()) if magnitude.numel() else 0.0
+    # max(): below this a value is subnormal and the spacing no longer shrinks
+    return torch.finfo(dtype).eps * max(
+        2.0 ** math.floor(math.log2(top)) if top else 0.0, torch.finfo(dtype).tiny
+    )
+
+
+def deviation(result: torch.Tensor, golden: torch.Tensor) -> Deviation:
+    """Errors over the finite elements; the caller checks that the others agree."""
+    finite = golden.isfinite()
+    error = (result.double() - golden)[finite].abs()
+    if not error.numel():
+        return Deviation(largest=0.0, average=0.0)
+    return Deviation(largest=float(error.max()), average=float(error.mean()))
+
+
+def check(
+    ours: torch.Tensor,
+    eager: torch.Tensor,
+    golden: torch.Tensor,
+    *,
+    name: str = "result",
+    max_ratio: float = MAX_RATIO,
+    mean_ratio: float = MEAN_RATIO,
+    ulps: float = 1.0,
+) -> None:
+    """Fail unless `ours` is as near to the fp64 `golden` as the same-dtype `eager` is.
+
+    Infinities of the golden result must be reproduced exactly; a NaN in ours is always a failure.
+    """
+    assert ours.shape == golden.shape, f"{name}: shape {tuple(ours.shape)}, golden {tuple(golden.shape)}"
+    assert eager.dtype == ours.dtype, f"{name}: eager is {eager.dtype}, ours {ours.dtype}"
+    assert golden.dtype == torch.float64, f"{name}: the golden result must be fp64"
+    assert not bool(ours.isnan().any()), f"{name}: {int(ours.isnan().sum())} NaN of {ours.numel()}"
+    infinite = golden.isinf()
+    assert torch.equal(ours.double()[infinite], golden[infinite]), f"{name}: infinities differ"
+    if not golden.numel():
+        return
+    mine, theirs = deviation(ours, golden), deviation(eager, golden)
+    bound = max_ratio * theirs.largest + ulps * ulp(golden, ours.dtype)
+    assert mine.largest <= bound, f"{name}: max error {mine.largest:.3e} > {bound:.3e}"
+    # one fp32 epsilon of slack: eager can be exact by luck (a copy, one element), fp32 arithmetic cannot
+    slack = torch.finfo(torch.float32).eps * float(golden[golden.isfinite()].abs().mean().nan_to_num())
+    bound = mean_ratio * theirs.average + slack
+    assert mine.average <= bound, f"{name}: mean error {mine.average:.3e} > {bound:.3e}"
+
+
+def gradients(
+    function: Callable[..., torch.Tensor | tuple[torch.Tensor, ...]],
+    inputs: list[torch.Tensor],
+    upstream: list[torch.Tensor],
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Outputs of `function(*inputs)` and the gradients of sum(output * upstream) for every input.
+
+    Inputs are copied as leaves; only floating-point ones get a gradient. `upstream` is cast to each
+    output's dtype, so that the golden run gets the very values of the low-precision one.
+    """
+    leaves = [t.detach().clone().requires_grad_(t.is_floating_point()) for t in inputs]
+    produced = function(*leaves)
+    outputs = list(produced) if isinstance(produced, tuple) else [produced]
+    wanted = [leaf for leaf in leaves if leaf.requires_grad]
+    pairs = [(o, u.to(o.dtype)) for o, u in zip(outputs, upstream, strict=True) if o.requires_grad]
+    grads = torch.autograd.grad([o for o, _ in pairs], wanted, [u for _, u in pairs])
+    return [o.detach() for o in outputs], list(grads)
+
+
+def check_op(
+    ours: Callable[..., torch.Tensor | tuple[torch.Tensor, ...]],
+    eager: Callable[..., torch.Tensor | tuple[torch.Tensor, ...]],
+    inputs: list[torch.Tensor],
+    upstream: list[torch.Tensor],
+    **ratios: float,
+) -> None:
+    """Outputs and gradients of `ours` and `eager` on `inputs`, judged by `eager` in fp64."""
+    wide = [t.double() if t.is_floating_point() else t for t in inputs]
+    mine_out, mine_grad = gradients(ours, inputs, upstream)
+    same_out, same_grad = gradients(eager, inputs, upstream)
+    gold_out, gold_grad = gradients(eager, wide, upstream)
+    for kind, a, b, g in (
+        ("output", mine_out, same_out, gold_out),
+        ("gradient", mine_grad, same_grad, gold_grad),
+    ):
+        for i, (m, s, w) in enumerate(zip(a, b, g, strict=True)):
+            check(m, s, w, name=f"{kind} {i}", **ratios)
