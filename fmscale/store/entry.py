@@ -1,0 +1,108 @@
+"""One entry of a log: what it holds, and how it is written down and checked."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from fmscale.errors import CorruptData, FormatError, StoreError
+from fmscale.store.digest import canonical_json, metadata_digest
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One durable entry of a log."""
+
+    number: int
+    """Place in the log, from 0, without gaps."""
+    kind: str
+    """What `body` means: commit, retire, pin, lease, ..."""
+    uuid: str
+    """Names this append; tells one's own entry from another's when a response was lost."""
+    time: float
+    """Seconds since the epoch by the writer's clock; nothing about the log's order depends on it."""
+    epoch: int
+    """How many leases had been taken when this was written (a lease counts itself)."""
+    body: dict[str, Any]
+    """What the entry says, as JSON."""
+    writer: str
+    """host:pid of the process that wrote it, for people."""
+    previous: str
+    """Digest of the entry before this one, or "" for the first: a replaced entry breaks the chain."""
+    digest: str
+    """Digest of this entry's other fields."""
+
+
+def encode(entry: Entry, *, skippable: bool = False) -> bytes:
+    """Canonical JSON of the entry with its digest computed anew.
+
+    `skippable` allows readers that do not know the kind to pass the entry by. Raises StoreError if the
+    body is not JSON.
+    """
+    fields: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "number": entry.number,
+        "kind": entry.kind,
+        "skippable": skippable,
+        "uuid": entry.uuid,
+        "time": entry.time,
+        "epoch": entry.epoch,
+        "writer": entry.writer,
+        "previous": entry.previous,
+        "body": entry.body,
+    }
+    try:
+        json.dumps(entry.body, allow_nan=False)
+        fields["digest"] = metadata_digest(canonical_json(fields))
+        return canonical_json(fields)
+    except (TypeError, ValueError) as error:
+        raise StoreError(
+            f"a {entry.kind} entry's body cannot be written as JSON: {error}",
+            remedy="Use dicts with string keys, lists, strings, finite numbers, booleans and None.",
+        ) from error
+
+
+def decode(data: bytes, key: str, number: int, kinds: frozenset[str]) -> Entry:
+    """The entry stored under `key` as entry `number`.
+
+    The rule of the digest (all other fields, canonical JSON) stays the same in every format version, so
+    that damage is told from news. Raises CorruptData for damaged bytes or another entry's bytes, and
+    FormatError for a newer format_version or for a kind that is neither in `kinds` nor skippable: what
+    such an entry says could matter (a retire that is overlooked makes readers use deleted objects).
+    """
+    try:
+        fields = json.loads(data)
+        digest = fields.pop("digest")
+        intact = digest == metadata_digest(canonical_json(fields)) and fields["number"] == number
+    except (ValueError, KeyError, AttributeError, TypeError):
+        intact = False
+    if not intact:
+        raise CorruptData(
+            f"log entry {key} is damaged",
+            found=data[:80],
+            remedy="Restore this object from a copy of the store; without it later entries have no base.",
+        )
+    if fields["format_version"] > FORMAT_VERSION:
+        raise FormatError(
+            f"log entry {key} was written by a newer fmscale",
+            found=f"format_version {fields['format_version']}, this one reads up to {FORMAT_VERSION}",
+            remedy="Upgrade fmscale here.",
+        )
+    if fields["kind"] not in kinds and not fields["skippable"]:
+        raise FormatError(
+            f"log entry {key} is of a kind that this reader does not know and must not skip",
+            found=fields["kind"],
+            remedy=f"Upgrade fmscale, or check the path: kinds known here are {', '.join(sorted(kinds))}.",
+        )
+    return Entry(
+        number=number,
+        kind=fields["kind"],
+        uuid=fields["uuid"],
+        time=fields["time"],
+        epoch=fields["epoch"],
+        body=fields["body"],
+        writer=fields["writer"],
+        previous=fields["previous"],
+        digest=digest,
+    )
