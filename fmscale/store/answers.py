@@ -1,0 +1,133 @@
+"""What an object store's failed answer means: try again, or tell the user what to change.
+
+obstore reports HTTP failures as text ("... status code: 503 ...: <Error><Code>SlowDown</Code>"); status and
+code are read from it here and nowhere else. Only the first line of the text is ever shown, scrubbed.
+"""
+
+import re
+from dataclasses import dataclass
+
+from obstore.exceptions import AlreadyExistsError, PermissionDeniedError, UnauthenticatedError
+
+from fmscale.errors import AccessDenied, CorruptData, ObjectNotFound, StoreError, StoreFull
+
+_STATUS = re.compile(r"status code: (\d{3})")
+_CODE = re.compile(r"<Code>(\w+)</Code>")
+_SECRET = re.compile(
+    r"(?i)(X-Amz-(?:Signature|Credential|Security-Token)|sig|signature|token|secret\w*|password|AWSAccessKeyId)"
+    r"=[^&\s\"']+"
+)
+_USERINFO = re.compile(r"://[^/@\s]+@")
+
+_TRANSIENT_STATUS = {408, 409, 425, 429, 500, 502, 503, 504}
+_TRANSIENT_CODES = {"RequestTimeout", "SlowDown", "InternalError", "OperationAborted"}
+_FULL_CODES = {"QuotaExceeded", "XMinioStorageFull", "EntityTooLargeForQuota"}
+_DENIED = {
+    "InvalidAccessKeyId": "The access key is unknown to this store: check AWS_ACCESS_KEY_ID or the profile.",
+    "SignatureDoesNotMatch": "The secret key does not belong to the access key: check AWS_SECRET_ACCESS_KEY.",
+    "ExpiredToken": "The session token has expired: log in again or use a role that refreshes.",
+    "RequestTimeTooSkewed": "This machine's clock is wrong: set it (NTP) and try again.",
+    "AccessDenied": "Give these credentials the right to this bucket and prefix (get, put, list, delete).",
+}
+_DENIED_DEFAULT = "Check the credentials (environment, profile or instance role) and their rights to this bucket and prefix."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One failed attempt, understood."""
+
+    error: StoreError | None
+    """What to raise at once; None when the attempt may be repeated."""
+    summary: str
+    """Short, scrubbed description of the answer."""
+    maybe_done: bool
+    """Whether the request may have taken effect although it failed."""
+    connected: bool
+    """Whether a server answered at all."""
+
+
+def scrub(text: str) -> str:
+    """The text without anything that looks like a credential in a URL or a query."""
+    return _USERINFO.sub("://***@", _SECRET.sub(lambda m: f"{m.group(1)}=***", text))
+
+
+def understand(error: Exception, key: str, url: str) -> Answer:
+    """Sort one exception of obstore into an `Answer`; `key` and `url` name the place for messages."""
+    text = str(error)
+    status_match, code_match = _STATUS.search(text), _CODE.search(text)
+    status = int(status_match.group(1)) if status_match else 0
+    code = code_match.group(1) if code_match else ""
+    summary = _summary(text, status, code)
+    fatal = _fatal(error, status, code, key, url, summary, text)
+    refused = "ConnectionRefused" in text or "dns error" in text
+    return Answer(
+        error=fatal,
+        summary=summary,
+        maybe_done=status not in (409, 429) and not refused,
+        connected=status != 0,
+    )
+
+
+def _summary(text: str, status: int, code: str) -> str:
+    if status:
+        return f"HTTP {status}" + (f" {code}" if code else "")
+    for mark, meaning in (
+        ("ConnectionRefused", "connection refused"),
+        ("dns error", "host name not found"),
+        ("ConnectionReset", "connection reset"),
+        ("IncompleteMessage", "connection closed before the answer was complete"),
+        ("TimedOut", "no answer in time"),
+        ("Timeout", "no answer in time"),
+    ):
+        if mark in text:
+            return meaning
+    return scrub(text.split("\n", 1)[0])[:200]
+
+
+def _fatal(
+    error: Exception, status: int, code: str, key: str, url: str, summary: str, text: str
+) -> StoreError | None:
+    if code == "NoSuchBucket" or (status == 404 and code == "ContainerNotFound"):
+        return StoreError(
+            "the bucket does not exist",
+            found=url,
+            remedy="Create it, or correct the store URL (bucket, endpoint, region).",
+        )
+    if isinstance(error, FileNotFoundError) or status == 404:
+        return ObjectNotFound("no object under this key", found=f"{key} in {url}")
+    if status == 416 or "InMemory error: Invalid range" in text:
+        return CorruptData(
+            "the object ends before the bytes that were asked for",
+            found=f"{key} in {url}",
+            remedy="Run `fmscale dataset verify`; restore the object from a copy or retire its commit.",
+        )
+    denied = isinstance(error, PermissionDeniedError | UnauthenticatedError) or status in (401, 403)
+    if code in _TRANSIENT_CODES:
+        return None
+    if denied or code in _DENIED:
+        return AccessDenied(
+            "the store refused the credentials" if code != "AccessDenied" else "the store denied access",
+            found=f"{summary} for {key or 'the listing'} in {url}",
+            remedy=_DENIED.get(code, _DENIED_DEFAULT),
+        )
+    if status == 507 or code in _FULL_CODES:
+        return StoreFull(
+            "the store is full or over its quota",
+            found=f"{summary} for {key} in {url}",
+            remedy="Free space, raise the quota or choose another store.",
+        )
+    if status in _TRANSIENT_STATUS or isinstance(error, AlreadyExistsError):
+        return None
+    if status == 0 and "certificate" in text.lower():
+        return StoreError(
+            "the endpoint's certificate was not accepted",
+            found=f"{summary} at {url}",
+            remedy="Use the host name in the certificate, or add its CA to the system's trust store.",
+        )
+    if status == 0 and ("HTTP error" in text or "CredentialsError" in text or "error sending" in text):
+        return None
+    return StoreError(
+        "the store refused the request",
+        found=f"{summary} for {key or 'the listing'} in {url}",
+        remedy="`fmscale doctor` shows what this store can do.",
+    )

@@ -1,0 +1,73 @@
+"""S3 credentials from a profile of the AWS files, read again before they expire.
+
+The environment, container and instance roles and web identity are obstore's own; it does not read
+`~/.aws/credentials`. boto3, where installed, adds what needs a login (SSO, assumed roles, processes).
+"""
+
+import configparser
+import importlib.util
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from fmscale.errors import ConfigError
+
+REFRESH = timedelta(minutes=10)
+"""A rotated key in the file is picked up after at most this."""
+
+
+def profile_credentials(profile: str | None) -> Callable[[], dict[str, Any]] | None:
+    """A provider for `profile`, for $AWS_PROFILE, or for `default` where the environment has no key.
+
+    None leaves the choice to obstore (environment, roles). Raises ConfigError for a profile that is not
+    there or needs boto3.
+    """
+    asked = profile or os.environ.get("AWS_PROFILE")
+    if not profile and "AWS_ACCESS_KEY_ID" in os.environ:
+        return None
+    section = _section(asked or "default")
+    if section is None and not asked:
+        return None
+    if importlib.util.find_spec("boto3") is not None:
+        import boto3
+        from obstore.auth.boto3 import Boto3CredentialProvider
+
+        return Boto3CredentialProvider(boto3.session.Session(profile_name=asked))  # type: ignore[return-value]
+    if section is None:
+        raise ConfigError(
+            "no such profile in the AWS credentials file",
+            found=asked,
+            remedy=f"Profiles are read from {_path()}: add it there, or set AWS_ACCESS_KEY_ID instead.",
+        )
+    if "aws_access_key_id" not in section:
+        raise ConfigError(
+            "this profile has no static keys",
+            found=asked,
+            remedy="Install boto3 for SSO, roles and processes.",
+        )
+    name = asked or "default"
+    return lambda: _read(name)
+
+
+def _path() -> Path:
+    return Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")).expanduser()
+
+
+def _section(name: str) -> configparser.SectionProxy | None:
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read(_path())
+    return parser[name] if parser.has_section(name) or name == parser.default_section else None
+
+
+def _read(name: str) -> dict[str, Any]:
+    section = _section(name)
+    if section is None:
+        raise ConfigError("the profile disappeared from the AWS credentials file", found=name)
+    return {
+        "access_key_id": section["aws_access_key_id"],
+        "secret_access_key": section["aws_secret_access_key"],
+        "token": section.get("aws_session_token"),
+        "expires_at": datetime.now(UTC) + REFRESH,
+    }

@@ -1,0 +1,49 @@
+"""Which keys a store accepts, so that one store's keys are valid on every other store."""
+
+from fmscale.errors import StoreError
+
+TEMPORARY_PREFIX = ".fmscale-tmp-"
+"""Local files being written carry this name until they are complete; no key may."""
+
+MAX_KEY_BYTES = 900
+"""S3 and GCS allow 1024 bytes of UTF-8 for the whole key; the rest is left to the store URL's prefix."""
+
+MAX_SEGMENT_BYTES = 255
+"""The longest file name that ext4, XFS and Lustre take."""
+
+
+def check_key(key: str) -> str:
+    """The key itself if every backend can store it.
+
+    Raises StoreError for an absolute or empty key, for `.` and `..`, for control characters and
+    backslashes, and for what is longer than POSIX or S3 allow.
+    """
+    problem = _problem(key)
+    if problem:
+        raise StoreError(
+            f"a key must be a relative path of plain segments, but this one {problem}",
+            found=key,
+            remedy="Use segments of printable characters joined by single slashes.",
+        )
+    return key
+
+
+def check_prefix(prefix: str) -> str:
+    """A folder to list: empty for the root, otherwise like a key; a trailing slash is dropped."""
+    stripped = prefix.removesuffix("/")
+    return check_key(stripped) if stripped else ""
+
+
+def _problem(key: str) -> str:
+    if len(key.encode("utf-8", "surrogatepass")) > MAX_KEY_BYTES:
+        return f"is longer than {MAX_KEY_BYTES} bytes"
+    if not key.isprintable() or "\\" in key:
+        return "has control characters or a backslash"
+    for segment in key.split("/"):
+        if segment in ("", ".", ".."):
+            return f"has the segment {segment!r}"
+        if segment.startswith(TEMPORARY_PREFIX):
+            return f"has a segment starting with {TEMPORARY_PREFIX!r}, which is reserved"
+        if len(segment.encode()) > MAX_SEGMENT_BYTES:
+            return f"has a segment longer than {MAX_SEGMENT_BYTES} bytes"
+    return ""

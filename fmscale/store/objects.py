@@ -1,0 +1,251 @@
+"""Objects on S3, GCS, Azure or in memory, through obstore (the Rust crate object_store).
+
+obstore's own retries are switched off for single requests: it would repeat a conditional put whose answer was
+lost and report the object that it created itself as somebody else's. `retry.persist` repeats here, and
+`put_if_absent` knows when an earlier attempt may have taken effect.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import obstore
+from obstore.exceptions import AlreadyExistsError
+
+from fmscale.errors import AccessDenied, CorruptData, ObjectNotFound, StoreUnavailable
+from fmscale.store.answers import Answer, understand
+from fmscale.store.backend import ObjectInfo, Requests
+from fmscale.store.keys import check_key, check_prefix
+from fmscale.store.retry import Attempts, Policy, persist
+
+T = TypeVar("T")
+
+PIECE_BYTES = 16 << 20
+"""Larger objects are read in ranges of this size and uploaded in parts of it: a stall or reset then costs one
+piece, and 10,000 parts (S3's limit) make 156 GiB."""
+COALESCE_BYTES = 256 << 10
+"""Ranges closer than this are one request: at 100 MB/s and 5 ms a request, skipping 256 KiB costs less."""
+
+
+class ObjectBackend:
+    """A `Backend` over obstore; `client` serves single requests, `bulk` multipart uploads."""
+
+    def __init__(self, client: Any, bulk: Any, *, url: str, policy: Policy, read_only: bool = False) -> None:
+        self.url = url
+        self.requests = Requests()
+        self.read_only = read_only
+        self.policy = policy
+        self._client = client
+        self._bulk = bulk
+        self._contacted = False
+
+    def get(self, key: str) -> bytes:
+        check_key(key)
+
+        def attempt(_: Attempts) -> tuple[int, bytes | None]:
+            answer = obstore.get(self._client, key)
+            size = int(answer.meta["size"])
+            return size, bytes(answer.bytes()) if size <= PIECE_BYTES else None
+
+        size, data = self._persist(attempt, "get", key)
+        if data is not None:
+            self.requests.add("get", len(data))
+            return data
+        whole = bytearray(size)
+        for start in range(0, size, PIECE_BYTES):
+            self.read_into(key, start, memoryview(whole)[start : start + PIECE_BYTES])
+        return bytes(whole)
+
+    def read_into(self, key: str, start: int, buffer: memoryview) -> None:
+        view = buffer.cast("B") if buffer.format != "B" or buffer.ndim != 1 else buffer
+        if view.nbytes == 0:
+            return
+        check_key(key)
+        data = self._persist(
+            lambda _: obstore.get_range(self._client, key, start=start, length=view.nbytes), "get_range", key
+        )
+        self.requests.add("get_range", len(data))
+        if len(data) != view.nbytes:
+            raise _truncated(key, start, view.nbytes, len(data))
+        view[:] = memoryview(data)
+
+    def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        check_key(key)
+        spans = coalesce([one for one in ranges if one[1]])
+        starts, lengths = [s for s, _ in spans], [n for _, n in spans]
+        parts = (
+            self._persist(
+                lambda _: obstore.get_ranges(self._client, key, starts=starts, lengths=lengths, coalesce=0),
+                "get_range",
+                key,
+            )
+            if spans
+            else []
+        )
+        for (start, length), part in zip(spans, parts, strict=True):
+            self.requests.add("get_range", len(part))
+            if len(part) != length:
+                raise _truncated(key, start, length, len(part))
+        return [_slice(spans, parts, start, length) for start, length in ranges]
+
+    def put(self, key: str, data: bytes | memoryview) -> None:
+        self._require_writable(key)
+        size = memoryview(data).nbytes
+        multipart = size > PIECE_BYTES
+        client = self._bulk if multipart else self._client
+        self._persist(
+            lambda _: obstore.put(
+                client, key, data, use_multipart=multipart, chunk_size=PIECE_BYTES, max_concurrency=4
+            ),
+            "put",
+            key,
+        )
+        self.requests.add("put", size)
+
+    def put_file(self, key: str, path: Path) -> None:
+        self._require_writable(key)
+        size = path.stat().st_size
+        if size <= PIECE_BYTES:
+            self.put(key, path.read_bytes())
+            return
+        # S3 takes at most 10,000 parts.
+        part = max(PIECE_BYTES, -(-size // 9_000))
+        self._persist(
+            lambda _: obstore.put(
+                self._bulk, key, path, use_multipart=True, chunk_size=part, max_concurrency=4
+            ),
+            "put",
+            key,
+        )
+        self.requests.add("put", size)
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        self._require_writable(key)
+
+        def attempt(attempts: Attempts) -> bool:
+            try:
+                obstore.put(self._client, key, data, mode="create", use_multipart=False)
+            except AlreadyExistsError as error:
+                if "status code: 409" in str(error):
+                    # S3: "a conflicting operation occurred", to be repeated; not the answer "exists".
+                    raise
+                if attempts.maybe_done:
+                    raise _ambiguous(key, self.url, attempts) from error
+                return False
+            return True
+
+        created = self._persist(attempt, "put_if_absent", key)
+        self.requests.add("put_if_absent", len(data))
+        return created
+
+    def head(self, key: str) -> ObjectInfo:
+        check_key(key)
+        meta = self._persist(lambda _: obstore.head(self._client, key), "head", key)
+        self.requests.add("head")
+        return _info(meta, key)
+
+    def exists(self, key: str) -> bool:
+        try:
+            self.head(key)
+        except ObjectNotFound:
+            return False
+        return True
+
+    def list_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        prefix = check_prefix(prefix)
+        found = self._persist(
+            lambda _: [one for page in obstore.list(self._client, prefix or None) for one in page],
+            "list",
+            prefix,
+        )
+        self.requests.add("list")
+        # Some servers walk folders and give `a/b` before `a-b`; keys are promised in order.
+        return iter(sorted((_info(meta, meta["path"]) for meta in found), key=lambda info: info.key))
+
+    def list_names(self, prefix: str = "") -> list[str]:
+        prefix = check_prefix(prefix)
+        found = self._persist(
+            lambda _: obstore.list_with_delimiter(self._client, prefix or None), "list", prefix
+        )
+        self.requests.add("list")
+        paths = [*found["common_prefixes"], *(meta["path"] for meta in found["objects"])]
+        return sorted({path.rsplit("/", 1)[-1] for path in paths})
+
+    def delete(self, key: str) -> None:
+        self._require_writable(key)
+        try:
+            self._persist(lambda _: obstore.delete(self._client, key), "delete", key)
+        except ObjectNotFound:
+            return
+        finally:
+            self.requests.add("delete")
+
+    def local_path(self, key: str) -> Path | None:
+        check_key(key)
+        return None
+
+    def _persist(self, attempt: Callable[[Attempts], T], kind: str, key: str) -> T:
+        def understood(error: Exception) -> Answer:
+            answer = understand(error, key, self.url)
+            self.requests.add(f"retried {kind}" if answer.error is None else f"failed {kind}")
+            return answer
+
+        result = persist(
+            attempt,
+            understood,
+            self.policy,
+            what=f"{kind} of {key or 'the root'}",
+            url=self.url,
+            contacted=lambda: self._contacted,
+        )
+        self._contacted = True
+        return result
+
+    def _require_writable(self, key: str) -> None:
+        check_key(key)
+        if self.read_only:
+            raise AccessDenied(
+                "the store is open for reading only",
+                found=key,
+                remedy="Open it without read_only (or without ?read_only=true in its URL) to write.",
+            )
+
+
+def coalesce(ranges: Sequence[tuple[int, int]], gap: int = COALESCE_BYTES) -> list[tuple[int, int]]:
+    """Sorted (start, length) spans that cover all ranges; spans nearer than `gap` bytes are joined."""
+    spans: list[tuple[int, int]] = []
+    for start, length in sorted(ranges):
+        if spans and start <= spans[-1][0] + spans[-1][1] + gap:
+            first, covered = spans[-1]
+            spans[-1] = (first, max(covered, start + length - first))
+        else:
+            spans.append((start, length))
+    return spans
+
+
+def _slice(spans: list[tuple[int, int]], parts: Sequence[Any], start: int, length: int) -> bytes:
+    for (first, covered), part in zip(spans, parts, strict=True):
+        if first <= start and start + length <= first + covered:
+            return bytes(memoryview(part)[start - first : start - first + length])
+    assert length == 0, "every range lies in one of the spans that were made from the ranges"
+    return b""
+
+
+def _info(meta: Any, key: str) -> ObjectInfo:
+    return ObjectInfo(key=key, bytes=int(meta["size"]), modified=meta["last_modified"].timestamp())
+
+
+def _truncated(key: str, start: int, asked: int, got: int) -> CorruptData:
+    return CorruptData(
+        "the object ends before the bytes that were asked for",
+        found=f"{key}: {start + got} bytes, asked for {start} to {start + asked}",
+        remedy="Run `fmscale dataset verify`; restore the object from a copy or retire its commit.",
+    )
+
+
+def _ambiguous(key: str, url: str, attempts: Attempts) -> StoreUnavailable:
+    return StoreUnavailable(
+        "the answer to put_if_absent was lost and the key now exists: this call may have created it",
+        found=f"{key} in {url} (attempts: {attempts.count}, before: {attempts.last})",
+        remedy="Read the object back and compare it with what was to be written.",
+    )

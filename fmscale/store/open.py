@@ -1,0 +1,212 @@
+"""One URL, one store: picks the backend and hands it options and credentials.
+
+    /data/store  file:///data/store                                        local directory
+    s3://bucket/prefix?endpoint=http://host:9000&region=us-east-1          S3 and what speaks its protocol
+    gs://bucket/prefix   az://container/prefix                             Google Cloud, Azure
+    memory://name                                                          this process only; for tests
+    anything else that fsspec knows                                        read-only until `probe` passes
+
+Options in the query: `read_only`, and for S3 `endpoint`, `region`, `profile`, `anonymous`. Credentials come
+from the environment, the profile file or the instance's role, never from the URL.
+"""
+
+import difflib
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from threading import Lock
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+
+from obstore.store import AzureStore, GCSStore, MemoryStore, S3Store
+
+from fmscale.errors import ConfigError
+from fmscale.store.answers import scrub
+from fmscale.store.backend import Backend
+from fmscale.store.credentials import profile_credentials
+from fmscale.store.keys import check_prefix
+from fmscale.store.local import LocalBackend
+from fmscale.store.objects import ObjectBackend
+from fmscale.store.retry import Policy
+
+DEADLINE = 60.0
+"""Seconds: survives an outage of half a minute, which is what a restart of a storage gateway takes."""
+LONGEST_STALL = 10.0
+"""Seconds without a byte after which a request is cut and repeated."""
+BULK_STALL = 60.0
+"""For parts of an upload, whose answer comes only after 16 MiB were sent: down to 0.3 MB/s is fine."""
+
+_COMMON = {"read_only"}
+_S3_OPTIONS = {"endpoint", "region", "profile", "anonymous"}
+_memory: dict[str, MemoryStore] = {}
+_memory_lock = Lock()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Location:
+    """A store URL taken apart."""
+
+    scheme: str
+    """s3, gs, az, memory, file or a protocol of fsspec."""
+    bucket: str
+    """Bucket, container or memory store; for file the absolute path."""
+    prefix: str
+    """Folder inside the bucket; may be empty."""
+    options: dict[str, str]
+    """The query."""
+    shown: str
+    """The URL as people see it."""
+
+
+def open_store(url: str, *, read_only: bool = False, deadline: float = DEADLINE) -> Backend:
+    """Open the store at `url`; nothing is asked of a remote store yet.
+
+    `deadline` bounds each operation in seconds, retries included. Raises ConfigError for a URL that cannot be
+    used, StoreError or AccessDenied for a local directory that cannot.
+    """
+    place = parse_url(url)
+    read_only = read_only or _flag(place, "read_only")
+    if place.scheme == "file":
+        return LocalBackend(Path(place.bucket), read_only=read_only)
+    policy = Policy(deadline=deadline, stall=min(LONGEST_STALL, deadline / 4))
+    if place.scheme == "memory":
+        with _memory_lock:
+            shared = _memory.setdefault(place.bucket, MemoryStore())
+        client = bulk = _below(shared, place.prefix)
+    elif place.scheme == "s3":
+        client, bulk = (_s3(place, **limits) for limits in _limits(policy))
+    elif place.scheme == "gs":
+        client, bulk = (
+            GCSStore(place.bucket, prefix=place.prefix or None, **limits) for limits in _limits(policy)
+        )
+    elif place.scheme == "az":
+        client, bulk = (
+            AzureStore(place.bucket, prefix=place.prefix or None, **limits) for limits in _limits(policy)
+        )
+    else:
+        from fmscale.store.foreign import FsspecBackend
+
+        return FsspecBackend(url, policy=policy, read_only=read_only)
+    return ObjectBackend(client, bulk, url=place.shown, policy=policy, read_only=read_only)
+
+
+def parse_url(url: str) -> Location:
+    """Take a store URL apart. Raises ConfigError, never showing what may be a credential."""
+    if "://" not in url:
+        return _location(
+            "file", str(Path(url).expanduser().absolute()), "", {}, Path(url).absolute().as_uri()
+        )
+    parts = urlsplit(url)
+    scheme = {"s3a": "s3", "gcs": "gs", "abfs": "az", "azure": "az"}.get(parts.scheme, parts.scheme)
+    if "@" in parts.netloc and scheme in ("s3", "gs", "az"):
+        raise ConfigError(
+            "a store URL must not contain credentials",
+            found=scrub(url),
+            remedy="Put them into the environment (AWS_ACCESS_KEY_ID, …), a profile or a role.",
+        )
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    if scheme == "file":
+        _check_options(scheme, options, _COMMON)
+        return _location("file", unquote(parts.path), "", options, f"file://{parts.path}")
+    if scheme not in ("s3", "gs", "az", "memory"):
+        return _location(scheme, parts.netloc, parts.path.strip("/"), options, scrub(url))
+    _check_options(scheme, options, _COMMON | (_S3_OPTIONS if scheme == "s3" else set()))
+    if not parts.netloc:
+        raise ConfigError(
+            "the store URL names no bucket", found=url, remedy=f"Write {scheme}://BUCKET/PREFIX."
+        )
+    prefix = check_prefix(unquote(parts.path).strip("/"))
+    shown = f"{scheme}://{parts.netloc}" + (f"/{prefix}" if prefix else "")
+    kept = {k: v for k, v in options.items() if k in ("endpoint", "region")}
+    return _location(
+        scheme, parts.netloc, prefix, options, shown + (f"?{urlencode(kept, safe=':/')}" if kept else "")
+    )
+
+
+def _location(scheme: str, bucket: str, prefix: str, options: dict[str, str], shown: str) -> Location:
+    return Location(scheme=scheme, bucket=bucket, prefix=prefix, options=options, shown=scrub(shown))
+
+
+def _check_options(scheme: str, options: dict[str, str], known: set[str]) -> None:
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise ConfigError(
+                f"a {scheme} store URL has no such option",
+                found=name,
+                remedy=f"Did you mean {near[0]!r}?" if near else f"Valid: {', '.join(sorted(known))}.",
+            )
+
+
+def _flag(place: Location, name: str) -> bool:
+    value = place.options.get(name, "false").lower()
+    if value not in ("", "true", "1", "false", "0"):
+        raise ConfigError(f"the option {name} is true or false", found=value, remedy=f"Write {name}=true.")
+    return value in ("", "true", "1")
+
+
+def _limits(policy: Policy) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of the client for single requests (which `persist` repeats) and of the one for uploads."""
+    connect = timedelta(seconds=min(5.0, policy.stall))
+    single = {
+        "client_options": {
+            "connect_timeout": connect,
+            "read_timeout": timedelta(seconds=policy.stall),
+            "timeout": timedelta(seconds=policy.deadline / 2),
+        },
+        "retry_config": {"max_retries": 0, "retry_timeout": timedelta(seconds=policy.stall)},
+    }
+    stall = min(BULK_STALL, policy.deadline)
+    bulk = {
+        "client_options": {
+            "connect_timeout": connect,
+            "read_timeout": timedelta(seconds=stall),
+            "timeout": timedelta(seconds=2 * stall),
+        },
+        "retry_config": {"max_retries": 20, "retry_timeout": timedelta(seconds=policy.deadline)},
+    }
+    return single, bulk
+
+
+def _s3(place: Location, client_options: dict[str, Any], retry_config: dict[str, Any]) -> S3Store:
+    options: dict[str, Any] = {"virtual_hosted_style_request": False} if "endpoint" in place.options else {}
+    endpoint = place.options.get("endpoint")
+    if endpoint:
+        if urlsplit(endpoint).scheme not in ("http", "https") or not urlsplit(endpoint).hostname:
+            raise ConfigError(
+                "the endpoint is not a URL",
+                found=scrub(endpoint),
+                remedy="Write http://HOST:PORT or https://HOST.",
+            )
+        if urlsplit(endpoint).username:
+            raise ConfigError("the endpoint must not contain credentials", found=scrub(endpoint))
+        options["endpoint"] = endpoint
+        if endpoint.startswith("http://"):
+            client_options = {**client_options, "allow_http": True}
+            # Signing the payload costs 1.2 CPU seconds a GB and guards nothing that the digests do not.
+            options["unsigned_payload"] = True
+    if "region" in place.options:
+        options["region"] = place.options["region"]
+    if _flag(place, "anonymous"):
+        options["skip_signature"] = True
+        provider = None
+    else:
+        provider = profile_credentials(place.options.get("profile"))
+    return S3Store(
+        place.bucket,
+        prefix=place.prefix or None,
+        client_options=client_options,
+        retry_config=retry_config,
+        credential_provider=provider,
+        **options,
+    )
+
+
+def _below(store: MemoryStore, prefix: str) -> Any:
+    if not prefix:
+        return store
+    raise ConfigError(
+        "a memory store has no folders of its own",
+        found=prefix,
+        remedy="Write memory://NAME, without a path.",
+    )
