@@ -69,7 +69,7 @@ class Log:
                 low = middle + 1
             else:
                 high = middle
-        if low > start and self._exists(low + 1) and not self._exists(low):
+        if (low > start or start == 0) and self._exists(low + 1) and not self._exists(low):
             raise self._gap(low)
         with self._lock:
             self._known = max(self._known, low)
@@ -90,12 +90,14 @@ class Log:
                 several = pool.map if self._readers > 1 and window > 4 else map
                 found = list(several(self._find, numbers))
                 for offset, entry in enumerate(found):
-                    later = any(found[offset + 1 :])
-                    if entry is None and later:
+                    # The window's last place has no later one in it: one more look tells end from gap.
+                    rest = found[offset + 1 :]
+                    later = any(rest) if rest or entry else self._exists(number + 1)
+                    if entry is None and (later or number < self._known):
                         entry = self._find(number)  # appended while the window was being read, or a gap
-                    if entry is None:
-                        if later or number < self._known:
+                        if entry is None:
                             raise self._gap(number)
+                    if entry is None:
                         return
                     if before is not None and entry.previous != before.digest:
                         raise CorruptData(

@@ -1,0 +1,111 @@
+"""Writers that stop at every request to the store, so that a test decides what happens to each of them.
+
+A process of the test runs in a thread of its own and hands over at each backend call: exactly one thread runs
+at any time, so that an interleaving is reproducible. The fate of a request is one of FATES.
+"""
+
+from collections.abc import Callable
+from threading import Semaphore, Thread
+from typing import Any
+
+from fmscale.errors import StoreUnavailable
+from fmscale.store.backend import Backend
+
+FATES = ("ok", "lost_request", "lost_response", "twice", "late", "killed_before", "killed_after")
+TIMEOUT = 60.0
+
+
+class Killed(BaseException):
+    """The process was killed at this request."""
+
+
+class Process:
+    """One process of the test: a backend whose calls wait for `step`, and the operation that it runs."""
+
+    def __init__(self, store: Backend) -> None:
+        self.store = _Gate(self)
+        self.call: str | None = None
+        """Name of the request that waits for its fate; None when the operation has ended."""
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.killed = False
+        self.late: list[Callable[[], object]] = []
+        """Writes whose sender gave up on them and that are still on their way."""
+        self.inner = store
+        self._fate = ""
+        self._stopped = Semaphore(0)
+        self._go = Semaphore(0)
+
+    def start(self, work: Callable[[], object]) -> None:
+        """Run `work` up to its first request."""
+        assert self.call is None
+        assert not self.killed
+        self.result = self.error = None
+        Thread(target=self._run, args=(work,), daemon=True).start()
+        self._wait()
+
+    def step(self, fate: str = "ok") -> None:
+        """Let the waiting request meet its fate, and run up to the next one."""
+        self._fate = fate
+        self._go.release()
+        self._wait()
+
+    def finish(self) -> None:
+        """Run the operation to its end without any more faults."""
+        while self.call is not None:
+            self.step()
+
+    def _wait(self) -> None:
+        assert self._stopped.acquire(timeout=TIMEOUT), "the operation hangs between two requests"
+
+    def _run(self, work: Callable[[], object]) -> None:
+        try:
+            self.result = work()
+        except BaseException as error:  # also Killed: the test looks at what ended the operation
+            self.error = error
+        self.call = None
+        self._stopped.release()
+
+    def meet(self, name: str, effect: Callable[[], Any]) -> Any:
+        """Called by the gate in the operation's thread: wait for the fate and carry it out."""
+        self.call = name
+        self._stopped.release()
+        self._go.acquire()
+        if self._fate == "killed_before":
+            self.killed = True
+            raise Killed
+        if self._fate == "lost_request":
+            raise StoreUnavailable("the request was lost", found=name)
+        if self._fate == "late":
+            self.late.append(effect)
+            raise StoreUnavailable("the request was slow", found=name)
+        result = effect()
+        if self._fate == "twice":
+            result = effect()
+        if self._fate == "killed_after":
+            self.killed = True
+            raise Killed
+        if self._fate == "lost_response":
+            raise StoreUnavailable("the response was lost", found=name)
+        return result
+
+
+class _Gate:
+    """A Backend that asks the process's fate at every call."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._process.inner, name)
+        if not callable(method):
+            return method
+
+        def call(*args: Any) -> Any:
+            def effect() -> Any:
+                result = method(*args)
+                return list(result) if name == "list_objects" else result
+
+            return self._process.meet(name, effect)
+
+        return call
