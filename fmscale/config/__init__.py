@@ -1,1 +1,20 @@
+"""What a run is told: dataclasses per section, read strictly from YAML (see `load.py`). Imports no torch."""
 
+from fmscale.config.batch import Batch, BatchConfig, derive_batch
+from fmscale.config.data import DataConfig, SourceConfig
+from fmscale.config.load import load_config
+from fmscale.config.schema import Config, as_tree, as_yaml
+from fmscale.config.store import StoreConfig
+
+__all__ = [
+    "Batch",
+    "BatchConfig",
+    "Config",
+    "DataConfig",
+    "SourceConfig",
+    "StoreConfig",
+    "as_tree",
+    "as_yaml",
+    "derive_batch",
+    "load_config",
+]

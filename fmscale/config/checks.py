@@ -1,0 +1,31 @@
+"""How a section refuses a value: by field name, so that the reader can add file and line."""
+
+from collections.abc import Collection
+
+from fmscale.errors import ConfigError
+
+
+class InvalidField(ConfigError):
+    """A field's value has the right type and cannot be used.
+
+    Raised by a section's `__post_init__`; when the section was read from YAML, `place` is put in front.
+    """
+
+    def __init__(self, field: str, problem: str, *, found: object, remedy: str = "", place: str = "") -> None:
+        super().__init__(
+            f"{place}: {field} {problem}" if place else f"{field} {problem}", found=found, remedy=remedy
+        )
+        self.field = field
+        self.problem = problem
+
+
+def at_least(field: str, value: float | None, least: float, remedy: str = "") -> None:
+    """Refuse a number below `least`; None passes."""
+    if value is not None and value < least:
+        raise InvalidField(field, f"must be at least {least:_}", found=value, remedy=remedy)
+
+
+def not_empty(field: str, value: Collection[object], remedy: str = "") -> None:
+    """Refuse an empty text or list."""
+    if not value:
+        raise InvalidField(field, "must not be empty", found=value, remedy=remedy)

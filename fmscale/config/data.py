@@ -1,0 +1,63 @@
+"""What training reads: sources and their weights, the order's seed, and what the loader may use."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fmscale.config.checks import InvalidField, at_least, not_empty
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """One dataset in the mixture."""
+
+    dataset: str
+    """Name of a dataset in the store."""
+    weight: float = 1.0
+    """Share of the samples, relative to the other sources' weights."""
+    split: str = "train"
+    """Which split of the dataset."""
+    commits: tuple[int, ...] | None = None
+    """Commits that are read; null reads all that are live when the run starts."""
+    seed: int | None = None
+    """Seed of this source's order; null derives one from `data.seed` and the source's place in the list."""
+
+    def __post_init__(self) -> None:
+        not_empty("dataset", self.dataset, "`fmscale dataset list` shows the names.")
+        if self.weight <= 0:
+            raise InvalidField(
+                "weight", "must be above 0", found=self.weight, remedy="Remove the source to leave it out."
+            )
+        if self.commits is not None:
+            not_empty("commits", self.commits, "Give null to read all commits.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The samples of a run. Which sample is number k depends on this section alone (promise P1)."""
+
+    sources: tuple[SourceConfig, ...]
+    """Datasets to mix."""
+    sequence_length: int = 2048
+    """Tokens in a row as the model gets it."""
+    packing: Literal["stream"] = "stream"
+    """How documents become rows: `stream` cuts the running text into rows."""
+    seed: int = 0
+    """Seed of the order."""
+    window: int = 2048
+    """Units that are shuffled among one another; 2048 or more mixes class-sorted data to 99 % of the
+    entropy of a full shuffle, 128 to 85 %."""
+    memory_bytes: int = 512 * 2**20
+    """Host memory that prefetched samples of one rank may take."""
+    cache_dir: str | None = None
+    """Folder on a node-local disk that the node's ranks share as a cache; null goes without."""
+    cache_bytes: int = 100 * 2**30
+    """Most that the node's cache may hold, over all ranks."""
+    on_corrupt: Literal["quarantine", "stop"] = "quarantine"
+    """A chunk that no copy can serve: replace its rows, recorded in the order log, and go on; or stop."""
+
+    def __post_init__(self) -> None:
+        not_empty("sources", self.sources, "Add `- dataset: NAME`.")
+        at_least("sequence_length", self.sequence_length, 1)
+        at_least("window", self.window, 1)
+        at_least("memory_bytes", self.memory_bytes, 2**20, "One unit alone takes up to 1 MiB.")
+        at_least("cache_bytes", self.cache_bytes, 2**20, "Give cache_dir: null to go without a cache.")

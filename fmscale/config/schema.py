@@ -1,0 +1,52 @@
+"""The whole config: one field a section. A new section is a file with its dataclass and a line here."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from typing import Any
+
+import yaml
+
+from fmscale.config.batch import BatchConfig
+from fmscale.config.data import DataConfig
+from fmscale.config.store import StoreConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything a run is told."""
+
+    store: StoreConfig = field(default_factory=StoreConfig)
+    """Where the bytes are."""
+    data: DataConfig
+    """What is read, in which order."""
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    """Rows of a step and how ranks share them."""
+    places: Mapping[str, str] = field(
+        default_factory=dict, compare=False, repr=False, metadata={"read": False}
+    )
+    """file:line of each dotted key that was read; for errors found later."""
+
+    def place(self, name: str) -> str:
+        """Where `name` (dotted) was set, for the beginning of an error; the name itself if it was not."""
+        return f"{self.places[name]}: {name}" if name in self.places else name
+
+
+def as_tree(config: Any) -> Any:
+    """A config or section as plain dicts, lists and values: what YAML or JSON would hold."""
+    if is_dataclass(config):
+        return {
+            f.name: as_tree(getattr(config, f.name)) for f in fields(config) if f.metadata.get("read", True)
+        }
+    if isinstance(config, Enum):
+        return config.value
+    if isinstance(config, (tuple, list)):
+        return [as_tree(item) for item in config]
+    if isinstance(config, Mapping):
+        return {key: as_tree(value) for key, value in config.items()}
+    return config
+
+
+def as_yaml(config: Any) -> str:
+    """A config or section as YAML that reads back equal."""
+    return yaml.safe_dump(as_tree(config), sort_keys=False, allow_unicode=True)

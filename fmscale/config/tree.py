@@ -1,0 +1,164 @@
+"""YAML as a tree whose every node knows its file and line, before any type is known.
+
+Scalars keep their text: the field they end up in decides their type (`convert.py`), so that `1e-4` is a
+number for a float field and `on` a word for a text field, which YAML 1.1's own rules get wrong.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from fmscale.errors import ConfigError
+
+PLAIN_TAGS = frozenset(
+    f"tag:yaml.org,2002:{name}"
+    for name in ("str", "int", "float", "bool", "null", "timestamp", "seq", "map", "merge", "value")
+)
+NULLS = frozenset({"", "~", "null", "Null", "NULL"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scalar:
+    """One value as written."""
+
+    text: str
+    """The text, without quotes."""
+    quoted: bool
+    """Whether it was quoted: then it is text, never a number, true/false or null."""
+    place: str
+    """file:line, or the override it came from."""
+
+    @property
+    def null(self) -> bool:
+        """Whether this is YAML's null."""
+        return not self.quoted and self.text in NULLS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Items:
+    """A list."""
+
+    items: tuple["Tree", ...]
+    """Its items in order."""
+    place: str
+    """Where it begins."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A mapping with text keys."""
+
+    entries: dict[str, "Tree"]
+    """Values by key, in the order written."""
+    places: dict[str, str]
+    """Where each key stands."""
+    place: str
+    """Where the mapping begins."""
+
+
+Tree = Scalar | Items | Table
+
+
+def parse(text: str, name: str) -> Tree:
+    """The tree of a YAML text; `name` stands for it in places. An empty text is an empty mapping.
+
+    Raises ConfigError with file:line for text that is no YAML, duplicate or non-text keys, tags, and
+    aliases that contain themselves.
+    """
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{name}:{mark.line + 1}" if mark else name
+        raise ConfigError(
+            f"{place}: not valid YAML: {error.problem}", remedy="Check indentation, quotes and brackets."
+        ) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name}: not valid YAML: {error}") from error
+    if node is None:
+        return Table(entries={}, places={}, place=f"{name}:1")
+    return _convert(node, name, ())
+
+
+def _convert(node: yaml.Node, name: str, above: tuple[yaml.Node, ...]) -> Tree:
+    place = f"{name}:{node.start_mark.line + 1}"
+    if node.tag not in PLAIN_TAGS:
+        raise ConfigError(f"{place}: YAML tags are not used here", found=node.tag, remedy="Remove the tag.")
+    if any(node is ancestor for ancestor in above):
+        raise ConfigError(f"{place}: an alias contains itself", remedy="Write the value out.")
+    above = (*above, node)
+    match node:
+        case yaml.ScalarNode():
+            return Scalar(text=node.value, quoted=node.style is not None, place=place)
+        case yaml.SequenceNode():
+            return Items(items=tuple(_convert(item, name, above) for item in node.value), place=place)
+        case yaml.MappingNode():
+            return _mapping(node, name, above, place)
+    raise AssertionError(f"YAML has no other kind of node: {node}")
+
+
+def _mapping(node: yaml.MappingNode, name: str, above: tuple[yaml.Node, ...], place: str) -> Table:
+    entries: dict[str, Tree] = {}
+    places: dict[str, str] = {}
+    for key, value in node.value:
+        where = f"{name}:{key.start_mark.line + 1}"
+        if not isinstance(key, yaml.ScalarNode):
+            raise ConfigError(f"{where}: a key must be a word", remedy="Use key: value lines.")
+        if key.value in entries:
+            raise ConfigError(
+                f"{where}: the key is there twice (first at {places[key.value]})",
+                found=key.value,
+                remedy="Keep one of them.",
+            )
+        entries[key.value] = _convert(value, name, above)
+        places[key.value] = where
+    return Table(entries=entries, places=places, place=place)
+
+
+def read_file(path: Path) -> Table:
+    """The tree of a YAML file, whose top must be a mapping."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not a text file in UTF-8", found=str(error)) from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    tree = parse(text, str(path))
+    if not isinstance(tree, Table):
+        raise ConfigError(f"{tree.place}: a config is a mapping", remedy="Use key: value lines at the top.")
+    return tree
+
+
+def merge(base: Table, over: Table) -> Table:
+    """`over` on top of `base`: mappings merge key by key; a list or scalar replaces what was there."""
+    entries, places = dict(base.entries), {**base.places, **over.places}
+    for key, value in over.entries.items():
+        below = entries.get(key)
+        both = isinstance(below, Table) and isinstance(value, Table)
+        entries[key] = merge(below, value) if both else value  # type: ignore[arg-type]
+    return Table(entries=entries, places=places, place=over.place)
+
+
+def put(tree: Tree, keys: list[str], value: Tree, place: str) -> Tree:
+    """`tree` with `value` at the path `keys` (a number is an index into a list); missing mappings appear."""
+    if not keys:
+        return value
+    head, rest = keys[0], keys[1:]
+    if isinstance(tree, Items):
+        if not head.isdecimal() or int(head) >= len(tree.items):
+            raise ConfigError(
+                f"{place}: no such item in a list of {len(tree.items)}",
+                found=head,
+                remedy=f"Items count from 0; the list is at {tree.place}.",
+            )
+        items = list(tree.items)
+        items[int(head)] = put(items[int(head)], rest, value, place)
+        return Items(items=tuple(items), place=tree.place)
+    table = tree if isinstance(tree, Table) else Table(entries={}, places={}, place=place)
+    below = table.entries.get(head, Table(entries={}, places={}, place=place))
+    return Table(
+        entries={**table.entries, head: put(below, rest, value, place)},
+        places={**table.places, head: table.places.get(head, place) if rest else place},
+        place=table.place,
+    )
