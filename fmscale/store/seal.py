@@ -43,14 +43,18 @@ class SealInfo:
     """Bytes of all objects of the segment together."""
 
 
-def segment_id(job: str, unit: int, split: str) -> str:
-    """Write-once name of the segment that work unit `unit` of the job with digest `job` makes for a split."""
-    return f"{job[:16]}-{unit:08d}-{split}"
+def job_folder(dataset: str, job: str) -> str:
+    """Folder of all segments that the job with digest `job` makes for a dataset."""
+    return f"datasets/{dataset}/segments/{job[:16]}"
 
 
 def segment_prefix(dataset: str, job: str, unit: int, split: str) -> str:
-    """Prefix on the store under which that segment lies."""
-    return f"datasets/{dataset}/segments/{segment_id(job, unit, split)}"
+    """Write-once prefix of the segment that work unit `unit` of that job makes for a split.
+
+    One folder a job, so that a commit references, and a retire names, that folder instead of up to 10^6
+    segments.
+    """
+    return f"{job_folder(dataset, job)}/{unit:08d}-{split}"
 
 
 def check_version(document: Mapping[str, Any], where: str) -> None:

@@ -67,7 +67,7 @@ class TokenSegmentWriter:
         self._pending_ends: list[int] = []
 
     def add(self, tokens: np.ndarray, document_id: bytes, source: str, start: int, stop: int) -> None:
-        """Append a document: its tokens (1-D, of the segment's type), id (16 bytes), source and span there."""
+        """Append a document: tokens (1-D, of the segment's type), id (16 bytes), source and span there."""
         if tokens.dtype != self._dtype or tokens.ndim != 1:
             raise DataError(
                 f"Tokens of {source} do not fit into a segment of {self._dtype.name}",
@@ -135,9 +135,7 @@ class TokenSegmentWriter:
         first = np.zeros(len(sums), dtype=np.uint32)
         first[: len(self._first_document)] = self._first_document
         batch = pa.record_batch([pa.array(sums), pa.array(first)], schema=CHECKSUMS_SCHEMA)
-        with pa.OSFile(str(self._folder / "checksums.arrow"), "wb") as sink:
-            with pa.ipc.new_file(sink, CHECKSUMS_SCHEMA) as writer:
-                writer.write_batch(batch)
+        write_arrow(self._folder / "checksums.arrow", batch)
 
     def _files(self, specs: list[ArraySpec]) -> dict[str, Path]:
         keys = ["zarr.json", "documents.arrow", "checksums.arrow", *(f"{name}/zarr.json" for name in ARRAYS)]
@@ -159,6 +157,12 @@ class TokenSegmentWriter:
                 key: file_entry(path) for key, path in self._files(specs).items() if key not in shards
             },
         }
+
+
+def write_arrow(path: Path, batch: pa.RecordBatch) -> None:
+    """Write one record batch as an Arrow IPC file."""
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
 
 
 def file_entry(path: Path) -> dict[str, Any]:
