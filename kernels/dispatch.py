@@ -1,0 +1,301 @@
+"""Which backend serves a call, and with which launch configuration.
+
+`backend="auto"` takes what was measured fastest for (device, Triton version, op, shape bucket) in a
+table under `kernels/tuned/`, which `python -m fmscale.kernels.bench --tune` writes and the package
+ships. Without a measured entry the default is triton on CUDA and eager elsewhere; the log says so
+once. Nothing is measured or tuned while a job runs.
+
+A bucket is made of the dtype and of the sizes that a model fixes (hidden size, vocabulary, head
+dim), never of the token count: that changes from batch to batch, and a choice that followed it would
+recompile under `torch.compile` and make a step's arithmetic depend on how its rows were packed.
+"""
+
+import contextlib
+import functools
+import importlib.util
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+
+from fmscale.errors import KernelError
+
+HAVE_TRITON = importlib.util.find_spec("triton") is not None
+if HAVE_TRITON:
+    import triton
+    import triton.language as tl
+
+    TRITON_VERSION = str(triton.__version__)
+    INTERPRETED = bool(triton.knobs.runtime.interpret)
+else:
+
+    class _Absent:
+        """Stands for `triton.language` in kernel signatures where triton is not installed."""
+
+        constexpr = object
+
+    tl = _Absent
+    TRITON_VERSION = "absent"
+    INTERPRETED = False
+
+__all__ = [
+    "BACKENDS",
+    "HAVE_TRITON",
+    "INTERPRETED",
+    "TRITON_VERSION",
+    "TUNED",
+    "Config",
+    "Entry",
+    "Kernel",
+    "Table",
+    "accumulator",
+    "announced",
+    "bucket",
+    "choose",
+    "config",
+    "device_name",
+    "forced",
+    "jit",
+    "on",
+    "read_table",
+    "round_up",
+    "tables",
+    "tl",
+    "tl_dtype",
+    "triton_refusal",
+    "use_table",
+    "write_table",
+]
+FORMAT_VERSION = 1
+TUNED = Path(__file__).parent / "tuned"
+BACKENDS = ("triton", "sdpa", "eager")
+log = logging.getLogger("fmscale.kernels")
+
+Config = Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One measured case of a table."""
+
+    op: str
+    """Public name of the op."""
+    bucket: str
+    """Dtype and model sizes, as `bucket` spells them."""
+    backend: str
+    """The fastest backend whose numbers were right."""
+    configs: Mapping[str, Config] = field(default_factory=dict)
+    """Launch configuration per kernel of the op, for the triton backend."""
+    milliseconds: Mapping[str, float] = field(default_factory=dict)
+    """Median time per backend, in the run that chose."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """What was measured on one kind of device with one Triton version."""
+
+    gpu: str
+    """Name of the device as torch reports it."""
+    triton: str
+    """Triton version the entries hold for."""
+    entries: tuple[Entry, ...] = ()
+    """Measured cases."""
+    rejected: tuple[Mapping[str, Any], ...] = ()
+    """Configurations whose numbers were wrong or that crashed, with the reason and the ptxas version."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """torch, triton, ptxas and driver of the run."""
+
+
+class Kernel(Protocol):
+    """A Triton kernel: `kernel[grid](arguments)` launches it."""
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., object]: ...
+
+
+def jit(kernel: Callable[..., None]) -> Kernel:
+    """`triton.jit`, or the function unchanged where triton is absent and it can never be launched."""
+    return cast(Kernel, triton.jit(kernel) if HAVE_TRITON else kernel)
+
+
+def read_table(path: Path) -> Table:
+    """Parse one table file. Raises KernelError for a format this version does not know."""
+    raw = json.loads(path.read_text())
+    if raw.get("format_version") != FORMAT_VERSION:
+        raise KernelError(
+            f"{path.name} is not a tuning table of this version",
+            found=raw.get("format_version"),
+            remedy="Measure again with `python -m fmscale.kernels.bench --tune`.",
+        )
+    return Table(
+        gpu=raw["gpu"],
+        triton=raw["triton"],
+        entries=tuple(Entry(**entry) for entry in raw["entries"]),
+        rejected=tuple(raw["rejected"]),
+        versions=raw["versions"],
+    )
+
+
+def write_table(table: Table, folder: Path = TUNED) -> Path:
+    """Write `table` as `<gpu>.triton-<version>.json` in `folder`, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    slug = "".join(c if c.isalnum() else "-" for c in table.gpu.lower())
+    path = folder / f"{slug}.triton-{table.triton}.json"
+    raw = {
+        "format_version": FORMAT_VERSION,
+        "gpu": table.gpu,
+        "triton": table.triton,
+        "versions": dict(table.versions),
+        "entries": [vars(entry) for entry in table.entries],
+        "rejected": list(table.rejected),
+    }
+    scratch = path.with_suffix(".partial")
+    scratch.write_text(json.dumps(raw, indent=1) + "\n")
+    scratch.replace(path)
+    return path
+
+
+_tables: dict[tuple[str, str], Table] = {}
+_entries: dict[tuple[str, str, str], Entry] = {}
+_forced: dict[tuple[str, str], Config] = {}
+_announced: dict[tuple[str, str, str], str] = {}
+
+
+def use_table(table: Table) -> None:
+    """Let `auto` follow `table` from now on, in place of an earlier one for the same device."""
+    _tables[table.gpu, table.triton] = table
+    if table.triton == TRITON_VERSION:
+        for key in [key for key in _entries if key[0] == table.gpu]:
+            del _entries[key]
+        _entries.update({(table.gpu, entry.op, entry.bucket): entry for entry in table.entries})
+
+
+def tables() -> list[Table]:
+    """Every table known to this process, those for other devices and Triton versions included."""
+    return list(_tables.values())
+
+
+for _path in sorted(TUNED.glob("*.json")):
+    use_table(read_table(_path))
+
+
+def round_up(size: int) -> int:
+    """The next power of two at or above `size`."""
+    return 1 << max(0, size - 1).bit_length()
+
+
+def bucket(dtype: torch.dtype, **sizes: int) -> str:
+    """A bucket's name: `bucket(torch.bfloat16, D=4000)` is "bfloat16 D4096"."""
+    return " ".join([str(dtype).removeprefix("torch."), *(f"{n}{round_up(s)}" for n, s in sizes.items())])
+
+
+@functools.cache
+def _device_name(index: int) -> str:
+    return torch.cuda.get_device_name(index)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def device_name(device: torch.device) -> str:
+    """The key of a device in the tables: the GPU's name, or "cpu"."""
+    if device.type != "cuda":
+        return device.type
+    return _device_name(device.index if device.index is not None else torch.cuda.current_device())
+
+
+def triton_refusal(device: torch.device) -> str | None:
+    """Why no Triton kernel can run on `device`, or None."""
+    if not HAVE_TRITON:
+        return "triton is not installed"
+    if device.type != "cuda" and not INTERPRETED:
+        return f"Triton kernels do not run on {device.type} (only under TRITON_INTERPRET=1, for tests)"
+    return None
+
+
+def choose(op: str, backend: str, device: torch.device, case: str, refusals: Mapping[str, str | None]) -> str:
+    """The backend that serves a call of `op` in the bucket `case` on `device`.
+
+    `refusals` names the backends the op has, each with the reason why it cannot serve this very call,
+    or None. Raises KernelError when `backend` is unknown to the op or refuses, naming one that can.
+    """
+    able = [name for name, reason in refusals.items() if reason is None]
+    if backend == "auto":
+        name = device_name(device)
+        entry = _entries.get((name, op, case))
+        default = "triton" if device.type == "cuda" else "eager"
+        picked = entry.backend if entry is not None and entry.backend in able else default
+        if picked not in able:
+            picked = able[0]
+        if not torch.compiler.is_compiling():
+            _announce(name, op, case, picked, entry, refusals)
+        return picked
+    if backend not in refusals:
+        raise KernelError(
+            f"{op} has no backend of that name", found=backend, remedy=f"Use auto or one of {list(refusals)}."
+        )
+    if refusals[backend] is not None:
+        raise KernelError(
+            f'backend "{backend}" of {op} cannot serve this call',
+            found=refusals[backend],
+            remedy=f"Use backend={able[0]!r}." if able else "",
+        )
+    return backend
+
+
+def _announce(
+    device: str, op: str, case: str, picked: str, entry: Entry | None, refusals: Mapping[str, str | None]
+) -> None:
+    if (device, op, case) in _announced:
+        return
+    if entry is None:
+        why = "default; not measured here, see `fmscale bench kernels --tune`"
+    elif entry.backend == picked:
+        why = "measured fastest"
+    else:
+        why = (
+            f"{entry.backend} was measured fastest but cannot serve this call: {refusals.get(entry.backend)}"
+        )
+    _announced[device, op, case] = f"{picked} ({why})"
+    log.info("%s on %s, %s: %s", op, device, case, _announced[device, op, case])
+
+
+def announced() -> dict[tuple[str, str, str], str]:
+    """The choices this process made so far: (device, op, bucket) -> backend and why."""
+    return dict(_announced)
+
+
+def config(op: str, kernel: str, device: torch.device, case: str, default: Config) -> Config:
+    """Launch configuration of one kernel of `op`: forced, else measured, else `default`."""
+    if (op, kernel) in _forced:
+        return _forced[op, kernel]
+    entry = _entries.get((device_name(device), op, case))
+    return entry.configs.get(kernel, default) if entry is not None else default
+
+
+@contextlib.contextmanager
+def forced(op: str, kernel: str, chosen: Config) -> Iterator[None]:
+    """Launch `kernel` of `op` with `chosen` inside the block: how a configuration is validated."""
+    before = dict(_forced)
+    _forced[op, kernel] = chosen
+    try:
+        yield
+    finally:
+        _forced.clear()
+        _forced.update(before)
+
+
+def on(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Make `device` current for a launch: Triton launches on the current CUDA device, whatever it got."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The dtype a kernel computes in: fp64 for fp64 (so that gradcheck can run), else fp32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def tl_dtype(dtype: torch.dtype) -> Any:
+    """The Triton dtype of `dtype`, to be passed as a constexpr."""
+    return getattr(tl, str(dtype).removeprefix("torch."))

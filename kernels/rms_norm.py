@@ -1,0 +1,221 @@
+"""Root-mean-square norm, with the residual addition before it, forward and backward.
+
+Source: Zhang & Sennrich, "Root Mean Square Layer Normalization", arXiv 1910.07467. One pass over the
+rows forward and one backward; the weight gradient is summed in two stages (one partial per program,
+then over the programs in order), so its bits do not depend on scheduling.
+"""
+
+from typing import Any
+
+import torch
+from fmscale.kernels.dispatch import (
+    Config,
+    accumulator,
+    bucket,
+    choose,
+    config,
+    jit,
+    on,
+    round_up,
+    tl,
+    tl_dtype,
+    triton_refusal,
+)
+from torch import Tensor
+
+from fmscale.errors import KernelError
+
+WIDEST = 16384  # a row is held in registers; above this the backward spills
+
+
+@jit
+def _forward_kernel(  # type: ignore[no-untyped-def]
+    X, R, W, Y, H, RSTD, rows, D, stride_x, stride_r, eps,
+    RESIDUAL: tl.constexpr, ACC: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, BLOCK)
+    inside = (row < rows)[:, None] & (column < D)[None, :]
+    x = tl.load(X + row[:, None] * stride_x + column[None, :], mask=inside, other=0.0).to(ACC)
+    dense = row[:, None] * D + column[None, :]
+    if RESIDUAL:
+        r = tl.load(R + row[:, None] * stride_r + column[None, :], mask=inside, other=0.0).to(ACC)
+        h = (x + r).to(H.dtype.element_ty)
+        tl.store(H + dense, h, mask=inside)
+        x = h.to(ACC)  # the norm sees what the next layer and the backward will see
+    rstd = 1.0 / tl.sqrt(tl.sum(x * x, axis=1) / D + eps)
+    w = tl.load(W + column, mask=column < D, other=0.0).to(ACC)
+    tl.store(Y + dense, (x * rstd[:, None] * w[None, :]).to(Y.dtype.element_ty), mask=inside)
+    tl.store(RSTD + row, rstd, mask=row < rows)
+
+
+@jit
+def _backward_kernel(  # type: ignore[no-untyped-def]
+    DY, DH, H, W, RSTD, DX, PARTIAL, rows, D, stride_dy, stride_dh, stride_h,
+    UPSTREAM_H: tl.constexpr, ACC: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    column = tl.arange(0, BLOCK)
+    w = tl.load(W + column, mask=column < D, other=0.0).to(ACC)
+    dw = tl.zeros((ROWS, BLOCK), dtype=ACC)
+    for tile in range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0)):
+        row = tile * ROWS + tl.arange(0, ROWS).to(tl.int64)
+        inside = (row < rows)[:, None] & (column < D)[None, :]
+        x = tl.load(H + row[:, None] * stride_h + column[None, :], mask=inside, other=0.0).to(ACC)
+        dy = tl.load(DY + row[:, None] * stride_dy + column[None, :], mask=inside, other=0.0).to(ACC)
+        rstd = tl.load(RSTD + row, mask=row < rows, other=0.0)[:, None]
+        x = x * rstd
+        dw += dy * x
+        dy = dy * w[None, :]
+        dx = (dy - x * (tl.sum(dy * x, axis=1) / D)[:, None]) * rstd
+        if UPSTREAM_H:
+            dx += tl.load(DH + row[:, None] * stride_dh + column[None, :], mask=inside, other=0.0).to(ACC)
+        tl.store(DX + row[:, None] * D + column[None, :], dx.to(DX.dtype.element_ty), mask=inside)
+    partial = PARTIAL + tl.program_id(0).to(tl.int64) * D + column
+    tl.store(partial, tl.sum(dw, axis=0), mask=column < D)
+
+
+@jit
+def _reduce_kernel(  # type: ignore[no-untyped-def]
+    PARTIAL, DW, programs, D, ACC: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros((ROWS, BLOCK), dtype=ACC)
+    for first in range(0, programs, ROWS):
+        row = first + tl.arange(0, ROWS)
+        inside = (row < programs)[:, None] & (column < D)[None, :]
+        total += tl.load(PARTIAL + row[:, None].to(tl.int64) * D + column[None, :], mask=inside, other=0.0)
+    tl.store(DW + column, tl.sum(total, axis=0).to(DW.dtype.element_ty), mask=column < D)
+
+
+def configs(D: int) -> dict[str, tuple[Config, ...]]:
+    """Launch configurations per kernel for rows of D elements; the first is the default.
+
+    PROGRAMS is a constant, not the number of multiprocessors, so that the bits of the weight gradient
+    are the same on every device: 264 is two per multiprocessor of an H200 and costs 2 % in partials.
+    """
+    rows = max(1, 2048 // round_up(D))
+    warps = min(32, max(4, rows * round_up(D) // 512))
+    forward = tuple(
+        {"ROWS": r, "num_warps": w}
+        for r, w in {(rows, warps): 0, (rows, max(1, warps // 2)): 0, (min(16, rows * 2), warps): 0}
+        if r * round_up(D) <= 32 * 32 * w
+    )
+    backward = tuple({"ROWS": rows, "PROGRAMS": p, "num_warps": warps} for p in (264, 132, 528))
+    return {"forward": forward, "backward": backward}
+
+
+@torch.library.custom_op("fmscale::rms_norm", mutates_args=())
+def _op(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    rows, D = x.shape
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    h = x.new_empty(0) if residual is None else torch.empty_like(y, dtype=residual.dtype)
+    acc = accumulator(x.dtype)
+    rstd = x.new_empty(rows, dtype=acc)
+    launch = dict(config("rms_norm", "forward", x.device, bucket(x.dtype, D=D), configs(D)["forward"][0]))
+    if rows:
+        other = x if residual is None else residual
+        with on(x.device):
+            _forward_kernel[(-(-rows // launch["ROWS"]),)](
+                x, other, weight, y, h, rstd, rows, D, x.stride(0), other.stride(0), eps,
+                RESIDUAL=residual is not None, ACC=tl_dtype(acc), BLOCK=round_up(D), **launch,
+            )  # fmt: skip
+    return y, h, rstd
+
+
+@_op.register_fake
+def _fake(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    h = x.new_empty(0) if residual is None else torch.empty_like(y, dtype=residual.dtype)
+    return y, h, x.new_empty(x.shape[0], dtype=accumulator(x.dtype))
+
+
+@torch.library.custom_op("fmscale::rms_norm_backward", mutates_args=())
+def _backward_op(
+    dy: Tensor, dh: Tensor | None, h: Tensor, weight: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor]:
+    rows, D = h.shape
+    dx = torch.empty_like(h, memory_format=torch.contiguous_format)
+    default = configs(D)["backward"][0]
+    launch = dict(config("rms_norm", "backward", h.device, bucket(dy.dtype, D=D), default))
+    programs = min(launch.pop("PROGRAMS"), -(-rows // launch["ROWS"]))
+    partial = rstd.new_empty(programs, D)
+    dw = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    acc = tl_dtype(rstd.dtype)
+    other = dy if dh is None else dh
+    with on(h.device):
+        if rows:
+            _backward_kernel[(programs,)](
+                dy, other, h, weight, rstd, dx, partial, rows, D, dy.stride(0), other.stride(0), h.stride(0),
+                UPSTREAM_H=dh is not None, ACC=acc, BLOCK=round_up(D), **launch,
+            )  # fmt: skip
+        _reduce_kernel[(-(-D // 128),)](partial, dw, programs, D, ACC=acc, ROWS=32, BLOCK=128, num_warps=4)
+    return dx, dw
+
+
+@_backward_op.register_fake
+def _(dy: Tensor, dh: Tensor | None, h: Tensor, weight: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    return (
+        torch.empty_like(h, memory_format=torch.contiguous_format),
+        torch.empty_like(weight, memory_format=torch.contiguous_format),
+    )
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, residual, weight, _ = inputs
+    ctx.residual = residual is not None
+    ctx.x_dtype = x.dtype
+    ctx.save_for_backward(output[1] if ctx.residual else x, weight, output[2])
+
+
+def _backward(ctx: Any, dy: Tensor, dh: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    h, weight, rstd = ctx.saved_tensors
+    upstream = _rows(dh) if ctx.residual else None
+    dx, dw = _backward_op(_rows(dy), upstream, h, weight, rstd)
+    return dx.to(ctx.x_dtype), dx if ctx.residual else None, dw, None
+
+
+_op.register_autograd(_backward, setup_context=_save)
+
+
+def _rows(t: Tensor) -> Tensor:
+    t = t.reshape(-1, t.shape[-1])
+    return t if t.stride(-1) == 1 else t.contiguous()
+
+
+def rms_norm_eager(
+    x: Tensor, weight: Tensor, residual: Tensor | None = None, *, eps: float = 1e-6
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The same in plain torch: the reference, and the `eager` backend."""
+    acc = accumulator(x.dtype)
+    h = x if residual is None else (x.to(acc) + residual.to(acc)).to(residual.dtype)
+    wide = h.to(acc)
+    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight.to(acc)
+    y = normed.to(x.dtype)
+    return y if residual is None else (y, h)
+
+
+def rms_norm(
+    x: Tensor, weight: Tensor, residual: Tensor | None = None, *, eps: float = 1e-6, backend: str = "auto"
+) -> Tensor | tuple[Tensor, Tensor]:
+    """`y = h / sqrt(mean(h**2) + eps) * weight` over the last dimension, with `h = x + residual`.
+
+    x (..., D) in fp32, fp16 or bf16 (fp64 under the interpreter), any strides; weight (D,) in any of
+    these; residual like x, perhaps in a wider dtype. Computed in fp32, rounded once. Returns y (..., D)
+    in x's dtype; with a residual (y, h), h in the residual's dtype, and the norm is that of the rounded h.
+    Differentiable once in x, weight and residual. Raises KernelError for mismatched shapes, and for
+    rows wider than 16384 with backend="triton".
+    """
+    D = x.shape[-1]
+    if weight.shape != (D,) or (residual is not None and residual.shape != x.shape):
+        shapes = [tuple(x.shape), tuple(weight.shape), None if residual is None else tuple(residual.shape)]
+        raise KernelError(
+            "rms_norm needs weight (D,) and residual of x's shape (..., D)",
+            found=shapes,
+            remedy="The order is x, weight, residual.",
+        )
+    wide = f"rows of {D} elements (at most {WIDEST})" if D > WIDEST else None
+    refusals = {"triton": triton_refusal(x.device) or wide, "eager": None}
+    if choose("rms_norm", backend, x.device, bucket(x.dtype, D=D), refusals) == "eager":
+        return rms_norm_eager(x, weight, residual, eps=eps)
+    y, h, _ = _op(_rows(x), None if residual is None else _rows(residual), weight.contiguous(), eps)
+    return y.view(x.shape) if residual is None else (y.view(x.shape), h.view(x.shape))
