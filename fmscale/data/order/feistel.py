@@ -1,0 +1,190 @@
+"""Keyed permutations of {0 … n−1} by arithmetic alone, so that no order is ever stored or built.
+
+A permutation of n numbers is an alternating Feistel network on the pairs (left, right) of a grid of
+left_size × right_size ≥ n cells, with cycle walking for the few cells above n (Black and Rogaway,
+"Ciphers with arbitrary finite domains", CT-RSA 2002). The halves are added modulo their sizes instead of
+being XORed, so the grid can be cut to fit n: a power-of-two grid would walk up to once per number, this
+one for a share of about n^-0.5 at most. It is a shuffle, not a cipher: nothing here is secret.
+
+All numbers are uint64 and wrap modulo 2^64; the same integers come out on every machine.
+"""
+
+from functools import lru_cache
+from math import isqrt
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmscale.errors import ConfigError
+
+U64 = NDArray[np.uint64]
+"""One-dimensional array of unsigned 64-bit integers; where it says so, one entry stands for all."""
+
+NamedTupleT = TypeVar("NamedTupleT", bound=tuple[Any, ...])
+
+MAX_DOMAIN = 2**62
+"""Largest n; keeps left_size · 2^32 and every sum below 2^64."""
+ROUNDS = 8
+"""Feistel rounds; 8 is what Grain's header recommends for its index shuffle (it runs 4)."""
+
+_MASK = 2**64 - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+_GAMMA = np.uint64(_GOLDEN)
+_S27, _S30, _S31, _S32 = np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(32)
+_MIX1, _MIX2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+
+
+def mix(x: U64) -> U64:
+    """Scramble 64-bit numbers one to one: the finaliser of SplitMix64 (Steele et al., OOPSLA 2014)."""
+    x = (x ^ (x >> _S30)) * _MIX1
+    x = (x ^ (x >> _S27)) * _MIX2
+    mixed: U64 = x ^ (x >> _S31)
+    return mixed
+
+
+def mix_int(x: int) -> int:
+    """`mix` of one Python integer, taken modulo 2^64."""
+    x &= _MASK
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & _MASK
+    return x ^ (x >> 31)
+
+
+# Two odd multipliers a round: the SplitMix64 stream that starts at 0.
+_MULTIPLIERS = tuple(np.uint64(mix_int(_GOLDEN * (i + 1)) | 1) for i in range(2 * ROUNDS))
+
+
+def seed_key(seed: int) -> int:
+    """Key of a source: mix(seed). Raises ConfigError unless 0 <= seed < 2^64."""
+    if not 0 <= seed < 2**64:
+        raise ConfigError("a seed is a number of 64 bits", found=seed, remedy="Use 0 <= seed < 2^64.")
+    return mix_int(seed)
+
+
+def epoch_key(source_key: U64, epoch: U64) -> U64:
+    """Key of one epoch: mix(seed_key + γ·(epoch + 1)), γ = 0x9E3779B97F4A7C15."""
+    return mix(source_key + (epoch + np.uint64(1)) * _GAMMA)
+
+
+def stream_key(key: U64, number: U64) -> U64:
+    """Number i of the SplitMix64 stream of an epoch's key: mix(epoch_key + γ·(i + 1)).
+
+    The order uses i = 0 for the permutation of units, i = 1 + 1024·window + lane inside a lane.
+    """
+    return mix(key + (number + np.uint64(1)) * _GAMMA)
+
+
+class Domain(NamedTuple):
+    """Sizes that a permutation works with: one entry, or one per number permuted."""
+
+    n: U64
+    """Numbers permuted: {0 … n−1}."""
+    left: U64
+    """Rows of the grid."""
+    right: U64
+    """Columns of the grid; left · right >= n."""
+
+
+@lru_cache(maxsize=1024)
+def domain(n: int) -> Domain:
+    """The grid for n numbers, 1 <= n <= 2^62.
+
+    Of the 32 row counts from ⌈√n⌉ on (never so many that one column is left) the one that wastes fewest
+    cells, the smallest of equals.
+    """
+    if not 1 <= n <= MAX_DOMAIN:
+        raise ValueError(f"a permutation needs 1 <= n <= 2^62, found {n}")
+    root = isqrt(n - 1) + 1
+    rows = range(root, max(root, min(root + 31, 2 * root - 2)) + 1)
+    left = min(rows, key=lambda a: (a * -(-n // a), a))
+    return Domain(*np.array([[n], [left], [-(-n // left)]], dtype=np.uint64))
+
+
+def permute(x: U64, n: int | Domain, key: U64 | int) -> U64:
+    """The places that numbers x < n take in the permutation named by `key`.
+
+    `key` and the fields of a `Domain` have one entry or one per number (then each is permuted on its own).
+    Returns uint64 of x's shape, which is one-dimensional.
+    """
+    return _permute(x, n, key, inverse=False)
+
+
+def unpermute(x: U64, n: int | Domain, key: U64 | int) -> U64:
+    """The inverse of `permute`, for the same n and key."""
+    return _permute(x, n, key, inverse=True)
+
+
+def select(fields: NamedTupleT, which: NDArray[np.intp] | NDArray[np.bool_]) -> NamedTupleT:
+    """The entries `which` of every field; a field of one entry stands for all and is kept."""
+    return type(fields)(*(field if np.size(field) == 1 else field[which] for field in fields))
+
+
+class _Job(NamedTuple):
+    """What a permutation is evaluated with; each field one entry or one per element."""
+
+    n: U64
+    left: U64
+    right: U64
+    key: U64
+
+
+def _permute(x: U64, n: int | Domain, key: U64 | int, *, inverse: bool) -> U64:
+    # Arrays of one instead of scalars: numpy warns when a scalar wraps.
+    job = _Job(
+        *(
+            np.atleast_1d(field)
+            for field in (*(domain(n) if isinstance(n, int) else n), np.asarray(key, dtype=np.uint64))
+        )
+    )
+    network = _decrypt if inverse else _encrypt
+    out = network(x, job)
+    outside = np.flatnonzero(out >= job.n)
+    while outside.size:
+        part = select(job, outside)
+        again = network(out[outside], part)
+        out[outside] = again
+        outside = outside[again >= part.n]
+    return out
+
+
+def _encrypt(x: U64, job: _Job) -> U64:
+    left = x // job.right
+    right = x - left * job.right
+    for i in range(0, ROUNDS, 2):
+        _add(left, _pad(right, job.key, i, job.left), job.left)
+        _add(right, _pad(left, job.key, i + 1, job.right), job.right)
+    left *= job.right
+    left += right
+    return left
+
+
+def _decrypt(x: U64, job: _Job) -> U64:
+    left = x // job.right
+    right = x - left * job.right
+    for i in range(ROUNDS - 2, -1, -2):
+        _add(right, job.right - _pad(left, job.key, i + 1, job.right), job.right)
+        _add(left, job.left - _pad(right, job.key, i, job.left), job.left)
+    left *= job.right
+    left += right
+    return left
+
+
+def _pad(side: U64, key: U64, number: int, size: U64) -> U64:
+    """Round function: 32 well mixed bits of (side, key), scaled into [0, size) by the high product."""
+    t: U64 = side + key
+    t *= _MULTIPLIERS[2 * number]
+    t ^= t >> _S32
+    t *= _MULTIPLIERS[2 * number + 1]
+    t >>= _S32
+    t *= size
+    t >>= _S32
+    return t
+
+
+def _add(side: U64, pad: U64, size: U64) -> None:
+    """side = (side + pad) mod size, in place, for pad <= size: below `size` the difference wraps to a huge
+    number, so the smaller of the two is the remainder.
+    """
+    side += pad
+    np.minimum(side, np.subtract(side, size, out=pad), out=side)

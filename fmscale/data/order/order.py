@@ -1,0 +1,244 @@
+"""Which row is number p of a view, for any epoch, and where a row comes: both in constant time.
+
+Construction (design §7): units are permuted over the whole view; W consecutive permuted units make a
+window; a window is cut into L = 2^a lanes of equal length, taken in turn, each permuted on its own. So
+the rows of a window come from W units at most, each lane reads its own W/L units, and neighbouring
+positions come from different units. There are K = max(1, ⌊n/W⌋) windows and the last holds what is left,
+W … 2W−1 units; its lanes are cut by rows, c = ⌈units·b/L⌉ each, so that fewer than L cells stay empty.
+
+With x a position, w = min(⌊x/(W·b)⌋, K−1), r = x − w·W·b and c the rows of a lane of window w:
+lane = bitreverse_a(r mod L); y = Φ_c(⌊r/L⌋) with the key of (seed, epoch, w, lane);
+z = w·W·b + lane·c + y; j = ⌊z/b⌋;
+σ(x) = id(Φ_n(j), z mod b) with the key of (seed, epoch) if j < n, and z itself otherwise.
+σ permutes {0 … (K−1)·W·b + L·c − 1}, and row(p) is its first return to {0 … N−1}: x = σ(p); while x ≥ N:
+x = σ(x).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from fmscale.data.order.feistel import (
+    U64,
+    Domain,
+    domain,
+    epoch_key,
+    permute,
+    seed_key,
+    select,
+    stream_key,
+    unpermute,
+)
+from fmscale.data.order.units import CommitTable, Units, cell_id
+from fmscale.errors import DataError
+
+ORDER_VERSION = 1
+"""Version of this construction; part of every view. Golden vectors: tests/fixtures/order_v1.json."""
+MAX_LANES = 1024
+"""Most lanes: more than nodes that will ever share a window."""
+_LANE_BITS = np.uint64(10)
+_ZERO, _ONE = np.array([0], dtype=np.uint64), np.array([1], dtype=np.uint64)
+_REVERSED = np.array([int(f"{i:010b}"[::-1], 2) for i in range(MAX_LANES)], dtype=np.uint64)
+
+
+class Constants(NamedTuple):
+    """Numbers of an order: arrays of one entry, or of one per position where there are several orders."""
+
+    rows: U64
+    units: U64
+    b: U64
+    key: U64
+    window_rows: U64
+    last_window: U64
+    lane_bits: U64
+    lane_mask: U64
+    lane_rows: U64
+    lane_left: U64
+    lane_right: U64
+    last_lane_rows: U64
+    last_lane_left: U64
+    last_lane_right: U64
+    unit_left: U64
+    unit_right: U64
+    first_unit: U64
+
+    def over_units(self) -> Domain:
+        """Domain of the permutation of units."""
+        return Domain(self.units, self.unit_left, self.unit_right)
+
+    def over_lane(self, window: U64) -> Domain:
+        """Domain of the permutation inside a lane of each window."""
+        last = window == self.last_window
+        if last.all():
+            return Domain(self.last_lane_rows, self.last_lane_left, self.last_lane_right)
+        regular = Domain(self.lane_rows, self.lane_left, self.lane_right)
+        if not last.any():
+            return regular
+        final = (self.last_lane_rows, self.last_lane_left, self.last_lane_right)
+        return Domain(*(np.where(last, b, a) for a, b in zip(regular, final, strict=True)))
+
+
+class Order:
+    """The order of one view under one seed. Holds a few words a commit, nothing that grows with rows."""
+
+    def __init__(self, units: Units, seed: int, window: int = 2048) -> None:
+        """`window` is W in units. Raises DataError for a window below 1."""
+        if window < 1:
+            raise DataError("a shuffle window holds at least one unit", found=window)
+        self.units = units
+        self.seed = seed
+        self.window = window
+        most = min(MAX_LANES, units.n)
+        lanes = min(window & -window, 1 << (most.bit_length() - 1))
+        self.lanes = lanes
+        """L, lanes of every window."""
+        self.windows = max(1, units.n // window)
+        """K, windows of an epoch."""
+        last = self.windows - 1
+        self.window_rows = window * units.b
+        """Cells of a window (not of the last one)."""
+        regular = domain(self.window_rows // lanes)
+        final = domain(-(-(units.n * units.b - last * self.window_rows) // lanes))
+        over_units = domain(units.n)
+        numbers = (units.N, units.n, units.b, seed_key(seed), self.window_rows, last)
+        scalars = np.array([[*numbers, lanes.bit_length() - 1, lanes - 1]], dtype=np.uint64).T
+        self.constants = Constants(*[*scalars, *regular, *final, *over_units[1:], _ZERO])
+
+    def rows(self, positions: U64) -> tuple[U64, U64]:
+        """(row id, lane uint32) of positions of any epoch: position P is number P mod N of epoch ⌊P/N⌋.
+
+        One-dimensional arrays here and below.
+        """
+        row, lane, _ = _forward(self.constants, self.units.commits, np.asarray(positions, dtype=np.uint64))
+        return row, lane
+
+    def position(self, row: U64, epoch: U64 | int) -> U64:
+        """Positions at which rows come in an epoch (one for all, or one each): the inverse of `rows`."""
+        c = self.constants
+        x = np.array(row, dtype=np.uint64)
+        epochs = np.atleast_1d(np.asarray(epoch, dtype=np.uint64))
+        key = epoch_key(c.key, epochs)
+        outside = np.arange(x.size)
+        while outside.size:
+            x[outside] = self._inverse_step(x[outside], key if key.size == 1 else key[outside])
+            outside = outside[x[outside] >= c.rows]
+        return x + epochs * c.rows
+
+    def windows_of(self, unit: U64, epoch: U64 | int) -> tuple[U64, U64]:
+        """First position of the window that reads each unit in an epoch, and the first after that window."""
+        c = self.constants
+        epochs = np.atleast_1d(np.asarray(epoch, dtype=np.uint64))
+        key = stream_key(epoch_key(c.key, epochs), _ZERO)
+        place = unpermute(np.asarray(unit, dtype=np.uint64), c.over_units(), key)
+        window = np.minimum(place // np.uint64(self.window), c.last_window)
+        start = np.minimum(window * c.window_rows, c.rows)
+        stop = np.where(window == c.last_window, c.rows, np.minimum(start + c.window_rows, c.rows))
+        return start + epochs * c.rows, stop + epochs * c.rows
+
+    def next_use(self, unit: U64, position: int) -> U64:
+        """First positions >= `position` at which units may be read: `position` itself inside the unit's
+        window, else the start of its window, in this epoch or the next.
+
+        Rows that take the place of a hole (fewer than b a commit, plus L) may be read earlier: for eviction
+        and prefetch deadlines that is a re-fetch, never an error.
+        """
+        epoch = position // self.units.N
+        now = np.uint64(position)
+        start, stop = self.windows_of(unit, epoch)
+        following, _ = self.windows_of(unit, epoch + 1)
+        out: U64 = np.where(stop > now, np.maximum(start, now), following)
+        return out
+
+    def _inverse_step(self, row: U64, key: U64) -> U64:
+        """x with σ(x) = row."""
+        c, units = self.constants, self.units
+        cells = c.units * c.b
+        unit, offset = units.unit_of(np.minimum(row, cells - _ONE))
+        place = unpermute(unit, c.over_units(), stream_key(key, _ZERO))
+        z = np.where(row < cells, place * c.b + offset, row)
+        window = np.minimum(z // c.window_rows, c.last_window)
+        base = window * c.window_rows
+        size = c.over_lane(window)
+        lane = (z - base) // size.n
+        turn = unpermute(z - base - lane * size.n, size, _lane_key(key, window, lane))
+        # bitreverse_a is its own inverse.
+        step = _REVERSED[lane.astype(np.intp)] >> (_LANE_BITS - c.lane_bits)
+        out: U64 = base + (turn << c.lane_bits) + step
+        return out
+
+
+class Orders:
+    """Several orders evaluated in one pass, so that a mixture costs one pass and not one a source."""
+
+    def __init__(self, orders: Sequence[Order]) -> None:
+        """The orders, in the sequence in which `rows` numbers them."""
+        self.orders = tuple(orders)
+        ends = np.cumsum([order.units.n for order in orders], dtype=np.uint64)
+        constants: list[Constants] = []
+        tables: list[CommitTable] = []
+        for order, end in zip(orders, ends, strict=True):
+            first, table = end - order.constants.units, order.units.commits
+            constants.append(order.constants._replace(first_unit=first))
+            tables.append(table._replace(unit_ends=table.unit_ends + first))
+        self._table = CommitTable(*(np.concatenate(column) for column in zip(*tables, strict=True)))
+        self._constants = Constants(*(np.concatenate(column) for column in zip(*constants, strict=True)))
+
+    def rows(self, source: np.ndarray, positions: U64) -> tuple[U64, U64, U64]:
+        """(row id, lane uint32, epoch) of positions, each of the order that `source` numbers."""
+        return _forward(self._of(source), self._table, positions)
+
+    def following(self, source: np.ndarray, row: U64, epoch: U64) -> U64:
+        """The rows that σ leads to from each row, in the given epoch: the walk past banned rows."""
+        c = self._of(source)
+        return _first_return(c, self._table, row, epoch_key(c.key, epoch))[0]
+
+    def _of(self, source: np.ndarray) -> Constants:
+        if len(self.orders) == 1:
+            return self._constants
+        return Constants(*(column.take(source) for column in self._constants))
+
+
+def _forward(c: Constants, table: CommitTable, position: U64) -> tuple[U64, U64, U64]:
+    epoch = position // c.rows
+    key = epoch_key(c.key, epoch)
+    if c.key.size == 1 and key.size and (epoch == epoch[0]).all():
+        key = key[:1]
+    row, lane = _first_return(c, table, position - epoch * c.rows, key)
+    return row, lane, epoch
+
+
+def _first_return(c: Constants, table: CommitTable, x: U64, key: U64) -> tuple[U64, U64]:
+    row, lane = _step(c, table, x, key)
+    outside = np.flatnonzero(row >= c.rows)
+    while outside.size:
+        part = select(c, outside)
+        again, lanes = _step(part, table, row[outside], key if key.size == 1 else key[outside])
+        row[outside], lane[outside] = again, lanes
+        outside = outside[again >= part.rows]
+    return row, lane.astype(np.uint32)
+
+
+def _step(c: Constants, table: CommitTable, x: U64, key: U64) -> tuple[U64, U64]:
+    """(σ(x), lane of x)."""
+    window = np.minimum(x // c.window_rows, c.last_window)
+    base = window * c.window_rows
+    r = x - base
+    lane = _REVERSED[(r & c.lane_mask).astype(np.intp)] >> (_LANE_BITS - c.lane_bits)
+    size = c.over_lane(window)
+    z = permute(r >> c.lane_bits, size, _lane_key(key, window, lane))
+    z += lane * size.n
+    z += base
+    place = z // c.b
+    offset = z - place * c.b
+    inside = place < c.units
+    every = bool(inside.all())
+    unit = permute(
+        place if every else np.minimum(place, c.units - _ONE), c.over_units(), stream_key(key, _ZERO)
+    )
+    row = cell_id(table, c.first_unit, c.b, c.rows, unit, offset)
+    return row if every else np.where(inside, row, z), lane
+
+
+def _lane_key(key: U64, window: U64, lane: U64) -> U64:
+    return stream_key(key, _ONE + (window << _LANE_BITS) + lane)

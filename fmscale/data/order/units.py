@@ -1,0 +1,151 @@
+"""Rows of a view in units of b rows, and the numbering that makes every commit end in a whole unit.
+
+Unit u has b rows, except the last unit of each commit, which may have fewer. Let H(u) be the sum of
+b − rows(v) over units v < u. A cell (u, o) of the n × b grid has the id u·b + o − H(u) if the row exists (ids
+0 … N−1 number the rows in commit order) and otherwise N + H(u) + o − rows(u): the holes get N … n·b−1.
+H changes only at commit ends, so all this costs a binary search over commits and nothing that grows with rows.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmscale.data.order.feistel import MAX_DOMAIN, U64
+from fmscale.errors import DataError
+
+_FIRST = np.zeros(1, dtype=np.int64)
+
+
+class CommitTable(NamedTuple):
+    """What the numbering needs of each commit that has rows; sources side by side have theirs joined."""
+
+    unit_ends: U64
+    """First unit after the commit (units of the sources before it counted in)."""
+    holes_before: U64
+    """H at the first unit of the commit, within its source."""
+    last_rows: U64
+    """Rows of the commit's last unit."""
+
+
+def cell_id(table: CommitTable, first_unit: U64, b: U64, rows: U64, unit: U64, offset: U64) -> U64:
+    """Ids of cells (unit, offset), arrays, of sources with b rows a unit, N = `rows`, whose units start at
+    `first_unit` in the table (arrays of one entry, or one for each cell).
+    """
+    id: U64 = unit * b
+    id += offset
+    after = unit + first_unit
+    after += np.uint64(1)
+    if len(table.unit_ends) == 1:
+        place = _FIRST
+    else:
+        place = np.searchsorted(table.unit_ends, after, side="left")
+    id -= table.holes_before[place]
+    # Only the last unit of a commit has holes: one in millions in a large view.
+    last = np.flatnonzero(after == table.unit_ends[place])
+    if last.size:
+        at = np.broadcast_to(place, id.shape)[last]
+        rows = rows if rows.size == 1 else rows[last]
+        offset = offset[last]
+        filled = table.last_rows[at]
+        id[last] = np.where(offset < filled, id[last], rows + table.holes_before[at] + offset - filled)
+    return id
+
+
+class Units:
+    """The units of one view, or of several views side by side (see `stack`)."""
+
+    def __init__(self, rows_per_commit: Sequence[int], rows_per_unit: int) -> None:
+        """Rows of each commit, in commit order (0 is allowed), and b >= 1.
+
+        Raises DataError if there is no row at all, or if n · b exceeds 2^62.
+        """
+        if rows_per_unit < 1 or min(rows_per_commit, default=0) < 0:
+            raise DataError(
+                "a view cannot be cut into units", found=(list(rows_per_commit)[:8], rows_per_unit)
+            )
+        self.rows_per_commit = tuple(int(rows) for rows in rows_per_commit)
+        """Rows of each commit."""
+        self.b = int(rows_per_unit)
+        """Rows of a full unit."""
+        columns: list[tuple[int, int, int]] = []
+        row_ends: list[int] = []
+        filled: list[int] = []
+        units = rows_so_far = 0
+        for commit, rows in enumerate(self.rows_per_commit):
+            if rows == 0:
+                continue
+            holes = units * self.b - rows_so_far
+            units += -(-rows // self.b)
+            rows_so_far += rows
+            columns.append((units, holes, (rows - 1) % self.b + 1))
+            row_ends.append(rows_so_far)
+            filled.append(commit)
+        self.N = rows_so_far
+        """Rows."""
+        self.n = units
+        """Units."""
+        if not self.N:
+            raise DataError(
+                "the view has no row",
+                found=f"{len(self.rows_per_commit)} commits",
+                remedy="Use a shorter sequence_length, or ingest more data.",
+            )
+        if self.n * self.b > MAX_DOMAIN:
+            raise DataError("the view has too many rows", found=self.N, remedy="At most 2^62 are possible.")
+        self.commits = CommitTable(*np.array(columns, dtype=np.uint64).T.copy())
+        """The commits that have rows."""
+        self.row_ends = np.array(row_ends, dtype=np.uint64)
+        """First row after each of them."""
+        self._filled = np.array(filled)
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes held by the arrays: a few words a commit, whatever the number of rows."""
+        return sum(column.nbytes for column in (*self.commits, self.row_ends, self._filled))
+
+    def unit_rows(self, unit: U64) -> U64:
+        """Rows that the units hold: b, or fewer for the last of a commit."""
+        unit = np.asarray(unit, dtype=np.uint64)
+        place = np.searchsorted(self.commits.unit_ends, unit, side="right")
+        last = unit + np.uint64(1) == self.commits.unit_ends[place]
+        out: U64 = np.where(last, self.commits.last_rows[place], np.uint64(self.b))
+        return out
+
+    def commit_of(self, unit: U64) -> tuple[NDArray[np.int64], U64]:
+        """Commit (index into `rows_per_commit`) of each unit, and the unit's first row inside that commit."""
+        unit = np.asarray(unit, dtype=np.uint64)
+        place = np.searchsorted(self.commits.unit_ends, unit, side="right")
+        first = np.concatenate((np.zeros(1, dtype=np.uint64), self.commits.unit_ends))[place]
+        return self._filled[place], (unit - first) * np.uint64(self.b)
+
+    def first_row(self, commit: int) -> int:
+        """Id of the first row of a commit (of the next one that has rows, if it has none)."""
+        place = int(np.searchsorted(self._filled, commit))
+        return int(self.row_ends[place - 1]) if place else 0
+
+    def id(self, unit: U64, offset: U64) -> U64:
+        """Id of the cell `offset` (0 <= offset < b) of `unit` (< n): below N a row, else a hole."""
+        first, b, rows = (np.array([number], dtype=np.uint64) for number in (0, self.b, self.N))
+        cells = np.asarray(unit, np.uint64), np.asarray(offset, np.uint64)
+        return cell_id(self.commits, first, b, rows, *cells)
+
+    def unit_of(self, row: U64) -> tuple[U64, U64]:
+        """(unit, offset) of ids below n · b, rows and holes alike: the inverse of `id`."""
+        row, b = np.asarray(row, dtype=np.uint64), np.uint64(self.b)
+        place = np.searchsorted(self.row_ends, row, side="right")
+        hole = place == len(self.row_ends)
+        if not hole.any():
+            cell = row + self.commits.holes_before[place]
+            unit = cell // b
+            return unit, cell - unit * b
+        number = row - np.uint64(self.N)
+        # Holes lie at the ends of commits: hole h belongs to the last commit with holes_before <= h.
+        owner = np.searchsorted(self.commits.holes_before, number, side="right") - 1
+        place = np.where(hole, owner, place)
+        holes = self.commits.holes_before[place]
+        cell = row + holes
+        unit = np.where(hole, self.commits.unit_ends[place] - np.uint64(1), cell // b)
+        offset = np.where(hole, number - holes + self.commits.last_rows[place], cell % b)
+        return unit, offset
