@@ -66,3 +66,7 @@ class LeaseLost(StoreError):
 
 class KernelError(FmscaleError):
     """A kernel or backend that cannot do what was asked of it, with these tensors on this device."""
+
+
+class RankError(FmscaleError):
+    """Another rank failed, did not answer in time, or cannot be reached."""
