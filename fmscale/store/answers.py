@@ -29,7 +29,7 @@ _DENIED = {
     "RequestTimeTooSkewed": "This machine's clock is wrong: set it (NTP) and try again.",
     "AccessDenied": "Give these credentials the right to this bucket and prefix (get, put, list, delete).",
 }
-_DENIED_DEFAULT = "Check the credentials (environment, profile or instance role) and their rights to this bucket and prefix."
+_DENIED_DEFAULT = "Check the credentials (environment, profile or instance role) and their rights here."
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,20 +5,23 @@ The environment, container and instance roles and web identity are obstore's own
 """
 
 import configparser
+import importlib
 import importlib.util
 import os
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fmscale.errors import ConfigError
+
+if TYPE_CHECKING:
+    from obstore.store import S3Credential, S3CredentialProvider
 
 REFRESH = timedelta(minutes=10)
 """A rotated key in the file is picked up after at most this."""
 
 
-def profile_credentials(profile: str | None) -> Callable[[], dict[str, Any]] | None:
+def profile_credentials(profile: str | None) -> "S3CredentialProvider | None":
     """A provider for `profile`, for $AWS_PROFILE, or for `default` where the environment has no key.
 
     None leaves the choice to obstore (environment, roles). Raises ConfigError for a profile that is not
@@ -28,13 +31,13 @@ def profile_credentials(profile: str | None) -> Callable[[], dict[str, Any]] | N
     if not profile and "AWS_ACCESS_KEY_ID" in os.environ:
         return None
     section = _section(asked or "default")
-    if section is None and not asked:
+    if not asked and (section is None or "AWS_WEB_IDENTITY_TOKEN_FILE" in os.environ):
         return None
     if importlib.util.find_spec("boto3") is not None:
-        import boto3
         from obstore.auth.boto3 import Boto3CredentialProvider
 
-        return Boto3CredentialProvider(boto3.session.Session(profile_name=asked))  # type: ignore[return-value]
+        boto3: Any = importlib.import_module("boto3")
+        return Boto3CredentialProvider(boto3.session.Session(profile_name=asked))
     if section is None:
         raise ConfigError(
             "no such profile in the AWS credentials file",
@@ -61,7 +64,7 @@ def _section(name: str) -> configparser.SectionProxy | None:
     return parser[name] if parser.has_section(name) or name == parser.default_section else None
 
 
-def _read(name: str) -> dict[str, Any]:
+def _read(name: str) -> "S3Credential":
     section = _section(name)
     if section is None:
         raise ConfigError("the profile disappeared from the AWS credentials file", found=name)

@@ -6,6 +6,7 @@ lost and report the object that it created itself as somebody else's. `retry.per
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,23 +28,44 @@ COALESCE_BYTES = 256 << 10
 """Ranges closer than this are one request: at 100 MB/s and 5 ms a request, skipping 256 KiB costs less."""
 
 
-class ObjectBackend:
-    """A `Backend` over obstore; `client` serves single requests, `bulk` multipart uploads."""
+@dataclass(frozen=True, kw_only=True)
+class Client:
+    """An obstore store and the time limits it was built with."""
 
-    def __init__(self, client: Any, bulk: Any, *, url: str, policy: Policy, read_only: bool = False) -> None:
+    store: Any
+    """S3Store, GCSStore, AzureStore or MemoryStore."""
+    policy: Policy
+    """Deadline and stall limit of requests through it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clients:
+    """One per kind of request, as obstore sets time limits per store and not per request."""
+
+    single: Client
+    """Reads and small writes; does not repeat on its own."""
+    create: Client
+    """Conditional puts, which a server may answer late under contention; does not repeat on its own."""
+    bulk: Client
+    """Multipart uploads; repeats single parts on its own."""
+
+
+class ObjectBackend:
+    """A `Backend` over obstore."""
+
+    def __init__(self, clients: Clients, *, url: str, read_only: bool = False) -> None:
         self.url = url
         self.requests = Requests()
         self.read_only = read_only
-        self.policy = policy
-        self._client = client
-        self._bulk = bulk
+        self._clients = clients
+        self._store = clients.single.store
         self._contacted = False
 
     def get(self, key: str) -> bytes:
         check_key(key)
 
         def attempt(_: Attempts) -> tuple[int, bytes | None]:
-            answer = obstore.get(self._client, key)
+            answer = obstore.get(self._store, key)
             size = int(answer.meta["size"])
             return size, bytes(answer.bytes()) if size <= PIECE_BYTES else None
 
@@ -62,7 +84,7 @@ class ObjectBackend:
             return
         check_key(key)
         data = self._persist(
-            lambda _: obstore.get_range(self._client, key, start=start, length=view.nbytes), "get_range", key
+            lambda _: obstore.get_range(self._store, key, start=start, length=view.nbytes), "get_range", key
         )
         self.requests.add("get_range", len(data))
         if len(data) != view.nbytes:
@@ -75,7 +97,7 @@ class ObjectBackend:
         starts, lengths = [s for s, _ in spans], [n for _, n in spans]
         parts = (
             self._persist(
-                lambda _: obstore.get_ranges(self._client, key, starts=starts, lengths=lengths, coalesce=0),
+                lambda _: obstore.get_ranges(self._store, key, starts=starts, lengths=lengths, coalesce=0),
                 "get_range",
                 key,
             )
@@ -92,13 +114,14 @@ class ObjectBackend:
         self._require_writable(key)
         size = memoryview(data).nbytes
         multipart = size > PIECE_BYTES
-        client = self._bulk if multipart else self._client
+        client = self._clients.bulk if multipart else self._clients.single
         self._persist(
             lambda _: obstore.put(
-                client, key, data, use_multipart=multipart, chunk_size=PIECE_BYTES, max_concurrency=4
+                client.store, key, data, use_multipart=multipart, chunk_size=PIECE_BYTES, max_concurrency=4
             ),
             "put",
             key,
+            client.policy,
         )
         self.requests.add("put", size)
 
@@ -110,21 +133,25 @@ class ObjectBackend:
             return
         # S3 takes at most 10,000 parts.
         part = max(PIECE_BYTES, -(-size // 9_000))
+        client = self._clients.bulk
         self._persist(
             lambda _: obstore.put(
-                self._bulk, key, path, use_multipart=True, chunk_size=part, max_concurrency=4
+                client.store, key, path, use_multipart=True, chunk_size=part, max_concurrency=4
             ),
             "put",
             key,
+            client.policy,
         )
         self.requests.add("put", size)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         self._require_writable(key)
 
+        client = self._clients.create
+
         def attempt(attempts: Attempts) -> bool:
             try:
-                obstore.put(self._client, key, data, mode="create", use_multipart=False)
+                obstore.put(client.store, key, data, mode="create", use_multipart=False)
             except AlreadyExistsError as error:
                 if "status code: 409" in str(error):
                     # S3: "a conflicting operation occurred", to be repeated; not the answer "exists".
@@ -134,13 +161,13 @@ class ObjectBackend:
                 return False
             return True
 
-        created = self._persist(attempt, "put_if_absent", key)
+        created = self._persist(attempt, "put_if_absent", key, client.policy)
         self.requests.add("put_if_absent", len(data))
         return created
 
     def head(self, key: str) -> ObjectInfo:
         check_key(key)
-        meta = self._persist(lambda _: obstore.head(self._client, key), "head", key)
+        meta = self._persist(lambda _: obstore.head(self._store, key), "head", key)
         self.requests.add("head")
         return _info(meta, key)
 
@@ -154,7 +181,7 @@ class ObjectBackend:
     def list_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
         prefix = check_prefix(prefix)
         found = self._persist(
-            lambda _: [one for page in obstore.list(self._client, prefix or None) for one in page],
+            lambda _: [one for page in obstore.list(self._store, prefix or None) for one in page],
             "list",
             prefix,
         )
@@ -165,7 +192,7 @@ class ObjectBackend:
     def list_names(self, prefix: str = "") -> list[str]:
         prefix = check_prefix(prefix)
         found = self._persist(
-            lambda _: obstore.list_with_delimiter(self._client, prefix or None), "list", prefix
+            lambda _: obstore.list_with_delimiter(self._store, prefix or None), "list", prefix
         )
         self.requests.add("list")
         paths = [*found["common_prefixes"], *(meta["path"] for meta in found["objects"])]
@@ -174,7 +201,7 @@ class ObjectBackend:
     def delete(self, key: str) -> None:
         self._require_writable(key)
         try:
-            self._persist(lambda _: obstore.delete(self._client, key), "delete", key)
+            self._persist(lambda _: obstore.delete(self._store, key), "delete", key)
         except ObjectNotFound:
             return
         finally:
@@ -184,7 +211,9 @@ class ObjectBackend:
         check_key(key)
         return None
 
-    def _persist(self, attempt: Callable[[Attempts], T], kind: str, key: str) -> T:
+    def _persist(
+        self, attempt: Callable[[Attempts], T], kind: str, key: str, policy: Policy | None = None
+    ) -> T:
         def understood(error: Exception) -> Answer:
             answer = understand(error, key, self.url)
             self.requests.add(f"retried {kind}" if answer.error is None else f"failed {kind}")
@@ -193,7 +222,7 @@ class ObjectBackend:
         result = persist(
             attempt,
             understood,
-            self.policy,
+            policy or self._clients.single.policy,
             what=f"{kind} of {key or 'the root'}",
             url=self.url,
             contacted=lambda: self._contacted,

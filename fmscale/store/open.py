@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from obstore.store import AzureStore, GCSStore, MemoryStore, S3Store
@@ -24,17 +24,24 @@ from fmscale.errors import ConfigError
 from fmscale.store.answers import scrub
 from fmscale.store.backend import Backend
 from fmscale.store.credentials import profile_credentials
+from fmscale.store.foreign import FsspecBackend
 from fmscale.store.keys import check_prefix
 from fmscale.store.local import LocalBackend
-from fmscale.store.objects import ObjectBackend
+from fmscale.store.objects import Client, Clients, ObjectBackend
 from fmscale.store.retry import Policy
 
 DEADLINE = 60.0
 """Seconds: survives an outage of half a minute, which is what a restart of a storage gateway takes."""
 LONGEST_STALL = 10.0
 """Seconds without a byte after which a request is cut and repeated."""
+CREATE_STALL = 20.0
+"""For conditional puts: SeaweedFS answers the last of 16 losers after 7 s, and cutting one makes its outcome
+uncertain."""
 BULK_STALL = 60.0
 """For parts of an upload, whose answer comes only after 16 MiB were sent: down to 0.3 MB/s is fine."""
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, RetryConfig
 
 _COMMON = {"read_only"}
 _S3_OPTIONS = {"endpoint", "region", "profile", "anonymous"}
@@ -68,26 +75,15 @@ def open_store(url: str, *, read_only: bool = False, deadline: float = DEADLINE)
     read_only = read_only or _flag(place, "read_only")
     if place.scheme == "file":
         return LocalBackend(Path(place.bucket), read_only=read_only)
-    policy = Policy(deadline=deadline, stall=min(LONGEST_STALL, deadline / 4))
-    if place.scheme == "memory":
-        with _memory_lock:
-            shared = _memory.setdefault(place.bucket, MemoryStore())
-        client = bulk = _below(shared, place.prefix)
-    elif place.scheme == "s3":
-        client, bulk = (_s3(place, **limits) for limits in _limits(policy))
-    elif place.scheme == "gs":
-        client, bulk = (
-            GCSStore(place.bucket, prefix=place.prefix or None, **limits) for limits in _limits(policy)
-        )
-    elif place.scheme == "az":
-        client, bulk = (
-            AzureStore(place.bucket, prefix=place.prefix or None, **limits) for limits in _limits(policy)
-        )
-    else:
-        from fmscale.store.foreign import FsspecBackend
-
+    if place.scheme not in ("memory", "s3", "gs", "az"):
+        policy = Policy(deadline=deadline, stall=min(LONGEST_STALL, deadline / 4))
         return FsspecBackend(url, policy=policy, read_only=read_only)
-    return ObjectBackend(client, bulk, url=place.shown, policy=policy, read_only=read_only)
+    clients = Clients(
+        single=_client(place, deadline, min(LONGEST_STALL, deadline / 4), repeats=0),
+        create=_client(place, deadline, min(CREATE_STALL, deadline / 3), repeats=0),
+        bulk=_client(place, deadline, min(BULK_STALL, deadline), repeats=20),
+    )
+    return ObjectBackend(clients, url=place.shown, read_only=read_only)
 
 
 def parse_url(url: str) -> Location:
@@ -114,6 +110,12 @@ def parse_url(url: str) -> Location:
     if not parts.netloc:
         raise ConfigError(
             "the store URL names no bucket", found=url, remedy=f"Write {scheme}://BUCKET/PREFIX."
+        )
+    if scheme == "memory" and parts.path.strip("/"):
+        raise ConfigError(
+            "a memory store has no folders of its own",
+            found=url,
+            remedy="Write memory://NAME, without a path.",
         )
     prefix = check_prefix(unquote(parts.path).strip("/"))
     shown = f"{scheme}://{parts.netloc}" + (f"/{prefix}" if prefix else "")
@@ -145,30 +147,30 @@ def _flag(place: Location, name: str) -> bool:
     return value in ("", "true", "1")
 
 
-def _limits(policy: Policy) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options of the client for single requests (which `persist` repeats) and of the one for uploads."""
-    connect = timedelta(seconds=min(5.0, policy.stall))
-    single = {
-        "client_options": {
-            "connect_timeout": connect,
-            "read_timeout": timedelta(seconds=policy.stall),
-            "timeout": timedelta(seconds=policy.deadline / 2),
-        },
-        "retry_config": {"max_retries": 0, "retry_timeout": timedelta(seconds=policy.stall)},
+def _client(place: Location, deadline: float, stall: float, *, repeats: int) -> Client:
+    policy = Policy(deadline=deadline, stall=stall)
+    if place.scheme == "memory":
+        with _memory_lock:
+            return Client(store=_memory.setdefault(place.bucket, MemoryStore()), policy=policy)
+    limits: ClientConfig = {
+        "connect_timeout": timedelta(seconds=min(5.0, stall)),
+        "read_timeout": timedelta(seconds=stall),
+        # A server that trickles is cut too: 16 MiB in half a minute is 0.5 MB/s.
+        "timeout": timedelta(seconds=max(deadline / 2, 2 * stall)),
     }
-    stall = min(BULK_STALL, policy.deadline)
-    bulk = {
-        "client_options": {
-            "connect_timeout": connect,
-            "read_timeout": timedelta(seconds=stall),
-            "timeout": timedelta(seconds=2 * stall),
-        },
-        "retry_config": {"max_retries": 20, "retry_timeout": timedelta(seconds=policy.deadline)},
-    }
-    return single, bulk
+    retry: RetryConfig = {"max_retries": repeats, "retry_timeout": timedelta(seconds=deadline)}
+    prefix = place.prefix or None
+    store: Any
+    if place.scheme == "s3":
+        store = _s3(place, limits, retry)
+    elif place.scheme == "gs":
+        store = GCSStore(place.bucket, prefix=prefix, client_options=limits, retry_config=retry)
+    else:
+        store = AzureStore(place.bucket, prefix=prefix, client_options=limits, retry_config=retry)
+    return Client(store=store, policy=policy)
 
 
-def _s3(place: Location, client_options: dict[str, Any], retry_config: dict[str, Any]) -> S3Store:
+def _s3(place: Location, limits: "ClientConfig", retry: "RetryConfig") -> S3Store:
     options: dict[str, Any] = {"virtual_hosted_style_request": False} if "endpoint" in place.options else {}
     endpoint = place.options.get("endpoint")
     if endpoint:
@@ -182,7 +184,7 @@ def _s3(place: Location, client_options: dict[str, Any], retry_config: dict[str,
             raise ConfigError("the endpoint must not contain credentials", found=scrub(endpoint))
         options["endpoint"] = endpoint
         if endpoint.startswith("http://"):
-            client_options = {**client_options, "allow_http": True}
+            limits = {**limits, "allow_http": True}
             # Signing the payload costs 1.2 CPU seconds a GB and guards nothing that the digests do not.
             options["unsigned_payload"] = True
     if "region" in place.options:
@@ -195,18 +197,8 @@ def _s3(place: Location, client_options: dict[str, Any], retry_config: dict[str,
     return S3Store(
         place.bucket,
         prefix=place.prefix or None,
-        client_options=client_options,
-        retry_config=retry_config,
+        client_options=limits,
+        retry_config=retry,
         credential_provider=provider,
         **options,
-    )
-
-
-def _below(store: MemoryStore, prefix: str) -> Any:
-    if not prefix:
-        return store
-    raise ConfigError(
-        "a memory store has no folders of its own",
-        found=prefix,
-        remedy="Write memory://NAME, without a path.",
     )
