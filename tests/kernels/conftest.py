@@ -1,0 +1,92 @@
+"""Kernel tests run the real kernels: on CUDA where there is a device, else under Triton's interpreter.
+
+The interpreter is chosen by TRITON_INTERPRET when a kernel is decorated, so it must be set before
+`fmscale.kernels` is imported, and such a process cannot compile: the compile gate has its own.
+
+Under the interpreter a bfloat16 is its bit pattern, a uint16: products of them are garbage and casts
+truncate (Triton's maintainers do not mean to change it). The two functions below put that right,
+so that the same source is tested in bf16 as it behaves on a GPU. Autotuning needs a GPU: take the
+first configuration.
+"""
+
+import os
+import sys
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    if "fmscale.kernels" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
+        raise pytest.UsageError(
+            "fmscale.kernels was imported before tests/kernels/conftest.py could choose the interpreter; "
+            "run with TRITON_INTERPRET=1 set, or tests/kernels on its own"
+        )
+    os.environ["TRITON_INTERPRET"] = "1"
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+if INTERPRETED:
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime import autotuner, interpreter
+
+    def _widen(handle: interpreter.TensorHandle) -> np.ndarray:
+        if handle.dtype.scalar == tl.bfloat16:
+            return (handle.data.astype(np.uint32) << 16).view(np.float32)
+        return handle.data
+
+    def _dot(self, a, b, d, input_precision, max_num_imprecise_acc):  # type: ignore[no-untyped-def]
+        # fp16 products are exact in fp32, which is also many times faster in numpy than fp16
+        wide = np.float64 if d.data.dtype == np.float64 else np.float32
+        product = np.matmul(_widen(a).astype(wide, copy=False), _widen(b).astype(wide, copy=False))
+        return interpreter.TensorHandle(product.astype(d.data.dtype, copy=False) + d.data, d.dtype.scalar)
+
+    _cast = interpreter.InterpreterBuilder.cast_impl
+    _round = interpreter.InterpreterBuilder.create_fp_to_fp
+
+    def _to_bfloat16(data: np.ndarray) -> np.ndarray:
+        bits = np.ascontiguousarray(data).view(np.uint32)
+        rounded = (bits + (np.uint32(0x7FFF) + ((bits >> 16) & 1))) >> 16
+        return np.where(np.isnan(data), np.uint32(0x7FC0), rounded).astype(np.uint16)
+
+    def _cast_impl(self, source, target):  # type: ignore[no-untyped-def]
+        kinds = (source.dtype.scalar, target.scalar)
+        if kinds[1] == tl.bfloat16 and kinds[0] in (tl.float32, tl.float16):
+            return interpreter.TensorHandle(_to_bfloat16(source.data.astype(np.float32)), tl.bfloat16)
+        if kinds[0] == tl.bfloat16 and kinds[1] in (tl.float32, tl.float64, tl.float16):
+            wide = _widen(source).astype(interpreter._get_np_dtype(target))
+            return interpreter.TensorHandle(wide, target.scalar)
+        return _cast(self, source, target)
+
+    def _fp_to_fp(self, source, target, rounding):  # type: ignore[no-untyped-def]
+        if tl.bfloat16 in (source.dtype.scalar, target.scalar):
+            return _cast_impl(self, source, target)
+        return _round(self, source, target, rounding)
+
+    interpreter.InterpreterBuilder.create_dot = _dot
+    interpreter.InterpreterBuilder.cast_impl = _cast_impl
+    interpreter.InterpreterBuilder.create_fp_to_fp = _fp_to_fp
+
+    _run = autotuner.Autotuner.run
+
+    def _first(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        self.configs = self.configs[:1]
+        return _run(self, *args, **kwargs)
+
+    autotuner.Autotuner.run = _first
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked gpu where there is no CUDA device."""
+    if torch.cuda.is_available() and not INTERPRETED:
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device: kernels are compiled and run at real sizes")
+    for item in items:
+        if item.get_closest_marker("gpu") is not None:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where kernels run: CUDA, or the CPU under the interpreter."""
+    return torch.device("cpu" if INTERPRETED else "cuda")
