@@ -1,0 +1,37 @@
+"""Which device this rank computes on."""
+
+from fmscale.errors import ConfigError
+from fmscale.runtime.world import World
+
+
+def pick_device(world: World, wanted: str = "auto") -> str:
+    """ "cuda:N" or "cpu" for this rank.
+
+    `wanted`: "auto" takes a GPU where there is one, "cuda" insists on it, "cpu" does without. A rank that
+    sees exactly one GPU takes it (Slurm shows each task its own); otherwise rank i of a node takes GPU i.
+    Raises ConfigError if there are fewer GPUs than ranks, or `wanted` is something else.
+    """
+    if wanted not in ("auto", "cuda", "cpu"):
+        raise ConfigError("The device must be auto, cuda or cpu", found=wanted)
+    if wanted == "cpu":
+        return "cpu"
+    from torch import cuda
+
+    count = cuda.device_count() if cuda.is_available() else 0
+    if not count:
+        if wanted == "auto":
+            return "cpu"
+        raise ConfigError(
+            "There is no CUDA device that torch can use",
+            found=wanted,
+            remedy="Take device auto or cpu, or install a CUDA build of torch and a driver for it.",
+        )
+    if count == 1:
+        return "cuda:0"
+    if world.local_rank >= count:
+        raise ConfigError(
+            f"{world.local_size} ranks on a node with {count} GPUs",
+            found=f"local rank {world.local_rank}",
+            remedy=f"Start at most {count} ranks a node, or take device cpu.",
+        )
+    return f"cuda:{world.local_rank}"

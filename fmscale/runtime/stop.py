@@ -1,0 +1,106 @@
+"""A stop that is asked for from outside and obeyed between steps: SIGTERM, SIGUSR1, or a deadline.
+
+Slurm sends SIGUSR1 ahead of the time limit (`--signal=B:USR1@300`) and SIGTERM before it kills. The handler
+only sets a flag; every loop (training, evaluation, ingest, waiting) polls it. Ranks get the signal at
+different moments, so they stop at the step on which `agree` says so, together.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterable
+from enum import IntEnum
+from types import FrameType
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Stop(IntEnum):
+    """Why to stop; the numbers travel between ranks and the largest wins."""
+
+    NO = 0
+    DEADLINE = 1
+    """The time that the run was given is up."""
+    SIGUSR1 = 2
+    """The scheduler says that time is nearly up."""
+    SIGTERM = 3
+    """The scheduler is about to kill the job."""
+
+
+class StopFlag:
+    """Set by a signal or by the clock, polled between steps.
+
+    `seconds` is the time from now that the run may take. Signals are handled from `install` until `remove`.
+    """
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self._deadline = None if seconds is None else time.monotonic() + seconds
+        self._signalled = Stop.NO
+        self._owner = os.getpid()
+        self._event = threading.Event()
+        self._before: dict[int, object] = {}
+
+    def install(self, signals: Iterable[signal.Signals] = STOP_SIGNALS) -> "StopFlag":
+        """Handle `signals` (main thread only). Processes forked from this one ignore them: the parent decides
+        when its helpers end, and a loader's child that died of SIGTERM would fail the save it is part of.
+        """
+        for number in signals:
+            self._before[number] = signal.signal(number, self._handle)
+        os.register_at_fork(after_in_child=self._ignore_in_child)
+        return self
+
+    def remove(self) -> None:
+        """Put the handlers back that were there before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._before.clear()
+
+    @property
+    def reason(self) -> Stop:
+        """Why to stop, or Stop.NO. A signal outranks the deadline."""
+        if self._signalled:
+            return self._signalled
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            return Stop.DEADLINE
+        return Stop.NO
+
+    def __bool__(self) -> bool:
+        return self.reason is not Stop.NO
+
+    def wait(self, seconds: float) -> bool:
+        """Wait up to `seconds`, less if a stop comes; whether it came."""
+        if self._deadline is not None:
+            seconds = min(seconds, max(0.0, self._deadline - time.monotonic()))
+        self._event.wait(seconds)
+        return bool(self)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        reason = Stop.SIGUSR1 if number == signal.SIGUSR1 else Stop.SIGTERM
+        self._signalled = max(self._signalled, reason)
+        self._event.set()
+
+    def _ignore_in_child(self) -> None:
+        if self._before:
+            ignore_stop_signals()
+
+
+def ignore_stop_signals() -> None:
+    """Make this process deaf to the stop signals: the first call in a spawned helper process."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def agree(flag: StopFlag) -> Stop:
+    """The strongest reason that any rank has; the same answer on every rank, so call it on all, once a step.
+
+    Costs one all-reduce of a number on the host, and nothing where torch.distributed is not initialised.
+    """
+    from torch import distributed, int32, tensor
+
+    reason = flag.reason
+    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return reason
+    strongest = tensor(int(reason), dtype=int32)
+    distributed.all_reduce(strongest, op=distributed.ReduceOp.MAX)
+    return Stop(int(strongest))

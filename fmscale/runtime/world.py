@@ -1,0 +1,246 @@
+"""Where this process stands among the run's processes, read from what its launcher put in the environment.
+
+torchrun and deepspeed (RANK, ...), mpirun of Open MPI (OMPI_*) and MPICH or Intel MPI (PMI_*, MPI_*), srun
+(SLURM_* of a step), or none. An environment that says half of it, or two different things, is refused: a
+guess here shows up hours later as a hang, or as ranks that all train the same samples.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from fmscale.errors import ConfigError
+
+Launcher = Literal["torchrun", "mpirun", "srun", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """This process's place."""
+
+    rank: int = 0
+    """Number of this process, 0 <= rank < world_size."""
+    world_size: int = 1
+    """Processes of the run."""
+    local_rank: int = 0
+    """Number of this process on its node."""
+    local_size: int = 1
+    """Processes of the run on this node."""
+    node: int = 0
+    """Number of this node. Where the launcher does not say, ranks are taken to fill node after node."""
+    dp_rank: int = 0
+    """Place among data-parallel ranks: which share of each batch this process takes."""
+    dp_size: int = 1
+    """Data-parallel ranks."""
+    launcher: Launcher = "none"
+    """Which family of variables said so; deepspeed counts as torchrun."""
+    master: tuple[str, int] | None = None
+    """Host and port where the processes meet; None where they must agree on one (mpirun) or there is one."""
+    hosted: bool = False
+    """Whether the launcher itself serves that port (torchrun's agent), so that rank 0 must not."""
+    attempt: int = 0
+    """How often the launcher has restarted the processes."""
+    notice: str = ""
+    """What the user should hear about how this was found; usually nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Family:
+    """The variables of one launcher."""
+
+    name: str
+    launcher: Launcher
+    rank: str
+    world_size: str
+    local_rank: str
+    local_size: str
+
+    @property
+    def variables(self) -> tuple[str, str, str, str]:
+        return self.rank, self.world_size, self.local_rank, self.local_size
+
+
+TORCHRUN = _Family(
+    name="torchrun or deepspeed",
+    launcher="torchrun",
+    rank="RANK",
+    world_size="WORLD_SIZE",
+    local_rank="LOCAL_RANK",
+    local_size="LOCAL_WORLD_SIZE",
+)
+OPEN_MPI = _Family(
+    name="Open MPI's mpirun",
+    launcher="mpirun",
+    rank="OMPI_COMM_WORLD_RANK",
+    world_size="OMPI_COMM_WORLD_SIZE",
+    local_rank="OMPI_COMM_WORLD_LOCAL_RANK",
+    local_size="OMPI_COMM_WORLD_LOCAL_SIZE",
+)
+MPICH = _Family(
+    name="MPICH's mpirun",
+    launcher="mpirun",
+    rank="PMI_RANK",
+    world_size="PMI_SIZE",
+    local_rank="MPI_LOCALRANKID",
+    local_size="MPI_LOCALNRANKS",
+)
+SRUN = _Family(
+    name="srun",
+    launcher="srun",
+    rank="SLURM_PROCID",
+    world_size="SLURM_STEP_NUM_TASKS",
+    local_rank="SLURM_LOCALID",
+    local_size="SLURM_STEP_TASKS_PER_NODE",
+)
+UNSET_ALL = "Unset them to run alone, or start through the launcher."
+
+
+def read_world(environ: Mapping[str, str] = os.environ) -> World:
+    """The world that the environment describes.
+
+    An inner launcher hides an outer one: torchrun or deepspeed started by srun or mpirun, mpirun by srun.
+    Raises ConfigError that names the variables if they are half set, malformed, or disagree.
+    """
+    environ = _with_deepspeed_names(environ)
+    torch = _read(TORCHRUN, environ, TORCHRUN.variables[:3])
+    if torch and ("TORCHELASTIC_RUN_ID" in environ or "CROSS_SIZE" in environ):
+        return _finish(torch, environ)
+    open_mpi = _read(OPEN_MPI, environ, OPEN_MPI.variables)
+    in_step = SRUN.world_size in environ
+    mpich_signs = MPICH.variables[2:] if in_step else MPICH.variables
+    mpich = _read(MPICH, environ, mpich_signs)
+    found = [(f, w) for f, w in ((TORCHRUN, torch), (OPEN_MPI, open_mpi), (MPICH, mpich)) if w]
+    for family, world in found[1:]:
+        _agree(found[0], (family, world))
+    if found:
+        return _finish(found[0][1], environ)
+    if in_step and (step := _read(SRUN, environ, SRUN.variables)):
+        if MPICH.rank in environ:
+            _agree((SRUN, step), (MPICH, replace(step, rank=_integer(environ, MPICH.rank))))
+        return _finish(step, environ)
+    tasks = environ.get("SLURM_NTASKS", "1")
+    if tasks not in ("", "1"):
+        return World(
+            notice=f"The Slurm job has {tasks} tasks; this process runs alone. Use srun to start all."
+        )
+    return World()
+
+
+def _read(family: _Family, environ: Mapping[str, str], signs: tuple[str, ...]) -> World | None:
+    """What one launcher's variables say; None if none of the telling ones is set."""
+    present = [name for name in signs if name in environ]
+    if not present:
+        return None
+    missing = [name for name in family.variables if name not in environ]
+    if missing:
+        raise ConfigError(
+            f"The environment has half of what {family.name} sets: {', '.join(missing)} not set",
+            found={name: environ[name] for name in family.variables if name in environ},
+            remedy=UNSET_ALL,
+        )
+    rank = _integer(environ, family.rank)
+    size = _integer(environ, family.world_size)
+    local_rank = _integer(environ, family.local_rank)
+    if family is SRUN:
+        node = _integer(environ, "SLURM_NODEID")
+        local_size = _tasks_on_node(environ[family.local_size], node)
+    else:
+        local_size = _integer(environ, family.local_size)
+        node = (rank - local_rank) // local_size if local_size else 0
+        if family is TORCHRUN and "GROUP_RANK" in environ:
+            node = _integer(environ, "GROUP_RANK")
+    if not (rank < size and local_rank < local_size <= size):
+        raise ConfigError(
+            f"The variables of {family.name} contradict one another",
+            found={name: environ[name] for name in family.variables},
+            remedy="A rank is below its size, and a node has no more ranks than the world. " + UNSET_ALL,
+        )
+    return World(
+        rank=rank,
+        world_size=size,
+        local_rank=local_rank,
+        local_size=local_size,
+        node=node,
+        dp_rank=rank,
+        dp_size=size,
+        launcher=family.launcher,
+    )
+
+
+def _agree(one: tuple[_Family, World], other: tuple[_Family, World]) -> None:
+    """Refuse two launchers' variables that do not mean the same place."""
+    (a, world_a), (b, world_b) = one, other
+    if (world_a.rank, world_a.world_size) != (world_b.rank, world_b.world_size):
+        raise ConfigError(
+            f"The variables of {a.name} and of {b.name} disagree",
+            found={
+                a.rank: world_a.rank,
+                a.world_size: world_a.world_size,
+                b.rank: world_b.rank,
+                b.world_size: world_b.world_size,
+            },
+            remedy=f"Unset {', '.join(a.variables)} or {', '.join(b.variables)}.",
+        )
+
+
+def _finish(world: World, environ: Mapping[str, str]) -> World:
+    """`world` with the meeting point."""
+    given = [name for name in ("MASTER_ADDR", "MASTER_PORT") if environ.get(name)]
+    if len(given) == 1 or (not given and world.launcher == "torchrun" and world.world_size > 1):
+        raise ConfigError(
+            "MASTER_ADDR and MASTER_PORT, where the processes meet, must both be set",
+            found={name: environ[name] for name in given} or None,
+            remedy="Set both to rank 0's host and a free port there.",
+        )
+    master = None
+    if given:
+        master = (environ["MASTER_ADDR"], _integer(environ, "MASTER_PORT"))
+    elif world.launcher == "srun" and "SLURM_STEP_NODELIST" in environ:
+        job = _integer(environ, "SLURM_JOB_ID") + _integer(environ, "SLURM_STEP_ID")
+        master = (_first_host(environ["SLURM_STEP_NODELIST"]), 20_000 + job % 10_000)
+    return replace(
+        world,
+        master=master,
+        hosted=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+        attempt=_integer(environ, "TORCHELASTIC_RESTART_COUNT", "0"),
+    )
+
+
+def _with_deepspeed_names(environ: Mapping[str, str]) -> Mapping[str, str]:
+    """With torchrun's names for what deepspeed's launcher calls LOCAL_SIZE and CROSS_RANK."""
+    names = {"LOCAL_SIZE": "LOCAL_WORLD_SIZE", "CROSS_RANK": "GROUP_RANK"}
+    return {**{names[name]: environ[name] for name in names if name in environ}, **environ}
+
+
+def _integer(environ: Mapping[str, str], name: str, default: str = "") -> int:
+    text = environ.get(name, default)
+    if not text.isdecimal():
+        raise ConfigError(f"{name} must be a whole number, 0 or more", found=text, remedy=UNSET_ALL)
+    return int(text)
+
+
+def _tasks_on_node(text: str, node: int) -> int:
+    """Slurm's tasks per node, such as "4(x2),3", at one node."""
+    counts: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if not match:
+            raise ConfigError(f"{SRUN.local_size} is not understood", found=text, remedy=UNSET_ALL)
+        counts += [int(match[1])] * int(match[2] or 1)
+    if node >= len(counts):
+        raise ConfigError(
+            f"SLURM_NODEID and {SRUN.local_size} contradict one another",
+            found={"SLURM_NODEID": node, SRUN.local_size: text},
+            remedy=UNSET_ALL,
+        )
+    return counts[node]
+
+
+def _first_host(nodelist: str) -> str:
+    """The first host of Slurm's "gpu[007-012,20],cpu1"."""
+    match = re.match(r"([^,\[]+)(?:\[(\w+)[^\]]*\]([^,]*))?", nodelist)
+    if not match:
+        raise ConfigError("SLURM_STEP_NODELIST is not understood", found=nodelist, remedy=UNSET_ALL)
+    return match[1] + (match[2] or "") + (match[3] or "")
