@@ -12,64 +12,18 @@ recompile under `torch.compile` and make a step's arithmetic depend on how its r
 
 import contextlib
 import functools
-import importlib.util
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any
 
 import torch
+from fmscale.kernels.launch import TRITON_VERSION, round_up
 
 from fmscale.errors import KernelError
 
-HAVE_TRITON = importlib.util.find_spec("triton") is not None
-if HAVE_TRITON:
-    import triton
-    import triton.language as tl
-
-    TRITON_VERSION = str(triton.__version__)
-    INTERPRETED = bool(triton.knobs.runtime.interpret)
-else:
-
-    class _Absent:
-        """Stands for `triton.language` in kernel signatures where triton is not installed."""
-
-        constexpr = object
-
-    tl = _Absent
-    TRITON_VERSION = "absent"
-    INTERPRETED = False
-
-__all__ = [
-    "BACKENDS",
-    "HAVE_TRITON",
-    "INTERPRETED",
-    "TRITON_VERSION",
-    "TUNED",
-    "Config",
-    "Entry",
-    "Kernel",
-    "Table",
-    "accumulator",
-    "announced",
-    "bucket",
-    "choose",
-    "config",
-    "device_name",
-    "forced",
-    "jit",
-    "on",
-    "read_table",
-    "round_up",
-    "tables",
-    "tl",
-    "tl_dtype",
-    "triton_refusal",
-    "use_table",
-    "write_table",
-]
 FORMAT_VERSION = 1
 TUNED = Path(__file__).parent / "tuned"
 BACKENDS = ("triton", "sdpa", "eager")
@@ -108,17 +62,6 @@ class Table:
     """Configurations whose numbers were wrong or that crashed, with the reason and the ptxas version."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """torch, triton, ptxas and driver of the run."""
-
-
-class Kernel(Protocol):
-    """A Triton kernel: `kernel[grid](arguments)` launches it."""
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., object]: ...
-
-
-def jit(kernel: Callable[..., None]) -> Kernel:
-    """`triton.jit`, or the function unchanged where triton is absent and it can never be launched."""
-    return cast(Kernel, triton.jit(kernel) if HAVE_TRITON else kernel)
 
 
 def read_table(path: Path) -> Table:
@@ -182,11 +125,6 @@ for _path in sorted(TUNED.glob("*.json")):
     use_table(read_table(_path))
 
 
-def round_up(size: int) -> int:
-    """The next power of two at or above `size`."""
-    return 1 << max(0, size - 1).bit_length()
-
-
 def bucket(dtype: torch.dtype, **sizes: int) -> str:
     """A bucket's name: `bucket(torch.bfloat16, D=4000)` is "bfloat16 D4096"."""
     return " ".join([str(dtype).removeprefix("torch."), *(f"{n}{round_up(s)}" for n, s in sizes.items())])
@@ -203,15 +141,6 @@ def device_name(device: torch.device) -> str:
     if device.type != "cuda":
         return device.type
     return _device_name(device.index if device.index is not None else torch.cuda.current_device())
-
-
-def triton_refusal(device: torch.device) -> str | None:
-    """Why no Triton kernel can run on `device`, or None."""
-    if not HAVE_TRITON:
-        return "triton is not installed"
-    if device.type != "cuda" and not INTERPRETED:
-        return f"Triton kernels do not run on {device.type} (only under TRITON_INTERPRET=1, for tests)"
-    return None
 
 
 def choose(op: str, backend: str, device: torch.device, case: str, refusals: Mapping[str, str | None]) -> str:
@@ -284,18 +213,3 @@ def forced(op: str, kernel: str, chosen: Config) -> Iterator[None]:
     finally:
         _forced.clear()
         _forced.update(before)
-
-
-def on(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Make `device` current for a launch: Triton launches on the current CUDA device, whatever it got."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-
-
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """The dtype a kernel computes in: fp64 for fp64 (so that gradcheck can run), else fp32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def tl_dtype(dtype: torch.dtype) -> Any:
-    """The Triton dtype of `dtype`, to be passed as a constexpr."""
-    return getattr(tl, str(dtype).removeprefix("torch."))

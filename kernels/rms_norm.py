@@ -8,19 +8,8 @@ then over the programs in order), so its bits do not depend on scheduling.
 from typing import Any
 
 import torch
-from fmscale.kernels.dispatch import (
-    Config,
-    accumulator,
-    bucket,
-    choose,
-    config,
-    jit,
-    on,
-    round_up,
-    tl,
-    tl_dtype,
-    triton_refusal,
-)
+from fmscale.kernels.dispatch import Config, bucket, choose, config
+from fmscale.kernels.launch import accumulator, jit, on, round_up, rows, tl, tl_dtype, triton_refusal
 from torch import Tensor
 
 from fmscale.errors import KernelError
@@ -87,6 +76,17 @@ def _reduce_kernel(  # type: ignore[no-untyped-def]
     tl.store(DW + column, tl.sum(total, axis=0).to(DW.dtype.element_ty), mask=column < D)
 
 
+def sum_partials(partial: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sum of `partial` (programs, D) over the programs, in order, as (D,) of `dtype`."""
+    programs, D = partial.shape
+    total = partial.new_empty(D, dtype=dtype)
+    with on(partial.device):
+        _reduce_kernel[(-(-D // 128),)](
+            partial, total, programs, D, ACC=tl_dtype(partial.dtype), ROWS=32, BLOCK=128, num_warps=4
+        )
+    return total
+
+
 def configs(D: int) -> dict[str, tuple[Config, ...]]:
     """Launch configurations per kernel for rows of D elements; the first is the default.
 
@@ -106,17 +106,17 @@ def configs(D: int) -> dict[str, tuple[Config, ...]]:
 
 @torch.library.custom_op("fmscale::rms_norm", mutates_args=())
 def _op(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    rows, D = x.shape
+    count, D = x.shape
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     h = x.new_empty(0) if residual is None else torch.empty_like(y, dtype=residual.dtype)
     acc = accumulator(x.dtype)
-    rstd = x.new_empty(rows, dtype=acc)
+    rstd = x.new_empty(count, dtype=acc)
     launch = dict(config("rms_norm", "forward", x.device, bucket(x.dtype, D=D), configs(D)["forward"][0]))
-    if rows:
+    if count:
         other = x if residual is None else residual
         with on(x.device):
-            _forward_kernel[(-(-rows // launch["ROWS"]),)](
-                x, other, weight, y, h, rstd, rows, D, x.stride(0), other.stride(0), eps,
+            _forward_kernel[(-(-count // launch["ROWS"]),)](
+                x, other, weight, y, h, rstd, count, D, x.stride(0), other.stride(0), eps,
                 RESIDUAL=residual is not None, ACC=tl_dtype(acc), BLOCK=round_up(D), **launch,
             )  # fmt: skip
     return y, h, rstd
@@ -133,23 +133,22 @@ def _fake(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tup
 def _backward_op(
     dy: Tensor, dh: Tensor | None, h: Tensor, weight: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor]:
-    rows, D = h.shape
+    count, D = h.shape
     dx = torch.empty_like(h, memory_format=torch.contiguous_format)
     default = configs(D)["backward"][0]
     launch = dict(config("rms_norm", "backward", h.device, bucket(dy.dtype, D=D), default))
-    programs = min(launch.pop("PROGRAMS"), -(-rows // launch["ROWS"]))
+    programs = min(launch.pop("PROGRAMS"), -(-count // launch["ROWS"]))
     partial = rstd.new_empty(programs, D)
-    dw = torch.empty_like(weight, memory_format=torch.contiguous_format)
     acc = tl_dtype(rstd.dtype)
     other = dy if dh is None else dh
-    with on(h.device):
-        if rows:
+    if count:
+        with on(h.device):
             _backward_kernel[(programs,)](
-                dy, other, h, weight, rstd, dx, partial, rows, D, dy.stride(0), other.stride(0), h.stride(0),
+                dy, other, h, weight, rstd, dx, partial, count, D,
+                dy.stride(0), other.stride(0), h.stride(0),
                 UPSTREAM_H=dh is not None, ACC=acc, BLOCK=round_up(D), **launch,
             )  # fmt: skip
-        _reduce_kernel[(-(-D // 128),)](partial, dw, programs, D, ACC=acc, ROWS=32, BLOCK=128, num_warps=4)
-    return dx, dw
+    return dx, sum_partials(partial, weight.dtype)
 
 
 @_backward_op.register_fake
@@ -169,17 +168,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 def _backward(ctx: Any, dy: Tensor, dh: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     h, weight, rstd = ctx.saved_tensors
-    upstream = _rows(dh) if ctx.residual else None
-    dx, dw = _backward_op(_rows(dy), upstream, h, weight, rstd)
+    upstream = rows(dh) if ctx.residual else None
+    dx, dw = _backward_op(rows(dy), upstream, h, weight, rstd)
     return dx.to(ctx.x_dtype), dx if ctx.residual else None, dw, None
 
 
 _op.register_autograd(_backward, setup_context=_save)
-
-
-def _rows(t: Tensor) -> Tensor:
-    t = t.reshape(-1, t.shape[-1])
-    return t if t.stride(-1) == 1 else t.contiguous()
 
 
 def rms_norm_eager(
@@ -217,5 +211,5 @@ def rms_norm(
     refusals = {"triton": triton_refusal(x.device) or wide, "eager": None}
     if choose("rms_norm", backend, x.device, bucket(x.dtype, D=D), refusals) == "eager":
         return rms_norm_eager(x, weight, residual, eps=eps)
-    y, h, _ = _op(_rows(x), None if residual is None else _rows(residual), weight.contiguous(), eps)
+    y, h, _ = _op(rows(x), None if residual is None else rows(residual), weight.contiguous(), eps)
     return y.view(x.shape) if residual is None else (y.view(x.shape), h.view(x.shape))
