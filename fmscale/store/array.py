@@ -175,7 +175,8 @@ def decode_metadata(data: bytes, where: str) -> ArrayLayout:
     layout, sharding = _parsed(lambda: _layout(document), where)
     codecs = [codec["name"] for codec in sharding["codecs"]]
     index_codecs = [codec["name"] for codec in sharding["index_codecs"]]
-    endian = {codec.get("configuration", {}).get("endian", "little") for codec in sharding["codecs"]}
+    both = [*sharding["codecs"], *sharding["index_codecs"]]
+    endian = {codec.get("configuration", {}).get("endian", "little") for codec in both}
     outer, inner = document["chunk_grid"]["configuration"]["chunk_shape"], sharding["chunk_shape"]
     rest = list(layout.shape[1:])
     wanted = {
@@ -185,6 +186,7 @@ def decode_metadata(data: bytes, where: str) -> ArrayLayout:
             {"name": "default", "configuration": {"separator": "/"}},
         ),
         "fill_value": (document["fill_value"], 0),
+        "storage_transformers": (document.get("storage_transformers", []), []),
         "inner codecs": (codecs, ["bytes"]),
         "byte order": (endian, {"little"}),
         "index codecs": (index_codecs, ["bytes", "crc32c"]),
