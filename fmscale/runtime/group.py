@@ -9,7 +9,7 @@ from fmscale.errors import ConfigError, RankError
 from fmscale.runtime.world import World
 
 if TYPE_CHECKING:
-    from torch.distributed.distributed_c10d import Store, TCPStore
+    from torch._C._distributed_c10d import Store, TCPStore
 
 LOOPBACK = "127.0.0.1"
 
@@ -64,7 +64,7 @@ def init_distributed(world: World, store: "Store", *, device: str, deadline: flo
 
 
 def _serve(host: str, port: int, deadline: float) -> "TCPStore":
-    from torch.distributed.distributed_c10d import DistError, TCPStore
+    from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
     try:
         return TCPStore(
@@ -79,7 +79,7 @@ def _serve(host: str, port: int, deadline: float) -> "TCPStore":
 
 
 def _reach(world: World, host: str, port: int, deadline: float) -> "Store":
-    from torch.distributed.distributed_c10d import DistError, TCPStore
+    from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
     try:
         return TCPStore(host, port, is_master=False, timeout=timedelta(seconds=deadline))

@@ -9,7 +9,6 @@ import logging
 import socket
 import time
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from fmscale.errors import RankError
@@ -17,12 +16,14 @@ from fmscale.runtime.scrub import scrub
 from fmscale.runtime.world import World
 
 if TYPE_CHECKING:
-    from torch.distributed.distributed_c10d import Store
+    from torch._C._distributed_c10d import Store
 
 logger = logging.getLogger(__name__)
 
-POLL_SECONDS = 1.0
-"""A waiting rank looks this often whether another has failed; the arrival itself wakes it at once."""
+SHORTEST_PAUSE = 0.002
+LONGEST_PAUSE = 0.25
+"""Pauses between looks grow between these: quick for ranks that are nearly together, and a few requests a
+second on rank 0 from each that waits long. (The store's own timed wait warns on stderr at each timeout.)"""
 FAILED = "failed"
 
 
@@ -50,28 +51,37 @@ class HostWaits:
     def wait(self, name: str, *, ranks: Sequence[int] | None = None, deadline: float = 3600.0) -> list[str]:
         """Wait until `ranks` (all, unless said otherwise) have arrived at `name`; the values they gave.
 
-        Raises RankError after `deadline` seconds, or as soon as a rank has reported its failure.
+        Raises RankError after `deadline` seconds, or as soon as a rank has reported its failure or the one
+        that serves the store is gone.
         """
+        from torch.distributed import DistNetworkError
+
+        try:
+            return self._wait(name, ranks, deadline)
+        except DistNetworkError as error:
+            raise RankError(
+                f"rank {self._world.rank} lost its connection to rank 0 while it waited in {name}",
+                remedy="Rank 0 ended or its node is gone; its error.json and log have the cause.",
+            ) from error
+
+    def _wait(self, name: str, ranks: Sequence[int] | None, deadline: float) -> list[str]:
         rank, use = self._world.rank, self._waited.get(name, 0) + 1
         wanted = list(range(self._world.world_size)) if ranks is None else list(ranks)
-        begin = time.monotonic()
-        noticed = begin
-        missing = wanted
-        while True:
-            missing = [other for other in missing if not self._store.check([_key(name, use, other)])]
-            now = time.monotonic()
-            if not missing:
-                break
-            self._raise_failure(name, now - begin)
-            if now - begin >= deadline:
+        begin = noticed = time.monotonic()
+        pause = SHORTEST_PAUSE
+        while missing := self._missing(name, use, wanted):
+            waited = time.monotonic() - begin
+            self._raise_failure(name, waited)
+            if waited >= deadline:
                 raise RankError(
-                    f"rank {rank} waited {now - begin:.0f} s for {_ranks(missing)} in {name}",
+                    f"rank {rank} waited {waited:.0f} s for {_ranks(missing)} in {name}",
                     remedy=f"Look at the log of {_ranks(missing)}; allow more time if the work needs it.",
                 )
-            if now - noticed >= self._notice_seconds:
-                noticed = now
-                logger.warning("rank %d waits %.0f s for %s in %s", rank, now - begin, _ranks(missing), name)
-            self._sleep(_key(name, use, missing[0]), min(POLL_SECONDS, deadline - (now - begin)))
+            if time.monotonic() - noticed >= self._notice_seconds:
+                noticed = time.monotonic()
+                logger.warning("rank %d waits %.0f s for %s in %s", rank, waited, _ranks(missing), name)
+            time.sleep(min(pause, max(0.0, deadline - waited)))
+            pause = min(2 * pause, LONGEST_PAUSE)
         waited = time.monotonic() - begin
         self.seconds[name] = self.seconds.get(name, 0.0) + waited
         if waited >= self._notice_seconds:
@@ -102,13 +112,11 @@ class HostWaits:
                 remedy="That rank's error.json and log have the cause.",
             )
 
-    def _sleep(self, key: str, seconds: float) -> None:
-        from torch.distributed import DistStoreError
-
-        try:
-            self._store.wait([key], timedelta(seconds=max(0.01, seconds)))
-        except DistStoreError:
-            return
+    def _missing(self, name: str, use: int, wanted: Sequence[int]) -> list[int]:
+        """The ranks that have not arrived."""
+        if self._store.check([_key(name, use, other) for other in wanted]):
+            return []
+        return [other for other in wanted if not self._store.check([_key(name, use, other)])]
 
 
 def _key(name: str, use: int, rank: int) -> str:

@@ -96,6 +96,7 @@ class _Pool:
         self.store: Any = None
         self.generation = 0
         self.size = 0
+        self.calls = 0
 
     def run(
         self, function: Callable[..., Any], size: int, args: tuple[Any, ...], timeout: float
@@ -104,12 +105,13 @@ class _Pool:
         self._grow(size)
         if size != self.size:
             self.generation, self.size = self.generation + 1, size
+        self.calls += 1
         used = self.ranks[:size]
         outcomes: dict[int, tuple[bool, Any]] = {}
         failed: list[int] = []
         deadline = time.monotonic() + timeout
         for number, rank in enumerate(used):
-            rank.pipe.send((number, size, self.generation, self.store.port, timeout, payload))
+            rank.pipe.send((number, size, self.generation, self.store.port, timeout, self.calls, payload))
         while len(outcomes) < size:
             pending = {used[n].pipe: n for n in range(size) if n not in outcomes}
             ready = wait(pending, max(0.0, deadline - time.monotonic()))
@@ -188,13 +190,15 @@ def _serve(pipe: Connection, stacks: str) -> None:
     joined = -1
     while True:
         try:
-            number, size, generation, port, timeout, payload = pipe.recv()
+            number, size, generation, port, timeout, call, payload = pipe.recv()
         except EOFError:
             return
         try:
             if generation != joined:
                 _join(number, size, generation, port, timeout)
                 joined = generation
+            # a name of its own for the keys that this call puts into the store that all calls share
+            os.environ["TORCHELASTIC_RESTART_COUNT"] = str(call)
             function, args = pickle.loads(payload)
             answer = (True, function(number, size, *args), "")
         except Exception as error:
@@ -211,6 +215,7 @@ def _join(number: int, size: int, generation: int, port: int, timeout: float) ->
     place = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
     os.environ.update({name: str(value) for name, value in place.items()})
     os.environ.update(MASTER_ADDR=LOOPBACK, MASTER_PORT=str(port), GROUP_RANK="0")
+    os.environ.update(TORCHELASTIC_RUN_ID="tests", TORCHELASTIC_USE_AGENT_STORE="True")
     store = distributed.TCPStore(LOOPBACK, port, is_master=False)
     distributed.init_process_group(
         "gloo",

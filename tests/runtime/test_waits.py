@@ -1,0 +1,152 @@
+"""Ranks that meet and wait for each other: on real processes, by name, with an end."""
+
+import logging
+import os
+import socket
+import threading
+import time
+from datetime import timedelta
+
+import pytest
+import torch
+from torch import distributed
+
+from fmscale.errors import ConfigError, RankError
+from fmscale.runtime.group import connect, init_distributed
+from fmscale.runtime.waits import HostWaits
+from fmscale.runtime.world import World, read_world
+from tests.helpers.ranks import run_ranks
+
+
+def rank_waits() -> HostWaits:
+    world = read_world(os.environ)
+    return HostWaits(connect(world, deadline=10), world)
+
+
+def exchange(rank: int, size: int) -> list[list[str]]:
+    waits = rank_waits()
+    return [waits.barrier("plan", value=f"{rank}/{use}", deadline=10) for use in range(3)]
+
+
+def follow_rank_zero(rank: int, size: int) -> list[str]:
+    waits = rank_waits()
+    heard = []
+    for use in range(3):
+        if rank == 0:
+            waits.arrive("ingest", str(use))
+        else:
+            heard += waits.wait("ingest", ranks=[0], deadline=10)
+    return heard
+
+
+def zero_never_comes(rank: int, size: int) -> None:
+    if rank:
+        waits = rank_waits()
+        waits.arrive("ingest")
+        waits.wait("ingest", ranks=[0, 1], deadline=0.2)
+
+
+def rank_one_fails(rank: int, size: int) -> float:
+    waits = rank_waits()
+    begin = time.monotonic()
+    if rank == 1:
+        waits.fail(ConfigError("No disk", found="s3://me:hunter22@host/b"), "restore")
+        return 0.0
+    with pytest.raises(RankError) as caught:
+        waits.barrier("restore", deadline=60)
+    assert f"rank {rank} waited " in caught.value.cause
+    assert "s in restore when rank 1 on " in caught.value.cause
+    assert "failed in restore: No disk: found 's3://***@host/b'" in caught.value.cause
+    return time.monotonic() - begin
+
+
+def server_goes(rank: int, size: int) -> None:
+    port = ""
+    if rank == 0:
+        own = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        port = str(own.port)
+    pool = rank_waits()
+    port = pool.barrier("port", value=port)[0]
+    if rank == 0:
+        pool.wait("connected", ranks=[1])
+        del own
+        return
+    world = World(rank=1, world_size=2, master=("127.0.0.1", int(port)))
+    waits = HostWaits(connect(world), world)
+    pool.arrive("connected")
+    waits.wait("save", ranks=[0], deadline=30)
+
+
+def add_up(rank: int, size: int) -> float:
+    world = read_world(os.environ)
+    distributed.destroy_process_group()
+    init_distributed(world, connect(world), device="cpu")
+    value = torch.tensor(float(rank))
+    distributed.all_reduce(value)
+    return value.item()
+
+
+def test_values_are_exchanged_and_names_can_be_used_again():
+    assert run_ranks(exchange, 3) == [[[f"{r}/{use}" for r in range(3)] for use in range(3)]] * 3
+    assert run_ranks(follow_rank_zero, 3) == [[], ["0", "1", "2"], ["0", "1", "2"]]
+
+
+def test_a_wait_that_is_too_long_says_who_for_whom_and_where():
+    with pytest.raises(RankError, match=r"waited 0 s for rank 0 in ingest") as caught:
+        run_ranks(zero_never_comes, 2)
+    assert "Look at the log of rank 0;" in caught.value.remedy
+
+
+def test_a_failure_ends_the_waits_of_the_others():
+    assert max(run_ranks(rank_one_fails, 3)) < 10
+
+
+def test_a_rank_zero_that_goes_ends_the_waits():
+    with pytest.raises(RankError, match="rank 1 lost its connection to rank 0 while it waited in save"):
+        run_ranks(server_goes, 2)
+
+
+def test_torch_distributed_over_the_same_store():
+    assert run_ranks(add_up, 2) == [1.0, 1.0]
+
+
+def test_a_process_alone_waits_for_nobody_and_needs_no_port():
+    world = World()
+    waits = HostWaits(connect(world), world)
+    assert waits.barrier("plan", value="x") == ["x"]
+
+
+def test_a_long_wait_is_logged_while_it_lasts(caplog: pytest.LogCaptureFixture):
+    store = distributed.HashStore()
+    store.set_timeout(timedelta(seconds=5))
+    patient = HostWaits(store, World(rank=3, world_size=4), notice_seconds=0.05)
+    late = HostWaits(store, World(rank=0, world_size=4))
+    logged = threading.Event()
+
+    class Told(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if " waits " in record.getMessage():
+                logged.set()
+
+    logging.getLogger("fmscale.runtime.waits").addHandler(Told())
+    waiter = threading.Thread(target=patient.wait, args=("ingest",), kwargs={"ranks": [0], "deadline": 20})
+    waiter.start()
+    assert logged.wait(10)
+    late.arrive("ingest")
+    waiter.join(10)
+    assert caplog.records[0].getMessage().endswith(" s for rank 0 in ingest")
+    assert caplog.records[-1].getMessage().startswith("rank 3 waited ")
+    assert patient.seconds["ingest"] >= 0.05
+
+
+def test_a_port_in_use_and_a_rank_zero_that_is_not_there():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match="Rank 0 cannot open the port") as caught:
+            connect(World(world_size=2, master=("127.0.0.1", port)), deadline=1)
+        assert caught.value.found == f"127.0.0.1:{port}"
+        assert "MASTER_PORT" in caught.value.remedy
+    with pytest.raises(RankError, match=r"rank 1 on .* did not reach rank 0 within 1 s"):
+        connect(World(rank=1, world_size=2, master=("127.0.0.1", port)), deadline=1)
