@@ -5,10 +5,11 @@ at any time, so that an interleaving is reproducible. The fate of a request is o
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from threading import Semaphore, Thread
 from typing import Any
 
-from fmscale.errors import StoreUnavailable
+from fmscale.errors import StoreError, StoreUnavailable
 from fmscale.store.backend import Backend
 
 FATES = ("ok", "lost_request", "lost_response", "twice", "late", "killed_before", "killed_after")
@@ -46,6 +47,7 @@ class Process:
 
     def step(self, fate: str = "ok") -> None:
         """Let the waiting request meet its fate, and run up to the next one."""
+        assert self.call is not None, f"the operation has ended: {self.result!r} {self.error!r}"
         self._fate = fate
         self._go.release()
         self._wait()
@@ -79,15 +81,14 @@ class Process:
         if self._fate == "late":
             self.late.append(effect)
             raise StoreUnavailable("the request was slow", found=name)
-        result = effect()
-        if self._fate == "twice":
-            result = effect()
-        if self._fate == "killed_after":
+        if self._fate in ("killed_after", "lost_response"):
+            with suppress(StoreError):
+                effect()
+            if self._fate == "lost_response":
+                raise StoreUnavailable("the response was lost", found=name)
             self.killed = True
             raise Killed
-        if self._fate == "lost_response":
-            raise StoreUnavailable("the response was lost", found=name)
-        return result
+        return [effect() for _ in range(2 if self._fate == "twice" else 1)][-1]
 
 
 class _Gate:
