@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fmscale.data.order.feistel import (
     U64,
@@ -37,6 +38,7 @@ ORDER_VERSION = 1
 """Version of this construction; part of every view. Golden vectors: tests/fixtures/order_v1.json."""
 MAX_LANES = 1024
 """Most lanes: more than nodes that will ever share a window."""
+Lanes = NDArray[np.uint32]
 _LANE_BITS = np.uint64(10)
 _ZERO, _ONE = np.array([0], dtype=np.uint64), np.array([1], dtype=np.uint64)
 _REVERSED = np.array([int(f"{i:010b}"[::-1], 2) for i in range(MAX_LANES)], dtype=np.uint64)
@@ -105,7 +107,7 @@ class Order:
         scalars = np.array([[*numbers, lanes.bit_length() - 1, lanes - 1]], dtype=np.uint64).T
         self.constants = Constants(*[*scalars, *regular, *final, *over_units[1:], _ZERO])
 
-    def rows(self, positions: U64) -> tuple[U64, U64]:
+    def rows(self, positions: U64) -> tuple[U64, Lanes]:
         """(row id, lane uint32) of positions of any epoch: position P is number P mod N of epoch ⌊P/N⌋.
 
         One-dimensional arrays here and below.
@@ -184,7 +186,7 @@ class Orders:
         self._table = CommitTable(*(np.concatenate(column) for column in zip(*tables, strict=True)))
         self._constants = Constants(*(np.concatenate(column) for column in zip(*constants, strict=True)))
 
-    def rows(self, source: np.ndarray, positions: U64) -> tuple[U64, U64, U64]:
+    def rows(self, source: np.ndarray, positions: U64) -> tuple[U64, Lanes, U64]:
         """(row id, lane uint32, epoch) of positions, each of the order that `source` numbers."""
         return _forward(self._of(source), self._table, positions)
 
@@ -199,7 +201,7 @@ class Orders:
         return Constants(*(column.take(source) for column in self._constants))
 
 
-def _forward(c: Constants, table: CommitTable, position: U64) -> tuple[U64, U64, U64]:
+def _forward(c: Constants, table: CommitTable, position: U64) -> tuple[U64, Lanes, U64]:
     epoch = position // c.rows
     key = epoch_key(c.key, epoch)
     if c.key.size == 1 and key.size and (epoch == epoch[0]).all():
@@ -208,7 +210,7 @@ def _forward(c: Constants, table: CommitTable, position: U64) -> tuple[U64, U64,
     return row, lane, epoch
 
 
-def _first_return(c: Constants, table: CommitTable, x: U64, key: U64) -> tuple[U64, U64]:
+def _first_return(c: Constants, table: CommitTable, x: U64, key: U64) -> tuple[U64, Lanes]:
     row, lane = _step(c, table, x, key)
     outside = np.flatnonzero(row >= c.rows)
     while outside.size:

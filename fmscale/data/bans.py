@@ -1,0 +1,152 @@
+"""Rows that are not to be trained on from some sample on: bans by people, quarantine of damaged chunks.
+
+A banned row's place is taken by the row that σ leads to next, in the same epoch; nothing else moves, and the
+substitute keeps the lane of the row it replaces, so that no rank's share changes. Where σ runs in a circle of
+banned rows, the walk goes on from the next position.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmscale.data.order.feistel import U64
+from fmscale.data.order.order import Orders
+from fmscale.errors import DataError
+
+_NEVER = np.uint64(2**64 - 1)
+_NO_ENTRY = 2**62
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ban:
+    """One ban or quarantine entry of an order log."""
+
+    source: int
+    """Index into the plan's sources."""
+    rows: tuple[tuple[int, int], ...]
+    """Ranges [first, stop) of row ids of the source's view."""
+    from_k: int
+    """First sample from which on the rows are never used."""
+    samples: tuple[int, ...] = ()
+    """Samples below `from_k` from which they are taken, too: those that a rank must deliver now. Their
+    substitutes are judged by the entries up to this one.
+    """
+    reason: str = ""
+    """For people."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry's body."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, body: dict[str, Any]) -> "Ban":
+        """The entry from a body."""
+        rows = tuple((int(first), int(stop)) for first, stop in body["rows"])
+        return cls(**{**body, "rows": rows, "samples": tuple(body["samples"])})
+
+
+class _Table:
+    """The bans of one source as disjoint pieces of its rows, each with what it takes to be in force there."""
+
+    def __init__(self, bans: Sequence[tuple[int, Ban]], rows: int) -> None:
+        ends = sorted({end for _, ban in bans for pair in ban.rows for end in pair} | {0})
+        self._starts = np.array(ends, dtype=np.uint64)
+        # A row is banned for k where one entry has from_k <= k, or has a number up to the last one that
+        # lists k: per piece the least from_k and the least number say both.
+        self._from = np.full(len(ends), _NEVER, dtype=np.uint64)
+        self._number = np.full(len(ends), _NO_ENTRY, dtype=np.int64)
+        for number, ban in bans:
+            for first, stop in ban.rows:
+                low, high = np.searchsorted(self._starts, np.array([first, stop], dtype=np.uint64))
+                np.minimum(self._from[low:high], np.uint64(ban.from_k), out=self._from[low:high])
+                np.minimum(self._number[low:high], number, out=self._number[low:high])
+        listed: dict[int, int] = {}
+        for number, ban in bans:
+            listed.update(dict.fromkeys(ban.samples, number))
+        self._listed = np.array(sorted(listed), dtype=np.uint64)
+        self._last = np.array([listed[k] for k in sorted(listed)] + [-1], dtype=np.int64)
+        banned = self._number < _NO_ENTRY
+        widths = np.diff(self._starts, append=np.uint64(rows))
+        self.allowed = rows - int(widths[banned].sum())
+        """Rows that no entry bans."""
+
+    def touched(self, row: U64) -> NDArray[np.bool_]:
+        """Rows that any entry names."""
+        return np.asarray(self._number[self._piece(row)] < _NO_ENTRY)
+
+    def banned(self, row: U64, k: U64) -> NDArray[np.bool_]:
+        """Whether each row must not be used for sample k."""
+        piece = self._piece(row)
+        place = np.searchsorted(self._listed, k)
+        listed = np.zeros(len(k), dtype=np.bool_)
+        inside = place < len(self._listed)
+        listed[inside] = self._listed[place[inside]] == k[inside]
+        last = np.where(listed, self._last[place], -1)
+        return np.asarray((self._from[piece] <= k) | (self._number[piece] <= last))
+
+    def _piece(self, row: U64) -> NDArray[np.intp]:
+        return np.searchsorted(self._starts, row, side="right") - 1
+
+
+class Bans:
+    """All bans of a plan, by source. Costs one binary search a sample where the source has any."""
+
+    def __init__(self, bans: Sequence[Ban], orders: Orders) -> None:
+        """In the order of the log. Raises DataError for a source or rows that do not exist, or if a source
+        would be left without a row.
+        """
+        self._orders = orders
+        by_source: dict[int, list[tuple[int, Ban]]] = {}
+        for number, ban in enumerate(bans):
+            if not 0 <= ban.source < len(orders.orders):
+                raise DataError("a ban names a source that the plan does not have", found=ban.source)
+            rows = orders.orders[ban.source].units.N
+            if not ban.rows or any(not 0 <= first < stop <= rows for first, stop in ban.rows):
+                raise DataError(
+                    f"a ban names rows outside source {ban.source}",
+                    found=ban.rows[:3],
+                    remedy=f"Rows go from 0 to {rows - 1}; ranges are [first, stop).",
+                )
+            by_source.setdefault(ban.source, []).append((number, ban))
+        self._tables = {
+            source: _Table(entries, orders.orders[source].units.N) for source, entries in by_source.items()
+        }
+        for source, table in self._tables.items():
+            if not table.allowed:
+                raise DataError(
+                    f"bans leave no row of source {source}",
+                    found=f"{orders.orders[source].units.N} rows banned",
+                    remedy="Give the source's weight to the others in a new stage instead.",
+                )
+
+    def banned(self, source: int, row: U64, k: U64) -> NDArray[np.bool_]:
+        """Whether each row of a source must not be used for sample k."""
+        table = self._tables.get(source)
+        return table.banned(row, k) if table else np.zeros(len(row), dtype=np.bool_)
+
+    def substitute(self, k: U64, source: NDArray[np.intp], position: U64, epoch: U64, row: U64) -> U64:
+        """The rows to use for samples, given those that their positions name; `row` itself where allowed."""
+        for number, table in self._tables.items():
+            mine = np.flatnonzero(source == number)
+            mine = mine[table.touched(row[mine])]
+            mine = mine[table.banned(row[mine], k[mine])]
+            if mine.size:
+                row = row.copy()
+                row[mine] = self._walk(number, table, k[mine], position[mine], epoch[mine], row[mine])
+        return row
+
+    def _walk(self, source: int, table: _Table, k: U64, position: U64, epoch: U64, row: U64) -> U64:
+        rows = np.uint64(self._orders.orders[source].units.N)
+        out, start = row.copy(), position - epoch * rows
+        left = np.arange(len(k))
+        while left.size:
+            here = np.full(len(left), source)
+            out[left] = self._orders.following(here, out[left], epoch[left])
+            left = left[table.banned(out[left], k[left])]
+            circle = left[out[left] == start[left]]
+            start[circle] = (start[circle] + np.uint64(1)) % rows
+            out[circle] = start[circle]
+        return out

@@ -1,0 +1,64 @@
+"""Which tokens of a commit are left after masks, counted without looking at the ones that are left."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fmscale.data.order.feistel import U64
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Tokens that follow one another in a commit."""
+
+    start: int
+    """First token, counted over all tokens of the split in the commit."""
+    count: int
+    """Number of tokens."""
+
+
+class Kept:
+    """The kept tokens of one split of one commit: all but some spans.
+
+    Memory and search time grow with the number of spans alone. A token has a position (among all tokens of
+    the split in the commit) and, if it is kept, a kept position (among those that are kept).
+    """
+
+    def __init__(self, tokens: int, starts: U64, stops: U64) -> None:
+        """`tokens` in all; masked are the spans [starts, stops), in any order, overlapping or not."""
+        order = np.argsort(starts, kind="stable")
+        starts, stops = starts[order], np.maximum.accumulate(stops[order]) if len(order) else stops
+        first = np.ones(len(order), dtype=np.bool_)
+        first[1:] = starts[1:] > stops[:-1]
+        groups = np.flatnonzero(first)
+        self._starts = starts[groups]
+        self._stops = stops[np.append(groups[1:], len(order)) - 1] if len(order) else stops
+        # Masked tokens up to the end of each span, and where each span would begin among the kept ones.
+        self._masked = np.cumsum(self._stops - self._starts, dtype=np.uint64)
+        self._places = self._stops - self._masked
+        self.tokens = tokens - (int(self._masked[-1]) if len(groups) else 0)
+        """Kept tokens."""
+
+    def spans(self, start: int, stop: int) -> list[Span]:
+        """Where the kept tokens with kept positions [start, stop) lie: spans in order."""
+        if not len(self._places):
+            return [Span(start, stop - start)]
+        span = int(np.searchsorted(self._places, np.uint64(start), side="right"))
+        out: list[Span] = []
+        while start < stop:
+            skipped = int(self._masked[span - 1]) if span else 0
+            end = min(stop, int(self._places[span])) if span < len(self._places) else stop
+            out.append(Span(start + skipped, end - start))
+            start, span = end, span + 1
+        return out
+
+    def place(self, position: U64) -> U64:
+        """Number of kept tokens before each position: the kept position, where the token is kept."""
+        if not len(self._places):
+            return position
+        span = np.searchsorted(self._starts, position, side="right")
+        # Inside a span, the kept position of the token that follows the span.
+        clear = np.maximum(position, np.where(span > 0, self._stops[span - 1], 0))
+        masked = np.concatenate((np.zeros(1, dtype=np.uint64), self._masked))[span]
+        out: U64 = clear - masked
+        return out
