@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -166,7 +167,7 @@ def test_torchrun_without_a_meeting_point():
 @pytest.mark.mpi
 def test_what_a_real_mpirun_sets():
     code = "import json; from fmscale.runtime.world import *; w = read_world(); print(json.dumps(vars(w)))"
-    mpirun = [sys.executable.replace("python", "mpirun"), "-n", "3"]
+    mpirun = [str(Path(sys.executable).with_name("mpirun")), "-n", "3"]
     out = subprocess.check_output([*mpirun, sys.executable, "-c", code], text=True, timeout=60)
     worlds = sorted((json.loads(line) for line in out.splitlines()), key=lambda world: world["rank"])
     assert [(w["rank"], w["local_rank"], w["world_size"], w["local_size"]) for w in worlds] == [

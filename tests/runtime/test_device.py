@@ -1,0 +1,46 @@
+"""The device of a rank, for every number of GPUs that it may see."""
+
+import pytest
+import torch
+
+from fmscale.errors import ConfigError
+from fmscale.runtime.device import pick_device
+from fmscale.runtime.world import World
+
+SECOND_OF_TWO = World(rank=1, world_size=2, local_rank=1, local_size=2)
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch):
+    def see(count: int) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+    return see
+
+
+@pytest.mark.parametrize(
+    ("count", "wanted", "expected"),
+    [
+        (0, "auto", "cpu"),
+        (1, "auto", "cuda:0"),
+        (2, "auto", "cuda:1"),
+        (4, "cuda", "cuda:1"),
+        (4, "cpu", "cpu"),
+    ],
+)
+def test_pick(gpus, count: int, wanted: str, expected: str):
+    gpus(count)
+    assert pick_device(SECOND_OF_TWO, wanted) == expected
+
+
+def test_refusals(gpus):
+    gpus(0)
+    with pytest.raises(ConfigError, match="no CUDA device"):
+        pick_device(World(), "cuda")
+    with pytest.raises(ConfigError, match="auto, cuda or cpu"):
+        pick_device(World(), "gpu")
+    gpus(2)
+    with pytest.raises(ConfigError, match="3 ranks on a node with 2 GPUs") as caught:
+        pick_device(World(rank=2, world_size=3, local_rank=2, local_size=3))
+    assert "at most 2 ranks" in caught.value.remedy

@@ -1,0 +1,139 @@
+"""error.json: the first failure, whole, without credentials, and readable by a person."""
+
+import json
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from fmscale.errors import FormatError, StoreError
+from fmscale.runtime.failure import (
+    Whereabouts,
+    clear_failure,
+    describe_failure,
+    failure_report,
+    first_failure,
+    recorded,
+    write_first,
+)
+from fmscale.runtime.scrub import scrub
+from fmscale.runtime.world import World
+
+WORLD = World(rank=3, world_size=4, local_rank=1, local_size=2, node=1)
+
+
+def fail(directory: Path, error: Exception, where: Whereabouts) -> None:
+    with recorded(directory, WORLD, where):
+        raise error
+
+
+def test_a_user_error_is_recorded_with_cause_value_and_remedy(tmp_path: Path):
+    error = StoreError("The store is full", found="s3://me:hunter22@host/b", remedy="Free some space.")
+    with pytest.raises(StoreError):
+        fail(tmp_path / "run", error, Whereabouts(phase="save", step=120))
+    report = first_failure(tmp_path / "run")
+    assert report
+    assert {
+        name: report[name] for name in ("rank", "node", "phase", "step", "type", "cause", "found", "remedy")
+    } == {
+        "rank": 3,
+        "node": 1,
+        "phase": "save",
+        "step": 120,
+        "type": "StoreError",
+        "cause": "The store is full",
+        "found": "s3://***@host/b",
+        "remedy": "Free some space.",
+    }
+    assert "in fail\n" in report["traceback"]
+    assert "hunter22" not in json.dumps(report)
+    assert describe_failure(report).splitlines() == [
+        f"rank 3 on {os.uname().nodename} failed first, in save at step 120:",
+        "StoreError: The store is full",
+        "  found:  s3://***@host/b",
+        "  remedy: Free some space.",
+    ]
+    assert os.listdir(tmp_path / "run") == ["error.json"]
+
+
+def test_an_unforeseen_error_is_shown_with_its_traceback(tmp_path: Path):
+    with pytest.raises(ZeroDivisionError):
+        fail(tmp_path, ZeroDivisionError("by zero"), Whereabouts())
+    report = first_failure(tmp_path)
+    assert report
+    assert "Traceback (most recent call last)" in describe_failure(report)
+
+
+def test_of_many_at_once_exactly_one_is_first_and_stays(tmp_path: Path):
+    start = threading.Barrier(16)
+    won: list[int] = []
+
+    def race(rank: int) -> None:
+        report = failure_report(ValueError(str(rank)), World(rank=rank, world_size=16), Whereabouts())
+        start.wait()
+        if write_first(tmp_path, report):
+            won.append(rank)
+
+    threads = [threading.Thread(target=race, args=(rank,)) for rank in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    report = first_failure(tmp_path)
+    assert report
+    assert won == [report["rank"]]
+    assert report["cause"] == str(report["rank"])
+    assert os.listdir(tmp_path) == ["error.json"]
+
+
+def test_no_failure_and_a_cleared_one(tmp_path: Path):
+    assert first_failure(tmp_path) is None
+    clear_failure(tmp_path)
+    write_first(tmp_path, failure_report(ValueError("x"), WORLD, Whereabouts()))
+    clear_failure(tmp_path)
+    assert first_failure(tmp_path) is None
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"format_version": 2}'])
+def test_what_is_no_report_is_refused(tmp_path: Path, text: str):
+    (tmp_path / "error.json").write_text(text)
+    with pytest.raises(FormatError):
+        first_failure(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "secret"),
+    [
+        ("cannot open postgres://ann:s3cr3t@db/x", "s3cr3t"),
+        ("GET https://b.s3.amazonaws.com/k?X-Amz-Credential=AKIAABCDEFGHIJKLMNOP%2F2026&a=1", "AKIAABCD"),
+        ("https://h/k?X-Amz-Signature=0f1e2d3c&x=1", "0f1e2d3c"),
+        ("https://h/k?X-Amz-Security-Token=IQoJb3JpZ2luX2VjEJ3%2F&x=1", "IQoJb3"),
+        ("https://a.blob.core.windows.net/c?sv=1&sig=Zm9vYmFyYmF6cXV4MTIzNDU2Nzg5%3D", "Zm9vYmFy"),
+        ("{'aws_secret_access_key': 'wJalrXUtnFEMI'}", "wJalrXUtnFEMI"),
+        ("password: hunter22", "hunter22"),
+        ("Authorization: Bearer abcdef0123456789", "abcdef0123456789"),
+        ("api_key=sk-1234567890abcdef", "sk-1234567890"),
+        ("-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----", "MIIE"),
+        ("the value was v3ry-long-thing here", "v3ry-long-thing"),
+    ],
+)
+def test_credentials_are_taken_out(text: str, secret: str):
+    assert secret in text
+    clean = scrub(text, {"MY_TOKEN": "v3ry-long-thing"})
+    assert secret not in clean
+    assert "***" in clean
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tokens=123456789012345678901234 tokenizer: bpe:8192",
+        "token = tokens[position]",
+        "s3://bucket/prefix?endpoint=http://127.0.0.1:8333&region=us-east-1",
+        "eos_token: 50256, signatures 5, key=value",
+        "the folder /tmp was there",
+    ],
+)
+def test_the_rest_is_left_alone(text: str):
+    assert scrub(text, {"HF_TOKEN_DIR": "/tmp", "A_TOKEN": "key", "PATH": "123456789012345678901234"}) == text

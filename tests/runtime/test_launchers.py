@@ -1,0 +1,43 @@
+"""Ranks started by real launchers find one another."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RANK = """
+import torch
+from torch import distributed
+from fmscale.runtime.device import pick_device
+from fmscale.runtime.group import connect, init_distributed
+from fmscale.runtime.waits import HostWaits
+from fmscale.runtime.world import read_world
+
+world = read_world()
+store = connect(world, deadline=60)
+names = HostWaits(store, world).barrier("hello", value=f"{world.launcher}{world.rank}", deadline=60)
+init_distributed(world, store, device=pick_device(world, "cpu"))
+value = torch.tensor(float(world.rank))
+distributed.all_reduce(value)
+if world.rank == 1:
+    print(names, value.item())
+distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launcher", "words"),
+    [
+        ("torchrun", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]),
+        pytest.param("mpirun", [], marks=pytest.mark.mpi),
+    ],
+)
+def test_ranks_of_a_real_launcher_meet(launcher: str, words: list[str], tmp_path: Path):
+    (tmp_path / "rank.py").write_text(RANK)
+    start = [sys.executable, *words]
+    if launcher == "mpirun":
+        start = [str(Path(sys.executable).with_name("mpirun")), "-n", "2"]
+    out = subprocess.check_output([*start, sys.executable, str(tmp_path / "rank.py")], text=True, timeout=120)
+    assert out == f"['{launcher}0', '{launcher}1'] 1.0\n"

@@ -1,0 +1,99 @@
+"""Stop signals: seen by the process that runs, ignored by its helpers, agreed upon by all ranks."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from multiprocessing.connection import Connection
+
+import pytest
+
+from fmscale.runtime.stop import Stop, StopFlag, agree, ignore_stop_signals
+from tests.helpers.ranks import run_ranks
+
+
+@pytest.fixture
+def flag():
+    flag = StopFlag().install()
+    yield flag
+    flag.remove()
+
+
+def test_signals_set_the_flag_and_the_strongest_stays(flag: StopFlag):
+    assert not flag
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert flag.reason is Stop.SIGUSR1
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert flag.reason is Stop.SIGTERM
+
+
+def test_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    flag = StopFlag().install()
+    assert signal.getsignal(signal.SIGTERM) != before
+    flag.remove()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_deadline_stops_and_a_signal_outranks_it(flag: StopFlag):
+    soon = StopFlag(seconds=0.05)
+    assert not soon
+    assert soon.wait(10)
+    assert soon.reason is Stop.DEADLINE
+    assert not StopFlag(seconds=1000)
+
+
+def test_a_signal_ends_a_wait(flag: StopFlag):
+    sender = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM))
+    begin = time.monotonic()
+    sender.start()
+    assert flag.wait(20)
+    assert time.monotonic() - begin < 10
+
+
+def _handlers(pipe: Connection, deaf: bool) -> None:
+    if deaf:
+        ignore_stop_signals()
+    pipe.send([signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)])
+
+
+@pytest.mark.parametrize(("method", "deaf"), [("fork", False), ("spawn", True)])
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_helper_processes_are_deaf(flag: StopFlag, method: str, deaf: bool):
+    context = multiprocessing.get_context(method)
+    ours, theirs = context.Pipe()
+    helper = context.Process(target=_handlers, args=(theirs, deaf))
+    helper.start()
+    assert ours.recv() == [signal.SIG_IGN, signal.SIG_IGN]
+    helper.join()
+
+
+def test_a_process_that_execs_gets_default_handlers_again(flag: StopFlag):
+    code = "import signal; print(signal.getsignal(signal.SIGTERM).name)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "SIG_DFL\n"
+
+
+def _agree(rank: int, size: int, signalled: dict[int, int]) -> list[int]:
+    flag = StopFlag().install()
+    answers = [int(agree(flag))]
+    if rank in signalled:
+        os.kill(os.getpid(), signalled[rank])
+    answers.append(int(agree(flag)))
+    flag.remove()
+    return answers
+
+
+def test_all_ranks_stop_for_the_same_reason():
+    asked = {1: int(signal.SIGUSR1), 2: int(signal.SIGTERM)}
+    assert run_ranks(_agree, 3, asked) == [[Stop.NO, Stop.SIGTERM]] * 3
+    assert run_ranks(_agree, 3, {1: int(signal.SIGUSR1)}) == [[Stop.NO, Stop.SIGUSR1]] * 3
+
+
+def test_one_process_agrees_with_itself(flag: StopFlag):
+    assert agree(flag) is Stop.NO
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert agree(flag) is Stop.SIGTERM
