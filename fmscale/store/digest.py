@@ -23,9 +23,9 @@ Bytes = bytes | bytearray | memoryview
 """Anything that is a contiguous buffer of bytes."""
 
 
-def crc32c(data: Bytes) -> int:
-    """crc32c (Castagnoli, RFC 3720) of the bytes."""
-    return int(_crc32c(data))
+def crc32c(data: Bytes, value: int = 0) -> int:
+    """crc32c (Castagnoli, RFC 3720) of the bytes; `value` is that of the bytes before them."""
+    return int(_crc32c(data, value))
 
 
 def chunk_checksums(data: Bytes, chunk_bytes: int = CHUNK_BYTES) -> np.ndarray:

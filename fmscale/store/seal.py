@@ -80,11 +80,13 @@ def verified(data: bytes, digest: str, where: str) -> bytes:
     return data
 
 
-def decode_seal(data: bytes, where: str, kind: str) -> dict[str, Any]:
-    """A verified seal's content. Raises FormatError for another kind of segment or a later version."""
+def decode_seal(data: bytes, where: str, kind: str = "") -> dict[str, Any]:
+    """A verified seal's content. Raises FormatError for a later version, or for a segment of another kind
+    than the one asked for.
+    """
     seal: dict[str, Any] = json.loads(data)
     check_version(seal, where)
-    if seal["kind"] != kind:
+    if kind and seal["kind"] != kind:
         raise FormatError(f"{where} is not a segment of {kind}", found=seal["kind"])
     return seal
 

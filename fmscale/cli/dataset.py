@@ -1,0 +1,139 @@
+"""`fmscale dataset`: what a store's datasets are, what is in one, and whether it is whole."""
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fmscale.cli.output import JsonOption, example, human_bytes, print_json, progress, record, table
+
+if TYPE_CHECKING:
+    from fmscale.store.commit import Commit
+    from fmscale.store.dataset import Dataset
+
+DAMAGED = 1
+"""Exit status of `verify` when it found problems."""
+
+StoreOption = Annotated[
+    str, typer.Option("--store", help="The store: a directory or a URL (s3://, gs://, ...).")
+]
+DatasetOption = Annotated[str, typer.Option("--dataset", help="Name of the dataset.")]
+CommitOption = Annotated[int | None, typer.Option("--commit", help="Number of one commit; all by default.")]
+
+app = typer.Typer(name="dataset", no_args_is_help=True, help="Look at datasets and check them.")
+
+
+def register(parent: typer.Typer) -> None:
+    """Add the group to the command line."""
+    parent.add_typer(app)
+
+
+@app.command("list", epilog=example("fmscale dataset list --store runs/store"))
+def list_(store: StoreOption, json: JsonOption = False) -> None:
+    """List a store's datasets with their sizes."""
+    from fmscale.store.dataset import list_datasets, open_dataset
+    from fmscale.store.open import open_store
+
+    backend = open_store(store, read_only=True)
+    rows = [_summary(open_dataset(backend, name), json) for name in list_datasets(backend)]
+    if not rows and not json:
+        typer.echo(f"{backend.url} has no datasets.")
+        return
+    table(rows, json)
+
+
+@app.command(epilog=example("fmscale dataset show --store runs/store --dataset docs"))
+def show(
+    store: StoreOption, dataset: DatasetOption, commit: CommitOption = None, json: JsonOption = False
+) -> None:
+    """Show a dataset's commits and their splits."""
+    opened = _open(store, dataset)
+    commits = opened.commits() if commit is None else [opened.commit(commit)]
+    if json:
+        print_json(
+            {"dataset": dataset, "store": opened.backend.url, "commits": [_described(c) for c in commits]}
+        )
+        return
+    record(_summary(opened, json), json)
+    table([row for c in commits for row in _split_rows(c)], json, title="\ncommits")
+
+
+@app.command(epilog=example("fmscale dataset verify --store runs/store --dataset docs"))
+def verify(
+    store: StoreOption, dataset: DatasetOption, commit: CommitOption = None, json: JsonOption = False
+) -> None:
+    """Read every byte of a dataset, check it, and name what is damaged, truncated or missing.
+
+    The exit status is 0 if all is well and 1 if there are problems.
+    """
+    from fmscale.store.verify import size_of, verify_dataset
+
+    opened = _open(store, dataset)
+    commits = opened.commits() if commit is None else [opened.commit(commit)]
+    size = size_of(commits)
+    with progress(f"verify {dataset}", size, json=json, unit="bytes") as bar:
+        problems = verify_dataset(opened.backend, opened, [c.number for c in commits], bar.advance)
+    rows = [{"commit": p.commit, "object": p.key, "chunk": p.chunk, "problem": p.what} for p in problems]
+    if json:
+        checked = {"dataset": dataset, "commits": [c.number for c in commits], "bytes": size}
+        print_json({**checked, "ok": not rows, "problems": rows})
+    elif rows:
+        table(rows, json)
+        typer.echo(
+            f"{len(rows)} problems in {human_bytes(size)}. Restore the objects from a copy, or retire the "
+            "commit and ingest its data again.",
+            err=True,
+        )
+    else:
+        typer.echo(f"{dataset}: {len(commits)} commits, {human_bytes(size)}, every chunk is right.")
+    if rows:
+        raise typer.Exit(DAMAGED)
+
+
+def _open(store: str, dataset: str) -> "Dataset":
+    from fmscale.store.dataset import open_dataset
+    from fmscale.store.open import open_store
+
+    return open_dataset(open_store(store, read_only=True), dataset)
+
+
+def _summary(dataset: "Dataset", json: bool) -> dict[str, Any]:
+    """One dataset as a row."""
+    commits = dataset.commits()
+    totals = [total for commit in commits for total in commit.totals.values()]
+    size = sum(total.bytes for total in totals)
+    return {
+        "dataset": dataset.name,
+        "commits": len(commits),
+        "splits": sorted({split for commit in commits for split in commit.totals}),
+        "segments": sum(total.segments for total in totals),
+        "documents": sum(total.documents for total in totals),
+        "tokens": sum(total.tokens for total in totals),
+        "bytes": size if json else human_bytes(size),
+        "dtype": commits[-1].dtype if commits else None,
+        "tokenizer": commits[-1].tokenizer if commits else None,
+    }
+
+
+def _split_rows(commit: "Commit") -> list[dict[str, Any]]:
+    """A row per split of a commit."""
+    return [
+        {
+            "commit": commit.number,
+            "time": datetime.fromtimestamp(commit.time, UTC).isoformat(timespec="seconds"),
+            "split": split,
+            "segments": total.segments,
+            "documents": total.documents,
+            "tokens": total.tokens,
+            "bytes": human_bytes(total.bytes),
+            "bos": commit.bos,
+            "eos": commit.eos,
+            "job": commit.job[:16],
+        }
+        for split, total in sorted(commit.totals.items())
+    ]
+
+
+def _described(commit: "Commit") -> dict[str, Any]:
+    """A commit as its log entry says it."""
+    return {"number": commit.number, "time": commit.time, "digest": commit.digest, **commit.body}
