@@ -1,0 +1,89 @@
+"""The shape of the house: file sizes, which way imports run, what the wheel contains, and no pickle.
+
+import-linter (in `make lint`) checks the layers inside `fmscale/`; this file has what it does not see: the
+folders that are mapped under `fmscale.` on installation, and everything that is no import.
+"""
+
+import ast
+import re
+import statistics
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+CODE = ("fmscale", "kernels", "launch")
+LONGEST = 400
+MEDIAN = 160
+ABOVE_KERNELS = {"cli", "train", "infer", "objectives", "models", "data", "checkpoint", "kernels"}
+
+
+def sources(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Full names of the modules that a file imports, wherever in it; relative imports are not used."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_no_file_is_long_and_most_are_short():
+    lines = {path: len(path.read_text().splitlines()) for path in sources(*CODE, "benchmarks", "tests")}
+    assert {path.relative_to(ROOT): count for path, count in lines.items() if count > LONGEST} == {}
+    library = [lines[path] for path in sources(*CODE) if lines[path] > 5]
+    assert statistics.median(library) <= MEDIAN
+
+
+def test_kernels_run_where_only_torch_and_triton_are_installed():
+    allowed = sys.stdlib_module_names | {"torch", "triton"}
+    strangers = {
+        (path.name, name)
+        for path in sources("kernels")
+        for name in imported(path)
+        if name.split(".")[0] not in allowed and not name.startswith(("fmscale.kernels", "fmscale.errors"))
+    }
+    assert strangers == set()
+
+
+def test_nothing_below_the_kernels_or_beside_them_imports_them():
+    wrong = [
+        (path.relative_to(ROOT), name)
+        for path in sources("fmscale")
+        for name in imported(path)
+        if name.startswith("fmscale.kernels") and path.relative_to(ROOT).parts[1] not in ABOVE_KERNELS
+    ]
+    assert wrong == []
+
+
+def test_every_package_is_in_the_wheel():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {path.parent.relative_to(ROOT) for path in sources(*CODE)}
+    packages = {".".join(folder.parts) for folder in folders}
+    mapped = {name if name.startswith("fmscale") else f"fmscale.{name}" for name in packages}
+    assert sorted(listed) == sorted(mapped | {"fmscale.configs"})
+
+
+def test_nothing_that_is_read_can_execute_code():
+    found = {
+        (path.relative_to(ROOT), name)
+        for path in sources(*CODE)
+        for name in imported(path)
+        if name.split(".")[0] in ("pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib")
+    }
+    loads = {
+        path.relative_to(ROOT)
+        for path in sources(*CODE)
+        if re.search(r"\b(torch|np|numpy)\.load\((?!.*weights_only=True)|allow_pickle=True", path.read_text())
+    }
+    assert (found, loads) == (set(), set())
+
+
+def test_no_loose_ends():
+    marks = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
+    assert [path for path in sources(*CODE) if marks.search(path.read_text())] == []
