@@ -77,6 +77,11 @@ class _Table:
         """Rows that any entry names."""
         return np.asarray(self._number[self._piece(row)] < _NO_ENTRY)
 
+    def named(self, first: int, stop: int) -> bool:
+        """Whether all rows of [first, stop) are named."""
+        low, high = self._piece(np.array([first, stop - 1], dtype=np.uint64))
+        return bool((self._number[low : high + 1] < _NO_ENTRY).all())
+
     def banned(self, row: U64, k: U64) -> NDArray[np.bool_]:
         """Whether each row must not be used for sample k."""
         piece = self._piece(row)
@@ -126,6 +131,11 @@ class Bans:
         """Whether each row of a source must not be used for sample k."""
         table = self._tables.get(source)
         return table.banned(row, k) if table else np.zeros(len(row), dtype=np.bool_)
+
+    def named(self, source: int, rows: tuple[int, int]) -> bool:
+        """Whether every row of [first, stop) is named by some entry."""
+        table = self._tables.get(source)
+        return table is not None and table.named(*rows)
 
     def substitute(self, k: U64, source: NDArray[np.intp], position: U64, epoch: U64, row: U64) -> U64:
         """The rows to use for samples, given those that their positions name; `row` itself where allowed."""

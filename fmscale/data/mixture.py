@@ -50,8 +50,6 @@ class Pattern(NamedTuple):
     """Source of each slot."""
     number: NDArray[np.uint32]
     """Samples of the same source before the slot, in the frame."""
-    slot: NDArray[np.uint32]
-    """Slots by source, then number: sample i of source s is at slot[quotas before s + i]."""
 
 
 @lru_cache(maxsize=48)
@@ -63,9 +61,7 @@ def pattern(quotas: tuple[int, ...]) -> Pattern:
     doubled = 2 * np.repeat(np.array(quotas, dtype=np.int64), quotas)
     place = ((2 * number.astype(np.int64) + 1) << 40) // doubled
     order = np.argsort(place, kind="stable")
-    slot = np.empty(len(order), dtype=np.uint32)
-    slot[order] = np.arange(len(order), dtype=np.uint32)
-    return Pattern(source[order], number[order], slot)
+    return Pattern(source[order], number[order])
 
 
 class Mixture:
@@ -123,9 +119,15 @@ class Mixture:
             step = np.trunc(ahead / per_frame).astype(np.int64)
             nudge = np.where(ahead < 0, -1, 1)
             frame = np.where(off, frame + np.where(step == 0, nudge, step), frame)
-        table, patterns = _patterns(quotas)
-        before = quotas[:, :source].sum(axis=1).astype(np.int64)
-        slot = np.concatenate([p.slot for p in patterns])[table * self.frame + before + ahead]
+        # Slots before (2i+1)/(2·q_s): of source t where 2j+1 is below x = (2i+1)·q_t/q_s, or at it if t < s.
+        odd, quota = 2 * ahead.astype(np.uint64) + _ONE, quotas[:, source]
+        slot = ahead.astype(np.uint64)
+        for other in range(self.sources):
+            scaled = odd * quotas[:, other]
+            if other < source:
+                slot += (scaled // quota + _ONE) >> _ONE
+            elif other > source:
+                slot += ((scaled + quota - _ONE) // quota) >> _ONE
         out: U64 = frame.astype(np.uint64) * np.uint64(self.frame) + slot
         return out
 
@@ -156,5 +158,10 @@ def _patterns(quotas: U64) -> tuple[NDArray[np.intp], list[Pattern]]:
     """Which pattern each frame has, and the patterns. Frames of a mixture have few different quotas."""
     if len(quotas) <= 8:
         return np.arange(len(quotas)), [pattern(tuple(row)) for row in quotas.tolist()]
-    kinds, which = np.unique(quotas, axis=0, return_inverse=True)
-    return which.reshape(-1), [pattern(tuple(row)) for row in kinds.tolist()]
+    # Between frames a cumulative quota differs by 0 or 1: one bit each names the pattern.
+    bits = np.cumsum(quotas, axis=1)[:, :-1]
+    bits -= bits.min(axis=0)
+    packed = np.packbits(bits.astype(np.bool_), axis=1)
+    names = np.ascontiguousarray(packed).view(f"V{packed.shape[1]}")[:, 0]
+    _, first, which = np.unique(names, return_index=True, return_inverse=True)
+    return which, [pattern(tuple(row)) for row in quotas[first].tolist()]

@@ -20,52 +20,85 @@ FORMAT_VERSION = 1
 """Version of the entries that are written; every version up to it is read."""
 
 
-def start(log: Log, sources: Iterable[Source], *, Q: int = FRAME, epoch: int = 0) -> Plan:
-    """Record the first stage of a run, from sample 0 on; the plan. Raises Conflict if the log has one."""
-    stage = Plan([Stage(from_k=0, sources=tuple(sources))], Q).stages[0]
+class OrderLog:
+    """A run's order log, and the plan that it makes so far."""
 
-    def recheck(other: Entry) -> None:
-        if other.kind == "stage":
-            raise Conflict(
-                "the run has its first stage already",
-                found=f"log entry {other.number}",
-                remedy="Replay the log and add a stage instead.",
+    def __init__(self, log: Log, *, epoch: int | None = 0) -> None:
+        """`epoch`: of the run's lease, which entries are written under. Reads the log."""
+        self.log = log
+        self.epoch = epoch
+        self._plan = replay(log)
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of all entries read so far. Raises DataError if the run has no stage yet."""
+        if self._plan is None:
+            raise DataError(
+                f"the order log {self.log.prefix} has no stage", remedy="Begin the run with OrderLog.start."
             )
+        return self._plan
 
-    log.append("stage", _stage_body(stage, set()) | {"Q": Q}, epoch=epoch, recheck=recheck, base=0)
-    return _replayed(log)
+    def refresh(self) -> Plan:
+        """The plan with what was recorded since the log was read."""
+        self._plan = replay(self.log, plan=self._plan)
+        return self.plan
 
+    def start(self, sources: Iterable[Source], *, Q: int = FRAME) -> Plan:
+        """Record the first stage of a run, from sample 0 on. Raises Conflict if it has one."""
+        stage = Plan([Stage(from_k=0, sources=tuple(sources))], Q).stages[0]
+        self._append_stage(_stage_body(stage, set()) | {"Q": Q}, seen=0)
+        return self.refresh()
 
-def add_stage(log: Log, plan: Plan, from_k: int, sources: Iterable[Source], *, epoch: int = 0) -> Plan:
-    """Record that these sources and weights hold from sample `from_k` on; the new plan.
+    def add_stage(self, from_k: int, sources: Iterable[Source]) -> Plan:
+        """Record that these sources and weights hold from sample `from_k` on; the new plan.
 
-    `from_k` must lie beyond what any rank has prefetched. Sources go on where they are then, new ones begin
-    at 0. Raises ConfigError for weights or a `from_k` that cannot be, Conflict if another stage came first.
-    """
-    stage = plan.next_stage(from_k, sources)
+        `from_k` must lie beyond what any rank has prefetched. Sources go on where they are then, new ones
+        begin at 0. Raises ConfigError for weights or a `from_k` that cannot be, Conflict if another stage
+        was added since this log was read.
+        """
+        stage = self.plan.next_stage(from_k, sources)
+        known = {source.view.digest for source in self.plan.sources}
+        self._append_stage(_stage_body(stage, known), seen=self.plan.log_head)
+        return self.refresh()
 
-    def recheck(other: Entry) -> None:
-        if other.kind == "stage":
-            raise Conflict(
-                "another stage was added to the run meanwhile",
-                found=f"log entry {other.number}, from sample {other.body['from_k']}",
-                remedy="Replay the log and decide again.",
-            )
+    def ban(self, source: int, rows: Iterable[tuple[int, int]], from_k: int, reason: str = "") -> Plan:
+        """Record that ranges [first, stop) of rows are not used from sample `from_k` on; the new plan.
 
-    body = _stage_body(stage, {source.view.digest for source in plan.sources})
-    log.append("stage", body, epoch=epoch, recheck=recheck, base=plan.log_head)
-    return _replayed(log, plan)
+        Raises DataError if they cannot be banned (see `Bans`), and then nothing is recorded.
+        """
+        return self._append_ban("ban", Ban(source=source, rows=tuple(rows), from_k=from_k, reason=reason))
 
+    def quarantine(
+        self,
+        *,
+        source: int,
+        rows: tuple[int, int],
+        from_k: int,
+        samples: Iterable[int] = (),
+        reason: str = "",
+    ) -> Plan:
+        """Record rows [first, stop) that no copy can serve: not used from `from_k` on, nor for `samples`,
+        which this rank must deliver before. The new plan; to be called before any of them is delivered.
+        """
+        ban = Ban(source=source, rows=(rows,), from_k=from_k, samples=tuple(samples), reason=reason)
+        return self._append_ban("quarantine", ban)
 
-def add_ban(log: Log, plan: Plan, ban: Ban, *, quarantine: bool = False, epoch: int = 0) -> Plan:
-    """Record a ban, or a quarantine of damaged rows; the new plan, with what others recorded meanwhile.
+    def _append_stage(self, body: dict[str, Any], *, seen: int) -> None:
+        def recheck(other: Entry) -> None:
+            if other.kind == "stage":
+                raise Conflict(
+                    "another stage was added to the run meanwhile",
+                    found=f"log entry {other.number}, from sample {other.body['from_k']}",
+                    remedy="Read the log again, then decide again.",
+                )
 
-    Raises DataError if the ban cannot be (see `Bans`), and then nothing is recorded.
-    """
-    plan.with_ban(ban)
-    body = {"format_version": FORMAT_VERSION, **ban.to_json()}
-    log.append("quarantine" if quarantine else "ban", body, epoch=epoch, base=plan.log_head)
-    return _replayed(log, plan)
+        self.log.append("stage", body, epoch=self.epoch, recheck=recheck, base=seen)
+
+    def _append_ban(self, kind: str, ban: Ban) -> Plan:
+        self.plan.with_ban(ban)
+        body = {"format_version": FORMAT_VERSION, **ban.to_json()}
+        self.log.append(kind, body, epoch=self.epoch, base=self.plan.log_head)
+        return self.refresh()
 
 
 def replay(log: Log, *, head: int | None = None, plan: Plan | None = None) -> Plan | None:
@@ -77,11 +110,12 @@ def replay(log: Log, *, head: int | None = None, plan: Plan | None = None) -> Pl
     at = plan.log_head if plan else 0
     if head is not None and head < at:
         plan, at = None, 0
+    entries: list[Entry] = []
     if head is None or at < head:
         for entry in log.entries(at):
             if entry.number == head:
                 break
-            plan = apply(plan, entry)
+            entries.append(entry)
             at = entry.number + 1
     if head is not None and at < head:
         raise DataError(
@@ -89,34 +123,32 @@ def replay(log: Log, *, head: int | None = None, plan: Plan | None = None) -> Pl
             found=f"{at} entries, the state was taken at {head}",
             remedy="Resume from the run that the state belongs to.",
         )
-    return plan and Plan(plan.stages, plan.Q, plan.bans, at)
+    return _applied(plan, entries, at)
 
 
-def apply(plan: Plan | None, entry: Entry) -> Plan | None:
-    """The plan after one more entry of the log. Kinds that do not concern the order change nothing."""
-    head, body = entry.number + 1, entry.body
-    if entry.kind not in ("stage", "ban", "quarantine"):
-        return plan
-    if body["format_version"] > FORMAT_VERSION:
-        raise FormatError(
-            f"log entry {entry.number} was written by a newer fmscale",
-            found=body["format_version"],
-            remedy="Upgrade fmscale here.",
-        )
-    if entry.kind == "stage":
-        known = {source.view.digest: source.view for source in plan.sources} if plan else {}
-        stage = _stage_from(body, known)
-        return plan.with_stage(stage, head) if plan else Plan([stage], body["Q"], log_head=head)
-    if plan is None:
-        raise DataError(f"log entry {entry.number} bans rows before the run has a stage", found=entry.kind)
-    fields = {name: value for name, value in body.items() if name != "format_version"}
-    return plan.with_ban(Ban.from_json(fields), head)
-
-
-def _replayed(log: Log, plan: Plan | None = None) -> Plan:
-    new = replay(log, plan=plan)
-    assert new is not None
-    return new
+def _applied(plan: Plan | None, entries: Iterable[Entry], head: int) -> Plan | None:
+    """The plan after more entries of the log. Kinds that do not concern the order change nothing."""
+    stages = list(plan.stages) if plan else []
+    bans = list(plan.bans) if plan else []
+    views = {source.view.digest: source.view for source in plan.sources} if plan else {}
+    Q = plan.Q if plan else FRAME
+    for entry in entries:
+        if entry.kind not in ("stage", "ban", "quarantine"):
+            continue
+        body = dict(entry.body)
+        version = body.pop("format_version")
+        if version > FORMAT_VERSION:
+            raise FormatError(
+                f"log entry {entry.number} was written by a newer fmscale",
+                found=version,
+                remedy="Upgrade fmscale here.",
+            )
+        if entry.kind == "stage":
+            Q = body.get("Q", Q)
+            stages.append(_stage_from(body, views))
+        else:
+            bans.append(Ban.from_json(body))
+    return Plan(stages, Q, bans, head) if stages else None
 
 
 def _stage_body(stage: Stage, known: set[str]) -> dict[str, Any]:
@@ -125,10 +157,11 @@ def _stage_body(stage: Stage, known: set[str]) -> dict[str, Any]:
     return {"format_version": FORMAT_VERSION, **stage_json(stage), "views": views}
 
 
-def _stage_from(body: dict[str, Any], known: dict[str, View]) -> Stage:
-    views = known | {digest: View.from_json(value) for digest, value in body["views"].items()}
-    wrong = [digest for digest, view in views.items() if view.digest != digest]
-    if wrong:
-        raise DataError("a recorded view does not match its digest", found=wrong)
+def _stage_from(body: dict[str, Any], views: dict[str, View]) -> Stage:
+    """The stage of an entry; its views are added to `views`."""
+    for digest, value in body["views"].items():
+        views[digest] = View.from_json(value)
+        if views[digest].digest != digest:
+            raise DataError("a recorded view does not match its digest", found=digest)
     sources = tuple(Source(**{**source, "view": views[source["view"]]}) for source in body["sources"])
     return Stage(from_k=body["from_k"], sources=sources, positions=tuple(body["positions"]))

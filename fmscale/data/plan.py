@@ -184,6 +184,10 @@ class Plan:
         out: U64 = samples.k[(samples.row == np.uint64(row)) & (samples.source == source)]
         return out
 
+    def quarantined(self, source: int, rows: tuple[int, int]) -> bool:
+        """Whether every row of [first, stop) of a source is named by a ban or quarantine."""
+        return self._bans.named(source, rows)
+
     def next_stage(self, from_k: int, sources: Iterable[Source]) -> Stage:
         """The stage of these sources from `from_k` on, each going on where it is then, new ones at 0."""
         stage = Stage(from_k=from_k, sources=tuple(sources))
