@@ -19,6 +19,9 @@ _SECRET = re.compile(
 )
 _USERINFO = re.compile(r"://[^/@\s]+@")
 
+NO_CREDENTIALS = "no credentials in environment or profile, and no answer from the instance role's service"
+_ROLE_SERVICE = ("/latest/api/token", "/latest/meta-data", "/computeMetadata/", "/metadata/identity")
+
 _TRANSIENT_STATUS = {408, 409, 425, 429, 500, 502, 503, 504}
 _TRANSIENT_CODES = {"RequestTimeout", "SlowDown", "InternalError", "OperationAborted"}
 _FULL_CODES = {"QuotaExceeded", "XMinioStorageFull", "EntityTooLargeForQuota"}
@@ -46,6 +49,16 @@ class Answer:
     """Whether a server answered at all."""
 
 
+def no_credentials(url: str) -> AccessDenied:
+    """For a store that was never reached because nothing offered a credential."""
+    return AccessDenied(
+        "there are no credentials for this store",
+        found=f"{NO_CREDENTIALS}, for {url}",
+        remedy="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, name a ?profile=, or add ?anonymous=true "
+        "for a public bucket (Google and Azure: their own variables).",
+    )
+
+
 def scrub(text: str) -> str:
     """The text without anything that looks like a credential in a URL or a query."""
     return _USERINFO.sub("://***@", _SECRET.sub(lambda m: f"{m.group(1)}=***", text))
@@ -69,6 +82,8 @@ def understand(error: Exception, key: str, url: str) -> Answer:
 
 
 def _summary(text: str, status: int, code: str) -> str:
+    if any(path in text for path in _ROLE_SERVICE):
+        return NO_CREDENTIALS
     if status:
         return f"HTTP {status}" + (f" {code}" if code else "")
     for mark, meaning in (

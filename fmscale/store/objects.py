@@ -6,7 +6,7 @@ lost and report the object that it created itself as somebody else's. `retry.per
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError
 
 from fmscale.errors import AccessDenied, CorruptData, ObjectNotFound, StoreUnavailable
-from fmscale.store.answers import Answer, understand
+from fmscale.store.answers import NO_CREDENTIALS, Answer, no_credentials, understand
 from fmscale.store.backend import ObjectInfo, Requests
 from fmscale.store.keys import check_key, check_prefix
 from fmscale.store.retry import Attempts, Policy, persist
@@ -216,6 +216,9 @@ class ObjectBackend:
     ) -> T:
         def understood(error: Exception) -> Answer:
             answer = understand(error, key, self.url)
+            if answer.summary == NO_CREDENTIALS and not self._contacted:
+                # Later it is an outage of that service, to be waited out.
+                answer = replace(answer, error=no_credentials(self.url))
             self.requests.add(f"retried {kind}" if answer.error is None else f"failed {kind}")
             return answer
 

@@ -98,12 +98,10 @@ class S3Server:
     def new_bucket(self, name: str | None = None) -> str:
         """Create a bucket (3 characters or more) and return its name."""
         name = name or f"bucket-{uuid.uuid4().hex[:12]}"
-        request = urllib.request.Request(self._signed(name), method="PUT", data=b"")
-        with urllib.request.urlopen(request, timeout=20) as answer:
-            answer.read()
+        self._put(name, "", b"")
         return name
 
-    def _signed(self, bucket: str) -> str:
+    def _put(self, bucket: str, key: str, data: bytes) -> None:
         store = S3Store(
             bucket,
             endpoint=self.endpoint,
@@ -113,7 +111,11 @@ class S3Server:
             virtual_hosted_style_request=False,
             client_options={"allow_http": True},
         )
-        return obstore.sign(store, "PUT", "", timedelta(minutes=5))
+        signed = obstore.sign(store, "PUT", key, timedelta(minutes=5))
+        with urllib.request.urlopen(
+            urllib.request.Request(signed, method="PUT", data=data), timeout=20
+        ) as answer:
+            answer.read()
 
     def __enter__(self) -> Self:
         if self._directory is None:
@@ -150,6 +152,8 @@ class S3Server:
         }
         config = directory / "s3.json"
         config.write_text(json.dumps({"identities": [identity]}))
+        # By default a bucket's first object makes the master create 7 volumes.
+        (directory / "master.toml").write_text("[master.volume_growth]\ncopy_1 = 1\n")
         data = directory / "data"
         data.mkdir(exist_ok=True)
         command = [
@@ -182,7 +186,7 @@ class S3Server:
         self._wait_until_ready(directory)
 
     def _wait_until_ready(self, directory: Path) -> None:
-        """Ready means: a signed bucket creation is answered, so that filer and S3 both serve."""
+        """Ready means that an object was stored: the volume server may join seconds after S3 answers."""
         assert self._process is not None
         end = time.monotonic() + START_SECONDS
         last = "nothing answered"
@@ -191,7 +195,7 @@ class S3Server:
                 tail = (directory / "weed.log").read_text(errors="replace")[-800:]
                 raise RuntimeError(f"weed ended with {self._process.returncode}: {tail}")
             try:
-                self.new_bucket()
+                self._put(self.new_bucket(), "ready", b"ready")
                 return
             except (urllib.error.URLError, OSError) as error:
                 last = str(error)
