@@ -9,7 +9,6 @@ those that a killed writer left behind are removed by the next writer into the d
 import errno
 import fcntl
 import os
-import shutil
 import stat
 import time
 import uuid
@@ -84,7 +83,7 @@ class LocalBackend:
 
     def put_file(self, key: str, path: Path) -> None:
         with _translated(str(path)), path.open("rb") as source:
-            self._write(key, lambda file: shutil.copyfileobj(source, file, COPY_BYTES), self._replace)
+            self._write(key, lambda file: _copy(source, file), self._replace)
             self.requests.add("put", source.tell())
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
@@ -267,9 +266,15 @@ def _read_full(descriptor: int, key: str, start: int, view: memoryview) -> None:
 
 
 def _write_all(file: BinaryIO, data: bytes | memoryview) -> None:
+    """An unbuffered write may take only part, as on a disk that is nearly full."""
     rest = memoryview(data).cast("B")
     while rest:
         rest = rest[file.write(rest) :]
+
+
+def _copy(source: BinaryIO, target: BinaryIO) -> None:
+    while block := source.read(COPY_BYTES):
+        _write_all(target, block)
 
 
 def _info(key: str, status: os.stat_result) -> ObjectInfo:
