@@ -1,0 +1,163 @@
+"""Shared by all benchmarks: one process a measurement, interleaved, medians and spread, one JSON schema.
+
+{"name", "quick", "commit", "machine", "versions", "claims": [
+    {"id", "what", "unit", "ours", "peers": {name: value | null}, "limit", "ratio", "target", "ok",
+     "reasons": {peer: why it did not run}, "runs": [{"system", "value"}]}]}
+"""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PEER_PYTHON = ROOT / ".venv-bench" / "bin" / "python"
+"""Environment of the peers (`make bench-env`); their pins conflict with ours and with each other's newest."""
+
+
+@dataclass(kw_only=True)
+class Claim:
+    """One line of a results table: what was measured, against whom, and what it must show."""
+
+    id: str
+    """As in the targets."""
+    what: str
+    """What is measured."""
+    unit: str
+    """Unit of all values."""
+    ours: float | None
+    """Median of our runs; None if it was not measured."""
+    peers: dict[str, float | None] = field(default_factory=dict)
+    """Median of each peer's runs; None with a reason where it did not run."""
+    limit: float | None = None
+    """The roofline measured in the same run."""
+    ratio: float | None = None
+    """What `target` is about, usually ours over limit or over the best peer."""
+    target: str = ""
+    """In words."""
+    ok: bool = False
+    """Whether the target is met."""
+    reasons: dict[str, str] = field(default_factory=dict)
+    """Why a peer has no value."""
+    runs: list[dict[str, Any]] = field(default_factory=list)
+    """Every single measurement, in the order it was taken."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """All runs of one system."""
+
+    runs: list[dict[str, Any]]
+    """What each run printed."""
+    reason: str | None
+    """Why there is none."""
+
+    def median(self, value: Callable[[dict[str, Any]], float]) -> float | None:
+        """Median of a value over the runs."""
+        return statistics.median(map(value, self.runs)) if self.runs else None
+
+
+def run_json(command: list[str], *, timeout: float, env: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Run a process that prints JSON as its last line. Raises RuntimeError with the end of what it said."""
+    try:
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(f"no end within {timeout:.0f} s") from error
+    lines = done.stdout.strip().splitlines()
+    if done.returncode or not lines:
+        raise RuntimeError(f"exit {done.returncode}: {done.stderr.strip()[-400:]}")
+    result: dict[str, Any] = json.loads(lines[-1])
+    return result
+
+
+def interleave(
+    systems: Mapping[str, Callable[[], dict[str, Any]]], repeats: int, say: Callable[[str], None] = print
+) -> dict[str, Outcome]:
+    """Run every system once, then all again, `repeats` times; a system that fails is not run again."""
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in systems}
+    reasons: dict[str, str | None] = dict.fromkeys(systems)
+    for repeat in range(repeats):
+        for name, run in systems.items():
+            if reasons[name]:
+                continue
+            try:
+                runs[name].append(run())
+            except RuntimeError as error:
+                reasons[name] = str(error)
+            say(f"{repeat + 1}/{repeats} {name}: {reasons[name] or 'done'}")
+    return {name: Outcome(runs=runs[name], reason=reasons[name]) for name in systems}
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were taken on."""
+    cpu = next(
+        (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+        platform.processor(),
+    )
+    memory = next((int(line.split()[1]) for line in _lines("/proc/meminfo") if "MemTotal" in line), 0)
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "memory_bytes": memory * 1024,
+        "system": platform.platform(terse=True),
+    }
+
+
+def versions(packages: list[str]) -> dict[str, str]:
+    """Installed versions, for those that are."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def write_results(
+    name: str, claims: list[Claim], *, quick: bool, packages: list[str], out: Path | None = None
+) -> Path:
+    """Write benchmarks/results/NAME.json (NAME.quick.json, which is not kept, for a quick run)."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    document = {
+        "name": name,
+        "quick": quick,
+        "commit": commit.stdout.strip(),
+        "machine": machine(),
+        "versions": versions(packages),
+        "claims": [asdict(claim) for claim in claims],
+    }
+    path = out or RESULTS / (f"{name}.quick.json" if quick else f"{name}.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=1) + "\n")
+    return path
+
+
+def peer_python() -> str:
+    """The interpreter that has the peers: the bench environment, or this one."""
+    return str(PEER_PYTHON) if PEER_PYTHON.exists() else sys.executable
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []

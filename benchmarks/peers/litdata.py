@@ -1,0 +1,46 @@
+"""LitData: TokensLoader over 64 MB chunks, StreamingDataset with shuffle, its own DataLoader."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from benchmarks.peers.common import BATCH, ROW_TOKENS, corpus_rows
+
+CHUNK_ROWS = 8192
+"""Rows of a chunk: 64 MB of uint16; whole rows, because TokensLoader drops what is left of a chunk."""
+
+
+def tokenize(start: int, corpus: str) -> Iterator[torch.Tensor]:
+    """The rows of one input of `optimize`, as LitData wants them: one tensor each."""
+    for row in corpus_rows(Path(corpus))[start : start + CHUNK_ROWS]:
+        yield torch.from_numpy(row.copy())
+
+
+def prepare(corpus: Path, out: Path) -> None:
+    """Write chunks with LitData's own `optimize`."""
+    from functools import partial
+
+    from litdata import TokensLoader, optimize
+
+    rows = len(corpus_rows(corpus))
+    optimize(
+        fn=partial(tokenize, corpus=str(corpus)),
+        inputs=list(range(0, rows, CHUNK_ROWS)),
+        output_dir=str(out),
+        chunk_size=CHUNK_ROWS * ROW_TOKENS,
+        item_loader=TokensLoader(block_size=ROW_TOKENS),
+        num_workers=1,
+        mode="overwrite",
+    )
+
+
+def feed(corpus: Path, data: str) -> Iterator[torch.Tensor]:
+    """StreamingDataset, shuffled, through StreamingDataLoader without workers."""
+    from litdata import StreamingDataLoader, StreamingDataset, TokensLoader
+
+    dataset = StreamingDataset(
+        data, item_loader=TokensLoader(block_size=ROW_TOKENS), shuffle=True, drop_last=False
+    )
+    loader = StreamingDataLoader(dataset, batch_size=BATCH, num_workers=0)
+    return (batch.to(torch.int64) for batch in loader)

@@ -1,0 +1,59 @@
+"""fmscale: the corpus as a dataset with real document boundaries, delivered by the public loader."""
+
+import tempfile
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+import xxhash
+
+from benchmarks.peers.common import BATCH, ROW_TOKENS, corpus_rows
+
+SEGMENT_TOKENS = 2**24
+DATASET = "corpus"
+
+
+def write_dataset(corpus: Path, url: str) -> None:
+    """Store the corpus: documents of lognormal length, mean about 600, in segments of 32 MiB."""
+    from fmscale.store.dataset import create_or_open
+    from fmscale.store.open import open_store
+    from fmscale.store.seal import segment_prefix
+    from fmscale.store.segment_writer import TokenSegmentWriter
+
+    backend = open_store(url)
+    tokens = np.asarray(corpus_rows(corpus)).reshape(-1)
+    rng = np.random.default_rng(0)
+    lengths = np.maximum(rng.lognormal(np.log(450), 0.75, len(tokens) // 300).astype(np.int64), 1)
+    ends = np.cumsum(lengths)
+    ends = np.append(ends[ends < len(tokens)], len(tokens))
+    seals = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for unit, first in enumerate(range(0, len(tokens), SEGMENT_TOKENS)):
+            last = min(first + SEGMENT_TOKENS, len(tokens))
+            inside = ends[(ends > first) & (ends < last)]
+            edges = [first, *inside.tolist(), last]
+            with TokenSegmentWriter(Path(scratch) / str(unit), dtype="uint16", split="train") as writer:
+                for start, stop in pairwise(edges):
+                    name = f"document-{start}"
+                    writer.add(
+                        tokens[start:stop], xxhash.xxh3_128_digest(name.encode()), name, 0, stop - start
+                    )
+                seals.append((unit, writer.finish(backend, segment_prefix(DATASET, "bench", unit, "train"))))
+    create_or_open(backend, DATASET).append_commit(
+        job="bench", segments={"train": seals}, tokenizer=None, dtype="uint16"
+    )
+
+
+def prepare(corpus: Path, out: Path) -> None:
+    """Write the dataset into a local store."""
+    write_dataset(corpus, str(out))
+
+
+def feed(corpus: Path, data: str) -> Iterator[torch.Tensor]:
+    """Shuffled batches for ever; the measurement counts epochs."""
+    from fmscale.data.open import open_loader
+
+    loader = open_loader(data, dataset=DATASET, sequence_length=ROW_TOKENS, batch=BATCH, seed=0)
+    return (batch.tokens for batch in loader)

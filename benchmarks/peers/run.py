@@ -1,0 +1,72 @@
+"""One system, one process: `python -m benchmarks.peers.run SYSTEM prepare|feed|check …`; prints JSON last.
+
+Imports of torch and of the system's own package come before the clock starts for `first_batch_seconds`
+counts from after `import torch`, as the target says; a system's own import counts.
+"""
+
+import argparse
+import importlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from benchmarks.peers import common
+
+SYSTEMS: dict[str, tuple[str, str]] = {
+    "limit": ("benchmarks.peers.limit", "feed"),
+    "memmap_batched": ("benchmarks.peers.memmap", "batched"),
+    "memmap_dataloader": ("benchmarks.peers.memmap", "dataloader"),
+    "megatron": ("benchmarks.peers.megatron", "feed"),
+    "litdata": ("benchmarks.peers.litdata", "feed"),
+    "mosaic": ("benchmarks.peers.mosaic", "feed"),
+    "hf_datasets": ("benchmarks.peers.hf", "feed"),
+    "fmscale": ("benchmarks.peers.ours", "feed"),
+}
+
+
+def main() -> None:
+    """Run one system once."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("system", choices=SYSTEMS)
+    parser.add_argument("action", choices=["prepare", "feed", "check"])
+    parser.add_argument("--corpus", type=Path, required=True)
+    parser.add_argument("--data", required=True, help="folder of the prepared data, or a store URL")
+    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--warmup", type=float, default=3.0, help="0: cold, from the first read on")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    opened_at = time.time()
+    module_name, function = SYSTEMS[args.system]
+    module = importlib.import_module(module_name)
+    if args.action == "prepare":
+        Path(args.data).mkdir(parents=True, exist_ok=True)
+        module.prepare(args.corpus, Path(args.data))
+        common.emit({"prepared": args.system})
+        return
+    open_feed = getattr(module, function)
+    feed = open_feed(args.corpus, args.data)
+    pending = [feed]
+
+    def epoch() -> Iterator[torch.Tensor]:
+        """The feed opened above first, then new ones."""
+        return pending.pop() if pending else open_feed(args.corpus, args.data)
+
+    rows = len(common.corpus_rows(args.corpus))
+    if args.action == "check":
+        common.emit(common.check(epoch, rows))
+        return
+    common.emit(
+        common.measure(
+            epoch,
+            opened_at=opened_at,
+            rows_per_epoch=rows,
+            warmup_seconds=args.warmup,
+            seconds=args.seconds,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

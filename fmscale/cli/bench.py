@@ -1,0 +1,64 @@
+"""`fmscale bench`: ours and the peers in one run, interleaved, medians and spread, losing rows shown."""
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fmscale.cli.output import JsonOption, example, print_json, table
+from fmscale.errors import ConfigError
+
+BENCHMARKS = ("loader", "kernels")
+
+
+def checkout() -> Path:
+    """The checkout this package runs from. Raises ConfigError where it was installed from a wheel."""
+    root = Path(__file__).resolve().parent.parent.parent
+    if not (root / "benchmarks" / "harness.py").is_file():
+        raise ConfigError(
+            "benchmarks run from a checkout, this is an installed package",
+            found=str(root),
+            remedy="Clone the repository and run `pip install -c constraints.txt -e .` in it.",
+        )
+    return root
+
+
+def row(claim: dict[str, Any]) -> dict[str, Any]:
+    """A claim as a line of the table."""
+    peers = claim["peers"].items()
+    return {
+        "id": claim["id"],
+        "what": claim["what"],
+        "unit": claim["unit"],
+        "ours": claim["ours"],
+        "peers": ", ".join(f"{n} {v:,.4g}" if v is not None else f"{n} did not run" for n, v in peers),
+        "limit": claim["limit"],
+        "ratio": claim["ratio"],
+        "target": claim["target"],
+        "ok": claim["ok"],
+    }
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+
+    @app.command(epilog=example("fmscale bench loader --quick", "fmscale bench loader --check"))
+    def bench(
+        name: Annotated[str, typer.Argument(help=f"One of: {', '.join(BENCHMARKS)}.")],
+        quick: Annotated[bool, typer.Option(help="The same code on less data, below 3 minutes.")] = False,
+        check: Annotated[bool, typer.Option(help="Exit with 1 when a claim is not met.")] = False,
+        json: JsonOption = False,
+    ) -> None:
+        """Measure a claim: ours and the peers in one run. Writes benchmarks/results/NAME.json."""
+        if name not in BENCHMARKS:
+            raise ConfigError("no such benchmark", found=name, remedy=f"One of: {', '.join(BENCHMARKS)}.")
+        sys.path.insert(0, str(checkout()))
+        claims: list[dict[str, Any]] = importlib.import_module(f"benchmarks.{name}").run(quick=quick)
+        if json:
+            print_json(claims)
+        else:
+            table([row(claim) for claim in claims], json=False)
+        if check and not all(claim["ok"] for claim in claims):
+            raise typer.Exit(1)

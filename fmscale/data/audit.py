@@ -1,0 +1,282 @@
+"""Proof from what was delivered: exactly once, true bytes, the right mixture, well shuffled.
+
+Works from delivery records (document ids and token digests that ranks received) and from the stored segments,
+read one document run at a time by the plain verified reader. Order, plan and loader are not asked.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from fmscale.data.delivery import order_hash, read_records
+from fmscale.errors import DataError
+from fmscale.store.backend import Backend
+from fmscale.store.dataset import Dataset
+from fmscale.store.segment import TokenSegment, open_segment, read_document_table, read_tokens
+
+CLASSES = 16
+"""Equal parts of the dataset that the entropy counts rows by."""
+GROUP_ROWS = 128
+"""Rows whose classes make one histogram: 8 a class, so that a full shuffle fills every class."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditSource:
+    """One source of the run, as stored."""
+
+    backend: Backend
+    """Where it lies."""
+    dataset: Dataset
+    """Its dataset."""
+    commits: tuple[int, ...]
+    """Commits that the run used, in order."""
+    split: str
+    """Split that the run used."""
+    weight: float
+    """Share of the samples that it ought to have."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditReport:
+    """What the delivered rows show."""
+
+    rows: int
+    """Delivered rows."""
+    tokens: int
+    """Delivered tokens."""
+    first_k: int
+    """First delivered sample."""
+    last_k: int
+    """Last delivered sample."""
+    duplicate_samples: int
+    """Samples delivered more than once."""
+    missing_samples: int
+    """Samples between the first and the last that nobody received."""
+    wrong_bytes: int
+    """Rows whose tokens differ from the stored documents they claim to be."""
+    tokens_twice: int
+    """Tokens delivered more often than the number of epochs begun."""
+    tokens_missing: int
+    """Tokens delivered less often than the number of epochs ended; tails below one row excepted."""
+    mixture_error: float
+    """Largest |count - share * prefix| of any source at any prefix, in samples."""
+    entropy_ratio: float
+    """Entropy of dataset parts in groups of delivered rows over that of a full shuffle of the same rows."""
+    lag1_correlation: float
+    """Correlation of dataset positions of consecutive rows; 0 in a full shuffle."""
+    order_hash: str
+    """Hash over everything delivered in k order."""
+    problems: list[str] = field(default_factory=list)
+    """Every violated promise in words; empty when all hold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stream:
+    """The documents of one source, by id."""
+
+    ids: np.ndarray
+    start: np.ndarray
+    segment: np.ndarray
+    segments: list[tuple[AuditSource, TokenSegment, int]]
+    total: int
+    commits: int
+
+
+def audit(records: Sequence[Path], sources: Sequence[AuditSource]) -> AuditReport:
+    """Audit the rows in the records of all ranks against the stored datasets.
+
+    Raises DataError where there are no records, or one names a document that no dataset holds.
+    """
+    table = read_records(records)
+    streams = [_stream(source) for source in sources]
+    k = table["k"].to_numpy()
+    source = table["source"].to_numpy()
+    pieces = table["pieces"].combine_chunks()
+    rows_of = np.repeat(np.arange(len(table)), pieces.value_lengths().to_numpy(zero_copy_only=False))
+    flat = pieces.flatten()
+    offset = flat.field("offset").to_numpy()
+    tokens = flat.field("tokens").to_numpy().astype(np.int64)
+    ids = _words(flat.field("document"))
+    place = np.empty(len(rows_of), dtype=np.int64)
+    segment = np.empty(len(rows_of), dtype=np.int64)
+    for number, stream in enumerate(streams):
+        here = source[rows_of] == number
+        found = _find(stream, ids[here])
+        place[here] = stream.start[found] + offset[here]
+        segment[here] = stream.segment[found]
+
+    wrong = _wrong_rows(table, streams, source, rows_of, place, segment, tokens)
+    twice = missing = 0
+    row_tokens = int(tokens[rows_of == 0].sum())
+    for number, stream in enumerate(streams):
+        here = source[rows_of] == number
+        more, less = _coverage(place[here], tokens[here], stream, row_tokens)
+        twice, missing = twice + more, missing + less
+    duplicates = len(k) - len(np.unique(k))
+    gaps = int(k[-1] - k[0]) + 1 - len(np.unique(k))
+    first = np.searchsorted(rows_of, np.arange(len(table)))
+    entropy, lag = _shuffle_quality(place[first], source, streams)
+    error = _mixture_error(source, [s.weight for s in sources])
+    problems = []
+    for count, what in (
+        (duplicates, "samples delivered more than once"),
+        (gaps, "samples never delivered"),
+        (len(wrong), f"rows with bytes that are not those stored, first k={[int(k[i]) for i in wrong[:3]]}"),
+        (twice, "tokens delivered twice in an epoch"),
+        (missing, "tokens left out of an epoch"),
+    ):
+        if count:
+            problems.append(f"{count} {what}")
+    if error > len(sources):
+        problems.append(f"a source is {error:.1f} samples away from its share")
+    return AuditReport(
+        rows=len(table),
+        tokens=int(tokens.sum()),
+        first_k=int(k[0]),
+        last_k=int(k[-1]),
+        duplicate_samples=duplicates,
+        missing_samples=gaps,
+        wrong_bytes=len(wrong),
+        tokens_twice=twice,
+        tokens_missing=missing,
+        mixture_error=error,
+        entropy_ratio=entropy,
+        lag1_correlation=lag,
+        order_hash=order_hash(table),
+        problems=problems,
+    )
+
+
+def _stream(source: AuditSource) -> _Stream:
+    """Position of every document of a source in its stream of tokens."""
+    ids, starts, owners = [], [], []
+    segments: list[tuple[AuditSource, TokenSegment, int]] = []
+    at = 0
+    for number in source.commits:
+        manifest = source.dataset.commit(number).manifests[source.split]
+        for index in range(manifest.segments):
+            handle = open_segment(source.backend, *manifest.segment(index))
+            documents = read_document_table(source.backend, handle)
+            lengths = documents["tokens"].to_numpy()
+            ids.append(_words(documents["id"].combine_chunks()))
+            starts.append(at + np.cumsum(lengths) - lengths)
+            owners.append(np.full(len(lengths), len(segments)))
+            segments.append((source, handle, at))
+            at += handle.tokens
+    words = np.concatenate(ids)
+    by_id = np.lexsort((words[:, 1], words[:, 0]))
+    return _Stream(
+        ids=words[by_id],
+        start=np.concatenate(starts)[by_id],
+        segment=np.concatenate(owners)[by_id],
+        segments=segments,
+        total=at,
+        commits=len(source.commits),
+    )
+
+
+def _words(ids: pa.Array) -> np.ndarray:
+    """Ids as uint64 [n, 2]."""
+    array = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
+    return np.frombuffer(array.buffers()[1], dtype="<u8").reshape(-1, 2)[array.offset :][: len(array)]
+
+
+def _find(stream: _Stream, ids: np.ndarray) -> np.ndarray:
+    """Index of each id among the stream's documents. Raises DataError for one that is not there."""
+    known = np.ascontiguousarray(stream.ids).view([("a", "<u8"), ("b", "<u8")]).reshape(-1)
+    wanted = np.ascontiguousarray(ids).view([("a", "<u8"), ("b", "<u8")]).reshape(-1)
+    found = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+    strange = np.flatnonzero(known[found] != wanted)
+    if len(strange):
+        raise DataError(
+            "delivered documents that are not in the dataset",
+            found=f"{len(strange)}, first {ids[strange[0]].tobytes().hex()}",
+            remedy="Audit against the store, datasets and commits that the run read.",
+        )
+    return found
+
+
+def _wrong_rows(
+    table: pa.Table,
+    streams: list[_Stream],
+    source: np.ndarray,
+    rows_of: np.ndarray,
+    place: np.ndarray,
+    segment: np.ndarray,
+    tokens: np.ndarray,
+) -> list[int]:
+    """Rows whose digest is not that of the stored tokens at their documents."""
+    digests = table["digest"].to_pylist()
+    bounds = np.searchsorted(rows_of, np.arange(len(table) + 1))
+    wrong = []
+    for row in range(len(table)):
+        stream = streams[source[row]]
+        state = xxhash.xxh3_128()
+        at = bounds[row]
+        while at < bounds[row + 1]:
+            # Neighbouring documents of a segment are one run of tokens: one read for all of them.
+            end = at + 1
+            while (
+                end < bounds[row + 1]
+                and segment[end] == segment[at]
+                and place[end] == place[end - 1] + tokens[end - 1]
+            ):
+                end += 1
+            origin, handle, start = stream.segments[segment[at]]
+            count = int(tokens[at:end].sum())
+            state.update(read_tokens(origin.backend, handle, int(place[at]) - start, count).tobytes())
+            at = end
+        if state.digest() != digests[row]:
+            wrong.append(row)
+    return wrong
+
+
+def _coverage(place: np.ndarray, tokens: np.ndarray, stream: _Stream, row_tokens: int) -> tuple[int, int]:
+    """Tokens delivered too often and too seldom, given how much was delivered in all."""
+    edges = np.concatenate((place, place + tokens, [0, stream.total]))
+    change = np.concatenate((np.ones(len(place)), -np.ones(len(place)), [0, 0])).astype(np.int64)
+    by_edge = np.argsort(edges, kind="stable")
+    at, times = edges[by_edge], np.cumsum(change[by_edge])
+    lengths = np.diff(at)
+    times = times[:-1]
+    delivered = int(tokens.sum())
+    # Tokens that rows can hold: each commit's tail, shorter than a row, is in none.
+    usable = max(stream.total - stream.commits * (row_tokens - 1), 1)
+    most, least = -(-delivered // usable), delivered // stream.total
+    twice = int(lengths[times > most] @ (times[times > most] - most))
+    few = times < least
+    missing = int(lengths[few] @ (least - times[few])) - least * stream.commits * (row_tokens - 1)
+    return twice, max(missing, 0)
+
+
+def _shuffle_quality(place: np.ndarray, source: np.ndarray, streams: list[_Stream]) -> tuple[float, float]:
+    """(entropy ratio, lag-1 correlation) of the rows' positions in the dataset, in delivered order."""
+    offsets = np.cumsum([0] + [stream.total for stream in streams])
+    position = place + offsets[source]
+    classes = np.searchsorted(np.quantile(position, np.arange(1, CLASSES) / CLASSES), position)
+    shuffled = np.random.default_rng(0).permutation(classes)
+    group = min(GROUP_ROWS, len(classes))
+    full = _entropy(shuffled, group)
+    ratio = _entropy(classes, group) / full if full else 1.0
+    if len(position) < 3 or np.ptp(position) == 0:
+        return ratio, 0.0
+    return ratio, float(np.corrcoef(position[:-1], position[1:])[0, 1])
+
+
+def _entropy(classes: np.ndarray, group: int) -> float:
+    """Mean entropy in nats of the classes in groups of consecutive rows."""
+    groups = classes[: len(classes) // group * group].reshape(-1, group)
+    counts = np.stack([(groups == c).sum(axis=1) for c in range(CLASSES)], axis=1) / group
+    terms = np.where(counts > 0, -counts * np.log(np.maximum(counts, 1e-12)), 0.0)
+    return float(terms.sum(axis=1).mean())
+
+
+def _mixture_error(source: np.ndarray, weights: Sequence[float]) -> float:
+    """Largest distance of any source from its share at any prefix, in samples."""
+    prefix = np.arange(1, len(source) + 1)
+    shares = np.array(weights) / sum(weights)
+    return max(float(np.abs(np.cumsum(source == s) - shares[s] * prefix).max()) for s in range(len(weights)))

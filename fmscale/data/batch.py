@@ -1,0 +1,124 @@
+"""What a rank receives: rows of tokens, and where their documents begin and end.
+
+Shapes: B rows of a microbatch (fillers included), T tokens a row.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitDocuments:
+    """Documents of one unit, in the unit's own token positions."""
+
+    ends: np.ndarray
+    """int64 [documents]: exclusive end of each document; the last is the unit's end if cut there."""
+    offset: int
+    """Tokens of the first document that lie before the unit."""
+    ids: np.ndarray | None
+    """uint64 [documents, 2]: stable document ids; None unless the loader was asked for them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """A piece of a document inside a row."""
+
+    row: int
+    """Row of the microbatch."""
+    start: int
+    """First token position in the row."""
+    stop: int
+    """Position behind the last token in the row."""
+    document: tuple[int, int]
+    """Stable document id, high and low half; (0, 0) unless the loader reads ids."""
+    offset: int
+    """Position of the first token inside its document."""
+
+
+@dataclass(kw_only=True)
+class Batch:
+    """One forward's rows.
+
+    `tokens` lives in a buffer that the loader takes back once nothing refers to it any more: keep the tensor
+    as long as you like.
+    """
+
+    tokens: torch.Tensor
+    """int64 [B, T]."""
+    k: np.ndarray
+    """uint64 [rows]: sample number of each real row; fillers follow after the real rows."""
+    source: np.ndarray
+    """uint16 [rows]: source of each row."""
+    row: np.ndarray
+    """uint64 [rows]: row id in the source's view."""
+    step: int
+    """Optimizer step that the rows belong to."""
+    last_of_step: bool
+    """Whether this is the rank's last microbatch of the step."""
+    documents: Sequence[UnitDocuments]
+    """Documents of the unit behind each real row."""
+    offsets: Sequence[int]
+    """Token position of each real row inside its unit."""
+
+    @property
+    def rows(self) -> int:
+        """Real rows; the other B - rows are fillers with zero weight."""
+        return len(self.k)
+
+    @cached_property
+    def spans(self) -> list[Span]:
+        """Every piece of a document in the batch, row by row, in order."""
+        spans = []
+        length = self.tokens.shape[1]
+        for row in range(self.rows):
+            unit, start = self.documents[row], self.offsets[row]
+            first = int(np.searchsorted(unit.ends, start, side="right"))
+            begin = int(unit.ends[first - 1]) if first else -unit.offset
+            position = start
+            for index in range(first, len(unit.ends)):
+                end = min(int(unit.ends[index]), start + length)
+                document = (0, 0) if unit.ids is None else (int(unit.ids[index, 0]), int(unit.ids[index, 1]))
+                spans.append(
+                    Span(
+                        row=row,
+                        start=position - start,
+                        stop=end - start,
+                        document=document,
+                        offset=position - begin,
+                    )
+                )
+                position = begin = end
+                if end == start + length:
+                    break
+        return spans
+
+    @cached_property
+    def cu_seqlens(self) -> torch.Tensor:
+        """int32 [pieces + 1]: boundaries of the documents in the batch read as one sequence of B * T tokens;
+        every row begins a piece, also a filler.
+        """
+        length = self.tokens.shape[1]
+        ends = [span.row * length + span.stop for span in self.spans]
+        ends += [(row + 1) * length for row in range(self.rows, self.tokens.shape[0])]
+        return torch.tensor([0, *ends], dtype=torch.int32)
+
+    @cached_property
+    def positions(self) -> torch.Tensor:
+        """int64 [B, T]: position of each token in its piece; restarts at every document and row."""
+        cu = self.cu_seqlens.to(torch.int64)
+        lengths = cu[1:] - cu[:-1]
+        flat = torch.arange(int(cu[-1])) - torch.repeat_interleave(cu[:-1], lengths)
+        return flat.view(self.tokens.shape)
+
+    @cached_property
+    def loss_weights(self) -> torch.Tensor:
+        """float32 [B, T]: weight of each token as a target. 0 for the first token of a row or a document
+        (nothing before it may predict it) and in fillers, 1 elsewhere.
+        """
+        weights = (self.positions != 0).to(torch.float32)
+        weights[self.rows :] = 0.0
+        return weights

@@ -1,0 +1,219 @@
+"""Batches of a plan: planned ahead, fetched ahead, verified, delivered from reused buffers.
+
+Goals, in this order: the sequence of global batches is a function of the plan alone (P1); nothing
+unverified is delivered (P2); the state is below 1 KiB and the same on every rank; the training thread
+spends its time on one gather and one widening per batch. Threads, no worker processes.
+
+    plan ── assign ──► blocks of steps ── units ──► arena (host memory) ── gather, widen ──► Batch
+            planner thread              reader threads                     the caller's thread
+"""
+
+import time
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from fmscale.data.arena import Arena
+from fmscale.data.batch import Batch
+from fmscale.data.blocks import HORIZON_STEPS, Block, DamagedRows, Planner, Share, assign
+from fmscale.data.buffers import BufferPool
+from fmscale.data.order_log import OrderLog, replay
+from fmscale.data.plan import Plan
+from fmscale.data.readers import Readers
+from fmscale.data.steps import Batches
+from fmscale.errors import ConfigError, DataError
+
+STATE_VERSION = 1
+MEMORY_BUDGET = 2**30
+"""Bytes of host memory for units: two shuffle windows of 2,048 units of 256 KiB."""
+REMOTE_READ_THREADS = 16
+
+
+class Loader:
+    """Iterates over this rank's microbatches, without end. One thread consumes it.
+
+    Raises CorruptChunk when a chunk cannot be served and `order_log` is None; with an order log the rows are
+    quarantined there and replaced before anything of them is delivered.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        batches: Batches,
+        readers: Readers,
+        *,
+        dp_rank: int = 0,
+        dp_size: int = 1,
+        micro_batch: int | None = None,
+        memory_budget: int = MEMORY_BUDGET,
+        read_threads: int | None = None,
+        order_log: OrderLog | None = None,
+    ) -> None:
+        """
+        Args:
+            plan: which row is sample k.
+            batches: which samples make a step.
+            readers: read units of the plan's sources.
+            dp_rank: place among the data-parallel ranks.
+            dp_size: number of data-parallel ranks.
+            micro_batch: rows of a forward; None: the rank's whole part of the step.
+            memory_budget: bytes of host memory for units. Below the units of a shuffle window, units are read
+                more than once.
+            read_threads: concurrent reads; None: none beside the planner's for a local store, else 16.
+            order_log: the run's, where the plan came from one.
+        """
+        if not 0 <= dp_rank < dp_size:
+            raise ConfigError("dp_rank must lie in [0, dp_size)", found=(dp_rank, dp_size))
+        if micro_batch is not None and micro_batch < 1:
+            raise ConfigError("micro_batch must be at least 1", found=micro_batch)
+        self.plan = plan
+        self.batches = batches
+        self.k = 0
+        """First sample of the next step to deliver."""
+        self.stall_seconds = 0.0
+        """Time that the consumer waited for data, the first batch included."""
+        self._readers = readers
+        self._share = Share(dp_rank=dp_rank, dp_size=dp_size, micro_batch=micro_batch)
+        self._order_log = order_log
+        views = [source.view for source in plan.sources]
+        view = views[0]
+        self._arena = Arena(
+            budget_bytes=memory_budget,
+            rows_per_slot=max(view.rows_per_unit for view in views),
+            row_tokens=view.sequence_length,
+            dtype=np.dtype(view.dtype),
+        )
+        local = readers.backend.local_path("local") is not None
+        self._read_threads = (0 if local else REMOTE_READ_THREADS) if read_threads is None else read_threads
+        self._planner: Planner | None = None
+        self._buffers = BufferPool(np.dtype(view.dtype), view.sequence_length)
+        self._stream = self._batches()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where to go on: version, k, digest of the plan, head of the order log; below 1 KiB, the same on
+        every rank. Inside a step it names the beginning of that step.
+        """
+        return {
+            "version": STATE_VERSION,
+            "k": self.k,
+            "plan": self.plan.digest,
+            "order_log": self.plan.log_head,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on at `state`, at any number of ranks and any batch size. Raises DataError for another plan."""
+        if state.get("version") != STATE_VERSION:
+            raise DataError(
+                "loader state of another version",
+                found=state.get("version"),
+                remedy=f"This fmscale reads version {STATE_VERSION}.",
+            )
+        # The order log may have grown since the state was taken: compare with the plan as it was then.
+        then = replay(self._order_log.log, head=state["order_log"]) if self._order_log else self.plan
+        if then is None or state["plan"] != then.digest:
+            raise DataError(
+                "the loader state belongs to another plan (data, seed or mixture)",
+                found=f"state {state['plan']}, this run {then and then.digest}",
+                remedy="Restore the run's data section, or start from k=0 on purpose.",
+            )
+        self.close()
+        self.k = int(state["k"])
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        return next(self._stream)
+
+    def _batches(self) -> Iterator[Batch]:
+        while True:
+            block = self._next_block()
+            yield from self._deliver(block)
+            self._arena.release(block.number)
+
+    def _next_block(self) -> Block:
+        started = time.perf_counter()
+        while True:
+            if self._planner is None:
+                self._planner = Planner(
+                    self.plan,
+                    self.batches,
+                    self._share,
+                    self._readers,
+                    self._arena,
+                    k=self.k,
+                    read_threads=self._read_threads,
+                    refresh=self._order_log.refresh if self._order_log else None,
+                )
+            try:
+                block = self._planner.take()
+            except DamagedRows as damage:
+                self._quarantine(damage)
+                continue
+            self.stall_seconds += time.perf_counter() - started
+            self.plan = block.plan
+            return block
+
+    def _deliver(self, block: Block) -> Iterator[Batch]:
+        rows, narrow = self._arena.rows, self._buffers.narrow(block.gather.shape[1])
+        assignment = block.assignment
+        sizes = assignment.real.tolist()
+        at = 0
+        for forward, (gather, real) in enumerate(zip(block.gather, sizes, strict=True)):
+            np.take(rows, gather, axis=0, out=narrow, mode="clip")
+            if real < len(gather):
+                narrow[real:] = 0
+            wide = self._buffers.take(len(gather))
+            np.copyto(wide, narrow)
+            last = bool(assignment.last[forward])
+            batch = Batch(
+                tokens=torch.from_numpy(wide),
+                k=assignment.k[forward, :real],
+                source=assignment.source[forward, :real],
+                row=assignment.row[forward, :real],
+                step=int(assignment.step[forward]),
+                last_of_step=last,
+                documents=block.documents[at : at + real],
+                offsets=block.offsets[at : at + real],
+            )
+            at += real
+            if last:
+                self.k = int(assignment.after[forward])
+            yield batch
+
+    def _quarantine(self, damage: DamagedRows) -> None:
+        """Write the damaged rows to the order log, then plan again from the step not yet delivered."""
+        if self._order_log is None:
+            raise damage.error
+        step = self.batches.step_of(self.k)
+        from_k = int(self.batches.kappa(step + 2 * HORIZON_STEPS + 2))
+        ahead = assign(self.plan, self.batches, self._share, k=self.k, steps=2 * HORIZON_STEPS + 2)
+        real = np.arange(ahead.k.shape[1]) < ahead.real[:, None]
+        first, last = damage.rows
+        lost = real & (ahead.source == damage.source) & (ahead.row >= first) & (ahead.row < last)
+        self._stop_planner()
+        self.plan = self._order_log.quarantine(
+            source=damage.source, rows=damage.rows, from_k=from_k, samples=ahead.k[lost].tolist()
+        )
+
+    def close(self) -> None:
+        """End the threads. Iterating again goes on at the first step not delivered whole."""
+        self._stop_planner()
+        self._stream = self._batches()
+
+    def _stop_planner(self) -> None:
+        if self._planner is not None:
+            self._planner.close()
+            self._planner = None
+            self._arena.reset()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,163 @@
+"""From a store to a loader: datasets to views, views to a plan, the plan to batches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fmscale.data.loader import MEMORY_BUDGET, Loader
+from fmscale.data.mixture import integer_weights
+from fmscale.data.order_log import OrderLog
+from fmscale.data.plan import Plan, Source, Stage
+from fmscale.data.readers import Readers
+from fmscale.data.steps import Batches
+from fmscale.data.view import WINDOW, make_view
+from fmscale.errors import ConfigError, Conflict
+from fmscale.store.backend import Backend
+from fmscale.store.cache import NodeCache
+from fmscale.store.dataset import open_dataset
+from fmscale.store.digest import metadata_digest
+from fmscale.store.fetch import Fetcher
+from fmscale.store.log import RUN_KINDS, Log
+from fmscale.store.open import open_store
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSpec:
+    """One dataset of a mixture, as a person names it."""
+
+    dataset: str
+    """Name in the store."""
+    weight: float = 1.0
+    """Share of the samples, relative to the others."""
+    split: str = "train"
+    """Split of the dataset."""
+    commits: tuple[int, ...] | None = None
+    """Commits to read; None: those live now."""
+    masks: tuple[str, ...] = ()
+    """Masks whose documents are left out."""
+    seed: int | None = None
+    """Seed of its order; None: from the run's seed and its place among the sources."""
+
+
+def make_sources(
+    backend: Backend, specs: Sequence[SourceSpec], *, sequence_length: int, seed: int, window: int = WINDOW
+) -> list[Source]:
+    """Views of the datasets with integer weights. Raises DataError for a dataset, split or commit that is not
+    there, or where tokenizers differ.
+    """
+    sources = []
+    weights = integer_weights([spec.weight for spec in specs])
+    for place, (spec, weight) in enumerate(zip(specs, weights, strict=True)):
+        view = make_view(
+            open_dataset(backend, spec.dataset),
+            sequence_length=sequence_length,
+            split=spec.split,
+            commits=spec.commits,
+            masks=spec.masks,
+            window=window,
+        )
+        own = int(metadata_digest(f"{seed}/{place}".encode())[:16], 16) if spec.seed is None else spec.seed
+        sources.append(Source(view=view, weight=weight, seed=own))
+    tokenizers = {source.view.tokenizer for source in sources}
+    if len(tokenizers) > 1:
+        raise ConfigError(
+            "the datasets of a mixture must have one tokenizer",
+            found={source.label: source.view.tokenizer for source in sources},
+            remedy="Ingest them with the same tokenizer (`--tokenizer` takes a dataset's by default).",
+        )
+    return sources
+
+
+def open_order(backend: Backend, run: str, sources: Sequence[Source]) -> OrderLog:
+    """The order log of a run; started with these sources if it has no stage. Ranks may race: one starts it,
+    all use what it recorded. Raises ConfigError if the run's last stage has other datasets or weights.
+    """
+    order_log = OrderLog(Log(backend, f"runs/{run}", RUN_KINDS))
+    try:
+        plan = order_log.start(sources)
+    except Conflict:
+        plan = order_log.refresh()
+    recorded = [_outline(source) for source in plan.stages[-1].sources]
+    wanted = [_outline(source) for source in sources]
+    if recorded != wanted:
+        raise ConfigError(
+            f"run {run} was recorded with other data",
+            found=f"recorded {recorded}, asked for {wanted}",
+            remedy="Use the recorded settings, add a stage to the run's order log, or name a new run.",
+        )
+    return order_log
+
+
+def open_loader(
+    store: str | Backend,
+    *,
+    sequence_length: int,
+    batch: int | Sequence[tuple[int, int]],
+    dataset: str | None = None,
+    sources: Sequence[SourceSpec] = (),
+    split: str = "train",
+    seed: int = 0,
+    window: int = WINDOW,
+    run: str | None = None,
+    dp_rank: int = 0,
+    dp_size: int = 1,
+    micro_batch: int | None = None,
+    memory_budget: int = MEMORY_BUDGET,
+    cache_dir: Path | str | None = None,
+    cache_bytes: int = 100 * 2**30,
+    on_corrupt: str = "quarantine",
+    document_ids: bool = False,
+    read_threads: int | None = None,
+) -> Loader:
+    """A loader over one dataset or a weighted mixture.
+
+    Args:
+        store: URL or backend.
+        sequence_length: tokens of a row as delivered (one more than the model's context, for the shift).
+        batch: rows of a step over all ranks, or a ramp [(first step, rows), …].
+        dataset: name of the dataset; or `sources` for a mixture.
+        sources: datasets and weights.
+        split: split of `dataset`.
+        seed: seed of the order.
+        window: units that are shuffled among one another.
+        run: name of a run, which keeps its order log in the store (stages, bans, quarantines); None: the
+            order is made of the arguments alone, and a chunk that cannot be served stops the loader.
+        dp_rank: place among the data-parallel ranks.
+        dp_size: number of data-parallel ranks.
+        micro_batch: rows of one forward; None: the rank's whole part of a step.
+        memory_budget: bytes of host memory for units.
+        cache_dir: node-local folder shared by the node's ranks; for remote stores.
+        cache_bytes: limit of that folder.
+        on_corrupt: `quarantine` (with a run) or `stop`.
+        document_ids: deliver stable document ids too.
+        read_threads: concurrent reads; None: by the kind of store.
+
+    Raises DataError, ConfigError or StoreError with the remedy.
+    """
+    backend = open_store(store) if isinstance(store, str) else store
+    if (dataset is None) == (not sources):
+        raise ConfigError("give either dataset or sources", found=(dataset, list(sources)))
+    if on_corrupt not in ("quarantine", "stop"):
+        raise ConfigError("on_corrupt is quarantine or stop", found=on_corrupt)
+    specs = list(sources) or [SourceSpec(dataset=str(dataset), split=split)]
+    made = make_sources(backend, specs, sequence_length=sequence_length, seed=seed, window=window)
+    order_log = open_order(backend, run, made) if run is not None else None
+    plan = order_log.plan if order_log else Plan([Stage(from_k=0, sources=tuple(made))])
+    cache = NodeCache(Path(cache_dir), cache_bytes) if cache_dir is not None else None
+    return Loader(
+        plan,
+        Batches([(0, batch)] if isinstance(batch, int) else batch),
+        Readers(backend, Fetcher(backend, cache), document_ids=document_ids),
+        dp_rank=dp_rank,
+        dp_size=dp_size,
+        micro_batch=micro_batch,
+        memory_budget=memory_budget,
+        read_threads=read_threads,
+        order_log=order_log if on_corrupt == "quarantine" else None,
+    )
+
+
+def _outline(source: Source) -> tuple[str, str, int, int, int]:
+    """What of a source a person chose: a new commit in the dataset does not make it another one."""
+    view = source.view
+    return view.dataset, view.split, view.sequence_length, source.weight, source.seed

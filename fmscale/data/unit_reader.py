@@ -1,0 +1,212 @@
+"""Reads one unit of a view: its tokens, verified, into host memory, and where its documents end.
+
+A unit is b consecutive rows; masks and segment ends cut it into pieces that lie in one segment each. Chunks
+at a unit's edges are read whole into scratch that stays in the CPU's cache, checked there, and the unit's
+part is copied to its slot.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from fmscale.data.batch import UnitDocuments
+from fmscale.data.layout import Layout, Piece
+from fmscale.store.array import ArrayLayout
+from fmscale.store.fetch import CorruptChunk, Fetcher, chunk_span
+from fmscale.store.segment import ObjectRef, TokenSegment, open_segment
+
+MAX_SEGMENTS = 4096
+"""Open segment handles kept: 8 bytes per 64 KiB chunk each, 16 MB for segments of 32 MB."""
+WHOLE_DOCUMENT_BYTES = 64 * 2**20
+"""Views whose document arrays are smaller than this keep them in memory, instead of reading the few entries
+that each unit needs: two requests fewer per unit.
+"""
+
+
+class UnitRead(NamedTuple):
+    """What came of reading a unit."""
+
+    documents: UnitDocuments
+    """Where its documents end."""
+    damaged: list[tuple[int, int, CorruptChunk]]
+    """Token ranges of the unit (first, stop) that no source can serve; zeros in memory."""
+
+
+Lost = Callable[[int, int, CorruptChunk], None]
+"""Told of rows [first, stop) that no source can serve, and why."""
+
+
+@dataclass(slots=True)
+class _Documents:
+    ends: list[np.ndarray]
+    ids: list[np.ndarray]
+    offset: int | None = None
+
+
+class UnitReader:
+    """Reads units of one view; used from many threads."""
+
+    def __init__(self, layout: Layout, fetcher: Fetcher, *, document_ids: bool = False) -> None:
+        """`document_ids`: read the documents' stable ids too."""
+        self.layout = layout
+        self.view = layout.view
+        self.fetcher = fetcher
+        self.document_ids = document_ids
+        self._segments: OrderedDict[tuple[int, int], TokenSegment] = OrderedDict()
+        self._lock = threading.Lock()
+        self._scratch = threading.local()
+        total = sum(manifest.documents for manifest in layout.manifests if manifest is not None)
+        self._whole: dict[tuple[str, str], np.ndarray] | None = (
+            {} if total * (24 if document_ids else 8) <= WHOLE_DOCUMENT_BYTES else None
+        )
+
+    def read(self, unit: int, into: np.ndarray, next_use: int = 0) -> UnitRead:
+        """Read unit `unit` into the beginning of `into` (tokens of the view's dtype).
+
+        Raises StoreUnavailable, AccessDenied or another StoreError if the store does not serve at all.
+        """
+        commit, pieces = self.layout.pieces(unit)
+        found = _Documents([], [])
+        damaged: list[tuple[int, int, CorruptChunk]] = []
+        at = 0
+        for piece in pieces:
+            segment = self._segment(commit, piece.segment)
+            self._read_tokens(segment, piece, into[at : at + piece.count], at, damaged, next_use)
+            self._read_documents(segment, piece, at, found)
+            at += piece.count
+        documents = UnitDocuments(
+            ends=np.concatenate(found.ends),
+            offset=found.offset or 0,
+            ids=np.concatenate(found.ids) if self.document_ids else None,
+        )
+        return UnitRead(documents, damaged)
+
+    def _segment(self, commit: int, index: int) -> TokenSegment:
+        key = (commit, index)
+        with self._lock:
+            segment = self._segments.get(key)
+            if segment is not None:
+                self._segments.move_to_end(key)
+                return segment
+        manifest = self.layout.manifests[commit]
+        assert manifest is not None
+        segment = open_segment(self.fetcher.backend, *manifest.segment(index))
+        with self._lock:
+            self._segments[key] = segment
+            if len(self._segments) > MAX_SEGMENTS:
+                self._segments.popitem(last=False)
+        return segment
+
+    def _read_tokens(
+        self,
+        segment: TokenSegment,
+        piece: Piece,
+        out: np.ndarray,
+        at: int,
+        damaged: list[tuple[int, int, CorruptChunk]],
+        next_use: int,
+    ) -> None:
+        def lost(start: int, stop: int, error: CorruptChunk) -> None:
+            out[start:stop] = 0
+            damaged.append((at + start, at + stop, error))
+
+        self._read_rows(segment, "tokens", piece.start, piece.count, out, next_use, lost)
+
+    def _read_rows(
+        self,
+        segment: TokenSegment,
+        name: str,
+        start: int,
+        count: int,
+        out: np.ndarray,
+        next_use: int = 0,
+        lost: Lost | None = None,
+    ) -> None:
+        """Rows [start, start + count) of an array of the segment into `out`.
+
+        `lost(first, stop, error)` is told of rows of `out` that no source can serve; without it the error
+        is raised.
+        """
+        layout = segment.arrays[name].layout
+        position = start
+        while position < start + count:
+            number, low = divmod(position, layout.shard)
+            high = min(start + count - number * layout.shard, layout.shard)
+            ref = segment.array_shard(name, number)
+            rows = out[position - start :][: high - low]
+            try:
+                self._copy(ref, layout, low, high, rows, next_use)
+            except CorruptChunk:
+                if lost is None:
+                    raise
+                self._salvage(ref, layout, low, high, rows, position - start, lost)
+            position += high - low
+
+    def _copy(
+        self, ref: ObjectRef, layout: ArrayLayout, low: int, high: int, out: np.ndarray, next_use: int
+    ) -> None:
+        """Rows [low, high) of a shard into `out`, from the whole chunks that hold them."""
+        first, last = low // layout.inner, -(-high // layout.inner)
+        buffer = self._buffer(chunk_span(ref, first, last - first)[1])
+        self.fetcher.read_chunks(ref, first, last - first, buffer, next_use)
+        rows = np.frombuffer(buffer, dtype=layout.dtype).reshape(-1, *layout.shape[1:])
+        out[:] = rows[low - first * layout.inner : high - first * layout.inner]
+
+    def _salvage(
+        self, ref: ObjectRef, layout: ArrayLayout, low: int, high: int, out: np.ndarray, at: int, lost: Lost
+    ) -> None:
+        """As `_copy`, chunk by chunk, telling `lost` of those that cannot be served."""
+        for chunk in range(low // layout.inner, -(-high // layout.inner)):
+            start, stop = max(low, chunk * layout.inner), min(high, (chunk + 1) * layout.inner)
+            try:
+                self._copy(ref, layout, start, stop, out[start - low : stop - low], 0)
+            except CorruptChunk as error:
+                lost(at + start - low, at + stop - low, error)
+
+    def _read_documents(self, segment: TokenSegment, piece: Piece, at: int, found: _Documents) -> None:
+        """Ends of the documents in the piece, in the unit's positions; of the last one, the piece's end."""
+        stop = piece.start + piece.count
+        inner = segment.arrays["tokens"].layout.inner
+        low = int(segment.first_document[piece.start // inner])
+        after = (stop - 1) // inner + 1
+        high = segment.documents
+        if after < len(segment.first_document):
+            high = min(high, int(segment.first_document[after]) + 1)
+        before = max(low - 1, 0)
+        ends = self._document_rows(segment, "document_ends", before, high - before).astype(np.int64)
+        first = int(np.searchsorted(ends, piece.start, side="right"))
+        last = int(np.searchsorted(ends, stop, side="left"))
+        if found.offset is None:
+            found.offset = piece.start - (int(ends[first - 1]) if first else 0)
+        found.ends.append(np.minimum(ends[first : last + 1], stop) - piece.start + at)
+        if self.document_ids:
+            found.ids.append(
+                self._document_rows(segment, "document_ids", before + first, last - first + 1).copy()
+            )
+
+    def _document_rows(self, segment: TokenSegment, name: str, first: int, count: int) -> np.ndarray:
+        if self._whole is None:
+            return self._read_array(segment, name, first, count)
+        key = (segment.prefix, name)
+        array = self._whole.get(key)
+        if array is None:
+            array = self._read_array(segment, name, 0, segment.documents)
+            self._whole[key] = array
+        return array[first : first + count]
+
+    def _read_array(self, segment: TokenSegment, name: str, first: int, count: int) -> np.ndarray:
+        layout = segment.arrays[name].layout
+        out = np.empty((count, *layout.shape[1:]), dtype=layout.dtype)
+        self._read_rows(segment, name, first, count, out)
+        return out
+
+    def _buffer(self, length: int) -> memoryview:
+        """Scratch of this thread; reused, so that it stays in the cache."""
+        buffer: bytearray | None = getattr(self._scratch, "buffer", None)
+        if buffer is None or len(buffer) < length:
+            buffer = self._scratch.buffer = bytearray(length)
+        return memoryview(buffer)[:length]

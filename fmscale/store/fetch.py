@@ -1,0 +1,121 @@
+"""Verified reads: chunks from the nearest source that has them, checked before anyone sees them (P2).
+
+Sources in read order: the node's cache directory, then the store. Whatever served a chunk, its crc32c is
+compared with the one recorded in the segment. A bad copy is dropped and read again from the next source;
+a chunk that no source can serve raises `CorruptChunk`, never returns.
+"""
+
+from typing import Protocol
+
+import numpy as np
+
+from fmscale.errors import CorruptData, ObjectNotFound
+from fmscale.store.backend import Backend
+from fmscale.store.digest import verify_chunks
+from fmscale.store.segment import ObjectRef
+
+STORE_ATTEMPTS = 2
+"""Reads of a chunk from the store before it is given up: a second one heals a flip on the wire."""
+
+
+class CorruptChunk(CorruptData):
+    """A chunk that no source can serve with the bytes that were recorded for it."""
+
+    def __init__(self, ref: ObjectRef, chunk: int, reason: str) -> None:
+        self.key = ref.key
+        self.chunk = chunk
+        super().__init__(
+            f"chunk {chunk} of {ref.key} cannot be served: {reason}",
+            remedy="`fmscale dataset verify` lists all damage; restore the object or ingest it again.",
+        )
+
+
+class ChunkCache(Protocol):
+    """What `Fetcher` needs of the node cache (`fmscale.store.cache.NodeCache`)."""
+
+    def read(
+        self, ref: ObjectRef, first_chunk: int, chunks: int, buffer: memoryview, fetch: object, next_use: int
+    ) -> None:
+        """Fill `buffer` with the chunks' bytes, calling `fetch` for those not cached."""
+        ...
+
+    def drop(self, ref: ObjectRef, first_chunk: int, chunks: int) -> None:
+        """Forget a copy that was seen to be bad."""
+        ...
+
+
+def chunk_span(ref: ObjectRef, first_chunk: int, chunks: int) -> tuple[int, int]:
+    """Byte offset and length of chunks [first_chunk, first_chunk + chunks) in the object's data."""
+    start = first_chunk * ref.chunk_bytes
+    return start, min((first_chunk + chunks) * ref.chunk_bytes, ref.bytes) - start
+
+
+class Fetcher:
+    """Reads chunks of objects, verified; used from many threads."""
+
+    def __init__(self, backend: Backend, cache: ChunkCache | None = None) -> None:
+        self.backend = backend
+        self.cache = cache
+        self.dropped = 0
+        """Bad cached copies that were dropped and read again."""
+        self.reread = 0
+        """Chunks whose first copy from the store was bad."""
+
+    def read_chunks(
+        self, ref: ObjectRef, first_chunk: int, chunks: int, buffer: memoryview, next_use: int = 0
+    ) -> None:
+        """Fill `buffer` with the verified bytes of `chunks` chunks from `first_chunk` on.
+
+        `buffer` has exactly the length that `chunk_span` gives. `next_use` is the sample number of the next
+        use, by which the cache evicts. Raises CorruptChunk, or the store's error if it does not answer.
+        """
+        expected = ref.crc32c[first_chunk : first_chunk + chunks]
+        if self.cache is not None:
+
+            def fetch(first: int, count: int, into: memoryview) -> None:
+                self._from_store(ref, first, count, into)
+
+            self.cache.read(ref, first_chunk, chunks, buffer, fetch, next_use)
+            bad = verify_chunks(buffer, expected, ref.chunk_bytes)
+            if bad < 0:
+                return
+            self.dropped += 1
+            self.cache.drop(ref, first_chunk, chunks)
+        self._from_store(ref, first_chunk, chunks, buffer)
+
+    def _from_store(self, ref: ObjectRef, first: int, count: int, buffer: memoryview) -> None:
+        expected = ref.crc32c[first : first + count]
+        start, _ = chunk_span(ref, first, count)
+        bad = _read_verified(self.backend, ref, start, buffer, expected)
+        for _ in range(STORE_ATTEMPTS - 1):
+            if bad < 0:
+                return
+            self.reread += 1
+            bad = _read_verified(self.backend, ref, start, buffer, expected)
+        if bad >= 0:
+            self._raise_worst(ref, first, count, buffer)
+
+    def _raise_worst(self, ref: ObjectRef, first: int, count: int, buffer: memoryview) -> None:
+        """Name the first chunk that really is bad, reading one by one: a truncated object still serves
+        the chunks before its end.
+        """
+        for chunk in range(first, first + count):
+            start, length = chunk_span(ref, chunk, 1)
+            part = buffer[start - first * ref.chunk_bytes :][:length]
+            try:
+                self.backend.read_into(ref.key, start, part)
+            except (CorruptData, ObjectNotFound) as error:
+                raise CorruptChunk(ref, chunk, error.cause) from error
+            if verify_chunks(part, ref.crc32c[chunk : chunk + 1], ref.chunk_bytes) >= 0:
+                raise CorruptChunk(ref, chunk, "its bytes do not match their crc32c")
+
+
+def _read_verified(
+    backend: Backend, ref: ObjectRef, start: int, buffer: memoryview, expected: np.ndarray
+) -> int:
+    """Index of the first bad chunk, or -1. A missing or short object counts as bad from chunk 0 on."""
+    try:
+        backend.read_into(ref.key, start, buffer)
+    except (CorruptData, ObjectNotFound):
+        return 0
+    return verify_chunks(buffer, expected, ref.chunk_bytes)
