@@ -8,6 +8,7 @@ what ZeRO (Rajbhandari et al., arXiv 1910.02054) leaves to a rank. With a bf16 g
 import math
 
 import torch
+from fmscale.kernels.compile_case import CompileCase
 from fmscale.kernels.dispatch import Config, choose, config
 from fmscale.kernels.launch import jit, on, tl, triton_refusal
 from torch import Tensor
@@ -48,6 +49,24 @@ def configs() -> dict[str, tuple[Config, ...]]:
     """Launch configurations; the first is the default (8 elements a thread: two 16-byte fp32 accesses)."""
     sizes = ((1024, 4), (2048, 8), (512, 4), (4096, 8))
     return {"step": tuple({"BLOCK": block, "num_warps": warps} for block, warps in sizes)}
+
+
+def compile_cases() -> list[CompileCase]:
+    """Every launch configuration, with everything that one pass can do."""
+    states = dict.fromkeys(("MASTER", "FIRST", "SECOND", "SCALE", "NORM"), "*fp32")
+    scalars = ["keep", "step_size", "beta1", "rest1", "beta2", "rest2", "correction2", "eps", "max_norm"]
+    return [
+        CompileCase(
+            name=f"adamw.step {grad[1:]} {dict(c)}",
+            kernel=_adamw_kernel,
+            signature=states | {"GRAD": grad, "COPY": "*bf16", "n": "i32"} | dict.fromkeys(scalars, "fp32"),
+            constants=dict.fromkeys(("HAS_COPY", "HAS_SCALE", "HAS_NORM", "CLIP"), True)
+            | {"BLOCK": c["BLOCK"]},
+            num_warps=c["num_warps"],
+        )
+        for grad in ("*bf16", "*fp32")
+        for c in configs()["step"]
+    ]
 
 
 @torch.library.custom_op(

@@ -11,7 +11,6 @@ recompile under `torch.compile` and make a step's arithmetic depend on how its r
 """
 
 import contextlib
-import functools
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -130,17 +129,12 @@ def bucket(dtype: torch.dtype, **sizes: int) -> str:
     return " ".join([str(dtype).removeprefix("torch."), *(f"{n}{round_up(s)}" for n, s in sizes.items())])
 
 
-@functools.cache
-def _device_name(index: int) -> str:
-    return torch.cuda.get_device_name(index)
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def device_name(device: torch.device) -> str:
     """The key of a device in the tables: the GPU's name, or "cpu"."""
     if device.type != "cuda":
         return device.type
-    return _device_name(device.index if device.index is not None else torch.cuda.current_device())
+    # of the ways to ask, the one that torch.compile folds into a constant
+    return str(torch.cuda.get_device_properties(device).name)
 
 
 def choose(op: str, backend: str, device: torch.device, case: str, refusals: Mapping[str, str | None]) -> str:

@@ -8,6 +8,7 @@ then over the programs in order), so its bits do not depend on scheduling.
 from typing import Any
 
 import torch
+from fmscale.kernels.compile_case import CompileCase
 from fmscale.kernels.dispatch import Config, bucket, choose, config
 from fmscale.kernels.launch import accumulator, jit, on, round_up, rows, tl, tl_dtype, triton_refusal
 from torch import Tensor
@@ -45,6 +46,7 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     column = tl.arange(0, BLOCK)
     w = tl.load(W + column, mask=column < D, other=0.0).to(ACC)
+    RELOAD: tl.constexpr = BLOCK > 8192  # holding the weight too would spill 56 bytes at 16384
     dw = tl.zeros((ROWS, BLOCK), dtype=ACC)
     for tile in range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0)):
         row = tile * ROWS + tl.arange(0, ROWS).to(tl.int64)
@@ -54,6 +56,8 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
         rstd = tl.load(RSTD + row, mask=row < rows, other=0.0)[:, None]
         x = x * rstd
         dw += dy * x
+        if RELOAD:
+            w = tl.load(W + column, mask=column < D, other=0.0).to(ACC)
         dy = dy * w[None, :]
         dx = (dy - x * (tl.sum(dy * x, axis=1) / D)[:, None]) * rstd
         if UPSTREAM_H:
@@ -102,6 +106,53 @@ def configs(D: int) -> dict[str, tuple[Config, ...]]:
     )
     backward = tuple({"ROWS": rows, "PROGRAMS": p, "num_warps": warps} for p in (264, 132, 528))
     return {"forward": forward, "backward": backward}
+
+
+def compile_cases() -> list[CompileCase]:
+    """Every launch configuration, at the widths of heads (q/k-norm) and of models."""
+    cases = []
+    sizes = {"rows": "i32", "D": "i32"}
+    for D in (128, 1024, 4096, 8192, WIDEST):
+        parts = configs(D)
+        common = {"ACC": tl_dtype(torch.float32), "BLOCK": D}
+        for c in parts["forward"]:
+            pointers = dict.fromkeys(("X", "R", "W", "Y", "H"), "*bf16") | {"RSTD": "*fp32"}
+            strides = {"stride_x": "i32", "stride_r": "i32", "eps": "fp32"}
+            for residual in (False, True):
+                cases.append(
+                    CompileCase(
+                        name=f"rms_norm.forward bf16 D{D} residual={residual} {dict(c)}",
+                        kernel=_forward_kernel,
+                        signature=pointers | sizes | strides,
+                        constants=common | {"RESIDUAL": residual, "ROWS": c["ROWS"]},
+                        num_warps=c["num_warps"],
+                    )
+                )
+        for c in {(c["ROWS"], c["num_warps"]): c for c in parts["backward"]}.values():
+            pointers = dict.fromkeys(("DY", "DH", "H", "W", "DX"), "*bf16") | dict.fromkeys(
+                ("RSTD", "PARTIAL"), "*fp32"
+            )
+            for upstream in (False, True):
+                cases.append(
+                    CompileCase(
+                        name=f"rms_norm.backward bf16 D{D} upstream={upstream} {dict(c)}",
+                        kernel=_backward_kernel,
+                        signature=pointers
+                        | sizes
+                        | dict.fromkeys(("stride_dy", "stride_dh", "stride_h"), "i32"),
+                        constants=common | {"UPSTREAM_H": upstream, "ROWS": c["ROWS"]},
+                        num_warps=c["num_warps"],
+                    )
+                )
+    cases.append(
+        CompileCase(
+            name="rms_norm.reduce fp32",
+            kernel=_reduce_kernel,
+            signature={"PARTIAL": "*fp32", "DW": "*bf16", "programs": "i32", "D": "i32"},
+            constants={"ACC": tl_dtype(torch.float32), "ROWS": 32, "BLOCK": 128},
+        )
+    )
+    return cases
 
 
 @torch.library.custom_op("fmscale::rms_norm", mutates_args=())

@@ -1,0 +1,263 @@
+"""Cross-entropy of a linear projection without its logits: chunks of tokens, gradients made in the forward.
+
+Source: the chunked scheme of Liger Kernel (Hsu et al., arXiv 2410.10989); the z-loss: Chowdhery et al.,
+"PaLM", arXiv 2204.02311, section 5. A chunk's logits come from a cuBLAS product, are turned into their own
+gradient in place by one kernel, and are spent on both products of the backward before the next chunk. The
+loss is a sum, so its upstream gradient is one number that scales what the forward stored.
+"""
+
+from typing import Any
+
+import torch
+from fmscale.kernels.compile_case import CompileCase
+from fmscale.kernels.dispatch import Config, bucket, choose, config
+from fmscale.kernels.launch import accumulator, jit, on, rows, tl, tl_dtype, triton_refusal
+from torch import Tensor
+
+from fmscale.errors import KernelError
+
+CHUNK_BYTES = 2**29
+"""Logits held at once: 2048 tokens of a 128k vocabulary in bf16, which keeps the products efficient."""
+DIRECT_CHUNKS = 4
+"""Up to here the weight gradient is accumulated in the weight's dtype: each chunk rounds it once more, and
+four roundings stay below the error of bf16 logits. Beyond, an fp32 accumulator of V x D is used."""
+SLICE_BYTES = 2**26
+
+
+@jit
+def _cross_entropy_kernel(  # type: ignore[no-untyped-def]
+    LOGITS, LABELS, WEIGHTS, LOSS, V, ignore_index, z_loss,
+    WEIGHTED: tl.constexpr, GRADIENT: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    logits = LOGITS + row * V
+    label = tl.load(LABELS + row).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    if label == ignore_index:
+        tl.store(LOSS + row, 0.0)
+        if GRADIENT:
+            for start in range(0, V, BLOCK):
+                at = start + column
+                tl.store(logits + at, tl.zeros((BLOCK,), dtype=LOGITS.dtype.element_ty), mask=at < V)
+    else:
+        # read before any warp overwrites it: the barriers of the reductions below stand between
+        known = (label >= 0) & (label < V)
+        target = tl.load(logits + label, mask=known, other=float("nan")).to(ACC)
+        largest = tl.full((), float("-inf"), dtype=ACC)
+        total = tl.zeros((), dtype=ACC)
+        for start in range(0, V, BLOCK):
+            at = start + column
+            x = tl.load(logits + at, mask=at < V, other=float("-inf")).to(ACC)
+            higher = tl.maximum(largest, tl.max(x, axis=0))
+            total = total * tl.exp(largest - higher) + tl.sum(tl.exp(x - higher), axis=0)
+            largest = higher
+        lse = largest + tl.log(total)
+        weight = tl.full((), 1.0, dtype=ACC)
+        if WEIGHTED:
+            weight = tl.load(WEIGHTS + row).to(ACC)
+        tl.store(LOSS + row, weight * (lse - target + z_loss * lse * lse))
+        if GRADIENT:
+            tl.debug_barrier()
+            scale = 1.0 + 2.0 * z_loss * lse
+            for start in range(0, V, BLOCK):
+                at = start + column
+                x = tl.load(logits + at, mask=at < V, other=float("-inf")).to(ACC)
+                gradient = tl.exp(x - lse) * scale - tl.where(at == label, 1.0, 0.0)
+                tl.store(logits + at, (weight * gradient).to(LOGITS.dtype.element_ty), mask=at < V)
+
+
+def configs() -> dict[str, tuple[Config, ...]]:
+    """Launch configurations; the first is the default (16 elements a thread, one row a program)."""
+    sizes = ((8192, 16), (4096, 8), (16384, 32), (4096, 16))
+    return {"cross_entropy": tuple({"BLOCK": block, "num_warps": warps} for block, warps in sizes)}
+
+
+def compile_cases() -> list[CompileCase]:
+    """Every launch configuration, with and without the gradient, in bf16 and fp32."""
+    return [
+        CompileCase(
+            name=f"linear_cross_entropy.cross_entropy {logits[1:]} gradient={gradient} {dict(c)}",
+            kernel=_cross_entropy_kernel,
+            signature={"LOGITS": logits, "LABELS": "*i64", "WEIGHTS": "*fp32", "LOSS": "*fp32", "V": "i32"}
+            | {"ignore_index": "i32", "z_loss": "fp32"},
+            constants={"WEIGHTED": True, "GRADIENT": gradient, "ACC": tl_dtype(torch.float32)}
+            | {"BLOCK": c["BLOCK"]},
+            unaligned=frozenset({"ignore_index"}),
+            num_warps=c["num_warps"],
+        )
+        for logits in ("*bf16", "*fp32")
+        for gradient in (True, False)
+        for c in configs()["cross_entropy"]
+    ]
+
+
+def _cross_entropy(
+    logits: Tensor, labels: Tensor, weights: Tensor | None, ignore_index: int, z_loss: float, gradient: bool
+) -> Tensor:
+    """Loss per token of a chunk; with `gradient`, `logits` become the gradient of the chunk's sum."""
+    acc = accumulator(logits.dtype)
+    loss = logits.new_empty(logits.shape[0], dtype=acc)
+    case = bucket(logits.dtype, V=logits.shape[1])
+    launch = config(
+        "linear_cross_entropy", "cross_entropy", logits.device, case, configs()["cross_entropy"][0]
+    )
+    with on(logits.device):
+        _cross_entropy_kernel[(logits.shape[0],)](
+            logits, labels, labels if weights is None else weights, loss, logits.shape[1], ignore_index,
+            z_loss, WEIGHTED=weights is not None, GRADIENT=gradient, ACC=tl_dtype(acc), **launch,
+        )  # fmt: skip
+    return loss
+
+
+def _cross_entropy_torch(
+    logits: Tensor, labels: Tensor, weights: Tensor | None, ignore_index: int, z_loss: float, gradient: bool
+) -> Tensor:
+    """`_cross_entropy` in plain torch."""
+    wide = logits.to(accumulator(logits.dtype))
+    weight, index, known = _weights(labels, weights, ignore_index, logits.shape[1], wide.dtype)
+    lse = torch.logsumexp(wide, -1)
+    target = wide.gather(1, index[:, None])[:, 0]
+    loss = lse - torch.where(known, target, torch.nan) + z_loss * lse.square()
+    loss = torch.where(labels == ignore_index, 0.0, weight * loss)
+    if gradient:
+        p = torch.exp(wide - lse[:, None]) * (1.0 + 2.0 * z_loss * lse)[:, None]
+        p.scatter_add_(1, index[:, None], torch.full_like(p[:, :1], -1.0))
+        logits.copy_(p * weight[:, None])
+    return loss
+
+
+def _weights(
+    labels: Tensor, weights: Tensor | None, ignore_index: int, V: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    counted = (labels != ignore_index).to(dtype)
+    weight = counted if weights is None else counted * weights.to(dtype)
+    known = (labels >= 0) & (labels < V)
+    return weight, torch.where(known, labels, 0).long(), known
+
+
+@torch.library.custom_op("fmscale::linear_cross_entropy", mutates_args=())
+def _op(
+    hidden: Tensor, weight: Tensor, labels: Tensor, token_weights: Tensor | None, ignore_index: int,
+    z_loss: float, chunk_bytes: int, hidden_gradient: bool, weight_gradient: bool, triton: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    tokens, D = hidden.shape
+    V = weight.shape[0]
+    size = max(1, min(tokens, chunk_bytes // (V * hidden.element_size())))
+    size = size // 128 * 128 if size >= 128 and size < tokens else size
+    chunks = -(-tokens // size) if tokens else 0
+    acc = accumulator(hidden.dtype)
+    loss = hidden.new_zeros(tokens, dtype=acc)
+    dhidden = torch.empty_like(hidden) if hidden_gradient else hidden.new_empty(0)
+    held = weight.dtype if chunks <= DIRECT_CHUNKS else acc
+    dweight = weight.new_zeros((V, D) if weight_gradient else 0, dtype=held)
+    for first in range(0, tokens, size):
+        part = slice(first, min(first + size, tokens))
+        logits = hidden[part] @ weight.t()
+        loss[part] = (_cross_entropy if triton else _cross_entropy_torch)(
+            logits, labels[part], None if token_weights is None else token_weights[part], ignore_index,
+            z_loss, hidden_gradient or weight_gradient,
+        )  # fmt: skip
+        if hidden_gradient:
+            torch.mm(logits, weight, out=dhidden[part])
+        if weight_gradient:
+            _add_product(dweight, logits, hidden[part])
+        del logits  # else two chunks are alive while the next product runs
+    counted, _, _ = _weights(labels, token_weights, ignore_index, V, acc)
+    return loss.sum(), counted.sum(), dhidden, dweight.to(weight.dtype)
+
+
+def _add_product(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
+    """total += gradient.T @ hidden, in slices of the vocabulary where `total` is the wider."""
+    if total.dtype == hidden.dtype:
+        total.addmm_(gradient.t(), hidden)
+        return
+    step = max(1, SLICE_BYTES // (hidden.shape[1] * hidden.element_size()))
+    for first in range(0, total.shape[0], step):
+        total[first : first + step] += gradient[:, first : first + step].t() @ hidden
+
+
+@_op.register_fake
+def _fake(
+    hidden: Tensor, weight: Tensor, labels: Tensor, token_weights: Tensor | None, ignore_index: int,
+    z_loss: float, chunk_bytes: int, hidden_gradient: bool, weight_gradient: bool, triton: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    acc = accumulator(hidden.dtype)
+    dhidden = torch.empty_like(hidden) if hidden_gradient else hidden.new_empty(0)
+    dweight = weight.new_empty(weight.shape if weight_gradient else 0)
+    return hidden.new_empty((), dtype=acc), hidden.new_empty((), dtype=acc), dhidden, dweight
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *_, ctx.hidden_gradient, ctx.weight_gradient, _ = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(*output[2:])
+
+
+def _backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    dhidden, dweight = (_scale(t, upstream) for t in ctx.saved_tensors)
+    kept = (dhidden if ctx.hidden_gradient else None, dweight if ctx.weight_gradient else None)
+    return *kept, None, None, None, None, None, None, None, None
+
+
+def _scale(stored: Tensor, upstream: Tensor) -> Tensor:
+    if type(stored) is not torch.Tensor:  # traced: a graph may not write to what its forward saved
+        return stored * upstream.to(stored.dtype)
+    # In place: a second V x D would be the largest allocation of the step. A second backward through
+    # the same graph is then refused by autograd's version check instead of scaling twice.
+    return stored.mul_(upstream)
+
+
+_op.register_autograd(_backward, setup_context=_save)
+
+
+def linear_cross_entropy_eager(
+    hidden: Tensor, weight: Tensor, labels: Tensor, *, token_weights: Tensor | None = None,
+    ignore_index: int = -100, z_loss: float = 0.0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The same in plain torch with whole logits: the reference."""
+    logits = rows(hidden) @ weight.t()
+    wide = logits.to(accumulator(logits.dtype))
+    flat = labels.reshape(-1)
+    given = None if token_weights is None else token_weights.reshape(-1)
+    scale, index, known = _weights(flat, given, ignore_index, weight.shape[0], wide.dtype)
+    lse = torch.logsumexp(wide, -1)
+    target = torch.where(known, wide.gather(1, index[:, None])[:, 0], torch.nan)
+    loss = lse - target + z_loss * lse.square()
+    return torch.where(flat == ignore_index, 0.0, scale * loss).sum(), scale.sum()
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, labels: Tensor, *, token_weights: Tensor | None = None,
+    ignore_index: int = -100, z_loss: float = 0.0, chunk_bytes: int = CHUNK_BYTES, backend: str = "auto",
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(sum, count) of the cross-entropy of `hidden @ weight.T` against labels, for the caller to divide.
+
+    hidden (..., D), weight (V, D), of one dtype: fp32, fp16 or bf16 (fp64 under the interpreter); labels
+    (...) int64 or int32, aligned with hidden (nothing is shifted); token_weights (...) scale each token's
+    loss and count, without a gradient of their own. sum = sum_i w_i (lse_i - logit_i[label_i] + z_loss *
+    lse_i**2) over labels other than ignore_index, count = sum_i w_i, both fp32 scalars. A label outside
+    [0, V) makes the sum NaN. Differentiable once in hidden and weight. At most `chunk_bytes` of logits are
+    held, and beyond four chunks an fp32 V x D; gradients are stored by the forward, which is therefore the
+    whole cost. backend: "triton", or "eager" (the same chunks in plain torch). Raises KernelError for
+    shapes or dtypes that do not fit.
+    """
+    fits = hidden.shape[:-1] == labels.shape and weight.shape[1:] == hidden.shape[-1:]
+    fits = fits and (token_weights is None or token_weights.shape == labels.shape)
+    if not fits or hidden.dtype != weight.dtype or labels.is_floating_point():
+        given = [(tuple(t.shape), str(t.dtype)) for t in (hidden, weight, labels)]
+        raise KernelError(
+            "linear_cross_entropy needs hidden (..., D) and weight (V, D) of one dtype, integer labels (...)",
+            found=given,
+            remedy="Cast the weight to the dtype of the activations.",
+        )
+    refusals = {"triton": triton_refusal(hidden.device), "eager": None}
+    case = bucket(hidden.dtype, V=weight.shape[0])
+    chosen = choose("linear_cross_entropy", backend, hidden.device, case, refusals)
+    grad = torch.is_grad_enabled()
+    total, count, _, _ = _op(
+        rows(hidden), weight.contiguous(), labels.reshape(-1).contiguous(),
+        None if token_weights is None else token_weights.detach().reshape(-1).contiguous(),
+        ignore_index, z_loss, chunk_bytes, grad and hidden.requires_grad, grad and weight.requires_grad,
+        chosen == "triton",
+    )  # fmt: skip
+    return total, count
