@@ -77,6 +77,9 @@ class Backend(Protocol):
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Store the object unless the key exists. True if this call created it; exactly one of any
         number of racing calls gets True, and the object is never seen half-written.
+
+        False only if somebody else created it. Raises StoreUnavailable if the answer was lost and this call
+        may have created it: read the object back to find out.
         """
         ...
 
@@ -93,7 +96,10 @@ class Backend(Protocol):
         ...
 
     def list_names(self, prefix: str = "") -> list[str]:
-        """Names directly below `prefix` (one level), sorted; folders and objects alike."""
+        """Names directly below `prefix` (one level), sorted; folders and objects alike.
+
+        A folder may still be named after its last object was deleted (SeaweedFS keeps it for a while).
+        """
         ...
 
     def delete(self, key: str) -> None:

@@ -13,20 +13,21 @@ import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from fmscale.errors import AccessDenied, CorruptData, ObjectNotFound, StoreError, StoreFull
+from fmscale.errors import AccessDenied, ObjectNotFound, StoreError
 from fmscale.store.backend import ObjectInfo, Requests
 from fmscale.store.keys import TEMPORARY_PREFIX, check_key, check_prefix
+from fmscale.store.posix import copy, read_full, remove_unlocked, sync_directory, translated, write_all
 
 STALE_SECONDS = 3600.0
 """A temporary file is abandoned when it has not changed for an hour and nobody holds its lock. The age
 alone would do on one machine; it also covers network file systems whose locks do not cross nodes."""
 
-COPY_BYTES = 8 << 20
-"""Block of put_file: large enough that the copy is bound by the disk."""
+FOLDER_ATTEMPTS = 100
+"""How often a folder is made again that others remove as empty: far more than ever happens, yet an end."""
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
@@ -43,7 +44,7 @@ class LocalBackend:
         self.requests = Requests()
         self._checked: set[str] = set()
         self._swept: set[str] = set()
-        with _translated(str(root)):
+        with translated(str(root)):
             if not read_only:
                 root.mkdir(parents=True, exist_ok=True)
             self._root = os.path.realpath(root)
@@ -56,49 +57,49 @@ class LocalBackend:
         self.url = Path(self._root).as_uri()
 
     def get(self, key: str) -> bytes:
-        with _translated(key), self._open(key) as file:
+        with translated(key), self._open(key) as file:
             data = file.read()
         self.requests.add("get", len(data))
         return data
 
     def read_into(self, key: str, start: int, buffer: memoryview) -> None:
         view = buffer.cast("B") if buffer.format != "B" or buffer.ndim != 1 else buffer
-        with _translated(key), self._open(key) as file:
-            _read_full(file.fileno(), key, start, view)
+        with translated(key), self._open(key) as file:
+            read_full(file.fileno(), key, start, view)
         self.requests.add("get_range", view.nbytes)
 
     def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         parts = []
-        with _translated(key), self._open(key) as file:
+        with translated(key), self._open(key) as file:
             for start, length in ranges:
                 part = bytearray(length)
-                _read_full(file.fileno(), key, start, memoryview(part))
+                read_full(file.fileno(), key, start, memoryview(part))
                 parts.append(bytes(part))
                 self.requests.add("get_range", length)
         return parts
 
     def put(self, key: str, data: bytes | memoryview) -> None:
-        self._write(key, lambda file: _write_all(file, data), self._replace)
+        self._write(key, lambda file: write_all(file, data), self._replace)
         self.requests.add("put", memoryview(data).nbytes)
 
     def put_file(self, key: str, path: Path) -> None:
-        with _translated(str(path)), path.open("rb") as source:
-            self._write(key, lambda file: _copy(source, file), self._replace)
+        with translated(str(path)), path.open("rb") as source:
+            self._write(key, lambda file: copy(source, file), self._replace)
             self.requests.add("put", source.tell())
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         self.requests.add("put_if_absent", len(data))
         path = self._path(key)
         if not self.read_only and os.path.lexists(path):
-            with _translated(key):
-                _sync_directory(os.path.dirname(path))
+            with translated(key):
+                sync_directory(os.path.dirname(path))
             return False
-        return self._write(key, lambda file: _write_all(file, data), self._link)
+        return self._write(key, lambda file: write_all(file, data), self._link)
 
     def head(self, key: str) -> ObjectInfo:
         self.requests.add("head")
         path = self._path(key)
-        with _translated(key):
+        with translated(key):
             return _info(key, os.lstat(path))
 
     def exists(self, key: str) -> bool:
@@ -121,9 +122,10 @@ class LocalBackend:
         self._require_writable(key)
         self.requests.add("delete")
         path = self._path(key)
-        with _translated(key), suppress(FileNotFoundError, NotADirectoryError):
+        with translated(key), suppress(FileNotFoundError, NotADirectoryError):
             os.unlink(path)
-            _sync_directory(os.path.dirname(path))
+            sync_directory(os.path.dirname(path))
+            self._remove_empty(os.path.dirname(path))
 
     def local_path(self, key: str) -> Path | None:
         return Path(self._path(key))
@@ -157,11 +159,9 @@ class LocalBackend:
         path = self._path(key)
         folder = os.path.dirname(path)
         temporary = f"{folder}/{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
-        with _translated(key, writing=True):
-            self._make_folder(folder)
-            self._sweep(folder)
+        with translated(key, writing=True):
             try:
-                with open(temporary, "xb", buffering=0) as file:
+                with self._create(folder, temporary) as file:
                     # Held until the file is published; tells the sweep that its writer lives.
                     fcntl.flock(file, fcntl.LOCK_EX)
                     fill(file)
@@ -171,7 +171,7 @@ class LocalBackend:
                 with suppress(FileNotFoundError):
                     os.unlink(temporary)
             # Also when another writer won: who sees its object may build on it, so it has to last.
-            _sync_directory(folder)
+            sync_directory(folder)
             return done
 
     @staticmethod
@@ -196,6 +196,22 @@ class LocalBackend:
             ) from error
         return True
 
+    def _create(self, folder: str, temporary: str) -> BinaryIO:
+        """The temporary file, in a folder that a concurrent delete may just be removing as empty."""
+        for attempt in range(FOLDER_ATTEMPTS):
+            with suppress(FileNotFoundError) if attempt + 1 < FOLDER_ATTEMPTS else nullcontext():
+                self._make_folder(folder)
+                self._sweep(folder)
+                return open(temporary, "xb", buffering=0)
+        raise AssertionError("the last attempt returned or raised")
+
+    def _remove_empty(self, folder: str) -> None:
+        """Folders without objects do not exist on object stores, and so not here."""
+        with suppress(OSError):
+            while folder != self._root:
+                os.rmdir(folder)
+                folder = os.path.dirname(folder)
+
     def _make_folder(self, folder: str) -> None:
         """Create missing folders, each durable in its parent before anything is written below it."""
         missing = []
@@ -205,7 +221,7 @@ class LocalBackend:
         for one in reversed(missing):
             with suppress(FileExistsError):
                 os.mkdir(one)
-            _sync_directory(os.path.dirname(one))
+            sync_directory(os.path.dirname(one))
 
     def _sweep(self, folder: str) -> None:
         """Once per folder and process: remove temporary files whose writer is gone."""
@@ -218,12 +234,12 @@ class LocalBackend:
                 if entry.name.startswith(TEMPORARY_PREFIX):
                     with suppress(FileNotFoundError, BlockingIOError):
                         if now - entry.stat(follow_symlinks=False).st_mtime > STALE_SECONDS:
-                            _remove_unlocked(entry.path)
+                            remove_unlocked(entry.path)
 
     def _entries(self, prefix: str) -> list[os.DirEntry[str]]:
         folder = f"{self._root}/{prefix}" if prefix else self._root
         self._check_folder(folder, prefix)
-        with _translated(prefix):
+        with translated(prefix):
             try:
                 with os.scandir(folder) as entries:
                     return [one for one in entries if not one.name.startswith(TEMPORARY_PREFIX)]
@@ -252,84 +268,7 @@ class LocalBackend:
             )
 
 
-def _read_full(descriptor: int, key: str, start: int, view: memoryview) -> None:
-    done = 0
-    while done < view.nbytes:
-        count = os.preadv(descriptor, [view[done:]], start + done)
-        if count == 0:
-            raise CorruptData(
-                "the object ends before the bytes that were asked for",
-                found=f"{key}: {start + done} bytes, asked for {start} to {start + view.nbytes}",
-                remedy="Run `fmscale dataset verify`; restore the object from a copy or retire its commit.",
-            )
-        done += count
-
-
-def _write_all(file: BinaryIO, data: bytes | memoryview) -> None:
-    """An unbuffered write may take only part, as on a disk that is nearly full."""
-    rest = memoryview(data).cast("B")
-    while rest:
-        rest = rest[file.write(rest) :]
-
-
-def _copy(source: BinaryIO, target: BinaryIO) -> None:
-    while block := source.read(COPY_BYTES):
-        _write_all(target, block)
-
-
 def _info(key: str, status: os.stat_result) -> ObjectInfo:
     if not stat.S_ISREG(status.st_mode):
         raise ObjectNotFound("no object under this key (a folder or link is there)", found=key)
     return ObjectInfo(key=key, bytes=status.st_size, modified=status.st_mtime)
-
-
-def _sync_directory(folder: str) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove_unlocked(path: str) -> None:
-    with open(path, "rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.unlink(path)
-
-
-@contextmanager
-def _translated(key: str, *, writing: bool = False) -> Iterator[None]:
-    """Operating-system errors as store errors with the remedy for each."""
-    try:
-        yield
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        if writing:
-            raise StoreError(
-                "a folder of this name is in the way, or a file where the key needs a folder",
-                found=f"{key} ({error.strerror})",
-                remedy="Choose another key; on a file system a name is a folder or an object, never both.",
-            ) from error
-        raise ObjectNotFound("no object under this key", found=key) from error
-    except OSError as error:
-        raise _store_error(error, key) from error
-
-
-def _store_error(error: OSError, key: str) -> StoreError:
-    where = f"{key} ({error.strerror})"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StoreFull(
-            "the file system is full or the quota is used up",
-            found=where,
-            remedy="Free space or choose another store; nothing half-written was left behind.",
-        )
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return AccessDenied(
-            "the file system does not allow this",
-            found=where,
-            remedy="Give this user the right, remount it writable, or open the store with read_only.",
-        )
-    if error.errno == errno.ELOOP:
-        return StoreError("a key must not be a symbolic link", found=where, remedy="Store the file itself.")
-    return StoreError(
-        "the file system failed", found=where, remedy="Check the disk and the mount (dmesg), then try again."
-    )

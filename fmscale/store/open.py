@@ -18,6 +18,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
+from obstore.exceptions import BaseError
 from obstore.store import AzureStore, GCSStore, MemoryStore, S3Store
 
 from fmscale.errors import ConfigError
@@ -45,6 +46,11 @@ if TYPE_CHECKING:
 
 _COMMON = {"read_only"}
 _S3_OPTIONS = {"endpoint", "region", "profile", "anonymous"}
+_SETTINGS = {
+    "s3": "Check AWS_REGION and the other AWS_ variables, the endpoint and the region.",
+    "gs": "Set GOOGLE_SERVICE_ACCOUNT to a key file, or use application default credentials.",
+    "az": "Set AZURE_STORAGE_ACCOUNT_NAME, and AZURE_STORAGE_ACCOUNT_KEY or a service principal.",
+}
 _memory: dict[str, MemoryStore] = {}
 _memory_lock = Lock()
 
@@ -159,15 +165,21 @@ def _client(place: Location, deadline: float, stall: float, *, repeats: int) -> 
         "timeout": timedelta(seconds=max(deadline / 2, 2 * stall)),
     }
     retry: RetryConfig = {"max_retries": repeats, "retry_timeout": timedelta(seconds=deadline)}
-    prefix = place.prefix or None
-    store: Any
+    try:
+        return Client(store=_remote(place, limits, retry), policy=policy)
+    except (BaseError, ValueError) as error:
+        raise ConfigError(
+            "the store cannot be opened with these settings",
+            found=f"{place.shown} ({scrub(str(error).splitlines()[0])})",
+            remedy=_SETTINGS[place.scheme],
+        ) from error
+
+
+def _remote(place: Location, limits: "ClientConfig", retry: "RetryConfig") -> Any:
     if place.scheme == "s3":
-        store = _s3(place, limits, retry)
-    elif place.scheme == "gs":
-        store = GCSStore(place.bucket, prefix=prefix, client_options=limits, retry_config=retry)
-    else:
-        store = AzureStore(place.bucket, prefix=prefix, client_options=limits, retry_config=retry)
-    return Client(store=store, policy=policy)
+        return _s3(place, limits, retry)
+    kind = GCSStore if place.scheme == "gs" else AzureStore
+    return kind(place.bucket, prefix=place.prefix or None, client_options=limits, retry_config=retry)
 
 
 def _s3(place: Location, limits: "ClientConfig", retry: "RetryConfig") -> S3Store:

@@ -91,6 +91,10 @@ def test_delete(store: Backend) -> None:
     store.delete("a/x")
     assert not store.exists("a/x")
     store.delete("a/x")
+    store.put("top", b"")
+    store.put("b/c/d/x", b"")
+    store.delete("b/c/d/x")
+    assert [one.key for one in store.list_objects()] == ["top"]
 
 
 def test_put_if_absent_twice(store: Backend) -> None:

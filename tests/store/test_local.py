@@ -8,6 +8,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -265,6 +266,19 @@ def test_reader_of_a_replaced_object_sees_the_old_or_the_new_one(root: Path) -> 
     with reader:
         assert reader.read() == b"a" * 100_000
     assert store.get("x") == b"b" * 50_000
+
+
+def test_writers_and_deleters_of_one_folder_do_not_disturb_each_other(root: Path) -> None:
+    store = LocalBackend(root)
+
+    def work(thread: int) -> None:
+        for turn in range(100):
+            store.put(f"a/b/c/{thread}", bytes([turn]))
+            store.delete(f"a/b/c/{thread}")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert list(root.iterdir()) == [], "folders without objects do not exist"
 
 
 def test_local_path(root: Path) -> None:

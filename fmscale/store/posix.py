@@ -1,0 +1,94 @@
+"""What a directory store needs of the operating system: whole reads and writes, fsync, clear errors."""
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+from fmscale.errors import AccessDenied, CorruptData, ObjectNotFound, StoreError, StoreFull
+
+COPY_BYTES = 8 << 20
+"""Block of put_file: large enough that the copy is bound by the disk."""
+
+
+def read_full(descriptor: int, key: str, start: int, view: memoryview) -> None:
+    """Fill `view` from byte `start` on. Raises CorruptData where the file ends first."""
+    done = 0
+    while done < view.nbytes:
+        count = os.preadv(descriptor, [view[done:]], start + done)
+        if count == 0:
+            raise CorruptData(
+                "the object ends before the bytes that were asked for",
+                found=f"{key}: {start + done} bytes, asked for {start} to {start + view.nbytes}",
+                remedy="Run `fmscale dataset verify`; restore the object from a copy or retire its commit.",
+            )
+        done += count
+
+
+def write_all(file: BinaryIO, data: bytes | memoryview) -> None:
+    """An unbuffered write may take only part, as on a disk that is nearly full."""
+    rest = memoryview(data).cast("B")
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
+def copy(source: BinaryIO, target: BinaryIO) -> None:
+    """The rest of `source`, all of it."""
+    while block := source.read(COPY_BYTES):
+        write_all(target, block)
+
+
+def sync_directory(folder: str) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_unlocked(path: str) -> None:
+    """Remove a file unless somebody holds its lock (BlockingIOError)."""
+    with open(path, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(path)
+
+
+@contextmanager
+def translated(key: str, *, writing: bool = False) -> Iterator[None]:
+    """Operating-system errors as store errors with the remedy for each."""
+    try:
+        yield
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        if writing:
+            raise StoreError(
+                "a folder of this name is in the way, or a file where the key needs a folder",
+                found=f"{key} ({error.strerror})",
+                remedy="Choose another key; on a file system a name is a folder or an object, never both.",
+            ) from error
+        raise ObjectNotFound("no object under this key", found=key) from error
+    except OSError as error:
+        raise _store_error(error, key) from error
+
+
+def _store_error(error: OSError, key: str) -> StoreError:
+    where = f"{key} ({error.strerror})"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreFull(
+            "the file system is full or the quota is used up",
+            found=where,
+            remedy="Free space or choose another store; nothing half-written was left behind.",
+        )
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return AccessDenied(
+            "the file system does not allow this",
+            found=where,
+            remedy="Give this user the right, remount it writable, or open the store with read_only.",
+        )
+    if error.errno == errno.ELOOP:
+        return StoreError("a key must not be a symbolic link", found=where, remedy="Store the file itself.")
+    return StoreError(
+        "the file system failed", found=where, remedy="Check the disk and the mount (dmesg), then try again."
+    )

@@ -1,0 +1,166 @@
+"""One URL, one store: what a URL may say, and what it must not."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fmscale.errors import AccessDenied, ConfigError, StoreError
+from fmscale.store.answers import scrub
+from fmscale.store.foreign import FsspecBackend
+from fmscale.store.local import LocalBackend
+from fmscale.store.objects import ObjectBackend, coalesce
+from fmscale.store.open import open_store, parse_url
+from tests.helpers.s3_server import S3Server
+
+
+def test_path_and_file_url_are_the_same_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_store(str(tmp_path / "a store")).put("x", b"1")
+    assert open_store((tmp_path / "a store").as_uri()).get("x") == b"1"
+    monkeypatch.chdir(tmp_path)
+    assert open_store("a store").get("x") == b"1"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_store("~/a store").get("x") == b"1"
+    assert isinstance(open_store("."), LocalBackend)
+
+
+def test_each_scheme_finds_its_backend(tmp_path: Path) -> None:
+    assert isinstance(open_store("memory://m"), ObjectBackend)
+    assert isinstance(open_store("s3://bucket/p?region=us-east-1&anonymous=true"), ObjectBackend)
+    assert isinstance(open_store("gs://bucket/p"), ObjectBackend)
+    assert isinstance(open_store(f"local://{tmp_path}"), FsspecBackend)
+
+
+def test_azure_without_an_account_says_so() -> None:
+    with pytest.raises(ConfigError, match="AZURE_STORAGE_ACCOUNT_NAME"):
+        open_store("az://container/p")
+
+
+def test_memory_stores_are_shared_by_name() -> None:
+    open_store("memory://shared-1").put("x", b"1")
+    assert open_store("memory://shared-1").get("x") == b"1"
+    assert not open_store("memory://shared-2").exists("x")
+
+
+def test_s3_url_taken_apart() -> None:
+    place = parse_url("s3://bucket/a/b/?endpoint=http://host:9000&region=eu-west-1&profile=me")
+    assert (place.scheme, place.bucket, place.prefix) == ("s3", "bucket", "a/b")
+    assert place.shown == "s3://bucket/a/b?endpoint=http://host:9000&region=eu-west-1"
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("s3://bucket?endpint=http://h", "Did you mean 'endpoint'"),
+        ("s3://bucket?colour=red", "Valid: anonymous, endpoint"),
+        ("gs://bucket?endpoint=http://h", "no such option"),
+        ("s3:///prefix", "names no bucket"),
+        ("s3://bucket?endpoint=host:9000", "endpoint is not a URL"),
+        ("s3://bucket?anonymous=perhaps", "true or false"),
+        ("memory://name/path", "no folders"),
+        ("nosuch://x/y", "no store can be opened"),
+        ("/data?x#", None),
+    ],
+)
+def test_url_that_cannot_be_used(url: str, says: str | None, tmp_path: Path) -> None:
+    if says is None:
+        assert isinstance(open_store(str(tmp_path) + url), LocalBackend)
+        return
+    with pytest.raises(ConfigError, match=says) as caught:
+        open_store(url)
+    assert caught.value.remedy
+
+
+def test_prefix_must_not_climb() -> None:
+    with pytest.raises(StoreError, match="a key must be"):
+        open_store("s3://bucket/a/../../other")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://AKIAKEY:s3cr3t@bucket/p",
+        "s3://bucket?endpoint=http://AKIAKEY:s3cr3t@host:1",
+        "gs://AKIAKEY:s3cr3t@bucket",
+    ],
+)
+def test_credentials_in_a_url_are_refused_and_not_shown(url: str) -> None:
+    with pytest.raises(ConfigError, match="must not contain credentials") as caught:
+        open_store(url)
+    assert "s3cr3t" not in str(caught.value)
+    assert "AKIAKEY" not in str(caught.value)
+
+
+def test_scrub() -> None:
+    text = "GET https://u:pw@h/k?X-Amz-Signature=abc&X-Amz-Credential=AK%2F1&x=1&sig=zz&token=t"
+    assert scrub(text) == (
+        "GET https://***@h/k?X-Amz-Signature=***&X-Amz-Credential=***&x=1&sig=***&token=***"
+    )
+
+
+def test_prefixes_of_one_bucket_are_apart(s3: S3Server, s3_bucket: str) -> None:
+    one, other = open_store(s3.url(s3_bucket, "apart/one")), open_store(s3.url(s3_bucket, "apart/other"))
+    one.put("x", b"1")
+    assert not other.exists("x")
+    assert [info.key for info in one.list_objects()] == ["x"]
+    assert open_store(s3.url(s3_bucket)).get("apart/one/x") == b"1"
+    assert open_store(s3.url(s3_bucket, "apart")).list_names() == ["one"]
+
+
+def test_profile_is_read_and_read_again(
+    s3: S3Server, s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "credentials"
+    file.write_text(
+        f"[good]\naws_access_key_id = {s3.access_key}\naws_secret_access_key = {s3.secret_key}\n"
+        "[bad]\naws_access_key_id = nobody\naws_secret_access_key = x\n[login]\nsso_start_url = y\n"
+    )
+    for name in s3.environment:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    open_store(s3.url(s3_bucket) + "&profile=good").put("from-profile", b"1")
+    with pytest.raises(AccessDenied):
+        open_store(s3.url(s3_bucket) + "&profile=bad").get("from-profile")
+    monkeypatch.setenv("AWS_PROFILE", "good")
+    assert open_store(s3.url(s3_bucket)).get("from-profile") == b"1"
+    with pytest.raises(ConfigError, match="no such profile") as caught:
+        open_store(s3.url(s3_bucket) + "&profile=goood")
+    assert str(file) in caught.value.remedy
+    with pytest.raises(ConfigError, match="boto3"):
+        open_store(s3.url(s3_bucket) + "&profile=login")
+
+
+def test_environment_keys_come_before_the_default_profile(
+    s3: S3Server, s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "credentials"
+    file.write_text("[default]\naws_access_key_id = nobody\naws_secret_access_key = x\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    open_store(s3.url(s3_bucket)).put("from-environment", b"1")
+
+
+def test_anonymous_requests_are_not_signed(s3: S3Server, s3_bucket: str) -> None:
+    with pytest.raises(AccessDenied, match="AccessDenied"):
+        open_store(s3.url(s3_bucket) + "&anonymous=true").get("x")
+
+
+def test_opening_a_store_imports_no_torch() -> None:
+    code = "import sys, json, fmscale.store.open; print(json.dumps('torch' in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert json.loads(done.stdout) is False
+
+
+def test_coalesce() -> None:
+    assert coalesce([(100, 10), (0, 10), (5, 20)], gap=50) == [(0, 25), (100, 10)]
+    assert coalesce([(0, 10), (60, 1)], gap=50) == [(0, 61)]
+    assert coalesce([(0, 100), (10, 10)], gap=0) == [(0, 100)]
+    assert coalesce([], gap=5) == []
+
+
+def test_near_ranges_are_one_request(s3_store: ObjectBackend) -> None:
+    s3_store.put("x", bytes(3_000_000))
+    before = s3_store.requests.count.get("get_range", 0)
+    s3_store.get_ranges("x", [(n * 10_000, 100) for n in range(20)] + [(2_500_000, 100)])
+    assert s3_store.requests.count["get_range"] - before == 2
