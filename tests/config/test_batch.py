@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmscale.config import BatchConfig, derive_batch
@@ -12,6 +12,7 @@ from fmscale.errors import ConfigError
 NUMBERS = ("global_batch", "micro_batch", "accumulation")
 
 
+@settings(deadline=None)
 @given(micro=st.integers(1, 64), steps=st.integers(1, 64), dp_size=st.integers(1, 64))
 def test_any_two_give_the_third(micro: int, steps: int, dp_size: int):
     numbers = dict(zip(NUMBERS, (micro * steps * dp_size, micro, steps), strict=True))
@@ -63,6 +64,7 @@ def test_what_does_not_come_out_prints_the_equation(given_numbers, dp_size, caus
     assert caught.value.remedy == remedy
 
 
+@settings(deadline=None)
 @given(
     total=st.integers(1, 5000),
     known=st.integers(1, 40),

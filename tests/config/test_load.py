@@ -244,7 +244,7 @@ def test_every_type_refuses_others(text: str, cause: str):
     assert cause in caught.value.cause
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(
     name=st.text(min_size=1),
     weight=st.floats(min_value=0, exclude_min=True, allow_infinity=False, allow_nan=False),

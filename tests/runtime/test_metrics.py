@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmscale.errors import FormatError
@@ -16,6 +16,7 @@ from fmscale.runtime.metrics import Metrics, percentile
 from fmscale.runtime.sinks import ConsoleSink, JsonlSink, read_jsonl
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=50),
     st.floats(0, 100),
