@@ -1,11 +1,14 @@
 """`fmscale dataset`: what a store's datasets are, what is in one, and whether it is whole."""
 
+import importlib
+import importlib.util
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fmscale.cli.output import JsonOption, example, human_bytes, print_json, progress, record, table
+from fmscale.errors import ConfigError
 
 if TYPE_CHECKING:
     from fmscale.store.commit import Commit
@@ -20,15 +23,22 @@ StoreOption = Annotated[
 DatasetOption = Annotated[str, typer.Option("--dataset", help="Name of the dataset.")]
 CommitOption = Annotated[int | None, typer.Option("--commit", help="Number of one commit; all by default.")]
 
-app = typer.Typer(name="dataset", no_args_is_help=True, help="Look at datasets and check them.")
+PARTS = ("fmscale.cli.dataset_audit", "fmscale.cli.dataset_mask")
+"""Files with more commands of this group; each has `register(group)`."""
 
 
 def register(parent: typer.Typer) -> None:
-    """Add the group to the command line."""
-    parent.add_typer(app)
+    """Add the group, with the commands of its other files, to the command line."""
+    group = typer.Typer(name="dataset", no_args_is_help=True, help="Look at datasets and check them.")
+    group.command("list", epilog=example("fmscale dataset list --store runs/store"))(list_)
+    group.command(epilog=example("fmscale dataset show --store runs/store --dataset docs"))(show)
+    group.command(epilog=example("fmscale dataset verify --store runs/store --dataset docs"))(verify)
+    for part in PARTS:
+        if importlib.util.find_spec(part):
+            importlib.import_module(part).register(group)
+    parent.add_typer(group)
 
 
-@app.command("list", epilog=example("fmscale dataset list --store runs/store"))
 def list_(store: StoreOption, json: JsonOption = False) -> None:
     """List a store's datasets with their sizes."""
     from fmscale.store.dataset import list_datasets, open_dataset
@@ -42,7 +52,6 @@ def list_(store: StoreOption, json: JsonOption = False) -> None:
     table(rows, json)
 
 
-@app.command(epilog=example("fmscale dataset show --store runs/store --dataset docs"))
 def show(
     store: StoreOption, dataset: DatasetOption, commit: CommitOption = None, json: JsonOption = False
 ) -> None:
@@ -58,25 +67,46 @@ def show(
     table([row for c in commits for row in _split_rows(c)], json, title="\ncommits")
 
 
-@app.command(epilog=example("fmscale dataset verify --store runs/store --dataset docs"))
 def verify(
-    store: StoreOption, dataset: DatasetOption, commit: CommitOption = None, json: JsonOption = False
+    store: StoreOption,
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", help="Name of one dataset; all by default.")
+    ] = None,
+    commit: CommitOption = None,
+    json: JsonOption = False,
 ) -> None:
-    """Read every byte of a dataset, check it, and name what is damaged, truncated or missing.
+    """Read every byte of datasets, check it, and name what is damaged, truncated or missing.
 
     The exit status is 0 if all is well and 1 if there are problems.
     """
+    from fmscale.store.dataset import list_datasets, open_dataset
+    from fmscale.store.open import open_store
     from fmscale.store.verify import size_of, verify_dataset
 
-    opened = _open(store, dataset)
-    commits = opened.commits() if commit is None else [opened.commit(commit)]
-    size = size_of(commits)
-    with progress(f"verify {dataset}", size, json=json, unit="bytes") as bar:
-        problems = verify_dataset(opened.backend, opened, [c.number for c in commits], bar.advance)
-    rows = [{"commit": p.commit, "object": p.key, "chunk": p.chunk, "problem": p.what} for p in problems]
+    if commit is not None and dataset is None:
+        raise ConfigError("--commit is a commit of one dataset", found=commit, remedy="Give --dataset too.")
+    backend = open_store(store, read_only=True)
+    names = list_datasets(backend) if dataset is None else [dataset]
+    opened = [open_dataset(backend, name) for name in names]
+    commits = {one.name: one.commits() if commit is None else [one.commit(commit)] for one in opened}
+    size = sum(size_of(live) for live in commits.values())
+    rows: list[dict[str, Any]] = []
+    with progress("verify", size, json=json, unit="bytes") as bar:
+        for one in opened:
+            found = verify_dataset(backend, one, [c.number for c in commits[one.name]], bar.advance)
+            rows += [
+                {
+                    "dataset": one.name,
+                    "commit": p.commit,
+                    "object": p.key,
+                    "chunk": p.chunk,
+                    "problem": p.what,
+                }
+                for p in found
+            ]
+    checked = {name: [c.number for c in live] for name, live in commits.items()}
     if json:
-        checked = {"dataset": dataset, "commits": [c.number for c in commits], "bytes": size}
-        print_json({**checked, "ok": not rows, "problems": rows})
+        print_json({"commits": checked, "bytes": size, "ok": not rows, "problems": rows})
     elif rows:
         table(rows, json)
         typer.echo(
@@ -85,7 +115,8 @@ def verify(
             err=True,
         )
     else:
-        typer.echo(f"{dataset}: {len(commits)} commits, {human_bytes(size)}, every chunk is right.")
+        count = sum(len(numbers) for numbers in checked.values())
+        typer.echo(f"{len(names)} datasets, {count} commits, {human_bytes(size)}: every chunk is right.")
     if rows:
         raise typer.Exit(DAMAGED)
 
