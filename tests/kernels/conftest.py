@@ -9,8 +9,10 @@ so that the same source is tested in bf16 as it behaves on a GPU. Autotuning nee
 first configuration.
 """
 
+import dataclasses
 import os
 import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -67,6 +69,28 @@ if INTERPRETED:
     interpreter.InterpreterBuilder.cast_impl = _cast_impl
     interpreter.InterpreterBuilder.create_fp_to_fp = _fp_to_fp
 
+    # Every call of a device function patches triton.language anew, 4 ms each: once a launch is enough.
+    # Overflow checks of 32-bit index arithmetic double an addition's cost; `checked_overflow` has them.
+    _patched: set[tuple[bool, bool]] = set()
+    _launch = interpreter.GridExecutor.__call__
+
+    def _launch_once_patched(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        _patched.clear()
+        return _launch(self, *args, **kwargs)
+
+    def _call(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        names = self.fn.__globals__.values()
+        key = (any(one is tl for one in names), any(one is tl.core for one in names))
+        if key not in _patched:
+            interpreter._patch_lang(self.fn)
+            _patched.add(key)
+        return self.rewrite()(*args, **kwargs)
+
+    interpreter.GridExecutor.__call__ = _launch_once_patched
+    interpreter.InterpretedFunction.__call__ = _call
+    _options = interpreter.interpreter_builder.options
+    interpreter.interpreter_builder.options = dataclasses.replace(_options, sanitize_overflow=False)
+
     _run = autotuner.Autotuner.run
 
     def _first(self, *args, **kwargs):  # type: ignore[no-untyped-def]
@@ -90,3 +114,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def device() -> torch.device:
     """Where kernels run: CUDA, or the CPU under the interpreter."""
     return torch.device("cpu" if INTERPRETED else "cuda")
+
+
+@pytest.fixture
+def checked_overflow() -> Iterator[None]:
+    """The interpreter fails where 32-bit integer arithmetic overflows."""
+    if not INTERPRETED:
+        yield
+        return
+    builder = interpreter.interpreter_builder
+    before = builder.options
+    builder.options = dataclasses.replace(before, sanitize_overflow=True)
+    yield
+    builder.options = before

@@ -1,0 +1,368 @@
+"""Attention backward in two passes, so that no two programs ever add to the same number.
+
+Source: Dao, "FlashAttention-2", arXiv 2307.08691, algorithm 2, split into dK/dV (one program per key
+tile, over the queries of every head of its group) and dQ (one per query tile, over keys). That recomputes
+two of five products and in exchange the result's bits do not depend on scheduling. Scores are formed
+as S^T = K Q^T in the first pass and S = Q K^T in the second, so that probabilities are always the left
+operand of the next product straight from registers: transposing them there is miscompiled on Hopper
+by Triton 3.4 to 3.7.0 (flash-linear-attention issue 640).
+"""
+
+import torch
+from fmscale.kernels.attention_common import (
+    Launch,
+    block_e,
+    extent,
+    key_range,
+    per_section,
+    place,
+    precision,
+    query_range,
+    sized,
+    strides,
+    tanh,
+    unpack,
+    visible,
+)
+from fmscale.kernels.attention_tiles import tile_list
+from fmscale.kernels.launch import jit, on, tl, tl_dtype
+from torch import Tensor
+
+
+@sized("T", "blocks")
+def delta_kernel(  # type: ignore[no-untyped-def]
+    OUT, DOUT, LSE, DLSE, SINKS, DELTA, DSINKS, stride_b, stride_t, stride_h, T, blocks,
+    E: tl.constexpr, H: tl.constexpr, ACC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """delta = sum(dO * O) - dLSE per row, and each block's share of the sink's gradient."""
+    block = tl.program_id(0) % blocks
+    bh = (tl.program_id(0) // blocks).to(tl.int64)
+    b = bh // H
+    h = bh % H
+    row = block * BLOCK_M + tl.arange(0, BLOCK_M).to(tl.int64)
+    column = tl.arange(0, BLOCK_E)
+    inside = (row < T)[:, None] & (column < E)[None, :]
+    out = OUT + ((b * T + row)[:, None] * H + h) * E + column[None, :]
+    dout = DOUT + b * stride_b + h * stride_h + row[:, None] * stride_t + column[None, :]
+    o = tl.load(out, mask=inside, other=0.0).to(ACC)
+    do = tl.load(dout, mask=inside, other=0.0).to(ACC)
+    delta = tl.sum(o * do, axis=1)
+    if DLSE is not None:
+        delta -= tl.load(DLSE + bh * T + row, mask=row < T, other=0.0)
+    tl.store(DELTA + bh * T + row, delta, mask=row < T)
+    if SINKS is not None:
+        lse = tl.load(LSE + bh * T + row, mask=row < T, other=float("inf"))
+        lse = tl.where(lse == -float("inf"), float("inf"), lse)
+        sink = tl.load(SINKS + h).to(ACC)
+        share = tl.exp2((sink - lse) * 1.4426950408889634) * delta
+        tl.store(DSINKS + bh * blocks + block, -tl.sum(share, axis=0))
+
+
+@jit
+def _dkdv(  # type: ignore[no-untyped-def]
+    dk, dv, k, v, Q, DOUT, LSE, DELTA, stride_qt, stride_ot, lo, hi, key, length_q, length_k,
+    scale, softcap, window,
+    E: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+    MASKED: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    line = tl.arange(0, BLOCK_M)
+    column = tl.arange(0, BLOCK_E)
+    offset_q = line.to(tl.int64)[:, None] * stride_qt + column[None, :]
+    offset_o = line.to(tl.int64)[:, None] * stride_ot + column[None, :]
+    hop_q = tl.full((), BLOCK_M, tl.int64) * stride_qt
+    hop_o = tl.full((), BLOCK_M, tl.int64) * stride_ot
+    Q += lo.to(tl.int64) * stride_qt
+    DOUT += lo.to(tl.int64) * stride_ot
+    for m0 in range(lo, hi, BLOCK_M):
+        row = m0 + line
+        inside = (row < length_q)[:, None] & (column < E)[None, :]
+        q = tl.load(Q + offset_q, mask=inside, other=0.0)
+        s = tl.dot(k, tl.trans(q), input_precision=PRECISION, out_dtype=ACC)
+        # rows past the end, and rows that see nothing: exp2(s - inf) is 0 without a mask
+        lse = tl.load(LSE + row, mask=row < length_q, other=float("inf"))
+        lse = tl.where(lse == -float("inf"), float("inf"), lse) * 1.4426950408889634
+        if SOFTCAP:
+            t = tanh(s * (scale / softcap), PRECISION == "tf32x3")
+            p = tl.exp2(t * (softcap * 1.4426950408889634) - lse[None, :])
+        else:
+            p = tl.exp2(s * (scale * 1.4426950408889634) - lse[None, :])
+        if MASKED:
+            position = row + (length_k - length_q)
+            seen = visible(position[None, :], key[:, None], length_k, window, CAUSAL, WINDOW)
+            p = tl.where(seen, p, 0.0)
+        do = tl.load(DOUT + offset_o, mask=inside, other=0.0)
+        dp = tl.dot(v, tl.trans(do), input_precision=PRECISION, out_dtype=ACC)
+        dv = tl.dot(p.to(do.dtype), do, dv, input_precision=PRECISION, out_dtype=ACC)
+        delta = tl.load(DELTA + row, mask=row < length_q, other=0.0)
+        ds = p * (dp - delta[None, :])
+        if SOFTCAP:
+            ds = ds * (1.0 - t * t)
+        dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION, out_dtype=ACC)
+        Q += hop_q
+        DOUT += hop_o
+    return dk, dv
+
+
+@sized("T", "S", "documents", "tiles", "section", "window")
+def dkdv_kernel(  # type: ignore[no-untyped-def]
+    Q, K, V, DOUT, LSE, DELTA, DK, DV, CU_Q, CU_K, TILES,
+    stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh,
+    stride_vb, stride_vt, stride_vh, stride_ob, stride_ot, stride_oh,
+    T, S, heads, documents, tiles, section, scale, softcap, window,
+    E: tl.constexpr, H: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    tile, bh = place(tl.program_id(0), tiles, heads, section)
+    b = (bh // (H // GROUP)).to(tl.int64)
+    h = bh % (H // GROUP)
+    if TILES is not None:
+        document, tile = unpack(tl.load(TILES + tile))
+        if document > documents:
+            return
+        start_q, length_q = extent(CU_Q, document, documents, T)
+        start_k, length_k = extent(CU_K, document, documents, S)
+        length_q = tl.where(document < documents, length_q, 0)
+    else:
+        start_q = tile * 0
+        start_k = start_q
+        length_q = start_q + T
+        length_k = start_q + S
+    n0 = tile * BLOCK_N
+    key = n0 + tl.arange(0, BLOCK_N)
+    column = tl.arange(0, BLOCK_E)
+    inside = (key < length_k)[:, None] & (column < E)[None, :]
+    token = start_k.to(tl.int64) + key
+    k = tl.load(
+        K + b * stride_kb + h * stride_kh + token[:, None] * stride_kt + column[None, :],
+        mask=inside, other=0.0,
+    )  # fmt: skip
+    v = tl.load(
+        V + b * stride_vb + h * stride_vh + token[:, None] * stride_vt + column[None, :],
+        mask=inside, other=0.0,
+    )  # fmt: skip
+
+    # Keys past the end need no mask: their rows of dK and dV are not stored.
+    lo, hi = query_range(n0, length_q, length_k, window, CAUSAL, WINDOW, BLOCK_N)
+    lo = lo // BLOCK_M * BLOCK_M
+    offset = length_k - length_q
+    last = tl.minimum(n0 + BLOCK_N, length_k) - 1
+    full_lo = lo
+    if CAUSAL:
+        full_lo = tl.maximum(last - offset, 0)
+    elif WINDOW:
+        full_lo = tl.maximum(last - offset - window + 1, 0)
+    full_lo = (full_lo + BLOCK_M - 1) // BLOCK_M * BLOCK_M
+    full_lo = tl.minimum(tl.maximum(full_lo, lo), tl.maximum(hi, lo))
+    full_hi = hi
+    if WINDOW:
+        full_hi = tl.maximum(n0 + window - offset, 0) // BLOCK_M * BLOCK_M
+        full_hi = tl.minimum(tl.maximum(full_hi, full_lo), tl.maximum(hi, full_lo))
+    dk = tl.zeros((BLOCK_N, BLOCK_E), dtype=ACC)
+    dv = tl.zeros((BLOCK_N, BLOCK_E), dtype=ACC)
+    first_row = start_q.to(tl.int64)
+    for g in range(GROUP):
+        head = h * GROUP + g
+        Q_h = Q + b * stride_qb + head * stride_qh + first_row * stride_qt
+        DO_h = DOUT + b * stride_ob + head * stride_oh + first_row * stride_ot
+        LSE_h = LSE + (b * H + head) * T + first_row
+        DELTA_h = DELTA + (b * H + head) * T + first_row
+        if CAUSAL or WINDOW:
+            dk, dv = _dkdv(
+                dk, dv, k, v, Q_h, DO_h, LSE_h, DELTA_h, stride_qt, stride_ot, lo, full_lo, key, length_q,
+                length_k, scale, softcap, window, E, CAUSAL, WINDOW, SOFTCAP, True, ACC, PRECISION,
+                BLOCK_M, BLOCK_E,
+            )  # fmt: skip
+        dk, dv = _dkdv(
+            dk, dv, k, v, Q_h, DO_h, LSE_h, DELTA_h, stride_qt, stride_ot, full_lo, full_hi, key, length_q,
+            length_k, scale, softcap, window, E, CAUSAL, WINDOW, SOFTCAP, False, ACC, PRECISION,
+            BLOCK_M, BLOCK_E,
+        )  # fmt: skip
+        if WINDOW:
+            dk, dv = _dkdv(
+                dk, dv, k, v, Q_h, DO_h, LSE_h, DELTA_h, stride_qt, stride_ot, full_hi, hi, key, length_q,
+                length_k, scale, softcap, window, E, CAUSAL, WINDOW, SOFTCAP, True, ACC, PRECISION,
+                BLOCK_M, BLOCK_E,
+            )  # fmt: skip
+    dk = dk * scale
+    to = ((b * S + token)[:, None] * (H // GROUP) + h) * E + column[None, :]
+    tl.store(DK + to, dk.to(DK.dtype.element_ty), mask=inside)
+    tl.store(DV + to, dv.to(DV.dtype.element_ty), mask=inside)
+
+
+@jit
+def _dq(  # type: ignore[no-untyped-def]
+    dq, q, do, lse, delta, K, V, stride_kt, stride_vt, lo, hi, position, length_k, scale, softcap, window,
+    E: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+    MASKED: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    line = tl.arange(0, BLOCK_N)
+    column = tl.arange(0, BLOCK_E)
+    offset_k = line.to(tl.int64)[:, None] * stride_kt + column[None, :]
+    offset_v = line.to(tl.int64)[:, None] * stride_vt + column[None, :]
+    hop_k = tl.full((), BLOCK_N, tl.int64) * stride_kt
+    hop_v = tl.full((), BLOCK_N, tl.int64) * stride_vt
+    K += lo.to(tl.int64) * stride_kt
+    V += lo.to(tl.int64) * stride_vt
+    for n0 in range(lo, hi, BLOCK_N):
+        key = n0 + line
+        inside = (key < length_k)[:, None] & (column < E)[None, :]
+        k = tl.load(K + offset_k, mask=inside, other=0.0)
+        v = tl.load(V + offset_v, mask=inside, other=0.0)
+        s = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACC)
+        dp = tl.dot(do, tl.trans(v), input_precision=PRECISION, out_dtype=ACC)
+        if SOFTCAP:
+            t = tanh(s * (scale / softcap), PRECISION == "tf32x3")
+            p = tl.exp2(t * (softcap * 1.4426950408889634) - lse[:, None])
+        else:
+            p = tl.exp2(s * (scale * 1.4426950408889634) - lse[:, None])
+        if MASKED:
+            seen = visible(position[:, None], key[None, :], length_k, window, CAUSAL, WINDOW)
+            p = tl.where(seen, p, 0.0)
+        ds = p * (dp - delta[:, None])
+        if SOFTCAP:
+            ds = ds * (1.0 - t * t)
+        dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION, out_dtype=ACC)
+        K += hop_k
+        V += hop_v
+    return dq
+
+
+@sized("T", "S", "documents", "tiles", "section", "window")
+def dq_kernel(  # type: ignore[no-untyped-def]
+    Q, K, V, DOUT, LSE, DELTA, DQ, CU_Q, CU_K, TILES,
+    stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh,
+    stride_vb, stride_vt, stride_vh, stride_ob, stride_ot, stride_oh,
+    T, S, heads, documents, tiles, section, scale, softcap, window,
+    E: tl.constexpr, H: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    tile, bh = place(tl.program_id(0), tiles, heads, section)
+    b = (bh // H).to(tl.int64)
+    h = bh % H
+    if TILES is not None:
+        document, tile = unpack(tl.load(TILES + tile))
+        if document > documents:
+            return
+        start_q, length_q = extent(CU_Q, document, documents, T)
+        start_k, length_k = extent(CU_K, document, documents, S)
+        length_k = tl.where(document < documents, length_k, 0)
+    else:
+        if CAUSAL:
+            tile = tiles - 1 - tile
+        start_q = tile * 0
+        start_k = start_q
+        length_q = start_q + T
+        length_k = start_q + S
+    m0 = tile * BLOCK_M
+    row = m0 + tl.arange(0, BLOCK_M)
+    column = tl.arange(0, BLOCK_E)
+    inside = (row < length_q)[:, None] & (column < E)[None, :]
+    token = start_q.to(tl.int64) + row
+    q = tl.load(
+        Q + b * stride_qb + h * stride_qh + token[:, None] * stride_qt + column[None, :],
+        mask=inside, other=0.0,
+    )  # fmt: skip
+    do = tl.load(
+        DOUT + b * stride_ob + h * stride_oh + token[:, None] * stride_ot + column[None, :],
+        mask=inside, other=0.0,
+    )  # fmt: skip
+    line = (b * H + h) * T + token
+    lse = tl.load(LSE + line, mask=row < length_q, other=float("inf"))
+    lse = tl.where(lse == -float("inf"), float("inf"), lse) * 1.4426950408889634
+    delta = tl.load(DELTA + line, mask=row < length_q, other=0.0)
+    K += b * stride_kb + (h // GROUP) * stride_kh + start_k.to(tl.int64) * stride_kt
+    V += b * stride_vb + (h // GROUP) * stride_vh + start_k.to(tl.int64) * stride_vt
+
+    position = row + (length_k - length_q)
+    lo, hi = key_range(m0, length_q, length_k, window, CAUSAL, WINDOW, BLOCK_M)
+    lo = lo // BLOCK_N * BLOCK_N
+    first = m0 + length_k - length_q
+    full_hi = length_k
+    if CAUSAL:
+        full_hi = tl.minimum(full_hi, first + 1)
+    elif WINDOW:
+        full_hi = tl.minimum(full_hi, first + window)
+    full_hi = tl.maximum(tl.maximum(full_hi, 0) // BLOCK_N * BLOCK_N, lo)
+    dq = tl.zeros((BLOCK_M, BLOCK_E), dtype=ACC)
+    if WINDOW:
+        last = tl.minimum(m0 + BLOCK_M, length_q) - 1 + length_k - length_q
+        full_lo = (tl.maximum(last - window + 1, 0) + BLOCK_N - 1) // BLOCK_N * BLOCK_N
+        full_lo = tl.minimum(tl.maximum(full_lo, lo), full_hi)
+        dq = _dq(
+            dq, q, do, lse, delta, K, V, stride_kt, stride_vt, lo, full_lo, position, length_k, scale,
+            softcap, window, E, CAUSAL, WINDOW, SOFTCAP, True, ACC, PRECISION, BLOCK_N, BLOCK_E,
+        )  # fmt: skip
+        lo = full_lo
+    dq = _dq(
+        dq, q, do, lse, delta, K, V, stride_kt, stride_vt, lo, full_hi, position, length_k, scale,
+        softcap, window, E, CAUSAL, WINDOW, SOFTCAP, False, ACC, PRECISION, BLOCK_N, BLOCK_E,
+    )  # fmt: skip
+    dq = _dq(
+        dq, q, do, lse, delta, K, V, stride_kt, stride_vt, full_hi, hi, position, length_k, scale,
+        softcap, window, E, CAUSAL, WINDOW, SOFTCAP, True, ACC, PRECISION, BLOCK_N, BLOCK_E,
+    )  # fmt: skip
+    dq = dq * scale
+    to = ((b * T + token)[:, None] * H + h) * E + column[None, :]
+    tl.store(DQ + to, dq.to(DQ.dtype.element_ty), mask=inside)
+
+
+def backward(
+    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+    sinks: Tensor | None, cu_q: Tensor | None, cu_k: Tensor | None,
+    *, causal: bool, window: int, softcap: float, scale: float, dkdv: Launch, dq: Launch,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
+    """Gradients of q, k, v and sinks; shapes as in `forward`, `dlse` (B, H, T) or None.
+
+    Extra memory: delta (B, H, T) in fp32, and one number per head and 64 rows for the sinks.
+    """
+    B, T, H, E = q.shape
+    S, K = k.shape[1:3]
+    group = H // K
+    gq, gk, gv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    delta = torch.empty_like(lse)
+    blocks = -(-T // 64)
+    shares = lse.new_empty((B, H, blocks)) if sinks is not None else None
+    acc, width = tl_dtype(lse.dtype), block_e(E)
+    documents = cu_q.numel() - 1 if cu_q is not None else 0
+    shared = {
+        "E": E, "H": H, "GROUP": group, "CAUSAL": causal, "WINDOW": window > 0, "SOFTCAP": softcap > 0,
+        "ACC": acc, "PRECISION": precision(q.dtype), "BLOCK_E": width,
+    }  # fmt: skip
+    moves = (*strides(q), *strides(k), *strides(v), *strides(dout))
+    with on(q.device):
+        if gq.numel():
+            delta_kernel[(blocks * B * H,)](
+                out, dout, lse, dlse, sinks, delta, shares, *strides(dout), T, blocks,
+                E=E, H=H, ACC=acc, BLOCK_M=64, BLOCK_E=width, num_warps=4,
+            )  # fmt: skip
+        if gk.numel():
+            listed, tiles = None, -(-S // dkdv["BLOCK_N"])
+            if cu_q is not None and cu_k is not None:
+                listed = tile_list(
+                    cu_k, cu_q, S, T, block=dkdv["BLOCK_N"], keys=True, causal=causal, window=window
+                )
+                tiles = listed.numel()
+            section = per_section(B * K, 2 * T * E * group * q.element_size())
+            dkdv_kernel[(tiles * B * K,)](
+                q, k, v, dout, lse, delta, gk, gv, cu_q, cu_k, listed, *moves,
+                T, S, B * K, documents, tiles, section, scale, softcap, window, **shared, **dkdv,
+            )  # fmt: skip
+        if gq.numel():
+            listed, tiles = None, -(-T // dq["BLOCK_M"])
+            if cu_q is not None and cu_k is not None:
+                listed = tile_list(
+                    cu_q, cu_k, T, S, block=dq["BLOCK_M"], keys=False, causal=causal, window=window
+                )
+                tiles = listed.numel()
+            section = group * per_section(B * K, 2 * S * E * k.element_size())
+            dq_kernel[(tiles * B * H,)](
+                q, k, v, dout, lse, delta, gq, cu_q, cu_k, listed, *moves,
+                T, S, B * H, documents, tiles, section, scale, softcap, window, **shared, **dq,
+            )  # fmt: skip
+    if sinks is None or shares is None:
+        return gq, gk, gv, None
+    return gq, gk, gv, shares.sum(dim=(0, 2)).to(sinks.dtype)

@@ -1,0 +1,131 @@
+"""Attention in plain torch: the reference, the `eager` backend, and the call of torch's own SDPA.
+
+The eager backend is also what a CPU trainer runs when SDPA cannot serve it: documents are taken one by
+one, so its memory is that of the longest document's scores, not of the whole packed row's. Under
+torch.compile (where lengths are unknown) one mask over all tokens replaces that.
+"""
+
+import contextlib
+import functools
+import itertools
+from typing import Any
+
+import torch
+from fmscale.kernels.launch import accumulator
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+FUSED = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None, *, causal: bool, scale: float) -> Tensor:
+    """torch.nn.functional.scaled_dot_product_attention over (B, T, H, E), document by document.
+
+    On CUDA cuDNN is preferred to flash, which torch would pick and which is 1.7 to 2.3 times slower on
+    Hopper (pytorch issue 142132); the quadratic math backend is ruled out.
+    """
+    if cu_seqlens is not None:
+        pieces = [
+            sdpa(q[:, a:b], k[:, a:b], v[:, a:b], None, causal=causal, scale=scale)
+            for a, b in _spans(cu_seqlens)
+            if b > a
+        ]
+        rest = q[:, int(cu_seqlens[-1]) :]
+        return torch.cat([*pieces, torch.zeros_like(rest)], dim=1)
+    heads = (q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+    fused: Any = contextlib.nullcontext()
+    if q.device.type == "cuda":
+        fused = sdpa_kernel(FUSED, set_priority=True)
+    with fused:
+        out = torch.nn.functional.scaled_dot_product_attention(
+            *heads, is_causal=causal, scale=scale, enable_gqa=q.shape[2] != k.shape[2]
+        )
+    return out.transpose(1, 2)
+
+
+def eager(
+    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor | None, cu_k: Tensor | None, *,
+    causal: bool, window: int, softcap: float, sinks: Tensor | None, scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Output (B, T, H, E) and log-sum-exp (B, H, T); arguments as in `attention_forward.forward`.
+
+    Products in the inputs' dtype, softmax in fp32 (fp64 for fp64).
+    """
+    softmax = functools.partial(_softmax, softcap=softcap, sinks=sinks, scale=scale)
+    T, S = q.shape[1], k.shape[1]
+    if cu_q is None or cu_k is None:
+        return softmax(q, k, v, _band(T, S, causal, window, q.device))
+    if torch.compiler.is_compiling():
+        return softmax(q, k, v, _document_mask(cu_q, cu_k, T, S, causal, window))
+    outs, lses = [], []
+    for (a, b), (c, d) in zip(_spans(cu_q), _spans(cu_k), strict=True):
+        if b > a:
+            mask = _band(b - a, d - c, causal, window, q.device)
+            out, lse = softmax(q[:, a:b], k[:, c:d], v[:, c:d], mask)
+            outs.append(out)
+            lses.append(lse)
+    a, c = int(cu_q[-1]), int(cu_k[-1])
+    out, lse = softmax(q[:, a:], k[:, c:c], v[:, c:c], None)
+    return torch.cat([*outs, out], dim=1), torch.cat([*lses, lse], dim=2)
+
+
+def _spans(cu: Tensor) -> list[tuple[int, int]]:
+    ends = cu.tolist()
+    return list(itertools.pairwise(ends))
+
+
+def _band(T: int, S: int, causal: bool, window: int, device: torch.device) -> Tensor | None:
+    """What of S keys each of T queries sees (T, S), or None when that is everything."""
+    if not causal and not window:
+        return None
+    distance = torch.arange(S - T, S, device=device)[:, None] - torch.arange(S, device=device)
+    return _near(distance, causal, window)
+
+
+def _near(distance: Tensor, causal: bool, window: int) -> Tensor:
+    seen = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
+    if window:
+        seen = seen & (distance.abs() < window)
+    return seen
+
+
+def _document_mask(cu_q: Tensor, cu_k: Tensor, T: int, S: int, causal: bool, window: int) -> Tensor:
+    """(T, S): same document and near enough, without knowing any length on the host."""
+    q, k = torch.arange(T, device=cu_q.device), torch.arange(S, device=cu_q.device)
+    document_q = torch.searchsorted(cu_q[1:], q, right=True)
+    document_k = torch.searchsorted(cu_k[1:], k, right=True)
+    last = cu_q.numel() - 2
+    own = document_q.clamp(max=last)
+    position = q - cu_q[own + 1] + cu_k[own + 1]  # where the key stands that this query sees last
+    same = (document_q[:, None] == document_k[None, :]) & (document_q <= last)[:, None]
+    return same & _near(position[:, None] - k[None, :], causal, window)
+
+
+def _softmax(
+    q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, *,
+    softcap: float, sinks: Tensor | None, scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    B, T, H, E = q.shape
+    S, K = k.shape[1:3]
+    acc = accumulator(q.dtype)
+    # (B, K, G, T, E) @ (B, K, 1, E, S)
+    grouped = q.reshape(B, T, K, H // K, E).permute(0, 2, 3, 1, 4)
+    scores = (grouped @ k.permute(0, 2, 3, 1)[:, :, None]).to(acc) * scale
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    if seen is not None:
+        scores = scores.masked_fill(~seen, -torch.inf)
+    sink = None if sinks is None else sinks.to(acc).view(K, H // K, 1)
+    peak = scores.detach().amax(-1) if S else scores.new_full(scores.shape[:-1], -torch.inf)
+    if sink is not None:
+        peak = peak.maximum(sink.detach())
+    peak = peak.masked_fill(peak == -torch.inf, 0.0)
+    weights = torch.exp(scores - peak[..., None])
+    total = weights.sum(-1)
+    if sink is not None:
+        total = total + torch.exp(sink - peak)
+    nothing = total == 0
+    total = total.masked_fill(nothing, 1.0)
+    lse = (peak + torch.log(total)).masked_fill(nothing, -torch.inf)
+    out = (weights / total[..., None]).to(v.dtype) @ v.permute(0, 2, 1, 3)[:, :, None]
+    return out.permute(0, 3, 1, 2, 4).reshape(B, T, H, E), lse.reshape(B, H, T)
