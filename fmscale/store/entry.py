@@ -53,7 +53,6 @@ def encode(entry: Entry, *, skippable: bool = False) -> bytes:
         "body": entry.body,
     }
     try:
-        json.dumps(entry.body, allow_nan=False)
         fields["digest"] = metadata_digest(canonical_json(fields))
         return canonical_json(fields)
     except (TypeError, ValueError) as error:

@@ -31,7 +31,7 @@ class Process:
         self.error: BaseException | None = None
         self.killed = False
         self.late: list[Callable[[], object]] = []
-        """Writes whose sender gave up on them and that are still on their way."""
+        """Requests whose sender gave up on them and that are still on their way; nobody hears the answer."""
         self.inner = store
         self._fate = ""
         self._stopped = Semaphore(0)
@@ -57,6 +57,10 @@ class Process:
         while self.call is not None:
             self.step()
 
+    def at_put(self) -> bool:
+        """Whether the waiting request would create a log entry."""
+        return self.call == "put_if_absent"
+
     def _wait(self) -> None:
         assert self._stopped.acquire(timeout=TIMEOUT), "the operation hangs between two requests"
 
@@ -79,16 +83,20 @@ class Process:
         if self._fate == "lost_request":
             raise StoreUnavailable("the request was lost", found=name)
         if self._fate == "late":
-            self.late.append(effect)
+            self.late.append(lambda: _unheard(effect))
             raise StoreUnavailable("the request was slow", found=name)
         if self._fate in ("killed_after", "lost_response"):
-            with suppress(StoreError):
-                effect()
+            _unheard(effect)
             if self._fate == "lost_response":
                 raise StoreUnavailable("the response was lost", found=name)
             self.killed = True
             raise Killed
         return [effect() for _ in range(2 if self._fate == "twice" else 1)][-1]
+
+
+def _unheard(effect: Callable[[], object]) -> None:
+    with suppress(StoreError):
+        effect()
 
 
 class _Gate:

@@ -26,6 +26,8 @@ from tests.helpers.stepped import FATES, Process
 PREFIX = "runs/r"
 LATER = 10_000_000_000.0
 PROCESSES = 3
+WHO = st.integers(0, PROCESSES - 1)
+HOW = st.sampled_from(["start", "to put", "to put", "whole", "whole"])
 
 
 def references(entry: Entry) -> list[str]:
@@ -61,15 +63,20 @@ class LogMachine(RuleBasedStateMachine):
             state.apply(entry)
         return state
 
-    def start(self, who: int, work: Callable[[Log, State, str], object]) -> None:
+    def start(self, who: int, how: str, work: Callable[[Log, State, str], object]) -> None:
+        """Run an operation up to its first request, its first put of an entry, or its end."""
         process, log, state = self.processes[who]
-        if process.call is None:
-            tag = f"t{next(self.tags)}"
-            self.running[who] = tag
-            process.start(lambda: work(log, state, tag))
+        if process.call is not None:
+            return
+        tag = f"t{next(self.tags)}"
+        self.running[who] = tag
+        process.start(lambda: work(log, state, tag))
+        while process.call is not None and (how == "whole" or (how == "to put" and not process.at_put())):
+            process.step()
+        self.settle(who)
 
-    @rule(who=st.integers(0, PROCESSES - 1), data=st.data(), folder=st.booleans(), kept=st.booleans())
-    def commit(self, who: int, data: st.DataObject, folder: bool, kept: bool) -> None:
+    @rule(who=WHO, how=HOW, data=st.data(), folder=st.booleans(), kept=st.booleans())
+    def commit(self, who: int, how: str, data: st.DataObject, folder: bool, kept: bool) -> None:
         old = sorted({name for entry in self.state().live.values() for name in entry.body["names"]})
         shared = data.draw(st.lists(st.sampled_from(old), max_size=2, unique=True)) if old else []
         epoch = data.draw(st.sampled_from([*self.epochs, self.epochs[-1], None]))
@@ -82,12 +89,10 @@ class LogMachine(RuleBasedStateMachine):
             body = {"names": names, "tag": tag}
             return commit(log, "commit", body, names, epoch=epoch, state=state if kept else None)
 
-        self.start(who, work)
+        self.start(who, how, work)
 
-    @rule(
-        who=st.integers(0, PROCESSES - 1), data=st.data(), action=st.sampled_from(["retire", "pin", "unpin"])
-    )
-    def act_on_commits(self, who: int, data: st.DataObject, action: str) -> None:
+    @rule(who=WHO, how=HOW, data=st.data(), action=st.sampled_from(["retire", "pin", "unpin"]))
+    def act_on_commits(self, who: int, how: str, data: st.DataObject, action: str) -> None:
         live = sorted(self.state().live)
         if not live:
             return
@@ -98,29 +103,30 @@ class LogMachine(RuleBasedStateMachine):
                 return retire(log, numbers, references, reason=tag, state=state)
             return {"pin": pin, "unpin": unpin}[action](log, numbers, f"run {who}", state=state)
 
-        self.start(who, work)
+        self.start(who, how, work)
 
-    @rule(who=st.integers(0, PROCESSES - 1), dry_run=st.booleans())
-    def collect(self, who: int, dry_run: bool) -> None:
+    @rule(who=WHO, how=HOW, dry_run=st.booleans())
+    def collect(self, who: int, how: str, dry_run: bool) -> None:
         self.start(
             who,
+            how,
             lambda log, state, tag: collect_garbage(log, references, grace=0.0, now=LATER, dry_run=dry_run),
         )
 
-    @rule(who=st.integers(0, PROCESSES - 1))
-    def take_lease(self, who: int) -> None:
-        self.start(who, lambda log, state, tag: acquire(log, f"process {who}"))
+    @rule(who=WHO, how=HOW)
+    def take_lease(self, who: int, how: str) -> None:
+        self.start(who, how, lambda log, state, tag: acquire(log, f"process {who}"))
 
-    @rule(who=st.integers(0, PROCESSES - 1), fate=st.sampled_from(FATES), until_put=st.booleans())
+    @rule(who=WHO, fate=st.sampled_from(FATES), until_put=st.booleans())
     def step(self, who: int, fate: str, until_put: bool) -> None:
         process = self.processes[who][0]
-        while until_put and process.call not in (None, "put_if_absent"):
+        while until_put and process.call is not None and not process.at_put():
             process.step()
         if process.call is not None:
             process.step(fate)
         self.settle(who)
 
-    @rule(who=st.integers(0, PROCESSES - 1))
+    @rule(who=WHO)
     def finish(self, who: int) -> None:
         self.processes[who][0].finish()
         self.settle(who)
@@ -198,6 +204,7 @@ def check(examples: int, steps: int) -> None:
             max_examples=examples,
             stateful_step_count=steps,
             deadline=None,
+            database=None,
             suppress_health_check=list(HealthCheck),
             print_blob=True,
         ),
@@ -205,7 +212,7 @@ def check(examples: int, steps: int) -> None:
 
 
 def test_log_machine() -> None:
-    check(60, 40)
+    check(100, 30)
 
 
 @pytest.mark.slow
