@@ -1,0 +1,90 @@
+"""`fmscale doctor STORE_URL`: what a store can do, how fast it is, and what to change."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fmscale.cli.output import JsonOption, example, print_json, progress, record, table
+
+if TYPE_CHECKING:
+    from fmscale.store.doctor import Report
+
+NOT_WRITABLE = 1
+"""Exit status for a store that can be reached but is not safe to write."""
+
+_ABILITIES = {
+    "put_if_absent": "creates exactly once under a race (needed to commit)",
+    "read_after_write": "reads what was just written (needed to commit)",
+    "range_read": "reads parts of objects (needed to load)",
+    "list_after_write": "lists what was just written",
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command(
+        epilog=example(
+            "fmscale doctor /data/store",
+            "fmscale doctor 's3://bucket/prefix?endpoint=http://127.0.0.1:8333&region=us-east-1'",
+            "fmscale doctor gs://bucket --read-only --json",
+        )
+    )(doctor)
+
+
+def doctor(
+    store_url: Annotated[str, typer.Argument(metavar="STORE_URL", help="A path or a store URL.")],
+    read_only: Annotated[
+        bool, typer.Option("--read-only", help="Write nothing; measure on an object that is there.")
+    ] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Repeat the probe even if its result is recorded in the store.")
+    ] = False,
+    seconds: Annotated[
+        float, typer.Option(min=0.01, help="At most this long on each kind of request.")
+    ] = 2.0,
+    json: JsonOption = False,
+) -> None:
+    """Examine a store: what it can do, latency, throughput, and what to change.
+
+    Writes up to 20 objects of 16 MiB and removes them again; keeps the probe's result as `fmscale.json`.
+    Exits with 1 if the store cannot be written safely (not with --read-only), with 2 if it cannot be reached.
+    """
+    from fmscale.store.doctor import examine
+
+    with progress("examining", json=json) as bar:
+        report = examine(
+            store_url, read_only=read_only, again=again, seconds=seconds, progress=lambda _: bar.advance(1)
+        )
+    if json:
+        print_json(asdict(report))
+    else:
+        _show(report)
+    if not report.writable and not read_only:
+        raise typer.Exit(NOT_WRITABLE)
+
+
+def _show(report: "Report") -> None:
+    record({"store": report.url, "kind": report.implementation, "can be written": report.writable}, False)
+    if report.capabilities is not None:
+        found = asdict(report.capabilities)
+        typer.echo()
+        table([{"ability": what, "found": found[name]} for name, what in _ABILITIES.items()], False)
+    if report.measurements:
+        typer.echo()
+        rows = [
+            {
+                "request": one.operation,
+                "KiB": one.bytes / 1024,
+                "streams": one.streams,
+                "requests": one.requests,
+                "p50 ms": one.p50_ms,
+                "p99 ms": one.p99_ms,
+                "MB/s": one.megabytes_per_second,
+            }
+            for one in report.measurements
+        ]
+        table(rows, False)
+    typer.echo()
+    for sentence in report.advice:
+        typer.echo(f"- {sentence}")
