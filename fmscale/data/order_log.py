@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from fmscale.data.bans import Ban
-from fmscale.data.mixture import FRAME
 from fmscale.data.plan import Plan, Source, Stage, stage_json
 from fmscale.data.view import View
 from fmscale.errors import Conflict, DataError, FormatError
@@ -43,10 +42,10 @@ class OrderLog:
         self._plan = replay(self.log, plan=self._plan)
         return self.plan
 
-    def start(self, sources: Iterable[Source], *, Q: int = FRAME) -> Plan:
+    def start(self, sources: Iterable[Source]) -> Plan:
         """Record the first stage of a run, from sample 0 on. Raises Conflict if it has one."""
-        stage = Plan([Stage(from_k=0, sources=tuple(sources))], Q).stages[0]
-        self._append_stage(_stage_body(stage, set()) | {"Q": Q}, seen=0)
+        stage = Plan([Stage(from_k=0, sources=tuple(sources))]).stages[0]
+        self._append_stage(_stage_body(stage, set()), seen=0)
         return self.refresh()
 
     def add_stage(self, from_k: int, sources: Iterable[Source]) -> Plan:
@@ -131,7 +130,6 @@ def _applied(plan: Plan | None, entries: Iterable[Entry], head: int) -> Plan | N
     stages = list(plan.stages) if plan else []
     bans = list(plan.bans) if plan else []
     views = {source.view.digest: source.view for source in plan.sources} if plan else {}
-    Q = plan.Q if plan else FRAME
     for entry in entries:
         if entry.kind not in ("stage", "ban", "quarantine"):
             continue
@@ -144,11 +142,10 @@ def _applied(plan: Plan | None, entries: Iterable[Entry], head: int) -> Plan | N
                 remedy="Upgrade fmscale here.",
             )
         if entry.kind == "stage":
-            Q = body.get("Q", Q)
             stages.append(_stage_from(body, views))
         else:
             bans.append(Ban.from_json(body))
-    return Plan(stages, Q, bans, head) if stages else None
+    return Plan(stages, bans, head) if stages else None
 
 
 def _stage_body(stage: Stage, known: set[str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmscale.data.bans import Ban, Bans
-from fmscale.data.mixture import FRAME, WEIGHT_ONE, Mixture
+from fmscale.data.mixture import WEIGHT_ONE, Mixture
 from fmscale.data.order.feistel import U64
 from fmscale.data.order.order import Order, Orders
 from fmscale.data.view import View
@@ -74,23 +74,22 @@ class Samples(NamedTuple):
 class Plan:
     """Which row is sample k. Immutable: `with_stage` and `with_ban` give new plans."""
 
-    def __init__(
-        self, stages: Sequence[Stage], Q: int = FRAME, bans: Sequence[Ban] = (), log_head: int = 0
-    ) -> None:
-        """`Q`: samples of a frame; `bans` in the order of the log; `log_head`: entries of the order log
-        that the plan comes from. Raises ConfigError as `check` says, DataError for bans that cannot be.
+    def __init__(self, stages: Sequence[Stage], bans: Sequence[Ban] = (), log_head: int = 0) -> None:
+        """`bans` in the order of the log; `log_head`: entries of the order log that the plan comes from.
+
+        Raises ConfigError unless stages begin at 0 and ascend, and in each the sources differ and have
+        positive weights with the sum 2^32; DataError for bans that cannot be.
         """
-        self.Q = Q
         self.bans = tuple(bans)
         self.log_head = log_head
-        self.stages, self.sources, self._indexes = _resolved(stages, Q)
+        self.stages, self.sources, self._indexes = _resolved(stages)
         self.orders = tuple(
             Order(source.view.units, source.seed, source.view.window) for source in self.sources
         )
         """The order of each source."""
         self._orders = Orders(self.orders)
         self._bans = Bans(self.bans, self._orders)
-        self._mixtures = _mixtures(self.stages, Q)
+        self._mixtures = [_mixture(stage) for stage in self.stages]
         self._from = np.array([stage.from_k for stage in self.stages], dtype=np.uint64)
         self._starts = [np.array(stage.positions, dtype=np.uint64) for stage in self.stages]
 
@@ -99,7 +98,7 @@ class Plan:
         """Names the plan: equal digests, equal samples."""
         stages = [stage_json(stage) for stage in self.stages]
         bans = [ban.to_json() for ban in self.bans]
-        return metadata_digest(canonical_json({"version": 1, "Q": self.Q, "stages": stages, "bans": bans}))
+        return metadata_digest(canonical_json({"version": 1, "stages": stages, "bans": bans}))
 
     def samples(self, k: U64) -> Samples:
         """What samples k (any numbers, in any order) are."""
@@ -191,25 +190,17 @@ class Plan:
     def next_stage(self, from_k: int, sources: Iterable[Source]) -> Stage:
         """The stage of these sources from `from_k` on, each going on where it is then, new ones at 0."""
         stage = Stage(from_k=from_k, sources=tuple(sources))
-        return Plan([*self.stages, stage], self.Q).stages[-1]
+        return Plan([*self.stages, stage]).stages[-1]
 
     def with_stage(self, stage: Stage, log_head: int | None = None) -> "Plan":
         """The plan with one more stage, which must begin after the last one does."""
         head = self.log_head if log_head is None else log_head
-        return Plan([*self.stages, stage], self.Q, self.bans, head)
+        return Plan([*self.stages, stage], self.bans, head)
 
     def with_ban(self, ban: Ban, log_head: int | None = None) -> "Plan":
         """The plan with one more ban or quarantine."""
         head = self.log_head if log_head is None else log_head
-        return Plan(self.stages, self.Q, [*self.bans, ban], head)
-
-    def check(self) -> None:
-        """Raise ConfigError unless the plan can be trained with; opening a plan does this, too.
-
-        Stages begin at 0 and ascend; in each, sources differ, weights have the sum 2^32, and Q · weight >= 1
-        for every source, so that each frame can hold it.
-        """
-        _check(self.stages, self.Q)
+        return Plan(self.stages, [*self.bans, ban], head)
 
 
 def source_key(source: Source) -> tuple[str, int]:
@@ -226,10 +217,10 @@ def stage_json(stage: Stage) -> dict[str, Any]:
 
 
 def _resolved(
-    stages: Sequence[Stage], Q: int
+    stages: Sequence[Stage],
 ) -> tuple[tuple[Stage, ...], tuple[Source, ...], list[NDArray[np.intp]]]:
     """(stages with positions, distinct sources by first appearance, index of each stage's sources)."""
-    _check(stages, Q)
+    _check(stages)
     numbers: dict[tuple[str, int], int] = {}
     sources: list[Source] = []
     positions: list[int] = []
@@ -246,17 +237,17 @@ def _resolved(
         out.append(replace(stage, positions=start))
         indexes.append(np.array(index, dtype=np.intp))
         if i + 1 < len(stages):
-            taken = Mixture([s.weight for s in stage.sources], Q).taken(stages[i + 1].from_k - stage.from_k)
+            taken = _mixture(stage).taken(stages[i + 1].from_k - stage.from_k)
             for number, first, count in zip(index, start, taken, strict=True):
                 positions[number] = first + count
     return tuple(out), tuple(sources), indexes
 
 
-def _mixtures(stages: Sequence[Stage], Q: int) -> list[Mixture]:
-    return [Mixture([source.weight for source in stage.sources], Q) for stage in stages]
+def _mixture(stage: Stage) -> Mixture:
+    return Mixture([source.weight for source in stage.sources])
 
 
-def _check(stages: Sequence[Stage], Q: int) -> None:
+def _check(stages: Sequence[Stage]) -> None:
     starts = [stage.from_k for stage in stages]
     if not stages or starts[0] != 0 or starts != sorted(set(starts)):
         raise ConfigError("stages must begin at sample 0 and ascend", found=starts)
@@ -269,17 +260,10 @@ def _check(stages: Sequence[Stage], Q: int) -> None:
                 found=[source.label for source in stage.sources],
                 remedy="Add their weights, or give them different seeds.",
             )
-        total = sum(source.weight for source in stage.sources)
-        if total != WEIGHT_ONE:
+        weights = [source.weight for source in stage.sources]
+        if sum(weights) != WEIGHT_ONE or min(weights) < 1:
             raise ConfigError(
-                f"the weights of the stage from sample {stage.from_k} do not sum to 2^32",
-                found=total,
-                remedy="Make them with fmscale.data.mixture.integer_weights.",
+                f"the weights of the stage from sample {stage.from_k} are not positive with the sum 2^32",
+                found={source.label: source.weight for source in stage.sources},
+                remedy="Make them with fmscale.data.mixture.integer_weights, and leave out what has none.",
             )
-        for source in stage.sources:
-            if source.weight * Q < WEIGHT_ONE:
-                raise ConfigError(
-                    f"source {source.label} has too small a weight for frames of {Q} samples",
-                    found=source.weight / WEIGHT_ONE,
-                    remedy=f"Give it at least {1 / Q:.2g}, or leave it out.",
-                )
