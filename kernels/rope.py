@@ -301,11 +301,13 @@ def _heads(t: Tensor) -> Tensor:
     return t if t.stride(-1) == 1 else t.contiguous()
 
 
-@functools.cache
 def rope_turns(E: int, theta: float, device: torch.device) -> Tensor:
     """Turns a position adds to each of the E/2 pairs, theta**(-2i/E) / 2 pi, as fp64 on `device`."""
     exponent = torch.arange(0, E, 2, dtype=torch.float64, device=device) / E
     return theta**-exponent / (2 * math.pi)
+
+
+_kept_turns = functools.cache(rope_turns)
 
 
 def document_positions(cu_seqlens: Tensor, tokens: int) -> Tensor:
@@ -359,7 +361,7 @@ def rope(
     E = q.shape[-1]
     _check(q, k, positions, turns, q_weight, k_weight)
     if turns is None:
-        turns = rope_turns(E, theta, q.device)
+        turns = (rope_turns if torch.compiler.is_compiling() else _kept_turns)(E, theta, q.device)
     positions = positions.expand(q.shape[:-2])
     refusals = {
         "triton": triton_refusal(q.device) or (f"head dim {E} (at most 512)" if E > 512 else None),

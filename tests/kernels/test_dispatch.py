@@ -1,0 +1,121 @@
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+import torch._dynamo
+from fmscale.kernels import dispatch, rms_norm
+from fmscale.kernels.dispatch import Entry, Table, bucket, choose, config, forced, use_table
+from fmscale.kernels.launch import TRITON_VERSION
+from torch._dynamo.testing import CompileCounter
+
+from fmscale.errors import KernelError
+
+CPU = torch.device("cpu")
+BOTH = {"triton": None, "eager": None}
+
+
+@pytest.fixture(autouse=True)
+def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No table, nothing announced, before and after each test."""
+    for name in ("_tables", "_entries", "_announced"):
+        monkeypatch.setattr(dispatch, name, {})
+
+
+def measured(backend: str, *, triton: str = TRITON_VERSION, **configs: dict[str, int]) -> Table:
+    entry = Entry(op="op", bucket="float32 D64", backend=backend, configs=configs)
+    return Table(gpu="cpu", triton=triton, entries=(entry,), versions={"triton": triton})
+
+
+def test_default_without_a_measurement() -> None:
+    assert choose("op", "auto", CPU, "float32 D64", BOTH) == "eager"
+
+
+def test_auto_takes_the_measured_fastest() -> None:
+    use_table(measured("triton"))
+    assert choose("op", "auto", CPU, "float32 D64", BOTH) == "triton"
+    assert choose("op", "auto", CPU, "float32 D128", BOTH) == "eager"
+    assert choose("other", "auto", CPU, "float32 D64", BOTH) == "eager"
+
+
+def test_a_table_of_another_triton_does_not_count() -> None:
+    use_table(measured("triton", triton="0.0.1"))
+    assert choose("op", "auto", CPU, "float32 D64", BOTH) == "eager"
+
+
+def test_a_later_table_replaces_the_earlier() -> None:
+    use_table(measured("triton"))
+    use_table(Table(gpu="cpu", triton=TRITON_VERSION))
+    assert choose("op", "auto", CPU, "float32 D64", BOTH) == "eager"
+
+
+def test_the_fastest_that_can(caplog: pytest.LogCaptureFixture) -> None:
+    """A measured winner that cannot serve this very call is passed over, and the log says why."""
+    use_table(measured("triton"))
+    with caplog.at_level(logging.INFO, "fmscale.kernels"):
+        assert choose("op", "auto", CPU, "float32 D64", {"triton": "odd strides", "eager": None}) == "eager"
+    assert "triton was measured fastest but cannot serve this call: odd strides" in caplog.text
+
+
+def test_each_choice_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "fmscale.kernels"):
+        for D in (4, 4, 8, 4):
+            rms_norm(torch.ones(2, D), torch.ones(D))
+    why = "eager (default; not measured here, see `fmscale bench kernels --tune`)"
+    assert [r.getMessage() for r in caplog.records] == [
+        f"rms_norm on cpu, float32 D{D}: {why}" for D in (4, 8)
+    ]
+    assert list(dispatch.announced()) == [
+        ("cpu", "rms_norm", "float32 D4"),
+        ("cpu", "rms_norm", "float32 D8"),
+    ]
+
+
+def test_what_cannot_be_done_names_what_can() -> None:
+    with pytest.raises(KernelError, match=r"no backend of that name.*'cuda'.*\['triton', 'eager'\]"):
+        choose("op", "cuda", CPU, "", BOTH)
+    with pytest.raises(KernelError, match=r'backend "triton" of op.*too wide.*Use backend=.eager.'):
+        choose("op", "triton", CPU, "", {"triton": "too wide", "eager": None})
+
+
+def test_configurations_forced_measured_default() -> None:
+    default = {"BLOCK": 1}
+    assert config("op", "forward", CPU, "float32 D64", default) == {"BLOCK": 1}
+    use_table(measured("triton", forward={"BLOCK": 2}))
+    assert config("op", "forward", CPU, "float32 D64", default) == {"BLOCK": 2}
+    assert config("op", "backward", CPU, "float32 D64", default) == {"BLOCK": 1}
+    with forced("op", "forward", {"BLOCK": 3}):
+        assert config("op", "forward", CPU, "float32 D64", default) == {"BLOCK": 3}
+    assert config("op", "forward", CPU, "float32 D64", default) == {"BLOCK": 2}
+
+
+def test_tables_survive_a_file(tmp_path: Path) -> None:
+    table = measured("triton", forward={"BLOCK": 2})
+    path = dispatch.write_table(table, tmp_path)
+    assert path.name == f"cpu.triton-{TRITON_VERSION}.json"
+    assert dispatch.read_table(path) == table
+    assert list(tmp_path.iterdir()) == [path]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 99}))
+    with pytest.raises(KernelError, match=r"99.*--tune"):
+        dispatch.read_table(path)
+
+
+def test_every_shipped_table_can_be_read() -> None:
+    for path in dispatch.TUNED.glob("*.json"):
+        assert dispatch.read_table(path).entries, f"{path.name} holds no measurement"
+
+
+def test_buckets_follow_the_model_not_the_batch() -> None:
+    assert bucket(torch.bfloat16, D=4000, V=1) == "bfloat16 D4096 V1"
+    assert bucket(torch.float32, D=4097) == "float32 D8192"
+
+
+def test_auto_compiles_whole_and_once_for_any_token_count() -> None:
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(lambda x, w: rms_norm(x, w), fullgraph=True, backend=counter, dynamic=True)
+    for tokens in (3, 5, 9):
+        x, w = torch.randn(tokens, 8), torch.ones(8)
+        torch.testing.assert_close(compiled(x, w), rms_norm(x, w))
+    assert counter.frame_count == 1

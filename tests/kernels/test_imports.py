@@ -1,0 +1,65 @@
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "kernels").rglob("*.py"))
+OURS = ("fmscale.kernels", "fmscale.errors")
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module or "")
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_only_the_standard_library_torch_and_triton(path: Path) -> None:
+    for name in imported(path):
+        allowed = name.split(".")[0] in {*sys.stdlib_module_names, "torch", "triton"}
+        allowed = allowed or any(name == own or name.startswith(own + ".") for own in OURS)
+        assert allowed, f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_atomics(path: Path) -> None:
+    """Their order changes from run to run: without them every result is deterministic by construction."""
+    calls = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)]
+    assert not [n.attr for n in calls if n.attr.startswith("atomic_")]
+
+
+BARE = """
+import sys
+sys.modules["triton"] = None  # as where it is not installed
+import torch
+from fmscale.errors import KernelError
+from fmscale.kernels import (
+    adamw_step, linear_cross_entropy, merge_byte_planes, rms_norm, rope, split_byte_planes, swiglu,
+)
+x = torch.randn(4, 8, requires_grad=True)
+rms_norm(x, torch.ones(8)).sum().backward()
+swiglu(x, x).sum().backward()
+linear_cross_entropy(x, torch.randn(9, 8), torch.arange(4))[0].backward()
+rope(torch.randn(4, 2, 8), torch.randn(4, 1, 8), torch.arange(4))
+adamw_step(*(torch.rand(5) for _ in range(4)), lr=1e-3, step=1)
+assert torch.equal(merge_byte_planes(split_byte_planes(x), x.dtype, x.shape), x)
+try:
+    swiglu(x, x, backend="triton")
+except KernelError as error:
+    assert "triton is not installed" in str(error) and "eager" in error.remedy, error
+else:
+    raise AssertionError("no error")
+"""
+
+
+def test_without_triton_every_op_runs_in_eager() -> None:
+    done = subprocess.run([sys.executable, "-c", BARE], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,163 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from fmscale.kernels.rope import document_positions, rope, rope_eager, rope_turns
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fmscale.errors import KernelError
+from tests.kernels.policy import check_op
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+Rotation = Callable[..., tuple[Tensor, ...]]
+
+
+def pair(positions: Tensor, E: int, interleaved: bool = False) -> tuple[Rotation, Rotation]:
+    """Ours and the reference as functions of (q, k) or (q, k, q_weight, k_weight)."""
+    turns = rope_turns(E, 10000.0, positions.device)
+
+    def options(weights: tuple[Tensor, ...]) -> dict[str, Tensor | bool]:
+        norm = dict(zip(("q_weight", "k_weight"), weights, strict=False))
+        return norm | {"interleaved": interleaved}
+
+    def ours(q: Tensor, k: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        return rope(q, k, positions, backend="triton", **options(weights))
+
+    def eager(q: Tensor, k: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        return rope_eager(q, k, positions, turns=turns, **options(weights))
+
+    return ours, eager
+
+
+def heads(dtype: torch.dtype, device: torch.device, *shape: int) -> Tensor:
+    return torch.randn(shape, device=device).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_output_and_gradients(
+    dtype: torch.dtype, norm: bool, interleaved: bool, device: torch.device
+) -> None:
+    torch.manual_seed(0)
+    T, H, K, E = 5, 18, 3, 24
+    inputs = [heads(dtype, device, T, H, E), heads(dtype, device, T, K, E)]
+    inputs += [heads(dtype, device, E), heads(dtype, device, E)] if norm else []
+    positions = torch.randint(0, 4096, (T,), device=device)
+    ours, eager = pair(positions, E, interleaved)
+    upstream = [heads(torch.float32, device, T, n, E) for n in (H, K)]
+    check_op(ours, eager, inputs, upstream)
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    batch=st.integers(0, 2), T=st.integers(1, 5), H=st.integers(1, 9), K=st.integers(1, 9),
+    half=st.integers(1, 20),
+)  # fmt: skip
+def test_any_shape(device: torch.device, batch: int, T: int, H: int, K: int, half: int) -> None:
+    torch.manual_seed(1)
+    inputs = [heads(torch.float32, device, batch, T, n, 2 * half) for n in (H, K)]
+    ours, eager = pair(torch.arange(T, dtype=torch.int32, device=device), 2 * half)
+    check_op(ours, eager, inputs, [torch.ones_like(t) for t in inputs], ulps=2.0)
+
+
+def test_queries_and_keys_of_one_projection(device: torch.device) -> None:
+    """Views into a fused (T, H + K, E) projection are read in place and get their gradient there."""
+    both = torch.randn(6, 5, 16, device=device)
+    ours, eager = pair(torch.arange(6, device=device), 16)
+
+    def split(function: Rotation) -> Rotation:
+        return lambda t: function(t[:, :4], t[:, 4:])
+
+    upstream = [torch.randn(6, n, 16, device=device) for n in (4, 1)]
+    check_op(split(ours), split(eager), [both], upstream)
+
+
+def test_positions_restart_with_each_document(device: torch.device) -> None:
+    lengths = [3, 0, 1, 5]
+    cu_seqlens = torch.tensor([0, 3, 3, 4, 9], dtype=torch.int32, device=device)
+    positions = document_positions(cu_seqlens, 9)
+    assert positions.tolist() == [i for n in lengths for i in range(n)]
+    q, k = heads(torch.float32, device, 9, 2, 16), heads(torch.float32, device, 9, 1, 16)
+    packed = rope(q, k, positions, backend="triton")
+    for start, end in ((0, 3), (3, 4), (4, 9)):
+        alone = rope(q[start:end], k[start:end], torch.arange(end - start, device=device), backend="triton")
+        assert all(torch.equal(p[start:end], a) for p, a in zip(packed, alone, strict=True))
+
+
+def test_no_phase_is_lost_far_out(device: torch.device) -> None:
+    """At position 2**24 an fp32 angle is off by half a radian."""
+    q = k = torch.randn(4, 1, 64, device=device)
+    positions = torch.tensor([2**24 - 1, 2**24 + 1, 2**20 + 7, 0], device=device)
+    ours, eager = pair(positions, 64)
+    check_op(ours, eager, [q, k], [torch.ones_like(q)] * 2)
+
+
+def test_a_plain_rotation_keeps_no_activations(device: torch.device) -> None:
+    q, k = (torch.randn(4, 2, 8, device=device, requires_grad=True) for _ in range(2))
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        rope(q, k, torch.arange(4, device=device), backend="triton")
+    assert not {t.data_ptr() for t in kept} & {q.data_ptr(), k.data_ptr()}
+
+
+def test_scaled_frequencies(device: torch.device) -> None:
+    q, k = (torch.randn(5, 2, 8, device=device) for _ in range(2))
+    positions = torch.arange(5, device=device)
+    slow = rope(q, k, positions, turns=rope_turns(8, 10000.0, device) / 4, backend="triton")
+    torch.testing.assert_close(slow, rope(q, k, positions / 4, backend="eager"))
+
+
+def test_gradcheck() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("the fp64 path is for the interpreter")
+    inputs = tuple(
+        torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((3, 2, 6), (3, 1, 6), 6, 6)
+    )
+    ours, _ = pair(torch.tensor([5, 0, 700]), 6)
+    assert torch.autograd.gradcheck(ours, inputs[:2], fast_mode=True)
+    assert torch.autograd.gradcheck(ours, inputs, fast_mode=True)
+
+
+def test_registration(device: torch.device) -> None:
+    q, k, weight = (torch.randn(s, device=device, requires_grad=True) for s in ((3, 2, 8), (3, 1, 8), 8))
+    rest = (torch.arange(3, device=device), rope_turns(8, 10000.0, device))
+    op = torch.ops.fmscale.rope.default
+    torch.library.opcheck(op, (q, k, *rest, None, None, 1e-6, False, False))
+    torch.library.opcheck(op, (q, k, *rest, weight, weight, 1e-6, False, False))
+
+
+def test_compiles_whole(device: torch.device) -> None:
+    q, k = (torch.randn(3, 2, 8, device=device, requires_grad=True) for _ in range(2))
+
+    def rotate(q: Tensor, k: Tensor, cu: Tensor) -> tuple[Tensor, Tensor]:
+        return rope(q, k, document_positions(cu, 3), backend="triton")
+
+    cu_seqlens = torch.tensor([0, 1, 3], device=device)
+    got = torch.compile(rotate, fullgraph=True, backend="aot_eager")(q, k, cu_seqlens)
+    wanted = rotate(q, k, cu_seqlens)
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_errors_name_what_to_do(device: torch.device) -> None:
+    q = torch.ones(4, 2, 8, device=device)
+    for positions, k, weight in (
+        (torch.arange(5, device=device), q, None),
+        (torch.arange(4, device=device), q[..., :6], None),
+        (torch.arange(4, device=device), q, q[0, 0]),
+    ):
+        with pytest.raises(KernelError, match="one position a token"):
+            rope(q, k, positions, q_weight=weight)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("norm", [False, True])
+def test_real_sizes(norm: bool, device: torch.device) -> None:
+    T, H, K, E = 16384, 32, 8, 128
+    inputs = [heads(torch.bfloat16, device, T, n, E) for n in (H, K)]
+    inputs += [heads(torch.bfloat16, device, E) for _ in range(2)] if norm else []
+    ours, eager = pair(torch.arange(T, device=device) % 1000, E)
+    check_op(ours, eager, inputs, [heads(torch.float32, device, T, n, E) for n in (H, K)])
