@@ -28,11 +28,16 @@ from typing import Any, Self
 
 KINDS = {
     "503": "answers 503 without asking the server",
+    "409": "answers 409 without asking the server, as S3 does when creates collide",
     "503-after": "the server does it, the client gets 503",
     "stall": "takes the request, answers nothing for `stall` seconds and closes; the server never sees it",
     "stall-body": "sends `after_bytes` of the answer's body, then nothing for `stall` seconds",
     "reset": "resets the connection after `after_bytes` of the answer's body",
     "lose": "the server does it, the connection is reset before its answer",
+}
+REFUSALS = {
+    "409": ("409 Conflict", "ConditionalRequestConflict"),
+    "503": ("503 Service Unavailable", "SlowDown"),
 }
 BLOCK = 1 << 16
 
@@ -180,12 +185,13 @@ async def _client(
             if rule is not None and rule.kind == "stall":
                 await asyncio.sleep(rule.stall)
                 return
-            to_server = None if rule is not None and rule.kind == "503" else upstream_writer
+            refused = rule is not None and rule.kind in REFUSALS
+            to_server = None if refused else upstream_writer
             if to_server is not None:
                 to_server.write(head)
             state.counters["up"] += await _body(reader, to_server, _length(head), None)
-            if rule is not None and rule.kind == "503":
-                await _refuse(writer, name)
+            if rule is not None and refused:
+                await _refuse(writer, name, rule.kind)
                 continue
             kept = await _answer(state, rule, name, upstream_reader, writer)
             if not kept:
@@ -212,7 +218,7 @@ async def _answer(
         if kind == "lose":
             _reset(writer)
             return False
-        await _refuse(writer, method)
+        await _refuse(writer, method, "503")
         return True
     writer.write(head)
     if rule is not None and kind in ("reset", "stall-body"):
@@ -234,9 +240,10 @@ def _take(state: _State, method: str, path: str) -> Rule | None:
     return None
 
 
-async def _refuse(writer: asyncio.StreamWriter, method: str) -> None:
-    body = b"" if method == "HEAD" else b"<Error><Code>SlowDown</Code><Message>injected</Message></Error>"
-    writer.write(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+async def _refuse(writer: asyncio.StreamWriter, method: str, kind: str) -> None:
+    line, code = REFUSALS[kind]
+    body = b"" if method == "HEAD" else f"<Error><Code>{code}</Code></Error>".encode()
+    writer.write(f"HTTP/1.1 {line}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
     await writer.drain()
 
 

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from fmscale.errors import AccessDenied, FmscaleError, ObjectNotFound, StoreError, StoreUnavailable
+from fmscale.store import retry
 from fmscale.store.backend import Backend
 from fmscale.store.open import open_store
 from tests.helpers.fault_proxy import FaultProxy
@@ -181,6 +182,14 @@ def test_put_if_absent_that_never_arrived_is_repeated(url: str, proxy: FaultProx
     assert store.put_if_absent("k", b"mine") is True
 
 
+def test_conflict_of_two_creates_is_no_answer_and_is_repeated(url: str, proxy: FaultProxy) -> None:
+    store = open_store(url, deadline=20)
+    proxy.inject("409", count=2, method="PUT")
+    assert store.put_if_absent("k", b"mine") is True
+    proxy.inject("409", count=2, method="PUT")
+    assert store.put_if_absent("k", b"other") is False, "a conflict has no effect: nothing is uncertain"
+
+
 def test_upload_in_parts_survives_503_and_resets(url: str, proxy: FaultProxy, tmp_path: object) -> None:
     store = open_store(url, deadline=20)
     data = DATA * 40
@@ -230,6 +239,15 @@ def test_unreachable_endpoint_is_given_up_early(s3: S3Server) -> None:
         with pytest.raises(StoreUnavailable, match="connection refused") as caught:
             in_time(2.1, lambda: store.get("x"))
     assert nobody in str(caught.value)
+
+
+def test_endpoint_that_never_answered_does_not_cost_the_whole_deadline(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "FIRST_CONTACT", 0.3)
+    store = open_store(s3.url("bucket", endpoint="http://127.0.0.1:9"), deadline=60)
+    with pytest.raises(StoreUnavailable, match="connection refused"):
+        in_time(3, lambda: store.get("x"))
 
 
 def test_silent_endpoint_is_given_up(s3: S3Server) -> None:

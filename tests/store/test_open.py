@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from fmscale.errors import AccessDenied, ConfigError, StoreError
 from fmscale.store.answers import scrub
+from fmscale.store.credentials import profile_credentials
 from fmscale.store.foreign import FsspecBackend
 from fmscale.store.local import LocalBackend
 from fmscale.store.objects import ObjectBackend, coalesce
@@ -109,9 +111,7 @@ def test_prefixes_of_one_bucket_are_apart(s3: S3Server, s3_bucket: str) -> None:
     assert open_store(s3.url(s3_bucket, "apart")).list_names() == ["one"]
 
 
-def test_profile_is_read_and_read_again(
-    s3: S3Server, s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_profiles(s3: S3Server, s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "credentials"
     file.write_text(
         f"[good]\naws_access_key_id = {s3.access_key}\naws_secret_access_key = {s3.secret_key}\n"
@@ -130,6 +130,21 @@ def test_profile_is_read_and_read_again(
     assert str(file) in caught.value.remedy
     with pytest.raises(ConfigError, match="boto3"):
         open_store(s3.url(s3_bucket) + "&profile=login")
+
+
+def test_rotated_profile_is_picked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "credentials"
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    keys = []
+    file.write_text("[rotating]\naws_access_key_id = old\naws_secret_access_key = x\n")
+    provider = profile_credentials("rotating")
+    assert provider is not None
+    for name in ("old", "new"):
+        file.write_text(f"[rotating]\naws_access_key_id = {name}\naws_secret_access_key = x\n")
+        answer = provider()
+        keys.append(answer["access_key_id"])
+        assert timedelta(0) < answer["expires_at"] - datetime.now(UTC) <= timedelta(minutes=10)
+    assert keys == ["old", "new"]
 
 
 def test_environment_keys_come_before_the_default_profile(
