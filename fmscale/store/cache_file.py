@@ -1,0 +1,190 @@
+"""One object's copy in the node cache: a sparse file with a state per chunk in front of the chunks.
+
+Layout, little-endian: 64 bytes of header (magic, generation, bytes, bytes per chunk), one state byte per
+chunk, one word per chunk (16 bits session, 48 bits next use); the object's bytes from the next page on.
+
+A reader takes no lock. Who takes a chunk away first clears its state, then raises the generation, then frees
+the blocks; who puts one there writes the bytes first and the state last. A reader looks at the generation and
+the states, reads, and looks at the generation again: if it is the same, no block was freed since the states
+were seen, so what was read is data and no hole. States are written with pwrite, never through the map: on a
+full disk that is an error and not a SIGBUS.
+"""
+
+import ctypes
+import errno
+import mmap
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+MAGIC = b"fmcache1"
+HEADER = struct.Struct("<8sQQQ")
+HEADER_BYTES = 64
+GENERATION = slice(8, 16)
+PAGE = 4096
+
+ABSENT, PRESENT, RESERVED = 0, 1, 2
+"""RESERVED: counted, its bytes being written under the chunk's lock; without it, left by a dead writer."""
+
+NEXT_USE_BITS = 48
+NEVER = (1 << NEXT_USE_BITS) - 1
+
+_PUNCH_HOLE = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Where things lie in a cache file."""
+
+    bytes: int
+    """Bytes of the object."""
+    chunk_bytes: int
+    """Bytes per chunk; the last may be short."""
+
+    @property
+    def chunks(self) -> int:
+        """Number of chunks."""
+        return -(-self.bytes // self.chunk_bytes)
+
+    @property
+    def words(self) -> int:
+        """Offset of the words."""
+        return -(-(HEADER_BYTES + self.chunks) // 8) * 8
+
+    @property
+    def data(self) -> int:
+        """Offset of the object's bytes."""
+        return -(-(self.words + 8 * self.chunks) // PAGE) * PAGE
+
+    @property
+    def total(self) -> int:
+        """Length of the file."""
+        return self.data + self.chunks * self.chunk_bytes
+
+
+class CacheFile:
+    """An open cache file. Writing its states needs the locks that `cache` takes; reading needs none."""
+
+    def __init__(self, path: str, layout: Layout | None = None) -> None:
+        """Open the file. Raises OSError if it is not there, ValueError if it is not of this form or, where
+        `layout` is given, for another object.
+        """
+        self.path = path
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        header = os.pread(self._descriptor, HEADER_BYTES, 0)
+        if len(header) < HEADER_BYTES or header[:8] != MAGIC:
+            raise ValueError(path)
+        _, _, size, chunk_bytes = HEADER.unpack(header[: HEADER.size])
+        self.layout = Layout(bytes=size, chunk_bytes=chunk_bytes)
+        if layout not in (None, self.layout) or os.fstat(self._descriptor).st_size != self.layout.total:
+            raise ValueError(path)
+        self._words, self._data = self.layout.words, self.layout.data
+        self._chunk_bytes = chunk_bytes
+        self._map = mmap.mmap(self._descriptor, self._data, prot=mmap.PROT_READ)
+
+    def __del__(self) -> None:
+        descriptor = getattr(self, "_descriptor", None)
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def read(self, first: int, chunks: int, buffer: memoryview, *, locked: bool = False) -> bool:
+        """Fill the buffer with chunks; False, with anything in the buffer, unless all were there all along.
+
+        With `locked` the caller holds the chunks' lock, so that other chunks' going does not matter.
+        """
+        generation = self._map[GENERATION]
+        states = self._map[HEADER_BYTES + first : HEADER_BYTES + first + chunks]
+        if states.count(PRESENT) != chunks:
+            return False
+        got = os.preadv(self._descriptor, (buffer,), self._data + first * self._chunk_bytes)
+        return got == buffer.nbytes and (locked or generation == self._map[GENERATION])
+
+    def use(self, first: int, chunks: int, word: int) -> None:
+        """Write the chunks' words."""
+        os.pwrite(self._descriptor, word.to_bytes(8, "little") * chunks, self._words + 8 * first)
+
+    def runs(self, first: int, chunks: int) -> list[tuple[int, int, bool]]:
+        """The range cut into runs (first, count, present)."""
+        states = np.frombuffer(self.states(), np.uint8)[first : first + chunks]
+        return [(first + a, b - a, bool(states[a] == PRESENT)) for a, b in _equal_runs(states == PRESENT)]
+
+    def states(self) -> bytes:
+        """State of every chunk."""
+        return self._map[HEADER_BYTES : HEADER_BYTES + self.layout.chunks]
+
+    def uses(self) -> np.ndarray:
+        """Word of every chunk, uint64."""
+        return np.frombuffer(self._map[self._words : self._words + 8 * self.layout.chunks], np.uint64)
+
+    def mark(self, first: int, chunks: int, state: int) -> None:
+        """Write the states of a run."""
+        os.pwrite(self._descriptor, bytes([state]) * chunks, HEADER_BYTES + first)
+
+    def write(self, first: int, data: memoryview) -> None:
+        """Write the bytes of chunks from `first` on. Raises OSError, also when the disk is full."""
+        at = self._data + first * self._chunk_bytes
+        while data:
+            done = os.pwrite(self._descriptor, data, at)
+            data, at = data[done:], at + done
+
+    def take_away(self, first: int, chunks: int) -> None:
+        """Clear a run's states, then free its blocks, so that no reader takes the hole for data.
+
+        Raises OSError (EOPNOTSUPP where the file system cannot punch holes) with the states cleared.
+        """
+        self.mark(first, chunks, ABSENT)
+        generation = int.from_bytes(self._map[GENERATION], "little") + 1
+        os.pwrite(self._descriptor, generation.to_bytes(8, "little"), GENERATION.start)
+        start = self._data + first * self._chunk_bytes
+        punch_hole(self._descriptor, start, chunks * self._chunk_bytes)
+
+    def truncate(self) -> None:
+        """Free all blocks of an object whose chunks were all taken away, where holes cannot be punched."""
+        os.ftruncate(self._descriptor, self._data)
+        os.ftruncate(self._descriptor, self.layout.total)
+
+    def blocks(self) -> int:
+        """Bytes that the file takes on disk."""
+        return os.fstat(self._descriptor).st_blocks * 512
+
+
+def create(path: str, layout: Layout) -> None:
+    """Make an empty cache file. Raises OSError. A half-made one is seen as such by CacheFile."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        os.ftruncate(descriptor, layout.total)
+        os.pwrite(descriptor, HEADER.pack(MAGIC, 0, layout.bytes, layout.chunk_bytes), 0)
+    finally:
+        os.close(descriptor)
+
+
+def punch_hole(descriptor: int, start: int, length: int) -> None:
+    """Free a range's blocks. Raises OSError."""
+    arguments = (ctypes.c_int(descriptor), ctypes.c_int(_PUNCH_HOLE))
+    if _libc.fallocate64(*arguments, ctypes.c_int64(start), ctypes.c_int64(length)) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def cannot_punch(error: OSError) -> bool:
+    """Whether the file system lacks holes, as opposed to failing."""
+    return error.errno in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+
+
+def consecutive(chunks: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Runs (first, count) of sorted chunk numbers."""
+    ends = np.flatnonzero(np.diff(chunks) != 1) + 1
+    for part in np.split(chunks, ends):
+        if len(part):
+            yield int(part[0]), len(part)
+
+
+def _equal_runs(values: np.ndarray) -> Iterator[tuple[int, int]]:
+    ends = [0, *(np.flatnonzero(values[1:] != values[:-1]) + 1).tolist(), len(values)]
+    yield from pairwise(ends)
