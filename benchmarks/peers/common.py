@@ -1,7 +1,7 @@
 """What every loader under test has in common: the corpus, the feed protocol, the measurement.
 
 A feed is an iterator over int64 tensors [batch, T] for one shuffled epoch (ours goes on into the next). It
-runs in a fresh process; first batch and steady state are timed apart, and in a run of its own xxh3 is summed over
+runs in a fresh process; first batch and steady state are timed apart, and in another run xxh3 is summed over
 the rows, so that every system proves that it delivers the same rows, each once, before its speed counts.
 """
 

@@ -43,7 +43,7 @@ def document_bytes(document: tuple[int, int]) -> bytes:
 class DeliveryRecord:
     """Appends what it is shown to a file; a context manager. The loader must read document ids."""
 
-    def __init__(self, path: Path, dtype: np.dtype) -> None:
+    def __init__(self, path: Path, dtype: str) -> None:
         """`dtype` is the dataset's token type, in which token bytes are digested."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._dtype = dtype

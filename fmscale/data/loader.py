@@ -9,6 +9,7 @@ spends its time on one gather and one widening per batch. Threads, no worker pro
 """
 
 import time
+import weakref
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
@@ -148,6 +149,8 @@ class Loader:
                     read_threads=self._read_threads,
                     refresh=self._order_log.refresh if self._order_log else None,
                 )
+                # A loader that is dropped without close() must not leave its threads behind.
+                self._finalizer = weakref.finalize(self, self._planner.close)
             try:
                 block = self._planner.take()
             except DamagedRows as damage:
@@ -206,7 +209,7 @@ class Loader:
 
     def _stop_planner(self) -> None:
         if self._planner is not None:
-            self._planner.close()
+            self._finalizer()
             self._planner = None
             self._arena.reset()
 

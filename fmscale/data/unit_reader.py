@@ -15,6 +15,7 @@ import numpy as np
 
 from fmscale.data.batch import UnitDocuments
 from fmscale.data.layout import Layout, Piece
+from fmscale.errors import CorruptData, ObjectNotFound
 from fmscale.store.array import ArrayLayout
 from fmscale.store.fetch import CorruptChunk, Fetcher, chunk_span
 from fmscale.store.segment import ObjectRef, TokenSegment, open_segment
@@ -74,10 +75,17 @@ class UnitReader:
         damaged: list[tuple[int, int, CorruptChunk]] = []
         at = 0
         for piece in pieces:
-            segment = self._segment(commit, piece.segment)
-            self._read_tokens(segment, piece, into[at : at + piece.count], at, damaged, next_use)
-            self._read_documents(segment, piece, at, found)
-            at += piece.count
+            stop = at + piece.count
+            try:
+                segment = self._segment(commit, piece.segment)
+                self._read_tokens(segment, piece, into[at:stop], at, damaged, next_use)
+                self._read_documents(segment, piece, at, found)
+            except CorruptChunk as error:
+                # Its seal or its document arrays: no row of the piece can be trusted.
+                damaged.append((at, stop, error))
+                found.ends.append(np.array([stop], dtype=np.int64))
+                found.ids.append(np.zeros((1, 2), dtype=np.uint64))
+            at = stop
         documents = UnitDocuments(
             ends=np.concatenate(found.ends),
             offset=found.offset or 0,
@@ -94,7 +102,11 @@ class UnitReader:
                 return segment
         manifest = self.layout.manifests[commit]
         assert manifest is not None
-        segment = open_segment(self.fetcher.backend, *manifest.segment(index))
+        prefix, seal = manifest.segment(index)
+        try:
+            segment = open_segment(self.fetcher.backend, prefix, seal)
+        except (CorruptData, ObjectNotFound) as error:
+            raise CorruptChunk(f"{prefix}/seal.json", 0, error.cause) from error
         with self._lock:
             self._segments[key] = segment
             if len(self._segments) > MAX_SEGMENTS:

@@ -21,11 +21,11 @@ STORE_ATTEMPTS = 2
 class CorruptChunk(CorruptData):
     """A chunk that no source can serve with the bytes that were recorded for it."""
 
-    def __init__(self, ref: ObjectRef, chunk: int, reason: str) -> None:
-        self.key = ref.key
+    def __init__(self, key: str, chunk: int, reason: str) -> None:
+        self.key = key
         self.chunk = chunk
         super().__init__(
-            f"chunk {chunk} of {ref.key} cannot be served: {reason}",
+            f"chunk {chunk} of {key} cannot be served: {reason}",
             remedy="`fmscale dataset verify` lists all damage; restore the object or ingest it again.",
         )
 
@@ -105,9 +105,9 @@ class Fetcher:
             try:
                 self.backend.read_into(ref.key, start, part)
             except (CorruptData, ObjectNotFound) as error:
-                raise CorruptChunk(ref, chunk, error.cause) from error
+                raise CorruptChunk(ref.key, chunk, error.cause) from error
             if verify_chunks(part, ref.crc32c[chunk : chunk + 1], ref.chunk_bytes) >= 0:
-                raise CorruptChunk(ref, chunk, "its bytes do not match their crc32c")
+                raise CorruptChunk(ref.key, chunk, "its bytes do not match their crc32c")
 
 
 def _read_verified(
