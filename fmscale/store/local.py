@@ -20,6 +20,7 @@ from typing import BinaryIO
 from fmscale.errors import AccessDenied, ObjectNotFound, StoreError
 from fmscale.store.backend import ObjectInfo, Requests
 from fmscale.store.keys import TEMPORARY_PREFIX, check_key, check_prefix
+from fmscale.store.open_files import OpenFiles
 from fmscale.store.posix import copy, read_full, remove_unlocked, sync_directory, translated, write_all
 
 STALE_SECONDS = 3600.0
@@ -42,6 +43,7 @@ class LocalBackend:
         """
         self.read_only = read_only
         self.requests = Requests()
+        self._files = OpenFiles(self._path)
         self._checked: set[str] = set()
         self._swept: set[str] = set()
         with translated(str(root)):
@@ -64,16 +66,18 @@ class LocalBackend:
 
     def read_into(self, key: str, start: int, buffer: memoryview) -> None:
         view = buffer.cast("B") if buffer.format != "B" or buffer.ndim != 1 else buffer
-        with translated(key), self._open(key) as file:
-            read_full(file.fileno(), key, start, view)
+        with translated(key):
+            file = self._files.get(key)
+            read_full(file.descriptor, key, start, view)
         self.requests.add("get_range", view.nbytes)
 
     def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         parts = []
-        with translated(key), self._open(key) as file:
+        with translated(key):
+            file = self._files.get(key)
             for start, length in ranges:
                 part = bytearray(length)
-                read_full(file.fileno(), key, start, memoryview(part))
+                read_full(file.descriptor, key, start, memoryview(part))
                 parts.append(bytes(part))
                 self.requests.add("get_range", length)
         return parts

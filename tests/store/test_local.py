@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from fmscale.errors import AccessDenied, ObjectNotFound, StoreError, StoreFull
+from fmscale.store import open_files
 from fmscale.store.keys import TEMPORARY_PREFIX
 from fmscale.store.local import STALE_SECONDS, LocalBackend
 
@@ -266,6 +267,54 @@ def test_reader_of_a_replaced_object_sees_the_old_or_the_new_one(root: Path) -> 
     with reader:
         assert reader.read() == b"a" * 100_000
     assert store.get("x") == b"b" * 50_000
+
+
+def test_reads_of_one_object_open_it_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = LocalBackend(root)
+    store.put("x", b"0123456789")
+    opened: list[str] = []
+    real = os.open
+
+    def counted(path: str, *arguments: int) -> int:
+        opened.append(path)
+        return real(path, *arguments)
+
+    monkeypatch.setattr(os, "open", counted)
+    for start in range(5):
+        store.read_into("x", start, memoryview(bytearray(2)))
+        assert store.get_ranges("x", [(start, 1)]) == [b"%d" % start]
+    assert len(opened) == 1
+
+
+def test_kept_file_is_given_up_when_its_object_is_replaced_or_deleted(root: Path) -> None:
+    store, other = LocalBackend(root), LocalBackend(root)
+    store.put("x", b"old")
+    assert store.get_ranges("x", [(0, 3)]) == [b"old"]
+    other.put("x", b"new")
+    assert store.get_ranges("x", [(0, 3)]) == [b"new"]
+    other.delete("x")
+    with pytest.raises(ObjectNotFound):
+        store.get_ranges("x", [(0, 3)])
+
+
+def test_open_files_are_few_and_not_closed_under_a_reader(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(open_files, "LIMIT", 4)
+    store = LocalBackend(root)
+    for n in range(40):
+        store.put(f"d/{n}", bytes([n]) * 1000)
+    before = len(os.listdir("/proc/self/fd"))
+
+    def read(turn: int) -> None:
+        n = turn * 7 % 40
+        buffer = bytearray(1000)
+        store.read_into(f"d/{n}", 0, memoryview(buffer))
+        assert buffer == bytes([n]) * 1000
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(read, range(2000)))
+    assert len(os.listdir("/proc/self/fd")) <= before + 4
 
 
 def test_writers_and_deleters_of_one_folder_do_not_disturb_each_other(root: Path) -> None:
