@@ -34,10 +34,7 @@ def profile_credentials(profile: str | None) -> "S3CredentialProvider | None":
     if not asked and (section is None or "AWS_WEB_IDENTITY_TOKEN_FILE" in os.environ):
         return None
     if importlib.util.find_spec("boto3") is not None:
-        from obstore.auth.boto3 import Boto3CredentialProvider
-
-        boto3: Any = importlib.import_module("boto3")
-        return Boto3CredentialProvider(boto3.session.Session(profile_name=asked))
+        return _from_boto3(asked)
     if section is None:
         raise ConfigError(
             "no such profile in the AWS credentials file",
@@ -52,6 +49,21 @@ def profile_credentials(profile: str | None) -> "S3CredentialProvider | None":
         )
     name = asked or "default"
     return lambda: _read(name)
+
+
+def _from_boto3(profile: str | None) -> "S3CredentialProvider":
+    from obstore.auth.boto3 import Boto3CredentialProvider
+
+    boto3: Any = importlib.import_module("boto3")
+    errors: Any = importlib.import_module("botocore.exceptions")
+    try:
+        return Boto3CredentialProvider(boto3.session.Session(profile_name=profile))
+    except (errors.BotoCoreError, ValueError) as error:
+        raise ConfigError(
+            "boto3 finds no credentials for this profile",
+            found=f"{profile} ({error})",
+            remedy=f"Add it to {_path()} or ~/.aws/config, or log in (aws sso login).",
+        ) from error
 
 
 def _path() -> Path:
