@@ -1,5 +1,6 @@
 """One URL, one store: what a URL may say, and what it must not."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -115,7 +116,7 @@ def test_profiles(s3: S3Server, s3_bucket: str, tmp_path: Path, monkeypatch: pyt
     file = tmp_path / "credentials"
     file.write_text(
         f"[good]\naws_access_key_id = {s3.access_key}\naws_secret_access_key = {s3.secret_key}\n"
-        "[bad]\naws_access_key_id = nobody\naws_secret_access_key = x\n[login]\nsso_start_url = y\n"
+        "[bad]\naws_access_key_id = nobody\naws_secret_access_key = x\n"
     )
     for name in s3.environment:
         monkeypatch.delenv(name)
@@ -125,13 +126,20 @@ def test_profiles(s3: S3Server, s3_bucket: str, tmp_path: Path, monkeypatch: pyt
         open_store(s3.url(s3_bucket) + "&profile=bad").get("from-profile")
     monkeypatch.setenv("AWS_PROFILE", "good")
     assert open_store(s3.url(s3_bucket)).get("from-profile") == b"1"
-    with pytest.raises(ConfigError, match="no such profile") as caught:
+    with pytest.raises(ConfigError, match="profile") as caught:
         open_store(s3.url(s3_bucket) + "&profile=goood")
     assert str(file) in caught.value.remedy
+
+
+@pytest.mark.skipif(importlib.util.find_spec("boto3") is not None, reason="boto3 answers for such profiles")
+def test_profile_that_needs_a_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "credentials").write_text("[login]\nsso_start_url = y\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
     with pytest.raises(ConfigError, match="boto3"):
-        open_store(s3.url(s3_bucket) + "&profile=login")
+        open_store("s3://bucket?region=us-east-1&profile=login")
 
 
+@pytest.mark.skipif(importlib.util.find_spec("boto3") is not None, reason="boto3 reads the file itself")
 def test_rotated_profile_is_picked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "credentials"
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
