@@ -92,12 +92,13 @@ def find_documents(
     commits: Sequence[int] | None = None,
     ids: Iterable[bytes] | None = None,
     where: Predicate | None = None,
+    partial: bool = False,
     advance: Callable[[], object] = lambda: None,
 ) -> Documents:
     """The documents with these ids (16 bytes each), or those that `where` picks; of live commits, or of
     `commits`. `advance` is called after each segment. Reads the document arrays of every segment.
 
-    Raises DataError if an id is in none of them, and what the store raises.
+    Raises DataError if an id is in none of them, unless `partial`, and what the store raises.
     """
     wanted = None if ids is None else np.unique(_as_ids(ids))
 
@@ -127,7 +128,7 @@ def find_documents(
     with ThreadPoolExecutor(SEGMENT_READS) as pool:
         found = list(pool.map(search, _segments(chosen, split)))
     documents = _joined(found)
-    if wanted is not None:
+    if wanted is not None and not partial:
         missing = wanted[~np.isin(wanted, documents.id)]
         if missing.size:
             raise DataError(

@@ -1,8 +1,8 @@
 """Which source each sample of a stage comes from, and which of that source's samples it is.
 
 The sources are the leaves of a Huffman tree over their weights. A node with weight W hands its samples
-r = 0, 1 … to its two sides so that of the first r the left side, with weight V, has c(r) = ⌊(r·V + ⌊W/2⌋)/W⌋, which
-is r·V/W rounded: within half a sample of its share of what the node has. Inner nodes of a Huffman tree have at
+r = 0, 1 … to its two sides so that of the first r the left side, with weight V, has ⌊(r·V + ⌊W/2⌋)/W⌋: r·V/W
+rounded, so within half a sample of its share of what the node has. Inner nodes of a Huffman tree have at
 most 2/3 of their parent's weight, so these errors add up to less than 2 samples at any prefix; over 3,000
 mixtures of 2 to 20 sources the largest was 1.32. Forward and back are a few integer operations a level,
 without tables.
@@ -57,7 +57,7 @@ class _Node:
     right: "_Node | _Leaf"
 
     def left_of(self, r: int) -> int:
-        """c(r)."""
+        """c(r): samples of the left side among the node's first r."""
         return (r * self.left_weight + self.weight // 2) // self.weight
 
 

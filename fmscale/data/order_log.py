@@ -9,9 +9,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from fmscale.data.bans import Ban
+from fmscale.data.layout import open_layout
+from fmscale.data.mask import find_documents
 from fmscale.data.plan import Plan, Source, Stage, stage_json
 from fmscale.data.view import View
 from fmscale.errors import Conflict, DataError, FormatError
+from fmscale.store.dataset import Dataset
 from fmscale.store.entry import Entry
 from fmscale.store.log import Log
 
@@ -66,6 +69,28 @@ class OrderLog:
         Raises DataError if they cannot be banned (see `Bans`), and then nothing is recorded.
         """
         return self._append_ban("ban", Ban(source=source, rows=tuple(rows), from_k=from_k, reason=reason))
+
+    def ban_documents(self, dataset: Dataset, ids: Iterable[bytes], from_k: int, reason: str = "") -> Plan:
+        """Record that no row with a token of these documents (16-byte ids) is used from `from_k` on, in any
+        source that reads the dataset; the new plan. Reads the dataset's document arrays.
+
+        Raises DataError if no source has a row with one of them.
+        """
+        wanted, recorded = list(ids), False
+        for number, source in enumerate(self.plan.sources):
+            if source.view.dataset == dataset.name:
+                found = find_documents(dataset, split=source.view.split, ids=wanted, partial=True)
+                rows = open_layout(dataset, source.view).rows_of(found)
+                if rows:
+                    self.ban(number, rows, from_k, reason)
+                    recorded = True
+        if not recorded:
+            raise DataError(
+                f"no source of the run has a row with these documents of dataset {dataset.name}",
+                found=[document.hex() for document in wanted[:3]],
+                remedy="Check the ids and the dataset; what a view's mask leaves out needs no ban.",
+            )
+        return self.plan
 
     def quarantine(
         self,

@@ -1,0 +1,88 @@
+"""`fmscale dataset mask`: take documents out of a dataset without rewriting it."""
+
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fmscale.cli.output import JsonOption, example, progress, record
+from fmscale.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from fmscale.data.mask import Predicate
+
+EXAMPLES = (
+    "fmscale dataset mask --store runs/store --dataset docs --id 0f3c5a7e9b1d2f4c6e8a0b2d4f6e8c0a",
+    "fmscale dataset mask --store runs/store --dataset docs --source 'drafts/*.md'",
+)
+
+
+def register(group: typer.Typer) -> None:
+    """Add the command to the `dataset` group."""
+    group.command(epilog=example(*EXAMPLES))(mask)
+
+
+def mask(
+    store: Annotated[str, typer.Option("--store", help="The store: a directory or a URL.")],
+    dataset: Annotated[str, typer.Option("--dataset", help="Name of the dataset.")],
+    id: Annotated[list[str] | None, typer.Option("--id", help="Id of a document; may be repeated.")] = None,
+    ids: Annotated[Path | None, typer.Option("--ids", help="File with one document id a line.")] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Option("--source", help="Pattern of source paths, as in a shell; may be repeated."),
+    ] = None,
+    split: Annotated[str, typer.Option("--split", help="Split of the dataset.")] = "train",
+    json: JsonOption = False,
+) -> None:
+    """Store a mask of documents, chosen by id or by source path, and print its digest.
+
+    Name the digest in a data section, and training no longer sees the documents. The same documents give
+    the same digest; several masks may be named together.
+    """
+    from fmscale.data.mask import document_id, find_documents, make_mask
+    from fmscale.store.dataset import open_dataset
+    from fmscale.store.open import open_store
+
+    wanted = [document_id(text) for text in [*(id or []), *_lines(ids)]]
+    if bool(wanted) == bool(source):
+        raise ConfigError(
+            "documents are chosen either by id or by source",
+            found=f"{len(wanted)} ids, {len(source or [])} patterns",
+            remedy="Give --id or --ids, or --source.",
+        )
+    opened = open_dataset(open_store(store), dataset)
+    segments = sum(c.manifests[split].segments for c in opened.commits() if split in c.manifests)
+    with progress("searching", segments, json=json) as bar:
+        found = find_documents(
+            opened,
+            split=split,
+            ids=wanted or None,
+            where=_by_source(source) if source else None,
+            advance=bar.advance,
+        )
+    digest = make_mask(opened, found, split=split)
+    tokens = int((found.stop - found.start).sum())
+    record({"mask": digest, "split": split, "documents": len(found.commit), "tokens": tokens}, json)
+
+
+def _lines(path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    try:
+        return [line for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError("the file of ids cannot be read", found=str(path), remedy=str(error)) from error
+
+
+def _by_source(patterns: list[str]) -> "Predicate":
+    import numpy as np
+    import pyarrow as pa
+
+    def where(table: pa.Table) -> Any:
+        column = table.column("source").combine_chunks()
+        names = column.dictionary.to_pylist()
+        chosen = np.array([any(fnmatchcase(name, p) for p in patterns) for name in names], dtype=np.bool_)
+        return chosen[column.indices.to_numpy()]
+
+    return where
