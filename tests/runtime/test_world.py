@@ -165,11 +165,14 @@ def test_torchrun_without_a_meeting_point():
 
 
 @pytest.mark.mpi
-def test_what_a_real_mpirun_sets():
-    code = "import json; from fmscale.runtime.world import *; w = read_world(); print(json.dumps(vars(w)))"
+def test_what_a_real_mpirun_sets(tmp_path: Path):
+    code = (
+        "import json, sys; from pathlib import Path; from fmscale.runtime.world import read_world;"
+        "w = read_world(); Path(sys.argv[1], f'{w.rank}.json').write_text(json.dumps(vars(w)))"
+    )
     mpirun = [str(Path(sys.executable).with_name("mpirun")), "-n", "3"]
-    out = subprocess.check_output([*mpirun, sys.executable, "-c", code], text=True, timeout=60)
-    worlds = sorted((json.loads(line) for line in out.splitlines()), key=lambda world: world["rank"])
+    subprocess.run([*mpirun, sys.executable, "-c", code, str(tmp_path)], check=True, timeout=60)
+    worlds = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3)]
     assert [(w["rank"], w["local_rank"], w["world_size"], w["local_size"]) for w in worlds] == [
         (rank, rank, 3, 3) for rank in range(3)
     ]
