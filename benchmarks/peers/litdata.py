@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -37,10 +38,38 @@ def prepare(corpus: Path, out: Path) -> None:
 
 def feed(corpus: Path, data: str) -> Iterator[torch.Tensor]:
     """StreamingDataset, shuffled, through StreamingDataLoader without workers."""
-    from litdata import StreamingDataLoader, StreamingDataset, TokensLoader
+    from litdata import StreamingDataset, TokensLoader
 
     dataset = StreamingDataset(
         data, item_loader=TokensLoader(block_size=ROW_TOKENS), shuffle=True, drop_last=False
     )
+    return _widened(dataset)
+
+
+def feed_s3(corpus: Path, data: str, cache: str) -> Iterator[torch.Tensor]:
+    """The same from S3 into an empty cache. Its obstore path refuses http endpoints (0.2.76 drops
+    allow_http), so that it is told to use boto3, which it also does by itself where obstore is missing.
+    """
+    import os
+
+    from litdata import StreamingDataset, TokensLoader
+    from litdata.streaming import async_prefetch, downloader
+
+    for module in (async_prefetch, downloader):
+        module.obstore_usable = lambda: False
+    dataset = StreamingDataset(
+        data,
+        cache_dir=cache,
+        item_loader=TokensLoader(block_size=ROW_TOKENS),
+        shuffle=True,
+        drop_last=False,
+        storage_options={"endpoint_url": os.environ["S3_ENDPOINT_URL"]},
+    )
+    return _widened(dataset)
+
+
+def _widened(dataset: Any) -> Iterator[torch.Tensor]:
+    from litdata import StreamingDataLoader
+
     loader = StreamingDataLoader(dataset, batch_size=BATCH, num_workers=0)
     return (batch.to(torch.int64) for batch in loader)

@@ -43,6 +43,11 @@ def feed(corpus: Path, data: str, remote: str | None = None) -> Iterator[torch.T
     return iter(loader)
 
 
+def feed_s3(corpus: Path, data: str, cache: str) -> Iterator[torch.Tensor]:
+    """The same from S3 into an empty cache (S3_ENDPOINT_URL names the server)."""
+    return feed(corpus, cache, remote=data)
+
+
 def widen(item: dict[str, Any]) -> torch.Tensor:
     """One row as int64."""
     return torch.from_numpy(item["tokens"].astype("int64"))

@@ -51,9 +51,19 @@ def prepare(corpus: Path, out: Path) -> None:
     write_dataset(corpus, str(out))
 
 
-def feed(corpus: Path, data: str) -> Iterator[torch.Tensor]:
+def feed(
+    corpus: Path, data: str, cache: str | None = None, memory_budget: int = 2**30
+) -> Iterator[torch.Tensor]:
     """Shuffled batches for ever; the measurement counts epochs."""
     from fmscale.data.open import open_loader
 
-    loader = open_loader(data, dataset=DATASET, sequence_length=ROW_TOKENS, batch=BATCH, seed=0)
+    loader = open_loader(
+        data,
+        dataset=DATASET,
+        sequence_length=ROW_TOKENS,
+        batch=BATCH,
+        seed=0,
+        memory_budget=memory_budget,
+        cache_dir=cache,
+    )
     return (batch.tokens for batch in loader)

@@ -8,6 +8,7 @@ import argparse
 import importlib
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,6 +23,9 @@ SYSTEMS: dict[str, tuple[str, str]] = {
     "litdata": ("benchmarks.peers.litdata", "feed"),
     "mosaic": ("benchmarks.peers.mosaic", "feed"),
     "hf_datasets": ("benchmarks.peers.hf", "feed"),
+    "limit_s3": ("benchmarks.peers.limit_s3", "feed"),
+    "litdata_s3": ("benchmarks.peers.litdata", "feed_s3"),
+    "mosaic_s3": ("benchmarks.peers.mosaic", "feed_s3"),
     "fmscale": ("benchmarks.peers.ours", "feed"),
 }
 
@@ -35,6 +39,8 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="folder of the prepared data, or a store URL")
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--warmup", type=float, default=3.0, help="0: cold, from the first read on")
+    parser.add_argument("--cache", help="empty folder for a system that reads a remote store")
+    parser.add_argument("--memory-budget", type=int, help="of our loader, bytes")
     args = parser.parse_args()
     torch.set_num_threads(1)
     opened_at = time.time()
@@ -45,7 +51,10 @@ def main() -> None:
         module.prepare(args.corpus, Path(args.data))
         common.emit({"prepared": args.system})
         return
-    open_feed = getattr(module, function)
+    options = {"cache": args.cache, "memory_budget": args.memory_budget}
+    open_feed = partial(
+        getattr(module, function), **{key: value for key, value in options.items() if value is not None}
+    )
     feed = open_feed(args.corpus, args.data)
     pending = [feed]
 

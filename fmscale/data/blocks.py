@@ -8,16 +8,17 @@ that the first batch comes soon, to `MAX_STEPS`, so that planning costs microsec
 import contextlib
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from queue import Empty, Full, Queue
 
 import numpy as np
 
 from fmscale.data.arena import Arena, Slot, UnitKey
+from fmscale.data.assign import Assignment, Share, assign
 from fmscale.data.batch import UnitDocuments
-from fmscale.data.plan import Plan
+from fmscale.data.plan import NEVER, Plan
 from fmscale.data.readers import Readers
 from fmscale.data.steps import Batches
 from fmscale.errors import ConfigError
@@ -45,86 +46,6 @@ class DamagedRows(Exception):
         self.source = source
         self.rows = rows
         self.error = error
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Share:
-    """Which part of every step falls to this rank, and in what portions."""
-
-    dp_rank: int
-    """Place among the data-parallel ranks."""
-    dp_size: int
-    """Number of data-parallel ranks."""
-    micro_batch: int | None
-    """Rows of one forward; None: the rank's whole part of the step."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Assignment:
-    """What one rank delivers in a run of steps. F forwards, M rows each, fillers zero."""
-
-    step: np.ndarray
-    """int64 [F]: step of each forward."""
-    real: np.ndarray
-    """int64 [F]: real rows; the rest are fillers."""
-    last: np.ndarray
-    """bool [F]: last forward of its step."""
-    k: np.ndarray
-    """uint64 [F, M]."""
-    source: np.ndarray
-    """uint16 [F, M]."""
-    row: np.ndarray
-    """uint64 [F, M]."""
-    after: np.ndarray
-    """uint64 [F]: first sample behind each forward's step."""
-
-    def part(self, first: int, stop: int) -> "Assignment":
-        """The forwards of steps [first, stop)."""
-        cut = slice(*np.searchsorted(self.step, (first, stop)).tolist())
-        return Assignment(**{field.name: getattr(self, field.name)[cut] for field in fields(self)})
-
-
-def assign(plan: Plan, batches: Batches, share: Share, *, k: int, steps: int) -> Assignment:
-    """The rows of `steps` steps from sample `k` on that fall to one rank (design §7.7): inside a step sorted
-    by (lane, source, k), rank r takes slots [floor(rB/R), floor((r+1)B/R)). Every rank gets the same number
-    of forwards.
-    """
-    first = batches.step_of(k)
-    bounds = batches.kappa(np.arange(first, first + steps + 1))
-    bounds[0] = k  # after a change of the batch size, the rest of the step that k lies in
-    sizes = np.diff(bounds)
-    samples = plan.samples(np.arange(bounds[0], bounds[-1], dtype=np.uint64))
-    step = np.repeat(np.arange(steps), sizes)
-    by_slot = np.lexsort((samples.k, samples.source, samples.lane, step))
-    slot = np.arange(len(step)) - np.repeat(bounds[:-1] - bounds[0], sizes)
-    low = share.dp_rank * sizes // share.dp_size
-    high = (share.dp_rank + 1) * sizes // share.dp_size
-    mine = (slot >= low[step]) & (slot < high[step])
-    chosen, place, step = by_slot[mine], (slot - low[step])[mine], step[mine]
-
-    largest = -(-sizes // share.dp_size)
-    width = share.micro_batch or int(largest.max())
-    forwards = -(-largest // width)
-    base = np.cumsum(forwards) - forwards
-    forward = base[step] + place // width
-    total = int(forwards.sum())
-
-    def spread(values: np.ndarray) -> np.ndarray:
-        grid = np.zeros((total, width), dtype=values.dtype)
-        grid[forward, place % width] = values[chosen]
-        return grid
-
-    last = np.zeros(total, dtype=bool)
-    last[base + forwards - 1] = True
-    return Assignment(
-        step=first + np.repeat(np.arange(steps), forwards),
-        real=np.bincount(forward, minlength=total),
-        last=last,
-        k=spread(samples.k),
-        source=spread(samples.source),
-        row=spread(samples.row),
-        after=np.repeat(bounds[1:], forwards),
-    )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -182,9 +103,12 @@ class Planner:
         *,
         k: int,
         read_threads: int,
+        prefetch: bool = True,
         refresh: Callable[[], Plan] | None = None,
     ) -> None:
-        """`refresh` gives the plan with what the order log holds by now."""
+        """`refresh` gives the plan with what the order log holds by now. Without `prefetch` every step is
+        planned and read when it is asked for, in the caller's thread.
+        """
         self.plan = plan
         self._refresh = refresh
         self._ahead: Assignment | None = None
@@ -195,12 +119,15 @@ class Planner:
         self._pool = ThreadPoolExecutor(read_threads, "fmscale-read") if read_threads else None
         self._blocks: Queue[Block | BaseException] = Queue(maxsize=HORIZON_STEPS // MAX_STEPS - 1)
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(k,), name="fmscale-plan", daemon=True)
-        self._thread.start()
+        self._plans = self._planned(k, 1 if not prefetch else MAX_STEPS)
+        self._thread: threading.Thread | None = None
+        if prefetch:
+            self._thread = threading.Thread(target=self._run, name="fmscale-plan", daemon=True)
+            self._thread.start()
 
     def take(self) -> Block:
         """The next block, its rows in the arena. Raises what planning or reading raised."""
-        block = self._blocks.get()
+        block = next(self._plans) if self._thread is None else self._blocks.get()
         if isinstance(block, BaseException):
             raise block
         for read in block.reads:
@@ -215,25 +142,33 @@ class Planner:
         with contextlib.suppress(Empty):
             while True:
                 self._blocks.get_nowait()
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _run(self, k: int) -> None:
+    def _run(self) -> None:
         try:
-            steps = 1
-            for number in itertools.count():
-                if self._refresh is not None and number % REFRESH_BLOCKS == 0:
-                    plan = self._refresh()
-                    if plan.log_head != self.plan.log_head:
-                        self.plan, self._ahead = plan, None
-                block, steps = self._plan_block(number, k, steps)
-                if block is None or not self._put(block):
+            for block in self._plans:
+                if not self._put(block):
                     return
-                k = int(block.assignment.after[-1])
-                steps = min(2 * steps, MAX_STEPS)
         except BaseException as error:
             self._put(error)
+
+    def _planned(self, k: int, most: int) -> Iterator[Block]:
+        """Blocks from sample k on, of at most `most` steps; ends when closed."""
+        steps = 1
+        for number in itertools.count():
+            if self._refresh is not None and number % REFRESH_BLOCKS == 0:
+                plan = self._refresh()
+                if plan.log_head != self.plan.log_head:
+                    self.plan, self._ahead = plan, None
+            block, steps = self._plan_block(number, k, steps)
+            if block is None:
+                return
+            yield block
+            k = int(block.assignment.after[-1])
+            steps = min(2 * steps, most)
 
     def _put(self, item: Block | BaseException) -> bool:
         while not self._stop.is_set():
@@ -277,11 +212,11 @@ class Planner:
                 return None, steps
             missing.append(taken)
         block = self._gathered(number, assignment, units)
-        for slot in missing:
+        for slot, next_use in zip(missing, self._next_uses(missing, k), strict=True):
             if self._pool is None:
-                self._read(slot)
+                self._read(slot, next_use)
             else:
-                slot.read = self._pool.submit(self._read, slot)
+                slot.read = self._pool.submit(self._read, slot, next_use)
         block.reads = [slot.read for slot in dict.fromkeys(block.slots) if slot.read is not None]
         return block, steps
 
@@ -336,11 +271,28 @@ class Planner:
             real=real,
         )
 
-    def _read(self, slot: Slot) -> None:
+    def _next_uses(self, slots: list[Slot], k: int) -> list[int]:
+        """When each unit will be read again, in samples: in its source's next epoch, because from here on the
+        arena has it. The node cache evicts by that.
+        """
+        uses = [0] * len(slots)
+        for source in {slot.key[0] for slot in slots} if self._readers.fetcher.cache is not None else ():
+            view = self.plan.sources[source].view
+            here = [i for i, slot in enumerate(slots) if slot.key[0] == source]
+            # The last window has up to twice the units of the others.
+            behind = self.plan.position(source, k) + 2 * view.window * view.rows_per_unit
+            later = int(self.plan.k_of(source, np.array([behind], dtype=np.uint64))[0])
+            units = np.array([slots[i].key[1] for i in here], dtype=np.uint64)
+            if later < NEVER:
+                for i, use in zip(here, self.plan.next_use(source, units, later).tolist(), strict=True):
+                    uses[i] = use
+        return uses
+
+    def _read(self, slot: Slot, next_use: int) -> None:
         """Read the slot's unit. Raises DamagedRows for rows that the plan may still deliver."""
         source, unit = slot.key
         reader = self._readers.of(self.plan, source)
-        documents, damaged = reader.read(unit, self._arena.tokens(slot))
+        documents, damaged = reader.read(unit, self._arena.tokens(slot), next_use)
         slot.documents = documents
         for start, stop, error in damaged:
             tokens = self._arena.rows.shape[1]

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 
 from fmscale.data.arena import Arena
+from fmscale.data.assign import Share, assign
 from fmscale.data.batch import Batch
-from fmscale.data.blocks import HORIZON_STEPS, Block, DamagedRows, Planner, Share, assign
+from fmscale.data.blocks import HORIZON_STEPS, Block, DamagedRows, Planner
 from fmscale.data.buffers import BufferPool
 from fmscale.data.order_log import OrderLog, replay
 from fmscale.data.plan import Plan
@@ -51,6 +52,7 @@ class Loader:
         micro_batch: int | None = None,
         memory_budget: int = MEMORY_BUDGET,
         read_threads: int | None = None,
+        prefetch: bool = True,
         order_log: OrderLog | None = None,
     ) -> None:
         """
@@ -64,6 +66,7 @@ class Loader:
             memory_budget: bytes of host memory for units. Below the units of a shuffle window, units are read
                 more than once.
             read_threads: concurrent reads; None: none beside the planner's for a local store, else 16.
+            prefetch: read ahead in threads; False reads each step when it is asked for.
             order_log: the run's, where the plan came from one.
         """
         if not 0 <= dp_rank < dp_size:
@@ -89,6 +92,7 @@ class Loader:
         )
         local = readers.backend.local_path("local") is not None
         self._read_threads = (0 if local else REMOTE_READ_THREADS) if read_threads is None else read_threads
+        self._prefetch = prefetch
         self._planner: Planner | None = None
         self._buffers = BufferPool(np.dtype(view.dtype), view.sequence_length)
         self._stream = self._batches()
@@ -147,6 +151,7 @@ class Loader:
                     self._arena,
                     k=self.k,
                     read_threads=self._read_threads,
+                    prefetch=self._prefetch,
                     refresh=self._order_log.refresh if self._order_log else None,
                 )
                 # A loader that is dropped without close() must not leave its threads behind.

@@ -108,6 +108,7 @@ def open_loader(
     on_corrupt: str = "quarantine",
     document_ids: bool = False,
     read_threads: int | None = None,
+    prefetch: bool = True,
 ) -> Loader:
     """A loader over one dataset or a weighted mixture.
 
@@ -131,6 +132,7 @@ def open_loader(
         on_corrupt: `quarantine` (with a run) or `stop`.
         document_ids: deliver stable document ids too.
         read_threads: concurrent reads; None: by the kind of store.
+        prefetch: read ahead; False only to measure what that is worth.
 
     Raises DataError, ConfigError or StoreError with the remedy.
     """
@@ -153,6 +155,7 @@ def open_loader(
         micro_batch=micro_batch,
         memory_budget=memory_budget,
         read_threads=read_threads,
+        prefetch=prefetch,
         order_log=order_log if on_corrupt == "quarantine" else None,
     )
 

@@ -5,6 +5,7 @@ compared with the one recorded in the segment. A bad copy is dropped and read ag
 a chunk that no source can serve raises `CorruptChunk`, never returns.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -30,11 +31,15 @@ class CorruptChunk(CorruptData):
         )
 
 
+Fetch = Callable[[int, int, memoryview], None]
+"""Fills a buffer with `count` chunks from `first` on."""
+
+
 class ChunkCache(Protocol):
     """What `Fetcher` needs of the node cache (`fmscale.store.cache.NodeCache`)."""
 
     def read(
-        self, ref: ObjectRef, first_chunk: int, chunks: int, buffer: memoryview, fetch: object, next_use: int
+        self, ref: ObjectRef, first_chunk: int, chunks: int, buffer: memoryview, fetch: Fetch, next_use: int
     ) -> None:
         """Fill `buffer` with the chunks' bytes, calling `fetch` for those not cached."""
         ...
