@@ -166,6 +166,16 @@ def test_any_cut_into_appends_and_any_range(
     assert np.array_equal(read_array(backend, "a", start, count), data[start : start + count])
 
 
+def test_the_padding_is_zeros_whatever_was_buffered_before(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fmscale.store.array_writer.FLUSH_BYTES", 2 * CHUNK)
+    data = values("uint16", (), 2 * 512 + 300)
+    spec = write(folder, "a", data)
+    stored = (folder / spec.shards[-1].key).read_bytes()
+    assert stored[600 : 2 * CHUNK] == bytes(2 * CHUNK - 600)
+
+
 def test_an_index_is_checked(folder: Path, backend: Backend) -> None:
     spec = write(folder, "a", values("uint16", (), 900))
     size = spec.shards[0].bytes

@@ -32,14 +32,16 @@ def table(sizes: list[int], seed: int = 0) -> pa.Table:
     )
 
 
-def write(store: Backend, scratch: Path, data: pa.Table, rows: int = 7, **sizes: int) -> RecordSegment:
+def write(
+    store: Backend, scratch: Path, data: pa.Table, rows: int = 7, prefix: str = PREFIX, **sizes: int
+) -> RecordSegment:
     with RecordSegmentWriter(scratch, schema=SCHEMA, split="train", **sizes) as writer:
         for batch in data.to_batches(max_chunksize=rows):
             writer.add(batch)
-        seal = writer.finish(store, PREFIX)
+        seal = writer.finish(store, prefix)
     assert (seal.kind, seal.documents, seal.tokens) == ("records", data.num_rows, 0)
-    assert seal.bytes == sum(info.bytes for info in store.list_objects(PREFIX))
-    return open_records(store, PREFIX, seal.digest)
+    assert seal.bytes == sum(info.bytes for info in store.list_objects(prefix))
+    return open_records(store, prefix, seal.digest)
 
 
 def read_all(store: Backend, segment: RecordSegment) -> pa.Table:
@@ -81,6 +83,8 @@ def test_batches_are_of_1_to_4_mib(memory_store: Backend, tmp_path: Path) -> Non
     lengths = segment.index["bytes"].tolist()
     assert all(2**20 <= length <= 2**22 + 10_000 for length in lengths[:-1])
     assert sum(segment.index["bytes"]) >= sum(sizes)
+    skewed = write(memory_store, tmp_path, table([10] * 50 + [1_500_000] * 4), rows=100, prefix="skewed")
+    assert max(skewed.index["bytes"]) <= 2**22
 
 
 @pytest.mark.parametrize(

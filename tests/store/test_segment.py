@@ -244,6 +244,16 @@ def test_scratch_is_empty_afterwards(memory_store: Backend, tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("refused", [False, True])
+def test_finish_cleans_up_by_itself(memory_store: Backend, tmp_path: Path, refused: bool) -> None:
+    if refused:
+        memory_store.put(f"{PREFIX}/seal.json", b"another")
+    writer = TokenSegmentWriter(tmp_path, dtype="uint16", split="train")
+    with contextlib.suppress(Conflict):
+        writer.finish(memory_store, PREFIX)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_documents_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with TokenSegmentWriter(tmp_path, dtype="uint16", split="train") as writer:
         for tokens in (np.zeros(3, np.uint32), np.zeros((3, 1), np.uint16), np.zeros(3, np.int64)):
