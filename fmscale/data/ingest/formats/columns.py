@@ -1,0 +1,130 @@
+"""Parquet and Arrow IPC (files, which Feather 2 is, and streams): one document a row."""
+
+import difflib
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from fmscale.data.ingest.formats import Bad, Document, Piece
+from fmscale.data.ingest.formats.arrow_footer import rows_of_batches
+from fmscale.errors import DataError
+
+ROWS = 1024
+"""Rows of a Parquet file decoded at once."""
+
+ARROW_MAGIC = b"ARROW1"
+
+
+def read(file: BinaryIO, piece: Piece) -> Iterator[Document | Bad]:
+    """The text in the column of each row; spans are row numbers of the file.
+
+    Piece i of n has the row groups, or record batches, from i·k/n to (i+1)·k/n of k. An Arrow stream cannot
+    be entered in the middle: its first piece has all. Raises DataError for a column that is not there or
+    holds no text.
+    """
+    row = 0
+    try:
+        batches = _parquet(file, piece) if piece.format == "parquet" else _arrow(file, piece)
+        for row, batch in batches:
+            yield from _documents(batch, row)
+            row += len(batch)
+    except (pa.ArrowException, OSError, EOFError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        yield Bad("broken", f"from row {row} on: {str(error)[:200]}")
+
+
+def _parquet(file: BinaryIO, piece: Piece) -> Iterator[tuple[int, Any]]:
+    """Row number of the first row, and column, of each batch of the piece."""
+    parquet = pq.ParquetFile(file, pre_buffer=False)
+    _check_column(parquet.schema_arrow, piece)
+    first, stop = _share(piece, parquet.num_row_groups)
+    groups = parquet.metadata
+    row = sum(groups.row_group(i).num_rows for i in range(first))
+    if first == stop:
+        return
+    for batch in parquet.iter_batches(ROWS, row_groups=list(range(first, stop)), columns=[piece.field]):
+        yield row, _column(batch, piece.field)
+        row += len(batch)
+
+
+def _arrow(file: BinaryIO, piece: Piece) -> Iterator[tuple[int, Any]]:
+    begin = file.read(len(ARROW_MAGIC))
+    file.seek(0)
+    if begin == ARROW_MAGIC:
+        reader = pa.ipc.open_file(pa.PythonFile(file, mode="r"))
+        _check_column(reader.schema, piece)
+        first, stop = _share(piece, reader.num_record_batches)
+        row = sum(rows_of_batches(file)[:first]) if first else 0
+        batches = (reader.get_batch(i) for i in range(first, stop))
+    else:
+        if piece.index:
+            return
+        stream = pa.ipc.open_stream(pa.PythonFile(file, mode="r"))
+        _check_column(stream.schema, piece)
+        row, batches = 0, iter(stream)
+    for batch in batches:
+        yield row, _column(batch, piece.field)
+        row += len(batch)
+
+
+def _share(piece: Piece, parts: int) -> tuple[int, int]:
+    return parts * piece.index // piece.of, parts * (piece.index + 1) // piece.of
+
+
+def _column(batch: Any, field: str) -> Any:
+    """The column as binary, so that each row's UTF-8 is checked on its own."""
+    first, *rest = field.split(".")
+    column = batch.column(first)
+    for name in rest:
+        column = pc.struct_field(column, name)
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    return column.cast(pa.large_binary())
+
+
+def _documents(column: Any, row: int) -> Iterator[Document | Bad]:
+    for number, data in enumerate(column.to_pylist(), row):
+        if data is None:
+            yield Bad("empty", f"row {number}")
+            continue
+        try:
+            yield Document(data.decode(), number, number + 1)
+        except UnicodeDecodeError:
+            yield Bad("undecodable", f"row {number}")
+
+
+def _check_column(schema: Any, piece: Piece) -> None:
+    """Raise DataError unless the field's path leads to text."""
+    fields = list(schema)
+    kind: Any = None
+    for name in piece.field.split("."):
+        names = [one.name for one in fields]
+        if names.count(name) != 1:
+            near = difflib.get_close_matches(name, names, 1)
+            raise DataError(
+                f"{piece.source} has no column {piece.field}",
+                found=", ".join(names[:20]),
+                remedy=(f"Did you mean {near[0]!r}? " if near else "")
+                + "Name the text's column with --field.",
+            )
+        kind = fields[names.index(name)].type
+        fields = list(kind) if pa.types.is_struct(kind) else []
+    text = kind.value_type if pa.types.is_dictionary(kind) else kind
+    checks = (
+        "is_string",
+        "is_large_string",
+        "is_string_view",
+        "is_binary",
+        "is_large_binary",
+        "is_binary_view",
+    )
+    if not any(getattr(pa.types, check)(text) for check in checks):
+        raise DataError(
+            f"The column {piece.field} of {piece.source} does not hold text",
+            found=str(kind),
+            remedy="Name the text's column with --field.",
+        )

@@ -1,0 +1,65 @@
+"""JSONL: one JSON object a line, plain or inside gzip or Zstandard."""
+
+import json
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from fmscale.data.ingest.formats import Bad, Document, Piece
+from fmscale.data.ingest.formats.streams import BROKEN_STREAM, uncompressed
+
+BOM = b"\xef\xbb\xbf"
+
+
+def read(file: BinaryIO, piece: Piece) -> Iterator[Document | Bad]:
+    """The text in each line's field. A line belongs to the piece in which its first byte lies; its span is in
+    bytes of the uncompressed file. Blank lines are nothing.
+    """
+    stream = uncompressed(file, piece.source)
+    position, stop = 0, None
+    if piece.of > 1:
+        size = file.seek(0, 2)
+        position, stop = size * piece.index // piece.of, size * (piece.index + 1) // piece.of
+        file.seek(max(0, position - 1))
+        if position:
+            # The line that holds the byte before belongs to an earlier piece.
+            position += len(stream.readline()) - 1
+    path = piece.field.split(".")
+    while stop is None or position < stop:
+        try:
+            line = stream.readline()
+        except BROKEN_STREAM as error:
+            yield Bad("broken", f"byte {position}, to the end of the file: {error}")
+            return
+        if not line:
+            return
+        found = _parse(line.removeprefix(BOM) if position == 0 else line, path, position)
+        if isinstance(found, str):
+            yield Document(found, position, position + len(line))
+        elif found:
+            yield found
+        position += len(line)
+
+
+def _parse(line: bytes, path: list[str], position: int) -> str | Bad | None:
+    """The line's text, why it has none, or None for a blank line."""
+    if line.isspace() or not line:
+        return None
+    try:
+        value: Any = json.loads(line.decode())
+        for name in path:
+            value = value[name]
+    except UnicodeDecodeError:
+        return Bad("undecodable", f"byte {position}")
+    except (ValueError, RecursionError) as error:
+        return Bad("broken", f"byte {position}: {type(error).__name__}: {error}")
+    except (KeyError, TypeError, IndexError):
+        return Bad("broken", f"byte {position}: no field {'.'.join(path)}")
+    if value is None:
+        return Bad("empty", f"byte {position}")
+    if not isinstance(value, str):
+        return Bad("broken", f"byte {position}: {'.'.join(path)} is {type(value).__name__}, not text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return Bad("undecodable", f"byte {position}: half of a surrogate pair")
+    return value

@@ -1,0 +1,330 @@
+"""An ingest job from its arguments to its commit; who does the units in between is `workers` or `mpi`.
+
+1. list the inputs; 2. look whether the dataset has them already; 3. take or train the tokenizer; 4. store the
+plan; 5. do the units that have no record yet; 6. make one commit of all. Every step repeats without harm, so
+a job that was killed anywhere is continued by running it again.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from fmscale.data.bpe import train_bpe
+from fmscale.data.ingest.formats import FORMATS
+from fmscale.data.ingest.plan import (
+    Options,
+    Plan,
+    StoredPlan,
+    load_plan,
+    make_plan,
+    plan_key,
+)
+from fmscale.data.ingest.policy import Policy, choose
+from fmscale.data.ingest.record import (
+    UnitRecord,
+    decode_record,
+    finished_units,
+    record_name,
+    records_folder,
+    total,
+)
+from fmscale.data.ingest.sample import sample, sample_bytes
+from fmscale.data.ingest.sources import Listing, list_sources
+from fmscale.data.ingest.unit import Assignment
+from fmscale.data.tokenizer import dtype_of, from_json
+from fmscale.errors import ConfigError, Conflict, DataError
+from fmscale.store.backend import Backend
+from fmscale.store.commit import Commit
+from fmscale.store.dataset import Dataset, create_or_open
+from fmscale.store.open import open_store
+from fmscale.store.probe import require_writable
+from fmscale.store.tokenizers import load_tokenizer, store_tokenizer
+
+RECORD_READS = 32
+"""Records read at once: 10^4 of them in 8 s at 25 ms each."""
+
+Progress = Callable[[str, int, int], object]
+"""Told what the job is doing, the raw bytes done, and all there are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What was asked for; see `ingest` for the meaning of each."""
+
+    paths: tuple[str, ...]
+    store: str
+    dataset: str
+    tokenizer: str | None
+    format: str
+    field: str
+    heldout: float
+    strict: bool
+    bos: bool | None
+    eos: bool | None
+    scratch: Path | None
+    unit_bytes: int | None
+
+    def check(self) -> None:
+        """Raise ConfigError for a value that cannot be used."""
+        if self.format not in ("auto", *FORMATS):
+            raise ConfigError(
+                "There is no such input format",
+                found=self.format,
+                remedy=f"Use auto, {', '.join(FORMATS)}.",
+            )
+        if not 0.0 <= self.heldout < 1.0:
+            raise ConfigError(
+                "The held-out share of the documents is at least 0 and below 1", found=self.heldout
+            )
+        if not all(self.field.split(".")):
+            raise ConfigError(
+                "The field is a path of names joined by dots", found=self.field, remedy="For instance a.text."
+            )
+        if self.unit_bytes is not None and self.unit_bytes < 1:
+            raise ConfigError("A work unit has at least one byte", found=self.unit_bytes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestResult:
+    """What a job came to."""
+
+    dataset: str
+    """Name of the dataset."""
+    commit: int
+    """Number of the job's commit in it."""
+    job: str
+    """Digest of the job."""
+    new: bool
+    """False if the dataset had these inputs already, and nothing was done."""
+    documents: int
+    """Documents of the commit."""
+    tokens: int
+    """Tokens of the commit, BOS and EOS included."""
+    splits: dict[str, dict[str, int]]
+    """Segments, tokens, documents and bytes of each split."""
+    raw_bytes: int
+    """Bytes of the input files."""
+    text_bytes: int
+    """UTF-8 bytes of the documents."""
+    skipped: dict[str, Any]
+    """What was passed over: by reason, the count and the first names."""
+    tokenizer: str
+    """Digest of the tokenizer."""
+    units: int
+    """Work units of the job."""
+    resumed: int
+    """Units that an earlier run had finished."""
+    writers: int = 1
+    """Processes that did the others."""
+    seconds: float = 0.0
+    """Time this run took."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens of the units that this run did, by its time from the arguments to the commit."""
+        share = (self.units - self.resumed) / self.units if self.new and self.units else 0.0
+        return self.tokens * share / self.seconds if self.seconds else 0.0
+
+
+@dataclass(kw_only=True)
+class Job:
+    """A job whose plan is stored."""
+
+    backend: Backend
+    dataset: Dataset
+    request: Request
+    stored: StoredPlan
+    spec: str
+    """The tokenizer as the plan names it."""
+    assignment: Assignment
+    begin: float
+    finished: set[int]
+    """Units that earlier runs finished."""
+    records: dict[int, UnitRecord] = field(default_factory=dict)
+    """Records of the units that this run finished."""
+
+    def __post_init__(self) -> None:
+        self.units = self.stored.plan.units()
+        self.pending = [unit for unit in range(len(self.units)) if unit not in self.finished]
+        self.bytes = sum(file.bytes for file in self.stored.plan.files)
+        left = sum(work.bytes for unit in self.pending for work in self.units[unit])
+        self.done_bytes = self.bytes - left
+
+    def done(self, record: UnitRecord) -> None:
+        """Take the record of a unit that was finished."""
+        self.records[record.unit] = record
+
+    def describe(self, unit: int) -> str:
+        """A unit and its files, for an error."""
+        first, last = self.units[unit][0].file.source, self.units[unit][-1].file.source
+        return f"work unit {unit}, {first}" + (f" to {last}" if last != first else "")
+
+
+def begin_job(request: Request, progress: Progress) -> "Job | IngestResult":
+    """Everything before the units; the result at once if the dataset has these inputs already."""
+    begin = time.monotonic()
+    request.check()
+    backend = open_store(request.store)
+    progress("listing", 0, 0)
+    local = backend.local_path("fmscale.json")
+    listing = list_sources(request.paths, format=request.format, store=str(local.parent) if local else "")
+    require_writable(backend)
+    dataset = create_or_open(backend, request.dataset)
+    commits = dataset.commits()
+    policy = choose(backend, commits, request.tokenizer, request.bos, request.eos)
+    plan = _open_plan(dataset, listing, request, policy)
+    same = next((c for c in commits if _noted(c).get("inputs") == plan.inputs), None)
+    if same:
+        return _result(request.dataset, same, begin=begin, new=False)
+    stored = load_plan(backend, request.dataset, plan.job)
+    if stored is None:
+        progress("training the tokenizer" if policy.tokenizer is None else "planning", 0, 0)
+        stored = _store_plan(backend, request.dataset, plan, policy, listing)
+    scratch = request.scratch or Path(tempfile.gettempdir())
+    assignment = Assignment(
+        store=request.store,
+        dataset=request.dataset,
+        job=plan.job,
+        roots=[root.url for root in listing.roots],
+        scratch=str(scratch),
+        strict=request.strict,
+    )
+    return Job(
+        backend=backend,
+        dataset=dataset,
+        request=request,
+        stored=stored,
+        spec=policy.name,
+        assignment=assignment,
+        begin=begin,
+        finished=finished_units(backend, request.dataset, plan.job),
+    )
+
+
+def commit_job(job: Job, progress: Progress, writers: int) -> IngestResult:
+    """Make the units of a job visible. Raises DataError if they hold no document."""
+    progress("committing", job.bytes, job.bytes)
+    plan = job.stored.plan
+    records = _records(job)
+    skipped = total(records, plan.skipped)
+    if job.request.strict:
+        skipped.refuse_bad()
+    if not any(record.documents for record in records):
+        raise DataError(
+            "The inputs hold no document",
+            found=", ".join(f"{n} {reason}" for reason, n in sorted(skipped.counts.items())) or "empty files",
+            remedy="Check --format and --field against the files; nothing was committed.",
+        )
+    splits = sorted({split for record in records for split in record.seals})
+    segments = {
+        split: [(record.unit, record.seals[split]) for record in records if split in record.seals]
+        for split in splits
+    }
+    tokenizer = from_json(load_tokenizer(job.backend, job.stored.tokenizer))
+    commit = job.dataset.append_commit(
+        job=plan.job,
+        segments=segments,
+        tokenizer=job.stored.tokenizer,
+        dtype=dtype_of(tokenizer),
+        bos=job.stored.bos,
+        eos=job.stored.eos,
+        extra={
+            "ingest": {
+                "inputs": plan.inputs,
+                "tokenizer": job.spec,
+                "files": len(plan.files),
+                "raw_bytes": job.bytes,
+                "text_bytes": sum(record.text_bytes for record in records),
+                "units": len(job.units),
+                "skipped": skipped.to_json(),
+            }
+        },
+    )
+    return _result(
+        job.request.dataset, commit, begin=job.begin, new=True, resumed=len(job.finished), writers=writers
+    )
+
+
+def _open_plan(dataset: Dataset, listing: Listing, request: Request, policy: Policy) -> Plan:
+    """The plan, under the first job digest that no retired commit has used."""
+    for again in count():
+        options = Options(
+            field=request.field,
+            heldout=request.heldout,
+            tokenizer=policy.name,
+            bos=policy.bos,
+            eos=policy.eos,
+            again=again,
+        )
+        plan = make_plan(listing, options, request.unit_bytes)
+        try:
+            dataset.check_open(plan.job)
+        except Conflict:
+            continue
+        return plan
+    raise AssertionError("count() does not end")
+
+
+def _store_plan(backend: Backend, dataset: str, plan: Plan, policy: Policy, listing: Listing) -> StoredPlan:
+    """Store the plan with its tokenizer; the one that was stored first is the job's."""
+    tokenizer = policy.tokenizer
+    if tokenizer is None:
+        texts = sample(plan, [root.url for root in listing.roots], sample_bytes(policy.vocab_size))
+        tokenizer = train_bpe(texts, policy.vocab_size)
+    bos, eos = policy.ids(tokenizer)
+    digest = store_tokenizer(backend, tokenizer.to_json())
+    backend.put_if_absent(plan_key(dataset, plan.job), plan.encode(digest, bos, eos))
+    stored = load_plan(backend, dataset, plan.job)
+    assert stored is not None, "it was just stored, and nothing deletes plans"
+    return stored
+
+
+def _records(job: Job) -> list[UnitRecord]:
+    """The records of all units in order."""
+    folder = records_folder(job.request.dataset, job.stored.plan.job)
+
+    def read(unit: int) -> UnitRecord:
+        return job.records.get(unit) or decode_record(job.backend.get(f"{folder}/{record_name(unit)}"))
+
+    with ThreadPoolExecutor(RECORD_READS) as pool:
+        return list(pool.map(read, range(len(job.units))))
+
+
+def _noted(commit: Commit) -> dict[str, Any]:
+    """What an ingest job noted in its commit."""
+    noted: dict[str, Any] = commit.body["extra"].get("ingest", {})
+    return noted
+
+
+def _result(
+    dataset: str, commit: Commit, *, begin: float, new: bool, resumed: int = 0, writers: int = 0
+) -> IngestResult:
+    noted = _noted(commit)
+    assert commit.tokenizer is not None, "ingest commits tokens"
+    return IngestResult(
+        dataset=dataset,
+        commit=commit.number,
+        job=commit.job,
+        new=new,
+        documents=sum(one.documents for one in commit.totals.values()),
+        tokens=sum(one.tokens for one in commit.totals.values()),
+        splits={split: asdict(one) for split, one in commit.totals.items()},
+        raw_bytes=noted["raw_bytes"],
+        text_bytes=noted["text_bytes"],
+        skipped=noted["skipped"],
+        tokenizer=commit.tokenizer,
+        units=noted["units"],
+        resumed=resumed,
+        writers=writers,
+        seconds=time.monotonic() - begin,
+    )
+
+
+def is_private(paths: Sequence[str], store: str) -> bool:
+    """Whether something of the job lives in this process's memory only, so that no other can help."""
+    return any(url.startswith("memory://") for url in (store, *paths))

@@ -1,0 +1,240 @@
+"""Writers as MPI ranks: rank 0 lists, trains, hands out and commits; all ranks, rank 0 too, do units.
+
+Ranks tell each other by small point-to-point messages of JSON, looked for between units and waited for on the
+host, by name and with a clock: no rank ever waits inside a collective (promise P8). Pending unit i belongs to
+rank i mod size.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fmscale.data.ingest.job import IngestResult, Job, Progress, Request, begin_job, commit_job
+from fmscale.data.ingest.messages import Message, decode, describe_error, encode, rebuild_error
+from fmscale.data.ingest.record import decode_record
+from fmscale.data.ingest.scratch import scratch_folder
+from fmscale.data.ingest.unit import Assignment, Writer
+from fmscale.errors import ConfigError, RankError
+from fmscale.runtime.world import World
+
+logger = logging.getLogger(__name__)
+
+TAG = 7301
+"""Tag of all messages."""
+
+NOTICE_SECONDS = 10.0
+"""A rank that waits says so this often."""
+
+SILENT_SECONDS = 3600.0
+"""A rank that is waited for and tells nothing this long is given up: writers tell of every batch, and the
+longest silence of rank 0, training a vocabulary of 128 k, is minutes.
+"""
+
+POLL_SECONDS = (0.001, 0.2)
+"""A waiting rank looks for messages first after the one, then ever less often, down to the other."""
+
+BEAT_SECONDS = 1.0
+"""Progress is told to rank 0 at most this often."""
+
+
+class Ranks:
+    """Messages between the ranks of the world."""
+
+    def __init__(self, world: World) -> None:
+        """Raises ConfigError if mpi4py is missing or sees another world than the environment describes."""
+        try:
+            from mpi4py import MPI
+        except (ImportError, RuntimeError) as error:
+            raise ConfigError(
+                "Ingest under mpirun needs mpi4py and the MPI library that mpirun belongs to",
+                found=str(error)[:200],
+                remedy="pip install 'fmscale[mpi]', and put that mpirun's folder first on PATH.",
+            ) from error
+        self._mpi: Any = MPI
+        self._world: Any = MPI.COMM_WORLD
+        self.rank: int = self._world.Get_rank()
+        self.size: int = self._world.Get_size()
+        self._sent: list[tuple[Any, bytes]] = []
+        if (self.rank, self.size) != (world.rank, world.world_size):
+            raise ConfigError(
+                "mpirun and mpi4py are of different MPI libraries",
+                found=f"rank {self.rank} of {self.size}; mpirun says {world.rank} of {world.world_size}",
+                remedy="Put the folder of the MPI that mpi4py uses first on PATH, or set MPI4PY_LIBMPI.",
+            )
+
+    def send(self, rank: int, message: Message) -> None:
+        """Send without waiting for the receiver."""
+        data = encode(message)
+        self._sent = [(request, kept) for request, kept in self._sent if not request.Test()]
+        self._sent.append((self._world.Isend([data, self._mpi.BYTE], dest=rank, tag=TAG), data))
+
+    def receive(self) -> tuple[int, Message] | None:
+        """The next message and its sender, if one is there."""
+        status = self._mpi.Status()
+        if not self._world.Iprobe(source=self._mpi.ANY_SOURCE, tag=TAG, status=status):
+            return None
+        data = bytearray(status.Get_count(self._mpi.BYTE))
+        self._world.Recv([data, self._mpi.BYTE], source=status.Get_source(), tag=TAG)
+        return status.Get_source(), decode(bytes(data))
+
+    def wait(self, awaited: Callable[[], list[int]], phase: str) -> tuple[int, Message]:
+        """The next message, while `awaited` says from whom; by name and with a clock.
+
+        Raises RankError after SILENT_SECONDS without any.
+        """
+        begin = noticed = time.monotonic()
+        pause = POLL_SECONDS[0]
+        while (found := self.receive()) is None:
+            time.sleep(pause)
+            pause = min(pause * 2, POLL_SECONDS[1])
+            now = time.monotonic()
+            names = ", ".join(map(str, awaited()))
+            if now - begin >= SILENT_SECONDS:
+                raise RankError(
+                    f"rank {self.rank} waited {now - begin:.0f} s for rank {names} in {phase}",
+                    remedy="Look at that rank's log; run again to go on: sealed units stay.",
+                )
+            if now - noticed >= NOTICE_SECONDS:
+                noticed = now
+                logger.warning(
+                    "rank %d waited %.0f s for rank %s in %s", self.rank, now - begin, names, phase
+                )
+        return found
+
+    def flush(self) -> None:
+        """Wait until what was sent has left; a rank must not end before."""
+        end = time.monotonic() + SILENT_SECONDS
+        while self._sent and time.monotonic() < end:
+            self._sent = [(request, kept) for request, kept in self._sent if not request.Test()]
+            time.sleep(POLL_SECONDS[0])
+
+
+def ingest_on_ranks(request: Request, world: World, progress: Progress) -> IngestResult:
+    """The job, shared by all ranks; every rank gets the result, or an error if any rank failed."""
+    ranks = Ranks(world)
+    try:
+        return _lead(ranks, request, progress) if ranks.rank == 0 else _follow(ranks)
+    finally:
+        ranks.flush()
+
+
+def _lead(ranks: Ranks, request: Request, progress: Progress) -> IngestResult:
+    others = range(1, ranks.size)
+    try:
+        job = begin_job(request, progress)
+        if isinstance(job, Job):
+            for rank in others:
+                share = job.pending[rank :: ranks.size]
+                ranks.send(rank, {"assignment": asdict(job.assignment), "units": share})
+            _lead_units(ranks, job, progress)
+            result = commit_job(job, progress, ranks.size)
+        else:
+            result = job
+    except BaseException as error:
+        for rank in others:
+            ranks.send(rank, {"failed": describe_error(error)})
+        raise
+    for rank in others:
+        ranks.send(rank, {"result": asdict(result)})
+    return result
+
+
+def _lead_units(ranks: Ranks, job: Job, progress: Progress) -> None:
+    """Do rank 0's units and take the others' records until there are all."""
+    left = {rank: len(job.pending[rank :: ranks.size]) for rank in range(1, ranks.size)}
+
+    def advance(size: int) -> None:
+        job.done_bytes += size
+        progress("writing", job.done_bytes, job.bytes)
+
+    def take(rank: int, message: Message) -> None:
+        if "error" in message:
+            where = f"rank {rank}, {job.describe(message['unit'])}"
+            raise rebuild_error(message["error"], where)
+        advance(message.get("advance", 0))
+        if "done" in message:
+            job.done(decode_record(message["done"].encode()))
+            left[rank] -= 1
+
+    def drain(size: int) -> None:
+        advance(size)
+        while found := ranks.receive():
+            take(*found)
+
+    with _writer(job.assignment) as writer:
+        for unit in job.pending[:: ranks.size]:
+            job.done(writer.run(unit, drain))
+    while any(left.values()):
+        take(*ranks.wait(lambda: [rank for rank, units in left.items() if units], "ingest"))
+
+
+def _follow(ranks: Ranks) -> IngestResult:
+    _, message = ranks.wait(lambda: [0], "ingest: listing and training the tokenizer")
+    if "assignment" in message:
+        message = _follow_units(ranks, Assignment(**message["assignment"]), message["units"])
+    if "result" in message:
+        return IngestResult(**message["result"])
+    failed = message["failed"]
+    raise RankError(
+        f"Ingest ended because rank 0 reports: {failed['cause']}",
+        found=failed["found"],
+        remedy=failed["remedy"],
+    )
+
+
+def _follow_units(ranks: Ranks, assignment: Assignment, units: list[int]) -> Message:
+    """Do this rank's units; the last message of rank 0."""
+    reporter = _Reporter(ranks)
+    unit = units[0] if units else 0
+    try:
+        if units:
+            with _writer(assignment) as writer:
+                for unit in units:
+                    record = writer.run(unit, reporter.advance)
+                    ranks.send(0, {"done": record.encode().decode(), "advance": reporter.take()})
+    except _Ended as ended:
+        return ended.message
+    except Exception as error:
+        ranks.send(0, {"error": describe_error(error), "unit": unit})
+    return ranks.wait(lambda: [0], "ingest: the others' units and the commit")[1]
+
+
+@contextmanager
+def _writer(assignment: Assignment) -> Iterator[Writer]:
+    """This rank's writer. The library `tokenizers` is told not to start threads: a core is a rank's share."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    with scratch_folder(Path(assignment.scratch)) as folder:
+        yield Writer(Assignment(**{**asdict(assignment), "scratch": str(folder)}))
+
+
+class _Ended(Exception):
+    """Rank 0 sent its last message while this rank was working."""
+
+    def __init__(self, message: Message) -> None:
+        super().__init__()
+        self.message = message
+
+
+class _Reporter:
+    """Tells rank 0 of progress, and looks whether it has ended the job."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._bytes = 0
+        self._told = time.monotonic()
+
+    def advance(self, size: int) -> None:
+        self._bytes += size
+        if time.monotonic() - self._told >= BEAT_SECONDS:
+            self._ranks.send(0, {"advance": self.take()})
+        if found := self._ranks.receive():
+            raise _Ended(found[1])
+
+    def take(self) -> int:
+        size, self._bytes, self._told = self._bytes, 0, time.monotonic()
+        return size

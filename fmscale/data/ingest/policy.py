@@ -1,0 +1,121 @@
+"""Which tokenizer a job uses and what it puts around documents: the dataset's own, or what was asked for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fmscale.data.tokenizer import Tokenizer, bpe_size, from_json, load_tokenizer
+from fmscale.errors import ConfigError, DataError
+from fmscale.store import tokenizers as stored
+from fmscale.store.backend import Backend
+from fmscale.store.commit import Commit
+
+DEFAULT_TOKENIZER = "bpe:8192"
+"""Of a new dataset: small enough for a laptop's models, trained in seconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """What was decided before a job's plan is made."""
+
+    tokenizer: Tokenizer | None
+    """The tokenizer, or None while it is to be trained."""
+    vocab_size: int
+    """Size to train; 0 with a tokenizer."""
+    name: str
+    """What the plan calls the tokenizer: its digest, or `bpe:N` while it is to be trained."""
+    bos: bool
+    """Whether a BOS token is put before each document."""
+    eos: bool
+    """Whether an EOS token is put after each document."""
+
+    def ids(self, tokenizer: Tokenizer) -> tuple[int | None, int | None]:
+        """Ids of BOS and EOS. Raises ConfigError if one is wanted that the tokenizer does not have."""
+        for wanted, number, name in (
+            (self.bos, tokenizer.bos_id, "bos"),
+            (self.eos, tokenizer.eos_id, "eos"),
+        ):
+            if wanted and number is None:
+                raise ConfigError(
+                    f"The tokenizer has no token that is known to be its {name.upper()}",
+                    found=tokenizer.digest,
+                    remedy=f"Use --no-{name}, or put the tokenizer_config.json that names it beside it.",
+                )
+        return tokenizer.bos_id if self.bos else None, tokenizer.eos_id if self.eos else None
+
+
+def choose(
+    backend: Backend, commits: Sequence[Commit], spec: str | None, bos: bool | None, eos: bool | None
+) -> Policy:
+    """The policy for a dataset with these live commits.
+
+    Raises ConfigError for a tokenizer that is not there, DataError if a dataset with commits has another
+    tokenizer, or another policy for BOS or EOS.
+    """
+    if commits:
+        return _of_dataset(backend, commits, spec, bos, eos)
+    spec = spec or DEFAULT_TOKENIZER
+    size = bpe_size(spec)
+    tokenizer = None if size else load_tokenizer(spec)
+    policy = Policy(
+        tokenizer=tokenizer,
+        vocab_size=size or 0,
+        name=tokenizer.digest if tokenizer else spec,
+        bos=bool(bos),
+        eos=eos is not False,
+    )
+    if tokenizer:
+        policy.ids(tokenizer)
+    return policy
+
+
+def _of_dataset(
+    backend: Backend, commits: Sequence[Commit], spec: str | None, bos: bool | None, eos: bool | None
+) -> Policy:
+    last = commits[-1]
+    if last.tokenizer is None:
+        raise DataError(
+            "The dataset holds records, not tokens",
+            found=f"commit {last.number} of kind {last.kind}",
+            remedy="Ingest text into a dataset of another name.",
+        )
+    _check_spec(commits, last.tokenizer, spec)
+    for name, wanted, number in (("BOS", bos, last.bos), ("EOS", eos, last.eos)):
+        if wanted is not None and wanted != (number is not None):
+            raise DataError(
+                f"The documents of the dataset have {'no ' if wanted else 'a '}{name} token",
+                found=f"--{'' if wanted else 'no-'}{name.lower()}",
+                remedy="Leave the option out, or ingest into a dataset of another name.",
+            )
+    tokenizer = from_json(stored.load_tokenizer(backend, last.tokenizer), f"tokenizer {last.tokenizer}")
+    return Policy(
+        tokenizer=_with_ids(tokenizer, last),
+        vocab_size=0,
+        name=last.tokenizer,
+        bos=last.bos is not None,
+        eos=last.eos is not None,
+    )
+
+
+def _with_ids(tokenizer: Tokenizer, commit: Commit) -> Tokenizer:
+    """With the BOS and EOS that the dataset uses: a tokenizer.json alone may not say which they are."""
+    tokenizer.bos_id = commit.bos
+    tokenizer.eos_id = commit.eos
+    return tokenizer
+
+
+def _check_spec(commits: Sequence[Commit], digest: str, spec: str | None) -> None:
+    """Raise DataError unless `spec` is the dataset's tokenizer; `bpe:N` is where it was trained as that."""
+    if spec is None:
+        return
+    if bpe_size(spec):
+        found = f"{spec}, to be trained anew"
+        same = any(commit.body["extra"].get("ingest", {}).get("tokenizer") == spec for commit in commits)
+    else:
+        found = load_tokenizer(spec).digest
+        same = found == digest
+    if not same:
+        raise DataError(
+            f"The dataset has another tokenizer, {digest}",
+            found=found,
+            remedy="Leave --tokenizer out to use the dataset's own, or name another dataset.",
+        )

@@ -1,0 +1,43 @@
+"""A folder for one process's unfinished segments, and the removal of what killed processes left."""
+
+import fcntl
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from fmscale.store.array_writer import scratch_errors
+
+PREFIX = "fmscale-ingest-"
+LOCK = "lock"
+
+
+@contextmanager
+def scratch_folder(parent: Path) -> Iterator[Path]:
+    """A new folder below `parent`, removed afterwards; folders of dead processes are removed at once.
+
+    Raises StoreFull or StoreError where nothing can be written.
+    """
+    with scratch_errors(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        sweep(parent)
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+    try:
+        with scratch_errors(folder):
+            lock = (folder / f"{LOCK}.new").open("wb")
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            (folder / f"{LOCK}.new").rename(folder / LOCK)  # never seen without its holder
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep(parent: Path) -> None:
+    """Remove folders whose process is gone: a living one holds the lock in its folder."""
+    for folder in parent.glob(f"{PREFIX}*"):
+        # Another user's folder, or one that goes away meanwhile, is none of ours.
+        with suppress(OSError), (folder / LOCK).open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)

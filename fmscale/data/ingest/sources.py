@@ -1,0 +1,277 @@
+"""What is to be ingested: paths, folders, globs and URLs become one sorted listing of files.
+
+Inside folders these are passed over, and counted by reason: hidden files and folders, folders of version
+control, files whose extension says that they are not text, links to folders (they could lead in circles) and
+to nothing, special files, and the store itself where it lies among its inputs. What is named as an argument
+is taken even if hidden.
+
+A file's *source name* is its path below the deepest folder that all arguments share: moving or copying the
+whole tree changes no name, and so no document id.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import translate
+from functools import cache
+from itertools import takewhile
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from fmscale.data.ingest.formats import detect
+from fmscale.data.ingest.record import Skipped
+from fmscale.errors import ConfigError, DataError, ObjectNotFound, StoreError
+from fmscale.store.keys import check_key
+from fmscale.store.open import open_store, parse_url
+
+VERSION_CONTROL = frozenset({"CVS", "_darcs", "RCS", "SCCS"})
+"""Folders of version control that are not hidden anyway."""
+
+GLOB = re.compile(r"[*\[?]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Root:
+    """One argument: where its files lie and which of them are meant."""
+
+    url: str
+    """Folder of this machine (absolute path), or a store's URL."""
+    pattern: str = ""
+    """Glob below the folder, where `**` crosses folders; empty means everything."""
+    only: str = ""
+    """The one file that is meant, or empty."""
+
+    @property
+    def segments(self) -> tuple[str, ...]:
+        """The folder as names from the top, for finding what arguments share."""
+        if "://" not in self.url:
+            return ("file", *Path(self.url).parts)
+        place = parse_url(self.url)
+        return (
+            f"{place.scheme}:{place.options.get('endpoint', '')}",
+            place.bucket,
+            *(part for part in place.prefix.split("/") if part),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """One input file."""
+
+    source: str
+    """Its source name."""
+    bytes: int
+    """Size when it was listed."""
+    changed: int
+    """Time of the last change in milliseconds, by the clock of where it lies."""
+    format: str
+    """text, jsonl, parquet or arrow."""
+    root: int
+    """Which argument it belongs to; with `name` the way to open it, and no part of the job's digest."""
+    name: str
+    """Its path below that argument's folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """All input files in order of their source names."""
+
+    roots: tuple[Root, ...]
+    files: tuple[File, ...]
+    skipped: Skipped
+
+
+def list_sources(arguments: Sequence[str], *, format: str = "auto", store: str = "") -> Listing:
+    """List what the arguments mean; a file that several mean is listed once.
+
+    `store` is the folder of a local store, to be passed over. Raises ConfigError for an argument that means
+    nothing or two files of one source name, DataError if no file is left, and what stores raise.
+    """
+    roots = tuple(dict.fromkeys(parse_argument(argument) for argument in sorted(set(arguments))))
+    shared = _shared([root.segments for root in roots])
+    skipped = Skipped()
+    files: dict[str, File] = {}
+    for number, root in enumerate(roots):
+        before = "/".join(part.strip("/") for part in root.segments[shared:])
+        walk = _walk_local if "://" not in root.url else _walk_store
+        for name, size, changed in walk(root, skipped, store):
+            source = f"{before}/{name}" if before else name
+            kind = detect(source)
+            if kind == "binary" and not root.only:
+                skipped.add("binary", source)
+                continue
+            if format != "auto":
+                kind = format
+            elif kind == "binary":
+                kind = "text"
+            files.setdefault(
+                source,
+                File(source=source, bytes=size, changed=changed, format=kind, root=number, name=name),
+            )
+    ordered = tuple(files[source] for source in sorted(files))
+    if not ordered:
+        raise DataError(
+            "There is nothing to ingest",
+            found=f"{', '.join(arguments)} (skipped: {_counted(skipped)})",
+            remedy="Name files or folders that hold text, JSONL, Parquet or Arrow.",
+        )
+    return Listing(roots=roots, files=ordered, skipped=skipped)
+
+
+def parse_argument(argument: str) -> Root:
+    """The root of one argument. Raises ConfigError for a path that is not there."""
+    if argument.startswith("file://"):
+        argument = parse_url(argument).bucket
+    if "://" in argument:
+        return _parse_url_argument(argument)
+    path = Path(argument).expanduser()
+    if path.is_dir():
+        return Root(url=str(path.resolve()))
+    if path.exists():
+        return Root(url=str(path.parent.resolve()), only=path.name)
+    parts = path.parts
+    first = next((i for i, part in enumerate(parts) if GLOB.search(part)), None)
+    if first is None:
+        raise ConfigError(
+            "There is no such file or folder", found=argument, remedy="Check the path; globs are quoted."
+        )
+    return Root(url=str(Path(*parts[:first]).resolve()), pattern="/".join(parts[first:]))
+
+
+def _parse_url_argument(argument: str) -> Root:
+    """A store's URL: a glob, an object, or else a folder. `?` begins the options, so it is no wildcard."""
+    path, mark, query = argument.partition("?")
+    scheme, _, rest = path.partition("://")
+    parts = rest.rstrip("/").split("/")
+    first = next((i for i, part in enumerate(parts) if GLOB.search(part)), None)
+    if first is not None and "::" not in argument:
+        folder = f"{scheme}://{'/'.join(parts[:first])}{mark}{query}"
+        return Root(url=folder, pattern="/".join(parts[first:]))
+    if len(parts) > 1 and parts[-1] and "::" not in argument:
+        folder = f"{scheme}://{'/'.join(parts[:-1])}{mark}{query}"
+        try:
+            if urlsplit(folder).netloc and open_store(folder, read_only=True).exists(parts[-1]):
+                return Root(url=folder, only=parts[-1])
+        except ObjectNotFound:
+            pass
+    return Root(url=argument)
+
+
+def _shared(paths: list[tuple[str, ...]]) -> int:
+    """How many leading names all paths have in common."""
+    alike = (len(set(names)) == 1 for names in zip(*paths, strict=False))
+    return sum(1 for _ in takewhile(bool, alike))
+
+
+Found = Iterator[tuple[str, int, int]]
+"""Name below the root, bytes, time of change in milliseconds."""
+
+
+def _walk_local(root: Root, skipped: Skipped, store: str) -> Found:
+    if root.only:
+        status = os.stat(os.path.join(root.url, root.only))
+        yield root.only, status.st_size, status.st_mtime_ns // 1_000_000
+        return
+    match = _matcher(root.pattern)
+    folders = [""]
+    while folders:
+        folder = folders.pop()
+        for entry in _entries(root.url, folder):
+            name = folder + entry.name
+            reason = _reason(entry, store)
+            if reason:
+                skipped.add(reason, name.encode("utf-8", "backslashreplace").decode())
+            elif entry.is_dir(follow_symlinks=False):
+                folders.append(f"{name}/")
+            elif match(name):
+                status = entry.stat()
+                yield name, status.st_size, status.st_mtime_ns // 1_000_000
+
+
+def _entries(root: str, folder: str) -> list[os.DirEntry[str]]:
+    path = os.path.join(root, folder)
+    try:
+        with os.scandir(path) as entries:
+            return sorted(entries, key=lambda entry: os.fsencode(entry.name))
+    except OSError as error:
+        raise DataError(
+            f"A folder of the input cannot be listed: {error.strerror}",
+            found=path,
+            remedy="Give this user the right to read it, or leave it out.",
+        ) from error
+
+
+def _reason(entry: os.DirEntry[str], store: str) -> str:
+    """Why an entry of a folder is passed over; empty if it is not."""
+    if not _is_utf8(entry.name):
+        return "name"
+    if reason := _hidden(entry.name):
+        return reason
+    if entry.is_symlink() and not entry.is_file():
+        return "link"
+    if store and entry.is_dir() and os.path.realpath(entry.path) == store:
+        return "store"
+    return "" if entry.is_dir() or entry.is_file() else "special"
+
+
+def _hidden(name: str) -> str:
+    if name in VERSION_CONTROL or name in (".git", ".hg", ".svn", ".bzr", ".jj"):
+        return "vcs"
+    return "hidden" if name.startswith(".") else ""
+
+
+def _walk_store(root: Root, skipped: Skipped, store: str) -> Found:
+    backend = open_store(root.url, read_only=True)
+    if root.only:
+        info = backend.head(root.only)
+        yield root.only, info.bytes, round(info.modified * 1000)
+        return
+    match = _matcher(root.pattern)
+    for info in backend.list_objects():
+        hidden = next(filter(None, map(_hidden, info.key.split("/"))), "")
+        if hidden:
+            skipped.add(hidden, info.key)
+        elif not _is_key(info.key):
+            skipped.add("name", info.key)
+        elif match(info.key):
+            yield info.key, info.bytes, round(info.modified * 1000)
+
+
+def _is_key(name: str) -> bool:
+    try:
+        check_key(name)
+    except StoreError:
+        return False
+    return True
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _matcher(pattern: str) -> Callable[[str], bool]:
+    """Whether a name matches a glob; `**` stands for any number of folders, `*` stays in one."""
+    parts = tuple(pattern.split("/"))
+    return (lambda name: _matches(tuple(name.split("/")), parts)) if pattern else (lambda _: True)
+
+
+def _matches(names: tuple[str, ...], parts: tuple[str, ...]) -> bool:
+    if not parts:
+        return not names
+    if parts[0] == "**":
+        return any(_matches(names[i:], parts[1:]) for i in range(len(names) + (parts[1:] == ())))
+    return bool(names) and bool(_compiled(parts[0]).match(names[0])) and _matches(names[1:], parts[1:])
+
+
+@cache
+def _compiled(part: str) -> re.Pattern[str]:
+    return re.compile(translate(part))
+
+
+def _counted(skipped: Skipped) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.counts.items())) or "nothing"

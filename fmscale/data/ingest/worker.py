@@ -1,0 +1,73 @@
+"""A writer as a process of its own: `python -m fmscale.data.ingest.worker`, started by `workers`.
+
+Reads lines of JSON from standard input (first the assignment, then unit numbers) and answers on standard
+output. The end of its input, which is also the death of its parent, ends it at once.
+"""
+
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from fmscale.data.ingest.messages import Message, decode, describe_error, encode
+from fmscale.data.ingest.scratch import scratch_folder
+from fmscale.data.ingest.unit import Assignment, Writer
+
+REPORT_SECONDS = 0.2
+"""Progress is told at most this often."""
+
+
+def main() -> None:
+    """Work until the input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and decides
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+    incoming: queue.SimpleQueue[Message] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(sys.stdin.buffer, incoming), daemon=True).start()
+    try:
+        assignment = Assignment(**incoming.get())
+        with scratch_folder(Path(assignment.scratch)) as folder:
+            writer = Writer(Assignment(**{**vars(assignment), "scratch": str(folder)}))
+            answers.write(encode({"ready": True}))
+            for unit in _units(incoming):
+                record = writer.run(unit, _Reporter(answers).advance)
+                answers.write(encode({"done": record.encode().decode()}))
+    except Exception as error:
+        answers.write(encode({"error": describe_error(error)}))
+
+
+def _units(incoming: "queue.SimpleQueue[Message]") -> Iterator[int]:
+    while (message := incoming.get()).get("unit") is not None:
+        yield message["unit"]
+
+
+def _receive(file: BinaryIO, incoming: "queue.SimpleQueue[Message]") -> None:
+    for line in file:
+        incoming.put(decode(line))
+    os._exit(1)
+
+
+class _Reporter:
+    """Gathers progress so that small files do not flood the pipe."""
+
+    def __init__(self, answers: "BinaryIO") -> None:
+        self._answers = answers
+        self._bytes = 0
+        self._told = time.monotonic()
+
+    def advance(self, size: int) -> None:
+        self._bytes += size
+        if time.monotonic() - self._told >= REPORT_SECONDS:
+            self._answers.write(encode({"advance": self._bytes}))
+            self._bytes, self._told = 0, time.monotonic()
+
+
+if __name__ == "__main__":
+    main()
+    # The thread that reads would hold up the interpreter's own end.
+    os._exit(0)
