@@ -9,9 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from fmscale.data.kept import Kept
 from fmscale.data.mask import Documents, Mask, load_mask
-from fmscale.data.order.feistel import U64
 from fmscale.data.view import View, kept_tokens, view_commits
 from fmscale.store.dataset import Dataset
 from fmscale.store.manifest import Manifest
@@ -38,11 +36,11 @@ class Layout:
         self.manifests = tuple(manifests)
         """Manifest of each of the view's commits; None where a commit lacks the split."""
         self._kept = [
-            kept_tokens(manifest, commit, view.split, masks) if manifest else Kept(0, *_none())
+            kept_tokens(manifest.tokens if manifest else 0, commit, view.split, masks)
             for commit, manifest in zip(view.commits, manifests, strict=True)
         ]
         # 8,192 of them are 1 MB: the units that follow in a window mostly lie in other segments.
-        self._segment = lru_cache(8192)(self._segment_span)
+        self._tokens = lru_cache(8192)(self._segment_tokens)
 
     def pieces(self, unit: int) -> tuple[int, list[Piece]]:
         """(index into the view's commits, pieces in order) of a unit's tokens: its rows one after another."""
@@ -71,10 +69,9 @@ class Layout:
             here = np.flatnonzero(documents.commit == number)
             if manifest is None or not here.size:
                 continue
-            segments, which = np.unique(documents.segment[here], return_inverse=True)
-            base = np.array([self._segment(index, int(i))[0] for i in segments], dtype=np.uint64)[which]
-            start = self._kept[index].place(base + documents.start[here])
-            stop = self._kept[index].place(base + documents.stop[here])
+            position = documents.position[here]
+            start = self._kept[index].place(position)
+            stop = self._kept[index].place(position + documents.stop[here] - documents.start[here])
             start, stop = start[start < stop], stop[start < stop]
             rows = np.uint64(self.view.rows[index])
             low = np.minimum(start // length, rows)
@@ -92,18 +89,16 @@ class Layout:
             found, offsets = manifest.locate(np.array([position], dtype=np.uint64))
             segment, offset = int(found[0]), int(offsets[0])
             while count:
-                take = min(count, self._segment(commit, segment)[1] - offset)
+                take = min(count, self._tokens(commit, segment) - offset)
                 if take:
                     out.append(Piece(segment, offset, take))
                 count, segment, offset = count - take, segment + 1, 0
         return out
 
-    def _segment_span(self, commit: int, segment: int) -> tuple[int, int]:
-        """(first token, tokens) of a segment."""
+    def _segment_tokens(self, commit: int, segment: int) -> int:
         manifest = self.manifests[commit]
         assert manifest is not None
-        row = manifest.row(segment)
-        return row.first_token, row.tokens
+        return manifest.row(segment).tokens
 
 
 def open_layout(dataset: Dataset, view: View) -> Layout:
@@ -125,7 +120,3 @@ def merged(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         else:
             out.append((first, stop))
     return out
-
-
-def _none() -> tuple[U64, U64]:
-    return np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.uint64)

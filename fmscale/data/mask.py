@@ -30,6 +30,7 @@ SCHEMA = pa.schema(
         ("segment", pa.uint32()),
         ("start", pa.uint64()),
         ("stop", pa.uint64()),
+        ("position", pa.uint64()),
         ("id", pa.binary(16)),
     ]
 )
@@ -52,13 +53,20 @@ class Documents(NamedTuple):
     """First token in the segment."""
     stop: NDArray[np.uint64]
     """Token behind the last."""
+    position: NDArray[np.uint64]
+    """First token counted over all tokens of the split in the commit: spares using a mask the manifest."""
     id: NDArray[np.void]
     """Stable document id, 16 bytes."""
 
     def take(self, which: NDArray[np.intp]) -> "Documents":
         """Those documents, in that order."""
         return Documents(
-            self.commit[which], self.segment[which], self.start[which], self.stop[which], self.id[which]
+            self.commit[which],
+            self.segment[which],
+            self.start[which],
+            self.stop[which],
+            self.position[which],
+            self.id[which],
         )
 
 
@@ -104,7 +112,8 @@ def find_documents(
 
     def search(place: tuple[Commit, int]) -> Documents:
         commit, index = place
-        segment = open_segment(dataset.backend, *commit.manifests[split].segment(index))
+        row = commit.manifests[split].row(index)
+        segment = open_segment(dataset.backend, row.prefix, row.seal)
         ends, words = read_documents(dataset.backend, segment, 0, segment.documents)
         names = np.ascontiguousarray(words, dtype="<u8").view("V16")[:, 0]
         if wanted is not None:
@@ -121,6 +130,7 @@ def find_documents(
             np.full(count, index, dtype=np.uint32),
             starts[chosen],
             ends[chosen],
+            starts[chosen] + np.uint64(row.first_token),
             names[chosen],
         )
 
@@ -151,7 +161,7 @@ def make_mask(dataset: Dataset, documents: Documents, *, split: str = "train") -
     order = np.lexsort((documents.start, documents.segment, documents.commit))
     columns = documents.take(order)
     header = canonical_json({"format_version": FORMAT_VERSION, "dataset": dataset.name, "split": split})
-    arrays = [pa.array(column) for column in columns[:4]]
+    arrays = [pa.array(column) for column in columns[:5]]
     arrays.append(
         pa.Array.from_buffers(pa.binary(16), len(order), [None, pa.py_buffer(columns.id.tobytes())])
     )
@@ -183,8 +193,9 @@ def load_mask(backend: Backend, dataset: str, digest: str) -> Mask:
             found=header["format_version"],
             remedy="Upgrade fmscale here.",
         )
-    commit, segment, start, stop = (table.column(name).to_numpy() for name in SCHEMA.names[:4])
-    documents = Documents(commit, segment, start, stop, _as_ids(table.column("id").to_pylist()))
+    commit, segment, start, stop, position = (table.column(name).to_numpy() for name in SCHEMA.names[:5])
+    ids = np.frombuffer(table.column("id").combine_chunks().buffers()[1], dtype="V16", count=len(table))
+    documents = Documents(commit, segment, start, stop, position, ids)
     return Mask(split=header["split"], documents=documents, digest=digest)
 
 
@@ -210,5 +221,6 @@ def _joined(parts: Sequence[Documents]) -> Documents:
         np.concatenate([np.empty(0, np.uint32), *(part.segment for part in parts)]),
         np.concatenate([np.empty(0, np.uint64), *(part.start for part in parts)]),
         np.concatenate([np.empty(0, np.uint64), *(part.stop for part in parts)]),
+        np.concatenate([np.empty(0, np.uint64), *(part.position for part in parts)]),
         np.concatenate([_as_ids(()), *(part.id for part in parts)]),
     )

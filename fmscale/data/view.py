@@ -16,7 +16,6 @@ from fmscale.errors import DataError, FormatError
 from fmscale.store.commit import Commit
 from fmscale.store.dataset import Dataset
 from fmscale.store.digest import canonical_json, metadata_digest
-from fmscale.store.manifest import Manifest
 
 FORMAT_VERSION = 1
 """Version of a view's JSON that is written; every version up to it is read."""
@@ -138,18 +137,19 @@ def make_view(
         raise DataError(
             f"Dataset {dataset.name} has no such split", found=split, remedy=f"It has {', '.join(splits)}."
         )
-    manifests = [commit.manifests.get(split) for commit in chosen]
     loaded = [load_mask(dataset.backend, dataset.name, digest) for digest in sorted(set(masks))]
     tokens = tuple(
-        kept_tokens(manifest, commit.number, split, loaded).tokens if manifest else 0
-        for commit, manifest in zip(chosen, manifests, strict=True)
+        kept_tokens(commit.totals[split].tokens, commit.number, split, loaded).tokens
+        if split in commit.totals
+        else 0
+        for commit in chosen
     )
     row_bytes = sequence_length * np.dtype(first.dtype).itemsize
     view = View(
         dataset=dataset.name,
         split=split,
         commits=tuple(commit.number for commit in chosen),
-        manifests=tuple(manifest.digest if manifest else "" for manifest in manifests),
+        manifests=tuple(_manifest_digest(commit, split) for commit in chosen),
         masks=tuple(mask.digest for mask in loaded),
         sequence_length=sequence_length,
         packing=STREAM,
@@ -175,27 +175,30 @@ def view_commits(dataset: Dataset, view: View) -> list[Commit]:
     """The view's commits, checked to be the ones that it was made of. Raises DataError."""
     commits = [dataset.commit(number) for number in view.commits]
     for commit, digest in zip(commits, view.manifests, strict=True):
-        body = commit.body["manifests"].get(view.split)
-        if (body["digest"] if body else "") != digest:
+        found = _manifest_digest(commit, view.split)
+        if found != digest:
             raise DataError(
                 f"Commit {commit.number} of dataset {dataset.name} is not the one that the view was made of",
-                found=body and body["digest"],
+                found=found,
                 remedy=f"The view wants the manifest {digest}: open the store that it was made on.",
             )
     return commits
 
 
-def kept_tokens(manifest: Manifest, commit: int, split: str, masks: Sequence[Mask]) -> Kept:
-    """The kept tokens of a commit. Costs one look-up a masked document of the commit."""
+def _manifest_digest(commit: Commit, split: str) -> str:
+    recorded = commit.body["manifests"].get(split)
+    return str(recorded["digest"]) if recorded else ""
+
+
+def kept_tokens(tokens: int, commit: int, split: str, masks: Sequence[Mask]) -> Kept:
+    """The kept tokens of a commit. Reads nothing."""
     starts: list[np.ndarray] = [np.empty(0, dtype=np.uint64)]
     stops: list[np.ndarray] = [np.empty(0, dtype=np.uint64)]
     for mask in masks:
         if mask.split != split:
             raise DataError("a mask of another split", found=mask.split, remedy=f"This view is of {split}.")
-        low, high = np.searchsorted(mask.documents.commit, [commit, commit + 1])
-        segments, which = np.unique(mask.documents.segment[low:high], return_inverse=True)
-        firsts = np.array([manifest.row(int(i)).first_token for i in segments], dtype=np.uint64)
-        base = firsts[which]
-        starts.append(base + mask.documents.start[low:high])
-        stops.append(base + mask.documents.stop[low:high])
-    return Kept(manifest.tokens, np.concatenate(starts), np.concatenate(stops))
+        documents = mask.documents
+        here = slice(*np.searchsorted(documents.commit, [commit, commit + 1]).tolist())
+        starts.append(documents.position[here])
+        stops.append(documents.position[here] + documents.stop[here] - documents.start[here])
+    return Kept(tokens, np.concatenate(starts), np.concatenate(stops))

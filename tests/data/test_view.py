@@ -203,3 +203,8 @@ def test_a_mask_is_loaded_as_it_was_made(corpus: tuple[Dataset, list[list[list[D
     mask = load_mask(dataset.backend, "corpus", digest)
     for got, expected in zip(mask.documents, found, strict=True):
         assert np.array_equal(got, expected)
+
+
+def test_a_view_keeps_its_name() -> None:
+    """Runs and order logs name views by digest: the JSON of version 1 must not change."""
+    assert synthetic_view((5, 0, 7)).digest == "9748f1fceff70a6416334003438ac7a4"
