@@ -32,7 +32,7 @@ DOCUMENT_SHARD_BYTES = 2**24
 DOCUMENT_BATCH = 32768
 """Documents in a record batch of documents.arrow, and the most that are held in memory."""
 
-SPLIT_TYPES = ("uint16", "uint32")
+TOKEN_TYPES = ("uint16", "uint32")
 """Types that tokens may have."""
 
 
@@ -45,7 +45,7 @@ class TokenSegmentWriter:
     """
 
     def __init__(self, scratch: Path, *, dtype: str, split: str, shard_tokens: int = SHARD_TOKENS) -> None:
-        if dtype not in SPLIT_TYPES:
+        if dtype not in TOKEN_TYPES:
             raise DataError(
                 "Tokens of this type cannot be stored", found=dtype, remedy="Use uint16 or uint32."
             )
@@ -76,7 +76,9 @@ class TokenSegmentWriter:
             )
         if len(document_id) != 16:
             raise DataError(
-                f"The id of a document of {source} is not 16 bytes long", found=document_id.hex(), remedy=""
+                f"The id of a document of {source} is not 16 bytes long",
+                found=document_id.hex(),
+                remedy="Give a 16-byte digest.",
             )
         self._tokens.append(tokens)
         self.tokens += len(tokens)
