@@ -234,13 +234,18 @@ class NodeCache:
             return used
         key, owner, place = np.concatenate(keys), np.concatenate(owners), np.concatenate(places)
         farthest = np.argsort(-key, kind="stable")
-        freed = np.cumsum(np.array(sizes)[owner[farthest]])
-        enough = int(np.searchsorted(freed, wanted)) + 1
-        ahead = int(np.searchsorted(freed, wanted + self._limit // BATCH, side="right"))
-        victims = farthest[: max(enough, ahead)]
-        for number in np.unique(owner[victims]).tolist():
-            chunks = np.sort(place[victims[owner[victims] == number]])
-            used -= self._take_away(CacheFile(paths[number]), chunks)
+        weight = np.array(sizes)[owner[farthest]]
+        done = 0
+        while wanted > 0 and done < len(farthest):  # again if some were being filled
+            freed = np.cumsum(weight[done:])
+            enough = int(np.searchsorted(freed, wanted)) + 1
+            ahead = int(np.searchsorted(freed, wanted + self._limit // BATCH, side="right"))
+            victims = farthest[done : done + max(enough, ahead)]
+            done += len(victims)
+            for number in np.unique(owner[victims]).tolist():
+                chunks = np.sort(place[victims[owner[victims] == number]])
+                gone = self._take_away(CacheFile(paths[number]), chunks)
+                used, wanted = used - gone, wanted - gone
         return used
 
     def _take_away(self, file: CacheFile, chunks: np.ndarray) -> int:

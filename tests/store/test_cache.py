@@ -311,3 +311,36 @@ def test_a_forked_child_does_not_keep_a_lock(tmp_path: Path) -> None:
                 os._exit(0)
             os._exit(1)
         assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_chunk_is_there_only_when_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, source = NodeCache(tmp_path, ROOMY), make()
+    seen: list[object] = []
+    write = CacheFile.write
+
+    def look(file: CacheFile, first: int, data: memoryview) -> None:
+        seen.append((file.read(0, 2, memoryview(bytearray(2 * CHUNK))), cache._file(source.ref) is file))
+        write(file, first, data)
+
+    monkeypatch.setattr(CacheFile, "write", look)
+    read(cache, source, 0, 2)
+    assert seen == [(False, True)]
+    assert present(cache, source) == [0, 1]
+
+
+def test_what_is_being_written_is_not_evicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, other = NodeCache(tmp_path, 4 * CHUNK), NodeCache(tmp_path, 4 * CHUNK)
+    slow, quick = make("1"), make("2")
+    read(cache, slow, 8, 2, 50)
+    write = CacheFile.write
+
+    def meet(file: CacheFile, first: int, data: memoryview) -> None:
+        write(file, first, data)
+        monkeypatch.setattr(CacheFile, "write", write)
+        read(other, quick, 0, 2, 10)
+
+    monkeypatch.setattr(CacheFile, "write", meet)
+    read(cache, slow, 0, 2, 90)
+    assert (present(cache, slow), present(cache, quick)) == ([0, 1], [0, 1])
+    assert cache.used_bytes() == 4 * CHUNK
+    read(cache, slow, 0, 2)

@@ -146,7 +146,14 @@ def test_a_full_disk_passes_through(small_disk: Path, caplog: pytest.LogCaptureF
     assert len(caplog.records) == 1
     assert "No space left" in caplog.text
     assert cache.requests.bytes["hit"] >= 30 * CHUNK, "what fits is kept and served"
-    assert cache.used_bytes() <= 256 << 10
+    file = cache._file(source.ref)
+    assert file is not None
+    assert cache.used_bytes() == file.states().count(1) * CHUNK <= 256 << 10
+    assert file.states()[124:] == bytes(4)
+    before = len(source.calls)
+    read(cache, source, 124, 4, 0)
+    read(cache, source, 124, 4, 0)
+    assert len(source.calls) == before + 1, "what is used sooner takes the place of what is used later"
 
 
 def test_a_disk_that_others_filled_passes_through(small_disk: Path) -> None:

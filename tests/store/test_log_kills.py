@@ -96,12 +96,12 @@ def test_killed_on_s3(s3_url: str) -> None:
 
 @pytest.mark.slow
 def test_killed_on_a_directory_long(tmp_path: Path) -> None:
-    campaign(str(tmp_path / "store"), kills=200, seed=3, reach=0.002)
+    campaign(str(tmp_path / "store"), kills=120, seed=3, reach=0.002)
 
 
 @pytest.mark.slow
 def test_killed_on_s3_long(s3_url: str) -> None:
-    campaign(s3_url, kills=120, seed=4, reach=0.01)
+    campaign(s3_url, kills=80, seed=4, reach=0.01)
 
 
 def race(url: str, committers: int, each: int) -> None:
