@@ -81,6 +81,8 @@ class Batch:
             position = start
             for index in range(first, len(unit.ends)):
                 end = min(int(unit.ends[index]), start + length)
+                if end == position:  # a document without tokens
+                    continue
                 document = (0, 0) if unit.ids is None else (int(unit.ids[index, 0]), int(unit.ids[index, 1]))
                 spans.append(
                     Span(

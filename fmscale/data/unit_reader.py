@@ -194,11 +194,12 @@ class UnitReader:
         last = int(np.searchsorted(ends, stop, side="left"))
         if found.offset is None:
             found.offset = piece.start - (int(ends[first - 1]) if first else 0)
-        found.ends.append(np.minimum(ends[first : last + 1], stop) - piece.start + at)
+        # Both are read before either is kept: what cannot be read must not leave ends without ids.
         if self.document_ids:
             found.ids.append(
                 self._document_rows(segment, "document_ids", before + first, last - first + 1).copy()
             )
+        found.ends.append(np.minimum(ends[first : last + 1], stop) - piece.start + at)
 
     def _document_rows(self, segment: TokenSegment, name: str, first: int, count: int) -> np.ndarray:
         if self._whole is None:
