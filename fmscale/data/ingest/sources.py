@@ -177,16 +177,18 @@ def _walk_local(root: Root, skipped: Skipped, store: str) -> Found:
     folders = [""]
     while folders:
         folder = folders.pop()
+        below: list[str] = []
         for entry in _entries(root.url, folder):
             name = folder + entry.name
             reason = _reason(entry, store)
             if reason:
                 skipped.add(reason, name.encode("utf-8", "backslashreplace").decode())
             elif entry.is_dir(follow_symlinks=False):
-                folders.append(f"{name}/")
+                below.append(f"{name}/")
             elif match(name):
                 status = entry.stat()
                 yield name, status.st_size, status.st_mtime_ns // 1_000_000
+        folders.extend(reversed(below))
 
 
 def _entries(root: str, folder: str) -> list[os.DirEntry[str]]:

@@ -1,0 +1,231 @@
+"""What arguments mean: folders, globs, files and URLs, in any order and from anywhere."""
+
+import os
+import socket
+import uuid
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from fmscale.data.ingest.files import open_files
+from fmscale.data.ingest.plan import Options, Plan, document_id, group, is_heldout, make_plan
+from fmscale.data.ingest.record import Skipped
+from fmscale.data.ingest.sources import File, Listing, list_sources
+from fmscale.errors import AccessDenied, ConfigError, DataError
+from fmscale.store.open import open_store
+from tests.data.ingest.corpora import put
+
+OPTIONS = Options(field="text", heldout=0.0, tokenizer="bytes", bos=False, eos=True)
+
+
+def tree(folder: Path) -> Path:
+    for name in ("a.md", "b/c.py", "b/d.jsonl", "b-e.txt", "z/deep/er.txt"):
+        put(folder / name, name)
+    return folder
+
+
+def names(listing: Listing) -> list[str]:
+    return [file.source for file in listing.files]
+
+
+def read_all(listing: Listing) -> dict[str, bytes]:
+    found = {}
+    for file in listing.files:
+        with open_files(listing.roots[file.root].url).open(file) as opened:
+            found[file.source] = opened.read()
+    return found
+
+
+def plan(*arguments: str) -> Plan:
+    return make_plan(list_sources(arguments), OPTIONS, None)
+
+
+def test_folders_are_listed_in_order_of_names(tmp_path: Path):
+    listing = list_sources([str(tree(tmp_path))])
+    assert names(listing) == ["a.md", "b-e.txt", "b/c.py", "b/d.jsonl", "z/deep/er.txt"]
+    assert [file.format for file in listing.files] == ["text", "text", "text", "jsonl", "text"]
+    assert read_all(listing) == {name: name.encode() for name in names(listing)}
+
+
+def test_what_is_passed_over_is_counted(tmp_path: Path):
+    tree(tmp_path)
+    for name in (".hidden", ".git/config", "b/.cache/x", "CVS/Root", "image.png"):
+        put(tmp_path / name, "x")
+    os.symlink(tmp_path, tmp_path / "b/loop")
+    os.symlink("nowhere", tmp_path / "b/broken")
+    os.symlink(tmp_path / "a.md", tmp_path / "b/linked.md")
+    put(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt")), "x")
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(str(tmp_path / "socket"))
+        listing = list_sources([str(tmp_path)], store=str(tmp_path / "z"))
+    assert names(listing) == ["a.md", "b-e.txt", "b/c.py", "b/d.jsonl", "b/linked.md"]
+    expected = {"hidden": 2, "vcs": 2, "link": 2, "name": 1, "special": 1, "store": 1, "binary": 1}
+    assert listing.skipped.counts == expected
+    assert listing.skipped.first["store"] == ["z"]
+
+
+def test_named_files_are_taken_even_if_hidden_or_binary_by_name(tmp_path: Path):
+    tree(tmp_path)
+    put(tmp_path / ".notes", "x")
+    put(tmp_path / "x.png", "x")
+    assert names(list_sources([str(tmp_path / ".notes"), str(tmp_path / "x.png")])) == [".notes", "x.png"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("*", ["a.md", "b-e.txt"]),
+        ("**", ["a.md", "b-e.txt", "b/c.py", "b/d.jsonl", "z/deep/er.txt"]),
+        ("**/*.txt", ["b-e.txt", "z/deep/er.txt"]),
+        ("b/*.py", ["b/c.py"]),
+        ("*/*", ["b/c.py", "b/d.jsonl"]),
+        ("[ab].md", ["a.md"]),
+        ("z/**/er.txt", ["z/deep/er.txt"]),
+        ("b/?.py", ["b/c.py"]),
+    ],
+)
+def test_globs(tmp_path: Path, pattern: str, found: list[str]):
+    listing = list_sources([f"{tree(tmp_path)}/{pattern}"])
+    short = [name.removeprefix("b/").removeprefix("z/") for name in found]
+    assert names(listing) in (found, short)
+
+
+def test_the_order_and_number_of_arguments_do_not_matter(tmp_path: Path):
+    tree(tmp_path)
+    arguments = [str(tmp_path / name) for name in ("b", "z", "a.md")]
+    one = list_sources(arguments)
+    assert names(one) == ["a.md", "b/c.py", "b/d.jsonl", "z/deep/er.txt"]
+    assert list_sources([*arguments[::-1], str(tmp_path / "b/c.py"), arguments[0]]).files[0] == one.files[0]
+    assert names(list_sources([*arguments, str(tmp_path / "b/c.py")])) == names(one)
+    assert plan(*arguments).job == plan(*arguments[::-1]).job
+
+
+def test_a_moved_tree_keeps_names_ids_and_job(tmp_path: Path):
+    before = plan(str(tree(tmp_path / "one")))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "one").rename(tmp_path / "elsewhere/two")
+    after = plan(str(tmp_path / "elsewhere/two"))
+    assert after.job == before.job
+    put(tmp_path / "elsewhere/two/a.md", "b.md")
+    assert plan(str(tmp_path / "elsewhere/two")).job == before.job
+    os.utime(tmp_path / "elsewhere/two/a.md", (1, 1))
+    assert plan(str(tmp_path / "elsewhere/two")).job != before.job
+
+
+def test_nothing_to_ingest(tmp_path: Path):
+    put(tmp_path / "only.png", "x")
+    with pytest.raises(DataError, match="1 binary"):
+        list_sources([str(tmp_path)])
+    with pytest.raises(ConfigError, match="no such file"):
+        list_sources([str(tmp_path / "missing")])
+    with pytest.raises(DataError, match="cannot be listed"):
+        list_sources([str(tmp_path / "missing/*.txt")])
+
+
+def test_a_file_that_changes_after_the_listing_is_an_error(tmp_path: Path):
+    listing = list_sources([str(tree(tmp_path))])
+    for change in ("different size", "e.md"):
+        (tmp_path / "a.md").write_text(change)
+        with pytest.raises(DataError, match="changed while"):
+            read_all(listing)
+    (tmp_path / "a.md").unlink()
+    with pytest.raises(DataError, match="changed while"):
+        read_all(listing)
+
+
+def test_urls_of_stores(store_url: str):
+    if "://" not in store_url:
+        Path(store_url).mkdir()
+        store_url = f"file://{store_url}"
+    backend = open_store(store_url)
+    for name in ("in/a.md", "in/b/c.jsonl", "in/.hidden/x", "out/d.md"):
+        backend.put(name, name.encode())
+    base, mark, query = store_url.partition("?")
+    if base.startswith("memory://"):
+        assert names(list_sources([store_url])) == ["in/a.md", "in/b/c.jsonl", "out/d.md"]
+        assert read_all(list_sources([store_url]))["in/a.md"] == b"in/a.md"
+        assert names(list_sources([f"{base}/**/*.md"])) == ["in/a.md", "out/d.md"]
+        return
+    folder = list_sources([f"{base}/in{mark}{query}"])
+    assert read_all(folder) == {"a.md": b"in/a.md", "b/c.jsonl": b"in/b/c.jsonl"}
+    assert folder.skipped.counts == {"hidden": 1}
+    assert names(list_sources([f"{base}/in/a.md{mark}{query}"])) == ["a.md"]
+    assert names(list_sources([f"{base}/**/*.md{mark}{query}"])) == ["in/a.md", "out/d.md"]
+    both = [f"{base}/in{mark}{query}", f"{base}/out{mark}{query}"]
+    assert names(list_sources(both)) == ["in/a.md", "in/b/c.jsonl", "out/d.md"]
+
+
+def test_wrong_credentials_of_a_source(s3_url: str, monkeypatch: pytest.MonkeyPatch):
+    open_store(s3_url).put("a.md", b"x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret")
+    with pytest.raises(AccessDenied) as caught:
+        list_sources([s3_url])
+    assert "wrong-secret" not in str(caught.value)
+
+
+def test_a_zip_file_through_fsspec(tmp_path: Path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("one/a.md", "text")
+        archive.writestr("two.jsonl", "{}")
+    listing = list_sources([f"zip://::file://{tmp_path}/a.zip"])
+    assert read_all(listing) == {"one/a.md": b"text", "two.jsonl": b"{}"}
+
+
+def test_large_objects_are_read_by_ranges_in_pieces():
+    memory_url = f"memory://{uuid.uuid4().hex}"
+    data = b"".join(b'{"text": "%d"}\n' % i for i in range(1000))
+    store = open_store(memory_url)
+    store.put("a.jsonl", data)
+    file = list_sources([memory_url]).files[0]
+    with open_files(memory_url).open(file) as opened:
+        opened.seek(-10, 2)
+        assert opened.read() == data[-10:]
+        opened.seek(5)
+        assert opened.read(7) == data[5:12]
+        assert opened.tell() == 12
+
+
+def file(source: str, size: int, format: str = "jsonl") -> File:
+    return File(source=source, bytes=size, changed=0, format=format, root=0, name=source)
+
+
+def test_units_gather_small_files_and_divide_big_ones():
+    files = [
+        file("a", 10, "text"),
+        file("b", 20, "text"),
+        file("c", 100, "text"),
+        file("d", 350),
+        file("e", 5),
+    ]
+    files = [*texts, file("d", 350), file("e", 5), file("f.jsonl.gz", 500)]
+    units = list(group(files, 100))
+    shapes = [[(work.file.source, work.index, work.of) for work in unit] for unit in units]
+    assert shapes == [
+        [("a", 0, 1), ("b", 0, 1)],
+        [("c", 0, 1)],
+        [("d", 0, 3)],
+        [("d", 1, 3)],
+        [("d", 2, 3)],
+        [("e", 0, 1)],
+        [("f.jsonl.gz", 0, 1)],
+    ]
+    assert sum(work.bytes for unit in units for work in unit) == sum(one.bytes for one in files)
+
+
+def test_the_units_size_follows_the_corpus():
+    def unit_bytes(size: int) -> int:
+        listing = Listing(roots=(), files=(file("a", size),), skipped=Skipped())
+        return make_plan(listing, OPTIONS, None).unit_bytes
+
+    assert [unit_bytes(size) for size in (10, 2**30, 2**40)] == [4 << 20, 32 << 20, 64 << 20]
+
+
+def test_ids_and_the_heldout_split():
+    assert document_id("a/b.md", 7).hex() == "95c4356a0c6fd312e21cae4cfce1fe57", "ids never change"
+    ids = [document_id(f"file-{i}", 0) for i in range(20_000)]
+    assert len(set(ids)) == len(ids)
+    held = sum(is_heldout(one, 0.05) for one in ids)
+    assert 850 < held < 1150, "5 standard deviations around 1000"
+    assert not any(is_heldout(one, 0.0) for one in ids)
+    assert {one for one in ids if is_heldout(one, 0.01)} <= {one for one in ids if is_heldout(one, 0.05)}
