@@ -1,5 +1,6 @@
 """The vectorised assignment equals the definition of a step (design §7.7), step by step."""
 
+import math
 from dataclasses import fields
 
 import numpy as np
@@ -40,7 +41,7 @@ def check(found: Assignment, batches: Batches, share: Share, k: int, steps: int)
     at = 0
     for step, size in zip(range(first, first + steps), sizes, strict=True):
         samples = samples_of(batches, step, k)
-        forwards = -(-(-(-size // share.dp_size)) // width)
+        forwards = math.ceil(math.ceil(size / share.dp_size) / width)
         if size == batches.batch(step) and share.micro_batch is not None:
             assert forwards == batches.forwards(step, share.dp_size, share.micro_batch)
         slots, real = forward_slots(rank_slots(samples, share.dp_rank, share.dp_size), forwards, width)

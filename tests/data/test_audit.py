@@ -16,7 +16,7 @@ from fmscale.errors import DataError
 from fmscale.store.backend import Backend
 from fmscale.store.dataset import open_dataset
 from fmscale.store.open import open_store
-from tests.helpers.corpus import T, Corpus, store_corpus
+from tests.helpers.corpus import Corpus, T, store_corpus
 
 
 @pytest.fixture(scope="module")

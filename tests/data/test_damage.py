@@ -14,7 +14,7 @@ from fmscale.store.backend import Backend
 from fmscale.store.fetch import CorruptChunk
 from fmscale.store.log import RUN_KINDS, Log
 from fmscale.store.open import open_store
-from tests.helpers.corpus import T, Corpus, store_corpus
+from tests.helpers.corpus import Corpus, T, store_corpus
 from tests.helpers.segments import flip, truncate
 
 

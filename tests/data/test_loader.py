@@ -16,7 +16,7 @@ from fmscale.data.torch_dataset import TokenDataset
 from fmscale.errors import ConfigError, DataError
 from fmscale.store.backend import Backend
 from fmscale.store.open import open_store
-from tests.helpers.corpus import T, Corpus, store_corpus
+from tests.helpers.corpus import Corpus, T, store_corpus
 from tests.helpers.ranks import run_ranks
 
 
@@ -117,7 +117,7 @@ def test_iterating_again_goes_on_where_it_stopped(memory: Backend, corpus: Corpu
         second = [batch.k.tolist() for batch in itertools.islice(loader, 3)]
         loader.close()
         third = [batch.k.tolist() for batch in itertools.islice(loader, 3)]
-    assert sorted(sum(first + second + third, [])) == list(range(72))
+    assert sorted(itertools.chain.from_iterable(first + second + third)) == list(range(72))
 
 
 def test_state_of_another_plan_is_refused(memory: Backend, corpus: Corpus) -> None:

@@ -127,6 +127,7 @@ def test_a_run_that_lost_its_lease_cannot_change_the_order(memory_store: Backend
     held = acquire(run_log(memory_store), "first")
     log = OrderLog(run_log(memory_store), epoch=held.epoch)
     log.start([source("a")])
+    log.ban(0, [(0, 9)], 700)
     acquire(run_log(memory_store), "second")
     with pytest.raises(LeaseLost):
         log.ban(0, [(0, 9)], 800)

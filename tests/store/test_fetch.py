@@ -67,7 +67,7 @@ def data(local_store: Backend, ref: ObjectRef) -> bytes:
 
 
 def read(fetcher: Fetcher, ref: ObjectRef, first: int, chunks: int) -> bytes:
-    start, length = chunk_span(ref, first, chunks)
+    _, length = chunk_span(ref, first, chunks)
     buffer = bytearray(b"\xa5" * length)
     fetcher.read_chunks(ref, first, chunks, memoryview(buffer))
     return bytes(buffer)

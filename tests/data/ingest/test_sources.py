@@ -197,8 +197,8 @@ def test_units_gather_small_files_and_divide_big_ones():
         file("c", 100, "text"),
         file("d", 350),
         file("e", 5),
+        file("f.jsonl.gz", 500),
     ]
-    files = [*texts, file("d", 350), file("e", 5), file("f.jsonl.gz", 500)]
     units = list(group(files, 100))
     shapes = [[(work.file.source, work.index, work.of) for work in unit] for unit in units]
     assert shapes == [
