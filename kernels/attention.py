@@ -21,6 +21,8 @@ from fmscale.errors import KernelError
 
 WIDEST = 256
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+# A tile has at most 128 rows, whose offsets are 32-bit; from tile to tile they are 64-bit.
+FAR = 2**24
 # No document is that long; keeps position + window within 32 bits.
 NO_WINDOW = 2**30
 
@@ -110,8 +112,8 @@ _op.register_autograd(_backward, setup_context=_save)
 
 
 def _unit(x: Tensor) -> Tensor:
-    """`x` with stride 1 in its last dimension: itself where it has it, else a copy."""
-    return x if x.stride(-1) == 1 else x.contiguous()
+    """`x` itself where a tile's offsets fit into 32 bits and its last stride is 1, else a copy."""
+    return x if x.stride(-1) == 1 and x.stride(1) < FAR else x.contiguous()
 
 
 @overload

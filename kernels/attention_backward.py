@@ -14,6 +14,7 @@ from fmscale.kernels.attention_common import (
     block_e,
     extent,
     key_range,
+    near,
     per_section,
     place,
     precision,
@@ -31,10 +32,12 @@ from torch import Tensor
 
 @sized("T", "blocks")
 def delta_kernel(  # type: ignore[no-untyped-def]
-    OUT, DOUT, LSE, DLSE, SINKS, DELTA, DSINKS, stride_b, stride_t, stride_h, T, blocks,
+    OUT, DOUT, LSE, DLSE, SINKS, DELTA, LEVEL, DSINKS, stride_b, stride_t, stride_h, T, blocks,
     E: tl.constexpr, H: tl.constexpr, ACC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """delta = sum(dO * O) - dLSE per row, and each block's share of the sink's gradient."""
+    """Per row delta = sum(dO * O) - dLSE, and the level: LSE in base 2, +inf where it was -inf, so that
+    exp2(s - level) is 0 in rows that see nothing. Per block its share of the sink's gradient.
+    """
     block = tl.program_id(0) % blocks
     bh = (tl.program_id(0) // blocks).to(tl.int64)
     b = bh // H
@@ -49,66 +52,24 @@ def delta_kernel(  # type: ignore[no-untyped-def]
     delta = tl.sum(o * do, axis=1)
     if DLSE is not None:
         delta -= tl.load(DLSE + bh * T + row, mask=row < T, other=0.0)
+    lse = tl.load(LSE + bh * T + row, mask=row < T, other=float("inf"))
+    nothing = lse == -float("inf")
+    level = tl.where(nothing, float("inf"), lse * 1.4426950408889634)
+    # whatever came down for the log-sum-exp of a row that sees nothing, 0 * NaN would carry it on
+    delta = tl.where(nothing, 0.0, delta)
     tl.store(DELTA + bh * T + row, delta, mask=row < T)
+    tl.store(LEVEL + bh * T + row, level, mask=row < T)
     if SINKS is not None:
-        lse = tl.load(LSE + bh * T + row, mask=row < T, other=float("inf"))
-        lse = tl.where(lse == -float("inf"), float("inf"), lse)
         sink = tl.load(SINKS + h).to(ACC)
-        share = tl.exp2((sink - lse) * 1.4426950408889634) * delta
+        share = tl.exp2(sink * 1.4426950408889634 - level) * delta
         tl.store(DSINKS + bh * blocks + block, -tl.sum(share, axis=0))
-
-
-@jit
-def _dkdv(  # type: ignore[no-untyped-def]
-    dk, dv, k, v, Q, DOUT, LSE, DELTA, stride_qt, stride_ot, lo, hi, key, length_q, length_k,
-    scale, softcap, window,
-    E: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
-    MASKED: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr,
-):  # fmt: skip
-    line = tl.arange(0, BLOCK_M)
-    column = tl.arange(0, BLOCK_E)
-    offset_q = line.to(tl.int64)[:, None] * stride_qt + column[None, :]
-    offset_o = line.to(tl.int64)[:, None] * stride_ot + column[None, :]
-    hop_q = tl.full((), BLOCK_M, tl.int64) * stride_qt
-    hop_o = tl.full((), BLOCK_M, tl.int64) * stride_ot
-    Q += lo.to(tl.int64) * stride_qt
-    DOUT += lo.to(tl.int64) * stride_ot
-    for m0 in range(lo, hi, BLOCK_M):
-        row = m0 + line
-        inside = (row < length_q)[:, None] & (column < E)[None, :]
-        q = tl.load(Q + offset_q, mask=inside, other=0.0)
-        s = tl.dot(k, tl.trans(q), input_precision=PRECISION, out_dtype=ACC)
-        # rows past the end, and rows that see nothing: exp2(s - inf) is 0 without a mask
-        lse = tl.load(LSE + row, mask=row < length_q, other=float("inf"))
-        lse = tl.where(lse == -float("inf"), float("inf"), lse) * 1.4426950408889634
-        if SOFTCAP:
-            t = tanh(s * (scale / softcap), PRECISION == "tf32x3")
-            p = tl.exp2(t * (softcap * 1.4426950408889634) - lse[None, :])
-        else:
-            p = tl.exp2(s * (scale * 1.4426950408889634) - lse[None, :])
-        if MASKED:
-            position = row + (length_k - length_q)
-            seen = visible(position[None, :], key[:, None], length_k, window, CAUSAL, WINDOW)
-            p = tl.where(seen, p, 0.0)
-        do = tl.load(DOUT + offset_o, mask=inside, other=0.0)
-        dp = tl.dot(v, tl.trans(do), input_precision=PRECISION, out_dtype=ACC)
-        dv = tl.dot(p.to(do.dtype), do, dv, input_precision=PRECISION, out_dtype=ACC)
-        delta = tl.load(DELTA + row, mask=row < length_q, other=0.0)
-        ds = p * (dp - delta[None, :])
-        if SOFTCAP:
-            ds = ds * (1.0 - t * t)
-        dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION, out_dtype=ACC)
-        Q += hop_q
-        DOUT += hop_o
-    return dk, dv
 
 
 @sized("T", "S", "documents", "tiles", "section", "window")
 def dkdv_kernel(  # type: ignore[no-untyped-def]
-    Q, K, V, DOUT, LSE, DELTA, DK, DV, CU_Q, CU_K, TILES,
-    stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh,
-    stride_vb, stride_vt, stride_vh, stride_ob, stride_ot, stride_oh,
+    Q, K, V, DOUT, LEVEL, DELTA, DK, DV, CU_Q, CU_K, TILES,
+    stride_qb, stride_qt: tl.constexpr, stride_qh, stride_kb, stride_kt: tl.constexpr, stride_kh,
+    stride_vb, stride_vt: tl.constexpr, stride_vh, stride_ob, stride_ot: tl.constexpr, stride_oh,
     T, S, heads, documents, tiles, section, scale, softcap, window,
     E: tl.constexpr, H: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
@@ -118,6 +79,8 @@ def dkdv_kernel(  # type: ignore[no-untyped-def]
     b = (bh // (H // GROUP)).to(tl.int64)
     h = bh % (H // GROUP)
     if TILES is not None:
+        b = b * 0
+        h = bh
         document, tile = unpack(tl.load(TILES + tile))
         if document > documents:
             return
@@ -133,98 +96,99 @@ def dkdv_kernel(  # type: ignore[no-untyped-def]
     key = n0 + tl.arange(0, BLOCK_N)
     column = tl.arange(0, BLOCK_E)
     inside = (key < length_k)[:, None] & (column < E)[None, :]
-    token = start_k.to(tl.int64) + key
-    k = tl.load(
-        K + b * stride_kb + h * stride_kh + token[:, None] * stride_kt + column[None, :],
-        mask=inside, other=0.0,
-    )  # fmt: skip
-    v = tl.load(
-        V + b * stride_vb + h * stride_vh + token[:, None] * stride_vt + column[None, :],
-        mask=inside, other=0.0,
-    )  # fmt: skip
+    # 64-bit to the tile, 32-bit within it: fewer registers
+    token = start_k.to(tl.int64) + n0
+    entry = tl.arange(0, BLOCK_N)[:, None]
+    head_k = h.to(tl.int64)
+    K += b * stride_kb + head_k * stride_kh + token * stride_kt
+    V += b * stride_vb + head_k * stride_vh + token * stride_vt
+    k = tl.load(K + (entry * stride_kt + column[None, :]), mask=inside, other=0.0)
+    v = tl.load(V + (entry * stride_vt + column[None, :]), mask=inside, other=0.0)
 
-    # Keys past the end need no mask: their rows of dK and dV are not stored.
+    # One loop over all heads of the group and their rows: a loop per head costs ten registers, which at
+    # E 128 spill, and drains the pipeline between heads. Keys past the end need no mask: their rows of
+    # dK and dV are not stored.
     lo, hi = query_range(n0, length_q, length_k, window, CAUSAL, WINDOW, BLOCK_N)
     lo = lo // BLOCK_M * BLOCK_M
-    offset = length_k - length_q
-    last = tl.minimum(n0 + BLOCK_N, length_k) - 1
-    full_lo = lo
-    if CAUSAL:
-        full_lo = tl.maximum(last - offset, 0)
-    elif WINDOW:
-        full_lo = tl.maximum(last - offset - window + 1, 0)
-    full_lo = (full_lo + BLOCK_M - 1) // BLOCK_M * BLOCK_M
-    full_lo = tl.minimum(tl.maximum(full_lo, lo), tl.maximum(hi, lo))
-    full_hi = hi
-    if WINDOW:
-        full_hi = tl.maximum(n0 + window - offset, 0) // BLOCK_M * BLOCK_M
-        full_hi = tl.minimum(tl.maximum(full_hi, full_lo), tl.maximum(hi, full_lo))
+    steps = (hi - lo + BLOCK_M - 1) // BLOCK_M
+    position = key - length_k + length_q
+    line = tl.arange(0, BLOCK_M)
+    offset_q = line[:, None] * stride_qt + column[None, :]
+    offset_o = line[:, None] * stride_ot + column[None, :]
+    first = start_q.to(tl.int64)
+    Q += b * stride_qb + head_k * GROUP * stride_qh + first * stride_qt
+    DOUT += b * stride_ob + head_k * GROUP * stride_oh + first * stride_ot
+    LEVEL += (b * H + h * GROUP) * T + first
+    DELTA += (b * H + h * GROUP) * T + first
     dk = tl.zeros((BLOCK_N, BLOCK_E), dtype=ACC)
     dv = tl.zeros((BLOCK_N, BLOCK_E), dtype=ACC)
-    first_row = start_q.to(tl.int64)
-    for g in range(GROUP):
-        head = h * GROUP + g
-        Q_h = Q + b * stride_qb + head * stride_qh + first_row * stride_qt
-        DO_h = DOUT + b * stride_ob + head * stride_oh + first_row * stride_ot
-        LSE_h = LSE + (b * H + head) * T + first_row
-        DELTA_h = DELTA + (b * H + head) * T + first_row
+    for step in range(GROUP * steps):
+        g = (step // steps).to(tl.int64)
+        m0 = lo + (step % steps) * BLOCK_M
+        row = m0 + line
+        live = (row < length_q)[:, None]
+        if E < BLOCK_E:
+            live = live & (column < E)[None, :]
+        q = tl.load(Q + g * stride_qh + m0.to(tl.int64) * stride_qt + offset_q, mask=live, other=0.0)
+        s = tl.dot(k, tl.trans(q), input_precision=PRECISION, out_dtype=ACC)
+        # rows past the end: exp2(s - inf) is 0 without a mask
+        level = tl.load(LEVEL + g * T + row, mask=row < length_q, other=float("inf"))
+        if SOFTCAP:
+            s = tanh(s * (scale / softcap), PRECISION == "tf32x3")
+            p = tl.exp2(s * (softcap * 1.4426950408889634) - level[None, :])
+        else:
+            p = tl.exp2(s * (scale * 1.4426950408889634) - level[None, :])
         if CAUSAL or WINDOW:
-            dk, dv = _dkdv(
-                dk, dv, k, v, Q_h, DO_h, LSE_h, DELTA_h, stride_qt, stride_ot, lo, full_lo, key, length_q,
-                length_k, scale, softcap, window, E, CAUSAL, WINDOW, SOFTCAP, True, ACC, PRECISION,
-                BLOCK_M, BLOCK_E,
-            )  # fmt: skip
-        dk, dv = _dkdv(
-            dk, dv, k, v, Q_h, DO_h, LSE_h, DELTA_h, stride_qt, stride_ot, full_lo, full_hi, key, length_q,
-            length_k, scale, softcap, window, E, CAUSAL, WINDOW, SOFTCAP, False, ACC, PRECISION,
-            BLOCK_M, BLOCK_E,
-        )  # fmt: skip
-        if WINDOW:
-            dk, dv = _dkdv(
-                dk, dv, k, v, Q_h, DO_h, LSE_h, DELTA_h, stride_qt, stride_ot, full_hi, hi, key, length_q,
-                length_k, scale, softcap, window, E, CAUSAL, WINDOW, SOFTCAP, True, ACC, PRECISION,
-                BLOCK_M, BLOCK_E,
-            )  # fmt: skip
+            p = tl.where(near(row[None, :], position[:, None], window, CAUSAL, WINDOW), p, 0.0)
+        do = tl.load(DOUT + g * stride_oh + m0.to(tl.int64) * stride_ot + offset_o, mask=live, other=0.0)
+        dp = tl.dot(v, tl.trans(do), input_precision=PRECISION, out_dtype=ACC)
+        dv = tl.dot(p.to(do.dtype), do, dv, input_precision=PRECISION, out_dtype=ACC)
+        if SOFTCAP:
+            p = p * (1.0 - s * s)
+        delta = tl.load(DELTA + g * T + row, mask=row < length_q, other=0.0)
+        ds = p * (dp - delta[None, :])
+        dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION, out_dtype=ACC)
     dk = dk * scale
-    to = ((b * S + token)[:, None] * (H // GROUP) + h) * E + column[None, :]
-    tl.store(DK + to, dk.to(DK.dtype.element_ty), mask=inside)
-    tl.store(DV + to, dv.to(DV.dtype.element_ty), mask=inside)
+    base = ((b * S + token) * (H // GROUP) + h) * E
+    to = entry * (H // GROUP * E) + column[None, :]
+    tl.store(DK + base + to, dk.to(DK.dtype.element_ty), mask=inside)
+    tl.store(DV + base + to, dv.to(DV.dtype.element_ty), mask=inside)
 
 
 @jit
 def _dq(  # type: ignore[no-untyped-def]
-    dq, q, do, lse, delta, K, V, stride_kt, stride_vt, lo, hi, position, length_k, scale, softcap, window,
+    dq, q, do, level, delta, K, V, stride_kt, stride_vt, lo, hi, position, length_k, scale, softcap, window,
     E: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
     MASKED: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     line = tl.arange(0, BLOCK_N)
     column = tl.arange(0, BLOCK_E)
-    offset_k = line.to(tl.int64)[:, None] * stride_kt + column[None, :]
-    offset_v = line.to(tl.int64)[:, None] * stride_vt + column[None, :]
+    offset_k = line[:, None] * stride_kt + column[None, :]
+    offset_v = line[:, None] * stride_vt + column[None, :]
     hop_k = tl.full((), BLOCK_N, tl.int64) * stride_kt
     hop_v = tl.full((), BLOCK_N, tl.int64) * stride_vt
     K += lo.to(tl.int64) * stride_kt
     V += lo.to(tl.int64) * stride_vt
     for n0 in range(lo, hi, BLOCK_N):
         key = n0 + line
-        inside = (key < length_k)[:, None] & (column < E)[None, :]
+        inside = (key < length_k)[:, None]
+        if E < BLOCK_E:
+            inside = inside & (column < E)[None, :]
         k = tl.load(K + offset_k, mask=inside, other=0.0)
         v = tl.load(V + offset_v, mask=inside, other=0.0)
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACC)
         dp = tl.dot(do, tl.trans(v), input_precision=PRECISION, out_dtype=ACC)
+        dp = dp - delta[:, None]
         if SOFTCAP:
             t = tanh(s * (scale / softcap), PRECISION == "tf32x3")
-            p = tl.exp2(t * (softcap * 1.4426950408889634) - lse[:, None])
+            dp = dp * (1.0 - t * t)
+            p = tl.exp2(t * (softcap * 1.4426950408889634) - level[:, None])
         else:
-            p = tl.exp2(s * (scale * 1.4426950408889634) - lse[:, None])
+            p = tl.exp2(s * (scale * 1.4426950408889634) - level[:, None])
         if MASKED:
-            seen = visible(position[:, None], key[None, :], length_k, window, CAUSAL, WINDOW)
-            p = tl.where(seen, p, 0.0)
-        ds = p * (dp - delta[:, None])
-        if SOFTCAP:
-            ds = ds * (1.0 - t * t)
-        dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION, out_dtype=ACC)
+            p = tl.where(visible(position, key, length_k, window, CAUSAL, WINDOW), p, 0.0)
+        dq = tl.dot((p * dp).to(k.dtype), k, dq, input_precision=PRECISION, out_dtype=ACC)
         K += hop_k
         V += hop_v
     return dq
@@ -232,9 +196,9 @@ def _dq(  # type: ignore[no-untyped-def]
 
 @sized("T", "S", "documents", "tiles", "section", "window")
 def dq_kernel(  # type: ignore[no-untyped-def]
-    Q, K, V, DOUT, LSE, DELTA, DQ, CU_Q, CU_K, TILES,
-    stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh,
-    stride_vb, stride_vt, stride_vh, stride_ob, stride_ot, stride_oh,
+    Q, K, V, DOUT, LEVEL, DELTA, DQ, CU_Q, CU_K, TILES,
+    stride_qb, stride_qt: tl.constexpr, stride_qh, stride_kb, stride_kt: tl.constexpr, stride_kh,
+    stride_vb, stride_vt: tl.constexpr, stride_vh, stride_ob, stride_ot: tl.constexpr, stride_oh,
     T, S, heads, documents, tiles, section, scale, softcap, window,
     E: tl.constexpr, H: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
@@ -244,6 +208,8 @@ def dq_kernel(  # type: ignore[no-untyped-def]
     b = (bh // H).to(tl.int64)
     h = bh % H
     if TILES is not None:
+        b = b * 0
+        h = bh
         document, tile = unpack(tl.load(TILES + tile))
         if document > documents:
             return
@@ -261,21 +227,17 @@ def dq_kernel(  # type: ignore[no-untyped-def]
     row = m0 + tl.arange(0, BLOCK_M)
     column = tl.arange(0, BLOCK_E)
     inside = (row < length_q)[:, None] & (column < E)[None, :]
-    token = start_q.to(tl.int64) + row
-    q = tl.load(
-        Q + b * stride_qb + h * stride_qh + token[:, None] * stride_qt + column[None, :],
-        mask=inside, other=0.0,
-    )  # fmt: skip
-    do = tl.load(
-        DOUT + b * stride_ob + h * stride_oh + token[:, None] * stride_ot + column[None, :],
-        mask=inside, other=0.0,
-    )  # fmt: skip
-    line = (b * H + h) * T + token
-    lse = tl.load(LSE + line, mask=row < length_q, other=float("inf"))
-    lse = tl.where(lse == -float("inf"), float("inf"), lse) * 1.4426950408889634
-    delta = tl.load(DELTA + line, mask=row < length_q, other=0.0)
-    K += b * stride_kb + (h // GROUP) * stride_kh + start_k.to(tl.int64) * stride_kt
-    V += b * stride_vb + (h // GROUP) * stride_vh + start_k.to(tl.int64) * stride_vt
+    token = start_q.to(tl.int64) + m0
+    line = tl.arange(0, BLOCK_M)
+    Q += b * stride_qb + h.to(tl.int64) * stride_qh + token * stride_qt
+    DOUT += b * stride_ob + h.to(tl.int64) * stride_oh + token * stride_ot
+    q = tl.load(Q + (line[:, None] * stride_qt + column[None, :]), mask=inside, other=0.0)
+    do = tl.load(DOUT + (line[:, None] * stride_ot + column[None, :]), mask=inside, other=0.0)
+    level = tl.load(LEVEL + ((b * H + h) * T + token) + line, mask=row < length_q, other=float("inf"))
+    delta = tl.load(DELTA + ((b * H + h) * T + token) + line, mask=row < length_q, other=0.0)
+    head_k = (h // GROUP).to(tl.int64)
+    K += b * stride_kb + head_k * stride_kh + start_k.to(tl.int64) * stride_kt
+    V += b * stride_vb + head_k * stride_vh + start_k.to(tl.int64) * stride_vt
 
     position = row + (length_k - length_q)
     lo, hi = key_range(m0, length_q, length_k, window, CAUSAL, WINDOW, BLOCK_M)
@@ -293,21 +255,21 @@ def dq_kernel(  # type: ignore[no-untyped-def]
         full_lo = (tl.maximum(last - window + 1, 0) + BLOCK_N - 1) // BLOCK_N * BLOCK_N
         full_lo = tl.minimum(tl.maximum(full_lo, lo), full_hi)
         dq = _dq(
-            dq, q, do, lse, delta, K, V, stride_kt, stride_vt, lo, full_lo, position, length_k, scale,
+            dq, q, do, level, delta, K, V, stride_kt, stride_vt, lo, full_lo, position, length_k, scale,
             softcap, window, E, CAUSAL, WINDOW, SOFTCAP, True, ACC, PRECISION, BLOCK_N, BLOCK_E,
         )  # fmt: skip
         lo = full_lo
     dq = _dq(
-        dq, q, do, lse, delta, K, V, stride_kt, stride_vt, lo, full_hi, position, length_k, scale,
+        dq, q, do, level, delta, K, V, stride_kt, stride_vt, lo, full_hi, position, length_k, scale,
         softcap, window, E, CAUSAL, WINDOW, SOFTCAP, False, ACC, PRECISION, BLOCK_N, BLOCK_E,
     )  # fmt: skip
     dq = _dq(
-        dq, q, do, lse, delta, K, V, stride_kt, stride_vt, full_hi, hi, position, length_k, scale,
+        dq, q, do, level, delta, K, V, stride_kt, stride_vt, full_hi, hi, position, length_k, scale,
         softcap, window, E, CAUSAL, WINDOW, SOFTCAP, True, ACC, PRECISION, BLOCK_N, BLOCK_E,
     )  # fmt: skip
     dq = dq * scale
-    to = ((b * T + token)[:, None] * H + h) * E + column[None, :]
-    tl.store(DQ + to, dq.to(DQ.dtype.element_ty), mask=inside)
+    DQ += ((b * T + token) * H + h) * E
+    tl.store(DQ + (line[:, None] * (H * E) + column[None, :]), dq.to(DQ.dtype.element_ty), mask=inside)
 
 
 def backward(
@@ -317,13 +279,13 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
     """Gradients of q, k, v and sinks; shapes as in `forward`, `dlse` (B, H, T) or None.
 
-    Extra memory: delta (B, H, T) in fp32, and one number per head and 64 rows for the sinks.
+    Extra memory: delta and level (B, H, T) in fp32, and one number per head and 64 rows for the sinks.
     """
     B, T, H, E = q.shape
     S, K = k.shape[1:3]
     group = H // K
     gq, gk, gv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-    delta = torch.empty_like(lse)
+    delta, level = torch.empty_like(lse), torch.empty_like(lse)
     blocks = -(-T // 64)
     shares = lse.new_empty((B, H, blocks)) if sinks is not None else None
     acc, width = tl_dtype(lse.dtype), block_e(E)
@@ -336,7 +298,7 @@ def backward(
     with on(q.device):
         if gq.numel():
             delta_kernel[(blocks * B * H,)](
-                out, dout, lse, dlse, sinks, delta, shares, *strides(dout), T, blocks,
+                out, dout, lse, dlse, sinks, delta, level, shares, *strides(dout), T, blocks,
                 E=E, H=H, ACC=acc, BLOCK_M=64, BLOCK_E=width, num_warps=4,
             )  # fmt: skip
         if gk.numel():
@@ -348,7 +310,7 @@ def backward(
                 tiles = listed.numel()
             section = per_section(B * K, 2 * T * E * group * q.element_size())
             dkdv_kernel[(tiles * B * K,)](
-                q, k, v, dout, lse, delta, gk, gv, cu_q, cu_k, listed, *moves,
+                q, k, v, dout, level, delta, gk, gv, cu_q, cu_k, listed, *moves,
                 T, S, B * K, documents, tiles, section, scale, softcap, window, **shared, **dkdv,
             )  # fmt: skip
         if gq.numel():
@@ -360,7 +322,7 @@ def backward(
                 tiles = listed.numel()
             section = group * per_section(B * K, 2 * S * E * k.element_size())
             dq_kernel[(tiles * B * H,)](
-                q, k, v, dout, lse, delta, gq, cu_q, cu_k, listed, *moves,
+                q, k, v, dout, level, delta, gq, cu_q, cu_k, listed, *moves,
                 T, S, B * H, documents, tiles, section, scale, softcap, window, **shared, **dq,
             )  # fmt: skip
     if sinks is None or shares is None:

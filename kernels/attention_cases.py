@@ -33,11 +33,11 @@ def _case(kernel: str, dtype: torch.dtype, E: int, mask: str, launch: dict[str, 
     pointers = {
         "forward": {"Q": typed, "K": typed, "V": typed, "SINKS": typed, "OUT": typed, "LSE": "*fp32"},
         "dkdv": {
-            "Q": typed, "K": typed, "V": typed, "DOUT": typed, "LSE": "*fp32", "DELTA": "*fp32",
+            "Q": typed, "K": typed, "V": typed, "DOUT": typed, "LEVEL": "*fp32", "DELTA": "*fp32",
             "DK": typed, "DV": typed,
         },
         "dq": {
-            "Q": typed, "K": typed, "V": typed, "DOUT": typed, "LSE": "*fp32", "DELTA": "*fp32", "DQ": typed
+            "Q": typed, "K": typed, "V": typed, "DOUT": typed, "LEVEL": "*fp32", "DELTA": "*fp32", "DQ": typed
         },
     }[kernel]  # fmt: skip
     signature = dict(pointers)
@@ -55,7 +55,8 @@ def _case(kernel: str, dtype: torch.dtype, E: int, mask: str, launch: dict[str, 
         else:
             constants[name] = None
     tensors = "qkv" if kernel == "forward" else "qkvo"
-    signature |= {f"stride_{tensor}{axis}": "i32" for tensor in tensors for axis in "bth"}
+    signature |= {f"stride_{tensor}{axis}": "i32" for tensor in tensors for axis in "bh"}
+    constants |= {f"stride_{tensor}t": (8 if tensor in "kv" else 32) * E for tensor in tensors}
     signature |= dict.fromkeys(COUNTS, "i32") | {"scale": "fp32", "softcap": "fp32"}
     shape = "x".join(str(launch[size]) for size in ("BLOCK_M", "BLOCK_N"))
     pipeline = f"w{launch['num_warps']} s{launch['num_stages']}"
@@ -81,14 +82,14 @@ def _small() -> Iterator[CompileCase]:
             constants={"KEYS": keys, "CAUSAL": True, "WINDOW": True, "BLOCK": 128, "COUNT": COUNT},
             unaligned=frozenset({"documents", "total", "total_other", "slots", "steps", "window"}),
         )
-    for dtype, short in SHORT.items():
+    for short in SHORT.values():
         for E in (64, 128, 256):
             yield CompileCase(
                 name=f"attention.delta {short} E{E}",
                 kernel=delta_kernel,
                 signature={
                     "OUT": f"*{short}", "DOUT": f"*{short}", "LSE": "*fp32", "DLSE": "*fp32",
-                    "SINKS": f"*{short}", "DELTA": "*fp32", "DSINKS": "*fp32", "stride_b": "i32",
+                    "SINKS": f"*{short}", "DELTA": "*fp32", "LEVEL": "*fp32", "DSINKS": "*fp32", "stride_b": "i32",
                     "stride_t": "i32", "stride_h": "i32", "T": "i32", "blocks": "i32",
                 },
                 constants={

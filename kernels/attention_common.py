@@ -92,17 +92,30 @@ def query_range(  # type: ignore[no-untyped-def]
 
 
 @jit
+def near(position, key, window, CAUSAL: tl.constexpr, WINDOW: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Whether the query at key position `position` sees `key` by causality and window; broadcasts.
+
+    One of CAUSAL and WINDOW must be on.
+    """
+    if CAUSAL:
+        seen = key <= position
+        if WINDOW:
+            seen = seen & (key > position - window)
+    else:
+        seen = (key > position - window) & (key < position + window)
+    return seen
+
+
+@jit
 def visible(  # type: ignore[no-untyped-def]
     position, key, length_k, window, CAUSAL: tl.constexpr, WINDOW: tl.constexpr
 ):
-    """Whether the query at key position `position` sees `key`; broadcasts."""
-    seen = (key < length_k) & (position == position)
+    """(queries, keys): `near`, and the key exists; of causal masks the first implies the second."""
+    seen = key[None, :] < length_k
     if CAUSAL:
-        seen = seen & (key <= position)
-    if WINDOW:
-        seen = seen & (position - key < window)
-        if not CAUSAL:
-            seen = seen & (key - position < window)
+        seen = near(position[:, None], key[None, :], window, CAUSAL, WINDOW)
+    elif WINDOW:
+        seen = seen & near(position[:, None], key[None, :], window, CAUSAL, WINDOW)
     return seen
 
 

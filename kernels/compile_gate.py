@@ -102,7 +102,7 @@ def examine(case: CompileCase) -> Row:
         compiled = triton.compile(source, target=GPUTarget(*TARGET), options=options)
     except Exception as error:
         seconds = time.perf_counter() - begin
-        reason = f"does not compile: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        reason = f"does not compile: {type(error).__name__}: {' '.join(str(error).split())[-300:]}"
         return Row(
             name=case.name, registers=0, spills=0, shared=0, wgmma=0, warps=case.num_warps,
             seconds=round(seconds, 2), problems=(reason,),
