@@ -1,0 +1,122 @@
+"""From runs to claims in the schema of every fmscale benchmark, each with its target."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fmscale.kernels.bench.ceilings import Ceilings
+from fmscale.kernels.bench.contest import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What a claim must reach and aims at."""
+
+    id: str
+    """The claim's id in `targets.md`, with the direction where one line there holds two."""
+    what: str
+    """The problem in words."""
+    limit: str
+    """"matmul" or "copy": the ceiling it is held against."""
+    must: Mapping[str, float] = field(default_factory=dict)
+    """Ratio to each peer that ours must reach, in every row of the claim."""
+    aim: str = ""
+    """What it aims at beyond, in words."""
+    at_most: Mapping[str, float] = field(default_factory=dict)
+    """Upper limits of further figures: {"extra GiB": 1.0}."""
+
+    @property
+    def text(self) -> str:
+        """The target in one line."""
+        parts = [f">= {ratio:g} x {peer}" for peer, ratio in self.must.items()]
+        parts += [f"{name} <= {top:g}" for name, top in self.at_most.items()]
+        return "; ".join(parts) + (f" (aim: {self.aim})" if self.aim else "")
+
+
+ATTENTION = "bf16, 32 query and 8 key heads, 16k tokens"
+TARGETS = (
+    Target(
+        id="forward causal E=128", what=f"attention forward, {ATTENTION}", limit="matmul",
+        must={"flash": 1.25, "flex": 1.05}, aim="0.80 x cudnn; beyond: 0.95 x",
+    ),
+    Target(
+        id="forward causal E=64", what=f"attention forward, {ATTENTION}", limit="matmul",
+        must={"flash": 1.15}, aim="0.90 x cudnn; beyond: 1.05 x",
+    ),
+    Target(
+        id="backward causal E=128, deterministic", what=f"attention backward, {ATTENTION}; peers not "
+        "deterministic", limit="matmul",
+        must={"flash": 1.0, "flex": 1.05}, aim="0.70 x cudnn; beyond: 1.0 x FA3 deterministic",
+    ),
+    Target(
+        id="packed documents fwd+bwd", what="16k tokens of documents, mean 1k, causal, all preparation "
+        "included", limit="matmul",
+        must={"flex": 3.0}, aim="1.3 x varlen; beyond: 0.95 x FA4",
+    ),
+    Target(
+        id="window 1024 + sinks, E=64", what="attention forward and backward, 64 query and 8 key heads",
+        limit="matmul", must={"flex": 1.2}, aim="0.95 x cudnn; beyond: 1.1 x",
+    ),
+    Target(id="RMSNorm fwd", what="16384 x 4096, bf16", limit="copy", must={"eager": 1.0}, aim="3.6 TB/s"),
+    Target(id="RMSNorm bwd", what="16384 x 4096, bf16", limit="copy", must={"eager": 1.6}, aim="3.3 TB/s"),
+    Target(
+        id="fused linear CE fwd+bwd", what="8192 x 4096 x 128k, bf16; 6 M H V operations", limit="matmul",
+        must={"liger": 1.0}, aim="550 TFLOP/s; beyond: 620", at_most={"extra GiB": 1.0},
+    ),
+    Target(
+        id="AdamW partition", what="10^9 parameters, bf16 gradient and copy, 28 bytes each", limit="copy",
+        must={"torch fused + copy": 1.0}, aim="3.7 TB/s",
+    ),
+    Target(id="add + RMSNorm fwd", what="16384 x 4096, bf16", limit="copy", must={"eager": 1.3}),
+    Target(id="RoPE fwd", what="16k tokens, 32 + 8 heads of 128, bf16", limit="copy", must={"compiled": 1.0}),
+    Target(id="SwiGLU fwd", what="16384 x 14336, bf16", limit="copy", must={"compiled": 1.0}),
+    Target(id="SwiGLU bwd", what="16384 x 14336, bf16", limit="copy", must={"compiled": 1.0}),
+    Target(id="byte-plane split", what="2^28 fp32 numbers", limit="copy", must={"eager": 1.0}),
+)  # fmt: skip
+
+
+def judge(target: Target, runs: Sequence[Run]) -> bool | None:
+    """True when every row reaches every ratio, False when one does not, None when that cannot be said."""
+    verdicts: list[bool | None] = []
+    for run in runs:
+        ours = run.rates.get("ours")
+        if ours is None:
+            verdicts.append(False if run.rates else None)  # ours failed where others ran
+            continue
+        for peer, ratio in target.must.items():
+            verdicts.append(ours >= ratio * run.rates[peer] if peer in run.rates else None)
+        for name, top in target.at_most.items():
+            verdicts.append(run.extra[name] <= top if name in run.extra else None)
+    if not verdicts or False in verdicts:
+        return False if False in verdicts else None
+    return None if None in verdicts else True
+
+
+def claim(target: Target, runs: Sequence[Run], ceilings: Ceilings | None) -> dict[str, Any]:
+    """One claim; its headline figures are those of its last row, the largest problem."""
+    head = runs[-1] if runs else None
+    unit = head.unit if head else ("TFLOP/s" if target.limit == "matmul" else "TB/s")
+    ours = head.rates.get("ours") if head else None
+    limit = getattr(ceilings, target.limit) if ceilings else None
+    reasons = dict(head.reasons) if head else {"ours": "not measured"}
+    named = {name for run in runs for name in (*run.rates, *run.reasons)}
+    peers = sorted((named | set(target.must)) - {"ours"})
+    missing = [name for name in ("ours", *peers) if head is None or name not in head.rates]
+    return {
+        "id": target.id,
+        "what": target.what + (f", {head.variant}" if head and head.variant else ""),
+        "unit": unit,
+        "ours": ours,
+        "peers": {name: head.rates.get(name) if head else None for name in peers},
+        "reasons": {name: reasons.get(name, "not tried") for name in missing},
+        "limit": limit,
+        "ratio": ours / limit if ours is not None and limit else None,
+        "target": target.text,
+        "ok": judge(target, runs),
+        "runs": [asdict(run) for run in runs],
+    }
+
+
+def assemble(runs: Sequence[Run], ceilings: Ceilings | None) -> list[dict[str, Any]]:
+    """Every claim, in the order of the targets, losing and missing ones too."""
+    return [claim(target, [r for r in runs if r.id == target.id], ceilings) for target in TARGETS]

@@ -1,0 +1,166 @@
+"""One row of the benchmark: ours and the peers on one problem, checked, then timed alternately."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from fmscale.kernels.bench.timing import Clock, describe, interleave
+from fmscale.kernels.bench.verdict import wrong
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contestant:
+    """One implementation, ready to run."""
+
+    run: Callable[[], object]
+    """What is timed."""
+    numbers: Callable[[], list[Tensor]]
+    """Runs it and gives the tensors that are compared with the reference."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contest:
+    """A problem on a device."""
+
+    makers: Mapping[str, Callable[[], Contestant]]
+    """Per name ("ours", then the peers) what builds the contestant; an error it raises is its reason."""
+    reference: Callable[[], list[Tensor]]
+    """The right numbers, in fp32 or fp64."""
+    finish: Callable[[], Mapping[str, float]] = dict
+    """Further figures of ours, measured after the timing: "extra GiB"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One case of a claim."""
+
+    id: str
+    """The claim it belongs to, as `targets.md` names it."""
+    variant: str
+    """What tells it from the claim's other rows: "T=8192"."""
+    unit: str
+    """"TFLOP/s" or "TB/s"; decides whether flops or bytes are divided by the time."""
+    flops: float
+    """Floating-point operations, by the convention of the claim."""
+    bytes: float
+    """Bytes that must move at least once."""
+    build: Callable[[torch.device], Contest]
+    """Makes the problem."""
+
+    @property
+    def work(self) -> float:
+        """What is divided by the time, in units of the row's unit."""
+        return (self.flops if self.unit == "TFLOP/s" else self.bytes) / 1e12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a row gave."""
+
+    id: str
+    """The row's claim."""
+    variant: str
+    """The row's variant."""
+    unit: str
+    """Unit of `rates`."""
+    intensity: float
+    """Operations per byte."""
+    flops: float
+    """Operations, for the roofline plot."""
+    rates: Mapping[str, float] = field(default_factory=dict)
+    """Work per second by contestant, at the median time."""
+    times: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Median, 20th and 80th percentile in seconds, by contestant."""
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """Why a contestant has no rate."""
+    extra: Mapping[str, float] = field(default_factory=dict)
+    """Further figures of ours."""
+
+
+def unmeasured(row: Row, reason: str) -> Run:
+    """The run of a row that was not tried."""
+    return Run(
+        id=row.id, variant=row.variant, unit=row.unit, intensity=row.flops / row.bytes, flops=row.flops,
+        reasons={"ours": reason},
+    )  # fmt: skip
+
+
+def hold(
+    row: Row, device: torch.device, clock: Clock, *, repeats: int, warmup: int = 2,
+    only: Collection[str] | None = None,
+) -> Run:  # fmt: skip
+    """Check every contestant's numbers, then time those that were right. `only` names those to try."""
+    contest = row.build(device)
+    reference = contest.reference()
+    ready: dict[str, Contestant] = {}
+    reasons: dict[str, str] = {}
+    for name, make in contest.makers.items():
+        if only is not None and name not in only:
+            continue
+        try:
+            contestant = make()
+            why = wrong(contestant.numbers(), reference)
+        except Exception as error:
+            why = describe(error)
+        if why is None:
+            ready[name] = contestant
+        else:
+            reasons[name] = why
+    del reference
+    times, failed = interleave({n: c.run for n, c in ready.items()}, clock, repeats=repeats, warmup=warmup)
+    extra: dict[str, Any] = dict(contest.finish()) if "ours" in times else {}
+    return Run(
+        id=row.id, variant=row.variant, unit=row.unit, intensity=row.flops / row.bytes, flops=row.flops,
+        rates={name: row.work / t.median for name, t in times.items()},
+        times={name: asdict(t) for name, t in times.items()},
+        reasons=reasons | failed, extra=extra,
+    )  # fmt: skip
+
+
+Function = Callable[..., Any]
+Select = Callable[[list[Tensor]], list[Tensor]]
+
+
+def listed(value: Any) -> list[Tensor]:
+    """The tensors of an op's result, one or several."""
+    return list(value) if isinstance(value, (tuple, list)) else [value]
+
+
+def forward_of(function: Function, inputs: list[Tensor], select: Select = lambda t: t) -> Contestant:
+    """Times the forward; `select` picks what of the outputs is compared."""
+
+    @torch.no_grad()
+    def run() -> Any:
+        return function(*inputs)
+
+    return Contestant(run=run, numbers=lambda: select(listed(run())))
+
+
+def backward_of(
+    function: Function, inputs: list[Tensor], upstream: list[Tensor], select: Select = lambda t: t
+) -> Contestant:
+    """Times the backward alone, through a graph that is kept; gradients of every floating-point input."""
+    leaves = [t.detach().requires_grad_(t.is_floating_point()) for t in inputs]
+    outputs = listed(function(*leaves))[: len(upstream)]
+    wanted = [t for t in leaves if t.requires_grad]
+
+    def run() -> list[Tensor]:
+        return list(torch.autograd.grad(outputs, wanted, upstream, retain_graph=True))
+
+    return Contestant(run=run, numbers=lambda: select(run()))
+
+
+def both_of(
+    function: Function, inputs: list[Tensor], upstream: list[Tensor], select: Select = lambda t: t
+) -> Contestant:
+    """Times forward and backward together."""
+    leaves = [t.detach().requires_grad_(t.is_floating_point()) for t in inputs]
+    wanted = [t for t in leaves if t.requires_grad]
+
+    def run() -> list[Tensor]:
+        outputs = listed(function(*leaves))[: len(upstream)]
+        return [o.detach() for o in outputs] + list(torch.autograd.grad(outputs, wanted, upstream))
+
+    return Contestant(run=run, numbers=lambda: select(run()))

@@ -1,0 +1,97 @@
+"""The table a person reads and the JSON that the claims' checks read."""
+
+import json
+import platform
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from fmscale.kernels.launch import TRITON_VERSION
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+def versions() -> dict[str, str | None]:
+    """Of everything that makes or runs a kernel."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": TRITON_VERSION,
+        "ptxas": ptxas_version(),
+        "cuda": torch.version.cuda,
+        "cudnn": str(torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
+    }
+
+
+def ptxas_version() -> str | None:
+    """Release of the assembler that Triton uses for Hopper, or None without Triton's NVIDIA backend."""
+    try:
+        from triton.backends.nvidia.compiler import get_ptxas
+    except ImportError:
+        return None
+    found = get_ptxas(90)
+    return str(getattr(found, "version", None) or found)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were taken on."""
+    found: dict[str, Any] = {"processor": platform.machine(), "gpu": None}
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        found |= {
+            "gpu": properties.name,
+            "capability": f"{properties.major}.{properties.minor}",
+            "multiprocessors": properties.multi_processor_count,
+            "memory_gib": round(properties.total_memory / 2**30, 1),
+        }
+    return found
+
+
+def commit() -> str | None:
+    """The checkout's commit, or None outside one."""
+    asked = ["git", "-C", str(CHECKOUT), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def result(claims: Sequence[dict[str, Any]], *, quick: bool, extra: dict[str, Any]) -> dict[str, Any]:
+    """The whole result in the schema of every fmscale benchmark."""
+    return {
+        "name": "kernels", "quick": quick, "commit": commit(), "machine": machine(),
+        "versions": versions(), **extra, "claims": list(claims),
+    }  # fmt: skip
+
+
+def write(path: Path, text: str) -> None:
+    """Write a result file whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def as_json(outcome: dict[str, Any]) -> str:
+    """The result as JSON text."""
+    return json.dumps(outcome, indent=1) + "\n"
+
+
+def table(outcome: dict[str, Any]) -> str:
+    """Every claim and every row of it: ours, each peer, share of the limit, verdict, and the reasons."""
+    lines = []
+    for claim in outcome["claims"]:
+        verdict = {True: "ok", False: "MISSED", None: "not decided"}[claim["ok"]]
+        share = "" if claim["ratio"] is None else f", {claim['ratio']:.0%} of the limit"
+        ours = "not measured" if claim["ours"] is None else f"{claim['ours']:.4g} {claim['unit']}{share}"
+        lines.append(f"{claim['id']}: {ours}  [{verdict}]")
+        lines.append(f"    {claim['what']}; target {claim['target']}")
+        for run in claim["runs"]:
+            figures = [f"{name} {rate:.4g}" for name, rate in run["rates"].items()]
+            figures += [f"{name} {value:.3g}" for name, value in run["extra"].items()]
+            lines.append(f"    {run['variant'] or 'run'}: " + ", ".join(figures))
+            lines += [f"        {name}: {reason}" for name, reason in run["reasons"].items()]
+        if not claim["runs"]:
+            lines += [f"        {name}: {reason}" for name, reason in claim["reasons"].items()]
+    return "\n".join(lines)

@@ -1,0 +1,43 @@
+"""Is a result right? Asked of every contestant and every configuration before its time is taken."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+RELATIVE = 0.02
+"""Largest ||ours - reference|| / ||reference||: bf16 rounds to 0.002, a wrong tile or mask is above 0.1."""
+
+
+def wrong(results: Sequence[Tensor], reference: Sequence[Tensor], *, limit: float = RELATIVE) -> str | None:
+    """Why `results` are not the numbers of `reference`, or None. Both in the same order."""
+    if len(results) != len(reference):
+        return f"{len(results)} results instead of {len(reference)}"
+    for index, (ours, wanted) in enumerate(zip(results, reference, strict=True)):
+        if ours.shape != wanted.shape:
+            return f"result {index} has shape {tuple(ours.shape)} instead of {tuple(wanted.shape)}"
+        difference = torch.linalg.vector_norm((ours.double() - wanted.double()).flatten())
+        error = float(difference / torch.linalg.vector_norm(wanted.double().flatten()).clamp_min(1e-30))
+        if not error <= limit:  # NaN included
+            return f"result {index} is off by {error:.3g} of its norm (limit {limit:g})"
+    return None
+
+
+def worse(results: Sequence[Tensor], eager: Sequence[Tensor], golden: Sequence[Tensor]) -> str | None:
+    """Why `results` are less exact than the policy of the tests allows, or None.
+
+    Against the fp64 `golden`: at most twice the largest error of the same-dtype `eager` result and one
+    unit in the last place, and 1.2 times its mean error.
+    """
+    for index, (ours, theirs, exact) in enumerate(zip(results, eager, golden, strict=True)):
+        if ours.shape != exact.shape or not bool(ours.isfinite().all()):
+            return f"result {index} has a wrong shape or is not finite"
+        mine, other = ((t.double() - exact.double()).abs() for t in (ours, theirs))
+        unit = torch.finfo(ours.dtype).eps * float(exact.abs().max())
+        noise = torch.finfo(torch.float32).eps * float(exact.abs().mean())
+        noise += float(other.max()) / max(1, exact.numel()) ** 0.5
+        if float(mine.max()) > 2 * float(other.max()) + unit:
+            return f"result {index}: largest error {float(mine.max()):.3g}, eager {float(other.max()):.3g}"
+        if float(mine.mean()) > 1.2 * float(other.mean()) + noise:
+            return f"result {index}: mean error {float(mine.mean()):.3g}, eager {float(other.mean()):.3g}"
+    return None
