@@ -5,14 +5,26 @@ from fmscale.config.data import DataConfig, SourceConfig
 from fmscale.config.load import load_config
 from fmscale.config.schema import Config, as_tree, as_yaml
 from fmscale.config.store import StoreConfig
+from fmscale.config.train import (
+    EvaluationConfig,
+    EvaluationSet,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
 
 __all__ = [
     "Batch",
     "BatchConfig",
     "Config",
     "DataConfig",
+    "EvaluationConfig",
+    "EvaluationSet",
+    "OptimizerConfig",
+    "ScheduleConfig",
     "SourceConfig",
     "StoreConfig",
+    "TrainConfig",
     "as_tree",
     "as_yaml",
     "derive_batch",

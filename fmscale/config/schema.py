@@ -10,6 +10,7 @@ import yaml
 from fmscale.config.batch import BatchConfig
 from fmscale.config.data import DataConfig
 from fmscale.config.store import StoreConfig
+from fmscale.config.train import EvaluationConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,14 @@ class Config:
     """What is read, in which order."""
     batch: BatchConfig = field(default_factory=BatchConfig)
     """Rows of a step and how ranks share them."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """How long, in which precision and how sharded."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """AdamW."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """Learning rate over the steps."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Held-out losses while training."""
     places: Mapping[str, str] = field(
         default_factory=dict, compare=False, repr=False, metadata={"read": False}
     )

@@ -1,0 +1,158 @@
+"""How long, in which precision and how sharded a run trains."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fmscale.config.checks import InvalidField, at_least
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The run itself. Its length is given as `steps` or as `tokens`, not both."""
+
+    run: str = "run"
+    """Name of the run: its order, checkpoints and record are at runs/NAME in the store."""
+    folder: str = "runs"
+    """Local folder for metrics, delivery records and error.json: FOLDER/RUN."""
+    steps: int | None = None
+    """Optimizer steps of the whole run."""
+    tokens: int | None = None
+    """Or tokens of the whole run, rounded up to whole steps."""
+    seed: int = 0
+    """Seed of the initial weights and of dropout; the order of data has its own."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto takes a GPU where there is one."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Type of weights and activations in forward and backward. Masters, moments, gradient accumulation and the
+    loss are fp32 in both."""
+    reduce_precision: Literal["fp32", "bf16"] | None = None
+    """Type in which gradients travel between ranks; null takes fp32."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """What ZeRO partitions: 1 optimizer state, 2 and gradients, 3 and parameters; 0 nothing."""
+    offload_optimizer: bool = False
+    """Keep masters and moments in host memory and update them there (DeepSpeedCPUAdam, compiled at first use);
+    stages 1 to 3."""
+    recompute: Literal["none", "full"] = "none"
+    """`full` keeps only each block's input and computes the block again in backward: a third more compute for
+    a tenth of the activations."""
+    compile: bool | None = None
+    """torch.compile each block; null does it on CUDA. ZeRO stage 3 runs blocks as they are."""
+    log_every: int = 10
+    """Steps between two lines on the console; every step is in metrics.jsonl."""
+    nonfinite_limit: int = 10
+    """Consecutive steps with a non-finite loss or gradient, which are recorded and not applied, after which
+    the run stops."""
+    record_delivery: bool = False
+    """Write down each document piece and token digest that each rank's model received (`fmscale dataset audit`);
+    costs about 30 us a row."""
+    resume: str = "auto"
+    """auto: go on from the newest checkpoint that all ranks find valid, else begin; never: begin, and refuse
+    if the run has checkpoints; RUN@STEP or RUN: begin a new run (fork) from another run's checkpoint."""
+    seconds: float | None = None
+    """Stop with a checkpoint after this many seconds; a scheduler's signal does the same."""
+    comm_seconds: float = 600.0
+    """Seconds after which a collective counts as hung."""
+    threads: int | None = 1
+    """CPU threads of a rank; null leaves torch's default. On CPU two ranks with two threads each on two cores
+    ran six times slower than with one each."""
+
+    def __post_init__(self) -> None:
+        at_least("steps", self.steps, 1)
+        at_least("tokens", self.tokens, 1)
+        at_least("log_every", self.log_every, 1)
+        at_least("nonfinite_limit", self.nonfinite_limit, 1)
+        at_least("threads", self.threads, 1)
+        if self.steps is not None and self.tokens is not None:
+            raise InvalidField(
+                "tokens",
+                "and steps both say how long the run is",
+                found=(self.steps, self.tokens),
+                remedy="Give one of them.",
+            )
+        if not self.run or "/" in self.run or "@" in self.run or self.run.startswith("."):
+            raise InvalidField(
+                "run", "must be a plain name", found=self.run, remedy="Letters, digits, '-', '_' and '.'."
+            )
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise InvalidField(
+                "offload_optimizer",
+                "needs a partitioned optimizer",
+                found="zero_stage 0",
+                remedy="Take zero_stage 1, 2 or 3.",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW (Loshchilov and Hutter 2019), with one decay for matrices and none for norms and biases."""
+
+    lr: float = 3e-4
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of the two moments."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.1
+    """Decoupled decay of tensors with two or more dimensions."""
+    clip_norm: float = 1.0
+    """Global gradient norm above which gradients are scaled down; 0 does not clip."""
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise InvalidField("lr", "must be above 0", found=self.lr)
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise InvalidField("betas", "must be two numbers in [0, 1)", found=self.betas)
+        at_least("weight_decay", self.weight_decay, 0)
+        at_least("clip_norm", self.clip_norm, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Learning rate over the steps: warmup, then one of three shapes."""
+
+    kind: Literal["wsd", "cosine", "constant"] = "wsd"
+    """wsd: stable, then a linear decay at the end (Hu et al. 2024, MiniCPM); cosine (Loshchilov and Hutter 2017);
+    constant."""
+    warmup_steps: int = 100
+    """Steps of linear warmup from 0."""
+    decay_fraction: float = 0.2
+    """wsd: the last part of the steps, in which the rate decays."""
+    final_fraction: float = 0.1
+    """Rate at the end, as a part of the peak."""
+
+    def __post_init__(self) -> None:
+        at_least("warmup_steps", self.warmup_steps, 0)
+        for name in ("decay_fraction", "final_fraction"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise InvalidField(name, "must lie in [0, 1]", found=value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSet:
+    """Held-out rows of one dataset."""
+
+    dataset: str
+    """Name of a dataset in the store."""
+    split: str = "heldout"
+    """Its split."""
+    rows: int = 64
+    """Rows that are evaluated, from the first on, over all ranks; the same ones each time."""
+    name: str | None = None
+    """Name in the metrics; null takes the dataset's."""
+
+    def __post_init__(self) -> None:
+        at_least("rows", self.rows, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Losses on held-out data while training."""
+
+    every: int | None = None
+    """Steps between evaluations; null evaluates at the end only."""
+    sets: tuple[EvaluationSet, ...] = ()
+    """What is evaluated."""
+
+    def __post_init__(self) -> None:
+        at_least("every", self.every, 1)
