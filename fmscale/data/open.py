@@ -68,11 +68,13 @@ def make_sources(
     return sources
 
 
-def open_order(backend: Backend, run: str, sources: Sequence[Source]) -> OrderLog:
+def open_order(backend: Backend, run: str, sources: Sequence[Source], *, epoch: int = 0) -> OrderLog:
     """The order log of a run; started with these sources if it has no stage. Ranks may race: one starts it,
-    all use what it recorded. Raises ConfigError if the run's last stage has other datasets or weights.
+    all use what it recorded. `epoch` is that of the run's lease, 0 where nobody took one.
+
+    Raises ConfigError if the run's last stage has other datasets or weights.
     """
-    order_log = OrderLog(Log(backend, f"runs/{run}", RUN_KINDS))
+    order_log = OrderLog(Log(backend, f"runs/{run}", RUN_KINDS), epoch=epoch)
     try:
         plan = order_log.start(sources)
     except Conflict:
@@ -99,6 +101,7 @@ def open_loader(
     seed: int = 0,
     window: int = WINDOW,
     run: str | None = None,
+    epoch: int = 0,
     dp_rank: int = 0,
     dp_size: int = 1,
     micro_batch: int | None = None,
@@ -123,6 +126,7 @@ def open_loader(
         window: units that are shuffled among one another.
         run: name of a run, which keeps its order log in the store (stages, bans, quarantines); None: the
             order is made of the arguments alone, and a chunk that cannot be served stops the loader.
+        epoch: of the run's lease, under which the order log is written.
         dp_rank: place among the data-parallel ranks.
         dp_size: number of data-parallel ranks.
         micro_batch: rows of one forward; None: the rank's whole part of a step.
@@ -143,7 +147,7 @@ def open_loader(
         raise ConfigError("on_corrupt is quarantine or stop", found=on_corrupt)
     specs = list(sources) or [SourceSpec(dataset=str(dataset), split=split)]
     made = make_sources(backend, specs, sequence_length=sequence_length, seed=seed, window=window)
-    order_log = open_order(backend, run, made) if run is not None else None
+    order_log = open_order(backend, run, made, epoch=epoch) if run is not None else None
     plan = order_log.plan if order_log else Plan([Stage(from_k=0, sources=tuple(made))])
     cache = NodeCache(Path(cache_dir), cache_bytes) if cache_dir is not None else None
     return Loader(
