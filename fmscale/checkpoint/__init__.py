@@ -1,0 +1,1 @@
+"""State: snapshot, persist, commit, restore at any number of ranks, export."""

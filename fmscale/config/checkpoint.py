@@ -1,0 +1,52 @@
+"""When state is saved, how, and how long it is kept."""
+
+from dataclasses import dataclass
+
+from fmscale.config.checks import InvalidField, at_least
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """Checkpoints of a run: at runs/RUN/checkpoints in the store."""
+
+    every: int | None = 1000
+    """Steps between saves; null saves by time, at a stop and at the end only."""
+    every_seconds: float | None = None
+    """Seconds between saves, by rank 0's clock, in addition to `every`."""
+    keep_last: int = 3
+    """The newest checkpoints that are kept. The last one that was verified is kept besides."""
+    keep_every: int | None = None
+    """Keep for good what was saved at a multiple of this many steps."""
+    grace_seconds: float = 600.0
+    """Seconds between taking a checkpoint out of use and deleting its files, for those who still read it."""
+    overlap: bool = True
+    """Copy the state while the next forward and backward run; false copies before `save` returns."""
+    buffers: int = 1
+    """Snapshots of this rank's state kept in host memory. While all are being written a due save is skipped."""
+    incremental: bool = True
+    """Refer to pieces that have not changed since the last checkpoint instead of writing them again."""
+    complete_every: int = 10
+    """Every n-th save, and every one kept for good, refers to no other checkpoint."""
+    digests: bool = True
+    """Record checksums, without which damage stays unseen; false only to measure what they cost."""
+    retries: int = 3
+    """How often writing is tried again before a save counts as failed; training goes on in any case."""
+    seal_seconds: float = 1800.0
+    """Seconds that rank 0's writer waits for the other ranks' files before the save counts as failed."""
+
+    def __post_init__(self) -> None:
+        at_least("every", self.every, 1)
+        at_least("every_seconds", self.every_seconds, 1.0)
+        at_least("keep_last", self.keep_last, 1, "The last checkpoint is what a resume needs.")
+        at_least("keep_every", self.keep_every, 1)
+        at_least("grace_seconds", self.grace_seconds, 0.0)
+        at_least("complete_every", self.complete_every, 1)
+        at_least("retries", self.retries, 0)
+        at_least("seal_seconds", self.seal_seconds, 1.0)
+        if self.buffers not in (1, 2):
+            raise InvalidField(
+                "buffers",
+                "must be 1 or 2",
+                found=self.buffers,
+                remedy="Each takes the state's size in memory.",
+            )
