@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import numpy as np
 import pyarrow as pa
 import xxhash
 
@@ -133,6 +134,27 @@ def _batches(path: Path) -> Iterator[pa.RecordBatch]:
         ) from error
     except pa.ArrowInvalid:
         return
+
+
+def without_repeats(table: pa.Table) -> pa.Table:
+    """The table with each sample once: a run that was killed delivers again what came after its checkpoint.
+
+    Raises DataError where a sample came with other documents or bytes the second time.
+    """
+    k = table["k"].to_numpy()
+    again = np.flatnonzero(k[1:] == k[:-1]) + 1
+    for i in again.tolist():
+        one, other = table.slice(i - 1, 1), table.slice(i, 1)
+        for column in ("source", "row", "digest", "pieces"):
+            if not one[column].equals(other[column]):
+                raise DataError(
+                    "a sample was delivered twice, and differently",
+                    found=f"sample {int(k[i])}: {column} {one[column][0]} and {other[column][0]}",
+                    remedy="The run was resumed with other data; look at both with `fmscale dataset trace`.",
+                )
+    keep = np.ones(len(k), dtype=bool)
+    keep[again] = False
+    return table.filter(pa.array(keep))
 
 
 def order_hash(table: pa.Table) -> str:
