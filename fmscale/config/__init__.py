@@ -1,6 +1,7 @@
 """What a run is told: dataclasses per section, read strictly from YAML (see `load.py`). Imports no torch."""
 
 from fmscale.config.batch import Batch, BatchConfig, derive_batch
+from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.config.data import DataConfig, SourceConfig
 from fmscale.config.load import load_config
 from fmscale.config.schema import Config, as_tree, as_yaml
@@ -16,6 +17,7 @@ from fmscale.config.train import (
 __all__ = [
     "Batch",
     "BatchConfig",
+    "CheckpointConfig",
     "Config",
     "DataConfig",
     "EvaluationConfig",

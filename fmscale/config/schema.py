@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from fmscale.config.batch import BatchConfig
+from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.config.data import DataConfig
 from fmscale.config.store import StoreConfig
 from fmscale.config.train import EvaluationConfig, OptimizerConfig, ScheduleConfig, TrainConfig
@@ -29,6 +30,8 @@ class Config:
     """AdamW."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """Learning rate over the steps."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """When state is saved and how long it is kept."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Held-out losses while training."""
     places: Mapping[str, str] = field(
