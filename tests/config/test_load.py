@@ -67,7 +67,7 @@ def test_reads_every_section(write):
         ("sequence_length:", "sequence_lenght:", 4, "unknown key in data", "sequence_lenght", "length?"),
         ("store:", "stor:", 1, "unknown key", "stor", "Did you mean store?"),
         ("store:", "sequence_length: 8\nstore:", 1, "unknown key", "sequence_length", "data.sequence_len"),
-        ("store:", "xyzzy: 8\nstore:", 1, "unknown key", "xyzzy", "Valid keys: store, data, batch."),
+        ("store:", "xyzzy: 8\nstore:", 1, "unknown key", "xyzzy", "Valid keys: store, data, batch"),
         ("weight: 3", "wieght: 3", 7, "unknown key in data.sources.0", "wieght", "Did you mean weight?"),
         ("dataset: docs", "split: test", 6, "data.sources.0.dataset is missing", None, "Give data"),
         ("1_024", "long", 4, "data.sequence_length must be an integer, not this", "long", "an integer"),
