@@ -128,6 +128,7 @@ class LocalBackend:
         path = self._path(key)
         with translated(key), suppress(FileNotFoundError, NotADirectoryError):
             os.unlink(path)
+            self._files.forget(key)  # an open file would keep its space
             sync_directory(os.path.dirname(path))
             self._remove_empty(os.path.dirname(path))
 

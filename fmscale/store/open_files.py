@@ -52,3 +52,8 @@ class OpenFiles:
             if len(self._files) > LIMIT:
                 self._files.popitem(last=False)
         return file
+
+    def forget(self, key: str) -> None:
+        """Close the object's file once nobody reads it."""
+        with self._lock:
+            self._files.pop(key, None)

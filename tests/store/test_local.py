@@ -297,6 +297,17 @@ def test_kept_file_is_given_up_when_its_object_is_replaced_or_deleted(root: Path
         store.get_ranges("x", [(0, 3)])
 
 
+def test_what_is_deleted_is_not_kept_open_for_its_space_is_wanted(root: Path) -> None:
+    store = LocalBackend(root)
+    store.put("x", b"old")
+    store.get_ranges("x", [(0, 3)])
+    store.delete("x")
+    links = [
+        os.readlink(f"/proc/self/fd/{one.name}") for one in os.scandir("/proc/self/fd") if one.is_symlink()
+    ]
+    assert not [link for link in links if link.startswith(str(root))]
+
+
 def test_open_files_are_few_and_not_closed_under_a_reader(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

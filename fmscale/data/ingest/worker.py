@@ -34,9 +34,10 @@ def main() -> None:
         with scratch_folder(Path(assignment.scratch)) as folder:
             writer = Writer(Assignment(**{**vars(assignment), "scratch": str(folder)}))
             answers.write(encode({"ready": True}))
+            reporter = _Reporter(answers)
             for unit in _units(incoming):
-                record = writer.run(unit, _Reporter(answers).advance)
-                answers.write(encode({"done": record.encode().decode()}))
+                record = writer.run(unit, reporter.advance)
+                answers.write(encode({"done": record.encode().decode(), "advance": reporter.take()}))
     except Exception as error:
         answers.write(encode({"error": describe_error(error)}))
 
@@ -63,8 +64,12 @@ class _Reporter:
     def advance(self, size: int) -> None:
         self._bytes += size
         if time.monotonic() - self._told >= REPORT_SECONDS:
-            self._answers.write(encode({"advance": self._bytes}))
-            self._bytes, self._told = 0, time.monotonic()
+            self._answers.write(encode({"advance": self.take()}))
+
+    def take(self) -> int:
+        """What was not told yet."""
+        size, self._bytes, self._told = self._bytes, 0, time.monotonic()
+        return size
 
 
 if __name__ == "__main__":

@@ -59,13 +59,12 @@ def run_processes(
                 raise _died(process, where)
             if "error" in message:
                 raise rebuild_error(message["error"], where)
-            if "advance" in message:
-                advance(message["advance"])
-                continue
             if "done" in message:
                 done(decode_record(message["done"].encode()))
                 left -= 1
-            process.give(waiting.pop() if waiting else None)
+            advance(message.get("advance", 0))
+            if "done" in message or "ready" in message:
+                process.give(waiting.pop() if waiting else None)
         for process in processes:
             process.stop()
     finally:

@@ -15,6 +15,7 @@ import zstandard
 
 from fmscale.store.backend import Backend
 from fmscale.store.dataset import open_dataset
+from fmscale.store.keys import TEMPORARY_PREFIX
 from fmscale.store.segment import open_segment, read_document_table, read_tokens
 
 MOMENT = 1_700_000_000
@@ -84,7 +85,7 @@ def mixed(folder: Path, count: int = 40) -> Path:
 
 def contents(store: Path) -> dict[str, str]:
     """Digest of every object of a local store except the log, whose entries carry times and uuids."""
-    files = [path for path in store.rglob("*") if path.is_file()]
+    files = [path for path in store.rglob("*") if path.is_file() and TEMPORARY_PREFIX not in path.name]
     kept = [path for path in files if "/log/" not in str(path) and path.name != "fmscale.json"]
     return {str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest() for path in kept}
 
