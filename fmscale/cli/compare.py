@@ -1,0 +1,85 @@
+"""`fmscale compare`: whether two runs did the same, and where they part."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fmscale.cli.output import JsonOption, example, print_json, record, table
+
+if TYPE_CHECKING:
+    from fmscale.train.compare import Comparison
+
+DIFFERENT = 1
+"""Exit status when the runs differ."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command(
+        epilog=example(
+            "fmscale compare runs/demo runs/demo-resumed",
+            "fmscale compare runs/two-ranks runs/three-ranks --tolerance 1e-3",
+        )
+    )(compare)
+
+
+def compare(
+    run_a: Annotated[Path, typer.Argument(metavar="RUN_A", help="Folder of a run: train.folder/train.run.")],
+    run_b: Annotated[Path, typer.Argument(metavar="RUN_B", help="Folder of another.")],
+    tolerance: Annotated[
+        float, typer.Option(min=0.0, help="Relative difference up to which numbers count as the same.")
+    ] = 0.0,
+    common: Annotated[
+        bool, typer.Option("--common", help="Compare only the steps and samples that both have.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Compare two runs step by step: losses, gradient norms, tokens, evaluations, delivered samples.
+
+    Exact, or within a tolerance (token counts and samples always exactly). Speeds are not compared. Exits
+    with 1 if the runs differ, and says at which step they part.
+    """
+    from fmscale.train.compare import compare as compare_histories
+    from fmscale.train.compare import read_history
+
+    found = compare_histories(read_history(run_a), read_history(run_b), tolerance=tolerance, common=common)
+    if json:
+        first = found.first
+        print_json({"same": found.same, "first": first and asdict(first), **asdict(found)})
+    else:
+        _show(found, tolerance)
+    if not found.same:
+        raise typer.Exit(DIFFERENT)
+
+
+def _show(found: "Comparison", tolerance: float) -> None:
+    how = "exactly" if found.exact else f"within {tolerance:g}"
+    verdict = f"the runs agree {how}" if found.same else "the runs differ"
+    if found.first:
+        first = found.first
+        verdict += f" from step {first.step} on: {first.what} {first.a} and {first.b}"
+    values: dict[str, object] = {"verdict": verdict, "steps in both": found.steps}
+    for side, ranges in found.only.items():
+        which, what = side.split("_")
+        values[f"{what} of the {'first' if which == 'a' else 'second'} alone"] = ranges
+    if found.order_hashes:
+        values["samples in both"] = found.samples
+        values["order hash"] = " and ".join(dict.fromkeys(found.order_hashes))
+    for note in found.notes:
+        values[f"note {len(values)}"] = note
+    record(values, json=False)
+    if found.parts:
+        rows = [
+            {
+                "metric": name,
+                "parts at step": one.step,
+                "first run": one.a,
+                "second run": one.b,
+                "largest relative difference": found.largest.get(name),
+            }
+            for name, one in sorted(found.parts.items(), key=lambda item: item[1].step)
+        ]
+        typer.echo()
+        table(rows, json=False)

@@ -1,0 +1,280 @@
+"""Whether two runs did the same: their metrics step by step, and the samples that their models received."""
+
+import math
+from collections.abc import Iterator, Set
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from fmscale.data.delivery import order_hash, read_records, without_repeats
+from fmscale.errors import ConfigError
+from fmscale.runtime.sinks import read_jsonl
+
+TIMES = frozenset(
+    {
+        "time",
+        "seconds",
+        "data_stall",
+        "ckpt_blocking",
+        "tokens_per_second",
+        "tokens_per_second_per_gpu",
+        "mfu",
+    }
+)
+"""What no two runs have in common, even if they compute the same."""
+EXACT = frozenset({"tokens", "applied"})
+"""Counts, which no tolerance covers."""
+DELIVERED = ("source", "row", "digest", "pieces")
+"""What of a delivered sample is compared: the place it was read from, its token bytes, its documents."""
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """What a run's folder says."""
+
+    folder: Path
+    """The folder."""
+    steps: dict[int, Record]
+    """Metrics of each step; the later record where a resumed run took a step again."""
+    evaluations: dict[int, Record]
+    """Held-out losses after a number of steps."""
+    repeated: int
+    """Records that a later one of the same step replaced."""
+    delivered: pa.Table | None
+    """What ranks recorded, each sample once in k order; None if nothing was recorded."""
+    redelivered: int
+    """Samples that were delivered again after a resume."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One place where two runs part."""
+
+    step: int
+    """The step, counted from 1 as in the metrics."""
+    what: str
+    """Name of the metric, or of what of a sample."""
+    a: Any
+    """Its value in the first run; None if it is not there."""
+    b: Any
+    """In the second."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What comparing two runs came to."""
+
+    steps: int
+    """Steps that both have."""
+    only: dict[str, str]
+    """What one has alone, as ranges, under `a_steps`, `b_steps`, and so on for `samples` and `evaluations`."""
+    exact: bool
+    """Whether everything compared is equal to the last bit."""
+    parts: dict[str, Difference]
+    """Metric -> the first step at which it leaves the tolerance."""
+    largest: dict[str, float]
+    """Metric -> the largest relative difference, where there is one."""
+    samples: int | None
+    """Delivered samples that both have; None unless both recorded them."""
+    order_hashes: tuple[str, str] | None
+    """Hashes over all that was delivered, in k order."""
+    notes: list[str] = field(default_factory=list)
+    """What a reader must know to judge the result."""
+
+    @property
+    def first(self) -> Difference | None:
+        """Where the runs part: the earliest of `parts`."""
+        return min(self.parts.values(), key=lambda d: d.step, default=None)
+
+    @property
+    def same(self) -> bool:
+        """Whether the runs agree in all that was compared, within the tolerance."""
+        return not self.parts and not self.only
+
+
+def read_history(folder: Path) -> History:
+    """Read a run's folder. Raises ConfigError for a folder without metrics, FormatError for a damaged one,
+    DataError where a sample was delivered twice and differently.
+    """
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        raise ConfigError(
+            "no metrics of a run here",
+            found=str(path),
+            remedy="Name the folder that `fmscale train` writes to: train.folder/train.run, such as runs/demo.",
+        )
+    steps: dict[int, Record] = {}
+    evaluations: dict[int, Record] = {}
+    repeated = 0
+    for record in read_jsonl(path):
+        if record.get("event") == "evaluation":
+            evaluations[record["step"]] = record
+        elif "event" not in record:
+            repeated += record["step"] in steps
+            steps[record["step"]] = record
+    files = sorted((folder / "delivery").glob("*.arrow"))
+    rows = read_records(files) if files else None
+    once = without_repeats(rows) if rows is not None else None
+    return History(
+        folder=folder,
+        steps=steps,
+        evaluations=evaluations,
+        repeated=repeated,
+        delivered=once,
+        redelivered=len(rows) - len(once) if rows is not None and once is not None else 0,
+    )
+
+
+def compare(a: History, b: History, *, tolerance: float = 0.0, common: bool = False) -> Comparison:
+    """Compare two runs.
+
+    Args:
+        a: one run.
+        b: the other.
+        tolerance: relative difference up to which two numbers count as the same; 0 asks for equal ones.
+        common: look only at what both have, such as the steps that a run under way has done so far.
+
+    Raises ConfigError for runs that have no step in common.
+    """
+    if not a.steps.keys() & b.steps.keys():
+        raise ConfigError(
+            "the runs have no step in common",
+            found={str(one.folder): _ranges(sorted(one.steps)) or "no steps" for one in (a, b)},
+            remedy="Metrics are written every train.log_every steps; look again when there are some.",
+        )
+    parts: dict[str, Difference] = {}
+    largest: dict[str, float] = {}
+    for kind in ("steps", "evaluations"):
+        mine, theirs = getattr(a, kind), getattr(b, kind)
+        for step in sorted(mine.keys() & theirs.keys()):
+            for name, one, other in _values(mine[step], theirs[step]):
+                gap = _gap(one, other)
+                if gap:
+                    largest[name] = max(gap, largest.get(name, 0.0))
+                if gap > (0.0 if name in EXACT else tolerance):
+                    parts.setdefault(name, Difference(step=step, what=name, a=one, b=other))
+    only = {} if common else _only(a.steps.keys(), b.steps.keys(), "_steps")
+    only |= {} if common else _only(a.evaluations.keys(), b.evaluations.keys(), "_evaluations")
+    samples, hashes = None, None
+    if a.delivered is not None and b.delivered is not None:
+        ours, theirs_too, alone = _shared(a.delivered, b.delivered)
+        samples = len(ours)
+        hashes = (order_hash(a.delivered), order_hash(b.delivered))
+        only |= {} if common else alone
+        parts |= _delivered_parts(ours, theirs_too)
+    return Comparison(
+        steps=len(a.steps.keys() & b.steps.keys()),
+        only=only,
+        exact=not largest and not parts and not only,
+        parts=parts,
+        largest=largest,
+        samples=samples,
+        order_hashes=hashes,
+        notes=[*_notes("first", a), *_notes("second", b), *_missing_records(a, b)],
+    )
+
+
+def _values(one: Record, other: Record) -> Iterator[tuple[str, Any, Any]]:
+    """(name, value, value) of what is compared; None where a record lacks it."""
+    for name in dict.fromkeys((*one, *other)):
+        if name not in TIMES and name not in ("step", "event"):
+            yield name, one.get(name), other.get(name)
+
+
+def _gap(one: Any, other: Any) -> float:
+    """Relative difference: 0 for equal values, inf for values that cannot be near (a text such as "nan")."""
+    if one == other:
+        return 0.0
+    if any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in (one, other)):
+        return math.inf
+    return float(abs(one - other) / max(abs(one), abs(other)))
+
+
+def _only(mine: Set[int], theirs: Set[int], suffix: str) -> dict[str, str]:
+    """What one side has alone, as ranges."""
+    sides = {f"a{suffix}": sorted(mine - theirs), f"b{suffix}": sorted(theirs - mine)}
+    return {side: _ranges(numbers) for side, numbers in sides.items() if numbers}
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Sorted numbers as `1-4, 9`."""
+    out: list[list[int]] = []
+    for number in numbers:
+        if out and number == out[-1][1] + 1:
+            out[-1][1] = number
+        else:
+            out.append([number, number])
+    shown = [f"{low}-{high}" if high > low else str(low) for low, high in out[:8]]
+    return ", ".join(shown) + (f", and {len(out) - 8} more ranges" if len(out) > 8 else "")
+
+
+def _shared(a: pa.Table, b: pa.Table) -> tuple[pa.Table, pa.Table, dict[str, str]]:
+    """The samples that both have, in k order, and those that one has alone."""
+    k_a, k_b = a["k"].to_numpy(), b["k"].to_numpy()
+    _, at_a, at_b = np.intersect1d(k_a, k_b, assume_unique=True, return_indices=True)
+    alone = _only(set(k_a.tolist()), set(k_b.tolist()), "_samples") if len(at_a) < max(len(a), len(b)) else {}
+    return a.take(pa.array(at_a)), b.take(pa.array(at_b)), alone
+
+
+def _delivered_parts(a: pa.Table, b: pa.Table) -> dict[str, Difference]:
+    """The first sample that differs, for each thing that differs."""
+    parts = {}
+    for name in DELIVERED:
+        at = first_unequal(a[name], b[name])
+        if at is not None:
+            values = [_shown(table[name][at].as_py()) for table in (a, b)]
+            what = f"{name} of sample {a['k'][at].as_py()}"
+            # Delivery records count steps from 0, metrics the steps that are done.
+            step = a["step"][at].as_py() + 1
+            parts[f"delivered {name}"] = Difference(step=step, what=what, a=values[0], b=values[1])
+    return parts
+
+
+def first_unequal(a: pa.ChunkedArray, b: pa.ChunkedArray) -> int | None:
+    """Index of the first place where two columns of equal length differ; None if they do not. By halving, so
+    that columns of any nested type are compared without making Python objects of them.
+    """
+    if a.equals(b):
+        return None
+    low, high = 0, len(a)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if a.slice(low, middle - low).equals(b.slice(low, middle - low)):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _shown(value: Any) -> Any:
+    """A delivered value for people and JSON: bytes in hex, pieces as documents with their offsets."""
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, list):
+        return ", ".join(f"{piece['document'].hex()}+{piece['offset']}" for piece in value)
+    return value
+
+
+def _notes(which: str, history: History) -> list[str]:
+    notes = []
+    if history.repeated:
+        notes.append(
+            f"the {which} run took {history.repeated} steps again after a resume; the later record counts"
+        )
+    if history.redelivered:
+        notes.append(
+            f"the {which} run delivered {history.redelivered} samples again after a resume, the same bytes"
+        )
+    return notes
+
+
+def _missing_records(a: History, b: History) -> list[str]:
+    if (a.delivered is None) == (b.delivered is None):
+        return []
+    which = "first" if a.delivered is None else "second"
+    return [f"the {which} run has no delivery records, so what was delivered is not compared"]
