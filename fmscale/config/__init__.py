@@ -3,7 +3,9 @@
 from fmscale.config.batch import Batch, BatchConfig, derive_batch
 from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.config.data import DataConfig, SourceConfig
+from fmscale.config.launch import LaunchConfig
 from fmscale.config.load import load_config
+from fmscale.config.model import ModelConfig, RopeScaling, flops_per_token, num_parameters
 from fmscale.config.schema import Config, as_tree, as_yaml
 from fmscale.config.store import StoreConfig
 from fmscale.config.train import (
@@ -22,7 +24,10 @@ __all__ = [
     "DataConfig",
     "EvaluationConfig",
     "EvaluationSet",
+    "ModelConfig",
+    "LaunchConfig",
     "OptimizerConfig",
+    "RopeScaling",
     "ScheduleConfig",
     "SourceConfig",
     "StoreConfig",
@@ -30,5 +35,7 @@ __all__ = [
     "as_tree",
     "as_yaml",
     "derive_batch",
+    "flops_per_token",
     "load_config",
+    "num_parameters",
 ]

@@ -10,6 +10,8 @@ import yaml
 from fmscale.config.batch import BatchConfig
 from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.config.data import DataConfig
+from fmscale.config.model import ModelConfig
+from fmscale.config.launch import LaunchConfig
 from fmscale.config.store import StoreConfig
 from fmscale.config.train import EvaluationConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 
@@ -22,6 +24,8 @@ class Config:
     """Where the bytes are."""
     data: DataConfig
     """What is read, in which order."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """What is trained."""
     batch: BatchConfig = field(default_factory=BatchConfig)
     """Rows of a step and how ranks share them."""
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -34,6 +38,8 @@ class Config:
     """When state is saved and how long it is kept."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Held-out losses while training."""
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    """How the ranks are started."""
     places: Mapping[str, str] = field(
         default_factory=dict, compare=False, repr=False, metadata={"read": False}
     )

@@ -1,0 +1,190 @@
+"""`fmscale launch`: starts `fmscale train` on all ranks, by the launcher that the cluster has."""
+
+import shutil
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fmscale.cli.output import example, print_error
+from fmscale.errors import ConfigError, FormatError
+
+if TYPE_CHECKING:
+    from fmscale.config import Config, LaunchConfig
+    from fmscale.launch.plan import Request
+    from fmscale.launch.run import Ended
+
+
+class Launcher(StrEnum):
+    """What starts ranks."""
+
+    torchrun = "torchrun"
+    deepspeed = "deepspeed"
+    srun = "srun"
+    sbatch = "sbatch"
+    mpirun = "mpirun"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command(
+        epilog=example(
+            "fmscale launch run/laptop --procs-per-node 2",
+            "fmscale launch my.yaml --with deepspeed --hostfile hosts --dry-run",
+            "fmscale launch my.yaml --with sbatch --nodes 4 --procs-per-node 8 --argument=--gpus-per-node=8",
+        )
+    )(launch)
+
+
+def launch(
+    config: Annotated[str, typer.Argument(help="A YAML file, or the name of one that fmscale ships.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as train.steps=100.")
+    ] = None,
+    with_: Annotated[
+        Launcher | None, typer.Option("--with", help="The launcher. Default: launch.launcher of the config.")
+    ] = None,
+    nodes: Annotated[
+        int | None, typer.Option(min=1, help="Nodes. Default: the config's, all of the hostfile, or 1.")
+    ] = None,
+    procs_per_node: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Ranks on each. Default: the config's, the hostfile's slots, or a GPU each."
+        ),
+    ] = None,
+    hostfile: Annotated[
+        str | None, typer.Option(help='File with a line "HOST slots=N" a node (deepspeed, mpirun).')
+    ] = None,
+    node_rank: Annotated[
+        int | None, typer.Option(min=0, help="Number of this node (torchrun on several).")
+    ] = None,
+    master_addr: Annotated[str | None, typer.Option(help="Address of the node that has rank 0.")] = None,
+    master_port: Annotated[
+        int | None, typer.Option(min=1, max=65_535, help="Port there where the ranks meet.")
+    ] = None,
+    argument: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="An option for the launcher, as it is: --argument=--partition=gpu. May be repeated."
+        ),
+    ] = None,
+    script: Annotated[
+        Path | None, typer.Option(help="Batch script (sbatch). Default: launch/slurm/train.sbatch.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the command and its environment; start nothing.")
+    ] = False,
+) -> None:
+    """Start `fmscale train CONFIG` on all ranks.
+
+    The first SIGUSR1, SIGTERM or Ctrl-C asks the ranks to save and end, the second ends them without. Exits with
+    the launcher's status; when a rank failed, what the first one wrote to error.json comes last.
+    """
+    from fmscale.config import load_config
+    from fmscale.launch.launchers import make_plan
+    from fmscale.launch.run import run_plan
+
+    loaded = load_config(config, overrides or ())
+    options = {
+        "nodes": nodes,
+        "procs_per_node": procs_per_node,
+        "hostfile": hostfile,
+        "master_port": master_port,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    settings = replace(loaded.launch, **given)  # type: ignore[arg-type]
+    settings = replace(settings, arguments=(*settings.arguments, *(argument or ())))
+    if with_ is not None:
+        settings = replace(settings, launcher=with_.value)
+    program = _program()
+    request = _request(settings, (program, "train", config, *(overrides or ())))
+    request = replace(request, node_rank=node_rank, master_addr=master_addr, script=script)
+    _check_batch(loaded, request.ranks)
+    plan = make_plan(settings.launcher, request)
+    if dry_run:
+        typer.echo(plan.as_shell())
+        return
+    folder = Path(loaded.train.folder) / loaded.train.run
+    ended = run_plan(
+        plan, program, folder, tell=lambda words: typer.echo(f"fmscale launch: {words}", err=True)
+    )
+    if ended.status:
+        _show_failure(folder, ended)
+    raise typer.Exit(ended.status)
+
+
+def _program() -> str:
+    """The `fmscale` of this environment; it must have the same path on every node."""
+    from fmscale.launch.environment import beside_python
+
+    program: str | None = beside_python("fmscale") or shutil.which("fmscale")
+    if program is None:
+        raise ConfigError(
+            "The command fmscale is neither beside this Python nor on the PATH",
+            remedy="Install fmscale into the environment that starts it: pip install fmscale.",
+        )
+    return program
+
+
+def _request(settings: "LaunchConfig", command: tuple[str, ...]) -> "Request":
+    """Nodes and ranks as numbers. Raises ConfigError for a hostfile that cannot be used."""
+    from fmscale.launch.environment import rank_environment
+    from fmscale.launch.hostfile import choose_hosts, read_hostfile
+    from fmscale.launch.plan import Request
+
+    nodes, procs = settings.nodes, settings.procs_per_node
+    request = Request(
+        command=command,
+        environment=rank_environment(settings.environment),
+        arguments=settings.arguments,
+        master_port=settings.master_port,
+    )
+    if settings.hostfile is not None:
+        path = Path(settings.hostfile)
+        hosts, procs = choose_hosts(read_hostfile(path), nodes, procs, path)
+        return replace(request, nodes=len(hosts), procs_per_node=procs, hosts=hosts, hostfile=path)
+    if procs is None:
+        if settings.launcher in ("srun", "sbatch"):
+            raise ConfigError(
+                f"{settings.launcher} must be told how many ranks run on a node",
+                remedy="Give --procs-per-node, or launch.procs_per_node: as many as a node has GPUs.",
+            )
+        procs = _devices()
+    return replace(request, nodes=nodes or 1, procs_per_node=procs)
+
+
+def _devices() -> int:
+    """GPUs here; 1 where there is none."""
+    from torch import cuda
+
+    return max(1, cuda.device_count())
+
+
+def _check_batch(config: "Config", ranks: int) -> None:
+    """Refuse here what every rank would refuse after a wait in the queue."""
+    from fmscale.config import derive_batch
+
+    derive_batch(config.batch, ranks, place=config.place("batch"))
+
+
+def _show_failure(folder: Path, ended: "Ended") -> None:
+    """What the first rank to fail wrote, if it did."""
+    from fmscale.runtime.failure import describe_failure, first_failure
+
+    try:
+        report = first_failure(folder)
+    except FormatError as error:
+        print_error(error)
+        return
+    typer.echo(f"\nfmscale launch: ended with status {ended.status}", err=True)
+    if report is not None:
+        typer.echo(describe_failure(report), err=True)
+    elif not ended.stopped:
+        typer.echo(
+            f"No rank wrote {folder}/error.json: they were killed, did not start, or ran where this folder is "
+            "another one. What is above says more.",
+            err=True,
+        )

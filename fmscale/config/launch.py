@@ -1,0 +1,36 @@
+"""How the ranks are started: what `fmscale launch` does unless its options say otherwise."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fmscale.config.checks import InvalidField, at_least
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchConfig:
+    """Launcher, nodes and ranks. `fmscale train` does not look at it: ranks read what their launcher says."""
+
+    launcher: Literal["torchrun", "deepspeed", "srun", "sbatch", "mpirun"] = "torchrun"
+    """What starts the ranks."""
+    nodes: int | None = None
+    """Nodes; null takes all of the hostfile, or 1."""
+    procs_per_node: int | None = None
+    """Ranks on each node; null takes the slots of the hostfile, or one for each GPU here, or 1 without."""
+    hostfile: str | None = None
+    """File with a line "HOST slots=N" for each node (deepspeed, mpirun)."""
+    master_port: int | None = None
+    """Port on rank 0's node where ranks meet; null takes the launcher's way, mostly 29500."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Variables that every rank gets on every node, such as NCCL_SOCKET_IFNAME. No credentials: they would be
+    in process lists and in the run's record."""
+    arguments: tuple[str, ...] = ()
+    """Options for the launcher, as they are, such as --partition=gpu for sbatch."""
+
+    def __post_init__(self) -> None:
+        at_least("nodes", self.nodes, 1)
+        at_least("procs_per_node", self.procs_per_node, 1)
+        if self.master_port is not None and not 1 <= self.master_port <= 65_535:
+            raise InvalidField("master_port", "must be a port, 1 to 65535", found=self.master_port)
+        for name in self.environment:
+            if not name.isidentifier():
+                raise InvalidField("environment", "has a name that no variable can have", found=name)

@@ -1,0 +1,43 @@
+#!/bin/sh
+# Trains a config by deepspeed's launcher. On this node:
+#
+#     launch/deepspeed.sh run.yaml [key=value ...]
+#
+# On the nodes of a hostfile (a line "node-1 slots=8" for each), which ssh must reach without a password:
+#
+#     HOSTFILE=hosts launch/deepspeed.sh run.yaml
+set -eu
+
+HOSTFILE=${HOSTFILE:-}
+MASTER_PORT=${MASTER_PORT:-29500} # two runs on one node need two ports
+
+# Ranks on this node, where there is no hostfile: one for each GPU, or one without.
+PROCS=${PROCS:-$(nvidia-smi --list-gpus 2>/dev/null | wc -l)}
+[ "$PROCS" -gt 0 ] || PROCS=1
+
+# One OpenMP thread a rank: two ranks of two threads each on two cores took six times longer a step.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+# Names the link or device that failed; without it a broken network is only a timeout.
+export NCCL_DEBUG="${NCCL_DEBUG:-WARN}"
+# What a rank said before it was killed is in the log.
+export PYTHONUNBUFFERED="${PYTHONUNBUFFERED:-1}"
+
+if [ -z "$HOSTFILE" ]; then
+    # The launcher would die of SIGUSR1, and so would a rank that is still starting.
+    trap '' USR1
+    # Without a hostfile of its own deepspeed takes /job/hostfile, if that is there.
+    exec deepspeed --hostfile /dev/null --num_accelerators "$PROCS" --master_port "$MASTER_PORT" \
+        --no_local_rank --no_python fmscale train "$@"
+fi
+
+# deepspeed trains on this node alone when it does not find its hostfile.
+if [ ! -s "$HOSTFILE" ]; then
+    echo "the hostfile $HOSTFILE is not there, or empty" >&2
+    exit 2
+fi
+# The first host has rank 0. deepspeed passes no variables to the nodes but some of its own choice: env does.
+# --force_multi: a hostfile with one host means that host, not this one.
+first=$(awk '!/^[[:space:]]*(#|$)/ { print $1; exit }' "$HOSTFILE")
+exec deepspeed --hostfile "$HOSTFILE" --force_multi --master_addr "$first" --master_port "$MASTER_PORT" \
+    --no_local_rank --no_python env OMP_NUM_THREADS="$OMP_NUM_THREADS" NCCL_DEBUG="$NCCL_DEBUG" \
+    PYTHONUNBUFFERED="$PYTHONUNBUFFERED" "$(command -v fmscale)" train "$@"

@@ -1,0 +1,37 @@
+"""mpirun of Open MPI, MPICH and Intel MPI: on this node, or on those of a hostfile."""
+
+from fmscale.launch.plan import Plan, Request, meeting_point, one_node_or_hostfile, summarized
+from fmscale.launch.programs import find_program, mpi_kind
+from fmscale.launch.signals import DEAF_UNTIL_READY
+
+NAMES = {"openmpi": "Open MPI", "mpich": "MPICH", "intel": "Intel MPI"}
+
+
+def plan_mpirun(request: Request) -> Plan:
+    """All ranks. They meet over TCP, so that neither mpi4py nor the MPI that it was built for matters."""
+    one_node_or_hostfile(request, "mpirun")
+    program = find_program("mpirun")
+    kind = mpi_kind(program)
+    host, port = meeting_point(request)
+    environment = {**request.environment, "MASTER_ADDR": host, "MASTER_PORT": str(port)}
+    ranks, each = str(request.ranks), str(request.procs_per_node)
+    options = ["-n", ranks]
+    if kind == "openmpi":
+        # It would pin a rank and all its loader threads to one core.
+        options += ["--bind-to", "none"]
+        names = [one.name for one in request.hosts] or ["localhost"]
+        options += ["--host", ",".join(f"{name}:{each}" for name in names)]
+        for name, value in environment.items():
+            options += ["-x", f"{name}={value}"]
+    else:
+        options += ["-ppn", each]
+        if request.hosts:
+            options += ["-hosts", ",".join(one.name for one in request.hosts)]
+        for name, value in environment.items():
+            options += ["-genv", name, value]
+    return Plan(
+        argv=(program, *options, *request.arguments, *DEAF_UNTIL_READY, *request.command),
+        environment=environment,
+        summary=summarized(f"mpirun of {NAMES[kind]}", request),
+        stop_by="launcher",
+    )

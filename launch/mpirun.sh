@@ -1,0 +1,45 @@
+#!/bin/sh
+# Trains a config by mpirun of Open MPI, MPICH or Intel MPI. On this node:
+#
+#     launch/mpirun.sh run.yaml [key=value ...]
+#
+# On several, with as many ranks on each (the first has rank 0):
+#
+#     HOSTS=node-1,node-2 PROCS=8 launch/mpirun.sh run.yaml
+set -eu
+
+HOSTS=${HOSTS:-}
+MASTER_PORT=${MASTER_PORT:-29500} # two runs on one node need two ports
+
+# Ranks on a node: one for each GPU, or one without.
+PROCS=${PROCS:-$(nvidia-smi --list-gpus 2>/dev/null | wc -l)}
+[ "$PROCS" -gt 0 ] || PROCS=1
+
+# One OpenMP thread a rank: two ranks of two threads each on two cores took six times longer a step.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+# Names the link or device that failed; without it a broken network is only a timeout.
+export NCCL_DEBUG="${NCCL_DEBUG:-WARN}"
+# What a rank said before it was killed is in the log.
+export PYTHONUNBUFFERED="${PYTHONUNBUFFERED:-1}"
+# The ranks meet over TCP here, so that it does not matter which MPI the installed mpi4py finds.
+if [ -n "$HOSTS" ]; then MASTER_ADDR=${HOSTS%%,*}; else MASTER_ADDR=127.0.0.1; fi
+export MASTER_ADDR MASTER_PORT
+
+nodes=$(echo "${HOSTS:-localhost}" | tr ',' '\n' | wc -l)
+ranks=$((nodes * PROCS))
+
+# A rank that is still starting would die of SIGUSR1, which mpirun passes on; it hears it when it is ready.
+# shellcheck disable=SC2016  # expanded in the rank's shell
+rank='trap "" USR1; exec "$@"'
+
+if mpirun --version 2>&1 | grep -q 'Open MPI'; then
+    # --bind-to none: it would pin a rank with all its loader threads to one core. -x: into the other nodes.
+    exec mpirun -n "$ranks" --host "$(echo "${HOSTS:-localhost}" | sed "s/,/:$PROCS,/g"):$PROCS" --bind-to none \
+        -x OMP_NUM_THREADS -x NCCL_DEBUG -x PYTHONUNBUFFERED -x MASTER_ADDR -x MASTER_PORT \
+        sh -c "$rank" sh fmscale train "$@"
+fi
+# MPICH and Intel MPI pass the environment on by themselves.
+if [ -n "$HOSTS" ]; then
+    exec mpirun -n "$ranks" -ppn "$PROCS" -hosts "$HOSTS" sh -c "$rank" sh fmscale train "$@"
+fi
+exec mpirun -n "$ranks" -ppn "$PROCS" sh -c "$rank" sh fmscale train "$@"

@@ -1,0 +1,49 @@
+"""The launchers' own programs: where they are, and which package has them where they are missing."""
+
+import shutil
+import subprocess
+from typing import Literal
+
+from fmscale.launch.environment import beside_python
+
+from fmscale.errors import ConfigError
+
+PACKAGES = {
+    "torchrun": "It comes with torch: pip install torch",
+    "deepspeed": "pip install deepspeed",
+    "pdsh": "deepspeed starts other nodes by it: apt-get install pdsh, or dnf install pdsh-rcmd-ssh",
+    "ssh": "apt-get install openssh-client, or dnf install openssh-clients",
+    "mpirun": "pip install mpich, or apt-get install openmpi-bin, or load your cluster's MPI module",
+    "srun": "Slurm has it: run this on a login node, or apt-get install slurm-client",
+    "sbatch": "Slurm has it: run this on a login node, or apt-get install slurm-client",
+}
+
+
+def find_program(name: str) -> str:
+    """Path of a launcher's program. Raises ConfigError that names the package which has it.
+
+    torchrun and deepspeed must be those of this Python; the cluster's mpirun goes before one from a wheel.
+    """
+    places = [beside_python(name), shutil.which(name)]
+    if name not in ("torchrun", "deepspeed"):
+        places.reverse()
+    found = next((place for place in places if place), None)
+    if found is None:
+        raise ConfigError(f"There is no {name} on the PATH", remedy=f"{PACKAGES[name]}.")
+    return found
+
+
+def mpi_kind(mpirun: str) -> Literal["openmpi", "mpich", "intel"]:
+    """Whose mpirun it is, as their options differ. Raises ConfigError for one that is not known."""
+    answer = subprocess.run([mpirun, "--version"], capture_output=True, text=True, timeout=60)
+    if "Open MPI" in answer.stdout or "Open MPI" in answer.stderr:
+        return "openmpi"
+    if "Intel(R) MPI" in answer.stdout:
+        return "intel"
+    if "HYDRA" in answer.stdout:
+        return "mpich"
+    raise ConfigError(
+        f"{mpirun} is of an MPI that fmscale does not know",
+        found=(answer.stdout or answer.stderr).partition("\n")[0],
+        remedy="Open MPI, MPICH and Intel MPI are known: put one of them first on the PATH.",
+    )

@@ -1,0 +1,115 @@
+"""Runs a plan: a wish to stop reaches the ranks, and the exit status is the launcher's."""
+
+import ctypes
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fmscale.launch.environment import search_path
+from fmscale.launch.plan import Plan
+from fmscale.launch.signals import signal_ranks
+
+from fmscale.errors import ConfigError
+from fmscale.runtime.failure import clear_failure
+
+STOPS = {signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+AGAIN_SECONDS = 2.0
+"""Pause before ranks are asked to stop again: one that is still starting has not heard it."""
+LOOK_SECONDS = 60.0
+PR_SET_PDEATHSIG = 1
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How a launcher ended."""
+
+    status: int
+    """Its exit status, or 128 + N if signal N ended it."""
+    stopped: bool
+    """Whether this process was told to stop before."""
+
+
+def run_plan(plan: Plan, program: str, folder: Path, tell: Tell) -> Ended:
+    """Start the plan and wait for its end.
+
+    `program` is what the ranks run; `folder` is the run's, whose error.json of an earlier attempt goes. The first
+    SIGUSR1, SIGTERM, SIGINT or SIGHUP asks the ranks to save and end; the second tells the launcher to end them.
+    Raises ConfigError if the launcher cannot be executed.
+    """
+    if not plan.detached:
+        clear_failure(folder)
+    with _blocked() as mask:
+        process = _start(plan, mask)
+        stops = 0
+        while process.poll() is None:
+            received = signal.sigtimedwait(
+                {*STOPS, signal.SIGCHLD}, AGAIN_SECONDS if stops == 1 else LOOK_SECONDS
+            )
+            if received is not None and received.si_signo in STOPS:
+                stops += 1
+                tell(_words(plan, signal.Signals(received.si_signo).name, stops))
+                if stops > 1:
+                    process.terminate()
+            if stops == 1 and process.poll() is None:
+                _ask(plan, process, program, first=received is not None)
+    status = process.returncode
+    return Ended(status=status if status >= 0 else 128 - status, stopped=stops > 0)
+
+
+def _ask(plan: Plan, process: subprocess.Popen[bytes], program: str, first: bool) -> None:
+    """Ask the ranks to save and end, as often as it takes; a launcher is told to end only once."""
+    if plan.stop_by == "ranks":
+        signal_ranks(process.pid, program)
+    elif plan.stop_by == "launcher":
+        process.send_signal(signal.SIGUSR1)
+    elif first:
+        process.terminate()
+
+
+def _words(plan: Plan, name: str, stops: int) -> str:
+    if stops > 1:
+        return f"{name} again: the launcher ends the ranks"
+    if plan.detached:
+        return f"{name}: no longer waiting; the job stays in the queue"
+    return f"{name}: the ranks save and end; once more ends them without"
+
+
+def _start(plan: Plan, mask: set[signal.Signals]) -> subprocess.Popen[bytes]:
+    library = ctypes.CDLL(None)
+
+    def prepare() -> None:
+        # ranks begin deaf to SIGUSR1, as the launchers that leave it alone; a rank hears it when it is ready
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        # if this process is killed, the launcher ends its ranks in good order
+        library.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+    try:
+        return subprocess.Popen(
+            plan.argv,
+            env={**os.environ, "PATH": search_path(), **plan.environment},
+            stdin=subprocess.DEVNULL,
+            # a Ctrl-C at the terminal comes to this process alone, which asks for a stop first
+            start_new_session=True,
+            preexec_fn=prepare,
+        )
+    except OSError as error:
+        raise ConfigError(
+            f"{plan.argv[0]} cannot be started", found=error.strerror, remedy="Install it again."
+        ) from error
+
+
+@contextmanager
+def _blocked() -> Iterator[set[signal.Signals]]:
+    """The signals are waited for, not handled, while the block runs; the mask that was before."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {*STOPS, signal.SIGCHLD})
+    try:
+        yield {signal.Signals(one) for one in before}
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,40 @@
+#!/bin/sh
+# Trains a config by torchrun. On one node:
+#
+#     launch/torchrun.sh run.yaml [key=value ...]
+#
+# On several, on each of them (NODE_RANK: 0 on the first, then 1, 2 ...):
+#
+#     NODES=4 NODE_RANK=0 MASTER_ADDR=node-1 launch/torchrun.sh run.yaml
+set -eu
+
+NODES=${NODES:-1}
+NODE_RANK=${NODE_RANK:-0}
+MASTER_ADDR=${MASTER_ADDR:-127.0.0.1} # the first node, by a name that all of them reach
+MASTER_PORT=${MASTER_PORT:-29500}     # two runs on one node need two ports
+
+# Ranks on this node: one for each GPU, or one without.
+PROCS=${PROCS:-$(nvidia-smi --list-gpus 2>/dev/null | wc -l)}
+[ "$PROCS" -gt 0 ] || PROCS=1
+
+if [ "$NODES" -gt 1 ] && [ "$MASTER_ADDR" = 127.0.0.1 ]; then
+    echo "MASTER_ADDR must name the first of the $NODES nodes" >&2
+    exit 2
+fi
+
+# One OpenMP thread a rank: two ranks of two threads each on two cores took six times longer a step.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+# Names the link or device that failed; without it a broken network is only a timeout.
+export NCCL_DEBUG="${NCCL_DEBUG:-WARN}"
+# What a rank said before it was killed is in the log.
+export PYTHONUNBUFFERED="${PYTHONUNBUFFERED:-1}"
+# Where a node has several networks, name the fast one:
+# export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0
+
+# The agent would die of SIGUSR1, and so would a rank that is still starting; ranks hear it when they are ready.
+trap '' USR1
+# --shutdown-timeout: on SIGTERM the agent gives its ranks 5 minutes to save, and not 30 s.
+exec torchrun --nnodes "$NODES" --node-rank "$NODE_RANK" \
+    --master-addr "$MASTER_ADDR" --master-port "$MASTER_PORT" \
+    --nproc-per-node "$PROCS" --shutdown-timeout 300 \
+    --no-python fmscale train "$@"

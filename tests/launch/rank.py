@@ -1,0 +1,60 @@
+"""A stand-in for `fmscale train`: ranks meet and add up their numbers, then wait for a stop if told to.
+
+    rank.py FOLDER [meet] [fail=RANK] [wait]
+
+Each rank writes FOLDER/rank-N.json with what it saw; `wait` ends with SIGUSR1 or SIGTERM, `ready-N` says that it
+has begun.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from fmscale.runtime.failure import Whereabouts, recorded
+from fmscale.runtime.stop import StopFlag
+from fmscale.runtime.world import World, read_world
+
+
+def total(world: World) -> float:
+    """The sum of the ranks' numbers plus one, by an all-reduce."""
+    import torch
+    from torch import distributed
+
+    from fmscale.runtime.group import connect, init_distributed
+
+    init_distributed(world, connect(world, deadline=60), device="cpu", deadline=60)
+    value = torch.tensor(world.rank + 1.0)
+    distributed.all_reduce(value)
+    distributed.destroy_process_group()
+    return value.item()
+
+
+def main(folder: Path, tasks: list[str]) -> None:
+    """One rank."""
+    flag = StopFlag().install()
+    world = read_world()
+    names = ("OMP_NUM_THREADS", "NCCL_DEBUG", "EXTRA")
+    seen: dict[str, object] = {
+        "world": (world.launcher, world.rank, world.world_size, world.local_rank, world.node),
+        "environment": {name: os.environ.get(name) for name in names},
+        "folder": os.getcwd(),
+        "arguments": tasks,
+    }
+    with recorded(folder, world, Whereabouts(phase="stand-in")):
+        if "meet" in tasks:
+            seen["total"] = total(world)
+        if f"fail={world.rank}" in tasks:
+            raise ValueError("told to fail")
+    if "wait" in tasks:
+        (folder / f"ready-{world.rank}").touch()
+        deadline = time.monotonic() + 60
+        while not flag.wait(1.0):
+            assert time.monotonic() < deadline
+        seen["stop"] = flag.reason.name
+    (folder / f"rank-{world.rank}.json").write_text(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
