@@ -37,6 +37,7 @@ class HostWaits:
     def __init__(self, store: "Store", world: World, *, notice_seconds: float = 30.0) -> None:
         self._store = store
         self._world = world
+        self.rank = world.rank
         self._notice_seconds = notice_seconds
         self._arrived: dict[str, int] = {}
         self._waited: dict[str, int] = {}

@@ -204,17 +204,24 @@ class Garbage:
 
 
 def collect_garbage(
-    log: Log, references: References, *, grace: float, now: float | None = None, dry_run: bool = False
+    log: Log,
+    references: References,
+    *,
+    grace: float,
+    now: float | None = None,
+    dry_run: bool = False,
+    state: State | None = None,
 ) -> Garbage:
     """Delete what durable retires named at least `grace` seconds ago, and nothing else.
 
     A retire that is worked off completely is marked under PREFIX/collected, so that later runs do not list
     its objects again. Can be killed and run again, and run several times at once. `now` (seconds since the
     epoch) is this machine's clock, compared with the clock of the retire's writer: `grace` should be long
-    against the difference. Raises StoreError as the backend does.
+    against the difference. A `state` kept by the caller saves reading the log again. Raises StoreError as the
+    backend does.
     """
     now = time() if now is None else now
-    state = replay(log)
+    state = replay(log, state)
     kept = KeySet(name for entry in state.live.values() for name in references(entry))
     folder = f"{log.prefix}/collected"
     done = set(log.backend.list_names(folder))

@@ -1,0 +1,69 @@
+"""Ranks that do the same to one checkpoint and go on only together, by waits on the host (promise P8)."""
+
+import json
+from collections.abc import Callable
+from typing import TypeVar
+
+from fmscale.errors import CorruptData, FmscaleError, FormatError, ObjectNotFound, RankError
+from fmscale.runtime.waits import HostWaits
+
+T = TypeVar("T")
+
+DAMAGE = (CorruptData, ObjectNotFound, FormatError)
+"""What makes a checkpoint invalid. Anything else (a store that does not answer) says nothing about it."""
+
+
+class Ranks:
+    """The ranks of a run, or a process alone."""
+
+    def __init__(self, waits: HostWaits | None, name: str, deadline: float) -> None:
+        """`name` is that of the waits."""
+        self._waits, self._name, self._deadline = waits, name, deadline
+        self.rank = 0 if waits is None else waits.rank
+
+    def exchange(self, value: str) -> list[str]:
+        """Every rank's value, by rank."""
+        if self._waits is None:
+            return [value]
+        return self._waits.barrier(self._name, value=value, deadline=self._deadline)
+
+    def first(self, call: Callable[[], str]) -> str:
+        """What `call` gives on rank 0, on all ranks. Where it raises there, so does this everywhere."""
+        failed: FmscaleError | None = None
+        value = ""
+        if self.rank == 0:
+            try:
+                value = call()
+            except FmscaleError as error:
+                failed = error
+        answers = self.exchange(json.dumps([str(failed) if failed else "", value]))
+        if failed is not None:
+            raise failed
+        problem, value = json.loads(answers[0])
+        if problem:
+            raise RankError(f"rank 0 failed: {problem}")
+        return str(value)
+
+    def all_find(self, call: Callable[[], T]) -> tuple[T | None, str]:
+        """(what `call` gives, "") where no rank found damage, else (None, which rank found what). Raises any
+        other error of this rank, and RankError for another's.
+        """
+        value: T | None = None
+        failed: FmscaleError | None = None
+        damage = ""
+        try:
+            value = call()
+        except DAMAGE as error:
+            damage = str(error)
+        except FmscaleError as error:
+            failed = error
+        answers = [
+            json.loads(one) for one in self.exchange(json.dumps([damage, str(failed) if failed else ""]))
+        ]
+        if failed is not None:
+            raise failed
+        for rank, (_, problem) in enumerate(answers):
+            if problem:
+                raise RankError(f"rank {rank} failed: {problem}")
+        bad = [f"rank {rank}: {what}" for rank, (what, _) in enumerate(answers) if what]
+        return (None, "; ".join(bad[:3])) if bad else (value, "")

@@ -1,0 +1,115 @@
+"""The checkpoints of a run, as its log says; and how one is named: STORE_URL#RUN, STORE_URL#RUN@STEP."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from fmscale.checkpoint.manifest import Manifest, decode
+from fmscale.checkpoint.names import KIND, run_log
+from fmscale.checkpoint.retention import verified
+from fmscale.checkpoint.seal import check_version
+from fmscale.errors import ConfigError, StoreError
+from fmscale.store.backend import Backend
+from fmscale.store.entry import Entry
+from fmscale.store.retire import State, replay
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A checkpoint in the log."""
+
+    entry: int
+    """Number of its log entry."""
+    step: int
+    """Optimizer step."""
+    epoch: int
+    """Lease under which it was committed."""
+    time: float
+    """When, in seconds since the epoch, by the writer's clock."""
+    folder: str
+    """Folder of its files."""
+    world_size: int
+    """Ranks that saved it."""
+    bytes: int
+    """Bytes of tensors written for it."""
+    referenced: int
+    """Bytes of tensors that earlier checkpoints' files hold."""
+    verified: bool
+    """Whether every byte was read and found right since."""
+    body: dict[str, Any]
+    """The whole entry."""
+
+
+def list_checkpoints(backend: Backend, run: str, state: State | None = None) -> list[Found]:
+    """All live checkpoints of a run, oldest first. Raises StoreError."""
+    state = replay(run_log(backend, run), state)
+    marked = verified(state)
+    return [_found(entry, marked) for entry in state.live.values() if entry.kind == KIND]
+
+
+def pick(found: list[Found], which: int | str, where: str) -> list[Found]:
+    """Candidates for a restore, the first choice first: `auto` all of them, newest first; a step those of that
+    step; `entryN` the one of log entry N. Raises ConfigError if `which` names none.
+    """
+    newest_first = sorted(found, key=lambda one: one.entry, reverse=True)
+    if which == "auto":
+        return newest_first
+    text = str(which)
+    if text.removeprefix("entry").isdecimal():
+        number = int(text.removeprefix("entry"))
+        chosen = [
+            one for one in newest_first if (one.entry if text.startswith("entry") else one.step) == number
+        ]
+        if chosen:
+            return chosen
+    have = ", ".join(str(one.step) for one in found[-20:]) or "none"
+    raise ConfigError(
+        f"{where} has no such checkpoint",
+        found=which,
+        remedy=f"Steps there: {have}. Write a step, entryN, or auto.",
+    )
+
+
+def load_manifest(backend: Backend, found: Found) -> Manifest:
+    """The checkpoint's manifest, checked. Raises ObjectNotFound, CorruptData, FormatError, StoreError."""
+    check_version(found.body["format_version"], f"checkpoint {found.entry}")
+    manifest = found.body["manifest"]
+    return decode(backend.get(manifest["key"]), manifest["digest"], manifest["key"])
+
+
+def parse_address(address: str) -> tuple[str, str, str]:
+    """STORE_URL#RUN[@WHICH] as (store URL, run, which). Raises ConfigError."""
+    url, mark, place = address.rpartition("#")
+    run, at, which = place.partition("@")
+    if not mark or not url or not run or (at and not which):
+        raise ConfigError(
+            "not the address of a checkpoint",
+            found=address,
+            remedy="Write STORE_URL#RUN for a run's newest, STORE_URL#RUN@STEP for one step.",
+        )
+    return url, run, which or "auto"
+
+
+def newest(backend: Backend, run: str, which: int | str = "auto") -> Found:
+    """The first choice of `pick`. Raises ConfigError, StoreError where the run has none."""
+    found = list_checkpoints(backend, run)
+    if not found:
+        raise StoreError(
+            "the run has no checkpoints", found=f"{backend.url}, run {run}", remedy="Check store and run."
+        )
+    return pick(found, which, f"run {run}")[0]
+
+
+def _found(entry: Entry, marked: set[int]) -> Found:
+    body = entry.body
+    return Found(
+        entry=entry.number,
+        step=body["step"],
+        epoch=body["epoch"],
+        time=entry.time,
+        folder=body["folder"],
+        world_size=body["world_size"],
+        bytes=body["bytes"],
+        referenced=body["referenced"],
+        verified=entry.number in marked,
+        body=body,
+    )

@@ -1,0 +1,165 @@
+"""One commit for all ranks: rank 0's persist process waits for the seals and appends the log entry."""
+
+import json
+import time
+from collections.abc import Callable
+
+from fmscale.checkpoint.job import Job, Settings
+from fmscale.checkpoint.manifest import encode, merge
+from fmscale.checkpoint.names import (
+    FORMAT_VERSION,
+    KIND,
+    failed_key,
+    manifest_key,
+    refused_key,
+    seal_key,
+)
+from fmscale.checkpoint.seal import Seal, decode_seal
+from fmscale.errors import FmscaleError, ObjectNotFound, StoreUnavailable
+from fmscale.store.backend import Backend
+from fmscale.store.digest import canonical_json, metadata_digest
+from fmscale.store.entry import Entry
+from fmscale.store.log import Body, Log
+from fmscale.store.retire import State, commit, replay
+
+SHORTEST_PAUSE = 0.01
+LONGEST_PAUSE = 2.0
+"""Pauses between looks at the store grow between these, by half each time."""
+
+
+class SaveFailed(FmscaleError):
+    """A save that came to nothing, for good."""
+
+
+class _Already(Exception):
+    """Another process of this rank 0 has committed the same folder."""
+
+    def __init__(self, entry: Entry) -> None:
+        super().__init__(entry.number)
+        self.entry = entry
+
+
+def gather(backend: Backend, settings: Settings, job: Job, own: Seal, stop: Callable[[], bool]) -> list[Seal]:
+    """All ranks' seals, by rank. Raises SaveFailed for a refusal, after the deadline, or when told to stop."""
+    seals = {settings.rank: own}
+    begin, pause = time.monotonic(), SHORTEST_PAUSE
+    while len(seals) < settings.world_size:
+        missing = [rank for rank in range(settings.world_size) if rank not in seals]
+        names = _names(backend, job.folder)
+        for rank in missing:
+            key = seal_key(job.folder, rank)
+            if key.rsplit("/", 1)[-1] in names:
+                seals[rank] = decode_seal(backend.get(key), key)
+            elif refused_key(job.folder, rank).rsplit("/", 1)[-1] in names:
+                reason = json.loads(backend.get(refused_key(job.folder, rank)))["reason"]
+                raise SaveFailed(f"rank {rank} did not save step {job.step}: {reason}")
+        if len(seals) == settings.world_size:
+            break
+        waited = time.monotonic() - begin
+        if waited > settings.seal_seconds or stop():
+            raise SaveFailed(
+                f"ranks {missing[:8]} did not seal step {job.step} within {waited:.0f} s",
+                remedy="Look at their logs; allow more with checkpoint.seal_seconds if the store is slow.",
+            )
+        time.sleep(pause)
+        pause = min(1.5 * pause, LONGEST_PAUSE)
+    return [seals[rank] for rank in range(settings.world_size)]
+
+
+def commit_seals(log: Log, settings: Settings, job: Job, seals: list[Seal], state: State) -> Entry:
+    """Store the manifest and append the entry that makes the checkpoint exist; durable when this returns.
+
+    If an earlier process of this rank did so already, that entry. Raises LeaseLost for a zombie, Conflict
+    where something that is referred to was retired, StoreError, FmscaleError for pieces that do not fit.
+    """
+    for seal in seals:
+        if (seal.step, seal.folder, seal.world_size) != (job.step, job.folder, settings.world_size):
+            raise SaveFailed(
+                f"rank {seal.rank} sealed another save under this name",
+                found=f"step {seal.step} of {seal.world_size} ranks in {seal.folder}",
+            )
+    manifest = merge(seals)
+    data = encode(manifest)
+    key = manifest_key(job.folder)
+    log.backend.put(key, data)
+    folders = sorted({file.key.rsplit("/", 1)[0] + "/" for file in manifest.files} | {job.folder + "/"})
+    body = {
+        "format_version": FORMAT_VERSION,
+        "step": job.step,
+        "epoch": settings.epoch,
+        "folder": job.folder,
+        "world_size": settings.world_size,
+        "manifest": {"key": key, "digest": metadata_digest(data), "bytes": len(data)},
+        "objects": folders,
+        "bytes": sum(seal.bytes for seal in seals),
+        "referenced": sum(seal.referenced for seal in seals),
+        "files": len(manifest.files),
+        "tensors": len(manifest.tensors),
+    }
+
+    def recheck(other: Entry) -> Body | None:
+        if same(other, job.folder):
+            raise _Already(other)
+        return None
+
+    replay(log, state)
+    there = find(state, job.folder)
+    if there is not None:
+        return there
+    try:
+        return commit(log, KIND, body, folders, epoch=settings.epoch, recheck=recheck, state=state)
+    except _Already as already:
+        return already.entry
+
+
+def await_outcome(log: Log, settings: Settings, job: Job, state: State, stop: Callable[[], bool]) -> Entry:
+    """Wait until rank 0 has committed the save: its entry. Raises SaveFailed if it gave up, or after the
+    deadline.
+    """
+    begin, pause = time.monotonic(), SHORTEST_PAUSE
+    while True:
+        try:
+            replay(log, state)
+            there = find(state, job.folder)
+            if there is not None:
+                return there
+            reason = failure(log.backend, job)
+            if reason is not None:
+                raise SaveFailed(f"rank 0 gave up the save of step {job.step}: {reason}")
+        except StoreUnavailable:
+            pass  # asked again below, until the deadline
+        waited = time.monotonic() - begin
+        if waited > settings.seal_seconds + settings.deadline or stop():
+            raise SaveFailed(f"rank 0 did not commit step {job.step} within {waited:.0f} s")
+        time.sleep(pause)
+        pause = min(1.5 * pause, LONGEST_PAUSE)
+
+
+def give_up(backend: Backend, job: Job, reason: str) -> None:
+    """Tell the other ranks that the save failed. Raises StoreError."""
+    backend.put_if_absent(failed_key(job.folder), canonical_json({"format_version": 1, "reason": reason}))
+
+
+def find(state: State, folder: str) -> Entry | None:
+    """The live entry of a checkpoint folder."""
+    return next((entry for entry in state.live.values() if same(entry, folder)), None)
+
+
+def same(entry: Entry, folder: str) -> bool:
+    """Whether an entry commits that folder."""
+    return entry.kind == KIND and entry.body["folder"] == folder
+
+
+def failure(backend: Backend, job: Job) -> str | None:
+    """Why rank 0 gave the save up, or None while it has not. Raises StoreError."""
+    try:
+        return str(json.loads(backend.get(failed_key(job.folder)))["reason"])
+    except ObjectNotFound:
+        return None
+
+
+def _names(backend: Backend, folder: str) -> set[str]:
+    try:
+        return set(backend.list_names(folder))
+    except StoreUnavailable:
+        return set()

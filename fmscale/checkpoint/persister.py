@@ -1,0 +1,95 @@
+"""The persist process: `python -m fmscale.checkpoint.persister DESCRIPTOR`, started by the trainer.
+
+Over a socket it gets memory and jobs as descriptors, and says what becomes of them. It does not import torch.
+It is deaf to stop signals, as the scheduler sends them to every process of the job while the last save is
+under way. It ends with its parent, at once; but if the parent has asked to drain, only when it is done.
+"""
+
+import json
+import logging
+import mmap
+import os
+import socket
+import sys
+import threading
+import time
+from typing import Any
+
+from fmscale.checkpoint.job import Settings, decode_job
+from fmscale.checkpoint.memory import SharedMemory
+from fmscale.checkpoint.worker import Worker
+from fmscale.runtime.stop import ignore_stop_signals
+
+LARGEST_MESSAGE = 1 << 16
+LOOK_SECONDS = 0.5
+"""How often it looks whether its parent lives: a child that the trainer forked may hold the socket open."""
+NICENESS = 10
+"""Training comes first where both want the same core."""
+
+
+def main() -> None:
+    """Serve until the parent closes the socket or ends."""
+    import signal
+
+    ignore_stop_signals()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.basicConfig(format="persist %(levelname)s: %(message)s", level=logging.WARNING)
+    os.nice(NICENESS)
+    parent = os.getppid()
+    ours = socket.socket(fileno=int(sys.argv[1]))
+    draining = threading.Event()
+    worker: Worker | None = None
+
+    def end() -> None:
+        while draining.is_set() and worker is not None and not worker.idle:
+            time.sleep(0.01)
+        os._exit(0)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOK_SECONDS)
+        end()
+
+    threading.Thread(target=watch, daemon=True).start()
+    sending = threading.Lock()
+
+    def say(event: dict[str, Any]) -> None:
+        try:
+            with sending:
+                ours.send(json.dumps(event).encode()[:LARGEST_MESSAGE])
+        except OSError:
+            if not draining.is_set():
+                os._exit(1)
+
+    memories: dict[int, SharedMemory] = {}
+    while True:
+        data, descriptors, _, _ = socket.recv_fds(ours, LARGEST_MESSAGE, 1)
+        if not data:
+            end()
+        message = json.loads(data)
+        if "settings" in message:
+            worker = Worker(Settings(**message["settings"]), say)
+        elif "memory" in message:
+            memories[message["memory"]] = SharedMemory(message["bytes"], descriptors[0])
+        elif "forget" in message:
+            memories.pop(message["forget"]).close()
+        elif "drain" in message:
+            draining.set()
+        else:
+            assert worker is not None
+            job = decode_job(_content(descriptors[0]))
+            memory = memories.get(job.memory)
+            worker.submit(job, memory.view if memory is not None else memoryview(b""))
+
+
+def _content(descriptor: int) -> bytes:
+    """All of a file by its descriptor, which is closed."""
+    try:
+        with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as whole:
+            return whole[:]
+    finally:
+        os.close(descriptor)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,305 @@
+"""Saves a run's state while it trains: snapshot here, everything else in the persist process (promise P5)."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from threading import Condition, Thread
+from typing import Any, Literal
+
+from fmscale.checkpoint.job import Job, Settings
+from fmscale.checkpoint.names import checkpoint_folder
+from fmscale.checkpoint.piece import Piece
+from fmscale.checkpoint.snapshot import Slot
+from fmscale.checkpoint.writer import ProcessWriter, ThreadWriter, Writer
+from fmscale.config.checkpoint import CheckpointConfig
+from fmscale.runtime.metrics import Metrics
+from fmscale.runtime.world import World
+from fmscale.store.open import parse_url
+
+logger = logging.getLogger(__name__)
+
+State = Literal["acknowledged", "failed", "retrying", "skipped"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaveReport:
+    """What became of a save on this rank, or an attempt that is being repeated."""
+
+    step: int
+    """Optimizer step."""
+    state: State
+    """`acknowledged`: the log entry is durable. `failed`: the save came to nothing; the last good one stays.
+    `retrying`: an attempt failed and is repeated. `skipped`: the one before was still being written."""
+    reason: str = ""
+    """Why, where it is not acknowledged."""
+    entry: int | None = None
+    """Number of the log entry."""
+    lease_lost: bool = False
+    """Whether a newer process took over the run: no later save can succeed either."""
+    blocking_seconds: float = 0.0
+    """What training waited, in `save` and at the fence."""
+    snapshot_seconds: float = 0.0
+    """From `save` until the copy was complete."""
+    sealed_seconds: float = 0.0
+    """From `save` until this rank's files were durable."""
+    durable_seconds: float = 0.0
+    """From `save` until the checkpoint was committed."""
+    bytes_written: int = 0
+    """Bytes of this rank's tensors that were written."""
+    bytes_referenced: int = 0
+    """Bytes of this rank's tensors that an earlier checkpoint had already."""
+
+
+@dataclass(kw_only=True)
+class _Save:
+    """A save under way."""
+
+    step: int
+    slot: Slot | None
+    begin: float
+    blocking: float = 0.0
+    snapshot: float = 0.0
+    sealed: float = 0.0
+    bytes: int = 0
+    referenced: int = 0
+
+
+class Saver:
+    """Saves of one rank. All ranks make one, with the same epoch, and call `save` in the same order.
+
+    A failed save never raises: `poll` reports it, and the metrics `ckpt_failed`, `ckpt_retried` and
+    `ckpt_skipped` count it. `ckpt_blocking` and `ckpt_durable` are timers.
+    """
+
+    def __init__(
+        self,
+        store_url: str,
+        run: str,
+        *,
+        world: World,
+        lease_epoch: int,
+        config: CheckpointConfig,
+        deadline: float = 60.0,
+        metrics: Metrics | None = None,
+    ) -> None:
+        """`lease_epoch` is that of the lease which rank 0 took of the run's log. `deadline` bounds a store
+        request in seconds. Raises ConfigError for a URL or a run's name that cannot be used.
+        """
+        self._run, self._rank, self._epoch = run, world.rank, lease_epoch
+        self._config = config
+        self._metrics = metrics or Metrics()
+        checkpoint_folder(run, 0, lease_epoch)
+        settings = Settings(
+            url=store_url,
+            deadline=deadline,
+            run=run,
+            rank=world.rank,
+            world_size=world.world_size,
+            epoch=lease_epoch,
+            keep_last=config.keep_last,
+            keep_every=config.keep_every,
+            grace_seconds=config.grace_seconds,
+            incremental=config.incremental,
+            digests=config.digests,
+            retries=config.retries,
+            seal_seconds=config.seal_seconds,
+        )
+        self._changed = Condition()
+        self._reports: deque[SaveReport] = deque()
+        self._saves: dict[int, _Save] = {}
+        self._slots = [Slot(number) for number in range(config.buffers)]
+        self._number = 0
+        self._repeats: dict[int, int] = {}
+        self._copying: _Save | None = None
+        self._handing: Thread | None = None
+        in_memory = parse_url(store_url).scheme == "memory"
+        self._writer: Writer = (ThreadWriter if in_memory else ProcessWriter)(settings, self._on_event)
+
+    def prepare(self, pieces: Sequence[Piece]) -> None:
+        """Have the snapshot's memory ready for pieces like these: the first save then costs what the others do.
+        Raises as `save`; a lack of memory is left for `save` to report.
+        """
+        for slot in self._slots:
+            try:
+                slot.prepare(pieces)
+            except (OSError, MemoryError) as error:
+                logger.warning("no memory for the snapshot: %s", error)
+
+    def save(
+        self,
+        step: int,
+        pieces: Sequence[Piece],
+        meta: dict[str, Any],
+        rank_meta: dict[str, Any] | None = None,
+        *,
+        wait: bool = False,
+    ) -> None:
+        """Take a snapshot and have it written. Call it after the optimizer's step, on every rank.
+
+        `meta` is JSON that belongs to the checkpoint (rank 0's is kept: loader state, counters, schedule),
+        `rank_meta` to the rank (its RNG). Without overlap the pieces are free when this returns, with overlap
+        after the next `fence`. If all snapshots are still being written the save is skipped, or with `wait`
+        begins when one is free: for the last save of a run. Raises ConfigError for pieces that are none.
+        """
+        begin = time.perf_counter()
+        self.fence()
+        number, self._number = self._number, self._number + 1
+        repeat = self._repeats[step] = self._repeats.get(step, -1) + 1
+        slot = self._free_slot(wait)
+        save = self._saves[number] = _Save(step=step, slot=slot, begin=begin)
+        header = Job(
+            number=number,
+            step=step,
+            folder=checkpoint_folder(self._run, step, self._epoch, repeat),
+            complete=not self._config.incremental
+            or number % self._config.complete_every == 0
+            or bool(self._config.keep_every and step % self._config.keep_every == 0),
+            meta=meta if self._rank == 0 else None,
+            rank_meta=rank_meta,
+        )
+        if slot is None:
+            self._refuse(header, "the snapshot before is still being written")
+            return
+        try:
+            slot.prepare(pieces)
+            slot.take(overlap=self._config.overlap)
+        except (OSError, MemoryError) as error:
+            self._refuse(header, f"there is no memory for the snapshot: {error}")
+            return
+        self._copying = save
+        self._handing = Thread(
+            target=self._hand_over, args=(save, slot, header), name="hand-over", daemon=True
+        )
+        self._handing.start()
+        save.blocking = time.perf_counter() - begin
+        if not self._config.overlap:
+            self.fence()
+
+    def fence(self) -> None:
+        """Return when the optimizer may write to the pieces of the last save: at once if it is copied. Called
+        right before each optimizer step.
+        """
+        save, self._copying = self._copying, None
+        if save is None or save.slot is None:
+            return
+        begin = time.perf_counter()
+        save.slot.fence()
+        save.blocking += time.perf_counter() - begin
+        self._metrics.observe("ckpt_blocking", save.blocking)
+
+    def poll(self) -> list[SaveReport]:
+        """What happened since the last call; never waits."""
+        with self._changed:
+            reports = list(self._reports)
+            self._reports.clear()
+        return reports
+
+    def drain(self, deadline: float) -> bool:
+        """Wait up to `deadline` seconds until every save is acknowledged or has failed; whether they are."""
+        self.fence()
+        self._writer.drain()
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._saves, timeout=deadline)
+
+    def close(self, deadline: float = 600.0) -> list[SaveReport]:
+        """Drain, end the persist process and give the memory back; the reports that were left.
+
+        A save that is not through by then is reported as failed; with a persist process of its own it is
+        still finished there, but nobody hears of it.
+        """
+        self.drain(deadline)
+        self._writer.close()
+        with self._changed:
+            for number in list(self._saves):
+                self._end(number, state="failed", reason=f"not durable after {deadline:.0f} s")
+        for slot in self._slots:
+            slot.release()
+        return self.poll()
+
+    def _free_slot(self, wait: bool) -> Slot | None:
+        """A snapshot that is not being written any more, marked as taken."""
+        with self._changed:
+            if wait:
+                self._changed.wait_for(lambda: any(not slot.busy for slot in self._slots))
+            slot = next((slot for slot in self._slots if not slot.busy), None)
+            if slot is not None:
+                slot.busy = True
+            return slot
+
+    def _refuse(self, job: Job, reason: str) -> None:
+        """Let the other ranks know that this one has nothing to write for the save."""
+        self._writer.submit(replace(job, refused=reason), None)
+
+    def _hand_over(self, save: _Save, slot: Slot, job: Job) -> None:
+        """In a thread: give the job to the writer once the copy is complete."""
+        try:
+            slot.wait()
+        except Exception as error:
+            logger.exception("the snapshot of step %d failed", save.step)
+            self._refuse(job, str(error))
+            return
+        save.snapshot = time.perf_counter() - save.begin
+        memory, layout = slot.memory, slot.layout
+        assert memory is not None
+        assert layout is not None
+        self._writer.submit(
+            replace(
+                job,
+                memory=memory.number,
+                ranges=layout.ranges,
+                offsets=layout.offsets,
+                files=layout.files,
+            ),
+            memory,
+        )
+
+    def _on_event(self, event: dict[str, Any]) -> None:
+        """From the writer's threads."""
+        with self._changed:
+            save = self._saves.get(event["job"])
+            if save is None:
+                return
+            now = time.perf_counter() - save.begin
+            match event["event"]:
+                case "sealed":
+                    save.sealed, save.bytes, save.referenced = now, event["bytes"], event["referenced"]
+                    self._free(save)
+                case "retrying":
+                    self._metrics.add("ckpt_retried")
+                    logger.warning("save of step %d is tried again: %s", save.step, event["reason"])
+                    self._reports.append(SaveReport(step=save.step, state="retrying", reason=event["reason"]))
+                case "committed":
+                    self._metrics.observe("ckpt_durable", now)
+                    self._metrics.add("ckpt_bytes", save.bytes)
+                    self._end(event["job"], state="acknowledged", entry=event["entry"], durable_seconds=now)
+                case "failed":
+                    state: State = "failed" if save.slot is not None else "skipped"
+                    self._metrics.add(f"ckpt_{state}")
+                    logger.error("save of step %d %s: %s", save.step, state, event["reason"])
+                    lost = event["lost"]
+                    self._end(event["job"], state=state, reason=event["reason"], lease_lost=lost)
+            self._changed.notify_all()
+
+    def _free(self, save: _Save) -> None:
+        """The snapshot's memory may be used again."""
+        if save.slot is not None:
+            save.slot.busy = False
+
+    def _end(self, number: int, **fields: Any) -> None:
+        """The save is over: report it with what it took."""
+        save = self._saves.pop(number)
+        if not save.sealed:
+            self._free(save)
+        self._reports.append(
+            SaveReport(
+                step=save.step,
+                blocking_seconds=save.blocking,
+                snapshot_seconds=save.snapshot,
+                sealed_seconds=save.sealed,
+                bytes_written=save.bytes,
+                bytes_referenced=save.referenced,
+                **fields,
+            )
+        )

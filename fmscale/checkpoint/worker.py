@@ -1,0 +1,191 @@
+"""The persist process's work, in two stages: write and seal, then commit (rank 0) or learn of the commit.
+
+The second stage waits for other ranks; the first goes on with the next save meanwhile, as soon as the trainer
+has given it one: its memory is free again once the rank has sealed.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from queue import SimpleQueue
+from threading import Event, Lock, Thread
+from typing import Any, TypeVar
+
+from fmscale.checkpoint.commit import SaveFailed, await_outcome, commit_seals, failure, gather, give_up
+from fmscale.checkpoint.job import Job, Settings
+from fmscale.checkpoint.names import run_log
+from fmscale.checkpoint.persist import Known, discard, persist, refuse, stored_seal
+from fmscale.checkpoint.retention import tidy
+from fmscale.checkpoint.seal import Seal
+from fmscale.errors import Conflict, FmscaleError, LeaseLost, StoreError, StoreUnavailable
+from fmscale.store.entry import Entry
+from fmscale.store.open import open_store
+from fmscale.store.retire import State
+
+logger = logging.getLogger(__name__)
+
+FIRST_PAUSE = 0.5
+"""Seconds before writing is tried again; doubled each time. The store's own retries are inside an attempt."""
+
+T = TypeVar("T")
+Say = Callable[[dict[str, Any]], None]
+
+
+class Worker:
+    """One rank's saves, one after another. `say` gets what happens, from threads."""
+
+    def __init__(self, settings: Settings, say: Say) -> None:
+        self._settings = settings
+        self._say = say
+        self._backend = open_store(settings.url, deadline=settings.deadline)
+        self._log = run_log(self._backend, settings.run)
+        self._state = State()
+        self._known: Known = {}
+        self._named: set[str] = set()
+        self._to_write: SimpleQueue[tuple[Job, memoryview] | None] = SimpleQueue()
+        self._to_commit: SimpleQueue[tuple[Job, Seal] | None] = SimpleQueue()
+        self._stopping = Event()
+        self._lock = Lock()
+        self._busy = 0
+        self._threads = [
+            Thread(target=self._loop, args=(self._to_write, self._write), name="persist", daemon=True),
+            Thread(target=self._loop, args=(self._to_commit, self._finish), name="commit", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is left to do."""
+        with self._lock:
+            return self._busy == 0
+
+    def submit(self, job: Job, memory: memoryview) -> None:
+        """Save this after what was submitted before."""
+        with self._lock:
+            self._busy += 1
+        self._to_write.put((job, memory))
+
+    def close(self, deadline: float = 10.0) -> None:
+        """Give up what is not finished and end the threads."""
+        self._stopping.set()
+        self._to_write.put(None)
+        self._to_commit.put(None)
+        for thread in self._threads:
+            thread.join(deadline)
+
+    def _loop(self, queue: "SimpleQueue[Any]", work: Callable[..., bool]) -> None:
+        while (item := queue.get()) is not None:
+            try:
+                done = work(*item)
+            except Exception as error:
+                # What is not foreseen must not end the thread: later saves would never be acknowledged.
+                logger.exception("save of step %d failed unexpectedly", item[0].step)
+                self._failed(item[0], error)
+                done = True
+            if done:
+                with self._lock:
+                    self._busy -= 1
+
+    def _write(self, job: Job, memory: memoryview) -> bool:
+        """First stage; True where the job ends here."""
+        if job.refused:
+            self._quietly(lambda: refuse(self._backend, self._settings, job, job.refused))
+            self._failed(job, SaveFailed(job.refused))
+            return True
+        begin = time.monotonic()
+        try:
+            seal = self._retried(job, lambda attempt: self._persist(job, memory, attempt))
+        except FmscaleError as error:
+            reason = str(error)
+            self._quietly(lambda: discard(self._backend, self._settings, job))
+            self._quietly(lambda: refuse(self._backend, self._settings, job, reason))
+            self._failed(job, error)
+            return True
+        self._tell(
+            job,
+            "sealed",
+            seconds=time.monotonic() - begin,
+            bytes=seal.bytes,
+            referenced=seal.referenced,
+        )
+        self._to_commit.put((job, seal))
+        return False
+
+    def _persist(self, job: Job, memory: memoryview, attempt: int) -> Seal:
+        if attempt or job.attempt:
+            # An attempt that died or lost its answer after sealing: others may have read that seal.
+            there = stored_seal(self._backend, job, self._settings.rank)
+            if there is not None:
+                return there
+        if job.sealed:
+            raise SaveFailed(f"the seal of step {job.step} is gone", remedy="Another process deleted it.")
+        return persist(self._backend, self._settings, job, memory, self._known)
+
+    def _finish(self, job: Job, seal: Seal) -> bool:
+        """Second stage."""
+        begin = time.monotonic()
+        try:
+            entry = self._outcome(job, seal)
+        except FmscaleError as error:
+            if isinstance(error, Conflict):
+                self._known = {}
+            if not isinstance(error, StoreUnavailable) and (self._settings.rank == 0 or self._given_up(job)):
+                # Nobody will commit it any more. Where that is not certain the files stay for `tidy`.
+                reason = str(error)
+                if self._settings.rank == 0:
+                    self._quietly(lambda: give_up(self._backend, job, reason))
+                self._quietly(lambda: discard(self._backend, self._settings, job))
+            self._failed(job, error)
+            return True
+        if self._settings.incremental:
+            self._known = {
+                piece.range: (seal.files[piece.file], piece) for piece in seal.pieces if piece.digest
+            }
+        self._tell(job, "committed", seconds=time.monotonic() - begin, entry=entry.number)
+        if self._settings.rank == 0:
+            self._quietly(lambda: tidy(self._log, self._settings, self._state, self._named))
+        return True
+
+    def _outcome(self, job: Job, seal: Seal) -> Entry:
+        if self._settings.rank:
+            return await_outcome(self._log, self._settings, job, self._state, self._stopping.is_set)
+        if job.attempt and (reason := failure(self._backend, job)):
+            raise SaveFailed(reason)
+        seals = gather(self._backend, self._settings, job, seal, self._stopping.is_set)
+        return self._retried(job, lambda _: commit_seals(self._log, self._settings, job, seals, self._state))
+
+    def _given_up(self, job: Job) -> bool:
+        try:
+            return failure(self._backend, job) is not None
+        except StoreError:
+            return False
+
+    def _retried(self, job: Job, attempt: Callable[[int], T]) -> T:
+        """`attempt(n)`, again after a StoreError that may pass. Raises the last one."""
+        pause = FIRST_PAUSE
+        for number in range(self._settings.retries + 1):
+            try:
+                return attempt(number)
+            except (LeaseLost, Conflict):
+                raise
+            except StoreError as error:
+                if number == self._settings.retries or self._stopping.is_set():
+                    raise
+                self._tell(job, "retrying", reason=str(error))
+                self._stopping.wait(pause)
+                pause *= 2
+        raise AssertionError("the last attempt returned or raised")
+
+    def _failed(self, job: Job, error: BaseException) -> None:
+        self._tell(job, "failed", reason=str(error), lost=isinstance(error, LeaseLost))
+
+    def _tell(self, job: Job, event: str, **more: Any) -> None:
+        self._say({"job": job.number, "event": event, **more})
+
+    def _quietly(self, call: Callable[[], object]) -> None:
+        """Do what may fail without harm: an outcome has been told or will be."""
+        try:
+            call()
+        except FmscaleError as error:
+            logger.warning("%s", error)

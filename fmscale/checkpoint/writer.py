@@ -1,0 +1,182 @@
+"""The trainer's end of the persist process: starts it, gives it jobs, and starts it again when it dies.
+
+A store in this process's memory has no other process that could write to it: there a thread does the work.
+"""
+
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, replace
+from typing import Any, Protocol
+
+from fmscale.checkpoint.job import Job, Settings, encode_job
+from fmscale.checkpoint.memory import SharedMemory
+from fmscale.checkpoint.persister import LARGEST_MESSAGE
+from fmscale.checkpoint.worker import Worker
+
+logger = logging.getLogger(__name__)
+
+Say = Callable[[dict[str, Any]], None]
+LAST_EVENTS = frozenset({"committed", "failed"})
+
+
+class Writer(Protocol):
+    """Does jobs; tells what happens to them through the `say` it was made with."""
+
+    def submit(self, job: Job, memory: SharedMemory | None) -> None:
+        """Save this; the memory must stay as it is until the job is sealed or has failed."""
+        ...
+
+    def drain(self) -> None:
+        """Finish what was submitted even if this process ends meanwhile."""
+        ...
+
+    def close(self) -> None:
+        """End it; what is not finished is given up."""
+        ...
+
+
+class ThreadWriter:
+    """Works in this process."""
+
+    def __init__(self, settings: Settings, say: Say) -> None:
+        self._worker = Worker(settings, say)
+
+    def submit(self, job: Job, memory: SharedMemory | None) -> None:
+        """As Writer's."""
+        self._worker.submit(job, memory.view if memory is not None else memoryview(b""))
+
+    def drain(self) -> None:
+        """It cannot outlive this process."""
+
+    def close(self) -> None:
+        """As Writer's."""
+        self._worker.close()
+
+
+class ProcessWriter:
+    """Works in a process of its own, which is started anew with what it had when it dies."""
+
+    def __init__(self, settings: Settings, say: Say) -> None:
+        self._settings = settings
+        self._say = say
+        self._lock = threading.Lock()
+        self._jobs: dict[int, tuple[Job, SharedMemory | None]] = {}
+        self._closing = False
+        self._draining = False
+        self._socket, self._process, self._sent = self._start()
+        self._thread = threading.Thread(target=self._listen, name="persist-events", daemon=True)
+        self._thread.start()
+
+    @property
+    def pid(self) -> int:
+        """The persist process that runs now."""
+        return self._process.pid
+
+    def submit(self, job: Job, memory: SharedMemory | None) -> None:
+        """As Writer's."""
+        with self._lock:
+            self._jobs[job.number] = (job, memory)
+            self._send_job(job, memory)
+
+    def drain(self) -> None:
+        """As Writer's."""
+        with self._lock:
+            self._draining = True
+            self._send({"drain": True})
+
+    def close(self) -> None:
+        """As Writer's."""
+        with self._lock:
+            self._closing = True
+            if not self._draining:
+                self._process.kill()
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._process.wait()
+        self._socket.close()
+
+    def _start(self) -> tuple[socket.socket, "subprocess.Popen[bytes]", dict[int, SharedMemory]]:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "fmscale.checkpoint.persister", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+        ours.send(json.dumps({"settings": asdict(self._settings)}).encode())
+        return ours, process, {}
+
+    def _send_job(self, job: Job, memory: SharedMemory | None) -> None:
+        for number, known in list(self._sent.items()):
+            if known.closed:
+                del self._sent[number]
+                self._send({"forget": number})
+        if memory is not None and memory.number not in self._sent:
+            self._sent[memory.number] = memory
+            self._send({"memory": memory.number, "bytes": memory.size}, memory.descriptor)
+        text = os.memfd_create("fmscale-job")
+        try:
+            with open(text, "wb", closefd=False) as file:
+                file.write(encode_job(job))
+            self._send({"job": job.number}, text)
+        finally:
+            os.close(text)
+
+    def _send(self, message: dict[str, Any], descriptor: int | None = None) -> None:
+        descriptors = [] if descriptor is None else [descriptor]
+        # Where it died, _listen sees that too and sends what is open to the next one.
+        with suppress(OSError):
+            socket.send_fds(self._socket, [json.dumps(message).encode()], descriptors)
+
+    def _listen(self) -> None:
+        begin = time.monotonic()
+        while True:
+            try:
+                data = self._socket.recv(LARGEST_MESSAGE)
+            except OSError:
+                data = b""
+            if data:
+                event = json.loads(data)
+                with self._lock:
+                    if event["event"] in LAST_EVENTS:
+                        self._jobs.pop(event["job"], None)
+                    elif event["event"] == "sealed":
+                        job, memory = self._jobs[event["job"]]
+                        self._jobs[event["job"]] = replace(job, sealed=True), memory
+                self._say(event)
+                continue
+            status = self._process.wait()
+            if self._closing:
+                return
+            if time.monotonic() - begin < 1.0:
+                time.sleep(0.5)  # dies as it starts: no need to hurry
+            begin = time.monotonic()
+            self._restart(status)
+
+    def _restart(self, status: int) -> None:
+        with self._lock:
+            if self._closing:
+                return
+            logger.warning("the persist process ended with status %d; starting another", status)
+            self._socket.close()
+            self._socket, self._process, self._sent = self._start()
+            jobs, self._jobs = self._jobs, {}
+        for job, memory in jobs.values():
+            reason = f"the persist process ended with status {status}"
+            if job.attempt >= self._settings.retries:
+                self._say({"job": job.number, "event": "failed", "reason": reason, "lost": False})
+                continue
+            self._say({"job": job.number, "event": "retrying", "reason": reason})
+            self.submit(replace(job, attempt=job.attempt + 1), memory)
+        if self._draining:
+            self.drain()
