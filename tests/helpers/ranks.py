@@ -211,7 +211,14 @@ def _join(number: int, size: int, generation: int, port: int, timeout: float) ->
     from torch import distributed
 
     if distributed.is_initialized():
-        distributed.destroy_process_group()
+        if "deepspeed" in sys.modules:
+            # DeepSpeed keeps groups of its own and would go on using them
+            import deepspeed
+
+            deepspeed.comm.init_distributed()
+            deepspeed.comm.destroy_process_group()
+        else:
+            distributed.destroy_process_group()
     place = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
     os.environ.update({name: str(value) for name, value in place.items()})
     os.environ.update(MASTER_ADDR=LOOPBACK, MASTER_PORT=str(port), GROUP_RANK="0")

@@ -1,0 +1,53 @@
+"""From the config to an engine: the model, its precision, recompute and compile, the shards."""
+
+from functools import partial
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint as recomputed
+
+from fmscale.config import Batch, Config
+from fmscale.models import build
+from fmscale.objectives.next_token import next_token
+from fmscale.runtime.world import World
+from fmscale.train.engine import DeepSpeedEngine
+from fmscale.train.trained import Cast, Trained
+
+
+def build_engine(config: Config, world: World, vocab_size: int, batch: Batch, device: str) -> DeepSpeedEngine:
+    """The engine of a new run: weights made of `train.seed` alone, the same at any number of ranks."""
+    train = config.train
+    model = build(config.model, vocab_size=vocab_size)
+    model.init_weights(torch.Generator().manual_seed(train.seed))
+    wrap_blocks(model.layers, recompute=train.recompute == "full", compiled=_compiled(config, device))
+    trained = Trained(model, next_token)
+    cast = train.precision == "bf16" and train.zero_stage == 0
+    return DeepSpeedEngine(
+        Cast(trained, torch.bfloat16) if cast else trained,
+        trained.logical_names(),
+        train,
+        config.optimizer,
+        world,
+        micro_batch=batch.micro_batch,
+        accumulation=batch.accumulation,
+        device=device,
+    )
+
+
+def wrap_blocks(layers: nn.ModuleList, *, recompute: bool, compiled: bool) -> None:
+    """Give each block its recompute and its compiled code, from outside: a block knows of neither.
+
+    Compiled by block, not as a whole: one block's code serves all, and compiles in seconds.
+    """
+    for block in layers:
+        if compiled:
+            block.compile(dynamic=None)
+        if recompute:
+            block.forward = partial(recomputed, block.forward, use_reentrant=False)
+
+
+def _compiled(config: Config, device: str) -> bool:
+    if config.train.compile is None:
+        # ZeRO-3 fetches parameters in hooks inside the block, which break the graph at every layer.
+        return device.startswith("cuda") and config.train.zero_stage < 3
+    return config.train.compile

@@ -1,0 +1,48 @@
+"""The DeepSpeed config that a run's sections amount to: every precision said, nothing left to a default that
+differs between stages.
+"""
+
+from typing import Any
+
+from fmscale.config.train import OptimizerConfig, TrainConfig
+
+BUCKET_ELEMENTS = 50_000_000
+"""Elements that are reduced or gathered at once: 100 MB in bf16, where NCCL reaches its bandwidth; DeepSpeed's
+500 M would hold 1 GB for a model of 1 B parameters."""
+
+
+def deepspeed_config(
+    train: TrainConfig, optimizer: OptimizerConfig, *, micro_batch: int, accumulation: int, device: str
+) -> dict[str, Any]:
+    """The config for deepspeed.initialize."""
+    on_gpu = device.startswith("cuda")
+    zero: dict[str, Any] = {
+        "stage": train.zero_stage,
+        "contiguous_gradients": True,
+        "overlap_comm": on_gpu and train.zero_stage > 1,
+        "reduce_bucket_size": BUCKET_ELEMENTS if on_gpu else 5_000_000,
+        "allgather_bucket_size": BUCKET_ELEMENTS if on_gpu else 5_000_000,
+        # A run must come out the same when it is repeated; round robin changes who sums what.
+        "round_robin_gradients": False,
+    }
+    if train.zero_stage == 3:
+        # On a small model everything would persist, and nothing be partitioned in forward.
+        zero["stage3_param_persistence_threshold"] = 10_000
+    if train.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "steps_per_print": 2**62,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "communication_data_type": train.reduce_precision or "fp32",
+        "wall_clock_breakdown": False,
+    }
+    if train.zero_stage:
+        config["gradient_clipping"] = optimizer.clip_norm
+    if train.zero_stage and train.precision == "bf16":
+        # Without the check a non-finite gradient goes into the masters at stages 2 and 3.
+        config["bf16"] = {"enabled": True, "check_grad_overflow": True}
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+    return config

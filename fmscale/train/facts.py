@@ -1,0 +1,52 @@
+"""What ranks must know of one another in a step, in one exchange of a few numbers on the host."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import distributed
+
+from fmscale.runtime.stop import Stop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """The same on every rank."""
+
+    tokens: float
+    """Valid tokens of the step, over all ranks."""
+    stop: Stop
+    """The strongest reason that any rank has to stop before this step."""
+    save: bool
+    """Whether a rank's clock says that a save is due after this step."""
+
+
+def exchange(tokens: float, stop: Stop, save: bool) -> Facts:
+    """Sum of the ranks' valid tokens, the strongest of their reasons to stop, and whether one wants a save.
+
+    One gather over gloo, also on GPUs: no device is waited for.
+    """
+    mine = torch.tensor([tokens, float(stop), float(save)], dtype=torch.float64)
+    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return Facts(tokens=tokens, stop=stop, save=save)
+    parts = [torch.empty_like(mine) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(parts, mine)
+    every = torch.stack(parts)
+    return Facts(
+        tokens=float(every[:, 0].sum()), stop=Stop(int(every[:, 1].max())), save=bool(every[:, 2].max())
+    )
+
+
+def total(values: torch.Tensor) -> torch.Tensor:
+    """Sum over ranks of a host tensor, fp64: losses of several steps at once, when they are logged."""
+    values = values.detach().to("cpu", torch.float64)
+    if distributed.is_initialized() and distributed.get_world_size() > 1:
+        distributed.all_reduce(values)
+    return values
+
+
+def largest(values: torch.Tensor) -> torch.Tensor:
+    """Maximum over ranks of a host tensor, fp64: a step is as slow as its slowest rank."""
+    values = values.detach().to("cpu", torch.float64)
+    if distributed.is_initialized() and distributed.get_world_size() > 1:
+        distributed.all_reduce(values, op=distributed.ReduceOp.MAX)
+    return values

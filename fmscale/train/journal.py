@@ -1,0 +1,101 @@
+"""Metrics of the steps: kept on the device until they are logged, then reduced over ranks in one exchange."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fmscale.runtime.sinks import Sink
+from fmscale.train.facts import largest, total
+from fmscale.train.step import StepResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Where a rank's time went in a step, in seconds."""
+
+    step: float
+    """The whole step, data and checkpoint included."""
+    data_stall: float
+    """Waiting for data."""
+    ckpt_blocking: float
+    """Standing still for a checkpoint: its begin and the fence."""
+
+
+class Journal:
+    """Collects steps and writes a record of each at every flush; all ranks flush together, rank 0 writes."""
+
+    def __init__(
+        self,
+        sinks: Sequence[Sink],
+        sources: Sequence[str],
+        *,
+        flops_per_token: float,
+        peak_flops: float | None,
+        world_size: int,
+    ) -> None:
+        """`flops_per_token` and `peak_flops` (of one device; None if it is not known) give `mfu`."""
+        self._sinks = list(sinks)
+        self._sources = list(sources)
+        self._flops_per_token = flops_per_token
+        self._peak = peak_flops
+        self._world_size = world_size
+        self._pending: list[tuple[int, float, StepResult, Timing]] = []
+        self.records: list[dict[str, Any]] = []
+        """Every record written since the start, on every rank."""
+
+    def add(self, step: int, rate: float, result: StepResult, timing: Timing) -> None:
+        """Remember a step. Costs no synchronisation with the device."""
+        self._pending.append((step, rate, result, timing))
+
+    def flush(self, show: Callable[[Mapping[str, Any]], None] | None = None) -> list[dict[str, Any]]:
+        """Write what is pending; the records. `show` gets the last one, on every rank."""
+        if not self._pending:
+            return []
+        steps = [entry[0] for entry in self._pending]
+        results = [entry[2] for entry in self._pending]
+        sums = total(
+            torch.stack([torch.cat((r.loss_sum.view(1), r.loss_by_source.reshape(-1))) for r in results])
+        )
+        timings = [entry[3] for entry in self._pending]
+        slowest = largest(torch.tensor([[t.step, t.data_stall, t.ckpt_blocking] for t in timings]))
+        records = []
+        for i, (step, rate, result, _) in enumerate(self._pending):
+            seconds, stall, blocking = slowest[i].tolist()
+            record: dict[str, Any] = {
+                "step": step + 1,
+                "loss": float(sums[i, 0]) / result.tokens if result.tokens else math.nan,
+                "tokens": int(result.tokens),
+                "lr": rate,
+                "grad_norm": result.update.grad_norm,
+                "applied": result.update.applied,
+                "seconds": seconds,
+                "data_stall": stall,
+                "ckpt_blocking": blocking,
+                "tokens_per_second": result.tokens / seconds,
+                "tokens_per_second_per_gpu": result.tokens / seconds / self._world_size,
+            }
+            if self._peak:
+                record["mfu"] = self._flops_per_token * record["tokens_per_second_per_gpu"] / self._peak
+            if len(self._sources) > 1:
+                losses, weights = sums[i, 1:].view(2, -1).tolist()
+                for name, loss, weight in zip(self._sources, losses, weights, strict=True):
+                    if weight:
+                        record[f"loss/{name}"] = loss / weight
+            records.append(record)
+        assert steps == sorted(steps), steps
+        self._pending.clear()
+        self.records += records
+        for record in records:
+            for sink in self._sinks:
+                sink.write(record)
+        if show:
+            show(records[-1])
+        return records
+
+    def event(self, **record: Any) -> None:
+        """Write a record of something that is not a step: a checkpoint, an evaluation, a resume."""
+        for sink in self._sinks:
+            sink.write(record)

@@ -1,0 +1,159 @@
+"""The loop: steps, saves, evaluations, until the run is complete or is told to stop."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from fmscale.data.batch import Batch
+from fmscale.data.loader import Loader
+from fmscale.errors import FmscaleError
+from fmscale.runtime.failure import Whereabouts
+from fmscale.runtime.stop import Stop, StopFlag
+from fmscale.train.engine import Engine
+from fmscale.train.facts import exchange
+from fmscale.train.journal import Journal, Timing
+from fmscale.train.rows import to_rows
+from fmscale.train.saving import Saving
+from fmscale.train.seeds import seed_dropout
+from fmscale.train.step import train_step
+
+
+class Diverged(FmscaleError):
+    """The loss or gradients stayed non-finite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """All that the loop needs, made by `setup`."""
+
+    engine: Engine
+    """The sharded model."""
+    loader: Loader
+    """The training samples, at the first step to run."""
+    saving: Saving
+    """Checkpoints."""
+    journal: Journal
+    """Metrics."""
+    stop: StopFlag
+    """Signals and the deadline."""
+    where: Whereabouts
+    """For the failure report."""
+    steps: int
+    """Steps of the whole run."""
+    rate: Callable[[int], float]
+    """Learning rate of a step."""
+    evaluate: Callable[[int], None]
+    """Evaluate after a number of steps, if it is time."""
+    delivered: Callable[[Batch], None]
+    """Writes down what was received."""
+    log_every: int
+    """Steps between flushes of the journal."""
+    nonfinite_limit: int
+    """Consecutive steps that may go unapplied."""
+    sources: int
+    """Sources of the mixture."""
+    seed: int
+    """Seed of dropout."""
+    dp_rank: int
+    """This rank's place."""
+    device: str
+    """Where to compute."""
+    show: Callable[[Mapping[str, Any]], None]
+    """Shows progress."""
+
+
+def run_loop(loop: Loop, first_step: int) -> Stop:
+    """Train from step `first_step` to the end, or until a stop is agreed; the reason, or Stop.NO at the end.
+
+    Raises Diverged after too many steps in a row that could not be applied.
+    """
+    unapplied = 0
+    stop = Stop.NO
+    step = first_step
+    while step < loop.steps:
+        loop.where.phase, loop.where.step = "train", step
+        began, stalled, blocked = time.perf_counter(), loop.loader.stall_seconds, loop.saving.blocking_seconds
+        state = loop.loader.state_dict()
+        batches = _batches_of_step(loop)
+        rows = [to_rows(batch, loop.device) for batch in batches]
+        tokens = sum(float(batch.loss_weights[:, 1:].sum()) for batch in batches)
+        facts = exchange(tokens, loop.stop.reason, loop.saving.clock_due)
+        if facts.stop:
+            stop = facts.stop
+            loop.saving.save(step, state, wait=True)
+            break
+        for batch in batches:
+            loop.delivered(batch)
+        rate = loop.rate(step)
+        result = train_step(
+            loop.engine,
+            rows,
+            tokens=facts.tokens,
+            sources=loop.sources,
+            rate=rate,
+            seed=partial(seed_dropout, loop.seed, step, loop.dp_rank),
+            fence=loop.saving.fence,
+        )
+        unapplied = 0 if result.update.applied else unapplied + 1
+        step += 1
+        if unapplied >= loop.nonfinite_limit:
+            loop.journal.flush(loop.show)
+            raise Diverged(
+                f"gradients were not finite in {unapplied} steps in a row",
+                found=f"step {step}, gradient norm {result.update.grad_norm}",
+                remedy="Lower optimizer.lr or clip_norm, or look at the samples of these steps with "
+                "`fmscale dataset trace`. The last checkpoint is from before.",
+            )
+        loop.saving.step_done(step, loop.loader.state_dict(), due=facts.save, last=step == loop.steps)
+        loop.evaluate(step)
+        now = time.perf_counter()
+        timing = Timing(
+            step=now - began,
+            data_stall=loop.loader.stall_seconds - stalled,
+            ckpt_blocking=loop.saving.blocking_seconds - blocked,
+        )
+        loop.journal.add(step - 1, rate, result, timing)
+        if step % loop.log_every == 0 or step == loop.steps:
+            loop.journal.flush(loop.show)
+    loop.journal.flush(loop.show)
+    loop.where.phase = "save"
+    return stop
+
+
+def _batches_of_step(loop: Loop) -> list[Batch]:
+    batches = [next(loop.loader)]
+    while not batches[-1].last_of_step:
+        batches.append(next(loop.loader))
+    return batches
+
+
+def dry_run(loop: Loop, rows: int, row_tokens: int) -> None:
+    """One full step on a microbatch that weighs nothing, before anything is restored: compiles, allocates, and
+    runs out of memory now rather than at the first long document. Weights and moments come out as they were.
+    """
+    from fmscale.objectives.rows import Rows
+
+    loop.where.phase = "dry run"
+    zeros = torch.zeros((rows, row_tokens), dtype=torch.int64, device=loop.device)
+    made = Rows(
+        tokens_BT=zeros,
+        labels_BT=zeros,
+        weights_BT=torch.zeros((rows, row_tokens), device=loop.device),
+        positions_BT=torch.arange(row_tokens, device=loop.device).expand(rows, -1).contiguous(),
+        cu_seqlens=torch.arange(0, rows * row_tokens + 1, row_tokens, dtype=torch.int32, device=loop.device),
+        source_B=torch.full((rows,), -1, dtype=torch.int64, device=loop.device),
+    )
+    train_step(
+        loop.engine,
+        [made],
+        tokens=1.0,
+        sources=loop.sources,
+        rate=0.0,
+        seed=lambda i: None,
+        fence=lambda: None,
+    )
+    loop.engine.restored(0)

@@ -1,0 +1,219 @@
+"""What would fail if a run were started as configured, all together, and without starting or writing anything."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+
+from fmscale.config import Config, derive_batch
+from fmscale.data.open import SourceSpec, make_sources, require_recorded
+from fmscale.data.order_log import replay
+from fmscale.data.plan import Source
+from fmscale.data.view import make_view
+from fmscale.errors import AccessDenied, ConfigError, FmscaleError, StoreError, StoreUnavailable
+from fmscale.store.backend import Backend
+from fmscale.store.dataset import open_dataset
+from fmscale.store.log import RUN_KINDS, Log
+from fmscale.store.open import open_store
+from fmscale.train.data import check_length, tokenizer_of, vocabulary
+from fmscale.train.forecast import Forecast, epochs, forecast
+from fmscale.train.resume import choose_resume
+from fmscale.train.run import total_steps
+
+STORE_SECONDS = 10.0
+"""Deadline of a request: a plan should answer, also where the store is out of reach."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceFacts:
+    """What the store says of a source."""
+
+    dataset: str
+    """Its name."""
+    split: str
+    """Its split."""
+    tokens: int
+    """Tokens of the split."""
+    rows: int
+    """Rows of the run's length."""
+    share: float
+    """Part of the samples."""
+    epochs: float | None
+    """How often the run passes over it; None for a run of unknown length."""
+
+
+@dataclass(kw_only=True)
+class Preflight:
+    """What was found out about a run before it is started."""
+
+    forecast: Forecast
+    """Derived numbers."""
+    sources: list[SourceFacts] = field(default_factory=list)
+    """The datasets, where the store was reached."""
+    begins: str = ""
+    """Where the run would begin, where the store was reached."""
+    problems: list[FmscaleError] = field(default_factory=list)
+    """What would fail."""
+    notes: list[str] = field(default_factory=list)
+    """What could not be checked."""
+
+
+class _Checks:
+    """Runs checks and keeps what they raise instead of ending at the first."""
+
+    def __init__(self) -> None:
+        self.problems: list[FmscaleError] = []
+        self.notes: list[str] = []
+        self.reachable = True
+
+    def run(self, check: Callable[[], T]) -> T | None:
+        """The check's result; None if it found a problem."""
+        try:
+            return check()
+        except FmscaleError as error:
+            self.add(error)
+            return None
+
+    def add(self, error: FmscaleError) -> None:
+        """Keep a problem. The same twice, such as of a dataset that is both source and evaluated, is said once."""
+        if str(error) not in map(str, self.problems):
+            self.problems.append(error)
+
+    def ask(self, check: Callable[[], T]) -> T | None:
+        """As `run`, for what asks the store. One that does not answer from here says nothing about where the
+        run will be: that is a note, and it is not asked again.
+        """
+        if not self.reachable:
+            return None
+        try:
+            return check()
+        except (StoreUnavailable, AccessDenied) as error:
+            self.reachable = False
+            self.notes.append(f"the store was not looked into any further: {error}")
+            return None
+        except FmscaleError as error:
+            self.add(error)
+            return None
+
+
+def preflight(
+    config: Config,
+    world: int,
+    *,
+    tokens_per_second: float | None = None,
+    mfu: float | None = None,
+    device: str = "",
+) -> Preflight:
+    """Derive a run's numbers for `world` ranks and find what would fail. Only reads."""
+    checks = _Checks()
+    batch = checks.run(lambda: derive_batch(config.batch, world, place=config.place("batch")))
+    steps = checks.run(lambda: total_steps(config, batch.global_batch)) if batch else config.train.steps
+    checks.run(lambda: check_length(config))
+    backend = _open(config, checks)
+    sources = _sources(config, backend, checks) if backend else []
+    vocab_size = config.model.vocab_size
+    begins = ""
+    if backend:
+        tokenizer = checks.ask(lambda: tokenizer_of(config, backend))
+        if tokenizer:
+            vocab_size = checks.run(lambda: vocabulary(config, tokenizer)) or tokenizer.vocab_size
+        _check_evaluation(config, backend, checks)
+        begins = checks.ask(lambda: _begin(config, backend, sources)) or ""
+    if vocab_size is None:
+        checks.problems.append(_no_vocabulary(config))
+    width = max((np.dtype(source.view.dtype).itemsize for source in sources), default=None)
+    made = forecast(
+        config,
+        world,
+        batch=batch,
+        steps=steps,
+        vocab_size=vocab_size,
+        token_bytes=width or (2 if (vocab_size or 0) <= 65536 else 4),
+        tokens_per_second=tokens_per_second,
+        mfu=mfu,
+        device=device,
+    )
+    samples = batch.global_batch * steps if batch and steps else None
+    return Preflight(
+        forecast=made,
+        sources=_facts(sources, samples),
+        begins=begins,
+        problems=checks.problems,
+        notes=checks.notes,
+    )
+
+
+def _open(config: Config, checks: _Checks) -> Backend | None:
+    try:
+        return open_store(
+            config.store.url, read_only=True, deadline=min(config.store.deadline, STORE_SECONDS)
+        )
+    except StoreError as error:
+        checks.notes.append(f"the store was not looked into: {error}")
+        return None
+
+
+def _sources(config: Config, backend: Backend, checks: _Checks) -> list[Source]:
+    """The sources as the loader would make them; [] if one cannot be made."""
+    data = config.data
+
+    def make(specs: list[SourceSpec]) -> list[Source]:
+        return make_sources(
+            backend, specs, sequence_length=data.sequence_length + 1, seed=data.seed, window=data.window
+        )
+
+    specs = [
+        SourceSpec(dataset=s.dataset, weight=s.weight, split=s.split, commits=s.commits, seed=s.seed)
+        for s in data.sources
+    ]
+    alone = [checks.ask(lambda spec=spec: make([spec])) for spec in specs]  # type: ignore[misc]
+    return (checks.ask(lambda: make(specs)) or []) if all(alone) else []
+
+
+def _check_evaluation(config: Config, backend: Backend, checks: _Checks) -> None:
+    length = config.data.sequence_length + 1
+    for chosen in config.evaluation.sets:
+        checks.ask(
+            lambda chosen=chosen: make_view(  # type: ignore[misc]
+                open_dataset(backend, chosen.dataset), sequence_length=length, split=chosen.split
+            )
+        )
+
+
+def _begin(config: Config, backend: Backend, sources: list[Source]) -> str:
+    """Where the run would begin. Raises ConfigError if it cannot go on with what it is told."""
+    resume = choose_resume(config, backend)
+    recorded = replay(Log(backend, f"runs/{config.train.run}", RUN_KINDS))
+    if recorded and sources:
+        require_recorded(config.train.run, recorded, sources)
+    if not resume.shown:
+        return "at step 0" if recorded is None else "at step 0, with the order that the run has recorded"
+    return f"from {'a fork of ' if resume.fork else ''}checkpoint {resume.shown}"
+
+
+def _facts(sources: list[Source], samples: int | None) -> list[SourceFacts]:
+    weights = [source.weight for source in sources]
+    rows = [sum(source.view.rows) for source in sources]
+    passes = epochs(samples, weights, rows) if samples and sources else [None] * len(sources)
+    return [
+        SourceFacts(
+            dataset=source.view.dataset,
+            split=source.view.split,
+            tokens=sum(source.view.tokens),
+            rows=count,
+            share=source.weight / sum(weights),
+            epochs=passed,
+        )
+        for source, count, passed in zip(sources, rows, passes, strict=True)
+    ]
+
+
+def _no_vocabulary(config: Config) -> ConfigError:
+    return ConfigError(
+        "the size of the vocabulary is not known, and so neither are the model's parameters",
+        found=f"{config.place('model.vocab_size')}: null, and no tokenizer from the store {config.store.url}",
+        remedy="Give model.vocab_size, or plan where the store can be reached.",
+    )

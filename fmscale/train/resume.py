@@ -1,0 +1,116 @@
+"""Where a run begins: at its newest valid checkpoint, at nothing, or at another run's state (fork)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fmscale.checkpoint.catalog import list_checkpoints
+from fmscale.checkpoint.restore import restore as read_checkpoint
+from fmscale.config import Config
+from fmscale.data.loader import Loader
+from fmscale.errors import ConfigError
+from fmscale.store.backend import Backend
+from fmscale.train.engine import Engine
+from fmscale.train.saving import Saving
+from fmscale.train.session import Session
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resume:
+    """What the config's `train.resume` comes to."""
+
+    run: str
+    """Run whose checkpoint is read."""
+    which: str | int
+    """"auto" for the newest that all ranks find valid, or a step; "none" to begin anew."""
+    fork: bool
+    """Whether another run's checkpoint begins this run."""
+
+    @property
+    def shown(self) -> str:
+        """For people; empty where nothing is read."""
+        if self.which == "none":
+            return ""
+        return self.run if self.which == "auto" else f"{self.run}@{self.which}"
+
+
+def choose_resume(config: Config, backend: Backend) -> Resume:
+    """What to begin from; a fork only ever begins a run, and goes on with its own checkpoints afterwards.
+
+    Called under the run's lease, so that all ranks see the same checkpoints.
+
+    Raises ConfigError for a run without checkpoints, or for one that has some although `never` was said.
+    """
+    train = config.train
+    own = list_checkpoints(backend, train.run)
+    if train.resume == "never":
+        if own:
+            raise ConfigError(
+                f"{config.place('train.resume')} is never, but the run has checkpoints",
+                found=f"run {train.run} at step {own[-1].step}",
+                remedy="Take train.resume: auto to go on, or another train.run.",
+            )
+        return Resume(run=train.run, which="none", fork=False)
+    if own or train.resume == "auto":
+        return Resume(run=train.run, which="auto" if own else "none", fork=False)
+    run, _, step = train.resume.partition("@")
+    others = list_checkpoints(backend, run)
+    steps = [entry.step for entry in others]
+    if not others or (step and (not step.isdecimal() or int(step) not in steps)):
+        raise ConfigError(
+            f"{config.place('train.resume')} names a checkpoint that is not there",
+            found=train.resume,
+            remedy=f"Steps of run {run}: {', '.join(map(str, steps))}."
+            if others
+            else f"Run {run} has no checkpoint; `fmscale checkpoint list {config.store.url}` shows all.",
+        )
+    return Resume(run=run, which=int(step) if step else "auto", fork=True)
+
+
+def check_meta(config: Config, meta: dict[str, Any], tokenizer: str) -> None:
+    """Raise ConfigError for a checkpoint whose token ids mean something else."""
+    if meta["tokenizer"] != tokenizer:
+        raise ConfigError(
+            "the checkpoint was trained with another tokenizer than the datasets have",
+            found=f"{meta['tokenizer']}, the datasets have {tokenizer}",
+            remedy="Ingest the data with the checkpoint's tokenizer, or begin a new run.",
+        )
+
+
+def restore(
+    session: Session,
+    resume: Resume,
+    engine: Engine,
+    loader: Loader,
+    saving: Saving,
+    tokenizer: str,
+    tell: Callable[..., None],
+) -> int:
+    """Bring engine and loader to where `resume` says; the optimizer steps that had been taken there.
+
+    Raises ConfigError or StoreError if no checkpoint fits.
+    """
+    if resume.which == "none":
+        return 0
+    restored = read_checkpoint(
+        session.backend, resume.run, engine.pieces(save=False), which=resume.which, waits=session.waits
+    )
+    assert restored is not None, "choose_resume saw a checkpoint, and nobody else may retire one now"
+    meta = restored.meta
+    check_meta(session.config, meta, tokenizer)
+    engine.restored(meta["updates"])
+    if resume.fork:
+        # The new run has a plan of its own, which goes on at the same sample.
+        loader.load_state_dict({**loader.state_dict(), "k": meta["loader"]["k"]})
+    else:
+        loader.load_state_dict(meta["loader"])
+        saving.last_saved = meta["step"]
+    tell(
+        event="resumed",
+        step=meta["step"],
+        run=resume.run,
+        world_size_then=meta["world_size"],
+        world_size=session.world.world_size,
+        passed_over=[f"step {other.step}: {other.reason}" for other in restored.passed_over],
+    )
+    return int(meta["step"])

@@ -1,0 +1,122 @@
+"""When a run saves, and what beside the tensors belongs to its state."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fmscale.checkpoint.saver import Saver, SaveReport
+from fmscale.config.checkpoint import CheckpointConfig
+from fmscale.train.engine import Engine
+from fmscale.train.session import Session
+
+META_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunMeta:
+    """What a checkpoint says of the run beside its tensors; the same on every rank, plain JSON."""
+
+    step: int
+    """Optimizer steps of the run."""
+    updates: int
+    """Those that were applied: AdamW's own count, less than `step` where gradients were not finite."""
+    loader: dict[str, Any]
+    """State of the loader: where the next step begins."""
+    config: dict[str, Any]
+    """The run's config as it was."""
+    vocab_size: int
+    """Rows of the embedding."""
+    tokenizer: str
+    """Digest of the tokenizer."""
+    world_size: int
+    """Ranks that wrote it."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As stored."""
+        return {"version": META_VERSION, **self.__dict__}
+
+
+class Saving:
+    """Saves at the configured steps through a Saver, and keeps account of what that cost the training thread."""
+
+    def __init__(
+        self,
+        saver: Saver,
+        engine: Engine,
+        config: CheckpointConfig,
+        *,
+        meta: Callable[[int, dict[str, Any]], RunMeta],
+        report: Callable[..., None],
+    ) -> None:
+        """`meta` makes the meta of (step, loader state); `report` takes an event of each finished save."""
+        self._saver = saver
+        self._engine = engine
+        self._config = config
+        self._meta = meta
+        self._report = report
+        self.last_saved = 0
+        """Steps that had been taken when the state was last saved."""
+        self._last_time = time.monotonic()
+        self.blocking_seconds = 0.0
+        """Time that the training thread stood still for saves."""
+        self.reports: list[SaveReport] = []
+        """What became of every save on this rank."""
+        self._closed = False
+
+    @property
+    def clock_due(self) -> bool:
+        """Whether this rank's clock makes a save due. Ranks agree before they act on it."""
+        limit = self._config.every_seconds
+        return limit is not None and time.monotonic() - self._last_time >= limit
+
+    def step_done(self, step: int, loader_state: dict[str, Any], *, due: bool, last: bool) -> None:
+        """Save if the step's number makes one due, or `due`, or it is the last; tell of earlier saves."""
+        if last or due or (self._config.every and step % self._config.every == 0):
+            self.save(step, loader_state, wait=last)
+        self._tell()
+
+    def save(self, step: int, loader_state: dict[str, Any], *, wait: bool = False) -> None:
+        """Save the state after `step` steps, unless it is saved already; returns when training may go on.
+
+        `wait` for the last save of a run, which must not be skipped because an earlier one is being written.
+        """
+        if step == self.last_saved:
+            return
+        began = time.perf_counter()
+        self._saver.save(
+            step, self._engine.pieces(save=True), self._meta(step, loader_state).to_json(), wait=wait
+        )
+        self.last_saved, self._last_time = step, time.monotonic()
+        self.blocking_seconds += time.perf_counter() - began
+
+    def fence(self) -> None:
+        """Wait until the copy of masters and moments is done: called right before they change."""
+        began = time.perf_counter()
+        self._saver.fence()
+        self.blocking_seconds += time.perf_counter() - began
+
+    def close(self, deadline: float) -> None:
+        """Wait up to `deadline` seconds until what was begun is durable, and end the writer."""
+        if not self._closed:
+            self._closed = True
+            self._tell(self._saver.close(deadline))
+
+    def _tell(self, reports: Sequence[SaveReport] = ()) -> None:
+        for report in reports or self._saver.poll():
+            self.reports.append(report)
+            values = {name: value for name, value in asdict(report).items() if value not in ("", None, False)}
+            self._report(event="checkpoint", **values)
+
+
+def open_saver(session: Session, epoch: int) -> Saver:
+    """This rank's saver, writing under lease `epoch`."""
+    config = session.config
+    return Saver(
+        config.store.url,
+        config.train.run,
+        world=session.world,
+        lease_epoch=epoch,
+        config=config.checkpoint,
+        deadline=config.store.deadline,
+    )

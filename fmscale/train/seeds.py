@@ -1,0 +1,22 @@
+"""Randomness as a function: dropout is seeded for each forward, so that no generator's state has to be saved."""
+
+import torch
+
+_MIX = 0x9E3779B97F4A7C15
+_MASK = 2**64 - 1
+
+
+def seed_of(*numbers: int) -> int:
+    """A 63-bit seed from numbers, each of which changes about half its bits (splitmix64, Steele et al. 2014)."""
+    state = 0
+    for number in numbers:
+        state = (state + _MIX + number) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
+    return state >> 1
+
+
+def seed_dropout(seed: int, step: int, dp_rank: int, microbatch: int) -> None:
+    """Seed every generator for one forward: the same dropout whenever this forward is run again."""
+    torch.manual_seed(seed_of(seed, step, dp_rank, microbatch))

@@ -1,0 +1,67 @@
+"""One optimizer step, from the microbatches to the update, readable on a screen."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fmscale.objectives.rows import Rows
+from fmscale.train.engine import Engine, Update
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What a step gave on this rank; tensors stay on the device until they are logged."""
+
+    loss_sum: Tensor
+    """fp32 scalar: summed loss of this rank's tokens."""
+    loss_by_source: Tensor
+    """fp32 [2, sources]: summed loss and weight of this rank's tokens, by source."""
+    tokens: float
+    """Valid tokens of the step over all ranks."""
+    update: Update
+    """What the optimizer did."""
+
+
+def train_step(
+    engine: Engine,
+    microbatches: Sequence[Rows],
+    *,
+    tokens: float,
+    sources: int,
+    rate: float,
+    seed: Callable[[int], None],
+    fence: Callable[[], None],
+) -> StepResult:
+    """Forward and backward of every microbatch, then one update.
+
+    The loss is summed and divided by the *global* number of valid tokens of the step, so that neither ranks
+    nor microbatches nor fillers weigh in (the gradient-accumulation bug of many trainers, 2024).
+
+    Args:
+        engine: the sharded model.
+        microbatches: this rank's rows, the same number on every rank.
+        tokens: valid tokens of the step over all ranks.
+        sources: number of sources, for the loss by source.
+        rate: learning rate.
+        seed: seeds dropout for microbatch i.
+        fence: returns when a checkpoint's copy of masters and moments is done.
+    """
+    device = microbatches[0].tokens_BT.device
+    loss_sum = torch.zeros((), device=device)
+    by_source = torch.zeros((2, sources + 1), device=device)
+    for i, rows in enumerate(microbatches):
+        seed(i)
+        loss = engine.forward(rows)
+        engine.backward(loss.sum / tokens, last=i == len(microbatches) - 1)
+        loss_sum += loss.sum.detach()
+        by_source.index_add_(1, rows.source_B + 1, _row_sums(loss.losses_BT, rows.weights_BT))
+    fence()
+    update = engine.step(rate)
+    return StepResult(loss_sum=loss_sum, loss_by_source=by_source[:, 1:], tokens=tokens, update=update)
+
+
+def _row_sums(losses_BT: Tensor, weights_BT: Tensor) -> Tensor:
+    """fp32 [2, B]: loss and weight of each row."""
+    return torch.stack((losses_BT.float().sum(1), weights_BT.sum(1)))

@@ -1,0 +1,101 @@
+"""Small engines on real ranks, and what they hold, for the tests of the engine."""
+
+import itertools
+from typing import Any
+
+import torch
+
+from fmscale.config import Batch, Config, ModelConfig, OptimizerConfig, TrainConfig
+from fmscale.config.data import DataConfig, SourceConfig
+from fmscale.objectives.rows import Rows
+from fmscale.runtime.world import World
+from fmscale.train.build import build_engine
+from fmscale.train.engine import DeepSpeedEngine
+from fmscale.train.step import train_step
+
+VOCAB, T, ROWS = 61, 24, 6
+"""Odd sizes, so that partitions end inside tensors and are padded."""
+
+
+def config_of(stage: int, precision: str, **train: Any) -> Config:
+    return Config(
+        data=DataConfig(sources=(SourceConfig(dataset="none"),), sequence_length=T),
+        model=ModelConfig(num_layers=2, dim=16, num_heads=2, num_kv_heads=1, hidden_dim=24, max_seq_len=T),
+        train=TrainConfig(zero_stage=stage, precision=precision, seed=5, **train),  # type: ignore[arg-type]
+        optimizer=OptimizerConfig(lr=1e-2, clip_norm=0.5),
+    )
+
+
+def make_engine(config: Config, rank: int, size: int, accumulation: int = 1) -> DeepSpeedEngine:
+    world = World(rank=rank, world_size=size, dp_rank=rank, dp_size=size)
+    micro = -(-ROWS // size // accumulation)
+    batch = Batch(global_batch=ROWS, micro_batch=micro, accumulation=accumulation, dp_size=size)
+    return build_engine(config, world, VOCAB, batch, "cpu")
+
+
+def rows_of(step: int, first: int, stop: int, rows: int) -> Rows:
+    """Rows [first, stop) of a step's global batch, with two documents each, filled up to `rows`."""
+    generator = torch.Generator().manual_seed(step)
+    tokens = torch.randint(VOCAB, (ROWS, T + 1), generator=generator)[first:stop]
+    fill = torch.zeros((rows - len(tokens), T + 1), dtype=torch.int64)
+    tokens = torch.cat((tokens, fill))
+    cut = 5 + step % 7
+    positions = torch.arange(T).where(torch.arange(T) < cut, torch.arange(T) - cut).expand(rows, -1)
+    weights = torch.ones(rows, T)
+    weights[:, cut - 1] = 0
+    weights[stop - first :] = 0
+    starts = torch.arange(rows)[:, None] * T + torch.tensor([[0, cut]])
+    return Rows(
+        tokens_BT=tokens[:, :-1].contiguous(),
+        labels_BT=tokens[:, 1:].contiguous(),
+        weights_BT=weights,
+        positions_BT=positions.contiguous(),
+        cu_seqlens=torch.cat((starts.flatten(), torch.tensor([rows * T]))).to(torch.int32),
+        source_B=torch.arange(rows) % 2,
+    )
+
+
+def microbatches(step: int, rank: int, size: int, accumulation: int) -> list[Rows]:
+    """This rank's share of a step, in `accumulation` forwards of equal size."""
+    first, stop = rank * ROWS // size, (rank + 1) * ROWS // size
+    micro = -(-ROWS // size // accumulation)
+    bounds = [min(first + i * micro, stop) for i in range(accumulation + 1)]
+    return [rows_of(step, a, b, micro) for a, b in itertools.pairwise(bounds)]
+
+
+def train(
+    engine: DeepSpeedEngine, rank: int, size: int, steps: range, accumulation: int = 1
+) -> list[tuple[float, float]]:
+    """(loss of the global batch, gradient norm) of each step."""
+    out = []
+    for step in steps:
+        result = train_step(
+            engine,
+            microbatches(step, rank, size, accumulation),
+            tokens=ROWS * (T - 1),
+            sources=2,
+            rate=1e-2,
+            seed=lambda i: None,
+            fence=lambda: None,
+        )
+        loss = result.loss_sum.clone()
+        torch.distributed.all_reduce(loss)
+        out.append((loss.item() / result.tokens, result.update.grad_norm))
+    return out
+
+
+def held(engine: DeepSpeedEngine, *, save: bool) -> list[tuple[str, str, tuple[int, ...], int, torch.Tensor]]:
+    """Copies of the engine's pieces: (name, state, shape, start, values)."""
+    return [(p.name, p.state, p.shape, p.start, p.tensor.clone()) for p in engine.pieces(save=save)]
+
+
+def joined(parts: list[list[tuple[str, str, tuple[int, ...], int, torch.Tensor]]]) -> dict[Any, torch.Tensor]:
+    """Whole tensors from all ranks' pieces; fails unless they tile each exactly once."""
+    whole: dict[Any, torch.Tensor] = {}
+    seen: dict[Any, torch.Tensor] = {}
+    for name, state, shape, start, values in (piece for rank in parts for piece in rank):
+        key, count = (name, state), int(torch.tensor(shape).prod())
+        whole.setdefault(key, torch.zeros(count))[start : start + len(values)] = values.float()
+        seen.setdefault(key, torch.zeros(count, dtype=torch.int32))[start : start + len(values)] += 1
+    assert all(bool((count == 1).all()) for count in seen.values())
+    return whole

@@ -1,0 +1,49 @@
+"""The engine at every ZeRO stage and several sizes: one training, one logical state."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.helpers.ranks import run_ranks
+from tests.train.engines import config_of, held, joined, make_engine, train
+
+STAGES = (0, 1, 2, 3)
+
+
+def run(rank: int, size: int, stage: int, precision: str, accumulation: int, steps: int) -> Any:
+    engine = make_engine(config_of(stage, precision), rank, size, accumulation)
+    return train(engine, rank, size, range(steps), accumulation), held(engine, save=True)
+
+
+def outcome(size: int, stage: int, precision: str, accumulation: int = 1, steps: int = 4) -> Any:
+    ranks = run_ranks(run, size, stage, precision, accumulation, steps, timeout=120)
+    losses = [rank[0] for rank in ranks]
+    assert all(loss == losses[0] for loss in losses), "ranks disagree on the loss"
+    return losses[0], joined([rank[1] for rank in ranks])
+
+
+@pytest.fixture(scope="module")
+def reference() -> Any:
+    """One rank, stage 0, fp32, the whole batch in one forward."""
+    return outcome(1, 0, "fp32")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_fp32_does_not_depend_on_stage_ranks_or_microbatches(
+    reference: Any, stage: int, accumulation: int
+) -> None:
+    losses, state = outcome(2, stage, "fp32", accumulation)
+    torch.testing.assert_close(torch.tensor(losses), torch.tensor(reference[0]), rtol=2e-5, atol=2e-6)
+    assert state.keys() == reference[1].keys()
+    for key, values in reference[1].items():
+        torch.testing.assert_close(state[key], values, rtol=2e-3, atol=2e-5, msg=lambda m, k=key: f"{k}: {m}")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_bf16_keeps_fp32_masters_that_the_weights_are_cast_from(reference: Any, stage: int) -> None:
+    losses, state = outcome(2, stage, "bf16")
+    torch.testing.assert_close(torch.tensor(losses), torch.tensor(reference[0]), rtol=0.05, atol=0.02)
+    weight = state["layers.0.attention.wq.weight", "weight"]
+    assert not torch.equal(weight, weight.bfloat16().float()), "the master has bf16 values only"
