@@ -79,6 +79,12 @@ def open_order(backend: Backend, run: str, sources: Sequence[Source], *, epoch: 
         plan = order_log.start(sources)
     except Conflict:
         plan = order_log.refresh()
+    require_recorded(run, plan, sources)
+    return order_log
+
+
+def require_recorded(run: str, plan: Plan, sources: Sequence[Source]) -> None:
+    """Raise ConfigError if the last stage of a run's plan has other datasets or weights than `sources`."""
     recorded = [_outline(source) for source in plan.stages[-1].sources]
     wanted = [_outline(source) for source in sources]
     if recorded != wanted:
@@ -87,7 +93,6 @@ def open_order(backend: Backend, run: str, sources: Sequence[Source], *, epoch: 
             found=f"recorded {recorded}, asked for {wanted}",
             remedy="Use the recorded settings, add a stage to the run's order log, or name a new run.",
         )
-    return order_log
 
 
 def open_loader(
@@ -142,9 +147,17 @@ def open_loader(
     """
     backend = open_store(store) if isinstance(store, str) else store
     if (dataset is None) == (not sources):
-        raise ConfigError("give either dataset or sources", found=(dataset, list(sources)))
+        raise ConfigError(
+            "give either dataset or sources",
+            found=(dataset, list(sources)),
+            remedy="`dataset` for one, `sources` for a mixture.",
+        )
     if on_corrupt not in ("quarantine", "stop"):
-        raise ConfigError("on_corrupt is quarantine or stop", found=on_corrupt)
+        raise ConfigError(
+            "on_corrupt is quarantine or stop",
+            found=on_corrupt,
+            remedy="quarantine replaces rows that no copy can serve, stop ends the run.",
+        )
     specs = list(sources) or [SourceSpec(dataset=str(dataset), split=split)]
     made = make_sources(backend, specs, sequence_length=sequence_length, seed=seed, window=window)
     order_log = open_order(backend, run, made, epoch=epoch) if run is not None else None

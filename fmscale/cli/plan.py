@@ -1,0 +1,168 @@
+"""`fmscale plan`: what a run would be and need at a number of ranks, and what would fail, before it is started."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fmscale.cli.main import USER_ERROR
+from fmscale.cli.output import JsonOption, example, human_bytes, print_error, print_json, record, table
+from fmscale.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fmscale.config import Config
+    from fmscale.train.forecast import Forecast
+    from fmscale.train.preflight import Preflight
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command(
+        epilog=example(
+            "fmscale plan run/laptop train.steps=100 --world 2",
+            "fmscale plan my.yaml --world 64 --mfu 0.4 --device H100",
+        )
+    )(plan)
+
+
+def plan(
+    config: Annotated[str, typer.Argument(help="A YAML file, or the name of one that fmscale ships.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as train.steps=100.")
+    ] = None,
+    world: Annotated[int, typer.Option(min=1, help="Ranks that the run would have.")] = 1,
+    tokens_per_second: Annotated[
+        float | None, typer.Option(min=1.0, help="Speed of all ranks together, for what reads it needs.")
+    ] = None,
+    mfu: Annotated[
+        float | None, typer.Option(min=0.001, max=1.0, help="Or its share of the peak of --device.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Device whose peak --mfu means, such as H100.")] = "",
+    json: JsonOption = False,
+) -> None:
+    """Show a run's resolved config and derived numbers, and everything that would fail.
+
+    Starts nothing and writes nothing. Exits with 2 if something would fail.
+    """
+    from fmscale.config import as_tree, load_config
+    from fmscale.train.preflight import preflight
+
+    _check_speed(tokens_per_second, mfu, device)
+    loaded = load_config(config, overrides or ())
+    found = preflight(loaded, world, tokens_per_second=tokens_per_second, mfu=mfu, device=device)
+    if json:
+        values = asdict(found.forecast)
+        print_json(
+            {
+                "config": as_tree(loaded),
+                "derived": values,
+                "sources": [asdict(source) for source in found.sources],
+                "begins": found.begins,
+                "notes": found.notes,
+                "problems": [
+                    {"cause": p.cause, "found": p.found, "remedy": p.remedy} for p in found.problems
+                ],
+            }
+        )
+    else:
+        _show(loaded, found)
+    if found.problems:
+        raise typer.Exit(USER_ERROR)
+
+
+def _check_speed(tokens_per_second: float | None, mfu: float | None, device: str) -> None:
+    from fmscale.train.peaks import PEAKS, peak_flops
+
+    if tokens_per_second is not None and mfu is not None:
+        raise ConfigError(
+            "--tokens-per-second and --mfu both say how fast the run is",
+            found=(tokens_per_second, mfu),
+            remedy="Give one of them.",
+        )
+    if mfu is not None and peak_flops(device) is None:
+        raise ConfigError(
+            "--mfu is a share of a device's peak, and this device's is not known",
+            found=device or "no --device",
+            remedy=f"Give --device as one of {', '.join(PEAKS)}, or --tokens-per-second.",
+        )
+
+
+def _show(config: "Config", found: "Preflight") -> None:
+    from fmscale.config import as_yaml
+
+    made = found.forecast
+    typer.echo(as_yaml(config))
+    record(_numbers(config, made, found.begins), json=False)
+    if made.stages:
+        typer.echo()
+        table(_stage_rows(config, made), json=False, title="model state on each rank, by ZeRO stage")
+    if found.sources:
+        typer.echo()
+        table([asdict(source) for source in found.sources], json=False, title="sources")
+    for note in found.notes:
+        typer.echo(f"\nnote: {note}", err=True)
+    if found.problems:
+        typer.echo(f"\n{len(found.problems)} to correct before this run can start:", err=True)
+    for problem in found.problems:
+        print_error(problem)
+
+
+def _numbers(config: "Config", made: "Forecast", begins: str) -> dict[str, Any]:
+    """The derived numbers for people, in the order in which one follows from the other."""
+    values: dict[str, Any] = {"ranks": made.world}
+    if batch := made.batch:
+        fill = f", {batch.padding} of them filler" if batch.padding else ""
+        values["batch"] = (
+            f"{batch.global_batch} rows = micro_batch {batch.micro_batch} x accumulation {batch.accumulation} "
+            f"x {batch.dp_size} ranks{fill}"
+        )
+        if batch.padding:
+            capacity = batch.micro_batch * batch.accumulation * batch.dp_size
+            values["batch"] = values["batch"].replace(
+                f"{batch.global_batch} rows =", f"{batch.global_batch} rows in {capacity} ="
+            )
+    values |= {
+        "vocabulary": made.vocab_size,
+        "parameters": made.parameters,
+        "tokens a step": made.tokens_per_step,
+        "steps": made.steps,
+        "tokens": made.tokens,
+        "FLOPs a token": made.flops_per_token,
+        "FLOPs": made.flops and f"{made.flops:.3g}",
+    }
+    if made.checkpoint_bytes and made.checkpoint_bytes_per_rank:
+        kept = config.checkpoint.keep_last
+        values["checkpoint"] = (
+            f"{human_bytes(made.checkpoint_bytes)}, {human_bytes(made.checkpoint_bytes_per_rank)} a rank, "
+            f"{human_bytes(kept * made.checkpoint_bytes)} for the last {kept}"
+        )
+    values["prefetch"] = f"{human_bytes(made.prefetch_bytes)} a rank at most" + (
+        f", {made.prefetch_steps} steps ahead" if made.prefetch_steps else ""
+    )
+    if made.tokens_per_second and made.read_bytes_per_second:
+        values["tokens/s"] = made.tokens_per_second
+        values["reads needed"] = f"{made.read_bytes_per_second / 1e6:.3g} MB/s, all ranks together"
+        values["duration"] = made.seconds and _duration(made.seconds)
+    if begins:
+        values["begins"] = begins
+    return values
+
+
+def _stage_rows(config: "Config", made: "Forecast") -> list[dict[str, Any]]:
+    rows = []
+    for one in made.stages:
+        sizes = {name: human_bytes(size) for name, size in asdict(one).items() if name != "stage"}
+        if not config.train.offload_optimizer:
+            del sizes["host"]
+        chosen = " *" if one.stage == config.train.zero_stage else ""
+        rows.append({"stage": f"{one.stage}{chosen}", **sizes})
+    return rows
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    if minutes < 120:
+        return f"{minutes} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 100 * 3600 else f"{seconds / 86400:.1f} days"

@@ -1,0 +1,173 @@
+"""`fmscale plan`: derived numbers, and all that would fail at once, with nothing started or written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from fmscale.cli.main import build_app
+from fmscale.config import TrainConfig
+from fmscale.data.ingest import ingest
+from fmscale.data.open import SourceSpec, make_sources, open_order
+from fmscale.store.open import open_store
+from fmscale.train.forecast import state_bytes
+
+LENGTH = 63
+CONFIG = """
+store: {{url: "{store}"}}
+model: {{num_layers: 2, dim: 32, num_heads: 2, tied: true, max_seq_len: 64, vocab_size: null}}
+data: {{sequence_length: 63, sources: [{{dataset: docs, weight: 3}}, {{dataset: more}}]}}
+batch: {{global_batch: 24, micro_batch: 4}}
+train: {{steps: 10, run: demo}}
+evaluation: {{sets: [{{dataset: docs}}]}}
+"""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with two datasets of byte tokens."""
+    root = tmp_path_factory.mktemp("plan")
+    for name, size in (("docs", 40), ("more", 20)):
+        folder = root / name
+        folder.mkdir()
+        for i in range(size):
+            (folder / f"{i}.txt").write_text(f"document {i} of {name}. " * 20)
+        url = str(root / "store")
+        ingest([str(folder)], store=url, dataset=name, tokenizer="bytes", heldout=0.2, workers=1)
+    return root / "store"
+
+
+@pytest.fixture
+def config(store: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(CONFIG.format(store=store))
+    return path
+
+
+def plan(config: Path, *words: str) -> tuple[int, Any]:
+    result = CliRunner().invoke(build_app(), ["plan", str(config), *words, "--json"])
+    assert result.exit_code in (0, 2), result.output
+    return result.exit_code, json.loads(result.stdout)
+
+
+def causes(found: Any) -> str:
+    return "\n".join(problem["cause"] for problem in found["problems"])
+
+
+def test_numbers_follow_from_one_another(config: Path):
+    status, found = plan(config, "--world", "3")
+    derived = found["derived"]
+    assert (status, found["problems"], found["notes"]) == (0, [], [])
+    assert derived["batch"] == {"global_batch": 24, "micro_batch": 4, "accumulation": 2, "dp_size": 3}
+    assert (derived["tokens_per_step"], derived["tokens"]) == (24 * LENGTH, 240 * LENGTH)
+    # Two blocks of 4 x 32 x 32 and 3 x 32 x 128, five norms, and one embedding for the 272 byte tokens.
+    parameters = 2 * (4 * 32 * 32 + 3 * 32 * 128) + 5 * 32 + 272 * 32
+    assert (derived["vocab_size"], derived["parameters"]) == (272, parameters)
+    assert derived["checkpoint_bytes"] == 12 * parameters
+    assert derived["stages"][2]["moments"] == 8 * -(-parameters // 3)
+    assert found["begins"] == "at step 0"
+
+
+def test_what_the_store_has_tells_rows_and_epochs(config: Path):
+    _, found = plan(config)
+    docs, more = found["sources"]
+    assert (docs["share"], more["share"]) == (0.75, 0.25)
+    assert docs["rows"] == docs["tokens"] // (LENGTH + 1)
+    assert docs["epochs"] == pytest.approx(0.75 * 240 / docs["rows"])
+
+
+def test_memory_of_a_rank_at_every_stage():
+    bf16, fp32 = TrainConfig(precision="bf16"), TrainConfig(precision="fp32")
+    by_stage = [state_bytes(1000, bf16, stage, 4) for stage in range(4)]
+    # 2 for bf16 weights, 4 masters, 8 moments, 4 gradients; a partition is a quarter.
+    assert [one.device for one in by_stage] == [18_000, 9_000, 6_000, 4_500]
+    assert [state_bytes(1000, fp32, stage, 4).device for stage in range(4)] == [16_000, 11_000, 8_000, 5_000]
+    offloaded = state_bytes(1000, TrainConfig(offload_optimizer=True), 2, 4)
+    assert (offloaded.device, offloaded.host) == (3_000, 3_000)
+
+
+def test_reads_needed_at_a_speed(config: Path):
+    derived = plan(config, "--tokens-per-second", "63e6")[1]["derived"]
+    # 16-bit tokens, and one more a row than the model reads.
+    assert derived["read_bytes_per_second"] == pytest.approx(2 * 64e6)
+    assert derived["seconds"] == pytest.approx(240 * LENGTH / 63e6)
+    slow = plan(config, "--mfu", "0.5", "--device", "NVIDIA H100 80GB HBM3", "--world", "2")[1]["derived"]
+    assert slow["tokens_per_second"] == pytest.approx(0.5 * 2 * 989e12 / slow["flops_per_token"])
+
+
+def test_everything_that_would_fail_is_listed_at_once_and_nothing_is_written(config: Path, store: Path):
+    before = sorted(store.rglob("*"))
+    wrong = (
+        "batch.global_batch=25",
+        "data.sequence_length=100",
+        "model.vocab_size=100",
+        "evaluation.sets.0.split=test",
+        "data.sources.1.dataset=mroe",
+        "train.resume=other@7",
+    )
+    status, found = plan(config, *wrong, "--world", "2")
+    assert status == 2
+    for part in (
+        "the batch does not come out",
+        "longer than the model's max_seq_len",
+        "smaller than the vocabulary of the tokenizer",
+        "has no such split",
+        "has no dataset of this name",
+        "names a checkpoint that is not there",
+    ):
+        assert part in causes(found)
+    assert len(found["problems"]) == len(wrong)
+    assert all(problem["remedy"] for problem in found["problems"])
+    assert sorted(store.rglob("*")) == before
+
+
+def test_a_run_without_a_length_would_fail(config: Path):
+    status, found = plan(config, "train.steps=null")
+    assert status == 2
+    assert "does not say how long the run is" in causes(found)
+
+
+def test_a_run_that_was_recorded_with_other_data_would_fail(config: Path, store: Path):
+    backend = open_store(str(store))
+    specs = [SourceSpec(dataset="docs"), SourceSpec(dataset="more")]
+    open_order(backend, "recorded", make_sources(backend, specs, sequence_length=LENGTH + 1, seed=7))
+    status, found = plan(config, "train.run=recorded")
+    assert status == 2
+    assert "run recorded was recorded with other data" in causes(found)
+
+
+def test_a_store_out_of_reach_is_a_note_unless_the_model_cannot_be_known(config: Path, tmp_path: Path):
+    nowhere = f"store.url={tmp_path / 'nowhere'}"
+    status, found = plan(config, nowhere, "model.vocab_size=512")
+    assert (status, found["sources"], found["derived"]["vocab_size"]) == (0, [], 512)
+    assert "the store was not looked into" in found["notes"][0]
+    status, found = plan(config, nowhere)
+    assert status == 2
+    assert "size of the vocabulary is not known" in causes(found)
+
+
+def test_a_store_that_does_not_answer_is_asked_once(config: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
+    url = "store.url='s3://b/p?endpoint=http://127.0.0.1:9&region=us-east-1'"
+    status, found = plan(config, url, "store.deadline=1", "model.vocab_size=512")
+    assert (status, len(found["notes"])) == (0, 1)
+    assert "not looked into any further" in found["notes"][0]
+
+
+def test_a_share_of_an_unknown_peak_is_refused(config: Path):
+    result = CliRunner().invoke(build_app(), ["plan", str(config), "--mfu", "0.4", "--device", "abacus"])
+    assert result.exit_code == 2
+    assert "this device's is not known" in result.stderr
+
+
+def test_the_screen_has_the_config_the_equation_the_stages_and_the_problems(config: Path):
+    words = ["plan", str(config), "data.sequence_length=100", "--world", "2"]
+    result = CliRunner().invoke(build_app(), words)
+    assert result.exit_code == 2
+    assert "global_batch: 24" in result.stdout
+    assert "24 rows = micro_batch 4 x accumulation 3 x 2 ranks" in result.stdout
+    assert "2 *" in result.stdout
+    assert "remedy: Shorten the rows" in result.stderr
