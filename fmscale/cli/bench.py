@@ -44,18 +44,30 @@ def row(claim: dict[str, Any]) -> dict[str, Any]:
 def register(app: typer.Typer) -> None:
     """Add the verb."""
 
-    @app.command(epilog=example("fmscale bench loader --quick", "fmscale bench loader --check"))
+    @app.command(epilog=example("fmscale bench loader --quick", "fmscale bench kernels --list"))
     def bench(
         name: Annotated[str, typer.Argument(help=f"One of: {', '.join(BENCHMARKS)}.")],
         quick: Annotated[bool, typer.Option(help="The same code on less data, below 3 minutes.")] = False,
         check: Annotated[bool, typer.Option(help="Exit with 1 when a claim is not met.")] = False,
         json: JsonOption = False,
+        list_: Annotated[
+            bool, typer.Option("--list", help="kernels: which backend serves which op here.")
+        ] = False,
+        tune: Annotated[bool, typer.Option(help="kernels: measure configurations, write the table.")] = False,
     ) -> None:
         """Measure a claim: ours and the peers in one run. Writes benchmarks/results/NAME.json."""
         if name not in BENCHMARKS:
             raise ConfigError("no such benchmark", found=name, remedy=f"One of: {', '.join(BENCHMARKS)}.")
         sys.path.insert(0, str(checkout()))
-        claims: list[dict[str, Any]] = importlib.import_module(f"benchmarks.{name}").run(quick=quick)
+        benchmark = importlib.import_module(f"benchmarks.{name}")
+        options = {"--quick": quick, "--check": check, "--json": json, "--list": list_, "--tune": tune}
+        if hasattr(benchmark, "run_command"):  # it has options and output of its own
+            raise typer.Exit(benchmark.run_command([option for option, on in options.items() if on]))
+        if list_ or tune:
+            raise ConfigError(
+                f"{name} has no --list or --tune", found=name, remedy="Use them with `fmscale bench kernels`."
+            )
+        claims: list[dict[str, Any]] = benchmark.run(quick=quick)
         if json:
             print_json(claims)
         else:

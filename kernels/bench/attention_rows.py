@@ -1,7 +1,7 @@
 """The attention rows: shapes and operation counts of `targets.md`."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from fmscale.kernels import attention
@@ -48,11 +48,19 @@ def documents(tokens: int, mean: int) -> list[tuple[int, int]]:
     return list(zip([0, *ends[:-1]], ends, strict=True))
 
 
+Makers = dict[str, Callable[[], peers.Attention]]
+
+
 def _problem(
     kind: str, sizes: Sizes, T: int, heads: int, E: int, device: torch.device,
-    spans: list[tuple[int, int]], window: int | None, with_sinks: bool,
-    functions: Callable[[Tensor | None], dict[str, Callable[[], peers.Attention]]],
+    spans: list[tuple[int, int]], functions: Callable[[Tensor], Makers],
+    *, window: int | None = None, with_sinks: bool = False, absent: Mapping[str, str] | None = None,
 ) -> Contest:  # fmt: skip
+    """`functions` makes the contestants, given the sinks (heads,), which few of them use.
+
+    Compared are the first row's first and the last row's last kv head with their query heads: in fp32 the
+    scores of all would not fit.
+    """
     generator = torch.Generator(device).manual_seed(0)
 
     def random_(*shape: int) -> Tensor:
@@ -61,28 +69,35 @@ def _problem(
     B, group = max(1, sizes.tokens // T), heads // sizes.kv_heads
     q, dout = random_(B, T, heads, E), random_(B, T, heads, E)
     k, v = random_(B, T, sizes.kv_heads, E), random_(B, T, sizes.kv_heads, E)
-    sinks = random_(heads).float() if with_sinks else None
+    sinks = random_(heads).float()
+
+    def ends(t: Tensor) -> list[Tensor]:
+        n = t.shape[2] // sizes.kv_heads
+        return [t[0, :, :n], t[-1, :, -n:]]
+
+    def compared(tensors: list[Tensor]) -> list[Tensor]:
+        return [end for t in tensors for end in ends(t)]
 
     def call(function: peers.Attention) -> Contestant:
         if kind == "forward":
-            return forward_of(function, [q, k, v], lambda o: [o[0][0, :, :group]])
-        make = backward_of if kind == "backward" else both_of
-        return make(function, [q, k, v], [dout], lambda g: _first(g[-3:], group))
+            return forward_of(function, [q, k, v], compared)
+        return (backward_of if kind == "backward" else both_of)(function, [q, k, v], [dout], compared)
 
     def exact() -> list[Tensor]:
-        leaves = [t[0, :, :n].float().requires_grad_() for t, n in ((q, group), (k, 1), (v, 1))]
-        few = None if sinks is None else sinks[:group]
-        out = reference(leaves[0], leaves[1], leaves[2], spans, window=window, sinks=few)
-        if kind == "forward":
-            return [out.detach()]
-        return list(torch.autograd.grad(out, leaves, dout[0, :, :group].float()))
+        found: list[list[Tensor]] = []
+        for index, few in ((0, sinks[:group]), (1, sinks[-group:])):
+            leaves = [ends(t)[index].float().requires_grad_() for t in (q, k, v)]
+            out = reference(
+                leaves[0], leaves[1], leaves[2], spans, window=window, sinks=few if with_sinks else None
+            )
+            results = [out.detach()] if kind != "backward" else []
+            if kind != "forward":
+                results += torch.autograd.grad(out, leaves, ends(dout)[index].float())
+            found.append(results)
+        return [end for pair in zip(*found, strict=True) for end in pair]
 
     makers = {name: lambda build=build: call(build()) for name, build in functions(sinks).items()}
-    return Contest(makers=makers, reference=exact)
-
-
-def _first(gradients: list[Tensor], group: int) -> list[Tensor]:
-    return [g[0, :, :n] for g, n in zip(gradients, (group, 1, 1), strict=True)]
+    return Contest(makers=makers, reference=exact, absent=absent or {})
 
 
 def causal(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -91,21 +106,33 @@ def causal(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
 
 
 def _dense(kind: str, id: str, E: int, T: int, sizes: Sizes) -> Row:
-    pairs = max(1, sizes.tokens // T) * sizes.heads * T * T / 2
-    flops = 4 * pairs * E * {"forward": 1.0, "backward": 2.5}[kind]
+    B = max(1, sizes.tokens // T)
+    flops = 4 * B * sizes.heads * T * T / 2 * E * {"forward": 1.0, "backward": 2.5}[kind]
     touched = 2 * sizes.tokens * (sizes.heads + sizes.kv_heads) * E * sizes.dtype.itemsize
+    shortest = min(sizes.lengths)
 
     def build(device: torch.device) -> Contest:
-        def functions(sinks: Tensor | None) -> dict[str, Callable[[], peers.Attention]]:
-            return {
+        cu = torch.arange(0, B * T + 1, T, dtype=torch.int32, device=device)
+        mask = torch.ones(T, T, dtype=torch.bool, device=device).tril()
+        absent = {}
+
+        def functions(_: Tensor) -> Makers:
+            makers: Makers = {
                 "ours": lambda: lambda q, k, v: attention(q, k, v, backend="triton"),
                 "flash": lambda: peers.sdpa("FLASH_ATTENTION", causal=True),
                 "cudnn": lambda: peers.sdpa("CUDNN_ATTENTION", causal=True),
                 "flex": lambda: peers.flex(causal, T, device, rebuild=False),
+                "varlen": lambda: peers.varlen(cu, T),
                 "fa4": lambda: peers.flash4(causal=True),
+                "eager": lambda: peers.plain(lambda: mask),
             }
+            if shortest == T:
+                makers["compiled"] = lambda: peers.compiled(peers.plain(lambda: mask))
+            else:
+                absent["compiled"] = f"compiled for T={shortest} only: each length takes its own compilation"
+            return makers
 
-        return _problem(kind, sizes, T, sizes.heads, E, device, [(0, T)], None, False, functions)
+        return _problem(kind, sizes, T, sizes.heads, E, device, [(0, T)], functions, absent=absent)
 
     return Row(
         id=id, variant=f"T={T}", unit="TFLOP/s", flops=flops,
@@ -127,18 +154,25 @@ def _packed(sizes: Sizes) -> Row:
         def mask(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
             return (q >= k) & (of[q] == of[k])
 
+        def whole() -> Tensor:
+            return (of[:, None] == of[None, :]).tril()
+
         def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return attention(q[0], k[0], v[0], cu_seqlens=cu, backend="triton")[None]
 
-        def functions(sinks: Tensor | None) -> dict[str, Callable[[], peers.Attention]]:
+        def functions(_: Tensor) -> Makers:
             return {
                 "ours": lambda: ours,
                 "flex": lambda: peers.flex(mask, T, device, rebuild=True),
                 "flex, mask kept": lambda: peers.flex(mask, T, device, rebuild=False),
                 "varlen": lambda: peers.varlen(cu, longest),
+                "fa4": lambda: peers.flash4_varlen(cu, longest),
+                "eager": lambda: peers.plain(whole),
+                "compiled": lambda: peers.compiled(peers.plain(whole)),
             }
 
-        return _problem("both", sizes, T, sizes.heads, E, device, spans, None, False, functions)
+        absent = dict.fromkeys(("flash", "cudnn"), "torch's SDPA has no document mask; see varlen")
+        return _problem("both", sizes, T, sizes.heads, E, device, spans, functions, absent=absent)
 
     touched = 6 * T * (sizes.heads + sizes.kv_heads) * E * sizes.dtype.itemsize
     return Row(
@@ -155,17 +189,22 @@ def _window(kind: str, sizes: Sizes) -> Row:
         def mask(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
             return (q >= k) & (q - k < W)
 
-        def cudnn() -> peers.Attention:
-            raise NotImplementedError("torch's SDPA has neither a sliding window nor sinks")
+        band = torch.ones(T, T, dtype=torch.bool, device=device).tril().triu(1 - W)
 
-        def functions(sinks: Tensor | None) -> dict[str, Callable[[], peers.Attention]]:
+        def functions(sinks: Tensor) -> Makers:
             return {
                 "ours": lambda: lambda q, k, v: attention(q, k, v, window=W, sinks=sinks, backend="triton"),
                 "flex": lambda: peers.flex(mask, T, device, rebuild=False, sinks=sinks),
-                "cudnn": cudnn,
+                "eager": lambda: peers.plain(lambda: band, sinks=sinks),
+                "compiled": lambda: peers.compiled(peers.plain(lambda: band, sinks=sinks)),
             }
 
-        return _problem(kind, sizes, T, heads, E, device, [(0, T)], W, True, functions)
+        absent = dict.fromkeys(("flash", "cudnn"), "torch's SDPA has neither a sliding window nor sinks")
+        absent["varlen"] = "varlen_attn has no sinks, and its LSE no gradient to add them with"
+        return _problem(
+            kind, sizes, T, heads, E, device, [(0, T)], functions,
+            window=W, with_sinks=True, absent=absent,
+        )  # fmt: skip
 
     touched = 2 * sizes.tokens * (heads + sizes.kv_heads) * E * sizes.dtype.itemsize
     return Row(

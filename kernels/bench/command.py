@@ -10,60 +10,40 @@ import argparse
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from fmscale.kernels.bench import report
-from fmscale.kernels.bench.attention_rows import attention_rows
-from fmscale.kernels.bench.ceilings import Ceilings, measure_ceilings
+from fmscale.kernels.bench import report, rows
+from fmscale.kernels.bench.ceilings import Ceilings
 from fmscale.kernels.bench.claims import assemble
-from fmscale.kernels.bench.contest import Row, Run, hold, unmeasured
+from fmscale.kernels.bench.contest import Run, unmeasured
+from fmscale.kernels.bench.contests import Budget, measure
 from fmscale.kernels.bench.listing import listing
-from fmscale.kernels.bench.loss_rows import loss_rows
-from fmscale.kernels.bench.memory_rows import memory_rows
 from fmscale.kernels.bench.roofline import roofline
-from fmscale.kernels.bench.sizes import FULL, QUICK, Sizes
-from fmscale.kernels.bench.timing import Clock, CudaClock, describe
 from fmscale.kernels.bench.tune import tune
 from fmscale.kernels.dispatch import TUNED, write_table
+from fmscale.kernels.launch import HAVE_TRITON, INTERPRETED
 
 RESULTS = report.CHECKOUT / "benchmarks" / "results"
-BUDGET = {False: 450.0, True: 160.0}
-"""Seconds after which no further row is begun, full and quick: it must end within 8 and 3 minutes."""
-NO_GPU = "no CUDA device: kernels run on a GPU, and nothing is estimated"
+BUDGET = {False: (440.0, 475.0), True: (145.0, 175.0)}
+"""Seconds after which nothing new begins and after which what runs is ended: full and quick."""
 
 
-def all_rows(sizes: Sizes) -> list[Row]:
-    """Every row, the cheap and the decisive ones first, so that a slow machine loses the least."""
-    return [*memory_rows(sizes), *loss_rows(sizes), *reversed(attention_rows(sizes))]
-
-
-def measure(
-    rows: Sequence[Row], device: torch.device, clock: Clock, *, repeats: int, budget: float,
-    say: Callable[[str], None],
-) -> list[Run]:  # fmt: skip
-    """Every row's run, in the rows' order; rows beyond the budget are not measured and say so."""
-    begin = time.monotonic()
-    runs = []
-    for row in rows:
-        if time.monotonic() - begin > budget:
-            runs.append(unmeasured(row, f"not measured: the time budget of {budget:g} s was spent"))
-            continue
-        try:
-            runs.append(hold(row, device, clock, repeats=repeats))
-        except Exception as error:
-            runs.append(unmeasured(row, describe(error)))
-        rates = ", ".join(f"{name} {rate:.4g}" for name, rate in runs[-1].rates.items())
-        say(f"{row.id} {row.variant}: {rates or runs[-1].reasons} {row.unit if rates else ''}")
-        torch.compiler.reset()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-    return runs
+def obstacle() -> str | None:
+    """Why nothing can be measured here, or None."""
+    if not torch.cuda.is_available():
+        return "no CUDA device: kernels run on a GPU, and nothing is estimated"
+    if not HAVE_TRITON:
+        return "triton is not installed"
+    if INTERPRETED:
+        return "TRITON_INTERPRET is set: kernels would be interpreted on the CPU"
+    return None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 0 when done, 1 when --check found a claim not ok, 2 without a GPU."""
+    """Run the command; 0 when done, 1 when --check found a claim not ok, 2 where nothing can be measured."""
     parser = argparse.ArgumentParser(prog="fmscale bench kernels", description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="the same code on less data")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -80,45 +60,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _bench(asked.quick, asked.json, asked.check, asked.output or RESULTS)
 
 
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def _tune(folder: Path) -> int:
-    if not torch.cuda.is_available():
-        print(f"cannot tune: {NO_GPU}", file=sys.stderr)
+    why = obstacle()
+    if why is not None:
+        _say(f"nothing was tuned: {why}. Run this on a machine with a GPU.")
         return 2
-    gpu = torch.cuda.get_device_properties(0).name
-    module = "fmscale.kernels.bench.problems"
-    table = tune(module, gpu, report.versions(), lambda line: print(line, flush=True))
+    table = tune(
+        "fmscale.kernels.bench.problems:problems", torch.cuda.get_device_properties(0).name,
+        report.versions(), _say, save=lambda table: write_table(table, folder),
+    )  # fmt: skip
     print(f"{len(table.entries)} entries, {len(table.rejected)} rejected: {write_table(table, folder)}")
     return 0
 
 
 def _bench(quick: bool, as_json: bool, check: bool, folder: Path) -> int:
-    ceilings: Ceilings | None = None
+    why, ceilings = obstacle(), None
     runs: list[Run] = []
-    rows = all_rows(QUICK if quick else FULL)
-    if torch.cuda.is_available():
-        device = torch.device("cuda", torch.cuda.current_device())
-        clock = CudaClock(device)
-        ceilings = measure_ceilings(device, clock)
-        print(f"copy {ceilings.copy:.3f} TB/s, matmul {ceilings.matmul:.0f} TFLOP/s", file=sys.stderr)
-        runs = measure(
-            rows, device, clock, repeats=10 if quick else 20, budget=BUDGET[quick],
-            say=lambda line: print(line, file=sys.stderr, flush=True),
+    if why is None:
+        soft, hard = BUDGET[quick]
+        now = time.monotonic()
+        ceilings, runs = measure(
+            f"{rows.__name__}:{'quick' if quick else 'full'}", repeats=10 if quick else 20,
+            budget=Budget(soft=now + soft, hard=now + hard), say=_say,
         )  # fmt: skip
     else:
-        runs = [unmeasured(row, f"not measured: {NO_GPU}") for row in rows]
-    limits = dataclasses.asdict(ceilings) if ceilings else None
-    outcome = report.result(assemble(_in_order(runs), ceilings), quick=quick, extra={"ceilings": limits})
+        runs = [unmeasured(row, f"not measured: {why}") for row in (rows.quick() if quick else rows.full())]
+    outcome = conclude(runs, ceilings, quick=quick, folder=folder)
     print(report.as_json(outcome) if as_json else report.table(outcome))
-    if ceilings is None:
-        print(f"nothing was measured: {NO_GPU}. Run this on a machine with one.", file=sys.stderr)
+    if why is not None:
+        _say(f"nothing was measured: {why}. Run this on a machine with a GPU.")
         return 2
-    name = "kernels.quick" if quick else "kernels"
-    report.write(folder / f"{name}.json", report.as_json(outcome))
-    report.write(folder / f"{name}_roofline.svg", roofline(runs, ceilings, f"{outcome['machine']['gpu']}"))
-    print(f"written to {folder / name}.json and {name}_roofline.svg", file=sys.stderr)
     return 1 if check and any(claim["ok"] is not True for claim in outcome["claims"]) else 0
 
 
-def _in_order(runs: Sequence[Run]) -> list[Run]:
-    """Runs with the largest problem of each claim last, which `claim` takes for the headline."""
-    return sorted(runs, key=lambda run: run.flops)
+def conclude(runs: Sequence[Run], ceilings: Ceilings | None, *, quick: bool, folder: Path) -> dict[str, Any]:
+    """The result; where something was measured, it and the roofline plot are written to `folder`."""
+    # the largest problem of each claim last, which `claim` takes for the headline
+    ordered = sorted(runs, key=lambda run: run.flops)
+    limits = dataclasses.asdict(ceilings) if ceilings else None
+    outcome = report.result(assemble(ordered, ceilings), quick=quick, extra={"ceilings": limits})
+    if ceilings is not None:
+        name = "kernels.quick" if quick else "kernels"
+        report.write(folder / f"{name}.json", report.as_json(outcome))
+        report.write(
+            folder / f"{name}_roofline.svg", roofline(ordered, ceilings, f"{outcome['machine']['gpu']}")
+        )
+        _say(f"written to {folder / name}.json and {name}_roofline.svg")
+    return outcome

@@ -1,11 +1,13 @@
 """One row of the benchmark: ours and the peers on one problem, checked, then timed alternately."""
 
+import math
+import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from fmscale.kernels.bench.timing import Clock, describe, interleave
+from fmscale.kernels.bench.timing import Clock, interleave, reason_of
 from fmscale.kernels.bench.verdict import wrong
 from torch import Tensor
 
@@ -28,6 +30,8 @@ class Contest:
     """Per name ("ours", then the peers) what builds the contestant; an error it raises is its reason."""
     reference: Callable[[], list[Tensor]]
     """The right numbers, in fp32 or fp64."""
+    absent: Mapping[str, str] = field(default_factory=dict)
+    """Peers that cannot take part in this problem at all, each with the reason."""
     finish: Callable[[], Mapping[str, float]] = dict
     """Further figures of ours, measured after the timing: "extra GiB"."""
 
@@ -89,28 +93,51 @@ def unmeasured(row: Row, reason: str) -> Run:
 
 def hold(
     row: Row, device: torch.device, clock: Clock, *, repeats: int, warmup: int = 2,
-    only: Collection[str] | None = None,
+    only: Collection[str] | None = None, skip: Collection[str] = (), deadline: float = math.inf,
+    trying: Callable[[str], None] = lambda _: None,
 ) -> Run:  # fmt: skip
-    """Check every contestant's numbers, then time those that were right. `only` names those to try."""
+    """Check every contestant's numbers, then time those that were right, until `deadline`.
+
+    `only` names those to try, `skip` those not to; `trying` hears each name before it is run. Raises
+    DeviceBroken when one of them takes the device along.
+    """
+
+    def failure(error: Exception) -> str:
+        return reason_of(error, device)
+
+    trying("the reference")
     contest = row.build(device)
     reference = contest.reference()
     ready: dict[str, Contestant] = {}
-    reasons: dict[str, str] = {}
+    reasons: dict[str, str] = dict(contest.absent)
     for name, make in contest.makers.items():
-        if only is not None and name not in only:
+        if name in skip or (only is not None and name not in only):
             continue
+        if time.monotonic() > deadline:
+            reasons[name] = "not tried: the time budget was spent"
+            continue
+        trying(name)
         try:
             contestant = make()
             why = wrong(contestant.numbers(), reference)
         except Exception as error:
-            why = describe(error)
+            why = failure(error)
         if why is None:
             ready[name] = contestant
         else:
             reasons[name] = why
     del reference
-    times, failed = interleave({n: c.run for n, c in ready.items()}, clock, repeats=repeats, warmup=warmup)
-    extra: dict[str, Any] = dict(contest.finish()) if "ours" in times else {}
+    times, failed = interleave(
+        {n: c.run for n, c in ready.items()}, clock, repeats=repeats, warmup=warmup, deadline=deadline,
+        trying=trying, failure=failure,
+    )  # fmt: skip
+    extra: dict[str, Any] = {}
+    if "ours" in times:
+        trying("ours")
+        try:
+            extra = dict(contest.finish())
+        except Exception as error:
+            failed["ours, further figures"] = failure(error)
     return Run(
         id=row.id, variant=row.variant, unit=row.unit, intensity=row.flops / row.bytes, flops=row.flops,
         rates={name: row.work / t.median for name, t in times.items()},

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -75,13 +76,34 @@ def flex(
 def varlen(cu_seqlens: Tensor, longest: int) -> Attention:
     """torch.nn.attention.varlen; `longest` is known on the host, which ours does not need."""
     attend = module("torch.nn.attention.varlen", "torch with varlen_attn").varlen_attn
+    # torch 2.10 has is_causal, later ones window_size; enable_gqa came after 2.11
+    known = inspect.signature(attend).parameters
+    options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+    if "enable_gqa" in known:
+        options["enable_gqa"] = True
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out = attend(
-            q[0], k[0], v[0], cu_seqlens, cu_seqlens, longest, longest, window_size=(-1, 0),
-            enable_gqa=True,
-        )  # fmt: skip
-        return cast(Tensor, out)[None]
+        flat = (t.flatten(0, 1) for t in (q, k, v))
+        out = attend(*flat, cu_seqlens, cu_seqlens, longest, longest, **options)
+        return cast(Tensor, out).view(q.shape)
+
+    return run
+
+
+def plain(mask: Callable[[], Tensor], *, sinks: Tensor | None = None) -> Attention:
+    """Attention written out in torch, softmax in fp32; `mask()` (T, T) is True where a query sees a key."""
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        group = q.shape[2] // k.shape[2]
+        keys, values = (t.transpose(1, 2).repeat_interleave(group, 1) for t in (k, v))
+        scores = (q.transpose(1, 2) * q.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
+        scores = scores.masked_fill(~mask(), float("-inf"))
+        if sinks is not None:
+            column = sinks[:, None, None].expand(*scores.shape[:-1], 1).to(scores.dtype)
+            scores = torch.cat((scores, column), -1)
+        shares = scores.softmax(-1, dtype=torch.float32).to(q.dtype)[..., : k.shape[1]]
+        out: Tensor = shares @ values
+        return out.transpose(1, 2)
 
     return run
 
@@ -93,6 +115,20 @@ def flash4(*, causal: bool) -> Attention:
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out = attend(q, k, v, causal=causal)
         return cast(Tensor, out[0] if isinstance(out, tuple) else out)
+
+    return run
+
+
+def flash4_varlen(cu_seqlens: Tensor, longest: int) -> Attention:
+    """FlashAttention 4 over packed documents."""
+    attend = module("flash_attn.cute", "flash-attn-4").flash_attn_varlen_func
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = attend(
+            q[0], k[0], v[0], cu_seqlens_q=cu_seqlens, cu_seqlens_k=cu_seqlens,
+            max_seqlen_q=longest, max_seqlen_k=longest, causal=True,
+        )  # fmt: skip
+        return cast(Tensor, out[0] if isinstance(out, tuple) else out)[None]
 
     return run
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,9 +15,11 @@ from fmscale.kernels import (
     split_byte_planes,
     swiglu,
 )
+from fmscale.kernels.adamw import adamw_step_eager
 from fmscale.kernels.adamw import configs as adamw_configs
 from fmscale.kernels.attention import case as attention_case
 from fmscale.kernels.attention_configs import configs as attention_configs
+from fmscale.kernels.bench.contest import Contestant, both_of, listed
 from fmscale.kernels.byte_planes import configs as plane_configs
 from fmscale.kernels.dispatch import Config, bucket
 from fmscale.kernels.linear_cross_entropy import configs as loss_configs
@@ -29,8 +32,7 @@ from torch import Tensor
 
 BF16 = torch.bfloat16
 
-
-Runs = tuple[Mapping[str, Callable[[], list[Tensor]]], Callable[[], list[Tensor]]]
+Runs = tuple[Mapping[str, Contestant], Callable[[], list[Tensor]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,7 @@ class Problem:
     kernels: Mapping[str, tuple[Config, ...]]
     """Per kernel the configurations to try; the first is the default."""
     make: Callable[[torch.device], Runs]
-    """On a device: what runs the op per backend ("eager" among them), and the fp64 golden result."""
+    """On a device: the op per backend ("eager" among them), and what gives the fp64 golden result."""
 
 
 def _differentiated(
@@ -56,23 +58,17 @@ def _differentiated(
     def make(device: torch.device) -> Runs:
         generator = torch.Generator(device).manual_seed(0)
         inputs = [torch.randn(s, device=device, generator=generator).to(dtype) for s in shapes]
-
-        def run(function: Callable[..., Any], of: list[Tensor]) -> list[Tensor]:
-            leaves = [t.detach().requires_grad_() for t in of]
-            result = function(*leaves)
-            outputs = list(result) if isinstance(result, tuple) else [result]
-            # the same for every backend and dtype: each rounds what was drawn once in `dtype`
-            draws = torch.Generator(device).manual_seed(1)
+        with torch.no_grad():
             upstream = [
-                torch.randn(o.shape, device=device, generator=draws).to(dtype).to(o.dtype) for o in outputs
+                torch.randn(o.shape, device=device, generator=generator).to(dtype).to(o.dtype)
+                for o in listed(eager(*inputs))
             ]
-            return [o.detach() for o in outputs] + list(torch.autograd.grad(outputs, leaves, upstream))
-
+        # the same numbers for every backend and dtype: each was rounded once, in `dtype`
+        wide = ([t.double() for t in inputs], [t.double() for t in upstream])
         backends = {"triton": ours, "eager": eager, **(others or {})}
-        wide = [t.double() for t in inputs]
         return (
-            {name: (lambda f=f: run(f, inputs)) for name, f in backends.items()},
-            lambda: run(eager, wide),
+            {name: both_of(f, inputs, upstream) for name, f in backends.items()},
+            lambda: both_of(eager, *wide).numbers(),
         )
 
     return make
@@ -128,25 +124,30 @@ def _loss(V: int) -> Problem:
     )  # fmt: skip
 
 
-def _attention(E: int, documents: bool) -> Problem:
+def _attention(E: int, *, documents: bool = False, window: int | None = None, sinks: bool = False) -> Problem:
     T, H, K = 4096, 16, 4
-    flags = {"causal": True, "window": False, "softcap": False, "sinks": False}
-
-    def cu(t: Tensor) -> Tensor:
-        return torch.tensor([0, 700, 701, 1725, 3000, T], dtype=torch.int32, device=t.device)
+    shapes = [(T, H, E), (T, K, E), (T, K, E), *([(H,)] if sinks else [])]
 
     def with_backend(backend: str) -> Callable[..., Tensor]:
-        def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return attention(q, k, v, cu_seqlens=cu(q) if documents else None, backend=backend)
+        def run(q: Tensor, k: Tensor, v: Tensor, *sink: Tensor) -> Tensor:
+            cu = torch.tensor([0, 700, 701, 1725, 3000, T], dtype=torch.int32, device=q.device)
+            return attention(
+                q, k, v, cu_seqlens=cu if documents else None, window=window,
+                sinks=sink[0] if sink else None, backend=backend,
+            )  # fmt: skip
 
         return run
 
-    others = {} if documents else {"sdpa": with_backend("sdpa")}
+    simple = not documents and window is None and not sinks
     return Problem(
-        op="attention", bucket=attention_case(BF16, E, documents=documents, **flags),
+        op="attention",
+        bucket=attention_case(
+            BF16, E, documents=documents, causal=True, window=window is not None, softcap=False, sinks=sinks
+        ),
         kernels=attention_configs(BF16, E),
         make=_differentiated(
-            [(T, H, E), (T, K, E), (T, K, E)], with_backend("triton"), with_backend("eager"), others
+            shapes, with_backend("triton"), with_backend("eager"),
+            {"sdpa": with_backend("sdpa")} if simple else {},
         ),
     )  # fmt: skip
 
@@ -157,19 +158,19 @@ def _adamw(dtype: torch.dtype) -> Problem:
         master, first = (torch.randn(2**26, device=device, generator=generator) for _ in range(2))
         fixed = [master, first.to(dtype), first, master.square()]
 
-        def run(backend: str, of: list[Tensor]) -> list[Tensor]:
-            state = [t.clone() for t in of]
-            if backend == "golden":
-                from fmscale.kernels.adamw import adamw_step_eager
+        def contestant(step: Callable[..., None], of: list[Tensor]) -> Contestant:
+            timed = [t.clone() for t in of]
 
-                adamw_step_eager(state[0], state[1], state[2], state[3], lr=1e-3, step=10)
-            else:
-                adamw_step(state[0], state[1], state[2], state[3], lr=1e-3, step=10, backend=backend)
-            return [state[0], state[2], state[3]]
+            def numbers() -> list[Tensor]:
+                state = [t.clone() for t in of]
+                step(*state, lr=1e-3, step=10)
+                return [state[0], state[2], state[3]]
+
+            return Contestant(run=lambda: step(*timed, lr=1e-3, step=10), numbers=numbers)
 
         return (
-            {name: (lambda name=name: run(name, fixed)) for name in ("triton", "eager")},
-            lambda: run("golden", [t.double() for t in fixed]),
+            {b: contestant(partial(adamw_step, backend=b), fixed) for b in ("triton", "eager")},
+            lambda: contestant(adamw_step_eager, [t.double() for t in fixed]).numbers(),
         )
 
     return Problem(op="adamw_step", bucket=str(dtype), kernels=adamw_configs(), make=make)
@@ -179,11 +180,16 @@ def _planes() -> Problem:
     def make(device: torch.device) -> Runs:
         x = torch.randn(2**26, device=device)
 
-        def run(backend: str) -> list[Tensor]:
-            return [split_byte_planes(x, backend=backend).float()]
+        def contestant(backend: str) -> Contestant:
+            return Contestant(
+                run=lambda: split_byte_planes(x, backend=backend),
+                numbers=lambda: [split_byte_planes(x, backend=backend).float()],
+            )
 
-        backends = {name: (lambda name=name: run(name)) for name in ("triton", "eager")}
-        return backends, lambda: [split_byte_planes(x, backend="eager").double()]
+        return (
+            {backend: contestant(backend) for backend in ("triton", "eager")},
+            lambda: [split_byte_planes(x, backend="eager").double()],
+        )
 
     split = {"split": plane_configs()["split"]}
     return Problem(op="split_byte_planes", bucket=str(torch.int32), kernels=split, make=make)
@@ -192,7 +198,9 @@ def _planes() -> Problem:
 def problems() -> list[Problem]:
     """Every op at the model sizes that runs use."""
     return [
-        *(_attention(E, documents) for E in (64, 128) for documents in (False, True)),
+        *(_attention(E, documents=documents) for E in (64, 128) for documents in (False, True)),
+        *(_attention(64, window=window, sinks=True) for window in (None, 1024)),
+        _attention(128, window=1024),
         *(_norm(D) for D in (128, 1024, 2048, 4096, 8192)),
         *(_swiglu(F) for F in (4096, 8192, 16384)),
         *(_rope(E) for E in (64, 128)),

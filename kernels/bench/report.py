@@ -4,12 +4,14 @@ import json
 import platform
 import subprocess
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from fmscale.kernels.launch import TRITON_VERSION
 
+PEERS = ("liger-kernel", "flash-attn-4")
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -22,7 +24,26 @@ def versions() -> dict[str, str | None]:
         "ptxas": ptxas_version(),
         "cuda": torch.version.cuda,
         "cudnn": str(torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
+        "driver": driver_version(),
+        **{package: _installed(package) for package in PEERS},
     }
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def driver_version() -> str | None:
+    """Of the GPU's driver, or None where there is none."""
+    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.partition("\n")[0].strip() or None
 
 
 def ptxas_version() -> str | None:
@@ -78,20 +99,30 @@ def as_json(outcome: dict[str, Any]) -> str:
     return json.dumps(outcome, indent=1) + "\n"
 
 
+VERDICTS = {True: "ok", False: "MISSED", None: "not decided"}
+
+
 def table(outcome: dict[str, Any]) -> str:
-    """Every claim and every row of it: ours, each peer, share of the limit, verdict, and the reasons."""
+    """Every claim and every row of it: ours, each peer, share of the limit, verdicts, and the reasons."""
     lines = []
     for claim in outcome["claims"]:
-        verdict = {True: "ok", False: "MISSED", None: "not decided"}[claim["ok"]]
         share = "" if claim["ratio"] is None else f", {claim['ratio']:.0%} of the limit"
         ours = "not measured" if claim["ours"] is None else f"{claim['ours']:.4g} {claim['unit']}{share}"
-        lines.append(f"{claim['id']}: {ours}  [{verdict}]")
+        lines.append(f"{claim['id']}: {ours}  [{VERDICTS[claim['ok']]}]")
         lines.append(f"    {claim['what']}; target {claim['target']}")
+        if claim["aim"]:
+            lines.append(f"    aim {claim['aim']}  [{VERDICTS[claim['aim_ok']]}]")
         for run in claim["runs"]:
-            figures = [f"{name} {rate:.4g}" for name, rate in run["rates"].items()]
+            figures = [_figure(name, run) for name in run["rates"]]
             figures += [f"{name} {value:.3g}" for name, value in run["extra"].items()]
-            lines.append(f"    {run['variant'] or 'run'}: " + ", ".join(figures))
+            lines.append(f"    {run['variant'] or 'run'}: " + ", ".join(figures or ["nothing measured"]))
             lines += [f"        {name}: {reason}" for name, reason in run["reasons"].items()]
         if not claim["runs"]:
             lines += [f"        {name}: {reason}" for name, reason in claim["reasons"].items()]
     return "\n".join(lines)
+
+
+def _figure(name: str, run: dict[str, Any]) -> str:
+    """Rate and, for a peer, what ours is of it."""
+    rate, ours = run["rates"][name], run["rates"].get("ours")
+    return f"{name} {rate:.4g}" + (f" ({ours / rate:.2f} x)" if ours and name != "ours" else "")

@@ -1,5 +1,6 @@
 """Times of several functions, taken alternately, each from a cold L2 cache."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -9,7 +10,17 @@ from typing import Protocol
 import torch
 
 FLUSH_BYTES = 2**29
-"""Written before each call: ten times an H200's L2, and 0.15 ms in which the launches queue up."""
+"""Written before each call: ten times an H200's L2."""
+FLUSHES = 4
+"""Times it is written: 0.5 ms in which the launches queue up, so that the host's time is not measured."""
+SLOW = 3.0
+"""Seconds a function may take in all, after which it is not called more often than FEWEST times."""
+FEWEST = 3
+"""Measurements of a function that is slow."""
+
+
+class DeviceBroken(RuntimeError):
+    """The CUDA context is lost, as after an illegal access: only another process can go on."""
 
 
 class Clock(Protocol):
@@ -28,7 +39,8 @@ class CudaClock:
     def seconds(self, function: Callable[[], object]) -> float:
         start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        self._cold.zero_()
+        for _ in range(FLUSHES):
+            self._cold.zero_()
         start.record()
         function()
         end.record()
@@ -66,29 +78,51 @@ def summarize(seconds: list[float]) -> Times:
 
 
 def interleave(
-    functions: Mapping[str, Callable[[], object]], clock: Clock, *, repeats: int, warmup: int = 2
-) -> tuple[dict[str, Times], dict[str, str]]:
+    functions: Mapping[str, Callable[[], object]], clock: Clock, *, repeats: int, warmup: int = 2,
+    deadline: float = math.inf, trying: Callable[[str], None] = lambda _: None,
+    failure: Callable[[Exception], str] | None = None,
+) -> tuple[dict[str, Times], dict[str, str]]:  # fmt: skip
     """Times per function, and the error of each that failed.
 
     Every round runs all of them, every other round backwards (ABBA), so that drift of clocks and
-    temperature falls on all alike. One that raises is left out from then on.
+    temperature falls on all alike. One that raises is left out from then on; `failure` puts its error
+    into words. `trying` hears each name before its call. No round begins after `deadline` (a time of
+    `time.monotonic()`).
     """
     measured: dict[str, list[float]] = {name: [] for name in functions}
     failed: dict[str, str] = {}
     for turn in range(warmup + repeats):
+        if time.monotonic() > deadline:
+            break
         for name in list(functions)[:: 1 if turn % 2 == 0 else -1]:
-            if name in failed:
+            if name in failed or (len(measured[name]) >= FEWEST and sum(measured[name]) > SLOW):
                 continue
+            trying(name)
             try:
                 seconds = clock.seconds(functions[name])
             except Exception as error:
-                failed[name] = describe(error)
+                failed[name] = (failure or describe)(error)
                 continue
             if turn >= warmup:
                 measured[name].append(seconds)
+    for name in functions:
+        if not measured[name] and name not in failed:
+            failed[name] = "not timed: the time budget was spent"
     return {n: summarize(s) for n, s in measured.items() if n not in failed}, failed
 
 
 def describe(error: BaseException) -> str:
     """An error in one line, for the table of reasons."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def reason_of(error: Exception, device: torch.device) -> str:
+    """`describe(error)`, where `device` still works. Raises DeviceBroken where the error took it along."""
+    if isinstance(error, DeviceBroken):
+        raise error
+    if device.type == "cuda":
+        try:
+            torch.cuda.synchronize(device)
+        except RuntimeError as lost:
+            raise DeviceBroken(describe(error)) from lost
+    return describe(error)

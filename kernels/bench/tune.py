@@ -5,140 +5,128 @@ recorded as rejected, with the Triton and ptxas versions: compilers between 3.4 
 miscompile some. The result is a table for `kernels/tuned/`.
 """
 
-import contextlib
-import importlib
-import json
-import selectors
-import subprocess
-import sys
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from fmscale.kernels.bench.problems import Problem
+from fmscale.kernels.bench.serve import resolve
+from fmscale.kernels.bench.workshop import PATIENCE, Workshop
 from fmscale.kernels.dispatch import Config, Entry, Table
 
-from fmscale.errors import KernelError
+SERVICE = "fmscale.kernels.bench.trial"
+COMBINATIONS = 32
+"""Settings tried until one gives right numbers; more than the product of any op's kernels."""
 
-PATIENCE = 120.0
-"""Seconds for one configuration, compilation included; a hanging kernel counts as crashed."""
-START_PATIENCE = 300.0
-"""Seconds for the worker to import torch; cold and over a network file system that takes minutes."""
-
-
-class Workshop:
-    """Sends requests to a worker process and starts another when it dies."""
-
-    def __init__(self, module: str, patience: float = PATIENCE) -> None:
-        self._module, self._patience = module, patience
-        self._process: subprocess.Popen[str] | None = None
-
-    def __enter__(self) -> "Workshop":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop()
-
-    def _stop(self) -> int | None:
-        if self._process is None:
-            return None
-        if self._process.poll() is None:
-            self._process.kill()
-        code = self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                stream.close()
-        self._process = None
-        return code
-
-    def _start(self) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "fmscale.kernels.bench.worker", self._module]
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-        )
-        self._process = process
-        ready = self._line(process, START_PATIENCE)
-        if ready != "ready\n":
-            raise KernelError(
-                f"the tuning worker of {self._module} did not start", found=ready or self._stop(),
-                remedy="Its error is above.",
-            )  # fmt: skip
-        return process
-
-    def _line(self, process: subprocess.Popen[str], patience: float) -> str | None:
-        """The worker's next line; "" when it ended, None when nothing came in time."""
-        assert process.stdout is not None
-        with selectors.DefaultSelector() as waiting:
-            waiting.register(process.stdout, selectors.EVENT_READ)
-            return process.stdout.readline() if waiting.select(patience) else None
-
-    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """The worker's answer; a crash or silence is an answer too: {"ok": False, "reason": ...}."""
-        process = self._process or self._start()
-        assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it died since: the empty line below says so
-            process.stdin.write(json.dumps(request) + "\n")
-            process.stdin.flush()
-        line = self._line(process, self._patience)
-        if line is None:
-            self._stop()
-            return {"ok": False, "reason": f"no answer within {self._patience:g} s"}
-        if not line:
-            process.wait()
-            return {"ok": False, "reason": f"crashed: exit status {self._stop()}"}
-        return dict(json.loads(line))
+Settings = Mapping[str, Config]
+Reject = Callable[[str, Mapping[str, Any], str], None]
+Ask = Callable[[Settings], dict[str, Any]]
 
 
 def tune(
-    module: str, gpu: str, versions: Mapping[str, str | None], say: Callable[[str], None],
-    *, patience: float = PATIENCE,
+    problems: str, gpu: str, versions: Mapping[str, str | None], say: Callable[[str], None],
+    *, save: Callable[[Table], object] = lambda _: None, patience: float = PATIENCE,
 ) -> Table:  # fmt: skip
-    """Measure every problem of `module.problems()` and return the table for device `gpu`."""
-    problems: list[Problem] = importlib.import_module(module).problems()
+    """Measure every problem that "module:function" `problems` returns; the table for device `gpu`.
+
+    `save` gets the table after each problem, so that a run that is cut short keeps what it measured.
+    """
     entries: list[Entry] = []
     rejected: list[dict[str, Any]] = []
-    with Workshop(module, patience) as workshop:
-        for index, problem in enumerate(problems):
-            best: dict[str, Config] = {}
-            for kernel, choices in problem.kernels.items():
-                times: list[tuple[float, Config]] = []
-                for choice in choices:
-                    request = {"problem": index, "kernel": kernel, "config": dict(choice), "configs": best}
-                    answer = workshop.ask(request)
-                    if answer["ok"]:
-                        times.append((answer["milliseconds"], choice))
-                        continue
-                    say(f"rejected {problem.op} {problem.bucket} {kernel} {dict(choice)}: {answer['reason']}")
-                    rejected.append(
-                        {
-                            "op": problem.op, "bucket": problem.bucket, "kernel": kernel,
-                            "config": dict(choice), "reason": answer["reason"],
-                            "triton": versions["triton"], "ptxas": versions["ptxas"],
-                        }
-                    )  # fmt: skip
-                if times:
-                    best[kernel] = dict(min(times, key=lambda pair: pair[0])[1])
-            # a kernel without a valid configuration is never launched again, and its backend not offered
-            without = ["triton"] if len(best) < len(problem.kernels) else []
-            answer = workshop.ask({"problem": index, "kernel": None, "configs": best, "without": without})
-            entry = _entry(problem, best, answer)
-            if entry is None:
-                say(f"no backend of {problem.op} in {problem.bucket} gave right numbers: {answer}")
+
+    def table() -> Table:
+        return Table(
+            gpu=gpu, triton=str(versions["triton"]), entries=tuple(entries), rejected=tuple(rejected),
+            versions={name: str(version) for name, version in versions.items()},
+        )  # fmt: skip
+
+    with Workshop(SERVICE, problems, patience) as workshop:
+        for index, problem in enumerate(resolve(problems)):
+
+            def reject(
+                kernel: str, config: Mapping[str, Any], reason: str, problem: Problem = problem
+            ) -> None:
+                say(f"rejected {problem.op}, {problem.bucket}: {kernel} {dict(config)}: {reason}")
+                rejected.append(
+                    {
+                        "op": problem.op, "bucket": problem.bucket, "kernel": kernel,
+                        "config": dict(config), "reason": reason,
+                        "triton": versions["triton"], "ptxas": versions["ptxas"],
+                    }
+                )  # fmt: skip
+
+            def ask(settings: Settings, index: int = index) -> dict[str, Any]:
+                return workshop.ask({"problem": index, "configs": dict(settings)})
+
+            opened = workshop.ask({"problem": index})
+            if not opened["ok"]:
+                say(f"{problem.op}, {problem.bucket} is not tuned: {opened['reason']}")
                 continue
-            entries.append(entry)
-            say(f"{problem.op} {problem.bucket}: {entry.backend} {dict(entry.milliseconds)} {best}")
-    return Table(
-        gpu=gpu, triton=str(versions["triton"]), entries=tuple(entries), rejected=tuple(rejected),
-        versions={name: str(version) for name, version in versions.items()},
-    )  # fmt: skip
+            best = _descend(problem, ask, reject)
+            entry = _choose(workshop, index, problem, best, say)
+            if entry is not None:
+                entries.append(entry)
+                say(f"{problem.op}, {problem.bucket}: {entry.backend} {dict(entry.milliseconds)} {best}")
+            save(table())
+    return table()
 
 
-def _entry(problem: Problem, best: Mapping[str, Config], answer: Mapping[str, Any]) -> Entry | None:
-    if not answer["ok"]:
+def _descend(problem: Problem, ask: Ask, reject: Reject) -> dict[str, Config] | None:
+    """The fastest setting, one kernel after the other, from the first whose numbers are right.
+
+    Only beside kernels that are known to be right does a wrong result tell which configuration is to
+    blame: a default may be the one that is miscompiled.
+    """
+    failed: list[tuple[dict[str, Config], str]] = []
+    for choice in itertools.islice(itertools.product(*problem.kernels.values()), COMBINATIONS):
+        settings = dict(zip(problem.kernels, choice, strict=True))
+        answer = ask(settings)
+        if answer["ok"]:
+            break
+        failed.append((settings, answer["reason"]))
+    else:
+        for wrong, reason in failed:
+            # of one kernel it is that kernel's configuration; of several, which of them remains unknown
+            kernel = " with ".join(wrong)
+            reject(kernel, next(iter(wrong.values())) if len(wrong) == 1 else wrong, reason)
         return None
-    times: dict[str, float] = dict(answer["milliseconds"])
+    fastest: float = answer["milliseconds"]
+    for kernel, choices in problem.kernels.items():
+        right = settings[kernel]
+        for candidate in choices:
+            if candidate == right:
+                continue
+            answer = ask(settings | {kernel: candidate})
+            if not answer["ok"]:
+                reject(kernel, candidate, answer["reason"])
+            elif answer["milliseconds"] < fastest:
+                fastest, settings = answer["milliseconds"], settings | {kernel: candidate}
+    return {kernel: dict(config) for kernel, config in settings.items()}
+
+
+def _choose(
+    workshop: Workshop, index: int, problem: Problem, best: dict[str, Config] | None,
+    say: Callable[[str], None],
+) -> Entry | None:  # fmt: skip
+    """The fastest backend of all whose numbers are right; None where there is none."""
+    # a kernel without a valid configuration is never launched again, and its backend not offered
+    without = ["triton"] if best is None else []
+    times: dict[str, float] = {}
+    while True:
+        answer = workshop.ask({"problem": index, "configs": best or {}, "without": without})
+        if answer["ok"]:
+            times = dict(answer["milliseconds"])
+            reasons = dict(answer["reasons"])
+            break
+        say(f"{problem.op}, {problem.bucket}: {answer['trying']}: {answer['reason']}")
+        if answer["trying"] is None or answer["trying"] in without:
+            return None
+        without.append(answer["trying"])
+    for name, reason in reasons.items():
+        say(f"{problem.op}, {problem.bucket}: backend {name}: {reason}")
     if not times:
         return None
     return Entry(
         op=problem.op, bucket=problem.bucket, backend=min(times, key=lambda name: times[name]),
-        configs=dict(best), milliseconds=times,
+        configs=best or {}, milliseconds=times,
     )  # fmt: skip

@@ -7,20 +7,36 @@ from torch import Tensor
 
 RELATIVE = 0.02
 """Largest ||ours - reference|| / ||reference||: bf16 rounds to 0.002, a wrong tile or mask is above 0.1."""
+ROW = 0.1
+"""Largest error of one row in its own norm ..."""
+FLOOR = 0.2
+"""... and in the root mean square of all rows' norms, for rows that cancel to nearly 0."""
 
 
 def wrong(results: Sequence[Tensor], reference: Sequence[Tensor], *, limit: float = RELATIVE) -> str | None:
-    """Why `results` are not the numbers of `reference`, or None. Both in the same order."""
+    """Why `results` are not the numbers of `reference`, or None. Both in the same order.
+
+    The norm of all finds small systematic errors; the rows (the last dimension, single numbers of a
+    vector) find a few that are quite wrong among very many, or among larger ones.
+    """
     if len(results) != len(reference):
         return f"{len(results)} results instead of {len(reference)}"
     for index, (ours, wanted) in enumerate(zip(results, reference, strict=True)):
         if ours.shape != wanted.shape:
             return f"result {index} has shape {tuple(ours.shape)} instead of {tuple(wanted.shape)}"
-        difference = torch.linalg.vector_norm((ours.double() - wanted.double()).flatten())
-        error = float(difference / torch.linalg.vector_norm(wanted.double().flatten()).clamp_min(1e-30))
+        off, norm = _row_norms(ours.double() - wanted.double()), _row_norms(wanted.double())
+        error = float(off.norm() / norm.norm().clamp_min(1e-30))
         if not error <= limit:  # NaN included
             return f"result {index} is off by {error:.3g} of its norm (limit {limit:g})"
+        bad = off > ROW * norm + FLOOR * norm.square().mean().sqrt()
+        if bool(bad.any()):
+            first = int(bad.nonzero()[0])
+            return f"result {index} is wrong in {int(bad.sum())} of {bad.numel()} rows, first in row {first}"
     return None
+
+
+def _row_norms(t: Tensor) -> Tensor:
+    return t.flatten(0, -2).norm(dim=-1) if t.dim() > 1 else t.abs().flatten()
 
 
 def worse(results: Sequence[Tensor], eager: Sequence[Tensor], golden: Sequence[Tensor]) -> str | None:
@@ -29,6 +45,8 @@ def worse(results: Sequence[Tensor], eager: Sequence[Tensor], golden: Sequence[T
     Against the fp64 `golden`: at most twice the largest error of the same-dtype `eager` result and one
     unit in the last place, and 1.2 times its mean error.
     """
+    if len(results) != len(golden):
+        return f"{len(results)} results instead of {len(golden)}"
     for index, (ours, theirs, exact) in enumerate(zip(results, eager, golden, strict=True)):
         if ours.shape != exact.shape or not bool(ours.isfinite().all()):
             return f"result {index} has a wrong shape or is not finite"

@@ -1,4 +1,4 @@
-"""Tuning problems without a GPU: one configuration is right, the others are wrong, refused or deadly.
+"""Tuning problems without a GPU: some configurations are right, the others wrong, refused or deadly.
 
 Imported by name in the tuner's worker process.
 """
@@ -7,41 +7,90 @@ import os
 import threading
 
 import torch
+from fmscale.kernels.bench.contest import Contestant
 from fmscale.kernels.bench.problems import Problem, Runs
+from fmscale.kernels.bench.timing import DeviceBroken
 from fmscale.kernels.dispatch import Config, config
 from torch import Tensor
 
-CHOICES: tuple[Config, ...] = ({"kind": 0}, {"kind": 1}, {"kind": 2}, {"kind": 3}, {"kind": 0, "slow": 1})
+RIGHT, WRONG, REFUSED, DEADLY, HANGING, BREAKING = range(6)
+CHOICES: tuple[Config, ...] = (
+    {"kind": WRONG}, {"kind": RIGHT, "slow": 1}, {"kind": BREAKING}, {"kind": REFUSED}, {"kind": DEADLY},
+    {"kind": RIGHT},
+)  # fmt: skip
+LOST = False
+"""As a lost CUDA context: nothing works in this process any more."""
 
 
-def _make(device: torch.device) -> Runs:
+def _kernel(name: str, x: Tensor) -> Tensor:
+    chosen = config("twice", name, x.device, "tiny", {"kind": WRONG})
+    kind = chosen["kind"]
+    global LOST
+    LOST = LOST or kind == BREAKING
+    if LOST:
+        raise DeviceBroken("an illegal memory access was encountered")
+    if kind == WRONG:
+        return x * 1.5
+    if kind == REFUSED:
+        raise RuntimeError("out of resource: shared memory")
+    if kind == DEADLY:
+        os._exit(17)
+    if kind == HANGING:
+        threading.Event().wait()
+    for _ in range(300 * chosen.get("slow", 0)):
+        x.sin()
+    return x * 2
+
+
+def _make(names: tuple[str, ...]) -> Runs:
     x = torch.randn(256, 64, generator=torch.Generator().manual_seed(0))
 
     def kernel() -> list[Tensor]:
-        chosen = config("twice", "forward", device, "tiny", {"kind": 1})
-        if chosen["kind"] == 1:
-            return [x * 2.001]
-        if chosen["kind"] == 2:
-            raise RuntimeError("out of resource: shared memory")
-        if chosen["kind"] == 3:
-            os._exit(17)
-        if chosen["kind"] == 4:
-            threading.Event().wait()
-        for _ in range(50 * chosen.get("slow", 0)):
-            x.sin()
-        return [x * 2]
+        y = x
+        for name in names:
+            y = _kernel(name, y)
+        return [y]
 
     def eager() -> list[Tensor]:
-        for _ in range(100):
+        for _ in range(1000):
             x.sin()
-        return [x + x]
+        return [x * 2 ** len(names)]
 
-    def wrong() -> list[Tensor]:
+    def off() -> list[Tensor]:
         return [x * 3]
 
-    return {"triton": kernel, "eager": eager, "sdpa": wrong}, lambda: [x.double() * 2]
+    def deadly() -> list[Tensor]:
+        os._exit(18)
+
+    backends = {"triton": kernel, "eager": eager, "sdpa": off}
+    if len(names) == 1:
+        backends["deadly"] = deadly
+    return (
+        {name: Contestant(run=f, numbers=f) for name, f in backends.items()},
+        lambda: [x.double() * 2 ** len(names)],
+    )
+
+
+def problem(bucket: str, **kernels: tuple[Config, ...]) -> Problem:
+    """An op of these kernels, each of which doubles."""
+    return Problem(op="twice", bucket=bucket, kernels=kernels, make=lambda _: _make(tuple(kernels)))
+
+
+def _too_large(_: torch.device) -> Runs:
+    raise torch.OutOfMemoryError("too large")
 
 
 def problems() -> list[Problem]:
-    """One op with five configurations."""
-    return [Problem(op="twice", bucket="tiny", kernels={"forward": CHOICES}, make=_make)]
+    """One kernel with every kind of configuration; two with a wrong default; none that is right; none at all."""
+    right, wrong = {"kind": RIGHT}, {"kind": WRONG}
+    return [
+        problem("one", forward=CHOICES),
+        problem("two", forward=({**right, "slow": 1}, right), backward=(wrong, right)),
+        problem("none", forward=(wrong,), backward=(wrong,)),
+        Problem(op="twice", bucket="too large", kernels={"forward": (right,)}, make=_too_large),
+    ]
+
+
+def hanging() -> list[Problem]:
+    """The only configuration never returns."""
+    return [problem("hangs", forward=({"kind": HANGING},))]

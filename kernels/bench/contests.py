@@ -1,0 +1,104 @@
+"""The benchmark's service, and the run of all rows through it within the time that one run may take."""
+
+import gc
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from fmscale.kernels.bench.ceilings import Ceilings, measure_ceilings
+from fmscale.kernels.bench.contest import Row, Run, hold, unmeasured
+from fmscale.kernels.bench.serve import resolve
+from fmscale.kernels.bench.timing import Clock, CudaClock, WallClock
+from fmscale.kernels.bench.workshop import Workshop
+
+from fmscale.errors import KernelError
+
+SERVICE = "fmscale.kernels.bench.contests"
+SPENT = "not measured: the time budget was spent"
+
+
+def service(rows: str) -> Callable[[Mapping[str, Any], Callable[[str], None]], dict[str, Any]]:
+    """Answers {"ceilings": {...}} and {"row": index, ...} for the rows that "module:function" returns."""
+    every: list[Row] = resolve(rows)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    clock: Clock = CudaClock(device) if device.type == "cuda" else WallClock()
+
+    def answer(request: Mapping[str, Any], trying: Callable[[str], None]) -> dict[str, Any]:
+        if "ceilings" in request:
+            return asdict(measure_ceilings(device, clock, **request["ceilings"]))
+        try:
+            run = hold(
+                every[request["row"]], device, clock, repeats=request["repeats"], skip=request["skip"],
+                deadline=time.monotonic() + request["seconds"], trying=trying,
+            )  # fmt: skip
+        finally:
+            torch.compiler.reset()
+            gc.collect()
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+        return {"run": asdict(run)}
+
+    return answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """Times of `time.monotonic()`."""
+
+    soft: float
+    """No row, contestant or round begins after it."""
+    hard: float
+    """What has not ended by then is ended."""
+
+
+def measure(
+    rows: str, *, repeats: int, budget: Budget, say: Callable[[str], None],
+    ceilings: Mapping[str, int] | None = None, patience: float = 120.0,
+) -> tuple[Ceilings, list[Run]]:  # fmt: skip
+    """The device's two ceilings, then every row that "module:function" `rows` returns, in that order.
+
+    What was not measured says why. A contestant that ends or breaks the worker, or hangs it, is left out
+    and the row held again. `ceilings` are options of `measure_ceilings`. Raises KernelError when the
+    device cannot even copy or multiply.
+    """
+    with Workshop(SERVICE, rows, patience) as workshop:
+        answer = workshop.ask({"ceilings": dict(ceilings or {})}, deadline=budget.hard)
+        if not answer["ok"]:
+            raise KernelError(
+                "the device's limits cannot be measured", found=answer["reason"],
+                remedy="Check the device with nvidia-smi and torch.cuda.",
+            )  # fmt: skip
+        limits = Ceilings(copy=answer["copy"], matmul=answer["matmul"])
+        say(f"copy {limits.copy:.3f} TB/s, matmul {limits.matmul:.0f} TFLOP/s")
+        runs = []
+        for index, row in enumerate(resolve(rows)):
+            runs.append(_hold(workshop, index, row, repeats, budget))
+            say(_line(runs[-1]))
+    return limits, runs
+
+
+def _hold(workshop: Workshop, index: int, row: Row, repeats: int, budget: Budget) -> Run:
+    """One row's run, without those that took the worker along."""
+    fatal: dict[str, str] = {}
+    while True:
+        left = budget.soft - time.monotonic()
+        if left <= 0:
+            return replace(unmeasured(row, SPENT), reasons={"ours": SPENT} | fatal)
+        request = {"row": index, "repeats": repeats, "seconds": left, "skip": list(fatal)}
+        answer = workshop.ask(request, deadline=budget.hard)
+        if answer["ok"]:
+            run = Run(**answer["run"])
+            return replace(run, reasons={**run.reasons, **fatal})
+        culprit, reason = answer["trying"], answer["reason"]
+        if culprit is None or culprit == "the reference" or culprit in fatal:
+            run = unmeasured(row, f"not measured: {reason}")
+            return replace(run, reasons={**run.reasons, **fatal})
+        fatal[culprit] = reason
+
+
+def _line(run: Run) -> str:
+    rates = ", ".join(f"{name} {rate:.4g}" for name, rate in run.rates.items())
+    missing = "; ".join(f"{name}: {reason}" for name, reason in run.reasons.items())
+    return f"{run.id} {run.variant}: {rates} {run.unit if rates else ''} [{missing}]"

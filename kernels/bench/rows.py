@@ -1,0 +1,35 @@
+"""Every row of the benchmark, in the order in which they are measured."""
+
+from collections import Counter
+
+from fmscale.kernels.bench.attention_rows import attention_rows
+from fmscale.kernels.bench.contest import Row
+from fmscale.kernels.bench.loss_rows import loss_rows
+from fmscale.kernels.bench.memory_rows import further_rows, memory_rows
+from fmscale.kernels.bench.sizes import FULL, QUICK, Sizes
+
+
+def all_rows(sizes: Sizes) -> list[Row]:
+    """One row of every claim, its largest, then the next of each: a slow machine loses the least.
+
+    Rows that no target asks for come last.
+    """
+    asked = sorted(
+        [*attention_rows(sizes), *memory_rows(sizes), *loss_rows(sizes)], key=lambda row: -row.flops
+    )
+    place: Counter[str] = Counter()
+    turns = []
+    for row in asked:
+        turns.append((place[row.id], row))
+        place[row.id] += 1
+    return [*(row for _, row in sorted(turns, key=lambda pair: pair[0])), *further_rows(sizes)]
+
+
+def full() -> list[Row]:
+    """The rows of the whole benchmark."""
+    return all_rows(FULL)
+
+
+def quick() -> list[Row]:
+    """The same code on less."""
+    return all_rows(QUICK)

@@ -1,0 +1,52 @@
+"""`fmscale bench`: names, and the options that the kernels' command takes over."""
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from fmscale.cli.main import build_app
+
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+
+
+def run(*words: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(build_app(), ["bench", *words])
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_unknown_names_are_refused():
+    status, _, err = run("kernel")
+    assert status == 2
+    assert "One of: loader, kernels" in err
+
+
+def test_list_says_what_serves_each_op_here():
+    status, out, _ = run("kernels", "--list")
+    assert status == 0
+    assert out.startswith("device ")
+    assert "  attention: " in out
+
+
+@no_gpu
+def test_without_a_gpu_nothing_is_measured_and_the_status_says_so():
+    status, out, err = run("kernels", "--quick", "--json")
+    assert status == 2
+    assert all(claim["ours"] is None for claim in json.loads(out)["claims"])
+    assert json.loads(out)["quick"] is True
+    assert "nothing was measured: no CUDA device" in err
+
+
+@no_gpu
+def test_tune_needs_a_gpu():
+    status, out, err = run("kernels", "--tune")
+    assert (status, out) == (2, "")
+    assert "nothing was tuned: no CUDA device" in err
+
+
+def test_other_benchmarks_neither_list_nor_tune():
+    for option in ("--list", "--tune"):
+        status, _, err = run("loader", option)
+        assert status == 2
+        assert "loader has no --list or --tune" in err

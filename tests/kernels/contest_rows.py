@@ -1,0 +1,64 @@
+"""Benchmark rows without a GPU whose contestants misbehave; imported by name in the benchmark's worker."""
+
+import os
+import threading
+from collections.abc import Callable
+
+import torch
+from fmscale.kernels.bench.contest import Contest, Contestant, Row
+from fmscale.kernels.bench.timing import DeviceBroken
+from torch import Tensor
+
+
+def _row(variant: str, flops: float, **bodies: Callable[[], Tensor]) -> Row:
+    def build(_: torch.device) -> Contest:
+        if not bodies:
+            raise torch.OutOfMemoryError("too large")
+        makers = {
+            name: lambda body=body: Contestant(run=body, numbers=lambda: [body()])
+            for name, body in bodies.items()
+        }
+        return Contest(makers=makers, reference=lambda: [torch.ones(3)], absent={"flash": "not this one"})
+
+    return Row(id="RMSNorm fwd", variant=variant, unit="TB/s", flops=flops, bytes=1e12, build=build)
+
+
+def right() -> Tensor:
+    """The right numbers, with a line on stdout, as compilers print them."""
+    print("autotuning ...")
+    return torch.ones(3)
+
+
+def off() -> Tensor:
+    """Wrong numbers."""
+    return torch.zeros(3)
+
+
+def deadly() -> Tensor:
+    """Takes the process along."""
+    os._exit(17)
+
+
+def breaking() -> Tensor:
+    """Takes the device along."""
+    raise DeviceBroken("RuntimeError: CUDA error: an illegal memory access was encountered")
+
+
+def hanging() -> Tensor:
+    """Never returns."""
+    threading.Event().wait()
+    return torch.ones(3)
+
+
+def rows() -> list[Row]:
+    """Every way to fail beside one that is right."""
+    return [
+        _row("fails", 2.0, ours=right, wrong=off, deadly=deadly, breaking=breaking, eager=right),
+        _row("cannot be built", 1.0),
+        _row("fine", 1.0, ours=right),
+    ]
+
+
+def silent() -> list[Row]:
+    """One contestant hangs."""
+    return [_row("hangs", 1.0, ours=right, hangs=hanging)]
