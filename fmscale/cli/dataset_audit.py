@@ -46,7 +46,11 @@ def trace(
     from fmscale.store.open import open_store
 
     if (step is None) == (document is None):
-        raise ConfigError("give either --step or --document", found=(step, document))
+        raise ConfigError(
+            "give either --step or --document",
+            found=(step, document),
+            remedy="--step shows its documents, --document its steps.",
+        )
     backend = open_store(store, read_only=True)
     plan = OrderLog(Log(backend, f"runs/{run}", RUN_KINDS)).plan
     batches = Batches([(0, batch)])

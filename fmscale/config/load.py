@@ -95,7 +95,10 @@ def read_extended(path: Path, above: tuple[Path, ...] = ()) -> Table:
 
 def _extended_path(name: Tree, path: Path, above: tuple[Path, ...]) -> Path:
     if not isinstance(name, Scalar) or name.null:
-        raise ConfigError(f"{name.place}: extends must be a path or a list of paths")
+        raise ConfigError(
+            f"{name.place}: extends must be a path or a list of paths",
+            remedy="For instance extends: base.yaml, relative to this file.",
+        )
     target = path.parent / name.text
     if not target.is_file():
         raise ConfigError(

@@ -75,7 +75,9 @@ def parse(text: str, name: str) -> Tree:
             f"{place}: not valid YAML: {error.problem}", remedy="Check indentation, quotes and brackets."
         ) from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{name}: not valid YAML: {error}") from error
+        raise ConfigError(
+            f"{name}: not valid YAML: {error}", remedy="Correct the line that is named."
+        ) from error
     if node is None:
         return Table(entries={}, places={}, place=f"{name}:1")
     return _convert(node, name, ())
@@ -121,9 +123,13 @@ def read_file(path: Path) -> Table:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not a text file in UTF-8", found=str(error)) from error
+        raise ConfigError(
+            f"{path}: not a text file in UTF-8", found=str(error), remedy="Name a YAML file."
+        ) from error
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+        raise ConfigError(
+            f"{path}: cannot be read: {error.strerror}", remedy="Check the path and the rights to it."
+        ) from error
     tree = parse(text, str(path))
     if not isinstance(tree, Table):
         raise ConfigError(f"{tree.place}: a config is a mapping", remedy="Use key: value lines at the top.")

@@ -107,7 +107,11 @@ class Bans:
         by_source: dict[int, list[tuple[int, Ban]]] = {}
         for number, ban in enumerate(bans):
             if not 0 <= ban.source < len(orders.orders):
-                raise DataError("a ban names a source that the plan does not have", found=ban.source)
+                raise DataError(
+                    "a ban names a source that the plan does not have",
+                    found=ban.source,
+                    remedy=f"It has sources 0 to {len(orders.orders) - 1}.",
+                )
             rows = orders.orders[ban.source].units.N
             if not ban.rows or any(not 0 <= first < stop <= rows for first, stop in ban.rows):
                 raise DataError(

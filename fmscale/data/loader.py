@@ -70,9 +70,17 @@ class Loader:
             order_log: the run's, where the plan came from one.
         """
         if not 0 <= dp_rank < dp_size:
-            raise ConfigError("dp_rank must lie in [0, dp_size)", found=(dp_rank, dp_size))
+            raise ConfigError(
+                "dp_rank must lie in [0, dp_size)",
+                found=(dp_rank, dp_size),
+                remedy="Give both as the launcher set them: `read_world()` has them.",
+            )
         if micro_batch is not None and micro_batch < 1:
-            raise ConfigError("micro_batch must be at least 1", found=micro_batch)
+            raise ConfigError(
+                "micro_batch must be at least 1",
+                found=micro_batch,
+                remedy="Leave it out for one forward a step.",
+            )
         self.plan = plan
         self.batches = batches
         self.k = 0

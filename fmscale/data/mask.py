@@ -89,7 +89,11 @@ def document_id(text: str) -> bytes:
     except ValueError:
         data = b""
     if len(data) != 16:
-        raise DataError("a document id has 32 hexadecimal digits", found=text)
+        raise DataError(
+            "a document id has 32 hexadecimal digits",
+            found=text,
+            remedy="`fmscale dataset trace` shows the ids of documents.",
+        )
     return data
 
 

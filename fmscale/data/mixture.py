@@ -32,7 +32,11 @@ def integer_weights(weights: Sequence[float]) -> tuple[int, ...]:
     """
     total = sum(weights)
     if not weights or not 0 < min(weights) <= total < float("inf"):
-        raise ConfigError("weights must be positive numbers", found=list(weights))
+        raise ConfigError(
+            "weights must be positive numbers",
+            found=list(weights),
+            remedy="Leave a source with weight 0 out.",
+        )
     shares = [weight / total * WEIGHT_ONE for weight in weights]
     whole = [int(share) for share in shares]
     by_remainder = sorted(range(len(weights)), key=lambda s: (whole[s] - shares[s], s))
@@ -67,7 +71,11 @@ class Mixture:
     def __init__(self, weights: Sequence[int]) -> None:
         """Positive integers with the sum 2^32. Raises ConfigError otherwise."""
         if not weights or sum(weights) != WEIGHT_ONE or min(weights) < 1:
-            raise ConfigError("a mixture needs positive weights with the sum 2^32", found=list(weights))
+            raise ConfigError(
+                "a mixture needs positive weights with the sum 2^32",
+                found=list(weights),
+                remedy="`integer_weights` makes them of any numbers.",
+            )
         self.sources = len(weights)
         # Equal weights merge in the order of sources, then of merging.
         heap: list[tuple[int, int, _Node | _Leaf]] = [(w, s, _Leaf(s)) for s, w in enumerate(weights)]

@@ -184,6 +184,10 @@ def _stage_from(body: dict[str, Any], views: dict[str, View]) -> Stage:
     for digest, value in body["views"].items():
         views[digest] = View.from_json(value)
         if views[digest].digest != digest:
-            raise DataError("a recorded view does not match its digest", found=digest)
+            raise DataError(
+                "a recorded view does not match its digest",
+                found=digest,
+                remedy="The log entry was changed: restore it from a copy, or begin a new run.",
+            )
     sources = tuple(Source(**{**source, "view": views[source["view"]]}) for source in body["sources"])
     return Stage(from_k=body["from_k"], sources=sources, positions=tuple(body["positions"]))

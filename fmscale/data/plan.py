@@ -250,10 +250,18 @@ def _mixture(stage: Stage) -> Mixture:
 def _check(stages: Sequence[Stage]) -> None:
     starts = [stage.from_k for stage in stages]
     if not stages or starts[0] != 0 or starts != sorted(set(starts)):
-        raise ConfigError("stages must begin at sample 0 and ascend", found=starts)
+        raise ConfigError(
+            "stages must begin at sample 0 and ascend",
+            found=starts,
+            remedy="Give each a from_k of its own, the first 0.",
+        )
     for stage in stages:
         if stage.positions and len(stage.positions) != len(stage.sources):
-            raise DataError("a stage has a position for each source", found=(stage.from_k, stage.positions))
+            raise DataError(
+                "a stage has a position for each source",
+                found=(stage.from_k, stage.positions),
+                remedy=f"Give {len(stage.sources)} positions, or none.",
+            )
         if len({source_key(source) for source in stage.sources}) != len(stage.sources):
             raise ConfigError(
                 f"the stage from sample {stage.from_k} has a source twice",

@@ -75,7 +75,11 @@ class Batches:
 def rank_share(global_batch: int, dp_rank: int, dp_size: int) -> tuple[int, int]:
     """Slots [first, stop) of a rank. Raises ConfigError unless 0 <= dp_rank < dp_size."""
     if not 0 <= dp_rank < dp_size:
-        raise ConfigError("dp_rank must lie in [0, dp_size)", found=(dp_rank, dp_size))
+        raise ConfigError(
+            "dp_rank must lie in [0, dp_size)",
+            found=(dp_rank, dp_size),
+            remedy="Give both as the launcher set them: `read_world()` has them.",
+        )
     return dp_rank * global_batch // dp_size, (dp_rank + 1) * global_batch // dp_size
 
 
@@ -96,7 +100,11 @@ def forward_slots(
     """
     places = forwards * rows
     if len(indexes) > places:
-        raise ConfigError("rows do not fit into the forwards", found=(len(indexes), forwards, rows))
+        raise ConfigError(
+            "rows do not fit into the forwards",
+            found=(len(indexes), forwards, rows),
+            remedy="Give more forwards, or more rows each.",
+        )
     filled = np.full(places, indexes[-1] if len(indexes) else 0, dtype=np.intp)
     filled[: len(indexes)] = indexes
     real = np.arange(places) < len(indexes)

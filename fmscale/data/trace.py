@@ -45,7 +45,7 @@ class Traced:
 def trace_step(backend: Backend, plan: Plan, batches: Batches, step: int) -> list[Traced]:
     """The documents of a step, by sample. Raises DataError for a negative step."""
     if step < 0:
-        raise DataError("steps count from 0", found=step)
+        raise DataError("steps count from 0", found=step, remedy="Give 0 or more.")
     samples = plan.samples(np.arange(batches.kappa(step), batches.kappa(step + 1), dtype=np.uint64))
     layouts: dict[int, Layout] = {}
     found = []

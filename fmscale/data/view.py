@@ -99,7 +99,11 @@ class View:
             )
         known = {field.name for field in fields(cls)}
         if set(values) != known:
-            raise FormatError("a view lacks fields or has unknown ones", found=sorted(set(values) ^ known))
+            raise FormatError(
+                "a view lacks fields or has unknown ones",
+                found=sorted(set(values) ^ known),
+                remedy="It was written by another fmscale: upgrade here, or make the view anew.",
+            )
         arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**arguments)
 
@@ -123,6 +127,7 @@ def make_view(
         raise DataError(
             "sequence_length, rows_per_unit and window are at least 1",
             found=(sequence_length, rows_per_unit, window),
+            remedy="Only rows_per_unit may be left out.",
         )
     chosen = dataset.commits() if commits is None else [dataset.commit(n) for n in sorted(set(commits))]
     if not chosen:
@@ -131,7 +136,11 @@ def make_view(
         )
     first = chosen[0]
     if first.kind != "tokens":
-        raise DataError(f"Dataset {dataset.name} holds no tokens", found=first.kind)
+        raise DataError(
+            f"Dataset {dataset.name} holds no tokens",
+            found=first.kind,
+            remedy="Name a dataset that `fmscale ingest` made of text.",
+        )
     splits = sorted({name for commit in chosen for name in commit.manifests})
     if split not in splits:
         raise DataError(

@@ -12,7 +12,11 @@ def pick_device(world: World, wanted: str = "auto") -> str:
     Raises ConfigError if there are fewer GPUs than ranks, or `wanted` is something else.
     """
     if wanted not in ("auto", "cuda", "cpu"):
-        raise ConfigError("The device must be auto, cuda or cpu", found=wanted)
+        raise ConfigError(
+            "The device must be auto, cuda or cpu",
+            found=wanted,
+            remedy="auto takes a GPU where there is one.",
+        )
     if wanted == "cpu":
         return "cpu"
     from torch import cuda

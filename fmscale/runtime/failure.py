@@ -89,10 +89,18 @@ def first_failure(directory: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise FormatError(f"{path} is not a failure report", found=str(error)) from error
+        raise FormatError(
+            f"{path} is not a failure report",
+            found=str(error),
+            remedy="Delete it; the ranks' own output has what happened.",
+        ) from error
     version = report.get("format_version") if isinstance(report, dict) else None
     if version != FORMAT_VERSION:
-        raise FormatError(f"{path} has an unknown format_version", found=version)
+        raise FormatError(
+            f"{path} has an unknown format_version",
+            found=version,
+            remedy="Read it with the fmscale that wrote it, or as JSON.",
+        )
     return dict(report)
 
 

@@ -82,9 +82,17 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 record = json.loads(line)
             except ValueError as error:
-                raise FormatError(f"{path}:{number}: not JSON", found=str(error)) from error
+                raise FormatError(
+                    f"{path}:{number}: not JSON",
+                    found=str(error),
+                    remedy="Delete the line; each line is one record.",
+                ) from error
             if not isinstance(record, dict):
-                raise FormatError(f"{path}:{number}: not a JSON object", found=record)
+                raise FormatError(
+                    f"{path}:{number}: not a JSON object",
+                    found=record,
+                    remedy="Delete the line; each line is one record.",
+                )
             yield record
 
 

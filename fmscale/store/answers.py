@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from obstore.exceptions import AlreadyExistsError, PermissionDeniedError, UnauthenticatedError
 
 from fmscale.errors import AccessDenied, CorruptData, ObjectNotFound, StoreError, StoreFull
+from fmscale.store.keys import MISSING
 
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
@@ -109,7 +110,7 @@ def _fatal(
             remedy="Create it, or correct the store URL (bucket, endpoint, region).",
         )
     if isinstance(error, FileNotFoundError) or status == 404:
-        return ObjectNotFound("no object under this key", found=f"{key} in {url}")
+        return ObjectNotFound("no object under this key", found=f"{key} in {url}", remedy=MISSING)
     if status == 416 or "InMemory error: Invalid range" in text:
         return CorruptData(
             "the object ends before the bytes that were asked for",

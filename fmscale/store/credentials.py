@@ -79,7 +79,11 @@ def _section(name: str) -> configparser.SectionProxy | None:
 def _read(name: str) -> "S3Credential":
     section = _section(name)
     if section is None:
-        raise ConfigError("the profile disappeared from the AWS credentials file", found=name)
+        raise ConfigError(
+            "the profile disappeared from the AWS credentials file",
+            found=name,
+            remedy="Put it back, or name another with AWS_PROFILE.",
+        )
     return {
         "access_key_id": section["aws_access_key_id"],
         "secret_access_key": section["aws_secret_access_key"],

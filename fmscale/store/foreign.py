@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from fmscale.errors import AccessDenied, ConfigError, CorruptData, ObjectNotFound, StoreError, StoreFull
 from fmscale.store.answers import Answer, scrub
 from fmscale.store.backend import ObjectInfo, Requests
-from fmscale.store.keys import check_key, check_prefix
+from fmscale.store.keys import MISSING, check_key, check_prefix
 from fmscale.store.retry import Attempts, Policy, persist, unavailable
 
 T = TypeVar("T")
@@ -87,7 +87,9 @@ class FsspecBackend:
         info = self._persist(lambda _: self._files.info(self._path(key)), "head", key)
         self.requests.add("head")
         if info["type"] != "file":
-            raise ObjectNotFound("no object under this key (a folder is there)", found=f"{key} in {self.url}")
+            raise ObjectNotFound(
+                "no object under this key (a folder is there)", found=f"{key} in {self.url}", remedy=MISSING
+            )
         return _info(key, info)
 
     def exists(self, key: str) -> bool:
@@ -211,7 +213,7 @@ def _understand(error: Exception, key: str, url: str) -> Answer:
 
 def _fatal(error: Exception, where: str) -> StoreError:
     if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError | KeyError):
-        return ObjectNotFound("no object under this key", found=where)
+        return ObjectNotFound("no object under this key", found=where, remedy=MISSING)
     number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, PermissionError) or number == errno.EROFS:
         return AccessDenied(

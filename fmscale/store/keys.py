@@ -47,3 +47,7 @@ def _problem(key: str) -> str:
         if len(segment.encode()) > MAX_SEGMENT_BYTES:
             return f"has a segment longer than {MAX_SEGMENT_BYTES} bytes"
     return ""
+
+
+MISSING = "Check the key and the store's URL; `fmscale dataset verify` names every object that is gone."
+"""What can be done about a missing object."""

@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from fmscale.errors import AccessDenied, ObjectNotFound, StoreError
 from fmscale.store.backend import ObjectInfo, Requests
-from fmscale.store.keys import TEMPORARY_PREFIX, check_key, check_prefix
+from fmscale.store.keys import MISSING, TEMPORARY_PREFIX, check_key, check_prefix
 from fmscale.store.open_files import OpenFiles
 from fmscale.store.posix import copy, read_full, remove_unlocked, sync_directory, translated, write_all
 
@@ -275,5 +275,7 @@ class LocalBackend:
 
 def _info(key: str, status: os.stat_result) -> ObjectInfo:
     if not stat.S_ISREG(status.st_mode):
-        raise ObjectNotFound("no object under this key (a folder or link is there)", found=key)
+        raise ObjectNotFound(
+            "no object under this key (a folder or link is there)", found=key, remedy=MISSING
+        )
     return ObjectInfo(key=key, bytes=status.st_size, modified=status.st_mtime)

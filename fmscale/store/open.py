@@ -193,7 +193,11 @@ def _s3(place: Location, limits: "ClientConfig", retry: "RetryConfig") -> S3Stor
                 remedy="Write http://HOST:PORT or https://HOST.",
             )
         if urlsplit(endpoint).username:
-            raise ConfigError("the endpoint must not contain credentials", found=scrub(endpoint))
+            raise ConfigError(
+                "the endpoint must not contain credentials",
+                found=scrub(endpoint),
+                remedy="Put them into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile.",
+            )
         options["endpoint"] = endpoint
         if endpoint.startswith("http://"):
             limits = {**limits, "allow_http": True}

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import BinaryIO
 
 from fmscale.errors import AccessDenied, CorruptData, ObjectNotFound, StoreError, StoreFull
+from fmscale.store.keys import MISSING
 
 COPY_BYTES = 8 << 20
 """Block of put_file: large enough that the copy is bound by the disk."""
@@ -68,7 +69,7 @@ def translated(key: str, *, writing: bool = False) -> Iterator[None]:
                 found=f"{key} ({error.strerror})",
                 remedy="Choose another key; on a file system a name is a folder or an object, never both.",
             ) from error
-        raise ObjectNotFound("no object under this key", found=key) from error
+        raise ObjectNotFound("no object under this key", found=key, remedy=MISSING) from error
     except OSError as error:
         raise _store_error(error, key) from error
 

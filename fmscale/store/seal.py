@@ -87,7 +87,11 @@ def decode_seal(data: bytes, where: str, kind: str = "") -> dict[str, Any]:
     seal: dict[str, Any] = json.loads(data)
     check_version(seal, where)
     if kind and seal["kind"] != kind:
-        raise FormatError(f"{where} is not a segment of {kind}", found=seal["kind"])
+        raise FormatError(
+            f"{where} is not a segment of {kind}",
+            found=seal["kind"],
+            remedy=f"Read it as a segment of {seal['kind']}.",
+        )
     return seal
 
 

@@ -79,14 +79,20 @@ class Request:
             )
         if not 0.0 <= self.heldout < 1.0:
             raise ConfigError(
-                "The held-out share of the documents is at least 0 and below 1", found=self.heldout
+                "The held-out share of the documents is at least 0 and below 1",
+                found=self.heldout,
+                remedy="0.01 holds out one in a hundred.",
             )
         if not all(self.field.split(".")):
             raise ConfigError(
                 "The field is a path of names joined by dots", found=self.field, remedy="For instance a.text."
             )
         if self.unit_bytes is not None and self.unit_bytes < 1:
-            raise ConfigError("A work unit has at least one byte", found=self.unit_bytes)
+            raise ConfigError(
+                "A work unit has at least one byte",
+                found=self.unit_bytes,
+                remedy="Leave it out: it follows the size of the corpus.",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,7 +87,11 @@ class Order:
     def __init__(self, units: Units, seed: int, window: int = 2048) -> None:
         """`window` is W in units. Raises DataError for a window below 1."""
         if window < 1:
-            raise DataError("a shuffle window holds at least one unit", found=window)
+            raise DataError(
+                "a shuffle window holds at least one unit",
+                found=window,
+                remedy="2048 is good; more memory allows more.",
+            )
         self.units = units
         self.seed = seed
         self.window = window

@@ -63,7 +63,9 @@ class Units:
         """
         if rows_per_unit < 1 or min(rows_per_commit, default=0) < 0:
             raise DataError(
-                "a view cannot be cut into units", found=(list(rows_per_commit)[:8], rows_per_unit)
+                "a view cannot be cut into units",
+                found=(list(rows_per_commit)[:8], rows_per_unit),
+                remedy="A unit has 1 row or more, a commit 0 or more.",
             )
         self.rows_per_commit = tuple(int(rows) for rows in rows_per_commit)
         """Rows of each commit."""
