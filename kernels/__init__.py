@@ -9,6 +9,7 @@ put the module in the function's place.
 
 from fmscale.kernels.adamw import adamw_step
 from fmscale.kernels.attention import attention
+from fmscale.kernels.attention_decode import attention_decode
 from fmscale.kernels.byte_planes import merge_byte_planes, split_byte_planes
 from fmscale.kernels.linear_cross_entropy import linear_cross_entropy
 from fmscale.kernels.rms_norm import rms_norm
@@ -18,6 +19,7 @@ from fmscale.kernels.swiglu import swiglu
 __all__ = [
     "adamw_step",
     "attention",
+    "attention_decode",
     "document_positions",
     "linear_cross_entropy",
     "merge_byte_planes",

@@ -9,7 +9,16 @@ from typing import Any, Literal, cast, overload
 
 import torch
 from fmscale.kernels.attention_backward import backward
-from fmscale.kernels.attention_common import DOCUMENTS_LIMIT, Launch, block_e
+from fmscale.kernels.attention_common import (
+    DOCUMENTS_LIMIT,
+    FLOATS,
+    NO_WINDOW,
+    TOKENS_LIMIT,
+    WIDEST,
+    Launch,
+    block_e,
+    unit,
+)
 from fmscale.kernels.attention_configs import configs
 from fmscale.kernels.attention_eager import eager, sdpa
 from fmscale.kernels.attention_forward import forward
@@ -18,13 +27,6 @@ from fmscale.kernels.launch import INTERPRETED, accumulator, triton_refusal
 from torch import Tensor
 
 from fmscale.errors import KernelError
-
-WIDEST = 256
-FLOATS = (torch.float16, torch.bfloat16, torch.float32)
-# A tile has at most 128 rows, whose offsets are 32-bit; from tile to tile they are 64-bit.
-FAR = 2**24
-# No document is that long; keeps position + window within 32 bits.
-NO_WINDOW = 2**30
 
 
 def case(
@@ -42,7 +44,7 @@ def _launches(q: Tensor, *flags: bool) -> dict[str, Launch]:
         q.dtype, q.shape[3],
         documents=documents, causal=causal, window=window, softcap=softcap, sinks=sinks,
     )  # fmt: skip
-    tables = configs(q.dtype, block_e(q.shape[3]))
+    tables = configs(q.dtype, block_e(q.shape[3]), heavy=window or softcap)
     return {
         kernel: dict(config("attention", kernel, q.device, bucket_name, table[0]))
         for kernel, table in tables.items()
@@ -103,17 +105,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _backward(ctx: Any, dout: Tensor, dlse: Tensor) -> tuple[Tensor | None, ...]:
     q, k, v, out, lse, sinks, cu_q, cu_k = ctx.saved_tensors
     dq, dk, dv, dsinks = _backward_op(
-        _unit(dout), dlse.contiguous(), q, k, v, out, lse, sinks, cu_q, cu_k, *ctx.settings
+        unit(dout), dlse.contiguous(), q, k, v, out, lse, sinks, cu_q, cu_k, *ctx.settings
     )
     return dq, dk, dv, None if sinks is None else dsinks, None, None, None, None, None, None
 
 
 _op.register_autograd(_backward, setup_context=_save)
-
-
-def _unit(x: Tensor) -> Tensor:
-    """`x` itself where a tile's offsets fit into 32 bits and its last stride is 1, else a copy."""
-    return x if x.stride(-1) == 1 and x.stride(1) < FAR else x.contiguous()
 
 
 @overload
@@ -161,7 +158,7 @@ def attention(
     E = q.shape[-1]
     scale = E**-0.5 if scale is None else float(scale)
     refusals = {
-        "triton": _triton_refusal(q, cu_q),
+        "triton": _triton_refusal(q, k, cu_q),
         "sdpa": _sdpa_refusal(q, k, cu_q, cu_seqlens_k, causal, window, softcap, sinks, return_lse),
         "eager": None,
     }
@@ -173,7 +170,7 @@ def attention(
     )  # fmt: skip
     chosen = choose("attention", backend, q.device, name, refusals)
     packed = q.dim() == 3
-    q4, k4, v4 = (_unit(x[None] if packed else x) for x in (q, k, v))
+    q4, k4, v4 = (unit(x[None] if packed else x) for x in (q, k, v))
     reach = 0 if window is None else min(window, NO_WINDOW)
     cap = 0.0 if softcap is None else float(softcap)
     if chosen == "sdpa":
@@ -245,13 +242,15 @@ def _check(
             raise KernelError(f"{name} must be positive", found=number, remedy="None turns it off.")
 
 
-def _triton_refusal(q: Tensor, cu: Tensor | None) -> str | None:
+def _triton_refusal(q: Tensor, k: Tensor, cu: Tensor | None) -> str | None:
     if q.dtype not in FLOATS and not (INTERPRETED and q.dtype == torch.float64):
         return f"{q.dtype} (it takes fp16, bf16 and fp32)"
     if q.shape[-1] > WIDEST:
         return f"a head dim of {q.shape[-1]} (at most {WIDEST})"
     if cu is not None and cu.numel() > DOCUMENTS_LIMIT:
         return f"{cu.numel() - 1} documents (at most {DOCUMENTS_LIMIT - 1})"
+    if cu is not None and max(q.shape[0], k.shape[0]) > TOKENS_LIMIT:
+        return f"{max(q.shape[0], k.shape[0])} packed tokens (at most {TOKENS_LIMIT})"
     return triton_refusal(q.device)
 
 

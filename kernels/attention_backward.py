@@ -106,8 +106,8 @@ def dkdv_kernel(  # type: ignore[no-untyped-def]
     v = tl.load(V + (entry * stride_vt + column[None, :]), mask=inside, other=0.0)
 
     # One loop over all heads of the group and their rows: a loop per head costs ten registers, which at
-    # E 128 spill, and drains the pipeline between heads. Keys past the end need no mask: their rows of
-    # dK and dV are not stored.
+    # E 128 spill, and drains the pipeline between heads; dividing a step number by rows costs some too.
+    # Keys past the end need no mask: their rows of dK and dV are not stored.
     lo, hi = query_range(n0, length_q, length_k, window, CAUSAL, WINDOW, BLOCK_N)
     lo = lo // BLOCK_M * BLOCK_M
     steps = (hi - lo + BLOCK_M - 1) // BLOCK_M
@@ -122,9 +122,9 @@ def dkdv_kernel(  # type: ignore[no-untyped-def]
     DELTA += (b * H + h * GROUP) * T + first
     dk = tl.zeros((BLOCK_N, BLOCK_E), dtype=ACC)
     dv = tl.zeros((BLOCK_N, BLOCK_E), dtype=ACC)
-    for step in range(GROUP * steps):
-        g = (step // steps).to(tl.int64)
-        m0 = lo + (step % steps) * BLOCK_M
+    g = first * 0
+    m0 = lo
+    for _ in range(GROUP * steps):
         row = m0 + line
         live = (row < length_q)[:, None]
         if E < BLOCK_E:
@@ -134,20 +134,25 @@ def dkdv_kernel(  # type: ignore[no-untyped-def]
         # rows past the end: exp2(s - inf) is 0 without a mask
         level = tl.load(LEVEL + g * T + row, mask=row < length_q, other=float("inf"))
         if SOFTCAP:
-            s = tanh(s * (scale / softcap), PRECISION == "tf32x3")
+            s = tanh(s * (scale / softcap), q.dtype == tl.float32)
             p = tl.exp2(s * (softcap * 1.4426950408889634) - level[None, :])
         else:
             p = tl.exp2(s * (scale * 1.4426950408889634) - level[None, :])
         if CAUSAL or WINDOW:
             p = tl.where(near(row[None, :], position[:, None], window, CAUSAL, WINDOW), p, 0.0)
+        low = p.to(q.dtype)
+        if SOFTCAP:
+            p = p * (1.0 - s * s)  # here, where s need not outlive the next product
         do = tl.load(DOUT + g * stride_oh + m0.to(tl.int64) * stride_ot + offset_o, mask=live, other=0.0)
         dp = tl.dot(v, tl.trans(do), input_precision=PRECISION, out_dtype=ACC)
-        dv = tl.dot(p.to(do.dtype), do, dv, input_precision=PRECISION, out_dtype=ACC)
-        if SOFTCAP:
-            p = p * (1.0 - s * s)
+        dv = tl.dot(low, do, dv, input_precision=PRECISION, out_dtype=ACC)
         delta = tl.load(DELTA + g * T + row, mask=row < length_q, other=0.0)
         ds = p * (dp - delta[None, :])
         dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION, out_dtype=ACC)
+        m0 += BLOCK_M
+        over = m0 >= hi
+        m0 = tl.where(over, lo, m0)
+        g += over.to(tl.int64)
     dk = dk * scale
     base = ((b * S + token) * (H // GROUP) + h) * E
     to = entry * (H // GROUP * E) + column[None, :]
@@ -181,7 +186,7 @@ def _dq(  # type: ignore[no-untyped-def]
         dp = tl.dot(do, tl.trans(v), input_precision=PRECISION, out_dtype=ACC)
         dp = dp - delta[:, None]
         if SOFTCAP:
-            t = tanh(s * (scale / softcap), PRECISION == "tf32x3")
+            t = tanh(s * (scale / softcap), q.dtype == tl.float32)
             dp = dp * (1.0 - t * t)
             p = tl.exp2(t * (softcap * 1.4426950408889634) - level[:, None])
         else:
@@ -292,7 +297,7 @@ def backward(
     documents = cu_q.numel() - 1 if cu_q is not None else 0
     shared = {
         "E": E, "H": H, "GROUP": group, "CAUSAL": causal, "WINDOW": window > 0, "SOFTCAP": softcap > 0,
-        "ACC": acc, "PRECISION": precision(q.dtype), "BLOCK_E": width,
+        "ACC": acc, "PRECISION": precision(q.dtype, E), "BLOCK_E": width,
     }  # fmt: skip
     moves = (*strides(q), *strides(k), *strides(v), *strides(dout))
     with on(q.device):

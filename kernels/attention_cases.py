@@ -43,7 +43,7 @@ def _case(kernel: str, dtype: torch.dtype, E: int, mask: str, launch: dict[str, 
     signature = dict(pointers)
     constants: dict[str, Any] = {
         "E": E, "H": 32, "GROUP": 4, "CAUSAL": "causal" in features, "WINDOW": "window" in features,
-        "SOFTCAP": "softcap" in features, "ACC": tl_dtype(torch.float32), "PRECISION": precision(dtype),
+        "SOFTCAP": "softcap" in features, "ACC": tl_dtype(torch.float32), "PRECISION": precision(dtype, E),
         "BLOCK_M": launch["BLOCK_M"], "BLOCK_N": launch["BLOCK_N"], "BLOCK_E": block_e(E),
     }  # fmt: skip
     if kernel == "forward" and "sinks" not in features:
@@ -107,6 +107,8 @@ def compile_cases() -> list[CompileCase]:
     wanted += [(torch.bfloat16, E, heavy) for E in (32, 80, 96, 192)]
     wanted += [(dtype, E, heavy) for dtype in (torch.float16, torch.float32) for E in (64, 128, 256)]
     for dtype, E, masks in wanted:
-        for kernel, table in configs(dtype, block_e(E)).items():
-            cases += [_case(kernel, dtype, E, mask, dict(launch)) for mask in masks for launch in table]
+        for mask in masks:
+            heavy = bool(MASKS[mask] & {"window", "softcap"})
+            for kernel, table in configs(dtype, block_e(E), heavy=heavy).items():
+                cases += [_case(kernel, dtype, E, mask, dict(launch)) for launch in table]
     return cases

@@ -10,9 +10,18 @@ from typing import Any, cast
 import torch
 from fmscale.kernels.launch import HAVE_TRITON, Kernel, jit, tl
 
+WIDEST = 256
+"""Largest head dim."""
+FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 # Bits of a tile's sort key: work 20, document 22, tile in the document 21; 63 in all, so it is positive.
 DOCUMENTS_LIMIT = 2**22 - 2
 """Most documents in one call."""
+TOKENS_LIMIT = 2**25
+"""Most packed tokens in one call: 2^21 tiles of 16."""
+# No document is that long; keeps position + window within 32 bits.
+NO_WINDOW = 2**30
+# A tile has at most 128 rows, whose offsets are 32-bit; from tile to tile they are 64-bit.
+FAR = 2**24
 
 
 def sized(*names: str) -> Callable[[Callable[..., None]], Kernel]:
@@ -122,9 +131,7 @@ def visible(  # type: ignore[no-untyped-def]
 @jit
 def tanh(x, PRECISE: tl.constexpr):  # type: ignore[no-untyped-def]
     """tanh by exp2. Near 0 that loses relative precision, which only fp32 inputs can show: a series."""
-    t = tl.exp2(tl.abs(x) * -2.885390081777927)  # 2 log2 e
-    y = (1.0 - t) / (1.0 + t)
-    y = tl.where(x < 0, -y, y)
+    y = 1.0 - 2.0 / (1.0 + tl.exp2(x * 2.885390081777927))  # 2 log2 e; right at both infinities
     if PRECISE:
         z = tl.minimum(x * x, 0.1225)
         series = 0.021869488536155203 + z * -0.008863235529902197
@@ -134,9 +141,12 @@ def tanh(x, PRECISE: tl.constexpr):  # type: ignore[no-untyped-def]
     return y
 
 
-def precision(dtype: torch.dtype) -> str:
-    """How fp32 products are made: three TF32 products keep fp32's accuracy on tensor cores."""
-    return "tf32x3" if dtype == torch.float32 else "ieee"
+def precision(dtype: torch.dtype, E: int) -> str:
+    """How fp32 products are made: three TF32 products keep fp32's accuracy on tensor cores.
+
+    Their operands' halves take registers: above a head dim of 128 they spill, and products are plain fp32.
+    """
+    return "tf32x3" if dtype == torch.float32 and E <= 128 else "ieee"
 
 
 def block_e(E: int) -> int:
@@ -158,6 +168,11 @@ Strides = tuple[int, int, int]
 def strides(x: torch.Tensor) -> Strides:
     """Strides of (B, T, H, E) but the last, which is 1."""
     return cast(Strides, x.stride()[:3])
+
+
+def unit(x: torch.Tensor) -> torch.Tensor:
+    """`x` itself where a tile's offsets fit into 32 bits and its last stride is 1, else a copy."""
+    return x if x.stride(-1) == 1 and x.stride(1) < FAR else x.contiguous()
 
 
 Launch = dict[str, Any]

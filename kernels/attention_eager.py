@@ -51,7 +51,7 @@ def eager(
 
     Products in the inputs' dtype, softmax in fp32 (fp64 for fp64).
     """
-    softmax = functools.partial(_softmax, softcap=softcap, sinks=sinks, scale=scale)
+    softmax = functools.partial(attend, softcap=softcap, sinks=sinks, scale=scale)
     T, S = q.shape[1], k.shape[1]
     if cu_q is None or cu_k is None:
         return softmax(q, k, v, _band(T, S, causal, window, q.device))
@@ -101,10 +101,11 @@ def _document_mask(cu_q: Tensor, cu_k: Tensor, T: int, S: int, causal: bool, win
     return same & _near(position[:, None] - k[None, :], causal, window)
 
 
-def _softmax(
+def attend(
     q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, *,
     softcap: float, sinks: Tensor | None, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Softmax over what is `seen`, broadcast to (B, K, H // K, T, S); None: all. (out, lse (B, H, T))."""
     B, T, H, E = q.shape
     S, K = k.shape[1:3]
     acc = accumulator(q.dtype)

@@ -56,7 +56,7 @@ def _attend(  # type: ignore[no-untyped-def]
             k = tl.load(K + offset_k)
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACC)
         if SOFTCAP:
-            s = tanh(s * (scale / softcap), PRECISION == "tf32x3")
+            s = tanh(s * (scale / softcap), q.dtype == tl.float32)
         if MASKED:
             seen = visible(position, key, length_k, window, CAUSAL, WINDOW)
             s = tl.where(seen, s, -float("inf"))
@@ -200,6 +200,6 @@ def forward(
             q, k, v, sinks, out, lse, cu_q, cu_k, listed, *strides(q), *strides(k), *strides(v),
             T, S, B * H, documents, tiles, section, scale, softcap, window,
             E=E, H=H, GROUP=group, CAUSAL=causal, WINDOW=window > 0, SOFTCAP=softcap > 0, ACC=tl_dtype(acc),
-            PRECISION=precision(q.dtype), BLOCK_E=block_e(E), **launch,
+            PRECISION=precision(q.dtype, E), BLOCK_E=block_e(E), **launch,
         )  # fmt: skip
     return out, lse
