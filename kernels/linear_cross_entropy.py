@@ -6,7 +6,7 @@ gradient in place by one kernel, and are spent on both products of the backward 
 loss is a sum, so its upstream gradient is one number that scales what the forward stored.
 """
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from fmscale.kernels.compile_case import CompileCase
@@ -139,7 +139,7 @@ def _weights(
 def _op(
     hidden: Tensor, weight: Tensor, labels: Tensor, token_weights: Tensor | None, ignore_index: int,
     z_loss: float, chunk_bytes: int, hidden_gradient: bool, weight_gradient: bool, triton: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     tokens, D = hidden.shape
     V = weight.shape[0]
     size = max(1, min(tokens, chunk_bytes // (V * hidden.element_size())))
@@ -163,7 +163,7 @@ def _op(
             _add_product(dweight, logits, hidden[part])
         del logits  # else two chunks are alive while the next product runs
     counted, _, _ = _weights(labels, token_weights, ignore_index, V, acc)
-    return loss.sum(), counted.sum(), dhidden, dweight.to(weight.dtype)
+    return loss.sum(), counted.sum(), loss, dhidden, dweight.to(weight.dtype)
 
 
 def _add_product(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
@@ -180,17 +180,18 @@ def _add_product(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
 def _fake(
     hidden: Tensor, weight: Tensor, labels: Tensor, token_weights: Tensor | None, ignore_index: int,
     z_loss: float, chunk_bytes: int, hidden_gradient: bool, weight_gradient: bool, triton: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     acc = accumulator(hidden.dtype)
     dhidden = torch.empty_like(hidden) if hidden_gradient else hidden.new_empty(0)
     dweight = weight.new_empty(weight.shape if weight_gradient else 0)
-    return hidden.new_empty((), dtype=acc), hidden.new_empty((), dtype=acc), dhidden, dweight
+    total, count = hidden.new_empty((), dtype=acc), hidden.new_empty((), dtype=acc)
+    return total, count, hidden.new_empty(hidden.shape[0], dtype=acc), dhidden, dweight
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *_, ctx.hidden_gradient, ctx.weight_gradient, _ = inputs
     ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*output[2:])
+    ctx.save_for_backward(*output[3:])
 
 
 def _backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
@@ -226,10 +227,23 @@ def linear_cross_entropy_eager(
     return torch.where(flat == ignore_index, 0.0, scale * loss).sum(), scale.sum()
 
 
+@overload
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, labels: Tensor, *, token_weights: Tensor | None = None,
-    ignore_index: int = -100, z_loss: float = 0.0, chunk_bytes: int = CHUNK_BYTES, backend: str = "auto",
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    ignore_index: int = -100, z_loss: float = 0.0, chunk_bytes: int = CHUNK_BYTES,
+    return_losses: Literal[False] = False, backend: str = "auto",
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+@overload
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, labels: Tensor, *, token_weights: Tensor | None = None,
+    ignore_index: int = -100, z_loss: float = 0.0, chunk_bytes: int = CHUNK_BYTES,
+    return_losses: Literal[True], backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]: ...  # fmt: skip
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, labels: Tensor, *, token_weights: Tensor | None = None,
+    ignore_index: int = -100, z_loss: float = 0.0, chunk_bytes: int = CHUNK_BYTES,
+    return_losses: bool = False, backend: str = "auto",
+) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(sum, count) of the cross-entropy of `hidden @ weight.T` against labels, for the caller to divide.
 
     hidden (..., D), weight (V, D), of one dtype: fp32, fp16 or bf16 (fp64 under the interpreter); labels
@@ -238,7 +252,8 @@ def linear_cross_entropy(
     lse_i**2) over labels other than ignore_index, count = sum_i w_i, both fp32 scalars. A label outside
     [0, V) makes the sum NaN. Differentiable once in hidden and weight. At most `chunk_bytes` of logits are
     held, and beyond four chunks an fp32 V x D; gradients are stored by the forward, which is therefore the
-    whole cost. backend: "triton", or "eager" (the same chunks in plain torch). Raises KernelError for
+    whole cost. return_losses: also each token's term of the sum (...), fp32, without a gradient of its own.
+    backend: "triton", or "eager" (the same chunks in plain torch). Raises KernelError for
     shapes or dtypes that do not fit.
     """
     fits = hidden.shape[:-1] == labels.shape and weight.shape[1:] == hidden.shape[-1:]
@@ -254,10 +269,10 @@ def linear_cross_entropy(
     case = bucket(hidden.dtype, V=weight.shape[0])
     chosen = choose("linear_cross_entropy", backend, hidden.device, case, refusals)
     grad = torch.is_grad_enabled()
-    total, count, _, _ = _op(
+    total, count, losses, _, _ = _op(
         rows(hidden), weight.contiguous(), labels.reshape(-1).contiguous(),
         None if token_weights is None else token_weights.detach().reshape(-1).contiguous(),
         ignore_index, z_loss, chunk_bytes, grad and hidden.requires_grad, grad and weight.requires_grad,
         chosen == "triton",
     )  # fmt: skip
-    return total, count
+    return (total, count, losses.view(labels.shape)) if return_losses else (total, count)

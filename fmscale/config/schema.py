@@ -10,8 +10,8 @@ import yaml
 from fmscale.config.batch import BatchConfig
 from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.config.data import DataConfig
-from fmscale.config.model import ModelConfig
 from fmscale.config.launch import LaunchConfig
+from fmscale.config.model import ModelConfig
 from fmscale.config.store import StoreConfig
 from fmscale.config.train import EvaluationConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 
@@ -24,10 +24,10 @@ class Config:
     """Where the bytes are."""
     data: DataConfig
     """What is read, in which order."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    """What is trained."""
     batch: BatchConfig = field(default_factory=BatchConfig)
     """Rows of a step and how ranks share them."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """What is trained."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """How long, in which precision and how sharded."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

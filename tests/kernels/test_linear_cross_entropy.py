@@ -98,6 +98,21 @@ def test_logits_are_never_whole(backend: str, device: torch.device, monkeypatch:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_losses_of_each_token(backend: str, device: torch.device) -> None:
+    hidden, weight, labels = problem(10, 8, 70, torch.float32, device)
+    weights = torch.rand(10, device=device)
+    total, count, losses = linear_cross_entropy(
+        hidden.requires_grad_().view(2, 5, 8), weight, labels.view(2, 5), token_weights=weights.view(2, 5),
+        chunk_bytes=4 * 70 * 4, return_losses=True, backend=backend,
+    )  # fmt: skip
+    wanted = torch.nn.functional.cross_entropy(hidden @ weight.t(), labels, reduction="none") * weights
+    torch.testing.assert_close(losses, wanted.detach().view(2, 5))
+    torch.testing.assert_close((total, count), (wanted.sum(), weights[labels != -100].sum()))
+    assert total.requires_grad
+    assert not losses.requires_grad
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_ignored_tokens_weigh_nothing(backend: str, device: torch.device) -> None:
     hidden, weight, labels = problem(10, 8, 70, torch.float32, device)
     hidden.requires_grad_()

@@ -1,0 +1,157 @@
+"""The model: a decoder of the Llama family, and what follows from its numbers."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fmscale.config.checks import InvalidField, at_least
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """Stretching of the rotary embedding to longer sequences than were trained on, as Llama 3.1 does it: slow
+    pairs turn `factor` times slower, fast ones as before, those between are blended (Meta, llama-models).
+    """
+
+    factor: float = 8.0
+    """How many times slower the slow pairs turn."""
+    low_freq_factor: float = 1.0
+    """Pairs with fewer turns than this over `original_seq_len` are slow."""
+    high_freq_factor: float = 4.0
+    """Pairs with more turns than this over `original_seq_len` are fast."""
+    original_seq_len: int = 8192
+    """Longest sequence before the stretching."""
+
+    def __post_init__(self) -> None:
+        at_least("factor", self.factor, 1.0)
+        at_least("original_seq_len", self.original_seq_len, 1)
+        if not 0 < self.low_freq_factor < self.high_freq_factor:
+            raise InvalidField(
+                "low_freq_factor",
+                "must lie between 0 and high_freq_factor",
+                found=(self.low_freq_factor, self.high_freq_factor),
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU. The defaults have 162 M
+    parameters with a vocabulary of 50k.
+    """
+
+    num_layers: int = 12
+    """Blocks of attention and feed-forward."""
+    dim: int = 768
+    """Width of the residual stream."""
+    num_heads: int = 12
+    """Query heads."""
+    num_kv_heads: int | None = None
+    """Key and value heads; null takes num_heads. Fewer make the cache of generation smaller."""
+    head_dim: int | None = None
+    """Width of a head; null takes dim / num_heads."""
+    hidden_dim: int | None = None
+    """Width of the feed-forward; null takes 8/3 dim, rounded up to a multiple of 64, which gives SwiGLU's three
+    matrices the size of a 4 dim MLP's two."""
+    vocab_size: int | None = None
+    """Rows of the embedding; null takes the tokenizer's vocabulary."""
+    max_seq_len: int = 4096
+    """Longest sequence that the model is meant for."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary wavelengths."""
+    rope_scaling: RopeScaling | None = None
+    """Stretching of the rotary embedding; null for none."""
+    norm_eps: float = 1e-5
+    """Added to the mean square in RMSNorm."""
+    tied: bool = False
+    """Whether the output projection is the embedding."""
+    dropout: float = 0.0
+    """Part of what attention and feed-forward add to the residual stream that is dropped in training."""
+    window: int | None = None
+    """Tokens that attention sees back, its own included; null sees the whole document."""
+    softcap: float | None = None
+    """c of c tanh(score / c), which bounds attention's scores; null for none."""
+    init_std: float = 0.02
+    """Standard deviation of the initial weights; those that write to the residual stream have it divided by
+    sqrt(2 num_layers), as in GPT-2."""
+    attention_backend: Literal["auto", "triton", "sdpa", "eager"] = "auto"
+    """auto takes the fastest known that can do what is asked."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_layers", "dim", "num_heads", "num_kv_heads", "head_dim", "hidden_dim"):
+            at_least(name, getattr(self, name), 1)
+        at_least("vocab_size", self.vocab_size, 1)
+        at_least("max_seq_len", self.max_seq_len, 1)
+        at_least("window", self.window, 1, "null sees the whole document.")
+        at_least("init_std", self.init_std, 0.0)
+        for name in ("rope_theta", "norm_eps", "softcap"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise InvalidField(name, "must be above 0", found=value)
+        if not 0 <= self.dropout < 1:
+            raise InvalidField("dropout", "must lie in [0, 1)", found=self.dropout)
+        if self.head_dim is None and self.dim % self.num_heads:
+            raise InvalidField(
+                "num_heads",
+                "must divide dim where head_dim is not given",
+                found=f"{self.num_heads} heads, dim {self.dim}",
+                remedy="Give head_dim, or another number of heads.",
+            )
+        if self.head_width % 2:
+            raise InvalidField(
+                "head_dim",
+                "must be even: rotary positions turn pairs",
+                found=self.head_width,
+                remedy="Without head_dim it is dim / num_heads.",
+            )
+        if self.num_heads % self.kv_heads:
+            raise InvalidField(
+                "num_kv_heads",
+                "must divide num_heads",
+                found=f"{self.kv_heads} of {self.num_heads}",
+                remedy="Each key head serves the same number of query heads.",
+            )
+
+    @property
+    def kv_heads(self) -> int:
+        """Key and value heads."""
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+    @property
+    def head_width(self) -> int:
+        """Width of a head."""
+        return self.dim // self.num_heads if self.head_dim is None else self.head_dim
+
+    @property
+    def ffn_width(self) -> int:
+        """Width of the feed-forward."""
+        return -(-8 * self.dim // (3 * 64)) * 64 if self.hidden_dim is None else self.hidden_dim
+
+
+def num_parameters(model: ModelConfig, vocab_size: int) -> int:
+    """Trained numbers of the model: matrices of the blocks, embedding, output (none if tied) and norms."""
+    embeddings = vocab_size * model.dim * (1 if model.tied else 2)
+    norms = (2 * model.num_layers + 1) * model.dim
+    return model.num_layers * _block_matrices(model) + embeddings + norms
+
+
+def flops_per_token(model: ModelConfig, vocab_size: int, sequence_length: int) -> float:
+    """FLOPs that training needs for one token of a row of `sequence_length`: 3 times those of the forward.
+
+    The forward takes 2 for each weight that multiplies (the blocks' matrices and the output projection, tied or
+    not; a lookup in the embedding takes none), and 4 heads head_dim for each key that a query sees, which are
+    (T + 1) / 2 on average with the causal mask and fewer with a window. Recompute, norms, softmax and document
+    masks are not counted. Chowdhery et al., PaLM, appendix B (arXiv 2204.02311), with the mask counted as it is.
+    """
+    matrices = model.num_layers * _block_matrices(model) + vocab_size * model.dim
+    attention = 4 * model.num_layers * model.num_heads * model.head_width * _mean_keys(model, sequence_length)
+    return 3.0 * (2 * matrices + attention)
+
+
+def _block_matrices(model: ModelConfig) -> int:
+    attention = 2 * model.dim * model.head_width * (model.num_heads + model.kv_heads)
+    return attention + 3 * model.dim * model.ffn_width
+
+
+def _mean_keys(model: ModelConfig, sequence_length: int) -> float:
+    """Keys that a query sees, on average over a row that is one document."""
+    T, W = sequence_length, min(model.window or sequence_length, sequence_length)
+    return (W * (W + 1) / 2 + (T - W) * W) / T

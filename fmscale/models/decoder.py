@@ -1,0 +1,128 @@
+"""The decoder of the Llama family (Touvron et al., arXiv 2302.13971; Grattafiori et al., arXiv 2407.21783)."""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from fmscale.config.model import ModelConfig
+from fmscale.errors import ConfigError
+from fmscale.kernels import document_positions
+from fmscale.models.cache import KVCache, LayerCache
+from fmscale.models.layers import Embedding, FeedForward, Head, RMSNorm, Rotary, SelfAttention
+from fmscale.models.weights import draw_weights
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each with a norm before it and added to the residual stream."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention = SelfAttention(
+            config.dim,
+            num_heads=config.num_heads,
+            num_kv_heads=config.kv_heads,
+            head_dim=config.head_width,
+            rotary=Rotary(config.rope_theta, config.rope_scaling),
+            window=config.window,
+            softcap=config.softcap,
+            backend=config.attention_backend,
+        )
+        self.feed_forward = FeedForward(config.dim, config.ffn_width)
+        self.attention_norm = RMSNorm(config.dim, eps=config.norm_eps)
+        self.ffn_norm = RMSNorm(config.dim, eps=config.norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        h_BTD: Tensor,
+        positions_BT: Tensor,
+        cu_seqlens: Tensor | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """The residual stream (B, T, D) after this block."""
+        mixed_BTD = self.attention(
+            self.attention_norm(h_BTD), positions_BT=positions_BT, cu_seqlens=cu_seqlens, cache=cache
+        )
+        x_BTD, h_BTD = self.ffn_norm(self.dropout(mixed_BTD), h_BTD)
+        out: Tensor = h_BTD + self.dropout(self.feed_forward(x_BTD))
+        return out
+
+
+class Decoder(nn.Module):
+    """Tokens to hidden states; `head` turns those into logits or a loss.
+
+    The weights are uninitialised until `init_weights` or `load_weights`. Every weight is used inside the forward of
+    the module that has it, as engines that shard by module need.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.vocab_size = vocab_size
+        self.tok_embeddings = Embedding(vocab_size, config.dim)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.dim, eps=config.norm_eps)
+        self.output = Head(config.dim, vocab_size)
+        if config.tied:
+            self.output.weight = cast(nn.Parameter, self.tok_embeddings.weight)
+
+    @property
+    def head(self) -> Head:
+        """The output projection: logits, or the loss."""
+        return self.output
+
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        *,
+        positions_BT: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """tokens (B, T) -> hidden states (B, T, D), after the final norm.
+
+        Args:
+            tokens_BT: token ids.
+            positions_BT: position of each token in its document; the default counts from 0 in each document.
+            cu_seqlens: (documents + 1,) boundaries of documents in the B * T tokens read as one sequence. No token
+                sees another document. Without them each row is one document.
+            cache: keys and values of what was read before; see `KVCache`.
+        """
+        B, T = tokens_BT.shape
+        caches: list[LayerCache | None] = [None] * len(self.layers)
+        if cache is not None:
+            begun, positions_BT = cache.begin(tokens_BT, cu_seqlens)
+            caches = list(begun)
+        elif positions_BT is None and cu_seqlens is not None:
+            positions_BT = document_positions(cu_seqlens, B * T).view(B, T)
+        elif positions_BT is None:
+            positions_BT = torch.arange(T, device=tokens_BT.device).expand(B, T)
+        h_BTD = self.tok_embeddings(tokens_BT)
+        for layer, layer_cache in zip(self.layers, caches, strict=True):
+            h_BTD = layer(h_BTD, positions_BT, cu_seqlens, layer_cache)
+        out: Tensor = self.norm(h_BTD)
+        return out
+
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Draw the weights: the same for the same generator, whatever the device, type or number of ranks."""
+        residual_std = self.config.init_std / (2 * self.config.num_layers) ** 0.5
+        draw_weights(
+            self,
+            generator,
+            lambda name: residual_std if name.endswith(("wo.weight", "w2.weight")) else self.config.init_std,
+        )
+
+
+def build(config: ModelConfig, *, vocab_size: int) -> Decoder:
+    """The decoder of a config, with uninitialised weights, on torch's default device and in its default type.
+
+    Raises ConfigError if the config says another vocabulary size.
+    """
+    if config.vocab_size not in (None, vocab_size):
+        raise ConfigError(
+            "The model is built for another vocabulary than its config has",
+            found=f"{vocab_size}, model.vocab_size is {config.vocab_size}",
+            remedy="Leave model.vocab_size null to take the tokenizer's.",
+        )
+    return Decoder(config, vocab_size)

@@ -1,0 +1,133 @@
+"""Multi-head attention with grouped key heads (Ainslie et al., arXiv 2305.13245), to itself or to a context."""
+
+from torch import Tensor, nn
+
+from fmscale.kernels import attention, attention_decode
+from fmscale.models.cache import LayerCache
+from fmscale.models.layers.linear import Linear
+from fmscale.models.layers.rotary import Rotary
+
+
+class SelfAttention(nn.Module):
+    """Attention of a sequence to itself: causal for decoders, not for encoders; with rotary positions or without."""
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        causal: bool = True,
+        rotary: Rotary | None = None,
+        window: int | None = None,
+        softcap: float | None = None,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.wq = Linear(dim, num_heads * head_dim)
+        self.wk = Linear(dim, num_kv_heads * head_dim)
+        self.wv = Linear(dim, num_kv_heads * head_dim)
+        self.wo = Linear(num_heads * head_dim, dim)
+        self.head_dim = head_dim
+        self.causal = causal
+        self.rotary = rotary
+        self.window = window
+        self.softcap = softcap
+        self.backend = backend
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        *,
+        positions_BT: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """x (B, T, D) -> (B, T, D).
+
+        `cu_seqlens` (documents + 1,) are boundaries in the B * T tokens read as one sequence: a token sees its own
+        document only; without them each row is one document. With a cache, keys and values are added to it; then,
+        without `cu_seqlens`, each row's T tokens follow what the cache holds for it and see that too.
+        """
+        q = _heads(self.wq(x_BTD), self.head_dim)
+        k = _heads(self.wk(x_BTD), self.head_dim)
+        v = _heads(self.wv(x_BTD), self.head_dim)
+        if self.rotary is not None:
+            assert positions_BT is not None, "rotary attention needs positions"
+            q, k = self.rotary(q, k, positions_BT)
+        if cache is not None:
+            cache.write(k, v)
+        if cache is not None and cu_seqlens is None:
+            backend = "auto" if self.backend == "sdpa" else self.backend  # which has no such thing as a cache
+            out = attention_decode(
+                q, cache.keys_BSKE, cache.values_BSKE, cache.lengths_B,
+                window=self.window, softcap=self.softcap, backend=backend,
+            )  # fmt: skip
+        else:
+            out = _attend(q, k, v, cu_seqlens, None, self.causal, self.window, self.softcap, self.backend)
+        mixed: Tensor = self.wo(out.flatten(-2).view(*x_BTD.shape[:-1], -1))
+        return mixed
+
+
+class CrossAttention(nn.Module):
+    """Attention of a sequence to a context of its own width: text to audio frames or to image patches."""
+
+    def __init__(
+        self,
+        dim: int,
+        context_dim: int,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        softcap: float | None = None,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.wq = Linear(dim, num_heads * head_dim)
+        self.wk = Linear(context_dim, num_kv_heads * head_dim)
+        self.wv = Linear(context_dim, num_kv_heads * head_dim)
+        self.wo = Linear(num_heads * head_dim, dim)
+        self.head_dim = head_dim
+        self.softcap = softcap
+        self.backend = backend
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        context_BSD: Tensor,
+        *,
+        cu_seqlens: Tensor | None = None,
+        cu_seqlens_k: Tensor | None = None,
+    ) -> Tensor:
+        """x (B, T, D) -> (B, T, D), each token seeing the whole context of its row.
+
+        Contexts of different lengths: `cu_seqlens` bounds the documents in the B * T tokens of x, and
+        `cu_seqlens_k` the context of each of them in the B * S context tokens; both (documents + 1,).
+        """
+        q = _heads(self.wq(x_BTD), self.head_dim)
+        k = _heads(self.wk(context_BSD), self.head_dim)
+        v = _heads(self.wv(context_BSD), self.head_dim)
+        out = _attend(q, k, v, cu_seqlens, cu_seqlens_k, False, None, self.softcap, self.backend)
+        mixed: Tensor = self.wo(out.flatten(-2).view(*x_BTD.shape[:-1], -1))
+        return mixed
+
+
+def _heads(x: Tensor, head_dim: int) -> Tensor:
+    """(B, T, H * E) as (B, T, H, E)."""
+    return x.view(*x.shape[:-1], -1, head_dim)
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None, cu_seqlens_k: Tensor | None,
+    causal: bool, window: int | None, softcap: float | None, backend: str,
+) -> Tensor:  # fmt: skip
+    """(B, T, H, E), or (B * T, H, E) with boundaries of documents."""
+    if cu_seqlens is not None:
+        q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
+    out: Tensor = attention(
+        q, k, v, cu_seqlens=cu_seqlens, cu_seqlens_k=cu_seqlens_k,
+        causal=causal, window=window, softcap=softcap, backend=backend,
+    )  # fmt: skip
+    return out

@@ -1,0 +1,24 @@
+"""Matrices whose numbers come later: from `init_weights` or from a checkpoint.
+
+torch's own modules draw their weights when they are made, which takes longer than reading a checkpoint and
+depends on the global generator.
+"""
+
+from torch import nn
+
+
+class Linear(nn.Linear):
+    """x (..., in) @ weight (out, in).T, without a bias; the weight is left uninitialised."""
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__(in_dim, out_dim, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Draw nothing."""
+
+
+class Embedding(nn.Embedding):
+    """Rows of weight (V, D) by token id; the weight is left uninitialised."""
+
+    def reset_parameters(self) -> None:
+        """Draw nothing."""

@@ -1,0 +1,23 @@
+"""What an objective gets: rows of tokens with their labels. Shapes: B rows, T tokens a row."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rows:
+    """One forward's rows, on the model's device."""
+
+    tokens_BT: Tensor
+    """int64: what the model reads."""
+    labels_BT: Tensor
+    """int64: what it is to say at each token; any valid id where the weight is 0."""
+    weights_BT: Tensor
+    """float32: weight of each label; 0 where nothing is to be predicted, and in fillers."""
+    positions_BT: Tensor
+    """int64: position of each token in its document."""
+    cu_seqlens: Tensor
+    """int32 (documents + 1,): boundaries of the documents in the B * T tokens read as one sequence."""
+    source_B: Tensor
+    """int64: source of the mixture that each row came from; -1 for a filler."""

@@ -1,0 +1,42 @@
+"""Small models for tests, and rows of several documents."""
+
+from typing import Any
+
+import torch
+from fmscale.kernels import document_positions
+from torch import Tensor
+
+from fmscale.config import ModelConfig
+from fmscale.models import Decoder, build
+
+VOCAB = 101
+
+
+def small(**changes: Any) -> Decoder:
+    """A model of some thousand weights, ten times larger than initial ones so that what it says depends on
+    everything it reads."""
+    numbers = {
+        "num_layers": 2,
+        "dim": 32,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "max_seq_len": 64,
+        "init_std": 0.2,
+    }
+    model = build(ModelConfig(**{**numbers, **changes}), vocab_size=VOCAB)
+    model.init_weights(torch.Generator().manual_seed(0))
+    return model.eval()
+
+
+def tokens(*shape: int, seed: int = 0) -> Tensor:
+    """Random token ids."""
+    return torch.randint(0, VOCAB, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def packed(*documents: Tensor) -> dict[str, Tensor]:
+    """Arguments of the model for documents packed into one row."""
+    lengths = torch.tensor([len(document) for document in documents])
+    cu_seqlens = torch.cat((torch.zeros(1, dtype=torch.int64), lengths.cumsum(0))).to(torch.int32)
+    joined = torch.cat(documents)[None]
+    positions = document_positions(cu_seqlens, joined.shape[1])[None]
+    return {"tokens_BT": joined, "cu_seqlens": cu_seqlens, "positions_BT": positions}
