@@ -8,9 +8,6 @@ import typer
 from fmscale.cli.output import example
 
 SHOWN = ("step", "loss", "lr", "grad_norm", "tokens_per_second", "mfu", "data_stall", "ckpt_blocking")
-STOPPED = 75
-"""Exit status of a run that was told to stop before its end and saved: EX_TEMPFAIL of sysexits.h, "try again"; a
-requeue script tells it from success and from failure."""
 
 
 def register(app: typer.Typer) -> None:
@@ -33,8 +30,9 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Train, from the newest checkpoint of the run if there is one.
 
-        The same command under torchrun, deepspeed, srun and mpirun, or alone. Exits with 75 if it was told to
-        stop (SIGTERM, SIGUSR1, train.seconds) and saved; run it again to go on.
+        The same command under torchrun, deepspeed, srun and mpirun, or alone. Told to stop (SIGTERM, SIGUSR1,
+        train.seconds) it saves and ends with status 0; run it again to go on. Whether the run is complete is in
+        FOLDER/RUN/outcome.json.
         """
         from fmscale.config import load_config
         from fmscale.runtime.sinks import ConsoleSink
@@ -50,8 +48,6 @@ def register(app: typer.Typer) -> None:
             typer.echo(
                 f"{told}, stopped by {outcome.stop.name}" if outcome.stop else f"{told}, complete", err=True
             )
-        if outcome.stop:
-            raise typer.Exit(STOPPED)
 
 
 def _tell(events: Any, event: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -188,6 +189,8 @@ def import_deepspeed() -> Any:
     crash where there is no C++ compiler) and training does not use.
     """
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    # torch 2.13 deprecates collectives that DeepSpeed 0.19 calls: a warning a rank, of no use to the user.
+    warnings.filterwarnings("ignore", message=".*_tensor.* is deprecated", category=FutureWarning)
     import deepspeed
     import deepspeed.ops
 

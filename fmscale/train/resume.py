@@ -104,7 +104,7 @@ def restore(
         loader.load_state_dict({**loader.state_dict(), "k": meta["loader"]["k"]})
     else:
         loader.load_state_dict(meta["loader"])
-        saving.last_saved = meta["step"]
+        saving.last_saved = saving.began_at = meta["step"]
     tell(
         event="resumed",
         step=meta["step"],

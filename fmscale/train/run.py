@@ -1,5 +1,6 @@
 """A run from its config: ranks brought together, everything built and restored, the loop, the end."""
 
+import json
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -48,10 +49,24 @@ class Outcome:
     """Steps taken now."""
     stop: Stop
     """Why it stopped before its end; NO if it is complete."""
+    saved: bool
+    """Whether the state after `last_step` is durable on the store."""
     folder: Path
     """Where metrics and records are."""
     world: World
     """This process's place."""
+
+    def to_json(self) -> dict[str, Any]:
+        """What outcome.json says: a requeue script looks at `complete`."""
+        return {
+            "run": self.run,
+            "first_step": self.first_step,
+            "last_step": self.last_step,
+            "complete": not self.stop,
+            "stop": self.stop.name if self.stop else None,
+            "saved": self.saved,
+            "world_size": self.world.world_size,
+        }
 
 
 def run_training(config: Config, *, show: Show, event: Show) -> Outcome:
@@ -134,14 +149,18 @@ def _run(session: Session, batch: Batch, steps: int, stack: ExitStack, show: Sho
     where.phase = "waiting for the last save"
     saving.close(config.checkpoint.seal_seconds)
     session.waits.barrier("end of the run")
-    return Outcome(
+    outcome = Outcome(
         run=config.train.run,
         first_step=first,
-        last_step=saving.last_saved if reason else steps,
+        last_step=saving.last_saved if reason else max(first, steps),
         stop=reason,
+        saved=saving.acknowledged == saving.last_saved,
         folder=session.folder,
         world=world,
     )
+    if world.rank == 0:
+        (session.folder / "outcome.json").write_text(json.dumps(outcome.to_json(), indent=2) + "\n")
+    return outcome
 
 
 def total_steps(config: Config, global_batch: int) -> int:

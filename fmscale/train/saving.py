@@ -57,12 +57,20 @@ class Saving:
         self._report = report
         self.last_saved = 0
         """Steps that had been taken when the state was last saved."""
+        self.began_at = 0
+        """Steps of the checkpoint that the run began with."""
         self._last_time = time.monotonic()
         self.blocking_seconds = 0.0
         """Time that the training thread stood still for saves."""
         self.reports: list[SaveReport] = []
         """What became of every save on this rank."""
         self._closed = False
+
+    @property
+    def acknowledged(self) -> int:
+        """Steps of the newest save that is durable; those that the run began with count."""
+        done = [report.step for report in self.reports if report.state == "acknowledged"]
+        return max(done, default=self.began_at)
 
     @property
     def clock_due(self) -> bool:

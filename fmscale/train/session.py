@@ -72,8 +72,9 @@ def meet(config: Config, world: World, where: Whereabouts, stack: ExitStack) -> 
         clear_failure(folder)
     store = connect(world)
     waits = HostWaits(store, world)
+    if not distributed.is_initialized():
+        stack.callback(_leave)
     init_distributed(world, store, device=device, deadline=config.train.comm_seconds)
-    stack.callback(_leave)
     return Session(
         config=config,
         world=world,
