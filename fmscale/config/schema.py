@@ -65,6 +65,13 @@ def as_tree(config: Any) -> Any:
     return config
 
 
+LINE_BREAKS = frozenset("\x85\u2028\u2029")
+"""Unicode's own: PyYAML writes them as they are, and reads them as a space or a fold."""
+
+
 def as_yaml(config: Any) -> str:
     """A config or section as YAML that reads back equal."""
-    return yaml.safe_dump(as_tree(config), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(as_tree(config), sort_keys=False, allow_unicode=True)
+    if LINE_BREAKS.isdisjoint(text):
+        return text
+    return yaml.safe_dump(as_tree(config), sort_keys=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import fmscale.config
@@ -245,6 +245,7 @@ def test_every_type_refuses_others(text: str, cause: str):
 
 
 @settings(max_examples=30, deadline=None)
+@example(name="a\x85b", weight=1.0, seed=None, directory="\u2028")
 @given(
     name=st.text(min_size=1),
     weight=st.floats(min_value=0, exclude_min=True, allow_infinity=False, allow_nan=False),
