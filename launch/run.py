@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fmscale.launch.environment import search_path
 from fmscale.launch.plan import Plan
-from fmscale.launch.signals import signal_ranks
+from fmscale.launch.signals import kill_tree, signal_ranks
 
 from fmscale.errors import ConfigError
 from fmscale.runtime.failure import clear_failure
@@ -39,7 +39,8 @@ def run_plan(plan: Plan, program: str, folder: Path, tell: Tell) -> Ended:
     """Start the plan and wait for its end.
 
     `program` is what the ranks run; `folder` is the run's, whose error.json of an earlier attempt goes. The first
-    SIGUSR1, SIGTERM, SIGINT or SIGHUP asks the ranks to save and end; the second tells the launcher to end them.
+    SIGUSR1, SIGTERM, SIGINT or SIGHUP asks the ranks to save and end, the second tells the launcher to end them,
+    and the third kills all that run here.
     Raises ConfigError if the launcher cannot be executed.
     """
     if not plan.detached:
@@ -54,8 +55,10 @@ def run_plan(plan: Plan, program: str, folder: Path, tell: Tell) -> Ended:
             if received is not None and received.si_signo in STOPS:
                 stops += 1
                 tell(_words(plan, signal.Signals(received.si_signo).name, stops))
-                if stops > 1:
+                if stops == 2:
                     process.terminate()
+                elif stops > 2:
+                    kill_tree(process.pid)
             if stops == 1 and process.poll() is None:
                 _ask(plan, process, program, first=received is not None)
     status = process.returncode
@@ -74,7 +77,7 @@ def _ask(plan: Plan, process: subprocess.Popen[bytes], program: str, first: bool
 
 def _words(plan: Plan, name: str, stops: int) -> str:
     if stops > 1:
-        return f"{name} again: the launcher ends the ranks"
+        return f"{name} again: " + ("the launcher ends the ranks" if stops == 2 else "all are killed")
     if plan.detached:
         return f"{name}: no longer waiting; the job stays in the queue"
     return f"{name}: the ranks save and end; once more ends them without"

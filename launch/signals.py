@@ -28,6 +28,16 @@ def signal_ranks(launcher: int, program: str) -> int:
     return len(ranks)
 
 
+def kill_tree(launcher: int) -> None:
+    """SIGKILL to the process `launcher` and all below it."""
+    try:
+        top = psutil.Process(launcher)
+        for process in (top, *top.children(recursive=True)):
+            process.kill()
+    except psutil.NoSuchProcess:
+        return
+
+
 def _running(process: psutil.Process, program: str) -> Iterator[psutil.Process]:
     for child in process.children():
         try:

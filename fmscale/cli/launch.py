@@ -112,7 +112,7 @@ def launch(
         plan, program, folder, tell=lambda words: typer.echo(f"fmscale launch: {words}", err=True)
     )
     if ended.status:
-        _show_failure(folder, ended)
+        show_failure(folder, ended)
     raise typer.Exit(ended.status)
 
 
@@ -170,7 +170,7 @@ def _check_batch(config: "Config", ranks: int) -> None:
     derive_batch(config.batch, ranks, place=config.place("batch"))
 
 
-def _show_failure(folder: Path, ended: "Ended") -> None:
+def show_failure(folder: Path, ended: "Ended") -> None:
     """What the first rank to fail wrote, if it did."""
     from fmscale.runtime.failure import describe_failure, first_failure
 

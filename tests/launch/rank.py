@@ -1,6 +1,6 @@
 """A stand-in for `fmscale train`: ranks meet and add up their numbers, then wait for a stop if told to.
 
-    rank.py FOLDER [meet] [fail=RANK] [wait]
+    rank.py FOLDER [meet] [fail=RANK] [wait] [deaf]
 
 Each rank writes FOLDER/rank-N.json with what it saw; `wait` ends with SIGUSR1 or SIGTERM, `ready-N` says that it
 has begun.
@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from fmscale.runtime.failure import Whereabouts, recorded
-from fmscale.runtime.stop import StopFlag
+from fmscale.runtime.stop import StopFlag, ignore_stop_signals
 from fmscale.runtime.world import World, read_world
 
 
@@ -47,7 +47,10 @@ def main(folder: Path, tasks: list[str]) -> None:
             seen["total"] = total(world)
         if f"fail={world.rank}" in tasks:
             raise ValueError("told to fail")
-    if "wait" in tasks:
+    if "deaf" in tasks:
+        flag.remove()
+        ignore_stop_signals()
+    if "wait" in tasks or "deaf" in tasks:
         (folder / f"ready-{world.rank}").touch()
         deadline = time.monotonic() + 60
         while not flag.wait(1.0):

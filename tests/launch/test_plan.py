@@ -1,0 +1,238 @@
+"""What `fmscale launch --dry-run` prints for each launcher, and what it refuses.
+
+The launchers that a machine may lack are stood in for by files of their names: nothing of them runs here but
+`mpirun --version`. The real ones run in `test_run.py`, and in the slow tier.
+"""
+
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from fmscale.cli.main import build_app
+from tests.helpers.s3_server import free_ports
+
+CONFIG = """
+data: {sequence_length: 128, sources: [{dataset: code}]}
+batch: {global_batch: 16, micro_batch: 1}
+train: {steps: 4}
+"""
+BESIDE = Path(sys.executable).parent
+RANK = f"{BESIDE}/fmscale train run.yaml train.steps=2"
+DEAF = """sh -c 'trap "" USR1; exec "$@"' sh"""
+EXPORTS = ["export OMP_NUM_THREADS=1", "export NCCL_DEBUG=WARN", "export PYTHONUNBUFFERED=1"]
+OPEN_MPI = "mpirun (Open MPI) 4.1.4"
+MPICH = "HYDRA build details:"
+
+Launch = Callable[..., list[str]]
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only folder on the PATH but the system's own shell; srun, sbatch, pdsh, ssh and mpirun are in it."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("srun", "sbatch", "pdsh", "ssh"):
+        (folder / name).write_text("#!/bin/sh\n")
+    (folder / "mpirun").write_text(f"#!/bin/sh\necho '{OPEN_MPI}'\n")
+    for program in folder.iterdir():
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+    for name in ("OMP_NUM_THREADS", "NCCL_DEBUG", "PYTHONUNBUFFERED", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    return folder
+
+
+@pytest.fixture
+def launch(programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launch:
+    """`fmscale launch run.yaml train.steps=2 --dry-run` with more arguments: the lines that it prints."""
+    (tmp_path / "run.yaml").write_text(CONFIG)
+    (tmp_path / "hosts").write_text("node-1 slots=4\nnode-2 slots=4\n")
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str, status: int = 0) -> list[str]:
+        arguments = ["launch", "run.yaml", "train.steps=2", *words, "--dry-run"]
+        result = CliRunner().invoke(build_app(), arguments)
+        assert result.exit_code == status, result.output
+        return result.output.splitlines()
+
+    return run
+
+
+@pytest.fixture
+def port() -> str:
+    return str(free_ports(1)[0])
+
+
+def test_torchrun_on_one_node_finds_its_own_port(launch: Launch):
+    assert launch("--procs-per-node", "2") == [
+        "# torchrun: 1 node, 2 ranks",
+        *EXPORTS,
+        f"{BESIDE}/torchrun --standalone --nproc-per-node 2 --shutdown-timeout 300 --no-python {RANK}",
+    ]
+
+
+def test_torchrun_on_two_nodes_is_told_which_it_is(launch: Launch):
+    words = ("--nodes", "2", "--procs-per-node", "4", "--node-rank", "1", "--master-addr", "node-1")
+    assert launch(*words, "--argument=--max-restarts=1") == [
+        "# torchrun: 2 nodes, 4 ranks on each; this is node 1",
+        *EXPORTS,
+        f"{BESIDE}/torchrun --nnodes 2 --node-rank 1 --master-addr node-1 --master-port 29500 "
+        f"--nproc-per-node 4 --shutdown-timeout 300 --max-restarts=1 --no-python {RANK}",
+    ]
+
+
+def test_deepspeed_on_one_node_is_kept_from_a_hostfile_of_the_system(launch: Launch, port: str):
+    assert launch("--with", "deepspeed", "--procs-per-node", "2", "--master-port", port) == [
+        "# deepspeed: 1 node, 2 ranks",
+        *EXPORTS,
+        f"{BESIDE}/deepspeed --hostfile /dev/null --num_accelerators 2 --master_port {port} "
+        f"--no_local_rank --no_python {RANK}",
+    ]
+
+
+def test_deepspeed_takes_the_devices_that_are_visible(launch: Launch, port: str, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7,2")
+    words = ("--with", "deepspeed", "--master-port", port)
+    assert "--include localhost:5,7 " in launch(*words, "--procs-per-node", "2")[-1]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1f2e,GPU-2f3e")
+    assert "GPU-1f2e" in "\n".join(launch(*words, "--procs-per-node", "2", status=2))
+
+
+def test_deepspeed_by_a_hostfile_passes_the_environment_on(launch: Launch):
+    assert launch("data.sources=[{dataset: it's}]", "--with", "deepspeed", "--hostfile", "hosts") == [
+        "# deepspeed: 2 nodes, 4 ranks on each",
+        *EXPORTS,
+        f"{BESIDE}/deepspeed --hostfile hosts --force_multi --num_nodes 2 --num_accelerators 4 "
+        "--master_addr node-1 --master_port 29500 --no_local_rank --no_python env OMP_NUM_THREADS=1 "
+        f"NCCL_DEBUG=WARN PYTHONUNBUFFERED=1 {RANK} 'data.sources=[{{dataset: it'\"'\"'s}}]'",
+    ]
+
+
+def test_srun(launch: Launch, programs: Path):
+    words = ("--with", "srun", "--nodes", "2", "--procs-per-node", "4", "--argument=--partition=gpu")
+    assert launch(*words) == [
+        "# srun: 2 nodes, 4 ranks on each",
+        *EXPORTS,
+        f"{programs}/srun --nodes=2 --ntasks=8 --ntasks-per-node=4 --kill-on-bad-exit=1 --partition=gpu "
+        f"{DEAF} {RANK}",
+    ]
+
+
+def test_sbatch_queues_the_script_that_comes_along(launch: Launch, programs: Path, tmp_path: Path):
+    script = Path(__file__).parents[2] / "launch/slurm/train.sbatch"
+    lines = launch("--with", "sbatch", "--nodes", "2", "--procs-per-node", "4")
+    assert lines == [
+        "# sbatch: 2 nodes, 4 ranks on each, by train.sbatch",
+        *EXPORTS,
+        f"export PATH={BESIDE}:{programs}",
+        f"{programs}/sbatch --nodes=2 --ntasks=8 --ntasks-per-node=4 {script} run.yaml train.steps=2",
+    ]
+    own = tmp_path / "own.sbatch"
+    own.write_text("#!/bin/sh\n")
+    own_lines = launch("--with", "sbatch", "--procs-per-node", "4", "--script", str(own))
+    assert own_lines[-1].endswith(f" {own} run.yaml train.steps=2")
+
+
+def test_mpirun_speaks_to_each_kind_in_its_own_words(launch: Launch, programs: Path):
+    words = ("--with", "mpirun", "--hostfile", "hosts", "--procs-per-node", "2")
+    meeting = ["export MASTER_ADDR=node-1", "export MASTER_PORT=29500"]
+    assert launch(*words) == [
+        "# mpirun of Open MPI: 2 nodes, 2 ranks on each",
+        *EXPORTS,
+        *meeting,
+        f"{programs}/mpirun -n 4 --bind-to none --host node-1:2,node-2:2 -x OMP_NUM_THREADS=1 "
+        "-x NCCL_DEBUG=WARN -x PYTHONUNBUFFERED=1 -x MASTER_ADDR=node-1 -x MASTER_PORT=29500 "
+        f"{DEAF} {RANK}",
+    ]
+    (programs / "mpirun").write_text(f"#!/bin/sh\necho '{MPICH}'\n")
+    assert launch(*words) == [
+        "# mpirun of MPICH: 2 nodes, 2 ranks on each",
+        *EXPORTS,
+        *meeting,
+        f"{programs}/mpirun -n 4 -ppn 2 -hosts node-1,node-2 -genv OMP_NUM_THREADS 1 "
+        "-genv NCCL_DEBUG WARN -genv PYTHONUNBUFFERED 1 -genv MASTER_ADDR node-1 -genv MASTER_PORT 29500 "
+        f"{DEAF} {RANK}",
+    ]
+    (programs / "mpirun").write_text("#!/bin/sh\necho 'SGI MPT 2.1'\n")
+    assert "SGI MPT 2.1" in "\n".join(launch(*words, status=2))
+
+
+def test_the_config_may_say_it_all_and_options_win(launch: Launch, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("NCCL_DEBUG", "INFO")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    more = (
+        "{launcher: srun, nodes: 2, procs_per_node: 4, environment: {OMP_NUM_THREADS: 2}, arguments: [-p, a]}"
+    )
+    (tmp_path / "run.yaml").write_text(CONFIG + f"launch: {more}\n")
+    lines = launch("--nodes", "1", "--argument=-q")
+    assert lines[1:4] == [
+        "export OMP_NUM_THREADS=2",
+        "export NCCL_DEBUG=INFO",
+        "export PYTHONUNBUFFERED=1",
+    ]
+    assert "--nodes=1 --ntasks=4 --ntasks-per-node=4 --kill-on-bad-exit=1 -p a -q sh" in lines[4]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--with deepspeed --nodes 2", "deepspeed on 2 nodes needs their names"),
+        ("--with mpirun --nodes 2", "mpirun on 2 nodes needs their names"),
+        ("--nodes 2", "started on each of them"),
+        ("--nodes 2 --node-rank 0", "started on each of them"),
+        ("--nodes 2 --node-rank 2 --master-addr node-1", "no node 2 among 2"),
+        ("--nodes 2 --node-rank 0 --master-addr localhost", "a name that means themselves"),
+        ("--with deepspeed --hostfile nowhere", "hostfile nowhere cannot be read"),
+        ("--with torchrun --hostfile hosts", "torchrun takes no hostfile"),
+        ("--with srun --hostfile hosts", "srun takes no hostfile"),
+        ("--with sbatch --hostfile hosts", "sbatch takes no hostfile"),
+        ("--with sbatch --script nowhere", "no such batch script"),
+        ("--with srun --master-addr node-1", "needs both --master-addr and --master-port"),
+        ("--procs-per-node 3", "run.yaml:3: batch: the batch does not come out"),
+        ("train.nope=1", "unknown key in train"),
+        ("launch.master_port=70000", "must be a port"),
+        ("launch.environment.A-B=1", "a name that no variable can have"),
+    ],
+)
+def test_what_cannot_start_is_refused_before_it_starts(launch: Launch, words: str, told: str):
+    given = words.split()
+    if "--procs-per-node" not in given and "--hostfile" not in given:
+        given += ["--procs-per-node", "1"]
+    assert told in "\n".join(launch(*given, status=2))
+
+
+def test_slurm_must_be_told_how_many_ranks_a_node_runs(launch: Launch):
+    assert "must be told how many ranks" in "\n".join(launch("--with", "srun", status=2))
+
+
+def test_a_port_in_use_is_refused_with_one_that_is_free(launch: Launch):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = other.getsockname()[1]
+        text = "\n".join(launch("--procs-per-node", "1", "--master-port", str(taken), status=2))
+        assert f"127.0.0.1:{taken}" in text
+        free = text.split("--master-port ")[1].rstrip(".")
+        assert f"--master-port {free}" in launch("--procs-per-node", "1", "--master-port", free)[-1]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "program", "package"),
+    [
+        ("srun", "srun", "slurm-client"),
+        ("sbatch", "sbatch", "slurm-client"),
+        ("deepspeed", "pdsh", "apt-get install pdsh"),
+    ],
+)
+def test_a_missing_program_is_named_with_its_package(
+    launch: Launch, programs: Path, launcher: str, program: str, package: str
+):
+    (programs / program).unlink()
+    words = ["--hostfile", "hosts"] if program == "pdsh" else ["--procs-per-node", "1"]
+    text = "\n".join(launch("--with", launcher, *words, status=2))
+    assert f"There is no {program} on the PATH" in text
+    assert package in text

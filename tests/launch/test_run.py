@@ -1,0 +1,164 @@
+"""Real launchers start ranks that meet; a wish to stop reaches them; the first failure is what is shown last."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.helpers.s3_server import free_ports
+
+STARTER = Path(__file__).with_name("starter.py")
+SECONDS = 60.0
+
+
+def command(launcher: str, folder: Path, *tasks: str, procs: int = 2) -> list[str]:
+    port = "0" if launcher in ("torchrun", "srun") else str(free_ports(1)[0])
+    return [sys.executable, str(STARTER), launcher, str(procs), str(folder), port, *tasks]
+
+
+def start(*words: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process: "subprocess.Popen[str]") -> tuple[int, str]:
+    try:
+        out = process.communicate(timeout=SECONDS)[0]
+    finally:
+        process.kill()
+    return process.returncode, out
+
+
+def seen(folder: Path, rank: int) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads((folder / f"rank-{rank}.json").read_text())
+    return value
+
+
+def wait_for(*paths: Path) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not all(path.exists() for path in paths):
+        assert time.monotonic() < deadline, f"no {paths}"
+        time.sleep(0.02)
+
+
+@pytest.fixture(autouse=True)
+def mpich_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The MPICH of the wheel, whatever the machine has."""
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        "torchrun",
+        pytest.param("mpirun", marks=pytest.mark.mpi),
+        pytest.param("deepspeed", marks=pytest.mark.slow),
+    ],
+)
+def test_ranks_meet_with_what_they_were_given_and_stop_when_told(launcher: str, tmp_path: Path):
+    process = start(*command(launcher, tmp_path, "meet", "wait", "two words", "$HOME;'\""))
+    wait_for(tmp_path / "ready-0", tmp_path / "ready-1")
+    process.send_signal(signal.SIGUSR1)
+    status, out = finish(process)
+    assert status == 0, out
+    assert "SIGUSR1: the ranks save and end" in out
+    family = "mpirun" if launcher == "mpirun" else "torchrun"
+    for rank in range(2):
+        assert seen(tmp_path, rank) == {
+            "world": [family, rank, 2, rank, 0],
+            "environment": {"OMP_NUM_THREADS": "1", "NCCL_DEBUG": "WARN", "EXTRA": "a b"},
+            "folder": os.getcwd(),
+            "arguments": ["meet", "wait", "two words", "$HOME;'\""],
+            "total": 3.0,
+            "stop": "SIGUSR1",
+        }
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+@pytest.mark.parametrize(
+    "launcher",
+    [pytest.param("torchrun", marks=pytest.mark.slow), pytest.param("mpirun", marks=pytest.mark.mpi)],
+)
+def test_the_first_signal_of_any_kind_asks_the_ranks_to_save_and_end(
+    launcher: str, name: str, tmp_path: Path
+):
+    process = start(*command(launcher, tmp_path, "wait"))
+    wait_for(tmp_path / "ready-0", tmp_path / "ready-1")
+    process.send_signal(getattr(signal, name))
+    status, out = finish(process)
+    assert (status, [seen(tmp_path, rank)["stop"] for rank in range(2)]) == (0, ["SIGUSR1"] * 2), out
+    assert f"{name}: the ranks save and end" in out
+
+
+@pytest.mark.slow
+def test_a_stop_that_comes_before_the_ranks_listen_is_repeated(tmp_path: Path):
+    process = start(*command("torchrun", tmp_path, "wait"))
+    launcher = psutil.Process(process.pid)
+    deadline = time.monotonic() + SECONDS
+    while not any("rank.py" in " ".join(one.cmdline()[:2]) for one in launcher.children(recursive=True)):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGUSR1)
+    status, out = finish(process)
+    assert (status, seen(tmp_path, 0)["stop"]) == (0, "SIGUSR1"), out
+
+
+@pytest.mark.mpi
+def test_ranks_that_do_not_want_to_stop_are_killed_in_the_end(tmp_path: Path):
+    process = start(*command("mpirun", tmp_path, "deaf"))
+    assert process.stdout is not None
+    wait_for(tmp_path / "ready-0", tmp_path / "ready-1")
+    ranks = psutil.Process(process.pid).children(recursive=True)
+    for told in ("SIGTERM: the ranks", "SIGTERM again: the launcher ends", "SIGTERM again: all are killed"):
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline().startswith(told)
+    status, out = finish(process)
+    assert status == 128 + signal.SIGKILL
+    assert "error.json" not in out
+    assert psutil.wait_procs(ranks, timeout=SECONDS)[1] == []
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [pytest.param("torchrun", marks=pytest.mark.slow), pytest.param("mpirun", marks=pytest.mark.mpi)],
+)
+def test_the_first_failure_is_shown_last_and_the_status_is_not_0(launcher: str, tmp_path: Path):
+    (tmp_path / "error.json").write_text("of an attempt before")
+    status, out = finish(start(*command(launcher, tmp_path, "fail=1")))
+    assert status == 1, out
+    shown = out[out.index("fmscale launch: ended with status 1") :].splitlines()
+    assert shown[1].startswith("rank 1 on ")
+    assert shown[1].endswith(" failed first, in stand-in:")
+    assert shown[2] == "ValueError: told to fail"
+    assert any("rank.py" in line for line in shown)
+
+
+@pytest.mark.slow
+def test_a_launcher_that_dies_takes_its_ranks_along_and_says_that_none_reported(tmp_path: Path):
+    process = start(*command("torchrun", tmp_path, "wait"))
+    wait_for(tmp_path / "ready-0", tmp_path / "ready-1")
+    agent = next(one for one in psutil.Process(process.pid).children() if "torchrun" in one.cmdline()[1])
+    ranks = agent.children()
+    for one in (agent, *ranks):
+        one.kill()
+    status, out = finish(process)
+    assert status == 128 + signal.SIGKILL
+    assert f"No rank wrote {tmp_path}/error.json" in out
+
+
+@pytest.mark.slow
+def test_ranks_do_not_outlive_a_killed_launch(tmp_path: Path):
+    process = start(*command("torchrun", tmp_path, "wait"))
+    wait_for(tmp_path / "ready-0", tmp_path / "ready-1")
+    ranks = [one for one in psutil.Process(process.pid).children(recursive=True) if "wait" in one.cmdline()]
+    assert len(ranks) >= 2
+    process.kill()
+    process.communicate()
+    assert psutil.wait_procs(ranks, timeout=SECONDS)[1] == []
+    assert seen(tmp_path, 0)["stop"] == "SIGTERM"
