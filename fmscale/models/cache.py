@@ -77,7 +77,9 @@ class KVCache:
         else:
             if sequences != B:
                 raise ConfigError(
-                    "The cache holds another number of sequences", found=(B, sequences), remedy=""
+                    "The cache holds another number of sequences",
+                    found=(B, sequences),
+                    remedy="One row of tokens for each sequence.",
                 )
             lengths_B = self.lengths_B + T
             new = torch.arange(T, device=tokens_BT.device)

@@ -1,0 +1,80 @@
+"""The layers that models other than the decoder will use: encoders and cross-attention."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fmscale.models.layers import CrossAttention, FeedForward, RMSNorm, Rotary, SelfAttention
+
+HEADS = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 8}
+
+
+def drawn(module: nn.Module) -> nn.Module:
+    generator = torch.Generator().manual_seed(0)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, 0.0, 0.3, generator=generator)
+    return module
+
+
+def reference(layer: SelfAttention | CrossAttention, x: Tensor, context: Tensor) -> Tensor:
+    """Attention of every token to the whole context, by torch's own function."""
+    q, k, v = (
+        projection(of).unflatten(-1, (-1, 8)).transpose(-2, -3)
+        for projection, of in ((layer.wq, x), (layer.wk, context), (layer.wv, context))
+    )
+    out = nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+    return layer.wo(out.transpose(-2, -3).flatten(-2))
+
+
+@pytest.mark.parametrize("context_dim", [32, 20])
+def test_cross_attention_sees_the_whole_context(context_dim: int):
+    layer = drawn(CrossAttention(32, context_dim, **HEADS))
+    x, context = torch.randn(3, 7, 32), torch.randn(3, 11, context_dim)
+    torch.testing.assert_close(layer(x, context), reference(layer, x, context))
+    backward = torch.autograd.grad(layer(x, context).square().sum(), list(layer.parameters()))
+    wanted = torch.autograd.grad(reference(layer, x, context).square().sum(), list(layer.parameters()))
+    torch.testing.assert_close(backward, wanted)
+
+
+def test_cross_attention_of_packed_texts_sees_their_own_contexts_only():
+    layer = drawn(CrossAttention(32, 20, **HEADS))
+    texts, contexts = (5, 0, 9), (4, 3, 6)
+    x, context = torch.randn(1, sum(texts), 32), torch.randn(1, sum(contexts), 20)
+    cu, cu_k = (torch.tensor([0, *lengths]).cumsum(0).to(torch.int32) for lengths in (texts, contexts))
+    out = layer(x, context, cu_seqlens=cu, cu_seqlens_k=cu_k)
+    for i in range(3):
+        own, its = slice(int(cu[i]), int(cu[i + 1])), slice(int(cu_k[i]), int(cu_k[i + 1]))
+        torch.testing.assert_close(out[:, own], reference(layer, x[:, own], context[:, its]))
+
+
+def test_an_encoder_sees_what_follows():
+    layer = drawn(SelfAttention(32, **HEADS, causal=False))
+    x = torch.randn(2, 9, 32)
+    torch.testing.assert_close(layer(x), reference(layer, x, x))
+    causal = drawn(SelfAttention(32, **HEADS))
+    assert not torch.allclose(causal(x), layer(x))
+    torch.testing.assert_close(causal(x)[:, -1], layer(x)[:, -1])
+
+
+def test_rotary_attention_depends_on_distances_only():
+    layer = drawn(SelfAttention(32, **HEADS, causal=False, rotary=Rotary(100.0)))
+    x, positions = torch.randn(1, 6, 32), torch.tensor([[3, 1, 4, 1, 5, 9]])
+    out = layer(x, positions_BT=positions)
+    torch.testing.assert_close(layer(x, positions_BT=positions + 50), out, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(layer(x, positions_BT=positions * 2), out, atol=1e-3)
+
+
+def test_the_feed_forward_is_gated():
+    layer = drawn(FeedForward(16, 24))
+    x = torch.randn(3, 16)
+    wanted = (nn.functional.silu(x @ layer.w1.weight.t()) * (x @ layer.w3.weight.t())) @ layer.w2.weight.t()
+    torch.testing.assert_close(layer(x), wanted)
+
+
+def test_the_norm_adds_the_residual_first():
+    norm = drawn(RMSNorm(16, eps=1e-3))
+    x, residual = torch.randn(2, 3, 16), torch.randn(2, 3, 16)
+    y, h = norm(x, residual)
+    torch.testing.assert_close(h, x + residual)
+    torch.testing.assert_close(y, nn.functional.rms_norm(h, (16,), norm.weight, 1e-3))
+    torch.testing.assert_close(norm(h), y)
