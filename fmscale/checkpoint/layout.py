@@ -44,9 +44,11 @@ class Range:
 
     @property
     def key(self) -> str:
-        """Name of the tensor in a safetensors file: STATE/NAME, and @START where it is not the whole."""
+        """Name of the tensor in a safetensors file: STATE/NAME, and @START where it is not the whole. NAME alone
+        without a state.
+        """
         part = "" if self.count == elements(self.shape) else f"@{self.start}"
-        return f"{self.state}/{self.name}{part}"
+        return f"{self.state}/{self.name}{part}" if self.state else self.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +118,11 @@ def header(ranges: Iterable[Range], header_bytes: int) -> bytes:
     text = _header_json(ranges)
     assert 8 + len(text) <= header_bytes, (len(text), header_bytes)
     return (header_bytes - 8).to_bytes(8, "little") + text.ljust(header_bytes - 8)
+
+
+def shortest_header(ranges: Sequence[Range]) -> bytes:
+    """As `header`, padded to 8 bytes only: for files that others read."""
+    return header(ranges, 8 + -(-len(_header_json(ranges)) // 8) * 8)
 
 
 def pages(size: int) -> int:

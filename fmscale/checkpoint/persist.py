@@ -26,7 +26,8 @@ def persist(backend: Backend, settings: Settings, job: Job, memory: memoryview, 
     digest are referred to. Raises StoreError.
     """
     with ThreadPoolExecutor(1) as pool:
-        hashing = pool.submit(_digests, job, memory) if settings.digests else None
+        wanted = settings.digests and settings.incremental
+        hashing = pool.submit(_digests, job, memory) if wanted else None
         reused: dict[int, tuple[StoredFile, Placed]] = {}
         if known and hashing is not None and not job.complete:
             found = hashing.result()

@@ -16,8 +16,8 @@ from fmscale.store.digest import CHUNK_BYTES, metadata_digest, verify_chunks
 
 SPAN_BYTES = 8 << 20
 """Read at once; several at a time."""
-THREADS = 4
-"""Spans under way: what a disk and an object store need to be busy."""
+LOCAL_THREADS, REMOTE_THREADS = 4, 16
+"""Spans under way: what a disk needs to be busy, and an object store whose answers take 20 ms."""
 
 Put = Callable[[int, memoryview], None]
 """Takes bytes for the n-th request: (first byte, data), valid during the call only."""
@@ -85,7 +85,8 @@ class Reader:
             self._read_span(*span)
             progress(span[2] - span[1])
 
-        with ThreadPoolExecutor(THREADS) as pool:
+        remote = bool(spans) and self._backend.local_path(self.manifest.files[spans[0][0]].key) is None
+        with ThreadPoolExecutor(REMOTE_THREADS if remote else LOCAL_THREADS) as pool:
             futures = [pool.submit(one, span) for span in spans]
             try:
                 for future in futures:
@@ -105,8 +106,6 @@ class Reader:
                 low = at // CHUNK_BYTES * CHUNK_BYTES
                 if held and (low > end or low - begin >= SPAN_BYTES):
                     yield file, begin, end, held
-                    # The chunk at the end of the span before may be needed again: it is read twice, as two
-                    # threads may have the spans.
                     held = []
                 if not held:
                     begin = end = low

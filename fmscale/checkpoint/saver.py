@@ -12,8 +12,9 @@ from fmscale.checkpoint.job import Job, Settings
 from fmscale.checkpoint.names import checkpoint_folder
 from fmscale.checkpoint.piece import Piece
 from fmscale.checkpoint.snapshot import Slot
-from fmscale.checkpoint.writer import ProcessWriter, ThreadWriter, Writer
+from fmscale.checkpoint.writer import LAST_EVENTS, ProcessWriter, ThreadWriter, Writer
 from fmscale.config.checkpoint import CheckpointConfig
+from fmscale.errors import ConfigError
 from fmscale.runtime.metrics import Metrics
 from fmscale.runtime.world import World
 from fmscale.store.open import parse_url
@@ -109,6 +110,7 @@ class Saver:
         self._changed = Condition()
         self._reports: deque[SaveReport] = deque()
         self._saves: dict[int, _Save] = {}
+        self._open: set[int] = set()
         self._slots = [Slot(number) for number in range(config.buffers)]
         self._number = 0
         self._repeats: dict[int, int] = {}
@@ -148,6 +150,7 @@ class Saver:
         number, self._number = self._number, self._number + 1
         repeat = self._repeats[step] = self._repeats.get(step, -1) + 1
         slot = self._free_slot(wait)
+        self._open.add(number)
         save = self._saves[number] = _Save(step=step, slot=slot, begin=begin)
         header = Job(
             number=number,
@@ -165,6 +168,11 @@ class Saver:
         try:
             slot.prepare(pieces)
             slot.take(overlap=self._config.overlap)
+        except ConfigError:
+            slot.busy = False
+            del self._saves[number]
+            self._open.discard(number)
+            raise
         except (OSError, MemoryError) as error:
             self._refuse(header, f"there is no memory for the snapshot: {error}")
             return
@@ -197,11 +205,13 @@ class Saver:
         return reports
 
     def drain(self, deadline: float) -> bool:
-        """Wait up to `deadline` seconds until every save is acknowledged or has failed; whether they are."""
+        """Wait up to `deadline` seconds until every save is acknowledged or has failed, and what retention deletes
+        after it is deleted; whether it all is.
+        """
         self.fence()
         self._writer.drain()
         with self._changed:
-            return self._changed.wait_for(lambda: not self._saves, timeout=deadline)
+            return self._changed.wait_for(lambda: not self._open, timeout=deadline)
 
     def close(self, deadline: float = 600.0) -> list[SaveReport]:
         """Drain, end the persist process and give the memory back; the reports that were left.
@@ -222,7 +232,8 @@ class Saver:
         """A snapshot that is not being written any more, marked as taken."""
         with self._changed:
             if wait:
-                self._changed.wait_for(lambda: any(not slot.busy for slot in self._slots))
+                free = lambda: any(not slot.busy for slot in self._slots)  # noqa: E731
+                self._changed.wait_for(free, timeout=self._config.seal_seconds)
             slot = next((slot for slot in self._slots if not slot.busy), None)
             if slot is not None:
                 slot.busy = True
@@ -258,6 +269,9 @@ class Saver:
     def _on_event(self, event: dict[str, Any]) -> None:
         """From the writer's threads."""
         with self._changed:
+            if event["event"] in LAST_EVENTS:
+                self._open.discard(event["job"])
+                self._changed.notify_all()
             save = self._saves.get(event["job"])
             if save is None:
                 return
@@ -277,7 +291,8 @@ class Saver:
                 case "failed":
                     state: State = "failed" if save.slot is not None else "skipped"
                     self._metrics.add(f"ckpt_{state}")
-                    logger.error("save of step %d %s: %s", save.step, state, event["reason"])
+                    level = logging.ERROR if state == "failed" else logging.WARNING
+                    logger.log(level, "save of step %d %s: %s", save.step, state, event["reason"])
                     lost = event["lost"]
                     self._end(event["job"], state=state, reason=event["reason"], lease_lost=lost)
             self._changed.notify_all()

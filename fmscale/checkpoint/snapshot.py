@@ -60,8 +60,8 @@ class Slot:
         Raises ConfigError for a piece that is none, OSError or MemoryError where there is no memory.
         """
         key = tuple(
-            (piece.name, piece.state, piece.start, piece.tensor.data_ptr(), piece.tensor.numel())
-            for piece in pieces
+            (piece.name, piece.state, piece.dtype, piece.shape, piece.start, p.data_ptr(), p.numel())
+            for piece, p in ((piece, piece.tensor) for piece in pieces)
         )
         self._pieces = pieces  # keeps CUDA memory from being used again while a side stream reads it
         if key != self._key or self.layout is None:

@@ -86,11 +86,12 @@ class Worker:
             if done:
                 with self._lock:
                     self._busy -= 1
+                self._tell(item[0], "done")
 
     def _write(self, job: Job, memory: memoryview) -> bool:
         """First stage; True where the job ends here."""
         if job.refused:
-            self._quietly(lambda: refuse(self._backend, self._settings, job, job.refused))
+            self._tell_others(job, job.refused)
             self._failed(job, SaveFailed(job.refused))
             return True
         begin = time.monotonic()
@@ -99,7 +100,7 @@ class Worker:
         except FmscaleError as error:
             reason = str(error)
             self._quietly(lambda: discard(self._backend, self._settings, job))
-            self._quietly(lambda: refuse(self._backend, self._settings, job, reason))
+            self._tell_others(job, reason)
             self._failed(job, error)
             return True
         self._tell(
@@ -134,7 +135,7 @@ class Worker:
                 # Nobody will commit it any more. Where that is not certain the files stay for `tidy`.
                 reason = str(error)
                 if self._settings.rank == 0:
-                    self._quietly(lambda: give_up(self._backend, job, reason))
+                    self._tell_others(job, reason)
                 self._quietly(lambda: discard(self._backend, self._settings, job))
             self._failed(job, error)
             return True
@@ -154,6 +155,13 @@ class Worker:
             raise SaveFailed(reason)
         seals = gather(self._backend, self._settings, job, seal, self._stopping.is_set)
         return self._retried(job, lambda _: commit_seals(self._log, self._settings, job, seals, self._state))
+
+    def _tell_others(self, job: Job, reason: str) -> None:
+        """Rank 0 waits for no seal of a rank that refused, the others for no commit that rank 0 gave up."""
+        if self._settings.rank == 0:
+            self._quietly(lambda: give_up(self._backend, job, reason))
+        else:
+            self._quietly(lambda: refuse(self._backend, self._settings, job, reason))
 
     def _given_up(self, job: Job) -> bool:
         try:

@@ -24,7 +24,10 @@ from fmscale.checkpoint.worker import Worker
 logger = logging.getLogger(__name__)
 
 Say = Callable[[dict[str, Any]], None]
-LAST_EVENTS = frozenset({"committed", "failed"})
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 30.0
+"""Seconds before a process that died is started again; doubled while each lives less than 5 s."""
+LAST_EVENTS = frozenset({"failed", "done"})
+"""After these a job is forgotten. One that failed has given its memory back, and must not be done again."""
 
 
 class Writer(Protocol):
@@ -96,12 +99,14 @@ class ProcessWriter:
         """As Writer's."""
         with self._lock:
             self._closing = True
-            if not self._draining:
+            unfinished = self._draining and bool(self._jobs)
+            if not unfinished:
                 self._process.kill()
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._thread.join()
-        self._process.wait()
-        self._socket.close()
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+        if not unfinished:
+            self._thread.join()
+            self._socket.close()
 
     def _start(self) -> tuple[socket.socket, "subprocess.Popen[bytes]", dict[int, SharedMemory]]:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -139,7 +144,7 @@ class ProcessWriter:
             socket.send_fds(self._socket, [json.dumps(message).encode()], descriptors)
 
     def _listen(self) -> None:
-        begin = time.monotonic()
+        begin, pause = time.monotonic(), FIRST_PAUSE
         while True:
             try:
                 data = self._socket.recv(LARGEST_MESSAGE)
@@ -150,7 +155,7 @@ class ProcessWriter:
                 with self._lock:
                     if event["event"] in LAST_EVENTS:
                         self._jobs.pop(event["job"], None)
-                    elif event["event"] == "sealed":
+                    elif event["event"] == "sealed" and event["job"] in self._jobs:
                         job, memory = self._jobs[event["job"]]
                         self._jobs[event["job"]] = replace(job, sealed=True), memory
                 self._say(event)
@@ -158,8 +163,9 @@ class ProcessWriter:
             status = self._process.wait()
             if self._closing:
                 return
-            if time.monotonic() - begin < 1.0:
-                time.sleep(0.5)  # dies as it starts: no need to hurry
+            # One that dies as it starts will do so again.
+            pause = min(2 * pause, LONGEST_PAUSE) if time.monotonic() - begin < 5.0 else FIRST_PAUSE
+            time.sleep(pause)
             begin = time.monotonic()
             self._restart(status)
 
