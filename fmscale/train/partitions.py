@@ -158,5 +158,7 @@ def publish(engine: Any, stage: int) -> None:
         for number in range(len(optimizer.fp16_groups)):
             optimizer._reassign_or_swap_out_partitioned_parameters(number)
         if optimizer.persistent_parameters:
+            # An available parameter would not be gathered again, and keep its old values.
+            optimizer._partition_all_parameters()
             optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
         optimizer.invalidate_secondary_tensor()

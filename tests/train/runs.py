@@ -1,0 +1,90 @@
+"""Whole training runs in the tests: a corpus of two sources, a config, and what a run left behind."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from fmscale.config import Config, load_config
+from fmscale.data.delivery import read_records, without_repeats
+from fmscale.data.ingest import ingest
+from fmscale.runtime.sinks import read_jsonl
+
+T = 48
+
+CONFIG = """
+store: {{url: {store}}}
+data:
+  sequence_length: {T}
+  memory_bytes: 8_388_608
+  sources:
+    - {{dataset: prose, weight: 3}}
+    - {{dataset: sums, weight: 1}}
+model: {{num_layers: 2, dim: 32, num_heads: 2, num_kv_heads: 1, max_seq_len: {T}, dropout: 0.1}}
+batch: {{global_batch: 6, micro_batch: 1}}
+train: {{run: run, folder: {folder}, steps: 8, log_every: 1, precision: fp32, record_delivery: true}}
+schedule: {{kind: constant, warmup_steps: 0}}
+optimizer: {{lr: 0.003}}
+checkpoint: {{every: 3}}
+"""
+
+
+def make_corpus(folder: Path) -> str:
+    """A store with the datasets `prose` and `sums`, some held out; its path."""
+    rng = random.Random(0)
+    words = [
+        "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(2, 9)))
+        for _ in range(200)
+    ]
+    for name in ("prose", "sums"):
+        source = folder / name
+        source.mkdir()
+        for i in range(40):
+            if name == "prose":
+                text = " ".join(rng.choice(words) for _ in range(rng.randint(5, 120)))
+            else:
+                pairs = [(rng.randint(0, 99), rng.randint(0, 99)) for _ in range(rng.randint(3, 30))]
+                text = "\n".join(f"{a} + {b} = {a + b}" for a, b in pairs)
+            (source / f"{i:03d}.txt").write_text(text)
+        ingest(
+            [str(source)],
+            store=str(folder / "store"),
+            dataset=name,
+            tokenizer="bytes",
+            heldout=0.2,
+            workers=1,
+        )
+    return str(folder / "store")
+
+
+def write_config(folder: Path, store: str) -> Path:
+    """The config of a run whose local folder is below `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "run.yaml"
+    path.write_text(CONFIG.format(store=store, T=T, folder=folder))
+    return path
+
+
+def train_here(rank: int, size: int, path: str, overrides: tuple[str, ...]) -> dict[str, Any]:
+    """`fmscale train` as this rank of the test's ranks; the outcome."""
+    from fmscale.train.run import run_training
+
+    config: Config = load_config(path, overrides)
+    outcome = run_training(config, show=lambda record: None, event=lambda record: None)
+    return outcome.to_json()
+
+
+def steps_of(folder: Path) -> dict[int, dict[str, Any]]:
+    """The records of a run's steps; of a step that was run twice the later one."""
+    return {r["step"]: r for r in read_jsonl(folder / "metrics.jsonl") if "event" not in r}
+
+
+def events_of(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """The events of one kind."""
+    return [r for r in read_jsonl(folder / "metrics.jsonl") if r.get("event") == kind]
+
+
+def delivered(folder: Path) -> pa.Table:
+    """All that the run's models received, each sample once, in order."""
+    return without_repeats(read_records(sorted((folder / "delivery").glob("*.arrow"))))
