@@ -87,6 +87,10 @@ def span_kernel(  # type: ignore[no-untyped-def]
     line = tl.arange(0, BLOCK_N)
     offset_k = line[:, None] * stride_kt + column[None, :]
     offset_v = line[:, None] * stride_vt + column[None, :]
+    hop_k = tl.full((), BLOCK_N, tl.int64) * stride_kt
+    hop_v = tl.full((), BLOCK_N, tl.int64) * stride_vt
+    K += lo.to(tl.int64) * stride_kt
+    V += lo.to(tl.int64) * stride_vt
     factor = scale * 1.4426950408889634  # log2 e
     if SOFTCAP:
         factor = softcap * 1.4426950408889634
@@ -96,7 +100,7 @@ def span_kernel(  # type: ignore[no-untyped-def]
     for n0 in range(lo, hi, BLOCK_N):
         key = n0 + line
         there = (key < hi)[:, None] & (column < E)[None, :]
-        k = tl.load(K + n0.to(tl.int64) * stride_kt + offset_k, mask=there, other=0.0)
+        k = tl.load(K + offset_k, mask=there, other=0.0)
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACC)
         if SOFTCAP:
             s = tanh(s * (scale / softcap), q.dtype == tl.float32)
@@ -110,9 +114,11 @@ def span_kernel(  # type: ignore[no-untyped-def]
         p = tl.exp2(s * factor - shift[:, None])
         decay = tl.exp2(peak - shift)
         total = total * decay + tl.sum(p, axis=1)
-        v = tl.load(V + n0.to(tl.int64) * stride_vt + offset_v, mask=there, other=0.0)
+        v = tl.load(V + offset_v, mask=there, other=0.0)
         acc = tl.dot(p.to(v.dtype), v, acc * decay[:, None], input_precision=PRECISION, out_dtype=ACC)
         peak = top
+        K += hop_k
+        V += hop_v
     nothing = total == 0.0
     acc = acc / tl.where(nothing, 1.0, total)[:, None]
     level = tl.where(nothing, -float("inf"), peak + tl.log2(tl.where(nothing, 1.0, total)))
