@@ -55,6 +55,11 @@ class KVCache:
         self.capacity = capacity
         self._longest = 0
 
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these sequences (int64 numbers) only."""
+        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+        self.lengths_B = self.lengths_B[rows]
+
     def begin(self, tokens_BT: Tensor, cu_seqlens: Tensor | None) -> tuple[list[LayerCache], Tensor]:
         """Room for new tokens: each layer's cache, and the tokens' positions (B, T).
 

@@ -1,0 +1,119 @@
+"""Documents to evaluate on: those of a dataset's split, or files."""
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from fmscale.data.tokenizer import Tokenizer, frame, from_json
+from fmscale.errors import ConfigError, DataError
+from fmscale.infer.evaluate import Document
+from fmscale.store.backend import Backend
+from fmscale.store.commit import Commit
+from fmscale.store.dataset import open_dataset
+from fmscale.store.segment import TokenSegment, open_segment, read_document_table, read_tokens
+from fmscale.store.tokenizers import load_tokenizer
+
+READ_TOKENS = 2**20
+"""Tokens that are read at once."""
+
+
+def stored_documents(
+    backend: Backend,
+    dataset: str,
+    split: str,
+    tokenizer: Tokenizer,
+    *,
+    bos: int | None,
+    eos: int | None,
+    limit: int | None = None,
+) -> Iterator[Document]:
+    """The documents of a split, commit after commit as they were stored; at most `limit`.
+
+    They are read with the dataset's tokenizer. If the model's is another one they are encoded anew with that, and
+    get its `bos` and `eos`. Raises DataError, with what there is, where the dataset or the split is not there.
+    """
+    commits = [commit for commit in open_dataset(backend, dataset).commits() if split in commit.manifests]
+    if not commits:
+        have = sorted(
+            {name for commit in open_dataset(backend, dataset).commits() for name in commit.manifests}
+        )
+        raise DataError(
+            f"Dataset {dataset} has no documents of this split",
+            found=split,
+            remedy=f"It has {', '.join(have) or 'none'}; `fmscale ingest --heldout 0.01` keeps some back.",
+        )
+    given = 0
+    for commit in commits:
+        assert commit.tokenizer is not None, "records have no token segments"
+        theirs = from_json(load_tokenizer(backend, commit.tokenizer), f"tokenizer {commit.tokenizer}")
+        for name, tokens in _stored(backend, commit, split):
+            if limit is not None and given >= limit:
+                return
+            given += 1
+            text = theirs.decode(_bare(tokens, commit)).encode()
+            if commit.tokenizer == tokenizer.digest:
+                yield Document(name=name, text=text, tokens=tokens, bos=commit.bos is not None)
+            else:
+                yield document(name, text, tokenizer, bos=bos, eos=eos)
+
+
+def files(
+    paths: Sequence[Path], tokenizer: Tokenizer, *, bos: int | None, eos: int | None
+) -> Iterator[Document]:
+    """Files as documents. Raises ConfigError for one that cannot be read or is not text."""
+    for path in paths:
+        try:
+            text = path.read_bytes()
+            text.decode()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                "A document cannot be read as UTF-8 text", found=f"{path}: {error}", remedy="Name text files."
+            ) from error
+        yield document(str(path), text, tokenizer, bos=bos, eos=eos)
+
+
+def document(name: str, text: bytes, tokenizer: Tokenizer, *, bos: int | None, eos: int | None) -> Document:
+    """A text with its tokens, between BOS and EOS where these are given."""
+    ids = tokenizer.encode_batch([text.decode()])[0]
+    return Document(name=name, text=text, tokens=frame(ids, bos, eos), bos=bos is not None)
+
+
+def _bare(tokens: np.ndarray, commit: Commit) -> np.ndarray:
+    """A stored document without its BOS and EOS."""
+    start = 1 if commit.bos is not None else 0
+    return tokens[start : len(tokens) - (1 if commit.eos is not None else 0)]
+
+
+def _stored(backend: Backend, commit: Commit, split: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Source and tokens of each document of a commit's split."""
+    manifest = commit.manifests[split]
+    for number in range(manifest.segments):
+        segment = open_segment(backend, *manifest.segment(number))
+        table = read_document_table(backend, segment)
+        ends = np.cumsum(table["tokens"].to_numpy())
+        sources = table["source"]
+        for first, last in _blocks(ends):
+            begin = int(ends[first - 1]) if first else 0
+            yield from _block(
+                backend, segment, sources.slice(first, last - first).to_pylist(), begin, ends[first:last]
+            )
+
+
+def _blocks(ends: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Ranges of documents of about READ_TOKENS tokens, none without a document."""
+    first = 0
+    while first < len(ends):
+        begin = int(ends[first - 1]) if first else 0
+        last = max(int(np.searchsorted(ends, begin + READ_TOKENS, side="right")), first + 1)
+        yield first, last
+        first = last
+
+
+def _block(
+    backend: Backend, segment: TokenSegment, sources: Sequence[str], begin: int, ends: np.ndarray
+) -> Iterator[tuple[str, np.ndarray]]:
+    tokens = read_tokens(backend, segment, begin, int(ends[-1]) - begin)
+    bounds = pairwise((0, *(ends - begin).tolist()))
+    yield from ((source, tokens[a:b]) for source, (a, b) in zip(sources, bounds, strict=True))

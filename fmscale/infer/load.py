@@ -1,0 +1,144 @@
+"""From a checkpoint in a store to a model that can be used, with its tokenizer."""
+
+import difflib
+from dataclasses import dataclass
+
+import torch
+
+from fmscale.checkpoint.catalog import list_checkpoints, parse_address
+from fmscale.checkpoint.open import Checkpoint, open_in
+from fmscale.config import ModelConfig, as_yaml
+from fmscale.config.load import load_section
+from fmscale.config.tree import Table, parse
+from fmscale.data.tokenizer import Tokenizer, from_json
+from fmscale.errors import ConfigError, DataError
+from fmscale.models import Decoder, build, load_weights
+from fmscale.store.backend import Backend
+from fmscale.store.dataset import open_dataset
+from fmscale.store.open import open_store
+from fmscale.store.tokenizers import load_tokenizer
+
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainedModel:
+    """What a run has made so far."""
+
+    run: str
+    """The run."""
+    step: int
+    """Optimizer steps of the checkpoint."""
+    backend: Backend
+    """Its store."""
+    model: Decoder
+    """In eval mode, without gradients."""
+    tokenizer: Tokenizer
+    """What it was trained with."""
+    bos: int | None
+    """Token that begins a document, if the run's data has one."""
+    eos: int | None
+    """Token that ends a document, if the run's data has one."""
+    dataset: str
+    """The run's first dataset."""
+
+    def encode(self, text: str) -> list[int]:
+        """A prompt as tokens, begun as documents are."""
+        ids = self.tokenizer.encode_batch([text])[0].tolist()
+        return ids if self.bos is None else [self.bos, *ids]
+
+
+def open_trained(address: str, *, device: str = "cpu", precision: str | None = None) -> TrainedModel:
+    """The model at STORE_URL#RUN (its newest checkpoint) or STORE_URL#RUN@STEP, on `device`.
+
+    `precision` is "fp32" or "bf16"; None takes fp32 on a CPU and bf16 elsewhere. Tensors are read one by one.
+
+    Raises ConfigError for a run that is not there (with the nearest names), has no checkpoint yet, or whose
+    vocabulary is smaller than its tokenizer's; StoreError, CorruptData.
+    """
+    if precision not in (None, *TYPES):
+        raise ConfigError("No such precision", found=precision, remedy=f"Take {' or '.join(TYPES)}.")
+    url, run, which = parse_address(address)
+    backend = open_store(url, read_only=True)
+    checkpoint = _checkpoint(backend, run, which)
+    meta = checkpoint.meta
+    tokenizer = from_json(load_tokenizer(backend, meta["tokenizer"]), f"tokenizer {meta['tokenizer']}")
+    vocab_size = int(meta["vocab_size"])
+    if vocab_size < tokenizer.vocab_size:
+        raise ConfigError(
+            f"The vocabulary of run {run} is smaller than its tokenizer's",
+            found=f"{vocab_size}, the tokenizer has {tokenizer.vocab_size}",
+            remedy="Train with model.vocab_size null or as large as the tokenizer's.",
+        )
+    dtype = TYPES[precision or ("fp32" if device == "cpu" else "bf16")]
+    dataset = meta["config"]["data"]["sources"][0]["dataset"]
+    bos, eos = _framing(backend, dataset, tokenizer)
+    return TrainedModel(
+        run=run,
+        step=checkpoint.step,
+        backend=backend,
+        model=_model(checkpoint, model_config(meta["config"]["model"]), vocab_size, device, dtype),
+        tokenizer=tokenizer,
+        bos=bos,
+        eos=eos,
+        dataset=dataset,
+    )
+
+
+def model_config(tree: object) -> ModelConfig:
+    """A model section from plain values, as a checkpoint keeps it. Raises ConfigError."""
+    table = parse(as_yaml(tree), "model section of the checkpoint")
+    if not isinstance(table, Table):
+        raise ConfigError(
+            "The checkpoint has no model section", found=tree, remedy="Was it made by `fmscale train`?"
+        )
+    return load_section(ModelConfig, table)
+
+
+def _model(
+    checkpoint: Checkpoint, config: ModelConfig, vocab_size: int, device: str, dtype: torch.dtype
+) -> Decoder:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            model = build(config, vocab_size=vocab_size)
+    finally:
+        torch.set_default_dtype(before)
+    weights = (one for one in checkpoint.manifest.tensors if one.state == "weight")
+    load_weights(model, checkpoint.tensor, {one.name: one.shape for one in weights})
+    return model.eval().requires_grad_(False)
+
+
+def _checkpoint(backend: Backend, run: str, which: str) -> Checkpoint:
+    if list_checkpoints(backend, run):
+        return open_in(backend, run, which)
+    runs = [name.rstrip("/") for name in backend.list_names("runs")]
+    if run in runs:
+        raise ConfigError(
+            f"Run {run} has no checkpoint yet",
+            found=f"{backend.url}#{run}",
+            remedy="`fmscale train` saves one every checkpoint.every steps, at a stop and at the end.",
+        )
+    near = difflib.get_close_matches(run, runs, cutoff=0.5) or runs[:10]
+    raise ConfigError(
+        f"The store {backend.url} has no run of this name",
+        found=run,
+        remedy=f"Did you mean {' or '.join(near)}?"
+        if near
+        else "It has none yet: `fmscale train` makes one.",
+    )
+
+
+def _framing(backend: Backend, dataset: str, tokenizer: Tokenizer) -> tuple[int | None, int | None]:
+    """BOS and EOS as the run's data has them. A store that has the run and not its data gives no BOS, and the
+    tokenizer's EOS: the policy of an ingest that was told nothing.
+    """
+    try:
+        commits = open_dataset(backend, dataset).commits()
+    except DataError:
+        commits = []
+    for commit in reversed(commits):
+        if commit.tokenizer == tokenizer.digest:
+            return commit.bos, commit.eos
+    return None, tokenizer.eos_id
