@@ -12,7 +12,6 @@ import torch
 
 from fmscale.config import Batch, Config, as_tree, derive_batch
 from fmscale.config.model import flops_per_token
-from fmscale.data.batch import Batch as DataBatch
 from fmscale.data.delivery import DeliveryRecord
 from fmscale.data.loader import Loader
 from fmscale.errors import ConfigError
@@ -121,7 +120,15 @@ def _run(session: Session, batch: Batch, steps: int, stack: ExitStack, show: Sho
             world_size=world.world_size,
         )
 
-    saving = Saving(open_saver(session, epoch), engine, config.checkpoint, meta=meta, report=tell)
+    record = _delivery_record(session, epoch, loader, stack)
+    saving = Saving(
+        open_saver(session, epoch),
+        engine,
+        config.checkpoint,
+        meta=meta,
+        report=tell,
+        before=record.flush if record else lambda: None,
+    )
     stack.callback(saving.close, 0.0)
     loop = Loop(
         engine=engine,
@@ -133,7 +140,7 @@ def _run(session: Session, batch: Batch, steps: int, stack: ExitStack, show: Sho
         steps=steps,
         rate=lambda step: learning_rate(config.schedule, config.optimizer.lr, step, steps),
         evaluate=_evaluator(session, engine, batch.micro_batch, steps, tell),
-        delivered=_recorder(session, epoch, loader, stack),
+        delivered=record.add if record else lambda batch: None,
         log_every=config.train.log_every,
         nonfinite_limit=config.train.nonfinite_limit,
         sources=len(loader.plan.sources),
@@ -192,13 +199,13 @@ def _journal(session: Session, loader: Loader, vocab_size: int, stack: ExitStack
     )
 
 
-def _recorder(session: Session, epoch: int, loader: Loader, stack: ExitStack) -> Callable[[DataBatch], None]:
-    """Writes down what this rank's model receives, one file a rank and job."""
+def _delivery_record(session: Session, epoch: int, loader: Loader, stack: ExitStack) -> DeliveryRecord | None:
+    """Where this rank writes down what its model receives, one file a rank and job; None if it need not."""
     if not session.config.train.record_delivery:
-        return lambda batch: None
+        return None
     name = f"{epoch:06d}-rank{session.world.rank:05d}.arrow"
     record = DeliveryRecord(session.folder / "delivery" / name, loader.plan.sources[0].view.dtype)
-    return stack.enter_context(record).add
+    return stack.enter_context(record)
 
 
 def _evaluator(

@@ -48,13 +48,17 @@ class Saving:
         *,
         meta: Callable[[int, dict[str, Any]], RunMeta],
         report: Callable[..., None],
+        before: Callable[[], None] = lambda: None,
     ) -> None:
-        """`meta` makes the meta of (step, loader state); `report` takes an event of each finished save."""
+        """`meta` makes the meta of (step, loader state); `report` takes an event of each finished save;
+        `before` is called ahead of each: what a resume does not repeat must be on record by then.
+        """
         self._saver = saver
         self._engine = engine
         self._config = config
         self._meta = meta
         self._report = report
+        self._before = before
         self.last_saved = 0
         """Steps that had been taken when the state was last saved."""
         self.began_at = 0
@@ -92,6 +96,7 @@ class Saving:
         if step == self.last_saved:
             return
         began = time.perf_counter()
+        self._before()
         self._saver.save(
             step, self._engine.pieces(save=True), self._meta(step, loader_state).to_json(), wait=wait
         )
