@@ -25,7 +25,7 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 CredType=cred/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=8
 MpiDefault=none
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -51,7 +51,8 @@ JobAcctGatherType=jobacct_gather/none
 NodeName=n[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{ports}] CPUs=4 RealMemory=8000 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
 """
-"""One core more a node than the machine may have: `config_overrides` lets Slurm believe it."""
+"""A node has more cores than the machine may have: `config_overrides` lets Slurm believe it. A requeued job is held
+for as long as credentials live, which is 120 s by default."""
 
 START = """
 set -e
@@ -62,6 +63,8 @@ slurmctld
 for node in {names}; do slurmd -N "$node"; done
 exec sleep infinity
 """
+
+NAMESPACE = ("unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child")
 
 
 def missing() -> str:
@@ -102,8 +105,7 @@ class Slurm:
         self.environment = {"SLURM_CONF": str(config)}
         script = START.format(folder=self.folder, names=" ".join(names))
         self._process = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--mount-proc"]
-            + ["--kill-child", "sh", "-c", script],
+            ["setpriv", "--pdeathsig", "KILL", *NAMESPACE, "sh", "-c", script],
             env={**os.environ, **self.environment},
             stdout=(self.folder / "out").open("w"),
             stderr=subprocess.STDOUT,

@@ -1,7 +1,7 @@
 """Hosts that ssh reaches without a password: one real sshd on this machine, under several loopback addresses.
 
 Linux answers on all of 127/8, so 127.0.0.2 and 127.0.0.3 are two nodes to whoever logs in. Keys, configuration and
-known hosts are the test's own: `environment` puts an `ssh` in front that reads them.
+known hosts are the test's own: on `path` there is an `ssh` in front that reads them.
 """
 
 import os
@@ -59,7 +59,10 @@ class SshHosts:
 
     def __init__(self, count: int = 2) -> None:
         self.names = [f"127.0.0.{number + 2}" for number in range(count)]
-        self.environment: dict[str, str] = {}
+
+    def path(self, path: str) -> str:
+        """A PATH on which `ssh` is one that knows these hosts."""
+        return f"{self.folder}/bin{os.pathsep}{path}"
 
     def __enter__(self) -> "SshHosts":
         self.folder = Path(tempfile.mkdtemp(prefix="fmscale-ssh-"))
@@ -74,7 +77,6 @@ class SshHosts:
         ssh.parent.mkdir()
         ssh.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {self.folder}/ssh_config "$@"\n')
         ssh.chmod(0o755)
-        self.environment = {"PATH": f"{ssh.parent}{os.pathsep}{os.environ['PATH']}"}
         if os.geteuid() == 0:
             # where privileges are separated; the package makes it at boot
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
