@@ -26,13 +26,20 @@ def start(path: Path, ranks: int, *overrides: str) -> "subprocess.Popen[bytes]":
     if ranks > 1:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python"]
         command = [*launcher, f"--nproc-per-node={ranks}", *command]
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    with (path.parent / "output.log").open("ab") as log:
+        return subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+
+def finish(process: "subprocess.Popen[bytes]", path: Path) -> None:
+    """Wait for the end of a run that is left alone."""
+    status = process.wait(PATIENCE)
+    assert status == 0, (path.parent / "output.log").read_text()[-3000:]
 
 
 def reached(folder: Path) -> int:
@@ -65,9 +72,8 @@ def killed_until_complete(path: Path, folder: Path, ranks: int, kills: int, seed
         process = start(path, ranks, name)
         target = min(reached(folder) + rng.randint(1, 4), STEPS - 2)
         done += kill_after(process, folder, target, rng.uniform(0, 0.4))
-        assert number or done, "the first run was complete before it could be killed"
-    process = start(path, ranks, name)
-    assert process.wait(PATIENCE) == 0
+        assert number or done, (path.parent / "output.log").read_text()[-3000:]
+    finish(start(path, ranks, name), path)
     return done
 
 
@@ -82,6 +88,6 @@ def check_equal(whole: Path, killed: Path, kills: int) -> None:
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_kills_at_random_times(tmp_path: Path, ranks: int) -> None:
     path = write_config(tmp_path, make_corpus(tmp_path))
-    assert start(path, ranks, "train.run=whole").wait(PATIENCE) == 0
+    finish(start(path, ranks, "train.run=whole"), path)
     kills = killed_until_complete(path, tmp_path / "killed", ranks, 4, seed=ranks)
     check_equal(tmp_path / "whole", tmp_path / "killed", kills)
