@@ -6,7 +6,7 @@ figures without a GPU.
 
 from collections.abc import Sequence
 
-from fmscale.kernels.bench import main
+from fmscale.kernels.bench.command import main
 
 
 def run_command(options: Sequence[str]) -> int:

@@ -74,12 +74,12 @@ def measure(
         say(f"copy {limits.copy:.3f} TB/s, matmul {limits.matmul:.0f} TFLOP/s")
         runs = []
         for index, row in enumerate(resolve(rows)):
-            runs.append(_hold(workshop, index, row, repeats, budget))
+            runs.append(hold_in(workshop, index, row, repeats, budget))
             say(_line(runs[-1]))
     return limits, runs
 
 
-def _hold(workshop: Workshop, index: int, row: Row, repeats: int, budget: Budget) -> Run:
+def hold_in(workshop: Workshop, index: int, row: Row, repeats: int, budget: Budget) -> Run:
     """One row's run, without those that took the worker along."""
     fatal: dict[str, str] = {}
     while True:

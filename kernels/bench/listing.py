@@ -5,7 +5,8 @@ from fmscale.kernels.dispatch import TUNED, device_name, tables
 from fmscale.kernels.launch import TRITON_VERSION, triton_refusal
 
 OPS = (
-    "attention", "rms_norm", "rope", "swiglu", "linear_cross_entropy", "adamw_step", "split_byte_planes",
+    "attention", "attention_decode", "rms_norm", "rope", "swiglu", "linear_cross_entropy", "adamw_step",
+    "split_byte_planes",
 )  # fmt: skip
 
 

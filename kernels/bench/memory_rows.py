@@ -236,7 +236,7 @@ def _planes(sizes: Sizes) -> Row:
         )
 
     n = sizes.plane_elements
-    return Row(id="byte-plane split", variant="", unit="TB/s", flops=4 * n, bytes=8 * n, build=build)
+    return Row(id="byte-plane split", variant=f"n={n}", unit="TB/s", flops=4 * n, bytes=8 * n, build=build)
 
 
 def memory_rows(sizes: Sizes) -> list[Row]:

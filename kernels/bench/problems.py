@@ -9,6 +9,7 @@ import torch
 from fmscale.kernels import (
     adamw_step,
     attention,
+    attention_decode,
     linear_cross_entropy,
     rms_norm,
     rope,
@@ -19,7 +20,8 @@ from fmscale.kernels.adamw import adamw_step_eager
 from fmscale.kernels.adamw import configs as adamw_configs
 from fmscale.kernels.attention import case as attention_case
 from fmscale.kernels.attention_configs import configs as attention_configs
-from fmscale.kernels.bench.contest import Contestant, both_of, listed
+from fmscale.kernels.attention_decode import CONFIGS as DECODE_CONFIGS
+from fmscale.kernels.bench.contest import Contestant, both_of, forward_of, listed
 from fmscale.kernels.byte_planes import configs as plane_configs
 from fmscale.kernels.dispatch import Config, bucket
 from fmscale.kernels.linear_cross_entropy import configs as loss_configs
@@ -144,12 +146,34 @@ def _attention(E: int, *, documents: bool = False, window: int | None = None, si
         bucket=attention_case(
             BF16, E, documents=documents, causal=True, window=window is not None, softcap=False, sinks=sinks
         ),
-        kernels=attention_configs(BF16, E),
+        kernels=attention_configs(BF16, E, heavy=window is not None),
         make=_differentiated(
             shapes, with_backend("triton"), with_backend("eager"),
             {"sdpa": with_backend("sdpa")} if simple else {},
         ),
     )  # fmt: skip
+
+
+def _decode(E: int) -> Problem:
+    B, S, H, K = 8, 16384, 32, 8
+
+    def make(device: torch.device) -> Runs:
+        generator = torch.Generator(device).manual_seed(0)
+        shapes = [(B, 1, H, E), (B, S, K, E), (B, S, K, E)]
+        inputs = [torch.randn(s, device=device, generator=generator).to(BF16) for s in shapes]
+        lengths = torch.arange(1, B + 1, dtype=torch.int32, device=device) * (S // B)
+
+        def contestant(backend: str, of: list[Tensor]) -> Contestant:
+            return forward_of(lambda q, k, v: attention_decode(q, k, v, lengths, backend=backend), of)
+
+        return (
+            {backend: contestant(backend, inputs) for backend in ("triton", "eager")},
+            lambda: contestant("eager", [t.double() for t in inputs]).numbers(),
+        )
+
+    return Problem(
+        op="attention_decode", bucket=bucket(BF16, E=E), kernels={"span": DECODE_CONFIGS}, make=make
+    )
 
 
 def _adamw(dtype: torch.dtype) -> Problem:
@@ -201,6 +225,7 @@ def problems() -> list[Problem]:
         *(_attention(E, documents=documents) for E in (64, 128) for documents in (False, True)),
         *(_attention(64, window=window, sinks=True) for window in (None, 1024)),
         _attention(128, window=1024),
+        *(_decode(E) for E in (64, 128)),
         *(_norm(D) for D in (128, 1024, 2048, 4096, 8192)),
         *(_swiglu(F) for F in (4096, 8192, 16384)),
         *(_rope(E) for E in (64, 128)),

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import torch
 from fmscale.kernels.bench.contest import Contest, Contestant, Row
-from fmscale.kernels.bench.timing import DeviceBroken
 from torch import Tensor
 
 
@@ -39,11 +38,6 @@ def deadly() -> Tensor:
     os._exit(17)
 
 
-def breaking() -> Tensor:
-    """Takes the device along."""
-    raise DeviceBroken("RuntimeError: CUDA error: an illegal memory access was encountered")
-
-
 def hanging() -> Tensor:
     """Never returns."""
     threading.Event().wait()
@@ -53,7 +47,7 @@ def hanging() -> Tensor:
 def rows() -> list[Row]:
     """Every way to fail beside one that is right."""
     return [
-        _row("fails", 2.0, ours=right, wrong=off, deadly=deadly, breaking=breaking, eager=right),
+        _row("fails", 2.0, ours=right, wrong=off, deadly=deadly, eager=right),
         _row("cannot be built", 1.0),
         _row("fine", 1.0, ours=right),
     ]

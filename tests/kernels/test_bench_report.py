@@ -1,5 +1,6 @@
 """From runs to verdicts, files, tables and exit statuses; timings here are made up."""
 
+import ast
 import json
 import os
 import subprocess
@@ -9,11 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from fmscale.kernels import dispatch
 from fmscale.kernels.bench import command, report
 from fmscale.kernels.bench.ceilings import Ceilings
 from fmscale.kernels.bench.claims import TARGETS, Target, assemble, claim, judge, judge_aim
 from fmscale.kernels.bench.command import conclude, main
 from fmscale.kernels.bench.contest import Run, unmeasured
+from fmscale.kernels.bench.listing import OPS, listing
 from fmscale.kernels.bench.roofline import roofline
 from fmscale.kernels.bench.rows import all_rows
 from fmscale.kernels.bench.sizes import FULL
@@ -181,7 +184,7 @@ def test_the_table_shows_losing_rows_and_reasons() -> None:
 def test_listing(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--list"]) == 0
     out = capsys.readouterr().out
-    for op in ("attention", "rms_norm", "adamw_step"):
+    for op in OPS:
         assert f"  {op}: " in out
     assert f"Triton {TRITON_VERSION}" in out
 
@@ -193,3 +196,34 @@ def test_quick_run_on_a_device(tmp_path: Path) -> None:
     assert all(one["ours"] for one in outcome["claims"])
     assert (tmp_path / "kernels.quick_roofline.svg").exists()
     assert command.BUDGET[True] < 180
+
+
+def test_every_op_with_a_choice_is_listed() -> None:
+    calls = [
+        node
+        for path in (ROOT / "kernels").glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "choose"
+    ]
+    assert {call.args[0].value for call in calls if isinstance(call.args[0], ast.Constant)} == {*OPS}
+
+
+def test_the_listing_shows_what_was_measured_and_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_tables", "_entries"):
+        monkeypatch.setattr(dispatch, name, {})
+    gpu = dispatch.device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    entry = dispatch.Entry(
+        op="attention", bucket="bfloat16 E128 causal", backend="sdpa",
+        configs={"forward": {"BLOCK_M": 128}}, milliseconds={"sdpa": 1.5, "triton": 2.0},
+    )  # fmt: skip
+    bad = {
+        "op": "swiglu", "bucket": "bfloat16 F4096", "kernel": "forward", "config": {"BLOCK": 8},
+        "reason": "largest error 3", "triton": TRITON_VERSION, "ptxas": "12.8",
+    }  # fmt: skip
+    dispatch.use_table(dispatch.Table(gpu=gpu, triton=TRITON_VERSION, entries=(entry,), rejected=(bad,)))
+    dispatch.use_table(dispatch.Table(gpu="NVIDIA H200", triton="0.1"))
+    text = listing()
+    assert "attention, bfloat16 E128 causal: sdpa (sdpa 1.5 ms, triton 2 ms)" in text
+    assert "rejected: swiglu, bfloat16 F4096, forward {'BLOCK': 8}: largest error 3" in text
+    assert "ptxas 12.8" in text
+    assert "NVIDIA H200 with Triton 0.1" in text

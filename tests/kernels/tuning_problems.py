@@ -42,7 +42,7 @@ def _kernel(name: str, x: Tensor) -> Tensor:
     return x * 2
 
 
-def _make(names: tuple[str, ...]) -> Runs:
+def _make(names: tuple[str, ...], also_deadly: bool) -> Runs:
     x = torch.randn(256, 64, generator=torch.Generator().manual_seed(0))
 
     def kernel() -> list[Tensor]:
@@ -63,7 +63,7 @@ def _make(names: tuple[str, ...]) -> Runs:
         os._exit(18)
 
     backends = {"triton": kernel, "eager": eager, "sdpa": off}
-    if len(names) == 1:
+    if also_deadly:
         backends["deadly"] = deadly
     return (
         {name: Contestant(run=f, numbers=f) for name, f in backends.items()},
@@ -71,9 +71,11 @@ def _make(names: tuple[str, ...]) -> Runs:
     )
 
 
-def problem(bucket: str, **kernels: tuple[Config, ...]) -> Problem:
-    """An op of these kernels, each of which doubles."""
-    return Problem(op="twice", bucket=bucket, kernels=kernels, make=lambda _: _make(tuple(kernels)))
+def problem(bucket: str, *, also_deadly: bool = False, **kernels: tuple[Config, ...]) -> Problem:
+    """An op of these kernels, each of which doubles, perhaps with a backend that ends the process."""
+    return Problem(
+        op="twice", bucket=bucket, kernels=kernels, make=lambda _: _make(tuple(kernels), also_deadly)
+    )
 
 
 def _too_large(_: torch.device) -> Runs:
@@ -92,5 +94,5 @@ def problems() -> list[Problem]:
 
 
 def hanging() -> list[Problem]:
-    """The only configuration never returns."""
-    return [problem("hangs", forward=({"kind": HANGING},))]
+    """The only configuration never returns, and one of the other backends ends the process."""
+    return [problem("hangs", also_deadly=True, forward=({"kind": HANGING},))]
