@@ -16,7 +16,20 @@ from fmscale import __version__
 from fmscale.cli.output import example, print_error
 from fmscale.errors import FmscaleError
 
-VERBS = ("ingest", "dataset", "plan", "train", "compare", "doctor", "bench", "quickstart", "launch")
+VERBS = (
+    "ingest",
+    "dataset",
+    "plan",
+    "train",
+    "generate",
+    "evaluate",
+    "checkpoint",
+    "compare",
+    "doctor",
+    "bench",
+    "quickstart",
+    "launch",
+)
 
 USER_ERROR = 2
 """Exit status of an error that the user can act on; click uses the same for a wrong option."""

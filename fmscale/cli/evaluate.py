@@ -1,0 +1,147 @@
+"""`fmscale evaluate`: a run's model on held-out documents, in bits per byte, beside other compressors."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fmscale.cli.generate import Address, Device, Precision
+from fmscale.cli.output import JsonOption, example, print_json, progress, record, table
+from fmscale.errors import DataError
+
+if TYPE_CHECKING:
+    from fmscale.infer import Document
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command(
+        epilog=example(
+            "fmscale evaluate runs/store#run",
+            "fmscale evaluate runs/store#run@1000 --file README.md --per-document --json",
+        )
+    )(evaluate)
+
+
+def evaluate(
+    address: Address,
+    dataset: Annotated[
+        str | None, typer.Option(help="A dataset of the store; the run's first by default.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Its split.")] = "heldout",
+    documents: Annotated[
+        int | None, typer.Option(help="At most so many documents, the first ones stored.")
+    ] = None,
+    file: Annotated[
+        list[Path] | None, typer.Option(help="Text files instead of a dataset. Repeatable.")
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option(help="Tokens read at once; the model's longest by default.")
+    ] = None,
+    overlap: Annotated[
+        int | None, typer.Option(help="Tokens that windows of a longer document share; half by default.")
+    ] = None,
+    others: Annotated[
+        bool, typer.Option("--others/--no-others", help="Also gzip -9 and xz -9 of the same documents.")
+    ] = True,
+    per_document: Annotated[bool, typer.Option("--per-document", help="Also each document.")] = False,
+    device: Device = "auto",
+    precision: Precision = None,
+    json: JsonOption = False,
+) -> None:
+    """Evaluate a run's model: bits per byte, loss and perplexity of held-out documents.
+
+    All bits over all bytes, document by document. Every token counts once, also the end of a document; its first
+    token costs log2 of the vocabulary where the data has no BOS token. Other compressors get each document alone.
+    """
+    from fmscale.infer import evaluate as score
+    from fmscale.infer.heldout import files, stored_documents
+    from fmscale.infer.load import open_trained
+    from fmscale.runtime.device import pick_device
+    from fmscale.runtime.world import read_world
+
+    trained = open_trained(address, device=pick_device(read_world(), device), precision=precision)
+    chosen = dataset or trained.dataset
+    if file:
+        given = files(file, trained.tokenizer, bos=trained.bos, eos=trained.eos)
+    else:
+        given = stored_documents(
+            trained.backend,
+            chosen,
+            split,
+            trained.tokenizer,
+            bos=trained.bos,
+            eos=trained.eos,
+            limit=documents,
+        )
+    compressed = _Compressed(others)
+    with progress("evaluate", json=json, unit="bytes") as bar:
+        result = score(
+            trained.model, compressed.watch(given), window=window, overlap=overlap, progress=bar.advance
+        )
+    total = result.total
+    if not total.tokens:
+        raise DataError(
+            "There is nothing to evaluate",
+            found=f"{len(result.documents)} documents without a token",
+            remedy="`fmscale ingest --heldout 0.01` keeps documents back.",
+        )
+    summary: dict[str, Any] = {
+        "run": trained.run,
+        "step": trained.step,
+        "documents": len(result.documents),
+        "bytes": total.bytes,
+        "tokens": total.tokens,
+        "bits_per_byte": total.bits_per_byte,
+        **compressed.bits_per_byte(total.bytes),
+        "loss": total.loss,
+        "perplexity": total.perplexity,
+        "window": result.window,
+        "overlap": result.overlap,
+    }
+    rows = [
+        {
+            "document": one.name,
+            "bytes": one.bytes,
+            "tokens": one.tokens,
+            "bits_per_byte": one.bits_per_byte if one.bytes else None,
+            **sizes,
+        }
+        for one, sizes in zip(result.documents, compressed.each, strict=True)
+    ]
+    if json:
+        print_json({**summary, **({"per_document": rows} if per_document else {})})
+        return
+    record(summary, json)
+    if per_document:
+        table(rows, json, title="\ndocuments")
+
+
+class _Compressed:
+    """Sizes of documents in other compressors, taken as they pass by."""
+
+    def __init__(self, wanted: bool) -> None:
+        from fmscale.infer.compressors import COMPRESSORS
+
+        self._compressors = COMPRESSORS if wanted else {}
+        self.each: list[dict[str, float | None]] = []
+        self._bytes = dict.fromkeys(self._compressors, 0)
+
+    def watch(self, documents: "Iterable[Document]") -> "Iterator[Document]":
+        """The documents, unchanged."""
+        for document in documents:
+            sizes = {name: compress(document.text) for name, compress in self._compressors.items()}
+            self.each.append(self._rates(sizes, len(document.text)))
+            for name, bytes_ in sizes.items():
+                self._bytes[name] += bytes_
+            yield document
+
+    def bits_per_byte(self, size: int) -> dict[str, float | None]:
+        """All bits over all bytes."""
+        return self._rates(self._bytes, size)
+
+    def _rates(self, sizes: dict[str, int], size: int) -> dict[str, float | None]:
+        return {
+            f"{name}_bits_per_byte": 8 * bytes_ / size if size else None for name, bytes_ in sizes.items()
+        }

@@ -1,0 +1,151 @@
+"""`fmscale generate`: what a run's model says after prompts, as it says it."""
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fmscale.cli.output import JsonOption, example, print_json
+from fmscale.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fmscale.infer.load import TrainedModel
+
+Address = Annotated[
+    str,
+    typer.Argument(
+        metavar="STORE#RUN[@STEP]", help="A store, a run in it, and a step; the newest checkpoint by default."
+    ),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda; auto takes a GPU where there is one.")]
+Precision = Annotated[str | None, typer.Option(help="fp32 or bf16; fp32 on a CPU, bf16 on a GPU by default.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command(
+        epilog=example(
+            'fmscale generate runs/store#run "def main(" --max-tokens 64',
+            "fmscale generate runs/store#run@1000 --file prompt.txt --temperature 0 --json",
+        )
+    )(generate)
+
+
+def generate(
+    address: Address,
+    prompts: Annotated[
+        list[str] | None, typer.Argument(metavar="[PROMPT]...", help="Texts to go on from.")
+    ] = None,
+    file: Annotated[
+        list[str] | None,
+        typer.Option(help="A file whose text is a prompt; - for standard input. Repeatable."),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(help="New tokens after each prompt.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(help="Only the k likeliest tokens.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Only the likeliest tokens that reach this probability.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the draws; the same seed says the same again.")] = 0,
+    samples: Annotated[int, typer.Option(help="Completions of each prompt.")] = 1,
+    device: Device = "auto",
+    precision: Precision = None,
+    json: JsonOption = False,
+) -> None:
+    """Go on from prompts with a run's model.
+
+    Text is printed as it comes; of several prompts, which grow together, one after another. Generation ends at
+    the model's end-of-document token or after --max-tokens.
+    """
+    texts = [text for text in _texts(prompts or [], file or []) for _ in range(samples)]
+    if not texts:
+        raise ConfigError(
+            "There is no prompt",
+            found=f"{samples} samples of {len(prompts or []) + len(file or [])} texts",
+            remedy="Give a text, --file PATH, or --file - for standard input.",
+        )
+    from fmscale.infer import Sampling
+    from fmscale.infer import generate as grow
+    from fmscale.infer.load import open_trained
+    from fmscale.runtime.device import pick_device
+    from fmscale.runtime.world import read_world
+
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    trained = open_trained(address, device=pick_device(read_world(), device), precision=precision)
+    printer = _Printer(trained, texts, show=not json)
+    began = time.monotonic()
+    found = grow(
+        trained.model,
+        printer.ids,
+        max_tokens=max_tokens,
+        sampling=sampling,
+        eos=trained.eos,
+        on_token=printer.add,
+    )
+    seconds = time.monotonic() - began
+    tokens = sum(len(one.tokens) for one in found)
+    if json:
+        completions = [
+            {"prompt": text, "completion": said, "tokens": len(one.tokens), "stop": one.stop}
+            for text, said, one in zip(texts, printer.said, found, strict=True)
+        ]
+        print_json({"run": trained.run, "step": trained.step, "seconds": seconds, "completions": completions})
+    else:
+        told = f"run {trained.run}, step {trained.step}: {tokens} tokens in {seconds:.1f} s"
+        typer.echo(f"{told}, {tokens / seconds:,.0f} tokens/s", err=True)
+
+
+class _Printer:
+    """Shows one completion after another, each from its first token on while others grow behind it."""
+
+    def __init__(self, trained: "TrainedModel", texts: list[str], *, show: bool) -> None:
+        from fmscale.infer import TextStream
+
+        self.ids = [trained.encode(text) for text in texts]
+        self.said = [""] * len(texts)
+        self._texts = texts
+        self._streams = [TextStream(trained.tokenizer.decode, ids) for ids in self.ids]
+        self._ended: set[int] = set()
+        self._current = -1
+        self._show = show
+
+    def add(self, number: int, token: int | None) -> None:
+        """A token of a completion, or its end."""
+        if self._current < 0:
+            self._next()
+        piece = self._streams[number].end() if token is None else self._streams[number].add(token)
+        self.said[number] += piece
+        if number == self._current:
+            self._write(piece)
+        if token is None:
+            self._ended.add(number)
+        while self._current in self._ended:
+            self._write("\n")
+            self._next()
+
+    def _next(self) -> None:
+        self._current += 1
+        if self._current < len(self._texts):
+            count = len(self._texts)
+            self._write(f"--- {self._current + 1} of {count} ---\n" if count > 1 else "")
+            self._write(self._texts[self._current] + self.said[self._current])
+
+    def _write(self, text: str) -> None:
+        if self._show and text:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+
+def _texts(prompts: list[str], files: list[str]) -> list[str]:
+    """Prompts of the command line and of files."""
+    texts = list(prompts)
+    for name in files:
+        try:
+            texts.append(sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                "A prompt cannot be read as UTF-8 text", found=f"{name}: {error}", remedy="Name a text file."
+            ) from error
+    return texts
