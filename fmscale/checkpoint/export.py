@@ -45,13 +45,15 @@ def export(
     format: Literal["hf", "safetensors", "dcp"],
     names: Mapping[str, str] | None = None,
     config: Mapping[str, Any] | None = None,
+    tokenizer: bytes | None = None,
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
     progress: Progress = lambda _: None,
 ) -> list[Path]:
     """Write the checkpoint into a new or empty folder; the files written.
 
-    `hf`: weights under the names that `names` maps them to, `config` as config.json, files of at most
+    `hf`: weights under the names that `names` maps them to, `config` as config.json and `tokenizer` as
+    tokenizer.json where given, files of at most
     `shard_bytes` with model.safetensors.index.json. `safetensors`: every state of every tensor, named
     STATE/NAME, in one file. `dcp`: torch.distributed.checkpoint, model.NAME and optim.state.NAME.STATE.
     `dtype` converts floating weights. Raises ConfigError for a folder in use, a type or a name that cannot be,
@@ -79,6 +81,9 @@ def export(
     written = _write_sharded(checkpoint, folder, tensors, shard_bytes, progress)
     if config is not None:
         written.append(_write_json(folder / "config.json", config))
+    if tokenizer is not None:
+        written.append(folder / "tokenizer.json")
+        written[-1].write_bytes(tokenizer)
     return written
 
 

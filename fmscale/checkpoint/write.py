@@ -36,7 +36,7 @@ class Image:
     """The bytes of a file: spans of one memory that follow one another in the file."""
 
     def __init__(self, memory: memoryview, spans: Iterable[tuple[int, int]]) -> None:
-        """`spans` are (offset, bytes); those that lie side by side become one."""
+        """`spans` are (offset, bytes); those that lie side by side become one. The memory begins at a page."""
         self._memory = memory
         self._spans: list[tuple[int, int]] = []
         for offset, size in spans:

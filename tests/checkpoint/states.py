@@ -62,7 +62,7 @@ def cut(tensors: Tensors, ranks: int, seed: int | None = 0) -> list[list[tuple[t
             owners = list(range(ranks))
         else:
             pieces = chance.randint(1, ranks + 2)
-            ends = sorted(chance.randint(0, size) for _ in range(pieces - 1)) + [size]
+            ends = [*sorted(chance.randint(0, size) for _ in range(pieces - 1)), size]
             owners = [chance.randrange(ranks) for _ in range(pieces)]
         start = 0
         for owner, end in zip(owners, ends, strict=True):

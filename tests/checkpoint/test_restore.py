@@ -45,7 +45,7 @@ def test_four_ranks_to_two_to_three_to_one(tmp_path: Path, in_thread: None) -> N
         with Fleet(url, ranks=ranks, seed=ranks) as fleet:
             store = torch.distributed.HashStore()
 
-            def one(rank: int, fleet=fleet, ranks=ranks, store=store) -> None:
+            def one(rank: int, fleet=fleet, ranks=ranks, store=store, step=step) -> None:
                 waits = HostWaits(store, World(rank=rank, world_size=ranks))
                 assert restore(open_store(url), RUN, fleet.pieces[rank], waits=waits).step == step
 

@@ -1,0 +1,220 @@
+"""`fmscale checkpoint`: what a run has saved, whether it is whole, and other people's formats of it."""
+
+import json as jsonlib
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fmscale.cli.output import JsonOption, example, human_bytes, print_json, progress, record, table
+from fmscale.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fmscale.checkpoint.catalog import Found
+    from fmscale.checkpoint.open import Checkpoint
+
+DAMAGED = 1
+"""Exit status of `verify` when it found problems."""
+
+Address = Annotated[
+    str,
+    typer.Argument(
+        metavar="STORE#RUN[@STEP]", help="A store, a run in it, and a step; the newest by default."
+    ),
+]
+
+
+def register(parent: typer.Typer) -> None:
+    """Add the group to the command line."""
+    group = typer.Typer(
+        name="checkpoint", no_args_is_help=True, help="Look at checkpoints, check and export them."
+    )
+    group.command("list", epilog=example("fmscale checkpoint list runs/store"))(list_)
+    group.command(epilog=example("fmscale checkpoint show runs/store#run@1000"))(show)
+    group.command(epilog=example("fmscale checkpoint verify runs/store#run"))(verify)
+    group.command(epilog=example("fmscale checkpoint export runs/store#run --to exported --format hf"))(
+        export
+    )
+    parent.add_typer(group)
+
+
+def list_(
+    store: Annotated[str, typer.Argument(metavar="STORE[#RUN]", help="A store, and one run of it.")],
+    json: JsonOption = False,
+) -> None:
+    """List the checkpoints of a run, or of all runs of a store."""
+    from fmscale.checkpoint.catalog import list_checkpoints
+    from fmscale.store.open import open_store
+
+    url, _, run = store.partition("#")
+    backend = open_store(url, read_only=True)
+    runs = [run] if run else backend.list_names("runs")
+    rows = [{"run": name, **_row(found, json)} for name in runs for found in list_checkpoints(backend, name)]
+    if not rows and not json:
+        typer.echo(f"{backend.url} has no checkpoints" + (f" of run {run}." if run else "."))
+        return
+    table(rows, json)
+
+
+def show(address: Address, json: JsonOption = False) -> None:
+    """Show a checkpoint's tensors and what was saved with them."""
+    opened = _open(address)
+    tensors = _tensors(opened, json)
+    if json:
+        print_json({**_row(opened.found, json), "meta": opened.meta, "tensors": tensors})
+        return
+    record({**_row(opened.found, json), "meta": ", ".join(opened.meta)}, json)
+    table(tensors, json, title="\ntensors")
+
+
+def verify(
+    address: Address,
+    mark: Annotated[
+        bool, typer.Option(help="Record that it is whole: retention then never deletes the last such one.")
+    ] = True,
+    json: JsonOption = False,
+) -> None:
+    """Read every byte of a checkpoint, check it, and name what is damaged, truncated or missing.
+
+    The exit status is 0 if all is well and 1 if there are problems.
+    """
+    from fmscale.checkpoint.catalog import newest, parse_address
+    from fmscale.checkpoint.names import run_log
+    from fmscale.checkpoint.retention import mark_verified
+    from fmscale.checkpoint.verify import size_of, verify
+    from fmscale.store.open import open_store
+
+    url, run, which = parse_address(address)
+    backend = open_store(url, read_only=not mark)
+    found = newest(backend, run, which)
+    with progress(f"verify step {found.step}", size_of(backend, found), json=json, unit="bytes") as bar:
+        problems, checked = verify(backend, found, bar.advance)
+    if mark and checked and not problems and not found.verified:
+        mark_verified(run_log(backend, run), found.entry)
+    rows = [{"object": one.key, "chunk": one.chunk, "problem": one.what} for one in problems]
+    if json:
+        print_json({"step": found.step, "entry": found.entry, "checked": checked, "problems": rows})
+    elif problems:
+        table(rows, json)
+    else:
+        how = "every byte is as it was saved" if checked else "all there, but it was saved without checksums"
+        typer.echo(f"Step {found.step} of run {run}: {how}.")
+    if problems:
+        raise typer.Exit(DAMAGED)
+
+
+def export(
+    address: Address,
+    to: Annotated[Path, typer.Option("--to", help="A new folder.")],
+    format: Annotated[str, typer.Option("--format", help="hf, safetensors (all states) or dcp.")] = "hf",
+    dtype: Annotated[
+        str | None,
+        typer.Option("--dtype", help="Type of the weights, bfloat16 for instance; as saved by default."),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Write a checkpoint for others: Hugging Face, plain safetensors, or torch.distributed.checkpoint."""
+    from fmscale.checkpoint.export import export
+
+    if format not in ("hf", "safetensors", "dcp"):
+        raise ConfigError("no such format", found=format, remedy="Use hf, safetensors or dcp.")
+    opened = _open(address)
+    wanted = [one for one in opened.manifest.tensors if format != "hf" or one.state == "weight"]
+    theirs = _theirs(opened, address) if format == "hf" else _Theirs()
+    with progress("export", sum(one.nbytes for one in wanted), json=json, unit="bytes") as bar:
+        paths = export(
+            opened,
+            to,
+            format=format,  # type: ignore[arg-type]
+            names=theirs.names,
+            config=theirs.config,
+            tokenizer=theirs.tokenizer,
+            dtype=dtype,
+            progress=bar.advance,
+        )
+    table([{"file": str(path), "bytes": _size(path.stat().st_size, json)} for path in paths], json)
+
+
+def _open(address: str) -> "Checkpoint":
+    from fmscale.checkpoint.open import open
+
+    return open(address)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Theirs:
+    """What Hugging Face's libraries need beside the weights."""
+
+    names: dict[str, str] | None = None
+    config: dict[str, Any] | None = None
+    tokenizer: bytes | None = None
+
+
+def _theirs(opened: "Checkpoint", address: str) -> _Theirs:
+    """From the run's config and tokenizer, which the trainer saved with the checkpoint. Raises ConfigError."""
+    from fmscale.config.load import load_section
+    from fmscale.config.model import ModelConfig
+    from fmscale.config.tree import Table, parse
+    from fmscale.data.tokenizer import from_json
+    from fmscale.models.hf import hf_config, hf_names
+    from fmscale.store.tokenizers import load_tokenizer
+
+    try:
+        section, vocab_size = opened.meta["config"]["model"], opened.meta["vocab_size"]
+        digest = opened.meta["tokenizer"]
+    except KeyError as error:
+        raise ConfigError(
+            "the checkpoint does not say which model it is of",
+            found=f"meta without {error}",
+            remedy="Export it as safetensors or dcp.",
+        ) from error
+    tree = parse(jsonlib.dumps(section), address)
+    assert isinstance(tree, Table)
+    model = load_section(ModelConfig, tree)
+    data = load_tokenizer(opened.backend, digest)
+    tokenizer = from_json(data)
+    return _Theirs(
+        names=hf_names(model),
+        config=hf_config(model, vocab_size, bos=tokenizer.bos_id, eos=tokenizer.eos_id),
+        # The byte tokenizer is not one of theirs.
+        tokenizer=data if "model" in jsonlib.loads(data) else None,
+    )
+
+
+def _row(found: "Found", json: bool) -> dict[str, Any]:
+    """A checkpoint as a line of a table, or as JSON."""
+    when = found.time if json else datetime.fromtimestamp(found.time, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    return {
+        "step": found.step,
+        "entry": found.entry,
+        "time": when,
+        "ranks": found.world_size,
+        "written": _size(found.bytes, json),
+        "referenced": _size(found.referenced, json),
+        "verified": found.verified,
+    }
+
+
+def _tensors(opened: "Checkpoint", json: bool) -> list[dict[str, Any]]:
+    """One line a logical tensor, with its states."""
+    lines = []
+    for name in opened.names:
+        states = opened.states(name)
+        sizes = [opened.info(name, state) for state in states]
+        lines.append(
+            {
+                "name": name,
+                "shape": list(sizes[0].shape) if json else " x ".join(map(str, sizes[0].shape)) or "1",
+                "states": states
+                if json
+                else ", ".join(f"{s} {i.dtype}" for s, i in zip(states, sizes, strict=True)),
+                "bytes": _size(sum(one.nbytes for one in sizes), json),
+            }
+        )
+    return lines
+
+
+def _size(size: int, json: bool) -> int | str:
+    return size if json else human_bytes(size)

@@ -1,0 +1,73 @@
+"""Trainers to be killed, as functions for a process. Ranks are threads, each with a persist process."""
+
+import os
+import signal
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from fmscale.checkpoint.restore import restore
+from fmscale.config.checkpoint import CheckpointConfig
+from fmscale.runtime.waits import HostWaits
+from fmscale.runtime.world import World
+from fmscale.store.open import open_store
+from tests.checkpoint.states import RUN, Fleet, Tensors, in_ranks, wrong
+
+STATE: Tensors = {
+    **{(f"layers.{i}", "weight"): ("float32", (256, 1024)) for i in range(4)},
+    **{(f"frozen.{i}", "weight"): ("float32", (256, 1024)) for i in range(2)},
+}
+"""6 MiB, a third of which never changes: 12 ms to write, so that kills fall into every phase."""
+
+
+def frozen(name: str) -> bool:
+    return name.startswith("frozen")
+
+
+def train(pipe: Connection, url: str, ranks: int) -> None:
+    """Go on from the newest checkpoint, or begin, and save every step until killed. Says what it is told:
+    {"pids": [...]}, {"restored": step}, {"acknowledged": step}.
+    """
+    torch.set_num_threads(1)
+    config = CheckpointConfig(keep_last=2, grace_seconds=0.0, complete_every=5)
+    fleet = Fleet(url, tensors=STATE, ranks=ranks, seed=None, config=config)
+    pipe.send({"pids": [saver._writer.pid for saver in fleet.savers]})
+    store = torch.distributed.HashStore()
+
+    def one(rank: int) -> Any:
+        waits = HostWaits(store, World(rank=rank, world_size=ranks))
+        return restore(open_store(url), RUN, fleet.pieces[rank], waits=waits)
+
+    restored = in_ranks(one, ranks)[0]
+    step = restored.step if restored else 0
+    if restored:
+        bad = [name for mine in fleet.pieces for name in wrong_at(mine, step)]
+        assert not bad, f"step {step} is mixed: {bad}"
+        assert not restored.passed_over, restored.passed_over
+        pipe.send({"restored": step})
+    while True:
+        step += 1
+        fleet.save(step, changed=lambda piece: not frozen(piece.name))
+        for report in fleet.savers[0].poll():
+            if report.state == "acknowledged":
+                pipe.send({"acknowledged": report.step})
+
+
+def drain_and_die(pipe: Connection, url: str) -> None:
+    """Be killed right after the persist process was asked to drain."""
+    fleet = Fleet(url, ranks=1)
+    fleet.saved(1)
+    fleet.save(2)
+    fleet.savers[0]._handing.join()
+    fleet.savers[0]._writer.drain()
+    pipe.send({"pids": [fleet.savers[0]._writer.pid]})
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wrong_at(pieces: list[Any], step: int) -> list[str]:
+    """Pieces that are not of that step; frozen ones stay as they were made."""
+    live = [piece for piece in pieces if not frozen(piece.name)]
+    return wrong(live, step) + [
+        piece.name for piece in pieces if frozen(piece.name) and bool(piece.tensor.any())
+    ]
