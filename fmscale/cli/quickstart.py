@@ -1,0 +1,66 @@
+"""`fmscale quickstart`: the whole road in minutes, with a report to look at."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fmscale.cli.output import JsonOption, example, print_json
+
+NOT_MET = 1
+"""Exit status of --check when something that must come out did not, and always for a wrong order."""
+
+
+FOLDER = Path("runs/quickstart")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command(
+        epilog=example(
+            "fmscale quickstart",
+            "fmscale quickstart --corpus ~/texts --folder runs/texts --steps 600",
+        )
+    )(quickstart)
+
+
+def quickstart(
+    folder: Annotated[Path, typer.Option(help="Where everything goes; its name is the run's.")] = FOLDER,
+    corpus: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Files or folders of text to train on; may be repeated. Default: Python's standard library."
+        ),
+    ] = None,
+    store: Annotated[str | None, typer.Option(help="Where the store is. Default: FOLDER/store.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps. Default: the config's.")] = None,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Do not use GPUs.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Exit with 1 if a number did not come out.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Ingest real text, train on it, move the run to other ranks half-way, generate, and report.
+
+    Two ranks at ZeRO stage 2 are stopped by a signal; one rank at stage 3 goes on (with GPUs: one rank each, then
+    half of them). Writes report.json and report.html. Run again it goes on where it was, or shows the report again.
+    """
+    from fmscale.cli.quickstart_screen import make_screen, show_report
+    from fmscale.quickstart.acts import run_quickstart
+    from fmscale.quickstart.results import claims
+    from fmscale.quickstart.settings import choose, count_gpus
+
+    settings = choose(
+        folder=folder,
+        store=store,
+        corpus=tuple(corpus or ()),
+        steps=steps,
+        gpus=0 if cpu else count_gpus(),
+    )
+    with make_screen(silent=json) as screen:
+        report = run_quickstart(settings, screen)
+    if json:
+        print_json(report)
+    else:
+        show_report(report, settings.folder)
+    wrong = [claim for claim in claims(report) if not claim.ok]
+    if report["order_hash_planned"] != report["order_hash_delivered"] or (check and wrong):
+        raise typer.Exit(NOT_MET)

@@ -1,0 +1,193 @@
+"""What a quickstart looks like on the terminal: bars while it runs, and a last screen worth reading."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import typer
+from rich.columns import Columns
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from fmscale.quickstart.acts import ACTS, Screen
+from fmscale.quickstart.results import Report, claims
+
+TITLES = {
+    "ingest": "1 ingest",
+    "train": "2 train, 3 move half-way",
+    "evaluate": "4 held-out bits",
+    "generate": "4 generate",
+    "report": "5 report",
+}
+SPARKS = "▁▂▃▄▅▆▇█"
+LINES_SECONDS = 15.0
+"""Pause between two lines about an act where there is no terminal to move a bar on."""
+
+
+@contextmanager
+def make_screen(*, silent: bool) -> Iterator[Screen]:
+    """Bars on a terminal, lines elsewhere, nothing if `silent`; on standard error."""
+    console = Console(stderr=True, quiet=silent, soft_wrap=not sys.stderr.isatty())
+    if silent or not console.is_terminal:
+        yield Lines(console)
+        return
+    columns = (
+        TextColumn("{task.description}", style="bold"),
+        BarColumn(bar_width=28),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}", style="dim"),
+    )
+    with Progress(*columns, console=console) as progress:
+        yield Bars(progress)
+
+
+class Bars:
+    """A bar for each act."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {
+            act: progress.add_task(TITLES[act], total=None, start=False, note="") for act in ACTS
+        }
+
+    def begin(self, act: str) -> None:
+        """Start its clock."""
+        self._progress.start_task(self._tasks[act])
+
+    def advance(self, act: str, done: float, total: float, note: str = "") -> None:
+        """Move its bar."""
+        self._progress.update(self._tasks[act], completed=done, total=total or None, note=escape(note))
+
+    def end(self, act: str, note: str) -> None:
+        """Fill its bar and stop its clock."""
+        self._progress.update(self._tasks[act], completed=1, total=1, note=escape(note))
+        self._progress.stop_task(self._tasks[act])
+
+    def tell(self, words: str) -> None:
+        """A line above the bars."""
+        self._progress.console.print(f"  [cyan]•[/] {escape(words)}", highlight=False)
+
+
+class Lines:
+    """Lines, for logs."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._last = monotonic()
+        self._began = monotonic()
+
+    def begin(self, act: str) -> None:
+        """Say so."""
+        self._print(f"{TITLES[act]} …")
+
+    def advance(self, act: str, done: float, total: float, note: str = "") -> None:
+        """Say so now and then."""
+        if monotonic() - self._last > LINES_SECONDS:
+            share = f"{done / total:.0%} " if total else ""
+            self._print(f"  {share}{note}")
+
+    def end(self, act: str, note: str) -> None:
+        """Say what came of it."""
+        self._print(f"  {note}")
+
+    def tell(self, words: str) -> None:
+        """Say it."""
+        self._print(f"  {words}")
+
+    def _print(self, words: str) -> None:
+        self._last = monotonic()
+        self._console.print(f"[{monotonic() - self._began:5.0f} s] {words}", highlight=False, markup=False)
+
+
+def show_report(report: Report, folder: Path) -> None:
+    """The last screen, on standard output."""
+    console = Console()
+    width = min(console.width, 110)
+    parts: list[RenderableType] = [_verdicts(report), Text(), _curve(report, folder, width - 6), Text()]
+    parts += [_columns(report), Text(), *(_completion(one) for one in report["completions"])]
+    title = f"[bold]fmscale quickstart[/] in {report['wall_seconds']:.0f} s"
+    console.print(Panel(Group(*parts), title=title, width=width, padding=(1, 2)))
+    shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    console.print(
+        f"  Look at [bold]{shown}/report.html[/]; all numbers are in {shown}/report.json.", highlight=False
+    )
+    console.print("  Next, by hand:", style="dim")
+    for command in (
+        f"fmscale generate {report['store']}#{report['run']} --prompt 'def '",
+        f"fmscale checkpoint list {report['store']}#{report['run']}",
+        "fmscale plan run/quickstart --world 8",
+    ):
+        typer.echo(f"    {command}")
+
+
+def _verdicts(report: Report) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    for claim in claims(report):
+        sign = "[green]✓[/]" if claim.ok else "[bold red]✗[/]"
+        grid.add_row(sign, escape(claim.what), f"[bold]{escape(claim.value)}[/]")
+    return grid
+
+
+def _curve(report: Report, folder: Path, width: int) -> Text:
+    """The loss as a line of blocks, with the place of the move marked."""
+    from fmscale.train.compare import read_history
+
+    steps = read_history(folder).steps
+    losses = [float(steps[step]["loss"]) for step in sorted(steps)]
+    room = max(10, min(width - 24, len(losses)))
+    means = [_mean(losses[i * len(losses) // room : (i + 1) * len(losses) // room]) for i in range(room)]
+    low, high = min(means), max(means)
+    span = (high - low) or 1.0
+    text = Text(f"loss {losses[0]:.2f} ")
+    moved = {min(room - 1, at * room // len(losses)) for at in report["resumed_at"]}
+    for i, mean in enumerate(means):
+        spark = SPARKS[round((mean - low) / span * (len(SPARKS) - 1))]
+        text.append("┊" if i in moved else spark, style="bold yellow" if i in moved else "cyan")
+    text.append(f" {losses[-1]:.2f}")
+    return text
+
+
+def _columns(report: Report) -> Columns:
+    bits: dict[str, Any] = {
+        "this model": f"[bold cyan]{report['heldout_bits_per_byte']:.3f}[/]",
+        "xz -9": f"{report['xz_bits_per_byte']:.3f}",
+        "gzip -9": f"{report['gzip_bits_per_byte']:.3f}",
+    }
+    ranks = " → ".join(map(str, report["world_sizes"]))
+    stages = " → ".join(map(str, report["zero_stages"]))
+    run: dict[str, Any] = {
+        "parameters": f"{report['parameters']:,}",
+        "tokens": f"{report['tokens']:,} in {report['steps']} steps",
+        "speed": f"{report['tokens_per_second']:,.0f} tokens/s",
+        "ranks, ZeRO stage": f"{ranks}, {stages}",
+        "checkpoints": f"{len(report['checkpoints'])}, {report['checkpoints'][-1]['bytes'] / 1e6:.1f} MB each",
+    }
+    return Columns(
+        [_small("held-out bits per byte", bits), _small("the run", run)], padding=(0, 6), expand=False
+    )
+
+
+def _small(title: str, values: dict[str, Any]) -> Table:
+    grid = Table(title=title, title_justify="left", box=None, show_header=False, pad_edge=False)
+    for name, value in values.items():
+        grid.add_row(name, str(value))
+    return grid
+
+
+def _completion(one: dict[str, Any]) -> Group:
+    """The end of the prompt, dim, and what the model made of it."""
+    text = Text("\n".join(one["prompt"].splitlines()[-3:]) + "\n", style="dim")
+    text.append("\n".join(one["text"].splitlines()[:6]), style="cyan")
+    return Group(Text(one["name"], style="bold"), text, Text())
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

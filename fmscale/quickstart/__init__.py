@@ -1,0 +1,1 @@
+"""The whole road in minutes: ingest, train, move, generate, report. What `fmscale quickstart` runs."""

@@ -1,0 +1,145 @@
+"""The five acts in order. Each can be repeated without harm, so that a quickstart that was stopped goes on."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from fmscale.config.model import num_parameters
+from fmscale.data.ingest import ingest
+from fmscale.errors import DataError
+from fmscale.infer import Document
+from fmscale.infer.load import TrainedModel, open_trained
+from fmscale.quickstart.corpus import standard_library
+from fmscale.quickstart.heldout import best_device, complete, heldout, measure
+from fmscale.quickstart.page import render
+from fmscale.quickstart.results import Report, build_report, write_report
+from fmscale.quickstart.settings import DATASET, HELDOUT, Settings
+from fmscale.quickstart.state import State
+from fmscale.quickstart.training import train
+from fmscale.store.open import open_store
+from fmscale.train.compare import read_history
+from fmscale.train.preflight import preflight
+
+ACTS = ("ingest", "train", "evaluate", "generate", "report")
+
+
+class Screen(Protocol):
+    """Shows how far things are."""
+
+    def begin(self, act: str) -> None:
+        """An act begins."""
+        ...
+
+    def advance(self, act: str, done: float, total: float, note: str = "") -> None:
+        """How far it is."""
+        ...
+
+    def end(self, act: str, note: str) -> None:
+        """What came of it."""
+        ...
+
+    def tell(self, words: str) -> None:
+        """Something happened."""
+        ...
+
+
+def run_quickstart(settings: Settings, screen: Screen) -> Report:
+    """Ingest, train with a move half-way, evaluate, generate, report; the report.
+
+    Raises FmscaleError with the remedy; run it again to go on.
+    """
+    state = State(settings)
+    corpus = _ingest(settings, state, screen)
+    steps = _train(settings, state, screen)
+    trained = open_trained(f"{settings.store}#{settings.run}", device=best_device())
+    documents = heldout(trained)
+    if not documents:
+        raise DataError(
+            "no document was held out, so there is nothing to measure on",
+            found=f"{corpus['documents']} documents, of which {HELDOUT:.0%} are held out",
+            remedy="Give a corpus of some hundred files, and another --folder.",
+        )
+    report = _measured(settings, state, screen, trained, documents)
+    return _reported(settings, state, screen, {**report, "steps": steps, "corpus": corpus})
+
+
+def _ingest(settings: Settings, state: State, screen: Screen) -> dict[str, Any]:
+    """Ingest the corpus; what it is."""
+    screen.begin("ingest")
+    with state.timed("ingest"):
+        result = ingest(
+            settings.corpus or standard_library(),
+            store=settings.store,
+            dataset=DATASET,
+            tokenizer="bpe:8192",
+            heldout=HELDOUT,
+            progress=lambda phase, done, total: screen.advance("ingest", done, total, phase),
+        )
+    screen.end("ingest", f"{result.documents:,} documents, {result.tokens:,} tokens")
+    library = f"the standard library of Python {sys.version.split()[0]}"
+    return {
+        "what": ", ".join(settings.corpus) or library,
+        "bytes": result.text_bytes,
+        "documents": result.documents,
+        "tokens": result.tokens,
+        "splits": result.splits,
+    }
+
+
+def _train(settings: Settings, state: State, screen: Screen) -> int:
+    """Train in two jobs; the steps of the run. Raises what would fail in either before anything is started."""
+    screen.begin("train")
+    with state.timed("train"):
+        checked = [preflight(settings.load(half), half.world) for half in settings.halves]
+        for problem in (problem for one in checked for problem in one.problems):
+            raise problem
+        steps = checked[0].forecast.steps
+        assert steps is not None, "a config that does not say how long it is has a problem"
+
+        def watch(record: dict[str, Any]) -> None:
+            note = f"loss {record['loss']:.3f}, {record['tokens_per_second']:,.0f} tokens/s"
+            screen.advance("train", record["step"], steps, note)
+
+        train(settings, steps, watch, screen.tell)
+    screen.end("train", f"{steps} steps")
+    return steps
+
+
+def _measured(
+    settings: Settings, state: State, screen: Screen, trained: TrainedModel, documents: Sequence[Document]
+) -> dict[str, Any]:
+    """Held-out bits and completions."""
+    config = settings.load()
+    total, seen = sum(len(one.text) for one in documents), 0
+
+    def progress(size: int) -> None:
+        nonlocal seen
+        seen += size
+        screen.advance("evaluate", seen, total)
+
+    screen.begin("evaluate")
+    with state.timed("evaluate"):
+        bits = measure(trained, documents, window=config.data.sequence_length, progress=progress)
+    screen.end("evaluate", f"{len(bits)} held-out documents, {total:,} bytes")
+    screen.begin("generate")
+    with state.timed("generate"):
+        completions = complete(trained, documents)
+    screen.end("generate", f"{len(completions)} completions")
+    parameters = num_parameters(config.model, trained.model.vocab_size)
+    return {"documents": bits, "completions": completions, "parameters": parameters}
+
+
+def _reported(settings: Settings, state: State, screen: Screen, found: dict[str, Any]) -> Report:
+    """report.json and report.html."""
+    screen.begin("report")
+    with state.timed("report"):
+        history = read_history(settings.folder)
+        backend = open_store(settings.store, read_only=True)
+        report = build_report(settings.load(), backend, history, **found)
+    report |= {"acts": state.acts, "wall_seconds": sum(state.acts.values())}
+    write_report(settings.folder, report)
+    page = render(report, [history.steps[step] for step in sorted(history.steps)])
+    path = settings.folder / "report.html"
+    path.write_text(page, encoding="utf-8")
+    screen.end("report", str(path))
+    return report

@@ -1,0 +1,112 @@
+"""What the model makes of documents that training never saw: their size in bits, and how it goes on with them."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from fmscale.infer import Document, Sampling, evaluate, generate
+from fmscale.infer.compressors import gzip_bytes, xz_bytes
+from fmscale.infer.heldout import stored_documents
+from fmscale.infer.load import TrainedModel
+
+SPLIT = "heldout"
+PROMPTS = 3
+PROMPT_CHARACTERS = 240
+NEW_TOKENS = 80
+SAMPLING = Sampling(temperature=0.7, top_p=0.9, seed=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bits:
+    """A document's size in bits, by three ways of storing it."""
+
+    name: str
+    """The document."""
+    bytes: int
+    """Its text in UTF-8."""
+    model: float
+    """Sum of -log2 p over its tokens, the first and the one that ends it included."""
+    gzip: int
+    """The document alone, by gzip -9."""
+    xz: int
+    """The document alone, by xz -9."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continued:
+    """What the model went on with."""
+
+    name: str
+    """The document that the prompt is from."""
+    prompt: str
+    """What the model was given."""
+    text: str
+    """What it made of it."""
+
+
+def heldout(trained: TrainedModel) -> list[Document]:
+    """The held-out documents of the model's dataset that have a text, by name."""
+    documents = stored_documents(
+        trained.backend, trained.dataset, SPLIT, trained.tokenizer, bos=trained.bos, eos=trained.eos
+    )
+    return sorted((one for one in documents if one.text), key=lambda one: one.name)
+
+
+def measure(
+    trained: TrainedModel, documents: Sequence[Document], *, window: int, progress: Callable[[int], None]
+) -> list[Bits]:
+    """Each document's bits. `window`: tokens read at once, as in training; half of them are context."""
+    scores = evaluate(trained.model, documents, window=window, progress=progress).documents
+    return [
+        Bits(
+            name=document.name,
+            bytes=score.bytes,
+            model=score.nats / math.log(2),
+            gzip=8 * gzip_bytes(document.text),
+            xz=8 * xz_bytes(document.text),
+        )
+        for document, score in zip(documents, scores, strict=True)
+    ]
+
+
+def complete(trained: TrainedModel, documents: Sequence[Document]) -> list[Continued]:
+    """Completions of three prompts."""
+    chosen = list(prompts(documents, trained.model.config.max_seq_len - NEW_TOKENS, trained.encode))
+    made = generate(
+        trained.model,
+        [trained.encode(prompt) for _, prompt in chosen],
+        max_tokens=NEW_TOKENS,
+        sampling=SAMPLING,
+        eos=trained.eos,
+    )
+    return [
+        Continued(name=name, prompt=prompt, text=trained.tokenizer.decode(one.tokens))
+        for (name, prompt), one in zip(chosen, made, strict=True)
+    ]
+
+
+def prompts(
+    documents: Sequence[Document], room: int, encode: Callable[[str], Sequence[int]]
+) -> Iterator[tuple[str, str]]:
+    """(name, prompt) of documents spread over the list: some lines from each one's middle, `room` tokens at most."""
+    chosen = [one for one in documents if len(one.text) > 2 * PROMPT_CHARACTERS] or list(documents)
+    count = min(PROMPTS, len(chosen))
+    for i in range(count):
+        document = chosen[(2 * i + 1) * len(chosen) // (2 * count)]
+        text = document.text.decode()
+        middle = text.find("\n", len(text) // 2) + 1
+        begin = text.rfind("\n\n", 0, middle) + 1
+        prompt = text[begin : begin + PROMPT_CHARACTERS].lstrip("\n")
+        # Whole lines, if there is one: what follows then begins where a line does.
+        head, line_end, _ = prompt.rpartition("\n")
+        prompt = (head + line_end) or prompt or text[:PROMPT_CHARACTERS]
+        while len(encode(prompt)) > room:
+            prompt = prompt[: len(prompt) // 2]
+        yield document.name, prompt
+
+
+def best_device() -> str:
+    """Where to use the model."""
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,202 @@
+"""What a quickstart came to, from what it left behind: metrics, delivery records, checkpoints, held-out bits."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from fmscale.checkpoint.catalog import list_checkpoints, load_manifest
+from fmscale.config import Config, derive_batch
+from fmscale.data.delivery import order_hash
+from fmscale.data.order_log import OrderLog
+from fmscale.data.planned import Planned
+from fmscale.errors import DataError
+from fmscale.quickstart.heldout import Bits, Continued
+from fmscale.runtime.sinks import read_jsonl
+from fmscale.store.backend import Backend
+from fmscale.store.log import RUN_KINDS, Log
+from fmscale.train.compare import History
+
+FORMAT_VERSION = 1
+STALL_LIMIT = 0.02
+BLOCKING_LIMIT = 0.3
+
+Report = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """Something that must come out."""
+
+    what: str
+    """In words."""
+    value: str
+    """What was measured."""
+    ok: bool
+    """Whether it came out."""
+
+
+def build_report(
+    config: Config,
+    backend: Backend,
+    history: History,
+    *,
+    steps: int,
+    documents: Sequence[Bits],
+    completions: Sequence[Continued],
+    parameters: int,
+    corpus: dict[str, Any],
+) -> Report:
+    """Everything that report.json has, but the time that it took. Raises DataError without delivery records."""
+    run = config.train.run
+    records = [history.steps[step] for step in sorted(history.steps)]
+    seconds = sum(record["seconds"] for record in records)
+    checkpoints = _checkpoints(backend, run, history.folder)
+    planned, delivered = _order_hashes(config, backend, history, steps)
+    total = sum(one.bytes for one in documents)
+    return {
+        "format_version": FORMAT_VERSION,
+        "run": run,
+        "store": backend.url,
+        "steps": len(records),
+        "parameters": parameters,
+        "loss_first": records[0]["loss"],
+        "loss_last": records[-1]["loss"],
+        "heldout_bits_per_byte": sum(one.model for one in documents) / total,
+        "gzip_bits_per_byte": sum(one.gzip for one in documents) / total,
+        "xz_bits_per_byte": sum(one.xz for one in documents) / total,
+        "heldout_documents": len(documents),
+        "heldout_bytes": total,
+        "tokens": sum(record["tokens"] for record in records),
+        "tokens_per_second": sum(record["tokens"] for record in records) / seconds,
+        "data_stall_fraction": sum(record["data_stall"] for record in records) / seconds,
+        "ckpt_blocking_seconds_max": max(record["ckpt_blocking"] for record in records),
+        "order_hash_planned": planned,
+        "order_hash_delivered": delivered,
+        "world_sizes": _changes([one["world_size"] for one in checkpoints]),
+        "zero_stages": _changes([one["zero_stage"] for one in checkpoints]),
+        "resumed_at": [a["step"] for a, b in pairwise(checkpoints) if a["epoch"] != b["epoch"]],
+        "checkpoints": checkpoints,
+        "corpus": corpus,
+        "documents": [asdict(one) for one in documents],
+        "completions": [asdict(one) for one in completions],
+        "machine": machine(),
+        "versions": versions(),
+    }
+
+
+def claims(report: Report) -> list[Claim]:
+    """What must come out, and whether it did."""
+    model, gzip = report["heldout_bits_per_byte"], report["gzip_bits_per_byte"]
+    same = report["order_hash_planned"] == report["order_hash_delivered"]
+    blocking = report["ckpt_blocking_seconds_max"]
+    return [
+        Claim(
+            what="held-out text takes fewer bits than gzip -9 needs",
+            value=f"{model:.3f} against {gzip:.3f} bits per byte",
+            ok=model < gzip,
+        ),
+        Claim(
+            what="what the model received is what was planned, byte for byte",
+            value=report["order_hash_delivered"][:16] + (" = " if same else " is not ")
+            + report["order_hash_planned"][:16],
+            ok=same,
+        ),
+        Claim(
+            what=f"training waits for data less than {STALL_LIMIT:.0%} of its time",
+            value=f"{report['data_stall_fraction']:.3%}",
+            ok=report["data_stall_fraction"] < STALL_LIMIT,
+        ),
+        Claim(
+            what=f"no checkpoint stops training for {BLOCKING_LIMIT} s",
+            value=f"{blocking * 1e3:.0f} ms at most",
+            ok=blocking < BLOCKING_LIMIT,
+        ),
+    ]  # fmt: skip
+
+
+def write_report(folder: Path, report: Report) -> Path:
+    """Write report.json; its path."""
+    path = folder / "report.json"
+    path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+def machine() -> dict[str, Any]:
+    """Where the numbers come from."""
+    return {
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "gpus": _gpus(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of what computes."""
+    names = ("fmscale", "torch", "deepspeed", "numpy", "pyarrow", "tokenizers")
+    return {"python": sys.version.split()[0], **{name: importlib.metadata.version(name) for name in names}}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
+def _gpus() -> list[str]:
+    import torch
+
+    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+
+
+def _checkpoints(backend: Backend, run: str, folder: Path) -> list[dict[str, Any]]:
+    """The run's checkpoints as its log has them, with what the ranks measured of each."""
+    measured = {
+        record["step"]: record
+        for record in read_jsonl(folder / "metrics.jsonl")
+        if record.get("event") == "checkpoint" and record.get("state") == "acknowledged"
+    }
+    out = []
+    for found in list_checkpoints(backend, run):
+        meta = load_manifest(backend, found).meta
+        seen = measured.get(found.step, {})
+        out.append(
+            {
+                "step": found.step,
+                "epoch": found.epoch,
+                "world_size": found.world_size,
+                "zero_stage": meta["config"]["train"]["zero_stage"],
+                "bytes": found.bytes,
+                "blocking_seconds": seen.get("blocking_seconds"),
+                "durable_seconds": seen.get("durable_seconds"),
+            }
+        )
+    return out
+
+
+def _order_hashes(config: Config, backend: Backend, history: History, steps: int) -> tuple[str, str]:
+    """(planned, delivered): of what should have been delivered, read from the store alone, and of what was."""
+    batch = derive_batch(config.batch, 1).global_batch
+    plan = OrderLog(Log(backend, f"runs/{config.train.run}", RUN_KINDS)).plan
+    planned = order_hash(Planned(backend, plan).table(0, steps * batch))
+    if history.delivered is None:
+        raise DataError(
+            "the run has no delivery records, so what its model received is not known",
+            found=str(history.folder / "delivery"),
+            remedy="Train with train.record_delivery: true.",
+        )
+    return planned, order_hash(history.delivered)
+
+
+def _changes(values: Sequence[Any]) -> list[Any]:
+    """The values without repeats of the one before: [2, 2, 1, 1] -> [2, 1]."""
+    return [value for i, value in enumerate(values) if i == 0 or value != values[i - 1]]

@@ -1,0 +1,103 @@
+"""What a quickstart is told, and where its things lie."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fmscale.config import Config, load_config
+from fmscale.errors import ConfigError
+
+DATASET = "corpus"
+HELDOUT = 0.03
+"""Share of the documents that training never sees: about 20 files of the standard library."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Half:
+    """One of the two jobs that share the training."""
+
+    world: int
+    """Ranks."""
+    stage: int
+    """ZeRO stage."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What was asked for."""
+
+    folder: Path
+    """Where everything goes; its name is the run's."""
+    store: str
+    """URL of the store."""
+    corpus: tuple[str, ...]
+    """Files and folders to train on; empty takes the standard library."""
+    steps: int | None
+    """Optimizer steps; None takes the config's."""
+    config: str
+    """The config that is trained, such as run/quickstart."""
+    halves: tuple[Half, Half]
+    """Before and after the stop."""
+
+    @property
+    def run(self) -> str:
+        """Name of the run."""
+        return self.folder.name
+
+    @property
+    def log(self) -> Path:
+        """What launcher and ranks print."""
+        return self.folder / "train.log"
+
+    def overrides(self, half: Half | None = None) -> list[str]:
+        """The config's keys that are set here, as for `fmscale train`."""
+        values = [
+            f"store.url={self.store}",
+            f"train.folder={self.folder.parent}",
+            f"train.run={self.run}",
+            f"data.sources.0.dataset={DATASET}",
+        ]
+        if self.steps is not None:
+            values.append(f"train.steps={self.steps}")
+        if half is not None:
+            values.append(f"train.zero_stage={half.stage}")
+            # One rank alone on a CPU takes a second core, which then nobody else uses.
+            values += ["train.threads=2", "launch.environment.OMP_WAIT_POLICY=PASSIVE"] * (half.world == 1)
+        return values
+
+    def load(self, half: Half | None = None) -> Config:
+        """The config as the ranks get it."""
+        return load_config(self.config, self.overrides(half))
+
+
+def choose(
+    *, folder: Path, store: str | None, corpus: tuple[str, ...], steps: int | None, gpus: int
+) -> Settings:
+    """The settings on a machine with this many GPUs.
+
+    On a CPU two ranks at stage 2, then one at stage 3. With GPUs one rank each, then half of them; a single GPU is
+    one rank both times. Raises ConfigError for a folder that cannot name a run, or too few steps to be stopped
+    half-way.
+    """
+    folder = folder.absolute()
+    if steps is not None and steps < 8:
+        raise ConfigError(
+            "a quickstart of so few steps cannot be stopped half-way",
+            found=steps,
+            remedy="Give --steps 8 or more.",
+        )
+    world = gpus or 2
+    return Settings(
+        folder=folder,
+        store=store or str(folder / "store"),
+        corpus=corpus,
+        steps=steps,
+        config="run/quickstart-gpu" if gpus else "run/quickstart",
+        halves=(Half(world=world, stage=2), Half(world=max(1, world // 2), stage=3)),
+    )
+
+
+def count_gpus() -> int:
+    """GPUs of this machine that torch can use."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0

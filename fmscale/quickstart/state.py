@@ -1,0 +1,71 @@
+"""What a quickstart remembers between tries: its corpus, and the time that each act has taken."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fmscale.errors import ConfigError, FormatError
+from fmscale.quickstart.settings import Settings
+
+FORMAT_VERSION = 1
+
+
+class State:
+    """Kept in FOLDER/quickstart.json."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises ConfigError for a folder that has a quickstart of something else."""
+        self._path = settings.folder / "quickstart.json"
+        self._told = {
+            "corpus": sorted(str(Path(one).absolute()) if Path(one).exists() else one for one in settings.corpus),
+            "store": settings.store,
+            "config": settings.config,
+        }  # fmt: skip
+        before = self._read()
+        self.acts: dict[str, float] = before.get("acts", {})
+        """Seconds of each act, over all tries."""
+        for name, value in self._told.items():
+            if before and before[name] != value:
+                raise ConfigError(
+                    f"{settings.folder} has a quickstart with another {name}",
+                    found=f"{before[name] or 'the standard library'}, now {value or 'the standard library'}",
+                    remedy="Give another --folder for this one.",
+                )
+        self._write()
+
+    @contextmanager
+    def timed(self, act: str) -> Iterator[None]:
+        """Add the block's time to the act's, also if it fails."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.acts[act] = self.acts.get(act, 0.0) + time.monotonic() - began
+            self._write()
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            state: dict[str, Any] = json.loads(self._path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise FormatError(
+                f"{self._path} is damaged", found=str(error), remedy="Delete this file; the rest is in the store."
+            ) from error  # fmt: skip
+        if state.get("format_version") != FORMAT_VERSION:
+            raise FormatError(
+                f"{self._path} was written by another fmscale",
+                found=state.get("format_version"),
+                remedy="Give another --folder.",
+            )
+        return state
+
+    def _write(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self._path.with_suffix(".json.new")
+        state = {"format_version": FORMAT_VERSION, **self._told, "acts": self.acts}
+        beside.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+        beside.replace(self._path)

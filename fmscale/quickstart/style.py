@@ -1,0 +1,54 @@
+"""The look of report.html."""
+
+STYLE = """
+:root { color-scheme: light dark; --page: #f7f7f5; --card: #ffffff; --ink: #1c1e21; --soft: #62676f;
+  --rule: #e3e3df; --blue: #2563c9; --orange: #c2620c; --grey: #8b9099; --good: #1a7f4b; --bad: #b3261e; }
+@media (prefers-color-scheme: dark) { :root { --page: #14161a; --card: #1d2026; --ink: #e8e9ec;
+  --soft: #a0a6b0; --rule: #31353d; --blue: #74a7ff; --orange: #f0a35e; --grey: #8b919c; --good: #5fd39a;
+  --bad: #ff8a80; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--ink);
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+main { max-width: 1120px; margin: 0 auto; padding: 40px 24px 64px; }
+h1 { font-size: 30px; line-height: 1.2; margin: 4px 0 12px; letter-spacing: -0.01em; text-wrap: balance; }
+h2 { font-size: 18px; margin: 0 0 10px; }
+section { margin-top: 40px; }
+.eyebrow { margin: 0; color: var(--blue); font-weight: 600; }
+.lead { font-size: 17px; color: var(--soft); max-width: 68ch; margin: 0; }
+.note { color: var(--soft); margin: 0 0 12px; max-width: 80ch; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(160px, 1fr)); gap: 12px; }
+.tile, figure { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; margin: 0; }
+.tile { padding: 14px 16px; }
+.tile .label { font-size: 13px; font-weight: 600; }
+.tile .value { font-size: 26px; font-variant-numeric: tabular-nums; letter-spacing: -0.01em; }
+.tile:first-child .value { color: var(--blue); }
+.tile .note { font-size: 12px; margin: 0; line-height: 1.35; }
+.claims { list-style: none; margin: 0; padding: 0; background: var(--card); border: 1px solid var(--rule);
+  border-radius: 10px; }
+.claims li { display: grid; grid-template-columns: 24px 1fr auto; gap: 8px; padding: 10px 16px; }
+.claims li + li { border-top: 1px solid var(--rule); }
+.claims .value { color: var(--soft); font-variant-numeric: tabular-nums; text-align: right; }
+.ok .sign { color: var(--good); } .failed .sign { color: var(--bad); } .failed .value { color: var(--bad); }
+.charts, .texts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 460px), 1fr)); gap: 16px; }
+figure { padding: 14px 16px 8px; min-width: 0; }
+figcaption { font-size: 14px; margin-bottom: 6px; } figcaption span { color: var(--soft); }
+.chart { width: 100%; height: auto; display: block; }
+.grid { stroke: var(--rule); } .tick { fill: var(--soft); font-size: 11px; }
+.name { fill: var(--ink); font-size: 12px; }
+.line { fill: none; stroke: var(--blue); stroke-width: 1.6; stroke-linejoin: round; }
+line.stem { stroke: var(--blue); stroke-width: 2; } circle.stem { fill: var(--blue); }
+line.mark { stroke: var(--orange); stroke-width: 1.5; stroke-dasharray: 4 3; }
+text.mark { fill: var(--orange); font-size: 12px; font-weight: 600; }
+.span { stroke: var(--rule); stroke-width: 2; }
+.dot.fmscale { fill: var(--blue); background: var(--blue); }
+.dot.gzip { fill: var(--orange); background: var(--orange); }
+.dot.xz { fill: var(--grey); background: var(--grey); }
+.legend { display: flex; gap: 18px; font-size: 13px; margin-bottom: 8px; }
+.legend i { display: inline-block; width: 9px; height: 9px; border-radius: 50%; margin-right: 6px; }
+pre { margin: 0 0 6px; font: 12.5px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; white-space: pre-wrap;
+  overflow-wrap: anywhere; }
+.prompt { color: var(--soft); } .made { color: var(--ink); font-weight: 600; }
+.facts { border-collapse: collapse; width: 100%; font-size: 13.5px; }
+.facts th { text-align: left; font-weight: 600; vertical-align: top; padding: 5px 18px 5px 0; white-space: nowrap; }
+.facts td { padding: 5px 0; overflow-wrap: anywhere; color: var(--soft); }
+"""

@@ -1,0 +1,141 @@
+"""The training act: two jobs through `fmscale launch`, the first told to stop half-way by a signal.
+
+Where the run stands is what its store says, so that a quickstart that was killed anywhere goes on.
+"""
+
+import ctypes
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fmscale.checkpoint.catalog import list_checkpoints
+from fmscale.errors import ConfigError, FmscaleError
+from fmscale.quickstart.settings import Half, Settings
+from fmscale.runtime.failure import clear_failure, describe_failure, first_failure
+from fmscale.runtime.sinks import read_jsonl
+from fmscale.store.open import open_store
+
+LOOK_SECONDS = 0.2
+PR_SET_PDEATHSIG = 1
+STOP_SECONDS = 120.0
+"""Longest wait for ranks that were asked to save and end."""
+LAST_LINES = 15
+
+Watch = Callable[[dict[str, Any]], None]
+"""Gets the newest record of a step."""
+
+
+class TrainingFailed(FmscaleError):
+    """A job of the quickstart ended before it should have."""
+
+
+def saved_step(settings: Settings) -> int:
+    """The newest step that the store has a checkpoint of; 0 before the first."""
+    found = list_checkpoints(open_store(settings.store, read_only=True), settings.run)
+    return max((one.step for one in found), default=0)
+
+
+def train(settings: Settings, steps: int, watch: Watch, tell: Callable[[str], None]) -> None:
+    """Train to the end, with the change of ranks and stage half-way. Does nothing for a complete run.
+
+    Raises TrainingFailed with what the first rank said.
+    """
+    middle = steps // 2
+    first, second = settings.halves
+    if saved_step(settings) < middle:
+        tell(f"training with {_ranks(first)}, ZeRO stage {first.stage}")
+        _run_job(settings, first, watch, stop_at=middle)
+        tell(f"SIGUSR1 at step {middle}: saved step {saved_step(settings)} and ended")
+    if (step := saved_step(settings)) < steps:
+        tell(f"going on from step {step} with {_ranks(second)}, ZeRO stage {second.stage}, in new processes")
+        _run_job(settings, second, watch)
+    if (step := saved_step(settings)) < steps:
+        raise TrainingFailed(
+            "the training was stopped before its end",
+            found=f"step {step} of {steps}",
+            remedy="Run the same command again: it goes on from there.",
+        )
+
+
+def _run_job(settings: Settings, half: Half, watch: Watch, *, stop_at: int | None = None) -> None:
+    """Run one job to its end, or to the stop. Raises TrainingFailed if it fails."""
+    clear_failure(settings.folder)
+    settings.folder.mkdir(parents=True, exist_ok=True)
+    with settings.log.open("ab") as log, _job(_command(settings, half), log.fileno()) as process:
+        asked = False
+        while process.poll() is None:
+            time.sleep(LOOK_SECONDS)
+            record = _newest(settings.folder / "metrics.jsonl")
+            if record:
+                watch(record)
+            if stop_at is not None and record and record["step"] >= stop_at and not asked:
+                process.send_signal(signal.SIGUSR1)
+                asked = True
+    if process.returncode:
+        report = first_failure(settings.folder)
+        raise TrainingFailed(
+            "training ended with an error",
+            found=describe_failure(report) if report else _tail(settings.log),
+            remedy=f"All that was printed is in {settings.log}. Run the same command again to go on.",
+        )
+
+
+def _command(settings: Settings, half: Half) -> list[str]:
+    """`fmscale launch`, as a user would type it."""
+    beside = Path(sys.executable).with_name("fmscale")
+    program = str(beside) if beside.is_file() else shutil.which("fmscale")
+    if program is None:
+        raise ConfigError(
+            "the command fmscale is neither beside this Python nor on the PATH",
+            remedy="Install fmscale into the environment that starts it: pip install fmscale.",
+        )
+    words = [program, "launch", settings.config, *settings.overrides(half)]
+    return [*words, "--with", "torchrun", "--nodes", "1", "--procs-per-node", str(half.world)]
+
+
+@contextmanager
+def _job(command: list[str], log: int) -> Iterator["subprocess.Popen[bytes]"]:
+    """A running job; one that still runs at the end of the block (Ctrl-C) is asked to save and end."""
+    library = ctypes.CDLL(None)
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        # If this process is killed, the ranks are asked to save and end.
+        preexec_fn=lambda: library.prctl(PR_SET_PDEATHSIG, signal.SIGTERM),
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGUSR1)
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _newest(path: Path) -> dict[str, Any] | None:
+    """The last record of a step so far."""
+    if not path.is_file():
+        return None
+    steps = [record for record in read_jsonl(path) if "event" not in record]
+    return steps[-1] if steps else None
+
+
+def _tail(log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines()
+    return "\n".join(lines[-LAST_LINES:])
+
+
+def _ranks(half: Half) -> str:
+    return f"{half.world} rank{'s' * (half.world > 1)}"
