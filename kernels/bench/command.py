@@ -27,7 +27,7 @@ from fmscale.kernels.dispatch import TUNED, write_table
 from fmscale.kernels.launch import HAVE_TRITON, INTERPRETED
 
 RESULTS = report.CHECKOUT / "benchmarks" / "results"
-BUDGET = {False: (440.0, 475.0), True: (145.0, 175.0)}
+BUDGET = {False: (430.0, 460.0), True: (140.0, 165.0)}
 """Seconds after which nothing new begins and after which what runs is ended: full and quick."""
 
 
