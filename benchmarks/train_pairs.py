@@ -1,0 +1,132 @@
+"""The pairs of T1 and T2, in one process: python -m benchmarks.train_pairs FOLDER PAIRS STEPS."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fmscale.config import Config, derive_batch, load_config
+from fmscale.data.batch import Batch
+from fmscale.data.ingest import ingest
+from fmscale.objectives.rows import Rows
+from fmscale.runtime.failure import Whereabouts
+from fmscale.runtime.world import read_world
+from fmscale.train.assemble import assemble
+from fmscale.train.engine import Engine
+from fmscale.train.loop import Loop, dry_run, run_loop
+from fmscale.train.rows import to_rows
+from fmscale.train.session import meet
+
+CONFIG = """
+store: {{url: {store}}}
+data: {{sequence_length: 256, memory_bytes: 67108864, sources: [{{dataset: code}}]}}
+model: {{num_layers: 4, dim: 256, num_heads: 4, num_kv_heads: 2, max_seq_len: 256, vocab_size: 4096}}
+batch: {{global_batch: 16, micro_batch: 8}}
+train: {{run: bench, folder: {folder}, steps: 1000000, zero_stage: 2, log_every: 10}}
+schedule: {{kind: constant}}
+checkpoint: {{every: null}}
+"""
+"""4.2 M parameters, as the quickstart's."""
+
+
+class NoSaves:
+    """Saves nothing: checkpoints have a benchmark of their own."""
+
+    blocking_seconds = 0.0
+    clock_due = False
+
+    def step_done(self, step: int, loader_state: dict[str, Any], *, due: bool, last: bool) -> None:
+        """Not even at the end of a segment."""
+
+    def fence(self) -> None:
+        """Nothing is being copied."""
+
+
+class Again:
+    """One step's batches again and again, as a loader delivers them."""
+
+    stall_seconds = 0.0
+
+    def __init__(self, batches: list[Batch]) -> None:
+        self._stream = self._forever(batches)
+
+    def state_dict(self) -> dict[str, Any]:
+        """There is none."""
+        return {}
+
+    def __next__(self) -> Batch:
+        return next(self._stream)
+
+    def _forever(self, batches: list[Batch]) -> Iterator[Batch]:
+        while True:
+            yield from batches
+
+
+def bare_loop(engine: Engine, rows: list[Rows], tokens: float, steps: int) -> None:
+    """What a person would write around the engine."""
+    for _ in range(steps):
+        for i, one in enumerate(rows):
+            loss = engine.forward(one)
+            engine.backward(loss.sum / tokens, last=i == len(rows) - 1)
+        engine.step(1e-4)
+
+
+def pairs(
+    ours: Callable[[], None], other: Callable[[], None], tokens: int, count: int
+) -> list[dict[str, float]]:
+    """`count` pairs of neighbouring segments; which goes first alternates."""
+    ours()
+    other()
+    found = []
+    for number in range(count):
+        sides = {"ours": ours, "other": other}
+        rates = {}
+        for name in ("ours", "other") if number % 2 else ("other", "ours"):
+            began = time.perf_counter()
+            sides[name]()
+            rates[name] = tokens / (time.perf_counter() - began)
+        found.append(rates)
+    return found
+
+
+def main(folder: Path, count: int, steps: int) -> dict[str, Any]:
+    """Ingest the standard library's source, build a run, measure."""
+    store = str(folder / "store")
+    corpus = Path(json.__file__).parent.parent
+    ingest([str(p) for p in sorted(corpus.glob("*.py"))], store=store, dataset="code", tokenizer="bpe:4096")
+    (folder / "run.yaml").write_text(CONFIG.format(store=store, folder=folder))
+    config: Config = load_config(folder / "run.yaml")
+    world = read_world()
+    batch = derive_batch(config.batch, world.dp_size)
+    with ExitStack() as stack:
+        session = meet(config, world, Whereabouts(), stack)
+        made = assemble(session, batch, 10**6, stack, lambda r: None, lambda r: None)
+        loop: Loop = replace(made.loop, saving=NoSaves())  # type: ignore[arg-type]
+        dry_run(loop, batch.micro_batch, config.data.sequence_length)
+        step = 0
+
+        def train(chosen: Loop) -> None:
+            nonlocal step
+            run_loop(replace(chosen, steps=step + steps), step)
+            step += steps
+
+        train(loop)
+        ready = [next(loop.loader) for _ in range(batch.accumulation)]
+        rows = [to_rows(one, session.device) for one in ready]
+        valid = sum(float(one.weights_BT.sum()) for one in rows)
+        again: Loop = replace(loop, loader=Again(ready))  # type: ignore[arg-type]
+        tokens = steps * batch.global_batch * config.data.sequence_length
+        return {
+            "overhead": pairs(
+                lambda: train(loop), lambda: bare_loop(loop.engine, rows, valid, steps), tokens, count
+            ),
+            "feed": pairs(lambda: train(loop), lambda: train(again), tokens, count),
+        }
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))
