@@ -13,14 +13,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PEER_PYTHON = ROOT / ".venv-bench" / "bin" / "python"
-"""Environment of the peers (`make bench-env`); their pins conflict with ours and with each other's newest."""
+"""Environment of the peers (`make bench-env`), whose pins conflict with ours; ours runs in it too."""
 
 
 @dataclass(kw_only=True)
@@ -120,14 +119,9 @@ def machine() -> dict[str, Any]:
 
 
 def versions(packages: list[str]) -> dict[str, str]:
-    """Installed versions, for those that are."""
-    found = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    """Installed versions, for those that are, in the environment that the feeds run in."""
+    found = run_json([peer_python(), "-m", "benchmarks.versions", *packages], timeout=60)
+    return {name: str(version) for name, version in found.items()}
 
 
 def write_results(

@@ -13,11 +13,11 @@ from benchmarks.harness import ROOT, Claim, run_json
 RECORD_BYTES = 16
 
 
-def plan_claims(work: Path) -> list[Claim]:
+def plan_claims(*, repeats: int) -> list[Claim]:
     """W3.plan and W10.index."""
     program = [sys.executable, "-m", "benchmarks.peers.planning"]
     found = {
-        rows: [run_json([*program, "plan", str(rows)], timeout=60) for _ in range(3)]
+        rows: [run_json([*program, "plan", str(rows)], timeout=60) for _ in range(repeats)]
         for rows in (10**6, 10**9)
     }
     seconds = {rows: median(run["seconds"] for run in runs) for rows, runs in found.items()}
@@ -33,7 +33,7 @@ def plan_claims(work: Path) -> list[Claim]:
         ok=seconds[10**9] <= 5e-3 and held[10**9] <= 5e6 and 0.5 < seconds[10**9] / seconds[10**6] < 2.0,
         runs=[{"system": f"{rows} rows", **run} for rows, runs in found.items() for run in runs],
     )
-    runs = [run_json([*program, "manifest", "1000000"], timeout=300) for _ in range(3)]
+    runs = [run_json([*program, "manifest", "1000000"], timeout=300) for _ in range(repeats)]
     index = Claim(
         id="W10.index",
         what="open an index of 10^6 shards, then locate 1,000 tokens",
