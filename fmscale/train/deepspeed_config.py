@@ -38,9 +38,10 @@ def deepspeed_config(
         "zero_allow_untested_optimizer": True,
         "communication_data_type": train.reduce_precision or "fp32",
         "wall_clock_breakdown": False,
+        # At stage 0 the engine here clips: DeepSpeed's fp32 path reports no norm and checks nothing, and its
+        # default is to clip at 1.
+        "gradient_clipping": optimizer.clip_norm if train.zero_stage else 0.0,
     }
-    if train.zero_stage:
-        config["gradient_clipping"] = optimizer.clip_norm
     if train.zero_stage and train.precision == "bf16":
         # Without the check a non-finite gradient goes into the masters at stages 2 and 3.
         config["bf16"] = {"enabled": True, "check_grad_overflow": True}

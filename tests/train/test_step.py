@@ -1,0 +1,87 @@
+"""The step: what non-finite numbers do, what the journal says of sources, what a batch becomes for the model."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fmscale.data.batch import Batch, UnitDocuments
+from fmscale.runtime.stop import Stop
+from fmscale.train.facts import exchange, largest, total
+from fmscale.train.rows import to_rows
+from tests.helpers.ranks import run_ranks
+from tests.train.engines import config_of, held, joined, make_engine, train
+
+
+def poisoned(rank: int, size: int, stage: int, precision: str) -> Any:
+    """A step, then one with a weight that makes the loss infinite on rank 0, then the same step again."""
+    engine = make_engine(config_of(stage, precision), rank, size)
+    before = train(engine, rank, size, range(1))
+    held_before = held(engine, save=True)
+    real = engine.forward
+
+    def infinite(rows: Any) -> Any:
+        loss = real(rows)
+        return type(loss)(
+            sum=loss.sum * (math.inf if rank == 0 else 1), count=loss.count, losses_BT=loss.losses_BT
+        )
+
+    engine.forward = infinite  # type: ignore[method-assign]
+    bad = train(engine, rank, size, range(1, 2))
+    held_after, updates = held(engine, save=True), engine.updates
+    engine.forward = real  # type: ignore[method-assign]
+    good = train(engine, rank, size, range(1, 2))
+    return before, held_before, bad, held_after, updates, good
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_gradient_that_is_not_finite_is_seen_and_not_applied(stage: int, precision: str) -> None:
+    ranks = run_ranks(poisoned, 2, stage, precision, timeout=120)
+    before, after = joined([rank[1] for rank in ranks]), joined([rank[3] for rank in ranks])
+    assert all(torch.equal(after[key], values) for key, values in before.items())
+    for _, _, bad, _, updates, good in ranks:
+        assert not math.isfinite(bad[0][1])
+        assert updates == 1
+        assert math.isfinite(good[0][0])
+        assert math.isfinite(good[0][1])
+
+
+def facts_of(rank: int, size: int) -> Any:
+    mine = exchange(10.0 + rank, Stop.SIGTERM if rank == 1 else Stop.NO, save=rank == 2)
+    none = exchange(1.0, Stop.NO, save=False)
+    values = torch.tensor([1.0, float(rank)])
+    return mine, none, total(values).tolist(), largest(values).tolist()
+
+
+def test_ranks_agree_on_tokens_stop_and_save() -> None:
+    for mine, none, summed, top in run_ranks(facts_of, 3):
+        assert (mine.tokens, mine.stop, mine.save) == (33.0, Stop.SIGTERM, True)
+        assert (none.tokens, none.stop, none.save) == (3.0, Stop.NO, False)
+        assert summed == [3.0, 3.0]
+        assert top == [1.0, 2.0]
+
+
+def test_a_batch_becomes_inputs_and_the_labels_after_them() -> None:
+    """Two real rows of 6 delivered tokens, documents [0, 4) and [4, 12) of one unit, and a filler."""
+    documents = UnitDocuments(ends=np.array([4, 12]), offset=0, ids=None)
+    batch = Batch(
+        tokens=torch.arange(18).view(3, 6),
+        k=np.array([0, 1], dtype=np.uint64),
+        source=np.array([1, 0], dtype=np.uint16),
+        row=np.array([0, 1], dtype=np.uint64),
+        step=0,
+        last_of_step=True,
+        documents=[documents, documents],
+        offsets=[0, 6],
+    )
+    rows = to_rows(batch, "cpu")
+    assert rows.tokens_BT.tolist() == [[0, 1, 2, 3, 4], [6, 7, 8, 9, 10], [12, 13, 14, 15, 16]]
+    assert rows.labels_BT.tolist() == [[1, 2, 3, 4, 5], [7, 8, 9, 10, 11], [13, 14, 15, 16, 17]]
+    # token 4 begins a document: nothing before it may predict it
+    assert rows.weights_BT.tolist() == [[1, 1, 1, 0, 1], [1] * 5, [0] * 5]
+    assert rows.positions_BT.tolist() == [[0, 1, 2, 3, 0], [0, 1, 2, 3, 4], [0, 1, 2, 3, 4]]
+    assert rows.cu_seqlens.tolist() == [0, 4, 5, 10, 15]
+    assert rows.source_B.tolist() == [1, 0, -1]
