@@ -56,6 +56,7 @@ def main(folder: Path, tasks: list[str]) -> None:
         while not flag.wait(1.0):
             assert time.monotonic() < deadline
         seen["stop"] = flag.reason.name
+    flag.remove()  # as a run does: Python itself would end with SIGUSR1 back at its default, which kills
     (folder / f"rank-{world.rank}.json").write_text(json.dumps(seen))
 
 

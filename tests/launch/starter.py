@@ -4,9 +4,11 @@ starter.py LAUNCHER PROCS FOLDER [TASK ...]
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from fmscale.launch.environment import rank_environment
+from fmscale.launch.hostfile import choose_hosts, read_hostfile
 from fmscale.launch.launchers import make_plan
 from fmscale.launch.plan import Request
 from fmscale.launch.run import run_plan
@@ -16,7 +18,7 @@ from fmscale.cli.launch import show_failure
 RANK = str(Path(__file__).with_name("rank.py"))
 
 
-def main(launcher: str, procs: int, folder: Path, tasks: list[str], port: int) -> int:
+def main(launcher: str, procs: int, folder: Path, port: int, tasks: list[str]) -> int:
     """Exit status of the launcher."""
     request = Request(
         command=(sys.executable, RANK, str(folder), *tasks),
@@ -24,6 +26,10 @@ def main(launcher: str, procs: int, folder: Path, tasks: list[str], port: int) -
         master_port=port or None,
         environment=rank_environment({"EXTRA": "a b"}),
     )
+    if tasks and tasks[0].startswith("hostfile="):
+        path = Path(tasks[0].partition("=")[2])
+        hosts, procs = choose_hosts(read_hostfile(path), None, procs, path)
+        request = replace(request, hosts=hosts, hostfile=path, nodes=len(hosts), procs_per_node=procs)
     ended = run_plan(make_plan(launcher, request), RANK, folder, tell=lambda words: print(words, flush=True))
     if ended.status:
         show_failure(folder, ended)
@@ -31,4 +37,4 @@ def main(launcher: str, procs: int, folder: Path, tasks: list[str], port: int) -
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), sys.argv[5:], int(sys.argv[4])))
+    sys.exit(main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), sys.argv[5:]))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import psutil
 import pytest
 
 from tests.helpers.s3_server import free_ports
+from tests.helpers.slurm import Slurm
+from tests.helpers.ssh_hosts import SshHosts
 
 STARTER = Path(__file__).with_name("starter.py")
 SECONDS = 60.0
@@ -23,8 +26,11 @@ def command(launcher: str, folder: Path, *tasks: str, procs: int = 2) -> list[st
     return [sys.executable, str(STARTER), launcher, str(procs), str(folder), port, *tasks]
 
 
-def start(*words: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def start(*words: str, **variables: str) -> "subprocess.Popen[str]":
+    environment = {**os.environ, **variables}
+    return subprocess.Popen(
+        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def finish(process: "subprocess.Popen[str]") -> tuple[int, str]:
@@ -94,6 +100,46 @@ def test_the_first_signal_of_any_kind_asks_the_ranks_to_save_and_end(
     status, out = finish(process)
     assert (status, [seen(tmp_path, rank)["stop"] for rank in range(2)]) == (0, ["SIGUSR1"] * 2), out
     assert f"{name}: the ranks save and end" in out
+
+
+@pytest.mark.slow
+@pytest.mark.mpi
+def test_open_mpi_passes_the_stop_on(tmp_path: Path):
+    program = shutil.which("mpirun.openmpi")
+    if program is None:
+        pytest.skip("needs Open MPI: apt-get install openmpi-bin")
+    (tmp_path / "mpirun").symlink_to(program)
+    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    process = start(*command("mpirun", tmp_path, "meet", "wait"), PATH=path, **root)
+    assert_stops(process, tmp_path, "SIGUSR1")
+
+
+@pytest.mark.slow
+def test_srun_passes_the_stop_on(tmp_path: Path, cluster: Slurm):
+    process = start(*command("srun", tmp_path, "meet", "wait"), **cluster.environment)
+    assert_stops(process, tmp_path, "SIGUSR1")
+
+
+@pytest.mark.slow
+def test_the_stop_reaches_ranks_on_hosts_behind_ssh(tmp_path: Path, hosts: SshHosts):
+    hostfile = tmp_path / "hosts"
+    hostfile.write_text("".join(f"{name} slots=1\n" for name in hosts.names))
+    words = command("deepspeed", tmp_path, f"hostfile={hostfile}", "meet", "wait", procs=1)
+    process = start(*words, PATH=hosts.path(os.environ["PATH"]))
+    wait_for(tmp_path / "ready-0", tmp_path / "ready-1")
+    process.send_signal(signal.SIGUSR1)
+    finish(process)
+    wait_for(tmp_path / "rank-0.json", tmp_path / "rank-1.json")
+    assert [seen(tmp_path, rank)["stop"] for rank in range(2)] == ["SIGTERM"] * 2
+
+
+def assert_stops(process: "subprocess.Popen[str]", folder: Path, reason: str) -> None:
+    """Once both ranks are there: SIGTERM to the launch makes them stop for that reason, and all end well."""
+    wait_for(folder / "ready-0", folder / "ready-1")
+    process.send_signal(signal.SIGTERM)
+    status, out = finish(process)
+    assert (status, [seen(folder, rank)["stop"] for rank in range(2)]) == (0, [reason] * 2), out
 
 
 @pytest.mark.slow
