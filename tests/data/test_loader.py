@@ -3,6 +3,7 @@
 import gc
 import itertools
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -213,3 +214,56 @@ def test_rank_processes_share_one_run(tmp_path: Path) -> None:
     alone = joined(corpus_store, 96, 1)
     parts = run_ranks(deliver_on_rank, 3, url)
     assert {k: row for part in parts for k, row in part.items()} == alone
+
+
+def test_resumed_again_and_again_at_other_sizes(memory: Backend, corpus: Corpus) -> None:
+    """A mixture, a batch ramp, a stage and a ban on the way: the joined batches are those of one rank."""
+    names = ["corpus", *(f"elastic-{i}" for i in range(5))]
+    for i, name in enumerate(names[1:]):
+        store_corpus(memory, name, seed=20 + i)
+    sources = [SourceSpec(dataset=name, weight=1 + i) for i, name in enumerate(names)]
+    options: dict[str, object] = {"dataset": None, "sources": sources, "run": "elastic", "micro_batch": 3}
+    options["batch"] = [(0, 8), (4, 7), (9, 16)]
+    with open_corpus(memory, **options) as loader:
+        order_log = loader._order_log
+        assert order_log is not None
+        made = order_log.plan.stages[0].sources
+        order_log.ban(0, [(0, 40)], from_k=30)
+        weights = [source.weight for source in made]
+        turned = [replace(source, weight=w) for source, w in zip(made, reversed(weights), strict=True)]
+        order_log.add_stage(60, turned)
+    options["sources"] = [SourceSpec(dataset=name, weight=6 - i) for i, name in enumerate(names)]
+
+    def part(
+        rank: int, ranks: int, state: dict[str, object] | None, steps: int
+    ) -> tuple[Loader, dict[int, bytes]]:
+        loader = open_corpus(memory, **options, dp_rank=rank, dp_size=ranks)
+        if state:
+            loader.load_state_dict(state)
+        found: dict[int, bytes] = {}
+        ends = 0
+        while ends < steps:
+            batch = next(loader)
+            found |= {
+                int(k): bytes([int(batch.source[i])]) + batch.tokens[i].numpy().tobytes()
+                for i, k in enumerate(batch.k)
+            }
+            ends += batch.last_of_step
+        return loader, found
+
+    state: dict[str, object] | None = None
+    joined_up: dict[int, bytes] = {}
+    for ranks in (8, 3, 1, 16, 5, 2):
+        parts = [part(rank, ranks, state, 3) for rank in range(ranks)]
+        states = [loader.state_dict() for loader, _ in parts]
+        assert all(one == states[0] for one in states)
+        state = states[0]
+        for loader, found in parts:
+            loader.close()
+            assert not joined_up.keys() & found.keys()
+            joined_up |= found
+    loader, alone = part(0, 1, None, 18)
+    loader.close()
+    assert joined_up == alone
+    assert sorted(alone) == list(range(loader.k))
+    assert len({row[0] for row in alone.values()}) == 6
