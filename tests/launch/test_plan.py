@@ -236,3 +236,40 @@ def test_a_missing_program_is_named_with_its_package(
     text = "\n".join(launch("--with", launcher, *words, status=2))
     assert f"There is no {program} on the PATH" in text
     assert package in text
+
+
+def documented() -> list[str]:
+    """The lines of docs/launching.md that call the verb, without their comments."""
+    text = (Path(__file__).parents[2] / "docs" / "launching.md").read_text()
+    lines = [line.partition("#")[0].strip() for line in text.splitlines() if line.startswith("    ")]
+    return [line for line in lines if line.startswith("fmscale launch ")]
+
+
+@pytest.mark.parametrize("line", documented())
+def test_what_the_documentation_says_would_start(launch: Launch, tmp_path: Path, line: str, port: str):
+    (tmp_path / "run.yaml").write_text(CONFIG.replace("global_batch: 16", "global_batch: 32"))
+    words = line.removeprefix("fmscale launch run.yaml").replace("--dry-run", "").split()
+    if "srun" not in words and "--hostfile" not in words:
+        words += ["--master-port", port]
+    assert launch(*words)[0].startswith("# ")
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks", "first", "last"),
+    [
+        ("node", "1 node, 8 ranks", "/torchrun --standalone", "run.yaml train.steps=2"),
+        ("slurm", "4 nodes, 8 ranks on each", "/sbatch --nodes=4", "train.sbatch run.yaml train.steps=2"),
+        ("hosts", "2 nodes, 4 ranks on each", "/deepspeed --hostfile hosts", "run.yaml train.steps=2"),
+    ],
+)
+def test_the_clusters_that_are_shipped(
+    launch: Launch, tmp_path: Path, name: str, ranks: str, first: str, last: str
+):
+    shipped = Path(__file__).parents[2] / "configs" / "cluster" / f"{name}.yaml"
+    (tmp_path / "own.yaml").write_text(CONFIG.replace("global_batch: 16", "global_batch: 32"))
+    (tmp_path / "run.yaml").write_text(f"extends: [own.yaml, {shipped}]\n")
+    lines = launch()
+    assert lines[0].partition(": ")[2].startswith(ranks)
+    assert first in lines[-1]
+    assert lines[-1].endswith(last)
+    assert ("export NCCL_SOCKET_IFNAME=ib0" in lines) == (name != "node")
