@@ -44,7 +44,8 @@ def _launches(q: Tensor, *flags: bool) -> dict[str, Launch]:
         q.dtype, q.shape[3],
         documents=documents, causal=causal, window=window, softcap=softcap, sinks=sinks,
     )  # fmt: skip
-    tables = configs(q.dtype, block_e(q.shape[3]), heavy=window or softcap)
+    width = block_e(q.shape[3])
+    tables = configs(q.dtype, width, heavy=window or softcap or width != q.shape[3])
     return {
         kernel: dict(config("attention", kernel, q.device, bucket_name, table[0]))
         for kernel, table in tables.items()

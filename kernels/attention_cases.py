@@ -108,7 +108,7 @@ def compile_cases() -> list[CompileCase]:
     wanted += [(dtype, E, heavy) for dtype in (torch.float16, torch.float32) for E in (64, 128, 256)]
     for dtype, E, masks in wanted:
         for mask in masks:
-            heavy = bool(MASKS[mask] & {"window", "softcap"})
+            heavy = bool(MASKS[mask] & {"window", "softcap"}) or block_e(E) != E
             for kernel, table in configs(dtype, block_e(E), heavy=heavy).items():
                 cases += [_case(kernel, dtype, E, mask, dict(launch)) for launch in table]
     return cases

@@ -1,7 +1,8 @@
 """Launch configurations of the attention kernels: what may be chosen, every one free of spills on sm_90.
 
-`compile_gate` holds them to that under Triton 3.6 and 3.7. A window makes three loops of the forward pass
-and a soft-cap keeps a tile of scores alive longer: together `heavy`, with narrower tiles.
+`compile_gate` holds them to that under Triton 3.6 and 3.7. A window makes three loops of a pass, a soft-cap
+keeps a tile of scores alive longer, and a padded head dim needs a mask: any of them is `heavy`, which has
+narrower tiles.
 """
 
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ def _c(m: int, n: int, warps: int, stages: int) -> Config:
 def configs(dtype: torch.dtype, width: int, *, heavy: bool = True) -> Tables:
     """Per kernel what may be chosen for a padded head dim `width`; the first is the default.
 
-    heavy: with a window or a soft-cap; what may be chosen then may be chosen always.
+    heavy: with a window, a soft-cap or a padded head dim; what may be chosen then may be chosen always.
     """
     if dtype.itemsize > 2:
         return _wide_numbers(width)
@@ -33,12 +34,12 @@ def configs(dtype: torch.dtype, width: int, *, heavy: bool = True) -> Tables:
         return {
             "forward": (_c(128, 64, 8, 3),) if heavy else (_c(128, 64, 8, 3), _c(128, 128, 8, 2)),
             "dkdv": (_c(32, 128, 8, 2),) if heavy else (_c(64, 128, 8, 2), _c(32, 128, 8, 2)),
-            "dq": (_c(128, 64, 8, 2),),
+            "dq": (_c(128, 32, 8, 2),) if heavy else (_c(128, 64, 8, 2), _c(128, 32, 8, 2)),
         }
     return {
-        "forward": (_c(64, 32, 8, 2),) if heavy else (_c(128, 32, 8, 2), _c(64, 32, 8, 2)),
-        "dkdv": (_c(32, 64, 8, 2),),
-        "dq": (_c(128, 32, 8, 2),),
+        "forward": (_c(64, 32, 8, 2),),
+        "dkdv": (_c(16, 64, 8, 3),) if heavy else (_c(32, 64, 8, 2), _c(16, 64, 8, 3)),
+        "dq": (_c(128, 16, 8, 2),),
     }
 
 
@@ -47,5 +48,5 @@ def _wide_numbers(width: int) -> Tables:
     if width <= 64:
         return {"forward": (_c(64, 32, 4, 2),), "dkdv": (_c(32, 32, 8, 2),), "dq": (_c(32, 32, 4, 2),)}
     if width <= 128:
-        return {"forward": (_c(32, 32, 8, 2),), "dkdv": (_c(16, 16, 8, 2),), "dq": (_c(16, 16, 8, 2),)}
-    return {"forward": (_c(32, 32, 8, 2),), "dkdv": (_c(16, 16, 8, 2),), "dq": (_c(32, 16, 8, 2),)}
+        return {"forward": (_c(16, 32, 8, 2),), "dkdv": (_c(16, 16, 8, 2),), "dq": (_c(16, 16, 8, 2),)}
+    return {"forward": (_c(16, 16, 8, 2),), "dkdv": (_c(16, 16, 8, 2),), "dq": (_c(32, 16, 8, 2),)}

@@ -9,6 +9,7 @@ window end at once. Source: Dao et al., "Flash-Decoding for long-context inferen
 `attention_forward`.
 """
 
+from collections.abc import Mapping
 from typing import Literal, overload
 
 import torch
@@ -25,22 +26,26 @@ from fmscale.kernels.attention_common import (
 )
 from fmscale.kernels.attention_eager import attend
 from fmscale.kernels.compile_case import CompileCase
-from fmscale.kernels.dispatch import bucket, choose, config
+from fmscale.kernels.dispatch import Config, bucket, choose, config
 from fmscale.kernels.launch import INTERPRETED, accumulator, on, round_up, tl, tl_dtype, triton_refusal
 from torch import Tensor
 
 from fmscale.errors import KernelError
 
-ROWS = 64
-"""Most rows of a tile: (head of the group, new token) pairs."""
 SPANS = 64
 """Most spans of a cache: with 8 key heads 512 programs a sequence, four waves of a Hopper's 132."""
-CONFIGS = (
-    {"BLOCK_N": 64, "num_warps": 4, "num_stages": 3},
-    {"BLOCK_N": 128, "num_warps": 4, "num_stages": 2},
-)
-WIDE = ({"BLOCK_N": 32, "num_warps": 4, "num_stages": 2},)
-"""For rows of more than 256 bytes."""
+
+
+def configs(dtype: torch.dtype, width: int) -> Mapping[str, tuple[Config, ...]]:
+    """What may be chosen for a padded head dim `width`; the first is the default."""
+    row = width * dtype.itemsize
+    block = 64 if row <= 128 else 32 if row <= 512 else 16
+    return {"span": ({"BLOCK_N": block, "num_warps": 4, "num_stages": 2},)}
+
+
+def most_rows(dtype: torch.dtype, width: int) -> int:
+    """Rows of a tile, (head of the group, new token) pairs; more would spill."""
+    return 32 if width * dtype.itemsize <= 256 else 16
 
 
 @sized("T", "S", "span", "spans", "window")
@@ -182,11 +187,12 @@ def _op(
     lse = torch.empty((B, T, H), dtype=dtype, device=q.device)
     if not out.numel():
         return out, lse
-    default = (WIDE if E * q.element_size() > 256 else CONFIGS)[0]
+    width = block_e(E)
+    default = configs(q.dtype, width)["span"][0]
     launch = dict(config("attention_decode", "span", q.device, _case(q), default))
     span, spans = spans_of(max(S, 1), launch["BLOCK_N"])
     group, acc = H // K, tl_dtype(dtype)
-    block_m = min(ROWS, max(16, round_up(group * T)))
+    block_m = min(most_rows(q.dtype, width), max(16, round_up(group * T)))
     parts = torch.empty((B, T, H, spans, E), dtype=dtype, device=q.device)
     levels = torch.empty((B, T, H, spans), dtype=dtype, device=q.device)
     with on(q.device):
@@ -194,11 +200,11 @@ def _op(
             q, k, v, lengths, parts, levels, *strides(q), *strides(k), *strides(v),
             T, S, span, spans, scale, softcap, window,
             E=E, H=H, GROUP=group, WINDOW=window > 0, SOFTCAP=softcap > 0, ACC=acc,
-            PRECISION=precision(q.dtype, E), BLOCK_M=block_m, BLOCK_E=block_e(E), **launch,
+            PRECISION=precision(q.dtype, E), BLOCK_M=block_m, BLOCK_E=width, **launch,
         )  # fmt: skip
         join_kernel[(B * T * H,)](
             parts, levels, sinks, out, lse, spans,
-            E=E, H=H, ACC=acc, BLOCK_S=round_up(spans), BLOCK_E=block_e(E), num_warps=4,
+            E=E, H=H, ACC=acc, BLOCK_S=round_up(spans), BLOCK_E=width, num_warps=4,
         )  # fmt: skip
     return out, lse
 
@@ -333,13 +339,13 @@ def _check(
 
 
 def compile_cases() -> list[CompileCase]:
-    """16 rows (one token, up to 16 heads a group) and 64; plain and with everything."""
+    """16 rows (one token, up to 16 heads a group) and more; plain and with everything."""
     cases = []
     for dtype, short in ((torch.bfloat16, "bf16"), (torch.float16, "fp16"), (torch.float32, "fp32")):
         for E in (64, 128, 256):
-            for rows in (16, 64):
+            for rows in sorted({16, most_rows(dtype, block_e(E))}):
                 for everything in (False, True):
-                    for launch in WIDE if E * dtype.itemsize > 256 else CONFIGS:
+                    for launch in configs(dtype, block_e(E))["span"]:
                         cases.append(_span_case(dtype, short, E, rows, everything, dict(launch)))
             cases.append(
                 CompileCase(
@@ -380,6 +386,5 @@ def _span_case(
         unaligned=frozenset({*counts, "scale", "softcap"}),
         num_warps=launch["num_warps"],
         num_stages=launch["num_stages"],
-        # wgmma needs 64 rows; below that the products wait for the cache in any case
-        must_have_wgmma=rows >= 64 and dtype.itemsize == 2,
+        # wgmma needs 64 rows; with fewer the products wait for the cache in any case
     )  # fmt: skip
