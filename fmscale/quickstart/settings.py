@@ -35,6 +35,8 @@ class Settings:
     """Optimizer steps; None takes the config's."""
     config: str
     """The config that is trained, such as run/quickstart."""
+    device: str
+    """cpu or cuda."""
     halves: tuple[Half, Half]
     """Before and after the stop."""
 
@@ -54,6 +56,7 @@ class Settings:
             f"store.url={self.store}",
             f"train.folder={self.folder.parent}",
             f"train.run={self.run}",
+            f"train.device={self.device}",
             f"data.sources.0.dataset={DATASET}",
         ]
         if self.steps is not None:
@@ -61,7 +64,8 @@ class Settings:
         if half is not None:
             values.append(f"train.zero_stage={half.stage}")
             # One rank alone on a CPU takes a second core, which then nobody else uses.
-            values += ["train.threads=2", "launch.environment.OMP_WAIT_POLICY=PASSIVE"] * (half.world == 1)
+            if half.world == 1 and self.device == "cpu":
+                values += ["train.threads=2", "launch.environment.OMP_WAIT_POLICY=PASSIVE"]
         return values
 
     def load(self, half: Half | None = None) -> Config:
@@ -92,6 +96,7 @@ def choose(
         corpus=corpus,
         steps=steps,
         config="run/quickstart-gpu" if gpus else "run/quickstart",
+        device="cuda" if gpus else "cpu",
         halves=(Half(world=world, stage=2), Half(world=max(1, world // 2), stage=3)),
     )
 
