@@ -59,6 +59,11 @@ def test_draws_do_not_depend_on_the_batch_and_follow_the_seed():
 
     assert drawn(1) == drawn(3) == drawn(16)
     assert drawn(4, Sampling(temperature=0.8, top_k=20, seed=6)) != drawn(4)
+    eos = drawn(1)[0].tokens[3]
+    ended = generate(model, PROMPTS, max_tokens=10, sampling=sampling, eos=eos)
+    assert len(ended[0].tokens) < len(ended[1].tokens)
+    for one, free in zip(ended, drawn(1), strict=True):
+        assert one.tokens == free.tokens[: len(one.tokens)]
     twice = generate(model, [PROMPTS[0], PROMPTS[0]], max_tokens=10, sampling=sampling)
     assert twice[0] != twice[1]
 

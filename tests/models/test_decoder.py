@@ -113,6 +113,13 @@ def test_dropout_drops_in_training_only():
     assert not torch.allclose(model(row), once)
 
 
+def test_all_that_a_block_adds_can_be_dropped():
+    model = small(dropout=1 - 1e-7).train()
+    torch.manual_seed(0)
+    row = tokens(1, 8)
+    assert torch.equal(model(row), model.norm(model.tok_embeddings(row)))
+
+
 def test_a_tied_weight_gets_the_gradient_of_both_uses():
     model = small(tied=True)
     untied = small()

@@ -83,6 +83,8 @@ def test_losses_of_tokens_are_weighted_and_sum_to_the_sum():
     )
     torch.testing.assert_close(loss.losses_BT, (wanted.view(B, T) * given.weights_BT).detach())
     torch.testing.assert_close(loss.losses_BT.sum(), loss.sum.detach())
+    elsewhere = next_token(model, dataclasses.replace(given, positions_BT=given.positions_BT * 3))
+    assert not torch.allclose(elsewhere.sum, loss.sum, rtol=1e-4)
     half = next_token(model, dataclasses.replace(given, weights_BT=given.weights_BT / 2))
     torch.testing.assert_close((half.sum, half.count), (loss.sum / 2, loss.count / 2))
     assert loss.sum.requires_grad
