@@ -10,7 +10,7 @@ import typer
 from fmscale.cli.output import JsonOption, example, print_json, table
 from fmscale.errors import ConfigError
 
-BENCHMARKS = ("loader", "kernels", "train")
+BENCHMARKS = ("loader", "checkpoint", "kernels", "train")
 
 
 def checkout() -> Path:
