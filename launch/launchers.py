@@ -6,7 +6,7 @@ from typing import Literal
 from fmscale.launch.deepspeed import plan_deepspeed
 from fmscale.launch.mpirun import plan_mpirun
 from fmscale.launch.plan import Plan, Request
-from fmscale.launch.slurm import plan_sbatch, plan_srun
+from fmscale.launch.srun import plan_sbatch, plan_srun
 from fmscale.launch.torchrun import plan_torchrun
 
 LauncherName = Literal["torchrun", "deepspeed", "srun", "sbatch", "mpirun"]

@@ -45,14 +45,13 @@ def run_plan(plan: Plan, program: str, folder: Path, tell: Tell) -> Ended:
     """
     if not plan.detached:
         clear_failure(folder)
-    with _blocked() as mask:
+    awaited = {signal.SIGCHLD, *_heard()}
+    with _blocked(awaited) as mask:
         process = _start(plan, mask)
         stops = 0
         while process.poll() is None:
-            received = signal.sigtimedwait(
-                {*STOPS, signal.SIGCHLD}, AGAIN_SECONDS if stops == 1 else LOOK_SECONDS
-            )
-            if received is not None and received.si_signo in STOPS:
+            received = signal.sigtimedwait(awaited, AGAIN_SECONDS if stops == 1 else LOOK_SECONDS)
+            if received is not None and received.si_signo != signal.SIGCHLD:
                 stops += 1
                 tell(_words(plan, signal.Signals(received.si_signo).name, stops))
                 if stops == 2:
@@ -108,10 +107,16 @@ def _start(plan: Plan, mask: set[signal.Signals]) -> subprocess.Popen[bytes]:
         ) from error
 
 
+def _heard() -> set[signal.Signals]:
+    """The signals that ask for an end, without those that whoever started this had it ignore, as nohup does."""
+    deaf = {one for one in (signal.SIGHUP, signal.SIGINT) if signal.getsignal(one) is signal.SIG_IGN}
+    return STOPS - deaf
+
+
 @contextmanager
-def _blocked() -> Iterator[set[signal.Signals]]:
+def _blocked(signals: set[signal.Signals]) -> Iterator[set[signal.Signals]]:
     """The signals are waited for, not handled, while the block runs; the mask that was before."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {*STOPS, signal.SIGCHLD})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield {signal.Signals(one) for one in before}
     finally:

@@ -52,7 +52,7 @@ def main(folder: Path, tasks: list[str]) -> None:
         ignore_stop_signals()
     if "wait" in tasks or "deaf" in tasks:
         (folder / f"ready-{world.rank}").touch()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not flag.wait(1.0):
             assert time.monotonic() < deadline
         seen["stop"] = flag.reason.name

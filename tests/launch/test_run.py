@@ -125,13 +125,19 @@ def test_srun_passes_the_stop_on(tmp_path: Path, cluster: Slurm):
 def test_the_stop_reaches_ranks_on_hosts_behind_ssh(tmp_path: Path, hosts: SshHosts):
     hostfile = tmp_path / "hosts"
     hostfile.write_text("".join(f"{name} slots=1\n" for name in hosts.names))
-    words = command("deepspeed", tmp_path, f"hostfile={hostfile}", "meet", "wait", procs=1)
+    odd = ["two words", "$HOME;'\"", "50%n of `id` $HOME", "{x: [1]}", "", "\\n", "last"]
+    words = command("deepspeed", tmp_path, f"hostfile={hostfile}", "meet", "wait", *odd, procs=1)
     process = start(*words, PATH=hosts.path(os.environ["PATH"]))
     wait_for(tmp_path / "ready-0", tmp_path / "ready-1")
     process.send_signal(signal.SIGUSR1)
     finish(process)
     wait_for(tmp_path / "rank-0.json", tmp_path / "rank-1.json")
-    assert [seen(tmp_path, rank)["stop"] for rank in range(2)] == ["SIGTERM"] * 2
+    for rank in range(2):
+        found = seen(tmp_path, rank)
+        assert found["stop"] == "SIGTERM"
+        assert found["world"] == ["torchrun", rank, 2, 0, rank]
+        assert found["arguments"][3:] == odd
+        assert found["environment"]["EXTRA"] == "a b"
 
 
 def assert_stops(process: "subprocess.Popen[str]", folder: Path, reason: str) -> None:
@@ -153,6 +159,18 @@ def test_a_stop_that_comes_before_the_ranks_listen_is_repeated(tmp_path: Path):
     process.send_signal(signal.SIGUSR1)
     status, out = finish(process)
     assert (status, seen(tmp_path, 0)["stop"]) == (0, "SIGUSR1"), out
+
+
+@pytest.mark.mpi
+def test_nohup_keeps_its_word(tmp_path: Path):
+    process = start("nohup", *command("mpirun", tmp_path, "wait"))
+    wait_for(tmp_path / "ready-0", tmp_path / "ready-1")
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGTERM)
+    status, out = finish(process)
+    assert (status, seen(tmp_path, 0)["stop"]) == (0, "SIGUSR1"), out
+    assert "SIGHUP" not in out
+    assert "SIGTERM: the ranks save and end" in out
 
 
 @pytest.mark.mpi
@@ -205,6 +223,6 @@ def test_ranks_do_not_outlive_a_killed_launch(tmp_path: Path):
     ranks = [one for one in psutil.Process(process.pid).children(recursive=True) if "wait" in one.cmdline()]
     assert len(ranks) >= 2
     process.kill()
-    process.communicate()
-    assert psutil.wait_procs(ranks, timeout=SECONDS)[1] == []
+    process.wait()
+    assert psutil.wait_procs(ranks, timeout=SECONDS / 2)[1] == []
     assert seen(tmp_path, 0)["stop"] == "SIGTERM"
