@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
-from fmscale.config import derive_batch
+from fmscale.config import derive_batch, load_config
 from fmscale.config.model import num_parameters
 from fmscale.errors import ConfigError
 from fmscale.infer import Document
@@ -57,7 +57,14 @@ def settings(tmp_path: Path, gpus: int = 0, **changes: Any) -> Settings:
 def report() -> Report:
     """A report as one looks after a good run."""
     document = {"name": "a<b>.py", "bytes": 1000, "model": 1700.0, "gzip": 2200, "xz": 2100}
-    checkpoint = {"step": 4, "epoch": 1, "world_size": 2, "zero_stage": 2, "bytes": 10**6}
+    checkpoint = {
+        "step": 4,
+        "epoch": 1,
+        "world_size": 2,
+        "zero_stage": 2,
+        "bytes": 10**6,
+        "durable_seconds": 0.2,
+    }
     return {
         "run": "qs",
         "store": "file:///store",
@@ -68,6 +75,7 @@ def report() -> Report:
         "heldout_bits_per_byte": 1.7,
         "gzip_bits_per_byte": 2.2,
         "xz_bits_per_byte": 2.1,
+        "heldout_documents": 2,
         "heldout_bytes": 1000,
         "tokens": 32_768,
         "tokens_per_second": 5000.0,
@@ -82,6 +90,7 @@ def report() -> Report:
         "corpus": {"what": "texts", "bytes": 10**6, "documents": 10, "tokens": 10**5},
         "acts": {"ingest": 5.0, "train": 60.0},
         "wall_seconds": 65.0,
+        "cpu_seconds": 120.0,
         "documents": [document, {**document, "name": "c.py", "model": 2300.0}],
         "completions": [{"name": "a.py", "prompt": "def ", "text": "<script>alert(1)</script>"}],
         "machine": {"platform": "Linux", "processor": "CPU", "cores": 2, "gpus": []},
@@ -255,6 +264,11 @@ def test_the_whole_road_killed_on_the_way_and_run_again(tmp_path: Path):
     chosen = choose(folder=folder, store=None, corpus=(str(corpus),), steps=steps, gpus=0)
     derived = preflight(chosen.load(), 1).forecast
     assert {one["bytes"] for one in found["checkpoints"]} == {derived.checkpoint_bytes}
+    assert preflight(chosen.load(), 1).begins == f"from checkpoint qs@{steps}"
+    other = load_config(chosen.config, [*chosen.overrides(), "model.hidden_dim=512"])
+    assert [one.cause for one in preflight(other, 1).problems] == [
+        f"checkpoint qs@{steps} is of another model"
+    ]
 
     before = _steps(folder)
     third = _start(folder, corpus, steps)

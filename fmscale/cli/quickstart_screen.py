@@ -115,17 +115,24 @@ def show_report(report: Report, folder: Path) -> None:
     parts += [_columns(report), Text(), *(_completion(one) for one in report["completions"])]
     title = f"[bold]fmscale quickstart[/] in {report['wall_seconds']:.0f} s"
     console.print(Panel(Group(*parts), title=title, width=width, padding=(1, 2)))
-    shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    shown = _short(str(folder))
+    address = f"{_short(report['store'])}#{report['run']}"
     console.print(
         f"  Look at [bold]{shown}/report.html[/]; all numbers are in {shown}/report.json.", highlight=False
     )
     console.print("  Next, by hand:", style="dim")
     for command in (
-        f"fmscale generate {report['store']}#{report['run']} --prompt 'def '",
-        f"fmscale checkpoint list {report['store']}#{report['run']}",
-        "fmscale plan run/quickstart --world 8",
+        f"fmscale generate {address} 'def main('",
+        f"fmscale checkpoint list {address}",
+        f"fmscale dataset trace --store {_short(report['store'])} --run {report['run']} --batch 16 --step 3",
     ):
         typer.echo(f"    {command}")
+
+
+def _short(place: str) -> str:
+    """A path or a file URL from here, if it lies below; others as they are."""
+    path = Path(place.removeprefix("file://"))
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else place
 
 
 def _verdicts(report: Report) -> Table:

@@ -143,6 +143,7 @@ def _reported(settings: Settings, state: State, screen: Screen, found: dict[str,
         backend = open_store(settings.store, read_only=True)
         report = build_report(settings.load(), backend, history, **found)
     report |= {"acts": state.acts, "wall_seconds": sum(state.acts.values())}
+    report |= {"cpu_seconds": sum(state.cpu.values())}
     write_report(settings.folder, report)
     page = render(report, [history.steps[step] for step in sorted(history.steps)])
     path = settings.folder / "report.html"

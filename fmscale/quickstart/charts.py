@@ -39,7 +39,7 @@ def line_chart(
         ys: values; what is not finite is a gap.
         label: of the y axis, for screen readers too.
         marks: vertical lines.
-        stems: values as vertical strokes from zero instead of a line, for what is rare.
+        stems: values above 0 as vertical strokes instead of a line, for what is rare.
         least_top: the y axis reaches at least here, so that noise near zero does not fill the chart.
         from_zero: the y axis begins at 0.
     """
@@ -88,16 +88,19 @@ def line_chart(
     return "".join([*parts, "</svg>"])
 
 
-def bars(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]], *, unit: str) -> str:
-    """Horizontal dots for several values a row, on one scale: (row's name, [(class of the dot, value)])."""
-    step, left, top = 20, 250, 24
+def dots_by_row(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]], *, unit: str, cap: float) -> str:
+    """Dots for several values a row, on one scale: (row's name, [(class of the dot, value)]). What is beyond `cap`
+    stands at the edge, with the largest value of its row beside it.
+    """
+    step, left, top, width = 22, 260, 24, 1070
     height = top + step * len(rows) + 8
-    high = ticks(0.0, max((value for _, dots in rows for _, value in dots), default=1.0))[-1]
+    largest = max((value for _, dots in rows for _, value in dots), default=1.0)
+    high = ticks(0.0, min(largest, cap))[-1]
 
     def across(value: float) -> float:
-        return left + value / high * (WIDTH - left - RIGHT)
+        return left + min(value / high, 1.0) * (width - left - 50)
 
-    parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(unit)}">']
+    parts = [f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(unit)}">']
     for value in ticks(0.0, high):
         column = across(value)
         parts.append(f'<line class="grid" x1="{column:.1f}" x2="{column:.1f}" y1="{top - 6}" y2="{height}"/>')
@@ -116,6 +119,9 @@ def bars(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]], *, unit: str) 
                 f'<circle class="dot {kind}" cx="{column:.1f}" cy="{row}" r="4.5">'
                 f"<title>{escape(name)}: {kind} {value:.3f} {escape(unit)}</title></circle>"
             )
+        beyond = max(value for _, value in dots)
+        if beyond > high:
+            parts.append(f'<text class="tick" x="{width - 42}" y="{row + 4}">{beyond:.1f}</text>')
     return "".join([*parts, "</svg>"])
 
 
@@ -150,7 +156,7 @@ def _path(xs: Sequence[float], ys: Sequence[float], at: At) -> str:
 def _stems(xs: Sequence[float], ys: Sequence[float], at: At) -> list[str]:
     parts = []
     for x, y in zip(xs, ys, strict=True):
-        if math.isfinite(y):
+        if math.isfinite(y) and y > 0:
             column, row = at(x, y)
             _, base = at(x, 0.0)
             parts.append(

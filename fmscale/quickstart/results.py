@@ -63,7 +63,7 @@ def build_report(
     return {
         "format_version": FORMAT_VERSION,
         "run": run,
-        "store": backend.url,
+        "store": config.store.url,
         "steps": len(records),
         "parameters": parameters,
         "loss_first": records[0]["loss"],
@@ -128,10 +128,35 @@ def write_report(folder: Path, report: Report) -> Path:
     return path
 
 
+def as_markdown(report: Report) -> str:
+    """The table of README.md."""
+    ranks = " → ".join(map(str, report["world_sizes"]))
+    stages = " → ".join(map(str, report["zero_stages"]))
+    saved = [one["durable_seconds"] for one in report["checkpoints"] if one["durable_seconds"] is not None]
+    same = report["order_hash_planned"] == report["order_hash_delivered"]
+    rows = {
+        "held-out bits per byte: **this model**, xz −9, gzip −9": f"**{report['heldout_bits_per_byte']:.3f}**, "
+        f"{report['xz_bits_per_byte']:.3f}, {report['gzip_bits_per_byte']:.3f}",
+        "held-out text": f"{report['heldout_documents']} files, {report['heldout_bytes']:,} bytes, each alone",
+        "model, training": f"{report['parameters']:,} parameters, {report['steps']} steps, "
+        f"{report['tokens']:,} tokens, loss {report['loss_first']:.2f} → {report['loss_last']:.2f}",
+        "ranks, ZeRO stage": f"{ranks}, {stages}",
+        "documents and token bytes received, as planned": f"{'yes' if same else 'NO'} "
+        f"(`{report['order_hash_delivered'][:16]}…`)",
+        "waiting for data": f"{report['data_stall_fraction']:.2%} of the time of all steps",
+        "checkpoints": f"{len(report['checkpoints'])}; training stood still for "
+        f"{report['ckpt_blocking_seconds_max'] * 1e3:.0f} ms at most; durable within {max(saved, default=0):.2f} s",
+        "time": f"{report['cpu_seconds']:.0f} s of CPU time, {report['wall_seconds']:.0f} s in all, on "
+        f"{report['machine']['cores']} shared cores ({report['machine']['processor']})",
+    }
+    lines = [f"| {name} | {value} |" for name, value in rows.items()]
+    return "\n".join(["| | |", "|---|---|", *lines]) + "\n"
+
+
 def machine() -> dict[str, Any]:
     """Where the numbers come from."""
     return {
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
         "gpus": _gpus(),

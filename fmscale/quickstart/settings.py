@@ -82,7 +82,6 @@ def choose(
     one rank both times. Raises ConfigError for a folder that cannot name a run, or too few steps to be stopped
     half-way.
     """
-    folder = folder.absolute()
     if steps is not None and steps < 8:
         raise ConfigError(
             "a quickstart of so few steps cannot be stopped half-way",
@@ -91,7 +90,8 @@ def choose(
         )
     world = gpus or 2
     return Settings(
-        folder=folder,
+        # As given: a relative path keeps a run that is moved with its folder whole.
+        folder=folder if folder.name else folder.absolute(),
         store=store or str(folder / "store"),
         corpus=corpus,
         steps=steps,

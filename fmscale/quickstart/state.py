@@ -1,6 +1,7 @@
 """What a quickstart remembers between tries: its corpus, and the time that each act has taken."""
 
 import json
+import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ class State:
         before = self._read()
         self.acts: dict[str, float] = before.get("acts", {})
         """Seconds of each act, over all tries."""
+        self.cpu: dict[str, float] = before.get("cpu", {})
+        """Seconds that cores were busy with it, ranks and writers included: what a shared machine does not change."""
         for name, value in self._told.items():
             if before and before[name] != value:
                 raise ConfigError(
@@ -39,11 +42,12 @@ class State:
     @contextmanager
     def timed(self, act: str) -> Iterator[None]:
         """Add the block's time to the act's, also if it fails."""
-        began = time.monotonic()
+        began, busy = time.monotonic(), _cpu_seconds()
         try:
             yield
         finally:
             self.acts[act] = self.acts.get(act, 0.0) + time.monotonic() - began
+            self.cpu[act] = self.cpu.get(act, 0.0) + _cpu_seconds() - busy
             self._write()
 
     def _read(self) -> dict[str, Any]:
@@ -66,6 +70,12 @@ class State:
     def _write(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         beside = self._path.with_suffix(".json.new")
-        state = {"format_version": FORMAT_VERSION, **self._told, "acts": self.acts}
+        state = {"format_version": FORMAT_VERSION, **self._told, "acts": self.acts, "cpu": self.cpu}
         beside.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
         beside.replace(self._path)
+
+
+def _cpu_seconds() -> float:
+    """CPU time of this process and of those below it that have ended."""
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(one.ru_utime + one.ru_stime for one in used)

@@ -30,6 +30,7 @@ section { margin-top: 40px; }
 .claims .value { color: var(--soft); font-variant-numeric: tabular-nums; text-align: right; }
 .ok .sign { color: var(--good); } .failed .sign { color: var(--bad); } .failed .value { color: var(--bad); }
 .charts, .texts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 460px), 1fr)); gap: 16px; }
+.texts { grid-template-columns: repeat(auto-fit, minmax(min(100%, 320px), 1fr)); }
 figure { padding: 14px 16px 8px; min-width: 0; }
 figcaption { font-size: 14px; margin-bottom: 6px; } figcaption span { color: var(--soft); }
 .chart { width: 100%; height: auto; display: block; }

@@ -5,19 +5,26 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
+import torch
 
+from fmscale.checkpoint.catalog import load_manifest, newest
+from fmscale.checkpoint.layout import Range
+from fmscale.checkpoint.manifest import Manifest
+from fmscale.checkpoint.match import differences, refuse_other_model
 from fmscale.config import Config, derive_batch
 from fmscale.data.open import SourceSpec, make_sources, require_recorded
 from fmscale.data.order_log import replay
 from fmscale.data.plan import Source
 from fmscale.data.view import make_view
 from fmscale.errors import AccessDenied, ConfigError, FmscaleError, StoreError, StoreUnavailable
+from fmscale.models import build
 from fmscale.store.backend import Backend
 from fmscale.store.dataset import open_dataset
 from fmscale.store.log import RUN_KINDS, Log
 from fmscale.store.open import open_store
 from fmscale.train.data import check_length, tokenizer_of, vocabulary
 from fmscale.train.forecast import Forecast, epochs, forecast
+from fmscale.train.optimizer import MOMENTS
 from fmscale.train.resume import choose_resume
 from fmscale.train.run import total_steps
 
@@ -121,7 +128,7 @@ def preflight(
         if tokenizer:
             vocab_size = checks.run(lambda: vocabulary(config, tokenizer)) or tokenizer.vocab_size
         _check_evaluation(config, backend, checks)
-        begins = checks.ask(lambda: _begin(config, backend, sources)) or ""
+        begins = checks.ask(lambda: _begin(config, backend, sources, vocab_size)) or ""
     if vocab_size is None:
         checks.problems.append(_no_vocabulary(config))
     width = max((np.dtype(source.view.dtype).itemsize for source in sources), default=None)
@@ -183,7 +190,7 @@ def _check_evaluation(config: Config, backend: Backend, checks: _Checks) -> None
         )
 
 
-def _begin(config: Config, backend: Backend, sources: list[Source]) -> str:
+def _begin(config: Config, backend: Backend, sources: list[Source], vocab_size: int | None) -> str:
     """Where the run would begin. Raises ConfigError if it cannot go on with what it is told."""
     resume = choose_resume(config, backend)
     recorded = replay(Log(backend, f"runs/{config.train.run}", RUN_KINDS))
@@ -191,7 +198,22 @@ def _begin(config: Config, backend: Backend, sources: list[Source]) -> str:
         require_recorded(config.train.run, recorded, sources)
     if not resume.shown:
         return "at step 0" if recorded is None else "at step 0, with the order that the run has recorded"
-    return f"from {'a fork of ' if resume.fork else ''}checkpoint {resume.shown}"
+    found = newest(backend, resume.run, resume.which)
+    if vocab_size is not None:
+        _check_model(config, load_manifest(backend, found), vocab_size, f"{resume.run}@{found.step}")
+    return f"from {'a fork of ' if resume.fork else ''}checkpoint {resume.run}@{found.step}"
+
+
+def _check_model(config: Config, manifest: Manifest, vocab_size: int, where: str) -> None:
+    """Raise ConfigError if the checkpoint is of another model. The model is built without memory."""
+    with torch.device("meta"):
+        model = build(config.model, vocab_size=vocab_size)
+    wanted = [
+        Range(name=name, state=state, dtype="float32", shape=tuple(p.shape), start=0, count=p.numel())
+        for name, p in model.named_parameters()
+        for state in ("weight", *MOMENTS)
+    ]
+    refuse_other_model(manifest, [differences(manifest, wanted)], f"checkpoint {where}", partial=False)
 
 
 def _facts(sources: list[Source], samples: int | None) -> list[SourceFacts]:
