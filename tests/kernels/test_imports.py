@@ -42,9 +42,14 @@ sys.modules["triton"] = None  # as where it is not installed
 import torch
 from fmscale.errors import KernelError
 from fmscale.kernels import (
-    adamw_step, linear_cross_entropy, merge_byte_planes, rms_norm, rope, split_byte_planes, swiglu,
+    adamw_step, attention, attention_decode, linear_cross_entropy, merge_byte_planes, rms_norm, rope,
+    split_byte_planes, swiglu,
 )
 x = torch.randn(4, 8, requires_grad=True)
+cu = torch.tensor([0, 1, 4])
+for settings in ({}, {"window": 2, "softcap": 3.0, "sinks": torch.zeros(2)}):
+    attention(x.view(4, 2, 4), x.view(4, 2, 4), x.view(4, 2, 4), cu_seqlens=cu, **settings).sum().backward()
+    attention_decode(*(torch.randn(3, 5, 2, 4) for _ in range(3)), torch.tensor([5, 0, 2]), **settings)
 rms_norm(x, torch.ones(8)).sum().backward()
 swiglu(x, x).sum().backward()
 linear_cross_entropy(x, torch.randn(9, 8), torch.arange(4))[0].backward()
