@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from fmscale.checkpoint.job import Job, Settings
 from fmscale.checkpoint.manifest import encode, merge
@@ -25,6 +26,20 @@ from fmscale.store.retire import State, commit, replay
 SHORTEST_PAUSE = 0.01
 LONGEST_PAUSE = 2.0
 """Pauses between looks at the store grow between these, by half each time."""
+
+
+@dataclass(kw_only=True)
+class Seen(State):
+    """What a run's log says, with the checkpoints that were retired since."""
+
+    committed: dict[str, Entry] = field(default_factory=dict)
+    """Entries of all checkpoints, by folder."""
+
+    def apply(self, entry: Entry) -> None:
+        """As State's."""
+        super().apply(entry)
+        if entry.kind == KIND:
+            self.committed[entry.body["folder"]] = entry
 
 
 class SaveFailed(FmscaleError):
@@ -66,7 +81,7 @@ def gather(backend: Backend, settings: Settings, job: Job, own: Seal, stop: Call
     return [seals[rank] for rank in range(settings.world_size)]
 
 
-def commit_seals(log: Log, settings: Settings, job: Job, seals: list[Seal], state: State) -> Entry:
+def commit_seals(log: Log, settings: Settings, job: Job, seals: list[Seal], state: Seen) -> Entry:
     """Store the manifest and append the entry that makes the checkpoint exist; durable when this returns.
 
     If an earlier process of this rank did so already, that entry. Raises LeaseLost for a zombie, Conflict
@@ -98,21 +113,20 @@ def commit_seals(log: Log, settings: Settings, job: Job, seals: list[Seal], stat
     }
 
     def recheck(other: Entry) -> Body | None:
-        if same(other, job.folder):
+        if other.kind == KIND and other.body["folder"] == job.folder:
             raise _Already(other)
         return None
 
     replay(log, state)
-    there = find(state, job.folder)
-    if there is not None:
-        return there
+    if job.folder in state.committed:
+        return state.committed[job.folder]
     try:
         return commit(log, KIND, body, folders, epoch=settings.epoch, recheck=recheck, state=state)
     except _Already as already:
         return already.entry
 
 
-def await_outcome(log: Log, settings: Settings, job: Job, state: State, stop: Callable[[], bool]) -> Entry:
+def await_outcome(log: Log, settings: Settings, job: Job, state: Seen, stop: Callable[[], bool]) -> Entry:
     """Wait until rank 0 has committed the save: its entry. Raises SaveFailed if it gave up, or after the
     deadline.
     """
@@ -120,9 +134,8 @@ def await_outcome(log: Log, settings: Settings, job: Job, state: State, stop: Ca
     while True:
         try:
             replay(log, state)
-            there = find(state, job.folder)
-            if there is not None:
-                return there
+            if job.folder in state.committed:
+                return state.committed[job.folder]
             reason = failure(log.backend, job)
             if reason is not None:
                 raise SaveFailed(f"rank 0 gave up the save of step {job.step}: {reason}")
@@ -138,16 +151,6 @@ def await_outcome(log: Log, settings: Settings, job: Job, state: State, stop: Ca
 def give_up(backend: Backend, job: Job, reason: str) -> None:
     """Tell the other ranks that the save failed. Raises StoreError."""
     backend.put_if_absent(failed_key(job.folder), canonical_json({"format_version": 1, "reason": reason}))
-
-
-def find(state: State, folder: str) -> Entry | None:
-    """The live entry of a checkpoint folder."""
-    return next((entry for entry in state.live.values() if same(entry, folder)), None)
-
-
-def same(entry: Entry, folder: str) -> bool:
-    """Whether an entry commits that folder."""
-    return entry.kind == KIND and entry.body["folder"] == folder
 
 
 def failure(backend: Backend, job: Job) -> str | None:

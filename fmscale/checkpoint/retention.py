@@ -1,7 +1,7 @@
 """Which checkpoints stay: the last k, every n-th for good, the last verified one, and what somebody pinned.
 
 `verified` is a pin in the run's log by the owner of that name: durable, seen by every writer, and in the way of
-any retire. It is put there by `fmscale checkpoint verify` and by a restore in which every byte was checked.
+any retire. `fmscale checkpoint verify` puts it there.
 """
 
 import os

@@ -17,6 +17,7 @@ from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.errors import ConfigError
 from fmscale.runtime.metrics import Metrics
 from fmscale.runtime.world import World
+from fmscale.store.digest import canonical_json
 from fmscale.store.open import parse_url
 
 logger = logging.getLogger(__name__)
@@ -143,10 +144,12 @@ class Saver:
         `meta` is JSON that belongs to the checkpoint (rank 0's is kept: loader state, counters, schedule),
         `rank_meta` to the rank (its RNG). Without overlap the pieces are free when this returns, with overlap
         after the next `fence`. If all snapshots are still being written the save is skipped, or with `wait`
-        begins when one is free: for the last save of a run. Raises ConfigError for pieces that are none.
+        begins when one is free: for the last save of a run. Raises ConfigError for pieces that are none
+        and meta that is no JSON.
         """
         begin = time.perf_counter()
         self.fence()
+        _check_json(meta, rank_meta)
         number, self._number = self._number, self._number + 1
         repeat = self._repeats[step] = self._repeats.get(step, -1) + 1
         slot = self._free_slot(wait)
@@ -244,27 +247,26 @@ class Saver:
         self._writer.submit(replace(job, refused=reason), None)
 
     def _hand_over(self, save: _Save, slot: Slot, job: Job) -> None:
-        """In a thread: give the job to the writer once the copy is complete."""
+        """In a thread: complete the copy, and give the job to the writer."""
         try:
-            slot.wait()
-        except Exception as error:
-            logger.exception("the snapshot of step %d failed", save.step)
-            self._refuse(job, str(error))
-            return
-        save.snapshot = time.perf_counter() - save.begin
-        memory, layout = slot.memory, slot.layout
-        assert memory is not None
-        assert layout is not None
-        self._writer.submit(
-            replace(
+            slot.finish()
+            save.snapshot = time.perf_counter() - save.begin
+            memory, layout = slot.memory, slot.layout
+            assert memory is not None
+            assert layout is not None
+            whole = replace(
                 job,
                 memory=memory.number,
                 ranges=layout.ranges,
                 offsets=layout.offsets,
                 files=layout.files,
-            ),
-            memory,
-        )
+            )
+            self._writer.submit(whole, memory)
+        except Exception as error:
+            # Whatever it is, training goes on, and nobody may wait for this save.
+            logger.exception("the snapshot of step %d failed", save.step)
+            self._on_event({"job": job.number, "event": "failed", "reason": str(error), "lost": False})
+            self._refuse(job, str(error))
 
     def _on_event(self, event: dict[str, Any]) -> None:
         """From the writer's threads."""
@@ -318,3 +320,16 @@ class Saver:
                 **fields,
             )
         )
+
+
+def _check_json(*values: dict[str, Any] | None) -> None:
+    """Raise ConfigError for what cannot be stored as JSON."""
+    try:
+        for value in values:
+            canonical_json(value)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            "the meta of a checkpoint is no JSON",
+            found=str(error),
+            remedy="Use dicts with text keys, lists, texts, finite numbers, true, false and null.",
+        ) from error

@@ -1,14 +1,14 @@
 """The copy that a save works from: one copy of this rank's pieces into memory that is reused.
 
-On a CPU a thread copies while the next forward and backward run; on CUDA a side stream does, behind an event
-that marks the end of the last step. Masters and moments change only when the optimizer writes, so that is where
+On a CPU a thread copies while the next forward and backward run; on CUDA a side stream does, behind what
+the device was given before. Masters and moments change only when the optimizer writes, so that is where
 training has to wait for the copy (`fence`): on CUDA the stream waits, not the host. What forward and backward
 do change (buffers) is copied before `take` returns.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from threading import Thread
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -49,8 +49,8 @@ class Slot:
         self._key: tuple[Any, ...] | None = None
         self._copies: list[Copy] = []
         self._pieces: Sequence[Piece] = ()
-        self._thread: Thread | None = None
-        self._error: BaseException | None = None
+        self._later: list[Copy] = []
+        self._copied = Event()
         self._done: list[Any] = []
         self._registered = False
 
@@ -74,45 +74,44 @@ class Slot:
         return self.layout
 
     def take(self, *, overlap: bool) -> None:
-        """Begin the copy; without `overlap` it is complete when this returns. Ends with `fence` and `wait`."""
+        """Begin the copy: all of it without `overlap`, else what forward changes, and what is on a GPU is queued
+        there. `finish` does the rest.
+        """
         assert self.memory is not None
         target = torch.frombuffer(self.memory.view, dtype=torch.uint8)
         on_gpu = any(copy.source.is_cuda for copy in self._copies)
         if on_gpu and not self._registered:
             _register(target)
             self._registered = True
-        now = [copy for copy in self._copies if copy.moving or not overlap]
-        later = [copy for copy in self._copies if not copy.moving and overlap]
-        self._error = None
-        self._done = []
-        for copy in now:
-            copy_block(target, copy)
-        if on_gpu:
-            self._done = _side_stream([c for c in later if c.source.is_cuda], target)
-        host = [copy for copy in later if not copy.source.is_cuda]
-        if host:
-            self._thread = Thread(target=self._copy_all, args=(host, target), name="snapshot", daemon=True)
-            self._thread.start()
+        self._copied.clear()
+        later = [copy for copy in self._copies if overlap and not copy.moving]
+        for copy in self._copies:
+            if copy.moving or not overlap:
+                copy_block(target, copy)
+        self._done = _side_stream([c for c in later if c.source.is_cuda], target) if on_gpu else []
+        self._later = [copy for copy in later if not copy.source.is_cuda]
+        if not self._later:
+            self._copied.set()
+
+    def finish(self) -> None:
+        """Copy what is left, and return when the snapshot is complete: called in a thread beside training."""
+        assert self.memory is not None
+        target = torch.frombuffer(self.memory.view, dtype=torch.uint8)
+        try:
+            for copy in self._later:
+                copy_block(target, copy)
+        finally:
+            self._copied.set()
+        for event in self._done:
+            event.synchronize()
 
     def fence(self) -> None:
         """Return when the optimizer may write: host copies are complete, and this device's stream will wait
         for the others.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        self._copied.wait()
         for event in self._done:
             torch.cuda.current_stream(event.device).wait_event(event)
-
-    def wait(self) -> None:
-        """Return when the snapshot is complete. Raises what the copy raised."""
-        thread = self._thread
-        if thread is not None:
-            thread.join()
-        for event in self._done:
-            event.synchronize()
-        if self._error is not None:
-            raise self._error
 
     def release(self) -> None:
         """Give the memory back."""
@@ -123,13 +122,6 @@ class Slot:
                 self._registered = False
             self.memory.close()
             self.memory = None
-
-    def _copy_all(self, copies: list[Copy], target: Tensor) -> None:
-        try:
-            for copy in copies:
-                copy_block(target, copy)
-        except BaseException as error:
-            self._error = error
 
 
 def copy_block(target: Tensor, copy: Copy) -> None:

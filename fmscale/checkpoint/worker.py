@@ -11,7 +11,7 @@ from queue import SimpleQueue
 from threading import Event, Lock, Thread
 from typing import Any, TypeVar
 
-from fmscale.checkpoint.commit import SaveFailed, await_outcome, commit_seals, failure, gather, give_up
+from fmscale.checkpoint.commit import SaveFailed, Seen, await_outcome, commit_seals, failure, gather, give_up
 from fmscale.checkpoint.job import Job, Settings
 from fmscale.checkpoint.names import run_log
 from fmscale.checkpoint.persist import Known, discard, persist, refuse, stored_seal
@@ -20,7 +20,6 @@ from fmscale.checkpoint.seal import Seal
 from fmscale.errors import Conflict, FmscaleError, LeaseLost, StoreError, StoreUnavailable
 from fmscale.store.entry import Entry
 from fmscale.store.open import open_store
-from fmscale.store.retire import State
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +38,7 @@ class Worker:
         self._say = say
         self._backend = open_store(settings.url, deadline=settings.deadline)
         self._log = run_log(self._backend, settings.run)
-        self._state = State()
+        self._state = Seen()
         self._known: Known = {}
         self._named: set[str] = set()
         self._to_write: SimpleQueue[tuple[Job, memoryview] | None] = SimpleQueue()
@@ -81,6 +80,7 @@ class Worker:
             except Exception as error:
                 # What is not foreseen must not end the thread: later saves would never be acknowledged.
                 logger.exception("save of step %d failed unexpectedly", item[0].step)
+                self._tell_others(item[0], f"{type(error).__name__}: {error}")
                 self._failed(item[0], error)
                 done = True
             if done:

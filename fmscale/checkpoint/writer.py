@@ -14,8 +14,10 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, Protocol
 
+import fmscale
 from fmscale.checkpoint.job import Job, Settings, encode_job
 from fmscale.checkpoint.memory import SharedMemory
 from fmscale.checkpoint.persister import LARGEST_MESSAGE
@@ -24,6 +26,8 @@ from fmscale.checkpoint.worker import Worker
 logger = logging.getLogger(__name__)
 
 Say = Callable[[dict[str, Any]], None]
+PACKAGES = str(Path(fmscale.__file__).parent.parent)
+"""Where this fmscale is imported from."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 30.0
 """Seconds before a process that died is started again; doubled while each lives less than 5 s."""
 LAST_EVENTS = frozenset({"failed", "done"})
@@ -111,12 +115,14 @@ class ProcessWriter:
     def _start(self) -> tuple[socket.socket, "subprocess.Popen[bytes]", dict[int, SharedMemory]]:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
+            # -P, as a file in the current folder could bear the name of a module; this very fmscale instead.
+            path = os.pathsep.join(filter(None, (PACKAGES, os.environ.get("PYTHONPATH"))))
             process = subprocess.Popen(
-                [sys.executable, "-m", "fmscale.checkpoint.persister", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "fmscale.checkpoint.persister", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
             )
         ours.send(json.dumps({"settings": asdict(self._settings)}).encode())
         return ours, process, {}

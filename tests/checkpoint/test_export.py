@@ -12,11 +12,13 @@ from typer.testing import CliRunner
 from fmscale.checkpoint.export import export
 from fmscale.checkpoint.open import Checkpoint
 from fmscale.checkpoint.open import open as open_checkpoint
+from fmscale.checkpoint.piece import whole
 from fmscale.cli.main import build_app
 from fmscale.config import ModelConfig, as_tree
 from fmscale.data.tokenizer import ByteTokenizer
 from fmscale.errors import ConfigError, CorruptData
 from fmscale.models import build
+from fmscale.models.hf import open_hf_folder
 from fmscale.store.open import open_store
 from fmscale.store.tokenizers import store_tokenizer
 from tests.checkpoint.states import RUN, SMALL, Fleet, Tensors, values
@@ -181,29 +183,41 @@ def test_the_command_line_says_what_is_wrong_with_an_address(saved: str) -> None
     assert done.exit_code == 2
 
 
-def test_a_model_is_exported_for_transformers(tmp_path: Path, in_thread: None) -> None:
-    """From what the trainer puts into meta; transformers computes the same logits."""
-    transformers = pytest.importorskip("transformers")
+@pytest.fixture
+def model_and_export(tmp_path: Path, in_thread: None) -> tuple[torch.nn.Module, Path]:
+    """A small model, saved with what the trainer puts into meta, and its Hugging Face export."""
     model = ModelConfig(num_layers=2, dim=32, num_heads=4, num_kv_heads=2, hidden_dim=48, max_seq_len=32)
     tokenizer = ByteTokenizer()
     ours = build(model, vocab_size=tokenizer.vocab_size)
     ours.init_weights(torch.Generator().manual_seed(0))
     url = str(tmp_path / "store")
-    store = open_store(url)
     meta = {
         "config": {"model": as_tree(model)},
         "vocab_size": tokenizer.vocab_size,
-        "tokenizer": store_tokenizer(store, tokenizer.to_json()),
+        "tokenizer": store_tokenizer(open_store(url), tokenizer.to_json()),
     }
     tensors: Tensors = {(name, "weight"): ("float32", tuple(p.shape)) for name, p in ours.named_parameters()}
-    from fmscale.checkpoint.piece import whole
-
     with Fleet(url, tensors=tensors, ranks=1, seed=None) as fleet:
         pieces = [whole(name, p) for name, p in ours.named_parameters()]
         fleet.savers[0].save(9, pieces, meta)
         assert fleet.settle()[0][0].state == "acknowledged"
     run("export", f"{url}#{RUN}", "--to", str(tmp_path / "hf"), "--format", "hf")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    return ours, tmp_path / "hf"
+
+
+def test_a_model_is_exported_in_hugging_faces_format(model_and_export) -> None:
+    ours, folder = model_and_export
+    theirs = open_hf_folder(folder)
+    assert theirs.shapes == {name: tuple(p.shape) for name, p in ours.named_parameters()}
+    for name, parameter in ours.named_parameters():
+        assert torch.equal(theirs.read(name), parameter)
+
+
+@pytest.mark.slow
+def test_transformers_computes_the_same_with_it(model_and_export) -> None:
+    transformers = pytest.importorskip("transformers")
+    ours, folder = model_and_export
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
     tokens = torch.arange(24)[None] * 7 % 250
     with torch.no_grad():
         assert torch.allclose(ours.head(ours(tokens)), theirs(tokens).logits, atol=1e-4)

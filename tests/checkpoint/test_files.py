@@ -44,6 +44,7 @@ def test_files_open_with_safetensors_and_hold_the_pieces(tmp_path: Path, in_thre
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from(sorted(DTYPES)), st.integers(0, 3000)), max_size=20),
     st.integers(1, 20_000),

@@ -8,6 +8,7 @@ import torch
 
 from fmscale.checkpoint import snapshot
 from fmscale.checkpoint.catalog import list_checkpoints
+from fmscale.checkpoint.memory import SharedMemory
 from fmscale.checkpoint.open import open as open_checkpoint
 from fmscale.checkpoint.piece import Piece, whole
 from fmscale.checkpoint.saver import Saver
@@ -176,3 +177,30 @@ def test_states_that_forward_changes_are_copied_at_once(tmp_path: Path, in_threa
 
 def test_the_small_state_has_every_kind(tmp_path: Path) -> None:
     assert {dtype for dtype, _ in SMALL.values()} >= {"float32", "bfloat16", "int64", "bool"}
+
+
+def test_meta_that_is_no_json_is_refused(tmp_path: Path, in_thread: None) -> None:
+    url = str(tmp_path / "store")
+    with Fleet(url, ranks=1) as fleet:
+        for meta in ({"x": float("nan")}, {"x": torch.zeros(1)}, {1: {2}}):
+            with pytest.raises(ConfigError, match="is no JSON"):
+                fleet.savers[0].save(1, fleet.pieces[0], meta)
+        fleet.saved(1)
+
+
+def test_a_commit_that_is_retired_before_a_rank_hears_of_it_was_a_commit(
+    memory_store, in_thread: None
+) -> None:
+    """keep_last 1: rank 0 may commit the next save and retire this one between two looks of another rank."""
+    from fmscale.checkpoint.commit import Seen, await_outcome
+    from fmscale.checkpoint.names import run_log
+    from tests.checkpoint.test_faults import one_save, settings
+
+    with Fleet(memory_store.url, ranks=1, config=CheckpointConfig(keep_last=1, grace_seconds=0.0)) as fleet:
+        first = fleet.saved(1)[0][0].entry
+        fleet.saved(2)
+    assert [one.step for one in list_checkpoints(memory_store, RUN)] == [2]
+    job = one_save(memory_store.url, 1, 1, SharedMemory(1 << 17), 0, False)
+    log = run_log(memory_store, RUN)
+    entry = await_outcome(log, settings(memory_store.url, 1), job, Seen(), lambda: False)
+    assert entry.number == first
