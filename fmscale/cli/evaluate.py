@@ -37,7 +37,7 @@ def evaluate(
         list[Path] | None, typer.Option(help="Text files instead of a dataset. Repeatable.")
     ] = None,
     window: Annotated[
-        int | None, typer.Option(help="Tokens read at once; the model's longest by default.")
+        int | None, typer.Option(help="Tokens read at once; as in training by default.")
     ] = None,
     overlap: Annotated[
         int | None, typer.Option(help="Tokens that windows of a longer document share; half by default.")
@@ -75,10 +75,15 @@ def evaluate(
             eos=trained.eos,
             limit=documents,
         )
+    longest = min(trained.sequence_length, trained.model.config.max_seq_len)
     compressed = _Compressed(others)
     with progress("evaluate", json=json, unit="bytes") as bar:
         result = score(
-            trained.model, compressed.watch(given), window=window, overlap=overlap, progress=bar.advance
+            trained.model,
+            compressed.watch(given),
+            window=longest if window is None else window,
+            overlap=overlap,
+            progress=bar.advance,
         )
     total = result.total
     if not total.tokens:

@@ -82,6 +82,7 @@ def generate(
         max_tokens=max_tokens,
         sampling=sampling,
         eos=trained.eos,
+        vocabulary=trained.tokenizer.vocab_size,
         on_token=printer.add,
     )
     seconds = time.monotonic() - began

@@ -38,6 +38,7 @@ def generate(
     max_tokens: int,
     sampling: Sampling | None = None,
     eos: int | None = None,
+    vocabulary: int | None = None,
     batch: int = BATCH,
     on_token: OnToken = lambda number, token: None,
 ) -> list[Completion]:
@@ -49,6 +50,7 @@ def generate(
         max_tokens: new tokens of each sequence.
         sampling: how tokens are chosen; None takes the likeliest.
         eos: token that ends a sequence; None lets all run to `max_tokens`.
+        vocabulary: only ids below this are chosen: a model may have more rows than its tokenizer has ids.
         batch: sequences that grow together; memory goes with it, results do not.
         on_token: is told of every token as it comes; not of `eos`.
 
@@ -63,7 +65,7 @@ def generate(
     try:
         for first in range(0, len(prompts), batch):
             part = range(first, min(first + batch, len(prompts)))
-            _grow(model, prompts, part, max_tokens, sampling, eos, completions, on_token)
+            _grow(model, prompts, part, max_tokens, sampling, eos, vocabulary, completions, on_token)
     finally:
         model.train(training)
     return completions
@@ -76,6 +78,7 @@ def _grow(
     max_tokens: int,
     sampling: Sampling,
     eos: int | None,
+    vocabulary: int | None,
     completions: list[Completion],
     on_token: OnToken,
 ) -> None:
@@ -89,7 +92,8 @@ def _grow(
     generators = dict(zip(part, sampling.generators(part.start, len(part)), strict=True))
     hidden_BD = _read(model, [prompts[i] for i in part], cache)
     for length in range(1, max_tokens + 1):
-        chosen_B = choose(model.head(hidden_BD), sampling, [generators[i] for i in alive])
+        logits_BV = model.head(hidden_BD)[:, :vocabulary]
+        chosen_B = choose(logits_BV, sampling, [generators[i] for i in alive])
         going = []
         for row, (i, token) in enumerate(zip(alive, chosen_B.tolist(), strict=True)):
             if token == eos:

@@ -41,6 +41,8 @@ class TrainedModel:
     """Token that ends a document, if the run's data has one."""
     dataset: str
     """The run's first dataset."""
+    sequence_length: int
+    """Tokens of a row in training. The model may be built for more, but has seen no positions beyond."""
 
     def encode(self, text: str) -> list[int]:
         """A prompt as tokens, begun as documents are."""
@@ -71,7 +73,8 @@ def open_trained(address: str, *, device: str = "cpu", precision: str | None = N
             remedy="Train with model.vocab_size null or as large as the tokenizer's.",
         )
     dtype = TYPES[precision or ("fp32" if device == "cpu" else "bf16")]
-    dataset = meta["config"]["data"]["sources"][0]["dataset"]
+    data = meta["config"]["data"]
+    dataset = data["sources"][0]["dataset"]
     bos, eos = _framing(backend, dataset, tokenizer)
     return TrainedModel(
         run=run,
@@ -82,6 +85,7 @@ def open_trained(address: str, *, device: str = "cpu", precision: str | None = N
         bos=bos,
         eos=eos,
         dataset=dataset,
+        sequence_length=data["sequence_length"],
     )
 
 

@@ -86,7 +86,7 @@ def test_completions_as_json(address: str, trained: TrainedModel):
 
 
 def test_an_evaluation(address: str, trained: TrainedModel):
-    status, out, _ = run("evaluate", address, "--json", "--per-document", "--window", "64", "--overlap", "16")
+    status, out, _ = run("evaluate", address, "--json", "--per-document", "--overlap", "16")
     found = json.loads(out)
     documents = list(
         stored_documents(trained.backend, "docs", "heldout", trained.tokenizer, bos=None, eos=trained.eos)

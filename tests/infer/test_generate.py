@@ -68,6 +68,14 @@ def test_draws_do_not_depend_on_the_batch_and_follow_the_seed():
     assert twice[0] != twice[1]
 
 
+def test_ids_that_only_pad_the_vocabulary_are_never_chosen():
+    model = small()
+    free = generate(model, PROMPTS, max_tokens=12, sampling=Sampling(temperature=1.5))
+    assert max(max(one.tokens) for one in free) >= 40
+    kept = generate(model, PROMPTS, max_tokens=12, sampling=Sampling(temperature=1.5), vocabulary=40)
+    assert max(max(one.tokens) for one in kept) < 40
+
+
 def test_the_model_is_left_as_it_was():
     model = small(dropout=0.5)
     calm = generate(model, PROMPTS, max_tokens=5)

@@ -22,7 +22,7 @@ def test_a_run_is_opened_at_its_newest_checkpoint_or_a_step(made: tuple[str, Dec
     url, model = made
     trained = open_trained(f"{url}#run")
     row = tokens(1, 20)
-    assert (trained.run, trained.step, trained.dataset) == ("run", 20, "docs")
+    assert (trained.run, trained.step, trained.dataset, trained.sequence_length) == ("run", 20, "docs", 64)
     assert torch.equal(trained.model.head(trained.model(row)), model.head(model(row)))
     assert trained.model.output.weight is trained.model.tok_embeddings.weight
     assert not trained.model.training
