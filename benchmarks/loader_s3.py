@@ -30,6 +30,7 @@ def s3_claims(
     """W2.s3 (throughput) and W2.stall (a 100 ms step behind 50 ms of latency)."""
     small = work / "corpus-s3.u16"
     np.asarray(corpus_rows(corpus)[: ROWS[quick]]).tofile(small)
+    (work / "s3").mkdir()
     with S3Server(work / "s3") as server:
         os.environ.update(server.environment)
         bucket = server.new_bucket()

@@ -19,6 +19,7 @@ from fmscale.store.backend import Backend
 from fmscale.store.commit import Commit
 from fmscale.store.dataset import Dataset
 from fmscale.store.digest import canonical_json, metadata_digest
+from fmscale.store.once import store_once
 from fmscale.store.segment import open_segment, read_document_table, read_documents
 
 FORMAT_VERSION = 1
@@ -175,7 +176,7 @@ def make_mask(dataset: Dataset, documents: Documents, *, split: str = "train") -
         writer.write_batch(pa.record_batch(arrays, schema=schema))
     data = sink.getvalue().to_pybytes()
     digest = metadata_digest(data)
-    dataset.backend.put_if_absent(mask_key(dataset.name, digest), data)
+    store_once(dataset.backend, mask_key(dataset.name, digest), data)
     return digest
 
 

@@ -25,6 +25,7 @@ from fmscale.store.entry import Entry
 from fmscale.store.log import DATASET_KINDS, Log
 from fmscale.store.manifest import Manifest
 from fmscale.store.manifest_writer import encode_manifest
+from fmscale.store.once import store_once
 from fmscale.store.retire import State, replay
 from fmscale.store.seal import FORMAT_VERSION, SealInfo, job_folder, sealed, segment_prefix
 from fmscale.store.tokenizers import load_tokenizer
@@ -225,7 +226,7 @@ class Dataset:
             rows, kind=kind, split=split, dtype=dtype, job=job, folder=folder
         )
         key = f"datasets/{self.name}/manifests/{digest}.arrow"
-        if not self.backend.put_if_absent(key, data):
+        if not store_once(self.backend, key, data):
             data = self.backend.get(key)
             Manifest(pa.py_buffer(data), digest, key)
         return {

@@ -22,6 +22,7 @@ from fmscale.store.backend import Backend, ObjectInfo
 from fmscale.store.entry import Entry
 from fmscale.store.keyset import KeySet
 from fmscale.store.log import Body, Log, Recheck
+from fmscale.store.once import store_once
 
 COMMIT_KINDS = frozenset({"commit", "checkpoint"})
 
@@ -244,7 +245,7 @@ def collect_garbage(
             if not dry_run:
                 log.backend.delete(info.key)
         if not dry_run and not needed:
-            log.backend.put_if_absent(f"{folder}/{mark}", b"{}")
+            store_once(log.backend, f"{folder}/{mark}", b"{}")
     return Garbage(
         dry_run=dry_run,
         retires=tuple(retires),

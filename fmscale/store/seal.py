@@ -15,6 +15,7 @@ from typing import Any
 from fmscale.errors import Conflict, CorruptData, FormatError, ObjectNotFound
 from fmscale.store.backend import Backend
 from fmscale.store.digest import canonical_json, metadata_digest
+from fmscale.store.once import store_once
 
 FORMAT_VERSION = 1
 """Version of segments and manifests that is written; every version up to it is read."""
@@ -132,7 +133,7 @@ def store_segment(backend: Backend, prefix: str, files: Mapping[str, Path], seal
         with ThreadPoolExecutor(UPLOADS) as pool:
             for upload in [pool.submit(backend.put_file, f"{prefix}/{k}", path) for k, path in files.items()]:
                 upload.result()
-        if not backend.put_if_absent(key, data):
+        if not store_once(backend, key, data):
             _already_sealed(backend, key, data)
     return seal_info(data)
 

@@ -3,6 +3,7 @@
 from fmscale.errors import ObjectNotFound
 from fmscale.store.backend import Backend
 from fmscale.store.digest import metadata_digest
+from fmscale.store.once import store_once
 from fmscale.store.seal import verified
 
 
@@ -14,7 +15,7 @@ def tokenizer_key(digest: str) -> str:
 def store_tokenizer(backend: Backend, data: bytes) -> str:
     """Store a tokenizer's JSON, if it is not there yet; returns its digest."""
     digest = metadata_digest(data)
-    backend.put_if_absent(tokenizer_key(digest), data)
+    store_once(backend, tokenizer_key(digest), data)
     return digest
 
 

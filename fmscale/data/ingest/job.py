@@ -41,6 +41,7 @@ from fmscale.errors import ConfigError, Conflict, DataError
 from fmscale.store.backend import Backend
 from fmscale.store.commit import Commit
 from fmscale.store.dataset import Dataset, create_or_open
+from fmscale.store.once import store_once
 from fmscale.store.open import open_store
 from fmscale.store.probe import require_writable
 from fmscale.store.tokenizers import load_tokenizer, store_tokenizer
@@ -284,7 +285,7 @@ def _store_plan(backend: Backend, dataset: str, plan: Plan, policy: Policy, list
         tokenizer = train_bpe(texts, policy.vocab_size)
     bos, eos = policy.ids(tokenizer)
     digest = store_tokenizer(backend, tokenizer.to_json())
-    backend.put_if_absent(plan_key(dataset, plan.job), plan.encode(digest, bos, eos))
+    store_once(backend, plan_key(dataset, plan.job), plan.encode(digest, bos, eos))
     stored = load_plan(backend, dataset, plan.job)
     assert stored is not None, "it was just stored, and nothing deletes plans"
     return stored

@@ -12,6 +12,7 @@ from fmscale.data.ingest.record import BAD, Skipped, UnitRecord, record_name, re
 from fmscale.data.tokenizer import Tokenizer, dtype_of, frame, from_json
 from fmscale.errors import Conflict, StoreError
 from fmscale.store.backend import Backend
+from fmscale.store.once import store_once
 from fmscale.store.open import open_store
 from fmscale.store.seal import segment_prefix
 from fmscale.store.segment_writer import TokenSegmentWriter
@@ -107,10 +108,7 @@ class Writer:
 
     def _store(self, record: UnitRecord) -> None:
         key = f"{records_folder(self.assignment.dataset, self.assignment.job)}/{record_name(record.unit)}"
-        if (
-            not self._backend.put_if_absent(key, record.encode())
-            and self._backend.get(key) != record.encode()
-        ):
+        if not store_once(self._backend, key, record.encode()):
             raise Conflict(
                 f"{key} is there already and says something else of the same work unit",
                 found=key,

@@ -1,6 +1,7 @@
 """Ingest where it cannot write: full and read-only file systems (real ones), and no right to a bucket."""
 
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,11 +10,12 @@ from typing import Any
 import pytest
 
 from fmscale.data.ingest import ingest
-from fmscale.errors import AccessDenied, DataError, StoreFull
+from fmscale.errors import AccessDenied, DataError, StoreFull, StoreUnavailable
 from fmscale.store.dataset import open_dataset
 from fmscale.store.open import open_store
 from fmscale.store.verify import verify_dataset
-from tests.data.ingest.corpora import contents, lines, put, sentences
+from tests.data.ingest.corpora import contents, documents, lines, put, sentences
+from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.s3_server import S3Server
 
 
@@ -122,3 +124,48 @@ def test_wrong_credentials_are_said_before_the_work(
     assert "writing" not in told
     assert caught.value.remedy
     assert "another-secret" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_refusals_lost_answers_and_resets_of_a_store_cost_time_only(
+    s3: S3Server, s3_url: str, tmp_path: Path
+):
+    inputs = corpus(tmp_path / "in", 1500)
+    with FaultProxy(s3.host, s3.port) as proxy:
+        proxy.inject("503", seconds=1)
+        proxy.inject("lose", count=5, method="PUT")
+        proxy.inject("503-after", count=5, method="PUT")
+        proxy.inject("reset", count=5, method="GET")
+        behind = s3_url.replace(s3.endpoint, proxy.endpoint)
+        result = ingest(**{**job(inputs, tmp_path), "store": behind}, workers=1)
+        assert all(proxy.counters()[kind] > 0 for kind in ("503", "lose", "503-after", "reset"))
+    ingest(**job(inputs, tmp_path / "store"))
+    store = open_store(s3_url)
+    assert (result.new, result.documents) == (True, 1500)
+    assert documents(store, "d", "train") == documents(open_store(str(tmp_path / "store")), "d", "train")
+    assert not verify_dataset(store, open_dataset(store, "d"))
+    assert len(open_dataset(store, "d").commits()) == 1
+
+
+@pytest.mark.slow
+def test_a_store_that_stops_answering_is_given_up_in_time_and_the_job_goes_on(
+    s3: S3Server, s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    inputs = corpus(tmp_path / "in", 1500)
+    monkeypatch.setattr("fmscale.store.open.DEADLINE", 3.0)
+    with FaultProxy(s3.host, s3.port) as proxy:
+        behind = {**job(inputs, tmp_path), "store": s3_url.replace(s3.endpoint, proxy.endpoint)}
+
+        def stop(phase: str, done: int, total: int) -> None:
+            if phase == "writing" and done:
+                proxy.inject("503", seconds=600)
+
+        begin = time.monotonic()
+        with pytest.raises(StoreUnavailable) as caught:
+            ingest(**behind, workers=1, progress=stop)
+        assert time.monotonic() - begin < 120
+        assert caught.value.remedy
+        with pytest.raises(DataError, match="no dataset"):
+            open_dataset(open_store(s3_url), "d")
+        proxy.clear()
+        assert ingest(**behind, workers=1).documents == 1500
