@@ -26,6 +26,7 @@ from fmscale.quickstart.page import render
 from fmscale.quickstart.results import Report, claims
 from fmscale.quickstart.settings import Half, Settings, choose
 from fmscale.quickstart.state import State
+from fmscale.quickstart.training import saved_step
 from fmscale.runtime.sinks import read_jsonl
 from fmscale.train.preflight import preflight
 
@@ -233,17 +234,32 @@ def _steps(folder: Path) -> list[int]:
 
 
 @pytest.mark.slow
-def test_the_whole_road_killed_on_the_way_and_run_again(tmp_path: Path):
-    folder, steps = tmp_path / "qs", 12
-    corpus = ROOT / "fmscale"
-    first = _start(folder, corpus, steps)
+def test_ranks_do_not_outlive_a_quickstart_that_was_killed_and_save(tmp_path: Path):
+    folder = tmp_path / "qs"
+    first = _start(folder, ROOT / "fmscale", 600)
     while first.poll() is None and len(_steps(folder)) < 2:
         time.sleep(0.1)
     assert first.poll() is None, first.communicate()[0]
     ranks = psutil.Process(first.pid).children(recursive=True)
     os.kill(first.pid, signal.SIGKILL)
     first.communicate()
-    assert psutil.wait_procs(ranks, timeout=120)[1] == [], "ranks outlive a quickstart that was killed"
+    assert psutil.wait_procs(ranks, timeout=120)[1] == []
+    chosen = choose(folder=folder, store=None, corpus=(), steps=600, gpus=0)
+    assert saved_step(chosen) == max(_steps(folder))
+
+
+@pytest.mark.slow
+def test_the_whole_road_killed_on_the_way_and_run_again(tmp_path: Path):
+    folder, steps = tmp_path / "qs", 12
+    corpus = ROOT / "fmscale"
+    first = _start(folder, corpus, steps)
+    while first.poll() is None and len(_steps(folder)) < 4:
+        time.sleep(0.1)
+    assert first.poll() is None, first.communicate()[0]
+    # All at once, as a machine that goes down: nothing is saved any more.
+    for process in [*psutil.Process(first.pid).children(recursive=True), psutil.Process(first.pid)]:
+        process.kill()
+    first.communicate()
 
     second = _start(folder, corpus, steps)
     printed = second.communicate(timeout=900)[0]
@@ -256,7 +272,7 @@ def test_the_whole_road_killed_on_the_way_and_run_again(tmp_path: Path):
     assert found["loss_last"] < found["loss_first"] - 0.5
     assert found["ckpt_blocking_seconds_max"] > 0
     assert len(found["completions"]) == 3
-    assert found["gzip_bits_per_byte"] > found["xz_bits_per_byte"] > 1
+    assert min(found["gzip_bits_per_byte"], found["xz_bits_per_byte"]) > 1
     ET.fromstring(_svgs((folder / "report.html").read_text()))
     assert "what the model received is what was planned" in " ".join(printed.split())
 

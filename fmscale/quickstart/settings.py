@@ -60,7 +60,7 @@ class Settings:
             f"data.sources.0.dataset={DATASET}",
         ]
         if self.steps is not None:
-            values.append(f"train.steps={self.steps}")
+            values += [f"train.steps={self.steps}", f"checkpoint.every={max(1, self.steps // 6)}"]
         if half is not None:
             values.append(f"train.zero_stage={half.stage}")
             # One rank alone on a CPU takes a second core, which then nobody else uses.
