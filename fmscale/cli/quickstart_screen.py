@@ -27,6 +27,8 @@ TITLES = {
     "report": "5 report",
 }
 SPARKS = "▁▂▃▄▅▆▇█"
+WIDTH = 110
+"""Columns of the last screen, where there are as many."""
 LINES_SECONDS = 15.0
 """Pause between two lines about an act where there is no terminal to move a bar on."""
 
@@ -110,7 +112,9 @@ class Lines:
 def show_report(report: Report, folder: Path) -> None:
     """The last screen, on standard output."""
     console = Console()
-    width = min(console.width, 110)
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
+    width = min(console.width, WIDTH)
     parts: list[RenderableType] = [_verdicts(report), Text(), _curve(report, folder, width - 6), Text()]
     parts += [_columns(report), Text(), *(_completion(one) for one in report["completions"])]
     title = f"[bold]fmscale quickstart[/] in {report['wall_seconds']:.0f} s"
