@@ -48,5 +48,5 @@ def _wide_numbers(width: int) -> Tables:
     if width <= 64:
         return {"forward": (_c(64, 32, 4, 2),), "dkdv": (_c(32, 32, 8, 2),), "dq": (_c(32, 32, 4, 2),)}
     if width <= 128:
-        return {"forward": (_c(16, 32, 8, 2),), "dkdv": (_c(16, 16, 8, 2),), "dq": (_c(16, 16, 8, 2),)}
-    return {"forward": (_c(16, 16, 8, 2),), "dkdv": (_c(16, 16, 8, 2),), "dq": (_c(32, 16, 8, 2),)}
+        return {"forward": (_c(16, 32, 8, 2),), "dkdv": (_c(16, 16, 8, 1),), "dq": (_c(16, 16, 8, 2),)}
+    return {"forward": (_c(16, 16, 8, 2),), "dkdv": (_c(16, 32, 8, 2),), "dq": (_c(32, 16, 8, 2),)}

@@ -20,7 +20,7 @@ from fmscale.kernels.adamw import adamw_step_eager
 from fmscale.kernels.adamw import configs as adamw_configs
 from fmscale.kernels.attention import case as attention_case
 from fmscale.kernels.attention_configs import configs as attention_configs
-from fmscale.kernels.attention_decode import CONFIGS as DECODE_CONFIGS
+from fmscale.kernels.attention_decode import configs as decode_configs
 from fmscale.kernels.bench.contest import Contestant, both_of, forward_of, listed
 from fmscale.kernels.byte_planes import configs as plane_configs
 from fmscale.kernels.dispatch import Config, bucket
@@ -172,7 +172,7 @@ def _decode(E: int) -> Problem:
         )
 
     return Problem(
-        op="attention_decode", bucket=bucket(BF16, E=E), kernels={"span": DECODE_CONFIGS}, make=make
+        op="attention_decode", bucket=bucket(BF16, E=E), kernels=decode_configs(BF16, E), make=make
     )
 
 

@@ -1,0 +1,146 @@
+"""The compile gate: what it refuses, and that nothing that ships is refused.
+
+It compiles in processes of its own, since this one may be under the interpreter, which cannot.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fmscale.kernels import compile_gate
+from fmscale.kernels.compile_lint import lint, parsed
+
+ROOT = Path(__file__).parents[2]
+# The one that spills is a large matrix held in registers; the other multiplies 16 rows, too few for wgmma.
+CASES = """
+import json, sys
+import triton, triton.language as tl
+from dataclasses import asdict
+from fmscale.kernels.compile_case import CompileCase
+from fmscale.kernels.compile_gate import examine
+
+@triton.jit
+def product(A, B, C, ROWS: tl.constexpr, SIZE: tl.constexpr, DEPTH: tl.constexpr):
+    line, column, inner = tl.arange(0, ROWS), tl.arange(0, SIZE), tl.arange(0, DEPTH)
+    a = tl.load(A + line[:, None] * DEPTH + inner[None, :])
+    b = tl.load(B + inner[:, None] * SIZE + column[None, :])
+    tl.store(C + line[:, None] * SIZE + column[None, :], tl.dot(a, b))
+
+def case(name, rows, size, depth, warps=4):
+    return CompileCase(
+        name=name, kernel=product, signature={"A": "*bf16", "B": "*bf16", "C": "*fp32"},
+        constants={"ROWS": rows, "SIZE": size, "DEPTH": depth}, num_warps=warps, must_have_wgmma=True,
+    )
+
+cases = [case("good", 64, 64, 64), case("spills", 128, 256, 64), case("few rows", 16, 64, 64),
+         case("shared", 128, 128, 1024, 8), case("broken", 65, 64, 64)]
+json.dump({row.name: asdict(row) for row in map(examine, cases)}, sys.stdout)
+"""
+
+
+def compiled(script: Path) -> dict[str, Any]:
+    """What the script prints, run where kernels are compiled, not interpreted."""
+    variables = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    variables["PYTHONPATH"] = str(ROOT)
+    done = subprocess.run(
+        [sys.executable, str(script)], env=variables, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_what_it_refuses(tmp_path: Path) -> None:
+    script = tmp_path / "cases.py"  # Triton reads a kernel's source from its file
+    script.write_text(CASES)
+    rows = compiled(script)
+    assert rows["good"]["problems"] == []
+    assert rows["good"]["wgmma"] > 0
+    assert 0 < rows["good"]["registers"] <= 255
+    assert any("spills" in problem for problem in rows["spills"]["problems"])
+    assert rows["spills"]["spills"] > 0
+    assert "no wgmma" in rows["few rows"]["problems"]
+    assert any("shared memory" in problem for problem in rows["shared"]["problems"])
+    assert any("does not compile" in problem for problem in rows["broken"]["problems"])
+
+
+TURNED = """
+#shared = #ttg.nvmma_shared<{swizzlingByteWidth = 128, transposed = false, elementBitWidth = 16}>
+  %a = ttng.warp_group_dot %q, %k, %zero : !ttg.memdesc<64x64xbf16, #shared, #smem> -> tensor<64x64xf32, #mma>
+  %p = arith.truncf %a : tensor<64x64xf32, #mma> to tensor<64x64xbf16, #mma>
+  %t = tt.trans %p {order = array<i32: 1, 0>} : tensor<64x64xbf16, #mma> -> tensor<64x64xbf16, #linear>
+  %s = ttg.local_alloc %t : (tensor<64x64xbf16, #linear>) -> !ttg.memdesc<64x64xbf16, #shared, #smem>
+  %d = ttng.warp_group_dot %s, %v, %zero : !ttg.memdesc<64x64xbf16, #shared, #smem> -> tensor<64x64xf32, #mma>
+"""
+
+
+def test_the_lint_finds_a_transposed_product() -> None:
+    assert "left operand" in lint(TURNED, "3.6.0")[0]
+    assert len(lint(TURNED, "3.4.0")) == 1
+    assert lint(TURNED, "3.7.1") == lint(TURNED, "3.3.1") == []
+    straight = TURNED.replace("warp_group_dot %s", "warp_group_dot %p")
+    assert lint(straight, "3.6.0") == []
+    of_a_load = TURNED.replace("arith.truncf %a", "tt.load %a")
+    assert lint(of_a_load, "3.6.0") == []
+
+
+def test_the_lint_takes_names_where_they_are_used() -> None:
+    """Sibling regions reuse names: a later harmless %s does not hide the faulty one."""
+    later = TURNED + "  %t = tt.load %pointer\n  %s = ttg.local_alloc %t\n"
+    assert len(lint(later, "3.6.0")) == 1
+
+
+def test_the_lint_finds_narrow_rows() -> None:
+    narrow = TURNED.replace("swizzlingByteWidth = 128", "swizzlingByteWidth = 64").replace("%s, %v", "%q, %v")
+    assert "64 bytes" in lint(narrow, "3.7.1")[0]
+    assert lint(narrow, "3.5.1") == []
+
+
+def test_versions() -> None:
+    assert parsed("3.7.1+git12ab") == (3, 7, 1)
+    assert parsed("3.6.0") < (3, 7, 1) < parsed("3.10.0")
+
+
+def test_the_default_attention_of_a_model_passes() -> None:
+    """The short form: bf16, causal documents, head dim 128, under the installed Triton."""
+    report = compile_gate.gate_with("", r"attention\.\w+ bf16 E128 documents causal \d")
+    assert len(report["rows"]) >= 3
+    assert [(row["name"], row["problems"]) for row in report["rows"] if row["problems"]] == []
+    assert all(row["wgmma"] > 0 and row["spills"] == 0 for row in report["rows"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["3.6.0", "3.7.1"])
+def test_every_shipped_configuration_passes(version: str) -> None:
+    report = compile_gate.gate_with(version, jobs=2)
+    names = [case.name for case in compile_gate.all_cases()]
+    assert [row["name"] for row in report["rows"]] == names
+    assert {row["name"]: row["problems"] for row in report["rows"] if row["problems"]} == {}
+
+
+def test_the_committed_table_is_of_what_ships() -> None:
+    """Registers, spills, shared memory and wgmma of every case, for both Triton versions, none refused."""
+    result = json.loads(compile_gate.RESULTS.read_text())
+    assert {"3.6.0", "3.7.1"} <= {report["triton"] for report in result["reports"]}
+    names = [case.name for case in compile_gate.all_cases()]
+    for report in result["reports"]:
+        assert [row["name"] for row in report["rows"]] == names, (
+            "run `python -m fmscale.kernels.compile_gate`"
+        )
+        assert not [row["name"] for row in report["rows"] if row["problems"] or row["spills"]]
+
+
+def test_every_kernel_has_a_case() -> None:
+    """A new kernel cannot be forgotten: each jitted function with a program id is compiled by some case."""
+    compiled_names = {case.kernel.__name__ for case in compile_gate.all_cases()}
+    launched = set()
+    for path in (ROOT / "kernels").glob("*.py"):
+        for block in path.read_text().split("\n@")[1:]:
+            if "tl.program_id" in block and block.startswith(("jit", "sized")):
+                launched.add(block.split("def ")[1].split("(")[0])
+    assert launched
+    assert launched <= compiled_names
