@@ -149,10 +149,10 @@ def test_refusals_lost_answers_and_resets_of_a_store_cost_time_only(
 
 @pytest.mark.slow
 def test_a_store_that_stops_answering_is_given_up_in_time_and_the_job_goes_on(
-    s3: S3Server, s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3: S3Server, s3_url: str, tmp_path: Path
 ):
+    """With the default deadline of a minute."""
     inputs = corpus(tmp_path / "in", 1500)
-    monkeypatch.setattr("fmscale.store.open.DEADLINE", 3.0)
     with FaultProxy(s3.host, s3.port) as proxy:
         behind = {**job(inputs, tmp_path), "store": s3_url.replace(s3.endpoint, proxy.endpoint)}
 

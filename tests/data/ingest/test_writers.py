@@ -53,6 +53,12 @@ def said(result: IngestResult) -> dict[str, Any]:
     return {k: v for k, v in vars(result).items() if k not in ("writers", "seconds", "resumed")}
 
 
+def writers() -> list[psutil.Process]:
+    """This process's living writers."""
+    alive = [one for one in psutil.Process().children() if one.status() != psutil.STATUS_ZOMBIE]
+    return [one for one in alive if "fmscale.data.ingest.worker" in one.cmdline()]
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return mixed(tmp_path_factory.mktemp("corpus"))
@@ -78,7 +84,7 @@ def test_processes_make_what_one_writer_makes(corpus: Path, alone: Alone, tmp_pa
     assert (result.writers, result.units > 10) == (workers, True)
     assert said(result) == said(alone[0])
     assert contents(tmp_path / "store") == alone[1]
-    assert not [one for one in psutil.Process().children() if "ingest" in " ".join(one.cmdline())]
+    assert not writers()
 
 
 @pytest.mark.mpi
@@ -158,11 +164,13 @@ def test_an_error_in_a_writer_arrives_as_the_error_it_was(tmp_path: Path):
 def test_a_writer_that_is_killed_is_named_and_the_job_goes_on(corpus: Path, alone: Alone, tmp_path: Path):
     job = options(corpus, tmp_path / "store", workers=2)
 
+    killed: list[psutil.Process] = []
+
     def kill_one(phase: str, done: int, total: int) -> None:
-        """At the first unit that is done."""
-        writers = [one for one in psutil.Process().children() if "ingest.worker" in " ".join(one.cmdline())]
-        if list((tmp_path / "store/datasets/d/jobs").glob("*/*.json")) and writers:
-            writers[0].kill()
+        """Once there is a unit that is done."""
+        if not killed and list((tmp_path / "store/datasets/d/jobs").glob("*/*.json")):
+            killed.extend(writers())
+            killed[0].kill()
 
     with pytest.raises(RankError, match="died while it worked on") as caught:
         ingest(**job, progress=kill_one)
@@ -248,11 +256,11 @@ def test_writers_end_with_their_parent(tmp_path: Path):
     put(tmp_path / "in/a.jsonl", lines(sentences("line", 6_000)))
     job = options(tmp_path / "in", tmp_path / "store", workers=2, tokenizer="bytes", unit_bytes=1 << 18)
     process = subprocess.Popen(command(job), cwd=ROOT, stdout=subprocess.DEVNULL)
-    writers = wait_for(lambda: len(kin := psutil.Process(process.pid).children()) == 2 and kin, "writers")
+    both = wait_for(lambda: len(kin := psutil.Process(process.pid).children()) == 2 and kin, "writers")
     process.kill()
     process.wait()
-    psutil.wait_procs(writers, timeout=30)
-    assert not [one for one in writers if one.is_running()]
+    psutil.wait_procs(both, timeout=30)
+    assert not [one for one in both if one.is_running()]
 
 
 def test_under_torchrun_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
