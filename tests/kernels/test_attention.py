@@ -74,10 +74,9 @@ def test_wide_heads_with_shipped_tiles(E: int, dtype: torch.dtype, device: torch
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("E", range(32, 257, 8))
-def test_every_head_dim(E: int, dtype: torch.dtype, device: torch.device) -> None:
-    judge(Problem(E=E, dtype=dtype, H=2, K=1, T=130, S=130), device)
+def test_every_head_dim(E: int, device: torch.device) -> None:
+    judge(Problem(E=E, dtype=DTYPES[E // 8 % 3], H=2, K=1, T=130, S=130), device)
 
 
 @pytest.mark.parametrize("E", [1, 8, 33])
@@ -92,9 +91,10 @@ def test_several_tiles_of_the_shipped_sizes(device: torch.device) -> None:
 @pytest.mark.parametrize("edge", [-1, 0, 1])
 @pytest.mark.parametrize("causal", [True, False])
 def test_document_edges_at_tile_edges(edge: int, causal: bool, device: torch.device) -> None:
+    heads: dict[str, Any] = {"H": 2, "K": 1, "causal": causal}
     with tiles(32, 32):
-        judge(Problem(documents=(32 + edge, 64 + edge, 1, 32), causal=causal, window=32 + edge), device)
-        judge(Problem(documents=(32 + edge, 64 + edge), keys=(64 - edge, 32), causal=causal), device)
+        judge(Problem(documents=(32 + edge, 64 + edge, 1, 3), window=32 + edge, **heads), device)
+        judge(Problem(documents=(32 + edge, 64 + edge), keys=(64 - edge, 32), **heads), device)
 
 
 def test_large_scores_keep_the_running_maximum(device: torch.device) -> None:
