@@ -20,12 +20,20 @@ from fmscale.errors import FmscaleError, ObjectNotFound, StoreUnavailable
 from fmscale.store.backend import Backend
 from fmscale.store.digest import canonical_json, metadata_digest
 from fmscale.store.entry import Entry
-from fmscale.store.log import Body, Log
+from fmscale.store.log import Log
 from fmscale.store.retire import State, commit, replay
 
 SHORTEST_PAUSE = 0.01
 LONGEST_PAUSE = 2.0
 """Pauses between looks at the store grow between these, by half each time."""
+
+
+class _Already(Exception):
+    """The folder is committed: by this process, or by another of the same rank 0."""
+
+    def __init__(self, entry: Entry) -> None:
+        super().__init__(entry.number)
+        self.entry = entry
 
 
 @dataclass(kw_only=True)
@@ -34,24 +42,20 @@ class Seen(State):
 
     committed: dict[str, Entry] = field(default_factory=dict)
     """Entries of all checkpoints, by folder."""
+    own: str = ""
+    """Folder that is being committed."""
 
     def apply(self, entry: Entry) -> None:
-        """As State's."""
+        """As State's. Raises _Already once somebody has committed `own`."""
         super().apply(entry)
         if entry.kind == KIND:
             self.committed[entry.body["folder"]] = entry
+            if entry.body["folder"] == self.own:
+                raise _Already(entry)
 
 
 class SaveFailed(FmscaleError):
     """A save that came to nothing, for good."""
-
-
-class _Already(Exception):
-    """Another process of this rank 0 has committed the same folder."""
-
-    def __init__(self, entry: Entry) -> None:
-        super().__init__(entry.number)
-        self.entry = entry
 
 
 def gather(backend: Backend, settings: Settings, job: Job, own: Seal, stop: Callable[[], bool]) -> list[Seal]:
@@ -112,18 +116,17 @@ def commit_seals(log: Log, settings: Settings, job: Job, seals: list[Seal], stat
         "tensors": len(manifest.tensors),
     }
 
-    def recheck(other: Entry) -> Body | None:
-        if other.kind == KIND and other.body["folder"] == job.folder:
-            raise _Already(other)
-        return None
-
     replay(log, state)
     if job.folder in state.committed:
         return state.committed[job.folder]
+    # Every entry passes through `state` before it is built upon, so that whoever commits the folder first is seen.
+    state.own = job.folder
     try:
-        return commit(log, KIND, body, folders, epoch=settings.epoch, recheck=recheck, state=state)
+        return commit(log, KIND, body, folders, epoch=settings.epoch, state=state)
     except _Already as already:
         return already.entry
+    finally:
+        state.own = ""
 
 
 def await_outcome(log: Log, settings: Settings, job: Job, state: Seen, stop: Callable[[], bool]) -> Entry:

@@ -63,7 +63,10 @@ def main() -> None:
 
     memories: dict[int, SharedMemory] = {}
     while True:
-        data, descriptors, _, _ = socket.recv_fds(ours, LARGEST_MESSAGE, 1)
+        try:
+            data, descriptors, _, _ = socket.recv_fds(ours, LARGEST_MESSAGE, 1)
+        except ConnectionResetError:  # the parent was killed with something unread
+            data, descriptors = b"", []
         if not data:
             end()
         message = json.loads(data)

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable
 from queue import SimpleQueue
-from threading import Event, Lock, Thread
+from threading import Condition, Event, Lock, Thread
 from typing import Any, TypeVar
 
 from fmscale.checkpoint.commit import SaveFailed, Seen, await_outcome, commit_seals, failure, gather, give_up
@@ -44,6 +44,8 @@ class Worker:
         self._to_write: SimpleQueue[tuple[Job, memoryview] | None] = SimpleQueue()
         self._to_commit: SimpleQueue[tuple[Job, Seal] | None] = SimpleQueue()
         self._stopping = Event()
+        self._resolved = Condition()
+        self._unresolved = 0
         self._lock = Lock()
         self._busy = 0
         self._threads = [
@@ -68,6 +70,8 @@ class Worker:
     def close(self, deadline: float = 10.0) -> None:
         """Give up what is not finished and end the threads."""
         self._stopping.set()
+        with self._resolved:
+            self._resolved.notify_all()
         self._to_write.put(None)
         self._to_commit.put(None)
         for thread in self._threads:
@@ -94,6 +98,10 @@ class Worker:
             self._tell_others(job, job.refused)
             self._failed(job, SaveFailed(job.refused))
             return True
+        if self._settings.incremental and not job.complete:
+            # Referring to a checkpoint older than the last would race with retention, which goes by the last.
+            with self._resolved:
+                self._resolved.wait_for(lambda: not self._unresolved or self._stopping.is_set())
         begin = time.monotonic()
         try:
             seal = self._retried(job, lambda attempt: self._persist(job, memory, attempt))
@@ -110,6 +118,8 @@ class Worker:
             bytes=seal.bytes,
             referenced=seal.referenced,
         )
+        with self._resolved:
+            self._unresolved += 1
         self._to_commit.put((job, seal))
         return False
 
@@ -126,11 +136,12 @@ class Worker:
     def _finish(self, job: Job, seal: Seal) -> bool:
         """Second stage."""
         begin = time.monotonic()
+        known: Known = {}
         try:
             entry = self._outcome(job, seal)
+            if self._settings.incremental:
+                known = {one.range: (seal.files[one.file], one) for one in seal.pieces if one.digest}
         except FmscaleError as error:
-            if isinstance(error, Conflict):
-                self._known = {}
             if not isinstance(error, StoreUnavailable) and (self._settings.rank == 0 or self._given_up(job)):
                 # Nobody will commit it any more. Where that is not certain the files stay for `tidy`.
                 reason = str(error)
@@ -139,10 +150,11 @@ class Worker:
                 self._quietly(lambda: discard(self._backend, self._settings, job))
             self._failed(job, error)
             return True
-        if self._settings.incremental:
-            self._known = {
-                piece.range: (seal.files[piece.file], piece) for piece in seal.pieces if piece.digest
-            }
+        finally:
+            # After a failure the next save is complete, on whichever rank the reason was.
+            with self._resolved:
+                self._known, self._unresolved = known, self._unresolved - 1
+                self._resolved.notify_all()
         self._tell(job, "committed", seconds=time.monotonic() - begin, entry=entry.number)
         if self._settings.rank == 0:
             self._quietly(lambda: tidy(self._log, self._settings, self._state, self._named))

@@ -7,20 +7,25 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fmscale.checkpoint import commit, worker
 from fmscale.checkpoint.catalog import list_checkpoints
+from fmscale.checkpoint.commit import Seen
 from fmscale.checkpoint.job import Job, Settings
 from fmscale.checkpoint.layout import plan_layout
 from fmscale.checkpoint.memory import SharedMemory
-from fmscale.checkpoint.names import checkpoint_folder
+from fmscale.checkpoint.names import checkpoint_folder, run_log
+from fmscale.checkpoint.retention import references
+from fmscale.checkpoint.seal import Seal
 from fmscale.checkpoint.snapshot import checked
 from fmscale.checkpoint.worker import Worker
 from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.store.backend import Backend
 from fmscale.store.open import open_store
+from fmscale.store.retire import retire
 from tests.checkpoint.states import RUN, SMALL, Fleet, Tensors, assert_restores, lease, pieces_at
 from tests.helpers.faulty_backend import Fault, FaultyBackend
 
@@ -362,8 +367,6 @@ def test_what_happens_to_other_entries_of_the_log_does_not_matter(
     memory_store: Backend, in_thread: None
 ) -> None:
     """Order logs write to the same log, also while a commit is on its way."""
-    from fmscale.checkpoint.names import run_log
-
     log = run_log(memory_store, RUN)
     epoch = lease(memory_store.url)
     with Fleet(memory_store.url, ranks=1, epoch=epoch) as fleet:
@@ -374,3 +377,59 @@ def test_what_happens_to_other_entries_of_the_log_does_not_matter(
     assert_restores(memory_store.url, 5)
     assert commit.KIND == "checkpoint"
     assert len(SMALL) > 3
+
+
+def test_what_a_person_retired_is_written_again(tmp_path: Path, in_thread: None) -> None:
+    """A save that refers to it fails, on all ranks; the next one is complete."""
+    tensors: Tensors = {(f"w{i}", "weight"): ("float32", (200, 200)) for i in range(2)}
+    url = str(tmp_path / "store")
+    with Fleet(url, tensors=tensors, ranks=2, seed=None) as fleet:
+        fleet.saved(1)
+        store = open_store(url)
+        retire(run_log(store, RUN), [list_checkpoints(store, RUN)[0].entry], references)
+        fleet.save(2, changed=lambda piece: piece.name == "w0")
+        reports = fleet.settle()
+        assert states(reports) == [["failed"], ["failed"]]
+        assert "were retired" in reports[0][0].reason
+        [[first], [second]] = fleet.saved(3)
+        assert first.bytes_referenced == second.bytes_referenced == 0
+    assert_restores(url, 3, tensors=tensors)
+
+
+def test_two_processes_of_rank_0_commit_a_save_once(memory_store: Backend, monkeypatch) -> None:
+    """The append of one that is gone lands between the other's look at the log and its own append."""
+    url, epoch = memory_store.url, lease(memory_store.url)
+    job = one_save(url, epoch, 1, SharedMemory(1 << 17), 0, False)
+    seal = Seal(step=1, folder=job.folder, rank=0, world_size=1, files=(), pieces=(), bytes=0, referenced=0)
+    real, entries = commit.commit, []
+
+    def overtaken(*args: Any, **options: Any) -> Any:
+        monkeypatch.setattr(commit, "commit", real)
+        entries.append(
+            commit.commit_seals(run_log(memory_store, RUN), settings(url, epoch), job, [seal], Seen())
+        )
+        return real(*args, **options)
+
+    monkeypatch.setattr(commit, "commit", overtaken)
+    for _ in range(2):  # the second finds it at its first look
+        log = run_log(memory_store, RUN)
+        entries.append(commit.commit_seals(log, settings(url, epoch), job, [seal], Seen()))
+    assert len({entry.number for entry in entries}) == 1
+    assert len(entries) == 3
+    assert len(list_checkpoints(memory_store, RUN)) == 1
+
+
+def test_saves_in_quick_succession_refer_to_what_stays(tmp_path: Path, in_thread: None, monkeypatch) -> None:
+    """keep_last 1 and slow commits: a save waits for the one before to be committed before it refers to it."""
+    outcome = Worker._outcome
+    monkeypatch.setattr(Worker, "_outcome", lambda *args: (time.sleep(0.1), outcome(*args))[1])
+    tensors: Tensors = {(f"w{i}", "weight"): ("float32", (200, 200)) for i in range(2)}
+    url = str(tmp_path / "store")
+    config = CheckpointConfig(keep_last=1, grace_seconds=0.0, complete_every=4)
+    with Fleet(url, tensors=tensors, ranks=2, seed=None, config=config) as fleet:
+        for step in range(1, 9):
+            fleet.save(step, changed=lambda piece: piece.name == "w0")
+        reports = fleet.settle()
+        assert {one.state for mine in reports for one in mine} == {"acknowledged"}
+        assert any(one.bytes_referenced for one in reports[0])
+    assert_restores(url, 8, tensors={("w0", "weight"): tensors["w0", "weight"]}, partial=True)

@@ -137,6 +137,22 @@ def test_the_newest_that_all_ranks_find_valid_is_taken_and_the_others_named(
         restore_in(url, 1, which=2)
 
 
+def test_damage_that_only_one_rank_meets_is_damage_for_all(tmp_path: Path, in_thread: None) -> None:
+    url = str(tmp_path / "store")
+    with Fleet(url, tensors=BIG, ranks=2, seed=None, config=CheckpointConfig(incremental=False)) as fleet:
+        for step in (1, 2):
+            fleet.saved(step)
+    store = open_store(url)
+    key = f"runs/{RUN}/checkpoints/0000000002-00001/rank-00001-000.safetensors"
+    data = bytearray(store.get(key))
+    data[-100] ^= 4
+    store.put(key, bytes(data))
+    for one in assert_restores(url, 1, ranks=2, tensors=BIG, seed=None):
+        [passed] = one.passed_over
+        assert passed.reason.startswith("rank 1: ")
+        assert "rank 0: " not in passed.reason
+
+
 def test_a_checkpoint_of_another_model_is_refused_by_all_ranks_with_the_differences(
     tmp_path: Path, in_thread: None
 ) -> None:
