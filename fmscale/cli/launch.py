@@ -80,8 +80,11 @@ def launch(
 ) -> None:
     """Start `fmscale train CONFIG` on all ranks.
 
-    The first SIGUSR1, SIGTERM or Ctrl-C asks the ranks to save and end, the second ends them without. Exits with
-    the launcher's status; when a rank failed, what the first one wrote to error.json comes last.
+    The first SIGUSR1, SIGTERM or Ctrl-C asks the ranks to save and end, the
+    second ends them without.
+
+    Exits with the launcher's status. When a rank failed, what the first one to
+    fail wrote to error.json is shown last.
     """
     from fmscale.config import load_config
     from fmscale.launch.launchers import make_plan
