@@ -37,6 +37,10 @@ MEMORY_BUDGET = {False: 768 * 2**20, True: 96 * 2**20}
 """Host memory for our units: three quarters of the corpus, so that units are read and checked again every
 epoch instead of being served from memory.
 """
+WINDOW = {False: 2048, True: 256}
+"""Units of a shuffle window, ours and the roofline's: half of the corpus, so that two windows are passed through and
+one fits into memory. A budget below one window would read most units several times.
+"""
 
 
 def run(*, quick: bool = False) -> list[dict[str, Any]]:
@@ -99,13 +103,13 @@ def local_claims(
     quick: bool,
 ) -> list[Claim]:
     """W1: local feed, warm and cold, with CPU time; W3: first batch."""
-    budget = ["--memory-budget", str(MEMORY_BUDGET[quick])]
+    window = ["--window", str(WINDOW[quick])]
+    ours = {"fmscale": [*window, "--memory-budget", str(MEMORY_BUDGET[quick])], "limit": window}
 
     def feed(system: str, *options: str, cold: bool) -> dict[str, Any]:
         if cold:
             drop_page_cache(work)
-        extra = budget if system == "fmscale" else []
-        line = command(system, "feed", corpus, str(work / system), *options, *extra)
+        line = command(system, "feed", corpus, str(work / system), *options, *ours.get(system, []))
         return run_json(line, timeout=300)
 
     systems = [system for system in SYSTEMS if verified[system] is None]

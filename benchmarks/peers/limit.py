@@ -13,7 +13,6 @@ import torch
 from benchmarks.peers.common import BATCH, ROW_TOKENS, corpus_rows
 
 BLOCK_ROWS = 32
-WINDOW_BLOCKS = 2048
 CHUNK = 65536
 
 
@@ -30,8 +29,8 @@ def prepare(corpus: Path, out: Path) -> None:
     np.save(out / "crc32c.npy", np.array(sums, dtype=np.uint32))
 
 
-def feed(corpus: Path, data: str) -> Iterator[torch.Tensor]:
-    """One shuffled epoch, single-threaded."""
+def feed(corpus: Path, data: str, window: int = 2048) -> Iterator[torch.Tensor]:
+    """One shuffled epoch, single-threaded; `window` blocks are shuffled among one another."""
     import os
 
     import crc32c
@@ -41,16 +40,16 @@ def feed(corpus: Path, data: str) -> Iterator[torch.Tensor]:
     rng = np.random.default_rng(0)
     blocks = rng.permutation(-(-count // BLOCK_ROWS))
     block_bytes = BLOCK_ROWS * ROW_TOKENS * 2
-    window = np.empty((min(WINDOW_BLOCKS, len(blocks)) * BLOCK_ROWS, ROW_TOKENS), dtype=np.uint16)
+    held = np.empty((min(window, len(blocks)) * BLOCK_ROWS, ROW_TOKENS), dtype=np.uint16)
     narrow = np.empty((BATCH, ROW_TOKENS), dtype=np.uint16)
     wide = [np.empty((BATCH, ROW_TOKENS), dtype=np.int64) for _ in range(4)]
     turn = 0
     with corpus.open("rb", buffering=0) as file:
-        for first in range(0, len(blocks), WINDOW_BLOCKS):
+        for first in range(0, len(blocks), window):
             filled = 0
-            for block in blocks[first : first + WINDOW_BLOCKS]:
+            for block in blocks[first : first + window]:
                 rows = min(BLOCK_ROWS, count - block * BLOCK_ROWS)
-                view = memoryview(window[filled : filled + rows]).cast("B")
+                view = memoryview(held[filled : filled + rows]).cast("B")
                 os.preadv(file.fileno(), [view], int(block) * block_bytes)
                 for part, at in enumerate(range(0, len(view), CHUNK)):
                     if crc32c.crc32c(view[at : at + CHUNK]) != sums[block, part]:
@@ -58,9 +57,9 @@ def feed(corpus: Path, data: str) -> Iterator[torch.Tensor]:
                 filled += rows
             order = rng.permutation(filled)
             for at in range(0, filled - BATCH + 1, BATCH):
-                np.take(window, order[at : at + BATCH], axis=0, out=narrow, mode="clip")
+                np.take(held, order[at : at + BATCH], axis=0, out=narrow, mode="clip")
                 turn = (turn + 1) % 4
                 np.copyto(wide[turn], narrow)
                 yield torch.from_numpy(wide[turn])
             if rest := filled % BATCH:
-                yield torch.from_numpy(window[order[-rest:]].astype(np.int64))
+                yield torch.from_numpy(held[order[-rest:]].astype(np.int64))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from benchmarks.peers.common import BATCH, ROW_TOKENS, corpus_rows
-from benchmarks.peers.limit import BLOCK_ROWS, CHUNK, WINDOW_BLOCKS
+from benchmarks.peers.limit import BLOCK_ROWS, CHUNK
 
 THREADS = 16
 
@@ -36,7 +36,7 @@ def feed(corpus: Path, data: str, cache: str) -> Iterator[torch.Tensor]:
                 raise ValueError(f"block {block} is damaged")
         return np.frombuffer(view, dtype=np.uint16).reshape(rows, ROW_TOKENS)
 
-    window_blocks = min(WINDOW_BLOCKS, 256)
+    window_blocks = 256
     with ThreadPoolExecutor(THREADS) as pool:
         pending = deque(pool.submit(read, int(block)) for block in blocks)
         while pending:

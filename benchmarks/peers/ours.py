@@ -52,7 +52,7 @@ def prepare(corpus: Path, out: Path) -> None:
 
 
 def feed(
-    corpus: Path, data: str, cache: str | None = None, memory_budget: int = 2**30
+    corpus: Path, data: str, cache: str | None = None, memory_budget: int = 2**30, window: int = 2048
 ) -> Iterator[torch.Tensor]:
     """Shuffled batches for ever; the measurement counts epochs."""
     from fmscale.data.open import open_loader
@@ -65,5 +65,6 @@ def feed(
         seed=0,
         memory_budget=memory_budget,
         cache_dir=cache,
+        window=window,
     )
     return (batch.tokens for batch in loader)

@@ -8,6 +8,7 @@ spends its time on one gather and one widening per batch. Threads, no worker pro
             planner thread              reader threads                     the caller's thread
 """
 
+import logging
 import time
 import weakref
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ from fmscale.data.plan import Plan
 from fmscale.data.readers import Readers
 from fmscale.data.steps import Batches
 from fmscale.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
 
 STATE_VERSION = 1
 MEMORY_BUDGET = 2**30
@@ -98,12 +101,26 @@ class Loader:
             row_tokens=view.sequence_length,
             dtype=np.dtype(view.dtype),
         )
+        self._warn_of_little_memory()
         local = readers.backend.local_path("local") is not None
         self._read_threads = (0 if local else REMOTE_READ_THREADS) if read_threads is None else read_threads
         self._prefetch = prefetch
         self._planner: Planner | None = None
         self._buffers = BufferPool(np.dtype(view.dtype), view.sequence_length)
         self._stream = self._batches()
+
+    def _warn_of_little_memory(self) -> None:
+        """Say so where the shuffle windows do not fit: a row whose unit was evicted costs a unit's read again."""
+        windows = sum(min(order.window, order.units.n) for order in self.plan.orders)
+        wanted = -(-windows // self._share.dp_size)
+        if self._arena.capacity < wanted:
+            logger.warning(
+                "the loader's memory holds %d of the %d units that are shuffled among one another, so units will "
+                "be read many times: give it %d MiB (data.memory_bytes), or a smaller window (data.window)",
+                self._arena.capacity,
+                wanted,
+                -(-wanted * self._arena.rows.nbytes // (self._arena.capacity << 20)),
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Where to go on: version, k, digest of the plan, head of the order log; below 1 KiB, the same on

@@ -155,6 +155,18 @@ def test_little_memory_reads_units_again_and_delivers_the_same(memory: Backend, 
         open_corpus(memory, memory_budget=1000)
 
 
+def test_memory_below_a_shuffle_window_is_warned_of(
+    memory: Backend, corpus: Corpus, caplog: pytest.LogCaptureFixture
+) -> None:
+    unit = -(-256 * 1024 // (2 * T)) * 2 * T
+    open_corpus(memory).close()
+    open_corpus(memory, memory_budget=unit, dp_size=2).close()
+    assert not caplog.records
+    open_corpus(memory, memory_budget=unit).close()
+    assert "holds 1 of the 2 units" in caplog.text
+    assert "give it 1 MiB" in caplog.text
+
+
 def test_a_mixture_delivers_its_shares_and_each_source_in_its_own_order(memory: Backend) -> None:
     store_corpus(memory, "other", seed=5)
     store_corpus(memory, "corpus")
