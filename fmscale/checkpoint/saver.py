@@ -4,8 +4,9 @@ import logging
 import time
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from threading import Condition, Thread
+from threading import Condition
 from typing import Any, Literal
 
 from fmscale.checkpoint.job import Job, Settings
@@ -116,7 +117,10 @@ class Saver:
         self._number = 0
         self._repeats: dict[int, int] = {}
         self._copying: _Save | None = None
-        self._handing: Thread | None = None
+        # Kept, as starting a thread waits until it runs: milliseconds where all cores are busy.
+        self._helper = ThreadPoolExecutor(config.buffers, thread_name_prefix="snapshot")
+        self._helper.submit(int)
+        self._handing: Future[None] | None = None
         in_memory = parse_url(store_url).scheme == "memory"
         self._writer: Writer = (ThreadWriter if in_memory else ProcessWriter)(settings, self._on_event)
 
@@ -180,10 +184,7 @@ class Saver:
             self._refuse(header, f"there is no memory for the snapshot: {error}")
             return
         self._copying = save
-        self._handing = Thread(
-            target=self._hand_over, args=(save, slot, header), name="hand-over", daemon=True
-        )
-        self._handing.start()
+        self._handing = self._helper.submit(self._hand_over, save, slot, header)
         save.blocking = time.perf_counter() - begin
         if not self._config.overlap:
             self.fence()
@@ -224,6 +225,7 @@ class Saver:
         """
         self.drain(deadline)
         self._writer.close()
+        self._helper.shutdown(wait=False)
         with self._changed:
             for number in list(self._saves):
                 self._end(number, state="failed", reason=f"not durable after {deadline:.0f} s")

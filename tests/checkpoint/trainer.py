@@ -59,7 +59,7 @@ def drain_and_die(pipe: Connection, url: str) -> None:
     fleet = Fleet(url, ranks=1)
     fleet.saved(1)
     fleet.save(2)
-    fleet.savers[0]._handing.join()
+    fleet.savers[0]._handing.result()
     fleet.savers[0]._writer.drain()
     pipe.send({"pids": [fleet.savers[0]._writer.pid]})
     os.kill(os.getpid(), signal.SIGKILL)
