@@ -307,7 +307,8 @@ def rope_turns(E: int, theta: float, device: torch.device) -> Tensor:
     return theta**-exponent / (2 * math.pi)
 
 
-_kept_turns = functools.cache(rope_turns)
+# Not in the mode of the first call: an inference tensor cannot be saved for a later backward.
+_kept_turns = functools.cache(torch.inference_mode(False)(rope_turns))
 
 
 def document_positions(cu_seqlens: Tensor, tokens: int) -> Tensor:

@@ -51,6 +51,16 @@ def test_output_and_gradients(
     check_op(ours, eager, inputs, upstream)
 
 
+def test_a_first_call_in_inference_mode_leaves_later_ones_trainable(device: torch.device) -> None:
+    q, k = heads(torch.float32, device, 3, 2, 22), heads(torch.float32, device, 3, 1, 22)
+    positions = torch.arange(3, device=device)
+    with torch.inference_mode():
+        rope(q, k, positions, theta=777.0, backend="triton")
+    q.requires_grad_()
+    rope(q, k, positions, theta=777.0, backend="triton")[0].sum().backward()
+    assert q.grad is not None
+
+
 @settings(max_examples=10, deadline=None)
 @given(
     batch=st.integers(0, 2), T=st.integers(1, 5), H=st.integers(1, 9), K=st.integers(1, 9),
