@@ -12,12 +12,15 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt
 quickstart: $(VENV)/.installed  ## a real corpus through the whole path, in minutes
 	$(BIN)/fmscale quickstart
 
+# Kernels on their own: they run under Triton's interpreter, which is chosen before they are imported.
 test: $(VENV)/.installed  ## lint, types, layers and the fast tests
 	$(MAKE) lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --ignore tests/kernels
+	$(BIN)/python -m pytest -m "not slow" tests/kernels
 
 test-slow: $(VENV)/.installed  ## the rest: real clusters, long fault campaigns, README commands
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --ignore tests/kernels
+	$(BIN)/python -m pytest -m slow tests/kernels
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
