@@ -145,8 +145,9 @@ def test_transposed_caches_are_read_in_place(device: torch.device) -> None:
 
 
 def test_a_sequence_decodes_the_same_in_any_batch(device: torch.device) -> None:
-    """The split follows the capacity alone."""
-    call = Call(lengths=(300, 4, 260), sinks=True)
+    """The split follows the capacity alone; from 16384 keys on it would show if it followed the batch's."""
+    call = Call(S=6000, lengths=(700, 4, 6000), heads=(1, 1), E=8, sinks=True)
+    assert spans_of(6000, 64) != spans_of(3 * 6000, 64)
     tensors, lengths, sinks = call.tensors(device)
     whole = call.run(tensors, lengths, sinks, "triton")
     for b in range(3):
