@@ -1,10 +1,11 @@
 """What training asks of whatever shards the model, and the DeepSpeed that does it."""
 
+import io
 import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -93,7 +94,8 @@ class DeepSpeedEngine:
         config = deepspeed_config(
             train, optimizer, micro_batch=micro_batch, accumulation=accumulation, device=device
         )
-        with _local_rank(world):
+        # BF16_Optimizer prints 18 lines about memory on standard output, which is for results.
+        with _local_rank(world), redirect_stdout(io.StringIO()):
             self._engine, _, _, _ = deepspeed.initialize(
                 model=trained, optimizer=base, config=config, dist_init_required=False
             )
