@@ -11,6 +11,7 @@ import torch
 from fmscale.data.batch import Batch
 from fmscale.data.loader import Loader
 from fmscale.errors import FmscaleError
+from fmscale.objectives.rows import Rows
 from fmscale.runtime.failure import Whereabouts
 from fmscale.runtime.stop import Stop, StopFlag
 from fmscale.train.engine import Engine
@@ -100,14 +101,6 @@ def run_loop(loop: Loop, first_step: int) -> Stop:
         )
         unapplied = 0 if result.update.applied else unapplied + 1
         step += 1
-        if unapplied >= loop.nonfinite_limit:
-            loop.journal.flush(loop.show)
-            raise Diverged(
-                f"gradients were not finite in {unapplied} steps in a row",
-                found=f"step {step}, gradient norm {result.update.grad_norm}",
-                remedy="Lower optimizer.lr or clip_norm, or look at the samples of these steps with "
-                "`fmscale dataset trace`. The last checkpoint is from before.",
-            )
         loop.saving.step_done(step, loop.loader.state_dict(), due=facts.save, last=step == loop.steps)
         loop.evaluate(step)
         now = time.perf_counter()
@@ -117,6 +110,14 @@ def run_loop(loop: Loop, first_step: int) -> Stop:
             ckpt_blocking=loop.saving.blocking_seconds - blocked,
         )
         loop.journal.add(step - 1, rate, result, timing)
+        if unapplied >= loop.nonfinite_limit:
+            loop.journal.flush(loop.show)
+            raise Diverged(
+                f"gradients were not finite in {unapplied} steps in a row",
+                found=f"step {step}, gradient norm {result.update.grad_norm}",
+                remedy="Lower optimizer.lr or clip_norm, or look at the samples of these steps with "
+                "`fmscale dataset trace`; `fmscale checkpoint list` shows what there is from before.",
+            )
         if step % loop.log_every == 0 or step == loop.steps:
             loop.journal.flush(loop.show)
     loop.journal.flush(loop.show)
@@ -135,8 +136,6 @@ def dry_run(loop: Loop, rows: int, row_tokens: int) -> None:
     """One full step on a microbatch that weighs nothing, before anything is restored: compiles, allocates, and
     runs out of memory now rather than at the first long document. Weights and moments come out as they were.
     """
-    from fmscale.objectives.rows import Rows
-
     loop.where.phase = "dry run"
     zeros = torch.zeros((rows, row_tokens), dtype=torch.int64, device=loop.device)
     made = Rows(

@@ -1,0 +1,101 @@
+"""Runs that must not start, that must end by themselves, and what they measure on held-out rows."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fmscale.config import load_config
+from fmscale.data.tokenizer import ByteTokenizer
+from fmscale.errors import ConfigError, FmscaleError
+from fmscale.runtime.failure import first_failure
+from fmscale.store.open import open_store
+from fmscale.train.data import check_length, tokenizer_of, vocabulary
+from fmscale.train.run import total_steps
+from tests.helpers.ranks import run_ranks
+from tests.train.runs import events_of, make_corpus, steps_of, train_here, write_config
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture
+def path(store: str, tmp_path: Path) -> Path:
+    return write_config(tmp_path, store)
+
+
+def test_a_vocabulary_below_the_tokenizers_is_refused_with_the_place(path: Path) -> None:
+    config = load_config(path, ("model.vocab_size=100",))
+    with pytest.raises(ConfigError, match=r"override.*smaller than the vocabulary") as caught:
+        vocabulary(config, ByteTokenizer())
+    assert "272" in caught.value.remedy
+    assert vocabulary(load_config(path), ByteTokenizer()) == 272
+    assert vocabulary(load_config(path, ("model.vocab_size=512",)), ByteTokenizer()) == 512
+
+
+def test_rows_beyond_the_models_longest_sequence_are_refused(path: Path) -> None:
+    with pytest.raises(ConfigError, match="longer than the model's max_seq_len"):
+        check_length(load_config(path, ("data.sequence_length=49",)))
+    check_length(load_config(path))
+
+
+def test_a_run_says_how_long_it_is(path: Path) -> None:
+    assert total_steps(load_config(path, ("train.steps=null", "train.tokens=1000")), 6) == 4
+    with pytest.raises(ConfigError, match="does not say how long"):
+        total_steps(load_config(path, ("train.steps=null",)), 6)
+    with pytest.raises(ConfigError, match="both say how long"):
+        load_config(path, ("train.tokens=5",))
+
+
+def test_a_dataset_without_commits_has_no_tokenizer(path: Path, tmp_path: Path) -> None:
+    from fmscale.store.dataset import create_or_open
+
+    empty = open_store(str(tmp_path / "empty"))
+    create_or_open(empty, "prose")
+    with pytest.raises(FmscaleError, match="prose"):
+        tokenizer_of(load_config(path), empty)
+
+
+def go(size: int, path: Path, *overrides: str) -> dict[str, Any]:
+    return run_ranks(train_here, size, str(path), overrides, timeout=120)[0]
+
+
+def test_held_out_losses_are_those_of_the_same_rows_at_any_size(path: Path, tmp_path: Path) -> None:
+    """11 rows: three ranks with microbatches of 1 do not divide them, and what exceeds them weighs nothing."""
+    sets = "evaluation={every: 2, sets: [{dataset: prose, rows: 11}, {dataset: sums, rows: 3, name: arithmetic}]}"
+    common = (sets, "train.steps=3", "model.dropout=0.2", "optimizer.lr=1e-30", "optimizer.weight_decay=0")
+    found = []
+    for size in (1, 2, 3):
+        go(size, path, *common, f"train.run=size{size}")
+        found.append(events_of(tmp_path / f"size{size}", "evaluation"))
+    assert [event["step"] for event in found[0]] == [2, 3]
+    for events in found:
+        for event in events:
+            assert event["heldout/prose"] == pytest.approx(found[0][0]["heldout/prose"], rel=1e-5)
+            assert event["heldout/arithmetic"] == pytest.approx(found[0][0]["heldout/arithmetic"], rel=1e-5)
+    assert found[0][0]["heldout/prose"] != found[0][0]["heldout/arithmetic"]
+
+
+def test_a_run_that_stays_non_finite_ends_and_says_so(path: Path, tmp_path: Path) -> None:
+    overrides = ("train.run=wild", "optimizer.lr=1e38", "train.nonfinite_limit=2", "checkpoint.every=1")
+    with pytest.raises(Exception, match="not finite in 2 steps in a row"):
+        go(1, path, *overrides)
+    steps = steps_of(tmp_path / "wild")
+    assert [steps[step]["applied"] for step in sorted(steps)][-2:] == [False, False]
+    report = first_failure(tmp_path / "wild")
+    assert report is not None
+    assert report["phase"] == "train"
+    assert "optimizer.lr" in report["remedy"]
+
+
+def test_time_that_is_up_stops_with_a_checkpoint(path: Path) -> None:
+    overrides = ("train.run=short", "train.steps=100000", "train.seconds=4", "checkpoint.every=null")
+    outcome = go(2, path, *overrides)
+    assert outcome["stop"] == "DEADLINE"
+    assert outcome["saved"]
+    assert not outcome["complete"]
+    again = go(1, path, *overrides, "train.seconds=null", f"train.steps={outcome['last_step'] + 1}")
+    assert again["first_step"] == outcome["last_step"]
+    assert again["complete"]
