@@ -72,6 +72,7 @@ def main() -> None:
         message = json.loads(data)
         if "settings" in message:
             worker = Worker(Settings(**message["settings"]), say)
+            say({"event": "ready"})
         elif "memory" in message:
             memories[message["memory"]] = SharedMemory(message["bytes"], descriptors[0])
         elif "forget" in message:

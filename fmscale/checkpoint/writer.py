@@ -29,7 +29,7 @@ Say = Callable[[dict[str, Any]], None]
 PACKAGES = str(Path(fmscale.__file__).parent.parent)
 """Where this fmscale is imported from."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 30.0
-"""Seconds before a process that died is started again; doubled while each lives less than 5 s."""
+"""Seconds before a process that died is started again; doubled while each dies before it is ready."""
 LAST_EVENTS = frozenset({"failed", "done"})
 """After these a job is forgotten. One that failed has given its memory back, and must not be done again."""
 
@@ -150,7 +150,7 @@ class ProcessWriter:
             socket.send_fds(self._socket, [json.dumps(message).encode()], descriptors)
 
     def _listen(self) -> None:
-        begin, pause = time.monotonic(), FIRST_PAUSE
+        pause = FIRST_PAUSE
         while True:
             try:
                 data = self._socket.recv(LARGEST_MESSAGE)
@@ -158,6 +158,9 @@ class ProcessWriter:
                 data = b""
             if data:
                 event = json.loads(data)
+                if event["event"] == "ready":
+                    pause = FIRST_PAUSE
+                    continue
                 with self._lock:
                     if event["event"] in LAST_EVENTS:
                         self._jobs.pop(event["job"], None)
@@ -169,10 +172,8 @@ class ProcessWriter:
             status = self._process.wait()
             if self._closing:
                 return
-            # One that dies as it starts will do so again.
-            pause = min(2 * pause, LONGEST_PAUSE) if time.monotonic() - begin < 5.0 else FIRST_PAUSE
             time.sleep(pause)
-            begin = time.monotonic()
+            pause = min(2 * pause, LONGEST_PAUSE)
             self._restart(status)
 
     def _restart(self, status: int) -> None:
