@@ -77,6 +77,18 @@ def test_any_strides(name: str, device: torch.device) -> None:
     assert all(torch.equal(a, b) for a, b in zip(ours, wanted.run(*plain, backend="triton"), strict=True))
 
 
+def test_what_lies_beside_a_head_is_not_read(device: torch.device) -> None:
+    """Head dims are padded inside the kernel: what follows a head in memory, here NaN, must not get in."""
+    wanted = Problem(T=70, S=70, E=40)
+    plain = wanted.tensors(device)
+    beside = [torch.full((*x.shape[:-1], 64), torch.nan, device=device) for x in plain]
+    for wide, x in zip(beside, plain, strict=True):
+        wide[..., :40] = x
+    with tiles(32, 32):
+        ours, clean = (results_of(wanted, x) for x in ([wide[..., :40] for wide in beside], plain))
+    assert all(torch.equal(a, b) for a, b in zip(ours, clean, strict=True))
+
+
 def test_strides_of_zero(device: torch.device) -> None:
     q, k, v = layouts(device)["expanded heads"]
     assert k.stride(2) == 0
@@ -98,20 +110,26 @@ def far(x: Tensor, *strides: int) -> Tensor:
     return found.copy_(x)
 
 
-@pytest.mark.parametrize("axis", ["batch", "token", "head"])
+@pytest.mark.parametrize("axis", ["batch", "token", "head", "tile"])
 def test_offsets_past_31_bits(axis: str, device: torch.device, checked_overflow: None) -> None:
     """Elements beyond 2^31: 32-bit index arithmetic would overflow, which the interpreter checks here."""
     wanted = Problem(B=2, T=40, S=40, H=4, K=4, dtype=torch.float16)
     inputs = wanted.tensors(device)
-    stride = {"batch": (2**31 + 64, 160, 32, 1), "token": (64, 2**26, 32, 1), "head": (2000, 32, 2**30, 1)}[
-        axis
-    ]
+    stride = {
+        "batch": (2**31 + 64, 160, 32, 1), "token": (64, 2**26, 32, 1), "head": (2000, 32, 2**30, 1),
+        "tile": (64, 2**24 - 64, 32, 1),
+    }[axis]  # fmt: skip
     if axis == "token":
         inputs = [x[:1, :, :2] for x in inputs]
         wanted = Problem(B=1, T=40, S=40, H=2, K=2, dtype=torch.float16)
+    if axis == "tile":  # strides small enough for a tile, but not from the first tile to the last
+        wanted = Problem(B=1, T=200, S=200, H=1, K=1, dtype=torch.float16)
+        inputs = wanted.tensors(device)
     distant = [far(x, *stride) for x in inputs]
     assert max((n - 1) * s for n, s in zip(distant[0].shape, stride, strict=True)) >= 2**31
-    with tiles(16, 16):
+    with (
+        tiles(64, 64) if axis in ("token", "tile") else tiles(16, 16)
+    ):  # one tile of 40 rows spans more than 2^31
         ours, plain = (results_of(wanted, x) for x in (distant, inputs))
     assert all(torch.equal(a, b) for a, b in zip(ours, plain, strict=True))
 
