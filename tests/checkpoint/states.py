@@ -40,6 +40,9 @@ SMALL: Tensors = {
 """(name, state) -> (type, shape): 24 kB in all."""
 
 
+QUICK = CheckpointConfig(grace_seconds=0.0, incremental=False, retries=2)
+
+
 def values(key: tuple[str, str], dtype: str, step: int, start: int, count: int) -> torch.Tensor:
     """What elements [start, start + count) of a tensor are at a step."""
     seed = zlib.crc32("/".join(key).encode()) + 7919 * step
@@ -200,3 +203,8 @@ def assert_restores(url: str, step: int, ranks: int = 2, **how: Any) -> list[Res
     assert [one.step for one in restored] == [step] * ranks
     assert [bad for mine in pieces for bad in wrong(mine, step)] == []
     return restored
+
+
+def states(reports: Sequence[Sequence[SaveReport]]) -> list[list[str]]:
+    """What became of the saves, by rank."""
+    return [[report.state for report in mine] for mine in reports]

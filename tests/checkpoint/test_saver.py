@@ -194,7 +194,7 @@ def test_a_commit_that_is_retired_before_a_rank_hears_of_it_was_a_commit(
     """keep_last 1: rank 0 may commit the next save and retire this one between two looks of another rank."""
     from fmscale.checkpoint.commit import Seen, await_outcome
     from fmscale.checkpoint.names import run_log
-    from tests.checkpoint.test_faults import one_save, settings
+    from tests.checkpoint.jobs import one_save, settings
 
     with Fleet(memory_store.url, ranks=1, config=CheckpointConfig(keep_last=1, grace_seconds=0.0)) as fleet:
         first = fleet.saved(1)[0][0].entry

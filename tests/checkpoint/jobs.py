@@ -1,0 +1,67 @@
+"""Single jobs of a persist process, without a trainer."""
+
+import time
+
+from fmscale.checkpoint import worker
+from fmscale.checkpoint.job import Job, Settings
+from fmscale.checkpoint.layout import plan_layout
+from fmscale.checkpoint.memory import SharedMemory
+from fmscale.checkpoint.names import checkpoint_folder
+from fmscale.checkpoint.snapshot import checked
+from fmscale.checkpoint.worker import Worker
+from fmscale.store.backend import Backend
+from tests.checkpoint.states import RUN, Tensors, pieces_at
+
+STATE: Tensors = {(f"w{i}", "weight"): ("float32", (5000,)) for i in range(3)}
+
+
+def one_save(url: str, epoch: int, step: int, memory: SharedMemory, attempt: int, sealed: bool) -> Job:
+    """The job of a single rank's save of `STATE`, whose snapshot is put into `memory`."""
+    pieces = pieces_at(STATE, [(key, 0, 5000) for key in STATE], step)
+    layout = plan_layout([checked(piece) for piece in pieces])
+    for place, number in enumerate(layout.order):
+        data = pieces[number].tensor.numpy().tobytes()
+        memory.view[layout.offsets[place] :][: len(data)] = data
+    return Job(
+        number=step,
+        step=step,
+        folder=checkpoint_folder(RUN, step, epoch),
+        complete=False,
+        meta={"step": step},
+        rank_meta=None,
+        ranges=layout.ranges,
+        offsets=layout.offsets,
+        files=layout.files,
+        attempt=attempt,
+        sealed=sealed,
+    )
+
+
+def settings(url: str, epoch: int) -> Settings:
+    return Settings(
+        url=url,
+        deadline=10.0,
+        run=RUN,
+        rank=0,
+        world_size=1,
+        epoch=epoch,
+        keep_last=1,
+        keep_every=None,
+        grace_seconds=0.0,
+        incremental=True,
+        digests=True,
+        retries=1,
+        seal_seconds=10.0,
+    )
+
+
+def work(url: str, epoch: int, job: Job, memory: SharedMemory, backend: Backend) -> list[dict]:
+    """Do a job in a process of its own, as far as it gets; what it said."""
+    said: list[dict] = []
+    worker.open_store = lambda *_, **__: backend
+    alone = Worker(settings(url, epoch), said.append)
+    alone.submit(job, memory.view)
+    while not getattr(backend, "crashed", False) and not any(one["event"] == "done" for one in said):
+        time.sleep(0.001)
+    alone.close()
+    return said
