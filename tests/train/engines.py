@@ -12,6 +12,7 @@ from fmscale.runtime.world import World
 from fmscale.train.build import build_engine
 from fmscale.train.engine import DeepSpeedEngine
 from fmscale.train.step import train_step
+from tests.helpers.deepspeed_numbers import restart_numbers
 
 VOCAB, T, ROWS = 61, 24, 6
 """Odd sizes, so that partitions end inside tensors and are padded."""
@@ -27,6 +28,7 @@ def config_of(stage: int, precision: str, **train: Any) -> Config:
 
 
 def make_engine(config: Config, rank: int, size: int, accumulation: int = 1) -> DeepSpeedEngine:
+    restart_numbers()
     world = World(rank=rank, world_size=size, dp_rank=rank, dp_size=size)
     micro = -(-ROWS // size // accumulation)
     batch = Batch(global_batch=ROWS, micro_batch=micro, accumulation=accumulation, dp_size=size)

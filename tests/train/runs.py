@@ -10,6 +10,7 @@ from fmscale.config import Config, load_config
 from fmscale.data.delivery import read_records, without_repeats
 from fmscale.data.ingest import ingest
 from fmscale.runtime.sinks import read_jsonl
+from tests.helpers.deepspeed_numbers import restart_numbers
 
 T = 48
 
@@ -70,6 +71,7 @@ def train_here(rank: int, size: int, path: str, overrides: tuple[str, ...]) -> d
     """`fmscale train` as this rank of the test's ranks; the outcome."""
     from fmscale.train.run import run_training
 
+    restart_numbers()
     config: Config = load_config(path, overrides)
     outcome = run_training(config, show=lambda record: None, event=lambda record: None)
     return outcome.to_json()
