@@ -83,8 +83,7 @@ def store_image(backend: Backend, key: str, image: Image, *, digests: bool) -> n
         return _store_local(backend, str(path), key, image, digests)
     whole = image.whole()
     sums = chunk_checksums(whole) if digests else None
-    # A store in memory keeps the buffer that it is given, and this one is used again.
-    backend.put(key, bytes(whole) if backend.url.startswith("memory://") else whole)
+    backend.put(key, whole)
     return sums
 
 

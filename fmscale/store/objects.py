@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import obstore
 from obstore.exceptions import AlreadyExistsError
+from obstore.store import MemoryStore
 
 from fmscale.errors import AccessDenied, CorruptData, ObjectNotFound, StoreUnavailable
 from fmscale.store.answers import NO_CREDENTIALS, Answer, no_credentials, understand
@@ -112,6 +113,8 @@ class ObjectBackend:
 
     def put(self, key: str, data: bytes | memoryview) -> None:
         self._require_writable(key)
+        if not isinstance(data, bytes) and isinstance(self._clients.single.store, MemoryStore):
+            data = bytes(data)  # it would keep the caller's buffer, which may change
         size = memoryview(data).nbytes
         multipart = size > PIECE_BYTES
         client = self._clients.bulk if multipart else self._clients.single

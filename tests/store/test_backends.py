@@ -35,6 +35,13 @@ def test_put_get_head_and_replace(store: Backend) -> None:
     assert not store.exists("a/b")
 
 
+def test_a_buffer_may_change_after_it_was_put(store: Backend) -> None:
+    buffer = bytearray(b"as it was put")
+    store.put("kept", memoryview(buffer))
+    buffer[:2] = b"XX"
+    assert store.get("kept") == b"as it was put"
+
+
 def test_empty_object(store: Backend) -> None:
     store.put("empty", b"")
     assert store.get("empty") == b""
