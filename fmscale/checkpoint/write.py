@@ -21,7 +21,7 @@ from fmscale.errors import AccessDenied
 from fmscale.store.backend import Backend
 from fmscale.store.digest import CHUNK_BYTES, chunk_checksums
 from fmscale.store.keys import TEMPORARY_PREFIX
-from fmscale.store.posix import sync_directory, translated
+from fmscale.store.posix import make_folders, sync_directory, translated
 
 BLOCK_BYTES = 8 << 20
 """What is written at once: a multiple of CHUNK_BYTES and of PAGE."""
@@ -94,7 +94,7 @@ def _store_local(backend: Backend, path: str, key: str, image: Image, digests: b
         )
     folder = os.path.dirname(path)
     with translated(key, writing=True):
-        _make_folders(folder)
+        make_folders(folder)
         descriptor, temporary, direct = _open_new(folder)
         try:
             os.posix_fallocate(descriptor, 0, max(PAGE, pages(image.nbytes)))
@@ -173,15 +173,3 @@ def _publish(descriptor: int, temporary: str, path: str) -> None:
         os.link(f"/proc/self/fd/{descriptor}", os.path.basename(path), dst_dir_fd=folder)
     finally:
         os.close(folder)
-
-
-def _make_folders(folder: str) -> None:
-    """Missing folders, each durable in its parent before anything is written below it."""
-    missing = []
-    while not os.path.isdir(folder):
-        missing.append(folder)
-        folder = os.path.dirname(folder)
-    for one in reversed(missing):
-        with suppress(FileExistsError):
-            os.mkdir(one)
-        sync_directory(os.path.dirname(one))

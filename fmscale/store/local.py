@@ -21,7 +21,15 @@ from fmscale.errors import AccessDenied, ObjectNotFound, StoreError
 from fmscale.store.backend import ObjectInfo, Requests
 from fmscale.store.keys import MISSING, TEMPORARY_PREFIX, check_key, check_prefix
 from fmscale.store.open_files import OpenFiles
-from fmscale.store.posix import copy, read_full, remove_unlocked, sync_directory, translated, write_all
+from fmscale.store.posix import (
+    copy,
+    make_folders,
+    read_full,
+    remove_unlocked,
+    sync_directory,
+    translated,
+    write_all,
+)
 
 STALE_SECONDS = 3600.0
 """A temporary file is abandoned when it has not changed for an hour and nobody holds its lock. The age
@@ -205,7 +213,7 @@ class LocalBackend:
         """The temporary file, in a folder that a concurrent delete may just be removing as empty."""
         for attempt in range(FOLDER_ATTEMPTS):
             with suppress(FileNotFoundError) if attempt + 1 < FOLDER_ATTEMPTS else nullcontext():
-                self._make_folder(folder)
+                make_folders(folder)
                 self._sweep(folder)
                 return open(temporary, "xb", buffering=0)
         raise AssertionError("the last attempt returned or raised")
@@ -216,17 +224,6 @@ class LocalBackend:
             while folder != self._root:
                 os.rmdir(folder)
                 folder = os.path.dirname(folder)
-
-    def _make_folder(self, folder: str) -> None:
-        """Create missing folders, each durable in its parent before anything is written below it."""
-        missing = []
-        while not os.path.isdir(folder):
-            missing.append(folder)
-            folder = os.path.dirname(folder)
-        for one in reversed(missing):
-            with suppress(FileExistsError):
-                os.mkdir(one)
-            sync_directory(os.path.dirname(one))
 
     def _sweep(self, folder: str) -> None:
         """Once per folder and process: remove temporary files whose writer is gone."""
