@@ -64,8 +64,14 @@ class Outcome:
         return statistics.median(map(value, self.runs)) if self.runs else None
 
 
-def run_json(command: list[str], *, timeout: float, env: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Run a process that prints JSON as its last line. Raises RuntimeError with the end of what it said."""
+class TooLong(RuntimeError):
+    """A process did not end within its time."""
+
+
+def run_json(command: list[str], *, timeout: float, env: Mapping[str, str] | None = None) -> Any:
+    """Run a process that prints JSON as its last line. Raises RuntimeError with the end of what it said;
+    a process that does not end in time is killed, and the error is a TooLong.
+    """
     try:
         done = subprocess.run(
             command,
@@ -77,12 +83,11 @@ def run_json(command: list[str], *, timeout: float, env: Mapping[str, str] | Non
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise RuntimeError(f"no end within {timeout:.0f} s") from error
+        raise TooLong(f"no end within {timeout:.0f} s") from error
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
         raise RuntimeError(f"exit {done.returncode}: {done.stderr.strip()[-400:]}")
-    result: dict[str, Any] = json.loads(lines[-1])
-    return result
+    return json.loads(lines[-1])
 
 
 def interleave(
@@ -125,9 +130,17 @@ def versions(packages: list[str]) -> dict[str, str]:
 
 
 def write_results(
-    name: str, claims: list[Claim], *, quick: bool, packages: list[str], out: Path | None = None
+    name: str,
+    claims: list[Claim],
+    *,
+    quick: bool,
+    packages: list[str],
+    part: bool = False,
+    out: Path | None = None,
 ) -> Path:
-    """Write benchmarks/results/NAME.json (NAME.quick.json, which is not kept, for a quick run)."""
+    """Write benchmarks/results/NAME.json; NAME.quick.json for a quick run, NAME.part.json for some of the claims,
+    both of which are not kept.
+    """
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -139,7 +152,8 @@ def write_results(
         "versions": versions(packages),
         "claims": [asdict(claim) for claim in claims],
     }
-    path = out or RESULTS / (f"{name}.quick.json" if quick else f"{name}.json")
+    kind = ".part" if part else ".quick" if quick else ""
+    path = out or RESULTS / f"{name}{kind}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=1) + "\n")
     return path

@@ -1,26 +1,34 @@
 """`fmscale bench loader`: shuffled batches [8, 4097] of int64, ours against what people use.
 
 Same tokens for everybody: each system first proves, by an order-free hash over all rows, that it delivers
-the corpus once. Then speed, every system in its own process, one after the other, several rounds. The limit
-is `benchmarks/peers/limit.py`: verified block reads with a shuffle window and nothing around them.
+the corpus once. Then speed, and what speed must not cost: order at any number of ranks, shuffling, memory,
+faults. A part is a file and measures its claims together; `only` chooses parts by the ids of their claims.
 """
 
 import os
 import tempfile
-from collections.abc import Callable
-from functools import partial
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import ROOT, Claim, Outcome, interleave, peer_python, run_json, write_results
+from benchmarks.harness import ROOT, Claim, run_json, write_results
+from benchmarks.loader_elastic import elastic_claims
+from benchmarks.loader_faults import fault_claims
+from benchmarks.loader_local import SYSTEMS, command, local_claims
+from benchmarks.loader_memory import memory_claims
+from benchmarks.loader_over_cache import over_cache_claims
 from benchmarks.loader_s3 import s3_claims
+from benchmarks.loader_shuffle import shuffle_claims
 from benchmarks.loader_state import plan_claims, resume_claims
 from benchmarks.peers.common import ROW_TOKENS
+from fmscale.errors import ConfigError
+from tests.helpers.s3_server import S3Server
 
-PEERS = ("memmap_batched", "memmap_dataloader", "megatron", "litdata", "hf_datasets", "mosaic")
-SYSTEMS = ("fmscale", "limit", *PEERS)
 PACKAGES = [
     "torch",
     "numpy",
@@ -33,30 +41,130 @@ PACKAGES = [
 ]
 ROWS = {False: 131072, True: 16384}
 """Rows of the corpus: 1.07 GB in full, two shuffle windows, more than our memory budget; 134 MB quick."""
-MEMORY_BUDGET = {False: 768 * 2**20, True: 96 * 2**20}
-"""Host memory for our units: three quarters of the corpus, so that units are read and checked again every
-epoch instead of being served from memory.
-"""
-WINDOW = {False: 2048, True: 256}
-"""Units of a shuffle window, ours and the roofline's: half of the corpus, so that two windows are passed through and
-one fits into memory. A budget below one window would read most units several times.
-"""
 
 
-def run(*, quick: bool = False) -> list[dict[str, Any]]:
-    """Measure all claims; writes benchmarks/results/loader.json. Returns the claims as in that file."""
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What the parts share."""
+
+    work: Path
+    """Scratch; each part has names of its own in it."""
+    corpus: Path
+    """Tokens, uint16; see `make_corpus`."""
+    verified: dict[str, str | None]
+    """Of each prepared system: None, or why it is left out. Its data lies in `work`/SYSTEM."""
+    server: S3Server | None
+    """A running S3 server, for parts that ask for one."""
+    quick: bool
+    """The same on less data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Claims that are measured together."""
+
+    ids: tuple[str, ...]
+    """Of its claims, in order."""
+    measure: Callable[[Bench], list[Claim]]
+    """Measures them."""
+    systems: tuple[str, ...] = ()
+    """What is prepared for it."""
+    server: bool = field(default=False)
+    """Whether it needs the S3 server."""
+
+
+PARTS = (
+    Part(
+        ids=("W1.local_warm", "W1.local_cold", "W1.cpu", "W3.first_batch"),
+        measure=lambda b: local_claims(b.work, b.corpus, b.verified, quick=b.quick),
+        systems=SYSTEMS,
+    ),
+    Part(
+        ids=("W1.over_cache",),
+        measure=lambda b: over_cache_claims(b.work, b.corpus, b.verified, quick=b.quick),
+        systems=("fmscale", "limit", "memmap_batched", "litdata"),
+    ),
+    Part(
+        ids=("W2.s3", "W2.stall"),
+        measure=lambda b: s3_claims(b.work, b.corpus, _server(b), quick=b.quick),
+        server=True,
+    ),
+    Part(ids=("W3.plan", "W10.index"), measure=lambda b: plan_claims(repeats=1 if b.quick else 3)),
+    Part(
+        ids=("W4.resume",),
+        measure=lambda b: resume_claims(b.work, b.corpus, quick=b.quick),
+        systems=("fmscale",),
+    ),
+    Part(
+        ids=("W5.elastic",),
+        measure=lambda b: elastic_claims(b.work, _server(b), steps=4 if b.quick else 16),
+        server=True,
+    ),
+    Part(ids=("W6.shuffle",), measure=lambda b: shuffle_claims(b.work, units=256 if b.quick else 8192)),
+    Part(
+        ids=("W9.memory",),
+        measure=lambda b: memory_claims(str(b.work / "fmscale"), quick=b.quick),
+        systems=("fmscale",),
+    ),
+    Part(
+        ids=("W12.faults",),
+        measure=lambda b: fault_claims(b.work, _server(b), quick=b.quick),
+        server=True,
+    ),
+)
+
+
+def run(*, quick: bool = False, only: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Measure all claims, or those parts that have one whose id begins with a word of `only`.
+
+    Writes benchmarks/results/loader.json, or loader.part.json, which is not kept, for a choice of parts.
+    Returns the claims as in that file. Raises ConfigError for a word that no id begins with.
+    """
+    parts = choose(only)
+    wanted = {system for part in parts for system in part.systems}
+    claims: list[Claim] = []
     with tempfile.TemporaryDirectory(prefix="fmscale-bench-", dir=ROOT / "benchmarks") as folder:
         work = Path(folder)
         corpus = work / "corpus.u16"
         make_corpus(corpus, ROWS[quick])
-        verified = prepare(work, corpus)
-        rounds, seconds = (1, 1.0) if quick else (5, 4.0)
-        claims = local_claims(work, corpus, verified, rounds=rounds, seconds=seconds, quick=quick)
-        claims += s3_claims(work, corpus, verified, rounds=1 if quick else 3, quick=quick)
-        claims += plan_claims(repeats=1 if quick else 3)
-        claims += resume_claims(work, corpus, quick=quick)
-    write_results("loader", claims, quick=quick, packages=PACKAGES)
+        with ExitStack() as stack:
+            server = None
+            if any(part.server for part in parts):
+                (work / "s3").mkdir()
+                server = stack.enter_context(S3Server(work / "s3"))
+                os.environ.update(server.environment)
+            verified = prepare(work, corpus, [system for system in SYSTEMS if system in wanted])
+            bench = Bench(work=work, corpus=corpus, verified=verified, server=server, quick=quick)
+            for part in parts:
+                claims += measured(part, bench)
+    write_results("loader", claims, quick=quick, packages=PACKAGES, part=bool(only))
     return [vars(claim) for claim in claims]
+
+
+def choose(only: Sequence[str]) -> list[Part]:
+    """The parts with a claim whose id begins with one of these; all parts for none."""
+    for word in only:
+        if not any(id.startswith(word) for part in PARTS for id in part.ids):
+            raise ConfigError(
+                "no claim of this benchmark begins so",
+                found=word,
+                remedy=f"One of: {', '.join(id for part in PARTS for id in part.ids)}.",
+            )
+    return [part for part in PARTS if not only or any(id.startswith(tuple(only)) for id in part.ids)]
+
+
+def measured(part: Part, bench: Bench) -> list[Claim]:
+    """The part's claims. What breaks it is the reason that its claims have no value; the other parts go on."""
+    started = time.monotonic()
+    try:
+        claims = part.measure(bench)
+    except RuntimeError as error:
+        claims = [
+            Claim(id=id, what="not measured", unit="", ours=None, reasons={"fmscale": str(error)})
+            for id in part.ids
+        ]
+    print(f"{', '.join(part.ids)}: {time.monotonic() - started:.0f} s", flush=True)
+    return claims
 
 
 def make_corpus(path: Path, rows: int) -> None:
@@ -68,158 +176,24 @@ def make_corpus(path: Path, rows: int) -> None:
             (50000.0**ranks).astype(np.uint16).tofile(file)
 
 
-def command(system: str, action: str, corpus: Path, data: str, *options: str) -> list[str]:
-    """Command line of one run of one system."""
-    program = [peer_python(), "-m", "benchmarks.peers.run", system, action]
-    return [*program, "--corpus", str(corpus), "--data", data, *options]
-
-
-def prepare(work: Path, corpus: Path) -> dict[str, str | None]:
-    """Prepare and check every system: None where it delivered the corpus, else why it is left out."""
+def prepare(work: Path, corpus: Path, systems: Sequence[str]) -> dict[str, str | None]:
+    """Prepare and check these systems: None where it delivered the corpus, else why it is left out."""
     reasons: dict[str, str | None] = {}
     hashes: dict[str, str] = {}
-    for system in SYSTEMS:
+    for system in systems:
         try:
-            data = str(work / system)
-            found = run_json(command(system, "check", corpus, data), timeout=900)
+            found = run_json(command(system, "check", corpus, str(work / system)), timeout=900)
             hashes[system] = f"{found['rows']}:{found['hash']}"
             right = hashes.get("memmap_batched", hashes[system])
             reasons[system] = None if hashes[system] == right else f"delivered other rows: {hashes[system]}"
         except RuntimeError as error:
             reasons[system] = str(error)
         print(f"prepare {system}: {reasons[system] or 'rows checked'}", flush=True)
-    if hashes.get("memmap_batched") != hashes.get("fmscale"):
+    if "memmap_batched" in systems and hashes.get("memmap_batched") != hashes.get("fmscale"):
         reasons["fmscale"] = f"delivered other rows: {hashes}"
     return reasons
 
 
-def local_claims(
-    work: Path,
-    corpus: Path,
-    verified: dict[str, str | None],
-    *,
-    rounds: int,
-    seconds: float,
-    quick: bool,
-) -> list[Claim]:
-    """W1: local feed, warm and cold, with CPU time; W3: first batch."""
-    window = ["--window", str(WINDOW[quick])]
-    ours = {"fmscale": [*window, "--memory-budget", str(MEMORY_BUDGET[quick])], "limit": window}
-
-    def feed(system: str, *options: str, cold: bool) -> dict[str, Any]:
-        if cold:
-            drop_page_cache(work)
-        line = command(system, "feed", corpus, str(work / system), *options, *ours.get(system, []))
-        return run_json(line, timeout=300)
-
-    systems = [system for system in SYSTEMS if verified[system] is None]
-    warm = interleave(
-        {
-            name: partial(feed, name, "--seconds", str(seconds), "--warmup", str(seconds), cold=False)
-            for name in systems
-        },
-        rounds,
-    )
-    cold = interleave(
-        {
-            name: partial(feed, name, "--seconds", str(seconds), "--warmup", "0", cold=True)
-            for name in systems
-        },
-        rounds,
-    )
-    return [
-        speed_claim("W1.local_warm", "shuffled, verified feed, page cache warm", warm, verified),
-        speed_claim("W1.local_cold", "the same, page cache cold, from the first read on", cold, verified),
-        cpu_claim(warm, verified),
-        first_batch_claim(warm, verified),
-    ]
-
-
-def speed_claim(id: str, what: str, found: dict[str, Outcome], verified: dict[str, str | None]) -> Claim:
-    """Tokens per second; the target depends on the claim."""
-    claim = collect(id, what, "tokens/s", found, verified, lambda r: r["tokens"] / r["seconds"])
-    if claim.ours is None or claim.limit is None:
-        return claim
-    claim.ratio = claim.ours / claim.limit
-    if id == "W1.local_cold":
-        claim.target, claim.ok = ">= 0.8 of limit", claim.ratio >= 0.8
-        return claim
-    claim.target = ">= 0.6 of limit, 1 x batched memmap, 2 x Megatron, 4 x LitData"
-    factors = {"memmap_batched": 1.0, "megatron": 2.0, "litdata": 4.0}
-    claim.ok = claim.ratio >= 0.6 and all(
-        claim.ours >= factor * (claim.peers.get(peer) or 0.0) for peer, factor in factors.items()
-    )
-    return claim
-
-
-def cpu_claim(found: dict[str, Outcome], verified: dict[str, str | None]) -> Claim:
-    """CPU seconds for 10^9 tokens."""
-    claim = collect(
-        "W1.cpu",
-        "CPU time of the warm feed, all threads",
-        "CPU s / 1e9 tokens",
-        found,
-        verified,
-        lambda r: r["cpu_seconds"] / r["tokens"] * 1e9,
-    )
-    if claim.ours is not None:
-        others = [value for value in claim.peers.values() if value is not None]
-        claim.ratio = claim.ours / min(others) if others else None
-        claim.target = "<= 2.0 and the lowest of all"
-        claim.ok = claim.ours <= 2.0 and all(claim.ours <= value for value in others)
-    return claim
-
-
-def first_batch_claim(found: dict[str, Outcome], verified: dict[str, str | None]) -> Claim:
-    """Seconds from after `import torch` to the first batch."""
-    claim = collect(
-        "W3.first_batch",
-        "process start to first batch, after `import torch`",
-        "s",
-        found,
-        verified,
-        lambda r: r["first_batch_seconds"],
-    )
-    if claim.ours is not None:
-        claim.target, claim.ok = "<= 0.3", claim.ours <= 0.3
-    return claim
-
-
-def collect(
-    id: str,
-    what: str,
-    unit: str,
-    found: dict[str, Outcome],
-    verified: dict[str, str | None],
-    value: Callable[[dict[str, Any]], float],
-) -> Claim:
-    """A claim with the medians and all runs."""
-    reasons = {
-        name: reason
-        for name in SYSTEMS
-        if (reason := verified[name] or (found[name].reason if name in found else None))
-    }
-    medians = {name: found[name].median(value) if name in found else None for name in SYSTEMS}
-    return Claim(
-        id=id,
-        what=what,
-        unit=unit,
-        ours=medians["fmscale"],
-        limit=medians["limit"],
-        peers={name: medians[name] for name in PEERS},
-        reasons=reasons,
-        runs=[
-            {"system": name, "value": value(result)}
-            for name, outcome in found.items()
-            for result in outcome.runs
-        ],
-    )
-
-
-def drop_page_cache(folder: Path) -> None:
-    """Make the next reads of everything below `folder` come from the disk."""
-    os.sync()
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+def _server(bench: Bench) -> S3Server:
+    assert bench.server is not None, "the part says that it needs the server"
+    return bench.server

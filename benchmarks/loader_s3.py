@@ -1,6 +1,5 @@
 """W2: the same feed from a real S3 server on loopback, behind a proxy that adds a cloud's latency."""
 
-import os
 import shutil
 from functools import partial
 from pathlib import Path
@@ -24,22 +23,17 @@ PEERS = ("litdata_s3", "mosaic_s3")
 STEP, STALL_LATENCY = 0.1, 0.05
 
 
-def s3_claims(
-    work: Path, corpus: Path, verified: dict[str, str | None], *, rounds: int, quick: bool
-) -> list[Claim]:
+def s3_claims(work: Path, corpus: Path, server: S3Server, *, quick: bool) -> list[Claim]:
     """W2.s3 (throughput) and W2.stall (a 100 ms step behind 50 ms of latency)."""
     small = work / "corpus-s3.u16"
     np.asarray(corpus_rows(corpus)[: ROWS[quick]]).tofile(small)
-    (work / "s3").mkdir()
-    with S3Server(work / "s3") as server:
-        os.environ.update(server.environment)
-        bucket = server.new_bucket()
-        _fill(work, small, server, bucket)
-        with FaultProxy(server.host, server.port) as proxy:
-            proxy.set_latency(p50=P50, p99=P99)
-            throughput = _throughput(work, small, server, bucket, proxy.endpoint, rounds)
-            proxy.set_latency(p50=STALL_LATENCY, p99=STALL_LATENCY)
-            stall = _stall(small, server.url(bucket, "ours", endpoint=proxy.endpoint), quick)
+    bucket = server.new_bucket()
+    _fill(work, small, server, bucket)
+    with FaultProxy(server.host, server.port) as proxy:
+        proxy.set_latency(p50=P50, p99=P99)
+        throughput = _throughput(work, small, server, bucket, proxy.endpoint, 1 if quick else 3)
+        proxy.set_latency(p50=STALL_LATENCY, p99=STALL_LATENCY)
+        stall = _stall(small, server.url(bucket, "ours", endpoint=proxy.endpoint), quick)
     return [throughput, stall]
 
 

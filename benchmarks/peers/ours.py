@@ -15,7 +15,9 @@ SEGMENT_TOKENS = 2**24
 DATASET = "corpus"
 
 
-def write_dataset(corpus: Path, url: str) -> None:
+def write_dataset(
+    corpus: Path, url: str, *, dataset: str = DATASET, segment_tokens: int = SEGMENT_TOKENS
+) -> None:
     """Store the corpus: documents of lognormal length, mean about 600, in segments of 32 MiB."""
     from fmscale.store.dataset import create_or_open
     from fmscale.store.open import open_store
@@ -30,18 +32,18 @@ def write_dataset(corpus: Path, url: str) -> None:
     ends = np.append(ends[ends < len(tokens)], len(tokens))
     seals = []
     with tempfile.TemporaryDirectory() as scratch:
-        for unit, first in enumerate(range(0, len(tokens), SEGMENT_TOKENS)):
-            last = min(first + SEGMENT_TOKENS, len(tokens))
+        for unit, first in enumerate(range(0, len(tokens), segment_tokens)):
+            last = min(first + segment_tokens, len(tokens))
             inside = ends[(ends > first) & (ends < last)]
             edges = [first, *inside.tolist(), last]
             with TokenSegmentWriter(Path(scratch) / str(unit), dtype="uint16", split="train") as writer:
                 for start, stop in pairwise(edges):
-                    name = f"document-{start}"
+                    name = f"{dataset}-{start}"
                     writer.add(
                         tokens[start:stop], xxhash.xxh3_128_digest(name.encode()), name, 0, stop - start
                     )
-                seals.append((unit, writer.finish(backend, segment_prefix(DATASET, "bench", unit, "train"))))
-    create_or_open(backend, DATASET).append_commit(
+                seals.append((unit, writer.finish(backend, segment_prefix(dataset, "bench", unit, "train"))))
+    create_or_open(backend, dataset).append_commit(
         job="bench", segments={"train": seals}, tokenizer=None, dtype="uint16"
     )
 

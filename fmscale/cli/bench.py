@@ -1,6 +1,7 @@
 """`fmscale bench`: ours and the peers in one run, interleaved, medians and spread, losing rows shown."""
 
 import importlib
+import inspect
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -44,12 +45,21 @@ def row(claim: dict[str, Any]) -> dict[str, Any]:
 def register(app: typer.Typer) -> None:
     """Add the verb."""
 
-    @app.command(epilog=example("fmscale bench loader --quick", "fmscale bench kernels --list"))
+    @app.command(
+        epilog=example(
+            "fmscale bench loader --quick",
+            "fmscale bench loader --only W5,W6",
+            "fmscale bench kernels --list",
+        )
+    )
     def bench(
         name: Annotated[str, typer.Argument(help=f"One of: {', '.join(BENCHMARKS)}.")],
         quick: Annotated[bool, typer.Option(help="The same code on less data, below 3 minutes.")] = False,
         check: Annotated[bool, typer.Option(help="Exit with 1 when a claim is not met.")] = False,
         json: JsonOption = False,
+        only: Annotated[
+            str, typer.Option(help="loader: only claims whose ids begin so, as W5,W6; to NAME.part.json.")
+        ] = "",
         list_: Annotated[
             bool, typer.Option("--list", help="kernels: which backend serves which op here.")
         ] = False,
@@ -61,13 +71,19 @@ def register(app: typer.Typer) -> None:
         sys.path.insert(0, str(checkout()))
         benchmark = importlib.import_module(f"benchmarks.{name}")
         options = {"--quick": quick, "--check": check, "--json": json, "--list": list_, "--tune": tune}
+        words = [word.strip() for word in only.split(",") if word.strip()]
+        run = getattr(benchmark, "run", None)
+        if words and (run is None or "only" not in inspect.signature(run).parameters):
+            raise ConfigError(
+                f"{name} is measured as a whole", found=only, remedy="Leave out --only; loader has it."
+            )
         if hasattr(benchmark, "run_command"):  # it has options and output of its own
             raise typer.Exit(benchmark.run_command([option for option, on in options.items() if on]))
         if list_ or tune:
             raise ConfigError(
                 f"{name} has no --list or --tune", found=name, remedy="Use them with `fmscale bench kernels`."
             )
-        claims: list[dict[str, Any]] = benchmark.run(quick=quick)
+        claims: list[dict[str, Any]] = benchmark.run(quick=quick, **({"only": words} if words else {}))
         if json:
             print_json(claims)
         else:

@@ -50,3 +50,13 @@ def test_other_benchmarks_neither_list_nor_tune():
         status, _, err = run("loader", option)
         assert status == 2
         assert "loader has no --list or --tune" in err
+
+
+def test_only_chooses_claims_of_the_loader():
+    status, _, err = run("loader", "--only", "W7")
+    assert status == 2
+    assert "no claim of this benchmark begins so" in err
+    for name in ("train", "kernels"):
+        status, _, err = run(name, "--only", "W5")
+        assert status == 2
+        assert f"{name} is measured as a whole" in err

@@ -1,0 +1,217 @@
+"""The rows of `fmscale bench loader` say no when what they measure is wrong; short forms on real components."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import loader_faults, loader_over_cache
+from benchmarks.harness import Claim, TooLong, run_json
+from benchmarks.loader import PARTS, Bench, Part, choose, measured
+from benchmarks.loader_elastic import MIXTURES, compare, elastic_claims, equal
+from benchmarks.loader_faults import Fault, deliver, fault_claims, judged
+from benchmarks.loader_memory import added_per_rank, memory_claims, node
+from benchmarks.loader_shuffle import good, quality, shuffle_claims
+from benchmarks.memory_group import memory_group
+from benchmarks.peers.common import ROW_TOKENS
+from benchmarks.peers.ours import write_dataset
+from fmscale.data.delivery import SCHEMA, read_records
+from fmscale.errors import ConfigError
+from tests.helpers.s3_server import S3Server
+
+MIB = 2**20
+
+
+def store_rows(folder: Path, rows: int) -> str:
+    corpus = folder / "rows.u16"
+    tokens = np.random.default_rng(0).integers(0, 50000, (rows, ROW_TOKENS), dtype=np.uint16)
+    tokens.tofile(corpus)
+    write_dataset(corpus, str(folder / "store"), segment_tokens=2**20)
+    return str(folder / "store")
+
+
+def test_parts_are_chosen_by_the_ids_of_their_claims():
+    assert choose([]) == list(PARTS)
+    assert [part.ids for part in choose(["W5", "W1.over"])] == [("W1.over_cache",), ("W5.elastic",)]
+    assert len(choose(["W3"])) == 2
+    with pytest.raises(ConfigError, match="no claim") as caught:
+        choose(["W5", "W7"])
+    assert "W12.faults" in caught.value.remedy
+
+
+def test_a_part_that_breaks_leaves_its_claims_unmet_with_the_reason(tmp_path: Path):
+    def breaks(bench: Bench) -> list[Claim]:
+        raise RuntimeError("exit 1: it broke")
+
+    bench = Bench(work=tmp_path, corpus=tmp_path / "c", verified={}, server=None, quick=True)
+    claims = measured(Part(ids=("a", "b"), measure=breaks), bench)
+    assert [(claim.id, claim.ours, claim.ok) for claim in claims] == [("a", None, False), ("b", None, False)]
+    assert claims[0].reasons == {"fmscale": "exit 1: it broke"}
+
+
+def test_a_process_without_end_is_told_from_one_that_fails():
+    with pytest.raises(TooLong):
+        run_json(["sleep", "60"], timeout=0.1)
+    with pytest.raises(RuntimeError, match="exit 3"):
+        run_json(["sh", "-c", "exit 3"], timeout=10)
+
+
+def has_memory_groups() -> bool:
+    try:
+        with memory_group(64 * MIB):
+            return True
+    except RuntimeError:
+        return False
+
+
+@pytest.mark.skipif(not has_memory_groups(), reason="no memory cgroup can be made here")
+def test_a_memory_group_limits_the_page_cache(tmp_path: Path):
+    file = tmp_path / "file"
+    file.write_bytes(bytes(100 * MIB))
+    with memory_group(64 * MIB) as group:
+        subprocess.run(group.inside(["cp", str(file), str(tmp_path / "copy")]), check=True)
+        assert 0.95 * 64 * MIB < group.peak_bytes() <= 64 * MIB
+    assert not group.folder.exists()
+
+
+def test_without_a_memory_group_the_row_is_not_measured_and_says_why(tmp_path: Path, monkeypatch):
+    nothing = tmp_path / "nothing"
+    nothing.write_text("")
+    with (
+        pytest.raises(RuntimeError, match="no memory cgroup"),
+        memory_group(MIB, mounts=nothing, own=nothing),
+    ):
+        pass
+
+    monkeypatch.setattr(
+        loader_over_cache, "memory_group", lambda limit: memory_group(limit, mounts=nothing, own=nothing)
+    )
+    corpus = tmp_path / "corpus.u16"
+    corpus.write_bytes(bytes(1000))
+    verified = dict.fromkeys(loader_over_cache.SYSTEMS)
+    (claim,) = loader_over_cache.over_cache_claims(tmp_path, corpus, verified, quick=True)
+    assert (claim.ours, claim.ok, claim.runs) == (None, False, [])
+    assert claim.reasons["fmscale"] == "not measured: no memory cgroup is mounted here"
+
+
+@pytest.mark.parametrize(
+    ("ours", "limit", "litdata", "ok"),
+    [
+        (90.0, 100.0, 40.0, True),
+        (79.0, 100.0, 10.0, False),
+        (90.0, 100.0, 46.0, False),
+        (90.0, 100.0, None, False),
+    ],
+)
+def test_over_cache_is_met_against_block_reads_and_litdata(ours: float, limit: float, litdata: Any, ok: bool):
+    claim = Claim(id="", what="", unit="", ours=ours, limit=limit, peers={"litdata": litdata})
+    loader_over_cache.judge(claim)
+    assert claim.ok is ok
+
+
+def test_sorted_rows_are_not_shuffled_and_rows_that_come_twice_are_refused():
+    rows = np.arange(4096)
+    rest = {"bytes_ratio": 1.0}
+    assert good({**quality(np.random.default_rng(7).permutation(rows)), **rest})
+    assert not good({**quality(rows), **rest})
+    assert not good({**quality(np.random.default_rng(7).permutation(rows)), "bytes_ratio": 1.11})
+    with pytest.raises(RuntimeError, match="every row once"):
+        quality(np.zeros(4096, dtype=np.int64))
+
+
+def test_memory_that_each_rank_adds_is_the_slope_without_batches():
+    runs = [{"ranks": n, "loader_bytes": 50e6 + 3e6 * n, "batch_bytes": 1e6 * n} for n in (1, 2, 4)]
+    assert added_per_rank(runs) == pytest.approx(2e6)
+
+
+@pytest.mark.parametrize(
+    ("fault", "result", "wrong"),
+    [
+        (Fault(name="", url=""), {}, None),
+        (Fault(name="", url=""), {"silent": 1}, "silent"),
+        (Fault(name="", url=""), {"order": "other"}, "not_as_promised"),
+        (Fault(name="", url=""), {"replaced_rows": 1}, "not_as_promised"),
+        (Fault(name="", url="", happened=lambda result: False), {}, "not_as_promised"),
+        (Fault(name="", url="", lasting=True), {"order": "other", "replaced_rows": 3}, None),
+        (Fault(name="", url="", lasting=True), {}, "not_as_promised"),
+    ],
+)
+def test_a_fault_is_judged_by_rows_order_and_record(fault: Fault, result: dict[str, Any], wrong: str | None):
+    expected = {"silent": 0, "replaced_rows": 0, "order": "right"}
+    cell = judged(fault, expected | result, expected)
+    assert cell["value"] == float(wrong is not None)
+    assert [name for name in ("silent", "crash", "hang", "not_as_promised") if cell[name]] == [wrong] * bool(
+        wrong
+    )
+
+
+@pytest.mark.slow
+def test_elastic_order_is_equal_and_another_row_would_be_seen(tmp_path: Path, s3: S3Server):
+    (claim,) = elastic_claims(tmp_path, s3, steps=2, ranks=(3, 2), mixtures=list(MIXTURES)[1:])
+    assert claim.ok, claim.runs
+    (cell,) = claim.runs
+    assert cell["rows"] == 2 * 40 + 2 * 80
+    assert sum(cell["store_bytes"][1:]) < 0.2 * cell["store_bytes"][0]
+    folder = tmp_path / "elastic-3-sources-stream"
+    path = folder / "elastic" / "0-1.arrow"
+    rows = read_records([path]).to_pylist()
+    rows[3]["digest"] = bytes(16)
+    _write(path, rows)
+    assert not equal(cell | compare(folder / "elastic", folder / "whole"))
+    _write(path, rows[:3] + rows[4:])
+    assert compare(folder / "elastic", folder / "whole")["drops"] == 1
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    import pyarrow as pa
+
+    with path.open("wb") as file, pa.ipc.new_stream(file, SCHEMA) as writer:
+        writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=SCHEMA))
+
+
+@pytest.mark.slow
+def test_the_shuffle_curve_rises_with_the_window(tmp_path: Path):
+    (claim,) = shuffle_claims(tmp_path, units=128, parts=(0.02, 1.0))
+    values = [run["value"] for run in claim.runs]
+    assert values == sorted(values)
+    assert values[0] < 0.7
+    assert values[-1] > 0.98
+    assert not claim.ok
+    # Two windows of memory never hold all data: every unit is read again in the next epoch.
+    assert claim.runs[0]["bytes_ratio"] > 0.99
+
+
+@pytest.mark.slow
+def test_memory_of_ranks_is_seen_from_outside(tmp_path: Path):
+    store = store_rows(tmp_path, 1024)
+    (claim,) = memory_claims(store, quick=True, ranks=(1, 2), batches=128)
+    assert [run["ranks"] for run in claim.runs] == [1, 2, 2]
+    assert claim.ours is not None
+    # 32 units of 262 kB fit into the memory of the first run; of the second's, 3 MiB hold 11.
+    less = node(store, 1, 3 * MIB, 128)["loader_bytes"]
+    assert 4e6 < claim.runs[0]["loader_bytes"] - less < 7e6
+
+
+@pytest.mark.slow
+def test_faults_are_survived_on_real_stores(tmp_path: Path, s3: S3Server):
+    (claim,) = fault_claims(tmp_path, s3, quick=True, outage=2.0, stall=11.0)
+    assert claim.ok, json.dumps(claim.runs, indent=1)
+    assert len(claim.runs) == 10
+    damaged = {run["system"]: run["replaced_rows"] for run in claim.runs if run["replaced_rows"]}
+    assert damaged.keys() == {
+        f"{place}: {name}" for place in ("local", "S3") for name in loader_faults.DAMAGES
+    }
+
+
+@pytest.mark.slow
+def test_wrong_rows_crashes_and_hangs_are_told_apart(tmp_path: Path, monkeypatch):
+    url = store_rows(tmp_path, 2048)
+    digests = tmp_path / "digests.npy"
+    np.save(digests, np.zeros(2048, dtype=np.uint64))
+    assert deliver(Fault(name="", url=url), digests)["silent"] == 2048
+    assert "no dataset" in deliver(Fault(name="", url=str(tmp_path / "nowhere")), digests)["crash"]
+    monkeypatch.setattr(loader_faults, "PATIENCE", 0.2)
+    assert deliver(Fault(name="", url=url), digests) == {"hang": 0.2}
