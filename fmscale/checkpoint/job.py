@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 from fmscale.checkpoint.layout import FileImage, Range
@@ -65,48 +66,76 @@ class Job:
     """Whether its files were sealed before the last one died: the memory may hold another save by now."""
 
 
+_FIELDS = (
+    "number",
+    "step",
+    "folder",
+    "complete",
+    "memory",
+    "meta",
+    "rank_meta",
+    "refused",
+    "attempt",
+    "sealed",
+)
+
+Layouts = tuple[tuple[Range, ...], tuple[int, ...], tuple[FileImage, ...]]
+
+
 def encode_job(job: Job) -> bytes:
-    """A job as JSON; tensors that have several pieces are written once."""
-    tensors: dict[tuple[Any, ...], int] = {}
-    for one in job.ranges:
-        tensors.setdefault((one.name, one.state, one.dtype, one.shape), len(tensors))
-    fields = {
-        name: getattr(job, name)
-        for name in (
-            "number",
-            "step",
-            "folder",
-            "complete",
-            "memory",
-            "meta",
-            "rank_meta",
-            "refused",
-            "attempt",
-            "sealed",
-        )
-    }
-    fields["tensors"] = list(tensors)
-    fields["pieces"] = [
-        (tensors[one.name, one.state, one.dtype, one.shape], one.start, one.count, at)
-        for one, at in zip(job.ranges, job.offsets, strict=True)
-    ]
-    fields["files"] = [asdict(file) for file in job.files]
-    return json.dumps(fields, separators=(",", ":")).encode()
+    """A job as two lines of JSON: what changes from save to save, and the layout, which hardly ever does."""
+    head = json.dumps({name: getattr(job, name) for name in _FIELDS}, separators=(",", ":")).encode()
+    return head + b"\n" + _encoded_layout(_ById((job.ranges, job.offsets, job.files)))
 
 
 def decode_job(data: bytes) -> Job:
     """The job that `encode_job` wrote."""
+    head, _, layout = data.partition(b"\n")
+    ranges, offsets, files = _decoded_layout(layout)
+    return Job(ranges=ranges, offsets=offsets, files=files, **json.loads(head))
+
+
+class _ById:
+    """A layout as a key: the same tuples, not equal ones, as to compare thousands of ranges takes as long as to
+    encode them.
+    """
+
+    def __init__(self, layout: Layouts) -> None:
+        self.layout = layout
+
+    def __hash__(self) -> int:
+        return id(self.layout[0])
+
+    def __eq__(self, other: object) -> bool:
+        pairs = zip(self.layout, other.layout, strict=True) if isinstance(other, _ById) else [(0, 1)]
+        return all(mine is theirs for mine, theirs in pairs)
+
+
+@lru_cache(maxsize=4)
+def _encoded_layout(key: _ById) -> bytes:
+    """Tensors that have several pieces are written once."""
+    ranges, offsets, files = key.layout
+    tensors: dict[tuple[Any, ...], int] = {}
+    for one in ranges:
+        tensors.setdefault((one.name, one.state, one.dtype, one.shape), len(tensors))
+    fields = {
+        "tensors": list(tensors),
+        "pieces": [
+            (tensors[one.name, one.state, one.dtype, one.shape], one.start, one.count, at)
+            for one, at in zip(ranges, offsets, strict=True)
+        ],
+        "files": [asdict(file) for file in files],
+    }
+    return json.dumps(fields, separators=(",", ":")).encode()
+
+
+@lru_cache(maxsize=4)
+def _decoded_layout(data: bytes) -> Layouts:
     fields = json.loads(data)
-    tensors = [(name, state, dtype, tuple(shape)) for name, state, dtype, shape in fields.pop("tensors")]
-    pieces = fields.pop("pieces")
-    files = fields.pop("files")
+    tensors = [(name, state, dtype, tuple(shape)) for name, state, dtype, shape in fields["tensors"]]
     ranges = []
-    for tensor, start, count, _ in pieces:
+    for tensor, start, count, _ in fields["pieces"]:
         name, state, dtype, shape = tensors[tensor]
         ranges.append(Range(name=name, state=state, dtype=dtype, shape=shape, start=start, count=count))
-    return Job(
-        ranges=tuple(ranges),
-        offsets=tuple(piece[3] for piece in pieces),
-        files=tuple(FileImage(**file) for file in files),
-        **fields,
-    )
+    offsets = tuple(piece[3] for piece in fields["pieces"])
+    return tuple(ranges), offsets, tuple(FileImage(**file) for file in fields["files"])

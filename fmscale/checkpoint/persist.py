@@ -1,60 +1,85 @@
 """Puts one rank's part of a checkpoint on the store: digests, files, checksums, and the seal last."""
 
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
 
 import xxhash
 
+from fmscale.checkpoint.copied import Copied
 from fmscale.checkpoint.job import Job, Settings
 from fmscale.checkpoint.layout import FileImage, Range, header
 from fmscale.checkpoint.names import SUMS, data_key, refused_key, seal_key
 from fmscale.checkpoint.seal import Placed, Seal, StoredFile, decode_seal, encode_seal
-from fmscale.checkpoint.write import Image, store_image
+from fmscale.checkpoint.stream import Stream
+from fmscale.checkpoint.write import publish_unsynced, store_stream
 from fmscale.errors import Conflict, ObjectNotFound
 from fmscale.store.backend import Backend
 from fmscale.store.digest import canonical_json, metadata_digest
+from fmscale.store.once import store_once
 
 SMALLEST_REFERENCE = 64 << 10
 """Smaller pieces are written again: referring to one saves less than the request that reads it costs."""
+STEP_BYTES = 4 << 20
+"""Digested, and passed on to be written, at once."""
 
 Known = Mapping[Range, tuple[StoredFile, Placed]]
 """The pieces of the last committed checkpoint, by what they are a range of."""
 
 
-def persist(backend: Backend, settings: Settings, job: Job, memory: memoryview, known: Known) -> Seal:
-    """Write the rank's files, then its seal; durable when this returns. Pieces that `known` has with the same
-    digest are referred to. Raises StoreError.
+@dataclass(kw_only=True)
+class _Part:
+    """What a rank's part comes to, piece by piece."""
+
+    digests: list[str] = field(default_factory=list)
+    """Of each piece so far; empty where none is taken."""
+    reused: dict[int, tuple[StoredFile, Placed]] = field(default_factory=dict)
+    """Pieces that are referred to."""
+
+
+def persist(
+    backend: Backend,
+    settings: Settings,
+    job: Job,
+    memory: memoryview,
+    known: Known,
+    copied: Copied,
+    pool: Executor,
+) -> Seal:
+    """Write the rank's files, then its seal; the files are durable when this returns. Pieces that `known` has
+    with the same digest are referred to. What is `copied` is written while the rest is still being copied.
+
+    Raises StoreError, and SaveFailed where the copy comes to no end.
     """
-    with ThreadPoolExecutor(1) as pool:
-        wanted = settings.digests and settings.incremental
-        hashing = pool.submit(_digests, job, memory) if wanted else None
-        reused: dict[int, tuple[StoredFile, Placed]] = {}
-        if known and hashing is not None and not job.complete:
-            found = hashing.result()
-            reused = {
-                i: known[one]
-                for i, one in enumerate(job.ranges)
-                if one.nbytes >= SMALLEST_REFERENCE and one in known and known[one][1].digest == found[i]
-            }
-        files: list[StoredFile] = []
-        offsets: dict[int, tuple[int, int]] = {}
-        for image in job.files:
-            fresh = [i for i in range(image.first, image.stop) if i not in reused]
-            if fresh:
-                at = image.header_bytes
-                for i in fresh:
-                    offsets[i] = (len(files), at)
-                    at += job.ranges[i].nbytes
-                files.append(_store(backend, settings, job, memory, image, fresh, len(files)))
-        digests = hashing.result() if hashing is not None else [""] * len(job.ranges)
+    part = _Part()
+    candidates = {} if job.complete else known
+    files: list[StoredFile] = []
+    offsets: dict[int, tuple[int, int]] = {}
+    for image in job.files:
+        key = data_key(job.folder, settings.rank, len(files))
+        stream = Stream(memory, image.begin, image.header_bytes, image.header_bytes + image.data_bytes)
+
+        def fill(stream: Stream, image: FileImage = image) -> None:
+            _fill(stream, settings, job, memory, image, candidates, copied, part)
+
+        sums = store_stream(backend, key, stream, fill, pool, digests=settings.digests, exact=not candidates)
+        if sums is None:
+            continue
+        at = image.header_bytes
+        for i in range(image.first, image.stop):
+            if i not in part.reused:
+                offsets[i] = (len(files), at)
+                at += job.ranges[i].nbytes
+        digest = metadata_digest(sums.astype("<u4").tobytes()) if settings.digests else ""
+        files.append(StoredFile(key=key, bytes=stream.nbytes, sums=digest))
     pieces = []
     for i, one in enumerate(job.ranges):
-        if i in reused:
-            file, placed = reused[i]
+        if i in part.reused:
+            file, placed = part.reused[i]
             if file not in files:
                 files.append(file)
             offsets[i] = (files.index(file), placed.offset)
-        pieces.append(Placed(range=one, file=offsets[i][0], offset=offsets[i][1], digest=digests[i]))
+        pieces.append(Placed(range=one, file=offsets[i][0], offset=offsets[i][1], digest=part.digests[i]))
     seal = Seal(
         step=job.step,
         folder=job.folder,
@@ -62,8 +87,8 @@ def persist(backend: Backend, settings: Settings, job: Job, memory: memoryview, 
         world_size=settings.world_size,
         files=tuple(files),
         pieces=tuple(pieces),
-        bytes=sum(one.nbytes for i, one in enumerate(job.ranges) if i not in reused),
-        referenced=sum(job.ranges[i].nbytes for i in reused),
+        bytes=sum(one.nbytes for i, one in enumerate(job.ranges) if i not in part.reused),
+        referenced=sum(job.ranges[i].nbytes for i in part.reused),
         meta=job.meta,
         rank_meta=job.rank_meta,
     )
@@ -82,7 +107,7 @@ def stored_seal(backend: Backend, job: Job, rank: int) -> Seal | None:
 def refuse(backend: Backend, settings: Settings, job: Job, reason: str) -> None:
     """Tell rank 0 not to wait for this rank's seal. Raises StoreError."""
     key = refused_key(job.folder, settings.rank)
-    backend.put_if_absent(key, canonical_json({"format_version": 1, "reason": reason}))
+    store_once(backend, key, canonical_json({"format_version": 1, "reason": reason}))
 
 
 def discard(backend: Backend, settings: Settings, job: Job) -> None:
@@ -94,41 +119,52 @@ def discard(backend: Backend, settings: Settings, job: Job) -> None:
         backend.delete(key + SUMS)
 
 
-def _store(
-    backend: Backend,
+def _fill(
+    stream: Stream,
     settings: Settings,
     job: Job,
     memory: memoryview,
     image: FileImage,
-    fresh: Sequence[int],
-    number: int,
-) -> StoredFile:
-    """Write one file with the pieces `fresh`, and its checksums."""
-    top = header([job.ranges[i] for i in fresh], image.header_bytes)
-    memory[image.begin : image.begin + len(top)] = top
-    spans = [(image.begin, image.header_bytes)]
-    spans += [(job.offsets[i], job.ranges[i].nbytes) for i in fresh]
-    whole = Image(memory, spans)
-    key = data_key(job.folder, settings.rank, number)
-    sums = store_image(backend, key, whole, digests=settings.digests)
-    if sums is None:
-        return StoredFile(key=key, bytes=whole.nbytes, sums="")
-    data = sums.astype("<u4").tobytes()
-    backend.put(key + SUMS, data)
-    return StoredFile(key=key, bytes=whole.nbytes, sums=metadata_digest(data))
-
-
-def _digests(job: Job, memory: memoryview) -> list[str]:
-    return [
-        xxhash.xxh3_128_hexdigest(memory[at : at + one.nbytes])
-        for one, at in zip(job.ranges, job.offsets, strict=True)
-    ]
+    candidates: Known,
+    copied: Copied,
+    part: _Part,
+) -> None:
+    """Put the pieces of one file into its stream as they are copied, but for those that are `candidates` with the
+    same digest.
+    """
+    hashed = settings.digests and settings.incremental
+    fresh: list[Range] = []
+    final = 0
+    for i in range(image.first, image.stop):
+        one, at = job.ranges[i], job.offsets[i]
+        candidate = candidates.get(one) if hashed and one.nbytes >= SMALLEST_REFERENCE else None
+        digest = xxhash.xxh3_128()
+        for start in range(at, at + one.nbytes, STEP_BYTES):
+            end = min(start + STEP_BYTES, at + one.nbytes)
+            if end > final:
+                final = copied.wait(end)
+            if hashed:
+                digest.update(memory[start:end])
+            if candidate is None:
+                stream.add(start, end - start)
+        part.digests.append(digest.hexdigest() if hashed else "")
+        if candidate is not None and candidate[1].digest == part.digests[i]:
+            part.reused[i] = candidate
+            continue
+        if candidate is not None:
+            stream.add(at, one.nbytes)
+        fresh.append(one)
+    stream.close(header(fresh, image.header_bytes))
 
 
 def _seal(backend: Backend, settings: Settings, seal: Seal) -> Seal:
-    """Store the seal, unless an earlier attempt whose answer was lost did: then that one counts."""
+    """Store the seal, unless an earlier attempt whose answer was lost did: then that one counts.
+
+    On a file system it need not outlast a crash: without a log entry nobody asks for it after one.
+    """
     key, data = seal_key(seal.folder, settings.rank), encode_seal(seal)
-    if backend.put_if_absent(key, data) or backend.get(key) == data:
+    path = backend.local_path(key)
+    if publish_unsynced(str(path), key, data) if path is not None else store_once(backend, key, data):
         return seal
     raise Conflict(
         "this rank has sealed the checkpoint with other content before",

@@ -15,6 +15,7 @@ import threading
 import time
 from typing import Any
 
+from fmscale.checkpoint.copied import EVERYTHING, Copied
 from fmscale.checkpoint.job import Settings, decode_job
 from fmscale.checkpoint.memory import SharedMemory
 from fmscale.checkpoint.worker import Worker
@@ -23,8 +24,6 @@ from fmscale.runtime.stop import ignore_stop_signals
 LARGEST_MESSAGE = 1 << 16
 LOOK_SECONDS = 0.5
 """How often it looks whether its parent lives: a child that the trainer forked may hold the socket open."""
-NICENESS = 10
-"""Training comes first where both want the same core."""
 
 
 def main() -> None:
@@ -34,7 +33,6 @@ def main() -> None:
     ignore_stop_signals()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(format="persist %(levelname)s: %(message)s", level=logging.WARNING)
-    os.nice(NICENESS)
     parent = os.getppid()
     ours = socket.socket(fileno=int(sys.argv[1]))
     draining = threading.Event()
@@ -62,12 +60,15 @@ def main() -> None:
                 os._exit(1)
 
     memories: dict[int, SharedMemory] = {}
+    copies: dict[int, Copied] = {}
     while True:
         try:
             data, descriptors, _, _ = socket.recv_fds(ours, LARGEST_MESSAGE, 1)
         except ConnectionResetError:  # the parent was killed with something unread
             data, descriptors = b"", []
         if not data:
+            for copied in list(copies.values()):
+                copied.fail("the trainer ended in the middle of its copy")
             end()
         message = json.loads(data)
         if "settings" in message:
@@ -79,11 +80,21 @@ def main() -> None:
             memories.pop(message["forget"]).close()
         elif "drain" in message:
             draining.set()
+        elif "copied" in message:
+            copied = copies.get(message["copied"], Copied())
+            if "failed" in message:
+                copied.fail(message["failed"])
+            copied.advance(message["bytes"])
+            if "failed" in message or message["bytes"] == EVERYTHING:
+                copies.pop(message["copied"], None)
         else:
             assert worker is not None
             job = decode_job(_content(descriptors[0]))
-            memory = memories.get(job.memory)
-            worker.submit(job, memory.view if memory is not None else memoryview(b""))
+            if job.refused:
+                worker.submit(job, memoryview(b""))
+                continue
+            copies[job.number] = Copied(0)
+            worker.submit(job, memories[job.memory].view, copies[job.number])
 
 
 def _content(descriptor: int) -> bytes:

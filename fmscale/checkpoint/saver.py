@@ -1,11 +1,14 @@
 """Saves a run's state while it trains: snapshot here, everything else in the persist process (promise P5)."""
 
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from threading import Condition
 from typing import Any, Literal
 
@@ -118,7 +121,9 @@ class Saver:
         self._repeats: dict[int, int] = {}
         self._copying: _Save | None = None
         # Kept, as starting a thread waits until it runs: milliseconds where all cores are busy.
-        self._helper = ThreadPoolExecutor(config.buffers, thread_name_prefix="snapshot")
+        self._helper = ThreadPoolExecutor(
+            config.buffers, thread_name_prefix="snapshot", initializer=_yield_to_training
+        )
         self._helper.submit(int)
         self._handing: Future[None] | None = None
         in_memory = parse_url(store_url).scheme == "memory"
@@ -213,6 +218,9 @@ class Saver:
         after it is deleted; whether it all is.
         """
         self.fence()
+        if self._handing is not None:
+            # What is asked to outlive this process must have all of the copy.
+            self._handing.result()
         self._writer.drain()
         with self._changed:
             return self._changed.wait_for(lambda: not self._open, timeout=deadline)
@@ -249,10 +257,9 @@ class Saver:
         self._writer.submit(replace(job, refused=reason), None)
 
     def _hand_over(self, save: _Save, slot: Slot, job: Job) -> None:
-        """In a thread: complete the copy, and give the job to the writer."""
+        """In a thread: give the job to the writer, and complete the copy, which it writes meanwhile."""
+        submitted = False
         try:
-            slot.finish()
-            save.snapshot = time.perf_counter() - save.begin
             memory, layout = slot.memory, slot.layout
             assert memory is not None
             assert layout is not None
@@ -264,11 +271,22 @@ class Saver:
                 files=layout.files,
             )
             self._writer.submit(whole, memory)
+            submitted = True
+            slot.finish(partial(self._copied, save, job.number))
         except Exception as error:
             # Whatever it is, training goes on, and nobody may wait for this save.
             logger.exception("the snapshot of step %d failed", save.step)
-            self._on_event({"job": job.number, "event": "failed", "reason": str(error), "lost": False})
-            self._refuse(job, str(error))
+            reason = f"the snapshot failed: {error}"
+            if submitted:
+                self._writer.copied(job.number, 0, reason)
+            else:
+                slot.abandon()
+                self._on_event({"job": job.number, "event": "failed", "reason": reason, "lost": False})
+                self._refuse(job, reason)
+
+    def _copied(self, save: _Save, number: int, bytes: int) -> None:
+        save.snapshot = time.perf_counter() - save.begin
+        self._writer.copied(number, bytes)
 
     def _on_event(self, event: dict[str, Any]) -> None:
         """From the writer's threads."""
@@ -322,6 +340,14 @@ class Saver:
                 **fields,
             )
         )
+
+
+def _yield_to_training() -> None:
+    """Where cores are busy the copy's thread waits for its turn: else waking it up would put training's thread off
+    its core for some milliseconds. It gets its share as before, and needs no right for this.
+    """
+    with suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _check_json(*values: dict[str, Any] | None) -> None:

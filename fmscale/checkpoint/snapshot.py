@@ -6,7 +6,7 @@ training has to wait for the copy (`fence`): on CUDA the stream waits, not the h
 do change (buffers) is copied before `take` returns.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from threading import Event
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fmscale.checkpoint.copied import EVERYTHING
 from fmscale.checkpoint.layout import Layout, Range, plan_layout
 from fmscale.checkpoint.memory import SharedMemory
 from fmscale.checkpoint.piece import DTYPES, Piece
@@ -22,8 +23,8 @@ from fmscale.errors import ConfigError
 
 MOVING = frozenset({"buffer"})
 """States that forward and backward may change."""
-BLOCK_BYTES = 64 << 20
-"""Copied at once on a CPU."""
+BLOCK_BYTES = 16 << 20
+"""Copied at once: what is written next need not wait for the rest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,17 +94,26 @@ class Slot:
         if not self._later:
             self._copied.set()
 
-    def finish(self) -> None:
-        """Copy what is left, and return when the snapshot is complete: called in a thread beside training."""
+    def finish(self, copied: Callable[[int], None] = lambda _: None) -> None:
+        """Copy what is left, and return when the snapshot is complete: called in a thread beside training.
+        `copied` is told on the way up to which byte the memory is final.
+        """
         assert self.memory is not None
         target = torch.frombuffer(self.memory.view, dtype=torch.uint8)
         try:
-            for copy in self._later:
+            for number, copy in enumerate(self._later):
                 copy_block(target, copy)
+                if number + 1 < len(self._later) and not self._done:
+                    copied(self._later[number + 1].offset)
         finally:
             self._copied.set()
         for event in self._done:
             event.synchronize()
+        copied(EVERYTHING)
+
+    def abandon(self) -> None:
+        """Nothing more is copied of what was taken last; whoever waits at the fence goes on."""
+        self._copied.set()
 
     def fence(self) -> None:
         """Return when the optimizer may write: host copies are complete, and this device's stream will wait
@@ -133,9 +143,7 @@ def copy_block(target: Tensor, copy: Copy) -> None:
     if copy.source.is_cuda:
         into.copy_(copy.source)
         return
-    source, place = copy.source.numpy(), into.numpy()
-    for start in range(0, size, BLOCK_BYTES):
-        np.copyto(place[start : start + BLOCK_BYTES], source[start : start + BLOCK_BYTES])
+    np.copyto(into.numpy(), copy.source.numpy())
 
 
 def checked(piece: Piece) -> Range:
@@ -178,7 +186,15 @@ def _merged(pieces: Sequence[Piece], layout: Layout) -> list[Copy]:
                 found[-1] = Copy(source=both, offset=last.offset, moving=moving)
                 continue
         found.append(Copy(source=source, offset=offset, moving=moving))
-    return found
+    return [block for copy in found for block in _blocks(copy)]
+
+
+def _blocks(copy: Copy) -> Iterator[Copy]:
+    """A copy in blocks, on a CPU; a GPU's copies are queued all at once."""
+    step = copy.source.numel() if copy.source.is_cuda else BLOCK_BYTES
+    for start in range(0, copy.source.numel(), step):
+        source = copy.source[start : start + step]
+        yield Copy(source=source, offset=copy.offset + start, moving=copy.moving)
 
 
 def _one_view(first: Tensor, second: Tensor) -> Tensor | None:

@@ -5,18 +5,23 @@ has given it one: its memory is free again once the rank has sealed.
 """
 
 import logging
+import os
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from threading import Condition, Event, Lock, Thread
 from typing import Any, TypeVar
 
-from fmscale.checkpoint.commit import SaveFailed, Seen, await_outcome, commit_seals, failure, gather, give_up
+from fmscale.checkpoint.commit import Seen, await_outcome, commit_seals, failure, gather, give_up
+from fmscale.checkpoint.copied import Copied, SaveFailed
 from fmscale.checkpoint.job import Job, Settings
 from fmscale.checkpoint.names import run_log
 from fmscale.checkpoint.persist import Known, discard, persist, refuse, stored_seal
 from fmscale.checkpoint.retention import tidy
 from fmscale.checkpoint.seal import Seal
+from fmscale.checkpoint.write import THREADS
 from fmscale.errors import Conflict, FmscaleError, LeaseLost, StoreError, StoreUnavailable
 from fmscale.store.entry import Entry
 from fmscale.store.open import open_store
@@ -26,8 +31,18 @@ logger = logging.getLogger(__name__)
 FIRST_PAUSE = 0.5
 """Seconds before writing is tried again; doubled each time. The store's own retries are inside an attempt."""
 
+NICENESS = 10
+"""Of the threads that digest and write: training comes first where both want the same core. The commit is short,
+and others wait for it.
+"""
+
 T = TypeVar("T")
 Say = Callable[[dict[str, Any]], None]
+
+
+def _give_way() -> None:
+    """Lower this thread's priority; on Linux niceness is a thread's."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
 class Worker:
@@ -41,15 +56,17 @@ class Worker:
         self._state = Seen()
         self._known: Known = {}
         self._named: set[str] = set()
-        self._to_write: SimpleQueue[tuple[Job, memoryview] | None] = SimpleQueue()
+        self._to_write: SimpleQueue[tuple[Job, memoryview, Copied] | None] = SimpleQueue()
         self._to_commit: SimpleQueue[tuple[Job, Seal] | None] = SimpleQueue()
         self._stopping = Event()
         self._resolved = Condition()
         self._unresolved = 0
         self._lock = Lock()
         self._busy = 0
+        # Kept, as starting a thread waits until it runs: milliseconds where all cores are busy.
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="write", initializer=_give_way)
         self._threads = [
-            Thread(target=self._loop, args=(self._to_write, self._write), name="persist", daemon=True),
+            Thread(target=self._write_nicely, name="persist", daemon=True),
             Thread(target=self._loop, args=(self._to_commit, self._finish), name="commit", daemon=True),
         ]
         for thread in self._threads:
@@ -61,11 +78,11 @@ class Worker:
         with self._lock:
             return self._busy == 0
 
-    def submit(self, job: Job, memory: memoryview) -> None:
-        """Save this after what was submitted before."""
+    def submit(self, job: Job, memory: memoryview, copied: Copied | None = None) -> None:
+        """Save this after what was submitted before. `copied` says how far the memory is filled; None: it is."""
         with self._lock:
             self._busy += 1
-        self._to_write.put((job, memory))
+        self._to_write.put((job, memory, copied or Copied()))
 
     def close(self, deadline: float = 10.0) -> None:
         """Give up what is not finished and end the threads."""
@@ -76,6 +93,7 @@ class Worker:
         self._to_commit.put(None)
         for thread in self._threads:
             thread.join(deadline)
+        self._pool.shutdown(wait=False)
 
     def _loop(self, queue: "SimpleQueue[Any]", work: Callable[..., bool]) -> None:
         while (item := queue.get()) is not None:
@@ -92,7 +110,11 @@ class Worker:
                     self._busy -= 1
                 self._tell(item[0], "done")
 
-    def _write(self, job: Job, memory: memoryview) -> bool:
+    def _write_nicely(self) -> None:
+        _give_way()
+        self._loop(self._to_write, self._write)
+
+    def _write(self, job: Job, memory: memoryview, copied: Copied) -> bool:
         """First stage; True where the job ends here."""
         if job.refused:
             self._tell_others(job, job.refused)
@@ -104,7 +126,7 @@ class Worker:
                 self._resolved.wait_for(lambda: not self._unresolved or self._stopping.is_set())
         begin = time.monotonic()
         try:
-            seal = self._retried(job, lambda attempt: self._persist(job, memory, attempt))
+            seal = self._retried(job, lambda attempt: self._persist(job, memory, copied, attempt))
         except FmscaleError as error:
             reason = str(error)
             self._quietly(lambda: discard(self._backend, self._settings, job))
@@ -123,7 +145,7 @@ class Worker:
         self._to_commit.put((job, seal))
         return False
 
-    def _persist(self, job: Job, memory: memoryview, attempt: int) -> Seal:
+    def _persist(self, job: Job, memory: memoryview, copied: Copied, attempt: int) -> Seal:
         if attempt or job.attempt:
             # An attempt that died or lost its answer after sealing: others may have read that seal.
             there = stored_seal(self._backend, job, self._settings.rank)
@@ -131,7 +153,7 @@ class Worker:
                 return there
         if job.sealed:
             raise SaveFailed(f"the seal of step {job.step} is gone", remedy="Another process deleted it.")
-        return persist(self._backend, self._settings, job, memory, self._known)
+        return persist(self._backend, self._settings, job, memory, self._known, copied, self._pool)
 
     def _finish(self, job: Job, seal: Seal) -> bool:
         """Second stage."""

@@ -13,11 +13,12 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import fmscale
+from fmscale.checkpoint.copied import EVERYTHING, Copied
 from fmscale.checkpoint.job import Job, Settings, encode_job
 from fmscale.checkpoint.memory import SharedMemory
 from fmscale.checkpoint.persister import LARGEST_MESSAGE
@@ -30,6 +31,8 @@ PACKAGES = str(Path(fmscale.__file__).parent.parent)
 """Where this fmscale is imported from."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 30.0
 """Seconds before a process that died is started again; doubled while each dies before it is ready."""
+LONGEST_REASON = 1000
+"""Characters of a reason that are passed on."""
 LAST_EVENTS = frozenset({"failed", "done"})
 """After these a job is forgotten. One that failed has given its memory back, and must not be done again."""
 
@@ -38,7 +41,13 @@ class Writer(Protocol):
     """Does jobs; tells what happens to them through the `say` it was made with."""
 
     def submit(self, job: Job, memory: SharedMemory | None) -> None:
-        """Save this; the memory must stay as it is until the job is sealed or has failed."""
+        """Save this, as far as `copied` says that the memory is filled; what is must stay as it is until the job is
+        sealed or has failed.
+        """
+        ...
+
+    def copied(self, number: int, bytes: int, failed: str = "") -> None:
+        """The memory of a job is final up to there, EVERYTHING at the end; or no more will come, and why."""
         ...
 
     def drain(self) -> None:
@@ -55,10 +64,22 @@ class ThreadWriter:
 
     def __init__(self, settings: Settings, say: Say) -> None:
         self._worker = Worker(settings, say)
+        self._copies: dict[int, Copied] = {}
 
     def submit(self, job: Job, memory: SharedMemory | None) -> None:
         """As Writer's."""
-        self._worker.submit(job, memory.view if memory is not None else memoryview(b""))
+        if memory is None:
+            self._worker.submit(job, memoryview(b""))
+            return
+        copied = self._copies[job.number] = Copied(0)
+        self._worker.submit(job, memory.view, copied)
+
+    def copied(self, number: int, bytes: int, failed: str = "") -> None:
+        """As Writer's."""
+        copied = self._copies[number]
+        copied.fail(failed) if failed else copied.advance(bytes)
+        if failed or bytes == EVERYTHING:
+            del self._copies[number]
 
     def drain(self) -> None:
         """It cannot outlive this process."""
@@ -68,6 +89,19 @@ class ThreadWriter:
         self._worker.close()
 
 
+@dataclass(kw_only=True)
+class _Open:
+    """A job that is not through."""
+
+    job: Job
+    memory: SharedMemory | None
+    copied: dict[str, Any] = field(default_factory=dict)
+    """The last message about its copy."""
+
+    def __post_init__(self) -> None:
+        self.copied = self.copied or {"copied": self.job.number, "bytes": 0}
+
+
 class ProcessWriter:
     """Works in a process of its own, which is started anew with what it had when it dies."""
 
@@ -75,7 +109,7 @@ class ProcessWriter:
         self._settings = settings
         self._say = say
         self._lock = threading.Lock()
-        self._jobs: dict[int, tuple[Job, SharedMemory | None]] = {}
+        self._jobs: dict[int, _Open] = {}
         self._closing = False
         self._draining = False
         self._socket, self._process, self._sent = self._start()
@@ -90,8 +124,20 @@ class ProcessWriter:
     def submit(self, job: Job, memory: SharedMemory | None) -> None:
         """As Writer's."""
         with self._lock:
-            self._jobs[job.number] = (job, memory)
+            self._jobs[job.number] = _Open(job=job, memory=memory)
             self._send_job(job, memory)
+
+    def copied(self, number: int, bytes: int, failed: str = "") -> None:
+        """As Writer's."""
+        message = {
+            "copied": number,
+            "bytes": bytes,
+            **({"failed": failed[:LONGEST_REASON]} if failed else {}),
+        }
+        with self._lock:
+            if number in self._jobs:
+                self._jobs[number].copied = message
+            self._send(message)
 
     def drain(self) -> None:
         """As Writer's."""
@@ -165,8 +211,8 @@ class ProcessWriter:
                     if event["event"] in LAST_EVENTS:
                         self._jobs.pop(event["job"], None)
                     elif event["event"] == "sealed" and event["job"] in self._jobs:
-                        job, memory = self._jobs[event["job"]]
-                        self._jobs[event["job"]] = replace(job, sealed=True), memory
+                        one = self._jobs[event["job"]]
+                        one.job = replace(one.job, sealed=True)
                 self._say(event)
                 continue
             status = self._process.wait()
@@ -183,13 +229,21 @@ class ProcessWriter:
             logger.warning("the persist process ended with status %d; starting another", status)
             self._socket.close()
             self._socket, self._process, self._sent = self._start()
-            jobs, self._jobs = self._jobs, {}
-        for job, memory in jobs.values():
-            reason = f"the persist process ended with status {status}"
-            if job.attempt >= self._settings.retries:
-                self._say({"job": job.number, "event": "failed", "reason": reason, "lost": False})
-                continue
-            self._say({"job": job.number, "event": "retrying", "reason": reason})
-            self.submit(replace(job, attempt=job.attempt + 1), memory)
+            given_up, again = [], []
+            for number, one in list(self._jobs.items()):
+                if one.job.attempt >= self._settings.retries:
+                    del self._jobs[number]
+                    given_up.append(number)
+                    continue
+                one.job = replace(one.job, attempt=one.job.attempt + 1)
+                again.append(number)
+                # Before anything else is sent, so that `copied` never speaks of a job that is not known there.
+                self._send_job(one.job, one.memory)
+                self._send(one.copied)
+        reason = f"the persist process ended with status {status}"
+        for number in given_up:
+            self._say({"job": number, "event": "failed", "reason": reason, "lost": False})
+        for number in again:
+            self._say({"job": number, "event": "retrying", "reason": reason})
         if self._draining:
             self.drain()

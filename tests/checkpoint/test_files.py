@@ -1,7 +1,5 @@
 """Files as they are written: plain safetensors, aligned, checked, whole; and memory that stays bounded."""
 
-import mmap
-import os
 import resource
 from pathlib import Path
 
@@ -12,15 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from fmscale.checkpoint import write
 from fmscale.checkpoint.layout import PAGE, Range, header, plan_layout
 from fmscale.checkpoint.manifest import decode, encode, merge
 from fmscale.checkpoint.piece import DTYPES
 from fmscale.checkpoint.seal import Placed, Seal, StoredFile, decode_seal, encode_seal
-from fmscale.checkpoint.write import BLOCK_BYTES, Image, store_image
 from fmscale.config.checkpoint import CheckpointConfig
-from fmscale.errors import CorruptData, FmscaleError, FormatError, StoreFull
-from fmscale.store.digest import canonical_json, chunk_checksums, metadata_digest
+from fmscale.errors import CorruptData, FmscaleError, FormatError
+from fmscale.store.digest import canonical_json, metadata_digest
 from fmscale.store.open import open_store
 from tests.checkpoint.states import RUN, SMALL, Fleet, Tensors, advance, cut, values
 
@@ -71,78 +67,6 @@ def test_a_layout_has_every_piece_aligned_and_none_twice(parts, file_bytes) -> N
         assert at <= layout.memory_bytes
         assert len(header(layout.ranges[file.first : file.stop], file.header_bytes)) == file.header_bytes
     assert covered == len(ranges)
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 40_000), st.integers(1, 30_000)), min_size=1, max_size=5))
-def test_an_image_is_its_spans_one_after_another(spans) -> None:
-    memory = np.random.default_rng(0).integers(0, 256, 70_000, dtype=np.uint8).data
-    image = Image(memory, spans)
-    expected = b"".join(bytes(memory[offset : offset + size]) for offset, size in spans)
-    assert bytes(image.whole()) == expected
-    scratch = memoryview(bytearray(9_000))
-    parts = [
-        bytes(image.block(at, min(9_000, len(expected) - at), scratch))
-        for at in range(0, len(expected), 9_000)
-    ]
-    assert b"".join(parts) == expected
-
-
-SIZES = [1, PAGE - 1, PAGE, PAGE + 1, BLOCK_BYTES, BLOCK_BYTES + PAGE, 2 * BLOCK_BYTES + 12345]
-
-
-def paged(seed: int, size: int) -> np.ndarray:
-    """Bytes that begin at a page, as a snapshot does."""
-    data = np.frombuffer(mmap.mmap(-1, size), dtype=np.uint8)
-    data[:] = np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
-    return data
-
-
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("named", [False, True])
-def test_any_size_is_written_whole_with_its_checksums(tmp_path, monkeypatch, size: int, named: bool) -> None:
-    if named:
-        real = os.open
-
-        def without(path, flags, *args, **more):
-            if flags & os.O_TMPFILE == os.O_TMPFILE:
-                raise OSError(95, "Operation not supported")
-            return real(path, flags, *args, **more)
-
-        monkeypatch.setattr(write.os, "open", without)
-    data = paged(1, size)
-    store = open_store(str(tmp_path / "store"))
-    spans = [(0, size)] if size < PAGE else [(0, size // 3), (size // 3, size - size // 3)]
-    for _ in range(2):  # an earlier attempt's file is replaced
-        sums = store_image(store, "a/b/file", Image(data.data, spans), digests=True)
-    assert store.get("a/b/file") == data.tobytes()
-    assert np.array_equal(sums, chunk_checksums(data.data))
-    assert [path.name for path in (tmp_path / "store" / "a" / "b").iterdir()] == ["file"]
-    assert store_image(store, "c", Image(data.data, [(0, size)]), digests=False) is None
-
-
-def test_scattered_spans_are_written_direct_too(tmp_path: Path) -> None:
-    data = paged(2, 3 * BLOCK_BYTES)
-    spans = [(PAGE, 5000), (BLOCK_BYTES + 17, BLOCK_BYTES), (100, 3 * PAGE)]
-    store = open_store(str(tmp_path / "store"))
-    sums = store_image(store, "file", Image(data.data, spans), digests=True)
-    expected = b"".join(data[at : at + size].tobytes() for at, size in spans)
-    assert store.get("file") == expected
-    assert np.array_equal(sums, chunk_checksums(expected))
-
-
-def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_) -> None:
-        raise OSError(28, "No space left on device")
-
-    store = open_store(str(tmp_path / "store"))
-    data = memoryview(bytearray(100_000))
-    for name in ("posix_fallocate", "pwrite", "fsync"):
-        with monkeypatch.context() as patch:
-            patch.setattr(write.os, name, full)
-            with pytest.raises(StoreFull):
-                store_image(store, "f/file", Image(data, [(0, 100_000)]), digests=True)
-    assert [path for path in (tmp_path / "store").rglob("*") if path.is_file()] == []
 
 
 def sealed(rank: int, pieces: list[tuple[str, int, int]], shape: tuple[int, ...] = (10,)) -> Seal:

@@ -1,0 +1,45 @@
+"""How far the trainer's copy into a snapshot has come: the persist process writes what is there while the rest
+is still being copied.
+"""
+
+import sys
+from threading import Condition
+
+from fmscale.errors import FmscaleError
+
+EVERYTHING = sys.maxsize
+"""As far as any copy can come."""
+
+
+class SaveFailed(FmscaleError):
+    """A save that came to nothing, for good."""
+
+
+class Copied:
+    """Bytes of the snapshot's memory, from its beginning on, that are final."""
+
+    def __init__(self, bytes: int = EVERYTHING) -> None:
+        self._bytes = bytes
+        self._failed = ""
+        self._changed = Condition()
+
+    def advance(self, bytes: int) -> None:
+        """So many are final now."""
+        with self._changed:
+            self._bytes = max(self._bytes, bytes)
+            self._changed.notify_all()
+
+    def fail(self, reason: str) -> None:
+        """No more will come; what is complete stays so."""
+        with self._changed:
+            self._failed = reason
+            self._changed.notify_all()
+
+    def wait(self, bytes: int) -> int:
+        """Return once so many are final; how many are. Raises SaveFailed where they never will be."""
+        with self._changed:
+            while self._bytes < bytes:
+                if self._failed:
+                    raise SaveFailed(self._failed)
+                self._changed.wait()
+            return self._bytes
