@@ -49,6 +49,7 @@ class Arena:
                 remedy=f"give the loader at least {4 * rows_per_slot * row_bytes} bytes",
             )
         self.rows_per_slot = rows_per_slot
+        self.slot_bytes = rows_per_slot * row_bytes
         # np.empty reserves address space only: a small dataset touches few of these pages.
         self.rows = np.empty((self.capacity * rows_per_slot, row_tokens), dtype=dtype)
         self.slots: dict[UnitKey, Slot] = {}

@@ -1,17 +1,15 @@
 """Planning ahead: a block is a run of steps whose rows are known, whose units are being read.
 
-The planner thread assigns samples to this rank, takes arena slots for the units they need, in order of first
-use, and has them read; the consumer waits for a block's reads and gathers rows. Blocks grow from one step, so
-that the first batch comes soon, to `MAX_STEPS`, so that planning costs microseconds a step.
+The planner assigns samples to this rank, takes arena slots for the units they need, in order of first use, and
+has them read; the consumer waits for a block's reads and gathers rows. Blocks grow from one step, so that the
+first batch comes soon, to `MAX_STEPS`, so that planning costs microseconds a step.
 """
 
-import contextlib
 import itertools
-import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from queue import Empty, Full, Queue
 
 import numpy as np
 
@@ -34,6 +32,12 @@ REFRESH_BLOCKS = 4
 """Blocks between two looks at the order log: one request in 256 steps. An entry takes effect more than
 HORIZON_STEPS after it was written, so every rank sees it before it plans that far.
 """
+CACHED_BYTES_PER_SECOND = 1.2e9
+"""Where reading is slower than this it waits for a disk: whole units came at 2.9 GB/s from the page cache, at 0.65
+GB/s from a disk asked one by one, and at 1.3 GB/s from the same disk told ahead.
+"""
+JUDGED_UNITS = 32
+"""Units whose reads are timed together: the time of one is mostly chance."""
 HORIZON_STEPS = 512
 """No rank plans further than this many steps beyond what it has delivered."""
 
@@ -87,10 +91,10 @@ class UnitUses:
 
 
 class Planner:
-    """Plans blocks from sample `k` on, in its own thread, until closed. `take` gives them in order.
+    """Plans blocks from sample `k` on: iterating gives them in order, one thread at a time, until closed.
 
-    With `read_threads` 0 the planner thread reads units itself: for a local store that is fastest, because
-    handing work to another thread costs more than the page cache takes to serve it.
+    With a pool the units are read by its threads, without one by whoever asks for the block: for a local store
+    that is fastest, because handing work to another thread costs more than the page cache takes to serve it.
     """
 
     def __init__(
@@ -102,13 +106,11 @@ class Planner:
         arena: Arena,
         *,
         k: int,
-        read_threads: int,
-        prefetch: bool = True,
+        most: int = MAX_STEPS,
+        pool: ThreadPoolExecutor | None = None,
         refresh: Callable[[], Plan] | None = None,
     ) -> None:
-        """`refresh` gives the plan with what the order log holds by now. Without `prefetch` every step is
-        planned and read when it is asked for, in the caller's thread.
-        """
+        """`most`: steps of a block at most. `refresh` gives the plan with what the order log holds by now."""
         self.plan = plan
         self._refresh = refresh
         self._ahead: Assignment | None = None
@@ -116,47 +118,25 @@ class Planner:
         self._share = share
         self._readers = readers
         self._arena = arena
-        self._pool = ThreadPoolExecutor(read_threads, "fmscale-read") if read_threads else None
-        self._blocks: Queue[Block | BaseException] = Queue(maxsize=HORIZON_STEPS // MAX_STEPS - 1)
-        self._stop = threading.Event()
-        self._plans = self._planned(k, 1 if not prefetch else MAX_STEPS)
-        self._thread: threading.Thread | None = None
-        if prefetch:
-            self._thread = threading.Thread(target=self._run, name="fmscale-plan", daemon=True)
-            self._thread.start()
+        self._most = most
+        self._pool = pool
+        self._stopped = False
+        self.slow = True
+        """Whether reading a unit takes far longer than it keeps a core busy."""
+        self._advised = k
+        self._units_read, self._read_seconds = 0, 0.0
+        self._blocks = self._planned(k)
 
-    def take(self) -> Block:
-        """The next block, its rows in the arena. Raises what planning or reading raised."""
-        block = next(self._plans) if self._thread is None else self._blocks.get()
-        if isinstance(block, BaseException):
-            raise block
-        for read in block.reads:
-            read.result()
-        block.documents = [slot.documents for slot in block.slots if slot.documents is not None]
-        assert len(block.documents) == len(block.slots)
-        return block
+    def __iter__(self) -> Iterator[Block]:
+        return self._blocks
 
     def close(self) -> None:
-        """End the threads; reads under way are waited for, because they write into the arena."""
-        self._stop.set()
-        with contextlib.suppress(Empty):
-            while True:
-                self._blocks.get_nowait()
-        if self._thread is not None:
-            self._thread.join()
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+        """Plan nothing more; whoever waits for room in the arena gives up."""
+        self._stopped = True
+        self._arena.release(self._arena.consumed)
 
-    def _run(self) -> None:
-        try:
-            for block in self._plans:
-                if not self._put(block):
-                    return
-        except BaseException as error:
-            self._put(error)
-
-    def _planned(self, k: int, most: int) -> Iterator[Block]:
-        """Blocks from sample k on, of at most `most` steps; ends when closed."""
+    def _planned(self, k: int) -> Iterator[Block]:
+        """Blocks from sample k on; ends when closed."""
         steps = 1
         for number in itertools.count():
             if self._refresh is not None and number % REFRESH_BLOCKS == 0:
@@ -168,14 +148,7 @@ class Planner:
                 return
             yield block
             k = int(block.assignment.after[-1])
-            steps = min(2 * steps, most)
-
-    def _put(self, item: Block | BaseException) -> bool:
-        while not self._stop.is_set():
-            with contextlib.suppress(Full):
-                self._blocks.put(item, timeout=0.2)
-                return True
-        return False
+            steps = min(2 * steps, self._most)
 
     def _plan_block(self, number: int, k: int, steps: int) -> tuple[Block | None, int]:
         """The block of at most `steps` steps from sample k whose units fit into a third of the arena, so that
@@ -206,19 +179,49 @@ class Planner:
                 key,
                 block=number,
                 rows_left=self.plan.sources[key[0]].view.rows_per_unit - uses,
-                stopped=self._stop.is_set,
+                stopped=lambda: self._stopped,
             )
             if taken is None:
                 return None, steps
             missing.append(taken)
         block = self._gathered(number, assignment, units)
-        for slot, next_use in zip(missing, self._next_uses(missing, k), strict=True):
-            if self._pool is None:
-                self._read(slot, next_use)
-            else:
+        next_uses = self._next_uses(missing, k)
+        if self._pool is not None:
+            for slot, next_use in zip(missing, next_uses, strict=True):
                 slot.read = self._pool.submit(self._read, slot, next_use)
-        block.reads = [slot.read for slot in dict.fromkeys(block.slots) if slot.read is not None]
+            block.reads = [slot.read for slot in dict.fromkeys(block.slots) if slot.read is not None]
+            return block, steps
+        if self.slow:
+            # Little before the first batch, which waits for it; then a whole block ahead.
+            self._advise(first + steps + (MAX_STEPS if number else 1))
+        started = time.perf_counter()
+        for slot, next_use in zip(missing, next_uses, strict=True):
+            self._read(slot, next_use)
+        self._judge(len(missing), time.perf_counter() - started)
         return block, steps
+
+    def _judge(self, units: int, seconds: float) -> None:
+        """See from some units' reads whether the store has to be told ahead."""
+        self._units_read += units
+        self._read_seconds += seconds
+        if self._units_read >= JUDGED_UNITS:
+            rate = self._units_read * self._arena.slot_bytes / self._read_seconds
+            self.slow = rate < CACHED_BYTES_PER_SECOND
+            self._units_read, self._read_seconds = 0, 0.0
+
+    def _advise(self, stop: int) -> None:
+        """Have the store begin to read the units of the steps before `stop` that are not here: a disk is faster
+        with many requests at once than with one after another.
+        """
+        first = self._batches.step_of(self._advised)
+        if first >= stop:
+            return
+        k, self._advised = self._advised, int(self._batches.kappa(stop))
+        for source, unit in self._units(
+            assign(self.plan, self._batches, self._share, k=k, steps=stop - first)
+        ).keys:
+            if (source, unit) not in self._arena.slots:
+                self._readers.of(self.plan, source).advise(unit)
 
     def _assigned(self, k: int, first: int, steps: int) -> Assignment:
         """The assignment of `steps` steps from step `first` on, which begins with sample k."""

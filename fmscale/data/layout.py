@@ -44,19 +44,16 @@ class Layout:
 
     def pieces(self, unit: int) -> tuple[int, list[Piece]]:
         """(index into the view's commits, pieces in order) of a unit's tokens: its rows one after another."""
-        units, length = self.view.units, self.view.sequence_length
-        number = np.array([unit], dtype=np.uint64)
-        commits, rows = units.commit_of(number)
-        commit, row = int(commits[0]), int(rows[0])
-        count = int(units.unit_rows(number)[0])
+        length = self.view.sequence_length
+        commit, row, count = self.view.units.span(unit)
         return commit, self._pieces(commit, row * length, (row + count) * length)
 
     def row_pieces(self, row: int) -> tuple[int, list[Piece]]:
         """(index into the view's commits, pieces in order) of one row's tokens."""
         units, length = self.view.units, self.view.sequence_length
         unit, offset = units.unit_of(np.array([row], dtype=np.uint64))
-        commits, rows = units.commit_of(unit)
-        commit, first = int(commits[0]), int(rows[0]) + int(offset[0])
+        commit, first, _ = units.span(int(unit[0]))
+        first += int(offset[0])
         return commit, self._pieces(commit, first * length, (first + 1) * length)
 
     def rows_of(self, documents: Documents) -> list[tuple[int, int]]:
@@ -85,9 +82,8 @@ class Layout:
         assert manifest is not None
         out: list[Piece] = []
         for span in self._kept[commit].spans(start, stop):
-            position, count = span.start, span.count
-            found, offsets = manifest.locate(np.array([position], dtype=np.uint64))
-            segment, offset = int(found[0]), int(offsets[0])
+            count = span.count
+            segment, offset = manifest.place(span.start)
             while count:
                 take = min(count, self._tokens(commit, segment) - offset)
                 if take:

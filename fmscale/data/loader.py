@@ -12,16 +12,18 @@ import logging
 import time
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 import torch
 
+from fmscale.data.ahead import Ahead
 from fmscale.data.arena import Arena
 from fmscale.data.assign import Share, assign
 from fmscale.data.batch import Batch
-from fmscale.data.blocks import HORIZON_STEPS, Block, DamagedRows, Planner
+from fmscale.data.blocks import HORIZON_STEPS, MAX_STEPS, Block, DamagedRows, Planner
 from fmscale.data.buffers import BufferPool
 from fmscale.data.order_log import OrderLog, replay
 from fmscale.data.plan import Plan
@@ -105,7 +107,7 @@ class Loader:
         local = readers.backend.local_path("local") is not None
         self._read_threads = (0 if local else REMOTE_READ_THREADS) if read_threads is None else read_threads
         self._prefetch = prefetch
-        self._planner: Planner | None = None
+        self._ahead: Ahead | None = None
         self._buffers = BufferPool(np.dtype(view.dtype), view.sequence_length)
         self._stream = self._batches()
 
@@ -167,22 +169,12 @@ class Loader:
     def _next_block(self) -> Block:
         started = time.perf_counter()
         while True:
-            if self._planner is None:
-                self._planner = Planner(
-                    self.plan,
-                    self.batches,
-                    self._share,
-                    self._readers,
-                    self._arena,
-                    k=self.k,
-                    read_threads=self._read_threads,
-                    prefetch=self._prefetch,
-                    refresh=self._order_log.refresh if self._order_log else None,
-                )
+            if self._ahead is None:
+                self._ahead = self._plan_ahead()
                 # A loader that is dropped without close() must not leave its threads behind.
-                self._finalizer = weakref.finalize(self, self._planner.close)
+                self._finalizer = weakref.finalize(self, self._ahead.close)
             try:
-                block = self._planner.take()
+                block = self._ahead.take()
             except DamagedRows as damage:
                 self._quarantine(damage)
                 continue
@@ -190,13 +182,30 @@ class Loader:
             self.plan = block.plan
             return block
 
+    def _plan_ahead(self) -> Ahead:
+        threads = self._read_threads
+        pool = ThreadPoolExecutor(threads, "fmscale-read") if threads else None
+        planner = Planner(
+            self.plan,
+            self.batches,
+            self._share,
+            self._readers,
+            self._arena,
+            k=self.k,
+            most=MAX_STEPS if self._prefetch else 1,
+            pool=pool,
+            refresh=self._order_log.refresh if self._order_log else None,
+        )
+        return Ahead(planner, prefetch=self._prefetch, pool=pool)
+
     def _deliver(self, block: Block) -> Iterator[Batch]:
         rows, narrow = self._arena.rows, self._buffers.narrow(block.gather.shape[1])
-        assignment = block.assignment
+        assignment, ahead = block.assignment, self._ahead
+        assert ahead is not None
         sizes = assignment.real.tolist()
         at = 0
         for forward, (gather, real) in enumerate(zip(block.gather, sizes, strict=True)):
-            np.take(rows, gather, axis=0, out=narrow, mode="clip")
+            rows.take(gather, axis=0, out=narrow, mode="clip")
             if real < len(gather):
                 narrow[real:] = 0
             wide = self._buffers.take(len(gather))
@@ -215,6 +224,7 @@ class Loader:
             at += real
             if last:
                 self.k = int(assignment.after[forward])
+            ahead.away_since = time.perf_counter()
             yield batch
 
     def _quarantine(self, damage: DamagedRows) -> None:
@@ -227,20 +237,20 @@ class Loader:
         real = np.arange(ahead.k.shape[1]) < ahead.real[:, None]
         first, last = damage.rows
         lost = real & (ahead.source == damage.source) & (ahead.row >= first) & (ahead.row < last)
-        self._stop_planner()
+        self._stop_ahead()
         self.plan = self._order_log.quarantine(
             source=damage.source, rows=damage.rows, from_k=from_k, samples=ahead.k[lost].tolist()
         )
 
     def close(self) -> None:
         """End the threads. Iterating again goes on at the first step not delivered whole."""
-        self._stop_planner()
+        self._stop_ahead()
         self._stream = self._batches()
 
-    def _stop_planner(self) -> None:
-        if self._planner is not None:
+    def _stop_ahead(self) -> None:
+        if self._ahead is not None:
             self._finalizer()
-            self._planner = None
+            self._ahead = None
             self._arena.reset()
 
     def __enter__(self) -> Self:

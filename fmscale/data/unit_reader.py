@@ -1,13 +1,12 @@
 """Reads one unit of a view: its tokens, verified, into host memory, and where its documents end.
 
-A unit is b consecutive rows; masks and segment ends cut it into pieces that lie in one segment each. Chunks
-at a unit's edges are read whole into scratch that stays in the CPU's cache, checked there, and the unit's
-part is copied to its slot.
+A unit is b consecutive rows; masks and segment ends cut it into pieces that lie in one segment each.
 """
 
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ from fmscale.data.batch import UnitDocuments
 from fmscale.data.layout import Layout, Piece
 from fmscale.errors import CorruptData, ObjectNotFound
 from fmscale.store.array import ArrayLayout
-from fmscale.store.fetch import CorruptChunk, Fetcher, chunk_span
+from fmscale.store.fetch import CorruptChunk, Fetcher
 from fmscale.store.segment import ObjectRef, TokenSegment, open_segment
 
 MAX_SEGMENTS = 4096
@@ -59,7 +58,6 @@ class UnitReader:
         self.document_ids = document_ids
         self._segments: OrderedDict[tuple[int, int], TokenSegment] = OrderedDict()
         self._lock = threading.Lock()
-        self._scratch = threading.local()
         total = sum(manifest.documents for manifest in layout.manifests if manifest is not None)
         self._whole: dict[tuple[str, str], np.ndarray] | None = (
             {} if total * (24 if document_ids else 8) <= WHOLE_DOCUMENT_BYTES else None
@@ -87,11 +85,25 @@ class UnitReader:
                 found.ids.append(np.zeros((1, 2), dtype=np.uint64))
             at = stop
         documents = UnitDocuments(
-            ends=np.concatenate(found.ends),
+            ends=_joined(found.ends),
             offset=found.offset or 0,
-            ids=np.concatenate(found.ids) if self.document_ids else None,
+            ids=_joined(found.ids) if self.document_ids else None,
         )
         return UnitRead(documents, damaged)
+
+    def advise(self, unit: int) -> None:
+        """Tell the store that the unit will be read soon. What is damaged says so when it is read."""
+        commit, pieces = self.layout.pieces(unit)
+        for piece in pieces:
+            with suppress(CorruptChunk):
+                segment = self._segment(commit, piece.segment)
+                layout = segment.arrays["tokens"].layout
+                first, last = piece.start // layout.shard, (piece.start + piece.count - 1) // layout.shard
+                for number in range(first, last + 1):
+                    low = max(piece.start - number * layout.shard, 0)
+                    high = min(piece.start + piece.count - number * layout.shard, layout.shard)
+                    ref = segment.array_shard("tokens", number)
+                    self.fetcher.advise(ref, low * layout.row_bytes, (high - low) * layout.row_bytes)
 
     def _segment(self, commit: int, index: int) -> TokenSegment:
         key = (commit, index)
@@ -161,12 +173,8 @@ class UnitReader:
     def _copy(
         self, ref: ObjectRef, layout: ArrayLayout, low: int, high: int, out: np.ndarray, next_use: int
     ) -> None:
-        """Rows [low, high) of a shard into `out`, from the whole chunks that hold them."""
-        first, last = low // layout.inner, -(-high // layout.inner)
-        buffer = self._buffer(chunk_span(ref, first, last - first)[1])
-        self.fetcher.read_chunks(ref, first, last - first, buffer, next_use)
-        rows = np.frombuffer(buffer, dtype=layout.dtype).reshape(-1, *layout.shape[1:])
-        out[:] = rows[low - first * layout.inner : high - first * layout.inner]
+        """Rows [low, high) of a shard into `out`."""
+        self.fetcher.read(ref, low * layout.row_bytes, out.view(np.uint8).reshape(-1).data, next_use)
 
     def _salvage(
         self, ref: ObjectRef, layout: ArrayLayout, low: int, high: int, out: np.ndarray, at: int, lost: Lost
@@ -190,8 +198,8 @@ class UnitReader:
             high = min(high, int(segment.first_document[after]) + 1)
         before = max(low - 1, 0)
         ends = self._document_rows(segment, "document_ends", before, high - before).astype(np.int64)
-        first = int(np.searchsorted(ends, piece.start, side="right"))
-        last = int(np.searchsorted(ends, stop, side="left"))
+        first = int(ends.searchsorted(piece.start, side="right"))
+        last = int(ends.searchsorted(stop, side="left"))
         if found.offset is None:
             found.offset = piece.start - (int(ends[first - 1]) if first else 0)
         # Both are read before either is kept: what cannot be read must not leave ends without ids.
@@ -199,7 +207,9 @@ class UnitReader:
             found.ids.append(
                 self._document_rows(segment, "document_ids", before + first, last - first + 1).copy()
             )
-        found.ends.append(np.minimum(ends[first : last + 1], stop) - piece.start + at)
+        inside = ends[first : last + 1] - (piece.start - at)
+        inside[-1] = at + piece.count
+        found.ends.append(inside)
 
     def _document_rows(self, segment: TokenSegment, name: str, first: int, count: int) -> np.ndarray:
         if self._whole is None:
@@ -217,9 +227,7 @@ class UnitReader:
         self._read_rows(segment, name, first, count, out)
         return out
 
-    def _buffer(self, length: int) -> memoryview:
-        """Scratch of this thread; reused, so that it stays in the cache."""
-        buffer: bytearray | None = getattr(self._scratch, "buffer", None)
-        if buffer is None or len(buffer) < length:
-            buffer = self._scratch.buffer = bytearray(length)
-        return memoryview(buffer)[:length]
+
+def _joined(arrays: list[np.ndarray]) -> np.ndarray:
+    """The arrays as one; most units lie in one piece."""
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)

@@ -12,6 +12,7 @@ import json
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -57,12 +58,12 @@ class ArrayLayout:
         """Length along the first axis."""
         return self.shape[0]
 
-    @property
+    @cached_property
     def row_bytes(self) -> int:
         """Bytes of one row."""
         return int(np.dtype(self.dtype).itemsize * np.prod(self.shape[1:], dtype=np.int64))
 
-    @property
+    @cached_property
     def chunk_bytes(self) -> int:
         """Bytes of one inner chunk."""
         return self.inner * self.row_bytes

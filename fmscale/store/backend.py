@@ -55,10 +55,16 @@ class Backend(Protocol):
         """The whole object."""
         ...
 
-    def read_into(self, key: str, start: int, buffer: memoryview) -> None:
-        """Fill `buffer` with the object's bytes from `start` on.
+    def read_into(self, key: str, start: int, *buffers: memoryview) -> None:
+        """Fill `buffers`, one behind the other, with the object's bytes from `start` on, in one request.
 
-        Raises CorruptData if the object ends before the buffer is full (a truncated object).
+        Raises CorruptData if the object ends before they are full (a truncated object).
+        """
+        ...
+
+    def advise(self, key: str, start: int, length: int) -> None:
+        """The range will be read soon: a store that can begins to read it now. Nothing else happens, also where
+        the object is not there.
         """
         ...
 
@@ -109,3 +115,11 @@ class Backend(Protocol):
     def local_path(self, key: str) -> Path | None:
         """Path of the object on this machine's file system, or None where it has none."""
         ...
+
+
+def scatter(data: memoryview, buffers: Sequence[memoryview]) -> None:
+    """Copy `data`, which has exactly their length, into `buffers`, one behind the other."""
+    at = 0
+    for buffer in buffers:
+        buffer.cast("B")[:] = data[at : at + buffer.nbytes]
+        at += buffer.nbytes

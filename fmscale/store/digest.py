@@ -8,6 +8,7 @@ bits: it is the root of every other checksum, and 1.4 GB/s is fast enough for it
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -37,17 +38,37 @@ def chunk_checksums(data: Bytes, chunk_bytes: int = CHUNK_BYTES) -> np.ndarray:
 
 
 def verify_chunks(buffer: Bytes, expected: np.ndarray, chunk_bytes: int = CHUNK_BYTES) -> int:
-    """Index of the first chunk of the buffer whose crc32c is not the expected one, or -1 if all are right.
+    """`verify_parts` of one buffer."""
+    return verify_parts((memoryview(buffer).cast("B"),), expected, chunk_bytes)
 
-    The last chunk may be short. A buffer that holds fewer chunks than expected is bad from its end on, one
-    that holds more from the end of the expectation on.
+
+def verify_parts(parts: Sequence[memoryview], expected: np.ndarray, chunk_bytes: int = CHUNK_BYTES) -> int:
+    """Index of the first chunk whose crc32c is not the expected one, or -1 if all are right. The chunks lie one
+    behind another in `parts` (bytes), whose seams may cut a chunk.
+
+    The last chunk may be short. Parts that hold fewer chunks than expected are bad from their end on, parts
+    that hold more from the end of the expectation on.
     """
-    view = memoryview(buffer).cast("B")
-    for i, value in enumerate(expected.tolist()):
-        chunk = view[i * chunk_bytes : (i + 1) * chunk_bytes]
-        if _crc32c(chunk) != value or not chunk:
-            return i
-    return -1 if len(view) <= len(expected) * chunk_bytes else len(expected)
+    values = expected.tolist()
+    chunk = crc = 0
+    room = chunk_bytes
+    for part in parts:
+        at, length = 0, len(part)
+        while at < length:
+            piece = part[at : at + room]
+            crc = _crc32c(piece, crc)
+            at += room
+            if at > length:
+                room = at - length
+                break
+            if chunk == len(values) or crc != values[chunk]:
+                return chunk
+            chunk, crc, room = chunk + 1, 0, chunk_bytes
+    if room < chunk_bytes:
+        if chunk == len(values) or crc != values[chunk]:
+            return chunk
+        chunk += 1
+    return -1 if chunk == len(values) else chunk
 
 
 def data_digest(data: Bytes) -> str:

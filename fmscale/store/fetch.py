@@ -5,14 +5,15 @@ compared with the one recorded in the segment. A bad copy is dropped and read ag
 a chunk that no source can serve raises `CorruptChunk`, never returns.
 """
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from fmscale.errors import CorruptData, ObjectNotFound
 from fmscale.store.backend import Backend
-from fmscale.store.digest import verify_chunks
+from fmscale.store.digest import verify_chunks, verify_parts
 from fmscale.store.segment import ObjectRef
 
 STORE_ATTEMPTS = 2
@@ -65,6 +66,40 @@ class Fetcher:
         """Bad cached copies that were dropped and read again."""
         self.reread = 0
         """Chunks whose first copy from the store was bad."""
+        self._scratch = threading.local()
+
+    def read(self, ref: ObjectRef, start: int, out: memoryview, next_use: int = 0) -> None:
+        """Fill `out` (bytes) with the object's bytes from `start` on, from the whole chunks that hold them.
+
+        What of the chunks at the edges lies outside goes into scratch of this thread, and a checksum that spans
+        both is summed up over the seam: nothing is copied twice. `next_use` and errors as in `read_chunks`; what
+        is in `out` after an error was not verified.
+        """
+        first = start // ref.chunk_bytes
+        chunks = -(-(start + len(out)) // ref.chunk_bytes) - first
+        begin, length = chunk_span(ref, first, chunks)
+        before = start - begin
+        if self.cache is None:
+            scratch = self._buffer(length - len(out))
+            parts = (scratch[:before], out, scratch[before:])
+            if _read_verified(self.backend, ref, begin, parts, ref.crc32c[first : first + chunks]) < 0:
+                return
+            self.reread += 1
+        buffer = self._buffer(length)
+        self.read_chunks(ref, first, chunks, buffer, next_use)
+        out[:] = buffer[before : before + len(out)]
+
+    def advise(self, ref: ObjectRef, start: int, length: int) -> None:
+        """Tell the store that `read` will be asked for these bytes soon."""
+        first = start // ref.chunk_bytes
+        self.backend.advise(ref.key, *chunk_span(ref, first, -(-(start + length) // ref.chunk_bytes) - first))
+
+    def _buffer(self, length: int) -> memoryview:
+        """Scratch of this thread; reused, so that it stays in the CPU's cache."""
+        buffer: bytearray | None = getattr(self._scratch, "buffer", None)
+        if buffer is None or len(buffer) < length:
+            buffer = self._scratch.buffer = bytearray(length)
+        return memoryview(buffer)[:length]
 
     def read_chunks(
         self, ref: ObjectRef, first_chunk: int, chunks: int, buffer: memoryview, next_use: int = 0
@@ -91,12 +126,12 @@ class Fetcher:
     def _from_store(self, ref: ObjectRef, first: int, count: int, buffer: memoryview) -> None:
         expected = ref.crc32c[first : first + count]
         start, _ = chunk_span(ref, first, count)
-        bad = _read_verified(self.backend, ref, start, buffer, expected)
+        bad = _read_verified(self.backend, ref, start, (buffer,), expected)
         for _ in range(STORE_ATTEMPTS - 1):
             if bad < 0:
                 return
             self.reread += 1
-            bad = _read_verified(self.backend, ref, start, buffer, expected)
+            bad = _read_verified(self.backend, ref, start, (buffer,), expected)
         if bad >= 0:
             self._raise_worst(ref, first, count, buffer)
 
@@ -116,11 +151,11 @@ class Fetcher:
 
 
 def _read_verified(
-    backend: Backend, ref: ObjectRef, start: int, buffer: memoryview, expected: np.ndarray
+    backend: Backend, ref: ObjectRef, start: int, parts: Sequence[memoryview], expected: np.ndarray
 ) -> int:
     """Index of the first bad chunk, or -1. A missing or short object counts as bad from chunk 0 on."""
     try:
-        backend.read_into(ref.key, start, buffer)
+        backend.read_into(ref.key, start, *parts)
     except (CorruptData, ObjectNotFound):
         return 0
-    return verify_chunks(buffer, expected, ref.chunk_bytes)
+    return verify_parts(parts, expected, ref.chunk_bytes)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from fmscale.errors import AccessDenied, ConfigError, CorruptData, ObjectNotFound, StoreError, StoreFull
 from fmscale.store.answers import Answer, scrub
-from fmscale.store.backend import ObjectInfo, Requests
+from fmscale.store.backend import ObjectInfo, Requests, scatter
 from fmscale.store.keys import MISSING, check_key, check_prefix
 from fmscale.store.retry import Attempts, Policy, persist, unavailable
 
@@ -48,10 +48,13 @@ class FsspecBackend:
         self.requests.add("get", len(data))
         return data
 
-    def read_into(self, key: str, start: int, buffer: memoryview) -> None:
-        view = buffer.cast("B") if buffer.format != "B" or buffer.ndim != 1 else buffer
-        if view.nbytes:
-            view[:] = self._range(key, start, view.nbytes)
+    def read_into(self, key: str, start: int, *buffers: memoryview) -> None:
+        wanted = sum(buffer.nbytes for buffer in buffers)
+        if wanted:
+            scatter(memoryview(self._range(key, start, wanted)), buffers)
+
+    def advise(self, key: str, start: int, length: int) -> None:
+        """Nothing: a request for the same bytes would cost as much as reading them."""
 
     def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         return [self._range(key, start, length) if length else b"" for start, length in ranges]

@@ -72,12 +72,15 @@ class LocalBackend:
         self.requests.add("get", len(data))
         return data
 
-    def read_into(self, key: str, start: int, buffer: memoryview) -> None:
-        view = buffer.cast("B") if buffer.format != "B" or buffer.ndim != 1 else buffer
+    def read_into(self, key: str, start: int, *buffers: memoryview) -> None:
         with translated(key):
             file = self._files.get(key)
-            read_full(file.descriptor, key, start, view)
-        self.requests.add("get_range", view.nbytes)
+            length = read_full(file.descriptor, key, start, buffers)
+        self.requests.add("get_range", length)
+
+    def advise(self, key: str, start: int, length: int) -> None:
+        with suppress(OSError):
+            os.posix_fadvise(self._files.get(key).descriptor, start, length, os.POSIX_FADV_WILLNEED)
 
     def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         parts = []
@@ -85,7 +88,7 @@ class LocalBackend:
             file = self._files.get(key)
             for start, length in ranges:
                 part = bytearray(length)
-                read_full(file.descriptor, key, start, memoryview(part))
+                read_full(file.descriptor, key, start, (memoryview(part),))
                 parts.append(bytes(part))
                 self.requests.add("get_range", length)
         return parts

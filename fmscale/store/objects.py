@@ -16,7 +16,7 @@ from obstore.store import MemoryStore
 
 from fmscale.errors import AccessDenied, CorruptData, ObjectNotFound, StoreUnavailable
 from fmscale.store.answers import NO_CREDENTIALS, Answer, no_credentials, understand
-from fmscale.store.backend import ObjectInfo, Requests
+from fmscale.store.backend import ObjectInfo, Requests, scatter
 from fmscale.store.keys import check_key, check_prefix
 from fmscale.store.retry import Attempts, Policy, persist
 
@@ -79,18 +79,21 @@ class ObjectBackend:
             self.read_into(key, start, memoryview(whole)[start : start + PIECE_BYTES])
         return bytes(whole)
 
-    def read_into(self, key: str, start: int, buffer: memoryview) -> None:
-        view = buffer.cast("B") if buffer.format != "B" or buffer.ndim != 1 else buffer
-        if view.nbytes == 0:
+    def read_into(self, key: str, start: int, *buffers: memoryview) -> None:
+        wanted = sum(buffer.nbytes for buffer in buffers)
+        if wanted == 0:
             return
         check_key(key)
         data = self._persist(
-            lambda _: obstore.get_range(self._store, key, start=start, length=view.nbytes), "get_range", key
+            lambda _: obstore.get_range(self._store, key, start=start, length=wanted), "get_range", key
         )
         self.requests.add("get_range", len(data))
-        if len(data) != view.nbytes:
-            raise _truncated(key, start, view.nbytes, len(data))
-        view[:] = memoryview(data)
+        if len(data) != wanted:
+            raise _truncated(key, start, wanted, len(data))
+        scatter(memoryview(data), buffers)
+
+    def advise(self, key: str, start: int, length: int) -> None:
+        """Nothing: a request for the same bytes would cost as much as reading them."""
 
     def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         check_key(key)

@@ -3,7 +3,7 @@
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
@@ -14,18 +14,30 @@ COPY_BYTES = 8 << 20
 """Block of put_file: large enough that the copy is bound by the disk."""
 
 
-def read_full(descriptor: int, key: str, start: int, view: memoryview) -> None:
-    """Fill `view` from byte `start` on. Raises CorruptData where the file ends first."""
-    done = 0
-    while done < view.nbytes:
-        count = os.preadv(descriptor, [view[done:]], start + done)
+def read_full(descriptor: int, key: str, start: int, buffers: Sequence[memoryview]) -> int:
+    """Fill `buffers` from byte `start` on; their length. Raises CorruptData where the file ends first."""
+    length = sum(buffer.nbytes for buffer in buffers)
+    done = os.preadv(descriptor, buffers, start) if length else 0
+    while done < length:
+        count = os.preadv(descriptor, _behind(buffers, done), start + done)
         if count == 0:
             raise CorruptData(
                 "the object ends before the bytes that were asked for",
-                found=f"{key}: {start + done} bytes, asked for {start} to {start + view.nbytes}",
+                found=f"{key}: {start + done} bytes, asked for {start} to {start + length}",
                 remedy="Run `fmscale dataset verify`; restore the object from a copy or retire its commit.",
             )
         done += count
+    return length
+
+
+def _behind(buffers: Sequence[memoryview], done: int) -> list[memoryview]:
+    """What is left of `buffers` after their first `done` bytes."""
+    rest = []
+    for buffer in buffers:
+        view = buffer.cast("B")
+        rest.append(view[min(done, len(view)) :])
+        done = max(0, done - len(view))
+    return rest
 
 
 def write_all(file: BinaryIO, data: bytes | memoryview) -> None:

@@ -93,15 +93,23 @@ class TokenSegment:
 
     def array_shard(self, name: str, number: int) -> ObjectRef:
         """Shard `number` of one of the arrays."""
-        spec = self.arrays[name]
-        first, last = spec.layout.shard_chunks(number)
-        return ObjectRef(
-            key=f"{self.prefix}/{spec.shards[number].key}",
-            bytes=(last - first) * spec.layout.chunk_bytes,
-            chunk_bytes=spec.layout.chunk_bytes,
-            crc32c=spec.crc32c[first:last],
-            digest=spec.shards[number].digest,
-        )
+        ref = self._refs.get((name, number))
+        if ref is None:
+            spec = self.arrays[name]
+            first, last = spec.layout.shard_chunks(number)
+            ref = self._refs[name, number] = ObjectRef(
+                key=f"{self.prefix}/{spec.shards[number].key}",
+                bytes=(last - first) * spec.layout.chunk_bytes,
+                chunk_bytes=spec.layout.chunk_bytes,
+                crc32c=spec.crc32c[first:last],
+                digest=spec.shards[number].digest,
+            )
+        return ref
+
+    @cached_property
+    def _refs(self) -> dict[tuple[str, int], ObjectRef]:
+        """Shards asked for so far: making one anew costs 8 us, a tenth of reading a unit."""
+        return {}
 
 
 def open_segment(backend: Backend, prefix: str, seal_digest: str) -> TokenSegment:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from fmscale.data import blocks
 from fmscale.data.loader import Loader
 from fmscale.data.open import SourceSpec, open_loader
 from fmscale.data.torch_dataset import TokenDataset
@@ -18,6 +19,7 @@ from fmscale.errors import ConfigError, DataError
 from fmscale.store.backend import Backend
 from fmscale.store.open import open_store
 from tests.helpers.corpus import Corpus, T, store_corpus
+from tests.helpers.faulty_backend import FaultyBackend
 from tests.helpers.ranks import run_ranks
 
 
@@ -204,6 +206,40 @@ def test_closing_or_dropping_a_loader_ends_its_threads(memory: Backend, corpus: 
     del loader
     gc.collect()
     assert set(threading.enumerate()) <= before
+
+
+class Recorder(FaultyBackend):
+    """Notes advice and reads of token shards: (what, key, first byte, byte behind the last)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.seen: list[tuple[str, str, int, int]] = []
+
+    def advise(self, key: str, start: int, length: int) -> None:
+        self.seen.append(("advise", key, start, start + length))
+
+    def read_into(self, key: str, start: int, *buffers: memoryview) -> None:
+        super().read_into(key, start, *buffers)
+        if "/tokens/" in key:
+            self.seen.append(("read", key, start, start + sum(buffer.nbytes for buffer in buffers)))
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_a_slow_disk_is_told_of_every_unit_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: bool
+) -> None:
+    monkeypatch.setattr(blocks, "JUDGED_UNITS", 1)
+    monkeypatch.setattr(blocks, "CACHED_BYTES_PER_SECOND", float("inf") if slow else 0.0)
+    disk = open_store(str(tmp_path / "store"))
+    store_corpus(disk)
+    recorder = Recorder(disk)
+    with open_corpus(recorder, read_threads=0) as loader:
+        for _ in range(60):
+            next(loader)
+    reads = [i for i, call in enumerate(recorder.seen) if call[0] == "read"]
+    told = [("advise", *recorder.seen[i][1:]) in recorder.seen[:i] for i in reads]
+    assert len(reads) > 5
+    assert all(told) if slow else not all(told[len(told) // 2 :])
 
 
 def test_wrong_rank_or_dataset_is_refused(memory: Backend, corpus: Corpus) -> None:

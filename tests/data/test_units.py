@@ -37,16 +37,12 @@ def test_rows_are_numbered_in_commit_order_and_holes_after_them(rows: list[int],
 @given(commits, st.integers(1, 9))
 def test_units_and_their_commits(rows: list[int], b: int) -> None:
     units = Units(rows, b)
-    number = np.arange(units.n, dtype=np.uint64)
-    size = units.unit_rows(number).astype(int)
-    owner, first = units.commit_of(number)
-    assert size.sum() == units.N
     expected = [
         (commit, start, min(b, count - start))
         for commit, count in enumerate(rows)
         for start in range(0, count, b)
     ]
-    assert list(zip(owner.tolist(), first.tolist(), size.tolist(), strict=True)) == expected
+    assert [units.span(unit) for unit in range(units.n)] == expected
     before = np.cumsum([0, *rows])
     assert [units.first_row(commit) for commit in range(len(rows))] == before[:-1].tolist()
 

@@ -91,8 +91,11 @@ class FaultyBackend:
     def get(self, key: str) -> bytes:
         return self._call("get", key, lambda: self.inner.get(key))
 
-    def read_into(self, key: str, start: int, buffer: memoryview) -> None:
-        self._call("read_into", key, lambda: self.inner.read_into(key, start, buffer))
+    def read_into(self, key: str, start: int, *buffers: memoryview) -> None:
+        self._call("read_into", key, lambda: self.inner.read_into(key, start, *buffers))
+
+    def advise(self, key: str, start: int, length: int) -> None:
+        self.inner.advise(key, start, length)
 
     def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         return self._call("get_ranges", key, lambda: self.inner.get_ranges(key, ranges))

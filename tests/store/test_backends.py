@@ -63,6 +63,20 @@ def test_read_into_any_buffer_and_offset(store: Backend) -> None:
     store.read_into("x", 256, memoryview(words))
     assert words.tobytes() == data[256:320]
 
+    parts = [bytearray(3), bytearray(0), bytearray(5000), bytearray(1)]
+    store.read_into("x", 9, *map(memoryview, parts), memoryview(words))
+    assert b"".join(parts) + words.tobytes() == data[9 : 9 + 5004 + 64]
+    with pytest.raises(CorruptData, match="x"):
+        store.read_into("x", len(data) - 2, memoryview(bytearray(1)), memoryview(bytearray(2)))
+
+
+def test_advice_changes_nothing_and_never_fails(store: Backend) -> None:
+    store.put("x", b"0123456789")
+    store.advise("x", 2, 5)
+    store.advise("x", 100, 5)
+    store.advise("no/such", 0, 1)
+    assert store.get("x") == b"0123456789"
+
 
 @pytest.mark.parametrize("start", [0, 5, 9, 10, 500])
 def test_truncated_object_is_corrupt_data(store: Backend, start: int) -> None:

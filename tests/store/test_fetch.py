@@ -34,14 +34,16 @@ class Wire(FaultyBackend):
     """(start, bytes) of each read."""
     guard: threading.Lock = field(default_factory=threading.Lock)
 
-    def read_into(self, key: str, start: int, buffer: memoryview) -> None:
-        super().read_into(key, start, buffer)
+    def read_into(self, key: str, start: int, *buffers: memoryview) -> None:
+        super().read_into(key, start, *buffers)
         with self.guard:
-            self.reads.append((start, buffer.nbytes))
-            hit = {at for at in self.flips if start <= at < start + buffer.nbytes}
-            for at in hit:
-                self.flips.remove(at)
-                buffer[at - start] ^= 1
+            self.reads.append((start, sum(buffer.nbytes for buffer in buffers)))
+            for buffer in buffers:
+                hit = {at for at in self.flips if start <= at < start + buffer.nbytes}
+                for at in hit:
+                    self.flips.remove(at)
+                    buffer[at - start] ^= 1
+                start += buffer.nbytes
 
 
 @pytest.fixture
@@ -185,7 +187,7 @@ def test_an_outage_is_not_taken_for_damage(ref: ObjectRef, wire: Wire, tmp_path:
 
 def test_refused_access_is_not_taken_for_damage(ref: ObjectRef, wire: Wire) -> None:
     class Refusing(Wire):
-        def read_into(self, key: str, start: int, buffer: memoryview) -> None:
+        def read_into(self, key: str, start: int, *buffers: memoryview) -> None:
             raise AccessDenied("the store refuses to serve", found=key)
 
     with pytest.raises(AccessDenied):
@@ -263,3 +265,49 @@ def test_concurrent_readers_share_fetches_and_heal_what_is_bad(
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(reader, range(8)))
     assert sum(fetcher.dropped for fetcher in fetchers) >= 1
+
+
+SPANS = [(0, 65536), (1, 1), (100, 65436), (65535, 2), (70000, 200_000), (65536, 131072), (3, 393_000)]
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_any_bytes_are_read_from_the_chunks_that_hold_them(
+    ref: ObjectRef, wire: Wire, data: bytes, tmp_path: Path, cached: bool
+) -> None:
+    fetcher = Fetcher(wire, NodeCache(tmp_path / "cache", ROOMY) if cached else None)
+    for start, length in SPANS:
+        length = min(length, len(data) - start)
+        out = bytearray(length)
+        fetcher.read(ref, start, memoryview(out))
+        assert out == data[start : start + length], (start, length)
+    assert fetcher.reread == 0
+
+
+@pytest.mark.parametrize("place", ["before", "inside", "behind"])
+def test_a_flip_anywhere_in_a_chunk_that_is_needed_is_seen(
+    local_store: Backend, ref: ObjectRef, wire: Wire, data: bytes, place: str
+) -> None:
+    start, length = ref.chunk_bytes + 1000, 2 * ref.chunk_bytes
+    at = {"before": start - 1000, "inside": start + length // 2, "behind": start + length}[place]
+    out = bytearray(length)
+    fetcher = Fetcher(wire)
+    wire.flips = [at]
+    fetcher.read(ref, start, memoryview(out))
+    assert out == data[start : start + length]
+    assert fetcher.reread == 1
+    flip(local_store, ref.key, at)
+    with pytest.raises(CorruptChunk) as caught:
+        fetcher.read(ref, start, memoryview(out))
+    assert caught.value.chunk == at // ref.chunk_bytes
+
+
+def test_the_store_is_told_of_the_chunks_that_will_be_read(ref: ObjectRef, wire: Wire) -> None:
+    told = []
+    wire.advise = lambda *range_: told.append(range_)  # type: ignore[method-assign]
+    Fetcher(wire).advise(ref, ref.chunk_bytes + 5, ref.chunk_bytes)
+    Fetcher(wire).advise(ref, ref.bytes - 1, 1)
+    last = (len(ref.crc32c) - 1) * ref.chunk_bytes
+    assert told == [
+        (ref.key, ref.chunk_bytes, 2 * ref.chunk_bytes),
+        (ref.key, last, ref.bytes - last),
+    ]

@@ -208,6 +208,8 @@ def test_threads_share_a_manifest() -> None:
     manifest = Manifest(pa.py_buffer(data), digest, "m")
     positions = np.random.default_rng(0).integers(0, manifest.tokens, 5000).astype(np.uint64)
     expected = Manifest(pa.py_buffer(data), digest, "m").locate(positions)
+    places = [manifest.place(position) for position in positions[:500].tolist()]
+    assert places == list(zip(expected[0][:500].tolist(), expected[1][:500].tolist(), strict=True))
     barrier, wrong = Barrier(8), []
 
     def work() -> None:

@@ -119,8 +119,9 @@ class _Stale(FaultyBackend):
 class _WholeObject(FaultyBackend):
     """Answers a range with the object's beginning."""
 
-    def read_into(self, key: str, start: int, buffer: memoryview) -> None:
-        buffer[:] = self.inner.get(key)[: len(buffer)]
+    def read_into(self, key: str, start: int, *buffers: memoryview) -> None:
+        for buffer in buffers:
+            buffer[:] = self.inner.get(key)[: len(buffer)]
 
 
 class _Unsupported(FaultyBackend):

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fmscale.data.order.feistel import MAX_DOMAIN, U64
 from fmscale.errors import DataError
@@ -107,20 +106,15 @@ class Units:
         """Bytes held by the arrays: a few words a commit, whatever the number of rows."""
         return sum(column.nbytes for column in (*self.commits, self.row_ends, self._filled))
 
-    def unit_rows(self, unit: U64) -> U64:
-        """Rows that the units hold: b, or fewer for the last of a commit."""
-        unit = np.asarray(unit, dtype=np.uint64)
-        place = np.searchsorted(self.commits.unit_ends, unit, side="right")
-        last = unit + np.uint64(1) == self.commits.unit_ends[place]
-        out: U64 = np.where(last, self.commits.last_rows[place], np.uint64(self.b))
-        return out
-
-    def commit_of(self, unit: U64) -> tuple[NDArray[np.int64], U64]:
-        """Commit (index into `rows_per_commit`) of each unit, and the unit's first row inside that commit."""
-        unit = np.asarray(unit, dtype=np.uint64)
-        place = np.searchsorted(self.commits.unit_ends, unit, side="right")
-        first = np.concatenate((np.zeros(1, dtype=np.uint64), self.commits.unit_ends))[place]
-        return self._filled[place], (unit - first) * np.uint64(self.b)
+    def span(self, unit: int) -> tuple[int, int, int]:
+        """A unit's commit (index into `rows_per_commit`), its first row inside that commit and its rows: b, or
+        fewer for the last of a commit. Plain integers: this is asked for every unit that is read.
+        """
+        ends = self.commits.unit_ends
+        place = int(ends.searchsorted(np.uint64(unit), side="right"))
+        row = (unit - (int(ends[place - 1]) if place else 0)) * self.b
+        commit = int(self._filled[place])
+        return commit, row, min(self.b, self.rows_per_commit[commit] - row)
 
     def first_row(self, commit: int) -> int:
         """Id of the first row of a commit (of the next one that has rows, if it has none)."""
