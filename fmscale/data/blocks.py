@@ -193,7 +193,7 @@ class Planner:
             return block, steps
         if self.slow:
             # Little before the first batch, which waits for it; then a whole block ahead.
-            self._advise(first + steps + (MAX_STEPS if number else 1))
+            self._advise(k, first + steps + (MAX_STEPS if number else 1))
         started = time.perf_counter()
         for slot, next_use in zip(missing, next_uses, strict=True):
             self._read(slot, next_use)
@@ -209,18 +209,19 @@ class Planner:
             self.slow = rate < CACHED_BYTES_PER_SECOND
             self._units_read, self._read_seconds = 0, 0.0
 
-    def _advise(self, stop: int) -> None:
-        """Have the store begin to read the units of the steps before `stop` that are not here: a disk is faster
-        with many requests at once than with one after another.
+    def _advise(self, k: int, stop: int) -> None:
+        """Have the store begin to read the units of the samples from k on and before step `stop` that are not
+        here: a disk is faster with many requests at once than with one after another.
         """
-        first = self._batches.step_of(self._advised)
+        k = max(k, self._advised)
+        first = self._batches.step_of(k)
         if first >= stop:
             return
-        k, self._advised = self._advised, int(self._batches.kappa(stop))
-        for source, unit in self._units(
-            assign(self.plan, self._batches, self._share, k=k, steps=stop - first)
-        ).keys:
-            if (source, unit) not in self._arena.slots:
+        self._advised = int(self._batches.kappa(stop))
+        ahead = assign(self.plan, self._batches, self._share, k=k, steps=stop - first)
+        for source, unit in self._units(ahead).keys:
+            slot = self._arena.slots.get((source, unit))
+            if slot is None or slot.documents is None:
                 self._readers.of(self.plan, source).advise(unit)
 
     def _assigned(self, k: int, first: int, steps: int) -> Assignment:
