@@ -9,6 +9,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,7 @@ from benchmarks.loader_over_cache import over_cache_claims
 from benchmarks.loader_s3 import s3_claims
 from benchmarks.loader_shuffle import shuffle_claims
 from benchmarks.loader_state import plan_claims, resume_claims
-from benchmarks.peers.common import ROW_TOKENS
+from benchmarks.peers.common import ROW_TOKENS, cpu_seconds
 from fmscale.errors import ConfigError
 from tests.helpers.s3_server import S3Server
 
@@ -39,8 +40,8 @@ PACKAGES = [
     "megatron-core",
     "datasets",
 ]
-ROWS = {False: 131072, True: 16384}
-"""Rows of the corpus: 1.07 GB in full, two shuffle windows, more than our memory budget; 134 MB quick."""
+ROWS = {False: 131072, True: 8192}
+"""Rows of the corpus: 1.07 GB in full, two shuffle windows, more than our memory budget; 67 MB quick."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +104,9 @@ PARTS = (
     Part(ids=("W6.shuffle",), measure=lambda b: shuffle_claims(b.work, units=256 if b.quick else 8192)),
     Part(
         ids=("W9.memory",),
-        measure=lambda b: memory_claims(str(b.work / "fmscale"), quick=b.quick),
+        measure=lambda b: memory_claims(
+            str(b.work / "fmscale"), quick=b.quick, ranks=(1, 2) if b.quick else (1, 2, 4)
+        ),
         systems=("fmscale",),
     ),
     Part(
@@ -115,10 +118,10 @@ PARTS = (
 
 
 def run(*, quick: bool = False, only: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Measure all claims, or those parts that have one whose id begins with a word of `only`.
+    """Measure all claims, or those parts that have one which a word of `only` names.
 
     Writes benchmarks/results/loader.json, or loader.part.json, which is not kept, for a choice of parts.
-    Returns the claims as in that file. Raises ConfigError for a word that no id begins with.
+    Returns the claims as in that file. Raises ConfigError for a word that names none.
     """
     parts = choose(only)
     wanted = {system for part in parts for system in part.systems}
@@ -142,20 +145,24 @@ def run(*, quick: bool = False, only: Sequence[str] = ()) -> list[dict[str, Any]
 
 
 def choose(only: Sequence[str]) -> list[Part]:
-    """The parts with a claim whose id begins with one of these; all parts for none."""
+    """The parts with a claim that one of these names: W1 all of W1 but not W12, W1.local what begins so; all for none."""
+
+    def named(id: str, words: Sequence[str]) -> bool:
+        return any(id.startswith(word if "." in word else f"{word}.") for word in words)
+
     for word in only:
-        if not any(id.startswith(word) for part in PARTS for id in part.ids):
+        if not any(named(id, [word]) for part in PARTS for id in part.ids):
             raise ConfigError(
-                "no claim of this benchmark begins so",
+                "no claim of this benchmark has that name",
                 found=word,
                 remedy=f"One of: {', '.join(id for part in PARTS for id in part.ids)}.",
             )
-    return [part for part in PARTS if not only or any(id.startswith(tuple(only)) for id in part.ids)]
+    return [part for part in PARTS if not only or any(named(id, only) for id in part.ids)]
 
 
 def measured(part: Part, bench: Bench) -> list[Claim]:
     """The part's claims. What breaks it is the reason that its claims have no value; the other parts go on."""
-    started = time.monotonic()
+    started, cpu = time.monotonic(), cpu_seconds()
     try:
         claims = part.measure(bench)
     except RuntimeError as error:
@@ -163,7 +170,8 @@ def measured(part: Part, bench: Bench) -> list[Claim]:
             Claim(id=id, what="not measured", unit="", ours=None, reasons={"fmscale": str(error)})
             for id in part.ids
         ]
-    print(f"{', '.join(part.ids)}: {time.monotonic() - started:.0f} s", flush=True)
+    took = f"{time.monotonic() - started:.0f} s, {cpu_seconds() - cpu:.0f} CPU s"
+    print(f"measured {', '.join(part.ids)} in {took}", flush=True)
     return claims
 
 
@@ -177,20 +185,24 @@ def make_corpus(path: Path, rows: int) -> None:
 
 
 def prepare(work: Path, corpus: Path, systems: Sequence[str]) -> dict[str, str | None]:
-    """Prepare and check these systems: None where it delivered the corpus, else why it is left out."""
-    reasons: dict[str, str | None] = {}
-    hashes: dict[str, str] = {}
-    for system in systems:
+    """Prepare and check these systems, two at a time: None where it delivered the corpus, else why it is left out."""
+
+    def check(system: str) -> tuple[str | None, str | None]:
+        """(hash, reason), one of them None."""
         try:
             found = run_json(command(system, "check", corpus, str(work / system)), timeout=900)
-            hashes[system] = f"{found['rows']}:{found['hash']}"
-            right = hashes.get("memmap_batched", hashes[system])
-            reasons[system] = None if hashes[system] == right else f"delivered other rows: {hashes[system]}"
+            return f"{found['rows']}:{found['hash']}", None
         except RuntimeError as error:
-            reasons[system] = str(error)
-        print(f"prepare {system}: {reasons[system] or 'rows checked'}", flush=True)
-    if "memmap_batched" in systems and hashes.get("memmap_batched") != hashes.get("fmscale"):
-        reasons["fmscale"] = f"delivered other rows: {hashes}"
+            return None, str(error)
+
+    with ThreadPoolExecutor(2) as pool:
+        found = dict(zip(systems, pool.map(check, systems), strict=True))
+    right = found.get("memmap_batched", (None, None))[0]
+    reasons: dict[str, str | None] = {}
+    for system, (got, reason) in found.items():
+        wrong = reason is None and right is not None and got != right
+        reasons[system] = f"delivered other rows: {got}, stored are {right}" if wrong else reason
+        print(f"prepared {system}: {reasons[system] or 'rows checked'}", flush=True)
     return reasons
 
 

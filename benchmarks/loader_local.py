@@ -14,11 +14,11 @@ from benchmarks.harness import Claim, Outcome, interleave, peer_python, run_json
 
 PEERS = ("memmap_batched", "memmap_dataloader", "megatron", "litdata", "hf_datasets", "mosaic")
 SYSTEMS = ("fmscale", "limit", *PEERS)
-MEMORY_BUDGET = {False: 768 * 2**20, True: 96 * 2**20}
+MEMORY_BUDGET = {False: 768 * 2**20, True: 48 * 2**20}
 """Host memory for our units: three quarters of the corpus, so that units are read and checked again every
 epoch instead of being served from memory.
 """
-WINDOW = {False: 2048, True: 256}
+WINDOW = {False: 2048, True: 128}
 """Units of a shuffle window, ours and the roofline's: half of the corpus, so that two windows are passed through and
 one fits into memory. A budget below one window would read most units several times.
 """

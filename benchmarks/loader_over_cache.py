@@ -13,12 +13,12 @@ from benchmarks.loader_local import command, drop_page_cache
 from benchmarks.memory_group import memory_group
 
 SYSTEMS = ("fmscale", "limit", "memmap_batched", "litdata")
-LIMIT = {False: 384 * 2**20, True: 240 * 2**20}
-"""Of processes and page cache together. An interpreter with torch takes 160 MiB of it, so that 80 MiB are left
-for 134 MB of data in the quick run.
+LIMIT = {False: 384 * 2**20, True: 200 * 2**20}
+"""Of processes and page cache together. An interpreter with torch takes 160 MiB of it, so that 40 MiB are left
+for 67 MB of data in the quick run.
 """
-WINDOW = {False: 512, True: 64}
-"""Units of a shuffle window: 134 MB in full, 17 MB quick, in our memory and in the roofline's."""
+WINDOW = {False: 512, True: 32}
+"""Units of a shuffle window: 134 MB in full, 8 MB quick, in our memory and in the roofline's."""
 REACHED = 0.95
 """Of the limit, for a run to count."""
 TARGET = ">= 0.8 of block reads, >= 2 x LitData"
@@ -49,7 +49,7 @@ def over_cache_claims(
         "fmscale": ["--window", str(window), "--memory-budget", str(budget)],
         "limit": ["--window", str(window)],
     }
-    seconds = "2" if quick else "4"
+    seconds = "1" if quick else "4"
 
     def feed(system: str) -> dict[str, Any]:
         drop_page_cache(work)

@@ -1,6 +1,7 @@
 """W2: the same feed from a real S3 server on loopback, behind a proxy that adds a cloud's latency."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -17,8 +18,8 @@ from tests.helpers.s3_server import S3Server
 
 P50, P99 = 0.025, 0.150
 """Seconds to the first byte: what S3 shows from the same region."""
-ROWS = {False: 32768, True: 8192}
-"""Rows of the S3 corpus: 268 MB in full, 67 MB quick; the server shares the two cores."""
+ROWS = {False: 32768, True: 4096}
+"""Rows of the S3 corpus: 268 MB in full, 34 MB quick; the server shares the two cores."""
 PEERS = ("litdata_s3", "mosaic_s3")
 STEP, STALL_LATENCY = 0.1, 0.05
 
@@ -42,20 +43,24 @@ def _fill(work: Path, small: Path, server: S3Server, bucket: str) -> None:
     write_dataset(small, server.url(bucket, "ours"))
     raw = open_store(server.url(bucket, "raw"))
     raw.put_file("corpus.u16", small)
-    for system in ("limit", *(peer.removesuffix("_s3") for peer in PEERS)):
+
+    def prepare(system: str) -> None:
         out = work / f"s3-{system}"
         command = [peer_python(), "-m", "benchmarks.peers.run", system, "prepare"]
         try:
             run_json([*command, "--corpus", str(small), "--data", str(out)], timeout=300)
         except RuntimeError as error:
             print(f"prepare {system} for S3: {error}", flush=True)
-            continue
+            return
         if system == "limit":
             raw.put("crc32c.bin", np.load(out / "crc32c.npy").tobytes())
-            continue
+            return
         target = open_store(server.url(bucket, system))
         for path in sorted(path for path in out.rglob("*") if path.is_file()):
             target.put_file(path.relative_to(out).as_posix(), path)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(prepare, ("limit", *(peer.removesuffix("_s3") for peer in PEERS))))
 
 
 def _throughput(work: Path, small: Path, server: S3Server, bucket: str, endpoint: str, rounds: int) -> Claim:
@@ -97,7 +102,7 @@ def _throughput(work: Path, small: Path, server: S3Server, bucket: str, endpoint
 
 def _stall(small: Path, url: str, quick: bool) -> Claim:
     """Share of time that a 100 ms step waits for data, with and without prefetch."""
-    command = [peer_python(), "-m", "benchmarks.peers.stall", url, str(STEP), "20" if quick else "60"]
+    command = [peer_python(), "-m", "benchmarks.peers.stall", url, str(STEP), "10" if quick else "60"]
     runs = []
     for prefetch in ("prefetch", "none") * (1 if quick else 2):
         result = run_json([*command, prefetch], timeout=300)

@@ -31,7 +31,7 @@ def main() -> None:
         dp_rank=int(rank),
         dp_size=int(ranks),
         memory_budget=int(memory),
-        window=256,
+        window=128,
         cache_dir=None if cache == "-" else cache,
     )
     buffers: dict[int, int] = {}

@@ -58,7 +58,7 @@ def register(app: typer.Typer) -> None:
         check: Annotated[bool, typer.Option(help="Exit with 1 when a claim is not met.")] = False,
         json: JsonOption = False,
         only: Annotated[
-            str, typer.Option(help="loader: only claims whose ids begin so, as W5,W6; to NAME.part.json.")
+            str, typer.Option(help="loader: only these claims, as W5,W1.over_cache; to NAME.part.json.")
         ] = "",
         list_: Annotated[
             bool, typer.Option("--list", help="kernels: which backend serves which op here.")
