@@ -145,7 +145,7 @@ def run(*, quick: bool = False, only: Sequence[str] = ()) -> list[dict[str, Any]
 
 
 def choose(only: Sequence[str]) -> list[Part]:
-    """The parts with a claim that one of these names: W1 all of W1 but not W12, W1.local what begins so; all for none."""
+    """The parts with a claim that one of these names (W1: all of W1, not W12; W1.local: what begins so)."""
 
     def named(id: str, words: Sequence[str]) -> bool:
         return any(id.startswith(word if "." in word else f"{word}.") for word in words)
