@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,9 @@ class Part:
     """Measures them."""
     systems: tuple[str, ...] = ()
     """What is prepared for it."""
-    server: bool = field(default=False)
+    corpus: bool = False
+    """Whether it needs the corpus though nothing is prepared for it."""
+    server: bool = False
     """Whether it needs the S3 server."""
 
 
@@ -88,6 +90,7 @@ PARTS = (
     Part(
         ids=("W2.s3", "W2.stall"),
         measure=lambda b: s3_claims(b.work, b.corpus, _server(b), quick=b.quick),
+        corpus=True,
         server=True,
     ),
     Part(ids=("W3.plan", "W10.index"), measure=lambda b: plan_claims(repeats=1 if b.quick else 3)),
@@ -129,7 +132,8 @@ def run(*, quick: bool = False, only: Sequence[str] = ()) -> list[dict[str, Any]
     with tempfile.TemporaryDirectory(prefix="fmscale-bench-", dir=ROOT / "benchmarks") as folder:
         work = Path(folder)
         corpus = work / "corpus.u16"
-        make_corpus(corpus, ROWS[quick])
+        if any(part.corpus or part.systems for part in parts):
+            make_corpus(corpus, ROWS[quick])
         with ExitStack() as stack:
             server = None
             if any(part.server for part in parts):
