@@ -3,9 +3,12 @@
 A state of fp32 tensors is spread over gloo ranks, which take steps: a fixed amount of arithmetic, then an
 optimizer that writes all of the state. What a save costs is a window of steps with it less the same window
 without it: an asynchronous save can hide its stall as slower steps, so only the sum counts. fsync is inside
-"durable"; times are of the slowest rank; every save has its own folder; systems run interleaved, each in its own
-processes. Limits are measured in the same run: fio (O_DIRECT) for the disk, one copy into warm memory for the
-stall. With as many ranks as cores a background writer takes compute from training: what it takes is in the cost.
+"durable"; times are of the slowest rank; every save has its own folder; systems take turns, each in its own
+processes. Limits are measured in the same run: fio (O_DIRECT, synced at the end, a job a rank, the same bytes) for
+the disk, one copy into warm memory for the stall; fio has the machine to itself, a save shares it with training.
+Restores are timed in processes that have imported what a training run has, from the call until the last tensor is
+filled, with the page cache dropped by the same calls for everybody. With as many ranks as cores a background writer
+takes compute from training: what it takes is in the cost.
 """
 
 import json
@@ -28,8 +31,13 @@ OURS = ("fmscale", "fmscale_nooverlap", "fmscale_nodigests")
 SAFE = ("torch_save_safe", "dcp_save_safe", "dcp_async_staged_safe", "dcp_process_safe")
 """Peers with a folder per step, synced files and folders, digests and a commit mark."""
 UNSAFE_ASYNC = ("dcp_async", "dcp_async_kept", "dcp_async_staged", "dcp_process")
-UNSAFE = ("torch_save", "dcp_save", "dcp_save_threads", "dcp_safetensors", "deepspeed")
-RESTORED = ("fmscale", "torch_save", "dcp_save")
+UNSAFE = ("torch_save", "dcp_save", "dcp_safetensors", "deepspeed")
+SOME = (*OURS, *SAFE[:3], *UNSAFE_ASYNC[2:])
+"""The strongest of each kind."""
+FEW = (*OURS, "torch_save_safe", "dcp_async_staged")
+"""For states that take minutes with all of them."""
+ALONE = OURS[:2]
+"""For sizes at which only ours is shown."""
 NO_FIO = "fio is not installed: apt-get install fio"
 SMALLEST_COST = 1e-3
 """Seconds below which a cost is noise: ratios are taken of nothing smaller."""
@@ -49,6 +57,14 @@ class Cell:
     """In a window."""
     step_seconds: float
     """Arithmetic of a step, so that the slowest system is through before the window ends."""
+    systems: tuple[str, ...]
+    """Who saves it."""
+    repeats: int
+    """Saves of each that are counted, a turn."""
+    turns: int = 1
+    """Turns that the systems take."""
+    restored: tuple[str, ...] = ()
+    """Who restores it."""
 
     @property
     def name(self) -> str:
@@ -64,16 +80,39 @@ class Cell:
             f"--tensors={self.tensors}",
             f"--steps={self.steps}",
             f"--step-seconds={self.step_seconds}",
+            f"--repeats={self.repeats}",
         ]
 
 
-QUICK = (Cell(gigabytes=0.25, tensors=60, ranks=2, steps=8, step_seconds=0.1),)
+RESTORED = ("fmscale", "torch_save", "dcp_save")
+
+
+def _cell(gigabytes: float, tensors: int, ranks: int, step_seconds: float, **more: Any) -> Cell:
+    cell = {"steps": 8, "repeats": 3, "systems": ALONE, "restored": OURS[:1], **more}
+    return Cell(gigabytes=gigabytes, tensors=tensors, ranks=ranks, step_seconds=step_seconds, **cell)
+
+
+QUICK = (_cell(0.25, 60, 2, 0.1, systems=SOME, repeats=4, restored=RESTORED),)
 FULL = (
-    Cell(gigabytes=0.25, tensors=60, ranks=2, steps=10, step_seconds=0.2),
-    Cell(gigabytes=1.0, tensors=60, ranks=2, steps=10, step_seconds=0.8),
-    Cell(gigabytes=1.0, tensors=3000, ranks=4, steps=10, step_seconds=1.0),
-    Cell(gigabytes=3.0, tensors=60, ranks=2, steps=10, step_seconds=2.0),
+    _cell(
+        0.25,
+        60,
+        2,
+        0.1,
+        systems=(*OURS, *SAFE, *UNSAFE_ASYNC, *UNSAFE),
+        repeats=2,
+        turns=2,
+        restored=RESTORED,
+    ),
+    _cell(0.25, 3000, 4, 0.15),
+    _cell(1.0, 60, 2, 0.25),
+    _cell(1.0, 3000, 4, 0.3, systems=SOME, repeats=2, restored=RESTORED),
+    _cell(3.0, 60, 2, 0.8, systems=FEW, repeats=2, restored=RESTORED),
+    _cell(3.0, 3000, 4, 0.5, repeats=2),
 )
+"""12 to 15 minutes, and less than 12 GB of memory: every size, tensor count and number of ranks of ours, peers where
+they fit into that.
+"""
 
 
 def run(*, quick: bool = False) -> list[dict[str, Any]]:
@@ -82,8 +121,8 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="fmscale-bench-", dir=ROOT / "benchmarks") as folder:
         work = Path(folder)
         for cell in QUICK if quick else FULL:
-            claims += save_claims(work, cell, rounds=1 if quick else 3, quick=quick)
-        claims += restore_claims(work, (QUICK if quick else FULL)[-1], rounds=1 if quick else 3)
+            claims += save_claims(work, cell)
+            claims += restore_claims(work, cell)
         claims.append(incremental_claim(work, (QUICK if quick else FULL)[0]))
         claims += fault_claims(work, quick=quick)
     write_results("checkpoint", claims, quick=quick, packages=PACKAGES)
@@ -118,19 +157,18 @@ def fio(work: Path, cell: Cell, kind: str) -> float | None:
     return float(job["bw_bytes"])
 
 
-def save_claims(work: Path, cell: Cell, *, rounds: int, quick: bool) -> list[Claim]:
-    """C1 to C3 for one state."""
-    names = [*OURS, *SAFE[:3], *UNSAFE_ASYNC[2:]] if quick else [*OURS, *SAFE, *UNSAFE_ASYNC, *UNSAFE]
-    repeats = "--repeats=2" if quick else "--repeats=3"
-    limits = [fio(work, cell, "write")]
-    copies = [measured(work, "fmscale", "memcpy", cell)]
-    found = interleave({name: partial(measured, work, name, "save", cell, repeats) for name in names}, rounds)
-    copies.append(measured(work, "fmscale", "memcpy", cell))
-    limits.append(fio(work, cell, "write"))
+def save_claims(work: Path, cell: Cell) -> list[Claim]:
+    """C1 (where there are peers) to C3 for one state."""
+    limits = [fio(work, cell, "write") for _ in range(2)]
+    # The copy takes its turns like a system: it is compared with stalls of tens of milliseconds.
+    runs = {name: partial(measured, work, name, "save", cell) for name in cell.systems}
+    found = interleave({"copy": partial(measured, work, "fmscale", "memcpy", cell), **runs}, cell.turns)
+    copies = [*found.pop("copy").runs, measured(work, "fmscale", "memcpy", cell)]
+    limits += [fio(work, cell, "write") for _ in range(2)]
     shutil.rmtree(work / "fio", ignore_errors=True)
     copy = median(run["seconds"] for one in copies for run in one["runs"])
     return [
-        cost_claim(cell, found),
+        *([cost_claim(cell, found)] if cell.systems != ALONE else []),
         blocking_claim(cell, found, "fmscale_nooverlap", "without overlap", copy, 1.3),
         blocking_claim(cell, found, "fmscale", "with overlap", copy, 0.1),
         durable_claim(cell, found, [one for one in limits if one is not None]),
@@ -228,22 +266,20 @@ def durable_claim(cell: Cell, found: dict[str, Outcome], limits: list[float]) ->
     return claim
 
 
-def restore_claims(work: Path, cell: Cell, *, rounds: int) -> list[Claim]:
+def restore_claims(work: Path, cell: Cell) -> list[Claim]:
     """C4: a new process reads what was saved, page cache cold."""
     reasons: dict[str, str] = {}
-    for name in RESTORED:
+    for name in cell.restored:
         try:
-            measured(work, name, "save", cell, "--repeats=0", "--keep", "--steps=1")
+            measured(work, name, "save", cell, "--repeats=0", "--keep", "--steps=1", "--step-seconds=0")
         except RuntimeError as error:
             reasons[name] = str(error)
     fio(work, cell, "write")
-    limits = [fio(work, cell, "read")]
-    names = [name for name in RESTORED if name not in reasons]
-    found = interleave(
-        {name: partial(measured, work, name, "restore", cell, "--keep") for name in names}, rounds
-    )
-    limits.append(fio(work, cell, "read"))
-    for name in (*RESTORED, "fio"):
+    limits = [fio(work, cell, "read") for _ in range(2)]
+    names = [name for name in cell.restored if name not in reasons]
+    found = interleave({name: partial(measured, work, name, "restore", cell, "--keep") for name in names}, 3)
+    limits += [fio(work, cell, "read") for _ in range(2)]
+    for name in (*cell.restored, "fio"):
         shutil.rmtree(work / name, ignore_errors=True)
     speeds = {
         name: median(one["bytes"] / one["seconds"] for run in outcome.runs for one in run["runs"])
@@ -256,7 +292,7 @@ def restore_claims(work: Path, cell: Cell, *, rounds: int) -> list[Claim]:
         what="bytes per second of a cold restore, every chunk checked",
         unit="B/s",
         ours=speeds.get("fmscale"),
-        peers={name: speeds.get(name) for name in RESTORED[1:]},
+        peers={name: speeds.get(name) for name in cell.restored[1:]},
         limit=median(known) if known else None,
         target=">= 0.75 of fio",
         reasons=reasons if known else {**reasons, "limit": NO_FIO},
@@ -280,7 +316,7 @@ def restore_claims(work: Path, cell: Cell, *, rounds: int) -> list[Claim]:
 
 def incremental_claim(work: Path, cell: Cell) -> Claim:
     """C5: a second save after a tenth of the state changed."""
-    found = measured(work, "fmscale_incremental", "second", cell)["runs"][0]
+    found = measured(work, "fmscale", "second", cell)["runs"][0]
     ratio = found["written"] / found["changed"]
     return Claim(
         id=f"C5.incremental.{cell.name}",

@@ -137,7 +137,15 @@ def measure_second(system: Any, options: argparse.Namespace) -> list[dict[str, A
 
 
 def measure_restore(name: str, folder: Path, state: State, rank: int, size: int) -> list[dict[str, Any]]:
-    """Seconds to fill the state from what was saved last, with a cold page cache; bytes read over needed."""
+    """Seconds to fill the state from what was saved last, with a cold page cache; bytes read over needed. What a
+    training run has imported by then is imported before, for everybody.
+    """
+    from torch.distributed.checkpoint import FileSystemReader, load
+
+    from fmscale.checkpoint.piece import whole
+    from fmscale.checkpoint.restore import restore
+    from fmscale.store.open import open_store
+
     needed = sum(tensor.nbytes for tensor in state.values())
     expected = {key: float(tensor[0]) for key, tensor in state.items()}
     for tensor in state.values():
@@ -152,10 +160,6 @@ def measure_restore(name: str, folder: Path, state: State, rank: int, size: int)
     distributed.barrier()
     begin = time.perf_counter()
     if name.startswith("fmscale"):
-        from fmscale.checkpoint.piece import whole
-        from fmscale.checkpoint.restore import restore
-        from fmscale.store.open import open_store
-
         found = restore(
             open_store(str(folder), read_only=True),
             "run",
@@ -170,8 +174,6 @@ def measure_restore(name: str, folder: Path, state: State, rank: int, size: int)
         for key, tensor in state.items():
             tensor.copy_(loaded[key])
     else:
-        from torch.distributed.checkpoint import FileSystemReader, load
-
         [path] = [one for one in folder.iterdir() if one.is_dir()]
         load(state, storage_reader=FileSystemReader(path))
     seconds = slowest(time.perf_counter() - begin)

@@ -254,9 +254,9 @@ class DeepSpeed(System):
 
 
 class Fmscale(System):
-    """Ours. Digests, synced folders, seals and the commit are in it as it is."""
+    """Ours as it is by default: digests, comparison with the save before, synced folders, seals, the commit."""
 
-    overlap, digests, incremental = True, True, False
+    overlap, digests = True, True
 
     def __init__(self, folder: Path, state: State, rank: int, size: int, *, safe: bool) -> None:
         from fmscale.checkpoint.names import run_log
@@ -275,7 +275,6 @@ class Fmscale(System):
             grace_seconds=0.0,
             overlap=self.overlap,
             digests=self.digests,
-            incremental=self.incremental,
         )
         world = World(rank=rank, world_size=size)
         self.saver = Saver(str(folder), "run", world=world, lease_epoch=epochs[0], config=config)
@@ -321,17 +320,10 @@ class FmscaleNoDigests(Fmscale):
     digests = False
 
 
-class FmscaleIncremental(Fmscale):
-    """Refers to what has not changed."""
-
-    incremental = True
-
-
 SYSTEMS: dict[str, tuple[type[System], bool]] = {
     "fmscale": (Fmscale, True),
     "fmscale_nooverlap": (FmscaleNoOverlap, True),
     "fmscale_nodigests": (FmscaleNoDigests, False),
-    "fmscale_incremental": (FmscaleIncremental, True),
     "torch_save": (TorchSave, False),
     "dcp_save": (DcpSave, False),
     "dcp_save_threads": (DcpThreads, False),

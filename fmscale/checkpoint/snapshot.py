@@ -101,10 +101,12 @@ class Slot:
         assert self.memory is not None
         target = torch.frombuffer(self.memory.view, dtype=torch.uint8)
         try:
-            for number, copy in enumerate(self._later):
+            told = 0
+            for copy in self._later:
+                if copy.offset - told >= BLOCK_BYTES and not self._done:
+                    told = copy.offset
+                    copied(told)
                 copy_block(target, copy)
-                if number + 1 < len(self._later) and not self._done:
-                    copied(self._later[number + 1].offset)
         finally:
             self._copied.set()
         for event in self._done:
