@@ -182,10 +182,12 @@ def _check(
                 remedy="Cast it once at the start.",
             )
     for name, scalar in {"loss_scale": scale, "grad_norm": norm}.items():
-        if scalar is not None and (scalar.numel() != 1 or scalar.dtype != torch.float32):
+        if scalar is not None and (
+            scalar.numel() != 1 or scalar.dtype != torch.float32 or scalar.device != master.device
+        ):
             raise KernelError(
                 f"adamw_step needs {name} as one fp32 number",
-                found=(tuple(scalar.shape), str(scalar.dtype)),
+                found=(tuple(scalar.shape), str(scalar.dtype), str(scalar.device)),
                 remedy="Pass a scalar tensor on the partition's device.",
             )
     if step < 1 or (max_norm is not None and norm is None):

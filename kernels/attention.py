@@ -21,7 +21,7 @@ from fmscale.kernels.attention_common import (
 )
 from fmscale.kernels.attention_configs import configs
 from fmscale.kernels.attention_eager import eager, sdpa
-from fmscale.kernels.attention_forward import forward
+from fmscale.kernels.attention_forward import forward, level_shape
 from fmscale.kernels.dispatch import bucket, choose, config
 from fmscale.kernels.launch import INTERPRETED, accumulator, triton_refusal
 from torch import Tensor
@@ -56,7 +56,7 @@ def _launches(q: Tensor, *flags: bool) -> dict[str, Launch]:
 def _op(
     q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, cu_q: Tensor | None, cu_k: Tensor | None,
     causal: bool, window: int, softcap: float, scale: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     launches = _launches(q, cu_q is not None, causal, window > 0, softcap > 0, sinks is not None)
     return forward(
         q, k, v, sinks, cu_q, cu_k,
@@ -68,20 +68,22 @@ def _op(
 def _fake(
     q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, cu_q: Tensor | None, cu_k: Tensor | None,
     causal: bool, window: int, softcap: float, scale: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     B, T, H, _ = q.shape
-    return q.new_empty(q.shape), q.new_empty((B, H, T), dtype=accumulator(q.dtype))
+    acc = accumulator(q.dtype)
+    level = q.new_empty(level_shape(q), dtype=acc)
+    return q.new_empty(q.shape), q.new_empty((B, H, T), dtype=acc), level
 
 
 @torch.library.custom_op("fmscale::attention_backward", mutates_args=())
 def _backward_op(
     dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-    sinks: Tensor | None, cu_q: Tensor | None, cu_k: Tensor | None,
+    level: Tensor, sinks: Tensor | None, cu_q: Tensor | None, cu_k: Tensor | None,
     causal: bool, window: int, softcap: float, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     launches = _launches(q, cu_q is not None, causal, window > 0, softcap > 0, sinks is not None)
     dq, dk, dv, dsinks = backward(
-        dout, dlse, q, k, v, out, lse, sinks, cu_q, cu_k,
+        dout, dlse, q, k, v, out, lse, level, sinks, cu_q, cu_k,
         causal=causal, window=window, softcap=softcap, scale=scale, dkdv=launches["dkdv"], dq=launches["dq"],
     )  # fmt: skip
     return dq, dk, dv, q.new_empty(0) if dsinks is None else dsinks
@@ -90,23 +92,23 @@ def _backward_op(
 @_backward_op.register_fake
 def _backward_fake(
     dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-    sinks: Tensor | None, cu_q: Tensor | None, cu_k: Tensor | None,
+    level: Tensor, sinks: Tensor | None, cu_q: Tensor | None, cu_k: Tensor | None,
     causal: bool, window: int, softcap: float, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     dsinks = q.new_empty(0) if sinks is None else sinks.new_empty(sinks.shape)
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dsinks
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     q, k, v, sinks, cu_q, cu_k, *settings = inputs
     ctx.save_for_backward(q, k, v, *output, sinks, cu_q, cu_k)
     ctx.settings = settings
 
 
-def _backward(ctx: Any, dout: Tensor, dlse: Tensor) -> tuple[Tensor | None, ...]:
-    q, k, v, out, lse, sinks, cu_q, cu_k = ctx.saved_tensors
+def _backward(ctx: Any, dout: Tensor, dlse: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    q, k, v, out, lse, level, sinks, cu_q, cu_k = ctx.saved_tensors
     dq, dk, dv, dsinks = _backward_op(
-        unit(dout), dlse.contiguous(), q, k, v, out, lse, sinks, cu_q, cu_k, *ctx.settings
+        unit(dout), dlse.contiguous(), q, k, v, out, lse, level, sinks, cu_q, cu_k, *ctx.settings
     )
     return dq, dk, dv, None if sinks is None else dsinks, None, None, None, None, None, None
 
@@ -185,7 +187,7 @@ def attention(
         if cu_q is not None:
             cu_q, cu_k = cu_q.contiguous(), cast(Tensor, cu_k).contiguous()
         flat = None if sinks is None else sinks.contiguous()
-        out, lse = _op(q4, k4, v4, flat, cu_q, cu_k, causal, reach, cap, scale)
+        out, lse, _ = _op(q4, k4, v4, flat, cu_q, cu_k, causal, reach, cap, scale)
     if packed:
         out, lse = out[0], lse[0]
     return (out, lse) if return_lse else out

@@ -32,11 +32,13 @@ from torch import Tensor
 
 @sized("T", "blocks")
 def delta_kernel(  # type: ignore[no-untyped-def]
-    OUT, DOUT, LSE, DLSE, SINKS, DELTA, LEVEL, DSINKS, stride_b, stride_t, stride_h, T, blocks,
+    OUT, DOUT, LSE, DLSE, SINKS, DELTA, LEVEL, REST, DSINKS, stride_b, stride_t, stride_h, T, blocks,
     E: tl.constexpr, H: tl.constexpr, ACC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     """Per row delta = sum(dO * O) - dLSE, and the level: LSE in base 2, +inf where it was -inf, so that
     exp2(s - level) is 0 in rows that see nothing. Per block its share of the sink's gradient.
+
+    With REST the level is the forward's, in two parts, and only read.
     """
     block = tl.program_id(0) % blocks
     bh = (tl.program_id(0) // blocks).to(tl.int64)
@@ -54,20 +56,25 @@ def delta_kernel(  # type: ignore[no-untyped-def]
         delta -= tl.load(DLSE + bh * T + row, mask=row < T, other=0.0)
     lse = tl.load(LSE + bh * T + row, mask=row < T, other=float("inf"))
     nothing = lse == -float("inf")
-    level = tl.where(nothing, float("inf"), lse * 1.4426950408889634)
     # whatever came down for the log-sum-exp of a row that sees nothing, 0 * NaN would carry it on
     delta = tl.where(nothing, 0.0, delta)
     tl.store(DELTA + bh * T + row, delta, mask=row < T)
-    tl.store(LEVEL + bh * T + row, level, mask=row < T)
+    if REST is not None:
+        level = tl.load(LEVEL + bh * T + row, mask=row < T, other=float("inf"))
+    else:
+        level = tl.where(nothing, float("inf"), lse * 1.4426950408889634)
+        tl.store(LEVEL + bh * T + row, level, mask=row < T)
     if SINKS is not None:
-        sink = tl.load(SINKS + h).to(ACC)
-        share = tl.exp2(sink * 1.4426950408889634 - level) * delta
+        share = tl.load(SINKS + h).to(ACC) * 1.4426950408889634 - level
+        if REST is not None:
+            share -= tl.load(REST + bh * T + row, mask=row < T, other=0.0)
+        share = tl.exp2(share) * delta
         tl.store(DSINKS + bh * blocks + block, -tl.sum(share, axis=0))
 
 
 @sized("T", "S", "documents", "tiles", "section", "window")
 def dkdv_kernel(  # type: ignore[no-untyped-def]
-    Q, K, V, DOUT, LEVEL, DELTA, DK, DV, CU_Q, CU_K, TILES,
+    Q, K, V, DOUT, LEVEL, REST, DELTA, DK, DV, CU_Q, CU_K, TILES,
     stride_qb, stride_qt: tl.constexpr, stride_qh, stride_kb, stride_kt: tl.constexpr, stride_kh,
     stride_vb, stride_vt: tl.constexpr, stride_vh, stride_ob, stride_ot: tl.constexpr, stride_oh,
     T, S, heads, documents, tiles, section, scale, softcap, window,
@@ -119,6 +126,8 @@ def dkdv_kernel(  # type: ignore[no-untyped-def]
     Q += b * stride_qb + head_k * GROUP * stride_qh + first * stride_qt
     DOUT += b * stride_ob + head_k * GROUP * stride_oh + first * stride_ot
     LEVEL += (b * H + h * GROUP) * T + first
+    if REST is not None:
+        REST += (b * H + h * GROUP) * T + first
     DELTA += (b * H + h * GROUP) * T + first
     dk = tl.zeros((BLOCK_N, BLOCK_E), dtype=ACC)
     dv = tl.zeros((BLOCK_N, BLOCK_E), dtype=ACC)
@@ -135,9 +144,12 @@ def dkdv_kernel(  # type: ignore[no-untyped-def]
         level = tl.load(LEVEL + g * T + row, mask=row < length_q, other=float("inf"))
         if SOFTCAP:
             s = tanh(s * (scale / softcap), q.dtype == tl.float32)
-            p = tl.exp2(s * (softcap * 1.4426950408889634) - level[None, :])
+            p = s * (softcap * 1.4426950408889634) - level[None, :]
         else:
-            p = tl.exp2(s * (scale * 1.4426950408889634) - level[None, :])
+            p = s * (scale * 1.4426950408889634) - level[None, :]
+        if REST is not None:
+            p -= tl.load(REST + g * T + row, mask=row < length_q, other=0.0)[None, :]
+        p = tl.exp2(p)
         if CAUSAL or WINDOW:
             p = tl.where(near(row[None, :], position[:, None], window, CAUSAL, WINDOW), p, 0.0)
         low = p.to(q.dtype)
@@ -162,9 +174,9 @@ def dkdv_kernel(  # type: ignore[no-untyped-def]
 
 @jit
 def _dq(  # type: ignore[no-untyped-def]
-    dq, q, do, level, delta, K, V, stride_kt, stride_vt, lo, hi, position, length_k, scale, softcap, window,
+    dq, q, do, level, rest, delta, K, V, stride_kt, stride_vt, lo, hi, position, length_k, scale, softcap, window,
     E: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
-    MASKED: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    MASKED: tl.constexpr, SPLIT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     line = tl.arange(0, BLOCK_N)
@@ -188,9 +200,12 @@ def _dq(  # type: ignore[no-untyped-def]
         if SOFTCAP:
             t = tanh(s * (scale / softcap), q.dtype == tl.float32)
             dp = dp * (1.0 - t * t)
-            p = tl.exp2(t * (softcap * 1.4426950408889634) - level[:, None])
+            p = t * (softcap * 1.4426950408889634) - level[:, None]
         else:
-            p = tl.exp2(s * (scale * 1.4426950408889634) - level[:, None])
+            p = s * (scale * 1.4426950408889634) - level[:, None]
+        if SPLIT:
+            p -= rest[:, None]
+        p = tl.exp2(p)
         if MASKED:
             p = tl.where(visible(position, key, length_k, window, CAUSAL, WINDOW), p, 0.0)
         dq = tl.dot((p * dp).to(k.dtype), k, dq, input_precision=PRECISION, out_dtype=ACC)
@@ -201,7 +216,7 @@ def _dq(  # type: ignore[no-untyped-def]
 
 @sized("T", "S", "documents", "tiles", "section", "window")
 def dq_kernel(  # type: ignore[no-untyped-def]
-    Q, K, V, DOUT, LEVEL, DELTA, DQ, CU_Q, CU_K, TILES,
+    Q, K, V, DOUT, LEVEL, REST, DELTA, DQ, CU_Q, CU_K, TILES,
     stride_qb, stride_qt: tl.constexpr, stride_qh, stride_kb, stride_kt: tl.constexpr, stride_kh,
     stride_vb, stride_vt: tl.constexpr, stride_vh, stride_ob, stride_ot: tl.constexpr, stride_oh,
     T, S, heads, documents, tiles, section, scale, softcap, window,
@@ -239,6 +254,9 @@ def dq_kernel(  # type: ignore[no-untyped-def]
     q = tl.load(Q + (line[:, None] * stride_qt + column[None, :]), mask=inside, other=0.0)
     do = tl.load(DOUT + (line[:, None] * stride_ot + column[None, :]), mask=inside, other=0.0)
     level = tl.load(LEVEL + ((b * H + h) * T + token) + line, mask=row < length_q, other=float("inf"))
+    rest = level
+    if REST is not None:
+        rest = tl.load(REST + ((b * H + h) * T + token) + line, mask=row < length_q, other=0.0)
     delta = tl.load(DELTA + ((b * H + h) * T + token) + line, mask=row < length_q, other=0.0)
     head_k = (h // GROUP).to(tl.int64)
     K += b * stride_kb + head_k * stride_kh + start_k.to(tl.int64) * stride_kt
@@ -260,17 +278,18 @@ def dq_kernel(  # type: ignore[no-untyped-def]
         full_lo = (tl.maximum(last - window + 1, 0) + BLOCK_N - 1) // BLOCK_N * BLOCK_N
         full_lo = tl.minimum(tl.maximum(full_lo, lo), full_hi)
         dq = _dq(
-            dq, q, do, level, delta, K, V, stride_kt, stride_vt, lo, full_lo, position, length_k, scale,
-            softcap, window, E, CAUSAL, WINDOW, SOFTCAP, True, ACC, PRECISION, BLOCK_N, BLOCK_E,
+            dq, q, do, level, rest, delta, K, V, stride_kt, stride_vt, lo, full_lo, position, length_k, scale,
+            softcap, window, E, CAUSAL, WINDOW, SOFTCAP, True, REST is not None, ACC, PRECISION, BLOCK_N,
+            BLOCK_E,
         )  # fmt: skip
         lo = full_lo
     dq = _dq(
-        dq, q, do, level, delta, K, V, stride_kt, stride_vt, lo, full_hi, position, length_k, scale,
-        softcap, window, E, CAUSAL, WINDOW, SOFTCAP, False, ACC, PRECISION, BLOCK_N, BLOCK_E,
+        dq, q, do, level, rest, delta, K, V, stride_kt, stride_vt, lo, full_hi, position, length_k, scale,
+        softcap, window, E, CAUSAL, WINDOW, SOFTCAP, False, REST is not None, ACC, PRECISION, BLOCK_N, BLOCK_E,
     )  # fmt: skip
     dq = _dq(
-        dq, q, do, level, delta, K, V, stride_kt, stride_vt, full_hi, hi, position, length_k, scale,
-        softcap, window, E, CAUSAL, WINDOW, SOFTCAP, True, ACC, PRECISION, BLOCK_N, BLOCK_E,
+        dq, q, do, level, rest, delta, K, V, stride_kt, stride_vt, full_hi, hi, position, length_k, scale,
+        softcap, window, E, CAUSAL, WINDOW, SOFTCAP, True, REST is not None, ACC, PRECISION, BLOCK_N, BLOCK_E,
     )  # fmt: skip
     dq = dq * scale
     DQ += ((b * T + token) * H + h) * E
@@ -278,11 +297,11 @@ def dq_kernel(  # type: ignore[no-untyped-def]
 
 
 def backward(
-    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, level: Tensor,
     sinks: Tensor | None, cu_q: Tensor | None, cu_k: Tensor | None,
     *, causal: bool, window: int, softcap: float, scale: float, dkdv: Launch, dq: Launch,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """Gradients of q, k, v and sinks; shapes as in `forward`, `dlse` (B, H, T) or None.
+    """Gradients of q, k, v and sinks; shapes and `level` as in `forward`, `dlse` (B, H, T) or None.
 
     Extra memory: delta and level (B, H, T) in fp32, and one number per head and 64 rows for the sinks.
     """
@@ -290,7 +309,8 @@ def backward(
     S, K = k.shape[1:3]
     group = H // K
     gq, gk, gv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-    delta, level = torch.empty_like(lse), torch.empty_like(lse)
+    delta = torch.empty_like(lse)
+    level, rest = level if level.numel() else (torch.empty_like(lse), None)
     blocks = -(-T // 64)
     shares = lse.new_empty((B, H, blocks)) if sinks is not None else None
     acc, width = tl_dtype(lse.dtype), block_e(E)
@@ -303,7 +323,7 @@ def backward(
     with on(q.device):
         if gq.numel():
             delta_kernel[(blocks * B * H,)](
-                out, dout, lse, dlse, sinks, delta, level, shares, *strides(dout), T, blocks,
+                out, dout, lse, dlse, sinks, delta, level, rest, shares, *strides(dout), T, blocks,
                 E=E, H=H, ACC=acc, BLOCK_M=64, BLOCK_E=width, num_warps=4,
             )  # fmt: skip
         if gk.numel():
@@ -315,7 +335,7 @@ def backward(
                 tiles = listed.numel()
             section = per_section(B * K, 2 * T * E * group * q.element_size())
             dkdv_kernel[(tiles * B * K,)](
-                q, k, v, dout, level, delta, gk, gv, cu_q, cu_k, listed, *moves,
+                q, k, v, dout, level, rest, delta, gk, gv, cu_q, cu_k, listed, *moves,
                 T, S, B * K, documents, tiles, section, scale, softcap, window, **shared, **dkdv,
             )  # fmt: skip
         if gq.numel():
@@ -327,7 +347,7 @@ def backward(
                 tiles = listed.numel()
             section = group * per_section(B * K, 2 * S * E * k.element_size())
             dq_kernel[(tiles * B * H,)](
-                q, k, v, dout, level, delta, gq, cu_q, cu_k, listed, *moves,
+                q, k, v, dout, level, rest, delta, gq, cu_q, cu_k, listed, *moves,
                 T, S, B * H, documents, tiles, section, scale, softcap, window, **shared, **dq,
             )  # fmt: skip
     if sinks is None or shares is None:

@@ -31,13 +31,17 @@ def _case(kernel: str, dtype: torch.dtype, E: int, mask: str, launch: dict[str, 
     features = MASKS[mask]
     typed = f"*{SHORT[dtype]}"
     pointers = {
-        "forward": {"Q": typed, "K": typed, "V": typed, "SINKS": typed, "OUT": typed, "LSE": "*fp32"},
+        "forward": {
+            "Q": typed, "K": typed, "V": typed, "SINKS": typed, "OUT": typed, "LSE": "*fp32",
+            "LEVEL": "*fp32", "REST": "*fp32",
+        },
         "dkdv": {
-            "Q": typed, "K": typed, "V": typed, "DOUT": typed, "LEVEL": "*fp32", "DELTA": "*fp32",
+            "Q": typed, "K": typed, "V": typed, "DOUT": typed, "LEVEL": "*fp32", "REST": "*fp32", "DELTA": "*fp32",
             "DK": typed, "DV": typed,
         },
         "dq": {
-            "Q": typed, "K": typed, "V": typed, "DOUT": typed, "LEVEL": "*fp32", "DELTA": "*fp32", "DQ": typed
+            "Q": typed, "K": typed, "V": typed, "DOUT": typed, "LEVEL": "*fp32", "REST": "*fp32", "DELTA": "*fp32",
+            "DQ": typed,
         },
     }[kernel]  # fmt: skip
     signature = dict(pointers)
@@ -49,7 +53,12 @@ def _case(kernel: str, dtype: torch.dtype, E: int, mask: str, launch: dict[str, 
     if kernel == "forward" and "sinks" not in features:
         del signature["SINKS"]
         constants["SINKS"] = None
-    for name, kind in {"CU_Q": "*i32", "CU_K": "*i32", "TILES": "*i64"}.items():
+    if dtype.itemsize == 2:  # the level in two parts is for fp32
+        for absent in {"forward": ("LEVEL", "REST")}.get(kernel, ("REST",)):
+            del signature[absent]
+            constants[absent] = None
+    offsets = "*i64" if mask == "everything" else "*i32"
+    for name, kind in {"CU_Q": offsets, "CU_K": offsets, "TILES": "*i64"}.items():
         if "documents" in features:
             signature[name] = kind
         else:
@@ -77,7 +86,8 @@ def _small() -> Iterator[CompileCase]:
         yield CompileCase(
             name=f"attention.slots {'keys' if keys else 'queries'}",
             kernel=slots_kernel,
-            signature={"CU": "*i32", "CU_OTHER": "*i32", "SLOTS": "*i64"}
+            signature=dict.fromkeys(("CU", "CU_OTHER"), "*i64" if keys else "*i32")
+            | {"SLOTS": "*i64"}
             | dict.fromkeys(("documents", "total", "total_other", "slots", "steps", "window"), "i32"),
             constants={"KEYS": keys, "CAUSAL": True, "WINDOW": True, "BLOCK": 128, "COUNT": COUNT},
             unaligned=frozenset({"documents", "total", "total_other", "slots", "steps", "window"}),
@@ -89,11 +99,13 @@ def _small() -> Iterator[CompileCase]:
                 kernel=delta_kernel,
                 signature={
                     "OUT": f"*{short}", "DOUT": f"*{short}", "LSE": "*fp32", "DLSE": "*fp32",
-                    "SINKS": f"*{short}", "DELTA": "*fp32", "LEVEL": "*fp32", "DSINKS": "*fp32", "stride_b": "i32",
+                    "SINKS": f"*{short}", "DELTA": "*fp32", "LEVEL": "*fp32",
+                    **({"REST": "*fp32"} if short == "fp32" else {}), "DSINKS": "*fp32", "stride_b": "i32",
                     "stride_t": "i32", "stride_h": "i32", "T": "i32", "blocks": "i32",
                 },
                 constants={
-                    "E": E, "H": 32, "ACC": tl_dtype(torch.float32), "BLOCK_M": 64, "BLOCK_E": block_e(E)
+                    "E": E, "H": 32, "ACC": tl_dtype(torch.float32), "BLOCK_M": 64, "BLOCK_E": block_e(E),
+                    **({} if short == "fp32" else {"REST": None}),
                 },
                 unaligned=frozenset({"T", "blocks"}),
             )  # fmt: skip

@@ -21,10 +21,10 @@ from fmscale.kernels.attention_common import (
     precision,
     sized,
     strides,
-    tanh,
     unit,
 )
 from fmscale.kernels.attention_eager import attend
+from fmscale.kernels.attention_forward import attend_keys
 from fmscale.kernels.compile_case import CompileCase
 from fmscale.kernels.dispatch import Config, bucket, choose, config
 from fmscale.kernels.launch import INTERPRETED, accumulator, on, round_up, tl, tl_dtype, triton_refusal
@@ -89,41 +89,14 @@ def span_kernel(  # type: ignore[no-untyped-def]
     )  # fmt: skip
     K += b * stride_kb + head.to(tl.int64) * stride_kh
     V += b * stride_vb + head.to(tl.int64) * stride_vh
-    line = tl.arange(0, BLOCK_N)
-    offset_k = line[:, None] * stride_kt + column[None, :]
-    offset_v = line[:, None] * stride_vt + column[None, :]
-    hop_k = tl.full((), BLOCK_N, tl.int64) * stride_kt
-    hop_v = tl.full((), BLOCK_N, tl.int64) * stride_vt
-    K += lo.to(tl.int64) * stride_kt
-    V += lo.to(tl.int64) * stride_vt
-    factor = scale * 1.4426950408889634  # log2 e
-    if SOFTCAP:
-        factor = softcap * 1.4426950408889634
     acc = tl.zeros((BLOCK_M, BLOCK_E), dtype=ACC)
     total = tl.zeros((BLOCK_M,), dtype=ACC)
     peak = tl.full((BLOCK_M,), -float("inf"), dtype=ACC)
-    for n0 in range(lo, hi, BLOCK_N):
-        key = n0 + line
-        there = (key < hi)[:, None] & (column < E)[None, :]
-        k = tl.load(K + offset_k, mask=there, other=0.0)
-        s = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACC)
-        if SOFTCAP:
-            s = tanh(s * (scale / softcap), q.dtype == tl.float32)
-        seen = key[None, :] <= position[:, None]
-        if WINDOW:
-            seen = seen & (key[None, :] > position[:, None] - window)
-        # hi ends this span, and the next span has the keys after it
-        s = tl.where(seen & (key < hi)[None, :], s, -float("inf"))
-        top = tl.maximum(peak, tl.max(s, axis=1) * factor)
-        shift = tl.where(top == -float("inf"), 0.0, top)
-        p = tl.exp2(s * factor - shift[:, None])
-        decay = tl.exp2(peak - shift)
-        total = total * decay + tl.sum(p, axis=1)
-        v = tl.load(V + offset_v, mask=there, other=0.0)
-        acc = tl.dot(p.to(v.dtype), v, acc * decay[:, None], input_precision=PRECISION, out_dtype=ACC)
-        peak = top
-        K += hop_k
-        V += hop_v
+    # keys from hi on, zeros here, are seen by no live row: they lie after its token, or in the next span
+    acc, total, peak = attend_keys(
+        acc, total, peak, q, K, V, stride_kt, stride_vt, lo, hi, position, hi, scale, softcap, window,
+        E, True, WINDOW, SOFTCAP, True, ACC, PRECISION, BLOCK_N, BLOCK_E,
+    )  # fmt: skip
     nothing = total == 0.0
     acc = acc / tl.where(nothing, 1.0, total)[:, None]
     level = tl.where(nothing, -float("inf"), peak + tl.log2(tl.where(nothing, 1.0, total)))

@@ -26,12 +26,13 @@ from torch import Tensor
 
 
 @jit
-def _attend(  # type: ignore[no-untyped-def]
+def attend_keys(  # type: ignore[no-untyped-def]
     acc, total, peak, q, K, V, stride_kt, stride_vt, lo, hi, position, length_k, scale, softcap, window,
     E: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
     MASKED: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
+    """Keys lo (a multiple of BLOCK_N) to hi added to the weighted sum, its total and the running maximum."""
     row = tl.arange(0, BLOCK_N)
     column = tl.arange(0, BLOCK_E)
     offset_k = row[:, None] * stride_kt + column[None, :]
@@ -83,7 +84,7 @@ def _attend(  # type: ignore[no-untyped-def]
 
 @sized("T", "S", "documents", "tiles", "section", "window")
 def forward_kernel(  # type: ignore[no-untyped-def]
-    Q, K, V, SINKS, OUT, LSE, CU_Q, CU_K, TILES,
+    Q, K, V, SINKS, OUT, LSE, LEVEL, REST, CU_Q, CU_K, TILES,
     stride_qb, stride_qt: tl.constexpr, stride_qh, stride_kb, stride_kt: tl.constexpr, stride_kh,
     stride_vb, stride_vt: tl.constexpr, stride_vh,
     T, S, heads, documents, tiles, section, scale, softcap, window,
@@ -140,16 +141,16 @@ def forward_kernel(  # type: ignore[no-untyped-def]
         last = tl.minimum(m0 + BLOCK_M, length_q) - 1 + length_k - length_q
         full_lo = (tl.maximum(last - window + 1, 0) + BLOCK_N - 1) // BLOCK_N * BLOCK_N
         full_lo = tl.minimum(tl.maximum(full_lo, lo), full_hi)
-        acc, total, peak = _attend(
+        acc, total, peak = attend_keys(
             acc, total, peak, q, K, V, stride_kt, stride_vt, lo, full_lo, position, length_k, scale, softcap,
             window, E, CAUSAL, WINDOW, SOFTCAP, True, ACC, PRECISION, BLOCK_N, BLOCK_E,
         )  # fmt: skip
         lo = full_lo
-    acc, total, peak = _attend(
+    acc, total, peak = attend_keys(
         acc, total, peak, q, K, V, stride_kt, stride_vt, lo, full_hi, position, length_k, scale, softcap,
         window, E, CAUSAL, WINDOW, SOFTCAP, False, ACC, PRECISION, BLOCK_N, BLOCK_E,
     )  # fmt: skip
-    acc, total, peak = _attend(
+    acc, total, peak = attend_keys(
         acc, total, peak, q, K, V, stride_kt, stride_vt, full_hi, hi, position, length_k, scale, softcap,
         window, E, CAUSAL, WINDOW, SOFTCAP, True, ACC, PRECISION, BLOCK_N, BLOCK_E,
     )  # fmt: skip
@@ -165,6 +166,10 @@ def forward_kernel(  # type: ignore[no-untyped-def]
     lse = (peak + tl.log2(total)) * 0.6931471805599453  # ln 2
     nothing = total == 0.0
     lse = tl.where(nothing, -float("inf"), lse)
+    if LEVEL is not None:
+        at = ((b * H + h) * T + token) + line
+        tl.store(LEVEL + at, tl.where(nothing, float("inf"), peak), mask=row < length_q)
+        tl.store(REST + at, tl.log2(tl.where(nothing, 1.0, total)), mask=row < length_q)
     acc = acc / tl.where(nothing, 1.0, total)[:, None]
     OUT += ((b * T + token) * H + h) * E
     to = line[:, None] * (H * E) + column[None, :]
@@ -172,11 +177,21 @@ def forward_kernel(  # type: ignore[no-untyped-def]
     tl.store(LSE + ((b * H + h) * T + token) + line, lse, mask=row < length_q)
 
 
+def level_shape(q: Tensor) -> tuple[int, ...]:
+    """Shape of the level that `forward` returns for q (B, T, H, E)."""
+    B, T, H, _ = q.shape
+    return (2, B, H, T) if q.dtype.itemsize > 2 else (0,)
+
+
 def forward(
     q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, cu_q: Tensor | None, cu_k: Tensor | None,
     *, causal: bool, window: int, softcap: float, scale: float, launch: Launch,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Output (B, T, H, E) and log-sum-exp (B, H, T) of q (B, T, H, E), k and v (B, S, K, E).
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Output (B, T, H, E), log-sum-exp (B, H, T) and level of q (B, T, H, E), k and v (B, S, K, E).
+
+    The level (2, B, H, T), for fp32 alone (else empty): the log-sum-exp in base 2 as a sum of two numbers, the
+    running maximum and the rest, +inf and 0 in rows that see nothing. The backward takes a probability from
+    the difference of score and level: one number of 60 has room for five digits of it, fp32 scores have seven.
 
     With documents B is 1. The last stride of q, k and v is 1; window and softcap 0 mean none; `launch`
     has BLOCK_M, BLOCK_N, num_warps and num_stages.
@@ -186,9 +201,11 @@ def forward(
     acc = accumulator(q.dtype)
     out = torch.empty((B, T, H, E), dtype=q.dtype, device=q.device)
     lse = torch.empty((B, H, T), dtype=acc, device=q.device)
+    level = lse.new_empty(level_shape(q))
     if not out.numel():
-        return out, lse
+        return out, lse, level
     block = launch["BLOCK_M"]
+    parts = level if level.numel() else (None, None)
     listed, documents, tiles = None, 0, -(-T // block)
     if cu_q is not None and cu_k is not None:
         listed = tile_list(cu_q, cu_k, T, S, block=block, keys=False, causal=causal, window=window)
@@ -197,9 +214,9 @@ def forward(
     section = group * per_section(B * K, 2 * S * E * k.element_size())
     with on(q.device):
         forward_kernel[(tiles * B * H,)](
-            q, k, v, sinks, out, lse, cu_q, cu_k, listed, *strides(q), *strides(k), *strides(v),
+            q, k, v, sinks, out, lse, *parts, cu_q, cu_k, listed, *strides(q), *strides(k), *strides(v),
             T, S, B * H, documents, tiles, section, scale, softcap, window,
             E=E, H=H, GROUP=group, CAUSAL=causal, WINDOW=window > 0, SOFTCAP=softcap > 0, ACC=tl_dtype(acc),
             PRECISION=precision(q.dtype, E), BLOCK_E=block_e(E), **launch,
         )  # fmt: skip
-    return out, lse
+    return out, lse, level

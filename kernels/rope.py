@@ -57,8 +57,8 @@ def _rotate_heads(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     first, second = _columns(half, INTERLEAVED, HALF)
     in_half = tl.arange(0, HALF) < half
-    for start in range(0, heads, HEADS):
-        head = start + tl.arange(0, HEADS)
+    for start in range(0, heads, HEADS):  # 64-bit: where heads lie first, their stride is all tokens
+        head = (start + tl.arange(0, HEADS)).to(tl.int64)
         inside = (head < heads)[:, None] & in_half[None, :]
         a = tl.load(X + head[:, None] * stride + first[None, :], mask=inside, other=0.0).to(ACC)
         b = tl.load(X + head[:, None] * stride + second[None, :], mask=inside, other=0.0).to(ACC)
@@ -103,7 +103,7 @@ def _norm_heads_backward(  # type: ignore[no-untyped-def]
     wa = tl.load(W + first, mask=in_half, other=0.0).to(ACC)[None, :]
     wb = tl.load(W + second, mask=in_half, other=0.0).to(ACC)[None, :]
     for start in range(0, heads, HEADS):
-        head = start + tl.arange(0, HEADS)
+        head = (start + tl.arange(0, HEADS)).to(tl.int64)
         inside = (head < heads)[:, None] & in_half[None, :]
         a = tl.load(X + head[:, None] * stride_x + first[None, :], mask=inside, other=0.0).to(ACC)
         b = tl.load(X + head[:, None] * stride_x + second[None, :], mask=inside, other=0.0).to(ACC)
@@ -373,10 +373,10 @@ def rope(
             q, k, positions, turns=turns, q_weight=q_weight, k_weight=k_weight, eps=eps,
             interleaved=interleaved,
         )  # fmt: skip
-    qy, ky = _op(
-        _heads(q), _heads(k), positions.reshape(-1).contiguous(), turns.double().contiguous(),
-        q_weight, k_weight, eps, interleaved, False,
-    )  # fmt: skip
+    if q_weight is not None and k_weight is not None:
+        q_weight, k_weight = q_weight.contiguous(), k_weight.contiguous()
+    rest = (positions.reshape(-1).contiguous(), turns.double().contiguous(), q_weight, k_weight)
+    qy, ky = _op(_heads(q), _heads(k), *rest, eps, interleaved, False)
     return qy.view(q.shape), ky.view(k.shape)
 
 

@@ -21,7 +21,7 @@ SHAPES: list[dict[str, Any]] = [
 ]
 FEATURES: dict[str, list[Any]] = {
     "shape": SHAPES,
-    "heads": [(4, 4), (4, 2), (3, 1)],
+    "heads": [(2, 2), (4, 2), (3, 1)],
     "E": [32, 40, 64],
     "dtype": DTYPES,
     "causal": [True, False],
@@ -51,7 +51,6 @@ def test_every_pair_of_features(wanted: Problem, tile: tuple[int, int], device: 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (3, 1)], ids=str)
 def test_every_combination(shape: dict[str, Any], heads: tuple[int, int], device: torch.device) -> None:
-    """With a window of 1 a row sees one key: dS is the difference of two equal sums, rounding and nothing else."""
     H, K = heads
     for causal in (True, False):
         for window in (None, 1, 9, 40):
@@ -60,16 +59,28 @@ def test_every_combination(shape: dict[str, Any], heads: tuple[int, int], device
                     H=H, K=K, causal=causal, window=window, softcap=softcap, sinks=sinks, **shape
                 )
                 with tiles(32, 32):
-                    judge(wanted, device, gradient_ratio=3.0 if window == 1 else 1.0)
+                    judge(wanted, device, small=window == 1)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("E", [80, 96, 128, 192, 256])
-def test_wide_heads_with_shipped_tiles(E: int, dtype: torch.dtype, device: torch.device) -> None:
+def shipped(E: int, dtype: torch.dtype, device: torch.device) -> None:
     """No forced tiles: the configurations that the package ships, padded where E is not a power of two."""
     judge(
         Problem(E=E, dtype=dtype, H=2, K=1, documents=(33, 1, 40), window=30, softcap=8.0, sinks=True), device
     )
+
+
+@pytest.mark.parametrize(
+    ("E", "dtype"), [(80, DTYPES[0]), (96, DTYPES[2]), (128, DTYPES[1]), (192, DTYPES[2]), (256, DTYPES[0])]
+)
+def test_wide_heads_with_shipped_tiles(E: int, dtype: torch.dtype, device: torch.device) -> None:
+    shipped(E, dtype, device)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("E", [80, 96, 128, 192, 256])
+def test_every_wide_head_with_shipped_tiles(E: int, dtype: torch.dtype, device: torch.device) -> None:
+    shipped(E, dtype, device)
 
 
 @pytest.mark.slow
@@ -97,14 +108,19 @@ def test_document_edges_at_tile_edges(edge: int, causal: bool, device: torch.dev
 
 
 def test_large_scores_keep_the_running_maximum(device: torch.device) -> None:
-    """Gradients come from exp(s - lse): where both are 60, fp32 leaves p five digits, eager seven."""
-    judge(Problem(loud=10.0, T=100, S=100), device, gradient_ratio=5.0)
-    judge(Problem(loud=30.0, T=100, S=100, sinks=True, softcap=20.0), device, gradient_ratio=5.0)
+    """Gradients come from exp(s - lse): where both are 60, an fp32 lse in one number leaves p five digits."""
+    judge(Problem(loud=10.0, T=100, S=100), device)
+    judge(Problem(loud=30.0, T=100, S=100, sinks=True, softcap=20.0), device)
 
 
 def test_scale(device: torch.device) -> None:
     judge(Problem(scale=0.5, T=40, S=40), device)
     judge(Problem(scale=0.02, softcap=1.0, T=40, S=40), device)
+
+
+def test_a_soft_cap_far_above_the_scores(device: torch.device) -> None:
+    """As in real models: tanh of small numbers times a large one must keep fp32's relative precision."""
+    judge(Problem(softcap=50.0, T=40, S=40), device)
 
 
 def test_matches_torch(device: torch.device) -> None:

@@ -11,18 +11,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fmscale.errors import KernelError
-from tests.kernels.attention_problems import Problem, judge, results, tiles
+from tests.kernels.attention_problems import Problem, far, judge, results, tiles
 
 LENGTHS = st.lists(st.integers(0, 40), max_size=6)
-
-
-@settings(max_examples=12, deadline=None)
-@given(
+DOCUMENTS = given(
     lengths=LENGTHS, others=LENGTHS, cross=st.booleans(), tail=st.integers(0, 20), causal=st.booleans(),
     window=st.none() | st.integers(1, 50), softcap=st.none() | st.just(4.0), sinks=st.booleans(),
     E=st.integers(1, 48), tile=st.sampled_from([(16, 16), (16, 32), (32, 16)]),
 )  # fmt: skip
-def test_any_documents(
+
+
+def any_documents(
     device: torch.device, lengths: list[int], others: list[int], cross: bool, tail: int, causal: bool,
     window: int | None, softcap: float | None, sinks: bool, E: int, tile: tuple[int, int],
 ) -> None:  # fmt: skip
@@ -33,8 +32,14 @@ def test_any_documents(
                 documents=tuple(lengths), keys=keys if cross else None, tail=tail, causal=causal, window=window,
                 softcap=softcap, sinks=sinks, E=E, H=2, K=1,
             ),
-            device, gradient_ratio=3.0,
+            device, small=True,
         )  # fmt: skip
+
+
+test_any_documents = settings(max_examples=5, deadline=None)(DOCUMENTS(any_documents))
+test_any_documents_at_length = pytest.mark.slow(
+    settings(max_examples=100, deadline=None)(DOCUMENTS(any_documents))
+)
 
 
 @settings(max_examples=8, deadline=None)
@@ -49,7 +54,7 @@ def test_any_dense_shape(
         judge(
             Problem(B=B, T=T, S=S, H=K * group, K=K, E=E, causal=causal, window=window),
             device,
-            gradient_ratio=3.0,
+            small=True,
         )
 
 
@@ -101,15 +106,6 @@ def test_strides_of_zero(device: torch.device) -> None:
     torch.testing.assert_close(grad, wanted)
 
 
-def far(x: Tensor, *strides: int) -> Tensor:
-    """`x` with these strides in fresh storage, of which only the touched pages become real memory."""
-    size = sum((n - 1) * s for n, s in zip(x.shape, strides, strict=True)) + 1
-    # shared memory from the system, not malloc: pages appear when touched
-    storage = torch.UntypedStorage(size * x.element_size(), device=x.device)
-    found = torch.empty(0, dtype=x.dtype, device=x.device).set_(storage, 0, x.shape, strides)
-    return found.copy_(x)
-
-
 @pytest.mark.parametrize("axis", ["batch", "token", "head", "tile"])
 def test_offsets_past_31_bits(axis: str, device: torch.device, checked_overflow: None) -> None:
     """Elements beyond 2^31: 32-bit index arithmetic would overflow, which the interpreter checks here."""
@@ -141,6 +137,44 @@ def results_of(wanted: Problem, inputs: list[Tensor]) -> list[Tensor]:
     torch.manual_seed(11)
     upstream = [torch.randn_like(one) for one in outs]
     return [*outs, *torch.autograd.grad(outs, leaves, upstream)]
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_tiles_that_no_row_sees_are_not_read(causal: bool, device: torch.device) -> None:
+    """A window's cost is that of its tiles: rows 48 to 95 lie a tile or more from what is NaN here."""
+    wanted = Problem(T=150, S=150, H=2, K=1, causal=causal, window=20)
+    inputs, upstream = wanted.tensors(device), wanted.upstream(device)
+    middle = slice(48, 96)
+
+    def run(poisoned: str) -> list[Tensor]:
+        tensors = dict(zip("qkvo", [*inputs, upstream[0]], strict=True))
+        for name in poisoned:
+            tensors[name] = tensors[name].clone()
+            tensors[name][:, :16] = tensors[name][:, 128:] = torch.nan
+        leaves = [tensors[name].requires_grad_() for name in "qkv"]
+        out, lse = wanted.run(*leaves, backend="triton")
+        dq, dk, dv = torch.autograd.grad([out, lse], leaves, [tensors["o"], upstream[1]])
+        found = [dk, dv] if poisoned == "qo" else [out, lse.transpose(1, 2), dq]
+        return [x[:, middle] for x in found]
+
+    with tiles(16, 16):
+        clean = run("")
+        assert all(torch.equal(a, b) for a, b in zip(run("kv"), clean, strict=True))
+        poisoned = run("qo")
+        assert all(bool(x.isfinite().all()) for x in poisoned)
+
+
+def test_heads_are_taken_in_sections(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which heads share the cache is a matter of speed: one at a time, or as many as fit, the same bits."""
+    for wanted in (Problem(B=2, T=40, S=40, H=6, K=3), Problem(documents=(33, 20), H=6, K=3)):
+        inputs = wanted.tensors(device)
+        with tiles(16, 16):
+            together = results(wanted, inputs, "triton")
+            with monkeypatch.context() as patch:
+                for module in ("attention_forward", "attention_backward"):
+                    patch.setattr(f"fmscale.kernels.{module}.per_section", lambda heads, size: 2)
+                apart = results(wanted, inputs, "triton")
+        assert all(torch.equal(a, b) for a, b in zip(together, apart, strict=True))
 
 
 @pytest.mark.parametrize("documents", [None, (5, 0, 1, 7)])

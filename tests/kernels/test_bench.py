@@ -180,6 +180,7 @@ def budget(soft: float) -> Budget:
 SMALL = {"copy_bytes": 2**16, "side": 32, "repeats": 2}
 
 
+@pytest.mark.slow
 def test_who_takes_the_worker_along_is_left_out_and_the_row_held_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -1,4 +1,5 @@
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,14 @@ FILES = sorted((ROOT / "kernels").rglob("*.py"))
 OURS = ("fmscale.kernels", "fmscale.errors")
 
 
+@functools.cache
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
 def imported(path: Path) -> set[str]:
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -32,7 +38,7 @@ def test_only_the_standard_library_torch_and_triton(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_atomics(path: Path) -> None:
     """Their order changes from run to run: without them every result is deterministic by construction."""
-    calls = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)]
+    calls = [n for n in nodes(path) if isinstance(n, ast.Attribute)]
     assert not [n.attr for n in calls if n.attr.startswith("atomic_")]
 
 

@@ -49,7 +49,7 @@ def test_any_shape(device: torch.device, batch: int, tokens: int, D: int, wide: 
     # D = 1 makes the norm a sign: its gradient is the rounding error of a zero
     inputs = [x, weight, residual] if D > 1 else [x + 1, weight, residual + 1]
     with forced("rms_norm", "backward", {"ROWS": 2, "PROGRAMS": programs, "num_warps": 4}):
-        check_op(ours, rms_norm_eager, inputs, upstream, ulps=4.0 if D < 4 else 1.0, max_ratio=3.0)
+        check_op(ours, rms_norm_eager, inputs, upstream)
 
 
 def test_strided_rows_are_read_in_place(device: torch.device) -> None:

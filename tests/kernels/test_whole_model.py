@@ -55,9 +55,7 @@ def loss_and_gradients(
     return {"loss": loss.detach(), **dict(zip(w, gradients, strict=True))}
 
 
-def compare(
-    dtype: torch.dtype, device: torch.device, sizes: tuple[int, ...], lengths: list[int], **ratios: float
-) -> None:
+def compare(dtype: torch.dtype, device: torch.device, sizes: tuple[int, ...], lengths: list[int]) -> None:
     named = {name: one.to(device, dtype) for name, one in weights(*sizes).items()}
     cu = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], device=device, dtype=torch.int32)
     tokens = torch.randint(0, sizes[5], (sum(lengths),), generator=torch.Generator().manual_seed(1)).to(
@@ -74,27 +72,16 @@ def compare(
                 mine.double(), gold, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=0.0
             )
         else:
-            check(mine, eager[name], gold, name=name, **ratios)
+            check(mine, eager[name], gold, name=name)
         cosine = torch.nn.functional.cosine_similarity(mine.double().flatten(), gold.flatten(), dim=0)
         assert name == "loss" or float(cosine) > (0.9999 if dtype == torch.float32 else 0.99), (name, cosine)
 
 
 def test_loss_and_gradients(device: torch.device) -> None:
-    compare(
-        torch.float32,
-        device,
-        (32, 4, 2, 16, 48, 90, 2),
-        [33, 0, 1, 30],
-        max_ratio=4.0,
-        mean_ratio=2.0,
-        ulps=8.0,
-    )
+    compare(torch.float32, device, (32, 4, 2, 16, 48, 90, 2), [33, 0, 1, 30])
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_real_sizes(dtype: torch.dtype, device: torch.device) -> None:
-    compare(
-        dtype, device, (1024, 16, 4, 64, 2816, 32000, 4), [1000, 1, 0, 2047, 1048],
-        max_ratio=4.0, mean_ratio=1.5, ulps=8.0,
-    )  # fmt: skip
+    compare(dtype, device, (1024, 16, 4, 64, 2816, 32000, 4), [1000, 1, 0, 2047, 1048])
