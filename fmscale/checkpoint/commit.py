@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from fmscale.checkpoint.alive import Listener
 from fmscale.checkpoint.copied import SaveFailed
 from fmscale.checkpoint.job import Job, Settings
 from fmscale.checkpoint.manifest import encode, merge
@@ -58,9 +59,19 @@ class Seen(State):
                 raise _Already(entry)
 
 
-def gather(backend: Backend, settings: Settings, job: Job, own: Seal, stop: Callable[[], bool]) -> list[Seal]:
-    """All ranks' seals, by rank. Raises SaveFailed for a refusal, after the deadline, or when told to stop."""
+def gather(
+    backend: Backend,
+    settings: Settings,
+    job: Job,
+    own: Seal,
+    stop: Callable[[], bool],
+    alone: Callable[[], bool] = lambda: False,
+) -> list[Seal]:
+    """All ranks' seals, by rank. Raises SaveFailed for a refusal, after the deadline, when told to stop, or where
+    this process is `alone` (its trainer is gone) and a rank that has not sealed gives no sign of life.
+    """
     seals = {settings.rank: own}
+    listener = Listener(backend, job.folder, alone)
     begin = time.monotonic()
     while len(seals) < settings.world_size:
         missing = [rank for rank in range(settings.world_size) if rank not in seals]
@@ -74,6 +85,9 @@ def gather(backend: Backend, settings: Settings, job: Job, own: Seal, stop: Call
                 raise SaveFailed(f"rank {rank} did not save step {job.step}: {reason}")
         if len(seals) == settings.world_size:
             break
+        missing = [rank for rank in missing if rank not in seals]
+        if gone := listener.silent(missing):
+            raise SaveFailed(f"ranks {gone[:8]} have not sealed step {job.step} and give no sign of life")
         waited = time.monotonic() - begin
         if waited > settings.seal_seconds or stop():
             raise SaveFailed(
@@ -128,10 +142,18 @@ def commit_seals(log: Log, settings: Settings, job: Job, seals: list[Seal], stat
         state.own = ""
 
 
-def await_outcome(log: Log, settings: Settings, job: Job, state: Seen, stop: Callable[[], bool]) -> Entry:
-    """Wait until rank 0 has committed the save: its entry. Raises SaveFailed if it gave up, or after the
-    deadline.
+def await_outcome(
+    log: Log,
+    settings: Settings,
+    job: Job,
+    state: Seen,
+    stop: Callable[[], bool],
+    alone: Callable[[], bool] = lambda: False,
+) -> Entry:
+    """Wait until rank 0 has committed the save: its entry. Raises SaveFailed if it gave up, after the deadline, or
+    where this process is `alone` and rank 0 gives no sign of life.
     """
+    listener = Listener(log.backend, job.folder, alone)
     begin = time.monotonic()
     while True:
         try:
@@ -143,6 +165,8 @@ def await_outcome(log: Log, settings: Settings, job: Job, state: Seen, stop: Cal
                 raise SaveFailed(f"rank 0 gave up the save of step {job.step}: {reason}")
         except StoreUnavailable:
             pass  # asked again below, until the deadline
+        if listener.silent([0]):
+            raise SaveFailed(f"rank 0 has not committed step {job.step} and gives no sign of life")
         waited = time.monotonic() - begin
         if waited > settings.seal_seconds + settings.deadline or stop():
             raise SaveFailed(f"rank 0 did not commit step {job.step} within {waited:.0f} s")

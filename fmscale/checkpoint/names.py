@@ -6,6 +6,7 @@
     refused-00003.json                   instead of a seal: the rank cannot, and why
     manifest.arrow                       all ranks' pieces; the log entry has its digest
     failed.json                          rank 0 gave the save up, and why
+    alive-00003                          a counter, while the rank finishes the save after its trainer
 
 A save that was repeated at the same step under the same lease has a third number in the folder's name.
 """
@@ -73,6 +74,11 @@ def refused_key(folder: str, rank: int) -> str:
 def manifest_key(folder: str) -> str:
     """The manifest."""
     return f"{folder}/manifest.arrow"
+
+
+def alive_key(folder: str, rank: int) -> str:
+    """Where a rank that drains shows that it is alive."""
+    return f"{folder}/alive-{rank:05d}"
 
 
 def failed_key(folder: str) -> str:

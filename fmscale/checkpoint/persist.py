@@ -9,7 +9,7 @@ import xxhash
 from fmscale.checkpoint.copied import Copied
 from fmscale.checkpoint.job import Job, Settings
 from fmscale.checkpoint.layout import FileImage, Range, header
-from fmscale.checkpoint.names import SUMS, data_key, refused_key, seal_key
+from fmscale.checkpoint.names import SUMS, alive_key, data_key, refused_key, seal_key
 from fmscale.checkpoint.seal import Placed, Seal, StoredFile, decode_seal, encode_seal
 from fmscale.checkpoint.stream import Stream
 from fmscale.checkpoint.write import publish_unsynced, store_stream
@@ -113,6 +113,7 @@ def refuse(backend: Backend, settings: Settings, job: Job, reason: str) -> None:
 def discard(backend: Backend, settings: Settings, job: Job) -> None:
     """Delete what a save that was given up has stored of this rank; its seal first. Raises StoreError."""
     backend.delete(seal_key(job.folder, settings.rank))
+    backend.delete(alive_key(job.folder, settings.rank))
     for number in range(len(job.files)):
         key = data_key(job.folder, settings.rank, number)
         backend.delete(key)

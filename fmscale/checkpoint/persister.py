@@ -39,6 +39,8 @@ def main() -> None:
     worker: Worker | None = None
 
     def end() -> None:
+        if worker is not None:
+            worker.left_alone()
         while draining.is_set() and worker is not None and not worker.idle:
             time.sleep(0.01)
         os._exit(0)
@@ -80,6 +82,8 @@ def main() -> None:
             memories.pop(message["forget"]).close()
         elif "drain" in message:
             draining.set()
+            if worker is not None:
+                worker.drain()
         elif "copied" in message:
             copied = copies.get(message["copied"], Copied())
             if "failed" in message:

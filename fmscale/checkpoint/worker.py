@@ -10,10 +10,13 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from queue import SimpleQueue
 from threading import Condition, Event, Lock, Thread
 from typing import Any, TypeVar
 
+from fmscale.checkpoint import alive
+from fmscale.checkpoint.alive import beat
 from fmscale.checkpoint.commit import Seen, await_outcome, commit_seals, failure, gather, give_up
 from fmscale.checkpoint.copied import Copied, SaveFailed
 from fmscale.checkpoint.job import Job, Settings
@@ -59,6 +62,9 @@ class Worker:
         self._to_write: SimpleQueue[tuple[Job, memoryview, Copied] | None] = SimpleQueue()
         self._to_commit: SimpleQueue[tuple[Job, Seal] | None] = SimpleQueue()
         self._stopping = Event()
+        self._alone = Event()
+        self._open: dict[int, Job] = {}
+        self._beating = False
         self._resolved = Condition()
         self._unresolved = 0
         self._lock = Lock()
@@ -78,10 +84,32 @@ class Worker:
         with self._lock:
             return self._busy == 0
 
+    def drain(self) -> None:
+        """The trainer may end before what was submitted is through: show the other ranks from now on that this one is
+        at work.
+        """
+        if not self._beating:
+            self._beating = True
+            Thread(target=self._beat, name="beat", daemon=True).start()
+
+    def left_alone(self) -> None:
+        """The trainer is gone, and those of other ranks perhaps too."""
+        self._alone.set()
+
+    def _beat(self) -> None:
+        number = 0
+        while not self._stopping.wait(alive.BEAT_SECONDS):
+            with self._lock:
+                jobs = list(self._open.values())
+            for job in jobs:
+                number += 1
+                self._quietly(partial(beat, self._backend, job.folder, self._settings.rank, number))
+
     def submit(self, job: Job, memory: memoryview, copied: Copied | None = None) -> None:
         """Save this after what was submitted before. `copied` says how far the memory is filled; None: it is."""
         with self._lock:
             self._busy += 1
+            self._open[job.number] = job
         self._to_write.put((job, memory, copied or Copied()))
 
     def close(self, deadline: float = 10.0) -> None:
@@ -108,6 +136,7 @@ class Worker:
             if done:
                 with self._lock:
                     self._busy -= 1
+                    self._open.pop(item[0].number, None)
                 self._tell(item[0], "done")
 
     def _write_nicely(self) -> None:
@@ -184,10 +213,12 @@ class Worker:
 
     def _outcome(self, job: Job, seal: Seal) -> Entry:
         if self._settings.rank:
-            return await_outcome(self._log, self._settings, job, self._state, self._stopping.is_set)
+            return await_outcome(
+                self._log, self._settings, job, self._state, self._stopping.is_set, self._alone.is_set
+            )
         if job.attempt and (reason := failure(self._backend, job)):
             raise SaveFailed(reason)
-        seals = gather(self._backend, self._settings, job, seal, self._stopping.is_set)
+        seals = gather(self._backend, self._settings, job, seal, self._stopping.is_set, self._alone.is_set)
         return self._retried(job, lambda _: commit_seals(self._log, self._settings, job, seals, self._state))
 
     def _tell_others(self, job: Job, reason: str) -> None:

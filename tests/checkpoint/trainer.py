@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from fmscale.checkpoint import snapshot
 from fmscale.checkpoint.restore import restore
 from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.runtime.waits import HostWaits
@@ -63,6 +64,36 @@ def drain_and_die(pipe: Connection, url: str) -> None:
     fleet.savers[0]._writer.drain()
     pipe.send({"pids": [fleet.savers[0]._writer.pid]})
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def drain_and_die_alone(pipe: Connection, url: str) -> None:
+    """Be killed when rank 0's persist process was asked to drain a save that rank 1 never begins."""
+    fleet = Fleet(url, ranks=2)
+    fleet.saved(1)
+    fleet.savers[0].fence()
+    fleet.savers[0].save(2, fleet.pieces[0], {})
+    fleet.savers[0]._handing.result()
+    fleet.savers[0]._writer.drain()
+    pipe.send({"pids": [saver._writer.pid for saver in fleet.savers]})
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_while_copying(pipe: Connection, url: str) -> None:
+    """Be killed when half of a snapshot is copied, with what is there on its way to the disk."""
+    fleet = Fleet(url, ranks=1, tensors=STATE)
+    fleet.saved(1)
+    copy, copied = snapshot.copy_block, iter(range(len(STATE)))
+
+    def half(target: torch.Tensor, one: snapshot.Copy) -> None:
+        if next(copied) == len(STATE) // 2:
+            pipe.send({"pids": [fleet.savers[0]._writer.pid]})
+            os.kill(os.getpid(), signal.SIGKILL)
+        copy(target, one)
+
+    snapshot.copy_block = half
+    fleet.savers[0]._writer.drain()
+    fleet.save(2)
+    fleet.savers[0].fence()
 
 
 def wrong_at(pieces: list[Any], step: int) -> list[str]:
