@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import loader_faults, loader_over_cache
 from benchmarks.harness import Claim, TooLong, run_json
-from benchmarks.loader import PARTS, Bench, Part, choose, measured
+from benchmarks.loader import PARTS, ROWS, Bench, Part, choose, make_corpus, measured, prepare
 from benchmarks.loader_elastic import MIXTURES, compare, elastic_claims, equal
 from benchmarks.loader_faults import Fault, deliver, fault_claims, judged
 from benchmarks.loader_memory import added_per_rank, memory_claims, node
@@ -147,6 +147,24 @@ def test_a_fault_is_judged_by_rows_order_and_record(fault: Fault, result: dict[s
     assert [name for name in ("silent", "crash", "hang", "not_as_promised") if cell[name]] == [wrong] * bool(
         wrong
     )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_memory_groups(), reason="no memory cgroup can be made here")
+def test_feeds_beyond_the_page_cache_are_measured_at_their_limit(tmp_path: Path):
+    corpus = tmp_path / "corpus.u16"
+    make_corpus(corpus, ROWS[True])
+    verified: dict[str, str | None] = dict.fromkeys(loader_over_cache.SYSTEMS)
+    verified |= prepare(tmp_path, corpus, ["fmscale", "limit"]) | {"litdata": "left out of the test"}
+    (claim,) = loader_over_cache.over_cache_claims(tmp_path, corpus, verified, quick=True)
+    figures = {"fmscale": claim.ours, "limit": claim.limit, **claim.peers}
+    assert [name for name, value in figures.items() if not value] == ["litdata"], claim.reasons
+    assert not claim.ok
+    # In 4 GiB the data stays in the page cache: the figure is another one, and does not count.
+    verified |= dict.fromkeys(("fmscale", "memmap_batched"), "left out")
+    (claim,) = loader_over_cache.over_cache_claims(tmp_path, corpus, verified, quick=True, limit=2**32)
+    assert claim.limit is None
+    assert claim.reasons["limit"].startswith("the limit of 4096 MiB was not reached")
 
 
 @pytest.mark.slow
