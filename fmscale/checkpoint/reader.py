@@ -55,6 +55,8 @@ class Reader:
     def __init__(self, backend: Backend, manifest: Manifest) -> None:
         self.manifest = manifest
         self.totals = Totals()
+        self.checked: dict[int, np.ndarray] = {}
+        """For each file that was read, which of its chunks were found right (bool)."""
         self._backend = backend
         self._sums: dict[int, np.ndarray | None] = {}
         self._lock = threading.Lock()
@@ -134,6 +136,9 @@ class Reader:
                 )
         with self._lock:
             self.totals.bytes += end - begin
+            if sums is not None:
+                seen = self.checked.setdefault(file, np.zeros(len(sums), dtype=bool))
+                seen[begin // CHUNK_BYTES : -(-end // CHUNK_BYTES)] = True
         for part in parts:
             part.put(part.at, buffer[part.offset - begin : part.offset - begin + part.bytes])
 

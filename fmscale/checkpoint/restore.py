@@ -12,6 +12,7 @@ import torch
 
 from fmscale.checkpoint.agree import Ranks
 from fmscale.checkpoint.catalog import Found, list_checkpoints, load_manifest, pick
+from fmscale.checkpoint.manifest import Manifest
 from fmscale.checkpoint.match import differences, refuse_other_model
 from fmscale.checkpoint.piece import Piece
 from fmscale.checkpoint.reader import Put, Reader, Wanted
@@ -19,6 +20,7 @@ from fmscale.checkpoint.snapshot import checked
 from fmscale.errors import CorruptData
 from fmscale.runtime.waits import HostWaits
 from fmscale.store.backend import Backend
+from fmscale.store.digest import CHUNK_BYTES
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +58,10 @@ class Restored:
     """Bytes of files that this rank read."""
     bytes_needed: int
     """Bytes of its pieces."""
+    verified: bool
+    """Whether the ranks together read every byte of its files, and all were right."""
+    marked: bool
+    """Whether it was marked as verified before."""
 
 
 def restore(
@@ -94,7 +100,10 @@ def restore(
             logger.warning("%s is passed over: %s", where, problem)
             passed.append(PassedOver(step=candidate.step, entry=candidate.entry, reason=problem))
             continue
+        seen = ranks.exchange(json.dumps(_runs(reader.checked)))
         return Restored(
+            verified=_all_checked(manifest, seen),
+            marked=candidate.verified,
             step=candidate.step,
             entry=candidate.entry,
             meta=manifest.meta,
@@ -118,6 +127,26 @@ def _candidates(backend: Backend, run: str, which: int | str) -> str:
     if not found and which == "auto":
         return "[]"
     return json.dumps([asdict(one) for one in pick(found, which, f"run {run}")])
+
+
+def _runs(checked: dict[int, np.ndarray]) -> dict[int, list[list[int]]]:
+    """For each file the [first, stop) chunks that were checked."""
+    found = {}
+    for file, seen in checked.items():
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], seen, [False]]).astype(np.int8)))
+        found[file] = edges.reshape(-1, 2).tolist()
+    return found
+
+
+def _all_checked(manifest: Manifest, answers: Sequence[str]) -> bool:
+    """Whether all ranks' runs together cover every chunk of every file."""
+    sizes = [-(-file.bytes // CHUNK_BYTES) for file in manifest.files]
+    seen = [np.zeros(size, dtype=bool) for size in sizes]
+    for answer in answers:
+        for file, runs in json.loads(answer).items():
+            for first, stop in runs:
+                seen[int(file)][first:stop] = True
+    return all(bool(one.all()) for one in seen)
 
 
 def _fill(reader: Reader, pieces: Sequence[Piece]) -> None:

@@ -1,18 +1,24 @@
 """Where a run begins: at its newest valid checkpoint, at nothing, or at another run's state (fork)."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from fmscale.checkpoint.catalog import list_checkpoints
+from fmscale.checkpoint.names import run_log
+from fmscale.checkpoint.restore import Restored
 from fmscale.checkpoint.restore import restore as read_checkpoint
+from fmscale.checkpoint.retention import mark_verified
 from fmscale.config import Config
 from fmscale.data.loader import Loader
-from fmscale.errors import ConfigError
+from fmscale.errors import ConfigError, StoreError
 from fmscale.store.backend import Backend
 from fmscale.train.engine import Engine
 from fmscale.train.saving import Saving
 from fmscale.train.session import Session
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +110,7 @@ def restore(
         loader.load_state_dict({**loader.state_dict(), "k": meta["loader"]["k"]})
     else:
         loader.load_state_dict(meta["loader"])
+        _remember_verified(session, resume, restored)
         saving.last_saved = saving.began_at = meta["step"]
     tell(
         event="resumed",
@@ -114,3 +121,15 @@ def restore(
         passed_over=[f"step {other.step}: {other.reason}" for other in restored.passed_over],
     )
     return int(meta["step"])
+
+
+def _remember_verified(session: Session, resume: Resume, restored: Restored) -> None:
+    """What the run goes on from is whole: retention keeps it until a newer one is known to be. Where that cannot be
+    recorded training goes on all the same.
+    """
+    if session.world.rank or restored.marked or not restored.verified:
+        return
+    try:
+        mark_verified(run_log(session.backend, resume.run), restored.entry)
+    except StoreError as error:
+        logger.warning("step %d was read and is whole, but cannot be marked so: %s", restored.step, error)

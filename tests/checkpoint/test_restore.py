@@ -240,3 +240,23 @@ def test_addresses_that_are_none(address: str) -> None:
 def test_addresses() -> None:
     assert parse_address("s3://b/p?region=x#run@5") == ("s3://b/p?region=x", "run", "5")
     assert parse_address("runs/store#run") == ("runs/store", "run", "auto")
+
+
+def test_a_restore_that_read_every_byte_says_so(tmp_path: Path, in_thread: None) -> None:
+    """The ranks of the restore only together; not where a part is left out, or checksums were not taken."""
+    url = str(tmp_path / "store")
+    with Fleet(url, ranks=3) as fleet:
+        fleet.saved(1)
+    assert [one.verified for one in assert_restores(url, 1, ranks=2)] == [True, True]
+    large: Tensors = {(f"w{i}", "weight"): ("float32", (300, 300)) for i in range(4)}
+    with Fleet(url, tensors=large, ranks=2, config=CheckpointConfig(keep_last=2)) as fleet:
+        fleet.saved(2)
+    some = dict(list(large.items())[:2])
+    [part] = assert_restores(url, 2, ranks=1, tensors=some, partial=True)
+    assert not part.verified, "chunks of other tensors were not read"
+    [alone] = assert_restores(url, 2, ranks=1, tensors=large)
+    assert alone.verified
+    assert not alone.marked
+    with Fleet(url, ranks=1, config=CheckpointConfig(digests=False)) as fleet:
+        fleet.saved(3)
+    assert [one.verified for one in assert_restores(url, 3, ranks=1)] == [False]

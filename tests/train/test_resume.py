@@ -40,6 +40,10 @@ def test_resume_at_the_same_size_is_bit_exact(store: str, tmp_path: Path, size: 
     assert go(size, path, f"train.run=parts{size}", "train.steps=4")["last_step"] == 4
     again = go(size, path, f"train.run=parts{size}")
     assert (again["first_step"], again["last_step"]) == (4, 8)
+    found = catalog.list_checkpoints(open_store(store), f"parts{size}")
+    assert [one.verified for one in found if one.step == 4] == [True], (
+        "every byte of it was read and is right"
+    )
     whole, parts = tmp_path / f"whole{size}", tmp_path / f"parts{size}"
     assert exact(parts) == exact(whole)
     assert len(exact(whole)) == 8
