@@ -49,7 +49,7 @@ def over_cache_claims(
         "fmscale": ["--window", str(window), "--memory-budget", str(budget)],
         "limit": ["--window", str(window)],
     }
-    seconds = "1" if quick else "4"
+    seconds = "1" if quick else "3"
 
     def feed(system: str) -> dict[str, Any]:
         drop_page_cache(work)
