@@ -54,9 +54,10 @@ def verified(state: State) -> set[int]:
     return {number for number, owners in state.pins.items() if VERIFIED in owners}
 
 
-def tidy(log: Log, settings: Settings, state: State, named: set[str]) -> None:
+def tidy(log: Log, settings: Settings, state: State, named: set[str], swept: set[str]) -> None:
     """Take expired checkpoints and the left-overs of earlier attempts out of use, and delete what was taken out
-    of use longer ago than the grace time. `state` is brought up to date; `named` are left-overs dealt with.
+    of use longer ago than the grace time. `state` is brought up to date; `named` are left-overs dealt with, `swept` folders
+    whose unnamed files are gone.
 
     Left-overs are folders of an older lease than ours without a live entry: their writers are fenced and can
     never commit them. Raises LeaseLost for a zombie, StoreError.
@@ -79,7 +80,10 @@ def tidy(log: Log, settings: Settings, state: State, named: set[str]) -> None:
     if any(now - entry.time >= settings.grace_seconds for entry in state.retires):
         for entry in state.retires:
             if now - entry.time >= settings.grace_seconds:
-                _sweep(log.backend, entry.body["objects"])
+                # Once: a look at every folder that was ever retired would take longer with every save.
+                folders = [name for name in entry.body["objects"] if name not in swept]
+                _sweep(log.backend, folders)
+                swept.update(folders)
         collect_garbage(log, references, grace=settings.grace_seconds, state=state)
 
 

@@ -59,6 +59,7 @@ class Worker:
         self._state = Seen()
         self._known: Known = {}
         self._named: set[str] = set()
+        self._swept: set[str] = set()
         self._to_write: SimpleQueue[tuple[Job, memoryview, Copied] | None] = SimpleQueue()
         self._to_commit: SimpleQueue[tuple[Job, Seal] | None] = SimpleQueue()
         self._stopping = Event()
@@ -208,7 +209,7 @@ class Worker:
                 self._resolved.notify_all()
         self._tell(job, "committed", seconds=time.monotonic() - begin, entry=entry.number)
         if self._settings.rank == 0:
-            self._quietly(lambda: tidy(self._log, self._settings, self._state, self._named))
+            self._quietly(lambda: tidy(self._log, self._settings, self._state, self._named, self._swept))
         return True
 
     def _outcome(self, job: Job, seal: Seal) -> Entry:

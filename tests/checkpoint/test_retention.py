@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmscale.checkpoint import worker
+from fmscale.checkpoint import retention, worker
 from fmscale.checkpoint.catalog import list_checkpoints
 from fmscale.checkpoint.names import run_log
 from fmscale.checkpoint.retention import expired, mark_verified
@@ -132,3 +132,14 @@ def test_a_failed_clean_up_fails_no_save(tmp_path: Path, in_thread: None, monkey
             fleet.saved(step)
         monkeypatch.undo()
     assert steps_of(url) == [1, 2, 3, 4]
+
+
+def test_a_retired_folder_is_looked_at_once(tmp_path: Path, in_thread: None, monkeypatch) -> None:
+    """And not again at every later save."""
+    swept: list[str] = []
+    monkeypatch.setattr(retention, "_sweep", lambda _, folders: swept.extend(folders))
+    config = CheckpointConfig(keep_last=1, grace_seconds=0.0, incremental=False)
+    with Fleet(str(tmp_path / "store"), ranks=1, config=config) as fleet:
+        for step in range(1, 6):
+            fleet.saved(step)
+    assert len(swept) == len(set(swept)) == 4
