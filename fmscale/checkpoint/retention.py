@@ -56,8 +56,8 @@ def verified(state: State) -> set[int]:
 
 def tidy(log: Log, settings: Settings, state: State, named: set[str], swept: set[str]) -> None:
     """Take expired checkpoints and the left-overs of earlier attempts out of use, and delete what was taken out
-    of use longer ago than the grace time. `state` is brought up to date; `named` are left-overs dealt with, `swept` folders
-    whose unnamed files are gone.
+    of use longer ago than the grace time. `state` is brought up to date; `named` are left-overs dealt with,
+    `swept` folders whose unnamed files are gone.
 
     Left-overs are folders of an older lease than ours without a live entry: their writers are fenced and can
     never commit them. Raises LeaseLost for a zombie, StoreError.
