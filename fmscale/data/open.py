@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from fmscale.data.loader import MEMORY_BUDGET, Loader
 from fmscale.data.mixture import integer_weights
 from fmscale.data.order_log import OrderLog
@@ -14,11 +16,14 @@ from fmscale.data.view import WINDOW, make_view
 from fmscale.errors import ConfigError, Conflict
 from fmscale.store.backend import Backend
 from fmscale.store.cache import NodeCache
-from fmscale.store.dataset import open_dataset
+from fmscale.store.dataset import Dataset, open_dataset
 from fmscale.store.digest import metadata_digest
 from fmscale.store.fetch import Fetcher
 from fmscale.store.log import RUN_KINDS, Log
 from fmscale.store.open import open_store
+
+REGION_BYTES = 4 * 2**20
+"""What one request fetches into the cache of a node that will need all the data, instead of a unit's 320 KiB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,16 +45,24 @@ class SourceSpec:
 
 
 def make_sources(
-    backend: Backend, specs: Sequence[SourceSpec], *, sequence_length: int, seed: int, window: int = WINDOW
+    backend: Backend,
+    specs: Sequence[SourceSpec],
+    *,
+    sequence_length: int,
+    seed: int,
+    window: int = WINDOW,
+    datasets: dict[str, Dataset] | None = None,
 ) -> list[Source]:
     """Views of the datasets with integer weights. Raises DataError for a dataset, split or commit that is not
-    there, or where tokenizers differ.
+    there, or where tokenizers differ. `datasets` takes those that are opened, by name.
     """
     sources = []
+    datasets = {} if datasets is None else datasets
     weights = integer_weights([spec.weight for spec in specs])
     for place, (spec, weight) in enumerate(zip(specs, weights, strict=True)):
+        dataset = datasets.setdefault(spec.dataset, open_dataset(backend, spec.dataset))
         view = make_view(
-            open_dataset(backend, spec.dataset),
+            dataset,
             sequence_length=sequence_length,
             split=spec.split,
             commits=spec.commits,
@@ -113,6 +126,7 @@ def open_loader(
     memory_budget: int = MEMORY_BUDGET,
     cache_dir: Path | str | None = None,
     cache_bytes: int = 100 * 2**30,
+    nodes: int = 1,
     on_corrupt: str = "quarantine",
     document_ids: bool = False,
     read_threads: int | None = None,
@@ -138,6 +152,8 @@ def open_loader(
         memory_budget: bytes of host memory for units.
         cache_dir: node-local folder shared by the node's ranks; for remote stores.
         cache_bytes: limit of that folder.
+        nodes: over how many nodes the ranks are spread. One node that has room in its cache for all the data
+            fetches it in few large requests.
         on_corrupt: `quarantine` (with a run) or `stop`.
         document_ids: deliver stable document ids too.
         read_threads: concurrent reads; None: by the kind of store.
@@ -159,14 +175,24 @@ def open_loader(
             remedy="quarantine replaces rows that no copy can serve, stop ends the run.",
         )
     specs = list(sources) or [SourceSpec(dataset=str(dataset), split=split)]
-    made = make_sources(backend, specs, sequence_length=sequence_length, seed=seed, window=window)
+    datasets: dict[str, Dataset] = {}
+    made = make_sources(
+        backend, specs, sequence_length=sequence_length, seed=seed, window=window, datasets=datasets
+    )
     order_log = open_order(backend, run, made, epoch=epoch) if run is not None else None
     plan = order_log.plan if order_log else Plan([Stage(from_k=0, sources=tuple(made))])
     cache = NodeCache(Path(cache_dir), cache_bytes) if cache_dir is not None else None
+    data_bytes = sum(sum(source.view.tokens) * np.dtype(source.view.dtype).itemsize for source in made)
+    region_bytes = REGION_BYTES if nodes == 1 and data_bytes < cache_bytes / 2 else 0
     return Loader(
         plan,
         Batches([(0, batch)] if isinstance(batch, int) else batch),
-        Readers(backend, Fetcher(backend, cache), document_ids=document_ids),
+        Readers(
+            backend,
+            Fetcher(backend, cache, region_bytes=region_bytes),
+            document_ids=document_ids,
+            datasets=datasets,
+        ),
         dp_rank=dp_rank,
         dp_size=dp_size,
         micro_batch=micro_batch,

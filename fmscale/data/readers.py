@@ -1,21 +1,30 @@
 """One unit reader for each source of a plan, opened when first needed: stages may add sources mid-run."""
 
 import threading
+from collections.abc import Mapping
 
 from fmscale.data.layout import open_layout
 from fmscale.data.plan import Plan
 from fmscale.data.unit_reader import UnitReader
 from fmscale.errors import ConfigError
 from fmscale.store.backend import Backend
-from fmscale.store.dataset import open_dataset
+from fmscale.store.dataset import Dataset, open_dataset
 from fmscale.store.fetch import Fetcher
 
 
 class Readers:
     """Readers by source; safe across threads."""
 
-    def __init__(self, backend: Backend, fetcher: Fetcher, *, document_ids: bool = False) -> None:
-        """`document_ids`: read the documents' stable ids too."""
+    def __init__(
+        self,
+        backend: Backend,
+        fetcher: Fetcher,
+        *,
+        document_ids: bool = False,
+        datasets: Mapping[str, Dataset] | None = None,
+    ) -> None:
+        """`document_ids`: read the documents' stable ids too. `datasets`: those that are open already, by name."""
+        self._datasets = datasets or {}
         self.backend = backend
         self.fetcher = fetcher
         self.document_ids = document_ids
@@ -35,6 +44,7 @@ class Readers:
                         found=(view.sequence_length, view.dtype),
                         remedy=f"All sources of a run have {(first.sequence_length, first.dtype)}.",
                     )
-                layout = open_layout(open_dataset(self.backend, view.dataset), view)
+                dataset = self._datasets.get(view.dataset) or open_dataset(self.backend, view.dataset)
+                layout = open_layout(dataset, view)
                 self._readers[view.digest] = UnitReader(layout, self.fetcher, document_ids=self.document_ids)
             return self._readers[view.digest]

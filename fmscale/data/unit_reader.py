@@ -57,6 +57,7 @@ class UnitReader:
         self.fetcher = fetcher
         self.document_ids = document_ids
         self._segments: OrderedDict[tuple[int, int], TokenSegment] = OrderedDict()
+        self._opening: dict[tuple[int, int], threading.Lock] = {}
         self._lock = threading.Lock()
         total = sum(manifest.documents for manifest in layout.manifests if manifest is not None)
         self._whole: dict[tuple[str, str], np.ndarray] | None = (
@@ -112,18 +113,27 @@ class UnitReader:
             if segment is not None:
                 self._segments.move_to_end(key)
                 return segment
+            opening = self._opening.setdefault(key, threading.Lock())
+        with opening:  # one thread opens it, for all
+            with self._lock:
+                segment = self._segments.get(key)
+            if segment is None:
+                segment = self._open_segment(commit, index)
+                with self._lock:
+                    self._opening.pop(key, None)
+                    self._segments[key] = segment
+                    if len(self._segments) > MAX_SEGMENTS:
+                        self._segments.popitem(last=False)
+        return segment
+
+    def _open_segment(self, commit: int, index: int) -> TokenSegment:
         manifest = self.layout.manifests[commit]
         assert manifest is not None
         prefix, seal = manifest.segment(index)
         try:
-            segment = open_segment(self.fetcher.backend, prefix, seal)
+            return open_segment(self.fetcher.backend, prefix, seal)
         except (CorruptData, ObjectNotFound) as error:
             raise CorruptChunk(f"{prefix}/seal.json", 0, error.cause) from error
-        with self._lock:
-            self._segments[key] = segment
-            if len(self._segments) > MAX_SEGMENTS:
-                self._segments.popitem(last=False)
-        return segment
 
     def _read_tokens(
         self,

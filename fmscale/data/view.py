@@ -182,7 +182,7 @@ def make_view(
 
 def view_commits(dataset: Dataset, view: View) -> list[Commit]:
     """The view's commits, checked to be the ones that it was made of. Raises DataError."""
-    commits = [dataset.commit(number) for number in view.commits]
+    commits = dataset.named(view.commits)
     for commit, digest in zip(commits, view.manifests, strict=True):
         found = _manifest_digest(commit, view.split)
         if found != digest:

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from threading import Lock
-from typing import Protocol
 
 import numpy as np
 
@@ -32,6 +31,7 @@ from fmscale.store.cache_file import (
     RESERVED,
     CacheFile,
     Layout,
+    Object,
     cannot_punch,
     consecutive,
     create,
@@ -50,25 +50,6 @@ _OLD = 1 << NEXT_USE_BITS
 _ORPHAN = 1 << (NEXT_USE_BITS + 2)
 
 Fetch = Callable[[int, int, memoryview], None]
-
-
-class Object(Protocol):
-    """What the cache must know of an object; `segment.ObjectRef` is one."""
-
-    @property
-    def digest(self) -> str:
-        """Names the object's content, hex."""
-        ...
-
-    @property
-    def bytes(self) -> int:
-        """Size of the object."""
-        ...
-
-    @property
-    def chunk_bytes(self) -> int:
-        """Bytes per chunk; the last may be short."""
-        ...
 
 
 class NodeCache:
@@ -123,9 +104,34 @@ class NodeCache:
                 part = buffer[start : start + count * ref.chunk_bytes]
                 if present and file and self._read_present(file, first, count, part, use, locked=True):
                     continue
-                fetch(first, count, part)
-                self.requests.add("fetch", part.nbytes)
-                self._keep(file, first, count, part, use)
+                self._fetch(file, first, count, part, fetch, use)
+
+    def wants(self, ref: Object, first_chunk: int, chunks: int) -> bool:
+        """Whether some of these chunks are not here, and would be kept for as long as there is room."""
+        file = self._file(ref)
+        if file is None or self._full_for <= NEVER:
+            return False
+        return not file.holds(first_chunk, chunks)
+
+    def fill(
+        self, ref: Object, first_chunk: int, chunks: int, scratch: memoryview, fetch: Fetch, next_use: int
+    ) -> None:
+        """Fetch, through `scratch`, and keep those of the chunks that are not here. Raises what `fetch` raises."""
+        file = self._file(ref)
+        if file is None:
+            return
+        use = min(max(next_use, 0), NEVER)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(file.path, first_chunk, chunks, self._patience))
+                runs = file.runs(first_chunk, chunks)
+            except OSError as error:
+                self._forget(file, error)
+                return
+            for first, count, present in runs:
+                if not present:
+                    length = min(count * ref.chunk_bytes, ref.bytes - first * ref.chunk_bytes)
+                    self._fetch(file, first, count, scratch[:length], fetch, use)
 
     def drop(self, ref: Object, first_chunk: int, chunks: int) -> None:
         """Forget chunks whose copy here was seen to be bad."""
@@ -159,6 +165,14 @@ class NodeCache:
             return False
         self.requests.add("hit", buffer.nbytes)
         return True
+
+    def _fetch(
+        self, file: CacheFile | None, first: int, count: int, part: memoryview, fetch: Fetch, use: int
+    ) -> None:
+        """Fetch chunks whose lock is held, and keep them."""
+        fetch(first, count, part)
+        self.requests.add("fetch", part.nbytes)
+        self._keep(file, first, count, part, use)
 
     def _keep(self, file: CacheFile | None, first: int, count: int, part: memoryview, use: int) -> None:
         """Write fetched chunks into the cache, whose lock is held, if they are worth it and there is room."""

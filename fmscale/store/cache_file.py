@@ -18,6 +18,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 
@@ -35,6 +36,25 @@ NEVER = (1 << NEXT_USE_BITS) - 1
 
 _PUNCH_HOLE = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Object(Protocol):
+    """What the cache must know of an object; `segment.ObjectRef` is one."""
+
+    @property
+    def digest(self) -> str:
+        """Names the object's content, hex."""
+        ...
+
+    @property
+    def bytes(self) -> int:
+        """Size of the object."""
+        ...
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes per chunk; the last may be short."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,11 +118,14 @@ class CacheFile:
         With `locked` the caller holds the chunks' lock, so that other chunks' going does not matter.
         """
         generation = self._map[GENERATION]
-        states = self._map[HEADER_BYTES + first : HEADER_BYTES + first + chunks]
-        if states.count(PRESENT) != chunks:
+        if not self.holds(first, chunks):
             return False
         got = os.preadv(self._descriptor, (buffer,), self._data + first * self._chunk_bytes)
         return got == buffer.nbytes and (locked or generation == self._map[GENERATION])
+
+    def holds(self, first: int, chunks: int) -> bool:
+        """Whether all of the chunks are here now."""
+        return self._map[HEADER_BYTES + first : HEADER_BYTES + first + chunks].count(PRESENT) == chunks
 
     def use(self, first: int, chunks: int, word: int) -> None:
         """Write the chunks' words."""

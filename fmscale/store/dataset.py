@@ -64,6 +64,13 @@ class Dataset:
             state = replay(self.log, self._state)
             return [decode_commit(self.backend, e, self._scratch) for _, e in sorted(state.live.items())]
 
+    def named(self, numbers: Iterable[int]) -> list[Commit]:
+        """The live commits with those numbers. Looks at the log only for one that was not seen so far."""
+        with self._lock:
+            known = [self._state.live.get(number) for number in numbers]
+        found = [decode_commit(self.backend, entry, self._scratch) for entry in known if entry is not None]
+        return found if len(found) == len(known) else [self.commit(number) for number in numbers]
+
     def commit(self, number: int) -> Commit:
         """The live commit with that number. Raises DataError if there is none."""
         live = {commit.number: commit for commit in self.commits()}
@@ -263,8 +270,10 @@ def create_or_open(backend: Backend, name: str, scratch: Path | None = None) -> 
 def open_dataset(backend: Backend, name: str, scratch: Path | None = None) -> Dataset:
     """The dataset of that name. Raises DataError, with the nearest names, if the store has none."""
     dataset = Dataset(backend, name, scratch)
-    if NAME.fullmatch(name) and dataset.log.head() > 0:
-        return dataset
+    if NAME.fullmatch(name):
+        dataset.commits()  # the whole log in one look, where it is short
+        if dataset.log.begun():
+            return dataset
     names = list_datasets(backend)
     near = difflib.get_close_matches(name, names, cutoff=0.5) or names[:10]
     remedy = (
@@ -278,4 +287,4 @@ def open_dataset(backend: Backend, name: str, scratch: Path | None = None) -> Da
 def list_datasets(backend: Backend) -> list[str]:
     """Names of the datasets of a store: those that have a commit."""
     names = [name.rstrip("/") for name in backend.list_names("datasets")]
-    return [name for name in names if Dataset(backend, name).log.head() > 0]
+    return [name for name in names if Dataset(backend, name).log.begun()]

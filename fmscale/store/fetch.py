@@ -7,6 +7,7 @@ a chunk that no source can serve raises `CorruptChunk`, never returns.
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +17,8 @@ from fmscale.store.backend import Backend
 from fmscale.store.digest import verify_chunks, verify_parts
 from fmscale.store.segment import ObjectRef
 
+EXACT_READS = 16
+"""Reads that fetch no region, at the beginning: the first batch waits for them."""
 STORE_ATTEMPTS = 2
 """Reads of a chunk from the store before it is given up: a second one heals a flip on the wire."""
 
@@ -45,6 +48,16 @@ class ChunkCache(Protocol):
         """Fill `buffer` with the chunks' bytes, calling `fetch` for those not cached."""
         ...
 
+    def wants(self, ref: ObjectRef, first_chunk: int, chunks: int) -> bool:
+        """Whether some of these chunks are not here, and would be kept."""
+        ...
+
+    def fill(
+        self, ref: ObjectRef, first_chunk: int, chunks: int, scratch: memoryview, fetch: Fetch, next_use: int
+    ) -> None:
+        """Fetch, through `scratch` (as long as the chunks), and keep those of them that are not here."""
+        ...
+
     def drop(self, ref: ObjectRef, first_chunk: int, chunks: int) -> None:
         """Forget a copy that was seen to be bad."""
         ...
@@ -59,9 +72,12 @@ def chunk_span(ref: ObjectRef, first_chunk: int, chunks: int) -> tuple[int, int]
 class Fetcher:
     """Reads chunks of objects, verified; used from many threads."""
 
-    def __init__(self, backend: Backend, cache: ChunkCache | None = None) -> None:
+    def __init__(self, backend: Backend, cache: ChunkCache | None = None, *, region_bytes: int = 0) -> None:
+        """`region_bytes`: how much around a missing chunk is fetched into the cache with it; 0: nothing."""
         self.backend = backend
         self.cache = cache
+        self.region_bytes = region_bytes
+        self._exact_reads = EXACT_READS if region_bytes else 0
         self.dropped = 0
         """Bad cached copies that were dropped and read again."""
         self.reread = 0
@@ -80,12 +96,12 @@ class Fetcher:
         begin, length = chunk_span(ref, first, chunks)
         before = start - begin
         if self.cache is None:
-            scratch = self._buffer(length - len(out))
+            scratch = self._buffer("edges", length - len(out))
             parts = (scratch[:before], out, scratch[before:])
             if _read_verified(self.backend, ref, begin, parts, ref.crc32c[first : first + chunks]) < 0:
                 return
             self.reread += 1
-        buffer = self._buffer(length)
+        buffer = self._buffer("whole", length)
         self.read_chunks(ref, first, chunks, buffer, next_use)
         out[:] = buffer[before : before + len(out)]
 
@@ -94,11 +110,12 @@ class Fetcher:
         first = start // ref.chunk_bytes
         self.backend.advise(ref.key, *chunk_span(ref, first, -(-(start + length) // ref.chunk_bytes) - first))
 
-    def _buffer(self, length: int) -> memoryview:
-        """Scratch of this thread; reused, so that it stays in the CPU's cache."""
-        buffer: bytearray | None = getattr(self._scratch, "buffer", None)
+    def _buffer(self, name: str, length: int) -> memoryview:
+        """Scratch of this thread; reused: it stays in the CPU's cache, and fresh memory is slow (1 to 3 GB/s)."""
+        buffer: bytearray | None = getattr(self._scratch, name, None)
         if buffer is None or len(buffer) < length:
-            buffer = self._scratch.buffer = bytearray(length)
+            buffer = bytearray(length)
+            setattr(self._scratch, name, buffer)
         return memoryview(buffer)[:length]
 
     def read_chunks(
@@ -115,6 +132,17 @@ class Fetcher:
             def fetch(first: int, count: int, into: memoryview) -> None:
                 self._from_store(ref, first, count, into)
 
+            if self._exact_reads:
+                self._exact_reads -= 1
+            elif self.region_bytes and self.cache.wants(ref, first_chunk, chunks):
+                region = max(1, self.region_bytes // ref.chunk_bytes)
+                low = first_chunk // region * region
+                high = min(-(-(first_chunk + chunks) // region) * region, len(ref.crc32c))
+                scratch = self._buffer("region", chunk_span(ref, low, high - low)[1])
+                with suppress(CorruptChunk):  # perhaps one that is not asked for
+                    self.cache.fill(ref, low, high - low, scratch, fetch, next_use)
+                    if self.cache.wants(ref, low, high - low):
+                        self.region_bytes = 0  # it keeps no more: smaller than thought, or its disk is full
             self.cache.read(ref, first_chunk, chunks, buffer, fetch, next_use)
             bad = verify_chunks(buffer, expected, ref.chunk_bytes)
             if bad < 0:

@@ -58,6 +58,7 @@ def open_training(config: Config, backend: Backend, world: World, shares: Shares
         memory_budget=data.memory_bytes,
         cache_dir=data.cache_dir,
         cache_bytes=data.cache_bytes,
+        nodes=-(-world.world_size // world.local_size),
         on_corrupt=data.on_corrupt,
         document_ids=config.train.record_delivery,
     )

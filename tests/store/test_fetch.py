@@ -311,3 +311,51 @@ def test_the_store_is_told_of_the_chunks_that_will_be_read(ref: ObjectRef, wire:
         (ref.key, ref.chunk_bytes, 2 * ref.chunk_bytes),
         (ref.key, last, ref.bytes - last),
     ]
+
+
+REGION = 3 * 65536
+
+
+def regional(wire: Wire, folder: Path, limit: int = ROOMY) -> Fetcher:
+    fetcher = Fetcher(wire, NodeCache(folder, limit), region_bytes=REGION)
+    fetcher._exact_reads = 0
+    return fetcher
+
+
+def test_a_missing_chunk_brings_its_region_into_the_cache(
+    ref: ObjectRef, wire: Wire, data: bytes, tmp_path: Path
+) -> None:
+    fetcher = regional(wire, tmp_path / "cache")
+    assert read(fetcher, ref, 1, 1) == part(ref, data, 1, 1)
+    assert wire.reads == [(0, REGION)]
+    assert read(fetcher, ref, 0, CHUNKS) == data
+    assert wire.reads[1:] == [(REGION, ref.bytes - REGION)], "only what was missing"
+    assert read(fetcher, ref, 0, CHUNKS) == data
+    assert len(wire.reads) == 2
+
+
+def test_the_first_reads_take_no_region(ref: ObjectRef, wire: Wire, tmp_path: Path) -> None:
+    fetcher = Fetcher(wire, NodeCache(tmp_path / "cache", ROOMY), region_bytes=REGION)
+    read(fetcher, ref, 1, 1)
+    assert wire.reads == [(ref.chunk_bytes, ref.chunk_bytes)]
+
+
+def test_damage_elsewhere_in_the_region_harms_nobody(
+    local_store: Backend, ref: ObjectRef, wire: Wire, data: bytes, tmp_path: Path
+) -> None:
+    flip(local_store, ref.key, 2 * ref.chunk_bytes + 9)
+    fetcher = regional(wire, tmp_path / "cache")
+    assert read(fetcher, ref, 0, 2) == part(ref, data, 0, 2)
+    with pytest.raises(CorruptChunk) as caught:
+        read(fetcher, ref, 1, 2)
+    assert caught.value.chunk == 2
+
+
+def test_a_full_cache_is_sent_no_regions(ref: ObjectRef, wire: Wire, data: bytes, tmp_path: Path) -> None:
+    fetcher = regional(wire, tmp_path / "cache", limit=2 * 65536)
+    assert read(fetcher, ref, 0, 1) == part(ref, data, 0, 1)
+    before = len(wire.reads)
+    for chunk in range(CHUNKS):
+        assert read(fetcher, ref, chunk, 1) == part(ref, data, chunk, 1)
+    assert fetcher.region_bytes == 0
+    assert all(size <= ref.chunk_bytes for _, size in wire.reads[before:])
