@@ -1,5 +1,6 @@
 """The decoder of the Llama family (Touvron et al., arXiv 2302.13971; Grattafiori et al., arXiv 2407.21783)."""
 
+from contextlib import nullcontext
 from typing import cast
 
 import torch
@@ -10,7 +11,7 @@ from fmscale.errors import ConfigError
 from fmscale.kernels import document_positions
 from fmscale.models.cache import KVCache, LayerCache
 from fmscale.models.layers import Embedding, FeedForward, Head, RMSNorm, Rotary, SelfAttention
-from fmscale.models.weights import draw_weights
+from fmscale.models.weights import Whole, draw_weights
 
 
 class Block(nn.Module):
@@ -104,13 +105,16 @@ class Decoder(nn.Module):
         out: Tensor = self.norm(h_BTD)
         return out
 
-    def init_weights(self, generator: torch.Generator) -> None:
-        """Draw the weights: the same for the same generator, whatever the device, type or number of ranks."""
+    def init_weights(self, generator: torch.Generator, whole: Whole = nullcontext) -> None:
+        """Draw the weights: the same for the same generator, whatever the device, type or number of ranks. `whole`
+        as in `draw_weights`.
+        """
         residual_std = self.config.init_std / (2 * self.config.num_layers) ** 0.5
         draw_weights(
             self,
             generator,
             lambda name: residual_std if name.endswith(("wo.weight", "w2.weight")) else self.config.init_std,
+            whole,
         )
 
 

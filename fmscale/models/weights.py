@@ -1,29 +1,39 @@
 """Where weights come from: a generator, or anything that gives a tensor for a name."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from fmscale.errors import ConfigError
 
+Whole = Callable[[nn.Parameter], AbstractContextManager[object]]
+
 SHOWN = 5
 """Differing tensors that an error names."""
 
 
 @torch.no_grad()
-def draw_weights(model: nn.Module, generator: torch.Generator, std: Callable[[str], float]) -> None:
+def draw_weights(
+    model: nn.Module,
+    generator: torch.Generator,
+    std: Callable[[str], float],
+    whole: Whole = nullcontext,
+) -> None:
     """Fill matrices with normal numbers of the deviation `std(name)` and vectors (norms) with ones.
 
     Drawn in fp32, on the generator's device, in the order of the names, so that neither the model's device nor its
-    type changes them: with a CPU generator every rank draws the same.
+    type changes them: with a CPU generator every rank draws the same. `whole` is what has to be entered before a
+    parameter can be filled, where only a part of each is kept: one at a time, so that memory for one is enough.
     """
     for name, parameter in sorted(model.named_parameters()):
-        if parameter.dim() < 2:
-            parameter.fill_(1.0)
-            continue
-        drawn = torch.empty(parameter.shape, dtype=torch.float32, device=generator.device)
-        parameter.copy_(drawn.normal_(0.0, std(name), generator=generator))
+        with whole(parameter):
+            if parameter.dim() < 2:
+                parameter.fill_(1.0)
+                continue
+            drawn = torch.empty(parameter.shape, dtype=torch.float32, device=generator.device)
+            parameter.copy_(drawn.normal_(0.0, std(name), generator=generator))
 
 
 @torch.no_grad()

@@ -8,17 +8,18 @@ from torch.utils.checkpoint import checkpoint as recomputed
 
 from fmscale.config import Batch, Config
 from fmscale.models import build
+from fmscale.models.decoder import Decoder
 from fmscale.objectives.next_token import next_token
 from fmscale.runtime.world import World
-from fmscale.train.engine import DeepSpeedEngine
+from fmscale.train.deepspeed_config import deepspeed_config
+from fmscale.train.engine import DeepSpeedEngine, born_partitioned
 from fmscale.train.trained import Cast, Trained
 
 
 def build_engine(config: Config, world: World, vocab_size: int, batch: Batch, device: str) -> DeepSpeedEngine:
     """The engine of a new run: weights made of `train.seed` alone, the same at any number of ranks."""
     train = config.train
-    model = build(config.model, vocab_size=vocab_size)
-    model.init_weights(torch.Generator().manual_seed(train.seed))
+    model = _seeded(config, world, vocab_size, batch, device)
     wrap_blocks(model.layers, recompute=train.recompute == "full", compiled=_compiled(config, device))
     trained = Trained(model, next_token)
     cast = train.precision == "bf16" and train.zero_stage == 0
@@ -32,6 +33,26 @@ def build_engine(config: Config, world: World, vocab_size: int, batch: Batch, de
         accumulation=batch.accumulation,
         device=device,
     )
+
+
+def _seeded(config: Config, world: World, vocab_size: int, batch: Batch, device: str) -> Decoder:
+    """The model with its first weights; at stage 3 each rank only ever has one parameter whole."""
+    generator = torch.Generator().manual_seed(config.train.seed)
+    if config.train.zero_stage < 3:
+        model = build(config.model, vocab_size=vocab_size)
+        model.init_weights(generator)
+        return model
+    shards = deepspeed_config(
+        config.train,
+        config.optimizer,
+        micro_batch=batch.micro_batch,
+        accumulation=batch.accumulation,
+        device=device,
+    )
+    with born_partitioned(world, shards) as whole:
+        model = build(config.model, vocab_size=vocab_size)
+        model.init_weights(generator, whole)
+    return model
 
 
 def wrap_blocks(layers: nn.ModuleList, *, recompute: bool, compiled: bool) -> None:

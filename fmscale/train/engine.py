@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fmscale.checkpoint.piece import Piece
 from fmscale.config.train import OptimizerConfig, TrainConfig
+from fmscale.models.weights import Whole
 from fmscale.objectives.loss import Loss
 from fmscale.objectives.rows import Rows
 from fmscale.runtime.world import World
@@ -169,6 +170,22 @@ class DeepSpeedEngine:
                 offset=part.offset + low,
             )
         ]
+
+
+@contextmanager
+def born_partitioned(world: World, config: dict[str, Any]) -> Iterator[Whole]:
+    """Modules that are made inside keep this rank's part of each parameter alone, for ZeRO stage 3: no rank ever holds
+    the whole model. Gives the context in which one parameter is whole on all ranks, to be filled alike by all.
+    """
+    deepspeed = import_deepspeed()
+    with _local_rank(world), redirect_stdout(io.StringIO()):
+        deepspeed.init_distributed(
+            torch.distributed.get_backend(), auto_mpi_discovery=False, dist_init_required=False
+        )
+        # Its `dtype` is not what it says on a CPU (bf16 whatever is given), the config's is. Its linear layer is a
+        # replacement of torch's for good, in the whole process.
+        with deepspeed.zero.Init(config_dict_or_path=config, mem_efficient_linear=False):
+            yield lambda parameter: deepspeed.zero.GatheredParameters([parameter], modifier_rank=0)
 
 
 @contextmanager

@@ -17,9 +17,11 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     left out: DeepSpeed flattens each group and cannot flatten nothing.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # ZeRO-3 leaves an empty tensor where it keeps only a part, and the shape in `ds_shape`.
+    dims = {id(p): len(getattr(p, "ds_shape", p.shape)) for p in trained}
     groups = [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for p in trained if dims[id(p)] >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if dims[id(p)] < 2], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 
