@@ -8,6 +8,7 @@ do change (buffers) is copied before `take` returns.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from threading import Event
 from typing import Any
 
@@ -37,6 +38,11 @@ class Copy:
     """Where they go."""
     moving: bool
     """Whether they have to be copied at once."""
+
+    @cached_property
+    def host(self) -> np.ndarray:
+        """The source on a CPU, for numpy; kept, as making it takes longer than copying a small tensor."""
+        return self.source.numpy()
 
 
 class Slot:
@@ -140,12 +146,11 @@ def copy_block(target: Tensor, copy: Copy) -> None:
     """Copy one run of bytes into the snapshot. On a CPU by numpy, which makes 12 GB/s where torch's copy_
     with one thread makes 6 to 11, and which lets other threads run.
     """
-    size = copy.source.numel()
-    into = target[copy.offset : copy.offset + size]
+    end = copy.offset + copy.source.numel()
     if copy.source.is_cuda:
-        into.copy_(copy.source)
+        target[copy.offset : end].copy_(copy.source)
         return
-    np.copyto(into.numpy(), copy.source.numpy())
+    np.copyto(target.numpy()[copy.offset : end], copy.host)
 
 
 def checked(piece: Piece) -> Range:
