@@ -46,7 +46,7 @@ def configs(dtype: torch.dtype, width: int, *, heavy: bool = True) -> Tables:
 def _wide_numbers(width: int) -> Tables:
     """fp32, whose products are each three of TF32 (up to 128) or plain (above): see `precision`."""
     if width <= 64:
-        return {"forward": (_c(64, 32, 4, 2),), "dkdv": (_c(32, 32, 8, 2),), "dq": (_c(32, 32, 4, 2),)}
+        return {"forward": (_c(64, 32, 4, 2),), "dkdv": (_c(32, 32, 8, 2),), "dq": (_c(32, 32, 8, 2),)}
     if width <= 128:
         return {"forward": (_c(16, 32, 8, 2),), "dkdv": (_c(16, 16, 8, 1),), "dq": (_c(16, 16, 8, 2),)}
     return {"forward": (_c(16, 16, 8, 2),), "dkdv": (_c(16, 32, 8, 2),), "dq": (_c(32, 16, 8, 2),)}

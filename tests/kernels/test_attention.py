@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import torch
 from fmscale.kernels import attention
+from fmscale.kernels.attention_common import tanh
+from fmscale.kernels.launch import jit, tl
 
 from tests.kernels.attention_problems import Problem, judge, pairwise, results, tiles
 
@@ -118,6 +120,24 @@ def test_scale(device: torch.device) -> None:
     judge(Problem(scale=0.02, softcap=1.0, T=40, S=40), device)
 
 
+@jit
+def tanh_kernel(X, Y, PRECISE: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    at = tl.arange(0, BLOCK)
+    tl.store(Y + at, tanh(tl.load(X + at), PRECISE))
+
+
+@pytest.mark.parametrize("precise", [True, False])
+def test_tanh(precise: bool, device: torch.device) -> None:
+    """For fp32 inputs 4 ulps of the result at any size, both sides of where the series ends; else 2 of 1."""
+    x = torch.cat([torch.logspace(-6, 2, 500), torch.linspace(0.3, 0.4, 524)]).to(device)
+    for signed in (x, -x):
+        y = torch.empty_like(x)
+        tanh_kernel[(1,)](signed, y, precise, 1024)
+        wanted = signed.double().tanh()
+        error = (y - wanted).abs() / (wanted.abs() if precise else 1.0)
+        assert float(error.max()) <= (4 if precise else 2) * torch.finfo(torch.float32).eps
+
+
 def test_a_soft_cap_far_above_the_scores(device: torch.device) -> None:
     """As in real models: tanh of small numbers times a large one must keep fp32's relative precision."""
     judge(Problem(softcap=50.0, T=40, S=40), device)
@@ -214,6 +234,17 @@ def test_documents_are_islands(device: torch.device) -> None:
     for a, b, c in zip(whole, alone, beside, strict=True):
         assert torch.equal(a[7:60], b)
         assert torch.equal(c[7:60], b)
+
+
+def test_rows_past_the_end_weigh_nothing(device: torch.device) -> None:
+    """The tile of the first document's keys reaches into rows of the second, whose weights would be infinite."""
+    wanted = Problem(documents=(20, 5), H=2, K=1)
+    q, k, v = wanted.tensors(device)
+    k[20:] = -q[20:, :1]
+    q[20:] *= 40.0  # a log-sum-exp below -128 in base 2
+    assert float(wanted.run(q, k, v, backend="eager")[1][:, 20:].min()) < -90
+    with tiles(32, 32):
+        assert all(bool(x.isfinite().all()) for x in results(wanted, [q, k, v], "triton"))
 
 
 def test_a_row_does_not_depend_on_its_batch(device: torch.device) -> None:
