@@ -24,4 +24,5 @@ def learning_rate(config: ScheduleConfig, peak: float, step: int, steps: int) ->
     begin = max(config.warmup_steps, steps - round(steps * config.decay_fraction))
     if step < begin:
         return peak
-    return peak + (low - peak) * min(1.0, (step - begin + 1) / max(1, steps - begin))
+    done = min(1.0, (step - begin + 1) / max(1, steps - begin))
+    return max(low, peak + (low - peak) * done)  # the sum rounds to 0 for a tiny final_fraction

@@ -1,7 +1,7 @@
 """The learning rate is a function of the step alone, with the corners where the paper has them."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fmscale.config.train import ScheduleConfig
@@ -29,6 +29,7 @@ def test_cosine_is_at_the_middle_half_way() -> None:
     assert got[100] == pytest.approx(0.0, abs=1e-3)
 
 
+@example(kind="wsd", steps=2, warmup=0, decay=1.0, final=2e-208)
 @given(
     kind=st.sampled_from(["wsd", "cosine", "constant"]),
     steps=st.integers(1, 200),
