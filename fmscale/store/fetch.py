@@ -132,7 +132,7 @@ class Fetcher:
             def fetch(first: int, count: int, into: memoryview) -> None:
                 self._from_store(ref, first, count, into)
 
-            if self._exact_reads:
+            if self._exact_reads > 0:  # threads may take it below
                 self._exact_reads -= 1
             elif self.region_bytes and self.cache.wants(ref, first_chunk, chunks):
                 region = max(1, self.region_bytes // ref.chunk_bytes)
