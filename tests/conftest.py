@@ -6,10 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from fmscale.store.backend import Backend
 from fmscale.store.open import open_store
 from tests.helpers.s3_server import S3Server, weed_binary
+
+# Two OpenMP threads wait for one another by spinning: with anything else on two cores, tiny models took 100 times as long.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
