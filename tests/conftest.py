@@ -12,7 +12,7 @@ from fmscale.store.backend import Backend
 from fmscale.store.open import open_store
 from tests.helpers.s3_server import S3Server, weed_binary
 
-# Two OpenMP threads wait for one another by spinning: with anything else on two cores, tiny models took 100 times as long.
+# Two OpenMP threads spin while they wait for one another: on busy cores tiny models took 100 times as long.
 torch.set_num_threads(1)
 
 
