@@ -157,6 +157,18 @@ def test_a_sequence_decodes_the_same_in_any_batch(device: torch.device) -> None:
         assert all(torch.equal(x[b : b + 1], y) for x, y in zip(whole, alone, strict=True))
 
 
+def test_what_no_window_reaches_is_not_read(device: torch.device) -> None:
+    """A long cache costs a window's tiles only: key 230 is the first that the token sees."""
+    call = Call(lengths=(250,), window=20)
+    tensors, lengths, _ = call.tensors(device)
+    wanted = call.run(tensors, lengths, None, "triton")
+    for cache in tensors[1:]:
+        cache[:, :192] = torch.nan
+    assert all(
+        torch.equal(a, b) for a, b in zip(call.run(tensors, lengths, None, "triton"), wanted, strict=True)
+    )
+
+
 def test_splitting_is_a_matter_of_speed(device: torch.device) -> None:
     assert spans_of(300, 64) == (256, 2)
     assert spans_of(2**17, 64) == (2048, 64)
