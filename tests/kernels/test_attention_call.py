@@ -109,15 +109,15 @@ def test_strides_of_zero(device: torch.device) -> None:
 @pytest.mark.parametrize("axis", ["batch", "token", "head", "tile"])
 def test_offsets_past_31_bits(axis: str, device: torch.device, checked_overflow: None) -> None:
     """Elements beyond 2^31: 32-bit index arithmetic would overflow, which the interpreter checks here."""
-    wanted = Problem(B=3, T=40, S=40, H=4, K=4, dtype=torch.float16)
+    wanted = Problem(B=3, T=20, S=20, H=4, K=4, dtype=torch.float16)
     inputs = wanted.tensors(device)
     stride = {
         "batch": (2**30 + 64, 160, 32, 1), "token": (64, 2**26, 32, 1), "head": (2000, 32, 2**30, 1),
         "tile": (64, 2**24 - 64, 32, 1),
     }[axis]  # fmt: skip
     if axis == "token":
-        inputs = [x[:1, :, :2] for x in inputs]
         wanted = Problem(B=1, T=40, S=40, H=2, K=2, dtype=torch.float16)
+        inputs = wanted.tensors(device)
     if axis == "tile":  # strides small enough for a tile, but not from the first tile to the last
         wanted = Problem(B=1, T=200, S=200, H=1, K=1, dtype=torch.float16)
         inputs = wanted.tensors(device)
@@ -142,7 +142,7 @@ def results_of(wanted: Problem, inputs: list[Tensor]) -> list[Tensor]:
 @pytest.mark.parametrize("causal", [True, False])
 def test_tiles_that_no_row_sees_are_not_read(causal: bool, device: torch.device) -> None:
     """A window's cost is that of its tiles: rows 48 to 95 lie a tile or more from what is NaN here."""
-    wanted = Problem(T=150, S=150, H=2, K=1, causal=causal, window=20)
+    wanted = Problem(T=150, S=150, H=1, K=1, causal=causal, window=20)
     inputs, upstream = wanted.tensors(device), wanted.upstream(device)
     middle = slice(48, 96)
 
