@@ -38,7 +38,7 @@ def local_claims(
     quick: bool,
 ) -> list[Claim]:
     """W1: local feed, warm and cold, with CPU time; W3: first batch."""
-    rounds, seconds = (1, 1.0) if quick else (5, 2.5)
+    rounds, seconds = (1, 1.0) if quick else (3, 2.5)
     window = ["--window", str(WINDOW[quick])]
     ours = {"fmscale": [*window, "--memory-budget", str(MEMORY_BUDGET[quick])], "limit": window}
 
