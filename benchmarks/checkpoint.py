@@ -110,7 +110,7 @@ FULL = (
     _cell(3.0, 60, 2, 0.8, systems=FEW, repeats=2, restored=RESTORED),
     _cell(3.0, 3000, 4, 0.5, repeats=2),
 )
-"""12 to 15 minutes, and less than 12 GB of memory: every size, tensor count and number of ranks of ours, peers where
+"""Half an hour, and less than 12 GB of memory: every size, tensor count and number of ranks of ours, peers where
 they fit into that.
 """
 
