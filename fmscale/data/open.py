@@ -60,9 +60,10 @@ def make_sources(
     datasets = {} if datasets is None else datasets
     weights = integer_weights([spec.weight for spec in specs])
     for place, (spec, weight) in enumerate(zip(specs, weights, strict=True)):
-        dataset = datasets.setdefault(spec.dataset, open_dataset(backend, spec.dataset))
+        if spec.dataset not in datasets:
+            datasets[spec.dataset] = open_dataset(backend, spec.dataset)
         view = make_view(
-            dataset,
+            datasets[spec.dataset],
             sequence_length=sequence_length,
             split=spec.split,
             commits=spec.commits,
