@@ -47,7 +47,7 @@ class Answer:
     maybe_done: bool
     """Whether the request may have taken effect although it failed."""
     connected: bool
-    """Whether a server answered at all."""
+    """Whether the store answered at all, be it with half a body: it is there."""
 
 
 def no_credentials(url: str) -> AccessDenied:
@@ -78,7 +78,7 @@ def understand(error: Exception, key: str, url: str) -> Answer:
         error=fatal,
         summary=summary,
         maybe_done=status not in (409, 429) and not refused,
-        connected=status != 0,
+        connected=summary != NO_CREDENTIALS and (status != 0 or "response body error" in text),
     )
 
 

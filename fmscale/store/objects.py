@@ -225,6 +225,7 @@ class ObjectBackend:
             if answer.summary == NO_CREDENTIALS and not self._contacted:
                 # Later it is an outage of that service, to be waited out.
                 answer = replace(answer, error=no_credentials(self.url))
+            self._contacted |= answer.connected
             self.requests.add(f"retried {kind}" if answer.error is None else f"failed {kind}")
             return answer
 

@@ -251,6 +251,17 @@ def test_endpoint_that_never_answered_does_not_cost_the_whole_deadline(
         in_time(3, lambda: store.get("x"))
 
 
+@pytest.mark.parametrize("first", ["503", "reset"])
+def test_endpoint_that_failed_first_is_not_taken_for_one_that_never_answered(
+    first: str, url: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_store(url).put("x", DATA)
+    monkeypatch.setattr(retry, "FIRST_CONTACT", 0.0)
+    proxy.inject(first, count=1, method="GET", after_bytes=4)
+    proxy.inject("lose", count=2, method="GET")
+    assert open_store(url).get("x") == DATA
+
+
 def test_silent_endpoint_is_given_up(s3: S3Server) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
