@@ -20,7 +20,7 @@ from fmscale.store.fetch import CorruptChunk, Fetcher
 from fmscale.store.segment import ObjectRef, TokenSegment, open_segment
 
 MAX_SEGMENTS = 4096
-"""Open segment handles kept: 8 bytes per 64 KiB chunk each, 16 MB for segments of 32 MB."""
+"""Open segment handles kept: 8 bytes per 16 KiB chunk each, 64 MB for segments of 32 MB."""
 WHOLE_DOCUMENT_BYTES = 64 * 2**20
 """Views whose document arrays are smaller than this keep them in memory, instead of reading the few entries
 that each unit needs: two requests fewer per unit.

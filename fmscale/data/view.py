@@ -20,7 +20,7 @@ from fmscale.store.digest import canonical_json, metadata_digest
 FORMAT_VERSION = 1
 """Version of a view's JSON that is written; every version up to it is read."""
 UNIT_BYTES = 256 * 1024
-"""Least bytes of a unit by default: with 64 KiB chunks at most 1.25 times as much is fetched."""
+"""Least bytes of a unit by default: with 16 KiB chunks 1.06 times as much is fetched."""
 WINDOW = 2048
 """Units of a shuffle window by default: entropy 0.993 of a full shuffle on data sorted by class."""
 STREAM = "stream"

@@ -16,9 +16,7 @@ import xxhash
 from crc32c import crc32c as _crc32c
 
 CHUNK_BYTES = 65536
-"""Bytes under one checksum in token arrays. A row needs whole chunks, so a chunk's overhang is what a fetch
-reads too much: at most 1.06x for 1 MiB units with 64 KiB chunks, 1.25x with 256 KiB.
-"""
+"""Bytes under one checksum where nothing else is said, as in checkpoints, whose ranges are megabytes long."""
 
 Bytes = bytes | bytearray | memoryview
 """Anything that is a contiguous buffer of bytes."""

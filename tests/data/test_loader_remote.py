@@ -9,8 +9,8 @@ import pytest
 from fmscale.data.loader import Loader
 from fmscale.data.open import open_loader
 from fmscale.store.cache import NodeCache
-from fmscale.store.digest import CHUNK_BYTES
 from fmscale.store.open import open_store
+from fmscale.store.segment_writer import TOKEN_CHUNK_BYTES
 from tests.helpers.corpus import Corpus, T, store_corpus
 from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.ranks import run_ranks
@@ -81,17 +81,19 @@ def test_the_ranks_of_a_node_fetch_each_chunk_once(
     held = NodeCache(tmp_path / "cache", 1 << 30).used_bytes()
     assert (bypassed, fetched_again) == (0, 0)
     assert 0 < fetched <= held, "no chunk was fetched twice"
-    assert held <= fetched + 8 * CHUNK_BYTES, "the cache holds what was fetched; short chunks count as whole"
+    assert held <= fetched + 8 * TOKEN_CHUNK_BYTES, (
+        "the cache holds what was fetched; short chunks count as whole"
+    )
     assert min(hit, hit_again) > 0
 
 
 def test_a_cache_that_is_small_changes_no_batch(url: str, right: dict[int, bytes], tmp_path: Path) -> None:
     folder = tmp_path / "cache"
-    loader = open_corpus(url, cache_dir=folder, cache_bytes=6 * CHUNK_BYTES, memory_budget=2 << 20)
+    loader = open_corpus(url, cache_dir=folder, cache_bytes=6 * TOKEN_CHUNK_BYTES, memory_budget=2 << 20)
     assert delivered(loader) == right
     cache = cache_of(loader)
     assert cache.requests.bytes["bypass"] + cache.requests.bytes["evict"] > 0
-    assert cache.used_bytes() <= 6 * CHUNK_BYTES
+    assert cache.used_bytes() <= 6 * TOKEN_CHUNK_BYTES
 
 
 def test_every_chunk_damaged_in_the_cache_is_fetched_again(
@@ -100,7 +102,7 @@ def test_every_chunk_damaged_in_the_cache_is_fetched_again(
     assert delivered(open_corpus(url, cache_dir=tmp_path / "cache")) == right
     for path in (tmp_path / "cache").glob("??/*"):
         data = bytearray(path.read_bytes())
-        data[8192::CHUNK_BYTES] = bytes(byte ^ 1 for byte in data[8192::CHUNK_BYTES])
+        data[8192::TOKEN_CHUNK_BYTES] = bytes(byte ^ 1 for byte in data[8192::TOKEN_CHUNK_BYTES])
         with path.open("r+b") as file:
             file.seek(8192)
             file.write(data[8192:])

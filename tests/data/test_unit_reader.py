@@ -15,15 +15,17 @@ from fmscale.data.view import make_view
 from fmscale.errors import StoreUnavailable
 from fmscale.store.backend import Backend
 from fmscale.store.dataset import open_dataset
-from fmscale.store.digest import CHUNK_BYTES
 from fmscale.store.fetch import Fetcher
 from fmscale.store.open import open_store
+from fmscale.store.segment_writer import TOKEN_CHUNK_BYTES
 from tests.helpers.faulty_backend import Fault, FaultyBackend
 from tests.helpers.segments import Document, documents, flip, write_commit
 
 T = 129
-CHUNK = CHUNK_BYTES // 2
+CHUNK = TOKEN_CHUNK_BYTES // 2
 """Tokens of a chunk, uint16."""
+SHARD = 4 * CHUNK
+"""Tokens of a small shard."""
 SMALL_UNIT, LARGE_UNIT = 11, 700
 """Rows: many units in a chunk, and several chunks and shards in a unit."""
 
@@ -44,7 +46,7 @@ def store_content(store: Backend, dtype: str = "uint16") -> list[list[list[Docum
         documents(lengths(4, 300), dtype=dtype, seed=4),
     ]
     second = [documents(lengths(5, 1500), dtype=dtype, seed=5)]
-    write_commit(store, "corpus", {"train": first}, job="one", shard_tokens=32768, dtype=dtype)
+    write_commit(store, "corpus", {"train": first}, job="one", shard_tokens=SHARD, dtype=dtype)
     write_commit(store, "corpus", {"train": second}, job="two", dtype=dtype)
     write_commit(store, "corpus", {"test": [documents([9], dtype=dtype)]}, job="three", dtype=dtype)
     return [first, second]
@@ -210,7 +212,7 @@ def segment_prefix(layout: Layout, commit: int, segment: int) -> str:
 
 @pytest.mark.parametrize(
     ("commit", "segment", "shard", "chunk"),
-    [(0, 0, 1, 0), (0, 1, 0, 0), (0, 1, 2, 0), (1, 0, 0, 2)],
+    [(0, 0, 1, 1), (0, 1, 0, 0), (0, 1, 2, 2), (1, 0, 0, 2)],
     ids=["small shard", "first of a segment", "last, padded", "inside a large shard"],
 )
 @pytest.mark.parametrize("rows_per_unit", [SMALL_UNIT, LARGE_UNIT])
@@ -227,10 +229,10 @@ def test_a_damaged_chunk_costs_exactly_its_tokens(
     layout = open_layout(dataset, make_view(dataset, sequence_length=T, rows_per_unit=rows_per_unit))
     expected = Expected(content, layout)
     key = f"{segment_prefix(layout, commit, segment)}/tokens/c/{shard}"
-    flip(store, key, chunk * CHUNK_BYTES + 77)
+    flip(store, key, chunk * TOKEN_CHUNK_BYTES + 77)
     before = sum(len(doc.tokens) for docs in content[commit][:segment] for doc in docs)
     size = sum(len(doc.tokens) for doc in content[commit][segment])
-    start = before + shard * CHUNK + chunk * CHUNK
+    start = before + shard * SHARD + chunk * CHUNK
     stop = min(start + CHUNK, before + size, len(expected.tokens[commit]))
     reader = UnitReader(layout, Fetcher(store), document_ids=True)
     lost = 0

@@ -17,10 +17,11 @@ from fmscale.store.backend import Backend
 from fmscale.store.cache import NodeCache
 from fmscale.store.fetch import CorruptChunk, Fetcher, chunk_span
 from fmscale.store.segment import ObjectRef, TokenSegment, open_segment
+from fmscale.store.segment_writer import TOKEN_CHUNK_BYTES
 from tests.helpers.faulty_backend import Fault, FaultyBackend
 from tests.helpers.segments import documents, flip, truncate, write_segment
 
-CHUNKS = 6
+CHUNKS, CHUNK = 6, TOKEN_CHUNK_BYTES
 ROOMY = 1 << 30
 
 
@@ -48,7 +49,7 @@ class Wire(FaultyBackend):
 
 @pytest.fixture
 def segment(local_store: Backend) -> TokenSegment:
-    tokens = CHUNKS * 32768 - 700
+    tokens = CHUNKS * CHUNK // 2 - 700
     seal = write_segment(local_store, "p", documents([tokens - 10, 10]))
     return open_segment(local_store, "p", seal.digest)
 
@@ -147,7 +148,7 @@ def test_of_several_bad_chunks_the_first_is_named(local_store: Backend, ref: Obj
 
 
 def cut(store: Backend, key: str) -> None:
-    truncate(store, key, 2 * 65536 + 100)
+    truncate(store, key, 2 * CHUNK + 100)
 
 
 def remove(store: Backend, key: str) -> None:
@@ -267,7 +268,15 @@ def test_concurrent_readers_share_fetches_and_heal_what_is_bad(
     assert sum(fetcher.dropped for fetcher in fetchers) >= 1
 
 
-SPANS = [(0, 65536), (1, 1), (100, 65436), (65535, 2), (70000, 200_000), (65536, 131072), (3, 393_000)]
+SPANS = [
+    (0, CHUNK),
+    (1, 1),
+    (100, CHUNK - 100),
+    (CHUNK - 1, 2),
+    (CHUNK + 4464, 3 * CHUNK + 3392),
+    (CHUNK, 2 * CHUNK),
+    (3, 6 * CHUNK - 216),
+]
 
 
 @pytest.mark.parametrize("cached", [False, True])
@@ -313,7 +322,7 @@ def test_the_store_is_told_of_the_chunks_that_will_be_read(ref: ObjectRef, wire:
     ]
 
 
-REGION = 3 * 65536
+REGION = 3 * CHUNK
 
 
 def regional(wire: Wire, folder: Path, limit: int = ROOMY) -> Fetcher:
@@ -352,7 +361,7 @@ def test_damage_elsewhere_in_the_region_harms_nobody(
 
 
 def test_a_full_cache_is_sent_no_regions(ref: ObjectRef, wire: Wire, data: bytes, tmp_path: Path) -> None:
-    fetcher = regional(wire, tmp_path / "cache", limit=2 * 65536)
+    fetcher = regional(wire, tmp_path / "cache", limit=2 * CHUNK)
     assert read(fetcher, ref, 0, 1) == part(ref, data, 0, 1)
     before = len(wire.reads)
     for chunk in range(CHUNKS):

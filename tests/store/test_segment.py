@@ -17,7 +17,7 @@ from fmscale.errors import (
     StoreUnavailable,
 )
 from fmscale.store.backend import Backend
-from fmscale.store.digest import CHUNK_BYTES, canonical_json, metadata_digest, verify_chunks
+from fmscale.store.digest import canonical_json, metadata_digest, verify_chunks
 from fmscale.store.seal import sealed
 from fmscale.store.segment import (
     TokenSegment,
@@ -27,7 +27,7 @@ from fmscale.store.segment import (
     read_rows,
     read_tokens,
 )
-from fmscale.store.segment_writer import TokenSegmentWriter
+from fmscale.store.segment_writer import TOKEN_CHUNK_BYTES, TokenSegmentWriter
 from tests.helpers.faulty_backend import Crash, Fault, FaultyBackend
 from tests.helpers.segments import Document, documents, flip, truncate, write_segment
 
@@ -70,7 +70,7 @@ def test_what_goes_in_comes_out(store: Backend) -> None:
         "stop": [doc.stop for doc in docs],
         "tokens": [len(doc.tokens) for doc in docs],
     }
-    starts = np.arange(0, len(tokens), CHUNK_BYTES // 2)
+    starts = np.arange(0, len(tokens), TOKEN_CHUNK_BYTES // 2)
     first = np.searchsorted(ends, starts, side="right")
     assert segment.first_document.tolist() == first.tolist()
 
@@ -83,7 +83,7 @@ def test_shards_are_chunks_that_verify_alone(local_store: Backend, dtype: str) -
         ref = segment.shard(number)
         data = bytearray(ref.bytes)
         local_store.read_into(ref.key, 0, memoryview(data))
-        assert ref.chunk_bytes == CHUNK_BYTES
+        assert ref.chunk_bytes == TOKEN_CHUNK_BYTES
         assert verify_chunks(data, ref.crc32c, ref.chunk_bytes) == -1
         here = tokens[number * segment.shard_tokens :][: segment.shard_tokens]
         assert np.array_equal(np.frombuffer(data, dtype=dtype)[: len(here)], here)

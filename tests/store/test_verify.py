@@ -10,11 +10,12 @@ import pytest
 from fmscale.errors import CorruptData
 from fmscale.store.backend import Backend
 from fmscale.store.dataset import Dataset, create_or_open, open_dataset
-from fmscale.store.digest import CHUNK_BYTES, metadata_digest
+from fmscale.store.digest import metadata_digest
 from fmscale.store.object_check import Problem
 from fmscale.store.records_writer import RecordSegmentWriter
 from fmscale.store.seal import sealed, segment_prefix
 from fmscale.store.segment import open_segment
+from fmscale.store.segment_writer import TOKEN_CHUNK_BYTES
 from fmscale.store.verify import size_of, verify_dataset
 from tests.helpers.segments import documents, flip, truncate, write_commit
 
@@ -96,15 +97,15 @@ def test_bad_chunks_are_numbered(store: Backend) -> None:
     row = dataset.commit(0).manifests["train"].row(0)
     segment = open_segment(store, row.prefix, row.seal)
     key = segment.shard(1).key
-    flip(store, key, CHUNK_BYTES - 1)
-    flip(store, key, CHUNK_BYTES)
+    flip(store, key, TOKEN_CHUNK_BYTES - 1)
+    flip(store, key, TOKEN_CHUNK_BYTES)
     other = segment.array_shard("document_ids", 0).key
     flip(store, other, 8)
     assert named(verify_dataset(store, dataset)) == {(key, 0), (key, 1), (other, 0)}
-    truncate(store, key, CHUNK_BYTES + 100)
+    truncate(store, key, TOKEN_CHUNK_BYTES + 100)
     problems = verify_dataset(store, dataset)
     assert named(problems) == {(key, 0), (key, 1), (other, 0)}
-    assert f"truncated: {CHUNK_BYTES + 100} of " in "".join(p.what for p in problems)
+    assert f"truncated: {TOKEN_CHUNK_BYTES + 100} of " in "".join(p.what for p in problems)
 
 
 def test_one_damaged_link_does_not_hide_other_damage(memory_store: Backend) -> None:
@@ -188,7 +189,7 @@ def test_parts_may_cut_chunks_anywhere(memory_store: Backend, monkeypatch: pytes
     assert verify_dataset(memory_store, dataset) == []
     row = dataset.commit(0).manifests["train"].row(0)
     key = f"{row.prefix}/tokens/c/2"
-    flip(memory_store, key, 20_000)
+    flip(memory_store, key, 12_000)
     assert named(verify_dataset(memory_store, dataset)) == {(key, 0)}
     assert [p.what for p in verify_dataset(memory_store, dataset)] == [
         "damaged: bytes do not match their crc32c"
