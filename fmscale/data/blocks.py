@@ -191,9 +191,13 @@ class Planner:
         block = self._gathered(number, assignment, units)
         next_uses = self._next_uses(missing, k)
         if self._pool is not None:
-            for slot, next_use in zip(missing, next_uses, strict=True):
+            reads = list(zip(missing, next_uses, strict=True))
+            # Not for the first batch, which waits for what it needs and no more.
+            if number and self._readers.fetcher.region_bytes:
+                block.reads += [self._pool.submit(self._advise, slot, next_use) for slot, next_use in reads]
+            for slot, next_use in reads:
                 slot.read = self._pool.submit(self._read, slot, next_use)
-            block.reads = [slot.read for slot in dict.fromkeys(block.slots) if slot.read is not None]
+            block.reads += [slot.read for slot in dict.fromkeys(block.slots) if slot.read is not None]
             return block, steps
         self._read_here(missing, next_uses, int(assignment.after[-1]))
         return block, steps
@@ -303,6 +307,9 @@ class Planner:
                 for i, use in zip(here, self.plan.next_use(source, units, later).tolist(), strict=True):
                     uses[i] = use
         return uses
+
+    def _advise(self, slot: Slot, next_use: int) -> None:
+        self._readers.of(self.plan, slot.key[0]).advise(slot.key[1], next_use)
 
     def _read(self, slot: Slot, next_use: int) -> None:
         """Read the slot's unit. Raises DamagedRows for rows that the plan may still deliver."""

@@ -92,8 +92,8 @@ class UnitReader:
         )
         return UnitRead(documents, damaged)
 
-    def advise(self, unit: int) -> None:
-        """Tell the store that the unit will be read soon. What is damaged says so when it is read."""
+    def advise(self, unit: int, next_use: int = 0) -> None:
+        """Prepare for the unit being read soon. What is damaged says so when it is read."""
         commit, pieces = self.layout.pieces(unit)
         for piece in pieces:
             with suppress(CorruptChunk):
@@ -104,7 +104,9 @@ class UnitReader:
                     low = max(piece.start - number * layout.shard, 0)
                     high = min(piece.start + piece.count - number * layout.shard, layout.shard)
                     ref = segment.array_shard("tokens", number)
-                    self.fetcher.advise(ref, low * layout.row_bytes, (high - low) * layout.row_bytes)
+                    self.fetcher.advise(
+                        ref, low * layout.row_bytes, (high - low) * layout.row_bytes, next_use
+                    )
 
     def _segment(self, commit: int, index: int) -> TokenSegment:
         key = (commit, index)

@@ -6,19 +6,18 @@ a chunk that no source can serve raises `CorruptChunk`, never returns.
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 
 from fmscale.errors import CorruptData, ObjectNotFound
-from fmscale.store.backend import Backend
+from fmscale.store.backend import Backend, copy
 from fmscale.store.digest import verify_chunks, verify_parts
 from fmscale.store.segment import ObjectRef
 
-EXACT_READS = 16
-"""Reads that fetch no region, at the beginning: the first batch waits for them."""
 STORE_ATTEMPTS = 2
 """Reads of a chunk from the store before it is given up: a second one heals a flip on the wire."""
 
@@ -73,16 +72,18 @@ class Fetcher:
     """Reads chunks of objects, verified; used from many threads."""
 
     def __init__(self, backend: Backend, cache: ChunkCache | None = None, *, region_bytes: int = 0) -> None:
-        """`region_bytes`: how much around a missing chunk is fetched into the cache with it; 0: nothing."""
+        """`region_bytes`: how much around what it is told of ahead is fetched into the cache; 0: nothing."""
         self.backend = backend
         self.cache = cache
-        self.region_bytes = region_bytes
-        self._exact_reads = EXACT_READS if region_bytes else 0
+        self.region_bytes = region_bytes if cache is not None else 0
         self.dropped = 0
         """Bad cached copies that were dropped and read again."""
         self.reread = 0
         """Chunks whose first copy from the store was bad."""
         self._scratch = threading.local()
+        self._coming: dict[tuple[str, int], threading.Event] = {}
+        """Regions that a thread is fetching, by object and first chunk."""
+        self._lock = threading.Lock()
 
     def read(self, ref: ObjectRef, start: int, out: memoryview, next_use: int = 0) -> None:
         """Fill `out` (bytes) with the object's bytes from `start` on, from the whole chunks that hold them.
@@ -103,12 +104,43 @@ class Fetcher:
             self.reread += 1
         buffer = self._buffer("whole", length)
         self.read_chunks(ref, first, chunks, buffer, next_use)
-        out[:] = buffer[before : before + len(out)]
+        copy(buffer[before : before + len(out)], out)
 
-    def advise(self, ref: ObjectRef, start: int, length: int) -> None:
-        """Tell the store that `read` will be asked for these bytes soon."""
+    def advise(self, ref: ObjectRef, start: int, length: int, next_use: int = 0) -> None:
+        """Prepare for `read` being asked for these bytes soon: tell the store, or fetch the regions around them into
+        the cache, except those that another thread is fetching. Raises the store's error if it does not answer.
+        """
         first = start // ref.chunk_bytes
-        self.backend.advise(ref.key, *chunk_span(ref, first, -(-(start + length) // ref.chunk_bytes) - first))
+        chunks = -(-(start + length) // ref.chunk_bytes) - first
+        if self.region_bytes:
+            for low, count in self._regions(ref, first, chunks):
+                self._fetch_region(ref, low, count, next_use)
+        else:
+            self.backend.advise(ref.key, *chunk_span(ref, first, chunks))
+
+    def _regions(self, ref: ObjectRef, first_chunk: int, chunks: int) -> Iterator[tuple[int, int]]:
+        """(first chunk, chunks) of the regions that hold some of these chunks."""
+        size = max(1, self.region_bytes // ref.chunk_bytes)
+        for low in range(first_chunk // size * size, first_chunk + chunks, size):
+            yield low, min(size, len(ref.crc32c) - low)
+
+    def _fetch_region(self, ref: ObjectRef, low: int, count: int, next_use: int) -> None:
+        assert self.cache is not None, "there are regions only with a cache"
+        key = (ref.digest, low)
+        with self._lock:
+            if key in self._coming or not self.cache.wants(ref, low, count):
+                return
+            arrived = self._coming[key] = threading.Event()
+        try:
+            scratch = self._buffer("region", chunk_span(ref, low, count)[1])
+            with suppress(CorruptChunk):  # perhaps one that nobody asks for
+                self.cache.fill(ref, low, count, scratch, partial(self._from_store, ref), next_use)
+                if self.cache.wants(ref, low, count):
+                    self.region_bytes = 0  # it keeps no more: smaller than thought, or its disk is full
+        finally:
+            with self._lock:
+                del self._coming[key]
+            arrived.set()
 
     def _buffer(self, name: str, length: int) -> memoryview:
         """Scratch of this thread; reused: it stays in the CPU's cache, and fresh memory is slow (1 to 3 GB/s)."""
@@ -128,22 +160,10 @@ class Fetcher:
         """
         expected = ref.crc32c[first_chunk : first_chunk + chunks]
         if self.cache is not None:
-
-            def fetch(first: int, count: int, into: memoryview) -> None:
-                self._from_store(ref, first, count, into)
-
-            if self._exact_reads > 0:  # threads may take it below
-                self._exact_reads -= 1
-            elif self.region_bytes and self.cache.wants(ref, first_chunk, chunks):
-                region = max(1, self.region_bytes // ref.chunk_bytes)
-                low = first_chunk // region * region
-                high = min(-(-(first_chunk + chunks) // region) * region, len(ref.crc32c))
-                scratch = self._buffer("region", chunk_span(ref, low, high - low)[1])
-                with suppress(CorruptChunk):  # perhaps one that is not asked for
-                    self.cache.fill(ref, low, high - low, scratch, fetch, next_use)
-                    if self.cache.wants(ref, low, high - low):
-                        self.region_bytes = 0  # it keeps no more: smaller than thought, or its disk is full
-            self.cache.read(ref, first_chunk, chunks, buffer, fetch, next_use)
+            for low, _ in self._regions(ref, first_chunk, chunks) if self._coming else ():
+                if (coming := self._coming.get((ref.digest, low))) is not None:
+                    coming.wait()
+            self.cache.read(ref, first_chunk, chunks, buffer, partial(self._from_store, ref), next_use)
             bad = verify_chunks(buffer, expected, ref.chunk_bytes)
             if bad < 0:
                 return

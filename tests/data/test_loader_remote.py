@@ -15,6 +15,7 @@ from tests.helpers.corpus import Corpus, T, store_corpus
 from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.ranks import run_ranks
 from tests.helpers.s3_server import S3Server
+from tests.helpers.segments import documents, write_commit
 
 SAMPLES = 320
 BATCH = 16
@@ -85,6 +86,29 @@ def test_the_ranks_of_a_node_fetch_each_chunk_once(
         "the cache holds what was fetched; short chunks count as whole"
     )
     assert min(hit, hit_again) > 0
+
+
+def test_a_node_that_has_room_for_all_fetches_in_few_requests(
+    s3: S3Server, s3_bucket: str, tmp_path: Path
+) -> None:
+    """8 MB in 32 units: two regions, and what the first batch of two rows needs."""
+    url = s3.url(s3_bucket, uuid.uuid4().hex)
+    write_commit(open_store(url), "large", {"train": [documents([4_000_000])]}, job="one")
+    requests, content = [], []
+    for nodes in (1, 2):
+        with open_corpus(
+            url,
+            dataset="large",
+            sequence_length=4001,
+            batch=2,
+            cache_dir=tmp_path / f"of {nodes}",
+            nodes=nodes,
+        ) as loader:
+            content.append([next(loader).tokens.numpy().tobytes() for _ in range(480)])
+            requests.append(loader._readers.fetcher.backend.requests.count["get_range"])
+    alone, shared = requests
+    assert content[0] == content[1]
+    assert alone < 16 < 32 <= shared
 
 
 def test_a_cache_that_is_small_changes_no_batch(url: str, right: dict[int, bytes], tmp_path: Path) -> None:
