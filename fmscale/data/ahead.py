@@ -45,7 +45,7 @@ class Ahead:
     def take(self) -> Block:
         """The next block, its rows in the arena. Raises what planning or reading raised."""
         self.away_since = math.inf
-        if self._thread is not None and self._waits():
+        if self._thread is not None and self._planner.waits:
             with self._changed:
                 self._changed.notify()
                 self._changed.wait_for(lambda: self._ready or self._error)
@@ -107,8 +107,4 @@ class Ahead:
 
     def _alone(self) -> bool:
         """Whether the thread would not disturb the consumer."""
-        return self._waits() or time.perf_counter() - self.away_since > AWAY_SECONDS
-
-    def _waits(self) -> bool:
-        """Whether making a block is mostly waiting, for a store or a disk, and not work for a core."""
-        return self._pool is not None or self._planner.slow
+        return self._planner.waits or time.perf_counter() - self.away_since > AWAY_SECONDS

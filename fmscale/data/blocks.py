@@ -125,14 +125,21 @@ class Planner:
         self._most = most
         self._pool = pool
         self._stopped = False
-        self.slow = True
+        self._slow = True
         """Whether reading a unit takes far longer than it keeps a core busy."""
+        self._reading = True
+        """Whether the last block had units to read."""
         self._told: set[UnitKey] = set()
         self._units_read, self._read_seconds = 0, 0.0
         self._blocks = self._planned(k)
 
     def __iter__(self) -> Iterator[Block]:
         return self._blocks
+
+    @property
+    def waits(self) -> bool:
+        """Whether making a block is mostly waiting, for a store or a disk, and not work for a core."""
+        return self._pool is not None or (self._slow and self._reading)
 
     def close(self) -> None:
         """Plan nothing more; whoever waits for room in the arena gives up."""
@@ -171,14 +178,15 @@ class Planner:
                 found=f"memory_budget for {self._arena.capacity}",
                 remedy=f"Raise memory_budget {len(units.keys) // self._arena.capacity + 1}-fold.",
             )
-        missing: list[Slot] = []
+        absent: list[tuple[UnitKey, int]] = []
         for key, uses in zip(units.keys, units.uses, strict=True):
             if (slot := self._arena.slots.get(key)) is not None:
                 slot.last_block = number
                 slot.rows_left -= uses
-        for key, uses in zip(units.keys, units.uses, strict=True):
-            if key in self._arena.slots:
-                continue
+            else:
+                absent.append((key, uses))
+        missing: list[Slot] = []
+        for key, uses in absent:  # only now: a slot that is given away must not be one of those above
             taken = self._arena.take(
                 key,
                 block=number,
@@ -199,22 +207,24 @@ class Planner:
                 slot.read = self._pool.submit(self._read, slot, next_use)
             block.reads += [slot.read for slot in dict.fromkeys(block.slots) if slot.read is not None]
             return block, steps
-        self._read_here(missing, next_uses, int(assignment.after[-1]))
+        self._reading = bool(missing)
+        if missing:
+            self._read_here(missing, next_uses, int(assignment.after[-1]))
         return block, steps
 
     def _read_here(self, missing: list[Slot], next_uses: list[int], after: int) -> None:
         """Read units in this thread. A slow disk is told of the next ones, also of the block that begins with
         sample `after`: it is faster with many requests at once than with one after another.
         """
-        coming = [slot.key for slot in missing] + (self._coming(after) if self.slow else [])
+        coming = [slot.key for slot in missing] + (self._coming(after) if self._slow else [])
         started = time.perf_counter()
         for place, (slot, next_use) in enumerate(zip(missing, next_uses, strict=True)):
-            if self.slow:
+            if self._slow:
                 self._tell(coming[place : place + TOLD_UNITS])
             self._read(slot, next_use)
             self._told.discard(slot.key)
         self._judge(len(missing), time.perf_counter() - started)
-        if self.slow:
+        if self._slow:
             self._tell(coming[len(missing) :])
 
     def _coming(self, k: int) -> list[UnitKey]:
@@ -237,7 +247,7 @@ class Planner:
         self._read_seconds += seconds
         if self._units_read >= JUDGED_UNITS:
             rate = self._units_read * self._arena.slot_bytes / self._read_seconds
-            self.slow = rate < CACHED_BYTES_PER_SECOND
+            self._slow = rate < CACHED_BYTES_PER_SECOND
             self._units_read, self._read_seconds = 0, 0.0
 
     def _assigned(self, k: int, first: int, steps: int) -> Assignment:

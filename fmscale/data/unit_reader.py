@@ -186,7 +186,7 @@ class UnitReader:
         self, ref: ObjectRef, layout: ArrayLayout, low: int, high: int, out: np.ndarray, next_use: int
     ) -> None:
         """Rows [low, high) of a shard into `out`."""
-        self.fetcher.read(ref, low * layout.row_bytes, out.view(np.uint8).reshape(-1).data, next_use)
+        self.fetcher.read(ref, low * layout.row_bytes, out.data.cast("B"), next_use)
 
     def _salvage(
         self, ref: ObjectRef, layout: ArrayLayout, low: int, high: int, out: np.ndarray, at: int, lost: Lost

@@ -86,20 +86,21 @@ def translated(key: str, *, writing: bool = False) -> Iterator[None]:
     """Operating-system errors as store errors with the remedy for each."""
     try:
         yield
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        if writing:
-            raise StoreError(
-                "a folder of this name is in the way, or a file where the key needs a folder",
-                found=f"{key} ({error.strerror})",
-                remedy="Choose another key; on a file system a name is a folder or an object, never both.",
-            ) from error
-        raise ObjectNotFound("no object under this key", found=key, remedy=MISSING) from error
     except OSError as error:
-        raise _store_error(error, key) from error
+        raise translation(error, key, writing=writing) from error
 
 
-def _store_error(error: OSError, key: str) -> StoreError:
+def translation(error: OSError, key: str, *, writing: bool = False) -> StoreError:
+    """The store error for one of the operating system's."""
     where = f"{key} ({error.strerror})"
+    if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):
+        if not writing:
+            return ObjectNotFound("no object under this key", found=key, remedy=MISSING)
+        return StoreError(
+            "a folder of this name is in the way, or a file where the key needs a folder",
+            found=where,
+            remedy="Choose another key; on a file system a name is a folder or an object, never both.",
+        )
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreFull(
             "the file system is full or the quota is used up",

@@ -18,7 +18,7 @@ class Blocks:
     """Stands for a planner: notes which thread asked for each block, and fails at the block `fails_at`."""
 
     def __init__(self, *, slow: bool = False, fails_at: int = -1) -> None:
-        self.slow = slow
+        self.waits = slow
         self.fails_at = fails_at
         self.makers: list[str] = []
         self.closed = False

@@ -242,6 +242,23 @@ def test_a_slow_disk_is_told_of_every_unit_before_it_is_read(
     assert all(told) if slow else not all(told[len(told) // 2 :])
 
 
+def test_nobody_waits_for_a_slow_disk_once_all_units_are_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "JUDGED_UNITS", 1)
+    monkeypatch.setattr(blocks, "CACHED_BYTES_PER_SECOND", float("inf"))
+    disk = open_store(str(tmp_path / "store"))
+    store_corpus(disk)
+    with open_corpus(disk, read_threads=0) as loader:
+        next(loader)
+        assert loader._ahead is not None
+        planner = loader._ahead._planner
+        epoch = loader.plan.sources[0].view.units.N
+        while loader.k < 2 * epoch:
+            next(loader)
+        assert not planner.waits
+
+
 def test_wrong_rank_or_dataset_is_refused(memory: Backend, corpus: Corpus) -> None:
     with pytest.raises(ConfigError, match="dp_rank"):
         open_corpus(memory, dp_rank=2, dp_size=2)
