@@ -1,6 +1,7 @@
 """Stores for every test: one real S3 server a session, and a fresh store of each kind."""
 
 import os
+import signal
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from tests.helpers.s3_server import S3Server, weed_binary
 
 # Two OpenMP threads spin while they wait for one another: on busy cores tiny models took 100 times as long.
 torch.set_num_threads(1)
+# Under nohup it would be ignored, by all processes that tests start too: a launcher keeps that word.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
