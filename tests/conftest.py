@@ -15,7 +15,7 @@ from tests.helpers.s3_server import S3Server, weed_binary
 
 # Two OpenMP threads spin while they wait for one another: on busy cores tiny models took 100 times as long.
 torch.set_num_threads(1)
-# Under nohup, or behind a shell's &, they are ignored, by all processes that tests start too: a launcher keeps that word.
+# Under nohup, or behind a shell's &, they would be ignored, by all that tests start too: launchers keep that word.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
