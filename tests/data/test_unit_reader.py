@@ -199,6 +199,26 @@ def test_many_threads_read_the_same_units(memory: Backend, content: list[list[li
         list(pool.map(read, list(range(total_units(layout))) * 6))
 
 
+def test_a_rank_of_a_local_store_holds_no_large_document_arrays(
+    local_store: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would add to the memory of every rank of a node; the disk is told of them once a segment instead."""
+    content = store_content(local_store)
+    monkeypatch.setattr(unit_reader, "WHOLE_DOCUMENT_BYTES_LOCAL", 4096)
+    dataset = open_dataset(local_store, "corpus")
+    layout = open_layout(dataset, make_view(dataset, sequence_length=T, rows_per_unit=SMALL_UNIT))
+    expected = Expected(content, layout)
+    told: list[str] = []
+    monkeypatch.setattr(local_store, "advise", lambda key, start, length: told.append(key))
+    reader = UnitReader(layout, Fetcher(local_store), document_ids=True)
+    assert reader._whole is None
+    for unit in range(0, total_units(layout), 5):
+        found = reader.read(unit, slot(layout))
+        commit, place = expected.unit(layout, unit)
+        check_documents(expected, commit, place, found.documents, True)
+    assert len(told) == len(set(told)) == 2 * 5  # ends and ids of five segments
+
+
 @pytest.fixture
 def damaged_store(memory_store: Backend) -> tuple[Backend, list[list[list[Document]]]]:
     return memory_store, store_content(memory_store)
