@@ -80,7 +80,7 @@ def _op(
     n = master.numel()
     if not n:
         return
-    launch = config("adamw_step", "step", master.device, str(grad.dtype), configs()["step"][0])
+    launch = config("adamw_step", "step", master.device, str(grad.dtype), configs()["step"])
     with on(master.device):
         _adamw_kernel[(-(-n // launch["BLOCK"]),)](
             master, grad, first_moment, second_moment, master if copy is None else copy,

@@ -20,7 +20,7 @@ from fmscale.kernels.attention_common import (
     unit,
 )
 from fmscale.kernels.attention_configs import configs
-from fmscale.kernels.attention_eager import eager, sdpa
+from fmscale.kernels.attention_eager import eager, fused_refusal, sdpa
 from fmscale.kernels.attention_forward import forward, level_shape
 from fmscale.kernels.dispatch import bucket, choose, config
 from fmscale.kernels.launch import INTERPRETED, accumulator, triton_refusal
@@ -33,9 +33,12 @@ def case(
     dtype: torch.dtype, E: int, *,
     documents: bool, causal: bool, window: bool, softcap: bool, sinks: bool,
 ) -> str:  # fmt: skip
-    """The bucket of a call in the tuning tables: "bfloat16 E128 documents causal"."""
+    """The bucket of a call in the tuning tables: "bfloat16 E128 documents causal".
+
+    The head dim is exact: a padded one has other tiles than the power of two above it.
+    """
     flags = {"documents": documents, "causal": causal, "window": window, "softcap": softcap, "sinks": sinks}
-    return " ".join([bucket(dtype, E=E), *(name for name, on in flags.items() if on)])
+    return " ".join([bucket(dtype), f"E{E}", *(name for name, on in flags.items() if on)])
 
 
 def _launches(q: Tensor, *flags: bool) -> dict[str, Launch]:
@@ -47,7 +50,7 @@ def _launches(q: Tensor, *flags: bool) -> dict[str, Launch]:
     width = block_e(q.shape[3])
     tables = configs(q.dtype, width, heavy=window or softcap or width != q.shape[3])
     return {
-        kernel: dict(config("attention", kernel, q.device, bucket_name, table[0]))
+        kernel: dict(config("attention", kernel, q.device, bucket_name, table))
         for kernel, table in tables.items()
     }
 
@@ -277,4 +280,6 @@ def _sdpa_refusal(
         return "its backward is not deterministic, which torch.use_deterministic_algorithms asks for"
     if not k.numel() or not q.numel():
         return "empty tensors"
+    if q.device.type == "cuda":
+        return fused_refusal(q.dtype, q.shape[-1], grouped=q.shape[-2] != k.shape[-2])
     return None

@@ -161,8 +161,7 @@ def _op(
     if not out.numel():
         return out, lse
     width = block_e(E)
-    default = configs(q.dtype, width)["span"][0]
-    launch = dict(config("attention_decode", "span", q.device, _case(q), default))
+    launch = dict(config("attention_decode", "span", q.device, _case(q), configs(q.dtype, width)["span"]))
     span, spans = spans_of(max(S, 1), launch["BLOCK_N"])
     group, acc = H // K, tl_dtype(dtype)
     block_m = min(most_rows(q.dtype, width), max(16, round_up(group * T)))

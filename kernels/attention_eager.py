@@ -16,6 +16,26 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 FUSED = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
+FLASH_WIDEST = 256
+"""Largest head dim of torch's flash and cuDNN kernels."""
+
+
+def fused_refusal(dtype: torch.dtype, E: int, *, grouped: bool) -> str | None:
+    """Why none of torch's fused CUDA kernels takes a head dim `E` of `dtype`, or None.
+
+    As torch's sdp_utils.cpp decides: flash and cuDNN take 16 bits and up to 256; the memory-efficient one
+    fp32 too and any width whose rows are whole 16 bytes, but no grouped heads.
+    """
+    if dtype.itemsize == 2 and E <= FLASH_WIDEST:
+        return None
+    if dtype.itemsize > 4:
+        return f"{dtype}: its fused kernels take fp16, bf16 and fp32"
+    what = f"{dtype} with a head dim of {E}" if dtype.itemsize == 2 else f"{dtype}"
+    if grouped:
+        return f"{what} and grouped heads: its only kernel for that has none"
+    if E * dtype.itemsize % 16:
+        return f"{what}, {E * dtype.itemsize} bytes a row: its only kernel for that needs a multiple of 16"
+    return None
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None, *, causal: bool, scale: float) -> Tensor:

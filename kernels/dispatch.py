@@ -13,10 +13,10 @@ recompile under `torch.compile` and make a step's arithmetic depend on how its r
 import contextlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from fmscale.kernels.launch import TRITON_VERSION, round_up
@@ -104,6 +104,7 @@ _tables: dict[tuple[str, str], Table] = {}
 _entries: dict[tuple[str, str, str], Entry] = {}
 _forced: dict[tuple[str, str], Config] = {}
 _announced: dict[tuple[str, str, str], str] = {}
+_ignored: set[tuple[str, str, str, str]] = set()
 
 
 def use_table(table: Table) -> None:
@@ -151,8 +152,7 @@ def choose(op: str, backend: str, device: torch.device, case: str, refusals: Map
         picked = entry.backend if entry is not None and entry.backend in able else default
         if picked not in able:
             picked = able[0]
-        if not torch.compiler.is_compiling():
-            _announce(name, op, case, picked, entry, refusals)
+        _announce(name, op, case, picked, _reason(picked, entry, refusals))
         return picked
     if backend not in refusals:
         raise KernelError(
@@ -162,26 +162,30 @@ def choose(op: str, backend: str, device: torch.device, case: str, refusals: Map
         raise KernelError(
             f'backend "{backend}" of {op} cannot serve this call',
             found=refusals[backend],
-            remedy=f"Use backend={able[0]!r}." if able else "",
+            remedy=f"Use backend={able[0]!r}." if able else "No other backend can serve it either.",
         )
     return backend
 
 
-def _announce(
-    device: str, op: str, case: str, picked: str, entry: Entry | None, refusals: Mapping[str, str | None]
-) -> None:
-    if (device, op, case) in _announced:
-        return
+def _reason(picked: str, entry: Entry | None, refusals: Mapping[str, str | None]) -> str:
     if entry is None:
-        why = "default; not measured here, see `fmscale bench kernels --tune`"
-    elif entry.backend == picked:
-        why = "measured fastest"
-    else:
-        why = (
-            f"{entry.backend} was measured fastest but cannot serve this call: {refusals.get(entry.backend)}"
-        )
-    _announced[device, op, case] = f"{picked} ({why})"
-    log.info("%s on %s, %s: %s", op, device, case, _announced[device, op, case])
+        return "default; not measured here, see `fmscale bench kernels --tune`"
+    if entry.backend == picked:
+        return "measured fastest"
+    return f"{entry.backend} was measured fastest but cannot serve this call: {refusals.get(entry.backend)}"
+
+
+def _announce(device: str, op: str, case: str, picked: str, why: str) -> bool:
+    """Log a choice, once. True: that is what a compiled graph keeps of the call."""
+    if (device, op, case) not in _announced:
+        _announced[device, op, case] = f"{picked} ({why})"
+        log.info("%s on %s, %s: %s", op, device, case, _announced[device, op, case])
+    return True
+
+
+# What torch.compiler.assume_constant_result sets, which takes seconds to import: torch.compile runs the
+# function while it traces, once per graph, and leaves nothing of it in the graph.
+cast(Any, _announce)._dynamo_marked_constant = True
 
 
 def announced() -> dict[tuple[str, str, str], str]:
@@ -189,12 +193,27 @@ def announced() -> dict[tuple[str, str, str], str]:
     return dict(_announced)
 
 
-def config(op: str, kernel: str, device: torch.device, case: str, default: Config) -> Config:
-    """Launch configuration of one kernel of `op`: forced, else measured, else `default`."""
+def config(op: str, kernel: str, device: torch.device, case: str, choices: Sequence[Config]) -> Config:
+    """Launch configuration of one kernel of `op`: forced, else measured, else the first of `choices`.
+
+    `choices` are those that the compile gate has passed for this very call. A measured one that is not
+    among them, of a table that an earlier version wrote or someone edited, is ignored with a warning.
+    """
     if (op, kernel) in _forced:
         return _forced[op, kernel]
-    entry = _entries.get((device_name(device), op, case))
-    return entry.configs.get(kernel, default) if entry is not None else default
+    name = device_name(device)
+    entry = _entries.get((name, op, case))
+    measured = entry.configs.get(kernel) if entry is not None else None
+    if measured is None or measured in choices:
+        return choices[0] if measured is None else measured
+    if (name, op, case, kernel) not in _ignored:
+        _ignored.add((name, op, case, kernel))
+        log.warning(
+            "%s on %s, %s: the tuning table's configuration of %s, %s, is none of this version's: %s is used; "
+            "`fmscale bench kernels --tune` measures again",
+            op, name, case, kernel, dict(measured), dict(choices[0]),
+        )  # fmt: skip
+    return choices[0]
 
 
 @contextlib.contextmanager

@@ -101,9 +101,7 @@ def _cross_entropy(
     acc = accumulator(logits.dtype)
     loss = logits.new_empty(logits.shape[0], dtype=acc)
     case = bucket(logits.dtype, V=logits.shape[1])
-    launch = config(
-        "linear_cross_entropy", "cross_entropy", logits.device, case, configs()["cross_entropy"][0]
-    )
+    launch = config("linear_cross_entropy", "cross_entropy", logits.device, case, configs()["cross_entropy"])
     with on(logits.device):
         _cross_entropy_kernel[(logits.shape[0],)](
             logits, labels, labels if weights is None else weights, loss, logits.shape[1], ignore_index,

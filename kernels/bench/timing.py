@@ -17,6 +17,8 @@ SLOW = 3.0
 """Seconds a function may take in all, after which it is not called more often than FEWEST times."""
 FEWEST = 3
 """Measurements of a function that is slow."""
+SPENT = "the time budget was spent"
+"""The end of every reason of what had no time left."""
 
 
 class DeviceBroken(RuntimeError):
@@ -107,7 +109,7 @@ def interleave(
                 measured[name].append(seconds)
     for name in functions:
         if not measured[name] and name not in failed:
-            failed[name] = "not timed: the time budget was spent"
+            failed[name] = f"not timed: {SPENT}"
     return {n: summarize(s) for n, s in measured.items() if n not in failed}, failed
 
 

@@ -5,14 +5,21 @@ recorded as rejected, with the Triton and ptxas versions: compilers between 3.4 
 miscompile some. The result is a table for `kernels/tuned/`.
 """
 
+import contextlib
 import itertools
+import math
+import re
+import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from fmscale.kernels.bench.problems import Problem
 from fmscale.kernels.bench.serve import resolve
 from fmscale.kernels.bench.workshop import PATIENCE, Workshop
-from fmscale.kernels.dispatch import Config, Entry, Table
+from fmscale.kernels.dispatch import Config, Entry, Table, read_table
+
+from fmscale.errors import KernelError
 
 SERVICE = "fmscale.kernels.bench.trial"
 COMBINATIONS = 32
@@ -23,31 +30,61 @@ Reject = Callable[[str, Mapping[str, Any], str], None]
 Ask = Callable[[Settings], dict[str, Any]]
 
 
+def known_table(folder: Path, gpu: str, triton: str) -> Table | None:
+    """What `folder` holds of this device and Triton version. A file of another format counts as nothing."""
+    for path in sorted(folder.glob(f"*.triton-{triton}.json")):
+        with contextlib.suppress(KernelError):
+            table = read_table(path)
+            if (table.gpu, table.triton) == (gpu, triton):
+                return table
+    return None
+
+
 def tune(
     problems: str, gpu: str, versions: Mapping[str, str | None], say: Callable[[str], None],
-    *, save: Callable[[Table], object] = lambda _: None, patience: float = PATIENCE,
+    *, save: Callable[[Table], object] = lambda _: None, patience: float = PATIENCE, known: Table | None = None,
+    again: bool = False, only: str = "", seconds: float = math.inf, clock: Callable[[], float] = time.monotonic,
 ) -> Table:  # fmt: skip
-    """Measure every problem that "module:function" `problems` returns; the table for device `gpu`.
+    """Measure the problems that "module:function" `problems` returns; the table for device `gpu`.
 
-    `save` gets the table after each problem, so that a run that is cut short keeps what it measured.
+    `save` gets the table after each problem, so that a run that is cut short keeps what it measured. The
+    table begins with what is `known`, which is measured once more with `again` alone. `only` is a regular
+    expression of "op bucket". After `seconds` of `clock` no other problem begins.
     """
-    entries: list[Entry] = []
-    rejected: list[dict[str, Any]] = []
+    entries = {(entry.op, entry.bucket): entry for entry in known.entries} if known is not None else {}
+    rejected = [dict(one) for one in known.rejected] if known is not None else []
+    until = clock() + seconds
+    named = [
+        (index, problem)
+        for index, problem in enumerate(resolve(problems))
+        if re.search(only, f"{problem.op} {problem.bucket}")
+    ]
+    wanted = [pair for pair in named if again or (pair[1].op, pair[1].bucket) not in entries]
+    if not named:
+        say(f"no op and case has {only!r}")
+    elif not wanted:
+        say("nothing to tune: all that was asked for is in the table (--again measures it once more)")
 
     def table() -> Table:
         return Table(
-            gpu=gpu, triton=str(versions["triton"]), entries=tuple(entries), rejected=tuple(rejected),
+            gpu=gpu, triton=str(versions["triton"]), entries=tuple(entries.values()), rejected=tuple(rejected),
             versions={name: str(version) for name, version in versions.items()},
         )  # fmt: skip
 
     with Workshop(SERVICE, problems, patience) as workshop:
-        for index, problem in enumerate(resolve(problems)):
+        for done, (index, problem) in enumerate(wanted):
+            if clock() >= until:
+                left = f"{len(wanted) - done} of {len(wanted)} problems left"
+                say(f"{left} after {seconds:.0f} s: the same command goes on")
+                break
+            fresh: list[dict[str, Any]] = []
 
             def reject(
-                kernel: str, config: Mapping[str, Any], reason: str, problem: Problem = problem
-            ) -> None:
+                kernel: str, config: Mapping[str, Any], reason: str, problem: Problem = problem,
+                fresh: list[dict[str, Any]] = fresh,
+            ) -> None:  # fmt: skip
                 say(f"rejected {problem.op}, {problem.bucket}: {kernel} {dict(config)}: {reason}")
-                rejected.append(
+                fresh.append(
                     {
                         "op": problem.op, "bucket": problem.bucket, "kernel": kernel,
                         "config": dict(config), "reason": reason,
@@ -64,8 +101,11 @@ def tune(
                 continue
             best = _descend(problem, ask, reject)
             entry = _choose(workshop, index, problem, best, say)
+            case = (problem.op, problem.bucket)
+            entries.pop(case, None)
+            rejected = [one for one in rejected if (one["op"], one["bucket"]) != case] + fresh
             if entry is not None:
-                entries.append(entry)
+                entries[case] = entry
                 say(f"{problem.op}, {problem.bucket}: {entry.backend} {dict(entry.milliseconds)} {best}")
             save(table())
     return table()

@@ -45,6 +45,21 @@ def test_tune_needs_a_gpu():
     assert "nothing was tuned: no CUDA device" in err
 
 
+def test_the_tuners_options_reach_it(monkeypatch: pytest.MonkeyPatch):
+    seen: list[str] = []
+    monkeypatch.setattr("benchmarks.kernels.run_command", lambda options: seen.extend(options) or 0)
+    status, _, _ = run("kernels", "--tune", "--only", "-x|attention .*E128", "--seconds", "60", "--again")
+    assert status == 0
+    assert seen == ["--tune", "--again", "--only=-x|attention .*E128", "--seconds=60.0"]
+
+
+def test_the_tuners_options_reach_nothing_else():
+    for words in (("kernels", "--seconds", "3"), ("kernels", "--again"), ("loader", "--tune", "--again")):
+        status, _, err = run(*words)
+        assert status == 2
+        assert "Use `fmscale bench kernels --tune`" in err
+
+
 def test_other_benchmarks_neither_list_nor_tune():
     for option in ("--list", "--tune"):
         status, _, err = run("loader", option)

@@ -2,7 +2,9 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,11 +12,11 @@ from fmscale.kernels.bench import command, contests
 from fmscale.kernels.bench.attention_rows import attention_rows
 from fmscale.kernels.bench.ceilings import measure_ceilings
 from fmscale.kernels.bench.claims import TARGETS, assemble
-from fmscale.kernels.bench.contest import Contest, Contestant, Row, hold
+from fmscale.kernels.bench.contest import Contest, Contestant, Row, hold, unmeasured
 from fmscale.kernels.bench.contests import Budget, measure
 from fmscale.kernels.bench.rows import all_rows
 from fmscale.kernels.bench.sizes import FULL, Sizes
-from fmscale.kernels.bench.timing import SLOW, DeviceBroken, WallClock, interleave
+from fmscale.kernels.bench.timing import SLOW, SPENT, DeviceBroken, WallClock, interleave
 from fmscale.kernels.bench.verdict import worse, wrong
 from fmscale.kernels.bench.workshop import Workshop
 
@@ -154,12 +156,21 @@ def test_every_row_has_every_peer_or_a_reason(problem: Row) -> None:
 
 
 @pytest.mark.parametrize("problem", all_rows(TINY), ids=lambda r: f"{r.id} {r.variant}")
-def test_the_real_rows_give_right_numbers(problem: Row) -> None:
-    """Ours and torch eager through the same code as on a GPU, tiny and interpreted."""
-    run = hold(problem, CPU, WallClock(), repeats=1, warmup=0, only={"ours", "eager", "torch fused + copy"})
-    assert {*run.reasons} <= {*problem.build(CPU).absent}, run.reasons
+def test_the_real_rows_give_right_numbers(problem: Row, device: torch.device) -> None:
+    """Ours and torch eager through the same code as in a run, tiny; without a GPU interpreted."""
+    few = {"ours", "eager", "torch fused + copy"}
+    run = hold(problem, device, WallClock(), repeats=1, warmup=0, only=few)
+    assert {*run.reasons} <= {*problem.build(device).absent}, run.reasons
     assert run.rates["ours"] > 0
     assert run.rates.keys() == run.times.keys() >= {"ours", "eager"}
+
+
+def test_flex_is_compiled_only_for_claims_that_name_it() -> None:
+    """Its compilation is the dearest of all."""
+    for problem in attention_rows(TINY):
+        target = next(target for target in TARGETS if target.id == problem.id)
+        contest = problem.build(CPU)
+        assert ("flex" in contest.makers) == ("flex" in {**target.must, **target.aim}), problem.id
 
 
 def test_full_sizes_count_the_operations_of_the_convention() -> None:
@@ -216,6 +227,46 @@ def test_a_spent_budget_is_said() -> None:
     assert run.reasons == {"ours": "not measured: the time budget was spent"}
     assert max(command.BUDGET[False]) <= 480
     assert max(command.BUDGET[True]) <= 180
+
+
+class Scripted:
+    """In place of the worker: ours alone has a rate, with the peers the time is up."""
+
+    def __init__(self, *_: object) -> None:
+        self.asked: list[tuple[int, list[str] | None]] = []
+        WORKERS.append(self)
+
+    def __enter__(self) -> "Scripted":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def ask(self, request: dict[str, Any], *, deadline: float) -> dict[str, Any]:
+        if "ceilings" in request:
+            return {"ok": True, "copy": 1.0, "matmul": 2.0}
+        self.asked.append((request["row"], request["only"]))
+        run = unmeasured(row(), f"not timed: {SPENT}")
+        if request["only"]:
+            run = replace(run, rates={"ours": 5.0}, reasons={"flash": "not this one"})
+        elif request["row"] == 1:
+            run = replace(run, reasons={"ours": "off by 3 of its norm"})
+        else:
+            run = replace(run, reasons=run.reasons | {"compiled": f"not tried: {SPENT}"})
+        return {"ok": True, "trying": None, "run": asdict(run)}
+
+
+WORKERS: list[Scripted] = []
+
+
+def test_ours_is_measured_in_every_row_before_any_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiled peer may take the whole budget: it must not cost the rows after it our own figure."""
+    monkeypatch.setattr(contests, "Workshop", Scripted)
+    _, runs = measure("tests.kernels.contest_rows:rows", repeats=1, budget=budget(60.0), say=print)
+    assert WORKERS.pop().asked == [(i, only) for only in (["ours"], None) for i in range(3)]
+    assert [run.rates for run in runs] == [{"ours": 5.0}, {}, {"ours": 5.0}]
+    assert runs[0].reasons == {"compiled": f"not tried: {SPENT}", "flash": "not this one"}
+    assert runs[1].reasons == {"ours": "off by 3 of its norm"}  # what is wrong beside peers has no figure
 
 
 def test_ceilings() -> None:

@@ -193,9 +193,9 @@ def test_listing(capsys: pytest.CaptureFixture[str]) -> None:
 def test_quick_run_on_a_device(tmp_path: Path) -> None:
     assert main(["--quick", "--output", str(tmp_path)]) == 0
     outcome = json.loads((tmp_path / "kernels.quick.json").read_text())
-    assert all(one["ours"] for one in outcome["claims"])
+    assert all(any("ours" in run["rates"] for run in one["runs"]) for one in outcome["claims"])
     assert (tmp_path / "kernels.quick_roofline.svg").exists()
-    assert command.BUDGET[True] < 180
+    assert max(command.BUDGET[True]) < 180
 
 
 def test_every_op_with_a_choice_is_listed() -> None:

@@ -8,6 +8,8 @@ import torch._dynamo
 from fmscale.kernels import dispatch, rms_norm
 from fmscale.kernels.dispatch import Entry, Table, bucket, choose, config, forced, use_table
 from fmscale.kernels.launch import TRITON_VERSION
+from fmscale.kernels.rms_norm import configs as norm_configs
+from fmscale.kernels.rope import configs as rope_configs
 from torch._dynamo.testing import CompileCounter
 
 from fmscale.errors import KernelError
@@ -21,6 +23,7 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """No table, nothing announced, before and after each test."""
     for name in ("_tables", "_entries", "_announced"):
         monkeypatch.setattr(dispatch, name, {})
+    monkeypatch.setattr(dispatch, "_ignored", set())
 
 
 def measured(backend: str, *, triton: str = TRITON_VERSION, **configs: dict[str, int]) -> Table:
@@ -72,6 +75,17 @@ def test_each_choice_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_choice_is_logged_once(backend: str, caplog: pytest.LogCaptureFixture) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x, w: rms_norm(x, w), fullgraph=True, backend=backend, dynamic=True)
+    with caplog.at_level(logging.INFO, "fmscale.kernels"):
+        for tokens, D in ((3, 8), (5, 8), (5, 16), (9, 16)):
+            compiled(torch.randn(tokens, D), torch.ones(D))
+    said = [r.getMessage().partition(" (")[0] for r in caplog.records if r.name == "fmscale.kernels"]
+    assert said == ["rms_norm on cpu, float32 D8: eager", "rms_norm on cpu, float32 D16: eager"]
+
+
 def test_what_cannot_be_done_names_what_can() -> None:
     with pytest.raises(KernelError, match=r"no backend of that name.*'cuda'.*\['triton', 'eager'\]"):
         choose("op", "cuda", CPU, "", BOTH)
@@ -80,14 +94,30 @@ def test_what_cannot_be_done_names_what_can() -> None:
 
 
 def test_configurations_forced_measured_default() -> None:
-    default = {"BLOCK": 1}
-    assert config("op", "forward", CPU, "float32 D64", default) == {"BLOCK": 1}
+    choices = ({"BLOCK": 1}, {"BLOCK": 2})
+    assert config("op", "forward", CPU, "float32 D64", choices) == {"BLOCK": 1}
     use_table(measured("triton", forward={"BLOCK": 2}))
-    assert config("op", "forward", CPU, "float32 D64", default) == {"BLOCK": 2}
-    assert config("op", "backward", CPU, "float32 D64", default) == {"BLOCK": 1}
+    assert config("op", "forward", CPU, "float32 D64", choices) == {"BLOCK": 2}
+    assert config("op", "backward", CPU, "float32 D64", choices) == {"BLOCK": 1}
     with forced("op", "forward", {"BLOCK": 3}):
-        assert config("op", "forward", CPU, "float32 D64", default) == {"BLOCK": 3}
-    assert config("op", "forward", CPU, "float32 D64", default) == {"BLOCK": 2}
+        assert config("op", "forward", CPU, "float32 D64", choices) == {"BLOCK": 3}
+    assert config("op", "forward", CPU, "float32 D64", choices) == {"BLOCK": 2}
+
+
+def test_a_measured_configuration_that_does_not_ship_is_ignored(caplog: pytest.LogCaptureFixture) -> None:
+    """A table of an earlier version, or an edited one, cannot bring back tiles that the gate refuses."""
+    use_table(measured("triton", forward={"BLOCK": 2}))
+    for _ in range(2):
+        assert config("op", "forward", CPU, "float32 D64", ({"BLOCK": 1},)) == {"BLOCK": 1}
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "of forward, {'BLOCK': 2}, is none of this version's: {'BLOCK': 1} is used" in record.getMessage()
+
+
+def test_no_table_changes_the_bits_of_a_weight_gradient() -> None:
+    """They follow from how many rows a partial sum takes: of that there is one choice, the same everywhere."""
+    assert all(len(norm_configs(D)["backward"]) == 1 for D in (128, 4096, 16384))
+    assert len(rope_configs()["norm_backward"]) == 1
 
 
 def test_tables_survive_a_file(tmp_path: Path) -> None:

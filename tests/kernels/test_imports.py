@@ -16,15 +16,17 @@ def nodes(path: Path) -> list[ast.AST]:
     return list(ast.walk(ast.parse(path.read_text())))
 
 
+def imported_by(node: ast.AST) -> set[str]:
+    if isinstance(node, ast.Import):
+        return {alias.name for alias in node.names}
+    if isinstance(node, ast.ImportFrom):
+        assert node.level == 0, f"relative import of {node.module}"
+        return {node.module or ""}
+    return set()
+
+
 def imported(path: Path) -> set[str]:
-    names = set()
-    for node in nodes(path):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            names.add(node.module or "")
-    return names
+    return set().union(*(imported_by(node) for node in nodes(path)))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -33,6 +35,19 @@ def test_only_the_standard_library_torch_and_triton(path: Path) -> None:
         allowed = name.split(".")[0] in {*sys.stdlib_module_names, "torch", "triton"}
         allowed = allowed or any(name == own or name.startswith(own + ".") for own in OURS)
         assert allowed, f"{path.name} imports {name}"
+
+
+def test_the_tests_too_run_where_only_torch_triton_and_pytest_are() -> None:
+    """On a borrowed GPU machine: what else a test needs it imports where a marker has already skipped it."""
+    for path in (ROOT / "tests" / "conftest.py", *(ROOT / "tests" / "kernels").glob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if not isinstance(node, ast.Import | ast.ImportFrom):
+                continue
+            for name in imported_by(node):
+                # numpy: of the interpreter; hypothesis: conftest.py stands in for it
+                allowed = {*sys.stdlib_module_names, "torch", "triton", "pytest", "numpy", "hypothesis"}
+                ours = any(name == own or name.startswith(own + ".") for own in (*OURS, "tests.kernels"))
+                assert ours or name.split(".")[0] in allowed, f"{path.name} imports {name}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -1,13 +1,19 @@
 """Tuning: what is wrong, refused, deadly or hanging is rejected, with the versions, and the rest is timed."""
 
+import itertools
+import re
 import sys
+import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from fmscale.kernels.bench import command
 from fmscale.kernels.bench import problems as real
-from fmscale.kernels.bench.tune import tune
-from fmscale.kernels.dispatch import Table, read_table, write_table
+from fmscale.kernels.bench.command import main
+from fmscale.kernels.bench.tune import known_table, tune
+from fmscale.kernels.dispatch import Entry, Table, read_table, write_table
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.kernels.tuning_problems import BREAKING, DEADLY, REFUSED, RIGHT, WRONG
@@ -84,6 +90,98 @@ def test_what_was_measured_is_saved_after_every_problem(tuned: tuple[Table, list
 
 def test_the_table_survives_a_file(tuned: tuple[Table, list[str], list[int]], tmp_path: Path):
     assert read_table(write_table(tuned[0], tmp_path)) == tuned[0]
+
+
+def more(table: Table | None, **options: Any) -> tuple[Table, list[str]]:
+    """The table after another run, and what was said."""
+    said: list[str] = []
+    found = tune("tests.kernels.tuning_problems:quick", "cpu", VERSIONS, said.append, known=table, **options)
+    return found, said
+
+
+def measured(said: list[str]) -> list[str]:
+    """The buckets that got their times in this run."""
+    return [line.split(":")[0].split(", ")[1] for line in said if "'triton':" in line]
+
+
+def test_the_next_run_goes_on_where_the_first_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """A budget of 10 s, of which each look at the clock takes 4: two problems, and the third in the next run."""
+    monkeypatch.chdir(ROOT)
+    ticks = itertools.count(0.0, 4.0)
+    first, said = more(None, seconds=10.0, clock=lambda: next(ticks))
+    assert measured(said) == ["a", "b"]
+    assert said[-1] == "1 of 3 problems left after 10 s: the same command goes on"
+    assert len(first.rejected) == 2
+    write_table(first, tmp_path)
+    known = known_table(tmp_path, "cpu", "3.6.0")
+    assert known == first
+    second, said = more(known)
+    assert measured(said) == ["c"]
+    assert second.entries[:2] == first.entries
+    assert second.rejected[:2] == first.rejected
+    assert [entry.bucket for entry in second.entries] == ["a", "b", "c"]
+    third, said = more(second)
+    assert said == ["nothing to tune: all that was asked for is in the table (--again measures it once more)"]
+    assert third == second
+
+
+def test_only_what_is_named_is_measured_again_and_the_rest_stays(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    kept, old = (
+        Entry(op="twice", bucket=bucket, backend="eager", milliseconds={"eager": 1.0})
+        for bucket in ("kept", "b")
+    )
+    reasons = tuple({"op": "twice", "bucket": bucket, "reason": "old"} for bucket in ("b", "kept"))
+    known = Table(gpu="cpu", triton="3.6.0", entries=(kept, old), rejected=reasons)
+    found, said = more(known, only="twice [b]$", again=True)
+    assert measured(said) == ["b"]
+    assert found.entries[0] == kept
+    assert [(entry.bucket, entry == old) for entry in found.entries] == [("kept", False), ("b", False)]
+    assert [(one["bucket"], one["reason"] == "old") for one in found.rejected] == [
+        ("kept", True),
+        ("b", False),
+    ]
+
+
+def test_a_pattern_that_finds_nothing_says_so():
+    assert more(None, only="twise")[1] == ["no op and case has 'twise'"]
+
+
+def test_a_table_of_another_device_version_or_format_is_not_known(tmp_path: Path):
+    write_table(Table(gpu="other", triton="3.6.0"), tmp_path)
+    write_table(Table(gpu="cpu", triton="3.7.1"), tmp_path)
+    (tmp_path / "a.triton-3.6.0.json").write_text('{"format_version": 0}')
+    assert known_table(tmp_path, "cpu", "3.6.0") is None
+    assert known_table(tmp_path / "absent", "cpu", "3.6.0") is None
+    assert known_table(tmp_path, "cpu", "3.7.1") == Table(gpu="cpu", triton="3.7.1")
+
+
+@pytest.mark.parametrize(
+    "words", [["--only", "x"], ["--seconds", "3"], ["--again"], ["--tune", "--only", "("]]
+)
+def test_what_does_not_go_with_the_tuner_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert re.search("go with --tune|is not a regular expression", capsys.readouterr().err)
+
+
+def test_the_command_goes_on_from_the_table_in_its_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    known = Table(gpu="a GPU", triton="3.6.0", entries=(Entry(op="twice", bucket="a", backend="eager"),))
+    write_table(known, tmp_path)
+    asked: dict[str, Any] = {}
+
+    def spy(*_: object, **options: Any) -> Table:
+        asked.update(options)
+        return known
+
+    monkeypatch.setattr(command, "obstacle", lambda: None)
+    monkeypatch.setattr(command, "tune", spy)
+    monkeypatch.setattr(command.report, "versions", lambda: VERSIONS)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: types.SimpleNamespace(name="a GPU"))
+    words = ["--tune", "--again", "--seconds", "9", "--only", "rope", "--output", str(tmp_path)]
+    assert main(words) == 0
+    assert (asked["known"], asked["only"], asked["seconds"], asked["again"]) == (known, "rope", 9.0, True)
 
 
 @pytest.mark.slow

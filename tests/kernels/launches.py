@@ -1,0 +1,97 @@
+"""What reaches a kernel's launch under the interpreter: noted without running it, or run at a few programs.
+
+The interpreter and numpy are imported inside the functions: where neither is, this file can be imported.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noted:
+    """One launch."""
+
+    kernel: str
+    """The kernel's name."""
+    arguments: dict[str, Any]
+    """Value of every parameter, and of the launch's options."""
+    key: tuple[object, ...]
+    """What the compiled kernel depends on: another key is another compilation."""
+
+
+def _specialized(value: object, *, constant: bool, fixed: bool) -> object:
+    """As Triton does: an integer counts by its width and, unless `fixed`, as 1 or as a multiple of 16."""
+    if isinstance(value, Tensor):
+        return str(value.dtype), value.data_ptr() % 16 == 0
+    if constant or value is None or not isinstance(value, int):
+        return value if constant else type(value)
+    return abs(value) >= 2**31, not fixed and (value == 1, value % 16 == 0)
+
+
+def note_launches(patch: pytest.MonkeyPatch) -> list[Noted]:
+    """Run no kernel from here on; the launches come into the list that is returned."""
+    from triton.runtime.interpreter import GridExecutor, InterpretedFunction
+
+    found: list[Noted] = []
+
+    def run(self: Any, *args: Any, grid: object, warmup: bool, **options: Any) -> None:
+        constants = GridExecutor(self.fn, self.arg_names, grid).constexprs
+        fixed = self.kwargs["do_not_specialize"] or ()
+        arguments = dict(zip(self.arg_names, args, strict=False)) | options
+        key = tuple(
+            (name, _specialized(value, constant=name in constants or name in options, fixed=name in fixed))
+            for name, value in arguments.items()
+        )
+        found.append(Noted(kernel=self.__name__, arguments=arguments, key=key))
+
+    patch.setattr(InterpretedFunction, "run", run)
+    return found
+
+
+def run_only(patch: pytest.MonkeyPatch, programs: dict[str, Sequence[int]]) -> None:
+    """Of each kernel run these programs, counted from the end where negative; no other kernel at all.
+
+    An access outside of the launch's tensors is an error here, in place of the end of the process.
+    """
+    import numpy as np
+    from triton.runtime import interpreter
+
+    builder = interpreter.interpreter_builder
+    spans: list[tuple[int, int]] = []
+
+    def check(pointers: Any, mask: Any) -> None:
+        touched = np.broadcast_to(pointers.data, mask.data.shape)[mask.data].astype(np.uint64)
+        inside = np.zeros(touched.shape, dtype=bool)
+        for first, end in spans:
+            inside |= (touched >= first) & (touched < end)
+        assert inside.all(), f"{(~inside).sum()} of {inside.size} addresses lie outside of every tensor"
+
+    load, store = builder.create_masked_load, builder.create_masked_store
+
+    def checked_load(pointers: Any, mask: Any, *rest: Any) -> Any:
+        check(pointers, mask)
+        return load(pointers, mask, *rest)
+
+    def checked_store(pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        check(pointers, mask)
+        return store(pointers, value, mask, *rest)
+
+    def run(self: Any, *args: Any, grid: tuple[int, ...], warmup: bool, **options: Any) -> None:
+        storages = [x.untyped_storage() for x in args if isinstance(x, Tensor)]
+        spans[:] = [(one.data_ptr(), one.data_ptr() + one.nbytes()) for one in storages]
+        executor = interpreter.GridExecutor(self.fn, self.arg_names, (1,), self.pre_run_hooks)
+        for program in programs.get(self.__name__, ()):
+            number = program % grid[0]
+            with pytest.MonkeyPatch.context() as here:
+                here.setattr(
+                    builder, "set_grid_idx", lambda x, y, z, n=number: setattr(builder, "grid_idx", (n, y, z))
+                )
+                executor(*args, **options)
+
+    patch.setattr(builder, "create_masked_load", checked_load)
+    patch.setattr(builder, "create_masked_store", checked_store)
+    patch.setattr(interpreter.InterpretedFunction, "run", run)
