@@ -53,6 +53,8 @@ def run_plan(plan: Plan, program: str, folder: Path, tell: Tell) -> Ended:
             received = signal.sigtimedwait(awaited, AGAIN_SECONDS if stops == 1 else LOOK_SECONDS)
             if received is not None and received.si_signo != signal.SIGCHLD:
                 stops += 1
+                if stops == 1:
+                    _heard_of_parent(received.si_signo)
                 tell(_words(plan, signal.Signals(received.si_signo).name, stops))
                 if stops == 2:
                     process.terminate()
@@ -62,6 +64,14 @@ def run_plan(plan: Plan, program: str, folder: Path, tell: Tell) -> Ended:
                 _ask(plan, process, program, first=received is not None)
     status = process.returncode
     return Ended(status=status if status >= 0 else 128 - status, stopped=stops > 0)
+
+
+def _heard_of_parent(number: int) -> None:
+    """Let the death of whoever started this process count once: a killed process with several threads hands its child
+    from one dying thread to the next, and asked for a signal at its parent's death the child gets one each time.
+    """
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, 0)
+    signal.sigtimedwait({number}, 0)
 
 
 def _ask(plan: Plan, process: subprocess.Popen[bytes], program: str, first: bool) -> None:

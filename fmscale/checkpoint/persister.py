@@ -28,10 +28,7 @@ LOOK_SECONDS = 0.5
 
 def main() -> None:
     """Serve until the parent closes the socket or ends."""
-    import signal
-
     ignore_stop_signals()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(format="persist %(levelname)s: %(message)s", level=logging.WARNING)
     parent = os.getppid()
     ours = socket.socket(fileno=int(sys.argv[1]))

@@ -98,6 +98,16 @@ def human_bytes(size: float) -> str:
     return f"{size:.1f} PiB"
 
 
+def human_seconds(seconds: float) -> str:
+    """A span of time as one would say it: 5400 -> '90 min'."""
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    if minutes < 120:
+        return f"{minutes} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 100 * 3600 else f"{seconds / 86400:.1f} days"
+
+
 class Progress:
     """A bar that moves, or nothing at all: `advance` may be called from any thread."""
 

@@ -5,6 +5,7 @@ the one that caused them somewhere in the middle.
 """
 
 import json
+import logging
 import os
 import socket
 import tempfile
@@ -12,16 +13,24 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fmscale.errors import FmscaleError, FormatError
+from fmscale.errors import ConfigError, FmscaleError, FormatError
 from fmscale.runtime.scrub import scrub
+from fmscale.runtime.waits import HostWaits
 from fmscale.runtime.world import World
+
+logger = logging.getLogger(__name__)
 
 FILE_NAME = "error.json"
 FORMAT_VERSION = 1
+MISSED = "RankError"
+ECHOES = (MISSED, "RuntimeError", "DistError", "DistBackendError", "DistNetworkError", "DistStoreError")
+"""What a rank raises when it has lost another one; gloo says so by a bare RuntimeError."""
+START_SECONDS = 60.0
+"""Within this time of one another the ranks of an attempt begin."""
 
 
 @dataclass
@@ -31,7 +40,11 @@ class Whereabouts:
     phase: str = "start"
     """Such as ingest, restore, train, evaluate, save."""
     step: int | None = None
-    """The optimizer step, once there is one."""
+    """The optimizer step, counted from 1 as in the metrics, once there is one."""
+    began: float = field(default_factory=time.time)
+    """Time at which this process joined the run."""
+    recorded: BaseException | None = None
+    """The failure that has been recorded."""
 
 
 def failure_report(error: BaseException, world: World, where: Whereabouts) -> dict[str, Any]:
@@ -43,6 +56,7 @@ def failure_report(error: BaseException, world: World, where: Whereabouts) -> di
     return {
         "format_version": FORMAT_VERSION,
         "time": time.time(),
+        "began": where.began,
         "rank": world.rank,
         "world_size": world.world_size,
         "local_rank": world.local_rank,
@@ -63,7 +77,9 @@ def failure_report(error: BaseException, world: World, where: Whereabouts) -> di
 def write_first(directory: Path, report: dict[str, Any]) -> bool:
     """Put the report at `directory`/error.json unless one is there. True if this one is now it.
 
-    Whole or not at all: it is written beside, then linked, which fails where the name is taken.
+    One that an earlier attempt left is replaced, and so is that of a rank which only missed another one, by a report
+    that has a cause; of several that replace it at once one stays.
+    Whole or not at all: it is written beside, then linked, which fails where the name is taken. Raises OSError.
     """
     directory.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{FILE_NAME}.", dir=directory)
@@ -73,12 +89,28 @@ def write_first(directory: Path, report: dict[str, Any]) -> bool:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o644)
-        os.link(name, directory / FILE_NAME)
-    except FileExistsError:
-        return False
+        try:
+            os.link(name, directory / FILE_NAME)
+        except FileExistsError:
+            if not _gives_way(directory, report):
+                return False
+            os.replace(name, directory / FILE_NAME)
     finally:
-        os.unlink(name)
+        Path(name).unlink(missing_ok=True)
     return True
+
+
+def _gives_way(directory: Path, report: dict[str, Any]) -> bool:
+    """Whether the report that is there may be replaced by this one."""
+    try:
+        there = first_failure(directory)
+    except FormatError:
+        return True
+    if there is None or there.get("attempt") != report["attempt"]:
+        return True
+    if there.get("time", 0.0) < report["began"] - START_SECONDS:
+        return True
+    return there.get("type") == MISSED and report["type"] not in ECHOES
 
 
 def first_failure(directory: Path) -> dict[str, Any] | None:
@@ -86,7 +118,7 @@ def first_failure(directory: Path) -> dict[str, Any] | None:
     path = directory / FILE_NAME
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
         raise FormatError(
@@ -105,8 +137,17 @@ def first_failure(directory: Path) -> dict[str, Any] | None:
 
 
 def clear_failure(directory: Path) -> None:
-    """Forget an earlier attempt's failure; called by rank 0 before the ranks start."""
-    (directory / FILE_NAME).unlink(missing_ok=True)
+    """Forget an earlier attempt's failure; called while no rank of this one can have failed yet: before they start,
+    or when all have met and wait for this. Raises ConfigError for a folder where that cannot be done.
+    """
+    try:
+        (directory / FILE_NAME).unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{FILE_NAME} of an earlier attempt cannot be deleted from the run's folder",
+            found=f"{directory}: {error.strerror}",
+            remedy="Change the rights to the folder, or take another train.folder.",
+        ) from error
 
 
 def describe_failure(report: dict[str, Any]) -> str:
@@ -126,10 +167,23 @@ def describe_failure(report: dict[str, Any]) -> str:
 
 
 @contextmanager
-def recorded(directory: Path, world: World, where: Whereabouts) -> Iterator[None]:
-    """Record an exception that leaves the block, if it is the run's first, and let it go on."""
+def recorded(
+    directory: Path, world: World, where: Whereabouts, waits: HostWaits | None = None
+) -> Iterator[None]:
+    """Record an exception that leaves the block, if it is the run's first, and let it go on.
+
+    The ranks that wait over `waits` are told after that, so that what they then raise finds the cause recorded. A
+    record that cannot be written is only logged.
+    """
     try:
         yield
     except Exception as error:
-        write_first(directory, failure_report(error, world, where))
+        if where.recorded is not error:
+            where.recorded = error
+            try:
+                write_first(directory, failure_report(error, world, where))
+            except OSError as trouble:
+                logger.warning("%s is not written: %s", directory / FILE_NAME, trouble)
+        if waits is not None:
+            waits.fail(error, where.phase)
         raise

@@ -1,4 +1,4 @@
-"""A stop that is asked for from outside and obeyed between steps: SIGTERM, SIGUSR1, or a deadline.
+"""A stop that is asked for from outside and obeyed between steps: SIGTERM, SIGUSR1, Ctrl-C, or a deadline.
 
 Slurm sends SIGUSR1 ahead of the time limit (`--signal=B:USR1@300`) and SIGTERM before it kills. The handler
 only sets a flag; every loop (training, evaluation, ingest, waiting) polls it. Ranks get the signal at
@@ -9,11 +9,12 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable
+from contextlib import suppress
 from enum import IntEnum
 from types import FrameType
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+HEARD = b"\nSIGINT: saves and ends after this step; once more ends without\n"
 
 
 class Stop(IntEnum):
@@ -26,6 +27,8 @@ class Stop(IntEnum):
     """The scheduler says that time is nearly up."""
     SIGTERM = 3
     """The scheduler is about to kill the job."""
+    SIGINT = 4
+    """Ctrl-C."""
 
 
 class StopFlag:
@@ -37,16 +40,21 @@ class StopFlag:
     def __init__(self, seconds: float | None = None) -> None:
         self._deadline = None if seconds is None else time.monotonic() + seconds
         self._signalled = Stop.NO
-        self._owner = os.getpid()
+        self._alone = False
         self._event = threading.Event()
         self._before: dict[int, object] = {}
 
-    def install(self, signals: Iterable[signal.Signals] = STOP_SIGNALS) -> "StopFlag":
-        """Handle `signals` (main thread only). Processes forked from this one ignore them: the parent decides
-        when its helpers end, and a loader's child that died of SIGTERM would fail the save it is part of.
+    def install(self, *, alone: bool = False) -> "StopFlag":
+        """Handle the stop signals (main thread only), SIGINT unless it is ignored, as behind a shell's `&`.
+
+        `alone` says that there is no launcher, which would pass on a SIGINT that came from the terminal too: the
+        second one interrupts. Processes forked from this one ignore the signals: the parent decides when its helpers
+        end, and a loader's child that died of SIGTERM would fail the save it is part of.
         """
-        for number in signals:
-            self._before[number] = signal.signal(number, self._handle)
+        self._alone = alone
+        for number in STOP_SIGNALS:
+            if number != signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._handle)
         os.register_at_fork(after_in_child=self._ignore_in_child)
         return self
 
@@ -76,9 +84,13 @@ class StopFlag:
         return bool(self)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        reason = Stop.SIGUSR1 if number == signal.SIGUSR1 else Stop.SIGTERM
-        self._signalled = max(self._signalled, reason)
+        self._signalled = max(self._signalled, Stop[signal.Signals(number).name])
         self._event.set()
+        if number == signal.SIGINT and self._alone:
+            signal.signal(number, signal.default_int_handler)
+            with suppress(OSError):
+                # not the log, which this may have interrupted half-way
+                os.write(2, HEARD)
 
     def _ignore_in_child(self) -> None:
         if self._before:

@@ -9,10 +9,12 @@ import logging
 import socket
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from fmscale.errors import RankError
 from fmscale.runtime.scrub import scrub
+from fmscale.runtime.stop import StopFlag
 from fmscale.runtime.world import World
 
 if TYPE_CHECKING:
@@ -25,6 +27,10 @@ LONGEST_PAUSE = 0.25
 """Pauses between looks grow between these: quick for ranks that are nearly together, and a few requests a
 second on rank 0 from each that waits long. (The store's own timed wait warns on stderr at each timeout.)"""
 FAILED = "failed"
+NOTICE_SECONDS = 30.0
+STOP_SECONDS = 15.0
+"""How long ranks that were told to stop are still waited for: they may only be slower to start, and launchers kill
+after 30 s."""
 
 
 class HostWaits:
@@ -34,7 +40,7 @@ class HostWaits:
     with `barrier`, or with `arrive` on some ranks and `wait` on others.
     """
 
-    def __init__(self, store: "Store", world: World, *, notice_seconds: float = 30.0) -> None:
+    def __init__(self, store: "Store", world: World, *, notice_seconds: float = NOTICE_SECONDS) -> None:
         self._store = store
         self._world = world
         self.rank = world.rank
@@ -49,33 +55,46 @@ class HostWaits:
         use = self._arrived[name] = self._arrived.get(name, 0) + 1
         self._store.set(_key(name, use, self._world.rank), value)
 
-    def wait(self, name: str, *, ranks: Sequence[int] | None = None, deadline: float = 3600.0) -> list[str]:
+    def wait(
+        self,
+        name: str,
+        *,
+        ranks: Sequence[int] | None = None,
+        deadline: float = 3600.0,
+        stop: StopFlag | None = None,
+    ) -> list[str]:
         """Wait until `ranks` (all, unless said otherwise) have arrived at `name`; the values they gave.
 
-        Raises RankError after `deadline` seconds, or as soon as a rank has reported its failure or the one
-        that serves the store is gone.
+        Raises RankError after `deadline` seconds, STOP_SECONDS after `stop` was set, or as soon as a rank has
+        reported its failure or the one that serves the store is gone.
         """
         from torch.distributed import DistNetworkError
 
         try:
-            return self._wait(name, ranks, deadline)
+            return self._wait(name, ranks, deadline, stop)
         except DistNetworkError as error:
             raise RankError(
                 f"rank {self._world.rank} lost its connection to rank 0 while it waited in {name}",
                 remedy="Rank 0 ended or its node is gone; its error.json and log have the cause.",
             ) from error
 
-    def _wait(self, name: str, ranks: Sequence[int] | None, deadline: float) -> list[str]:
+    def _wait(
+        self, name: str, ranks: Sequence[int] | None, deadline: float, stop: StopFlag | None
+    ) -> list[str]:
         rank, use = self._world.rank, self._waited.get(name, 0) + 1
         wanted = list(range(self._world.world_size)) if ranks is None else list(ranks)
         begin = noticed = time.monotonic()
         pause = SHORTEST_PAUSE
+        told = ""
         while missing := self._missing(name, use, wanted):
             waited = time.monotonic() - begin
             self._raise_failure(name, waited)
+            if stop and not told:
+                told = told_to_stop(stop)
+                deadline = min(deadline, waited + STOP_SECONDS)
             if waited >= deadline:
                 raise RankError(
-                    f"rank {rank} waited {waited:.0f} s for {_ranks(missing)} in {name}",
+                    f"rank {rank} waited {waited:.0f} s for {_ranks(missing)} in {name}{told}",
                     remedy=f"Look at the log of {_ranks(missing)}; allow more time if the work needs it.",
                 )
             if time.monotonic() - noticed >= self._notice_seconds:
@@ -90,10 +109,12 @@ class HostWaits:
         self._waited[name] = use
         return [self._store.get(_key(name, use, other)).decode() for other in wanted]
 
-    def barrier(self, name: str, *, value: str = "", deadline: float = 3600.0) -> list[str]:
-        """Wait until every rank is here; the values that they brought, by rank."""
+    def barrier(
+        self, name: str, *, value: str = "", deadline: float = 3600.0, stop: StopFlag | None = None
+    ) -> list[str]:
+        """Wait until every rank is here; the values that they brought, by rank. Raises what `wait` does."""
         self.arrive(name, value)
-        values = self.wait(name, deadline=deadline)
+        values = self.wait(name, deadline=deadline, stop=stop)
         use = self._waited[name]
         if use > 1:
             # every rank has come to this use, so none can still read the one before
@@ -101,9 +122,14 @@ class HostWaits:
         return values
 
     def fail(self, error: BaseException, phase: str) -> None:
-        """Tell the ranks that wait that this one will not come; the first to say so is the one they name."""
+        """Tell the ranks that wait that this one will not come; the first to say so is the one they name. Where the
+        rank that serves the store is gone nobody can be told, and nobody waits.
+        """
+        from torch.distributed import DistNetworkError
+
         text = f"rank {self._world.rank} on {socket.gethostname()} failed in {phase}: {scrub(str(error))}"
-        self._store.compare_set(FAILED, "", text)
+        with suppress(DistNetworkError):
+            self._store.compare_set(FAILED, "", text)
 
     def _raise_failure(self, name: str, waited: float) -> None:
         if self._store.check([FAILED]):
@@ -118,6 +144,11 @@ class HostWaits:
         if self._store.check([_key(name, use, other) for other in wanted]):
             return []
         return [other for other in wanted if not self._store.check([_key(name, use, other)])]
+
+
+def told_to_stop(stop: StopFlag) -> str:
+    """Why a wait ended early, as the end of a sentence."""
+    return f", the last seconds after it was told to stop ({stop.reason.name})"
 
 
 def _key(name: str, use: int, rank: int) -> str:

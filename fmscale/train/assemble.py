@@ -20,6 +20,7 @@ from fmscale.train.journal import Journal
 from fmscale.train.loop import Loop
 from fmscale.train.peaks import peak_flops
 from fmscale.train.resume import Resume, choose_resume
+from fmscale.train.rows import received
 from fmscale.train.saving import RunMeta, Saving, open_saver
 from fmscale.train.schedule import learning_rate
 from fmscale.train.session import Session
@@ -84,6 +85,7 @@ def assemble(
         config.checkpoint,
         meta=meta,
         report=tell,
+        newest=lambda step: session.from_rank_0("newest save", step),
         before=record.flush if record else lambda: None,
     )
     stack.callback(saving.close, 0.0)
@@ -97,14 +99,16 @@ def assemble(
         steps=steps,
         rate=lambda step: learning_rate(config.schedule, config.optimizer.lr, step, steps),
         evaluate=_evaluator(session, engine, batch.micro_batch, steps, tell),
-        delivered=record.add if record else lambda batch: None,
+        delivered=(lambda batch, rows: record.add(received(batch, rows)))
+        if record
+        else lambda batch, rows: None,
         log_every=config.train.log_every,
         nonfinite_limit=config.train.nonfinite_limit,
         sources=len(loader.plan.sources),
         seed=config.train.seed,
         dp_rank=world.dp_rank,
         device=session.device,
-        show=show if world.rank == 0 else lambda record: None,
+        show=(lambda record: show({**record, "steps": steps})) if world.rank == 0 else lambda record: None,
     )
     return Assembled(loop=loop, resume=resume, tokenizer=tokenizer.digest, tell=tell)
 

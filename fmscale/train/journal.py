@@ -43,8 +43,6 @@ class Journal:
         self._peak = peak_flops
         self._world_size = world_size
         self._pending: list[tuple[int, float, StepResult, Timing]] = []
-        self.records: list[dict[str, Any]] = []
-        """Every record written since the start, on every rank."""
 
     def add(self, step: int, rate: float, result: StepResult, timing: Timing) -> None:
         """Remember a step. Costs no synchronisation with the device."""
@@ -87,7 +85,6 @@ class Journal:
             records.append(record)
         assert steps == sorted(steps), steps
         self._pending.clear()
-        self.records += records
         for record in records:
             for sink in self._sinks:
                 sink.write(record)

@@ -1,5 +1,6 @@
 """The loop: steps, saves, evaluations, until the run is complete or is told to stop."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from fmscale.train.rows import to_rows
 from fmscale.train.saving import Saving
 from fmscale.train.seeds import seed_dropout
 from fmscale.train.step import train_step
+
+logger = logging.getLogger(__name__)
 
 
 class Diverged(FmscaleError):
@@ -49,8 +52,8 @@ class Loop:
     """Learning rate of a step."""
     evaluate: Callable[[int], None]
     """Evaluate after a number of steps, if it is time."""
-    delivered: Callable[[Batch], None]
-    """Writes down what was received."""
+    delivered: Callable[[Batch, Rows], None]
+    """Writes down a batch as the engine gets it, in these rows."""
     log_every: int
     """Steps between flushes of the journal."""
     nonfinite_limit: int
@@ -64,11 +67,12 @@ class Loop:
     device: str
     """Where to compute."""
     show: Callable[[Mapping[str, Any]], None]
-    """Shows progress."""
+    """Shows a record of progress, which also says the run's `steps`."""
 
 
-def run_loop(loop: Loop, first_step: int) -> Stop:
-    """Train from step `first_step` to the end, or until a stop is agreed; the reason, or Stop.NO at the end.
+def run_loop(loop: Loop, first_step: int) -> tuple[int, Stop]:
+    """Train from step `first_step` to the end, or until a stop is agreed; steps taken, and the reason (Stop.NO at
+    the end).
 
     Raises Diverged after too many steps in a row that could not be applied.
     """
@@ -76,7 +80,7 @@ def run_loop(loop: Loop, first_step: int) -> Stop:
     stop = Stop.NO
     step = first_step
     while step < loop.steps:
-        loop.where.phase, loop.where.step = "train", step
+        loop.where.phase, loop.where.step = "train", step + 1
         began, stalled, blocked = time.perf_counter(), loop.loader.stall_seconds, loop.saving.blocking_seconds
         state = loop.loader.state_dict()
         batches = _batches_of_step(loop)
@@ -85,10 +89,10 @@ def run_loop(loop: Loop, first_step: int) -> Stop:
         facts = exchange(tokens, loop.stop.reason, loop.saving.clock_due)
         if facts.stop:
             stop = facts.stop
-            loop.saving.save(step, state, wait=True)
+            loop.saving.save_before_stop(step, state)
             break
-        for batch in batches:
-            loop.delivered(batch)
+        for batch, given in zip(batches, rows, strict=True):
+            loop.delivered(batch, given)
         rate = loop.rate(step)
         result = train_step(
             loop.engine,
@@ -101,6 +105,8 @@ def run_loop(loop: Loop, first_step: int) -> Stop:
         )
         unapplied = 0 if result.update.applied else unapplied + 1
         step += 1
+        if unapplied and loop.dp_rank == 0:
+            logger.warning("step %d was not applied: gradient norm %s", step, result.update.grad_norm)
         loop.saving.step_done(step, loop.loader.state_dict(), due=facts.save, last=step == loop.steps)
         loop.evaluate(step)
         now = time.perf_counter()
@@ -114,15 +120,15 @@ def run_loop(loop: Loop, first_step: int) -> Stop:
             loop.journal.flush(loop.show)
             raise Diverged(
                 f"gradients were not finite in {unapplied} steps in a row",
-                found=f"step {step}, gradient norm {result.update.grad_norm}",
+                found=f"steps {step + 1 - unapplied} to {step}, gradient norm {result.update.grad_norm}",
                 remedy="Lower optimizer.lr or clip_norm, or look at the samples of these steps with "
-                "`fmscale dataset trace`; `fmscale checkpoint list` shows what there is from before.",
+                "`fmscale dataset trace --step N`; `fmscale checkpoint list` shows what there is from before.",
             )
         if step % loop.log_every == 0 or step == loop.steps:
             loop.journal.flush(loop.show)
     loop.journal.flush(loop.show)
     loop.where.phase = "save"
-    return stop
+    return step, stop
 
 
 def _batches_of_step(loop: Loop) -> list[Batch]:

@@ -34,9 +34,9 @@ def make_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig, *, off
     """
     settings: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
     if offload:
-        from deepspeed.ops.adam import DeepSpeedCPUAdam
+        from fmscale.train.cpu_adam import load_cpu_adam
 
-        return DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)
+        return load_cpu_adam()(groups, adamw_mode=True, **settings)
     return torch.optim.AdamW(groups, fused=True, **settings)
 
 

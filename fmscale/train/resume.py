@@ -111,7 +111,7 @@ def restore(
     else:
         loader.load_state_dict(meta["loader"])
         _remember_verified(session, resume, restored)
-        saving.last_saved = saving.began_at = meta["step"]
+        saving.begin_at(meta["step"])
     tell(
         event="resumed",
         step=meta["step"],

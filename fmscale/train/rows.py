@@ -1,8 +1,12 @@
 """A loader's batch as the model gets it: inputs, labels and weights on the device."""
 
+from bisect import bisect_right
+from dataclasses import replace
+from itertools import groupby, pairwise
+
 import torch
 
-from fmscale.data.batch import Batch
+from fmscale.data.batch import Batch, Span
 from fmscale.objectives.rows import Rows
 
 
@@ -38,3 +42,36 @@ def to_rows(batch: Batch, device: str) -> Rows:
         cu_seqlens=cu_seqlens,
         source_B=source,
     )
+
+
+def received(batch: Batch, rows: Rows) -> Batch:
+    """The batch as the model has it, read back from `rows`: a delivery record is made of this, so that what
+    `to_rows` or a transfer does to tokens or documents shows in it.
+
+    The inputs and the label behind the last of them are the tokens; one that inputs and labels disagree on is -1. A
+    document begins where the attention's mask begins one, and in the last column, which has only a label, where that
+    has no weight. Its id and offset are those of the token there.
+    """
+    inputs_BT, labels_BT = rows.tokens_BT.cpu(), rows.labels_BT.cpu()
+    agreed_BT = torch.where(inputs_BT[:, 1:] == labels_BT[:, :-1], inputs_BT[:, 1:], -1)
+    starts = torch.zeros_like(batch.tokens, dtype=torch.bool)
+    cu_seqlens, T = rows.cu_seqlens[:-1].cpu().long(), inputs_BT.shape[1]
+    starts[cu_seqlens // T, cu_seqlens % T] = True
+    starts[:, -1] = rows.weights_BT[:, -1].cpu() == 0
+    out = replace(batch, tokens=torch.cat((inputs_BT[:, :1], agreed_BT, labels_BT[:, -1:]), 1))
+    out.spans = [
+        span
+        for row, spans in groupby(batch.spans, key=lambda span: span.row)
+        for span in _cut(list(spans), starts[row].nonzero().flatten().tolist())
+    ]
+    return out
+
+
+def _cut(spans: list[Span], starts: list[int]) -> list[Span]:
+    """A row's spans cut anew at `starts`."""
+    begun, end = [span.start for span in spans], spans[-1].stop
+    out = []
+    for start, stop in pairwise([*starts, end]):
+        span = spans[bisect_right(begun, start) - 1]
+        out.append(replace(span, start=start, stop=stop, offset=span.offset + start - span.start))
+    return out

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from fmscale.config import Batch, Config, derive_batch
-from fmscale.errors import ConfigError
+from fmscale.errors import ConfigError, StoreError
 from fmscale.runtime.failure import Whereabouts, recorded
 from fmscale.runtime.stop import Stop
 from fmscale.runtime.world import World, read_world
 from fmscale.train.assemble import Show, assemble
 from fmscale.train.data import check_length
 from fmscale.train.loop import dry_run, run_loop
+from fmscale.train.places import run_folder
 from fmscale.train.resume import restore
-from fmscale.train.session import Session, meet, run_folder
+from fmscale.train.session import Session, meet
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +34,8 @@ class Outcome:
     """Steps taken now."""
     stop: Stop
     """Why it stopped before its end; NO if it is complete."""
-    saved: bool
-    """Whether the state after `last_step` is durable on the store."""
+    saved_step: int
+    """Steps of the newest checkpoint that is durable on the store; 0 if there is none."""
     folder: Path
     """Where metrics and records are."""
     world: World
@@ -48,7 +49,8 @@ class Outcome:
             "last_step": self.last_step,
             "complete": not self.stop,
             "stop": self.stop.name if self.stop else None,
-            "saved": self.saved,
+            "saved": self.saved_step == self.last_step,
+            "saved_step": self.saved_step,
             "world_size": self.world.world_size,
         }
 
@@ -57,22 +59,22 @@ def run_training(config: Config, *, show: Show, event: Show) -> Outcome:
     """Train as the config says, from the newest checkpoint if there is one.
 
     `show` gets the record of a step every log_every steps, `event` what happens otherwise; both on rank 0 only.
-    Raises FmscaleError with the remedy; the first rank to fail writes error.json into the run's folder.
+    Raises FmscaleError with the remedy, also where the run's last save did not become durable; the first rank to
+    fail writes error.json into the run's folder.
     """
     world = read_world()
     if world.notice:
         logger.warning(world.notice)
-    where = Whereabouts()
-    with recorded(run_folder(config), world, where), ExitStack() as stack:
-        batch = derive_batch(config.batch, world.dp_size, place=config.place("batch"))
-        steps = total_steps(config, batch.global_batch)
-        check_length(config)
+    where, folder = Whereabouts(), run_folder(config)
+    with recorded(folder, world, where), ExitStack() as stack:
         session = meet(config, world, where, stack)
-        try:
+        # Within the stack: recorded, and told to the others, before anything is taken apart.
+        with recorded(folder, world, where, session.waits):
+            where.phase = "checking the config"
+            batch = derive_batch(config.batch, world.dp_size, place=config.place("batch"))
+            steps = total_steps(config, batch.global_batch)
+            check_length(config)
             return _run(session, batch, steps, stack, show, event)
-        except Exception as error:
-            session.waits.fail(error, where.phase)
-            raise
 
 
 def _run(session: Session, batch: Batch, steps: int, stack: ExitStack, show: Show, event: Show) -> Outcome:
@@ -82,21 +84,29 @@ def _run(session: Session, batch: Batch, steps: int, stack: ExitStack, show: Sho
     dry_run(loop, batch.micro_batch, config.data.sequence_length)
     where.phase = "restore"
     first = restore(session, made.resume, loop.engine, loop.loader, saving, made.tokenizer, made.tell)
-    reason = run_loop(loop, first)
+    step, reason = run_loop(loop, first)
     where.phase = "waiting for the last save"
     saving.close(config.checkpoint.seal_seconds)
-    session.waits.barrier("end of the run")
+    saved = session.from_rank_0("end of the run", saving.acknowledged)
     outcome = Outcome(
         run=config.train.run,
         first_step=first,
-        last_step=saving.last_saved if reason else max(first, steps),
+        last_step=step,
         stop=reason,
-        saved=saving.acknowledged == saving.last_saved,
+        saved_step=saved,
         folder=session.folder,
         world=world,
     )
     if world.rank == 0:
         (session.folder / "outcome.json").write_text(json.dumps(outcome.to_json(), indent=2) + "\n")
+    if saved != step:
+        raise StoreError(
+            f"the state after step {step} of run {config.train.run} is not saved; "
+            + (f"the newest checkpoint is that of step {saved}" if saved else "there is no checkpoint"),
+            found=saving.trouble,
+            remedy="See to the store, which `fmscale doctor` checks, then run the same command again: it goes on "
+            "from the newest checkpoint.",
+        )
     return outcome
 
 

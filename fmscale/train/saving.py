@@ -48,21 +48,22 @@ class Saving:
         *,
         meta: Callable[[int, dict[str, Any]], RunMeta],
         report: Callable[..., None],
+        newest: Callable[[int], int],
         before: Callable[[], None] = lambda: None,
     ) -> None:
         """`meta` makes the meta of (step, loader state); `report` takes an event of each finished save;
-        `before` is called ahead of each: what a resume does not repeat must be on record by then.
+        `newest` makes one number of the steps that the ranks know to be durable; `before` is called ahead of
+        each save: what a resume does not repeat must be on record by then.
         """
         self._saver = saver
         self._engine = engine
         self._config = config
         self._meta = meta
         self._report = report
+        self._newest = newest
         self._before = before
-        self.last_saved = 0
-        """Steps that had been taken when the state was last saved."""
-        self.began_at = 0
-        """Steps of the checkpoint that the run began with."""
+        self._last_begun = 0
+        self._began_at = 0
         self._last_time = time.monotonic()
         self.blocking_seconds = 0.0
         """Time that the training thread stood still for saves."""
@@ -70,11 +71,22 @@ class Saving:
         """What became of every save on this rank."""
         self._closed = False
 
+    def begin_at(self, step: int) -> None:
+        """The run begins with the checkpoint after `step` steps."""
+        self._last_begun = self._began_at = step
+
     @property
     def acknowledged(self) -> int:
-        """Steps of the newest save that is durable; those that the run began with count."""
+        """Steps of the newest save that this rank knows to be durable; those that the run began with count."""
         done = [report.step for report in self.reports if report.state == "acknowledged"]
-        return max(done, default=self.began_at)
+        return max(done, default=self._began_at)
+
+    @property
+    def trouble(self) -> str:
+        """Why the newest save that did not succeed did not; empty if there is none."""
+        return next(
+            (report.reason for report in reversed(self.reports) if report.state != "acknowledged"), ""
+        )
 
     @property
     def clock_due(self) -> bool:
@@ -89,19 +101,29 @@ class Saving:
         self._tell()
 
     def save(self, step: int, loader_state: dict[str, Any], *, wait: bool = False) -> None:
-        """Save the state after `step` steps, unless it is saved already; returns when training may go on.
+        """Save the state after `step` steps; returns when training may go on.
 
         `wait` for the last save of a run, which must not be skipped because an earlier one is being written.
         """
-        if step == self.last_saved:
-            return
         began = time.perf_counter()
         self._before()
         self._saver.save(
             step, self._engine.pieces(save=True), self._meta(step, loader_state).to_json(), wait=wait
         )
-        self.last_saved, self._last_time = step, time.monotonic()
+        self._last_begun, self._last_time = step, time.monotonic()
         self.blocking_seconds += time.perf_counter() - began
+
+    def save_before_stop(self, step: int, loader_state: dict[str, Any]) -> None:
+        """Save the state after `step` steps where that was not begun yet, was skipped or has failed.
+
+        Waits for the save of this step that is under way: only its end says whether another is needed.
+        """
+        if step == self._last_begun:
+            self._saver.drain(self._config.seal_seconds)
+            self._tell()
+            if self._newest(self.acknowledged) == step:
+                return
+        self.save(step, loader_state, wait=True)
 
     def fence(self) -> None:
         """Wait until the copy of masters and moments is done: called right before they change."""

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import distributed
 
 from fmscale.config import Config
 from fmscale.runtime.device import pick_device
-from fmscale.runtime.failure import Whereabouts, clear_failure
+from fmscale.runtime.failure import Whereabouts, clear_failure, recorded
 from fmscale.runtime.group import connect, init_distributed
 from fmscale.runtime.stop import StopFlag
 from fmscale.runtime.waits import HostWaits
@@ -20,6 +21,7 @@ from fmscale.store.backend import Backend
 from fmscale.store.lease import acquire
 from fmscale.store.log import RUN_KINDS, Log
 from fmscale.store.open import open_store
+from fmscale.train.places import check_folder, run_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,34 +55,44 @@ class Session:
             self.waits.arrive("lease", str(epoch))
         return int(self.waits.wait("lease", ranks=[0])[0])
 
-
-def run_folder(config: Config) -> Path:
-    """The run's folder on this machine."""
-    return Path(config.train.folder) / config.train.run
+    def from_rank_0(self, name: str, number: int) -> int:
+        """Wait for all ranks at `name`; the number that rank 0 brings. Raises RankError."""
+        return int(self.waits.barrier(name, value=str(number))[0])
 
 
 def meet(config: Config, world: World, where: Whereabouts, stack: ExitStack) -> Session:
-    """Bring the ranks together; what must be undone at the end is put on `stack`."""
+    """Bring the ranks together; what must be undone at the end is put on `stack`.
+
+    Nothing that one rank alone could fail at comes before they have met: from then on a failure ends the waits of
+    the others. Raises RankError if they do not meet, FmscaleError for what this machine lacks.
+    """
     where.phase = "meeting"
-    if config.train.threads:
-        torch.set_num_threads(config.train.threads)
-    device = pick_device(world, config.train.device)
-    stop = StopFlag(config.train.seconds).install()
+    stop = StopFlag(config.train.seconds).install(alone=world.launcher == "none")
     stack.callback(stop.remove)
-    folder = run_folder(config)
-    if world.rank == 0:
-        clear_failure(folder)
-    store = connect(world)
+    store = connect(world, stop=stop)
     waits = HostWaits(store, world)
-    if not distributed.is_initialized():
-        stack.callback(_leave)
-    init_distributed(world, store, device=device, deadline=config.train.comm_seconds)
+    waits.barrier("meeting", deadline=config.train.comm_seconds, stop=stop)
+    folder = run_folder(config)
+    with recorded(folder, world, where, waits):
+        if world.rank == 0:
+            check_folder(config)
+            # Nobody goes on before this: what is there is of an earlier attempt.
+            clear_failure(folder)
+            waits.arrive("the run's folder")
+        waits.wait("the run's folder", ranks=[0])
+        if config.train.threads:
+            torch.set_num_threads(config.train.threads)
+        device = pick_device(world, config.train.device)
+        if not distributed.is_initialized():
+            stack.callback(_leave)
+        init_distributed(world, store, device=device, deadline=config.train.comm_seconds)
+        backend = open_store(config.store.url, deadline=config.store.deadline)
     return Session(
         config=config,
         world=world,
         waits=waits,
         device=device,
-        backend=open_store(config.store.url, deadline=config.store.deadline),
+        backend=backend,
         stop=stop,
         where=where,
         folder=folder,
@@ -93,9 +105,9 @@ def _leave() -> None:
     """
     if not distributed.is_initialized():
         return
-    import deepspeed
-
-    if deepspeed.comm.is_initialized():
+    # Not imported for this: it takes seconds and prints warnings, above the error of a run that ended early.
+    deepspeed = sys.modules.get("deepspeed")
+    if deepspeed is not None and deepspeed.comm.is_initialized():
         deepspeed.comm.destroy_process_group()
     else:
         distributed.destroy_process_group()

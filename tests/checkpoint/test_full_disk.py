@@ -1,7 +1,5 @@
 """A store that runs full while a checkpoint is written."""
 
-import os
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +9,7 @@ import pytest
 from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.store.open import open_store
 from tests.checkpoint.states import RUN, Fleet, Tensors, assert_restores
+from tests.helpers.disks import mounted
 
 BULKY: Tensors = {(f"w{i}", "weight"): ("float32", (512, 1024)) for i in range(4)}
 """8 MiB."""
@@ -18,16 +17,8 @@ BULKY: Tensors = {(f"w{i}", "weight"): ("float32", (512, 1024)) for i in range(4
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 24 MiB."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small file system needs root")
-    folder = tmp_path / "small"
-    folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", folder], capture_output=True)
-    if done.returncode:
-        pytest.skip(f"cannot mount a tmpfs: {done.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
+    with mounted(tmp_path / "small", "24m") as folder:
+        yield folder
 
 
 def test_a_full_disk_fails_the_save_keeps_the_last_good_and_is_tried_again(

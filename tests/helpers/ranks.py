@@ -212,9 +212,11 @@ def _join(number: int, size: int, generation: int, port: int, timeout: float) ->
 
     if distributed.is_initialized():
         if "deepspeed" in sys.modules:
-            # DeepSpeed keeps groups of its own and would go on using them
-            import deepspeed
+            # DeepSpeed keeps groups of its own and would go on using them. Without what import_deepspeed forbids it
+            # would compile an extension here, behind a lock file that a killed rank leaves for all later ones.
+            from fmscale.train.engine import import_deepspeed
 
+            deepspeed = import_deepspeed()
             deepspeed.comm.init_distributed()
             deepspeed.comm.destroy_process_group()
         else:

@@ -226,3 +226,20 @@ def test_ranks_do_not_outlive_a_killed_launch(tmp_path: Path):
     process.wait()
     assert psutil.wait_procs(ranks, timeout=SECONDS / 2)[1] == []
     assert seen(tmp_path, 0)["stop"] == "SIGTERM"
+
+
+def test_the_death_of_who_started_a_launch_counts_once() -> None:
+    """A killed process with several threads can send the signal that its child asked for more than once."""
+    code = """
+import ctypes, os, signal
+from fmscale.launch.run import PR_SET_PDEATHSIG, _heard_of_parent
+PR_GET_PDEATHSIG = 2
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+os.kill(os.getpid(), signal.SIGTERM)
+_heard_of_parent(signal.SIGTERM)
+wanted = ctypes.c_int(-1)
+ctypes.CDLL(None).prctl(PR_GET_PDEATHSIG, ctypes.byref(wanted))
+print(wanted.value, len(signal.sigpending()))
+"""
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == ["0", "0"]

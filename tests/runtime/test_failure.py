@@ -1,13 +1,16 @@
 """error.json: the first failure, whole, without credentials, and readable by a person."""
 
 import json
+import logging
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch.distributed import HashStore
 
-from fmscale.errors import FormatError, StoreError
+from fmscale.errors import ConfigError, FormatError, RankError, StoreError
 from fmscale.runtime.failure import (
     Whereabouts,
     clear_failure,
@@ -18,6 +21,7 @@ from fmscale.runtime.failure import (
     write_first,
 )
 from fmscale.runtime.scrub import scrub
+from fmscale.runtime.waits import HostWaits
 from fmscale.runtime.world import World
 
 WORLD = World(rank=3, world_size=4, local_rank=1, local_size=2, node=1)
@@ -93,6 +97,77 @@ def test_no_failure_and_a_cleared_one(tmp_path: Path):
     write_first(tmp_path, failure_report(ValueError("x"), WORLD, Whereabouts()))
     clear_failure(tmp_path)
     assert first_failure(tmp_path) is None
+    (tmp_path / "file").touch()
+    assert first_failure(tmp_path / "file") is None
+
+
+def report_of(error: Exception, **changes: Any) -> dict[str, Any]:
+    return {**failure_report(error, WORLD, Whereabouts()), **changes}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "stays"),
+    [
+        (RankError("waited"), StoreError("full"), False),
+        (RankError("waited"), KeyError("x"), False),
+        (RankError("waited"), RankError("waited too"), True),
+        (RankError("waited"), RuntimeError("Connection closed by peer"), True),
+        (StoreError("full"), RankError("waited"), True),
+        (StoreError("full"), StoreError("full here too"), True),
+    ],
+)
+def test_a_rank_that_missed_another_gives_way_to_a_cause_and_to_nothing_else(
+    tmp_path: Path, first: Exception, second: Exception, stays: bool
+):
+    assert write_first(tmp_path, report_of(first))
+    assert write_first(tmp_path, report_of(second)) is not stays
+    report = first_failure(tmp_path)
+    assert report
+    assert report["traceback"] == report_of(first if stays else second)["traceback"]
+    assert os.listdir(tmp_path) == ["error.json"]
+
+
+@pytest.mark.parametrize("changes", [{"attempt": 7}, {"time": 1_700_000_000.0}])
+def test_an_earlier_attempts_report_gives_way_to_any(tmp_path: Path, changes: dict[str, float]):
+    write_first(tmp_path, report_of(StoreError("full"), **changes))
+    assert write_first(tmp_path, report_of(RankError("waited")))
+
+
+def test_a_report_that_cannot_be_written_hides_no_error(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    (tmp_path / "file").touch()
+    caplog.set_level(logging.WARNING)
+    where = Whereabouts()
+    with pytest.raises(StoreError, match="full") as caught, recorded(tmp_path / "file", WORLD, where):
+        fail(tmp_path / "file", StoreError("full"), where)
+    assert caught.value.__context__ is None
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
+        f"{tmp_path}/file/error.json is not written"
+    ]
+
+
+def test_a_folder_that_is_a_file_cannot_be_cleared(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot be deleted") as caught:
+        clear_failure(tmp_path / "file")
+    assert caught.value.found == f"{tmp_path}/file: Not a directory"
+    assert "train.folder" in caught.value.remedy
+
+
+def test_others_are_told_when_the_cause_is_recorded(tmp_path: Path):
+    """What they say to it comes later, even where they write at once."""
+    waits = HostWaits(HashStore(), WORLD)
+    tell, seen = waits.fail, []
+
+    def told(error: BaseException, phase: str) -> None:
+        seen.append(first_failure(tmp_path))
+        tell(error, phase)
+
+    waits.fail = told  # type: ignore[method-assign]
+    with pytest.raises(StoreError), recorded(tmp_path, WORLD, Whereabouts(), waits):
+        raise StoreError("full")
+    assert seen[0] is not None
+    with pytest.raises(RankError, match="failed in start: full"):
+        waits.wait("save", ranks=[0])
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"format_version": 2}'])

@@ -39,6 +39,38 @@ def test_handlers_are_put_back():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_ctrl_c_is_a_stop_however_often_a_launcher_passes_it_on(flag: StopFlag):
+    for _ in range(3):
+        os.kill(os.getpid(), signal.SIGINT)
+    assert flag.reason is Stop.SIGINT
+
+
+def test_the_second_ctrl_c_of_a_process_alone_interrupts(capfd: pytest.CaptureFixture[str]):
+    flag = StopFlag().install(alone=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert capfd.readouterr().err == ""
+    os.kill(os.getpid(), signal.SIGINT)
+    assert flag.reason is Stop.SIGINT
+    assert "once more ends without" in capfd.readouterr().err
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+    flag.remove()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_ignored_ctrl_c_stays_ignored():
+    """As behind a shell's `&`."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        flag = StopFlag().install(alone=True)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert not flag
+        flag.remove()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_deadline_stops_and_a_signal_outranks_it(flag: StopFlag):
     soon = StopFlag(seconds=0.05)
     assert not soon
@@ -58,7 +90,7 @@ def test_a_signal_ends_a_wait(flag: StopFlag):
 def _handlers(pipe: Connection, deaf: bool) -> None:
     if deaf:
         ignore_stop_signals()
-    pipe.send([signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)])
+    pipe.send([signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)])
 
 
 @pytest.mark.parametrize(("method", "deaf"), [("fork", False), ("spawn", True)])
@@ -68,7 +100,7 @@ def test_helper_processes_are_deaf(flag: StopFlag, method: str, deaf: bool):
     ours, theirs = context.Pipe()
     helper = context.Process(target=_handlers, args=(theirs, deaf))
     helper.start()
-    assert ours.recv() == [signal.SIG_IGN, signal.SIG_IGN]
+    assert ours.recv() == [signal.SIG_IGN] * 3
     helper.join()
 
 

@@ -2,9 +2,11 @@
 
 import logging
 import os
+import signal
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
@@ -12,10 +14,13 @@ import torch
 from torch import distributed
 
 from fmscale.errors import ConfigError, RankError
+from fmscale.runtime import group, waits
 from fmscale.runtime.group import connect, init_distributed
+from fmscale.runtime.stop import StopFlag
 from fmscale.runtime.waits import HostWaits
 from fmscale.runtime.world import World, read_world
 from tests.helpers.ranks import run_ranks
+from tests.helpers.s3_server import free_ports
 
 
 def rank_waits() -> HostWaits:
@@ -74,7 +79,10 @@ def server_goes(rank: int, size: int) -> None:
     world = World(rank=1, world_size=2, master=("127.0.0.1", int(port)))
     waits = HostWaits(connect(world), world)
     pool.arrive("connected")
-    waits.wait("save", ranks=[0], deadline=30)
+    try:
+        waits.wait("save", ranks=[0], deadline=30)
+    finally:
+        waits.fail(RankError("nobody is there to hear it"), "save")
 
 
 def add_up(rank: int, size: int) -> float:
@@ -137,6 +145,49 @@ def test_a_long_wait_is_logged_while_it_lasts(caplog: pytest.LogCaptureFixture):
     assert caplog.records[0].getMessage().endswith(" s for rank 0 in ingest")
     assert caplog.records[-1].getMessage().startswith("rank 3 waited ")
     assert patient.seconds["ingest"] >= 0.05
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[StopFlag]:
+    """A flag that SIGTERM has set; those who heed it wait no longer than they have."""
+    for module in (waits, group):
+        monkeypatch.setattr(module, "STOP_SECONDS", 0.0)
+    flag = StopFlag().install()
+    os.kill(os.getpid(), signal.SIGTERM)
+    yield flag
+    flag.remove()
+
+
+def test_a_stop_ends_a_wait_that_heeds_it(told: StopFlag):
+    store = distributed.HashStore()
+    one, other = (HostWaits(store, World(rank=rank, world_size=2)) for rank in range(2))
+    with pytest.raises(RankError, match=r"waited \d+ s for rank 1 in meeting.* told to stop \(SIGTERM\)"):
+        one.barrier("meeting", stop=told)
+    other.arrive("meeting")
+    assert one.barrier("meeting", stop=told) == ["", ""]
+
+
+def test_ranks_that_were_only_slower_are_still_met_after_a_stop(
+    told: StopFlag, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(waits, "STOP_SECONDS", 30.0)
+    store = distributed.HashStore()
+    one, other = (HostWaits(store, World(rank=rank, world_size=2)) for rank in range(2))
+    late = threading.Timer(0.3, other.arrive, ("meeting",))
+    late.start()
+    assert one.barrier("meeting", stop=told) == ["", ""]
+
+
+def test_a_rank_that_looks_for_rank_zero_heeds_a_stop_and_says_what_it_does(
+    told: StopFlag, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(group, "NOTICE_SECONDS", 0.0)
+    monkeypatch.setattr(group, "STOP_SECONDS", 0.1)
+    port = free_ports(1)[0]
+    world = World(rank=1, world_size=2, master=("127.0.0.1", port))
+    with pytest.raises(RankError, match=r"did not reach rank 0 within \d+ s, .*told to stop \(SIGTERM\)"):
+        connect(world, stop=told)
+    assert caplog.records[0].getMessage().endswith(f" s for rank 0 at 127.0.0.1:{port}")
 
 
 def test_a_port_in_use_and_a_rank_zero_that_is_not_there():

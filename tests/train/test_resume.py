@@ -1,19 +1,25 @@
 """A run that is stopped goes on as if it had not been: to the bit at the same size, in the same order at any."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 import torch
 
 from fmscale.checkpoint import catalog
 from fmscale.config import load_config
+from fmscale.data.batch import Batch
 from fmscale.data.delivery import order_hash
+from fmscale.data.order_log import OrderLog
+from fmscale.data.planned import Planned
 from fmscale.errors import ConfigError
+from fmscale.objectives.rows import Rows
+from fmscale.store.log import RUN_KINDS, Log
 from fmscale.store.open import open_store
+from fmscale.train.rows import to_rows
 from tests.helpers.ranks import run_ranks
-from tests.train.runs import delivered, events_of, make_corpus, steps_of, train_here, write_config
+from tests.train.runs import T, delivered, events_of, make_corpus, steps_of, train_here, write_config
 
 EXACT = ("loss", "tokens", "lr", "grad_norm", "loss/prose", "loss/sums")
 
@@ -168,9 +174,24 @@ def test_what_cannot_be_resumed_is_refused(store: str, tmp_path: Path, resume: s
         choose_resume(config, open_store(store))
 
 
-def test_delivery_tables_hold_every_sample(store: str, tmp_path: Path) -> None:
-    path = write_config(tmp_path, store)
-    go(2, path, "train.run=counted", "train.steps=3")
-    table = delivered(tmp_path / "counted")
-    assert isinstance(table, pa.Table)
-    assert table["k"].to_pylist() == list(range(18))
+def train_swapped(rank: int, size: int, path: str, overrides: tuple[str, ...]) -> dict[str, Any]:
+    """`train_here` with a `to_rows` that swaps the first two tokens of each row, in what the engine gets."""
+
+    def wrong(batch: Batch, device: str) -> Rows:
+        rows = to_rows(batch, device)
+        order = torch.tensor([1, 0, *range(2, T)])
+        return replace(rows, tokens_BT=rows.tokens_BT[:, order])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fmscale.train.loop.to_rows", wrong)
+        return train_here(rank, size, path, overrides)
+
+
+def test_what_the_engine_got_is_on_record_from_every_rank(store: str, tmp_path: Path) -> None:
+    path, backend = write_config(tmp_path, store), open_store(store)
+    for run, train in (("counted", train_here), ("swapped", train_swapped)):
+        run_ranks(train, 2, str(path), (f"train.run={run}", "train.steps=1"), timeout=120)
+        found = delivered(tmp_path / run)
+        planned = Planned(backend, OrderLog(Log(backend, f"runs/{run}", RUN_KINDS)).plan).table(0, 6)
+        assert found["k"].to_pylist() == planned["k"].to_pylist()
+        assert (order_hash(found) == order_hash(planned)) == (run == "counted")

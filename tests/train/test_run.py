@@ -11,7 +11,7 @@ from fmscale.errors import ConfigError, FmscaleError
 from fmscale.runtime.failure import first_failure
 from fmscale.store.open import open_store
 from fmscale.train.data import check_length, tokenizer_of, vocabulary
-from fmscale.train.run import total_steps
+from fmscale.train.run import run_training, total_steps
 from tests.helpers.ranks import run_ranks
 from tests.train.runs import events_of, make_corpus, steps_of, train_here, write_config
 
@@ -47,6 +47,11 @@ def test_a_run_says_how_long_it_is(path: Path) -> None:
         total_steps(load_config(path, ("train.steps=null",)), 6)
     with pytest.raises(ConfigError, match="both say how long"):
         load_config(path, ("train.tokens=5",))
+
+
+def test_metrics_need_a_folder(path: Path) -> None:
+    with pytest.raises(ConfigError, match="not a folder"):
+        run_training(load_config(path, (f"train.folder={path}",)), show=print, event=print)
 
 
 def test_a_dataset_without_commits_has_no_tokenizer(path: Path, tmp_path: Path) -> None:
@@ -87,6 +92,8 @@ def test_a_run_that_stays_non_finite_ends_and_says_so(path: Path, tmp_path: Path
     report = first_failure(tmp_path / "wild")
     assert report is not None
     assert report["phase"] == "train"
+    assert report["step"] == max(steps)
+    assert f"steps {max(steps) - 1} to {max(steps)}" in report["found"]
     assert "optimizer.lr" in report["remedy"]
 
 

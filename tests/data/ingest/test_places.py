@@ -3,7 +3,6 @@
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +14,9 @@ from fmscale.store.dataset import open_dataset
 from fmscale.store.open import open_store
 from fmscale.store.verify import verify_dataset
 from tests.data.ingest.corpora import contents, documents, lines, put, sentences
+from tests.helpers.disks import mounted
 from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.s3_server import S3Server
-
-
-@contextmanager
-def mounted(path: Path, size: str) -> Iterator[Path]:
-    """A file system of that size."""
-    path.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)], capture_output=True
-    )
-    if made.returncode:
-        pytest.skip(f"cannot mount a tmpfs here: {made.stderr.decode().strip()}")
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", "-l", str(path)], check=True)
 
 
 @pytest.fixture

@@ -1,0 +1,70 @@
+"""Whether the folders that a run writes to are there and take what it writes; nothing is made to find out."""
+
+import os
+from pathlib import Path
+
+from fmscale.config import Config
+from fmscale.errors import AccessDenied, ConfigError, ObjectNotFound
+from fmscale.store.open import parse_url
+
+
+def run_folder(config: Config) -> Path:
+    """The run's folder on this machine."""
+    return Path(config.train.folder) / config.train.run
+
+
+def check_folder(config: Config) -> None:
+    """Raise ConfigError if metrics cannot be written to the run's folder on this machine."""
+    folder = run_folder(config)
+    there = _nearest(folder)
+    if not there.is_dir():
+        raise ConfigError(
+            f"{config.place('train.folder')}: the run writes its metrics to {folder}, and this is not a folder",
+            found=str(there),
+            remedy="Give train.folder or train.run another name, or move the file away.",
+        )
+    if not _writable(there):
+        raise ConfigError(
+            f"{config.place('train.folder')}: the run writes its metrics to {folder}, and this cannot be written",
+            found=str(there),
+            remedy="Take another train.folder, or change the rights to this one.",
+        )
+
+
+def check_store(config: Config) -> None:
+    """Raise ConfigError, ObjectNotFound or AccessDenied if the store is known not to take a run: its URL says so,
+    or it is a folder that does not exist or cannot be written. A remote store is not asked.
+    """
+    place, name = parse_url(config.store.url), config.place("store.url")
+    if place.read_only:
+        raise ConfigError(
+            f"{name} says read_only, and a run writes its order and checkpoints to the store",
+            found=place.shown,
+            remedy="Remove read_only from the URL, or take another store.",
+        )
+    if place.scheme != "file":
+        return
+    root = Path(place.bucket)
+    if not root.is_dir():
+        raise ObjectNotFound(
+            f"{name}: there is no such folder",
+            found=str(root),
+            remedy="Check the spelling; `fmscale ingest --store FOLDER` makes a store.",
+        )
+    # Not the root: who may only read the datasets can still have a folder below runs/ of their own.
+    there = _nearest(root / "runs" / config.train.run)
+    if not _writable(there):
+        raise AccessDenied(
+            f"{name}: a run writes its order and checkpoints to the store, and this cannot be written",
+            found=str(there),
+            remedy="Change the rights to it, or how the disk is mounted; or take a store of your own.",
+        )
+
+
+def _nearest(path: Path) -> Path:
+    """The path, or what there is of it: the last of its parents that exists."""
+    return next(one for one in (path, *path.parents) if os.path.lexists(one))
+
+
+def _writable(folder: Path) -> bool:
+    return os.access(folder, os.W_OK | os.X_OK)

@@ -1,0 +1,202 @@
+"""Runs that fail, or are stopped, before or in their first step: error.json has the cause, and no rank waits."""
+
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fmscale.config import load_config
+from fmscale.errors import AccessDenied, ConfigError, DataError
+from fmscale.runtime.failure import Whereabouts, failure_report, first_failure, write_first
+from fmscale.runtime.world import World
+from fmscale.train.run import run_training
+from tests.helpers.ranks import run_ranks
+from tests.train.runs import make_corpus, train_here, write_config
+
+PATIENCE = 30.0
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture
+def path(store: str, tmp_path: Path) -> Path:
+    """A config; its run has failed an hour before."""
+    report = failure_report(ValueError("earlier"), World(), Whereabouts())
+    write_first(tmp_path / "run", {**report, "time": report["time"] - 3600})
+    return write_config(tmp_path, store)
+
+
+def await_true(condition: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not (done := condition()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return done
+
+
+def outcome_of(rank: int, size: int, path: str) -> str:
+    """How training ended here. A rank that raises would have the helper kill the others."""
+    try:
+        return str(train_here(rank, size, path, ()))
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def refused_the_lease(rank: int, size: int, path: str) -> str:
+    """Rank 0 is not allowed to write; what it has is taken apart only when error.json is there."""
+    from fmscale.runtime.stop import StopFlag
+    from fmscale.train import session
+
+    folder, remove = Path(path).parent / "run", StopFlag.remove
+
+    def remove_late(self: StopFlag) -> None:
+        assert await_true(lambda: first_failure(folder) is not None, PATIENCE)
+        report = first_failure(folder)
+        assert report is not None
+        assert report["rank"] == 0
+        remove(self)
+
+    def acquire(*args: Any) -> None:
+        raise AccessDenied("the store is read-only", remedy="Ask for rights.")
+
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 0:
+            patch.setattr(StopFlag, "remove", remove_late)
+            patch.setattr(session, "acquire", acquire)
+        return outcome_of(rank, size, path)
+
+
+def test_error_json_has_the_cause_and_not_what_woken_ranks_say(path: Path, tmp_path: Path) -> None:
+    first, second = run_ranks(refused_the_lease, 2, str(path), timeout=120)
+    assert first.startswith("AccessDenied: the store is read-only")
+    assert second.startswith("RankError: rank 1 waited")
+    report = first_failure(tmp_path / "run")
+    assert report is not None
+    assert (report["rank"], report["type"]) == (0, "AccessDenied")
+
+
+def one_config_is_wrong(rank: int, size: int, path: str) -> str:
+    """Rank 1 refuses its config; rank 0 clears what an earlier attempt left as late as it can."""
+    from fmscale.train import run, session
+
+    clear = session.clear_failure
+
+    def refuse(config: Any) -> None:
+        raise ConfigError("another config than elsewhere", remedy="Copy it.")
+
+    def clear_late(folder: Path) -> None:
+        # A second in which rank 1, if it does not wait for this, says what it has to say.
+        await_true(lambda: "another config" in (folder / "error.json").read_text(), 1.0)
+        clear(folder)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if rank:
+            patch.setattr(run, "check_length", refuse)
+        else:
+            patch.setattr(session, "clear_failure", clear_late)
+            # Rank 0 has nothing to do but wait for the other.
+            patch.setattr(run, "_run", lambda session, *rest: session.waits.wait("never", ranks=[1]))
+        return outcome_of(rank, size, path)
+
+
+def test_one_rank_that_fails_early_is_heard_by_all_and_its_report_stays(path: Path, tmp_path: Path) -> None:
+    first, second = run_ranks(one_config_is_wrong, 2, str(path), timeout=120)
+    assert "failed in checking the config: another config than elsewhere" in first
+    assert second.startswith("ConfigError: another config than elsewhere")
+    report = first_failure(tmp_path / "run")
+    assert report is not None
+    assert (report["rank"], report["type"]) == (1, "ConfigError")
+
+
+def the_other_never_comes(rank: int, size: int, path: str) -> str:
+    """Rank 0 is told to stop while it waits for ranks to start."""
+    from fmscale.runtime import waits
+
+    def noticed(self: waits.HostWaits, name: str, **options: Any) -> list[str]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return barrier(self, name, **options)
+
+    barrier = waits.HostWaits.barrier
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(waits, "STOP_SECONDS", 0.1)
+        patch.setattr(waits.HostWaits, "barrier", noticed)
+        return "" if rank else outcome_of(rank, size, path)
+
+
+def test_a_rank_that_waits_for_others_to_start_heeds_signals(path: Path, tmp_path: Path) -> None:
+    first, _ = run_ranks(the_other_never_comes, 2, str(path), timeout=120)
+    assert re.match(
+        r"RankError: rank 0 waited \d+ s for rank 1 in meeting, .* told to stop \(SIGTERM\)", first
+    )
+    report = first_failure(tmp_path / "run")
+    assert report is not None
+    assert report["type"] == "RankError"
+
+
+def test_an_early_error_is_said_by_itself(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed prints warnings when it is imported; a run without data needs none."""
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    with pytest.raises(DataError, match="no dataset of this name"):
+        train_alone(path, "data.sources=[{dataset: nothing}]")
+
+
+def test_a_folder_that_cannot_be_written_is_one_error(path: Path) -> None:
+    with pytest.raises(ConfigError, match="is not a folder") as caught:
+        train_alone(path, f"train.folder={path}")
+    assert caught.value.__context__ is None
+    assert "train.folder" in caught.value.remedy
+
+
+def train_alone(path: Path, *overrides: str) -> None:
+    run_training(load_config(path, overrides), show=lambda record: None, event=lambda record: None)
+
+
+def test_the_second_ctrl_c_of_a_run_alone_interrupts_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    heard = []
+
+    def interrupted(*args: Any) -> None:
+        for number in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            heard.append(number)
+
+    monkeypatch.setattr("fmscale.train.assemble.tokenizer_of", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_alone(path)
+    assert heard == [0]
+    assert "SIGINT: saves and ends after this step" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def interrupted_after_a_step(rank: int, size: int, path: str) -> dict[str, Any]:
+    from fmscale.train import loop
+
+    step = loop.train_step
+
+    def train_step(*args: Any, **options: Any) -> Any:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(*args, **options)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "train_step", train_step)
+            return train_here(rank, size, path, ("checkpoint.every=null",))
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_saves_and_ends(path: Path) -> None:
+    [outcome] = run_ranks(interrupted_after_a_step, 1, str(path), timeout=120)
+    assert (outcome["stop"], outcome["saved"], outcome["complete"]) == ("SIGINT", True, False)
+    assert not (path.parent / "run" / "error.json").exists()

@@ -1,0 +1,76 @@
+"""The loader of a run is opened with all that the data section says: a field that nobody passes on fails here."""
+
+from dataclasses import MISSING, Field, fields
+from typing import Any, get_args, get_type_hints
+
+import pytest
+
+from fmscale.config import Config, DataConfig, SourceConfig, TrainConfig
+from fmscale.data.open import SourceSpec
+from fmscale.runtime.world import World
+from fmscale.store.backend import Backend
+from fmscale.train import data
+
+SOURCES = (
+    SourceConfig(dataset="a", weight=2.5, split="train2", commits=(3, 5), masks=("m",), seed=11),
+    SourceConfig(dataset="b", weight=0.5, split="other", commits=(7,), masks=("n", "o"), seed=13),
+)
+DATA = DataConfig(
+    sources=SOURCES,
+    sequence_length=33,
+    seed=17,
+    window=19,
+    memory_bytes=2**21,
+    cache_dir="/cache",
+    cache_bytes=2**22,
+    on_corrupt="stop",
+)
+CONFIG = Config(data=DATA, train=TrainConfig(run="named", record_delivery=True))
+RANK = World(rank=3, world_size=6, local_rank=1, local_size=2, dp_rank=3, dp_size=6)
+
+
+NAMES = {"memory_bytes": "memory_budget"}
+"""What the loader calls a field otherwise than the config."""
+
+
+def told(section: Any) -> dict[str, Any]:
+    """The fields of a section that have more than one value to choose from."""
+    hints = get_type_hints(type(section))
+    names = [field.name for field in fields(section) if len(get_args(hints[field.name])) != 1]
+    return {name: getattr(section, name) for name in names}
+
+
+@pytest.mark.parametrize("section", [DATA, *SOURCES])
+def test_no_field_here_is_left_at_its_default(section: Any) -> None:
+    """Else it could reach the loader by chance."""
+    plain = type(section)(**{f.name: told(section)[f.name] for f in fields(section) if required(f)})
+    assert [name for name, value in told(plain).items() if told(section)[name] == value] == [
+        field.name for field in fields(section) if required(field)
+    ]
+
+
+def required(field: Field[Any]) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
+
+
+def test_every_field_reaches_the_loader(monkeypatch: pytest.MonkeyPatch, memory_store: Backend) -> None:
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        data, "open_loader", lambda store, **options: given.append({"store": store, **options})
+    )
+    data.open_training(CONFIG, memory_store, RANK, data.Shares(global_batch=24, micro_batch=2), epoch=23)
+    [found] = given
+    assert found == {
+        **{NAMES.get(name, name): value for name, value in told(DATA).items()},
+        "sources": [SourceSpec(**told(source)) for source in SOURCES],
+        "sequence_length": 33 + 1,
+        "store": memory_store,
+        "run": "named",
+        "epoch": 23,
+        "batch": 24,
+        "micro_batch": 2,
+        "dp_rank": 3,
+        "dp_size": 6,
+        "nodes": 3,
+        "document_ids": True,
+    }

@@ -1,0 +1,62 @@
+"""A whole run of which tests see what its engine was given and what it did, from inside."""
+
+from collections.abc import Callable
+from functools import partialmethod
+from typing import Any
+
+import pytest
+
+from fmscale.config import load_config
+from tests.helpers.deepspeed_numbers import restart_numbers
+
+STALL = 100.0
+"""Seconds that each forward's data is said to have been waited for."""
+
+Event = tuple[str, Any]
+
+
+def traced(rank: int, size: int, path: str, overrides: tuple[str, ...]) -> list[Event]:
+    """Train as this rank of the test's ranks. What happened, in order: `forward` with (tokens, weights, losses),
+    `update` with the rates that the optimizer used, `restored` with the updates that are behind.
+
+    A save by the clock is due at every step, if the config has one.
+    """
+    from fmscale.data.loader import Loader
+    from fmscale.train.engine import DeepSpeedEngine
+    from fmscale.train.run import run_training
+
+    events: list[Event] = []
+    config = load_config(path, overrides)
+    if config.checkpoint.every_seconds is not None:
+        # Less than a config may say, so that no clock decides.
+        object.__setattr__(config.checkpoint, "every_seconds", 0.0)
+
+    def forward(self: Any, real: Callable[..., Any], rows: Any) -> Any:
+        loss = real(self, rows)
+        events.append(("forward", (rows.tokens_BT.clone(), rows.weights_BT.clone(), loss.losses_BT.clone())))
+        return loss
+
+    def restored(self: Any, real: Callable[..., Any], updates: int) -> None:
+        events.append(("restored", updates))
+        real(self, updates)
+
+    def following(self: Any, real: Callable[..., Any]) -> Any:
+        self.stall_seconds += STALL
+        return real(self)
+
+    def stepped(self: Any, real: Callable[..., Any], rate: float) -> Any:
+        update = real(self, rate)
+        events.append(("update", [group["lr"] for group in self._base.param_groups]))
+        return update
+
+    restart_numbers()
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name, around in (
+            (DeepSpeedEngine, "forward", forward),
+            (DeepSpeedEngine, "step", stepped),
+            (DeepSpeedEngine, "restored", restored),
+            (Loader, "__next__", following),
+        ):
+            patch.setattr(owner, name, partialmethod(around, getattr(owner, name)))
+        run_training(config, show=lambda record: None, event=lambda record: None)
+    return events
