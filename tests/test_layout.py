@@ -8,6 +8,7 @@ import ast
 import re
 import statistics
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,9 +61,33 @@ def test_nothing_below_the_kernels_or_beside_them_imports_them():
     assert wrong == []
 
 
+def test_launchers_know_nothing_of_what_a_rank_does_and_only_the_command_line_knows_them():
+    below = ("fmscale.launch", "fmscale.runtime", "fmscale.config", "fmscale.errors")
+    seen = {name for path in sources("launch") for name in imported(path) if name.startswith("fmscale.")}
+    assert [name for name in sorted(seen) if not name.startswith(below)] == []
+    users = {
+        path.relative_to(ROOT).parts[1]
+        for path in sources("fmscale")
+        for name in imported(path)
+        if name.startswith("fmscale.launch")
+    }
+    assert users == {"cli"}
+
+
 def test_every_folder_of_code_is_a_package_and_so_gets_into_the_wheel():
     bare = {path.parent for path in sources(*CODE) if not (path.parent / "__init__.py").is_file()}
     assert bare == set()
+
+
+def test_every_dependency_has_the_version_that_the_tests_run_with():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = [
+        *project["dependencies"],
+        *(one for extra in project["optional-dependencies"].values() for one in extra),
+    ]
+    wanted = {re.match(r"[\w-]+", one)[0].lower() for one in named} - {"fmscale"}  # type: ignore[index]
+    held = re.findall(r"^([\w-]+)==", (ROOT / "constraints.txt").read_text(), re.M)
+    assert wanted - {name.lower() for name in held} == set()
 
 
 def test_nothing_that_is_read_can_execute_code():

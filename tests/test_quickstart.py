@@ -1,52 +1,31 @@
-"""Quickstart: its parts alone, and (slow) the whole road with real ranks, killed on the way and run again."""
+"""Quickstart: its parts alone, and what it says came out."""
 
+import importlib.metadata
 import json
-import os
-import signal
 import subprocess
-import sys
-import time
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
+from typer.testing import CliRunner
 
-from fmscale.config import derive_batch, load_config
+from fmscale.cli.main import build_app
+from fmscale.config import derive_batch
 from fmscale.config.model import num_parameters
-from fmscale.errors import ConfigError
+from fmscale.errors import ConfigError, DataError
 from fmscale.infer import Document
+from fmscale.quickstart.acts import run_quickstart
 from fmscale.quickstart.charts import Mark, line_chart, ticks
 from fmscale.quickstart.corpus import standard_library
 from fmscale.quickstart.heldout import PROMPT_CHARACTERS, prompts
+from fmscale.quickstart.origin import source
 from fmscale.quickstart.page import render
-from fmscale.quickstart.results import Report, claims
+from fmscale.quickstart.results import Report, claims, find_move
 from fmscale.quickstart.settings import Half, Settings, choose
 from fmscale.quickstart.state import State
-from fmscale.quickstart.training import saved_step
-from fmscale.runtime.sinks import read_jsonl
-from fmscale.train.preflight import preflight
-
-ROOT = Path(__file__).parents[1]
-KEYS = {
-    "loss_first",
-    "loss_last",
-    "heldout_bits_per_byte",
-    "gzip_bits_per_byte",
-    "xz_bits_per_byte",
-    "tokens_per_second",
-    "data_stall_fraction",
-    "ckpt_blocking_seconds_max",
-    "order_hash_planned",
-    "order_hash_delivered",
-    "world_sizes",
-    "zero_stages",
-    "checkpoints",
-    "wall_seconds",
-}
 
 
 def settings(tmp_path: Path, gpus: int = 0, **changes: Any) -> Settings:
@@ -96,6 +75,8 @@ def report() -> Report:
         "completions": [{"name": "a.py", "prompt": "def ", "text": "<script>alert(1)</script>"}],
         "machine": {"platform": "Linux", "processor": "CPU", "cores": 2, "gpus": []},
         "versions": {"python": "3.11"},
+        "source": "commit 0f0f",
+        "move": {"step": 4, "stopped": 4},
     }
 
 
@@ -161,6 +142,31 @@ def test_a_folder_keeps_to_its_corpus_and_adds_up_the_time_of_all_tries(tmp_path
         State(replace(chosen, corpus=("elsewhere",)))
 
 
+class Silent:
+    """A screen that nobody looks at."""
+
+    def begin(self, act: str) -> None: ...
+    def advance(self, act: str, done: float, total: float, note: str = "") -> None: ...
+    def end(self, act: str, note: str) -> None: ...
+    def tell(self, words: str) -> None: ...
+
+
+def test_a_corpus_of_which_nothing_is_held_out_is_refused_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def must_not_begin(*_: Any) -> int:
+        pytest.fail("trained, with nothing to measure on")
+
+    monkeypatch.setattr("fmscale.quickstart.acts._train", must_not_begin)
+    (tmp_path / "texts").mkdir()
+    for i in range(12):
+        (tmp_path / f"texts/{i}.txt").write_text(f"text {i} of few\n" * 20)
+    with pytest.raises(DataError, match="no document of the corpus was held out") as caught:
+        run_quickstart(settings(tmp_path, corpus=(str(tmp_path / "texts"),)), Silent())
+    assert "12 documents" in str(caught.value.found)
+    assert "--corpus" in caught.value.remedy
+
+
 def test_prompts_are_whole_lines_within_the_room_and_from_several_documents():
     text = "".join(f"line {i} of a document\n" + "\n" * (i % 7 == 0) for i in range(100))
     many = [Document(name=str(i), text=text.encode(), tokens=np.zeros(1)) for i in range(9)]
@@ -203,7 +209,8 @@ def test_the_page_is_one_file_without_script_or_request_and_shows_what_came_out(
     assert page.count("<svg") == 5
     assert page.count("resumed: 2 → 1 ranks, stage 2 → 3") == 4
     assert "a&lt;b&gt;.py" in page
-    assert page.count("class='ok'") == 4
+    assert page.count("class='ok'") == 5
+    assert "commit 0f0f" in page
 
 
 @pytest.mark.parametrize(
@@ -213,89 +220,67 @@ def test_the_page_is_one_file_without_script_or_request_and_shows_what_came_out(
         {"order_hash_delivered": "1f" * 16},
         {"data_stall_fraction": 0.03},
         {"ckpt_blocking_seconds_max": 0.31},
+        {"move": None, "world_sizes": [2], "zero_stages": [2]},
+        {"move": {"step": 4, "stopped": 5}},
+        {"move": {"step": 8, "stopped": 8}},
+        {"world_sizes": [2]},
+        {"zero_stages": [2]},
     ],
 )
-def test_what_did_not_come_out_is_said(wrong: dict[str, Any]):
-    assert [claim.ok for claim in claims(report())] == [True] * 4
+def test_what_did_not_come_out_is_said_and_is_the_exit_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any]
+):
+    assert [claim.ok for claim in claims(report())] == [True] * 5
     assert [claim.ok for claim in claims({**report(), **wrong})].count(False) == 1
     assert "class='failed'" in render({**report(), **wrong}, records())
+    for found, status in ((report(), 0), ({**report(), **wrong}, 1)):
+        monkeypatch.setattr("fmscale.quickstart.acts.run_quickstart", lambda *_, found=found: found)
+        ended = CliRunner().invoke(build_app(), ["quickstart", "--folder", str(tmp_path), "--cpu", "--json"])
+        assert ended.exit_code == status
+        assert ended.stderr.count("did not come out: ") == status
+        assert json.loads(ended.stdout) == found
 
 
-def _start(folder: Path, corpus: Path, steps: int) -> "subprocess.Popen[str]":
-    program = str(Path(sys.executable).with_name("fmscale"))
-    words = [program, "quickstart", "--folder", str(folder), "--corpus", str(corpus), "--steps", str(steps)]
-    return subprocess.Popen([*words, "--cpu"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def test_a_machine_with_one_gpu_moves_between_stages_alone():
+    assert all(claim.ok for claim in claims({**report(), "world_sizes": [1]}))
 
 
-def _steps(folder: Path) -> list[int]:
-    path = folder / "metrics.jsonl"
-    found = read_jsonl(path) if path.is_file() else iter(())
-    return [record["step"] for record in found if "event" not in record]
+def test_the_move_is_where_ranks_or_stage_changed_and_says_how_far_the_others_got(tmp_path: Path):
+    def find(lines: list[dict[str, Any]], *places: tuple[int, int, int]) -> dict[str, int] | None:
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (tmp_path / "metrics.jsonl").write_text(text)
+        names = ("step", "world_size", "zero_stage")
+        return find_move([dict(zip(names, place, strict=True)) for place in places], tmp_path)
+
+    def steps(first: int, last: int) -> list[dict[str, Any]]:
+        return [{"step": step} for step in range(first, last + 1)]
+
+    def resumed(step: int) -> list[dict[str, Any]]:
+        return [{"event": "resumed", "step": step}]
+
+    # Killed after 3, stopped after 5, killed after 7 and begun again at 5.
+    whole = [*steps(1, 3), *resumed(2), *steps(3, 5), *resumed(5), *steps(6, 7), *resumed(5), *steps(6, 8)]
+    assert find(whole, (2, 2, 2), (5, 2, 2), (8, 1, 3)) == {"step": 5, "stopped": 5}
+    assert find(whole, (2, 1, 2), (5, 1, 2), (8, 1, 3)) == {"step": 5, "stopped": 5}
+    killed = [*steps(1, 6), *resumed(5), *steps(6, 8)]
+    assert find(killed, (5, 2, 2), (8, 1, 3)) == {"step": 5, "stopped": 6}
+    assert find(steps(1, 8), (4, 2, 2), (8, 2, 2)) is None
 
 
-@pytest.mark.slow
-def test_ranks_do_not_outlive_a_quickstart_that_was_killed_and_save(tmp_path: Path):
-    folder = tmp_path / "qs"
-    first = _start(folder, ROOT / "fmscale", 600)
-    while first.poll() is None and len(_steps(folder)) < 2:
-        time.sleep(0.1)
-    assert first.poll() is None, first.communicate()[0]
-    ranks = psutil.Process(first.pid).children(recursive=True)
-    os.kill(first.pid, signal.SIGKILL)
-    first.communicate()
-    assert psutil.wait_procs(ranks, timeout=120)[1] == []
-    chosen = choose(folder=folder, store=None, corpus=(), steps=600, gpus=0)
-    assert saved_step(chosen) == max(_steps(folder))
-
-
-@pytest.mark.slow
-def test_the_whole_road_killed_on_the_way_and_run_again(tmp_path: Path):
-    folder, steps = tmp_path / "qs", 12
-    corpus = ROOT / "fmscale"
-    first = _start(folder, corpus, steps)
-    while first.poll() is None and len(_steps(folder)) < 4:
-        time.sleep(0.1)
-    assert first.poll() is None, first.communicate()[0]
-    # All at once, as a machine that goes down: nothing is saved any more.
-    for process in [*psutil.Process(first.pid).children(recursive=True), psutil.Process(first.pid)]:
-        process.kill()
-    first.communicate()
-
-    second = _start(folder, corpus, steps)
-    printed = second.communicate(timeout=900)[0]
-    assert second.returncode == 0, printed
-    found = json.loads((folder / "report.json").read_text())
-    assert found.keys() >= KEYS
-    assert found["order_hash_planned"] == found["order_hash_delivered"]
-    assert (found["world_sizes"], found["zero_stages"]) == ([2, 1], [2, 3])
-    assert sorted(set(_steps(folder))) == list(range(1, steps + 1))
-    assert found["loss_last"] < found["loss_first"] - 0.5
-    assert found["ckpt_blocking_seconds_max"] > 0
-    assert len(found["completions"]) == 3
-    assert min(found["gzip_bits_per_byte"], found["xz_bits_per_byte"]) > 1
-    ET.fromstring(_svgs((folder / "report.html").read_text()))
-    assert "what the model received is what was planned" in " ".join(printed.split())
-
-    # What `plan` derives is what was stored: fp32 masters and two moments.
-    chosen = choose(folder=folder, store=None, corpus=(str(corpus),), steps=steps, gpus=0)
-    derived = preflight(chosen.load(), 1).forecast
-    assert {one["bytes"] for one in found["checkpoints"]} == {derived.checkpoint_bytes}
-    assert preflight(chosen.load(), 1).begins == f"from checkpoint qs@{steps}"
-    other = load_config(chosen.config, [*chosen.overrides(), "model.hidden_dim=512"])
-    assert [one.cause for one in preflight(other, 1).problems] == [
-        f"checkpoint qs@{steps} is of another model"
-    ]
-
-    before = _steps(folder)
-    third = _start(folder, corpus, steps)
-    assert third.communicate(timeout=600)[1] is None
-    assert third.returncode == 0
-    assert _steps(folder) == before, "a complete run was trained again"
-    again = json.loads((folder / "report.json").read_text())
-    assert again["heldout_bits_per_byte"] == found["heldout_bits_per_byte"]
-
-
-def _svgs(page: str) -> str:
-    """The charts of a page as one XML document."""
-    parts = [part.partition("</svg>")[0] for part in page.split("<svg")[1:]]
-    return "<all>" + "".join(f"<svg{part}</svg>" for part in parts) + "</all>"
+def test_a_report_says_which_source_it_is_of(tmp_path: Path):
+    version = f"fmscale {importlib.metadata.version('fmscale')}"
+    assert source(tmp_path) == version
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    assert source(tmp_path) == version, "no commit yet"
+    (tmp_path / "a").write_text("a")
+    subprocess.run([*git, "add", "a"], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "a"], check=True)
+    commit = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
+    assert source(tmp_path) == f"commit {commit}"
+    (tmp_path / "site-packages").mkdir()
+    assert source(tmp_path / "site-packages") == version, (
+        "an installed package is not of the checkout around it"
+    )
+    (tmp_path / "a").write_text("b")
+    assert source(tmp_path) == f"commit {commit}-dirty"

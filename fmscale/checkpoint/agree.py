@@ -41,7 +41,7 @@ class Ranks:
             raise failed
         problem, value = json.loads(answers[0])
         if problem:
-            raise RankError(f"rank 0 failed: {problem}")
+            raise RankError(f"rank 0 failed: {problem.rstrip('.')}", remedy="Its log says more.")
         return str(value)
 
     def all_find(self, call: Callable[[], T]) -> tuple[T | None, str]:
@@ -64,6 +64,6 @@ class Ranks:
             raise failed
         for rank, (_, problem) in enumerate(answers):
             if problem:
-                raise RankError(f"rank {rank} failed: {problem}")
+                raise RankError(f"rank {rank} failed: {problem.rstrip('.')}", remedy="Its log says more.")
         bad = [f"rank {rank}: {what}" for rank, (what, _) in enumerate(answers) if what]
         return (None, "; ".join(bad[:3])) if bad else (value, "")

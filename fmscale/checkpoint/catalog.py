@@ -11,6 +11,7 @@ from fmscale.errors import ConfigError, StoreError
 from fmscale.store.backend import Backend
 from fmscale.store.entry import Entry
 from fmscale.store.retire import State, replay
+from fmscale.store.runs import require_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,11 +91,14 @@ def parse_address(address: str) -> tuple[str, str, str]:
 
 
 def newest(backend: Backend, run: str, which: int | str = "auto") -> Found:
-    """The first choice of `pick`. Raises ConfigError, StoreError where the run has none."""
+    """The first choice of `pick`. Raises ConfigError, also where there is no such run; StoreError where it has none."""
     found = list_checkpoints(backend, run)
     if not found:
+        require_run(backend, run)
         raise StoreError(
-            "the run has no checkpoints", found=f"{backend.url}, run {run}", remedy="Check store and run."
+            "the run has no checkpoints",
+            found=f"{backend.url}, run {run}",
+            remedy="`fmscale train` saves one every checkpoint.every steps, at a stop and at the end.",
         )
     return pick(found, which, f"run {run}")[0]
 

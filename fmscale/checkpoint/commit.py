@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fmscale.checkpoint.alive import Listener
-from fmscale.checkpoint.copied import SaveFailed
+from fmscale.checkpoint.copied import NEXT, SaveFailed
 from fmscale.checkpoint.job import Job, Settings
 from fmscale.checkpoint.manifest import encode, merge
 from fmscale.checkpoint.names import (
@@ -31,6 +31,7 @@ LONGEST_PAUSE = 2.0
 """Pauses between looks at the store: a tenth of what was waited so far, between these. On a file system a look
 takes 30 us, where an object store charges for it.
 """
+KILLED = "They were probably killed: their own logs, or the scheduler's, say more."
 
 
 class _Already(Exception):
@@ -82,12 +83,16 @@ def gather(
                 seals[rank] = decode_seal(backend.get(key), key)
             elif refused_key(job.folder, rank).rsplit("/", 1)[-1] in names:
                 reason = json.loads(backend.get(refused_key(job.folder, rank)))["reason"]
-                raise SaveFailed(f"rank {rank} did not save step {job.step}: {reason}")
+                raise SaveFailed(
+                    f"rank {rank} did not save step {job.step}: {reason.rstrip('.')}", remedy=NEXT
+                )
         if len(seals) == settings.world_size:
             break
         missing = [rank for rank in missing if rank not in seals]
         if gone := listener.silent(missing):
-            raise SaveFailed(f"ranks {gone[:8]} have not sealed step {job.step} and give no sign of life")
+            raise SaveFailed(
+                f"ranks {gone[:8]} have not sealed step {job.step} and give no sign of life", remedy=KILLED
+            )
         waited = time.monotonic() - begin
         if waited > settings.seal_seconds or stop():
             raise SaveFailed(
@@ -109,6 +114,7 @@ def commit_seals(log: Log, settings: Settings, job: Job, seals: list[Seal], stat
             raise SaveFailed(
                 f"rank {seal.rank} sealed another save under this name",
                 found=f"step {seal.step} of {seal.world_size} ranks in {seal.folder}",
+                remedy="Let one job of the run write at a time.",
             )
     manifest = merge(seals)
     data = encode(manifest)
@@ -162,14 +168,21 @@ def await_outcome(
                 return state.committed[job.folder]
             reason = failure(log.backend, job)
             if reason is not None:
-                raise SaveFailed(f"rank 0 gave up the save of step {job.step}: {reason}")
+                raise SaveFailed(
+                    f"rank 0 gave up the save of step {job.step}: {reason.rstrip('.')}", remedy=NEXT
+                )
         except StoreUnavailable:
             pass  # asked again below, until the deadline
         if listener.silent([0]):
-            raise SaveFailed(f"rank 0 has not committed step {job.step} and gives no sign of life")
+            raise SaveFailed(
+                f"rank 0 has not committed step {job.step} and gives no sign of life", remedy=KILLED
+            )
         waited = time.monotonic() - begin
         if waited > settings.seal_seconds + settings.deadline or stop():
-            raise SaveFailed(f"rank 0 did not commit step {job.step} within {waited:.0f} s")
+            raise SaveFailed(
+                f"rank 0 did not commit step {job.step} within {waited:.0f} s",
+                remedy="Look at its log; allow more with checkpoint.seal_seconds if the store is slow.",
+            )
         time.sleep(_pause(log.backend, job, waited))
 
 

@@ -11,6 +11,10 @@ EVERYTHING = sys.maxsize
 """As far as any copy can come."""
 
 
+NEXT = "Training goes on, and the next save is a new attempt."
+"""What can be said where the reason for a failed save has its own remedy, or is on another rank."""
+
+
 class SaveFailed(FmscaleError):
     """A save that came to nothing, for good."""
 
@@ -40,6 +44,6 @@ class Copied:
         with self._changed:
             while self._bytes < bytes:
                 if self._failed:
-                    raise SaveFailed(self._failed)
+                    raise SaveFailed(self._failed, remedy=NEXT)
                 self._changed.wait()
             return self._bytes

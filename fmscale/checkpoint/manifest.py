@@ -19,6 +19,7 @@ from fmscale.checkpoint.piece import DTYPES, elements
 from fmscale.checkpoint.seal import Seal, StoredFile, check_version
 from fmscale.errors import CorruptData, FmscaleError
 from fmscale.store.digest import canonical_json, metadata_digest
+from fmscale.store.keys import damaged
 
 COLUMNS = ("tensor", "start", "count", "file", "offset")
 _KEY = b"fmscale"
@@ -115,6 +116,7 @@ def merge(seals: Sequence[Seal]) -> Manifest:
                 raise FmscaleError(
                     f"ranks disagree about the tensor {one.name} ({one.state})",
                     found=f"{known.dtype} {known.shape}, and on rank {seal.rank} {one.dtype} {one.shape}",
+                    remedy="Start all ranks with the same config and the same fmscale.",
                 )
             key = seal.files[piece.file].key
             rows.append(((one.name, one.state), one.start, one.count, key, piece.offset, piece.digest))
@@ -187,10 +189,12 @@ def encode(manifest: Manifest) -> bytes:
 
 
 def decode(data: bytes, digest: str, where: str) -> Manifest:
-    """The manifest in these bytes. Raises CorruptData unless they have the digest, FormatError."""
+    """The manifest in the bytes of the object `where`. Raises CorruptData unless they have the digest, FormatError."""
     found = metadata_digest(data)
     if found != digest:
-        raise CorruptData(f"{where} does not have the digest that the log records", found=found)
+        raise CorruptData(
+            f"{where} does not have the digest that the log records", found=found, remedy=damaged(where)
+        )
     table = pa.ipc.open_file(pa.BufferReader(data)).read_all()
     head = json.loads(table.schema.metadata[_KEY])
     check_version(head["format_version"], where)

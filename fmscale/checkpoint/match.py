@@ -26,8 +26,9 @@ def differences(manifest: Manifest, asked: Iterable[Range]) -> str:
         seen.add(number)
         there = manifest.tensors[number]
         if (there.dtype, there.shape) != (one.dtype, tuple(one.shape)):
+            types = (f"{there.dtype} ", f"{one.dtype} ") if there.dtype != one.dtype else ("", "")
             wrong[one.name, one.state] = (
-                f"{_shape(there.dtype, there.shape)} in the checkpoint, {_shape(one.dtype, one.shape)} in the model"
+                f"{types[0]}{list(there.shape)} in the checkpoint, {types[1]}{list(one.shape)} in the model"
             )
     bits = sum(1 << number for number in seen)
     return json.dumps(
@@ -41,7 +42,7 @@ def differences(manifest: Manifest, asked: Iterable[Range]) -> str:
 
 def refuse_other_model(manifest: Manifest, answers: Sequence[str], where: str, *, partial: bool) -> None:
     """Raise ConfigError, on every rank alike, unless the ranks ask for what the checkpoint has. With `partial`
-    they need not ask for all of it.
+    they need not ask for all of it. States are named only where the tensor's others do not differ in the same way.
     """
     missing: set[tuple[str, str]] = set()
     wrong: set[tuple[str, str, str]] = set()
@@ -51,14 +52,24 @@ def refuse_other_model(manifest: Manifest, answers: Sequence[str], where: str, *
         missing.update((name, state) for name, state in found["missing"])
         wrong.update((name, state, how) for name, state, how in found["wrong"])
         bits |= int(found["seen"], 16)
-    unused = [] if partial else [t for i, t in enumerate(manifest.tensors) if not bits >> i & 1]
+    there = _states((t.name, t.state) for t in manifest.tensors)
+    asked = _states((t.name, t.state) for i, t in enumerate(manifest.tensors) if bits >> i & 1)
+    unused = {(t.name, t.state) for i, t in enumerate(manifest.tensors) if not bits >> i & 1}
     parts = []
     if missing:
-        parts.append("only in the model: " + _some([f"{n} ({s})" for n, s in sorted(missing)]))
-    if unused:
-        parts.append("only in the checkpoint: " + _some([f"{t.name} ({t.state})" for t in unused]))
+        lacking = _states(missing)
+        whole = {name: states for name, states in lacking.items() if name not in there}
+        parts.append("only in the model: " + _some(_named(lacking, whole)))
+    if unused and not partial:
+        parts.append("only in the checkpoint: " + _some(_named(_states(unused), there)))
     if wrong:
-        parts.append("different: " + _some([f"{n} ({s}): {how}" for n, s, how in sorted(wrong)]))
+        ways = sorted({how for _, _, how in wrong})
+        named = [
+            f"{name}: {way}"
+            for way in ways
+            for name in _named(_states((n, s) for n, s, how in wrong if how == way), asked)
+        ]
+        parts.append("different: " + _some(sorted(named)))
     if parts:
         raise ConfigError(
             f"{where} is of another model",
@@ -67,8 +78,19 @@ def refuse_other_model(manifest: Manifest, answers: Sequence[str], where: str, *
         )
 
 
-def _shape(dtype: str, shape: Sequence[int]) -> str:
-    return f"{dtype} [{', '.join(map(str, shape))}]"
+def _states(tensors: Iterable[tuple[str, str]]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for name, state in tensors:
+        found.setdefault(name, set()).add(state)
+    return found
+
+
+def _named(tensors: dict[str, set[str]], whole: dict[str, set[str]]) -> list[str]:
+    """Names, each with its states unless these are all that `whole` has of it."""
+    return [
+        name if states == whole.get(name) else f"{name} ({', '.join(sorted(states))})"
+        for name, states in sorted(tensors.items())
+    ]
 
 
 def _some(names: list[str]) -> str:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from fmscale.checkpoint import alive
 from fmscale.checkpoint.alive import beat
 from fmscale.checkpoint.commit import Seen, await_outcome, commit_seals, failure, gather, give_up
-from fmscale.checkpoint.copied import Copied, SaveFailed
+from fmscale.checkpoint.copied import NEXT, Copied, SaveFailed
 from fmscale.checkpoint.job import Job, Settings
 from fmscale.checkpoint.names import run_log
 from fmscale.checkpoint.persist import Known, discard, persist, refuse, stored_seal
@@ -148,7 +148,7 @@ class Worker:
         """First stage; True where the job ends here."""
         if job.refused:
             self._tell_others(job, job.refused)
-            self._failed(job, SaveFailed(job.refused))
+            self._failed(job, SaveFailed(job.refused, remedy=NEXT))
             return True
         if self._settings.incremental and not job.complete:
             # Referring to a checkpoint older than the last would race with retention, which goes by the last.
@@ -218,7 +218,7 @@ class Worker:
                 self._log, self._settings, job, self._state, self._stopping.is_set, self._alone.is_set
             )
         if job.attempt and (reason := failure(self._backend, job)):
-            raise SaveFailed(reason)
+            raise SaveFailed(reason, remedy=NEXT)
         seals = gather(self._backend, self._settings, job, seal, self._stopping.is_set, self._alone.is_set)
         return self._retried(job, lambda _: commit_seals(self._log, self._settings, job, seals, self._state))
 

@@ -29,7 +29,10 @@ Address = Annotated[
 def register(parent: typer.Typer) -> None:
     """Add the group to the command line."""
     group = typer.Typer(
-        name="checkpoint", no_args_is_help=True, help="Look at checkpoints, check and export them."
+        name="checkpoint",
+        no_args_is_help=True,
+        help="Look at checkpoints, check and export them.",
+        epilog=example("fmscale checkpoint list runs/store"),
     )
     group.command("list", epilog=example("fmscale checkpoint list runs/store"))(list_)
     group.command(epilog=example("fmscale checkpoint show runs/store#run@1000"))(show)
@@ -47,9 +50,12 @@ def list_(
     """List the checkpoints of a run, or of all runs of a store."""
     from fmscale.checkpoint.catalog import list_checkpoints
     from fmscale.store.open import open_store
+    from fmscale.store.runs import require_run
 
     url, _, run = store.partition("#")
     backend = open_store(url, read_only=True)
+    if run:
+        require_run(backend, run)
     runs = [run] if run else backend.list_names("runs")
     rows = [{"run": name, **_row(found, json)} for name in runs for found in list_checkpoints(backend, name)]
     if not rows and not json:

@@ -29,7 +29,12 @@ PARTS = ("fmscale.cli.dataset_audit", "fmscale.cli.dataset_mask")
 
 def register(parent: typer.Typer) -> None:
     """Add the group, with the commands of its other files, to the command line."""
-    group = typer.Typer(name="dataset", no_args_is_help=True, help="Look at datasets and check them.")
+    group = typer.Typer(
+        name="dataset",
+        no_args_is_help=True,
+        help="Look at datasets and check them.",
+        epilog=example("fmscale dataset list --store runs/store"),
+    )
     group.command("list", epilog=example("fmscale dataset list --store runs/store"))(list_)
     group.command(epilog=example("fmscale dataset show --store runs/store --dataset docs"))(show)
     group.command(epilog=example("fmscale dataset verify --store runs/store --dataset docs"))(verify)

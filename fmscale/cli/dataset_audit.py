@@ -2,12 +2,18 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fmscale.cli.output import JsonOption, example, print_json, record, table
 from fmscale.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fmscale.data.audit import AuditSource
+    from fmscale.data.plan import Plan
+    from fmscale.data.steps import Batches
+    from fmscale.store.backend import Backend
 
 VIOLATED = 1
 """Exit status of `audit` when a promise was violated."""
@@ -20,29 +26,34 @@ def register(group: typer.Typer) -> None:
     """Add the commands to the `dataset` group."""
     group.command(
         epilog=example(
-            "fmscale dataset trace --store runs/store --run demo --batch 8 --step 3",
-            "fmscale dataset trace --store runs/store --run demo --batch 8 --document 00c1... --steps 1000",
+            "fmscale dataset trace --store runs/store --run demo --step 3",
+            "fmscale dataset trace --store runs/store --run demo --document 00c1... --steps 1000",
         )
     )(trace)
-    group.command(epilog=example("fmscale dataset audit --store runs/store --run demo runs/demo/*.arrow"))(
-        audit
-    )
+    group.command(
+        epilog=example("fmscale dataset audit --store runs/store --run demo runs/demo/delivery/*.arrow")
+    )(audit)
 
 
 def trace(
     store: StoreOption,
     run: RunOption,
-    batch: Annotated[int, typer.Option(help="Global batch: rows of a step over all ranks.")],
-    step: Annotated[int | None, typer.Option(help="Show the documents of this step.")] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Global batch: rows of a step over all ranks. A checkpoint of the run says it."
+        ),
+    ] = None,
+    step: Annotated[
+        int | None,
+        typer.Option(min=1, help="Show the documents of this step, 1 being the first, as in the metrics."),
+    ] = None,
     document: Annotated[str | None, typer.Option(help="Show the samples that held this document.")] = None,
-    steps: Annotated[int, typer.Option(help="With --document: look at the steps below this one.")] = 10_000,
+    steps: Annotated[int, typer.Option(min=1, help="With --document: look at so many first steps.")] = 10_000,
     json: JsonOption = False,
 ) -> None:
     """Name the documents of a step, or the steps of a document."""
-    from fmscale.data.order_log import OrderLog
-    from fmscale.data.steps import Batches
     from fmscale.data.trace import trace_document, trace_step
-    from fmscale.store.log import RUN_KINDS, Log
     from fmscale.store.open import open_store
 
     if (step is None) == (document is None):
@@ -52,52 +63,100 @@ def trace(
             remedy="--step shows its documents, --document its steps.",
         )
     backend = open_store(store, read_only=True)
-    plan = OrderLog(Log(backend, f"runs/{run}", RUN_KINDS)).plan
-    batches = Batches([(0, batch)])
+    plan = _plan(backend, run)
+    batches = _batches(backend, run, batch)
     if step is not None:
-        found = trace_step(backend, plan, batches, step)
+        found = trace_step(backend, plan, batches, step - 1)
     else:
         found = trace_document(backend, plan, batches, str(document), steps=steps)
-    table([asdict(one) for one in found], json)
+    table([{**asdict(one), "step": one.step + 1} for one in found], json)
 
 
 def audit(
     store: StoreOption,
     run: RunOption,
-    records: Annotated[list[Path], typer.Argument(help="Delivery records, one a rank.")],
+    records: Annotated[list[Path], typer.Argument(help="Delivery records: of every rank and job.")],
     json: JsonOption = False,
 ) -> None:
     """Prove from what ranks received: every token once an epoch, true bytes, mixture, shuffle.
 
-    Only names and weights of the datasets are taken from the run; what was delivered is judged against the
-    stored documents. Exit status 1 when something is violated.
+    The run records what it delivers, a file a rank and job, with train.record_delivery: true. What a killed job
+    had delivered and the next one delivers again, the same, counts once. Only names, weights and masks of the
+    datasets and the size of bans are taken from the run; what was delivered is judged against the stored
+    documents. Exit status 1 when something is violated.
     """
-    from fmscale.data.audit import AuditSource
     from fmscale.data.audit import audit as run_audit
-    from fmscale.data.order_log import OrderLog
-    from fmscale.store.dataset import open_dataset
-    from fmscale.store.log import RUN_KINDS, Log
     from fmscale.store.open import open_store
 
     backend = open_store(store, read_only=True)
-    plan = OrderLog(Log(backend, f"runs/{run}", RUN_KINDS)).plan
-    weights = {id(source): source.weight for source in plan.stages[-1].sources}
-    sources = [
-        AuditSource(
-            backend=backend,
-            dataset=open_dataset(backend, source.view.dataset),
-            commits=source.view.commits,
-            split=source.view.split,
-            weight=float(weights.get(id(source), source.weight)),
-        )
-        for source in plan.sources
-    ]
-    report = run_audit(records, sources)
+    report = run_audit(records, _sources(backend, _plan(backend, run)))
     values = asdict(report)
     if json:
         print_json(values)
     else:
+        values["redelivered"] = f"{report.redelivered} delivered again after a resume"
         values["problems"] = "; ".join(report.problems) or "none"
         record(values, json=False)
     if report.problems:
         raise typer.Exit(VIOLATED)
+
+
+def _batches(backend: "Backend", run: str, given: int | None) -> "Batches":
+    """Rows of the run's steps: as its checkpoints say, else as given. Raises ConfigError where these differ."""
+    from fmscale.data.steps import Batches
+    from fmscale.train.batches import recorded_batches
+
+    recorded = recorded_batches(backend, run)
+    if recorded is None:
+        if given is None:
+            raise ConfigError(
+                "the run has no checkpoint that says its global batch",
+                found=f"{backend.url}, run {run}",
+                remedy="Give --batch: rows of a step over all ranks.",
+            )
+        return Batches([(0, given)])
+    sizes = sorted({size for _, size in recorded.schedule})
+    if given is not None and sizes != [given]:
+        raise ConfigError(
+            "--batch is not the global batch of the run",
+            found=f"{given}, the run has {' and '.join(map(str, sizes))}",
+            remedy="Leave --batch out.",
+        )
+    return recorded
+
+
+def _plan(backend: "Backend", run: str) -> "Plan":
+    """What a run recorded of its order. Raises ConfigError for a run that is not there."""
+    from fmscale.data.order_log import OrderLog
+    from fmscale.store.log import RUN_KINDS, Log
+    from fmscale.store.runs import require_run
+
+    require_run(backend, run)
+    return OrderLog(Log(backend, f"runs/{run}", RUN_KINDS)).plan
+
+
+def _sources(backend: "Backend", plan: "Plan") -> "list[AuditSource]":
+    """What the run declared of its sources; which sample is which is not asked."""
+    from fmscale.data.audit import AuditSource
+    from fmscale.data.layout import merged
+    from fmscale.data.plan import source_key
+    from fmscale.store.dataset import open_dataset
+
+    stages = [
+        (stage.from_k, {source_key(s): float(s.weight) for s in stage.sources}) for stage in plan.stages
+    ]
+    found = []
+    for number, source in enumerate(plan.sources):
+        banned = merged([rows for ban in plan.bans if ban.source == number for rows in ban.rows])
+        found.append(
+            AuditSource(
+                backend=backend,
+                dataset=open_dataset(backend, source.view.dataset),
+                commits=source.view.commits,
+                split=source.view.split,
+                weights=tuple((first, weights.get(source_key(source), 0.0)) for first, weights in stages),
+                masks=source.view.masks,
+                banned_rows=sum(stop - first for first, stop in banned),
+            )
+        )
+    return found

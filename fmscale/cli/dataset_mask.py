@@ -37,8 +37,9 @@ def mask(
 ) -> None:
     """Store a mask of documents, chosen by id or by source path, and print its digest.
 
-    Name the digest in a data section, and training no longer sees the documents. The same documents give
-    the same digest; several masks may be named together.
+    A run whose config names the digest in data.sources[].masks does not see the documents. A run that has begun
+    keeps the masks that it began with. The same documents give the same digest; several masks may be named
+    together.
     """
     from fmscale.data.mask import document_id, find_documents, make_mask
     from fmscale.store.dataset import open_dataset
@@ -72,7 +73,11 @@ def _lines(path: Path | None) -> list[str]:
     try:
         return [line for line in path.read_text().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError("the file of ids cannot be read", found=str(path), remedy=str(error)) from error
+        raise DataError(
+            "the file of ids cannot be read",
+            found=f"{path}: {error}",
+            remedy="Give a text file with one document id a line.",
+        ) from error
 
 
 def _by_source(patterns: list[str]) -> "Predicate":

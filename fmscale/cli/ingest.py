@@ -64,6 +64,7 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Turn files into a dataset. A job that was killed goes on when it is run again."""
         from fmscale.data.ingest import ingest as run
+        from fmscale.data.ingest.unit import HELDOUT
         from fmscale.errors import RankError
         from fmscale.runtime.world import read_world
 
@@ -91,6 +92,12 @@ def register(app: typer.Typer) -> None:
             # Rank 0 shows what happened, with the rank that it happened on.
             raise typer.Exit(2) from error
         if leads:
+            if heldout and HELDOUT not in result.splits:
+                typer.echo(
+                    f"warning: none of {result.documents:,} documents was held out by --heldout {heldout:g}: their "
+                    "names decide. Ingest more of them, or give a larger share and another --dataset.",
+                    err=True,
+                )
             _show(result, json)
 
 

@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fmscale.cli.main import USER_ERROR
-from fmscale.cli.output import JsonOption, example, human_bytes, print_error, print_json, record, table
+from fmscale.cli.output import (
+    JsonOption,
+    example,
+    human_bytes,
+    human_seconds,
+    print_error,
+    print_json,
+    record,
+    table,
+)
 from fmscale.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -58,6 +67,7 @@ def plan(
                 "derived": values,
                 "sources": [asdict(source) for source in found.sources],
                 "begins": found.begins,
+                "warnings": found.warnings,
                 "notes": found.notes,
                 "problems": [
                     {"cause": p.cause, "found": p.found, "remedy": p.remedy} for p in found.problems
@@ -99,6 +109,8 @@ def _show(config: "Config", found: "Preflight") -> None:
     if found.sources:
         typer.echo()
         table([asdict(source) for source in found.sources], json=False, title="sources")
+    for warning in found.warnings:
+        typer.echo(f"\nwarning: {warning}", err=True)
     for note in found.notes:
         typer.echo(f"\nnote: {note}", err=True)
     if found.problems:
@@ -142,7 +154,9 @@ def _numbers(config: "Config", made: "Forecast", begins: str) -> dict[str, Any]:
     if made.tokens_per_second and made.read_bytes_per_second:
         values["tokens/s"] = made.tokens_per_second
         values["reads needed"] = f"{made.read_bytes_per_second / 1e6:.3g} MB/s, all ranks together"
-        values["duration"] = made.seconds and _duration(made.seconds)
+        values["duration"] = made.seconds and human_seconds(made.seconds)
+    else:
+        values["reads needed"] = "follow from a speed: give --tokens-per-second, or --mfu and --device"
     if begins:
         values["begins"] = begins
     return values
@@ -157,12 +171,3 @@ def _stage_rows(config: "Config", made: "Forecast") -> list[dict[str, Any]]:
         chosen = " *" if one.stage == config.train.zero_stage else ""
         rows.append({"stage": f"{one.stage}{chosen}", **sizes})
     return rows
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes < 2:
-        return f"{seconds:.0f} s"
-    if minutes < 120:
-        return f"{minutes} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 100 * 3600 else f"{seconds / 86400:.1f} days"

@@ -8,7 +8,7 @@ import typer
 from fmscale.cli.output import JsonOption, example, print_json
 
 NOT_MET = 1
-"""Exit status of --check when something that must come out did not, and always for a wrong order."""
+"""Exit status when something that must come out did not."""
 
 
 FOLDER = Path("runs/quickstart")
@@ -35,13 +35,13 @@ def quickstart(
     store: Annotated[str | None, typer.Option(help="Where the store is. Default: FOLDER/store.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps. Default: the config's.")] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Do not use GPUs.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Exit with 1 if a number did not come out.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Ingest real text, train on it, move the run to other ranks half-way, generate, and report.
 
     Two ranks at ZeRO stage 2 are stopped by a signal; one rank at stage 3 goes on (with GPUs: one rank each, then
     half of them). Writes report.json and report.html. Run again it goes on where it was, or shows the report again.
+    Ends with status 1 if something that must come out did not: with far fewer steps no model beats gzip.
     """
     from fmscale.cli.quickstart_screen import make_screen, show_report
     from fmscale.quickstart.acts import run_quickstart
@@ -62,5 +62,7 @@ def quickstart(
     else:
         show_report(report, settings.folder)
     wrong = [claim for claim in claims(report) if not claim.ok]
-    if report["order_hash_planned"] != report["order_hash_delivered"] or (check and wrong):
+    for claim in wrong:
+        typer.echo(f"did not come out: {claim.what}: {claim.value}", err=True)
+    if wrong:
         raise typer.Exit(NOT_MET)

@@ -11,7 +11,7 @@ class InvalidField(ConfigError):
     Raised by a section's `__post_init__`; when the section was read from YAML, `place` is put in front.
     """
 
-    def __init__(self, field: str, problem: str, *, found: object, remedy: str = "", place: str = "") -> None:
+    def __init__(self, field: str, problem: str, *, found: object, remedy: str, place: str = "") -> None:
         super().__init__(
             f"{place}: {field} {problem}" if place else f"{field} {problem}", found=found, remedy=remedy
         )
@@ -19,13 +19,24 @@ class InvalidField(ConfigError):
         self.problem = problem
 
 
-def at_least(field: str, value: float | None, least: float, remedy: str = "") -> None:
-    """Refuse a number below `least`; None passes."""
+def at_least(field: str, value: float | None, least: float, hint: str = "") -> None:
+    """Refuse a number below `least`; None passes. `hint` follows the remedy."""
     if value is not None and value < least:
-        raise InvalidField(field, f"must be at least {least:_}", found=value, remedy=remedy)
+        raise InvalidField(
+            field,
+            f"must be at least {least:_}",
+            found=value,
+            remedy=f"Give {least:_} or more." + (f" {hint}" if hint else ""),
+        )
 
 
-def not_empty(field: str, value: Collection[object], remedy: str = "") -> None:
+def above_zero(field: str, value: float | None, remedy: str = "Give a number above 0.") -> None:
+    """Refuse 0 and what is below; None passes."""
+    if value is not None and value <= 0:
+        raise InvalidField(field, "must be above 0", found=value, remedy=remedy)
+
+
+def not_empty(field: str, value: Collection[object], remedy: str) -> None:
     """Refuse an empty text or list."""
     if not value:
         raise InvalidField(field, "must not be empty", found=value, remedy=remedy)

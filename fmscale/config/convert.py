@@ -200,11 +200,9 @@ def _nearest_key(key: str, kind: Any, path: str) -> str:
     """The nearest valid key: here, or, spelt alike, in a section below; else all keys there are."""
     here = [field.name for field in fields(kind) if field.metadata.get("read", True)]
     deeper = {name.rsplit(".", 1)[-1]: name for name in dotted_names(kind) if "." in name}
-    if hint := _nearest(key, here):
-        return hint
-    if close := difflib.get_close_matches(key, list(deeper), n=1, cutoff=0.8):
-        return f"Did you mean {_join(path, deeper[close[0]])}?"
-    return f"Valid keys: {', '.join(here)}."
+    close = difflib.get_close_matches(key, list(deeper), n=1, cutoff=0.8)
+    below = f"Did you mean {_join(path, deeper[close[0]])}?" if close else ""
+    return _nearest(key, here) or below or f"Valid keys: {', '.join(here)}."
 
 
 def dotted_names(kind: Any) -> list[str]:

@@ -18,6 +18,8 @@ class SourceConfig:
     """Which split of the dataset."""
     commits: tuple[int, ...] | None = None
     """Commits that are read; null reads all that are live when the run starts."""
+    masks: tuple[str, ...] = ()
+    """Digests of masks whose documents are left out; `fmscale dataset mask` makes one and prints its digest."""
     seed: int | None = None
     """Seed of this source's order; null derives one from `data.seed` and the source's place in the list."""
 

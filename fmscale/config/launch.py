@@ -30,7 +30,17 @@ class LaunchConfig:
         at_least("nodes", self.nodes, 1)
         at_least("procs_per_node", self.procs_per_node, 1)
         if self.master_port is not None and not 1 <= self.master_port <= 65_535:
-            raise InvalidField("master_port", "must be a port, 1 to 65535", found=self.master_port)
+            raise InvalidField(
+                "master_port",
+                "must be a port, 1 to 65535",
+                found=self.master_port,
+                remedy="Give a free port of rank 0's node, or null for the launcher's own.",
+            )
         for name in self.environment:
             if not name.isidentifier():
-                raise InvalidField("environment", "has a name that no variable can have", found=name)
+                raise InvalidField(
+                    "environment",
+                    "has a name that no variable can have",
+                    found=name,
+                    remedy="Use letters, digits and '_', and no digit first.",
+                )

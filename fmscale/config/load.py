@@ -128,7 +128,12 @@ def find_config(path: str | Path) -> Path:
     hint = _nearest_file(asked)
     if not hint and (close := difflib.get_close_matches(str(path), list(shipped), n=1)):
         hint = f"Did you mean {close[0]}?"
-    raise ConfigError("There is no such config file", found=str(path), remedy=hint)
+    runs = ", ".join(name.removesuffix(".yaml") for name in shipped if name.startswith("run/"))
+    raise ConfigError(
+        "There is no such config file",
+        found=str(path),
+        remedy=hint or f"Give a YAML file, or one that fmscale ships: {runs}.",
+    )
 
 
 def shipped_configs() -> dict[str, Path]:

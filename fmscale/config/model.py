@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from fmscale.config.checks import InvalidField, at_least
+from fmscale.config.checks import InvalidField, above_zero, at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,7 @@ class RopeScaling:
                 "low_freq_factor",
                 "must lie between 0 and high_freq_factor",
                 found=(self.low_freq_factor, self.high_freq_factor),
+                remedy="Llama 3.1 has low_freq_factor 1 and high_freq_factor 4.",
             )
 
 
@@ -83,11 +84,11 @@ class ModelConfig:
         at_least("window", self.window, 1, "null sees the whole document.")
         at_least("init_std", self.init_std, 0.0)
         for name in ("rope_theta", "norm_eps", "softcap"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise InvalidField(name, "must be above 0", found=value)
+            above_zero(name, getattr(self, name))
         if not 0 <= self.dropout < 1:
-            raise InvalidField("dropout", "must lie in [0, 1)", found=self.dropout)
+            raise InvalidField(
+                "dropout", "must lie in [0, 1)", found=self.dropout, remedy="Give 0 to drop nothing."
+            )
         if self.head_dim is None and self.dim % self.num_heads:
             raise InvalidField(
                 "num_heads",

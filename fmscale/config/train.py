@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from fmscale.config.checks import InvalidField, at_least
+from fmscale.config.checks import InvalidField, above_zero, at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +62,8 @@ class TrainConfig:
         at_least("log_every", self.log_every, 1)
         at_least("nonfinite_limit", self.nonfinite_limit, 1)
         at_least("threads", self.threads, 1)
+        above_zero("seconds", self.seconds, "Give a number above 0, or null for no limit.")
+        above_zero("comm_seconds", self.comm_seconds)
         if self.steps is not None and self.tokens is not None:
             raise InvalidField(
                 "tokens",
@@ -98,10 +100,12 @@ class OptimizerConfig:
     """Global gradient norm above which gradients are scaled down; 0 does not clip."""
 
     def __post_init__(self) -> None:
-        if self.lr <= 0:
-            raise InvalidField("lr", "must be above 0", found=self.lr)
+        above_zero("lr", self.lr)
+        above_zero("eps", self.eps)
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise InvalidField("betas", "must be two numbers in [0, 1)", found=self.betas)
+            raise InvalidField(
+                "betas", "must be two numbers in [0, 1)", found=self.betas, remedy="Mostly [0.9, 0.95]."
+            )
         at_least("weight_decay", self.weight_decay, 0)
         at_least("clip_norm", self.clip_norm, 0)
 
@@ -125,7 +129,9 @@ class ScheduleConfig:
         for name in ("decay_fraction", "final_fraction"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
-                raise InvalidField(name, "must lie in [0, 1]", found=value)
+                raise InvalidField(
+                    name, "must lie in [0, 1]", found=value, remedy="Give a part: 0.1 for a tenth."
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

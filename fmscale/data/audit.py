@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from fmscale.data.delivery import order_hash, read_records
+from fmscale.data.delivery import changed, order_hash, read_records, repeats, without
+from fmscale.data.mask import load_mask
 from fmscale.errors import DataError
 from fmscale.store.backend import Backend
 from fmscale.store.dataset import Dataset
@@ -36,8 +37,12 @@ class AuditSource:
     """Commits that the run used, in order."""
     split: str
     """Split that the run used."""
-    weight: float
-    """Share of the samples that it ought to have."""
+    weights: tuple[tuple[int, float], ...]
+    """(first sample, weight beside those of the other sources) of each stage of the run, the first from 0 on."""
+    masks: tuple[str, ...] = ()
+    """Masks whose documents the run left out."""
+    banned_rows: int = 0
+    """Rows that the run's bans and quarantines name: another one of the same epoch stands in for each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,25 +50,33 @@ class AuditReport:
     """What the delivered rows show."""
 
     rows: int
-    """Delivered rows."""
+    """Delivered rows; those that `redelivered` counts only once."""
     tokens: int
     """Delivered tokens."""
     first_k: int
     """First delivered sample."""
     last_k: int
     """Last delivered sample."""
+    redelivered: int
+    """Samples that a job delivered again after a resume, the same as before: a killed job had them already."""
+    changed_samples: int
+    """Samples that came again after a resume as something else."""
     duplicate_samples: int
-    """Samples delivered more than once."""
+    """Samples delivered more than once by one job."""
     missing_samples: int
     """Samples between the first and the last that nobody received."""
     wrong_bytes: int
     """Rows whose tokens differ from the stored documents they claim to be."""
     tokens_twice: int
-    """Tokens delivered more often than the number of epochs begun."""
+    """Tokens delivered more often than the number of epochs begun; those excepted that may stand in for banned
+    ones."""
+    tokens_masked: int
+    """Tokens delivered of documents that a mask leaves out."""
     tokens_missing: int
-    """Tokens delivered less often than the number of epochs ended; tails below one row excepted."""
+    """Tokens delivered less often than the number of epochs ended; tails below one row and as many as are banned
+    excepted."""
     mixture_error: float
-    """Largest |count - share * prefix| of any source at any prefix, in samples."""
+    """Largest |count - sum of shares| of any source at any prefix, in samples."""
     entropy_ratio: float
     """Entropy of dataset parts in groups of delivered rows over that of a full shuffle of the same rows."""
     lag1_correlation: float
@@ -82,8 +95,9 @@ class _Stream:
     start: np.ndarray
     segment: np.ndarray
     segments: list[tuple[AuditSource, TokenSegment, int]]
+    masked: np.ndarray
+    """int64 [n, 2]: where documents begin and end that a mask leaves out, in any order."""
     total: int
-    commits: int
 
 
 def audit(records: Sequence[Path], sources: Sequence[AuditSource]) -> AuditReport:
@@ -92,6 +106,13 @@ def audit(records: Sequence[Path], sources: Sequence[AuditSource]) -> AuditRepor
     Raises DataError where there are no records, or one names a document that no dataset holds.
     """
     table = read_records(records)
+    again = repeats(table)
+    job = table["job"].to_numpy()
+    resumed = again[job[again] != job[again - 1]]
+    same = np.array([changed(table, i) is None for i in resumed.tolist()], dtype=bool)
+    duplicates, differing = len(again) - len(resumed), resumed[~same]
+    changed_k = table["k"].to_numpy()[differing[:3]].tolist()
+    table = without(table, resumed[same])
     streams = [_stream(source) for source in sources]
     k = table["k"].to_numpy()
     source = table["source"].to_numpy()
@@ -110,38 +131,44 @@ def audit(records: Sequence[Path], sources: Sequence[AuditSource]) -> AuditRepor
         segment[here] = stream.segment[found]
 
     wrong = _wrong_rows(table, streams, source, rows_of, place, segment, tokens)
-    twice = missing = 0
+    twice = masked = missing = 0
     row_tokens = int(tokens[rows_of == 0].sum())
     for number, stream in enumerate(streams):
         here = source[rows_of] == number
-        more, less = _coverage(place[here], tokens[here], stream, row_tokens)
-        twice, missing = twice + more, missing + less
-    duplicates = len(k) - len(np.unique(k))
+        counts = _coverage(
+            place[here], tokens[here], stream, sources[number], row_tokens, partial=int(k[0]) > 0
+        )
+        twice, masked, missing = twice + counts[0], masked + counts[1], missing + counts[2]
     gaps = int(k[-1] - k[0]) + 1 - len(np.unique(k))
     first = np.searchsorted(rows_of, np.arange(len(table)))
     entropy, lag = _shuffle_quality(place[first], source, streams)
-    error = _mixture_error(source, [s.weight for s in sources])
+    error, allowed = _mixture_error(k, source, sources)
     problems = []
     for count, what in (
-        (duplicates, "samples delivered more than once"),
+        (duplicates, "samples delivered more than once by one job"),
+        (len(differing), f"samples that came again as something else after a resume, first k={changed_k}"),
         (gaps, "samples never delivered"),
         (len(wrong), f"rows with bytes that are not those stored, first k={[int(k[i]) for i in wrong[:3]]}"),
         (twice, "tokens delivered twice in an epoch"),
+        (masked, "tokens delivered of masked documents"),
         (missing, "tokens left out of an epoch"),
     ):
         if count:
             problems.append(f"{count} {what}")
-    if error > len(sources):
+    if error > allowed:
         problems.append(f"a source is {error:.1f} samples away from its share")
     return AuditReport(
         rows=len(table),
         tokens=int(tokens.sum()),
         first_k=int(k[0]),
         last_k=int(k[-1]),
+        redelivered=int(same.sum()),
+        changed_samples=len(differing),
         duplicate_samples=duplicates,
         missing_samples=gaps,
         wrong_bytes=len(wrong),
         tokens_twice=twice,
+        tokens_masked=masked,
         tokens_missing=missing,
         mixture_error=error,
         entropy_ratio=entropy,
@@ -154,15 +181,23 @@ def audit(records: Sequence[Path], sources: Sequence[AuditSource]) -> AuditRepor
 def _stream(source: AuditSource) -> _Stream:
     """Position of every document of a source in its stream of tokens."""
     ids, starts, owners = [], [], []
+    masks = [load_mask(source.backend, source.dataset.name, digest).documents for digest in source.masks]
+    masked = [np.empty((0, 2), dtype=np.int64)]
     segments: list[tuple[AuditSource, TokenSegment, int]] = []
     at = 0
     for number in source.commits:
-        manifest = source.dataset.commit(number).manifests[source.split]
+        manifest = source.dataset.commit(number).manifests.get(source.split)
+        if manifest is None:
+            continue
+        for documents in masks:
+            first = documents.position[documents.commit == number].astype(np.int64)
+            count = (documents.stop - documents.start)[documents.commit == number].astype(np.int64)
+            masked.append(at + np.stack([first, first + count], axis=1))
         for index in range(manifest.segments):
             handle = open_segment(source.backend, *manifest.segment(index))
-            documents = read_document_table(source.backend, handle)
-            lengths = documents["tokens"].to_numpy()
-            ids.append(_words(documents["id"].combine_chunks()))
+            table = read_document_table(source.backend, handle)
+            lengths = table["tokens"].to_numpy()
+            ids.append(_words(table["id"].combine_chunks()))
             starts.append(at + np.cumsum(lengths) - lengths)
             owners.append(np.full(len(lengths), len(segments)))
             segments.append((source, handle, at))
@@ -174,8 +209,8 @@ def _stream(source: AuditSource) -> _Stream:
         start=np.concatenate(starts)[by_id],
         segment=np.concatenate(owners)[by_id],
         segments=segments,
+        masked=np.concatenate(masked),
         total=at,
-        commits=len(source.commits),
     )
 
 
@@ -235,22 +270,37 @@ def _wrong_rows(
     return wrong
 
 
-def _coverage(place: np.ndarray, tokens: np.ndarray, stream: _Stream, row_tokens: int) -> tuple[int, int]:
-    """Tokens delivered too often and too seldom, given how much was delivered in all."""
-    edges = np.concatenate((place, place + tokens, [0, stream.total]))
-    change = np.concatenate((np.ones(len(place)), -np.ones(len(place)), [0, 0])).astype(np.int64)
+def _coverage(
+    place: np.ndarray,
+    tokens: np.ndarray,
+    stream: _Stream,
+    source: AuditSource,
+    row_tokens: int,
+    *,
+    partial: bool,
+) -> tuple[int, int, int]:
+    """Tokens delivered too often, though masked, and too seldom, given how much was delivered in all; with
+    `partial` the records may begin within an epoch.
+    """
+    holes = stream.masked
+    edges = np.concatenate((place, place + tokens, holes[:, 0], holes[:, 1], [0, stream.total]))
+    counts = (len(place), len(place), len(holes), len(holes), 2)
     by_edge = np.argsort(edges, kind="stable")
-    at, times = edges[by_edge], np.cumsum(change[by_edge])
-    lengths = np.diff(at)
-    times = times[:-1]
-    delivered = int(tokens.sum())
-    # Tokens that rows can hold: each commit's tail, shorter than a row, is in none.
-    usable = max(stream.total - stream.commits * (row_tokens - 1), 1)
-    most, least = -(-delivered // usable), delivered // stream.total
-    twice = int(lengths[times > most] @ (times[times > most] - most))
-    few = times < least
-    missing = int(lengths[few] @ (least - times[few])) - least * stream.commits * (row_tokens - 1)
-    return twice, max(missing, 0)
+    lengths = np.diff(edges[by_edge])
+    times = np.cumsum(np.repeat([1, -1, 0, 0, 0], counts)[by_edge])[:-1]
+    hole = np.cumsum(np.repeat([0, 0, 1, -1, 0], counts)[by_edge])[:-1] > 0
+    masked = int(lengths[hole] @ times[hole])
+    lengths, times = lengths[~hole], times[~hole]
+    delivered, total = int(tokens.sum()), int(lengths.sum())
+    # Each commit's tail, shorter than a row, is in no row.
+    tails = len(source.commits) * (row_tokens - 1)
+    banned = source.banned_rows * row_tokens
+    most = -(-delivered // max(total - tails, 1)) + partial
+    least = max(delivered // max(total, 1) - partial, 0)
+    many, few = times > most, times < least
+    twice = int(lengths[many] @ (times[many] - most)) - most * banned
+    missing = int(lengths[few] @ (least - times[few])) - least * (tails + banned)
+    return max(twice, 0), masked, max(missing, 0)
 
 
 def _shuffle_quality(place: np.ndarray, source: np.ndarray, streams: list[_Stream]) -> tuple[float, float]:
@@ -275,8 +325,13 @@ def _entropy(classes: np.ndarray, group: int) -> float:
     return float(terms.sum(axis=1).mean())
 
 
-def _mixture_error(source: np.ndarray, weights: Sequence[float]) -> float:
-    """Largest distance of any source from its share at any prefix, in samples."""
-    prefix = np.arange(1, len(source) + 1)
-    shares = np.array(weights) / sum(weights)
-    return max(float(np.abs(np.cumsum(source == s) - shares[s] * prefix).max()) for s in range(len(weights)))
+def _mixture_error(k: np.ndarray, source: np.ndarray, sources: Sequence[AuditSource]) -> tuple[float, int]:
+    """Largest distance of any source from its share at any prefix, in samples; and what is allowed, as each stage
+    begins its own mixture.
+    """
+    starts = [first for first, _ in sources[0].weights]
+    weights = np.array([[weight for _, weight in one.weights] for one in sources])
+    stage = np.searchsorted(np.array(starts, dtype=np.uint64), k, side="right") - 1
+    shares = weights / weights.sum(axis=0)
+    gaps = (np.abs(np.cumsum((source == s) - shares[s][stage])).max() for s in range(len(sources)))
+    return max(map(float, gaps)), len(sources) * len(np.unique(stage))

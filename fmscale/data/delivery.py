@@ -5,6 +5,7 @@ in the dataset's width, and the pieces of documents in it as (document id, offse
 Nothing here asks the planner; ids come with the data, bytes from the tensor that the model is given.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +32,15 @@ SCHEMA = pa.schema(
     ],
     metadata={"format_version": "1"},
 )
+CONTENT = ("source", "row", "digest", "pieces")
+"""Columns that say what a sample was."""
+JOB = re.compile(r"(\d+)-rank\d+")
+"""Names of the files that training writes: the lease's epoch, which counts a run's jobs, and the rank."""
+WHERE = (
+    "Give the files of all ranks and jobs: with `train.record_delivery: true` a run writes them to "
+    "FOLDER/RUN/delivery/*.arrow, such as runs/demo/delivery/*.arrow."
+)
+"""Where records are, for whoever named others."""
 FLUSH_ROWS = 1024
 """Rows per record batch: what a kill loses of the evidence."""
 
@@ -55,7 +65,8 @@ class DeliveryRecord:
         """Record the real rows of a batch, as received."""
         if any(unit.ids is None for unit in batch.documents):
             raise DataError(
-                "a delivery record needs document ids", remedy="Open the loader with document_ids=True."
+                "a delivery record needs document ids",
+                remedy="`train.record_delivery: true` reads them; from Python, open_loader(document_ids=True).",
             )
         tokens = batch.tokens.numpy().astype(self._dtype)
         pieces: list[list[dict[str, object]]] = [[] for _ in range(batch.rows)]
@@ -105,19 +116,20 @@ class DeliveryRecord:
 
 
 def read_records(paths: Sequence[Path]) -> pa.Table:
-    """All rows of the records, in k order. A record that a kill cut short counts up to its last whole batch.
+    """All rows of the records by k, then by job, which is a column more: the number in front of the file's
+    name, 0 in a name of another kind. A record that a kill cut short counts up to its last whole batch.
 
     Raises DataError where there is none.
     """
-    batches = [batch for path in paths for batch in _batches(path)]
-    table = pa.Table.from_batches(batches, schema=SCHEMA)
-    if len(table) == 0:
-        raise DataError(
-            "no delivered rows to audit",
-            found=[str(path) for path in paths],
-            remedy="Give the files that DeliveryRecord wrote, one a rank.",
-        )
-    return table.sort_by("k")
+    tables = []
+    for path in paths:
+        rows = pa.Table.from_batches(list(_batches(path)), schema=SCHEMA)
+        named = JOB.fullmatch(path.stem)
+        job = np.full(len(rows), int(named[1]) if named else 0, dtype=np.int64)
+        tables.append(rows.append_column("job", pa.array(job)))
+    if not any(map(len, tables)):
+        raise DataError("no delivered rows in the records", found=[str(path) for path in paths], remedy=WHERE)
+    return pa.concat_tables(tables).sort_by([("k", "ascending"), ("job", "ascending")])
 
 
 def _batches(path: Path) -> Iterator[pa.RecordBatch]:
@@ -128,10 +140,8 @@ def _batches(path: Path) -> Iterator[pa.RecordBatch]:
                     yield reader.read_next_batch()
                 except (StopIteration, pa.ArrowInvalid, OSError):
                     return
-    except FileNotFoundError as error:
-        raise DataError(
-            "no such delivery record", found=str(path), remedy="Check the path; one file a rank."
-        ) from error
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise DataError("no such delivery record", found=str(path), remedy=WHERE) from error
     except pa.ArrowInvalid:
         return
 
@@ -141,19 +151,34 @@ def without_repeats(table: pa.Table) -> pa.Table:
 
     Raises DataError where a sample came with other documents or bytes the second time.
     """
-    k = table["k"].to_numpy()
-    again = np.flatnonzero(k[1:] == k[:-1]) + 1
+    again = repeats(table)
     for i in again.tolist():
-        one, other = table.slice(i - 1, 1), table.slice(i, 1)
-        for column in ("source", "row", "digest", "pieces"):
-            if not one[column].equals(other[column]):
-                raise DataError(
-                    "a sample was delivered twice, and differently",
-                    found=f"sample {int(k[i])}: {column} {one[column][0]} and {other[column][0]}",
-                    remedy="The run was resumed with other data; look at both with `fmscale dataset trace`.",
-                )
-    keep = np.ones(len(k), dtype=bool)
-    keep[again] = False
+        column = changed(table, i)
+        if column is not None:
+            raise DataError(
+                "a sample was delivered twice, and differently",
+                found=f"sample {table['k'][i]}: {column} {table[column][i - 1]} and {table[column][i]}",
+                remedy="The run was resumed with other data; look at both with `fmscale dataset trace`.",
+            )
+    return without(table, again)
+
+
+def repeats(table: pa.Table) -> np.ndarray:
+    """Indexes of the rows, in k order, whose sample is that of the row before."""
+    k = table["k"].to_numpy()
+    return np.flatnonzero(k[1:] == k[:-1]) + 1
+
+
+def changed(table: pa.Table, i: int) -> str | None:
+    """The first column in which row i has other content than the row before; None if they have the same."""
+    one, other = table.slice(i - 1, 1), table.slice(i, 1)
+    return next((name for name in CONTENT if not one[name].equals(other[name])), None)
+
+
+def without(table: pa.Table, rows: np.ndarray) -> pa.Table:
+    """The table without the rows of these indexes."""
+    keep = np.ones(len(table), dtype=bool)
+    keep[rows] = False
     return table.filter(pa.array(keep))
 
 

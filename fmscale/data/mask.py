@@ -4,6 +4,7 @@ A mask is an object at datasets/NAME/masks/DIGEST.arrow: an Arrow table with a r
 token span that it takes up in its segment, sorted. What it costs to use grows with the mask alone.
 """
 
+import difflib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from fmscale.errors import CorruptData, DataError, FormatError
+from fmscale.errors import CorruptData, DataError, FormatError, ObjectNotFound
 from fmscale.store.backend import Backend
 from fmscale.store.commit import Commit
 from fmscale.store.dataset import Dataset
@@ -181,9 +182,18 @@ def make_mask(dataset: Dataset, documents: Documents, *, split: str = "train") -
 
 
 def load_mask(backend: Backend, dataset: str, digest: str) -> Mask:
-    """The mask of that digest. Raises ObjectNotFound, CorruptData, FormatError."""
+    """The mask of that digest. Raises ObjectNotFound, with the digests that there are, CorruptData, FormatError."""
     key = mask_key(dataset, digest)
-    data = backend.get(key)
+    try:
+        data = backend.get(key)
+    except ObjectNotFound as error:
+        names = [name.removesuffix(".arrow") for name in backend.list_names(f"datasets/{dataset}/masks")]
+        have = difflib.get_close_matches(digest, names, cutoff=0.5) or names[:3]
+        raise ObjectNotFound(
+            f"Dataset {dataset} has no such mask",
+            found=digest,
+            remedy=f"It has {', '.join(have)}." if have else "It has none: `fmscale dataset mask` makes one.",
+        ) from error
     if metadata_digest(data) != digest:
         raise CorruptData(
             f"The mask {key} does not match its digest",

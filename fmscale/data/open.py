@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fmscale.data.loader import MEMORY_BUDGET, Loader
-from fmscale.data.mixture import integer_weights
+from fmscale.data.mixture import WEIGHT_ONE, integer_weights
 from fmscale.data.order_log import OrderLog
 from fmscale.data.plan import Plan, Source, Stage
 from fmscale.data.readers import Readers
@@ -82,30 +82,42 @@ def make_sources(
     return sources
 
 
-def open_order(backend: Backend, run: str, sources: Sequence[Source], *, epoch: int = 0) -> OrderLog:
-    """The order log of a run; started with these sources if it has no stage. Ranks may race: one starts it,
-    all use what it recorded. `epoch` is that of the run's lease, 0 where nobody took one.
+def open_order(
+    backend: Backend, run: str, sources: Sequence[Source], specs: Sequence[SourceSpec], *, epoch: int = 0
+) -> OrderLog:
+    """The order log of a run; started with these sources, made of `specs`, if it has no stage. Ranks may race:
+    one starts it, all use what it recorded. `epoch` is that of the run's lease, 0 where nobody took one.
 
-    Raises ConfigError if the run's last stage has other datasets or weights.
+    Raises ConfigError if the run's last stage is of other data (see `require_recorded`).
     """
     order_log = OrderLog(Log(backend, f"runs/{run}", RUN_KINDS), epoch=epoch)
     try:
         plan = order_log.start(sources)
     except Conflict:
         plan = order_log.refresh()
-    require_recorded(run, plan, sources)
+    require_recorded(run, plan, sources, specs)
     return order_log
 
 
-def require_recorded(run: str, plan: Plan, sources: Sequence[Source]) -> None:
-    """Raise ConfigError if the last stage of a run's plan has other datasets or weights than `sources`."""
-    recorded = [_outline(source) for source in plan.stages[-1].sources]
-    wanted = [_outline(source) for source in sources]
-    if recorded != wanted:
+def require_recorded(run: str, plan: Plan, sources: Sequence[Source], specs: Sequence[SourceSpec]) -> None:
+    """Raise ConfigError, with what differs, if the last stage of a run's plan is not what `sources`, made of
+    `specs`, are. Commits that came after it was recorded make no difference where a spec names none.
+    """
+    recorded = plan.stages[-1].sources
+    differ: dict[str, tuple[object, object]] = {}
+    if len(recorded) != len(sources):
+        names = [[source.view.dataset for source in side] for side in (recorded, sources)]
+        differ["data.sources"] = names[0], names[1]
+    else:
+        for place, (old, new, spec) in enumerate(zip(recorded, sources, specs, strict=True)):
+            was, asked = _outline(old, spec, place), _outline(new, spec, place)
+            differ |= {key: (was[key], asked[key]) for key in was if was[key] != asked[key]}
+    if differ:
         raise ConfigError(
             f"run {run} was recorded with other data",
-            found=f"recorded {recorded}, asked for {wanted}",
-            remedy="Use the recorded settings, add a stage to the run's order log, or name a new run.",
+            found="; ".join(f"{key}: recorded {old}, asked for {new}" for key, (old, new) in differ.items()),
+            remedy="Take the recorded values, or another train.run. What changes the data of a run under way is a "
+            "stage: fmscale.data.order_log.OrderLog.add_stage (docs/api.md).",
         )
 
 
@@ -180,7 +192,7 @@ def open_loader(
     made = make_sources(
         backend, specs, sequence_length=sequence_length, seed=seed, window=window, datasets=datasets
     )
-    order_log = open_order(backend, run, made, epoch=epoch) if run is not None else None
+    order_log = open_order(backend, run, made, specs, epoch=epoch) if run is not None else None
     plan = order_log.plan if order_log else Plan([Stage(from_k=0, sources=tuple(made))])
     cache = NodeCache(Path(cache_dir), cache_bytes) if cache_dir is not None else None
     data_bytes = sum(sum(source.view.tokens) * np.dtype(source.view.dtype).itemsize for source in made)
@@ -204,7 +216,16 @@ def open_loader(
     )
 
 
-def _outline(source: Source) -> tuple[str, str, int, int, int]:
-    """What of a source a person chose: a new commit in the dataset does not make it another one."""
-    view = source.view
-    return view.dataset, view.split, view.sequence_length, source.weight, source.seed
+def _outline(source: Source, spec: SourceSpec, place: int) -> dict[str, object]:
+    """What of a source a person chose, by key of the config: commits only where the spec names them."""
+    view, at = source.view, f"data.sources.{place}"
+    chosen: dict[str, object] = {
+        f"{at}.dataset": view.dataset,
+        f"{at}.split": view.split,
+        f"{at}.weight": f"{source.weight / WEIGHT_ONE:.6g} of the samples",
+        f"{at}.seed" + (" (made from data.seed)" if spec.seed is None else ""): source.seed,
+        f"{at}.masks": list(view.masks),
+        "data.window": view.window,
+        "data.sequence_length + 1": view.sequence_length,
+    }
+    return chosen if spec.commits is None else {**chosen, f"{at}.commits": list(view.commits)}

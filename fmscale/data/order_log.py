@@ -36,7 +36,8 @@ class OrderLog:
         """The plan of all entries read so far. Raises DataError if the run has no stage yet."""
         if self._plan is None:
             raise DataError(
-                f"the order log {self.log.prefix} has no stage", remedy="Begin the run with OrderLog.start."
+                f"the order log {self.log.prefix} has no stage: the run has not begun to read data",
+                remedy="`fmscale train` records it when it begins; from Python, OrderLog.start does.",
             )
         return self._plan
 

@@ -1,6 +1,5 @@
 """From a checkpoint in a store to a model that can be used, with its tokenizer."""
 
-import difflib
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +15,7 @@ from fmscale.models import Decoder, build, load_weights
 from fmscale.store.backend import Backend
 from fmscale.store.dataset import open_dataset
 from fmscale.store.open import open_store
+from fmscale.store.runs import require_run
 from fmscale.store.tokenizers import load_tokenizer
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -117,20 +117,11 @@ def _model(
 def _checkpoint(backend: Backend, run: str, which: str) -> Checkpoint:
     if list_checkpoints(backend, run):
         return open_in(backend, run, which)
-    runs = [name.rstrip("/") for name in backend.list_names("runs")]
-    if run in runs:
-        raise ConfigError(
-            f"Run {run} has no checkpoint yet",
-            found=f"{backend.url}#{run}",
-            remedy="`fmscale train` saves one every checkpoint.every steps, at a stop and at the end.",
-        )
-    near = difflib.get_close_matches(run, runs, cutoff=0.5) or runs[:10]
+    require_run(backend, run)
     raise ConfigError(
-        f"The store {backend.url} has no run of this name",
-        found=run,
-        remedy=f"Did you mean {' or '.join(near)}?"
-        if near
-        else "It has none yet: `fmscale train` makes one.",
+        f"Run {run} has no checkpoint yet",
+        found=f"{backend.url}#{run}",
+        remedy="`fmscale train` saves one every checkpoint.every steps, at a stop and at the end.",
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from obstore.exceptions import AlreadyExistsError, PermissionDeniedError, UnauthenticatedError
 
 from fmscale.errors import AccessDenied, CorruptData, ObjectNotFound, StoreError, StoreFull
-from fmscale.store.keys import MISSING
+from fmscale.store.keys import damaged, missing
 
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
@@ -110,12 +110,12 @@ def _fatal(
             remedy="Create it, or correct the store URL (bucket, endpoint, region).",
         )
     if isinstance(error, FileNotFoundError) or status == 404:
-        return ObjectNotFound("no object under this key", found=f"{key} in {url}", remedy=MISSING)
+        return ObjectNotFound("no object under this key", found=f"{key} in {url}", remedy=missing(key))
     if status == 416 or "InMemory error: Invalid range" in text:
         return CorruptData(
             "the object ends before the bytes that were asked for",
             found=f"{key} in {url}",
-            remedy="Run `fmscale dataset verify`; restore the object from a copy or retire its commit.",
+            remedy=damaged(key),
         )
     denied = isinstance(error, PermissionDeniedError | UnauthenticatedError) or status in (401, 403)
     if code in _TRANSIENT_CODES:

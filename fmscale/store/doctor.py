@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-from fmscale.errors import AccessDenied, StoreError
+from fmscale.errors import AccessDenied, ObjectNotFound, StoreError
 from fmscale.store.advice import advise
 from fmscale.store.backend import Backend
 from fmscale.store.measure import Measurement, measure_existing, measure_written
-from fmscale.store.open import DEADLINE, open_store
+from fmscale.store.open import DEADLINE, open_store, parse_url
 from fmscale.store.probe import Capabilities, implementation, probe, recorded_capabilities
 
 
@@ -44,8 +45,10 @@ def examine(
 
     With `read_only`, or where writing is denied, only reads of an object that is there already are measured.
     `again` repeats the probe even if its result is recorded. `progress` is told the name of each stage.
-    Raises what the backend raises when the store cannot be reached.
+    Raises ObjectNotFound for a folder that does not exist, and what the backend raises when the store cannot be
+    reached.
     """
+    _require_folder(url)
     backend = open_store(url, read_only=read_only, deadline=deadline)
     progress("probe")
     denied = ""
@@ -72,6 +75,17 @@ def examine(
         repeated=repeated,
         advice=tuple(advise(backend, capabilities, measurements, repeated, denied)),
     )
+
+
+def _require_folder(url: str) -> None:
+    """To open a store for writing makes its folder: a misspelt path would be a new, empty and good store."""
+    place = parse_url(url)
+    if place.scheme == "file" and not Path(place.bucket).is_dir():
+        raise ObjectNotFound(
+            "there is no such folder",
+            found=place.bucket,
+            remedy=f"Check the spelling, or make it: mkdir -p {place.bucket}",
+        )
 
 
 def _readable(backend: Backend) -> bool:

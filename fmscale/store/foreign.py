@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from fmscale.errors import AccessDenied, ConfigError, CorruptData, ObjectNotFound, StoreError, StoreFull
 from fmscale.store.answers import Answer, scrub
 from fmscale.store.backend import ObjectInfo, Requests, scatter
-from fmscale.store.keys import MISSING, check_key, check_prefix
+from fmscale.store.keys import check_key, check_prefix, damaged, missing
 from fmscale.store.retry import Attempts, Policy, persist, unavailable
 
 T = TypeVar("T")
@@ -91,7 +91,9 @@ class FsspecBackend:
         self.requests.add("head")
         if info["type"] != "file":
             raise ObjectNotFound(
-                "no object under this key (a folder is there)", found=f"{key} in {self.url}", remedy=MISSING
+                "no object under this key (a folder is there)",
+                found=f"{key} in {self.url}",
+                remedy=missing(key),
             )
         return _info(key, info)
 
@@ -143,7 +145,7 @@ class FsspecBackend:
             raise CorruptData(
                 "the object ends before the bytes that were asked for",
                 found=f"{key}: {start + len(data)} bytes, asked for {start} to {start + length}",
-                remedy="Run `fmscale dataset verify`; restore the object from a copy or retire its commit.",
+                remedy=damaged(key),
             )
         return data
 
@@ -207,16 +209,16 @@ def _understand(error: Exception, key: str, url: str) -> Answer:
         "aiohttp"
     )
     return Answer(
-        error=None if network else _fatal(error, f"{summary} for {key or 'the listing'} in {url}"),
+        error=None if network else _fatal(error, key, f"{summary} for {key or 'the listing'} in {url}"),
         summary=summary,
         maybe_done=True,
         connected=True,
     )
 
 
-def _fatal(error: Exception, where: str) -> StoreError:
+def _fatal(error: Exception, key: str, where: str) -> StoreError:
     if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError | KeyError):
-        return ObjectNotFound("no object under this key", found=where, remedy=MISSING)
+        return ObjectNotFound("no object under this key", found=where, remedy=missing(key))
     number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, PermissionError) or number == errno.EROFS:
         return AccessDenied(

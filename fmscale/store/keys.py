@@ -49,5 +49,21 @@ def _problem(key: str) -> str:
     return ""
 
 
-MISSING = "Check the key and the store's URL; `fmscale dataset verify` names every object that is gone."
-"""What can be done about a missing object."""
+def missing(key: str) -> str:
+    """What can be done about an object that is not there."""
+    return f"Check the key and the store's URL; {_verify(key)} names every object that is gone."
+
+
+def damaged(key: str) -> str:
+    """What can be done about an object that is not whole."""
+    if _of_run(key):
+        return f"{_verify(key)} names all damage; restore the object from a copy, or use another step."
+    return f"Run {_verify(key)}; restore the object from a copy or retire its commit."
+
+
+def _verify(key: str) -> str:
+    return "`fmscale checkpoint verify STORE#RUN@STEP`" if _of_run(key) else "`fmscale dataset verify`"
+
+
+def _of_run(key: str) -> bool:
+    return key.startswith("runs/")

@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from fmscale.errors import AccessDenied, ObjectNotFound, StoreError
 from fmscale.store.backend import ObjectInfo, Requests
-from fmscale.store.keys import MISSING, TEMPORARY_PREFIX, check_key, check_prefix
+from fmscale.store.keys import TEMPORARY_PREFIX, check_key, check_prefix, missing
 from fmscale.store.open_files import OpenFiles
 from fmscale.store.posix import (
     copy,
@@ -63,7 +63,7 @@ class LocalBackend:
                 raise StoreError(
                     "the store's directory does not exist",
                     found=str(root),
-                    remedy="Check the path, or open the store for writing to create it.",
+                    remedy="Check the path; `fmscale ingest` and `fmscale train` make a store that is not there.",
                 )
         self.url = Path(self._root).as_uri()
 
@@ -279,6 +279,6 @@ class LocalBackend:
 def _info(key: str, status: os.stat_result) -> ObjectInfo:
     if not stat.S_ISREG(status.st_mode):
         raise ObjectNotFound(
-            "no object under this key (a folder or link is there)", found=key, remedy=MISSING
+            "no object under this key (a folder or link is there)", found=key, remedy=missing(key)
         )
     return ObjectInfo(key=key, bytes=status.st_size, modified=status.st_mtime)

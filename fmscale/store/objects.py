@@ -17,7 +17,7 @@ from obstore.store import MemoryStore
 from fmscale.errors import AccessDenied, CorruptData, ObjectNotFound, StoreUnavailable
 from fmscale.store.answers import NO_CREDENTIALS, Answer, no_credentials, understand
 from fmscale.store.backend import ObjectInfo, Requests, scatter
-from fmscale.store.keys import check_key, check_prefix
+from fmscale.store.keys import check_key, check_prefix, damaged
 from fmscale.store.retry import Attempts, Policy, persist
 
 T = TypeVar("T")
@@ -278,7 +278,7 @@ def _truncated(key: str, start: int, asked: int, got: int) -> CorruptData:
     return CorruptData(
         "the object ends before the bytes that were asked for",
         found=f"{key}: {start + got} bytes, asked for {start} to {start + asked}",
-        remedy="Run `fmscale dataset verify`; restore the object from a copy or retire its commit.",
+        remedy=damaged(key),
     )
 
 

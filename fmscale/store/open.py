@@ -70,6 +70,11 @@ class Location:
     shown: str
     """The URL as people see it."""
 
+    @property
+    def read_only(self) -> bool:
+        """Whether the URL itself says so. Raises ConfigError for another value than true or false."""
+        return _flag(self, "read_only")
+
 
 def open_store(url: str, *, read_only: bool = False, deadline: float = DEADLINE) -> Backend:
     """Open the store at `url`; nothing is asked of a remote store yet.
@@ -78,7 +83,7 @@ def open_store(url: str, *, read_only: bool = False, deadline: float = DEADLINE)
     used, StoreError or AccessDenied for a local directory that cannot.
     """
     place = parse_url(url)
-    read_only = read_only or _flag(place, "read_only")
+    read_only = read_only or place.read_only
     if place.scheme == "file":
         return LocalBackend(Path(place.bucket), read_only=read_only)
     if place.scheme not in ("memory", "s3", "gs", "az"):

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
 from fmscale.errors import AccessDenied, CorruptData, ObjectNotFound, StoreError, StoreFull
-from fmscale.store.keys import MISSING
+from fmscale.store.keys import damaged, missing
 
 COPY_BYTES = 8 << 20
 """Block of put_file: large enough that the copy is bound by the disk."""
@@ -24,7 +24,7 @@ def read_full(descriptor: int, key: str, start: int, buffers: Sequence[memoryvie
             raise CorruptData(
                 "the object ends before the bytes that were asked for",
                 found=f"{key}: {start + done} bytes, asked for {start} to {start + length}",
-                remedy="Run `fmscale dataset verify`; restore the object from a copy or retire its commit.",
+                remedy=damaged(key),
             )
         done += count
     return length
@@ -95,7 +95,7 @@ def translation(error: OSError, key: str, *, writing: bool = False) -> StoreErro
     where = f"{key} ({error.strerror})"
     if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):
         if not writing:
-            return ObjectNotFound("no object under this key", found=key, remedy=MISSING)
+            return ObjectNotFound("no object under this key", found=key, remedy=missing(key))
         return StoreError(
             "a folder of this name is in the way, or a file where the key needs a folder",
             found=where,
@@ -111,7 +111,8 @@ def translation(error: OSError, key: str, *, writing: bool = False) -> StoreErro
         return AccessDenied(
             "the file system does not allow this",
             found=where,
-            remedy="Give this user the right, remount it writable, or open the store with read_only.",
+            remedy="Give this user the right, or remount it writable; from Python, a store that is only read can be "
+            "opened with read_only=True.",
         )
     if error.errno == errno.ELOOP:
         return StoreError("a key must not be a symbolic link", found=where, remedy="Store the file itself.")

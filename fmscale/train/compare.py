@@ -274,7 +274,8 @@ def _notes(which: str, history: History) -> list[str]:
 
 
 def _missing_records(a: History, b: History) -> list[str]:
-    if (a.delivered is None) == (b.delivered is None):
+    lacking = [name for name, run in (("first", a), ("second", b)) if run.delivered is None]
+    if not lacking:
         return []
-    which = "first" if a.delivered is None else "second"
-    return [f"the {which} run has no delivery records, so what was delivered is not compared"]
+    runs = "neither run has" if len(lacking) == 2 else f"the {lacking[0]} run has no"
+    return [f"{runs} delivery records (train.record_delivery), so what was delivered is not compared"]

@@ -30,6 +30,21 @@ class Shares:
     """Rows of a forward."""
 
 
+def source_specs(config: Config) -> list[SourceSpec]:
+    """The sources of the data section, as the loader is told them."""
+    return [
+        SourceSpec(
+            dataset=source.dataset,
+            weight=source.weight,
+            split=source.split,
+            commits=source.commits,
+            masks=source.masks,
+            seed=source.seed,
+        )
+        for source in config.data.sources
+    ]
+
+
 def open_training(config: Config, backend: Backend, world: World, shares: Shares, *, epoch: int) -> Loader:
     """The loader of the run's samples; its order is in the run's log, written under lease `epoch`."""
     data = config.data
@@ -38,16 +53,7 @@ def open_training(config: Config, backend: Backend, world: World, shares: Shares
         # One more than the model reads: the label of the last.
         sequence_length=data.sequence_length + 1,
         batch=shares.global_batch,
-        sources=[
-            SourceSpec(
-                dataset=source.dataset,
-                weight=source.weight,
-                split=source.split,
-                commits=source.commits,
-                seed=source.seed,
-            )
-            for source in data.sources
-        ],
+        sources=source_specs(config),
         seed=data.seed,
         window=data.window,
         run=config.train.run,

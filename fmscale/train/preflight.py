@@ -14,19 +14,28 @@ from fmscale.checkpoint.match import differences, refuse_other_model
 from fmscale.config import Config, derive_batch
 from fmscale.data.open import SourceSpec, make_sources, require_recorded
 from fmscale.data.order_log import replay
-from fmscale.data.plan import Source
+from fmscale.data.plan import Plan, Source
 from fmscale.data.view import make_view
-from fmscale.errors import AccessDenied, ConfigError, FmscaleError, StoreError, StoreUnavailable
+from fmscale.errors import (
+    AccessDenied,
+    ConfigError,
+    FmscaleError,
+    ObjectNotFound,
+    StoreError,
+    StoreUnavailable,
+)
 from fmscale.models import build
 from fmscale.store.backend import Backend
 from fmscale.store.dataset import open_dataset
 from fmscale.store.log import RUN_KINDS, Log
 from fmscale.store.open import open_store
-from fmscale.train.data import check_length, tokenizer_of, vocabulary
+from fmscale.train.data import check_length, source_specs, tokenizer_of, vocabulary
 from fmscale.train.forecast import Forecast, epochs, forecast
 from fmscale.train.optimizer import MOMENTS
+from fmscale.train.places import check_folder, check_store
 from fmscale.train.resume import choose_resume
 from fmscale.train.run import total_steps
+from fmscale.train.schedule import learning_rate
 
 STORE_SECONDS = 10.0
 """Deadline of a request: a plan should answer, also where the store is out of reach."""
@@ -64,8 +73,10 @@ class Preflight:
     """Where the run would begin, where the store was reached."""
     problems: list[FmscaleError] = field(default_factory=list)
     """What would fail."""
+    warnings: list[str] = field(default_factory=list)
+    """What would run and is hardly meant."""
     notes: list[str] = field(default_factory=list)
-    """What could not be checked."""
+    """What could not be checked, and what the run leaves unread."""
 
 
 class _Checks:
@@ -119,8 +130,14 @@ def preflight(
     batch = checks.run(lambda: derive_batch(config.batch, world, place=config.place("batch")))
     steps = checks.run(lambda: total_steps(config, batch.global_batch)) if batch else config.train.steps
     checks.run(lambda: check_length(config))
+    checks.run(lambda: check_folder(config))
     backend = _open(config, checks)
     sources = _sources(config, backend, checks) if backend else []
+    recorded = checks.ask(lambda: _recorded(config, backend)) if backend else None
+    if recorded and sources:
+        checks.ask(lambda: require_recorded(config.train.run, recorded, sources, source_specs(config)))
+        checks.notes.extend(_unread(config, recorded, sources))
+        sources = list(recorded.stages[-1].sources)
     vocab_size = config.model.vocab_size
     begins = ""
     if backend:
@@ -128,7 +145,7 @@ def preflight(
         if tokenizer:
             vocab_size = checks.run(lambda: vocabulary(config, tokenizer)) or tokenizer.vocab_size
         _check_evaluation(config, backend, checks)
-        begins = checks.ask(lambda: _begin(config, backend, sources, vocab_size)) or ""
+        begins = checks.ask(lambda: _begin(config, backend, recorded is not None, vocab_size)) or ""
     if vocab_size is None:
         checks.problems.append(_no_vocabulary(config))
     width = max((np.dtype(source.view.dtype).itemsize for source in sources), default=None)
@@ -149,18 +166,39 @@ def preflight(
         sources=_facts(sources, samples),
         begins=begins,
         problems=checks.problems,
+        warnings=_warnings(config, steps),
         notes=checks.notes,
     )
 
 
 def _open(config: Config, checks: _Checks) -> Backend | None:
     try:
+        check_store(config)
+    except FmscaleError as error:
+        checks.add(error)
+        if isinstance(error, ObjectNotFound):
+            return None
+    try:
         return open_store(
             config.store.url, read_only=True, deadline=min(config.store.deadline, STORE_SECONDS)
         )
     except StoreError as error:
         checks.notes.append(f"the store was not looked into: {error}")
-        return None
+    except ConfigError as error:
+        checks.add(error)
+    return None
+
+
+def _warnings(config: Config, steps: int | None) -> list[str]:
+    warmup, peak = config.schedule.warmup_steps, config.optimizer.lr
+    if steps is None or warmup < steps:
+        return []
+    reached = learning_rate(config.schedule, peak, steps - 1, steps)
+    return [
+        f"{config.place('schedule.warmup_steps')} is {warmup}, and the run has {steps} steps: the learning rate "
+        f"comes to {reached:.2g} and never to optimizer.lr, {peak:.2g}. Take schedule.warmup_steps of a tenth of "
+        "the steps or less."
+    ]
 
 
 def _sources(config: Config, backend: Backend, checks: _Checks) -> list[Source]:
@@ -172,10 +210,7 @@ def _sources(config: Config, backend: Backend, checks: _Checks) -> list[Source]:
             backend, specs, sequence_length=data.sequence_length + 1, seed=data.seed, window=data.window
         )
 
-    specs = [
-        SourceSpec(dataset=s.dataset, weight=s.weight, split=s.split, commits=s.commits, seed=s.seed)
-        for s in data.sources
-    ]
+    specs = source_specs(config)
     alone = [checks.ask(lambda spec=spec: make([spec])) for spec in specs]  # type: ignore[misc]
     return (checks.ask(lambda: make(specs)) or []) if all(alone) else []
 
@@ -190,14 +225,29 @@ def _check_evaluation(config: Config, backend: Backend, checks: _Checks) -> None
         )
 
 
-def _begin(config: Config, backend: Backend, sources: list[Source], vocab_size: int | None) -> str:
+def _recorded(config: Config, backend: Backend) -> Plan | None:
+    """The order that the run has recorded, which is what it goes on with."""
+    return replay(Log(backend, f"runs/{config.train.run}", RUN_KINDS))
+
+
+def _unread(config: Config, recorded: Plan, sources: list[Source]) -> list[str]:
+    """Commits that the run does not read, as they came after it was recorded."""
+    notes = []
+    for old, new, asked in zip(recorded.stages[-1].sources, sources, config.data.sources, strict=False):
+        late = sorted(set(new.view.commits) - set(old.view.commits))
+        if late and asked.commits is None and old.view.dataset == new.view.dataset:
+            notes.append(
+                f"run {config.train.run} reads commits {list(old.view.commits)} of dataset {old.view.dataset}, as it "
+                f"began with them, and not {late}; another train.run reads all"
+            )
+    return notes
+
+
+def _begin(config: Config, backend: Backend, recorded: bool, vocab_size: int | None) -> str:
     """Where the run would begin. Raises ConfigError if it cannot go on with what it is told."""
     resume = choose_resume(config, backend)
-    recorded = replay(Log(backend, f"runs/{config.train.run}", RUN_KINDS))
-    if recorded and sources:
-        require_recorded(config.train.run, recorded, sources)
     if not resume.shown:
-        return "at step 0" if recorded is None else "at step 0, with the order that the run has recorded"
+        return "at step 0, with the order that the run has recorded" if recorded else "at step 0"
     found = newest(backend, resume.run, resume.which)
     if vocab_size is not None:
         _check_model(config, load_manifest(backend, found), vocab_size, f"{resume.run}@{found.step}")

@@ -168,13 +168,27 @@ def test_a_checkpoint_of_another_model_is_refused_by_all_ranks_with_the_differen
         with pytest.raises(ConfigError, match="of another model") as caught:
             restore_in(url, ranks, tensors=other)
         text = str(caught.value)
-        assert "only in the model: layers.2.wq.weight (weight)" in text
+        assert "only in the model: layers.2.wq.weight;" in text
         assert "only in the checkpoint: layers.1.norm.weight (exp_avg)" in text
-        assert "layers.0.wq.weight (weight): float32 [40, 24] in the checkpoint, float32 [24, 40]" in text
-        assert "table (weight): bfloat16 [7, 11] in the checkpoint, float32 [7, 11] in the model" in text
+        assert "layers.0.wq.weight (weight): [40, 24] in the checkpoint, [24, 40] in the model" in text
+        assert "table: bfloat16 [7, 11] in the checkpoint, float32 [7, 11] in the model" in text
     part = {key: value for key, value in SMALL.items() if key[1] == "weight"}
+    for name, shape in (("wq.weight", (48, 24)), ("norm.weight", (48,))):
+        for state in ("weight", "exp_avg", "exp_avg_sq"):
+            other.pop((f"layers.1.{name}", state), None)
+            other[f"layers.0.{name}", state] = ("float32", shape)
+    other["table", "weight"] = SMALL["table", "weight"]
+    with pytest.raises(ConfigError) as caught:
+        restore_in(url, 2, tensors=other)
+    assert caught.value.found == (
+        "only in the model: layers.2.wq.weight; only in the checkpoint: layers.1.norm.weight, layers.1.wq.weight; "
+        "different: layers.0.norm.weight: [24] in the checkpoint, [48] in the model, "
+        "layers.0.wq.weight: [40, 24] in the checkpoint, [48, 24] in the model"
+    )
     with pytest.raises(ConfigError, match="only in the checkpoint"):
         restore_in(url, 2, tensors=part)
+    with pytest.raises(ConfigError, match=r"different: layers\.0\.norm\.weight: \[24\] in the checkpoint"):
+        restore_in(url, 2, tensors={**part, ("layers.0.norm.weight", "weight"): ("float32", (48,))})
     assert_restores(url, 1, ranks=2, tensors=part, partial=True)
 
 

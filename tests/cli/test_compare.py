@@ -91,7 +91,10 @@ def test_of_a_step_that_was_taken_again_the_later_record_counts(tmp_path: Path):
     write_run(b, range(4, 9))
     status, found = compare(a, b)
     assert status == 0
-    assert found["notes"] == ["the second run took 2 steps again after a resume; the later record counts"]
+    assert found["notes"] == [
+        "the second run took 2 steps again after a resume; the later record counts",
+        "neither run has delivery records (train.record_delivery), so what was delivered is not compared",
+    ]
 
 
 def test_a_shorter_run_differs_unless_only_common_steps_are_asked_for(tmp_path: Path):
@@ -141,7 +144,9 @@ def test_a_run_without_delivery_records_is_compared_by_its_metrics_and_that_is_s
     write_delivery(a, "1-rank0.arrow", range(32))
     status, found = compare(a, b)
     assert (status, found["samples"]) == (0, None)
-    assert found["notes"] == ["the second run has no delivery records, so what was delivered is not compared"]
+    assert found["notes"] == [
+        "the second run has no delivery records (train.record_delivery), so what was delivered is not compared"
+    ]
 
 
 @pytest.mark.parametrize("at", [0, 1, 6, 7])

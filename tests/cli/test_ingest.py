@@ -41,6 +41,17 @@ def test_a_folder_of_text_becomes_a_dataset_with_one_command(tmp_path: Path, pla
     assert again["skipped"]["vcs"] == {"count": 1, "first": ["code/.git"]}
 
 
+def test_a_held_out_share_that_came_to_no_document_is_said(tmp_path: Path, place: list[str | Path]):
+    for i in range(3):
+        put(tmp_path / f"in/{i}.txt", "text")
+    words = (tmp_path / "in", *place, "--tokenizer", "bytes", "--heldout")
+    status, out, err = run(*words, "1e-9", "--json")
+    assert (status, json.loads(out)["documents"]) == (0, 3)
+    assert "none of 3 documents was held out by --heldout 1e-09" in err
+    assert run(*words, "1e-9")[2] == err, "an ingest that finds all done says it too"
+    assert run(*words, "0")[2] == ""
+
+
 def test_a_new_dataset_gets_a_tokenizer_of_8192_and_an_eos(tmp_path: Path, place: list[str | Path]):
     put(tmp_path / "in/a.txt", "some words " * 20)
     assert run(tmp_path / "in", *place)[0] == 0

@@ -1,6 +1,9 @@
 """`fmscale plan`: derived numbers, and all that would fail at once, with nothing started or written."""
 
 import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +47,29 @@ def config(store: Path, tmp_path: Path) -> Path:
     path = tmp_path / "run.yaml"
     path.write_text(CONFIG.format(store=store))
     return path
+
+
+@contextmanager
+def mounted(*options: str | Path) -> Iterator[None]:
+    """A mount, for a while."""
+    made = subprocess.run(["mount", *map(str, options)], capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"cannot mount here: {made.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(options[-1])], check=True)
+
+
+@pytest.fixture
+def closed(store: Path, tmp_path: Path) -> Iterator[Path]:
+    """The store, mounted read-only: rights do not bind root."""
+    path = tmp_path / "closed"
+    path.mkdir()
+    (store / "runs").mkdir(exist_ok=True)
+    with mounted("--bind", store, path):
+        subprocess.run(["mount", "-o", "remount,bind,ro", str(path)], check=True)
+        yield path
 
 
 def plan(config: Path, *words: str) -> tuple[int, Any]:
@@ -132,20 +158,49 @@ def test_a_run_without_a_length_would_fail(config: Path):
 def test_a_run_that_was_recorded_with_other_data_would_fail(config: Path, store: Path):
     backend = open_store(str(store))
     specs = [SourceSpec(dataset="docs"), SourceSpec(dataset="more")]
-    open_order(backend, "recorded", make_sources(backend, specs, sequence_length=LENGTH + 1, seed=7))
+    open_order(backend, "recorded", make_sources(backend, specs, sequence_length=LENGTH + 1, seed=7), specs)
     status, found = plan(config, "train.run=recorded")
     assert status == 2
     assert "run recorded was recorded with other data" in causes(found)
 
 
-def test_a_store_out_of_reach_is_a_note_unless_the_model_cannot_be_known(config: Path, tmp_path: Path):
-    nowhere = f"store.url={tmp_path / 'nowhere'}"
-    status, found = plan(config, nowhere, "model.vocab_size=512")
-    assert (status, found["sources"], found["derived"]["vocab_size"]) == (0, [], 512)
-    assert "the store was not looked into" in found["notes"][0]
-    status, found = plan(config, nowhere)
-    assert status == 2
-    assert "size of the vocabulary is not known" in causes(found)
+def test_a_store_that_is_no_folder_would_fail(config: Path, tmp_path: Path):
+    status, found = plan(config, f"store.url={tmp_path / 'nowhere'}", "model.vocab_size=512")
+    assert (status, found["sources"], found["derived"]["vocab_size"]) == (2, [], 512)
+    assert "there is no such folder" in causes(found)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_store_that_is_not_written_would_fail(config: Path, store: Path, closed: Path):
+    for url, cause in (
+        (str(closed), "this cannot be written"),
+        (f"file://{store}?read_only", "says read_only"),
+    ):
+        status, found = plan(config, f"store.url={url}")
+        assert (status, len(found["problems"]), len(found["sources"])) == (2, 1, 2)
+        assert cause in causes(found)
+
+
+def test_a_store_of_others_with_a_folder_for_the_run_does(config: Path, closed: Path, tmp_path: Path):
+    with mounted("--bind", str(tmp_path), closed / "runs"):
+        status, found = plan(config, f"store.url={closed}")
+    assert (status, found["problems"]) == (0, [])
+
+
+def test_metrics_in_a_place_that_is_no_folder_would_fail(config: Path, tmp_path: Path):
+    (tmp_path / "demo").touch()
+    for folder in (config, config / "below", tmp_path):
+        status, found = plan(config, f"train.folder={folder}")
+        assert (status, len(found["problems"])) == (2, 1)
+        assert "this is not a folder" in causes(found)
+    assert plan(config, f"train.folder={tmp_path / 'new' / 'folder'}")[0] == 0
+
+
+def test_more_warmup_than_steps_is_warned_of(config: Path):
+    status, found = plan(config, "schedule.warmup_steps=10", "optimizer.lr=1e-3")
+    assert (status, len(found["warnings"])) == (0, 1)
+    assert "is 10, and the run has 10 steps: the learning rate comes to 0.00091" in found["warnings"][0]
+    assert plan(config, "schedule.warmup_steps=9")[1]["warnings"] == []
 
 
 def test_a_store_that_does_not_answer_is_asked_once(config: Path, monkeypatch: pytest.MonkeyPatch):
@@ -155,6 +210,37 @@ def test_a_store_that_does_not_answer_is_asked_once(config: Path, monkeypatch: p
     status, found = plan(config, url, "store.deadline=1", "model.vocab_size=512")
     assert (status, len(found["notes"])) == (0, 1)
     assert "not looked into any further" in found["notes"][0]
+    status, found = plan(config, url, "store.deadline=1")
+    assert status == 2
+    assert "size of the vocabulary is not known" in causes(found)
+
+
+def test_a_run_that_goes_on_reads_what_it_recorded(tmp_path: Path):
+    backend = open_store(str(tmp_path / "store"))
+
+    def ingest_more(name: str, text: str) -> None:
+        folder = tmp_path / f"{name}-{text}"
+        folder.mkdir()
+        (folder / "a.txt").write_text(f"{text} of {name}. " * 200)
+        ingest([str(folder)], store=backend.url, dataset=name, tokenizer="bytes", workers=1)
+
+    for name in ("docs", "more"):
+        ingest_more(name, "one")
+    path = tmp_path / "run.yaml"
+    path.write_text(CONFIG.format(store=tmp_path / "store").partition("evaluation:")[0])
+    _, fresh = plan(path)
+    specs = [SourceSpec(dataset="docs", weight=3), SourceSpec(dataset="more")]
+    open_order(backend, "demo", make_sources(backend, specs, sequence_length=LENGTH + 1, seed=0), specs)
+    ingest_more("docs", "two")
+    status, found = plan(path)
+    assert (status, found["problems"], found["sources"]) == (0, [], fresh["sources"])
+    (note,) = found["notes"]
+    assert "reads commits [0] of dataset docs, as it began with them, and not [1]" in note
+    assert plan(path, "train.run=another")[1]["sources"] != fresh["sources"]
+    status, found = plan(path, "data.sources.0.commits=[1]")
+    assert status == 2
+    assert [p["found"] for p in found["problems"]] == ["data.sources.0.commits: recorded [0], asked for [1]"]
+    assert found["notes"] == []
 
 
 def test_a_share_of_an_unknown_peak_is_refused(config: Path):
@@ -169,5 +255,7 @@ def test_the_screen_has_the_config_the_equation_the_stages_and_the_problems(conf
     assert result.exit_code == 2
     assert "global_batch: 24" in result.stdout
     assert "24 rows = micro_batch 4 x accumulation 3 x 2 ranks" in result.stdout
+    assert "give --tokens-per-second, or --mfu and --device" in result.stdout
     assert "2 *" in result.stdout
     assert "remedy: Shorten the rows" in result.stderr
+    assert "warning: schedule.warmup_steps is 100, and the run has 10 steps" in result.stderr

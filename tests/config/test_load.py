@@ -1,6 +1,7 @@
 """Configs as users write them: what is read, and that a mistake is shown with file, line and a way out."""
 
 import ast
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, is_dataclass
@@ -75,7 +76,7 @@ def test_reads_every_section(write):
         ("1_024", "1e3", 4, "must be an integer", "1e3", "Write 1_000."),
         ("1_024", "null", 4, "must be an integer, not nothing", None, "Give an integer."),
         ("1_024", "[1]", 4, "must be an integer, not a list", "a list of 1", "Give an integer."),
-        ("1_024", "0", 4, "data.sequence_length must be at least 1", 0, ""),
+        ("1_024", "0", 4, "data.sequence_length must be at least 1", 0, "Give 1 or more."),
         ("1_024", "8\n  on_corrupt: quarantin", 5, "one of quarantine, stop", "quarantin", "quarantine?"),
         ("1_024", "8\n  cache_dir: {a: b}", 5, "must be text, not a mapping", "a mapping with a", "text"),
         ("weight: 3", "weight: many", 7, "sources.0.weight must be a number", "many", "a number"),
@@ -108,6 +109,8 @@ def test_files_that_are_no_config(write, tmp_path: Path):
         f"{tmp_path}/rum.yaml",
         f"Did you mean {tmp_path}/run.yaml?",
     )
+    remedy = error_of(tmp_path / "nowhere" / "nosuch.yaml").remedy
+    assert re.search(r"Give a YAML file, or one that fmscale ships: .*run/laptop", remedy)
 
 
 def test_overrides_are_typed_by_the_field(write):
@@ -140,7 +143,12 @@ def test_overrides_are_typed_by_the_field(write):
             "override 'data.seed=': data.seed must be an integer, not nothing",
             "Give an integer.",
         ),
-        ("data.window=0", "override 'data.window=0': data.window must be at least 1", ""),
+        ("data.window=0", "override 'data.window=0': data.window must be at least 1", "Give 1 or more."),
+        ("train.steps=0", "train.steps must be at least 1", "Give 1 or more."),
+        ("train.seconds=-5", "train.seconds must be above 0", "or null for no limit"),
+        ("train.comm_seconds=-1", "train.comm_seconds must be above 0", "Give a number above 0."),
+        ("optimizer.eps=-1", "optimizer.eps must be above 0", "Give a number above 0."),
+        ("optimizer.lr=-1", "optimizer.lr must be above 0", "Give a number above 0."),
         ("data.sources.2.weight=1", "no such item in a list of 2", "Items count from 0; the list is at"),
         ("data.seed", "An override must be key=value", "For example"),
         ("=3", "An override must be key=value", "For example"),

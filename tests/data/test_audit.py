@@ -31,7 +31,11 @@ def corpus(store: Backend) -> Corpus:
 
 def source_of(store: Backend) -> AuditSource:
     return AuditSource(
-        backend=store, dataset=open_dataset(store, "corpus"), commits=(0, 1), split="train", weight=1.0
+        backend=store,
+        dataset=open_dataset(store, "corpus"),
+        commits=(0, 1),
+        split="train",
+        weights=((0, 1.0),),
     )
 
 
@@ -72,6 +76,38 @@ def test_two_epochs_on_two_ranks_pass(store: Backend, corpus: Corpus, tmp_path: 
     assert report.tokens == report.rows * T
     assert report.entropy_ratio > 0.98
     assert abs(report.lag1_correlation) < 0.1
+
+
+def test_what_is_delivered_again_after_a_resume_counts_once(
+    store: Backend, corpus: Corpus, tmp_path: Path
+) -> None:
+    paths = record(store, tmp_path, len(corpus.rows()) // 8 * 8)
+    whole = audit(paths, [source_of(store)])
+    killed, resumed = tmp_path / "000001-rank00000.arrow", tmp_path / "000003-rank00000.arrow"
+    rewritten(paths, killed, lambda rows: rows[:200])
+    rewritten(paths, resumed, lambda rows: rows[104:])
+    report = audit([resumed, killed], [source_of(store)])
+    assert report.problems == []
+    assert report == dataclasses.replace(whole, redelivered=96)
+
+    rewritten(paths, resumed, lambda rows: [{**rows[104], "digest": rows[105]["digest"]}, *rows[105:]])
+    report = audit([resumed, killed], [source_of(store)])
+    assert (report.redelivered, report.changed_samples) == (95, 1)
+    assert "1 samples that came again as something else after a resume, first k=[104]" in report.problems
+
+    # Two ranks of one job that were both given a sample: no resume explains that.
+    same_job = tmp_path / "000001-rank00001.arrow"
+    rewritten(paths, same_job, lambda rows: rows[104:])
+    report = audit([same_job, killed], [source_of(store)])
+    assert (report.redelivered, report.duplicate_samples) == (0, 96)
+    assert "96 samples delivered more than once by one job" in report.problems
+
+
+def test_records_that_begin_within_an_epoch(store: Backend, corpus: Corpus, tmp_path: Path) -> None:
+    rows = len(corpus.rows())
+    paths = record(store, tmp_path, 2 * rows // 8 * 8)
+    half = rewritten(paths, tmp_path / "fork.arrow", lambda found: found[rows // 2 : 2 * rows - rows // 4])
+    assert audit(half, [source_of(store)]).problems == []
 
 
 def drop_row(rows: list[dict[str, Any]]) -> Any:

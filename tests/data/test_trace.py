@@ -218,10 +218,10 @@ def test_what_is_not_there_is_said(store: Backend, corpus: Corpus) -> None:
         trace_step(store, plan, BATCHES, -1)
 
 
-def run(store: Backend, command: str, *arguments: str) -> tuple[int, str]:
+def run(store: Backend, command: str, *arguments: str, run: str = "demo") -> tuple[int, str]:
     place = store.local_path("x")
     assert place is not None
-    base = ["dataset", command, "--store", str(place.parent), "--run", "demo"]
+    base = ["dataset", command, "--store", str(place.parent), "--run", run]
     result = CliRunner().invoke(build_app(), [*base, *arguments])
     return result.exit_code, result.output
 
@@ -230,14 +230,15 @@ def test_trace_on_the_command_line(store: Backend, corpus: Corpus) -> None:
     delivered = deliver(store, 12)
     code, output = run(store, "trace", "--batch", "8", "--step", "3", "--json")
     assert code == 0
-    assert json.loads(output) == [asdict(t) for t in trace_step(store, plan_of(store), BATCHES, 3)]
-    assert {t["k"] for t in json.loads(output)} == set(range(24, 32))
+    third = [asdict(t) | {"step": 3} for t in trace_step(store, plan_of(store), BATCHES, 2)]
+    assert json.loads(output) == third
+    assert {t["k"] for t in json.loads(output)} == set(range(16, 24))
 
     name = delivered[25].documents[0]
     code, output = run(store, "trace", "--batch", "8", "--document", name, "--steps", "12", "--json")
     assert code == 0
     assert [t["k"] for t in json.loads(output)] == [k for k in range(96) if name in delivered[k].documents]
-    code, output = run(store, "trace", "--batch", "8", "--step", "3")
+    code, output = run(store, "trace", "--batch", "8", "--step", "4")
     assert code == 0
     assert delivered[25].documents[0][:8] in output
 
@@ -247,7 +248,7 @@ def test_trace_on_the_command_line(store: Backend, corpus: Corpus) -> None:
     [
         ([], "either --step or --document"),
         (["--step", "1", "--document", "00" * 16], "either --step or --document"),
-        (["--step", "-1"], "count from 0"),
+        (["--step", "0"], "Invalid value for '--step'"),
         (["--document", "xyz"], "32 hexadecimal digits"),
         (["--document", "00" * 16], "not in the split train"),
     ],
@@ -263,9 +264,16 @@ def test_trace_errors_say_what_to_change(
 
 
 def test_a_run_that_was_never_begun_has_no_trace(store: Backend, corpus: Corpus) -> None:
-    code, output = run(store, "trace", "--batch", "8", "--step", "0")
+    code, output = run(store, "trace", "--batch", "8", "--step", "1")
     assert code == 2
-    assert "no stage" in output
+    assert "It has none yet: `fmscale train` makes one." in " ".join(output.split())
+    deliver(store, 1)
+    for command in ("trace", "audit"):
+        code, output = run(
+            store, command, *(["--batch", "8", "--step", "1"] if command == "trace" else ["x"]), run="dmo"
+        )
+        assert code == 2
+        assert "Did you mean demo?" in output
 
 
 def test_audit_on_the_command_line(store: Backend, corpus: Corpus, tmp_path: Path) -> None:
@@ -282,6 +290,7 @@ def test_audit_on_the_command_line(store: Backend, corpus: Corpus, tmp_path: Pat
     code, output = run(store, "audit", *paths)
     assert code == 0
     assert "none" in output
+    assert "0 delivered again after a resume" in output
 
     code, output = run(store, "audit", paths[0], "--json")
     assert code == 1, "half of the samples were never delivered"
@@ -296,6 +305,8 @@ def test_audit_on_the_command_line(store: Backend, corpus: Corpus, tmp_path: Pat
     assert json.loads(output)["wrong_bytes"] == 1
     assert "not those stored" in json.loads(output)["problems"][0]
 
-    code, output = run(store, "audit", str(tmp_path / "none.arrow"))
-    assert code == 2
-    assert "no such delivery record" in output
+    for wrong in (tmp_path / "none.arrow", tmp_path):
+        code, output = run(store, "audit", str(wrong))
+        assert code == 2
+        assert "no such delivery record" in output
+        assert "FOLDER/RUN/delivery/*.arrow" in " ".join(output.split())

@@ -87,6 +87,24 @@ def test_truncated_object_is_corrupt_data(store: Backend, start: int) -> None:
         store.get_ranges("short", [(0, 2), (start, 11)])
 
 
+def test_the_remedy_names_the_verb_that_checks_the_object(store: Backend) -> None:
+    for key, verb in (
+        (
+            "runs/demo/checkpoints/0000000002-00001/manifest.arrow",
+            "`fmscale checkpoint verify STORE#RUN@STEP`",
+        ),
+        ("datasets/docs/log/000000000000.json", "`fmscale dataset verify`"),
+    ):
+        with pytest.raises(ObjectNotFound) as gone:
+            store.get(key)
+        assert verb in gone.value.remedy
+        store.put(key, b"12345")
+        with pytest.raises(CorruptData) as short:
+            store.read_into(key, 3, memoryview(bytearray(8)))
+        assert verb in short.value.remedy
+        assert ("retire" in short.value.remedy) == key.startswith("datasets/")
+
+
 def test_get_ranges_in_the_order_asked(store: Backend) -> None:
     data = bytes(i * 7 % 251 for i in range(2_000_000))
     store.put("big", data)

@@ -48,6 +48,7 @@ def fmscale(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str
 
 def test_good_store_as_json(tmp_path: Path) -> None:
     root = tmp_path / "store"
+    root.mkdir()
     report = json.loads(fmscale("doctor", str(root), "--json", "--seconds", "0.1").stdout)
     assert report["writable"] is True
     assert report["capabilities"]["put_if_absent"] is True
@@ -59,6 +60,12 @@ def test_good_store_as_json(tmp_path: Path) -> None:
         assert (one["megabytes_per_second"] is None) == (one["bytes"] == 0)
     assert any("million tokens a second" in sentence for sentence in report["advice"])
     assert [path.name for path in root.iterdir()] == [RECORD_KEY], "the doctor cleans up"
+
+
+def test_a_misspelt_folder_is_not_made(tmp_path: Path) -> None:
+    for words in ([], ["--read-only"]):
+        assert "Check the spelling" in fmscale("doctor", str(tmp_path / "stroe"), *words, status=2).stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_help_has_an_example() -> None:

@@ -183,7 +183,7 @@ def _follow(ranks: Ranks) -> IngestResult:
     raise RankError(
         f"Ingest ended because rank 0 reports: {failed['cause']}",
         found=failed["found"],
-        remedy=failed["remedy"],
+        remedy=failed["remedy"] or "The log of rank 0 says more.",
     )
 
 

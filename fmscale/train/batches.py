@@ -1,0 +1,42 @@
+"""How many rows each step of a run has, from what its checkpoints say."""
+
+from fmscale.checkpoint.catalog import Found, list_checkpoints, load_manifest
+from fmscale.config import BatchConfig, derive_batch
+from fmscale.data.steps import Batches
+from fmscale.errors import ConfigError
+from fmscale.store.backend import Backend
+
+
+def recorded_batches(backend: Backend, run: str) -> Batches | None:
+    """Rows of each step of the run; None where no checkpoint says so.
+
+    A run that goes on with another global batch has steps of both. Raises ConfigError where a checkpoint between
+    the two is gone, StoreError or CorruptData for one that cannot be read.
+    """
+    found = sorted(list_checkpoints(backend, run), key=lambda one: (one.step, one.entry))
+    if not found:
+        return None
+    step, k, batch = _stand(backend, found[-1])
+    if k == step * batch:
+        return Batches([(0, batch)])
+    schedule: dict[int, int] = {}
+    before = (0, 0)
+    for one in {one.step: one for one in found}.values():
+        step, k, batch = _stand(backend, one)
+        if k - before[1] != (step - before[0]) * batch:
+            raise ConfigError(
+                f"run {run} changed its global batch, and no checkpoint is left that says at which step",
+                found=f"sample {before[1]} after step {before[0]}, sample {k} after step {step}",
+                remedy="Delivery records name the samples of each step: a run keeps them with "
+                "train.record_delivery: true.",
+            )
+        schedule[before[0]] = batch
+        before = (step, k)
+    return Batches(list(schedule.items()))
+
+
+def _stand(backend: Backend, found: Found) -> tuple[int, int, int]:
+    """(steps taken, samples taken, rows of a step) at a checkpoint."""
+    meta = load_manifest(backend, found).meta
+    batch = derive_batch(BatchConfig(**meta["config"]["batch"]), meta["world_size"])
+    return meta["step"], meta["loader"]["k"], batch.global_batch

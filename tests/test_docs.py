@@ -1,0 +1,26 @@
+"""The names in the tables of docs/api.md exist."""
+
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+PAGE = (Path(__file__).parents[1] / "docs" / "api.md").read_text()
+SECTIONS = dict(re.findall(r"^## `(fmscale[.\w]*)`\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
+NAMES = {
+    package: re.findall(r"`([\w.]+)", " ".join(re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)))
+    for package, text in SECTIONS.items()
+}
+
+
+@pytest.mark.parametrize("package", [package for package, names in NAMES.items() if names])
+def test_the_names_in_the_tables_exist(package: str):
+    for name in NAMES[package]:
+        pkgutil.resolve_name(f"{package}.{name}")
+
+
+def test_every_section_of_names_has_a_table():
+    prose = {package for package, names in NAMES.items() if len(names) < 3}
+    assert prose == {"fmscale.data.ingest", "fmscale.errors"}
+    assert len(NAMES) >= 10
