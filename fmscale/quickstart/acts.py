@@ -12,7 +12,7 @@ from fmscale.errors import DataError
 from fmscale.infer import Document
 from fmscale.infer.load import TrainedModel, open_trained
 from fmscale.quickstart.corpus import standard_library
-from fmscale.quickstart.heldout import complete, heldout, measure
+from fmscale.quickstart.heldout import SPLIT, complete, heldout, measure
 from fmscale.quickstart.page import render
 from fmscale.quickstart.results import Report, build_report, write_report
 from fmscale.quickstart.settings import DATASET, HELDOUT, Settings
@@ -58,19 +58,12 @@ def run_quickstart(settings: Settings, screen: Screen) -> Report:
         # took 40 times longer (80 tokens: 49 s instead of 1 s).
         torch.set_num_threads(1)
     trained = open_trained(f"{settings.store}#{settings.run}", device=settings.device)
-    documents = heldout(trained)
-    if not documents:
-        raise DataError(
-            "no document was held out, so there is nothing to measure on",
-            found=f"{corpus['documents']} documents, of which {HELDOUT:.0%} are held out",
-            remedy="Give a corpus of some hundred files, and another --folder.",
-        )
-    report = _measured(settings, state, screen, trained, documents)
+    report = _measured(settings, state, screen, trained, heldout(trained))
     return _reported(settings, state, screen, {**report, "steps": steps, "corpus": corpus})
 
 
 def _ingest(settings: Settings, state: State, screen: Screen) -> dict[str, Any]:
-    """Ingest the corpus; what it is."""
+    """Ingest the corpus; what it is. Raises DataError where nothing was held out, before anything is trained."""
     screen.begin("ingest")
     with state.timed("ingest"):
         result = ingest(
@@ -80,6 +73,12 @@ def _ingest(settings: Settings, state: State, screen: Screen) -> dict[str, Any]:
             tokenizer="bpe:8192",
             heldout=HELDOUT,
             progress=lambda phase, done, total: screen.advance("ingest", done, total, phase),
+        )
+    if SPLIT not in result.splits:
+        raise DataError(
+            "no document of the corpus was held out, so there would be nothing to measure on",
+            found=f"{result.documents} documents; {HELDOUT:.0%} are held out, chosen by their names",
+            remedy="Give --corpus some hundred files, or a .jsonl file of as many texts, and another --folder.",
         )
     screen.end("ingest", f"{result.documents:,} documents, {result.tokens:,} tokens")
     library = f"the standard library of Python {sys.version.split()[0]}"

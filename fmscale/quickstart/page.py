@@ -190,6 +190,7 @@ def _facts(report: Report) -> str:
         "machine": f"{machine['processor']}, {machine['cores']} cores"
         + "".join(f", {name}" for name in machine["gpus"]),
         "versions": ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
+        "source": report["source"],
         "store": report["store"],
     }
     rows = "".join(f"<tr><th>{escape(k)}</th><td>{escape(str(v))}</td></tr>" for k, v in facts.items())

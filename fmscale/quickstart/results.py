@@ -1,10 +1,6 @@
 """What a quickstart came to, from what it left behind: metrics, delivery records, checkpoints, held-out bits."""
 
-import importlib.metadata
 import json
-import os
-import platform
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -18,6 +14,7 @@ from fmscale.data.order_log import OrderLog
 from fmscale.data.planned import Planned
 from fmscale.errors import DataError
 from fmscale.quickstart.heldout import Bits, Continued
+from fmscale.quickstart.origin import machine, source, versions
 from fmscale.runtime.sinks import read_jsonl
 from fmscale.store.backend import Backend
 from fmscale.store.log import RUN_KINDS, Log
@@ -82,13 +79,32 @@ def build_report(
         "world_sizes": _changes([one["world_size"] for one in checkpoints]),
         "zero_stages": _changes([one["zero_stage"] for one in checkpoints]),
         "resumed_at": [a["step"] for a, b in pairwise(checkpoints) if a["epoch"] != b["epoch"]],
+        "move": find_move(checkpoints, history.folder),
         "checkpoints": checkpoints,
         "corpus": corpus,
         "documents": [asdict(one) for one in documents],
         "completions": [asdict(one) for one in completions],
         "machine": machine(),
         "versions": versions(),
+        "source": source(),
     }
+
+
+def find_move(checkpoints: Sequence[dict[str, Any]], folder: Path) -> dict[str, int] | None:
+    """Where the run changed its ranks or stage: `step`, which the new ranks went on from, and `stopped`, the last
+    step that the old ones took, which is the same unless they were killed; None if nothing changed.
+    """
+    place = ("world_size", "zero_stage")
+    moves = [a["step"] for a, b in pairwise(checkpoints) if any(a[key] != b[key] for key in place)]
+    if not moves:
+        return None
+    stopped = 0
+    for record in read_jsonl(folder / "metrics.jsonl"):
+        if record.get("event") == "resumed" and record["step"] == moves[0]:
+            break
+        if "event" not in record:
+            stopped = record["step"]
+    return {"step": moves[0], "stopped": stopped}
 
 
 def claims(report: Report) -> list[Claim]:
@@ -96,6 +112,7 @@ def claims(report: Report) -> list[Claim]:
     model, gzip = report["heldout_bits_per_byte"], report["gzip_bits_per_byte"]
     same = report["order_hash_planned"] == report["order_hash_delivered"]
     blocking = report["ckpt_blocking_seconds_max"]
+    moved, how = _moved(report)
     return [
         Claim(
             what="held-out text takes fewer bits than gzip -9 needs",
@@ -107,6 +124,11 @@ def claims(report: Report) -> list[Claim]:
             value=report["order_hash_delivered"][:16] + (" = " if same else " is not ")
             + report["order_hash_planned"][:16],
             ok=same,
+        ),
+        Claim(
+            what="a signal stopped training half-way; other ranks at another ZeRO stage went on",
+            value=how,
+            ok=moved,
         ),
         Claim(
             what=f"training waits for data less than {STALL_LIMIT:.0%} of its time",
@@ -153,36 +175,6 @@ def as_markdown(report: Report) -> str:
     return "\n".join(["| | |", "|---|---|", *lines]) + "\n"
 
 
-def machine() -> dict[str, Any]:
-    """Where the numbers come from."""
-    return {
-        "platform": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "gpus": _gpus(),
-    }
-
-
-def versions() -> dict[str, str]:
-    """Of what computes."""
-    names = ("fmscale", "torch", "deepspeed", "numpy", "pyarrow", "tokenizers")
-    return {"python": sys.version.split()[0], **{name: importlib.metadata.version(name) for name in names}}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-
-
-def _gpus() -> list[str]:
-    import torch
-
-    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-
-
 def _checkpoints(backend: Backend, run: str, folder: Path) -> list[dict[str, Any]]:
     """The run's checkpoints as its log has them, with what the ranks measured of each."""
     measured = {
@@ -206,6 +198,20 @@ def _checkpoints(backend: Backend, run: str, folder: Path) -> list[dict[str, Any
             }
         )
     return out
+
+
+def _moved(report: Report) -> tuple[bool, str]:
+    """Whether training was stopped on its way and went on elsewhere, and how."""
+    worlds, stages, move = report["world_sizes"], report["zero_stages"], report["move"]
+    where = f"{' → '.join(map(str, worlds))} ranks, stage {' → '.join(map(str, stages))}"
+    if move is None:
+        return False, f"never moved: {where}"
+    at = f"step {move['step']} of {report['steps']}"
+    if move["stopped"] != move["step"]:
+        return False, f"killed after step {move['stopped']}, went on from {at}: {where}"
+    # A machine with one GPU has no other number of ranks to go to.
+    elsewhere = len(stages) == 2 and (len(worlds) == 2 or worlds == [1])
+    return elsewhere and 0 < move["step"] < report["steps"], f"at {at}: {where}"
 
 
 def _order_hashes(config: Config, backend: Backend, history: History, steps: int) -> tuple[str, str]:
