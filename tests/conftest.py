@@ -3,6 +3,7 @@
 The store is imported where a fixture needs it: tests/kernels run where only torch, triton and pytest are.
 """
 
+import importlib.util
 import os
 import signal
 import uuid
@@ -22,6 +23,19 @@ torch.set_num_threads(1)
 # Under nohup, or behind a shell's &, they would be ignored, by all that tests start too: launchers keep that word.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+if importlib.util.find_spec("hypothesis") is not None:
+    from hypothesis import HealthCheck, settings
+
+    # The same examples everywhere, and no verdict by the clock: a pause of a busy machine is no failure.
+    settings.register_profile(
+        "fmscale",
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    settings.load_profile("fmscale")
 
 
 @pytest.fixture(scope="session")

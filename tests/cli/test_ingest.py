@@ -5,6 +5,7 @@ import os
 import pty
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -117,7 +118,9 @@ def test_a_bar_moves_on_a_terminal_and_results_stay_on_standard_output(
     ]
     process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=terminal, text=True)
     os.close(terminal)
-    out = process.communicate(timeout=60)[0]
+    watchdog = threading.Timer(240.0, process.kill)
+    watchdog.start()
+    # Read while it runs: a bar that nobody reads blocks once the terminal's buffer is full.
     shown = b""
     while True:
         try:
@@ -127,6 +130,8 @@ def test_a_bar_moves_on_a_terminal_and_results_stay_on_standard_output(
         if not part:
             break
     os.close(reader)
+    out = process.communicate()[0]
+    watchdog.cancel()
     assert process.returncode == 0
     assert b"committing" in shown
     assert b"5.0/5.0 KiB" in shown or b"4.9/4.9 KiB" in shown
