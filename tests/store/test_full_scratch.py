@@ -1,7 +1,6 @@
 """A scratch directory that runs full: an error with a remedy, nothing half-stored, no files left behind."""
 
 import os
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,18 +12,14 @@ from fmscale.errors import StoreFull
 from fmscale.store.backend import Backend
 from fmscale.store.records_writer import RecordSegmentWriter
 from fmscale.store.segment_writer import TokenSegmentWriter
+from tests.helpers.disks import mounted
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A directory with room for 2 MiB."""
-    path = tmp_path / "small"
-    path.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(path)], capture_output=True)
-    if made.returncode:
-        pytest.skip(f"cannot mount a tmpfs here: {made.stderr.decode().strip()}")
-    yield path
-    subprocess.run(["umount", str(path)], check=True)
+    with mounted(tmp_path / "small", "2m") as path:
+        yield path
 
 
 def many_tokens(scratch: Path, store: Backend) -> None:

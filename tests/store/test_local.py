@@ -17,6 +17,7 @@ from fmscale.errors import AccessDenied, ObjectNotFound, StoreError, StoreFull
 from fmscale.store import open_files
 from fmscale.store.keys import TEMPORARY_PREFIX
 from fmscale.store.local import STALE_SECONDS, LocalBackend
+from tests.helpers.disks import mounted
 
 ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 
@@ -29,27 +30,17 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 2 MiB."""
-    yield from _mounted(tmp_path / "small", "size=2m")
+    with mounted(tmp_path / "small", "2m") as path:
+        yield path
 
 
 @pytest.fixture
 def read_only_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system with one object `there`, mounted read-only."""
-    for path in _mounted(tmp_path / "closed", "size=2m"):
+    with mounted(tmp_path / "closed", "2m") as path:
         (path / "there").write_bytes(b"1")
         subprocess.run(["mount", "-o", "remount,ro", str(path)], check=True)
         yield path
-
-
-def _mounted(path: Path, options: str) -> Iterator[Path]:
-    path.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path)], capture_output=True)
-    if made.returncode:
-        pytest.skip(f"cannot mount a tmpfs here: {made.stderr.decode().strip()}")
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", "-l", str(path)], check=True)
 
 
 def temporaries(folder: Path) -> list[str]:
