@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fmscale.cli.main import build_app
-from fmscale.config import derive_batch
+from fmscale.config import derive_batch, load_config
 from fmscale.config.model import num_parameters
 from fmscale.errors import ConfigError, DataError
 from fmscale.infer import Document
@@ -23,9 +23,10 @@ from fmscale.quickstart.corpus import standard_library
 from fmscale.quickstart.heldout import PROMPT_CHARACTERS, prompts
 from fmscale.quickstart.origin import source
 from fmscale.quickstart.page import render
-from fmscale.quickstart.results import Report, claims, find_move
+from fmscale.quickstart.results import Report, bits, claims, find_move, verdict
 from fmscale.quickstart.settings import Half, Settings, choose
 from fmscale.quickstart.state import State
+from fmscale.quickstart.training import train_unbroken
 
 
 def settings(tmp_path: Path, gpus: int = 0, **changes: Any) -> Settings:
@@ -36,7 +37,7 @@ def settings(tmp_path: Path, gpus: int = 0, **changes: Any) -> Settings:
 
 def report() -> Report:
     """A report as one looks after a good run."""
-    document = {"name": "a<b>.py", "bytes": 1000, "model": 1700.0, "gzip": 2200, "xz": 2100}
+    document = {"name": "a<b>.py", "bytes": 1000, "model": 1700.0, "gzip": 2200, "xz": 2100, "primed": 1800}
     checkpoint = {
         "step": 4,
         "epoch": 1,
@@ -53,6 +54,16 @@ def report() -> Report:
         "loss_first": 9.0,
         "loss_last": 5.0,
         "heldout_bits_per_byte": 1.7,
+        "unbroken": {
+            "steps": 5,
+            "equal_steps": 4,
+            "largest_difference": 1e-5,
+            "samples": 80,
+            "same_samples": True,
+        },
+        "primed_bytes": 900_000,
+        "warnings": [],
+        "primed_zstd_bits_per_byte": 1.8,
         "gzip_bits_per_byte": 2.2,
         "xz_bits_per_byte": 2.1,
         "heldout_documents": 2,
@@ -202,7 +213,7 @@ def test_a_chart_is_svg_with_a_gap_where_a_value_is_not_finite_and_a_line_where_
 
 
 def test_the_page_is_one_file_without_script_or_request_and_shows_what_came_out():
-    page = render(report(), records())
+    page = render(report(), records(), records()[:5])
     assert "<script" not in page
     assert "http" not in page.replace("http-equiv", "")
     assert "&lt;script&gt;alert(1)" in page
@@ -216,7 +227,8 @@ def test_the_page_is_one_file_without_script_or_request_and_shows_what_came_out(
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"heldout_bits_per_byte": 2.3},
+        {"unbroken": {**report()["unbroken"], "largest_difference": 0.01}},
+        {"unbroken": {**report()["unbroken"], "same_samples": False}},
         {"order_hash_delivered": "1f" * 16},
         {"data_stall_fraction": 0.03},
         {"ckpt_blocking_seconds_max": 0.31},
@@ -232,13 +244,61 @@ def test_what_did_not_come_out_is_said_and_is_the_exit_status(
 ):
     assert [claim.ok for claim in claims(report())] == [True] * 5
     assert [claim.ok for claim in claims({**report(), **wrong})].count(False) == 1
-    assert "class='failed'" in render({**report(), **wrong}, records())
+    assert "class='failed'" in render({**report(), **wrong}, records(), records()[:5])
     for found, status in ((report(), 0), ({**report(), **wrong}, 1)):
         monkeypatch.setattr("fmscale.quickstart.acts.run_quickstart", lambda *_, found=found: found)
         ended = CliRunner().invoke(build_app(), ["quickstart", "--folder", str(tmp_path), "--cpu", "--json"])
         assert ended.exit_code == status
         assert ended.stderr.count("did not come out: ") == status
         assert json.loads(ended.stdout) == found
+
+
+@pytest.mark.parametrize(
+    ("mine", "words"),
+    [
+        (1.62, "needs 10% fewer bits than zstd −19 that has read the 0.9 MB"),
+        (4.9, "more bits than zstd −19 that"),
+    ],
+)
+def test_who_stores_text_in_fewer_bits_is_said_and_fails_nothing(mine: float, words: str):
+    found = {**report(), "heldout_bits_per_byte": mine}
+    assert words in verdict(found)
+    assert verdict(found).endswith("wins") == (mine > 1.8)
+    assert all(claim.ok for claim in claims(found))
+    assert verdict(found) in render(found, records(), records()[:5])
+    assert list(bits(found).values()) == [mine, 1.8, 2.1, 2.2]
+
+
+def test_a_loss_chart_has_the_unbroken_run_below(tmp_path: Path):
+    page = render(report(), records(), records()[:5])
+    assert page.count('class="under"') == 1
+    assert page.index('class="under"') < page.index('class="line"'), "drawn over it"
+
+
+def test_an_unbroken_run_that_did_not_come_far_enough_is_begun_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    chosen = settings(tmp_path)
+    begun: list[Path] = []
+
+    def run(settings: Settings, half: Half, watch: Any, *, stop_at: int, unbroken: Path) -> None:
+        begun.append(unbroken)
+        overrides = settings.overrides(half, unbroken=unbroken)
+        assert {"checkpoint.every=null", "train.resume=never"} <= set(overrides), (
+            "it would go on, as a broken one"
+        )
+        config = load_config(settings.config, overrides)
+        assert Path(config.train.folder) / config.train.run == unbroken
+        unbroken.mkdir(parents=True)
+        last = 4 if len(begun) == 1 else stop_at
+        lines = [json.dumps({"step": step}) + "\n" for step in range(1, last + 1)]
+        (unbroken / "metrics.jsonl").write_text("".join(lines))
+
+    monkeypatch.setattr("fmscale.quickstart.training._run_job", run)
+    first, *later = (train_unbroken(chosen, 6, lambda record: None) for _ in range(3))
+    assert len(begun) == len(set(begun)) == 2
+    assert first == begun[0]
+    assert later == [begun[1]] * 2
 
 
 def test_a_machine_with_one_gpu_moves_between_stages_alone():

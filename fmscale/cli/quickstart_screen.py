@@ -17,14 +17,15 @@ from rich.table import Table
 from rich.text import Text
 
 from fmscale.quickstart.acts import ACTS, Screen
-from fmscale.quickstart.results import Report, claims
+from fmscale.quickstart.results import Report, bits, claims, verdict
 
 TITLES = {
     "ingest": "1 ingest",
     "train": "2 train, 3 move half-way",
-    "evaluate": "4 held-out bits",
-    "generate": "4 generate",
-    "report": "5 report",
+    "unbroken": "4 the same, unbroken",
+    "evaluate": "5 held-out bits",
+    "generate": "6 generate",
+    "report": "7 report",
 }
 SPARKS = "▁▂▃▄▅▆▇█"
 WIDTH = 110
@@ -116,7 +117,8 @@ def show_report(report: Report, folder: Path) -> None:
         console = Console(width=WIDTH)
     width = min(console.width, WIDTH)
     parts: list[RenderableType] = [_verdicts(report), Text(), _curve(report, folder, width - 6), Text()]
-    parts += [_columns(report), Text(), *(_completion(one) for one in report["completions"])]
+    parts += [_columns(report), Text(f"On held-out text {verdict(report)}.", style="dim"), Text()]
+    parts += [_completion(one) for one in report["completions"]]
     title = f"[bold]fmscale quickstart[/] in {report['wall_seconds']:.0f} s"
     console.print(Panel(Group(*parts), title=title, width=width, padding=(1, 2)))
     shown = _short(str(folder))
@@ -128,7 +130,7 @@ def show_report(report: Report, folder: Path) -> None:
     for command in (
         f"fmscale generate {address} 'def main('",
         f"fmscale checkpoint list {address}",
-        f"fmscale dataset trace --store {_short(report['store'])} --run {report['run']} --batch 16 --step 3",
+        f"fmscale dataset trace --store {_short(report['store'])} --run {report['run']} --step 3",
     ):
         typer.echo(f"    {command}")
 
@@ -167,11 +169,8 @@ def _curve(report: Report, folder: Path, width: int) -> Text:
 
 
 def _columns(report: Report) -> Columns:
-    bits: dict[str, Any] = {
-        "this model": f"[bold cyan]{report['heldout_bits_per_byte']:.3f}[/]",
-        "xz -9": f"{report['xz_bits_per_byte']:.3f}",
-        "gzip -9": f"{report['gzip_bits_per_byte']:.3f}",
-    }
+    stored = {name: f"{value:.3f}" for name, value in bits(report).items()}
+    stored["this model"] = f"[bold cyan]{stored['this model']}[/]"
     ranks = " → ".join(map(str, report["world_sizes"]))
     stages = " → ".join(map(str, report["zero_stages"]))
     run: dict[str, Any] = {
@@ -182,7 +181,7 @@ def _columns(report: Report) -> Columns:
         "checkpoints": f"{len(report['checkpoints'])}, {report['checkpoints'][-1]['bytes'] / 1e6:.1f} MB each",
     }
     return Columns(
-        [_small("held-out bits per byte", bits), _small("the run", run)], padding=(0, 6), expand=False
+        [_small("held-out bits per byte", stored), _small("the run", run)], padding=(0, 6), expand=False
     )
 
 

@@ -1,7 +1,10 @@
 """The five acts in order. Each can be repeated without harm, so that a quickstart that was stopped goes on."""
 
+import math
 import sys
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -12,17 +15,17 @@ from fmscale.errors import DataError
 from fmscale.infer import Document
 from fmscale.infer.load import TrainedModel, open_trained
 from fmscale.quickstart.corpus import standard_library
-from fmscale.quickstart.heldout import SPLIT, complete, heldout, measure
+from fmscale.quickstart.heldout import SPLIT, complete, heldout, measure, training_text
 from fmscale.quickstart.page import render
 from fmscale.quickstart.results import Report, build_report, write_report
-from fmscale.quickstart.settings import DATASET, HELDOUT, Settings
+from fmscale.quickstart.settings import DATASET, HELDOUT, UNBROKEN_SHARE, Settings
 from fmscale.quickstart.state import State
-from fmscale.quickstart.training import train
+from fmscale.quickstart.training import train, train_unbroken
 from fmscale.store.open import open_store
-from fmscale.train.compare import read_history
+from fmscale.train.compare import History, read_history
 from fmscale.train.preflight import preflight
 
-ACTS = ("ingest", "train", "evaluate", "generate", "report")
+ACTS = ("ingest", "train", "unbroken", "evaluate", "generate", "report")
 
 
 class Screen(Protocol):
@@ -52,14 +55,16 @@ def run_quickstart(settings: Settings, screen: Screen) -> Report:
     """
     state = State(settings)
     corpus = _ingest(settings, state, screen)
-    steps = _train(settings, state, screen)
+    steps, warnings = _train(settings, state, screen)
+    unbroken = _train_unbroken(settings, state, screen, math.ceil(steps * UNBROKEN_SHARE))
     if settings.device == "cpu":
         # Threads of a small model wait for one another more than they compute; where others use the cores too they
         # took 40 times longer (80 tokens: 49 s instead of 1 s).
         torch.set_num_threads(1)
     trained = open_trained(f"{settings.store}#{settings.run}", device=settings.device)
     report = _measured(settings, state, screen, trained, heldout(trained))
-    return _reported(settings, state, screen, {**report, "steps": steps, "corpus": corpus})
+    found = {**report, "steps": steps, "warnings": warnings, "corpus": corpus}
+    return _reported(settings, state, screen, read_history(unbroken), found)
 
 
 def _ingest(settings: Settings, state: State, screen: Screen) -> dict[str, Any]:
@@ -91,8 +96,10 @@ def _ingest(settings: Settings, state: State, screen: Screen) -> dict[str, Any]:
     }
 
 
-def _train(settings: Settings, state: State, screen: Screen) -> int:
-    """Train in two jobs; the steps of the run. Raises what would fail in either before anything is started."""
+def _train(settings: Settings, state: State, screen: Screen) -> tuple[int, list[str]]:
+    """Train in two jobs; the steps of the run, and what speaks against it. Raises what would fail in either before
+    anything is started.
+    """
     screen.begin("train")
     with state.timed("train"):
         checked = [preflight(settings.load(half), half.world) for half in settings.halves]
@@ -100,14 +107,25 @@ def _train(settings: Settings, state: State, screen: Screen) -> int:
             raise problem
         steps = checked[0].forecast.steps
         assert steps is not None, "a config that does not say how long it is has a problem"
-
-        def watch(record: dict[str, Any]) -> None:
-            note = f"loss {record['loss']:.3f}, {record['tokens_per_second']:,.0f} tokens/s"
-            screen.advance("train", record["step"], steps, note)
-
-        train(settings, steps, watch, screen.tell)
+        for warning in checked[0].warnings:
+            screen.tell(f"warning: {warning}")
+        train(settings, steps, partial(_watch, screen, "train", steps), screen.tell)
     screen.end("train", f"{steps} steps")
-    return steps
+    return steps, checked[0].warnings
+
+
+def _train_unbroken(settings: Settings, state: State, screen: Screen, steps: int) -> Path:
+    """Train the first steps of the same run without a stop; that run's folder."""
+    screen.begin("unbroken")
+    with state.timed("unbroken"):
+        folder = train_unbroken(settings, steps, partial(_watch, screen, "unbroken", steps))
+    screen.end("unbroken", f"the first {steps} steps")
+    return folder
+
+
+def _watch(screen: Screen, act: str, steps: int, record: dict[str, Any]) -> None:
+    note = f"loss {record['loss']:.3f}, {record['tokens_per_second']:,.0f} tokens/s"
+    screen.advance(act, record["step"], steps, note)
 
 
 def _measured(
@@ -115,36 +133,40 @@ def _measured(
 ) -> dict[str, Any]:
     """Held-out bits and completions."""
     config = settings.load()
-    total, seen = sum(len(one.text) for one in documents), 0
+    total, measured = sum(len(one.text) for one in documents), 0
 
     def progress(size: int) -> None:
-        nonlocal seen
-        seen += size
-        screen.advance("evaluate", seen, total)
+        nonlocal measured
+        measured += size
+        screen.advance("evaluate", measured, total)
 
     screen.begin("evaluate")
     with state.timed("evaluate"):
-        bits = measure(trained, documents, window=config.data.sequence_length, progress=progress)
+        seen = training_text(trained)
+        bits = measure(trained, documents, seen, window=config.data.sequence_length, progress=progress)
     screen.end("evaluate", f"{len(bits)} held-out documents, {total:,} bytes")
     screen.begin("generate")
     with state.timed("generate"):
         completions = complete(trained, documents)
     screen.end("generate", f"{len(completions)} completions")
     parameters = num_parameters(config.model, trained.model.vocab_size)
-    return {"documents": bits, "completions": completions, "parameters": parameters}
+    found = {"documents": bits, "completions": completions, "parameters": parameters}
+    return {**found, "primed_bytes": len(seen)}
 
 
-def _reported(settings: Settings, state: State, screen: Screen, found: dict[str, Any]) -> Report:
+def _reported(
+    settings: Settings, state: State, screen: Screen, unbroken: History, found: dict[str, Any]
+) -> Report:
     """report.json and report.html."""
     screen.begin("report")
     with state.timed("report"):
         history = read_history(settings.folder)
         backend = open_store(settings.store, read_only=True)
-        report = build_report(settings.load(), backend, history, **found)
+        report = build_report(settings.load(), backend, history, unbroken, **found)
     report |= {"acts": state.acts, "wall_seconds": sum(state.acts.values())}
     report |= {"cpu_seconds": sum(state.cpu.values())}
     write_report(settings.folder, report)
-    page = render(report, [history.steps[step] for step in sorted(history.steps)])
+    page = render(report, *([one.steps[step] for step in sorted(one.steps)] for one in (history, unbroken)))
     path = settings.folder / "report.html"
     path.write_text(page, encoding="utf-8")
     screen.end("report", str(path))

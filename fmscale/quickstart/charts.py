@@ -28,6 +28,7 @@ def line_chart(
     *,
     label: str,
     marks: Sequence[Mark] = (),
+    under: tuple[Sequence[float], Sequence[float]] = ((), ()),
     stems: bool = False,
     least_top: float = 0.0,
     from_zero: bool = True,
@@ -39,6 +40,7 @@ def line_chart(
         ys: values; what is not finite is a gap.
         label: of the y axis, for screen readers too.
         marks: vertical lines.
+        under: (xs, ys) of another line, which is drawn wider and below.
         stems: values above 0 as vertical strokes instead of a line, for what is rare.
         least_top: the y axis reaches at least here, so that noise near zero does not fill the chart.
         from_zero: the y axis begins at 0.
@@ -71,6 +73,8 @@ def line_chart(
                 f'<text class="tick" x="{column:.1f}" y="{row + 16:.1f}" text-anchor="middle">{short(x)}</text>'
             )
     parts.append(f'<text class="tick" x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" text-anchor="end">step</text>')
+    if under[0]:
+        parts.append(f'<path class="under" d="{_path(*under, at)}"/>')
     if stems:
         parts += _stems(xs, ys, at)
     else:

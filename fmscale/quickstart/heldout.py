@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from fmscale.infer import Document, Sampling, evaluate, generate
-from fmscale.infer.compressors import gzip_bytes, xz_bytes
+from fmscale.infer.compressors import PRIMED_BYTES, gzip_bytes, primed_zstd, xz_bytes
 from fmscale.infer.heldout import stored_documents
 from fmscale.infer.load import TrainedModel
 
@@ -32,6 +32,8 @@ class Bits:
     """The document alone, by gzip -9."""
     xz: int
     """The document alone, by xz -9."""
+    primed: int
+    """The document by zstd -19 that has the training text as its dictionary: it has read what the model has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +56,32 @@ def heldout(trained: TrainedModel) -> list[Document]:
     return sorted((one for one in documents if one.text), key=lambda one: one.name)
 
 
+def training_text(trained: TrainedModel) -> bytes:
+    """The text that the model was trained on, as much as a dictionary of zstd's takes."""
+    texts: list[bytes] = []
+    size = 0
+    for one in stored_documents(
+        trained.backend, trained.dataset, "train", trained.tokenizer, bos=trained.bos, eos=trained.eos
+    ):
+        texts.append(one.text)
+        size += len(one.text)
+        if size >= PRIMED_BYTES:
+            break
+    return b"".join(texts)[:PRIMED_BYTES]
+
+
 def measure(
-    trained: TrainedModel, documents: Sequence[Document], *, window: int, progress: Callable[[int], None]
+    trained: TrainedModel,
+    documents: Sequence[Document],
+    seen: bytes,
+    *,
+    window: int,
+    progress: Callable[[int], None],
 ) -> list[Bits]:
-    """Each document's bits. `window`: tokens read at once, as in training; a quarter of them are context."""
+    """Each document's bits. `seen` is the training text; `window`: tokens read at once, as in training, a quarter of
+    them as context.
+    """
+    primed = primed_zstd(seen)
     scores = evaluate(
         trained.model,
         documents,
@@ -73,6 +97,7 @@ def measure(
             model=score.nats / math.log(2),
             gzip=8 * gzip_bytes(document.text),
             xz=8 * xz_bytes(document.text),
+            primed=8 * primed(document.text),
         )
         for document, score in zip(documents, scores, strict=True)
     ]

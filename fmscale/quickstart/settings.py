@@ -9,6 +9,8 @@ from fmscale.errors import ConfigError
 DATASET = "corpus"
 HELDOUT = 0.03
 """Share of the documents that training never sees: about 20 files of the standard library."""
+UNBROKEN_SHARE = 0.6
+"""Part of the steps that are trained once more without a stop: past the move, at little more than half the cost."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,17 +52,22 @@ class Settings:
         """What launcher and ranks print."""
         return self.folder / "train.log"
 
-    def overrides(self, half: Half | None = None) -> list[str]:
-        """The config's keys that are set here, as for `fmscale train`."""
+    def overrides(self, half: Half | None = None, *, unbroken: Path | None = None) -> list[str]:
+        """The config's keys that are set here, as for `fmscale train`; with `unbroken`, the folder of a run that is not
+        stopped half-way, of that run, which is not gone on with and saves nothing on its way.
+        """
+        folder = unbroken or self.folder
         values = [
             f"store.url={self.store}",
-            f"train.folder={self.folder.parent}",
-            f"train.run={self.run}",
+            f"train.folder={folder.parent}",
+            f"train.run={folder.name}",
             f"train.device={self.device}",
             f"data.sources.0.dataset={DATASET}",
         ]
         if self.steps is not None:
             values += [f"train.steps={self.steps}", f"checkpoint.every={max(1, self.steps // 6)}"]
+        if unbroken is not None:
+            values += ["checkpoint.every=null", "train.resume=never"]
         if half is not None:
             values.append(f"train.zero_stage={half.stage}")
             # One rank alone on a CPU takes a second core, which then nobody else uses.

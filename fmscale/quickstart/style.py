@@ -37,11 +37,13 @@ figcaption { font-size: 14px; margin-bottom: 6px; } figcaption span { color: var
 .grid { stroke: var(--rule); } .tick { fill: var(--soft); font-size: 11px; }
 .name { fill: var(--ink); font-size: 12px; }
 .line { fill: none; stroke: var(--blue); stroke-width: 1.6; stroke-linejoin: round; }
+.under { fill: none; stroke: var(--orange); stroke-opacity: 0.45; stroke-width: 6; stroke-linejoin: round; }
 line.stem { stroke: var(--blue); stroke-width: 2; } circle.stem { fill: var(--blue); }
 line.mark { stroke: var(--orange); stroke-width: 1.5; stroke-dasharray: 4 3; }
 text.mark { fill: var(--orange); font-size: 12px; font-weight: 600; }
 .span { stroke: var(--rule); stroke-width: 2; }
 .dot.fmscale { fill: var(--blue); background: var(--blue); }
+.dot.primed { fill: var(--good); background: var(--good); }
 .dot.gzip { fill: var(--orange); background: var(--orange); }
 .dot.xz { fill: var(--grey); background: var(--grey); }
 .legend { display: flex; gap: 18px; font-size: 13px; margin-bottom: 8px; }

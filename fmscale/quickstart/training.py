@@ -1,4 +1,5 @@
-"""The training act: two jobs through `fmscale launch`, the first told to stop half-way by a signal.
+"""The training acts: two jobs through `fmscale launch`, the first told to stop half-way by a signal, and a run beside
+them that nothing stops.
 
 Where the run stands is what its store says, so that a quickstart that was killed anywhere goes on.
 """
@@ -21,7 +22,7 @@ from fmscale.runtime.failure import clear_failure, describe_failure, first_failu
 from fmscale.runtime.sinks import read_jsonl
 from fmscale.store.open import open_store
 
-LOOK_SECONDS = 0.2
+LOOK_SECONDS = 0.5
 PR_SET_PDEATHSIG = 1
 STOP_SECONDS = 120.0
 """Longest wait for ranks that were asked to save and end."""
@@ -63,22 +64,41 @@ def train(settings: Settings, steps: int, watch: Watch, tell: Callable[[str], No
         )
 
 
-def _run_job(settings: Settings, half: Half, watch: Watch, *, stop_at: int | None = None) -> None:
+def train_unbroken(settings: Settings, steps: int, watch: Watch) -> Path:
+    """Train the first `steps` steps anew as the first half's ranks do, without a stop before; the folder of that run.
+    Does nothing where that was done; one that did not come so far is begun again, as it would be a broken one.
+
+    Raises TrainingFailed with what the first rank said.
+    """
+    tries = sorted(settings.folder.glob(f"{settings.run}-unbroken-*"), key=lambda path: path.stat().st_ctime)
+    newest = _newest(tries[-1] / "metrics.jsonl") if tries else None
+    if newest and newest["step"] >= steps:
+        return tries[-1]
+    folder = settings.folder / f"{settings.run}-unbroken-{len(tries) + 1}"
+    _run_job(settings, settings.halves[0], watch, stop_at=steps, unbroken=folder)
+    return folder
+
+
+def _run_job(
+    settings: Settings, half: Half, watch: Watch, *, stop_at: int | None = None, unbroken: Path | None = None
+) -> None:
     """Run one job to its end, or to the stop. Raises TrainingFailed if it fails."""
-    clear_failure(settings.folder)
-    settings.folder.mkdir(parents=True, exist_ok=True)
-    with settings.log.open("ab") as log, _job(_command(settings, half), log.fileno()) as process:
+    folder = unbroken or settings.folder
+    clear_failure(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    command = _command(settings.overrides(half, unbroken=unbroken), settings.config, half)
+    with settings.log.open("ab") as log, _job(command, log.fileno()) as process:
         asked = False
         while process.poll() is None:
             time.sleep(LOOK_SECONDS)
-            record = _newest(settings.folder / "metrics.jsonl")
+            record = _newest(folder / "metrics.jsonl")
             if record:
                 watch(record)
             if stop_at is not None and record and record["step"] >= stop_at and not asked:
                 process.send_signal(signal.SIGUSR1)
                 asked = True
     if process.returncode:
-        report = first_failure(settings.folder)
+        report = first_failure(folder)
         raise TrainingFailed(
             "training ended with an error",
             found=describe_failure(report) if report else _tail(settings.log),
@@ -86,7 +106,7 @@ def _run_job(settings: Settings, half: Half, watch: Watch, *, stop_at: int | Non
         )
 
 
-def _command(settings: Settings, half: Half) -> list[str]:
+def _command(overrides: list[str], config: str, half: Half) -> list[str]:
     """`fmscale launch`, as a user would type it."""
     beside = Path(sys.executable).with_name("fmscale")
     program = str(beside) if beside.is_file() else shutil.which("fmscale")
@@ -95,7 +115,7 @@ def _command(settings: Settings, half: Half) -> list[str]:
             "the command fmscale is neither beside this Python nor on the PATH",
             remedy="Install fmscale into the environment that starts it: pip install fmscale.",
         )
-    words = [program, "launch", settings.config, *settings.overrides(half)]
+    words = [program, "launch", config, *overrides]
     return [*words, "--with", "torchrun", "--nodes", "1", "--procs-per-node", str(half.world)]
 
 

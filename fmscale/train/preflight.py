@@ -37,6 +37,8 @@ from fmscale.train.resume import choose_resume
 from fmscale.train.run import total_steps
 from fmscale.train.schedule import learning_rate
 
+MANY_EPOCHS = 4
+"""Passes over a source up to which repeated tokens are worth new ones (Muennighoff et al. 2023, arXiv 2305.16264)."""
 STORE_SECONDS = 10.0
 """Deadline of a request: a plan should answer, also where the store is out of reach."""
 
@@ -161,12 +163,13 @@ def preflight(
         device=device,
     )
     samples = batch.global_batch * steps if batch and steps else None
+    facts = _facts(sources, samples)
     return Preflight(
         forecast=made,
-        sources=_facts(sources, samples),
+        sources=facts,
         begins=begins,
         problems=checks.problems,
-        warnings=_warnings(config, steps),
+        warnings=[*_warnings(config, steps), *_repeats(facts, steps)],
         notes=checks.notes,
     )
 
@@ -198,6 +201,18 @@ def _warnings(config: Config, steps: int | None) -> list[str]:
         f"{config.place('schedule.warmup_steps')} is {warmup}, and the run has {steps} steps: the learning rate "
         f"comes to {reached:.2g} and never to optimizer.lr, {peak:.2g}. Take schedule.warmup_steps of a tenth of "
         "the steps or less."
+    ]
+
+
+def _repeats(facts: list[SourceFacts], steps: int | None) -> list[str]:
+    """Sources that the run reads more often than is of use."""
+    return [
+        f"the run reads dataset {one.dataset} ({one.tokens:,} tokens) {one.epochs:.0f} times. Up to {MANY_EPOCHS} "
+        f"times a token teaches as much as a new one, after some 16 next to nothing: it is learned by heart. Give "
+        f"{one.tokens * one.epochs / MANY_EPOCHS:,.0f} tokens or more, or train.steps "
+        f"{max(1, int(steps * MANY_EPOCHS / one.epochs))}."
+        for one in facts
+        if steps and one.epochs and one.epochs > MANY_EPOCHS
     ]
 
 

@@ -203,6 +203,20 @@ def test_more_warmup_than_steps_is_warned_of(config: Path):
     assert plan(config, "schedule.warmup_steps=9")[1]["warnings"] == []
 
 
+def test_a_source_that_is_read_many_times_is_warned_of(config: Path):
+    status, found = plan(config, "train.steps=200")
+    passes = {one["dataset"]: one["epochs"] for one in found["sources"]}
+    assert passes["docs"] > 4
+    assert status == 0
+    warned = next(text for text in found["warnings"] if "dataset docs" in text)
+    assert f"{passes['docs']:.0f} times" in warned
+    steps = int(warned.rpartition("train.steps ")[2].rstrip("."))
+    again = plan(config, f"train.steps={steps}")[1]
+    assert [text for text in again["warnings"] if "dataset docs" in text] == []
+    passes = {one["dataset"]: one["epochs"] for one in again["sources"]}
+    assert 3.9 < passes["docs"] <= 4, "the steps that are named read it four times"
+
+
 def test_a_store_that_does_not_answer_is_asked_once(config: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")

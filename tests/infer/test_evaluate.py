@@ -4,10 +4,11 @@ import subprocess
 import numpy as np
 import pytest
 import torch
+import zstandard
 
 from fmscale.errors import ConfigError
 from fmscale.infer import Document, evaluate
-from fmscale.infer.compressors import COMPRESSORS, bits_per_byte, gzip_bytes, xz_bytes
+from fmscale.infer.compressors import COMPRESSORS, bits_per_byte, gzip_bytes, primed_zstd, xz_bytes
 from fmscale.models import Decoder
 from tests.models.models import VOCAB, small, tokens
 
@@ -117,6 +118,16 @@ def test_compressors_are_the_commands(command: str, count):
     text = b"".join(b"def f%d(x):\n    return x + %d\n" % (i, i) for i in range(300))
     out = subprocess.run([command, "-9", "-c"], input=text, capture_output=True, check=True).stdout
     assert count(text) == pytest.approx(len(out), abs=8)
+
+
+def test_a_primed_compressor_has_read_what_it_is_given():
+    seen = b"".join(b"def f%d(x):\n    return x + %d\n" % (i, i * i) for i in range(3000))
+    text = seen[40_000:44_000] + b"and something new"
+    assert primed_zstd(seen)(text) < 50 < primed_zstd(b"")(text)
+    assert primed_zstd(b"")(b"") > 0
+    known = zstandard.ZstdCompressionDict(seen, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+    plain = zstandard.ZstdCompressor(level=19, dict_data=known).compress(text)
+    assert primed_zstd(seen)(text) == pytest.approx(len(plain), abs=16)
 
 
 def test_bits_per_byte_are_all_bits_over_all_bytes():
