@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from threading import Condition
 from typing import Any, Literal
@@ -40,6 +40,8 @@ class SaveReport:
     `retrying`: an attempt failed and is repeated. `skipped`: the one before was still being written."""
     reason: str = ""
     """Why, where it is not acknowledged."""
+    time: float = field(default_factory=time.time)
+    """When that became so: seconds since 1970."""
     entry: int | None = None
     """Number of the log entry."""
     lease_lost: bool = False

@@ -1,10 +1,10 @@
 """Writes one file to a store while its bytes become known, and computes its checksums on the way.
 
-On a file system: an unnamed file (O_TMPFILE: a kill leaves nothing behind), reserved in full (a full disk
-shows before anything is written), two threads that each take the checksums of an 8 MiB block and write it with
-O_DIRECT straight from the snapshot's pages, fsync, then names for it and its checksums and one fsync of the
-folder. Measured on one virtio disk, 2 cores, 268 MB: 2.0 GB/s, against 1.1 to 1.5 with one thread. On an object
-store: one multipart upload.
+On a file system: an unnamed file (O_TMPFILE: a kill leaves nothing behind), reserved as far as is known what goes
+into it (a full disk shows early, and a save that refers to most of its state needs no room for that), two threads
+that each take the checksums of an 8 MiB block and write it with O_DIRECT straight from the snapshot's pages, fsync,
+then names for it and its checksums and one fsync of the folder. Measured on one virtio disk, 2 cores, 268 MB:
+2.0 GB/s, against 1.1 to 1.5 with one thread. On an object store: one multipart upload.
 """
 
 import errno
@@ -30,8 +30,6 @@ from fmscale.store.posix import make_folders, sync_directory, translated
 
 THREADS = 2
 """One computes checksums while the other waits for the disk."""
-RESERVED_BYTES = 256 << 20
-"""Reserved at once where it is not known how large a file becomes."""
 
 _NOT_OFFERED = (errno.EINVAL, errno.EOPNOTSUPP, errno.EISDIR)
 """What open(2) gives for O_DIRECT or O_TMPFILE where a file system has them not."""
@@ -168,7 +166,7 @@ def _write_stream(
     file: _File, stream: Stream, fill: Fill, pool: Executor, digests: bool, exact: bool
 ) -> np.ndarray:
     """Fill the file from the stream; the checksums."""
-    reserved = _Reserved(file.descriptor, stream.most if exact else RESERVED_BYTES)
+    reserved = _Reserved(file.descriptor)
     found: dict[int, np.ndarray] = {}
 
     def write() -> None:
@@ -183,7 +181,7 @@ def _write_stream(
                     scratch = _own_scratch()
                     scratch[:size] = block
                     block = scratch[: pages(size)]
-                reserved.reach(start + block.nbytes)
+                reserved.reach(max(stream.nbytes, start + block.nbytes))
                 _write_all(file.descriptor, block, start)
         except BaseException as error:
             stream.fail(error)
@@ -209,16 +207,16 @@ def _write_stream(
 class _Reserved:
     """Space of a file that is had before it is written: a lack of it shows early."""
 
-    def __init__(self, descriptor: int, step: int) -> None:
-        self._descriptor, self._step, self._bytes = descriptor, max(PAGE, pages(step)), 0
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor, self._bytes = descriptor, 0
         self._lock = threading.Lock()
 
     def reach(self, end: int) -> None:
-        """Have space up to `end`."""
+        """Have space up to `end`, and for no byte that may not come."""
         with self._lock:
-            while self._bytes < end:
-                os.posix_fallocate(self._descriptor, self._bytes, self._step)
-                self._bytes += self._step
+            if self._bytes < end:
+                os.posix_fallocate(self._descriptor, self._bytes, pages(end) - self._bytes)
+                self._bytes = pages(end)
 
 
 def _write_all(descriptor: int, data: memoryview, start: int) -> None:

@@ -82,14 +82,15 @@ def audit(
 
     The run records what it delivers, a file a rank and job, with train.record_delivery: true. What a killed job
     had delivered and the next one delivers again, the same, counts once. Only names, weights and masks of the
-    datasets and the size of bans are taken from the run; what was delivered is judged against the stored
-    documents. Exit status 1 when something is violated.
+    datasets, the size of bans and how far its newest checkpoint has come are taken from the run; what was delivered is
+    judged against the stored documents. Exit status 1 when something is violated.
     """
     from fmscale.data.audit import audit as run_audit
     from fmscale.store.open import open_store
+    from fmscale.train.batches import trained_samples
 
     backend = open_store(store, read_only=True)
-    report = run_audit(records, _sources(backend, _plan(backend, run)))
+    report = run_audit(records, _sources(backend, _plan(backend, run)), trained_samples(backend, run))
     values = asdict(report)
     if json:
         print_json(values)

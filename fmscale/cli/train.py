@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -42,9 +43,11 @@ def register(app: typer.Typer) -> None:
         outcome = run_training(load_config(config, overrides or ()), show=progress(), event=_tell)
         if outcome.world.rank == 0:
             told = f"run {outcome.run}: step {outcome.last_step}"
-            typer.echo(
-                f"{told}, stopped by {outcome.stop.name}" if outcome.stop else f"{told}, complete", err=True
-            )
+            with suppress(OSError):  # a terminal that is gone is no failure of the run
+                typer.echo(
+                    f"{told}, stopped by {outcome.stop.name}" if outcome.stop else f"{told}, complete",
+                    err=True,
+                )
 
 
 def progress(clock: Callable[[], float] = time.monotonic) -> Callable[[Mapping[str, Any]], None]:

@@ -64,7 +64,8 @@ class AuditReport:
     duplicate_samples: int
     """Samples delivered more than once by one job."""
     missing_samples: int
-    """Samples between the first and the last that nobody received."""
+    """Samples between the first and the last, or that the run has trained on, that are in no record: nobody
+    received them, or a disk did not take the record."""
     wrong_bytes: int
     """Rows whose tokens differ from the stored documents they claim to be."""
     tokens_twice: int
@@ -100,8 +101,11 @@ class _Stream:
     total: int
 
 
-def audit(records: Sequence[Path], sources: Sequence[AuditSource]) -> AuditReport:
-    """Audit the rows in the records of all ranks against the stored datasets.
+def audit(
+    records: Sequence[Path], sources: Sequence[AuditSource], trained: range | None = None
+) -> AuditReport:
+    """Audit the rows in the records of all ranks against the stored datasets. `trained` are samples that the run is
+    known to have been given.
 
     Raises DataError where there are no records, or one names a document that no dataset holds.
     """
@@ -139,7 +143,10 @@ def audit(records: Sequence[Path], sources: Sequence[AuditSource]) -> AuditRepor
             place[here], tokens[here], stream, sources[number], row_tokens, partial=int(k[0]) > 0
         )
         twice, masked, missing = twice + counts[0], masked + counts[1], missing + counts[2]
-    gaps = int(k[-1] - k[0]) + 1 - len(np.unique(k))
+    expected = range(int(k[0]), int(k[-1]) + 1)
+    if trained:
+        expected = range(min(expected.start, trained.start), max(expected.stop, trained.stop))
+    gaps = len(expected) - len(np.unique(k))
     first = np.searchsorted(rows_of, np.arange(len(table)))
     entropy, lag = _shuffle_quality(place[first], source, streams)
     error, allowed = _mixture_error(k, source, sources)
@@ -147,7 +154,7 @@ def audit(records: Sequence[Path], sources: Sequence[AuditSource]) -> AuditRepor
     for count, what in (
         (duplicates, "samples delivered more than once by one job"),
         (len(differing), f"samples that came again as something else after a resume, first k={changed_k}"),
-        (gaps, "samples never delivered"),
+        (gaps, "samples that no record shows as received"),
         (len(wrong), f"rows with bytes that are not those stored, first k={[int(k[i]) for i in wrong[:3]]}"),
         (twice, "tokens delivered twice in an epoch"),
         (masked, "tokens delivered of masked documents"),

@@ -17,6 +17,7 @@ import xxhash
 
 from fmscale.data.batch import Batch
 from fmscale.errors import DataError
+from fmscale.runtime.record_file import RecordFile
 
 PIECE = pa.struct(
     [("document", pa.binary(16)), ("offset", pa.int64()), ("start", pa.int32()), ("tokens", pa.int32())]
@@ -43,6 +44,8 @@ WHERE = (
 """Where records are, for whoever named others."""
 FLUSH_ROWS = 1024
 """Rows per record batch: what a kill loses of the evidence."""
+END_OF_STREAM = b"\xff\xff\xff\xff" + bytes(4)
+"""What an Arrow stream ends with."""
 
 
 def document_bytes(document: tuple[int, int]) -> bytes:
@@ -51,15 +54,16 @@ def document_bytes(document: tuple[int, int]) -> bytes:
 
 
 class DeliveryRecord:
-    """Appends what it is shown to a file; a context manager. The loader must read document ids."""
+    """Appends what it is shown to a file; a context manager. The loader must read document ids.
+
+    What the disk does not take is kept until it does, within bounds; what is lost is a hole that the audit names.
+    """
 
     def __init__(self, path: Path, dtype: str) -> None:
         """`dtype` is the dataset's token type, in which token bytes are digested."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._dtype = dtype
         self._rows: list[dict[str, object]] = []
-        self._file = path.open("wb")
-        self._writer = pa.ipc.new_stream(self._file, SCHEMA)
+        self._file = RecordFile(path, begin=SCHEMA.serialize().to_pybytes())
 
     def add(self, batch: Batch) -> None:
         """Record the real rows of a batch, as received."""
@@ -96,15 +100,14 @@ class DeliveryRecord:
     def flush(self) -> None:
         """Write what is pending to the file."""
         if self._rows:
-            self._writer.write_batch(pa.RecordBatch.from_pylist(self._rows, schema=SCHEMA))
-            self._file.flush()
+            batch = pa.RecordBatch.from_pylist(self._rows, schema=SCHEMA)
+            self._file.append(batch.serialize().to_pybytes())
             self._rows = []
 
     def close(self) -> None:
         """Flush and end the file."""
         self.flush()
-        self._writer.close()
-        self._file.close()
+        self._file.close(END_OF_STREAM)
 
     def __enter__(self) -> Self:
         return self

@@ -1,15 +1,18 @@
 """Where metrics go: a JSONL file for machines and a line on the terminal for people."""
 
 import json
+import logging
 import math
-import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from fmscale.errors import FormatError
+from fmscale.runtime.record_file import RecordFile
+
+logger = logging.getLogger(__name__)
 
 
 class Sink(Protocol):
@@ -25,30 +28,28 @@ class Sink(Protocol):
 
 
 class JsonlSink:
-    """One JSON object a line, with the time, appended; survives a kill.
+    """One JSON object a line, with its time, appended; survives a kill, and a disk that is full for a while.
 
     A line that an earlier process did not finish is cut off on opening. A number that JSON lacks (a loss
     that is not finite) is written as the text "nan", "inf" or "-inf".
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(path, "ab")  # noqa: SIM115  (open until close)
-        _cut_torn_line(path)
+        self._file = RecordFile(path, lines=True)
+
+    @property
+    def lost(self) -> int:
+        """Records that could not be written, and were more than memory is kept for."""
+        return self._file.lost
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append the record; the operating system has it when this returns."""
+        """Append the record; its `time` is now unless it has one."""
         values = {name: _jsonable(value) for name, value in {"time": time.time(), **record}.items()}
-        line = json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n"
-        self._file.write(line.encode())
-        self._file.flush()
+        self._file.append((json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
     def close(self) -> None:
         """Make what was written durable."""
-        if not self._file.closed:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
+        self._file.close()
 
 
 class ConsoleSink:
@@ -68,6 +69,22 @@ class ConsoleSink:
 
     def close(self) -> None:
         """Nothing to do: the stream is not ours."""
+
+
+def optional(show: Callable[[Mapping[str, Any]], None]) -> Callable[[Mapping[str, Any]], None]:
+    """`show`, whose OSErrors end nothing: a terminal or the reader of a pipe may go. The first one is logged."""
+    told = False
+
+    def shown(record: Mapping[str, Any]) -> None:
+        nonlocal told
+        try:
+            show(record)
+        except OSError as error:
+            if not told:
+                logger.warning("progress is not shown: %s. The run goes on.", error.strerror)
+            told = True
+
+    return shown
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
@@ -94,20 +111,6 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
                     remedy="Delete the line; each line is one record.",
                 )
             yield record
-
-
-def _cut_torn_line(path: Path) -> None:
-    with open(path, "rb+") as file:
-        end = file.seek(0, os.SEEK_END)
-        while end:
-            begin = max(0, end - 4096)
-            file.seek(begin)
-            newline = file.read(end - begin).rfind(b"\n")
-            if newline >= 0:
-                end = begin + newline + 1
-                break
-            end = begin
-        file.truncate(end)
 
 
 def _jsonable(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """Latency and throughput of a backend by kind of request."""
 
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Callable
@@ -22,6 +23,10 @@ RANGE_STREAMS = 16
 """Concurrent ranges, as a loader that prefetches makes them."""
 SAMPLES = 100
 """Requests of one kind at most; fewer if the time is used up first."""
+LARGE_PUTS = (4, 2 * STREAMS)
+"""Large objects that are written one after another, and at once."""
+ROOM = 8
+"""A part of so many of a disk's free bytes is what all large objects take at most: others use the rest meanwhile."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +52,7 @@ class Measurement:
 def measure_written(backend: Backend, seconds: float, progress: Callable[[str], None]) -> list[Measurement]:
     """Writes and reads of new objects, up to `seconds` for each kind; the objects are removed again."""
     folder = f"fmscale-doctor/{uuid.uuid4().hex}"
-    small, large = os.urandom(SMALL_BYTES), os.urandom(LARGE_BYTES)
+    small, large = os.urandom(SMALL_BYTES), os.urandom(_large_bytes(backend))
     written: set[str] = set()
 
     def fresh(number: int) -> str:
@@ -59,19 +64,32 @@ def measure_written(backend: Backend, seconds: float, progress: Callable[[str], 
         progress(f"{name} x{streams}")
         return _measure(name, size, streams, call, limit, seconds)
 
-    found = [
-        measure("put", SMALL_BYTES, 1, lambda n: backend.put(fresh(n), small), SAMPLES),
-        measure("put_if_absent", SMALL_BYTES, 1, lambda n: backend.put_if_absent(fresh(n), small), SAMPLES),
-        measure("put", LARGE_BYTES, 1, lambda n: backend.put(fresh(n), large), 4),
-        measure("put", LARGE_BYTES, STREAMS, lambda n: backend.put(fresh(n), large), 2 * STREAMS),
-    ]
-    keys = [fresh(0)]
-    backend.put(keys[0], large)
-    keys += [key for key in sorted(written) if key not in keys and backend.head(key).bytes == LARGE_BYTES]
-    found += _measure_reads(backend, keys, LARGE_BYTES, seconds, progress)
-    for one in written:
-        backend.delete(one)
-    return found
+    one, many = LARGE_PUTS
+    try:
+        found = [
+            measure("put", SMALL_BYTES, 1, lambda n: backend.put(fresh(n), small), SAMPLES),
+            measure(
+                "put_if_absent", SMALL_BYTES, 1, lambda n: backend.put_if_absent(fresh(n), small), SAMPLES
+            ),
+            measure("put", len(large), 1, lambda n: backend.put(fresh(n), large), one),
+            measure("put", len(large), STREAMS, lambda n: backend.put(fresh(n), large), many),
+        ]
+        keys = [fresh(0)]
+        backend.put(keys[0], large)
+        keys += [key for key in sorted(written) if key not in keys and backend.head(key).bytes == len(large)]
+        return found + _measure_reads(backend, keys, len(large), seconds, progress)
+    finally:
+        for key in written:
+            backend.delete(key)
+
+
+def _large_bytes(backend: Backend) -> int:
+    """Size of a large object: LARGE_BYTES, or what the rest of a small disk allows."""
+    path = backend.local_path("fmscale.json")
+    if path is None:
+        return LARGE_BYTES
+    share = shutil.disk_usage(path.parent).free // ROOM // (sum(LARGE_PUTS) + 1)
+    return max(SMALL_BYTES, min(LARGE_BYTES, share))
 
 
 def measure_existing(backend: Backend, seconds: float, progress: Callable[[str], None]) -> list[Measurement]:

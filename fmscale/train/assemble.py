@@ -65,7 +65,7 @@ def assemble(
     def tell(**record: Any) -> None:
         journal.event(**record)
         if world.rank == 0:
-            event(record)
+            event({name: value for name, value in record.items() if name != "time"})
 
     def meta(step: int, loader_state: dict[str, Any]) -> RunMeta:
         return RunMeta(

@@ -35,6 +35,18 @@ def recorded_batches(backend: Backend, run: str) -> Batches | None:
     return Batches(list(schedule.items()))
 
 
+def trained_samples(backend: Backend, run: str) -> range | None:
+    """Samples that the run's newest checkpoint has behind it; None without one. Of a run that began with another's
+    state only the last of them is known to be its own. Raises StoreError or CorruptData.
+    """
+    newest = max(list_checkpoints(backend, run), key=lambda one: (one.step, one.entry), default=None)
+    if newest is None:
+        return None
+    meta = load_manifest(backend, newest).meta
+    stop, resume = meta["loader"]["k"], meta["config"].get("train", {}).get("resume", "auto")
+    return range(0 if resume in ("auto", "never") else max(stop - 1, 0), stop)
+
+
 def _stand(backend: Backend, found: Found) -> tuple[int, int, int]:
     """(steps taken, samples taken, rows of a step) at a checkpoint."""
     meta = load_manifest(backend, found).meta

@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint as recomputed
+from torch.utils.checkpoint import checkpoint
 
 from fmscale.config import Batch, Config
 from fmscale.models import build
@@ -16,11 +16,21 @@ from fmscale.train.engine import DeepSpeedEngine, born_partitioned
 from fmscale.train.trained import Cast, Trained
 
 
-def build_engine(config: Config, world: World, vocab_size: int, batch: Batch, device: str) -> DeepSpeedEngine:
-    """The engine of a new run: weights made of `train.seed` alone, the same at any number of ranks."""
+def build_engine(
+    config: Config, world: World, vocab_size: int, batch: Batch, device: str, *, compiler: str = "inductor"
+) -> DeepSpeedEngine:
+    """The engine of a new run: weights made of `train.seed` alone, the same at any number of ranks.
+
+    `compiler` is the backend of torch.compile, where that is used.
+    """
     train = config.train
     model = _seeded(config, world, vocab_size, batch, device)
-    wrap_blocks(model.layers, recompute=train.recompute == "full", compiled=_compiled(config, device))
+    wrap_blocks(
+        model.layers,
+        recompute=train.recompute == "full",
+        dropout=config.model.dropout > 0,
+        compiler=compiler if _compiled(config, device) else None,
+    )
     trained = Trained(model, next_token)
     cast = train.precision == "bf16" and train.zero_stage == 0
     return DeepSpeedEngine(
@@ -55,16 +65,20 @@ def _seeded(config: Config, world: World, vocab_size: int, batch: Batch, device:
     return model
 
 
-def wrap_blocks(layers: nn.ModuleList, *, recompute: bool, compiled: bool) -> None:
+def wrap_blocks(layers: nn.ModuleList, *, recompute: bool, dropout: bool, compiler: str | None) -> None:
     """Give each block its recompute and its compiled code, from outside: a block knows of neither.
 
-    Compiled by block, not as a whole: one block's code serves all, and compiles in seconds.
+    Compiled by block, not as a whole: one block's code serves all, and compiles in seconds. Recompute is around it,
+    as torch compiles nothing that a checkpoint calls. Without `dropout` a block that runs again needs no
+    generator's state, which costs four copies a block on a GPU.
     """
     for block in layers:
-        if compiled:
-            block.compile(dynamic=None)
+        if compiler is not None:
+            block.forward = torch.compile(block.forward, dynamic=None, backend=compiler)
         if recompute:
-            block.forward = partial(recomputed, block.forward, use_reentrant=False)
+            block.forward = partial(
+                checkpoint, block.forward, use_reentrant=False, preserve_rng_state=dropout
+            )
 
 
 def _compiled(config: Config, device: str) -> bool:

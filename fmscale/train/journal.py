@@ -1,6 +1,7 @@
 """Metrics of the steps: kept on the device until they are logged, then reduced over ranks in one exchange."""
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,11 +43,11 @@ class Journal:
         self._flops_per_token = flops_per_token
         self._peak = peak_flops
         self._world_size = world_size
-        self._pending: list[tuple[int, float, StepResult, Timing]] = []
+        self._pending: list[tuple[int, float, StepResult, Timing, float]] = []
 
     def add(self, step: int, rate: float, result: StepResult, timing: Timing) -> None:
-        """Remember a step. Costs no synchronisation with the device."""
-        self._pending.append((step, rate, result, timing))
+        """Remember a step, which has just ended. Costs no synchronisation with the device."""
+        self._pending.append((step, rate, result, timing, time.time()))
 
     def flush(self, show: Callable[[Mapping[str, Any]], None] | None = None) -> list[dict[str, Any]]:
         """Write what is pending; the records. `show` gets the last one, on every rank."""
@@ -60,9 +61,10 @@ class Journal:
         timings = [entry[3] for entry in self._pending]
         slowest = largest(torch.tensor([[t.step, t.data_stall, t.ckpt_blocking] for t in timings]))
         records = []
-        for i, (step, rate, result, _) in enumerate(self._pending):
+        for i, (step, rate, result, _, ended) in enumerate(self._pending):
             seconds, stall, blocking = slowest[i].tolist()
             record: dict[str, Any] = {
+                "time": ended,
                 "step": step + 1,
                 "loss": float(sums[i, 0]) / result.tokens if result.tokens else math.nan,
                 "tokens": int(result.tokens),

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from fmscale.config import Batch, Config, derive_batch
 from fmscale.errors import ConfigError, StoreError
 from fmscale.runtime.failure import Whereabouts, recorded
+from fmscale.runtime.sinks import optional
 from fmscale.runtime.stop import Stop
 from fmscale.runtime.world import World, read_world
 from fmscale.train.assemble import Show, assemble
@@ -74,7 +75,7 @@ def run_training(config: Config, *, show: Show, event: Show) -> Outcome:
             batch = derive_batch(config.batch, world.dp_size, place=config.place("batch"))
             steps = total_steps(config, batch.global_batch)
             check_length(config)
-            return _run(session, batch, steps, stack, show, event)
+            return _run(session, batch, steps, stack, optional(show), optional(event))
 
 
 def _run(session: Session, batch: Batch, steps: int, stack: ExitStack, show: Show, event: Show) -> Outcome:
@@ -98,7 +99,7 @@ def _run(session: Session, batch: Batch, steps: int, stack: ExitStack, show: Sho
         world=world,
     )
     if world.rank == 0:
-        (session.folder / "outcome.json").write_text(json.dumps(outcome.to_json(), indent=2) + "\n")
+        _write_outcome(outcome)
     if saved != step:
         raise StoreError(
             f"the state after step {step} of run {config.train.run} is not saved; "
@@ -108,6 +109,20 @@ def _run(session: Session, batch: Batch, steps: int, stack: ExitStack, show: Sho
             "from the newest checkpoint.",
         )
     return outcome
+
+
+def _write_outcome(outcome: Outcome) -> None:
+    """Where the disk does not take it there is none: that of an earlier job must not be taken for it."""
+    path = outcome.folder / "outcome.json"
+    beside = path.with_name(".outcome.json")
+    try:
+        beside.write_text(json.dumps(outcome.to_json(), indent=2) + "\n")
+        beside.replace(path)
+    except OSError as error:
+        logger.warning("%s is not written: %s", path, error.strerror)
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
 
 def total_steps(config: Config, global_batch: int) -> int:

@@ -1,11 +1,14 @@
 """A store that runs full while a checkpoint is written."""
 
+import os
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from fmscale.checkpoint.piece import Piece
 from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.store.open import open_store
 from tests.checkpoint.states import RUN, Fleet, Tensors, assert_restores
@@ -54,3 +57,22 @@ def test_space_that_comes_back_in_time_saves_the_save(small_disk: Path, in_threa
         assert [report.state for report in reports][-1] == "acknowledged"
         assert "full" in reports[0].reason
     assert_restores(url, 1, tensors=BULKY)
+
+
+def is_of(name: str, piece: Piece) -> bool:
+    return piece.name == name
+
+
+def test_an_incremental_save_needs_room_for_what_changed_only(
+    small_disk: Path, in_thread: None, quick: None
+) -> None:
+    """8 MiB are stored; 5 MiB are left for two saves that change 2 MiB each."""
+    url = str(small_disk / "store")
+    config = CheckpointConfig(grace_seconds=0.0, retries=0, keep_last=1)
+    with Fleet(url, ranks=2, seed=None, tensors=BULKY, config=config) as fleet:
+        fleet.saved(1)
+        free = os.statvfs(small_disk)
+        (small_disk / "ballast").write_bytes(bytes(free.f_bavail * free.f_bsize - (5 << 20)))
+        for step in (2, 3):
+            reports = fleet.saved(step, changed=partial(is_of, f"w{step}"))
+            assert [report.bytes_written for [report] in reports] == [1 << 20] * 2

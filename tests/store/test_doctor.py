@@ -1,6 +1,7 @@
 """`fmscale doctor` on stores that are good, slow, closed, unsafe and absent."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -10,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from fmscale.errors import AccessDenied, StoreUnavailable
+from fmscale.errors import AccessDenied, StoreFull, StoreUnavailable
 from fmscale.store.advice import advise
 from fmscale.store.backend import Backend
 from fmscale.store.doctor import examine
 from fmscale.store.measure import LARGE_BYTES, RANGE_BYTES, SMALL_BYTES, Measurement
 from fmscale.store.open import open_store
 from fmscale.store.probe import RECORD_KEY, probe
+from tests.helpers.disks import mounted
 from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.s3_server import S3Server
 
@@ -33,6 +35,22 @@ EXPECTED = {
     ("get", LARGE_BYTES, 1),
     ("get", LARGE_BYTES, 8),
 }
+
+
+def test_a_small_disk_is_measured_with_little_of_it_and_what_is_measured_with_is_gone(tmp_path: Path) -> None:
+    with mounted(tmp_path / "disk", "24m") as disk:
+        (disk / "store").mkdir()
+        seen: list[int] = []
+        report = examine(
+            str(disk / "store"), seconds=0.01, progress=lambda _: seen.append(shutil.disk_usage(disk).used)
+        )
+        assert max(seen) < 6 << 20, "an eighth, and small objects"
+        assert any(one.operation == "put" and one.bytes > SMALL_BYTES for one in report.measurements)
+        (disk / "ballast").write_bytes(bytes(shutil.disk_usage(disk).free - 50_000))
+        with pytest.raises(StoreFull):
+            examine(str(disk / "store"), seconds=0.01)
+        left = [path.name for path in (disk / "store").rglob("*") if path.is_file()]
+        assert left == [RECORD_KEY]
 
 
 def fmscale(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:

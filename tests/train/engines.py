@@ -27,12 +27,14 @@ def config_of(stage: int, precision: str, **train: Any) -> Config:
     )
 
 
-def make_engine(config: Config, rank: int, size: int, accumulation: int = 1) -> DeepSpeedEngine:
+def make_engine(
+    config: Config, rank: int, size: int, accumulation: int = 1, compiler: str = "inductor"
+) -> DeepSpeedEngine:
     restart_numbers()
     world = World(rank=rank, world_size=size, dp_rank=rank, dp_size=size)
     micro = -(-ROWS // size // accumulation)
     batch = Batch(global_batch=ROWS, micro_batch=micro, accumulation=accumulation, dp_size=size)
-    return build_engine(config, world, VOCAB, batch, "cpu")
+    return build_engine(config, world, VOCAB, batch, "cpu", compiler=compiler)
 
 
 def rows_of(step: int, first: int, stop: int, rows: int) -> Rows:

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from fmscale.config import Config, OptimizerConfig
 from tests.helpers.ranks import run_ranks
@@ -57,27 +56,71 @@ def test_gradients_travel_in_the_reduce_precision(stage: int) -> None:
     assert half == pytest.approx(full, rel=0.02)
 
 
-def block_calls(rank: int, size: int, recompute: str, compiled: bool | None) -> Any:
-    """How often the code of a block ran in a step of one forward, and how many of each module were compiled."""
-    from fmscale.models.decoder import Block
+def compiled_training(rank: int, size: int, stage: int, recompute: str, dropout: float) -> Any:
+    """Losses, norms and weights of two steps as they are and compiled; how often blocks, and what is compiled of them,
+    ran forward in a step; graphs and the breaks between them.
+    """
+    from torch._dynamo import register_backend, utils
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._functorch.aot_autograd import make_boxed_func
 
-    ran: Counter[str] = Counter()
-    forward = Block.forward
+    from fmscale.models.layers.feed_forward import FeedForward
 
-    def counted(self: Any, *args: Any, **options: Any) -> Any:
-        ran["forward"] += 1
-        return forward(self, *args, **options)
+    ran = Counter[str]()
+    name, real = f"counting-{id(ran)}", FeedForward.forward
+
+    def counted(self: Any, *args: Any) -> Any:
+        ran["blocks"] += 1
+        return real(self, *args)
+
+    def forward(graph: Any, inputs: Any) -> Any:
+        return make_boxed_func(lambda *values: (ran.update(["compiled"]), graph(*values))[1])
+
+    def backward(graph: Any, inputs: Any) -> Any:
+        return make_boxed_func(graph)
+
+    def trained(compiled: bool) -> Any:
+        config = config_of(stage, "fp32", recompute=recompute, compile=compiled)
+        model = dataclasses.replace(config.model, num_layers=4, dropout=dropout)
+        config = dataclasses.replace(config, model=model)
+        engine = make_engine(config, rank, size, compiler=name)
+        torch.manual_seed(0)
+        return train(engine, rank, size, range(2)), [entry[-1] for entry in held(engine, save=True)]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Block, "forward", counted)
-        patch.setattr(nn.Module, "compile", lambda self, **_: ran.update([f"compile {type(self).__name__}"]))
-        config = config_of(2, "fp32", recompute=recompute, compile=compiled)
-        train(make_engine(config, rank, size), rank, size, range(1))
-    return dict(ran)
+        patch.setattr(FeedForward, "forward", counted)
+        eager = trained(False)
+    register_backend(aot_autograd(fw_compiler=forward, bw_compiler=backward), name)
+    torch._dynamo.reset()
+    utils.counters.clear()
+    compiled = trained(True)
+    graphs, breaks = utils.counters["stats"]["unique_graphs"], sum(utils.counters["graph_break"].values())
+    torch._dynamo.reset()
+    return eager, compiled, {kind: count // 2 for kind, count in ran.items()}, graphs, breaks
 
 
-def test_recompute_runs_each_block_again_and_compile_compiles_each() -> None:
-    """The model has two blocks."""
-    assert run_ranks(block_calls, 1, "none", None) == [{"forward": 2}]
-    assert run_ranks(block_calls, 1, "full", None) == [{"forward": 4}]
-    assert run_ranks(block_calls, 1, "none", True) == [{"forward": 2, "compile Block": 2}]
+@pytest.mark.parametrize(
+    ("stage", "recompute", "dropout"),
+    [
+        (2, "none", 0.0),
+        (2, "full", 0.0),
+        pytest.param(0, "full", 0.2, marks=pytest.mark.slow),
+        pytest.param(3, "none", 0.0, marks=pytest.mark.slow),
+        pytest.param(3, "full", 0.0, marks=pytest.mark.slow),
+    ],
+)
+def test_blocks_compile_with_and_without_recompute(stage: int, recompute: str, dropout: float) -> None:
+    """Four blocks share one graph. At stage 3 the hooks that fetch parameters break it."""
+    [(eager, compiled, ran, graphs, breaks)] = run_ranks(
+        compiled_training, 1, stage, recompute, dropout, timeout=600
+    )
+    runs = 8 if recompute == "full" else 4
+    assert ran["blocks"] == runs
+    if stage < 3:
+        assert 1 <= graphs <= 2
+        assert breaks == 0
+        assert ran["compiled"] == runs
+    else:
+        assert graphs >= 1
+    torch.testing.assert_close(torch.tensor(compiled[0]), torch.tensor(eager[0]), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(compiled[1], eager[1], rtol=1e-3, atol=1e-5)
