@@ -19,7 +19,7 @@ from fmscale.train.trained import Cast, Trained
 def build_engine(config: Config, world: World, vocab_size: int, batch: Batch, device: str) -> DeepSpeedEngine:
     """The engine of a new run: weights made of `train.seed` alone, the same at any number of ranks."""
     train = config.train
-    model = _seeded(config, world, vocab_size, batch, device)
+    model = _seeded(config, vocab_size, batch, device)
     wrap_blocks(model.layers, recompute=train.recompute == "full", compiled=_compiled(config, device))
     trained = Trained(model, next_token)
     cast = train.precision == "bf16" and train.zero_stage == 0
@@ -35,7 +35,7 @@ def build_engine(config: Config, world: World, vocab_size: int, batch: Batch, de
     )
 
 
-def _seeded(config: Config, world: World, vocab_size: int, batch: Batch, device: str) -> Decoder:
+def _seeded(config: Config, vocab_size: int, batch: Batch, device: str) -> Decoder:
     """The model with its first weights; at stage 3 each rank only ever has one parameter whole."""
     generator = torch.Generator().manual_seed(config.train.seed)
     if config.train.zero_stage < 3:
@@ -49,7 +49,7 @@ def _seeded(config: Config, world: World, vocab_size: int, batch: Batch, device:
         accumulation=batch.accumulation,
         device=device,
     )
-    with born_partitioned(world, shards) as whole:
+    with born_partitioned(shards, device) as whole:
         model = build(config.model, vocab_size=vocab_size)
         model.init_weights(generator, whole)
     return model

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.helpers.listeners import listeners
 from tests.helpers.s3_server import free_ports
 from tests.helpers.slurm import Slurm
 from tests.helpers.ssh_hosts import SshHosts
@@ -70,6 +71,7 @@ def mpich_first(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ranks_meet_with_what_they_were_given_and_stop_when_told(launcher: str, tmp_path: Path):
     process = start(*command(launcher, tmp_path, "meet", "wait", "two words", "$HOME;'\""))
     wait_for(tmp_path / "ready-0", tmp_path / "ready-1")
+    print("L", launcher, listeners(process.pid))
     process.send_signal(signal.SIGUSR1)
     status, out = finish(process)
     assert status == 0, out
