@@ -4,17 +4,23 @@ import ipaddress
 import os
 import socket
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
+import pytest
 
 LISTENS = "0A"
 
 
-def listeners(top: int) -> dict[tuple[str, int], str]:
-    """Address and port of each TCP socket on which the process `top` or one below it listens: a process that has it."""
-    found: dict[tuple[str, int], str] = {}
-    by_inode = _listening()
+Place = tuple[str, int]
+"""Address and port."""
+
+
+def listeners(top: int) -> dict[Place, set[str]]:
+    """Where the process `top` and those below it listen for TCP, and the commands of those that have the socket."""
+    found: dict[Place, set[str]] = {}
+    places = _listening()
     try:
         process = psutil.Process(top)
         family = [process, *process.children(recursive=True)]
@@ -22,17 +28,31 @@ def listeners(top: int) -> dict[tuple[str, int], str]:
         return {}
     for one in family:
         for inode in _sockets(one.pid):
-            if inode in by_inode:
-                found[by_inode[inode]] = _name(one)
+            if inode in places:
+                found.setdefault(places[inode], set()).add(_command(one))
     return found
 
 
-def off_loopback(top: int) -> dict[tuple[str, int], str]:
-    """Those of `listeners` that more than this machine reaches."""
-    return {place: who for place, who in listeners(top).items() if not ipaddress.ip_address(place[0]).is_loopback}
+def off_loopback(found: Mapping[Place, set[str]]) -> dict[Place, set[str]]:
+    """Those that more than this machine reaches, but for what an mpirun listens on itself."""
+    return {
+        place: commands
+        for place, commands in found.items()
+        if not ipaddress.ip_address(place[0]).is_loopback
+        if not any(command.partition(" ")[0].endswith("mpirun") for command in commands)
+    }
 
 
-def _listening() -> dict[str, tuple[str, int]]:
+def other_interface() -> str:
+    """An interface that the network reaches, which a run on one node must not listen on even if it is named."""
+    for name, addresses in psutil.net_if_addrs().items():
+        for one in addresses:
+            if one.family == socket.AF_INET and not ipaddress.ip_address(one.address).is_loopback:
+                return name
+    pytest.skip("needs an interface beside loopback")
+
+
+def _listening() -> dict[str, Place]:
     """Address and port of every listening socket of this network namespace, by inode."""
     found = {}
     for name, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
@@ -62,7 +82,7 @@ def _sockets(pid: int) -> list[str]:
     return found
 
 
-def _name(process: psutil.Process) -> str:
+def _command(process: psutil.Process) -> str:
     try:
         return " ".join(process.cmdline()[:3])
     except psutil.Error:

@@ -219,8 +219,9 @@ def _join(number: int, size: int, generation: int, port: int, timeout: float) ->
             from fmscale.train.accelerator import import_deepspeed
 
             deepspeed = import_deepspeed("cpu")
-            deepspeed.comm.init_distributed()
+            deepspeed.comm.init_distributed(auto_mpi_discovery=False)
             deepspeed.comm.destroy_process_group()
+            variables.take_back()
         else:
             distributed.destroy_process_group()
     place = {"SLURM_PROCID": number, "SLURM_LOCALID": number, "SLURM_NODEID": 0}
