@@ -15,7 +15,13 @@ from fmscale.runtime.group import connect, init_distributed
 from fmscale.runtime.waits import HostWaits
 from fmscale.runtime.world import read_world
 
+def refuse(*words):
+    raise AssertionError("a pickle")
+
 world = read_world()
+if world.launcher == "mpirun":
+    from mpi4py import MPI
+    MPI.pickle.__init__(refuse, refuse)
 store = connect(world, deadline=60)
 names = HostWaits(store, world).barrier("hello", value=f"{world.launcher}{world.rank}", deadline=60)
 if world.launcher == "torchrun" and world.attempt == 0 and world.rank == 1:
