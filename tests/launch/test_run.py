@@ -76,8 +76,8 @@ def assert_no_pickle(found: dict[Place, set[str]], made: Path) -> None:
     agent = next(place for place, who in found.items() if any("bin/torchrun" in one for one in who))
     store = distributed.TCPStore(*agent, is_master=False)
     keys = store.list_keys()
-    assert any("fmscale/0" in key for key in keys)
     assert [key for key in keys if pickled(store.get(key))] == []
+    assert any("fmscale/0" in key for key in keys)
     # protocol 0: a call of os.system
     evil = base64.b64encode(f"cos\nsystem\n(S'touch {made}'\ntR.".encode())
     for key in {"/torch.rendezvous.none", *(key for key in keys if "rendezvous" in key)}:
@@ -98,9 +98,9 @@ def test_ranks_meet_with_what_they_were_given_and_stop_when_told(launcher: str, 
     wait_for(tmp_path / "ready-0", tmp_path / "ready-1")
     found = listeners(process.pid)
     assert len(found) >= 3  # a store and two ranks of gloo
-    assert off_loopback(found) == {}
     if launcher == "torchrun":
         assert_no_pickle(found, tmp_path / "ran")
+    assert off_loopback(found) == {}
     process.send_signal(signal.SIGUSR1)
     status, out = finish(process)
     assert status == 0, out
