@@ -1,9 +1,16 @@
 """torchrun: an agent a node, which starts the ranks there. Each node is started by itself."""
 
-from fmscale.launch.plan import Plan, Request, meeting_point, summarized
+from importlib import metadata
+
+from fmscale.launch.plan import LOOPBACK, Plan, Request, meeting_point, summarized
+from fmscale.launch.ports import DEFAULT_PORT
 from fmscale.launch.programs import find_program
 
 from fmscale.errors import ConfigError
+
+BACKEND = "fmscale"
+"""Our rendezvous (`rendezvous.py`) under the name that pyproject.toml registers. torch's own that finds a port by
+itself keeps pickles in a store that listens on all interfaces."""
 
 SAVE_SECONDS = 300
 """Time that ranks get to save when the agent is told to end; its own default is 30 s, then it kills."""
@@ -17,9 +24,14 @@ def plan_torchrun(request: Request) -> Plan:
             found=request.hostfile,
             remedy="Give --nodes, --node-rank and --master-addr on each node, or take --with deepspeed.",
         )
-    meeting = ["--standalone"]
+    _check_registered()
     summary = summarized("torchrun", request)
-    if request.nodes > 1:
+    meeting = ["--rdzv-backend", BACKEND]
+    if request.nodes == 1:
+        # 0: any free port, which the ranks are told
+        port = meeting_point(request)[1] if request.master_port else 0
+        meeting += ["--rdzv-endpoint", f"{LOOPBACK}:{port}"]
+    else:
         if request.node_rank is None or request.master_addr is None:
             raise ConfigError(
                 f"torchrun on {request.nodes} nodes is started on each of them, told which one it is",
@@ -31,14 +43,14 @@ def plan_torchrun(request: Request) -> Plan:
                 f"There is no node {request.node_rank} among {request.nodes}",
                 remedy=f"Give --node-rank 0 to {request.nodes - 1}.",
             )
-        meeting = ["--nnodes", str(request.nodes), "--node-rank", str(request.node_rank)]
         summary += f"; this is node {request.node_rank}"
-    if request.nodes > 1 or request.master_port is not None:
         # The others only dial the port, which may well be taken on their own node.
         leads = not request.node_rank
-        host, port = meeting_point(request) if leads else (request.master_addr, request.master_port or 29_500)
-        meeting = [one for one in meeting if one != "--standalone"]
-        meeting += ["--master-addr", str(host), "--master-port", str(port)]
+        host, port = (
+            meeting_point(request) if leads else (request.master_addr, request.master_port or DEFAULT_PORT)
+        )
+        meeting += ["--nnodes", str(request.nodes), "--rdzv-conf", f"rank={request.node_rank}"]
+        meeting += ["--rdzv-endpoint", f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]
     options = [*meeting, "--nproc-per-node", str(request.procs_per_node)]
     options += ["--shutdown-timeout", str(SAVE_SECONDS), *request.arguments, "--no-python"]
     return Plan(
@@ -47,3 +59,13 @@ def plan_torchrun(request: Request) -> Plan:
         summary=summary,
         stop_by="ranks",
     )
+
+
+def _check_registered() -> None:
+    # Every copy of the metadata that is found: a checkout that is the working folder may have an older one.
+    installs = metadata.distributions(name="fmscale")
+    if not any(one.entry_points.select(group="torchrun.handlers", name=BACKEND) for one in installs):
+        raise ConfigError(
+            "torchrun does not know the rendezvous of fmscale: this install is older than its code",
+            remedy="Install it again: pip install -e . in its folder.",
+        )

@@ -33,8 +33,9 @@ export PYTHONUNBUFFERED="${PYTHONUNBUFFERED:-1}"
 
 # The agent would die of SIGUSR1, and so would a rank that is still starting; ranks hear it when they are ready.
 trap '' USR1
+# --rdzv-backend fmscale: the agents' store listens where MASTER_ADDR is, not on all interfaces, and holds no pickles.
 # --shutdown-timeout: on SIGTERM the agent gives its ranks 5 minutes to save, and not 30 s.
-exec torchrun --nnodes "$NODES" --node-rank "$NODE_RANK" \
-    --master-addr "$MASTER_ADDR" --master-port "$MASTER_PORT" \
+exec torchrun --nnodes "$NODES" --rdzv-backend fmscale --rdzv-conf "rank=$NODE_RANK" \
+    --rdzv-endpoint "$MASTER_ADDR:$MASTER_PORT" \
     --nproc-per-node "$PROCS" --shutdown-timeout 300 \
     --no-python fmscale train "$@"

@@ -1,6 +1,10 @@
-"""Brings the ranks together: a key-value store on the host first, torch.distributed when it is needed."""
+"""Brings the ranks together: a key-value store on the host first, torch.distributed when it is needed.
+
+Nothing listens but where the ranks are: on loopback if they are all on this node, else where MASTER_ADDR is.
+"""
 
 import importlib.util
+import json
 import logging
 import socket
 import time
@@ -8,37 +12,46 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from fmscale.errors import ConfigError, RankError
+from fmscale.runtime import variables
 from fmscale.runtime.stop import StopFlag
+from fmscale.runtime.tcp_store import LOOPBACK, serve_store, warn_of_loopback
 from fmscale.runtime.waits import LONGEST_PAUSE, NOTICE_SECONDS, STOP_SECONDS, told_to_stop
 from fmscale.runtime.world import World
 
 if TYPE_CHECKING:
-    from torch._C._distributed_c10d import Store, TCPStore
+    from torch._C._distributed_c10d import Store
 
 logger = logging.getLogger(__name__)
 
-LOOPBACK = "127.0.0.1"
 ANSWER_SECONDS = 5.0
 
 
 def connect(world: World, *, deadline: float = 300.0, stop: StopFlag | None = None) -> "Store":
     """A key-value store that all ranks of the run share, for `HostWaits` and `init_distributed`.
 
-    Rank 0 serves it at `world.master`, unless the launcher does; a process alone gets one of its own.
+    Rank 0 serves it at `world.master`, on one node at that port of loopback, unless the launcher does; a process alone
+    has one in its own memory, which listens nowhere.
     Raises ConfigError if the port is taken, RankError if rank 0 is not reached within `deadline` seconds, or within
     STOP_SECONDS after `stop` was set.
     """
+    from torch.distributed import HashStore  # type: ignore[attr-defined]
     from torch.distributed.distributed_c10d import PrefixStore
 
     store: Store
     if world.world_size == 1 and not world.hosted:
-        store = _serve(LOOPBACK, 0, deadline)
+        store = HashStore()
     elif world.master is None:
         store = _meet_over_mpi(world, deadline, stop)
-    elif world.rank == 0 and not world.hosted:
-        store = _serve(*world.master, deadline)
     else:
-        store = _reach(world, *world.master, deadline, stop)
+        host, port = world.master
+        if world.on_one_node and not world.hosted:
+            host = LOOPBACK
+        if world.rank or world.hosted:
+            store = _reach(world, host, port, deadline, stop)
+        else:
+            if not world.on_one_node:
+                warn_of_loopback(host)
+            store = serve_store(host, port, deadline)
     return PrefixStore(f"fmscale/{world.attempt}", store)
 
 
@@ -55,6 +68,8 @@ def init_distributed(world: World, store: "Store", *, device: str, deadline: flo
     on_gpu = device.startswith("cuda")
     if on_gpu:
         cuda.set_device(device)
+    if world.on_one_node:
+        _stay_on_loopback()
     try:
         distributed.init_process_group(
             backend="cpu:gloo,cuda:nccl" if on_gpu else "gloo",
@@ -71,19 +86,13 @@ def init_distributed(world: World, store: "Store", *, device: str, deadline: flo
         ) from error
 
 
-def _serve(host: str, port: int, deadline: float) -> "TCPStore":
-    from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
-
-    try:
-        return TCPStore(
-            host, port, is_master=True, timeout=timedelta(seconds=deadline), wait_for_workers=False
-        )
-    except DistError as error:
-        raise ConfigError(
-            "Rank 0 cannot open the port where the ranks meet",
-            found=f"{host}:{port}",
-            remedy="Set MASTER_PORT to a free one; another run may be using this.",
-        ) from error
+def _stay_on_loopback() -> None:
+    """Have gloo and NCCL listen on loopback alone; else they take the interface of the host's name or the fastest one,
+    and believe whoever connects.
+    """
+    # The kernel gives loopback this number in every network namespace.
+    name = socket.if_indextoname(1)
+    variables.lend(GLOO_SOCKET_IFNAME=name, NCCL_SOCKET_IFNAME=name)
 
 
 def _reach(world: World, host: str, port: int, deadline: float, stop: StopFlag | None) -> "Store":
@@ -136,11 +145,18 @@ def _meet_over_mpi(world: World, deadline: float, stop: StopFlag | None) -> "Sto
         )
     from mpi4py import MPI
 
-    one_node = world.local_size == world.world_size
+    # As bytes: what mpi4py sends of objects is a pickle.
+    told = bytearray(512)
     if world.rank:
-        host, port = MPI.COMM_WORLD.bcast(None)
+        MPI.COMM_WORLD.Bcast([told, MPI.BYTE])
+        host, port = json.loads(told.rstrip(b"\0"))
         return _reach(world, host, port, deadline, stop)
-    host = LOOPBACK if one_node else socket.gethostbyname(socket.gethostname())
-    store = _serve(host, 0, deadline)
-    MPI.COMM_WORLD.bcast((host, store.port))
+    host = LOOPBACK
+    if not world.on_one_node:
+        host = socket.gethostbyname(socket.gethostname())
+        warn_of_loopback(host)
+    store = serve_store(host, 0, deadline)
+    text = json.dumps([host, store.port]).encode()
+    told[: len(text)] = text
+    MPI.COMM_WORLD.Bcast([told, MPI.BYTE])
     return store

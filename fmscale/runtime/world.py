@@ -45,6 +45,11 @@ class World:
     notice: str = ""
     """What the user should hear about how this was found; usually nothing."""
 
+    @property
+    def on_one_node(self) -> bool:
+        """Whether all processes of the run are on this node."""
+        return self.local_size == self.world_size
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Family:

@@ -24,7 +24,7 @@ def build_engine(
     `compiler` is the backend of torch.compile, where that is used.
     """
     train = config.train
-    model = _seeded(config, world, vocab_size, batch, device)
+    model = _seeded(config, vocab_size, batch, device)
     wrap_blocks(
         model.layers,
         recompute=train.recompute == "full",
@@ -45,7 +45,7 @@ def build_engine(
     )
 
 
-def _seeded(config: Config, world: World, vocab_size: int, batch: Batch, device: str) -> Decoder:
+def _seeded(config: Config, vocab_size: int, batch: Batch, device: str) -> Decoder:
     """The model with its first weights; at stage 3 each rank only ever has one parameter whole."""
     generator = torch.Generator().manual_seed(config.train.seed)
     if config.train.zero_stage < 3:
@@ -59,7 +59,7 @@ def _seeded(config: Config, world: World, vocab_size: int, batch: Batch, device:
         accumulation=batch.accumulation,
         device=device,
     )
-    with born_partitioned(world, shards) as whole:
+    with born_partitioned(shards, device) as whole:
         model = build(config.model, vocab_size=vocab_size)
         model.init_weights(generator, whole)
     return model

@@ -1,9 +1,6 @@
 """What training asks of whatever shards the model, and the DeepSpeed that does it."""
 
 import io
-import logging
-import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -18,6 +15,7 @@ from fmscale.models.weights import Whole
 from fmscale.objectives.loss import Loss
 from fmscale.objectives.rows import Rows
 from fmscale.runtime.world import World
+from fmscale.train.accelerator import import_deepspeed
 from fmscale.train.deepspeed_config import deepspeed_config
 from fmscale.train.optimizer import make_optimizer, parameter_groups, set_learning_rate, set_step
 from fmscale.train.partitions import Slice, base_optimizer, pieces_of, publish, slices
@@ -84,7 +82,7 @@ class DeepSpeedEngine:
         """`trained` computes (sum, count, losses); `names` are the logical names of its parameters, by id.
 
         torch.distributed must be initialised. Raises ConfigError for what has no stable state to save."""
-        deepspeed = import_deepspeed()
+        deepspeed = import_deepspeed(device)
         self._stage = train.zero_stage
         self._world = world
         base = make_optimizer(
@@ -96,7 +94,7 @@ class DeepSpeedEngine:
             train, optimizer, micro_batch=micro_batch, accumulation=accumulation, device=device
         )
         # BF16_Optimizer prints 18 lines about memory on standard output, which is for results.
-        with _local_rank(world), redirect_stdout(io.StringIO()):
+        with redirect_stdout(io.StringIO()):
             self._engine, _, _, _ = deepspeed.initialize(
                 model=trained, optimizer=base, config=config, dist_init_required=False
             )
@@ -173,12 +171,12 @@ class DeepSpeedEngine:
 
 
 @contextmanager
-def born_partitioned(world: World, config: dict[str, Any]) -> Iterator[Whole]:
+def born_partitioned(config: dict[str, Any], device: str) -> Iterator[Whole]:
     """Modules that are made inside keep this rank's part of each parameter alone, for ZeRO stage 3: no rank ever holds
     the whole model. Gives the context in which one parameter is whole on all ranks, to be filled alike by all.
     """
-    deepspeed = import_deepspeed()
-    with _local_rank(world), redirect_stdout(io.StringIO()):
+    deepspeed = import_deepspeed(device)
+    with redirect_stdout(io.StringIO()):
         deepspeed.init_distributed(
             torch.distributed.get_backend(), auto_mpi_discovery=False, dist_init_required=False
         )
@@ -186,33 +184,3 @@ def born_partitioned(world: World, config: dict[str, Any]) -> Iterator[Whole]:
         # replacement of torch's for good, in the whole process.
         with deepspeed.zero.Init(config_dict_or_path=config, mem_efficient_linear=False):
             yield lambda parameter: deepspeed.zero.GatheredParameters([parameter], modifier_rank=0)
-
-
-@contextmanager
-def _local_rank(world: World) -> Iterator[None]:
-    """With LOCAL_RANK set, which DeepSpeed insists on under every launcher; only for as long as it looks, as a
-    LOCAL_RANK alone is half of a torchrun's environment.
-    """
-    if "LOCAL_RANK" in os.environ:
-        yield
-        return
-    os.environ["LOCAL_RANK"] = str(world.local_rank)
-    try:
-        yield
-    finally:
-        del os.environ["LOCAL_RANK"]
-
-
-def import_deepspeed() -> Any:
-    """DeepSpeed, quiet, and without the extension for inference that it would compile at start (28 s, and a
-    crash where there is no C++ compiler) and training does not use.
-    """
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-    # torch 2.13 deprecates collectives that DeepSpeed 0.19 calls: a warning a rank, of no use to the user.
-    warnings.filterwarnings("ignore", message=".*_tensor.* is deprecated", category=FutureWarning)
-    import deepspeed
-    import deepspeed.ops
-
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return deepspeed

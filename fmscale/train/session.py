@@ -11,6 +11,7 @@ import torch
 from torch import distributed
 
 from fmscale.config import Config
+from fmscale.runtime import variables
 from fmscale.runtime.device import pick_device
 from fmscale.runtime.failure import Whereabouts, clear_failure, recorded
 from fmscale.runtime.group import connect, init_distributed
@@ -69,6 +70,7 @@ def meet(config: Config, world: World, where: Whereabouts, stack: ExitStack) -> 
     where.phase = "meeting"
     stop = StopFlag(config.train.seconds).install(alone=world.launcher == "none")
     stack.callback(stop.remove)
+    stack.callback(variables.take_back)
     store = connect(world, stop=stop)
     waits = HostWaits(store, world)
     waits.barrier("meeting", deadline=config.train.comm_seconds, stop=stop)

@@ -8,7 +8,8 @@
     assert run_ranks(total, 3, 10) == [33.0] * 3
 
 The function is named by its module, so it must be at top level. A rank lives on after the call: leave
-nothing behind in it. RANK, WORLD_SIZE, LOCAL_RANK and the rest are set as torchrun sets them.
+nothing behind in it. Its place is told as srun tells it (SLURM_*), so that there is no variable of torch's that the
+code under test must set itself.
 """
 
 import atexit
@@ -31,7 +32,9 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-LOOPBACK = "127.0.0.1"
+from fmscale.runtime import variables
+from fmscale.runtime.tcp_store import LOOPBACK, serve_store
+
 SETTLE_SECONDS = 1.0
 """How long the other ranks may still take after one failed, before all are killed: gloo notices a closed
 connection at once, but a rank that waits for a collective of a rank that raised would wait for ever."""
@@ -150,9 +153,7 @@ class _Pool:
         if self.ranks and not all(rank.process.is_alive() for rank in self.ranks):
             self.close()
         if self.store is None:
-            from torch.distributed import TCPStore
-
-            self.store = TCPStore(LOOPBACK, 0, is_master=True, wait_for_workers=False)
+            self.store = serve_store(LOOPBACK, 0, 300.0)
         with _environment(OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo"):
             multiprocessing.set_forkserver_preload(["torch.distributed"])
             forkserver.ensure_running()
@@ -203,6 +204,7 @@ def _serve(pipe: Connection, stacks: str) -> None:
             answer = (True, function(number, size, *args), "")
         except Exception as error:
             answer = (False, _portable(error), traceback.format_exc())
+        variables.take_back()
         sys.stdout.flush()
         pipe.send(answer)
 
@@ -214,17 +216,19 @@ def _join(number: int, size: int, generation: int, port: int, timeout: float) ->
         if "deepspeed" in sys.modules:
             # DeepSpeed keeps groups of its own and would go on using them. Without what import_deepspeed forbids it
             # would compile an extension here, behind a lock file that a killed rank leaves for all later ones.
-            from fmscale.train.engine import import_deepspeed
+            from fmscale.train.accelerator import import_deepspeed
 
-            deepspeed = import_deepspeed()
-            deepspeed.comm.init_distributed()
+            deepspeed = import_deepspeed("cpu")
+            deepspeed.comm.init_distributed(auto_mpi_discovery=False)
             deepspeed.comm.destroy_process_group()
+            variables.take_back()
         else:
             distributed.destroy_process_group()
-    place = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
-    os.environ.update({name: str(value) for name, value in place.items()})
-    os.environ.update(MASTER_ADDR=LOOPBACK, MASTER_PORT=str(port), GROUP_RANK="0")
-    os.environ.update(TORCHELASTIC_RUN_ID="tests", TORCHELASTIC_USE_AGENT_STORE="True")
+    place = {"SLURM_PROCID": number, "SLURM_LOCALID": number, "SLURM_NODEID": 0}
+    sizes = dict.fromkeys(("SLURM_STEP_NUM_TASKS", "SLURM_STEP_TASKS_PER_NODE"), size)
+    os.environ.update({name: str(value) for name, value in (place | sizes).items()})
+    # the store that all calls share is served by the pool, as torchrun's agent does
+    os.environ.update(MASTER_ADDR=LOOPBACK, MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE="True")
     store = distributed.TCPStore(LOOPBACK, port, is_master=False)
     distributed.init_process_group(
         "gloo",

@@ -15,7 +15,7 @@ from tests.helpers.ranks import RankDied, RankTimeout, run_ranks
 def add(rank: int, size: int, offset: int) -> tuple[float, int, str, int]:
     value = torch.tensor(float(rank + offset))
     distributed.all_reduce(value)
-    return value.item(), os.getpid(), os.environ["RANK"], torch.get_num_threads()
+    return value.item(), os.getpid(), os.environ["SLURM_PROCID"], torch.get_num_threads()
 
 
 def fail_on_one(rank: int, size: int) -> None:

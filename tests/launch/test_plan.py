@@ -71,7 +71,8 @@ def test_torchrun_on_one_node_finds_its_own_port(launch: Launch):
     assert launch("--procs-per-node", "2") == [
         "# torchrun: 1 node, 2 ranks",
         *EXPORTS,
-        f"{BESIDE}/torchrun --standalone --nproc-per-node 2 --shutdown-timeout 300 --no-python {RANK}",
+        f"{BESIDE}/torchrun --rdzv-backend fmscale --rdzv-endpoint 127.0.0.1:0 --nproc-per-node 2 "
+        f"--shutdown-timeout 300 --no-python {RANK}",
     ]
 
 
@@ -80,7 +81,7 @@ def test_torchrun_on_two_nodes_is_told_which_it_is(launch: Launch):
     assert launch(*words, "--argument=--max-restarts=1") == [
         "# torchrun: 2 nodes, 4 ranks on each; this is node 1",
         *EXPORTS,
-        f"{BESIDE}/torchrun --nnodes 2 --node-rank 1 --master-addr node-1 --master-port 29500 "
+        f"{BESIDE}/torchrun --rdzv-backend fmscale --nnodes 2 --rdzv-conf rank=1 --rdzv-endpoint node-1:29500 "
         f"--nproc-per-node 4 --shutdown-timeout 300 --max-restarts=1 --no-python {RANK}",
     ]
 
@@ -217,7 +218,7 @@ def test_a_port_in_use_is_refused_with_one_that_is_free(launch: Launch):
         text = "\n".join(launch("--procs-per-node", "1", "--master-port", str(taken), status=2))
         assert f"127.0.0.1:{taken}" in text
         free = text.split("--master-port ")[1].rstrip(".")
-        assert f"--master-port {free}" in launch("--procs-per-node", "1", "--master-port", free)[-1]
+        assert f" 127.0.0.1:{free} " in launch("--procs-per-node", "1", "--master-port", free)[-1]
 
 
 @pytest.mark.parametrize(
@@ -257,7 +258,7 @@ def test_what_the_documentation_says_would_start(launch: Launch, tmp_path: Path,
 @pytest.mark.parametrize(
     ("name", "ranks", "first", "last"),
     [
-        ("node", "1 node, 8 ranks", "/torchrun --standalone", "run.yaml train.steps=2"),
+        ("node", "1 node, 8 ranks", "/torchrun --rdzv-backend fmscale", "run.yaml train.steps=2"),
         ("slurm", "4 nodes, 8 ranks on each", "/sbatch --nodes=4", "train.sbatch run.yaml train.steps=2"),
         ("hosts", "2 nodes, 4 ranks on each", "/deepspeed --hostfile hosts", "run.yaml train.steps=2"),
     ],

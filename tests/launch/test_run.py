@@ -1,5 +1,7 @@
 """Real launchers start ranks that meet; a wish to stop reaches them; the first failure is what is shown last."""
 
+import base64
+import contextlib
 import json
 import os
 import shutil
@@ -12,7 +14,9 @@ from typing import Any
 
 import psutil
 import pytest
+from torch import distributed
 
+from tests.helpers.listeners import Place, listeners, off_loopback, other_interface
 from tests.helpers.s3_server import free_ports
 from tests.helpers.slurm import Slurm
 from tests.helpers.ssh_hosts import SshHosts
@@ -59,6 +63,27 @@ def mpich_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 
 
+def pickled(value: bytes) -> bool:
+    """Whether it is a pickle, or one in base64 as torch's own rendezvous keeps it."""
+    forms = [value]
+    with contextlib.suppress(ValueError):
+        forms.append(base64.b64decode(value, validate=True))
+    return any(form[:1] == b"\x80" and form[-1:] == b"." for form in forms)
+
+
+def assert_no_pickle(found: dict[Place, set[str]], made: Path) -> None:
+    """The store of torchrun's agent has none; one that would make a file is put where torch's rendezvous reads."""
+    agent = next(place for place, who in found.items() if any("bin/torchrun" in one for one in who))
+    store = distributed.TCPStore(*agent, is_master=False)
+    keys = store.list_keys()
+    assert [key for key in keys if pickled(store.get(key))] == []
+    assert any("fmscale/0" in key for key in keys)
+    # protocol 0: a call of os.system
+    evil = base64.b64encode(f"cos\nsystem\n(S'touch {made}'\ntR.".encode())
+    for key in {"/torch.rendezvous.none", *(key for key in keys if "rendezvous" in key)}:
+        store.set(key, evil)
+
+
 @pytest.mark.parametrize(
     "launcher",
     [
@@ -68,11 +93,18 @@ def mpich_first(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_ranks_meet_with_what_they_were_given_and_stop_when_told(launcher: str, tmp_path: Path):
-    process = start(*command(launcher, tmp_path, "meet", "wait", "two words", "$HOME;'\""))
+    named = dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), other_interface())
+    process = start(*command(launcher, tmp_path, "meet", "wait", "two words", "$HOME;'\""), **named)
     wait_for(tmp_path / "ready-0", tmp_path / "ready-1")
+    found = listeners(process.pid)
+    assert len(found) >= 3  # a store and two ranks of gloo
+    if launcher == "torchrun":
+        assert_no_pickle(found, tmp_path / "ran")
+    assert off_loopback(found) == {}
     process.send_signal(signal.SIGUSR1)
     status, out = finish(process)
     assert status == 0, out
+    assert not (tmp_path / "ran").exists()
     assert "SIGUSR1: the ranks save and end" in out
     family = "mpirun" if launcher == "mpirun" else "torchrun"
     for rank in range(2):

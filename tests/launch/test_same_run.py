@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from fmscale.train.compare import Comparison, compare, read_history
+from tests.helpers.listeners import off_loopback, other_interface
 from tests.helpers.s3_server import free_ports
 from tests.helpers.slurm import Slurm
 from tests.helpers.ssh_hosts import SshHosts
-from tests.launch.training import FMSCALE, LAUNCH, environment, prepare, started
+from tests.launch.training import FMSCALE, LAUNCH, environment, prepare, started, watched
 
 pytestmark = pytest.mark.slow
 
@@ -70,12 +71,37 @@ def open_mpi(tmp_path: Path) -> Iterator[dict[str, str]]:
     yield {"PATH": f"{tmp_path}{os.pathsep}{environment()['PATH']}", **root}
 
 
-def test_alone(folder: Path):
-    started([FMSCALE, "train", "run.yaml", "train.run=alone"], folder)
-    found = compared(folder, "alone", OTHER_SIZE)
+def assert_close(folder: Path, run: str) -> None:
+    """The same samples in the same order, and losses that differ by how they are summed."""
+    found = compared(folder, run, OTHER_SIZE)
     assert found.same, found
     assert found.order_hashes is not None
     assert len(set(found.order_hashes)) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "stage"),
+    [
+        (["train"], "3"),
+        (["launch", "--procs-per-node", "1"], "1"),
+        (["launch", "--procs-per-node", "2"], "2"),
+        pytest.param(["launch", "--with", "mpirun", "--procs-per-node", "2"], "3", marks=pytest.mark.mpi),
+    ],
+)
+def test_one_node_listens_on_loopback_alone_at_any_stage(
+    folder: Path, port: str, words: list[str], stage: str
+):
+    """From its start to its end, with saves between: whatever interface it is told to take."""
+    verb, *options = words
+    if "mpirun" in options:
+        options += ["--master-port", port]
+    run = f"{verb}-{stage}"
+    sets = [f"train.run={run}", f"train.zero_stage={stage}", "checkpoint.every=2"]
+    named = dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), other_interface())
+    found = watched([FMSCALE, verb, "run.yaml", *sets, *options], folder, **named)
+    assert any("fmscale train" in command for commands in found.values() for command in commands)
+    assert off_loopback(found) == {}
+    assert_close(folder, run)
 
 
 def test_deepspeed(folder: Path, port: str):

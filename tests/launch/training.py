@@ -4,7 +4,11 @@ import os
 import random
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
+
+from tests.helpers.listeners import Place, listeners
 
 BESIDE = Path(sys.executable).parent
 FMSCALE = str(BESIDE / "fmscale")
@@ -60,3 +64,25 @@ def started(command: list[str], folder: Path, **more: str) -> str:
     )
     assert done.returncode == 0, f"{command} ended with {done.returncode}\n{done.stdout[-8000:]}"
     return done.stdout
+
+
+def watched(command: list[str], folder: Path, **more: str) -> dict[Place, set[str]]:
+    """Run a command to its end as `started` does; where it and all below it have listened at any time."""
+    found: dict[Place, set[str]] = {}
+    with (folder / "watched.log").open("w+") as log:
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment(**more), stdout=log, stderr=subprocess.STDOUT
+        )
+        try:
+            deadline = time.monotonic() + SECONDS
+            while process.poll() is None:
+                for place, commands in listeners(process.pid).items():
+                    found.setdefault(place, set()).update(commands)
+                assert time.monotonic() < deadline
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(0.05)
+        finally:
+            process.kill()
+        log.seek(0)
+        assert process.returncode == 0, f"{command} ended with {process.returncode}\n{log.read()[-8000:]}"
+    return found

@@ -1,4 +1,4 @@
-"""Ranks started by real launchers find one another."""
+"""Ranks started by real launchers find one another, after torchrun has started them anew too."""
 
 import subprocess
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 RANK = """
+import sys
 import torch
 from torch import distributed
 from fmscale.runtime.device import pick_device
@@ -14,9 +15,17 @@ from fmscale.runtime.group import connect, init_distributed
 from fmscale.runtime.waits import HostWaits
 from fmscale.runtime.world import read_world
 
+def refuse(*words):
+    raise AssertionError("a pickle")
+
 world = read_world()
+if world.launcher == "mpirun":
+    from mpi4py import MPI
+    MPI.pickle.__init__(refuse, refuse)
 store = connect(world, deadline=60)
 names = HostWaits(store, world).barrier("hello", value=f"{world.launcher}{world.rank}", deadline=60)
+if world.launcher == "torchrun" and world.attempt == 0 and world.rank == 1:
+    sys.exit("start again")
 init_distributed(world, store, device=pick_device(world, "cpu"))
 value = torch.tensor(float(world.rank))
 distributed.all_reduce(value)
@@ -30,14 +39,15 @@ distributed.destroy_process_group()
 @pytest.mark.parametrize(
     ("launcher", "words"),
     [
-        ("torchrun", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]),
-        pytest.param("mpirun", [], marks=pytest.mark.mpi),
+        (
+            "torchrun",
+            ["--rdzv-backend", "fmscale", "--max-restarts", "1", "--nproc-per-node", "2", "--no-python"],
+        ),
+        pytest.param("mpirun", ["-n", "2"], marks=pytest.mark.mpi),
     ],
 )
 def test_ranks_of_a_real_launcher_meet(launcher: str, words: list[str], tmp_path: Path):
     (tmp_path / "rank.py").write_text(RANK)
-    start = [sys.executable, *words]
-    if launcher == "mpirun":
-        start = [str(Path(sys.executable).with_name("mpirun")), "-n", "2"]
+    start = [str(Path(sys.executable).with_name(launcher)), *words]
     out = subprocess.check_output([*start, sys.executable, str(tmp_path / "rank.py")], text=True, timeout=120)
     assert out == f"['{launcher}0', '{launcher}1'] 1.0\n"

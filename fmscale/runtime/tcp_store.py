@@ -1,0 +1,96 @@
+"""A key-value store over TCP that listens at one address of this node.
+
+TCPStore by itself listens on all interfaces, whatever host it is given, and asks nobody who they are.
+"""
+
+import ipaddress
+import logging
+import socket
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from fmscale.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import TCPStore
+
+logger = logging.getLogger(__name__)
+
+LOOPBACK = "127.0.0.1"
+BACKLOG = 4096
+"""Connections that may wait to be accepted: all ranks dial at once."""
+
+
+def serve_store(host: str, port: int, deadline: float, *, clients: int | None = None) -> "TCPStore":
+    """A store that listens where `host` is on this node, and nowhere else; port 0 takes a free one.
+
+    `deadline` is the seconds that a request waits; with `clients` it also waits for that many, itself one of them.
+    Raises ConfigError if the address is not of this node, or the port is taken.
+    """
+    from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
+
+    listener = _listen(host, port)
+    try:
+        return TCPStore(
+            host,
+            listener.getsockname()[1],
+            clients,
+            is_master=True,
+            timeout=timedelta(seconds=deadline),
+            wait_for_workers=clients is not None,
+            master_listen_fd=listener.detach(),
+        )
+    except DistError as error:
+        raise ConfigError(
+            "The store where the ranks meet does not start",
+            found=str(error).splitlines()[0],
+            remedy="Check that all nodes were started, and that they reach this one.",
+        ) from error
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that listens at the first address of `host` which is of this node."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise _refused(host, port, error) from error
+    failure: OSError | None = None
+    for family, kind, protocol, _, address in found:
+        listener = socket.socket(family, kind, protocol)
+        try:
+            # what an earlier run left in TIME_WAIT is free
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(BACKLOG)
+        except OSError as error:
+            listener.close()
+            failure = error
+            continue
+        return listener
+    raise _refused(host, port, failure) from failure
+
+
+def _refused(host: str, port: int, error: OSError | None) -> ConfigError:
+    reason = f": {error.strerror}" if error else ""
+    return ConfigError(
+        f"Rank 0 cannot open the port where the ranks meet{reason}",
+        found=f"{host}:{port}",
+        remedy="Set MASTER_PORT to a free one, as another run may be using this; MASTER_ADDR must be a name or an "
+        "address of rank 0's node.",
+    )
+
+
+def warn_of_loopback(host: str) -> None:
+    """Say so if other nodes look in vain for rank 0 at `host`: many a /etc/hosts has the node's name as 127.0.1.1."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return
+    addresses = {str(address[0]).partition("%")[0] for *_, address in found}
+    if host != "localhost" and all(ipaddress.ip_address(one).is_loopback for one in addresses):
+        logger.warning(
+            "%s is %s on rank 0's node, which no other node reaches: set MASTER_ADDR to an address of the network, or "
+            "correct its /etc/hosts",
+            host,
+            ", ".join(sorted(addresses)),
+        )

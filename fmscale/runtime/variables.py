@@ -1,0 +1,24 @@
+"""Variables of the environment that libraries read while a run lasts, and that are put back at its end: whatever this
+process starts or runs next finds what the launcher had set.
+"""
+
+import os
+
+_before: dict[str, str | None] = {}
+
+
+def lend(**values: str) -> None:
+    """Set variables until `take_back`."""
+    for name, value in values.items():
+        _before.setdefault(name, os.environ.get(name))
+        os.environ[name] = value
+
+
+def take_back() -> None:
+    """The environment as it was before the first `lend`."""
+    while _before:
+        name, value = _before.popitem()
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value

@@ -1,0 +1,66 @@
+"""DeepSpeed for the device of this rank.
+
+It takes its kind of device from DS_ACCELERATOR, once in a process, and the device's number from LOCAL_RANK, again and
+again while it trains. Both say here what `pick_device` found; what the launcher calls the local rank is in `World`.
+"""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fmscale.errors import ConfigError
+from fmscale.runtime import variables
+
+OPEN_MPI = "OMPI_COMM_WORLD_LOCAL_RANK"
+
+
+def import_deepspeed(device: str) -> Any:
+    """DeepSpeed that computes on `device` ("cpu" or "cuda:N"), quiet, and without the extension for inference that it
+    would compile at start (28 s, and a crash where there is no C++ compiler) and training does not use.
+
+    LOCAL_RANK stays until `variables.take_back`. Raises ConfigError where DS_ACCELERATOR is of another kind, or this
+    process has used DeepSpeed on another.
+    """
+    kind, _, number = device.partition(":")
+    given = os.environ.get("DS_ACCELERATOR", kind)
+    if given != kind:
+        raise ConfigError(
+            f"DS_ACCELERATOR contradicts the device of the run, which is {device}",
+            found=given,
+            remedy="Unset DS_ACCELERATOR: train.device says where a run computes.",
+        )
+    names = ["LOCAL_RANK"]
+    if OPEN_MPI in os.environ:
+        # DeepSpeed insists that both are the same.
+        names.append(OPEN_MPI)
+    variables.lend(**dict.fromkeys(names, number or "0"))
+    # torch 2.13 deprecates collectives that DeepSpeed 0.19 calls: a warning a rank, of no use to the user.
+    warnings.filterwarnings("ignore", message=".*_tensor.* is deprecated", category=FutureWarning)
+    with _chosen(kind):
+        import deepspeed
+        import deepspeed.ops
+    used = deepspeed.accelerator.get_accelerator().device_name()
+    if used != kind:
+        raise ConfigError(
+            f"DeepSpeed computes on one kind of device in a process, and this run is to compute on {device}",
+            found=used,
+            remedy="Start this run in a process of its own.",
+        )
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+@contextmanager
+def _chosen(kind: str) -> Iterator[None]:
+    """With DS_ACCELERATOR set while DeepSpeed is imported, the only time that it is read."""
+    given = os.environ.get("DS_ACCELERATOR")
+    os.environ["DS_ACCELERATOR"] = kind
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ["DS_ACCELERATOR"]
