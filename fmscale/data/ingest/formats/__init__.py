@@ -13,6 +13,9 @@ from typing import BinaryIO
 FORMATS = ("text", "jsonl", "parquet", "arrow")
 """Formats by the names that `--format` takes besides `auto`."""
 
+TABLES = frozenset({"parquet", "arrow"})
+"""Formats that pyarrow reads."""
+
 EXTENSIONS = {
     "jsonl": "jsonl",
     "ndjson": "jsonl",
@@ -109,6 +112,6 @@ def splittable(source: str, format: str) -> bool:
 
 def read(file: BinaryIO, piece: Piece) -> Iterator[Document | Bad]:
     """The documents of a piece."""
-    module = "columns" if piece.format in ("parquet", "arrow") else piece.format
+    module = "columns" if piece.format in TABLES else piece.format
     reader: Reader = import_module(f"{__name__}.{module}").read
     return reader(file, piece)
