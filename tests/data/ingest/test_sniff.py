@@ -98,14 +98,14 @@ def test_names_that_tell(name: str, found: str):
 @pytest.mark.parametrize(
     ("name", "data"),
     [
-        ("c4-train.00000-of-01024.json.gz", gzip.compress(lines(["first", "second"]))),
+        ("c4-train.00000-of-01024.json.gz", gzip.compress(lines(["first", "second"]), mtime=0)),
         ("data.json", lines(["first", "second"])),
         ("part-00000", lines(["first", "second"])),
         ("data.json.zst", zstandard.compress(lines(["first", "second"]))),
         ("data.json", json.dumps([{"text": "first"}, {"text": "second"}]).encode()),
         (
             "data.json.gz",
-            gzip.compress(json.dumps([{"text": "first"}, {"text": "second"}], indent=1).encode()),
+            gzip.compress(json.dumps([{"text": "first"}, {"text": "second"}], indent=1).encode(), mtime=0),
         ),
         ("data.jsonl", json.dumps([{"text": "first"}, {"text": "second"}], indent=1).encode()),
     ],

@@ -17,7 +17,7 @@ from fmscale.data.ingest.formats.text import BINARY_BYTES
 HEAD_BYTES = 1 << 16
 """Uncompressed bytes that are looked at: some hundred lines, and one cheap request to a remote store."""
 
-LINE_BYTES = 16 << 20
+LINE_BYTES = 2 << 20
 """Bytes in which the first line of objects must end; a longer one is taken for JSON Lines, and read as such."""
 
 BOM = b"\xef\xbb\xbf"
