@@ -163,6 +163,7 @@ def _theirs(opened: "Checkpoint", address: str) -> _Theirs:
     from fmscale.config.load import load_section
     from fmscale.config.model import ModelConfig
     from fmscale.config.tree import Table, parse
+    from fmscale.data.bpe import JsonTokenizer
     from fmscale.data.tokenizer import from_json
     from fmscale.models.hf import hf_config, hf_names
     from fmscale.store.tokenizers import load_tokenizer
@@ -179,13 +180,12 @@ def _theirs(opened: "Checkpoint", address: str) -> _Theirs:
     tree = parse(jsonlib.dumps(section), address)
     assert isinstance(tree, Table)
     model = load_section(ModelConfig, tree)
-    data = load_tokenizer(opened.backend, digest)
-    tokenizer = from_json(data)
+    tokenizer = from_json(load_tokenizer(opened.backend, digest))
     return _Theirs(
         names=hf_names(model),
         config=hf_config(model, vocab_size, bos=tokenizer.bos_id, eos=tokenizer.eos_id),
         # The byte tokenizer is not one of theirs.
-        tokenizer=data if "model" in jsonlib.loads(data) else None,
+        tokenizer=tokenizer.to_plain_json() if isinstance(tokenizer, JsonTokenizer) else None,
     )
 
 

@@ -38,7 +38,10 @@ def register(app: typer.Typer) -> None:
             ),
         ] = None,
         format: Annotated[
-            str, typer.Option(help="auto (by extension), text, jsonl, parquet, arrow.")
+            str,
+            typer.Option(
+                help="auto (by extension, or first bytes), text, jsonl, json (array), parquet, arrow."
+            ),
         ] = "auto",
         field: Annotated[str, typer.Option(help="Path of the text in a record, such as a.b.text.")] = "text",
         heldout: Annotated[
@@ -140,7 +143,8 @@ def _show(result: "IngestResult", json: bool) -> None:
         values["work units"] = f"{result.units}" + (
             f", {result.resumed} done before" if result.resumed else ""
         )
-    for reason, one in result.skipped.items():
-        names = ", ".join(one["first"]) + (", …" if one["count"] > len(one["first"]) else "")
-        values[f"skipped, {reason}"] = f"{one['count']:,}: {names}"
+    for what, found in (("guessed", result.guessed), ("skipped", result.skipped)):
+        for reason, one in found.items():
+            names = ", ".join(one["first"]) + (", …" if one["count"] > len(one["first"]) else "")
+            values[f"{what}, {reason}"] = f"{one['count']:,}: {names}"
     record(values, json=False)

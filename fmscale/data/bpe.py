@@ -48,7 +48,11 @@ EOS_NAMES = ("<|eos|>", "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[S
 
 
 class JsonTokenizer:
-    """A tokenizer.json. `to_json` gives back the bytes it was made of, so that its digest never changes."""
+    """A tokenizer.json. `to_json` gives back the bytes it was made of, so that its digest never changes.
+
+    What such a file says about calls instead of the vocabulary is switched off: truncation, padding, dropout,
+    and the special tokens that its post-processor adds. A text's ids are all of it, and the same every time.
+    """
 
     def __init__(self, data: bytes, where: str) -> None:
         """Raises ConfigError if the library cannot read it."""
@@ -61,6 +65,7 @@ class JsonTokenizer:
                 remedy="Give a tokenizer.json as `transformers` saves it (fast tokenizers only).",
             ) from error
         self._library.encode_special_tokens = True
+        self._switched = _switch_off(self._library)
         self._data = data
         self._where = where
         vocabulary = self._library.get_vocab(with_added_tokens=True)
@@ -97,6 +102,10 @@ class JsonTokenizer:
     def to_json(self) -> bytes:
         """The bytes of the tokenizer.json."""
         return self._data
+
+    def to_plain_json(self) -> bytes:
+        """A tokenizer.json for others to use: the same bytes, or without the settings that are off here."""
+        return self._library.to_str().encode() if self._switched else self._data
 
     @property
     def digest(self) -> str:
@@ -184,12 +193,25 @@ def _first(vocabulary: dict[str, int], names: Sequence[str]) -> int | None:
     return next((vocabulary[name] for name in names if name in vocabulary), None)
 
 
+def _switch_off(library: Any) -> bool:
+    """Truncation, padding and dropout off; whether one of them was on.
+
+    Published files keep those of the last call of whoever saved them.
+    """
+    dropout = isinstance(library.model, models.BPE) and library.model.dropout is not None
+    switched = bool(dropout or library.truncation or library.padding)
+    library.no_truncation()
+    library.no_padding()
+    if dropout:
+        library.model.dropout = None
+    return switched
+
+
 def _is_plain(content: dict[str, Any]) -> bool:
     """Whether the tokenizer is a BPE over GPT-2's words and nothing else, so that words can be looked up."""
     words = content.get("pre_tokenizer") or {}
     return (
         content.get("model", {}).get("type") == "BPE"
-        and not content["model"].get("dropout")
         and content.get("normalizer") is None
         and words.get("type") == "ByteLevel"
         and words.get("use_regex", True)

@@ -42,6 +42,17 @@ def test_a_folder_of_text_becomes_a_dataset_with_one_command(tmp_path: Path, pla
     assert again["skipped"]["vcs"] == {"count": 1, "first": ["code/.git"]}
 
 
+def test_what_was_guessed_is_said(tmp_path: Path, place: list[str | Path]):
+    put(tmp_path / "in/package.json", '{\n  "name": "x"\n}\n')
+    put(tmp_path / "in/data.json", '{"text": "first"}\n{"text": "second"}\n')
+    status, out, err = run(tmp_path / "in", *place, "--tokenizer", "bytes")
+    assert (status, err) == (0, "")
+    assert [line.split() for line in out.splitlines() if line.startswith("guessed")] == [
+        ["guessed,", "jsonl", "1:", "data.json"],
+        ["guessed,", "text", "1:", "package.json"],
+    ]
+
+
 def test_a_held_out_share_that_came_to_no_document_is_said(tmp_path: Path, place: list[str | Path]):
     for i in range(3):
         put(tmp_path / f"in/{i}.txt", "text")

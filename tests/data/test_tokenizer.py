@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,6 +84,88 @@ def test_cutting_long_text_changes_nothing(trained: JsonTokenizer, text: str):
         library.encode_special_tokens = True
         assert ids == library.encode(text, add_special_tokens=False).ids
     assert trained.decode(ids) == text
+
+
+SETTINGS = {
+    "truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},
+    "padding": {
+        "strategy": {"Fixed": 64},
+        "direction": "Left",
+        "pad_to_multiple_of": None,
+        "pad_id": 2,
+        "pad_type_id": 0,
+        "pad_token": "<|pad|>",
+    },
+    "dropout": 0.5,
+    "post_processor": {
+        "type": "TemplateProcessing",
+        "single": [
+            {"SpecialToken": {"id": "<|bos|>", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+        ],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<|bos|>": {"id": "<|bos|>", "ids": [0], "tokens": ["<|bos|>"]}},
+    },
+}
+"""What published files say about calls."""
+
+
+def with_settings(tokenizer: JsonTokenizer, *names: str) -> bytes:
+    content = json.loads(tokenizer.to_json())
+    for name in names:
+        (content["model"] if name == "dropout" else content)[name] = SETTINGS[name]
+    return json.dumps(content).encode()
+
+
+@pytest.mark.parametrize("names", [*((name,) for name in SETTINGS), tuple(SETTINGS)])
+@pytest.mark.parametrize("words", [True, False], ids=["table", "library"])
+def test_settings_of_calls_in_the_file_change_no_id(
+    trained: JsonTokenizer, names: tuple[str, ...], words: bool
+):
+    texts = [*CORPUS, "", "word", CORPUS[0] * 20]
+    content = json.loads(with_settings(trained, *names))
+    plain = json.loads(trained.to_json())
+    if not words:
+        for one in (content, plain):
+            one["normalizer"] = {"type": "NFC"}
+    library = Library.from_str(json.dumps(plain))
+    data = json.dumps(content).encode()
+    tokenizer = from_json(data)
+    assert isinstance(tokenizer, JsonTokenizer)
+    assert (tokenizer._words is not None) == words
+    ids = [one.tolist() for one in tokenizer.encode_batch(texts)]
+    assert ids == [library.encode(text, add_special_tokens=False).ids for text in texts]
+    assert ids == [one.tolist() for one in tokenizer.encode_batch(texts)]
+    assert tokenizer.to_json() == data, "a dataset that has this file still has this tokenizer"
+    theirs = Library.from_buffer(tokenizer.to_plain_json())
+    assert ids == [theirs.encode(text, add_special_tokens=False).ids for text in texts]
+    assert trained.to_plain_json() == trained.to_json()
+
+
+ALTERED: dict[str, dict[str, Any]] = {
+    "ignored merges": {"ignore_merges": True},
+    "a suffix": {"end_of_word_suffix": "</w>", "unk_token": "<|pad|>"},
+    "fewer bytes": {},
+    "fewer bytes, joined unknowns": {"unk_token": "<|pad|>", "fuse_unk": True},
+    "fewer bytes by name": {"byte_fallback": True},
+}
+
+
+@pytest.mark.parametrize("name", ALTERED)
+@settings(max_examples=25, deadline=None)
+@given(text=TEXTS)
+def test_the_table_is_exact_for_any_model_that_has_one(trained: JsonTokenizer, name: str, text: str):
+    content = json.loads(trained.to_json())
+    model = content["model"] = {**content["model"], **ALTERED[name]}
+    if name.startswith("fewer"):
+        model["vocab"] = {k: v for k, v in model["vocab"].items() if not {"x", "Ġ"} & set(k) or "|" in k}
+        model["merges"] = [pair for pair in model["merges"] if "".join(pair) in model["vocab"]]
+    tokenizer = from_json(json.dumps(content).encode())
+    assert isinstance(tokenizer, JsonTokenizer)
+    assert tokenizer._words is not None
+    library = Library.from_str(json.dumps(content))
+    library.encode_special_tokens = True
+    assert tokenizer.encode_batch([text])[0].tolist() == library.encode(text, add_special_tokens=False).ids
 
 
 def test_long_lines_are_cut_and_the_table_is_bounded(trained: JsonTokenizer, monkeypatch: pytest.MonkeyPatch):

@@ -33,8 +33,9 @@ def ingest(
 
     `paths`: files, folders, globs, and URLs of any of these. `store`, `dataset`: where they go; the dataset
     is made if it is not there. `tokenizer`: `bpe:N` (trained on the corpus), `bytes`, or the path of a
-    tokenizer.json; None means the dataset's own, or `bpe:8192` for a new one. `format`: auto (by extension),
-    text, jsonl, parquet or arrow. `field`: path of the text in records, `a.b.text`. `heldout`: share of the
+    tokenizer.json; None means the dataset's own, or `bpe:8192` for a new one. `format`: auto (by extension,
+    or else by the first bytes), text, jsonl, json (an array), parquet or arrow. `field`: path of the text in
+    records, `a.b.text`. `heldout`: share of the
     documents that go to the split of that name. `workers`: processes, one a core unless given; under mpirun
     the ranks are the writers, and every rank calls this and gets the result. `strict`: damaged input is an
     error instead of being skipped and counted. `bos`, `eos`: token before and after each document; None means

@@ -17,8 +17,10 @@ READ_AHEAD = 4 << 20
 class Files(Protocol):
     """Where the files of one listing root are opened."""
 
-    def open(self, file: File) -> BinaryIO:
-        """The file, seekable. Raises DataError if its size or time is another than when it was listed."""
+    def open(self, file: File, ahead: int = READ_AHEAD) -> BinaryIO:
+        """The file, seekable; remote ones are read `ahead` bytes at a time. Raises DataError if its size or
+        time is another than when it was listed.
+        """
         ...
 
 
@@ -28,7 +30,7 @@ class LocalFiles:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def open(self, file: File) -> BinaryIO:
+    def open(self, file: File, ahead: int = READ_AHEAD) -> BinaryIO:
         """The file below the folder."""
         path = self.folder / file.name
         try:
@@ -52,14 +54,14 @@ class StoreFiles:
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
 
-    def open(self, file: File) -> BinaryIO:
+    def open(self, file: File, ahead: int = READ_AHEAD) -> BinaryIO:
         """The object below the URL."""
         found = self.backend.head(file.name)
         if (found.bytes, round(found.modified * 1000)) != (file.bytes, file.changed):
             how = f"{found.bytes} bytes now, {file.bytes} when it was listed"
             raise _changed(f"{file.name} in {self.backend.url}", how)
         raw = RangeFile(self.backend, file.name, file.bytes)
-        return io.BufferedReader(raw, min(READ_AHEAD, max(file.bytes, 1)))
+        return io.BufferedReader(raw, min(ahead, max(file.bytes, 1)))
 
 
 class RangeFile(io.RawIOBase):

@@ -16,6 +16,7 @@ from typing import Any
 
 from fmscale.data.bpe import train_bpe
 from fmscale.data.ingest.formats import FORMATS
+from fmscale.data.ingest.guess import decide
 from fmscale.data.ingest.plan import (
     Options,
     Plan,
@@ -120,6 +121,10 @@ class IngestResult:
     """UTF-8 bytes of the documents."""
     skipped: dict[str, Any]
     """What was passed over: by reason, the count and the first names."""
+    guessed: dict[str, Any]
+    """Files whose names do not tell their format, so that their first bytes decided: by format, the count and
+    the first names. What is here as text is text by a guess.
+    """
     tokenizer: str
     """Digest of the tokenizer."""
     units: int
@@ -180,6 +185,8 @@ def begin_job(request: Request, progress: Progress) -> "Job | IngestResult":
     progress("listing", 0, 0)
     local = backend.local_path("fmscale.json")
     listing = list_sources(request.paths, format=request.format, store=str(local.parent) if local else "")
+    if request.format == "auto":
+        listing = decide(listing, request.field)
     require_writable(backend)
     dataset = create_or_open(backend, request.dataset)
     commits = dataset.commits()
@@ -249,6 +256,7 @@ def commit_job(job: Job, progress: Progress, writers: int) -> IngestResult:
                 "text_bytes": sum(record.text_bytes for record in records),
                 "units": len(job.units),
                 "skipped": skipped.to_json(),
+                "guessed": plan.guessed.to_json(),
             }
         },
     )
@@ -324,6 +332,7 @@ def _result(
         raw_bytes=noted["raw_bytes"],
         text_bytes=noted["text_bytes"],
         skipped=noted["skipped"],
+        guessed=noted.get("guessed", {}),
         tokenizer=commit.tokenizer,
         units=noted["units"],
         resumed=resumed,

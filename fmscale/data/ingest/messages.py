@@ -34,9 +34,10 @@ def describe_error(error: BaseException) -> Message:
     return {"class": "", "cause": "".join(traceback.format_exception(error)), "found": None, "remedy": ""}
 
 
-def rebuild_error(content: Message, where: str) -> Exception:
+def rebuild_error(content: Message, where: str = "") -> Exception:
     """The error that `describe_error` described, saying `where` it happened."""
     kind = getattr(errors, content["class"], None) if content["class"] else None
     if isinstance(kind, type) and issubclass(kind, FmscaleError):
-        return kind(f"{content['cause']} (in {where})", found=content["found"], remedy=content["remedy"])
-    return RuntimeError(f"{where} failed:\n{content['cause']}")
+        cause = f"{content['cause']} (in {where})" if where else content["cause"]
+        return kind(cause, found=content["found"], remedy=content["remedy"])
+    return RuntimeError(f"{where or 'Another process'} failed:\n{content['cause']}")

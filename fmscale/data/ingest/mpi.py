@@ -11,14 +11,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from fmscale.data.ingest.job import IngestResult, Job, Progress, Request, begin_job, commit_job
 from fmscale.data.ingest.messages import Message, decode, describe_error, encode, rebuild_error
 from fmscale.data.ingest.record import decode_record
-from fmscale.data.ingest.scratch import scratch_folder
-from fmscale.data.ingest.unit import Assignment, Writer
+from fmscale.data.ingest.unit import Assignment, Writer, open_writer
 from fmscale.errors import ConfigError, RankError
 from fmscale.runtime.world import World
 
@@ -208,8 +206,8 @@ def _follow_units(ranks: Ranks, assignment: Assignment, units: list[int]) -> Mes
 def _writer(assignment: Assignment) -> Iterator[Writer]:
     """This rank's writer. The library `tokenizers` is told not to start threads: a core is a rank's share."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    with scratch_folder(Path(assignment.scratch)) as folder:
-        yield Writer(Assignment(**{**asdict(assignment), "scratch": str(folder)}))
+    with open_writer(assignment) as writer:
+        yield writer
 
 
 class _Ended(Exception):

@@ -7,7 +7,7 @@ the same units with the same documents, and the unit's number and the job's dige
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import xxhash
@@ -88,6 +88,8 @@ class Plan:
     """What makes tokens of them."""
     unit_bytes: int
     """Raw input of a unit."""
+    guessed: Skipped = field(default_factory=Skipped)
+    """Files whose first bytes decided their format, by format."""
 
     @property
     def inputs(self) -> str:
@@ -107,9 +109,8 @@ class Plan:
         """The stored plan: with the tokenizer that was chosen or trained, and the ids of BOS and EOS."""
         found = {"tokenizer": tokenizer, "bos": bos, "eos": eos}
         content = {"identity": self._identity(), "found": found}
-        return canonical_json(
-            {**content, "skipped": self.skipped.to_json(), "format_version": FORMAT_VERSION}
-        )
+        noted = {"skipped": self.skipped.to_json(), "guessed": self.guessed.to_json()}
+        return canonical_json({**content, **noted, "format_version": FORMAT_VERSION})
 
     def _inputs(self) -> dict[str, Any]:
         files = [[file.source, file.bytes, file.changed, file.format] for file in self.files]
@@ -146,7 +147,13 @@ def make_plan(listing: Listing, options: Options, unit_bytes: int | None) -> Pla
     """The plan for a listing; `unit_bytes` is chosen by the size of the corpus unless given."""
     size = sum(file.bytes for file in listing.files)
     chosen = unit_bytes or min(UNIT_BYTES, max(LEAST_UNIT_BYTES, size // UNITS))
-    return Plan(files=listing.files, skipped=listing.skipped, options=options, unit_bytes=chosen)
+    return Plan(
+        files=listing.files,
+        skipped=listing.skipped,
+        options=options,
+        unit_bytes=chosen,
+        guessed=listing.guessed,
+    )
 
 
 def group(files: Sequence[File], unit_bytes: int) -> Iterator[list[Work]]:
@@ -192,6 +199,7 @@ def load_plan(backend: Backend, dataset: str, job: str) -> StoredPlan | None:
             **{name: identity[name] for name in ("field", "heldout", "tokenizer", "bos", "eos", "again")}
         ),
         unit_bytes=identity["unit_bytes"],
+        guessed=Skipped.from_json(content.get("guessed", {})),
     )
     if plan.job != job:
         raise CorruptData(

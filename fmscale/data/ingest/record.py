@@ -83,6 +83,7 @@ EXPLAINED = {
     "link": "a link to a folder, or to nothing",
     "special": "no regular file",
     "store": "the store's own folder",
+    "metadata": "a description or cache that Hugging Face's save_to_disk puts beside its tables",
 }
 """Reasons for passing something over, as people read them."""
 

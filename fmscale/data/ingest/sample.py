@@ -6,13 +6,13 @@ sample is full. So a sample of many small sources resembles the whole, and a sec
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 
 import xxhash
 
-from fmscale.data.ingest.files import Files, open_files
+from fmscale.data.ingest.apart import Reading
 from fmscale.data.ingest.formats import Document
 from fmscale.data.ingest.plan import Plan, Work, document_id, group, is_heldout
-from fmscale.data.ingest.unit import read_work
 
 PART_BYTES = 1 << 20
 """Text taken from one part of the corpus."""
@@ -31,20 +31,20 @@ def sample_bytes(vocab_size: int) -> int:
 
 def sample(plan: Plan, roots: Sequence[str], limit: int) -> Iterator[str]:
     """Texts of up to about `limit` bytes; held-out documents and what cannot be read are left out."""
-    opened = [open_files(root) for root in roots]
     parts = [work for unit in group(plan.files, PART_BYTES) for work in unit]
     left = limit
-    for work in sorted(parts, key=_place):
-        taken = 0
-        for text in _texts(work, plan, opened):
-            piece = text[: PART_BYTES - taken]
-            yield piece
-            taken += len(piece.encode())
-            if taken >= PART_BYTES:
-                break
-        left -= taken
-        if left <= 0:
-            return
+    with closing(Reading(roots, plan.options.field)) as reading:
+        for work in sorted(parts, key=_place):
+            taken = 0
+            for text in _texts(work, plan, reading):
+                piece = text[: PART_BYTES - taken]
+                yield piece
+                taken += len(piece.encode())
+                if taken >= PART_BYTES:
+                    break
+            left -= taken
+            if left <= 0:
+                return
 
 
 def _place(work: Work) -> tuple[int, str, int]:
@@ -52,8 +52,8 @@ def _place(work: Work) -> tuple[int, str, int]:
     return xxhash.xxh3_64_intdigest(name.encode()), work.file.source, work.index
 
 
-def _texts(work: Work, plan: Plan, opened: Sequence[Files]) -> Iterator[str]:
-    for found in read_work(work, plan.options.field, opened[work.file.root]):
+def _texts(work: Work, plan: Plan, reading: Reading) -> Iterator[str]:
+    for found in reading.documents(work):
         if isinstance(found, Document) and found.text:
             identity = document_id(work.file.source, found.start)
             if not is_heldout(identity, plan.options.heldout):

@@ -2,7 +2,8 @@
 
 Inside folders these are passed over, and counted by reason: hidden files and folders, folders of version
 control, files whose extension says that they are not text, links to folders (they could lead in circles) and
-to nothing, special files, and the store itself where it lies among its inputs. What is named as an argument
+to nothing, special files, the descriptions and caches in a folder that Hugging Face's `save_to_disk` wrote,
+and the store itself where it lies among its inputs. What is named as an argument
 is taken even if hidden.
 
 A file's *source name* is its path below the deepest folder that all arguments share: moving or copying the
@@ -10,9 +11,10 @@ whole tree changes no name, and so no document id.
 """
 
 import os
+import posixpath
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import translate
 from functools import cache
 from itertools import takewhile
@@ -66,7 +68,7 @@ class File:
     changed: int
     """Time of the last change in milliseconds, by the clock of where it lies."""
     format: str
-    """text, jsonl, parquet or arrow."""
+    """text, jsonl, json, parquet or arrow; empty while its first bytes are to decide."""
     root: int
     """Which argument it belongs to; with `name` the way to open it, and no part of the job's digest."""
     name: str
@@ -80,6 +82,8 @@ class Listing:
     roots: tuple[Root, ...]
     files: tuple[File, ...]
     skipped: Skipped
+    guessed: Skipped = field(default_factory=Skipped)
+    """Files whose first bytes decided, by format."""
 
 
 def list_sources(arguments: Sequence[str], *, format: str = "auto", store: str = "") -> Listing:
@@ -104,19 +108,43 @@ def list_sources(arguments: Sequence[str], *, format: str = "auto", store: str =
             if format != "auto":
                 kind = format
             elif kind == "binary":
-                kind = "text"
+                kind = ""
             files.setdefault(
                 source,
                 File(source=source, bytes=size, changed=changed, format=kind, root=number, name=name),
             )
+    for source in _metadata(files):
+        if not roots[files[source].root].only:
+            skipped.add("metadata", source)
+            del files[source]
     ordered = tuple(files[source] for source in sorted(files))
-    if not ordered:
+    require_files(ordered, arguments, skipped)
+    return Listing(roots=roots, files=ordered, skipped=skipped)
+
+
+def require_files(files: Sequence[File], arguments: Sequence[str], skipped: Skipped) -> None:
+    """Raise DataError if there are none."""
+    if not files:
         raise DataError(
             "There is nothing to ingest",
             found=f"{', '.join(arguments)} (skipped: {_counted(skipped)})",
-            remedy="Name files or folders that hold text, JSONL, Parquet or Arrow.",
+            remedy="Name files or folders that hold text, JSON, Parquet or Arrow.",
         )
-    return Listing(roots=roots, files=ordered, skipped=skipped)
+
+
+def _metadata(files: Mapping[str, File]) -> list[str]:
+    """What Hugging Face's `save_to_disk` puts beside its Arrow files: descriptions, and caches of mappings."""
+    tables = {source.rpartition("/")[0] for source in files if source.endswith(".arrow")}
+    folders = {folder for folder in tables if posixpath.join(folder, "dataset_info.json") in files}
+    above = {folder.rpartition("/")[0] for folder in folders if folder}
+    found: list[str] = []
+    for source in sorted(files):
+        folder, _, name = source.rpartition("/")
+        cache = name.startswith("cache-") and name.endswith(".arrow")
+        beside = folder in folders and (cache or name in ("dataset_info.json", "state.json"))
+        if beside or (folder in above and name == "dataset_dict.json"):
+            found.append(source)
+    return found
 
 
 def parse_argument(argument: str) -> Root:

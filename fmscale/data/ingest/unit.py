@@ -1,14 +1,15 @@
 """One work unit: read its pieces, tokenize, write and seal its segments, then its record."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fmscale.data.ingest.files import Files, open_files
-from fmscale.data.ingest.formats import Bad, Document, read
+from fmscale.data.ingest.apart import Reading
+from fmscale.data.ingest.formats import Bad, Document
 from fmscale.data.ingest.plan import StoredPlan, Work, document_id, is_heldout, load_plan
 from fmscale.data.ingest.record import BAD, Skipped, UnitRecord, record_name, records_folder
+from fmscale.data.ingest.scratch import scratch_folder
 from fmscale.data.tokenizer import Tokenizer, dtype_of, frame, from_json
 from fmscale.errors import Conflict, StoreError
 from fmscale.store.backend import Backend
@@ -67,7 +68,11 @@ class Writer:
         self._tokenizer: Tokenizer = from_json(
             load_tokenizer(self._backend, stored.tokenizer), f"tokenizer {stored.tokenizer}"
         )
-        self._files: dict[int, Files] = {}
+        self._reading = Reading(assignment.roots, stored.plan.options.field)
+
+    def close(self) -> None:
+        """End what reads for it."""
+        self._reading.close()
 
     def run(self, unit: int, advance: Advance) -> UnitRecord:
         """Do a unit; sealed and recorded when this returns. Raises what reading and storing raise."""
@@ -135,7 +140,7 @@ class Writer:
 
     def _documents(self, work: Work, skipped: Skipped) -> Iterator[Document]:
         """Documents of a piece; what gives none is counted, or an error with `strict`."""
-        for found in read_work(work, self._stored.plan.options.field, self._open(work)):
+        for found in self._reading.documents(work):
             if isinstance(found, Document) and found.text:
                 yield found
                 continue
@@ -146,14 +151,12 @@ class Writer:
             if self.assignment.strict and reason in BAD:
                 skipped.refuse_bad()
 
-    def _open(self, work: Work) -> Files:
-        root = work.file.root
-        if root not in self._files:
-            self._files[root] = open_files(self.assignment.roots[root])
-        return self._files[root]
 
-
-def read_work(work: Work, field: str, files: Files) -> Iterator[Document | Bad]:
-    """The documents of a piece of a file."""
-    with files.open(work.file) as file:
-        yield from read(file, work.piece(field))
+@contextmanager
+def open_writer(assignment: Assignment) -> Iterator[Writer]:
+    """A writer with a scratch folder of its own below the assignment's."""
+    with (
+        scratch_folder(Path(assignment.scratch)) as folder,
+        closing(Writer(replace(assignment, scratch=str(folder)))) as writer,
+    ):
+        yield writer

@@ -11,12 +11,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import BinaryIO
 
 from fmscale.data.ingest.messages import Message, decode, describe_error, encode
-from fmscale.data.ingest.scratch import scratch_folder
-from fmscale.data.ingest.unit import Assignment, Writer
+from fmscale.data.ingest.unit import Assignment, open_writer
 
 REPORT_SECONDS = 0.2
 """Progress is told at most this often."""
@@ -31,8 +29,7 @@ def main() -> None:
     threading.Thread(target=_receive, args=(sys.stdin.buffer, incoming), daemon=True).start()
     try:
         assignment = Assignment(**incoming.get())
-        with scratch_folder(Path(assignment.scratch)) as folder:
-            writer = Writer(Assignment(**{**vars(assignment), "scratch": str(folder)}))
+        with open_writer(assignment) as writer:
             answers.write(encode({"ready": True}))
             reporter = _Reporter(answers)
             for unit in _units(incoming):

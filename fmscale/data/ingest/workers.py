@@ -5,20 +5,17 @@ started anew (not forked) and talk over pipes, so that a caller's `__main__` is 
 library `tokenizers` never meets a fork.
 """
 
-import os
 import queue
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import fmscale
+from fmscale.data.ingest.apart import start
 from fmscale.data.ingest.messages import Message, decode, encode, rebuild_error
 from fmscale.data.ingest.record import UnitRecord, decode_record
-from fmscale.data.ingest.scratch import scratch_folder, sweep
-from fmscale.data.ingest.unit import Advance, Assignment, Writer
+from fmscale.data.ingest.scratch import sweep
+from fmscale.data.ingest.unit import Advance, Assignment, open_writer
 from fmscale.errors import RankError
 
 Done = Callable[[UnitRecord], object]
@@ -27,8 +24,7 @@ Done = Callable[[UnitRecord], object]
 
 def run_here(assignment: Assignment, units: Sequence[int], done: Done, advance: Advance) -> None:
     """Do the units in this process, with the threads of the library `tokenizers`."""
-    with scratch_folder(Path(assignment.scratch)) as folder:
-        writer = Writer(Assignment(**{**asdict(assignment), "scratch": str(folder)}))
+    with open_writer(assignment) as writer:
         for unit in units:
             done(writer.run(unit, advance))
 
@@ -79,17 +75,10 @@ class _Process:
     def __init__(
         self, assignment: Assignment, answers: "queue.SimpleQueue[tuple[_Process, Message | None]]"
     ) -> None:
-        package = str(Path(fmscale.__file__).resolve().parent.parent)
-        paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
         self.unit: int | None = None
         self._answers = answers
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "fmscale.data.ingest.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            # One process a core: threads inside each would only take turns.
-            env={**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": os.pathsep.join(paths)},
-        )
+        # One process a core: threads inside each would only take turns.
+        self._process = start("worker", {"TOKENIZERS_PARALLELISM": "false"})
         self._thread = threading.Thread(target=self._receive, daemon=True)
         self._thread.start()
         self._send(asdict(assignment))

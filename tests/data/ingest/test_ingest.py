@@ -116,6 +116,26 @@ def test_bos_and_eos_policy(tmp_path: Path):
     assert (commit.bos, commit.eos) == (256, None)
 
 
+def test_a_tokenizer_file_that_truncates_and_pads_costs_no_text(tmp_path: Path):
+    tokenizer = train_bpe(["some words"] * 3, 300)
+    content = json.loads(tokenizer.to_json())
+    content["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    strategy = {"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None}
+    content["padding"] = {**strategy, "pad_id": 2, "pad_type_id": 0, "pad_token": "<|pad|>"}
+    content["model"]["dropout"] = 0.5
+    path = put(tmp_path / "tokenizer.json", json.dumps(content))
+    put(tmp_path / "in/a.txt", "some other words " * 50)
+    put(tmp_path / "more/b.txt", "some ünïcode words " * 50)
+    first = run(tmp_path / "in", tmp_path / "store", tokenizer=str(path))
+    assert not run(tmp_path / "in", tmp_path / "store", tokenizer=str(path)).new
+    assert run(tmp_path / "more", tmp_path / "store", tokenizer=str(path)).tokenizer == first.tokenizer
+    for source, _, _, _, tokens in documents(open_store(str(tmp_path / "store")), "d", "train"):
+        text = (tmp_path / ("in" if source == "a.txt" else "more") / source).read_text()
+        assert tokens == [*tokenizer.encode_batch([text])[0].tolist(), tokenizer.eos_id]
+    stored = load_tokenizer(open_store(str(tmp_path / "store")), first.tokenizer)
+    assert stored == path.read_bytes()
+
+
 def test_a_tokenizer_without_eos_is_refused_unless_none_is_wanted(tmp_path: Path):
     content = json.loads(train_bpe(["some words"] * 3, 300).to_json())
     content["added_tokens"] = []

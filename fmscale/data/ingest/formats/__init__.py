@@ -1,8 +1,9 @@
 """Reading documents: one file a format, each a function from a file, or a piece of one, to documents.
 
-A file is text (one document), JSONL (one a line), Parquet or Arrow (one a row), perhaps inside gzip or
-Zstandard. Big files that can be read from the middle are divided into `of` pieces; which documents belong to
-piece `index` depends on the file alone, so pieces can be read anywhere in any order.
+A file is text (one document), JSONL (one a line), a JSON array (one an element), Parquet or Arrow (one a
+row); text and JSON perhaps inside gzip or Zstandard. Big files that can be read from the middle are divided
+into `of` pieces; which documents belong to piece `index` depends on the file alone, so pieces can be read
+anywhere in any order.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,8 +11,11 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import BinaryIO
 
-FORMATS = ("text", "jsonl", "parquet", "arrow")
+FORMATS = ("text", "jsonl", "json", "parquet", "arrow")
 """Formats by the names that `--format` takes besides `auto`."""
+
+TABLES = frozenset({"parquet", "arrow"})
+"""Formats that pyarrow reads."""
 
 EXTENSIONS = {
     "jsonl": "jsonl",
@@ -23,7 +27,29 @@ EXTENSIONS = {
     "feather": "arrow",
     "ipc": "arrow",
 }
-"""Formats by extension; every other extension is text unless it is one of BINARY."""
+"""Formats by extension."""
+
+READERS = {"text": "text", "jsonl": "jsonl", "json": "array", "parquet": "columns", "arrow": "columns"}
+"""Modules that read each format."""
+
+_TEXT = """
+1 2 3 4 5 6 7 8 adoc asciidoc asm awk bash bat bib bzl c cc cfg cjs clj cljs cmake cmd conf cpp cs css cu cuh
+cxx d dart diff el elm env erl ex exs f f03 f90 f95 fish for fs fsi fsx go gradle graphql groovy h hcl hh hpp
+hrl hs htm html hxx ini ipp java jl js jsx kt kts less lisp lua m make markdown md mdx mk ml mli mm nim nix
+org pas patch php pl pm po pod pot properties proto ps1 pxd py pyi pyx r rb rkt rmd rs rst rtf s sass scala
+scm scss sh sol sql srt svelte svg swift tcl tex texi text textile tf thrift toml ts tsx txt v vb vhd vhdl vim
+vtt vue xhtml xml xsd xsl yaml yml zig zsh
+"""
+
+TEXT = frozenset(_TEXT.split())
+"""Extensions of text and code: one document a file, whatever it begins with."""
+
+_TEXT_NAMES = """
+authors changelog changes contributing copying dockerfile license licence makefile news notice readme todo
+"""
+
+TEXT_NAMES = frozenset(_TEXT_NAMES.split())
+"""Names without an extension that are text, in any case of letters."""
 
 COMPRESSIONS = {"gz": "gzip", "zst": "zstd"}
 """Compressions by last extension."""
@@ -48,7 +74,7 @@ class Document:
     text: str
     """Its text; may be empty."""
     start: int
-    """Where it begins: a byte (of the uncompressed file) for text and JSONL, a row for Parquet and Arrow."""
+    """Where it begins: a byte (of the uncompressed file) for text and JSON, a row for Parquet and Arrow."""
     stop: int
     """One past where it ends."""
 
@@ -86,15 +112,17 @@ such as a column that is not there.
 
 
 def detect(source: str) -> str:
-    """The format of a file by its extension, or `binary`."""
+    """The format of a file by its name: `binary` for none, empty where its first bytes are to decide."""
     name = source.rsplit("/", 1)[-1].lower()
     stem, dot, extension = name.rpartition(".")
     if dot and extension in COMPRESSIONS:
-        inner = detect(stem) if stem else "text"
-        return inner if inner in ("text", "jsonl") else "binary"
+        inner = detect(stem)
+        return inner if inner in ("text", "jsonl", "") else "binary"
     if dot and extension in EXTENSIONS:
         return EXTENSIONS[extension]
-    return "binary" if dot and extension in BINARY else "text"
+    if dot and extension in BINARY:
+        return "binary"
+    return "text" if (extension in TEXT if dot else name in TEXT_NAMES) else ""
 
 
 def compression(source: str) -> str:
@@ -104,11 +132,10 @@ def compression(source: str) -> str:
 
 def splittable(source: str, format: str) -> bool:
     """Whether a file can be divided into pieces."""
-    return format != "text" and not compression(source)
+    return format not in ("text", "json") and not compression(source)
 
 
 def read(file: BinaryIO, piece: Piece) -> Iterator[Document | Bad]:
     """The documents of a piece."""
-    module = "columns" if piece.format in ("parquet", "arrow") else piece.format
-    reader: Reader = import_module(f"{__name__}.{module}").read
+    reader: Reader = import_module(f"{__name__}.{READERS[piece.format]}").read
     return reader(file, piece)

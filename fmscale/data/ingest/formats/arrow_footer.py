@@ -14,13 +14,19 @@ TRAILER_BYTES = 10
 BLOCK = struct.Struct("<qi4xq")
 """A Block of the footer: offset, bytes of metadata, bytes of body."""
 
+MOST_ROWS = 2**40
+"""No batch has more rows: their numbers stay far within an int64."""
+
 
 def rows_of_batches(file: BinaryIO) -> list[int]:
     """Rows of each record batch. Raises ValueError for what is no Arrow file."""
     try:
-        return [_rows(file, *block[:2]) for block in _blocks(file)]
-    except (struct.error, IndexError) as error:
+        rows = [_rows(file, *block[:2]) for block in _blocks(file)]
+    except (struct.error, IndexError, OverflowError) as error:
         raise ValueError("the footer of the Arrow file is damaged") from error
+    if not all(0 <= count <= MOST_ROWS for count in rows):
+        raise ValueError("a batch of the Arrow file has an impossible number of rows")
+    return rows
 
 
 def _blocks(file: BinaryIO) -> list[tuple[int, int, int]]:

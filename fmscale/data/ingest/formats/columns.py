@@ -17,13 +17,27 @@ ROWS = 1024
 
 ARROW_MAGIC = b"ARROW1"
 
+BROKEN = (pa.ArrowException, OSError, EOFError, ValueError, OverflowError, MemoryError, SystemError)
+"""What pyarrow raises of damaged files: lengths that are wrong ask for any amount of memory, or for less than
+none, which is a SystemError.
+"""
+
+BINARY = {
+    pa.string(): pa.binary(),
+    pa.large_string(): pa.large_binary(),
+    pa.string_view(): pa.binary_view(),
+}
+"""Types of the same layout without the promise of UTF-8."""
+
 
 def read(file: BinaryIO, piece: Piece) -> Iterator[Document | Bad]:
     """The text in the column of each row; spans are row numbers of the file.
 
     Piece i of n has the row groups, or record batches, from i·k/n to (i+1)·k/n of k. An Arrow stream cannot
-    be entered in the middle: its first piece has all. Raises DataError for a column that is not there or
-    holds no text.
+    be entered in the middle: its first piece has all. Each batch is validated before a value of it is used:
+    from the first that does not hold together the file is broken. (Bytes that were changed within a text are
+    seen only where they are no UTF-8, or in Parquet with checksums of its pages.) Raises DataError for a
+    column that is not there or holds no text.
     """
     row = 0
     try:
@@ -31,7 +45,7 @@ def read(file: BinaryIO, piece: Piece) -> Iterator[Document | Bad]:
         for row, batch in batches:
             yield from _documents(batch, row)
             row += len(batch)
-    except (pa.ArrowException, OSError, EOFError, ValueError) as error:
+    except BROKEN as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         yield Bad("broken", f"from row {row} on: {str(error)[:200]}")
@@ -39,7 +53,7 @@ def read(file: BinaryIO, piece: Piece) -> Iterator[Document | Bad]:
 
 def _parquet(file: BinaryIO, piece: Piece) -> Iterator[tuple[int, Any]]:
     """Row number of the first row, and column, of each batch of the piece."""
-    parquet = pq.ParquetFile(file, pre_buffer=False)
+    parquet = pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
     _check_column(parquet.schema_arrow, piece)
     first, stop = _share(piece, parquet.num_row_groups)
     groups = parquet.metadata
@@ -76,14 +90,26 @@ def _share(piece: Piece, parts: int) -> tuple[int, int]:
 
 
 def _column(batch: Any, field: str) -> Any:
-    """The column as binary, so that each row's UTF-8 is checked on its own."""
+    """The column as binary, so that each row's UTF-8 is checked on its own. Raises ArrowInvalid, ValueError
+    if it does not hold together: pyarrow reads lengths and offsets unchecked, and dies of wrong ones.
+    """
     first, *rest = field.split(".")
     column = batch.column(first)
+    column.validate()
     for name in rest:
         column = pc.struct_field(column, name)
+    if len(column) != len(batch):
+        raise ValueError(f"a column of {len(column)} values in a batch of {len(batch)} rows")
     if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    return column.cast(pa.large_binary())
+        column.indices.validate(full=True)
+        return pa.DictionaryArray.from_arrays(column.indices, _binary(column.dictionary)).dictionary_decode()
+    return _binary(column)
+
+
+def _binary(column: Any) -> Any:
+    binary = column.view(BINARY.get(column.type, column.type))
+    binary.validate(full=True)
+    return binary
 
 
 def _documents(column: Any, row: int) -> Iterator[Document | Bad]:

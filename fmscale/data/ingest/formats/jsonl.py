@@ -46,12 +46,20 @@ def _parse(line: bytes, path: list[str], position: int) -> str | Bad | None:
         return None
     try:
         value: Any = json.loads(line.decode())
-        for name in path:
-            value = value[name]
     except UnicodeDecodeError:
         return Bad("undecodable", f"byte {position}")
     except (ValueError, RecursionError) as error:
         return Bad("broken", f"byte {position}: {type(error).__name__}: {error}")
+    if isinstance(value, list):
+        return Bad("broken", f"byte {position}: an array; --format json reads a file that is one")
+    return text_of(value, path, position)
+
+
+def text_of(value: Any, path: list[str], position: int) -> str | Bad:
+    """The text at a path in a record, or why there is none."""
+    try:
+        for name in path:
+            value = value[name]
     except (KeyError, TypeError, IndexError):
         return Bad("broken", f"byte {position}: no field {'.'.join(path)}")
     if value is None:

@@ -30,6 +30,21 @@ def uncompressed(file: BinaryIO, source: str) -> BinaryIO:
             return file
 
 
+def take(stream: BinaryIO, size: int) -> tuple[bytes, Exception | None]:
+    """So many bytes, fewer only at the end; and the damage behind them, if that is why they are fewer."""
+    parts: list[bytes] = []
+    while size:
+        try:
+            part = cast(io.BufferedIOBase, stream).read1(size)
+        except BROKEN_STREAM as error:
+            return b"".join(parts), error
+        if not part:
+            break
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts), None
+
+
 class ZstdFile(io.RawIOBase):
     """The content of all frames of a file, to be read once.
 

@@ -1,0 +1,169 @@
+"""Tables with changed bytes: each document is right or skipped, and what kills its reader costs that file."""
+
+import io
+import os
+import random
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fmscale.data.ingest import ingest
+from fmscale.data.ingest.apart import Reading
+from fmscale.data.ingest.formats import Bad, Document
+from fmscale.data.ingest.plan import Work
+from fmscale.data.ingest.sources import list_sources
+from fmscale.errors import RankError
+from tests.data.ingest.corpora import arrow, parquet, put, sentences, wait_for
+
+TEXTS = [f"row {i:x}" for i in range(60)]
+"""All ASCII, and below 128 bytes a batch of 15: a byte of 128 or more is seen wherever it comes to lie."""
+
+
+def table(kind: str) -> bytes:
+    """A file of four batches of the kind."""
+    columns: dict[str, Any] = {
+        "dictionary": pa.array(TEXTS).dictionary_encode(),
+        "view": pa.array(TEXTS, pa.string_view()),
+        "large": pa.array(TEXTS, pa.large_string()),
+        "struct": pa.StructArray.from_arrays([pa.array(TEXTS)], names=["text"]),
+    }
+    content = pa.table({"text": columns.get(kind, pa.array(TEXTS))})
+    file = io.BytesIO()
+    if kind == "parquet":
+        options = {"compression": "none", "write_page_checksum": True, "use_dictionary": False}
+        pq.write_table(content, file, row_group_size=15, **options)
+        return file.getvalue()
+    new = pa.ipc.new_stream if kind == "stream" else pa.ipc.new_file
+    with new(file, content.schema) as writer:
+        writer.write_table(content, max_chunksize=15)
+    return file.getvalue()
+
+
+def work(path: Path) -> Work:
+    return Work(file=list_sources([str(path)]).files[0], index=0, of=1)
+
+
+@pytest.fixture
+def reading(tmp_path: Path) -> Iterator[Reading]:
+    with closing(Reading([str(tmp_path)], "text")) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("kind", ["file", "stream", "dictionary", "view", "large", "struct", "parquet"])
+def test_documents_of_a_damaged_table_are_right_or_skipped(tmp_path: Path, kind: str):
+    data = table(kind)
+    rng = random.Random(kind)
+    path = tmp_path / ("a.parquet" if kind == "parquet" else "a.arrow")
+    outcomes: Counter[str] = Counter()
+    field = "text.text" if kind == "struct" else "text"
+    # The names in the schema stay: a column of another name is refused and ends the job.
+    names = [place for place in range(len(data)) if data[place : place + 4] == b"text"]
+    kept = {place + i for place in names for i in range(4)}
+    places = [place for place in range(len(data)) if place not in kept]
+    with closing(Reading([str(tmp_path)], field)) as reading:
+        for _ in range(40):
+            damaged = bytearray(data)
+            for place in rng.sample(places, rng.randint(1, 4)):
+                damaged[place] = rng.randrange(128, 256)
+            put(path, bytes(damaged))
+            found = list(reading.documents(work(path)))
+            documents = [item for item in found if isinstance(item, Document)]
+            bad = [item for item in found if isinstance(item, Bad)]
+            assert all(item.text == TEXTS[item.start] for item in documents)
+            assert len(documents) == len(TEXTS) or bad, "what is missing is counted"
+            outcomes.update({item.reason for item in bad} or {"whole"})
+            outcomes["killed"] += any("ended its reader" in item.where for item in bad)
+    assert outcomes["broken"] > 20
+    assert outcomes["killed"] == 0, "validation finds it first"
+
+
+def reader() -> psutil.Process:
+    """The process that reads for this one."""
+    return next(one for one in psutil.Process().children() if "fmscale.data.ingest.reader" in one.cmdline())
+
+
+def long_table(path: Path) -> Path:
+    """A table of many chunks."""
+    return arrow(path, [f"{i} " * 200 for i in range(6000)], rows=500)
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT])
+def test_a_file_that_ends_its_reader_is_broken_and_the_next_one_is_read(
+    reading: Reading, tmp_path: Path, number: signal.Signals
+):
+    documents = reading.documents(work(long_table(tmp_path / "a.arrow")))
+    first = next(documents)
+    assert isinstance(first, Document)
+    os.kill(reader().pid, number)
+    *rest, last = documents
+    assert all(isinstance(item, Document) for item in rest)
+    assert isinstance(last, Bad)
+    assert (last.reason, number.name in last.where) == ("broken", True)
+    assert f"after {len(rest) + 1} rows" in last.where
+    again = list(reading.documents(work(parquet(tmp_path / "b.parquet", ["good", "better"]))))
+    assert again == [Document("good", 0, 1), Document("better", 1, 2)]
+
+
+def test_a_reader_that_is_killed_from_outside_is_no_fault_of_the_file(reading: Reading, tmp_path: Path):
+    documents = reading.documents(work(long_table(tmp_path / "a.arrow")))
+    next(documents)
+    reader().kill()
+    with pytest.raises(RankError, match=r"a\.arrow") as caught:
+        list(documents)
+    assert caught.value.found == "signal 9"
+
+
+def test_a_table_that_is_left_in_the_middle_does_not_disturb_the_next(reading: Reading, tmp_path: Path):
+    long = work(long_table(tmp_path / "a.arrow"))
+    next(reading.documents(long))
+    number = reader().pid
+    rows = [f"row {i}" for i in range(5)]
+    assert [item.text for item in reading.documents(work(parquet(tmp_path / "b.parquet", rows)))] == rows  # type: ignore[union-attr]
+    assert len(list(reading.documents(long))) == 6000
+    assert reader().pid == number
+
+
+def test_a_job_goes_on_without_the_file_that_ended_its_reader(tmp_path: Path):
+    long_table(tmp_path / "in/a.arrow")
+    parquet(tmp_path / "in/b.parquet", ["good", "better"])
+    put(tmp_path / "in/c.txt", "best")
+    killed: list[psutil.Process] = []
+
+    def kill_one(phase: str, done: int, total: int) -> None:
+        """At the first sign of life behind a batch of the long table."""
+        if phase == "writing" and not killed and psutil.Process().children():
+            killed.append(reader())
+            killed[0].send_signal(signal.SIGSEGV)
+            wait_for(lambda: killed[0].status() == psutil.STATUS_ZOMBIE, "its end")
+
+    result = ingest(
+        [str(tmp_path / "in")],
+        store=str(tmp_path / "store"),
+        dataset="d",
+        tokenizer="bytes",
+        workers=1,
+        progress=kill_one,
+    )
+    assert result.skipped["broken"]["count"] == 1
+    assert "a.arrow: after" in result.skipped["broken"]["first"][0]
+    assert 3 < result.documents < 6003
+    assert not psutil.Process().children()
+
+
+def test_damage_met_while_a_tokenizer_is_trained_costs_that_file(tmp_path: Path):
+    for i in range(6):
+        data = bytearray(arrow(tmp_path / f"in/{i}.arrow", sentences("s", 20)).read_bytes())
+        if i % 2:
+            data[400:-300:97] = b"\xff" * len(data[400:-300:97])
+        put(tmp_path / f"in/{i}.arrow", bytes(data))
+    result = ingest([str(tmp_path / "in")], store=str(tmp_path / "store"), dataset="d", tokenizer="bpe:300")
+    assert result.documents == 60
+    assert sum(one["count"] for one in result.skipped.values()) >= 3
