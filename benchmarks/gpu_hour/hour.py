@@ -58,7 +58,9 @@ def run_hour(asked: Asked) -> int:
 
 
 def _steps(asked: Asked, scratch: Path, deadline: float) -> int:
-    planned = chosen(steps(asked.mode, Setting(python=sys.executable, scratch=scratch, dry=asked.dry)), asked.only)
+    planned = chosen(
+        steps(asked.mode, Setting(python=sys.executable, scratch=scratch, dry=asked.dry)), asked.only
+    )
     journal = Journal(asked.out)
     began = time.monotonic()
     journal.record(
@@ -78,7 +80,9 @@ def _steps(asked: Asked, scratch: Path, deadline: float) -> int:
         good, reason = False, str(stop)
     journal.record("end", ok=good, reason=reason, seconds=round(time.monotonic() - began, 1))
     journal.close()
-    print(f"{'all steps came out' if good else reason or 'not all steps came out'}; records are in {asked.out}")
+    print(
+        f"{'all steps came out' if good else reason or 'not all steps came out'}; records are in {asked.out}"
+    )
     return 0 if good else 1
 
 

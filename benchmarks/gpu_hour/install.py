@@ -2,8 +2,8 @@
 
 python -m benchmarks.gpu_hour.install FOLDER
 
-It needs neither a network nor torch. The wheels go into a virtual environment of their own, as the machine's packages are
-not ours to change; one made of a virtual environment would not see that one's packages, so they are named in a .pth.
+It needs neither a network nor torch. The wheels go into a virtual environment of their own, as the machine's packages
+are not ours to change; one made of a virtual environment would not see that one's packages, so a .pth names them.
 """
 
 import site
@@ -50,12 +50,23 @@ def main() -> None:
         )
     parents = [one for one in (*site.getsitepackages(), sysconfig.get_path("purelib")) if Path(one).is_dir()]
     venv.create(folder, system_site_packages=True, with_pip=False)
-    inside = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
+    inside = Path(sysconfig.get_path("purelib", "venv", vars={"base": str(folder), "platbase": str(folder)}))
     lines = [f"import site; site.addsitedir({one!r})" for one in dict.fromkeys(parents)]
-    (inside / "machine.pth").write_text("\n".join(lines) + "\n")
-    pip = [sys.executable, "-m", "pip", "--python", python_of(folder), "install", "-q", "--no-deps", "--no-index"]
+    (inside / "machine.pth").write_text("\n".join([*lines, str(ROOT)]) + "\n")
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        python_of(folder),
+        "install",
+        "-q",
+        "--no-deps",
+        "--no-index",
+    ]
     subprocess.run([*pip, "--no-compile", *map(str, wheels)], check=True)
-    subprocess.run([*pip, "--no-build-isolation", "-e", str(ROOT)], check=True)
+    # By all cores, where pip takes one; without it every process that starts first would compile for itself.
+    subprocess.run([python_of(folder), "-m", "compileall", "-q", "-j", "0", str(inside)], check=False)
     left = missing(python_of(folder))
     if left:
         sys.exit(

@@ -27,16 +27,17 @@ def _claim(hour: Hour, file: str, tests: dict[str, Record | None]) -> Claim:
     skipped = [name for name, one in ended.items() if one["outcome"] == "skipped"]
     bad = {name: one for name, one in ended.items() if one["outcome"] == "failed"}
     claim = Claim(
-        id=f"K.{file.rpartition('/')[2].removesuffix('.py')}"
-        if "kernels" in file
-        else f"K.{file.removeprefix('tests/').removesuffix('.py').replace('/', '.')}",
+        id=f"K.{file.removeprefix('tests/').removesuffix('.py').replace('/', '.')}",
         what=f"tests of {file} that passed",
         unit="tests",
         ours=float(len(passed)) if len(skipped) < len(tests) else None,
         ratio=len(passed) / len(tests),
         target=f"all {len(tests)} pass",
         ok=len(passed) == len(tests),
-        runs=[{"system": name, "value": one["seconds"], "outcome": one["outcome"]} for name, one in ended.items()],
+        runs=[
+            {"system": name, "value": one["seconds"], "outcome": one["outcome"]}
+            for name, one in ended.items()
+        ],
     )
     reasons = [f"{name.partition('::')[2]}: {one['reason'][-300:]}" for name, one in list(bad.items())[:5]]
     if skipped:

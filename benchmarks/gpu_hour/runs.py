@@ -22,7 +22,9 @@ class Run:
     saves: list[Record] = field(default_factory=list)
     """Checkpoints."""
     built: Record = field(default_factory=dict)
-    """Memory when the state was on the device and nothing else."""
+    """Memory when the model was on the device and no step had been taken."""
+    stepped: Record = field(default_factory=dict)
+    """Memory between steps, with all that a step leaves."""
     end: Record = field(default_factory=dict)
     """What was seen when it was complete; empty if it did not get there."""
     tests: dict[str, Record] = field(default_factory=dict)
@@ -68,7 +70,9 @@ class Hour:
         if ended is None:
             return f"the hour ended before step {step} did"
         failed = next((run.why for run in self.of(step) if not run.outcome.get("ok", True)), "")
-        return f"step {step} {ended['reason'] or 'handed over too little'}" + (f": {failed}" if failed else "")
+        return f"step {step} {ended['reason'] or 'handed over too little'}" + (
+            f": {failed}" if failed else ""
+        )
 
 
 def put_together(records: Sequence[Record]) -> Hour:
@@ -91,7 +95,7 @@ def put_together(records: Sequence[Record]) -> Hour:
 
 def _found(hour: Hour, run: Run, found: Record) -> None:
     about = found["about"]
-    if about in ("settings", "built", "end"):
+    if about in ("settings", "built", "stepped", "end"):
         setattr(run, about, found)
     elif about == "steps":
         run.steps += found["steps"]

@@ -96,10 +96,16 @@ def _devices(setting: Setting) -> Step:
         kinds += [("cpu", 0, "eager"), ("cuda", 0, "triton"), ("cuda", 0, "eager")]
     jobs = tuple(
         setting.run(
-            f"fp32-{device}-stage{stage}-{attention}", SMALL, "train.precision=fp32", "train.compile=false",
-            f"train.zero_stage={stage}", f"model.attention_backend={attention}", *_size(setting),
-            device=device, seconds=60,
-        )  # fmt: skip
+            f"fp32-{device}-stage{stage}-{attention}",
+            SMALL,
+            "train.precision=fp32",
+            "train.compile=false",
+            f"train.zero_stage={stage}",
+            f"model.attention_backend={attention}",
+            *_size(setting),
+            device=device,
+            seconds=60,
+        )
         for device, stage, attention in kinds
     )
     what = "fp32: CPU and GPU, ZeRO stages 0 and 2, attention by Triton and eager"
@@ -111,17 +117,30 @@ def _bf16(setting: Setting) -> Step:
     if setting.dry:
         kinds = [(2, False, "none", ""), (2, True, "full", ""), (2, False, "none", "-again")]
     else:
-        kinds = [(2, False, "none", ""), (2, True, "none", ""), (2, True, "full", ""), (2, True, "none", "-again")]
-        kinds += [(stage, on, "none", "") for stage in (1, 0, 3) for on in (True, False) if stage < 3 or not on]
+        kinds = [
+            (2, False, "none", ""),
+            (2, True, "none", ""),
+            (2, True, "full", ""),
+            (2, True, "none", "-again"),
+        ]
+        kinds += [
+            (stage, on, "none", "") for stage in (1, 0, 3) for on in (True, False) if stage < 3 or not on
+        ]
         kinds += [(stage, True, "full", "") for stage in (1, 0)]
         kinds += [(stage, False, "full", "") for stage in (2, 3, 1, 0)]
     device = "cpu" if setting.dry else "cuda"
     jobs = tuple(
         setting.run(
-            f"bf16-stage{stage}-{'compiled' if compiled else 'plain'}-recompute_{recompute}{again}", SMALL,
-            "train.precision=bf16", f"train.zero_stage={stage}", f"train.compile={str(compiled).lower()}",
-            f"train.recompute={recompute}", *_size(setting), device=device, seconds=90,
-        )  # fmt: skip
+            f"bf16-stage{stage}-{'compiled' if compiled else 'plain'}-recompute_{recompute}{again}",
+            SMALL,
+            "train.precision=bf16",
+            f"train.zero_stage={stage}",
+            f"train.compile={str(compiled).lower()}",
+            f"train.recompute={recompute}",
+            *_size(setting),
+            device=device,
+            seconds=90,
+        )
         for stage, compiled, recompute, again in kinds
     )
     what = "bf16: ZeRO stages 0 to 3, compile, recompute, the same run twice"
@@ -147,9 +166,18 @@ SUITES = (
         tuple(
             f"tests/kernels/test_{name}.py"
             for name in (
-                "adamw", "rms_norm", "rope", "swiglu", "byte_planes", "linear_cross_entropy", "attention_choice",
-                "attention_decode", "whole_model", "repeats_gpu", "bench_report",
-            )  # fmt: skip
+                "adamw",
+                "rms_norm",
+                "rope",
+                "swiglu",
+                "byte_planes",
+                "linear_cross_entropy",
+                "attention_choice",
+                "attention_decode",
+                "whole_model",
+                "repeats_gpu",
+                "bench_report",
+            )
         ),
     ),
     ("configurations", ("tests/kernels/test_attention_gpu.py", "-k", "every_shipped_configuration")),
@@ -181,5 +209,3 @@ def chosen(all_steps: Sequence[Step], only: str) -> list[Step]:
 
 def _size(setting: Setting) -> tuple[str, ...]:
     return (*TINY, *TINY_MODEL) if setting.dry else ()
-
-

@@ -47,7 +47,8 @@ def main() -> None:
         torch.compile = partial(torch.compile, backend=asked.backend)
     _emit(about="settings", **settings(config))
     on_gpu = config.train.device == "cuda"
-    running.assemble = _then(running.assemble, partial(_built, config, on_gpu))
+    running.assemble = _then(running.assemble, partial(_memory, "built", config, on_gpu))
+    running.dry_run = _then(running.dry_run, partial(_memory, "stepped", config, on_gpu))
     seen = 0
 
     def show(record: Mapping[str, Any]) -> None:
@@ -111,11 +112,11 @@ def extensions() -> list[str]:
     return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
 
 
-def _built(config: Config, on_gpu: bool) -> None:
+def _memory(about: str, config: Config, on_gpu: bool) -> None:
     vocab_size = config.model.vocab_size
     parameters = num_parameters(config.model, vocab_size) if vocab_size else None
     _emit(
-        about="built",
+        about=about,
         parameters=parameters,
         allocated_bytes=torch.cuda.memory_allocated() if on_gpu else None,
         planned_bytes=state_bytes(parameters, config.train, config.train.zero_stage, 1).device
@@ -125,7 +126,7 @@ def _built(config: Config, on_gpu: bool) -> None:
 
 
 def _then(function: Any, after: Any) -> Any:
-    """The function, and `after` when it has returned: the only moment at which the state alone is on the device."""
+    """The function, and `after` when it has returned: the moments at which the state alone is on the device."""
 
     def both(*given: Any, **options: Any) -> Any:
         made = function(*given, **options)

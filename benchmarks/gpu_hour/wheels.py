@@ -20,11 +20,19 @@ from benchmarks.harness import ROOT
 
 BUILT = "deepspeed"
 """Comes as source alone: built here without its extensions, so that it is pure (2.2 MB) and needs no compiler there."""
-FETCHED = ("pydantic", "pydantic_core", "annotated_types", "hjson", "crc32c", "obstore", "zstandard")
+FETCHED = (
+    "pydantic",
+    "pydantic_core",
+    "typing_inspection",
+    "typing_extensions",
+    "annotated_types",
+    "hjson",
+    "crc32c",
+    "obstore",
+    "zstandard",
+)
 TESTING = ("pytest", "iniconfig", "pluggy", "hypothesis", "sortedcontainers")
-"""For the kernels' tests."""
-BUILDING = ("setuptools",)
-"""77 or newer, which installs the checkout; an image may have an older one."""
+"""For the kernels' tests, where an image lacks them or has others."""
 GLIBC = (34, 31, 28, 27, 26, 24, 17)
 """manylinux_2_N tags to take from; pip matches each literally."""
 LIMIT_BYTES = 60 * 2**20
@@ -33,7 +41,9 @@ LIMIT_BYTES = 60 * 2**20
 
 def version(name: str) -> str:
     """The version that the tests ran with: of constraints.txt, or installed here."""
-    held = re.search(rf"^{name.replace('_', '[-_]')}==(\S+)", (ROOT / "constraints.txt").read_text(), re.M | re.I)
+    held = re.search(
+        rf"^{name.replace('_', '[-_]')}==(\S+)", (ROOT / "constraints.txt").read_text(), re.M | re.I
+    )
     return held[1] if held else metadata.version(name)
 
 
@@ -49,7 +59,7 @@ def collect(folder: Path, python: str) -> list[Path]:
     platforms = [f"manylinux_2_{glibc}_x86_64" for glibc in GLIBC] + ["manylinux2014_x86_64"]
     download = [*pip, "download", "-q", "--no-deps", "--only-binary=:all:", "--implementation", "cp"]
     download += ["--python-version", python, *(f"--platform={one}" for one in platforms), "-d", str(folder)]
-    wanted = [f"{name}=={version(name)}" for name in (*FETCHED, *TESTING, *BUILDING)]
+    wanted = [f"{name}=={version(name)}" for name in (*FETCHED, *TESTING)]
     subprocess.run([*download, *wanted], check=True, cwd=ROOT)
     return sorted(folder.glob("*.whl"))
 
@@ -86,7 +96,9 @@ def main() -> int:
         print(f"{hashlib.sha256(one.read_bytes()).hexdigest()}  {one.stat().st_size:>9,}  {one.name}")
     (asked.out / MANIFEST).write_text(json.dumps({**identity(), "python": asked.python}, indent=1) + "\n")
     tree, carried = tree_bytes(), sum(one.stat().st_size for one in wheels)
-    print(f"{len(wheels)} wheels, {carried / 2**20:.1f} MiB, in {asked.out}; the checkout has {tree / 2**20:.1f} MiB")
+    print(
+        f"{len(wheels)} wheels, {carried / 2**20:.1f} MiB, in {asked.out}; the checkout has {tree / 2**20:.1f} MiB"
+    )
     why = refusal(tree, carried)
     if why:
         print(why, file=sys.stderr)
