@@ -159,42 +159,27 @@ def _large(setting: Setting) -> Step:
     return Step(name="6", what=what, least=least, most=260, jobs=(job,), disk=disk)
 
 
+ATTENTION = "tests/kernels/test_attention_gpu.py"
 SUITES = (
-    ("attention", ("tests/kernels/test_attention_gpu.py", "-k", "not every_shipped_configuration")),
-    (
-        "others",
-        tuple(
-            f"tests/kernels/test_{name}.py"
-            for name in (
-                "adamw",
-                "rms_norm",
-                "rope",
-                "swiglu",
-                "byte_planes",
-                "linear_cross_entropy",
-                "attention_choice",
-                "attention_decode",
-                "whole_model",
-                "repeats_gpu",
-                "bench_report",
-            )
-        ),
-    ),
-    ("configurations", ("tests/kernels/test_attention_gpu.py", "-k", "every_shipped_configuration")),
+    ("attention", (ATTENTION, "-k", "not every_shipped_configuration")),
+    ("others", ("tests/kernels", f"--ignore={ATTENTION}")),
+    ("configurations", (ATTENTION, "-k", "every_shipped_configuration")),
     ("models", ("tests/models/test_gpu.py",)),
 )
-"""Every test marked `gpu`, in processes that compile side by side."""
+"""Every test marked `gpu`, in processes that compile side by side; attention's are three quarters of them."""
+DRY_SUITES = (
+    ("skipped", ("-m", "gpu", "tests/kernels")),
+    ("interpreted", ("tests/kernels/test_swiglu.py::test_far_from_zero",)),
+)
+"""Without a GPU those are skipped with their reason, and one other runs under Triton's interpreter."""
 
 
 def _kernels(setting: Setting) -> Step:
-    """Tests marked gpu; dry, they are skipped, and a few others run under Triton's interpreter."""
-    plugin = ("-m", "gpu", "-p", "benchmarks.gpu_hour.pytest_records", "-p", "no:cacheprovider")
-    jobs = [setting.job(name, "pytest", *plugin, *words, seconds=520) for name, words in SUITES]
-    if setting.dry:
-        words = (*plugin[2:], "-m", "not slow and not gpu", "tests/kernels/test_swiglu.py")
-        jobs.append(setting.job("interpreted", "pytest", *words, seconds=60))
+    plugin = ("-p", "benchmarks.gpu_hour.pytest_records", "-p", "no:cacheprovider")
+    suites = DRY_SUITES if setting.dry else [(name, ("-m", "gpu", *words)) for name, words in SUITES]
+    jobs = tuple(setting.job(name, "pytest", *plugin, *words, seconds=520) for name, words in suites)
     what = "the kernels' and models' tests on a GPU"
-    return Step(name="tests", what=what, least=30, most=530, jobs=tuple(jobs), at_once=min(4, AT_ONCE))
+    return Step(name="tests", what=what, least=30, most=530, jobs=jobs, at_once=min(4, AT_ONCE))
 
 
 def chosen(all_steps: Sequence[Step], only: str) -> list[Step]:
