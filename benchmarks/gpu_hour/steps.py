@@ -54,11 +54,15 @@ class Setting:
         """The corpus."""
         return str(self.scratch / "store")
 
-    def job(self, name: str, module: str, *words: str, seconds: float, device: str = "") -> Job:
+    def job(
+        self, name: str, module: str, *words: str, seconds: float, device: str = "", at_once: int = 1
+    ) -> Job:
         """A process of this checkout; `device` tells DeepSpeed, which otherwise looks for itself."""
         environment = {
             "OMP_NUM_THREADS": "1",
             "PYTHONUNBUFFERED": "1",
+            # 8 runs with a worker for every core would spend the step on starting workers.
+            "TORCHINDUCTOR_COMPILE_THREADS": str(max(1, (os.cpu_count() or 1) // at_once)),
             "TORCH_EXTENSIONS_DIR": str(self.scratch / "extensions"),
             **({"DS_ACCELERATOR": device} if device else {}),
         }
@@ -66,12 +70,15 @@ class Setting:
             name=name, command=(self.python, "-m", module, *words), seconds=seconds, environment=environment
         )
 
-    def run(self, name: str, config: str, *overrides: str, device: str, seconds: float) -> Job:
+    def run(
+        self, name: str, config: str, *overrides: str, device: str, seconds: float, at_once: int = 1
+    ) -> Job:
         """A training run under a name, in a folder and a run of the store of its own."""
         backend = ("--backend=aot_eager",) if self.dry else ()
         own = (f"train.run={name}", f"train.folder={self.scratch / 'runs'}", f"store.url={self.store}")
         words = (*backend, config, *own, f"train.device={device}", *overrides)
-        return self.job(name, "benchmarks.gpu_hour.train_job", *words, seconds=seconds, device=device)
+        module = "benchmarks.gpu_hour.train_job"
+        return self.job(name, module, *words, seconds=seconds, device=device, at_once=at_once)
 
 
 def steps(mode: str, setting: Setting) -> list[Step]:
@@ -104,12 +111,13 @@ def _devices(setting: Setting) -> Step:
             f"model.attention_backend={attention}",
             *_size(setting),
             device=device,
-            seconds=60,
+            seconds=90,
+            at_once=AT_ONCE,
         )
         for device, stage, attention in kinds
     )
     what = "fp32: CPU and GPU, ZeRO stages 0 and 2, attention by Triton and eager"
-    return Step(name="1", what=what, least=25, most=100, jobs=jobs, at_once=AT_ONCE)
+    return Step(name="1", what=what, least=25, most=110, jobs=jobs, at_once=AT_ONCE)
 
 
 def _bf16(setting: Setting) -> Step:
@@ -140,6 +148,7 @@ def _bf16(setting: Setting) -> Step:
             *_size(setting),
             device=device,
             seconds=90,
+            at_once=AT_ONCE,
         )
         for stage, compiled, recompute, again in kinds
     )
@@ -177,9 +186,12 @@ DRY_SUITES = (
 def _kernels(setting: Setting) -> Step:
     plugin = ("-p", "benchmarks.gpu_hour.pytest_records", "-p", "no:cacheprovider")
     suites = DRY_SUITES if setting.dry else [(name, ("-m", "gpu", *words)) for name, words in SUITES]
-    jobs = tuple(setting.job(name, "pytest", *plugin, *words, seconds=520) for name, words in suites)
+    at_once = min(4, AT_ONCE)
+    jobs = tuple(
+        setting.job(name, "pytest", *plugin, *words, seconds=520, at_once=at_once) for name, words in suites
+    )
     what = "the kernels' and models' tests on a GPU"
-    return Step(name="tests", what=what, least=30, most=530, jobs=jobs, at_once=min(4, AT_ONCE))
+    return Step(name="tests", what=what, least=30, most=530, jobs=jobs, at_once=at_once)
 
 
 def chosen(all_steps: Sequence[Step], only: str) -> list[Step]:

@@ -81,7 +81,7 @@ def settings(config: Config) -> dict[str, Any]:
         "device": train.device,
         "precision": train.precision,
         "zero_stage": train.zero_stage,
-        "compile": bool(train.compile),
+        "compile": train.compile,
         "recompute": train.recompute,
         "attention": config.model.attention_backend,
         "steps": train.steps,
