@@ -3,19 +3,20 @@
 import json
 import platform
 import sys
+from collections.abc import Iterable
 from importlib import metadata
 
 
-def main() -> None:
-    """Print them."""
+def installed(packages: Iterable[str]) -> dict[str, str]:
+    """Python's version, and that of each package that is installed."""
     found = {"python": platform.python_version()}
-    for package in sys.argv[1:]:
+    for package in packages:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    print(json.dumps(found))
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    print(json.dumps(installed(sys.argv[1:])))

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
+from benchmarks.gpu_hour.table import BEGIN, END
+from benchmarks.gpu_hour.table import as_markdown as as_table
 from fmscale.cli.main import build_app
 from fmscale.quickstart.results import as_markdown
 from tests.helpers.s3_server import S3Server
@@ -96,6 +98,11 @@ def test_the_table_has_the_numbers_of_the_report():
     shown = README.partition("<!-- quickstart -->\n")[2].partition("<!-- /quickstart -->")[0]
     assert shown.strip() == as_markdown(report).strip()
     assert str(ROOT) not in json.dumps(report)
+
+
+def test_the_table_of_gpu_results_has_their_numbers_and_no_others():
+    shown = README.partition(BEGIN)[2].partition(END)[0]
+    assert shown == as_table(ROOT / "benchmarks" / "results")
 
 
 def prepared(command: str, bucket: str) -> str:

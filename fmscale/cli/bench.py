@@ -42,6 +42,29 @@ def row(claim: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def read_hour(folder: Path, *, dry_run: bool) -> list[dict[str, Any]]:
+    """The claims of an hour on a GPU, which go into benchmarks/results and README.md, but for a dry run."""
+    root = checkout()
+    sys.path.insert(0, str(root))
+    reading = importlib.import_module("benchmarks.gpu_hour.reading")
+    found = reading.read(folder)
+    for note in found.notes:
+        typer.echo(note, err=True)
+    if not dry_run:
+        results = root / "benchmarks" / "results"
+        typer.echo(f"written to {reading.keep(found, results)}, and to README.md's table", err=True)
+        importlib.import_module("benchmarks.gpu_hour.table").fill(root / "README.md", results)
+    claims: list[dict[str, Any]] = found.document["claims"]
+    return claims
+
+
+def _print(claims: list[dict[str, Any]], *, json: bool) -> None:
+    if json:
+        print_json(claims)
+    else:
+        table([row(claim) for claim in claims], json=False)
+
+
 def register(app: typer.Typer) -> None:
     """Add the verb."""
 
@@ -50,10 +73,11 @@ def register(app: typer.Typer) -> None:
             "fmscale bench loader --quick",
             "fmscale bench loader --only W5,W6",
             "fmscale bench kernels --list",
+            "fmscale bench --read benchmarks/results/gpu-hour",
         )
     )
     def bench(
-        name: Annotated[str, typer.Argument(help=f"One of: {', '.join(BENCHMARKS)}.")],
+        name: Annotated[str, typer.Argument(help=f"One of: {', '.join(BENCHMARKS)}.")] = "",
         quick: Annotated[bool, typer.Option(help="The same code on less data, below 3 minutes.")] = False,
         check: Annotated[bool, typer.Option(help="Exit with 1 when a claim is not met.")] = False,
         json: JsonOption = False,
@@ -72,8 +96,26 @@ def register(app: typer.Typer) -> None:
             float | None, typer.Option(help="kernels --tune: begin nothing after this time.")
         ] = None,
         again: Annotated[bool, typer.Option(help="kernels --tune: also what the table has.")] = False,
+        read: Annotated[
+            Path | None,
+            typer.Option(help="Instead of a name: the folder that benchmarks/gpu_hour.sh wrote, on a GPU."),
+        ] = None,
+        dry_run: Annotated[bool, typer.Option(help="--read: check the records, write nothing.")] = False,
     ) -> None:
         """Measure a claim: ours and the peers in one run. Writes benchmarks/results/NAME.json."""
+        elsewhere = quick or bool(only) or list_ or tune or again or seconds is not None
+        if read is not None and not name and not elsewhere:
+            claims = read_hour(read, dry_run=dry_run)
+            _print(claims, json=json)
+            if check and not all(claim["ok"] for claim in claims):
+                raise typer.Exit(1)
+            return
+        if read is not None or dry_run:
+            raise ConfigError(
+                "--read goes without a name, and with --dry-run, --check and --json alone",
+                found=name or "other options",
+                remedy="Use `fmscale bench --read FOLDER`, with --dry-run to check and write nothing.",
+            )
         if name not in BENCHMARKS:
             raise ConfigError("no such benchmark", found=name, remedy=f"One of: {', '.join(BENCHMARKS)}.")
         sys.path.insert(0, str(checkout()))
@@ -101,10 +143,7 @@ def register(app: typer.Typer) -> None:
             raise ConfigError(
                 f"{name} has no --list or --tune", found=name, remedy="Use them with `fmscale bench kernels`."
             )
-        claims: list[dict[str, Any]] = benchmark.run(quick=quick, **({"only": words} if words else {}))
-        if json:
-            print_json(claims)
-        else:
-            table([row(claim) for claim in claims], json=False)
+        claims = benchmark.run(quick=quick, **({"only": words} if words else {}))
+        _print(claims, json=json)
         if check and not all(claim["ok"] for claim in claims):
             raise typer.Exit(1)

@@ -1,0 +1,150 @@
+"""The driver: steps in order within the time, whatever becomes of each; it needs nothing but Python."""
+
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from benchmarks.gpu_hour.install import missing, python_of
+from benchmarks.gpu_hour.jobs import Job, Outcome, run_jobs
+from benchmarks.gpu_hour.journal import FORMAT, FORMAT_VERSION, Journal
+from benchmarks.gpu_hour.source import identity
+from benchmarks.gpu_hour.steps import Setting, Step, chosen, steps
+from benchmarks.harness import machine
+
+INSTALL_SECONDS = 120.0
+CLOSING_SECONDS = 4.0
+"""Left at the end: processes are killed, the scratch folder is removed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What the command line says."""
+
+    mode: str
+    """train or kernels."""
+    seconds: float
+    """For all."""
+    dry: bool
+    """Tiny, on a CPU."""
+    only: str
+    """Steps, or empty for all."""
+    out: Path
+    """Where records go."""
+    scratch: Path | None
+    """Where the scratch folder is made; None takes the system's."""
+
+
+class Stopped(Exception):
+    """A signal ended the hour."""
+
+
+def run_hour(asked: Asked) -> int:
+    """Run the steps; 0 when all came out, else 1. Raises ValueError for a step that there is not."""
+    deadline = time.monotonic() + asked.seconds - CLOSING_SECONDS
+    scratch = Path(tempfile.mkdtemp(prefix="fmscale-gpu-", dir=asked.scratch))
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, _stop)
+    try:
+        return _steps(asked, scratch, deadline)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _steps(asked: Asked, scratch: Path, deadline: float) -> int:
+    planned = chosen(
+        steps(asked.mode, Setting(python=sys.executable, scratch=scratch, dry=asked.dry)), asked.only
+    )
+    journal = Journal(asked.out)
+    began = time.monotonic()
+    journal.record(
+        "begin", format=FORMAT, format_version=FORMAT_VERSION, mode=asked.mode, dry_run=asked.dry,
+        seconds=asked.seconds, steps=[step.name for step in planned], machine=machine(), time=time.time(),
+        **identity(),
+    )  # fmt: skip
+    good, reason = True, ""
+    try:
+        python = _environment(journal, scratch, deadline)
+        setting = Setting(python=python or sys.executable, scratch=scratch, dry=asked.dry)
+        for step in chosen(steps(asked.mode, setting), asked.only):
+            good &= bool(python) and _step(journal, step, scratch, deadline)
+            if not python:
+                _ended(journal, step, [], "not begun: the environment could not be made")
+    except Stopped as stop:
+        good, reason = False, str(stop)
+    journal.record("end", ok=good, reason=reason, seconds=round(time.monotonic() - began, 1))
+    journal.close()
+    print(
+        f"{'all steps came out' if good else reason or 'not all steps came out'}; records are in {asked.out}"
+    )
+    return 0 if good else 1
+
+
+def _environment(journal: Journal, scratch: Path, deadline: float) -> str:
+    """The jobs' interpreter; empty if it could not be made."""
+    absent = missing(sys.executable)
+    if not absent:
+        return sys.executable
+    folder = scratch / "venv"
+    command = (sys.executable, "-m", "benchmarks.gpu_hour.install", str(folder))
+    job = Job(name="install", command=command, seconds=INSTALL_SECONDS)
+    step = Step(
+        name="install", what=f"missing here: {', '.join(absent)}", least=0, most=INSTALL_SECONDS, jobs=(job,)
+    )
+    return python_of(folder) if _step(journal, step, scratch, deadline) else ""
+
+
+def allowance(step: Step, left: float, free_bytes: int) -> tuple[float, str]:
+    """Seconds that a step gets of those that are left; 0 and the reason where it is not begun."""
+    if left < step.least:
+        return 0.0, f"not begun: {max(0.0, left):.0f} s were left of the {step.least:.0f} that it needs"
+    if free_bytes < step.disk:
+        return 0.0, (
+            f"not begun: {free_bytes / 1e9:.0f} GB of disk were free of the {step.disk / 1e9:.0f} that it needs; "
+            "name a larger folder with --scratch"
+        )
+    return min(left, step.most), ""
+
+
+def _step(journal: Journal, step: Step, scratch: Path, deadline: float) -> bool:
+    seconds, reason = allowance(step, deadline - time.monotonic(), shutil.disk_usage(scratch).free)
+    if reason:
+        return _ended(journal, step, [], reason)
+    print(f"step {step.name}, at most {seconds:.0f} s: {step.what}", flush=True)
+
+    def ended(outcome: Outcome) -> None:
+        print(f"  {outcome.job}: {outcome.seconds:.0f} s {outcome.reason.partition(chr(10))[0]}", flush=True)
+        journal.record("job", step=step.name, **vars(outcome))
+
+    began = time.monotonic()
+    outcomes = run_jobs(
+        step.jobs,
+        at_once=step.at_once,
+        deadline=began + seconds,
+        record=lambda job, values: journal.record("found", step=step.name, job=job, found=values),
+        say=journal.say,
+        ended=ended,
+    )
+    return _ended(journal, step, outcomes, "", time.monotonic() - began)
+
+
+def _ended(
+    journal: Journal, step: Step, outcomes: Sequence[Outcome], reason: str, seconds: float = 0.0
+) -> bool:
+    bad = [one.job for one in outcomes if not one.ok]
+    ok = bool(outcomes) and not bad
+    reason = reason or ("" if ok else f"did not come out: {', '.join(bad)}")
+    journal.record("step", step=step.name, ok=ok, seconds=round(seconds, 3), reason=reason)
+    if reason:
+        print(f"step {step.name} {reason}", flush=True)
+    return ok
+
+
+def _stop(number: int, frame: FrameType | None) -> Any:
+    raise Stopped(f"stopped by {signal.Signals(number).name}")

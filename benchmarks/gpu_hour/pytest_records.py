@@ -1,0 +1,27 @@
+"""A pytest plugin (`-p benchmarks.gpu_hour.pytest_records`): a record of every test as it ends."""
+
+import os
+from typing import TextIO
+
+import pytest
+
+from benchmarks.gpu_hour.emit import emit
+
+# A copy of standard output, before pytest captures it.
+STREAM: TextIO = os.fdopen(os.dup(1), "w")
+REASON_CHARACTERS = 1500
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """How many there are, so that a reader knows of those that never ended."""
+    emit(STREAM, about="collected", tests=[item.nodeid for item in session.items])
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """One record a test: of its call, or of what kept it from being called."""
+    if report.when == "call" or report.outcome != "passed":
+        why = "" if report.outcome == "passed" else str(report.longrepr)[-REASON_CHARACTERS:]
+        emit(
+            STREAM, about="test", test=report.nodeid, phase=report.when, outcome=report.outcome,
+            seconds=round(report.duration, 3), reason=why,
+        )  # fmt: skip

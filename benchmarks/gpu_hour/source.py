@@ -1,0 +1,53 @@
+"""Which code it is: the commit where there is git, and a digest of the files where there is not."""
+
+import hashlib
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import ROOT
+
+CODE = ("fmscale", "kernels", "launch", "configs", "benchmarks", "tests")
+KINDS = {".py", ".yaml", ".sh", ".json", ".toml"}
+WHEELS = ROOT / "benchmarks" / "gpu-wheels"
+"""What `gpu_wheels.sh` collects; git ignores it, and it is carried beside the checkout's files."""
+MANIFEST = "manifest.json"
+
+
+def digest(root: Path = ROOT) -> str:
+    """SHA-256 over names and bytes of all code, results and wheels left out."""
+    seen = hashlib.sha256()
+    for folder in CODE:
+        for path in sorted((root / folder).rglob("*")):
+            place = path.relative_to(root)
+            results = place.parts[:2] == ("benchmarks", "results") or WHEELS.name in place.parts
+            if path.suffix in KINDS and path.is_file() and not results:
+                seen.update(f"{place}\0{path.stat().st_size}\0".encode() + path.read_bytes())
+    return seen.hexdigest()
+
+
+def identity() -> dict[str, Any]:
+    """Its commit, if that is known, `changed` where the code is not that commit's, and the code's digest."""
+    code = digest()
+    commit = git("rev-parse", "HEAD")
+    if commit:
+        return {"commit": commit, "changed": bool(git("status", "--porcelain", "--", *CODE)), "code": code}
+    manifest = WHEELS / MANIFEST
+    if not manifest.is_file():
+        return {"commit": "", "changed": False, "code": code}
+    told = json.loads(manifest.read_text())
+    return {
+        "commit": told["commit"],
+        "changed": bool(told["changed"]) or told["code"] != code,
+        "code": code,
+    }
+
+
+def git(*words: str) -> str:
+    """What git says, or nothing: a carried checkout may lack its .git, and a machine may lack git."""
+    try:
+        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,0 +1,142 @@
+"""A run of steps 1, 2 or 6 in a process of its own: the real trainer, and its numbers as they come.
+
+python -m benchmarks.gpu_hour.train_job CONFIG [--backend NAME] KEY=VALUE...
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.gpu_hour.emit import emit
+from fmscale.config import Config, load_config
+from fmscale.config.model import num_parameters
+from fmscale.runtime.sinks import read_jsonl
+from fmscale.train import run as running
+from fmscale.train.compare import read_history
+from fmscale.train.forecast import state_bytes
+
+KEPT = (
+    "step",
+    "loss",
+    "grad_norm",
+    "tokens",
+    "seconds",
+    "data_stall",
+    "ckpt_blocking",
+    "tokens_per_second",
+    "mfu",
+)
+SAVED = ("state", "reason", "blocking_seconds", "snapshot_seconds", "durable_seconds", "bytes_written")
+
+
+def main() -> None:
+    """Train as the config says; emits settings, steps, saves, and what was seen at the end."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--backend", help="of torch.compile, where it is not inductor")
+    parser.add_argument("overrides", nargs="*")
+    asked = parser.parse_args()
+    config = load_config(asked.config, tuple(asked.overrides))
+    if asked.backend:
+        torch.compile = partial(torch.compile, backend=asked.backend)
+    _emit(about="settings", **settings(config))
+    on_gpu = config.train.device == "cuda"
+    running.assemble = _then(running.assemble, partial(_memory, "built", config, on_gpu))
+    running.dry_run = _then(running.dry_run, partial(_memory, "stepped", config, on_gpu))
+    seen = 0
+
+    def show(record: Mapping[str, Any]) -> None:
+        nonlocal seen
+        steps = [one for one in read_jsonl(folder / "metrics.jsonl") if "event" not in one]
+        new, seen = steps[seen:], len(steps)
+        _emit(about="steps", steps=[{name: one[name] for name in KEPT if name in one} for one in new])
+
+    def event(record: Mapping[str, Any]) -> None:
+        if record.get("event") == "checkpoint":
+            kept = {name: record[name] for name in SAVED if name in record}
+            _emit(about="save", saved_step=record["step"], **kept)
+
+    folder = Path(config.train.folder) / config.train.run
+    outcome = running.run_training(config, show=show, event=event)
+    _emit(
+        about="end",
+        complete=not outcome.stop,
+        order_hash=order(folder) if config.train.record_delivery else None,
+        extensions=extensions(),
+        peak_bytes=torch.cuda.max_memory_allocated() if on_gpu else None,
+        **graphs(),
+    )
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """What the runs of a step differ in."""
+    train = config.train
+    return {
+        "device": train.device,
+        "precision": train.precision,
+        "zero_stage": train.zero_stage,
+        "compile": train.compile,
+        "recompute": train.recompute,
+        "attention": config.model.attention_backend,
+        "steps": train.steps,
+    }
+
+
+def graphs() -> dict[str, int]:
+    """What dynamo made in this process."""
+    from torch._dynamo.utils import counters
+
+    return {
+        "unique_graphs": int(counters["stats"]["unique_graphs"]),
+        "graph_breaks": sum(counters["graph_break"].values()),
+    }
+
+
+def order(folder: Path) -> str | None:
+    """Hash over all that the model received."""
+    from fmscale.data.delivery import order_hash
+
+    delivered = read_history(folder).delivered
+    return order_hash(delivered) if delivered is not None else None
+
+
+def extensions() -> list[str]:
+    """What torch built under TORCH_EXTENSIONS_DIR, which the driver points to an empty folder."""
+    root = Path(os.environ["TORCH_EXTENSIONS_DIR"])
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+
+
+def _memory(about: str, config: Config, on_gpu: bool) -> None:
+    vocab_size = config.model.vocab_size
+    parameters = num_parameters(config.model, vocab_size) if vocab_size else None
+    _emit(
+        about=about,
+        parameters=parameters,
+        allocated_bytes=torch.cuda.memory_allocated() if on_gpu else None,
+        planned_bytes=state_bytes(parameters, config.train, config.train.zero_stage, 1).device
+        if parameters
+        else None,
+    )
+
+
+def _then(function: Any, after: Any) -> Any:
+    """The function, and `after` when it has returned: the moments at which the state alone is on the device."""
+
+    def both(*given: Any, **options: Any) -> Any:
+        made = function(*given, **options)
+        after()
+        return made
+
+    return both
+
+
+_emit = partial(emit, sys.stdout)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""The ten minutes on one GPU: the time of the steps, what a kill leaves, what becomes of a process that fails."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from benchmarks.gpu_hour import install, wheels
+from benchmarks.gpu_hour.hour import allowance
+from benchmarks.gpu_hour.jobs import Job, Outcome, run_jobs
+from benchmarks.gpu_hour.journal import LOG, LOG_BYTES, RESULTS, Journal
+from benchmarks.gpu_hour.steps import Setting, Step, chosen, steps
+from fmscale.cli.main import build_app
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ("gpu_hour.sh", "gpu_wheels.sh")
+DEFAULT = 540.0
+
+
+def job(name: str, script: str, seconds: float = 60.0) -> Job:
+    return Job(name=name, command=("sh", "-c", script), seconds=seconds)
+
+
+def run(
+    *jobs: Job, at_once: int = 2, seconds: float = 60.0
+) -> tuple[dict[str, Outcome], list[Any], list[str]]:
+    """What became of each, the records, and the other lines."""
+    records, lines = [], []
+    outcomes = run_jobs(
+        jobs, at_once=at_once, deadline=time.monotonic() + seconds,
+        record=lambda job, found: records.append((job, found)), say=lines.append, ended=lambda outcome: None,
+    )  # fmt: skip
+    return {one.job: one for one in outcomes}, records, lines
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_is_sound_shell(script: str):
+    path = str(ROOT / "benchmarks" / script)
+    subprocess.check_call(["sh", "-n", path])
+    assert os.access(path, os.X_OK)
+    if shutil.which("shellcheck"):
+        subprocess.check_call(["shellcheck", path])
+
+
+def test_a_step_gets_what_is_left_and_is_not_begun_with_too_little():
+    step = Step(name="6", what="", least=100, most=260, jobs=(), disk=45 * 10**9)
+    assert allowance(step, 400.0, 10**11) == (260, "")
+    assert allowance(step, 150.0, 10**11) == (150, "")
+    seconds, reason = allowance(step, 20.4, 10**11)
+    assert seconds == 0
+    assert "20 s were left of the 100" in reason
+    assert "10 GB of disk were free of the 45" in allowance(step, 400.0, 10**10)[1]
+
+
+@pytest.mark.parametrize("mode", ["train", "kernels"])
+def test_the_steps_fit_the_time_and_their_names_are_their_own(mode: str, tmp_path: Path):
+    made = steps(mode, Setting(python="python3", scratch=tmp_path, dry=False))
+    assert sum(step.least for step in made) < DEFAULT / 2
+    names = [one.name for step in made for one in step.jobs]
+    assert len(set(names)) == len(names)
+    assert [step.name for step in chosen(made, made[-1].name)] == ["0", made[-1].name]
+    with pytest.raises(ValueError, match="no such step: found 9"):
+        chosen(made, "9")
+
+
+def test_a_job_that_fails_is_on_record_with_its_last_lines_and_the_next_runs():
+    told = """echo '..@record {"a": 1}'; echo broken >&2; exit 3"""
+    outcomes, records, lines = run(job("bad", told), job("good", "echo '@record {\"a\": 2}'"), at_once=1)
+    assert not outcomes["bad"].ok
+    assert outcomes["bad"].reason == "exit 3\nbroken"
+    assert outcomes["good"].ok
+    assert records == [("bad", {"a": 1}), ("good", {"a": 2})]
+    assert lines == ["[bad] broken\n"]
+
+
+def test_a_job_that_does_not_end_is_killed_with_its_children_and_what_it_said_is_kept(tmp_path: Path):
+    mine = tmp_path / "pid"
+    told = f"sleep 600 & echo $! > {mine}; echo '@record {{\"a\": 1}}'; wait"
+    outcomes, records, _ = run(job("hangs", told, seconds=1.0), job("late", "true"), at_once=1, seconds=1.0)
+    assert outcomes["hangs"].reason.startswith("no end within 1 s")
+    assert records == [("hangs", {"a": 1})]
+    assert not alive(int(mine.read_text()))
+    assert outcomes["late"].reason == "not begun: no time was left"
+
+
+def test_what_a_job_leaves_running_ends_with_it(tmp_path: Path):
+    mine = tmp_path / "pid"
+    outcomes, _, _ = run(job("leaves", f"sleep 600 & echo $! > {mine}"))
+    assert outcomes["leaves"].ok
+    assert not alive(int(mine.read_text()))
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+def test_a_record_is_on_disk_at_once_and_the_log_stays_small(tmp_path: Path):
+    journal = Journal(tmp_path)
+    journal.record("begin", loss=float("nan"), deep=[{"x": float("inf")}])
+    assert json.loads((tmp_path / RESULTS).read_text()) == {
+        "kind": "begin",
+        "loss": None,
+        "deep": [{"x": None}],
+    }
+    for number in range(3 * LOG_BYTES // 500):
+        journal.say(f"{number} ".ljust(10_000, "x"))
+    journal.close()
+    text = (tmp_path / LOG).read_text()
+    assert len(text) <= LOG_BYTES
+    assert text.splitlines()[-1].startswith(f"{number} ")
+
+
+def test_wheels_have_the_versions_that_the_tests_ran_with():
+    assert wheels.version("deepspeed") == "0.19.8"
+    assert wheels.version("annotated_types").count(".") == 2
+    assert wheels.refusal(3 * 2**20, 17 * 2**20) == ""
+    assert "found 61.0 MiB (44.0 and 17.0), at most 60" in wheels.refusal(44 * 2**20, 17 * 2**20)
+
+
+def test_without_wheels_the_machine_is_told_what_to_carry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(install, "WHEELS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["install", str(tmp_path / "venv")])
+    with pytest.raises(SystemExit, match=r"Run benchmarks/gpu_wheels\.sh where there is a network"):
+        install.main()
+
+
+def bench(*words: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(build_app(), ["bench", *words])
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.mark.slow
+def test_a_dry_run_is_the_whole_road_and_is_no_figure(tmp_path: Path):
+    command = [
+        str(ROOT / "benchmarks" / "gpu_hour.sh"),
+        "train",
+        "--dry-run",
+        "--only",
+        "2",
+        "--out",
+        str(tmp_path),
+    ]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=560)
+    assert ran.returncode == 0, ran.stdout
+    status, out, err = bench("--read", str(tmp_path), "--dry-run", "--json")
+    assert status == 0, err
+    claims = {claim["id"]: claim for claim in json.loads(out)}
+    assert claims["G2.first_loss"]["ok"]
+    assert claims["G2.repeat"]["ours"] == 0
+    assert claims["G2.graphs"]["ours"] is not None
+    assert claims["T3.h200"]["reasons"]["fmscale"] == "step 6 was not asked for"
+    status, _, err = bench("--read", str(tmp_path))
+    assert status != 0
+    assert "these are the records of a dry run" in err
+
+
+@pytest.mark.slow
+def test_a_kill_leaves_all_that_was_found(tmp_path: Path):
+    command = [sys.executable, "-m", "benchmarks.gpu_hour", "train", "--dry-run", "--only", "1"]
+    driver = subprocess.Popen([*command, "--out", str(tmp_path), "--scratch", str(tmp_path)], cwd=ROOT)
+    path = tmp_path / RESULTS
+    try:
+        while driver.poll() is None and not (path.is_file() and '"about": "deepspeed"' in path.read_text()):
+            time.sleep(0.05)
+    finally:
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+    status, out, err = bench("--read", str(tmp_path), "--dry-run", "--json")
+    assert status == 0, err
+    assert "the hour did not end by itself" in err
+    claims = {claim["id"]: claim for claim in json.loads(out)}
+    assert claims["G0.import"]["ours"] > 0
+    assert claims["G1.order"]["reasons"]["fmscale"] == "the hour ended before step 1 did"
