@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With run.yaml, its dataset, and the run `two` of two ranks by torchrun, which the others must equal."""
     folder = tmp_path_factory.mktemp("same")
     prepare(folder)
-    launched(folder, "two", "--procs-per-node", "2")
+    (folder / "two.txt").write_text(launched(folder, "two", "--procs-per-node", "2"))
     return folder
 
 
