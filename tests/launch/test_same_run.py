@@ -70,6 +70,14 @@ def open_mpi(tmp_path: Path) -> Iterator[dict[str, str]]:
     yield {"PATH": f"{tmp_path}{os.pathsep}{environment()['PATH']}", **root}
 
 
+def test_one_rank_says_what_the_run_is_and_a_pipe_gets_no_styles(folder: Path):
+    lines = (folder / "two.txt").read_text().splitlines()
+    assert lines[0] == "fmscale launch: torchrun: 1 node, 2 ranks"
+    assert lines.count("ranks   2, ZeRO stage 2") == 1
+    assert [line.split()[1] for line in lines if line.startswith("step ")] == ["1/4", "2/4", "3/4", "4/4"]
+    assert all("\x1b" not in line and "\r" not in line for line in lines)
+
+
 def test_alone(folder: Path):
     started([FMSCALE, "train", "run.yaml", "train.run=alone"], folder)
     found = compared(folder, "alone", OTHER_SIZE)

@@ -121,6 +121,6 @@ def assert_told(first: dict[str, Any], other: dict[str, Any]) -> None:
     assert (opened["steps"], opened["tokens_per_step"]) == (3, 6 * T)
     assert [source["label"] for source in opened["sources"]] == ["prose", "sums"]
     assert all(source["tokens"] > 1000 and 0 < source["epochs"] < 1 for source in opened["sources"])
-    assert [event["event"] for event in later] == ["evaluation", "checkpoint", "evaluation", "checkpoint"]
+    assert [event["event"] for event in later] == ["evaluation", "evaluation", "checkpoint"]
     assert [record["step"] for record in first["shown"]] == [1, 3]
     assert (other["phases"], other["events"], other["shown"]) == ([], [], [])
