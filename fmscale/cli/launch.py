@@ -111,12 +111,15 @@ def launch(
         typer.echo(plan.as_shell())
         return
     folder = Path(loaded.train.folder) / loaded.train.run
-    ended = run_plan(
-        plan, program, folder, tell=lambda words: typer.echo(f"fmscale launch: {words}", err=True)
-    )
+    _tell(plan.summary)
+    ended = run_plan(plan, program, folder, tell=_tell)
     if ended.status:
         show_failure(folder, ended)
     raise typer.Exit(ended.status)
+
+
+def _tell(words: str) -> None:
+    typer.echo(f"fmscale launch: {words}", err=True)
 
 
 def _program() -> str:

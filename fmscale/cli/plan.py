@@ -47,13 +47,16 @@ def plan(
         float | None, typer.Option(min=0.001, max=1.0, help="Or its share of the peak of --device.")
     ] = None,
     device: Annotated[str, typer.Option(help="Device whose peak --mfu means, such as H100.")] = "",
+    with_config: Annotated[
+        bool, typer.Option("--config", help="Also every key of the config with its value.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Show a run's resolved config and derived numbers, and everything that would fail.
+    """Show everything that would fail, and a run's derived numbers.
 
     Starts nothing and writes nothing. Exits with 2 if something would fail.
     """
-    from fmscale.config import as_tree, load_config
+    from fmscale.config import as_tree, as_yaml, load_config
     from fmscale.train.preflight import preflight
 
     _check_speed(tokens_per_second, mfu, device)
@@ -76,6 +79,8 @@ def plan(
         )
     else:
         _show(loaded, found)
+        if with_config:
+            typer.echo(f"\n{as_yaml(loaded).rstrip()}")
     if found.problems:
         raise typer.Exit(USER_ERROR)
 
@@ -98,10 +103,17 @@ def _check_speed(tokens_per_second: float | None, mfu: float | None, device: str
 
 
 def _show(config: "Config", found: "Preflight") -> None:
-    from fmscale.config import as_yaml
-
+    """What must be acted on first, then the numbers."""
+    if found.problems:
+        typer.echo(f"{len(found.problems)} to correct before this run can start:", err=True)
+    for problem in found.problems:
+        print_error(problem)
+    for kind, texts in (("warning", found.warnings), ("note", found.notes)):
+        for text in texts:
+            typer.echo(f"{kind}: {text}", err=True)
+    if found.problems or found.warnings or found.notes:
+        typer.echo(err=True)
     made = found.forecast
-    typer.echo(as_yaml(config))
     record(_numbers(config, made, found.begins), json=False)
     if made.stages:
         typer.echo()
@@ -109,14 +121,6 @@ def _show(config: "Config", found: "Preflight") -> None:
     if found.sources:
         typer.echo()
         table([asdict(source) for source in found.sources], json=False, title="sources")
-    for warning in found.warnings:
-        typer.echo(f"\nwarning: {warning}", err=True)
-    for note in found.notes:
-        typer.echo(f"\nnote: {note}", err=True)
-    if found.problems:
-        typer.echo(f"\n{len(found.problems)} to correct before this run can start:", err=True)
-    for problem in found.problems:
-        print_error(problem)
 
 
 def _numbers(config: "Config", made: "Forecast", begins: str) -> dict[str, Any]:

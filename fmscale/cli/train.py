@@ -1,16 +1,10 @@
 """`fmscale train`: a run from its config, alone or as one rank of many; the launcher says which."""
 
-import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from fmscale.cli.output import example, human_seconds
-from fmscale.runtime.sinks import ConsoleSink
-
-SHOWN = ("step", "loss", "lr", "grad_norm", "tokens_per_second", "mfu", "data_stall", "ckpt_blocking", "left")
+from fmscale.cli.output import example
 
 
 def register(app: typer.Typer) -> None:
@@ -37,38 +31,17 @@ def register(app: typer.Typer) -> None:
         SIGUSR1, train.seconds) it saves and ends with status 0; run it again to go on. Where that save did not become
         durable it fails. Whether the run is complete is in FOLDER/RUN/outcome.json.
         """
+        from fmscale.cli.train_screen import RunScreen
         from fmscale.config import load_config
+        from fmscale.runtime.world import read_world
+
+        loaded, world = load_config(config, overrides or ()), read_world()
+        screen = RunScreen(loaded, world)
+        if world.rank == 0:
+            screen.announce()
+            screen.phase("loading the libraries")
         from fmscale.train.run import run_training
 
-        outcome = run_training(load_config(config, overrides or ()), show=progress(), event=_tell)
-        if outcome.world.rank == 0:
-            told = f"run {outcome.run}: step {outcome.last_step}"
-            with suppress(OSError):  # a terminal that is gone is no failure of the run
-                typer.echo(
-                    f"{told}, stopped by {outcome.stop.name}" if outcome.stop else f"{told}, complete",
-                    err=True,
-                )
-
-
-def progress(clock: Callable[[], float] = time.monotonic) -> Callable[[Mapping[str, Any]], None]:
-    """Shows records of steps: how far the run is, and how long the rest takes at the pace since the first record."""
-    console = ConsoleSink(SHOWN)
-    first: tuple[int, float] | None = None
-
-    def show(record: Mapping[str, Any]) -> None:
-        nonlocal first
-        step, steps, now = record["step"], record["steps"], clock()
-        shown = {**record, "step": f"{step:,}/{steps:,}"}
-        if first is None:
-            first = step, now
-        elif step < steps:
-            shown["left"] = human_seconds((steps - step) * (now - first[1]) / (step - first[0]))
-        console.write(shown)
-
-    return show
-
-
-def _tell(event: Mapping[str, Any]) -> None:
-    """Events that a person wants to see as they happen; the log has told of saves that did not succeed."""
-    if "reason" not in event:
-        ConsoleSink().write({n: value for n, value in event.items() if not isinstance(value, (dict, list))})
+        outcome = run_training(loaded, show=screen.step, event=screen.event, phase=screen.phase)
+        if world.rank == 0:
+            screen.end(outcome.last_step, outcome.stop.name if outcome.stop else "")

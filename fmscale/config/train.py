@@ -38,7 +38,7 @@ class TrainConfig:
     compile: bool | None = None
     """torch.compile each block; null does it on CUDA. ZeRO stage 3 runs blocks as they are."""
     log_every: int = 10
-    """Steps between two lines on the console; every step is in metrics.jsonl."""
+    """Steps between two lines on the console, beside that of the first step; every step is in metrics.jsonl."""
     nonfinite_limit: int = 10
     """Consecutive steps with a non-finite loss or gradient, which are recorded and not applied, after which
     the run stops."""

@@ -1,15 +1,23 @@
-"""Line charts as inline SVG: no script, no font, no request, readable on light and dark."""
+"""Line charts and dots as inline SVG: no script, no font, no request, readable on light and dark and on a phone.
+
+Places across are percentages of the drawing's width, and its text stands beside it: what is drawn stretches to the
+width that there is, and letters keep their size.
+"""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT = 640, 240
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 34
+HEIGHT, TOP = 192, 14
+"""Pixels of a line chart between its axes, and of the room above that its uppermost mark needs."""
+CURVE = 1000.0
+"""Units of a curve's own grid, in both directions."""
+LINE = 14
+"""Pixels of a line of text."""
 
 At = Callable[[float, float], tuple[float, float]]
-"""A value's place in the drawing."""
+"""A value's place in the drawing: percent from the left, pixels from the top."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,78 +63,91 @@ def line_chart(
     def at(x: float, y: float) -> tuple[float, float]:
         across = (x - x_low) / (x_high - x_low)
         up = (y - y_low) / (y_high - y_low)
-        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
+        return 100 * across, TOP + (1 - up) * HEIGHT
 
+    bottom = TOP + HEIGHT
     parts = [
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)} by step">'
+        f'<svg class="chart lines" height="{bottom + 34}" role="img" aria-label="{escape(label)} by step">'
     ]
     for y in ticks_y:
         _, row = at(x_low, y)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{row:.1f}" y2="{row:.1f}"/>')
-        parts.append(
-            f'<text class="tick" x="{LEFT - 8}" y="{row + 4:.1f}" text-anchor="end">{short(y)}</text>'
-        )
+        parts.append(f'<line class="grid" x1="0" x2="100%" y1="{row:.1f}" y2="{row:.1f}"/>')
+        parts.append(f'<text class="tick" x="-8" y="{row + 4:.1f}" text-anchor="end">{short(y)}</text>')
     for x in ticks_x:
         if x_low <= x <= x_high:
-            column, row = at(x, y_low)
+            column, _ = at(x, y_low)
             parts.append(
-                f'<text class="tick" x="{column:.1f}" y="{row + 16:.1f}" text-anchor="middle">{short(x)}</text>'
+                f'<text class="tick" x="{column:.2f}%" y="{bottom + 16}" text-anchor="middle">{short(x)}</text>'
             )
-    parts.append(f'<text class="tick" x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" text-anchor="end">step</text>')
-    if under[0]:
-        parts.append(f'<path class="under" d="{_path(*under, at)}"/>')
+    parts.append(f'<text class="tick" x="100%" y="{bottom + 31}" text-anchor="end">step</text>')
     if stems:
         parts += _stems(xs, ys, at)
     else:
-        parts.append(f'<path class="line" d="{_path(xs, ys, at)}"/>')
+        below = f'<path class="under" d="{_path(*under, at)}"/>' if under[0] else ""
+        parts.append(
+            f'<svg y="{TOP}" width="100%" height="{HEIGHT}" viewBox="0 0 {CURVE:g} {CURVE:g}" '
+            f'preserveAspectRatio="none">{below}<path class="line" d="{_path(xs, ys, at)}"/></svg>'
+        )
     for mark in marks:
-        column, _ = at(mark.x, y_low)
-        side, offset = ("end", -6) if column > WIDTH * 0.6 else ("start", 6)
-        parts.append(
-            f'<line class="mark" x1="{column:.1f}" x2="{column:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
-        )
-        parts.append(
-            f'<text class="mark" x="{column + offset:.1f}" y="{TOP + 10}" text-anchor="{side}">'
-            f"{escape(mark.label)}</text>"
-        )
+        parts += _mark(mark, at(mark.x, y_low)[0], bottom)
     return "".join([*parts, "</svg>"])
+
+
+def _mark(mark: Mark, column: float, bottom: float) -> list[str]:
+    """A dashed line, and its label on the side that has room, a line for each part of it."""
+    side, offset = ("end", -6) if column > 50 else ("start", 6)
+    words = mark.label.replace(": ", ":\n").replace(", ", ",\n").splitlines()
+    lines = "".join(
+        f'<tspan x="{column:.2f}%" dx="{offset}" dy="{LINE if i else 0}">{escape(word)}</tspan>'
+        for i, word in enumerate(words)
+    )
+    return [
+        f'<line class="mark" x1="{column:.2f}%" x2="{column:.2f}%" y1="{TOP}" y2="{bottom}"/>',
+        f'<text class="mark" y="{TOP + 10}" text-anchor="{side}">{lines}</text>',
+    ]
 
 
 def dots_by_row(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]], *, unit: str, cap: float) -> str:
     """Dots for several values a row, on one scale: (row's name, [(class of the dot, value)]). What is beyond `cap`
-    stands at the edge, with the largest value of its row beside it.
+    stands at the edge, with the largest value of its row beside it. The name stands left of its dots, and above
+    them where the page is narrow.
     """
-    step, left, top, width = 22, 260, 24, 1070
-    height = top + step * len(rows) + 8
     largest = max((value for _, dots in rows for _, value in dots), default=1.0)
-    high = ticks(0.0, min(largest, cap))[-1]
-
-    def across(value: float) -> float:
-        return left + min(value / high, 1.0) * (width - left - 50)
-
-    parts = [f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(unit)}">']
-    for value in ticks(0.0, high):
-        column = across(value)
-        parts.append(f'<line class="grid" x1="{column:.1f}" x2="{column:.1f}" y1="{top - 6}" y2="{height}"/>')
-        parts.append(f'<text class="tick" x="{column:.1f}" y="12" text-anchor="middle">{short(value)}</text>')
-    for i, (name, dots) in enumerate(rows):
-        row = top + step * i + step / 2
-        values = [across(value) for _, value in dots]
+    scale = ticks(0.0, min(largest, cap))
+    grid = [(100 * value / scale[-1], value) for value in scale]
+    axis = "".join(
+        f'<text class="tick" x="{column:.2f}%" y="12" text-anchor="middle">{short(value)}</text>'
+        for column, value in grid
+    )
+    lines = "".join(
+        f'<line class="grid" x1="{column:.2f}%" x2="{column:.2f}%" y1="0" y2="100%"/>' for column, _ in grid
+    )
+    parts = [
+        f'<div class="rows" role="img" aria-label="{escape(unit)}"><div class="row">'
+        f'<span></span><svg class="chart dots" height="18">{axis}</svg></div>'
+    ]
+    for name, dots in rows:
+        shown = _dots(name, dots, unit, scale[-1])
         parts.append(
-            f'<text class="name" x="{left - 10}" y="{row + 4}" text-anchor="end">{escape(name)}</text>'
+            f'<div class="row"><span class="name">{escape(name)}</span>'
+            f'<svg class="chart dots" height="22">{lines}{shown}</svg></div>'
         )
-        parts.append(
-            f'<line class="span" x1="{min(values):.1f}" x2="{max(values):.1f}" y1="{row}" y2="{row}"/>'
-        )
-        for (kind, value), column in zip(dots, values, strict=True):
-            parts.append(
-                f'<circle class="dot {kind}" cx="{column:.1f}" cy="{row}" r="4.5">'
-                f"<title>{escape(name)}: {kind} {value:.3f} {escape(unit)}</title></circle>"
-            )
-        beyond = max(value for _, value in dots)
-        if beyond > high:
-            parts.append(f'<text class="tick" x="{width - 42}" y="{row + 4}">{beyond:.1f}</text>')
-    return "".join([*parts, "</svg>"])
+    return "".join([*parts, "</div>"])
+
+
+def _dots(name: str, dots: Sequence[tuple[str, float]], unit: str, high: float) -> str:
+    columns = [100 * min(value / high, 1.0) for _, value in dots]
+    parts = [
+        f'<line class="span" x1="{min(columns):.2f}%" x2="{max(columns):.2f}%" y1="11" y2="11"/>',
+        *(
+            f'<circle class="dot {kind}" cx="{column:.2f}%" cy="11" r="4.5">'
+            f"<title>{escape(name)}: {kind} {value:.3f} {escape(unit)}</title></circle>"
+            for (kind, value), column in zip(dots, columns, strict=True)
+        ),
+    ]
+    if (beyond := max(value for _, value in dots)) > high:
+        parts.append(f'<text class="tick" x="100%" dx="8" y="15">{beyond:.1f}</text>')
+    return "".join(parts)
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -152,7 +173,7 @@ def _path(xs: Sequence[float], ys: Sequence[float], at: At) -> str:
             pen = "M"
             continue
         column, row = at(x, y)
-        words.append(f"{pen}{column:.1f} {row:.1f}")
+        words.append(f"{pen}{column / 100 * CURVE:.1f} {(row - TOP) / HEIGHT * CURVE:.1f}")
         pen = "L"
     return "".join(words)
 
@@ -164,10 +185,10 @@ def _stems(xs: Sequence[float], ys: Sequence[float], at: At) -> list[str]:
             column, row = at(x, y)
             _, base = at(x, 0.0)
             parts.append(
-                f'<line class="stem" x1="{column:.1f}" x2="{column:.1f}" y1="{base:.1f}" y2="{row:.1f}"/>'
+                f'<line class="stem" x1="{column:.2f}%" x2="{column:.2f}%" y1="{base:.1f}" y2="{row:.1f}"/>'
             )
             parts.append(
-                f'<circle class="dot stem" cx="{column:.1f}" cy="{row:.1f}" r="3">'
+                f'<circle class="dot stem" cx="{column:.2f}%" cy="{row:.1f}" r="3">'
                 f"<title>step {x:g}: {y:.4g}</title></circle>"
             )
     return parts

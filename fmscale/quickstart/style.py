@@ -9,7 +9,7 @@ STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 40px 24px 64px; }
+main { max-width: 1120px; margin: 0 auto; padding: 40px 24px 64px; overflow-wrap: anywhere; }
 h1 { font-size: 30px; line-height: 1.2; margin: 4px 0 12px; letter-spacing: -0.01em; text-wrap: balance; }
 h2 { font-size: 18px; margin: 0 0 10px; }
 section { margin-top: 40px; }
@@ -33,14 +33,20 @@ section { margin-top: 40px; }
 .texts { grid-template-columns: repeat(auto-fit, minmax(min(100%, 320px), 1fr)); }
 figure { padding: 14px 16px 8px; min-width: 0; }
 figcaption { font-size: 14px; margin-bottom: 6px; } figcaption span { color: var(--soft); }
-.chart { width: 100%; height: auto; display: block; }
+.chart { display: block; overflow: visible; }
+.lines { width: calc(100% - 62px); margin: 0 14px 0 48px; }
+.dots { width: calc(100% - 50px); margin: 0 42px 0 8px; }
+.row { display: grid; grid-template-columns: 260px minmax(0, 1fr); gap: 10px; align-items: center; }
+.row .name { color: var(--ink); font-size: 12px; text-align: right; overflow-wrap: anywhere; line-height: 1.25; }
 .grid { stroke: var(--rule); } .tick { fill: var(--soft); font-size: 11px; }
-.name { fill: var(--ink); font-size: 12px; }
-.line { fill: none; stroke: var(--blue); stroke-width: 1.6; stroke-linejoin: round; }
-.under { fill: none; stroke: var(--orange); stroke-opacity: 0.45; stroke-width: 6; stroke-linejoin: round; }
+.line { fill: none; stroke: var(--blue); stroke-width: 1.6; stroke-linejoin: round;
+  vector-effect: non-scaling-stroke; }
+.under { fill: none; stroke: var(--orange); stroke-opacity: 0.45; stroke-width: 6; stroke-linejoin: round;
+  vector-effect: non-scaling-stroke; }
 line.stem { stroke: var(--blue); stroke-width: 2; } circle.stem { fill: var(--blue); }
 line.mark { stroke: var(--orange); stroke-width: 1.5; stroke-dasharray: 4 3; }
-text.mark { fill: var(--orange); font-size: 12px; font-weight: 600; }
+text.mark { fill: var(--orange); font-size: 12px; font-weight: 600; paint-order: stroke; stroke: var(--card);
+  stroke-width: 4px; }
 .span { stroke: var(--rule); stroke-width: 2; }
 .dot.fmscale { fill: var(--blue); background: var(--blue); }
 .dot.primed { fill: var(--good); background: var(--good); }
@@ -54,4 +60,12 @@ pre { margin: 0 0 6px; font: 12.5px/1.5 ui-monospace, "SF Mono", Menlo, Consolas
 .facts { border-collapse: collapse; width: 100%; font-size: 13.5px; }
 .facts th { text-align: left; font-weight: 600; vertical-align: top; padding: 5px 18px 5px 0; white-space: nowrap; }
 .facts td { padding: 5px 0; overflow-wrap: anywhere; color: var(--soft); }
+@media (max-width: 640px) {
+  main { padding: 24px 14px 40px; } h1 { font-size: 24px; } .lead { font-size: 16px; }
+  .claims li { grid-template-columns: 20px 1fr; padding: 10px 12px; }
+  .claims .value { grid-column: 2; text-align: left; overflow-wrap: anywhere; }
+  .row { grid-template-columns: minmax(0, 1fr); gap: 0; } .row .name { text-align: left; margin-top: 4px; }
+  figure { padding: 12px 12px 8px; } .legend { flex-wrap: wrap; gap: 4px 18px; }
+  .facts th, .facts td { display: block; padding: 0; } .facts th { padding-top: 8px; }
+}
 """

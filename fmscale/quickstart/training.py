@@ -19,7 +19,7 @@ from fmscale.checkpoint.catalog import list_checkpoints
 from fmscale.errors import ConfigError, FmscaleError
 from fmscale.quickstart.settings import Half, Settings
 from fmscale.runtime.failure import clear_failure, describe_failure, first_failure
-from fmscale.runtime.sinks import read_jsonl
+from fmscale.runtime.sinks import read_last
 from fmscale.store.open import open_store
 
 LOOK_SECONDS = 0.5
@@ -146,9 +146,7 @@ def _job(command: list[str], log: int) -> Iterator["subprocess.Popen[bytes]"]:
 
 def _newest(path: Path) -> dict[str, Any] | None:
     """The last record of a step so far."""
-    if not path.is_file():
-        return None
-    steps = [record for record in read_jsonl(path) if "event" not in record]
+    steps = [record for record in read_last(path) if "event" not in record]
     return steps[-1] if steps else None
 
 

@@ -11,7 +11,7 @@ import socket
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +45,14 @@ class Whereabouts:
     """Time at which this process joined the run."""
     recorded: BaseException | None = None
     """The failure that has been recorded."""
+    watch: Callable[[str], None] | None = None
+    """Is told each phase as it begins."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        begins = name == "phase" and value != self.phase
+        super().__setattr__(name, value)
+        if begins and self.watch:
+            self.watch(self.phase)
 
 
 def failure_report(error: BaseException, world: World, where: Whereabouts) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from fmscale.config import Batch, as_tree
-from fmscale.config.model import flops_per_token
+from fmscale.config.model import flops_per_token, num_parameters
 from fmscale.data.delivery import DeliveryRecord
 from fmscale.data.loader import Loader
 from fmscale.runtime.sinks import JsonlSink
@@ -16,6 +16,7 @@ from fmscale.train.build import build_engine
 from fmscale.train.data import Shares, heldout_rows, open_training, tokenizer_of, vocabulary
 from fmscale.train.engine import Engine
 from fmscale.train.evaluation import heldout_loss
+from fmscale.train.forecast import epochs
 from fmscale.train.journal import Journal
 from fmscale.train.loop import Loop
 from fmscale.train.peaks import peak_flops
@@ -57,6 +58,8 @@ def assemble(
     resume = choose_resume(config, session.backend)
     shares = Shares(global_batch=batch.global_batch, micro_batch=batch.micro_batch)
     loader = stack.enter_context(open_training(config, session.backend, world, shares, epoch=epoch))
+    if world.rank == 0:
+        event(_opened(session, loader, vocab_size, batch, steps))
 
     where.phase = "building the model"
     engine = build_engine(config, world, vocab_size, batch, session.device)
@@ -111,6 +114,26 @@ def assemble(
         show=(lambda record: show({**record, "steps": steps})) if world.rank == 0 else lambda record: None,
     )
     return Assembled(loop=loop, resume=resume, tokenizer=tokenizer.digest, tell=tell)
+
+
+def _opened(session: Session, loader: Loader, vocab_size: int, batch: Batch, steps: int) -> dict[str, Any]:
+    """What is known of a run once its data is open, as an event."""
+    samples = steps * batch.global_batch
+    sources = loader.plan.sources
+    rows = [sum(source.view.rows) for source in sources]
+    passes = epochs(samples, [source.weight for source in sources], rows)
+    return {
+        "event": "opened",
+        "device": session.device,
+        "parameters": num_parameters(session.config.model, vocab_size),
+        "vocab_size": vocab_size,
+        "steps": steps,
+        "tokens_per_step": batch.global_batch * session.config.data.sequence_length,
+        "sources": [
+            {"label": source.label, "tokens": sum(source.view.tokens), "epochs": passed}
+            for source, passed in zip(sources, passes, strict=True)
+        ],
+    }
 
 
 def _journal(session: Session, loader: Loader, vocab_size: int, stack: ExitStack) -> Journal:

@@ -89,6 +89,7 @@ def run_loop(loop: Loop, first_step: int) -> tuple[int, Stop]:
         facts = exchange(tokens, loop.stop.reason, loop.saving.clock_due)
         if facts.stop:
             stop = facts.stop
+            loop.where.phase = "saving before the stop"
             loop.saving.save_before_stop(step, state)
             break
         for batch, given in zip(batches, rows, strict=True):
@@ -124,7 +125,7 @@ def run_loop(loop: Loop, first_step: int) -> tuple[int, Stop]:
                 remedy="Lower optimizer.lr or clip_norm, or look at the samples of these steps with "
                 "`fmscale dataset trace --step N`; `fmscale checkpoint list` shows what there is from before.",
             )
-        if step % loop.log_every == 0 or step == loop.steps:
+        if step % loop.log_every == 0 or step in (first_step + 1, loop.steps):
             loop.journal.flush(loop.show)
     loop.journal.flush(loop.show)
     loop.where.phase = "save"

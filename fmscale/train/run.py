@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,17 +57,20 @@ class Outcome:
         }
 
 
-def run_training(config: Config, *, show: Show, event: Show) -> Outcome:
+def run_training(
+    config: Config, *, show: Show, event: Show, phase: Callable[[str], None] | None = None
+) -> Outcome:
     """Train as the config says, from the newest checkpoint if there is one.
 
-    `show` gets the record of a step every log_every steps, `event` what happens otherwise; both on rank 0 only.
+    `show` gets the record of the first step and of one every log_every steps, `event` what happens otherwise, `phase`
+    what is begun, such as "meeting" or "train"; all on rank 0 only.
     Raises FmscaleError with the remedy, also where the run's last save did not become durable; the first rank to
     fail writes error.json into the run's folder.
     """
     world = read_world()
     if world.notice:
         logger.warning(world.notice)
-    where, folder = Whereabouts(), run_folder(config)
+    where, folder = Whereabouts(watch=None if world.rank else phase), run_folder(config)
     with recorded(folder, world, where), ExitStack() as stack:
         session = meet(config, world, where, stack)
         # Within the stack: recorded, and told to the others, before anything is taken apart.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from fmscale.cli.main import build_app
@@ -263,13 +264,33 @@ def test_a_share_of_an_unknown_peak_is_refused(config: Path):
     assert "this device's is not known" in result.stderr
 
 
-def test_the_screen_has_the_config_the_equation_the_stages_and_the_problems(config: Path):
-    words = ["plan", str(config), "data.sequence_length=100", "--world", "2"]
-    result = CliRunner().invoke(build_app(), words)
-    assert result.exit_code == 2
-    assert "global_batch: 24" in result.stdout
-    assert "24 rows = micro_batch 4 x accumulation 3 x 2 ranks" in result.stdout
-    assert "give --tokens-per-second, or --mfu and --device" in result.stdout
-    assert "2 *" in result.stdout
-    assert "remedy: Shorten the rows" in result.stderr
-    assert "warning: schedule.warmup_steps is 100, and the run has 10 steps" in result.stderr
+def screen(config: Path, *words: str) -> Any:
+    """What a terminal shows, in the order in which it does."""
+    return CliRunner().invoke(build_app(), ["plan", str(config), *words])
+
+
+def test_the_screen_has_what_would_fail_first_then_the_numbers_and_no_config(config: Path):
+    found = screen(config, "data.sequence_length=100", "--world", "2")
+    assert found.exit_code == 2
+    order = (
+        "1 to correct before this run can start:",
+        "error: ",
+        "remedy: Shorten the rows",
+        "warning: schedule.warmup_steps is 100, and the run has 10 steps",
+        "24 rows = micro_batch 4 x accumulation 3 x 2 ranks",
+        "give --tokens-per-second, or --mfu and --device",
+        "2 *",
+        "dataset",
+    )
+    places = [found.output.index(part) for part in order]
+    assert places == sorted(places)
+    assert "global_batch: 24" not in found.output
+    assert "ranks" in found.stdout.splitlines()[0]
+
+
+def test_every_key_is_shown_last_if_asked_for(config: Path):
+    found = screen(config, "schedule.warmup_steps=1", "--config")
+    assert (found.exit_code, found.stderr) == (0, "")
+    numbers, _, shown = found.stdout.partition("\nstore:\n")
+    assert "ranks" in numbers.splitlines()[0]
+    assert yaml.safe_load(f"store:\n{shown}") == plan(config, "schedule.warmup_steps=1")[1]["config"]

@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With run.yaml, its dataset, and the run `two` of two ranks by torchrun, which the others must equal."""
     folder = tmp_path_factory.mktemp("same")
     prepare(folder)
-    launched(folder, "two", "--procs-per-node", "2")
+    (folder / "two.txt").write_text(launched(folder, "two", "--procs-per-node", "2"))
     return folder
 
 
@@ -77,6 +77,14 @@ def assert_close(folder: Path, run: str) -> None:
     assert found.same, found
     assert found.order_hashes is not None
     assert len(set(found.order_hashes)) == 1
+
+
+def test_one_rank_says_what_the_run_is_and_a_pipe_gets_no_styles(folder: Path):
+    lines = (folder / "two.txt").read_text().splitlines()
+    assert lines[0] == "fmscale launch: torchrun: 1 node, 2 ranks"
+    assert lines.count("ranks   2, ZeRO stage 2") == 1
+    assert [line.split()[1] for line in lines if line.startswith("step ")] == ["1/4", "2/4", "3/4", "4/4"]
+    assert all("\x1b" not in line and "\r" not in line for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fmscale.errors import FormatError
 from fmscale.runtime.metrics import Metrics, percentile
-from fmscale.runtime.sinks import ConsoleSink, JsonlSink, read_jsonl
+from fmscale.runtime.sinks import ConsoleSink, JsonlSink, read_jsonl, read_last
 
 
 @settings(deadline=None)
@@ -105,11 +105,25 @@ def test_a_broken_line_is_named(tmp_path: Path, line: str):
         list(read_jsonl(path))
 
 
-def test_console_prints_what_was_asked_for():
+def test_console_prints_what_was_asked_for_with_units():
     stream = io.StringIO()
-    ConsoleSink(("step", "loss", "tokens_per_second", "absent"), stream).write(
-        {"loss": 3.41234, "step": 1200, "tokens_per_second": 81234.5, "other": 1, "note": True}
+    names = ("step", "loss", "tokens_per_second", "mfu", "data_stall", "ckpt_blocking", "tokens", "absent")
+    step = {"loss": 3.41234, "step": 1200, "tokens_per_second": 81234.5, "other": 1, "note": True}
+    times = {"seconds": 2.0, "data_stall": 0.0021, "ckpt_blocking": 4.1e-06, "tokens": 4096, "mfu": 0.4123}
+    ConsoleSink(names, stream).write(step | times)
+    ConsoleSink(stream=stream).write(
+        {"note": "resumed", "ok": True, "durable_seconds": 12.3, "data_stall": 0.5}
     )
-    ConsoleSink(stream=stream).write({"note": "resumed", "ok": True})
     ConsoleSink(("absent",), stream).write({"x": 1})
-    assert stream.getvalue() == "step 1,200  loss 3.412  tokens_per_second 81,234\nnote resumed  ok True\n"
+    assert stream.getvalue().splitlines() == [
+        "step 1,200  loss 3.412  81,234 tokens/s  mfu 41.2 %  data_stall 0.1 %  ckpt_blocking 0.000 s  4,096 tokens",
+        "note resumed  ok True  durable 12 s  data_stall 0.500 s",
+    ]
+
+
+def test_the_last_records_of_a_file_that_is_being_written(tmp_path: Path):
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    assert read_last(path) == [{"step": 1}, {"step": 2}, {"step": 3}]
+    assert read_last(path, size=20) == [{"step": 3}]
+    assert read_last(tmp_path / "none") == []

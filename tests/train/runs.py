@@ -1,6 +1,7 @@
 """Whole training runs in the tests: a corpus of two sources, a config, and what a run left behind."""
 
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +69,16 @@ def write_config(folder: Path, store: str) -> Path:
 
 
 def train_here(rank: int, size: int, path: str, overrides: tuple[str, ...]) -> dict[str, Any]:
-    """`fmscale train` as this rank of the test's ranks; the outcome."""
+    """`fmscale train` as this rank of the test's ranks; the outcome, and what the rank told."""
     from fmscale.train.run import run_training
 
     restart_numbers()
     config: Config = load_config(path, overrides)
-    outcome = run_training(config, show=lambda record: None, event=lambda record: None)
-    return outcome.to_json()
+    shown: list[Mapping[str, Any]] = []
+    events: list[Mapping[str, Any]] = []
+    phases: list[str] = []
+    outcome = run_training(config, show=shown.append, event=events.append, phase=phases.append)
+    return {**outcome.to_json(), "shown": shown, "events": events, "phases": phases}
 
 
 def steps_of(folder: Path) -> dict[int, dict[str, Any]]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from fmscale.cli.train import progress
 from fmscale.errors import StoreError
 from fmscale.runtime.failure import first_failure
 from tests.helpers.disks import mounted
@@ -87,14 +86,3 @@ def run_full(path: Path, disk: Path, steps: str) -> None:
     free = shutil.disk_usage(disk).free
     (disk / "ballast").write_bytes(bytes(free - 150_000))
     run_ranks(train_here, 1, str(path), (steps, "checkpoint.retries=0", "checkpoint.every=null"), timeout=120)
-
-
-def test_progress_says_how_far_and_how_long(capsys: pytest.CaptureFixture[str]) -> None:
-    times = iter([10.0, 30.0, 40.0])
-    show = progress(clock=lambda: next(times))
-    for step in (10, 20, 1000):
-        show({"step": step, "steps": 1000, "loss": 2.5})
-    first, second, last = capsys.readouterr().err.splitlines()
-    assert first.split() == ["step", "10/1,000", "loss", "2.5"]
-    assert second.split() == ["step", "20/1,000", "loss", "2.5", "left", "33", "min"]
-    assert "left" not in last

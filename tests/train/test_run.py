@@ -13,7 +13,7 @@ from fmscale.store.open import open_store
 from fmscale.train.data import check_length, tokenizer_of, vocabulary
 from fmscale.train.run import run_training, total_steps
 from tests.helpers.ranks import run_ranks
-from tests.train.runs import events_of, make_corpus, steps_of, train_here, write_config
+from tests.train.runs import T, events_of, make_corpus, steps_of, train_here, write_config
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +73,11 @@ def test_held_out_losses_are_those_of_the_same_rows_at_any_size(path: Path, tmp_
     common = (sets, "train.steps=3", "model.dropout=0.2", "optimizer.lr=1e-30", "optimizer.weight_decay=0")
     found = []
     for size in (1, 2, 3):
-        go(size, path, *common, f"train.run=size{size}")
+        ranks = run_ranks(
+            train_here, size, str(path), (*common, "train.log_every=5", f"train.run=size{size}"), timeout=120
+        )
         found.append(events_of(tmp_path / f"size{size}", "evaluation"))
+    assert_told(ranks[0], ranks[2])
     assert [event["step"] for event in found[0]] == [2, 3]
     for events in found:
         for event in events:
@@ -103,6 +106,21 @@ def test_time_that_is_up_stops_with_a_checkpoint(path: Path) -> None:
     assert outcome["stop"] == "DEADLINE"
     assert outcome["saved"]
     assert not outcome["complete"]
+    assert outcome["phases"][-3:] == ["saving before the stop", "save", "waiting for the last save"]
     again = go(1, path, *overrides, "train.seconds=null", f"train.steps={outcome['last_step'] + 1}")
     assert again["first_step"] == outcome["last_step"]
     assert again["complete"]
+
+
+def assert_told(first: dict[str, Any], other: dict[str, Any]) -> None:
+    """Rank 0 tells what it begins, what the run is and how far it is from its first step on; no other rank does."""
+    start = ["meeting", "checking the config", "opening the data", "building the model", "dry run", "restore"]
+    assert first["phases"] == [*start, *["train", "evaluate"] * 2, "save", "waiting for the last save"]
+    opened, *later = first["events"]
+    assert (opened["event"], opened["device"], opened["vocab_size"]) == ("opened", "cpu", 272)
+    assert (opened["steps"], opened["tokens_per_step"]) == (3, 6 * T)
+    assert [source["label"] for source in opened["sources"]] == ["prose", "sums"]
+    assert all(source["tokens"] > 1000 and 0 < source["epochs"] < 1 for source in opened["sources"])
+    assert [event["event"] for event in later] == ["evaluation", "evaluation", "checkpoint"]
+    assert [record["step"] for record in first["shown"]] == [1, 3]
+    assert (other["phases"], other["events"], other["shown"]) == ([], [], [])

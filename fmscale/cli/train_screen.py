@@ -1,0 +1,175 @@
+"""What a run looks like on the terminal: what it is, the phases of its start, its steps, what happens to it."""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+from fmscale.cli.output import human_bytes, human_seconds
+from fmscale.config import Config, derive_batch
+from fmscale.errors import ConfigError
+from fmscale.runtime.scrub import scrub
+from fmscale.runtime.sinks import ConsoleSink, dim, is_screen, read_last
+from fmscale.runtime.world import World
+
+STEP = ("step", "loss", "grad_norm", "tokens_per_second", "mfu", "data_stall", "ETA")
+"""What of a step is shown; metrics.jsonl has the rest."""
+KEPT = frozenset({"entry", "snapshot_seconds", "sealed_seconds"})
+"""What of an event is for metrics.jsonl alone."""
+LONG_SECONDS = 0.5
+"""A phase that took less is not told of."""
+LAST_STEPS = 50
+"""Steps of an earlier job whose speed says how long the rest takes."""
+
+
+class RunScreen:
+    """Lines of a run: facts as they become known, phases with the time that they took, steps, events.
+
+    On a terminal the line of the phase that runs is written over; elsewhere a phase is told of when it has ended.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        world: World,
+        *,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._config = config
+        self._world = world
+        self._stream = stream or sys.stderr
+        self._clock = clock
+        self._began = clock()
+        self._phase: tuple[str, float] | None = None
+        self._first_step = 0
+        self._paced: tuple[int, float] | None = None
+        self._shown = 0
+        self._opened: Mapping[str, Any] = {}
+
+    def announce(self) -> None:
+        """What the config alone says, before anything slow is imported."""
+        config, world = self._config, self._world
+        self._fact("run", f"{config.train.run}, in {self._folder}")
+        self._fact("store", scrub(config.store.url))
+        self._fact("ranks", f"{world.world_size}, ZeRO stage {config.train.zero_stage}")
+        try:
+            batch = derive_batch(config.batch, world.dp_size, place=config.place("batch"))
+        except ConfigError:
+            return  # It stops the run once the ranks have met, so that all of them end and one says why.
+        rows, length = batch.global_batch, config.data.sequence_length
+        self._fact("batch", f"{rows:,} rows of {length:,} = {rows * length:,} tokens a step")
+        if config.train.steps is not None:
+            self._fact("steps", f"{config.train.steps:,}, {config.train.steps * rows * length:,} tokens")
+
+    def phase(self, name: str) -> None:
+        """Another phase begins: the one before has ended."""
+        self._end()
+        if name == "train":
+            if not self._paced:
+                self._paced = self._first_step, self._clock()
+                self._tell_rest()
+            return
+        self._phase = name, self._clock()
+        if is_screen(self._stream):
+            # From the line's begin on, so that what others write meanwhile does not stand behind it.
+            self._print(dim(f"  {name} …", self._stream), end="\r")
+
+    def event(self, record: Mapping[str, Any]) -> None:
+        """Something happened; the log has told of saves that did not succeed."""
+        self._end()
+        if record["event"] == "opened":
+            self._tell_opened(record)
+        elif "reason" not in record:
+            plain = {name: value for name, value in record.items() if not isinstance(value, (dict, list))}
+            shown = {name: value for name, value in plain.items() if name not in KEPT}
+            if "bytes_written" in shown:
+                shown["written"] = human_bytes(shown.pop("bytes_written"))
+            ConsoleSink(stream=self._stream).write(shown)
+        if record["event"] == "resumed":
+            self._first_step = record["step"]
+
+    def step(self, record: Mapping[str, Any]) -> None:
+        """A step, how far the run is, and how long the rest takes: at first by the pace since training began, then
+        by that since the first record, which the slower first step is not in.
+        """
+        self._end()
+        step, steps, now = record["step"], record["steps"], self._clock()
+        shown = {**record, "step": f"{step:,}/{steps:,}"}
+        if self._paced and step > self._paced[0] and step < steps:
+            begin, since = self._paced
+            shown["ETA"] = human_seconds((steps - step) * (now - since) / (step - begin))
+        self._shown += 1
+        if self._shown == 1:
+            self._paced = step, now
+        ConsoleSink(STEP, self._stream).write(shown)
+
+    def end(self, last_step: int, stop: str) -> None:
+        """The run has ended, by `stop` if there is one."""
+        self._end()
+        told = (
+            f"run {self._config.train.run}: step {last_step}, {f'stopped by {stop}' if stop else 'complete'}"
+        )
+        self._print(f"{told}, after {human_seconds(self._clock() - self._began)}")
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self._config.train.folder) / self._config.train.run
+
+    def _fact(self, name: str, value: str) -> None:
+        self._print(f"{name:<7} {value}")
+
+    def _print(self, text: str, end: str = "\n") -> None:
+        with suppress(OSError):  # a terminal that is gone is no failure of the run
+            print(text, end=end, file=self._stream, flush=True)
+
+    def _end(self) -> None:
+        """Tell of the phase that ends, if it was long; else leave no trace of it."""
+        if self._phase is None:
+            return
+        name, since = self._phase
+        self._phase = None
+        seconds, width = self._clock() - since, len(f"  {name} …")
+        if seconds >= LONG_SECONDS:
+            line = f"  {name} {seconds:.1f} s"
+            self._print(dim(line, self._stream) + " " * (width - len(line)))
+        elif is_screen(self._stream):
+            self._print(" " * width, end="\r")
+
+    def _tell_opened(self, record: Mapping[str, Any]) -> None:
+        self._opened = record
+        self._fact("device", record["device"])
+        self._fact("model", f"{record['parameters']:,} parameters, vocabulary {record['vocab_size']:,}")
+        if self._config.train.steps is None:
+            tokens = record["steps"] * record["tokens_per_step"]
+            self._fact("steps", f"{record['steps']:,}, {tokens:,} tokens")
+        for source in record["sources"]:
+            name, tokens = source["label"], source["tokens"]
+            self._fact("data", f"{name}: {tokens:,} tokens, {source['epochs']:.2g} epochs in all")
+
+    def _tell_rest(self) -> None:
+        """How long the rest takes, at the speed of the run's own last steps if as many ranks took them: no speed of a
+        device says it.
+        """
+        rate = last_rate(self._folder / "metrics.jsonl", self._world.world_size) if self._first_step else None
+        if rate is None:
+            self._fact("time", "told after the first step")
+            return
+        left = (self._opened["steps"] - self._first_step) * self._opened["tokens_per_step"]
+        self._fact(
+            "time", f"about {human_seconds(left / rate)} at the {rate:,.0f} tokens/s of its last steps"
+        )
+
+
+def last_rate(path: Path, world_size: int) -> float | None:
+    """Median tokens/s of the last steps that are on record, if `world_size` ranks took them; None if not."""
+    speeds = [
+        record["tokens_per_second"]
+        for record in read_last(path)
+        if "tokens_per_second" in record
+        and round(record["tokens_per_second"] / record["tokens_per_second_per_gpu"]) == world_size
+    ]
+    return statistics.median(speeds[-LAST_STEPS:]) if speeds else None
