@@ -231,7 +231,7 @@ def test_text_of_a_chart_keeps_its_size_and_places_follow_the_width():
 
 def test_the_page_fits_a_narrow_screen():
     """No width of the page is fixed above 420 pixels where the screen is narrower."""
-    page = render(report(), records())
+    page = render(report(), records(), records()[:5])
     wide, _, narrow = page.partition("@media (max-width: 640px)")
     assert "width=device-width" in wide
     flexible = re.sub(r"max-width: \d+px|minmax\(min\(100%, \d+px\), 1fr\)", "", page)
