@@ -13,7 +13,7 @@ def register(app: typer.Typer) -> None:
     @app.command(
         epilog=example(
             "fmscale train run/laptop train.steps=100",
-            "torchrun --rdzv-backend fmscale --nproc-per-node 8 --no-python fmscale train my.yaml",
+            "torchrun --rdzv-backend=fmscale --nproc-per-node 8 --no-python fmscale train my.yaml",
         )
     )
     def train(

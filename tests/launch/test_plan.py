@@ -86,6 +86,13 @@ def test_torchrun_on_two_nodes_is_told_which_it_is(launch: Launch):
     ]
 
 
+def test_an_install_that_torchrun_does_not_find_our_rendezvous_in_is_refused(launch: Launch, monkeypatch):
+    monkeypatch.setattr("importlib.metadata.distributions", lambda name: [])
+    text = "\n".join(launch("--procs-per-node", "2", status=2))
+    assert "this install is older than its code" in text
+    assert "pip install -e ." in text
+
+
 def test_deepspeed_on_one_node_is_kept_from_a_hostfile_of_the_system(launch: Launch, port: str):
     assert launch("--with", "deepspeed", "--procs-per-node", "2", "--master-port", port) == [
         "# deepspeed: 1 node, 2 ranks",

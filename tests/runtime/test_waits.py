@@ -19,6 +19,7 @@ from fmscale.runtime.group import connect, init_distributed
 from fmscale.runtime.stop import StopFlag
 from fmscale.runtime.waits import HostWaits
 from fmscale.runtime.world import World, read_world
+from tests.helpers.listeners import listeners
 from tests.helpers.ranks import run_ranks
 from tests.helpers.s3_server import free_ports
 
@@ -201,3 +202,19 @@ def test_a_port_in_use_and_a_rank_zero_that_is_not_there():
         assert "MASTER_PORT" in caught.value.remedy
     with pytest.raises(RankError, match=r"rank 1 on .* did not reach rank 0 within 1 s"):
         connect(World(rank=1, world_size=2, master=("127.0.0.1", port)), deadline=1)
+
+
+def test_ranks_of_one_node_meet_on_loopback_whatever_the_address_that_they_are_given():
+    port = free_ports(1)[0]
+    place = {"world_size": 2, "local_size": 2, "master": ("no-such-host.invalid", port)}
+    first, second = (connect(World(rank=rank, **place), deadline=5) for rank in range(2))
+    first.set("key", "value")
+    assert second.get("key") == b"value"
+    assert [place for place in listeners(os.getpid()) if place[1] == port] == [("127.0.0.1", port)]
+
+
+def test_a_process_alone_listens_nowhere():
+    before = set(listeners(os.getpid()))
+    store = connect(World())
+    store.set("key", "value")
+    assert set(listeners(os.getpid())) == before
