@@ -4,11 +4,13 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 
+from fmscale.errors import StoreError
 from fmscale.store.backend import Backend
 
 SMALL_BYTES = 4 << 10
@@ -77,10 +79,18 @@ def measure_written(backend: Backend, seconds: float, progress: Callable[[str], 
         keys = [fresh(0)]
         backend.put(keys[0], large)
         keys += [key for key in sorted(written) if key not in keys and backend.head(key).bytes == len(large)]
-        return found + _measure_reads(backend, keys, len(large), seconds, progress)
-    finally:
-        for key in written:
-            backend.delete(key)
+        found += _measure_reads(backend, keys, len(large), seconds, progress)
+    except StoreError:
+        with suppress(StoreError):  # the first error is the one to tell
+            _remove(backend, written)
+        raise
+    _remove(backend, written)
+    return found
+
+
+def _remove(backend: Backend, keys: Iterable[str]) -> None:
+    for key in keys:
+        backend.delete(key)
 
 
 def _large_bytes(backend: Backend) -> int:
