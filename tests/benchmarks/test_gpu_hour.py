@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.gpu_hour import install, wheels
+from benchmarks.gpu_hour import install, source, wheels
 from benchmarks.gpu_hour.hour import allowance
 from benchmarks.gpu_hour.jobs import Job, Outcome, run_jobs
 from benchmarks.gpu_hour.journal import LOG, LOG_BYTES, RESULTS, Journal
@@ -119,6 +119,9 @@ def test_a_record_is_on_disk_at_once_and_the_log_stays_small(tmp_path: Path):
     text = (tmp_path / LOG).read_text()
     assert len(text) <= LOG_BYTES
     assert text.splitlines()[-1].startswith(f"{number} ")
+    Journal(tmp_path).close()
+    [earlier] = tmp_path.glob("results.*.jsonl")
+    assert earlier.read_text().startswith('{"kind": "begin"')
 
 
 def test_wheels_have_the_versions_that_the_tests_ran_with():
@@ -133,6 +136,17 @@ def test_without_wheels_the_machine_is_told_what_to_carry(tmp_path: Path, monkey
     monkeypatch.setattr(sys, "argv", ["install", str(tmp_path / "venv")])
     with pytest.raises(SystemExit, match=r"Run benchmarks/gpu_wheels\.sh where there is a network"):
         install.main()
+
+
+@pytest.mark.parametrize("carried", ["the same", "others"])
+def test_without_git_the_wheels_say_the_commit_and_other_code_is_changed(
+    carried: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    code = source.digest() if carried == "the same" else "0"
+    (tmp_path / source.MANIFEST).write_text(json.dumps({"commit": "abc", "changed": False, "code": code}))
+    monkeypatch.setattr(source, "WHEELS", tmp_path)
+    monkeypatch.setenv("PATH", "")
+    assert source.identity() == {"commit": "abc", "changed": carried == "others", "code": source.digest()}
 
 
 def bench(*words: str) -> tuple[int, str, str]:
