@@ -19,9 +19,12 @@ class Journal:
     """Appends to both files of a folder; safe between threads."""
 
     def __init__(self, folder: Path) -> None:
-        """Begins both files anew."""
+        """Begins both files anew; records of an earlier hour stay beside them under the time of their end."""
         folder.mkdir(parents=True, exist_ok=True)
-        self._records = open(folder / RESULTS, "wb")  # noqa: SIM115  (open until close)
+        path = folder / RESULTS
+        if path.is_file():
+            path.rename(path.with_suffix(f".{int(path.stat().st_mtime)}.jsonl"))
+        self._records = open(path, "wb")  # noqa: SIM115  (open until close)
         self._log = open(folder / LOG, "wb")  # noqa: SIM115
         self._kept: deque[bytes] = deque(maxlen=KEPT_LINES)
         self._lock = threading.Lock()

@@ -9,6 +9,8 @@ from typing import Any
 from benchmarks.harness import ROOT
 
 CODE = ("fmscale", "kernels", "launch", "configs", "benchmarks", "tests")
+MADE = [("benchmarks", name) for name in ("results", "gpu-wheels", "data")]
+"""Folders of what code makes."""
 KINDS = {".py", ".yaml", ".sh", ".json", ".toml"}
 WHEELS = ROOT / "benchmarks" / "gpu-wheels"
 """What `gpu_wheels.sh` collects; git ignores it, and it is carried beside the checkout's files."""
@@ -16,13 +18,12 @@ MANIFEST = "manifest.json"
 
 
 def digest(root: Path = ROOT) -> str:
-    """SHA-256 over names and bytes of all code, results and wheels left out."""
+    """SHA-256 over names and bytes of all code."""
     seen = hashlib.sha256()
     for folder in CODE:
         for path in sorted((root / folder).rglob("*")):
             place = path.relative_to(root)
-            results = place.parts[:2] == ("benchmarks", "results") or WHEELS.name in place.parts
-            if path.suffix in KINDS and path.is_file() and not results:
+            if path.suffix in KINDS and place.parts[:2] not in MADE and path.is_file():
                 seen.update(f"{place}\0{path.stat().st_size}\0".encode() + path.read_bytes())
     return seen.hexdigest()
 

@@ -73,7 +73,7 @@ def register(app: typer.Typer) -> None:
             "fmscale bench loader --quick",
             "fmscale bench loader --only W5,W6",
             "fmscale bench kernels --list",
-            "fmscale bench --read benchmarks/results/gpu-hour",
+            "fmscale bench --read benchmarks/results/gpu-hour/train",
         )
     )
     def bench(

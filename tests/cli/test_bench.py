@@ -1,6 +1,7 @@
 """`fmscale bench`: names, and the options that the kernels' command takes over."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -75,3 +76,13 @@ def test_only_chooses_claims_of_the_loader():
         status, _, err = run(name, "--only", "W5")
         assert status == 2
         assert f"{name} is measured as a whole" in err
+
+
+def test_reading_takes_a_folder_and_neither_a_name_nor_the_options_of_others(tmp_path: Path):
+    status, _, err = run("--read", str(tmp_path))
+    assert status != 0
+    assert "no records of a GPU hour here" in err
+    for words in (("loader", "--read", "x"), ("--read", "x", "--quick"), ("loader", "--dry-run")):
+        status, _, err = run(*words)
+        assert status == 2
+        assert "Use `fmscale bench --read FOLDER`" in err
