@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fmscale.train.compare import Comparison, compare, read_history
-from tests.helpers.listeners import off_loopback, other_interface
+from tests.helpers.listeners import Place, off_loopback, other_interface
 from tests.helpers.s3_server import free_ports
 from tests.helpers.slurm import Slurm
 from tests.helpers.ssh_hosts import SshHosts
@@ -19,17 +19,28 @@ from tests.launch.training import FMSCALE, LAUNCH, environment, prepare, started
 
 pytestmark = pytest.mark.slow
 
+NAMED = dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), other_interface())
+"""An interface that the network reaches, as a cluster's config names one: not to be taken on one node."""
+
 OTHER_SIZE = 1e-5
 """Relative difference of losses between one rank and two: fp32 sums of other grouping differ by 1e-7 a step."""
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With run.yaml, its dataset, and the run `two` of two ranks by torchrun, which the others must equal."""
+def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[Place, set[str]]]:
+    """A folder with run.yaml, its dataset, and the run `two` of two ranks by torchrun, which the others must equal;
+    and where that one listened, told to take another interface.
+    """
     folder = tmp_path_factory.mktemp("same")
     prepare(folder)
-    launched(folder, "two", "--procs-per-node", "2")
-    return folder
+    sets = ["train.run=two", "checkpoint.every=2", "--procs-per-node", "2"]
+    return folder, watched([FMSCALE, "launch", "run.yaml", *sets], folder, **NAMED)
+
+
+@pytest.fixture(scope="module")
+def folder(two: tuple[Path, dict[Place, set[str]]]) -> Path:
+    """That folder."""
+    return two[0]
 
 
 @pytest.fixture
@@ -79,12 +90,21 @@ def assert_close(folder: Path, run: str) -> None:
     assert len(set(found.order_hashes)) == 1
 
 
+def assert_on_loopback(found: dict[Place, set[str]]) -> None:
+    """Ranks listened, and nothing did so where the network reaches it."""
+    assert any("fmscale train" in command for commands in found.values() for command in commands)
+    assert off_loopback(found) == {}
+
+
+def test_two_ranks_listen_on_loopback_alone(two: tuple[Path, dict[Place, set[str]]]):
+    assert_on_loopback(two[1])
+
+
 @pytest.mark.parametrize(
     ("words", "stage"),
     [
         (["train"], "3"),
         (["launch", "--procs-per-node", "1"], "1"),
-        (["launch", "--procs-per-node", "2"], "2"),
         pytest.param(["launch", "--with", "mpirun", "--procs-per-node", "2"], "3", marks=pytest.mark.mpi),
     ],
 )
@@ -97,10 +117,8 @@ def test_one_node_listens_on_loopback_alone_at_any_stage(
         options += ["--master-port", port]
     run = f"{verb}-{stage}"
     sets = [f"train.run={run}", f"train.zero_stage={stage}", "checkpoint.every=2"]
-    named = dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), other_interface())
-    found = watched([FMSCALE, verb, "run.yaml", *sets, *options], folder, **named)
-    assert any("fmscale train" in command for commands in found.values() for command in commands)
-    assert off_loopback(found) == {}
+    found = watched([FMSCALE, verb, "run.yaml", *sets, *options], folder, **NAMED)
+    assert_on_loopback(found)
     assert_close(folder, run)
 
 
