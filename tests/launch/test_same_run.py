@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fmscale.train.compare import Comparison, compare, read_history
-from tests.helpers.listeners import off_loopback, other_interface
+from tests.helpers.listeners import Place, off_loopback, other_interface
 from tests.helpers.s3_server import free_ports
 from tests.helpers.slurm import Slurm
 from tests.helpers.ssh_hosts import SshHosts
@@ -19,17 +19,30 @@ from tests.launch.training import FMSCALE, LAUNCH, environment, prepare, started
 
 pytestmark = pytest.mark.slow
 
+NAMED = dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), other_interface())
+"""An interface that the network reaches, as a cluster's config names one: not to be taken on one node."""
+
 OTHER_SIZE = 1e-5
 """Relative difference of losses between one rank and two: fp32 sums of other grouping differ by 1e-7 a step."""
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With run.yaml, its dataset, and the run `two` of two ranks by torchrun, which the others must equal."""
+def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[Place, set[str]]]:
+    """A folder with run.yaml, its dataset, and the run `two` of two ranks by torchrun, which the others must equal;
+    and where that one listened, told to take another interface.
+    """
     folder = tmp_path_factory.mktemp("same")
     prepare(folder)
-    (folder / "two.txt").write_text(launched(folder, "two", "--procs-per-node", "2"))
-    return folder
+    sets = ["train.run=two", "checkpoint.every=2", "--procs-per-node", "2"]
+    found = watched([FMSCALE, "launch", "run.yaml", *sets], folder, **NAMED)
+    (folder / "watched.log").rename(folder / "two.txt")
+    return folder, found
+
+
+@pytest.fixture(scope="module")
+def folder(two: tuple[Path, dict[Place, set[str]]]) -> Path:
+    """That folder."""
+    return two[0]
 
 
 @pytest.fixture
@@ -87,12 +100,21 @@ def test_one_rank_says_what_the_run_is_and_a_pipe_gets_no_styles(folder: Path):
     assert all("\x1b" not in line and "\r" not in line for line in lines)
 
 
+def assert_on_loopback(found: dict[Place, set[str]]) -> None:
+    """Ranks listened, and nothing did so where the network reaches it."""
+    assert any("fmscale train" in command for commands in found.values() for command in commands)
+    assert off_loopback(found) == {}
+
+
+def test_two_ranks_listen_on_loopback_alone(two: tuple[Path, dict[Place, set[str]]]):
+    assert_on_loopback(two[1])
+
+
 @pytest.mark.parametrize(
     ("words", "stage"),
     [
         (["train"], "3"),
         (["launch", "--procs-per-node", "1"], "1"),
-        (["launch", "--procs-per-node", "2"], "2"),
         pytest.param(["launch", "--with", "mpirun", "--procs-per-node", "2"], "3", marks=pytest.mark.mpi),
     ],
 )
@@ -105,10 +127,8 @@ def test_one_node_listens_on_loopback_alone_at_any_stage(
         options += ["--master-port", port]
     run = f"{verb}-{stage}"
     sets = [f"train.run={run}", f"train.zero_stage={stage}", "checkpoint.every=2"]
-    named = dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), other_interface())
-    found = watched([FMSCALE, verb, "run.yaml", *sets, *options], folder, **named)
-    assert any("fmscale train" in command for commands in found.values() for command in commands)
-    assert off_loopback(found) == {}
+    found = watched([FMSCALE, verb, "run.yaml", *sets, *options], folder, **NAMED)
+    assert_on_loopback(found)
     assert_close(folder, run)
 
 
