@@ -15,7 +15,7 @@ PROMPT_CHARACTERS = 240
 NEW_TOKENS = 80
 BATCH_TOKENS = 4096
 """Of a forward: small enough that a bar moves, and that a CPU's caches are of use."""
-SAMPLING = Sampling(temperature=0.7, top_p=0.9, seed=1)
+SAMPLING = Sampling(temperature=0.5, top_p=0.9, seed=1)
 
 
 @dataclass(frozen=True, kw_only=True)
