@@ -179,6 +179,28 @@ def test_a_corpus_of_which_nothing_is_held_out_is_refused_before_anything_is_tra
     assert "--corpus" in caught.value.remedy
 
 
+def test_a_small_corpus_is_warned_of_before_it_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    told: list[str] = []
+    screen = Silent()
+    monkeypatch.setattr(screen, "tell", told.append)
+
+    class Begun(Exception):
+        pass
+
+    def begin(*_: Any) -> None:
+        raise Begun
+
+    monkeypatch.setattr("fmscale.quickstart.acts.train", begin)
+    (tmp_path / "texts").mkdir()
+    for i in range(100):
+        (tmp_path / f"texts/{i}.txt").write_text(f"text {i} of few, about {i * i}\n" * 40)
+    with pytest.raises(Begun):
+        run_quickstart(settings(tmp_path, corpus=(str(tmp_path / "texts"),)), screen)
+    assert len(told) == 1
+    assert re.match(r"warning: the run reads dataset corpus \([\d,]+ tokens\) \d+ times", told[0])
+    assert re.search(r"Give [\d,]+ tokens or more, or train\.steps \d+\.", told[0])
+
+
 def test_prompts_are_whole_lines_within_the_room_and_from_several_documents():
     text = "".join(f"line {i} of a document\n" + "\n" * (i % 7 == 0) for i in range(100))
     many = [Document(name=str(i), text=text.encode(), tokens=np.zeros(1)) for i in range(9)]

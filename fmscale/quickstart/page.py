@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from fmscale.quickstart.charts import Mark, dots_by_row, line_chart
-from fmscale.quickstart.results import Report, bits, claims, verdict
+from fmscale.quickstart.results import LOSS_LIMIT, Report, bits, claims, verdict
 from fmscale.quickstart.style import STYLE
 
 MOST_BITS = 6.0
@@ -46,23 +46,28 @@ def _headline(report: Report) -> str:
     if len(worlds) < 2 and len(stages) < 2:
         return "Trained and measured"
     ranks = " to ".join(map(str, worlds)) if len(worlds) > 1 else f"{worlds[0]}"
-    return f"Trained, stopped, moved from {ranks} ranks and ZeRO stage {' to '.join(map(str, stages))}, and measured"
+    place = f"{ranks} ranks and ZeRO stage {' to '.join(map(str, stages))}"
+    same = report["unbroken"]["same_samples"] and report["unbroken"]["largest_difference"] <= LOSS_LIMIT
+    return f"Stopped, moved from {place}: {'the' if same else 'not the'} loss of an unbroken run"
 
 
 def _tiles(report: Report) -> str:
+    mine, *others = bits(report).items()
     tiles = [
-        ("held-out bits per byte", f"{report['heldout_bits_per_byte']:.3f}", "this model"),
-        *(
-            (name.partition(",")[0].partition(" that")[0], f"{value:.3f}", name)
-            for name, value in list(bits(report).items())[1:]
+        (
+            "loss, beside an unbroken run's",
+            f"{report['unbroken']['largest_difference']:.1e}",
+            f"apart at most, in {report['unbroken']['steps']} steps",
         ),
-        ("tokens/s", f"{report['tokens_per_second']:,.0f}", "all ranks, data and checkpoints included"),
-        ("data stall", f"{report['data_stall_fraction']:.2%}", "of the time of all steps"),
         (
             "checkpoint blocking",
             f"{report['ckpt_blocking_seconds_max'] * 1e3:.0f} ms",
             "at most, in one step",
         ),
+        ("data stall", f"{report['data_stall_fraction']:.2%}", "of the time of all steps"),
+        ("tokens/s", f"{report['tokens_per_second']:,.0f}", "all ranks, data and checkpoints included"),
+        ("held-out bits per byte", f"{mine[1]:.3f}", mine[0]),
+        *(("held-out bits per byte", f"{value:.3f}", name) for name, value in others),
     ]
     inner = "".join(
         f"<div class='tile'><div class='label'>{escape(label)}</div><div class='value'>{escape(value)}</div>"

@@ -206,7 +206,11 @@ def as_markdown(report: Report) -> str:
         "model, training": f"{report['parameters']:,} parameters, {report['steps']} steps, "
         f"{report['tokens']:,} tokens, loss {report['loss_first']:.2f} → {report['loss_last']:.2f}",
         f"held-out bits per byte ({report['heldout_documents']} files, {report['heldout_bytes']:,} bytes)": "<br>".join(
-            [f"**{mine[1]:.3f} this model**", *(f"{value:.3f} {name}" for name, value in others)]
+            [
+                f"**{mine[1]:.3f} this model**",
+                *(f"{value:.3f} {name}" for name, value in others),
+                verdict(report),
+            ]
         ),
         "time": f"{report['cpu_seconds']:.0f} s of CPU time, {report['wall_seconds']:.0f} s in all, on "
         f"{report['machine']['cores']} shared cores ({report['machine']['processor']})",
