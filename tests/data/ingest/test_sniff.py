@@ -101,6 +101,9 @@ def test_names_that_tell(name: str, found: str):
         ("c4-train.00000-of-01024.json.gz", gzip.compress(lines(["first", "second"]), mtime=0)),
         ("data.json", lines(["first", "second"])),
         ("part-00000", lines(["first", "second"])),
+        ("dump.txt", lines(["first", "second"])),
+        ("dump.txt.gz", gzip.compress(lines(["first", "second"]), mtime=0)),
+        ("train.jsonl.1", lines(["first", "second"])),
         ("data.json.zst", zstandard.compress(lines(["first", "second"]))),
         ("data.json", json.dumps([{"text": "first"}, {"text": "second"}]).encode()),
         (
@@ -122,6 +125,8 @@ def test_text_by_a_guess_is_said_and_a_second_ingest_says_it_again(tmp_path: Pat
     kept = {
         "package.json": package,
         "a.txt": '{"text": "of a text file"}\n',
+        "b.txt": '{"text": "of a text file"}\n{and of braces}\n',
+        "c.txt": '["an", "array"]\n',
         "Makefile": "all:",
         "b.csv": "a,b",
     }

@@ -33,7 +33,7 @@ READERS = {"text": "text", "jsonl": "jsonl", "json": "array", "parquet": "column
 """Modules that read each format."""
 
 _TEXT = """
-1 2 3 4 5 6 7 8 adoc asciidoc asm awk bash bat bib bzl c cc cfg cjs clj cljs cmake cmd conf cpp cs css cu cuh
+adoc asciidoc asm awk bash bat bib bzl c cc cfg cjs clj cljs cmake cmd conf cpp cs css cu cuh
 cxx d dart diff el elm env erl ex exs f f03 f90 f95 fish for fs fsi fsx go gradle graphql groovy h hcl hh hpp
 hrl hs htm html hxx ini ipp java jl js jsx kt kts less lisp lua m make markdown md mdx mk ml mli mm nim nix
 org pas patch php pl pm po pod pot properties proto ps1 pxd py pyi pyx r rb rkt rmd rs rst rtf s sass scala
@@ -123,6 +123,12 @@ def detect(source: str) -> str:
     if dot and extension in BINARY:
         return "binary"
     return "text" if (extension in TEXT if dot else name in TEXT_NAMES) else ""
+
+
+def is_plain_text(source: str) -> bool:
+    """Whether a name says no more than that it is text: people put anything into a .txt."""
+    name = source.rsplit("/", 1)[-1].lower()
+    return name.removesuffix(".gz").removesuffix(".zst").endswith((".txt", ".text"))
 
 
 def compression(source: str) -> str:

@@ -3,7 +3,8 @@
 Tables have their magic numbers, and a NUL among the first bytes is no text. JSON Lines are lines of which at
 least half are objects; one object alone is a record only if it has the field, as `package.json` on one line is
 none. An array is one of objects or of strings: `[1]` begins a list of references and `[section]` a text. All
-else is text, by a guess.
+else is text, by a guess. A name that says plain text is believed unless there are several lines, and all of
+them are objects.
 """
 
 import json
@@ -28,8 +29,10 @@ STREAM = re.compile(rb"\xff\xff\xff\xff[\s\S][\s\S][\s\S]\0[\x04-\x40]\0\0\0")
 OBJECT = re.compile(rb'\{\s*"')
 
 
-def sniff(file: BinaryIO, source: str, field: str) -> str:
-    """text, jsonl, json, parquet, arrow or binary, by the file's beginning behind its compression."""
+def sniff(file: BinaryIO, source: str, field: str, *, plain: bool = False) -> str:
+    """text, jsonl, json, parquet, arrow or binary, by the file's beginning behind its compression. `plain`: its name
+    says that it is text.
+    """
     stream = uncompressed(file, source)
     head, _ = take(stream, HEAD_BYTES)
     if head.startswith((b"PAR1", b"ARROW1\0\0")) or STREAM.match(head):
@@ -39,7 +42,7 @@ def sniff(file: BinaryIO, source: str, field: str) -> str:
     if b"\0" in head[:BINARY_BYTES]:
         return "binary"
     begin = head.removeprefix(BOM).lstrip()
-    if begin.startswith(b"["):
+    if begin.startswith(b"[") and not plain:
         return "json" if _is_array(begin[1:].lstrip()) else "text"
     if not begin.startswith(b"{"):
         return "text"
@@ -48,19 +51,20 @@ def sniff(file: BinaryIO, source: str, field: str) -> str:
         more, _ = take(stream, len(begin))
         ended = len(more) < len(begin)
         begin += more
-    return "jsonl" if _are_lines(begin, ended, field.split(".")) else "text"
+    return "jsonl" if _are_lines(begin, ended, field.split("."), plain) else "text"
 
 
-def _are_lines(begin: bytes, ended: bool, path: list[str]) -> bool:
+def _are_lines(begin: bytes, ended: bool, path: list[str], plain: bool) -> bool:
     lines = begin.split(b"\n")
     if not ended and len(lines) == 1:
-        return bool(OBJECT.match(begin))
+        return not plain and bool(OBJECT.match(begin))
     if not ended:
         lines.pop()
     values = [_parse(line) for line in lines if line.strip()]
     if len(values) == 1:
-        return _has(values[0], path)
-    return 2 * sum(isinstance(value, dict) for value in values) >= len(values)
+        return not plain and _has(values[0], path)
+    objects = sum(isinstance(value, dict) for value in values)
+    return objects == len(values) if plain else 2 * objects >= len(values)
 
 
 def _parse(line: bytes) -> Any:
