@@ -1,4 +1,4 @@
-"""One config trained by every launcher and script, each at one ZeRO stage or another: the same samples in the same order,
+"""One config trained by every launcher and script, at one ZeRO stage or another: the same samples in the same order,
 and the same losses, at the same stage to the bit.
 """
 
