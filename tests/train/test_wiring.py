@@ -96,14 +96,18 @@ def test_waiting_for_data_is_in_the_metrics_and_in_the_quickstarts_report(
     for record in steps:
         assert STALL * FORWARDS <= record["data_stall"] <= STALL * FORWARDS + record["seconds"]
     config = load_config(path, OVERRIDES)
+    history = read_history(folder / "run")
     report = build_report(
         config,
         open_store(config.store.url),
-        read_history(folder / "run"),
+        history,
+        history,
         steps=STEPS,
-        documents=[Bits(name="a", bytes=8, model=1.0, gzip=1, xz=1)],
+        documents=[Bits(name="a", bytes=8, model=1.0, gzip=1, xz=1, primed=1)],
         completions=[],
         parameters=1,
+        primed_bytes=8,
+        warnings=[],
         corpus={},
     )
     seconds = sum(record["seconds"] for record in steps)
