@@ -3,6 +3,7 @@
 import io
 import os
 import random
+import re
 import signal
 from collections import Counter
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import pytest
 
 from fmscale.data.ingest import ingest
 from fmscale.data.ingest.apart import Reading
-from fmscale.data.ingest.formats import Bad, Document
+from fmscale.data.ingest.formats import Bad, Document, Piece, arrow_footer, read
 from fmscale.data.ingest.plan import Work
 from fmscale.data.ingest.sources import list_sources
 from fmscale.errors import RankError
@@ -175,3 +176,56 @@ def test_damage_met_while_a_tokenizer_is_trained_costs_that_file(tmp_path: Path)
     result = ingest([str(tmp_path / "in")], store=str(tmp_path / "store"), dataset="d", tokenizer="bpe:300")
     assert result.documents == 60
     assert sum(one["count"] for one in result.skipped.values()) >= 3
+
+
+def table_bytes(kind: str) -> bytearray:
+    """Forty rows in four batches or row groups."""
+    table, sink = pa.table({"text": [f"d{i}" for i in range(40)]}), io.BytesIO()
+    if kind == "parquet":
+        pq.write_table(table, sink, row_group_size=10)
+    else:
+        make = pa.ipc.new_stream if kind == "stream" else pa.ipc.new_file
+        with make(sink, table.schema) as writer:
+            writer.write_table(table, max_chunksize=10)
+    return bytearray(sink.getvalue())
+
+
+def found_in(data: bytes, format: str, of: int = 1) -> tuple[list[str], list[str]]:
+    """Texts, and reasons why there are no more."""
+    pieces = [Piece(source="a", format=format, field="text", index=i, of=of) for i in range(of)]
+    found = [one for piece in pieces for one in read(io.BytesIO(data), piece)]
+    texts = [one.text for one in found if isinstance(one, Document)]
+    return texts, [one.reason for one in found if isinstance(one, Bad)]
+
+
+def test_rows_that_a_damaged_table_leaves_out_are_not_lost_in_silence():
+    whole = [f"d{i}" for i in range(40)]
+    for kind in ("file", "stream", "parquet"):
+        format = "parquet" if kind == "parquet" else "arrow"
+        assert found_in(bytes(table_bytes(kind)), format, of=1 if kind == "stream" else 3) == (whole, [])
+    stream = table_bytes("stream")
+    marks = [match.start() for match in re.finditer(b"\xff\xff\xff\xff", stream)]
+    assert found_in(bytes(stream[:-8]), "arrow") == (whole, ["broken"]), "without the mark of its end"
+    stream[marks[2] + 4 : marks[2] + 8] = bytes(4)
+    assert found_in(bytes(stream), "arrow") == (whole[:10], ["broken"]), "an end before the end"
+    file = table_bytes("file")
+    file[first_block(file) - 4] = 3
+    assert found_in(bytes(file), "arrow") == (whole[:30], ["broken"]), "a batch less in the footer"
+    assert found_in(bytes(file), "arrow", of=2)[1] == ["broken"] * 2
+    file = table_bytes("file")
+    file[first_block(file) + 24 + 7] = 0xFF
+    texts, reasons = found_in(bytes(file), "arrow", of=2)
+    assert set(reasons) == {"broken"}, "the second batch before the file's begin"
+    assert set(texts) <= set(whole)
+
+
+def first_block(file: bytearray) -> int:
+    """Where the footer says where the first batch lies; before it stands how many there are."""
+    blocks = arrow_footer._blocks(io.BytesIO(file))[1]
+    return file.rindex(b"".join(arrow_footer.BLOCK.pack(*block) for block in blocks))
+
+
+def test_a_column_without_a_value_is_empty():
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"text": pa.nulls(3)}), sink)
+    assert found_in(sink.getvalue(), "parquet") == ([], ["empty"] * 3)

@@ -40,9 +40,12 @@ GEO = b'{"type": "FeatureCollection", "features": [\n{"type": "Feature"},\n{"typ
         (b" \n[ " + LONG + b"]", "json"),
         (b'["first", "second"]', "json"),
         (b'[{"text": "cut', "json"),
-        (b"[]", "text"),
+        (b"[]", "json"),
         (b"[1] A. Author: a reference", "text"),
-        (b"[1, 2, 3]", "text"),
+        (b"[1, 2, 3]", "json"),
+        (b"[1] Knuth, D.\n", "text"),
+        (b'["Yes", he said, and left.]', "text"),
+        (b'[null, {"text": "a"}]', "json"),
         (b'[section]\nkey = "value"', "text"),
         (b'["quoted"] and more', "text"),
         (json.dumps({"name": "package", "version": 1}, indent=2).encode(), "text"),
@@ -104,6 +107,7 @@ def test_names_that_tell(name: str, found: str):
         ("dump.txt", lines(["first", "second"])),
         ("dump.txt.gz", gzip.compress(lines(["first", "second"]), mtime=0)),
         ("train.jsonl.1", lines(["first", "second"])),
+        ("data.json", b'["first", "second"]'),
         ("data.json.zst", zstandard.compress(lines(["first", "second"]))),
         ("data.json", json.dumps([{"text": "first"}, {"text": "second"}]).encode()),
         (
@@ -118,6 +122,20 @@ def test_records_under_any_name_are_documents(tmp_path: Path, name: str, data: b
     result = run(tmp_path / "in", tmp_path / "store", unit_bytes=16)
     assert sorted(texts(tmp_path / "store").values()) == ["first", "second"]
     assert (result.skipped, [one["first"] for one in result.guessed.values()]) == ({}, [[name]])
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("cut.txt", lines(["first", "second"]) + b'{"text": "thi'),
+        ("rows.jsonl", b'["a", "header"]\n' + lines(["first", "second"])),
+    ],
+)
+def test_a_line_that_is_no_record_costs_itself(tmp_path: Path, name: str, data: bytes):
+    put(tmp_path / "in" / name, data)
+    result = run(tmp_path / "in", tmp_path / "store")
+    assert sorted(texts(tmp_path / "store").values()) == ["first", "second"]
+    assert {reason: one["count"] for reason, one in result.skipped.items()} == {"broken": 1}
 
 
 def test_text_by_a_guess_is_said_and_a_second_ingest_says_it_again(tmp_path: Path):
@@ -191,6 +209,12 @@ def elements(data: bytes, field: str = "text") -> list[Document | Bad]:
     return list(read(io.BytesIO(data), piece))
 
 
+def text_of(value: Any) -> str | None:
+    """The text of an element, as it should be read."""
+    text = value["text"] if isinstance(value, dict) else value
+    return text if isinstance(text, str) else None
+
+
 VALUES = st.recursive(
     st.text() | st.integers() | st.booleans() | st.none(), lambda inner: st.lists(inner, max_size=2)
 )
@@ -212,11 +236,11 @@ def test_elements_are_jsons_own_at_any_chunk(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(array, "CHUNK_BYTES", chunk)
         found = elements(data)
-    expected = [value["text"] if isinstance(value, dict) else None for value in values]
+    expected = [text_of(value) for value in values]
     assert [item.text if isinstance(item, Document) else None for item in found] == expected
     for item in found:
         if isinstance(item, Document):
-            assert json.loads(data[item.start : item.stop])["text"] == item.text
+            assert text_of(json.loads(data[item.start : item.stop])) == item.text
 
 
 @pytest.mark.parametrize(

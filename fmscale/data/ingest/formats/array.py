@@ -22,8 +22,8 @@ SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def read(file: BinaryIO, piece: Piece) -> Iterator[Document | Bad]:
-    """The text in each element's field; its span is in bytes of the uncompressed file. What cannot be parsed
-    ends the file: nothing says where the next element begins.
+    """The text in each element's field, or the element where it is a text; its span is in bytes of the
+    uncompressed file. What cannot be parsed ends the file: nothing says where the next element begins.
     """
     window = _Window(uncompressed(file, piece.source))
     path = piece.field.split(".")
@@ -46,7 +46,7 @@ def read(file: BinaryIO, piece: Piece) -> Iterator[Document | Bad]:
             window.skip()
             start = window.position
             value = window.element()
-            found = text_of(value, path, start)
+            found = text_of(value, [] if isinstance(value, str) else path, start)
             yield Document(found, start, window.position) if isinstance(found, str) else found
         window.skip()
         if window.text:

@@ -1,8 +1,8 @@
-"""How many rows each record batch of an Arrow IPC file has, without reading the batches.
+"""Where the batches of an Arrow IPC file lie, and how many rows each has, without reading them.
 
-pyarrow tells a batch's rows only by decoding it. The footer says where each batch's metadata lies, and that
-begins with the rows; both are flatbuffers, of which three fields are needed (Arrow columnar format, "IPC File
-Format"; File.fbs, Message.fbs).
+pyarrow tells a batch's rows only by decoding it, and believes a footer that leaves batches out. The footer says
+where each batch's metadata lies, and that begins with the rows; both are flatbuffers, of which four fields are
+needed (Arrow columnar format, "IPC File Format"; File.fbs, Message.fbs).
 """
 
 import struct
@@ -14,6 +14,14 @@ TRAILER_BYTES = 10
 BLOCK = struct.Struct("<qi4xq")
 """A Block of the footer: offset, bytes of metadata, bytes of body."""
 
+Block = tuple[int, int, int]
+"""Its offset, bytes of metadata, bytes of body."""
+
+DAMAGED = "the footer of the Arrow file is damaged"
+
+MOST_GAP = 64
+"""Bytes between two messages, for alignment or the mark of the end; those of a batch are more."""
+
 MOST_ROWS = 2**40
 """No batch has more rows: their numbers stay far within an int64."""
 
@@ -21,20 +29,50 @@ MOST_ROWS = 2**40
 def rows_of_batches(file: BinaryIO) -> list[int]:
     """Rows of each record batch. Raises ValueError for what is no Arrow file."""
     try:
-        rows = [_rows(file, *block[:2]) for block in _blocks(file)]
+        rows = [_rows(file, *block[:2]) for block in _blocks(file)[1]]
     except (struct.error, IndexError, OverflowError) as error:
-        raise ValueError("the footer of the Arrow file is damaged") from error
+        raise ValueError(DAMAGED) from error
     if not all(0 <= count <= MOST_ROWS for count in rows):
         raise ValueError("a batch of the Arrow file has an impossible number of rows")
     return rows
 
 
-def _blocks(file: BinaryIO) -> list[tuple[int, int, int]]:
-    file.seek(-TRAILER_BYTES, 2)
+def check_whole(file: BinaryIO) -> None:
+    """Raise ValueError unless the batches that the footer lists are all that the file has between schema and footer."""
+    try:
+        dictionaries, batches, footer = _blocks(file)
+        file.seek(8)
+        marker, length = struct.unpack("<II", file.read(8))
+    except (struct.error, IndexError, OverflowError) as error:
+        raise ValueError(DAMAGED) from error
+    end = 16 + length if marker == 0xFFFFFFFF else 12 + marker
+    for offset, metadata, body in [*sorted({*dictionaries, *batches}), (footer, 0, 0)]:
+        if not 0 <= offset - end <= MOST_GAP:
+            raise ValueError("the footer of the Arrow file does not list all that lies before it")
+        end = offset + metadata + body
+
+
+def _blocks(file: BinaryIO) -> tuple[list[Block], list[Block], int]:
+    """Blocks of dictionaries and of batches, and where the footer begins. Raises ValueError for places that the file
+    has not.
+    """
+    size = file.seek(0, 2)
+    file.seek(max(0, size - TRAILER_BYTES))
     (length,) = struct.unpack("<i", file.read(4))
-    file.seek(-TRAILER_BYTES - length, 2)
+    begin = size - TRAILER_BYTES - length
+    if length <= 0 or begin < 0:
+        raise ValueError(DAMAGED)
+    file.seek(begin)
     footer = file.read(length)
-    place = _field(footer, _root(footer), 3)
+    dictionaries, batches = (_listed(footer, number) for number in (2, 3))
+    for offset, metadata, body in (*dictionaries, *batches):
+        if offset < 0 or metadata <= 0 or body < 0 or offset + metadata + body > begin:
+            raise ValueError(DAMAGED)
+    return dictionaries, batches, begin
+
+
+def _listed(footer: bytes, number: int) -> list[Block]:
+    place = _field(footer, _root(footer), number)
     if not place:
         return []
     begin = place + _unpack("<I", footer, place)

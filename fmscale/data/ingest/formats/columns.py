@@ -1,6 +1,7 @@
 """Parquet and Arrow IPC (files, which Feather 2 is, and streams): one document a row."""
 
 import difflib
+import errno
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -9,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fmscale.data.ingest.formats import Bad, Document, Piece
-from fmscale.data.ingest.formats.arrow_footer import rows_of_batches
+from fmscale.data.ingest.formats.arrow_footer import check_whole, rows_of_batches
 from fmscale.errors import DataError
 
 ROWS = 1024
@@ -21,6 +22,9 @@ BROKEN = (pa.ArrowException, OSError, EOFError, ValueError, OverflowError, Memor
 """What pyarrow raises of damaged files: lengths that are wrong ask for any amount of memory, or for less than
 none, which is a SystemError.
 """
+
+END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
+"""Of which streams from before Arrow 0.15 have the second half alone."""
 
 BINARY = {
     pa.string(): pa.binary(),
@@ -46,7 +50,8 @@ def read(file: BinaryIO, piece: Piece) -> Iterator[Document | Bad]:
             yield from _documents(batch, row)
             row += len(batch)
     except BROKEN as error:
-        if isinstance(error, OSError) and error.errno is not None:
+        # A place that no file has, as damage names it, is an EINVAL; other numbers are the disk's or the network's.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         yield Bad("broken", f"from row {row} on: {str(error)[:200]}")
 
@@ -56,13 +61,29 @@ def _parquet(file: BinaryIO, piece: Piece) -> Iterator[tuple[int, Any]]:
     parquet = pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
     _check_column(parquet.schema_arrow, piece)
     first, stop = _share(piece, parquet.num_row_groups)
-    groups = parquet.metadata
-    row = sum(groups.row_group(i).num_rows for i in range(first))
+    metadata = parquet.metadata
+    rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+    row = sum(rows[:first])
     if first == stop:
         return
     for batch in parquet.iter_batches(ROWS, row_groups=list(range(first, stop)), columns=[piece.field]):
         yield row, _column(batch, piece.field)
         row += len(batch)
+    if row != sum(rows[:stop]):
+        raise ValueError(f"{sum(rows[:stop]) - row} rows fewer than the footer says")
+    _check_rows(metadata, rows, piece.field)
+
+
+def _check_rows(metadata: Any, rows: list[int], field: str) -> None:
+    """Raise ValueError where the footer contradicts itself: pyarrow leaves rows out then."""
+    if sum(rows) != metadata.num_rows:
+        raise ValueError(f"the footer says {metadata.num_rows} rows, and {sum(rows)} in its row groups")
+    for number in range(metadata.num_columns):
+        column = metadata.schema.column(number)
+        if column.path == field and not column.max_repetition_level:
+            values = [metadata.row_group(i).column(number).num_values for i in range(len(rows))]
+            if values != rows:
+                raise ValueError("the footer says other numbers of values than of rows")
 
 
 def _arrow(file: BinaryIO, piece: Piece) -> Iterator[tuple[int, Any]]:
@@ -83,6 +104,20 @@ def _arrow(file: BinaryIO, piece: Piece) -> Iterator[tuple[int, Any]]:
     for batch in batches:
         yield row, _column(batch, piece.field)
         row += len(batch)
+    if begin == ARROW_MAGIC:
+        check_whole(file)
+    else:
+        _check_ended(file, END_OF_STREAM if begin.startswith(END_OF_STREAM[:4]) else END_OF_STREAM[4:])
+
+
+def _check_ended(file: BinaryIO, mark: bytes) -> None:
+    """Raise ValueError unless the stream was read up to its mark, at the end of the file."""
+    place, size = file.tell(), file.seek(0, 2)
+    file.seek(max(0, size - len(mark)))
+    if place < size:
+        raise ValueError(f"the stream ends {size - place} bytes before the file does")
+    if file.read() != mark:
+        raise ValueError("the stream has no mark at its end: it may be cut")
 
 
 def _share(piece: Piece, parts: int) -> tuple[int, int]:
@@ -138,6 +173,8 @@ def _check_column(schema: Any, piece: Piece) -> None:
                 + "Name the text's column with --field.",
             )
         kind = fields[names.index(name)].type
+        if pa.types.is_null(kind):  # as pandas writes a column of a part in which no row has a value
+            return
         fields = list(kind) if pa.types.is_struct(kind) else []
     text = kind.value_type if pa.types.is_dictionary(kind) else kind
     checks = (
