@@ -1,7 +1,8 @@
 """A writer as a process of its own: `python -m fmscale.data.ingest.worker`, started by `workers`.
 
 Reads lines of JSON from standard input (first the assignment, then unit numbers) and answers on standard
-output. The end of its input, which is also the death of its parent, ends it at once.
+output. SIGTERM lets it take away what is half written; the end of its input, which is also the death of its parent,
+ends it at once.
 """
 
 import os
@@ -23,6 +24,7 @@ REPORT_SECONDS = 0.2
 def main() -> None:
     """Work until the input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and decides
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
     incoming: queue.SimpleQueue[Message] = queue.SimpleQueue()
@@ -70,6 +72,8 @@ class _Reporter:
 
 
 if __name__ == "__main__":
-    main()
-    # The thread that reads would hold up the interpreter's own end.
-    os._exit(0)
+    try:
+        main()
+    finally:
+        # The thread that reads would hold up the interpreter's own end.
+        os._exit(0)

@@ -6,8 +6,11 @@ library `tokenizers` never meets a fork.
 """
 
 import queue
+import subprocess
 import threading
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,6 +20,9 @@ from fmscale.data.ingest.record import UnitRecord, decode_record
 from fmscale.data.ingest.scratch import sweep
 from fmscale.data.ingest.unit import Advance, Assignment, open_writer
 from fmscale.errors import RankError
+
+END_SECONDS = 10.0
+"""A process that was asked to end is in the middle of a write at most."""
 
 Done = Callable[[UnitRecord], object]
 """Told each unit's record."""
@@ -65,7 +71,10 @@ def run_processes(
             process.stop()
     finally:
         for process in processes:
-            process.end()
+            process.ask_to_end()
+        deadline = time.monotonic() + END_SECONDS
+        for process in processes:
+            process.end(deadline)
         sweep(Path(assignment.scratch))
 
 
@@ -94,8 +103,14 @@ class _Process:
         self._send({"unit": None})
         self._process.wait()
 
-    def end(self) -> None:
-        """End it, whatever it does."""
+    def ask_to_end(self) -> None:
+        """Let it take away what it has half written, and end."""
+        self._process.terminate()
+
+    def end(self, deadline: float) -> None:
+        """Wait for its end until then, and end it, whatever it does."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(max(0.0, deadline - time.monotonic()))
         self._process.kill()
         self._process.wait()
         self._thread.join()
