@@ -29,6 +29,11 @@ def search_path(environ: Mapping[str, str] = os.environ) -> str:
     return path if folder in path.split(os.pathsep) else f"{folder}{os.pathsep}{path}"
 
 
+def without_torchrun_options(environ: Mapping[str, str]) -> dict[str, str]:
+    """Without PET_*, which torchrun takes for options that were not given: one of them would have it meet elsewhere."""
+    return {name: value for name, value in environ.items() if not name.startswith("PET_")}
+
+
 def beside_python(name: str) -> str | None:
     """Path of a program that came with this Python's packages, if it is there."""
     path = Path(sys.executable).with_name(name)

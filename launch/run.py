@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fmscale.launch.environment import search_path
+from fmscale.launch.environment import search_path, without_torchrun_options
 from fmscale.launch.plan import Plan
 from fmscale.launch.signals import kill_tree, signal_ranks
 
@@ -105,7 +105,7 @@ def _start(plan: Plan, mask: set[signal.Signals]) -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(
             plan.argv,
-            env={**os.environ, "PATH": search_path(), **plan.environment},
+            env={**without_torchrun_options(os.environ), "PATH": search_path(), **plan.environment},
             stdin=subprocess.DEVNULL,
             # a Ctrl-C at the terminal comes to this process alone, which asks for a stop first
             start_new_session=True,

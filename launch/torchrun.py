@@ -25,12 +25,13 @@ def plan_torchrun(request: Request) -> Plan:
             remedy="Give --nodes, --node-rank and --master-addr on each node, or take --with deepspeed.",
         )
     _check_registered()
+    _refuse_meeting(request.arguments)
     summary = summarized("torchrun", request)
     meeting = ["--rdzv-backend", BACKEND]
     if request.nodes == 1:
         # 0: any free port, which the ranks are told
         port = meeting_point(request)[1] if request.master_port else 0
-        meeting += ["--rdzv-endpoint", f"{LOOPBACK}:{port}"]
+        meeting += ["--nnodes", "1", "--rdzv-endpoint", f"{LOOPBACK}:{port}"]
     else:
         if request.node_rank is None or request.master_addr is None:
             raise ConfigError(
@@ -59,6 +60,17 @@ def plan_torchrun(request: Request) -> Plan:
         summary=summary,
         stop_by="ranks",
     )
+
+
+def _refuse_meeting(arguments: tuple[str, ...]) -> None:
+    """Raise ConfigError for an option that has the agents meet elsewhere: in torch's own store, with its pickles."""
+    for one in arguments:
+        if one.startswith(("--standalone", "--rdzv", "--master-addr", "--master_addr")):
+            raise ConfigError(
+                "torchrun's agents meet by the rendezvous of fmscale",
+                found=one,
+                remedy="Leave this argument out; --master-addr and --master-port of `fmscale launch` say where.",
+            )
 
 
 def _check_registered() -> None:

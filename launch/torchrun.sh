@@ -33,6 +33,8 @@ export PYTHONUNBUFFERED="${PYTHONUNBUFFERED:-1}"
 
 # The agent would die of SIGUSR1, and so would a rank that is still starting; ranks hear it when they are ready.
 trap '' USR1
+# torchrun takes PET_* for options, and would meet elsewhere.
+for name in $(env | sed -n 's/^\(PET_[A-Za-z0-9_]*\)=.*/\1/p'); do unset "$name"; done
 # --rdzv-backend fmscale: the agents' store listens where MASTER_ADDR is, not on all interfaces, and holds no pickles.
 # --shutdown-timeout: on SIGTERM the agent gives its ranks 5 minutes to save, and not 30 s.
 exec torchrun --nnodes "$NODES" --rdzv-backend fmscale --rdzv-conf "rank=$NODE_RANK" \

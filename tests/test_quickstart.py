@@ -4,7 +4,6 @@ import importlib.metadata
 import json
 import re
 import subprocess
-import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,11 @@ from typer.testing import CliRunner
 from fmscale.cli.main import build_app
 from fmscale.config import derive_batch, load_config
 from fmscale.config.model import num_parameters
+from fmscale.data.ingest.plan import document_id, is_heldout
 from fmscale.errors import ConfigError, DataError
 from fmscale.infer import Document
 from fmscale.quickstart.acts import run_quickstart
-from fmscale.quickstart.charts import Mark, dots_by_row, line_chart, ticks
-from fmscale.quickstart.corpus import standard_library
+from fmscale.quickstart.corpus import heldout_share, standard_library
 from fmscale.quickstart.heldout import PROMPT_CHARACTERS, prompts
 from fmscale.quickstart.origin import source
 from fmscale.quickstart.page import render
@@ -170,13 +169,25 @@ def test_a_corpus_of_which_nothing_is_held_out_is_refused_before_anything_is_tra
         pytest.fail("trained, with nothing to measure on")
 
     monkeypatch.setattr("fmscale.quickstart.acts._train", must_not_begin)
+    monkeypatch.setattr("fmscale.quickstart.acts.ingest", must_not_begin)
     (tmp_path / "texts").mkdir()
-    for i in range(12):
-        (tmp_path / f"texts/{i}.txt").write_text(f"text {i} of few\n" * 20)
+    (tmp_path / "texts/a.txt").write_text("text one of one\n" * 20)
     with pytest.raises(DataError, match="no document of the corpus was held out") as caught:
         run_quickstart(settings(tmp_path, corpus=(str(tmp_path / "texts"),)), Silent())
-    assert "12 documents" in str(caught.value.found)
+    assert "1 document;" in str(caught.value.found)
     assert "--corpus" in caught.value.remedy
+
+
+@pytest.mark.parametrize("count", [2, 12, 200])
+def test_of_few_files_a_larger_share_is_held_out(tmp_path: Path, count: int):
+    for i in range(count):
+        (tmp_path / f"{i}.md").write_text(f"text {i}\n")
+    share = heldout_share([str(tmp_path)], str(tmp_path / "store"))
+    held = [is_heldout(document_id(f"{i}.md", 0), share) for i in range(count)]
+    assert True in held
+    assert False in held
+    (tmp_path / "more.jsonl").write_text('{"text": "one of many"}\n')
+    assert heldout_share([str(tmp_path)], str(tmp_path / "store")) == 0.03
 
 
 def test_a_small_corpus_is_warned_of_before_it_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -215,78 +226,18 @@ def test_prompts_are_whole_lines_within_the_room_and_from_several_documents():
     assert list(prompts(many[:1], 1000, list)) != []
 
 
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 0.00031), (2.3, 9.1), (0, 48_211), (5, 5)])
-def test_ticks_are_round_and_span_the_values(low: float, high: float):
-    found = ticks(low, high)
-    assert found[0] <= low
-    assert found[-1] >= high
-    assert 2 <= len(found) <= 8
-    assert all(len(f"{tick:g}") <= 7 for tick in found)
-
-
-def test_a_chart_is_svg_with_a_gap_where_a_value_is_not_finite_and_a_line_where_the_run_moved():
-    svg = line_chart(
-        [1, 2, 3, 4], [4.0, float("nan"), 2.0, 1.0], label="loss", marks=[Mark(x=3, label="here")]
-    )
-    root = ET.fromstring(svg)
-    (path,) = root.iter("path")
-    assert path.get("d", "").count("M") == 2
-    assert [line.text for line in root.iter("tspan")] == ["here"]
-
-
-def test_text_of_a_chart_keeps_its_size_and_places_follow_the_width():
-    """What a viewBox scales has no text; all else is placed by percentages, and stays within the drawing."""
-    charts = [
-        line_chart([1, 2], [4.0, 2.0], label="loss", marks=[Mark(x=2, label="a: b, c")]),
-        line_chart([1, 2], [4.0, 2.0], label="blocking", stems=True),
-        dots_by_row([("a", [("gzip", 2.0), ("xz", 14.0)])], unit="bits", cap=6.0),
-    ]
-    for root in map(ET.fromstring, charts):
-        for scaled in (one for one in root.iter("svg") if one.get("viewBox")):
-            assert [one.tag for one in scaled.iter()] == ["svg", "path"]
-        across = [one.get(key) for one in root.iter() for key in ("x", "x1", "x2", "cx", "width")]
-        shares = [float(value[:-1]) for value in across if value and value.endswith("%")]
-        assert len(shares) >= 5
-        assert all(0 <= share <= 100 for share in shares)
-        assert {value for value in across if value and not value.endswith("%")} <= {"0", "-8"}
-
-
-def test_the_page_fits_a_narrow_screen():
-    """No width of the page is fixed above 420 pixels where the screen is narrower."""
-    page = render(report(), records(), records()[:5])
-    wide, _, narrow = page.partition("@media (max-width: 640px)")
-    assert "width=device-width" in wide
-    flexible = re.sub(r"max-width: \d+px|minmax\(min\(100%, \d+px\), 1fr\)", "", page)
-    sizes = re.findall(r"(?:width|columns|flex|padding|margin)[^;:{}]*:([^;}]*)", flexible)
-    assert max(int(size) for value in sizes for size in re.findall(r"(\d+)px", value)) <= 260
-    assert ".row { grid-template-columns: minmax(0, 1fr)" in narrow
-    assert re.findall(r" width=['\"]?\d+[\d.]*(?!%)['\" >]", page) == []
-
-
-def test_the_page_is_one_file_without_script_or_request_and_shows_what_came_out():
-    page = render(report(), records(), records()[:5])
-    assert "<script" not in page
-    assert "http" not in page.replace("http-equiv", "")
-    assert "&lt;script&gt;alert(1)" in page
-    assert page.count('class="chart lines"') == 4
-    assert page.count('class="row"') == 1 + len(report()["documents"])
-    assert re.findall(r"<tspan[^>]*>([^<]*)", page) == ["resumed:", "2 → 1 ranks,", "stage 2 → 3"] * 4
-    assert "a&lt;b&gt;.py" in page
-    assert page.count("class='ok'") == 5
-    assert "commit 0f0f" in page
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
         {"unbroken": {**report()["unbroken"], "largest_difference": 0.01}},
         {"unbroken": {**report()["unbroken"], "same_samples": False}},
+        {"unbroken": {**report()["unbroken"], "steps": 4}},
         {"order_hash_delivered": "1f" * 16},
         {"data_stall_fraction": 0.03},
         {"ckpt_blocking_seconds_max": 0.31},
         {"move": None, "world_sizes": [2], "zero_stages": [2]},
         {"move": {"step": 4, "stopped": 5}},
-        {"move": {"step": 8, "stopped": 8}},
+        {"move": {"step": 8, "stopped": 8}, "unbroken": {**report()["unbroken"], "steps": 10}},
         {"world_sizes": [2]},
         {"zero_stages": [2]},
     ],
@@ -319,12 +270,6 @@ def test_who_stores_text_in_fewer_bits_is_said_and_fails_nothing(mine: float, wo
     assert all(claim.ok for claim in claims(found))
     assert verdict(found) in render(found, records(), records()[:5])
     assert list(bits(found).values()) == [mine, 1.8, 2.1, 2.2]
-
-
-def test_a_loss_chart_has_the_unbroken_run_below(tmp_path: Path):
-    page = render(report(), records(), records()[:5])
-    assert page.count('class="under"') == 1
-    assert page.index('class="under"') < page.index('class="line"'), "drawn over it"
 
 
 def test_an_unbroken_run_that_did_not_come_far_enough_is_begun_again(

@@ -1,6 +1,7 @@
 """`fmscale launch`: starts `fmscale train` on all ranks, by the launcher that the cluster has."""
 
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -119,7 +120,13 @@ def launch(
 
 
 def _tell(words: str) -> None:
-    typer.echo(f"fmscale launch: {words}", err=True)
+    _say(f"fmscale launch: {words}")
+
+
+def _say(words: str) -> None:
+    """On standard error; a terminal that is gone changes nothing of what becomes of the ranks."""
+    with suppress(OSError):
+        typer.echo(words, err=True)
 
 
 def _program() -> str:
@@ -185,12 +192,11 @@ def show_failure(folder: Path, ended: "Ended") -> None:
     except FormatError as error:
         print_error(error)
         return
-    typer.echo(f"\nfmscale launch: ended with status {ended.status}", err=True)
+    _say(f"\nfmscale launch: ended with status {ended.status}")
     if report is not None:
-        typer.echo(describe_failure(report), err=True)
+        _say(describe_failure(report))
     elif not ended.stopped:
-        typer.echo(
-            f"No rank wrote {folder}/error.json: they were killed, did not start, or ran where this folder is "
-            "another one. What is above says more.",
-            err=True,
+        _say(
+            f"No rank wrote {folder}/error.json: they were killed, did not start, ran where this folder is another "
+            "one, or its disk is full. What is above says more."
         )

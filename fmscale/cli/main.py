@@ -7,6 +7,8 @@ so that `fmscale --help` answers at once.
 
 import importlib
 import importlib.util
+import os
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -81,4 +83,18 @@ def build_app() -> typer.Typer:
 
 def main() -> None:
     """Entry point of the `fmscale` command."""
+    _open_streams()
     build_app()()
+
+
+def _open_streams() -> None:
+    """Open /dev/null as each standard stream that was closed by whoever started this: Python has None there, and a file
+    of the run would get the number that libraries print to.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            try:
+                os.fstat(number)
+            except OSError:
+                os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, which is this one
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115

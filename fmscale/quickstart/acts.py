@@ -11,16 +11,16 @@ import torch
 
 from fmscale.config.model import num_parameters
 from fmscale.data.ingest import ingest
-from fmscale.errors import DataError
 from fmscale.infer import Document
 from fmscale.infer.load import TrainedModel, open_trained
-from fmscale.quickstart.corpus import standard_library
+from fmscale.quickstart.corpus import heldout_share, nothing_held_out, standard_library
 from fmscale.quickstart.heldout import SPLIT, complete, heldout, measure, training_text
 from fmscale.quickstart.page import render
 from fmscale.quickstart.results import Report, build_report, write_report
-from fmscale.quickstart.settings import DATASET, HELDOUT, UNBROKEN_SHARE, Settings
+from fmscale.quickstart.settings import DATASET, UNBROKEN_SHARE, Settings
 from fmscale.quickstart.state import State
 from fmscale.quickstart.training import train, train_unbroken
+from fmscale.runtime.sinks import read_jsonl
 from fmscale.store.open import open_store
 from fmscale.train.compare import History, read_history
 from fmscale.train.preflight import preflight
@@ -56,7 +56,7 @@ def run_quickstart(settings: Settings, screen: Screen) -> Report:
     state = State(settings)
     corpus = _ingest(settings, state, screen)
     steps, warnings = _train(settings, state, screen)
-    unbroken = _train_unbroken(settings, state, screen, math.ceil(steps * UNBROKEN_SHARE))
+    unbroken = _train_unbroken(settings, state, screen, steps)
     if settings.device == "cpu":
         # Threads of a small model wait for one another more than they compute; where others use the cores too they
         # took 40 times longer (80 tokens: 49 s instead of 1 s).
@@ -71,20 +71,17 @@ def _ingest(settings: Settings, state: State, screen: Screen) -> dict[str, Any]:
     """Ingest the corpus; what it is. Raises DataError where nothing was held out, before anything is trained."""
     screen.begin("ingest")
     with state.timed("ingest"):
+        files = settings.corpus or standard_library()
         result = ingest(
-            settings.corpus or standard_library(),
+            files,
             store=settings.store,
             dataset=DATASET,
             tokenizer="bpe:8192",
-            heldout=HELDOUT,
+            heldout=heldout_share(files, settings.store),
             progress=lambda phase, done, total: screen.advance("ingest", done, total, phase),
         )
     if SPLIT not in result.splits:
-        raise DataError(
-            "no document of the corpus was held out, so there would be nothing to measure on",
-            found=f"{result.documents} documents; {HELDOUT:.0%} are held out, chosen by their names",
-            remedy="Give --corpus some hundred files, or a .jsonl file of as many texts, and another --folder.",
-        )
+        raise nothing_held_out(result.documents)
     screen.end("ingest", f"{result.documents:,} documents, {result.tokens:,} tokens")
     library = f"the standard library of Python {sys.version.split()[0]}"
     return {
@@ -115,8 +112,11 @@ def _train(settings: Settings, state: State, screen: Screen) -> tuple[int, list[
 
 
 def _train_unbroken(settings: Settings, state: State, screen: Screen, steps: int) -> Path:
-    """Train the first steps of the same run without a stop; that run's folder."""
+    """Train the first steps of the same run without a stop, and past the one where it was moved; that run's folder."""
     screen.begin("unbroken")
+    records = read_jsonl(settings.folder / "metrics.jsonl")
+    moved = max((one["step"] for one in records if one.get("event") == "resumed"), default=0)
+    steps = min(steps, max(math.ceil(steps * UNBROKEN_SHARE), moved + 2))
     with state.timed("unbroken"):
         folder = train_unbroken(settings, steps, partial(_watch, screen, "unbroken", steps))
     screen.end("unbroken", f"the first {steps} steps")

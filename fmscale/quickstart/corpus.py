@@ -1,9 +1,15 @@
-"""What quickstart trains on: the standard library of the Python that runs it, or the user's own files."""
+"""The text of a quickstart: the standard library of the Python that runs it, or the user's own files."""
 
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 
-from fmscale.errors import ConfigError
+from fmscale.data.ingest.plan import document_id, is_heldout
+from fmscale.data.ingest.sources import list_sources
+from fmscale.errors import ConfigError, DataError
+
+HELDOUT = 0.03
+"""Share of the documents that training never sees: about 20 files of the standard library."""
 
 NOT_LIBRARY = frozenset(
     {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "ensurepip"}
@@ -29,3 +35,30 @@ def standard_library() -> list[str]:
             remedy="Give text of your own: fmscale quickstart --corpus FOLDER",
         )
     return files
+
+
+def heldout_share(arguments: Sequence[str], store: str) -> float:
+    """HELDOUT, or of few files the share that holds one back. Files of records, whose number is not known from outside,
+    count as many.
+
+    Raises DataError for a single document, before anything is read.
+    """
+    files = list_sources(arguments, store=store).files
+    if any(file.format not in ("text", "") for file in files):
+        return HELDOUT
+    documents = [document_id(file.source, 0) for file in files]
+    if len(documents) < 2:
+        raise nothing_held_out(len(documents))
+    if any(is_heldout(one, HELDOUT) for one in documents):
+        return HELDOUT
+    first, second = sorted(int.from_bytes(one[:8], "big") / 2**64 for one in documents)[:2]
+    return (first + second) / 2
+
+
+def nothing_held_out(documents: int) -> DataError:
+    """Too few documents to measure on any of them."""
+    return DataError(
+        "no document of the corpus was held out, so there would be nothing to measure on",
+        found=f"{documents} document{'s' * (documents != 1)}; those held out are chosen by their names",
+        remedy="Give --corpus some hundred files, or a .jsonl file of as many texts, and another --folder.",
+    )

@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from fmscale.quickstart.charts import Mark, dots_by_row, line_chart
-from fmscale.quickstart.results import LOSS_LIMIT, Report, bits, claims, verdict
+from fmscale.quickstart.results import Report, bits, claims, same_loss, verdict
 from fmscale.quickstart.style import STYLE
 
 MOST_BITS = 6.0
@@ -47,8 +47,7 @@ def _headline(report: Report) -> str:
         return "Trained and measured"
     ranks = " to ".join(map(str, worlds)) if len(worlds) > 1 else f"{worlds[0]}"
     place = f"{ranks} ranks and ZeRO stage {' to '.join(map(str, stages))}"
-    same = report["unbroken"]["same_samples"] and report["unbroken"]["largest_difference"] <= LOSS_LIMIT
-    return f"Stopped, moved from {place}: {'the' if same else 'not the'} loss of an unbroken run"
+    return f"Stopped, moved from {place}: {'the' if same_loss(report) else 'not the'} loss of an unbroken run"
 
 
 def _tiles(report: Report) -> str:

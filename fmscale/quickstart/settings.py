@@ -7,8 +7,6 @@ from fmscale.config import Config, load_config
 from fmscale.errors import ConfigError
 
 DATASET = "corpus"
-HELDOUT = 0.03
-"""Share of the documents that training never sees: about 20 files of the standard library."""
 UNBROKEN_SHARE = 0.6
 """Part of the steps that are trained once more without a stop: past the move, at little more than half the cost."""
 

@@ -65,7 +65,14 @@ class RecordFile:
                 self._pending.popleft()
         except OSError as error:
             self._tell(error)
+            self._cut()
             self._release()
+
+    def _cut(self) -> None:
+        """Take away what was half written: the file may stay as it is."""
+        if self._descriptor is not None:
+            with suppress(OSError):
+                os.ftruncate(self._descriptor, self._end)
 
     def _open(self) -> int:
         self._path.parent.mkdir(parents=True, exist_ok=True)

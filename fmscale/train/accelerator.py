@@ -25,7 +25,7 @@ def import_deepspeed(device: str) -> Any:
     process has used DeepSpeed on another.
     """
     kind, _, number = device.partition(":")
-    given = os.environ.get("DS_ACCELERATOR", kind)
+    given = os.environ.get("DS_ACCELERATOR") or kind
     if given != kind:
         raise ConfigError(
             f"DS_ACCELERATOR contradicts the device of the run, which is {device}",

@@ -44,14 +44,15 @@ class Outcome:
     """This process's place."""
 
     def to_json(self) -> dict[str, Any]:
-        """What outcome.json says: a requeue script looks at `complete`."""
+        """What outcome.json says: a requeue script looks at `complete`, which a run is once its end is saved."""
+        saved = self.saved_step == self.last_step
         return {
             "run": self.run,
             "first_step": self.first_step,
             "last_step": self.last_step,
-            "complete": not self.stop,
+            "complete": not self.stop and saved,
             "stop": self.stop.name if self.stop else None,
-            "saved": self.saved_step == self.last_step,
+            "saved": saved,
             "saved_step": self.saved_step,
             "world_size": self.world.world_size,
         }

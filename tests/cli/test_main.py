@@ -10,6 +10,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 import fmscale
+from fmscale.cli import launch
 from fmscale.cli.main import build_app
 from fmscale.errors import ConfigError
 
@@ -43,6 +44,24 @@ def test_other_errors_keep_their_traceback():
         raise ZeroDivisionError
 
     assert isinstance(CliRunner().invoke(app, ["explode"]).exception, ZeroDivisionError)
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-", "<&- >&-"])
+def test_streams_that_are_closed_are_open_to_nowhere(closed: str):
+    told = "import os, sys; from fmscale.cli.main import _open_streams; _open_streams(); "
+    told += (
+        "assert None not in (sys.stdin, sys.stdout, sys.stderr); print('a', file=sys.stderr, flush=True); "
+    )
+    told += "assert os.open('/dev/null', 0) > 2"
+    subprocess.run(["bash", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, told], check=True)
+
+
+def test_a_launch_goes_on_when_its_terminal_is_gone(monkeypatch: pytest.MonkeyPatch):
+    def gone(*_: Any, **__: Any) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("typer.echo", gone)
+    launch._tell("SIGUSR1: the ranks save and end")
 
 
 def _commands(group: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:

@@ -71,8 +71,8 @@ def test_torchrun_on_one_node_finds_its_own_port(launch: Launch):
     assert launch("--procs-per-node", "2") == [
         "# torchrun: 1 node, 2 ranks",
         *EXPORTS,
-        f"{BESIDE}/torchrun --rdzv-backend fmscale --rdzv-endpoint 127.0.0.1:0 --nproc-per-node 2 "
-        f"--shutdown-timeout 300 --no-python {RANK}",
+        f"{BESIDE}/torchrun --rdzv-backend fmscale --nnodes 1 --rdzv-endpoint 127.0.0.1:0 "
+        f"--nproc-per-node 2 --shutdown-timeout 300 --no-python {RANK}",
     ]
 
 
@@ -199,6 +199,7 @@ def test_the_config_may_say_it_all_and_options_win(launch: Launch, tmp_path: Pat
         ("--with srun --hostfile hosts", "srun takes no hostfile"),
         ("--with sbatch --hostfile hosts", "sbatch takes no hostfile"),
         ("--with sbatch --script nowhere", "no such batch script"),
+        ("--argument=--standalone", "agents meet by the rendezvous of fmscale"),
         ("--with srun --master-addr node-1", "needs both --master-addr and --master-port"),
         ("--procs-per-node 3", "run.yaml:3: batch: the batch does not come out"),
         ("train.nope=1", "unknown key in train"),

@@ -94,6 +94,10 @@ def assert_no_pickle(found: dict[Place, set[str]], made: Path) -> None:
 )
 def test_ranks_meet_with_what_they_were_given_and_stop_when_told(launcher: str, tmp_path: Path):
     named = dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), other_interface())
+    named |= {
+        "PET_STANDALONE": "1",
+        "PET_NNODES": "2",
+    }  # torchrun's options, as they stand in some clusters' shells
     process = start(*command(launcher, tmp_path, "meet", "wait", "two words", "$HOME;'\""), **named)
     wait_for(tmp_path / "ready-0", tmp_path / "ready-1")
     found = listeners(process.pid)

@@ -68,7 +68,7 @@ def test_a_run_whose_last_save_found_the_disk_full_fails_and_says_what_there_is(
             run_full(path, disk, "train.steps=2")
         assert "fmscale doctor" in caught.value.remedy
         outcome = json.loads((tmp_path / "run" / "outcome.json").read_text())
-        assert (outcome["complete"], outcome["saved"], outcome["saved_step"]) == (True, False, 0)
+        assert (outcome["complete"], outcome["saved"], outcome["saved_step"]) == (False, False, 0)
         report = first_failure(tmp_path / "run")
         assert report is not None
         assert "not saved" in report["cause"]
