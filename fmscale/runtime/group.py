@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from fmscale.errors import ConfigError, RankError
 from fmscale.runtime import variables
+from fmscale.runtime.mpi import import_mpi
 from fmscale.runtime.stop import StopFlag
 from fmscale.runtime.tcp_store import LOOPBACK, serve_store, warn_of_loopback
 from fmscale.runtime.waits import LONGEST_PAUSE, NOTICE_SECONDS, STOP_SECONDS, told_to_stop
@@ -143,8 +144,7 @@ def _meet_over_mpi(world: World, deadline: float, stop: StopFlag | None) -> "Sto
             found="neither MASTER_ADDR nor mpi4py",
             remedy="Set MASTER_ADDR and MASTER_PORT, or pip install 'fmscale[mpi]'.",
         )
-    from mpi4py import MPI
-
+    MPI = import_mpi(world)
     # As bytes: what mpi4py sends of objects is a pickle.
     told = bytearray(512)
     if world.rank:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.listeners import listeners, off_loopback
+
 RANK = """
 import sys
 import torch
@@ -51,3 +53,20 @@ def test_ranks_of_a_real_launcher_meet(launcher: str, words: list[str], tmp_path
     start = [str(Path(sys.executable).with_name(launcher)), *words]
     out = subprocess.check_output([*start, sys.executable, str(tmp_path / "rank.py")], text=True, timeout=120)
     assert out == f"['{launcher}0', '{launcher}1'] 1.0\n"
+
+
+@pytest.mark.mpi
+def test_mpi_on_one_node_keeps_to_loopback():
+    told = "import signal; from fmscale.runtime.mpi import import_mpi; from fmscale.runtime.world import read_world; "
+    told += "import_mpi(read_world()).COMM_WORLD.Barrier(); print('met', flush=True); signal.pause()"
+    start = [str(Path(sys.executable).with_name("mpirun")), "-n", "2", sys.executable, "-c", told]
+    process = subprocess.Popen(start, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert [process.stdout.readline() for _ in range(2)] == ["met\n"] * 2
+        found = listeners(process.pid)
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+    assert found
+    assert off_loopback(found) == {}

@@ -18,6 +18,7 @@ from fmscale.data.ingest.messages import Message, decode, describe_error, encode
 from fmscale.data.ingest.record import decode_record
 from fmscale.data.ingest.unit import Assignment, Writer, open_writer
 from fmscale.errors import ConfigError, RankError
+from fmscale.runtime.mpi import import_mpi
 from fmscale.runtime.world import World
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class Ranks:
     def __init__(self, world: World) -> None:
         """Raises ConfigError if mpi4py is missing or sees another world than the environment describes."""
         try:
-            from mpi4py import MPI
+            MPI = import_mpi(world)
         except (ImportError, RuntimeError) as error:
             raise ConfigError(
                 "Ingest under mpirun needs mpi4py and the MPI library that mpirun belongs to",
