@@ -57,8 +57,16 @@ def test_ranks_of_a_real_launcher_meet(launcher: str, words: list[str], tmp_path
 
 @pytest.mark.mpi
 def test_mpi_on_one_node_keeps_to_loopback():
-    told = "import signal; from fmscale.runtime.mpi import import_mpi; from fmscale.runtime.world import read_world; "
-    told += "import_mpi(read_world()).COMM_WORLD.Barrier(); print('met', flush=True); signal.pause()"
+    told = "\n".join(
+        [
+            "import os, signal",
+            "from fmscale.runtime.mpi import import_mpi",
+            "from fmscale.runtime.world import read_world",
+            "import_mpi(read_world()).COMM_WORLD.Barrier()",
+            "os.write(1, b'met\\n')",
+            "signal.pause()",
+        ]
+    )
     start = [str(Path(sys.executable).with_name("mpirun")), "-n", "2", sys.executable, "-c", told]
     process = subprocess.Popen(start, stdout=subprocess.PIPE, text=True)
     try:
