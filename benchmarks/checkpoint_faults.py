@@ -9,10 +9,10 @@ from typing import Any
 
 from benchmarks.harness import Claim
 from fmscale.config.checkpoint import CheckpointConfig
-from fmscale.store.backend import Backend
+from fmscale.store.backends.protocol import Backend
 from fmscale.store.open import open_store
+from tests.checkpoint.persist.test_kills import campaign, kill_writers
 from tests.checkpoint.states import RUN, Fleet, Tensors, assert_restores
-from tests.checkpoint.test_kills import campaign, kill_writers
 
 STATE: Tensors = {(f"w{i}", "weight"): ("float32", (300, 150)) for i in range(4)}
 

@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.harness import Claim, peer_python, run_json
 from benchmarks.peers.common import ROW_TOKENS
 from benchmarks.peers.ours import write_dataset
-from fmscale.data.delivery import order_hash, read_records
+from fmscale.data.provenance.delivery import order_hash, read_records
 from tests.helpers.s3_server import S3Server
 
 RANKS = (8, 6, 16, 1)

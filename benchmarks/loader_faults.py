@@ -23,7 +23,7 @@ import xxhash
 from benchmarks.harness import ROOT, Claim, peer_python
 from benchmarks.peers.common import ROW_TOKENS
 from benchmarks.peers.ours import write_dataset
-from fmscale.store.backend import Backend
+from fmscale.store.backends.protocol import Backend
 from fmscale.store.open import open_store
 from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.s3_server import S3Server

@@ -12,14 +12,14 @@ from typing import Any
 from fmscale.config import Config, derive_batch, load_config
 from fmscale.data.batch import Batch
 from fmscale.data.ingest import ingest
-from fmscale.objectives.rows import Rows
+from fmscale.objectives.inputs import Rows
 from fmscale.runtime.failure import Whereabouts
 from fmscale.runtime.world import read_world
-from fmscale.train.assemble import assemble
-from fmscale.train.engine import Engine
+from fmscale.train.engine.deepspeed import Engine
+from fmscale.train.inputs import to_rows
 from fmscale.train.loop import Loop, dry_run, run_loop
-from fmscale.train.rows import to_rows
 from fmscale.train.session import meet
+from fmscale.train.setup import assemble
 
 CONFIG = """
 store: {{url: {store}}}

@@ -8,8 +8,8 @@ put the module in the function's place.
 """
 
 from fmscale.kernels.adamw import adamw_step
-from fmscale.kernels.attention import attention
-from fmscale.kernels.attention_decode import attention_decode
+from fmscale.kernels.attention.decode import attention_decode
+from fmscale.kernels.attention.op import attention
 from fmscale.kernels.byte_planes import merge_byte_planes, split_byte_planes
 from fmscale.kernels.linear_cross_entropy import linear_cross_entropy
 from fmscale.kernels.rms_norm import rms_norm

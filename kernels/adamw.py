@@ -8,7 +8,7 @@ what ZeRO (Rajbhandari et al., arXiv 1910.02054) leaves to a rank. With a bf16 g
 import math
 
 import torch
-from fmscale.kernels.compile_case import CompileCase
+from fmscale.kernels.compile.case import CompileCase
 from fmscale.kernels.dispatch import Config, choose, config
 from fmscale.kernels.launch import jit, on, tl, triton_refusal
 from torch import Tensor

@@ -6,7 +6,7 @@ for AI Models", arXiv 2411.05239; the bitshuffle and byte-shuffle filters of HDF
 """
 
 import torch
-from fmscale.kernels.compile_case import CompileCase
+from fmscale.kernels.compile.case import CompileCase
 from fmscale.kernels.dispatch import Config, choose, config
 from fmscale.kernels.launch import jit, on, tl, triton_refusal
 from torch import Tensor

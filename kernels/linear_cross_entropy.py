@@ -9,7 +9,7 @@ loss is a sum, so its upstream gradient is one number that scales what the forwa
 from typing import Any, Literal, overload
 
 import torch
-from fmscale.kernels.compile_case import CompileCase
+from fmscale.kernels.compile.case import CompileCase
 from fmscale.kernels.dispatch import Config, bucket, choose, config
 from fmscale.kernels.launch import accumulator, jit, on, rows, tl, tl_dtype, triton_refusal
 from torch import Tensor

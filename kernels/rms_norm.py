@@ -8,7 +8,7 @@ then over the programs in order), so its bits do not depend on scheduling.
 from typing import Any
 
 import torch
-from fmscale.kernels.compile_case import CompileCase
+from fmscale.kernels.compile.case import CompileCase
 from fmscale.kernels.dispatch import Config, bucket, choose, config
 from fmscale.kernels.launch import accumulator, jit, on, round_up, rows, tl, tl_dtype, triton_refusal
 from torch import Tensor

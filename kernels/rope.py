@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 import torch
-from fmscale.kernels.compile_case import CompileCase
+from fmscale.kernels.compile.case import CompileCase
 from fmscale.kernels.dispatch import Config, bucket, choose, config
 from fmscale.kernels.launch import accumulator, jit, on, round_up, tl, tl_dtype, triton_refusal
 from fmscale.kernels.rms_norm import sum_partials

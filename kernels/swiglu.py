@@ -7,7 +7,7 @@ sigmoid from `gate`, so nothing but the two inputs is kept, and writes both grad
 from typing import Any
 
 import torch
-from fmscale.kernels.compile_case import CompileCase
+from fmscale.kernels.compile.case import CompileCase
 from fmscale.kernels.dispatch import Config, bucket, choose, config
 from fmscale.kernels.launch import accumulator, jit, on, rows, tl, tl_dtype, triton_refusal
 from torch import Tensor

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 if TYPE_CHECKING:
-    from fmscale.store.backend import Backend
+    from fmscale.store.backends.protocol import Backend
     from tests.helpers.s3_server import S3Server
 
 # Two OpenMP threads spin while they wait for one another: on busy cores tiny models took 100 times as long.

@@ -17,8 +17,8 @@ from fmscale.config import load_config
 from fmscale.quickstart.results import claims
 from fmscale.quickstart.settings import choose
 from fmscale.quickstart.training import saved_step
-from fmscale.runtime.sinks import read_jsonl
-from fmscale.train.preflight import preflight
+from fmscale.runtime.sinks.sinks import read_jsonl
+from fmscale.train.preflight.preflight import preflight
 
 ROOT = Path(__file__).parents[1]
 KEYS = {

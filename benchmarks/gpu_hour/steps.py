@@ -168,7 +168,7 @@ def _large(setting: Setting) -> Step:
     return Step(name="6", what=what, least=least, most=260, jobs=(job,), disk=disk)
 
 
-ATTENTION = "tests/kernels/test_attention_gpu.py"
+ATTENTION = "tests/kernels/attention/test_gpu.py"
 SUITES = (
     ("attention", (ATTENTION, "-k", "not every_shipped_configuration")),
     ("others", ("tests/kernels", f"--ignore={ATTENTION}")),

@@ -16,10 +16,10 @@ import torch
 from benchmarks.gpu_hour.emit import emit
 from fmscale.config import Config, load_config
 from fmscale.config.model import num_parameters
-from fmscale.runtime.sinks import read_jsonl
+from fmscale.runtime.sinks.sinks import read_jsonl
 from fmscale.train import run as running
 from fmscale.train.compare import read_history
-from fmscale.train.forecast import state_bytes
+from fmscale.train.preflight.forecast import state_bytes
 
 KEPT = (
     "step",
@@ -100,7 +100,7 @@ def graphs() -> dict[str, int]:
 
 def order(folder: Path) -> str | None:
     """Hash over all that the model received."""
-    from fmscale.data.delivery import order_hash
+    from fmscale.data.provenance.delivery import order_hash
 
     delivered = read_history(folder).delivered
     return order_hash(delivered) if delivered is not None else None

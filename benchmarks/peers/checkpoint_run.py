@@ -142,8 +142,8 @@ def measure_restore(name: str, folder: Path, state: State, rank: int, size: int)
     """
     from torch.distributed.checkpoint import FileSystemReader, load
 
-    from fmscale.checkpoint.piece import whole
-    from fmscale.checkpoint.restore import restore
+    from fmscale.checkpoint.format.piece import whole
+    from fmscale.checkpoint.read.restore import restore
     from fmscale.store.open import open_store
 
     needed = sum(tensor.nbytes for tensor in state.values())
@@ -183,7 +183,7 @@ def measure_restore(name: str, folder: Path, state: State, rank: int, size: int)
 
 def measure_memcpy(state: State) -> list[dict[str, Any]]:
     """One copy of the rank's state into warm shared memory, all ranks at once."""
-    from fmscale.checkpoint.memory import SharedMemory
+    from fmscale.checkpoint.snapshot.memory import SharedMemory
 
     sizes = [tensor.nbytes for tensor in state.values()]
     memory = np.frombuffer(SharedMemory(sum(sizes)).view, dtype=np.uint8)

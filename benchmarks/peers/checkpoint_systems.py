@@ -259,12 +259,12 @@ class Fmscale(System):
     overlap, digests = True, True
 
     def __init__(self, folder: Path, state: State, rank: int, size: int, *, safe: bool) -> None:
-        from fmscale.checkpoint.names import run_log
-        from fmscale.checkpoint.piece import whole
+        from fmscale.checkpoint.format.names import run_log
+        from fmscale.checkpoint.format.piece import whole
         from fmscale.checkpoint.saver import Saver
         from fmscale.config.checkpoint import CheckpointConfig
         from fmscale.runtime.world import World
-        from fmscale.store.lease import acquire
+        from fmscale.store.log.lease import acquire
         from fmscale.store.open import open_store
 
         super().__init__(folder, state, rank, size, safe=safe)

@@ -18,9 +18,6 @@ def main() -> None:
     import pyarrow as pa
     import torch
 
-    import fmscale.data.delivery
-    import fmscale.data.open  # noqa: F401  (imported once: ranks are forked from here)
-
     torch.set_num_threads(1)
     pa.array(
         [0]
@@ -62,8 +59,8 @@ def _deliver(
     spec: dict[str, Any], state: dict[str, Any] | None, path: Path, rank: int, ranks: int, steps: int
 ) -> None:
     from benchmarks.peers.common import ROW_TOKENS
-    from fmscale.data.delivery import DeliveryRecord
     from fmscale.data.open import SourceSpec, open_loader
+    from fmscale.data.provenance.delivery import DeliveryRecord
     from fmscale.store.open import open_store
 
     store = open_store(spec["store"])

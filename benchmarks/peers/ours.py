@@ -19,10 +19,10 @@ def write_dataset(
     corpus: Path, url: str, *, dataset: str = DATASET, segment_tokens: int = SEGMENT_TOKENS
 ) -> None:
     """Store the corpus: documents of lognormal length, mean about 600, in segments of 32 MiB."""
-    from fmscale.store.dataset import create_or_open
+    from fmscale.store.datasets.dataset import create_or_open
     from fmscale.store.open import open_store
-    from fmscale.store.seal import segment_prefix
-    from fmscale.store.segment_writer import TokenSegmentWriter
+    from fmscale.store.segments.seal import segment_prefix
+    from fmscale.store.segments.tokens_writer import TokenSegmentWriter
 
     backend = open_store(url)
     tokens = np.asarray(corpus_rows(corpus)).reshape(-1)

@@ -21,8 +21,8 @@ def resident() -> int:
 
 def plan(rows: int) -> dict[str, float]:
     """Open and seek a view of `rows` rows in four commits."""
-    from fmscale.data.plan import Plan, Source, Stage
-    from fmscale.data.view import View
+    from fmscale.data.plan.plan import Plan, Source, Stage
+    from fmscale.data.views.view import View
 
     view = View(
         dataset="synthetic",
@@ -53,10 +53,10 @@ def plan(rows: int) -> dict[str, float]:
 
 def manifest(shards: int) -> dict[str, float]:
     """Open an index of `shards` segments of one shard each, and locate 1,000 random tokens."""
-    from fmscale.store.manifest import open_manifest
-    from fmscale.store.manifest_writer import encode_manifest
+    from fmscale.store.datasets.manifest import open_manifest
+    from fmscale.store.datasets.manifest_writer import encode_manifest
     from fmscale.store.open import open_store
-    from fmscale.store.seal import SealInfo
+    from fmscale.store.segments.seal import SealInfo
 
     with tempfile.TemporaryDirectory() as folder:
 

@@ -3,15 +3,15 @@
 from dataclasses import dataclass
 from typing import Any
 
-from fmscale.checkpoint.manifest import Manifest, decode
-from fmscale.checkpoint.names import KIND, run_log
-from fmscale.checkpoint.retention import verified
-from fmscale.checkpoint.seal import check_version
+from fmscale.checkpoint.format.manifest import Manifest, decode
+from fmscale.checkpoint.format.names import KIND, run_log
+from fmscale.checkpoint.format.seal import check_version
+from fmscale.checkpoint.persist.retention import verified
 from fmscale.errors import ConfigError, StoreError
-from fmscale.store.backend import Backend
-from fmscale.store.entry import Entry
-from fmscale.store.retire import State, replay
-from fmscale.store.runs import require_run
+from fmscale.store.backends.protocol import Backend
+from fmscale.store.log.entry import Entry
+from fmscale.store.log.retirement import State, replay
+from fmscale.store.log.runs import require_run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,11 +12,11 @@ from functools import partial
 from threading import Condition
 from typing import Any, Literal
 
-from fmscale.checkpoint.job import Job, Settings
-from fmscale.checkpoint.names import checkpoint_folder
-from fmscale.checkpoint.piece import Piece
-from fmscale.checkpoint.snapshot import Slot
-from fmscale.checkpoint.writer import LAST_EVENTS, ProcessWriter, ThreadWriter, Writer
+from fmscale.checkpoint.format.names import checkpoint_folder
+from fmscale.checkpoint.format.piece import Piece
+from fmscale.checkpoint.persist.client import LAST_EVENTS, ProcessWriter, ThreadWriter, Writer
+from fmscale.checkpoint.persist.job import Job, Settings
+from fmscale.checkpoint.snapshot.snapshot import Slot
 from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.errors import ConfigError
 from fmscale.runtime.metrics import Metrics

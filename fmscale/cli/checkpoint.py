@@ -13,7 +13,7 @@ from fmscale.errors import ConfigError
 
 if TYPE_CHECKING:
     from fmscale.checkpoint.catalog import Found
-    from fmscale.checkpoint.open import Checkpoint
+    from fmscale.checkpoint.checkpoint import Checkpoint
 
 DAMAGED = 1
 """Exit status of `verify` when it found problems."""
@@ -49,8 +49,8 @@ def list_(
 ) -> None:
     """List the checkpoints of a run, or of all runs of a store."""
     from fmscale.checkpoint.catalog import list_checkpoints
+    from fmscale.store.log.runs import require_run
     from fmscale.store.open import open_store
-    from fmscale.store.runs import require_run
 
     url, _, run = store.partition("#")
     backend = open_store(url, read_only=True)
@@ -87,9 +87,9 @@ def verify(
     The exit status is 0 if all is well and 1 if there are problems.
     """
     from fmscale.checkpoint.catalog import newest, parse_address
-    from fmscale.checkpoint.names import run_log
-    from fmscale.checkpoint.retention import mark_verified
-    from fmscale.checkpoint.verify import size_of, verify
+    from fmscale.checkpoint.format.names import run_log
+    from fmscale.checkpoint.persist.retention import mark_verified
+    from fmscale.checkpoint.read.verify import size_of, verify
     from fmscale.store.open import open_store
 
     url, run, which = parse_address(address)
@@ -122,7 +122,7 @@ def export(
     json: JsonOption = False,
 ) -> None:
     """Write a checkpoint for others: Hugging Face, plain safetensors, or torch.distributed.checkpoint."""
-    from fmscale.checkpoint.export import export
+    from fmscale.checkpoint.export.export import export
 
     if format not in ("hf", "safetensors", "dcp"):
         raise ConfigError("no such format", found=format, remedy="Use hf, safetensors or dcp.")
@@ -144,7 +144,7 @@ def export(
 
 
 def _open(address: str) -> "Checkpoint":
-    from fmscale.checkpoint.open import open
+    from fmscale.checkpoint.checkpoint import open
 
     return open(address)
 
@@ -160,13 +160,13 @@ class _Theirs:
 
 def _theirs(opened: "Checkpoint", address: str) -> _Theirs:
     """From the run's config and tokenizer, which the trainer saved with the checkpoint. Raises ConfigError."""
-    from fmscale.config.load import load_section
     from fmscale.config.model import ModelConfig
-    from fmscale.config.tree import Table, parse
-    from fmscale.data.bpe import JsonTokenizer
-    from fmscale.data.tokenizer import from_json
+    from fmscale.config.reader.load import load_section
+    from fmscale.config.reader.tree import Table, parse
+    from fmscale.data.tokenizers.bpe import JsonTokenizer
+    from fmscale.data.tokenizers.tokenizer import from_json
     from fmscale.models.hf import hf_config, hf_names
-    from fmscale.store.tokenizers import load_tokenizer
+    from fmscale.store.datasets.tokenizers import load_tokenizer
 
     try:
         section, vocab_size = opened.meta["config"]["model"], opened.meta["vocab_size"]

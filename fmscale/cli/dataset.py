@@ -11,8 +11,8 @@ from fmscale.cli.output import JsonOption, example, human_bytes, print_json, pro
 from fmscale.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fmscale.store.commit import Commit
-    from fmscale.store.dataset import Dataset
+    from fmscale.store.datasets.commit import Commit
+    from fmscale.store.datasets.dataset import Dataset
 
 DAMAGED = 1
 """Exit status of `verify` when it found problems."""
@@ -46,7 +46,7 @@ def register(parent: typer.Typer) -> None:
 
 def list_(store: StoreOption, json: JsonOption = False) -> None:
     """List a store's datasets with their sizes."""
-    from fmscale.store.dataset import list_datasets, open_dataset
+    from fmscale.store.datasets.dataset import list_datasets, open_dataset
     from fmscale.store.open import open_store
 
     backend = open_store(store, read_only=True)
@@ -84,9 +84,9 @@ def verify(
 
     The exit status is 0 if all is well and 1 if there are problems.
     """
-    from fmscale.store.dataset import list_datasets, open_dataset
+    from fmscale.store.datasets.dataset import list_datasets, open_dataset
+    from fmscale.store.datasets.verify import size_of, verify_dataset
     from fmscale.store.open import open_store
-    from fmscale.store.verify import size_of, verify_dataset
 
     if commit is not None and dataset is None:
         raise ConfigError("--commit is a commit of one dataset", found=commit, remedy="Give --dataset too.")
@@ -127,7 +127,7 @@ def verify(
 
 
 def _open(store: str, dataset: str) -> "Dataset":
-    from fmscale.store.dataset import open_dataset
+    from fmscale.store.datasets.dataset import open_dataset
     from fmscale.store.open import open_store
 
     return open_dataset(open_store(store, read_only=True), dataset)

@@ -10,10 +10,10 @@ from fmscale.cli.output import JsonOption, example, print_json, record, table
 from fmscale.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fmscale.data.audit import AuditSource
-    from fmscale.data.plan import Plan
-    from fmscale.data.steps import Batches
-    from fmscale.store.backend import Backend
+    from fmscale.data.plan.batch_schedule import Batches
+    from fmscale.data.plan.plan import Plan
+    from fmscale.data.provenance.audit import AuditSource
+    from fmscale.store.backends.protocol import Backend
 
 VIOLATED = 1
 """Exit status of `audit` when a promise was violated."""
@@ -53,7 +53,7 @@ def trace(
     json: JsonOption = False,
 ) -> None:
     """Name the documents of a step, or the steps of a document."""
-    from fmscale.data.trace import trace_document, trace_step
+    from fmscale.data.provenance.trace import trace_document, trace_step
     from fmscale.store.open import open_store
 
     if (step is None) == (document is None):
@@ -85,7 +85,7 @@ def audit(
     datasets, the size of bans and how far its newest checkpoint has come are taken from the run; what was delivered is
     judged against the stored documents. Exit status 1 when something is violated.
     """
-    from fmscale.data.audit import audit as run_audit
+    from fmscale.data.provenance.audit import audit as run_audit
     from fmscale.store.open import open_store
     from fmscale.train.batches import trained_samples
 
@@ -104,7 +104,7 @@ def audit(
 
 def _batches(backend: "Backend", run: str, given: int | None) -> "Batches":
     """Rows of the run's steps: as its checkpoints say, else as given. Raises ConfigError where these differ."""
-    from fmscale.data.steps import Batches
+    from fmscale.data.plan.batch_schedule import Batches
     from fmscale.train.batches import recorded_batches
 
     recorded = recorded_batches(backend, run)
@@ -128,9 +128,9 @@ def _batches(backend: "Backend", run: str, given: int | None) -> "Batches":
 
 def _plan(backend: "Backend", run: str) -> "Plan":
     """What a run recorded of its order. Raises ConfigError for a run that is not there."""
-    from fmscale.data.order_log import OrderLog
-    from fmscale.store.log import RUN_KINDS, Log
-    from fmscale.store.runs import require_run
+    from fmscale.data.plan.order_log import OrderLog
+    from fmscale.store.log.log import RUN_KINDS, Log
+    from fmscale.store.log.runs import require_run
 
     require_run(backend, run)
     return OrderLog(Log(backend, f"runs/{run}", RUN_KINDS)).plan
@@ -138,10 +138,10 @@ def _plan(backend: "Backend", run: str) -> "Plan":
 
 def _sources(backend: "Backend", plan: "Plan") -> "list[AuditSource]":
     """What the run declared of its sources; which sample is which is not asked."""
-    from fmscale.data.audit import AuditSource
-    from fmscale.data.layout import merged
-    from fmscale.data.plan import source_key
-    from fmscale.store.dataset import open_dataset
+    from fmscale.data.plan.plan import source_key
+    from fmscale.data.provenance.audit import AuditSource
+    from fmscale.data.views.placement import merged
+    from fmscale.store.datasets.dataset import open_dataset
 
     stages = [
         (stage.from_k, {source_key(s): float(s.weight) for s in stage.sources}) for stage in plan.stages

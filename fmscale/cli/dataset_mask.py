@@ -10,7 +10,7 @@ from fmscale.cli.output import JsonOption, example, progress, record
 from fmscale.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from fmscale.data.mask import Predicate
+    from fmscale.data.views.mask import Predicate
 
 EXAMPLES = (
     "fmscale dataset mask --store runs/store --dataset docs --id 0f3c5a7e9b1d2f4c6e8a0b2d4f6e8c0a",
@@ -41,8 +41,8 @@ def mask(
     keeps the masks that it began with. The same documents give the same digest; several masks may be named
     together.
     """
-    from fmscale.data.mask import document_id, find_documents, make_mask
-    from fmscale.store.dataset import open_dataset
+    from fmscale.data.views.mask import document_id, find_documents, make_mask
+    from fmscale.store.datasets.dataset import open_dataset
     from fmscale.store.open import open_store
 
     wanted = [document_id(text) for text in [*(id or []), *_lines(ids)]]

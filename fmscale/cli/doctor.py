@@ -8,7 +8,7 @@ import typer
 from fmscale.cli.output import JsonOption, example, print_json, progress, record, table
 
 if TYPE_CHECKING:
-    from fmscale.store.doctor import Report
+    from fmscale.store.doctor.doctor import Report
 
 NOT_WRITABLE = 1
 """Exit status for a store that can be reached but is not safe to write."""
@@ -50,7 +50,7 @@ def doctor(
     Writes up to 20 objects of 16 MiB and removes them again; keeps the probe's result as `fmscale.json`.
     Exits with 1 if the store cannot be written safely (not with --read-only), with 2 if it cannot be reached.
     """
-    from fmscale.store.doctor import examine
+    from fmscale.store.doctor.doctor import examine
 
     with progress("examining", json=json) as bar:
         report = examine(

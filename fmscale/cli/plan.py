@@ -20,8 +20,8 @@ from fmscale.errors import ConfigError
 
 if TYPE_CHECKING:
     from fmscale.config import Config
-    from fmscale.train.forecast import Forecast
-    from fmscale.train.preflight import Preflight
+    from fmscale.train.preflight.forecast import Forecast
+    from fmscale.train.preflight.preflight import Preflight
 
 
 def register(app: typer.Typer) -> None:
@@ -57,7 +57,7 @@ def plan(
     Starts nothing and writes nothing. Exits with 2 if something would fail.
     """
     from fmscale.config import as_tree, as_yaml, load_config
-    from fmscale.train.preflight import preflight
+    from fmscale.train.preflight.preflight import preflight
 
     _check_speed(tokens_per_second, mfu, device)
     loaded = load_config(config, overrides or ())
@@ -86,7 +86,7 @@ def plan(
 
 
 def _check_speed(tokens_per_second: float | None, mfu: float | None, device: str) -> None:
-    from fmscale.train.peaks import PEAKS, peak_flops
+    from fmscale.config.peaks import PEAKS, peak_flops
 
     if tokens_per_second is not None and mfu is not None:
         raise ConfigError(

@@ -4,8 +4,8 @@ from fmscale.config.batch import Batch, BatchConfig, derive_batch
 from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.config.data import DataConfig, SourceConfig
 from fmscale.config.launch import LaunchConfig
-from fmscale.config.load import load_config
 from fmscale.config.model import ModelConfig, RopeScaling, flops_per_token, num_parameters
+from fmscale.config.reader.load import load_config
 from fmscale.config.schema import Config, as_tree, as_yaml
 from fmscale.config.store import StoreConfig
 from fmscale.config.train import (

@@ -19,16 +19,16 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from fmscale.data.ahead import Ahead
-from fmscale.data.arena import Arena
-from fmscale.data.assign import Share, assign
 from fmscale.data.batch import Batch
-from fmscale.data.blocks import HORIZON_STEPS, MAX_STEPS, Block, DamagedRows, Planner
-from fmscale.data.buffers import BufferPool
-from fmscale.data.order_log import OrderLog, replay
-from fmscale.data.plan import Plan
-from fmscale.data.readers import Readers
-from fmscale.data.steps import Batches
+from fmscale.data.plan.assign import Share, assign
+from fmscale.data.plan.batch_schedule import Batches
+from fmscale.data.plan.order_log import OrderLog, replay
+from fmscale.data.plan.plan import Plan
+from fmscale.data.reading.arena import Arena
+from fmscale.data.reading.buffers import BufferPool
+from fmscale.data.reading.planner import HORIZON_STEPS, MAX_STEPS, Block, DamagedRows, Planner
+from fmscale.data.reading.prefetch import Ahead
+from fmscale.data.reading.readers import Readers
 from fmscale.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)

@@ -7,20 +7,20 @@ from pathlib import Path
 import numpy as np
 
 from fmscale.data.loader import MEMORY_BUDGET, Loader
-from fmscale.data.mixture import WEIGHT_ONE, integer_weights
-from fmscale.data.order_log import OrderLog
-from fmscale.data.plan import Plan, Source, Stage
-from fmscale.data.readers import Readers
-from fmscale.data.steps import Batches
-from fmscale.data.view import WINDOW, make_view
+from fmscale.data.order.mixture import WEIGHT_ONE, integer_weights
+from fmscale.data.plan.batch_schedule import Batches
+from fmscale.data.plan.order_log import OrderLog
+from fmscale.data.plan.plan import Plan, Source, Stage
+from fmscale.data.reading.readers import Readers
+from fmscale.data.views.view import WINDOW, make_view
 from fmscale.errors import ConfigError, Conflict
-from fmscale.store.backend import Backend
-from fmscale.store.cache import NodeCache
-from fmscale.store.dataset import Dataset, open_dataset
+from fmscale.store.backends.protocol import Backend
+from fmscale.store.datasets.dataset import Dataset, open_dataset
 from fmscale.store.digest import metadata_digest
-from fmscale.store.fetch import Fetcher
-from fmscale.store.log import RUN_KINDS, Log
+from fmscale.store.log.log import RUN_KINDS, Log
 from fmscale.store.open import open_store
+from fmscale.store.tiers.cache import NodeCache
+from fmscale.store.tiers.fetch import Fetcher
 
 REGION_BYTES = 4 * 2**20
 """What one request fetches into the cache of a node that will need all the data, instead of a unit's 320 KiB."""
@@ -117,7 +117,7 @@ def require_recorded(run: str, plan: Plan, sources: Sequence[Source], specs: Seq
             f"run {run} was recorded with other data",
             found="; ".join(f"{key}: recorded {old}, asked for {new}" for key, (old, new) in differ.items()),
             remedy="Take the recorded values, or another train.run. What changes the data of a run under way is a "
-            "stage: fmscale.data.order_log.OrderLog.add_stage (docs/api.md).",
+            "stage: fmscale.data.plan.order_log.OrderLog.add_stage (docs/api.md).",
         )
 
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from fmscale.data.tokenizer import Tokenizer, frame, from_json
+from fmscale.data.tokenizers.tokenizer import Tokenizer, frame, from_json
 from fmscale.errors import ConfigError, DataError
 from fmscale.infer.evaluate import Document
-from fmscale.store.backend import Backend
-from fmscale.store.commit import Commit
-from fmscale.store.dataset import open_dataset
-from fmscale.store.segment import TokenSegment, open_segment, read_document_table, read_tokens
-from fmscale.store.tokenizers import load_tokenizer
+from fmscale.store.backends.protocol import Backend
+from fmscale.store.datasets.commit import Commit
+from fmscale.store.datasets.dataset import open_dataset
+from fmscale.store.datasets.tokenizers import load_tokenizer
+from fmscale.store.segments.tokens import TokenSegment, open_segment, read_document_table, read_tokens
 
 READ_TOKENS = 2**20
 """Tokens that are read at once."""

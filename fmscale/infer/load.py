@@ -5,18 +5,18 @@ from dataclasses import dataclass
 import torch
 
 from fmscale.checkpoint.catalog import list_checkpoints, parse_address
-from fmscale.checkpoint.open import Checkpoint, open_in
+from fmscale.checkpoint.checkpoint import Checkpoint, open_in
 from fmscale.config import ModelConfig, as_yaml
-from fmscale.config.load import load_section
-from fmscale.config.tree import Table, parse
-from fmscale.data.tokenizer import Tokenizer, from_json
+from fmscale.config.reader.load import load_section
+from fmscale.config.reader.tree import Table, parse
+from fmscale.data.tokenizers.tokenizer import Tokenizer, from_json
 from fmscale.errors import ConfigError, DataError
 from fmscale.models import Decoder, build, load_weights
-from fmscale.store.backend import Backend
-from fmscale.store.dataset import open_dataset
+from fmscale.store.backends.protocol import Backend
+from fmscale.store.datasets.dataset import open_dataset
+from fmscale.store.datasets.tokenizers import load_tokenizer
+from fmscale.store.log.runs import require_run
 from fmscale.store.open import open_store
-from fmscale.store.runs import require_run
-from fmscale.store.tokenizers import load_tokenizer
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import nn
 
+from fmscale.objectives.inputs import Rows
 from fmscale.objectives.loss import Loss
-from fmscale.objectives.rows import Rows
 
 
 def next_token(model: nn.Module, rows: Rows) -> Loss:

@@ -20,10 +20,10 @@ from fmscale.quickstart.results import Report, build_report, write_report
 from fmscale.quickstart.settings import DATASET, UNBROKEN_SHARE, Settings
 from fmscale.quickstart.state import State
 from fmscale.quickstart.training import train, train_unbroken
-from fmscale.runtime.sinks import read_jsonl
+from fmscale.runtime.sinks.sinks import read_jsonl
 from fmscale.store.open import open_store
 from fmscale.train.compare import History, read_history
-from fmscale.train.preflight import preflight
+from fmscale.train.preflight.preflight import preflight
 
 ACTS = ("ingest", "train", "unbroken", "evaluate", "generate", "report")
 

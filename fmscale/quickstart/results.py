@@ -9,15 +9,15 @@ from typing import Any
 
 from fmscale.checkpoint.catalog import list_checkpoints, load_manifest
 from fmscale.config import Config, derive_batch
-from fmscale.data.delivery import order_hash
-from fmscale.data.order_log import OrderLog
-from fmscale.data.planned import Planned
+from fmscale.data.plan.order_log import OrderLog
+from fmscale.data.provenance.delivery import order_hash
+from fmscale.data.provenance.expected import Planned
 from fmscale.errors import DataError
 from fmscale.quickstart.heldout import Bits, Continued
 from fmscale.quickstart.origin import machine, source, versions
-from fmscale.runtime.sinks import read_jsonl
-from fmscale.store.backend import Backend
-from fmscale.store.log import RUN_KINDS, Log
+from fmscale.runtime.sinks.sinks import read_jsonl
+from fmscale.store.backends.protocol import Backend
+from fmscale.store.log.log import RUN_KINDS, Log
 from fmscale.train.compare import History, compare
 
 FORMAT_VERSION = 2

@@ -22,14 +22,14 @@ from obstore.exceptions import BaseError
 from obstore.store import AzureStore, GCSStore, MemoryStore, S3Store
 
 from fmscale.errors import ConfigError
-from fmscale.store.answers import scrub
-from fmscale.store.backend import Backend
-from fmscale.store.credentials import profile_credentials
-from fmscale.store.foreign import FsspecBackend
+from fmscale.store.backends.credentials import profile_credentials
+from fmscale.store.backends.fsspec import FsspecBackend
+from fmscale.store.backends.http_errors import scrub
+from fmscale.store.backends.local import LocalBackend
+from fmscale.store.backends.objects import Client, Clients, ObjectBackend
+from fmscale.store.backends.protocol import Backend
+from fmscale.store.backends.retry import Policy
 from fmscale.store.keys import check_prefix
-from fmscale.store.local import LocalBackend
-from fmscale.store.objects import Client, Clients, ObjectBackend
-from fmscale.store.retry import Policy
 
 DEADLINE = 60.0
 """Seconds: survives an outage of half a minute, which is what a restart of a storage gateway takes."""

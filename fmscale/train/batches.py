@@ -2,9 +2,9 @@
 
 from fmscale.checkpoint.catalog import Found, list_checkpoints, load_manifest
 from fmscale.config import BatchConfig, derive_batch
-from fmscale.data.steps import Batches
+from fmscale.data.plan.batch_schedule import Batches
 from fmscale.errors import ConfigError
-from fmscale.store.backend import Backend
+from fmscale.store.backends.protocol import Backend
 
 
 def recorded_batches(backend: Backend, run: str) -> Batches | None:

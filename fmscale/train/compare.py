@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from fmscale.data.delivery import order_hash, read_records, without_repeats
+from fmscale.data.provenance.delivery import order_hash, read_records, without_repeats
 from fmscale.errors import ConfigError
-from fmscale.runtime.sinks import read_jsonl
+from fmscale.runtime.sinks.sinks import read_jsonl
 
 TIMES = frozenset(
     {

@@ -10,14 +10,14 @@ from fmscale.config.train import EvaluationSet
 from fmscale.data.batch import Batch
 from fmscale.data.loader import Loader
 from fmscale.data.open import SourceSpec, open_loader
-from fmscale.data.tokenizer import Tokenizer, from_json
+from fmscale.data.tokenizers.tokenizer import Tokenizer, from_json
 from fmscale.errors import ConfigError, DataError
-from fmscale.objectives.rows import Rows
+from fmscale.objectives.inputs import Rows
 from fmscale.runtime.world import World
-from fmscale.store.backend import Backend
-from fmscale.store.dataset import open_dataset
-from fmscale.store.tokenizers import load_tokenizer
-from fmscale.train.rows import to_rows
+from fmscale.store.backends.protocol import Backend
+from fmscale.store.datasets.dataset import open_dataset
+from fmscale.store.datasets.tokenizers import load_tokenizer
+from fmscale.train.inputs import to_rows
 
 
 @dataclass(frozen=True, kw_only=True)

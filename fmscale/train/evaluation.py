@@ -4,9 +4,9 @@ from collections.abc import Iterable
 
 import torch
 
-from fmscale.objectives.rows import Rows
-from fmscale.train.engine import Engine
-from fmscale.train.facts import total
+from fmscale.objectives.inputs import Rows
+from fmscale.runtime.collectives import total
+from fmscale.train.engine.deepspeed import Engine
 
 
 @torch.no_grad()

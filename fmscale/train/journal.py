@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from fmscale.runtime.sinks import Sink
-from fmscale.train.facts import largest, total
+from fmscale.runtime.collectives import largest, total
+from fmscale.runtime.sinks.sinks import Sink
 from fmscale.train.step import StepResult
 
 

@@ -12,13 +12,13 @@ import torch
 from fmscale.data.batch import Batch
 from fmscale.data.loader import Loader
 from fmscale.errors import FmscaleError
-from fmscale.objectives.rows import Rows
+from fmscale.objectives.inputs import Rows
+from fmscale.runtime.collectives import exchange
 from fmscale.runtime.failure import Whereabouts
 from fmscale.runtime.stop import Stop, StopFlag
-from fmscale.train.engine import Engine
-from fmscale.train.facts import exchange
+from fmscale.train.engine.deepspeed import Engine
+from fmscale.train.inputs import to_rows
 from fmscale.train.journal import Journal, Timing
-from fmscale.train.rows import to_rows
 from fmscale.train.saving import Saving
 from fmscale.train.seeds import seed_dropout
 from fmscale.train.step import train_step

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from fmscale.checkpoint.catalog import list_checkpoints
-from fmscale.checkpoint.names import run_log
-from fmscale.checkpoint.restore import Restored
-from fmscale.checkpoint.restore import restore as read_checkpoint
-from fmscale.checkpoint.retention import mark_verified
+from fmscale.checkpoint.format.names import run_log
+from fmscale.checkpoint.persist.retention import mark_verified
+from fmscale.checkpoint.read.restore import Restored
+from fmscale.checkpoint.read.restore import restore as read_checkpoint
 from fmscale.config import Config
 from fmscale.data.loader import Loader
 from fmscale.errors import ConfigError, StoreError
-from fmscale.store.backend import Backend
-from fmscale.train.engine import Engine
+from fmscale.store.backends.protocol import Backend
+from fmscale.train.engine.deepspeed import Engine
 from fmscale.train.saving import Saving
 from fmscale.train.session import Session
 

@@ -11,15 +11,15 @@ from typing import Any
 from fmscale.config import Batch, Config, derive_batch
 from fmscale.errors import ConfigError, StoreError
 from fmscale.runtime.failure import Whereabouts, recorded
-from fmscale.runtime.sinks import optional
+from fmscale.runtime.sinks.sinks import optional
 from fmscale.runtime.stop import Stop
 from fmscale.runtime.world import World, read_world
-from fmscale.train.assemble import Show, assemble
 from fmscale.train.data import check_length
 from fmscale.train.loop import dry_run, run_loop
-from fmscale.train.places import run_folder
 from fmscale.train.resume import restore
+from fmscale.train.run_folder import run_folder
 from fmscale.train.session import Session, meet
+from fmscale.train.setup import Show, assemble
 
 logger = logging.getLogger(__name__)
 

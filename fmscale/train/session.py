@@ -18,11 +18,11 @@ from fmscale.runtime.group import connect, init_distributed
 from fmscale.runtime.stop import StopFlag
 from fmscale.runtime.waits import HostWaits
 from fmscale.runtime.world import World
-from fmscale.store.backend import Backend
-from fmscale.store.lease import acquire
-from fmscale.store.log import RUN_KINDS, Log
+from fmscale.store.backends.protocol import Backend
+from fmscale.store.log.lease import acquire
+from fmscale.store.log.log import RUN_KINDS, Log
 from fmscale.store.open import open_store
-from fmscale.train.places import check_folder, run_folder
+from fmscale.train.run_folder import check_folder, run_folder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fmscale.objectives.rows import Rows
-from fmscale.train.engine import Engine, Update
+from fmscale.objectives.inputs import Rows
+from fmscale.train.engine.deepspeed import Engine, Update
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from benchmarks.loader_shuffle import good, quality, shuffle_claims
 from benchmarks.memory_group import memory_group
 from benchmarks.peers.common import ROW_TOKENS
 from benchmarks.peers.ours import write_dataset
-from fmscale.data.delivery import SCHEMA, read_records
+from fmscale.data.provenance.delivery import SCHEMA, read_records
 from fmscale.errors import ConfigError
 from tests.helpers.s3_server import S3Server
 

@@ -4,8 +4,9 @@ import uuid
 
 import pytest
 
-from fmscale.checkpoint import saver, worker
-from fmscale.checkpoint.writer import ThreadWriter
+from fmscale.checkpoint import saver
+from fmscale.checkpoint.persist import worker
+from fmscale.checkpoint.persist.client import ThreadWriter
 from fmscale.store.open import open_store
 from tests.helpers.faulty_backend import FaultyBackend
 

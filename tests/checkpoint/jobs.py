@@ -2,14 +2,14 @@
 
 import time
 
-from fmscale.checkpoint import worker
-from fmscale.checkpoint.job import Job, Settings
-from fmscale.checkpoint.layout import plan_layout
-from fmscale.checkpoint.memory import SharedMemory
-from fmscale.checkpoint.names import checkpoint_folder
-from fmscale.checkpoint.snapshot import checked
-from fmscale.checkpoint.worker import Worker
-from fmscale.store.backend import Backend
+from fmscale.checkpoint.format.layout import plan_layout
+from fmscale.checkpoint.format.names import checkpoint_folder
+from fmscale.checkpoint.persist import worker
+from fmscale.checkpoint.persist.job import Job, Settings
+from fmscale.checkpoint.persist.worker import Worker
+from fmscale.checkpoint.snapshot.memory import SharedMemory
+from fmscale.checkpoint.snapshot.snapshot import checked
+from fmscale.store.backends.protocol import Backend
 from tests.checkpoint.states import RUN, Tensors, pieces_at
 
 STATE: Tensors = {(f"w{i}", "weight"): ("float32", (5000,)) for i in range(3)}

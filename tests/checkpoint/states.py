@@ -11,14 +11,14 @@ from typing import Any, TypeVar
 
 import torch
 
-from fmscale.checkpoint.names import run_log
-from fmscale.checkpoint.piece import Piece, elements
-from fmscale.checkpoint.restore import Restored, restore
+from fmscale.checkpoint.format.names import run_log
+from fmscale.checkpoint.format.piece import Piece, elements
+from fmscale.checkpoint.read.restore import Restored, restore
 from fmscale.checkpoint.saver import Saver, SaveReport
 from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.runtime.waits import HostWaits
 from fmscale.runtime.world import World
-from fmscale.store.lease import acquire
+from fmscale.store.log.lease import acquire
 from fmscale.store.open import open_store
 
 T = TypeVar("T")

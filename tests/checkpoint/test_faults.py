@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from fmscale.checkpoint import commit
 from fmscale.checkpoint.catalog import list_checkpoints
-from fmscale.checkpoint.names import run_log
-from fmscale.checkpoint.retention import references
-from fmscale.checkpoint.worker import Worker
+from fmscale.checkpoint.format.names import run_log
+from fmscale.checkpoint.persist import commit
+from fmscale.checkpoint.persist.retention import references
+from fmscale.checkpoint.persist.worker import Worker
 from fmscale.config.checkpoint import CheckpointConfig
-from fmscale.store.backend import Backend
+from fmscale.store.backends.protocol import Backend
+from fmscale.store.log.retirement import retire
 from fmscale.store.open import open_store
-from fmscale.store.retire import retire
 from tests.checkpoint.states import QUICK, RUN, SMALL, Fleet, Tensors, assert_restores, lease, states
 from tests.helpers.faulty_backend import Fault
 
@@ -65,7 +65,7 @@ def test_a_store_that_stays_down_costs_the_save_and_not_the_run(faulty) -> None:
 def test_a_commit_whose_outcome_stays_unknown_keeps_its_files(faulty, monkeypatch) -> None:
     """The entry was written and no answer ever came: the checkpoint exists, and nothing of it may be deleted."""
     url, backends = faulty
-    from fmscale.store import log
+    from fmscale.store.log import log
 
     monkeypatch.setattr(log, "ATTEMPTS", 1)
     with Fleet(url, ranks=1, config=CheckpointConfig(retries=0, grace_seconds=0.0)) as fleet:
@@ -122,7 +122,7 @@ def test_left_overs_of_an_earlier_attempt_are_deleted(tmp_path: Path, in_thread:
 
 
 def _thread_writer() -> type:
-    from fmscale.checkpoint.writer import ThreadWriter
+    from fmscale.checkpoint.persist.client import ThreadWriter
 
     return ThreadWriter
 
@@ -171,7 +171,7 @@ def test_a_folder_that_cannot_be_written_is_reported(tmp_path: Path, in_thread: 
 
 
 def test_no_memory_for_the_snapshot_fails_the_save_only(tmp_path: Path, in_thread: None, monkeypatch) -> None:
-    from fmscale.checkpoint import snapshot
+    from fmscale.checkpoint.snapshot import snapshot
 
     url = str(tmp_path / "store")
     with Fleet(url, ranks=2, config=QUICK) as fleet:

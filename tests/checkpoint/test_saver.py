@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from fmscale.checkpoint import snapshot
 from fmscale.checkpoint.catalog import list_checkpoints
-from fmscale.checkpoint.memory import SharedMemory
-from fmscale.checkpoint.open import open as open_checkpoint
-from fmscale.checkpoint.piece import Piece, whole
+from fmscale.checkpoint.checkpoint import open as open_checkpoint
+from fmscale.checkpoint.format.piece import Piece, whole
 from fmscale.checkpoint.saver import Saver
+from fmscale.checkpoint.snapshot import snapshot
+from fmscale.checkpoint.snapshot.memory import SharedMemory
 from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.errors import ConfigError
 from fmscale.runtime.metrics import Metrics
@@ -75,7 +75,7 @@ def test_while_one_is_written_the_next_is_skipped_or_waits(
     tmp_path: Path, in_thread: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = threading.Event()
-    from fmscale.checkpoint import worker
+    from fmscale.checkpoint.persist import worker
 
     persist = worker.persist
     monkeypatch.setattr(worker, "persist", lambda *args: (held.wait(20), persist(*args))[1])
@@ -192,8 +192,8 @@ def test_a_commit_that_is_retired_before_a_rank_hears_of_it_was_a_commit(
     memory_store, in_thread: None
 ) -> None:
     """keep_last 1: rank 0 may commit the next save and retire this one between two looks of another rank."""
-    from fmscale.checkpoint.commit import Seen, await_outcome
-    from fmscale.checkpoint.names import run_log
+    from fmscale.checkpoint.format.names import run_log
+    from fmscale.checkpoint.persist.commit import Seen, await_outcome
     from tests.checkpoint.jobs import one_save, settings
 
     with Fleet(memory_store.url, ranks=1, config=CheckpointConfig(keep_last=1, grace_seconds=0.0)) as fleet:

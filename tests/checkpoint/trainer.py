@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from fmscale.checkpoint import snapshot
-from fmscale.checkpoint.restore import restore
+from fmscale.checkpoint.read.restore import restore
+from fmscale.checkpoint.snapshot import snapshot
 from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.runtime.waits import HostWaits
 from fmscale.runtime.world import World

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fmscale.cli.main import build_app
-from fmscale.store.log import RUN_KINDS, Log
+from fmscale.store.log.log import RUN_KINDS, Log
 from fmscale.store.open import open_store
 
 

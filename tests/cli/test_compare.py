@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from fmscale.cli.main import build_app
-from fmscale.data.delivery import SCHEMA
-from fmscale.runtime.sinks import JsonlSink
+from fmscale.data.provenance.delivery import SCHEMA
+from fmscale.runtime.sinks.sinks import JsonlSink
 from fmscale.train.compare import first_unequal
 
 Changes = dict[int, dict[str, Any]]

@@ -12,9 +12,9 @@ import pytest
 from typer.testing import CliRunner
 
 from fmscale.cli.main import build_app
-from fmscale.data.tokenizer import from_json
+from fmscale.data.tokenizers.tokenizer import from_json
+from fmscale.store.datasets.tokenizers import load_tokenizer
 from fmscale.store.open import open_store
-from fmscale.store.tokenizers import load_tokenizer
 from tests.data.ingest.corpora import documents, mixed, put
 
 

@@ -16,7 +16,7 @@ from fmscale.config import TrainConfig
 from fmscale.data.ingest import ingest
 from fmscale.data.open import SourceSpec, make_sources, open_order
 from fmscale.store.open import open_store
-from fmscale.train.forecast import state_bytes
+from fmscale.train.preflight.forecast import state_bytes
 
 LENGTH = 63
 CONFIG = """

@@ -3,8 +3,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from fmscale.config import ModelConfig, flops_per_token, num_parameters
-from fmscale.config.load import load_section, read_extended, shipped_configs
-from fmscale.config.tree import Table
+from fmscale.config.reader.load import load_section, read_extended, shipped_configs
+from fmscale.config.reader.tree import Table
 from fmscale.errors import ConfigError
 from fmscale.models import build
 

@@ -9,11 +9,11 @@ import pytest
 
 from fmscale.data.loader import Loader
 from fmscale.data.open import open_loader
-from fmscale.data.order_log import replay
-from fmscale.store.backend import Backend
-from fmscale.store.fetch import CorruptChunk
-from fmscale.store.log import RUN_KINDS, Log
+from fmscale.data.plan.order_log import replay
+from fmscale.store.backends.protocol import Backend
+from fmscale.store.log.log import RUN_KINDS, Log
 from fmscale.store.open import open_store
+from fmscale.store.tiers.fetch import CorruptChunk
 from tests.helpers.corpus import Corpus, T, store_corpus
 from tests.helpers.segments import flip, truncate
 

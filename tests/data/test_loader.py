@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from fmscale.data import blocks
 from fmscale.data.loader import Loader
 from fmscale.data.open import SourceSpec, open_loader
+from fmscale.data.reading import planner
 from fmscale.data.torch_dataset import TokenDataset
 from fmscale.errors import ConfigError, DataError
-from fmscale.store.backend import Backend
+from fmscale.store.backends.protocol import Backend
 from fmscale.store.open import open_store
 from tests.helpers.corpus import Corpus, T, store_corpus
 from tests.helpers.faulty_backend import FaultyBackend
@@ -228,8 +228,8 @@ class Recorder(FaultyBackend):
 def test_a_slow_disk_is_told_of_every_unit_before_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: bool
 ) -> None:
-    monkeypatch.setattr(blocks, "JUDGED_UNITS", 1)
-    monkeypatch.setattr(blocks, "CACHED_BYTES_PER_SECOND", float("inf") if slow else 0.0)
+    monkeypatch.setattr(planner, "JUDGED_UNITS", 1)
+    monkeypatch.setattr(planner, "CACHED_BYTES_PER_SECOND", float("inf") if slow else 0.0)
     disk = open_store(str(tmp_path / "store"))
     store_corpus(disk)
     recorder = Recorder(disk)
@@ -245,18 +245,18 @@ def test_a_slow_disk_is_told_of_every_unit_before_it_is_read(
 def test_nobody_waits_for_a_slow_disk_once_all_units_are_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocks, "JUDGED_UNITS", 1)
-    monkeypatch.setattr(blocks, "CACHED_BYTES_PER_SECOND", float("inf"))
+    monkeypatch.setattr(planner, "JUDGED_UNITS", 1)
+    monkeypatch.setattr(planner, "CACHED_BYTES_PER_SECOND", float("inf"))
     disk = open_store(str(tmp_path / "store"))
     store_corpus(disk)
     with open_corpus(disk, read_threads=0) as loader:
         next(loader)
         assert loader._ahead is not None
-        planner = loader._ahead._planner
+        units = loader._ahead._planner
         epoch = loader.plan.sources[0].view.units.N
         while loader.k < 2 * epoch:
             next(loader)
-        assert not planner.waits
+        assert not units.waits
 
 
 def test_wrong_rank_or_dataset_is_refused(memory: Backend, corpus: Corpus) -> None:

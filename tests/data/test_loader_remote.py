@@ -8,9 +8,9 @@ import pytest
 
 from fmscale.data.loader import Loader
 from fmscale.data.open import open_loader
-from fmscale.store.cache import NodeCache
 from fmscale.store.open import open_store
-from fmscale.store.segment_writer import TOKEN_CHUNK_BYTES
+from fmscale.store.segments.tokens_writer import TOKEN_CHUNK_BYTES
+from fmscale.store.tiers.cache import NodeCache
 from tests.helpers.corpus import Corpus, T, store_corpus
 from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.ranks import run_ranks

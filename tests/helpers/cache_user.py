@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Barrier, Lock
 
-from fmscale.store.cache import NodeCache
+from fmscale.store.tiers.cache import NodeCache
 
 CHUNK = 4096
 

@@ -8,7 +8,7 @@ Each printed line is "NUMBER UUID". With COUNT it ends after as many entries.
 import os
 import sys
 
-from fmscale.store.log import RUN_KINDS, Log
+from fmscale.store.log.log import RUN_KINDS, Log
 from fmscale.store.open import open_store
 
 PADDING = "x" * 30_000

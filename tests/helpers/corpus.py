@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fmscale.store.backend import Backend
+from fmscale.store.backends.protocol import Backend
 from tests.helpers.segments import Document, documents, write_commit
 
 T = 129

@@ -16,7 +16,7 @@ from threading import RLock
 from typing import Any, TypeVar
 
 from fmscale.errors import StoreUnavailable
-from fmscale.store.backend import Backend, ObjectInfo
+from fmscale.store.backends.protocol import Backend, ObjectInfo
 
 T = TypeVar("T")
 

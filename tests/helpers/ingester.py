@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from fmscale.data.ingest import ingest
-from fmscale.store.local import LocalBackend
+from fmscale.store.backends.local import LocalBackend
+from fmscale.store.doctor.probe import require_writable
 from fmscale.store.open import open_store
-from fmscale.store.probe import require_writable
 
 WRITES = ("put", "put_if_absent", "put_file")
 

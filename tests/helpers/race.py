@@ -6,7 +6,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 
-from fmscale.store.backend import Backend
+from fmscale.store.backends.protocol import Backend
 from fmscale.store.open import open_store
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from fmscale.store.backend import Backend
-from fmscale.store.commit import Commit
-from fmscale.store.dataset import create_or_open
+from fmscale.store.backends.protocol import Backend
+from fmscale.store.datasets.commit import Commit
+from fmscale.store.datasets.dataset import create_or_open
+from fmscale.store.datasets.tokenizers import store_tokenizer
 from fmscale.store.digest import metadata_digest
-from fmscale.store.seal import SealInfo, segment_prefix
-from fmscale.store.segment_writer import TokenSegmentWriter
-from fmscale.store.tokenizers import store_tokenizer
+from fmscale.store.segments.seal import SealInfo, segment_prefix
+from fmscale.store.segments.tokens_writer import TokenSegmentWriter
 
 TOKENIZER = b'{"type":"bytes"}'
 

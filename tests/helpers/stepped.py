@@ -10,7 +10,7 @@ from threading import Semaphore, Thread
 from typing import Any
 
 from fmscale.errors import StoreError, StoreUnavailable
-from fmscale.store.backend import Backend
+from fmscale.store.backends.protocol import Backend
 
 FATES = ("ok", "lost_request", "lost_response", "twice", "late", "killed_before", "killed_after")
 TIMEOUT = 60.0

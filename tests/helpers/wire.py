@@ -3,9 +3,9 @@
 import threading
 from dataclasses import dataclass, field
 
-from fmscale.store.fetch import Fetcher, chunk_span
-from fmscale.store.segment import ObjectRef
-from fmscale.store.segment_writer import TOKEN_CHUNK_BYTES
+from fmscale.store.segments.tokens import ObjectRef
+from fmscale.store.segments.tokens_writer import TOKEN_CHUNK_BYTES
+from fmscale.store.tiers.fetch import Fetcher, chunk_span
 from tests.helpers.faulty_backend import FaultyBackend
 
 CHUNKS, CHUNK = 6, TOKEN_CHUNK_BYTES

@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmscale.data.bpe import train_bpe
-from fmscale.data.tokenizer import ByteTokenizer, Tokenizer
+from fmscale.data.tokenizers.bpe import train_bpe
+from fmscale.data.tokenizers.tokenizer import ByteTokenizer, Tokenizer
 from fmscale.infer import TextStream
 
 TEXT = "x = 'ä€𝄞é' # naïve — 日本語 \U0001f600!"

@@ -5,15 +5,15 @@ from typing import Any
 
 import torch
 
-from fmscale.checkpoint.names import run_log
-from fmscale.checkpoint.piece import whole
+from fmscale.checkpoint.format.names import run_log
+from fmscale.checkpoint.format.piece import whole
 from fmscale.checkpoint.saver import Saver
 from fmscale.config import CheckpointConfig, ModelConfig, as_tree
 from fmscale.data.ingest import ingest
 from fmscale.models import Decoder, build
 from fmscale.runtime.world import World
-from fmscale.store.dataset import open_dataset
-from fmscale.store.lease import acquire
+from fmscale.store.datasets.dataset import open_dataset
+from fmscale.store.log.lease import acquire
 from fmscale.store.open import open_store
 
 TEXTS = {f"{i:02d}.txt": f"Document {i}: " + "the quick brown fox, naïve. " * (3 + 5 * i) for i in range(8)}

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fmscale.errors import KernelError
-from tests.kernels.attention_problems import far
+from tests.kernels.attention.attention_problems import far
 from tests.kernels.policy import check_op
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

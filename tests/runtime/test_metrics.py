@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fmscale.errors import FormatError
 from fmscale.runtime.metrics import Metrics, percentile
-from fmscale.runtime.sinks import ConsoleSink, JsonlSink, read_jsonl, read_last
+from fmscale.runtime.sinks.sinks import ConsoleSink, JsonlSink, read_jsonl, read_last
 
 
 @settings(deadline=None)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from fmscale.store.backend import Backend
-from fmscale.store.segment import ObjectRef, TokenSegment, open_segment
+from fmscale.store.backends.protocol import Backend
+from fmscale.store.segments.tokens import ObjectRef, TokenSegment, open_segment
 from tests.helpers.segments import documents, write_segment
 from tests.helpers.wire import CHUNK, CHUNKS, Wire
 

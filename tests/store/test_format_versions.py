@@ -9,16 +9,16 @@ import pyarrow as pa
 import pytest
 
 from fmscale.errors import FmscaleError, FormatError
-from fmscale.store.backend import Backend
-from fmscale.store.dataset import list_datasets, open_dataset
+from fmscale.store.backends.protocol import Backend
+from fmscale.store.datasets.dataset import list_datasets, open_dataset
+from fmscale.store.datasets.tokenizers import load_tokenizer
+from fmscale.store.datasets.verify import verify_dataset
 from fmscale.store.digest import canonical_json, metadata_digest
-from fmscale.store.log import DATASET_KINDS, Log
+from fmscale.store.log.log import DATASET_KINDS, Log
 from fmscale.store.open import open_store
-from fmscale.store.records import open_records, read_batch
-from fmscale.store.seal import FORMAT_VERSION, sealed
-from fmscale.store.segment import open_segment, read_document_table, read_documents, read_tokens
-from fmscale.store.tokenizers import load_tokenizer
-from fmscale.store.verify import verify_dataset
+from fmscale.store.segments.records import open_records, read_batch
+from fmscale.store.segments.seal import FORMAT_VERSION, sealed
+from fmscale.store.segments.tokens import open_segment, read_document_table, read_documents, read_tokens
 from tests.fixtures import make_format_version as made
 from tests.helpers.segments import documents, write_segment
 

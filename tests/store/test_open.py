@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from fmscale.errors import AccessDenied, ConfigError, StoreError
-from fmscale.store.answers import scrub
-from fmscale.store.credentials import profile_credentials
-from fmscale.store.foreign import FsspecBackend
-from fmscale.store.local import LocalBackend
-from fmscale.store.objects import ObjectBackend, coalesce
+from fmscale.store.backends.credentials import profile_credentials
+from fmscale.store.backends.fsspec import FsspecBackend
+from fmscale.store.backends.http_errors import scrub
+from fmscale.store.backends.local import LocalBackend
+from fmscale.store.backends.objects import ObjectBackend, coalesce
 from fmscale.store.open import open_store, parse_url
 from tests.helpers.s3_server import S3Server
 

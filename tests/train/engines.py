@@ -7,10 +7,10 @@ import torch
 
 from fmscale.config import Batch, Config, ModelConfig, OptimizerConfig, TrainConfig
 from fmscale.config.data import DataConfig, SourceConfig
-from fmscale.objectives.rows import Rows
+from fmscale.objectives.inputs import Rows
 from fmscale.runtime.world import World
-from fmscale.train.build import build_engine
-from fmscale.train.engine import DeepSpeedEngine
+from fmscale.train.engine.build import build_engine
+from fmscale.train.engine.deepspeed import DeepSpeedEngine
 from fmscale.train.step import train_step
 from tests.helpers.deepspeed_numbers import restart_numbers
 

@@ -8,17 +8,17 @@ import torch
 from typer.testing import CliRunner
 
 from fmscale.checkpoint.catalog import list_checkpoints
-from fmscale.checkpoint.names import run_log
-from fmscale.checkpoint.piece import whole
+from fmscale.checkpoint.format.names import run_log
+from fmscale.checkpoint.format.piece import whole
 from fmscale.checkpoint.saver import Saver
 from fmscale.cli.main import build_app
 from fmscale.config import CheckpointConfig
 from fmscale.data.open import open_loader
 from fmscale.errors import ConfigError
 from fmscale.runtime.world import World
-from fmscale.store.lease import acquire
+from fmscale.store.log.lease import acquire
+from fmscale.store.log.retirement import retire
 from fmscale.store.open import open_store
-from fmscale.store.retire import retire
 from fmscale.train.batches import recorded_batches
 from tests.helpers.corpus import T, store_corpus
 

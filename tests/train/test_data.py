@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from fmscale.cli.main import build_app
 from fmscale.config import load_config
-from fmscale.data.delivery import document_bytes
+from fmscale.data.provenance.delivery import document_bytes
 from fmscale.errors import ConfigError
 from fmscale.runtime.world import World
 from fmscale.store.open import open_store

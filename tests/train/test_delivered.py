@@ -9,14 +9,14 @@ import pyarrow as pa
 import pytest
 import torch
 
-from fmscale.data.delivery import DeliveryRecord, order_hash, read_records
 from fmscale.data.open import SourceSpec, make_sources, open_loader
-from fmscale.data.plan import Plan, Stage
-from fmscale.data.planned import Planned
-from fmscale.objectives.rows import Rows
-from fmscale.store.backend import Backend
+from fmscale.data.plan.plan import Plan, Stage
+from fmscale.data.provenance.delivery import DeliveryRecord, order_hash, read_records
+from fmscale.data.provenance.expected import Planned
+from fmscale.objectives.inputs import Rows
+from fmscale.store.backends.protocol import Backend
 from fmscale.store.open import open_store
-from fmscale.train.rows import received, to_rows
+from fmscale.train.inputs import received, to_rows
 from tests.helpers.corpus import store_corpus
 
 SAMPLES, BATCH, T = 64, 8, 65

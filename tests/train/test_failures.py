@@ -169,7 +169,7 @@ def test_the_second_ctrl_c_of_a_run_alone_interrupts_it(
             os.kill(os.getpid(), signal.SIGINT)
             heard.append(number)
 
-    monkeypatch.setattr("fmscale.train.assemble.tokenizer_of", interrupted)
+    monkeypatch.setattr("fmscale.train.setup.tokenizer_of", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train_alone(path)
     assert heard == [0]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from fmscale.checkpoint.open import open as open_checkpoint
+from fmscale.checkpoint.checkpoint import open as open_checkpoint
 from tests.helpers.ranks import run_ranks
 from tests.train.runs import make_corpus, train_here, write_config
 
@@ -17,9 +17,9 @@ def train_with_late_copies(rank: int, size: int, path: str, overrides: tuple[str
 
     The state at each save, by step: (name, state, start, values).
     """
-    from fmscale.checkpoint import snapshot
     from fmscale.checkpoint.saver import Saver
-    from fmscale.train.engine import DeepSpeedEngine
+    from fmscale.checkpoint.snapshot import snapshot
+    from fmscale.train.engine.deepspeed import DeepSpeedEngine
 
     go = threading.Event()
     held: dict[int, Any] = {}

@@ -8,7 +8,7 @@ import pytest
 from fmscale.config import Config, DataConfig, SourceConfig, TrainConfig
 from fmscale.data.open import SourceSpec
 from fmscale.runtime.world import World
-from fmscale.store.backend import Backend
+from fmscale.store.backends.protocol import Backend
 from fmscale.train import data
 
 SOURCES = (

@@ -10,14 +10,14 @@ import torch
 from fmscale.checkpoint import catalog
 from fmscale.config import load_config
 from fmscale.data.batch import Batch
-from fmscale.data.delivery import order_hash
-from fmscale.data.order_log import OrderLog
-from fmscale.data.planned import Planned
+from fmscale.data.plan.order_log import OrderLog
+from fmscale.data.provenance.delivery import order_hash
+from fmscale.data.provenance.expected import Planned
 from fmscale.errors import ConfigError
-from fmscale.objectives.rows import Rows
-from fmscale.store.log import RUN_KINDS, Log
+from fmscale.objectives.inputs import Rows
+from fmscale.store.log.log import RUN_KINDS, Log
 from fmscale.store.open import open_store
-from fmscale.train.rows import to_rows
+from fmscale.train.inputs import to_rows
 from tests.helpers.ranks import run_ranks
 from tests.train.runs import T, delivered, events_of, make_corpus, steps_of, train_here, write_config
 
@@ -132,7 +132,7 @@ def test_state_is_equal_to_the_bit_right_after_the_restore(
     ranks = run_ranks(
         state_after_restore, size, str(path), (*common, f"train.zero_stage={stage}"), timeout=120
     )
-    from fmscale.checkpoint.open import open as open_checkpoint
+    from fmscale.checkpoint.checkpoint import open as open_checkpoint
 
     saved = open_checkpoint(f"{store}#{run}@2")
     seen: dict[Any, int] = {}

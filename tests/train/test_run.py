@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from fmscale.config import load_config
-from fmscale.data.tokenizer import ByteTokenizer
+from fmscale.data.tokenizers.tokenizer import ByteTokenizer
 from fmscale.errors import ConfigError, FmscaleError
 from fmscale.runtime.failure import first_failure
 from fmscale.store.open import open_store
@@ -55,7 +55,7 @@ def test_metrics_need_a_folder(path: Path) -> None:
 
 
 def test_a_dataset_without_commits_has_no_tokenizer(path: Path, tmp_path: Path) -> None:
-    from fmscale.store.dataset import create_or_open
+    from fmscale.store.datasets.dataset import create_or_open
 
     empty = open_store(str(tmp_path / "empty"))
     create_or_open(empty, "prose")

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from fmscale.data.batch import Batch, UnitDocuments
+from fmscale.runtime.collectives import exchange, largest, total
 from fmscale.runtime.stop import Stop
-from fmscale.train.facts import exchange, largest, total
-from fmscale.train.rows import to_rows
+from fmscale.train.inputs import to_rows
 from tests.helpers.ranks import run_ranks
 from tests.train.engines import config_of, held, joined, make_engine, train
 

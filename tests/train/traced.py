@@ -22,7 +22,7 @@ def traced(rank: int, size: int, path: str, overrides: tuple[str, ...]) -> list[
     A save by the clock is due at every step, if the config has one.
     """
     from fmscale.data.loader import Loader
-    from fmscale.train.engine import DeepSpeedEngine
+    from fmscale.train.engine.deepspeed import DeepSpeedEngine
     from fmscale.train.run import run_training
 
     events: list[Event] = []

@@ -7,7 +7,7 @@ from typing import BinaryIO, Protocol
 
 from fmscale.data.ingest.sources import File
 from fmscale.errors import AccessDenied, DataError
-from fmscale.store.backend import Backend
+from fmscale.store.backends.protocol import Backend
 from fmscale.store.open import open_store
 
 READ_AHEAD = 4 << 20

@@ -14,7 +14,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from fmscale.data.bpe import train_bpe
 from fmscale.data.ingest.formats import FORMATS
 from fmscale.data.ingest.guess import decide
 from fmscale.data.ingest.plan import (
@@ -37,15 +36,16 @@ from fmscale.data.ingest.record import (
 from fmscale.data.ingest.sample import sample, sample_bytes
 from fmscale.data.ingest.sources import Listing, list_sources
 from fmscale.data.ingest.unit import Assignment
-from fmscale.data.tokenizer import dtype_of, from_json
+from fmscale.data.tokenizers.bpe import train_bpe
+from fmscale.data.tokenizers.tokenizer import dtype_of, from_json
 from fmscale.errors import ConfigError, Conflict, DataError
-from fmscale.store.backend import Backend
-from fmscale.store.commit import Commit
-from fmscale.store.dataset import Dataset, create_or_open
-from fmscale.store.once import store_once
+from fmscale.store.backends.protocol import Backend
+from fmscale.store.backends.write_once import store_once
+from fmscale.store.datasets.commit import Commit
+from fmscale.store.datasets.dataset import Dataset, create_or_open
+from fmscale.store.datasets.tokenizers import load_tokenizer, store_tokenizer
+from fmscale.store.doctor.probe import require_writable
 from fmscale.store.open import open_store
-from fmscale.store.probe import require_writable
-from fmscale.store.tokenizers import load_tokenizer, store_tokenizer
 
 RECORD_READS = 32
 """Records read at once: 10^4 of them in 8 s at 25 ms each."""

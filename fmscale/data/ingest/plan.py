@@ -16,9 +16,9 @@ from fmscale.data.ingest.formats import Piece, splittable
 from fmscale.data.ingest.record import Skipped
 from fmscale.data.ingest.sources import File, Listing
 from fmscale.errors import CorruptData, ObjectNotFound
-from fmscale.store.backend import Backend
+from fmscale.store.backends.protocol import Backend
 from fmscale.store.digest import canonical_json, metadata_digest
-from fmscale.store.seal import check_version
+from fmscale.store.segments.seal import check_version
 
 FORMAT_VERSION = 1
 """Version of plans. It is part of a job's digest, and so of its segments' names: it changes with anything

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fmscale.data.tokenizer import Tokenizer, bpe_size, from_json, load_tokenizer
+from fmscale.data.tokenizers.tokenizer import Tokenizer, bpe_size, from_json, load_tokenizer
 from fmscale.errors import ConfigError, DataError
-from fmscale.store import tokenizers as stored
-from fmscale.store.backend import Backend
-from fmscale.store.commit import Commit
+from fmscale.store.backends.protocol import Backend
+from fmscale.store.datasets import tokenizers as stored
+from fmscale.store.datasets.commit import Commit
 
 DEFAULT_TOKENIZER = "bpe:8192"
 """Of a new dataset: small enough for a laptop's models, trained in seconds."""

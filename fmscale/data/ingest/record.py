@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fmscale.errors import DataError
-from fmscale.store.backend import Backend
+from fmscale.store.backends.protocol import Backend
 from fmscale.store.digest import canonical_json
-from fmscale.store.seal import SealInfo, check_version
+from fmscale.store.segments.seal import SealInfo, check_version
 
 FORMAT_VERSION = 1
 

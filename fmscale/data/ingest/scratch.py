@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fmscale.store.array_writer import scratch_errors
+from fmscale.store.segments.array_writer import scratch_errors
 
 PREFIX = "fmscale-ingest-"
 LOCK = "lock"

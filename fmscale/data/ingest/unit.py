@@ -10,14 +10,14 @@ from fmscale.data.ingest.formats import Bad, Document
 from fmscale.data.ingest.plan import StoredPlan, Work, document_id, is_heldout, load_plan
 from fmscale.data.ingest.record import BAD, Skipped, UnitRecord, record_name, records_folder
 from fmscale.data.ingest.scratch import scratch_folder
-from fmscale.data.tokenizer import Tokenizer, dtype_of, frame, from_json
+from fmscale.data.tokenizers.tokenizer import Tokenizer, dtype_of, frame, from_json
 from fmscale.errors import Conflict, StoreError
-from fmscale.store.backend import Backend
-from fmscale.store.once import store_once
+from fmscale.store.backends.protocol import Backend
+from fmscale.store.backends.write_once import store_once
+from fmscale.store.datasets.tokenizers import load_tokenizer
 from fmscale.store.open import open_store
-from fmscale.store.seal import segment_prefix
-from fmscale.store.segment_writer import TokenSegmentWriter
-from fmscale.store.tokenizers import load_tokenizer
+from fmscale.store.segments.seal import segment_prefix
+from fmscale.store.segments.tokens_writer import TokenSegmentWriter
 
 BATCH_CHARACTERS = 1 << 20
 """Text that is tokenized at once: enough to amortize a call of the library, and tens of MB of its memory."""

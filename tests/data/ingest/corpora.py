@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
-from fmscale.store.backend import Backend
-from fmscale.store.dataset import open_dataset
+from fmscale.store.backends.protocol import Backend
+from fmscale.store.datasets.dataset import open_dataset
 from fmscale.store.keys import TEMPORARY_PREFIX
-from fmscale.store.segment import open_segment, read_document_table, read_tokens
+from fmscale.store.segments.tokens import open_segment, read_document_table, read_tokens
 
 MOMENT = 1_700_000_000
 """Time of change of every file, so that two copies of a corpus are the same inputs."""

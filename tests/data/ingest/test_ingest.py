@@ -10,17 +10,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fmscale.data.bpe import train_bpe
 from fmscale.data.ingest import IngestResult, ingest
 from fmscale.data.ingest.plan import document_id
-from fmscale.data.tokenizer import ByteTokenizer, from_json
+from fmscale.data.tokenizers.bpe import train_bpe
+from fmscale.data.tokenizers.tokenizer import ByteTokenizer, from_json
 from fmscale.errors import ConfigError, DataError, FormatError, ObjectNotFound
-from fmscale.store.backend import Backend
-from fmscale.store.commit import references
-from fmscale.store.dataset import open_dataset
+from fmscale.store.backends.protocol import Backend
+from fmscale.store.datasets.commit import references
+from fmscale.store.datasets.dataset import open_dataset
+from fmscale.store.datasets.tokenizers import load_tokenizer
+from fmscale.store.log.retirement import retire
 from fmscale.store.open import open_store
-from fmscale.store.retire import retire
-from fmscale.store.tokenizers import load_tokenizer
 from tests.data.ingest.corpora import (
     commit_bodies,
     contents,

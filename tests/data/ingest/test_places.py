@@ -10,9 +10,9 @@ import pytest
 
 from fmscale.data.ingest import ingest
 from fmscale.errors import AccessDenied, DataError, StoreFull, StoreUnavailable
-from fmscale.store.dataset import open_dataset
+from fmscale.store.datasets.dataset import open_dataset
+from fmscale.store.datasets.verify import verify_dataset
 from fmscale.store.open import open_store
-from fmscale.store.verify import verify_dataset
 from tests.data.ingest.corpora import contents, documents, lines, put, sentences
 from tests.helpers.disks import mounted
 from tests.helpers.fault_proxy import FaultProxy

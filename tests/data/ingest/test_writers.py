@@ -13,8 +13,8 @@ import pytest
 
 from fmscale.data.ingest import IngestResult, ingest
 from fmscale.errors import ConfigError, DataError, RankError
-from fmscale.store.backend import Backend
-from fmscale.store.dataset import open_dataset
+from fmscale.store.backends.protocol import Backend
+from fmscale.store.datasets.dataset import open_dataset
 from fmscale.store.open import open_store
 from tests.data.ingest.corpora import (
     commit_bodies,

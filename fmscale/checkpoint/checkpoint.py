@@ -1,0 +1,116 @@
+"""A checkpoint as logical tensors by name, whichever ranks wrote it."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fmscale.checkpoint.catalog import Found, load_manifest, newest, parse_address
+from fmscale.checkpoint.format.manifest import Manifest, Tensor
+from fmscale.checkpoint.format.piece import elements
+from fmscale.checkpoint.read.reader import Reader
+from fmscale.checkpoint.read.restore import into
+from fmscale.errors import ConfigError
+from fmscale.store.backends.protocol import Backend
+from fmscale.store.open import open_store
+
+if TYPE_CHECKING:
+    from zarr import Group
+
+
+class Checkpoint:
+    """Read-only. Tensors are read when they are asked for, and every chunk is checked."""
+
+    def __init__(self, backend: Backend, run: str, found: Found, manifest: Manifest) -> None:
+        self.backend = backend
+        self.run = run
+        self.found = found
+        self.manifest = manifest
+        self._reader = Reader(backend, manifest)
+
+    @property
+    def step(self) -> int:
+        """Optimizer step."""
+        return self.found.step
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What was saved with the checkpoint: loader state, schedule, config."""
+        return self.manifest.meta
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the logical tensors, in the order they were saved."""
+        return list(dict.fromkeys(one.name for one in self.manifest.tensors))
+
+    def states(self, name: str) -> list[str]:
+        """States of a tensor: `weight`, `exp_avg`, ... Raises ConfigError for an unknown name."""
+        found = [one.state for one in self.manifest.tensors if one.name == name]
+        if not found:
+            raise self._unknown(name, "weight")
+        return found
+
+    def info(self, name: str, state: str = "weight") -> Tensor:
+        """Type and shape of a tensor. Raises ConfigError for an unknown one."""
+        return self.manifest.tensors[self._number(name, state)]
+
+    def tensor(self, name: str, state: str = "weight") -> torch.Tensor:
+        """The whole tensor, on the CPU. Raises ConfigError for an unknown one, CorruptData, StoreError."""
+        one = self.info(name, state)
+        return self.read(name, state).view(one.shape)
+
+    def read(
+        self, name: str, state: str = "weight", start: int = 0, count: int | None = None
+    ) -> torch.Tensor:
+        """Elements [start, start + count) of the flattened tensor (to its end by default), 1-D, reading only
+        those. Raises as `tensor`.
+        """
+        number = self._number(name, state)
+        one = self.manifest.tensors[number]
+        size = elements(one.shape)
+        count = size - start if count is None else count
+        if not 0 <= start <= start + count <= size:
+            raise ConfigError(
+                f"{name} ({state}) has no such range", found=(start, count), remedy=f"It has {size} elements."
+            )
+        target = torch.empty(count, dtype=getattr(torch, one.dtype))
+        self._reader.read(list(self._reader.wanted(number, start, count, into(target))))
+        return target
+
+    def zarr(self) -> "Group":
+        """The tensors as a read-only Zarr group, STATE/NAME each, read when they are looked at: see `zarr_view`."""
+        from fmscale.checkpoint.export.zarr import zarr_group
+
+        return zarr_group(self)
+
+    def _number(self, name: str, state: str) -> int:
+        number = self.manifest.number.get((name, state))
+        if number is None:
+            raise self._unknown(name, state)
+        return number
+
+    def _unknown(self, name: str, state: str) -> ConfigError:
+        import difflib
+
+        near = difflib.get_close_matches(name, self.names, 3)
+        states = [one.state for one in self.manifest.tensors if one.name == name]
+        return ConfigError(
+            f"step {self.step} of run {self.run} has no such tensor",
+            found=f"{name} ({state})",
+            remedy=f"Its states: {', '.join(states)}." if states else f"Nearest names: {', '.join(near)}.",
+        )
+
+
+def open(address: str, *, deadline: float = 60.0) -> Checkpoint:
+    """The checkpoint at STORE_URL#RUN (the newest) or STORE_URL#RUN@STEP.
+
+    Raises ConfigError for another form or an unknown step, StoreError, CorruptData for a damaged manifest.
+    """
+    url, run, which = parse_address(address)
+    backend = open_store(url, read_only=True, deadline=deadline)
+    return open_in(backend, run, which)
+
+
+def open_in(backend: Backend, run: str, which: int | str = "auto") -> Checkpoint:
+    """As `open`, in a store that is open already."""
+    found = newest(backend, run, which)
+    return Checkpoint(backend, run, found, load_manifest(backend, found))

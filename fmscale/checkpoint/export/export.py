@@ -1,0 +1,151 @@
+"""Writes a checkpoint in other people's formats, tensor by tensor: memory for one tensor is enough."""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from fmscale.checkpoint.checkpoint import Checkpoint
+from fmscale.checkpoint.format.layout import Range, shortest_header
+from fmscale.checkpoint.format.manifest import Tensor
+from fmscale.checkpoint.format.piece import DTYPES, elements
+from fmscale.errors import ConfigError
+
+SHARD_BYTES = 5_000_000_000
+"""Largest file of a Hugging Face export, as `save_pretrained` has it."""
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """A tensor as it is written."""
+
+    source: Tensor
+    """In the checkpoint."""
+    name: str
+    """In the export."""
+    dtype: str
+    """Type in the export."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its elements in the export."""
+        return elements(self.source.shape) * DTYPES[self.dtype][1]
+
+
+def export(
+    checkpoint: Checkpoint,
+    folder: Path,
+    *,
+    format: Literal["hf", "safetensors", "dcp"],
+    names: Mapping[str, str] | None = None,
+    config: Mapping[str, Any] | None = None,
+    tokenizer: bytes | None = None,
+    dtype: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Progress = lambda _: None,
+) -> list[Path]:
+    """Write the checkpoint into a new or empty folder; the files written.
+
+    `hf`: weights under the names that `names` maps them to, `config` as config.json and `tokenizer` as
+    tokenizer.json where given, files of at most
+    `shard_bytes` with model.safetensors.index.json. `safetensors`: every state of every tensor, named
+    STATE/NAME, in one file. `dcp`: torch.distributed.checkpoint, model.NAME and optim.state.NAME.STATE.
+    `dtype` converts floating weights. Raises ConfigError for a folder in use, a type or a name that cannot be,
+    CorruptData for a damaged checkpoint.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError("the folder for the export is not empty", found=str(folder), remedy="Name another.")
+    if dtype is not None and (dtype not in DTYPES or not getattr(torch, dtype).is_floating_point):
+        raise ConfigError("not a floating type", found=dtype, remedy="Use bfloat16, float16 or float32.")
+    folder.mkdir(parents=True, exist_ok=True)
+    if format == "dcp":
+        from fmscale.checkpoint.export.dcp import export_dcp
+
+        return export_dcp(checkpoint, folder, progress)
+    if format == "safetensors":
+        tensors = [
+            Exported(source=one, name=f"{one.state}/{one.name}", dtype=_converted(one, dtype))
+            for one in checkpoint.manifest.tensors
+        ]
+        return [_write(checkpoint, folder / "checkpoint.safetensors", tensors, progress)]
+    weights = [one for one in checkpoint.manifest.tensors if one.state == "weight"]
+    tensors = [
+        Exported(source=one, name=_mapped(one.name, names), dtype=_converted(one, dtype)) for one in weights
+    ]
+    written = _write_sharded(checkpoint, folder, tensors, shard_bytes, progress)
+    if config is not None:
+        written.append(_write_json(folder / "config.json", config))
+    if tokenizer is not None:
+        written.append(folder / "tokenizer.json")
+        written[-1].write_bytes(tokenizer)
+    return written
+
+
+def _write_sharded(
+    checkpoint: Checkpoint, folder: Path, tensors: Sequence[Exported], shard_bytes: int, progress: Progress
+) -> list[Path]:
+    shards: list[list[Exported]] = [[]]
+    for one in tensors:
+        if shards[-1] and sum(other.nbytes for other in shards[-1]) + one.nbytes > shard_bytes:
+            shards.append([])
+        shards[-1].append(one)
+    if len(shards) == 1:
+        return [_write(checkpoint, folder / "model.safetensors", shards[0], progress)]
+    written, places = [], {}
+    for number, shard in enumerate(shards, 1):
+        path = folder / f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        written.append(_write(checkpoint, path, shard, progress))
+        places.update({one.name: path.name for one in shard})
+    index = {"metadata": {"total_size": sum(one.nbytes for one in tensors)}, "weight_map": places}
+    return [*written, _write_json(folder / "model.safetensors.index.json", index)]
+
+
+def _write(checkpoint: Checkpoint, path: Path, tensors: Sequence[Exported], progress: Progress) -> Path:
+    """One safetensors file; under its name once it is complete. Wider types first, as in the format module."""
+    ordered = sorted(tensors, key=lambda one: -DTYPES[one.dtype][1])
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(shortest_header([_whole(one) for one in ordered]))
+        for one in ordered:
+            tensor = checkpoint.tensor(one.source.name, one.source.state)
+            if one.dtype != one.source.dtype:
+                tensor = tensor.to(getattr(torch, one.dtype))
+            file.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+            progress(one.source.nbytes)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.rename(path)
+    return path
+
+
+def _whole(one: Exported) -> Range:
+    shape = one.source.shape
+    return Range(name=one.name, state="", dtype=one.dtype, shape=shape, start=0, count=elements(shape))
+
+
+def _converted(one: Tensor, dtype: str | None) -> str:
+    floating = bool(getattr(torch, one.dtype).is_floating_point)
+    return dtype if dtype is not None and floating else one.dtype
+
+
+def _mapped(name: str, names: Mapping[str, str] | None) -> str:
+    if names is None:
+        return name
+    if name not in names:
+        raise ConfigError(
+            "the export has no name for a tensor of the checkpoint",
+            found=name,
+            remedy="Is this checkpoint of the model whose names were given?",
+        )
+    return names[name]
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> Path:
+    path.write_text(json.dumps(value, indent=2) + "\n")
+    return path

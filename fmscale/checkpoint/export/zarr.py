@@ -1,0 +1,213 @@
+"""A checkpoint as a Zarr v3 group, read through zarr-python: STATE/NAME is the logical tensor, whichever ranks wrote
+it. Nothing is copied or converted: a chunk's bytes are read from the checkpoint, and checked, when zarr asks for it.
+
+Types that Zarr does not have appear as their bits (bfloat16 as uint16, float8 as uint8); `dtype` in an array's
+attributes has torch's name of the type. The group's attributes are the step, the run, and what was saved beside the
+tensors.
+"""
+
+import asyncio
+import json
+import math
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+import torch
+import zarr
+from zarr.abc.store import (
+    ByteRequest,
+    OffsetByteRequest,
+    RangeByteRequest,
+    Store,
+    SuffixByteRequest,
+)
+from zarr.core.buffer import Buffer, BufferPrototype
+
+from fmscale.checkpoint.checkpoint import Checkpoint
+from fmscale.checkpoint.format.manifest import Tensor
+from fmscale.errors import AccessDenied
+
+CHUNK_BYTES = 4 << 20
+"""About the size of a chunk: whole rows of the first axis."""
+_METADATA = "zarr.json"
+_PLAIN = frozenset({"bool", "float16", "float32", "float64"}) | {
+    f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
+}
+
+
+def zarr_group(checkpoint: Checkpoint) -> zarr.Group:
+    """The checkpoint as a read-only group: `group["exp_avg/layers.0.attention.wq.weight"][:10]`.
+
+    Reading raises CorruptData for damaged chunks and StoreError, as the checkpoint's own methods do.
+    """
+    return zarr.open_group(CheckpointStore(checkpoint), mode="r")
+
+
+class CheckpointStore(Store):
+    """Keys of a Zarr hierarchy, made of a checkpoint's manifest; read-only."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(read_only=True)
+        self._checkpoint = checkpoint
+        self._tensors = {f"{one.state}/{one.name}": one for one in checkpoint.manifest.tensors}
+        root = {"run": checkpoint.run, "step": checkpoint.step, "meta": checkpoint.meta}
+        self._metadata = {_METADATA: _group(root)}
+        for path, one in self._tensors.items():
+            parts = path.split("/")
+            for depth in range(1, len(parts)):
+                self._metadata["/".join([*parts[:depth], _METADATA])] = _group({})
+            self._metadata[f"{path}/{_METADATA}"] = _array(one)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, CheckpointStore) and self._checkpoint is other._checkpoint
+
+    __hash__ = None  # type: ignore[assignment]
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """An object of the hierarchy, or None."""
+        if key in self._metadata:
+            data = torch.frombuffer(bytearray(self._metadata[key]), dtype=torch.uint8)
+        elif (place := self._place(key)) is not None:
+            data = await asyncio.to_thread(self._chunk, *place)
+        else:
+            return None
+        return prototype.buffer.from_array_like(_part(data, byte_range).numpy())
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        """`get` of several."""
+        return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
+
+    async def exists(self, key: str) -> bool:
+        """Whether there is such an object."""
+        return key in self._metadata or self._place(key) is not None
+
+    @property
+    def supports_writes(self) -> bool:
+        """It is read-only."""
+        return False
+
+    @property
+    def supports_deletes(self) -> bool:
+        """It is read-only."""
+        return False
+
+    @property
+    def supports_listing(self) -> bool:
+        """It knows all its keys."""
+        return True
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Raise AccessDenied."""
+        raise _read_only(key)
+
+    async def delete(self, key: str) -> None:
+        """Raise AccessDenied."""
+        raise _read_only(key)
+
+    async def list(self) -> AsyncIterator[str]:
+        """All keys."""
+        async for key in self.list_prefix(""):
+            yield key
+
+    async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        """Keys that begin with `prefix`."""
+        for key in self._metadata:
+            if key.startswith(prefix):
+                yield key
+        for path, one in self._tensors.items():
+            for number in range(_chunks(one)):
+                key = f"{path}/{_chunk_key(one, number)}"
+                if key.startswith(prefix):
+                    yield key
+
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        """Names right below a node."""
+        begin = f"{prefix.rstrip('/')}/" if prefix.strip("/") else ""
+        seen = set()
+        async for key in self.list_prefix(begin):
+            name = key[len(begin) :].split("/", 1)[0]
+            if name not in seen:
+                seen.add(name)
+                yield name
+
+    def _place(self, key: str) -> tuple[Tensor, int] | None:
+        """Tensor and number of the chunk that a key names, if there is such a chunk."""
+        path, mark, indices = key.rpartition("/c/") if not key.endswith("/c") else (key[:-2], "c", "0")
+        one = self._tensors.get(path)
+        first, *others = indices.split("/")
+        if one is None or not mark or not first.isdecimal() or set(others) - {"0"}:
+            return None
+        number = int(first)
+        known = number < _chunks(one) and key == f"{path}/{_chunk_key(one, number)}"
+        return (one, number) if known else None
+
+    def _chunk(self, one: Tensor, number: int) -> torch.Tensor:
+        """Bytes of a chunk; Zarr pads the last one."""
+        rows, row = _rows(one), math.prod(one.shape[1:])
+        start = number * rows * row
+        count = min(rows * row, math.prod(one.shape) - start)
+        data = self._checkpoint.read(one.name, one.state, start, count).view(torch.uint8)
+        missing = (rows * row - count) * one.item_bytes
+        return torch.cat([data, torch.zeros(missing, dtype=torch.uint8)]) if missing else data
+
+
+def _rows(one: Tensor) -> int:
+    """Rows of the first axis in a chunk."""
+    size = math.prod(one.shape[1:]) * one.item_bytes
+    return max(1, min(one.shape[0], CHUNK_BYTES // max(1, size))) if one.shape else 1
+
+
+def _chunks(one: Tensor) -> int:
+    if 0 in one.shape:
+        return 0
+    return -(-one.shape[0] // _rows(one)) if one.shape else 1
+
+
+def _chunk_key(one: Tensor, number: int) -> str:
+    return "/".join(["c", str(number), *["0"] * (len(one.shape) - 1)]) if one.shape else "c"
+
+
+def _group(attributes: dict[str, Any]) -> bytes:
+    return json.dumps({"zarr_format": 3, "node_type": "group", "attributes": attributes}).encode()
+
+
+def _array(one: Tensor) -> bytes:
+    plain = one.dtype in _PLAIN
+    chunk = [_rows(one), *(max(1, size) for size in one.shape[1:])] if one.shape else []
+    endian = {"configuration": {"endian": "little"}} if one.item_bytes > 1 else {}
+    return json.dumps(
+        {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": list(one.shape),
+            "data_type": one.dtype if plain else f"uint{8 * one.item_bytes}",
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "codecs": [{"name": "bytes", **endian}],
+            "fill_value": False if one.dtype == "bool" else 0,
+            "attributes": {"dtype": one.dtype},
+        }
+    ).encode()
+
+
+def _part(data: torch.Tensor, byte_range: ByteRequest | None) -> torch.Tensor:
+    """The bytes that were asked for."""
+    match byte_range:
+        case RangeByteRequest(start=start, end=end):
+            return data[start:end]
+        case OffsetByteRequest(offset=offset):
+            return data[offset:]
+        case SuffixByteRequest(suffix=suffix):
+            return data[max(0, len(data) - suffix) :]
+        case _:
+            return data
+
+
+def _read_only(key: str) -> AccessDenied:
+    return AccessDenied(
+        "a checkpoint is not changed through its Zarr view", found=key, remedy="Copy the array."
+    )

@@ -1,0 +1,203 @@
+"""A checkpoint's manifest: every piece of every logical tensor, whichever rank wrote it.
+
+An Arrow IPC file (`manifest.arrow`) with one row a piece, sorted by tensor and start, so that the pieces of a
+range are found by halving; its schema metadata has, as JSON, tensors, files, meta and format_version. The log
+entry has the digest of all of it.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from fmscale.checkpoint.format.layout import Range
+from fmscale.checkpoint.format.names import FORMAT_VERSION
+from fmscale.checkpoint.format.piece import DTYPES, elements
+from fmscale.checkpoint.format.seal import Seal, StoredFile, check_version
+from fmscale.errors import CorruptData, FmscaleError
+from fmscale.store.digest import canonical_json, metadata_digest
+from fmscale.store.keys import damaged
+
+COLUMNS = ("tensor", "start", "count", "file", "offset")
+_KEY = b"fmscale"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tensor:
+    """A logical tensor in one of its states."""
+
+    name: str
+    """Its name."""
+    state: str
+    """`weight`, `exp_avg`, ..."""
+    dtype: str
+    """torch's name of the type."""
+    shape: tuple[int, ...]
+    """Its shape."""
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of an element."""
+        return DTYPES[self.dtype][1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements."""
+        return elements(self.shape) * self.item_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """Bytes of a file that hold a run of a tensor's elements."""
+
+    file: int
+    """Which of the manifest's files."""
+    offset: int
+    """First byte in the file."""
+    start: int
+    """First element of the tensor."""
+    count: int
+    """Elements."""
+
+
+class Manifest:
+    """All pieces of a checkpoint."""
+
+    def __init__(self, head: dict[str, Any], columns: dict[str, np.ndarray], digests: Sequence[str]) -> None:
+        """`columns` are sorted by tensor and start."""
+        self.step: int = head["step"]
+        self.folder: str = head["folder"]
+        self.world_size: int = head["world_size"]
+        self.meta: dict[str, Any] = head["meta"]
+        self.rank_meta: list[dict[str, Any] | None] = head["rank_meta"]
+        self.tensors = [
+            Tensor(name=name, state=state, dtype=dtype, shape=tuple(shape))
+            for name, state, dtype, shape in head["tensors"]
+        ]
+        self.files = [StoredFile(key=key, bytes=size, sums=sums) for key, size, sums in head["files"]]
+        self.columns = columns
+        self.digests = digests
+        self.number = {(one.name, one.state): i for i, one in enumerate(self.tensors)}
+        # first row of each tensor, and the end
+        self._rows = np.searchsorted(columns["tensor"], np.arange(len(self.tensors) + 1))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(one.nbytes for one in self.tensors)
+
+    def segments(self, tensor: int, start: int, count: int) -> Iterator[Segment]:
+        """Where elements [start, start + count) of a tensor are, in order."""
+        first, stop = int(self._rows[tensor]), int(self._rows[tensor + 1])
+        starts, counts = self.columns["start"], self.columns["count"]
+        size = self.tensors[tensor].item_bytes
+        row = first + int(np.searchsorted(starts[first:stop], start, side="right")) - 1
+        while count:
+            skip = start - int(starts[row])
+            taken = min(count, int(counts[row]) - skip)
+            offset = int(self.columns["offset"][row]) + skip * size
+            yield Segment(file=int(self.columns["file"][row]), offset=offset, start=start, count=taken)
+            start, count, row = start + taken, count - taken, row + 1
+
+
+def merge(seals: Sequence[Seal]) -> Manifest:
+    """One manifest of all ranks' seals. Raises FmscaleError where they do not hold each element exactly once."""
+    tensors: dict[tuple[str, str], Range] = {}
+    files: dict[str, StoredFile] = {}
+    rows: list[tuple[tuple[str, str], int, int, str, int, str]] = []
+    for seal in seals:
+        for piece in seal.pieces:
+            one = piece.range
+            known = tensors.setdefault((one.name, one.state), one)
+            if (known.dtype, known.shape) != (one.dtype, one.shape):
+                raise FmscaleError(
+                    f"ranks disagree about the tensor {one.name} ({one.state})",
+                    found=f"{known.dtype} {known.shape}, and on rank {seal.rank} {one.dtype} {one.shape}",
+                    remedy="Start all ranks with the same config and the same fmscale.",
+                )
+            key = seal.files[piece.file].key
+            rows.append(((one.name, one.state), one.start, one.count, key, piece.offset, piece.digest))
+        files.update((file.key, file) for file in seal.files)
+    order = {name: i for i, name in enumerate(tensors)}
+    place = {key: i for i, key in enumerate(sorted(files))}
+    rows.sort(key=lambda row: (order[row[0]], row[1]))
+    columns: dict[str, np.ndarray] = {
+        "tensor": np.array([order[row[0]] for row in rows], dtype=np.int32),
+        "start": np.array([row[1] for row in rows], dtype=np.int64),
+        "count": np.array([row[2] for row in rows], dtype=np.int64),
+        "file": np.array([place[row[3]] for row in rows], dtype=np.int32),
+        "offset": np.array([row[4] for row in rows], dtype=np.int64),
+    }
+    head = {
+        "step": seals[0].step,
+        "folder": seals[0].folder,
+        "world_size": len(seals),
+        "meta": seals[0].meta or {},
+        "rank_meta": [seal.rank_meta for seal in seals],
+        "tensors": [[one.name, one.state, one.dtype, list(one.shape)] for one in tensors.values()],
+        "files": [[files[key].key, files[key].bytes, files[key].sums] for key in sorted(files)],
+    }
+    manifest = Manifest(head, columns, [row[5] for row in rows])
+    check_tiling(manifest)
+    return manifest
+
+
+def check_tiling(manifest: Manifest) -> None:
+    """Raise FmscaleError unless the pieces of each tensor follow one another without gap or overlap."""
+    starts, counts, tensor = (manifest.columns[name] for name in ("start", "count", "tensor"))
+    ends = starts + counts
+    same = tensor[1:] == tensor[:-1]
+    sizes = np.array([elements(one.shape) for one in manifest.tensors], dtype=np.int64)
+    first = np.append(True, ~same) if len(tensor) else np.zeros(0, dtype=bool)
+    last = np.append(~same, True) if len(tensor) else np.zeros(0, dtype=bool)
+    wrong = np.zeros(len(tensor), dtype=bool)
+    wrong[1:] |= same & (starts[1:] != ends[:-1])
+    wrong |= first & (starts != 0)
+    wrong |= last & (ends != sizes[tensor])
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        one = manifest.tensors[int(tensor[row])]
+        raise FmscaleError(
+            f"the ranks' pieces of {one.name} ({one.state}) leave a gap or overlap",
+            found=f"elements {int(starts[row])} to {int(ends[row])} of {elements(one.shape)}",
+            remedy="Each element must be in exactly one rank's pieces.",
+        )
+
+
+def encode(manifest: Manifest) -> bytes:
+    """The manifest as an Arrow IPC file."""
+    head = {
+        "format_version": FORMAT_VERSION,
+        "step": manifest.step,
+        "folder": manifest.folder,
+        "world_size": manifest.world_size,
+        "meta": manifest.meta,
+        "rank_meta": manifest.rank_meta,
+        "tensors": [[one.name, one.state, one.dtype, list(one.shape)] for one in manifest.tensors],
+        "files": [[file.key, file.bytes, file.sums] for file in manifest.files],
+    }
+    arrays = {name: pa.array(manifest.columns[name]) for name in COLUMNS}
+    digests = pa.array([bytes.fromhex(one) or None for one in manifest.digests], pa.binary(16))
+    table = pa.table({**arrays, "digest": digests}).replace_schema_metadata({_KEY: canonical_json(head)})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+def decode(data: bytes, digest: str, where: str) -> Manifest:
+    """The manifest in the bytes of the object `where`. Raises CorruptData unless they have the digest, FormatError."""
+    found = metadata_digest(data)
+    if found != digest:
+        raise CorruptData(
+            f"{where} does not have the digest that the log records", found=found, remedy=damaged(where)
+        )
+    table = pa.ipc.open_file(pa.BufferReader(data)).read_all()
+    head = json.loads(table.schema.metadata[_KEY])
+    check_version(head["format_version"], where)
+    columns = {name: table.column(name).to_numpy() for name in COLUMNS}
+    digests = [one.hex() if one else "" for one in table.column("digest").to_pylist()]
+    return Manifest(head, columns, digests)

@@ -1,0 +1,86 @@
+"""Where things are: runs/RUN/checkpoints/STEP-EPOCH/ has one checkpoint's files, write-once by its name.
+
+    rank-00003-000.safetensors           a rank's tensors, few files
+    rank-00003-000.safetensors.crc32c    uint32 little-endian checksums of its 64 KiB chunks
+    seal-00003.json                      what the rank wrote; its files are complete once this is there
+    refused-00003.json                   instead of a seal: the rank cannot, and why
+    manifest.arrow                       all ranks' pieces; the log entry has its digest
+    failed.json                          rank 0 gave the save up, and why
+    alive-00003                          a counter, while the rank finishes the save after its trainer
+
+A save that was repeated at the same step under the same lease has a third number in the folder's name.
+"""
+
+from fmscale.errors import ConfigError
+from fmscale.store.backends.protocol import Backend
+from fmscale.store.log.log import RUN_KINDS, Log
+
+FORMAT_VERSION = 1
+"""Of seals, manifests and the bodies of checkpoint entries; every version up to it is read."""
+
+KIND = "checkpoint"
+"""Kind of the log entries."""
+
+SUMS = ".crc32c"
+"""Ending of the object with a file's checksums."""
+
+
+def run_prefix(run: str) -> str:
+    """Folder of a run. Raises ConfigError for what is no plain name."""
+    if not run or "/" in run or "@" in run or "#" in run or run.startswith("."):
+        raise ConfigError(
+            "a run has a plain name", found=run, remedy="Use letters, digits, '-', '_' and '.' inside."
+        )
+    return f"runs/{run}"
+
+
+def run_log(backend: Backend, run: str) -> Log:
+    """The log of a run, in which its checkpoints are committed."""
+    return Log(backend, run_prefix(run), RUN_KINDS)
+
+
+def checkpoints_folder(run: str) -> str:
+    """Folder of all checkpoints of a run."""
+    return f"{run_prefix(run)}/checkpoints"
+
+
+def checkpoint_folder(run: str, step: int, epoch: int, repeat: int = 0) -> str:
+    """Folder of one save: equal on all ranks, and never used again (the epoch is the lease's)."""
+    name = f"{step:010d}-{epoch:05d}" + (f"-{repeat}" if repeat else "")
+    return f"{checkpoints_folder(run)}/{name}"
+
+
+def epoch_of(folder: str) -> int | None:
+    """The lease epoch in a checkpoint folder's name, or None for a folder of another kind."""
+    parts = folder.rstrip("/").rsplit("/", 1)[-1].split("-")
+    return int(parts[1]) if len(parts) in (2, 3) and all(part.isdecimal() for part in parts) else None
+
+
+def data_key(folder: str, rank: int, number: int) -> str:
+    """A file of a rank."""
+    return f"{folder}/rank-{rank:05d}-{number:03d}.safetensors"
+
+
+def seal_key(folder: str, rank: int) -> str:
+    """A rank's seal."""
+    return f"{folder}/seal-{rank:05d}.json"
+
+
+def refused_key(folder: str, rank: int) -> str:
+    """What a rank leaves instead of a seal."""
+    return f"{folder}/refused-{rank:05d}.json"
+
+
+def manifest_key(folder: str) -> str:
+    """The manifest."""
+    return f"{folder}/manifest.arrow"
+
+
+def alive_key(folder: str, rank: int) -> str:
+    """Where a rank that drains shows that it is alive."""
+    return f"{folder}/alive-{rank:05d}"
+
+
+def failed_key(folder: str) -> str:
+    """What rank 0 leaves instead of a log entry."""
+    return f"{folder}/failed.json"

@@ -1,0 +1,249 @@
+"""The trainer's end of the persist process: starts it, gives it jobs, and starts it again when it dies.
+
+A store in this process's memory has no other process that could write to it: there a thread does the work.
+"""
+
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import fmscale
+from fmscale.checkpoint.persist.job import Job, Settings, encode_job
+from fmscale.checkpoint.persist.process import LARGEST_MESSAGE
+from fmscale.checkpoint.persist.worker import Worker
+from fmscale.checkpoint.snapshot.copy_progress import EVERYTHING, Copied
+from fmscale.checkpoint.snapshot.memory import SharedMemory
+
+logger = logging.getLogger(__name__)
+
+Say = Callable[[dict[str, Any]], None]
+PACKAGES = str(Path(fmscale.__file__).parent.parent)
+"""Where this fmscale is imported from."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 30.0
+"""Seconds before a process that died is started again; doubled while each dies before it is ready."""
+LONGEST_REASON = 1000
+"""Characters of a reason that are passed on."""
+LAST_EVENTS = frozenset({"failed", "done"})
+"""After these a job is forgotten. One that failed has given its memory back, and must not be done again."""
+
+
+class Writer(Protocol):
+    """Does jobs; tells what happens to them through the `say` it was made with."""
+
+    def submit(self, job: Job, memory: SharedMemory | None) -> None:
+        """Save this, as far as `copied` says that the memory is filled; what is must stay as it is until the job is
+        sealed or has failed.
+        """
+        ...
+
+    def copied(self, number: int, bytes: int, failed: str = "") -> None:
+        """The memory of a job is final up to there, EVERYTHING at the end; or no more will come, and why."""
+        ...
+
+    def drain(self) -> None:
+        """Finish what was submitted even if this process ends meanwhile."""
+        ...
+
+    def close(self) -> None:
+        """End it; what is not finished is given up."""
+        ...
+
+
+class ThreadWriter:
+    """Works in this process."""
+
+    def __init__(self, settings: Settings, say: Say) -> None:
+        self._worker = Worker(settings, say)
+        self._copies: dict[int, Copied] = {}
+
+    def submit(self, job: Job, memory: SharedMemory | None) -> None:
+        """As Writer's."""
+        if memory is None:
+            self._worker.submit(job, memoryview(b""))
+            return
+        copied = self._copies[job.number] = Copied(0)
+        self._worker.submit(job, memory.view, copied)
+
+    def copied(self, number: int, bytes: int, failed: str = "") -> None:
+        """As Writer's."""
+        copied = self._copies[number]
+        copied.fail(failed) if failed else copied.advance(bytes)
+        if failed or bytes == EVERYTHING:
+            del self._copies[number]
+
+    def drain(self) -> None:
+        """It cannot outlive this process."""
+
+    def close(self) -> None:
+        """As Writer's."""
+        self._worker.close()
+
+
+@dataclass(kw_only=True)
+class _Open:
+    """A job that is not through."""
+
+    job: Job
+    memory: SharedMemory | None
+    copied: dict[str, Any] = field(default_factory=dict)
+    """The last message about its copy."""
+
+    def __post_init__(self) -> None:
+        self.copied = self.copied or {"copied": self.job.number, "bytes": 0}
+
+
+class ProcessWriter:
+    """Works in a process of its own, which is started anew with what it had when it dies."""
+
+    def __init__(self, settings: Settings, say: Say) -> None:
+        self._settings = settings
+        self._say = say
+        self._lock = threading.Lock()
+        self._jobs: dict[int, _Open] = {}
+        self._closing = False
+        self._draining = False
+        self._socket, self._process, self._sent = self._start()
+        self._thread = threading.Thread(target=self._listen, name="persist-events", daemon=True)
+        self._thread.start()
+
+    @property
+    def pid(self) -> int:
+        """The persist process that runs now."""
+        return self._process.pid
+
+    def submit(self, job: Job, memory: SharedMemory | None) -> None:
+        """As Writer's."""
+        with self._lock:
+            self._jobs[job.number] = _Open(job=job, memory=memory)
+            self._send_job(job, memory)
+
+    def copied(self, number: int, bytes: int, failed: str = "") -> None:
+        """As Writer's."""
+        message = {
+            "copied": number,
+            "bytes": bytes,
+            **({"failed": failed[:LONGEST_REASON]} if failed else {}),
+        }
+        with self._lock:
+            if number in self._jobs:
+                self._jobs[number].copied = message
+            self._send(message)
+
+    def drain(self) -> None:
+        """As Writer's."""
+        with self._lock:
+            self._draining = True
+            self._send({"drain": True})
+
+    def close(self) -> None:
+        """As Writer's."""
+        with self._lock:
+            self._closing = True
+            unfinished = self._draining and bool(self._jobs)
+            if not unfinished:
+                self._process.kill()
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+        if not unfinished:
+            self._thread.join()
+            self._socket.close()
+
+    def _start(self) -> tuple[socket.socket, "subprocess.Popen[bytes]", dict[int, SharedMemory]]:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            # -P, as a file in the current folder could bear the name of a module; this very fmscale instead.
+            path = os.pathsep.join(filter(None, (PACKAGES, os.environ.get("PYTHONPATH"))))
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "fmscale.checkpoint.persist.process", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+            )
+        ours.send(json.dumps({"settings": asdict(self._settings)}).encode())
+        return ours, process, {}
+
+    def _send_job(self, job: Job, memory: SharedMemory | None) -> None:
+        for number, known in list(self._sent.items()):
+            if known.closed:
+                del self._sent[number]
+                self._send({"forget": number})
+        if memory is not None and memory.number not in self._sent:
+            self._sent[memory.number] = memory
+            self._send({"memory": memory.number, "bytes": memory.size}, memory.descriptor)
+        text = os.memfd_create("fmscale-job")
+        try:
+            with open(text, "wb", closefd=False) as file:
+                file.write(encode_job(job))
+            self._send({"job": job.number}, text)
+        finally:
+            os.close(text)
+
+    def _send(self, message: dict[str, Any], descriptor: int | None = None) -> None:
+        descriptors = [] if descriptor is None else [descriptor]
+        # Where it died, _listen sees that too and sends what is open to the next one.
+        with suppress(OSError):
+            socket.send_fds(self._socket, [json.dumps(message).encode()], descriptors)
+
+    def _listen(self) -> None:
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                data = self._socket.recv(LARGEST_MESSAGE)
+            except OSError:
+                data = b""
+            if data:
+                event = json.loads(data)
+                if event["event"] == "ready":
+                    pause = FIRST_PAUSE
+                    continue
+                with self._lock:
+                    if event["event"] in LAST_EVENTS:
+                        self._jobs.pop(event["job"], None)
+                    elif event["event"] == "sealed" and event["job"] in self._jobs:
+                        one = self._jobs[event["job"]]
+                        one.job = replace(one.job, sealed=True)
+                self._say(event)
+                continue
+            status = self._process.wait()
+            if self._closing:
+                return
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+            self._restart(status)
+
+    def _restart(self, status: int) -> None:
+        with self._lock:
+            if self._closing:
+                return
+            logger.warning("the persist process ended with status %d; starting another", status)
+            self._socket.close()
+            self._socket, self._process, self._sent = self._start()
+            given_up, again = [], []
+            for number, one in list(self._jobs.items()):
+                if one.job.attempt >= self._settings.retries:
+                    del self._jobs[number]
+                    given_up.append(number)
+                    continue
+                one.job = replace(one.job, attempt=one.job.attempt + 1)
+                again.append(number)
+                # Before anything else is sent, so that `copied` never speaks of a job that is not known there.
+                self._send_job(one.job, one.memory)
+                self._send(one.copied)
+        reason = f"the persist process ended with status {status}"
+        for number in given_up:
+            self._say({"job": number, "event": "failed", "reason": reason, "lost": False})
+        for number in again:
+            self._say({"job": number, "event": "retrying", "reason": reason})
+        if self._draining:
+            self.drain()

@@ -1,0 +1,211 @@
+"""One commit for all ranks: rank 0's persist process waits for the seals and appends the log entry."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from fmscale.checkpoint.format.manifest import encode, merge
+from fmscale.checkpoint.format.names import (
+    FORMAT_VERSION,
+    KIND,
+    failed_key,
+    manifest_key,
+    refused_key,
+    seal_key,
+)
+from fmscale.checkpoint.format.seal import Seal, decode_seal
+from fmscale.checkpoint.persist.heartbeat import Listener
+from fmscale.checkpoint.persist.job import Job, Settings
+from fmscale.checkpoint.snapshot.copy_progress import NEXT, SaveFailed
+from fmscale.errors import ObjectNotFound, StoreUnavailable
+from fmscale.store.backends.protocol import Backend
+from fmscale.store.backends.write_once import store_once
+from fmscale.store.digest import canonical_json, metadata_digest
+from fmscale.store.log.entry import Entry
+from fmscale.store.log.log import Log
+from fmscale.store.log.retirement import State, commit, replay
+
+SHORTEST_PAUSE, SHORTEST_PAUSE_LOCAL = 0.01, 0.002
+LONGEST_PAUSE = 2.0
+"""Pauses between looks at the store: a tenth of what was waited so far, between these. On a file system a look
+takes 30 us, where an object store charges for it.
+"""
+KILLED = "They were probably killed: their own logs, or the scheduler's, say more."
+
+
+class _Already(Exception):
+    """The folder is committed: by this process, or by another of the same rank 0."""
+
+    def __init__(self, entry: Entry) -> None:
+        super().__init__(entry.number)
+        self.entry = entry
+
+
+@dataclass(kw_only=True)
+class Seen(State):
+    """What a run's log says, with the checkpoints that were retired since."""
+
+    committed: dict[str, Entry] = field(default_factory=dict)
+    """Entries of all checkpoints, by folder."""
+    own: str = ""
+    """Folder that is being committed."""
+
+    def apply(self, entry: Entry) -> None:
+        """As State's. Raises _Already once somebody has committed `own`."""
+        super().apply(entry)
+        if entry.kind == KIND:
+            self.committed[entry.body["folder"]] = entry
+            if entry.body["folder"] == self.own:
+                raise _Already(entry)
+
+
+def gather(
+    backend: Backend,
+    settings: Settings,
+    job: Job,
+    own: Seal,
+    stop: Callable[[], bool],
+    alone: Callable[[], bool] = lambda: False,
+) -> list[Seal]:
+    """All ranks' seals, by rank. Raises SaveFailed for a refusal, after the deadline, when told to stop, or where
+    this process is `alone` (its trainer is gone) and a rank that has not sealed gives no sign of life.
+    """
+    seals = {settings.rank: own}
+    listener = Listener(backend, job.folder, alone)
+    begin = time.monotonic()
+    while len(seals) < settings.world_size:
+        missing = [rank for rank in range(settings.world_size) if rank not in seals]
+        names = _names(backend, job.folder)
+        for rank in missing:
+            key = seal_key(job.folder, rank)
+            if key.rsplit("/", 1)[-1] in names:
+                seals[rank] = decode_seal(backend.get(key), key)
+            elif refused_key(job.folder, rank).rsplit("/", 1)[-1] in names:
+                reason = json.loads(backend.get(refused_key(job.folder, rank)))["reason"]
+                raise SaveFailed(
+                    f"rank {rank} did not save step {job.step}: {reason.rstrip('.')}", remedy=NEXT
+                )
+        if len(seals) == settings.world_size:
+            break
+        missing = [rank for rank in missing if rank not in seals]
+        if gone := listener.silent(missing):
+            raise SaveFailed(
+                f"ranks {gone[:8]} have not sealed step {job.step} and give no sign of life", remedy=KILLED
+            )
+        waited = time.monotonic() - begin
+        if waited > settings.seal_seconds or stop():
+            raise SaveFailed(
+                f"ranks {missing[:8]} did not seal step {job.step} within {waited:.0f} s",
+                remedy="Look at their logs; allow more with checkpoint.seal_seconds if the store is slow.",
+            )
+        time.sleep(_pause(backend, job, waited))
+    return [seals[rank] for rank in range(settings.world_size)]
+
+
+def commit_seals(log: Log, settings: Settings, job: Job, seals: list[Seal], state: Seen) -> Entry:
+    """Store the manifest and append the entry that makes the checkpoint exist; durable when this returns.
+
+    If an earlier process of this rank did so already, that entry. Raises LeaseLost for a zombie, Conflict
+    where something that is referred to was retired, StoreError, FmscaleError for pieces that do not fit.
+    """
+    for seal in seals:
+        if (seal.step, seal.folder, seal.world_size) != (job.step, job.folder, settings.world_size):
+            raise SaveFailed(
+                f"rank {seal.rank} sealed another save under this name",
+                found=f"step {seal.step} of {seal.world_size} ranks in {seal.folder}",
+                remedy="Let one job of the run write at a time.",
+            )
+    manifest = merge(seals)
+    data = encode(manifest)
+    key = manifest_key(job.folder)
+    log.backend.put(key, data)
+    folders = sorted({file.key.rsplit("/", 1)[0] + "/" for file in manifest.files} | {job.folder + "/"})
+    body = {
+        "format_version": FORMAT_VERSION,
+        "step": job.step,
+        "epoch": settings.epoch,
+        "folder": job.folder,
+        "world_size": settings.world_size,
+        "manifest": {"key": key, "digest": metadata_digest(data), "bytes": len(data)},
+        "objects": folders,
+        "bytes": sum(seal.bytes for seal in seals),
+        "referenced": sum(seal.referenced for seal in seals),
+        "files": len(manifest.files),
+        "tensors": len(manifest.tensors),
+    }
+
+    replay(log, state)
+    if job.folder in state.committed:
+        return state.committed[job.folder]
+    # Every entry passes through `state` before it is built upon, so that whoever commits the folder first is seen.
+    state.own = job.folder
+    try:
+        return commit(log, KIND, body, folders, epoch=settings.epoch, state=state)
+    except _Already as already:
+        return already.entry
+    finally:
+        state.own = ""
+
+
+def await_outcome(
+    log: Log,
+    settings: Settings,
+    job: Job,
+    state: Seen,
+    stop: Callable[[], bool],
+    alone: Callable[[], bool] = lambda: False,
+) -> Entry:
+    """Wait until rank 0 has committed the save: its entry. Raises SaveFailed if it gave up, after the deadline, or
+    where this process is `alone` and rank 0 gives no sign of life.
+    """
+    listener = Listener(log.backend, job.folder, alone)
+    begin = time.monotonic()
+    while True:
+        try:
+            replay(log, state)
+            if job.folder in state.committed:
+                return state.committed[job.folder]
+            reason = failure(log.backend, job)
+            if reason is not None:
+                raise SaveFailed(
+                    f"rank 0 gave up the save of step {job.step}: {reason.rstrip('.')}", remedy=NEXT
+                )
+        except StoreUnavailable:
+            pass  # asked again below, until the deadline
+        if listener.silent([0]):
+            raise SaveFailed(
+                f"rank 0 has not committed step {job.step} and gives no sign of life", remedy=KILLED
+            )
+        waited = time.monotonic() - begin
+        if waited > settings.seal_seconds + settings.deadline or stop():
+            raise SaveFailed(
+                f"rank 0 did not commit step {job.step} within {waited:.0f} s",
+                remedy="Look at its log; allow more with checkpoint.seal_seconds if the store is slow.",
+            )
+        time.sleep(_pause(log.backend, job, waited))
+
+
+def give_up(backend: Backend, job: Job, reason: str) -> None:
+    """Tell the other ranks that the save failed. Raises StoreError."""
+    store_once(backend, failed_key(job.folder), canonical_json({"format_version": 1, "reason": reason}))
+
+
+def failure(backend: Backend, job: Job) -> str | None:
+    """Why rank 0 gave the save up, or None while it has not. Raises StoreError."""
+    try:
+        return str(json.loads(backend.get(failed_key(job.folder)))["reason"])
+    except ObjectNotFound:
+        return None
+
+
+def _pause(backend: Backend, job: Job, waited: float) -> float:
+    local = backend.local_path(job.folder) is not None
+    return min(LONGEST_PAUSE, max(SHORTEST_PAUSE_LOCAL if local else SHORTEST_PAUSE, waited / 10))
+
+
+def _names(backend: Backend, folder: str) -> set[str]:
+    try:
+        return set(backend.list_names(folder))
+    except StoreUnavailable:
+        return set()

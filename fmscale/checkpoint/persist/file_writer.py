@@ -1,0 +1,259 @@
+"""Writes one file to a store while its bytes become known, and computes its checksums on the way.
+
+On a file system: an unnamed file (O_TMPFILE: a kill leaves nothing behind), reserved as far as is known what goes
+into it (a full disk shows early, and a save that refers to most of its state needs no room for that), two threads
+that each take the checksums of an 8 MiB block and write it with O_DIRECT straight from the snapshot's pages, fsync,
+then names for it and its checksums and one fsync of the folder. Measured on one virtio disk, 2 cores, 268 MB:
+2.0 GB/s, against 1.1 to 1.5 with one thread. On an object store: one multipart upload.
+"""
+
+import errno
+import mmap
+import os
+import threading
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Executor
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+
+from fmscale.checkpoint.format.layout import PAGE, pages
+from fmscale.checkpoint.format.names import SUMS
+from fmscale.checkpoint.persist.stream import BLOCK_BYTES, Stream
+from fmscale.errors import AccessDenied
+from fmscale.store.backends.posix import make_folders, sync_directory, translated
+from fmscale.store.backends.protocol import Backend
+from fmscale.store.digest import chunk_checksums
+from fmscale.store.keys import TEMPORARY_PREFIX
+
+THREADS = 2
+"""One computes checksums while the other waits for the disk."""
+
+_NOT_OFFERED = (errno.EINVAL, errno.EOPNOTSUPP, errno.EISDIR)
+"""What open(2) gives for O_DIRECT or O_TMPFILE where a file system has them not."""
+_scratch = threading.local()
+
+Fill = Callable[[Stream], None]
+"""Adds all that is in a file to its stream, and closes that."""
+
+
+def store_stream(
+    backend: Backend, key: str, stream: Stream, fill: Fill, pool: Executor, *, digests: bool, exact: bool
+) -> np.ndarray | None:
+    """Store what `fill` makes of the stream under `key`, and its checksums beside it if `digests` are wanted;
+    both are durable when this returns. The checksums; an empty array without digests; None where nothing was put
+    behind the header, and nothing stored. With `exact` it is the stream's `most` bytes long.
+
+    The pool has THREADS threads for it. Replaces what is there: only an earlier attempt at this very file can be.
+    Raises StoreError, and what `fill` raises.
+    """
+    path = backend.local_path(key)
+    if path is not None:
+        return _store_local(backend, str(path), key, stream, fill, pool, digests, exact)
+    fill(stream)
+    if stream.empty:
+        return None
+    whole = stream.whole()
+    sums = chunk_checksums(whole) if digests else _NONE
+    backend.put(key, whole)
+    if digests:
+        backend.put(key + SUMS, sums.astype("<u4").tobytes())
+    return sums
+
+
+def publish_unsynced(path: str, key: str, data: bytes) -> bool:
+    """Make a whole small file appear under a name that nothing has, for other processes to see and not to outlast
+    a crash; whether it holds `data` then, whoever made it. Raises StoreError.
+    """
+    with translated(key, writing=True):
+        file = _open_new(os.path.dirname(path), direct=False)
+        try:
+            _write_all(file.descriptor, memoryview(data), 0)
+            try:
+                file.publish(path, replace=False)
+            except FileExistsError:
+                with open(path, "rb") as there:
+                    return there.read() == data
+        finally:
+            file.close()
+    return True
+
+
+_NONE = np.zeros(0, dtype=np.uint32)
+
+
+@dataclass(kw_only=True)
+class _File:
+    """A file that has no name yet."""
+
+    descriptor: int
+    temporary: str
+    """Its name until then, on file systems without O_TMPFILE."""
+    direct: bool
+    """Whether it is O_DIRECT."""
+
+    def publish(self, path: str, *, replace: bool = True) -> None:
+        """Give it its name, in place of another file of this name; or raise FileExistsError where there is one."""
+        if self.temporary and replace:
+            os.rename(self.temporary, path)
+            self.temporary = ""
+            return
+        if self.temporary:
+            os.link(self.temporary, path, follow_symlinks=False)
+            return
+        if replace:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+        folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            # Only with a folder's descriptor does Python call linkat(2), which can follow the link in /proc.
+            os.link(f"/proc/self/fd/{self.descriptor}", os.path.basename(path), dst_dir_fd=folder)
+        finally:
+            os.close(folder)
+
+    def close(self) -> None:
+        """It is gone unless it was published."""
+        os.close(self.descriptor)
+        if self.temporary:
+            with suppress(FileNotFoundError):
+                os.unlink(self.temporary)
+
+
+def _store_local(
+    backend: Backend,
+    path: str,
+    key: str,
+    stream: Stream,
+    fill: Fill,
+    pool: Executor,
+    digests: bool,
+    exact: bool,
+) -> np.ndarray | None:
+    if getattr(backend, "read_only", False):
+        raise AccessDenied(
+            "the store is open for reading only", found=key, remedy="Open it without read_only."
+        )
+    folder = os.path.dirname(path)
+    files: list[_File] = []
+    with translated(key, writing=True):
+        make_folders(folder)
+        try:
+            files.append(_open_new(folder, direct=True))
+            sums = _write_stream(files[0], stream, fill, pool, digests, exact)
+            if stream.empty:
+                return None
+            os.ftruncate(files[0].descriptor, stream.nbytes)
+            if digests:
+                files.append(_open_new(folder, direct=False))
+                _write_all(files[1].descriptor, memoryview(sums.astype("<u4").tobytes()), 0)
+            for file in files:
+                os.fsync(file.descriptor)
+            for file, name in zip(files, (path, path + SUMS), strict=False):
+                file.publish(name)
+        finally:
+            for file in files:
+                file.close()
+        sync_directory(folder)
+    backend.requests.add("put", stream.nbytes)
+    if digests:
+        backend.requests.add("put", 4 * len(sums))
+    return sums
+
+
+def _write_stream(
+    file: _File, stream: Stream, fill: Fill, pool: Executor, digests: bool, exact: bool
+) -> np.ndarray:
+    """Fill the file from the stream; the checksums."""
+    reserved = _Reserved(file.descriptor)
+    found: dict[int, np.ndarray] = {}
+
+    def write() -> None:
+        try:
+            while (taken := stream.take()) is not None:
+                start, size = taken
+                block = stream.block(start, size, _own_scratch)
+                if digests:
+                    found[start] = chunk_checksums(block)
+                if file.direct and size % PAGE:
+                    # O_DIRECT takes whole pages; the file is cut to its length afterwards.
+                    scratch = _own_scratch()
+                    scratch[:size] = block
+                    block = scratch[: pages(size)]
+                reserved.reach(max(stream.nbytes, start + block.nbytes))
+                _write_all(file.descriptor, block, start)
+        except BaseException as error:
+            stream.fail(error)
+            raise
+
+    if exact:
+        reserved.reach(stream.most)
+    lanes = [pool.submit(write) for _ in range(THREADS)]
+    try:
+        fill(stream)
+    except BaseException as error:
+        stream.fail(error)
+        raise
+    finally:
+        # Whatever happened, nobody may write to the descriptor once this returns.
+        ends = [lane.exception() for lane in lanes]
+    for end in ends:
+        if end is not None:
+            raise end
+    return np.concatenate([found[start] for start in sorted(found)]) if found else _NONE
+
+
+class _Reserved:
+    """Space of a file that is had before it is written: a lack of it shows early."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor, self._bytes = descriptor, 0
+        self._lock = threading.Lock()
+
+    def reach(self, end: int) -> None:
+        """Have space up to `end`, and for no byte that may not come."""
+        with self._lock:
+            if self._bytes < end:
+                os.posix_fallocate(self._descriptor, self._bytes, pages(end) - self._bytes)
+                self._bytes = pages(end)
+
+
+def _write_all(descriptor: int, data: memoryview, start: int) -> None:
+    done = 0
+    while done < data.nbytes:
+        done += os.pwrite(descriptor, data[done:], start + done)
+
+
+def _own_scratch() -> memoryview:
+    """This thread's block, at a page; kept, as pages are touched for the first time at a third of the speed."""
+    if not hasattr(_scratch, "map"):
+        _scratch.map = mmap.mmap(-1, BLOCK_BYTES)
+    return memoryview(_scratch.map)
+
+
+def _open_new(folder: str, *, direct: bool) -> _File:
+    """A new file in the folder, O_DIRECT if that is wanted and offered.
+
+    NFS, Lustre and overlays have no O_TMPFILE, older tmpfs no O_DIRECT.
+    """
+    common = os.O_RDWR | os.O_CLOEXEC
+    flags = (os.O_DIRECT, 0) if direct else (0,)
+    for flag in flags:
+        try:
+            descriptor = os.open(folder, common | os.O_TMPFILE | flag, 0o644)
+            return _File(descriptor=descriptor, temporary="", direct=bool(flag))
+        except OSError as error:
+            if error.errno not in _NOT_OFFERED:
+                raise
+    for flag in flags:
+        name = f"{folder}/{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+        try:
+            descriptor = os.open(name, common | os.O_CREAT | os.O_EXCL | flag, 0o644)
+            return _File(descriptor=descriptor, temporary=name, direct=bool(flag))
+        except OSError as error:
+            with suppress(FileNotFoundError):
+                os.unlink(name)  # a file system that refuses O_DIRECT may have created the file before
+            if error.errno not in _NOT_OFFERED or not flag:
+                raise
+    raise AssertionError("the last attempt returned or raised")

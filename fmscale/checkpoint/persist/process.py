@@ -1,0 +1,111 @@
+"""The persist process: `python -m fmscale.checkpoint.persist.process DESCRIPTOR`, started by the trainer.
+
+Over a socket it gets memory and jobs as descriptors, and says what becomes of them. It does not import torch.
+It is deaf to stop signals, as the scheduler sends them to every process of the job while the last save is
+under way. It ends with its parent, at once; but if the parent has asked to drain, only when it is done.
+"""
+
+import json
+import logging
+import mmap
+import os
+import socket
+import sys
+import threading
+import time
+from typing import Any
+
+from fmscale.checkpoint.persist.job import Settings, decode_job
+from fmscale.checkpoint.persist.worker import Worker
+from fmscale.checkpoint.snapshot.copy_progress import EVERYTHING, Copied
+from fmscale.checkpoint.snapshot.memory import SharedMemory
+from fmscale.runtime.stop import ignore_stop_signals
+
+LARGEST_MESSAGE = 1 << 16
+LOOK_SECONDS = 0.5
+"""How often it looks whether its parent lives: a child that the trainer forked may hold the socket open."""
+
+
+def main() -> None:
+    """Serve until the parent closes the socket or ends."""
+    ignore_stop_signals()
+    logging.basicConfig(format="persist %(levelname)s: %(message)s", level=logging.WARNING)
+    parent = os.getppid()
+    ours = socket.socket(fileno=int(sys.argv[1]))
+    draining = threading.Event()
+    worker: Worker | None = None
+
+    def end() -> None:
+        if worker is not None:
+            worker.left_alone()
+        while draining.is_set() and worker is not None and not worker.idle:
+            time.sleep(0.01)
+        os._exit(0)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOK_SECONDS)
+        end()
+
+    threading.Thread(target=watch, daemon=True).start()
+    sending = threading.Lock()
+
+    def say(event: dict[str, Any]) -> None:
+        try:
+            with sending:
+                ours.send(json.dumps(event).encode()[:LARGEST_MESSAGE])
+        except OSError:
+            if not draining.is_set():
+                os._exit(1)
+
+    memories: dict[int, SharedMemory] = {}
+    copies: dict[int, Copied] = {}
+    while True:
+        try:
+            data, descriptors, _, _ = socket.recv_fds(ours, LARGEST_MESSAGE, 1)
+        except ConnectionResetError:  # the parent was killed with something unread
+            data, descriptors = b"", []
+        if not data:
+            for copied in list(copies.values()):
+                copied.fail("the trainer ended in the middle of its copy")
+            end()
+        message = json.loads(data)
+        if "settings" in message:
+            worker = Worker(Settings(**message["settings"]), say)
+            say({"event": "ready"})
+        elif "memory" in message:
+            memories[message["memory"]] = SharedMemory(message["bytes"], descriptors[0])
+        elif "forget" in message:
+            memories.pop(message["forget"]).close()
+        elif "drain" in message:
+            draining.set()
+            if worker is not None:
+                worker.drain()
+        elif "copied" in message:
+            copied = copies.get(message["copied"], Copied())
+            if "failed" in message:
+                copied.fail(message["failed"])
+            copied.advance(message["bytes"])
+            if "failed" in message or message["bytes"] == EVERYTHING:
+                copies.pop(message["copied"], None)
+        else:
+            assert worker is not None
+            job = decode_job(_content(descriptors[0]))
+            if job.refused:
+                worker.submit(job, memoryview(b""))
+                continue
+            copies[job.number] = Copied(0)
+            worker.submit(job, memories[job.memory].view, copies[job.number])
+
+
+def _content(descriptor: int) -> bytes:
+    """All of a file by its descriptor, which is closed."""
+    try:
+        with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as whole:
+            return whole[:]
+    finally:
+        os.close(descriptor)
+
+
+if __name__ == "__main__":
+    main()

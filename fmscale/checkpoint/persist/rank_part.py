@@ -1,0 +1,174 @@
+"""Puts one rank's part of a checkpoint on the store: digests, files, checksums, and the seal last."""
+
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+
+import xxhash
+
+from fmscale.checkpoint.format.layout import FileImage, Range, header
+from fmscale.checkpoint.format.names import SUMS, alive_key, data_key, refused_key, seal_key
+from fmscale.checkpoint.format.seal import Placed, Seal, StoredFile, decode_seal, encode_seal
+from fmscale.checkpoint.persist.file_writer import publish_unsynced, store_stream
+from fmscale.checkpoint.persist.job import Job, Settings
+from fmscale.checkpoint.persist.stream import Stream
+from fmscale.checkpoint.snapshot.copy_progress import Copied
+from fmscale.errors import Conflict, ObjectNotFound
+from fmscale.store.backends.protocol import Backend
+from fmscale.store.backends.write_once import store_once
+from fmscale.store.digest import canonical_json, metadata_digest
+
+SMALLEST_REFERENCE = 64 << 10
+"""Smaller pieces are written again: referring to one saves less than the request that reads it costs."""
+STEP_BYTES = 4 << 20
+"""Digested, and passed on to be written, at once."""
+
+Known = Mapping[Range, tuple[StoredFile, Placed]]
+"""The pieces of the last committed checkpoint, by what they are a range of."""
+
+
+@dataclass(kw_only=True)
+class _Part:
+    """What a rank's part comes to, piece by piece."""
+
+    digests: list[str] = field(default_factory=list)
+    """Of each piece so far; empty where none is taken."""
+    reused: dict[int, tuple[StoredFile, Placed]] = field(default_factory=dict)
+    """Pieces that are referred to."""
+
+
+def persist(
+    backend: Backend,
+    settings: Settings,
+    job: Job,
+    memory: memoryview,
+    known: Known,
+    copied: Copied,
+    pool: Executor,
+) -> Seal:
+    """Write the rank's files, then its seal; the files are durable when this returns. Pieces that `known` has
+    with the same digest are referred to. What is `copied` is written while the rest is still being copied.
+
+    Raises StoreError, and SaveFailed where the copy comes to no end.
+    """
+    part = _Part()
+    candidates = {} if job.complete else known
+    files: list[StoredFile] = []
+    offsets: dict[int, tuple[int, int]] = {}
+    for image in job.files:
+        key = data_key(job.folder, settings.rank, len(files))
+        stream = Stream(memory, image.begin, image.header_bytes, image.header_bytes + image.data_bytes)
+
+        def fill(stream: Stream, image: FileImage = image) -> None:
+            _fill(stream, settings, job, memory, image, candidates, copied, part)
+
+        sums = store_stream(backend, key, stream, fill, pool, digests=settings.digests, exact=not candidates)
+        if sums is None:
+            continue
+        at = image.header_bytes
+        for i in range(image.first, image.stop):
+            if i not in part.reused:
+                offsets[i] = (len(files), at)
+                at += job.ranges[i].nbytes
+        digest = metadata_digest(sums.astype("<u4").tobytes()) if settings.digests else ""
+        files.append(StoredFile(key=key, bytes=stream.nbytes, sums=digest))
+    pieces = []
+    for i, one in enumerate(job.ranges):
+        if i in part.reused:
+            file, placed = part.reused[i]
+            if file not in files:
+                files.append(file)
+            offsets[i] = (files.index(file), placed.offset)
+        pieces.append(Placed(range=one, file=offsets[i][0], offset=offsets[i][1], digest=part.digests[i]))
+    seal = Seal(
+        step=job.step,
+        folder=job.folder,
+        rank=settings.rank,
+        world_size=settings.world_size,
+        files=tuple(files),
+        pieces=tuple(pieces),
+        bytes=sum(one.nbytes for i, one in enumerate(job.ranges) if i not in part.reused),
+        referenced=sum(job.ranges[i].nbytes for i in part.reused),
+        meta=job.meta,
+        rank_meta=job.rank_meta,
+    )
+    return _seal(backend, settings, seal)
+
+
+def stored_seal(backend: Backend, job: Job, rank: int) -> Seal | None:
+    """The seal that an earlier attempt at this job left, or None."""
+    key = seal_key(job.folder, rank)
+    try:
+        return decode_seal(backend.get(key), key)
+    except ObjectNotFound:
+        return None
+
+
+def refuse(backend: Backend, settings: Settings, job: Job, reason: str) -> None:
+    """Tell rank 0 not to wait for this rank's seal. Raises StoreError."""
+    key = refused_key(job.folder, settings.rank)
+    store_once(backend, key, canonical_json({"format_version": 1, "reason": reason}))
+
+
+def discard(backend: Backend, settings: Settings, job: Job) -> None:
+    """Delete what a save that was given up has stored of this rank; its seal first. Raises StoreError."""
+    backend.delete(seal_key(job.folder, settings.rank))
+    backend.delete(alive_key(job.folder, settings.rank))
+    for number in range(len(job.files)):
+        key = data_key(job.folder, settings.rank, number)
+        backend.delete(key)
+        backend.delete(key + SUMS)
+
+
+def _fill(
+    stream: Stream,
+    settings: Settings,
+    job: Job,
+    memory: memoryview,
+    image: FileImage,
+    candidates: Known,
+    copied: Copied,
+    part: _Part,
+) -> None:
+    """Put the pieces of one file into its stream as they are copied, but for those that are `candidates` with the
+    same digest.
+    """
+    hashed = settings.digests and settings.incremental
+    fresh: list[Range] = []
+    final = 0
+    for i in range(image.first, image.stop):
+        one, at = job.ranges[i], job.offsets[i]
+        candidate = candidates.get(one) if hashed and one.nbytes >= SMALLEST_REFERENCE else None
+        digest = xxhash.xxh3_128()
+        for start in range(at, at + one.nbytes, STEP_BYTES):
+            end = min(start + STEP_BYTES, at + one.nbytes)
+            if end > final:
+                final = copied.wait(end)
+            if hashed:
+                digest.update(memory[start:end])
+            if candidate is None:
+                stream.add(start, end - start)
+        part.digests.append(digest.hexdigest() if hashed else "")
+        if candidate is not None and candidate[1].digest == part.digests[i]:
+            part.reused[i] = candidate
+            continue
+        if candidate is not None:
+            stream.add(at, one.nbytes)
+        fresh.append(one)
+    stream.close(header(fresh, image.header_bytes))
+
+
+def _seal(backend: Backend, settings: Settings, seal: Seal) -> Seal:
+    """Store the seal, unless an earlier attempt whose answer was lost did: then that one counts.
+
+    On a file system it need not outlast a crash: without a log entry nobody asks for it after one.
+    """
+    key, data = seal_key(seal.folder, settings.rank), encode_seal(seal)
+    path = backend.local_path(key)
+    if publish_unsynced(str(path), key, data) if path is not None else store_once(backend, key, data):
+        return seal
+    raise Conflict(
+        "this rank has sealed the checkpoint with other content before",
+        found=key,
+        remedy="Two processes claim to be the same rank of one run; end one of them.",
+    )

@@ -1,0 +1,177 @@
+"""Reads ranges of logical tensors from a checkpoint's files, and checks every chunk that it touches."""
+
+import mmap
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from fmscale.checkpoint.format.manifest import Manifest
+from fmscale.checkpoint.format.names import SUMS
+from fmscale.errors import CorruptData
+from fmscale.store.backends.protocol import Backend
+from fmscale.store.digest import CHUNK_BYTES, metadata_digest, verify_chunks
+
+SPAN_BYTES = 8 << 20
+"""Read at once; several at a time."""
+LOCAL_THREADS, REMOTE_THREADS = 4, 16
+"""Spans under way: what a disk needs to be busy, and an object store whose answers take 20 ms."""
+
+Put = Callable[[int, memoryview], None]
+"""Takes bytes for the n-th request: (first byte, data), valid during the call only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Bytes of a file that somebody wants."""
+
+    file: int
+    """Which of the manifest's files."""
+    offset: int
+    """First byte in the file."""
+    bytes: int
+    """How many."""
+    put: Put
+    """Where they go."""
+    at: int
+    """First byte in what `put` fills."""
+
+
+@dataclass(kw_only=True)
+class Totals:
+    """What was read."""
+
+    bytes: int = 0
+    """Bytes of files."""
+    needed: int = 0
+    """Bytes that were asked for."""
+
+
+class Reader:
+    """Checked reads from one checkpoint; safe across threads."""
+
+    def __init__(self, backend: Backend, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self.totals = Totals()
+        self.checked: dict[int, np.ndarray] = {}
+        """For each file that was read, which of its chunks were found right (bool)."""
+        self._backend = backend
+        self._sums: dict[int, np.ndarray | None] = {}
+        self._lock = threading.Lock()
+        self._buffers = threading.local()
+
+    def wanted(self, tensor: int, start: int, count: int, put: Put) -> Iterator[Wanted]:
+        """What elements [start, start + count) of a tensor are read from."""
+        size = self.manifest.tensors[tensor].item_bytes
+        for segment in self.manifest.segments(tensor, start, count):
+            yield Wanted(
+                file=segment.file,
+                offset=segment.offset,
+                bytes=segment.count * size,
+                put=put,
+                at=(segment.start - start) * size,
+            )
+
+    def read(self, wanted: Sequence[Wanted], progress: Callable[[int], None] = lambda _: None) -> None:
+        """Read all of it, in the order of the files, each chunk once. `put` is called from several threads, never
+        twice for the same bytes.
+
+        Raises CorruptData, ObjectNotFound or another StoreError; some of it has been put then.
+        """
+        spans = [span for file, parts in by_file(wanted).items() for span in self._spans(file, parts)]
+        self.totals.needed += sum(one.bytes for one in wanted)
+
+        def one(span: tuple[int, int, int, list[Wanted]]) -> None:
+            self._read_span(*span)
+            progress(span[2] - span[1])
+
+        remote = bool(spans) and self._backend.local_path(self.manifest.files[spans[0][0]].key) is None
+        with ThreadPoolExecutor(REMOTE_THREADS if remote else LOCAL_THREADS) as pool:
+            futures = [pool.submit(one, span) for span in spans]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def _spans(self, file: int, parts: list[Wanted]) -> Iterator[tuple[int, int, int, list[Wanted]]]:
+        """Runs of whole chunks, (file, begin, end, what is wanted of it), of about SPAN_BYTES."""
+        size = self.manifest.files[file].bytes
+        held: list[Wanted] = []
+        begin = end = 0
+        for part in parts:
+            at = part.offset
+            while at < part.offset + part.bytes:
+                low = at // CHUNK_BYTES * CHUNK_BYTES
+                if held and (low > end or low - begin >= SPAN_BYTES):
+                    yield file, begin, end, held
+                    held = []
+                if not held:
+                    begin = end = low
+                taken = min(part.offset + part.bytes, begin + SPAN_BYTES) - at
+                held.append(
+                    Wanted(file=file, offset=at, bytes=taken, put=part.put, at=part.at + at - part.offset)
+                )
+                end = max(end, min(size, -(-(at + taken) // CHUNK_BYTES) * CHUNK_BYTES))
+                at += taken
+        if held:
+            yield file, begin, end, held
+
+    def _read_span(self, file: int, begin: int, end: int, parts: list[Wanted]) -> None:
+        buffer = self._buffer()[: end - begin]
+        stored = self.manifest.files[file]
+        self._backend.read_into(stored.key, begin, buffer)
+        sums = self.sums(file)
+        if sums is not None:
+            first = begin // CHUNK_BYTES
+            bad = verify_chunks(buffer, sums[first : -(-end // CHUNK_BYTES)])
+            if bad >= 0:
+                raise CorruptData(
+                    "bytes of a checkpoint do not have the checksum that was recorded",
+                    found=f"{stored.key}, chunk {first + bad} (byte {(first + bad) * CHUNK_BYTES})",
+                    remedy="Use another checkpoint; `fmscale checkpoint verify` names all that is damaged.",
+                )
+        with self._lock:
+            self.totals.bytes += end - begin
+            if sums is not None:
+                seen = self.checked.setdefault(file, np.zeros(len(sums), dtype=bool))
+                seen[begin // CHUNK_BYTES : -(-end // CHUNK_BYTES)] = True
+        for part in parts:
+            part.put(part.at, buffer[part.offset - begin : part.offset - begin + part.bytes])
+
+    def sums(self, file: int) -> np.ndarray | None:
+        """Checksums of a file's chunks, or None where none were taken. Raises CorruptData, ObjectNotFound."""
+        with self._lock:
+            if file in self._sums:
+                return self._sums[file]
+        stored = self.manifest.files[file]
+        sums = None
+        if stored.sums:
+            data = self._backend.get(stored.key + SUMS)
+            if metadata_digest(data) != stored.sums:
+                raise CorruptData(
+                    "the checksums of a checkpoint's file are damaged",
+                    found=stored.key + SUMS,
+                    remedy="Use another checkpoint.",
+                )
+            sums = np.frombuffer(data, dtype="<u4")
+        with self._lock:
+            self._sums[file] = sums
+        return sums
+
+    def _buffer(self) -> memoryview:
+        """This thread's buffer, at a page."""
+        if not hasattr(self._buffers, "map"):
+            self._buffers.map = mmap.mmap(-1, SPAN_BYTES + 2 * CHUNK_BYTES)
+        return memoryview(self._buffers.map)
+
+
+def by_file(wanted: Sequence[Wanted]) -> dict[int, list[Wanted]]:
+    """What is wanted of each file, by offset."""
+    found: dict[int, list[Wanted]] = {}
+    for one in wanted:
+        found.setdefault(one.file, []).append(one)
+    return {file: sorted(parts, key=lambda one: one.offset) for file, parts in sorted(found.items())}

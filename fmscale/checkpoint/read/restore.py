@@ -1,0 +1,173 @@
+"""Restores at any number of ranks: each reads the bytes of its own pieces, from whichever files have them."""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial as bound
+from typing import Any
+
+import numpy as np
+import torch
+
+from fmscale.checkpoint.catalog import Found, list_checkpoints, load_manifest, pick
+from fmscale.checkpoint.format.manifest import Manifest
+from fmscale.checkpoint.format.piece import Piece
+from fmscale.checkpoint.read.agree import Ranks
+from fmscale.checkpoint.read.compatibility import differences, refuse_other_model
+from fmscale.checkpoint.read.reader import Put, Reader, Wanted
+from fmscale.checkpoint.snapshot.snapshot import checked
+from fmscale.errors import CorruptData
+from fmscale.runtime.waits import HostWaits
+from fmscale.store.backends.protocol import Backend
+from fmscale.store.digest import CHUNK_BYTES
+
+logger = logging.getLogger(__name__)
+
+WAIT = "restore"
+"""Name of the ranks' waits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassedOver:
+    """A newer checkpoint that was not valid."""
+
+    step: int
+    """Its step."""
+    entry: int
+    """Its log entry."""
+    reason: str
+    """What was wrong with it, and on which rank."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restored:
+    """What a restore gave besides the tensors."""
+
+    step: int
+    """Optimizer step."""
+    entry: int
+    """Log entry of the checkpoint."""
+    meta: dict[str, Any]
+    """What was saved with the checkpoint."""
+    rank_meta: list[dict[str, Any] | None]
+    """What each rank saved, by rank of the world that saved it."""
+    passed_over: tuple[PassedOver, ...]
+    """Newer ones that are damaged."""
+    bytes_read: int
+    """Bytes of files that this rank read."""
+    bytes_needed: int
+    """Bytes of its pieces."""
+    verified: bool
+    """Whether the ranks together read every byte of its files, and all were right."""
+    marked: bool
+    """Whether it was marked as verified before."""
+
+
+def restore(
+    backend: Backend,
+    run: str,
+    pieces: Sequence[Piece],
+    *,
+    which: int | str = "auto",
+    waits: HostWaits | None = None,
+    partial: bool = False,
+    deadline: float = 3600.0,
+) -> Restored | None:
+    """Fill the live tensors of `pieces` from the newest checkpoint that all ranks find valid.
+
+    All ranks of a run call it, each with the pieces that it needs (they may overlap); `waits` is how they
+    agree, None for a process alone. `which` is `auto`, a step, or `entryN` (see `catalog.pick`). With
+    `partial` the pieces need not cover the checkpoint. None if the run has no checkpoint and `which` is auto.
+
+    Raises ConfigError for a checkpoint of another model, saying which tensors differ, or if `which` names
+    none; CorruptData if none is valid; StoreError where the store fails; RankError for another rank's failure.
+    The tensors hold anything after an error.
+    """
+    ranks = Ranks(waits, WAIT, deadline)
+    found = [Found(**one) for one in json.loads(ranks.first(lambda: _candidates(backend, run, which)))]
+    ranges = [checked(piece) for piece in pieces]
+    passed: list[PassedOver] = []
+    for candidate in found:
+        where = f"step {candidate.step} (entry {candidate.entry}) of run {run}"
+        manifest, problem = ranks.all_find(bound(load_manifest, backend, candidate))
+        if manifest is not None:
+            answers = ranks.exchange(differences(manifest, ranges))
+            refuse_other_model(manifest, answers, where, partial=partial)
+            reader = Reader(backend, manifest)
+            _, problem = ranks.all_find(bound(_fill, reader, pieces))
+        if manifest is None or problem:
+            logger.warning("%s is passed over: %s", where, problem)
+            passed.append(PassedOver(step=candidate.step, entry=candidate.entry, reason=problem))
+            continue
+        seen = ranks.exchange(json.dumps(_runs(reader.checked)))
+        return Restored(
+            verified=_all_checked(manifest, seen),
+            marked=candidate.verified,
+            step=candidate.step,
+            entry=candidate.entry,
+            meta=manifest.meta,
+            rank_meta=manifest.rank_meta,
+            passed_over=tuple(passed),
+            bytes_read=reader.totals.bytes,
+            bytes_needed=reader.totals.needed,
+        )
+    if passed:
+        raise CorruptData(
+            f"no checkpoint of run {run} is valid on all ranks",
+            found="; ".join(f"step {one.step}: {one.reason}" for one in passed[:5]),
+            remedy="`fmscale checkpoint verify` names the damage; restore the store from a copy, or begin anew.",
+        )
+    return None
+
+
+def _candidates(backend: Backend, run: str, which: int | str) -> str:
+    """Those of `pick` as JSON."""
+    found = list_checkpoints(backend, run)
+    if not found and which == "auto":
+        return "[]"
+    return json.dumps([asdict(one) for one in pick(found, which, f"run {run}")])
+
+
+def _runs(checked: dict[int, np.ndarray]) -> dict[int, list[list[int]]]:
+    """For each file the [first, stop) chunks that were checked."""
+    found = {}
+    for file, seen in checked.items():
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], seen, [False]]).astype(np.int8)))
+        found[file] = edges.reshape(-1, 2).tolist()
+    return found
+
+
+def _all_checked(manifest: Manifest, answers: Sequence[str]) -> bool:
+    """Whether all ranks' runs together cover every chunk of every file."""
+    sizes = [-(-file.bytes // CHUNK_BYTES) for file in manifest.files]
+    seen = [np.zeros(size, dtype=bool) for size in sizes]
+    for answer in answers:
+        for file, runs in json.loads(answer).items():
+            for first, stop in runs:
+                seen[int(file)][first:stop] = True
+    return all(bool(one.all()) for one in seen)
+
+
+def _fill(reader: Reader, pieces: Sequence[Piece]) -> None:
+    """Read every piece into its tensor."""
+    wanted: list[Wanted] = []
+    for piece in pieces:
+        tensor = reader.manifest.number[piece.name, piece.state]
+        wanted += reader.wanted(tensor, piece.start, piece.count, into(piece.tensor))
+    reader.read(wanted)
+
+
+def into(tensor: torch.Tensor) -> Put:
+    """Writes bytes into a contiguous 1-D tensor, on whichever device it is."""
+    target = tensor.detach().view(torch.uint8)
+    host = None if target.is_cuda else target.numpy()
+
+    def put(at: int, data: memoryview) -> None:
+        source = np.frombuffer(data, dtype=np.uint8)
+        if host is not None:
+            host[at : at + len(source)] = source
+        else:
+            target[at : at + len(source)].copy_(torch.from_numpy(source))
+
+    return put

@@ -1,0 +1,82 @@
+"""Reads every byte of a checkpoint again and names what is damaged."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fmscale.checkpoint.catalog import Found, load_manifest
+from fmscale.checkpoint.format.manifest import Manifest
+from fmscale.checkpoint.format.names import SUMS
+from fmscale.checkpoint.read.agree import DAMAGE
+from fmscale.checkpoint.read.reader import SPAN_BYTES, Reader
+from fmscale.store.backends.protocol import Backend
+from fmscale.store.digest import CHUNK_BYTES, crc32c
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One thing that is not as it was recorded."""
+
+    key: str
+    """Object."""
+    chunk: int | None
+    """Chunk of 64 KiB in it; None where it is about the whole."""
+    what: str
+    """What is wrong."""
+
+
+def verify(
+    backend: Backend, found: Found, progress: Callable[[int], None] = lambda _: None
+) -> tuple[list[Problem], bool]:
+    """(problems, whether every byte could be checked: not where a file was written without checksums).
+
+    Raises StoreError where the store fails, which says nothing about the checkpoint.
+    """
+    try:
+        manifest = load_manifest(backend, found)
+    except DAMAGE as error:
+        return [Problem(key=found.body["manifest"]["key"], chunk=None, what=str(error))], True
+    reader = Reader(backend, manifest)
+    problems: list[Problem] = []
+    for number in range(len(manifest.files)):
+        problems += _verify_file(backend, manifest, reader, number, progress)
+    return problems, all(file.sums for file in manifest.files)
+
+
+def size_of(backend: Backend, found: Found) -> int:
+    """Bytes that `verify` reads; 0 for a damaged manifest."""
+    try:
+        return sum(file.bytes for file in load_manifest(backend, found).files)
+    except DAMAGE:
+        return 0
+
+
+def _verify_file(
+    backend: Backend, manifest: Manifest, reader: Reader, number: int, progress: Callable[[int], None]
+) -> list[Problem]:
+    file = manifest.files[number]
+    try:
+        sums = reader.sums(number)
+    except DAMAGE as error:
+        return [Problem(key=file.key + SUMS, chunk=None, what=error.cause)]
+    try:
+        size = backend.head(file.key).bytes
+    except DAMAGE as error:
+        return [Problem(key=file.key, chunk=None, what=error.cause)]
+    found = []
+    if size != file.bytes:
+        found.append(Problem(key=file.key, chunk=None, what=f"has {size} bytes instead of {file.bytes}"))
+    buffer = memoryview(bytearray(SPAN_BYTES))
+    end = min(size, file.bytes)
+    for start in range(0, end, SPAN_BYTES):
+        block = buffer[: min(SPAN_BYTES, end - start)]
+        backend.read_into(file.key, start, block)
+        progress(block.nbytes)
+        for at in range(0, block.nbytes if sums is not None else 0, CHUNK_BYTES):
+            assert sums is not None
+            chunk = (start + at) // CHUNK_BYTES
+            part = block[at : at + CHUNK_BYTES]
+            # A chunk that the file's end cuts off is not damaged besides.
+            whole = start + at + part.nbytes == file.bytes or part.nbytes == CHUNK_BYTES
+            if whole and crc32c(part) != int(sums[chunk]):
+                found.append(Problem(key=file.key, chunk=chunk, what="checksum does not match"))
+    return found

@@ -1,0 +1,154 @@
+"""Reads a config: a YAML file, what it extends, and key=value overrides on top.
+
+`extends:` at the top of a file names another file, or a list of them, relative to the file that says it.
+They are read first, in order; then the file itself goes on top. Mappings merge key by key, at every depth;
+a list or a single value replaces what was below; null sets null. Overrides come last.
+"""
+
+import difflib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TypeVar
+
+from fmscale.config.reader.convert import convert
+from fmscale.config.reader.tree import Items, Scalar, Table, Tree, merge, parse, put, read_file
+from fmscale.config.schema import Config
+from fmscale.errors import ConfigError
+
+Section = TypeVar("Section")
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The config in the YAML file `path`, with `overrides` such as "data.seed=7" applied.
+
+    A path that does not exist is also looked for among the configs that fmscale ships ("run/NAME", with or
+    without ".yaml"). Raises ConfigError with file:line.
+    """
+    return load_section(Config, read_extended(find_config(path)), overrides)
+
+
+def load_section(kind: type[Section], tree: Table, overrides: Sequence[str] = ()) -> Section:
+    """`tree` with overrides as a dataclass; a `places` field it may have gets the places of its keys."""
+    for override in overrides:
+        tree = apply_override(tree, override)
+    places: dict[str, str] = {}
+    value: Section = convert(tree, kind, "", places)
+    if hasattr(value, "places"):
+        object.__setattr__(value, "places", places)
+    return value
+
+
+def apply_override(tree: Table, override: str) -> Table:
+    """`tree` with one dotted "key=value" on top; the value is YAML, typed later by the field it reaches.
+
+    An item of a list is named by its number: "data.sources.0.weight=2".
+    """
+    name, equals, text = override.partition("=")
+    keys = name.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigError("An override must be key=value", found=override, remedy="For example data.seed=7.")
+    place = f"override {override!r}"
+    try:
+        value = _replace_place(parse(text, place), place) if text.strip() else None
+    except ConfigError:
+        value = Scalar(text=text, quoted=False, place=place)
+    if value is None:
+        value = Scalar(text="", quoted=False, place=place)
+    changed = put(tree, keys, value, place)
+    assert isinstance(changed, Table)
+    return changed
+
+
+def _replace_place(tree: Tree, place: str) -> Tree:
+    """The tree with `place` everywhere: lines mean nothing in an override."""
+    match tree:
+        case Scalar():
+            return Scalar(text=tree.text, quoted=tree.quoted, place=place)
+        case Items():
+            return Items(items=tuple(_replace_place(item, place) for item in tree.items), place=place)
+        case Table():
+            return Table(
+                entries={key: _replace_place(value, place) for key, value in tree.entries.items()},
+                places=dict.fromkeys(tree.places, place),
+                place=place,
+            )
+
+
+def read_extended(path: Path, above: tuple[Path, ...] = ()) -> Table:
+    """The tree of a file on top of all it extends. `above` are the files that led here."""
+    tree = read_file(path)
+    if "extends" not in tree.entries:
+        return tree
+    wanted = tree.entries["extends"]
+    names = wanted.items if isinstance(wanted, Items) else (wanted,)
+    own = Table(
+        entries={key: value for key, value in tree.entries.items() if key != "extends"},
+        places=tree.places,
+        place=tree.place,
+    )
+    base = Table(entries={}, places={}, place=tree.place)
+    for name in names:
+        base = merge(base, read_extended(_extended_path(name, path, above), (*above, path.resolve())))
+    return merge(base, own)
+
+
+def _extended_path(name: Tree, path: Path, above: tuple[Path, ...]) -> Path:
+    if not isinstance(name, Scalar) or name.null:
+        raise ConfigError(
+            f"{name.place}: extends must be a path or a list of paths",
+            remedy="For instance extends: base.yaml, relative to this file.",
+        )
+    target = path.parent / name.text
+    if not target.is_file():
+        raise ConfigError(
+            f"{name.place}: extends a file that does not exist",
+            found=name.text,
+            remedy=_nearest_file(target) or f"Paths are relative to {path.parent}.",
+        )
+    chain = (*above, path.resolve(), target.resolve())
+    if target.resolve() in chain[:-1]:
+        raise ConfigError(
+            f"{name.place}: extends comes back to a file it began with",
+            found=" -> ".join(str(step) for step in chain),
+            remedy="Remove one of the extends.",
+        )
+    return target
+
+
+def find_config(path: str | Path) -> Path:
+    """The file at `path`, or the shipped config of that name. Raises ConfigError with the nearest name."""
+    asked = Path(path)
+    if asked.is_file():
+        return asked
+    shipped = shipped_configs()
+    for name in (str(path), f"{path}.yaml"):
+        if name in shipped:
+            return shipped[name]
+    hint = _nearest_file(asked)
+    if not hint and (close := difflib.get_close_matches(str(path), list(shipped), n=1)):
+        hint = f"Did you mean {close[0]}?"
+    runs = ", ".join(name.removesuffix(".yaml") for name in shipped if name.startswith("run/"))
+    raise ConfigError(
+        "There is no such config file",
+        found=str(path),
+        remedy=hint or f"Give a YAML file, or one that fmscale ships: {runs}.",
+    )
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The configs that come with fmscale: path below configs/ -> file."""
+    found: dict[str, Path] = {}
+    for root in resources.files("fmscale").joinpath("configs"), Path(__file__).parents[3] / "configs":
+        folder = Path(str(root))
+        for file in sorted(folder.rglob("*.yaml")) if folder.is_dir() else ():
+            found.setdefault(file.relative_to(folder).as_posix(), file)
+    return found
+
+
+def _nearest_file(path: Path) -> str:
+    if not path.parent.is_dir():
+        return ""
+    names = [entry.name for entry in path.parent.iterdir() if entry.suffix in (".yaml", ".yml")]
+    close = difflib.get_close_matches(path.name, names, n=1)
+    return f"Did you mean {path.parent / close[0]}?" if close else ""

@@ -1,0 +1,81 @@
+"""Every key of a config with its type, default and meaning, as Markdown: `python -m fmscale.config.reader.reference`."""
+
+import ast
+import inspect
+import re
+import sys
+import textwrap
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, fields, is_dataclass
+from itertools import pairwise
+from typing import Any, get_args, get_type_hints
+
+from fmscale.config.schema import Config
+
+HEAD = """# Config
+
+Every key that a YAML file or a `key=value` on the command line may set. Made from the docstrings in
+`fmscale/config/` by `python -m fmscale.config.reader.reference > docs/config.md`; a test holds the two equal.
+"""
+
+
+def reference() -> str:
+    """The page."""
+    parts = [HEAD]
+    for kind, path in sections(Config, ""):
+        rows = [
+            f"| `{field.name}` | {_type(kind, field.name)} | {_default(field)} | {meaning} |"
+            for field, meaning in described(kind)
+        ]
+        title = f"`{path}`" if path else "Top level"
+        about = " ".join(inspect.getdoc(kind).split())  # type: ignore[union-attr]
+        table = "\n".join(["| key | type | default | meaning |", "|---|---|---|---|", *rows])
+        parts.append(f"## {title}\n\n{about}\n\n{table}\n")
+    return "\n".join(parts)
+
+
+def sections(kind: type, path: str) -> Iterator[tuple[type, str]]:
+    """The dataclasses below `kind` with where they stand, `kind` first."""
+    yield kind, path
+    hints = get_type_hints(kind)
+    for field, _ in described(kind):
+        for inner in [hints[field.name], *get_args(hints[field.name])]:
+            if is_dataclass(inner):
+                several = "[]" if inner is not hints[field.name] and _is_tuple(hints[field.name]) else ""
+                yield from sections(inner, f"{path}.{field.name}{several}".lstrip("."))  # type: ignore[arg-type]
+
+
+def described(kind: type) -> Iterator[tuple[Field[Any], str]]:
+    """The fields that a file may set, each with its docstring on one line."""
+    [made] = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(made, ast.ClassDef)
+    texts = {}
+    for node, after in pairwise(made.body):
+        match node, after:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                texts[name] = " ".join(text.split())
+    for field in fields(kind):
+        if field.metadata.get("read", True):
+            yield field, texts[field.name].replace("|", "\\|")
+
+
+def _is_tuple(hint: Any) -> bool:
+    return getattr(hint, "__origin__", None) is tuple
+
+
+def _type(kind: type, name: str) -> str:
+    annotation = inspect.get_annotations(kind)[name]
+    plain = isinstance(annotation, type) and not _is_tuple(annotation)
+    text = re.sub(r"\b([a-z_]+\.)+(?=[A-Z])", "", annotation.__name__ if plain else str(annotation))
+    return f"`{text}`".replace("|", "\\|")
+
+
+def _default(field: Field[Any]) -> str:
+    if field.default is not MISSING:
+        value = field.default
+        return "`null`" if value is None else f"`{str(value).lower() if isinstance(value, bool) else value}`"
+    return "required" if field.default_factory is MISSING else "its own defaults"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(reference())

@@ -1,0 +1,88 @@
+"""Which rows fall to a rank, for many steps at once: one vectorised call for thousands of samples."""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from fmscale.data.plan.batch_schedule import Batches
+from fmscale.data.plan.plan import Plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """Which part of every step falls to this rank, and in what portions."""
+
+    dp_rank: int
+    """Place among the data-parallel ranks."""
+    dp_size: int
+    """Number of data-parallel ranks."""
+    micro_batch: int | None
+    """Rows of one forward; None: the rank's whole part of the step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """What one rank delivers in a run of steps. F forwards, M rows each, fillers zero."""
+
+    step: np.ndarray
+    """int64 [F]: step of each forward."""
+    real: np.ndarray
+    """int64 [F]: real rows; the rest are fillers."""
+    last: np.ndarray
+    """bool [F]: last forward of its step."""
+    k: np.ndarray
+    """uint64 [F, M]."""
+    source: np.ndarray
+    """uint16 [F, M]."""
+    row: np.ndarray
+    """uint64 [F, M]."""
+    after: np.ndarray
+    """uint64 [F]: first sample behind each forward's step."""
+
+    def part(self, first: int, stop: int) -> "Assignment":
+        """The forwards of steps [first, stop)."""
+        cut = slice(*np.searchsorted(self.step, (first, stop)).tolist())
+        return Assignment(**{field.name: getattr(self, field.name)[cut] for field in fields(self)})
+
+
+def assign(plan: Plan, batches: Batches, share: Share, *, k: int, steps: int) -> Assignment:
+    """The rows of `steps` steps from sample `k` on that fall to one rank (design §7.7): inside a step sorted
+    by (lane, source, k), rank r takes slots [floor(rB/R), floor((r+1)B/R)). Every rank gets the same number
+    of forwards.
+    """
+    first = batches.step_of(k)
+    bounds = batches.kappa(np.arange(first, first + steps + 1))
+    bounds[0] = k  # after a change of the batch size, the rest of the step that k lies in
+    sizes = np.diff(bounds)
+    samples = plan.samples(np.arange(bounds[0], bounds[-1], dtype=np.uint64))
+    step = np.repeat(np.arange(steps), sizes)
+    by_slot = np.lexsort((samples.k, samples.source, samples.lane, step))
+    slot = np.arange(len(step)) - np.repeat(bounds[:-1] - bounds[0], sizes)
+    low = share.dp_rank * sizes // share.dp_size
+    high = (share.dp_rank + 1) * sizes // share.dp_size
+    mine = (slot >= low[step]) & (slot < high[step])
+    chosen, place, step = by_slot[mine], (slot - low[step])[mine], step[mine]
+
+    largest = -(-sizes // share.dp_size)
+    width = share.micro_batch or int(largest.max())
+    forwards = -(-largest // width)
+    base = np.cumsum(forwards) - forwards
+    forward = base[step] + place // width
+    total = int(forwards.sum())
+
+    def spread(values: np.ndarray) -> np.ndarray:
+        grid = np.zeros((total, width), dtype=values.dtype)
+        grid[forward, place % width] = values[chosen]
+        return grid
+
+    last = np.zeros(total, dtype=bool)
+    last[base + forwards - 1] = True
+    return Assignment(
+        step=first + np.repeat(np.arange(steps), forwards),
+        real=np.bincount(forward, minlength=total),
+        last=last,
+        k=spread(samples.k),
+        source=spread(samples.source),
+        row=spread(samples.row),
+        after=np.repeat(bounds[1:], forwards),
+    )

@@ -1,0 +1,194 @@
+"""The order log: mixture stages, bans and quarantines as entries of a run's log, and the plan they make.
+
+The plan is what replaying the entries gives, on any rank, at any time: an entry is durable before any sample
+that it changes is delivered. A new stage takes effect at a sample that no rank has prefetched yet; a
+quarantine names the samples before that one which its writer must deliver now.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from fmscale.data.plan.bans import Ban
+from fmscale.data.plan.plan import Plan, Source, Stage, stage_json
+from fmscale.data.views.mask import find_documents
+from fmscale.data.views.placement import open_layout
+from fmscale.data.views.view import View
+from fmscale.errors import Conflict, DataError, FormatError
+from fmscale.store.datasets.dataset import Dataset
+from fmscale.store.log.entry import Entry
+from fmscale.store.log.log import Log
+
+FORMAT_VERSION = 1
+"""Version of the entries that are written; every version up to it is read."""
+
+
+class OrderLog:
+    """A run's order log, and the plan that it makes so far."""
+
+    def __init__(self, log: Log, *, epoch: int | None = 0) -> None:
+        """`epoch`: of the run's lease, which entries are written under. Reads the log."""
+        self.log = log
+        self.epoch = epoch
+        self._plan = replay(log)
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of all entries read so far. Raises DataError if the run has no stage yet."""
+        if self._plan is None:
+            raise DataError(
+                f"the order log {self.log.prefix} has no stage: the run has not begun to read data",
+                remedy="`fmscale train` records it when it begins; from Python, OrderLog.start does.",
+            )
+        return self._plan
+
+    def refresh(self) -> Plan:
+        """The plan with what was recorded since the log was read."""
+        self._plan = replay(self.log, plan=self._plan)
+        return self.plan
+
+    def start(self, sources: Iterable[Source]) -> Plan:
+        """Record the first stage of a run, from sample 0 on. Raises Conflict if it has one."""
+        stage = Plan([Stage(from_k=0, sources=tuple(sources))]).stages[0]
+        self._append_stage(_stage_body(stage, set()), seen=0)
+        return self.refresh()
+
+    def add_stage(self, from_k: int, sources: Iterable[Source]) -> Plan:
+        """Record that these sources and weights hold from sample `from_k` on; the new plan.
+
+        `from_k` must lie beyond what any rank has prefetched. Sources go on where they are then, new ones
+        begin at 0. Raises ConfigError for weights or a `from_k` that cannot be, Conflict if another stage
+        was added since this log was read.
+        """
+        stage = self.plan.next_stage(from_k, sources)
+        known = {source.view.digest for source in self.plan.sources}
+        self._append_stage(_stage_body(stage, known), seen=self.plan.log_head)
+        return self.refresh()
+
+    def ban(self, source: int, rows: Iterable[tuple[int, int]], from_k: int, reason: str = "") -> Plan:
+        """Record that ranges [first, stop) of rows are not used from sample `from_k` on; the new plan.
+
+        Raises DataError if they cannot be banned (see `Bans`), and then nothing is recorded.
+        """
+        return self._append_ban("ban", Ban(source=source, rows=tuple(rows), from_k=from_k, reason=reason))
+
+    def ban_documents(self, dataset: Dataset, ids: Iterable[bytes], from_k: int, reason: str = "") -> Plan:
+        """Record that no row with a token of these documents (16-byte ids) is used from `from_k` on, in any
+        source that reads the dataset; the new plan. Reads the dataset's document arrays.
+
+        Raises DataError if no source has a row with one of them.
+        """
+        wanted, recorded = list(ids), False
+        for number, source in enumerate(self.plan.sources):
+            if source.view.dataset == dataset.name:
+                found = find_documents(dataset, split=source.view.split, ids=wanted, partial=True)
+                rows = open_layout(dataset, source.view).rows_of(found)
+                if rows:
+                    self.ban(number, rows, from_k, reason)
+                    recorded = True
+        if not recorded:
+            raise DataError(
+                f"no source of the run has a row with these documents of dataset {dataset.name}",
+                found=[document.hex() for document in wanted[:3]],
+                remedy="Check the ids and the dataset; what a view's mask leaves out needs no ban.",
+            )
+        return self.plan
+
+    def quarantine(
+        self,
+        *,
+        source: int,
+        rows: tuple[int, int],
+        from_k: int,
+        samples: Iterable[int] = (),
+        reason: str = "",
+    ) -> Plan:
+        """Record rows [first, stop) that no copy can serve: not used from `from_k` on, nor for `samples`,
+        which this rank must deliver before. The new plan; to be called before any of them is delivered.
+        """
+        ban = Ban(source=source, rows=(rows,), from_k=from_k, samples=tuple(samples), reason=reason)
+        return self._append_ban("quarantine", ban)
+
+    def _append_stage(self, body: dict[str, Any], *, seen: int) -> None:
+        def recheck(other: Entry) -> None:
+            if other.kind == "stage":
+                raise Conflict(
+                    "another stage was added to the run meanwhile",
+                    found=f"log entry {other.number}, from sample {other.body['from_k']}",
+                    remedy="Read the log again, then decide again.",
+                )
+
+        self.log.append("stage", body, epoch=self.epoch, recheck=recheck, base=seen)
+
+    def _append_ban(self, kind: str, ban: Ban) -> Plan:
+        self.plan.with_ban(ban)
+        body = {"format_version": FORMAT_VERSION, **ban.to_json()}
+        self.log.append(kind, body, epoch=self.epoch, base=self.plan.log_head)
+        return self.refresh()
+
+
+def replay(log: Log, *, head: int | None = None, plan: Plan | None = None) -> Plan | None:
+    """The plan of the log's first `head` entries (None: all); None if they hold no stage.
+
+    With a `plan` that came from the same log only what follows is read. Raises DataError if the log has
+    fewer entries than `head`.
+    """
+    at = plan.log_head if plan else 0
+    if head is not None and head < at:
+        plan, at = None, 0
+    entries: list[Entry] = []
+    if head is None or at < head:
+        for entry in log.entries(at):
+            if entry.number == head:
+                break
+            entries.append(entry)
+            at = entry.number + 1
+    if head is not None and at < head:
+        raise DataError(
+            f"the order log {log.prefix} is shorter than the state that refers to it",
+            found=f"{at} entries, the state was taken at {head}",
+            remedy="Resume from the run that the state belongs to.",
+        )
+    return _applied(plan, entries, at)
+
+
+def _applied(plan: Plan | None, entries: Iterable[Entry], head: int) -> Plan | None:
+    """The plan after more entries of the log. Kinds that do not concern the order change nothing."""
+    stages = list(plan.stages) if plan else []
+    bans = list(plan.bans) if plan else []
+    views = {source.view.digest: source.view for source in plan.sources} if plan else {}
+    for entry in entries:
+        if entry.kind not in ("stage", "ban", "quarantine"):
+            continue
+        body = dict(entry.body)
+        version = body.pop("format_version")
+        if version > FORMAT_VERSION:
+            raise FormatError(
+                f"log entry {entry.number} was written by a newer fmscale",
+                found=version,
+                remedy="Upgrade fmscale here.",
+            )
+        if entry.kind == "stage":
+            stages.append(_stage_from(body, views))
+        else:
+            bans.append(Ban.from_json(body))
+    return Plan(stages, bans, head) if stages else None
+
+
+def _stage_body(stage: Stage, known: set[str]) -> dict[str, Any]:
+    """The entry of a stage; views that earlier entries do not hold are written out in full."""
+    views = {s.view.digest: s.view.to_json() for s in stage.sources if s.view.digest not in known}
+    return {"format_version": FORMAT_VERSION, **stage_json(stage), "views": views}
+
+
+def _stage_from(body: dict[str, Any], views: dict[str, View]) -> Stage:
+    """The stage of an entry; its views are added to `views`."""
+    for digest, value in body["views"].items():
+        views[digest] = View.from_json(value)
+        if views[digest].digest != digest:
+            raise DataError(
+                "a recorded view does not match its digest",
+                found=digest,
+                remedy="The log entry was changed: restore it from a copy, or begin a new run.",
+            )
+    sources = tuple(Source(**{**source, "view": views[source["view"]]}) for source in body["sources"])
+    return Stage(from_k=body["from_k"], sources=sources, positions=tuple(body["positions"]))

@@ -1,0 +1,277 @@
+"""The plan of a run: sample k as a function of (views, seed, mixture stages, bans, k), and nothing else (P1).
+
+Opening costs a few arrays a source, whatever the number of rows; `Plan.samples` is vectorised over k.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmscale.data.order.feistel import U64
+from fmscale.data.order.mixture import WEIGHT_ONE, Mixture
+from fmscale.data.order.order import Order, Orders
+from fmscale.data.plan.bans import Ban, Bans
+from fmscale.data.views.view import View
+from fmscale.errors import ConfigError, DataError
+from fmscale.store.digest import canonical_json, metadata_digest
+
+NEVER = 2**64 - 1
+"""The k of something that does not come."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A view in a mixture. Two stages mean the same source where view and seed are the same."""
+
+    view: View
+    """What is read."""
+    weight: int
+    """Share of the samples, in units of 2^-32."""
+    seed: int
+    """Names the source's order, 0 <= seed < 2^64."""
+    name: str = ""
+    """For people; metrics and errors use it. The dataset's name by default."""
+
+    @property
+    def label(self) -> str:
+        """`name`, or the dataset's name."""
+        return self.name or self.view.dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A mixture that holds from one sample on until the next stage."""
+
+    from_k: int
+    """First sample."""
+    sources: tuple[Source, ...]
+    """The sources, with weights whose sum is 2^32."""
+    positions: tuple[int, ...] = ()
+    """Position of each source at `from_k`; () lets each go on where it was, or begin at 0."""
+
+
+class Samples(NamedTuple):
+    """What samples are; arrays of equal length."""
+
+    k: U64
+    """The samples."""
+    source: NDArray[np.uint16]
+    """Index into `Plan.sources`."""
+    position: U64
+    """Position in the source: epoch · rows + place in the epoch."""
+    epoch: U64
+    """Epoch of the source."""
+    row: U64
+    """Row id in the source's view, after bans."""
+    lane: NDArray[np.uint32]
+    """Lane of the shuffle window; bans do not change it."""
+
+
+class Plan:
+    """Which row is sample k. Immutable: `with_stage` and `with_ban` give new plans."""
+
+    def __init__(self, stages: Sequence[Stage], bans: Sequence[Ban] = (), log_head: int = 0) -> None:
+        """`bans` in the order of the log; `log_head`: entries of the order log that the plan comes from.
+
+        Raises ConfigError unless stages begin at 0 and ascend, and in each the sources differ and have
+        positive weights with the sum 2^32; DataError for bans that cannot be.
+        """
+        self.bans = tuple(bans)
+        self.log_head = log_head
+        self.stages, self.sources, self._indexes = _resolved(stages)
+        self.orders = tuple(
+            Order(source.view.units, source.seed, source.view.window) for source in self.sources
+        )
+        """The order of each source."""
+        self._orders = Orders(self.orders)
+        self._bans = Bans(self.bans, self._orders)
+        self._mixtures = [_mixture(stage) for stage in self.stages]
+        self._from = np.array([stage.from_k for stage in self.stages], dtype=np.uint64)
+        self._starts = [np.array(stage.positions, dtype=np.uint64) for stage in self.stages]
+
+    @cached_property
+    def digest(self) -> str:
+        """Names the plan: equal digests, equal samples."""
+        stages = [stage_json(stage) for stage in self.stages]
+        bans = [ban.to_json() for ban in self.bans]
+        return metadata_digest(canonical_json({"version": 1, "stages": stages, "bans": bans}))
+
+    def samples(self, k: U64) -> Samples:
+        """What samples k (any numbers, in any order) are."""
+        k = np.asarray(k, dtype=np.uint64)
+        source = np.empty(k.shape, dtype=np.intp)
+        position = np.empty(k.shape, dtype=np.uint64)
+        stage = np.searchsorted(self._from, k, side="right") - 1
+        for number in np.flatnonzero(np.bincount(stage)).tolist():
+            mine = slice(None) if len(self.stages) == 1 else stage == number
+            local, order = self._mixtures[number].split(k[mine] - self._from[number])
+            source[mine] = self._indexes[number][local]
+            position[mine] = self._starts[number][local] + order
+        row, lane, epoch = self._orders.rows(source, position)
+        if self.bans:
+            row = self._bans.substitute(k, source, position, epoch, row)
+        return Samples(k, source.astype(np.uint16), position, epoch, row, lane)
+
+    def position(self, source: int, k: int) -> int:
+        """Samples of a source before sample k: its position there. Costs the number of stages."""
+        position = 0
+        for number, stage in enumerate(self.stages):
+            if stage.from_k > k:
+                break
+            local = np.flatnonzero(self._indexes[number] == source)
+            if local.size:
+                stop = self.stages[number + 1].from_k if number + 1 < len(self.stages) else k
+                taken = self._mixtures[number].taken(min(stop, k) - stage.from_k)
+                position = stage.positions[local[0]] + taken[local[0]]
+        return position
+
+    def k_of(self, source: int, position: U64) -> U64:
+        """First samples that have these positions of a source; NEVER where none has."""
+        position = np.asarray(position, dtype=np.uint64)
+        out = np.full(position.shape, NEVER, dtype=np.uint64)
+        for number in reversed(range(len(self.stages))):
+            local = np.flatnonzero(self._indexes[number] == source)
+            if not local.size:
+                continue
+            stage, mixture, first = (
+                self.stages[number],
+                self._mixtures[number],
+                self._starts[number][local[0]],
+            )
+            inside = position >= first
+            if number + 1 < len(self.stages):
+                count = mixture.taken(self.stages[number + 1].from_k - stage.from_k)[local[0]]
+                inside &= position - first < np.uint64(count)
+            out[inside] = mixture.offset(int(local[0]), position[inside] - first) + np.uint64(stage.from_k)
+        return out
+
+    def cap_reached(self, source: int, epochs: int) -> int:
+        """The sample at which a source would begin epoch number `epochs` (from 0): where a stage without it
+        must begin if it may be repeated `epochs` times in all. NEVER if that does not come.
+        """
+        at = np.array([epochs * self.orders[source].units.N], dtype=np.uint64)
+        return int(self.k_of(source, at)[0])
+
+    def next_use(self, source: int, unit: U64, k: int) -> U64:
+        """First samples >= k that may read units of a source; NEVER if there are none. See Order.next_use."""
+        return self.k_of(source, self.orders[source].next_use(unit, self.position(source, k)))
+
+    def occurrences(self, source: int, row: int, stop: int) -> U64:
+        """Samples below `stop` that deliver a row of a source, as itself or as a substitute; sorted.
+
+        Not found are substitutes taken where σ runs in a circle of banned rows: about one in N ever is.
+        """
+        order, last = self.orders[source], self.position(source, stop)
+        epochs = np.arange(last // order.units.N + 1, dtype=np.uint64)
+        rows, found = np.full(len(epochs), row, dtype=np.uint64), []
+        for _ in range(order.units.N):
+            positions = order.position(rows, epochs)
+            found.append(self.k_of(source, positions))
+            # Backwards along σ: a banned row that leads here is replaced by this one.
+            rows = positions - epochs * np.uint64(order.units.N)
+            ever = np.full(rows.shape, NEVER - 1, dtype=np.uint64)
+            banned = self._bans.banned(source, rows, ever) & (rows != row)
+            rows, epochs = rows[banned], epochs[banned]
+            if not rows.size:
+                break
+        k = np.unique(np.concatenate(found))
+        samples = self.samples(k[k < np.uint64(stop)])
+        out: U64 = samples.k[(samples.row == np.uint64(row)) & (samples.source == source)]
+        return out
+
+    def quarantined(self, source: int, rows: tuple[int, int]) -> bool:
+        """Whether every row of [first, stop) of a source is named by a ban or quarantine."""
+        return self._bans.named(source, rows)
+
+    def next_stage(self, from_k: int, sources: Iterable[Source]) -> Stage:
+        """The stage of these sources from `from_k` on, each going on where it is then, new ones at 0."""
+        stage = Stage(from_k=from_k, sources=tuple(sources))
+        return Plan([*self.stages, stage]).stages[-1]
+
+    def with_stage(self, stage: Stage, log_head: int | None = None) -> "Plan":
+        """The plan with one more stage, which must begin after the last one does."""
+        head = self.log_head if log_head is None else log_head
+        return Plan([*self.stages, stage], self.bans, head)
+
+    def with_ban(self, ban: Ban, log_head: int | None = None) -> "Plan":
+        """The plan with one more ban or quarantine."""
+        head = self.log_head if log_head is None else log_head
+        return Plan(self.stages, [*self.bans, ban], head)
+
+
+def source_key(source: Source) -> tuple[str, int]:
+    """What makes two sources the same one."""
+    return source.view.digest, source.seed
+
+
+def stage_json(stage: Stage) -> dict[str, Any]:
+    """A stage as JSON values; views by their digest."""
+    sources = [
+        {"view": s.view.digest, "weight": s.weight, "seed": s.seed, "name": s.name} for s in stage.sources
+    ]
+    return {"from_k": stage.from_k, "sources": sources, "positions": list(stage.positions)}
+
+
+def _resolved(
+    stages: Sequence[Stage],
+) -> tuple[tuple[Stage, ...], tuple[Source, ...], list[NDArray[np.intp]]]:
+    """(stages with positions, distinct sources by first appearance, index of each stage's sources)."""
+    _check(stages)
+    numbers: dict[tuple[str, int], int] = {}
+    sources: list[Source] = []
+    positions: list[int] = []
+    indexes: list[NDArray[np.intp]] = []
+    out: list[Stage] = []
+    for i, stage in enumerate(stages):
+        for source in stage.sources:
+            if source_key(source) not in numbers:
+                numbers[source_key(source)] = len(sources)
+                sources.append(source)
+                positions.append(0)
+        index = [numbers[source_key(source)] for source in stage.sources]
+        start = stage.positions or tuple(positions[number] for number in index)
+        out.append(replace(stage, positions=start))
+        indexes.append(np.array(index, dtype=np.intp))
+        if i + 1 < len(stages):
+            taken = _mixture(stage).taken(stages[i + 1].from_k - stage.from_k)
+            for number, first, count in zip(index, start, taken, strict=True):
+                positions[number] = first + count
+    return tuple(out), tuple(sources), indexes
+
+
+def _mixture(stage: Stage) -> Mixture:
+    return Mixture([source.weight for source in stage.sources])
+
+
+def _check(stages: Sequence[Stage]) -> None:
+    starts = [stage.from_k for stage in stages]
+    if not stages or starts[0] != 0 or starts != sorted(set(starts)):
+        raise ConfigError(
+            "stages must begin at sample 0 and ascend",
+            found=starts,
+            remedy="Give each a from_k of its own, the first 0.",
+        )
+    for stage in stages:
+        if stage.positions and len(stage.positions) != len(stage.sources):
+            raise DataError(
+                "a stage has a position for each source",
+                found=(stage.from_k, stage.positions),
+                remedy=f"Give {len(stage.sources)} positions, or none.",
+            )
+        if len({source_key(source) for source in stage.sources}) != len(stage.sources):
+            raise ConfigError(
+                f"the stage from sample {stage.from_k} has a source twice",
+                found=[source.label for source in stage.sources],
+                remedy="Add their weights, or give them different seeds.",
+            )
+        weights = [source.weight for source in stage.sources]
+        if sum(weights) != WEIGHT_ONE or min(weights) < 1:
+            raise ConfigError(
+                f"the weights of the stage from sample {stage.from_k} are not positive with the sum 2^32",
+                found={source.label: source.weight for source in stage.sources},
+                remedy="Make them with fmscale.data.order.mixture.integer_weights, and leave out what has none.",
+            )

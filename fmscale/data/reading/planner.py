@@ -1,0 +1,335 @@
+"""Planning ahead: a block is a run of steps whose rows are known, whose units are being read.
+
+The planner assigns samples to this rank, takes arena slots for the units they need, in order of first use, and
+has them read; the consumer waits for a block's reads and gathers rows. Blocks grow from one step, so that the
+first batch comes soon, to `MAX_STEPS`, so that planning costs microseconds a step.
+"""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fmscale.data.batch import UnitDocuments
+from fmscale.data.plan.assign import Assignment, Share, assign
+from fmscale.data.plan.batch_schedule import Batches
+from fmscale.data.plan.plan import NEVER, Plan
+from fmscale.data.reading.arena import Arena, Slot, UnitKey
+from fmscale.data.reading.readers import Readers
+from fmscale.errors import ConfigError
+from fmscale.store.tiers.fetch import CorruptChunk
+
+MAX_STEPS = 64
+"""Steps of a full block. At 8 rows a step one vectorised planning of 64 steps costs about 5 us a step."""
+ASSIGN_SAMPLES = 4096
+"""Samples assigned at once: one call costs 0.5 ms, whether for 64 samples or for 4,096 not twice that."""
+ASSIGN_STEPS = 256
+"""Steps assigned at once at most, so that looking at the order log every 256 steps is early enough."""
+REFRESH_BLOCKS = 4
+"""Blocks between two looks at the order log: one request in 256 steps. An entry takes effect more than
+HORIZON_STEPS after it was written, so every rank sees it before it plans that far.
+"""
+CACHED_BYTES_PER_SECOND = 1.2e9
+"""Where reading is slower than this it waits for a disk: whole units came at 2.9 GB/s from the page cache, at 0.65
+GB/s from a disk asked one by one, and at 1.3 GB/s from the same disk told ahead.
+"""
+JUDGED_UNITS = 32
+"""Units whose reads are timed together: the time of one is mostly chance."""
+TOLD_UNITS = 64
+"""Units that a slow disk is told of ahead, 20 MB: half of it gave as much, and a page cache that is small loses what
+it was told too early (512 units under a limit of 384 MiB: read 2.5 times).
+"""
+HORIZON_STEPS = 512
+"""No rank plans further than this many steps beyond what it has delivered."""
+
+
+class DamagedRows(Exception):
+    """Rows of a source that no source of bytes can serve; the loader quarantines them or stops."""
+
+    def __init__(self, source: int, rows: tuple[int, int], error: CorruptChunk) -> None:
+        super().__init__(source, rows)
+        self.source = source
+        self.rows = rows
+        self.error = error
+
+
+@dataclass(slots=True, kw_only=True)
+class Block:
+    """A planned run of steps and the unit reads that it waits for."""
+
+    number: int
+    """Counts blocks from 0."""
+    plan: Plan
+    """The plan that it follows."""
+    assignment: Assignment
+    """Which rows."""
+    gather: np.ndarray
+    """int64 [F, M]: arena row of each row; 0 for fillers."""
+    slots: list[Slot]
+    """Slot of each real row, in order of forwards."""
+    offsets: list[int]
+    """Token position of each real row in its unit."""
+    documents: list[UnitDocuments] = field(default_factory=list)
+    """Documents of the unit of each real row; filled by `take`."""
+    reads: list["Future[None]"] = field(default_factory=list)
+    """Reads that must end before the rows may be gathered."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitUses:
+    """The units behind an assignment's real rows. U units, R real rows."""
+
+    keys: list[UnitKey]
+    """[U] in order of first use."""
+    uses: list[int]
+    """[U] rows of each."""
+    inverse: np.ndarray
+    """int64 [R]: unit of each row."""
+    offset: np.ndarray
+    """int64 [R]: row's place in its unit."""
+    real: np.ndarray
+    """bool [F, M]: which cells are real rows."""
+
+
+class Planner:
+    """Plans blocks from sample `k` on: iterating gives them in order, one thread at a time, until closed.
+
+    With a pool the units are read by its threads, without one by whoever asks for the block: for a local store
+    that is fastest, because handing work to another thread costs more than the page cache takes to serve it.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        batches: Batches,
+        share: Share,
+        readers: Readers,
+        arena: Arena,
+        *,
+        k: int,
+        most: int = MAX_STEPS,
+        pool: ThreadPoolExecutor | None = None,
+        refresh: Callable[[], Plan] | None = None,
+    ) -> None:
+        """`most`: steps of a block at most. `refresh` gives the plan with what the order log holds by now."""
+        self.plan = plan
+        self._refresh = refresh
+        self._ahead: Assignment | None = None
+        self._batches = batches
+        self._share = share
+        self._readers = readers
+        self._arena = arena
+        self._most = most
+        self._pool = pool
+        self._stopped = False
+        self._slow = True
+        """Whether reading a unit takes far longer than it keeps a core busy."""
+        self._reading = True
+        """Whether the last block had units to read."""
+        self._told: set[UnitKey] = set()
+        self._units_read, self._read_seconds = 0, 0.0
+        self._blocks = self._planned(k)
+
+    def __iter__(self) -> Iterator[Block]:
+        return self._blocks
+
+    @property
+    def waits(self) -> bool:
+        """Whether making a block is mostly waiting, for a store or a disk, and not work for a core."""
+        return self._pool is not None or (self._slow and self._reading)
+
+    def close(self) -> None:
+        """Plan nothing more; whoever waits for room in the arena gives up."""
+        self._stopped = True
+        self._arena.release(self._arena.consumed)
+
+    def _planned(self, k: int) -> Iterator[Block]:
+        """Blocks from sample k on; ends when closed."""
+        steps = 1
+        for number in itertools.count():
+            if self._refresh is not None and number % REFRESH_BLOCKS == 0:
+                plan = self._refresh()
+                if plan.log_head != self.plan.log_head:
+                    self.plan, self._ahead = plan, None
+            block, steps = self._plan_block(number, k, steps)
+            if block is None:
+                return
+            yield block
+            k = int(block.assignment.after[-1])
+            steps = min(2 * steps, self._most)
+
+    def _plan_block(self, number: int, k: int, steps: int) -> tuple[Block | None, int]:
+        """The block of at most `steps` steps from sample k whose units fit into a third of the arena, so that
+        the one being consumed, the one waiting and the one being read fit together.
+        """
+        first = self._batches.step_of(k)
+        while True:
+            assignment = self._assigned(k, first, steps)
+            units = self._units(assignment)
+            if len(units.keys) <= max(self._arena.capacity // 3, 1) or steps == 1:
+                break
+            steps //= 2
+        if len(units.keys) > self._arena.capacity:
+            raise ConfigError(
+                f"one step of this rank needs {len(units.keys)} units in host memory",
+                found=f"memory_budget for {self._arena.capacity}",
+                remedy=f"Raise memory_budget {len(units.keys) // self._arena.capacity + 1}-fold.",
+            )
+        absent: list[tuple[UnitKey, int]] = []
+        for key, uses in zip(units.keys, units.uses, strict=True):
+            if (slot := self._arena.slots.get(key)) is not None:
+                slot.last_block = number
+                slot.rows_left -= uses
+            else:
+                absent.append((key, uses))
+        missing: list[Slot] = []
+        for key, uses in absent:  # only now: a slot that is given away must not be one of those above
+            taken = self._arena.take(
+                key,
+                block=number,
+                rows_left=self.plan.sources[key[0]].view.rows_per_unit - uses,
+                stopped=lambda: self._stopped,
+            )
+            if taken is None:
+                return None, steps
+            missing.append(taken)
+        block = self._gathered(number, assignment, units)
+        next_uses = self._next_uses(missing, k)
+        if self._pool is not None:
+            reads = list(zip(missing, next_uses, strict=True))
+            # Not for the first batch, which waits for what it needs and no more.
+            if number and self._readers.fetcher.region_bytes:
+                block.reads += [self._pool.submit(self._advise, slot, next_use) for slot, next_use in reads]
+            for slot, next_use in reads:
+                slot.read = self._pool.submit(self._read, slot, next_use)
+            block.reads += [slot.read for slot in dict.fromkeys(block.slots) if slot.read is not None]
+            return block, steps
+        self._reading = bool(missing)
+        if missing:
+            self._read_here(missing, next_uses, int(assignment.after[-1]))
+        return block, steps
+
+    def _read_here(self, missing: list[Slot], next_uses: list[int], after: int) -> None:
+        """Read units in this thread. A slow disk is told of the next ones, also of the block that begins with
+        sample `after`: it is faster with many requests at once than with one after another.
+        """
+        coming = [slot.key for slot in missing] + (self._coming(after) if self._slow else [])
+        started = time.perf_counter()
+        for place, (slot, next_use) in enumerate(zip(missing, next_uses, strict=True)):
+            if self._slow:
+                self._tell(coming[place : place + TOLD_UNITS])
+            self._read(slot, next_use)
+            self._told.discard(slot.key)
+        self._judge(len(missing), time.perf_counter() - started)
+        if self._slow:
+            self._tell(coming[len(missing) :])
+
+    def _coming(self, k: int) -> list[UnitKey]:
+        """The first units that are not here yet and that samples from k on need."""
+        first = self._batches.step_of(k)
+        rows = max(1, self._batches.batch(first) // self._share.dp_size)
+        steps = min(MAX_STEPS, -(-TOLD_UNITS // rows))
+        units = self._units(assign(self.plan, self._batches, self._share, k=k, steps=steps)).keys
+        return [key for key in units if key not in self._arena.slots][:TOLD_UNITS]
+
+    def _tell(self, keys: list[UnitKey]) -> None:
+        for key in keys:
+            if key not in self._told:
+                self._told.add(key)
+                self._readers.of(self.plan, key[0]).advise(key[1])
+
+    def _judge(self, units: int, seconds: float) -> None:
+        """See from some units' reads whether the store has to be told ahead."""
+        self._units_read += units
+        self._read_seconds += seconds
+        if self._units_read >= JUDGED_UNITS:
+            rate = self._units_read * self._arena.slot_bytes / self._read_seconds
+            self._slow = rate < CACHED_BYTES_PER_SECOND
+            self._units_read, self._read_seconds = 0, 0.0
+
+    def _assigned(self, k: int, first: int, steps: int) -> Assignment:
+        """The assignment of `steps` steps from step `first` on, which begins with sample k."""
+        ahead = self._ahead
+        if ahead is None or not ahead.step[0] <= first <= first + steps - 1 <= ahead.step[-1]:
+            batch = self._batches.batch(first)
+            ahead_steps = max(steps, min(ASSIGN_STEPS, ASSIGN_SAMPLES // batch)) if steps > 8 else steps
+            ahead = assign(self.plan, self._batches, self._share, k=k, steps=ahead_steps)
+            self._ahead = ahead
+        return ahead.part(first, first + steps)
+
+    def _gathered(self, number: int, assignment: Assignment, units: UnitUses) -> Block:
+        """The block with the arena row of every row."""
+        slots = [self._arena.slots[key] for key in units.keys]
+        bases = np.array([slot.number * self._arena.rows_per_slot for slot in slots], dtype=np.int64)
+        gather = np.zeros(assignment.k.shape, dtype=np.int64)
+        gather[units.real] = bases[units.inverse] + units.offset
+        row_tokens = self._arena.rows.shape[1]
+        return Block(
+            number=number,
+            plan=self.plan,
+            assignment=assignment,
+            gather=gather,
+            slots=[slots[i] for i in units.inverse.tolist()],
+            offsets=(units.offset * row_tokens).tolist(),
+        )
+
+    def _units(self, assignment: Assignment) -> UnitUses:
+        """Units of the rows, in order of first use."""
+        real = np.arange(assignment.k.shape[1]) < assignment.real[:, None]
+        source, row = assignment.source[real], assignment.row[real]
+        unit = np.empty(len(row), dtype=np.int64)
+        offset = np.empty(len(row), dtype=np.int64)
+        for number in np.flatnonzero(np.bincount(source)).tolist():
+            here = source == number
+            unit[here], offset[here] = self.plan.sources[number].view.units.unit_of(row[here])
+        joined = source.astype(np.int64) << 48 | unit
+        _, first, inverse, uses = np.unique(
+            joined, return_index=True, return_inverse=True, return_counts=True
+        )
+        by_use = np.argsort(first)
+        place = np.empty_like(by_use)
+        place[by_use] = np.arange(len(by_use))
+        first = first[by_use]
+        return UnitUses(
+            keys=list(zip(source[first].tolist(), unit[first].tolist(), strict=True)),
+            uses=uses[by_use].tolist(),
+            inverse=place[inverse],
+            offset=offset,
+            real=real,
+        )
+
+    def _next_uses(self, slots: list[Slot], k: int) -> list[int]:
+        """When each unit will be read again, in samples: in its source's next epoch, because from here on the
+        arena has it. The node cache evicts by that.
+        """
+        uses = [0] * len(slots)
+        for source in {slot.key[0] for slot in slots} if self._readers.fetcher.cache is not None else ():
+            view = self.plan.sources[source].view
+            here = [i for i, slot in enumerate(slots) if slot.key[0] == source]
+            # The last window has up to twice the units of the others.
+            behind = self.plan.position(source, k) + 2 * view.window * view.rows_per_unit
+            later = int(self.plan.k_of(source, np.array([behind], dtype=np.uint64))[0])
+            units = np.array([slots[i].key[1] for i in here], dtype=np.uint64)
+            if later < NEVER:
+                for i, use in zip(here, self.plan.next_use(source, units, later).tolist(), strict=True):
+                    uses[i] = use
+        return uses
+
+    def _advise(self, slot: Slot, next_use: int) -> None:
+        self._readers.of(self.plan, slot.key[0]).advise(slot.key[1], next_use)
+
+    def _read(self, slot: Slot, next_use: int) -> None:
+        """Read the slot's unit. Raises DamagedRows for rows that the plan may still deliver."""
+        source, unit = slot.key
+        reader = self._readers.of(self.plan, source)
+        documents, damaged = reader.read(unit, self._arena.tokens(slot), next_use)
+        slot.documents = documents
+        for start, stop, error in damaged:
+            tokens = self._arena.rows.shape[1]
+            first = int(reader.view.units.id(np.array([unit]), np.array([0]))[0])
+            rows = (first + start // tokens, first + -(-stop // tokens))
+            if not self.plan.quarantined(source, rows):
+                raise DamagedRows(source, rows, error)

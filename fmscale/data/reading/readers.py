@@ -1,0 +1,50 @@
+"""One unit reader for each source of a plan, opened when first needed: stages may add sources mid-run."""
+
+import threading
+from collections.abc import Mapping
+
+from fmscale.data.plan.plan import Plan
+from fmscale.data.reading.unit_reader import UnitReader
+from fmscale.data.views.placement import open_layout
+from fmscale.errors import ConfigError
+from fmscale.store.backends.protocol import Backend
+from fmscale.store.datasets.dataset import Dataset, open_dataset
+from fmscale.store.tiers.fetch import Fetcher
+
+
+class Readers:
+    """Readers by source; safe across threads."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        fetcher: Fetcher,
+        *,
+        document_ids: bool = False,
+        datasets: Mapping[str, Dataset] | None = None,
+    ) -> None:
+        """`document_ids`: read the documents' stable ids too. `datasets`: those that are open already, by name."""
+        self._datasets = datasets or {}
+        self.backend = backend
+        self.fetcher = fetcher
+        self.document_ids = document_ids
+        self._readers: dict[str, UnitReader] = {}
+        self._lock = threading.Lock()
+
+    def of(self, plan: Plan, source: int) -> UnitReader:
+        """The reader of a source of the plan. Raises ConfigError for a view whose rows are of another shape
+        than the first source's, DataError where its data is gone.
+        """
+        view, first = plan.sources[source].view, plan.sources[0].view
+        with self._lock:
+            if view.digest not in self._readers:
+                if (view.sequence_length, view.dtype) != (first.sequence_length, first.dtype):
+                    raise ConfigError(
+                        f"source {plan.sources[source].label} has rows of another shape",
+                        found=(view.sequence_length, view.dtype),
+                        remedy=f"All sources of a run have {(first.sequence_length, first.dtype)}.",
+                    )
+                dataset = self._datasets.get(view.dataset) or open_dataset(self.backend, view.dataset)
+                layout = open_layout(dataset, view)
+                self._readers[view.digest] = UnitReader(layout, self.fetcher, document_ids=self.document_ids)
+            return self._readers[view.digest]

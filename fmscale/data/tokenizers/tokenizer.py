@@ -1,0 +1,187 @@
+"""Tokenizers: text to ids and back. Bytes, a byte-level BPE trained here, or any `tokenizer.json`.
+
+A tokenizer is its JSON: that is what a store keeps (under its digest) and what a commit names, so that a
+dataset can be read and added to on any machine without a model hub.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from fmscale.errors import ConfigError
+from fmscale.store.digest import canonical_json, metadata_digest
+
+SPECIALS = (
+    "<|bos|>",
+    "<|eos|>",
+    "<|pad|>",
+    "<|mask|>",
+    "<|fim_prefix|>",
+    "<|fim_middle|>",
+    "<|fim_suffix|>",
+    *(f"<|reserved_{i}|>" for i in range(9)),
+)
+"""Special tokens of the tokenizers made here. 16, of which the objectives to come (infilling, masking, chat)
+find theirs: a stored tokenizer cannot grow, and an unused id costs one row of the embedding.
+"""
+
+Ids = Sequence[int] | np.ndarray
+"""Token ids of one text."""
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back. Not to be shared by threads."""
+
+    vocab_size: int
+    """Ids are below this; special and added tokens included."""
+    bos_id: int | None
+    """Id of the token that begins a document, if the tokenizer has one."""
+    eos_id: int | None
+    """Id of the token that ends a document, if the tokenizer has one."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids of each text, 1-D of type `dtype_of(self)`. No special token is added, and what looks like one
+        in the text is encoded as the text it is.
+        """
+        ...
+
+    def decode(self, ids: Ids) -> str:
+        """The text of the ids; special tokens appear by name."""
+        ...
+
+    def to_json(self) -> bytes:
+        """The tokenizer itself; `from_json` gives it back."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Digest of `to_json()`, by which stores and commits name the tokenizer."""
+        ...
+
+
+def dtype_of(tokenizer: Tokenizer) -> str:
+    """Type in which the ids are stored: uint16 where 65536 values are enough, otherwise uint32."""
+    return "uint16" if tokenizer.vocab_size <= 65536 else "uint32"
+
+
+class ByteTokenizer:
+    """UTF-8 bytes as ids 0 to 255, then the special tokens."""
+
+    vocab_size = 256 + len(SPECIALS)
+    bos_id: int | None = 256
+    eos_id: int | None = 257
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids of each text, uint16."""
+        return [np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint16) for text in texts]
+
+    def decode(self, ids: Ids) -> str:
+        """The text; bytes that are not UTF-8 (a cut character) appear as U+FFFD."""
+        parts = (bytes((i,)) if i < 256 else SPECIALS[i - 256].encode() for i in map(int, ids))
+        return b"".join(parts).decode(errors="replace")
+
+    def to_json(self) -> bytes:
+        """The canonical JSON that stands for this tokenizer."""
+        return canonical_json({"format_version": 1, "kind": "bytes", "specials": list(SPECIALS)})
+
+    @property
+    def digest(self) -> str:
+        """Digest of `to_json()`."""
+        return metadata_digest(self.to_json())
+
+
+def from_json(data: bytes, where: str = "tokenizer.json") -> Tokenizer:
+    """The tokenizer that `to_json` or the library `tokenizers` wrote.
+
+    Raises ConfigError for anything else, naming `where` it came from.
+    """
+    from fmscale.data.tokenizers.bpe import JsonTokenizer
+
+    try:
+        content: Any = json.loads(data)
+    except ValueError as error:
+        raise ConfigError(
+            f"{where} is not JSON", found=str(error), remedy="Give a Hugging Face tokenizer.json."
+        ) from error
+    if isinstance(content, dict) and content.get("kind") == "bytes":
+        tokenizer = ByteTokenizer()
+        if data != tokenizer.to_json():
+            raise ConfigError(
+                f"{where} is a bytes tokenizer of another version than this fmscale knows",
+                found=content.get("format_version"),
+                remedy="Use the fmscale version that wrote it, or newer.",
+            )
+        return tokenizer
+    return JsonTokenizer(data, where)
+
+
+def load_tokenizer(spec: str) -> Tokenizer:
+    """The tokenizer of `bytes`, of a path to a tokenizer.json or its folder, or of `hf:` and such a path.
+
+    Raises ConfigError where there is none; `bpe:N` is not loaded but trained (`fmscale.data.tokenizers.bpe.train_bpe`).
+    """
+    if spec == "bytes":
+        return ByteTokenizer()
+    path = Path(spec.removeprefix("hf:")).expanduser()
+    if path.is_dir():
+        path = path / "tokenizer.json"
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"The tokenizer cannot be read: {error.strerror}",
+            found=spec,
+            remedy="Use bytes, bpe:8192 (trained on the corpus), or the path of a tokenizer.json; "
+            "nothing is downloaded.",
+        ) from error
+    tokenizer = from_json(data, str(path))
+    config = path.with_name("tokenizer_config.json")
+    if config.is_file():
+        _name_specials(tokenizer, config)
+    return tokenizer
+
+
+def _name_specials(tokenizer: Tokenizer, config: Path) -> None:
+    """Take BOS and EOS from the tokenizer_config.json that model folders have beside tokenizer.json."""
+    from fmscale.data.tokenizers.bpe import JsonTokenizer
+
+    if not isinstance(tokenizer, JsonTokenizer):
+        return
+    try:
+        content = json.loads(config.read_bytes())
+        names = {key: content.get(f"{key}_token") for key in ("bos", "eos")}
+    except (ValueError, AttributeError, OSError) as error:
+        raise ConfigError(
+            "The file beside the tokenizer that names its BOS and EOS cannot be read",
+            found=f"{config}: {error}",
+            remedy="Repair or remove it.",
+        ) from error
+    texts = {key: v.get("content") if isinstance(v, dict) else v for key, v in names.items()}
+    tokenizer.name_specials(bos=texts["bos"], eos=texts["eos"])
+
+
+def bpe_size(spec: str) -> int | None:
+    """The vocabulary size of `bpe:N`, or None for another kind. Raises ConfigError for a size that cannot be.
+
+    The least is one id a byte and the special tokens; the most, 2**20, is four times what is in use.
+    """
+    if not spec.startswith("bpe:"):
+        return None
+    least, most = 256 + len(SPECIALS), 2**20
+    text = spec.removeprefix("bpe:")
+    if not (text.isascii() and text.isdigit() and least <= int(text[:9]) <= most):
+        raise ConfigError(
+            "A BPE tokenizer cannot have this vocabulary size",
+            found=spec,
+            remedy=f"Write bpe:N with N from {least} to {most}, for instance bpe:8192.",
+        )
+    return int(text)
+
+
+def frame(ids: np.ndarray, bos: int | None, eos: int | None) -> np.ndarray:
+    """The ids of a document with the tokens that begin and end it."""
+    parts: Iterable[Any] = ([bos] if bos is not None else [], ids, [eos] if eos is not None else [])
+    return np.concatenate([np.asarray(part, dtype=ids.dtype) for part in parts])

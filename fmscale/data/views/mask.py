@@ -1,0 +1,241 @@
+"""Masks: documents taken out of a dataset after it was written. They make a new view and rewrite nothing.
+
+A mask is an object at datasets/NAME/masks/DIGEST.arrow: an Arrow table with a row per masked document, the
+token span that it takes up in its segment, sorted. What it costs to use grows with the mask alone.
+"""
+
+import difflib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from fmscale.errors import CorruptData, DataError, FormatError, ObjectNotFound
+from fmscale.store.backends.protocol import Backend
+from fmscale.store.backends.write_once import store_once
+from fmscale.store.datasets.commit import Commit
+from fmscale.store.datasets.dataset import Dataset
+from fmscale.store.digest import canonical_json, metadata_digest
+from fmscale.store.segments.tokens import open_segment, read_document_table, read_documents
+
+FORMAT_VERSION = 1
+"""Version of masks that is written; every version up to it is read."""
+
+SCHEMA = pa.schema(
+    [
+        ("commit", pa.uint32()),
+        ("segment", pa.uint32()),
+        ("start", pa.uint64()),
+        ("stop", pa.uint64()),
+        ("position", pa.uint64()),
+        ("id", pa.binary(16)),
+    ]
+)
+HEADER_KEY = b"fmscale"
+SEGMENT_READS = 8
+"""Segments searched at once for documents: hides the latency of a remote store."""
+
+Predicate = Callable[[pa.Table], NDArray[np.bool_]]
+"""Says which documents of a segment are meant, from their table (`store.segment.DOCUMENTS_SCHEMA`)."""
+
+
+class Documents(NamedTuple):
+    """Documents and where their tokens lie; arrays of equal length, sorted by commit, segment, start."""
+
+    commit: NDArray[np.uint32]
+    """Number of the commit."""
+    segment: NDArray[np.uint32]
+    """Index of the segment in the commit's manifest of the split."""
+    start: NDArray[np.uint64]
+    """First token in the segment."""
+    stop: NDArray[np.uint64]
+    """Token behind the last."""
+    position: NDArray[np.uint64]
+    """First token counted over all tokens of the split in the commit: spares using a mask the manifest."""
+    id: NDArray[np.void]
+    """Stable document id, 16 bytes."""
+
+    def take(self, which: NDArray[np.intp]) -> "Documents":
+        """Those documents, in that order."""
+        return Documents(
+            self.commit[which],
+            self.segment[which],
+            self.start[which],
+            self.stop[which],
+            self.position[which],
+            self.id[which],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mask:
+    """Masked documents of one split of a dataset."""
+
+    split: str
+    """Split that the segments' indexes refer to."""
+    documents: Documents
+    """The documents."""
+    digest: str
+    """Names the mask."""
+
+
+def document_id(text: str) -> bytes:
+    """The 16 bytes of a document id given as 32 hex digits. Raises DataError for anything else."""
+    try:
+        data = bytes.fromhex(text.strip())
+    except ValueError:
+        data = b""
+    if len(data) != 16:
+        raise DataError(
+            "a document id has 32 hexadecimal digits",
+            found=text,
+            remedy="`fmscale dataset trace` shows the ids of documents.",
+        )
+    return data
+
+
+def find_documents(
+    dataset: Dataset,
+    *,
+    split: str = "train",
+    commits: Sequence[int] | None = None,
+    ids: Iterable[bytes] | None = None,
+    where: Predicate | None = None,
+    partial: bool = False,
+    advance: Callable[[], object] = lambda: None,
+) -> Documents:
+    """The documents with these ids (16 bytes each), or those that `where` picks; of live commits, or of
+    `commits`. `advance` is called after each segment. Reads the document arrays of every segment.
+
+    Raises DataError if an id is in none of them, unless `partial`, and what the store raises.
+    """
+    wanted = None if ids is None else np.unique(_as_ids(ids))
+
+    def search(place: tuple[Commit, int]) -> Documents:
+        commit, index = place
+        row = commit.manifests[split].row(index)
+        segment = open_segment(dataset.backend, row.prefix, row.seal)
+        ends, words = read_documents(dataset.backend, segment, 0, segment.documents)
+        names = np.ascontiguousarray(words, dtype="<u8").view("V16")[:, 0]
+        if wanted is not None:
+            chosen = np.isin(names, wanted)
+        elif where is not None:
+            chosen = np.asarray(where(read_document_table(dataset.backend, segment)), dtype=np.bool_)
+        else:
+            chosen = np.ones(len(names), dtype=np.bool_)
+        starts = np.concatenate((np.zeros(1, dtype=np.uint64), ends[:-1]))[: len(ends)]
+        count = int(chosen.sum())
+        advance()
+        return Documents(
+            np.full(count, commit.number, dtype=np.uint32),
+            np.full(count, index, dtype=np.uint32),
+            starts[chosen],
+            ends[chosen],
+            starts[chosen] + np.uint64(row.first_token),
+            names[chosen],
+        )
+
+    chosen = dataset.commits() if commits is None else [dataset.commit(number) for number in commits]
+    with ThreadPoolExecutor(SEGMENT_READS) as pool:
+        found = list(pool.map(search, _segments(chosen, split)))
+    documents = _joined(found)
+    if wanted is not None and not partial:
+        missing = wanted[~np.isin(wanted, documents.id)]
+        if missing.size:
+            raise DataError(
+                f"{missing.size} document ids are not in the split {split} of dataset {dataset.name}",
+                found=[name.tobytes().hex() for name in missing[:3]],
+                remedy="Check the split; `fmscale dataset trace` shows the ids of what was trained on.",
+            )
+    return documents
+
+
+def make_mask(dataset: Dataset, documents: Documents, *, split: str = "train") -> str:
+    """Store a mask of these documents; its digest. The same documents give the same mask.
+
+    Raises DataError if there are none.
+    """
+    if not len(documents.commit):
+        raise DataError(
+            "no document is to be masked", remedy="Check the ids, or what the documents are picked by."
+        )
+    order = np.lexsort((documents.start, documents.segment, documents.commit))
+    columns = documents.take(order)
+    header = canonical_json({"format_version": FORMAT_VERSION, "dataset": dataset.name, "split": split})
+    arrays = [pa.array(column) for column in columns[:5]]
+    arrays.append(
+        pa.Array.from_buffers(pa.binary(16), len(order), [None, pa.py_buffer(columns.id.tobytes())])
+    )
+    schema = SCHEMA.with_metadata({HEADER_KEY: header})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, schema) as writer:
+        writer.write_batch(pa.record_batch(arrays, schema=schema))
+    data = sink.getvalue().to_pybytes()
+    digest = metadata_digest(data)
+    store_once(dataset.backend, mask_key(dataset.name, digest), data)
+    return digest
+
+
+def load_mask(backend: Backend, dataset: str, digest: str) -> Mask:
+    """The mask of that digest. Raises ObjectNotFound, with the digests that there are, CorruptData, FormatError."""
+    key = mask_key(dataset, digest)
+    try:
+        data = backend.get(key)
+    except ObjectNotFound as error:
+        names = [name.removesuffix(".arrow") for name in backend.list_names(f"datasets/{dataset}/masks")]
+        have = difflib.get_close_matches(digest, names, cutoff=0.5) or names[:3]
+        raise ObjectNotFound(
+            f"Dataset {dataset} has no such mask",
+            found=digest,
+            remedy=f"It has {', '.join(have)}." if have else "It has none: `fmscale dataset mask` makes one.",
+        ) from error
+    if metadata_digest(data) != digest:
+        raise CorruptData(
+            f"The mask {key} does not match its digest",
+            found=metadata_digest(data),
+            remedy="Restore the object, or make the mask again from the same documents.",
+        )
+    table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
+    header: dict[str, Any] = json.loads(table.schema.metadata[HEADER_KEY])
+    if header["format_version"] > FORMAT_VERSION:
+        raise FormatError(
+            f"The mask {key} was written by a newer fmscale",
+            found=header["format_version"],
+            remedy="Upgrade fmscale here.",
+        )
+    commit, segment, start, stop, position = (table.column(name).to_numpy() for name in SCHEMA.names[:5])
+    ids = np.frombuffer(table.column("id").combine_chunks().buffers()[1], dtype="V16", count=len(table))
+    documents = Documents(commit, segment, start, stop, position, ids)
+    return Mask(split=header["split"], documents=documents, digest=digest)
+
+
+def mask_key(dataset: str, digest: str) -> str:
+    """Where a mask lies on the store."""
+    return f"datasets/{dataset}/masks/{digest}.arrow"
+
+
+def _segments(commits: Iterable[Commit], split: str) -> Iterator[tuple[Commit, int]]:
+    for commit in commits:
+        if split in commit.manifests:
+            for index in range(commit.manifests[split].segments):
+                yield commit, index
+
+
+def _as_ids(ids: Iterable[bytes]) -> NDArray[np.void]:
+    return np.frombuffer(b"".join(ids), dtype="V16")
+
+
+def _joined(parts: Sequence[Documents]) -> Documents:
+    return Documents(
+        np.concatenate([np.empty(0, np.uint32), *(part.commit for part in parts)]),
+        np.concatenate([np.empty(0, np.uint32), *(part.segment for part in parts)]),
+        np.concatenate([np.empty(0, np.uint64), *(part.start for part in parts)]),
+        np.concatenate([np.empty(0, np.uint64), *(part.stop for part in parts)]),
+        np.concatenate([np.empty(0, np.uint64), *(part.position for part in parts)]),
+        np.concatenate([_as_ids(()), *(part.id for part in parts)]),
+    )

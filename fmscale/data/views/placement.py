@@ -1,0 +1,118 @@
+"""Where the tokens of a view's units lie: unit → rows → kept tokens → tokens of the commit → segments.
+
+Opening reads the masks and nothing of the segments; finding a unit's pieces looks into the manifest alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from fmscale.data.views.mask import Documents, Mask, load_mask
+from fmscale.data.views.view import View, kept_tokens, view_commits
+from fmscale.store.datasets.dataset import Dataset
+from fmscale.store.datasets.manifest import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Tokens that follow one another in one segment."""
+
+    segment: int
+    """Index of the segment in the commit's manifest."""
+    start: int
+    """First token in the segment."""
+    count: int
+    """Number of tokens."""
+
+
+class Layout:
+    """Finds the tokens of units and rows of one view; safe across threads."""
+
+    def __init__(self, view: View, manifests: Sequence[Manifest | None], masks: Sequence[Mask] = ()) -> None:
+        """`manifests` and `masks` are those that the view names, in order."""
+        self.view = view
+        self.manifests = tuple(manifests)
+        """Manifest of each of the view's commits; None where a commit lacks the split."""
+        self._kept = [
+            kept_tokens(manifest.tokens if manifest else 0, commit, view.split, masks)
+            for commit, manifest in zip(view.commits, manifests, strict=True)
+        ]
+        # 8,192 of them are 1 MB: the units that follow in a window mostly lie in other segments.
+        self._tokens = lru_cache(8192)(self._segment_tokens)
+
+    def pieces(self, unit: int) -> tuple[int, list[Piece]]:
+        """(index into the view's commits, pieces in order) of a unit's tokens: its rows one after another."""
+        length = self.view.sequence_length
+        commit, row, count = self.view.units.span(unit)
+        return commit, self._pieces(commit, row * length, (row + count) * length)
+
+    def row_pieces(self, row: int) -> tuple[int, list[Piece]]:
+        """(index into the view's commits, pieces in order) of one row's tokens."""
+        units, length = self.view.units, self.view.sequence_length
+        unit, offset = units.unit_of(np.array([row], dtype=np.uint64))
+        commit, first, _ = units.span(int(unit[0]))
+        first += int(offset[0])
+        return commit, self._pieces(commit, first * length, (first + 1) * length)
+
+    def rows_of(self, documents: Documents) -> list[tuple[int, int]]:
+        """Ranges [first, stop) of row ids that hold a token of one of the documents: sorted, disjoint.
+
+        Documents of commits that the view does not have are passed over.
+        """
+        length, ranges = np.uint64(self.view.sequence_length), []
+        for index, (number, manifest) in enumerate(zip(self.view.commits, self.manifests, strict=True)):
+            here = np.flatnonzero(documents.commit == number)
+            if manifest is None or not here.size:
+                continue
+            position = documents.position[here]
+            start = self._kept[index].place(position)
+            stop = self._kept[index].place(position + documents.stop[here] - documents.start[here])
+            start, stop = start[start < stop], stop[start < stop]
+            rows = np.uint64(self.view.rows[index])
+            low = np.minimum(start // length, rows)
+            high = np.minimum((stop + length - np.uint64(1)) // length, rows)
+            first = self.view.units.first_row(index)
+            ranges += [(first + int(a), first + int(b)) for a, b in zip(low, high, strict=True) if a < b]
+        return merged(ranges)
+
+    def _pieces(self, commit: int, start: int, stop: int) -> list[Piece]:
+        manifest = self.manifests[commit]
+        assert manifest is not None
+        out: list[Piece] = []
+        for span in self._kept[commit].spans(start, stop):
+            count = span.count
+            segment, offset = manifest.place(span.start)
+            while count:
+                take = min(count, self._tokens(commit, segment) - offset)
+                if take:
+                    out.append(Piece(segment, offset, take))
+                count, segment, offset = count - take, segment + 1, 0
+        return out
+
+    def _segment_tokens(self, commit: int, segment: int) -> int:
+        manifest = self.manifests[commit]
+        assert manifest is not None
+        return manifest.row(segment).tokens
+
+
+def open_layout(dataset: Dataset, view: View) -> Layout:
+    """The layout of a view of the dataset. Raises DataError if its commits are not there any more, and
+    CorruptData for a damaged mask.
+    """
+    commits = view_commits(dataset, view)
+    masks = [load_mask(dataset.backend, dataset.name, digest) for digest in view.masks]
+    manifests = [commit.manifests.get(view.split) for commit in commits]
+    return Layout(view, manifests, masks)
+
+
+def merged(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The ranges [first, stop) sorted and joined where they touch."""
+    out: list[tuple[int, int]] = []
+    for first, stop in sorted(ranges):
+        if out and first <= out[-1][1]:
+            out[-1] = (out[-1][0], max(out[-1][1], stop))
+        else:
+            out.append((first, stop))
+    return out

@@ -1,0 +1,284 @@
+"""Objects as files of one directory tree: any POSIX file system with hard links and fsync.
+
+Writing follows promise P3: a synced temporary file in the same directory, then `rename` (put) or `link`
+(put_if_absent), then fsync of the directory. `link` fails if the name exists, so one of any number of
+racing writers wins and nobody sees a half-written object. The temporary names are hidden from listings;
+those that a killed writer left behind are removed by the next writer into the directory.
+"""
+
+import errno
+import fcntl
+import os
+import stat
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from fmscale.errors import AccessDenied, ObjectNotFound, StoreError
+from fmscale.store.backends.open_files import OpenFiles
+from fmscale.store.backends.posix import (
+    copy,
+    make_folders,
+    read_full,
+    remove_unlocked,
+    sync_directory,
+    translated,
+    translation,
+    write_all,
+)
+from fmscale.store.backends.protocol import ObjectInfo, Requests
+from fmscale.store.keys import TEMPORARY_PREFIX, check_key, check_prefix, missing
+
+STALE_SECONDS = 3600.0
+"""A temporary file is abandoned when it has not changed for an hour and nobody holds its lock. The age
+alone would do on one machine; it also covers network file systems whose locks do not cross nodes."""
+
+FOLDER_ATTEMPTS = 100
+"""How often a folder is made again that others remove as empty: far more than ever happens, yet an end."""
+
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+
+
+class LocalBackend:
+    """A `Backend` over one directory; see the module for how it writes."""
+
+    def __init__(self, root: Path, *, read_only: bool = False) -> None:
+        """Open the directory, creating it unless read-only.
+
+        Raises AccessDenied or StoreError where it cannot be created or is not a directory.
+        """
+        self.read_only = read_only
+        self.requests = Requests()
+        self._files = OpenFiles(self._path)
+        self._checked: set[str] = set()
+        self._swept: set[str] = set()
+        with translated(str(root)):
+            if not read_only:
+                root.mkdir(parents=True, exist_ok=True)
+            self._root = os.path.realpath(root)
+            if not os.path.isdir(self._root):
+                raise StoreError(
+                    "the store's directory does not exist",
+                    found=str(root),
+                    remedy="Check the path; `fmscale ingest` and `fmscale train` make a store that is not there.",
+                )
+        self.url = Path(self._root).as_uri()
+
+    def get(self, key: str) -> bytes:
+        with translated(key), self._open(key) as file:
+            data = file.read()
+        self.requests.add("get", len(data))
+        return data
+
+    def read_into(self, key: str, start: int, *buffers: memoryview) -> None:
+        try:  # not `with translated`, which costs 2 us
+            file = self._files.get(key)
+            length = read_full(file.descriptor, key, start, buffers)
+        except OSError as error:
+            raise translation(error, key) from error
+        self.requests.add("get_range", length)
+
+    def advise(self, key: str, start: int, length: int) -> None:
+        with suppress(OSError):
+            os.posix_fadvise(self._files.get(key).descriptor, start, length, os.POSIX_FADV_WILLNEED)
+
+    def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        parts = []
+        with translated(key):
+            file = self._files.get(key)
+            for start, length in ranges:
+                part = bytearray(length)
+                read_full(file.descriptor, key, start, (memoryview(part),))
+                parts.append(bytes(part))
+                self.requests.add("get_range", length)
+        return parts
+
+    def put(self, key: str, data: bytes | memoryview) -> None:
+        self._write(key, lambda file: write_all(file, data), self._replace)
+        self.requests.add("put", memoryview(data).nbytes)
+
+    def put_file(self, key: str, path: Path) -> None:
+        with translated(str(path)), path.open("rb") as source:
+            self._write(key, lambda file: copy(source, file), self._replace)
+            self.requests.add("put", source.tell())
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        self.requests.add("put_if_absent", len(data))
+        path = self._path(key)
+        if not self.read_only and os.path.lexists(path):
+            with translated(key):
+                sync_directory(os.path.dirname(path))
+            return False
+        return self._write(key, lambda file: write_all(file, data), self._link)
+
+    def head(self, key: str) -> ObjectInfo:
+        self.requests.add("head")
+        path = self._path(key)
+        with translated(key):
+            return _info(key, os.lstat(path))
+
+    def exists(self, key: str) -> bool:
+        try:
+            self.head(key)
+        except ObjectNotFound:
+            return False
+        return True
+
+    def list_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        self.requests.add("list")
+        prefix = check_prefix(prefix)
+        return self._walk(prefix)
+
+    def list_names(self, prefix: str = "") -> list[str]:
+        self.requests.add("list")
+        return sorted(entry.name for entry in self._entries(check_prefix(prefix)))
+
+    def delete(self, key: str) -> None:
+        self._require_writable(key)
+        self.requests.add("delete")
+        path = self._path(key)
+        with translated(key), suppress(FileNotFoundError, NotADirectoryError):
+            os.unlink(path)
+            self._files.forget(key)  # an open file would keep its space
+            sync_directory(os.path.dirname(path))
+            self._remove_empty(os.path.dirname(path))
+
+    def local_path(self, key: str) -> Path | None:
+        return Path(self._path(key))
+
+    def _path(self, key: str) -> str:
+        """The file of a key. No folder on the way may be a symbolic link: it could leave the store."""
+        path = f"{self._root}/{check_key(key)}"
+        self._check_folder(os.path.dirname(path), key)
+        return path
+
+    def _check_folder(self, folder: str, key: str) -> None:
+        if folder in self._checked:
+            return
+        if os.path.realpath(folder) != folder:
+            raise StoreError(
+                "a folder of the key is a symbolic link",
+                found=key,
+                remedy="Open the link's target as the store, or mount it there instead of linking it.",
+            )
+        if os.path.isdir(folder):
+            self._checked.add(folder)
+
+    def _open(self, key: str) -> BinaryIO:
+        descriptor = os.open(self._path(key), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        return os.fdopen(descriptor, "rb", buffering=0)
+
+    def _write(
+        self, key: str, fill: Callable[[BinaryIO], object], publish: Callable[[str, str], bool]
+    ) -> bool:
+        self._require_writable(key)
+        path = self._path(key)
+        folder = os.path.dirname(path)
+        temporary = f"{folder}/{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+        with translated(key, writing=True):
+            try:
+                with self._create(folder, temporary) as file:
+                    # Held until the file is published; tells the sweep that its writer lives.
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                    fill(file)
+                    os.fsync(file.fileno())
+                    done = publish(temporary, path)
+            finally:
+                with suppress(FileNotFoundError):
+                    os.unlink(temporary)
+            # Also when another writer won: who sees its object may build on it, so it has to last.
+            sync_directory(folder)
+            return done
+
+    @staticmethod
+    def _replace(temporary: str, path: str) -> bool:
+        os.rename(temporary, path)
+        return True
+
+    @staticmethod
+    def _link(temporary: str, path: str) -> bool:
+        try:
+            os.link(temporary, path, follow_symlinks=False)
+        except FileExistsError:
+            # NFS may repeat a link whose answer was lost and report that the name exists.
+            return os.stat(temporary).st_nlink > 1
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            raise StoreError(
+                "this file system has no hard links, so entries cannot be created exactly once",
+                found=os.path.dirname(path),
+                remedy="Put the store on a POSIX file system (ext4, XFS, NFS, Lustre) or an object store.",
+            ) from error
+        return True
+
+    def _create(self, folder: str, temporary: str) -> BinaryIO:
+        """The temporary file, in a folder that a concurrent delete may just be removing as empty."""
+        for attempt in range(FOLDER_ATTEMPTS):
+            with suppress(FileNotFoundError) if attempt + 1 < FOLDER_ATTEMPTS else nullcontext():
+                make_folders(folder)
+                self._sweep(folder)
+                return open(temporary, "xb", buffering=0)
+        raise AssertionError("the last attempt returned or raised")
+
+    def _remove_empty(self, folder: str) -> None:
+        """Folders without objects do not exist on object stores, and so not here."""
+        with suppress(OSError):
+            while folder != self._root:
+                os.rmdir(folder)
+                folder = os.path.dirname(folder)
+
+    def _sweep(self, folder: str) -> None:
+        """Once per folder and process: remove temporary files whose writer is gone."""
+        if folder in self._swept:
+            return
+        self._swept.add(folder)
+        now = time.time()
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith(TEMPORARY_PREFIX):
+                    with suppress(FileNotFoundError, BlockingIOError):
+                        if now - entry.stat(follow_symlinks=False).st_mtime > STALE_SECONDS:
+                            remove_unlocked(entry.path)
+
+    def _entries(self, prefix: str) -> list[os.DirEntry[str]]:
+        folder = f"{self._root}/{prefix}" if prefix else self._root
+        self._check_folder(folder, prefix)
+        with translated(prefix):
+            try:
+                with os.scandir(folder) as entries:
+                    return [one for one in entries if not one.name.startswith(TEMPORARY_PREFIX)]
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+
+    def _walk(self, prefix: str) -> Iterator[ObjectInfo]:
+        found: list[tuple[str, os.DirEntry[str]]] = []
+        for entry in self._entries(prefix):
+            key = f"{prefix}/{entry.name}" if prefix else entry.name
+            # A folder sorts by the slash that follows its name, so that keys come out in order.
+            found.append((f"{key}/" if entry.is_dir(follow_symlinks=False) else key, entry))
+        for key, entry in sorted(found, key=lambda one: one[0]):
+            if key.endswith("/"):
+                yield from self._walk(key[:-1])
+            elif entry.is_file(follow_symlinks=False):
+                with suppress(FileNotFoundError):
+                    yield _info(key, entry.stat(follow_symlinks=False))
+
+    def _require_writable(self, key: str) -> None:
+        if self.read_only:
+            raise AccessDenied(
+                "the store is open for reading only",
+                found=key,
+                remedy="Open it without read_only (or without ?read_only=true in its URL) to write.",
+            )
+
+
+def _info(key: str, status: os.stat_result) -> ObjectInfo:
+    if not stat.S_ISREG(status.st_mode):
+        raise ObjectNotFound(
+            "no object under this key (a folder or link is there)", found=key, remedy=missing(key)
+        )
+    return ObjectInfo(key=key, bytes=status.st_size, modified=status.st_mtime)

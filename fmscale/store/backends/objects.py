@@ -1,0 +1,290 @@
+"""Objects on S3, GCS, Azure or in memory, through obstore (the Rust crate object_store).
+
+obstore's own retries are switched off for single requests: it would repeat a conditional put whose answer was
+lost and report the object that it created itself as somebody else's. `retry.persist` repeats here, and
+`put_if_absent` knows when an earlier attempt may have taken effect.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import obstore
+from obstore.exceptions import AlreadyExistsError
+from obstore.store import MemoryStore
+
+from fmscale.errors import AccessDenied, CorruptData, ObjectNotFound, StoreUnavailable
+from fmscale.store.backends.http_errors import NO_CREDENTIALS, Answer, no_credentials, understand
+from fmscale.store.backends.protocol import ObjectInfo, Requests, scatter
+from fmscale.store.backends.retry import Attempts, Policy, persist
+from fmscale.store.keys import check_key, check_prefix, damaged
+
+T = TypeVar("T")
+
+PIECE_BYTES = 16 << 20
+"""Larger objects are read in ranges of this size and uploaded in parts of it: a stall or reset then costs one
+piece, and 10,000 parts (S3's limit) make 156 GiB."""
+COALESCE_BYTES = 256 << 10
+"""Ranges closer than this are one request: at 100 MB/s and 5 ms a request, skipping 256 KiB costs less."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Client:
+    """An obstore store and the time limits it was built with."""
+
+    store: Any
+    """S3Store, GCSStore, AzureStore or MemoryStore."""
+    policy: Policy
+    """Deadline and stall limit of requests through it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clients:
+    """One per kind of request, as obstore sets time limits per store and not per request."""
+
+    single: Client
+    """Reads and small writes; does not repeat on its own."""
+    create: Client
+    """Conditional puts, which a server may answer late under contention; does not repeat on its own."""
+    bulk: Client
+    """Multipart uploads; repeats single parts on its own."""
+
+
+class ObjectBackend:
+    """A `Backend` over obstore."""
+
+    def __init__(self, clients: Clients, *, url: str, read_only: bool = False) -> None:
+        self.url = url
+        self.requests = Requests()
+        self.read_only = read_only
+        self._clients = clients
+        self._store = clients.single.store
+        self._contacted = False
+
+    def get(self, key: str) -> bytes:
+        check_key(key)
+
+        def attempt(_: Attempts) -> tuple[int, bytes | None]:
+            answer = obstore.get(self._store, key)
+            size = int(answer.meta["size"])
+            return size, bytes(answer.bytes()) if size <= PIECE_BYTES else None
+
+        size, data = self._persist(attempt, "get", key)
+        if data is not None:
+            self.requests.add("get", len(data))
+            return data
+        whole = bytearray(size)
+        for start in range(0, size, PIECE_BYTES):
+            self.read_into(key, start, memoryview(whole)[start : start + PIECE_BYTES])
+        return bytes(whole)
+
+    def read_into(self, key: str, start: int, *buffers: memoryview) -> None:
+        wanted = sum(buffer.nbytes for buffer in buffers)
+        if wanted == 0:
+            return
+        check_key(key)
+        data = self._persist(
+            lambda _: obstore.get_range(self._store, key, start=start, length=wanted), "get_range", key
+        )
+        self.requests.add("get_range", len(data))
+        if len(data) != wanted:
+            raise _truncated(key, start, wanted, len(data))
+        scatter(memoryview(data), buffers)
+
+    def advise(self, key: str, start: int, length: int) -> None:
+        """Nothing: a request for the same bytes would cost as much as reading them."""
+
+    def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        check_key(key)
+        spans = coalesce([one for one in ranges if one[1]])
+        starts, lengths = [s for s, _ in spans], [n for _, n in spans]
+        parts = (
+            self._persist(
+                lambda _: obstore.get_ranges(self._store, key, starts=starts, lengths=lengths, coalesce=0),
+                "get_range",
+                key,
+            )
+            if spans
+            else []
+        )
+        for (start, length), part in zip(spans, parts, strict=True):
+            self.requests.add("get_range", len(part))
+            if len(part) != length:
+                raise _truncated(key, start, length, len(part))
+        return [_slice(spans, parts, start, length) for start, length in ranges]
+
+    def put(self, key: str, data: bytes | memoryview) -> None:
+        self._require_writable(key)
+        if not isinstance(data, bytes) and isinstance(self._clients.single.store, MemoryStore):
+            data = bytes(data)  # it would keep the caller's buffer, which may change
+        size = memoryview(data).nbytes
+        multipart = size > PIECE_BYTES
+        client = self._clients.bulk if multipart else self._clients.single
+        self._persist(
+            lambda _: obstore.put(
+                client.store, key, data, use_multipart=multipart, chunk_size=PIECE_BYTES, max_concurrency=4
+            ),
+            "put",
+            key,
+            client.policy,
+        )
+        self.requests.add("put", size)
+
+    def put_file(self, key: str, path: Path) -> None:
+        self._require_writable(key)
+        size = path.stat().st_size
+        if size <= PIECE_BYTES:
+            self.put(key, path.read_bytes())
+            return
+        # S3 takes at most 10,000 parts.
+        part = max(PIECE_BYTES, -(-size // 9_000))
+        client = self._clients.bulk
+        self._persist(
+            lambda _: obstore.put(
+                client.store, key, path, use_multipart=True, chunk_size=part, max_concurrency=4
+            ),
+            "put",
+            key,
+            client.policy,
+        )
+        self.requests.add("put", size)
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        self._require_writable(key)
+
+        client = self._clients.create
+
+        def attempt(attempts: Attempts) -> bool:
+            try:
+                obstore.put(client.store, key, data, mode="create", use_multipart=False)
+            except AlreadyExistsError as error:
+                if "status code: 409" in str(error):
+                    # S3: "a conflicting operation occurred", to be repeated; not the answer "exists".
+                    raise
+                if attempts.maybe_done:
+                    raise _ambiguous(key, self.url, attempts) from error
+                return False
+            return True
+
+        created = self._persist(attempt, "put_if_absent", key, client.policy)
+        self.requests.add("put_if_absent", len(data))
+        return created
+
+    def head(self, key: str) -> ObjectInfo:
+        check_key(key)
+        meta = self._persist(lambda _: obstore.head(self._store, key), "head", key)
+        self.requests.add("head")
+        return _info(meta, key)
+
+    def exists(self, key: str) -> bool:
+        try:
+            self.head(key)
+        except ObjectNotFound:
+            return False
+        return True
+
+    def list_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        prefix = check_prefix(prefix)
+        found = self._persist(
+            lambda _: [one for page in obstore.list(self._store, prefix or None) for one in page],
+            "list",
+            prefix,
+        )
+        self.requests.add("list")
+        # Some servers walk folders and give `a/b` before `a-b`; keys are promised in order.
+        return iter(sorted((_info(meta, meta["path"]) for meta in found), key=lambda info: info.key))
+
+    def list_names(self, prefix: str = "") -> list[str]:
+        prefix = check_prefix(prefix)
+        found = self._persist(
+            lambda _: obstore.list_with_delimiter(self._store, prefix or None), "list", prefix
+        )
+        self.requests.add("list")
+        paths = [*found["common_prefixes"], *(meta["path"] for meta in found["objects"])]
+        return sorted({path.rsplit("/", 1)[-1] for path in paths})
+
+    def delete(self, key: str) -> None:
+        self._require_writable(key)
+        try:
+            self._persist(lambda _: obstore.delete(self._store, key), "delete", key)
+        except ObjectNotFound:
+            return
+        finally:
+            self.requests.add("delete")
+
+    def local_path(self, key: str) -> Path | None:
+        check_key(key)
+        return None
+
+    def _persist(
+        self, attempt: Callable[[Attempts], T], kind: str, key: str, policy: Policy | None = None
+    ) -> T:
+        def understood(error: Exception) -> Answer:
+            answer = understand(error, key, self.url)
+            if answer.summary == NO_CREDENTIALS and not self._contacted:
+                # Later it is an outage of that service, to be waited out.
+                answer = replace(answer, error=no_credentials(self.url))
+            self._contacted |= answer.connected
+            self.requests.add(f"retried {kind}" if answer.error is None else f"failed {kind}")
+            return answer
+
+        result = persist(
+            attempt,
+            understood,
+            policy or self._clients.single.policy,
+            what=f"{kind} of {key or 'the root'}",
+            url=self.url,
+            contacted=lambda: self._contacted,
+        )
+        self._contacted = True
+        return result
+
+    def _require_writable(self, key: str) -> None:
+        check_key(key)
+        if self.read_only:
+            raise AccessDenied(
+                "the store is open for reading only",
+                found=key,
+                remedy="Open it without read_only (or without ?read_only=true in its URL) to write.",
+            )
+
+
+def coalesce(ranges: Sequence[tuple[int, int]], gap: int = COALESCE_BYTES) -> list[tuple[int, int]]:
+    """Sorted (start, length) spans that cover all ranges; spans nearer than `gap` bytes are joined."""
+    spans: list[tuple[int, int]] = []
+    for start, length in sorted(ranges):
+        if spans and start <= spans[-1][0] + spans[-1][1] + gap:
+            first, covered = spans[-1]
+            spans[-1] = (first, max(covered, start + length - first))
+        else:
+            spans.append((start, length))
+    return spans
+
+
+def _slice(spans: list[tuple[int, int]], parts: Sequence[Any], start: int, length: int) -> bytes:
+    for (first, covered), part in zip(spans, parts, strict=True):
+        if first <= start and start + length <= first + covered:
+            return bytes(memoryview(part)[start - first : start - first + length])
+    assert length == 0, "every range lies in one of the spans that were made from the ranges"
+    return b""
+
+
+def _info(meta: Any, key: str) -> ObjectInfo:
+    return ObjectInfo(key=key, bytes=int(meta["size"]), modified=meta["last_modified"].timestamp())
+
+
+def _truncated(key: str, start: int, asked: int, got: int) -> CorruptData:
+    return CorruptData(
+        "the object ends before the bytes that were asked for",
+        found=f"{key}: {start + got} bytes, asked for {start} to {start + asked}",
+        remedy=damaged(key),
+    )
+
+
+def _ambiguous(key: str, url: str, attempts: Attempts) -> StoreUnavailable:
+    return StoreUnavailable(
+        "the answer to put_if_absent was lost and the key now exists: this call may have created it",
+        found=f"{key} in {url} (attempts: {attempts.count}, before: {attempts.last})",
+        remedy="Read the object back and compare it with what was to be written.",
+    )

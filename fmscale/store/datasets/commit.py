@@ -1,0 +1,107 @@
+"""Commits of a dataset: what one log entry says, and what it references."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from fmscale.store.backends.protocol import Backend
+from fmscale.store.datasets.manifest import Manifest, Totals, open_manifest
+from fmscale.store.datasets.tokenizers import tokenizer_key
+from fmscale.store.log.entry import Entry
+from fmscale.store.segments.seal import check_version, job_folder
+
+
+class Manifests(Mapping[str, Manifest]):
+    """Manifests by split; each is opened when it is first asked for."""
+
+    def __init__(self, backend: Backend, recorded: Mapping[str, Any], scratch: Path | None) -> None:
+        self._backend = backend
+        self._recorded = recorded
+        self._scratch = scratch
+        self._lock = Lock()
+        self._opened: dict[str, Manifest] = {}
+
+    def __getitem__(self, split: str) -> Manifest:
+        with self._lock:
+            if split not in self._opened:
+                entry = self._recorded[split]
+                key, digest = entry["key"], entry["digest"]
+                self._opened[split] = open_manifest(self._backend, key, digest, self._scratch)
+            return self._opened[split]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._recorded)
+
+    def __len__(self) -> int:
+        return len(self._recorded)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Commit:
+    """One live commit of a dataset."""
+
+    number: int
+    """Its place in the dataset's log."""
+    time: float
+    """When it was written, seconds since the epoch, by the writer's clock."""
+    digest: str
+    """Digest of its log entry."""
+    kind: str
+    """`tokens` or `records`: what its segments hold."""
+    job: str
+    """Digest of the plan of the job that made it."""
+    tokenizer: str | None
+    """Digest of the tokenizer, or None for records."""
+    bos: int | None
+    """Token put before each document, if any."""
+    eos: int | None
+    """Token put after each document, if any."""
+    dtype: str
+    """Type of the tokens; empty for records."""
+    totals: Mapping[str, Totals]
+    """Sizes by split."""
+    manifests: Mapping[str, Manifest]
+    """Manifests by split, opened when first asked for."""
+    body: Mapping[str, Any]
+    """The whole log entry, with what the job noted under `extra`."""
+
+
+def decode_commit(backend: Backend, entry: Entry, scratch: Path | None = None) -> Commit:
+    """The commit that a log entry records. Raises FormatError for a later format_version."""
+    body = entry.body
+    check_version(body, f"commit {entry.number}")
+    totals = {
+        split: Totals(**{name: m[name] for name in ("segments", "tokens", "documents", "bytes")})
+        for split, m in body["manifests"].items()
+    }
+    return Commit(
+        number=entry.number,
+        time=entry.time,
+        digest=entry.digest,
+        kind=body["kind"],
+        job=body["job"],
+        tokenizer=body["tokenizer"],
+        bos=body["bos"],
+        eos=body["eos"],
+        dtype=body["dtype"],
+        totals=totals,
+        manifests=Manifests(backend, body["manifests"], scratch),
+        body=body,
+    )
+
+
+def references(dataset: str, body: Mapping[str, Any]) -> list[str]:
+    """What a commit of the dataset owns, for garbage collection: keys, and folders ending in a slash.
+
+    The tokenizer is not among it: all datasets of the store share it, and it is small (`needs` has it).
+    """
+    keys = sorted(manifest["key"] for manifest in body["manifests"].values())
+    return [*keys, job_folder(dataset, body["job"]) + "/"]
+
+
+def needs(dataset: str, body: Mapping[str, Any]) -> list[str]:
+    """Everything that must be there for the commit to be read: `references` and the tokenizer."""
+    tokenizer = body["tokenizer"]
+    return references(dataset, body) + ([tokenizer_key(tokenizer)] if tokenizer is not None else [])

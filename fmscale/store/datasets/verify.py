@@ -1,0 +1,191 @@
+"""Checks every byte that a dataset's commits reference, and names what is damaged, cut short or missing.
+
+Along the chain of digests: log entry, manifest, seal, checksums, chunks. Where one link is damaged, what it
+would have verified is still checked as far as another link allows. Every byte is read once.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from fmscale.errors import CorruptData, FormatError, ObjectNotFound
+from fmscale.store.backends.protocol import Backend
+from fmscale.store.datasets.commit import Commit
+from fmscale.store.datasets.dataset import Dataset
+from fmscale.store.datasets.manifest import Manifest, Row
+from fmscale.store.datasets.object_check import Advance, Expected, Problem, check_object
+from fmscale.store.datasets.tokenizers import tokenizer_key
+from fmscale.store.digest import MetadataDigest, data_digest, metadata_digest
+from fmscale.store.segments.records import BATCHES_SCHEMA
+from fmscale.store.segments.seal import decode_seal
+from fmscale.store.segments.tokens import ARRAYS, decode_array
+
+READERS = 8
+"""Objects checked at once, each through one buffer of 4 MiB."""
+
+SEGMENTS = 4
+"""Segments worked on at once: while one's last object is read, the next ones' are."""
+
+Submit = Callable[[Expected], "Future[list[Problem]]"]
+
+
+def verify_dataset(
+    backend: Backend, dataset: Dataset, commits: Iterable[int] | None = None, progress: Advance | None = None
+) -> list[Problem]:
+    """Check every object and every chunk of the given commits (all live ones by default).
+
+    Returns the problems in the order of commits and keys; none if all is well. `progress` is called with
+    the bytes checked since its last call; `size_of` tells how many there will be. Raises what the store
+    raises when it does not answer, and CorruptData where the log itself is damaged: nothing can be said of
+    its commits then.
+    """
+    advance = progress or (lambda size: None)
+    chosen = dataset.commits() if commits is None else [dataset.commit(number) for number in commits]
+    problems: list[Problem] = []
+    seen: set[str] = set()
+    with ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(SEGMENTS) as segments:
+        for commit in chosen:
+
+            def submit(expected: Expected, number: int = commit.number) -> "Future[list[Problem]]":
+                return readers.submit(check_object, backend, expected, number, advance)
+
+            if commit.tokenizer is not None and commit.tokenizer not in seen:
+                seen.add(commit.tokenizer)
+                _read_small(
+                    backend, commit.number, tokenizer_key(commit.tokenizer), commit.tokenizer, problems
+                )
+            for split in sorted(commit.manifests):
+                rows = _rows(backend, commit, split, advance, problems)
+                tasks = (
+                    partial(_check_segment, backend, commit.number, row, submit, advance) for row in rows
+                )
+                for found in _run(segments, tasks):
+                    problems += found
+    return sorted(problems, key=lambda p: (p.commit, p.key, -1 if p.chunk is None else p.chunk, p.what))
+
+
+def size_of(commits: Iterable[Commit]) -> int:
+    """Bytes that `verify_dataset` checks for these commits, tokenizers aside."""
+    return sum(
+        manifest["bytes"] + manifest["object"]["bytes"]
+        for commit in commits
+        for manifest in commit.body["manifests"].values()
+    )
+
+
+def _run(pool: ThreadPoolExecutor, tasks: Iterator[Callable[[], list[Problem]]]) -> Iterator[list[Problem]]:
+    """Run tasks with a bounded number of them waiting: there may be 10^6."""
+    waiting: set[Future[list[Problem]]] = set()
+    for task in tasks:
+        waiting.add(pool.submit(task))
+        if len(waiting) >= 4 * SEGMENTS:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in done)
+    yield from (future.result() for future in waiting)
+
+
+def _rows(
+    backend: Backend, commit: Commit, split: str, advance: Advance, problems: list[Problem]
+) -> Iterator[Row]:
+    """The segments of one split, as far as its manifest can be read; its damage goes to `problems`."""
+    recorded = commit.body["manifests"][split]
+    key = recorded["key"]
+
+    def problem(what: str) -> None:
+        problems.append(Problem(commit=commit.number, key=key, what=what))
+
+    try:
+        data = backend.get(key)
+    except ObjectNotFound:
+        return problem("missing")
+    advance(len(data))
+    size = recorded["object"]["bytes"]
+    if len(data) < size:
+        problem(f"truncated: {len(data)} of {size} bytes")
+    elif len(data) > size or data_digest(data) != recorded["object"]["digest"]:
+        problem("damaged: its bytes do not match its digest")
+    try:
+        yield from Manifest(pa.py_buffer(data), recorded["digest"], key).rows()
+    except CorruptData as error:
+        problem(f"damaged: segments cannot be read from it ({error.found})")
+
+
+def _read_small(backend: Backend, commit: int, key: str, digest: str, found: list[Problem]) -> bytes | None:
+    """A small object, if it has that `metadata_digest`; else its damage goes to `found`."""
+    try:
+        data = backend.get(key)
+    except ObjectNotFound:
+        found.append(Problem(commit=commit, key=key, what="missing"))
+        return None
+    if metadata_digest(data) == digest:
+        return data
+    found.append(
+        Problem(commit=commit, key=key, what=f"damaged: its {len(data)} bytes do not match its digest")
+    )
+    return None
+
+
+def _check_segment(
+    backend: Backend, commit: int, row: Row, submit: Submit, advance: Advance
+) -> list[Problem]:
+    """Everything of one segment."""
+    found: list[Problem] = []
+    key = f"{row.prefix}/seal.json"
+    data = _read_small(backend, commit, key, row.seal, found)
+    if data is None:
+        return found
+    advance(len(data))
+    try:
+        seal = decode_seal(data, key)
+    except FormatError as error:
+        return [Problem(commit=commit, key=key, what=f"unreadable: {error}")]
+    if (seal.get("tokens", 0), seal["documents"]) != (row.tokens, row.documents):
+        what = f"damaged: the commit records {row.tokens} tokens and {row.documents} documents for it"
+        found.append(Problem(commit=commit, key=key, what=what))
+    objects = dict(seal["objects"])
+    entry = objects.pop("checksums.arrow")
+    data = _read_small(backend, commit, f"{row.prefix}/checksums.arrow", entry["digest"], found)
+    sums = None
+    if data is not None:
+        advance(len(data))
+        sums = pa.ipc.open_file(pa.py_buffer(data)).get_batch(0)
+    expected = [
+        Expected(
+            key=f"{row.prefix}/{name}", bytes=entry["bytes"], digest=entry["digest"], hashed=MetadataDigest
+        )
+        for name, entry in objects.items()
+    ]
+    expected += _token_shards(row, seal, sums) if seal["kind"] == "tokens" else _record_files(row, seal, sums)
+    for result in [submit(one) for one in expected]:
+        found += result.result()
+    return found
+
+
+def _token_shards(row: Row, seal: dict[str, Any], sums: pa.RecordBatch | None) -> Iterator[Expected]:
+    """The shards of a token segment's arrays, with their chunks if these are known."""
+    values = np.empty(0, np.uint32) if sums is None else sums.column(0).to_numpy()
+    for name in ARRAYS:
+        spec = decode_array(name, seal["arrays"][name], values)
+        values = values[spec.layout.chunks :]
+        size = spec.layout.chunk_bytes
+        for number, shard in enumerate(spec.shards):
+            first, last = spec.layout.shard_chunks(number)
+            chunks = [(i, i * size, size, value) for i, value in enumerate(spec.crc32c[first:last].tolist())]
+            yield Expected(
+                key=f"{row.prefix}/{shard.key}", bytes=shard.bytes, digest=shard.digest, chunks=chunks
+            )
+
+
+def _record_files(row: Row, seal: dict[str, Any], sums: pa.RecordBatch | None) -> Iterator[Expected]:
+    """The files of a record segment, with their batches if these are known."""
+    columns = [[] if sums is None else sums.column(name).to_pylist() for name in BATCHES_SCHEMA.names[:4]]
+    batches = [(number, *place) for number, place in enumerate(zip(*columns, strict=True))]
+    for number, shard in enumerate(seal["arrays"]["records"]["shards"]):
+        chunks = [(i, offset, size, crc) for i, file, offset, size, crc in batches if file == number]
+        yield Expected(
+            key=f"{row.prefix}/{shard['key']}", bytes=shard["bytes"], digest=shard["digest"], chunks=chunks
+        )

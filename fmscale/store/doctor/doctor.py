@@ -1,0 +1,96 @@
+"""Examine a store: what it can do, how fast it answers, what to change. The engine of `fmscale doctor`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fmscale.errors import AccessDenied, ObjectNotFound, StoreError
+from fmscale.store.backends.protocol import Backend
+from fmscale.store.doctor.advice import advise
+from fmscale.store.doctor.measure import Measurement, measure_existing, measure_written
+from fmscale.store.doctor.probe import Capabilities, implementation, probe, recorded_capabilities
+from fmscale.store.open import DEADLINE, open_store, parse_url
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What was found."""
+
+    url: str
+    """The store, without credentials."""
+    implementation: str
+    """File system type, endpoint or protocol."""
+    writable: bool
+    """Whether commits are safe here."""
+    capabilities: Capabilities | None
+    """What the probe saw; None for a store that cannot be written and holds no record of a probe."""
+    measurements: tuple[Measurement, ...]
+    """Latency and throughput."""
+    repeated: int
+    """Requests that had to be repeated (busy, stalled or cut)."""
+    advice: tuple[str, ...]
+    """What to change, or what to know; empty if nothing."""
+
+
+def examine(
+    url: str,
+    *,
+    read_only: bool = False,
+    again: bool = False,
+    seconds: float = 2.0,
+    deadline: float = DEADLINE,
+    progress: Callable[[str], None] = lambda name: None,
+) -> Report:
+    """Probe and measure the store at `url`, spending up to `seconds` on each kind of request.
+
+    With `read_only`, or where writing is denied, only reads of an object that is there already are measured.
+    `again` repeats the probe even if its result is recorded. `progress` is told the name of each stage.
+    Raises ObjectNotFound for a folder that does not exist, and what the backend raises when the store cannot be
+    reached.
+    """
+    _require_folder(url)
+    backend = open_store(url, read_only=read_only, deadline=deadline)
+    progress("probe")
+    denied = ""
+    capabilities = None
+    try:
+        capabilities = recorded_capabilities(backend) if read_only else probe(backend, again=again)
+    except AccessDenied as error:
+        if not _readable(backend):
+            raise
+        denied = str(error)
+    writable = not read_only and not denied and capabilities is not None and capabilities.writable
+    progress("measure")
+    if writable:
+        measurements = measure_written(backend, seconds, progress)
+    else:
+        measurements = measure_existing(backend, seconds, progress)
+    repeated = sum(n for kind, n in backend.requests.count.items() if kind.startswith("retried"))
+    return Report(
+        url=backend.url,
+        implementation=implementation(backend),
+        writable=writable,
+        capabilities=capabilities,
+        measurements=tuple(measurements),
+        repeated=repeated,
+        advice=tuple(advise(backend, capabilities, measurements, repeated, denied)),
+    )
+
+
+def _require_folder(url: str) -> None:
+    """To open a store for writing makes its folder: a misspelt path would be a new, empty and good store."""
+    place = parse_url(url)
+    if place.scheme == "file" and not Path(place.bucket).is_dir():
+        raise ObjectNotFound(
+            "there is no such folder",
+            found=place.bucket,
+            remedy=f"Check the spelling, or make it: mkdir -p {place.bucket}",
+        )
+
+
+def _readable(backend: Backend) -> bool:
+    try:
+        backend.list_names()
+    except StoreError:
+        return False
+    return True

@@ -1,0 +1,254 @@
+"""The commit log: numbered entries, each created by put-if-absent. Nothing else makes data visible (P3).
+
+Protocol (numbered log as in Delta Lake; write id and read-back as in Icechunk design document 017):
+a writer reads the newest entry n-1 and creates entry n. If n exists already, it reads n back: its own uuid
+means that an earlier response was lost and the append is done; another's means a lost race. Because n is
+created only by someone who saw n-1 there are no gaps, and because the writer knows the whole log below n,
+the log itself is a fence: an entry's epoch counts the leases so far, and a lease taken by a newer holder
+makes every later append with the older epoch fail. No clock takes part.
+"""
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
+from time import time
+from typing import Any
+from uuid import uuid4
+
+from fmscale.errors import CorruptData, LeaseLost, ObjectNotFound, StoreError, StoreUnavailable
+from fmscale.store.backends.protocol import Backend
+from fmscale.store.log.entry import Entry, decode, encode
+
+DATASET_KINDS = frozenset({"commit", "retire", "pin"})
+RUN_KINDS = DATASET_KINDS | {"lease", "stage", "ban", "quarantine", "checkpoint"}
+
+# The backend has retried within its deadline before it gives up; these are retries of the whole exchange.
+ATTEMPTS = 4
+LEASE = "lease"
+MAX_WINDOW = 32
+
+Body = dict[str, Any]
+Recheck = Callable[[Entry], Body | None]
+
+
+class Log:
+    """A log of entries at PREFIX/log/000000000000.json and so on. Safe across threads and processes."""
+
+    def __init__(self, backend: Backend, prefix: str, kinds: frozenset[str], *, readers: int = 16) -> None:
+        """`kinds` are those that may be appended and are understood; `readers` threads read a long log."""
+        self.backend = backend
+        self.prefix = prefix.rstrip("/")
+        self.kinds = kinds
+        self._readers = readers
+        self._lock = Lock()
+        self._newest: Entry | None = None
+        self._known = 0
+
+    def key(self, number: int) -> str:
+        """Where entry `number` is stored."""
+        return f"{self.prefix}/log/{number:012d}.json"
+
+    def entry(self, number: int) -> Entry:
+        """Entry `number`. Raises ObjectNotFound where there is none, CorruptData, FormatError."""
+        key = self.key(number)
+        return self._note(decode(self.backend.get(key), key, number, self.kinds))
+
+    def head(self) -> int:
+        """How many entries there are, without listing: one request where nothing was added since the last
+        look, else doubling steps and then halving ones. Raises CorruptData where an entry is missing.
+        """
+        low = high = start = self._known
+        step = 1
+        while self._exists(high):
+            low, high, step = high + 1, high + 1 + step, step * 2
+        while low < high:
+            middle = (low + high) // 2
+            if self._exists(middle):
+                low = middle + 1
+            else:
+                high = middle
+        if (low > start or start == 0) and self._exists(low + 1) and not self._exists(low):
+            raise self._gap(low)
+        with self._lock:
+            self._known = max(self._known, low)
+            return self._known
+
+    def begun(self) -> bool:
+        """Whether there is any entry: one request, or none once one was seen."""
+        return self._known > 0 or self._exists(0)
+
+    def entries(self, start: int = 0) -> Iterator[Entry]:
+        """Entries from `start` on, in order, up to the newest.
+
+        Read in windows that double, several at once. Raises CorruptData for an entry that is damaged,
+        missing below a later one, or does not follow from the one before it.
+        """
+        # From afar four requests at once cost as much as one; on a disk starting threads costs more than they save.
+        near = self.backend.local_path(self.key(0)) is not None
+        number, window, alone = start, 2 if near else 4, 4 if near else 1
+        before: Entry | None = None
+        with ThreadPoolExecutor(self._readers) as pool:
+            while True:
+                numbers = range(number, number + window)
+                several = pool.map if self._readers > 1 and window > alone else map
+                found = list(several(self._find, numbers))
+                for offset, entry in enumerate(found):
+                    # The window's last place has no later one in it: one more look tells end from gap.
+                    rest = found[offset + 1 :]
+                    later = any(rest) if rest or entry else self._exists(number + 1)
+                    if entry is None and (later or number < self._known):
+                        entry = self._find(number)  # appended while the window was being read, or a gap
+                        if entry is None:
+                            raise self._gap(number)
+                    if entry is None:
+                        return
+                    if before is not None and entry.previous != before.digest:
+                        raise CorruptData(
+                            f"log entry {self.key(number)} does not follow from the one before it",
+                            found=f"previous {entry.previous}, but that entry is {before.digest}",
+                            remedy="An entry was replaced; restore the log from a copy of the store.",
+                        )
+                    yield entry
+                    before = entry
+                    number += 1
+                window = min(2 * window, MAX_WINDOW)
+
+    def append(
+        self,
+        kind: str,
+        body: Body,
+        *,
+        epoch: int | None = 0,
+        recheck: Recheck | None = None,
+        base: int | None = None,
+        skippable: bool = False,
+    ) -> Entry:
+        """Add an entry; it is durable and visible to everyone when this returns.
+
+        `epoch` is that of the lease under which the caller writes, 0 where nobody ever took one; None
+        writes on behalf of nobody and passes every fence (a person's pin). `recheck` is called in order
+        with each entry that the caller had not seen when it made the body: those from number `base` on (by
+        default those after the newest that this Log has read). It may raise, which ends the append with
+        nothing written, or return a body to be written instead. `skippable` lets readers that do not know
+        the kind pass it by.
+
+        Raises LeaseLost for a fenced epoch, StoreError for an unknown kind, StoreUnavailable if the outcome
+        stayed unknown (the entry is there or not, never half), and whatever `recheck` raises.
+        """
+        if kind not in self.kinds:
+            raise StoreError(
+                f"the log {self.prefix} takes no entries of this kind",
+                found=kind,
+                remedy=f"Use one of {', '.join(sorted(self.kinds))}.",
+            )
+        uuid = uuid4().hex
+        writer = f"{socket.gethostname()}:{os.getpid()}"
+        if base is not None and base > self._known:
+            self.entry(base - 1)  # another Log of the caller has read further than this one
+        last = self._last()
+        seen = _count(last) if base is None else base
+        while True:
+            if seen < _count(last):
+                for last in self.entries(seen):
+                    change = recheck(last) if recheck else None
+                    body = body if change is None else change
+                seen = _count(last)
+            draft = Entry(
+                number=seen,
+                kind=kind,
+                uuid=uuid,
+                time=time(),
+                epoch=self._epoch(kind, epoch, last),
+                body=body,
+                writer=writer,
+                previous=last.digest if last else "",
+                digest="",
+            )
+            holder = self._create(seen, encode(draft, skippable=skippable))
+            if holder.uuid == uuid:
+                return holder
+            last = holder
+
+    def _create(self, number: int, data: bytes) -> Entry:
+        """Try to store `data` as entry `number`; whoever's entry is there afterwards, as it was read back.
+
+        The same number and bytes are tried again until it is known who holds the number: a request given
+        up as lost may still land, and then it must find the number taken or be this very entry.
+        """
+        key = self.key(number)
+        failure: StoreUnavailable | None = None
+        for _ in range(ATTEMPTS):
+            try:
+                if self.backend.put_if_absent(key, data):
+                    return self._note(decode(data, key, number, self.kinds))
+            except StoreUnavailable as error:
+                failure = error
+            try:
+                holder = self._find(number)
+            except StoreUnavailable as error:
+                failure = error
+                continue
+            if holder is not None:
+                return holder
+        raise StoreUnavailable(
+            f"it stayed unknown whether log entry {key} was written; if it was, it is whole",
+            found=failure.cause if failure else "refused as existing, but not there",
+            remedy="Check the store; then read the log before doing the same again.",
+        ) from failure
+
+    def _epoch(self, kind: str, epoch: int | None, last: Entry | None) -> int:
+        """The epoch of an entry after `last`."""
+        fence = last.epoch if last else 0
+        if kind == LEASE:
+            return fence + 1
+        if epoch is not None and epoch < fence:
+            raise LeaseLost(
+                f"the log {self.prefix} is held by a newer run",
+                found=f"epoch {epoch}, the log is at {fence}",
+                remedy="Another process took over (a requeued job?); let it go on and end this one.",
+            )
+        if epoch is not None and epoch > fence:
+            raise StoreError(
+                f"the log {self.prefix} never gave out this lease",
+                found=f"epoch {epoch}, the log is at {fence}",
+                remedy="Take the lease from this log first.",
+            )
+        return fence
+
+    def _last(self) -> Entry | None:
+        """The newest entry as far as this object has seen, or by looking if it has seen none."""
+        if self._known == 0:
+            self.head()
+        if self._known > _count(self._newest):
+            return self.entry(self._known - 1)
+        return self._newest
+
+    def _find(self, number: int) -> Entry | None:
+        try:
+            return self.entry(number)
+        except ObjectNotFound:
+            return None
+
+    def _note(self, entry: Entry) -> Entry:
+        """Remember the entry if it is the newest seen."""
+        with self._lock:
+            self._known = max(self._known, entry.number + 1)
+            if self._newest is None or self._newest.number < entry.number:
+                self._newest = entry
+        return entry
+
+    def _exists(self, number: int) -> bool:
+        return self.backend.exists(self.key(number))
+
+    def _gap(self, number: int) -> CorruptData:
+        return CorruptData(
+            f"log entry {self.key(number)} is missing although later ones exist",
+            found=f"{self._known} entries known",
+            remedy="Entries are never deleted; restore this object from a copy of the store.",
+        )
+
+
+def _count(last: Entry | None) -> int:
+    return last.number + 1 if last else 0

@@ -1,0 +1,158 @@
+"""Writes one Zarr v3 array of `array.py`'s layout to local files, in one pass and bounded memory."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from fmscale.errors import DataError, StoreError, StoreFull
+from fmscale.store.digest import DataDigest, chunk_checksums
+from fmscale.store.segments.array import ArrayLayout, ArraySpec, ShardInfo, encode_index, encode_metadata
+
+FLUSH_BYTES = 2**20
+"""Rows are gathered to about this size, then summed and written while they are in the processor's cache."""
+
+
+@contextmanager
+def scratch_errors(path: Path) -> Iterator[None]:
+    """Turn what the operating system says about a scratch file into a StoreError with a remedy."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreFull(
+                "No space left for the scratch files of a segment",
+                found=str(path),
+                remedy="Free space there or choose another scratch directory; finished segments are kept.",
+            ) from error
+        raise StoreError(
+            f"A scratch file cannot be written: {error.strerror}",
+            found=str(path),
+            remedy="Choose a scratch directory that this user can write.",
+        ) from error
+
+
+class ArrayWriter:
+    """Appends rows to an array of shape (n, *rest) in `directory/name`; `close` completes it.
+
+    `inner_bytes` is the size of an inner chunk, `shard_bytes` that of the data in a full shard; both are
+    rounded down to whole rows and whole chunks. An array that fits into one shard gets a shard of its own
+    size, so that small arrays have small indexes. Raises DataError for rows of another shape or type.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        name: str,
+        dtype: str,
+        rest: tuple[int, ...],
+        inner_bytes: int,
+        shard_bytes: int,
+    ) -> None:
+        self.name = name
+        self.rows = 0
+        self._folder = directory / name
+        self._dtype = np.dtype(dtype).newbyteorder("<")
+        self._rest = rest
+        row_bytes = int(self._dtype.itemsize * np.prod(rest, dtype=np.int64))
+        self._inner = max(1, inner_bytes // row_bytes)
+        self._chunk_bytes = self._inner * row_bytes
+        self._chunks_per_shard = max(1, shard_bytes // self._chunk_bytes)
+        chunks = max(1, FLUSH_BYTES // self._chunk_bytes)
+        self._buffer = np.zeros((chunks * self._inner, *rest), dtype=self._dtype)
+        self._filled = 0
+        self._file: BinaryIO | None = None
+        self._digest = DataDigest()
+        self._chunks = 0
+        self._sums: list[np.ndarray] = []
+        self._shards: list[ShardInfo] = []
+        with scratch_errors(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+
+    def append(self, rows: np.ndarray) -> None:
+        """Append rows of shape (k, *rest)."""
+        if rows.shape[1:] != self._rest or rows.ndim != len(self._rest) + 1 or rows.dtype != self._dtype:
+            raise DataError(
+                f"Rows do not fit into the array {self.name}",
+                found=(rows.shape, rows.dtype.name),
+                remedy=f"Give {self._dtype.name} rows of shape {('k', *self._rest)}.",
+            )
+        taken = 0
+        while taken < len(rows):
+            step = min(len(rows) - taken, len(self._buffer) - self._filled)
+            self._buffer[self._filled : self._filled + step] = rows[taken : taken + step]
+            self._filled += step
+            taken += step
+            if self._filled == len(self._buffer):
+                self._write(self._buffer.data.cast("B"))
+                self._filled = 0
+        self.rows += len(rows)
+
+    def close(self) -> ArraySpec:
+        """Pad the last chunk with zeros, write the last index and `zarr.json`."""
+        if self._filled:
+            whole = -(-self._filled // self._inner) * self._inner
+            self._buffer[self._filled : whole] = 0
+            self._write(self._buffer[:whole].data.cast("B"))
+            self._filled = 0
+        if self._file is not None:
+            if not self._shards:
+                self._chunks_per_shard = self._chunks
+            self._finish_shard()
+        layout = self._layout(self._chunks_per_shard if self.rows else 1)
+        with scratch_errors(self._folder):
+            (self._folder / "zarr.json").write_bytes(encode_metadata(layout, {}))
+        sums = np.concatenate([np.empty(0, dtype=np.uint32), *self._sums])
+        return ArraySpec(name=self.name, layout=layout, shards=tuple(self._shards), crc32c=sums)
+
+    def discard(self) -> None:
+        """Close the open file; the array stays incomplete."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _layout(self, chunks_per_shard: int) -> ArrayLayout:
+        return ArrayLayout(
+            shape=(self.rows, *self._rest),
+            dtype=self._dtype.name,
+            inner=self._inner,
+            shard=self._inner * chunks_per_shard,
+        )
+
+    def _write(self, chunks: memoryview) -> None:
+        """Write whole chunks, starting a new shard wherever one is full."""
+        while chunks:
+            room = (self._chunks_per_shard - self._chunks) * self._chunk_bytes
+            part, chunks = chunks[:room], chunks[room:]
+            path = self._folder / self._layout(1).shard_key(len(self._shards))
+            with scratch_errors(path):
+                if self._file is None:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    self._file = path.open("wb", buffering=0)
+                _write_all(self._file, part)
+            self._digest.update(part)
+            self._sums.append(chunk_checksums(part, self._chunk_bytes))
+            self._chunks += len(part) // self._chunk_bytes
+            if self._chunks == self._chunks_per_shard:
+                self._finish_shard()
+
+    def _finish_shard(self) -> None:
+        assert self._file is not None
+        index = encode_index(self._chunks, self._chunks_per_shard, self._chunk_bytes)
+        key = self._layout(1).shard_key(len(self._shards))
+        with scratch_errors(self._folder / key):
+            _write_all(self._file, memoryview(index))
+            self._file.close()
+        self._digest.update(index)
+        size = self._chunks * self._chunk_bytes + len(index)
+        self._shards.append(ShardInfo(key=f"{self.name}/{key}", bytes=size, digest=self._digest.hexdigest()))
+        self._file, self._digest, self._chunks = None, DataDigest(), 0
+
+
+def _write_all(file: BinaryIO, data: memoryview) -> None:
+    """Write every byte: an unbuffered file may take only part of a large write."""
+    while data:
+        data = data[file.write(data) :]

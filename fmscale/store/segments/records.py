@@ -1,0 +1,113 @@
+"""Record segments: images, audio, pairs, chats as Arrow IPC files in batches of 1-4 MiB.
+
+    PREFIX/records/00000.arrow ...   Arrow IPC files that any Arrow reader opens
+    PREFIX/checksums.arrow           one row per batch: file, offset, bytes, crc32c, first_record; the schema
+    PREFIX/seal.json                 written last: sizes and digests of all of these
+
+A batch is one IPC message, so one ranged read and one crc32c give a verified batch without its file's footer.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from fmscale.errors import CorruptData, DataError
+from fmscale.store.backends.protocol import Backend
+from fmscale.store.digest import crc32c
+from fmscale.store.segments.array import ShardInfo
+from fmscale.store.segments.seal import decode_seal, verified
+
+BATCHES_SCHEMA = pa.schema(
+    [
+        ("file", pa.uint32()),
+        ("offset", pa.uint64()),
+        ("bytes", pa.uint64()),
+        ("crc32c", pa.uint32()),
+        ("first_record", pa.uint64()),
+    ]
+)
+"""Where each batch lies: file number, the IPC message in it, its checksum, and the records before it."""
+
+RECORDS_KEY = b"fmscale.records"
+"""Key of the records' own schema (an IPC schema message) in the metadata of checksums.arrow."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RecordSegment:
+    """Handle on a sealed record segment; immutable, holds 32 bytes per batch and reads nothing by itself."""
+
+    prefix: str
+    """Where the segment lies on the store."""
+    split: str
+    """Split that it belongs to."""
+    records: int
+    """Number of records."""
+    schema: pa.Schema
+    """Columns of a record."""
+    files: tuple[ShardInfo, ...]
+    """The stored Arrow files in order."""
+    objects: dict[str, dict[str, Any]]
+    """Bytes and digest of the other objects, by key relative to the prefix."""
+    index: dict[str, np.ndarray]
+    """Columns of BATCHES_SCHEMA, one element per batch."""
+
+    @property
+    def batches(self) -> int:
+        """Number of record batches."""
+        return len(self.index["file"])
+
+    def locate(self, record: int) -> tuple[int, int]:
+        """Batch that holds record number `record`, and its row there. Raises DataError outside."""
+        if not 0 <= record < self.records:
+            raise DataError(
+                f"{self.prefix} has no such record", found=record, remedy=f"It has {self.records} records."
+            )
+        first = self.index["first_record"]
+        batch = int(np.searchsorted(first, np.uint64(record), side="right")) - 1
+        return batch, record - int(first[batch])
+
+    def batch_range(self, batch: int) -> tuple[str, int, int]:
+        """Key, offset and length of a batch's IPC message."""
+        key = f"{self.prefix}/{self.files[int(self.index['file'][batch])].key}"
+        return key, int(self.index["offset"][batch]), int(self.index["bytes"][batch])
+
+
+def open_records(backend: Backend, prefix: str, seal_digest: str) -> RecordSegment:
+    """The sealed record segment under `prefix`, from two small reads, both verified from `seal_digest` on.
+
+    Raises CorruptData where they do not match, ObjectNotFound where one is gone, FormatError for a segment
+    of tokens or of a later format_version.
+    """
+    where = f"{prefix}/seal.json"
+    seal = decode_seal(verified(backend.get(where), seal_digest, where), where, "records")
+    key = f"{prefix}/checksums.arrow"
+    data = verified(backend.get(key), seal["objects"]["checksums.arrow"]["digest"], key)
+    batch = pa.ipc.open_file(pa.py_buffer(data)).get_batch(0)
+    return RecordSegment(
+        prefix=prefix,
+        split=seal["split"],
+        records=seal["documents"],
+        schema=pa.ipc.read_schema(pa.py_buffer(batch.schema.metadata[RECORDS_KEY])),
+        files=tuple(ShardInfo(**shard) for shard in seal["arrays"]["records"]["shards"]),
+        objects=seal["objects"],
+        index={name: batch.column(i).to_numpy() for i, name in enumerate(BATCHES_SCHEMA.names)},
+    )
+
+
+def read_batch(backend: Backend, segment: RecordSegment, batch: int) -> pa.RecordBatch:
+    """Batch number `batch`, from one ranged read, verified. Raises DataError outside, CorruptData."""
+    if not 0 <= batch < segment.batches:
+        raise DataError(
+            f"{segment.prefix} has no such batch", found=batch, remedy=f"It has {segment.batches} batches."
+        )
+    key, offset, size = segment.batch_range(batch)
+    data = np.empty(size, dtype=np.uint8)
+    backend.read_into(key, offset, data.data)
+    if crc32c(data.data) != int(segment.index["crc32c"][batch]):
+        raise CorruptData(
+            f"Batch {batch} of {key} does not match its checksum",
+            remedy="`fmscale dataset verify` lists all damage; restore the object or ingest it again.",
+        )
+    return pa.ipc.read_record_batch(pa.py_buffer(data), segment.schema)

@@ -1,0 +1,153 @@
+"""Seals: the last object of a segment, which names every other one with its size and digest.
+
+A segment exists once its `seal.json` does. Its name is a function of the job's plan and the work unit, so
+every writer of the unit writes the same bytes to the same keys, and a job that was killed is continued by
+running it again: units that are sealed are passed over.
+"""
+
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fmscale.errors import Conflict, CorruptData, FormatError, ObjectNotFound
+from fmscale.store.backends.protocol import Backend
+from fmscale.store.backends.write_once import store_once
+from fmscale.store.digest import canonical_json, metadata_digest
+
+FORMAT_VERSION = 1
+"""Version of segments and manifests that is written; every version up to it is read."""
+
+UPLOADS = 8
+"""Objects of a segment stored at once: their latencies overlap, and a segment has about ten."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SealInfo:
+    """What a commit records of a sealed segment."""
+
+    digest: str
+    """Digest of `seal.json`, from which every byte of the segment is verified."""
+    kind: str
+    """`tokens` or `records`."""
+    split: str
+    """Split that the segment belongs to, for instance `train`."""
+    dtype: str
+    """Type of the tokens; empty for records."""
+    tokens: int
+    """Tokens in the segment; 0 for records."""
+    documents: int
+    """Documents, or records, in the segment."""
+    bytes: int
+    """Bytes of all objects of the segment together."""
+
+
+def job_folder(dataset: str, job: str) -> str:
+    """Folder of all segments that the job with digest `job` makes for a dataset."""
+    return f"datasets/{dataset}/segments/{job[:16]}"
+
+
+def segment_prefix(dataset: str, job: str, unit: int, split: str) -> str:
+    """Write-once prefix of the segment that work unit `unit` of that job makes for a split.
+
+    One folder a job, so that a commit references, and a retire names, that folder instead of up to 10^6
+    segments.
+    """
+    return f"{job_folder(dataset, job)}/{unit:08d}-{split}"
+
+
+def check_version(document: Mapping[str, Any], where: str) -> None:
+    """Raise FormatError if `document` is of a later format_version than this fmscale knows, or has none."""
+    version = document.get("format_version")
+    if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
+        raise FormatError(
+            f"{where} is of a format_version that this fmscale does not read",
+            found=version,
+            remedy=f"It reads versions 1 to {FORMAT_VERSION}; upgrade fmscale to read a later one.",
+        )
+
+
+def verified(data: bytes, digest: str, where: str) -> bytes:
+    """The bytes, if they have that `metadata_digest`. Raises CorruptData."""
+    found = metadata_digest(data)
+    if found != digest:
+        raise CorruptData(
+            f"{where} does not have the digest {digest} recorded for it",
+            found=found,
+            remedy="Restore the object from a copy, or ingest its segment again.",
+        )
+    return data
+
+
+def decode_seal(data: bytes, where: str, kind: str = "") -> dict[str, Any]:
+    """A verified seal's content. Raises FormatError for a later version, or for a segment of another kind
+    than the one asked for.
+    """
+    seal: dict[str, Any] = json.loads(data)
+    check_version(seal, where)
+    if kind and seal["kind"] != kind:
+        raise FormatError(
+            f"{where} is not a segment of {kind}",
+            found=seal["kind"],
+            remedy=f"Read it as a segment of {seal['kind']}.",
+        )
+    return seal
+
+
+def seal_info(data: bytes) -> SealInfo:
+    """What a commit records of the segment with these bytes as its seal."""
+    seal = json.loads(data)
+    check_version(seal, "seal.json")
+    sizes = [entry["bytes"] for entry in seal["objects"].values()]
+    sizes += [shard["bytes"] for array in seal.get("arrays", {}).values() for shard in array["shards"]]
+    return SealInfo(
+        digest=metadata_digest(data),
+        kind=seal["kind"],
+        split=seal["split"],
+        dtype=seal.get("dtype", ""),
+        tokens=seal.get("tokens", 0),
+        documents=seal["documents"],
+        bytes=sum(sizes) + len(data),
+    )
+
+
+def sealed(backend: Backend, prefix: str) -> SealInfo | None:
+    """The seal of the segment under `prefix`, or None while it has none: its unit is still to be done."""
+    try:
+        return seal_info(backend.get(f"{prefix}/seal.json"))
+    except ObjectNotFound:
+        return None
+
+
+def store_segment(backend: Backend, prefix: str, files: Mapping[str, Path], seal: dict[str, Any]) -> SealInfo:
+    """Store a segment's files (by key relative to `prefix`), then its seal; durable when this returns.
+
+    Nothing is stored if the segment is sealed with the same bytes already. Raises Conflict if it is sealed
+    with others: then two writers of one work unit disagreed.
+    """
+    data = canonical_json(seal)
+    key = f"{prefix}/seal.json"
+    if not _already_sealed(backend, key, data):
+        with ThreadPoolExecutor(UPLOADS) as pool:
+            for upload in [pool.submit(backend.put_file, f"{prefix}/{k}", path) for k, path in files.items()]:
+                upload.result()
+        if not store_once(backend, key, data):
+            _already_sealed(backend, key, data)
+    return seal_info(data)
+
+
+def _already_sealed(backend: Backend, key: str, data: bytes) -> bool:
+    try:
+        there = backend.get(key)
+    except ObjectNotFound:
+        return False
+    if there != data:
+        raise Conflict(
+            f"{key} is sealed already, with other content than this writer made of the same work unit",
+            found=f"{metadata_digest(there)} on the store, {metadata_digest(data)} here",
+            remedy="The job's inputs or its software changed since: run it again as a new job (new digest), "
+            "which writes under new names.",
+        )
+    return True

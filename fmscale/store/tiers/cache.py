@@ -1,0 +1,392 @@
+"""The node cache: chunks in a directory, shared by the ranks of a node, within a byte limit, no daemon.
+
+Each object has a sparse file (`cache_file`). A missing chunk is fetched by whoever locks it first, the others
+wait for the lock and find it there; the kernel releases the lock of a process that died. Bytes in use are
+counted in DIRECTORY/usage under a lock; the sum of all states is the truth, from which the count is renewed
+at every eviction and whenever the cache is opened by nobody else. Evicted is what is used farthest in the
+future (Belady's MIN: the future is known); what would itself be the farthest is not cached at all.
+
+Nothing here is needed for correctness (P7): on a full, read-only or broken directory, or when a lock does not
+come free, a read passes through to its source. Bytes are not verified here; the caller does, and drops what
+is bad. The directory must be of this node (mapped memory and locks do not cross nodes).
+"""
+
+import errno
+import logging
+import os
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+
+from fmscale.store.backends.protocol import Requests
+from fmscale.store.tiers.cache_file import (
+    ABSENT,
+    NEVER,
+    NEXT_USE_BITS,
+    PRESENT,
+    RESERVED,
+    CacheFile,
+    Layout,
+    Object,
+    cannot_punch,
+    consecutive,
+    create,
+)
+from fmscale.store.tiers.range_lock import locked, try_lock, wait_lock
+
+logger = logging.getLogger(__name__)
+
+USED, SESSION = 0, 8
+"""Offsets of the two numbers (uint64) in DIRECTORY/usage."""
+_BYTE_USERS, _BYTE_USAGE = 1 << 30, (1 << 30) + 1
+BATCH = 64
+"""An eviction frees 1/64 of the limit beyond the need: looking at all states (10^7 chunks: 1 s) is then paid
+once per 1/64 of the cache written."""
+_OLD = 1 << NEXT_USE_BITS
+_ORPHAN = 1 << (NEXT_USE_BITS + 2)
+
+Fetch = Callable[[int, int, memoryview], None]
+
+
+class NodeCache:
+    """A cache directory, opened by one process; used from many threads."""
+
+    def __init__(self, directory: Path, limit_bytes: int, *, patience: float = 60.0) -> None:
+        """Open or make the directory. Never raises for a directory that cannot be used: see `requests`.
+
+        At most `limit_bytes` of chunks are kept, over all processes (the smallest limit counts). A read
+        that waits for another's fetch longer than `patience` seconds fetches by itself.
+        """
+        self.requests = Requests()
+        """Chunks and bytes: hit, fetch, keep, bypass (fetched but not kept), evict, drop."""
+        self._root = str(directory)
+        self._usage = f"{self._root}/usage"
+        self._limit = limit_bytes
+        self._patience = patience
+        self._files: dict[str, CacheFile] = {}
+        self._lock = Lock()
+        self._max_open = max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+        self._session = 0
+        self._full_for, self._full_bytes = NEVER + 1, 0
+        self._warned = False
+        try:
+            self._join()
+        except OSError as error:
+            self._warn(error)
+
+    def read(
+        self, ref: Object, first_chunk: int, chunks: int, buffer: memoryview, fetch: Fetch, next_use: int
+    ) -> None:
+        """Fill `buffer` (exactly the chunks' bytes), calling `fetch(first, count, part)` for runs not here.
+
+        `next_use` is when these chunks will be read next, in any unit that grows (sample numbers). Raises
+        what `fetch` raises.
+        """
+        use = min(max(next_use, 0), NEVER)
+        file = self._file(ref)
+        if file is not None and self._read_present(file, first_chunk, chunks, buffer, use):
+            return
+        with ExitStack() as stack:
+            runs = [(first_chunk, chunks, False)]
+            try:
+                if file is not None:
+                    stack.enter_context(locked(file.path, first_chunk, chunks, self._patience))
+                    runs = file.runs(first_chunk, chunks)
+            except OSError as error:
+                self._forget(file, error)
+                file = None
+            for first, count, present in runs:
+                start = (first - first_chunk) * ref.chunk_bytes
+                part = buffer[start : start + count * ref.chunk_bytes]
+                if present and file and self._read_present(file, first, count, part, use, locked=True):
+                    continue
+                self._fetch(file, first, count, part, fetch, use)
+
+    def wants(self, ref: Object, first_chunk: int, chunks: int) -> bool:
+        """Whether some of these chunks are not here, and would be kept for as long as there is room."""
+        file = self._file(ref)
+        if file is None or self._full_for <= NEVER:
+            return False
+        return not file.holds(first_chunk, chunks)
+
+    def fill(
+        self, ref: Object, first_chunk: int, chunks: int, scratch: memoryview, fetch: Fetch, next_use: int
+    ) -> None:
+        """Fetch, through `scratch`, and keep those of the chunks that are not here. Raises what `fetch` raises."""
+        file = self._file(ref)
+        if file is None:
+            return
+        use = min(max(next_use, 0), NEVER)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(file.path, first_chunk, chunks, self._patience))
+                runs = file.runs(first_chunk, chunks)
+            except OSError as error:
+                self._forget(file, error)
+                return
+            for first, count, present in runs:
+                if not present:
+                    length = min(count * ref.chunk_bytes, ref.bytes - first * ref.chunk_bytes)
+                    self._fetch(file, first, count, scratch[:length], fetch, use)
+
+    def drop(self, ref: Object, first_chunk: int, chunks: int) -> None:
+        """Forget chunks whose copy here was seen to be bad."""
+        file = self._file(ref)
+        if file is None:
+            return
+        try:
+            with locked(file.path, first_chunk, chunks, self._patience), self._accounting() as usage:
+                states = file.states()[first_chunk : first_chunk + chunks]
+                usage[0] -= (chunks - states.count(ABSENT)) * ref.chunk_bytes
+                with suppress(OSError):  # without holes the blocks stay, and are written over
+                    file.take_away(first_chunk, chunks)
+            self.requests.add("drop", chunks * ref.chunk_bytes)
+        except OSError as error:
+            self._forget(file, error)
+
+    def used_bytes(self) -> int:
+        """Bytes of chunks in the cache, of all processes. Raises OSError."""
+        with self._accounting() as usage:
+            return usage[0]
+
+    def _read_present(
+        self, file: CacheFile, first: int, chunks: int, buffer: memoryview, use: int, locked: bool = False
+    ) -> bool:
+        try:
+            if not file.read(first, chunks, buffer, locked=locked):
+                return False
+            file.use(first, chunks, self._session | use)
+        except OSError as error:
+            self._warn(error)
+            return False
+        self.requests.add("hit", buffer.nbytes)
+        return True
+
+    def _fetch(
+        self, file: CacheFile | None, first: int, count: int, part: memoryview, fetch: Fetch, use: int
+    ) -> None:
+        """Fetch chunks whose lock is held, and keep them."""
+        fetch(first, count, part)
+        self.requests.add("fetch", part.nbytes)
+        self._keep(file, first, count, part, use)
+
+    def _keep(self, file: CacheFile | None, first: int, count: int, part: memoryview, use: int) -> None:
+        """Write fetched chunks into the cache, whose lock is held, if they are worth it and there is room."""
+        try:
+            if file is not None and self._reserve(file, first, count, use):
+                try:
+                    file.write(first, part)
+                    file.mark(first, count, PRESENT)
+                except OSError as error:
+                    self._give_back(file, first, count, error)
+                    raise
+                self.requests.add("keep", part.nbytes)
+                return
+        except OSError as error:
+            self._warn(error)
+        self.requests.add("bypass", part.nbytes)
+
+    def _reserve(self, file: CacheFile, first: int, count: int, use: int) -> bool:
+        """Count the chunks as used, evicting what is used later; False if that does not make room."""
+        size = file.layout.chunk_bytes
+        with self._accounting() as usage:
+            # A state left RESERVED by a dead writer is counted already.
+            need = file.states()[first : first + count].count(ABSENT) * size
+            if usage[0] + need > self._limit:
+                if need > self._limit or (use >= self._full_for and self._full_bytes > 0):
+                    self._full_bytes -= need
+                    return False
+                usage[0] = self._evict(need, use)
+                if usage[0] + need > self._limit:
+                    self._full_for, self._full_bytes = use, self._limit // BATCH
+                    return False
+                self._full_for = NEVER + 1
+            file.use(first, count, self._session | use)
+            file.mark(first, count, RESERVED)
+            usage[0] += need
+        return True
+
+    def _give_back(self, file: CacheFile, first: int, count: int, error: OSError) -> None:
+        with self._accounting() as usage:
+            usage[0] -= count * file.layout.chunk_bytes
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                # The disk is smaller than the limit: from now on keep to what fitted.
+                self._limit = min(self._limit, usage[0])
+            with suppress(OSError):
+                file.take_away(first, count)
+
+    def _evict(self, need: int, use: int) -> int:
+        """Take away what is used farthest in the future, and not before `use`; what is in use then.
+
+        The accounting lock is held. Chunks of sessions before this one go first: their sample numbers may
+        be another run's. Chunks that somebody is just filling are passed over.
+        """
+        used = 0
+        paths: list[str] = []
+        sizes: list[int] = []
+        keys, owners, places = [], [], []
+        for file in self._every_file():
+            states = np.frombuffer(file.states(), np.uint8)
+            chunks = np.flatnonzero(states)
+            used += len(chunks) * file.layout.chunk_bytes
+            words = file.uses()[chunks]
+            key = (words & np.uint64(NEVER)).astype(np.int64)
+            key[words >> np.uint64(NEXT_USE_BITS) != self._session >> NEXT_USE_BITS] += _OLD
+            key[states[chunks] == RESERVED] = _ORPHAN
+            far = key >= use
+            keys.append(key[far])
+            places.append(chunks[far])
+            owners.append(np.full(int(far.sum()), len(paths)))
+            sizes.append(file.layout.chunk_bytes)
+            paths.append(file.path)
+        wanted = used + need - self._limit
+        if not paths or wanted <= 0:  # the count was too high, after a kill
+            return used
+        key, owner, place = np.concatenate(keys), np.concatenate(owners), np.concatenate(places)
+        farthest = np.argsort(-key, kind="stable")
+        weight = np.array(sizes)[owner[farthest]]
+        done = 0
+        while wanted > 0 and done < len(farthest):  # again if some were being filled
+            freed = np.cumsum(weight[done:])
+            enough = int(np.searchsorted(freed, wanted)) + 1
+            ahead = int(np.searchsorted(freed, wanted + self._limit // BATCH, side="right"))
+            victims = farthest[done : done + max(enough, ahead)]
+            done += len(victims)
+            for number in np.unique(owner[victims]).tolist():
+                chunks = np.sort(place[victims[owner[victims] == number]])
+                gone = self._take_away(CacheFile(paths[number]), chunks)
+                used, wanted = used - gone, wanted - gone
+        return used
+
+    def _take_away(self, file: CacheFile, chunks: np.ndarray) -> int:
+        """Take chunks out of a file except those locked; bytes freed."""
+        freed = 0
+        for first, count in consecutive(chunks):
+            try:
+                with locked(file.path, first, count, 0.0):
+                    file.take_away(first, count)
+            except TimeoutError:
+                if count > 1:
+                    freed += sum(
+                        self._take_away(file, chunks[chunks == c]) for c in range(first, first + count)
+                    )
+                continue
+            except OSError as error:
+                if not cannot_punch(error):
+                    raise
+                return freed + count * file.layout.chunk_bytes + self._take_all(file)
+            freed += count * file.layout.chunk_bytes
+            self.requests.add("evict", count * file.layout.chunk_bytes)
+        return freed
+
+    def _take_all(self, file: CacheFile) -> int:
+        """Without holes only a whole object's blocks can be freed; bytes freed."""
+        count = file.layout.chunks
+        with suppress(TimeoutError), locked(file.path, 0, count, 0.0):
+            left = count - file.states().count(ABSENT)
+            with suppress(OSError):
+                file.take_away(0, count)
+            file.truncate()
+            self.requests.add("evict", left * file.layout.chunk_bytes)
+            return left * file.layout.chunk_bytes
+        return 0
+
+    def _file(self, ref: Object) -> CacheFile | None:
+        """The object's file, made if need be; None where that fails."""
+        name = f"{ref.digest}-{ref.chunk_bytes}-{ref.bytes}"
+        with self._lock:
+            file = self._files.pop(name, None)
+            if file is not None:
+                self._files[name] = file  # the last is the most recently used
+                return file
+        try:
+            file = self._open(
+                f"{self._root}/{ref.digest[:2]}/{name}", Layout(bytes=ref.bytes, chunk_bytes=ref.chunk_bytes)
+            )
+        except OSError as error:
+            self._warn(error)
+            return None
+        with self._lock:
+            self._files[name] = file
+            while len(self._files) > self._max_open:
+                del self._files[next(iter(self._files))]
+        return file
+
+    def _open(self, path: str, layout: Layout) -> CacheFile:
+        with suppress(FileNotFoundError, ValueError):
+            return CacheFile(path, layout)
+        with self._accounting():
+            try:
+                return CacheFile(path, layout)
+            except FileNotFoundError:
+                create(path, layout)
+            except ValueError:
+                os.unlink(path)  # half made by a process that was killed, or damaged
+                create(path, layout)
+            return CacheFile(path, layout)
+
+    def _every_file(self) -> Iterator[CacheFile]:
+        for folder in os.scandir(self._root):
+            if folder.is_dir():
+                for entry in os.scandir(folder.path):
+                    with suppress(FileNotFoundError, ValueError):
+                        yield CacheFile(entry.path)
+
+    def _join(self) -> None:
+        """Become one of the cache's users; who is the only one puts it in order."""
+        os.makedirs(self._root, exist_ok=True)
+        self._membership = os.open(self._usage, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        alone = try_lock(self._membership, _BYTE_USERS, 1)
+        if alone:
+            with self._accounting() as usage:
+                session = int.from_bytes(os.pread(self._membership, 8, SESSION), "little") + 1
+                os.pwrite(self._membership, session.to_bytes(8, "little"), SESSION)
+                usage[0] = sum(self._put_in_order(file) for file in self._every_file())
+        wait_lock(self._membership, _BYTE_USERS, 1, self._patience, shared=True)
+        session = int.from_bytes(os.pread(self._membership, 8, SESSION), "little")
+        self._session = (session & 0xFFFF) << NEXT_USE_BITS
+
+    def _put_in_order(self, file: CacheFile) -> int:
+        """Finish what killed processes left half done; bytes in use."""
+        states = np.frombuffer(file.states(), np.uint8)
+        present = int((states == PRESENT).sum()) * file.layout.chunk_bytes
+        if not present:
+            os.unlink(file.path)
+        elif RESERVED in states or file.blocks() > file.layout.data + present:
+            for first, count in consecutive(np.flatnonzero(states != PRESENT)):
+                with suppress(OSError):
+                    file.take_away(first, count)
+        return present
+
+    @contextmanager
+    def _accounting(self) -> Iterator[list[int]]:
+        """Hold the accounting lock; gives bytes in use, to be changed in place."""
+        with locked(self._usage, _BYTE_USAGE, 1, self._patience) as descriptor:
+            usage = [int.from_bytes(os.pread(descriptor, 8, USED), "little")]
+            before = usage[0]
+            try:
+                yield usage
+            finally:
+                if usage[0] != before:
+                    os.pwrite(descriptor, max(0, usage[0]).to_bytes(8, "little"), USED)
+
+    def _forget(self, file: CacheFile | None, error: OSError) -> None:
+        self._warn(error)
+        if file is not None and isinstance(error, FileNotFoundError):
+            with self._lock:
+                self._files.pop(os.path.basename(file.path), None)
+
+    def _warn(self, error: OSError) -> None:
+        self.requests.add("error")
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "the node cache %s cannot be used as it should (%s); reads pass through to the store where "
+                "it fails: slower, the same bytes. Free space there, or set another cache directory.",
+                self._root,
+                error.strerror or error,
+            )

@@ -1,0 +1,209 @@
+"""Verified reads: chunks from the nearest source that has them, checked before anyone sees them (P2).
+
+Sources in read order: the node's cache directory, then the store. Whatever served a chunk, its crc32c is
+compared with the one recorded in the segment. A bad copy is dropped and read again from the next source;
+a chunk that no source can serve raises `CorruptChunk`, never returns.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+
+from fmscale.errors import CorruptData, ObjectNotFound
+from fmscale.store.backends.protocol import Backend, copy
+from fmscale.store.digest import verify_chunks, verify_parts
+from fmscale.store.segments.tokens import ObjectRef
+
+STORE_ATTEMPTS = 2
+"""Reads of a chunk from the store before it is given up: a second one heals a flip on the wire."""
+
+
+class CorruptChunk(CorruptData):
+    """A chunk that no source can serve with the bytes that were recorded for it."""
+
+    def __init__(self, key: str, chunk: int, reason: str) -> None:
+        self.key = key
+        self.chunk = chunk
+        super().__init__(
+            f"chunk {chunk} of {key} cannot be served: {reason}",
+            remedy="`fmscale dataset verify` lists all damage; restore the object or ingest it again.",
+        )
+
+
+Fetch = Callable[[int, int, memoryview], None]
+"""Fills a buffer with `count` chunks from `first` on."""
+
+
+class ChunkCache(Protocol):
+    """What `Fetcher` needs of the node cache (`fmscale.store.tiers.cache.NodeCache`)."""
+
+    def read(
+        self, ref: ObjectRef, first_chunk: int, chunks: int, buffer: memoryview, fetch: Fetch, next_use: int
+    ) -> None:
+        """Fill `buffer` with the chunks' bytes, calling `fetch` for those not cached."""
+        ...
+
+    def wants(self, ref: ObjectRef, first_chunk: int, chunks: int) -> bool:
+        """Whether some of these chunks are not here, and would be kept."""
+        ...
+
+    def fill(
+        self, ref: ObjectRef, first_chunk: int, chunks: int, scratch: memoryview, fetch: Fetch, next_use: int
+    ) -> None:
+        """Fetch, through `scratch` (as long as the chunks), and keep those of them that are not here."""
+        ...
+
+    def drop(self, ref: ObjectRef, first_chunk: int, chunks: int) -> None:
+        """Forget a copy that was seen to be bad."""
+        ...
+
+
+def chunk_span(ref: ObjectRef, first_chunk: int, chunks: int) -> tuple[int, int]:
+    """Byte offset and length of chunks [first_chunk, first_chunk + chunks) in the object's data."""
+    start = first_chunk * ref.chunk_bytes
+    return start, min((first_chunk + chunks) * ref.chunk_bytes, ref.bytes) - start
+
+
+class Fetcher:
+    """Reads chunks of objects, verified; used from many threads."""
+
+    def __init__(self, backend: Backend, cache: ChunkCache | None = None, *, region_bytes: int = 0) -> None:
+        """`region_bytes`: how much around what it is told of ahead is fetched into the cache; 0: nothing."""
+        self.backend = backend
+        self.cache = cache
+        self.region_bytes = region_bytes if cache is not None else 0
+        self.dropped = 0
+        """Bad cached copies that were dropped and read again."""
+        self.reread = 0
+        """Chunks whose first copy from the store was bad."""
+        self._scratch = threading.local()
+        self._coming: dict[tuple[str, int], threading.Event] = {}
+        """Regions that a thread is fetching, by object and first chunk."""
+        self._lock = threading.Lock()
+
+    def read(self, ref: ObjectRef, start: int, out: memoryview, next_use: int = 0) -> None:
+        """Fill `out` (bytes) with the object's bytes from `start` on, from the whole chunks that hold them.
+
+        What of the chunks at the edges lies outside goes into scratch of this thread, and a checksum that spans
+        both is summed up over the seam: nothing is copied twice. `next_use` and errors as in `read_chunks`; what
+        is in `out` after an error was not verified.
+        """
+        first = start // ref.chunk_bytes
+        chunks = -(-(start + len(out)) // ref.chunk_bytes) - first
+        begin, length = chunk_span(ref, first, chunks)
+        before = start - begin
+        if self.cache is None:
+            scratch = self._buffer("edges", length - len(out))
+            parts = (scratch[:before], out, scratch[before:])
+            if _read_verified(self.backend, ref, begin, parts, ref.crc32c[first : first + chunks]) < 0:
+                return
+            self.reread += 1
+        buffer = self._buffer("whole", length)
+        self.read_chunks(ref, first, chunks, buffer, next_use)
+        copy(buffer[before : before + len(out)], out)
+
+    def advise(self, ref: ObjectRef, start: int, length: int, next_use: int = 0) -> None:
+        """Prepare for `read` being asked for these bytes soon: tell the store, or fetch the regions around them into
+        the cache, except those that another thread is fetching. Raises the store's error if it does not answer.
+        """
+        first = start // ref.chunk_bytes
+        chunks = -(-(start + length) // ref.chunk_bytes) - first
+        if self.region_bytes:
+            for low, count in self._regions(ref, first, chunks):
+                self._fetch_region(ref, low, count, next_use)
+        else:
+            self.backend.advise(ref.key, *chunk_span(ref, first, chunks))
+
+    def _regions(self, ref: ObjectRef, first_chunk: int, chunks: int) -> Iterator[tuple[int, int]]:
+        """(first chunk, chunks) of the regions that hold some of these chunks."""
+        size = max(1, self.region_bytes // ref.chunk_bytes)
+        for low in range(first_chunk // size * size, first_chunk + chunks, size):
+            yield low, min(size, len(ref.crc32c) - low)
+
+    def _fetch_region(self, ref: ObjectRef, low: int, count: int, next_use: int) -> None:
+        assert self.cache is not None, "there are regions only with a cache"
+        key = (ref.digest, low)
+        with self._lock:
+            if key in self._coming or not self.cache.wants(ref, low, count):
+                return
+            arrived = self._coming[key] = threading.Event()
+        try:
+            scratch = self._buffer("region", chunk_span(ref, low, count)[1])
+            with suppress(CorruptChunk):  # perhaps one that nobody asks for
+                self.cache.fill(ref, low, count, scratch, partial(self._from_store, ref), next_use)
+                if self.cache.wants(ref, low, count):
+                    self.region_bytes = 0  # it keeps no more: smaller than thought, or its disk is full
+        finally:
+            with self._lock:
+                del self._coming[key]
+            arrived.set()
+
+    def _buffer(self, name: str, length: int) -> memoryview:
+        """Scratch of this thread; reused: it stays in the CPU's cache, and fresh memory is slow (1 to 3 GB/s)."""
+        buffer: bytearray | None = getattr(self._scratch, name, None)
+        if buffer is None or len(buffer) < length:
+            buffer = bytearray(length)
+            setattr(self._scratch, name, buffer)
+        return memoryview(buffer)[:length]
+
+    def read_chunks(
+        self, ref: ObjectRef, first_chunk: int, chunks: int, buffer: memoryview, next_use: int = 0
+    ) -> None:
+        """Fill `buffer` with the verified bytes of `chunks` chunks from `first_chunk` on.
+
+        `buffer` has exactly the length that `chunk_span` gives. `next_use` is the sample number of the next
+        use, by which the cache evicts. Raises CorruptChunk, or the store's error if it does not answer.
+        """
+        expected = ref.crc32c[first_chunk : first_chunk + chunks]
+        if self.cache is not None:
+            for low, _ in self._regions(ref, first_chunk, chunks) if self._coming else ():
+                if (coming := self._coming.get((ref.digest, low))) is not None:
+                    coming.wait()
+            self.cache.read(ref, first_chunk, chunks, buffer, partial(self._from_store, ref), next_use)
+            bad = verify_chunks(buffer, expected, ref.chunk_bytes)
+            if bad < 0:
+                return
+            self.dropped += 1
+            self.cache.drop(ref, first_chunk, chunks)
+        self._from_store(ref, first_chunk, chunks, buffer)
+
+    def _from_store(self, ref: ObjectRef, first: int, count: int, buffer: memoryview) -> None:
+        expected = ref.crc32c[first : first + count]
+        start, _ = chunk_span(ref, first, count)
+        bad = _read_verified(self.backend, ref, start, (buffer,), expected)
+        for _ in range(STORE_ATTEMPTS - 1):
+            if bad < 0:
+                return
+            self.reread += 1
+            bad = _read_verified(self.backend, ref, start, (buffer,), expected)
+        if bad >= 0:
+            self._raise_worst(ref, first, count, buffer)
+
+    def _raise_worst(self, ref: ObjectRef, first: int, count: int, buffer: memoryview) -> None:
+        """Name the first chunk that really is bad, reading one by one: a truncated object still serves
+        the chunks before its end.
+        """
+        for chunk in range(first, first + count):
+            start, length = chunk_span(ref, chunk, 1)
+            part = buffer[start - first * ref.chunk_bytes :][:length]
+            try:
+                self.backend.read_into(ref.key, start, part)
+            except (CorruptData, ObjectNotFound) as error:
+                raise CorruptChunk(ref.key, chunk, error.cause) from error
+            if verify_chunks(part, ref.crc32c[chunk : chunk + 1], ref.chunk_bytes) >= 0:
+                raise CorruptChunk(ref.key, chunk, "its bytes do not match their crc32c")
+
+
+def _read_verified(
+    backend: Backend, ref: ObjectRef, start: int, parts: Sequence[memoryview], expected: np.ndarray
+) -> int:
+    """Index of the first bad chunk, or -1. A missing or short object counts as bad from chunk 0 on."""
+    try:
+        backend.read_into(ref.key, start, *parts)
+    except (CorruptData, ObjectNotFound):
+        return 0
+    return verify_parts(parts, expected, ref.chunk_bytes)

@@ -1,0 +1,186 @@
+"""What training asks of whatever shards the model, and the DeepSpeed that does it."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fmscale.checkpoint.format.piece import Piece
+from fmscale.config.train import OptimizerConfig, TrainConfig
+from fmscale.models.weights import Whole
+from fmscale.objectives.inputs import Rows
+from fmscale.objectives.loss import Loss
+from fmscale.runtime.world import World
+from fmscale.train.engine.accelerator import import_deepspeed
+from fmscale.train.engine.deepspeed_config import deepspeed_config
+from fmscale.train.engine.optimizer import make_optimizer, parameter_groups, set_learning_rate, set_step
+from fmscale.train.engine.partitions import Slice, base_optimizer, pieces_of, publish, slices
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """What an optimizer step did."""
+
+    grad_norm: float
+    """Global gradient norm before clipping; not finite where a gradient was not."""
+    applied: bool
+    """Whether the weights changed: False for a non-finite gradient."""
+
+
+class Engine(Protocol):
+    """A model whose state is spread over ranks. All ranks call the same methods in the same order."""
+
+    module: nn.Module
+    """The model and its objective."""
+    updates: int
+    """Optimizer steps that were applied."""
+
+    def forward(self, rows: Rows) -> Loss:
+        """The loss of a microbatch."""
+        ...
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Accumulate the gradient of a scalar whose sum over ranks and microbatches is what is minimised;
+        `last` for the step's last microbatch, which completes the reduction over ranks.
+        """
+        ...
+
+    def step(self, rate: float) -> Update:
+        """Clip, update at this learning rate, forget the gradients. Masters and moments change only here."""
+        ...
+
+    def pieces(self, *, save: bool) -> list[Piece]:
+        """Live views of this rank's masters and moments; for a save the ranks' pieces together hold every
+        element once, for a restore each rank's are all that it needs.
+        """
+        ...
+
+    def restored(self, updates: int) -> None:
+        """The pieces were filled: carry them into the weights and go on counting at `updates`."""
+        ...
+
+
+class DeepSpeedEngine:
+    """DeepSpeed ZeRO stages 0 to 3 on CPU (gloo) or CUDA (nccl)."""
+
+    def __init__(
+        self,
+        trained: nn.Module,
+        names: dict[int, str],
+        train: TrainConfig,
+        optimizer: OptimizerConfig,
+        world: World,
+        *,
+        micro_batch: int,
+        accumulation: int,
+        device: str,
+    ) -> None:
+        """`trained` computes (sum, count, losses); `names` are the logical names of its parameters, by id.
+
+        torch.distributed must be initialised. Raises ConfigError for what has no stable state to save."""
+        deepspeed = import_deepspeed(device)
+        self._stage = train.zero_stage
+        self._world = world
+        base = make_optimizer(
+            parameter_groups(trained, optimizer), optimizer, offload=train.offload_optimizer
+        )
+        if train.zero_stage == 0:
+            trained.to(device)
+        config = deepspeed_config(
+            train, optimizer, micro_batch=micro_batch, accumulation=accumulation, device=device
+        )
+        # BF16_Optimizer prints 18 lines about memory on standard output, which is for results.
+        with redirect_stdout(io.StringIO()):
+            self._engine, _, _, _ = deepspeed.initialize(
+                model=trained, optimizer=base, config=config, dist_init_required=False
+            )
+        self.module: nn.Module = self._engine.module
+        self.updates = 0
+        self._clip = optimizer.clip_norm
+        self._base = base_optimizer(self._engine, self._stage)
+        self._slices = slices(self._engine, names, self._stage, world.dp_rank)
+
+    def forward(self, rows: Rows) -> Loss:
+        """The loss of a microbatch."""
+        total, count, losses_BT = self._engine(rows)
+        return Loss(sum=total, count=count, losses_BT=losses_BT)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """DeepSpeed averages gradients over ranks, so the loss goes in times their number."""
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss * self._world.dp_size, scale_wrt_gas=False)
+
+    def step(self, rate: float) -> Update:
+        """Update, or leave everything as it is if a gradient is not finite."""
+        set_learning_rate(self._engine.optimizer.param_groups, rate)
+        update = self._step_replicated() if self._stage == 0 else self._step_partitioned()
+        self.updates += update.applied
+        return update
+
+    def _step_partitioned(self) -> Update:
+        self._engine.step()
+        norm = self._engine.get_global_grad_norm()
+        overflow = bool(getattr(self._engine.optimizer, "overflow", False))
+        value = float("nan") if norm is None else float(norm)
+        return Update(grad_norm=float("inf") if overflow else value, applied=not overflow)
+
+    def _step_replicated(self) -> Update:
+        """DeepSpeed neither reports nor checks the norm in fp32 at stage 0, so it is done here."""
+        limit = self._clip or float("inf")
+        norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), limit))
+        applied = norm < float("inf")
+        if not applied:
+            # The optimizer skips parameters without a gradient.
+            self._engine.zero_grad()
+        self._engine.step()
+        return Update(grad_norm=norm, applied=applied)
+
+    def pieces(self, *, save: bool) -> list[Piece]:
+        """Live views of masters and moments. At stage 0, where ranks hold the same, each saves its share."""
+        parts = self._slices
+        if save and self._stage == 0:
+            parts = [share for part in parts for share in self._share(part)]
+        return [piece for part in parts for piece in pieces_of(part, self._base)]
+
+    def restored(self, updates: int) -> None:
+        """Masters to weights, and AdamW's step count, which its bias correction needs."""
+        self.updates = updates
+        set_step(self._base, {id(part.master): part.master for part in self._slices}.values(), updates)
+        publish(self._engine, self._stage)
+
+    def _share(self, part: Slice) -> list[Slice]:
+        """This rank's part of a replicated tensor; empty for a tensor with fewer elements than ranks."""
+        size, rank = self._world.dp_size, self._world.dp_rank
+        low, high = rank * part.count // size, (rank + 1) * part.count // size
+        if low == high:
+            return []
+        return [
+            Slice(
+                name=part.name,
+                shape=part.shape,
+                start=part.start + low,
+                count=high - low,
+                master=part.master,
+                offset=part.offset + low,
+            )
+        ]
+
+
+@contextmanager
+def born_partitioned(config: dict[str, Any], device: str) -> Iterator[Whole]:
+    """Modules that are made inside keep this rank's part of each parameter alone, for ZeRO stage 3: no rank ever holds
+    the whole model. Gives the context in which one parameter is whole on all ranks, to be filled alike by all.
+    """
+    deepspeed = import_deepspeed(device)
+    with redirect_stdout(io.StringIO()):
+        deepspeed.init_distributed(
+            torch.distributed.get_backend(), auto_mpi_discovery=False, dist_init_required=False
+        )
+        # Its `dtype` is not what it says on a CPU (bf16 whatever is given), the config's is. Its linear layer is a
+        # replacement of torch's for good, in the whole process.
+        with deepspeed.zero.Init(config_dict_or_path=config, mem_efficient_linear=False):
+            yield lambda parameter: deepspeed.zero.GatheredParameters([parameter], modifier_rank=0)

@@ -1,0 +1,67 @@
+"""AdamW over two parameter groups: what decays and what does not."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from fmscale.config.train import OptimizerConfig
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""The optimizer's state tensors, by the names that checkpoints use."""
+
+
+def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """Groups for AdamW: tensors with two or more dimensions decay, norms and biases do not. Empty groups are
+    left out: DeepSpeed flattens each group and cannot flatten nothing.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # ZeRO-3 leaves an empty tensor where it keeps only a part, and the shape in `ds_shape`.
+    dims = {id(p): len(getattr(p, "ds_shape", p.shape)) for p in trained}
+    groups = [
+        {"params": [p for p in trained if dims[id(p)] >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if dims[id(p)] < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig, *, offload: bool) -> Any:
+    """torch's AdamW, fused; with `offload` DeepSpeed's, which updates in host memory with all cores.
+
+    torch.compile'd or foreach variants are not used: on a flat partition there is one tensor a group, and
+    the fused kernel reads and writes each of its bytes once.
+    """
+    settings: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
+    if offload:
+        from fmscale.train.engine.cpu_adam import load_cpu_adam
+
+        return load_cpu_adam()(groups, adamw_mode=True, **settings)
+    return torch.optim.AdamW(groups, fused=True, **settings)
+
+
+def set_learning_rate(groups: Iterable[dict[str, Any]], rate: float) -> None:
+    """Use `rate` in the next step."""
+    for group in groups:
+        group["lr"] = rate
+
+
+def state_of(optimizer: Any, master: torch.Tensor) -> dict[str, Any]:
+    """Optimizer state of a master tensor, made of zeros if no step has been taken yet: what a restore fills.
+
+    A DeepSpeedCPUAdam counts steps in a number, torch's AdamW in a tensor.
+    """
+    state: dict[str, Any] = optimizer.state[master]
+    if not state:
+        on_host = type(optimizer).__name__ == "DeepSpeedCPUAdam"
+        state["step"] = 0 if on_host else torch.zeros((), dtype=torch.float32, device=master.device)
+        for moment in MOMENTS:
+            state[moment] = torch.zeros_like(master.detach())
+    return state
+
+
+def set_step(optimizer: Any, masters: Iterable[torch.Tensor], step: int) -> None:
+    """Go on counting at `step`: AdamW's bias correction depends on it."""
+    for master in masters:
+        state = state_of(optimizer, master)
+        state["step"] = torch.full_like(state["step"], step) if torch.is_tensor(state["step"]) else step

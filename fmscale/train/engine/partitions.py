@@ -1,0 +1,164 @@
+"""Where a DeepSpeed engine keeps masters and moments, as logical pieces: what a checkpoint sees.
+
+DeepSpeed 0.19 has these layouts (read in its source; private names, so each is checked before use):
+
+- stage 0: the module's own fp32 parameters, the same on every rank;
+- stage 1 with bf16 and fp32 accumulation (BF16_Optimizer), stages 1 and 2 (DeepSpeedZeroOptimizer, offload
+  too): each parameter group flattened, cut into dp_size equal parts, this rank's part as fp32 master;
+- stage 3: every parameter flattened and cut by itself, this rank's pieces one after another in sub-groups.
+
+In all of them AdamW's moments have the master's shape. A piece is a range of one flattened parameter.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fmscale.checkpoint.format.piece import Piece
+from fmscale.errors import ConfigError
+from fmscale.train.engine.optimizer import MOMENTS, state_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slice:
+    """A range of a logical parameter inside one of this rank's master tensors."""
+
+    name: str
+    """Logical name."""
+    shape: tuple[int, ...]
+    """Global shape."""
+    start: int
+    """First element in the flattened parameter."""
+    count: int
+    """Elements."""
+    master: Tensor
+    """The tensor that the optimizer updates."""
+    offset: int
+    """First element in the flattened master."""
+
+
+def slices(engine: Any, names: dict[int, str], stage: int, rank: int) -> list[Slice]:
+    """This rank's part of every trained parameter. `names`: id of each parameter -> logical name.
+
+    Stage 0 gives every rank everything. Raises ConfigError for an engine whose layout is not known.
+    """
+    optimizer = engine.optimizer
+    if stage == 0:
+        return list(_replicated(engine.module, names))
+    if stage == 3:
+        return list(_stage_3(optimizer, names, rank))
+    if hasattr(optimizer, "fp32_groups_flat_partition"):
+        groups, masters = optimizer.bf16_groups, optimizer.fp32_groups_flat_partition
+        offsets = [_ends([p.numel() for p in group]) for group in groups]
+    elif hasattr(optimizer, "single_partition_of_fp32_groups"):
+        groups, masters = optimizer.round_robin_bit16_groups, optimizer.single_partition_of_fp32_groups
+        offsets = optimizer.round_robin_bit16_offsets
+    else:
+        raise ConfigError(
+            "this DeepSpeed keeps its state in a way that checkpoints do not know",
+            found=type(optimizer).__name__,
+            remedy="Use deepspeed 0.19.5 to 0.19.8, or another zero_stage.",
+        )
+    return list(_flat_groups(groups, masters, offsets, names, rank))
+
+
+def _replicated(module: nn.Module, names: dict[int, str]) -> Iterator[Slice]:
+    for parameter in module.parameters():
+        if id(parameter) in names:
+            yield Slice(
+                name=names[id(parameter)],
+                shape=tuple(parameter.shape),
+                start=0,
+                count=parameter.numel(),
+                master=parameter,
+                offset=0,
+            )
+
+
+def _flat_groups(
+    groups: list[list[Tensor]],
+    masters: list[Tensor],
+    offsets: list[list[int]],
+    names: dict[int, str],
+    rank: int,
+) -> Iterator[Slice]:
+    """Groups whose parameters lie one after another, cut into equal parts of which `rank` has the rank-th."""
+    for group, master, firsts in zip(groups, masters, offsets, strict=True):
+        begin = rank * master.numel()
+        end = begin + master.numel()
+        for parameter, first in zip(group, firsts, strict=True):
+            low, high = max(first, begin), min(first + parameter.numel(), end)
+            if low < high:
+                yield Slice(
+                    name=names[id(parameter)],
+                    shape=tuple(parameter.shape),
+                    start=low - first,
+                    count=high - low,
+                    master=master,
+                    offset=low - begin,
+                )
+
+
+def _stage_3(optimizer: Any, names: dict[int, str], rank: int) -> Iterator[Slice]:
+    for group, master in zip(optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat, strict=True):
+        offset = 0
+        for parameter in group:
+            part = int(parameter.partition_numel())
+            start = min(rank * part, parameter.ds_numel)
+            count = min(part, parameter.ds_numel - start)
+            if count:
+                yield Slice(
+                    name=names[id(parameter)],
+                    shape=tuple(parameter.ds_shape),
+                    start=start,
+                    count=count,
+                    master=master,
+                    offset=offset,
+                )
+            offset += part
+
+
+def _ends(sizes: list[int]) -> list[int]:
+    """Where each of the parts begins."""
+    return [sum(sizes[:i]) for i in range(len(sizes))]
+
+
+def base_optimizer(engine: Any, stage: int) -> Any:
+    """The AdamW that DeepSpeed's optimizer wraps."""
+    return engine.optimizer if stage == 0 else engine.optimizer.optimizer
+
+
+def pieces_of(part: Slice, base: Any) -> Iterator[Piece]:
+    """Live views of one slice: the master, then its moments."""
+    tensors = {"weight": part.master.detach(), **{m: state_of(base, part.master)[m] for m in MOMENTS}}
+    for state, tensor in tensors.items():
+        yield Piece(
+            name=part.name,
+            state=state,
+            dtype=str(tensor.dtype).removeprefix("torch."),
+            shape=part.shape,
+            start=part.start,
+            tensor=tensor.view(-1)[part.offset : part.offset + part.count],
+        )
+
+
+@torch.no_grad()
+def publish(engine: Any, stage: int) -> None:
+    """Carry restored masters into the weights that forward uses, on every rank.
+
+    DeepSpeed's own refresh_fp32_params copies the other way, from low to high precision.
+    """
+    optimizer = engine.optimizer
+    if stage in (1, 2):
+        optimizer.update_lp_params()
+    elif stage == 3:
+        for number in range(len(optimizer.fp16_groups)):
+            optimizer._reassign_or_swap_out_partitioned_parameters(number)
+        if optimizer.persistent_parameters:
+            # An available parameter would not be gathered again, and keep its old values.
+            optimizer._partition_all_parameters()
+            optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
+        optimizer.invalidate_secondary_tensor()

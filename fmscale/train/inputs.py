@@ -1,0 +1,77 @@
+"""A loader's batch as the model gets it: inputs, labels and weights on the device."""
+
+from bisect import bisect_right
+from dataclasses import replace
+from itertools import groupby, pairwise
+
+import torch
+
+from fmscale.data.batch import Batch, Span
+from fmscale.objectives.inputs import Rows
+
+
+def to_rows(batch: Batch, device: str) -> Rows:
+    """Rows of T + 1 delivered tokens as T inputs and the T labels that follow them.
+
+    The last token of a row is only a label; a label at a document's beginning has weight 0, as nothing before it
+    may predict it. `cu_seqlens` are the documents of the inputs: a document of which only the last token's
+    label is left is not among them.
+    """
+    tokens_BT = batch.tokens[:, :-1]
+    positions_BT = batch.positions[:, :-1]
+    starts = torch.nonzero(positions_BT.reshape(-1) == 0).flatten()
+    end = torch.tensor([positions_BT.numel()])
+    source_B = torch.full((tokens_BT.shape[0],), -1, dtype=torch.int64)
+    source_B[: batch.rows] = torch.from_numpy(batch.source.astype("int64"))
+    host = (
+        tokens_BT,
+        batch.tokens[:, 1:],
+        batch.loss_weights[:, 1:],
+        positions_BT,
+        torch.cat((starts, end)).to(torch.int32),
+        source_B,
+    )
+    tokens, labels, weights, positions, cu_seqlens, source = (
+        part.to(device, non_blocking=True).contiguous() for part in host
+    )
+    return Rows(
+        tokens_BT=tokens,
+        labels_BT=labels,
+        weights_BT=weights,
+        positions_BT=positions,
+        cu_seqlens=cu_seqlens,
+        source_B=source,
+    )
+
+
+def received(batch: Batch, rows: Rows) -> Batch:
+    """The batch as the model has it, read back from `rows`: a delivery record is made of this, so that what
+    `to_rows` or a transfer does to tokens or documents shows in it.
+
+    The inputs and the label behind the last of them are the tokens; one that inputs and labels disagree on is -1. A
+    document begins where the attention's mask begins one, and in the last column, which has only a label, where that
+    has no weight. Its id and offset are those of the token there.
+    """
+    inputs_BT, labels_BT = rows.tokens_BT.cpu(), rows.labels_BT.cpu()
+    agreed_BT = torch.where(inputs_BT[:, 1:] == labels_BT[:, :-1], inputs_BT[:, 1:], -1)
+    starts = torch.zeros_like(batch.tokens, dtype=torch.bool)
+    cu_seqlens, T = rows.cu_seqlens[:-1].cpu().long(), inputs_BT.shape[1]
+    starts[cu_seqlens // T, cu_seqlens % T] = True
+    starts[:, -1] = rows.weights_BT[:, -1].cpu() == 0
+    out = replace(batch, tokens=torch.cat((inputs_BT[:, :1], agreed_BT, labels_BT[:, -1:]), 1))
+    out.spans = [
+        span
+        for row, spans in groupby(batch.spans, key=lambda span: span.row)
+        for span in _cut(list(spans), starts[row].nonzero().flatten().tolist())
+    ]
+    return out
+
+
+def _cut(spans: list[Span], starts: list[int]) -> list[Span]:
+    """A row's spans cut anew at `starts`."""
+    begun, end = [span.start for span in spans], spans[-1].stop
+    out = []
+    for start, stop in pairwise([*starts, end]):
+        span = spans[bisect_right(begun, start) - 1]
+        out.append(replace(span, start=start, stop=stop, offset=span.offset + start - span.start))
+    return out

@@ -1,0 +1,168 @@
+"""What a run will need, derived from its config alone: tokens, compute, memory, checkpoints, reads."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fmscale.config import Batch, Config
+from fmscale.config.model import flops_per_token, num_parameters
+from fmscale.config.peaks import peak_flops
+from fmscale.config.train import TrainConfig
+from fmscale.data.reading.planner import HORIZON_STEPS
+from fmscale.train.engine.optimizer import MOMENTS
+
+FP32 = 4
+STATES = 1 + len(MOMENTS)
+"""fp32 numbers of a parameter in a checkpoint: the master and the moments."""
+STAGES = (0, 1, 2, 3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageBytes:
+    """Bytes of model state on one rank at a ZeRO stage; activations and communication buffers come on top."""
+
+    stage: int
+    """ZeRO stage."""
+    parameters: int
+    """What forward and backward use."""
+    masters: int
+    """fp32 weights that the optimizer updates; 0 where they are the parameters themselves."""
+    moments: int
+    """AdamW's two moments, fp32."""
+    gradients: int
+    """Accumulated gradients, fp32."""
+    device: int
+    """Sum of what lies on the device."""
+    host: int
+    """What `offload_optimizer` puts into host memory instead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """Derived numbers of a run; None where something they follow from is not known."""
+
+    world: int
+    """Data-parallel ranks."""
+    batch: Batch | None
+    """The solved batch."""
+    vocab_size: int | None
+    """Rows of the embedding."""
+    parameters: int | None
+    """Trained numbers of the model."""
+    steps: int | None
+    """Optimizer steps of the run."""
+    tokens_per_step: int | None
+    """global_batch x sequence_length."""
+    tokens: int | None
+    """Of the run."""
+    flops_per_token: float | None
+    """Of forward and backward, recompute not counted."""
+    flops: float | None
+    """Of the run."""
+    stages: tuple[StageBytes, ...]
+    """Memory at each ZeRO stage."""
+    checkpoint_bytes: int | None
+    """A complete checkpoint, all ranks together."""
+    checkpoint_bytes_per_rank: int | None
+    """What each rank writes."""
+    tokens_per_second: float | None
+    """The assumed speed of all ranks together."""
+    read_bytes_per_second: float | None
+    """What the store or cache must deliver at that speed, all ranks together, each row read once."""
+    seconds: float | None
+    """Duration at that speed."""
+    prefetch_bytes: int
+    """Host memory of a rank for what is read ahead."""
+    prefetch_steps: int | None
+    """Steps of rows that this memory holds, or the most that is planned ahead."""
+
+
+def state_bytes(parameters: int, train: TrainConfig, stage: int, world: int) -> StageBytes:
+    """Bytes of model state of a rank (Rajbhandari et al. 2020, ZeRO, section 3.1; our precisions).
+
+    Masters, moments and accumulated gradients are fp32 in both precisions. In fp32 at stage 0 the parameters are
+    the masters; from stage 1 on DeepSpeed keeps a partition of masters beside them. In bf16 at stage 0 the
+    masters are the module's and a bf16 copy lives during forward and backward. A partition is 1/world, rounded
+    up; DeepSpeed pads it by a few elements a parameter group.
+    """
+    bf16 = train.precision == "bf16"
+    part = -(-parameters // world)
+    weights = (part if stage == 3 else parameters) * (2 if bf16 else FP32)
+    masters = (part if stage else parameters) * FP32 if bf16 or stage else 0
+    moments = (part if stage else parameters) * FP32 * len(MOMENTS)
+    gradients = (part if stage >= 2 else parameters) * FP32
+    host = masters + moments if train.offload_optimizer and stage else 0
+    return StageBytes(
+        stage=stage,
+        parameters=weights,
+        masters=masters,
+        moments=moments,
+        gradients=gradients,
+        device=weights + masters + moments + gradients - host,
+        host=host,
+    )
+
+
+def forecast(
+    config: Config,
+    world: int,
+    *,
+    batch: Batch | None,
+    steps: int | None,
+    vocab_size: int | None,
+    token_bytes: int,
+    tokens_per_second: float | None = None,
+    mfu: float | None = None,
+    device: str = "",
+) -> Forecast:
+    """The derived numbers.
+
+    Args:
+        config: what the run is told.
+        world: data-parallel ranks.
+        batch: solved for them; None if it does not come out.
+        steps: of the whole run; None if the config does not say.
+        vocab_size: rows of the embedding; None if it is not known.
+        token_bytes: width of a stored token.
+        tokens_per_second: assumed speed of all ranks together.
+        mfu: or the assumed share of the device's peak, of `device`.
+        device: name of a device whose peak is known, such as H100.
+    """
+    length = config.data.sequence_length
+    parameters = num_parameters(config.model, vocab_size) if vocab_size else None
+    flops = float(flops_per_token(config.model, vocab_size, length)) if vocab_size else None
+    peak = peak_flops(device)
+    if mfu is not None and peak is not None and flops is not None:
+        tokens_per_second = mfu * peak * world / flops
+    tokens_per_step = batch.global_batch * length if batch else None
+    tokens = tokens_per_step * steps if tokens_per_step and steps else None
+    # One token more than the model reads: the last one's label.
+    row_bytes = (length + 1) * token_bytes
+    ahead = None
+    if batch:
+        ahead = min(HORIZON_STEPS, config.data.memory_bytes // (row_bytes * -(-batch.global_batch // world)))
+    return Forecast(
+        world=world,
+        batch=batch,
+        vocab_size=vocab_size,
+        parameters=parameters,
+        steps=steps,
+        tokens_per_step=tokens_per_step,
+        tokens=tokens,
+        flops_per_token=flops,
+        flops=flops * tokens if flops and tokens else None,
+        stages=tuple(state_bytes(parameters, config.train, stage, world) for stage in STAGES)
+        if parameters
+        else (),
+        checkpoint_bytes=parameters * FP32 * STATES if parameters else None,
+        checkpoint_bytes_per_rank=-(-parameters * FP32 * STATES // world) if parameters else None,
+        tokens_per_second=tokens_per_second,
+        read_bytes_per_second=tokens_per_second * row_bytes / length if tokens_per_second else None,
+        seconds=tokens / tokens_per_second if tokens and tokens_per_second else None,
+        prefetch_bytes=config.data.memory_bytes,
+        prefetch_steps=ahead,
+    )
+
+
+def epochs(samples: int, weights: Sequence[int], rows: Sequence[int]) -> list[float]:
+    """How often a run of `samples` rows passes over each source; weights in any unit."""
+    return [samples * w / sum(weights) / n for w, n in zip(weights, rows, strict=True)]

@@ -1,0 +1,306 @@
+"""What would fail if a run were started as configured, all together, and without starting or writing anything."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from fmscale.checkpoint.catalog import load_manifest, newest
+from fmscale.checkpoint.format.layout import Range
+from fmscale.checkpoint.format.manifest import Manifest
+from fmscale.checkpoint.read.compatibility import differences, refuse_other_model
+from fmscale.config import Config, derive_batch
+from fmscale.data.open import SourceSpec, make_sources, require_recorded
+from fmscale.data.plan.order_log import replay
+from fmscale.data.plan.plan import Plan, Source
+from fmscale.data.views.view import make_view
+from fmscale.errors import (
+    AccessDenied,
+    ConfigError,
+    FmscaleError,
+    ObjectNotFound,
+    StoreError,
+    StoreUnavailable,
+)
+from fmscale.models import build
+from fmscale.store.backends.protocol import Backend
+from fmscale.store.datasets.dataset import open_dataset
+from fmscale.store.log.log import RUN_KINDS, Log
+from fmscale.store.open import open_store
+from fmscale.train.data import check_length, source_specs, tokenizer_of, vocabulary
+from fmscale.train.engine.optimizer import MOMENTS
+from fmscale.train.preflight.forecast import Forecast, epochs, forecast
+from fmscale.train.resume import choose_resume
+from fmscale.train.run import total_steps
+from fmscale.train.run_folder import check_folder, check_store
+from fmscale.train.schedule import learning_rate
+
+MANY_EPOCHS = 4
+"""Passes over a source up to which repeated tokens are worth new ones (Muennighoff et al. 2023, arXiv 2305.16264)."""
+STORE_SECONDS = 10.0
+"""Deadline of a request: a plan should answer, also where the store is out of reach."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceFacts:
+    """What the store says of a source."""
+
+    dataset: str
+    """Its name."""
+    split: str
+    """Its split."""
+    tokens: int
+    """Tokens of the split."""
+    rows: int
+    """Rows of the run's length."""
+    share: float
+    """Part of the samples."""
+    epochs: float | None
+    """How often the run passes over it; None for a run of unknown length."""
+
+
+@dataclass(kw_only=True)
+class Preflight:
+    """What was found out about a run before it is started."""
+
+    forecast: Forecast
+    """Derived numbers."""
+    sources: list[SourceFacts] = field(default_factory=list)
+    """The datasets, where the store was reached."""
+    begins: str = ""
+    """Where the run would begin, where the store was reached."""
+    problems: list[FmscaleError] = field(default_factory=list)
+    """What would fail."""
+    warnings: list[str] = field(default_factory=list)
+    """What would run and is hardly meant."""
+    notes: list[str] = field(default_factory=list)
+    """What could not be checked, and what the run leaves unread."""
+
+
+class _Checks:
+    """Runs checks and keeps what they raise instead of ending at the first."""
+
+    def __init__(self) -> None:
+        self.problems: list[FmscaleError] = []
+        self.notes: list[str] = []
+        self.reachable = True
+
+    def run(self, check: Callable[[], T]) -> T | None:
+        """The check's result; None if it found a problem."""
+        try:
+            return check()
+        except FmscaleError as error:
+            self.add(error)
+            return None
+
+    def add(self, error: FmscaleError) -> None:
+        """Keep a problem. The same twice, such as of a dataset that is both source and evaluated, is said once."""
+        if str(error) not in map(str, self.problems):
+            self.problems.append(error)
+
+    def ask(self, check: Callable[[], T]) -> T | None:
+        """As `run`, for what asks the store. One that does not answer from here says nothing about where the
+        run will be: that is a note, and it is not asked again.
+        """
+        if not self.reachable:
+            return None
+        try:
+            return check()
+        except (StoreUnavailable, AccessDenied) as error:
+            self.reachable = False
+            self.notes.append(f"the store was not looked into any further: {error}")
+            return None
+        except FmscaleError as error:
+            self.add(error)
+            return None
+
+
+def preflight(
+    config: Config,
+    world: int,
+    *,
+    tokens_per_second: float | None = None,
+    mfu: float | None = None,
+    device: str = "",
+) -> Preflight:
+    """Derive a run's numbers for `world` ranks and find what would fail. Only reads."""
+    checks = _Checks()
+    batch = checks.run(lambda: derive_batch(config.batch, world, place=config.place("batch")))
+    steps = checks.run(lambda: total_steps(config, batch.global_batch)) if batch else config.train.steps
+    checks.run(lambda: check_length(config))
+    checks.run(lambda: check_folder(config))
+    backend = _open(config, checks)
+    sources = _sources(config, backend, checks) if backend else []
+    recorded = checks.ask(lambda: _recorded(config, backend)) if backend else None
+    if recorded and sources:
+        checks.ask(lambda: require_recorded(config.train.run, recorded, sources, source_specs(config)))
+        checks.notes.extend(_unread(config, recorded, sources))
+        sources = list(recorded.stages[-1].sources)
+    vocab_size = config.model.vocab_size
+    begins = ""
+    if backend:
+        tokenizer = checks.ask(lambda: tokenizer_of(config, backend))
+        if tokenizer:
+            vocab_size = checks.run(lambda: vocabulary(config, tokenizer)) or tokenizer.vocab_size
+        _check_evaluation(config, backend, checks)
+        begins = checks.ask(lambda: _begin(config, backend, recorded is not None, vocab_size)) or ""
+    if vocab_size is None:
+        checks.problems.append(_no_vocabulary(config))
+    width = max((np.dtype(source.view.dtype).itemsize for source in sources), default=None)
+    made = forecast(
+        config,
+        world,
+        batch=batch,
+        steps=steps,
+        vocab_size=vocab_size,
+        token_bytes=width or (2 if (vocab_size or 0) <= 65536 else 4),
+        tokens_per_second=tokens_per_second,
+        mfu=mfu,
+        device=device,
+    )
+    samples = batch.global_batch * steps if batch and steps else None
+    facts = _facts(sources, samples)
+    return Preflight(
+        forecast=made,
+        sources=facts,
+        begins=begins,
+        problems=checks.problems,
+        warnings=[*_warnings(config, steps), *_repeats(facts, steps)],
+        notes=checks.notes,
+    )
+
+
+def _open(config: Config, checks: _Checks) -> Backend | None:
+    try:
+        check_store(config)
+    except FmscaleError as error:
+        checks.add(error)
+        if isinstance(error, ObjectNotFound):
+            return None
+    try:
+        return open_store(
+            config.store.url, read_only=True, deadline=min(config.store.deadline, STORE_SECONDS)
+        )
+    except StoreError as error:
+        checks.notes.append(f"the store was not looked into: {error}")
+    except ConfigError as error:
+        checks.add(error)
+    return None
+
+
+def _warnings(config: Config, steps: int | None) -> list[str]:
+    warmup, peak = config.schedule.warmup_steps, config.optimizer.lr
+    if steps is None or warmup < steps:
+        return []
+    reached = learning_rate(config.schedule, peak, steps - 1, steps)
+    return [
+        f"{config.place('schedule.warmup_steps')} is {warmup}, and the run has {steps} steps: the learning rate "
+        f"comes to {reached:.2g} and never to optimizer.lr, {peak:.2g}. Take schedule.warmup_steps of a tenth of "
+        "the steps or less."
+    ]
+
+
+def _repeats(facts: list[SourceFacts], steps: int | None) -> list[str]:
+    """Sources that the run reads more often than is of use."""
+    return [
+        f"the run reads dataset {one.dataset} ({one.tokens:,} tokens) {one.epochs:.0f} times. Up to {MANY_EPOCHS} "
+        f"times a token teaches as much as a new one, after some 16 next to nothing: it is learned by heart. Give "
+        f"{one.tokens * one.epochs / MANY_EPOCHS:,.0f} tokens or more, or train.steps "
+        f"{max(1, int(steps * MANY_EPOCHS / one.epochs))}."
+        for one in facts
+        if steps and one.epochs and one.epochs > MANY_EPOCHS
+    ]
+
+
+def _sources(config: Config, backend: Backend, checks: _Checks) -> list[Source]:
+    """The sources as the loader would make them; [] if one cannot be made."""
+    data = config.data
+
+    def make(specs: list[SourceSpec]) -> list[Source]:
+        return make_sources(
+            backend, specs, sequence_length=data.sequence_length + 1, seed=data.seed, window=data.window
+        )
+
+    specs = source_specs(config)
+    alone = [checks.ask(lambda spec=spec: make([spec])) for spec in specs]  # type: ignore[misc]
+    return (checks.ask(lambda: make(specs)) or []) if all(alone) else []
+
+
+def _check_evaluation(config: Config, backend: Backend, checks: _Checks) -> None:
+    length = config.data.sequence_length + 1
+    for chosen in config.evaluation.sets:
+        checks.ask(
+            lambda chosen=chosen: make_view(  # type: ignore[misc]
+                open_dataset(backend, chosen.dataset), sequence_length=length, split=chosen.split
+            )
+        )
+
+
+def _recorded(config: Config, backend: Backend) -> Plan | None:
+    """The order that the run has recorded, which is what it goes on with."""
+    return replay(Log(backend, f"runs/{config.train.run}", RUN_KINDS))
+
+
+def _unread(config: Config, recorded: Plan, sources: list[Source]) -> list[str]:
+    """Commits that the run does not read, as they came after it was recorded."""
+    notes = []
+    for old, new, asked in zip(recorded.stages[-1].sources, sources, config.data.sources, strict=False):
+        late = sorted(set(new.view.commits) - set(old.view.commits))
+        if late and asked.commits is None and old.view.dataset == new.view.dataset:
+            notes.append(
+                f"run {config.train.run} reads commits {list(old.view.commits)} of dataset {old.view.dataset}, as it "
+                f"began with them, and not {late}; another train.run reads all"
+            )
+    return notes
+
+
+def _begin(config: Config, backend: Backend, recorded: bool, vocab_size: int | None) -> str:
+    """Where the run would begin. Raises ConfigError if it cannot go on with what it is told."""
+    resume = choose_resume(config, backend)
+    if not resume.shown:
+        return "at step 0, with the order that the run has recorded" if recorded else "at step 0"
+    found = newest(backend, resume.run, resume.which)
+    if vocab_size is not None:
+        _check_model(config, load_manifest(backend, found), vocab_size, f"{resume.run}@{found.step}")
+    return f"from {'a fork of ' if resume.fork else ''}checkpoint {resume.run}@{found.step}"
+
+
+def _check_model(config: Config, manifest: Manifest, vocab_size: int, where: str) -> None:
+    """Raise ConfigError if the checkpoint is of another model. The model is built without memory."""
+    with torch.device("meta"):
+        model = build(config.model, vocab_size=vocab_size)
+    wanted = [
+        Range(name=name, state=state, dtype="float32", shape=tuple(p.shape), start=0, count=p.numel())
+        for name, p in model.named_parameters()
+        for state in ("weight", *MOMENTS)
+    ]
+    refuse_other_model(manifest, [differences(manifest, wanted)], f"checkpoint {where}", partial=False)
+
+
+def _facts(sources: list[Source], samples: int | None) -> list[SourceFacts]:
+    weights = [source.weight for source in sources]
+    rows = [sum(source.view.rows) for source in sources]
+    passes = epochs(samples, weights, rows) if samples and sources else [None] * len(sources)
+    return [
+        SourceFacts(
+            dataset=source.view.dataset,
+            split=source.view.split,
+            tokens=sum(source.view.tokens),
+            rows=count,
+            share=source.weight / sum(weights),
+            epochs=passed,
+        )
+        for source, count, passed in zip(sources, rows, passes, strict=True)
+    ]
+
+
+def _no_vocabulary(config: Config) -> ConfigError:
+    return ConfigError(
+        "the size of the vocabulary is not known, and so neither are the model's parameters",
+        found=f"{config.place('model.vocab_size')}: null, and no tokenizer from the store {config.store.url}",
+        remedy="Give model.vocab_size, or plan where the store can be reached.",
+    )

@@ -1,0 +1,188 @@
+"""Builds all that a run's loop needs, on every rank alike."""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fmscale.config import Batch, as_tree
+from fmscale.config.model import flops_per_token, num_parameters
+from fmscale.config.peaks import peak_flops
+from fmscale.data.loader import Loader
+from fmscale.data.provenance.delivery import DeliveryRecord
+from fmscale.runtime.sinks.sinks import JsonlSink
+from fmscale.train.data import Shares, heldout_rows, open_training, tokenizer_of, vocabulary
+from fmscale.train.engine.build import build_engine
+from fmscale.train.engine.deepspeed import Engine
+from fmscale.train.evaluation import heldout_loss
+from fmscale.train.inputs import received
+from fmscale.train.journal import Journal
+from fmscale.train.loop import Loop
+from fmscale.train.preflight.forecast import epochs
+from fmscale.train.resume import Resume, choose_resume
+from fmscale.train.saving import RunMeta, Saving, open_saver
+from fmscale.train.schedule import learning_rate
+from fmscale.train.session import Session
+
+Show = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assembled:
+    """A run that has everything but its state."""
+
+    loop: Loop
+    """What the steps need."""
+    resume: Resume
+    """Where it begins."""
+    tokenizer: str
+    """Digest of the tokenizer."""
+    tell: Callable[..., None]
+    """Records an event."""
+
+
+def assemble(
+    session: Session, batch: Batch, steps: int, stack: ExitStack, show: Show, event: Show
+) -> Assembled:
+    """Data, model, engine, journal and checkpoints of a run; `stack` closes them.
+
+    Takes the run's lease. Raises ConfigError, DataError or StoreError.
+    """
+    config, world, where = session.config, session.world, session.where
+    where.phase = "opening the data"
+    tokenizer = tokenizer_of(config, session.backend)
+    vocab_size = vocabulary(config, tokenizer)
+    epoch = session.lease()
+    resume = choose_resume(config, session.backend)
+    shares = Shares(global_batch=batch.global_batch, micro_batch=batch.micro_batch)
+    loader = stack.enter_context(open_training(config, session.backend, world, shares, epoch=epoch))
+    if world.rank == 0:
+        event(_opened(session, loader, vocab_size, batch, steps))
+
+    where.phase = "building the model"
+    engine = build_engine(config, world, vocab_size, batch, session.device)
+    journal = _journal(session, loader, vocab_size, stack)
+
+    def tell(**record: Any) -> None:
+        journal.event(**record)
+        if world.rank == 0:
+            event({name: value for name, value in record.items() if name != "time"})
+
+    def meta(step: int, loader_state: dict[str, Any]) -> RunMeta:
+        return RunMeta(
+            step=step,
+            updates=engine.updates,
+            loader=loader_state,
+            config=as_tree(config),
+            vocab_size=vocab_size,
+            tokenizer=tokenizer.digest,
+            world_size=world.world_size,
+        )
+
+    record = _delivery_record(session, epoch, loader, stack)
+    saving = Saving(
+        open_saver(session, epoch),
+        engine,
+        config.checkpoint,
+        meta=meta,
+        report=tell,
+        newest=lambda step: session.from_rank_0("newest save", step),
+        before=record.flush if record else lambda: None,
+    )
+    stack.callback(saving.close, 0.0)
+    loop = Loop(
+        engine=engine,
+        loader=loader,
+        saving=saving,
+        journal=journal,
+        stop=session.stop,
+        where=where,
+        steps=steps,
+        rate=lambda step: learning_rate(config.schedule, config.optimizer.lr, step, steps),
+        evaluate=_evaluator(session, engine, batch.micro_batch, steps, tell),
+        delivered=(lambda batch, rows: record.add(received(batch, rows)))
+        if record
+        else lambda batch, rows: None,
+        log_every=config.train.log_every,
+        nonfinite_limit=config.train.nonfinite_limit,
+        sources=len(loader.plan.sources),
+        seed=config.train.seed,
+        dp_rank=world.dp_rank,
+        device=session.device,
+        show=(lambda record: show({**record, "steps": steps})) if world.rank == 0 else lambda record: None,
+    )
+    return Assembled(loop=loop, resume=resume, tokenizer=tokenizer.digest, tell=tell)
+
+
+def _opened(session: Session, loader: Loader, vocab_size: int, batch: Batch, steps: int) -> dict[str, Any]:
+    """What is known of a run once its data is open, as an event."""
+    samples = steps * batch.global_batch
+    sources = loader.plan.sources
+    rows = [sum(source.view.rows) for source in sources]
+    passes = epochs(samples, [source.weight for source in sources], rows)
+    return {
+        "event": "opened",
+        "device": session.device,
+        "parameters": num_parameters(session.config.model, vocab_size),
+        "vocab_size": vocab_size,
+        "steps": steps,
+        "tokens_per_step": batch.global_batch * session.config.data.sequence_length,
+        "sources": [
+            {"label": source.label, "tokens": sum(source.view.tokens), "epochs": passed}
+            for source, passed in zip(sources, passes, strict=True)
+        ],
+    }
+
+
+def _journal(session: Session, loader: Loader, vocab_size: int, stack: ExitStack) -> Journal:
+    config = session.config
+    sinks = []
+    if session.world.rank == 0:
+        sinks.append(JsonlSink(session.folder / "metrics.jsonl"))
+        stack.callback(sinks[0].close)
+    on_gpu = session.device.startswith("cuda")
+    return Journal(
+        sinks,
+        [source.label for source in loader.plan.sources],
+        flops_per_token=flops_per_token(config.model, vocab_size, config.data.sequence_length),
+        peak_flops=peak_flops(torch.cuda.get_device_name()) if on_gpu else None,
+        world_size=session.world.world_size,
+    )
+
+
+def _delivery_record(session: Session, epoch: int, loader: Loader, stack: ExitStack) -> DeliveryRecord | None:
+    """Where this rank writes down what its model receives, one file a rank and job; None if it need not."""
+    if not session.config.train.record_delivery:
+        return None
+    name = f"{epoch:06d}-rank{session.world.rank:05d}.arrow"
+    record = DeliveryRecord(session.folder / "delivery" / name, loader.plan.sources[0].view.dtype)
+    return stack.enter_context(record)
+
+
+def _evaluator(
+    session: Session, engine: Engine, micro_batch: int, steps: int, tell: Callable[..., None]
+) -> Callable[[int], None]:
+    """Evaluates every set when its step has come, and at the end."""
+    config = session.config.evaluation
+
+    def evaluate(step: int) -> None:
+        if not (step == steps or (config.every and step % config.every == 0)):
+            return
+        session.where.phase = "evaluate"
+        losses = {}
+        for chosen in config.sets:
+            rows = heldout_rows(
+                session.backend,
+                chosen,
+                session.world,
+                sequence_length=session.config.data.sequence_length,
+                micro_batch=micro_batch,
+                device=session.device,
+            )
+            losses[chosen.name or chosen.dataset] = heldout_loss(engine, rows)
+        if losses:
+            tell(event="evaluation", step=step, **{f"heldout/{name}": loss for name, loss in losses.items()})
+
+    return evaluate

@@ -1,0 +1,285 @@
+"""Attention with document masks, causal, window, soft-cap, sinks, grouped heads and log-sum-exp.
+
+Deterministic by construction (no atomics; every number is summed by one program in a fixed order), with
+O(T) extra memory. Sources: `attention_forward`, `attention_backward`, `attention_tiles`.
+"""
+
+import math
+from typing import Any, Literal, cast, overload
+
+import torch
+from fmscale.kernels.attention.backward import backward
+from fmscale.kernels.attention.configs import configs
+from fmscale.kernels.attention.device import (
+    DOCUMENTS_LIMIT,
+    FLOATS,
+    NO_WINDOW,
+    TOKENS_LIMIT,
+    WIDEST,
+    Launch,
+    block_e,
+    unit,
+)
+from fmscale.kernels.attention.eager import eager, fused_refusal, sdpa
+from fmscale.kernels.attention.forward import forward, level_shape
+from fmscale.kernels.dispatch import bucket, choose, config
+from fmscale.kernels.launch import INTERPRETED, accumulator, triton_refusal
+from torch import Tensor
+
+from fmscale.errors import KernelError
+
+
+def case(
+    dtype: torch.dtype, E: int, *,
+    documents: bool, causal: bool, window: bool, softcap: bool, sinks: bool,
+) -> str:  # fmt: skip
+    """The bucket of a call in the tuning tables: "bfloat16 E128 documents causal".
+
+    The head dim is exact: a padded one has other tiles than the power of two above it.
+    """
+    flags = {"documents": documents, "causal": causal, "window": window, "softcap": softcap, "sinks": sinks}
+    return " ".join([bucket(dtype), f"E{E}", *(name for name, on in flags.items() if on)])
+
+
+def _launches(q: Tensor, *flags: bool) -> dict[str, Launch]:
+    documents, causal, window, softcap, sinks = flags
+    bucket_name = case(
+        q.dtype, q.shape[3],
+        documents=documents, causal=causal, window=window, softcap=softcap, sinks=sinks,
+    )  # fmt: skip
+    width = block_e(q.shape[3])
+    tables = configs(q.dtype, width, heavy=window or softcap or width != q.shape[3])
+    return {
+        kernel: dict(config("attention", kernel, q.device, bucket_name, table))
+        for kernel, table in tables.items()
+    }
+
+
+@torch.library.custom_op("fmscale::attention", mutates_args=())
+def _op(
+    q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, cu_q: Tensor | None, cu_k: Tensor | None,
+    causal: bool, window: int, softcap: float, scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    launches = _launches(q, cu_q is not None, causal, window > 0, softcap > 0, sinks is not None)
+    return forward(
+        q, k, v, sinks, cu_q, cu_k,
+        causal=causal, window=window, softcap=softcap, scale=scale, launch=launches["forward"],
+    )  # fmt: skip
+
+
+@_op.register_fake
+def _fake(
+    q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, cu_q: Tensor | None, cu_k: Tensor | None,
+    causal: bool, window: int, softcap: float, scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    B, T, H, _ = q.shape
+    acc = accumulator(q.dtype)
+    level = q.new_empty(level_shape(q), dtype=acc)
+    return q.new_empty(q.shape), q.new_empty((B, H, T), dtype=acc), level
+
+
+@torch.library.custom_op("fmscale::attention_backward", mutates_args=())
+def _backward_op(
+    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+    level: Tensor, sinks: Tensor | None, cu_q: Tensor | None, cu_k: Tensor | None,
+    causal: bool, window: int, softcap: float, scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    launches = _launches(q, cu_q is not None, causal, window > 0, softcap > 0, sinks is not None)
+    dq, dk, dv, dsinks = backward(
+        dout, dlse, q, k, v, out, lse, level, sinks, cu_q, cu_k,
+        causal=causal, window=window, softcap=softcap, scale=scale, dkdv=launches["dkdv"], dq=launches["dq"],
+    )  # fmt: skip
+    return dq, dk, dv, q.new_empty(0) if dsinks is None else dsinks
+
+
+@_backward_op.register_fake
+def _backward_fake(
+    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+    level: Tensor, sinks: Tensor | None, cu_q: Tensor | None, cu_k: Tensor | None,
+    causal: bool, window: int, softcap: float, scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    dsinks = q.new_empty(0) if sinks is None else sinks.new_empty(sinks.shape)
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dsinks
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    q, k, v, sinks, cu_q, cu_k, *settings = inputs
+    ctx.save_for_backward(q, k, v, *output, sinks, cu_q, cu_k)
+    ctx.settings = settings
+
+
+def _backward(ctx: Any, dout: Tensor, dlse: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    q, k, v, out, lse, level, sinks, cu_q, cu_k = ctx.saved_tensors
+    dq, dk, dv, dsinks = _backward_op(
+        unit(dout), dlse.contiguous(), q, k, v, out, lse, level, sinks, cu_q, cu_k, *ctx.settings
+    )
+    return dq, dk, dv, None if sinks is None else dsinks, None, None, None, None, None, None
+
+
+_op.register_autograd(_backward, setup_context=_save)
+
+
+@overload
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens: Tensor | None = None, cu_seqlens_k: Tensor | None = None,
+    causal: bool = True, window: int | None = None, softcap: float | None = None,
+    sinks: Tensor | None = None, scale: float | None = None, return_lse: Literal[False] = False,
+    backend: str = "auto",
+) -> Tensor: ...  # fmt: skip
+@overload
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens: Tensor | None = None, cu_seqlens_k: Tensor | None = None,
+    causal: bool = True, window: int | None = None, softcap: float | None = None,
+    sinks: Tensor | None = None, scale: float | None = None, return_lse: Literal[True],
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens: Tensor | None = None, cu_seqlens_k: Tensor | None = None,
+    causal: bool = True, window: int | None = None, softcap: float | None = None,
+    sinks: Tensor | None = None, scale: float | None = None, return_lse: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    """softmax(q k^T * scale) v over the keys that each query may see.
+
+    Dense: q (B, T, H, E), k and v (B, S, K, E). Packed: q (tokens, H, E), k and v (tokens_k, K, E), where
+    document i is cu_seqlens[i]:cu_seqlens[i+1] of q and the same of cu_seqlens_k (default: cu_seqlens) of
+    k and v; offsets (documents + 1,) int32 or int64 on q's device, starting at 0, never decreasing.
+    Documents see only themselves, may be empty, and tokens after the last one give 0. Without offsets,
+    packed tensors are one document. H is a multiple of K; query head h reads kv head h // (H // K).
+    bf16, fp16 or fp32 (fp64: eager, sdpa and the interpreter); E up to 256; any strides.
+
+    causal: query m of a document with Lq queries and Lk keys sees keys up to m + Lk - Lq.
+    window: and only the nearest `window` of them, its own included (not causal: on either side).
+    softcap c: scores s become c * tanh(s / c). scale: default E ** -0.5.
+    sinks (H,): logits, in nats, of one more key per head whose value is 0; differentiable.
+    return_lse: also the log of the softmax's denominator, (B, H, T) or (H, tokens), fp32, natural,
+    sinks included; differentiable. A row that sees nothing gives 0 and -inf (with sinks, the sink).
+
+    backend: "triton" does all of this; "sdpa" what torch's does; "eager" all, in memory quadratic in
+    the longest document; "auto" the fastest known that can. Triton's gradients are the same bits every
+    time. Raises KernelError for shapes that do not fit and for a backend that cannot do what is asked.
+    """
+    _check(q, k, v, cu_seqlens, cu_seqlens_k, window, softcap, sinks, scale)
+    cu_q, cu_k = cu_seqlens, cu_seqlens if cu_seqlens_k is None else cu_seqlens_k
+    E = q.shape[-1]
+    scale = E**-0.5 if scale is None else float(scale)
+    refusals = {
+        "triton": _triton_refusal(q, k, cu_q),
+        "sdpa": _sdpa_refusal(q, k, cu_q, cu_seqlens_k, causal, window, softcap, sinks, return_lse),
+        "eager": None,
+    }
+    if backend == "auto" and q.device.type != "cuda":
+        backend = "eager" if refusals["sdpa"] else "sdpa"
+    name = case(
+        q.dtype, E, documents=cu_q is not None, causal=causal,
+        window=window is not None, softcap=softcap is not None, sinks=sinks is not None,
+    )  # fmt: skip
+    chosen = choose("attention", backend, q.device, name, refusals)
+    packed = q.dim() == 3
+    q4, k4, v4 = (unit(x[None] if packed else x) for x in (q, k, v))
+    reach = 0 if window is None else min(window, NO_WINDOW)
+    cap = 0.0 if softcap is None else float(softcap)
+    if chosen == "sdpa":
+        out = sdpa(q4, k4, v4, cu_q, causal=causal, scale=scale)
+        return out[0] if packed else out
+    if chosen == "eager":
+        out, lse = eager(
+            q4, k4, v4, cu_q, cu_k, causal=causal, window=reach, softcap=cap, sinks=sinks, scale=scale
+        )
+    else:
+        if cu_q is not None:
+            cu_q, cu_k = cu_q.contiguous(), cast(Tensor, cu_k).contiguous()
+        flat = None if sinks is None else sinks.contiguous()
+        out, lse, _ = _op(q4, k4, v4, flat, cu_q, cu_k, causal, reach, cap, scale)
+    if packed:
+        out, lse = out[0], lse[0]
+    return (out, lse) if return_lse else out
+
+
+def _check(
+    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor | None, cu_k: Tensor | None,
+    window: int | None, softcap: float | None, sinks: Tensor | None, scale: float | None,
+) -> None:  # fmt: skip
+    shapes = [tuple(x.shape) for x in (q, k, v)]
+    dense = q.dim() == 4
+    if q.dim() not in (3, 4) or k.shape != v.shape or k.dim() != q.dim() or q.shape[-1] != k.shape[-1]:
+        raise KernelError(
+            "attention needs q (B, T, H, E) or (tokens, H, E), and k and v alike with their own T and H",
+            found=shapes,
+            remedy="k and v have one shape, and all three one head dim.",
+        )
+    if (dense and q.shape[0] != k.shape[0]) or not k.shape[-2] or q.shape[-2] % k.shape[-2]:
+        raise KernelError(
+            "the batches differ, or the query heads are not a multiple of the key heads",
+            found=shapes,
+            remedy="Heads are the last but one dimension.",
+        )
+    if not (q.dtype == k.dtype == v.dtype) or not (q.device == k.device == v.device):
+        found = [(x.dtype, x.device) for x in (q, k, v)]
+        raise KernelError("q, k and v differ in dtype or device", found=found, remedy="Cast or move them.")
+    for cu in (cu_q, cu_k):
+        if cu is not None and (
+            dense
+            or cu_q is None
+            or cu.dim() != 1
+            or cu.numel() < 1
+            or cu.shape != cu_q.shape
+            or cu.dtype not in (torch.int32, torch.int64)
+            or cu.device != q.device
+        ):
+            raise KernelError(
+                "cu_seqlens needs packed tensors and int32 or int64 offsets (documents + 1,) on their device",
+                found=(shapes[0], tuple(cu.shape), cu.dtype, cu.device),
+                remedy="Flatten (B, T, H, E) to (B * T, H, E); cu_seqlens_k needs a cu_seqlens of its size.",
+            )
+    if cu_q is not None and cu_k is None and q.shape[0] != k.shape[0]:
+        raise KernelError(
+            "q and k have different numbers of tokens but one cu_seqlens",
+            found=shapes,
+            remedy="Pass the keys' offsets as cu_seqlens_k.",
+        )
+    if sinks is not None and (sinks.shape != q.shape[-2:-1] or sinks.device != q.device):
+        raise KernelError(
+            "sinks need one number per query head", found=tuple(sinks.shape), remedy=f"({q.shape[-2]},)"
+        )
+    numbers = {"window": window, "softcap": softcap, "scale": scale}
+    for name, number in numbers.items():
+        if number is not None and not (0 < number < math.inf):
+            raise KernelError(f"{name} must be positive", found=number, remedy="None turns it off.")
+
+
+def _triton_refusal(q: Tensor, k: Tensor, cu: Tensor | None) -> str | None:
+    if q.dtype not in FLOATS and not (INTERPRETED and q.dtype == torch.float64):
+        return f"{q.dtype} (it takes fp16, bf16 and fp32)"
+    if q.shape[-1] > WIDEST:
+        return f"a head dim of {q.shape[-1]} (at most {WIDEST})"
+    if cu is not None and cu.numel() > DOCUMENTS_LIMIT:
+        return f"{cu.numel() - 1} documents (at most {DOCUMENTS_LIMIT - 1})"
+    if cu is not None and max(q.shape[0], k.shape[0]) > TOKENS_LIMIT:
+        return f"{max(q.shape[0], k.shape[0])} packed tokens (at most {TOKENS_LIMIT})"
+    return triton_refusal(q.device)
+
+
+def _sdpa_refusal(
+    q: Tensor, k: Tensor, cu_q: Tensor | None, cu_k: Tensor | None, causal: bool,
+    window: int | None, softcap: float | None, sinks: Tensor | None, return_lse: bool,
+) -> str | None:  # fmt: skip
+    asked = {
+        "a window": window is not None, "a soft-cap": softcap is not None, "sinks": sinks is not None,
+        "return_lse": return_lse, "keys with lengths of their own": cu_k is not None,
+    }  # fmt: skip
+    for what, wanted in asked.items():
+        if wanted:
+            return f"it cannot do {what}"
+    rows = -3
+    if causal and q.shape[rows] != k.shape[rows]:
+        return "it aligns a causal mask to the first key, not the last, when q and k differ in length"
+    if cu_q is not None and (q.device.type != "cpu" or torch.compiler.is_compiling()):
+        return "documents: their lengths are not known on the host, and their mask is never dropped"
+    if q.device.type == "cuda" and torch.are_deterministic_algorithms_enabled():
+        return "its backward is not deterministic, which torch.use_deterministic_algorithms asks for"
+    if not k.numel() or not q.numel():
+        return "empty tensors"
+    if q.device.type == "cuda":
+        return fused_refusal(q.dtype, q.shape[-1], grouped=q.shape[-2] != k.shape[-2])
+    return None

@@ -1,0 +1,208 @@
+"""One file, written while its bytes become known: whole, checked, and nothing left where it fails."""
+
+import mmap
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fmscale.checkpoint.format.layout import PAGE
+from fmscale.checkpoint.format.names import SUMS
+from fmscale.checkpoint.persist import file_writer
+from fmscale.checkpoint.persist.file_writer import THREADS, store_stream
+from fmscale.checkpoint.persist.rank_part import persist
+from fmscale.checkpoint.persist.stream import BLOCK_BYTES, Stream
+from fmscale.checkpoint.snapshot.copy_progress import Copied, SaveFailed
+from fmscale.checkpoint.snapshot.memory import SharedMemory
+from fmscale.errors import StoreFull
+from fmscale.store.backends.protocol import Backend
+from fmscale.store.digest import chunk_checksums
+from fmscale.store.open import open_store
+from tests.checkpoint.jobs import STATE, one_save
+from tests.checkpoint.jobs import settings as job_settings
+from tests.checkpoint.states import lease
+
+HEADER = b"h" * PAGE
+Spans = Sequence[tuple[int, int]]
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(THREADS) as pool:
+        yield pool
+
+
+def paged(seed: int, size: int) -> np.ndarray:
+    """Bytes that begin at a page, as a snapshot does."""
+    data = np.frombuffer(mmap.mmap(-1, size), dtype=np.uint8)
+    data[:] = np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
+    return data
+
+
+def stored(
+    store: Backend, key: str, data: np.ndarray, spans: Spans, pool: ThreadPoolExecutor, **how: bool
+) -> np.ndarray | None:
+    """Store a header, for which the memory's first page is, and the spans."""
+
+    def fill(stream: Stream) -> None:
+        for offset, size in spans:
+            stream.add(offset, size)
+        stream.close(HEADER)
+
+    stream = Stream(data.data, 0, PAGE, PAGE + sum(size for _, size in spans))
+    return store_stream(store, key, stream, fill, pool, **{"digests": True, "exact": True, **how})
+
+
+def expected(data: np.ndarray, spans: Spans) -> bytes:
+    return HEADER + b"".join(data[at : at + size].tobytes() for at, size in spans)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(PAGE, 40_000), st.integers(1, 30_000)), min_size=1, max_size=5))
+def test_a_stream_is_its_header_and_spans_one_after_another(spans) -> None:
+    data = paged(0, 70_000)
+    stream = Stream(data.data, 0, PAGE, 1 << 20)
+    for offset, size in spans:
+        stream.add(offset, size)
+    stream.close(HEADER)
+    whole = expected(data, spans)
+    assert bytes(stream.whole()) == whole
+    scratch = memoryview(bytearray(9_000))
+    parts = [
+        bytes(stream.block(at, min(9_000, len(whole) - at), lambda: scratch))
+        for at in range(0, len(whole), 9_000)
+    ]
+    assert b"".join(parts) == whole
+
+
+SIZES = [1, PAGE - 1, PAGE, BLOCK_BYTES - PAGE, BLOCK_BYTES, BLOCK_BYTES + PAGE, 2 * BLOCK_BYTES + 12345]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("exact", [False, True])
+def test_any_size_is_written_whole_with_its_checksums(
+    tmp_path, monkeypatch, pool, size: int, named: bool, exact: bool
+) -> None:
+    if named:
+        real = os.open
+
+        def without(path, flags, *args, **more):
+            if flags & os.O_TMPFILE == os.O_TMPFILE:
+                raise OSError(95, "Operation not supported")
+            return real(path, flags, *args, **more)
+
+        monkeypatch.setattr(file_writer.os, "open", without)
+    data = paged(1, PAGE + size)
+    store = open_store(str(tmp_path / "store"))
+    spans = [(PAGE, size // 3), (PAGE + size // 3, size - size // 3)]
+    for _ in range(2):  # an earlier attempt's file is replaced
+        sums = stored(store, "a/b/file", data, spans, pool, exact=exact)
+    whole = expected(data, spans)
+    assert store.get("a/b/file") == whole
+    assert np.array_equal(sums, chunk_checksums(whole))
+    assert store.get("a/b/file" + SUMS) == sums.astype("<u4").tobytes()
+    assert sorted(path.name for path in (tmp_path / "store" / "a" / "b").iterdir()) == ["file", "file" + SUMS]
+    assert stored(store, "c/file", data, spans, pool, digests=False) is not None
+    assert [path.name for path in (tmp_path / "store" / "c").iterdir()] == ["file"]
+
+
+def test_scattered_spans_are_written_direct_too(tmp_path: Path, pool) -> None:
+    data = paged(2, 3 * BLOCK_BYTES)
+    spans = [(2 * PAGE, 5000), (BLOCK_BYTES + 17, BLOCK_BYTES), (5000, 3 * PAGE)]
+    store = open_store(str(tmp_path / "store"))
+    sums = stored(store, "file", data, spans, pool)
+    assert store.get("file") == expected(data, spans)
+    assert np.array_equal(sums, chunk_checksums(expected(data, spans)))
+
+
+@pytest.mark.parametrize("url", ["memory", "local"])
+def test_a_file_without_tensors_is_not_stored(tmp_path: Path, memory_store: Backend, pool, url: str) -> None:
+    store = memory_store if url == "memory" else open_store(str(tmp_path / "store"))
+    assert stored(store, "folder/file", paged(1, PAGE), [], pool) is None
+    assert list(store.list_objects("folder")) == []
+
+
+@pytest.mark.parametrize("name", ["posix_fallocate", "pwrite", "fsync"])
+def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch, pool, name: str) -> None:
+    def full(*_) -> None:
+        raise OSError(28, "No space left on device")
+
+    store = open_store(str(tmp_path / "store"))
+    monkeypatch.setattr(file_writer.os, name, full)
+    data = paged(1, 2 * BLOCK_BYTES)
+    with pytest.raises(StoreFull):
+        stored(store, "f/file", data, [(PAGE, len(data) - PAGE)], pool)
+    assert [path for path in (tmp_path / "store").rglob("*") if path.is_file()] == []
+
+
+def test_what_is_copied_is_written_while_the_rest_is_still_being_copied(
+    tmp_path: Path, monkeypatch, pool
+) -> None:
+    """The copy goes on only when its first half is on its way to the disk."""
+    written = threading.Event()
+    real = os.pwrite
+    monkeypatch.setattr(file_writer.os, "pwrite", lambda *args: (written.set(), real(*args))[1])
+    data = paged(3, 4 * BLOCK_BYTES)
+    copied = Copied(0)
+
+    def copy() -> None:
+        copied.advance(2 * BLOCK_BYTES)
+        if written.wait(20):
+            copied.advance(len(data))
+        copied.fail("nothing was written")
+
+    def fill(stream: Stream) -> None:
+        for start in range(PAGE, len(data), PAGE):
+            copied.wait(start + PAGE)
+            stream.add(start, PAGE)
+        stream.close(HEADER)
+
+    threading.Thread(target=copy).start()
+    store = open_store(str(tmp_path / "store"))
+    stream = Stream(data.data, 0, PAGE, len(data))
+    sums = store_stream(store, "file", stream, fill, pool, digests=True, exact=True)
+    whole = HEADER + data[PAGE:].tobytes()
+    assert store.get("file") == whole
+    assert np.array_equal(sums, chunk_checksums(whole))
+
+
+def test_a_copy_that_comes_to_no_end_leaves_nothing(tmp_path: Path, pool) -> None:
+    url = str(tmp_path / "store")
+    memory = SharedMemory(1 << 17)
+    epoch = lease(url)
+    job = one_save(url, epoch, 1, memory, 0, False)
+    copied = Copied(20_000)
+    copied.fail("the trainer ended")
+    with pytest.raises(SaveFailed, match="the trainer ended"):
+        persist(open_store(url), job_settings(url, epoch), job, memory.view, {}, copied, pool)
+    assert list(open_store(url).list_objects(job.folder)) == []
+    assert len(STATE) == 3
+
+
+def test_a_part_is_durable_with_three_syncs_and_its_seal_takes_none(
+    tmp_path: Path, monkeypatch, pool
+) -> None:
+    """Data, checksums, and the folder that has both their names; each costs up to milliseconds on busy cores."""
+    url = str(tmp_path / "store")
+    memory = SharedMemory(1 << 17)
+    epoch = lease(url)
+    job = one_save(url, epoch, 1, memory, 0, False)
+    (tmp_path / "store" / job.folder).mkdir(parents=True)
+    synced: list[str] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    persist(open_store(url), job_settings(url, epoch), job, memory.view, {}, Copied(), pool)
+    assert synced[-1] == str(tmp_path / "store" / job.folder)
+    assert len(synced) == 3

@@ -1,0 +1,69 @@
+"""Persist processes that die, and two that claim to be the same rank."""
+
+import uuid
+from typing import Any
+
+import pytest
+
+from fmscale.checkpoint.catalog import list_checkpoints
+from fmscale.checkpoint.format.names import run_log
+from fmscale.checkpoint.format.seal import Seal
+from fmscale.checkpoint.persist import commit
+from fmscale.checkpoint.persist.commit import Seen
+from fmscale.checkpoint.snapshot.memory import SharedMemory
+from fmscale.store.backends.protocol import Backend
+from fmscale.store.open import open_store
+from tests.checkpoint.jobs import STATE, one_save, settings, work
+from tests.checkpoint.states import RUN, assert_restores, lease
+from tests.helpers.faulty_backend import Fault, FaultyBackend
+
+
+@pytest.mark.parametrize("when", [Fault.CRASH_BEFORE, Fault.CRASH_AFTER])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_death_at_any_request_is_made_good_by_the_next_process(faulty, when: Fault) -> None:
+    """Each request of a save that also retires and deletes another is the last one of its process, in turn."""
+    memory = SharedMemory(1 << 17)
+    calls, number, crashes = 1, 0, 0
+    while number < calls:
+        url = f"memory://{uuid.uuid4().hex}"
+        epoch = lease(url)
+        work(url, epoch, one_save(url, epoch, 1, memory, 0, False), memory, open_store(url))
+        dying = FaultyBackend(open_store(url), {number: when})
+        said = work(url, epoch, one_save(url, epoch, 2, memory, 0, False), memory, dying)
+        if dying.crashed:
+            events = {one["event"] for one in said}
+            if "committed" in events:
+                assert_restores(url, 2, ranks=1, tensors=STATE)
+            again = one_save(url, epoch, 2, memory, 1, "sealed" in events)
+            said = work(url, epoch, again, memory, open_store(url))
+            crashes += 1
+        # A request that finds nothing raises before it can be the last one.
+        calls = max(calls, len(dying.calls) + dying.crashed)
+        number += 1
+        assert [one["event"] for one in said][-2:] == ["committed", "done"]
+        assert [one.step for one in list_checkpoints(open_store(url), RUN)] == [2]
+        assert_restores(url, 2, ranks=1, tensors=STATE)
+    assert crashes > 12
+
+
+def test_two_processes_of_rank_0_commit_a_save_once(memory_store: Backend, monkeypatch) -> None:
+    """The append of one that is gone lands between the other's look at the log and its own append."""
+    url, epoch = memory_store.url, lease(memory_store.url)
+    job = one_save(url, epoch, 1, SharedMemory(1 << 17), 0, False)
+    seal = Seal(step=1, folder=job.folder, rank=0, world_size=1, files=(), pieces=(), bytes=0, referenced=0)
+    real, entries = commit.commit, []
+
+    def overtaken(*args: Any, **options: Any) -> Any:
+        monkeypatch.setattr(commit, "commit", real)
+        entries.append(
+            commit.commit_seals(run_log(memory_store, RUN), settings(url, epoch), job, [seal], Seen())
+        )
+        return real(*args, **options)
+
+    monkeypatch.setattr(commit, "commit", overtaken)
+    for _ in range(2):  # the second finds it at its first look
+        log = run_log(memory_store, RUN)
+        entries.append(commit.commit_seals(log, settings(url, epoch), job, [seal], Seen()))
+    assert len({entry.number for entry in entries}) == 1
+    assert len(entries) == 3
+    assert len(list_checkpoints(memory_store, RUN)) == 1
