@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from fmscale.config import Config, derive_batch, load_config
-from fmscale.data.batch import Batch
+from fmscale.data.batch import Microbatch
 from fmscale.data.ingest import ingest
-from fmscale.objectives.inputs import Rows
+from fmscale.objectives.inputs import Inputs
 from fmscale.runtime.failure import Whereabouts
 from fmscale.runtime.world import read_world
 from fmscale.train.engine.deepspeed import Engine
-from fmscale.train.inputs import to_rows
+from fmscale.train.inputs import to_inputs
 from fmscale.train.loop import Loop, dry_run, run_loop
 from fmscale.train.session import meet
 from fmscale.train.setup import assemble
@@ -51,22 +51,22 @@ class Again:
 
     stall_seconds = 0.0
 
-    def __init__(self, batches: list[Batch]) -> None:
+    def __init__(self, batches: list[Microbatch]) -> None:
         self._stream = self._forever(batches)
 
     def state_dict(self) -> dict[str, Any]:
         """There is none."""
         return {}
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> Microbatch:
         return next(self._stream)
 
-    def _forever(self, batches: list[Batch]) -> Iterator[Batch]:
+    def _forever(self, batches: list[Microbatch]) -> Iterator[Microbatch]:
         while True:
             yield from batches
 
 
-def bare_loop(engine: Engine, rows: list[Rows], tokens: float, steps: int) -> None:
+def bare_loop(engine: Engine, rows: list[Inputs], tokens: float, steps: int) -> None:
     """What a person would write around the engine."""
     for _ in range(steps):
         for i, one in enumerate(rows):
@@ -116,7 +116,7 @@ def main(folder: Path, count: int, steps: int) -> dict[str, Any]:
 
         train(loop)
         ready = [next(loop.loader) for _ in range(batch.accumulation)]
-        rows = [to_rows(one, session.device) for one in ready]
+        rows = [to_inputs(one, session.device) for one in ready]
         valid = sum(float(one.weights_BT.sum()) for one in rows)
         again: Loop = replace(loop, loader=Again(ready))  # type: ignore[arg-type]
         tokens = steps * batch.global_batch * config.data.sequence_length

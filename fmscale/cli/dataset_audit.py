@@ -10,7 +10,7 @@ from fmscale.cli.output import JsonOption, example, print_json, record, table
 from fmscale.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fmscale.data.plan.batch_schedule import Batches
+    from fmscale.data.plan.batch_schedule import BatchSchedule
     from fmscale.data.plan.plan import Plan
     from fmscale.data.provenance.audit import AuditSource
     from fmscale.store.backends.protocol import Backend
@@ -102,9 +102,9 @@ def audit(
         raise typer.Exit(VIOLATED)
 
 
-def _batches(backend: "Backend", run: str, given: int | None) -> "Batches":
+def _batches(backend: "Backend", run: str, given: int | None) -> "BatchSchedule":
     """Rows of the run's steps: as its checkpoints say, else as given. Raises ConfigError where these differ."""
-    from fmscale.data.plan.batch_schedule import Batches
+    from fmscale.data.plan.batch_schedule import BatchSchedule
     from fmscale.train.batches import recorded_batches
 
     recorded = recorded_batches(backend, run)
@@ -115,7 +115,7 @@ def _batches(backend: "Backend", run: str, given: int | None) -> "Batches":
                 found=f"{backend.url}, run {run}",
                 remedy="Give --batch: rows of a step over all ranks.",
             )
-        return Batches([(0, given)])
+        return BatchSchedule([(0, given)])
     sizes = sorted({size for _, size in recorded.schedule})
     if given is not None and sizes != [given]:
         raise ConfigError(

@@ -1,6 +1,6 @@
 """What a run is told: dataclasses per section, read strictly from YAML (see `load.py`). Imports no torch."""
 
-from fmscale.config.batch import Batch, BatchConfig, derive_batch
+from fmscale.config.batch import BatchConfig, BatchShape, derive_batch
 from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.config.data import DataConfig, SourceConfig
 from fmscale.config.launch import LaunchConfig
@@ -17,8 +17,8 @@ from fmscale.config.train import (
 )
 
 __all__ = [
-    "Batch",
     "BatchConfig",
+    "BatchShape",
     "CheckpointConfig",
     "Config",
     "DataConfig",

@@ -30,7 +30,7 @@ class BatchConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
+class BatchShape:
     """The three numbers, solved."""
 
     global_batch: int
@@ -48,7 +48,7 @@ class Batch:
         return self.micro_batch * self.accumulation * self.dp_size - self.global_batch
 
 
-def derive_batch(config: BatchConfig, dp_size: int, *, place: str = "batch") -> Batch:
+def derive_batch(config: BatchConfig, dp_size: int, *, place: str = "batch") -> BatchShape:
     """Solve global_batch = micro_batch x accumulation x dp_size for the number that is not given.
 
     With `uneven: fill` it rounds up to whole rows and forwards. Raises ConfigError with the equation and
@@ -69,14 +69,14 @@ def derive_batch(config: BatchConfig, dp_size: int, *, place: str = "batch") -> 
     if total is None:
         assert micro
         assert steps
-        return Batch(
+        return BatchShape(
             global_batch=micro * steps * dp_size, micro_batch=micro, accumulation=steps, dp_size=dp_size
         )
     fill = config.uneven == "fill"
     if micro is not None and steps is not None:
         capacity = micro * steps * dp_size
         if total == capacity or (fill and capacity - micro * dp_size < total <= capacity):
-            return Batch(global_batch=total, micro_batch=micro, accumulation=steps, dp_size=dp_size)
+            return BatchShape(global_batch=total, micro_batch=micro, accumulation=steps, dp_size=dp_size)
         raise ConfigError(
             f"{place}: the batch does not come out: {EQUATION}, "
             f"but {total} is not {micro} x {steps} x {dp_size} = {capacity}",
@@ -89,8 +89,8 @@ def derive_batch(config: BatchConfig, dp_size: int, *, place: str = "batch") -> 
         raise _uneven(place, total, known, dp_size, solve="accumulation" if micro else "micro_batch")
     other = -(-total // (known * dp_size))
     if micro is not None:
-        return Batch(global_batch=total, micro_batch=micro, accumulation=other, dp_size=dp_size)
-    return Batch(global_batch=total, micro_batch=other, accumulation=known, dp_size=dp_size)
+        return BatchShape(global_batch=total, micro_batch=micro, accumulation=other, dp_size=dp_size)
+    return BatchShape(global_batch=total, micro_batch=other, accumulation=known, dp_size=dp_size)
 
 
 def _uneven(place: str, total: int, known: int, dp_size: int, *, solve: str) -> ConfigError:

@@ -40,7 +40,7 @@ class Span:
 
 
 @dataclass(kw_only=True)
-class Batch:
+class Microbatch:
     """One forward's rows.
 
     `tokens` lives in a buffer that the loader takes back once nothing refers to it any more: keep the tensor

@@ -19,9 +19,9 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from fmscale.data.batch import Batch
+from fmscale.data.batch import Microbatch
 from fmscale.data.plan.assign import Share, assign
-from fmscale.data.plan.batch_schedule import Batches
+from fmscale.data.plan.batch_schedule import BatchSchedule
 from fmscale.data.plan.order_log import OrderLog, replay
 from fmscale.data.plan.plan import Plan
 from fmscale.data.reading.arena import Arena
@@ -49,7 +49,7 @@ class Loader:
     def __init__(
         self,
         plan: Plan,
-        batches: Batches,
+        batches: BatchSchedule,
         readers: Readers,
         *,
         dp_rank: int = 0,
@@ -154,13 +154,13 @@ class Loader:
         self.close()
         self.k = int(state["k"])
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Microbatch]:
         return self
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> Microbatch:
         return next(self._stream)
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Iterator[Microbatch]:
         while True:
             block = self._next_block()
             yield from self._deliver(block)
@@ -198,7 +198,7 @@ class Loader:
         )
         return Ahead(planner, prefetch=self._prefetch, pool=pool)
 
-    def _deliver(self, block: Block) -> Iterator[Batch]:
+    def _deliver(self, block: Block) -> Iterator[Microbatch]:
         rows, narrow = self._arena.rows, self._buffers.narrow(block.gather.shape[1])
         assignment, ahead = block.assignment, self._ahead
         assert ahead is not None
@@ -211,7 +211,7 @@ class Loader:
             wide = self._buffers.take(len(gather))
             np.copyto(wide, narrow)
             last = bool(assignment.last[forward])
-            batch = Batch(
+            batch = Microbatch(
                 tokens=torch.from_numpy(wide),
                 k=assignment.k[forward, :real],
                 source=assignment.source[forward, :real],

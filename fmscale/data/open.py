@@ -8,7 +8,7 @@ import numpy as np
 
 from fmscale.data.loader import MEMORY_BUDGET, Loader
 from fmscale.data.order.mixture import WEIGHT_ONE, integer_weights
-from fmscale.data.plan.batch_schedule import Batches
+from fmscale.data.plan.batch_schedule import BatchSchedule
 from fmscale.data.plan.order_log import OrderLog
 from fmscale.data.plan.plan import Plan, Source, Stage
 from fmscale.data.reading.readers import Readers
@@ -199,7 +199,7 @@ def open_loader(
     region_bytes = REGION_BYTES if nodes == 1 and data_bytes < cache_bytes / 2 else 0
     return Loader(
         plan,
-        Batches([(0, batch)] if isinstance(batch, int) else batch),
+        BatchSchedule([(0, batch)] if isinstance(batch, int) else batch),
         Readers(
             backend,
             Fetcher(backend, cache, region_bytes=region_bytes),

@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Rows:
+class Inputs:
     """One forward's rows, on the model's device."""
 
     tokens_BT: Tensor

@@ -4,11 +4,11 @@ from typing import Any
 
 from torch import nn
 
-from fmscale.objectives.inputs import Rows
+from fmscale.objectives.inputs import Inputs
 from fmscale.objectives.loss import Loss
 
 
-def next_token(model: nn.Module, rows: Rows) -> Loss:
+def next_token(model: nn.Module, rows: Inputs) -> Loss:
     """Cross-entropy in nats of each label given the tokens of its document up to there.
 
     `model(tokens_BT, positions_BT=, cu_seqlens=)` gives hidden states, and `model.head(hidden, labels=,

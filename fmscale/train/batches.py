@@ -2,12 +2,12 @@
 
 from fmscale.checkpoint.catalog import Found, list_checkpoints, load_manifest
 from fmscale.config import BatchConfig, derive_batch
-from fmscale.data.plan.batch_schedule import Batches
+from fmscale.data.plan.batch_schedule import BatchSchedule
 from fmscale.errors import ConfigError
 from fmscale.store.backends.protocol import Backend
 
 
-def recorded_batches(backend: Backend, run: str) -> Batches | None:
+def recorded_batches(backend: Backend, run: str) -> BatchSchedule | None:
     """Rows of each step of the run; None where no checkpoint says so.
 
     A run that goes on with another global batch has steps of both. Raises ConfigError where a checkpoint between
@@ -18,7 +18,7 @@ def recorded_batches(backend: Backend, run: str) -> Batches | None:
         return None
     step, k, batch = _stand(backend, found[-1])
     if k == step * batch:
-        return Batches([(0, batch)])
+        return BatchSchedule([(0, batch)])
     schedule: dict[int, int] = {}
     before = (0, 0)
     for one in {one.step: one for one in found}.values():
@@ -32,7 +32,7 @@ def recorded_batches(backend: Backend, run: str) -> Batches | None:
             )
         schedule[before[0]] = batch
         before = (step, k)
-    return Batches(list(schedule.items()))
+    return BatchSchedule(list(schedule.items()))
 
 
 def trained_samples(backend: Backend, run: str) -> range | None:

@@ -7,17 +7,17 @@ import torch
 
 from fmscale.config import Config
 from fmscale.config.train import EvaluationSet
-from fmscale.data.batch import Batch
+from fmscale.data.batch import Microbatch
 from fmscale.data.loader import Loader
 from fmscale.data.open import SourceSpec, open_loader
 from fmscale.data.tokenizers.tokenizer import Tokenizer, from_json
 from fmscale.errors import ConfigError, DataError
-from fmscale.objectives.inputs import Rows
+from fmscale.objectives.inputs import Inputs
 from fmscale.runtime.world import World
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import open_dataset
 from fmscale.store.datasets.tokenizers import load_tokenizer
-from fmscale.train.inputs import to_rows
+from fmscale.train.inputs import to_inputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +118,7 @@ def heldout_rows(
     sequence_length: int,
     micro_batch: int,
     device: str,
-) -> Iterator[Rows]:
+) -> Iterator[Inputs]:
     """This rank's microbatches of an evaluation set: the same rows at any number of ranks; what exceeds
     `chosen.rows`, or the split, weighs nothing. Every rank gets the same number of microbatches.
     """
@@ -139,8 +139,8 @@ def heldout_rows(
             yield _beyond_weighs_nothing(next(loader), rows, device)
 
 
-def _beyond_weighs_nothing(batch: Batch, rows: int, device: str) -> Rows:
-    made = to_rows(batch, device)
+def _beyond_weighs_nothing(batch: Microbatch, rows: int, device: str) -> Inputs:
+    made = to_inputs(batch, device)
     inside = torch.zeros(batch.tokens.shape[0], dtype=torch.float32)
     inside[: batch.rows] = torch.from_numpy((batch.k < rows).astype("float32"))
     made.weights_BT.mul_(inside.to(device)[:, None])

@@ -4,13 +4,13 @@ from collections.abc import Iterable
 
 import torch
 
-from fmscale.objectives.inputs import Rows
+from fmscale.objectives.inputs import Inputs
 from fmscale.runtime.collectives import total
 from fmscale.train.engine.deepspeed import Engine
 
 
 @torch.no_grad()
-def heldout_loss(engine: Engine, microbatches: Iterable[Rows]) -> float:
+def heldout_loss(engine: Engine, microbatches: Iterable[Inputs]) -> float:
     """Mean loss in nats a token over all ranks' rows. Every rank must bring the same number of microbatches."""
     engine.module.eval()
     try:

@@ -6,11 +6,11 @@ from itertools import groupby, pairwise
 
 import torch
 
-from fmscale.data.batch import Batch, Span
-from fmscale.objectives.inputs import Rows
+from fmscale.data.batch import Microbatch, Span
+from fmscale.objectives.inputs import Inputs
 
 
-def to_rows(batch: Batch, device: str) -> Rows:
+def to_inputs(batch: Microbatch, device: str) -> Inputs:
     """Rows of T + 1 delivered tokens as T inputs and the T labels that follow them.
 
     The last token of a row is only a label; a label at a document's beginning has weight 0, as nothing before it
@@ -34,7 +34,7 @@ def to_rows(batch: Batch, device: str) -> Rows:
     tokens, labels, weights, positions, cu_seqlens, source = (
         part.to(device, non_blocking=True).contiguous() for part in host
     )
-    return Rows(
+    return Inputs(
         tokens_BT=tokens,
         labels_BT=labels,
         weights_BT=weights,
@@ -44,9 +44,9 @@ def to_rows(batch: Batch, device: str) -> Rows:
     )
 
 
-def received(batch: Batch, rows: Rows) -> Batch:
+def received(batch: Microbatch, rows: Inputs) -> Microbatch:
     """The batch as the model has it, read back from `rows`: a delivery record is made of this, so that what
-    `to_rows` or a transfer does to tokens or documents shows in it.
+    `to_inputs` or a transfer does to tokens or documents shows in it.
 
     The inputs and the label behind the last of them are the tokens; one that inputs and labels disagree on is -1. A
     document begins where the attention's mask begins one, and in the last column, which has only a label, where that

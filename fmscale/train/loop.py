@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-from fmscale.data.batch import Batch
+from fmscale.data.batch import Microbatch
 from fmscale.data.loader import Loader
 from fmscale.errors import FmscaleError
-from fmscale.objectives.inputs import Rows
+from fmscale.objectives.inputs import Inputs
 from fmscale.runtime.collectives import exchange
 from fmscale.runtime.failure import Whereabouts
 from fmscale.runtime.stop import Stop, StopFlag
 from fmscale.train.engine.deepspeed import Engine
-from fmscale.train.inputs import to_rows
+from fmscale.train.inputs import to_inputs
 from fmscale.train.journal import Journal, Timing
 from fmscale.train.saving import Saving
 from fmscale.train.seeds import seed_dropout
@@ -52,7 +52,7 @@ class Loop:
     """Learning rate of a step."""
     evaluate: Callable[[int], None]
     """Evaluate after a number of steps, if it is time."""
-    delivered: Callable[[Batch, Rows], None]
+    delivered: Callable[[Microbatch, Inputs], None]
     """Writes down a batch as the engine gets it, in these rows."""
     log_every: int
     """Steps between flushes of the journal."""
@@ -84,7 +84,7 @@ def run_loop(loop: Loop, first_step: int) -> tuple[int, Stop]:
         began, stalled, blocked = time.perf_counter(), loop.loader.stall_seconds, loop.saving.blocking_seconds
         state = loop.loader.state_dict()
         batches = _batches_of_step(loop)
-        rows = [to_rows(batch, loop.device) for batch in batches]
+        rows = [to_inputs(batch, loop.device) for batch in batches]
         tokens = sum(float(batch.loss_weights[:, 1:].sum()) for batch in batches)
         facts = exchange(tokens, loop.stop.reason, loop.saving.clock_due)
         if facts.stop:
@@ -132,7 +132,7 @@ def run_loop(loop: Loop, first_step: int) -> tuple[int, Stop]:
     return step, stop
 
 
-def _batches_of_step(loop: Loop) -> list[Batch]:
+def _batches_of_step(loop: Loop) -> list[Microbatch]:
     batches = [next(loop.loader)]
     while not batches[-1].last_of_step:
         batches.append(next(loop.loader))
@@ -145,7 +145,7 @@ def dry_run(loop: Loop, rows: int, row_tokens: int) -> None:
     """
     loop.where.phase = "dry run"
     zeros = torch.zeros((rows, row_tokens), dtype=torch.int64, device=loop.device)
-    made = Rows(
+    made = Inputs(
         tokens_BT=zeros,
         labels_BT=zeros,
         weights_BT=torch.zeros((rows, row_tokens), device=loop.device),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fmscale.config import Batch, Config, derive_batch
+from fmscale.config import BatchShape, Config, derive_batch
 from fmscale.errors import ConfigError, StoreError
 from fmscale.runtime.failure import Whereabouts, recorded
 from fmscale.runtime.sinks.sinks import optional
@@ -83,7 +83,9 @@ def run_training(
             return _run(session, batch, steps, stack, optional(show), optional(event))
 
 
-def _run(session: Session, batch: Batch, steps: int, stack: ExitStack, show: Show, event: Show) -> Outcome:
+def _run(
+    session: Session, batch: BatchShape, steps: int, stack: ExitStack, show: Show, event: Show
+) -> Outcome:
     config, world, where = session.config, session.world, session.where
     made = assemble(session, batch, steps, stack, show, event)
     loop, saving = made.loop, made.loop.saving

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fmscale.config import Batch, as_tree
+from fmscale.config import BatchShape, as_tree
 from fmscale.config.model import flops_per_token, num_parameters
 from fmscale.config.peaks import peak_flops
 from fmscale.data.loader import Loader
@@ -44,7 +44,7 @@ class Assembled:
 
 
 def assemble(
-    session: Session, batch: Batch, steps: int, stack: ExitStack, show: Show, event: Show
+    session: Session, batch: BatchShape, steps: int, stack: ExitStack, show: Show, event: Show
 ) -> Assembled:
     """Data, model, engine, journal and checkpoints of a run; `stack` closes them.
 
@@ -116,7 +116,9 @@ def assemble(
     return Assembled(loop=loop, resume=resume, tokenizer=tokenizer.digest, tell=tell)
 
 
-def _opened(session: Session, loader: Loader, vocab_size: int, batch: Batch, steps: int) -> dict[str, Any]:
+def _opened(
+    session: Session, loader: Loader, vocab_size: int, batch: BatchShape, steps: int
+) -> dict[str, Any]:
     """What is known of a run once its data is open, as an event."""
     samples = steps * batch.global_batch
     sources = loader.plan.sources

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fmscale.objectives.inputs import Rows
+from fmscale.objectives.inputs import Inputs
 from fmscale.train.engine.deepspeed import Engine, Update
 
 
@@ -26,7 +26,7 @@ class StepResult:
 
 def train_step(
     engine: Engine,
-    microbatches: Sequence[Rows],
+    microbatches: Sequence[Inputs],
     *,
     tokens: float,
     sources: int,

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmscale.data.batch import Batch, Span, UnitDocuments
+from fmscale.data.batch import Microbatch, Span, UnitDocuments
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ def unit_of(stream: Stream, first: int, stop: int, ids: bool = True) -> UnitDocu
     )
 
 
-def make_batch(rows: list[tuple[UnitDocuments, int]], length: int, fillers: int = 0) -> Batch:
+def make_batch(rows: list[tuple[UnitDocuments, int]], length: int, fillers: int = 0) -> Microbatch:
     count = len(rows)
-    return Batch(
+    return Microbatch(
         tokens=torch.zeros((count + fillers, length), dtype=torch.int64),
         k=np.arange(count, dtype=np.uint64),
         source=np.zeros(count, dtype=np.uint16),

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fmscale.models import Decoder
-from fmscale.objectives import Rows, next_token
+from fmscale.objectives import Inputs, next_token
 from tests.models.models import VOCAB, small
 
 B, T = 6, 12
@@ -12,7 +12,7 @@ FILLER = 5
 STARTS = {0: [0, 5], 1: [0], 2: [0, 1, 11], 3: [0, 7], 4: [0], 5: [0]}
 
 
-def rows(which: slice = slice(0, B)) -> Rows:
+def rows(which: slice = slice(0, B)) -> Inputs:
     """Some of six rows of documents, the last row a filler."""
     generator = torch.Generator().manual_seed(0)
     text = torch.randint(0, VOCAB, (B, T + 1), generator=generator)
@@ -25,7 +25,7 @@ def rows(which: slice = slice(0, B)) -> Rows:
     begins = torch.nonzero(inputs.flatten()).flatten()
     source = torch.arange(B) % 2
     source[FILLER] = -1
-    return Rows(
+    return Inputs(
         tokens_BT=text[which, :T],
         labels_BT=text[which, 1:],
         weights_BT=weights[which, 1:],
@@ -35,7 +35,7 @@ def rows(which: slice = slice(0, B)) -> Rows:
     )
 
 
-def run(model: Decoder, parts: list[Rows]) -> tuple[float, float, dict[str, Tensor]]:
+def run(model: Decoder, parts: list[Inputs]) -> tuple[float, float, dict[str, Tensor]]:
     """Loss sum, count and gradients over several microbatches."""
     model.zero_grad()
     total = count = 0.0

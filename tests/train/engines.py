@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from fmscale.config import Batch, Config, ModelConfig, OptimizerConfig, TrainConfig
+from fmscale.config import BatchShape, Config, ModelConfig, OptimizerConfig, TrainConfig
 from fmscale.config.data import DataConfig, SourceConfig
-from fmscale.objectives.inputs import Rows
+from fmscale.objectives.inputs import Inputs
 from fmscale.runtime.world import World
 from fmscale.train.engine.build import build_engine
 from fmscale.train.engine.deepspeed import DeepSpeedEngine
@@ -33,11 +33,11 @@ def make_engine(
     restart_numbers()
     world = World(rank=rank, world_size=size, dp_rank=rank, dp_size=size)
     micro = -(-ROWS // size // accumulation)
-    batch = Batch(global_batch=ROWS, micro_batch=micro, accumulation=accumulation, dp_size=size)
+    batch = BatchShape(global_batch=ROWS, micro_batch=micro, accumulation=accumulation, dp_size=size)
     return build_engine(config, world, VOCAB, batch, "cpu", compiler=compiler)
 
 
-def rows_of(step: int, first: int, stop: int, rows: int) -> Rows:
+def rows_of(step: int, first: int, stop: int, rows: int) -> Inputs:
     """Rows [first, stop) of a step's global batch, with two documents each, filled up to `rows`."""
     generator = torch.Generator().manual_seed(step)
     tokens = torch.randint(VOCAB, (ROWS, T + 1), generator=generator)[first:stop]
@@ -49,7 +49,7 @@ def rows_of(step: int, first: int, stop: int, rows: int) -> Rows:
     weights[:, cut - 1] = 0
     weights[stop - first :] = 0
     starts = torch.arange(rows)[:, None] * T + torch.tensor([[0, cut]])
-    return Rows(
+    return Inputs(
         tokens_BT=tokens[:, :-1].contiguous(),
         labels_BT=tokens[:, 1:].contiguous(),
         weights_BT=weights,
@@ -59,7 +59,7 @@ def rows_of(step: int, first: int, stop: int, rows: int) -> Rows:
     )
 
 
-def microbatches(step: int, rank: int, size: int, accumulation: int) -> list[Rows]:
+def microbatches(step: int, rank: int, size: int, accumulation: int) -> list[Inputs]:
     """This rank's share of a step, in `accumulation` forwards of equal size."""
     first, stop = rank * ROWS // size, (rank + 1) * ROWS // size
     micro = -(-ROWS // size // accumulation)

@@ -13,15 +13,15 @@ from fmscale.data.open import SourceSpec, make_sources, open_loader
 from fmscale.data.plan.plan import Plan, Stage
 from fmscale.data.provenance.delivery import DeliveryRecord, order_hash, read_records
 from fmscale.data.provenance.expected import Planned
-from fmscale.objectives.inputs import Rows
+from fmscale.objectives.inputs import Inputs
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.open import open_store
-from fmscale.train.inputs import received, to_rows
+from fmscale.train.inputs import received, to_inputs
 from tests.helpers.corpus import store_corpus
 
 SAMPLES, BATCH, T = 64, 8, 65
 COLUMNS = ["k", "source", "row", "digest", "pieces"]
-Change = Callable[[Rows], Rows]
+Change = Callable[[Inputs], Inputs]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def recorded(store: Backend, path: Path, change: Change) -> pa.Table:
         )
         with loader, DeliveryRecord(paths[-1], "uint16") as record:
             for batch in itertools.takewhile(lambda one: one.step < SAMPLES // BATCH, loader):
-                record.add(received(batch, change(to_rows(batch, "cpu"))))
+                record.add(received(batch, change(to_inputs(batch, "cpu"))))
     return read_records(paths)
 
 
@@ -68,11 +68,11 @@ def test_rows_as_the_engine_gets_them_are_those_of_the_plan(
     assert 1 in last, "no row has a document of which it holds only the last label"
 
 
-def rolled(rows: Rows) -> Rows:
+def rolled(rows: Inputs) -> Inputs:
     return replace(rows, tokens_BT=rows.tokens_BT.roll(1, 1), labels_BT=rows.labels_BT.roll(1, 1))
 
 
-def swapped(rows: Rows) -> Rows:
+def swapped(rows: Inputs) -> Inputs:
     """Two tokens that differ, in inputs and labels alike."""
     tokens, labels = rows.tokens_BT.clone(), rows.labels_BT.clone()
     i = 1 + int((tokens[0, 1:-1] != tokens[0, 2:]).nonzero()[0])
@@ -81,28 +81,28 @@ def swapped(rows: Rows) -> Rows:
     return replace(rows, tokens_BT=tokens, labels_BT=labels)
 
 
-def rows_swapped(rows: Rows) -> Rows:
+def rows_swapped(rows: Inputs) -> Inputs:
     return replace(rows, tokens_BT=rows.tokens_BT.flip(0), labels_BT=rows.labels_BT.flip(0))
 
 
-def labels_unshifted(rows: Rows) -> Rows:
+def labels_unshifted(rows: Inputs) -> Inputs:
     return replace(rows, labels_BT=torch.cat((rows.tokens_BT[:, :-1], rows.labels_BT[:, -1:]), 1))
 
 
-def without_documents(rows: Rows) -> Rows:
+def without_documents(rows: Inputs) -> Inputs:
     """As if every row were one document."""
     B, length = rows.tokens_BT.shape
     return replace(rows, cu_seqlens=torch.arange(0, B * length + 1, length, dtype=torch.int32))
 
 
-def documents_late(rows: Rows) -> Rows:
+def documents_late(rows: Inputs) -> Inputs:
     """Every document that begins inside a row begins one token late."""
     column = rows.cu_seqlens % rows.tokens_BT.shape[1]
     inside = (column > 0) & (column < rows.tokens_BT.shape[1] - 1)
     return replace(rows, cu_seqlens=rows.cu_seqlens + inside)
 
 
-def last_label_weighed(rows: Rows) -> Rows:
+def last_label_weighed(rows: Inputs) -> Inputs:
     weights = rows.weights_BT.clone()
     weights[:, -1] = 1
     return replace(rows, weights_BT=weights)

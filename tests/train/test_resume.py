@@ -9,15 +9,15 @@ import torch
 
 from fmscale.checkpoint import catalog
 from fmscale.config import load_config
-from fmscale.data.batch import Batch
+from fmscale.data.batch import Microbatch
 from fmscale.data.plan.order_log import OrderLog
 from fmscale.data.provenance.delivery import order_hash
 from fmscale.data.provenance.expected import Planned
 from fmscale.errors import ConfigError
-from fmscale.objectives.inputs import Rows
+from fmscale.objectives.inputs import Inputs
 from fmscale.store.log.log import RUN_KINDS, Log
 from fmscale.store.open import open_store
-from fmscale.train.inputs import to_rows
+from fmscale.train.inputs import to_inputs
 from tests.helpers.ranks import run_ranks
 from tests.train.runs import T, delivered, events_of, make_corpus, steps_of, train_here, write_config
 
@@ -175,15 +175,15 @@ def test_what_cannot_be_resumed_is_refused(store: str, tmp_path: Path, resume: s
 
 
 def train_swapped(rank: int, size: int, path: str, overrides: tuple[str, ...]) -> dict[str, Any]:
-    """`train_here` with a `to_rows` that swaps the first two tokens of each row, in what the engine gets."""
+    """`train_here` with a `to_inputs` that swaps the first two tokens of each row, in what the engine gets."""
 
-    def wrong(batch: Batch, device: str) -> Rows:
-        rows = to_rows(batch, device)
+    def wrong(batch: Microbatch, device: str) -> Inputs:
+        rows = to_inputs(batch, device)
         order = torch.tensor([1, 0, *range(2, T)])
         return replace(rows, tokens_BT=rows.tokens_BT[:, order])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fmscale.train.loop.to_rows", wrong)
+        patch.setattr("fmscale.train.loop.to_inputs", wrong)
         return train_here(rank, size, path, overrides)
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from fmscale.data.batch import Batch, UnitDocuments
+from fmscale.data.batch import Microbatch, UnitDocuments
 from fmscale.runtime.collectives import exchange, largest, total
 from fmscale.runtime.stop import Stop
-from fmscale.train.inputs import to_rows
+from fmscale.train.inputs import to_inputs
 from tests.helpers.ranks import run_ranks
 from tests.train.engines import config_of, held, joined, make_engine, train
 
@@ -67,7 +67,7 @@ def test_ranks_agree_on_tokens_stop_and_save() -> None:
 def test_a_batch_becomes_inputs_and_the_labels_after_them() -> None:
     """Two real rows of 6 delivered tokens, documents [0, 4) and [4, 12) of one unit, and a filler."""
     documents = UnitDocuments(ends=np.array([4, 12]), offset=0, ids=None)
-    batch = Batch(
+    batch = Microbatch(
         tokens=torch.arange(18).view(3, 6),
         k=np.array([0, 1], dtype=np.uint64),
         source=np.array([1, 0], dtype=np.uint16),
@@ -77,7 +77,7 @@ def test_a_batch_becomes_inputs_and_the_labels_after_them() -> None:
         documents=[documents, documents],
         offsets=[0, 6],
     )
-    rows = to_rows(batch, "cpu")
+    rows = to_inputs(batch, "cpu")
     assert rows.tokens_BT.tolist() == [[0, 1, 2, 3, 4], [6, 7, 8, 9, 10], [12, 13, 14, 15, 16]]
     assert rows.labels_BT.tolist() == [[1, 2, 3, 4, 5], [7, 8, 9, 10, 11], [13, 14, 15, 16, 17]]
     # token 4 begins a document: nothing before it may predict it

@@ -1,4 +1,4 @@
-"""Every key of a config with its type, default and meaning, as Markdown: `python -m fmscale.config.reader.reference`."""
+"""Every key of a config, its type, default and meaning, as Markdown: `python -m fmscale.config.reader.reference`."""
 
 import ast
 import inspect

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from fmscale.data.plan.batch_schedule import Batches
+from fmscale.data.plan.batch_schedule import BatchSchedule
 from fmscale.data.plan.plan import Plan
 
 
@@ -45,7 +45,7 @@ class Assignment:
         return Assignment(**{field.name: getattr(self, field.name)[cut] for field in fields(self)})
 
 
-def assign(plan: Plan, batches: Batches, share: Share, *, k: int, steps: int) -> Assignment:
+def assign(plan: Plan, batches: BatchSchedule, share: Share, *, k: int, steps: int) -> Assignment:
     """The rows of `steps` steps from sample `k` on that fall to one rank (design §7.7): inside a step sorted
     by (lane, source, k), rank r takes slots [floor(rB/R), floor((r+1)B/R)). Every rank gets the same number
     of forwards.

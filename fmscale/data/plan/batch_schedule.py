@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Numbers = NDArray[np.int64]
 
 
-class Batches:
+class BatchSchedule:
     """Rows of each step: a schedule of global batch sizes, for instance a ramp."""
 
     def __init__(self, schedule: Sequence[tuple[int, int]]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from fmscale.data.batch import Batch
+from fmscale.data.batch import Microbatch
 from fmscale.errors import DataError
 from fmscale.runtime.record_file import RecordFile
 
@@ -65,7 +65,7 @@ class DeliveryRecord:
         self._rows: list[dict[str, object]] = []
         self._file = RecordFile(path, begin=SCHEMA.serialize().to_pybytes())
 
-    def add(self, batch: Batch) -> None:
+    def add(self, batch: Microbatch) -> None:
         """Record the real rows of a batch, as received."""
         if any(unit.ids is None for unit in batch.documents):
             raise DataError(

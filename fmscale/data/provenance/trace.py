@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fmscale.data.plan.batch_schedule import Batches
+from fmscale.data.plan.batch_schedule import BatchSchedule
 from fmscale.data.plan.plan import Plan
 from fmscale.data.views.mask import Documents, document_id, find_documents
 from fmscale.data.views.placement import Layout, open_layout
@@ -42,7 +42,7 @@ class Traced:
     """Behind its last byte or record."""
 
 
-def trace_step(backend: Backend, plan: Plan, batches: Batches, step: int) -> list[Traced]:
+def trace_step(backend: Backend, plan: Plan, batches: BatchSchedule, step: int) -> list[Traced]:
     """The documents of a step, by sample. Raises DataError for a negative step."""
     if step < 0:
         raise DataError("steps count from 0", found=step, remedy="Give 0 or more.")
@@ -59,7 +59,7 @@ def trace_step(backend: Backend, plan: Plan, batches: Batches, step: int) -> lis
 
 
 def trace_document(
-    backend: Backend, plan: Plan, batches: Batches, document: str, *, steps: int
+    backend: Backend, plan: Plan, batches: BatchSchedule, document: str, *, steps: int
 ) -> list[Traced]:
     """The samples below step `steps` that hold a token of a document (id in hex), over all sources.
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from fmscale.data.batch import UnitDocuments
 from fmscale.data.plan.assign import Assignment, Share, assign
-from fmscale.data.plan.batch_schedule import Batches
+from fmscale.data.plan.batch_schedule import BatchSchedule
 from fmscale.data.plan.plan import NEVER, Plan
 from fmscale.data.reading.arena import Arena, Slot, UnitKey
 from fmscale.data.reading.readers import Readers
@@ -104,7 +104,7 @@ class Planner:
     def __init__(
         self,
         plan: Plan,
-        batches: Batches,
+        batches: BatchSchedule,
         share: Share,
         readers: Readers,
         arena: Arena,

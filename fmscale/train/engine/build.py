@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from fmscale.config import Batch, Config
+from fmscale.config import BatchShape, Config
 from fmscale.models import build
 from fmscale.models.decoder import Decoder
 from fmscale.objectives.next_token import next_token
@@ -17,7 +17,13 @@ from fmscale.train.engine.module import Cast, Trained
 
 
 def build_engine(
-    config: Config, world: World, vocab_size: int, batch: Batch, device: str, *, compiler: str = "inductor"
+    config: Config,
+    world: World,
+    vocab_size: int,
+    batch: BatchShape,
+    device: str,
+    *,
+    compiler: str = "inductor",
 ) -> DeepSpeedEngine:
     """The engine of a new run: weights made of `train.seed` alone, the same at any number of ranks.
 
@@ -45,7 +51,7 @@ def build_engine(
     )
 
 
-def _seeded(config: Config, vocab_size: int, batch: Batch, device: str) -> Decoder:
+def _seeded(config: Config, vocab_size: int, batch: BatchShape, device: str) -> Decoder:
     """The model with its first weights; at stage 3 each rank only ever has one parameter whole."""
     generator = torch.Generator().manual_seed(config.train.seed)
     if config.train.zero_stage < 3:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fmscale.checkpoint.format.piece import Piece
 from fmscale.config.train import OptimizerConfig, TrainConfig
 from fmscale.models.weights import Whole
-from fmscale.objectives.inputs import Rows
+from fmscale.objectives.inputs import Inputs
 from fmscale.objectives.loss import Loss
 from fmscale.runtime.world import World
 from fmscale.train.engine.accelerator import import_deepspeed
@@ -39,7 +39,7 @@ class Engine(Protocol):
     updates: int
     """Optimizer steps that were applied."""
 
-    def forward(self, rows: Rows) -> Loss:
+    def forward(self, rows: Inputs) -> Loss:
         """The loss of a microbatch."""
         ...
 
@@ -104,7 +104,7 @@ class DeepSpeedEngine:
         self._base = base_optimizer(self._engine, self._stage)
         self._slices = slices(self._engine, names, self._stage, world.dp_rank)
 
-    def forward(self, rows: Rows) -> Loss:
+    def forward(self, rows: Inputs) -> Loss:
         """The loss of a microbatch."""
         total, count, losses_BT = self._engine(rows)
         return Loss(sum=total, count=count, losses_BT=losses_BT)

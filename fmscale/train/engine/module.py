@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fmscale.objectives.inputs import Rows
+from fmscale.objectives.inputs import Inputs
 from fmscale.objectives.loss import Loss
 
-Objective = Callable[[nn.Module, Rows], Loss]
+Objective = Callable[[nn.Module, Inputs], Loss]
 
 
 class Trained(nn.Module):
@@ -20,7 +20,7 @@ class Trained(nn.Module):
         self.model = model
         self._objective = objective
 
-    def forward(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, rows: Inputs) -> tuple[Tensor, Tensor, Tensor]:
         """Sum and count of the loss, and the weighted loss of each token, detached."""
         loss = self._objective(self.model, rows)
         return loss.sum, loss.count, loss.losses_BT
@@ -41,7 +41,7 @@ class Cast(nn.Module):
         self.trained = trained
         self._dtype = dtype
 
-    def forward(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, rows: Inputs) -> tuple[Tensor, Tensor, Tensor]:
         """As the Trained's."""
         weights = {name: p.to(self._dtype) for name, p in self.trained.named_parameters()}
         out: tuple[Tensor, Tensor, Tensor] = functional_call(self.trained, weights, (rows,))

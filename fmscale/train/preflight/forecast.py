@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fmscale.config import Batch, Config
+from fmscale.config import BatchShape, Config
 from fmscale.config.model import flops_per_token, num_parameters
 from fmscale.config.peaks import peak_flops
 from fmscale.config.train import TrainConfig
@@ -42,7 +42,7 @@ class Forecast:
 
     world: int
     """Data-parallel ranks."""
-    batch: Batch | None
+    batch: BatchShape | None
     """The solved batch."""
     vocab_size: int | None
     """Rows of the embedding."""
@@ -106,7 +106,7 @@ def forecast(
     config: Config,
     world: int,
     *,
-    batch: Batch | None,
+    batch: BatchShape | None,
     steps: int | None,
     vocab_size: int | None,
     token_bytes: int,

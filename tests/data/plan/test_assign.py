@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fmscale.data.order.mixture import integer_weights
 from fmscale.data.plan.assign import Assignment, Share, assign
-from fmscale.data.plan.batch_schedule import Batches, forward_slots, rank_slots
+from fmscale.data.plan.batch_schedule import BatchSchedule, forward_slots, rank_slots
 from fmscale.data.plan.plan import Plan, Samples, Source, Stage
 from tests.data.synthetic import synthetic_view
 
@@ -29,12 +29,12 @@ def make_plan() -> Plan:
 PLAN = make_plan()
 
 
-def samples_of(batches: Batches, step: int, k: int) -> Samples:
+def samples_of(batches: BatchSchedule, step: int, k: int) -> Samples:
     """The samples of a step, without those before k."""
     return PLAN.samples(np.arange(max(k, batches.kappa(step)), batches.kappa(step + 1), dtype=np.uint64))
 
 
-def check(found: Assignment, batches: Batches, share: Share, k: int, steps: int) -> None:
+def check(found: Assignment, batches: BatchSchedule, share: Share, k: int, steps: int) -> None:
     first = batches.step_of(k)
     sizes = [len(samples_of(batches, step, k).k) for step in range(first, first + steps)]
     width = share.micro_batch or max(-(-size // share.dp_size) for size in sizes)
@@ -70,7 +70,7 @@ def schedules(draw: st.DrawFn) -> Schedule:
 def test_every_rank_gets_what_the_definition_says(
     schedule: Schedule, dp_size: int, micro_batch: int | None, k: int, steps: int
 ) -> None:
-    batches = Batches(schedule)
+    batches = BatchSchedule(schedule)
     forwards, delivered = set(), []
     for dp_rank in range(dp_size):
         share = Share(dp_rank=dp_rank, dp_size=dp_size, micro_batch=micro_batch)
@@ -85,7 +85,7 @@ def test_every_rank_gets_what_the_definition_says(
 
 @pytest.mark.parametrize("dp_size", [1, 2, 3, 5, 8, 16])
 def test_starting_in_the_middle_of_a_step_takes_what_is_left_of_it(dp_size: int) -> None:
-    batches = Batches([(0, 10)])
+    batches = BatchSchedule([(0, 10)])
     ranks = [
         assign(PLAN, batches, Share(dp_rank=r, dp_size=dp_size, micro_batch=2), k=27, steps=2)
         for r in range(dp_size)
@@ -104,7 +104,7 @@ def test_starting_in_the_middle_of_a_step_takes_what_is_left_of_it(dp_size: int)
 
 def test_part_holds_the_forwards_of_its_steps() -> None:
     share = Share(dp_rank=1, dp_size=3, micro_batch=2)
-    batches = Batches([(0, 10), (4, 23)])
+    batches = BatchSchedule([(0, 10), (4, 23)])
     whole = assign(PLAN, batches, share, k=10, steps=7)
     check(whole.part(3, 6), batches, share, batches.kappa(3), 3)
     assert len(whole.part(8, 9).step) == 0

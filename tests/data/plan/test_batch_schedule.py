@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fmscale.data.order.mixture import integer_weights
-from fmscale.data.plan.batch_schedule import Batches, forward_slots, rank_share, rank_slots
+from fmscale.data.plan.batch_schedule import BatchSchedule, forward_slots, rank_share, rank_slots
 from fmscale.data.plan.plan import Plan, Source, Stage
 from fmscale.errors import ConfigError
 from tests.data.synthetic import synthetic_view
@@ -26,7 +26,7 @@ def plan() -> Plan:
 @given(st.lists(st.tuples(st.integers(1, 50), st.integers(1, 40)), min_size=1, max_size=5))
 def test_kappa_and_its_inverse(parts: list[tuple[int, int]]) -> None:
     starts = np.cumsum([0] + [n for n, _ in parts[:-1]]).tolist()
-    batches = Batches(list(zip(starts, (b for _, b in parts), strict=True)))
+    batches = BatchSchedule(list(zip(starts, (b for _, b in parts), strict=True)))
     sizes = [b for n, b in parts for _ in range(n)] + [parts[-1][1]] * 10
     first = np.cumsum([0, *sizes])
     steps = np.arange(len(sizes) + 1)
@@ -40,7 +40,7 @@ def test_kappa_and_its_inverse(parts: list[tuple[int, int]]) -> None:
 
 @pytest.mark.parametrize("schedule", [[(0, 16)], [(0, 7)], [(0, 4), (3, 9), (5, 31)]])
 def test_any_number_of_ranks_joins_to_the_same_batches(schedule: list[tuple[int, int]]) -> None:
-    run, batches = plan(), Batches(schedule)
+    run, batches = plan(), BatchSchedule(schedule)
     whole = run.samples(np.arange(batches.kappa(8), dtype=np.uint64))
     for dp_size in SIZES:
         delivered = []
@@ -71,7 +71,7 @@ def test_slots_are_sorted_by_lane_then_source_then_sample() -> None:
 
 
 def test_every_rank_runs_the_same_forwards() -> None:
-    batches = Batches([(0, 10)])
+    batches = BatchSchedule([(0, 10)])
     assert batches.forwards(0, 4, None) == 1
     assert batches.forwards(0, 4, 2) == 2
     assert batches.forwards(0, 16, 2) == 1
@@ -93,7 +93,7 @@ def test_every_rank_runs_the_same_forwards() -> None:
 @pytest.mark.parametrize("schedule", [[], [(1, 4)], [(0, 0)], [(0, 4), (0, 5)], [(0, 4), (5, 1), (3, 2)]])
 def test_schedules_that_cannot_be(schedule: list[tuple[int, int]]) -> None:
     with pytest.raises(ConfigError):
-        Batches(schedule)
+        BatchSchedule(schedule)
 
 
 @pytest.mark.parametrize("place", [(-1, 2), (2, 2)])

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from fmscale.cli.main import build_app
 from fmscale.data.open import SourceSpec, open_loader
-from fmscale.data.plan.batch_schedule import Batches
+from fmscale.data.plan.batch_schedule import BatchSchedule
 from fmscale.data.plan.order_log import OrderLog, replay
 from fmscale.data.plan.plan import Plan
 from fmscale.data.provenance.delivery import SCHEMA, DeliveryRecord, document_bytes, read_records
@@ -26,7 +26,7 @@ from tests.helpers.corpus import Corpus, T, store_corpus
 from tests.helpers.segments import Document, flip
 
 BATCH = 8
-BATCHES = Batches([(0, BATCH)])
+BATCHES = BatchSchedule([(0, BATCH)])
 
 
 @dataclass(frozen=True)
