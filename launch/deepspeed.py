@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 
-from fmscale.launch.plan import Plan, Request, meeting_point, one_node_or_hostfile, summarized
+from fmscale.launch.plan import Launch, LaunchRequest, meeting_point, one_node_or_hostfile, summarized
 from fmscale.launch.programs import find_program
 
 from fmscale.errors import ConfigError
@@ -13,7 +13,7 @@ NO_HOSTFILE = os.devnull
 """Given where there is none, as deepspeed else takes /job/hostfile unasked, if that is there."""
 
 
-def plan_deepspeed(request: Request, environ: Mapping[str, str] = os.environ) -> Plan:
+def plan_deepspeed(request: LaunchRequest, environ: Mapping[str, str] = os.environ) -> Launch:
     """All ranks. Raises ConfigError for several nodes without a hostfile, which deepspeed would start here."""
     one_node_or_hostfile(request, "deepspeed")
     program = find_program("deepspeed")
@@ -31,7 +31,7 @@ def plan_deepspeed(request: Request, environ: Mapping[str, str] = os.environ) ->
     else:
         options = ["--hostfile", NO_HOSTFILE, *_devices(request, environ)]
     options += ["--master_port", str(port), *request.arguments, "--no_local_rank", "--no_python"]
-    return Plan(
+    return Launch(
         argv=(program, *options, *command),
         environment=request.environment,
         summary=summarized("deepspeed", request),
@@ -50,7 +50,7 @@ def for_remote_shell(argument: str) -> str:
     return re.sub(r"([^\w@%+=:,./-])", r"\\\1", argument)
 
 
-def _devices(request: Request, environ: Mapping[str, str]) -> list[str]:
+def _devices(request: LaunchRequest, environ: Mapping[str, str]) -> list[str]:
     """Which devices; with a number alone, deepspeed takes the first ones and ignores CUDA_VISIBLE_DEVICES."""
     visible = [one for one in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one.strip()]
     if not visible:

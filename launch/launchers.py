@@ -5,13 +5,13 @@ from typing import Literal
 
 from fmscale.launch.deepspeed import plan_deepspeed
 from fmscale.launch.mpirun import plan_mpirun
-from fmscale.launch.plan import Plan, Request
+from fmscale.launch.plan import Launch, LaunchRequest
 from fmscale.launch.srun import plan_sbatch, plan_srun
 from fmscale.launch.torchrun import plan_torchrun
 
 LauncherName = Literal["torchrun", "deepspeed", "srun", "sbatch", "mpirun"]
 
-PLANS: dict[LauncherName, Callable[[Request], Plan]] = {
+PLANS: dict[LauncherName, Callable[[LaunchRequest], Launch]] = {
     "torchrun": plan_torchrun,
     "deepspeed": plan_deepspeed,
     "srun": plan_srun,
@@ -20,6 +20,6 @@ PLANS: dict[LauncherName, Callable[[Request], Plan]] = {
 }
 
 
-def make_plan(launcher: LauncherName, request: Request) -> Plan:
+def make_plan(launcher: LauncherName, request: LaunchRequest) -> Launch:
     """What `launcher` would start. Raises ConfigError with the remedy for what cannot work."""
     return PLANS[launcher](request)

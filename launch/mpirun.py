@@ -1,13 +1,13 @@
 """mpirun of Open MPI, MPICH and Intel MPI: on this node, or on those of a hostfile."""
 
-from fmscale.launch.plan import Plan, Request, meeting_point, one_node_or_hostfile, summarized
+from fmscale.launch.plan import Launch, LaunchRequest, meeting_point, one_node_or_hostfile, summarized
 from fmscale.launch.programs import find_program, mpi_kind
 from fmscale.launch.signals import DEAF_UNTIL_READY
 
 NAMES = {"openmpi": "Open MPI", "mpich": "MPICH", "intel": "Intel MPI"}
 
 
-def plan_mpirun(request: Request) -> Plan:
+def plan_mpirun(request: LaunchRequest) -> Launch:
     """All ranks. They meet over TCP, so that neither mpi4py nor the MPI that it was built for matters."""
     one_node_or_hostfile(request, "mpirun")
     program = find_program("mpirun")
@@ -29,7 +29,7 @@ def plan_mpirun(request: Request) -> Plan:
             options += ["-hosts", ",".join(one.name for one in request.hosts)]
         for name, value in environment.items():
             options += ["-genv", name, value]
-    return Plan(
+    return Launch(
         argv=(program, *options, *request.arguments, *DEAF_UNTIL_READY, *request.command),
         environment=environment,
         summary=summarized(f"mpirun of {NAMES[kind]}", request),

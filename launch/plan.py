@@ -15,7 +15,7 @@ LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class LaunchRequest:
     """What is to be started."""
 
     command: tuple[str, ...]
@@ -48,7 +48,7 @@ class Request:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Launch:
     """One command that starts everything."""
 
     argv: tuple[str, ...]
@@ -69,7 +69,7 @@ class Plan:
         return "\n".join([f"# {self.summary}", *exports, shlex.join(self.argv)])
 
 
-def one_node_or_hostfile(request: Request, launcher: str) -> None:
+def one_node_or_hostfile(request: LaunchRequest, launcher: str) -> None:
     """Refuse several nodes without a hostfile: such a launcher would quietly start them all here."""
     if request.nodes > 1 and not request.hosts:
         raise ConfigError(
@@ -78,7 +78,7 @@ def one_node_or_hostfile(request: Request, launcher: str) -> None:
         )
 
 
-def meeting_point(request: Request) -> tuple[str, int]:
+def meeting_point(request: LaunchRequest) -> tuple[str, int]:
     """Host and port where the ranks meet: as given, else the first host and 29500; the port is free if here.
 
     Raises ConfigError if it is taken, or if other nodes would look for it on themselves.
@@ -101,7 +101,7 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}" + ("" if number == 1 else "s")
 
 
-def summarized(launcher: str, request: Request) -> str:
+def summarized(launcher: str, request: LaunchRequest) -> str:
     """ "torchrun: 2 nodes, 8 ranks on each"."""
     each = " on each" if request.nodes > 1 else ""
     return f"{launcher}: {counted(request.nodes, 'node')}, {counted(request.procs_per_node, 'rank')}{each}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fmscale.launch.environment import search_path, without_torchrun_options
-from fmscale.launch.plan import Plan
+from fmscale.launch.plan import Launch
 from fmscale.launch.signals import kill_tree, signal_ranks
 
 from fmscale.errors import ConfigError
@@ -35,7 +35,7 @@ class Ended:
     """Whether this process was told to stop before."""
 
 
-def run_plan(plan: Plan, program: str, folder: Path, tell: Tell) -> Ended:
+def run_plan(plan: Launch, program: str, folder: Path, tell: Tell) -> Ended:
     """Start the plan and wait for its end.
 
     `program` is what the ranks run; `folder` is the run's, whose error.json of an earlier attempt goes. The first
@@ -74,7 +74,7 @@ def _heard_of_parent(number: int) -> None:
     signal.sigtimedwait({number}, 0)
 
 
-def _ask(plan: Plan, process: subprocess.Popen[bytes], program: str, first: bool) -> None:
+def _ask(plan: Launch, process: subprocess.Popen[bytes], program: str, first: bool) -> None:
     """Ask the ranks to save and end, as often as it takes; a launcher is told to end only once."""
     if plan.stop_by == "ranks":
         signal_ranks(process.pid, program)
@@ -84,7 +84,7 @@ def _ask(plan: Plan, process: subprocess.Popen[bytes], program: str, first: bool
         process.terminate()
 
 
-def _words(plan: Plan, name: str, stops: int) -> str:
+def _words(plan: Launch, name: str, stops: int) -> str:
     if stops > 1:
         return f"{name} again: " + ("the launcher ends the ranks" if stops == 2 else "all are killed")
     if plan.detached:
@@ -92,7 +92,7 @@ def _words(plan: Plan, name: str, stops: int) -> str:
     return f"{name}: the ranks save and end; once more ends them without"
 
 
-def _start(plan: Plan, mask: set[signal.Signals]) -> subprocess.Popen[bytes]:
+def _start(plan: Launch, mask: set[signal.Signals]) -> subprocess.Popen[bytes]:
     library = ctypes.CDLL(None)
 
     def prepare() -> None:

@@ -4,14 +4,14 @@ from importlib import resources
 from pathlib import Path
 
 from fmscale.launch.environment import search_path
-from fmscale.launch.plan import Plan, Request, summarized
+from fmscale.launch.plan import Launch, LaunchRequest, summarized
 from fmscale.launch.programs import find_program
 from fmscale.launch.signals import DEAF_UNTIL_READY
 
 from fmscale.errors import ConfigError
 
 
-def plan_srun(request: Request) -> Plan:
+def plan_srun(request: LaunchRequest) -> Launch:
     """One task a rank. Where they meet is told by the step's own variables, unless it is given."""
     _no_hostfile(request, "srun")
     options = [*_shape(request)]
@@ -26,7 +26,7 @@ def plan_srun(request: Request) -> Plan:
                 remedy="Without them the ranks meet on the first node, on a port made of the job's number.",
             )
         environment |= {"MASTER_ADDR": request.master_addr, "MASTER_PORT": str(request.master_port)}
-    return Plan(
+    return Launch(
         argv=(find_program("srun"), *options, *DEAF_UNTIL_READY, *request.command),
         environment=environment,
         summary=summarized("srun", request),
@@ -34,7 +34,7 @@ def plan_srun(request: Request) -> Plan:
     )
 
 
-def plan_sbatch(request: Request) -> Plan:
+def plan_sbatch(request: LaunchRequest) -> Launch:
     """The batch script with the config as its argument: the shipped one, or the user's own."""
     _no_hostfile(request, "sbatch")
     script = request.script or Path(str(resources.files("fmscale.launch").joinpath("slurm/train.sbatch")))
@@ -47,7 +47,7 @@ def plan_sbatch(request: Request) -> Plan:
     # The script calls fmscale by name.
     environment = {**request.environment, "PATH": search_path()}
     arguments = request.command[2:]
-    return Plan(
+    return Launch(
         argv=(find_program("sbatch"), *_shape(request), *request.arguments, str(script), *arguments),
         environment=environment,
         summary=summarized("sbatch", request) + f", by {script.name}",
@@ -56,7 +56,7 @@ def plan_sbatch(request: Request) -> Plan:
     )
 
 
-def _shape(request: Request) -> list[str]:
+def _shape(request: LaunchRequest) -> list[str]:
     return [
         f"--nodes={request.nodes}",
         f"--ntasks={request.ranks}",
@@ -64,7 +64,7 @@ def _shape(request: Request) -> list[str]:
     ]
 
 
-def _no_hostfile(request: Request, launcher: str) -> None:
+def _no_hostfile(request: LaunchRequest, launcher: str) -> None:
     if request.hosts:
         raise ConfigError(
             f"{launcher} takes no hostfile: Slurm chooses the nodes",

@@ -2,7 +2,7 @@
 
 from importlib import metadata
 
-from fmscale.launch.plan import LOOPBACK, Plan, Request, meeting_point, summarized
+from fmscale.launch.plan import LOOPBACK, Launch, LaunchRequest, meeting_point, summarized
 from fmscale.launch.ports import DEFAULT_PORT
 from fmscale.launch.programs import find_program
 
@@ -16,7 +16,7 @@ SAVE_SECONDS = 300
 """Time that ranks get to save when the agent is told to end; its own default is 30 s, then it kills."""
 
 
-def plan_torchrun(request: Request) -> Plan:
+def plan_torchrun(request: LaunchRequest) -> Launch:
     """The agent of this node. Raises ConfigError for several nodes without --node-rank and --master-addr."""
     if request.hosts:
         raise ConfigError(
@@ -54,7 +54,7 @@ def plan_torchrun(request: Request) -> Plan:
         meeting += ["--rdzv-endpoint", f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]
     options = [*meeting, "--nproc-per-node", str(request.procs_per_node)]
     options += ["--shutdown-timeout", str(SAVE_SECONDS), *request.arguments, "--no-python"]
-    return Plan(
+    return Launch(
         argv=(find_program("torchrun"), *options, *request.command),
         environment=request.environment,
         summary=summary,

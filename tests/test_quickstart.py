@@ -24,12 +24,12 @@ from fmscale.quickstart.heldout import PROMPT_CHARACTERS, prompts
 from fmscale.quickstart.origin import source
 from fmscale.quickstart.page import render
 from fmscale.quickstart.results import Report, bits, claims, find_move, verdict
-from fmscale.quickstart.settings import Half, Settings, choose
-from fmscale.quickstart.state import State
+from fmscale.quickstart.settings import Half, QuickstartSettings, choose
+from fmscale.quickstart.state import QuickstartState
 from fmscale.quickstart.training import train_unbroken
 
 
-def settings(tmp_path: Path, gpus: int = 0, **changes: Any) -> Settings:
+def settings(tmp_path: Path, gpus: int = 0, **changes: Any) -> QuickstartSettings:
     return choose(
         **{"folder": tmp_path / "qs", "store": None, "corpus": (), "steps": None, "gpus": gpus, **changes}
     )
@@ -144,13 +144,13 @@ def test_too_few_steps_to_stop_half_way_are_refused(tmp_path: Path):
 def test_a_folder_keeps_to_its_corpus_and_adds_up_the_time_of_all_tries(tmp_path: Path):
     chosen = settings(tmp_path)
     for _ in range(2):
-        state = State(chosen)
+        state = QuickstartState(chosen)
         before = state.acts.get("train", 0.0)
         with pytest.raises(KeyError), state.timed("train"):
             raise KeyError
         assert state.acts["train"] > before
     with pytest.raises(ConfigError, match="another corpus"):
-        State(replace(chosen, corpus=("elsewhere",)))
+        QuickstartState(replace(chosen, corpus=("elsewhere",)))
 
 
 class Silent:
@@ -278,7 +278,7 @@ def test_an_unbroken_run_that_did_not_come_far_enough_is_begun_again(
     chosen = settings(tmp_path)
     begun: list[Path] = []
 
-    def run(settings: Settings, half: Half, watch: Any, *, stop_at: int, unbroken: Path) -> None:
+    def run(settings: QuickstartSettings, half: Half, watch: Any, *, stop_at: int, unbroken: Path) -> None:
         begun.append(unbroken)
         overrides = settings.overrides(half, unbroken=unbroken)
         assert {"checkpoint.every=null", "train.resume=never"} <= set(overrides), (

@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from fmscale.checkpoint.format.names import checkpoint_folder
 from fmscale.checkpoint.format.piece import Piece
-from fmscale.checkpoint.persist.client import LAST_EVENTS, ProcessWriter, ThreadWriter, Writer
-from fmscale.checkpoint.persist.job import Job, Settings
+from fmscale.checkpoint.persist.client import LAST_EVENTS, ProcessWriter, SaveWriter, ThreadWriter
+from fmscale.checkpoint.persist.job import SaveJob, SaveSettings
 from fmscale.checkpoint.snapshot.snapshot import Slot
 from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.errors import ConfigError
@@ -99,7 +99,7 @@ class Saver:
         self._config = config
         self._metrics = metrics or Metrics()
         checkpoint_folder(run, 0, lease_epoch)
-        settings = Settings(
+        settings = SaveSettings(
             url=store_url,
             deadline=deadline,
             run=run,
@@ -129,7 +129,7 @@ class Saver:
         self._helper.submit(int)
         self._handing: Future[None] | None = None
         in_memory = parse_url(store_url).scheme == "memory"
-        self._writer: Writer = (ThreadWriter if in_memory else ProcessWriter)(settings, self._on_event)
+        self._writer: SaveWriter = (ThreadWriter if in_memory else ProcessWriter)(settings, self._on_event)
 
     def prepare(self, pieces: Sequence[Piece]) -> None:
         """Have the snapshot's memory ready for pieces like these: the first save then costs what the others do.
@@ -166,7 +166,7 @@ class Saver:
         slot = self._free_slot(wait)
         self._open.add(number)
         save = self._saves[number] = _Save(step=step, slot=slot, begin=begin)
-        header = Job(
+        header = SaveJob(
             number=number,
             step=step,
             folder=checkpoint_folder(self._run, step, self._epoch, repeat),
@@ -254,11 +254,11 @@ class Saver:
                 slot.busy = True
             return slot
 
-    def _refuse(self, job: Job, reason: str) -> None:
+    def _refuse(self, job: SaveJob, reason: str) -> None:
         """Let the other ranks know that this one has nothing to write for the save."""
         self._writer.submit(replace(job, refused=reason), None)
 
-    def _hand_over(self, save: _Save, slot: Slot, job: Job) -> None:
+    def _hand_over(self, save: _Save, slot: Slot, job: SaveJob) -> None:
         """In a thread: give the job to the writer, and complete the copy, which it writes meanwhile."""
         submitted = False
         try:

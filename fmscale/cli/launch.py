@@ -14,7 +14,7 @@ from fmscale.errors import ConfigError, FormatError
 
 if TYPE_CHECKING:
     from fmscale.config import Config, LaunchConfig
-    from fmscale.launch.plan import Request
+    from fmscale.launch.plan import LaunchRequest
     from fmscale.launch.run import Ended
 
 
@@ -142,14 +142,14 @@ def _program() -> str:
     return program
 
 
-def _request(settings: "LaunchConfig", command: tuple[str, ...]) -> "Request":
+def _request(settings: "LaunchConfig", command: tuple[str, ...]) -> "LaunchRequest":
     """Nodes and ranks as numbers. Raises ConfigError for a hostfile that cannot be used."""
     from fmscale.launch.environment import rank_environment
     from fmscale.launch.hostfile import choose_hosts, read_hostfile
-    from fmscale.launch.plan import Request
+    from fmscale.launch.plan import LaunchRequest
 
     nodes, procs = settings.nodes, settings.procs_per_node
-    request = Request(
+    request = LaunchRequest(
         command=command,
         environment=rank_environment(settings.environment),
         arguments=settings.arguments,

@@ -17,8 +17,8 @@ from fmscale.quickstart.corpus import heldout_share, nothing_held_out, standard_
 from fmscale.quickstart.heldout import SPLIT, complete, heldout, measure, training_text
 from fmscale.quickstart.page import render
 from fmscale.quickstart.results import Report, build_report, write_report
-from fmscale.quickstart.settings import DATASET, UNBROKEN_SHARE, Settings
-from fmscale.quickstart.state import State
+from fmscale.quickstart.settings import DATASET, UNBROKEN_SHARE, QuickstartSettings
+from fmscale.quickstart.state import QuickstartState
 from fmscale.quickstart.training import train, train_unbroken
 from fmscale.runtime.sinks.sinks import read_jsonl
 from fmscale.store.open import open_store
@@ -48,12 +48,12 @@ class Screen(Protocol):
         ...
 
 
-def run_quickstart(settings: Settings, screen: Screen) -> Report:
+def run_quickstart(settings: QuickstartSettings, screen: Screen) -> Report:
     """Ingest, train with a move half-way, evaluate, generate, report; the report.
 
     Raises FmscaleError with the remedy; run it again to go on.
     """
-    state = State(settings)
+    state = QuickstartState(settings)
     corpus = _ingest(settings, state, screen)
     steps, warnings = _train(settings, state, screen)
     unbroken = _train_unbroken(settings, state, screen, steps)
@@ -67,7 +67,7 @@ def run_quickstart(settings: Settings, screen: Screen) -> Report:
     return _reported(settings, state, screen, read_history(unbroken), found)
 
 
-def _ingest(settings: Settings, state: State, screen: Screen) -> dict[str, Any]:
+def _ingest(settings: QuickstartSettings, state: QuickstartState, screen: Screen) -> dict[str, Any]:
     """Ingest the corpus; what it is. Raises DataError where nothing was held out, before anything is trained."""
     screen.begin("ingest")
     with state.timed("ingest"):
@@ -93,7 +93,7 @@ def _ingest(settings: Settings, state: State, screen: Screen) -> dict[str, Any]:
     }
 
 
-def _train(settings: Settings, state: State, screen: Screen) -> tuple[int, list[str]]:
+def _train(settings: QuickstartSettings, state: QuickstartState, screen: Screen) -> tuple[int, list[str]]:
     """Train in two jobs; the steps of the run, and what speaks against it. Raises what would fail in either before
     anything is started.
     """
@@ -111,7 +111,7 @@ def _train(settings: Settings, state: State, screen: Screen) -> tuple[int, list[
     return steps, checked[0].warnings
 
 
-def _train_unbroken(settings: Settings, state: State, screen: Screen, steps: int) -> Path:
+def _train_unbroken(settings: QuickstartSettings, state: QuickstartState, screen: Screen, steps: int) -> Path:
     """Train the first steps of the same run without a stop, and past the one where it was moved; that run's folder."""
     screen.begin("unbroken")
     records = read_jsonl(settings.folder / "metrics.jsonl")
@@ -129,7 +129,11 @@ def _watch(screen: Screen, act: str, steps: int, record: dict[str, Any]) -> None
 
 
 def _measured(
-    settings: Settings, state: State, screen: Screen, trained: TrainedModel, documents: Sequence[Document]
+    settings: QuickstartSettings,
+    state: QuickstartState,
+    screen: Screen,
+    trained: TrainedModel,
+    documents: Sequence[Document],
 ) -> dict[str, Any]:
     """Held-out bits and completions."""
     config = settings.load()
@@ -155,7 +159,11 @@ def _measured(
 
 
 def _reported(
-    settings: Settings, state: State, screen: Screen, unbroken: History, found: dict[str, Any]
+    settings: QuickstartSettings,
+    state: QuickstartState,
+    screen: Screen,
+    unbroken: History,
+    found: dict[str, Any],
 ) -> Report:
     """report.json and report.html."""
     screen.begin("report")

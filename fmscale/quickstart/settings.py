@@ -22,7 +22,7 @@ class Half:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class QuickstartSettings:
     """What was asked for."""
 
     folder: Path
@@ -80,7 +80,7 @@ class Settings:
 
 def choose(
     *, folder: Path, store: str | None, corpus: tuple[str, ...], steps: int | None, gpus: int
-) -> Settings:
+) -> QuickstartSettings:
     """The settings on a machine with this many GPUs.
 
     On a CPU two ranks at stage 2, then one at stage 3. With GPUs one rank each, then half of them; a single GPU is
@@ -94,7 +94,7 @@ def choose(
             remedy="Give --steps 8 or more.",
         )
     world = gpus or 2
-    return Settings(
+    return QuickstartSettings(
         # As given: a relative path keeps a run that is moved with its folder whole.
         folder=folder if folder.name else folder.absolute(),
         store=store or str(folder / "store"),

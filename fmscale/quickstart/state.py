@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from fmscale.errors import ConfigError, FormatError
-from fmscale.quickstart.settings import Settings
+from fmscale.quickstart.settings import QuickstartSettings
 
 FORMAT_VERSION = 1
 
 
-class State:
+class QuickstartState:
     """Kept in FOLDER/quickstart.json."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: QuickstartSettings) -> None:
         """Raises ConfigError for a folder that has a quickstart of something else."""
         self._path = settings.folder / "quickstart.json"
         self._told = {

@@ -17,7 +17,7 @@ from typing import Any
 
 from fmscale.checkpoint.catalog import list_checkpoints
 from fmscale.errors import ConfigError, FmscaleError
-from fmscale.quickstart.settings import Half, Settings
+from fmscale.quickstart.settings import Half, QuickstartSettings
 from fmscale.runtime.failure import clear_failure, describe_failure, first_failure
 from fmscale.runtime.sinks.sinks import read_last
 from fmscale.store.open import open_store
@@ -36,13 +36,13 @@ class TrainingFailed(FmscaleError):
     """A job of the quickstart ended before it should have."""
 
 
-def saved_step(settings: Settings) -> int:
+def saved_step(settings: QuickstartSettings) -> int:
     """The newest step that the store has a checkpoint of; 0 before the first."""
     found = list_checkpoints(open_store(settings.store, read_only=True), settings.run)
     return max((one.step for one in found), default=0)
 
 
-def train(settings: Settings, steps: int, watch: Watch, tell: Callable[[str], None]) -> None:
+def train(settings: QuickstartSettings, steps: int, watch: Watch, tell: Callable[[str], None]) -> None:
     """Train to the end, with the change of ranks and stage half-way. Does nothing for a complete run.
 
     Raises TrainingFailed with what the first rank said.
@@ -64,7 +64,7 @@ def train(settings: Settings, steps: int, watch: Watch, tell: Callable[[str], No
         )
 
 
-def train_unbroken(settings: Settings, steps: int, watch: Watch) -> Path:
+def train_unbroken(settings: QuickstartSettings, steps: int, watch: Watch) -> Path:
     """Train the first `steps` steps anew as the first half's ranks do, without a stop before; the folder of that run.
     Does nothing where that was done; one that did not come so far is begun again, as it would be a broken one.
 
@@ -80,7 +80,12 @@ def train_unbroken(settings: Settings, steps: int, watch: Watch) -> Path:
 
 
 def _run_job(
-    settings: Settings, half: Half, watch: Watch, *, stop_at: int | None = None, unbroken: Path | None = None
+    settings: QuickstartSettings,
+    half: Half,
+    watch: Watch,
+    *,
+    stop_at: int | None = None,
+    unbroken: Path | None = None,
 ) -> None:
     """Run one job to its end, or to the stop. Raises TrainingFailed if it fails."""
     folder = unbroken or settings.folder

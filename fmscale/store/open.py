@@ -28,7 +28,7 @@ from fmscale.store.backends.http_errors import scrub
 from fmscale.store.backends.local import LocalBackend
 from fmscale.store.backends.objects import Client, Clients, ObjectBackend
 from fmscale.store.backends.protocol import Backend
-from fmscale.store.backends.retry import Policy
+from fmscale.store.backends.retry import RetryPolicy
 from fmscale.store.keys import check_prefix
 
 DEADLINE = 60.0
@@ -87,7 +87,7 @@ def open_store(url: str, *, read_only: bool = False, deadline: float = DEADLINE)
     if place.scheme == "file":
         return LocalBackend(Path(place.bucket), read_only=read_only)
     if place.scheme not in ("memory", "s3", "gs", "az"):
-        policy = Policy(deadline=deadline, stall=min(LONGEST_STALL, deadline / 4))
+        policy = RetryPolicy(deadline=deadline, stall=min(LONGEST_STALL, deadline / 4))
         return FsspecBackend(url, policy=policy, read_only=read_only)
     clients = Clients(
         single=_client(place, deadline, min(LONGEST_STALL, deadline / 4), repeats=0),
@@ -159,7 +159,7 @@ def _flag(place: Location, name: str) -> bool:
 
 
 def _client(place: Location, deadline: float, stall: float, *, repeats: int) -> Client:
-    policy = Policy(deadline=deadline, stall=stall)
+    policy = RetryPolicy(deadline=deadline, stall=stall)
     if place.scheme == "memory":
         with _memory_lock:
             return Client(store=_memory.setdefault(place.bucket, MemoryStore()), policy=policy)

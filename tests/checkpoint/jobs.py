@@ -5,7 +5,7 @@ import time
 from fmscale.checkpoint.format.layout import plan_layout
 from fmscale.checkpoint.format.names import checkpoint_folder
 from fmscale.checkpoint.persist import worker
-from fmscale.checkpoint.persist.job import Job, Settings
+from fmscale.checkpoint.persist.job import SaveJob, SaveSettings
 from fmscale.checkpoint.persist.worker import Worker
 from fmscale.checkpoint.snapshot.memory import SharedMemory
 from fmscale.checkpoint.snapshot.snapshot import checked
@@ -15,14 +15,14 @@ from tests.checkpoint.states import RUN, Tensors, pieces_at
 STATE: Tensors = {(f"w{i}", "weight"): ("float32", (5000,)) for i in range(3)}
 
 
-def one_save(url: str, epoch: int, step: int, memory: SharedMemory, attempt: int, sealed: bool) -> Job:
+def one_save(url: str, epoch: int, step: int, memory: SharedMemory, attempt: int, sealed: bool) -> SaveJob:
     """The job of a single rank's save of `STATE`, whose snapshot is put into `memory`."""
     pieces = pieces_at(STATE, [(key, 0, 5000) for key in STATE], step)
     layout = plan_layout([checked(piece) for piece in pieces])
     for place, number in enumerate(layout.order):
         data = pieces[number].tensor.numpy().tobytes()
         memory.view[layout.offsets[place] :][: len(data)] = data
-    return Job(
+    return SaveJob(
         number=step,
         step=step,
         folder=checkpoint_folder(RUN, step, epoch),
@@ -37,8 +37,8 @@ def one_save(url: str, epoch: int, step: int, memory: SharedMemory, attempt: int
     )
 
 
-def settings(url: str, epoch: int) -> Settings:
-    return Settings(
+def settings(url: str, epoch: int) -> SaveSettings:
+    return SaveSettings(
         url=url,
         deadline=10.0,
         run=RUN,
@@ -55,7 +55,7 @@ def settings(url: str, epoch: int) -> Settings:
     )
 
 
-def work(url: str, epoch: int, job: Job, memory: SharedMemory, backend: Backend) -> list[dict]:
+def work(url: str, epoch: int, job: SaveJob, memory: SharedMemory, backend: Backend) -> list[dict]:
     """Do a job in a process of its own, as far as it gets; what it said."""
     said: list[dict] = []
     worker.open_store = lambda *_, **__: backend

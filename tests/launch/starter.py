@@ -10,7 +10,7 @@ from pathlib import Path
 from fmscale.launch.environment import rank_environment
 from fmscale.launch.hostfile import choose_hosts, read_hostfile
 from fmscale.launch.launchers import make_plan
-from fmscale.launch.plan import Request
+from fmscale.launch.plan import LaunchRequest
 from fmscale.launch.run import run_plan
 
 from fmscale.cli.launch import show_failure
@@ -20,7 +20,7 @@ RANK = str(Path(__file__).with_name("rank.py"))
 
 def main(launcher: str, procs: int, folder: Path, port: int, tasks: list[str]) -> int:
     """Exit status of the launcher."""
-    request = Request(
+    request = LaunchRequest(
         command=(sys.executable, RANK, str(folder), *tasks),
         procs_per_node=procs,
         master_port=port or None,

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import fmscale
-from fmscale.checkpoint.persist.job import Job, Settings, encode_job
+from fmscale.checkpoint.persist.job import SaveJob, SaveSettings, encode_job
 from fmscale.checkpoint.persist.process import LARGEST_MESSAGE
 from fmscale.checkpoint.persist.worker import Worker
 from fmscale.checkpoint.snapshot.copy_progress import EVERYTHING, Copied
@@ -37,10 +37,10 @@ LAST_EVENTS = frozenset({"failed", "done"})
 """After these a job is forgotten. One that failed has given its memory back, and must not be done again."""
 
 
-class Writer(Protocol):
+class SaveWriter(Protocol):
     """Does jobs; tells what happens to them through the `say` it was made with."""
 
-    def submit(self, job: Job, memory: SharedMemory | None) -> None:
+    def submit(self, job: SaveJob, memory: SharedMemory | None) -> None:
         """Save this, as far as `copied` says that the memory is filled; what is must stay as it is until the job is
         sealed or has failed.
         """
@@ -62,11 +62,11 @@ class Writer(Protocol):
 class ThreadWriter:
     """Works in this process."""
 
-    def __init__(self, settings: Settings, say: Say) -> None:
+    def __init__(self, settings: SaveSettings, say: Say) -> None:
         self._worker = Worker(settings, say)
         self._copies: dict[int, Copied] = {}
 
-    def submit(self, job: Job, memory: SharedMemory | None) -> None:
+    def submit(self, job: SaveJob, memory: SharedMemory | None) -> None:
         """As Writer's."""
         if memory is None:
             self._worker.submit(job, memoryview(b""))
@@ -93,7 +93,7 @@ class ThreadWriter:
 class _Open:
     """A job that is not through."""
 
-    job: Job
+    job: SaveJob
     memory: SharedMemory | None
     copied: dict[str, Any] = field(default_factory=dict)
     """The last message about its copy."""
@@ -105,7 +105,7 @@ class _Open:
 class ProcessWriter:
     """Works in a process of its own, which is started anew with what it had when it dies."""
 
-    def __init__(self, settings: Settings, say: Say) -> None:
+    def __init__(self, settings: SaveSettings, say: Say) -> None:
         self._settings = settings
         self._say = say
         self._lock = threading.Lock()
@@ -121,7 +121,7 @@ class ProcessWriter:
         """The persist process that runs now."""
         return self._process.pid
 
-    def submit(self, job: Job, memory: SharedMemory | None) -> None:
+    def submit(self, job: SaveJob, memory: SharedMemory | None) -> None:
         """As Writer's."""
         with self._lock:
             self._jobs[job.number] = _Open(job=job, memory=memory)
@@ -173,7 +173,7 @@ class ProcessWriter:
         ours.send(json.dumps({"settings": asdict(self._settings)}).encode())
         return ours, process, {}
 
-    def _send_job(self, job: Job, memory: SharedMemory | None) -> None:
+    def _send_job(self, job: SaveJob, memory: SharedMemory | None) -> None:
         for number, known in list(self._sent.items()):
             if known.closed:
                 del self._sent[number]

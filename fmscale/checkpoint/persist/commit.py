@@ -16,7 +16,7 @@ from fmscale.checkpoint.format.names import (
 )
 from fmscale.checkpoint.format.seal import Seal, decode_seal
 from fmscale.checkpoint.persist.heartbeat import Listener
-from fmscale.checkpoint.persist.job import Job, Settings
+from fmscale.checkpoint.persist.job import SaveJob, SaveSettings
 from fmscale.checkpoint.snapshot.copy_progress import NEXT, SaveFailed
 from fmscale.errors import ObjectNotFound, StoreUnavailable
 from fmscale.store.backends.protocol import Backend
@@ -62,8 +62,8 @@ class Seen(State):
 
 def gather(
     backend: Backend,
-    settings: Settings,
-    job: Job,
+    settings: SaveSettings,
+    job: SaveJob,
     own: Seal,
     stop: Callable[[], bool],
     alone: Callable[[], bool] = lambda: False,
@@ -103,7 +103,7 @@ def gather(
     return [seals[rank] for rank in range(settings.world_size)]
 
 
-def commit_seals(log: Log, settings: Settings, job: Job, seals: list[Seal], state: Seen) -> Entry:
+def commit_seals(log: Log, settings: SaveSettings, job: SaveJob, seals: list[Seal], state: Seen) -> Entry:
     """Store the manifest and append the entry that makes the checkpoint exist; durable when this returns.
 
     If an earlier process of this rank did so already, that entry. Raises LeaseLost for a zombie, Conflict
@@ -150,8 +150,8 @@ def commit_seals(log: Log, settings: Settings, job: Job, seals: list[Seal], stat
 
 def await_outcome(
     log: Log,
-    settings: Settings,
-    job: Job,
+    settings: SaveSettings,
+    job: SaveJob,
     state: Seen,
     stop: Callable[[], bool],
     alone: Callable[[], bool] = lambda: False,
@@ -186,12 +186,12 @@ def await_outcome(
         time.sleep(_pause(log.backend, job, waited))
 
 
-def give_up(backend: Backend, job: Job, reason: str) -> None:
+def give_up(backend: Backend, job: SaveJob, reason: str) -> None:
     """Tell the other ranks that the save failed. Raises StoreError."""
     store_once(backend, failed_key(job.folder), canonical_json({"format_version": 1, "reason": reason}))
 
 
-def failure(backend: Backend, job: Job) -> str | None:
+def failure(backend: Backend, job: SaveJob) -> str | None:
     """Why rank 0 gave the save up, or None while it has not. Raises StoreError."""
     try:
         return str(json.loads(backend.get(failed_key(job.folder)))["reason"])
@@ -199,7 +199,7 @@ def failure(backend: Backend, job: Job) -> str | None:
         return None
 
 
-def _pause(backend: Backend, job: Job, waited: float) -> float:
+def _pause(backend: Backend, job: SaveJob, waited: float) -> float:
     local = backend.local_path(job.folder) is not None
     return min(LONGEST_PAUSE, max(SHORTEST_PAUSE_LOCAL if local else SHORTEST_PAUSE, waited / 10))
 

@@ -9,7 +9,7 @@ from fmscale.checkpoint.format.layout import FileImage, Range
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class SaveSettings:
     """What stays the same for all saves of a run's attempt."""
 
     url: str
@@ -35,7 +35,7 @@ class Settings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class SaveJob:
     """One rank's part of one checkpoint."""
 
     number: int
@@ -82,17 +82,17 @@ _FIELDS = (
 Layouts = tuple[tuple[Range, ...], tuple[int, ...], tuple[FileImage, ...]]
 
 
-def encode_job(job: Job) -> bytes:
+def encode_job(job: SaveJob) -> bytes:
     """A job as two lines of JSON: what changes from save to save, and the layout, which hardly ever does."""
     head = json.dumps({name: getattr(job, name) for name in _FIELDS}, separators=(",", ":")).encode()
     return head + b"\n" + _encoded_layout(_ById((job.ranges, job.offsets, job.files)))
 
 
-def decode_job(data: bytes) -> Job:
+def decode_job(data: bytes) -> SaveJob:
     """The job that `encode_job` wrote."""
     head, _, layout = data.partition(b"\n")
     ranges, offsets, files = _decoded_layout(layout)
-    return Job(ranges=ranges, offsets=offsets, files=files, **json.loads(head))
+    return SaveJob(ranges=ranges, offsets=offsets, files=files, **json.loads(head))
 
 
 class _ById:

@@ -15,7 +15,7 @@ import threading
 import time
 from typing import Any
 
-from fmscale.checkpoint.persist.job import Settings, decode_job
+from fmscale.checkpoint.persist.job import SaveSettings, decode_job
 from fmscale.checkpoint.persist.worker import Worker
 from fmscale.checkpoint.snapshot.copy_progress import EVERYTHING, Copied
 from fmscale.checkpoint.snapshot.memory import SharedMemory
@@ -71,7 +71,7 @@ def main() -> None:
             end()
         message = json.loads(data)
         if "settings" in message:
-            worker = Worker(Settings(**message["settings"]), say)
+            worker = Worker(SaveSettings(**message["settings"]), say)
             say({"event": "ready"})
         elif "memory" in message:
             memories[message["memory"]] = SharedMemory(message["bytes"], descriptors[0])

@@ -10,7 +10,7 @@ from fmscale.checkpoint.format.layout import FileImage, Range, header
 from fmscale.checkpoint.format.names import SUMS, alive_key, data_key, refused_key, seal_key
 from fmscale.checkpoint.format.seal import Placed, Seal, StoredFile, decode_seal, encode_seal
 from fmscale.checkpoint.persist.file_writer import publish_unsynced, store_stream
-from fmscale.checkpoint.persist.job import Job, Settings
+from fmscale.checkpoint.persist.job import SaveJob, SaveSettings
 from fmscale.checkpoint.persist.stream import Stream
 from fmscale.checkpoint.snapshot.copy_progress import Copied
 from fmscale.errors import Conflict, ObjectNotFound
@@ -39,8 +39,8 @@ class _Part:
 
 def persist(
     backend: Backend,
-    settings: Settings,
-    job: Job,
+    settings: SaveSettings,
+    job: SaveJob,
     memory: memoryview,
     known: Known,
     copied: Copied,
@@ -95,7 +95,7 @@ def persist(
     return _seal(backend, settings, seal)
 
 
-def stored_seal(backend: Backend, job: Job, rank: int) -> Seal | None:
+def stored_seal(backend: Backend, job: SaveJob, rank: int) -> Seal | None:
     """The seal that an earlier attempt at this job left, or None."""
     key = seal_key(job.folder, rank)
     try:
@@ -104,13 +104,13 @@ def stored_seal(backend: Backend, job: Job, rank: int) -> Seal | None:
         return None
 
 
-def refuse(backend: Backend, settings: Settings, job: Job, reason: str) -> None:
+def refuse(backend: Backend, settings: SaveSettings, job: SaveJob, reason: str) -> None:
     """Tell rank 0 not to wait for this rank's seal. Raises StoreError."""
     key = refused_key(job.folder, settings.rank)
     store_once(backend, key, canonical_json({"format_version": 1, "reason": reason}))
 
 
-def discard(backend: Backend, settings: Settings, job: Job) -> None:
+def discard(backend: Backend, settings: SaveSettings, job: SaveJob) -> None:
     """Delete what a save that was given up has stored of this rank; its seal first. Raises StoreError."""
     backend.delete(seal_key(job.folder, settings.rank))
     backend.delete(alive_key(job.folder, settings.rank))
@@ -122,8 +122,8 @@ def discard(backend: Backend, settings: Settings, job: Job) -> None:
 
 def _fill(
     stream: Stream,
-    settings: Settings,
-    job: Job,
+    settings: SaveSettings,
+    job: SaveJob,
     memory: memoryview,
     image: FileImage,
     candidates: Known,
@@ -158,7 +158,7 @@ def _fill(
     stream.close(header(fresh, image.header_bytes))
 
 
-def _seal(backend: Backend, settings: Settings, seal: Seal) -> Seal:
+def _seal(backend: Backend, settings: SaveSettings, seal: Seal) -> Seal:
     """Store the seal, unless an earlier attempt whose answer was lost did: then that one counts.
 
     On a file system it need not outlast a crash: without a log entry nobody asks for it after one.

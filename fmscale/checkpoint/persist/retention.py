@@ -11,7 +11,7 @@ from pathlib import Path
 from time import time
 
 from fmscale.checkpoint.format.names import KIND, checkpoints_folder, epoch_of
-from fmscale.checkpoint.persist.job import Settings
+from fmscale.checkpoint.persist.job import SaveSettings
 from fmscale.errors import Conflict
 from fmscale.store.backends.posix import remove_unlocked
 from fmscale.store.backends.protocol import Backend
@@ -54,7 +54,7 @@ def verified(state: State) -> set[int]:
     return {number for number, owners in state.pins.items() if VERIFIED in owners}
 
 
-def tidy(log: Log, settings: Settings, state: State, named: set[str], swept: set[str]) -> None:
+def tidy(log: Log, settings: SaveSettings, state: State, named: set[str], swept: set[str]) -> None:
     """Take expired checkpoints and the left-overs of earlier attempts out of use, and delete what was taken out
     of use longer ago than the grace time. `state` is brought up to date; `named` are left-overs dealt with,
     `swept` folders whose unnamed files are gone.
@@ -87,7 +87,7 @@ def tidy(log: Log, settings: Settings, state: State, named: set[str], swept: set
         collect_garbage(log, references, grace=settings.grace_seconds, state=state)
 
 
-def _left_over(backend: Backend, settings: Settings, state: State) -> list[str]:
+def _left_over(backend: Backend, settings: SaveSettings, state: State) -> list[str]:
     top = checkpoints_folder(settings.run)
     needed = KeySet(name for entry in state.live.values() for name in references(entry))
     found = []

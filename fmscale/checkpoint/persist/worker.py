@@ -21,7 +21,7 @@ from fmscale.checkpoint.persist import heartbeat as alive
 from fmscale.checkpoint.persist.commit import Seen, await_outcome, commit_seals, failure, gather, give_up
 from fmscale.checkpoint.persist.file_writer import THREADS
 from fmscale.checkpoint.persist.heartbeat import beat
-from fmscale.checkpoint.persist.job import Job, Settings
+from fmscale.checkpoint.persist.job import SaveJob, SaveSettings
 from fmscale.checkpoint.persist.rank_part import Known, discard, persist, refuse, stored_seal
 from fmscale.checkpoint.persist.retention import tidy
 from fmscale.checkpoint.snapshot.copy_progress import NEXT, Copied, SaveFailed
@@ -51,7 +51,7 @@ def _give_way() -> None:
 class Worker:
     """One rank's saves, one after another. `say` gets what happens, from threads."""
 
-    def __init__(self, settings: Settings, say: Say) -> None:
+    def __init__(self, settings: SaveSettings, say: Say) -> None:
         self._settings = settings
         self._say = say
         self._backend = open_store(settings.url, deadline=settings.deadline)
@@ -60,11 +60,11 @@ class Worker:
         self._known: Known = {}
         self._named: set[str] = set()
         self._swept: set[str] = set()
-        self._to_write: SimpleQueue[tuple[Job, memoryview, Copied] | None] = SimpleQueue()
-        self._to_commit: SimpleQueue[tuple[Job, Seal] | None] = SimpleQueue()
+        self._to_write: SimpleQueue[tuple[SaveJob, memoryview, Copied] | None] = SimpleQueue()
+        self._to_commit: SimpleQueue[tuple[SaveJob, Seal] | None] = SimpleQueue()
         self._stopping = Event()
         self._alone = Event()
-        self._open: dict[int, Job] = {}
+        self._open: dict[int, SaveJob] = {}
         self._beating = False
         self._resolved = Condition()
         self._unresolved = 0
@@ -106,7 +106,7 @@ class Worker:
                 number += 1
                 self._quietly(partial(beat, self._backend, job.folder, self._settings.rank, number))
 
-    def submit(self, job: Job, memory: memoryview, copied: Copied | None = None) -> None:
+    def submit(self, job: SaveJob, memory: memoryview, copied: Copied | None = None) -> None:
         """Save this after what was submitted before. `copied` says how far the memory is filled; None: it is."""
         with self._lock:
             self._busy += 1
@@ -144,7 +144,7 @@ class Worker:
         _give_way()
         self._loop(self._to_write, self._write)
 
-    def _write(self, job: Job, memory: memoryview, copied: Copied) -> bool:
+    def _write(self, job: SaveJob, memory: memoryview, copied: Copied) -> bool:
         """First stage; True where the job ends here."""
         if job.refused:
             self._tell_others(job, job.refused)
@@ -175,7 +175,7 @@ class Worker:
         self._to_commit.put((job, seal))
         return False
 
-    def _persist(self, job: Job, memory: memoryview, copied: Copied, attempt: int) -> Seal:
+    def _persist(self, job: SaveJob, memory: memoryview, copied: Copied, attempt: int) -> Seal:
         if attempt or job.attempt:
             # An attempt that died or lost its answer after sealing: others may have read that seal.
             there = stored_seal(self._backend, job, self._settings.rank)
@@ -185,7 +185,7 @@ class Worker:
             raise SaveFailed(f"the seal of step {job.step} is gone", remedy="Another process deleted it.")
         return persist(self._backend, self._settings, job, memory, self._known, copied, self._pool)
 
-    def _finish(self, job: Job, seal: Seal) -> bool:
+    def _finish(self, job: SaveJob, seal: Seal) -> bool:
         """Second stage."""
         begin = time.monotonic()
         known: Known = {}
@@ -212,7 +212,7 @@ class Worker:
             self._quietly(lambda: tidy(self._log, self._settings, self._state, self._named, self._swept))
         return True
 
-    def _outcome(self, job: Job, seal: Seal) -> Entry:
+    def _outcome(self, job: SaveJob, seal: Seal) -> Entry:
         if self._settings.rank:
             return await_outcome(
                 self._log, self._settings, job, self._state, self._stopping.is_set, self._alone.is_set
@@ -222,20 +222,20 @@ class Worker:
         seals = gather(self._backend, self._settings, job, seal, self._stopping.is_set, self._alone.is_set)
         return self._retried(job, lambda _: commit_seals(self._log, self._settings, job, seals, self._state))
 
-    def _tell_others(self, job: Job, reason: str) -> None:
+    def _tell_others(self, job: SaveJob, reason: str) -> None:
         """Rank 0 waits for no seal of a rank that refused, the others for no commit that rank 0 gave up."""
         if self._settings.rank == 0:
             self._quietly(lambda: give_up(self._backend, job, reason))
         else:
             self._quietly(lambda: refuse(self._backend, self._settings, job, reason))
 
-    def _given_up(self, job: Job) -> bool:
+    def _given_up(self, job: SaveJob) -> bool:
         try:
             return failure(self._backend, job) is not None
         except StoreError:
             return False
 
-    def _retried(self, job: Job, attempt: Callable[[int], T]) -> T:
+    def _retried(self, job: SaveJob, attempt: Callable[[int], T]) -> T:
         """`attempt(n)`, again after a StoreError that may pass. Raises the last one."""
         pause = FIRST_PAUSE
         for number in range(self._settings.retries + 1):
@@ -251,10 +251,10 @@ class Worker:
                 pause *= 2
         raise AssertionError("the last attempt returned or raised")
 
-    def _failed(self, job: Job, error: BaseException) -> None:
+    def _failed(self, job: SaveJob, error: BaseException) -> None:
         self._tell(job, "failed", reason=str(error), lost=isinstance(error, LeaseLost))
 
-    def _tell(self, job: Job, event: str, **more: Any) -> None:
+    def _tell(self, job: SaveJob, event: str, **more: Any) -> None:
         self._say({"job": job.number, "event": event, **more})
 
     def _quietly(self, call: Callable[[], object]) -> None:

@@ -4,7 +4,15 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from fmscale.data.ingest.job import IngestResult, Job, Progress, Request, begin_job, commit_job, is_private
+from fmscale.data.ingest.job import (
+    IngestJob,
+    IngestRequest,
+    IngestResult,
+    Progress,
+    begin_job,
+    commit_job,
+    is_private,
+)
 from fmscale.data.ingest.workers import run_here, run_processes
 from fmscale.errors import ConfigError
 from fmscale.runtime.world import read_world
@@ -47,7 +55,7 @@ def ingest(
 
     Raises ConfigError, DataError and StoreError; nothing is visible after an error, and what is sealed stays.
     """
-    request = Request(
+    request = IngestRequest(
         paths=tuple(str(path) for path in paths),
         store=store,
         dataset=dataset,
@@ -84,7 +92,7 @@ def ingest(
     return commit_job(job, tell, writers)
 
 
-def _run(job: Job, writers: int, progress: Progress) -> None:
+def _run(job: IngestJob, writers: int, progress: Progress) -> None:
     """Do the pending units in this process, or in as many others as there are writers."""
 
     def advance(size: int) -> None:

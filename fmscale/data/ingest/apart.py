@@ -16,7 +16,7 @@ from typing import Any
 
 import fmscale
 from fmscale.data.ingest.files import Files, open_files
-from fmscale.data.ingest.formats import TABLES, Bad, Document, read
+from fmscale.data.ingest.formats import TABLES, Bad, RawDocument, read
 from fmscale.data.ingest.messages import Message, decode, encode, rebuild_error
 from fmscale.data.ingest.plan import Work
 from fmscale.errors import RankError
@@ -38,7 +38,7 @@ class Reading:
         self._files: dict[int, Files] = {}
         self._process: subprocess.Popen[bytes] | None = None
 
-    def documents(self, work: Work) -> Iterator[Document | Bad]:
+    def documents(self, work: Work) -> Iterator[RawDocument | Bad]:
         """The documents of a piece of a file. Only this process sees what is in memory://, so it reads that."""
         root = self._roots[work.file.root]
         if work.file.format in TABLES and not root.startswith("memory://"):
@@ -55,7 +55,7 @@ class Reading:
             self._process.kill()
             self._end(self._process)
 
-    def _apart(self, work: Work, root: str) -> Iterator[Document | Bad]:
+    def _apart(self, work: Work, root: str) -> Iterator[RawDocument | Bad]:
         request: Message = {"work": asdict(work), "root": root, "field": self._field}
         rows = 0
         while True:
@@ -121,12 +121,12 @@ def _ask(process: subprocess.Popen[bytes], request: Message) -> tuple[Message, b
     return (header, data) if len(data) == header.get("bytes", 0) else None
 
 
-def _items(items: list[Any], data: bytes) -> Iterator[Document | Bad]:
+def _items(items: list[Any], data: bytes) -> Iterator[RawDocument | Bad]:
     place = 0
     for item in items:
         if len(item) == 2:
             yield Bad(*item)
             continue
         start, stop, size = item
-        yield Document(data[place : place + size].decode(), start, stop)
+        yield RawDocument(data[place : place + size].decode(), start, stop)
         place += size

@@ -17,14 +17,14 @@ from typing import Any
 from fmscale.data.ingest.formats import FORMATS
 from fmscale.data.ingest.guess import decide
 from fmscale.data.ingest.plan import (
+    IngestPlan,
     Options,
-    Plan,
     StoredPlan,
     load_plan,
     make_plan,
     plan_key,
 )
-from fmscale.data.ingest.policy import Policy, choose
+from fmscale.data.ingest.policy import IngestPolicy, choose
 from fmscale.data.ingest.record import (
     UnitRecord,
     decode_record,
@@ -35,7 +35,7 @@ from fmscale.data.ingest.record import (
 )
 from fmscale.data.ingest.sample import sample, sample_bytes
 from fmscale.data.ingest.sources import Listing, list_sources
-from fmscale.data.ingest.unit import Assignment
+from fmscale.data.ingest.unit import UnitTask
 from fmscale.data.tokenizers.bpe import train_bpe
 from fmscale.data.tokenizers.tokenizer import dtype_of, from_json
 from fmscale.errors import ConfigError, Conflict, DataError
@@ -55,7 +55,7 @@ Progress = Callable[[str, int, int], object]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class IngestRequest:
     """What was asked for; see `ingest` for the meaning of each."""
 
     paths: tuple[str, ...]
@@ -144,16 +144,16 @@ class IngestResult:
 
 
 @dataclass(kw_only=True)
-class Job:
+class IngestJob:
     """A job whose plan is stored."""
 
     backend: Backend
     dataset: Dataset
-    request: Request
+    request: IngestRequest
     stored: StoredPlan
     spec: str
     """The tokenizer as the plan names it."""
-    assignment: Assignment
+    assignment: UnitTask
     begin: float
     finished: set[int]
     """Units that earlier runs finished."""
@@ -177,7 +177,7 @@ class Job:
         return f"work unit {unit}, {first}" + (f" to {last}" if last != first else "")
 
 
-def begin_job(request: Request, progress: Progress) -> "Job | IngestResult":
+def begin_job(request: IngestRequest, progress: Progress) -> "IngestJob | IngestResult":
     """Everything before the units; the result at once if the dataset has these inputs already."""
     begin = time.monotonic()
     request.check()
@@ -200,7 +200,7 @@ def begin_job(request: Request, progress: Progress) -> "Job | IngestResult":
         progress("training the tokenizer" if policy.tokenizer is None else "planning", 0, 0)
         stored = _store_plan(backend, request.dataset, plan, policy, listing)
     scratch = request.scratch or Path(tempfile.gettempdir())
-    assignment = Assignment(
+    assignment = UnitTask(
         store=request.store,
         dataset=request.dataset,
         job=plan.job,
@@ -208,7 +208,7 @@ def begin_job(request: Request, progress: Progress) -> "Job | IngestResult":
         scratch=str(scratch),
         strict=request.strict,
     )
-    return Job(
+    return IngestJob(
         backend=backend,
         dataset=dataset,
         request=request,
@@ -220,7 +220,7 @@ def begin_job(request: Request, progress: Progress) -> "Job | IngestResult":
     )
 
 
-def commit_job(job: Job, progress: Progress, writers: int) -> IngestResult:
+def commit_job(job: IngestJob, progress: Progress, writers: int) -> IngestResult:
     """Make the units of a job visible. Raises DataError if they hold no document."""
     progress("committing", job.bytes, job.bytes)
     plan = job.stored.plan
@@ -265,7 +265,9 @@ def commit_job(job: Job, progress: Progress, writers: int) -> IngestResult:
     )
 
 
-def _open_plan(dataset: Dataset, listing: Listing, request: Request, policy: Policy) -> Plan:
+def _open_plan(
+    dataset: Dataset, listing: Listing, request: IngestRequest, policy: IngestPolicy
+) -> IngestPlan:
     """The plan, under the first job digest that no retired commit has used."""
     for again in count():
         options = Options(
@@ -285,7 +287,9 @@ def _open_plan(dataset: Dataset, listing: Listing, request: Request, policy: Pol
     raise AssertionError("count() does not end")
 
 
-def _store_plan(backend: Backend, dataset: str, plan: Plan, policy: Policy, listing: Listing) -> StoredPlan:
+def _store_plan(
+    backend: Backend, dataset: str, plan: IngestPlan, policy: IngestPolicy, listing: Listing
+) -> StoredPlan:
     """Store the plan with its tokenizer; the one that was stored first is the job's."""
     tokenizer = policy.tokenizer
     if tokenizer is None:
@@ -299,7 +303,7 @@ def _store_plan(backend: Backend, dataset: str, plan: Plan, policy: Policy, list
     return stored
 
 
-def _records(job: Job) -> list[UnitRecord]:
+def _records(job: IngestJob) -> list[UnitRecord]:
     """The records of all units in order."""
     folder = records_folder(job.request.dataset, job.stored.plan.job)
 

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from fmscale.data.ingest.job import IngestResult, Job, Progress, Request, begin_job, commit_job
+from fmscale.data.ingest.job import IngestJob, IngestRequest, IngestResult, Progress, begin_job, commit_job
 from fmscale.data.ingest.messages import Message, decode, describe_error, encode, rebuild_error
 from fmscale.data.ingest.record import decode_record
-from fmscale.data.ingest.unit import Assignment, Writer, open_writer
+from fmscale.data.ingest.unit import UnitTask, UnitWriter, open_writer
 from fmscale.errors import ConfigError, RankError
 from fmscale.runtime.mpi import import_mpi
 from fmscale.runtime.world import World
@@ -41,7 +41,7 @@ BEAT_SECONDS = 1.0
 """Progress is told to rank 0 at most this often."""
 
 
-class Ranks:
+class MpiRanks:
     """Messages between the ranks of the world."""
 
     def __init__(self, world: World) -> None:
@@ -113,20 +113,20 @@ class Ranks:
             time.sleep(POLL_SECONDS[0])
 
 
-def ingest_on_ranks(request: Request, world: World, progress: Progress) -> IngestResult:
+def ingest_on_ranks(request: IngestRequest, world: World, progress: Progress) -> IngestResult:
     """The job, shared by all ranks; every rank gets the result, or an error if any rank failed."""
-    ranks = Ranks(world)
+    ranks = MpiRanks(world)
     try:
         return _lead(ranks, request, progress) if ranks.rank == 0 else _follow(ranks)
     finally:
         ranks.flush()
 
 
-def _lead(ranks: Ranks, request: Request, progress: Progress) -> IngestResult:
+def _lead(ranks: MpiRanks, request: IngestRequest, progress: Progress) -> IngestResult:
     others = range(1, ranks.size)
     try:
         job = begin_job(request, progress)
-        if isinstance(job, Job):
+        if isinstance(job, IngestJob):
             for rank in others:
                 share = job.pending[rank :: ranks.size]
                 ranks.send(rank, {"assignment": asdict(job.assignment), "units": share})
@@ -143,7 +143,7 @@ def _lead(ranks: Ranks, request: Request, progress: Progress) -> IngestResult:
     return result
 
 
-def _lead_units(ranks: Ranks, job: Job, progress: Progress) -> None:
+def _lead_units(ranks: MpiRanks, job: IngestJob, progress: Progress) -> None:
     """Do rank 0's units and take the others' records until there are all."""
     left = {rank: len(job.pending[rank :: ranks.size]) for rank in range(1, ranks.size)}
 
@@ -172,10 +172,10 @@ def _lead_units(ranks: Ranks, job: Job, progress: Progress) -> None:
         take(*ranks.wait(lambda: [rank for rank, units in left.items() if units], "ingest"))
 
 
-def _follow(ranks: Ranks) -> IngestResult:
+def _follow(ranks: MpiRanks) -> IngestResult:
     _, message = ranks.wait(lambda: [0], "ingest: listing and training the tokenizer")
     if "assignment" in message:
-        message = _follow_units(ranks, Assignment(**message["assignment"]), message["units"])
+        message = _follow_units(ranks, UnitTask(**message["assignment"]), message["units"])
     if "result" in message:
         return IngestResult(**message["result"])
     failed = message["failed"]
@@ -186,7 +186,7 @@ def _follow(ranks: Ranks) -> IngestResult:
     )
 
 
-def _follow_units(ranks: Ranks, assignment: Assignment, units: list[int]) -> Message:
+def _follow_units(ranks: MpiRanks, assignment: UnitTask, units: list[int]) -> Message:
     """Do this rank's units; the last message of rank 0."""
     reporter = _Reporter(ranks)
     unit = units[0] if units else 0
@@ -204,7 +204,7 @@ def _follow_units(ranks: Ranks, assignment: Assignment, units: list[int]) -> Mes
 
 
 @contextmanager
-def _writer(assignment: Assignment) -> Iterator[Writer]:
+def _writer(assignment: UnitTask) -> Iterator[UnitWriter]:
     """This rank's writer. The library `tokenizers` is told not to start threads: a core is a rank's share."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     with open_writer(assignment) as writer:
@@ -222,7 +222,7 @@ class _Ended(Exception):
 class _Reporter:
     """Tells rank 0 of progress, and looks whether it has ended the job."""
 
-    def __init__(self, ranks: Ranks) -> None:
+    def __init__(self, ranks: MpiRanks) -> None:
         self._ranks = ranks
         self._bytes = 0
         self._told = time.monotonic()

@@ -12,7 +12,7 @@ from typing import Any
 
 import xxhash
 
-from fmscale.data.ingest.formats import Piece, splittable
+from fmscale.data.ingest.formats import FilePart, splittable
 from fmscale.data.ingest.record import Skipped
 from fmscale.data.ingest.sources import File, Listing
 from fmscale.errors import CorruptData, ObjectNotFound
@@ -69,15 +69,15 @@ class Work:
         """Raw bytes of the piece."""
         return self.file.bytes * (self.index + 1) // self.of - self.file.bytes * self.index // self.of
 
-    def piece(self, field: str) -> Piece:
+    def piece(self, field: str) -> FilePart:
         """What a format's reader needs to know."""
-        return Piece(
+        return FilePart(
             source=self.file.source, format=self.file.format, field=field, index=self.index, of=self.of
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class IngestPlan:
     """A job, as it is stored; every writer reads it from the store."""
 
     files: tuple[File, ...]
@@ -134,7 +134,7 @@ class Plan:
 class StoredPlan:
     """A plan read back, with what was found out when the job began."""
 
-    plan: Plan
+    plan: IngestPlan
     tokenizer: str
     """Digest of the tokenizer."""
     bos: int | None
@@ -143,11 +143,11 @@ class StoredPlan:
     """Id put after each document."""
 
 
-def make_plan(listing: Listing, options: Options, unit_bytes: int | None) -> Plan:
+def make_plan(listing: Listing, options: Options, unit_bytes: int | None) -> IngestPlan:
     """The plan for a listing; `unit_bytes` is chosen by the size of the corpus unless given."""
     size = sum(file.bytes for file in listing.files)
     chosen = unit_bytes or min(UNIT_BYTES, max(LEAST_UNIT_BYTES, size // UNITS))
-    return Plan(
+    return IngestPlan(
         files=listing.files,
         skipped=listing.skipped,
         options=options,
@@ -187,7 +187,7 @@ def load_plan(backend: Backend, dataset: str, job: str) -> StoredPlan | None:
         return None
     check_version(content, key)
     identity = content["identity"]
-    plan = Plan(
+    plan = IngestPlan(
         files=tuple(
             File(source=source, bytes=size, changed=changed, format=format, root=root, name=name)
             for (source, size, changed, format), (root, name) in zip(

@@ -14,7 +14,7 @@ DEFAULT_TOKENIZER = "bpe:8192"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Policy:
+class IngestPolicy:
     """What was decided before a job's plan is made."""
 
     tokenizer: Tokenizer | None
@@ -45,7 +45,7 @@ class Policy:
 
 def choose(
     backend: Backend, commits: Sequence[Commit], spec: str | None, bos: bool | None, eos: bool | None
-) -> Policy:
+) -> IngestPolicy:
     """The policy for a dataset with these live commits.
 
     Raises ConfigError for a tokenizer that is not there, DataError if a dataset with commits has another
@@ -56,7 +56,7 @@ def choose(
     spec = spec or DEFAULT_TOKENIZER
     size = bpe_size(spec)
     tokenizer = None if size else load_tokenizer(spec)
-    policy = Policy(
+    policy = IngestPolicy(
         tokenizer=tokenizer,
         vocab_size=size or 0,
         name=tokenizer.digest if tokenizer else spec,
@@ -70,7 +70,7 @@ def choose(
 
 def _of_dataset(
     backend: Backend, commits: Sequence[Commit], spec: str | None, bos: bool | None, eos: bool | None
-) -> Policy:
+) -> IngestPolicy:
     last = commits[-1]
     if last.tokenizer is None:
         raise DataError(
@@ -87,7 +87,7 @@ def _of_dataset(
                 remedy="Leave the option out, or ingest into a dataset of another name.",
             )
     tokenizer = from_json(stored.load_tokenizer(backend, last.tokenizer), f"tokenizer {last.tokenizer}")
-    return Policy(
+    return IngestPolicy(
         tokenizer=_with_ids(tokenizer, last),
         vocab_size=0,
         name=last.tokenizer,

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fmscale.data.ingest.files import Files, open_files
-from fmscale.data.ingest.formats import Document, read
+from fmscale.data.ingest.formats import RawDocument, read
 from fmscale.data.ingest.messages import Message, decode, describe_error, encode
 from fmscale.data.ingest.plan import Work
 from fmscale.data.ingest.sources import File
@@ -49,7 +49,7 @@ def _chunks(request: Message, opened: dict[str, Files]) -> Iterator[bytes]:
         work = Work(**{**request["work"], "file": File(**request["work"]["file"])})
         with opened[root].open(work.file) as file:
             for found in read(file, work.piece(request["field"])):
-                if isinstance(found, Document):
+                if isinstance(found, RawDocument):
                     texts.append(found.text.encode())
                     items.append([found.start, found.stop, len(texts[-1])])
                     size += len(texts[-1])

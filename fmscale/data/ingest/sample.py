@@ -11,8 +11,8 @@ from contextlib import closing
 import xxhash
 
 from fmscale.data.ingest.apart import Reading
-from fmscale.data.ingest.formats import Document
-from fmscale.data.ingest.plan import Plan, Work, document_id, group, is_heldout
+from fmscale.data.ingest.formats import RawDocument
+from fmscale.data.ingest.plan import IngestPlan, Work, document_id, group, is_heldout
 
 PART_BYTES = 1 << 20
 """Text taken from one part of the corpus."""
@@ -29,7 +29,7 @@ def sample_bytes(vocab_size: int) -> int:
     return max(LEAST_BYTES, vocab_size * BYTES_PER_TOKEN)
 
 
-def sample(plan: Plan, roots: Sequence[str], limit: int) -> Iterator[str]:
+def sample(plan: IngestPlan, roots: Sequence[str], limit: int) -> Iterator[str]:
     """Texts of up to about `limit` bytes; held-out documents and what cannot be read are left out."""
     parts = [work for unit in group(plan.files, PART_BYTES) for work in unit]
     left = limit
@@ -52,9 +52,9 @@ def _place(work: Work) -> tuple[int, str, int]:
     return xxhash.xxh3_64_intdigest(name.encode()), work.file.source, work.index
 
 
-def _texts(work: Work, plan: Plan, reading: Reading) -> Iterator[str]:
+def _texts(work: Work, plan: IngestPlan, reading: Reading) -> Iterator[str]:
     for found in reading.documents(work):
-        if isinstance(found, Document) and found.text:
+        if isinstance(found, RawDocument) and found.text:
             identity = document_id(work.file.source, found.start)
             if not is_heldout(identity, plan.options.heldout):
                 yield found.text

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fmscale.data.ingest.apart import Reading
-from fmscale.data.ingest.formats import Bad, Document
+from fmscale.data.ingest.formats import Bad, RawDocument
 from fmscale.data.ingest.plan import StoredPlan, Work, document_id, is_heldout, load_plan
 from fmscale.data.ingest.record import BAD, Skipped, UnitRecord, record_name, records_folder
 from fmscale.data.ingest.scratch import scratch_folder
@@ -29,7 +29,7 @@ TRAIN, HELDOUT = "train", "heldout"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Assignment:
+class UnitTask:
     """What a writer needs to know to work on a job; sent as JSON to processes and ranks."""
 
     store: str
@@ -50,10 +50,10 @@ Advance = Callable[[int], object]
 """Told the raw bytes of each piece that is done, and 0 after each batch: a sign of life."""
 
 
-class Writer:
+class UnitWriter:
     """Does units of one job; a process has one. Opens the store, plan and tokenizer once."""
 
-    def __init__(self, assignment: Assignment) -> None:
+    def __init__(self, assignment: UnitTask) -> None:
         self.assignment = assignment
         self._backend: Backend = open_store(assignment.store)
         stored = load_plan(self._backend, assignment.dataset, assignment.job)
@@ -122,9 +122,9 @@ class Writer:
 
     def _batches(
         self, works: list[Work], skipped: Skipped, advance: Advance
-    ) -> Iterator[list[tuple[str, Document]]]:
+    ) -> Iterator[list[tuple[str, RawDocument]]]:
         """Documents of the unit in order with their source names."""
-        batch: list[tuple[str, Document]] = []
+        batch: list[tuple[str, RawDocument]] = []
         size = 0
         for work in works:
             for document in self._documents(work, skipped):
@@ -138,14 +138,14 @@ class Writer:
         if batch:
             yield batch
 
-    def _documents(self, work: Work, skipped: Skipped) -> Iterator[Document]:
+    def _documents(self, work: Work, skipped: Skipped) -> Iterator[RawDocument]:
         """Documents of a piece; what gives none is counted, or an error with `strict`."""
         for found in self._reading.documents(work):
-            if isinstance(found, Document) and found.text:
+            if isinstance(found, RawDocument) and found.text:
                 yield found
                 continue
             reason, where = (found.reason, found.where) if isinstance(found, Bad) else ("empty", "")
-            if isinstance(found, Document) and work.file.format != "text":
+            if isinstance(found, RawDocument) and work.file.format != "text":
                 where = f"at {found.start}"
             skipped.add(reason, f"{work.file.source}: {where}" if where else work.file.source)
             if self.assignment.strict and reason in BAD:
@@ -153,10 +153,10 @@ class Writer:
 
 
 @contextmanager
-def open_writer(assignment: Assignment) -> Iterator[Writer]:
+def open_writer(assignment: UnitTask) -> Iterator[UnitWriter]:
     """A writer with a scratch folder of its own below the assignment's."""
     with (
         scratch_folder(Path(assignment.scratch)) as folder,
-        closing(Writer(replace(assignment, scratch=str(folder)))) as writer,
+        closing(UnitWriter(replace(assignment, scratch=str(folder)))) as writer,
     ):
         yield writer

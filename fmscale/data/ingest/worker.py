@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from fmscale.data.ingest.messages import Message, decode, describe_error, encode
-from fmscale.data.ingest.unit import Assignment, open_writer
+from fmscale.data.ingest.unit import UnitTask, open_writer
 
 REPORT_SECONDS = 0.2
 """Progress is told at most this often."""
@@ -30,7 +30,7 @@ def main() -> None:
     incoming: queue.SimpleQueue[Message] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(sys.stdin.buffer, incoming), daemon=True).start()
     try:
-        assignment = Assignment(**incoming.get())
+        assignment = UnitTask(**incoming.get())
         with open_writer(assignment) as writer:
             answers.write(encode({"ready": True}))
             reporter = _Reporter(answers)

@@ -18,7 +18,7 @@ from fmscale.data.ingest.apart import start
 from fmscale.data.ingest.messages import Message, decode, encode, rebuild_error
 from fmscale.data.ingest.record import UnitRecord, decode_record
 from fmscale.data.ingest.scratch import sweep
-from fmscale.data.ingest.unit import Advance, Assignment, open_writer
+from fmscale.data.ingest.unit import Advance, UnitTask, open_writer
 from fmscale.errors import RankError
 
 END_SECONDS = 10.0
@@ -28,7 +28,7 @@ Done = Callable[[UnitRecord], object]
 """Told each unit's record."""
 
 
-def run_here(assignment: Assignment, units: Sequence[int], done: Done, advance: Advance) -> None:
+def run_here(assignment: UnitTask, units: Sequence[int], done: Done, advance: Advance) -> None:
     """Do the units in this process, with the threads of the library `tokenizers`."""
     with open_writer(assignment) as writer:
         for unit in units:
@@ -36,7 +36,7 @@ def run_here(assignment: Assignment, units: Sequence[int], done: Done, advance: 
 
 
 def run_processes(
-    assignment: Assignment,
+    assignment: UnitTask,
     units: Sequence[int],
     count: int,
     describe: Callable[[int], str],
@@ -82,7 +82,7 @@ class _Process:
     """One writer: its pipes, and the unit that it works on."""
 
     def __init__(
-        self, assignment: Assignment, answers: "queue.SimpleQueue[tuple[_Process, Message | None]]"
+        self, assignment: UnitTask, answers: "queue.SimpleQueue[tuple[_Process, Message | None]]"
     ) -> None:
         self.unit: int | None = None
         self._answers = answers

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from fmscale.errors import AccessDenied, ConfigError, CorruptData, ObjectNotFound, StoreError, StoreFull
 from fmscale.store.backends.http_errors import Answer, scrub
 from fmscale.store.backends.protocol import ObjectInfo, Requests, scatter
-from fmscale.store.backends.retry import Attempts, Policy, persist, unavailable
+from fmscale.store.backends.retry import Attempts, RetryPolicy, retried, unavailable
 from fmscale.store.keys import check_key, check_prefix, damaged, missing
 
 T = TypeVar("T")
@@ -23,7 +23,7 @@ T = TypeVar("T")
 class FsspecBackend:
     """A `Backend` over one folder of an fsspec file system."""
 
-    def __init__(self, url: str, *, policy: Policy, read_only: bool = False) -> None:
+    def __init__(self, url: str, *, policy: RetryPolicy, read_only: bool = False) -> None:
         """Open the file system. Raises ConfigError for a protocol that is unknown or not installed."""
         import fsspec.core
 
@@ -190,7 +190,7 @@ class FsspecBackend:
         def understood(error: Exception) -> Answer:
             return _understand(error, key, self.url)
 
-        return persist(attempt, understood, self.policy, what=f"{kind} of {key or 'the root'}", url=self.url)
+        return retried(attempt, understood, self.policy, what=f"{kind} of {key or 'the root'}", url=self.url)
 
 
 def _info(key: str, info: dict[str, Any]) -> ObjectInfo:

@@ -17,7 +17,7 @@ from obstore.store import MemoryStore
 from fmscale.errors import AccessDenied, CorruptData, ObjectNotFound, StoreUnavailable
 from fmscale.store.backends.http_errors import NO_CREDENTIALS, Answer, no_credentials, understand
 from fmscale.store.backends.protocol import ObjectInfo, Requests, scatter
-from fmscale.store.backends.retry import Attempts, Policy, persist
+from fmscale.store.backends.retry import Attempts, RetryPolicy, retried
 from fmscale.store.keys import check_key, check_prefix, damaged
 
 T = TypeVar("T")
@@ -35,7 +35,7 @@ class Client:
 
     store: Any
     """S3Store, GCSStore, AzureStore or MemoryStore."""
-    policy: Policy
+    policy: RetryPolicy
     """Deadline and stall limit of requests through it."""
 
 
@@ -218,7 +218,7 @@ class ObjectBackend:
         return None
 
     def _persist(
-        self, attempt: Callable[[Attempts], T], kind: str, key: str, policy: Policy | None = None
+        self, attempt: Callable[[Attempts], T], kind: str, key: str, policy: RetryPolicy | None = None
     ) -> T:
         def understood(error: Exception) -> Answer:
             answer = understand(error, key, self.url)
@@ -229,7 +229,7 @@ class ObjectBackend:
             self.requests.add(f"retried {kind}" if answer.error is None else f"failed {kind}")
             return answer
 
-        result = persist(
+        result = retried(
             attempt,
             understood,
             policy or self._clients.single.policy,

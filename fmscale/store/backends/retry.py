@@ -24,7 +24,7 @@ FIRST_CONTACT = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Policy:
+class RetryPolicy:
     """How long to go on."""
 
     deadline: float
@@ -42,10 +42,10 @@ class Attempts:
     last: str = ""
 
 
-def persist(
+def retried(
     attempt: Callable[[Attempts], T],
     understand: Callable[[Exception], Answer],
-    policy: Policy,
+    policy: RetryPolicy,
     *,
     what: str,
     url: str,

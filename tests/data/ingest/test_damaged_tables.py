@@ -18,7 +18,7 @@ import pytest
 
 from fmscale.data.ingest import ingest
 from fmscale.data.ingest.apart import Reading
-from fmscale.data.ingest.formats import Bad, Document, Piece, arrow_footer, read
+from fmscale.data.ingest.formats import Bad, FilePart, RawDocument, arrow_footer, read
 from fmscale.data.ingest.plan import Work
 from fmscale.data.ingest.sources import list_sources
 from fmscale.errors import RankError
@@ -76,7 +76,7 @@ def test_documents_of_a_damaged_table_are_right_or_skipped(tmp_path: Path, kind:
                 damaged[place] = rng.randrange(128, 256)
             put(path, bytes(damaged))
             found = list(reading.documents(work(path)))
-            documents = [item for item in found if isinstance(item, Document)]
+            documents = [item for item in found if isinstance(item, RawDocument)]
             bad = [item for item in found if isinstance(item, Bad)]
             assert all(item.text == TEXTS[item.start] for item in documents)
             assert len(documents) == len(TEXTS) or bad, "what is missing is counted"
@@ -109,15 +109,15 @@ def test_a_file_that_ends_its_reader_is_broken_and_the_next_one_is_read(
 ):
     documents = reading.documents(work(long_table(tmp_path / "a.arrow")))
     first = next(documents)
-    assert isinstance(first, Document)
+    assert isinstance(first, RawDocument)
     os.kill(reader().pid, number)
     *rest, last = documents
-    assert all(isinstance(item, Document) for item in rest)
+    assert all(isinstance(item, RawDocument) for item in rest)
     assert isinstance(last, Bad)
     assert (last.reason, number.name in last.where) == ("broken", True)
     assert f"after {len(rest) + 1} rows" in last.where
     again = list(reading.documents(work(parquet(tmp_path / "b.parquet", ["good", "better"]))))
-    assert again == [Document("good", 0, 1), Document("better", 1, 2)]
+    assert again == [RawDocument("good", 0, 1), RawDocument("better", 1, 2)]
 
 
 def test_a_reader_that_is_killed_from_outside_is_no_fault_of_the_file(reading: Reading, tmp_path: Path):
@@ -192,9 +192,9 @@ def table_bytes(kind: str) -> bytearray:
 
 def found_in(data: bytes, format: str, of: int = 1) -> tuple[list[str], list[str]]:
     """Texts, and reasons why there are no more."""
-    pieces = [Piece(source="a", format=format, field="text", index=i, of=of) for i in range(of)]
+    pieces = [FilePart(source="a", format=format, field="text", index=i, of=of) for i in range(of)]
     found = [one for piece in pieces for one in read(io.BytesIO(data), piece)]
-    texts = [one.text for one in found if isinstance(one, Document)]
+    texts = [one.text for one in found if isinstance(one, RawDocument)]
     return texts, [one.reason for one in found if isinstance(one, Bad)]
 
 

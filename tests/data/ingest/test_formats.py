@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from fmscale.data.ingest.formats import Bad, Document, Piece, detect, read, splittable
+from fmscale.data.ingest.formats import Bad, FilePart, RawDocument, detect, read, splittable
 from fmscale.data.ingest.formats.arrow_footer import rows_of_batches
 from fmscale.errors import DataError
 from tests.data.ingest.corpora import arrow, lines, parquet, sentences
@@ -18,14 +18,14 @@ from tests.data.ingest.corpora import arrow, lines, parquet, sentences
 TEXTS = ["first", "zweite Zeile: ä", "三", "", *(text[:60] for text in sentences("s", 9))]
 
 
-def found(path: Path, format: str = "", field: str = "text", **piece: int) -> list[Document | Bad]:
+def found(path: Path, format: str = "", field: str = "text", **piece: int) -> list[RawDocument | Bad]:
     with path.open("rb") as file:
         kind = format or detect(path.name)
-        return list(read(file, Piece(source=path.name, format=kind, field=field, **piece)))
+        return list(read(file, FilePart(source=path.name, format=kind, field=field, **piece)))
 
 
-def texts(items: list[Document | Bad]) -> list[str]:
-    return [item.text for item in items if isinstance(item, Document)]
+def texts(items: list[RawDocument | Bad]) -> list[str]:
+    return [item.text for item in items if isinstance(item, RawDocument)]
 
 
 def write(path: Path, data: bytes) -> Path:
@@ -57,7 +57,7 @@ def test_formats_by_extension(name: str, format: str):
 
 def test_text_is_one_document(tmp_path: Path):
     data = "\ufeffhéllo\r\n".encode()
-    assert found(write(tmp_path / "a.txt", data)) == [Document("héllo\r\n", 0, len(data))]
+    assert found(write(tmp_path / "a.txt", data)) == [RawDocument("héllo\r\n", 0, len(data))]
     assert texts(found(write(tmp_path / "a.txt.gz", gzip.compress(b"zipped")))) == ["zipped"]
 
 
@@ -107,7 +107,7 @@ def test_pieces_of_jsonl_partition_its_lines(tmp_path: Path, last: bytes):
     whole = found(path)
     assert texts(whole) == TEXTS
     for item in whole:
-        assert isinstance(item, Document)
+        assert isinstance(item, RawDocument)
         assert data[item.start : item.stop].strip().endswith(b"}")
     for of in (1, 2, 3, 5, 17, 150, len(data) + 1):
         assert [item for i in range(of) for item in found(path, index=i, of=of)] == whole
@@ -130,7 +130,7 @@ def test_field_paths_in_lines(tmp_path: Path, field: str):
 )
 def test_pieces_of_tables_partition_their_rows(tmp_path: Path, make: Any):
     path = make(tmp_path)
-    whole = [Document(text, i, i + 1) for i, text in enumerate(TEXTS)]
+    whole = [RawDocument(text, i, i + 1) for i, text in enumerate(TEXTS)]
     for of in (1, 2, 3, 4, 5, 20):
         assert [item for i in range(of) for item in found(path, index=i, of=of)] == whole
 
@@ -152,8 +152,8 @@ def test_types_of_text_columns(tmp_path: Path, kind: Any):
     for path in paths:
         for field in ("text", "in.text"):
             assert found(path, field=field) == [
-                Document("a", 0, 1),
-                Document("b", 1, 2),
+                RawDocument("a", 0, 1),
+                RawDocument("b", 1, 2),
                 Bad("empty", "row 2"),
             ]
 
@@ -161,7 +161,7 @@ def test_types_of_text_columns(tmp_path: Path, kind: Any):
 def test_bad_utf8_in_one_row_costs_that_row(tmp_path: Path):
     column = pa.array([b"ok", b"\xff", b"ok2"]).view(pa.binary())
     pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
-    assert [type(item) for item in found(tmp_path / "a.parquet")] == [Document, Bad, Document]
+    assert [type(item) for item in found(tmp_path / "a.parquet")] == [RawDocument, Bad, RawDocument]
 
 
 def test_missing_and_wrong_columns_are_errors_with_the_nearest_name(tmp_path: Path):

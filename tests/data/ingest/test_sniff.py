@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmscale.data.ingest import ingest
-from fmscale.data.ingest.formats import Bad, Document, Piece, array, detect, read
+from fmscale.data.ingest.formats import Bad, FilePart, RawDocument, array, detect, read
 from fmscale.data.ingest.formats.sniff import HEAD_BYTES, sniff
 from fmscale.errors import DataError
 from tests.data.ingest.corpora import arrow, lines, parquet, put
@@ -204,8 +204,8 @@ def test_a_corpus_of_nothing_but_binary_files_is_named(tmp_path: Path):
     assert "1 binary" in str(caught.value.found)
 
 
-def elements(data: bytes, field: str = "text") -> list[Document | Bad]:
-    piece = Piece(source="a.json", format="json", field=field)
+def elements(data: bytes, field: str = "text") -> list[RawDocument | Bad]:
+    piece = FilePart(source="a.json", format="json", field=field)
     return list(read(io.BytesIO(data), piece))
 
 
@@ -237,9 +237,9 @@ def test_elements_are_jsons_own_at_any_chunk(
         patch.setattr(array, "CHUNK_BYTES", chunk)
         found = elements(data)
     expected = [text_of(value) for value in values]
-    assert [item.text if isinstance(item, Document) else None for item in found] == expected
+    assert [item.text if isinstance(item, RawDocument) else None for item in found] == expected
     for item in found:
-        if isinstance(item, Document):
+        if isinstance(item, RawDocument):
             assert text_of(json.loads(data[item.start : item.stop])) == item.text
 
 
@@ -258,7 +258,7 @@ def test_elements_are_jsons_own_at_any_chunk(
 )
 def test_damage_in_an_array_costs_what_follows(tail: bytes, reason: str, where: str):
     *good, bad = elements(json.dumps(RECORDS).encode().removesuffix(b"]") + tail)
-    assert [item.text for item in good if isinstance(item, Document)] == [one["text"] for one in RECORDS]
+    assert [item.text for item in good if isinstance(item, RawDocument)] == [one["text"] for one in RECORDS]
     assert isinstance(bad, Bad)
     assert bad.reason == reason
     assert any(one in bad.where for one in where.split("|")), bad.where
@@ -268,7 +268,7 @@ def test_an_element_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(array, "CHUNK_BYTES", 100)
     monkeypatch.setattr(array, "ELEMENT_CHARACTERS", 10_000)
     file = io.BytesIO(b'[{"text": "' + b"x" * 1_000_000)
-    (bad,) = read(file, Piece(source="a.json", format="json", field="text"))
+    (bad,) = read(file, FilePart(source="a.json", format="json", field="text"))
     assert isinstance(bad, Bad)
     assert file.tell() < 30_000, "reading stopped there"
 
@@ -276,7 +276,7 @@ def test_an_element_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch):
 def test_the_rest_of_a_compressed_array_is_read_before_its_damage():
     text = json.dumps([{"text": f"row {i}"} for i in range(200)]).encode()
     frames = [zstandard.compress(text[begin : begin + 100]) for begin in range(0, len(text), 100)]
-    piece = Piece(source="a.json.zst", format="json", field="text")
+    piece = FilePart(source="a.json.zst", format="json", field="text")
     *good, bad = read(io.BytesIO(b"".join(frames)[:-5]), piece)
     assert len(good) > 190
     assert isinstance(bad, Bad)

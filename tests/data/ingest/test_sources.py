@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fmscale.data.ingest.files import open_files
-from fmscale.data.ingest.plan import Options, Plan, document_id, group, is_heldout, make_plan
+from fmscale.data.ingest.plan import IngestPlan, Options, document_id, group, is_heldout, make_plan
 from fmscale.data.ingest.record import Skipped
 from fmscale.data.ingest.sources import File, Listing, list_sources
 from fmscale.errors import AccessDenied, ConfigError, DataError
@@ -37,7 +37,7 @@ def read_all(listing: Listing) -> dict[str, bytes]:
     return found
 
 
-def plan(*arguments: str) -> Plan:
+def plan(*arguments: str) -> IngestPlan:
     return make_plan(list_sources(arguments), OPTIONS, None)
 
 

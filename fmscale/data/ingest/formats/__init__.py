@@ -68,7 +68,7 @@ their first 8000 bytes (git's rule) are passed over when they are read.
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
+class RawDocument:
     """One document of a file."""
 
     text: str
@@ -90,7 +90,7 @@ class Bad:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
+class FilePart:
     """Which part of a file is to be read, and how."""
 
     source: str
@@ -105,7 +105,7 @@ class Piece:
     """How many pieces the file is divided into."""
 
 
-Reader = Callable[[BinaryIO, Piece], Iterator[Document | Bad]]
+Reader = Callable[[BinaryIO, FilePart], Iterator[RawDocument | Bad]]
 """Documents of a piece in order. The file is seekable. Raises DataError for what skipping would not cure,
 such as a column that is not there.
 """
@@ -141,7 +141,7 @@ def splittable(source: str, format: str) -> bool:
     return format not in ("text", "json") and not compression(source)
 
 
-def read(file: BinaryIO, piece: Piece) -> Iterator[Document | Bad]:
+def read(file: BinaryIO, piece: FilePart) -> Iterator[RawDocument | Bad]:
     """The documents of a piece."""
     reader: Reader = import_module(f"{__name__}.{READERS[piece.format]}").read
     return reader(file, piece)

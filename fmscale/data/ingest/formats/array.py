@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from fmscale.data.ingest.formats import Bad, Document, Piece
+from fmscale.data.ingest.formats import Bad, FilePart, RawDocument
 from fmscale.data.ingest.formats.jsonl import text_of
 from fmscale.data.ingest.formats.streams import BROKEN_STREAM, take, uncompressed
 
@@ -21,7 +21,7 @@ DECODER = json.JSONDecoder()
 SPACE = re.compile(r"[ \t\r\n]*")
 
 
-def read(file: BinaryIO, piece: Piece) -> Iterator[Document | Bad]:
+def read(file: BinaryIO, piece: FilePart) -> Iterator[RawDocument | Bad]:
     """The text in each element's field, or the element where it is a text; its span is in bytes of the
     uncompressed file. What cannot be parsed ends the file: nothing says where the next element begins.
     """
@@ -47,7 +47,7 @@ def read(file: BinaryIO, piece: Piece) -> Iterator[Document | Bad]:
             start = window.position
             value = window.element()
             found = text_of(value, [] if isinstance(value, str) else path, start)
-            yield Document(found, start, window.position) if isinstance(found, str) else found
+            yield RawDocument(found, start, window.position) if isinstance(found, str) else found
         window.skip()
         if window.text:
             yield Bad("broken", f"from byte {window.position} on: this is outside of the array")

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fmscale.data.ingest.formats import Bad, Document, Piece
+from fmscale.data.ingest.formats import Bad, FilePart, RawDocument
 from fmscale.data.ingest.formats.arrow_footer import check_whole, rows_of_batches
 from fmscale.errors import DataError
 
@@ -34,7 +34,7 @@ BINARY = {
 """Types of the same layout without the promise of UTF-8."""
 
 
-def read(file: BinaryIO, piece: Piece) -> Iterator[Document | Bad]:
+def read(file: BinaryIO, piece: FilePart) -> Iterator[RawDocument | Bad]:
     """The text in the column of each row; spans are row numbers of the file.
 
     Piece i of n has the row groups, or record batches, from i·k/n to (i+1)·k/n of k. An Arrow stream cannot
@@ -56,7 +56,7 @@ def read(file: BinaryIO, piece: Piece) -> Iterator[Document | Bad]:
         yield Bad("broken", f"from row {row} on: {str(error)[:200]}")
 
 
-def _parquet(file: BinaryIO, piece: Piece) -> Iterator[tuple[int, Any]]:
+def _parquet(file: BinaryIO, piece: FilePart) -> Iterator[tuple[int, Any]]:
     """Row number of the first row, and column, of each batch of the piece."""
     parquet = pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
     _check_column(parquet.schema_arrow, piece)
@@ -86,7 +86,7 @@ def _check_rows(metadata: Any, rows: list[int], field: str) -> None:
                 raise ValueError("the footer says other numbers of values than of rows")
 
 
-def _arrow(file: BinaryIO, piece: Piece) -> Iterator[tuple[int, Any]]:
+def _arrow(file: BinaryIO, piece: FilePart) -> Iterator[tuple[int, Any]]:
     begin = file.read(len(ARROW_MAGIC))
     file.seek(0)
     if begin == ARROW_MAGIC:
@@ -120,7 +120,7 @@ def _check_ended(file: BinaryIO, mark: bytes) -> None:
         raise ValueError("the stream has no mark at its end: it may be cut")
 
 
-def _share(piece: Piece, parts: int) -> tuple[int, int]:
+def _share(piece: FilePart, parts: int) -> tuple[int, int]:
     return parts * piece.index // piece.of, parts * (piece.index + 1) // piece.of
 
 
@@ -147,18 +147,18 @@ def _binary(column: Any) -> Any:
     return binary
 
 
-def _documents(column: Any, row: int) -> Iterator[Document | Bad]:
+def _documents(column: Any, row: int) -> Iterator[RawDocument | Bad]:
     for number, data in enumerate(column.to_pylist(), row):
         if data is None:
             yield Bad("empty", f"row {number}")
             continue
         try:
-            yield Document(data.decode(), number, number + 1)
+            yield RawDocument(data.decode(), number, number + 1)
         except UnicodeDecodeError:
             yield Bad("undecodable", f"row {number}")
 
 
-def _check_column(schema: Any, piece: Piece) -> None:
+def _check_column(schema: Any, piece: FilePart) -> None:
     """Raise DataError unless the field's path leads to text."""
     fields = list(schema)
     kind: Any = None

@@ -4,13 +4,13 @@ import json
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from fmscale.data.ingest.formats import Bad, Document, Piece
+from fmscale.data.ingest.formats import Bad, FilePart, RawDocument
 from fmscale.data.ingest.formats.streams import BROKEN_STREAM, uncompressed
 
 BOM = b"\xef\xbb\xbf"
 
 
-def read(file: BinaryIO, piece: Piece) -> Iterator[Document | Bad]:
+def read(file: BinaryIO, piece: FilePart) -> Iterator[RawDocument | Bad]:
     """The text in each line's field. A line belongs to the piece in which its first byte lies; its span is in
     bytes of the uncompressed file. Blank lines are nothing.
     """
@@ -34,7 +34,7 @@ def read(file: BinaryIO, piece: Piece) -> Iterator[Document | Bad]:
             return
         found = _parse(line.removeprefix(BOM) if position == 0 else line, path, position)
         if isinstance(found, str):
-            yield Document(found, position, position + len(line))
+            yield RawDocument(found, position, position + len(line))
         elif found:
             yield found
         position += len(line)

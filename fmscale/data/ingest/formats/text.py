@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from fmscale.data.ingest.formats import Bad, Document, Piece
+from fmscale.data.ingest.formats import Bad, FilePart, RawDocument
 from fmscale.data.ingest.formats.streams import BROKEN_STREAM, uncompressed
 
 BINARY_BYTES = 8000
 """A NUL among the first 8000 bytes makes a file binary, as in git (buffer_is_binary of xdiff-interface.c)."""
 
 
-def read(file: BinaryIO, piece: Piece) -> Iterator[Document | Bad]:
+def read(file: BinaryIO, piece: FilePart) -> Iterator[RawDocument | Bad]:
     """The file's text, without a byte order mark; its span is all of the file."""
     try:
         data = uncompressed(file, piece.source).read()
@@ -25,4 +25,4 @@ def read(file: BinaryIO, piece: Piece) -> Iterator[Document | Bad]:
     except UnicodeDecodeError as error:
         yield Bad("undecodable", f"byte {error.start}")
         return
-    yield Document(text, 0, len(data))
+    yield RawDocument(text, 0, len(data))
