@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from fmscale.checkpoint.format.manifest import Manifest, decode
+from fmscale.checkpoint.format.manifest import CheckpointManifest, decode
 from fmscale.checkpoint.format.names import KIND, run_log
 from fmscale.checkpoint.format.seal import check_version
 from fmscale.checkpoint.persist.retention import verified
@@ -70,7 +70,7 @@ def pick(found: list[Found], which: int | str, where: str) -> list[Found]:
     )
 
 
-def load_manifest(backend: Backend, found: Found) -> Manifest:
+def load_manifest(backend: Backend, found: Found) -> CheckpointManifest:
     """The checkpoint's manifest, checked. Raises ObjectNotFound, CorruptData, FormatError, StoreError."""
     check_version(found.body["format_version"], f"checkpoint {found.entry}")
     manifest = found.body["manifest"]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fmscale.checkpoint.catalog import Found, load_manifest, newest, parse_address
-from fmscale.checkpoint.format.manifest import Manifest, Tensor
+from fmscale.checkpoint.format.manifest import CheckpointManifest, Tensor
 from fmscale.checkpoint.format.piece import elements
 from fmscale.checkpoint.read.reader import Reader
 from fmscale.checkpoint.read.restore import into
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Checkpoint:
     """Read-only. Tensors are read when they are asked for, and every chunk is checked."""
 
-    def __init__(self, backend: Backend, run: str, found: Found, manifest: Manifest) -> None:
+    def __init__(self, backend: Backend, run: str, found: Found, manifest: CheckpointManifest) -> None:
         self.backend = backend
         self.run = run
         self.found = found

@@ -16,7 +16,7 @@ from fmscale.checkpoint.format.names import checkpoint_folder
 from fmscale.checkpoint.format.piece import Piece
 from fmscale.checkpoint.persist.client import LAST_EVENTS, ProcessWriter, SaveWriter, ThreadWriter
 from fmscale.checkpoint.persist.job import SaveJob, SaveSettings
-from fmscale.checkpoint.snapshot.snapshot import Slot
+from fmscale.checkpoint.snapshot.snapshot import SnapshotSlot
 from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.errors import ConfigError
 from fmscale.runtime.metrics import Metrics
@@ -65,7 +65,7 @@ class _Save:
     """A save under way."""
 
     step: int
-    slot: Slot | None
+    slot: SnapshotSlot | None
     begin: float
     blocking: float = 0.0
     snapshot: float = 0.0
@@ -118,7 +118,7 @@ class Saver:
         self._reports: deque[SaveReport] = deque()
         self._saves: dict[int, _Save] = {}
         self._open: set[int] = set()
-        self._slots = [Slot(number) for number in range(config.buffers)]
+        self._slots = [SnapshotSlot(number) for number in range(config.buffers)]
         self._number = 0
         self._repeats: dict[int, int] = {}
         self._copying: _Save | None = None
@@ -243,7 +243,7 @@ class Saver:
             slot.release()
         return self.poll()
 
-    def _free_slot(self, wait: bool) -> Slot | None:
+    def _free_slot(self, wait: bool) -> SnapshotSlot | None:
         """A snapshot that is not being written any more, marked as taken."""
         with self._changed:
             if wait:
@@ -258,7 +258,7 @@ class Saver:
         """Let the other ranks know that this one has nothing to write for the save."""
         self._writer.submit(replace(job, refused=reason), None)
 
-    def _hand_over(self, save: _Save, slot: Slot, job: SaveJob) -> None:
+    def _hand_over(self, save: _Save, slot: SnapshotSlot, job: SaveJob) -> None:
         """In a thread: give the job to the writer, and complete the copy, which it writes meanwhile."""
         submitted = False
         try:

@@ -24,7 +24,7 @@ class UnitDocuments:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Span:
+class DocumentSpan:
     """A piece of a document inside a row."""
 
     row: int
@@ -70,7 +70,7 @@ class Microbatch:
         return len(self.k)
 
     @cached_property
-    def spans(self) -> list[Span]:
+    def spans(self) -> list[DocumentSpan]:
         """Every piece of a document in the batch, row by row, in order."""
         spans = []
         length = self.tokens.shape[1]
@@ -85,7 +85,7 @@ class Microbatch:
                     continue
                 document = (0, 0) if unit.ids is None else (int(unit.ids[index, 0]), int(unit.ids[index, 1]))
                 spans.append(
-                    Span(
+                    DocumentSpan(
                         row=row,
                         start=position - start,
                         stop=end - start,

@@ -26,7 +26,7 @@ from fmscale.data.plan.order_log import OrderLog, replay
 from fmscale.data.plan.plan import Plan
 from fmscale.data.reading.arena import Arena
 from fmscale.data.reading.buffers import BufferPool
-from fmscale.data.reading.planner import HORIZON_STEPS, MAX_STEPS, Block, DamagedRows, Planner
+from fmscale.data.reading.planner import HORIZON_STEPS, MAX_STEPS, DamagedRows, Planner, UnitBlock
 from fmscale.data.reading.prefetch import Ahead
 from fmscale.data.reading.readers import Readers
 from fmscale.errors import ConfigError, DataError
@@ -166,7 +166,7 @@ class Loader:
             yield from self._deliver(block)
             self._arena.release(block.number)
 
-    def _next_block(self) -> Block:
+    def _next_block(self) -> UnitBlock:
         started = time.perf_counter()
         while True:
             if self._ahead is None:
@@ -198,7 +198,7 @@ class Loader:
         )
         return Ahead(planner, prefetch=self._prefetch, pool=pool)
 
-    def _deliver(self, block: Block) -> Iterator[Microbatch]:
+    def _deliver(self, block: UnitBlock) -> Iterator[Microbatch]:
         rows, narrow = self._arena.rows, self._buffers.narrow(block.gather.shape[1])
         assignment, ahead = block.assignment, self._ahead
         assert ahead is not None

@@ -6,7 +6,7 @@ from itertools import groupby, pairwise
 
 import torch
 
-from fmscale.data.batch import Microbatch, Span
+from fmscale.data.batch import DocumentSpan, Microbatch
 from fmscale.objectives.inputs import Inputs
 
 
@@ -67,7 +67,7 @@ def received(batch: Microbatch, rows: Inputs) -> Microbatch:
     return out
 
 
-def _cut(spans: list[Span], starts: list[int]) -> list[Span]:
+def _cut(spans: list[DocumentSpan], starts: list[int]) -> list[DocumentSpan]:
     """A row's spans cut anew at `starts`."""
     begun, end = [span.start for span in spans], spans[-1].stop
     out = []

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmscale.data.batch import Microbatch, Span, UnitDocuments
+from fmscale.data.batch import DocumentSpan, Microbatch, UnitDocuments
 
 
 @dataclass(frozen=True)
@@ -111,11 +111,11 @@ def test_a_row_that_begins_inside_a_document_says_how_far_in() -> None:
     stream = make_stream([10, 1, 1, 4])
     batch = make_batch([(unit_of(stream, 3, 15), 0), (unit_of(stream, 3, 15), 6)], 6)
     assert batch.spans == [
-        Span(row=0, start=0, stop=6, document=name(0), offset=3),
-        Span(row=1, start=0, stop=1, document=name(0), offset=9),
-        Span(row=1, start=1, stop=2, document=name(1), offset=0),
-        Span(row=1, start=2, stop=3, document=name(2), offset=0),
-        Span(row=1, start=3, stop=6, document=name(3), offset=0),
+        DocumentSpan(row=0, start=0, stop=6, document=name(0), offset=3),
+        DocumentSpan(row=1, start=0, stop=1, document=name(0), offset=9),
+        DocumentSpan(row=1, start=1, stop=2, document=name(1), offset=0),
+        DocumentSpan(row=1, start=2, stop=3, document=name(2), offset=0),
+        DocumentSpan(row=1, start=3, stop=6, document=name(3), offset=0),
     ]
     assert batch.cu_seqlens.tolist() == [0, 6, 7, 8, 9, 12]
     assert batch.positions.tolist() == [[0, 1, 2, 3, 4, 5], [0, 0, 0, 0, 1, 2]]

@@ -23,7 +23,12 @@ def train_with_late_copies(rank: int, size: int, path: str, overrides: tuple[str
 
     go = threading.Event()
     held: dict[int, Any] = {}
-    copy, fence, save, step = snapshot.copy_block, snapshot.Slot.fence, Saver.save, DeepSpeedEngine.step
+    copy, fence, save, step = (
+        snapshot.copy_block,
+        snapshot.SnapshotSlot.fence,
+        Saver.save,
+        DeepSpeedEngine.step,
+    )
 
     def late_copy(*args: Any) -> None:
         assert go.wait(60)
@@ -45,7 +50,7 @@ def train_with_late_copies(rank: int, size: int, path: str, overrides: tuple[str
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(snapshot, "copy_block", late_copy)
-        patch.setattr(snapshot.Slot, "fence", fenced)
+        patch.setattr(snapshot.SnapshotSlot, "fence", fenced)
         patch.setattr(Saver, "save", saved)
         patch.setattr(DeepSpeedEngine, "step", stepped)
         train_here(rank, size, path, overrides)

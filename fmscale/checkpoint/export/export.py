@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from fmscale.checkpoint.checkpoint import Checkpoint
-from fmscale.checkpoint.format.layout import Range, shortest_header
+from fmscale.checkpoint.format.layout import FileRange, shortest_header
 from fmscale.checkpoint.format.manifest import Tensor
 from fmscale.checkpoint.format.piece import DTYPES, elements
 from fmscale.errors import ConfigError
@@ -124,9 +124,9 @@ def _write(checkpoint: Checkpoint, path: Path, tensors: Sequence[Exported], prog
     return path
 
 
-def _whole(one: Exported) -> Range:
+def _whole(one: Exported) -> FileRange:
     shape = one.source.shape
-    return Range(name=one.name, state="", dtype=one.dtype, shape=shape, start=0, count=elements(shape))
+    return FileRange(name=one.name, state="", dtype=one.dtype, shape=shape, start=0, count=elements(shape))
 
 
 def _converted(one: Tensor, dtype: str | None) -> str:

@@ -21,7 +21,7 @@ FILE_BYTES = 2 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
-class Range:
+class FileRange:
     """A piece without its memory: what of a logical tensor, and of which type."""
 
     name: str
@@ -68,12 +68,12 @@ class FileImage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class FileLayout:
     """Pieces in file order, where each lies in the memory, and the files they make."""
 
     order: tuple[int, ...]
     """Position in the layout -> number of the piece as it was given."""
-    ranges: tuple[Range, ...]
+    ranges: tuple[FileRange, ...]
     """Pieces in file order."""
     offsets: tuple[int, ...]
     """Where each piece's bytes begin in the memory."""
@@ -83,7 +83,7 @@ class Layout:
     """Size of the memory, whole pages."""
 
 
-def plan_layout(ranges: Sequence[Range], file_bytes: int = FILE_BYTES) -> Layout:
+def plan_layout(ranges: Sequence[FileRange], file_bytes: int = FILE_BYTES) -> FileLayout:
     """Sort pieces and cut them into files. A piece is never split: one larger than `file_bytes` has its own."""
     order = sorted(
         range(len(ranges)), key=lambda i: (-DTYPES[ranges[i].dtype][1], ranges[i].state, ranges[i].dtype, i)
@@ -104,7 +104,7 @@ def plan_layout(ranges: Sequence[Range], file_bytes: int = FILE_BYTES) -> Layout
             offsets.append(at)
             at += one.nbytes
         first, begin = stop, pages(at)
-    return Layout(
+    return FileLayout(
         order=tuple(order),
         ranges=tuple(placed),
         offsets=tuple(offsets),
@@ -113,14 +113,14 @@ def plan_layout(ranges: Sequence[Range], file_bytes: int = FILE_BYTES) -> Layout
     )
 
 
-def header(ranges: Iterable[Range], header_bytes: int) -> bytes:
+def header(ranges: Iterable[FileRange], header_bytes: int) -> bytes:
     """Length prefix and header of a file that holds these pieces, padded to `header_bytes`."""
     text = _header_json(ranges)
     assert 8 + len(text) <= header_bytes, (len(text), header_bytes)
     return (header_bytes - 8).to_bytes(8, "little") + text.ljust(header_bytes - 8)
 
 
-def shortest_header(ranges: Sequence[Range]) -> bytes:
+def shortest_header(ranges: Sequence[FileRange]) -> bytes:
     """As `header`, padded to 8 bytes only: for files that others read."""
     return header(ranges, 8 + -(-len(_header_json(ranges)) // 8) * 8)
 
@@ -130,7 +130,7 @@ def pages(size: int) -> int:
     return -(-size // PAGE) * PAGE
 
 
-def _header_json(ranges: Iterable[Range]) -> bytes:
+def _header_json(ranges: Iterable[FileRange]) -> bytes:
     tensors: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
     for one in ranges:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from fmscale.checkpoint.format.layout import Range
+from fmscale.checkpoint.format.layout import FileRange
 from fmscale.checkpoint.format.names import FORMAT_VERSION
 from fmscale.checkpoint.format.piece import DTYPES, elements
 from fmscale.checkpoint.format.seal import Seal, StoredFile, check_version
@@ -50,7 +50,7 @@ class Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segment:
+class Extent:
     """Bytes of a file that hold a run of a tensor's elements."""
 
     file: int
@@ -63,7 +63,7 @@ class Segment:
     """Elements."""
 
 
-class Manifest:
+class CheckpointManifest:
     """All pieces of a checkpoint."""
 
     def __init__(self, head: dict[str, Any], columns: dict[str, np.ndarray], digests: Sequence[str]) -> None:
@@ -89,7 +89,7 @@ class Manifest:
         """Bytes of all tensors."""
         return sum(one.nbytes for one in self.tensors)
 
-    def segments(self, tensor: int, start: int, count: int) -> Iterator[Segment]:
+    def segments(self, tensor: int, start: int, count: int) -> Iterator[Extent]:
         """Where elements [start, start + count) of a tensor are, in order."""
         first, stop = int(self._rows[tensor]), int(self._rows[tensor + 1])
         starts, counts = self.columns["start"], self.columns["count"]
@@ -99,13 +99,13 @@ class Manifest:
             skip = start - int(starts[row])
             taken = min(count, int(counts[row]) - skip)
             offset = int(self.columns["offset"][row]) + skip * size
-            yield Segment(file=int(self.columns["file"][row]), offset=offset, start=start, count=taken)
+            yield Extent(file=int(self.columns["file"][row]), offset=offset, start=start, count=taken)
             start, count, row = start + taken, count - taken, row + 1
 
 
-def merge(seals: Sequence[Seal]) -> Manifest:
+def merge(seals: Sequence[Seal]) -> CheckpointManifest:
     """One manifest of all ranks' seals. Raises FmscaleError where they do not hold each element exactly once."""
-    tensors: dict[tuple[str, str], Range] = {}
+    tensors: dict[tuple[str, str], FileRange] = {}
     files: dict[str, StoredFile] = {}
     rows: list[tuple[tuple[str, str], int, int, str, int, str]] = []
     for seal in seals:
@@ -140,12 +140,12 @@ def merge(seals: Sequence[Seal]) -> Manifest:
         "tensors": [[one.name, one.state, one.dtype, list(one.shape)] for one in tensors.values()],
         "files": [[files[key].key, files[key].bytes, files[key].sums] for key in sorted(files)],
     }
-    manifest = Manifest(head, columns, [row[5] for row in rows])
+    manifest = CheckpointManifest(head, columns, [row[5] for row in rows])
     check_tiling(manifest)
     return manifest
 
 
-def check_tiling(manifest: Manifest) -> None:
+def check_tiling(manifest: CheckpointManifest) -> None:
     """Raise FmscaleError unless the pieces of each tensor follow one another without gap or overlap."""
     starts, counts, tensor = (manifest.columns[name] for name in ("start", "count", "tensor"))
     ends = starts + counts
@@ -167,7 +167,7 @@ def check_tiling(manifest: Manifest) -> None:
         )
 
 
-def encode(manifest: Manifest) -> bytes:
+def encode(manifest: CheckpointManifest) -> bytes:
     """The manifest as an Arrow IPC file."""
     head = {
         "format_version": FORMAT_VERSION,
@@ -188,7 +188,7 @@ def encode(manifest: Manifest) -> bytes:
     return bytes(sink.getvalue())
 
 
-def decode(data: bytes, digest: str, where: str) -> Manifest:
+def decode(data: bytes, digest: str, where: str) -> CheckpointManifest:
     """The manifest in the bytes of the object `where`. Raises CorruptData unless they have the digest, FormatError."""
     found = metadata_digest(data)
     if found != digest:
@@ -200,4 +200,4 @@ def decode(data: bytes, digest: str, where: str) -> Manifest:
     check_version(head["format_version"], where)
     columns = {name: table.column(name).to_numpy() for name in COLUMNS}
     digests = [one.hex() if one else "" for one in table.column("digest").to_pylist()]
-    return Manifest(head, columns, digests)
+    return CheckpointManifest(head, columns, digests)

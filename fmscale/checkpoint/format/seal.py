@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fmscale.checkpoint.format.layout import Range
+from fmscale.checkpoint.format.layout import FileRange
 from fmscale.checkpoint.format.names import FORMAT_VERSION
 from fmscale.errors import CorruptData, FormatError
 from fmscale.store.digest import canonical_json
@@ -27,7 +27,7 @@ class StoredFile:
 class Placed:
     """A piece on the store."""
 
-    range: Range
+    range: FileRange
     """What of which tensor."""
     file: int
     """Which of the seal's files."""
@@ -107,7 +107,7 @@ def decode_seal(data: bytes, where: str) -> Seal:
     pieces = []
     for tensor, start, count, file, offset, digest in zip(*(columns[n] for n in names), strict=True):
         name, state, dtype, shape = tensors[tensor]
-        one = Range(name=name, state=state, dtype=dtype, shape=shape, start=start, count=count)
+        one = FileRange(name=name, state=state, dtype=dtype, shape=shape, start=start, count=count)
         pieces.append(Placed(range=one, file=file, offset=offset, digest=digest))
     return Seal(
         step=fields["step"],
@@ -133,5 +133,5 @@ def check_version(version: object, where: str) -> None:
         )
 
 
-def _tensor(one: Range) -> tuple[Any, ...]:
+def _tensor(one: FileRange) -> tuple[Any, ...]:
     return (one.name, one.state, one.dtype, one.shape)

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
-from fmscale.checkpoint.format.layout import FileImage, Range
+from fmscale.checkpoint.format.layout import FileImage, FileRange
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class SaveJob:
     """What belongs to this rank."""
     memory: int = -1
     """Which memory has the snapshot."""
-    ranges: tuple[Range, ...] = ()
+    ranges: tuple[FileRange, ...] = ()
     """Pieces in file order."""
     offsets: tuple[int, ...] = ()
     """Where each lies in the memory."""
@@ -79,7 +79,7 @@ _FIELDS = (
     "sealed",
 )
 
-Layouts = tuple[tuple[Range, ...], tuple[int, ...], tuple[FileImage, ...]]
+Layouts = tuple[tuple[FileRange, ...], tuple[int, ...], tuple[FileImage, ...]]
 
 
 def encode_job(job: SaveJob) -> bytes:
@@ -136,6 +136,6 @@ def _decoded_layout(data: bytes) -> Layouts:
     ranges = []
     for tensor, start, count, _ in fields["pieces"]:
         name, state, dtype, shape = tensors[tensor]
-        ranges.append(Range(name=name, state=state, dtype=dtype, shape=shape, start=start, count=count))
+        ranges.append(FileRange(name=name, state=state, dtype=dtype, shape=shape, start=start, count=count))
     offsets = tuple(piece[3] for piece in fields["pieces"])
     return tuple(ranges), offsets, tuple(FileImage(**file) for file in fields["files"])

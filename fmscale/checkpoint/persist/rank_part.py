@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import xxhash
 
-from fmscale.checkpoint.format.layout import FileImage, Range, header
+from fmscale.checkpoint.format.layout import FileImage, FileRange, header
 from fmscale.checkpoint.format.names import SUMS, alive_key, data_key, refused_key, seal_key
 from fmscale.checkpoint.format.seal import Placed, Seal, StoredFile, decode_seal, encode_seal
 from fmscale.checkpoint.persist.file_writer import publish_unsynced, store_stream
@@ -23,7 +23,7 @@ SMALLEST_REFERENCE = 64 << 10
 STEP_BYTES = 4 << 20
 """Digested, and passed on to be written, at once."""
 
-Known = Mapping[Range, tuple[StoredFile, Placed]]
+Known = Mapping[FileRange, tuple[StoredFile, Placed]]
 """The pieces of the last committed checkpoint, by what they are a range of."""
 
 
@@ -134,7 +134,7 @@ def _fill(
     same digest.
     """
     hashed = settings.digests and settings.incremental
-    fresh: list[Range] = []
+    fresh: list[FileRange] = []
     final = 0
     for i in range(image.first, image.stop):
         one, at = job.ranges[i], job.offsets[i]

@@ -3,15 +3,15 @@
 import json
 from collections.abc import Iterable, Sequence
 
-from fmscale.checkpoint.format.layout import Range
-from fmscale.checkpoint.format.manifest import Manifest
+from fmscale.checkpoint.format.layout import FileRange
+from fmscale.checkpoint.format.manifest import CheckpointManifest
 from fmscale.errors import ConfigError
 
 SHOWN = 5
 """Tensors named of each kind of difference; the rest is counted."""
 
 
-def differences(manifest: Manifest, asked: Iterable[Range]) -> str:
+def differences(manifest: CheckpointManifest, asked: Iterable[FileRange]) -> str:
     """What this rank and others exchange: which tensors it asks for that the checkpoint has not or has in
     another shape, and which of the checkpoint's it asks for. JSON.
     """
@@ -40,7 +40,9 @@ def differences(manifest: Manifest, asked: Iterable[Range]) -> str:
     )
 
 
-def refuse_other_model(manifest: Manifest, answers: Sequence[str], where: str, *, partial: bool) -> None:
+def refuse_other_model(
+    manifest: CheckpointManifest, answers: Sequence[str], where: str, *, partial: bool
+) -> None:
     """Raise ConfigError, on every rank alike, unless the ranks ask for what the checkpoint has. With `partial`
     they need not ask for all of it. States are named only where the tensor's others do not differ in the same way.
     """

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fmscale.checkpoint.format.manifest import Manifest
+from fmscale.checkpoint.format.manifest import CheckpointManifest
 from fmscale.checkpoint.format.names import SUMS
 from fmscale.errors import CorruptData
 from fmscale.store.backends.protocol import Backend
@@ -52,7 +52,7 @@ class Totals:
 class Reader:
     """Checked reads from one checkpoint; safe across threads."""
 
-    def __init__(self, backend: Backend, manifest: Manifest) -> None:
+    def __init__(self, backend: Backend, manifest: CheckpointManifest) -> None:
         self.manifest = manifest
         self.totals = Totals()
         self.checked: dict[int, np.ndarray] = {}

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from fmscale.checkpoint.catalog import Found, list_checkpoints, load_manifest, pick
-from fmscale.checkpoint.format.manifest import Manifest
+from fmscale.checkpoint.format.manifest import CheckpointManifest
 from fmscale.checkpoint.format.piece import Piece
 from fmscale.checkpoint.read.agree import Ranks
 from fmscale.checkpoint.read.compatibility import differences, refuse_other_model
@@ -138,7 +138,7 @@ def _runs(checked: dict[int, np.ndarray]) -> dict[int, list[list[int]]]:
     return found
 
 
-def _all_checked(manifest: Manifest, answers: Sequence[str]) -> bool:
+def _all_checked(manifest: CheckpointManifest, answers: Sequence[str]) -> bool:
     """Whether all ranks' runs together cover every chunk of every file."""
     sizes = [-(-file.bytes // CHUNK_BYTES) for file in manifest.files]
     seen = [np.zeros(size, dtype=bool) for size in sizes]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fmscale.checkpoint.catalog import Found, load_manifest
-from fmscale.checkpoint.format.manifest import Manifest
+from fmscale.checkpoint.format.manifest import CheckpointManifest
 from fmscale.checkpoint.format.names import SUMS
 from fmscale.checkpoint.read.agree import DAMAGE
 from fmscale.checkpoint.read.reader import SPAN_BYTES, Reader
@@ -51,7 +51,11 @@ def size_of(backend: Backend, found: Found) -> int:
 
 
 def _verify_file(
-    backend: Backend, manifest: Manifest, reader: Reader, number: int, progress: Callable[[int], None]
+    backend: Backend,
+    manifest: CheckpointManifest,
+    reader: Reader,
+    number: int,
+    progress: Callable[[int], None],
 ) -> list[Problem]:
     file = manifest.files[number]
     try:

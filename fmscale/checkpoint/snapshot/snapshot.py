@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fmscale.checkpoint.format.layout import Layout, Range, plan_layout
+from fmscale.checkpoint.format.layout import FileLayout, FileRange, plan_layout
 from fmscale.checkpoint.format.piece import DTYPES, Piece
 from fmscale.checkpoint.snapshot.copy_progress import EVERYTHING
 from fmscale.checkpoint.snapshot.memory import SharedMemory
@@ -45,14 +45,14 @@ class Copy:
         return self.source.numpy()
 
 
-class Slot:
+class SnapshotSlot:
     """One snapshot's memory, with the plan of what is copied where; both are kept from save to save."""
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.busy = False
         self.memory: SharedMemory | None = None
-        self.layout: Layout | None = None
+        self.layout: FileLayout | None = None
         self._key: tuple[Any, ...] | None = None
         self._copies: list[Copy] = []
         self._pieces: Sequence[Piece] = ()
@@ -61,7 +61,7 @@ class Slot:
         self._done: list[Any] = []
         self._registered = False
 
-    def prepare(self, pieces: Sequence[Piece]) -> Layout:
+    def prepare(self, pieces: Sequence[Piece]) -> FileLayout:
         """Plan for these pieces, or take the plan of the last time if they are the same, and have memory.
 
         Raises ConfigError for a piece that is none, OSError or MemoryError where there is no memory.
@@ -153,7 +153,7 @@ def copy_block(target: Tensor, copy: Copy) -> None:
     np.copyto(target.numpy()[copy.offset : end], copy.host)
 
 
-def checked(piece: Piece) -> Range:
+def checked(piece: Piece) -> FileRange:
     """The piece's range. Raises ConfigError for a piece that cannot be saved or restored."""
     problem = ""
     if piece.dtype not in DTYPES or f"torch.{piece.dtype}" != str(piece.tensor.dtype):
@@ -167,7 +167,7 @@ def checked(piece: Piece) -> Range:
             f"the piece of {piece.name} ({piece.state}) {problem}",
             remedy="Pieces are contiguous 1-D views of elements [start, start + numel) of their tensor.",
         )
-    return Range(
+    return FileRange(
         name=piece.name,
         state=piece.state,
         dtype=piece.dtype,
@@ -177,7 +177,7 @@ def checked(piece: Piece) -> Range:
     )
 
 
-def _merged(pieces: Sequence[Piece], layout: Layout) -> list[Copy]:
+def _merged(pieces: Sequence[Piece], layout: FileLayout) -> list[Copy]:
     """Copies in file order; those that go on where the one before ends, on both sides, are one."""
     found: list[Copy] = []
     for place, number in enumerate(layout.order):

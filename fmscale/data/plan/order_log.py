@@ -11,7 +11,7 @@ from typing import Any
 from fmscale.data.plan.bans import Ban
 from fmscale.data.plan.plan import Plan, Source, Stage, stage_json
 from fmscale.data.views.mask import find_documents
-from fmscale.data.views.placement import open_layout
+from fmscale.data.views.placement import open_placement
 from fmscale.data.views.view import View
 from fmscale.errors import Conflict, DataError, FormatError
 from fmscale.store.datasets.dataset import Dataset
@@ -81,7 +81,7 @@ class OrderLog:
         for number, source in enumerate(self.plan.sources):
             if source.view.dataset == dataset.name:
                 found = find_documents(dataset, split=source.view.split, ids=wanted, partial=True)
-                rows = open_layout(dataset, source.view).rows_of(found)
+                rows = open_placement(dataset, source.view).rows_of(found)
                 if rows:
                     self.ban(number, rows, from_k, reason)
                     recorded = True

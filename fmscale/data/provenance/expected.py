@@ -10,7 +10,7 @@ import xxhash
 
 from fmscale.data.plan.plan import Plan
 from fmscale.data.provenance.delivery import SCHEMA
-from fmscale.data.views.placement import open_layout
+from fmscale.data.views.placement import open_placement
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import open_dataset
 from fmscale.store.segments.tokens import open_segment, read_documents, read_tokens
@@ -25,7 +25,7 @@ class Planned:
         self._backend = backend
         self._plan = plan
         self._layouts = [
-            open_layout(open_dataset(backend, source.view.dataset), source.view) for source in plan.sources
+            open_placement(open_dataset(backend, source.view.dataset), source.view) for source in plan.sources
         ]
         self._documents = lru_cache(64)(self._read_documents)
 

@@ -13,7 +13,7 @@ import numpy as np
 from fmscale.data.plan.batch_schedule import BatchSchedule
 from fmscale.data.plan.plan import Plan
 from fmscale.data.views.mask import Documents, document_id, find_documents
-from fmscale.data.views.placement import Layout, open_layout
+from fmscale.data.views.placement import Placement, open_placement
 from fmscale.errors import DataError
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import open_dataset
@@ -47,12 +47,12 @@ def trace_step(backend: Backend, plan: Plan, batches: BatchSchedule, step: int) 
     if step < 0:
         raise DataError("steps count from 0", found=step, remedy="Give 0 or more.")
     samples = plan.samples(np.arange(batches.kappa(step), batches.kappa(step + 1), dtype=np.uint64))
-    layouts: dict[int, Layout] = {}
+    layouts: dict[int, Placement] = {}
     found = []
     for k, source, row in zip(samples.k.tolist(), samples.source.tolist(), samples.row.tolist(), strict=True):
         view = plan.sources[source].view
         if source not in layouts:
-            layouts[source] = open_layout(open_dataset(backend, view.dataset), view)
+            layouts[source] = open_placement(open_dataset(backend, view.dataset), view)
         for document in _documents_of(backend, layouts[source], row):
             found.append(Traced(step=step, k=k, dataset=view.dataset, row=row, **document))
     return found
@@ -71,7 +71,7 @@ def trace_document(
     for number, source in enumerate(plan.sources):
         view = source.view
         dataset = open_dataset(backend, view.dataset)
-        layout = open_layout(dataset, view)
+        layout = open_placement(dataset, view)
         try:
             documents = find_documents(dataset, ids=[wanted], commits=view.commits, split=view.split)
         except DataError as error:
@@ -90,7 +90,7 @@ def trace_document(
     return sorted(found, key=lambda traced: traced.k)
 
 
-def _documents_of(backend: Backend, layout: Layout, row: int) -> Iterator[dict[str, Any]]:
+def _documents_of(backend: Backend, layout: Placement, row: int) -> Iterator[dict[str, Any]]:
     """Documents that a row holds tokens of, in order."""
     commit, pieces = layout.row_pieces(row)
     manifest = layout.manifests[commit]
@@ -105,7 +105,7 @@ def _documents_of(backend: Backend, layout: Layout, row: int) -> Iterator[dict[s
             yield _entry(entry)
 
 
-def _described(backend: Backend, layout: Layout, one: Documents) -> dict[str, Any]:
+def _described(backend: Backend, layout: Placement, one: Documents) -> dict[str, Any]:
     """Source and span of a document that was found."""
     commit = layout.view.commits.index(int(one.commit[0]))
     manifest = layout.manifests[commit]

@@ -57,7 +57,7 @@ class DamagedRows(Exception):
 
 
 @dataclass(slots=True, kw_only=True)
-class Block:
+class UnitBlock:
     """A planned run of steps and the unit reads that it waits for."""
 
     number: int
@@ -133,7 +133,7 @@ class Planner:
         self._units_read, self._read_seconds = 0, 0.0
         self._blocks = self._planned(k)
 
-    def __iter__(self) -> Iterator[Block]:
+    def __iter__(self) -> Iterator[UnitBlock]:
         return self._blocks
 
     @property
@@ -146,7 +146,7 @@ class Planner:
         self._stopped = True
         self._arena.release(self._arena.consumed)
 
-    def _planned(self, k: int) -> Iterator[Block]:
+    def _planned(self, k: int) -> Iterator[UnitBlock]:
         """Blocks from sample k on; ends when closed."""
         steps = 1
         for number in itertools.count():
@@ -161,7 +161,7 @@ class Planner:
             k = int(block.assignment.after[-1])
             steps = min(2 * steps, self._most)
 
-    def _plan_block(self, number: int, k: int, steps: int) -> tuple[Block | None, int]:
+    def _plan_block(self, number: int, k: int, steps: int) -> tuple[UnitBlock | None, int]:
         """The block of at most `steps` steps from sample k whose units fit into a third of the arena, so that
         the one being consumed, the one waiting and the one being read fit together.
         """
@@ -260,14 +260,14 @@ class Planner:
             self._ahead = ahead
         return ahead.part(first, first + steps)
 
-    def _gathered(self, number: int, assignment: Assignment, units: UnitUses) -> Block:
+    def _gathered(self, number: int, assignment: Assignment, units: UnitUses) -> UnitBlock:
         """The block with the arena row of every row."""
         slots = [self._arena.slots[key] for key in units.keys]
         bases = np.array([slot.number * self._arena.rows_per_slot for slot in slots], dtype=np.int64)
         gather = np.zeros(assignment.k.shape, dtype=np.int64)
         gather[units.real] = bases[units.inverse] + units.offset
         row_tokens = self._arena.rows.shape[1]
-        return Block(
+        return UnitBlock(
             number=number,
             plan=self.plan,
             assignment=assignment,

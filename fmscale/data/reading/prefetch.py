@@ -13,7 +13,7 @@ import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
-from fmscale.data.reading.planner import HORIZON_STEPS, MAX_STEPS, Block, Planner
+from fmscale.data.reading.planner import HORIZON_STEPS, MAX_STEPS, Planner, UnitBlock
 
 MOST_BLOCKS = HORIZON_STEPS // MAX_STEPS - 1
 """Blocks ready at most: with the one in use they stay within the horizon."""
@@ -32,7 +32,7 @@ class Ahead:
         """When the consumer went away with a batch (time.perf_counter); inf while it is here."""
         self._planner = planner
         self._pool = pool
-        self._ready: deque[Block] = deque()
+        self._ready: deque[UnitBlock] = deque()
         self._changed = threading.Condition()
         self._planning = threading.Lock()
         self._error: BaseException | None = None
@@ -42,7 +42,7 @@ class Ahead:
             self._thread = threading.Thread(target=self._run, name="fmscale-plan", daemon=True)
             self._thread.start()
 
-    def take(self) -> Block:
+    def take(self) -> UnitBlock:
         """The next block, its rows in the arena. Raises what planning or reading raised."""
         self.away_since = math.inf
         if self._thread is not None and self._planner.waits:

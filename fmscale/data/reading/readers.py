@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from fmscale.data.plan.plan import Plan
 from fmscale.data.reading.unit_reader import UnitReader
-from fmscale.data.views.placement import open_layout
+from fmscale.data.views.placement import open_placement
 from fmscale.errors import ConfigError
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import Dataset, open_dataset
@@ -45,6 +45,6 @@ class Readers:
                         remedy=f"All sources of a run have {(first.sequence_length, first.dtype)}.",
                     )
                 dataset = self._datasets.get(view.dataset) or open_dataset(self.backend, view.dataset)
-                layout = open_layout(dataset, view)
+                layout = open_placement(dataset, view)
                 self._readers[view.digest] = UnitReader(layout, self.fetcher, document_ids=self.document_ids)
             return self._readers[view.digest]

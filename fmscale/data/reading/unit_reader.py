@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fmscale.data.batch import UnitDocuments
-from fmscale.data.views.placement import Layout, Piece
+from fmscale.data.views.placement import Placement, TokenSpan
 from fmscale.errors import CorruptData, ObjectNotFound
 from fmscale.store.segments.array import ArrayLayout
 from fmscale.store.segments.tokens import ObjectRef, TokenSegment, open_segment
@@ -54,7 +54,7 @@ class _Documents:
 class UnitReader:
     """Reads units of one view; used from many threads."""
 
-    def __init__(self, layout: Layout, fetcher: Fetcher, *, document_ids: bool = False) -> None:
+    def __init__(self, layout: Placement, fetcher: Fetcher, *, document_ids: bool = False) -> None:
         """`document_ids`: read the documents' stable ids too."""
         self.layout = layout
         self.view = layout.view
@@ -155,7 +155,7 @@ class UnitReader:
     def _read_tokens(
         self,
         segment: TokenSegment,
-        piece: Piece,
+        piece: TokenSpan,
         out: np.ndarray,
         at: int,
         damaged: list[tuple[int, int, CorruptChunk]],
@@ -214,7 +214,7 @@ class UnitReader:
             except CorruptChunk as error:
                 lost(at + start - low, at + stop - low, error)
 
-    def _read_documents(self, segment: TokenSegment, piece: Piece, at: int, found: _Documents) -> None:
+    def _read_documents(self, segment: TokenSegment, piece: TokenSpan, at: int, found: _Documents) -> None:
         """Ends of the documents in the piece, in the unit's positions; of the last one, the piece's end."""
         stop = piece.start + piece.count
         inner = segment.arrays["tokens"].layout.inner

@@ -8,7 +8,7 @@ from fmscale.data.order.feistel import U64
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class Range:
     """Tokens that follow one another in a commit."""
 
     start: int
@@ -17,7 +17,7 @@ class Span:
     """Number of tokens."""
 
 
-class Kept:
+class KeptRanges:
     """The kept tokens of one split of one commit: all but some spans.
 
     Memory and search time grow with the number of spans alone. A token has a position (among all tokens of
@@ -39,16 +39,16 @@ class Kept:
         self.tokens = tokens - (int(self._masked[-1]) if len(groups) else 0)
         """Kept tokens."""
 
-    def spans(self, start: int, stop: int) -> list[Span]:
+    def spans(self, start: int, stop: int) -> list[Range]:
         """Where the kept tokens with kept positions [start, stop) lie: spans in order."""
         if not len(self._places):
-            return [Span(start, stop - start)]
+            return [Range(start, stop - start)]
         span = int(np.searchsorted(self._places, np.uint64(start), side="right"))
-        out: list[Span] = []
+        out: list[Range] = []
         while start < stop:
             skipped = int(self._masked[span - 1]) if span else 0
             end = min(stop, int(self._places[span])) if span < len(self._places) else stop
-            out.append(Span(start + skipped, end - start))
+            out.append(Range(start + skipped, end - start))
             start, span = end, span + 1
         return out
 

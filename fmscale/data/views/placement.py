@@ -16,7 +16,7 @@ from fmscale.store.datasets.manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class TokenSpan:
     """Tokens that follow one another in one segment."""
 
     segment: int
@@ -27,7 +27,7 @@ class Piece:
     """Number of tokens."""
 
 
-class Layout:
+class Placement:
     """Finds the tokens of units and rows of one view; safe across threads."""
 
     def __init__(self, view: View, manifests: Sequence[Manifest | None], masks: Sequence[Mask] = ()) -> None:
@@ -42,13 +42,13 @@ class Layout:
         # 8,192 of them are 1 MB: the units that follow in a window mostly lie in other segments.
         self._tokens = lru_cache(8192)(self._segment_tokens)
 
-    def pieces(self, unit: int) -> tuple[int, list[Piece]]:
+    def pieces(self, unit: int) -> tuple[int, list[TokenSpan]]:
         """(index into the view's commits, pieces in order) of a unit's tokens: its rows one after another."""
         length = self.view.sequence_length
         commit, row, count = self.view.units.span(unit)
         return commit, self._pieces(commit, row * length, (row + count) * length)
 
-    def row_pieces(self, row: int) -> tuple[int, list[Piece]]:
+    def row_pieces(self, row: int) -> tuple[int, list[TokenSpan]]:
         """(index into the view's commits, pieces in order) of one row's tokens."""
         units, length = self.view.units, self.view.sequence_length
         unit, offset = units.unit_of(np.array([row], dtype=np.uint64))
@@ -77,17 +77,17 @@ class Layout:
             ranges += [(first + int(a), first + int(b)) for a, b in zip(low, high, strict=True) if a < b]
         return merged(ranges)
 
-    def _pieces(self, commit: int, start: int, stop: int) -> list[Piece]:
+    def _pieces(self, commit: int, start: int, stop: int) -> list[TokenSpan]:
         manifest = self.manifests[commit]
         assert manifest is not None
-        out: list[Piece] = []
+        out: list[TokenSpan] = []
         for span in self._kept[commit].spans(start, stop):
             count = span.count
             segment, offset = manifest.place(span.start)
             while count:
                 take = min(count, self._tokens(commit, segment) - offset)
                 if take:
-                    out.append(Piece(segment, offset, take))
+                    out.append(TokenSpan(segment, offset, take))
                 count, segment, offset = count - take, segment + 1, 0
         return out
 
@@ -97,14 +97,14 @@ class Layout:
         return manifest.row(segment).tokens
 
 
-def open_layout(dataset: Dataset, view: View) -> Layout:
+def open_placement(dataset: Dataset, view: View) -> Placement:
     """The layout of a view of the dataset. Raises DataError if its commits are not there any more, and
     CorruptData for a damaged mask.
     """
     commits = view_commits(dataset, view)
     masks = [load_mask(dataset.backend, dataset.name, digest) for digest in view.masks]
     manifests = [commit.manifests.get(view.split) for commit in commits]
-    return Layout(view, manifests, masks)
+    return Placement(view, manifests, masks)
 
 
 def merged(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -11,7 +11,7 @@ import numpy as np
 from fmscale.data.order.order import ORDER_VERSION
 from fmscale.data.order.units import Units
 from fmscale.data.views.mask import Mask, load_mask
-from fmscale.data.views.mask_spans import Kept
+from fmscale.data.views.mask_spans import KeptRanges
 from fmscale.errors import DataError, FormatError
 from fmscale.store.datasets.commit import Commit
 from fmscale.store.datasets.dataset import Dataset
@@ -199,7 +199,7 @@ def _manifest_digest(commit: Commit, split: str) -> str:
     return str(recorded["digest"]) if recorded else ""
 
 
-def kept_tokens(tokens: int, commit: int, split: str, masks: Sequence[Mask]) -> Kept:
+def kept_tokens(tokens: int, commit: int, split: str, masks: Sequence[Mask]) -> KeptRanges:
     """The kept tokens of a commit. Reads nothing."""
     starts: list[np.ndarray] = [np.empty(0, dtype=np.uint64)]
     stops: list[np.ndarray] = [np.empty(0, dtype=np.uint64)]
@@ -210,4 +210,4 @@ def kept_tokens(tokens: int, commit: int, split: str, masks: Sequence[Mask]) -> 
         here = slice(*np.searchsorted(documents.commit, [commit, commit + 1]).tolist())
         starts.append(documents.position[here])
         stops.append(documents.position[here] + documents.stop[here] - documents.start[here])
-    return Kept(tokens, np.concatenate(starts), np.concatenate(stops))
+    return KeptRanges(tokens, np.concatenate(starts), np.concatenate(stops))

@@ -30,7 +30,7 @@ from fmscale.store.tiers.cache_file import (
     PRESENT,
     RESERVED,
     CacheFile,
-    Layout,
+    CacheLayout,
     Object,
     cannot_punch,
     consecutive,
@@ -305,7 +305,8 @@ class NodeCache:
                 return file
         try:
             file = self._open(
-                f"{self._root}/{ref.digest[:2]}/{name}", Layout(bytes=ref.bytes, chunk_bytes=ref.chunk_bytes)
+                f"{self._root}/{ref.digest[:2]}/{name}",
+                CacheLayout(bytes=ref.bytes, chunk_bytes=ref.chunk_bytes),
             )
         except OSError as error:
             self._warn(error)
@@ -316,7 +317,7 @@ class NodeCache:
                 del self._files[next(iter(self._files))]
         return file
 
-    def _open(self, path: str, layout: Layout) -> CacheFile:
+    def _open(self, path: str, layout: CacheLayout) -> CacheFile:
         with suppress(FileNotFoundError, ValueError):
             return CacheFile(path, layout)
         with self._accounting():

@@ -58,7 +58,7 @@ class Object(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class CacheLayout:
     """Where things lie in a cache file."""
 
     bytes: int
@@ -90,7 +90,7 @@ class Layout:
 class CacheFile:
     """An open cache file. Writing its states needs the locks that `cache` takes; reading needs none."""
 
-    def __init__(self, path: str, layout: Layout | None = None) -> None:
+    def __init__(self, path: str, layout: CacheLayout | None = None) -> None:
         """Open the file. Raises OSError if it is not there, ValueError if it is not of this form or, where
         `layout` is given, for another object.
         """
@@ -100,7 +100,7 @@ class CacheFile:
         if len(header) < HEADER_BYTES or header[:8] != MAGIC:
             raise ValueError(path)
         _, _, size, chunk_bytes = HEADER.unpack(header[: HEADER.size])
-        self.layout = Layout(bytes=size, chunk_bytes=chunk_bytes)
+        self.layout = CacheLayout(bytes=size, chunk_bytes=chunk_bytes)
         if layout not in (None, self.layout) or os.fstat(self._descriptor).st_size != self.layout.total:
             raise ValueError(path)
         self._words, self._data = self.layout.words, self.layout.data
@@ -176,7 +176,7 @@ class CacheFile:
         return os.fstat(self._descriptor).st_blocks * 512
 
 
-def create(path: str, layout: Layout) -> None:
+def create(path: str, layout: CacheLayout) -> None:
     """Make an empty cache file. Raises OSError. A half-made one is seen as such by CacheFile."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)

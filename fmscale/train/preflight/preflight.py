@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from fmscale.checkpoint.catalog import load_manifest, newest
-from fmscale.checkpoint.format.layout import Range
-from fmscale.checkpoint.format.manifest import Manifest
+from fmscale.checkpoint.format.layout import FileRange
+from fmscale.checkpoint.format.manifest import CheckpointManifest
 from fmscale.checkpoint.read.compatibility import differences, refuse_other_model
 from fmscale.config import Config, derive_batch
 from fmscale.data.open import SourceSpec, make_sources, require_recorded
@@ -269,12 +269,12 @@ def _begin(config: Config, backend: Backend, recorded: bool, vocab_size: int | N
     return f"from {'a fork of ' if resume.fork else ''}checkpoint {resume.run}@{found.step}"
 
 
-def _check_model(config: Config, manifest: Manifest, vocab_size: int, where: str) -> None:
+def _check_model(config: Config, manifest: CheckpointManifest, vocab_size: int, where: str) -> None:
     """Raise ConfigError if the checkpoint is of another model. The model is built without memory."""
     with torch.device("meta"):
         model = build(config.model, vocab_size=vocab_size)
     wanted = [
-        Range(name=name, state=state, dtype="float32", shape=tuple(p.shape), start=0, count=p.numel())
+        FileRange(name=name, state=state, dtype="float32", shape=tuple(p.shape), start=0, count=p.numel())
         for name, p in model.named_parameters()
         for state in ("weight", *MOMENTS)
     ]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from fmscale.checkpoint.format.layout import PAGE, Range, header, plan_layout
+from fmscale.checkpoint.format.layout import PAGE, FileRange, header, plan_layout
 from fmscale.checkpoint.format.manifest import decode, encode, merge
 from fmscale.checkpoint.format.piece import DTYPES
 from fmscale.checkpoint.format.seal import Placed, Seal, StoredFile, decode_seal, encode_seal
@@ -47,7 +47,7 @@ def test_files_open_with_safetensors_and_hold_the_pieces(tmp_path: Path, in_thre
 )
 def test_a_layout_has_every_piece_aligned_and_none_twice(parts, file_bytes) -> None:
     ranges = [
-        Range(name=f"t{i}", state="weight", dtype=dtype, shape=(count,), start=0, count=count)
+        FileRange(name=f"t{i}", state="weight", dtype=dtype, shape=(count,), start=0, count=count)
         for i, (dtype, count) in enumerate(parts)
     ]
     layout = plan_layout(ranges, file_bytes)
@@ -72,7 +72,9 @@ def test_a_layout_has_every_piece_aligned_and_none_twice(parts, file_bytes) -> N
 def sealed(rank: int, pieces: list[tuple[str, int, int]], shape: tuple[int, ...] = (10,)) -> Seal:
     placed = tuple(
         Placed(
-            range=Range(name=name, state="weight", dtype="float32", shape=shape, start=start, count=count),
+            range=FileRange(
+                name=name, state="weight", dtype="float32", shape=shape, start=start, count=count
+            ),
             file=0,
             offset=4096 + 4 * start,
             digest="",

@@ -8,7 +8,7 @@ from typing import cast
 import pytest
 
 from fmscale.data.reading import prefetch
-from fmscale.data.reading.planner import Block, Planner
+from fmscale.data.reading.planner import Planner, UnitBlock
 from fmscale.data.reading.prefetch import MOST_BLOCKS, Ahead
 
 PATIENCE = 20.0
@@ -24,13 +24,13 @@ class Blocks:
         self.closed = False
         self._blocks = self._make()
 
-    def __iter__(self) -> Iterator[Block]:
+    def __iter__(self) -> Iterator[UnitBlock]:
         return self._blocks
 
     def close(self) -> None:
         self.closed = True
 
-    def _make(self) -> Iterator[Block]:
+    def _make(self) -> Iterator[UnitBlock]:
         while not self.closed:
             if len(self.makers) == self.fails_at:
                 raise ValueError("no block")
@@ -38,8 +38,8 @@ class Blocks:
             yield _block(len(self.makers) - 1)
 
 
-def _block(number: int) -> Block:
-    block = object.__new__(Block)
+def _block(number: int) -> UnitBlock:
+    block = object.__new__(UnitBlock)
     block.number, block.reads, block.slots = number, [], []
     return block
 

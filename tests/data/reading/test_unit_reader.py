@@ -10,7 +10,7 @@ from fmscale.data.batch import UnitDocuments
 from fmscale.data.reading import unit_reader
 from fmscale.data.reading.unit_reader import UnitReader
 from fmscale.data.views.mask import find_documents, make_mask
-from fmscale.data.views.placement import Layout, open_layout
+from fmscale.data.views.placement import Placement, open_placement
 from fmscale.data.views.view import make_view
 from fmscale.errors import StoreUnavailable
 from fmscale.store.backends.protocol import Backend
@@ -74,7 +74,7 @@ class Expected:
     """Every token of a view with its document, made by joining the stored documents."""
 
     def __init__(
-        self, content: list[list[list[Document]]], layout: Layout, masked: Sequence[bytes] = ()
+        self, content: list[list[list[Document]]], layout: Placement, masked: Sequence[bytes] = ()
     ) -> None:
         self.tokens, self.document, self.offset, self.segment = [], [], [], []
         self.ids: list[bytes] = []
@@ -97,7 +97,7 @@ class Expected:
             for out, part in zip((self.tokens, self.document, self.offset, self.segment), parts, strict=True):
                 out.append(np.concatenate(part)[:cut])
 
-    def unit(self, layout: Layout, unit: int) -> tuple[int, slice]:
+    def unit(self, layout: Placement, unit: int) -> tuple[int, slice]:
         """Commit and place in its tokens of a unit: b rows each, the commit's last one fewer."""
         per_unit = layout.view.rows_per_unit
         for commit, rows in enumerate(layout.view.rows):
@@ -109,7 +109,7 @@ class Expected:
         raise AssertionError("no such unit")
 
 
-def total_units(layout: Layout) -> int:
+def total_units(layout: Placement) -> int:
     return sum(-(-rows // layout.view.rows_per_unit) for rows in layout.view.rows)
 
 
@@ -128,7 +128,7 @@ def check_documents(expected: Expected, commit: int, place: slice, found: UnitDo
         assert found.ids is None
 
 
-def slot(layout: Layout, dtype: str = "uint16") -> np.ndarray:
+def slot(layout: Placement, dtype: str = "uint16") -> np.ndarray:
     return np.full(layout.view.rows_per_unit * T + 5, 12345, dtype=dtype)
 
 
@@ -151,7 +151,7 @@ def test_every_unit_holds_the_stored_tokens_and_documents(
     out = masked_ids(content) if masked else []
     masks = [make_mask(dataset, find_documents(dataset, ids=out))] if masked else []
     view = make_view(dataset, sequence_length=T, rows_per_unit=rows_per_unit, masks=masks)
-    layout = open_layout(dataset, view)
+    layout = open_placement(dataset, view)
     expected = Expected(content, layout, out)
     reader = UnitReader(layout, Fetcher(memory), document_ids=ids)
     assert (reader._whole is None) == (not whole)
@@ -172,7 +172,7 @@ def test_every_unit_holds_the_stored_tokens_and_documents(
 def test_wide_tokens(memory_store: Backend) -> None:
     content = store_content(memory_store, "uint32")
     dataset = open_dataset(memory_store, "corpus")
-    layout = open_layout(dataset, make_view(dataset, sequence_length=T, rows_per_unit=LARGE_UNIT))
+    layout = open_placement(dataset, make_view(dataset, sequence_length=T, rows_per_unit=LARGE_UNIT))
     expected = Expected(content, layout)
     reader = UnitReader(layout, Fetcher(memory_store), document_ids=True)
     for unit in range(total_units(layout)):
@@ -185,7 +185,7 @@ def test_wide_tokens(memory_store: Backend) -> None:
 
 def test_many_threads_read_the_same_units(memory: Backend, content: list[list[list[Document]]]) -> None:
     dataset = open_dataset(memory, "corpus")
-    layout = open_layout(dataset, make_view(dataset, sequence_length=T, rows_per_unit=LARGE_UNIT))
+    layout = open_placement(dataset, make_view(dataset, sequence_length=T, rows_per_unit=LARGE_UNIT))
     expected = Expected(content, layout)
     reader = UnitReader(layout, Fetcher(memory), document_ids=True)
 
@@ -206,7 +206,7 @@ def test_a_rank_of_a_local_store_holds_no_large_document_arrays(
     content = store_content(local_store)
     monkeypatch.setattr(unit_reader, "WHOLE_DOCUMENT_BYTES_LOCAL", 4096)
     dataset = open_dataset(local_store, "corpus")
-    layout = open_layout(dataset, make_view(dataset, sequence_length=T, rows_per_unit=SMALL_UNIT))
+    layout = open_placement(dataset, make_view(dataset, sequence_length=T, rows_per_unit=SMALL_UNIT))
     expected = Expected(content, layout)
     told: list[str] = []
     monkeypatch.setattr(local_store, "advise", lambda key, start, length: told.append(key))
@@ -224,7 +224,7 @@ def damaged_store(memory_store: Backend) -> tuple[Backend, list[list[list[Docume
     return memory_store, store_content(memory_store)
 
 
-def segment_prefix(layout: Layout, commit: int, segment: int) -> str:
+def segment_prefix(layout: Placement, commit: int, segment: int) -> str:
     manifest = layout.manifests[commit]
     assert manifest is not None
     return manifest.segment(segment)[0]
@@ -246,7 +246,7 @@ def test_a_damaged_chunk_costs_exactly_its_tokens(
 ) -> None:
     store, content = damaged_store
     dataset = open_dataset(store, "corpus")
-    layout = open_layout(dataset, make_view(dataset, sequence_length=T, rows_per_unit=rows_per_unit))
+    layout = open_placement(dataset, make_view(dataset, sequence_length=T, rows_per_unit=rows_per_unit))
     expected = Expected(content, layout)
     key = f"{segment_prefix(layout, commit, segment)}/tokens/c/{shard}"
     flip(store, key, chunk * TOKEN_CHUNK_BYTES + 77)
@@ -284,7 +284,7 @@ def test_without_its_document_arrays_a_segment_is_lost_and_the_rest_of_the_unit_
 ) -> None:
     store, content = damaged_store
     dataset = open_dataset(store, "corpus")
-    layout = open_layout(dataset, make_view(dataset, sequence_length=T, rows_per_unit=LARGE_UNIT))
+    layout = open_placement(dataset, make_view(dataset, sequence_length=T, rows_per_unit=LARGE_UNIT))
     expected = Expected(content, layout)
     key = f"{segment_prefix(layout, 0, 1)}/{what}"
     flip(store, key, 9)
@@ -316,7 +316,7 @@ def test_a_store_that_does_not_answer_is_no_damage(
     memory: Backend, content: list[list[list[Document]]]
 ) -> None:
     dataset = open_dataset(memory, "corpus")
-    layout = open_layout(dataset, make_view(dataset, sequence_length=T, rows_per_unit=LARGE_UNIT))
+    layout = open_placement(dataset, make_view(dataset, sequence_length=T, rows_per_unit=LARGE_UNIT))
     faulty = FaultyBackend(memory)
     reader = UnitReader(layout, Fetcher(faulty))
     into = slot(layout)

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmscale.data.views.mask import find_documents, load_mask, make_mask
-from fmscale.data.views.mask_spans import Kept
-from fmscale.data.views.placement import Layout, open_layout
+from fmscale.data.views.mask_spans import KeptRanges
+from fmscale.data.views.placement import Placement, open_placement
 from fmscale.data.views.view import View, make_view
 from fmscale.errors import DataError, FormatError
 from fmscale.store.backends.protocol import Backend
@@ -41,7 +41,7 @@ def kept_tokens(units: Sequence[Sequence[Document]], masked: set[bytes]) -> np.n
     return np.concatenate([d.tokens for docs in units for d in docs if d.id not in masked] or [np.empty(0)])
 
 
-def read_unit(dataset: Dataset, layout: Layout, unit: int) -> np.ndarray:
+def read_unit(dataset: Dataset, layout: Placement, unit: int) -> np.ndarray:
     index, pieces = layout.pieces(unit)
     commit = dataset.commit(layout.view.commits[index])
     parts = []
@@ -53,7 +53,7 @@ def read_unit(dataset: Dataset, layout: Layout, unit: int) -> np.ndarray:
 
 def check_rows(dataset: Dataset, view: View, expected: list[np.ndarray]) -> None:
     """Units hold the rows of each commit one after another, cut from its kept tokens."""
-    layout = open_layout(dataset, view)
+    layout = open_placement(dataset, view)
     assert view.tokens == tuple(len(tokens) for tokens in expected)
     assert view.rows == tuple(len(tokens) // T for tokens in expected)
     assert view.dropped_tokens == tuple(len(tokens) % T for tokens in expected)
@@ -100,7 +100,7 @@ def test_rows_that_hold_a_document(corpus: tuple[Dataset, list[list[list[Documen
     dataset, content = corpus
     masked = content[0][0][1].id
     mask = make_mask(dataset, find_documents(dataset, ids=[masked]))
-    layout = open_layout(dataset, make_view(dataset, sequence_length=T, rows_per_unit=3, masks=[mask]))
+    layout = open_placement(dataset, make_view(dataset, sequence_length=T, rows_per_unit=3, masks=[mask]))
     first = 0
     for units in content:
         kept = [d for docs in units for d in docs if d.id != masked]
@@ -174,7 +174,7 @@ def test_views_that_cannot_be(corpus: tuple[Dataset, list[list[list[Document]]]]
 def test_a_view_knows_its_own_commits(corpus: tuple[Dataset, list[list[list[Document]]]]) -> None:
     view = make_view(corpus[0], sequence_length=T)
     with pytest.raises(DataError, match="not the one"):
-        open_layout(corpus[0], replace(view, manifests=("0" * 32, *view.manifests[1:])))
+        open_placement(corpus[0], replace(view, manifests=("0" * 32, *view.manifests[1:])))
 
 
 @settings(max_examples=200, deadline=None)
@@ -183,7 +183,7 @@ def test_kept_tokens_against_counting(spans: list[tuple[int, int]], data: st.Dat
     total = 64
     pairs = [(a, min(a + n, total)) for a, n in spans]
     columns = np.array(pairs, dtype=np.uint64).reshape(-1, 2)
-    kept = Kept(total, columns[:, 0], columns[:, 1])
+    kept = KeptRanges(total, columns[:, 0], columns[:, 1])
     left = [i for i in range(total) if not any(a <= i < b for a, b in pairs)]
     assert kept.tokens == len(left)
     start = data.draw(st.integers(0, len(left)))
