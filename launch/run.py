@@ -26,7 +26,7 @@ Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ended:
+class RankEnd:
     """How a launcher ended."""
 
     status: int
@@ -35,7 +35,7 @@ class Ended:
     """Whether this process was told to stop before."""
 
 
-def run_plan(plan: Launch, program: str, folder: Path, tell: Tell) -> Ended:
+def run_plan(plan: Launch, program: str, folder: Path, tell: Tell) -> RankEnd:
     """Start the plan and wait for its end.
 
     `program` is what the ranks run; `folder` is the run's, whose error.json of an earlier attempt goes. The first
@@ -63,7 +63,7 @@ def run_plan(plan: Launch, program: str, folder: Path, tell: Tell) -> Ended:
             if stops == 1 and process.poll() is None:
                 _ask(plan, process, program, first=received is not None)
     status = process.returncode
-    return Ended(status=status if status >= 0 else 128 - status, stopped=stops > 0)
+    return RankEnd(status=status if status >= 0 else 128 - status, stopped=stops > 0)
 
 
 def _heard_of_parent(number: int) -> None:

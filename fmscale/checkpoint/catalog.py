@@ -15,7 +15,7 @@ from fmscale.store.log.runs import require_run
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class CheckpointEntry:
     """A checkpoint in the log."""
 
     entry: int
@@ -40,14 +40,14 @@ class Found:
     """The whole entry."""
 
 
-def list_checkpoints(backend: Backend, run: str, state: State | None = None) -> list[Found]:
+def list_checkpoints(backend: Backend, run: str, state: State | None = None) -> list[CheckpointEntry]:
     """All live checkpoints of a run, oldest first. Raises StoreError."""
     state = replay(run_log(backend, run), state)
     marked = verified(state)
     return [_found(entry, marked) for entry in state.live.values() if entry.kind == KIND]
 
 
-def pick(found: list[Found], which: int | str, where: str) -> list[Found]:
+def pick(found: list[CheckpointEntry], which: int | str, where: str) -> list[CheckpointEntry]:
     """Candidates for a restore, the first choice first: `auto` all of them, newest first; a step those of that
     step; `entryN` the one of log entry N. Raises ConfigError if `which` names none.
     """
@@ -70,7 +70,7 @@ def pick(found: list[Found], which: int | str, where: str) -> list[Found]:
     )
 
 
-def load_manifest(backend: Backend, found: Found) -> CheckpointManifest:
+def load_manifest(backend: Backend, found: CheckpointEntry) -> CheckpointManifest:
     """The checkpoint's manifest, checked. Raises ObjectNotFound, CorruptData, FormatError, StoreError."""
     check_version(found.body["format_version"], f"checkpoint {found.entry}")
     manifest = found.body["manifest"]
@@ -90,7 +90,7 @@ def parse_address(address: str) -> tuple[str, str, str]:
     return url, run, which or "auto"
 
 
-def newest(backend: Backend, run: str, which: int | str = "auto") -> Found:
+def newest(backend: Backend, run: str, which: int | str = "auto") -> CheckpointEntry:
     """The first choice of `pick`. Raises ConfigError, also where there is no such run; StoreError where it has none."""
     found = list_checkpoints(backend, run)
     if not found:
@@ -103,9 +103,9 @@ def newest(backend: Backend, run: str, which: int | str = "auto") -> Found:
     return pick(found, which, f"run {run}")[0]
 
 
-def _found(entry: Entry, marked: set[int]) -> Found:
+def _found(entry: Entry, marked: set[int]) -> CheckpointEntry:
     body = entry.body
-    return Found(
+    return CheckpointEntry(
         entry=entry.number,
         step=body["step"],
         epoch=body["epoch"],

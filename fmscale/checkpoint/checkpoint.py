@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fmscale.checkpoint.catalog import Found, load_manifest, newest, parse_address
+from fmscale.checkpoint.catalog import CheckpointEntry, load_manifest, newest, parse_address
 from fmscale.checkpoint.format.manifest import CheckpointManifest, Tensor
 from fmscale.checkpoint.format.piece import elements
 from fmscale.checkpoint.read.reader import Reader
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 class Checkpoint:
     """Read-only. Tensors are read when they are asked for, and every chunk is checked."""
 
-    def __init__(self, backend: Backend, run: str, found: Found, manifest: CheckpointManifest) -> None:
+    def __init__(
+        self, backend: Backend, run: str, found: CheckpointEntry, manifest: CheckpointManifest
+    ) -> None:
         self.backend = backend
         self.run = run
         self.found = found

@@ -12,7 +12,7 @@ from fmscale.cli.output import JsonOption, example, human_bytes, print_json, pro
 from fmscale.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fmscale.checkpoint.catalog import Found
+    from fmscale.checkpoint.catalog import CheckpointEntry
     from fmscale.checkpoint.checkpoint import Checkpoint
 
 DAMAGED = 1
@@ -189,7 +189,7 @@ def _theirs(opened: "Checkpoint", address: str) -> _Theirs:
     )
 
 
-def _row(found: "Found", json: bool) -> dict[str, Any]:
+def _row(found: "CheckpointEntry", json: bool) -> dict[str, Any]:
     """A checkpoint as a line of a table, or as JSON."""
     when = found.time if json else datetime.fromtimestamp(found.time, UTC).strftime("%Y-%m-%d %H:%M:%S")
     return {

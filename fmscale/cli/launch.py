@@ -15,7 +15,7 @@ from fmscale.errors import ConfigError, FormatError
 if TYPE_CHECKING:
     from fmscale.config import Config, LaunchConfig
     from fmscale.launch.plan import LaunchRequest
-    from fmscale.launch.run import Ended
+    from fmscale.launch.run import RankEnd
 
 
 class Launcher(StrEnum):
@@ -183,7 +183,7 @@ def _check_batch(config: "Config", ranks: int) -> None:
     derive_batch(config.batch, ranks, place=config.place("batch"))
 
 
-def show_failure(folder: Path, ended: "Ended") -> None:
+def show_failure(folder: Path, ended: "RankEnd") -> None:
     """What the first rank to fail wrote, if it did."""
     from fmscale.runtime.failure import describe_failure, first_failure
 

@@ -27,7 +27,7 @@ from fmscale.data.plan.plan import Plan
 from fmscale.data.reading.arena import Arena
 from fmscale.data.reading.buffers import BufferPool
 from fmscale.data.reading.planner import HORIZON_STEPS, MAX_STEPS, DamagedRows, Planner, UnitBlock
-from fmscale.data.reading.prefetch import Ahead
+from fmscale.data.reading.prefetch import Prefetcher
 from fmscale.data.reading.readers import Readers
 from fmscale.errors import ConfigError, DataError
 
@@ -107,7 +107,7 @@ class Loader:
         local = readers.backend.local_path("local") is not None
         self._read_threads = (0 if local else REMOTE_READ_THREADS) if read_threads is None else read_threads
         self._prefetch = prefetch
-        self._ahead: Ahead | None = None
+        self._ahead: Prefetcher | None = None
         self._buffers = BufferPool(np.dtype(view.dtype), view.sequence_length)
         self._stream = self._batches()
 
@@ -182,7 +182,7 @@ class Loader:
             self.plan = block.plan
             return block
 
-    def _plan_ahead(self) -> Ahead:
+    def _plan_ahead(self) -> Prefetcher:
         threads = self._read_threads
         pool = ThreadPoolExecutor(threads, "fmscale-read") if threads else None
         planner = Planner(
@@ -196,7 +196,7 @@ class Loader:
             pool=pool,
             refresh=self._order_log.refresh if self._order_log else None,
         )
-        return Ahead(planner, prefetch=self._prefetch, pool=pool)
+        return Prefetcher(planner, prefetch=self._prefetch, pool=pool)
 
     def _deliver(self, block: UnitBlock) -> Iterator[Microbatch]:
         rows, narrow = self._arena.rows, self._buffers.narrow(block.gather.shape[1])

@@ -37,7 +37,7 @@ class Bits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Continued:
+class Continuation:
     """What the model went on with."""
 
     name: str
@@ -103,7 +103,7 @@ def measure(
     ]
 
 
-def complete(trained: TrainedModel, documents: Sequence[Document]) -> list[Continued]:
+def complete(trained: TrainedModel, documents: Sequence[Document]) -> list[Continuation]:
     """Completions of three prompts."""
     chosen = list(prompts(documents, trained.model.config.max_seq_len - NEW_TOKENS, trained.encode))
     made = generate(
@@ -114,7 +114,7 @@ def complete(trained: TrainedModel, documents: Sequence[Document]) -> list[Conti
         eos=trained.eos,
     )
     return [
-        Continued(name=name, prompt=prompt, text=trained.tokenizer.decode(one.tokens))
+        Continuation(name=name, prompt=prompt, text=trained.tokenizer.decode(one.tokens))
         for (name, prompt), one in zip(chosen, made, strict=True)
     ]
 

@@ -11,9 +11,9 @@ from fmscale.checkpoint.catalog import list_checkpoints, load_manifest
 from fmscale.config import Config, derive_batch
 from fmscale.data.plan.order_log import OrderLog
 from fmscale.data.provenance.delivery import order_hash
-from fmscale.data.provenance.expected import Planned
+from fmscale.data.provenance.expected import ExpectedSample
 from fmscale.errors import DataError
-from fmscale.quickstart.heldout import Bits, Continued
+from fmscale.quickstart.heldout import Bits, Continuation
 from fmscale.quickstart.origin import machine, source, versions
 from fmscale.runtime.sinks.sinks import read_jsonl
 from fmscale.store.backends.protocol import Backend
@@ -49,7 +49,7 @@ def build_report(
     *,
     steps: int,
     documents: Sequence[Bits],
-    completions: Sequence[Continued],
+    completions: Sequence[Continuation],
     parameters: int,
     primed_bytes: int,
     warnings: Sequence[str],
@@ -283,7 +283,7 @@ def _order_hashes(config: Config, backend: Backend, history: History, steps: int
     """(planned, delivered): of what should have been delivered, read from the store alone, and of what was."""
     batch = derive_batch(config.batch, 1).global_batch
     plan = OrderLog(Log(backend, f"runs/{config.train.run}", RUN_KINDS)).plan
-    planned = order_hash(Planned(backend, plan).table(0, steps * batch))
+    planned = order_hash(ExpectedSample(backend, plan).table(0, steps * batch))
     if history.delivered is None:
         raise DataError(
             "the run has no delivery records, so what its model received is not known",

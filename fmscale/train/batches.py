@@ -1,6 +1,6 @@
 """How many rows each step of a run has, from what its checkpoints say."""
 
-from fmscale.checkpoint.catalog import Found, list_checkpoints, load_manifest
+from fmscale.checkpoint.catalog import CheckpointEntry, list_checkpoints, load_manifest
 from fmscale.config import BatchConfig, derive_batch
 from fmscale.data.plan.batch_schedule import BatchSchedule
 from fmscale.errors import ConfigError
@@ -47,7 +47,7 @@ def trained_samples(backend: Backend, run: str) -> range | None:
     return range(0 if resume in ("auto", "never") else max(stop - 1, 0), stop)
 
 
-def _stand(backend: Backend, found: Found) -> tuple[int, int, int]:
+def _stand(backend: Backend, found: CheckpointEntry) -> tuple[int, int, int]:
     """(steps taken, samples taken, rows of a step) at a checkpoint."""
     meta = load_manifest(backend, found).meta
     batch = derive_batch(BatchConfig(**meta["config"]["batch"]), meta["world_size"])

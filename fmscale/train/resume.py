@@ -8,7 +8,7 @@ from typing import Any
 from fmscale.checkpoint.catalog import list_checkpoints
 from fmscale.checkpoint.format.names import run_log
 from fmscale.checkpoint.persist.retention import mark_verified
-from fmscale.checkpoint.read.restore import Restored
+from fmscale.checkpoint.read.restore import RestoreResult
 from fmscale.checkpoint.read.restore import restore as read_checkpoint
 from fmscale.config import Config
 from fmscale.data.loader import Loader
@@ -123,7 +123,7 @@ def restore(
     return int(meta["step"])
 
 
-def _remember_verified(session: Session, resume: Resume, restored: Restored) -> None:
+def _remember_verified(session: Session, resume: Resume, restored: RestoreResult) -> None:
     """What the run goes on from is whole: retention keeps it until a newer one is known to be. Where that cannot be
     recorded training goes on all the same.
     """

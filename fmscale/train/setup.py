@@ -30,7 +30,7 @@ Show = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Assembled:
+class RunParts:
     """A run that has everything but its state."""
 
     loop: Loop
@@ -45,7 +45,7 @@ class Assembled:
 
 def assemble(
     session: Session, batch: BatchShape, steps: int, stack: ExitStack, show: Show, event: Show
-) -> Assembled:
+) -> RunParts:
     """Data, model, engine, journal and checkpoints of a run; `stack` closes them.
 
     Takes the run's lease. Raises ConfigError, DataError or StoreError.
@@ -113,7 +113,7 @@ def assemble(
         device=session.device,
         show=(lambda record: show({**record, "steps": steps})) if world.rank == 0 else lambda record: None,
     )
-    return Assembled(loop=loop, resume=resume, tokenizer=tokenizer.digest, tell=tell)
+    return RunParts(loop=loop, resume=resume, tokenizer=tokenizer.digest, tell=tell)
 
 
 def _opened(

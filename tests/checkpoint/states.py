@@ -13,7 +13,7 @@ import torch
 
 from fmscale.checkpoint.format.names import run_log
 from fmscale.checkpoint.format.piece import Piece, elements
-from fmscale.checkpoint.read.restore import Restored, restore
+from fmscale.checkpoint.read.restore import RestoreResult, restore
 from fmscale.checkpoint.saver import Saver, SaveReport
 from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.runtime.waits import HostWaits
@@ -184,19 +184,19 @@ class Fleet:
 
 def restore_in(
     url: str, ranks: int, *, tensors: Tensors = SMALL, seed: int | None = 1, **how: Any
-) -> tuple[list[Restored | None], list[list[Piece]]]:
+) -> tuple[list[RestoreResult | None], list[list[Piece]]]:
     """Restore on that many ranks, cut otherwise than they were saved; what each got, and its pieces."""
     store = torch.distributed.HashStore()
     pieces = [pieces_at(tensors, mine, None) for mine in cut(tensors, ranks, seed)]
 
-    def one(rank: int) -> Restored | None:
+    def one(rank: int) -> RestoreResult | None:
         waits = HostWaits(store, World(rank=rank, world_size=ranks)) if ranks > 1 else None
         return restore(open_store(url), RUN, pieces[rank], waits=waits, deadline=20.0, **how)
 
     return in_ranks(one, ranks), pieces
 
 
-def assert_restores(url: str, step: int, ranks: int = 2, **how: Any) -> list[Restored]:
+def assert_restores(url: str, step: int, ranks: int = 2, **how: Any) -> list[RestoreResult]:
     """Restoring gives exactly that step; what each rank got."""
     found, pieces = restore_in(url, ranks, **how)
     restored = [one for one in found if one is not None]

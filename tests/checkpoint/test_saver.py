@@ -193,7 +193,7 @@ def test_a_commit_that_is_retired_before_a_rank_hears_of_it_was_a_commit(
 ) -> None:
     """keep_last 1: rank 0 may commit the next save and retire this one between two looks of another rank."""
     from fmscale.checkpoint.format.names import run_log
-    from fmscale.checkpoint.persist.commit import Seen, await_outcome
+    from fmscale.checkpoint.persist.commit import RunState, await_outcome
     from tests.checkpoint.jobs import one_save, settings
 
     with Fleet(memory_store.url, ranks=1, config=CheckpointConfig(keep_last=1, grace_seconds=0.0)) as fleet:
@@ -202,5 +202,5 @@ def test_a_commit_that_is_retired_before_a_rank_hears_of_it_was_a_commit(
     assert [one.step for one in list_checkpoints(memory_store, RUN)] == [2]
     job = one_save(memory_store.url, 1, 1, SharedMemory(1 << 17), 0, False)
     log = run_log(memory_store, RUN)
-    entry = await_outcome(log, settings(memory_store.url, 1), job, Seen(), lambda: False)
+    entry = await_outcome(log, settings(memory_store.url, 1), job, RunState(), lambda: False)
     assert entry.number == first

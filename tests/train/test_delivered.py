@@ -12,7 +12,7 @@ import torch
 from fmscale.data.open import SourceSpec, make_sources, open_loader
 from fmscale.data.plan.plan import Plan, Stage
 from fmscale.data.provenance.delivery import DeliveryRecord, order_hash, read_records
-from fmscale.data.provenance.expected import Planned
+from fmscale.data.provenance.expected import ExpectedSample
 from fmscale.objectives.inputs import Inputs
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.open import open_store
@@ -34,7 +34,7 @@ def store() -> Backend:
 @pytest.fixture(scope="module")
 def planned(store: Backend) -> pa.Table:
     sources = make_sources(store, [SourceSpec(dataset="corpus")], sequence_length=T, seed=3)
-    return Planned(store, Plan([Stage(from_k=0, sources=tuple(sources))])).table(0, SAMPLES)
+    return ExpectedSample(store, Plan([Stage(from_k=0, sources=tuple(sources))])).table(0, SAMPLES)
 
 
 def recorded(store: Backend, path: Path, change: Change) -> pa.Table:

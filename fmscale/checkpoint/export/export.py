@@ -22,7 +22,7 @@ Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exported:
+class Export:
     """A tensor as it is written."""
 
     source: Tensor
@@ -70,13 +70,13 @@ def export(
         return export_dcp(checkpoint, folder, progress)
     if format == "safetensors":
         tensors = [
-            Exported(source=one, name=f"{one.state}/{one.name}", dtype=_converted(one, dtype))
+            Export(source=one, name=f"{one.state}/{one.name}", dtype=_converted(one, dtype))
             for one in checkpoint.manifest.tensors
         ]
         return [_write(checkpoint, folder / "checkpoint.safetensors", tensors, progress)]
     weights = [one for one in checkpoint.manifest.tensors if one.state == "weight"]
     tensors = [
-        Exported(source=one, name=_mapped(one.name, names), dtype=_converted(one, dtype)) for one in weights
+        Export(source=one, name=_mapped(one.name, names), dtype=_converted(one, dtype)) for one in weights
     ]
     written = _write_sharded(checkpoint, folder, tensors, shard_bytes, progress)
     if config is not None:
@@ -88,9 +88,9 @@ def export(
 
 
 def _write_sharded(
-    checkpoint: Checkpoint, folder: Path, tensors: Sequence[Exported], shard_bytes: int, progress: Progress
+    checkpoint: Checkpoint, folder: Path, tensors: Sequence[Export], shard_bytes: int, progress: Progress
 ) -> list[Path]:
-    shards: list[list[Exported]] = [[]]
+    shards: list[list[Export]] = [[]]
     for one in tensors:
         if shards[-1] and sum(other.nbytes for other in shards[-1]) + one.nbytes > shard_bytes:
             shards.append([])
@@ -106,7 +106,7 @@ def _write_sharded(
     return [*written, _write_json(folder / "model.safetensors.index.json", index)]
 
 
-def _write(checkpoint: Checkpoint, path: Path, tensors: Sequence[Exported], progress: Progress) -> Path:
+def _write(checkpoint: Checkpoint, path: Path, tensors: Sequence[Export], progress: Progress) -> Path:
     """One safetensors file; under its name once it is complete. Wider types first, as in the format module."""
     ordered = sorted(tensors, key=lambda one: -DTYPES[one.dtype][1])
     partial = path.with_name(f".{path.name}.partial")
@@ -124,7 +124,7 @@ def _write(checkpoint: Checkpoint, path: Path, tensors: Sequence[Exported], prog
     return path
 
 
-def _whole(one: Exported) -> FileRange:
+def _whole(one: Export) -> FileRange:
     shape = one.source.shape
     return FileRange(name=one.name, state="", dtype=one.dtype, shape=shape, start=0, count=elements(shape))
 

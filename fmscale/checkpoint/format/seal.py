@@ -24,7 +24,7 @@ class StoredFile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Placed:
+class StoredPiece:
     """A piece on the store."""
 
     range: FileRange
@@ -51,7 +51,7 @@ class Seal:
     """Of how many."""
     files: tuple[StoredFile, ...]
     """Files that hold the pieces."""
-    pieces: tuple[Placed, ...]
+    pieces: tuple[StoredPiece, ...]
     """The rank's pieces."""
     bytes: int
     """Bytes of tensors that were written for this checkpoint."""
@@ -108,7 +108,7 @@ def decode_seal(data: bytes, where: str) -> Seal:
     for tensor, start, count, file, offset, digest in zip(*(columns[n] for n in names), strict=True):
         name, state, dtype, shape = tensors[tensor]
         one = FileRange(name=name, state=state, dtype=dtype, shape=shape, start=start, count=count)
-        pieces.append(Placed(range=one, file=file, offset=offset, digest=digest))
+        pieces.append(StoredPiece(range=one, file=file, offset=offset, digest=digest))
     return Seal(
         step=fields["step"],
         folder=fields["folder"],

@@ -21,7 +21,7 @@ import fmscale
 from fmscale.checkpoint.persist.job import SaveJob, SaveSettings, encode_job
 from fmscale.checkpoint.persist.process import LARGEST_MESSAGE
 from fmscale.checkpoint.persist.worker import Worker
-from fmscale.checkpoint.snapshot.copy_progress import EVERYTHING, Copied
+from fmscale.checkpoint.snapshot.copy_progress import EVERYTHING, CopyProgress
 from fmscale.checkpoint.snapshot.memory import SharedMemory
 
 logger = logging.getLogger(__name__)
@@ -64,14 +64,14 @@ class ThreadWriter:
 
     def __init__(self, settings: SaveSettings, say: Say) -> None:
         self._worker = Worker(settings, say)
-        self._copies: dict[int, Copied] = {}
+        self._copies: dict[int, CopyProgress] = {}
 
     def submit(self, job: SaveJob, memory: SharedMemory | None) -> None:
         """As Writer's."""
         if memory is None:
             self._worker.submit(job, memoryview(b""))
             return
-        copied = self._copies[job.number] = Copied(0)
+        copied = self._copies[job.number] = CopyProgress(0)
         self._worker.submit(job, memory.view, copied)
 
     def copied(self, number: int, bytes: int, failed: str = "") -> None:

@@ -43,7 +43,7 @@ class _Already(Exception):
 
 
 @dataclass(kw_only=True)
-class Seen(State):
+class RunState(State):
     """What a run's log says, with the checkpoints that were retired since."""
 
     committed: dict[str, Entry] = field(default_factory=dict)
@@ -103,7 +103,7 @@ def gather(
     return [seals[rank] for rank in range(settings.world_size)]
 
 
-def commit_seals(log: Log, settings: SaveSettings, job: SaveJob, seals: list[Seal], state: Seen) -> Entry:
+def commit_seals(log: Log, settings: SaveSettings, job: SaveJob, seals: list[Seal], state: RunState) -> Entry:
     """Store the manifest and append the entry that makes the checkpoint exist; durable when this returns.
 
     If an earlier process of this rank did so already, that entry. Raises LeaseLost for a zombie, Conflict
@@ -152,7 +152,7 @@ def await_outcome(
     log: Log,
     settings: SaveSettings,
     job: SaveJob,
-    state: Seen,
+    state: RunState,
     stop: Callable[[], bool],
     alone: Callable[[], bool] = lambda: False,
 ) -> Entry:

@@ -17,7 +17,7 @@ from typing import Any
 
 from fmscale.checkpoint.persist.job import SaveSettings, decode_job
 from fmscale.checkpoint.persist.worker import Worker
-from fmscale.checkpoint.snapshot.copy_progress import EVERYTHING, Copied
+from fmscale.checkpoint.snapshot.copy_progress import EVERYTHING, CopyProgress
 from fmscale.checkpoint.snapshot.memory import SharedMemory
 from fmscale.runtime.stop import ignore_stop_signals
 
@@ -59,7 +59,7 @@ def main() -> None:
                 os._exit(1)
 
     memories: dict[int, SharedMemory] = {}
-    copies: dict[int, Copied] = {}
+    copies: dict[int, CopyProgress] = {}
     while True:
         try:
             data, descriptors, _, _ = socket.recv_fds(ours, LARGEST_MESSAGE, 1)
@@ -82,7 +82,7 @@ def main() -> None:
             if worker is not None:
                 worker.drain()
         elif "copied" in message:
-            copied = copies.get(message["copied"], Copied())
+            copied = copies.get(message["copied"], CopyProgress())
             if "failed" in message:
                 copied.fail(message["failed"])
             copied.advance(message["bytes"])
@@ -94,7 +94,7 @@ def main() -> None:
             if job.refused:
                 worker.submit(job, memoryview(b""))
                 continue
-            copies[job.number] = Copied(0)
+            copies[job.number] = CopyProgress(0)
             worker.submit(job, memories[job.memory].view, copies[job.number])
 
 

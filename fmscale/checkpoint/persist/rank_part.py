@@ -8,11 +8,11 @@ import xxhash
 
 from fmscale.checkpoint.format.layout import FileImage, FileRange, header
 from fmscale.checkpoint.format.names import SUMS, alive_key, data_key, refused_key, seal_key
-from fmscale.checkpoint.format.seal import Placed, Seal, StoredFile, decode_seal, encode_seal
+from fmscale.checkpoint.format.seal import Seal, StoredFile, StoredPiece, decode_seal, encode_seal
 from fmscale.checkpoint.persist.file_writer import publish_unsynced, store_stream
 from fmscale.checkpoint.persist.job import SaveJob, SaveSettings
 from fmscale.checkpoint.persist.stream import Stream
-from fmscale.checkpoint.snapshot.copy_progress import Copied
+from fmscale.checkpoint.snapshot.copy_progress import CopyProgress
 from fmscale.errors import Conflict, ObjectNotFound
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.backends.write_once import store_once
@@ -23,7 +23,7 @@ SMALLEST_REFERENCE = 64 << 10
 STEP_BYTES = 4 << 20
 """Digested, and passed on to be written, at once."""
 
-Known = Mapping[FileRange, tuple[StoredFile, Placed]]
+Known = Mapping[FileRange, tuple[StoredFile, StoredPiece]]
 """The pieces of the last committed checkpoint, by what they are a range of."""
 
 
@@ -33,7 +33,7 @@ class _Part:
 
     digests: list[str] = field(default_factory=list)
     """Of each piece so far; empty where none is taken."""
-    reused: dict[int, tuple[StoredFile, Placed]] = field(default_factory=dict)
+    reused: dict[int, tuple[StoredFile, StoredPiece]] = field(default_factory=dict)
     """Pieces that are referred to."""
 
 
@@ -43,7 +43,7 @@ def persist(
     job: SaveJob,
     memory: memoryview,
     known: Known,
-    copied: Copied,
+    copied: CopyProgress,
     pool: Executor,
 ) -> Seal:
     """Write the rank's files, then its seal; the files are durable when this returns. Pieces that `known` has
@@ -79,7 +79,9 @@ def persist(
             if file not in files:
                 files.append(file)
             offsets[i] = (files.index(file), placed.offset)
-        pieces.append(Placed(range=one, file=offsets[i][0], offset=offsets[i][1], digest=part.digests[i]))
+        pieces.append(
+            StoredPiece(range=one, file=offsets[i][0], offset=offsets[i][1], digest=part.digests[i])
+        )
     seal = Seal(
         step=job.step,
         folder=job.folder,
@@ -127,7 +129,7 @@ def _fill(
     memory: memoryview,
     image: FileImage,
     candidates: Known,
-    copied: Copied,
+    copied: CopyProgress,
     part: _Part,
 ) -> None:
     """Put the pieces of one file into its stream as they are copied, but for those that are `candidates` with the

@@ -18,13 +18,13 @@ from typing import Any, TypeVar
 from fmscale.checkpoint.format.names import run_log
 from fmscale.checkpoint.format.seal import Seal
 from fmscale.checkpoint.persist import heartbeat as alive
-from fmscale.checkpoint.persist.commit import Seen, await_outcome, commit_seals, failure, gather, give_up
+from fmscale.checkpoint.persist.commit import RunState, await_outcome, commit_seals, failure, gather, give_up
 from fmscale.checkpoint.persist.file_writer import THREADS
 from fmscale.checkpoint.persist.heartbeat import beat
 from fmscale.checkpoint.persist.job import SaveJob, SaveSettings
 from fmscale.checkpoint.persist.rank_part import Known, discard, persist, refuse, stored_seal
 from fmscale.checkpoint.persist.retention import tidy
-from fmscale.checkpoint.snapshot.copy_progress import NEXT, Copied, SaveFailed
+from fmscale.checkpoint.snapshot.copy_progress import NEXT, CopyProgress, SaveFailed
 from fmscale.errors import Conflict, FmscaleError, LeaseLost, StoreError, StoreUnavailable
 from fmscale.store.log.entry import Entry
 from fmscale.store.open import open_store
@@ -56,11 +56,11 @@ class Worker:
         self._say = say
         self._backend = open_store(settings.url, deadline=settings.deadline)
         self._log = run_log(self._backend, settings.run)
-        self._state = Seen()
+        self._state = RunState()
         self._known: Known = {}
         self._named: set[str] = set()
         self._swept: set[str] = set()
-        self._to_write: SimpleQueue[tuple[SaveJob, memoryview, Copied] | None] = SimpleQueue()
+        self._to_write: SimpleQueue[tuple[SaveJob, memoryview, CopyProgress] | None] = SimpleQueue()
         self._to_commit: SimpleQueue[tuple[SaveJob, Seal] | None] = SimpleQueue()
         self._stopping = Event()
         self._alone = Event()
@@ -106,12 +106,12 @@ class Worker:
                 number += 1
                 self._quietly(partial(beat, self._backend, job.folder, self._settings.rank, number))
 
-    def submit(self, job: SaveJob, memory: memoryview, copied: Copied | None = None) -> None:
+    def submit(self, job: SaveJob, memory: memoryview, copied: CopyProgress | None = None) -> None:
         """Save this after what was submitted before. `copied` says how far the memory is filled; None: it is."""
         with self._lock:
             self._busy += 1
             self._open[job.number] = job
-        self._to_write.put((job, memory, copied or Copied()))
+        self._to_write.put((job, memory, copied or CopyProgress()))
 
     def close(self, deadline: float = 10.0) -> None:
         """Give up what is not finished and end the threads."""
@@ -144,7 +144,7 @@ class Worker:
         _give_way()
         self._loop(self._to_write, self._write)
 
-    def _write(self, job: SaveJob, memory: memoryview, copied: Copied) -> bool:
+    def _write(self, job: SaveJob, memory: memoryview, copied: CopyProgress) -> bool:
         """First stage; True where the job ends here."""
         if job.refused:
             self._tell_others(job, job.refused)
@@ -175,7 +175,7 @@ class Worker:
         self._to_commit.put((job, seal))
         return False
 
-    def _persist(self, job: SaveJob, memory: memoryview, copied: Copied, attempt: int) -> Seal:
+    def _persist(self, job: SaveJob, memory: memoryview, copied: CopyProgress, attempt: int) -> Seal:
         if attempt or job.attempt:
             # An attempt that died or lost its answer after sealing: others may have read that seal.
             there = stored_seal(self._backend, job, self._settings.rank)

@@ -24,7 +24,7 @@ Put = Callable[[int, memoryview], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class ByteRequest:
     """Bytes of a file that somebody wants."""
 
     file: int
@@ -62,11 +62,11 @@ class Reader:
         self._lock = threading.Lock()
         self._buffers = threading.local()
 
-    def wanted(self, tensor: int, start: int, count: int, put: Put) -> Iterator[Wanted]:
+    def wanted(self, tensor: int, start: int, count: int, put: Put) -> Iterator[ByteRequest]:
         """What elements [start, start + count) of a tensor are read from."""
         size = self.manifest.tensors[tensor].item_bytes
         for segment in self.manifest.segments(tensor, start, count):
-            yield Wanted(
+            yield ByteRequest(
                 file=segment.file,
                 offset=segment.offset,
                 bytes=segment.count * size,
@@ -74,7 +74,7 @@ class Reader:
                 at=(segment.start - start) * size,
             )
 
-    def read(self, wanted: Sequence[Wanted], progress: Callable[[int], None] = lambda _: None) -> None:
+    def read(self, wanted: Sequence[ByteRequest], progress: Callable[[int], None] = lambda _: None) -> None:
         """Read all of it, in the order of the files, each chunk once. `put` is called from several threads, never
         twice for the same bytes.
 
@@ -83,7 +83,7 @@ class Reader:
         spans = [span for file, parts in by_file(wanted).items() for span in self._spans(file, parts)]
         self.totals.needed += sum(one.bytes for one in wanted)
 
-        def one(span: tuple[int, int, int, list[Wanted]]) -> None:
+        def one(span: tuple[int, int, int, list[ByteRequest]]) -> None:
             self._read_span(*span)
             progress(span[2] - span[1])
 
@@ -97,10 +97,12 @@ class Reader:
                 pool.shutdown(cancel_futures=True)
                 raise
 
-    def _spans(self, file: int, parts: list[Wanted]) -> Iterator[tuple[int, int, int, list[Wanted]]]:
+    def _spans(
+        self, file: int, parts: list[ByteRequest]
+    ) -> Iterator[tuple[int, int, int, list[ByteRequest]]]:
         """Runs of whole chunks, (file, begin, end, what is wanted of it), of about SPAN_BYTES."""
         size = self.manifest.files[file].bytes
-        held: list[Wanted] = []
+        held: list[ByteRequest] = []
         begin = end = 0
         for part in parts:
             at = part.offset
@@ -113,14 +115,16 @@ class Reader:
                     begin = end = low
                 taken = min(part.offset + part.bytes, begin + SPAN_BYTES) - at
                 held.append(
-                    Wanted(file=file, offset=at, bytes=taken, put=part.put, at=part.at + at - part.offset)
+                    ByteRequest(
+                        file=file, offset=at, bytes=taken, put=part.put, at=part.at + at - part.offset
+                    )
                 )
                 end = max(end, min(size, -(-(at + taken) // CHUNK_BYTES) * CHUNK_BYTES))
                 at += taken
         if held:
             yield file, begin, end, held
 
-    def _read_span(self, file: int, begin: int, end: int, parts: list[Wanted]) -> None:
+    def _read_span(self, file: int, begin: int, end: int, parts: list[ByteRequest]) -> None:
         buffer = self._buffer()[: end - begin]
         stored = self.manifest.files[file]
         self._backend.read_into(stored.key, begin, buffer)
@@ -169,9 +173,9 @@ class Reader:
         return memoryview(self._buffers.map)
 
 
-def by_file(wanted: Sequence[Wanted]) -> dict[int, list[Wanted]]:
+def by_file(wanted: Sequence[ByteRequest]) -> dict[int, list[ByteRequest]]:
     """What is wanted of each file, by offset."""
-    found: dict[int, list[Wanted]] = {}
+    found: dict[int, list[ByteRequest]] = {}
     for one in wanted:
         found.setdefault(one.file, []).append(one)
     return {file: sorted(parts, key=lambda one: one.offset) for file, parts in sorted(found.items())}

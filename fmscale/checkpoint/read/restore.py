@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from fmscale.checkpoint.catalog import Found, list_checkpoints, load_manifest, pick
+from fmscale.checkpoint.catalog import CheckpointEntry, list_checkpoints, load_manifest, pick
 from fmscale.checkpoint.format.manifest import CheckpointManifest
 from fmscale.checkpoint.format.piece import Piece
 from fmscale.checkpoint.read.agree import Ranks
 from fmscale.checkpoint.read.compatibility import differences, refuse_other_model
-from fmscale.checkpoint.read.reader import Put, Reader, Wanted
+from fmscale.checkpoint.read.reader import ByteRequest, Put, Reader
 from fmscale.checkpoint.snapshot.snapshot import checked
 from fmscale.errors import CorruptData
 from fmscale.runtime.waits import HostWaits
@@ -29,7 +29,7 @@ WAIT = "restore"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PassedOver:
+class RejectedCheckpoint:
     """A newer checkpoint that was not valid."""
 
     step: int
@@ -41,7 +41,7 @@ class PassedOver:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Restored:
+class RestoreResult:
     """What a restore gave besides the tensors."""
 
     step: int
@@ -52,7 +52,7 @@ class Restored:
     """What was saved with the checkpoint."""
     rank_meta: list[dict[str, Any] | None]
     """What each rank saved, by rank of the world that saved it."""
-    passed_over: tuple[PassedOver, ...]
+    passed_over: tuple[RejectedCheckpoint, ...]
     """Newer ones that are damaged."""
     bytes_read: int
     """Bytes of files that this rank read."""
@@ -73,7 +73,7 @@ def restore(
     waits: HostWaits | None = None,
     partial: bool = False,
     deadline: float = 3600.0,
-) -> Restored | None:
+) -> RestoreResult | None:
     """Fill the live tensors of `pieces` from the newest checkpoint that all ranks find valid.
 
     All ranks of a run call it, each with the pieces that it needs (they may overlap); `waits` is how they
@@ -85,9 +85,11 @@ def restore(
     The tensors hold anything after an error.
     """
     ranks = Ranks(waits, WAIT, deadline)
-    found = [Found(**one) for one in json.loads(ranks.first(lambda: _candidates(backend, run, which)))]
+    found = [
+        CheckpointEntry(**one) for one in json.loads(ranks.first(lambda: _candidates(backend, run, which)))
+    ]
     ranges = [checked(piece) for piece in pieces]
-    passed: list[PassedOver] = []
+    passed: list[RejectedCheckpoint] = []
     for candidate in found:
         where = f"step {candidate.step} (entry {candidate.entry}) of run {run}"
         manifest, problem = ranks.all_find(bound(load_manifest, backend, candidate))
@@ -98,10 +100,10 @@ def restore(
             _, problem = ranks.all_find(bound(_fill, reader, pieces))
         if manifest is None or problem:
             logger.warning("%s is passed over: %s", where, problem)
-            passed.append(PassedOver(step=candidate.step, entry=candidate.entry, reason=problem))
+            passed.append(RejectedCheckpoint(step=candidate.step, entry=candidate.entry, reason=problem))
             continue
         seen = ranks.exchange(json.dumps(_runs(reader.checked)))
-        return Restored(
+        return RestoreResult(
             verified=_all_checked(manifest, seen),
             marked=candidate.verified,
             step=candidate.step,
@@ -151,7 +153,7 @@ def _all_checked(manifest: CheckpointManifest, answers: Sequence[str]) -> bool:
 
 def _fill(reader: Reader, pieces: Sequence[Piece]) -> None:
     """Read every piece into its tensor."""
-    wanted: list[Wanted] = []
+    wanted: list[ByteRequest] = []
     for piece in pieces:
         tensor = reader.manifest.number[piece.name, piece.state]
         wanted += reader.wanted(tensor, piece.start, piece.count, into(piece.tensor))

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fmscale.checkpoint.catalog import Found, load_manifest
+from fmscale.checkpoint.catalog import CheckpointEntry, load_manifest
 from fmscale.checkpoint.format.manifest import CheckpointManifest
 from fmscale.checkpoint.format.names import SUMS
 from fmscale.checkpoint.read.agree import DAMAGE
@@ -25,7 +25,7 @@ class Problem:
 
 
 def verify(
-    backend: Backend, found: Found, progress: Callable[[int], None] = lambda _: None
+    backend: Backend, found: CheckpointEntry, progress: Callable[[int], None] = lambda _: None
 ) -> tuple[list[Problem], bool]:
     """(problems, whether every byte could be checked: not where a file was written without checksums).
 
@@ -42,7 +42,7 @@ def verify(
     return problems, all(file.sums for file in manifest.files)
 
 
-def size_of(backend: Backend, found: Found) -> int:
+def size_of(backend: Backend, found: CheckpointEntry) -> int:
     """Bytes that `verify` reads; 0 for a damaged manifest."""
     try:
         return sum(file.bytes for file in load_manifest(backend, found).files)

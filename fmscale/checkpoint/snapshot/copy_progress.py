@@ -19,7 +19,7 @@ class SaveFailed(FmscaleError):
     """A save that came to nothing, for good."""
 
 
-class Copied:
+class CopyProgress:
     """Bytes of the snapshot's memory, from its beginning on, that are final."""
 
     def __init__(self, bytes: int = EVERYTHING) -> None:

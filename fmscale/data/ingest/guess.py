@@ -6,7 +6,7 @@ from dataclasses import replace
 from fmscale.data.ingest.files import open_files
 from fmscale.data.ingest.formats import is_plain_text
 from fmscale.data.ingest.formats.sniff import HEAD_BYTES, sniff
-from fmscale.data.ingest.record import Skipped
+from fmscale.data.ingest.record import SkippedInput
 from fmscale.data.ingest.sources import File, Listing, require_files
 
 LOOKS = 32
@@ -34,7 +34,7 @@ def decide(listing: Listing, field: str) -> Listing:
     with ThreadPoolExecutor(LOOKS) as pool:
         formats = list(pool.map(look, listing.files))
     files: list[File] = []
-    skipped, guessed = Skipped(), Skipped()
+    skipped, guessed = SkippedInput(), SkippedInput()
     skipped.merge(listing.skipped)
     for file, format in zip(listing.files, formats, strict=True):
         if format == "binary":

@@ -13,7 +13,7 @@ from typing import Any
 import xxhash
 
 from fmscale.data.ingest.formats import FilePart, splittable
-from fmscale.data.ingest.record import Skipped
+from fmscale.data.ingest.record import SkippedInput
 from fmscale.data.ingest.sources import File, Listing
 from fmscale.errors import CorruptData, ObjectNotFound
 from fmscale.store.backends.protocol import Backend
@@ -82,13 +82,13 @@ class IngestPlan:
 
     files: tuple[File, ...]
     """All input files."""
-    skipped: Skipped
+    skipped: SkippedInput
     """What the listing passed over."""
     options: Options
     """What makes tokens of them."""
     unit_bytes: int
     """Raw input of a unit."""
-    guessed: Skipped = field(default_factory=Skipped)
+    guessed: SkippedInput = field(default_factory=SkippedInput)
     """Files whose first bytes decided their format, by format."""
 
     @property
@@ -194,12 +194,12 @@ def load_plan(backend: Backend, dataset: str, job: str) -> StoredPlan | None:
                 identity["files"], identity["where"], strict=True
             )
         ),
-        skipped=Skipped.from_json(content["skipped"]),
+        skipped=SkippedInput.from_json(content["skipped"]),
         options=Options(
             **{name: identity[name] for name in ("field", "heldout", "tokenizer", "bos", "eos", "again")}
         ),
         unit_bytes=identity["unit_bytes"],
-        guessed=Skipped.from_json(content.get("guessed", {})),
+        guessed=SkippedInput.from_json(content.get("guessed", {})),
     )
     if plan.job != job:
         raise CorruptData(

@@ -27,7 +27,7 @@ BAD = ("undecodable", "broken", "name")
 
 
 @dataclass
-class Skipped:
+class SkippedInput:
     """What was passed over, by reason: how often, and the first names."""
 
     counts: dict[str, int] = field(default_factory=dict)
@@ -40,7 +40,7 @@ class Skipped:
         if len(names) < FIRST_NAMES:
             names.append(name[:NAME_CHARACTERS])
 
-    def merge(self, other: "Skipped") -> None:
+    def merge(self, other: "SkippedInput") -> None:
         """Count what another part of the job passed over, after this one's."""
         for reason, count in other.counts.items():
             self.counts[reason] = self.counts.get(reason, 0) + count
@@ -54,7 +54,7 @@ class Skipped:
         }
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "Skipped":
+    def from_json(cls, content: Mapping[str, Any]) -> "SkippedInput":
         """What `to_json` gave."""
         return cls(
             counts={reason: entry["count"] for reason, entry in content.items()},
@@ -100,7 +100,7 @@ class UnitRecord:
     """Documents in them."""
     text_bytes: int
     """UTF-8 bytes of these documents' text."""
-    skipped: Skipped
+    skipped: SkippedInput
     """What was passed over."""
 
     def encode(self) -> bytes:
@@ -126,7 +126,7 @@ def decode_record(data: bytes) -> UnitRecord:
         seals={split: SealInfo(**seal) for split, seal in content["seals"].items()},
         documents=content["documents"],
         text_bytes=content["text_bytes"],
-        skipped=Skipped.from_json(content["skipped"]),
+        skipped=SkippedInput.from_json(content["skipped"]),
     )
 
 
@@ -146,9 +146,9 @@ def finished_units(backend: Backend, dataset: str, job: str) -> set[int]:
     return {int(name.removesuffix(".json")) for name in names if name.endswith(".json")}
 
 
-def total(records: Iterable[UnitRecord], listed: Skipped) -> Skipped:
+def total(records: Iterable[UnitRecord], listed: SkippedInput) -> SkippedInput:
     """What a whole job passed over: at listing, then unit by unit."""
-    sum_ = Skipped()
+    sum_ = SkippedInput()
     sum_.merge(listed)
     for record in records:
         sum_.merge(record.skipped)

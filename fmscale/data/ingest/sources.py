@@ -22,7 +22,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from fmscale.data.ingest.formats import detect
-from fmscale.data.ingest.record import Skipped
+from fmscale.data.ingest.record import SkippedInput
 from fmscale.errors import ConfigError, DataError, ObjectNotFound, StoreError
 from fmscale.store.keys import check_key
 from fmscale.store.open import open_store, parse_url
@@ -81,8 +81,8 @@ class Listing:
 
     roots: tuple[Root, ...]
     files: tuple[File, ...]
-    skipped: Skipped
-    guessed: Skipped = field(default_factory=Skipped)
+    skipped: SkippedInput
+    guessed: SkippedInput = field(default_factory=SkippedInput)
     """Files whose first bytes decided, by format."""
 
 
@@ -94,7 +94,7 @@ def list_sources(arguments: Sequence[str], *, format: str = "auto", store: str =
     """
     roots = tuple(dict.fromkeys(parse_argument(argument) for argument in sorted(set(arguments))))
     shared = _shared([root.segments for root in roots])
-    skipped = Skipped()
+    skipped = SkippedInput()
     files: dict[str, File] = {}
     for number, root in enumerate(roots):
         before = "/".join(part.strip("/") for part in root.segments[shared:])
@@ -122,7 +122,7 @@ def list_sources(arguments: Sequence[str], *, format: str = "auto", store: str =
     return Listing(roots=roots, files=ordered, skipped=skipped)
 
 
-def require_files(files: Sequence[File], arguments: Sequence[str], skipped: Skipped) -> None:
+def require_files(files: Sequence[File], arguments: Sequence[str], skipped: SkippedInput) -> None:
     """Raise DataError if there are none."""
     if not files:
         raise DataError(
@@ -196,7 +196,7 @@ Found = Iterator[tuple[str, int, int]]
 """Name below the root, bytes, time of change in milliseconds."""
 
 
-def _walk_local(root: Root, skipped: Skipped, store: str) -> Found:
+def _walk_local(root: Root, skipped: SkippedInput, store: str) -> Found:
     if root.only:
         status = os.stat(os.path.join(root.url, root.only))
         yield root.only, status.st_size, status.st_mtime_ns // 1_000_000
@@ -251,7 +251,7 @@ def _hidden(name: str) -> str:
     return "hidden" if name.startswith(".") else ""
 
 
-def _walk_store(root: Root, skipped: Skipped, store: str) -> Found:
+def _walk_store(root: Root, skipped: SkippedInput, store: str) -> Found:
     backend = open_store(root.url, read_only=True)
     if root.only:
         info = backend.head(root.only)
@@ -303,5 +303,5 @@ def _compiled(part: str) -> re.Pattern[str]:
     return re.compile(translate(part))
 
 
-def _counted(skipped: Skipped) -> str:
+def _counted(skipped: SkippedInput) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.counts.items())) or "nothing"

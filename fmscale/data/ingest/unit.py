@@ -8,7 +8,7 @@ from pathlib import Path
 from fmscale.data.ingest.apart import Reading
 from fmscale.data.ingest.formats import Bad, RawDocument
 from fmscale.data.ingest.plan import StoredPlan, Work, document_id, is_heldout, load_plan
-from fmscale.data.ingest.record import BAD, Skipped, UnitRecord, record_name, records_folder
+from fmscale.data.ingest.record import BAD, SkippedInput, UnitRecord, record_name, records_folder
 from fmscale.data.ingest.scratch import scratch_folder
 from fmscale.data.tokenizers.tokenizer import Tokenizer, dtype_of, frame, from_json
 from fmscale.errors import Conflict, StoreError
@@ -76,7 +76,7 @@ class UnitWriter:
 
     def run(self, unit: int, advance: Advance) -> UnitRecord:
         """Do a unit; sealed and recorded when this returns. Raises what reading and storing raise."""
-        skipped = Skipped()
+        skipped = SkippedInput()
         dtype = dtype_of(self._tokenizer)
         writers: dict[str, TokenSegmentWriter] = {}
         documents = text_bytes = 0
@@ -121,7 +121,7 @@ class UnitWriter:
             )
 
     def _batches(
-        self, works: list[Work], skipped: Skipped, advance: Advance
+        self, works: list[Work], skipped: SkippedInput, advance: Advance
     ) -> Iterator[list[tuple[str, RawDocument]]]:
         """Documents of the unit in order with their source names."""
         batch: list[tuple[str, RawDocument]] = []
@@ -138,7 +138,7 @@ class UnitWriter:
         if batch:
             yield batch
 
-    def _documents(self, work: Work, skipped: Skipped) -> Iterator[RawDocument]:
+    def _documents(self, work: Work, skipped: SkippedInput) -> Iterator[RawDocument]:
         """Documents of a piece; what gives none is counted, or an error with `strict`."""
         for found in self._reading.documents(work):
             if isinstance(found, RawDocument) and found.text:

@@ -18,7 +18,7 @@ from fmscale.store.segments.tokens import open_segment, read_documents, read_tok
 SAMPLES_AT_ONCE = 4096
 
 
-class Planned:
+class ExpectedSample:
     """Reads planned samples one row at a time, each token verified by the store's plain reader."""
 
     def __init__(self, backend: Backend, plan: Plan) -> None:

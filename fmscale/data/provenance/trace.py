@@ -21,7 +21,7 @@ from fmscale.store.segments.tokens import open_segment, read_document_table, rea
 
 
 @dataclass(frozen=True, kw_only=True)
-class Traced:
+class TraceEntry:
     """A piece of a document in a sample."""
 
     step: int
@@ -42,7 +42,7 @@ class Traced:
     """Behind its last byte or record."""
 
 
-def trace_step(backend: Backend, plan: Plan, batches: BatchSchedule, step: int) -> list[Traced]:
+def trace_step(backend: Backend, plan: Plan, batches: BatchSchedule, step: int) -> list[TraceEntry]:
     """The documents of a step, by sample. Raises DataError for a negative step."""
     if step < 0:
         raise DataError("steps count from 0", found=step, remedy="Give 0 or more.")
@@ -54,13 +54,13 @@ def trace_step(backend: Backend, plan: Plan, batches: BatchSchedule, step: int) 
         if source not in layouts:
             layouts[source] = open_placement(open_dataset(backend, view.dataset), view)
         for document in _documents_of(backend, layouts[source], row):
-            found.append(Traced(step=step, k=k, dataset=view.dataset, row=row, **document))
+            found.append(TraceEntry(step=step, k=k, dataset=view.dataset, row=row, **document))
     return found
 
 
 def trace_document(
     backend: Backend, plan: Plan, batches: BatchSchedule, document: str, *, steps: int
-) -> list[Traced]:
+) -> list[TraceEntry]:
     """The samples below step `steps` that hold a token of a document (id in hex), over all sources.
 
     Raises DataError where no source has it.
@@ -84,7 +84,7 @@ def trace_document(
             for row in rows:
                 for k in plan.occurrences(number, row, stop).tolist():
                     step = batches.step_of(int(k))
-                    found.append(Traced(step=step, k=int(k), dataset=view.dataset, row=row, **entry))
+                    found.append(TraceEntry(step=step, k=int(k), dataset=view.dataset, row=row, **entry))
     if len(errors) == len(plan.sources):
         raise errors[0]
     return sorted(found, key=lambda traced: traced.k)

@@ -23,7 +23,7 @@ LOOK_SECONDS = 0.005
 """How often the thread looks whether the consumer is away, while blocks are wanted."""
 
 
-class Ahead:
+class Prefetcher:
     """Blocks of a planner in order. One thread calls `take`."""
 
     def __init__(self, planner: Planner, *, prefetch: bool, pool: ThreadPoolExecutor | None) -> None:

@@ -13,7 +13,7 @@ from fmscale.objectives.next_token import next_token
 from fmscale.runtime.world import World
 from fmscale.train.engine.deepspeed import DeepSpeedEngine, born_partitioned
 from fmscale.train.engine.deepspeed_config import deepspeed_config
-from fmscale.train.engine.module import Cast, Trained
+from fmscale.train.engine.module import CastModule, ObjectiveModule
 
 
 def build_engine(
@@ -37,10 +37,10 @@ def build_engine(
         dropout=config.model.dropout > 0,
         compiler=compiler if _compiled(config, device) else None,
     )
-    trained = Trained(model, next_token)
+    trained = ObjectiveModule(model, next_token)
     cast = train.precision == "bf16" and train.zero_stage == 0
     return DeepSpeedEngine(
-        Cast(trained, torch.bfloat16) if cast else trained,
+        CastModule(trained, torch.bfloat16) if cast else trained,
         trained.logical_names(),
         train,
         config.optimizer,

@@ -12,7 +12,7 @@ from fmscale.objectives.loss import Loss
 Objective = Callable[[nn.Module, Inputs], Loss]
 
 
-class Trained(nn.Module):
+class ObjectiveModule(nn.Module):
     """forward(rows) -> (sum, count, losses_BT) of the objective on the model."""
 
     def __init__(self, model: nn.Module, objective: Objective) -> None:
@@ -30,13 +30,13 @@ class Trained(nn.Module):
         return {id(p): name for name, p in self.model.named_parameters() if p.requires_grad}
 
 
-class Cast(nn.Module):
+class CastModule(nn.Module):
     """A Trained that computes in `dtype` with weights that stay as they are: for ZeRO stage 0, whose parameters
     are the fp32 masters. Each forward casts the weights once; autograd gives fp32 gradients back, which
     therefore accumulate in fp32.
     """
 
-    def __init__(self, trained: Trained, dtype: torch.dtype) -> None:
+    def __init__(self, trained: ObjectiveModule, dtype: torch.dtype) -> None:
         super().__init__()
         self.trained = trained
         self._dtype = dtype

@@ -18,7 +18,7 @@ from fmscale.checkpoint.persist import file_writer
 from fmscale.checkpoint.persist.file_writer import THREADS, store_stream
 from fmscale.checkpoint.persist.rank_part import persist
 from fmscale.checkpoint.persist.stream import BLOCK_BYTES, Stream
-from fmscale.checkpoint.snapshot.copy_progress import Copied, SaveFailed
+from fmscale.checkpoint.snapshot.copy_progress import CopyProgress, SaveFailed
 from fmscale.checkpoint.snapshot.memory import SharedMemory
 from fmscale.errors import StoreFull
 from fmscale.store.backends.protocol import Backend
@@ -150,7 +150,7 @@ def test_what_is_copied_is_written_while_the_rest_is_still_being_copied(
     real = os.pwrite
     monkeypatch.setattr(file_writer.os, "pwrite", lambda *args: (written.set(), real(*args))[1])
     data = paged(3, 4 * BLOCK_BYTES)
-    copied = Copied(0)
+    copied = CopyProgress(0)
 
     def copy() -> None:
         copied.advance(2 * BLOCK_BYTES)
@@ -178,7 +178,7 @@ def test_a_copy_that_comes_to_no_end_leaves_nothing(tmp_path: Path, pool) -> Non
     memory = SharedMemory(1 << 17)
     epoch = lease(url)
     job = one_save(url, epoch, 1, memory, 0, False)
-    copied = Copied(20_000)
+    copied = CopyProgress(20_000)
     copied.fail("the trainer ended")
     with pytest.raises(SaveFailed, match="the trainer ended"):
         persist(open_store(url), job_settings(url, epoch), job, memory.view, {}, copied, pool)
@@ -203,6 +203,6 @@ def test_a_part_is_durable_with_three_syncs_and_its_seal_takes_none(
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    persist(open_store(url), job_settings(url, epoch), job, memory.view, {}, Copied(), pool)
+    persist(open_store(url), job_settings(url, epoch), job, memory.view, {}, CopyProgress(), pool)
     assert synced[-1] == str(tmp_path / "store" / job.folder)
     assert len(synced) == 3

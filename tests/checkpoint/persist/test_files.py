@@ -13,7 +13,7 @@ from safetensors import safe_open
 from fmscale.checkpoint.format.layout import PAGE, FileRange, header, plan_layout
 from fmscale.checkpoint.format.manifest import decode, encode, merge
 from fmscale.checkpoint.format.piece import DTYPES
-from fmscale.checkpoint.format.seal import Placed, Seal, StoredFile, decode_seal, encode_seal
+from fmscale.checkpoint.format.seal import Seal, StoredFile, StoredPiece, decode_seal, encode_seal
 from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.errors import CorruptData, FmscaleError, FormatError
 from fmscale.store.digest import canonical_json, metadata_digest
@@ -71,7 +71,7 @@ def test_a_layout_has_every_piece_aligned_and_none_twice(parts, file_bytes) -> N
 
 def sealed(rank: int, pieces: list[tuple[str, int, int]], shape: tuple[int, ...] = (10,)) -> Seal:
     placed = tuple(
-        Placed(
+        StoredPiece(
             range=FileRange(
                 name=name, state="weight", dtype="float32", shape=shape, start=start, count=count
             ),

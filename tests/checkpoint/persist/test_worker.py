@@ -9,7 +9,7 @@ from fmscale.checkpoint.catalog import list_checkpoints
 from fmscale.checkpoint.format.names import run_log
 from fmscale.checkpoint.format.seal import Seal
 from fmscale.checkpoint.persist import commit
-from fmscale.checkpoint.persist.commit import Seen
+from fmscale.checkpoint.persist.commit import RunState
 from fmscale.checkpoint.snapshot.memory import SharedMemory
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.open import open_store
@@ -56,14 +56,14 @@ def test_two_processes_of_rank_0_commit_a_save_once(memory_store: Backend, monke
     def overtaken(*args: Any, **options: Any) -> Any:
         monkeypatch.setattr(commit, "commit", real)
         entries.append(
-            commit.commit_seals(run_log(memory_store, RUN), settings(url, epoch), job, [seal], Seen())
+            commit.commit_seals(run_log(memory_store, RUN), settings(url, epoch), job, [seal], RunState())
         )
         return real(*args, **options)
 
     monkeypatch.setattr(commit, "commit", overtaken)
     for _ in range(2):  # the second finds it at its first look
         log = run_log(memory_store, RUN)
-        entries.append(commit.commit_seals(log, settings(url, epoch), job, [seal], Seen()))
+        entries.append(commit.commit_seals(log, settings(url, epoch), job, [seal], RunState()))
     assert len({entry.number for entry in entries}) == 1
     assert len(entries) == 3
     assert len(list_checkpoints(memory_store, RUN)) == 1

@@ -10,7 +10,7 @@ import pytest
 
 from fmscale.data.ingest.files import open_files
 from fmscale.data.ingest.plan import IngestPlan, Options, document_id, group, is_heldout, make_plan
-from fmscale.data.ingest.record import Skipped
+from fmscale.data.ingest.record import SkippedInput
 from fmscale.data.ingest.sources import File, Listing, list_sources
 from fmscale.errors import AccessDenied, ConfigError, DataError
 from fmscale.store.open import open_store
@@ -215,7 +215,7 @@ def test_units_gather_small_files_and_divide_big_ones():
 
 def test_the_units_size_follows_the_corpus():
     def unit_bytes(size: int) -> int:
-        listing = Listing(roots=(), files=(file("a", size),), skipped=Skipped())
+        listing = Listing(roots=(), files=(file("a", size),), skipped=SkippedInput())
         return make_plan(listing, OPTIONS, None).unit_bytes
 
     assert [unit_bytes(size) for size in (10, 2**30, 2**40)] == [4 << 20, 32 << 20, 64 << 20]

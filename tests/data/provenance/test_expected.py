@@ -8,7 +8,7 @@ import pytest
 from fmscale.data.open import SourceSpec, make_sources
 from fmscale.data.plan.plan import Plan, Stage
 from fmscale.data.provenance.delivery import order_hash, read_records, without_repeats
-from fmscale.data.provenance.expected import Planned
+from fmscale.data.provenance.expected import ExpectedSample
 from fmscale.errors import DataError
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.open import open_store
@@ -23,10 +23,10 @@ def store() -> Backend:
     return backend
 
 
-def planned(store: Backend, seed: int) -> Planned:
+def planned(store: Backend, seed: int) -> ExpectedSample:
     specs = [SourceSpec(dataset="corpus")]
     sources = make_sources(store, specs, sequence_length=T, seed=seed)
-    return Planned(store, Plan([Stage(from_k=0, sources=tuple(sources))]))
+    return ExpectedSample(store, Plan([Stage(from_k=0, sources=tuple(sources))]))
 
 
 def test_planned_equals_delivered(store: Backend, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from fmscale.data.plan.batch_schedule import BatchSchedule
 from fmscale.data.plan.order_log import OrderLog, replay
 from fmscale.data.plan.plan import Plan
 from fmscale.data.provenance.delivery import SCHEMA, DeliveryRecord, document_bytes, read_records
-from fmscale.data.provenance.trace import Traced, trace_document, trace_step
+from fmscale.data.provenance.trace import TraceEntry, trace_document, trace_step
 from fmscale.errors import DataError
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import open_dataset
@@ -102,7 +102,7 @@ def check_steps(
 
 def check_documents(
     store: Backend, delivered: dict[int, Delivered], documents: dict[str, Document], chosen: Iterable[str]
-) -> list[list[Traced]]:
+) -> list[list[TraceEntry]]:
     plan, steps = plan_of(store), len(delivered) // BATCH
     out = []
     for name in chosen:

@@ -9,7 +9,7 @@ import pytest
 
 from fmscale.data.reading import prefetch
 from fmscale.data.reading.planner import Planner, UnitBlock
-from fmscale.data.reading.prefetch import MOST_BLOCKS, Ahead
+from fmscale.data.reading.prefetch import MOST_BLOCKS, Prefetcher
 
 PATIENCE = 20.0
 
@@ -44,11 +44,11 @@ def _block(number: int) -> UnitBlock:
     return block
 
 
-def begin(blocks: Blocks, *, prefetch: bool = True) -> Ahead:
-    return Ahead(cast(Planner, blocks), prefetch=prefetch, pool=None)
+def begin(blocks: Blocks, *, prefetch: bool = True) -> Prefetcher:
+    return Prefetcher(cast(Planner, blocks), prefetch=prefetch, pool=None)
 
 
-def wait_until_ready(made: Ahead, count: int) -> None:
+def wait_until_ready(made: Prefetcher, count: int) -> None:
     with made._changed:
         assert made._changed.wait_for(lambda: len(made._ready) >= count, PATIENCE)
 
