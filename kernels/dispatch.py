@@ -32,7 +32,7 @@ Config = Mapping[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class TunedEntry:
     """One measured case of a table."""
 
     op: str
@@ -48,14 +48,14 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class TunedTable:
     """What was measured on one kind of device with one Triton version."""
 
     gpu: str
     """Name of the device as torch reports it."""
     triton: str
     """Triton version the entries hold for."""
-    entries: tuple[Entry, ...] = ()
+    entries: tuple[TunedEntry, ...] = ()
     """Measured cases."""
     rejected: tuple[Mapping[str, Any], ...] = ()
     """Configurations whose numbers were wrong or that crashed, with the reason and the ptxas version."""
@@ -63,7 +63,7 @@ class Table:
     """torch, triton, ptxas and driver of the run."""
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path) -> TunedTable:
     """Parse one table file. Raises KernelError for a format this version does not know."""
     raw = json.loads(path.read_text())
     if raw.get("format_version") != FORMAT_VERSION:
@@ -72,16 +72,16 @@ def read_table(path: Path) -> Table:
             found=raw.get("format_version"),
             remedy="Measure again with `python -m fmscale.kernels.bench --tune`.",
         )
-    return Table(
+    return TunedTable(
         gpu=raw["gpu"],
         triton=raw["triton"],
-        entries=tuple(Entry(**entry) for entry in raw["entries"]),
+        entries=tuple(TunedEntry(**entry) for entry in raw["entries"]),
         rejected=tuple(raw["rejected"]),
         versions=raw["versions"],
     )
 
 
-def write_table(table: Table, folder: Path = TUNED) -> Path:
+def write_table(table: TunedTable, folder: Path = TUNED) -> Path:
     """Write `table` as `<gpu>.triton-<version>.json` in `folder`, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     slug = "".join(c if c.isalnum() else "-" for c in table.gpu.lower())
@@ -100,14 +100,14 @@ def write_table(table: Table, folder: Path = TUNED) -> Path:
     return path
 
 
-_tables: dict[tuple[str, str], Table] = {}
-_entries: dict[tuple[str, str, str], Entry] = {}
+_tables: dict[tuple[str, str], TunedTable] = {}
+_entries: dict[tuple[str, str, str], TunedEntry] = {}
 _forced: dict[tuple[str, str], Config] = {}
 _announced: dict[tuple[str, str, str], str] = {}
 _ignored: set[tuple[str, str, str, str]] = set()
 
 
-def use_table(table: Table) -> None:
+def use_table(table: TunedTable) -> None:
     """Let `auto` follow `table` from now on, in place of an earlier one for the same device."""
     _tables[table.gpu, table.triton] = table
     if table.triton == TRITON_VERSION:
@@ -116,7 +116,7 @@ def use_table(table: Table) -> None:
         _entries.update({(table.gpu, entry.op, entry.bucket): entry for entry in table.entries})
 
 
-def tables() -> list[Table]:
+def tables() -> list[TunedTable]:
     """Every table known to this process, those for other devices and Triton versions included."""
     return list(_tables.values())
 
@@ -167,7 +167,7 @@ def choose(op: str, backend: str, device: torch.device, case: str, refusals: Map
     return backend
 
 
-def _reason(picked: str, entry: Entry | None, refusals: Mapping[str, str | None]) -> str:
+def _reason(picked: str, entry: TunedEntry | None, refusals: Mapping[str, str | None]) -> str:
     if entry is None:
         return "default; not measured here, see `fmscale bench kernels --tune`"
     if entry.backend == picked:

@@ -9,8 +9,8 @@ from fmscale.checkpoint.format.seal import check_version
 from fmscale.checkpoint.persist.retention import verified
 from fmscale.errors import ConfigError, StoreError
 from fmscale.store.backends.protocol import Backend
-from fmscale.store.log.entry import Entry
-from fmscale.store.log.retirement import State, replay
+from fmscale.store.log.entry import LogEntry
+from fmscale.store.log.retirement import RetirementState, replay
 from fmscale.store.log.runs import require_run
 
 
@@ -40,7 +40,9 @@ class CheckpointEntry:
     """The whole entry."""
 
 
-def list_checkpoints(backend: Backend, run: str, state: State | None = None) -> list[CheckpointEntry]:
+def list_checkpoints(
+    backend: Backend, run: str, state: RetirementState | None = None
+) -> list[CheckpointEntry]:
     """All live checkpoints of a run, oldest first. Raises StoreError."""
     state = replay(run_log(backend, run), state)
     marked = verified(state)
@@ -103,7 +105,7 @@ def newest(backend: Backend, run: str, which: int | str = "auto") -> CheckpointE
     return pick(found, which, f"run {run}")[0]
 
 
-def _found(entry: Entry, marked: set[int]) -> CheckpointEntry:
+def _found(entry: LogEntry, marked: set[int]) -> CheckpointEntry:
     body = entry.body
     return CheckpointEntry(
         entry=entry.number,

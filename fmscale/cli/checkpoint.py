@@ -162,7 +162,7 @@ def _theirs(opened: "Checkpoint", address: str) -> _Theirs:
     """From the run's config and tokenizer, which the trainer saved with the checkpoint. Raises ConfigError."""
     from fmscale.config.model import ModelConfig
     from fmscale.config.reader.load import load_section
-    from fmscale.config.reader.tree import Table, parse
+    from fmscale.config.reader.tree import YamlTable, parse
     from fmscale.data.tokenizers.bpe import JsonTokenizer
     from fmscale.data.tokenizers.tokenizer import from_json
     from fmscale.models.hf import hf_config, hf_names
@@ -178,7 +178,7 @@ def _theirs(opened: "Checkpoint", address: str) -> _Theirs:
             remedy="Export it as safetensors or dcp.",
         ) from error
     tree = parse(jsonlib.dumps(section), address)
-    assert isinstance(tree, Table)
+    assert isinstance(tree, YamlTable)
     model = load_section(ModelConfig, tree)
     tokenizer = from_json(load_tokenizer(opened.backend, digest))
     return _Theirs(

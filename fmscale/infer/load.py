@@ -8,7 +8,7 @@ from fmscale.checkpoint.catalog import list_checkpoints, parse_address
 from fmscale.checkpoint.checkpoint import Checkpoint, open_in
 from fmscale.config import ModelConfig, as_yaml
 from fmscale.config.reader.load import load_section
-from fmscale.config.reader.tree import Table, parse
+from fmscale.config.reader.tree import YamlTable, parse
 from fmscale.data.tokenizers.tokenizer import Tokenizer, from_json
 from fmscale.errors import ConfigError, DataError
 from fmscale.models import Decoder, build, load_weights
@@ -92,7 +92,7 @@ def open_trained(address: str, *, device: str = "cpu", precision: str | None = N
 def model_config(tree: object) -> ModelConfig:
     """A model section from plain values, as a checkpoint keeps it. Raises ConfigError."""
     table = parse(as_yaml(tree), "model section of the checkpoint")
-    if not isinstance(table, Table):
+    if not isinstance(table, YamlTable):
         raise ConfigError(
             "The checkpoint has no model section", found=tree, remedy="Was it made by `fmscale train`?"
         )

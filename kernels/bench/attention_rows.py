@@ -10,7 +10,7 @@ from fmscale.kernels.bench.claims import TARGETS
 from fmscale.kernels.bench.contest import (
     Contest,
     Contestant,
-    Row,
+    ContestRow,
     backward_of,
     both_of,
     forward_of,
@@ -106,7 +106,7 @@ def causal(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
     return q >= k
 
 
-def _dense(kind: str, id: str, E: int, T: int, sizes: Sizes) -> Row:
+def _dense(kind: str, id: str, E: int, T: int, sizes: Sizes) -> ContestRow:
     B = max(1, sizes.tokens // T)
     flops = 4 * B * sizes.heads * T * T / 2 * E * {"forward": 1.0, "backward": 2.5}[kind]
     touched = 2 * sizes.tokens * (sizes.heads + sizes.kv_heads) * E * sizes.dtype.itemsize
@@ -139,13 +139,13 @@ def _dense(kind: str, id: str, E: int, T: int, sizes: Sizes) -> Row:
 
         return _problem(kind, sizes, T, sizes.heads, E, device, [(0, T)], functions, absent=absent)
 
-    return Row(
+    return ContestRow(
         id=id, variant=f"T={T}", unit="TFLOP/s", flops=flops,
         bytes=touched * (1 if kind == "forward" else 2), build=build,
     )  # fmt: skip
 
 
-def _packed(sizes: Sizes) -> Row:
+def _packed(sizes: Sizes) -> ContestRow:
     T, E = sizes.tokens, 128
     spans = documents(T, sizes.mean_document)
     flops = 3.5 * 4 * sum((e - s) ** 2 for s, e in spans) / 2 * sizes.heads * E
@@ -180,12 +180,12 @@ def _packed(sizes: Sizes) -> Row:
         return _problem("both", sizes, T, sizes.heads, E, device, spans, functions, absent=absent)
 
     touched = 6 * T * (sizes.heads + sizes.kv_heads) * E * sizes.dtype.itemsize
-    return Row(
+    return ContestRow(
         id="packed documents fwd+bwd", variant="", unit="TFLOP/s", flops=flops, bytes=touched, build=build
     )
 
 
-def _window(kind: str, sizes: Sizes) -> Row:
+def _window(kind: str, sizes: Sizes) -> ContestRow:
     T, E, heads, W = sizes.window_length, 64, 2 * sizes.heads, sizes.window
     pairs = max(1, sizes.tokens // T) * heads * sum(min(W, i + 1) for i in range(T))
     flops = 4 * pairs * E * {"forward": 1.0, "backward": 2.5}[kind]
@@ -212,13 +212,13 @@ def _window(kind: str, sizes: Sizes) -> Row:
         )  # fmt: skip
 
     touched = 2 * sizes.tokens * (heads + sizes.kv_heads) * E * sizes.dtype.itemsize
-    return Row(
+    return ContestRow(
         id="window 1024 + sinks, E=64", variant=f"{kind} T={T}", unit="TFLOP/s", flops=flops,
         bytes=touched * (1 if kind == "forward" else 2), build=build,
     )  # fmt: skip
 
 
-def attention_rows(sizes: Sizes) -> list[Row]:
+def attention_rows(sizes: Sizes) -> list[ContestRow]:
     """Every attention row, the claims' order."""
     rows = [_dense("forward", "forward causal E=128", 128, T, sizes) for T in sizes.lengths]
     rows += [_dense("forward", "forward causal E=64", 64, T, sizes) for T in sizes.lengths]

@@ -37,7 +37,7 @@ class Contest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class ContestRow:
     """One case of a claim."""
 
     id: str
@@ -83,7 +83,7 @@ class Run:
     """Further figures of ours."""
 
 
-def unmeasured(row: Row, reason: str) -> Run:
+def unmeasured(row: ContestRow, reason: str) -> Run:
     """The run of a row that was not tried."""
     return Run(
         id=row.id, variant=row.variant, unit=row.unit, intensity=row.flops / row.bytes, flops=row.flops,
@@ -92,7 +92,7 @@ def unmeasured(row: Row, reason: str) -> Run:
 
 
 def hold(
-    row: Row, device: torch.device, clock: Clock, *, repeats: int, warmup: int = 2,
+    row: ContestRow, device: torch.device, clock: Clock, *, repeats: int, warmup: int = 2,
     only: Collection[str] | None = None, skip: Collection[str] = (), deadline: float = math.inf,
     trying: Callable[[str], None] = lambda _: None,
 ) -> Run:  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from fmscale.kernels.bench.ceilings import Ceilings, measure_ceilings
-from fmscale.kernels.bench.contest import Row, Run, hold, unmeasured
+from fmscale.kernels.bench.contest import ContestRow, Run, hold, unmeasured
 from fmscale.kernels.bench.serve import resolve
 from fmscale.kernels.bench.timing import SPENT, Clock, CudaClock, WallClock
 from fmscale.kernels.bench.workshop import Workshop
@@ -23,7 +23,7 @@ def service(rows: str) -> Callable[[Mapping[str, Any], Callable[[str], None]], d
 
     "only": names of the contestants to try, null for all; "skip": names of those not to.
     """
-    every: list[Row] = resolve(rows)
+    every: list[ContestRow] = resolve(rows)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     clock: Clock = CudaClock(device) if device.type == "cuda" else WallClock()
 
@@ -75,7 +75,7 @@ def measure(
             )  # fmt: skip
         limits = Ceilings(copy=answer["copy"], matmul=answer["matmul"])
         say(f"copy {limits.copy:.3f} TB/s, matmul {limits.matmul:.0f} TFLOP/s")
-        every: list[Row] = resolve(rows)
+        every: list[ContestRow] = resolve(rows)
         alone = [hold_in(workshop, i, row, repeats, budget, only=["ours"]) for i, row in enumerate(every)]
         runs = []
         for index, row in enumerate(every):
@@ -93,7 +93,7 @@ def or_alone(run: Run, alone: Run) -> Run:
 
 
 def hold_in(
-    workshop: Workshop, index: int, row: Row, repeats: int, budget: Budget,
+    workshop: Workshop, index: int, row: ContestRow, repeats: int, budget: Budget,
     *, only: Sequence[str] | None = None,
 ) -> Run:  # fmt: skip
     """One row's run, without those that took the worker along; of the contestants `only`, None: of all."""

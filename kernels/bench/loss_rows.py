@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional
 from fmscale.kernels import linear_cross_entropy
 from fmscale.kernels.bench import peers
-from fmscale.kernels.bench.contest import Contest, Contestant, Row, both_of
+from fmscale.kernels.bench.contest import Contest, Contestant, ContestRow, both_of
 from fmscale.kernels.bench.memory_rows import LIGER
 from fmscale.kernels.bench.sizes import Sizes
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 Function = Callable[..., Any]
 
 
-def loss_rows(sizes: Sizes) -> list[Row]:
+def loss_rows(sizes: Sizes) -> list[ContestRow]:
     """Forward and backward at once, with a sum, as the trainer calls it."""
     T, D, V = sizes.loss_tokens, sizes.hidden, sizes.vocabulary
 
@@ -76,7 +76,7 @@ def loss_rows(sizes: Sizes) -> list[Row]:
     flops = 6.0 * T * D * V
     moved = 3 * (T * D + V * D) * sizes.dtype.itemsize
     return [
-        Row(
+        ContestRow(
             id="fused linear CE fwd+bwd", variant=f"V={V}", unit="TFLOP/s", flops=flops, bytes=moved,
             build=build,
         )

@@ -9,7 +9,7 @@ import torch.nn.functional
 from fmscale.kernels import adamw_step, rms_norm, rope, split_byte_planes, swiglu
 from fmscale.kernels.adamw import adamw_step_eager
 from fmscale.kernels.bench import peers
-from fmscale.kernels.bench.contest import Contest, Contestant, Row, backward_of, forward_of
+from fmscale.kernels.bench.contest import Contest, Contestant, ContestRow, backward_of, forward_of
 from fmscale.kernels.bench.sizes import Sizes
 from fmscale.kernels.byte_planes import split_byte_planes_eager
 from fmscale.kernels.rms_norm import rms_norm_eager
@@ -24,7 +24,7 @@ LIGER = "liger_kernel.transformers.functional"
 def _row(
     id: str, sizes: Sizes, shapes: list[tuple[int, ...]], moved: int, operations: float, golden: Function,
     functions: Callable[[torch.device], dict[str, Callable[[], Function]]], *, gradient: bool = False,
-) -> Row:  # fmt: skip
+) -> ContestRow:  # fmt: skip
     """A row over random inputs of `shapes`; the upstream gradient has the first input's shape."""
 
     def build(device: torch.device) -> Contest:
@@ -45,10 +45,10 @@ def _row(
         }
         return Contest(makers=makers, reference=exact)
 
-    return Row(id=id, variant="", unit="TB/s", flops=operations, bytes=moved, build=build)
+    return ContestRow(id=id, variant="", unit="TB/s", flops=operations, bytes=moved, build=build)
 
 
-def _norms(sizes: Sizes) -> list[Row]:
+def _norms(sizes: Sizes) -> list[ContestRow]:
     M, D, size = sizes.rows, sizes.hidden, sizes.dtype.itemsize
     shapes: list[tuple[int, ...]] = [(M, D), (D,)]
 
@@ -92,7 +92,7 @@ def _norms(sizes: Sizes) -> list[Row]:
     ]
 
 
-def _rotation(sizes: Sizes) -> Row:
+def _rotation(sizes: Sizes) -> ContestRow:
     T, E, heads = sizes.tokens, 128, sizes.heads + sizes.kv_heads
 
     def functions(device: torch.device) -> dict[str, Callable[[], Function]]:
@@ -132,7 +132,7 @@ def _rotation(sizes: Sizes) -> Row:
     return _row("RoPE fwd", sizes, shapes, moved, 3 * T * heads * E, golden, functions)
 
 
-def _activation(sizes: Sizes) -> list[Row]:
+def _activation(sizes: Sizes) -> list[ContestRow]:
     M, F, size = sizes.rows, sizes.ffn, sizes.dtype.itemsize
 
     def torch_swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ def _activation(sizes: Sizes) -> list[Row]:
     return [forward, backward]
 
 
-def _optimizer(sizes: Sizes) -> Row:
+def _optimizer(sizes: Sizes) -> ContestRow:
     n = sizes.parameters
 
     def build(device: torch.device) -> Contest:
@@ -220,10 +220,12 @@ def _optimizer(sizes: Sizes) -> Row:
         }
         return Contest(makers=makers, reference=exact)
 
-    return Row(id="AdamW partition", variant=f"n={n:g}", unit="TB/s", flops=14 * n, bytes=28 * n, build=build)
+    return ContestRow(
+        id="AdamW partition", variant=f"n={n:g}", unit="TB/s", flops=14 * n, bytes=28 * n, build=build
+    )
 
 
-def _planes(sizes: Sizes) -> Row:
+def _planes(sizes: Sizes) -> ContestRow:
     def build(device: torch.device) -> Contest:
         x = torch.randn(sizes.plane_elements, device=device)
         return Contest(
@@ -236,14 +238,16 @@ def _planes(sizes: Sizes) -> Row:
         )
 
     n = sizes.plane_elements
-    return Row(id="byte-plane split", variant=f"n={n}", unit="TB/s", flops=4 * n, bytes=8 * n, build=build)
+    return ContestRow(
+        id="byte-plane split", variant=f"n={n}", unit="TB/s", flops=4 * n, bytes=8 * n, build=build
+    )
 
 
-def memory_rows(sizes: Sizes) -> list[Row]:
+def memory_rows(sizes: Sizes) -> list[ContestRow]:
     """The rows that targets ask for."""
     return [*_norms(sizes)[:2], _optimizer(sizes)]
 
 
-def further_rows(sizes: Sizes) -> list[Row]:
+def further_rows(sizes: Sizes) -> list[ContestRow]:
     """The rest of what a training step spends bandwidth on."""
     return [_norms(sizes)[2], _rotation(sizes), *_activation(sizes), _planes(sizes)]

@@ -3,13 +3,13 @@
 from collections import Counter
 
 from fmscale.kernels.bench.attention_rows import attention_rows
-from fmscale.kernels.bench.contest import Row
+from fmscale.kernels.bench.contest import ContestRow
 from fmscale.kernels.bench.loss_rows import loss_rows
 from fmscale.kernels.bench.memory_rows import further_rows, memory_rows
 from fmscale.kernels.bench.sizes import FULL, QUICK, Sizes
 
 
-def all_rows(sizes: Sizes) -> list[Row]:
+def all_rows(sizes: Sizes) -> list[ContestRow]:
     """One row of every claim, its largest, then the next of each: a slow machine loses the least.
 
     Rows that no target asks for come last.
@@ -25,11 +25,11 @@ def all_rows(sizes: Sizes) -> list[Row]:
     return [*(row for _, row in sorted(turns, key=lambda pair: pair[0])), *further_rows(sizes)]
 
 
-def full() -> list[Row]:
+def full() -> list[ContestRow]:
     """The rows of the whole benchmark."""
     return all_rows(FULL)
 
 
-def quick() -> list[Row]:
+def quick() -> list[ContestRow]:
     """The same code on less."""
     return all_rows(QUICK)

@@ -17,7 +17,7 @@ from typing import Any
 from fmscale.kernels.bench.problems import Problem
 from fmscale.kernels.bench.serve import resolve
 from fmscale.kernels.bench.workshop import PATIENCE, Workshop
-from fmscale.kernels.dispatch import Config, Entry, Table, read_table
+from fmscale.kernels.dispatch import Config, TunedEntry, TunedTable, read_table
 
 from fmscale.errors import KernelError
 
@@ -30,7 +30,7 @@ Reject = Callable[[str, Mapping[str, Any], str], None]
 Ask = Callable[[Settings], dict[str, Any]]
 
 
-def known_table(folder: Path, gpu: str, triton: str) -> Table | None:
+def known_table(folder: Path, gpu: str, triton: str) -> TunedTable | None:
     """What `folder` holds of this device and Triton version. A file of another format counts as nothing."""
     for path in sorted(folder.glob(f"*.triton-{triton}.json")):
         with contextlib.suppress(KernelError):
@@ -42,9 +42,9 @@ def known_table(folder: Path, gpu: str, triton: str) -> Table | None:
 
 def tune(
     problems: str, gpu: str, versions: Mapping[str, str | None], say: Callable[[str], None],
-    *, save: Callable[[Table], object] = lambda _: None, patience: float = PATIENCE, known: Table | None = None,
+    *, save: Callable[[TunedTable], object] = lambda _: None, patience: float = PATIENCE, known: TunedTable | None = None,
     again: bool = False, only: str = "", seconds: float = math.inf, clock: Callable[[], float] = time.monotonic,
-) -> Table:  # fmt: skip
+) -> TunedTable:  # fmt: skip
     """Measure the problems that "module:function" `problems` returns; the table for device `gpu`.
 
     `save` gets the table after each problem, so that a run that is cut short keeps what it measured. The
@@ -65,8 +65,8 @@ def tune(
     elif not wanted:
         say("nothing to tune: all that was asked for is in the table (--again measures it once more)")
 
-    def table() -> Table:
-        return Table(
+    def table() -> TunedTable:
+        return TunedTable(
             gpu=gpu, triton=str(versions["triton"]), entries=tuple(entries.values()), rejected=tuple(rejected),
             versions={name: str(version) for name, version in versions.items()},
         )  # fmt: skip
@@ -147,7 +147,7 @@ def _descend(problem: Problem, ask: Ask, reject: Reject) -> dict[str, Config] | 
 def _choose(
     workshop: Workshop, index: int, problem: Problem, best: dict[str, Config] | None,
     say: Callable[[str], None],
-) -> Entry | None:  # fmt: skip
+) -> TunedEntry | None:  # fmt: skip
     """The fastest backend of all whose numbers are right; None where there is none."""
     # a kernel without a valid configuration is never launched again, and its backend not offered
     without = ["triton"] if best is None else []
@@ -166,7 +166,7 @@ def _choose(
         say(f"{problem.op}, {problem.bucket}: backend {name}: {reason}")
     if not times:
         return None
-    return Entry(
+    return TunedEntry(
         op=problem.op, bucket=problem.bucket, backend=min(times, key=lambda name: times[name]),
         configs=best or {}, milliseconds=times,
     )  # fmt: skip

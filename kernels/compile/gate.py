@@ -41,7 +41,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fmsc
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class GateRow:
     """What the compiler made of one case."""
 
     name: str
@@ -78,7 +78,7 @@ def all_cases() -> list[CompileCase]:
     return cases
 
 
-def examine(case: CompileCase) -> Row:
+def examine(case: CompileCase) -> GateRow:
     """Compile one case and judge it."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -106,7 +106,7 @@ def examine(case: CompileCase) -> Row:
     except Exception as error:
         seconds = time.perf_counter() - begin
         reason = f"does not compile: {type(error).__name__}: {' '.join(str(error).split())[-300:]}"
-        return Row(
+        return GateRow(
             name=case.name, registers=0, spills=0, shared=0, wgmma=0, warps=case.num_warps,
             seconds=round(seconds, 2), problems=(reason,),
         )  # fmt: skip
@@ -123,7 +123,7 @@ def examine(case: CompileCase) -> Row:
         problems.append("no wgmma")
     if case.must_have_wgmma and "mma.sync" in compiled.asm["ptx"]:
         problems.append("a matrix product without wgmma")
-    return Row(
+    return GateRow(
         name=case.name, registers=registers, spills=spills, shared=shared, wgmma=wgmma,
         warps=case.num_warps, seconds=round(seconds, 2), problems=tuple(problems),
     )  # fmt: skip
@@ -157,7 +157,7 @@ def _tool(*command: str) -> str:
     return done.stdout + done.stderr
 
 
-def _by_name(name: str) -> Row:
+def _by_name(name: str) -> GateRow:
     return examine(next(case for case in all_cases() if case.name == name))
 
 

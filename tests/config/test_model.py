@@ -4,7 +4,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fmscale.config import ModelConfig, flops_per_token, num_parameters
 from fmscale.config.reader.load import load_section, read_extended, shipped_configs
-from fmscale.config.reader.tree import Table
+from fmscale.config.reader.tree import YamlTable
 from fmscale.errors import ConfigError
 from fmscale.models import build
 
@@ -56,7 +56,7 @@ def test_every_shipped_model_is_valid_and_has_the_size_it_says():
         tree = read_extended(path)
         assert set(tree.entries) == {"model"}, path
         section = tree.entries["model"]
-        assert isinstance(section, Table)
+        assert isinstance(section, YamlTable)
         models[name] = load_section(ModelConfig, section)
     assert models.keys() >= {"tiny", "125m", "350m", *PUBLISHED}
     assert num_parameters(models["tiny"], 8192) < 4e6

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch._dynamo
 from fmscale.kernels import dispatch, rms_norm
-from fmscale.kernels.dispatch import Entry, Table, bucket, choose, config, forced, use_table
+from fmscale.kernels.dispatch import TunedEntry, TunedTable, bucket, choose, config, forced, use_table
 from fmscale.kernels.launch import TRITON_VERSION
 from fmscale.kernels.rms_norm import configs as norm_configs
 from fmscale.kernels.rope import configs as rope_configs
@@ -26,9 +26,9 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "_ignored", set())
 
 
-def measured(backend: str, *, triton: str = TRITON_VERSION, **configs: dict[str, int]) -> Table:
-    entry = Entry(op="op", bucket="float32 D64", backend=backend, configs=configs)
-    return Table(gpu="cpu", triton=triton, entries=(entry,), versions={"triton": triton})
+def measured(backend: str, *, triton: str = TRITON_VERSION, **configs: dict[str, int]) -> TunedTable:
+    entry = TunedEntry(op="op", bucket="float32 D64", backend=backend, configs=configs)
+    return TunedTable(gpu="cpu", triton=triton, entries=(entry,), versions={"triton": triton})
 
 
 def test_default_without_a_measurement() -> None:
@@ -49,7 +49,7 @@ def test_a_table_of_another_triton_does_not_count() -> None:
 
 def test_a_later_table_replaces_the_earlier() -> None:
     use_table(measured("triton"))
-    use_table(Table(gpu="cpu", triton=TRITON_VERSION))
+    use_table(TunedTable(gpu="cpu", triton=TRITON_VERSION))
     assert choose("op", "auto", CPU, "float32 D64", BOTH) == "eager"
 
 

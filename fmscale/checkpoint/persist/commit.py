@@ -22,9 +22,9 @@ from fmscale.errors import ObjectNotFound, StoreUnavailable
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.backends.write_once import store_once
 from fmscale.store.digest import canonical_json, metadata_digest
-from fmscale.store.log.entry import Entry
+from fmscale.store.log.entry import LogEntry
 from fmscale.store.log.log import Log
-from fmscale.store.log.retirement import State, commit, replay
+from fmscale.store.log.retirement import RetirementState, commit, replay
 
 SHORTEST_PAUSE, SHORTEST_PAUSE_LOCAL = 0.01, 0.002
 LONGEST_PAUSE = 2.0
@@ -37,21 +37,21 @@ KILLED = "They were probably killed: their own logs, or the scheduler's, say mor
 class _Already(Exception):
     """The folder is committed: by this process, or by another of the same rank 0."""
 
-    def __init__(self, entry: Entry) -> None:
+    def __init__(self, entry: LogEntry) -> None:
         super().__init__(entry.number)
         self.entry = entry
 
 
 @dataclass(kw_only=True)
-class RunState(State):
+class RunState(RetirementState):
     """What a run's log says, with the checkpoints that were retired since."""
 
-    committed: dict[str, Entry] = field(default_factory=dict)
+    committed: dict[str, LogEntry] = field(default_factory=dict)
     """Entries of all checkpoints, by folder."""
     own: str = ""
     """Folder that is being committed."""
 
-    def apply(self, entry: Entry) -> None:
+    def apply(self, entry: LogEntry) -> None:
         """As State's. Raises _Already once somebody has committed `own`."""
         super().apply(entry)
         if entry.kind == KIND:
@@ -103,7 +103,9 @@ def gather(
     return [seals[rank] for rank in range(settings.world_size)]
 
 
-def commit_seals(log: Log, settings: SaveSettings, job: SaveJob, seals: list[Seal], state: RunState) -> Entry:
+def commit_seals(
+    log: Log, settings: SaveSettings, job: SaveJob, seals: list[Seal], state: RunState
+) -> LogEntry:
     """Store the manifest and append the entry that makes the checkpoint exist; durable when this returns.
 
     If an earlier process of this rank did so already, that entry. Raises LeaseLost for a zombie, Conflict
@@ -155,7 +157,7 @@ def await_outcome(
     state: RunState,
     stop: Callable[[], bool],
     alone: Callable[[], bool] = lambda: False,
-) -> Entry:
+) -> LogEntry:
     """Wait until rank 0 has committed the save: its entry. Raises SaveFailed if it gave up, after the deadline, or
     where this process is `alone` and rank 0 gives no sign of life.
     """

@@ -16,22 +16,22 @@ from fmscale.errors import Conflict
 from fmscale.store.backends.posix import remove_unlocked
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.keys import TEMPORARY_PREFIX
-from fmscale.store.log.entry import Entry
+from fmscale.store.log.entry import LogEntry
 from fmscale.store.log.keyset import KeySet
 from fmscale.store.log.log import Log
-from fmscale.store.log.retirement import State, collect_garbage, pin, replay, retire, unpin
+from fmscale.store.log.retirement import RetirementState, collect_garbage, pin, replay, retire, unpin
 
 VERIFIED = "verified"
 """Owner of the pins on verified checkpoints."""
 
 
-def references(entry: Entry) -> list[str]:
+def references(entry: LogEntry) -> list[str]:
     """Folders that a checkpoint's files are in: its own, and those of earlier ones it refers to."""
     return list(entry.body["objects"]) if entry.kind == KIND else []
 
 
 def expired(
-    live: Iterable[Entry], pins: dict[int, set[str]], *, keep_last: int, keep_every: int | None
+    live: Iterable[LogEntry], pins: dict[int, set[str]], *, keep_last: int, keep_every: int | None
 ) -> list[int]:
     """Numbers of the live checkpoints that may go."""
     ours = sorted((entry for entry in live if entry.kind == KIND), key=lambda entry: entry.number)
@@ -49,12 +49,12 @@ def mark_verified(log: Log, number: int) -> None:
     pin(log, [number], VERIFIED)
 
 
-def verified(state: State) -> set[int]:
+def verified(state: RetirementState) -> set[int]:
     """Checkpoints that are marked."""
     return {number for number, owners in state.pins.items() if VERIFIED in owners}
 
 
-def tidy(log: Log, settings: SaveSettings, state: State, named: set[str], swept: set[str]) -> None:
+def tidy(log: Log, settings: SaveSettings, state: RetirementState, named: set[str], swept: set[str]) -> None:
     """Take expired checkpoints and the left-overs of earlier attempts out of use, and delete what was taken out
     of use longer ago than the grace time. `state` is brought up to date; `named` are left-overs dealt with,
     `swept` folders whose unnamed files are gone.
@@ -87,7 +87,7 @@ def tidy(log: Log, settings: SaveSettings, state: State, named: set[str], swept:
         collect_garbage(log, references, grace=settings.grace_seconds, state=state)
 
 
-def _left_over(backend: Backend, settings: SaveSettings, state: State) -> list[str]:
+def _left_over(backend: Backend, settings: SaveSettings, state: RetirementState) -> list[str]:
     top = checkpoints_folder(settings.run)
     needed = KeySet(name for entry in state.live.values() for name in references(entry))
     found = []

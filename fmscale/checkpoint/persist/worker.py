@@ -26,7 +26,7 @@ from fmscale.checkpoint.persist.rank_part import Known, discard, persist, refuse
 from fmscale.checkpoint.persist.retention import tidy
 from fmscale.checkpoint.snapshot.copy_progress import NEXT, CopyProgress, SaveFailed
 from fmscale.errors import Conflict, FmscaleError, LeaseLost, StoreError, StoreUnavailable
-from fmscale.store.log.entry import Entry
+from fmscale.store.log.entry import LogEntry
 from fmscale.store.open import open_store
 
 logger = logging.getLogger(__name__)
@@ -212,7 +212,7 @@ class Worker:
             self._quietly(lambda: tidy(self._log, self._settings, self._state, self._named, self._swept))
         return True
 
-    def _outcome(self, job: SaveJob, seal: Seal) -> Entry:
+    def _outcome(self, job: SaveJob, seal: Seal) -> LogEntry:
         if self._settings.rank:
             return await_outcome(
                 self._log, self._settings, job, self._state, self._stopping.is_set, self._alone.is_set

@@ -13,7 +13,7 @@ DAMAGE = (CorruptData, ObjectNotFound, FormatError)
 """What makes a checkpoint invalid. Anything else (a store that does not answer) says nothing about it."""
 
 
-class Ranks:
+class RankVote:
     """The ranks of a run, or a process alone."""
 
     def __init__(self, waits: HostWaits | None, name: str, deadline: float) -> None:

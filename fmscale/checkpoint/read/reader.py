@@ -40,7 +40,7 @@ class ByteRequest:
 
 
 @dataclass(kw_only=True)
-class Totals:
+class ReadTotals:
     """What was read."""
 
     bytes: int = 0
@@ -54,7 +54,7 @@ class Reader:
 
     def __init__(self, backend: Backend, manifest: CheckpointManifest) -> None:
         self.manifest = manifest
-        self.totals = Totals()
+        self.totals = ReadTotals()
         self.checked: dict[int, np.ndarray] = {}
         """For each file that was read, which of its chunks were found right (bool)."""
         self._backend = backend

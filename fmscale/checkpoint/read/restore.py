@@ -13,7 +13,7 @@ import torch
 from fmscale.checkpoint.catalog import CheckpointEntry, list_checkpoints, load_manifest, pick
 from fmscale.checkpoint.format.manifest import CheckpointManifest
 from fmscale.checkpoint.format.piece import Piece
-from fmscale.checkpoint.read.agree import Ranks
+from fmscale.checkpoint.read.agree import RankVote
 from fmscale.checkpoint.read.compatibility import differences, refuse_other_model
 from fmscale.checkpoint.read.reader import ByteRequest, Put, Reader
 from fmscale.checkpoint.snapshot.snapshot import checked
@@ -84,7 +84,7 @@ def restore(
     none; CorruptData if none is valid; StoreError where the store fails; RankError for another rank's failure.
     The tensors hold anything after an error.
     """
-    ranks = Ranks(waits, WAIT, deadline)
+    ranks = RankVote(waits, WAIT, deadline)
     found = [
         CheckpointEntry(**one) for one in json.loads(ranks.first(lambda: _candidates(backend, run, which)))
     ]

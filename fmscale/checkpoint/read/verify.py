@@ -13,7 +13,7 @@ from fmscale.store.digest import CHUNK_BYTES, crc32c
 
 
 @dataclass(frozen=True, kw_only=True)
-class Problem:
+class CheckpointProblem:
     """One thing that is not as it was recorded."""
 
     key: str
@@ -26,7 +26,7 @@ class Problem:
 
 def verify(
     backend: Backend, found: CheckpointEntry, progress: Callable[[int], None] = lambda _: None
-) -> tuple[list[Problem], bool]:
+) -> tuple[list[CheckpointProblem], bool]:
     """(problems, whether every byte could be checked: not where a file was written without checksums).
 
     Raises StoreError where the store fails, which says nothing about the checkpoint.
@@ -34,9 +34,9 @@ def verify(
     try:
         manifest = load_manifest(backend, found)
     except DAMAGE as error:
-        return [Problem(key=found.body["manifest"]["key"], chunk=None, what=str(error))], True
+        return [CheckpointProblem(key=found.body["manifest"]["key"], chunk=None, what=str(error))], True
     reader = Reader(backend, manifest)
-    problems: list[Problem] = []
+    problems: list[CheckpointProblem] = []
     for number in range(len(manifest.files)):
         problems += _verify_file(backend, manifest, reader, number, progress)
     return problems, all(file.sums for file in manifest.files)
@@ -56,19 +56,21 @@ def _verify_file(
     reader: Reader,
     number: int,
     progress: Callable[[int], None],
-) -> list[Problem]:
+) -> list[CheckpointProblem]:
     file = manifest.files[number]
     try:
         sums = reader.sums(number)
     except DAMAGE as error:
-        return [Problem(key=file.key + SUMS, chunk=None, what=error.cause)]
+        return [CheckpointProblem(key=file.key + SUMS, chunk=None, what=error.cause)]
     try:
         size = backend.head(file.key).bytes
     except DAMAGE as error:
-        return [Problem(key=file.key, chunk=None, what=error.cause)]
+        return [CheckpointProblem(key=file.key, chunk=None, what=error.cause)]
     found = []
     if size != file.bytes:
-        found.append(Problem(key=file.key, chunk=None, what=f"has {size} bytes instead of {file.bytes}"))
+        found.append(
+            CheckpointProblem(key=file.key, chunk=None, what=f"has {size} bytes instead of {file.bytes}")
+        )
     buffer = memoryview(bytearray(SPAN_BYTES))
     end = min(size, file.bytes)
     for start in range(0, end, SPAN_BYTES):
@@ -82,5 +84,5 @@ def _verify_file(
             # A chunk that the file's end cuts off is not damaged besides.
             whole = start + at + part.nbytes == file.bytes or part.nbytes == CHUNK_BYTES
             if whole and crc32c(part) != int(sums[chunk]):
-                found.append(Problem(key=file.key, chunk=chunk, what="checksum does not match"))
+                found.append(CheckpointProblem(key=file.key, chunk=chunk, what="checksum does not match"))
     return found

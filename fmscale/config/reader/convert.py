@@ -14,7 +14,7 @@ from math import isfinite
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from fmscale.config.checks import InvalidField
-from fmscale.config.reader.tree import Items, Scalar, Table, Tree
+from fmscale.config.reader.tree import Items, Scalar, Tree, YamlTable
 from fmscale.errors import ConfigError
 
 INTEGER = re.compile(r"[-+]?\d+(_\d+)*")
@@ -48,7 +48,7 @@ def convert(tree: Tree, kind: Any, path: str, places: dict[str, str]) -> Any:
         )
         return origin(values)
     if origin is dict:
-        if not isinstance(tree, Table):
+        if not isinstance(tree, YamlTable):
             raise _mismatch(tree, kind, path)
         return {
             key: convert(value, arguments[1], _join(path, key), places) for key, value in tree.entries.items()
@@ -58,8 +58,8 @@ def convert(tree: Tree, kind: Any, path: str, places: dict[str, str]) -> Any:
 
 def _dataclass(tree: Tree, kind: Any, path: str, places: dict[str, str]) -> Any:
     if isinstance(tree, Scalar) and tree.null:
-        tree = Table(entries={}, places={}, place=tree.place)
-    if not isinstance(tree, Table):
+        tree = YamlTable(entries={}, places={}, place=tree.place)
+    if not isinstance(tree, YamlTable):
         raise _mismatch(tree, kind, path)
     hints = get_type_hints(kind)
     readable = {field.name: field for field in fields(kind) if field.metadata.get("read", True)}
@@ -147,7 +147,7 @@ def _mismatch(tree: Tree, kind: Any, path: str) -> ConfigError:
                 remedy = f"Write {int(float(text)):_}."
         case Items():
             found, shown = f"a list of {len(tree.items)}", "a list"
-        case Table():
+        case YamlTable():
             found, shown = f"a mapping with {', '.join(tree.entries)}", "a mapping"
     return ConfigError(
         f"{tree.place}: {path or 'the config'} must be {describe(kind)}, not {shown}",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from fmscale.config.reader.convert import convert
-from fmscale.config.reader.tree import Items, Scalar, Table, Tree, merge, parse, put, read_file
+from fmscale.config.reader.tree import Items, Scalar, Tree, YamlTable, merge, parse, put, read_file
 from fmscale.config.schema import Config
 from fmscale.errors import ConfigError
 
@@ -28,7 +28,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return load_section(Config, read_extended(find_config(path)), overrides)
 
 
-def load_section(kind: type[Section], tree: Table, overrides: Sequence[str] = ()) -> Section:
+def load_section(kind: type[Section], tree: YamlTable, overrides: Sequence[str] = ()) -> Section:
     """`tree` with overrides as a dataclass; a `places` field it may have gets the places of its keys."""
     for override in overrides:
         tree = apply_override(tree, override)
@@ -39,7 +39,7 @@ def load_section(kind: type[Section], tree: Table, overrides: Sequence[str] = ()
     return value
 
 
-def apply_override(tree: Table, override: str) -> Table:
+def apply_override(tree: YamlTable, override: str) -> YamlTable:
     """`tree` with one dotted "key=value" on top; the value is YAML, typed later by the field it reaches.
 
     An item of a list is named by its number: "data.sources.0.weight=2".
@@ -56,7 +56,7 @@ def apply_override(tree: Table, override: str) -> Table:
     if value is None:
         value = Scalar(text="", quoted=False, place=place)
     changed = put(tree, keys, value, place)
-    assert isinstance(changed, Table)
+    assert isinstance(changed, YamlTable)
     return changed
 
 
@@ -67,27 +67,27 @@ def _replace_place(tree: Tree, place: str) -> Tree:
             return Scalar(text=tree.text, quoted=tree.quoted, place=place)
         case Items():
             return Items(items=tuple(_replace_place(item, place) for item in tree.items), place=place)
-        case Table():
-            return Table(
+        case YamlTable():
+            return YamlTable(
                 entries={key: _replace_place(value, place) for key, value in tree.entries.items()},
                 places=dict.fromkeys(tree.places, place),
                 place=place,
             )
 
 
-def read_extended(path: Path, above: tuple[Path, ...] = ()) -> Table:
+def read_extended(path: Path, above: tuple[Path, ...] = ()) -> YamlTable:
     """The tree of a file on top of all it extends. `above` are the files that led here."""
     tree = read_file(path)
     if "extends" not in tree.entries:
         return tree
     wanted = tree.entries["extends"]
     names = wanted.items if isinstance(wanted, Items) else (wanted,)
-    own = Table(
+    own = YamlTable(
         entries={key: value for key, value in tree.entries.items() if key != "extends"},
         places=tree.places,
         place=tree.place,
     )
-    base = Table(entries={}, places={}, place=tree.place)
+    base = YamlTable(entries={}, places={}, place=tree.place)
     for name in names:
         base = merge(base, read_extended(_extended_path(name, path, above), (*above, path.resolve())))
     return merge(base, own)

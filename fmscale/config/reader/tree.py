@@ -46,7 +46,7 @@ class Items:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class YamlTable:
     """A mapping with text keys."""
 
     entries: dict[str, "Tree"]
@@ -57,7 +57,7 @@ class Table:
     """Where the mapping begins."""
 
 
-Tree = Scalar | Items | Table
+Tree = Scalar | Items | YamlTable
 
 
 def parse(text: str, name: str) -> Tree:
@@ -79,7 +79,7 @@ def parse(text: str, name: str) -> Tree:
             f"{name}: not valid YAML: {error}", remedy="Correct the line that is named."
         ) from error
     if node is None:
-        return Table(entries={}, places={}, place=f"{name}:1")
+        return YamlTable(entries={}, places={}, place=f"{name}:1")
     return _convert(node, name, ())
 
 
@@ -100,7 +100,7 @@ def _convert(node: yaml.Node, name: str, above: tuple[yaml.Node, ...]) -> Tree:
     raise AssertionError(f"YAML has no other kind of node: {node}")
 
 
-def _mapping(node: yaml.MappingNode, name: str, above: tuple[yaml.Node, ...], place: str) -> Table:
+def _mapping(node: yaml.MappingNode, name: str, above: tuple[yaml.Node, ...], place: str) -> YamlTable:
     entries: dict[str, Tree] = {}
     places: dict[str, str] = {}
     for key, value in node.value:
@@ -115,10 +115,10 @@ def _mapping(node: yaml.MappingNode, name: str, above: tuple[yaml.Node, ...], pl
             )
         entries[key.value] = _convert(value, name, above)
         places[key.value] = where
-    return Table(entries=entries, places=places, place=place)
+    return YamlTable(entries=entries, places=places, place=place)
 
 
-def read_file(path: Path) -> Table:
+def read_file(path: Path) -> YamlTable:
     """The tree of a YAML file, whose top must be a mapping."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -131,19 +131,19 @@ def read_file(path: Path) -> Table:
             f"{path}: cannot be read: {error.strerror}", remedy="Check the path and the rights to it."
         ) from error
     tree = parse(text, str(path))
-    if not isinstance(tree, Table):
+    if not isinstance(tree, YamlTable):
         raise ConfigError(f"{tree.place}: a config is a mapping", remedy="Use key: value lines at the top.")
     return tree
 
 
-def merge(base: Table, over: Table) -> Table:
+def merge(base: YamlTable, over: YamlTable) -> YamlTable:
     """`over` on top of `base`: mappings merge key by key; a list or scalar replaces what was there."""
     entries, places = dict(base.entries), {**base.places, **over.places}
     for key, value in over.entries.items():
         below = entries.get(key)
-        both = isinstance(below, Table) and isinstance(value, Table)
+        both = isinstance(below, YamlTable) and isinstance(value, YamlTable)
         entries[key] = merge(below, value) if both else value  # type: ignore[arg-type]
-    return Table(entries=entries, places=places, place=over.place)
+    return YamlTable(entries=entries, places=places, place=over.place)
 
 
 def put(tree: Tree, keys: list[str], value: Tree, place: str) -> Tree:
@@ -161,9 +161,9 @@ def put(tree: Tree, keys: list[str], value: Tree, place: str) -> Tree:
         items = list(tree.items)
         items[int(head)] = put(items[int(head)], rest, value, place)
         return Items(items=tuple(items), place=tree.place)
-    table = tree if isinstance(tree, Table) else Table(entries={}, places={}, place=place)
-    below = table.entries.get(head, Table(entries={}, places={}, place=place))
-    return Table(
+    table = tree if isinstance(tree, YamlTable) else YamlTable(entries={}, places={}, place=place)
+    below = table.entries.get(head, YamlTable(entries={}, places={}, place=place))
+    return YamlTable(
         entries={**table.entries, head: put(below, rest, value, place)},
         places={**table.places, head: table.places.get(head, place) if rest else place},
         place=table.place,

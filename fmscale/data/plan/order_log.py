@@ -15,7 +15,7 @@ from fmscale.data.views.placement import open_placement
 from fmscale.data.views.view import View
 from fmscale.errors import Conflict, DataError, FormatError
 from fmscale.store.datasets.dataset import Dataset
-from fmscale.store.log.entry import Entry
+from fmscale.store.log.entry import LogEntry
 from fmscale.store.log.log import Log
 
 FORMAT_VERSION = 1
@@ -109,7 +109,7 @@ class OrderLog:
         return self._append_ban("quarantine", ban)
 
     def _append_stage(self, body: dict[str, Any], *, seen: int) -> None:
-        def recheck(other: Entry) -> None:
+        def recheck(other: LogEntry) -> None:
             if other.kind == "stage":
                 raise Conflict(
                     "another stage was added to the run meanwhile",
@@ -135,7 +135,7 @@ def replay(log: Log, *, head: int | None = None, plan: Plan | None = None) -> Pl
     at = plan.log_head if plan else 0
     if head is not None and head < at:
         plan, at = None, 0
-    entries: list[Entry] = []
+    entries: list[LogEntry] = []
     if head is None or at < head:
         for entry in log.entries(at):
             if entry.number == head:
@@ -151,7 +151,7 @@ def replay(log: Log, *, head: int | None = None, plan: Plan | None = None) -> Pl
     return _applied(plan, entries, at)
 
 
-def _applied(plan: Plan | None, entries: Iterable[Entry], head: int) -> Plan | None:
+def _applied(plan: Plan | None, entries: Iterable[LogEntry], head: int) -> Plan | None:
     """The plan after more entries of the log. Kinds that do not concern the order change nothing."""
     stages = list(plan.stages) if plan else []
     bans = list(plan.bans) if plan else []

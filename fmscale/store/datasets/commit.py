@@ -7,9 +7,9 @@ from threading import Lock
 from typing import Any
 
 from fmscale.store.backends.protocol import Backend
-from fmscale.store.datasets.manifest import Manifest, Totals, open_manifest
+from fmscale.store.datasets.manifest import Manifest, SplitTotals, open_manifest
 from fmscale.store.datasets.tokenizers import tokenizer_key
-from fmscale.store.log.entry import Entry
+from fmscale.store.log.entry import LogEntry
 from fmscale.store.segments.seal import check_version, job_folder
 
 
@@ -60,7 +60,7 @@ class Commit:
     """Token put after each document, if any."""
     dtype: str
     """Type of the tokens; empty for records."""
-    totals: Mapping[str, Totals]
+    totals: Mapping[str, SplitTotals]
     """Sizes by split."""
     manifests: Mapping[str, Manifest]
     """Manifests by split, opened when first asked for."""
@@ -68,12 +68,12 @@ class Commit:
     """The whole log entry, with what the job noted under `extra`."""
 
 
-def decode_commit(backend: Backend, entry: Entry, scratch: Path | None = None) -> Commit:
+def decode_commit(backend: Backend, entry: LogEntry, scratch: Path | None = None) -> Commit:
     """The commit that a log entry records. Raises FormatError for a later format_version."""
     body = entry.body
     check_version(body, f"commit {entry.number}")
     totals = {
-        split: Totals(**{name: m[name] for name in ("segments", "tokens", "documents", "bytes")})
+        split: SplitTotals(**{name: m[name] for name in ("segments", "tokens", "documents", "bytes")})
         for split, m in body["manifests"].items()
     }
     return Commit(

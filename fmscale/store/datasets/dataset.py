@@ -25,9 +25,9 @@ from fmscale.store.datasets.manifest import Manifest
 from fmscale.store.datasets.manifest_writer import encode_manifest
 from fmscale.store.datasets.tokenizers import load_tokenizer
 from fmscale.store.digest import data_digest
-from fmscale.store.log.entry import Entry
+from fmscale.store.log.entry import LogEntry
 from fmscale.store.log.log import DATASET_KINDS, Log
-from fmscale.store.log.retirement import State, replay
+from fmscale.store.log.retirement import RetirementState, replay
 from fmscale.store.segments.seal import FORMAT_VERSION, SealInfo, job_folder, sealed, segment_prefix
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -55,7 +55,7 @@ class Dataset:
         self.name = name
         self.log = Log(backend, f"datasets/{name}", DATASET_KINDS)
         self._scratch = scratch
-        self._state = State()
+        self._state = RetirementState()
         self._lock = Lock()
 
     def commits(self) -> list[Commit]:
@@ -144,7 +144,7 @@ class Dataset:
         }
         return decode_commit(self.backend, self._append(body, epoch), self._scratch)
 
-    def _append(self, body: dict[str, Any], epoch: int) -> Entry:
+    def _append(self, body: dict[str, Any], epoch: int) -> LogEntry:
         """The entry with this body, or the one that another process appended for the same job meanwhile."""
         state = replay(self.log)
 
@@ -161,7 +161,7 @@ class Dataset:
             if same is not None:
                 raise _Committed(same)
 
-        def on_other(other: Entry) -> None:
+        def on_other(other: LogEntry) -> None:
             state.apply(other)
             check()
 
@@ -171,7 +171,7 @@ class Dataset:
         except _Committed as there:
             return there.entry
 
-    def _check_agreed(self, state: State, given: Mapping[str, Any]) -> None:
+    def _check_agreed(self, state: RetirementState, given: Mapping[str, Any]) -> None:
         for number, entry in sorted(state.live.items()):
             for name in AGREED:
                 if entry.body[name] != given[name]:
@@ -182,7 +182,7 @@ class Dataset:
                         remedy=f"Ingest with the dataset's own {name}, or into a dataset of another name.",
                     )
 
-    def _check_alive(self, state: State, names: Iterable[str]) -> None:
+    def _check_alive(self, state: RetirementState, names: Iterable[str]) -> None:
         dead = [name for name in names if state.dead.touches(name)]
         if dead:
             raise Conflict(
@@ -250,7 +250,7 @@ class Dataset:
 class _Committed(Exception):
     """The job has a live commit already."""
 
-    def __init__(self, entry: Entry) -> None:
+    def __init__(self, entry: LogEntry) -> None:
         self.entry = entry
 
 

@@ -43,7 +43,7 @@ _TOKEN, _DOCUMENT, _UNIT, _SEAL = range(4)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class SegmentRow:
     """One segment of a manifest."""
 
     unit: int
@@ -63,7 +63,7 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Totals:
+class SplitTotals:
     """Size of one split of a commit."""
 
     segments: int
@@ -141,12 +141,12 @@ class Manifest:
         unit = int(self._block(block, _UNIT)[row])
         return f"{self.folder}/{unit:08d}-{self.split}", self._block(block, _SEAL)[row].tobytes().hex()
 
-    def row(self, index: int) -> Row:
+    def row(self, index: int) -> SegmentRow:
         """All that is recorded of a segment."""
         prefix, seal = self.segment(index)
         block, row = divmod(index, self._block_rows)
         token, document = self._start(index, _TOKEN), self._start(index, _DOCUMENT)
-        return Row(
+        return SegmentRow(
             unit=int(self._block(block, _UNIT)[row]),
             prefix=prefix,
             seal=seal,
@@ -156,7 +156,7 @@ class Manifest:
             documents=self._start(index + 1, _DOCUMENT) - document,
         )
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[SegmentRow]:
         """Every segment in order."""
         return (self.row(index) for index in range(self.segments))
 

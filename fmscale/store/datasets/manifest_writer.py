@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from fmscale.errors import DataError
-from fmscale.store.datasets.manifest import COLUMNS, HEADER_KEY, SCHEMA, Totals
+from fmscale.store.datasets.manifest import COLUMNS, HEADER_KEY, SCHEMA, SplitTotals
 from fmscale.store.digest import canonical_json, metadata_digest
 from fmscale.store.segments.seal import FORMAT_VERSION, SealInfo
 
@@ -16,7 +16,7 @@ BLOCK_ROWS = 16384
 
 def encode_manifest(
     rows: Iterable[tuple[int, SealInfo]], *, kind: str, split: str, dtype: str, job: str, folder: str
-) -> tuple[str, Totals, bytes]:
+) -> tuple[str, SplitTotals, bytes]:
     """(digest, totals, file) of the manifest of these segments: (work unit, seal) by ascending unit.
 
     `folder` is the job's folder on the store. Raises DataError for segments out of order or of another
@@ -43,7 +43,7 @@ def encode_manifest(
         tokens.append(tokens[-1] + seal.tokens)
         documents.append(documents[-1] + seal.documents)
         size += seal.bytes
-    totals = Totals(segments=len(units), tokens=tokens[-1], documents=documents[-1], bytes=size)
+    totals = SplitTotals(segments=len(units), tokens=tokens[-1], documents=documents[-1], bytes=size)
     columns = {
         "unit": np.array(units, dtype="<u4"),
         "seal": np.array(seals, dtype="V16"),

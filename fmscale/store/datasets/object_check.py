@@ -16,7 +16,7 @@ Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Problem:
+class ObjectProblem:
     """One object, or one chunk of one, that is not what the commit recorded."""
 
     commit: int
@@ -49,13 +49,13 @@ class Expected:
     """Its chunks by offset, where their checksums are known."""
 
 
-def check_object(backend: Backend, expected: Expected, commit: int, advance: Advance) -> list[Problem]:
+def check_object(backend: Backend, expected: Expected, commit: int, advance: Advance) -> list[ObjectProblem]:
     """What is wrong with an object; nothing if it is as recorded. Raises what the store raises when it does
     not answer.
     """
 
-    def problem(what: str, chunk: int | None = None) -> Problem:
-        return Problem(commit=commit, key=expected.key, chunk=chunk, what=what)
+    def problem(what: str, chunk: int | None = None) -> ObjectProblem:
+        return ObjectProblem(commit=commit, key=expected.key, chunk=chunk, what=what)
 
     try:
         size = backend.head(expected.key).bytes

@@ -16,8 +16,8 @@ from fmscale.errors import CorruptData, FormatError, ObjectNotFound
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.commit import Commit
 from fmscale.store.datasets.dataset import Dataset
-from fmscale.store.datasets.manifest import Manifest, Row
-from fmscale.store.datasets.object_check import Advance, Expected, Problem, check_object
+from fmscale.store.datasets.manifest import Manifest, SegmentRow
+from fmscale.store.datasets.object_check import Advance, Expected, ObjectProblem, check_object
 from fmscale.store.datasets.tokenizers import tokenizer_key
 from fmscale.store.digest import MetadataDigest, data_digest, metadata_digest
 from fmscale.store.segments.records import BATCHES_SCHEMA
@@ -30,12 +30,12 @@ READERS = 8
 SEGMENTS = 4
 """Segments worked on at once: while one's last object is read, the next ones' are."""
 
-Submit = Callable[[Expected], "Future[list[Problem]]"]
+Submit = Callable[[Expected], "Future[list[ObjectProblem]]"]
 
 
 def verify_dataset(
     backend: Backend, dataset: Dataset, commits: Iterable[int] | None = None, progress: Advance | None = None
-) -> list[Problem]:
+) -> list[ObjectProblem]:
     """Check every object and every chunk of the given commits (all live ones by default).
 
     Returns the problems in the order of commits and keys; none if all is well. `progress` is called with
@@ -45,12 +45,12 @@ def verify_dataset(
     """
     advance = progress or (lambda size: None)
     chosen = dataset.commits() if commits is None else [dataset.commit(number) for number in commits]
-    problems: list[Problem] = []
+    problems: list[ObjectProblem] = []
     seen: set[str] = set()
     with ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(SEGMENTS) as segments:
         for commit in chosen:
 
-            def submit(expected: Expected, number: int = commit.number) -> "Future[list[Problem]]":
+            def submit(expected: Expected, number: int = commit.number) -> "Future[list[ObjectProblem]]":
                 return readers.submit(check_object, backend, expected, number, advance)
 
             if commit.tokenizer is not None and commit.tokenizer not in seen:
@@ -77,9 +77,11 @@ def size_of(commits: Iterable[Commit]) -> int:
     )
 
 
-def _run(pool: ThreadPoolExecutor, tasks: Iterator[Callable[[], list[Problem]]]) -> Iterator[list[Problem]]:
+def _run(
+    pool: ThreadPoolExecutor, tasks: Iterator[Callable[[], list[ObjectProblem]]]
+) -> Iterator[list[ObjectProblem]]:
     """Run tasks with a bounded number of them waiting: there may be 10^6."""
-    waiting: set[Future[list[Problem]]] = set()
+    waiting: set[Future[list[ObjectProblem]]] = set()
     for task in tasks:
         waiting.add(pool.submit(task))
         if len(waiting) >= 4 * SEGMENTS:
@@ -89,14 +91,14 @@ def _run(pool: ThreadPoolExecutor, tasks: Iterator[Callable[[], list[Problem]]])
 
 
 def _rows(
-    backend: Backend, commit: Commit, split: str, advance: Advance, problems: list[Problem]
-) -> Iterator[Row]:
+    backend: Backend, commit: Commit, split: str, advance: Advance, problems: list[ObjectProblem]
+) -> Iterator[SegmentRow]:
     """The segments of one split, as far as its manifest can be read; its damage goes to `problems`."""
     recorded = commit.body["manifests"][split]
     key = recorded["key"]
 
     def problem(what: str) -> None:
-        problems.append(Problem(commit=commit.number, key=key, what=what))
+        problems.append(ObjectProblem(commit=commit.number, key=key, what=what))
 
     try:
         data = backend.get(key)
@@ -114,26 +116,28 @@ def _rows(
         problem(f"damaged: segments cannot be read from it ({error.found})")
 
 
-def _read_small(backend: Backend, commit: int, key: str, digest: str, found: list[Problem]) -> bytes | None:
+def _read_small(
+    backend: Backend, commit: int, key: str, digest: str, found: list[ObjectProblem]
+) -> bytes | None:
     """A small object, if it has that `metadata_digest`; else its damage goes to `found`."""
     try:
         data = backend.get(key)
     except ObjectNotFound:
-        found.append(Problem(commit=commit, key=key, what="missing"))
+        found.append(ObjectProblem(commit=commit, key=key, what="missing"))
         return None
     if metadata_digest(data) == digest:
         return data
     found.append(
-        Problem(commit=commit, key=key, what=f"damaged: its {len(data)} bytes do not match its digest")
+        ObjectProblem(commit=commit, key=key, what=f"damaged: its {len(data)} bytes do not match its digest")
     )
     return None
 
 
 def _check_segment(
-    backend: Backend, commit: int, row: Row, submit: Submit, advance: Advance
-) -> list[Problem]:
+    backend: Backend, commit: int, row: SegmentRow, submit: Submit, advance: Advance
+) -> list[ObjectProblem]:
     """Everything of one segment."""
-    found: list[Problem] = []
+    found: list[ObjectProblem] = []
     key = f"{row.prefix}/seal.json"
     data = _read_small(backend, commit, key, row.seal, found)
     if data is None:
@@ -142,10 +146,10 @@ def _check_segment(
     try:
         seal = decode_seal(data, key)
     except FormatError as error:
-        return [Problem(commit=commit, key=key, what=f"unreadable: {error}")]
+        return [ObjectProblem(commit=commit, key=key, what=f"unreadable: {error}")]
     if (seal.get("tokens", 0), seal["documents"]) != (row.tokens, row.documents):
         what = f"damaged: the commit records {row.tokens} tokens and {row.documents} documents for it"
-        found.append(Problem(commit=commit, key=key, what=what))
+        found.append(ObjectProblem(commit=commit, key=key, what=what))
     objects = dict(seal["objects"])
     entry = objects.pop("checksums.arrow")
     data = _read_small(backend, commit, f"{row.prefix}/checksums.arrow", entry["digest"], found)
@@ -165,7 +169,7 @@ def _check_segment(
     return found
 
 
-def _token_shards(row: Row, seal: dict[str, Any], sums: pa.RecordBatch | None) -> Iterator[Expected]:
+def _token_shards(row: SegmentRow, seal: dict[str, Any], sums: pa.RecordBatch | None) -> Iterator[Expected]:
     """The shards of a token segment's arrays, with their chunks if these are known."""
     values = np.empty(0, np.uint32) if sums is None else sums.column(0).to_numpy()
     for name in ARRAYS:
@@ -180,7 +184,7 @@ def _token_shards(row: Row, seal: dict[str, Any], sums: pa.RecordBatch | None) -
             )
 
 
-def _record_files(row: Row, seal: dict[str, Any], sums: pa.RecordBatch | None) -> Iterator[Expected]:
+def _record_files(row: SegmentRow, seal: dict[str, Any], sums: pa.RecordBatch | None) -> Iterator[Expected]:
     """The files of a record segment, with their batches if these are known."""
     columns = [[] if sums is None else sums.column(name).to_pylist() for name in BATCHES_SCHEMA.names[:4]]
     batches = [(number, *place) for number, place in enumerate(zip(*columns, strict=True))]

@@ -11,7 +11,7 @@ FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class LogEntry:
     """One durable entry of a log."""
 
     number: int
@@ -34,7 +34,7 @@ class Entry:
     """Digest of this entry's other fields."""
 
 
-def encode(entry: Entry, *, skippable: bool = False) -> bytes:
+def encode(entry: LogEntry, *, skippable: bool = False) -> bytes:
     """Canonical JSON of the entry with its digest computed anew.
 
     `skippable` allows readers that do not know the kind to pass the entry by. Raises StoreError if the
@@ -62,7 +62,7 @@ def encode(entry: Entry, *, skippable: bool = False) -> bytes:
         ) from error
 
 
-def decode(data: bytes, key: str, number: int, kinds: frozenset[str]) -> Entry:
+def decode(data: bytes, key: str, number: int, kinds: frozenset[str]) -> LogEntry:
     """The entry stored under `key` as entry `number`.
 
     The rule of the digest (all other fields, canonical JSON) stays the same in every format version, so
@@ -94,7 +94,7 @@ def decode(data: bytes, key: str, number: int, kinds: frozenset[str]) -> Entry:
             found=fields["kind"],
             remedy=f"Upgrade fmscale, or check the path: kinds known here are {', '.join(sorted(kinds))}.",
         )
-    return Entry(
+    return LogEntry(
         number=number,
         kind=fields["kind"],
         uuid=fields["uuid"],

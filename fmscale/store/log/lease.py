@@ -8,7 +8,7 @@ process still hangs somewhere (a zombie) cannot commit any more. The newest hold
 from dataclasses import dataclass
 
 from fmscale.errors import LeaseLost
-from fmscale.store.log.entry import Entry
+from fmscale.store.log.entry import LogEntry
 from fmscale.store.log.log import LEASE, Body, Log, Recheck
 
 
@@ -27,7 +27,7 @@ class Lease:
 
     def append(
         self, kind: str, body: Body, *, recheck: Recheck | None = None, base: int | None = None
-    ) -> Entry:
+    ) -> LogEntry:
         """Append to the log under this lease; as Log.append. Raises LeaseLost when fenced."""
         return self.log.append(kind, body, epoch=self.epoch, recheck=recheck, base=base)
 

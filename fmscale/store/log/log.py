@@ -19,7 +19,7 @@ from uuid import uuid4
 
 from fmscale.errors import CorruptData, LeaseLost, ObjectNotFound, StoreError, StoreUnavailable
 from fmscale.store.backends.protocol import Backend
-from fmscale.store.log.entry import Entry, decode, encode
+from fmscale.store.log.entry import LogEntry, decode, encode
 
 DATASET_KINDS = frozenset({"commit", "retire", "pin"})
 RUN_KINDS = DATASET_KINDS | {"lease", "stage", "ban", "quarantine", "checkpoint"}
@@ -30,7 +30,7 @@ LEASE = "lease"
 MAX_WINDOW = 32
 
 Body = dict[str, Any]
-Recheck = Callable[[Entry], Body | None]
+Recheck = Callable[[LogEntry], Body | None]
 
 
 class Log:
@@ -43,14 +43,14 @@ class Log:
         self.kinds = kinds
         self._readers = readers
         self._lock = Lock()
-        self._newest: Entry | None = None
+        self._newest: LogEntry | None = None
         self._known = 0
 
     def key(self, number: int) -> str:
         """Where entry `number` is stored."""
         return f"{self.prefix}/log/{number:012d}.json"
 
-    def entry(self, number: int) -> Entry:
+    def entry(self, number: int) -> LogEntry:
         """Entry `number`. Raises ObjectNotFound where there is none, CorruptData, FormatError."""
         key = self.key(number)
         return self._note(decode(self.backend.get(key), key, number, self.kinds))
@@ -79,7 +79,7 @@ class Log:
         """Whether there is any entry: one request, or none once one was seen."""
         return self._known > 0 or self._exists(0)
 
-    def entries(self, start: int = 0) -> Iterator[Entry]:
+    def entries(self, start: int = 0) -> Iterator[LogEntry]:
         """Entries from `start` on, in order, up to the newest.
 
         Read in windows that double, several at once. Raises CorruptData for an entry that is damaged,
@@ -88,7 +88,7 @@ class Log:
         # From afar four requests at once cost as much as one; on a disk starting threads costs more than they save.
         near = self.backend.local_path(self.key(0)) is not None
         number, window, alone = start, 2 if near else 4, 4 if near else 1
-        before: Entry | None = None
+        before: LogEntry | None = None
         with ThreadPoolExecutor(self._readers) as pool:
             while True:
                 numbers = range(number, number + window)
@@ -124,7 +124,7 @@ class Log:
         recheck: Recheck | None = None,
         base: int | None = None,
         skippable: bool = False,
-    ) -> Entry:
+    ) -> LogEntry:
         """Add an entry; it is durable and visible to everyone when this returns.
 
         `epoch` is that of the lease under which the caller writes, 0 where nobody ever took one; None
@@ -155,7 +155,7 @@ class Log:
                     change = recheck(last) if recheck else None
                     body = body if change is None else change
                 seen = _count(last)
-            draft = Entry(
+            draft = LogEntry(
                 number=seen,
                 kind=kind,
                 uuid=uuid,
@@ -171,7 +171,7 @@ class Log:
                 return holder
             last = holder
 
-    def _create(self, number: int, data: bytes) -> Entry:
+    def _create(self, number: int, data: bytes) -> LogEntry:
         """Try to store `data` as entry `number`; whoever's entry is there afterwards, as it was read back.
 
         The same number and bytes are tried again until it is known who holds the number: a request given
@@ -198,7 +198,7 @@ class Log:
             remedy="Check the store; then read the log before doing the same again.",
         ) from failure
 
-    def _epoch(self, kind: str, epoch: int | None, last: Entry | None) -> int:
+    def _epoch(self, kind: str, epoch: int | None, last: LogEntry | None) -> int:
         """The epoch of an entry after `last`."""
         fence = last.epoch if last else 0
         if kind == LEASE:
@@ -217,7 +217,7 @@ class Log:
             )
         return fence
 
-    def _last(self) -> Entry | None:
+    def _last(self) -> LogEntry | None:
         """The newest entry as far as this object has seen, or by looking if it has seen none."""
         if self._known == 0:
             self.head()
@@ -225,13 +225,13 @@ class Log:
             return self.entry(self._known - 1)
         return self._newest
 
-    def _find(self, number: int) -> Entry | None:
+    def _find(self, number: int) -> LogEntry | None:
         try:
             return self.entry(number)
         except ObjectNotFound:
             return None
 
-    def _note(self, entry: Entry) -> Entry:
+    def _note(self, entry: LogEntry) -> LogEntry:
         """Remember the entry if it is the newest seen."""
         with self._lock:
             self._known = max(self._known, entry.number + 1)
@@ -250,5 +250,5 @@ class Log:
         )
 
 
-def _count(last: Entry | None) -> int:
+def _count(last: LogEntry | None) -> int:
     return last.number + 1 if last else 0

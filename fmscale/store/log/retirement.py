@@ -20,34 +20,34 @@ from time import time
 from fmscale.errors import Conflict, ObjectNotFound
 from fmscale.store.backends.protocol import Backend, ObjectInfo
 from fmscale.store.backends.write_once import store_once
-from fmscale.store.log.entry import Entry
+from fmscale.store.log.entry import LogEntry
 from fmscale.store.log.keyset import KeySet
 from fmscale.store.log.log import Body, Log, Recheck
 
 COMMIT_KINDS = frozenset({"commit", "checkpoint"})
 
-References = Callable[[Entry], Iterable[str]]
+References = Callable[[LogEntry], Iterable[str]]
 """Gives the keys and folders (ending in a slash) that a commit entry needs; called for live commits only."""
 
 
 @dataclass(kw_only=True)
-class State:
+class RetirementState:
     """What a log's entries below `head` say about commits and objects."""
 
     head: int = 0
     """Number of entries taken into account."""
-    live: dict[int, Entry] = field(default_factory=dict)
+    live: dict[int, LogEntry] = field(default_factory=dict)
     """Commits in use, by number."""
     pins: dict[int, set[str]] = field(default_factory=dict)
     """Owners of the pins of each pinned commit."""
-    retires: list[Entry] = field(default_factory=list)
+    retires: list[LogEntry] = field(default_factory=list)
     """Retire entries, in order."""
     dead: KeySet = field(default_factory=KeySet)
     """Everything that a retire named."""
     withheld: set[str] = field(default_factory=set)
     """What retired commits referenced but others still did; a later retire names it."""
 
-    def apply(self, entry: Entry) -> None:
+    def apply(self, entry: LogEntry) -> None:
         """Take the entry at `head` into account."""
         assert entry.number == self.head, (entry.number, self.head)
         self.head += 1
@@ -73,9 +73,9 @@ class State:
                 self.pins.pop(number, None)
 
 
-def replay(log: Log, state: State | None = None) -> State:
+def replay(log: Log, state: RetirementState | None = None) -> RetirementState:
     """What the log says now, read from where `state` ends (which is brought up to date), else whole."""
-    state = state or State()
+    state = state or RetirementState()
     for entry in log.entries(state.head):
         state.apply(entry)
     return state
@@ -89,8 +89,8 @@ def commit(
     *,
     epoch: int | None = 0,
     recheck: Recheck | None = None,
-    state: State | None = None,
-) -> Entry:
+    state: RetirementState | None = None,
+) -> LogEntry:
     """Append a commit that references `objects` (keys, and folders ending in a slash).
 
     Raises Conflict, with the names as its `found`, if some of them are dead or die meanwhile; nothing is
@@ -108,7 +108,7 @@ def commit(
                 remedy="Write them again under new names and commit those.",
             )
 
-    def on_other(other: Entry) -> Body | None:
+    def on_other(other: LogEntry) -> Body | None:
         state.apply(other)
         check()
         return recheck(other) if recheck else None
@@ -127,8 +127,8 @@ def retire(
     objects: Iterable[str] = (),
     reason: str = "",
     epoch: int | None = None,
-    state: State | None = None,
-) -> Entry:
+    state: RetirementState | None = None,
+) -> LogEntry:
     """Take commits out of use, durably, and name what may be deleted after the grace time.
 
     Named are the objects that only these commits reference, and `objects`: left-overs that no commit ever
@@ -173,15 +173,25 @@ def retire(
 
 
 def pin(
-    log: Log, commits: Iterable[int], owner: str, *, epoch: int | None = None, state: State | None = None
-) -> Entry:
+    log: Log,
+    commits: Iterable[int],
+    owner: str,
+    *,
+    epoch: int | None = None,
+    state: RetirementState | None = None,
+) -> LogEntry:
     """Keep live commits from being retired until `owner` unpins them. Raises Conflict if one is not live."""
     return _append_pin(log, commits, owner, True, epoch, state)
 
 
 def unpin(
-    log: Log, commits: Iterable[int], owner: str, *, epoch: int | None = None, state: State | None = None
-) -> Entry:
+    log: Log,
+    commits: Iterable[int],
+    owner: str,
+    *,
+    epoch: int | None = None,
+    state: RetirementState | None = None,
+) -> LogEntry:
     """Take back the owner's pins; other owners' stay. Raises Conflict if a commit is not live."""
     return _append_pin(log, commits, owner, False, epoch, state)
 
@@ -211,7 +221,7 @@ def collect_garbage(
     grace: float,
     now: float | None = None,
     dry_run: bool = False,
-    state: State | None = None,
+    state: RetirementState | None = None,
 ) -> Garbage:
     """Delete what durable retires named at least `grace` seconds ago, and nothing else.
 
@@ -267,8 +277,13 @@ def _stored(backend: Backend, name: str) -> Iterator[ObjectInfo]:
 
 
 def _append_pin(
-    log: Log, commits: Iterable[int], owner: str, pinned: bool, epoch: int | None, state: State | None
-) -> Entry:
+    log: Log,
+    commits: Iterable[int],
+    owner: str,
+    pinned: bool,
+    epoch: int | None,
+    state: RetirementState | None,
+) -> LogEntry:
     wanted = sorted(set(commits))
     state = replay(log, state)
 
@@ -279,10 +294,12 @@ def _append_pin(
     return _append(log, "pin", body_now, state, epoch)
 
 
-def _append(log: Log, kind: str, body_now: Callable[[], Body], state: State, epoch: int | None) -> Entry:
+def _append(
+    log: Log, kind: str, body_now: Callable[[], Body], state: RetirementState, epoch: int | None
+) -> LogEntry:
     """Append a body that is made anew whenever the log went on."""
 
-    def on_other(other: Entry) -> Body:
+    def on_other(other: LogEntry) -> Body:
         state.apply(other)
         return body_now()
 
@@ -291,7 +308,7 @@ def _append(log: Log, kind: str, body_now: Callable[[], Body], state: State, epo
     return entry
 
 
-def _require_live(state: State, commits: list[int]) -> None:
+def _require_live(state: RetirementState, commits: list[int]) -> None:
     gone = [number for number in commits if number not in state.live]
     if gone:
         raise Conflict(

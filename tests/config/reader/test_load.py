@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import fmscale.config
 from fmscale.config import BatchConfig, Config, DataConfig, SourceConfig, StoreConfig, as_yaml, load_config
 from fmscale.config.reader.load import load_section, shipped_configs
-from fmscale.config.reader.tree import Table, parse
+from fmscale.config.reader.tree import YamlTable, parse
 from fmscale.errors import ConfigError
 
 GOOD = """\
@@ -209,7 +209,7 @@ class Every:
 
 def read_every(text: str) -> Every:
     tree = parse(text, "f")
-    assert isinstance(tree, Table)
+    assert isinstance(tree, YamlTable)
     return load_section(Every, tree)
 
 
@@ -264,7 +264,7 @@ def test_a_config_written_as_yaml_reads_back_equal(name, weight, seed, directory
     source = SourceConfig(dataset=name, weight=weight, seed=seed, commits=(1,))
     config = Config(data=DataConfig(sources=(source,), cache_dir=directory))
     tree = parse(as_yaml(config), "f")
-    assert isinstance(tree, Table)
+    assert isinstance(tree, YamlTable)
     assert load_section(Config, tree) == config
 
 

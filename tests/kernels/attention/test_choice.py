@@ -6,7 +6,7 @@ from fmscale.kernels import attention, dispatch
 from fmscale.kernels.attention.configs import configs
 from fmscale.kernels.attention.eager import fused_refusal
 from fmscale.kernels.attention.op import _launches, case
-from fmscale.kernels.dispatch import Config, Entry, Table, use_table
+from fmscale.kernels.dispatch import Config, TunedEntry, TunedTable, use_table
 from fmscale.kernels.launch import TRITON_VERSION
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -33,8 +33,8 @@ def test_a_padded_head_dim_gets_no_tile_of_the_wider_one(of: int, monkeypatch: p
     for name in ("_tables", "_entries"):
         monkeypatch.setattr(dispatch, name, {})
     monkeypatch.setattr(dispatch, "_ignored", set())
-    entry = Entry(op="attention", bucket=bucket_of(of), backend="eager", configs={"forward": WIDE})
-    use_table(Table(gpu="cpu", triton=TRITON_VERSION, entries=(entry,)))
+    entry = TunedEntry(op="attention", bucket=bucket_of(of), backend="eager", configs={"forward": WIDE})
+    use_table(TunedTable(gpu="cpu", triton=TRITON_VERSION, entries=(entry,)))
     assert forward_launch(96) == HEAVY[0]
     assert forward_launch(128) == (WIDE if of == 128 else LIGHT[0])
 

@@ -5,11 +5,11 @@ import threading
 from collections.abc import Callable
 
 import torch
-from fmscale.kernels.bench.contest import Contest, Contestant, Row
+from fmscale.kernels.bench.contest import Contest, Contestant, ContestRow
 from torch import Tensor
 
 
-def _row(variant: str, flops: float, **bodies: Callable[[], Tensor]) -> Row:
+def _row(variant: str, flops: float, **bodies: Callable[[], Tensor]) -> ContestRow:
     def build(_: torch.device) -> Contest:
         if not bodies:
             raise torch.OutOfMemoryError("too large")
@@ -19,7 +19,7 @@ def _row(variant: str, flops: float, **bodies: Callable[[], Tensor]) -> Row:
         }
         return Contest(makers=makers, reference=lambda: [torch.ones(3)], absent={"flash": "not this one"})
 
-    return Row(id="RMSNorm fwd", variant=variant, unit="TB/s", flops=flops, bytes=1e12, build=build)
+    return ContestRow(id="RMSNorm fwd", variant=variant, unit="TB/s", flops=flops, bytes=1e12, build=build)
 
 
 def right() -> Tensor:
@@ -44,7 +44,7 @@ def hanging() -> Tensor:
     return torch.ones(3)
 
 
-def rows() -> list[Row]:
+def rows() -> list[ContestRow]:
     """Every way to fail beside one that is right."""
     return [
         _row("fails", 2.0, ours=right, wrong=off, deadly=deadly, eager=right),
@@ -53,6 +53,6 @@ def rows() -> list[Row]:
     ]
 
 
-def silent() -> list[Row]:
+def silent() -> list[ContestRow]:
     """One contestant hangs."""
     return [_row("hangs", 1.0, ours=right, hangs=hanging)]

@@ -12,7 +12,7 @@ from fmscale.kernels.bench import command, contests
 from fmscale.kernels.bench.attention_rows import attention_rows
 from fmscale.kernels.bench.ceilings import measure_ceilings
 from fmscale.kernels.bench.claims import TARGETS, assemble
-from fmscale.kernels.bench.contest import Contest, Contestant, Row, hold, unmeasured
+from fmscale.kernels.bench.contest import Contest, Contestant, ContestRow, hold, unmeasured
 from fmscale.kernels.bench.contests import Budget, measure
 from fmscale.kernels.bench.rows import all_rows
 from fmscale.kernels.bench.sizes import FULL, Sizes
@@ -41,9 +41,9 @@ class Ticks:
         return self.seconds_of[self.calls[-1]]
 
 
-def row(id: str = "RMSNorm fwd", **makers: Callable[[], Contestant]) -> Row:
+def row(id: str = "RMSNorm fwd", **makers: Callable[[], Contestant]) -> ContestRow:
     right = [torch.arange(1.0, 4.0)]
-    return Row(
+    return ContestRow(
         id=id, variant="tiny", unit="TB/s", flops=1e12, bytes=2e12,
         build=lambda _: Contest(makers=makers, reference=lambda: right),
     )  # fmt: skip
@@ -147,7 +147,7 @@ PEERS = {
 
 
 @pytest.mark.parametrize("problem", all_rows(TINY), ids=lambda r: f"{r.id} {r.variant}")
-def test_every_row_has_every_peer_or_a_reason(problem: Row) -> None:
+def test_every_row_has_every_peer_or_a_reason(problem: ContestRow) -> None:
     kind = {"fused linear CE fwd+bwd": "loss", "AdamW partition": "adamw", "byte-plane split": "planes"}
     kind |= dict.fromkeys((r.id for r in attention_rows(TINY)), "attention")
     contest = problem.build(CPU)
@@ -156,7 +156,7 @@ def test_every_row_has_every_peer_or_a_reason(problem: Row) -> None:
 
 
 @pytest.mark.parametrize("problem", all_rows(TINY), ids=lambda r: f"{r.id} {r.variant}")
-def test_the_real_rows_give_right_numbers(problem: Row, device: torch.device) -> None:
+def test_the_real_rows_give_right_numbers(problem: ContestRow, device: torch.device) -> None:
     """Ours and torch eager through the same code as in a run, tiny; without a GPU interpreted."""
     few = {"ours", "eager", "torch fused + copy"}
     run = hold(problem, device, WallClock(), repeats=1, warmup=0, only=few)

@@ -212,7 +212,7 @@ def test_the_listing_shows_what_was_measured_and_rejected(monkeypatch: pytest.Mo
     for name in ("_tables", "_entries"):
         monkeypatch.setattr(dispatch, name, {})
     gpu = dispatch.device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    entry = dispatch.Entry(
+    entry = dispatch.TunedEntry(
         op="attention", bucket="bfloat16 E128 causal", backend="sdpa",
         configs={"forward": {"BLOCK_M": 128}}, milliseconds={"sdpa": 1.5, "triton": 2.0},
     )  # fmt: skip
@@ -220,8 +220,8 @@ def test_the_listing_shows_what_was_measured_and_rejected(monkeypatch: pytest.Mo
         "op": "swiglu", "bucket": "bfloat16 F4096", "kernel": "forward", "config": {"BLOCK": 8},
         "reason": "largest error 3", "triton": TRITON_VERSION, "ptxas": "12.8",
     }  # fmt: skip
-    dispatch.use_table(dispatch.Table(gpu=gpu, triton=TRITON_VERSION, entries=(entry,), rejected=(bad,)))
-    dispatch.use_table(dispatch.Table(gpu="NVIDIA H200", triton="0.1"))
+    dispatch.use_table(dispatch.TunedTable(gpu=gpu, triton=TRITON_VERSION, entries=(entry,), rejected=(bad,)))
+    dispatch.use_table(dispatch.TunedTable(gpu="NVIDIA H200", triton="0.1"))
     text = listing()
     assert "attention, bfloat16 E128 causal: sdpa (sdpa 1.5 ms, triton 2 ms)" in text
     assert "rejected: swiglu, bfloat16 F4096, forward {'BLOCK': 8}: largest error 3" in text

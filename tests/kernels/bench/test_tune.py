@@ -13,7 +13,7 @@ from fmscale.kernels.bench import command
 from fmscale.kernels.bench import problems as real
 from fmscale.kernels.bench.command import main
 from fmscale.kernels.bench.tune import known_table, tune
-from fmscale.kernels.dispatch import Entry, Table, read_table, write_table
+from fmscale.kernels.dispatch import TunedEntry, TunedTable, read_table, write_table
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.kernels.bench.tuning_problems import BREAKING, DEADLY, REFUSED, RIGHT, WRONG
@@ -23,7 +23,7 @@ VERSIONS = {"triton": "3.6.0", "ptxas": "12.8"}
 
 
 @pytest.fixture(scope="module")
-def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Table, list[str], list[int]]:
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[TunedTable, list[str], list[int]]:
     """The table of `tuning_problems`, what was said, and the number of entries at each save."""
     said: list[str] = []
     saved: list[int] = []
@@ -36,7 +36,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Table, list[str], l
     return table, said, saved
 
 
-def test_wrong_refused_and_deadly_configurations_are_rejected(tuned: tuple[Table, list[str], list[int]]):
+def test_wrong_refused_and_deadly_configurations_are_rejected(tuned: tuple[TunedTable, list[str], list[int]]):
     table = tuned[0]
     reasons = {r["config"]["kind"]: r["reason"] for r in table.rejected if r["bucket"] == "one"}
     assert "largest error" in reasons[WRONG]
@@ -48,20 +48,22 @@ def test_wrong_refused_and_deadly_configurations_are_rejected(tuned: tuple[Table
     assert (table.gpu, table.triton) == ("cpu", "3.6.0")
 
 
-def test_the_fastest_of_the_right_is_chosen(tuned: tuple[Table, list[str], list[int]]):
+def test_the_fastest_of_the_right_is_chosen(tuned: tuple[TunedTable, list[str], list[int]]):
     one = tuned[0].entries[0]
     assert (one.op, one.bucket, one.backend) == ("twice", "one", "triton")
     assert one.configs == {"forward": {"kind": RIGHT}}
     assert one.milliseconds["triton"] < one.milliseconds["eager"]
 
 
-def test_a_backend_that_is_wrong_is_not_offered(tuned: tuple[Table, list[str], list[int]]):
+def test_a_backend_that_is_wrong_is_not_offered(tuned: tuple[TunedTable, list[str], list[int]]):
     table, said, _ = tuned
     assert set(table.entries[0].milliseconds) == {"triton", "eager"}
     assert any("backend sdpa: result 0: largest error" in line for line in said)
 
 
-def test_a_wrong_default_of_one_kernel_does_not_condemn_the_others(tuned: tuple[Table, list[str], list[int]]):
+def test_a_wrong_default_of_one_kernel_does_not_condemn_the_others(
+    tuned: tuple[TunedTable, list[str], list[int]],
+):
     table = tuned[0]
     two = table.entries[1]
     assert two.configs == {"forward": {"kind": RIGHT}, "backward": {"kind": RIGHT}}
@@ -69,7 +71,7 @@ def test_a_wrong_default_of_one_kernel_does_not_condemn_the_others(tuned: tuple[
     assert blamed == [("backward", {"kind": WRONG})]
 
 
-def test_an_op_without_a_right_configuration_falls_back(tuned: tuple[Table, list[str], list[int]]):
+def test_an_op_without_a_right_configuration_falls_back(tuned: tuple[TunedTable, list[str], list[int]]):
     table = tuned[0]
     none = table.entries[2]
     assert (none.bucket, none.backend, none.configs) == ("none", "eager", {})
@@ -77,22 +79,24 @@ def test_an_op_without_a_right_configuration_falls_back(tuned: tuple[Table, list
     assert [r["kernel"] for r in table.rejected if r["bucket"] == "none"] == ["forward with backward"]
 
 
-def test_a_problem_that_cannot_be_made_rejects_no_configuration(tuned: tuple[Table, list[str], list[int]]):
+def test_a_problem_that_cannot_be_made_rejects_no_configuration(
+    tuned: tuple[TunedTable, list[str], list[int]],
+):
     table, said, _ = tuned
     assert "twice, too large is not tuned: OutOfMemoryError: too large" in said
     assert not [r for r in table.rejected if r["bucket"] == "too large"]
     assert len(table.entries) == 3
 
 
-def test_what_was_measured_is_saved_after_every_problem(tuned: tuple[Table, list[str], list[int]]):
+def test_what_was_measured_is_saved_after_every_problem(tuned: tuple[TunedTable, list[str], list[int]]):
     assert tuned[2] == [1, 2, 3]
 
 
-def test_the_table_survives_a_file(tuned: tuple[Table, list[str], list[int]], tmp_path: Path):
+def test_the_table_survives_a_file(tuned: tuple[TunedTable, list[str], list[int]], tmp_path: Path):
     assert read_table(write_table(tuned[0], tmp_path)) == tuned[0]
 
 
-def more(table: Table | None, **options: Any) -> tuple[Table, list[str]]:
+def more(table: TunedTable | None, **options: Any) -> tuple[TunedTable, list[str]]:
     """The table after another run, and what was said."""
     said: list[str] = []
     found = tune(
@@ -130,11 +134,11 @@ def test_the_next_run_goes_on_where_the_first_stopped(monkeypatch: pytest.Monkey
 def test_only_what_is_named_is_measured_again_and_the_rest_stays(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
     kept, old = (
-        Entry(op="twice", bucket=bucket, backend="eager", milliseconds={"eager": 1.0})
+        TunedEntry(op="twice", bucket=bucket, backend="eager", milliseconds={"eager": 1.0})
         for bucket in ("kept", "b")
     )
     reasons = tuple({"op": "twice", "bucket": bucket, "reason": "old"} for bucket in ("b", "kept"))
-    known = Table(gpu="cpu", triton="3.6.0", entries=(kept, old), rejected=reasons)
+    known = TunedTable(gpu="cpu", triton="3.6.0", entries=(kept, old), rejected=reasons)
     found, said = more(known, only="twice [b]$", again=True)
     assert measured(said) == ["b"]
     assert found.entries[0] == kept
@@ -150,12 +154,12 @@ def test_a_pattern_that_finds_nothing_says_so():
 
 
 def test_a_table_of_another_device_version_or_format_is_not_known(tmp_path: Path):
-    write_table(Table(gpu="other", triton="3.6.0"), tmp_path)
-    write_table(Table(gpu="cpu", triton="3.7.1"), tmp_path)
+    write_table(TunedTable(gpu="other", triton="3.6.0"), tmp_path)
+    write_table(TunedTable(gpu="cpu", triton="3.7.1"), tmp_path)
     (tmp_path / "a.triton-3.6.0.json").write_text('{"format_version": 0}')
     assert known_table(tmp_path, "cpu", "3.6.0") is None
     assert known_table(tmp_path / "absent", "cpu", "3.6.0") is None
-    assert known_table(tmp_path, "cpu", "3.7.1") == Table(gpu="cpu", triton="3.7.1")
+    assert known_table(tmp_path, "cpu", "3.7.1") == TunedTable(gpu="cpu", triton="3.7.1")
 
 
 @pytest.mark.parametrize(
@@ -169,11 +173,13 @@ def test_what_does_not_go_with_the_tuner_is_refused(words: list[str], capsys: py
 
 
 def test_the_command_goes_on_from_the_table_in_its_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    known = Table(gpu="a GPU", triton="3.6.0", entries=(Entry(op="twice", bucket="a", backend="eager"),))
+    known = TunedTable(
+        gpu="a GPU", triton="3.6.0", entries=(TunedEntry(op="twice", bucket="a", backend="eager"),)
+    )
     write_table(known, tmp_path)
     asked: dict[str, Any] = {}
 
-    def spy(*_: object, **options: Any) -> Table:
+    def spy(*_: object, **options: Any) -> TunedTable:
         asked.update(options)
         return known
 

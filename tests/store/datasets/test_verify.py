@@ -10,7 +10,7 @@ import pytest
 from fmscale.errors import CorruptData
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import Dataset, create_or_open, open_dataset
-from fmscale.store.datasets.object_check import Problem
+from fmscale.store.datasets.object_check import ObjectProblem
 from fmscale.store.datasets.verify import size_of, verify_dataset
 from fmscale.store.digest import metadata_digest
 from fmscale.store.segments.records_writer import RecordSegmentWriter
@@ -43,7 +43,7 @@ def records(store: Backend, tmp_path: Path) -> Dataset:
     return open_dataset(store, "r")
 
 
-def named(problems: list[Problem]) -> set[tuple[str, int | None]]:
+def named(problems: list[ObjectProblem]) -> set[tuple[str, int | None]]:
     return {(problem.key, problem.chunk) for problem in problems}
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from fmscale.errors import Conflict
 from fmscale.store.backends.protocol import Backend
-from fmscale.store.log.entry import Entry
+from fmscale.store.log.entry import LogEntry
 from fmscale.store.log.lease import acquire
 from fmscale.store.log.log import RUN_KINDS, Log
 from fmscale.store.log.retirement import collect_garbage, commit, pin, replay, retire
@@ -18,11 +18,11 @@ from tests.helpers.stepped import Process
 LATER = 10_000_000_000.0
 
 
-def references(entry: Entry) -> list[str]:
+def references(entry: LogEntry) -> list[str]:
     return list(entry.body["names"])
 
 
-def add(log: Log, name: str) -> Entry:
+def add(log: Log, name: str) -> LogEntry:
     names = [f"data/{name}/"]
     for key in ("a", "b"):
         log.backend.put(f"data/{name}/{key}", key.encode())

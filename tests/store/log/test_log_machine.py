@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from fmscale.errors import Conflict, LeaseLost, StoreUnavailable
-from fmscale.store.log.entry import Entry, decode
+from fmscale.store.log.entry import LogEntry, decode
 from fmscale.store.log.keyset import KeySet
 from fmscale.store.log.lease import Lease, acquire
 from fmscale.store.log.log import RUN_KINDS, Log
-from fmscale.store.log.retirement import State, collect_garbage, commit, pin, replay, retire, unpin
+from fmscale.store.log.retirement import RetirementState, collect_garbage, commit, pin, replay, retire, unpin
 from fmscale.store.open import open_store
 from tests.helpers.stepped import FATES, Process
 
@@ -31,7 +31,7 @@ WHO = st.integers(0, PROCESSES - 1)
 HOW = st.sampled_from(["start", "to put", "to put", "whole", "whole"])
 
 
-def references(entry: Entry) -> list[str]:
+def references(entry: LogEntry) -> list[str]:
     return list(entry.body["names"])
 
 
@@ -43,29 +43,29 @@ class LogMachine(RuleBasedStateMachine):
         self.store = open_store(f"memory://{uuid.uuid4().hex}")
         self.tags = count()
         self.epochs = [0]
-        self.acknowledged: dict[int, Entry] = {}
+        self.acknowledged: dict[int, LogEntry] = {}
         self.refused: set[str] = set()
         self.checked: list[str] = []
         self.running: dict[int, str] = {}
         self.late: list[Callable[[], object]] = []
         self.processes = [self.spawn() for _ in range(PROCESSES)]
 
-    def spawn(self) -> tuple[Process, Log, State]:
+    def spawn(self) -> tuple[Process, Log, RetirementState]:
         process = Process(self.store)
-        return process, Log(process.store, PREFIX, RUN_KINDS, readers=1), State()
+        return process, Log(process.store, PREFIX, RUN_KINDS, readers=1), RetirementState()
 
-    def raw(self) -> list[Entry]:
+    def raw(self) -> list[LogEntry]:
         keys = sorted(info.key for info in self.store.list_objects(f"{PREFIX}/log"))
         assert keys == [f"{PREFIX}/log/{number:012d}.json" for number in range(len(keys))], "gap-free"
         return [decode(self.store.get(key), key, number, RUN_KINDS) for number, key in enumerate(keys)]
 
-    def state(self, entries: list[Entry] | None = None) -> State:
-        state = State()
+    def state(self, entries: list[LogEntry] | None = None) -> RetirementState:
+        state = RetirementState()
         for entry in self.raw() if entries is None else entries:
             state.apply(entry)
         return state
 
-    def start(self, who: int, how: str, work: Callable[[Log, State, str], object]) -> None:
+    def start(self, who: int, how: str, work: Callable[[Log, RetirementState, str], object]) -> None:
         """Run an operation up to its first request, its first put of an entry, or its end."""
         process, log, state = self.processes[who]
         if process.call is not None:
@@ -86,7 +86,7 @@ class LogMachine(RuleBasedStateMachine):
         )
         epoch = data.draw(st.sampled_from([*self.epochs, self.epochs[-1], None]))
 
-        def work(log: Log, state: State, tag: str) -> Entry:
+        def work(log: Log, state: RetirementState, tag: str) -> LogEntry:
             keys = [f"data/{tag}/a", f"data/{tag}/b"] if folder else [f"data/{tag}"]
             for key in keys:
                 log.backend.put(key, b"data")
@@ -103,7 +103,7 @@ class LogMachine(RuleBasedStateMachine):
             return
         numbers = data.draw(st.lists(st.sampled_from(live), min_size=1, max_size=2, unique=True))
 
-        def work(log: Log, state: State, tag: str) -> Entry:
+        def work(log: Log, state: RetirementState, tag: str) -> LogEntry:
             if action == "retire":
                 return retire(log, numbers, references, reason=tag, state=state)
             return {"pin": pin, "unpin": unpin}[action](log, numbers, f"run {who}", state=state)
@@ -157,7 +157,7 @@ class LogMachine(RuleBasedStateMachine):
             pass  # the outcome is unknown, and the caller was told so
         elif process.error is not None:
             raise process.error
-        elif isinstance(process.result, Entry):
+        elif isinstance(process.result, LogEntry):
             self.acknowledged[process.result.number] = process.result
         elif isinstance(process.result, Lease):
             self.epochs.append(process.result.epoch)
@@ -171,7 +171,7 @@ class LogMachine(RuleBasedStateMachine):
             self.checked = [entry.digest for entry in entries]
         self.live_commits_are_whole(entries)
 
-    def the_log_is_one_line(self, entries: list[Entry]) -> None:
+    def the_log_is_one_line(self, entries: list[LogEntry]) -> None:
         assert len({entry.uuid for entry in entries}) == len(entries), "an append appears once"
         epoch = 0
         for before, entry in zip([None, *entries], entries, strict=False):
@@ -183,16 +183,16 @@ class LogMachine(RuleBasedStateMachine):
         for entry in entries:
             assert entry.body.get("tag", entry.body.get("reason")) not in self.refused
 
-    def live_commits_are_whole(self, entries: list[Entry]) -> None:
+    def live_commits_are_whole(self, entries: list[LogEntry]) -> None:
         keys = {info.key for info in self.store.list_objects("data")}
         for entry in self.state(entries).live.values():
             for name in entry.body["names"]:
                 wanted = {f"{name}a", f"{name}b"} if name.endswith("/") else {name}
                 assert wanted <= keys, f"an object of live commit {entry.number} is gone"
 
-    def every_entry_keeps_the_rules(self, entries: list[Entry]) -> None:
+    def every_entry_keeps_the_rules(self, entries: list[LogEntry]) -> None:
         """The rules of `retire`, checked entry by entry at the place where each stands."""
-        state = State()
+        state = RetirementState()
         for entry in entries:
             if entry.kind == "commit":
                 assert not any(state.dead.touches(name) for name in references(entry)), "commits what is dead"

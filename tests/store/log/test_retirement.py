@@ -4,7 +4,7 @@ import pytest
 
 from fmscale.errors import Conflict, LeaseLost
 from fmscale.store.backends.protocol import Backend
-from fmscale.store.log.entry import Entry
+from fmscale.store.log.entry import LogEntry
 from fmscale.store.log.lease import acquire
 from fmscale.store.log.log import RUN_KINDS, Log
 from fmscale.store.log.retirement import collect_garbage, commit, pin, replay, retire, unpin
@@ -14,7 +14,7 @@ GRACE = 3600.0
 LATER = 10_000_000_000.0
 
 
-def references(entry: Entry) -> list[str]:
+def references(entry: LogEntry) -> list[str]:
     return list(entry.body["objects"])
 
 
