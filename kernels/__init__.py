@@ -9,7 +9,7 @@ put the module in the function's place.
 
 from fmscale.kernels.adamw import adamw_step
 from fmscale.kernels.attention.decode import attention_decode
-from fmscale.kernels.attention.op import attention
+from fmscale.kernels.attention.op import flash_attention
 from fmscale.kernels.byte_planes import merge_byte_planes, split_byte_planes
 from fmscale.kernels.linear_cross_entropy import linear_cross_entropy
 from fmscale.kernels.rms_norm import rms_norm
@@ -18,9 +18,9 @@ from fmscale.kernels.swiglu import swiglu
 
 __all__ = [
     "adamw_step",
-    "attention",
     "attention_decode",
     "document_positions",
+    "flash_attention",
     "linear_cross_entropy",
     "merge_byte_planes",
     "rms_norm",

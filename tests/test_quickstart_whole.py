@@ -18,7 +18,7 @@ from fmscale.quickstart.results import claims
 from fmscale.quickstart.settings import choose
 from fmscale.quickstart.training import saved_step
 from fmscale.runtime.sinks.sinks import read_jsonl
-from fmscale.train.preflight.preflight import preflight
+from fmscale.train.preflight.preflight import check_run
 
 ROOT = Path(__file__).parents[1]
 KEYS = {
@@ -122,11 +122,11 @@ def test_a_plain_quickstart_comes_out_also_when_it_is_killed_on_the_way_and_run_
     assert "what the model received is what was planned" in " ".join(printed.split())
 
     # What `plan` derives is what was stored: fp32 masters and two moments.
-    derived = preflight(here.load(), 1).forecast
+    derived = check_run(here.load(), 1).forecast
     assert {one["bytes"] for one in found["checkpoints"]} == {derived.checkpoint_bytes}
-    assert preflight(here.load(), 1).begins == f"from checkpoint quickstart@{steps}"
+    assert check_run(here.load(), 1).begins == f"from checkpoint quickstart@{steps}"
     other = load_config(here.config, [*here.overrides(), "model.hidden_dim=512"])
-    assert [one.cause for one in preflight(other, 1).problems] == [
+    assert [one.cause for one in check_run(other, 1).problems] == [
         f"checkpoint quickstart@{steps} is of another model"
     ]
 

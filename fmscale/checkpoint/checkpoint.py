@@ -102,7 +102,7 @@ class Checkpoint:
         )
 
 
-def open(address: str, *, deadline: float = 60.0) -> Checkpoint:
+def open_checkpoint(address: str, *, deadline: float = 60.0) -> Checkpoint:
     """The checkpoint at STORE_URL#RUN (the newest) or STORE_URL#RUN@STEP.
 
     Raises ConfigError for another form or an unknown step, StoreError, CorruptData for a damaged manifest.
@@ -113,6 +113,6 @@ def open(address: str, *, deadline: float = 60.0) -> Checkpoint:
 
 
 def open_in(backend: Backend, run: str, which: int | str = "auto") -> Checkpoint:
-    """As `open`, in a store that is open already."""
+    """As `open_checkpoint`, in a store that is open already."""
     found = newest(backend, run, which)
     return Checkpoint(backend, run, found, load_manifest(backend, found))

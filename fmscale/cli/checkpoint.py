@@ -38,7 +38,7 @@ def register(parent: typer.Typer) -> None:
     group.command(epilog=example("fmscale checkpoint show runs/store#run@1000"))(show)
     group.command(epilog=example("fmscale checkpoint verify runs/store#run"))(verify)
     group.command(epilog=example("fmscale checkpoint export runs/store#run --to exported --format hf"))(
-        export
+        export_checkpoint
     )
     parent.add_typer(group)
 
@@ -122,7 +122,7 @@ def export(
     json: JsonOption = False,
 ) -> None:
     """Write a checkpoint for others: Hugging Face, plain safetensors, or torch.distributed.checkpoint."""
-    from fmscale.checkpoint.export.export import export
+    from fmscale.checkpoint.export.export import export_checkpoint
 
     if format not in ("hf", "safetensors", "dcp"):
         raise ConfigError("no such format", found=format, remedy="Use hf, safetensors or dcp.")
@@ -130,7 +130,7 @@ def export(
     wanted = [one for one in opened.manifest.tensors if format != "hf" or one.state == "weight"]
     theirs = _theirs(opened, address) if format == "hf" else _Theirs()
     with progress("export", sum(one.nbytes for one in wanted), json=json, unit="bytes") as bar:
-        paths = export(
+        paths = export_checkpoint(
             opened,
             to,
             format=format,  # type: ignore[arg-type]
@@ -144,9 +144,9 @@ def export(
 
 
 def _open(address: str) -> "Checkpoint":
-    from fmscale.checkpoint.checkpoint import open
+    from fmscale.checkpoint.checkpoint import open_checkpoint
 
-    return open(address)
+    return open_checkpoint(address)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,11 +57,11 @@ def plan(
     Starts nothing and writes nothing. Exits with 2 if something would fail.
     """
     from fmscale.config import as_tree, as_yaml, load_config
-    from fmscale.train.preflight.preflight import preflight
+    from fmscale.train.preflight.preflight import check_run
 
     _check_speed(tokens_per_second, mfu, device)
     loaded = load_config(config, overrides or ())
-    found = preflight(loaded, world, tokens_per_second=tokens_per_second, mfu=mfu, device=device)
+    found = check_run(loaded, world, tokens_per_second=tokens_per_second, mfu=mfu, device=device)
     if json:
         values = asdict(found.forecast)
         print_json(

@@ -23,7 +23,7 @@ from fmscale.quickstart.training import train, train_unbroken
 from fmscale.runtime.sinks.sinks import read_jsonl
 from fmscale.store.open import open_store
 from fmscale.train.compare import History, read_history
-from fmscale.train.preflight.preflight import preflight
+from fmscale.train.preflight.preflight import check_run
 
 ACTS = ("ingest", "train", "unbroken", "evaluate", "generate", "report")
 
@@ -99,7 +99,7 @@ def _train(settings: QuickstartSettings, state: QuickstartState, screen: Screen)
     """
     screen.begin("train")
     with state.timed("train"):
-        checked = [preflight(settings.load(half), half.world) for half in settings.halves]
+        checked = [check_run(settings.load(half), half.world) for half in settings.halves]
         for problem in (problem for one in checked for problem in one.problems):
             raise problem
         steps = checked[0].forecast.steps

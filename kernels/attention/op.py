@@ -120,20 +120,20 @@ _op.register_autograd(_backward, setup_context=_save)
 
 
 @overload
-def attention(
+def flash_attention(
     q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens: Tensor | None = None, cu_seqlens_k: Tensor | None = None,
     causal: bool = True, window: int | None = None, softcap: float | None = None,
     sinks: Tensor | None = None, scale: float | None = None, return_lse: Literal[False] = False,
     backend: str = "auto",
 ) -> Tensor: ...  # fmt: skip
 @overload
-def attention(
+def flash_attention(
     q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens: Tensor | None = None, cu_seqlens_k: Tensor | None = None,
     causal: bool = True, window: int | None = None, softcap: float | None = None,
     sinks: Tensor | None = None, scale: float | None = None, return_lse: Literal[True],
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
-def attention(
+def flash_attention(
     q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens: Tensor | None = None, cu_seqlens_k: Tensor | None = None,
     causal: bool = True, window: int | None = None, softcap: float | None = None,
     sinks: Tensor | None = None, scale: float | None = None, return_lse: bool = False,

@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Mapping
 
 import torch
-from fmscale.kernels import attention
+from fmscale.kernels import flash_attention
 from fmscale.kernels.bench import peers
 from fmscale.kernels.bench.claims import TARGETS
 from fmscale.kernels.bench.contest import (
@@ -120,7 +120,7 @@ def _dense(kind: str, id: str, E: int, T: int, sizes: Sizes) -> ContestRow:
 
         def functions(_: Tensor) -> Makers:
             makers: Makers = {
-                "ours": lambda: lambda q, k, v: attention(q, k, v, backend="triton"),
+                "ours": lambda: lambda q, k, v: flash_attention(q, k, v, backend="triton"),
                 "flash": lambda: peers.sdpa("FLASH_ATTENTION", causal=True),
                 "cudnn": lambda: peers.sdpa("CUDNN_ATTENTION", causal=True),
                 "varlen": lambda: peers.varlen(cu, T),
@@ -163,7 +163,7 @@ def _packed(sizes: Sizes) -> ContestRow:
             return (of[:, None] == of[None, :]).tril()
 
         def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return attention(q[0], k[0], v[0], cu_seqlens=cu, backend="triton")[None]
+            return flash_attention(q[0], k[0], v[0], cu_seqlens=cu, backend="triton")[None]
 
         def functions(_: Tensor) -> Makers:
             return {
@@ -198,7 +198,9 @@ def _window(kind: str, sizes: Sizes) -> ContestRow:
 
         def functions(sinks: Tensor) -> Makers:
             return {
-                "ours": lambda: lambda q, k, v: attention(q, k, v, window=W, sinks=sinks, backend="triton"),
+                "ours": lambda: (
+                    lambda q, k, v: flash_attention(q, k, v, window=W, sinks=sinks, backend="triton")
+                ),
                 "flex": lambda: peers.flex(mask, T, device, rebuild=False, sinks=sinks),
                 "eager": lambda: peers.plain(lambda: band, sinks=sinks),
                 "compiled": lambda: peers.compiled(peers.plain(lambda: band, sinks=sinks)),

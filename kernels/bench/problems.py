@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from fmscale.kernels import (
     adamw_step,
-    attention,
     attention_decode,
+    flash_attention,
     linear_cross_entropy,
     rms_norm,
     rope,
@@ -133,7 +133,7 @@ def _attention(E: int, *, documents: bool = False, window: int | None = None, si
     def with_backend(backend: str) -> Callable[..., Tensor]:
         def run(q: Tensor, k: Tensor, v: Tensor, *sink: Tensor) -> Tensor:
             cu = torch.tensor([0, 700, 701, 1725, 3000, T], dtype=torch.int32, device=q.device)
-            return attention(
+            return flash_attention(
                 q, k, v, cu_seqlens=cu if documents else None, window=window,
                 sinks=sink[0] if sink else None, backend=backend,
             )  # fmt: skip

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fmscale.checkpoint.catalog import list_checkpoints
-from fmscale.checkpoint.checkpoint import open as open_checkpoint
+from fmscale.checkpoint.checkpoint import open_checkpoint as open_checkpoint
 from fmscale.checkpoint.format.piece import Piece, whole
 from fmscale.checkpoint.saver import Saver
 from fmscale.checkpoint.snapshot import snapshot

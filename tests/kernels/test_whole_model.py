@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from fmscale.kernels import attention, document_positions, linear_cross_entropy, rms_norm, rope, swiglu
+from fmscale.kernels import document_positions, flash_attention, linear_cross_entropy, rms_norm, rope, swiglu
 from torch import Tensor
 
 from tests.kernels.policy import check
@@ -39,7 +39,7 @@ def loss_and_gradients(
         heads_all = torch.nn.functional.linear(x, w[f"{i}.qkv"]).unflatten(-1, (-1, E))
         q, k, v = heads_all.split([H, K, K], dim=1)
         q, k = rope(q, k, positions, **chosen)
-        mixed = attention(
+        mixed = flash_attention(
             q, k, v, cu_seqlens=cu, window=40 if i % 2 else None, sinks=w[f"{i}.sinks"], **chosen
         )
         x, residual = rms_norm(

@@ -38,7 +38,7 @@ class Export:
         return elements(self.source.shape) * DTYPES[self.dtype][1]
 
 
-def export(
+def export_checkpoint(
     checkpoint: Checkpoint,
     folder: Path,
     *,

@@ -37,7 +37,7 @@ class _Part:
     """Pieces that are referred to."""
 
 
-def persist(
+def store_part(
     backend: Backend,
     settings: SaveSettings,
     job: SaveJob,

@@ -22,7 +22,7 @@ from fmscale.checkpoint.persist.commit import RunState, await_outcome, commit_se
 from fmscale.checkpoint.persist.file_writer import THREADS
 from fmscale.checkpoint.persist.heartbeat import beat
 from fmscale.checkpoint.persist.job import SaveJob, SaveSettings
-from fmscale.checkpoint.persist.rank_part import Known, discard, persist, refuse, stored_seal
+from fmscale.checkpoint.persist.rank_part import Known, discard, refuse, store_part, stored_seal
 from fmscale.checkpoint.persist.retention import tidy
 from fmscale.checkpoint.snapshot.copy_progress import NEXT, CopyProgress, SaveFailed
 from fmscale.errors import Conflict, FmscaleError, LeaseLost, StoreError, StoreUnavailable
@@ -183,7 +183,7 @@ class Worker:
                 return there
         if job.sealed:
             raise SaveFailed(f"the seal of step {job.step} is gone", remedy="Another process deleted it.")
-        return persist(self._backend, self._settings, job, memory, self._known, copied, self._pool)
+        return store_part(self._backend, self._settings, job, memory, self._known, copied, self._pool)
 
     def _finish(self, job: SaveJob, seal: Seal) -> bool:
         """Second stage."""

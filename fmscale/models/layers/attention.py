@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from fmscale.kernels import attention, attention_decode
+from fmscale.kernels import attention_decode, flash_attention
 from fmscale.models.cache import LayerCache
 from fmscale.models.layers.linear import Linear
 from fmscale.models.layers.rotary import Rotary
@@ -126,7 +126,7 @@ def _attend(
     """(B, T, H, E), or (B * T, H, E) with boundaries of documents."""
     if cu_seqlens is not None:
         q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
-    out: Tensor = attention(
+    out: Tensor = flash_attention(
         q, k, v, cu_seqlens=cu_seqlens, cu_seqlens_k=cu_seqlens_k,
         causal=causal, window=window, softcap=softcap, backend=backend,
     )  # fmt: skip

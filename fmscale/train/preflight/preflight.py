@@ -119,7 +119,7 @@ class _Checks:
             return None
 
 
-def preflight(
+def check_run(
     config: Config,
     world: int,
     *,

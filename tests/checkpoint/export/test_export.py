@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from fmscale.checkpoint.checkpoint import Checkpoint
-from fmscale.checkpoint.checkpoint import open as open_checkpoint
-from fmscale.checkpoint.export.export import export
+from fmscale.checkpoint.checkpoint import open_checkpoint as open_checkpoint
+from fmscale.checkpoint.export.export import export_checkpoint
 from fmscale.checkpoint.format.piece import whole
 from fmscale.cli.main import build_app
 from fmscale.config import ModelConfig, as_tree
@@ -80,7 +80,7 @@ def test_reading_checks_what_it_reads(saved: str, opened: Checkpoint) -> None:
 
 
 def test_safetensors(opened: Checkpoint, tmp_path: Path) -> None:
-    [path] = export(opened, tmp_path / "out", format="safetensors")
+    [path] = export_checkpoint(opened, tmp_path / "out", format="safetensors")
     found = load_file(path)
     assert found.keys() == {f"{state}/{name}" for name, state in SMALL}
     assert all(torch.equal(found[f"{key[1]}/{key[0]}"], expected(key)) for key in SMALL)
@@ -89,7 +89,7 @@ def test_safetensors(opened: Checkpoint, tmp_path: Path) -> None:
 def test_hugging_face_names_shards_and_type(opened: Checkpoint, tmp_path: Path) -> None:
     names = {name: f"model.{name}" for name in opened.names}
     seen: list[int] = []
-    paths = export(
+    paths = export_checkpoint(
         opened,
         tmp_path / "out",
         format="hf",
@@ -111,17 +111,17 @@ def test_hugging_face_names_shards_and_type(opened: Checkpoint, tmp_path: Path) 
     assert {path.name for path in paths} == {path.name for path in (tmp_path / "out").iterdir()}
     assert sum(seen) == sum(expected(key).nbytes for key in weights)
     with pytest.raises(ConfigError, match="not empty"):
-        export(opened, tmp_path / "out", format="hf")
+        export_checkpoint(opened, tmp_path / "out", format="hf")
     with pytest.raises(ConfigError, match="no name for a tensor"):
-        export(opened, tmp_path / "other", format="hf", names={})
+        export_checkpoint(opened, tmp_path / "other", format="hf", names={})
     with pytest.raises(ConfigError, match="not a floating type"):
-        export(opened, tmp_path / "third", format="hf", dtype="int8")
+        export_checkpoint(opened, tmp_path / "third", format="hf", dtype="int8")
 
 
 def test_dcp(opened: Checkpoint, tmp_path: Path) -> None:
     from torch.distributed.checkpoint import FileSystemReader, load
 
-    export(opened, tmp_path / "out", format="dcp")
+    export_checkpoint(opened, tmp_path / "out", format="dcp")
     found = {
         f"model.{name}" if state == "weight" else f"optim.state.{name}.{state}": torch.zeros(
             shape, dtype=getattr(torch, dtype)

@@ -16,7 +16,7 @@ from fmscale.checkpoint.format.layout import PAGE
 from fmscale.checkpoint.format.names import SUMS
 from fmscale.checkpoint.persist import file_writer
 from fmscale.checkpoint.persist.file_writer import THREADS, store_stream
-from fmscale.checkpoint.persist.rank_part import persist
+from fmscale.checkpoint.persist.rank_part import store_part
 from fmscale.checkpoint.persist.stream import BLOCK_BYTES, Stream
 from fmscale.checkpoint.snapshot.copy_progress import CopyProgress, SaveFailed
 from fmscale.checkpoint.snapshot.memory import SharedMemory
@@ -181,7 +181,7 @@ def test_a_copy_that_comes_to_no_end_leaves_nothing(tmp_path: Path, pool) -> Non
     copied = CopyProgress(20_000)
     copied.fail("the trainer ended")
     with pytest.raises(SaveFailed, match="the trainer ended"):
-        persist(open_store(url), job_settings(url, epoch), job, memory.view, {}, copied, pool)
+        store_part(open_store(url), job_settings(url, epoch), job, memory.view, {}, copied, pool)
     assert list(open_store(url).list_objects(job.folder)) == []
     assert len(STATE) == 3
 
@@ -203,6 +203,6 @@ def test_a_part_is_durable_with_three_syncs_and_its_seal_takes_none(
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    persist(open_store(url), job_settings(url, epoch), job, memory.view, {}, CopyProgress(), pool)
+    store_part(open_store(url), job_settings(url, epoch), job, memory.view, {}, CopyProgress(), pool)
     assert synced[-1] == str(tmp_path / "store" / job.folder)
     assert len(synced) == 3

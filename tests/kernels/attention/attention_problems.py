@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from fmscale.kernels import attention
+from fmscale.kernels import flash_attention
 from fmscale.kernels.dispatch import forced
 from torch import Tensor
 
@@ -98,7 +98,7 @@ class Problem:
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None = None, *, backend: str) -> Any:
         """(output, log-sum-exp)."""
-        return attention(
+        return flash_attention(
             q, k, v, causal=self.causal, window=self.window, softcap=self.softcap, sinks=sinks,
             scale=self.scale, return_lse=True, backend=backend, **self.offsets(q.device),
         )  # fmt: skip

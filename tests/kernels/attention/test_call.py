@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from fmscale.kernels import attention
+from fmscale.kernels import flash_attention
 from fmscale.kernels.attention.tiles import slot_count, tile_list
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -98,11 +98,11 @@ def test_strides_of_zero(device: torch.device) -> None:
     q, k, v = layouts(device)["expanded heads"]
     assert k.stride(2) == 0
     assert torch.equal(
-        attention(q, k, v, backend="triton"), attention(q, k.clone(), v.clone(), backend="triton")
+        flash_attention(q, k, v, backend="triton"), flash_attention(q, k.clone(), v.clone(), backend="triton")
     )
     q.requires_grad_()
-    (grad,) = torch.autograd.grad(attention(q, k, v, backend="triton").sum(), q)  # dO has strides of 0
-    (wanted,) = torch.autograd.grad(attention(q, k, v, backend="eager").sum(), q)
+    (grad,) = torch.autograd.grad(flash_attention(q, k, v, backend="triton").sum(), q)  # dO has strides of 0
+    (wanted,) = torch.autograd.grad(flash_attention(q, k, v, backend="eager").sum(), q)
     torch.testing.assert_close(grad, wanted)
 
 
@@ -219,7 +219,9 @@ def test_compiles_whole(backend: str, device: torch.device) -> None:
         return graph
 
     def run(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, cu: Tensor) -> tuple[Tensor, Tensor]:
-        return attention(q, k, v, cu_seqlens=cu, window=9, sinks=sinks, return_lse=True, backend=backend)
+        return flash_attention(
+            q, k, v, cu_seqlens=cu, window=9, sinks=sinks, return_lse=True, backend=backend
+        )
 
     compiled = torch.compile(run, fullgraph=True, backend=count)
     for ends in ([0, 20, 33, 40], [0, 1, 1, 40]):
@@ -270,14 +272,14 @@ def test_documents_need_no_wait_for_the_device(device: torch.device) -> None:
     with FakeTensorMode():
         q = torch.empty(40, 4, 32, device=device)
         cu = torch.empty(4, dtype=torch.int32, device=device)
-        assert attention(q, q, q, cu_seqlens=cu, backend="triton").shape == q.shape
+        assert flash_attention(q, q, q, cu_seqlens=cu, backend="triton").shape == q.shape
 
 
 def test_wild_offsets_stay_inside(device: torch.device) -> None:
     """Offsets that make no sense give a wrong result, not a wild access; what lies outside is untouched."""
     q, k, v = (torch.randn(60, 2, 32, device=device) for _ in range(3))
     cu = torch.tensor([-5, 70, 20, 1000], device=device)
-    out = attention(q[10:50], k[10:50], v[10:50], cu_seqlens=cu, backend="triton")
+    out = flash_attention(q[10:50], k[10:50], v[10:50], cu_seqlens=cu, backend="triton")
     assert out.shape == (40, 2, 32)
 
 
@@ -285,22 +287,22 @@ def test_errors_name_what_to_do(device: torch.device) -> None:
     q, k, v = Problem(T=10, S=10).tensors(device)
     cu = torch.tensor([0, 10], device=device)
     with pytest.raises(KernelError, match="k and v alike"):
-        attention(q, k, v[:, :5])
+        flash_attention(q, k, v[:, :5])
     with pytest.raises(KernelError, match="multiple of the key heads"):
-        attention(q[:, :, :3], k, v)
+        flash_attention(q[:, :, :3], k, v)
     with pytest.raises(KernelError, match="differ in dtype"):
-        attention(q.half(), k, v)
+        flash_attention(q.half(), k, v)
     with pytest.raises(KernelError, match=r"Flatten \(B, T, H, E\)"):
-        attention(q, k, v, cu_seqlens=cu)
+        flash_attention(q, k, v, cu_seqlens=cu)
     with pytest.raises(KernelError, match="cu_seqlens_k"):
-        attention(q[0], k[0, :5], v[0, :5], cu_seqlens=cu)
+        flash_attention(q[0], k[0, :5], v[0, :5], cu_seqlens=cu)
     with pytest.raises(KernelError, match="int32 or int64"):
-        attention(q[0], k[0], v[0], cu_seqlens=cu.float())
+        flash_attention(q[0], k[0], v[0], cu_seqlens=cu.float())
     with pytest.raises(KernelError, match="one number per query head"):
-        attention(q, k, v, sinks=torch.zeros(2, device=device))
+        flash_attention(q, k, v, sinks=torch.zeros(2, device=device))
     for name in ("window", "softcap", "scale"):
         with pytest.raises(KernelError, match=f"{name} must be positive"):
-            attention(q, k, v, **{name: 0})  # type: ignore[call-overload]
+            flash_attention(q, k, v, **{name: 0})  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize(
@@ -318,7 +320,7 @@ def test_sdpa_refuses_what_it_would_drop(
     q, k, v = Problem(T=10, S=10).tensors(device)
     moved = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in arguments.items()}
     with pytest.raises(KernelError, match=rf'backend "sdpa".*{what}.*Use backend=.triton'):
-        attention(q, k, v, backend="sdpa", **moved)  # type: ignore[call-overload]
+        flash_attention(q, k, v, backend="sdpa", **moved)  # type: ignore[call-overload]
 
 
 def test_a_document_mask_is_never_dropped(device: torch.device) -> None:
@@ -326,11 +328,11 @@ def test_a_document_mask_is_never_dropped(device: torch.device) -> None:
     q, k, v = (torch.randn(30, 2, 32, device=device) for _ in range(3))
     cu = torch.tensor([0, 11, 30], device=device)
     alone = torch.cat(
-        [attention(*(x[a:b] for x in (q, k, v)), backend="eager") for a, b in ((0, 11), (11, 30))]
+        [flash_attention(*(x[a:b] for x in (q, k, v)), backend="eager") for a, b in ((0, 11), (11, 30))]
     )
     for backend in ("auto", "triton", "eager", *(["sdpa"] if device.type == "cpu" else [])):
-        torch.testing.assert_close(attention(q, k, v, cu_seqlens=cu, backend=backend), alone)
-    compiled = torch.compile(attention, fullgraph=True, backend="eager")
+        torch.testing.assert_close(flash_attention(q, k, v, cu_seqlens=cu, backend=backend), alone)
+    compiled = torch.compile(flash_attention, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(q, k, v, cu_seqlens=cu), alone)
     with pytest.raises(Exception, match=r"KernelError|super\(\)"):  # as dynamo reports it
         compiled(q, k, v, cu_seqlens=cu, backend="sdpa")
@@ -340,13 +342,13 @@ def test_too_many_documents_or_heads_too_wide(device: torch.device) -> None:
     cu = torch.zeros(2**22, dtype=torch.int32, device=device)
     q = torch.randn(4, 1, 8, device=device)
     with pytest.raises(KernelError, match=r"4194303 documents.*Use backend="):
-        attention(q, q, q, cu_seqlens=cu, backend="triton")
+        flash_attention(q, q, q, cu_seqlens=cu, backend="triton")
     wide = torch.randn(4, 1, 264, device=device)
     with pytest.raises(KernelError, match=r"head dim of 264.*at most 256"):
-        attention(wide, wide, wide, backend="triton")
+        flash_attention(wide, wide, wide, backend="triton")
     packed = torch.empty(1, 1, 8, device=device).expand(2**25 + 1, 1, 8)
     with pytest.raises(KernelError, match=r"33554433 packed tokens"):
-        attention(packed, packed, packed, cu_seqlens=cu[:2], backend="triton")
+        flash_attention(packed, packed, packed, cu_seqlens=cu[:2], backend="triton")
 
 
 def test_gradients_of_log_sum_exp_alone(device: torch.device) -> None:

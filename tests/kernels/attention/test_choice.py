@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from fmscale.kernels import attention, dispatch
+from fmscale.kernels import dispatch, flash_attention
 from fmscale.kernels.attention.configs import configs
 from fmscale.kernels.attention.eager import fused_refusal
 from fmscale.kernels.attention.op import _launches, case
@@ -67,7 +67,7 @@ def test_sdpa_on_a_gpu_refuses_what_torch_cannot_do(
     with FakeTensorMode():  # a GPU's tensors without a GPU
         q, k = (torch.empty(1, 8, heads, E, dtype=dtype, device="cuda") for heads in (4, 2 if grouped else 4))
         with pytest.raises(KernelError, match=rf'backend "sdpa".*{refused}.*Use backend=.(triton|eager)'):
-            attention(q, k, k, backend="sdpa")
+            flash_attention(q, k, k, backend="sdpa")
 
 
 def test_sdpa_on_a_gpu_refuses_where_torch_is_asked_for_determinism() -> None:
@@ -76,7 +76,7 @@ def test_sdpa_on_a_gpu_refuses_where_torch_is_asked_for_determinism() -> None:
         torch.use_deterministic_algorithms(True)
         try:
             with pytest.raises(KernelError, match=r"its backward is not deterministic.*Use backend="):
-                attention(q, q, q, backend="sdpa")
+                flash_attention(q, q, q, backend="sdpa")
         finally:
             torch.use_deterministic_algorithms(False)
 
@@ -91,7 +91,7 @@ def test_sdpa_on_a_gpu(dtype: torch.dtype, device: torch.device) -> None:
     upstream = [torch.randn(shapes[0], device=device).to(dtype)]
 
     def run(backend: str, of: list[torch.Tensor]) -> list[torch.Tensor]:
-        outs, grads = gradients(lambda q, k, v: attention(q, k, v, backend=backend), of, upstream)
+        outs, grads = gradients(lambda q, k, v: flash_attention(q, k, v, backend=backend), of, upstream)
         return [*outs, *grads]
 
     golden = run("eager", [one.double() for one in inputs])

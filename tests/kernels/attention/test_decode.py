@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from fmscale.kernels import attention, attention_decode
+from fmscale.kernels import attention_decode, flash_attention
 from fmscale.kernels.attention.decode import spans_of
 from fmscale.kernels.dispatch import forced
 from hypothesis import given, settings
@@ -114,7 +114,7 @@ def test_matches_attention(device: torch.device) -> None:
     T, H, K, E = 20, 4, 2, 32
     q, k, v = (torch.randn(2, T, heads, E, device=device) for heads in (H, K, K))
     sinks = torch.randn(H, device=device)
-    wanted, wanted_lse = attention(q, k, v, window=7, sinks=sinks, return_lse=True, backend="eager")
+    wanted, wanted_lse = flash_attention(q, k, v, window=7, sinks=sinks, return_lse=True, backend="eager")
     caches = [torch.full((2, 32, K, E), torch.nan, device=device) for _ in range(2)]
     for t in range(T):
         caches[0][:, t], caches[1][:, t] = k[:, t], v[:, t]

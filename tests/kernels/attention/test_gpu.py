@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from fmscale.kernels import attention
+from fmscale.kernels import flash_attention
 from fmscale.kernels.attention.backward import delta_kernel, dkdv_kernel, dq_kernel
 from fmscale.kernels.attention.configs import configs
 from fmscale.kernels.attention.device import block_e
@@ -61,7 +61,7 @@ def test_every_shipped_configuration(dtype: torch.dtype, E: int, heavy: bool, de
 def packed(leaves: list[Tensor], offsets: dict[str, Tensor | None], *, window: int) -> tuple[Tensor, Tensor]:
     """Attention of q, k, v and sinks; what `Problem.run` does, but for making the offsets, which waits."""
     q, k, v, sinks = leaves
-    return attention(
+    return flash_attention(
         q,
         k,
         v,
@@ -173,7 +173,7 @@ def test_memory_grows_with_tokens_not_their_square(device: torch.device) -> None
         cu = torch.arange(0, T + 1, T // 8, device=device, dtype=torch.int32)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        out = attention(q, k, v, cu_seqlens=cu, backend="triton")
+        out = flash_attention(q, k, v, cu_seqlens=cu, backend="triton")
         grads = torch.autograd.grad(out, (q, k, v), torch.ones_like(out))
         named = 2 * out.nbytes + sum(g.nbytes for g in grads)  # the output, its gradient, the gradients
         return torch.cuda.max_memory_allocated(device) - before - named
@@ -195,7 +195,7 @@ def test_offsets_past_31_bits(device: torch.device) -> None:
     cu = torch.tensor([0, T - 300, T], device=device, dtype=torch.int32)
 
     def run(tensors: list[Tensor], dout: Tensor, cu: Tensor | None) -> list[Tensor]:
-        out = attention(*tensors, cu_seqlens=cu, window=128, backend="triton")
+        out = flash_attention(*tensors, cu_seqlens=cu, window=128, backend="triton")
         return [out.detach(), *torch.autograd.grad(out, tensors, dout)]
 
     alone = run(

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from fmscale.kernels import attention
+from fmscale.kernels import flash_attention
 from fmscale.kernels.attention.backward import backward
 from fmscale.kernels.attention.forward import forward
 from fmscale.kernels.attention.tiles import tile_list
@@ -34,7 +34,7 @@ def both_ways(lengths: list[int], *, tail: int = 0) -> None:
     ends = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
     tokens = sum(lengths) + tail
     q, k, v = (torch.empty(tokens, 4, 32).requires_grad_() for _ in range(3))
-    out, lse = attention(
+    out, lse = flash_attention(
         q, k, v, cu_seqlens=ends, window=700, sinks=torch.empty(4), return_lse=True, backend="triton"
     )
     upstream = [torch.empty(1).expand(x.shape) for x in (out, lse)]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from fmscale.kernels import attention
+from fmscale.kernels import flash_attention
 from fmscale.kernels.attention.device import tanh
 from fmscale.kernels.launch import jit, tl
 
@@ -154,10 +154,10 @@ def test_matches_torch(device: torch.device) -> None:
     wanted = torch.nn.functional.scaled_dot_product_attention(
         q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, enable_gqa=True
     ).transpose(1, 2)
-    torch.testing.assert_close(attention(q, k, v, backend="eager"), wanted)
-    torch.testing.assert_close(attention(q, k, v, backend="sdpa"), wanted)
+    torch.testing.assert_close(flash_attention(q, k, v, backend="eager"), wanted)
+    torch.testing.assert_close(flash_attention(q, k, v, backend="sdpa"), wanted)
     if device.type == "cpu":
-        torch.testing.assert_close(attention(q, k, v, backend="triton"), wanted)
+        torch.testing.assert_close(flash_attention(q, k, v, backend="triton"), wanted)
 
 
 @pytest.mark.parametrize("backend", ["eager", "triton"])
@@ -222,7 +222,7 @@ def test_tokens_after_the_last_document(backend: str, device: torch.device) -> N
     cu = torch.tensor([0, 0, 40, 40], device=device, dtype=torch.int32)
     if backend == "sdpa" and device.type != "cpu":
         pytest.skip("torch's attention needs the lengths on the host")
-    out = attention(q, k, v, cu_seqlens=cu, backend=backend)
+    out = flash_attention(q, k, v, cu_seqlens=cu, backend=backend)
     assert not out[40:].any()
     for grad in torch.autograd.grad(out.sum(), (q, k, v)):
         assert not grad[40:].any()
@@ -237,7 +237,7 @@ def test_documents_are_islands(device: torch.device) -> None:
     def run(tensors: list[torch.Tensor], *ends: int) -> list[torch.Tensor]:
         leaves = [one.detach().clone().requires_grad_() for one in tensors]
         cu = torch.tensor(ends, device=device)
-        out = attention(*leaves, cu_seqlens=cu, backend="triton")
+        out = flash_attention(*leaves, cu_seqlens=cu, backend="triton")
         return [out, *torch.autograd.grad(out.square().sum(), leaves)]
 
     with tiles(32, 32):
