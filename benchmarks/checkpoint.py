@@ -222,9 +222,7 @@ def cost_claim(cell: Cell, found: dict[str, Outcome]) -> Claim:
     return claim
 
 
-def blocking_claim(
-    cell: Cell, found: dict[str, Outcome], system: str, how: str, copy: float, limit: float
-) -> Claim:
+def blocking_claim(cell: Cell, found: dict[str, Outcome], system: str, how: str, copy: float, limit: float) -> Claim:
     """C2: what the training thread waits, against one copy of the rank's state."""
     ours = middle(found[system], "stall")
     claim = Claim(
@@ -246,9 +244,7 @@ def blocking_claim(
 def durable_claim(cell: Cell, found: dict[str, Outcome], limits: list[float]) -> Claim:
     """C3: bytes over the time from `save` until the commit, while training goes on."""
     size = cell.gigabytes * 1e9
-    speeds = {
-        name: size / value for name, one in found.items() if (value := middle(one, "durable")) is not None
-    }
+    speeds = {name: size / value for name, one in found.items() if (value := middle(one, "durable")) is not None}
     claim = Claim(
         id=f"C3.durable.{cell.name}",
         what="bytes per second from the save to the commit, training going on",

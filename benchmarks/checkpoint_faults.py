@@ -24,9 +24,7 @@ def fault_claims(work: Path, *, quick: bool) -> list[Claim]:
     kills = 4 if quick else 100
     claims = [
         counted("trainers killed", kills, lambda seed: campaign(str(work / "kills"), kills, seed)),
-        counted(
-            "persist processes killed", kills, lambda seed: kill_writers(str(work / "writers"), kills, seed)
-        ),
+        counted("persist processes killed", kills, lambda seed: kill_writers(str(work / "writers"), kills, seed)),
     ]
     for folder in ("kills", "writers"):
         shutil.rmtree(work / folder, ignore_errors=True)
@@ -71,11 +69,7 @@ def remove(chance: random.Random, store: Backend, key: str) -> None:
 
 def swap(chance: random.Random, store: Backend, key: str) -> None:
     """Two ranks' files are exchanged."""
-    other = (
-        key.replace("rank-00000", "rank-X")
-        .replace("rank-00001", "rank-00000")
-        .replace("rank-X", "rank-00001")
-    )
+    other = key.replace("rank-00000", "rank-X").replace("rank-00001", "rank-00000").replace("rank-X", "rank-00001")
     mine, theirs = store.get(key), store.get(other)
     store.put(key, theirs)
     store.put(other, mine)

@@ -107,9 +107,7 @@ PARTS = (
     Part(ids=("W6.shuffle",), measure=lambda b: shuffle_claims(b.work, units=256 if b.quick else 8192)),
     Part(
         ids=("W9.memory",),
-        measure=lambda b: memory_claims(
-            str(b.work / "fmscale"), quick=b.quick, ranks=(1, 2) if b.quick else (1, 2, 4)
-        ),
+        measure=lambda b: memory_claims(str(b.work / "fmscale"), quick=b.quick, ranks=(1, 2) if b.quick else (1, 2, 4)),
         systems=("fmscale",),
     ),
     Part(
@@ -171,8 +169,7 @@ def measured(part: Part, bench: Bench) -> list[Claim]:
         claims = part.measure(bench)
     except RuntimeError as error:
         claims = [
-            Claim(id=id, what="not measured", unit="", ours=None, reasons={"fmscale": str(error)})
-            for id in part.ids
+            Claim(id=id, what="not measured", unit="", ours=None, reasons={"fmscale": str(error)}) for id in part.ids
         ]
     took = f"{time.monotonic() - started:.0f} s, {cpu_seconds() - cpu:.0f} CPU s"
     print(f"measured {', '.join(part.ids)} in {took}", flush=True)

@@ -153,9 +153,7 @@ def local_faults(folder: Path) -> list[Fault]:
     return faults
 
 
-def remote_faults(
-    folder: Path, server: S3Server, stack: ExitStack, outage: float, stall: float
-) -> list[Fault]:
+def remote_faults(folder: Path, server: S3Server, stack: ExitStack, outage: float, stall: float) -> list[Fault]:
     """Damage on an S3 server, and outages on the way to it."""
     bucket = server.new_bucket()
     faults = []

@@ -57,10 +57,7 @@ def local_claims(
         rounds,
     )
     cold = interleave(
-        {
-            name: partial(feed, name, "--seconds", str(seconds), "--warmup", "0", cold=True)
-            for name in systems
-        },
+        {name: partial(feed, name, "--seconds", str(seconds), "--warmup", "0", cold=True) for name in systems},
         rounds,
     )
     return [
@@ -144,11 +141,7 @@ def collect(
         limit=medians["limit"],
         peers={name: medians[name] for name in PEERS},
         reasons=reasons,
-        runs=[
-            {"system": name, "value": value(result)}
-            for name, outcome in found.items()
-            for result in outcome.runs
-        ],
+        runs=[{"system": name, "value": value(result)} for name, outcome in found.items() for result in outcome.runs],
     )
 
 

@@ -43,9 +43,7 @@ def memory_claims(
             target="< 1 MB",
             ok=added < LIMIT,
             runs=[{**run, "value": run["loader_bytes"]} for run in runs]
-            + [
-                {**run, "system": f"{run['system']}, not split", "value": run["loader_bytes"]} for run in same
-            ],
+            + [{**run, "system": f"{run['system']}, not split", "value": run["loader_bytes"]} for run in same],
         )
     ]
 

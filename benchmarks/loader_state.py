@@ -17,8 +17,7 @@ def plan_claims(*, repeats: int) -> list[Claim]:
     """W3.plan and W10.index."""
     program = [sys.executable, "-m", "benchmarks.peers.planning"]
     found = {
-        rows: [run_json([*program, "plan", str(rows)], timeout=60) for _ in range(repeats)]
-        for rows in (10**6, 10**9)
+        rows: [run_json([*program, "plan", str(rows)], timeout=60) for _ in range(repeats)] for rows in (10**6, 10**9)
     }
     seconds = {rows: median(run["seconds"] for run in runs) for rows, runs in found.items()}
     held = {rows: median(run["bytes"] for run in runs) for rows, runs in found.items()}
@@ -40,10 +39,7 @@ def plan_claims(*, repeats: int) -> list[Claim]:
         unit="ms",
         ours=median(run["seconds"] for run in runs) * 1e3,
         target="<= 40 MB file, <= 20 MB resident, <= 10 ms to open",
-        ok=all(
-            run["file_bytes"] <= 40e6 and run["resident_bytes"] <= 20e6 and run["seconds"] <= 0.01
-            for run in runs
-        ),
+        ok=all(run["file_bytes"] <= 40e6 and run["resident_bytes"] <= 20e6 and run["seconds"] <= 0.01 for run in runs),
         runs=[{"system": "fmscale", **run} for run in runs],
     )
     return [plan, index]

@@ -76,11 +76,7 @@ def _own_group(mounts: str, own: str) -> tuple[Path, int]:
         elif kind == "cgroup2":
             places[2] = (root, point)
     groups = [line.split(":", 2) for line in own.splitlines()]
-    paths = {
-        2 if number == "0" else 1: path
-        for number, names, path in groups
-        if number == "0" or "memory" in names
-    }
+    paths = {2 if number == "0" else 1: path for number, names, path in groups if number == "0" or "memory" in names}
     for version in (1, 2):
         if version in places and version in paths:
             root, point = places[version]

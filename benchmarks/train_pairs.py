@@ -75,9 +75,7 @@ def bare_loop(engine: Engine, rows: list[Inputs], tokens: float, steps: int) -> 
         engine.step(1e-4)
 
 
-def pairs(
-    ours: Callable[[], None], other: Callable[[], None], tokens: int, count: int
-) -> list[dict[str, float]]:
+def pairs(ours: Callable[[], None], other: Callable[[], None], tokens: int, count: int) -> list[dict[str, float]]:
     """`count` pairs of neighbouring segments; which goes first alternates."""
     ours()
     other()
@@ -121,9 +119,7 @@ def main(folder: Path, count: int, steps: int) -> dict[str, Any]:
         again: Loop = replace(loop, loader=Again(ready))  # type: ignore[arg-type]
         tokens = steps * batch.global_batch * config.data.sequence_length
         return {
-            "overhead": pairs(
-                lambda: train(loop), lambda: bare_loop(loop.engine, rows, valid, steps), tokens, count
-            ),
+            "overhead": pairs(lambda: train(loop), lambda: bare_loop(loop.engine, rows, valid, steps), tokens, count),
             "feed": pairs(lambda: train(loop), lambda: train(again), tokens, count),
         }
 

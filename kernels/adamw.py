@@ -60,8 +60,7 @@ def compile_cases() -> list[CompileCase]:
             name=f"adamw.step {grad[1:]} {dict(c)}",
             kernel=_adamw_kernel,
             signature=states | {"GRAD": grad, "COPY": "*bf16", "n": "i32"} | dict.fromkeys(scalars, "fp32"),
-            constants=dict.fromkeys(("HAS_COPY", "HAS_SCALE", "HAS_NORM", "CLIP"), True)
-            | {"BLOCK": c["BLOCK"]},
+            constants=dict.fromkeys(("HAS_COPY", "HAS_SCALE", "HAS_NORM", "CLIP"), True) | {"BLOCK": c["BLOCK"]},
             num_warps=c["num_warps"],
         )
         for grad in ("*bf16", "*fp32")
@@ -69,9 +68,7 @@ def compile_cases() -> list[CompileCase]:
     ]
 
 
-@torch.library.custom_op(
-    "fmscale::adamw_step", mutates_args=("master", "first_moment", "second_moment", "copy")
-)
+@torch.library.custom_op("fmscale::adamw_step", mutates_args=("master", "first_moment", "second_moment", "copy"))
 def _op(
     master: Tensor, grad: Tensor, first_moment: Tensor, second_moment: Tensor, copy: Tensor | None,
     loss_scale: Tensor | None, grad_norm: Tensor | None, max_norm: float | None,

@@ -66,9 +66,7 @@ def _split_op(x: Tensor) -> Tensor:
     launch = config("split_byte_planes", "split", x.device, str(x.dtype), configs()["split"])
     if x.numel():
         with on(x.device):
-            _split_kernel[(-(-x.numel() // launch["BLOCK"]),)](
-                x, planes, x.numel(), BYTES=x.element_size(), **launch
-            )
+            _split_kernel[(-(-x.numel() // launch["BLOCK"]),)](x, planes, x.numel(), BYTES=x.element_size(), **launch)
     return planes
 
 
@@ -83,9 +81,7 @@ def _merge_op(planes: Tensor, dtype: torch.dtype) -> Tensor:
     launch = config("split_byte_planes", "merge", x.device, str(dtype), configs()["merge"])
     if x.numel():
         with on(x.device):
-            _merge_kernel[(-(-x.numel() // launch["BLOCK"]),)](
-                planes, x, x.numel(), BYTES=planes.shape[0], **launch
-            )
+            _merge_kernel[(-(-x.numel() // launch["BLOCK"]),)](planes, x, x.numel(), BYTES=planes.shape[0], **launch)
     return x
 
 

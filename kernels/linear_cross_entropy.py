@@ -83,8 +83,7 @@ def compile_cases() -> list[CompileCase]:
             kernel=_cross_entropy_kernel,
             signature={"LOGITS": logits, "LABELS": "*i64", "WEIGHTS": "*fp32", "LOSS": "*fp32", "V": "i32"}
             | {"ignore_index": "i32", "z_loss": "fp32"},
-            constants={"WEIGHTED": True, "GRADIENT": gradient, "ACC": tl_dtype(torch.float32)}
-            | {"BLOCK": c["BLOCK"]},
+            constants={"WEIGHTED": True, "GRADIENT": gradient, "ACC": tl_dtype(torch.float32)} | {"BLOCK": c["BLOCK"]},
             unaligned=frozenset({"ignore_index"}),
             num_warps=c["num_warps"],
         )

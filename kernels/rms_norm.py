@@ -137,9 +137,7 @@ def compile_cases() -> list[CompileCase]:
                     CompileCase(
                         name=f"rms_norm.backward bf16 D{D} upstream={upstream} {dict(c)}",
                         kernel=_backward_kernel,
-                        signature=pointers
-                        | sizes
-                        | dict.fromkeys(("stride_dy", "stride_dh", "stride_h"), "i32"),
+                        signature=pointers | sizes | dict.fromkeys(("stride_dy", "stride_dh", "stride_h"), "i32"),
                         constants=common | {"UPSTREAM_H": upstream, "ROWS": c["ROWS"]},
                         num_warps=c["num_warps"],
                     )
@@ -181,9 +179,7 @@ def _fake(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tup
 
 
 @torch.library.custom_op("fmscale::rms_norm_backward", mutates_args=())
-def _backward_op(
-    dy: Tensor, dh: Tensor | None, h: Tensor, weight: Tensor, rstd: Tensor
-) -> tuple[Tensor, Tensor]:
+def _backward_op(dy: Tensor, dh: Tensor | None, h: Tensor, weight: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
     count, D = h.shape
     dx = torch.empty_like(h, memory_format=torch.contiguous_format)
     launch = dict(config("rms_norm", "backward", h.device, bucket(dy.dtype, D=D), configs(D)["backward"]))

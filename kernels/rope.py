@@ -282,9 +282,7 @@ def _backward(ctx: Any, dqy: Tensor, dky: Tensor) -> tuple[Tensor | None, ...]:
         dq, dk = _op(dqy, dky, positions, turns, None, None, ctx.eps, ctx.interleaved, not ctx.inverse)
         return dq, dk, None, None, None, None, None, None, None
     q, k, q_weight, k_weight = norm
-    dq, dk, dqw, dkw = _norm_backward_op(
-        dqy, dky, q, k, positions, turns, q_weight, k_weight, ctx.eps, ctx.interleaved
-    )
+    dq, dk, dqw, dkw = _norm_backward_op(dqy, dky, q, k, positions, turns, q_weight, k_weight, ctx.eps, ctx.interleaved)
     return dq, dk, None, None, dqw, dkw, None, None, None
 
 

@@ -47,9 +47,7 @@ def plan_torchrun(request: LaunchRequest) -> Launch:
         summary += f"; this is node {request.node_rank}"
         # The others only dial the port, which may well be taken on their own node.
         leads = not request.node_rank
-        host, port = (
-            meeting_point(request) if leads else (request.master_addr, request.master_port or DEFAULT_PORT)
-        )
+        host, port = meeting_point(request) if leads else (request.master_addr, request.master_port or DEFAULT_PORT)
         meeting += ["--nnodes", str(request.nodes), "--rdzv-conf", f"rank={request.node_rank}"]
         meeting += ["--rdzv-endpoint", f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]
     options = [*meeting, "--nproc-per-node", str(request.procs_per_node)]

@@ -30,9 +30,7 @@ from fmscale.quickstart.training import train_unbroken
 
 
 def settings(tmp_path: Path, gpus: int = 0, **changes: Any) -> QuickstartSettings:
-    return choose(
-        **{"folder": tmp_path / "qs", "store": None, "corpus": (), "steps": None, "gpus": gpus, **changes}
-    )
+    return choose(**{"folder": tmp_path / "qs", "store": None, "corpus": (), "steps": None, "gpus": gpus, **changes})
 
 
 def report() -> Report:
@@ -272,18 +270,14 @@ def test_who_stores_text_in_fewer_bits_is_said_and_fails_nothing(mine: float, wo
     assert list(bits(found).values()) == [mine, 1.8, 2.1, 2.2]
 
 
-def test_an_unbroken_run_that_did_not_come_far_enough_is_begun_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_an_unbroken_run_that_did_not_come_far_enough_is_begun_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     chosen = settings(tmp_path)
     begun: list[Path] = []
 
     def run(settings: QuickstartSettings, half: Half, watch: Any, *, stop_at: int, unbroken: Path) -> None:
         begun.append(unbroken)
         overrides = settings.overrides(half, unbroken=unbroken)
-        assert {"checkpoint.every=null", "train.resume=never"} <= set(overrides), (
-            "it would go on, as a broken one"
-        )
+        assert {"checkpoint.every=null", "train.resume=never"} <= set(overrides), "it would go on, as a broken one"
         config = load_config(settings.config, overrides)
         assert Path(config.train.folder) / config.train.run == unbroken
         unbroken.mkdir(parents=True)
@@ -336,8 +330,6 @@ def test_a_report_says_which_source_it_is_of(tmp_path: Path):
     commit = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
     assert source(tmp_path) == f"commit {commit}"
     (tmp_path / "site-packages").mkdir()
-    assert source(tmp_path / "site-packages") == version, (
-        "an installed package is not of the checkout around it"
-    )
+    assert source(tmp_path / "site-packages") == version, "an installed package is not of the checkout around it"
     (tmp_path / "a").write_text("b")
     assert source(tmp_path) == f"commit {commit}-dirty"

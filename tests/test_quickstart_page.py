@@ -21,9 +21,7 @@ def test_ticks_are_round_and_span_the_values(low: float, high: float):
 
 
 def test_a_chart_is_svg_with_a_gap_where_a_value_is_not_finite_and_a_line_where_the_run_moved():
-    svg = line_chart(
-        [1, 2, 3, 4], [4.0, float("nan"), 2.0, 1.0], label="loss", marks=[Mark(x=3, label="here")]
-    )
+    svg = line_chart([1, 2, 3, 4], [4.0, float("nan"), 2.0, 1.0], label="loss", marks=[Mark(x=3, label="here")])
     root = ET.fromstring(svg)
     (path,) = root.iter("path")
     assert path.get("d", "").count("M") == 2

@@ -45,9 +45,7 @@ KEYS = {
 
 def _fmscale(*words: str, **options: Any) -> "subprocess.Popen[str]":
     program = str(Path(sys.executable).with_name("fmscale"))
-    return subprocess.Popen(
-        [program, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
-    )
+    return subprocess.Popen([program, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
 
 
 def _steps(folder: Path) -> list[int]:
@@ -126,9 +124,7 @@ def test_a_plain_quickstart_comes_out_also_when_it_is_killed_on_the_way_and_run_
     assert {one["bytes"] for one in found["checkpoints"]} == {derived.checkpoint_bytes}
     assert check_run(here.load(), 1).begins == f"from checkpoint quickstart@{steps}"
     other = load_config(here.config, [*here.overrides(), "model.hidden_dim=512"])
-    assert [one.cause for one in check_run(other, 1).problems] == [
-        f"checkpoint quickstart@{steps} is of another model"
-    ]
+    assert [one.cause for one in check_run(other, 1).problems] == [f"checkpoint quickstart@{steps} is of another model"]
 
     before = _steps(there)
     third = start()

@@ -16,9 +16,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=540.0, help="for all steps together (540)")
     parser.add_argument("--dry-run", action="store_true", help="the same road, tiny and on a CPU")
     parser.add_argument("--only", default="", help="these steps, as 1,6; step 0 is always run")
-    parser.add_argument(
-        "--out", type=Path, help="where records go (MODE in $OUT or benchmarks/results/gpu-hour)"
-    )
+    parser.add_argument("--out", type=Path, help="where records go (MODE in $OUT or benchmarks/results/gpu-hour)")
     parser.add_argument("--scratch", type=Path, help="folder for a store and two checkpoints (45 GB)")
     asked = parser.parse_args()
     given = os.environ.get("OUT")

@@ -51,9 +51,7 @@ def _devices(hour: Hour) -> list[Claim]:
 
     whole = f"{len(others) + bool(base)} of {len(runs)} runs came out"
     first = _worst("G1.first_loss", "fp32: loss of step 1, apart from a CPU's", others, apart(0), 1e-5, whole)
-    last = _worst(
-        "G1.last_loss", "fp32: loss of the last step, apart from a CPU's", others, apart(-1), 1e-3, whole
-    )
+    last = _worst("G1.last_loss", "fp32: loss of the last step, apart from a CPU's", others, apart(-1), 1e-3, whole)
     order = Claim(
         id="G1.order",
         what="orders in which CPU and GPU runs received their documents",
@@ -87,8 +85,7 @@ def _bf16(hour: Hour) -> list[Claim]:
         unit="graphs",
         ours=max((_graphs(run) for run in compiled), default=None),
         target="1 or 2 in each, no graph break",
-        ok=bool(compiled)
-        and all(1 <= _graphs(run) <= 2 and run.end["graph_breaks"] == 0 for run in compiled),
+        ok=bool(compiled) and all(1 <= _graphs(run) <= 2 and run.end["graph_breaks"] == 0 for run in compiled),
         runs=[{"system": run.job, "value": _graphs(run)} for run in compiled],
     )
     recomputed = Claim(
@@ -137,8 +134,7 @@ def _large(hour: Hour) -> list[Claim]:
         "T3.peak": ("memory at its peak", "GB", f"<= {PEAK_GB:.0f} GB"),
     }
     made = {
-        id: Claim(id=id, what=what, unit=unit, ours=None, target=target)
-        for id, (what, unit, target) in claims.items()
+        id: Claim(id=id, what=what, unit=unit, ours=None, target=target) for id, (what, unit, target) in claims.items()
     }
     run = next(iter(hour.of("6")), Run(job="", step="6"))
     counted = run.steps[WARMUP:]
@@ -175,9 +171,7 @@ def _large(hour: Hour) -> list[Claim]:
     return list(made.values())
 
 
-def _worst(
-    id: str, what: str, runs: Sequence[Run], apart: Callable[[Run], float], bound: float, whole: str
-) -> Claim:
+def _worst(id: str, what: str, runs: Sequence[Run], apart: Callable[[Run], float], bound: float, whole: str) -> Claim:
     """The largest relative difference of runs, which must stay within a bound."""
     values = [(run.job, apart(run)) for run in runs]
     worst = max((value for _, value in values), default=None)

@@ -58,9 +58,7 @@ def run_hour(asked: Asked) -> int:
 
 
 def _steps(asked: Asked, scratch: Path, deadline: float) -> int:
-    planned = chosen(
-        steps(asked.mode, Setting(python=sys.executable, scratch=scratch, dry=asked.dry)), asked.only
-    )
+    planned = chosen(steps(asked.mode, Setting(python=sys.executable, scratch=scratch, dry=asked.dry)), asked.only)
     journal = Journal(asked.out)
     began = time.monotonic()
     journal.record(
@@ -80,9 +78,7 @@ def _steps(asked: Asked, scratch: Path, deadline: float) -> int:
         good, reason = False, str(stop)
     journal.record("end", ok=good, reason=reason, seconds=round(time.monotonic() - began, 1))
     journal.close()
-    print(
-        f"{'all steps came out' if good else reason or 'not all steps came out'}; records are in {asked.out}"
-    )
+    print(f"{'all steps came out' if good else reason or 'not all steps came out'}; records are in {asked.out}")
     return 0 if good else 1
 
 
@@ -94,9 +90,7 @@ def _environment(journal: Journal, scratch: Path, deadline: float) -> str:
     folder = scratch / "venv"
     command = (sys.executable, "-m", "benchmarks.gpu_hour.install", str(folder))
     job = Job(name="install", command=command, seconds=INSTALL_SECONDS)
-    step = Step(
-        name="install", what=f"missing here: {', '.join(absent)}", least=0, most=INSTALL_SECONDS, jobs=(job,)
-    )
+    step = Step(name="install", what=f"missing here: {', '.join(absent)}", least=0, most=INSTALL_SECONDS, jobs=(job,))
     return python_of(folder) if _step(journal, step, scratch, deadline) else ""
 
 
@@ -134,9 +128,7 @@ def _step(journal: Journal, step: Step, scratch: Path, deadline: float) -> bool:
     return _ended(journal, step, outcomes, "", time.monotonic() - began)
 
 
-def _ended(
-    journal: Journal, step: Step, outcomes: Sequence[Outcome], reason: str, seconds: float = 0.0
-) -> bool:
+def _ended(journal: Journal, step: Step, outcomes: Sequence[Outcome], reason: str, seconds: float = 0.0) -> bool:
     bad = [one.job for one in outcomes if not one.ok]
     ok = bool(outcomes) and not bad
     reason = reason or ("" if ok else f"did not come out: {', '.join(bad)}")

@@ -34,10 +34,7 @@ def _claim(hour: Hour, file: str, tests: dict[str, Record | None]) -> Claim:
         ratio=len(passed) / len(tests),
         target=f"all {len(tests)} pass",
         ok=len(passed) == len(tests),
-        runs=[
-            {"system": name, "value": one["seconds"], "outcome": one["outcome"]}
-            for name, one in ended.items()
-        ],
+        runs=[{"system": name, "value": one["seconds"], "outcome": one["outcome"]} for name, one in ended.items()],
     )
     reasons = [f"{name.partition('::')[2]}: {one['reason'][-300:]}" for name, one in list(bad.items())[:5]]
     if skipped:

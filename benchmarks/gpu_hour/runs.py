@@ -70,9 +70,7 @@ class Hour:
         if ended is None:
             return f"the hour ended before step {step} did"
         failed = next((run.why for run in self.of(step) if not run.outcome.get("ok", True)), "")
-        return f"step {step} {ended['reason'] or 'handed over too little'}" + (
-            f": {failed}" if failed else ""
-        )
+        return f"step {step} {ended['reason'] or 'handed over too little'}" + (f": {failed}" if failed else "")
 
 
 def put_together(records: Sequence[Record]) -> Hour:

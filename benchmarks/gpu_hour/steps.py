@@ -54,9 +54,7 @@ class Setting:
         """The corpus."""
         return str(self.scratch / "store")
 
-    def job(
-        self, name: str, module: str, *words: str, seconds: float, device: str = "", at_once: int = 1
-    ) -> Job:
+    def job(self, name: str, module: str, *words: str, seconds: float, device: str = "", at_once: int = 1) -> Job:
         """A process of this checkout; `device` tells DeepSpeed, which otherwise looks for itself."""
         environment = {
             "OMP_NUM_THREADS": "1",
@@ -66,13 +64,9 @@ class Setting:
             "TORCH_EXTENSIONS_DIR": str(self.scratch / "extensions"),
             **({"DS_ACCELERATOR": device} if device else {}),
         }
-        return Job(
-            name=name, command=(self.python, "-m", module, *words), seconds=seconds, environment=environment
-        )
+        return Job(name=name, command=(self.python, "-m", module, *words), seconds=seconds, environment=environment)
 
-    def run(
-        self, name: str, config: str, *overrides: str, device: str, seconds: float, at_once: int = 1
-    ) -> Job:
+    def run(self, name: str, config: str, *overrides: str, device: str, seconds: float, at_once: int = 1) -> Job:
         """A training run under a name, in a folder and a run of the store of its own."""
         backend = ("--backend=aot_eager",) if self.dry else ()
         own = (f"train.run={name}", f"train.folder={self.scratch / 'runs'}", f"store.url={self.store}")
@@ -131,9 +125,7 @@ def _bf16(setting: Setting) -> Step:
             (2, True, "full", ""),
             (2, True, "none", "-again"),
         ]
-        kinds += [
-            (stage, on, "none", "") for stage in (1, 0, 3) for on in (True, False) if stage < 3 or not on
-        ]
+        kinds += [(stage, on, "none", "") for stage in (1, 0, 3) for on in (True, False) if stage < 3 or not on]
         kinds += [(stage, True, "full", "") for stage in (1, 0)]
         kinds += [(stage, False, "full", "") for stage in (2, 3, 1, 0)]
     device = "cpu" if setting.dry else "cuda"
@@ -187,9 +179,7 @@ def _kernels(setting: Setting) -> Step:
     plugin = ("-p", "benchmarks.gpu_hour.pytest_records", "-p", "no:cacheprovider")
     suites = DRY_SUITES if setting.dry else [(name, ("-m", "gpu", *words)) for name, words in SUITES]
     at_once = min(4, AT_ONCE)
-    jobs = tuple(
-        setting.job(name, "pytest", *plugin, *words, seconds=520, at_once=at_once) for name, words in suites
-    )
+    jobs = tuple(setting.job(name, "pytest", *plugin, *words, seconds=520, at_once=at_once) for name, words in suites)
     what = "the kernels' and models' tests on a GPU"
     return Step(name="tests", what=what, least=30, most=530, jobs=jobs, at_once=at_once)
 

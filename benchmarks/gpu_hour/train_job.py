@@ -119,9 +119,7 @@ def _memory(about: str, config: Config, on_gpu: bool) -> None:
         about=about,
         parameters=parameters,
         allocated_bytes=torch.cuda.memory_allocated() if on_gpu else None,
-        planned_bytes=state_bytes(parameters, config.train, config.train.zero_stage, 1).device
-        if parameters
-        else None,
+        planned_bytes=state_bytes(parameters, config.train, config.train.zero_stage, 1).device if parameters else None,
     )
 
 

@@ -41,9 +41,7 @@ LIMIT_BYTES = 60 * 2**20
 
 def version(name: str) -> str:
     """The version that the tests ran with: of constraints.txt, or installed here."""
-    held = re.search(
-        rf"^{name.replace('_', '[-_]')}==(\S+)", (ROOT / "constraints.txt").read_text(), re.M | re.I
-    )
+    held = re.search(rf"^{name.replace('_', '[-_]')}==(\S+)", (ROOT / "constraints.txt").read_text(), re.M | re.I)
     return held[1] if held else metadata.version(name)
 
 
@@ -96,9 +94,7 @@ def main() -> int:
         print(f"{hashlib.sha256(one.read_bytes()).hexdigest()}  {one.stat().st_size:>9,}  {one.name}")
     (asked.out / MANIFEST).write_text(json.dumps({**identity(), "python": asked.python}, indent=1) + "\n")
     tree, carried = tree_bytes(), sum(one.stat().st_size for one in wheels)
-    print(
-        f"{len(wheels)} wheels, {carried / 2**20:.1f} MiB, in {asked.out}; the checkout has {tree / 2**20:.1f} MiB"
-    )
+    print(f"{len(wheels)} wheels, {carried / 2**20:.1f} MiB, in {asked.out}; the checkout has {tree / 2**20:.1f} MiB")
     why = refusal(tree, carried)
     if why:
         print(why, file=sys.stderr)

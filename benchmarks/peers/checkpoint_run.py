@@ -203,9 +203,7 @@ def serve(rank: int, options: argparse.Namespace, meeting: str, result: str) -> 
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(options.ranks), LOCAL_RANK=str(rank))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0", GLOO_SOCKET_IFNAME="lo")
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=options.ranks
-    )
+    distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=options.ranks)
     state = make_state(rank, options.ranks, options.bytes, options.tensors)
     if options.action == "memcpy":
         runs = measure_memcpy(state)

@@ -59,9 +59,7 @@ class System:
         folder = self.folder / str(step)
         if self.safe:
             mine = [
-                path
-                for path in folder.iterdir()
-                if f"__{self.rank}_" in path.name or path.suffix == f".{self.rank}"
+                path for path in folder.iterdir() if f"__{self.rank}_" in path.name or path.suffix == f".{self.rank}"
             ]
             digests = {path.name: digest(path) for path in mine}
             synced(folder / f"digests.{self.rank}.json", json.dumps(digests).encode())

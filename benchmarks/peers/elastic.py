@@ -19,9 +19,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    pa.array(
-        [0]
-    )  # pyarrow's first conversion imports pandas where it is installed, which would cost each rank 0.3 s
+    pa.array([0])  # pyarrow's first conversion imports pandas where it is installed, which would cost each rank 0.3 s
     spec = json.loads(Path(sys.argv[1]).read_text())
     folder = Path(spec["folder"])
     state: dict[str, Any] | None = None
@@ -39,9 +37,7 @@ def main() -> None:
     print(json.dumps({"store_bytes": read, "k": state["k"] if state else 0}))
 
 
-def _fork(
-    spec: dict[str, Any], state: dict[str, Any] | None, phase: int, rank: int, ranks: int, steps: int
-) -> int:
+def _fork(spec: dict[str, Any], state: dict[str, Any] | None, phase: int, rank: int, ranks: int, steps: int) -> int:
     """The id of a new rank process. Nothing here has threads yet, so that a fork is safe."""
     pid = os.fork()
     if pid:
@@ -55,9 +51,7 @@ def _fork(
     os._exit(status)
 
 
-def _deliver(
-    spec: dict[str, Any], state: dict[str, Any] | None, path: Path, rank: int, ranks: int, steps: int
-) -> None:
+def _deliver(spec: dict[str, Any], state: dict[str, Any] | None, path: Path, rank: int, ranks: int, steps: int) -> None:
     from benchmarks.peers.common import ROW_TOKENS
     from fmscale.data.open import SourceSpec, open_loader
     from fmscale.data.provenance.delivery import DeliveryRecord

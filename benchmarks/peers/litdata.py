@@ -40,9 +40,7 @@ def feed(corpus: Path, data: str) -> Iterator[torch.Tensor]:
     """StreamingDataset, shuffled, through StreamingDataLoader without workers."""
     from litdata import StreamingDataset, TokensLoader
 
-    dataset = StreamingDataset(
-        data, item_loader=TokensLoader(block_size=ROW_TOKENS), shuffle=True, drop_last=False
-    )
+    dataset = StreamingDataset(data, item_loader=TokensLoader(block_size=ROW_TOKENS), shuffle=True, drop_last=False)
     return _widened(dataset)
 
 

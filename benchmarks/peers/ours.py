@@ -15,9 +15,7 @@ SEGMENT_TOKENS = 2**24
 DATASET = "corpus"
 
 
-def write_dataset(
-    corpus: Path, url: str, *, dataset: str = DATASET, segment_tokens: int = SEGMENT_TOKENS
-) -> None:
+def write_dataset(corpus: Path, url: str, *, dataset: str = DATASET, segment_tokens: int = SEGMENT_TOKENS) -> None:
     """Store the corpus: documents of lognormal length, mean about 600, in segments of 32 MiB."""
     from fmscale.store.datasets.dataset import create_or_open
     from fmscale.store.open import open_store
@@ -39,9 +37,7 @@ def write_dataset(
             with TokenSegmentWriter(Path(scratch) / str(unit), dtype="uint16", split="train") as writer:
                 for start, stop in pairwise(edges):
                     name = f"{dataset}-{start}"
-                    writer.add(
-                        tokens[start:stop], xxhash.xxh3_128_digest(name.encode()), name, 0, stop - start
-                    )
+                    writer.add(tokens[start:stop], xxhash.xxh3_128_digest(name.encode()), name, 0, stop - start)
                 seals.append((unit, writer.finish(backend, segment_prefix(dataset, "bench", unit, "train"))))
     create_or_open(backend, dataset).append_commit(
         job="bench", segments={"train": seals}, tokenizer=None, dtype="uint16"

@@ -40,9 +40,7 @@ class CheckpointEntry:
     """The whole entry."""
 
 
-def list_checkpoints(
-    backend: Backend, run: str, state: RetirementState | None = None
-) -> list[CheckpointEntry]:
+def list_checkpoints(backend: Backend, run: str, state: RetirementState | None = None) -> list[CheckpointEntry]:
     """All live checkpoints of a run, oldest first. Raises StoreError."""
     state = replay(run_log(backend, run), state)
     marked = verified(state)
@@ -59,9 +57,7 @@ def pick(found: list[CheckpointEntry], which: int | str, where: str) -> list[Che
     text = str(which)
     if text.removeprefix("entry").isdecimal():
         number = int(text.removeprefix("entry"))
-        chosen = [
-            one for one in newest_first if (one.entry if text.startswith("entry") else one.step) == number
-        ]
+        chosen = [one for one in newest_first if (one.entry if text.startswith("entry") else one.step) == number]
         if chosen:
             return chosen
     have = ", ".join(str(one.step) for one in found[-20:]) or "none"

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 class Checkpoint:
     """Read-only. Tensors are read when they are asked for, and every chunk is checked."""
 
-    def __init__(
-        self, backend: Backend, run: str, found: CheckpointEntry, manifest: CheckpointManifest
-    ) -> None:
+    def __init__(self, backend: Backend, run: str, found: CheckpointEntry, manifest: CheckpointManifest) -> None:
         self.backend = backend
         self.run = run
         self.found = found
@@ -60,9 +58,7 @@ class Checkpoint:
         one = self.info(name, state)
         return self.read(name, state).view(one.shape)
 
-    def read(
-        self, name: str, state: str = "weight", start: int = 0, count: int | None = None
-    ) -> torch.Tensor:
+    def read(self, name: str, state: str = "weight", start: int = 0, count: int | None = None) -> torch.Tensor:
         """Elements [start, start + count) of the flattened tensor (to its end by default), 1-D, reading only
         those. Raises as `tensor`.
         """

@@ -123,9 +123,7 @@ class Saver:
         self._repeats: dict[int, int] = {}
         self._copying: _Save | None = None
         # Kept, as starting a thread waits until it runs: milliseconds where all cores are busy.
-        self._helper = ThreadPoolExecutor(
-            config.buffers, thread_name_prefix="snapshot", initializer=_yield_to_training
-        )
+        self._helper = ThreadPoolExecutor(config.buffers, thread_name_prefix="snapshot", initializer=_yield_to_training)
         self._helper.submit(int)
         self._handing: Future[None] | None = None
         in_memory = parse_url(store_url).scheme == "memory"

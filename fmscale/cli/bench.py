@@ -88,13 +88,9 @@ def register(app: typer.Typer) -> None:
                 "kernels --tune: only ops and cases that this regular expression finds."
             ),
         ] = "",
-        list_: Annotated[
-            bool, typer.Option("--list", help="kernels: which backend serves which op here.")
-        ] = False,
+        list_: Annotated[bool, typer.Option("--list", help="kernels: which backend serves which op here.")] = False,
         tune: Annotated[bool, typer.Option(help="kernels: measure configurations, write the table.")] = False,
-        seconds: Annotated[
-            float | None, typer.Option(help="kernels --tune: begin nothing after this time.")
-        ] = None,
+        seconds: Annotated[float | None, typer.Option(help="kernels --tune: begin nothing after this time.")] = None,
         again: Annotated[bool, typer.Option(help="kernels --tune: also what the table has.")] = False,
         read: Annotated[
             Path | None,
@@ -131,9 +127,7 @@ def register(app: typer.Typer) -> None:
         words = [word.strip() for word in only.split(",") if word.strip()]
         run = getattr(benchmark, "run", None)
         if words and not tuning and (run is None or "only" not in inspect.signature(run).parameters):
-            raise ConfigError(
-                f"{name} is measured as a whole", found=only, remedy="Leave out --only; loader has it."
-            )
+            raise ConfigError(f"{name} is measured as a whole", found=only, remedy="Leave out --only; loader has it.")
         if hasattr(benchmark, "run_command"):  # it has options and output of its own
             given = [option for option, on in {**options, "--again": again}.items() if on]
             values = {"--only": only or None, "--seconds": seconds}

@@ -20,9 +20,7 @@ DAMAGED = 1
 
 Address = Annotated[
     str,
-    typer.Argument(
-        metavar="STORE#RUN[@STEP]", help="A store, a run in it, and a step; the newest by default."
-    ),
+    typer.Argument(metavar="STORE#RUN[@STEP]", help="A store, a run in it, and a step; the newest by default."),
 ]
 
 
@@ -37,9 +35,7 @@ def register(parent: typer.Typer) -> None:
     group.command("list", epilog=example("fmscale checkpoint list runs/store"))(list_)
     group.command(epilog=example("fmscale checkpoint show runs/store#run@1000"))(show)
     group.command(epilog=example("fmscale checkpoint verify runs/store#run"))(verify)
-    group.command(epilog=example("fmscale checkpoint export runs/store#run --to exported --format hf"))(
-        export_checkpoint
-    )
+    group.command(epilog=example("fmscale checkpoint export runs/store#run --to exported --format hf"))(export)
     parent.add_typer(group)
 
 
@@ -213,9 +209,7 @@ def _tensors(opened: "Checkpoint", json: bool) -> list[dict[str, Any]]:
             {
                 "name": name,
                 "shape": list(sizes[0].shape) if json else " x ".join(map(str, sizes[0].shape)) or "1",
-                "states": states
-                if json
-                else ", ".join(f"{s} {i.dtype}" for s, i in zip(states, sizes, strict=True)),
+                "states": states if json else ", ".join(f"{s} {i.dtype}" for s, i in zip(states, sizes, strict=True)),
                 "bytes": _size(sum(one.nbytes for one in sizes), json),
             }
         )

@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 DAMAGED = 1
 """Exit status of `verify` when it found problems."""
 
-StoreOption = Annotated[
-    str, typer.Option("--store", help="The store: a directory or a URL (s3://, gs://, ...).")
-]
+StoreOption = Annotated[str, typer.Option("--store", help="The store: a directory or a URL (s3://, gs://, ...).")]
 DatasetOption = Annotated[str, typer.Option("--dataset", help="Name of the dataset.")]
 CommitOption = Annotated[int | None, typer.Option("--commit", help="Number of one commit; all by default.")]
 
@@ -57,16 +55,12 @@ def list_(store: StoreOption, json: JsonOption = False) -> None:
     table(rows, json)
 
 
-def show(
-    store: StoreOption, dataset: DatasetOption, commit: CommitOption = None, json: JsonOption = False
-) -> None:
+def show(store: StoreOption, dataset: DatasetOption, commit: CommitOption = None, json: JsonOption = False) -> None:
     """Show a dataset's commits and their splits."""
     opened = _open(store, dataset)
     commits = opened.commits() if commit is None else [opened.commit(commit)]
     if json:
-        print_json(
-            {"dataset": dataset, "store": opened.backend.url, "commits": [_described(c) for c in commits]}
-        )
+        print_json({"dataset": dataset, "store": opened.backend.url, "commits": [_described(c) for c in commits]})
         return
     record(_summary(opened, json), json)
     table([row for c in commits for row in _split_rows(c)], json, title="\ncommits")
@@ -74,9 +68,7 @@ def show(
 
 def verify(
     store: StoreOption,
-    dataset: Annotated[
-        str | None, typer.Option("--dataset", help="Name of one dataset; all by default.")
-    ] = None,
+    dataset: Annotated[str | None, typer.Option("--dataset", help="Name of one dataset; all by default.")] = None,
     commit: CommitOption = None,
     json: JsonOption = False,
 ) -> None:

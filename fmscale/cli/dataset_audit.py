@@ -30,9 +30,9 @@ def register(group: typer.Typer) -> None:
             "fmscale dataset trace --store runs/store --run demo --document 00c1... --steps 1000",
         )
     )(trace)
-    group.command(
-        epilog=example("fmscale dataset audit --store runs/store --run demo runs/demo/delivery/*.arrow")
-    )(audit)
+    group.command(epilog=example("fmscale dataset audit --store runs/store --run demo runs/demo/delivery/*.arrow"))(
+        audit
+    )
 
 
 def trace(
@@ -40,9 +40,7 @@ def trace(
     run: RunOption,
     batch: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Global batch: rows of a step over all ranks. A checkpoint of the run says it."
-        ),
+        typer.Option(min=1, help="Global batch: rows of a step over all ranks. A checkpoint of the run says it."),
     ] = None,
     step: Annotated[
         int | None,
@@ -143,9 +141,7 @@ def _sources(backend: "Backend", plan: "Plan") -> "list[AuditSource]":
     from fmscale.data.views.placement import merged
     from fmscale.store.datasets.dataset import open_dataset
 
-    stages = [
-        (stage.from_k, {source_key(s): float(s.weight) for s in stage.sources}) for stage in plan.stages
-    ]
+    stages = [(stage.from_k, {source_key(s): float(s.weight) for s in stage.sources}) for stage in plan.stages]
     found = []
     for number, source in enumerate(plan.sources):
         banned = merged([rows for ban in plan.bans if ban.source == number for rows in ban.rows])

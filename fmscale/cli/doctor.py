@@ -40,9 +40,7 @@ def doctor(
     again: Annotated[
         bool, typer.Option("--again", help="Repeat the probe even if its result is recorded in the store.")
     ] = False,
-    seconds: Annotated[
-        float, typer.Option(min=0.01, help="At most this long on each kind of request.")
-    ] = 2.0,
+    seconds: Annotated[float, typer.Option(min=0.01, help="At most this long on each kind of request.")] = 2.0,
     json: JsonOption = False,
 ) -> None:
     """Examine a store: what it can do, latency, throughput, and what to change.

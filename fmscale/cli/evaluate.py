@@ -26,19 +26,11 @@ def register(app: typer.Typer) -> None:
 
 def evaluate(
     address: Address,
-    dataset: Annotated[
-        str | None, typer.Option(help="A dataset of the store; the run's first by default.")
-    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="A dataset of the store; the run's first by default.")] = None,
     split: Annotated[str, typer.Option(help="Its split.")] = "heldout",
-    documents: Annotated[
-        int | None, typer.Option(help="At most so many documents, the first ones stored.")
-    ] = None,
-    file: Annotated[
-        list[Path] | None, typer.Option(help="Text files instead of a dataset. Repeatable.")
-    ] = None,
-    window: Annotated[
-        int | None, typer.Option(help="Tokens read at once; as in training by default.")
-    ] = None,
+    documents: Annotated[int | None, typer.Option(help="At most so many documents, the first ones stored.")] = None,
+    file: Annotated[list[Path] | None, typer.Option(help="Text files instead of a dataset. Repeatable.")] = None,
+    window: Annotated[int | None, typer.Option(help="Tokens read at once; as in training by default.")] = None,
     overlap: Annotated[
         int | None, typer.Option(help="Tokens that windows of a longer document share; half by default.")
     ] = None,
@@ -147,6 +139,4 @@ class _Compressed:
         return self._rates(self._bytes, size)
 
     def _rates(self, sizes: dict[str, int], size: int) -> dict[str, float | None]:
-        return {
-            f"{name}_bits_per_byte": 8 * bytes_ / size if size else None for name, bytes_ in sizes.items()
-        }
+        return {f"{name}_bits_per_byte": 8 * bytes_ / size if size else None for name, bytes_ in sizes.items()}

@@ -35,9 +35,7 @@ def register(app: typer.Typer) -> None:
 
 def generate(
     address: Address,
-    prompts: Annotated[
-        list[str] | None, typer.Argument(metavar="[PROMPT]...", help="Texts to go on from.")
-    ] = None,
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]...", help="Texts to go on from.")] = None,
     file: Annotated[
         list[str] | None,
         typer.Option(help="A file whose text is a prompt; - for standard input. Repeatable."),
@@ -45,9 +43,7 @@ def generate(
     max_tokens: Annotated[int, typer.Option(help="New tokens after each prompt.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(help="Only the k likeliest tokens.")] = None,
-    top_p: Annotated[
-        float | None, typer.Option(help="Only the likeliest tokens that reach this probability.")
-    ] = None,
+    top_p: Annotated[float | None, typer.Option(help="Only the likeliest tokens that reach this probability.")] = None,
     seed: Annotated[int, typer.Option(help="Of the draws; the same seed says the same again.")] = 0,
     samples: Annotated[int, typer.Option(help="Completions of each prompt.")] = 1,
     device: Device = "auto",

@@ -39,17 +39,11 @@ def register(app: typer.Typer) -> None:
         ] = None,
         format: Annotated[
             str,
-            typer.Option(
-                help="auto (by extension, or first bytes), text, jsonl, json (array), parquet, arrow."
-            ),
+            typer.Option(help="auto (by extension, or first bytes), text, jsonl, json (array), parquet, arrow."),
         ] = "auto",
         field: Annotated[str, typer.Option(help="Path of the text in a record, such as a.b.text.")] = "text",
-        heldout: Annotated[
-            float, typer.Option(help="Share of the documents that go to the split heldout.")
-        ] = 0.0,
-        workers: Annotated[
-            int | None, typer.Option(help="Processes that write. Default: one a core.")
-        ] = None,
+        heldout: Annotated[float, typer.Option(help="Share of the documents that go to the split heldout.")] = 0.0,
+        workers: Annotated[int | None, typer.Option(help="Processes that write. Default: one a core.")] = None,
         strict: Annotated[
             bool, typer.Option("--strict", help="Damaged input is an error instead of skipped and counted.")
         ] = False,
@@ -140,9 +134,7 @@ def _show(result: "IngestResult", json: bool) -> None:
     }
     if result.new:
         values["tokens/s"] = speed
-        values["work units"] = f"{result.units}" + (
-            f", {result.resumed} done before" if result.resumed else ""
-        )
+        values["work units"] = f"{result.units}" + (f", {result.resumed} done before" if result.resumed else "")
     for what, found in (("guessed", result.guessed), ("skipped", result.skipped)):
         for reason, one in found.items():
             names = ", ".join(one["first"]) + (", …" if one["count"] > len(one["first"]) else "")

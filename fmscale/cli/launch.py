@@ -52,25 +52,17 @@ def launch(
     ] = None,
     procs_per_node: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Ranks on each. Default: the config's, the hostfile's slots, or a GPU each."
-        ),
+        typer.Option(min=1, help="Ranks on each. Default: the config's, the hostfile's slots, or a GPU each."),
     ] = None,
     hostfile: Annotated[
         str | None, typer.Option(help='File with a line "HOST slots=N" a node (deepspeed, mpirun).')
     ] = None,
-    node_rank: Annotated[
-        int | None, typer.Option(min=0, help="Number of this node (torchrun on several).")
-    ] = None,
+    node_rank: Annotated[int | None, typer.Option(min=0, help="Number of this node (torchrun on several).")] = None,
     master_addr: Annotated[str | None, typer.Option(help="Address of the node that has rank 0.")] = None,
-    master_port: Annotated[
-        int | None, typer.Option(min=1, max=65_535, help="Port there where the ranks meet.")
-    ] = None,
+    master_port: Annotated[int | None, typer.Option(min=1, max=65_535, help="Port there where the ranks meet.")] = None,
     argument: Annotated[
         list[str] | None,
-        typer.Option(
-            help="An option for the launcher, as it is: --argument=--partition=gpu. May be repeated."
-        ),
+        typer.Option(help="An option for the launcher, as it is: --argument=--partition=gpu. May be repeated."),
     ] = None,
     script: Annotated[
         Path | None, typer.Option(help="Batch script (sbatch). Default: launch/slurm/train.sbatch.")

@@ -128,9 +128,7 @@ class Progress:
 
 
 @contextmanager
-def progress(
-    description: str, total: float | None = None, *, json: bool = False, unit: str = ""
-) -> Iterator[Progress]:
+def progress(description: str, total: float | None = None, *, json: bool = False, unit: str = "") -> Iterator[Progress]:
     """A progress bar on standard error while the block runs.
 
     `unit="bytes"` shows sizes and speed; `total=None` a bar without an end. Silent with `json`, or where
@@ -141,9 +139,7 @@ def progress(
         yield Progress(None, description, total)
         return
     counted: list[ProgressColumn] = (
-        [DownloadColumn(binary_units=True), TransferSpeedColumn()]
-        if unit == "bytes"
-        else [MofNCompleteColumn()]
+        [DownloadColumn(binary_units=True), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn()]
     )
     columns = [
         TextColumn("{task.description}"),

@@ -43,13 +43,9 @@ def plan(
     tokens_per_second: Annotated[
         float | None, typer.Option(min=1.0, help="Speed of all ranks together, for what reads it needs.")
     ] = None,
-    mfu: Annotated[
-        float | None, typer.Option(min=0.001, max=1.0, help="Or its share of the peak of --device.")
-    ] = None,
+    mfu: Annotated[float | None, typer.Option(min=0.001, max=1.0, help="Or its share of the peak of --device.")] = None,
     device: Annotated[str, typer.Option(help="Device whose peak --mfu means, such as H100.")] = "",
-    with_config: Annotated[
-        bool, typer.Option("--config", help="Also every key of the config with its value.")
-    ] = False,
+    with_config: Annotated[bool, typer.Option("--config", help="Also every key of the config with its value.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Show everything that would fail, and a run's derived numbers.
@@ -72,9 +68,7 @@ def plan(
                 "begins": found.begins,
                 "warnings": found.warnings,
                 "notes": found.notes,
-                "problems": [
-                    {"cause": p.cause, "found": p.found, "remedy": p.remedy} for p in found.problems
-                ],
+                "problems": [{"cause": p.cause, "found": p.found, "remedy": p.remedy} for p in found.problems],
             }
         )
     else:

@@ -28,9 +28,7 @@ def quickstart(
     folder: Annotated[Path, typer.Option(help="Where everything goes; its name is the run's.")] = FOLDER,
     corpus: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Files or folders of text to train on; may be repeated. Default: Python's standard library."
-        ),
+        typer.Option(help="Files or folders of text to train on; may be repeated. Default: Python's standard library."),
     ] = None,
     store: Annotated[str | None, typer.Option(help="Where the store is. Default: FOLDER/store.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps. Default: the config's.")] = None,

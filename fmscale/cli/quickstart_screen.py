@@ -123,9 +123,7 @@ def show_report(report: Report, folder: Path) -> None:
     console.print(Panel(Group(*parts), title=title, width=width, padding=(1, 2)))
     shown = _short(str(folder))
     address = f"{_short(report['store'])}#{report['run']}"
-    console.print(
-        f"  Look at [bold]{shown}/report.html[/]; all numbers are in {shown}/report.json.", highlight=False
-    )
+    console.print(f"  Look at [bold]{shown}/report.html[/]; all numbers are in {shown}/report.json.", highlight=False)
     console.print("  Next, by hand:", style="dim")
     for command in (
         f"fmscale generate {address} 'def main('",
@@ -180,9 +178,7 @@ def _columns(report: Report) -> Columns:
         "ranks, ZeRO stage": f"{ranks}, {stages}",
         "checkpoints": f"{len(report['checkpoints'])}, {report['checkpoints'][-1]['bytes'] / 1e6:.1f} MB each",
     }
-    return Columns(
-        [_small("held-out bits per byte", stored), _small("the run", run)], padding=(0, 6), expand=False
-    )
+    return Columns([_small("held-out bits per byte", stored), _small("the run", run)], padding=(0, 6), expand=False)
 
 
 def _small(title: str, values: dict[str, Any]) -> Table:

@@ -110,9 +110,7 @@ class RunScreen:
     def end(self, last_step: int, stop: str) -> None:
         """The run has ended, by `stop` if there is one."""
         self._end()
-        told = (
-            f"run {self._config.train.run}: step {last_step}, {f'stopped by {stop}' if stop else 'complete'}"
-        )
+        told = f"run {self._config.train.run}: step {last_step}, {f'stopped by {stop}' if stop else 'complete'}"
         self._print(f"{told}, after {human_seconds(self._clock() - self._began)}")
 
     @property
@@ -159,9 +157,7 @@ class RunScreen:
             self._fact("time", "told after the first step")
             return
         left = (self._opened["steps"] - self._first_step) * self._opened["tokens_per_step"]
-        self._fact(
-            "time", f"about {human_seconds(left / rate)} at the {rate:,.0f} tokens/s of its last steps"
-        )
+        self._fact("time", f"about {human_seconds(left / rate)} at the {rate:,.0f} tokens/s of its last steps")
 
 
 def last_rate(path: Path, world_size: int) -> float | None:

@@ -69,9 +69,7 @@ def derive_batch(config: BatchConfig, dp_size: int, *, place: str = "batch") -> 
     if total is None:
         assert micro
         assert steps
-        return BatchShape(
-            global_batch=micro * steps * dp_size, micro_batch=micro, accumulation=steps, dp_size=dp_size
-        )
+        return BatchShape(global_batch=micro * steps * dp_size, micro_batch=micro, accumulation=steps, dp_size=dp_size)
     fill = config.uneven == "fill"
     if micro is not None and steps is not None:
         capacity = micro * steps * dp_size
@@ -108,8 +106,7 @@ def _uneven(place: str, total: int, known: int, dp_size: int, *, solve: str) -> 
         above = min((divisor for divisor in divisors if divisor > known), default=None)
         ways += [f"{given}: {value}" for value in (below, above) if value]
     return ConfigError(
-        f"{place}: the batch does not come out: {EQUATION}, here {equation}, "
-        f"so {solve} would be {total / part:.4g}",
+        f"{place}: the batch does not come out: {EQUATION}, here {equation}, so {solve} would be {total / part:.4g}",
         found={"global_batch": total, given: known, "dp_size": dp_size},
         remedy=f"Take {' or '.join(ways)}, or uneven: fill.",
     )

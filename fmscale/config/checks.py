@@ -12,9 +12,7 @@ class InvalidField(ConfigError):
     """
 
     def __init__(self, field: str, problem: str, *, found: object, remedy: str, place: str = "") -> None:
-        super().__init__(
-            f"{place}: {field} {problem}" if place else f"{field} {problem}", found=found, remedy=remedy
-        )
+        super().__init__(f"{place}: {field} {problem}" if place else f"{field} {problem}", found=found, remedy=remedy)
         self.field = field
         self.problem = problem
 

@@ -86,9 +86,7 @@ class ModelConfig:
         for name in ("rope_theta", "norm_eps", "softcap"):
             above_zero(name, getattr(self, name))
         if not 0 <= self.dropout < 1:
-            raise InvalidField(
-                "dropout", "must lie in [0, 1)", found=self.dropout, remedy="Give 0 to drop nothing."
-            )
+            raise InvalidField("dropout", "must lie in [0, 1)", found=self.dropout, remedy="Give 0 to drop nothing.")
         if self.head_dim is None and self.dim % self.num_heads:
             raise InvalidField(
                 "num_heads",

@@ -40,9 +40,7 @@ class Config:
     """Held-out losses while training."""
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     """How the ranks are started."""
-    places: Mapping[str, str] = field(
-        default_factory=dict, compare=False, repr=False, metadata={"read": False}
-    )
+    places: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False, metadata={"read": False})
     """file:line of each dotted key that was read; for errors found later."""
 
     def place(self, name: str) -> str:
@@ -53,9 +51,7 @@ class Config:
 def as_tree(config: Any) -> Any:
     """A config or section as plain dicts, lists and values: what YAML or JSON would hold."""
     if is_dataclass(config):
-        return {
-            f.name: as_tree(getattr(config, f.name)) for f in fields(config) if f.metadata.get("read", True)
-        }
+        return {f.name: as_tree(getattr(config, f.name)) for f in fields(config) if f.metadata.get("read", True)}
     if isinstance(config, Enum):
         return config.value
     if isinstance(config, (tuple, list)):

@@ -103,9 +103,7 @@ class OptimizerConfig:
         above_zero("lr", self.lr)
         above_zero("eps", self.eps)
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise InvalidField(
-                "betas", "must be two numbers in [0, 1)", found=self.betas, remedy="Mostly [0.9, 0.95]."
-            )
+            raise InvalidField("betas", "must be two numbers in [0, 1)", found=self.betas, remedy="Mostly [0.9, 0.95].")
         at_least("weight_decay", self.weight_decay, 0)
         at_least("clip_norm", self.clip_norm, 0)
 
@@ -129,9 +127,7 @@ class ScheduleConfig:
         for name in ("decay_fraction", "final_fraction"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
-                raise InvalidField(
-                    name, "must lie in [0, 1]", found=value, remedy="Give a part: 0.1 for a tenth."
-                )
+                raise InvalidField(name, "must lie in [0, 1]", found=value, remedy="Give a part: 0.1 for a tenth.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -189,9 +189,7 @@ def open_loader(
         )
     specs = list(sources) or [SourceSpec(dataset=str(dataset), split=split)]
     datasets: dict[str, Dataset] = {}
-    made = make_sources(
-        backend, specs, sequence_length=sequence_length, seed=seed, window=window, datasets=datasets
-    )
+    made = make_sources(backend, specs, sequence_length=sequence_length, seed=seed, window=window, datasets=datasets)
     order_log = open_order(backend, run, made, specs, epoch=epoch) if run is not None else None
     plan = order_log.plan if order_log else Plan([Stage(from_k=0, sources=tuple(made))])
     cache = NodeCache(Path(cache_dir), cache_bytes) if cache_dir is not None else None

@@ -85,9 +85,7 @@ def _grow(
     """Fill the completions of the prompts in `part`."""
     weight = model.output.weight
     longest = max(len(prompts[i]) for i in part)
-    cache = KVCache(
-        model.config, len(part), longest + max_tokens - 1, dtype=weight.dtype, device=weight.device
-    )
+    cache = KVCache(model.config, len(part), longest + max_tokens - 1, dtype=weight.dtype, device=weight.device)
     alive = list(part)
     generators = dict(zip(part, sampling.generators(part.start, len(part)), strict=True))
     hidden_BD = _read(model, [prompts[i] for i in part], cache)

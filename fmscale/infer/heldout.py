@@ -36,9 +36,7 @@ def stored_documents(
     """
     commits = [commit for commit in open_dataset(backend, dataset).commits() if split in commit.manifests]
     if not commits:
-        have = sorted(
-            {name for commit in open_dataset(backend, dataset).commits() for name in commit.manifests}
-        )
+        have = sorted({name for commit in open_dataset(backend, dataset).commits() for name in commit.manifests})
         raise DataError(
             f"Dataset {dataset} has no documents of this split",
             found=split,
@@ -59,9 +57,7 @@ def stored_documents(
                 yield document(name, text, tokenizer, bos=bos, eos=eos)
 
 
-def files(
-    paths: Sequence[Path], tokenizer: Tokenizer, *, bos: int | None, eos: int | None
-) -> Iterator[Document]:
+def files(paths: Sequence[Path], tokenizer: Tokenizer, *, bos: int | None, eos: int | None) -> Iterator[Document]:
     """Files as documents. Raises ConfigError for one that cannot be read or is not text."""
     for path in paths:
         try:
@@ -96,9 +92,7 @@ def _stored(backend: Backend, commit: Commit, split: str) -> Iterator[tuple[str,
         sources = table["source"]
         for first, last in _blocks(ends):
             begin = int(ends[first - 1]) if first else 0
-            yield from _block(
-                backend, segment, sources.slice(first, last - first).to_pylist(), begin, ends[first:last]
-            )
+            yield from _block(backend, segment, sources.slice(first, last - first).to_pylist(), begin, ends[first:last])
 
 
 def _blocks(ends: np.ndarray) -> Iterator[tuple[int, int]]:

@@ -93,15 +93,11 @@ def model_config(tree: object) -> ModelConfig:
     """A model section from plain values, as a checkpoint keeps it. Raises ConfigError."""
     table = parse(as_yaml(tree), "model section of the checkpoint")
     if not isinstance(table, YamlTable):
-        raise ConfigError(
-            "The checkpoint has no model section", found=tree, remedy="Was it made by `fmscale train`?"
-        )
+        raise ConfigError("The checkpoint has no model section", found=tree, remedy="Was it made by `fmscale train`?")
     return load_section(ModelConfig, table)
 
 
-def _model(
-    checkpoint: Checkpoint, config: ModelConfig, vocab_size: int, device: str, dtype: torch.dtype
-) -> Decoder:
+def _model(checkpoint: Checkpoint, config: ModelConfig, vocab_size: int, device: str, dtype: torch.dtype) -> Decoder:
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

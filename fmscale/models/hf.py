@@ -88,9 +88,7 @@ def from_hf_config(config: Mapping[str, Any]) -> ModelConfig:
     """
     kind = config.get("model_type")
     if kind not in KINDS:
-        raise ConfigError(
-            "This decoder is not that kind of model", found=kind, remedy=f"Kinds: {', '.join(KINDS)}."
-        )
+        raise ConfigError("This decoder is not that kind of model", found=kind, remedy=f"Kinds: {', '.join(KINDS)}.")
     lacking = {
         "attention_bias": config.get("attention_bias"),
         "mlp_bias": config.get("mlp_bias"),

@@ -66,9 +66,7 @@ def line_chart(
         return 100 * across, TOP + (1 - up) * HEIGHT
 
     bottom = TOP + HEIGHT
-    parts = [
-        f'<svg class="chart lines" height="{bottom + 34}" role="img" aria-label="{escape(label)} by step">'
-    ]
+    parts = [f'<svg class="chart lines" height="{bottom + 34}" role="img" aria-label="{escape(label)} by step">']
     for y in ticks_y:
         _, row = at(x_low, y)
         parts.append(f'<line class="grid" x1="0" x2="100%" y1="{row:.1f}" y2="{row:.1f}"/>')
@@ -184,9 +182,7 @@ def _stems(xs: Sequence[float], ys: Sequence[float], at: At) -> list[str]:
         if math.isfinite(y) and y > 0:
             column, row = at(x, y)
             _, base = at(x, 0.0)
-            parts.append(
-                f'<line class="stem" x1="{column:.2f}%" x2="{column:.2f}%" y1="{base:.1f}" y2="{row:.1f}"/>'
-            )
+            parts.append(f'<line class="stem" x1="{column:.2f}%" x2="{column:.2f}%" y1="{base:.1f}" y2="{row:.1f}"/>')
             parts.append(
                 f'<circle class="dot stem" cx="{column:.2f}%" cy="{row:.1f}" r="3">'
                 f"<title>step {x:g}: {y:.4g}</title></circle>"

@@ -11,9 +11,7 @@ from fmscale.errors import ConfigError, DataError
 HELDOUT = 0.03
 """Share of the documents that training never sees: about 20 files of the standard library."""
 
-NOT_LIBRARY = frozenset(
-    {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "ensurepip"}
-)
+NOT_LIBRARY = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "ensurepip"})
 """Folders that are left out: tests, which are two thirds of the library and mostly data, and what pip installed."""
 
 

@@ -109,9 +109,7 @@ def _charts(report: Report, records: Sequence[dict[str, Any]], unbroken: Sequenc
         (
             "Data stall",
             "milliseconds of a step spent waiting for data",
-            line_chart(
-                steps, values("data_stall", 1e3), label="data stall in ms", marks=marks, least_top=10.0
-            ),
+            line_chart(steps, values("data_stall", 1e3), label="data stall in ms", marks=marks, least_top=10.0),
         ),
         (
             "Checkpoint blocking",
@@ -178,9 +176,7 @@ def _completions(report: Report) -> str:
         for one in report["completions"]
     )
     note = "Prompts from documents that were not trained on, in grey, and what the model went on with."
-    return (
-        f"<section><h2>Completions</h2><p class='note'>{note}</p><div class='texts'>{inner}</div></section>"
-    )
+    return f"<section><h2>Completions</h2><p class='note'>{note}</p><div class='texts'>{inner}</div></section>"
 
 
 def _facts(report: Report) -> str:
@@ -191,8 +187,7 @@ def _facts(report: Report) -> str:
         "corpus": f"{corpus['what']}: {corpus['documents']:,} documents, {corpus['tokens']:,} tokens",
         **({"warnings": " ".join(report["warnings"])} if report["warnings"] else {}),
         "checkpoints": ", ".join(
-            f"{one['step']} ({one['world_size']} ranks, stage {one['zero_stage']})"
-            for one in report["checkpoints"]
+            f"{one['step']} ({one['world_size']} ranks, stage {one['zero_stage']})" for one in report["checkpoints"]
         ),
         "order hash, planned": report["order_hash_planned"],
         "order hash, delivered": report["order_hash_delivered"],

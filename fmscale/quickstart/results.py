@@ -235,8 +235,7 @@ def _against_unbroken(history: History, unbroken: History) -> Report:
         "equal_steps": sum(history.steps[step]["loss"] == unbroken.steps[step]["loss"] for step in both),
         "largest_difference": found.largest.get("loss", 0.0),
         "samples": found.samples,
-        "same_samples": bool(found.samples)
-        and not any(name.startswith("delivered ") for name in found.parts),
+        "same_samples": bool(found.samples) and not any(name.startswith("delivered ") for name in found.parts),
     }
 
 

@@ -31,9 +31,7 @@ def exchange(tokens: float, stop: Stop, save: bool) -> Facts:
     parts = [torch.empty_like(mine) for _ in range(distributed.get_world_size())]
     distributed.all_gather(parts, mine)
     every = torch.stack(parts)
-    return Facts(
-        tokens=float(every[:, 0].sum()), stop=Stop(int(every[:, 1].max())), save=bool(every[:, 2].max())
-    )
+    return Facts(tokens=float(every[:, 0].sum()), stop=Stop(int(every[:, 1].max())), save=bool(every[:, 2].max()))
 
 
 def total(values: torch.Tensor) -> torch.Tensor:

@@ -175,9 +175,7 @@ def describe_failure(report: dict[str, Any]) -> str:
 
 
 @contextmanager
-def recorded(
-    directory: Path, world: World, where: Whereabouts, waits: HostWaits | None = None
-) -> Iterator[None]:
+def recorded(directory: Path, world: World, where: Whereabouts, waits: HostWaits | None = None) -> Iterator[None]:
     """Record an exception that leaves the block, if it is the run's first, and let it go on.
 
     The ranks that wait over `waits` are told after that, so that what they then raise finds the cause recorded. A

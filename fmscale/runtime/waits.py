@@ -78,9 +78,7 @@ class HostWaits:
                 remedy="Rank 0 ended or its node is gone; its error.json and log have the cause.",
             ) from error
 
-    def _wait(
-        self, name: str, ranks: Sequence[int] | None, deadline: float, stop: StopFlag | None
-    ) -> list[str]:
+    def _wait(self, name: str, ranks: Sequence[int] | None, deadline: float, stop: StopFlag | None) -> list[str]:
         rank, use = self._world.rank, self._waited.get(name, 0) + 1
         wanted = list(range(self._world.world_size)) if ranks is None else list(ranks)
         begin = noticed = time.monotonic()

@@ -127,9 +127,7 @@ def read_world(environ: Mapping[str, str] = os.environ) -> World:
         return _finish(step, environ)
     tasks = environ.get("SLURM_NTASKS", "1")
     if tasks not in ("", "1"):
-        return World(
-            notice=f"The Slurm job has {tasks} tasks; this process runs alone. Use srun to start all."
-        )
+        return World(notice=f"The Slurm job has {tasks} tasks; this process runs alone. Use srun to start all.")
     return World()
 
 

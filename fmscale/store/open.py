@@ -100,9 +100,7 @@ def open_store(url: str, *, read_only: bool = False, deadline: float = DEADLINE)
 def parse_url(url: str) -> Location:
     """Take a store URL apart. Raises ConfigError, never showing what may be a credential."""
     if "://" not in url:
-        return _location(
-            "file", str(Path(url).expanduser().absolute()), "", {}, Path(url).absolute().as_uri()
-        )
+        return _location("file", str(Path(url).expanduser().absolute()), "", {}, Path(url).absolute().as_uri())
     parts = urlsplit(url)
     scheme = {"s3a": "s3", "gcs": "gs", "abfs": "az", "azure": "az"}.get(parts.scheme, parts.scheme)
     if "@" in parts.netloc and scheme in ("s3", "gs", "az"):
@@ -119,9 +117,7 @@ def parse_url(url: str) -> Location:
         return _location(scheme, parts.netloc, parts.path.strip("/"), options, scrub(url))
     _check_options(scheme, options, _COMMON | (_S3_OPTIONS if scheme == "s3" else set()))
     if not parts.netloc:
-        raise ConfigError(
-            "the store URL names no bucket", found=url, remedy=f"Write {scheme}://BUCKET/PREFIX."
-        )
+        raise ConfigError("the store URL names no bucket", found=url, remedy=f"Write {scheme}://BUCKET/PREFIX.")
     if scheme == "memory" and parts.path.strip("/"):
         raise ConfigError(
             "a memory store has no folders of its own",
@@ -131,9 +127,7 @@ def parse_url(url: str) -> Location:
     prefix = check_prefix(unquote(parts.path).strip("/"))
     shown = f"{scheme}://{parts.netloc}" + (f"/{prefix}" if prefix else "")
     kept = {k: v for k, v in options.items() if k in ("endpoint", "region")}
-    return _location(
-        scheme, parts.netloc, prefix, options, shown + (f"?{urlencode(kept, safe=':/')}" if kept else "")
-    )
+    return _location(scheme, parts.netloc, prefix, options, shown + (f"?{urlencode(kept, safe=':/')}" if kept else ""))
 
 
 def _location(scheme: str, bucket: str, prefix: str, options: dict[str, str], shown: str) -> Location:

@@ -263,13 +263,9 @@ def _shown(value: Any) -> Any:
 def _notes(which: str, history: History) -> list[str]:
     notes = []
     if history.repeated:
-        notes.append(
-            f"the {which} run took {history.repeated} steps again after a resume; the later record counts"
-        )
+        notes.append(f"the {which} run took {history.repeated} steps again after a resume; the later record counts")
     if history.redelivered:
-        notes.append(
-            f"the {which} run delivered {history.redelivered} samples again after a resume, the same bytes"
-        )
+        notes.append(f"the {which} run delivered {history.redelivered} samples again after a resume, the same bytes")
     return notes
 
 

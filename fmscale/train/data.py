@@ -93,8 +93,7 @@ def vocabulary(config: Config, tokenizer: Tokenizer) -> int:
     if wanted < tokenizer.vocab_size:
         raise ConfigError(
             f"{config.place('model.vocab_size')} is smaller than the vocabulary of the tokenizer",
-            found=f"{wanted}, the tokenizer of dataset {config.data.sources[0].dataset} has "
-            f"{tokenizer.vocab_size}",
+            found=f"{wanted}, the tokenizer of dataset {config.data.sources[0].dataset} has {tokenizer.vocab_size}",
             remedy=f"Take model.vocab_size: {tokenizer.vocab_size} or more, or null for the tokenizer's.",
         )
     return wanted

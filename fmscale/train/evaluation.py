@@ -14,9 +14,7 @@ def heldout_loss(engine: Engine, microbatches: Iterable[Inputs]) -> float:
     """Mean loss in nats a token over all ranks' rows. Every rank must bring the same number of microbatches."""
     engine.module.eval()
     try:
-        sums = [
-            torch.stack((loss.sum.float(), loss.count.float())) for loss in map(engine.forward, microbatches)
-        ]
+        sums = [torch.stack((loss.sum.float(), loss.count.float())) for loss in map(engine.forward, microbatches)]
     finally:
         engine.module.train()
     loss, count = total(torch.stack(sums).sum(0)).tolist()

@@ -55,9 +55,7 @@ class Journal:
             return []
         steps = [entry[0] for entry in self._pending]
         results = [entry[2] for entry in self._pending]
-        sums = total(
-            torch.stack([torch.cat((r.loss_sum.view(1), r.loss_by_source.reshape(-1))) for r in results])
-        )
+        sums = total(torch.stack([torch.cat((r.loss_sum.view(1), r.loss_by_source.reshape(-1))) for r in results]))
         timings = [entry[3] for entry in self._pending]
         slowest = largest(torch.tensor([[t.step, t.data_stall, t.ckpt_blocking] for t in timings]))
         records = []

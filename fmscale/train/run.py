@@ -58,9 +58,7 @@ class Outcome:
         }
 
 
-def run_training(
-    config: Config, *, show: Show, event: Show, phase: Callable[[str], None] | None = None
-) -> Outcome:
+def run_training(config: Config, *, show: Show, event: Show, phase: Callable[[str], None] | None = None) -> Outcome:
     """Train as the config says, from the newest checkpoint if there is one.
 
     `show` gets the record of the first step and of one every log_every steps, `event` what happens otherwise, `phase`
@@ -83,9 +81,7 @@ def run_training(
             return _run(session, batch, steps, stack, optional(show), optional(event))
 
 
-def _run(
-    session: Session, batch: BatchShape, steps: int, stack: ExitStack, show: Show, event: Show
-) -> Outcome:
+def _run(session: Session, batch: BatchShape, steps: int, stack: ExitStack, show: Show, event: Show) -> Outcome:
     config, world, where = session.config, session.world, session.where
     made = assemble(session, batch, steps, stack, show, event)
     loop, saving = made.loop, made.loop.saving

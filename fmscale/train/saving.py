@@ -84,9 +84,7 @@ class Saving:
     @property
     def trouble(self) -> str:
         """Why the newest save that did not succeed did not; empty if there is none."""
-        return next(
-            (report.reason for report in reversed(self.reports) if report.state != "acknowledged"), ""
-        )
+        return next((report.reason for report in reversed(self.reports) if report.state != "acknowledged"), "")
 
     @property
     def clock_due(self) -> bool:
@@ -107,9 +105,7 @@ class Saving:
         """
         began = time.perf_counter()
         self._before()
-        self._saver.save(
-            step, self._engine.pieces(save=True), self._meta(step, loader_state).to_json(), wait=wait
-        )
+        self._saver.save(step, self._engine.pieces(save=True), self._meta(step, loader_state).to_json(), wait=wait)
         self._last_begun, self._last_time = step, time.monotonic()
         self.blocking_seconds += time.perf_counter() - began
 

@@ -43,9 +43,7 @@ class RunParts:
     """Records an event."""
 
 
-def assemble(
-    session: Session, batch: BatchShape, steps: int, stack: ExitStack, show: Show, event: Show
-) -> RunParts:
+def assemble(session: Session, batch: BatchShape, steps: int, stack: ExitStack, show: Show, event: Show) -> RunParts:
     """Data, model, engine, journal and checkpoints of a run; `stack` closes them.
 
     Takes the run's lease. Raises ConfigError, DataError or StoreError.
@@ -102,9 +100,7 @@ def assemble(
         steps=steps,
         rate=lambda step: learning_rate(config.schedule, config.optimizer.lr, step, steps),
         evaluate=_evaluator(session, engine, batch.micro_batch, steps, tell),
-        delivered=(lambda batch, rows: record.add(received(batch, rows)))
-        if record
-        else lambda batch, rows: None,
+        delivered=(lambda batch, rows: record.add(received(batch, rows))) if record else lambda batch, rows: None,
         log_every=config.train.log_every,
         nonfinite_limit=config.train.nonfinite_limit,
         sources=len(loader.plan.sources),
@@ -116,9 +112,7 @@ def assemble(
     return RunParts(loop=loop, resume=resume, tokenizer=tokenizer.digest, tell=tell)
 
 
-def _opened(
-    session: Session, loader: Loader, vocab_size: int, batch: BatchShape, steps: int
-) -> dict[str, Any]:
+def _opened(session: Session, loader: Loader, vocab_size: int, batch: BatchShape, steps: int) -> dict[str, Any]:
     """What is known of a run once its data is open, as an event."""
     samples = steps * batch.global_batch
     sources = loader.plan.sources

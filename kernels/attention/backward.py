@@ -329,9 +329,7 @@ def backward(
         if gk.numel():
             listed, tiles = None, -(-S // dkdv["BLOCK_N"])
             if cu_q is not None and cu_k is not None:
-                listed = tile_list(
-                    cu_k, cu_q, S, T, block=dkdv["BLOCK_N"], keys=True, causal=causal, window=window
-                )
+                listed = tile_list(cu_k, cu_q, S, T, block=dkdv["BLOCK_N"], keys=True, causal=causal, window=window)
                 tiles = listed.numel()
             section = per_section(B * K, 2 * T * E * group * q.element_size())
             dkdv_kernel[(tiles * B * K,)](
@@ -341,9 +339,7 @@ def backward(
         if gq.numel():
             listed, tiles = None, -(-T // dq["BLOCK_M"])
             if cu_q is not None and cu_k is not None:
-                listed = tile_list(
-                    cu_q, cu_k, T, S, block=dq["BLOCK_M"], keys=False, causal=causal, window=window
-                )
+                listed = tile_list(cu_q, cu_k, T, S, block=dq["BLOCK_M"], keys=False, causal=causal, window=window)
                 tiles = listed.numel()
             section = group * per_section(B * K, 2 * S * E * k.element_size())
             dq_kernel[(tiles * B * H,)](

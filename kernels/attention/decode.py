@@ -251,9 +251,7 @@ def attention_decode(
     cap = 0.0 if softcap is None else float(softcap)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if chosen == "eager":
-        out, lse = decode_eager(
-            q4, k_cache, v_cache, lengths, window=reach, softcap=cap, sinks=sinks, scale=scale
-        )
+        out, lse = decode_eager(q4, k_cache, v_cache, lengths, window=reach, softcap=cap, sinks=sinks, scale=scale)
     else:
         tensors = [unit(x) for x in (q4, k_cache, v_cache)]
         flat = None if sinks is None else sinks.contiguous()
@@ -295,9 +293,7 @@ def _check(
             remedy="One number of keys per sequence, the new tokens' included.",
         )
     if sinks is not None and (sinks.shape != q.shape[-2:-1] or sinks.device != q.device):
-        raise KernelError(
-            "sinks need one number per query head", found=tuple(sinks.shape), remedy=f"({q.shape[-2]},)"
-        )
+        raise KernelError("sinks need one number per query head", found=tuple(sinks.shape), remedy=f"({q.shape[-2]},)")
     for name, number in {"window": window, "softcap": softcap, "scale": scale}.items():
         if number is not None and not (0 < number < float("inf")):
             raise KernelError(f"{name} must be positive", found=number, remedy="None turns it off.")

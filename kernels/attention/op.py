@@ -49,10 +49,7 @@ def _launches(q: Tensor, *flags: bool) -> dict[str, Launch]:
     )  # fmt: skip
     width = block_e(q.shape[3])
     tables = configs(q.dtype, width, heavy=window or softcap or width != q.shape[3])
-    return {
-        kernel: dict(config("attention", kernel, q.device, bucket_name, table))
-        for kernel, table in tables.items()
-    }
+    return {kernel: dict(config("attention", kernel, q.device, bucket_name, table)) for kernel, table in tables.items()}
 
 
 @torch.library.custom_op("fmscale::attention", mutates_args=())
@@ -183,9 +180,7 @@ def flash_attention(
         out = sdpa(q4, k4, v4, cu_q, causal=causal, scale=scale)
         return out[0] if packed else out
     if chosen == "eager":
-        out, lse = eager(
-            q4, k4, v4, cu_q, cu_k, causal=causal, window=reach, softcap=cap, sinks=sinks, scale=scale
-        )
+        out, lse = eager(q4, k4, v4, cu_q, cu_k, causal=causal, window=reach, softcap=cap, sinks=sinks, scale=scale)
     else:
         if cu_q is not None:
             cu_q, cu_k = cu_q.contiguous(), cast(Tensor, cu_k).contiguous()
@@ -239,9 +234,7 @@ def _check(
             remedy="Pass the keys' offsets as cu_seqlens_k.",
         )
     if sinks is not None and (sinks.shape != q.shape[-2:-1] or sinks.device != q.device):
-        raise KernelError(
-            "sinks need one number per query head", found=tuple(sinks.shape), remedy=f"({q.shape[-2]},)"
-        )
+        raise KernelError("sinks need one number per query head", found=tuple(sinks.shape), remedy=f"({q.shape[-2]},)")
     numbers = {"window": window, "softcap": softcap, "scale": scale}
     for name, number in numbers.items():
         if number is not None and not (0 < number < math.inf):

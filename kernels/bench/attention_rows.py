@@ -88,9 +88,7 @@ def _problem(
         found: list[list[Tensor]] = []
         for index, few in ((0, sinks[:group]), (1, sinks[-group:])):
             leaves = [ends(t)[index].float().requires_grad_() for t in (q, k, v)]
-            out = reference(
-                leaves[0], leaves[1], leaves[2], spans, window=window, sinks=few if with_sinks else None
-            )
+            out = reference(leaves[0], leaves[1], leaves[2], spans, window=window, sinks=few if with_sinks else None)
             results = [out.detach()] if kind != "backward" else []
             if kind != "forward":
                 results += torch.autograd.grad(out, leaves, ends(dout)[index].float())
@@ -198,9 +196,7 @@ def _window(kind: str, sizes: Sizes) -> ContestRow:
 
         def functions(sinks: Tensor) -> Makers:
             return {
-                "ours": lambda: (
-                    lambda q, k, v: flash_attention(q, k, v, window=W, sinks=sinks, backend="triton")
-                ),
+                "ours": lambda: lambda q, k, v: flash_attention(q, k, v, window=W, sinks=sinks, backend="triton"),
                 "flex": lambda: peers.flex(mask, T, device, rebuild=False, sinks=sinks),
                 "eager": lambda: peers.plain(lambda: band, sinks=sinks),
                 "compiled": lambda: peers.compiled(peers.plain(lambda: band, sinks=sinks)),

@@ -53,12 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="exit 1 when a claim is not ok")
     parser.add_argument("--list", action="store_true", help="which backend serves which op here, and why")
     parser.add_argument("--tune", action="store_true", help="measure configurations, write the table")
-    parser.add_argument(
-        "--only", type=_pattern, metavar="REGEX", help='with --tune: these, as "attention .*E128"'
-    )
-    parser.add_argument(
-        "--seconds", type=float, metavar="N", help="with --tune: begin nothing after N seconds"
-    )
+    parser.add_argument("--only", type=_pattern, metavar="REGEX", help='with --tune: these, as "attention .*E128"')
+    parser.add_argument("--seconds", type=float, metavar="N", help="with --tune: begin nothing after N seconds")
     parser.add_argument("--again", action="store_true", help="with --tune: also what the table has")
     parser.add_argument("--output", type=Path, help="folder for results, or for the table with --tune")
     asked = parser.parse_args(arguments)
@@ -129,8 +125,6 @@ def conclude(runs: Sequence[Run], ceilings: Ceilings | None, *, quick: bool, fol
     if ceilings is not None:
         name = "kernels.quick" if quick else "kernels"
         report.write(folder / f"{name}.json", report.as_json(outcome))
-        report.write(
-            folder / f"{name}_roofline.svg", roofline(ordered, ceilings, f"{outcome['machine']['gpu']}")
-        )
+        report.write(folder / f"{name}_roofline.svg", roofline(ordered, ceilings, f"{outcome['machine']['gpu']}"))
         _say(f"written to {folder / name}.json and {name}_roofline.svg")
     return outcome

@@ -67,10 +67,7 @@ def loss_rows(sizes: Sizes) -> list[ContestRow]:
             "liger": liger,
             "torch linear_cross_entropy": chunked,
         }
-        makers = {
-            name: lambda make=make: contestant(make(), [hidden, weight], one)
-            for name, make in functions.items()
-        }
+        makers = {name: lambda make=make: contestant(make(), [hidden, weight], one) for name, make in functions.items()}
         return Contest(makers=makers, reference=exact, finish=finish)
 
     flops = 6.0 * T * D * V

@@ -86,9 +86,7 @@ def _norms(sizes: Sizes) -> list[ContestRow]:
     return [
         _row("RMSNorm fwd", sizes, shapes, 2 * M * D * size, 4 * M * D, rms_norm_eager, plain),
         _row("RMSNorm bwd", sizes, shapes, 3 * M * D * size, 9 * M * D, rms_norm_eager, plain, gradient=True),
-        _row(
-            "add + RMSNorm fwd", sizes, [*shapes, (M, D)], 4 * M * D * size, 5 * M * D, rms_norm_eager, added
-        ),
+        _row("add + RMSNorm fwd", sizes, [*shapes, (M, D)], 4 * M * D * size, 5 * M * D, rms_norm_eager, added),
     ]
 
 
@@ -109,10 +107,7 @@ def _rotation(sizes: Sizes) -> ContestRow:
 
             def run(q: Tensor, k: Tensor) -> list[Tensor]:
                 # liger rotates in place, which moves the same bytes; its inputs are copied for the check
-                return [
-                    t[0].transpose(0, 1)
-                    for t in rotate(q.transpose(0, 1)[None], k.transpose(0, 1)[None], c, s)
-                ]
+                return [t[0].transpose(0, 1) for t in rotate(q.transpose(0, 1)[None], k.transpose(0, 1)[None], c, s)]
 
             return run
 
@@ -148,9 +143,7 @@ def _activation(sizes: Sizes) -> list[ContestRow]:
 
     shapes: list[tuple[int, ...]] = [(M, F), (M, F)]
     forward = _row("SwiGLU fwd", sizes, shapes, 3 * M * F * size, 5 * M * F, swiglu_eager, functions)
-    backward = _row(
-        "SwiGLU bwd", sizes, shapes, 5 * M * F * size, 12 * M * F, swiglu_eager, functions, gradient=True
-    )
+    backward = _row("SwiGLU bwd", sizes, shapes, 5 * M * F * size, 12 * M * F, swiglu_eager, functions, gradient=True)
     return [forward, backward]
 
 
@@ -178,9 +171,7 @@ def _optimizer(sizes: Sizes) -> ContestRow:
                 master, grad, first, second, copy = of
                 parameter = torch.nn.Parameter(master)
                 parameter.grad = grad.float()
-                optimizer = torch.optim.AdamW(
-                    [parameter], lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True
-                )
+                optimizer = torch.optim.AdamW([parameter], lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
                 step = torch.tensor(9.0, device=device)
                 optimizer.state[parameter] = {"step": step, "exp_avg": first, "exp_avg_sq": second}
 
@@ -220,9 +211,7 @@ def _optimizer(sizes: Sizes) -> ContestRow:
         }
         return Contest(makers=makers, reference=exact)
 
-    return ContestRow(
-        id="AdamW partition", variant=f"n={n:g}", unit="TB/s", flops=14 * n, bytes=28 * n, build=build
-    )
+    return ContestRow(id="AdamW partition", variant=f"n={n:g}", unit="TB/s", flops=14 * n, bytes=28 * n, build=build)
 
 
 def _planes(sizes: Sizes) -> ContestRow:
@@ -238,9 +227,7 @@ def _planes(sizes: Sizes) -> ContestRow:
         )
 
     n = sizes.plane_elements
-    return ContestRow(
-        id="byte-plane split", variant=f"n={n}", unit="TB/s", flops=4 * n, bytes=8 * n, build=build
-    )
+    return ContestRow(id="byte-plane split", variant=f"n={n}", unit="TB/s", flops=4 * n, bytes=8 * n, build=build)
 
 
 def memory_rows(sizes: Sizes) -> list[ContestRow]:

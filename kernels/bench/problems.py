@@ -171,9 +171,7 @@ def _decode(E: int) -> Problem:
             lambda: contestant("eager", [t.double() for t in inputs]).numbers(),
         )
 
-    return Problem(
-        op="attention_decode", bucket=bucket(BF16, E=E), kernels=decode_configs(BF16, E), make=make
-    )
+    return Problem(op="attention_decode", bucket=bucket(BF16, E=E), kernels=decode_configs(BF16, E), make=make)
 
 
 def _adamw(dtype: torch.dtype) -> Problem:

@@ -14,9 +14,7 @@ def all_rows(sizes: Sizes) -> list[ContestRow]:
 
     Rows that no target asks for come last.
     """
-    asked = sorted(
-        [*attention_rows(sizes), *memory_rows(sizes), *loss_rows(sizes)], key=lambda row: -row.flops
-    )
+    asked = sorted([*attention_rows(sizes), *memory_rows(sizes), *loss_rows(sizes)], key=lambda row: -row.flops)
     place: Counter[str] = Counter()
     turns = []
     for row in asked:

@@ -249,9 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line. Returns 1 when a configuration is refused."""
     parser = argparse.ArgumentParser(prog="python -m fmscale.kernels.compile.gate", description=__doc__)
     parser.add_argument("--triton", nargs="+", default=[""], help="versions; default: the installed one")
-    parser.add_argument(
-        "--only", default="", help="regular expression over case names; writes no result file"
-    )
+    parser.add_argument("--only", default="", help="regular expression over case names; writes no result file")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)

@@ -22,9 +22,7 @@ def parsed(version: str) -> tuple[int, ...]:
 def lint(ttgir: str, version: str) -> list[str]:
     """Known faults that the kernel's TTGIR would meet in Triton `version`; empty when there are none."""
     found = parsed(version)
-    narrow = set(
-        re.findall(r"^(#\w+) = #ttg.nvmma_shared<\{swizzlingByteWidth = (?:32|64),", ttgir, re.MULTILINE)
-    )
+    narrow = set(re.findall(r"^(#\w+) = #ttg.nvmma_shared<\{swizzlingByteWidth = (?:32|64),", ttgir, re.MULTILINE))
     problems = []
     # sibling regions use the same names: what was defined last before a use is what it means
     definitions: Definitions = {}

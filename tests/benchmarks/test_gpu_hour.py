@@ -30,9 +30,7 @@ def job(name: str, script: str, seconds: float = 60.0) -> Job:
     return Job(name=name, command=("sh", "-c", script), seconds=seconds)
 
 
-def run(
-    *jobs: Job, at_once: int = 2, seconds: float = 60.0
-) -> tuple[dict[str, Outcome], list[Any], list[str]]:
+def run(*jobs: Job, at_once: int = 2, seconds: float = 60.0) -> tuple[dict[str, Outcome], list[Any], list[str]]:
     """What became of each, the records, and the other lines."""
     records, lines = [], []
     outcomes = run_jobs(

@@ -72,9 +72,7 @@ def write(folder: Path, runs: dict[tuple[str, str], dict[str, Any]], **begin: An
                 for one in values if isinstance(values, list) else [values]:
                     journal.record("found", step=step, job=job, found={"about": about, **one})
             if of == step:
-                journal.record(
-                    "job", step=step, job=job, ok="end" in given, seconds=1.0, reason="exit 1\nboom"
-                )
+                journal.record("job", step=step, job=job, ok="end" in given, seconds=1.0, reason="exit 1\nboom")
         journal.record("step", step=step, ok=True, seconds=1.0, reason="")
     journal.record("end", ok=True, reason="", seconds=4.0)
     journal.close()
@@ -142,9 +140,7 @@ def test_torn_and_foreign_files_are_refused(tmp_path: Path):
     lines = whole.splitlines(keepends=True)
     for text, told in {
         "".join([*lines[:2], lines[2][:30] + "\n", *lines[3:]]): r"results\.jsonl:3: not JSON",
-        "".join(
-            [*lines[:2], '{"kind": "step", "step": 3}\n']
-        ): r":3: no record of a GPU hour.*kind step, step, ok",
+        "".join([*lines[:2], '{"kind": "step", "step": 3}\n']): r":3: no record of a GPU hour.*kind step, step, ok",
         "".join([lines[0], *lines]): r":2: no record of a GPU hour: found 'kind begin'",
         '{"step": 1, "loss": 3.0}\n': "is not of a GPU hour",
         whole.replace('"format_version": 1', '"format_version": 2'): "another version of the format: found 2",
@@ -166,9 +162,7 @@ def test_results_are_kept_but_not_of_a_dry_run_or_in_place_of_more(tmp_path: Pat
     assert path == results / "gpu_train.json"
     whole = path.read_text()
     less = read(write(tmp_path, {of: given for of, given in RUNS.items() if of[0] != "6"}))
-    with pytest.raises(
-        ConfigError, match=r"has figures that these records lack: found 'T3\.data_stall, T3\.first"
-    ):
+    with pytest.raises(ConfigError, match=r"has figures that these records lack: found 'T3\.data_stall, T3\.first"):
         keep(less, results)
     with pytest.raises(ConfigError, match="records of a dry run"):
         keep(read(write(tmp_path, RUNS, dry_run=True)), results)
@@ -184,10 +178,7 @@ def test_changes_that_no_commit_has_are_said(tmp_path: Path):
 def test_tests_that_did_not_end_or_were_skipped_are_not_passed(tmp_path: Path):
     name = "tests/kernels/test_rope.py::test_{}"
     ended = {"passed": "", "failed": "assert 1 == 2", "skipped": "needs a GPU"}
-    tests = [
-        {"test": name.format(one), "outcome": one, "seconds": 1.0, "reason": why}
-        for one, why in ended.items()
-    ]
+    tests = [{"test": name.format(one), "outcome": one, "seconds": 1.0, "reason": why} for one, why in ended.items()]
     given = {"collected": {"tests": [name.format(one) for one in (*ended, "lost")]}, "test": tests}
     write(tmp_path, {("tests", "others"): given}, mode="kernels", steps=["0", "tests"])
     [claim] = read(tmp_path).document["claims"]
@@ -195,9 +186,7 @@ def test_tests_that_did_not_end_or_were_skipped_are_not_passed(tmp_path: Path):
         "K.kernels.test_rope", 1.0, "all 4 pass", False,
     )  # fmt: skip
     reason = claim["reasons"]["fmscale"]
-    assert all(
-        part in reason for part in ("test_failed: assert 1 == 2", "1 skipped: needs a GPU", "1 did not end")
-    )
+    assert all(part in reason for part in ("test_failed: assert 1 == 2", "1 skipped: needs a GPU", "1 did not end"))
 
 
 def test_the_table_has_the_results_and_says_so_where_there_are_none(tmp_path: Path):
@@ -208,8 +197,7 @@ def test_the_table_has_the_results_and_says_so_where_there_are_none(tmp_path: Pa
     fill(readme, tmp_path / "results")
     text = readme.read_text()
     assert (
-        "| 1.3 B, T = 2048, one GPU, the store and checkpoints included | 50,000 tokens/s | >= 45,000 | yes |"
-        in text
+        "| 1.3 B, T = 2048, one GPU, the store and checkpoints included | 50,000 tokens/s | >= 45,000 | yes |" in text
     )
     assert "| what a later save held training up, the most | not measured | < 0.05 | **no** |" in text
     assert "NVIDIA H200, torch 2.11.0, Triton 3.6.0, commit " in text

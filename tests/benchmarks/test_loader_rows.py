@@ -150,9 +150,7 @@ def test_a_fault_is_judged_by_rows_order_and_record(fault: Fault, result: dict[s
     expected = {"silent": 0, "replaced_rows": 0, "order": "right"}
     cell = judged(fault, expected | result, expected)
     assert cell["value"] == float(wrong is not None)
-    assert [name for name in ("silent", "crash", "hang", "not_as_promised") if cell[name]] == [wrong] * bool(
-        wrong
-    )
+    assert [name for name in ("silent", "crash", "hang", "not_as_promised") if cell[name]] == [wrong] * bool(wrong)
 
 
 @pytest.mark.slow
@@ -226,9 +224,7 @@ def test_faults_are_survived_on_real_stores(tmp_path: Path, s3: S3Server):
     assert claim.ok, json.dumps(claim.runs, indent=1)
     assert len(claim.runs) == 10
     damaged = {run["system"]: run["replaced_rows"] for run in claim.runs if run["replaced_rows"]}
-    assert damaged.keys() == {
-        f"{place}: {name}" for place in ("local", "S3") for name in loader_faults.DAMAGES
-    }
+    assert damaged.keys() == {f"{place}: {name}" for place in ("local", "S3") for name in loader_faults.DAMAGES}
 
 
 @pytest.mark.slow

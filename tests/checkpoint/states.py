@@ -78,9 +78,7 @@ def cut(tensors: Tensors, ranks: int, seed: int | None = 0) -> list[list[tuple[t
     return parts
 
 
-def pieces_at(
-    tensors: Tensors, mine: Sequence[tuple[tuple[str, str], int, int]], step: int | None
-) -> list[Piece]:
+def pieces_at(tensors: Tensors, mine: Sequence[tuple[tuple[str, str], int, int]], step: int | None) -> list[Piece]:
     """Pieces with the values of a step, or zeros."""
     found = []
     for key, start, count in mine:
@@ -104,9 +102,7 @@ def wrong(pieces: Sequence[Piece], step: int) -> list[str]:
     return [
         f"{piece.name} ({piece.state}) from {piece.start}"
         for piece in pieces
-        if not torch.equal(
-            piece.tensor, values((piece.name, piece.state), piece.dtype, step, piece.start, piece.count)
-        )
+        if not torch.equal(piece.tensor, values((piece.name, piece.state), piece.dtype, step, piece.start, piece.count))
     ]
 
 
@@ -145,13 +141,9 @@ class Fleet:
             )
             for rank in range(self.ranks)
         ]
-        self.pieces = [
-            pieces_at(self.tensors, mine, None) for mine in cut(self.tensors, self.ranks, self.seed)
-        ]
+        self.pieces = [pieces_at(self.tensors, mine, None) for mine in cut(self.tensors, self.ranks, self.seed)]
 
-    def save(
-        self, step: int, *, wait: bool = True, changed: Callable[[Piece], bool] = lambda _: True
-    ) -> None:
+    def save(self, step: int, *, wait: bool = True, changed: Callable[[Piece], bool] = lambda _: True) -> None:
         """Advance the state to a step and begin to save it."""
         for rank, (saver, pieces) in enumerate(zip(self.savers, self.pieces, strict=True)):
             saver.fence()

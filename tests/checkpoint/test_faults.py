@@ -26,9 +26,7 @@ WRITES = [
 ]
 
 
-@pytest.mark.parametrize(
-    "fault", [Fault.UNAVAILABLE, Fault.LOST, Fault.LATE, Fault.DUPLICATE, Fault.DUPLICATE_LAST]
-)
+@pytest.mark.parametrize("fault", [Fault.UNAVAILABLE, Fault.LOST, Fault.LATE, Fault.DUPLICATE, Fault.DUPLICATE_LAST])
 @pytest.mark.parametrize(("method", "key"), WRITES)
 def test_one_failed_request_does_not_fail_a_save(faulty, fault: Fault, method: str, key: str) -> None:
     url, backends = faulty
@@ -143,9 +141,7 @@ def test_ranks_whose_pieces_do_not_fit_fail_the_save(tmp_path: Path, in_thread: 
     assert_restores(url, 1)
 
 
-def test_a_rank_that_never_seals_is_waited_for_until_the_deadline(
-    tmp_path: Path, in_thread: None, monkeypatch
-) -> None:
+def test_a_rank_that_never_seals_is_waited_for_until_the_deadline(tmp_path: Path, in_thread: None, monkeypatch) -> None:
     url = str(tmp_path / "store")
     config = CheckpointConfig(seal_seconds=1.0, grace_seconds=0.0)
     with Fleet(url, ranks=2, config=config) as fleet:
@@ -189,9 +185,7 @@ def test_no_memory_for_the_snapshot_fails_the_save_only(tmp_path: Path, in_threa
     assert_restores(url, 2)
 
 
-def test_what_happens_to_other_entries_of_the_log_does_not_matter(
-    memory_store: Backend, in_thread: None
-) -> None:
+def test_what_happens_to_other_entries_of_the_log_does_not_matter(memory_store: Backend, in_thread: None) -> None:
     """Order logs write to the same log, also while a commit is on its way."""
     log = run_log(memory_store, RUN)
     epoch = lease(memory_store.url)

@@ -135,9 +135,7 @@ def test_only_what_changed_is_written_again(tmp_path: Path, in_thread: None) -> 
         assert [one.step for one in found] == [4, 5]
     for which in (4, 5):
         checkpoint = open_checkpoint(f"{url}#{RUN}@{which}")
-        assert torch.equal(
-            checkpoint.tensor("w3").view(-1), values(("w3", "weight"), "float32", which, 0, 30_000)
-        )
+        assert torch.equal(checkpoint.tensor("w3").view(-1), values(("w3", "weight"), "float32", which, 0, 30_000))
         assert torch.equal(checkpoint.tensor("w4").view(-1), torch.zeros(30_000))
         steps = [int(one.key.split("/")[3].split("-")[0]) for one in checkpoint.manifest.files]
         assert steps == ([1, 4] if which == 4 else [5]), "references name the file itself: no chains"
@@ -160,9 +158,7 @@ def test_blocking_and_outcomes_are_counted(tmp_path: Path, in_thread: None) -> N
 def test_states_that_forward_changes_are_copied_at_once(tmp_path: Path, in_thread: None, monkeypatch) -> None:
     go = threading.Event()
     copy = snapshot.copy_block
-    monkeypatch.setattr(
-        snapshot, "copy_block", lambda target, one: (one.moving or go.wait(20), copy(target, one))[1]
-    )
+    monkeypatch.setattr(snapshot, "copy_block", lambda target, one: (one.moving or go.wait(20), copy(target, one))[1])
     url = str(tmp_path / "store")
     tensors = {("w", "weight"): ("float32", (8,)), ("seen", "buffer"): ("float32", (8,))}
     with Fleet(url, tensors=tensors, ranks=1) as fleet:
@@ -188,9 +184,7 @@ def test_meta_that_is_no_json_is_refused(tmp_path: Path, in_thread: None) -> Non
         fleet.saved(1)
 
 
-def test_a_commit_that_is_retired_before_a_rank_hears_of_it_was_a_commit(
-    memory_store, in_thread: None
-) -> None:
+def test_a_commit_that_is_retired_before_a_rank_hears_of_it_was_a_commit(memory_store, in_thread: None) -> None:
     """keep_last 1: rank 0 may commit the next save and retire this one between two looks of another rank."""
     from fmscale.checkpoint.format.names import run_log
     from fmscale.checkpoint.persist.commit import RunState, await_outcome

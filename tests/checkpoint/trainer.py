@@ -99,6 +99,4 @@ def die_while_copying(pipe: Connection, url: str) -> None:
 def wrong_at(pieces: list[Any], step: int) -> list[str]:
     """Pieces that are not of that step; frozen ones stay as they were made."""
     live = [piece for piece in pieces if not frozen(piece.name)]
-    return wrong(live, step) + [
-        piece.name for piece in pieces if frozen(piece.name) and bool(piece.tensor.any())
-    ]
+    return wrong(live, step) + [piece.name for piece in pieces if frozen(piece.name) and bool(piece.tensor.any())]

@@ -114,9 +114,7 @@ def test_errors_say_cause_value_and_remedy(
         assert part in err
 
 
-def test_a_bar_moves_on_a_terminal_and_results_stay_on_standard_output(
-    tmp_path: Path, place: list[str | Path]
-):
+def test_a_bar_moves_on_a_terminal_and_results_stay_on_standard_output(tmp_path: Path, place: list[str | Path]):
     put(tmp_path / "in/a.txt", "text " * 1000)
     reader, terminal = pty.openpty()
     line = [

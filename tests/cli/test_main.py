@@ -49,9 +49,7 @@ def test_other_errors_keep_their_traceback():
 @pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-", "<&- >&-"])
 def test_streams_that_are_closed_are_open_to_nowhere(closed: str):
     told = "import os, sys; from fmscale.cli.main import _open_streams; _open_streams(); "
-    told += (
-        "assert None not in (sys.stdin, sys.stdout, sys.stderr); print('a', file=sys.stderr, flush=True); "
-    )
+    told += "assert None not in (sys.stdin, sys.stdout, sys.stderr); print('a', file=sys.stderr, flush=True); "
     told += "assert os.open('/dev/null', 0) > 2"
     subprocess.run(["bash", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, told], check=True)
 

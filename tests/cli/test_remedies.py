@@ -52,11 +52,7 @@ def asking(classes: list[ast.ClassDef]) -> tuple[set[str], list[Function]]:
         kinds |= {one.name for one in classes if kinds & {name_of(base) for base in one.bases}}
     for one in classes:
         for node in one.body:
-            if (
-                one.name in kinds - {"FmscaleError"}
-                and isinstance(node, Function)
-                and node.name == "__init__"
-            ):
+            if one.name in kinds - {"FmscaleError"} and isinstance(node, Function) and node.name == "__init__":
                 starts.append(node)
                 if "remedy" not in [word.arg for word in node.args.kwonlyargs]:
                     own.add(one.name)

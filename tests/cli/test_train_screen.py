@@ -142,9 +142,7 @@ def test_facts_are_told_before_the_ranks_meet_and_before_torch_is_loaded(path: P
     (tmp_path / "torch.py").write_text("raise SystemExit\n")
     ours, theirs = pty.openpty()
     command = [str(Path(sys.executable).with_name("fmscale")), "train", str(path)]
-    process = subprocess.Popen(
-        command, stderr=theirs, env={**environment, "PYTHONPATH": str(tmp_path)}, cwd=tmp_path
-    )
+    process = subprocess.Popen(command, stderr=theirs, env={**environment, "PYTHONPATH": str(tmp_path)}, cwd=tmp_path)
     os.close(theirs)
     try:
         text = ""

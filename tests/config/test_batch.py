@@ -40,8 +40,7 @@ def test_one_number_is_not_enough(given_numbers):
             4,
             "global_batch = micro_batch x accumulation x dp_size, here 100 = 8 x accumulation x 4, "
             "so accumulation would be 3.125",
-            "Take global_batch: 96 or global_batch: 128 or micro_batch: 5 or micro_batch: 25, "
-            "or uneven: fill.",
+            "Take global_batch: 96 or global_batch: 128 or micro_batch: 5 or micro_batch: 25, or uneven: fill.",
         ),
         (
             {"global_batch": 6, "accumulation": 4},

@@ -10,9 +10,7 @@ from fmscale.models import build
 
 SHAPES = [
     ModelConfig(num_layers=2, dim=32, num_heads=4, num_kv_heads=2, attention_backend="eager"),
-    ModelConfig(
-        num_layers=3, dim=48, num_heads=2, head_dim=16, hidden_dim=80, tied=True, attention_backend="eager"
-    ),
+    ModelConfig(num_layers=3, dim=48, num_heads=2, head_dim=16, hidden_dim=80, tied=True, attention_backend="eager"),
 ]
 PUBLISHED = {"1b": 1_235_814_400, "3b": 3_212_749_824, "8b": 8_030_261_248, "70b": 70_553_706_496}
 """Parameters of the Llama 3 models, by their model cards' safetensors."""

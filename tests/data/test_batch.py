@@ -76,9 +76,7 @@ def test_spans_boundaries_positions_and_weights_by_token(
     case: tuple[Stream, int, list[tuple[int, int, int]], int],
 ) -> None:
     stream, length, rows, fillers = case
-    batch = make_batch(
-        [(unit_of(stream, first, stop), row * length) for first, stop, row in rows], length, fillers
-    )
+    batch = make_batch([(unit_of(stream, first, stop), row * length) for first, stop, row in rows], length, fillers)
     spans, cu, positions, weights = [], [0], [], []
     for number, (first, _, row) in enumerate(rows):
         at = first + row * length

@@ -64,9 +64,7 @@ def test_by_source(corpus: tuple[Dataset, list[Document]]) -> None:
         (["--ids", "/nowhere/ids"], "cannot be read"),
     ],
 )
-def test_errors_say_what_to_change(
-    corpus: tuple[Dataset, list[Document]], arguments: list[str], message: str
-) -> None:
+def test_errors_say_what_to_change(corpus: tuple[Dataset, list[Document]], arguments: list[str], message: str) -> None:
     code, output = run(corpus[0], *arguments)
     assert code == 2
     assert message in output

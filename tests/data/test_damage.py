@@ -126,9 +126,7 @@ def test_the_substitutes_are_the_same_when_the_run_is_replayed(store: Backend, c
     assert [first[k][0] for k in range(samples)] == planned.tolist()
 
 
-def test_a_quarantine_is_in_the_log_before_anything_of_it_is_delivered(
-    store: Backend, corpus: Corpus
-) -> None:
+def test_a_quarantine_is_in_the_log_before_anything_of_it_is_delivered(store: Backend, corpus: Corpus) -> None:
     flip_first(store, token_shards(store)[0])
     log = Log(store, "runs/r", RUN_KINDS)
     with open_corpus(store, run="r") as loader:

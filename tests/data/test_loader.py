@@ -52,10 +52,7 @@ def delivered(loader: Loader, samples: int) -> dict[int, bytes]:
 
 
 def joined(store: Backend, samples: int, ranks: int, **options: object) -> dict[int, bytes]:
-    parts = [
-        delivered(open_corpus(store, dp_rank=rank, dp_size=ranks, **options), samples)
-        for rank in range(ranks)
-    ]
+    parts = [delivered(open_corpus(store, dp_rank=rank, dp_size=ranks, **options), samples) for rank in range(ranks)]
     assert sum(map(len, parts)) == len(set().union(*parts))
     return {k: row for part in parts for k, row in part.items()}
 
@@ -299,9 +296,7 @@ def test_resumed_again_and_again_at_other_sizes(memory: Backend, corpus: Corpus)
         order_log.add_stage(60, turned)
     options["sources"] = [SourceSpec(dataset=name, weight=6 - i) for i, name in enumerate(names)]
 
-    def part(
-        rank: int, ranks: int, state: dict[str, object] | None, steps: int
-    ) -> tuple[Loader, dict[int, bytes]]:
+    def part(rank: int, ranks: int, state: dict[str, object] | None, steps: int) -> tuple[Loader, dict[int, bytes]]:
         loader = open_corpus(memory, **options, dp_rank=rank, dp_size=ranks)
         if state:
             loader.load_state_dict(state)
@@ -310,8 +305,7 @@ def test_resumed_again_and_again_at_other_sizes(memory: Backend, corpus: Corpus)
         while ends < steps:
             batch = next(loader)
             found |= {
-                int(k): bytes([int(batch.source[i])]) + batch.tokens[i].numpy().tobytes()
-                for i, k in enumerate(batch.k)
+                int(k): bytes([int(batch.source[i])]) + batch.tokens[i].numpy().tobytes() for i, k in enumerate(batch.k)
             }
             ends += batch.last_of_step
         return loader, found

@@ -82,15 +82,11 @@ def test_the_ranks_of_a_node_fetch_each_chunk_once(
     held = NodeCache(tmp_path / "cache", 1 << 30).used_bytes()
     assert (bypassed, fetched_again) == (0, 0)
     assert 0 < fetched <= held, "no chunk was fetched twice"
-    assert held <= fetched + 8 * TOKEN_CHUNK_BYTES, (
-        "the cache holds what was fetched; short chunks count as whole"
-    )
+    assert held <= fetched + 8 * TOKEN_CHUNK_BYTES, "the cache holds what was fetched; short chunks count as whole"
     assert min(hit, hit_again) > 0
 
 
-def test_a_node_that_has_room_for_all_fetches_in_few_requests(
-    s3: S3Server, s3_bucket: str, tmp_path: Path
-) -> None:
+def test_a_node_that_has_room_for_all_fetches_in_few_requests(s3: S3Server, s3_bucket: str, tmp_path: Path) -> None:
     """8 MB in 32 units: two regions, and what the first batch of two rows needs."""
     url = s3.url(s3_bucket, uuid.uuid4().hex)
     write_commit(open_store(url), "large", {"train": [documents([4_000_000])]}, job="one")
@@ -120,9 +116,7 @@ def test_a_cache_that_is_small_changes_no_batch(url: str, right: dict[int, bytes
     assert cache.used_bytes() <= 6 * TOKEN_CHUNK_BYTES
 
 
-def test_every_chunk_damaged_in_the_cache_is_fetched_again(
-    url: str, right: dict[int, bytes], tmp_path: Path
-) -> None:
+def test_every_chunk_damaged_in_the_cache_is_fetched_again(url: str, right: dict[int, bytes], tmp_path: Path) -> None:
     assert delivered(open_corpus(url, cache_dir=tmp_path / "cache")) == right
     for path in (tmp_path / "cache").glob("??/*"):
         data = bytearray(path.read_bytes())

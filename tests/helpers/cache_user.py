@@ -50,9 +50,7 @@ class Source:
 def content(ref: Ref, first: int, count: int) -> bytes:
     """The bytes of chunks of an object."""
     salt = int(ref.digest[-2:], 16)
-    whole = b"".join(
-        bytes([(chunk * 7 + salt) % 255 + 1]) * ref.chunk_bytes for chunk in range(first, first + count)
-    )
+    whole = b"".join(bytes([(chunk * 7 + salt) % 255 + 1]) * ref.chunk_bytes for chunk in range(first, first + count))
     return whole[: ref.bytes - first * ref.chunk_bytes]
 
 

@@ -56,10 +56,7 @@ class Rule:
 
     def matches(self, method: str, path: str) -> bool:
         return (
-            self.count > 0
-            and time.monotonic() < self.until
-            and self.method in ("", method)
-            and self.path_part in path
+            self.count > 0 and time.monotonic() < self.until and self.method in ("", method) and self.path_part in path
         )
 
 

@@ -63,9 +63,7 @@ def _listening() -> dict[str, Place]:
                 continue
             address, port = words[1].split(":")
             # words of four bytes, each in the machine's order
-            packed = b"".join(
-                struct.pack("=I", int(address[at : at + 8], 16)) for at in range(0, len(address), 8)
-            )
+            packed = b"".join(struct.pack("=I", int(address[at : at + 8], 16)) for at in range(0, len(address), 8))
             found[words[9]] = (socket.inet_ntop(family, packed), int(port, 16))
     return found
 

@@ -101,9 +101,7 @@ class _Pool:
         self.size = 0
         self.calls = 0
 
-    def run(
-        self, function: Callable[..., Any], size: int, args: tuple[Any, ...], timeout: float
-    ) -> list[Any]:
+    def run(self, function: Callable[..., Any], size: int, args: tuple[Any, ...], timeout: float) -> list[Any]:
         payload = pickle.dumps((function, args))
         self._grow(size)
         if size != self.size:

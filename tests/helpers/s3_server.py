@@ -112,9 +112,7 @@ class S3Server:
             client_options={"allow_http": True},
         )
         signed = obstore.sign(store, "PUT", key, timedelta(minutes=5))
-        with urllib.request.urlopen(
-            urllib.request.Request(signed, method="PUT", data=data), timeout=20
-        ) as answer:
+        with urllib.request.urlopen(urllib.request.Request(signed, method="PUT", data=data), timeout=20) as answer:
             answer.read()
 
     def __enter__(self) -> Self:

@@ -57,9 +57,7 @@ def write_segment(
 ) -> SealInfo:
     """Store the documents as a sealed token segment."""
     with tempfile.TemporaryDirectory() as folder:
-        writer = TokenSegmentWriter(
-            scratch or Path(folder), dtype=dtype, split=split, shard_tokens=shard_tokens
-        )
+        writer = TokenSegmentWriter(scratch or Path(folder), dtype=dtype, split=split, shard_tokens=shard_tokens)
         with writer:
             for doc in docs:
                 writer.add(doc.tokens, doc.id, doc.source, doc.start, doc.stop)

@@ -98,9 +98,7 @@ class Slurm:
         key.chmod(0o400)
         config = self.folder / "slurm.conf"
         config.write_text(
-            CONFIG.format(
-                host=socket.gethostname(), port=first, nodes=self.nodes, ports=ports, folder=self.folder
-            )
+            CONFIG.format(host=socket.gethostname(), port=first, nodes=self.nodes, ports=ports, folder=self.folder)
         )
         self.environment = {"SLURM_CONF": str(config)}
         script = START.format(folder=self.folder, names=" ".join(names))
@@ -124,9 +122,7 @@ class Slurm:
 
     def run(self, *command: str, timeout: float = 60.0) -> str:
         """Standard output of a Slurm command, such as scontrol."""
-        return subprocess.check_output(
-            command, env={**os.environ, **self.environment}, text=True, timeout=timeout
-        )
+        return subprocess.check_output(command, env={**os.environ, **self.environment}, text=True, timeout=timeout)
 
     def job(self, number: int) -> dict[str, str]:
         """What Slurm knows of a job: JobState, Restarts, StdOut and more."""

@@ -68,9 +68,7 @@ class SshHosts:
         self.folder = Path(tempfile.mkdtemp(prefix="fmscale-ssh-"))
         self.port = free_ports(1)[0]
         for key in ("host", "user"):
-            subprocess.check_call(
-                ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.folder / key)]
-            )
+            subprocess.check_call(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.folder / key)])
         (self.folder / "sshd_config").write_text(SERVER.format(port=self.port, folder=self.folder))
         (self.folder / "ssh_config").write_text(CLIENT.format(port=self.port, folder=self.folder))
         ssh = self.folder / "bin" / "ssh"

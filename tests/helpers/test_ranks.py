@@ -44,9 +44,7 @@ def unpicklable(rank: int, size: int) -> None:
 
 def test_ranks_compute_together_and_are_reused_for_any_size():
     first = run_ranks(add, 3, 10)
-    assert [(total, rank, threads) for total, _, rank, threads in first] == [
-        (33.0, str(r), 1) for r in range(3)
-    ]
+    assert [(total, rank, threads) for total, _, rank, threads in first] == [(33.0, str(r), 1) for r in range(3)]
     assert [total for total, *_ in run_ranks(add, 2, 0)] == [1.0, 1.0]
     again = run_ranks(add, 3, 10)
     assert [pid for _, pid, *_ in again] == [pid for _, pid, *_ in first]

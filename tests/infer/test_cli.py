@@ -37,8 +37,7 @@ def said(trained: TrainedModel, prompts: list[str], count: int, sampling: Sampli
     ids = [trained.encode(prompt) for prompt in prompts]
     found = generate(trained.model, ids, max_tokens=count, sampling=sampling, eos=trained.eos)
     return [
-        trained.tokenizer.decode([*i, *one.tokens])[len(p) :]
-        for i, p, one in zip(ids, prompts, found, strict=True)
+        trained.tokenizer.decode([*i, *one.tokens])[len(p) :] for i, p, one in zip(ids, prompts, found, strict=True)
     ]
 
 
@@ -68,16 +67,13 @@ def test_several_prompts_are_printed_in_order(address: str, trained: TrainedMode
     wanted = said(trained, prompts, 12, Sampling(temperature=0.8, top_k=40, seed=3))
     assert status == 0
     assert out == "".join(
-        f"--- {i} of 6 ---\n{prompt}{text}\n"
-        for i, (prompt, text) in enumerate(zip(prompts, wanted, strict=True), 1)
+        f"--- {i} of 6 ---\n{prompt}{text}\n" for i, (prompt, text) in enumerate(zip(prompts, wanted, strict=True), 1)
     )
     assert wanted[0] != wanted[1]
 
 
 def test_completions_as_json(address: str, trained: TrainedModel):
-    status, out, _ = run(
-        "generate", address, "the ", "a", "--max-tokens", "8", "--temperature", "0", "--json"
-    )
+    status, out, _ = run("generate", address, "the ", "a", "--max-tokens", "8", "--temperature", "0", "--json")
     found = json.loads(out)
     assert (status, found["run"], found["step"]) == (0, "run", 5)
     wanted = said(trained, ["the ", "a"], 8, Sampling())
@@ -88,9 +84,7 @@ def test_completions_as_json(address: str, trained: TrainedModel):
 def test_an_evaluation(address: str, trained: TrainedModel):
     status, out, _ = run("evaluate", address, "--json", "--per-document", "--overlap", "16")
     found = json.loads(out)
-    documents = list(
-        stored_documents(trained.backend, "docs", "heldout", trained.tokenizer, bos=None, eos=trained.eos)
-    )
+    documents = list(stored_documents(trained.backend, "docs", "heldout", trained.tokenizer, bos=None, eos=trained.eos))
     total = evaluate(trained.model, documents, window=64, overlap=16).total
     size = sum(len(one.text) for one in documents)
     assert status == 0
@@ -100,18 +94,14 @@ def test_an_evaluation(address: str, trained: TrainedModel):
         size + len(documents),
     )
     assert found["bits_per_byte"] == pytest.approx(total.bits_per_byte)
-    assert found["gzip_bits_per_byte"] == pytest.approx(
-        8 * sum(gzip_bytes(one.text) for one in documents) / size
-    )
+    assert found["gzip_bits_per_byte"] == pytest.approx(8 * sum(gzip_bytes(one.text) for one in documents) / size)
     assert found["perplexity"] == pytest.approx(total.perplexity)
     assert [one["document"] for one in found["per_document"]] == [one.name for one in documents]
 
 
 def test_an_evaluation_of_files_as_a_table(address: str, tmp_path: Path):
     (tmp_path / "a.txt").write_text("the quick brown fox")
-    status, out, _ = run(
-        "evaluate", address, "--file", str(tmp_path / "a.txt"), "--no-others", "--per-document"
-    )
+    status, out, _ = run("evaluate", address, "--file", str(tmp_path / "a.txt"), "--no-others", "--per-document")
     assert status == 0
     summary, listing = re.split(r"\n *documents *\n", out)
     lines = dict(line.split() for line in summary.splitlines() if line.strip())

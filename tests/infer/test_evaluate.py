@@ -15,9 +15,7 @@ from tests.models.models import VOCAB, small, tokens
 
 def documents(*lengths: int, bos: bool = False) -> list[Document]:
     return [
-        Document(
-            name=f"{i}", text=b"x" * (3 * length + 1), tokens=tokens(length, seed=length).numpy(), bos=bos
-        )
+        Document(name=f"{i}", text=b"x" * (3 * length + 1), tokens=tokens(length, seed=length).numpy(), bos=bos)
         for i, length in enumerate(lengths)
     ]
 
@@ -82,9 +80,7 @@ def test_a_model_that_knows_nothing_needs_the_bits_of_its_vocabulary():
 
 
 def test_empty_documents_cost_nothing():
-    result = evaluate(
-        small(), [Document(name="empty", text=b"", tokens=np.zeros(0, np.uint16)), *documents(4)]
-    )
+    result = evaluate(small(), [Document(name="empty", text=b"", tokens=np.zeros(0, np.uint16)), *documents(4)])
     assert (result.documents[0].nats, result.documents[0].tokens) == (0.0, 0)
     assert math.isnan(result.documents[0].bits_per_byte)
     assert math.isnan(evaluate(small(), []).total.loss)

@@ -42,9 +42,7 @@ def test_tokens_are_told_as_they_come():
     model = small()
     told: list[tuple[int, int | None]] = []
     eos = generate(model, PROMPTS[:1], max_tokens=12)[0].tokens[4]
-    found = generate(
-        model, PROMPTS, max_tokens=12, eos=eos, batch=3, on_token=lambda i, t: told.append((i, t))
-    )
+    found = generate(model, PROMPTS, max_tokens=12, eos=eos, batch=3, on_token=lambda i, t: told.append((i, t)))
     for number, completion in enumerate(found):
         assert [token for i, token in told if i == number] == [*completion.tokens, None]
     assert [i for i, _ in told[:3]] == [0, 1, 2], "the sequences of a batch do not grow together"

@@ -79,9 +79,7 @@ def test_a_dataset_with_another_tokenizer_is_encoded_anew(made: tuple[str, Decod
     trained = open_trained(f"{url}#run")
     other = store_texts(tmp_path, tokenizer="bpe:300")
     found = list(
-        stored_documents(
-            open_store(other), "docs", "heldout", trained.tokenizer, bos=trained.bos, eos=trained.eos
-        )
+        stored_documents(open_store(other), "docs", "heldout", trained.tokenizer, bos=trained.bos, eos=trained.eos)
     )
     for one in found:
         assert one.text.decode() == TEXTS[Path(one.name).name]

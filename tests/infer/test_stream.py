@@ -22,9 +22,7 @@ def pieces(tokenizer: Tokenizer, ids: list[int], context: list[int] | None = Non
 def test_only_whole_characters_are_given():
     ids = ByteTokenizer().encode_batch([TEXT])[0].tolist()
     found = pieces(ByteTokenizer(), ids)
-    assert found == [
-        piece for character in TEXT for piece in (*[""] * (len(character.encode()) - 1), character)
-    ] + [""]
+    assert found == [piece for character in TEXT for piece in (*[""] * (len(character.encode()) - 1), character)] + [""]
 
 
 @given(text=st.text(max_size=30), start=st.integers(0, 5))

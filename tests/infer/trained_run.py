@@ -17,9 +17,7 @@ from fmscale.store.log.lease import acquire
 from fmscale.store.open import open_store
 
 TEXTS = {f"{i:02d}.txt": f"Document {i}: " + "the quick brown fox, naïve. " * (3 + 5 * i) for i in range(8)}
-MODEL = ModelConfig(
-    num_layers=2, dim=32, num_heads=4, num_kv_heads=2, max_seq_len=96, init_std=0.2, tied=True
-)
+MODEL = ModelConfig(num_layers=2, dim=32, num_heads=4, num_kv_heads=2, max_seq_len=96, init_std=0.2, tied=True)
 
 
 def store_texts(folder: Path, **options: Any) -> str:

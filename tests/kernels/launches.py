@@ -87,9 +87,7 @@ def run_only(patch: pytest.MonkeyPatch, programs: dict[str, Sequence[int]]) -> N
         for program in programs.get(self.__name__, ()):
             number = program % grid[0]
             with pytest.MonkeyPatch.context() as here:
-                here.setattr(
-                    builder, "set_grid_idx", lambda x, y, z, n=number: setattr(builder, "grid_idx", (n, y, z))
-                )
+                here.setattr(builder, "set_grid_idx", lambda x, y, z, n=number: setattr(builder, "grid_idx", (n, y, z)))
                 executor(*args, **options)
 
     patch.setattr(builder, "create_masked_load", checked_load)

@@ -23,9 +23,7 @@ def partition(n: int, device: torch.device, grad: torch.dtype = torch.float32) -
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_follows_torch(backend: str, device: torch.device) -> None:
-    master, _, first, second = (
-        t * scale for t, scale in zip(partition(2000, device), (1, 1, 0, 0), strict=True)
-    )
+    master, _, first, second = (t * scale for t, scale in zip(partition(2000, device), (1, 1, 0, 0), strict=True))
     reference = torch.nn.Parameter(master.clone())
     optimizer = torch.optim.AdamW([reference], lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
     for step in range(1, 6):
@@ -48,9 +46,7 @@ def test_unscales_clips_and_copies(grad: torch.dtype, copy: torch.dtype, device:
             "max_norm": 1.5, "lr": 1e-2, "weight_decay": 0.1, "step": 3,
         }  # fmt: skip
         if kind == "golden":
-            master, gradient, first, second, low = (
-                t.double() for t in (master, gradient, first, second, low)
-            )
+            master, gradient, first, second, low = (t.double() for t in (master, gradient, first, second, low))
             adamw_step_eager(master, gradient, first, second, copy=low, **options)
         else:
             adamw_step(master, gradient, first, second, copy=low, backend=kind, **options)

@@ -25,9 +25,7 @@ def small_blocks():
         yield
 
 
-def problem(
-    T: int, D: int, V: int, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
+def problem(T: int, D: int, V: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     torch.manual_seed(0)
     hidden = torch.randn(T, D, device=device).to(dtype)
     weight = (torch.randn(V, D, device=device) * 2 * D**-0.5).to(dtype)

@@ -22,26 +22,20 @@ def rope_with_norm(device: torch.device) -> tuple[Callable[..., tuple[Tensor, ..
     def run(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor) -> tuple[Tensor, ...]:
         return rope(q, k, positions, q_weight=q_weight, k_weight=k_weight, backend="triton")
 
-    return run, [random(device, 4096, heads, 128) for heads in (32, 8)] + [
-        random(device, 128) for _ in range(2)
-    ]
+    return run, [random(device, 4096, heads, 128) for heads in (32, 8)] + [random(device, 128) for _ in range(2)]
 
 
 def fused_loss(device: torch.device) -> tuple[Callable[..., tuple[Tensor, ...]], list[Tensor]]:
     labels = torch.randint(0, 32000, (2048,), device=device)
 
     def run(hidden: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
-        return linear_cross_entropy(hidden, weight, labels, chunk_bytes=2**25, z_loss=1e-4, backend="triton")[
-            :1
-        ]
+        return linear_cross_entropy(hidden, weight, labels, chunk_bytes=2**25, z_loss=1e-4, backend="triton")[:1]
 
     return run, [random(device, 2048, 512), random(device, 32000, 512)]
 
 
 def gated(device: torch.device) -> tuple[Callable[..., tuple[Tensor, ...]], list[Tensor]]:
-    return lambda gate, up: (swiglu(gate, up, backend="triton"),), [
-        random(device, 2048, 14336) for _ in range(2)
-    ]
+    return lambda gate, up: (swiglu(gate, up, backend="triton"),), [random(device, 2048, 14336) for _ in range(2)]
 
 
 @pytest.mark.parametrize("make", [rope_with_norm, fused_loss, gated])

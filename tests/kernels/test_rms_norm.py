@@ -23,9 +23,7 @@ def data(dtype: torch.dtype, device: torch.device, *shape: int) -> Tensor:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("shape", [(40, 96), (3, 2048)])
-def test_output_and_gradients(
-    dtype: torch.dtype, residual: bool, shape: tuple[int, int], device: torch.device
-) -> None:
+def test_output_and_gradients(dtype: torch.dtype, residual: bool, shape: tuple[int, int], device: torch.device) -> None:
     torch.manual_seed(0)
     inputs = [data(dtype, device, *shape), data(dtype, device, shape[1])]
     upstream = [data(torch.float32, device, *shape)]

@@ -39,9 +39,7 @@ def heads(dtype: torch.dtype, device: torch.device, *shape: int) -> Tensor:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("interleaved", [False, True])
-def test_output_and_gradients(
-    dtype: torch.dtype, norm: bool, interleaved: bool, device: torch.device
-) -> None:
+def test_output_and_gradients(dtype: torch.dtype, norm: bool, interleaved: bool, device: torch.device) -> None:
     torch.manual_seed(0)
     T, H, K, E = 5, 18, 3, 24
     inputs = [heads(dtype, device, T, H, E), heads(dtype, device, T, K, E)]
@@ -149,9 +147,7 @@ def test_scaled_frequencies(device: torch.device) -> None:
 def test_gradcheck() -> None:
     if torch.cuda.is_available():
         pytest.skip("the fp64 path is for the interpreter")
-    inputs = tuple(
-        torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((3, 2, 6), (3, 1, 6), 6, 6)
-    )
+    inputs = tuple(torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((3, 2, 6), (3, 1, 6), 6, 6))
     ours, _ = pair(torch.tensor([5, 0, 700]), 6)
     assert torch.autograd.gradcheck(ours, inputs[:2], fast_mode=True)
     assert torch.autograd.gradcheck(ours, inputs, fast_mode=True)

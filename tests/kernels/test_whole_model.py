@@ -18,9 +18,7 @@ def weights(D: int, H: int, K: int, E: int, F: int, V: int, layers: int) -> dict
             f"{i}.qkv": ((H + 2 * K) * E, D), f"{i}.out": (D, H * E), f"{i}.gate_up": (2 * F, D), f"{i}.down": (D, F),
             f"{i}.before": (D,), f"{i}.between": (D,), f"{i}.sinks": (H,),
         }  # fmt: skip
-    found = {
-        name: torch.randn(shape, generator=generator) * shape[-1] ** -0.5 for name, shape in shapes.items()
-    }
+    found = {name: torch.randn(shape, generator=generator) * shape[-1] ** -0.5 for name, shape in shapes.items()}
     return {name: w + 1 if w.dim() == 1 and "sinks" not in name else w for name, w in found.items()}
 
 
@@ -39,9 +37,7 @@ def loss_and_gradients(
         heads_all = torch.nn.functional.linear(x, w[f"{i}.qkv"]).unflatten(-1, (-1, E))
         q, k, v = heads_all.split([H, K, K], dim=1)
         q, k = rope(q, k, positions, **chosen)
-        mixed = flash_attention(
-            q, k, v, cu_seqlens=cu, window=40 if i % 2 else None, sinks=w[f"{i}.sinks"], **chosen
-        )
+        mixed = flash_attention(q, k, v, cu_seqlens=cu, window=40 if i % 2 else None, sinks=w[f"{i}.sinks"], **chosen)
         x, residual = rms_norm(
             torch.nn.functional.linear(mixed.flatten(1), w[f"{i}.out"]), w[f"{i}.between"], residual, **chosen
         )
@@ -58,9 +54,7 @@ def loss_and_gradients(
 def compare(dtype: torch.dtype, device: torch.device, sizes: tuple[int, ...], lengths: list[int]) -> None:
     named = {name: one.to(device, dtype) for name, one in weights(*sizes).items()}
     cu = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], device=device, dtype=torch.int32)
-    tokens = torch.randint(0, sizes[5], (sum(lengths),), generator=torch.Generator().manual_seed(1)).to(
-        device
-    )
+    tokens = torch.randint(0, sizes[5], (sum(lengths),), generator=torch.Generator().manual_seed(1)).to(device)
     heads = (sizes[1], sizes[2])
     ours = loss_and_gradients(named, tokens, cu, heads, "triton")
     eager = loss_and_gradients(named, tokens, cu, heads, "eager")
@@ -68,9 +62,7 @@ def compare(dtype: torch.dtype, device: torch.device, sizes: tuple[int, ...], le
     for name, mine in ours.items():
         gold = golden[name].double()
         if name == "loss":
-            torch.testing.assert_close(
-                mine.double(), gold, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=0.0
-            )
+            torch.testing.assert_close(mine.double(), gold, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=0.0)
         else:
             check(mine, eager[name], gold, name=name)
         cosine = torch.nn.functional.cosine_similarity(mine.double().flatten(), gold.flatten(), dim=0)

@@ -125,8 +125,7 @@ def test_srun(launch: Launch, programs: Path):
     assert launch(*words) == [
         "# srun: 2 nodes, 4 ranks on each",
         *EXPORTS,
-        f"{programs}/srun --nodes=2 --ntasks=8 --ntasks-per-node=4 --kill-on-bad-exit=1 --partition=gpu "
-        f"{DEAF} {RANK}",
+        f"{programs}/srun --nodes=2 --ntasks=8 --ntasks-per-node=4 --kill-on-bad-exit=1 --partition=gpu {DEAF} {RANK}",
     ]
 
 
@@ -172,9 +171,7 @@ def test_mpirun_speaks_to_each_kind_in_its_own_words(launch: Launch, programs: P
 def test_the_config_may_say_it_all_and_options_win(launch: Launch, tmp_path: Path, monkeypatch):
     monkeypatch.setenv("NCCL_DEBUG", "INFO")
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    more = (
-        "{launcher: srun, nodes: 2, procs_per_node: 4, environment: {OMP_NUM_THREADS: 2}, arguments: [-p, a]}"
-    )
+    more = "{launcher: srun, nodes: 2, procs_per_node: 4, environment: {OMP_NUM_THREADS: 2}, arguments: [-p, a]}"
     (tmp_path / "run.yaml").write_text(CONFIG + f"launch: {more}\n")
     lines = launch("--nodes", "1", "--argument=-q")
     assert lines[1:4] == [
@@ -271,9 +268,7 @@ def test_what_the_documentation_says_would_start(launch: Launch, tmp_path: Path,
         ("hosts", "2 nodes, 4 ranks on each", "/deepspeed --hostfile hosts", "run.yaml train.steps=2"),
     ],
 )
-def test_the_clusters_that_are_shipped(
-    launch: Launch, tmp_path: Path, name: str, ranks: str, first: str, last: str
-):
+def test_the_clusters_that_are_shipped(launch: Launch, tmp_path: Path, name: str, ranks: str, first: str, last: str):
     shipped = Path(__file__).parents[2] / "configs" / "cluster" / f"{name}.yaml"
     (tmp_path / "own.yaml").write_text(CONFIG.replace("global_batch: 16", "global_batch: 32"))
     (tmp_path / "run.yaml").write_text(f"extends: [own.yaml, {shipped}]\n")

@@ -20,9 +20,7 @@ def parameters(endpoint: str, nodes: int, least: int | None = None, **more: Any)
 def test_on_one_node_it_is_on_loopback_and_the_same_after_a_restart():
     handler = get_rendezvous_handler(parameters("192.0.2.1:0", 1))
     infos = [handler.next_rendezvous() for _ in range(2)]
-    places = {
-        (info.bootstrap_store_info.master_addr, info.bootstrap_store_info.master_port) for info in infos
-    }
+    places = {(info.bootstrap_store_info.master_addr, info.bootstrap_store_info.master_port) for info in infos}
     assert len(places) == 1
     host, port = places.pop()
     assert host == "127.0.0.1"

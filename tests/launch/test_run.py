@@ -32,9 +32,7 @@ def command(launcher: str, folder: Path, *tasks: str, procs: int = 2) -> list[st
 
 def start(*words: str, **variables: str) -> "subprocess.Popen[str]":
     environment = {**os.environ, **variables}
-    return subprocess.Popen(
-        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def finish(process: "subprocess.Popen[str]") -> tuple[int, str]:
@@ -127,9 +125,7 @@ def test_ranks_meet_with_what_they_were_given_and_stop_when_told(launcher: str, 
     "launcher",
     [pytest.param("torchrun", marks=pytest.mark.slow), pytest.param("mpirun", marks=pytest.mark.mpi)],
 )
-def test_the_first_signal_of_any_kind_asks_the_ranks_to_save_and_end(
-    launcher: str, name: str, tmp_path: Path
-):
+def test_the_first_signal_of_any_kind_asks_the_ranks_to_save_and_end(launcher: str, name: str, tmp_path: Path):
     process = start(*command(launcher, tmp_path, "wait"))
     wait_for(tmp_path / "ready-0", tmp_path / "ready-1")
     process.send_signal(getattr(signal, name))

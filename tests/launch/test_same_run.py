@@ -120,9 +120,7 @@ def test_two_ranks_listen_on_loopback_alone(two: tuple[Path, dict[Place, set[str
         pytest.param(["launch", "--with", "mpirun", "--procs-per-node", "2"], "3", marks=pytest.mark.mpi),
     ],
 )
-def test_one_node_listens_on_loopback_alone_at_any_stage(
-    folder: Path, port: str, words: list[str], stage: str
-):
+def test_one_node_listens_on_loopback_alone_at_any_stage(folder: Path, port: str, words: list[str], stage: str):
     """From its start to its end, with saves between: whatever interface it is told to take."""
     verb, *options = words
     if "mpirun" in options:

@@ -27,9 +27,7 @@ def test_a_script_is_sound_shell(script: Path):
         subprocess.check_call(["shellcheck", str(script)])
 
 
-@pytest.mark.parametrize(
-    "script", [one for one in SCRIPTS if "ingest" not in one.name], ids=lambda one: one.name
-)
+@pytest.mark.parametrize("script", [one for one in SCRIPTS if "ingest" not in one.name], ids=lambda one: one.name)
 def test_a_script_sets_what_the_verb_sets_and_says_why(script: Path):
     text = script.read_text()
     exports = dict(re.findall(r'^export (\w+)="\$\{\1:-(\w+)\}"$', text, flags=re.MULTILINE))

@@ -70,9 +70,7 @@ def watched(command: list[str], folder: Path, **more: str) -> dict[Place, set[st
     """Run a command to its end as `started` does; where it and all below it have listened at any time."""
     found: dict[Place, set[str]] = {}
     with (folder / "watched.log").open("w+") as log:
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment(**more), stdout=log, stderr=subprocess.STDOUT
-        )
+        process = subprocess.Popen(command, cwd=folder, env=environment(**more), stdout=log, stderr=subprocess.STDOUT)
         try:
             deadline = time.monotonic() + SECONDS
             while process.poll() is None:

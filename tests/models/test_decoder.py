@@ -81,9 +81,7 @@ def test_initial_weights_are_a_function_of_the_seed():
     elsewhere = elsewhere.to_empty(device="cpu").to(torch.bfloat16)
     torch.manual_seed(123)
     elsewhere.init_weights(torch.Generator().manual_seed(0))
-    for (name, a), b, c in zip(
-        first.named_parameters(), second.parameters(), elsewhere.parameters(), strict=True
-    ):
+    for (name, a), b, c in zip(first.named_parameters(), second.parameters(), elsewhere.parameters(), strict=True):
         assert torch.equal(a, b), name
         assert torch.equal(a.to(torch.bfloat16), c), name
     second.init_weights(torch.Generator().manual_seed(1))

@@ -19,9 +19,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "head_dim": {"head_dim": 12, "hidden_dim": 40, "norm_eps": 1e-3},
     "window": {"window": 5},
     "stretched": {
-        "rope_scaling": RopeScaling(
-            factor=4.0, low_freq_factor=1.0, high_freq_factor=3.0, original_seq_len=16
-        )
+        "rope_scaling": RopeScaling(factor=4.0, low_freq_factor=1.0, high_freq_factor=3.0, original_seq_len=16)
     },
 }
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}

@@ -78,9 +78,7 @@ def test_losses_of_tokens_are_weighted_and_sum_to_the_sum():
     given = rows()
     loss = next_token(model, given)
     logits = model.head(model(given.tokens_BT, cu_seqlens=given.cu_seqlens))
-    wanted = torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1), given.labels_BT.flatten(), reduction="none"
-    )
+    wanted = torch.nn.functional.cross_entropy(logits.flatten(0, 1), given.labels_BT.flatten(), reduction="none")
     torch.testing.assert_close(loss.losses_BT, (wanted.view(B, T) * given.weights_BT).detach())
     torch.testing.assert_close(loss.losses_BT.sum(), loss.sum.detach())
     elsewhere = next_token(model, dataclasses.replace(given, positions_BT=given.positions_BT * 3))

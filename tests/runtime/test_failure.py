@@ -38,9 +38,7 @@ def test_a_user_error_is_recorded_with_cause_value_and_remedy(tmp_path: Path):
         fail(tmp_path / "run", error, Whereabouts(phase="save", step=120))
     report = first_failure(tmp_path / "run")
     assert report
-    assert {
-        name: report[name] for name in ("rank", "node", "phase", "step", "type", "cause", "found", "remedy")
-    } == {
+    assert {name: report[name] for name in ("rank", "node", "phase", "step", "type", "cause", "found", "remedy")} == {
         "rank": 3,
         "node": 1,
         "phase": "save",

@@ -111,9 +111,7 @@ def test_console_prints_what_was_asked_for_with_units():
     step = {"loss": 3.41234, "step": 1200, "tokens_per_second": 81234.5, "other": 1, "note": True}
     times = {"seconds": 2.0, "data_stall": 0.0021, "ckpt_blocking": 4.1e-06, "tokens": 4096, "mfu": 0.4123}
     ConsoleSink(names, stream).write(step | times)
-    ConsoleSink(stream=stream).write(
-        {"note": "resumed", "ok": True, "durable_seconds": 12.3, "data_stall": 0.5}
-    )
+    ConsoleSink(stream=stream).write({"note": "resumed", "ok": True, "durable_seconds": 12.3, "data_stall": 0.5})
     ConsoleSink(("absent",), stream).write({"x": 1})
     assert stream.getvalue().splitlines() == [
         "step 1,200  loss 3.412  81,234 tokens/s  mfu 41.2 %  data_stall 0.1 %  ckpt_blocking 0.000 s  4,096 tokens",

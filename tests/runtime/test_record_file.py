@@ -43,9 +43,7 @@ def test_a_full_disk_is_told_once_and_what_it_did_not_take_comes_when_it_has_roo
     ballast = fill(disk, 8192)
     for step in range(1, 9):
         sink.write({"step": step, "text": LONG})
-    assert path.read_bytes().endswith(b"\n"), (
-        "the line that did not fit is cut off, should nothing be written again"
-    )
+    assert path.read_bytes().endswith(b"\n"), "the line that did not fit is cut off, should nothing be written again"
     assert [record["step"] for record in read_jsonl(path)] == [0, 1, 2, 3, 4]
     ballast.unlink()
     sink.write({"step": 9})

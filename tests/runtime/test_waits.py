@@ -168,9 +168,7 @@ def test_a_stop_ends_a_wait_that_heeds_it(told: StopFlag):
     assert one.barrier("meeting", stop=told) == ["", ""]
 
 
-def test_ranks_that_were_only_slower_are_still_met_after_a_stop(
-    told: StopFlag, monkeypatch: pytest.MonkeyPatch
-):
+def test_ranks_that_were_only_slower_are_still_met_after_a_stop(told: StopFlag, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(waits, "STOP_SECONDS", 30.0)
     store = distributed.HashStore()
     one, other = (HostWaits(store, World(rank=rank, world_size=2)) for rank in range(2))

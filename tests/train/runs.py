@@ -35,10 +35,7 @@ checkpoint: {{every: 3}}
 def make_corpus(folder: Path) -> str:
     """A store with the datasets `prose` and `sums`, some held out; its path."""
     rng = random.Random(0)
-    words = [
-        "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(2, 9)))
-        for _ in range(200)
-    ]
+    words = ["".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(2, 9))) for _ in range(200)]
     for name in ("prose", "sums"):
         source = folder / name
         source.mkdir()

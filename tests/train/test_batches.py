@@ -85,7 +85,6 @@ def test_the_trace_of_a_step_has_the_samples_of_the_step_that_the_metrics_call_s
     assert status == 0
     assert 3 in {one["step"] for one in json.loads(output)}
     assert 3 not in {
-        one["step"]
-        for one in json.loads(trace(url, "--document", found[0]["document"], "--steps", "2", "--json")[1])
+        one["step"] for one in json.loads(trace(url, "--document", found[0]["document"], "--steps", "2", "--json")[1])
     }
     assert trace(url, "--step", "0")[0] == 2

@@ -18,9 +18,7 @@ from tests.helpers.corpus import T, store_corpus
 
 def seen(path: Path, *overrides: str) -> set[bytes]:
     """Ids of the documents in the first 150 steps of the run."""
-    config = load_config(
-        str(path), (f"store.url={path.parent / 'store'}", "train.record_delivery=true", *overrides)
-    )
+    config = load_config(str(path), (f"store.url={path.parent / 'store'}", "train.record_delivery=true", *overrides))
     backend = open_store(config.store.url)
     shares = Shares(global_batch=4, micro_batch=4)
     with open_training(config, backend, World(), shares, epoch=0) as loader:
@@ -33,14 +31,11 @@ def test_a_mask_made_on_the_command_line_takes_documents_out_of_a_run(tmp_path: 
     out = [document.id for document in corpus.commits[0][100:300]]
     (tmp_path / "ids").write_text("\n".join(one.hex() for one in out))
     place = ["--store", str(tmp_path / "store"), "--dataset", "corpus"]
-    made = CliRunner().invoke(
-        build_app(), ["dataset", "mask", *place, "--ids", str(tmp_path / "ids"), "--json"]
-    )
+    made = CliRunner().invoke(build_app(), ["dataset", "mask", *place, "--ids", str(tmp_path / "ids"), "--json"])
     mask = json.loads(made.stdout)["mask"]
     path = tmp_path / "run.yaml"
     path.write_text(
-        f"data: {{sequence_length: {T - 1}, sources: [{{dataset: corpus, masks: [{mask}]}}]}}\n"
-        "train: {run: masked}\n"
+        f"data: {{sequence_length: {T - 1}, sources: [{{dataset: corpus, masks: [{mask}]}}]}}\ntrain: {{run: masked}}\n"
     )
     assert not seen(path) & set(out)
     path.write_text(f"data: {{sequence_length: {T - 1}, sources: [{{dataset: corpus}}]}}\n")

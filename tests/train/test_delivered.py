@@ -59,9 +59,7 @@ def recorded(store: Backend, path: Path, change: Change) -> pa.Table:
     return read_records(paths)
 
 
-def test_rows_as_the_engine_gets_them_are_those_of_the_plan(
-    store: Backend, planned: pa.Table, tmp_path: Path
-) -> None:
+def test_rows_as_the_engine_gets_them_are_those_of_the_plan(store: Backend, planned: pa.Table, tmp_path: Path) -> None:
     found = recorded(store, tmp_path, lambda rows: rows)
     assert found.select(COLUMNS).equals(planned.select(COLUMNS))
     last = [pieces[-1]["tokens"] for pieces in found["pieces"].to_pylist()]

@@ -133,9 +133,7 @@ def the_other_never_comes(rank: int, size: int, path: str) -> str:
 
 def test_a_rank_that_waits_for_others_to_start_heeds_signals(path: Path, tmp_path: Path) -> None:
     first, _ = run_ranks(the_other_never_comes, 2, str(path), timeout=120)
-    assert re.match(
-        r"RankError: rank 0 waited \d+ s for rank 1 in meeting, .* told to stop \(SIGTERM\)", first
-    )
+    assert re.match(r"RankError: rank 0 waited \d+ s for rank 1 in meeting, .* told to stop \(SIGTERM\)", first)
     report = first_failure(tmp_path / "run")
     assert report is not None
     assert report["type"] == "RankError"

@@ -70,6 +70,6 @@ def test_the_step_after_a_save_waits_until_the_state_is_copied(tmp_path: Path) -
         if not torch.equal(found.tensor(name, state=state).view(-1)[start : start + len(values)], values)
     ]
     assert torn == []
-    assert any(
-        not torch.equal(before[3], after[3]) for before, after in zip(held[1], held[2], strict=True)
-    ), "the optimizer wrote nothing that a copy could be torn by"
+    assert any(not torch.equal(before[3], after[3]) for before, after in zip(held[1], held[2], strict=True)), (
+        "the optimizer wrote nothing that a copy could be torn by"
+    )

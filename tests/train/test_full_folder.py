@@ -74,9 +74,7 @@ def train_on(rank: int, size: int, path: str, overrides: tuple[str, ...], ballas
 
 def audit(store: str, folder: Path) -> dict[str, Any]:
     records = [str(path) for path in sorted((folder / "delivery").glob("*.arrow"))]
-    found = CliRunner().invoke(
-        build_app(), ["dataset", "audit", "--store", store, "--run", "run", *records, "--json"]
-    )
+    found = CliRunner().invoke(build_app(), ["dataset", "audit", "--store", store, "--run", "run", *records, "--json"])
     return dict(json.loads(found.stdout))
 
 

@@ -42,9 +42,7 @@ def train_until_step_3_is_saved(
 
 
 @pytest.mark.parametrize("skipping", [0, 1, None])
-def test_a_stop_saves_a_step_unless_its_own_save_succeeds(
-    store: str, tmp_path: Path, skipping: int | None
-) -> None:
+def test_a_stop_saves_a_step_unless_its_own_save_succeeds(store: str, tmp_path: Path, skipping: int | None) -> None:
     path = write_config(tmp_path, store)
     run = f"skipping-{skipping}"
     overrides = (f"train.run={run}", "train.steps=100000", "checkpoint.every=3")
@@ -56,15 +54,11 @@ def test_a_stop_saves_a_step_unless_its_own_save_succeeds(
     assert found == [*lost[skipping], (3, "acknowledged")]
 
 
-def test_a_run_whose_last_save_found_the_disk_full_fails_and_says_what_there_is(
-    store: str, tmp_path: Path
-) -> None:
+def test_a_run_whose_last_save_found_the_disk_full_fails_and_says_what_there_is(store: str, tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", "24m") as disk:
         shutil.copytree(store, disk / "store", ignore=shutil.ignore_patterns("runs"))
         path = write_config(tmp_path, str(disk / "store"))
-        with pytest.raises(
-            StoreError, match=r"after step 2 .* not saved; there is no checkpoint.*full"
-        ) as caught:
+        with pytest.raises(StoreError, match=r"after step 2 .* not saved; there is no checkpoint.*full") as caught:
             run_full(path, disk, "train.steps=2")
         assert "fmscale doctor" in caught.value.remedy
         outcome = json.loads((tmp_path / "run" / "outcome.json").read_text())

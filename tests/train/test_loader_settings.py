@@ -55,9 +55,7 @@ def required(field: Field[Any]) -> bool:
 
 def test_every_field_reaches_the_loader(monkeypatch: pytest.MonkeyPatch, memory_store: Backend) -> None:
     given: list[dict[str, Any]] = []
-    monkeypatch.setattr(
-        data, "open_loader", lambda store, **options: given.append({"store": store, **options})
-    )
+    monkeypatch.setattr(data, "open_loader", lambda store, **options: given.append({"store": store, **options}))
     data.open_training(CONFIG, memory_store, RANK, data.Shares(global_batch=24, micro_batch=2), epoch=23)
     [found] = given
     assert found == {

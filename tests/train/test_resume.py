@@ -47,9 +47,7 @@ def test_resume_at_the_same_size_is_bit_exact(store: str, tmp_path: Path, size: 
     again = go(size, path, f"train.run=parts{size}")
     assert (again["first_step"], again["last_step"]) == (4, 8)
     found = catalog.list_checkpoints(open_store(store), f"parts{size}")
-    assert [one.verified for one in found if one.step == 4] == [True], (
-        "every byte of it was read and is right"
-    )
+    assert [one.verified for one in found if one.step == 4] == [True], "every byte of it was read and is right"
     whole, parts = tmp_path / f"whole{size}", tmp_path / f"parts{size}"
     assert exact(parts) == exact(whole)
     assert len(exact(whole)) == 8
@@ -129,9 +127,7 @@ def test_state_is_equal_to_the_bit_right_after_the_restore(
     run = f"s{size}{stage}{precision}"
     common = ("batch.uneven=fill", f"train.precision={precision}", f"train.run={run}", "train.steps=2")
     go(2, path, *common, "train.zero_stage=3")
-    ranks = run_ranks(
-        state_after_restore, size, str(path), (*common, f"train.zero_stage={stage}"), timeout=120
-    )
+    ranks = run_ranks(state_after_restore, size, str(path), (*common, f"train.zero_stage={stage}"), timeout=120)
     from fmscale.checkpoint.checkpoint import open_checkpoint as open_checkpoint
 
     saved = open_checkpoint(f"{store}#{run}@2")

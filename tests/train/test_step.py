@@ -24,9 +24,7 @@ def poisoned(rank: int, size: int, stage: int, precision: str) -> Any:
 
     def infinite(rows: Any) -> Any:
         loss = real(rows)
-        return type(loss)(
-            sum=loss.sum * (math.inf if rank == 0 else 1), count=loss.count, losses_BT=loss.losses_BT
-        )
+        return type(loss)(sum=loss.sum * (math.inf if rank == 0 else 1), count=loss.count, losses_BT=loss.losses_BT)
 
     engine.forward = infinite  # type: ignore[method-assign]
     bad = train(engine, rank, size, range(1, 2))

@@ -20,9 +20,7 @@ from fmscale.checkpoint.format.manifest import Tensor
 class _Streaming(DefaultSavePlanner):
     """Reads a tensor when it is its turn."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, tensors: dict[str, Tensor], progress: Callable[[int], None]
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, tensors: dict[str, Tensor], progress: Callable[[int], None]) -> None:
         super().__init__()
         self._checkpoint = checkpoint
         self._tensors = tensors
@@ -38,8 +36,7 @@ def export_dcp(checkpoint: Checkpoint, folder: Path, progress: Callable[[int], N
     """Write model.NAME for weights and optim.state.NAME.STATE for the rest; the files written."""
     tensors = {_key(one): one for one in checkpoint.manifest.tensors}
     empty = {
-        key: torch.empty(one.shape, dtype=getattr(torch, one.dtype), device="meta")
-        for key, one in tensors.items()
+        key: torch.empty(one.shape, dtype=getattr(torch, one.dtype), device="meta") for key, one in tensors.items()
     }
     save(
         empty,

@@ -75,9 +75,7 @@ def export_checkpoint(
         ]
         return [_write(checkpoint, folder / "checkpoint.safetensors", tensors, progress)]
     weights = [one for one in checkpoint.manifest.tensors if one.state == "weight"]
-    tensors = [
-        Export(source=one, name=_mapped(one.name, names), dtype=_converted(one, dtype)) for one in weights
-    ]
+    tensors = [Export(source=one, name=_mapped(one.name, names), dtype=_converted(one, dtype)) for one in weights]
     written = _write_sharded(checkpoint, folder, tensors, shard_bytes, progress)
     if config is not None:
         written.append(_write_json(folder / "config.json", config))

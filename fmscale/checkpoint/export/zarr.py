@@ -63,9 +63,7 @@ class CheckpointStore(Store):
 
     __hash__ = None  # type: ignore[assignment]
 
-    async def get(
-        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
-    ) -> Buffer | None:
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         """An object of the hierarchy, or None."""
         if key in self._metadata:
             data = torch.frombuffer(bytearray(self._metadata[key]), dtype=torch.uint8)
@@ -208,6 +206,4 @@ def _part(data: torch.Tensor, byte_range: ByteRequest | None) -> torch.Tensor:
 
 
 def _read_only(key: str) -> AccessDenied:
-    return AccessDenied(
-        "a checkpoint is not changed through its Zarr view", found=key, remedy="Copy the array."
-    )
+    return AccessDenied("a checkpoint is not changed through its Zarr view", found=key, remedy="Copy the array.")

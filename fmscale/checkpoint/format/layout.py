@@ -85,9 +85,7 @@ class FileLayout:
 
 def plan_layout(ranges: Sequence[FileRange], file_bytes: int = FILE_BYTES) -> FileLayout:
     """Sort pieces and cut them into files. A piece is never split: one larger than `file_bytes` has its own."""
-    order = sorted(
-        range(len(ranges)), key=lambda i: (-DTYPES[ranges[i].dtype][1], ranges[i].state, ranges[i].dtype, i)
-    )
+    order = sorted(range(len(ranges)), key=lambda i: (-DTYPES[ranges[i].dtype][1], ranges[i].state, ranges[i].dtype, i))
     placed = [ranges[i] for i in order]
     files: list[FileImage] = []
     offsets: list[int] = []

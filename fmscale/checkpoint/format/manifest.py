@@ -192,9 +192,7 @@ def decode(data: bytes, digest: str, where: str) -> CheckpointManifest:
     """The manifest in the bytes of the object `where`. Raises CorruptData unless they have the digest, FormatError."""
     found = metadata_digest(data)
     if found != digest:
-        raise CorruptData(
-            f"{where} does not have the digest that the log records", found=found, remedy=damaged(where)
-        )
+        raise CorruptData(f"{where} does not have the digest that the log records", found=found, remedy=damaged(where))
     table = pa.ipc.open_file(pa.BufferReader(data)).read_all()
     head = json.loads(table.schema.metadata[_KEY])
     check_version(head["format_version"], where)

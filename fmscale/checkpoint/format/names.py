@@ -28,9 +28,7 @@ SUMS = ".crc32c"
 def run_prefix(run: str) -> str:
     """Folder of a run. Raises ConfigError for what is no plain name."""
     if not run or "/" in run or "@" in run or "#" in run or run.startswith("."):
-        raise ConfigError(
-            "a run has a plain name", found=run, remedy="Use letters, digits, '-', '_' and '.' inside."
-        )
+        raise ConfigError("a run has a plain name", found=run, remedy="Use letters, digits, '-', '_' and '.' inside.")
     return f"runs/{run}"
 
 

@@ -83,9 +83,7 @@ def gather(
                 seals[rank] = decode_seal(backend.get(key), key)
             elif refused_key(job.folder, rank).rsplit("/", 1)[-1] in names:
                 reason = json.loads(backend.get(refused_key(job.folder, rank)))["reason"]
-                raise SaveFailed(
-                    f"rank {rank} did not save step {job.step}: {reason.rstrip('.')}", remedy=NEXT
-                )
+                raise SaveFailed(f"rank {rank} did not save step {job.step}: {reason.rstrip('.')}", remedy=NEXT)
         if len(seals) == settings.world_size:
             break
         missing = [rank for rank in missing if rank not in seals]
@@ -103,9 +101,7 @@ def gather(
     return [seals[rank] for rank in range(settings.world_size)]
 
 
-def commit_seals(
-    log: Log, settings: SaveSettings, job: SaveJob, seals: list[Seal], state: RunState
-) -> LogEntry:
+def commit_seals(log: Log, settings: SaveSettings, job: SaveJob, seals: list[Seal], state: RunState) -> LogEntry:
     """Store the manifest and append the entry that makes the checkpoint exist; durable when this returns.
 
     If an earlier process of this rank did so already, that entry. Raises LeaseLost for a zombie, Conflict
@@ -170,15 +166,11 @@ def await_outcome(
                 return state.committed[job.folder]
             reason = failure(log.backend, job)
             if reason is not None:
-                raise SaveFailed(
-                    f"rank 0 gave up the save of step {job.step}: {reason.rstrip('.')}", remedy=NEXT
-                )
+                raise SaveFailed(f"rank 0 gave up the save of step {job.step}: {reason.rstrip('.')}", remedy=NEXT)
         except StoreUnavailable:
             pass  # asked again below, until the deadline
         if listener.silent([0]):
-            raise SaveFailed(
-                f"rank 0 has not committed step {job.step} and gives no sign of life", remedy=KILLED
-            )
+            raise SaveFailed(f"rank 0 has not committed step {job.step} and gives no sign of life", remedy=KILLED)
         waited = time.monotonic() - begin
         if waited > settings.seal_seconds + settings.deadline or stop():
             raise SaveFailed(

@@ -132,9 +132,7 @@ def _store_local(
     exact: bool,
 ) -> np.ndarray | None:
     if getattr(backend, "read_only", False):
-        raise AccessDenied(
-            "the store is open for reading only", found=key, remedy="Open it without read_only."
-        )
+        raise AccessDenied("the store is open for reading only", found=key, remedy="Open it without read_only.")
     folder = os.path.dirname(path)
     files: list[_File] = []
     with translated(key, writing=True):
@@ -162,9 +160,7 @@ def _store_local(
     return sums
 
 
-def _write_stream(
-    file: _File, stream: Stream, fill: Fill, pool: Executor, digests: bool, exact: bool
-) -> np.ndarray:
+def _write_stream(file: _File, stream: Stream, fill: Fill, pool: Executor, digests: bool, exact: bool) -> np.ndarray:
     """Fill the file from the stream; the checksums."""
     reserved = _Reserved(file.descriptor)
     found: dict[int, np.ndarray] = {}

@@ -79,9 +79,7 @@ def store_part(
             if file not in files:
                 files.append(file)
             offsets[i] = (files.index(file), placed.offset)
-        pieces.append(
-            StoredPiece(range=one, file=offsets[i][0], offset=offsets[i][1], digest=part.digests[i])
-        )
+        pieces.append(StoredPiece(range=one, file=offsets[i][0], offset=offsets[i][1], digest=part.digests[i]))
     seal = Seal(
         step=job.step,
         folder=job.folder,

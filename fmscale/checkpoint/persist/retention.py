@@ -63,9 +63,7 @@ def tidy(log: Log, settings: SaveSettings, state: RetirementState, named: set[st
     never commit them. Raises LeaseLost for a zombie, StoreError.
     """
     replay(log, state)
-    old = expired(
-        state.live.values(), state.pins, keep_last=settings.keep_last, keep_every=settings.keep_every
-    )
+    old = expired(state.live.values(), state.pins, keep_last=settings.keep_last, keep_every=settings.keep_every)
     marked = [number for number in old if number in state.pins]
     left = [name for name in _left_over(log.backend, settings, state) if name not in named]
     # A Conflict: somebody pinned or retired one meanwhile; the next save looks again.

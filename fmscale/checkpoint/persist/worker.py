@@ -214,9 +214,7 @@ class Worker:
 
     def _outcome(self, job: SaveJob, seal: Seal) -> LogEntry:
         if self._settings.rank:
-            return await_outcome(
-                self._log, self._settings, job, self._state, self._stopping.is_set, self._alone.is_set
-            )
+            return await_outcome(self._log, self._settings, job, self._state, self._stopping.is_set, self._alone.is_set)
         if job.attempt and (reason := failure(self._backend, job)):
             raise SaveFailed(reason, remedy=NEXT)
         seals = gather(self._backend, self._settings, job, seal, self._stopping.is_set, self._alone.is_set)

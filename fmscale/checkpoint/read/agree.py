@@ -57,9 +57,7 @@ class RankVote:
             damage = str(error)
         except FmscaleError as error:
             failed = error
-        answers = [
-            json.loads(one) for one in self.exchange(json.dumps([damage, str(failed) if failed else ""]))
-        ]
+        answers = [json.loads(one) for one in self.exchange(json.dumps([damage, str(failed) if failed else ""]))]
         if failed is not None:
             raise failed
         for rank, (_, problem) in enumerate(answers):

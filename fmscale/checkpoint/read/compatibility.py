@@ -40,9 +40,7 @@ def differences(manifest: CheckpointManifest, asked: Iterable[FileRange]) -> str
     )
 
 
-def refuse_other_model(
-    manifest: CheckpointManifest, answers: Sequence[str], where: str, *, partial: bool
-) -> None:
+def refuse_other_model(manifest: CheckpointManifest, answers: Sequence[str], where: str, *, partial: bool) -> None:
     """Raise ConfigError, on every rank alike, unless the ranks ask for what the checkpoint has. With `partial`
     they need not ask for all of it. States are named only where the tensor's others do not differ in the same way.
     """

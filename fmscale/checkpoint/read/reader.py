@@ -97,9 +97,7 @@ class Reader:
                 pool.shutdown(cancel_futures=True)
                 raise
 
-    def _spans(
-        self, file: int, parts: list[ByteRequest]
-    ) -> Iterator[tuple[int, int, int, list[ByteRequest]]]:
+    def _spans(self, file: int, parts: list[ByteRequest]) -> Iterator[tuple[int, int, int, list[ByteRequest]]]:
         """Runs of whole chunks, (file, begin, end, what is wanted of it), of about SPAN_BYTES."""
         size = self.manifest.files[file].bytes
         held: list[ByteRequest] = []
@@ -114,11 +112,7 @@ class Reader:
                 if not held:
                     begin = end = low
                 taken = min(part.offset + part.bytes, begin + SPAN_BYTES) - at
-                held.append(
-                    ByteRequest(
-                        file=file, offset=at, bytes=taken, put=part.put, at=part.at + at - part.offset
-                    )
-                )
+                held.append(ByteRequest(file=file, offset=at, bytes=taken, put=part.put, at=part.at + at - part.offset))
                 end = max(end, min(size, -(-(at + taken) // CHUNK_BYTES) * CHUNK_BYTES))
                 at += taken
         if held:

@@ -85,9 +85,7 @@ def restore(
     The tensors hold anything after an error.
     """
     ranks = RankVote(waits, WAIT, deadline)
-    found = [
-        CheckpointEntry(**one) for one in json.loads(ranks.first(lambda: _candidates(backend, run, which)))
-    ]
+    found = [CheckpointEntry(**one) for one in json.loads(ranks.first(lambda: _candidates(backend, run, which)))]
     ranges = [checked(piece) for piece in pieces]
     passed: list[RejectedCheckpoint] = []
     for candidate in found:

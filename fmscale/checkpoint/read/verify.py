@@ -68,9 +68,7 @@ def _verify_file(
         return [CheckpointProblem(key=file.key, chunk=None, what=error.cause)]
     found = []
     if size != file.bytes:
-        found.append(
-            CheckpointProblem(key=file.key, chunk=None, what=f"has {size} bytes instead of {file.bytes}")
-        )
+        found.append(CheckpointProblem(key=file.key, chunk=None, what=f"has {size} bytes instead of {file.bytes}"))
     buffer = memoryview(bytearray(SPAN_BYTES))
     end = min(size, file.bytes)
     for start in range(0, end, SPAN_BYTES):

@@ -42,17 +42,12 @@ def convert(tree: Tree, kind: Any, path: str, places: dict[str, str]) -> Any:
             for i, (item, argument) in enumerate(zip(items, arguments, strict=True))
         )
     if origin in (tuple, list):
-        values = (
-            convert(item, arguments[0], f"{path}.{i}", places)
-            for i, item in enumerate(_items(tree, kind, path))
-        )
+        values = (convert(item, arguments[0], f"{path}.{i}", places) for i, item in enumerate(_items(tree, kind, path)))
         return origin(values)
     if origin is dict:
         if not isinstance(tree, YamlTable):
             raise _mismatch(tree, kind, path)
-        return {
-            key: convert(value, arguments[1], _join(path, key), places) for key, value in tree.entries.items()
-        }
+        return {key: convert(value, arguments[1], _join(path, key), places) for key, value in tree.entries.items()}
     return _scalar(tree, kind, path)
 
 

@@ -75,9 +75,7 @@ def parse(text: str, name: str) -> Tree:
             f"{place}: not valid YAML: {error.problem}", remedy="Check indentation, quotes and brackets."
         ) from error
     except yaml.YAMLError as error:
-        raise ConfigError(
-            f"{name}: not valid YAML: {error}", remedy="Correct the line that is named."
-        ) from error
+        raise ConfigError(f"{name}: not valid YAML: {error}", remedy="Correct the line that is named.") from error
     if node is None:
         return YamlTable(entries={}, places={}, place=f"{name}:1")
     return _convert(node, name, ())
@@ -123,9 +121,7 @@ def read_file(path: Path) -> YamlTable:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{path}: not a text file in UTF-8", found=str(error), remedy="Name a YAML file."
-        ) from error
+        raise ConfigError(f"{path}: not a text file in UTF-8", found=str(error), remedy="Name a YAML file.") from error
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot be read: {error.strerror}", remedy="Check the path and the rights to it."

@@ -21,9 +21,7 @@ from fmscale.data.ingest.messages import Message, decode, encode, rebuild_error
 from fmscale.data.ingest.plan import Work
 from fmscale.errors import RankError
 
-FAULTS = frozenset(
-    {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP}
-)
+FAULTS = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP})
 """Signals that a process gets for what it did itself. Others, such as the 9 of the kernel that is out of
 memory, come from outside: they say nothing about the file, and end the job.
 """

@@ -236,8 +236,7 @@ def commit_job(job: IngestJob, progress: Progress, writers: int) -> IngestResult
         )
     splits = sorted({split for record in records for split in record.seals})
     segments = {
-        split: [(record.unit, record.seals[split]) for record in records if split in record.seals]
-        for split in splits
+        split: [(record.unit, record.seals[split]) for record in records if split in record.seals] for split in splits
     }
     tokenizer = from_json(load_tokenizer(job.backend, job.stored.tokenizer))
     commit = job.dataset.append_commit(
@@ -260,14 +259,10 @@ def commit_job(job: IngestJob, progress: Progress, writers: int) -> IngestResult
             }
         },
     )
-    return _result(
-        job.request.dataset, commit, begin=job.begin, new=True, resumed=len(job.finished), writers=writers
-    )
+    return _result(job.request.dataset, commit, begin=job.begin, new=True, resumed=len(job.finished), writers=writers)
 
 
-def _open_plan(
-    dataset: Dataset, listing: Listing, request: IngestRequest, policy: IngestPolicy
-) -> IngestPlan:
+def _open_plan(dataset: Dataset, listing: Listing, request: IngestRequest, policy: IngestPolicy) -> IngestPlan:
     """The plan, under the first job digest that no retired commit has used."""
     for again in count():
         options = Options(
@@ -287,9 +282,7 @@ def _open_plan(
     raise AssertionError("count() does not end")
 
 
-def _store_plan(
-    backend: Backend, dataset: str, plan: IngestPlan, policy: IngestPolicy, listing: Listing
-) -> StoredPlan:
+def _store_plan(backend: Backend, dataset: str, plan: IngestPlan, policy: IngestPolicy, listing: Listing) -> StoredPlan:
     """Store the plan with its tokenizer; the one that was stored first is the job's."""
     tokenizer = policy.tokenizer
     if tokenizer is None:

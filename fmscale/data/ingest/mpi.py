@@ -100,9 +100,7 @@ class MpiRanks:
                 )
             if now - noticed >= NOTICE_SECONDS:
                 noticed = now
-                logger.warning(
-                    "rank %d waited %.0f s for rank %s in %s", self.rank, now - begin, names, phase
-                )
+                logger.warning("rank %d waited %.0f s for rank %s in %s", self.rank, now - begin, names, phase)
         return found
 
     def flush(self) -> None:

@@ -71,9 +71,7 @@ class Work:
 
     def piece(self, field: str) -> FilePart:
         """What a format's reader needs to know."""
-        return FilePart(
-            source=self.file.source, format=self.file.format, field=field, index=self.index, of=self.of
-        )
+        return FilePart(source=self.file.source, format=self.file.format, field=field, index=self.index, of=self.of)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,14 +188,10 @@ def load_plan(backend: Backend, dataset: str, job: str) -> StoredPlan | None:
     plan = IngestPlan(
         files=tuple(
             File(source=source, bytes=size, changed=changed, format=format, root=root, name=name)
-            for (source, size, changed, format), (root, name) in zip(
-                identity["files"], identity["where"], strict=True
-            )
+            for (source, size, changed, format), (root, name) in zip(identity["files"], identity["where"], strict=True)
         ),
         skipped=SkippedInput.from_json(content["skipped"]),
-        options=Options(
-            **{name: identity[name] for name in ("field", "heldout", "tokenizer", "bos", "eos", "again")}
-        ),
+        options=Options(**{name: identity[name] for name in ("field", "heldout", "tokenizer", "bos", "eos", "again")}),
         unit_bytes=identity["unit_bytes"],
         guessed=SkippedInput.from_json(content.get("guessed", {})),
     )

@@ -49,9 +49,7 @@ class SkippedInput:
 
     def to_json(self) -> dict[str, Any]:
         """For a record, a commit or a table."""
-        return {
-            reason: {"count": n, "first": self.first[reason]} for reason, n in sorted(self.counts.items())
-        }
+        return {reason: {"count": n, "first": self.first[reason]} for reason, n in sorted(self.counts.items())}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "SkippedInput":

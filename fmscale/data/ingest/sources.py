@@ -161,9 +161,7 @@ def parse_argument(argument: str) -> Root:
     parts = path.parts
     first = next((i for i, part in enumerate(parts) if GLOB.search(part)), None)
     if first is None:
-        raise ConfigError(
-            "There is no such file or folder", found=argument, remedy="Check the path; globs are quoted."
-        )
+        raise ConfigError("There is no such file or folder", found=argument, remedy="Check the path; globs are quoted.")
     return Root(url=str(Path(*parts[:first]).resolve()), pattern="/".join(parts[first:]))
 
 

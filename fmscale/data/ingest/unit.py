@@ -96,12 +96,9 @@ class UnitWriter:
                 documents += len(batch)
             folder = (self.assignment.dataset, self.assignment.job, unit)
             seals = {
-                split: writers[split].finish(self._backend, segment_prefix(*folder, split))
-                for split in sorted(writers)
+                split: writers[split].finish(self._backend, segment_prefix(*folder, split)) for split in sorted(writers)
             }
-        record = UnitRecord(
-            unit=unit, seals=seals, documents=documents, text_bytes=text_bytes, skipped=skipped
-        )
+        record = UnitRecord(unit=unit, seals=seals, documents=documents, text_bytes=text_bytes, skipped=skipped)
         self._store(record)
         return record
 

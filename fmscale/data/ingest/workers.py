@@ -81,9 +81,7 @@ def run_processes(
 class _Process:
     """One writer: its pipes, and the unit that it works on."""
 
-    def __init__(
-        self, assignment: UnitTask, answers: "queue.SimpleQueue[tuple[_Process, Message | None]]"
-    ) -> None:
+    def __init__(self, assignment: UnitTask, answers: "queue.SimpleQueue[tuple[_Process, Message | None]]") -> None:
         self.unit: int | None = None
         self._answers = answers
         # One process a core: threads inside each would only take turns.

@@ -117,9 +117,7 @@ class Mixture:
         return number
 
 
-def _deal(
-    node: _Node | _Leaf, r: U64, which: NDArray[np.intp], source: NDArray[np.intp], number: U64
-) -> None:
+def _deal(node: _Node | _Leaf, r: U64, which: NDArray[np.intp], source: NDArray[np.intp], number: U64) -> None:
     """Write source and number of the samples `which`, of which the node gets its samples r."""
     if isinstance(node, _Leaf):
         source[which] = node.source

@@ -239,9 +239,7 @@ def _step(c: Constants, table: CommitTable, x: U64, key: U64) -> tuple[U64, U64]
     offset = z - place * c.b
     inside = place < c.units
     every = bool(inside.all())
-    unit = permute(
-        place if every else np.minimum(place, c.units - _ONE), c.over_units(), stream_key(key, _ZERO)
-    )
+    unit = permute(place if every else np.minimum(place, c.units - _ONE), c.over_units(), stream_key(key, _ZERO))
     row = cell_id(table, c.first_unit, c.b, c.rows, unit, offset)
     return row if every else np.where(inside, row, z), lane
 

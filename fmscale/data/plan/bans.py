@@ -120,9 +120,7 @@ class Bans:
                     remedy=f"Rows go from 0 to {rows - 1}; ranges are [first, stop).",
                 )
             by_source.setdefault(ban.source, []).append((number, ban))
-        self._tables = {
-            source: _Table(entries, orders.orders[source].units.N) for source, entries in by_source.items()
-        }
+        self._tables = {source: _Table(entries, orders.orders[source].units.N) for source, entries in by_source.items()}
         for source, table in self._tables.items():
             if not table.allowed:
                 raise DataError(

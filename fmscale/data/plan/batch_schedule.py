@@ -36,9 +36,7 @@ class BatchSchedule:
             )
         self.schedule = tuple((int(step), int(batch)) for step, batch in schedule)
         """(first step, global batch)."""
-        self._steps, self._sizes = (
-            np.array(column, dtype=np.int64) for column in zip(*schedule, strict=True)
-        )
+        self._steps, self._sizes = (np.array(column, dtype=np.int64) for column in zip(*schedule, strict=True))
         ends = np.cumsum(np.diff(self._steps) * self._sizes[:-1], dtype=np.int64)
         self._firsts = np.concatenate((np.zeros(1, dtype=np.int64), ends))
 
@@ -90,9 +88,7 @@ def rank_slots(samples: "Samples", dp_rank: int, dp_size: int) -> NDArray[np.int
     return order[first:stop]
 
 
-def forward_slots(
-    indexes: NDArray[np.intp], forwards: int, rows: int
-) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+def forward_slots(indexes: NDArray[np.intp], forwards: int, rows: int) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
     """A rank's rows spread over its forwards, shape (forwards, rows), and which of them are real.
 
     The rest are fillers, which repeat a row (index 0 if the rank has none) and must weigh nothing.

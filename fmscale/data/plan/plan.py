@@ -83,9 +83,7 @@ class Plan:
         self.bans = tuple(bans)
         self.log_head = log_head
         self.stages, self.sources, self._indexes = _resolved(stages)
-        self.orders = tuple(
-            Order(source.view.units, source.seed, source.view.window) for source in self.sources
-        )
+        self.orders = tuple(Order(source.view.units, source.seed, source.view.window) for source in self.sources)
         """The order of each source."""
         self._orders = Orders(self.orders)
         self._bans = Bans(self.bans, self._orders)
@@ -210,9 +208,7 @@ def source_key(source: Source) -> tuple[str, int]:
 
 def stage_json(stage: Stage) -> dict[str, Any]:
     """A stage as JSON values; views by their digest."""
-    sources = [
-        {"view": s.view.digest, "weight": s.weight, "seed": s.seed, "name": s.name} for s in stage.sources
-    ]
+    sources = [{"view": s.view.digest, "weight": s.weight, "seed": s.seed, "name": s.name} for s in stage.sources]
     return {"from_k": stage.from_k, "sources": sources, "positions": list(stage.positions)}
 
 

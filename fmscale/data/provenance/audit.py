@@ -101,9 +101,7 @@ class _Stream:
     total: int
 
 
-def audit(
-    records: Sequence[Path], sources: Sequence[AuditSource], trained: range | None = None
-) -> AuditReport:
+def audit(records: Sequence[Path], sources: Sequence[AuditSource], trained: range | None = None) -> AuditReport:
     """Audit the rows in the records of all ranks against the stored datasets. `trained` are samples that the run is
     known to have been given.
 
@@ -139,9 +137,7 @@ def audit(
     row_tokens = int(tokens[rows_of == 0].sum())
     for number, stream in enumerate(streams):
         here = source[rows_of] == number
-        counts = _coverage(
-            place[here], tokens[here], stream, sources[number], row_tokens, partial=int(k[0]) > 0
-        )
+        counts = _coverage(place[here], tokens[here], stream, sources[number], row_tokens, partial=int(k[0]) > 0)
         twice, masked, missing = twice + counts[0], masked + counts[1], missing + counts[2]
     expected = range(int(k[0]), int(k[-1]) + 1)
     if trained:
@@ -263,9 +259,7 @@ def _wrong_rows(
             # Neighbouring documents of a segment are one run of tokens: one read for all of them.
             end = at + 1
             while (
-                end < bounds[row + 1]
-                and segment[end] == segment[at]
-                and place[end] == place[end - 1] + tokens[end - 1]
+                end < bounds[row + 1] and segment[end] == segment[at] and place[end] == place[end - 1] + tokens[end - 1]
             ):
                 end += 1
             origin, handle, start = stream.segments[segment[at]]

@@ -19,9 +19,7 @@ from fmscale.data.batch import Microbatch
 from fmscale.errors import DataError
 from fmscale.runtime.record_file import RecordFile
 
-PIECE = pa.struct(
-    [("document", pa.binary(16)), ("offset", pa.int64()), ("start", pa.int32()), ("tokens", pa.int32())]
-)
+PIECE = pa.struct([("document", pa.binary(16)), ("offset", pa.int64()), ("start", pa.int32()), ("tokens", pa.int32())])
 SCHEMA = pa.schema(
     [
         ("k", pa.uint64()),

@@ -286,9 +286,7 @@ class Planner:
             here = source == number
             unit[here], offset[here] = self.plan.sources[number].view.units.unit_of(row[here])
         joined = source.astype(np.int64) << 48 | unit
-        _, first, inverse, uses = np.unique(
-            joined, return_index=True, return_inverse=True, return_counts=True
-        )
+        _, first, inverse, uses = np.unique(joined, return_index=True, return_inverse=True, return_counts=True)
         by_use = np.argsort(first)
         place = np.empty_like(by_use)
         place[by_use] = np.arange(len(by_use))

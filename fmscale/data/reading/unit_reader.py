@@ -110,9 +110,7 @@ class UnitReader:
                     low = max(piece.start - number * layout.shard, 0)
                     high = min(piece.start + piece.count - number * layout.shard, layout.shard)
                     ref = segment.array_shard("tokens", number)
-                    self.fetcher.advise(
-                        ref, low * layout.row_bytes, (high - low) * layout.row_bytes, next_use
-                    )
+                    self.fetcher.advise(ref, low * layout.row_bytes, (high - low) * layout.row_bytes, next_use)
 
     def _segment(self, commit: int, index: int) -> TokenSegment:
         key = (commit, index)
@@ -197,9 +195,7 @@ class UnitReader:
                 self._salvage(ref, layout, low, high, rows, position - start, lost)
             position += high - low
 
-    def _copy(
-        self, ref: ObjectRef, layout: ArrayLayout, low: int, high: int, out: np.ndarray, next_use: int
-    ) -> None:
+    def _copy(self, ref: ObjectRef, layout: ArrayLayout, low: int, high: int, out: np.ndarray, next_use: int) -> None:
         """Rows [low, high) of a shard into `out`."""
         self.fetcher.read(ref, low * layout.row_bytes, out.data.cast("B"), next_use)
 
@@ -231,9 +227,7 @@ class UnitReader:
             found.offset = piece.start - (int(ends[first - 1]) if first else 0)
         # Both are read before either is kept: what cannot be read must not leave ends without ids.
         if self.document_ids:
-            found.ids.append(
-                self._document_rows(segment, "document_ids", before + first, last - first + 1).copy()
-            )
+            found.ids.append(self._document_rows(segment, "document_ids", before + first, last - first + 1).copy())
         inside = ends[first : last + 1] - (piece.start - at)
         inside[-1] = at + piece.count
         found.ends.append(inside)

@@ -161,16 +161,12 @@ def make_mask(dataset: Dataset, documents: Documents, *, split: str = "train") -
     Raises DataError if there are none.
     """
     if not len(documents.commit):
-        raise DataError(
-            "no document is to be masked", remedy="Check the ids, or what the documents are picked by."
-        )
+        raise DataError("no document is to be masked", remedy="Check the ids, or what the documents are picked by.")
     order = np.lexsort((documents.start, documents.segment, documents.commit))
     columns = documents.take(order)
     header = canonical_json({"format_version": FORMAT_VERSION, "dataset": dataset.name, "split": split})
     arrays = [pa.array(column) for column in columns[:5]]
-    arrays.append(
-        pa.Array.from_buffers(pa.binary(16), len(order), [None, pa.py_buffer(columns.id.tobytes())])
-    )
+    arrays.append(pa.Array.from_buffers(pa.binary(16), len(order), [None, pa.py_buffer(columns.id.tobytes())]))
     schema = SCHEMA.with_metadata({HEADER_KEY: header})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, schema) as writer:

@@ -131,9 +131,7 @@ def make_view(
         )
     chosen = dataset.commits() if commits is None else [dataset.commit(n) for n in sorted(set(commits))]
     if not chosen:
-        raise DataError(
-            f"Dataset {dataset.name} has no live commit", remedy="Ingest into it, or use another dataset."
-        )
+        raise DataError(f"Dataset {dataset.name} has no live commit", remedy="Ingest into it, or use another dataset.")
     first = chosen[0]
     if first.kind != "tokens":
         raise DataError(
@@ -143,14 +141,10 @@ def make_view(
         )
     splits = sorted({name for commit in chosen for name in commit.manifests})
     if split not in splits:
-        raise DataError(
-            f"Dataset {dataset.name} has no such split", found=split, remedy=f"It has {', '.join(splits)}."
-        )
+        raise DataError(f"Dataset {dataset.name} has no such split", found=split, remedy=f"It has {', '.join(splits)}.")
     loaded = [load_mask(dataset.backend, dataset.name, digest) for digest in sorted(set(masks))]
     tokens = tuple(
-        kept_tokens(commit.totals[split].tokens, commit.number, split, loaded).tokens
-        if split in commit.totals
-        else 0
+        kept_tokens(commit.totals[split].tokens, commit.number, split, loaded).tokens if split in commit.totals else 0
         for commit in chosen
     )
     row_bytes = sequence_length * np.dtype(first.dtype).itemsize

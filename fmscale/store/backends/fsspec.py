@@ -194,9 +194,7 @@ class FsspecBackend:
 
 
 def _info(key: str, info: dict[str, Any]) -> ObjectInfo:
-    modified = (
-        info.get("mtime") or info.get("LastModified") or info.get("last_modified") or info.get("created")
-    )
+    modified = info.get("mtime") or info.get("LastModified") or info.get("last_modified") or info.get("created")
     if isinstance(modified, datetime):
         modified = modified.timestamp()
     seconds = float(modified) if isinstance(modified, int | float) else 0.0
@@ -205,9 +203,7 @@ def _info(key: str, info: dict[str, Any]) -> ObjectInfo:
 
 def _understand(error: Exception, key: str, url: str) -> Answer:
     summary = scrub(f"{type(error).__name__}: {error}".split("\n", 1)[0])[:200]
-    network = isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.startswith(
-        "aiohttp"
-    )
+    network = isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.startswith("aiohttp")
     return Answer(
         error=None if network else _fatal(error, key, f"{summary} for {key or 'the listing'} in {url}"),
         summary=summary,
@@ -221,9 +217,7 @@ def _fatal(error: Exception, key: str, where: str) -> StoreError:
         return ObjectNotFound("no object under this key", found=where, remedy=missing(key))
     number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, PermissionError) or number == errno.EROFS:
-        return AccessDenied(
-            "the store denied access", found=where, remedy="Check the credentials and rights."
-        )
+        return AccessDenied("the store denied access", found=where, remedy="Check the credentials and rights.")
     if number in (errno.ENOSPC, errno.EDQUOT):
         return StoreFull("the store is full", found=where, remedy="Free space or choose another store.")
     return StoreError(

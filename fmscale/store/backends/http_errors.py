@@ -100,9 +100,7 @@ def _summary(text: str, status: int, code: str) -> str:
     return scrub(text.split("\n", 1)[0])[:200]
 
 
-def _fatal(
-    error: Exception, status: int, code: str, key: str, url: str, summary: str, text: str
-) -> StoreError | None:
+def _fatal(error: Exception, status: int, code: str, key: str, url: str, summary: str, text: str) -> StoreError | None:
     if code == "NoSuchBucket" or (status == 404 and code == "ContainerNotFound"):
         return StoreError(
             "the bucket does not exist",

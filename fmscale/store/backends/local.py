@@ -171,9 +171,7 @@ class LocalBackend:
         descriptor = os.open(self._path(key), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         return os.fdopen(descriptor, "rb", buffering=0)
 
-    def _write(
-        self, key: str, fill: Callable[[BinaryIO], object], publish: Callable[[str, str], bool]
-    ) -> bool:
+    def _write(self, key: str, fill: Callable[[BinaryIO], object], publish: Callable[[str, str], bool]) -> bool:
         self._require_writable(key)
         path = self._path(key)
         folder = os.path.dirname(path)
@@ -278,7 +276,5 @@ class LocalBackend:
 
 def _info(key: str, status: os.stat_result) -> ObjectInfo:
     if not stat.S_ISREG(status.st_mode):
-        raise ObjectNotFound(
-            "no object under this key (a folder or link is there)", found=key, remedy=missing(key)
-        )
+        raise ObjectNotFound("no object under this key (a folder or link is there)", found=key, remedy=missing(key))
     return ObjectInfo(key=key, bytes=status.st_size, modified=status.st_mtime)

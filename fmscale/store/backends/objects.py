@@ -141,9 +141,7 @@ class ObjectBackend:
         part = max(PIECE_BYTES, -(-size // 9_000))
         client = self._clients.bulk
         self._persist(
-            lambda _: obstore.put(
-                client.store, key, path, use_multipart=True, chunk_size=part, max_concurrency=4
-            ),
+            lambda _: obstore.put(client.store, key, path, use_multipart=True, chunk_size=part, max_concurrency=4),
             "put",
             key,
             client.policy,
@@ -197,9 +195,7 @@ class ObjectBackend:
 
     def list_names(self, prefix: str = "") -> list[str]:
         prefix = check_prefix(prefix)
-        found = self._persist(
-            lambda _: obstore.list_with_delimiter(self._store, prefix or None), "list", prefix
-        )
+        found = self._persist(lambda _: obstore.list_with_delimiter(self._store, prefix or None), "list", prefix)
         self.requests.add("list")
         paths = [*found["common_prefixes"], *(meta["path"] for meta in found["objects"])]
         return sorted({path.rsplit("/", 1)[-1] for path in paths})
@@ -217,9 +213,7 @@ class ObjectBackend:
         check_key(key)
         return None
 
-    def _persist(
-        self, attempt: Callable[[Attempts], T], kind: str, key: str, policy: RetryPolicy | None = None
-    ) -> T:
+    def _persist(self, attempt: Callable[[Attempts], T], kind: str, key: str, policy: RetryPolicy | None = None) -> T:
         def understood(error: Exception) -> Answer:
             answer = understand(error, key, self.url)
             if answer.summary == NO_CREDENTIALS and not self._contacted:

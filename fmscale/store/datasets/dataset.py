@@ -75,11 +75,7 @@ class Dataset:
         """The live commit with that number. Raises DataError if there is none."""
         live = {commit.number: commit for commit in self.commits()}
         if number not in live:
-            gone = (
-                "was retired"
-                if any(number in r.body["commits"] for r in self._state.retires)
-                else "is not there"
-            )
+            gone = "was retired" if any(number in r.body["commits"] for r in self._state.retires) else "is not there"
             raise DataError(
                 f"Commit {number} of dataset {self.name} {gone}",
                 found=number,
@@ -131,9 +127,7 @@ class Dataset:
             load_tokenizer(self.backend, tokenizer)
         self._check_sealed(job, segments)
         manifests = {
-            split: self._store_manifest(rows, kind, split, dtype, job)
-            for split, rows in segments.items()
-            if rows
+            split: self._store_manifest(rows, kind, split, dtype, job) for split, rows in segments.items() if rows
         }
         body = {
             "format_version": FORMAT_VERSION,
@@ -229,9 +223,7 @@ class Dataset:
     ) -> dict[str, Any]:
         """Store the manifest of one split; what the commit records of it."""
         folder = job_folder(self.name, job)
-        digest, totals, data = encode_manifest(
-            rows, kind=kind, split=split, dtype=dtype, job=job, folder=folder
-        )
+        digest, totals, data = encode_manifest(rows, kind=kind, split=split, dtype=dtype, job=job, folder=folder)
         key = f"datasets/{self.name}/manifests/{digest}.arrow"
         if not store_once(self.backend, key, data):
             data = self.backend.get(key)
@@ -276,11 +268,7 @@ def open_dataset(backend: Backend, name: str, scratch: Path | None = None) -> Da
             return dataset
     names = list_datasets(backend)
     near = difflib.get_close_matches(name, names, cutoff=0.5) or names[:10]
-    remedy = (
-        f"Did you mean {' or '.join(near)}?"
-        if near
-        else "It has no datasets yet: `fmscale ingest` makes one."
-    )
+    remedy = f"Did you mean {' or '.join(near)}?" if near else "It has no datasets yet: `fmscale ingest` makes one."
     raise DataError(f"The store {backend.url} has no dataset of this name", found=name, remedy=remedy)
 
 

@@ -83,9 +83,7 @@ class Manifest:
     the one with this digest, at opening or when the damaged part is first touched.
     """
 
-    def __init__(
-        self, file: pa.Buffer, digest: str, where: str, again: Callable[[], pa.Buffer] | None = None
-    ) -> None:
+    def __init__(self, file: pa.Buffer, digest: str, where: str, again: Callable[[], pa.Buffer] | None = None) -> None:
         """`again` gives another copy of the file when this one turns out to be damaged."""
         self.digest = digest
         self._where = where
@@ -134,9 +132,7 @@ class Manifest:
     def segment(self, index: int) -> tuple[str, str]:
         """Prefix and seal digest of a segment. Raises DataError where there is none."""
         if not 0 <= index < self.segments:
-            raise DataError(
-                f"{self._where} has no such segment", found=index, remedy=f"It has {self.segments}."
-            )
+            raise DataError(f"{self._where} has no such segment", found=index, remedy=f"It has {self.segments}.")
         block, row = divmod(index, self._block_rows)
         unit = int(self._block(block, _UNIT)[row])
         return f"{self.folder}/{unit:08d}-{self.split}", self._block(block, _SEAL)[row].tobytes().hex()

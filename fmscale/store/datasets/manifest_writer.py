@@ -74,9 +74,7 @@ def encode_manifest(
     )
     schema = SCHEMA.with_metadata({HEADER_KEY: header})
     arrays = [
-        pa.Array.from_buffers(
-            schema.field(n).type, totals.segments, [None, pa.py_buffer(columns[n].tobytes())]
-        )
+        pa.Array.from_buffers(schema.field(n).type, totals.segments, [None, pa.py_buffer(columns[n].tobytes())])
         for n, _ in COLUMNS
     ]
     sink = pa.BufferOutputStream()

@@ -55,14 +55,10 @@ def verify_dataset(
 
             if commit.tokenizer is not None and commit.tokenizer not in seen:
                 seen.add(commit.tokenizer)
-                _read_small(
-                    backend, commit.number, tokenizer_key(commit.tokenizer), commit.tokenizer, problems
-                )
+                _read_small(backend, commit.number, tokenizer_key(commit.tokenizer), commit.tokenizer, problems)
             for split in sorted(commit.manifests):
                 rows = _rows(backend, commit, split, advance, problems)
-                tasks = (
-                    partial(_check_segment, backend, commit.number, row, submit, advance) for row in rows
-                )
+                tasks = (partial(_check_segment, backend, commit.number, row, submit, advance) for row in rows)
                 for found in _run(segments, tasks):
                     problems += found
     return sorted(problems, key=lambda p: (p.commit, p.key, -1 if p.chunk is None else p.chunk, p.what))
@@ -77,9 +73,7 @@ def size_of(commits: Iterable[Commit]) -> int:
     )
 
 
-def _run(
-    pool: ThreadPoolExecutor, tasks: Iterator[Callable[[], list[ObjectProblem]]]
-) -> Iterator[list[ObjectProblem]]:
+def _run(pool: ThreadPoolExecutor, tasks: Iterator[Callable[[], list[ObjectProblem]]]) -> Iterator[list[ObjectProblem]]:
     """Run tasks with a bounded number of them waiting: there may be 10^6."""
     waiting: set[Future[list[ObjectProblem]]] = set()
     for task in tasks:
@@ -116,9 +110,7 @@ def _rows(
         problem(f"damaged: segments cannot be read from it ({error.found})")
 
 
-def _read_small(
-    backend: Backend, commit: int, key: str, digest: str, found: list[ObjectProblem]
-) -> bytes | None:
+def _read_small(backend: Backend, commit: int, key: str, digest: str, found: list[ObjectProblem]) -> bytes | None:
     """A small object, if it has that `metadata_digest`; else its damage goes to `found`."""
     try:
         data = backend.get(key)
@@ -127,9 +119,7 @@ def _read_small(
         return None
     if metadata_digest(data) == digest:
         return data
-    found.append(
-        ObjectProblem(commit=commit, key=key, what=f"damaged: its {len(data)} bytes do not match its digest")
-    )
+    found.append(ObjectProblem(commit=commit, key=key, what=f"damaged: its {len(data)} bytes do not match its digest"))
     return None
 
 
@@ -158,9 +148,7 @@ def _check_segment(
         advance(len(data))
         sums = pa.ipc.open_file(pa.py_buffer(data)).get_batch(0)
     expected = [
-        Expected(
-            key=f"{row.prefix}/{name}", bytes=entry["bytes"], digest=entry["digest"], hashed=MetadataDigest
-        )
+        Expected(key=f"{row.prefix}/{name}", bytes=entry["bytes"], digest=entry["digest"], hashed=MetadataDigest)
         for name, entry in objects.items()
     ]
     expected += _token_shards(row, seal, sums) if seal["kind"] == "tokens" else _record_files(row, seal, sums)
@@ -179,9 +167,7 @@ def _token_shards(row: SegmentRow, seal: dict[str, Any], sums: pa.RecordBatch | 
         for number, shard in enumerate(spec.shards):
             first, last = spec.layout.shard_chunks(number)
             chunks = [(i, i * size, size, value) for i, value in enumerate(spec.crc32c[first:last].tolist())]
-            yield Expected(
-                key=f"{row.prefix}/{shard.key}", bytes=shard.bytes, digest=shard.digest, chunks=chunks
-            )
+            yield Expected(key=f"{row.prefix}/{shard.key}", bytes=shard.bytes, digest=shard.digest, chunks=chunks)
 
 
 def _record_files(row: SegmentRow, seal: dict[str, Any], sums: pa.RecordBatch | None) -> Iterator[Expected]:
@@ -190,6 +176,4 @@ def _record_files(row: SegmentRow, seal: dict[str, Any], sums: pa.RecordBatch | 
     batches = [(number, *place) for number, place in enumerate(zip(*columns, strict=True))]
     for number, shard in enumerate(seal["arrays"]["records"]["shards"]):
         chunks = [(i, offset, size, crc) for i, file, offset, size, crc in batches if file == number]
-        yield Expected(
-            key=f"{row.prefix}/{shard['key']}", bytes=shard["bytes"], digest=shard["digest"], chunks=chunks
-        )
+        yield Expected(key=f"{row.prefix}/{shard['key']}", bytes=shard["bytes"], digest=shard["digest"], chunks=chunks)

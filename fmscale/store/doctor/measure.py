@@ -70,9 +70,7 @@ def measure_written(backend: Backend, seconds: float, progress: Callable[[str], 
     try:
         found = [
             measure("put", SMALL_BYTES, 1, lambda n: backend.put(fresh(n), small), SAMPLES),
-            measure(
-                "put_if_absent", SMALL_BYTES, 1, lambda n: backend.put_if_absent(fresh(n), small), SAMPLES
-            ),
+            measure("put_if_absent", SMALL_BYTES, 1, lambda n: backend.put_if_absent(fresh(n), small), SAMPLES),
             measure("put", len(large), 1, lambda n: backend.put(fresh(n), large), one),
             measure("put", len(large), STREAMS, lambda n: backend.put(fresh(n), large), many),
         ]

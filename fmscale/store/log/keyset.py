@@ -22,11 +22,7 @@ class KeySet:
 
     def touches(self, name: str) -> bool:
         """Whether `name` is in the set, lies in a folder of the set, or is a folder around one of them."""
-        return (
-            name in self._names
-            or name in self._parents
-            or any(folder in self._names for folder in _folders(name))
-        )
+        return name in self._names or name in self._parents or any(folder in self._names for folder in _folders(name))
 
 
 def _folders(name: str) -> Iterator[str]:

@@ -25,9 +25,7 @@ class Lease:
     base: int
     """Number of entries up to and including the lease: all that earlier holders wrote is below."""
 
-    def append(
-        self, kind: str, body: Body, *, recheck: Recheck | None = None, base: int | None = None
-    ) -> LogEntry:
+    def append(self, kind: str, body: Body, *, recheck: Recheck | None = None, base: int | None = None) -> LogEntry:
         """Append to the log under this lease; as Log.append. Raises LeaseLost when fenced."""
         return self.log.append(kind, body, epoch=self.epoch, recheck=recheck, base=base)
 

@@ -294,9 +294,7 @@ def _append_pin(
     return _append(log, "pin", body_now, state, epoch)
 
 
-def _append(
-    log: Log, kind: str, body_now: Callable[[], Body], state: RetirementState, epoch: int | None
-) -> LogEntry:
+def _append(log: Log, kind: str, body_now: Callable[[], Body], state: RetirementState, epoch: int | None) -> LogEntry:
     """Append a body that is made anew whenever the log went on."""
 
     def on_other(other: LogEntry) -> Body:

@@ -15,7 +15,5 @@ def require_run(backend: Backend, run: str) -> None:
     raise ConfigError(
         f"The store {backend.url} has no run of this name",
         found=run,
-        remedy=f"Did you mean {' or '.join(near)}?"
-        if near
-        else "It has none yet: `fmscale train` makes one.",
+        remedy=f"Did you mean {' or '.join(near)}?" if near else "It has none yet: `fmscale train` makes one.",
     )

@@ -129,9 +129,7 @@ def encode_index(present: int, chunks_per_shard: int, chunk_bytes: int) -> bytes
 def decode_index(data: bytes, chunks_per_shard: int) -> np.ndarray:
     """(offset, length) of each chunk of a shard, uint64 (chunks_per_shard, 2). Raises CorruptData."""
     if len(data) != index_bytes(chunks_per_shard) or struct.unpack("<I", data[-4:])[0] != crc32c(data[:-4]):
-        raise CorruptData(
-            "A shard's index does not match its checksum", remedy="Restore or rewrite the shard."
-        )
+        raise CorruptData("A shard's index does not match its checksum", remedy="Restore or rewrite the shard.")
     return np.frombuffer(data, dtype="<u8", count=2 * chunks_per_shard).reshape(-1, 2)
 
 
@@ -245,9 +243,7 @@ def read_array(backend: Backend, prefix: str, start: int = 0, count: int | None 
     return out
 
 
-def _read_shard(
-    backend: Backend, prefix: str, layout: ArrayLayout, start: int, stop: int, out: np.ndarray
-) -> None:
+def _read_shard(backend: Backend, prefix: str, layout: ArrayLayout, start: int, stop: int, out: np.ndarray) -> None:
     """Rows [start, stop) of one shard into `out`."""
     number = start // layout.shard
     key = f"{prefix}/{layout.shard_key(number)}"

@@ -61,9 +61,7 @@ class RecordSegment:
     def locate(self, record: int) -> tuple[int, int]:
         """Batch that holds record number `record`, and its row there. Raises DataError outside."""
         if not 0 <= record < self.records:
-            raise DataError(
-                f"{self.prefix} has no such record", found=record, remedy=f"It has {self.records} records."
-            )
+            raise DataError(f"{self.prefix} has no such record", found=record, remedy=f"It has {self.records} records.")
         first = self.index["first_record"]
         batch = int(np.searchsorted(first, np.uint64(record), side="right")) - 1
         return batch, record - int(first[batch])
@@ -99,9 +97,7 @@ def open_records(backend: Backend, prefix: str, seal_digest: str) -> RecordSegme
 def read_batch(backend: Backend, segment: RecordSegment, batch: int) -> pa.RecordBatch:
     """Batch number `batch`, from one ranged read, verified. Raises DataError outside, CorruptData."""
     if not 0 <= batch < segment.batches:
-        raise DataError(
-            f"{segment.prefix} has no such batch", found=batch, remedy=f"It has {segment.batches} batches."
-        )
+        raise DataError(f"{segment.prefix} has no such batch", found=batch, remedy=f"It has {segment.batches} batches.")
     key, offset, size = segment.batch_range(batch)
     data = np.empty(size, dtype=np.uint8)
     backend.read_into(key, offset, data.data)

@@ -97,9 +97,7 @@ class RecordSegmentWriter:
             with scratch_errors(checksums):
                 write_arrow(checksums, pa.record_batch(arrays, schema=schema))
             keys = ["checksums.arrow", *(file.key for file in self._files)]
-            return store_segment(
-                backend, prefix, {key: self._folder / key for key in keys}, self._seal(checksums)
-            )
+            return store_segment(backend, prefix, {key: self._folder / key for key in keys}, self._seal(checksums))
         finally:
             self.discard()
 

@@ -131,8 +131,7 @@ def open_segment(backend: Backend, prefix: str, seal_digest: str) -> TokenSegmen
     table = pa.ipc.open_file(pa.py_buffer(data)).get_batch(0)
     # Not to_numpy(), which imports pandas where it is installed: 0.1 to 0.3 s before the first batch.
     sums, first_document = (
-        np.frombuffer(table.column(i).buffers()[1] or b"", dtype=np.uint32, count=len(table))
-        for i in range(2)
+        np.frombuffer(table.column(i).buffers()[1] or b"", dtype=np.uint32, count=len(table)) for i in range(2)
     )
     arrays: dict[str, ArraySpec] = {}
     start = 0
@@ -165,9 +164,7 @@ def encode_array(spec: ArraySpec) -> dict[str, Any]:
 
 def decode_array(name: str, entry: dict[str, Any], crc32c: np.ndarray) -> ArraySpec:
     """An array from a seal; its checksums are the first ones of `crc32c`."""
-    layout = ArrayLayout(
-        shape=tuple(entry["shape"]), dtype=entry["dtype"], inner=entry["inner"], shard=entry["shard"]
-    )
+    layout = ArrayLayout(shape=tuple(entry["shape"]), dtype=entry["dtype"], inner=entry["inner"], shard=entry["shard"])
     shards = tuple(ShardInfo(**shard) for shard in entry["shards"])
     return ArraySpec(name=name, layout=layout, shards=shards, crc32c=crc32c[: layout.chunks])
 
@@ -177,9 +174,7 @@ def read_tokens(backend: Backend, segment: TokenSegment, start: int, count: int)
     return read_rows(backend, segment, "tokens", start, count)
 
 
-def read_documents(
-    backend: Backend, segment: TokenSegment, first: int, count: int
-) -> tuple[np.ndarray, np.ndarray]:
+def read_documents(backend: Backend, segment: TokenSegment, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Exclusive ends (count,) and ids (count, 2) of documents [first, first + count), uint64, verified."""
     ends = read_rows(backend, segment, "document_ends", first, count)
     return ends, read_rows(backend, segment, "document_ids", first, count)

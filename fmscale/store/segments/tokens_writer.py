@@ -59,9 +59,7 @@ class TokenSegmentWriter:
         chunk_bytes: int = TOKEN_CHUNK_BYTES,
     ) -> None:
         if dtype not in TOKEN_TYPES:
-            raise DataError(
-                "Tokens of this type cannot be stored", found=dtype, remedy="Use uint16 or uint32."
-            )
+            raise DataError("Tokens of this type cannot be stored", found=dtype, remedy="Use uint16 or uint32.")
         self.tokens = 0
         self.documents = 0
         self._dtype = np.dtype(dtype)
@@ -168,9 +166,7 @@ class TokenSegmentWriter:
             "documents": self.documents,
             "shard_tokens": specs[0].layout.shard,
             "arrays": {spec.name: encode_array(spec) for spec in specs},
-            "objects": {
-                key: file_entry(path) for key, path in self._files(specs).items() if key not in shards
-            },
+            "objects": {key: file_entry(path) for key, path in self._files(specs).items() if key not in shards},
         }
 
 

@@ -78,9 +78,7 @@ class NodeCache:
         except OSError as error:
             self._warn(error)
 
-    def read(
-        self, ref: Object, first_chunk: int, chunks: int, buffer: memoryview, fetch: Fetch, next_use: int
-    ) -> None:
+    def read(self, ref: Object, first_chunk: int, chunks: int, buffer: memoryview, fetch: Fetch, next_use: int) -> None:
         """Fill `buffer` (exactly the chunks' bytes), calling `fetch(first, count, part)` for runs not here.
 
         `next_use` is when these chunks will be read next, in any unit that grows (sample numbers). Raises
@@ -166,9 +164,7 @@ class NodeCache:
         self.requests.add("hit", buffer.nbytes)
         return True
 
-    def _fetch(
-        self, file: CacheFile | None, first: int, count: int, part: memoryview, fetch: Fetch, use: int
-    ) -> None:
+    def _fetch(self, file: CacheFile | None, first: int, count: int, part: memoryview, fetch: Fetch, use: int) -> None:
         """Fetch chunks whose lock is held, and keep them."""
         fetch(first, count, part)
         self.requests.add("fetch", part.nbytes)
@@ -271,9 +267,7 @@ class NodeCache:
                     file.take_away(first, count)
             except TimeoutError:
                 if count > 1:
-                    freed += sum(
-                        self._take_away(file, chunks[chunks == c]) for c in range(first, first + count)
-                    )
+                    freed += sum(self._take_away(file, chunks[chunks == c]) for c in range(first, first + count))
                 continue
             except OSError as error:
                 if not cannot_punch(error):

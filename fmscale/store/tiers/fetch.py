@@ -150,9 +150,7 @@ class Fetcher:
             setattr(self._scratch, name, buffer)
         return memoryview(buffer)[:length]
 
-    def read_chunks(
-        self, ref: ObjectRef, first_chunk: int, chunks: int, buffer: memoryview, next_use: int = 0
-    ) -> None:
+    def read_chunks(self, ref: ObjectRef, first_chunk: int, chunks: int, buffer: memoryview, next_use: int = 0) -> None:
         """Fill `buffer` with the verified bytes of `chunks` chunks from `first_chunk` on.
 
         `buffer` has exactly the length that `chunk_span` gives. `next_use` is the sample number of the next

@@ -82,9 +82,7 @@ def wrap_blocks(layers: nn.ModuleList, *, recompute: bool, dropout: bool, compil
         if compiler is not None:
             block.forward = torch.compile(block.forward, dynamic=None, backend=compiler)
         if recompute:
-            block.forward = partial(
-                checkpoint, block.forward, use_reentrant=False, preserve_rng_state=dropout
-            )
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=dropout)
 
 
 def _compiled(config: Config, device: str) -> bool:

@@ -46,7 +46,5 @@ def clear_stale(lock: Path, *, pause: float = 1.0) -> None:
             return
         if not noticed:
             noticed = True
-            logger.warning(
-                "another process compiles DeepSpeed's CPU Adam (or was killed): waiting for %s", lock
-            )
+            logger.warning("another process compiles DeepSpeed's CPU Adam (or was killed): waiting for %s", lock)
         time.sleep(pause)

@@ -85,14 +85,10 @@ class DeepSpeedEngine:
         deepspeed = import_deepspeed(device)
         self._stage = train.zero_stage
         self._world = world
-        base = make_optimizer(
-            parameter_groups(trained, optimizer), optimizer, offload=train.offload_optimizer
-        )
+        base = make_optimizer(parameter_groups(trained, optimizer), optimizer, offload=train.offload_optimizer)
         if train.zero_stage == 0:
             trained.to(device)
-        config = deepspeed_config(
-            train, optimizer, micro_batch=micro_batch, accumulation=accumulation, device=device
-        )
+        config = deepspeed_config(train, optimizer, micro_batch=micro_batch, accumulation=accumulation, device=device)
         # BF16_Optimizer prints 18 lines about memory on standard output, which is for results.
         with redirect_stdout(io.StringIO()):
             self._engine, _, _, _ = deepspeed.initialize(
@@ -177,9 +173,7 @@ def born_partitioned(config: dict[str, Any], device: str) -> Iterator[Whole]:
     """
     deepspeed = import_deepspeed(device)
     with redirect_stdout(io.StringIO()):
-        deepspeed.init_distributed(
-            torch.distributed.get_backend(), auto_mpi_discovery=False, dist_init_required=False
-        )
+        deepspeed.init_distributed(torch.distributed.get_backend(), auto_mpi_discovery=False, dist_init_required=False)
         # Its `dtype` is not what it says on a CPU (bf16 whatever is given), the config's is. Its linear layer is a
         # replacement of torch's for good, in the whole process.
         with deepspeed.zero.Init(config_dict_or_path=config, mem_efficient_linear=False):

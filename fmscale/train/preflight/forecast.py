@@ -150,9 +150,7 @@ def forecast(
         tokens=tokens,
         flops_per_token=flops,
         flops=flops * tokens if flops and tokens else None,
-        stages=tuple(state_bytes(parameters, config.train, stage, world) for stage in STAGES)
-        if parameters
-        else (),
+        stages=tuple(state_bytes(parameters, config.train, stage, world) for stage in STAGES) if parameters else (),
         checkpoint_bytes=parameters * FP32 * STATES if parameters else None,
         checkpoint_bytes_per_rank=-(-parameters * FP32 * STATES // world) if parameters else None,
         tokens_per_second=tokens_per_second,

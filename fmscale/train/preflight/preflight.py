@@ -182,9 +182,7 @@ def _open(config: Config, checks: _Checks) -> Backend | None:
         if isinstance(error, ObjectNotFound):
             return None
     try:
-        return open_store(
-            config.store.url, read_only=True, deadline=min(config.store.deadline, STORE_SECONDS)
-        )
+        return open_store(config.store.url, read_only=True, deadline=min(config.store.deadline, STORE_SECONDS))
     except StoreError as error:
         checks.notes.append(f"the store was not looked into: {error}")
     except ConfigError as error:

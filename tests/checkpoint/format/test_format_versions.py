@@ -72,8 +72,6 @@ def test_the_format_is_still_that_of_its_number(tmp_path: Path) -> None:
             assert again.get(key) == store.get(key), key
         if "/seal-" in key:
             assert encode_seal(decode_seal(store.get(key), key)) == store.get(key)
-    for before, after in zip(
-        list_checkpoints(store, made.RUN), list_checkpoints(again, made.RUN), strict=True
-    ):
+    for before, after in zip(list_checkpoints(store, made.RUN), list_checkpoints(again, made.RUN), strict=True):
         assert before.body.keys() == after.body.keys()
         assert before.body["objects"] == after.body["objects"]

@@ -75,8 +75,7 @@ def test_a_stream_is_its_header_and_spans_one_after_another(spans) -> None:
     assert bytes(stream.whole()) == whole
     scratch = memoryview(bytearray(9_000))
     parts = [
-        bytes(stream.block(at, min(9_000, len(whole) - at), lambda: scratch))
-        for at in range(0, len(whole), 9_000)
+        bytes(stream.block(at, min(9_000, len(whole) - at), lambda: scratch)) for at in range(0, len(whole), 9_000)
     ]
     assert b"".join(parts) == whole
 
@@ -142,9 +141,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch, pool, name: 
     assert [path for path in (tmp_path / "store").rglob("*") if path.is_file()] == []
 
 
-def test_what_is_copied_is_written_while_the_rest_is_still_being_copied(
-    tmp_path: Path, monkeypatch, pool
-) -> None:
+def test_what_is_copied_is_written_while_the_rest_is_still_being_copied(tmp_path: Path, monkeypatch, pool) -> None:
     """The copy goes on only when its first half is on its way to the disk."""
     written = threading.Event()
     real = os.pwrite
@@ -186,9 +183,7 @@ def test_a_copy_that_comes_to_no_end_leaves_nothing(tmp_path: Path, pool) -> Non
     assert len(STATE) == 3
 
 
-def test_a_part_is_durable_with_three_syncs_and_its_seal_takes_none(
-    tmp_path: Path, monkeypatch, pool
-) -> None:
+def test_a_part_is_durable_with_three_syncs_and_its_seal_takes_none(tmp_path: Path, monkeypatch, pool) -> None:
     """Data, checksums, and the folder that has both their names; each costs up to milliseconds on busy cores."""
     url = str(tmp_path / "store")
     memory = SharedMemory(1 << 17)

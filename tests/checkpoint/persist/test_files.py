@@ -72,9 +72,7 @@ def test_a_layout_has_every_piece_aligned_and_none_twice(parts, file_bytes) -> N
 def sealed(rank: int, pieces: list[tuple[str, int, int]], shape: tuple[int, ...] = (10,)) -> Seal:
     placed = tuple(
         StoredPiece(
-            range=FileRange(
-                name=name, state="weight", dtype="float32", shape=shape, start=start, count=count
-            ),
+            range=FileRange(name=name, state="weight", dtype="float32", shape=shape, start=start, count=count),
             file=0,
             offset=4096 + 4 * start,
             digest="",
@@ -82,9 +80,7 @@ def sealed(rank: int, pieces: list[tuple[str, int, int]], shape: tuple[int, ...]
         for name, start, count in pieces
     )
     file = StoredFile(key=f"folder/rank-{rank}", bytes=8192, sums="")
-    return Seal(
-        step=7, folder="folder", rank=rank, world_size=2, files=(file,), pieces=placed, bytes=40, referenced=0
-    )
+    return Seal(step=7, folder="folder", rank=rank, world_size=2, files=(file,), pieces=placed, bytes=40, referenced=0)
 
 
 def test_seals_and_manifests_read_back_equal() -> None:

@@ -63,9 +63,7 @@ def is_of(name: str, piece: Piece) -> bool:
     return piece.name == name
 
 
-def test_an_incremental_save_needs_room_for_what_changed_only(
-    small_disk: Path, in_thread: None, quick: None
-) -> None:
+def test_an_incremental_save_needs_room_for_what_changed_only(small_disk: Path, in_thread: None, quick: None) -> None:
     """8 MiB are stored; 5 MiB are left for two saves that change 2 MiB each."""
     url = str(small_disk / "store")
     config = CheckpointConfig(grace_seconds=0.0, retries=0, keep_last=1)

@@ -55,9 +55,7 @@ def test_two_processes_of_rank_0_commit_a_save_once(memory_store: Backend, monke
 
     def overtaken(*args: Any, **options: Any) -> Any:
         monkeypatch.setattr(commit, "commit", real)
-        entries.append(
-            commit.commit_seals(run_log(memory_store, RUN), settings(url, epoch), job, [seal], RunState())
-        )
+        entries.append(commit.commit_seals(run_log(memory_store, RUN), settings(url, epoch), job, [seal], RunState()))
         return real(*args, **options)
 
     monkeypatch.setattr(commit, "commit", overtaken)

@@ -13,9 +13,7 @@ from fmscale.store.backends.protocol import Backend
 from fmscale.store.open import open_store
 from tests.checkpoint.states import RUN, Fleet, Tensors, assert_restores
 
-STATE: Tensors = {
-    (f"w{i}", state): ("float32", (300, 150)) for i in range(4) for state in ("weight", "exp_avg")
-}
+STATE: Tensors = {(f"w{i}", state): ("float32", (300, 150)) for i in range(4) for state in ("weight", "exp_avg")}
 FOLDER = f"runs/{RUN}/checkpoints/%010d-00001"
 
 

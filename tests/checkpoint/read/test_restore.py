@@ -30,9 +30,7 @@ from tests.checkpoint.states import (
 )
 from tests.helpers.faulty_backend import Fault, FaultyBackend
 
-BIG: Tensors = {
-    (f"layers.{i}.w", state): ("float32", (700, 1000)) for i in range(3) for state in ("weight", "exp_avg")
-}
+BIG: Tensors = {(f"layers.{i}.w", state): ("float32", (700, 1000)) for i in range(3) for state in ("weight", "exp_avg")}
 
 
 def test_four_ranks_to_two_to_three_to_one(tmp_path: Path, in_thread: None) -> None:
@@ -57,9 +55,7 @@ def test_four_ranks_to_two_to_three_to_one(tmp_path: Path, in_thread: None) -> N
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    st.integers(1, 5), st.integers(1, 5), st.integers(0, 10**6), st.integers(0, 10**6), st.integers(1, 40_000)
-)
+@given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 10**6), st.integers(0, 10**6), st.integers(1, 40_000))
 def test_any_tiling_restores_into_any_other(
     in_thread: None, ranks: int, others: int, seed: int, other_seed: int, size: int
 ) -> None:
@@ -115,9 +111,7 @@ def spoiled(url: str, which: int) -> None:
     store.put(key, bytes(data))
 
 
-def test_the_newest_that_all_ranks_find_valid_is_taken_and_the_others_named(
-    tmp_path: Path, in_thread: None
-) -> None:
+def test_the_newest_that_all_ranks_find_valid_is_taken_and_the_others_named(tmp_path: Path, in_thread: None) -> None:
     url = str(tmp_path / "store")
     config = CheckpointConfig(incremental=False)
     with Fleet(url, ranks=2, config=config) as fleet:

@@ -68,16 +68,12 @@ def torn(url: str) -> list[str]:
     return wrong(pieces, 1)
 
 
-def test_with_the_fence_a_slow_copy_is_consistent(
-    tmp_path: Path, slow_copy: SlowCopy, in_thread: None
-) -> None:
+def test_with_the_fence_a_slow_copy_is_consistent(tmp_path: Path, slow_copy: SlowCopy, in_thread: None) -> None:
     train_two_steps(str(tmp_path / "store"), slow_copy, fenced=True)
     assert torn(str(tmp_path / "store")) == []
 
 
-def test_without_the_fence_the_same_copy_is_torn(
-    tmp_path: Path, slow_copy: SlowCopy, in_thread: None
-) -> None:
+def test_without_the_fence_the_same_copy_is_torn(tmp_path: Path, slow_copy: SlowCopy, in_thread: None) -> None:
     train_two_steps(str(tmp_path / "store"), slow_copy, fenced=False)
     bad = torn(str(tmp_path / "store"))
     assert len(bad) == len(TENSORS) // 2, "half of one step and half of the next"
@@ -102,9 +98,7 @@ def test_save_returns_before_the_copy_and_the_fence_after_it(
     assert report.blocking_seconds > 0.2
 
 
-def test_without_overlap_save_returns_after_the_copy(
-    tmp_path: Path, slow_copy: SlowCopy, in_thread: None
-) -> None:
+def test_without_overlap_save_returns_after_the_copy(tmp_path: Path, slow_copy: SlowCopy, in_thread: None) -> None:
     url = str(tmp_path / "store")
     config = CheckpointConfig(overlap=False)
     saver = Saver(url, RUN, world=World(), lease_epoch=lease(url), config=config)

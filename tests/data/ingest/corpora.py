@@ -62,9 +62,7 @@ def arrow(path: Path, texts: list[str], rows: int = 4, *, stream: bool = False, 
 
 def sentences(name: str, count: int) -> list[str]:
     """Texts that differ, of a few hundred characters."""
-    return [
-        f"{name} {i}: " + "the quick brown fox jumps over it's lazy dög\n" * (1 + i % 7) for i in range(count)
-    ]
+    return [f"{name} {i}: " + "the quick brown fox jumps over it's lazy dög\n" * (1 + i % 7) for i in range(count)]
 
 
 def mixed(folder: Path, count: int = 40) -> Path:
@@ -108,9 +106,7 @@ def documents(backend: Backend, dataset: str, split: str) -> list[tuple[str, int
             end = 0
             for row in read_document_table(backend, segment).to_pylist():
                 begin, end = end, end + row["tokens"]
-                found.append(
-                    (row["source"], row["start"], row["stop"], row["id"], tokens[begin:end].tolist())
-                )
+                found.append((row["source"], row["start"], row["stop"], row["id"], tokens[begin:end].tolist()))
     return found
 
 

@@ -139,9 +139,7 @@ def test_a_tokenizer_file_that_truncates_and_pads_costs_no_text(tmp_path: Path):
 def test_a_tokenizer_without_eos_is_refused_unless_none_is_wanted(tmp_path: Path):
     content = json.loads(train_bpe(["some words"] * 3, 300).to_json())
     content["added_tokens"] = []
-    content["model"]["vocab"] = {
-        f"{k}x" * 2 if "|" in k else k: v for k, v in content["model"]["vocab"].items()
-    }
+    content["model"]["vocab"] = {f"{k}x" * 2 if "|" in k else k: v for k, v in content["model"]["vocab"].items()}
     put(tmp_path / "tokenizer.json", json.dumps(content))
     put(tmp_path / "in/a.txt", "some")
     with pytest.raises(ConfigError, match="--no-eos"):
@@ -248,9 +246,7 @@ def test_an_empty_corpus_is_an_error_that_makes_no_dataset(tmp_path: Path):
         ("x.txt.gz", b"nonsense", "broken"),
     ],
 )
-def test_damage_is_skipped_and_counted_but_an_error_with_strict(
-    tmp_path: Path, name: str, data: bytes, message: str
-):
+def test_damage_is_skipped_and_counted_but_an_error_with_strict(tmp_path: Path, name: str, data: bytes, message: str):
     put(tmp_path / "in" / name, data)
     put(tmp_path / "in/good.txt", "good")
     with pytest.raises(DataError, match=message) as caught:

@@ -112,9 +112,7 @@ def test_wrong_credentials_are_said_before_the_work(
 
 
 @pytest.mark.slow
-def test_refusals_lost_answers_and_resets_of_a_store_cost_time_only(
-    s3: S3Server, s3_url: str, tmp_path: Path
-):
+def test_refusals_lost_answers_and_resets_of_a_store_cost_time_only(s3: S3Server, s3_url: str, tmp_path: Path):
     inputs = corpus(tmp_path / "in", 1500)
     with FaultProxy(s3.host, s3.port) as proxy:
         proxy.inject("503", seconds=1)

@@ -215,9 +215,7 @@ def text_of(value: Any) -> str | None:
     return text if isinstance(text, str) else None
 
 
-VALUES = st.recursive(
-    st.text() | st.integers() | st.booleans() | st.none(), lambda inner: st.lists(inner, max_size=2)
-)
+VALUES = st.recursive(st.text() | st.integers() | st.booleans() | st.none(), lambda inner: st.lists(inner, max_size=2))
 
 
 @settings(max_examples=60, deadline=None)
@@ -228,9 +226,7 @@ VALUES = st.recursive(
     ascii=st.booleans(),
     bom=st.booleans(),
 )
-def test_elements_are_jsons_own_at_any_chunk(
-    values: list[Any], chunk: int, indent: int | None, ascii: bool, bom: bool
-):
+def test_elements_are_jsons_own_at_any_chunk(values: list[Any], chunk: int, indent: int | None, ascii: bool, bom: bool):
     text = json.dumps(values, indent=indent, ensure_ascii=ascii)
     data = b"\xef\xbb\xbf" * bom + text.encode("utf-8") + b" \n"
     with pytest.MonkeyPatch.context() as patch:

@@ -77,9 +77,7 @@ Alone = tuple[IngestResult, dict[str, str]]
 @pytest.mark.parametrize("workers", [2, 5])
 def test_processes_make_what_one_writer_makes(corpus: Path, alone: Alone, tmp_path: Path, workers: int):
     told: list[tuple[str, int, int]] = []
-    result = ingest(
-        **options(corpus, tmp_path / "store", workers=workers), progress=lambda *p: told.append(p)
-    )
+    result = ingest(**options(corpus, tmp_path / "store", workers=workers), progress=lambda *p: told.append(p))
     assert [done for phase, done, _ in told if phase == "writing"][-1] == result.raw_bytes == told[-1][2]
     assert (result.writers, result.units > 10) == (workers, True)
     assert said(result) == said(alone[0])
@@ -137,11 +135,7 @@ def test_an_mpi_rank_that_is_killed_ends_the_job_which_goes_on_when_run_again(
     process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     records = tmp_path / "store/datasets/d/jobs"
     wait_for(lambda: len(list(records.glob("*/*.json"))) > 2 or process.poll() is not None, "units")
-    ranks = [
-        one
-        for one in psutil.Process(process.pid).children(recursive=True)
-        if "ingester" in str(one.cmdline())
-    ]
+    ranks = [one for one in psutil.Process(process.pid).children(recursive=True) if "ingester" in str(one.cmdline())]
     python = [one for one in ranks if "mpi" not in one.name() and "hydra" not in one.name()]
     python[-1].kill()
     assert process.wait(timeout=60) != 0
@@ -238,9 +232,7 @@ def objects(store: Backend) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("store_url", ["local", "s3"], indirect=True)
-def test_killed_again_and_again_with_two_writers(
-    store_url: str, store: Backend, tmp_path: Path, corpus: Path
-):
+def test_killed_again_and_again_with_two_writers(store_url: str, store: Backend, tmp_path: Path, corpus: Path):
     job = options(corpus, store_url, workers=2)
     kills(job, store, 6, seed=5)
     result = ingest(**job)

@@ -98,9 +98,7 @@ def test_integer_weights(parts: list[float]) -> None:
         assert abs(weight - part / sum(parts) * WEIGHT_ONE) <= 1
 
 
-@pytest.mark.parametrize(
-    "parts", [[], [0.0], [-1.0, 2.0], [1.0, 0.0], [float("inf")], [float("nan")], [1e-12, 1.0]]
-)
+@pytest.mark.parametrize("parts", [[], [0.0], [-1.0, 2.0], [1.0, 0.0], [float("inf")], [float("nan")], [1e-12, 1.0]])
 def test_weights_that_cannot_be(parts: list[float]) -> None:
     with pytest.raises(ConfigError):
         integer_weights(parts)

@@ -61,9 +61,7 @@ def test_inverse_of_huge_views(rows: tuple[int, ...]) -> None:
     order = Order(Units(rows, 32), 9)
     near = np.arange(-500, 500)
     inside = np.random.default_rng(0).integers(0, order.units.N, 20_000)
-    ends = np.concatenate(
-        (np.arange(1000), order.units.N - 1000 + np.arange(1000), near + order.units.N // 2)
-    )
+    ends = np.concatenate((np.arange(1000), order.units.N - 1000 + np.arange(1000), near + order.units.N // 2))
     for epoch in (0, 3):
         p = np.unique(np.concatenate((inside, ends))).astype(np.uint64)
         rows_, _ = order.rows(p + np.uint64(epoch * order.units.N))

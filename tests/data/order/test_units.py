@@ -38,9 +38,7 @@ def test_rows_are_numbered_in_commit_order_and_holes_after_them(rows: list[int],
 def test_units_and_their_commits(rows: list[int], b: int) -> None:
     units = Units(rows, b)
     expected = [
-        (commit, start, min(b, count - start))
-        for commit, count in enumerate(rows)
-        for start in range(0, count, b)
+        (commit, start, min(b, count - start)) for commit, count in enumerate(rows) for start in range(0, count, b)
     ]
     assert [units.span(unit) for unit in range(units.n)] == expected
     before = np.cumsum([0, *rows])

@@ -20,9 +20,7 @@ Schedule = list[tuple[int, int]]
 def make_plan() -> Plan:
     weights = integer_weights([5, 2])
     views = synthetic_view((3000, 77), rows_per_unit=4, window=64), synthetic_view((500,), name="b")
-    sources = tuple(
-        Source(view=v, weight=w, seed=i) for i, (v, w) in enumerate(zip(views, weights, strict=True))
-    )
+    sources = tuple(Source(view=v, weight=w, seed=i) for i, (v, w) in enumerate(zip(views, weights, strict=True)))
     return Plan([Stage(from_k=0, sources=sources)])
 
 
@@ -87,8 +85,7 @@ def test_every_rank_gets_what_the_definition_says(
 def test_starting_in_the_middle_of_a_step_takes_what_is_left_of_it(dp_size: int) -> None:
     batches = BatchSchedule([(0, 10)])
     ranks = [
-        assign(PLAN, batches, Share(dp_rank=r, dp_size=dp_size, micro_batch=2), k=27, steps=2)
-        for r in range(dp_size)
+        assign(PLAN, batches, Share(dp_rank=r, dp_size=dp_size, micro_batch=2), k=27, steps=2) for r in range(dp_size)
     ]
     assert {tuple(rank.step.tolist()) for rank in ranks} == {tuple(ranks[0].step.tolist())}
     of_first = [

@@ -17,9 +17,7 @@ SIZES = (1, 2, 3, 5, 8, 16)
 def plan() -> Plan:
     weights = integer_weights([5, 2])
     views = synthetic_view((3000, 77), rows_per_unit=4, window=64), synthetic_view((500,), name="b")
-    sources = tuple(
-        Source(view=v, weight=w, seed=i) for i, (v, w) in enumerate(zip(views, weights, strict=True))
-    )
+    sources = tuple(Source(view=v, weight=w, seed=i) for i, (v, w) in enumerate(zip(views, weights, strict=True)))
     return Plan([Stage(from_k=0, sources=sources)])
 
 

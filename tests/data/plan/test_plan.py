@@ -20,9 +20,7 @@ ROWS = {"a": (300, 77), "b": (41,), "c": (1000,), "d": (64, 0, 64)}
 
 
 def source(name: str, weight: int = 2**32, seed: int = 0) -> Source:
-    return Source(
-        view=synthetic_view(ROWS[name], rows_per_unit=4, window=16, name=name), weight=weight, seed=seed
-    )
+    return Source(view=synthetic_view(ROWS[name], rows_per_unit=4, window=16, name=name), weight=weight, seed=seed)
 
 
 def stage(from_k: int, **shares: float) -> Stage:
@@ -67,9 +65,7 @@ def test_sources_go_on_where_they_were_through_stages() -> None:
     assert [s.label for s in plan.sources] == ["a", "b", "c", "d"]
     for number in range(4):
         mine = samples.source == number
-        assert np.array_equal(samples.position[mine], np.arange(mine.sum())), (
-            "no position twice, none left out"
-        )
+        assert np.array_equal(samples.position[mine], np.arange(mine.sum())), "no position twice, none left out"
         assert np.array_equal(plan.k_of(number, samples.position[mine]), samples.k[mine])
         for k in (0, 1, 699, 700, 701, 1500, 1999, 2000, 3999):
             assert plan.position(number, k) == mine[:k].sum()
@@ -218,9 +214,7 @@ def test_substitutes_are_judged_by_the_entries_up_to_their_own() -> None:
     st.lists(st.integers(1, 12), min_size=1, max_size=3),
     st.lists(st.tuples(st.integers(0, 30), st.integers(1, 6), st.integers(0, 60)), min_size=1, max_size=5),
 )
-def test_bans_end_on_an_allowed_row_of_the_smallest_views(
-    rows: list[int], ranges: list[tuple[int, int, int]]
-) -> None:
+def test_bans_end_on_an_allowed_row_of_the_smallest_views(rows: list[int], ranges: list[tuple[int, int, int]]) -> None:
     """Also where sigma runs in a circle of banned rows, which is common in views of a few rows."""
     total = sum(rows)
     bans = [

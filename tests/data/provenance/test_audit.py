@@ -78,9 +78,7 @@ def test_two_epochs_on_two_ranks_pass(store: Backend, corpus: Corpus, tmp_path: 
     assert abs(report.lag1_correlation) < 0.1
 
 
-def test_what_is_delivered_again_after_a_resume_counts_once(
-    store: Backend, corpus: Corpus, tmp_path: Path
-) -> None:
+def test_what_is_delivered_again_after_a_resume_counts_once(store: Backend, corpus: Corpus, tmp_path: Path) -> None:
     paths = record(store, tmp_path, len(corpus.rows()) // 8 * 8)
     whole = audit(paths, [source_of(store)])
     killed, resumed = tmp_path / "000001-rank00000.arrow", tmp_path / "000003-rank00000.arrow"

@@ -56,9 +56,7 @@ def test_each_stage_has_its_own_weights(store: Backend, corpus: Corpus, tmp_path
     assert "samples away from its share" in report["problems"][0]
 
 
-def test_masked_documents_are_not_missed_and_must_not_come(
-    store: Backend, corpus: Corpus, tmp_path: Path
-) -> None:
+def test_masked_documents_are_not_missed_and_must_not_come(store: Backend, corpus: Corpus, tmp_path: Path) -> None:
     dataset = open_dataset(store, "corpus")
     out = [document.id for document in corpus.commits[0][20:120]]
     masks = (make_mask(dataset, find_documents(dataset, ids=out)),)
@@ -80,9 +78,7 @@ def test_masked_documents_are_not_missed_and_must_not_come(
     assert report["tokens_missing"] > tokens - 2 * T, "a run without the mask misses them"
 
 
-def test_rows_that_stand_in_for_banned_ones_are_no_duplicates(
-    store: Backend, corpus: Corpus, tmp_path: Path
-) -> None:
+def test_rows_that_stand_in_for_banned_ones_are_no_duplicates(store: Backend, corpus: Corpus, tmp_path: Path) -> None:
     deliver(store, 1)
     banned, path = [document.id for document in corpus.commits[0][30:60]], tmp_path / "rank0.arrow"
     order_log(store).ban_documents(open_dataset(store, "corpus"), banned, from_k=0)

@@ -40,9 +40,7 @@ class Delivered:
     documents: list[str]
 
 
-def deliver(
-    store: Backend, steps: int, records: Path | None = None, **options: object
-) -> dict[int, Delivered]:
+def deliver(store: Backend, steps: int, records: Path | None = None, **options: object) -> dict[int, Delivered]:
     """What the loader of the run gives in its first steps, by sample."""
     arguments: dict[str, object] = {
         "sequence_length": T,
@@ -130,9 +128,7 @@ def some_documents(corpus: Corpus) -> list[str]:
     """Short, long (in many rows), at ends of segments and commits; the very last is in the dropped tail."""
     first, second = corpus.commits
     longest = max(first, key=lambda doc: len(doc.tokens))
-    return [
-        doc.id.hex() for doc in (first[0], first[166], first[300], longest, second[0], second[44], second[-1])
-    ]
+    return [doc.id.hex() for doc in (first[0], first[166], first[300], longest, second[0], second[44], second[-1])]
 
 
 def test_steps_and_documents_over_several_epochs(store: Backend, corpus: Corpus) -> None:
@@ -149,9 +145,7 @@ def test_steps_and_documents_over_several_epochs(store: Backend, corpus: Corpus)
 def test_after_a_ban_of_documents(store: Backend, corpus: Corpus) -> None:
     deliver(store, 1)
     banned = [corpus.commits[0][10].id, corpus.commits[1][40].id]
-    OrderLog(Log(store, "runs/demo", RUN_KINDS)).ban_documents(
-        open_dataset(store, "corpus"), banned, from_k=400
-    )
+    OrderLog(Log(store, "runs/demo", RUN_KINDS)).ban_documents(open_dataset(store, "corpus"), banned, from_k=400)
     steps = 2 * len(corpus.rows()) // BATCH
     delivered = deliver(store, steps)
     names = {one.hex() for one in banned}
@@ -159,15 +153,11 @@ def test_after_a_ban_of_documents(store: Backend, corpus: Corpus) -> None:
     assert not any(names & set(one.documents) for k, one in delivered.items() if k >= 400)
     plan = plan_of(store)
     replaced = [
-        k
-        for k in range(400, steps * BATCH)
-        if plan.samples([k]).row[0] != Plan(plan.stages).samples([k]).row[0]
+        k for k in range(400, steps * BATCH) if plan.samples([k]).row[0] != Plan(plan.stages).samples([k]).row[0]
     ]
     assert replaced
     substitutes = {name for k in replaced for name in delivered[k].documents}
-    check_documents(
-        store, delivered, by_id(corpus), [*names, *sorted(substitutes)[:4], *some_documents(corpus)]
-    )
+    check_documents(store, delivered, by_id(corpus), [*names, *sorted(substitutes)[:4], *some_documents(corpus)])
     around = {k: delivered[k] for k in range(BATCH * 55)}
     check_steps(store, around, by_id(corpus), ["corpus"])
 
@@ -253,9 +243,7 @@ def test_trace_on_the_command_line(store: Backend, corpus: Corpus) -> None:
         (["--document", "00" * 16], "not in the split train"),
     ],
 )
-def test_trace_errors_say_what_to_change(
-    store: Backend, corpus: Corpus, arguments: list[str], message: str
-) -> None:
+def test_trace_errors_say_what_to_change(store: Backend, corpus: Corpus, arguments: list[str], message: str) -> None:
     deliver(store, 1)
     code, output = run(store, "trace", "--batch", "8", *arguments)
     assert code == 2

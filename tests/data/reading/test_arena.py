@@ -176,9 +176,7 @@ def test_a_budget_below_one_unit_is_refused() -> None:
 
 
 @settings(deadline=None)
-@given(
-    st.integers(1, 9), st.lists(st.tuples(st.integers(0, 12), st.integers(0, 2), st.booleans()), max_size=60)
-)
+@given(st.integers(1, 9), st.lists(st.tuples(st.integers(0, 12), st.integers(0, 2), st.booleans()), max_size=60))
 def test_pending_units_keep_their_memory(capacity: int, uses: list[tuple[int, int, bool]]) -> None:
     """Blocks of one unit each, planned as the planner does; some are consumed in between."""
     arena = make_arena(capacity)
@@ -187,10 +185,7 @@ def test_pending_units_keep_their_memory(capacity: int, uses: list[tuple[int, in
         if slot is not None:
             slot.last_block = block
         else:
-            if (
-                all(s.last_block > arena.consumed for s in arena.slots.values())
-                and len(arena.slots) == capacity
-            ):
+            if all(s.last_block > arena.consumed for s in arena.slots.values()) and len(arena.slots) == capacity:
                 arena.release(min(s.last_block for s in arena.slots.values()))
             before = {s.key for s in arena.slots.values() if s.last_block > arena.consumed}
             slot = take(arena, unit, block=block, rows_left=left)

@@ -73,18 +73,11 @@ def masked_ids(content: list[list[list[Document]]]) -> list[bytes]:
 class Expected:
     """Every token of a view with its document, made by joining the stored documents."""
 
-    def __init__(
-        self, content: list[list[list[Document]]], layout: Placement, masked: Sequence[bytes] = ()
-    ) -> None:
+    def __init__(self, content: list[list[list[Document]]], layout: Placement, masked: Sequence[bytes] = ()) -> None:
         self.tokens, self.document, self.offset, self.segment = [], [], [], []
         self.ids: list[bytes] = []
         for commit, rows in zip(content, layout.view.rows, strict=False):
-            kept = [
-                (doc, number)
-                for number, docs in enumerate(commit)
-                for doc in docs
-                if doc.id not in set(masked)
-            ]
+            kept = [(doc, number) for number, docs in enumerate(commit) for doc in docs if doc.id not in set(masked)]
             parts: list[list[np.ndarray]] = [[], [], [], []]
             for doc, number in kept:
                 size = len(doc.tokens)
@@ -312,9 +305,7 @@ def test_without_its_document_arrays_a_segment_is_lost_and_the_rest_of_the_unit_
     assert lost == sum(len(doc.tokens) for doc in content[0][1])
 
 
-def test_a_store_that_does_not_answer_is_no_damage(
-    memory: Backend, content: list[list[list[Document]]]
-) -> None:
+def test_a_store_that_does_not_answer_is_no_damage(memory: Backend, content: list[list[list[Document]]]) -> None:
     dataset = open_dataset(memory, "corpus")
     layout = open_placement(dataset, make_view(dataset, sequence_length=T, rows_per_unit=LARGE_UNIT))
     faulty = FaultyBackend(memory)

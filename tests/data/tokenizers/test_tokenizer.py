@@ -119,9 +119,7 @@ def with_settings(tokenizer: JsonTokenizer, *names: str) -> bytes:
 
 @pytest.mark.parametrize("names", [*((name,) for name in SETTINGS), tuple(SETTINGS)])
 @pytest.mark.parametrize("words", [True, False], ids=["table", "library"])
-def test_settings_of_calls_in_the_file_change_no_id(
-    trained: JsonTokenizer, names: tuple[str, ...], words: bool
-):
+def test_settings_of_calls_in_the_file_change_no_id(trained: JsonTokenizer, names: tuple[str, ...], words: bool):
     texts = [*CORPUS, "", "word", CORPUS[0] * 20]
     content = json.loads(with_settings(trained, *names))
     plain = json.loads(trained.to_json())

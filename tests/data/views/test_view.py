@@ -66,9 +66,7 @@ def check_rows(dataset: Dataset, view: View, expected: list[np.ndarray]) -> None
 
 
 @pytest.mark.parametrize("rows_per_unit", [1, 3, 100])
-def test_rows_are_slices_of_each_commit(
-    corpus: tuple[Dataset, list[list[list[Document]]]], rows_per_unit: int
-) -> None:
+def test_rows_are_slices_of_each_commit(corpus: tuple[Dataset, list[list[list[Document]]]], rows_per_unit: int) -> None:
     dataset, content = corpus
     view = make_view(dataset, sequence_length=T, rows_per_unit=rows_per_unit)
     check_rows(dataset, view, [kept_tokens(units, set()) for units in content])
@@ -80,9 +78,7 @@ def test_rows_are_slices_of_each_commit(
     )
 
 
-@pytest.mark.parametrize(
-    "picks", [[(0, 0, 1)], [(0, 0, 0), (0, 1, 0), (1, 0, 1)], [(0, 2, 2), (1, 0, 0), (2, 0, 0)]]
-)
+@pytest.mark.parametrize("picks", [[(0, 0, 1)], [(0, 0, 0), (0, 1, 0), (1, 0, 1)], [(0, 2, 2), (1, 0, 0), (2, 0, 0)]])
 def test_masked_documents_are_gone(
     corpus: tuple[Dataset, list[list[list[Document]]]], picks: list[tuple[int, int, int]]
 ) -> None:
@@ -128,9 +124,7 @@ def test_json_round_trip_and_digest(corpus: tuple[Dataset, list[list[list[Docume
         assert replace(view, **{field.name: other}).digest != view.digest, field.name
 
 
-@pytest.mark.parametrize(
-    "change", [{"format_version": 2}, {"order_version": 2}, {"packing": None, "extra": 1}]
-)
+@pytest.mark.parametrize("change", [{"format_version": 2}, {"order_version": 2}, {"packing": None, "extra": 1}])
 def test_views_of_another_version(change: dict[str, object]) -> None:
     with pytest.raises(FormatError):
         View.from_json({**synthetic_view((5,)).to_json(), **change})

@@ -37,9 +37,7 @@ def any_documents(
 
 
 test_any_documents = settings(max_examples=5, deadline=None)(DOCUMENTS(any_documents))
-test_any_documents_at_length = pytest.mark.slow(
-    settings(max_examples=100, deadline=None)(DOCUMENTS(any_documents))
-)
+test_any_documents_at_length = pytest.mark.slow(settings(max_examples=100, deadline=None)(DOCUMENTS(any_documents)))
 
 
 @settings(max_examples=5, deadline=None)
@@ -123,9 +121,7 @@ def test_offsets_past_31_bits(axis: str, device: torch.device, checked_overflow:
         inputs = wanted.tensors(device)
     distant = [far(x, *stride) for x in inputs]
     assert max((n - 1) * s for n, s in zip(distant[0].shape, stride, strict=True)) >= 2**31
-    with (
-        tiles(64, 64) if axis in ("token", "tile") else tiles(16, 16)
-    ):  # one tile of 40 rows spans more than 2^31
+    with tiles(64, 64) if axis in ("token", "tile") else tiles(16, 16):  # one tile of 40 rows spans more than 2^31
         ours, plain = (results_of(wanted, x) for x in (distant, inputs))
     assert all(torch.equal(a, b) for a, b in zip(ours, plain, strict=True))
 
@@ -198,9 +194,7 @@ def test_gradcheck(documents: tuple[int, ...] | None, device: torch.device) -> N
 
 def test_registration(device: torch.device) -> None:
     q, k, v, sinks = (x.requires_grad_() for x in Problem(T=20, S=20, sinks=True).tensors(device))
-    torch.library.opcheck(
-        torch.ops.fmscale.attention.default, (q, k, v, sinks, None, None, True, 5, 2.0, 0.1)
-    )
+    torch.library.opcheck(torch.ops.fmscale.attention.default, (q, k, v, sinks, None, None, True, 5, 2.0, 0.1))
     cu = torch.tensor([0, 7, 20], device=device, dtype=torch.int32)
     torch.library.opcheck(torch.ops.fmscale.attention.default, (q, k, v, None, cu, cu, False, 0, 0.0, 0.1))
 
@@ -219,18 +213,14 @@ def test_compiles_whole(backend: str, device: torch.device) -> None:
         return graph
 
     def run(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, cu: Tensor) -> tuple[Tensor, Tensor]:
-        return flash_attention(
-            q, k, v, cu_seqlens=cu, window=9, sinks=sinks, return_lse=True, backend=backend
-        )
+        return flash_attention(q, k, v, cu_seqlens=cu, window=9, sinks=sinks, return_lse=True, backend=backend)
 
     compiled = torch.compile(run, fullgraph=True, backend=count)
     for ends in ([0, 20, 33, 40], [0, 1, 1, 40]):
         cu = torch.tensor(ends, device=device)
         got, plain = compiled(q, k, v, sinks, cu), run(q, k, v, sinks, cu)
         torch.testing.assert_close(got, plain)
-        grads = [
-            torch.autograd.grad(x[0].square().sum() + x[1].sum(), (q, k, v, sinks)) for x in (got, plain)
-        ]
+        grads = [torch.autograd.grad(x[0].square().sum() + x[1].sum(), (q, k, v, sinks)) for x in (got, plain)]
         torch.testing.assert_close(*grads)
     assert graphs == 1
     whole = torch.compile(run, fullgraph=True, backend="aot_eager")
@@ -250,13 +240,9 @@ def test_tile_list(device: torch.device, lengths: list[int], tail: int, block: i
     total = ends[-1] + tail
     keys = tile_list(cu, cu, total, total, block=block, keys=False, causal=True, window=0)
     assert keys.numel() == slot_count(total, len(lengths), block)
-    listed = [
-        (key >> 43, key >> 21 & 2**22 - 1, key & 2**21 - 1) for key in keys.tolist() if key != 2**63 - 1
-    ]
+    listed = [(key >> 43, key >> 21 & 2**22 - 1, key & 2**21 - 1) for key in keys.tolist() if key != 2**63 - 1]
     wanted = {
-        (document, tile)
-        for document, length in enumerate([*lengths, tail])
-        for tile in range(-(-length // block))
+        (document, tile) for document, length in enumerate([*lengths, tail]) for tile in range(-(-length // block))
     }
     assert len(listed) == len(wanted)
     assert {(document, tile) for _, document, tile in listed} == wanted
@@ -314,9 +300,7 @@ def test_errors_name_what_to_do(device: torch.device) -> None:
         ("return_lse", {"return_lse": True}),
     ],
 )
-def test_sdpa_refuses_what_it_would_drop(
-    what: str, arguments: dict[str, object], device: torch.device
-) -> None:
+def test_sdpa_refuses_what_it_would_drop(what: str, arguments: dict[str, object], device: torch.device) -> None:
     q, k, v = Problem(T=10, S=10).tensors(device)
     moved = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in arguments.items()}
     with pytest.raises(KernelError, match=rf'backend "sdpa".*{what}.*Use backend=.triton'):
@@ -327,9 +311,7 @@ def test_a_document_mask_is_never_dropped(device: torch.device) -> None:
     """Every backend, also where its lengths are unknown, separates documents or refuses."""
     q, k, v = (torch.randn(30, 2, 32, device=device) for _ in range(3))
     cu = torch.tensor([0, 11, 30], device=device)
-    alone = torch.cat(
-        [flash_attention(*(x[a:b] for x in (q, k, v)), backend="eager") for a, b in ((0, 11), (11, 30))]
-    )
+    alone = torch.cat([flash_attention(*(x[a:b] for x in (q, k, v)), backend="eager") for a, b in ((0, 11), (11, 30))])
     for backend in ("auto", "triton", "eager", *(["sdpa"] if device.type == "cpu" else [])):
         torch.testing.assert_close(flash_attention(q, k, v, cu_seqlens=cu, backend=backend), alone)
     compiled = torch.compile(flash_attention, fullgraph=True, backend="eager")
@@ -366,9 +348,7 @@ def test_gradients_of_log_sum_exp_alone(device: torch.device) -> None:
             torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
 
 
-def test_results_do_not_depend_on_what_memory_held(
-    device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_results_do_not_depend_on_what_memory_held(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every output and scratch tensor starts as NaN: whatever is read was written first."""
     wanted = Problem(documents=(20, 0, 3), keys=(10, 4, 9), tail=5, sinks=True)
     inputs = wanted.tensors(device)

@@ -100,13 +100,9 @@ def test_more_rows_than_a_tile(device: torch.device) -> None:
     lengths=st.lists(st.integers(0, 600), min_size=1, max_size=3), S=st.integers(1, 600), T=st.integers(1, 4),
     window=st.none() | st.integers(1, 600), sinks=st.booleans(),
 )  # fmt: skip
-def test_any_lengths(
-    device: torch.device, lengths: list[int], S: int, T: int, window: int | None, sinks: bool
-) -> None:
+def test_any_lengths(device: torch.device, lengths: list[int], S: int, T: int, window: int | None, sinks: bool) -> None:
     """Lengths below the number of new tokens, and beyond the capacity."""
-    judge(
-        Call(lengths=tuple(lengths), S=S, T=T, window=window, sinks=sinks, heads=(2, 1)), device, small=True
-    )
+    judge(Call(lengths=tuple(lengths), S=S, T=T, window=window, sinks=sinks, heads=(2, 1)), device, small=True)
 
 
 def test_matches_attention(device: torch.device) -> None:
@@ -119,9 +115,7 @@ def test_matches_attention(device: torch.device) -> None:
     for t in range(T):
         caches[0][:, t], caches[1][:, t] = k[:, t], v[:, t]
         lengths = torch.full((2,), t + 1, device=device, dtype=torch.int32)
-        out, lse = attention_decode(
-            q[:, t], *caches, lengths, window=7, sinks=sinks, return_lse=True, backend="triton"
-        )
+        out, lse = attention_decode(q[:, t], *caches, lengths, window=7, sinks=sinks, return_lse=True, backend="triton")
         torch.testing.assert_close(out, wanted[:, t])
         torch.testing.assert_close(lse, wanted_lse[:, :, t])
 
@@ -130,9 +124,7 @@ def test_transposed_caches_are_read_in_place(device: torch.device) -> None:
     call = Call()
     tensors, lengths, _ = call.tensors(device)
     turned = [tensors[0], *(one.transpose(1, 2).contiguous().transpose(1, 2) for one in tensors[1:])]
-    for a, b in zip(
-        call.run(turned, lengths, None, "triton"), call.run(tensors, lengths, None, "triton"), strict=True
-    ):
+    for a, b in zip(call.run(turned, lengths, None, "triton"), call.run(tensors, lengths, None, "triton"), strict=True):
         assert torch.equal(a, b)
     copied: list[str] = []
 
@@ -164,9 +156,7 @@ def test_what_no_window_reaches_is_not_read(device: torch.device) -> None:
     wanted = call.run(tensors, lengths, None, "triton")
     for cache in tensors[1:]:
         cache[:, :192] = torch.nan
-    assert all(
-        torch.equal(a, b) for a, b in zip(call.run(tensors, lengths, None, "triton"), wanted, strict=True)
-    )
+    assert all(torch.equal(a, b) for a, b in zip(call.run(tensors, lengths, None, "triton"), wanted, strict=True))
 
 
 def test_splitting_is_a_matter_of_speed(device: torch.device) -> None:
@@ -222,6 +212,4 @@ def test_repeats_bit_for_bit(device: torch.device) -> None:
     tensors, lengths, _ = call.tensors(device)
     first = call.run(tensors, lengths, None, "triton")
     for _ in range(1000):
-        assert all(
-            torch.equal(a, b) for a, b in zip(call.run(tensors, lengths, None, "triton"), first, strict=True)
-        )
+        assert all(torch.equal(a, b) for a, b in zip(call.run(tensors, lengths, None, "triton"), first, strict=True))

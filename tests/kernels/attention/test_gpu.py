@@ -75,9 +75,7 @@ def packed(leaves: list[Tensor], offsets: dict[str, Tensor | None], *, window: i
 
 def test_a_thousand_repeats_are_the_same_bits(device: torch.device) -> None:
     """Also while another kernel keeps the machine busy, so that programs finish in other orders."""
-    wanted = Problem(
-        dtype=torch.bfloat16, E=128, H=16, K=4, documents=(1500, 0, 40, 1000, 508), window=600, sinks=True
-    )
+    wanted = Problem(dtype=torch.bfloat16, E=128, H=16, K=4, documents=(1500, 0, 40, 1000, 508), window=600, sinks=True)
     leaves = [x.requires_grad_() for x in wanted.tensors(device)]
     offsets = wanted.offsets(device)
     side = torch.cuda.Stream(device)
@@ -167,9 +165,7 @@ def test_memory_grows_with_tokens_not_their_square(device: torch.device) -> None
 
     def extra(T: int) -> int:
         H, K, E = 8, 2, 128
-        q, k, v = (
-            torch.randn(T, h, E, device=device, dtype=torch.bfloat16).requires_grad_() for h in (H, K, K)
-        )
+        q, k, v = (torch.randn(T, h, E, device=device, dtype=torch.bfloat16).requires_grad_() for h in (H, K, K))
         cu = torch.arange(0, T + 1, T // 8, device=device, dtype=torch.int32)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -198,9 +194,7 @@ def test_offsets_past_31_bits(device: torch.device) -> None:
         out = flash_attention(*tensors, cu_seqlens=cu, window=128, backend="triton")
         return [out.detach(), *torch.autograd.grad(out, tensors, dout)]
 
-    alone = run(
-        [x[-300:].detach().requires_grad_() for x in leaves], dout[-300:], cu[:1].new_tensor([0, 300])
-    )
+    alone = run([x[-300:].detach().requires_grad_() for x in leaves], dout[-300:], cu[:1].new_tensor([0, 300]))
     found = run(leaves, dout, cu)
     assert all(torch.equal(x[-300:], y) for x, y in zip(found, alone, strict=True))
 

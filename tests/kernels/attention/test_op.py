@@ -58,18 +58,14 @@ def test_every_combination(shape: dict[str, Any], heads: tuple[int, int], device
     for causal in (True, False):
         for window in (None, 1, 9, 40):
             for softcap, sinks in ((None, False), (3.0, True)):
-                wanted = Problem(
-                    H=H, K=K, causal=causal, window=window, softcap=softcap, sinks=sinks, **shape
-                )
+                wanted = Problem(H=H, K=K, causal=causal, window=window, softcap=softcap, sinks=sinks, **shape)
                 with tiles(32, 32):
                     judge(wanted, device, small=window == 1)
 
 
 def shipped(E: int, dtype: torch.dtype, device: torch.device) -> None:
     """No forced tiles: the configurations that the package ships, padded where E is not a power of two."""
-    judge(
-        Problem(E=E, dtype=dtype, H=2, K=1, documents=(33, 1, 40), window=30, softcap=8.0, sinks=True), device
-    )
+    judge(Problem(E=E, dtype=dtype, H=2, K=1, documents=(33, 1, 40), window=30, softcap=8.0, sinks=True), device)
 
 
 @pytest.mark.parametrize(
@@ -176,9 +172,7 @@ def test_by_the_definition(backend: str, device: torch.device) -> None:
                 scores = [float(q[first_q + m, h] @ k[first_k + n, 0]) * 8**-0.5 for n in seen]
                 weights = [math.exp(2.0 * math.tanh(s / 2.0)) for s in scores]
                 total = sum(weights) + math.exp(float(sinks[h]))
-                row = sum(
-                    (w / total * v[first_k + n, 0] for w, n in zip(weights, seen, strict=True)), v[0, 0] * 0
-                )
+                row = sum((w / total * v[first_k + n, 0] for w, n in zip(weights, seen, strict=True)), v[0, 0] * 0)
                 torch.testing.assert_close(out[first_q + m, h], row)
                 torch.testing.assert_close(lse[h, first_q + m], torch.tensor(math.log(total), device=device))
 

@@ -14,8 +14,7 @@ def _row(variant: str, flops: float, **bodies: Callable[[], Tensor]) -> ContestR
         if not bodies:
             raise torch.OutOfMemoryError("too large")
         makers = {
-            name: lambda body=body: Contestant(run=body, numbers=lambda: [body()])
-            for name, body in bodies.items()
+            name: lambda body=body: Contestant(run=body, numbers=lambda: [body()]) for name, body in bodies.items()
         }
         return Contest(makers=makers, reference=lambda: [torch.ones(3)], absent={"flash": "not this one"})
 

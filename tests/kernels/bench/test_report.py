@@ -64,9 +64,7 @@ def test_a_claim_is_ok_only_where_every_row_shows_it(runs: list[Run], verdict: b
     ],
 )
 def test_the_aim_is_judged_apart(runs: list[Run], verdict: bool | None) -> None:
-    assert (
-        judge_aim(Target(id="x", what="x", limit="matmul", aim={"cudnn": 0.9}, aim_rate=4.0), runs) is verdict
-    )
+    assert judge_aim(Target(id="x", what="x", limit="matmul", aim={"cudnn": 0.9}, aim_rate=4.0), runs) is verdict
     assert judge_aim(Target(id="x", what="x", limit="matmul"), runs) is None
 
 

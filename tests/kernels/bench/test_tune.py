@@ -99,9 +99,7 @@ def test_the_table_survives_a_file(tuned: tuple[TunedTable, list[str], list[int]
 def more(table: TunedTable | None, **options: Any) -> tuple[TunedTable, list[str]]:
     """The table after another run, and what was said."""
     said: list[str] = []
-    found = tune(
-        "tests.kernels.bench.tuning_problems:quick", "cpu", VERSIONS, said.append, known=table, **options
-    )
+    found = tune("tests.kernels.bench.tuning_problems:quick", "cpu", VERSIONS, said.append, known=table, **options)
     return found, said
 
 
@@ -134,8 +132,7 @@ def test_the_next_run_goes_on_where_the_first_stopped(monkeypatch: pytest.Monkey
 def test_only_what_is_named_is_measured_again_and_the_rest_stays(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
     kept, old = (
-        TunedEntry(op="twice", bucket=bucket, backend="eager", milliseconds={"eager": 1.0})
-        for bucket in ("kept", "b")
+        TunedEntry(op="twice", bucket=bucket, backend="eager", milliseconds={"eager": 1.0}) for bucket in ("kept", "b")
     )
     reasons = tuple({"op": "twice", "bucket": bucket, "reason": "old"} for bucket in ("b", "kept"))
     known = TunedTable(gpu="cpu", triton="3.6.0", entries=(kept, old), rejected=reasons)
@@ -162,9 +159,7 @@ def test_a_table_of_another_device_version_or_format_is_not_known(tmp_path: Path
     assert known_table(tmp_path, "cpu", "3.7.1") == TunedTable(gpu="cpu", triton="3.7.1")
 
 
-@pytest.mark.parametrize(
-    "words", [["--only", "x"], ["--seconds", "3"], ["--again"], ["--tune", "--only", "("]]
-)
+@pytest.mark.parametrize("words", [["--only", "x"], ["--seconds", "3"], ["--again"], ["--tune", "--only", "("]])
 def test_what_does_not_go_with_the_tuner_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as ended:
         main(words)
@@ -173,9 +168,7 @@ def test_what_does_not_go_with_the_tuner_is_refused(words: list[str], capsys: py
 
 
 def test_the_command_goes_on_from_the_table_in_its_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    known = TunedTable(
-        gpu="a GPU", triton="3.6.0", entries=(TunedEntry(op="twice", bucket="a", backend="eager"),)
-    )
+    known = TunedTable(gpu="a GPU", triton="3.6.0", entries=(TunedEntry(op="twice", bucket="a", backend="eager"),))
     write_table(known, tmp_path)
     asked: dict[str, Any] = {}
 

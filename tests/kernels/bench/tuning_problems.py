@@ -75,9 +75,7 @@ def _make(names: tuple[str, ...], also_deadly: bool) -> Runs:
 
 def problem(bucket: str, *, also_deadly: bool = False, **kernels: tuple[Config, ...]) -> Problem:
     """An op of these kernels, each of which doubles, perhaps with a backend that ends the process."""
-    return Problem(
-        op="twice", bucket=bucket, kernels=kernels, make=lambda _: _make(tuple(kernels), also_deadly)
-    )
+    return Problem(op="twice", bucket=bucket, kernels=kernels, make=lambda _: _make(tuple(kernels), also_deadly))
 
 
 def _too_large(_: torch.device) -> Runs:

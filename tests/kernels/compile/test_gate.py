@@ -46,9 +46,7 @@ def compiled(script: Path) -> dict[str, Any]:
     """What the script prints, run where kernels are compiled, not interpreted."""
     variables = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     variables["PYTHONPATH"] = str(ROOT)
-    done = subprocess.run(
-        [sys.executable, str(script)], env=variables, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, str(script)], env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -159,9 +157,7 @@ def test_the_committed_table_is_of_what_ships() -> None:
     assert set(gate.PAIRED) <= {report["triton"] for report in result["reports"]}
     names = [case.name for case in gate.all_cases()]
     for report in result["reports"]:
-        assert [row["name"] for row in report["rows"]] == names, (
-            "run `python -m fmscale.kernels.compile.gate`"
-        )
+        assert [row["name"] for row in report["rows"]] == names, "run `python -m fmscale.kernels.compile.gate`"
         refused = {row["name"]: row["problems"] for row in report["rows"] if row["problems"]}
         if report["triton"] in gate.PAIRED:
             assert refused == {}

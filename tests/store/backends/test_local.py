@@ -150,9 +150,7 @@ def test_name_is_a_folder_or_an_object(root: Path) -> None:
     assert temporaries(root) == []
 
 
-def test_data_and_names_are_synced_before_a_write_returns(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_data_and_names_are_synced_before_a_write_returns(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = LocalBackend(root)
     events: list[str] = []
 
@@ -293,15 +291,11 @@ def test_what_is_deleted_is_not_kept_open_for_its_space_is_wanted(root: Path) ->
     store.put("x", b"old")
     store.get_ranges("x", [(0, 3)])
     store.delete("x")
-    links = [
-        os.readlink(f"/proc/self/fd/{one.name}") for one in os.scandir("/proc/self/fd") if one.is_symlink()
-    ]
+    links = [os.readlink(f"/proc/self/fd/{one.name}") for one in os.scandir("/proc/self/fd") if one.is_symlink()]
     assert not [link for link in links if link.startswith(str(root))]
 
 
-def test_open_files_are_few_and_not_closed_under_a_reader(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_open_files_are_few_and_not_closed_under_a_reader(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(open_files, "LIMIT", 4)
     store = LocalBackend(root)
     for n in range(40):

@@ -48,9 +48,7 @@ def calls(store: Backend) -> dict[str, Callable[[], object]]:
     return {
         "get": lambda: store.get("x") == DATA,
         "read_into": lambda: store.read_into("x", 10, memoryview(bytearray(500_000))) is None,
-        "get_ranges": lambda: (
-            store.get_ranges("x", [(0, 9), (900_000, 9)]) == [DATA[:9], DATA[900_000:900_009]]
-        ),
+        "get_ranges": lambda: store.get_ranges("x", [(0, 9), (900_000, 9)]) == [DATA[:9], DATA[900_000:900_009]],
         "head": lambda: store.head("x").bytes == len(DATA),
         "exists": lambda: store.exists("x"),
         "list_objects": lambda: [one.key for one in store.list_objects()] == ["x"],
@@ -113,9 +111,7 @@ def test_503_for_half_a_minute_is_survived_with_the_default_deadline(url: str, p
 
 
 @pytest.mark.slow
-def test_stall_of_20_seconds_is_cut_and_repeated_with_the_default_deadline(
-    url: str, proxy: FaultProxy
-) -> None:
+def test_stall_of_20_seconds_is_cut_and_repeated_with_the_default_deadline(url: str, proxy: FaultProxy) -> None:
     store = open_store(url)
     store.put("x", DATA)
     proxy.inject("stall", count=1, stall=20)
@@ -201,9 +197,7 @@ def test_upload_in_parts_survives_503_and_resets(url: str, proxy: FaultProxy, tm
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_wrong_secret_is_said_at_once(
-    url: str, proxy: FaultProxy, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wrong_secret_is_said_at_once(url: str, proxy: FaultProxy, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     secret = "a-wrong-secret-98765"
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
     store = open_store(url)
@@ -266,9 +260,7 @@ def test_silent_endpoint_is_given_up(s3: S3Server) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen(16)
-        store = open_store(
-            s3.url("bucket", endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}"), deadline=3
-        )
+        store = open_store(s3.url("bucket", endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}"), deadline=3)
         with pytest.raises(StoreUnavailable, match="no answer in time"):
             in_time(6, lambda: store.get("x"))
 

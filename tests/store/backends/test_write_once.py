@@ -17,9 +17,7 @@ def test_says_whether_the_bytes_are_there(store: Backend) -> None:
 
 
 @pytest.mark.parametrize(("there", "same"), [(None, True), (b"1", True), (b"2", False)])
-def test_a_lost_answer_is_resolved_by_reading_back(
-    memory_store: Backend, there: bytes | None, same: bool
-) -> None:
+def test_a_lost_answer_is_resolved_by_reading_back(memory_store: Backend, there: bytes | None, same: bool) -> None:
     if there:
         memory_store.put("x", there)
     faulty = FaultyBackend(memory_store, {0: Fault.LOST})

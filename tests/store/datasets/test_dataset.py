@@ -273,9 +273,7 @@ def test_references_are_all_that_a_commit_owns(memory_store: Backend) -> None:
     write_commit(memory_store, "d", {"train": [documents([9], seed=4)]}, job="second")
     write_commit(memory_store, "other", SPLITS)
     names = references("d", first.body)
-    owned = {
-        info.key for info in memory_store.list_objects("datasets/d") if info.key.startswith(tuple(names))
-    }
+    owned = {info.key for info in memory_store.list_objects("datasets/d") if info.key.startswith(tuple(names))}
     dataset = open_dataset(memory_store, "d")
     retire(dataset.log, [0], references_of("d"))
     garbage = collect_garbage(dataset.log, references_of("d"), grace=0)
@@ -295,9 +293,7 @@ def test_references_are_all_that_a_commit_owns(memory_store: Backend) -> None:
         Fault.LOST,
     ],
 )
-def test_a_stop_at_any_call_leaves_the_last_commit_or_the_new_one(
-    memory_store: Backend, fault: Fault
-) -> None:
+def test_a_stop_at_any_call_leaves_the_last_commit_or_the_new_one(memory_store: Backend, fault: Fault) -> None:
     first, second = {"train": [documents([5])]}, {"train": [documents([9], seed=4)]}
     call, seen = 0, set()
     while True:

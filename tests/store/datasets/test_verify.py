@@ -70,9 +70,7 @@ def test_every_object_flipped_truncated_or_missing_is_named(memory_store: Backen
     dataset = tokens(memory_store)
     keys = [info.key for info in memory_store.list_objects("")]
     covered = [key for key in keys if "/log/" not in key and key != "fmscale.json"]
-    assert (
-        len(covered) == 1 + 2 + 3 * 10 + 2
-    )  # tokenizer, manifests, segments of ten objects, two more shards
+    assert len(covered) == 1 + 2 + 3 * 10 + 2  # tokenizer, manifests, segments of ten objects, two more shards
     for key in covered:
         sound = memory_store.get(key)
         for offset in {0, len(sound) // 2, len(sound) - 1}:
@@ -168,9 +166,7 @@ def test_a_seal_that_a_commit_does_not_agree_with(memory_store: Backend) -> None
     assert seal is not None
     dataset = create_or_open(memory_store, "e")
     dataset._check_sealed = lambda job, segments: None  # type: ignore[method-assign]
-    dataset.append_commit(
-        job=JOB, segments={"train": [(0, replace(seal, tokens=12))]}, tokenizer=None, dtype="uint16"
-    )
+    dataset.append_commit(job=JOB, segments={"train": [(0, replace(seal, tokens=12))]}, tokenizer=None, dtype="uint16")
     (problem,) = verify_dataset(memory_store, dataset)
     assert problem.key == f"{prefix}/seal.json"
     assert "12 tokens" in problem.what
@@ -191,6 +187,4 @@ def test_parts_may_cut_chunks_anywhere(memory_store: Backend, monkeypatch: pytes
     key = f"{row.prefix}/tokens/c/2"
     flip(memory_store, key, 12_000)
     assert named(verify_dataset(memory_store, dataset)) == {(key, 0)}
-    assert [p.what for p in verify_dataset(memory_store, dataset)] == [
-        "damaged: bytes do not match their crc32c"
-    ]
+    assert [p.what for p in verify_dataset(memory_store, dataset)] == ["damaged: bytes do not match their crc32c"]

@@ -157,9 +157,7 @@ def test_network_failure_is_not_recorded_as_a_property(memory_store: Backend) ->
 
     faulty = FaultyBackend(memory_store)
     faulty.inject(Fault.UNAVAILABLE, "put_if_absent")
-    faulty.inject(
-        Fault.UNAVAILABLE, "get"
-    )  # by then another writer may have made the key, which would settle it
+    faulty.inject(Fault.UNAVAILABLE, "get")  # by then another writer may have made the key, which would settle it
     with pytest.raises(StoreUnavailable):
         probe(faulty)
     assert not memory_store.exists(RECORD_KEY)

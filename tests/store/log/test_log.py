@@ -61,9 +61,7 @@ def test_append_costs_one_request_when_nobody_else_writes(local_store: Backend) 
     before = local_store.requests.count.copy()
     log.append("commit", {})
     after = local_store.requests.count
-    changed = {
-        kind: after[kind] - before.get(kind, 0) for kind in after if after[kind] != before.get(kind, 0)
-    }
+    changed = {kind: after[kind] - before.get(kind, 0) for kind in after if after[kind] != before.get(kind, 0)}
     assert changed == {"put_if_absent": 1}
 
 

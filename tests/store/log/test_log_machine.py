@@ -81,9 +81,7 @@ class LogMachine(RuleBasedStateMachine):
     def commit(self, who: int, how: str, data: st.DataObject, folder: bool, kept: bool) -> None:
         old = sorted({name for entry in self.state().live.values() for name in entry.body["names"]})
         share = old and data.draw(st.integers(0, 2))
-        shared = (
-            data.draw(st.lists(st.sampled_from(old), min_size=1, max_size=2, unique=True)) if share else []
-        )
+        shared = data.draw(st.lists(st.sampled_from(old), min_size=1, max_size=2, unique=True)) if share else []
         epoch = data.draw(st.sampled_from([*self.epochs, self.epochs[-1], None]))
 
         def work(log: Log, state: RetirementState, tag: str) -> LogEntry:

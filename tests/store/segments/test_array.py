@@ -98,9 +98,7 @@ def test_zarr_reads_what_we_write(folder: Path, dtype: str, rest: tuple[int, ...
 
 
 @pytest.mark.parametrize(("dtype", "rest", "n"), CASES)
-def test_we_read_what_zarr_writes(
-    folder: Path, backend: Backend, dtype: str, rest: tuple[int, ...], n: int
-) -> None:
+def test_we_read_what_zarr_writes(folder: Path, backend: Backend, dtype: str, rest: tuple[int, ...], n: int) -> None:
     data = values(dtype, rest, n)
     inner = CHUNK // (data.dtype.itemsize * int(np.prod(rest, dtype=int)))
     array = zarr.create_array(
@@ -166,9 +164,7 @@ def test_any_cut_into_appends_and_any_range(
     assert np.array_equal(read_array(backend, "a", start, count), data[start : start + count])
 
 
-def test_the_padding_is_zeros_whatever_was_buffered_before(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_padding_is_zeros_whatever_was_buffered_before(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fmscale.store.segments.array_writer.FLUSH_BYTES", 2 * CHUNK)
     data = values("uint16", (), 2 * 512 + 300)
     spec = write(folder, "a", data)

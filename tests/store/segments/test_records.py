@@ -59,9 +59,7 @@ def test_batches_come_back_verified_one_read_each(store: Backend, tmp_path: Path
     assert store.requests.count.get("get_range", 0) - before == segment.batches
     for record in (0, 5, 6, 50, 99):
         batch, row = segment.locate(record)
-        assert (
-            read_batch(store, segment, batch).slice(row, 1).to_pylist() == data.slice(record, 1).to_pylist()
-        )
+        assert read_batch(store, segment, batch).slice(row, 1).to_pylist() == data.slice(record, 1).to_pylist()
     for record in (-1, 100):
         with pytest.raises(DataError, match="no such record"):
             segment.locate(record)

@@ -108,9 +108,7 @@ def test_opening_is_two_reads(store: Backend) -> None:
     before = dict(store.requests.count)
     open_segment(store, PREFIX, digest)
     after = store.requests.count
-    assert {kind: n - before.get(kind, 0) for kind, n in after.items() if n != before.get(kind, 0)} == {
-        "get": 2
-    }
+    assert {kind: n - before.get(kind, 0) for kind, n in after.items() if n != before.get(kind, 0)} == {"get": 2}
 
 
 @pytest.mark.parametrize("lengths", [[], [0], [0, 0, 0], [1], [32768], [32769]])
@@ -208,9 +206,7 @@ def test_a_seal_is_never_overwritten(store: Backend) -> None:
 
 
 @pytest.mark.parametrize("fault", [Fault.CRASH_BEFORE, Fault.CRASH_AFTER, Fault.UNAVAILABLE, Fault.LOST])
-def test_a_stop_at_any_call_leaves_a_whole_segment_or_none(
-    memory_store: Backend, tmp_path: Path, fault: Fault
-) -> None:
+def test_a_stop_at_any_call_leaves_a_whole_segment_or_none(memory_store: Backend, tmp_path: Path, fault: Fault) -> None:
     docs = documents([70_000, 5, 0, 9])
     call = 0
     while True:

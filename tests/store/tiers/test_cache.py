@@ -156,9 +156,7 @@ def test_more_than_the_limit_at_once_passes_through(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("refill", [False, True])
-def test_a_read_that_meets_an_eviction_is_no_hit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refill: bool
-) -> None:
+def test_a_read_that_meets_an_eviction_is_no_hit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refill: bool) -> None:
     """The chunk goes (and comes back) between the look at its state and the end of the read."""
     cache, source = NodeCache(tmp_path, ROOMY), make()
     read(cache, source, 0, 2)
@@ -212,9 +210,7 @@ def test_without_holes_whole_objects_go(tmp_path: Path, monkeypatch: pytest.Monk
     read(cache, one, 0, 3, 5)
 
 
-def test_a_directory_that_cannot_be_used_passes_through(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_directory_that_cannot_be_used_passes_through(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_bytes(b"")
     source = make()
     with caplog.at_level(logging.WARNING):

@@ -23,9 +23,7 @@ class User:
 
     def __init__(self, directory: Path, limit: int, *mode: str) -> None:
         command = [sys.executable, "-m", "tests.helpers.cache_user", str(directory), str(limit), *mode]
-        self.process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.stdin, self.stdout = self.process.stdin, self.process.stdout

@@ -53,9 +53,7 @@ def test_a_flip_on_the_wire_is_read_again(
     assert len(wire.reads) == (2 if cached else 3)
 
 
-def test_a_wire_that_flips_often_still_gives_what_single_reads_give(
-    ref: ObjectRef, wire: Wire, data: bytes
-) -> None:
+def test_a_wire_that_flips_often_still_gives_what_single_reads_give(ref: ObjectRef, wire: Wire, data: bytes) -> None:
     fetcher = Fetcher(wire)
     wire.flips = [2 * ref.chunk_bytes, 2 * ref.chunk_bytes]
     assert read(fetcher, ref, 1, 3) == part(ref, data, 1, 3)

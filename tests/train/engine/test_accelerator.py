@@ -40,8 +40,6 @@ def test_it_reads_the_number_of_the_device_until_the_run_has_ended():
 
 def test_an_accelerator_that_contradicts_the_run_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DS_ACCELERATOR", "cuda")
-    with pytest.raises(
-        ConfigError, match="DS_ACCELERATOR contradicts the device of the run, which is cpu"
-    ) as caught:
+    with pytest.raises(ConfigError, match="DS_ACCELERATOR contradicts the device of the run, which is cpu") as caught:
         import_deepspeed("cpu")
     assert caught.value.found == "cuda"

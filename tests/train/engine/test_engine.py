@@ -31,9 +31,7 @@ def reference() -> Any:
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("accumulation", [1, 3])
-def test_fp32_does_not_depend_on_stage_ranks_or_microbatches(
-    reference: Any, stage: int, accumulation: int
-) -> None:
+def test_fp32_does_not_depend_on_stage_ranks_or_microbatches(reference: Any, stage: int, accumulation: int) -> None:
     losses, state = outcome(2, stage, "fp32", accumulation)
     torch.testing.assert_close(torch.tensor(losses), torch.tensor(reference[0]), rtol=2e-5, atol=2e-6)
     assert state.keys() == reference[1].keys()

@@ -169,8 +169,7 @@ def _check_column(schema: Any, piece: FilePart) -> None:
             raise DataError(
                 f"{piece.source} has no column {piece.field}",
                 found=", ".join(names[:20]),
-                remedy=(f"Did you mean {near[0]!r}? " if near else "")
-                + "Name the text's column with --field.",
+                remedy=(f"Did you mean {near[0]!r}? " if near else "") + "Name the text's column with --field.",
             )
         kind = fields[names.index(name)].type
         if pa.types.is_null(kind):  # as pandas writes a column of a part in which no row has a value
