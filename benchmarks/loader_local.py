@@ -14,7 +14,7 @@ from benchmarks.harness import Claim, Outcome, interleave, peer_python, run_json
 
 PEERS = ("memmap_batched", "memmap_dataloader", "megatron", "litdata", "hf_datasets", "mosaic")
 SYSTEMS = ("fmscale", "limit", *PEERS)
-MEMORY_BUDGET = {False: 768 * 2**20, True: 48 * 2**20}
+MEMORY_BYTES = {False: 768 * 2**20, True: 48 * 2**20}
 """Host memory for our units: three quarters of the corpus, so that units are read and checked again every
 epoch instead of being served from memory.
 """
@@ -40,7 +40,7 @@ def local_claims(
     """W1: local feed, warm and cold, with CPU time; W3: first batch."""
     rounds, seconds = (1, 1.0) if quick else (3, 2.5)
     window = ["--window", str(WINDOW[quick])]
-    ours = {"fmscale": [*window, "--memory-budget", str(MEMORY_BUDGET[quick])], "limit": window}
+    ours = {"fmscale": [*window, "--memory-budget", str(MEMORY_BYTES[quick])], "limit": window}
 
     def feed(system: str, *options: str, cold: bool) -> dict[str, Any]:
         if cold:

@@ -3,7 +3,7 @@
 Ranks are processes. Each is looked at twice from outside, through /proc/PID/smaps_rollup: when it has imported
 torch and fmscale (a trainer has done that anyway), and when its loader has delivered an epoch and still runs. The
 difference is the loader's; PSS counts a page that n processes share as 1/n. The node's host memory for units is a
-setting (`memory_budget`), which is split among its ranks here, as each needs 1/n of a shuffle window: the sum over
+setting (`memory_bytes`), which is split among its ranks here, as each needs 1/n of a shuffle window: the sum over
 the ranks then grows by what a rank adds of its own, and that is what is compared.
 """
 

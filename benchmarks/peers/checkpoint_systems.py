@@ -266,8 +266,8 @@ class Fmscale(System):
         from fmscale.store.open import open_store
 
         super().__init__(folder, state, rank, size, safe=safe)
-        epochs = [acquire(run_log(open_store(str(folder)), "run"), "bench").epoch if rank == 0 else 0]
-        distributed.broadcast_object_list(epochs)
+        leases = [acquire(run_log(open_store(str(folder)), "run"), "bench").number if rank == 0 else 0]
+        distributed.broadcast_object_list(leases)
         config = CheckpointConfig(
             keep_last=1,
             grace_seconds=0.0,
@@ -275,7 +275,7 @@ class Fmscale(System):
             digests=self.digests,
         )
         world = World(rank=rank, world_size=size)
-        self.saver = Saver(str(folder), "run", world=world, lease_epoch=epochs[0], config=config)
+        self.saver = Saver(str(folder), "run", world=world, lease=leases[0], config=config)
         self.pieces = [whole(name, tensor) for name, tensor in state.items()]
         self.saver.prepare(self.pieces)
         self.written: dict[int, int] = {}

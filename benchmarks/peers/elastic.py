@@ -67,7 +67,7 @@ def _deliver(spec: dict[str, Any], state: dict[str, Any] | None, path: Path, ran
         dp_rank=rank,
         dp_size=ranks,
         micro_batch=8,
-        memory_budget=128 * 2**20,
+        memory_bytes=128 * 2**20,
         cache_dir=spec["cache"],
         document_ids=True,
     )

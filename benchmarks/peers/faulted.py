@@ -34,7 +34,7 @@ def main() -> None:
         sequence_length=ROW_TOKENS,
         batch=BATCH,
         window=8,
-        memory_budget=UNITS * 33 * ROW_TOKENS * 2,
+        memory_bytes=UNITS * 33 * ROW_TOKENS * 2,
         run="faults",
         cache_dir=None if cache == "-" else cache,
     )

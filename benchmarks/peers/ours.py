@@ -50,7 +50,7 @@ def prepare(corpus: Path, out: Path) -> None:
 
 
 def feed(
-    corpus: Path, data: str, cache: str | None = None, memory_budget: int = 2**30, window: int = 2048
+    corpus: Path, data: str, cache: str | None = None, memory_bytes: int = 2**30, window: int = 2048
 ) -> Iterator[torch.Tensor]:
     """Shuffled batches for ever; the measurement counts epochs."""
     from fmscale.data.open import open_loader
@@ -61,7 +61,7 @@ def feed(
         sequence_length=ROW_TOKENS,
         batch=BATCH,
         seed=0,
-        memory_budget=memory_budget,
+        memory_bytes=memory_bytes,
         cache_dir=cache,
         window=window,
     )

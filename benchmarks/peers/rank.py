@@ -30,7 +30,7 @@ def main() -> None:
         batch=BATCH * int(ranks),
         dp_rank=int(rank),
         dp_size=int(ranks),
-        memory_budget=int(memory),
+        memory_bytes=int(memory),
         window=128,
         cache_dir=None if cache == "-" else cache,
     )

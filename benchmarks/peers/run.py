@@ -55,7 +55,7 @@ def main() -> None:
     if args.action == "prepare":
         common.emit({"prepared": args.system})
         return
-    options = {"cache": args.cache, "memory_budget": args.memory_budget, "window": args.window}
+    options = {"cache": args.cache, "memory_bytes": args.memory_bytes, "window": args.window}
     open_feed = partial(
         getattr(module, function), **{key: value for key, value in options.items() if value is not None}
     )

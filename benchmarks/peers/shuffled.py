@@ -39,7 +39,7 @@ def epoch(url: str, rows: int, window: int, memory: int) -> tuple[np.ndarray, di
         sequence_length=ROW_TOKENS,
         batch=BATCH,
         window=window,
-        memory_budget=memory,
+        memory_bytes=memory,
     )
     place = np.empty(rows, dtype=np.int64)
     for batch in loader:

@@ -22,7 +22,7 @@ class CheckpointEntry:
     """Number of its log entry."""
     step: int
     """Optimizer step."""
-    epoch: int
+    lease: int
     """Lease under which it was committed."""
     time: float
     """When, in seconds since the epoch, by the writer's clock."""
@@ -106,7 +106,7 @@ def _found(entry: LogEntry, marked: set[int]) -> CheckpointEntry:
     return CheckpointEntry(
         entry=entry.number,
         step=body["step"],
-        epoch=body["epoch"],
+        lease=body["epoch"],
         time=entry.time,
         folder=body["folder"],
         world_size=body["world_size"],

@@ -75,7 +75,7 @@ class _Save:
 
 
 class Saver:
-    """Saves of one rank. All ranks make one, with the same epoch, and call `save` in the same order.
+    """Saves of one rank. All ranks make one, under the same lease, and call `save` in the same order.
 
     A failed save never raises: `poll` reports it, and the metrics `ckpt_failed`, `ckpt_retried` and
     `ckpt_skipped` count it. `ckpt_blocking` and `ckpt_durable` are timers.
@@ -87,25 +87,25 @@ class Saver:
         run: str,
         *,
         world: World,
-        lease_epoch: int,
+        lease: int,
         config: CheckpointConfig,
         deadline: float = 60.0,
         metrics: Metrics | None = None,
     ) -> None:
-        """`lease_epoch` is that of the lease which rank 0 took of the run's log. `deadline` bounds a store
+        """`lease` is the number of the lease that rank 0 took of the run's log. `deadline` bounds a store
         request in seconds. Raises ConfigError for a URL or a run's name that cannot be used.
         """
-        self._run, self._rank, self._epoch = run, world.rank, lease_epoch
+        self._run, self._rank, self._lease = run, world.rank, lease
         self._config = config
         self._metrics = metrics or Metrics()
-        checkpoint_folder(run, 0, lease_epoch)
+        checkpoint_folder(run, 0, lease)
         settings = SaveSettings(
             url=store_url,
             deadline=deadline,
             run=run,
             rank=world.rank,
             world_size=world.world_size,
-            epoch=lease_epoch,
+            lease=lease,
             keep_last=config.keep_last,
             keep_every=config.keep_every,
             grace_seconds=config.grace_seconds,
@@ -167,7 +167,7 @@ class Saver:
         header = SaveJob(
             number=number,
             step=step,
-            folder=checkpoint_folder(self._run, step, self._epoch, repeat),
+            folder=checkpoint_folder(self._run, step, self._lease, repeat),
             complete=not self._config.incremental
             or number % self._config.complete_every == 0
             or bool(self._config.keep_every and step % self._config.keep_every == 0),

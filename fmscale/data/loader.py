@@ -34,7 +34,7 @@ from fmscale.errors import ConfigError, DataError
 logger = logging.getLogger(__name__)
 
 STATE_VERSION = 1
-MEMORY_BUDGET = 2**30
+MEMORY_BYTES = 2**30
 """Bytes of host memory for units: two shuffle windows of 2,048 units of 256 KiB."""
 REMOTE_READ_THREADS = 16
 
@@ -55,7 +55,7 @@ class Loader:
         dp_rank: int = 0,
         dp_size: int = 1,
         micro_batch: int | None = None,
-        memory_budget: int = MEMORY_BUDGET,
+        memory_bytes: int = MEMORY_BYTES,
         read_threads: int | None = None,
         prefetch: bool = True,
         order_log: OrderLog | None = None,
@@ -68,7 +68,7 @@ class Loader:
             dp_rank: place among the data-parallel ranks.
             dp_size: number of data-parallel ranks.
             micro_batch: rows of a forward; None: the rank's whole part of the step.
-            memory_budget: bytes of host memory for units. Below the units of a shuffle window, units are read
+            memory_bytes: bytes of host memory for units. Below the units of a shuffle window, units are read
                 more than once.
             read_threads: concurrent reads; None: none beside the planner's for a local store, else 16.
             prefetch: read ahead in threads; False reads each step when it is asked for.
@@ -98,7 +98,7 @@ class Loader:
         views = [source.view for source in plan.sources]
         view = views[0]
         self._arena = Arena(
-            budget_bytes=memory_budget,
+            memory_bytes=memory_bytes,
             rows_per_slot=max(view.rows_per_unit for view in views),
             row_tokens=view.sequence_length,
             dtype=np.dtype(view.dtype),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fmscale.data.loader import MEMORY_BUDGET, Loader
+from fmscale.data.loader import MEMORY_BYTES, Loader
 from fmscale.data.order.mixture import WEIGHT_ONE, integer_weights
 from fmscale.data.plan.batch_schedule import BatchSchedule
 from fmscale.data.plan.order_log import OrderLog
@@ -83,14 +83,14 @@ def make_sources(
 
 
 def open_order(
-    backend: Backend, run: str, sources: Sequence[Source], specs: Sequence[SourceSpec], *, epoch: int = 0
+    backend: Backend, run: str, sources: Sequence[Source], specs: Sequence[SourceSpec], *, lease: int = 0
 ) -> OrderLog:
     """The order log of a run; started with these sources, made of `specs`, if it has no stage. Ranks may race:
-    one starts it, all use what it recorded. `epoch` is that of the run's lease, 0 where nobody took one.
+    one starts it, all use what it recorded. `lease` is the number of the run's, 0 where nobody took one.
 
     Raises ConfigError if the run's last stage is of other data (see `require_recorded`).
     """
-    order_log = OrderLog(Log(backend, f"runs/{run}", RUN_KINDS), epoch=epoch)
+    order_log = OrderLog(Log(backend, f"runs/{run}", RUN_KINDS), lease=lease)
     try:
         plan = order_log.start(sources)
     except Conflict:
@@ -132,11 +132,11 @@ def open_loader(
     seed: int = 0,
     window: int = WINDOW,
     run: str | None = None,
-    epoch: int = 0,
+    lease: int = 0,
     dp_rank: int = 0,
     dp_size: int = 1,
     micro_batch: int | None = None,
-    memory_budget: int = MEMORY_BUDGET,
+    memory_bytes: int = MEMORY_BYTES,
     cache_dir: Path | str | None = None,
     cache_bytes: int = 100 * 2**30,
     nodes: int = 1,
@@ -158,11 +158,11 @@ def open_loader(
         window: units that are shuffled among one another.
         run: name of a run, which keeps its order log in the store (stages, bans, quarantines); None: the
             order is made of the arguments alone, and a chunk that cannot be served stops the loader.
-        epoch: of the run's lease, under which the order log is written.
+        lease: number of the run's lease, under which the order log is written.
         dp_rank: place among the data-parallel ranks.
         dp_size: number of data-parallel ranks.
         micro_batch: rows of one forward; None: the rank's whole part of a step.
-        memory_budget: bytes of host memory for units.
+        memory_bytes: bytes of host memory for units.
         cache_dir: node-local folder shared by the node's ranks; for remote stores.
         cache_bytes: limit of that folder.
         nodes: over how many nodes the ranks are spread. One node that has room in its cache for all the data
@@ -190,7 +190,7 @@ def open_loader(
     specs = list(sources) or [SourceSpec(dataset=str(dataset), split=split)]
     datasets: dict[str, Dataset] = {}
     made = make_sources(backend, specs, sequence_length=sequence_length, seed=seed, window=window, datasets=datasets)
-    order_log = open_order(backend, run, made, specs, epoch=epoch) if run is not None else None
+    order_log = open_order(backend, run, made, specs, lease=lease) if run is not None else None
     plan = order_log.plan if order_log else Plan([Stage(from_k=0, sources=tuple(made))])
     cache = NodeCache(Path(cache_dir), cache_bytes) if cache_dir is not None else None
     data_bytes = sum(sum(source.view.tokens) * np.dtype(source.view.dtype).itemsize for source in made)
@@ -207,7 +207,7 @@ def open_loader(
         dp_rank=dp_rank,
         dp_size=dp_size,
         micro_batch=micro_batch,
-        memory_budget=memory_budget,
+        memory_bytes=memory_bytes,
         read_threads=read_threads,
         prefetch=prefetch,
         order_log=order_log if on_corrupt == "quarantine" else None,

@@ -253,7 +253,7 @@ def _checkpoints(backend: Backend, run: str, folder: Path) -> list[dict[str, Any
         out.append(
             {
                 "step": found.step,
-                "epoch": found.epoch,
+                "epoch": found.lease,
                 "world_size": found.world_size,
                 "zero_stage": meta["config"]["train"]["zero_stage"],
                 "bytes": found.bytes,

@@ -45,8 +45,8 @@ def source_specs(config: Config) -> list[SourceSpec]:
     ]
 
 
-def open_training(config: Config, backend: Backend, world: World, shares: Shares, *, epoch: int) -> Loader:
-    """The loader of the run's samples; its order is in the run's log, written under lease `epoch`."""
+def open_training(config: Config, backend: Backend, world: World, shares: Shares, *, lease: int) -> Loader:
+    """The loader of the run's samples; its order is in the run's log, written under lease `lease`."""
     data = config.data
     return open_loader(
         backend,
@@ -57,11 +57,11 @@ def open_training(config: Config, backend: Backend, world: World, shares: Shares
         seed=data.seed,
         window=data.window,
         run=config.train.run,
-        epoch=epoch,
+        lease=lease,
         dp_rank=world.dp_rank,
         dp_size=world.dp_size,
         micro_batch=shares.micro_batch,
-        memory_budget=data.memory_bytes,
+        memory_bytes=data.memory_bytes,
         cache_dir=data.cache_dir,
         cache_bytes=data.cache_bytes,
         nodes=-(-world.world_size // world.local_size),

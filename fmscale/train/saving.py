@@ -140,14 +140,14 @@ class Saving:
             self._report(event="checkpoint", **values)
 
 
-def open_saver(session: Session, epoch: int) -> Saver:
-    """This rank's saver, writing under lease `epoch`."""
+def open_saver(session: Session, lease: int) -> Saver:
+    """This rank's saver, writing under lease `lease`."""
     config = session.config
     return Saver(
         config.store.url,
         config.train.run,
         world=session.world,
-        lease_epoch=epoch,
+        lease=lease,
         config=config.checkpoint,
         deadline=config.store.deadline,
     )

@@ -52,8 +52,8 @@ class Session:
         """
         if self.world.rank == 0:
             owner = f"{socket.gethostname()}:{os.getpid()}"
-            epoch = acquire(Log(self.backend, f"runs/{self.config.train.run}", RUN_KINDS), owner).epoch
-            self.waits.arrive("lease", str(epoch))
+            lease = acquire(Log(self.backend, f"runs/{self.config.train.run}", RUN_KINDS), owner).number
+            self.waits.arrive("lease", str(lease))
         return int(self.waits.wait("lease", ranks=[0])[0])
 
     def from_rank_0(self, name: str, number: int) -> int:

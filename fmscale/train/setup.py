@@ -52,10 +52,10 @@ def assemble(session: Session, batch: BatchShape, steps: int, stack: ExitStack, 
     where.phase = "opening the data"
     tokenizer = tokenizer_of(config, session.backend)
     vocab_size = vocabulary(config, tokenizer)
-    epoch = session.lease()
+    lease = session.lease()
     resume = choose_resume(config, session.backend)
     shares = Shares(global_batch=batch.global_batch, micro_batch=batch.micro_batch)
-    loader = stack.enter_context(open_training(config, session.backend, world, shares, epoch=epoch))
+    loader = stack.enter_context(open_training(config, session.backend, world, shares, lease=lease))
     if world.rank == 0:
         event(_opened(session, loader, vocab_size, batch, steps))
 
@@ -79,9 +79,9 @@ def assemble(session: Session, batch: BatchShape, steps: int, stack: ExitStack, 
             world_size=world.world_size,
         )
 
-    record = _delivery_record(session, epoch, loader, stack)
+    record = _delivery_record(session, lease, loader, stack)
     saving = Saving(
-        open_saver(session, epoch),
+        open_saver(session, lease),
         engine,
         config.checkpoint,
         meta=meta,
@@ -148,11 +148,11 @@ def _journal(session: Session, loader: Loader, vocab_size: int, stack: ExitStack
     )
 
 
-def _delivery_record(session: Session, epoch: int, loader: Loader, stack: ExitStack) -> DeliveryRecord | None:
+def _delivery_record(session: Session, lease: int, loader: Loader, stack: ExitStack) -> DeliveryRecord | None:
     """Where this rank writes down what its model receives, one file a rank and job; None if it need not."""
     if not session.config.train.record_delivery:
         return None
-    name = f"{epoch:06d}-rank{session.world.rank:05d}.arrow"
+    name = f"{lease:06d}-rank{session.world.rank:05d}.arrow"
     record = DeliveryRecord(session.folder / "delivery" / name, loader.plan.sources[0].view.dtype)
     return stack.enter_context(record)
 

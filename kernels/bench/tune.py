@@ -43,7 +43,8 @@ def known_table(folder: Path, gpu: str, triton: str) -> TunedTable | None:
 def tune(
     problems: str, gpu: str, versions: Mapping[str, str | None], say: Callable[[str], None],
     *, save: Callable[[TunedTable], object] = lambda _: None, patience: float = PATIENCE,
-    known: TunedTable | None = None, again: bool = False, only: str = "", seconds: float = math.inf, clock: Callable[[], float] = time.monotonic,
+    known: TunedTable | None = None, again: bool = False, only: str = "", seconds: float = math.inf,
+    clock: Callable[[], float] = time.monotonic,
 ) -> TunedTable:  # fmt: skip
     """Measure the problems that "module:function" `problems` returns; the table for device `gpu`.
 

@@ -203,7 +203,7 @@ def test_the_shuffle_curve_rises_with_the_window(tmp_path: Path):
     assert values[0] < 0.7
     assert values[-1] > 0.98
     assert not claim.ok
-    # Two windows of memory never hold all data: every unit is read again in the next epoch.
+    # Two windows of memory never hold all data: every unit is read again in the next lease.
     assert claim.runs[0]["bytes_ratio"] > 0.99
 
 

@@ -15,7 +15,7 @@ from tests.checkpoint.states import RUN, Tensors, pieces_at
 STATE: Tensors = {(f"w{i}", "weight"): ("float32", (5000,)) for i in range(3)}
 
 
-def one_save(url: str, epoch: int, step: int, memory: SharedMemory, attempt: int, sealed: bool) -> SaveJob:
+def one_save(url: str, lease: int, step: int, memory: SharedMemory, attempt: int, sealed: bool) -> SaveJob:
     """The job of a single rank's save of `STATE`, whose snapshot is put into `memory`."""
     pieces = pieces_at(STATE, [(key, 0, 5000) for key in STATE], step)
     layout = plan_layout([checked(piece) for piece in pieces])
@@ -25,7 +25,7 @@ def one_save(url: str, epoch: int, step: int, memory: SharedMemory, attempt: int
     return SaveJob(
         number=step,
         step=step,
-        folder=checkpoint_folder(RUN, step, epoch),
+        folder=checkpoint_folder(RUN, step, lease),
         complete=False,
         meta={"step": step},
         rank_meta=None,
@@ -37,14 +37,14 @@ def one_save(url: str, epoch: int, step: int, memory: SharedMemory, attempt: int
     )
 
 
-def settings(url: str, epoch: int) -> SaveSettings:
+def settings(url: str, lease: int) -> SaveSettings:
     return SaveSettings(
         url=url,
         deadline=10.0,
         run=RUN,
         rank=0,
         world_size=1,
-        epoch=epoch,
+        lease=lease,
         keep_last=1,
         keep_every=None,
         grace_seconds=0.0,
@@ -55,11 +55,11 @@ def settings(url: str, epoch: int) -> SaveSettings:
     )
 
 
-def work(url: str, epoch: int, job: SaveJob, memory: SharedMemory, backend: Backend) -> list[dict]:
+def work(url: str, lease: int, job: SaveJob, memory: SharedMemory, backend: Backend) -> list[dict]:
     """Do a job in a process of its own, as far as it gets; what it said."""
     said: list[dict] = []
     worker.open_store = lambda *_, **__: backend
-    alone = Worker(settings(url, epoch), said.append)
+    alone = Worker(settings(url, lease), said.append)
     alone.submit(job, memory.view)
     while not getattr(backend, "crashed", False) and not any(one["event"] == "done" for one in said):
         time.sleep(0.001)

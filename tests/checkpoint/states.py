@@ -112,9 +112,9 @@ def in_ranks(function: Callable[[int], T], ranks: int) -> list[T]:
         return [future.result() for future in [pool.submit(function, rank) for rank in range(ranks)]]
 
 
-def lease(url: str, run: str = RUN) -> int:
-    """Take the run's lease; its epoch."""
-    return acquire(run_log(open_store(url), run), "test").epoch
+def take_lease(url: str, run: str = RUN) -> int:
+    """Take the run's lease; its number."""
+    return acquire(run_log(open_store(url), run), "test").number
 
 
 @dataclass
@@ -126,16 +126,16 @@ class Fleet:
     ranks: int = 2
     seed: int | None = 0
     config: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(grace_seconds=0.0))
-    epoch: int | None = None
+    lease: int | None = None
 
     def __post_init__(self) -> None:
-        self.epoch = self.epoch if self.epoch is not None else lease(self.url)
+        self.lease = self.lease if self.lease is not None else take_lease(self.url)
         self.savers = [
             Saver(
                 self.url,
                 RUN,
                 world=World(rank=rank, world_size=self.ranks, dp_rank=rank, dp_size=self.ranks),
-                lease_epoch=self.epoch,
+                lease=self.lease,
                 config=self.config,
                 deadline=20.0,
             )

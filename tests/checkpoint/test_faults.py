@@ -14,7 +14,7 @@ from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.log.retirement import retire
 from fmscale.store.open import open_store
-from tests.checkpoint.states import QUICK, RUN, SMALL, Fleet, Tensors, assert_restores, lease, states
+from tests.checkpoint.states import QUICK, RUN, SMALL, Fleet, Tensors, assert_restores, states, take_lease
 from tests.helpers.faulty_backend import Fault
 
 WRITES = [
@@ -96,7 +96,7 @@ def test_a_zombie_cannot_commit(tmp_path: Path, in_thread: None, quick: None) ->
             assert "newer run" in reports[1][0].reason
             new.saved(2)
             found = list_checkpoints(open_store(url), RUN)
-            assert [(one.step, one.epoch) for one in found] == [(1, 1), (2, 2)]
+            assert [(one.step, one.lease) for one in found] == [(1, 1), (2, 2)]
     assert_restores(url, 2)
 
 
@@ -188,11 +188,11 @@ def test_no_memory_for_the_snapshot_fails_the_save_only(tmp_path: Path, in_threa
 def test_what_happens_to_other_entries_of_the_log_does_not_matter(memory_store: Backend, in_thread: None) -> None:
     """Order logs write to the same log, also while a commit is on its way."""
     log = run_log(memory_store, RUN)
-    epoch = lease(memory_store.url)
-    with Fleet(memory_store.url, ranks=1, epoch=epoch) as fleet:
+    lease = take_lease(memory_store.url)
+    with Fleet(memory_store.url, ranks=1, lease=lease) as fleet:
         for step in range(1, 6):
             fleet.save(step)
-            log.append("ban", {"k": step}, epoch=epoch)
+            log.append("ban", {"k": step}, lease=lease)
             fleet.settle()
     assert_restores(memory_store.url, 5)
     assert commit.KIND == "checkpoint"

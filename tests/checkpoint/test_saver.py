@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fmscale.checkpoint.catalog import list_checkpoints
-from fmscale.checkpoint.checkpoint import open_checkpoint as open_checkpoint
+from fmscale.checkpoint.checkpoint import open_checkpoint
 from fmscale.checkpoint.format.piece import Piece, whole
 from fmscale.checkpoint.saver import Saver
 from fmscale.checkpoint.snapshot import snapshot
@@ -17,7 +17,7 @@ from fmscale.errors import ConfigError
 from fmscale.runtime.metrics import Metrics
 from fmscale.runtime.world import World
 from fmscale.store.open import open_store
-from tests.checkpoint.states import RUN, SMALL, Fleet, assert_restores, lease, restore_in, values
+from tests.checkpoint.states import RUN, SMALL, Fleet, assert_restores, restore_in, take_lease, values
 
 
 def test_what_is_saved_is_restored_on_every_store(store_url: str, in_thread: None) -> None:
@@ -57,7 +57,7 @@ def test_a_run_without_checkpoints_restores_nothing(memory_store) -> None:
 
 def test_a_piece_that_is_none_is_refused(tmp_path: Path, in_thread: None) -> None:
     url = str(tmp_path / "store")
-    saver = Saver(url, RUN, world=World(), lease_epoch=lease(url), config=CheckpointConfig())
+    saver = Saver(url, RUN, world=World(), lease=take_lease(url), config=CheckpointConfig())
     good = {"name": "w", "dtype": "float32", "shape": (4, 4)}
     for bad, words in (
         (Piece(**good, tensor=torch.zeros(4, 4)), r"shape \(4, 4\)"),
@@ -77,8 +77,8 @@ def test_while_one_is_written_the_next_is_skipped_or_waits(
     held = threading.Event()
     from fmscale.checkpoint.persist import worker
 
-    persist = worker.persist
-    monkeypatch.setattr(worker, "persist", lambda *args: (held.wait(20), persist(*args))[1])
+    store_part = worker.store_part
+    monkeypatch.setattr(worker, "store_part", lambda *args: (held.wait(20), store_part(*args))[1])
     url = str(tmp_path / "store")
     with Fleet(url, ranks=1) as fleet:
         fleet.save(1)
@@ -144,7 +144,7 @@ def test_only_what_changed_is_written_again(tmp_path: Path, in_thread: None) -> 
 def test_blocking_and_outcomes_are_counted(tmp_path: Path, in_thread: None) -> None:
     url = str(tmp_path / "store")
     metrics = Metrics()
-    saver = Saver(url, RUN, world=World(), lease_epoch=lease(url), config=CheckpointConfig(), metrics=metrics)
+    saver = Saver(url, RUN, world=World(), lease=take_lease(url), config=CheckpointConfig(), metrics=metrics)
     tensor = torch.ones(1000)
     saver.prepare([whole("w", tensor)])
     for step in range(3):

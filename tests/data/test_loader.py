@@ -146,12 +146,12 @@ def test_buffers_are_reused_when_nobody_holds_them(memory: Backend, corpus: Corp
 def test_little_memory_reads_units_again_and_delivers_the_same(memory: Backend, corpus: Corpus) -> None:
     plenty = joined(memory, 600, 1)
     unit = -(-256 * 1024 // (2 * T)) * 2 * T
-    loader = open_corpus(memory, memory_budget=2 * unit, batch=2, window=1)
+    loader = open_corpus(memory, memory_bytes=2 * unit, batch=2, window=1)
     assert loader._arena.capacity == 2
     few = delivered(loader, 600)
     assert set(few) >= set(plenty) - {600, 601}
-    with pytest.raises(ConfigError, match="memory_budget"):
-        open_corpus(memory, memory_budget=1000)
+    with pytest.raises(ConfigError, match="memory_bytes"):
+        open_corpus(memory, memory_bytes=1000)
 
 
 def test_memory_below_a_shuffle_window_is_warned_of(
@@ -159,9 +159,9 @@ def test_memory_below_a_shuffle_window_is_warned_of(
 ) -> None:
     unit = -(-256 * 1024 // (2 * T)) * 2 * T
     open_corpus(memory).close()
-    open_corpus(memory, memory_budget=unit, dp_size=2).close()
+    open_corpus(memory, memory_bytes=unit, dp_size=2).close()
     assert not caplog.records
-    open_corpus(memory, memory_budget=unit).close()
+    open_corpus(memory, memory_bytes=unit).close()
     assert "holds 1 of the 2 units" in caplog.text
     assert "give it 1 MiB" in caplog.text
 

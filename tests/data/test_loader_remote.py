@@ -109,7 +109,7 @@ def test_a_node_that_has_room_for_all_fetches_in_few_requests(s3: S3Server, s3_b
 
 def test_a_cache_that_is_small_changes_no_batch(url: str, right: dict[int, bytes], tmp_path: Path) -> None:
     folder = tmp_path / "cache"
-    loader = open_corpus(url, cache_dir=folder, cache_bytes=6 * TOKEN_CHUNK_BYTES, memory_budget=2 << 20)
+    loader = open_corpus(url, cache_dir=folder, cache_bytes=6 * TOKEN_CHUNK_BYTES, memory_bytes=2 << 20)
     assert delivered(loader) == right
     cache = cache_of(loader)
     assert cache.requests.bytes["bypass"] + cache.requests.bytes["evict"] > 0
@@ -143,5 +143,5 @@ def test_refusals_stalls_and_resets_cost_time_only(
     proxy.inject("503", seconds=1)
     proxy.inject("reset", count=3, method="GET", after_bytes=1000)
     proxy.inject("stall-body", count=1, method="GET", after_bytes=1000, stall=60)
-    assert delivered(open_corpus(behind, memory_budget=2 << 20)) == right
+    assert delivered(open_corpus(behind, memory_bytes=2 << 20)) == right
     assert all(proxy.counters()[kind] > 0 for kind in ("503", "reset", "stall-body"))

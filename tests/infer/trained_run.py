@@ -43,7 +43,7 @@ def save_run(url: str, run: str, steps: tuple[int, ...], config: ModelConfig = M
     model = build(config, vocab_size=meta.get("vocab_size", 272))
     lease = acquire(run_log(backend, run), "test")
     world = World(rank=0, world_size=1, dp_rank=0, dp_size=1)
-    saver = Saver(url, run, world=world, lease_epoch=lease.epoch, config=CheckpointConfig(keep_last=9))
+    saver = Saver(url, run, world=world, lease=lease.number, config=CheckpointConfig(keep_last=9))
     for step in steps:
         saver.fence()  # the copy of the step before may still be under way
         model.init_weights(torch.Generator().manual_seed(step))

@@ -27,9 +27,9 @@ RUN = "demo"
 
 def save(url: str, *stands: tuple[int, int, int]) -> None:
     """A checkpoint after so many steps and samples, of a job with that micro_batch on two ranks, for each."""
-    epoch = acquire(run_log(open_store(url), RUN), "test").epoch
+    lease = acquire(run_log(open_store(url), RUN), "test").number
     world = World(rank=0, world_size=1, dp_rank=0, dp_size=1)
-    saver = Saver(url, RUN, world=world, lease_epoch=epoch, config=CheckpointConfig(keep_last=9))
+    saver = Saver(url, RUN, world=world, lease=lease, config=CheckpointConfig(keep_last=9))
     for step, k, micro_batch in stands:
         batch = {"global_batch": None, "micro_batch": micro_batch, "accumulation": 1, "uneven": "refuse"}
         meta = {"step": step, "loader": {"k": k}, "config": {"batch": batch}, "world_size": 2}

@@ -21,7 +21,7 @@ def seen(path: Path, *overrides: str) -> set[bytes]:
     config = load_config(str(path), (f"store.url={path.parent / 'store'}", "train.record_delivery=true", *overrides))
     backend = open_store(config.store.url)
     shares = Shares(global_batch=4, micro_batch=4)
-    with open_training(config, backend, World(), shares, epoch=0) as loader:
+    with open_training(config, backend, World(), shares, lease=0) as loader:
         batches = [next(loader) for _ in range(150)]
     return {document_bytes(span.document) for batch in batches for span in batch.spans}
 

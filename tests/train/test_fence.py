@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from fmscale.checkpoint.checkpoint import open_checkpoint as open_checkpoint
+from fmscale.checkpoint.checkpoint import open_checkpoint
 from tests.helpers.ranks import run_ranks
 from tests.train.runs import make_corpus, train_here, write_config
 

@@ -29,10 +29,6 @@ CONFIG = Config(data=DATA, train=TrainConfig(run="named", record_delivery=True))
 RANK = World(rank=3, world_size=6, local_rank=1, local_size=2, dp_rank=3, dp_size=6)
 
 
-NAMES = {"memory_bytes": "memory_budget"}
-"""What the loader calls a field otherwise than the config."""
-
-
 def told(section: Any) -> dict[str, Any]:
     """The fields of a section that have more than one value to choose from."""
     hints = get_type_hints(type(section))
@@ -56,15 +52,15 @@ def required(field: Field[Any]) -> bool:
 def test_every_field_reaches_the_loader(monkeypatch: pytest.MonkeyPatch, memory_store: Backend) -> None:
     given: list[dict[str, Any]] = []
     monkeypatch.setattr(data, "open_loader", lambda store, **options: given.append({"store": store, **options}))
-    data.open_training(CONFIG, memory_store, RANK, data.Shares(global_batch=24, micro_batch=2), epoch=23)
+    data.open_training(CONFIG, memory_store, RANK, data.Shares(global_batch=24, micro_batch=2), lease=23)
     [found] = given
     assert found == {
-        **{NAMES.get(name, name): value for name, value in told(DATA).items()},
+        **told(DATA),
         "sources": [SourceSpec(**told(source)) for source in SOURCES],
         "sequence_length": 33 + 1,
         "store": memory_store,
         "run": "named",
-        "epoch": 23,
+        "lease": 23,
         "batch": 24,
         "micro_batch": 2,
         "dp_rank": 3,

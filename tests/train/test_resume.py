@@ -128,7 +128,7 @@ def test_state_is_equal_to_the_bit_right_after_the_restore(
     common = ("batch.uneven=fill", f"train.precision={precision}", f"train.run={run}", "train.steps=2")
     go(2, path, *common, "train.zero_stage=3")
     ranks = run_ranks(state_after_restore, size, str(path), (*common, f"train.zero_stage={stage}"), timeout=120)
-    from fmscale.checkpoint.checkpoint import open_checkpoint as open_checkpoint
+    from fmscale.checkpoint.checkpoint import open_checkpoint
 
     saved = open_checkpoint(f"{store}#{run}@2")
     seen: dict[Any, int] = {}

@@ -135,5 +135,5 @@ def test_limits_on_collectives_and_on_store_requests_are_the_configs(
     monkeypatch.setattr(saving, "Saver", keep("save"))
     config = load_config(path, ("train.comm_seconds=77", "store.deadline=33"))
     with ExitStack() as stack:
-        saving.open_saver(session.meet(config, World(), Whereabouts(), stack), epoch=1)
+        saving.open_saver(session.meet(config, World(), Whereabouts(), stack), lease=1)
     assert given == {"collective": 77.0, "request": 33.0, "save": 33.0}

@@ -42,14 +42,14 @@ def checkpoints_folder(run: str) -> str:
     return f"{run_prefix(run)}/checkpoints"
 
 
-def checkpoint_folder(run: str, step: int, epoch: int, repeat: int = 0) -> str:
-    """Folder of one save: equal on all ranks, and never used again (the epoch is the lease's)."""
-    name = f"{step:010d}-{epoch:05d}" + (f"-{repeat}" if repeat else "")
+def checkpoint_folder(run: str, step: int, lease: int, repeat: int = 0) -> str:
+    """Folder of one save: equal on all ranks, and never used again (`lease` is the number of the run's)."""
+    name = f"{step:010d}-{lease:05d}" + (f"-{repeat}" if repeat else "")
     return f"{checkpoints_folder(run)}/{name}"
 
 
-def epoch_of(folder: str) -> int | None:
-    """The lease epoch in a checkpoint folder's name, or None for a folder of another kind."""
+def lease_of(folder: str) -> int | None:
+    """Number of the lease in a checkpoint folder's name, or None for a folder of another kind."""
     parts = folder.rstrip("/").rsplit("/", 1)[-1].split("-")
     return int(parts[1]) if len(parts) in (2, 3) and all(part.isdecimal() for part in parts) else None
 

@@ -122,7 +122,7 @@ def commit_seals(log: Log, settings: SaveSettings, job: SaveJob, seals: list[Sea
     body = {
         "format_version": FORMAT_VERSION,
         "step": job.step,
-        "epoch": settings.epoch,
+        "epoch": settings.lease,
         "folder": job.folder,
         "world_size": settings.world_size,
         "manifest": {"key": key, "digest": metadata_digest(data), "bytes": len(data)},
@@ -139,7 +139,7 @@ def commit_seals(log: Log, settings: SaveSettings, job: SaveJob, seals: list[Sea
     # Every entry passes through `state` before it is built upon, so that whoever commits the folder first is seen.
     state.own = job.folder
     try:
-        return commit(log, KIND, body, folders, epoch=settings.epoch, state=state)
+        return commit(log, KIND, body, folders, lease=settings.lease, state=state)
     except _Already as already:
         return already.entry
     finally:

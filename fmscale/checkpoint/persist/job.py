@@ -22,7 +22,7 @@ class SaveSettings:
     """This rank."""
     world_size: int
     """Ranks that save together."""
-    epoch: int
+    lease: int
     """Of the lease under which rank 0 commits."""
     keep_last: int
     """See CheckpointConfig, as for the others."""

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from time import time
 
-from fmscale.checkpoint.format.names import KIND, checkpoints_folder, epoch_of
+from fmscale.checkpoint.format.names import KIND, checkpoints_folder, lease_of
 from fmscale.checkpoint.persist.job import SaveSettings
 from fmscale.errors import Conflict
 from fmscale.store.backends.posix import remove_unlocked
@@ -69,10 +69,10 @@ def tidy(log: Log, settings: SaveSettings, state: RetirementState, named: set[st
     # A Conflict: somebody pinned or retired one meanwhile; the next save looks again.
     with suppress(Conflict):
         if marked:
-            unpin(log, marked, VERIFIED, epoch=settings.epoch, state=state)
+            unpin(log, marked, VERIFIED, lease=settings.lease, state=state)
         if old or left:
             reason = f"keeps the last {settings.keep_last}"
-            retire(log, old, references, objects=left, reason=reason, epoch=settings.epoch, state=state)
+            retire(log, old, references, objects=left, reason=reason, lease=settings.lease, state=state)
             named.update(left)
     now = time()
     if any(now - entry.time >= settings.grace_seconds for entry in state.retires):
@@ -90,9 +90,9 @@ def _left_over(backend: Backend, settings: SaveSettings, state: RetirementState)
     needed = KeySet(name for entry in state.live.values() for name in references(entry))
     found = []
     for name in backend.list_names(top):
-        epoch = epoch_of(name)
+        lease = lease_of(name)
         folder = f"{top}/{name}/"
-        if epoch is not None and epoch < settings.epoch and not needed.touches(folder):
+        if lease is not None and lease < settings.lease and not needed.touches(folder):
             found.append(folder)
     return found
 

@@ -25,10 +25,10 @@ FORMAT_VERSION = 1
 class OrderLog:
     """A run's order log, and the plan that it makes so far."""
 
-    def __init__(self, log: Log, *, epoch: int | None = 0) -> None:
-        """`epoch`: of the run's lease, which entries are written under. Reads the log."""
+    def __init__(self, log: Log, *, lease: int | None = 0) -> None:
+        """`lease`: number of the run's lease, under which entries are written. Reads the log."""
         self.log = log
-        self.epoch = epoch
+        self.lease = lease
         self._plan = replay(log)
 
     @property
@@ -117,12 +117,12 @@ class OrderLog:
                     remedy="Read the log again, then decide again.",
                 )
 
-        self.log.append("stage", body, epoch=self.epoch, recheck=recheck, base=seen)
+        self.log.append("stage", body, lease=self.lease, recheck=recheck, base=seen)
 
     def _append_ban(self, kind: str, ban: Ban) -> Plan:
         self.plan.with_ban(ban)
         body = {"format_version": FORMAT_VERSION, **ban.to_json()}
-        self.log.append(kind, body, epoch=self.epoch, base=self.plan.log_head)
+        self.log.append(kind, body, lease=self.lease, base=self.plan.log_head)
         return self.refresh()
 
 

@@ -34,7 +34,7 @@ SCHEMA = pa.schema(
 CONTENT = ("source", "row", "digest", "pieces")
 """Columns that say what a sample was."""
 JOB = re.compile(r"(\d+)-rank\d+")
-"""Names of the files that training writes: the lease's epoch, which counts a run's jobs, and the rank."""
+"""Names of the files that training writes: the number of the lease, which counts a run's jobs, and the rank."""
 WHERE = (
     "Give the files of all ranks and jobs: with `train.record_delivery: true` a run writes them to "
     "FOLDER/RUN/delivery/*.arrow, such as runs/demo/delivery/*.arrow."

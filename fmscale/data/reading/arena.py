@@ -39,13 +39,13 @@ class Slot:
 class Arena:
     """Slots for units. One planner thread takes slots; the consumer only tells which blocks are done."""
 
-    def __init__(self, *, budget_bytes: int, rows_per_slot: int, row_tokens: int, dtype: np.dtype) -> None:
+    def __init__(self, *, memory_bytes: int, rows_per_slot: int, row_tokens: int, dtype: np.dtype) -> None:
         row_bytes = row_tokens * dtype.itemsize
-        self.capacity = budget_bytes // (rows_per_slot * row_bytes)
+        self.capacity = memory_bytes // (rows_per_slot * row_bytes)
         if self.capacity < 1:
             raise ConfigError(
-                f"memory_budget holds no unit of {rows_per_slot} rows of {row_bytes} bytes",
-                found=budget_bytes,
+                f"memory_bytes holds no unit of {rows_per_slot} rows of {row_bytes} bytes",
+                found=memory_bytes,
                 remedy=f"give the loader at least {4 * rows_per_slot * row_bytes} bytes",
             )
         self.rows_per_slot = rows_per_slot

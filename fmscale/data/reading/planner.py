@@ -175,8 +175,8 @@ class Planner:
         if len(units.keys) > self._arena.capacity:
             raise ConfigError(
                 f"one step of this rank needs {len(units.keys)} units in host memory",
-                found=f"memory_budget for {self._arena.capacity}",
-                remedy=f"Raise memory_budget {len(units.keys) // self._arena.capacity + 1}-fold.",
+                found=f"memory_bytes for {self._arena.capacity}",
+                remedy=f"Raise memory_bytes {len(units.keys) // self._arena.capacity + 1}-fold.",
             )
         absent: list[tuple[UnitKey, int]] = []
         for key, uses in zip(units.keys, units.uses, strict=True):

@@ -105,7 +105,7 @@ class Dataset:
         eos: int | None = None,
         kind: str = "tokens",
         extra: Mapping[str, Any] | None = None,
-        epoch: int = 0,
+        lease: int = 0,
     ) -> Commit:
         """Make a job's segments visible: manifests first, then one log entry (promise P3).
 
@@ -136,9 +136,9 @@ class Dataset:
             "manifests": manifests,
             "extra": dict(extra or {}),
         }
-        return decode_commit(self.backend, self._append(body, epoch), self._scratch)
+        return decode_commit(self.backend, self._append(body, lease), self._scratch)
 
-    def _append(self, body: dict[str, Any], epoch: int) -> LogEntry:
+    def _append(self, body: dict[str, Any], lease: int) -> LogEntry:
         """The entry with this body, or the one that another process appended for the same job meanwhile."""
         state = replay(self.log)
 
@@ -161,7 +161,7 @@ class Dataset:
 
         try:
             check()
-            return self.log.append("commit", body, epoch=epoch, recheck=on_other, base=state.head)
+            return self.log.append("commit", body, lease=lease, recheck=on_other, base=state.head)
         except _Committed as there:
             return there.entry
 

@@ -22,7 +22,7 @@ class LogEntry:
     """Names this append; tells one's own entry from another's when a response was lost."""
     time: float
     """Seconds since the epoch by the writer's clock; nothing about the log's order depends on it."""
-    epoch: int
+    lease: int
     """How many leases had been taken when this was written (a lease counts itself)."""
     body: dict[str, Any]
     """What the entry says, as JSON."""
@@ -47,7 +47,7 @@ def encode(entry: LogEntry, *, skippable: bool = False) -> bytes:
         "skippable": skippable,
         "uuid": entry.uuid,
         "time": entry.time,
-        "epoch": entry.epoch,
+        "epoch": entry.lease,
         "writer": entry.writer,
         "previous": entry.previous,
         "body": entry.body,
@@ -99,7 +99,7 @@ def decode(data: bytes, key: str, number: int, kinds: frozenset[str]) -> LogEntr
         kind=fields["kind"],
         uuid=fields["uuid"],
         time=fields["time"],
-        epoch=fields["epoch"],
+        lease=fields["epoch"],
         body=fields["body"],
         writer=fields["writer"],
         previous=fields["previous"],

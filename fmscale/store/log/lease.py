@@ -1,7 +1,7 @@
 """Leases: who may write to a run's log. The log itself is the fence; no clock and no server take part.
 
-Taking a lease appends a `lease` entry, which raises the log's epoch by one. From then on an append under an
-older epoch fails with LeaseLost, whatever the older holder believes: a job that was requeued while its first
+Taking a lease appends a `lease` entry, which raises the log's count of leases by one. From then on an append
+under an older lease fails with LeaseLost, whatever the older holder believes: a job that was requeued while its first
 process still hangs somewhere (a zombie) cannot commit any more. The newest holder always wins; nobody waits.
 """
 
@@ -18,7 +18,7 @@ class Lease:
 
     log: Log
     """The log that was leased."""
-    epoch: int
+    number: int
     """Place among all leases ever taken of this log, from 1."""
     owner: str
     """Who holds it, for people: job and host."""
@@ -27,16 +27,16 @@ class Lease:
 
     def append(self, kind: str, body: Body, *, recheck: Recheck | None = None, base: int | None = None) -> LogEntry:
         """Append to the log under this lease; as Log.append. Raises LeaseLost when fenced."""
-        return self.log.append(kind, body, epoch=self.epoch, recheck=recheck, base=base)
+        return self.log.append(kind, body, lease=self.number, recheck=recheck, base=base)
 
     def check(self) -> None:
         """Raise LeaseLost if somebody else holds the log by now; an early warning, not a guard."""
         head = self.log.head()
         newest = self.log.entry(head - 1)
-        if newest.epoch > self.epoch:
+        if newest.lease > self.number:
             raise LeaseLost(
                 f"the log {self.log.prefix} is held by a newer run",
-                found=f"epoch {self.epoch} of {self.owner}, the log is at {newest.epoch}",
+                found=f"lease {self.number} of {self.owner}, the log is at {newest.lease}",
                 remedy="Another process took over (a requeued job?); let it go on and end this one.",
             )
 
@@ -44,4 +44,4 @@ class Lease:
 def acquire(log: Log, owner: str) -> Lease:
     """Take the lease of `log`, from whoever holds it. Raises StoreError as Log.append does."""
     entry = log.append(LEASE, {"owner": owner})
-    return Lease(log=log, epoch=entry.epoch, owner=owner, base=entry.number + 1)
+    return Lease(log=log, number=entry.lease, owner=owner, base=entry.number + 1)

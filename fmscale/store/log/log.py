@@ -4,8 +4,8 @@ Protocol (numbered log as in Delta Lake; write id and read-back as in Icechunk d
 a writer reads the newest entry n-1 and creates entry n. If n exists already, it reads n back: its own uuid
 means that an earlier response was lost and the append is done; another's means a lost race. Because n is
 created only by someone who saw n-1 there are no gaps, and because the writer knows the whole log below n,
-the log itself is a fence: an entry's epoch counts the leases so far, and a lease taken by a newer holder
-makes every later append with the older epoch fail. No clock takes part.
+the log itself is a fence: an entry counts the leases so far, and a lease taken by a newer holder makes
+every later append under the older lease fail. No clock takes part.
 """
 
 import os
@@ -120,21 +120,21 @@ class Log:
         kind: str,
         body: Body,
         *,
-        epoch: int | None = 0,
+        lease: int | None = 0,
         recheck: Recheck | None = None,
         base: int | None = None,
         skippable: bool = False,
     ) -> LogEntry:
         """Add an entry; it is durable and visible to everyone when this returns.
 
-        `epoch` is that of the lease under which the caller writes, 0 where nobody ever took one; None
+        `lease` is the number of the lease under which the caller writes, 0 where nobody ever took one; None
         writes on behalf of nobody and passes every fence (a person's pin). `recheck` is called in order
         with each entry that the caller had not seen when it made the body: those from number `base` on (by
         default those after the newest that this Log has read). It may raise, which ends the append with
         nothing written, or return a body to be written instead. `skippable` lets readers that do not know
         the kind pass it by.
 
-        Raises LeaseLost for a fenced epoch, StoreError for an unknown kind, StoreUnavailable if the outcome
+        Raises LeaseLost for a lost lease, StoreError for an unknown kind, StoreUnavailable if the outcome
         stayed unknown (the entry is there or not, never half), and whatever `recheck` raises.
         """
         if kind not in self.kinds:
@@ -160,7 +160,7 @@ class Log:
                 kind=kind,
                 uuid=uuid,
                 time=time(),
-                epoch=self._epoch(kind, epoch, last),
+                lease=self._lease_for(kind, lease, last),
                 body=body,
                 writer=writer,
                 previous=last.digest if last else "",
@@ -198,21 +198,21 @@ class Log:
             remedy="Check the store; then read the log before doing the same again.",
         ) from failure
 
-    def _epoch(self, kind: str, epoch: int | None, last: LogEntry | None) -> int:
-        """The epoch of an entry after `last`."""
-        fence = last.epoch if last else 0
+    def _lease_for(self, kind: str, lease: int | None, last: LogEntry | None) -> int:
+        """The lease of an entry after `last`."""
+        fence = last.lease if last else 0
         if kind == LEASE:
             return fence + 1
-        if epoch is not None and epoch < fence:
+        if lease is not None and lease < fence:
             raise LeaseLost(
                 f"the log {self.prefix} is held by a newer run",
-                found=f"epoch {epoch}, the log is at {fence}",
+                found=f"lease {lease}, the log is at {fence}",
                 remedy="Another process took over (a requeued job?); let it go on and end this one.",
             )
-        if epoch is not None and epoch > fence:
+        if lease is not None and lease > fence:
             raise StoreError(
                 f"the log {self.prefix} never gave out this lease",
-                found=f"epoch {epoch}, the log is at {fence}",
+                found=f"lease {lease}, the log is at {fence}",
                 remedy="Take the lease from this log first.",
             )
         return fence

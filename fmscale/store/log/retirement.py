@@ -87,7 +87,7 @@ def commit(
     body: Body,
     objects: Iterable[str],
     *,
-    epoch: int | None = 0,
+    lease: int | None = 0,
     recheck: Recheck | None = None,
     state: RetirementState | None = None,
 ) -> LogEntry:
@@ -114,7 +114,7 @@ def commit(
         return recheck(other) if recheck else None
 
     check()
-    entry = log.append(kind, body, epoch=epoch, recheck=on_other, base=state.head)
+    entry = log.append(kind, body, lease=lease, recheck=on_other, base=state.head)
     state.apply(entry)
     return entry
 
@@ -126,7 +126,7 @@ def retire(
     *,
     objects: Iterable[str] = (),
     reason: str = "",
-    epoch: int | None = None,
+    lease: int | None = None,
     state: RetirementState | None = None,
 ) -> LogEntry:
     """Take commits out of use, durably, and name what may be deleted after the grace time.
@@ -169,7 +169,7 @@ def retire(
             "reason": reason,
         }
 
-    return _append(log, "retire", body_now, state, epoch)
+    return _append(log, "retire", body_now, state, lease)
 
 
 def pin(
@@ -177,11 +177,11 @@ def pin(
     commits: Iterable[int],
     owner: str,
     *,
-    epoch: int | None = None,
+    lease: int | None = None,
     state: RetirementState | None = None,
 ) -> LogEntry:
     """Keep live commits from being retired until `owner` unpins them. Raises Conflict if one is not live."""
-    return _append_pin(log, commits, owner, True, epoch, state)
+    return _append_pin(log, commits, owner, True, lease, state)
 
 
 def unpin(
@@ -189,11 +189,11 @@ def unpin(
     commits: Iterable[int],
     owner: str,
     *,
-    epoch: int | None = None,
+    lease: int | None = None,
     state: RetirementState | None = None,
 ) -> LogEntry:
     """Take back the owner's pins; other owners' stay. Raises Conflict if a commit is not live."""
-    return _append_pin(log, commits, owner, False, epoch, state)
+    return _append_pin(log, commits, owner, False, lease, state)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +227,7 @@ def collect_garbage(
 
     A retire that is worked off completely is marked under PREFIX/collected, so that later runs do not list
     its objects again. Can be killed and run again, and run several times at once. `now` (seconds since the
-    epoch) is this machine's clock, compared with the clock of the retire's writer: `grace` should be long
+    lease) is this machine's clock, compared with the clock of the retire's writer: `grace` should be long
     against the difference. A `state` kept by the caller saves reading the log again. Raises StoreError as the
     backend does.
     """
@@ -281,7 +281,7 @@ def _append_pin(
     commits: Iterable[int],
     owner: str,
     pinned: bool,
-    epoch: int | None,
+    lease: int | None,
     state: RetirementState | None,
 ) -> LogEntry:
     wanted = sorted(set(commits))
@@ -291,17 +291,17 @@ def _append_pin(
         _require_live(state, wanted)
         return {"commits": wanted, "owner": owner, "pinned": pinned}
 
-    return _append(log, "pin", body_now, state, epoch)
+    return _append(log, "pin", body_now, state, lease)
 
 
-def _append(log: Log, kind: str, body_now: Callable[[], Body], state: RetirementState, epoch: int | None) -> LogEntry:
+def _append(log: Log, kind: str, body_now: Callable[[], Body], state: RetirementState, lease: int | None) -> LogEntry:
     """Append a body that is made anew whenever the log went on."""
 
     def on_other(other: LogEntry) -> Body:
         state.apply(other)
         return body_now()
 
-    entry = log.append(kind, body_now(), epoch=epoch, recheck=on_other, base=state.head)
+    entry = log.append(kind, body_now(), lease=lease, recheck=on_other, base=state.head)
     state.apply(entry)
     return entry
 

@@ -9,8 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from fmscale.checkpoint.checkpoint import Checkpoint
-from fmscale.checkpoint.checkpoint import open_checkpoint as open_checkpoint
+from fmscale.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from fmscale.checkpoint.export.export import export_checkpoint
 from fmscale.checkpoint.format.piece import whole
 from fmscale.cli.main import build_app

@@ -26,7 +26,7 @@ from fmscale.store.digest import chunk_checksums
 from fmscale.store.open import open_store
 from tests.checkpoint.jobs import STATE, one_save
 from tests.checkpoint.jobs import settings as job_settings
-from tests.checkpoint.states import lease
+from tests.checkpoint.states import take_lease
 
 HEADER = b"h" * PAGE
 Spans = Sequence[tuple[int, int]]
@@ -173,12 +173,12 @@ def test_what_is_copied_is_written_while_the_rest_is_still_being_copied(tmp_path
 def test_a_copy_that_comes_to_no_end_leaves_nothing(tmp_path: Path, pool) -> None:
     url = str(tmp_path / "store")
     memory = SharedMemory(1 << 17)
-    epoch = lease(url)
-    job = one_save(url, epoch, 1, memory, 0, False)
+    lease = take_lease(url)
+    job = one_save(url, lease, 1, memory, 0, False)
     copied = CopyProgress(20_000)
     copied.fail("the trainer ended")
     with pytest.raises(SaveFailed, match="the trainer ended"):
-        store_part(open_store(url), job_settings(url, epoch), job, memory.view, {}, copied, pool)
+        store_part(open_store(url), job_settings(url, lease), job, memory.view, {}, copied, pool)
     assert list(open_store(url).list_objects(job.folder)) == []
     assert len(STATE) == 3
 
@@ -187,8 +187,8 @@ def test_a_part_is_durable_with_three_syncs_and_its_seal_takes_none(tmp_path: Pa
     """Data, checksums, and the folder that has both their names; each costs up to milliseconds on busy cores."""
     url = str(tmp_path / "store")
     memory = SharedMemory(1 << 17)
-    epoch = lease(url)
-    job = one_save(url, epoch, 1, memory, 0, False)
+    lease = take_lease(url)
+    job = one_save(url, lease, 1, memory, 0, False)
     (tmp_path / "store" / job.folder).mkdir(parents=True)
     synced: list[str] = []
     real = os.fsync
@@ -198,6 +198,6 @@ def test_a_part_is_durable_with_three_syncs_and_its_seal_takes_none(tmp_path: Pa
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    store_part(open_store(url), job_settings(url, epoch), job, memory.view, {}, CopyProgress(), pool)
+    store_part(open_store(url), job_settings(url, lease), job, memory.view, {}, CopyProgress(), pool)
     assert synced[-1] == str(tmp_path / "store" / job.folder)
     assert len(synced) == 3

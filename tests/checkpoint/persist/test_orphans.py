@@ -50,14 +50,14 @@ def test_one_that_is_left_alone_waits_for_a_rank_that_is_at_work(
     """Twice as long as for a silent one, which takes longer than the pauses of a busy disk."""
     monkeypatch.setattr(heartbeat, "SILENT_SECONDS", 2.0)
     url = str(tmp_path / "store")
-    real = worker.persist
+    real = worker.store_part
 
     def late(backend, settings, *args):
         if settings.rank == slow:
             Event().wait(4.0)
         return real(backend, settings, *args)
 
-    monkeypatch.setattr(worker, "persist", late)
+    monkeypatch.setattr(worker, "store_part", late)
     with Fleet(url, ranks=2, config=PATIENT) as fleet:
         workers = [saver._writer._worker for saver in fleet.savers]
         workers[slow].drain()

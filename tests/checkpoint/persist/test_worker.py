@@ -14,7 +14,7 @@ from fmscale.checkpoint.snapshot.memory import SharedMemory
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.open import open_store
 from tests.checkpoint.jobs import STATE, one_save, settings, work
-from tests.checkpoint.states import RUN, assert_restores, lease
+from tests.checkpoint.states import RUN, assert_restores, take_lease
 from tests.helpers.faulty_backend import Fault, FaultyBackend
 
 
@@ -26,16 +26,16 @@ def test_a_death_at_any_request_is_made_good_by_the_next_process(faulty, when: F
     calls, number, crashes = 1, 0, 0
     while number < calls:
         url = f"memory://{uuid.uuid4().hex}"
-        epoch = lease(url)
-        work(url, epoch, one_save(url, epoch, 1, memory, 0, False), memory, open_store(url))
+        lease = take_lease(url)
+        work(url, lease, one_save(url, lease, 1, memory, 0, False), memory, open_store(url))
         dying = FaultyBackend(open_store(url), {number: when})
-        said = work(url, epoch, one_save(url, epoch, 2, memory, 0, False), memory, dying)
+        said = work(url, lease, one_save(url, lease, 2, memory, 0, False), memory, dying)
         if dying.crashed:
             events = {one["event"] for one in said}
             if "committed" in events:
                 assert_restores(url, 2, ranks=1, tensors=STATE)
-            again = one_save(url, epoch, 2, memory, 1, "sealed" in events)
-            said = work(url, epoch, again, memory, open_store(url))
+            again = one_save(url, lease, 2, memory, 1, "sealed" in events)
+            said = work(url, lease, again, memory, open_store(url))
             crashes += 1
         # A request that finds nothing raises before it can be the last one.
         calls = max(calls, len(dying.calls) + dying.crashed)
@@ -48,20 +48,20 @@ def test_a_death_at_any_request_is_made_good_by_the_next_process(faulty, when: F
 
 def test_two_processes_of_rank_0_commit_a_save_once(memory_store: Backend, monkeypatch) -> None:
     """The append of one that is gone lands between the other's look at the log and its own append."""
-    url, epoch = memory_store.url, lease(memory_store.url)
-    job = one_save(url, epoch, 1, SharedMemory(1 << 17), 0, False)
+    url, lease = memory_store.url, take_lease(memory_store.url)
+    job = one_save(url, lease, 1, SharedMemory(1 << 17), 0, False)
     seal = Seal(step=1, folder=job.folder, rank=0, world_size=1, files=(), pieces=(), bytes=0, referenced=0)
     real, entries = commit.commit, []
 
     def overtaken(*args: Any, **options: Any) -> Any:
         monkeypatch.setattr(commit, "commit", real)
-        entries.append(commit.commit_seals(run_log(memory_store, RUN), settings(url, epoch), job, [seal], RunState()))
+        entries.append(commit.commit_seals(run_log(memory_store, RUN), settings(url, lease), job, [seal], RunState()))
         return real(*args, **options)
 
     monkeypatch.setattr(commit, "commit", overtaken)
     for _ in range(2):  # the second finds it at its first look
         log = run_log(memory_store, RUN)
-        entries.append(commit.commit_seals(log, settings(url, epoch), job, [seal], RunState()))
+        entries.append(commit.commit_seals(log, settings(url, lease), job, [seal], RunState()))
     assert len({entry.number for entry in entries}) == 1
     assert len(entries) == 3
     assert len(list_checkpoints(memory_store, RUN)) == 1

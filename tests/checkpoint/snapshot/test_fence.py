@@ -13,7 +13,7 @@ from fmscale.checkpoint.snapshot import snapshot
 from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.runtime.world import World
 from fmscale.store.open import open_store
-from tests.checkpoint.states import RUN, advance, lease, pieces_at, restore_in, wrong
+from tests.checkpoint.states import RUN, advance, pieces_at, restore_in, take_lease, wrong
 
 TENSORS = {(f"w{i}", state): ("float32", (64,)) for i in range(4) for state in ("weight", "exp_avg")}
 
@@ -48,7 +48,7 @@ def train_two_steps(url: str, slow_copy: SlowCopy, *, fenced: bool) -> list[Piec
     """Save step 1 with a slow copy and take step 2, with or without the fence; the live pieces afterwards."""
     whole = [(key, 0, 64) for key in TENSORS]
     pieces = pieces_at(TENSORS, whole, 1)
-    saver = Saver(url, RUN, world=World(), lease_epoch=lease(url), config=CheckpointConfig())
+    saver = Saver(url, RUN, world=World(), lease=take_lease(url), config=CheckpointConfig())
     saver.save(1, pieces, {})
     assert slow_copy.half.wait(20)
     if fenced:
@@ -83,7 +83,7 @@ def test_save_returns_before_the_copy_and_the_fence_after_it(
     tmp_path: Path, slow_copy: SlowCopy, in_thread: None
 ) -> None:
     url = str(tmp_path / "store")
-    saver = Saver(url, RUN, world=World(), lease_epoch=lease(url), config=CheckpointConfig())
+    saver = Saver(url, RUN, world=World(), lease=take_lease(url), config=CheckpointConfig())
     pieces = pieces_at(TENSORS, [(key, 0, 64) for key in TENSORS], 1)
     saver.save(1, pieces, {})
     assert saver.poll() == []
@@ -101,7 +101,7 @@ def test_save_returns_before_the_copy_and_the_fence_after_it(
 def test_without_overlap_save_returns_after_the_copy(tmp_path: Path, slow_copy: SlowCopy, in_thread: None) -> None:
     url = str(tmp_path / "store")
     config = CheckpointConfig(overlap=False)
-    saver = Saver(url, RUN, world=World(), lease_epoch=lease(url), config=config)
+    saver = Saver(url, RUN, world=World(), lease=take_lease(url), config=config)
     pieces = pieces_at(TENSORS, [(key, 0, 64) for key in TENSORS], 1)
     threading.Timer(0.2, slow_copy.set).start()
     saver.save(1, pieces, {})

@@ -125,7 +125,7 @@ def test_what_cannot_be_is_not_recorded(memory_store: Backend) -> None:
 
 def test_a_run_that_lost_its_lease_cannot_change_the_order(memory_store: Backend) -> None:
     held = acquire(run_log(memory_store), "first")
-    log = OrderLog(run_log(memory_store), epoch=held.epoch)
+    log = OrderLog(run_log(memory_store), lease=held.number)
     log.start([source("a")])
     log.ban(0, [(0, 9)], 700)
     acquire(run_log(memory_store), "second")

@@ -17,7 +17,7 @@ JOIN = 20.0
 
 def make_arena(capacity: int) -> Arena:
     return Arena(
-        budget_bytes=capacity * ROWS * TOKENS * 2,
+        memory_bytes=capacity * ROWS * TOKENS * 2,
         rows_per_slot=ROWS,
         row_tokens=TOKENS,
         dtype=np.dtype("uint16"),
@@ -165,9 +165,9 @@ def test_forget_and_reset_give_slots_back() -> None:
 
 def test_a_budget_below_one_unit_is_refused() -> None:
     assert make_arena(1).capacity == 1
-    with pytest.raises(ConfigError, match="memory_budget") as caught:
+    with pytest.raises(ConfigError, match="memory_bytes") as caught:
         Arena(
-            budget_bytes=ROWS * TOKENS * 2 - 1,
+            memory_bytes=ROWS * TOKENS * 2 - 1,
             rows_per_slot=ROWS,
             row_tokens=TOKENS,
             dtype=np.dtype("uint16"),

@@ -15,16 +15,16 @@ def open_log(store: Backend) -> Log:
 
 def test_a_zombie_cannot_commit(store: Backend) -> None:
     zombie = acquire(open_log(store), "job 1 on node a")
-    assert zombie.append("checkpoint", {"step": 1}).epoch == 1
+    assert zombie.append("checkpoint", {"step": 1}).lease == 1
     requeued = acquire(open_log(store), "job 1 on node b")
-    assert (requeued.epoch, requeued.base) == (2, 3)
-    with pytest.raises(LeaseLost, match=r"newer run.*epoch 1, the log is at 2"):
+    assert (requeued.number, requeued.base) == (2, 3)
+    with pytest.raises(LeaseLost, match=r"newer run.*lease 1, the log is at 2"):
         zombie.append("checkpoint", {"step": 2})
     assert requeued.append("checkpoint", {"step": 2}).number == 3
     with pytest.raises(LeaseLost):
         zombie.append("checkpoint", {"step": 3})
     entries = list(open_log(store).entries())
-    assert [(entry.kind, entry.epoch) for entry in entries] == [
+    assert [(entry.kind, entry.lease) for entry in entries] == [
         ("lease", 1),
         ("checkpoint", 1),
         ("lease", 2),
@@ -50,31 +50,31 @@ def test_a_zombie_whose_request_was_on_its_way(
 def test_check_warns_early(local_store: Backend) -> None:
     lease = acquire(open_log(local_store), "a")
     lease.check()
-    open_log(local_store).append("pin", {}, epoch=None)
+    open_log(local_store).append("pin", {}, lease=None)
     lease.check()
     acquire(open_log(local_store), "b")
-    with pytest.raises(LeaseLost, match="epoch 1 of a"):
+    with pytest.raises(LeaseLost, match="lease 1 of a"):
         lease.check()
 
 
 def test_without_a_lease_nobody_writes_to_a_leased_log(local_store: Backend) -> None:
     log = open_log(local_store)
-    assert log.append("stage", {}).epoch == 0
+    assert log.append("stage", {}).lease == 0
     acquire(log, "a")
     with pytest.raises(LeaseLost):
         log.append("stage", {})
-    assert log.append("pin", {}, epoch=None).epoch == 1, "on behalf of nobody: passes, at the log's epoch"
+    assert log.append("pin", {}, lease=None).lease == 1, "on behalf of nobody: passes, at the log's lease"
 
 
-def test_an_epoch_that_was_never_leased_is_refused(local_store: Backend) -> None:
+def test_a_lease_that_was_never_taken_is_refused(local_store: Backend) -> None:
     log = open_log(local_store)
     with pytest.raises(StoreError, match="never gave out"):
-        log.append("stage", {}, epoch=1)
+        log.append("stage", {}, lease=1)
     with pytest.raises(StoreError, match="no entries of this kind"):
         acquire(Log(local_store, "datasets/d", DATASET_KINDS), "a")
 
 
-def test_two_takers_at_once_get_different_epochs(local_store: Backend) -> None:
+def test_two_takers_at_once_get_different_leases(local_store: Backend) -> None:
     process = Process(local_store)
     process.start(lambda: acquire(Log(process.store, "runs/r", RUN_KINDS), "slow"))
     while process.call != "put_if_absent":
@@ -82,9 +82,9 @@ def test_two_takers_at_once_get_different_epochs(local_store: Backend) -> None:
     quick = acquire(open_log(local_store), "quick")
     process.finish()
     slow = process.result
-    assert (quick.epoch, slow.epoch) == (1, 2)
+    assert (quick.number, slow.number) == (1, 2)
     with pytest.raises(LeaseLost):
         quick.append("stage", {})
     process.start(lambda: slow.append("stage", {}))
     process.finish()
-    assert process.result.epoch == 2
+    assert process.result.number == 2

@@ -26,7 +26,7 @@ def add(log: Log, name: str) -> LogEntry:
     names = [f"data/{name}/"]
     for key in ("a", "b"):
         log.backend.put(f"data/{name}/{key}", key.encode())
-    return commit(log, "commit", {"names": names}, names, epoch=None)
+    return commit(log, "commit", {"names": names}, names, lease=None)
 
 
 OPERATIONS: dict[str, Callable[[Log], object]] = {

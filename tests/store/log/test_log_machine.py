@@ -42,7 +42,7 @@ class LogMachine(RuleBasedStateMachine):
         super().__init__()
         self.store = open_store(f"memory://{uuid.uuid4().hex}")
         self.tags = count()
-        self.epochs = [0]
+        self.leases = [0]
         self.acknowledged: dict[int, LogEntry] = {}
         self.refused: set[str] = set()
         self.checked: list[str] = []
@@ -82,7 +82,7 @@ class LogMachine(RuleBasedStateMachine):
         old = sorted({name for entry in self.state().live.values() for name in entry.body["names"]})
         share = old and data.draw(st.integers(0, 2))
         shared = data.draw(st.lists(st.sampled_from(old), min_size=1, max_size=2, unique=True)) if share else []
-        epoch = data.draw(st.sampled_from([*self.epochs, self.epochs[-1], None]))
+        lease = data.draw(st.sampled_from([*self.leases, self.leases[-1], None]))
 
         def work(log: Log, state: RetirementState, tag: str) -> LogEntry:
             keys = [f"data/{tag}/a", f"data/{tag}/b"] if folder else [f"data/{tag}"]
@@ -90,7 +90,7 @@ class LogMachine(RuleBasedStateMachine):
                 log.backend.put(key, b"data")
             names = [f"data/{tag}/" if folder else f"data/{tag}", *shared]
             body = {"names": names, "tag": tag}
-            return commit(log, "commit", body, names, epoch=epoch, state=state if kept else None)
+            return commit(log, "commit", body, names, lease=lease, state=state if kept else None)
 
         self.start(who, how, work)
 
@@ -158,7 +158,7 @@ class LogMachine(RuleBasedStateMachine):
         elif isinstance(process.result, LogEntry):
             self.acknowledged[process.result.number] = process.result
         elif isinstance(process.result, Lease):
-            self.epochs.append(process.result.epoch)
+            self.leases.append(process.result.number)
 
     @invariant()
     def the_store_is_right(self) -> None:
@@ -171,10 +171,10 @@ class LogMachine(RuleBasedStateMachine):
 
     def the_log_is_one_line(self, entries: list[LogEntry]) -> None:
         assert len({entry.uuid for entry in entries}) == len(entries), "an append appears once"
-        epoch = 0
+        lease = 0
         for before, entry in zip([None, *entries], entries, strict=False):
-            epoch += entry.kind == "lease"
-            assert entry.epoch == epoch, "no entry under an older lease after a newer one"
+            lease += entry.kind == "lease"
+            assert entry.lease == lease, "no entry under an older lease after a newer one"
             assert entry.previous == (before.digest if before else "")
         for number, entry in self.acknowledged.items():
             assert entries[number] == entry, "what was acknowledged stays"

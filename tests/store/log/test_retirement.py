@@ -175,10 +175,10 @@ def test_a_pin_and_a_retire_at_once_have_one_winner(memory_store: Backend, pin_f
 def test_a_fenced_run_retires_nothing(memory_store: Backend) -> None:
     log = open_log(memory_store)
     zombie = acquire(log, "zombie")
-    entry = commit(log, "checkpoint", {"objects": []}, [], epoch=zombie.epoch)
+    entry = commit(log, "checkpoint", {"objects": []}, [], lease=zombie.number)
     acquire(log, "requeued")
     with pytest.raises(LeaseLost):
-        retire(log, [entry.number], references, epoch=zombie.epoch)
+        retire(log, [entry.number], references, lease=zombie.number)
     assert entry.number in replay(log).live
 
 
