@@ -127,7 +127,7 @@ def record(folder: Path) -> Session:
         two, one = re.findall(r"step 60/120  loss (\S+)", session.text)
         session.caption(f"Step 60 once more. Its loss on two ranks: {two}; on one rank: {one}.")
         session.wait_for(READY)
-        session.caption("What the model received, by its own record: nothing missing, nothing changed.")
+        session.caption("The record of what the model received: nothing missing, nothing changed.")
         session.run("fmscale dataset audit --store runs/store --run demo runs/demo/delivery/*.arrow")
         if not re.search(r"resumed  step 40 .*step 120, complete.*problems .* none", session.text, re.S):
             raise FmscaleError(
