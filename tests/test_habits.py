@@ -90,7 +90,7 @@ def test_hooks_run_the_tools_of_make_lint():
     hooks = [hook for repo in tree(".pre-commit-config.yaml")["repos"] for hook in repo["hooks"]]
     lint = subprocess.check_output(["make", "-n", "lint"], cwd=ROOT, text=True)
     ran = {line.split()[0] for line in lint.splitlines() if line.startswith(".venv/bin/")}
-    assert {hook["entry"].split()[0] for hook in hooks} == ran
+    assert {hook["entry"].split()[0] for hook in hooks} == ran - {".venv/bin/pip"}  # that sets .venv up
     assert {hook["language"] for hook in hooks} == {"system"}
 
 
