@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-slow lint bench-env
+.PHONY: quickstart test test-slow lint recording wheel bench-env
 
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +27,13 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+recording: $(VENV)/.installed  ## README's drawing of a run that is killed and goes on at another size
+	$(BIN)/python docs/recording/record.py
+
+wheel: $(VENV)/.installed  ## dist/fmscale-VERSION-py3-none-any.whl
+	rm -rf build
+	$(BIN)/pip wheel -q --no-deps --wheel-dir dist .
 
 bench-env: .venv-bench/.installed  ## the peers of `fmscale bench loader`, whose pins conflict with ours
 
