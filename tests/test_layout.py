@@ -5,6 +5,7 @@ folders that are mapped under `fmscale.` on installation, and everything that is
 """
 
 import ast
+import graphlib
 import re
 import statistics
 import sys
@@ -103,6 +104,95 @@ def test_nothing_that_is_read_can_execute_code():
         if re.search(r"\b(torch|np|numpy)\.load\((?!.*weights_only=True)|allow_pickle=True", path.read_text())
     }
     assert (found, loads) == (set(), set())
+
+
+def module(path: Path) -> str:
+    """Name by which a file of ours is imported."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join((*(("fmscale",) if parts[0] != "fmscale" else ()), *parts)).removesuffix(".__init__")
+
+
+def graph() -> dict[str, set[str]]:
+    """Module -> modules of ours that it imports, at its top or in a function; imports for types alone do not count."""
+    files = {module(path): path for path in sources(*CODE)}
+    found: dict[str, set[str]] = {}
+    for name, path in files.items():
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+                node.body.clear()
+        nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        names = {(node.module or "", alias.name) for node in nodes for alias in node.names}
+        found[name] = {f"{a}.{b}" if f"{a}.{b}" in files else a for a, b in names} & files.keys()
+    return found
+
+
+def test_no_imports_in_circles():
+    imports = graph()
+    order = graphlib.TopologicalSorter(imports)
+    assert list(order.static_order()), "raises CycleError with the circle"
+    rooms: dict[str, set[str]] = {}
+    for name, targets in imports.items():
+        for target in targets:
+            for depth in (3, 4):
+                a, b = (".".join(one.split(".")[:depth]) for one in (name, target))
+                if (
+                    a != b
+                    and b.count(".") == a.count(".") == depth - 1
+                    and a.rpartition(".")[0] == b.rpartition(".")[0]
+                ):
+                    rooms.setdefault(a, set()).add(b)
+    assert list(graphlib.TopologicalSorter(rooms).static_order())
+
+
+def test_no_two_public_types_share_a_name():
+    names = [
+        node.name
+        for path in sources(*CODE)
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    ]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
+
+
+def test_no_function_has_the_name_of_a_room():
+    rooms = {path.parent.name for path in sources(*CODE)}
+    named = {
+        f"{module(path)}.{node.name}"
+        for path in sources(*CODE)
+        if path.relative_to(ROOT).parts[:2] != ("fmscale", "cli")  # a verb has the name of its room
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef) and node.name in rooms
+    }
+    # `fmscale.ingest(...)` is what people call; `read` of a format is an operation on its file.
+    assert {name for name in named if ".ingest.formats." not in name} - {"fmscale.data.ingest.ingest"} == set()
+
+
+def test_every_room_lists_its_files_in_reading_order():
+    missing = {
+        f"{folder.relative_to(ROOT)}: {name}"
+        for folder in {path.parent for path in sources(*CODE)}
+        for name in {
+            path.name if path.suffix else path.name + "/"
+            for path in folder.iterdir()
+            if path.suffix == ".py" or (path / "__init__.py").is_file()
+        }
+        if name not in ("__init__.py", "__main__.py")
+        and not re.search(rf"\b{name}(?!\w)", ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or "")
+    }
+    assert sorted(missing) == []
+
+
+def test_docstrings_begin_with_a_verb_or_a_noun():
+    asked = re.compile(r"(What|Whether|How|Where|Which|Who|When)\b")
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in sources(*CODE)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        if asked.match(node.value.value)
+    ]
+    assert wrong == []
 
 
 def test_no_loose_ends():
