@@ -10,12 +10,12 @@ from typer.testing import CliRunner
 
 from fmscale.cli.main import build_app
 from fmscale.config import load_config
-from fmscale.data.delivery import order_hash, read_records, without_repeats
 from fmscale.data.ingest import ingest
 from fmscale.data.open import SourceSpec, open_loader
-from fmscale.store.cache import NodeCache
-from fmscale.store.dataset import open_dataset
+from fmscale.data.provenance.delivery import order_hash, read_records, without_repeats
+from fmscale.store.datasets.dataset import open_dataset
 from fmscale.store.open import open_store
+from fmscale.store.tiers.cache import NodeCache
 from fmscale.train.compare import read_history
 from tests.fixtures.make_run import CONFIG, FOLDER, HALF, date
 from tests.fixtures.run_readings import readings
@@ -49,9 +49,7 @@ def test_a_run_goes_on_to_what_the_unbroken_one_came_to(root: Path) -> None:
     [outcome] = run_ranks(train_here, 1, str(config), (), timeout=120)
     assert (outcome["first_step"], outcome["last_step"], outcome["complete"]) == (4, 8, True)
     history, wanted = read_history(root / "runs/stopped"), READINGS["unbroken"]
-    assert {str(step): one["loss"] for step, one in history.steps.items()} == pytest.approx(
-        wanted["losses"], rel=1e-6
-    )
+    assert {str(step): one["loss"] for step, one in history.steps.items()} == pytest.approx(wanted["losses"], rel=1e-6)
     rows = without_repeats(read_records(sorted((root / "runs/stopped/delivery").glob("*.arrow"))))
     assert order_hash(rows) == wanted["order"]
     for words in (

@@ -102,9 +102,7 @@ def test_an_image_gets_all_that_its_wheel_is_made_of():
     }
     container = json.loads((ROOT / ".devcontainer/devcontainer.json").read_text())
     target = container["postCreateCommand"].removeprefix("make ")
-    assert re.search(
-        rf"^{re.escape(target)}:", (ROOT / "Makefile").read_text().replace("$(VENV)", ".venv"), re.M
-    )
+    assert re.search(rf"^{re.escape(target)}:", (ROOT / "Makefile").read_text().replace("$(VENV)", ".venv"), re.M)
 
 
 @pytest.mark.slow
@@ -123,9 +121,7 @@ def test_a_wheel_runs_in_a_fresh_environment_and_has_configs_and_scripts(tmp_pat
     # Only dependencies come from here: the .pth of an editable fmscale counts in a site folder, not on this path.
     packages = next(path for path in sys.path if path.endswith("site-packages"))
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": packages, "HOME": str(tmp_path)}
-    shown = subprocess.check_output(
-        [fresh / "bin/fmscale", "--version"], cwd=tmp_path, env=environment, text=True
-    )
+    shown = subprocess.check_output([fresh / "bin/fmscale", "--version"], cwd=tmp_path, env=environment, text=True)
     assert shown.strip() == f"fmscale {__version__}"
     (installed,) = fresh.rglob("site-packages/fmscale")
     for name in (
