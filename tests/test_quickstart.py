@@ -21,12 +21,12 @@ from fmscale.infer import Document
 from fmscale.quickstart.acts import run_quickstart
 from fmscale.quickstart.corpus import heldout_share, standard_library
 from fmscale.quickstart.heldout import PROMPT_CHARACTERS, prompts
-from fmscale.quickstart.origin import source
 from fmscale.quickstart.page import render
 from fmscale.quickstart.results import Report, bits, claims, find_move, verdict
 from fmscale.quickstart.settings import Half, QuickstartSettings, choose
 from fmscale.quickstart.state import QuickstartState
 from fmscale.quickstart.training import train_unbroken
+from fmscale.runtime.provenance import source
 
 
 def settings(tmp_path: Path, gpus: int = 0, **changes: Any) -> QuickstartSettings:

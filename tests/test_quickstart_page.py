@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fmscale.quickstart.charts import Mark, dots_by_row, line_chart, ticks
 from fmscale.quickstart.page import render
+from fmscale.report.charts import Mark, dots_by_row, line_chart, ticks
 from tests.test_quickstart import records, report
 
 

@@ -17,7 +17,7 @@ from fmscale.config import load_config
 from fmscale.quickstart.results import claims
 from fmscale.quickstart.settings import choose
 from fmscale.quickstart.training import saved_step
-from fmscale.runtime.sinks.sinks import read_jsonl
+from fmscale.runtime.sinks.jsonl import read_jsonl
 from fmscale.train.preflight.preflight import check_run
 
 ROOT = Path(__file__).parents[1]

@@ -20,7 +20,7 @@ from fmscale.quickstart.results import Report, build_report, write_report
 from fmscale.quickstart.settings import DATASET, UNBROKEN_SHARE, QuickstartSettings
 from fmscale.quickstart.state import QuickstartState
 from fmscale.quickstart.training import train, train_unbroken
-from fmscale.runtime.sinks.sinks import read_jsonl
+from fmscale.runtime.sinks.jsonl import read_jsonl
 from fmscale.store.open import open_store
 from fmscale.train.compare import History, read_history
 from fmscale.train.preflight.preflight import check_run

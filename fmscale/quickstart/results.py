@@ -14,13 +14,15 @@ from fmscale.data.provenance.delivery import order_hash
 from fmscale.data.provenance.expected import ExpectedSample
 from fmscale.errors import DataError
 from fmscale.quickstart.heldout import Bits, Continuation
-from fmscale.quickstart.origin import machine, source, versions
-from fmscale.runtime.sinks.sinks import read_jsonl
+from fmscale.runtime.provenance import gpus, machine, source, versions
+from fmscale.runtime.sinks.jsonl import read_jsonl
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.log.log import RUN_KINDS, Log
 from fmscale.train.compare import History, compare
 
 FORMAT_VERSION = 2
+PACKAGES = ("fmscale", "torch", "deepspeed", "numpy", "pyarrow", "tokenizers")
+"""Those whose versions a report tells."""
 STALL_LIMIT = 0.02
 BLOCKING_LIMIT = 0.3
 LOSS_LIMIT = 1e-3
@@ -93,8 +95,8 @@ def build_report(
         "corpus": corpus,
         "documents": [asdict(one) for one in documents],
         "completions": [asdict(one) for one in completions],
-        "machine": machine(),
-        "versions": versions(),
+        "machine": {**machine(), "gpus": gpus()},
+        "versions": versions(PACKAGES),
         "source": source(),
     }
 
@@ -189,41 +191,6 @@ def write_report(folder: Path, report: Report) -> Path:
     path = folder / "report.json"
     path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
-
-
-def as_markdown(report: Report) -> str:
-    """The table of README.md."""
-    ranks = " → ".join(map(str, report["world_sizes"]))
-    stages = " → ".join(map(str, report["zero_stages"]))
-    saved = [one["durable_seconds"] for one in report["checkpoints"] if one["durable_seconds"] is not None]
-    same = report["order_hash_planned"] == report["order_hash_delivered"]
-    unbroken, move = report["unbroken"], report["move"]
-    mine, *others = bits(report).items()
-    rows = {
-        "stopped by a signal, moved": f"at step {move['step']} of {report['steps']}: {ranks} ranks, ZeRO stage {stages}"
-        if move
-        else "NO",
-        "loss against an unbroken run": f"{unbroken['steps']} steps: {unbroken['equal_steps']} equal to the last bit, "
-        f"the others within {unbroken['largest_difference']:.1e}",
-        "documents and token bytes received, as planned": f"{'yes' if same else 'NO'} "
-        f"(`{report['order_hash_delivered'][:16]}…`)",
-        "waiting for data": f"{report['data_stall_fraction']:.2%} of the time of all steps",
-        "checkpoints": f"{len(report['checkpoints'])}; training stood still for "
-        f"{report['ckpt_blocking_seconds_max'] * 1e3:.0f} ms at most; durable within {max(saved, default=0):.2f} s",
-        "model, training": f"{report['parameters']:,} parameters, {report['steps']} steps, "
-        f"{report['tokens']:,} tokens, loss {report['loss_first']:.2f} → {report['loss_last']:.2f}",
-        f"held-out bits per byte ({report['heldout_documents']} files, {report['heldout_bytes']:,} bytes)": "<br>".join(
-            [
-                f"**{mine[1]:.3f} this model**",
-                *(f"{value:.3f} {name}" for name, value in others),
-                verdict(report),
-            ]
-        ),
-        "time": f"{report['cpu_seconds']:.0f} s of CPU time, {report['wall_seconds']:.0f} s in all, on "
-        f"{report['machine']['cores']} shared cores ({report['machine']['processor']})",
-    }
-    lines = [f"| {name} | {value} |" for name, value in rows.items()]
-    return "\n".join(["| | |", "|---|---|", *lines]) + "\n"
 
 
 def _against_unbroken(history: History, unbroken: History) -> Report:

@@ -19,7 +19,7 @@ from fmscale.checkpoint.catalog import list_checkpoints
 from fmscale.errors import ConfigError, FmscaleError
 from fmscale.quickstart.settings import Half, QuickstartSettings
 from fmscale.runtime.failure import clear_failure, describe_failure, first_failure
-from fmscale.runtime.sinks.sinks import read_last
+from fmscale.runtime.sinks.jsonl import read_last
 from fmscale.store.open import open_store
 
 LOOK_SECONDS = 0.5

@@ -2,7 +2,7 @@
 
 Slurm sends SIGUSR1 ahead of the time limit (`--signal=B:USR1@300`) and SIGTERM before it kills. The handler
 only sets a flag; every loop (training, evaluation, ingest, waiting) polls it. Ranks get the signal at
-different moments, so they stop at the step on which `agree` says so, together.
+different moments, so they exchange their reasons before each step and stop together (`collectives.py`).
 """
 
 import os
@@ -101,18 +101,3 @@ def ignore_stop_signals() -> None:
     """Make this process deaf to the stop signals: the first call in a spawned helper process."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-
-
-def agree(flag: StopFlag) -> Stop:
-    """The strongest reason that any rank has; the same answer on every rank, so call it on all, once a step.
-
-    Costs one all-reduce of a number on the host, and nothing where torch.distributed is not initialised.
-    """
-    from torch import distributed, int32, tensor
-
-    reason = flag.reason
-    if not distributed.is_initialized() or distributed.get_world_size() == 1:
-        return reason
-    strongest = tensor(int(reason), dtype=int32)
-    distributed.all_reduce(strongest, op=distributed.ReduceOp.MAX)
-    return Stop(int(strongest))

@@ -1,4 +1,4 @@
-"""Stop signals: seen by the process that runs, ignored by its helpers, agreed upon by all ranks."""
+"""Stop signals: seen by the process that runs, ignored by its helpers."""
 
 import multiprocessing
 import os
@@ -11,8 +11,7 @@ from multiprocessing.connection import Connection
 
 import pytest
 
-from fmscale.runtime.stop import Stop, StopFlag, agree, ignore_stop_signals
-from tests.helpers.ranks import run_ranks
+from fmscale.runtime.stop import Stop, StopFlag, ignore_stop_signals
 
 
 @pytest.fixture
@@ -107,25 +106,3 @@ def test_helper_processes_are_deaf(flag: StopFlag, method: str, deaf: bool):
 def test_a_process_that_execs_gets_default_handlers_again(flag: StopFlag):
     code = "import signal; print(signal.getsignal(signal.SIGTERM).name)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "SIG_DFL\n"
-
-
-def _agree(rank: int, size: int, signalled: dict[int, int]) -> list[int]:
-    flag = StopFlag().install()
-    answers = [int(agree(flag))]
-    if rank in signalled:
-        os.kill(os.getpid(), signalled[rank])
-    answers.append(int(agree(flag)))
-    flag.remove()
-    return answers
-
-
-def test_all_ranks_stop_for_the_same_reason():
-    asked = {1: int(signal.SIGUSR1), 2: int(signal.SIGTERM)}
-    assert run_ranks(_agree, 3, asked) == [[Stop.NO, Stop.SIGTERM]] * 3
-    assert run_ranks(_agree, 3, {1: int(signal.SIGUSR1)}) == [[Stop.NO, Stop.SIGUSR1]] * 3
-
-
-def test_one_process_agrees_with_itself(flag: StopFlag):
-    assert agree(flag) is Stop.NO
-    os.kill(os.getpid(), signal.SIGTERM)
-    assert agree(flag) is Stop.SIGTERM

@@ -1,76 +1,15 @@
-"""Metrics and their sinks."""
+"""Sinks of metrics: the file for machines and the lines for people."""
 
 import io
 import json
 import math
-import threading
 from pathlib import Path
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from fmscale.errors import FormatError
-from fmscale.runtime.metrics import Metrics, percentile
-from fmscale.runtime.sinks.sinks import ConsoleSink, JsonlSink, read_jsonl, read_last
-
-
-@settings(deadline=None)
-@given(
-    st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=50),
-    st.floats(0, 100),
-)
-def test_percentile_is_numpys(values: list[float], percent: float):
-    assert percentile(values, percent) == pytest.approx(np.percentile(values, percent), abs=1e-6)
-
-
-def test_take_gives_what_happened_since_the_last():
-    metrics = Metrics()
-    metrics.add("bytes", 10)
-    metrics.set("depth", 3)
-    for seconds in (1.0, 2.0, 3.0):
-        metrics.observe("data_stall", seconds)
-    assert metrics.take() == {
-        "bytes": 10,
-        "depth": 3,
-        "data_stall.seconds": 6.0,
-        "data_stall.count": 3,
-        "data_stall.max": 3.0,
-        "data_stall.p50": 2.0,
-        "data_stall.p99": pytest.approx(2.98),
-    }
-    metrics.add("bytes", 5)
-    metrics.observe("data_stall", 0.5)
-    taken = metrics.take()
-    assert (taken["bytes"], taken["depth"], taken["data_stall.max"]) == (5, 3, 0.5)
-    assert (metrics.total("bytes"), metrics.total("data_stall"), metrics.total("nothing")) == (15, 6.5, 0)
-    assert "data_stall.max" not in metrics.take()
-
-
-def test_time_counts_blocks_that_raise():
-    metrics = Metrics()
-    with pytest.raises(ValueError, match="x"), metrics.time("save"):
-        raise ValueError("x")
-    taken = metrics.take()
-    assert taken["save.count"] == 1
-    assert taken["save.seconds"] > 0
-
-
-def test_threads_lose_nothing():
-    metrics = Metrics()
-
-    def count() -> None:
-        for _ in range(5000):
-            metrics.add("rows")
-            metrics.observe("read", 1.0)
-
-    threads = [threading.Thread(target=count) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert (metrics.total("rows"), metrics.total("read")) == (20000, 20000.0)
+from fmscale.runtime.sinks.console import ConsoleSink
+from fmscale.runtime.sinks.jsonl import JsonlSink, read_jsonl, read_last
 
 
 def test_jsonl_is_appended_over_a_line_that_a_kill_tore(tmp_path: Path):
