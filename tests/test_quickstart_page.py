@@ -12,7 +12,7 @@ from tests.test_quickstart import records, report
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 0.00031), (2.3, 9.1), (0, 48_211), (5, 5)])
-def test_ticks_are_round_and_span_the_values(low: float, high: float):
+def test_ticks_are_round_and_span_the_values(low: float, high: float) -> None:
     found = ticks(low, high)
     assert found[0] <= low
     assert found[-1] >= high
@@ -20,7 +20,7 @@ def test_ticks_are_round_and_span_the_values(low: float, high: float):
     assert all(len(f"{tick:g}") <= 7 for tick in found)
 
 
-def test_a_chart_is_svg_with_a_gap_where_a_value_is_not_finite_and_a_line_where_the_run_moved():
+def test_a_chart_is_svg_with_a_gap_where_a_value_is_not_finite_and_a_line_where_the_run_moved() -> None:
     svg = line_chart([1, 2, 3, 4], [4.0, float("nan"), 2.0, 1.0], label="loss", marks=[Mark(x=3, label="here")])
     root = ET.fromstring(svg)
     (path,) = root.iter("path")
@@ -28,8 +28,8 @@ def test_a_chart_is_svg_with_a_gap_where_a_value_is_not_finite_and_a_line_where_
     assert [line.text for line in root.iter("tspan")] == ["here"]
 
 
-def test_text_of_a_chart_keeps_its_size_and_places_follow_the_width():
-    """What a viewBox scales has no text; all else is placed by percentages, and stays within the drawing."""
+def test_text_of_a_chart_keeps_its_size_and_places_follow_the_width() -> None:
+    """A viewBox scales no text; all else is placed by percentages within the drawing."""
     charts = [
         line_chart([1, 2], [4.0, 2.0], label="loss", marks=[Mark(x=2, label="a: b, c")]),
         line_chart([1, 2], [4.0, 2.0], label="blocking", stems=True),
@@ -45,7 +45,7 @@ def test_text_of_a_chart_keeps_its_size_and_places_follow_the_width():
         assert {value for value in across if value and not value.endswith("%")} <= {"0", "-8"}
 
 
-def test_the_page_fits_a_narrow_screen():
+def test_the_page_fits_a_narrow_screen() -> None:
     """No width of the page is fixed above 420 pixels where the screen is narrower."""
     page = render(report(), records(), records()[:5])
     wide, _, narrow = page.partition("@media (max-width: 640px)")
@@ -57,7 +57,7 @@ def test_the_page_fits_a_narrow_screen():
     assert re.findall(r" width=['\"]?\d+[\d.]*(?!%)['\" >]", page) == []
 
 
-def test_the_page_is_one_file_without_script_or_request_and_shows_what_came_out():
+def test_the_page_is_one_file_without_script_or_request_and_shows_what_came_out() -> None:
     page = render(report(), records(), records()[:5])
     assert "<script" not in page
     assert "http" not in page.replace("http-equiv", "")
@@ -70,7 +70,7 @@ def test_the_page_is_one_file_without_script_or_request_and_shows_what_came_out(
     assert "commit 0f0f" in page
 
 
-def test_a_loss_chart_has_the_unbroken_run_below(tmp_path: Path):
+def test_a_loss_chart_has_the_unbroken_run_below(tmp_path: Path) -> None:
     page = render(report(), records(), records()[:5])
     assert page.count('class="under"') == 1
     assert page.index('class="under"') < page.index('class="line"'), "drawn over it"

@@ -10,7 +10,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from fmscale.config import load_config
@@ -55,7 +55,7 @@ def _steps(folder: Path) -> list[int]:
 
 
 @pytest.mark.slow
-def test_ranks_do_not_outlive_a_quickstart_that_was_killed_and_save(tmp_path: Path):
+def test_ranks_do_not_outlive_a_quickstart_that_was_killed_and_save(tmp_path: Path) -> None:
     folder = tmp_path / "qs"
     words = ("--folder", str(folder), "--corpus", str(ROOT / "fmscale"), "--steps", "600", "--cpu")
     first = _fmscale("quickstart", *words)
@@ -71,7 +71,7 @@ def test_ranks_do_not_outlive_a_quickstart_that_was_killed_and_save(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_plain_quickstart_comes_out_also_when_it_is_killed_on_the_way_and_run_again(tmp_path: Path):
+def test_a_plain_quickstart_comes_out_also_when_it_is_killed_on_the_way_and_run_again(tmp_path: Path) -> None:
     """The standard library, 60 steps instead of the config's. Order, move and loss must come out; speeds are the
     machine's, and printed.
     """

@@ -1,4 +1,4 @@
-"""The five acts in order. Each can be repeated without harm, so that a quickstart that was stopped goes on."""
+"""The acts in order. Each can be repeated without harm, so that a stopped quickstart goes on."""
 
 import math
 import sys
@@ -29,18 +29,18 @@ ACTS = ("ingest", "train", "unbroken", "evaluate", "generate", "report")
 
 
 class Screen(Protocol):
-    """Shows how far things are."""
+    """Shows progress."""
 
     def begin(self, act: str) -> None:
         """An act begins."""
         ...
 
     def advance(self, act: str, done: float, total: float, note: str = "") -> None:
-        """How far it is."""
+        """Progress of an act."""
         ...
 
     def end(self, act: str, note: str) -> None:
-        """What came of it."""
+        """An act has ended; `note` sums it up."""
         ...
 
     def tell(self, words: str) -> None:
@@ -68,7 +68,7 @@ def run_quickstart(settings: QuickstartSettings, screen: Screen) -> Report:
 
 
 def _ingest(settings: QuickstartSettings, state: QuickstartState, screen: Screen) -> dict[str, Any]:
-    """Ingest the corpus; what it is. Raises DataError where nothing was held out, before anything is trained."""
+    """Ingest the corpus and describe it. Raises DataError before anything is trained if nothing was held out."""
     screen.begin("ingest")
     with state.timed("ingest"):
         files = settings.corpus or standard_library()
@@ -94,8 +94,8 @@ def _ingest(settings: QuickstartSettings, state: QuickstartState, screen: Screen
 
 
 def _train(settings: QuickstartSettings, state: QuickstartState, screen: Screen) -> tuple[int, list[str]]:
-    """Train in two jobs; the steps of the run, and what speaks against it. Raises what would fail in either before
-    anything is started.
+    """Train in two jobs; the steps of the run, and the warnings of its checks. Raises the first problem of either job
+    before one starts.
     """
     screen.begin("train")
     with state.timed("train"):
@@ -112,7 +112,7 @@ def _train(settings: QuickstartSettings, state: QuickstartState, screen: Screen)
 
 
 def _train_unbroken(settings: QuickstartSettings, state: QuickstartState, screen: Screen, steps: int) -> Path:
-    """Train the first steps of the same run without a stop, and past the one where it was moved; that run's folder."""
+    """Train the first steps of the same run without a stop, beyond the step of the move; that run's folder."""
     screen.begin("unbroken")
     records = read_jsonl(settings.folder / "metrics.jsonl")
     moved = max((one["step"] for one in records if one.get("event") == "resumed"), default=0)

@@ -12,7 +12,7 @@ HELDOUT = 0.03
 """Share of the documents that training never sees: about 20 files of the standard library."""
 
 NOT_LIBRARY = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "ensurepip"})
-"""Folders that are left out: tests, which are two thirds of the library and mostly data, and what pip installed."""
+"""Folders left out: tests, two thirds of the library and mostly data, and packages of pip."""
 
 
 def standard_library() -> list[str]:
@@ -36,8 +36,7 @@ def standard_library() -> list[str]:
 
 
 def heldout_share(arguments: Sequence[str], store: str) -> float:
-    """HELDOUT, or of few files the share that holds one back. Files of records, whose number is not known from outside,
-    count as many.
+    """HELDOUT, or for few files the share that holds back a single document. A file of records counts as many.
 
     Raises DataError for a single document, before anything is read.
     """

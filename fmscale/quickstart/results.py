@@ -1,4 +1,4 @@
-"""What a quickstart came to, from what it left behind: metrics, delivery records, checkpoints, held-out bits."""
+"""Results of a quickstart, from the metrics, delivery records, checkpoints and held-out bits that it left."""
 
 import json
 from collections.abc import Sequence
@@ -33,14 +33,14 @@ Report = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """Something that must come out."""
+    """A result that every quickstart must have."""
 
     what: str
     """In words."""
     value: str
-    """What was measured."""
+    """The measured value."""
     ok: bool
-    """Whether it came out."""
+    """True if it came out."""
 
 
 def build_report(
@@ -57,7 +57,7 @@ def build_report(
     warnings: Sequence[str],
     corpus: dict[str, Any],
 ) -> Report:
-    """Everything that report.json has, but the time that it took. Raises DataError without delivery records."""
+    """All of report.json but the times of the acts. Raises DataError without delivery records."""
     run = config.train.run
     records = [history.steps[step] for step in sorted(history.steps)]
     seconds = sum(record["seconds"] for record in records)
@@ -102,8 +102,8 @@ def build_report(
 
 
 def find_move(checkpoints: Sequence[dict[str, Any]], folder: Path) -> dict[str, int] | None:
-    """Where the run changed its ranks or stage: `step`, which the new ranks went on from, and `stopped`, the last
-    step that the old ones took, which is the same unless they were killed; None if nothing changed.
+    """The move to other ranks or another stage: `step`, from which the new ranks went on, and `stopped`, the last step
+    of the old ranks, which differs only if they were killed; None if nothing changed.
     """
     place = ("world_size", "zero_stage")
     moves = [a["step"] for a, b in pairwise(checkpoints) if any(a[key] != b[key] for key in place)]
@@ -119,7 +119,7 @@ def find_move(checkpoints: Sequence[dict[str, Any]], folder: Path) -> dict[str, 
 
 
 def claims(report: Report) -> list[Claim]:
-    """What must come out, and whether it did: what fmscale promises of any text, not how well a model does on it."""
+    """The promises of fmscale that hold for any text, with their measured values; the model's quality is no promise."""
     same = report["order_hash_planned"] == report["order_hash_delivered"]
     blocking = report["ckpt_blocking_seconds_max"]
     moved, how = _moved(report)
@@ -170,7 +170,7 @@ def bits(report: Report) -> dict[str, float]:
 
 
 def verdict(report: Report) -> str:
-    """Who stores the held-out text in the fewest bits."""
+    """The model against the best compressor, by the bits that each needs for the held-out text."""
     found = bits(report)
     mine = found.pop("this model")
     name, best = min(found.items(), key=lambda item: item[1])
@@ -180,7 +180,7 @@ def verdict(report: Report) -> str:
 
 
 def same_loss(report: Report) -> bool:
-    """Whether the loss is that of the unbroken run, which went on past the move, on the same samples."""
+    """True if the loss is that of the unbroken run on the same samples, beyond the move too."""
     unbroken, move = report["unbroken"], report["move"]
     past = move is None or unbroken["steps"] > move["step"]
     return bool(past and unbroken["same_samples"] and unbroken["largest_difference"] <= LOSS_LIMIT)
@@ -194,7 +194,7 @@ def write_report(folder: Path, report: Report) -> Path:
 
 
 def _against_unbroken(history: History, unbroken: History) -> Report:
-    """What comparing the steps that both runs took came to; losses are compared relatively."""
+    """Comparison of the steps that both runs took; losses are compared relatively."""
     found = compare(history, unbroken, common=True)
     both = sorted(history.steps.keys() & unbroken.steps.keys())
     return {
@@ -207,7 +207,7 @@ def _against_unbroken(history: History, unbroken: History) -> Report:
 
 
 def _checkpoints(backend: Backend, run: str, folder: Path) -> list[dict[str, Any]]:
-    """The run's checkpoints as its log has them, with what the ranks measured of each."""
+    """The run's checkpoints as in its log, with the times that the ranks measured."""
     measured = {
         record["step"]: record
         for record in read_jsonl(folder / "metrics.jsonl")
@@ -232,7 +232,7 @@ def _checkpoints(backend: Backend, run: str, folder: Path) -> list[dict[str, Any
 
 
 def _moved(report: Report) -> tuple[bool, str]:
-    """Whether training was stopped on its way and went on elsewhere, and how."""
+    """True if training was stopped on its way and went on elsewhere; with a description."""
     worlds, stages, move = report["world_sizes"], report["zero_stages"], report["move"]
     where = f"{' → '.join(map(str, worlds))} ranks, stage {' → '.join(map(str, stages))}"
     if move is None:
@@ -246,7 +246,7 @@ def _moved(report: Report) -> tuple[bool, str]:
 
 
 def _order_hashes(config: Config, backend: Backend, history: History, steps: int) -> tuple[str, str]:
-    """(planned, delivered): of what should have been delivered, read from the store alone, and of what was."""
+    """(planned, delivered): hashes of the samples due, read from the store alone, and of the samples delivered."""
     batch = derive_batch(config.batch, 1).global_batch
     plan = OrderLog(Log(backend, f"runs/{config.train.run}", RUN_KINDS)).plan
     planned = order_hash(ExpectedSample(backend, plan).table(0, steps * batch))

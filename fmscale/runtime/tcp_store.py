@@ -1,6 +1,6 @@
 """A key-value store over TCP that listens at one address of this node.
 
-TCPStore by itself listens on all interfaces, whatever host it is given, and asks nobody who they are.
+TCPStore by itself listens on all interfaces, whatever its host, and trusts every peer.
 """
 
 import ipaddress
@@ -24,7 +24,7 @@ BACKLOG = 4096
 def serve_store(host: str, port: int, deadline: float, *, clients: int | None = None) -> "TCPStore":
     """A store that listens where `host` is on this node, and nowhere else; port 0 takes a free one.
 
-    `deadline` is the seconds that a request waits; with `clients` it also waits for that many, itself one of them.
+    `deadline` is the seconds that a request waits; with `clients` it also waits for that many, itself included.
     Raises ConfigError if the address is not of this node, or the port is taken.
     """
     from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
@@ -49,7 +49,7 @@ def serve_store(host: str, port: int, deadline: float, *, clients: int | None = 
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket that listens at the first address of `host` which is of this node."""
+    """A socket that listens at the first address of `host` on this node."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:

@@ -1,8 +1,8 @@
-"""Where this process stands among the run's processes, read from what its launcher put in the environment.
+"""Place of this process among the run's processes, read from its launcher's variables.
 
-torchrun and deepspeed (RANK, ...), mpirun of Open MPI (OMPI_*) and MPICH or Intel MPI (PMI_*, MPI_*), srun
-(SLURM_* of a step), or none. An environment that says half of it, or two different things, is refused: a
-guess here shows up hours later as a hang, or as ranks that all train the same samples.
+torchrun and deepspeed (RANK, ...), mpirun of Open MPI (OMPI_*) and MPICH or Intel MPI (PMI_*, MPI_*), srun (SLURM_* of
+a step), or none. Half an environment, or two that disagree, are refused: a wrong guess shows up hours later as a hang,
+or as ranks that all train the same samples.
 """
 
 import os
@@ -29,25 +29,25 @@ class World:
     local_size: int = 1
     """Processes of the run on this node."""
     node: int = 0
-    """Number of this node. Where the launcher does not say, ranks are taken to fill node after node."""
+    """Number of this node. If the launcher does not tell, ranks fill node after node."""
     dp_rank: int = 0
-    """Place among data-parallel ranks: which share of each batch this process takes."""
+    """Place among data-parallel ranks: number of this process's share of each batch."""
     dp_size: int = 1
     """Data-parallel ranks."""
     launcher: Launcher = "none"
-    """Which family of variables said so; deepspeed counts as torchrun."""
+    """Family of variables that was read; deepspeed counts as torchrun."""
     master: tuple[str, int] | None = None
-    """Host and port where the processes meet; None where they must agree on one (mpirun) or there is one."""
+    """Host and port of the meeting point; None for a process alone, and if the ranks choose it over MPI."""
     hosted: bool = False
-    """Whether the launcher itself serves that port (torchrun's agent), so that rank 0 must not."""
+    """True if the launcher itself serves that port (torchrun's agent), so that rank 0 must not."""
     attempt: int = 0
-    """How often the launcher has restarted the processes."""
+    """Number of restarts by the launcher."""
     notice: str = ""
-    """What the user should hear about how this was found; usually nothing."""
+    """Warning for the user about the environment; usually empty."""
 
     @property
     def on_one_node(self) -> bool:
-        """Whether all processes of the run are on this node."""
+        """True if all processes of the run are on this node."""
         return self.local_size == self.world_size
 
 
@@ -132,7 +132,7 @@ def read_world(environ: Mapping[str, str] = os.environ) -> World:
 
 
 def _read(family: _Family, environ: Mapping[str, str], signs: tuple[str, ...]) -> World | None:
-    """What one launcher's variables say; None if none of the telling ones is set."""
+    """The world by one launcher's variables; None if no variable of `signs` is set."""
     present = [name for name in signs if name in environ]
     if not present:
         return None
@@ -173,7 +173,7 @@ def _read(family: _Family, environ: Mapping[str, str], signs: tuple[str, ...]) -
 
 
 def _agree(one: tuple[_Family, World], other: tuple[_Family, World]) -> None:
-    """Refuse two launchers' variables that do not mean the same place."""
+    """Refuse two launchers' variables that mean different places."""
     (a, world_a), (b, world_b) = one, other
     if (world_a.rank, world_a.world_size) != (world_b.rank, world_b.world_size):
         raise ConfigError(
@@ -212,7 +212,7 @@ def _finish(world: World, environ: Mapping[str, str]) -> World:
 
 
 def _with_deepspeed_names(environ: Mapping[str, str]) -> Mapping[str, str]:
-    """With torchrun's names for what deepspeed's launcher calls LOCAL_SIZE and CROSS_RANK."""
+    """`environ` with torchrun's names beside LOCAL_SIZE and CROSS_RANK of deepspeed's launcher."""
     names = {"LOCAL_SIZE": "LOCAL_WORLD_SIZE", "CROSS_RANK": "GROUP_RANK"}
     return {**{names[name]: environ[name] for name in names if name in environ}, **environ}
 

@@ -58,7 +58,7 @@ class Process:
             self.step()
 
     def at_put(self) -> bool:
-        """Whether the waiting request would create a log entry."""
+        """True if the waiting request would create a log entry."""
         return self.call == "put_if_absent"
 
     def _wait(self) -> None:

@@ -23,7 +23,7 @@ from fmscale.runtime.scrub import scrub
         ("the value was v3ry-long-thing here", "v3ry-long-thing"),
     ],
 )
-def test_credentials_are_taken_out(text: str, secret: str):
+def test_credentials_are_taken_out(text: str, secret: str) -> None:
     assert secret in text
     clean = scrub(text, {"MY_TOKEN": "v3ry-long-thing"})
     assert secret not in clean
@@ -40,5 +40,5 @@ def test_credentials_are_taken_out(text: str, secret: str):
         "the folder /tmp was there",
     ],
 )
-def test_the_rest_is_left_alone(text: str):
+def test_the_rest_is_left_alone(text: str) -> None:
     assert scrub(text, {"HF_TOKEN_DIR": "/tmp", "A_TOKEN": "key", "PATH": "123456789012345678901234"}) == text

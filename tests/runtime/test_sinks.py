@@ -12,7 +12,7 @@ from fmscale.runtime.sinks.console import ConsoleSink
 from fmscale.runtime.sinks.jsonl import JsonlSink, read_jsonl, read_last
 
 
-def test_jsonl_is_appended_over_a_line_that_a_kill_tore(tmp_path: Path):
+def test_jsonl_is_appended_over_a_line_that_a_kill_tore(tmp_path: Path) -> None:
     path = tmp_path / "logs" / "metrics.jsonl"
     sink = JsonlSink(path)
     sink.write({"step": 1, "loss": math.nan, "name": "é"})
@@ -29,7 +29,7 @@ def test_jsonl_is_appended_over_a_line_that_a_kill_tore(tmp_path: Path):
     assert first["time"] > 1e9
 
 
-def test_a_file_with_nothing_but_a_torn_line_starts_anew(tmp_path: Path):
+def test_a_file_with_nothing_but_a_torn_line_starts_anew(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     path.write_bytes(b"y" * 9000)
     JsonlSink(path).close()
@@ -37,14 +37,14 @@ def test_a_file_with_nothing_but_a_torn_line_starts_anew(tmp_path: Path):
 
 
 @pytest.mark.parametrize("line", ["{", "[1]"])
-def test_a_broken_line_is_named(tmp_path: Path, line: str):
+def test_a_broken_line_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "m.jsonl"
     path.write_text(json.dumps({"step": 1}) + "\n" + line + "\n" + json.dumps({"step": 3}) + "\n")
     with pytest.raises(FormatError, match=r"m\.jsonl:2: not"):
         list(read_jsonl(path))
 
 
-def test_console_prints_what_was_asked_for_with_units():
+def test_console_prints_what_was_asked_for_with_units() -> None:
     stream = io.StringIO()
     names = ("step", "loss", "tokens_per_second", "mfu", "data_stall", "ckpt_blocking", "tokens", "absent")
     step = {"loss": 3.41234, "step": 1200, "tokens_per_second": 81234.5, "other": 1, "note": True}
@@ -58,7 +58,7 @@ def test_console_prints_what_was_asked_for_with_units():
     ]
 
 
-def test_the_last_records_of_a_file_that_is_being_written(tmp_path: Path):
+def test_the_last_records_of_a_file_that_is_being_written(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
     assert read_last(path) == [{"step": 1}, {"step": 2}, {"step": 3}]

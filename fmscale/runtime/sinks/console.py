@@ -10,8 +10,8 @@ logger = logging.getLogger(__name__)
 
 
 class ConsoleSink:
-    """A line such as `step 120  loss 3.412  81,200 tokens/s`, with the names asked for, in order; an event is dim on
-    a terminal. The names are those of the record, each value with its unit.
+    """Prints a line such as `step 120  loss 3.412  81,200 tokens/s`: the chosen names of a record in order, each value
+    with its unit. An event is dim on a terminal.
     """
 
     def __init__(self, names: tuple[str, ...] = (), stream: TextIO | None = None) -> None:
@@ -19,18 +19,18 @@ class ConsoleSink:
         self._stream = stream or sys.stderr
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Print what of the record was asked for; everything if nothing was named."""
+        """Print the chosen values of the record; all of them if no name was chosen."""
         names = [name for name in self._names if name in record] if self._names else list(record)
         if names:
             line = "  ".join(_worded(name, record) for name in names)
             print(dim(line, self._stream) if "event" in record else line, file=self._stream, flush=True)
 
     def close(self) -> None:
-        """Nothing to do: the stream is not ours."""
+        """Leave the stream open: its owner closes it."""
 
 
 def optional(show: Callable[[Mapping[str, Any]], None]) -> Callable[[Mapping[str, Any]], None]:
-    """`show`, whose OSErrors end nothing: a terminal or the reader of a pipe may go. The first one is logged."""
+    """`show` without its OSErrors, as a terminal or the reader of a pipe may go; the first error is logged."""
     told = False
 
     def shown(record: Mapping[str, Any]) -> None:
@@ -46,7 +46,7 @@ def optional(show: Callable[[Mapping[str, Any]], None]) -> Callable[[Mapping[str
 
 
 def is_screen(stream: TextIO) -> bool:
-    """Whether a line of the stream can be written over."""
+    """True if a line of the stream can be written over."""
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
@@ -56,7 +56,7 @@ def dim(text: str, stream: TextIO) -> str:
 
 
 def _worded(name: str, record: Mapping[str, Any]) -> str:
-    """A name and its value with its unit; a unit that says it all stands alone."""
+    """A name and its value with its unit; a telling unit stands without the name."""
     value = record[name]
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value) if name == "event" else f"{name} {value}"

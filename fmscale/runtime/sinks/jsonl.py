@@ -1,4 +1,4 @@
-"""A JSONL file of metrics, for machines: written by the trainer, read by all that come after it."""
+"""JSONL file of metrics, and its readers."""
 
 import json
 import math
@@ -14,10 +14,10 @@ from fmscale.runtime.record_file import RecordFile
 
 
 class JsonlSink:
-    """One JSON object a line, with its time, appended; survives a kill, and a disk that is full for a while.
+    """Appends a JSON object a line, with its time; survives a kill, and a disk that is full for a while.
 
-    A line that an earlier process did not finish is cut off on opening. A number that JSON lacks (a loss
-    that is not finite) is written as the text "nan", "inf" or "-inf".
+    An unfinished line of an earlier process is cut off on opening. A number that JSON lacks is written as the text
+    "nan", "inf" or "-inf".
     """
 
     def __init__(self, path: Path) -> None:
@@ -25,7 +25,7 @@ class JsonlSink:
 
     @property
     def lost(self) -> int:
-        """Records that could not be written, and were more than memory is kept for."""
+        """Records lost because neither disk nor memory had room."""
         return self._file.lost
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -34,7 +34,7 @@ class JsonlSink:
         self._file.append((json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
     def close(self) -> None:
-        """Make what was written durable."""
+        """Make the file durable."""
         self._file.close()
 
 
@@ -65,8 +65,8 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_last(path: Path, size: int = 65_536) -> list[dict[str, Any]]:
-    """The records in the last `size` bytes of a JSONL file, oldest first; [] if there is none. What is no record is
-    left out, so that this can be asked of a file that is being written.
+    """The records in the last `size` bytes of a JSONL file, oldest first; [] without a file. Half a record is left out,
+    so that a file can be read while it is written.
     """
     try:
         with open(path, "rb") as file:

@@ -1,4 +1,4 @@
-"""The protocol of everything that metrics go to."""
+"""The protocol of places that metrics go to."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -12,5 +12,5 @@ class Sink(Protocol):
         ...
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """End: no record follows."""
         ...
