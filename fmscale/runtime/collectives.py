@@ -36,15 +36,16 @@ def exchange(tokens: float, stop: Stop, save: bool) -> Facts:
 
 def total(values: torch.Tensor) -> torch.Tensor:
     """Sum over ranks of a host tensor, fp64: losses of several steps at once, when they are logged."""
-    values = values.detach().to("cpu", torch.float64)
-    if distributed.is_initialized() and distributed.get_world_size() > 1:
-        distributed.all_reduce(values)
-    return values
+    return _reduced(values, distributed.ReduceOp.SUM)
 
 
 def largest(values: torch.Tensor) -> torch.Tensor:
     """Maximum over ranks of a host tensor, fp64: a step is as slow as its slowest rank."""
+    return _reduced(values, distributed.ReduceOp.MAX)
+
+
+def _reduced(values: torch.Tensor, operation: distributed.ReduceOp.RedOpType) -> torch.Tensor:
     values = values.detach().to("cpu", torch.float64)
     if distributed.is_initialized() and distributed.get_world_size() > 1:
-        distributed.all_reduce(values, op=distributed.ReduceOp.MAX)
+        distributed.all_reduce(values, op=operation)
     return values

@@ -59,7 +59,7 @@ def failure_report(error: BaseException, world: World, where: Whereabouts) -> di
 
     Every text is free of credentials.
     """
-    known = isinstance(error, FmscaleError)
+    known = error if isinstance(error, FmscaleError) else FmscaleError(str(error))
     return {
         "format_version": FORMAT_VERSION,
         "time": time.time(),
@@ -74,9 +74,9 @@ def failure_report(error: BaseException, world: World, where: Whereabouts) -> di
         "phase": where.phase,
         "step": where.step,
         "type": type(error).__name__,
-        "cause": scrub(error.cause if isinstance(error, FmscaleError) else str(error)),
-        "found": scrub(str(error.found)) if known and error.found is not None else None,  # type: ignore[attr-defined]
-        "remedy": scrub(error.remedy) if isinstance(error, FmscaleError) else "",
+        "cause": scrub(known.cause),
+        "found": None if known.found is None else scrub(str(known.found)),
+        "remedy": scrub(known.remedy),
         "traceback": scrub("".join(traceback.format_exception(error))),
     }
 

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from fmscale.errors import ConfigError
 
@@ -51,8 +51,7 @@ class World:
         return self.local_size == self.world_size
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Family:
+class _Family(NamedTuple):
     """The variables of one launcher."""
 
     name: str
@@ -63,42 +62,21 @@ class _Family:
     local_size: str
 
     @property
-    def variables(self) -> tuple[str, str, str, str]:
-        return self.rank, self.world_size, self.local_rank, self.local_size
+    def variables(self) -> tuple[str, ...]:
+        return self[2:]
 
 
-TORCHRUN = _Family(
-    name="torchrun or deepspeed",
-    launcher="torchrun",
-    rank="RANK",
-    world_size="WORLD_SIZE",
-    local_rank="LOCAL_RANK",
-    local_size="LOCAL_WORLD_SIZE",
-)
+TORCHRUN = _Family("torchrun or deepspeed", "torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 OPEN_MPI = _Family(
-    name="Open MPI's mpirun",
-    launcher="mpirun",
-    rank="OMPI_COMM_WORLD_RANK",
-    world_size="OMPI_COMM_WORLD_SIZE",
-    local_rank="OMPI_COMM_WORLD_LOCAL_RANK",
-    local_size="OMPI_COMM_WORLD_LOCAL_SIZE",
+    "Open MPI's mpirun",
+    "mpirun",
+    "OMPI_COMM_WORLD_RANK",
+    "OMPI_COMM_WORLD_SIZE",
+    "OMPI_COMM_WORLD_LOCAL_RANK",
+    "OMPI_COMM_WORLD_LOCAL_SIZE",
 )
-MPICH = _Family(
-    name="MPICH's mpirun",
-    launcher="mpirun",
-    rank="PMI_RANK",
-    world_size="PMI_SIZE",
-    local_rank="MPI_LOCALRANKID",
-    local_size="MPI_LOCALNRANKS",
-)
-SRUN = _Family(
-    name="srun",
-    launcher="srun",
-    rank="SLURM_PROCID",
-    world_size="SLURM_STEP_NUM_TASKS",
-    local_rank="SLURM_LOCALID",
-    local_size="SLURM_STEP_TASKS_PER_NODE",
-)
+MPICH = _Family("MPICH's mpirun", "mpirun", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
+SRUN = _Family("srun", "srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
 UNSET_ALL = "Unset them to run alone, or start through the launcher."
 
 
@@ -114,13 +92,12 @@ def read_world(environ: Mapping[str, str] = os.environ) -> World:
         return _finish(torch, environ)
     open_mpi = _read(OPEN_MPI, environ, OPEN_MPI.variables)
     in_step = SRUN.world_size in environ
-    mpich_signs = MPICH.variables[2:] if in_step else MPICH.variables
-    mpich = _read(MPICH, environ, mpich_signs)
-    found = [(f, w) for f, w in ((TORCHRUN, torch), (OPEN_MPI, open_mpi), (MPICH, mpich)) if w]
-    for family, world in found[1:]:
-        _agree(found[0], (family, world))
-    if found:
-        return _finish(found[0][1], environ)
+    mpich = _read(MPICH, environ, MPICH.variables[2:] if in_step else MPICH.variables)
+    places = [(f, w) for f, w in ((TORCHRUN, torch), (OPEN_MPI, open_mpi), (MPICH, mpich)) if w]
+    for other in places[1:]:
+        _agree(places[0], other)
+    if places:
+        return _finish(places[0][1], environ)
     if in_step and (step := _read(SRUN, environ, SRUN.variables)):
         if MPICH.rank in environ:
             _agree((SRUN, step), (MPICH, replace(step, rank=_integer(environ, MPICH.rank))))
@@ -143,9 +120,7 @@ def _read(family: _Family, environ: Mapping[str, str], signs: tuple[str, ...]) -
             found={name: environ[name] for name in family.variables if name in environ},
             remedy=UNSET_ALL,
         )
-    rank = _integer(environ, family.rank)
-    size = _integer(environ, family.world_size)
-    local_rank = _integer(environ, family.local_rank)
+    rank, size, local_rank = (_integer(environ, name) for name in family.variables[:3])
     if family is SRUN:
         node = _integer(environ, "SLURM_NODEID")
         local_size = _tasks_on_node(environ[family.local_size], node)
@@ -179,10 +154,9 @@ def _agree(one: tuple[_Family, World], other: tuple[_Family, World]) -> None:
         raise ConfigError(
             f"The variables of {a.name} and of {b.name} disagree",
             found={
-                a.rank: world_a.rank,
-                a.world_size: world_a.world_size,
-                b.rank: world_b.rank,
-                b.world_size: world_b.world_size,
+                name: value
+                for family, world in (one, other)
+                for name, value in ((family.rank, world.rank), (family.world_size, world.world_size))
             },
             remedy=f"Unset {', '.join(a.variables)} or {', '.join(b.variables)}.",
         )

@@ -30,7 +30,10 @@ class JsonlSink:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append the record; its `time` is now unless it has one."""
-        values = {name: _jsonable(value) for name, value in {"time": time.time(), **record}.items()}
+        values = {
+            name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in {"time": time.time(), **record}.items()
+        }
         self._file.append((json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
     def close(self) -> None:
@@ -47,17 +50,14 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 return
+            problem = "not a JSON object"
             try:
                 record = json.loads(line)
             except ValueError as error:
-                raise FormatError(
-                    f"{path}:{number}: not JSON",
-                    found=str(error),
-                    remedy="Delete the line; each line is one record.",
-                ) from error
+                problem, record = "not JSON", str(error)
             if not isinstance(record, dict):
                 raise FormatError(
-                    f"{path}:{number}: not a JSON object",
+                    f"{path}:{number}: {problem}",
                     found=record,
                     remedy="Delete the line; each line is one record.",
                 )
@@ -79,9 +79,3 @@ def read_last(path: Path, size: int = 65_536) -> list[dict[str, Any]]:
         with suppress(ValueError):
             records.append(json.loads(line))
     return [record for record in records if isinstance(record, dict)]
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
