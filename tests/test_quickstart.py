@@ -34,7 +34,7 @@ def settings(tmp_path: Path, gpus: int = 0, **changes: Any) -> QuickstartSetting
 
 
 def report() -> Report:
-    """A report as one looks after a good run."""
+    """A report of a good run."""
     document = {"name": "a<b>.py", "bytes": 1000, "model": 1700.0, "gzip": 2200, "xz": 2100, "primed": 1800}
     checkpoint = {
         "step": 4,

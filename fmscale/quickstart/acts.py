@@ -62,9 +62,9 @@ def run_quickstart(settings: QuickstartSettings, screen: Screen) -> Report:
         # took 40 times longer (80 tokens: 49 s instead of 1 s).
         torch.set_num_threads(1)
     trained = open_trained(f"{settings.store}#{settings.run}", device=settings.device)
-    report = _measured(settings, state, screen, trained, heldout(trained))
-    found = {**report, "steps": steps, "warnings": warnings, "corpus": corpus}
-    return _reported(settings, state, screen, read_history(unbroken), found)
+    measured = _measured(settings, state, screen, trained, heldout(trained))
+    results = {**measured, "steps": steps, "warnings": warnings, "corpus": corpus}
+    return _reported(settings, state, screen, read_history(unbroken), results)
 
 
 def _ingest(settings: QuickstartSettings, state: QuickstartState, screen: Screen) -> dict[str, Any]:
@@ -154,8 +154,7 @@ def _measured(
         completions = complete(trained, documents)
     screen.end("generate", f"{len(completions)} completions")
     parameters = num_parameters(config.model, trained.model.vocab_size)
-    found = {"documents": bits, "completions": completions, "parameters": parameters}
-    return {**found, "primed_bytes": len(seen)}
+    return {"documents": bits, "completions": completions, "parameters": parameters, "primed_bytes": len(seen)}
 
 
 def _reported(
@@ -163,14 +162,14 @@ def _reported(
     state: QuickstartState,
     screen: Screen,
     unbroken: History,
-    found: dict[str, Any],
+    results: dict[str, Any],
 ) -> Report:
     """report.json and report.html."""
     screen.begin("report")
     with state.timed("report"):
         history = read_history(settings.folder)
         backend = open_store(settings.store, read_only=True)
-        report = build_report(settings.load(), backend, history, unbroken, **found)
+        report = build_report(settings.load(), backend, history, unbroken, **results)
     report |= {"acts": state.acts, "wall_seconds": sum(state.acts.values())}
     report |= {"cpu_seconds": sum(state.cpu.values())}
     write_report(settings.folder, report)

@@ -27,7 +27,7 @@ class Bits:
     bytes: int
     """Its text in UTF-8."""
     model: float
-    """Sum of -log2 p over its tokens, the first and the one that ends it included."""
+    """Sum of -log2 p over its tokens, the first and the closing token included."""
     gzip: int
     """The document alone, by gzip -9."""
     xz: int

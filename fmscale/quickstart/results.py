@@ -171,11 +171,10 @@ def bits(report: Report) -> dict[str, float]:
 
 def verdict(report: Report) -> str:
     """The model against the best compressor, by the bits that each needs for the held-out text."""
-    found = bits(report)
-    mine = found.pop("this model")
-    name, best = min(found.items(), key=lambda item: item[1])
-    share = abs(1 - mine / best)
-    how = f"{share:.0%} {'fewer' if mine < best else 'more'} bits than {name}"
+    sizes = bits(report)
+    mine = sizes.pop("this model")
+    name, best = min(sizes.items(), key=lambda item: item[1])
+    how = f"{abs(1 - mine / best):.0%} {'fewer' if mine < best else 'more'} bits than {name}"
     return f"the model needs {how}" + ("" if mine < best else ", which wins")
 
 
@@ -195,14 +194,15 @@ def write_report(folder: Path, report: Report) -> Path:
 
 def _against_unbroken(history: History, unbroken: History) -> Report:
     """Comparison of the steps that both runs took; losses are compared relatively."""
-    found = compare(history, unbroken, common=True)
+    comparison = compare(history, unbroken, common=True)
     both = sorted(history.steps.keys() & unbroken.steps.keys())
     return {
         "steps": len(both),
         "equal_steps": sum(history.steps[step]["loss"] == unbroken.steps[step]["loss"] for step in both),
-        "largest_difference": found.largest.get("loss", 0.0),
-        "samples": found.samples,
-        "same_samples": bool(found.samples) and not any(name.startswith("delivered ") for name in found.parts),
+        "largest_difference": comparison.largest.get("loss", 0.0),
+        "samples": comparison.samples,
+        "same_samples": bool(comparison.samples)
+        and not any(name.startswith("delivered ") for name in comparison.parts),
     }
 
 
@@ -214,18 +214,18 @@ def _checkpoints(backend: Backend, run: str, folder: Path) -> list[dict[str, Any
         if record.get("event") == "checkpoint" and record.get("state") == "acknowledged"
     }
     out = []
-    for found in list_checkpoints(backend, run):
-        meta = load_manifest(backend, found).meta
-        seen = measured.get(found.step, {})
+    for entry in list_checkpoints(backend, run):
+        meta = load_manifest(backend, entry).meta
+        times = measured.get(entry.step, {})
         out.append(
             {
-                "step": found.step,
-                "epoch": found.lease,
-                "world_size": found.world_size,
+                "step": entry.step,
+                "epoch": entry.lease,
+                "world_size": entry.world_size,
                 "zero_stage": meta["config"]["train"]["zero_stage"],
-                "bytes": found.bytes,
-                "blocking_seconds": seen.get("blocking_seconds"),
-                "durable_seconds": seen.get("durable_seconds"),
+                "bytes": entry.bytes,
+                "blocking_seconds": times.get("blocking_seconds"),
+                "durable_seconds": times.get("durable_seconds"),
             }
         )
     return out

@@ -37,8 +37,8 @@ class TrainingFailed(FmscaleError):
 
 def saved_step(settings: QuickstartSettings) -> int:
     """The newest step that the store has a checkpoint of; 0 before the first."""
-    found = list_checkpoints(open_store(settings.store, read_only=True), settings.run)
-    return max((one.step for one in found), default=0)
+    entries = list_checkpoints(open_store(settings.store, read_only=True), settings.run)
+    return max((entry.step for entry in entries), default=0)
 
 
 def train(settings: QuickstartSettings, steps: int, watch: Watch, tell: Callable[[str], None]) -> None:

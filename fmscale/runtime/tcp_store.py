@@ -51,11 +51,11 @@ def serve_store(host: str, port: int, deadline: float, *, clients: int | None = 
 def _listen(host: str, port: int) -> socket.socket:
     """A socket that listens at the first address of `host` on this node."""
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise _refused(host, port, error) from error
     failure: OSError | None = None
-    for family, kind, protocol, _, address in found:
+    for family, kind, protocol, _, address in addresses:
         listener = socket.socket(family, kind, protocol)
         try:
             # what an earlier run left in TIME_WAIT is free
@@ -83,10 +83,10 @@ def _refused(host: str, port: int, error: OSError | None) -> ConfigError:
 def warn_of_loopback(host: str) -> None:
     """Say so if other nodes look in vain for rank 0 at `host`: many a /etc/hosts has the node's name as 127.0.1.1."""
     try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        entries = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError:
         return
-    addresses = {str(address[0]).partition("%")[0] for *_, address in found}
+    addresses = {str(address[0]).partition("%")[0] for *_, address in entries}
     if host != "localhost" and all(ipaddress.ip_address(one).is_loopback for one in addresses):
         logger.warning(
             "%s is %s on rank 0's node, which no other node reaches: set MASTER_ADDR to an address of the network, or "

@@ -76,11 +76,11 @@ class HostWaits:
 
     def _wait(self, name: str, ranks: Sequence[int] | None, deadline: float, stop: StopFlag | None) -> list[str]:
         rank, use = self._world.rank, self._waited.get(name, 0) + 1
-        wanted = list(range(self._world.world_size)) if ranks is None else list(ranks)
+        awaited = list(range(self._world.world_size)) if ranks is None else list(ranks)
         begin = noticed = time.monotonic()
         pause = SHORTEST_PAUSE
         told = ""
-        while missing := self._missing(name, use, wanted):
+        while missing := self._missing(name, use, awaited):
             waited = time.monotonic() - begin
             self._raise_failure(name, waited)
             if stop and not told:
@@ -98,9 +98,9 @@ class HostWaits:
             pause = min(2 * pause, LONGEST_PAUSE)
         waited = time.monotonic() - begin
         if waited >= self._notice_seconds:
-            logger.warning("rank %d waited %.0f s for %s in %s", rank, waited, _ranks(wanted), name)
+            logger.warning("rank %d waited %.0f s for %s in %s", rank, waited, _ranks(awaited), name)
         self._waited[name] = use
-        return [self._store.get(_key(name, use, other)).decode() for other in wanted]
+        return [self._store.get(_key(name, use, other)).decode() for other in awaited]
 
     def barrier(
         self, name: str, *, value: str = "", deadline: float = 3600.0, stop: StopFlag | None = None
@@ -132,11 +132,11 @@ class HostWaits:
                 remedy="That rank's error.json and log have the cause.",
             )
 
-    def _missing(self, name: str, use: int, wanted: Sequence[int]) -> list[int]:
+    def _missing(self, name: str, use: int, awaited: Sequence[int]) -> list[int]:
         """The ranks that have not arrived."""
-        if self._store.check([_key(name, use, other) for other in wanted]):
+        if self._store.check([_key(name, use, other) for other in awaited]):
             return []
-        return [other for other in wanted if not self._store.check([_key(name, use, other)])]
+        return [other for other in awaited if not self._store.check([_key(name, use, other)])]
 
 
 def told_to_stop(stop: StopFlag) -> str:
