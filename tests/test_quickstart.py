@@ -1,9 +1,7 @@
 """Quickstart: its parts alone, and what it says came out."""
 
-import importlib.metadata
 import json
 import re
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,6 @@ from fmscale.quickstart.results import Report, bits, claims, find_move, verdict
 from fmscale.quickstart.settings import Half, QuickstartSettings, choose
 from fmscale.quickstart.state import QuickstartState
 from fmscale.quickstart.training import train_unbroken
-from fmscale.runtime.provenance import source
 
 
 def settings(tmp_path: Path, gpus: int = 0, **changes: Any) -> QuickstartSettings:
@@ -319,20 +316,3 @@ def test_the_move_is_where_ranks_or_stage_changed_and_says_how_far_the_others_go
     killed = [*steps(1, 6), *resumed(5), *steps(6, 8)]
     assert find(killed, (5, 2, 2), (8, 1, 3)) == {"step": 5, "stopped": 6}
     assert find(steps(1, 8), (4, 2, 2), (8, 2, 2)) is None
-
-
-def test_a_report_says_which_source_it_is_of(tmp_path: Path) -> None:
-    version = f"fmscale {importlib.metadata.version('fmscale')}"
-    assert source(tmp_path) == version
-    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
-    subprocess.run([*git, "init", "-q"], check=True)
-    assert source(tmp_path) == version, "no commit yet"
-    (tmp_path / "a").write_text("a")
-    subprocess.run([*git, "add", "a"], check=True)
-    subprocess.run([*git, "commit", "-q", "-m", "a"], check=True)
-    commit = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
-    assert source(tmp_path) == f"commit {commit}"
-    (tmp_path / "site-packages").mkdir()
-    assert source(tmp_path / "site-packages") == version, "an installed package is not of the checkout around it"
-    (tmp_path / "a").write_text("b")
-    assert source(tmp_path) == f"commit {commit}-dirty"
