@@ -7,7 +7,6 @@
 
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -15,6 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from fmscale.runtime.provenance import machine
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -108,27 +109,6 @@ def interleave(
     return {name: Outcome(runs=runs[name], reason=reasons[name]) for name in systems}
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were taken on."""
-    cpu = next(
-        (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
-        platform.processor(),
-    )
-    memory = next((int(line.split()[1]) for line in _lines("/proc/meminfo") if "MemTotal" in line), 0)
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "memory_bytes": memory * 1024,
-        "system": platform.platform(terse=True),
-    }
-
-
-def versions(packages: list[str]) -> dict[str, str]:
-    """Installed versions, for those that are, in the environment that the feeds run in."""
-    found = run_json([peer_python(), "-m", "benchmarks.versions", *packages], timeout=60)
-    return {name: str(version) for name, version in found.items()}
-
-
 def write_results(
     name: str,
     claims: list[Claim],
@@ -149,7 +129,8 @@ def write_results(
         "quick": quick,
         "commit": commit.stdout.strip(),
         "machine": machine(),
-        "versions": versions(packages),
+        # in the environment that the feeds run in
+        "versions": run_json([peer_python(), "-m", "benchmarks.versions", *packages], timeout=60),
         "claims": [asdict(claim) for claim in claims],
     }
     kind = ".part" if part else ".quick" if quick else ""
@@ -162,10 +143,3 @@ def write_results(
 def peer_python() -> str:
     """The interpreter that has the peers: the bench environment, or this one."""
     return str(PEER_PYTHON) if PEER_PYTHON.exists() else sys.executable
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []

@@ -17,7 +17,7 @@ from benchmarks.harness import ROOT
 from fmscale.config import Config, load_config
 from fmscale.config.model import num_parameters
 from fmscale.data.ingest import ingest
-from fmscale.runtime.sinks.sinks import read_jsonl
+from fmscale.runtime.sinks.jsonl import read_jsonl
 from fmscale.train.run import run_training
 
 TARGET = 45_000.0

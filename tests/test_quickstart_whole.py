@@ -10,14 +10,14 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from fmscale.config import load_config
 from fmscale.quickstart.results import claims
 from fmscale.quickstart.settings import choose
 from fmscale.quickstart.training import saved_step
-from fmscale.runtime.sinks.sinks import read_jsonl
+from fmscale.runtime.sinks.jsonl import read_jsonl
 from fmscale.train.preflight.preflight import check_run
 
 ROOT = Path(__file__).parents[1]
@@ -55,7 +55,7 @@ def _steps(folder: Path) -> list[int]:
 
 
 @pytest.mark.slow
-def test_ranks_do_not_outlive_a_quickstart_that_was_killed_and_save(tmp_path: Path):
+def test_ranks_do_not_outlive_a_quickstart_that_was_killed_and_save(tmp_path: Path) -> None:
     folder = tmp_path / "qs"
     words = ("--folder", str(folder), "--corpus", str(ROOT / "fmscale"), "--steps", "600", "--cpu")
     first = _fmscale("quickstart", *words)
@@ -71,7 +71,7 @@ def test_ranks_do_not_outlive_a_quickstart_that_was_killed_and_save(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_plain_quickstart_comes_out_also_when_it_is_killed_on_the_way_and_run_again(tmp_path: Path):
+def test_a_plain_quickstart_comes_out_also_when_it_is_killed_on_the_way_and_run_again(tmp_path: Path) -> None:
     """The standard library, 60 steps instead of the config's. Order, move and loss must come out; speeds are the
     machine's, and printed.
     """

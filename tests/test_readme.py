@@ -15,7 +15,7 @@ from typer.main import get_command
 from benchmarks.gpu_hour.table import BEGIN, END
 from benchmarks.gpu_hour.table import as_markdown as as_table
 from fmscale.cli.main import build_app
-from fmscale.quickstart.results import as_markdown
+from tests.helpers.quickstart_table import as_markdown
 from tests.helpers.s3_server import S3Server
 
 ROOT = Path(__file__).parents[1]

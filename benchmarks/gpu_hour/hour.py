@@ -16,7 +16,7 @@ from benchmarks.gpu_hour.jobs import Job, Outcome, run_jobs
 from benchmarks.gpu_hour.journal import FORMAT, FORMAT_VERSION, Journal
 from benchmarks.gpu_hour.source import identity
 from benchmarks.gpu_hour.steps import Setting, Step, chosen, steps
-from benchmarks.harness import machine
+from fmscale.runtime.provenance import machine
 
 INSTALL_SECONDS = 120.0
 CLOSING_SECONDS = 4.0

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from benchmarks.gpu_hour.emit import emit
-from benchmarks.versions import installed
+from fmscale.runtime.provenance import versions
 
 PACKAGES = ("torch", "triton", "deepspeed", "numpy", "pyarrow", "obstore", "zstandard", "crc32c", "pydantic")
 TOKENIZER = "bpe:8192"
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--files", type=int, help="of the corpus, the first")
     parser.add_argument("--kernels-alone", action="store_true")
     asked = parser.parse_args()
-    emit(sys.stdout, about="versions", versions=installed(PACKAGES), **device())
+    emit(sys.stdout, about="versions", versions=versions(PACKAGES), **device())
     if asked.kernels_alone:
         return
     from torch.utils.cpp_extension import CUDA_HOME

@@ -11,7 +11,7 @@ from benchmarks.gpu_hour.kernel_claims import kernel_claims
 from benchmarks.gpu_hour.runs import Hour, Record, put_together
 from benchmarks.gpu_hour.source import git
 from fmscale.errors import ConfigError, FormatError
-from fmscale.runtime.sinks.sinks import read_jsonl
+from fmscale.runtime.sinks.jsonl import read_jsonl
 
 NEEDED: dict[str, dict[str, type | tuple[type, ...]]] = {
     "begin": {

@@ -19,7 +19,6 @@ from fmscale.checkpoint.persist.job import SaveJob, SaveSettings
 from fmscale.checkpoint.snapshot.snapshot import SnapshotSlot
 from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.errors import ConfigError
-from fmscale.runtime.metrics import Metrics
 from fmscale.runtime.world import World
 from fmscale.store.digest import canonical_json
 from fmscale.store.open import parse_url
@@ -77,8 +76,7 @@ class _Save:
 class Saver:
     """Saves of one rank. All ranks make one, under the same lease, and call `save` in the same order.
 
-    A failed save never raises: `poll` reports it, and the metrics `ckpt_failed`, `ckpt_retried` and
-    `ckpt_skipped` count it. `ckpt_blocking` and `ckpt_durable` are timers.
+    A failed save never raises: `poll` reports it.
     """
 
     def __init__(
@@ -90,14 +88,12 @@ class Saver:
         lease: int,
         config: CheckpointConfig,
         deadline: float = 60.0,
-        metrics: Metrics | None = None,
     ) -> None:
         """`lease` is the number of the lease that rank 0 took of the run's log. `deadline` bounds a store
         request in seconds. Raises ConfigError for a URL or a run's name that cannot be used.
         """
         self._run, self._rank, self._lease = run, world.rank, lease
         self._config = config
-        self._metrics = metrics or Metrics()
         checkpoint_folder(run, 0, lease)
         settings = SaveSettings(
             url=store_url,
@@ -204,7 +200,6 @@ class Saver:
         begin = time.perf_counter()
         save.slot.fence()
         save.blocking += time.perf_counter() - begin
-        self._metrics.observe("ckpt_blocking", save.blocking)
 
     def poll(self) -> list[SaveReport]:
         """What happened since the last call; never waits."""
@@ -303,16 +298,12 @@ class Saver:
                     save.sealed, save.bytes, save.referenced = now, event["bytes"], event["referenced"]
                     self._free(save)
                 case "retrying":
-                    self._metrics.add("ckpt_retried")
                     logger.warning("save of step %d is tried again: %s", save.step, event["reason"])
                     self._reports.append(SaveReport(step=save.step, state="retrying", reason=event["reason"]))
                 case "committed":
-                    self._metrics.observe("ckpt_durable", now)
-                    self._metrics.add("ckpt_bytes", save.bytes)
                     self._end(event["job"], state="acknowledged", entry=event["entry"], durable_seconds=now)
                 case "failed":
                     state: State = "failed" if save.slot is not None else "skipped"
-                    self._metrics.add(f"ckpt_{state}")
                     level = logging.ERROR if state == "failed" else logging.WARNING
                     logger.log(level, "save of step %d %s: %s", save.step, state, event["reason"])
                     lost = event["lost"]

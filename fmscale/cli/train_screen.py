@@ -12,7 +12,8 @@ from fmscale.cli.output import human_bytes, human_seconds
 from fmscale.config import Config, derive_batch
 from fmscale.errors import ConfigError
 from fmscale.runtime.scrub import scrub
-from fmscale.runtime.sinks.sinks import ConsoleSink, dim, is_screen, read_last
+from fmscale.runtime.sinks.console import ConsoleSink, dim, is_screen
+from fmscale.runtime.sinks.jsonl import read_last
 from fmscale.runtime.world import World
 
 STEP = ("step", "loss", "grad_norm", "tokens_per_second", "mfu", "data_stall", "ETA")

@@ -1,1 +1,11 @@
-"""The whole road in minutes: ingest, train, move, generate, report. What `fmscale quickstart` runs."""
+"""The whole road in minutes, as `fmscale quickstart` takes it: ingest, train, move, generate, report.
+
+`settings.py` settings, and the ranks and stages of its two halves
+`state.py`    corpus and times, kept between tries
+`acts.py`     the acts in order
+`corpus.py`   text: the standard library, or the user's own
+`training.py` two jobs through `fmscale launch`, and an unbroken run
+`heldout.py`  bits and completions of documents that training never saw
+`results.py`  report.json and its claims
+`page.py`     report.html
+"""

@@ -1,4 +1,4 @@
-"""The five acts in order. Each can be repeated without harm, so that a quickstart that was stopped goes on."""
+"""The acts in order. Each can be repeated without harm, so that a stopped quickstart goes on."""
 
 import math
 import sys
@@ -20,7 +20,7 @@ from fmscale.quickstart.results import Report, build_report, write_report
 from fmscale.quickstart.settings import DATASET, UNBROKEN_SHARE, QuickstartSettings
 from fmscale.quickstart.state import QuickstartState
 from fmscale.quickstart.training import train, train_unbroken
-from fmscale.runtime.sinks.sinks import read_jsonl
+from fmscale.runtime.sinks.jsonl import read_jsonl
 from fmscale.store.open import open_store
 from fmscale.train.compare import History, read_history
 from fmscale.train.preflight.preflight import check_run
@@ -29,18 +29,18 @@ ACTS = ("ingest", "train", "unbroken", "evaluate", "generate", "report")
 
 
 class Screen(Protocol):
-    """Shows how far things are."""
+    """Shows progress."""
 
     def begin(self, act: str) -> None:
         """An act begins."""
         ...
 
     def advance(self, act: str, done: float, total: float, note: str = "") -> None:
-        """How far it is."""
+        """Progress of an act."""
         ...
 
     def end(self, act: str, note: str) -> None:
-        """What came of it."""
+        """An act has ended; `note` sums it up."""
         ...
 
     def tell(self, words: str) -> None:
@@ -62,13 +62,13 @@ def run_quickstart(settings: QuickstartSettings, screen: Screen) -> Report:
         # took 40 times longer (80 tokens: 49 s instead of 1 s).
         torch.set_num_threads(1)
     trained = open_trained(f"{settings.store}#{settings.run}", device=settings.device)
-    report = _measured(settings, state, screen, trained, heldout(trained))
-    found = {**report, "steps": steps, "warnings": warnings, "corpus": corpus}
-    return _reported(settings, state, screen, read_history(unbroken), found)
+    measured = _measured(settings, state, screen, trained, heldout(trained))
+    results = {**measured, "steps": steps, "warnings": warnings, "corpus": corpus}
+    return _reported(settings, state, screen, read_history(unbroken), results)
 
 
 def _ingest(settings: QuickstartSettings, state: QuickstartState, screen: Screen) -> dict[str, Any]:
-    """Ingest the corpus; what it is. Raises DataError where nothing was held out, before anything is trained."""
+    """Ingest the corpus and describe it. Raises DataError before anything is trained if nothing was held out."""
     screen.begin("ingest")
     with state.timed("ingest"):
         files = settings.corpus or standard_library()
@@ -94,8 +94,8 @@ def _ingest(settings: QuickstartSettings, state: QuickstartState, screen: Screen
 
 
 def _train(settings: QuickstartSettings, state: QuickstartState, screen: Screen) -> tuple[int, list[str]]:
-    """Train in two jobs; the steps of the run, and what speaks against it. Raises what would fail in either before
-    anything is started.
+    """Train in two jobs; the steps of the run, and the warnings of its checks. Raises the first problem of either job
+    before one starts.
     """
     screen.begin("train")
     with state.timed("train"):
@@ -112,7 +112,7 @@ def _train(settings: QuickstartSettings, state: QuickstartState, screen: Screen)
 
 
 def _train_unbroken(settings: QuickstartSettings, state: QuickstartState, screen: Screen, steps: int) -> Path:
-    """Train the first steps of the same run without a stop, and past the one where it was moved; that run's folder."""
+    """Train the first steps of the same run without a stop, beyond the step of the move; that run's folder."""
     screen.begin("unbroken")
     records = read_jsonl(settings.folder / "metrics.jsonl")
     moved = max((one["step"] for one in records if one.get("event") == "resumed"), default=0)
@@ -154,8 +154,7 @@ def _measured(
         completions = complete(trained, documents)
     screen.end("generate", f"{len(completions)} completions")
     parameters = num_parameters(config.model, trained.model.vocab_size)
-    found = {"documents": bits, "completions": completions, "parameters": parameters}
-    return {**found, "primed_bytes": len(seen)}
+    return {"documents": bits, "completions": completions, "parameters": parameters, "primed_bytes": len(seen)}
 
 
 def _reported(
@@ -163,14 +162,14 @@ def _reported(
     state: QuickstartState,
     screen: Screen,
     unbroken: History,
-    found: dict[str, Any],
+    results: dict[str, Any],
 ) -> Report:
     """report.json and report.html."""
     screen.begin("report")
     with state.timed("report"):
         history = read_history(settings.folder)
         backend = open_store(settings.store, read_only=True)
-        report = build_report(settings.load(), backend, history, unbroken, **found)
+        report = build_report(settings.load(), backend, history, unbroken, **results)
     report |= {"acts": state.acts, "wall_seconds": sum(state.acts.values())}
     report |= {"cpu_seconds": sum(state.cpu.values())}
     write_report(settings.folder, report)

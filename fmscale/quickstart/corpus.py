@@ -1,5 +1,6 @@
 """The text of a quickstart: the standard library of the Python that runs it, or the user's own files."""
 
+import os
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ HELDOUT = 0.03
 """Share of the documents that training never sees: about 20 files of the standard library."""
 
 NOT_LIBRARY = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "ensurepip"})
-"""Folders that are left out: tests, which are two thirds of the library and mostly data, and what pip installed."""
+"""Folders left out: tests, two thirds of the library and mostly data, and packages of pip."""
 
 
 def standard_library() -> list[str]:
@@ -21,23 +22,21 @@ def standard_library() -> list[str]:
     Raises ConfigError for a Python that came without its sources.
     """
     root = Path(sysconfig.get_path("stdlib"))
-    files = [
-        str(path)
-        for path in sorted(root.rglob("*.py"))
-        if not NOT_LIBRARY.intersection(path.relative_to(root).parts[:-1])
-    ]
+    files: list[Path] = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name not in NOT_LIBRARY]
+        files += [Path(folder, name) for name in names if name.endswith(".py")]
     if not files:
         raise ConfigError(
             "this Python came without the sources of its standard library",
             found=str(root),
             remedy="Give text of your own: fmscale quickstart --corpus FOLDER",
         )
-    return files
+    return [str(path) for path in sorted(files)]
 
 
 def heldout_share(arguments: Sequence[str], store: str) -> float:
-    """HELDOUT, or of few files the share that holds one back. Files of records, whose number is not known from outside,
-    count as many.
+    """HELDOUT, or for few files the share that holds back a single document. A file of records counts as many.
 
     Raises DataError for a single document, before anything is read.
     """

@@ -1,4 +1,4 @@
-"""What the model makes of documents that training never saw: their size in bits, and how it goes on with them."""
+"""Documents that training never saw: their size in bits, and the model's continuations of them."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,7 @@ PROMPTS = 3
 PROMPT_CHARACTERS = 240
 NEW_TOKENS = 80
 BATCH_TOKENS = 4096
-"""Of a forward: small enough that a bar moves, and that a CPU's caches are of use."""
+"""Tokens of a forward: few enough for a bar that moves and for a CPU's caches."""
 SAMPLING = Sampling(temperature=0.5, top_p=0.9, seed=1)
 
 
@@ -27,25 +27,25 @@ class Bits:
     bytes: int
     """Its text in UTF-8."""
     model: float
-    """Sum of -log2 p over its tokens, the first and the one that ends it included."""
+    """Sum of -log2 p over its tokens, the first and the closing token included."""
     gzip: int
     """The document alone, by gzip -9."""
     xz: int
     """The document alone, by xz -9."""
     primed: int
-    """The document by zstd -19 that has the training text as its dictionary: it has read what the model has."""
+    """The document by zstd -19 with the training text as its dictionary: it has read the same as the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Continuation:
-    """What the model went on with."""
+    """A prompt, and its continuation by the model."""
 
     name: str
     """The document that the prompt is from."""
     prompt: str
-    """What the model was given."""
+    """Text given to the model."""
     text: str
-    """What it made of it."""
+    """Text that the model wrote."""
 
 
 def heldout(trained: TrainedModel) -> list[Document]:

@@ -1,4 +1,4 @@
-"""What a quickstart came to, from what it left behind: metrics, delivery records, checkpoints, held-out bits."""
+"""Results of a quickstart, from the metrics, delivery records, checkpoints and held-out bits that it left."""
 
 import json
 from collections.abc import Sequence
@@ -14,13 +14,15 @@ from fmscale.data.provenance.delivery import order_hash
 from fmscale.data.provenance.expected import ExpectedSample
 from fmscale.errors import DataError
 from fmscale.quickstart.heldout import Bits, Continuation
-from fmscale.quickstart.origin import machine, source, versions
-from fmscale.runtime.sinks.sinks import read_jsonl
+from fmscale.runtime.provenance import gpus, machine, source, versions
+from fmscale.runtime.sinks.jsonl import read_jsonl
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.log.log import RUN_KINDS, Log
 from fmscale.train.compare import History, compare
 
 FORMAT_VERSION = 2
+PACKAGES = ("fmscale", "torch", "deepspeed", "numpy", "pyarrow", "tokenizers")
+"""Those whose versions a report tells."""
 STALL_LIMIT = 0.02
 BLOCKING_LIMIT = 0.3
 LOSS_LIMIT = 1e-3
@@ -31,14 +33,14 @@ Report = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """Something that must come out."""
+    """A result that every quickstart must have."""
 
     what: str
     """In words."""
     value: str
-    """What was measured."""
+    """The measured value."""
     ok: bool
-    """Whether it came out."""
+    """True if it came out."""
 
 
 def build_report(
@@ -55,7 +57,7 @@ def build_report(
     warnings: Sequence[str],
     corpus: dict[str, Any],
 ) -> Report:
-    """Everything that report.json has, but the time that it took. Raises DataError without delivery records."""
+    """All of report.json but the times of the acts. Raises DataError without delivery records."""
     run = config.train.run
     records = [history.steps[step] for step in sorted(history.steps)]
     seconds = sum(record["seconds"] for record in records)
@@ -93,15 +95,15 @@ def build_report(
         "corpus": corpus,
         "documents": [asdict(one) for one in documents],
         "completions": [asdict(one) for one in completions],
-        "machine": machine(),
-        "versions": versions(),
+        "machine": {**machine(), "gpus": gpus()},
+        "versions": versions(PACKAGES),
         "source": source(),
     }
 
 
 def find_move(checkpoints: Sequence[dict[str, Any]], folder: Path) -> dict[str, int] | None:
-    """Where the run changed its ranks or stage: `step`, which the new ranks went on from, and `stopped`, the last
-    step that the old ones took, which is the same unless they were killed; None if nothing changed.
+    """The move to other ranks or another stage: `step`, from which the new ranks went on, and `stopped`, the last step
+    of the old ranks, which differs only if they were killed; None if nothing changed.
     """
     place = ("world_size", "zero_stage")
     moves = [a["step"] for a, b in pairwise(checkpoints) if any(a[key] != b[key] for key in place)]
@@ -117,7 +119,7 @@ def find_move(checkpoints: Sequence[dict[str, Any]], folder: Path) -> dict[str, 
 
 
 def claims(report: Report) -> list[Claim]:
-    """What must come out, and whether it did: what fmscale promises of any text, not how well a model does on it."""
+    """The promises of fmscale that hold for any text, with their measured values; the model's quality is no promise."""
     same = report["order_hash_planned"] == report["order_hash_delivered"]
     blocking = report["ckpt_blocking_seconds_max"]
     moved, how = _moved(report)
@@ -168,17 +170,16 @@ def bits(report: Report) -> dict[str, float]:
 
 
 def verdict(report: Report) -> str:
-    """Who stores the held-out text in the fewest bits."""
-    found = bits(report)
-    mine = found.pop("this model")
-    name, best = min(found.items(), key=lambda item: item[1])
-    share = abs(1 - mine / best)
-    how = f"{share:.0%} {'fewer' if mine < best else 'more'} bits than {name}"
+    """The model against the best compressor, by the bits that each needs for the held-out text."""
+    sizes = bits(report)
+    mine = sizes.pop("this model")
+    name, best = min(sizes.items(), key=lambda item: item[1])
+    how = f"{abs(1 - mine / best):.0%} {'fewer' if mine < best else 'more'} bits than {name}"
     return f"the model needs {how}" + ("" if mine < best else ", which wins")
 
 
 def same_loss(report: Report) -> bool:
-    """Whether the loss is that of the unbroken run, which went on past the move, on the same samples."""
+    """True if the loss is that of the unbroken run on the same samples, beyond the move too."""
     unbroken, move = report["unbroken"], report["move"]
     past = move is None or unbroken["steps"] > move["step"]
     return bool(past and unbroken["same_samples"] and unbroken["largest_difference"] <= LOSS_LIMIT)
@@ -191,81 +192,47 @@ def write_report(folder: Path, report: Report) -> Path:
     return path
 
 
-def as_markdown(report: Report) -> str:
-    """The table of README.md."""
-    ranks = " → ".join(map(str, report["world_sizes"]))
-    stages = " → ".join(map(str, report["zero_stages"]))
-    saved = [one["durable_seconds"] for one in report["checkpoints"] if one["durable_seconds"] is not None]
-    same = report["order_hash_planned"] == report["order_hash_delivered"]
-    unbroken, move = report["unbroken"], report["move"]
-    mine, *others = bits(report).items()
-    rows = {
-        "stopped by a signal, moved": f"at step {move['step']} of {report['steps']}: {ranks} ranks, ZeRO stage {stages}"
-        if move
-        else "NO",
-        "loss against an unbroken run": f"{unbroken['steps']} steps: {unbroken['equal_steps']} equal to the last bit, "
-        f"the others within {unbroken['largest_difference']:.1e}",
-        "documents and token bytes received, as planned": f"{'yes' if same else 'NO'} "
-        f"(`{report['order_hash_delivered'][:16]}…`)",
-        "waiting for data": f"{report['data_stall_fraction']:.2%} of the time of all steps",
-        "checkpoints": f"{len(report['checkpoints'])}; training stood still for "
-        f"{report['ckpt_blocking_seconds_max'] * 1e3:.0f} ms at most; durable within {max(saved, default=0):.2f} s",
-        "model, training": f"{report['parameters']:,} parameters, {report['steps']} steps, "
-        f"{report['tokens']:,} tokens, loss {report['loss_first']:.2f} → {report['loss_last']:.2f}",
-        f"held-out bits per byte ({report['heldout_documents']} files, {report['heldout_bytes']:,} bytes)": "<br>".join(
-            [
-                f"**{mine[1]:.3f} this model**",
-                *(f"{value:.3f} {name}" for name, value in others),
-                verdict(report),
-            ]
-        ),
-        "time": f"{report['cpu_seconds']:.0f} s of CPU time, {report['wall_seconds']:.0f} s in all, on "
-        f"{report['machine']['cores']} shared cores ({report['machine']['processor']})",
-    }
-    lines = [f"| {name} | {value} |" for name, value in rows.items()]
-    return "\n".join(["| | |", "|---|---|", *lines]) + "\n"
-
-
 def _against_unbroken(history: History, unbroken: History) -> Report:
-    """What comparing the steps that both runs took came to; losses are compared relatively."""
-    found = compare(history, unbroken, common=True)
+    """Comparison of the steps that both runs took; losses are compared relatively."""
+    comparison = compare(history, unbroken, common=True)
     both = sorted(history.steps.keys() & unbroken.steps.keys())
     return {
         "steps": len(both),
         "equal_steps": sum(history.steps[step]["loss"] == unbroken.steps[step]["loss"] for step in both),
-        "largest_difference": found.largest.get("loss", 0.0),
-        "samples": found.samples,
-        "same_samples": bool(found.samples) and not any(name.startswith("delivered ") for name in found.parts),
+        "largest_difference": comparison.largest.get("loss", 0.0),
+        "samples": comparison.samples,
+        "same_samples": bool(comparison.samples)
+        and not any(name.startswith("delivered ") for name in comparison.parts),
     }
 
 
 def _checkpoints(backend: Backend, run: str, folder: Path) -> list[dict[str, Any]]:
-    """The run's checkpoints as its log has them, with what the ranks measured of each."""
+    """The run's checkpoints as in its log, with the times that the ranks measured."""
     measured = {
         record["step"]: record
         for record in read_jsonl(folder / "metrics.jsonl")
         if record.get("event") == "checkpoint" and record.get("state") == "acknowledged"
     }
     out = []
-    for found in list_checkpoints(backend, run):
-        meta = load_manifest(backend, found).meta
-        seen = measured.get(found.step, {})
+    for entry in list_checkpoints(backend, run):
+        meta = load_manifest(backend, entry).meta
+        times = measured.get(entry.step, {})
         out.append(
             {
-                "step": found.step,
-                "epoch": found.lease,
-                "world_size": found.world_size,
+                "step": entry.step,
+                "epoch": entry.lease,
+                "world_size": entry.world_size,
                 "zero_stage": meta["config"]["train"]["zero_stage"],
-                "bytes": found.bytes,
-                "blocking_seconds": seen.get("blocking_seconds"),
-                "durable_seconds": seen.get("durable_seconds"),
+                "bytes": entry.bytes,
+                "blocking_seconds": times.get("blocking_seconds"),
+                "durable_seconds": times.get("durable_seconds"),
             }
         )
     return out
 
 
 def _moved(report: Report) -> tuple[bool, str]:
-    """Whether training was stopped on its way and went on elsewhere, and how."""
+    """True if training was stopped on its way and went on elsewhere; with a description."""
     worlds, stages, move = report["world_sizes"], report["zero_stages"], report["move"]
     where = f"{' → '.join(map(str, worlds))} ranks, stage {' → '.join(map(str, stages))}"
     if move is None:
@@ -279,7 +246,7 @@ def _moved(report: Report) -> tuple[bool, str]:
 
 
 def _order_hashes(config: Config, backend: Backend, history: History, steps: int) -> tuple[str, str]:
-    """(planned, delivered): of what should have been delivered, read from the store alone, and of what was."""
+    """(planned, delivered): hashes of the samples due, read from the store alone, and of the samples delivered."""
     batch = derive_batch(config.batch, 1).global_batch
     plan = OrderLog(Log(backend, f"runs/{config.train.run}", RUN_KINDS)).plan
     planned = order_hash(ExpectedSample(backend, plan).table(0, steps * batch))

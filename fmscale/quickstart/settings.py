@@ -1,4 +1,4 @@
-"""What a quickstart is told, and where its things lie."""
+"""Settings of a quickstart, and the places of its files."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +23,10 @@ class Half:
 
 @dataclass(frozen=True, kw_only=True)
 class QuickstartSettings:
-    """What was asked for."""
+    """Settings of one quickstart."""
 
     folder: Path
-    """Where everything goes; its name is the run's."""
+    """Folder of all files; its name is the run's."""
     store: str
     """URL of the store."""
     corpus: tuple[str, ...]
@@ -47,12 +47,12 @@ class QuickstartSettings:
 
     @property
     def log(self) -> Path:
-        """What launcher and ranks print."""
+        """Output of launcher and ranks."""
         return self.folder / "train.log"
 
     def overrides(self, half: Half | None = None, *, unbroken: Path | None = None) -> list[str]:
-        """The config's keys that are set here, as for `fmscale train`; with `unbroken`, the folder of a run that is not
-        stopped half-way, of that run, which is not gone on with and saves nothing on its way.
+        """Overrides of the config, as for `fmscale train`. `unbroken` is the folder of a run without a stop: that run
+        begins anew and saves only at its end.
         """
         folder = unbroken or self.folder
         values = [

@@ -1,4 +1,4 @@
-"""What a quickstart remembers between tries: its corpus, and the time that each act has taken."""
+"""State of a quickstart between tries: its corpus, and the time of each act."""
 
 import json
 import resource
@@ -18,7 +18,7 @@ class QuickstartState:
     """Kept in FOLDER/quickstart.json."""
 
     def __init__(self, settings: QuickstartSettings) -> None:
-        """Raises ConfigError for a folder that has a quickstart of something else."""
+        """Raises ConfigError if the folder has a quickstart of another corpus, store or config."""
         self._path = settings.folder / "quickstart.json"
         self._told = {
             "corpus": sorted(str(Path(one).absolute()) if Path(one).exists() else one for one in settings.corpus),
@@ -29,7 +29,7 @@ class QuickstartState:
         self.acts: dict[str, float] = before.get("acts", {})
         """Seconds of each act, over all tries."""
         self.cpu: dict[str, float] = before.get("cpu", {})
-        """Seconds that cores were busy with it, ranks and writers included: what a shared machine does not change."""
+        """CPU seconds of each act, ranks and writers included: the same on a shared machine."""
         for name, value in self._told.items():
             if before and before[name] != value:
                 raise ConfigError(

@@ -1,7 +1,6 @@
-"""The training acts: two jobs through `fmscale launch`, the first told to stop half-way by a signal, and a run beside
-them that nothing stops.
+"""The training acts: two jobs through `fmscale launch`, the first stopped by a signal half-way, and an unbroken run.
 
-Where the run stands is what its store says, so that a quickstart that was killed anywhere goes on.
+The store alone says how far the run is, so that a quickstart goes on wherever it was killed.
 """
 
 import ctypes
@@ -19,7 +18,7 @@ from fmscale.checkpoint.catalog import list_checkpoints
 from fmscale.errors import ConfigError, FmscaleError
 from fmscale.quickstart.settings import Half, QuickstartSettings
 from fmscale.runtime.failure import clear_failure, describe_failure, first_failure
-from fmscale.runtime.sinks.sinks import read_last
+from fmscale.runtime.sinks.jsonl import read_last
 from fmscale.store.open import open_store
 
 LOOK_SECONDS = 0.5
@@ -38,8 +37,8 @@ class TrainingFailed(FmscaleError):
 
 def saved_step(settings: QuickstartSettings) -> int:
     """The newest step that the store has a checkpoint of; 0 before the first."""
-    found = list_checkpoints(open_store(settings.store, read_only=True), settings.run)
-    return max((one.step for one in found), default=0)
+    entries = list_checkpoints(open_store(settings.store, read_only=True), settings.run)
+    return max((entry.step for entry in entries), default=0)
 
 
 def train(settings: QuickstartSettings, steps: int, watch: Watch, tell: Callable[[str], None]) -> None:
@@ -65,8 +64,8 @@ def train(settings: QuickstartSettings, steps: int, watch: Watch, tell: Callable
 
 
 def train_unbroken(settings: QuickstartSettings, steps: int, watch: Watch) -> Path:
-    """Train the first `steps` steps anew as the first half's ranks do, without a stop before; the folder of that run.
-    Does nothing where that was done; one that did not come so far is begun again, as it would be a broken one.
+    """Train the first `steps` steps anew on the first half's ranks, without a stop before; the folder of that run.
+    Does nothing if such a run is complete; an incomplete run is begun anew, because it would not be unbroken.
 
     Raises TrainingFailed with what the first rank said.
     """
@@ -126,7 +125,7 @@ def _command(overrides: list[str], config: str, half: Half) -> list[str]:
 
 @contextmanager
 def _job(command: list[str], log: int) -> Iterator["subprocess.Popen[bytes]"]:
-    """A running job; one that still runs at the end of the block (Ctrl-C) is asked to save and end."""
+    """A running job. If it still runs at the end of the block (Ctrl-C), it is asked to save and end."""
     library = ctypes.CDLL(None)
     process = subprocess.Popen(
         command,

@@ -1,1 +1,17 @@
+"""Ranks and what lies around them: their place, how they meet and wait, why they stop or fail, where numbers go.
 
+`world.py`       place of this process, from its launcher's variables
+`device.py`      device of this rank
+`tcp_store.py`   key-value store that listens at one address
+`mpi.py`         MPI of the ranks that an mpirun started
+`group.py`       brings the ranks together
+`variables.py`   variables of the environment, lent to libraries for a run
+`waits.py`       named, timed waits of the ranks for one another
+`collectives.py` numbers that ranks exchange in a step
+`stop.py`        stop by a signal or a deadline
+`scrub.py`       text without credentials
+`failure.py`     the first rank to fail, in error.json
+`record_file.py` file that grows by whole records, on a disk that may be full
+`sinks/`         metrics: a file for machines, a terminal for people
+`provenance.py`  machine, versions and source behind a report's numbers
+"""

@@ -1,4 +1,4 @@
-"""What ranks must know of one another in a step, in one exchange of a few numbers on the host."""
+"""Numbers that ranks exchange in a step, on the host."""
 
 from dataclasses import dataclass
 
@@ -10,18 +10,18 @@ from fmscale.runtime.stop import Stop
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """The same on every rank."""
+    """Facts of a step, the same on every rank."""
 
     tokens: float
     """Valid tokens of the step, over all ranks."""
     stop: Stop
     """The strongest reason that any rank has to stop before this step."""
     save: bool
-    """Whether a rank's clock says that a save is due after this step."""
+    """True if a save is due after this step by the clock of any rank."""
 
 
 def exchange(tokens: float, stop: Stop, save: bool) -> Facts:
-    """Sum of the ranks' valid tokens, the strongest of their reasons to stop, and whether one wants a save.
+    """Sum of the ranks' valid tokens, the strongest of their reasons to stop, and True if any rank wants a save.
 
     One gather over gloo, also on GPUs: no device is waited for.
     """
@@ -36,15 +36,16 @@ def exchange(tokens: float, stop: Stop, save: bool) -> Facts:
 
 def total(values: torch.Tensor) -> torch.Tensor:
     """Sum over ranks of a host tensor, fp64: losses of several steps at once, when they are logged."""
-    values = values.detach().to("cpu", torch.float64)
-    if distributed.is_initialized() and distributed.get_world_size() > 1:
-        distributed.all_reduce(values)
-    return values
+    return _reduced(values, distributed.ReduceOp.SUM)
 
 
 def largest(values: torch.Tensor) -> torch.Tensor:
     """Maximum over ranks of a host tensor, fp64: a step is as slow as its slowest rank."""
+    return _reduced(values, distributed.ReduceOp.MAX)
+
+
+def _reduced(values: torch.Tensor, operation: distributed.ReduceOp.RedOpType) -> torch.Tensor:
     values = values.detach().to("cpu", torch.float64)
     if distributed.is_initialized() and distributed.get_world_size() > 1:
-        distributed.all_reduce(values, op=distributed.ReduceOp.MAX)
+        distributed.all_reduce(values, op=operation)
     return values

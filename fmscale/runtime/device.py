@@ -1,4 +1,4 @@
-"""Which device this rank computes on."""
+"""The device of this rank."""
 
 from fmscale.errors import ConfigError
 from fmscale.runtime.world import World

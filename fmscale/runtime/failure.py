@@ -1,7 +1,6 @@
-"""The first rank to fail says why, in one file; the ranks that fall over after it do not overwrite it (P9).
+"""The first rank to fail writes its cause into one file, which the ranks that fail after it leave alone (P9).
 
-The launcher shows `error.json` first: without it a user finds N tracebacks about broken connections, and
-the one that caused them somewhere in the middle.
+The launcher shows `error.json` first: without it a user would search N tracebacks for the first failure.
 """
 
 import json
@@ -28,14 +27,14 @@ FILE_NAME = "error.json"
 FORMAT_VERSION = 1
 MISSED = "RankError"
 ECHOES = (MISSED, "RuntimeError", "DistError", "DistBackendError", "DistNetworkError", "DistStoreError")
-"""What a rank raises when it has lost another one; gloo says so by a bare RuntimeError."""
+"""Errors that a rank raises when it has lost another rank; gloo raises a bare RuntimeError."""
 START_SECONDS = 60.0
-"""Within this time of one another the ranks of an attempt begin."""
+"""Longest time between the starts of two ranks of an attempt."""
 
 
 @dataclass
 class Whereabouts:
-    """What this process is doing; the loop writes it, a failure reports it."""
+    """Current work of this process: written by the loop, reported by a failure."""
 
     phase: str = "start"
     """Such as ingest, restore, train, evaluate, save."""
@@ -46,7 +45,7 @@ class Whereabouts:
     recorded: BaseException | None = None
     """The failure that has been recorded."""
     watch: Callable[[str], None] | None = None
-    """Is told each phase as it begins."""
+    """Called with each phase as it begins."""
 
     def __setattr__(self, name: str, value: object) -> None:
         begins = name == "phase" and value != self.phase
@@ -56,11 +55,11 @@ class Whereabouts:
 
 
 def failure_report(error: BaseException, world: World, where: Whereabouts) -> dict[str, Any]:
-    """What `error.json` holds: place, phase, step, traceback, and an FmscaleError's cause, found, remedy.
+    """Content of `error.json`: place, phase, step, traceback, and an FmscaleError's cause, found, remedy.
 
     Every text is free of credentials.
     """
-    known = isinstance(error, FmscaleError)
+    known = error if isinstance(error, FmscaleError) else FmscaleError(str(error))
     return {
         "format_version": FORMAT_VERSION,
         "time": time.time(),
@@ -75,19 +74,19 @@ def failure_report(error: BaseException, world: World, where: Whereabouts) -> di
         "phase": where.phase,
         "step": where.step,
         "type": type(error).__name__,
-        "cause": scrub(error.cause if isinstance(error, FmscaleError) else str(error)),
-        "found": scrub(str(error.found)) if known and error.found is not None else None,  # type: ignore[attr-defined]
-        "remedy": scrub(error.remedy) if isinstance(error, FmscaleError) else "",
+        "cause": scrub(known.cause),
+        "found": None if known.found is None else scrub(str(known.found)),
+        "remedy": scrub(known.remedy),
         "traceback": scrub("".join(traceback.format_exception(error))),
     }
 
 
 def write_first(directory: Path, report: dict[str, Any]) -> bool:
-    """Put the report at `directory`/error.json unless one is there. True if this one is now it.
+    """Put the report at `directory`/error.json unless a report is there. True if this report is there now.
 
-    One that an earlier attempt left is replaced, and so is that of a rank which only missed another one, by a report
-    that has a cause; of several that replace it at once one stays.
-    Whole or not at all: it is written beside, then linked, which fails where the name is taken. Raises OSError.
+    A report of an earlier attempt is replaced. So is the report of a rank that only missed another rank, if this
+    report has a cause; of several replacements at once a single report stays.
+    The file is written whole under another name, then linked, which fails if the name is taken. Raises OSError.
     """
     directory.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{FILE_NAME}.", dir=directory)
@@ -109,7 +108,7 @@ def write_first(directory: Path, report: dict[str, Any]) -> bool:
 
 
 def _gives_way(directory: Path, report: dict[str, Any]) -> bool:
-    """Whether the report that is there may be replaced by this one."""
+    """True if this report may replace the present one."""
     try:
         there = first_failure(directory)
     except FormatError:
@@ -122,7 +121,7 @@ def _gives_way(directory: Path, report: dict[str, Any]) -> bool:
 
 
 def first_failure(directory: Path) -> dict[str, Any] | None:
-    """The report of the rank that failed first, or None. Raises FormatError for what is no such report."""
+    """The report of the rank that failed first, or None. Raises FormatError for any other content."""
     path = directory / FILE_NAME
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
@@ -145,8 +144,8 @@ def first_failure(directory: Path) -> dict[str, Any] | None:
 
 
 def clear_failure(directory: Path) -> None:
-    """Forget an earlier attempt's failure; called while no rank of this one can have failed yet: before they start,
-    or when all have met and wait for this. Raises ConfigError for a folder where that cannot be done.
+    """Delete the report of an earlier attempt, before any rank of this attempt can have failed: before the ranks start,
+    or after all have met and wait. Raises ConfigError if the folder does not allow it.
     """
     try:
         (directory / FILE_NAME).unlink(missing_ok=True)
@@ -178,8 +177,8 @@ def describe_failure(report: dict[str, Any]) -> str:
 def recorded(directory: Path, world: World, where: Whereabouts, waits: HostWaits | None = None) -> Iterator[None]:
     """Record an exception that leaves the block, if it is the run's first, and let it go on.
 
-    The ranks that wait over `waits` are told after that, so that what they then raise finds the cause recorded. A
-    record that cannot be written is only logged.
+    The ranks that wait over `waits` are told later, so that the cause is recorded before they raise. A report that
+    cannot be written is only logged.
     """
     try:
         yield

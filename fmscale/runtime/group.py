@@ -1,6 +1,6 @@
 """Brings the ranks together: a key-value store on the host first, torch.distributed when it is needed.
 
-Nothing listens but where the ranks are: on loopback if they are all on this node, else where MASTER_ADDR is.
+Ports listen on loopback alone if all ranks are on this node, else at MASTER_ADDR alone.
 """
 
 import importlib.util
@@ -30,8 +30,8 @@ ANSWER_SECONDS = 5.0
 def connect(world: World, *, deadline: float = 300.0, stop: StopFlag | None = None) -> "Store":
     """A key-value store that all ranks of the run share, for `HostWaits` and `init_distributed`.
 
-    Rank 0 serves it at `world.master`, on one node at that port of loopback, unless the launcher does; a process alone
-    has one in its own memory, which listens nowhere.
+    Rank 0 serves it at `world.master`, on one node at that port of loopback, unless the launcher does. A process alone
+    keeps it in its own memory and listens nowhere.
     Raises ConfigError if the port is taken, RankError if rank 0 is not reached within `deadline` seconds, or within
     STOP_SECONDS after `stop` was set.
     """
@@ -57,7 +57,7 @@ def connect(world: World, *, deadline: float = 300.0, stop: StopFlag | None = No
 
 
 def init_distributed(world: World, store: "Store", *, device: str, deadline: float = 600.0) -> None:
-    """Initialise torch.distributed over `store`, unless it is: gloo on the host, and nccl on a GPU.
+    """Initialise torch.distributed over `store` if no caller has: gloo on the host, and nccl on a GPU.
 
     `deadline` is the seconds after which a collective counts as hung. Raises RankError if not all ranks come.
     """
@@ -88,9 +88,7 @@ def init_distributed(world: World, store: "Store", *, device: str, deadline: flo
 
 
 def _stay_on_loopback() -> None:
-    """Have gloo and NCCL listen on loopback alone; else they take the interface of the host's name or the fastest one,
-    and believe whoever connects.
-    """
+    """Have gloo and NCCL listen on loopback alone; by default they listen on a network and trust every peer."""
     # The kernel gives loopback this number in every network namespace.
     name = socket.if_indextoname(1)
     variables.lend(GLOO_SOCKET_IFNAME=name, NCCL_SOCKET_IFNAME=name)
@@ -120,7 +118,7 @@ def _reach(world: World, host: str, port: int, deadline: float, stop: StopFlag |
 
 
 def _answers(host: str, port: int) -> bool:
-    """Whether somebody listens there."""
+    """True if a process listens there."""
     try:
         socket.create_connection((host, port), timeout=ANSWER_SECONDS).close()
     except OSError:
@@ -137,7 +135,7 @@ def _unreached(world: World, host: str, port: int, within: str) -> RankError:
 
 
 def _meet_over_mpi(world: World, deadline: float, stop: StopFlag | None) -> "Store":
-    """Rank 0 opens any free port and tells the others over MPI, which is there already."""
+    """Open any free port on rank 0, and tell the other ranks over MPI."""
     if importlib.util.find_spec("mpi4py") is None:
         raise ConfigError(
             "mpirun starts ranks without a place to meet",

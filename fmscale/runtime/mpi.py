@@ -11,9 +11,7 @@ the host's address for as long as it lives."""
 
 
 def import_mpi(world: World) -> Any:
-    """mpi4py's MPI, initialised; on one node it keeps to loopback. Raises what importing mpi4py raises: ImportError or
-    RuntimeError.
-    """
+    """mpi4py's MPI, initialised; on one node it keeps to loopback. Raises ImportError or RuntimeError of mpi4py."""
     before = os.environ.get(FABRIC)
     if world.on_one_node:
         os.environ[FABRIC] = "lo"

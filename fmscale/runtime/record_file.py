@@ -9,17 +9,17 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 KEPT_BYTES = 16 << 20
-"""Records that wait in memory for room on the disk: those of hours. Beyond that the oldest are lost."""
+"""Bytes of records that wait in memory for room on the disk, hours of a run; beyond that the oldest are lost."""
 
 
 class RecordFile:
-    """Appends records whole, or keeps them until it can. Raises no OSError: the first one is logged, and what is
-    lost is counted in `lost`. Part of a record that did not fit is cut off before the next one is written.
+    """Appends records whole, or keeps them until it can. Raises no OSError: the first is logged, and lost records are
+    counted in `lost`. Part of a record that did not fit is cut off before the next record is written.
     """
 
     def __init__(self, path: Path, *, begin: bytes = b"", lines: bool = False) -> None:
-        """A file of `lines` is gone on with after its last whole one; another is made anew. `begin` is what an empty
-        file begins with.
+        """A file of `lines` is continued after its last whole line; any other file is made anew. `begin` are the first
+        bytes of an empty file.
         """
         self.lost = 0
         self._path, self._begin, self._lines = path, begin, lines
@@ -38,7 +38,7 @@ class RecordFile:
             self.lost += 1
 
     def close(self, end: bytes = b"") -> None:
-        """Write `end` behind what there is, and make the file durable."""
+        """Append `end`, and make the file durable."""
         if end:
             self._pending.append(end)
         self._write_pending()
@@ -69,7 +69,7 @@ class RecordFile:
             self._release()
 
     def _cut(self) -> None:
-        """Take away what was half written: the file may stay as it is."""
+        """Cut off half a record at once, as the file may never be opened again."""
         if self._descriptor is not None:
             with suppress(OSError):
                 os.ftruncate(self._descriptor, self._end)
@@ -96,7 +96,7 @@ class RecordFile:
         self._end += len(data)
 
     def _release(self) -> None:
-        """Whatever was half written is cut when the file is opened again."""
+        """Close the file; half a record is cut off when it is opened again."""
         if self._descriptor is not None:
             with suppress(OSError):
                 os.close(self._descriptor)
@@ -113,7 +113,7 @@ class RecordFile:
 
 
 def _last_line(descriptor: int, end: int) -> int:
-    """Where the last whole line of the first `end` bytes ends."""
+    """End of the last whole line in the first `end` bytes."""
     while end:
         begin = max(0, end - 4096)
         newline = os.pread(descriptor, end - begin, begin).rfind(b"\n")

@@ -1,4 +1,4 @@
-"""Takes credentials out of text that people will read or that lands in a file (promise P9)."""
+"""Takes credentials out of text for people or for files (promise P9)."""
 
 import os
 import re
@@ -7,8 +7,8 @@ from collections.abc import Mapping
 MASK = "***"
 ALWAYS = r"(?:secret|password|passwd|signature|access_?key|account_?key|api_?key)"
 IF_LONG = r"(?:token|credentials?|sig)"
-"""Names that also mean harmless things here (a token is mostly a piece of text): masked when the value is
-16 or more characters of the kind that keys are made of."""
+"""Names with a harmless meaning too (a token is mostly a piece of text): masked if the value has 16 or more characters
+of keys, a digit among them."""
 
 PATTERNS = (
     # user:password@ in a URL
@@ -28,7 +28,7 @@ SECRET_VARIABLE = re.compile(
     r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|ACCESS_KEY|ACCOUNT_KEY|API_KEY|(^|_)SAS(_|$)", re.IGNORECASE
 )
 SHORTEST_SECRET = 8
-"""Shorter values are not looked for: "test" or "1" would blacken half of a traceback."""
+"""Shorter values stay: "test" or "1" would blacken half of a traceback."""
 
 
 def scrub(text: str, environ: Mapping[str, str] = os.environ) -> str:

@@ -1,8 +1,8 @@
-"""A stop that is asked for from outside and obeyed between steps: SIGTERM, SIGUSR1, Ctrl-C, or a deadline.
+"""A stop from outside, obeyed between steps: SIGTERM, SIGUSR1, Ctrl-C, or a deadline.
 
 Slurm sends SIGUSR1 ahead of the time limit (`--signal=B:USR1@300`) and SIGTERM before it kills. The handler
 only sets a flag; every loop (training, evaluation, ingest, waiting) polls it. Ranks get the signal at
-different moments, so they stop at the step on which `agree` says so, together.
+different moments, so they exchange their reasons before each step and stop together (`collectives.py`).
 """
 
 import os
@@ -18,11 +18,11 @@ HEARD = b"\nSIGINT: saves and ends after this step; once more ends without\n"
 
 
 class Stop(IntEnum):
-    """Why to stop; the numbers travel between ranks and the largest wins."""
+    """Reason to stop; ranks exchange the numbers, and the largest wins."""
 
     NO = 0
     DEADLINE = 1
-    """The time that the run was given is up."""
+    """The run's time is up."""
     SIGUSR1 = 2
     """The scheduler says that time is nearly up."""
     SIGTERM = 3
@@ -66,7 +66,7 @@ class StopFlag:
 
     @property
     def reason(self) -> Stop:
-        """Why to stop, or Stop.NO. A signal outranks the deadline."""
+        """Reason to stop, or Stop.NO. A signal outranks the deadline."""
         if self._signalled:
             return self._signalled
         if self._deadline is not None and time.monotonic() >= self._deadline:
@@ -77,7 +77,7 @@ class StopFlag:
         return self.reason is not Stop.NO
 
     def wait(self, seconds: float) -> bool:
-        """Wait up to `seconds`, less if a stop comes; whether it came."""
+        """Wait up to `seconds`, less if a stop comes; True if it came."""
         if self._deadline is not None:
             seconds = min(seconds, max(0.0, self._deadline - time.monotonic()))
         self._event.wait(seconds)
@@ -101,18 +101,3 @@ def ignore_stop_signals() -> None:
     """Make this process deaf to the stop signals: the first call in a spawned helper process."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-
-
-def agree(flag: StopFlag) -> Stop:
-    """The strongest reason that any rank has; the same answer on every rank, so call it on all, once a step.
-
-    Costs one all-reduce of a number on the host, and nothing where torch.distributed is not initialised.
-    """
-    from torch import distributed, int32, tensor
-
-    reason = flag.reason
-    if not distributed.is_initialized() or distributed.get_world_size() == 1:
-        return reason
-    strongest = tensor(int(reason), dtype=int32)
-    distributed.all_reduce(strongest, op=distributed.ReduceOp.MAX)
-    return Stop(int(strongest))

@@ -1,6 +1,6 @@
 """A key-value store over TCP that listens at one address of this node.
 
-TCPStore by itself listens on all interfaces, whatever host it is given, and asks nobody who they are.
+TCPStore by itself listens on all interfaces, whatever its host, and trusts every peer.
 """
 
 import ipaddress
@@ -24,7 +24,7 @@ BACKLOG = 4096
 def serve_store(host: str, port: int, deadline: float, *, clients: int | None = None) -> "TCPStore":
     """A store that listens where `host` is on this node, and nowhere else; port 0 takes a free one.
 
-    `deadline` is the seconds that a request waits; with `clients` it also waits for that many, itself one of them.
+    `deadline` is the seconds that a request waits; with `clients` it also waits for that many, itself included.
     Raises ConfigError if the address is not of this node, or the port is taken.
     """
     from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
@@ -49,13 +49,13 @@ def serve_store(host: str, port: int, deadline: float, *, clients: int | None = 
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket that listens at the first address of `host` which is of this node."""
+    """A socket that listens at the first address of `host` on this node."""
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise _refused(host, port, error) from error
     failure: OSError | None = None
-    for family, kind, protocol, _, address in found:
+    for family, kind, protocol, _, address in addresses:
         listener = socket.socket(family, kind, protocol)
         try:
             # what an earlier run left in TIME_WAIT is free
@@ -83,10 +83,10 @@ def _refused(host: str, port: int, error: OSError | None) -> ConfigError:
 def warn_of_loopback(host: str) -> None:
     """Say so if other nodes look in vain for rank 0 at `host`: many a /etc/hosts has the node's name as 127.0.1.1."""
     try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        entries = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError:
         return
-    addresses = {str(address[0]).partition("%")[0] for *_, address in found}
+    addresses = {str(address[0]).partition("%")[0] for *_, address in entries}
     if host != "localhost" and all(ipaddress.ip_address(one).is_loopback for one in addresses):
         logger.warning(
             "%s is %s on rank 0's node, which no other node reaches: set MASTER_ADDR to an address of the network, or "

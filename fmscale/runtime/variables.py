@@ -1,5 +1,5 @@
-"""Variables of the environment that libraries read while a run lasts, and that are put back at its end: whatever this
-process starts or runs next finds what the launcher had set.
+"""Variables of the environment, set for libraries while a run lasts: later runs and children of this process find the
+launcher's values again.
 """
 
 import os

@@ -1,8 +1,7 @@
-"""Waiting for other ranks on the host, by name and with a clock (promise P8).
+"""Waits for other ranks on the host, by name and with a clock (promise P8).
 
-A collective that waits for slow work (ingest, a download, a restore) ends after minutes in a watchdog's
-message that names neither the rank nor the work. Here a wait says "rank 3 waits 60 s for rank 0 in ingest",
-gives up at its own deadline, and gives up at once when another rank has failed.
+A collective that waits for slow work (ingest, a download, a restore) ends in a watchdog's message without rank or work.
+A wait here says "rank 3 waits 60 s for rank 0 in ingest", and ends at its own deadline or at another rank's failure.
 """
 
 import logging
@@ -24,13 +23,12 @@ logger = logging.getLogger(__name__)
 
 SHORTEST_PAUSE = 0.002
 LONGEST_PAUSE = 0.25
-"""Pauses between looks grow between these: quick for ranks that are nearly together, and a few requests a
-second on rank 0 from each that waits long. (The store's own timed wait warns on stderr at each timeout.)"""
+"""Pauses between looks grow from the shortest to the longest: quick for ranks that are nearly together, and few
+requests to rank 0 in a long wait. (The store's own timed wait warns on stderr at each timeout.)"""
 FAILED = "failed"
 NOTICE_SECONDS = 30.0
 STOP_SECONDS = 15.0
-"""How long ranks that were told to stop are still waited for: they may only be slower to start, and launchers kill
-after 30 s."""
+"""Longest wait for other ranks after a stop: they may only be slower to start, and launchers kill after 30 s."""
 
 
 class HostWaits:
@@ -47,11 +45,9 @@ class HostWaits:
         self._notice_seconds = notice_seconds
         self._arrived: dict[str, int] = {}
         self._waited: dict[str, int] = {}
-        self.seconds: dict[str, float] = {}
-        """Time that this rank waited, by name."""
 
     def arrive(self, name: str, value: str = "") -> None:
-        """Tell the others that this rank is through with `name`, and give them `value`."""
+        """Tell the other ranks that this rank has done `name`, and give them `value`."""
         use = self._arrived[name] = self._arrived.get(name, 0) + 1
         self._store.set(_key(name, use, self._world.rank), value)
 
@@ -66,7 +62,7 @@ class HostWaits:
         """Wait until `ranks` (all, unless said otherwise) have arrived at `name`; the values they gave.
 
         Raises RankError after `deadline` seconds, STOP_SECONDS after `stop` was set, or as soon as a rank has
-        reported its failure or the one that serves the store is gone.
+        reported its failure or rank 0, which serves the store, is gone.
         """
         from torch.distributed import DistNetworkError
 
@@ -80,11 +76,11 @@ class HostWaits:
 
     def _wait(self, name: str, ranks: Sequence[int] | None, deadline: float, stop: StopFlag | None) -> list[str]:
         rank, use = self._world.rank, self._waited.get(name, 0) + 1
-        wanted = list(range(self._world.world_size)) if ranks is None else list(ranks)
+        awaited = list(range(self._world.world_size)) if ranks is None else list(ranks)
         begin = noticed = time.monotonic()
         pause = SHORTEST_PAUSE
         told = ""
-        while missing := self._missing(name, use, wanted):
+        while missing := self._missing(name, use, awaited):
             waited = time.monotonic() - begin
             self._raise_failure(name, waited)
             if stop and not told:
@@ -101,11 +97,10 @@ class HostWaits:
             time.sleep(min(pause, max(0.0, deadline - waited)))
             pause = min(2 * pause, LONGEST_PAUSE)
         waited = time.monotonic() - begin
-        self.seconds[name] = self.seconds.get(name, 0.0) + waited
         if waited >= self._notice_seconds:
-            logger.warning("rank %d waited %.0f s for %s in %s", rank, waited, _ranks(wanted), name)
+            logger.warning("rank %d waited %.0f s for %s in %s", rank, waited, _ranks(awaited), name)
         self._waited[name] = use
-        return [self._store.get(_key(name, use, other)).decode() for other in wanted]
+        return [self._store.get(_key(name, use, other)).decode() for other in awaited]
 
     def barrier(
         self, name: str, *, value: str = "", deadline: float = 3600.0, stop: StopFlag | None = None
@@ -120,8 +115,8 @@ class HostWaits:
         return values
 
     def fail(self, error: BaseException, phase: str) -> None:
-        """Tell the ranks that wait that this one will not come; the first to say so is the one they name. Where the
-        rank that serves the store is gone nobody can be told, and nobody waits.
+        """Tell the waiting ranks that this rank has failed; they name the first failure. If the rank that serves the
+        store is gone, no rank waits any more.
         """
         from torch.distributed import DistNetworkError
 
@@ -137,11 +132,11 @@ class HostWaits:
                 remedy="That rank's error.json and log have the cause.",
             )
 
-    def _missing(self, name: str, use: int, wanted: Sequence[int]) -> list[int]:
+    def _missing(self, name: str, use: int, awaited: Sequence[int]) -> list[int]:
         """The ranks that have not arrived."""
-        if self._store.check([_key(name, use, other) for other in wanted]):
+        if self._store.check([_key(name, use, other) for other in awaited]):
             return []
-        return [other for other in wanted if not self._store.check([_key(name, use, other)])]
+        return [other for other in awaited if not self._store.check([_key(name, use, other)])]
 
 
 def told_to_stop(stop: StopFlag) -> str:

@@ -1,15 +1,15 @@
-"""Where this process stands among the run's processes, read from what its launcher put in the environment.
+"""Place of this process among the run's processes, read from its launcher's variables.
 
-torchrun and deepspeed (RANK, ...), mpirun of Open MPI (OMPI_*) and MPICH or Intel MPI (PMI_*, MPI_*), srun
-(SLURM_* of a step), or none. An environment that says half of it, or two different things, is refused: a
-guess here shows up hours later as a hang, or as ranks that all train the same samples.
+torchrun and deepspeed (RANK, ...), mpirun of Open MPI (OMPI_*) and MPICH or Intel MPI (PMI_*, MPI_*), srun (SLURM_* of
+a step), or none. Half an environment, or two that disagree, are refused: a wrong guess shows up hours later as a hang,
+or as ranks that all train the same samples.
 """
 
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from fmscale.errors import ConfigError
 
@@ -29,30 +29,29 @@ class World:
     local_size: int = 1
     """Processes of the run on this node."""
     node: int = 0
-    """Number of this node. Where the launcher does not say, ranks are taken to fill node after node."""
+    """Number of this node. If the launcher does not tell, ranks fill node after node."""
     dp_rank: int = 0
-    """Place among data-parallel ranks: which share of each batch this process takes."""
+    """Place among data-parallel ranks: number of this process's share of each batch."""
     dp_size: int = 1
     """Data-parallel ranks."""
     launcher: Launcher = "none"
-    """Which family of variables said so; deepspeed counts as torchrun."""
+    """Family of variables that was read; deepspeed counts as torchrun."""
     master: tuple[str, int] | None = None
-    """Host and port where the processes meet; None where they must agree on one (mpirun) or there is one."""
+    """Host and port of the meeting point; None for a process alone, and if the ranks choose it over MPI."""
     hosted: bool = False
-    """Whether the launcher itself serves that port (torchrun's agent), so that rank 0 must not."""
+    """True if the launcher itself serves that port (torchrun's agent), so that rank 0 must not."""
     attempt: int = 0
-    """How often the launcher has restarted the processes."""
+    """Number of restarts by the launcher."""
     notice: str = ""
-    """What the user should hear about how this was found; usually nothing."""
+    """Warning for the user about the environment; usually empty."""
 
     @property
     def on_one_node(self) -> bool:
-        """Whether all processes of the run are on this node."""
+        """True if all processes of the run are on this node."""
         return self.local_size == self.world_size
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Family:
+class _Family(NamedTuple):
     """The variables of one launcher."""
 
     name: str
@@ -63,42 +62,21 @@ class _Family:
     local_size: str
 
     @property
-    def variables(self) -> tuple[str, str, str, str]:
-        return self.rank, self.world_size, self.local_rank, self.local_size
+    def variables(self) -> tuple[str, ...]:
+        return self[2:]
 
 
-TORCHRUN = _Family(
-    name="torchrun or deepspeed",
-    launcher="torchrun",
-    rank="RANK",
-    world_size="WORLD_SIZE",
-    local_rank="LOCAL_RANK",
-    local_size="LOCAL_WORLD_SIZE",
-)
+TORCHRUN = _Family("torchrun or deepspeed", "torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 OPEN_MPI = _Family(
-    name="Open MPI's mpirun",
-    launcher="mpirun",
-    rank="OMPI_COMM_WORLD_RANK",
-    world_size="OMPI_COMM_WORLD_SIZE",
-    local_rank="OMPI_COMM_WORLD_LOCAL_RANK",
-    local_size="OMPI_COMM_WORLD_LOCAL_SIZE",
+    "Open MPI's mpirun",
+    "mpirun",
+    "OMPI_COMM_WORLD_RANK",
+    "OMPI_COMM_WORLD_SIZE",
+    "OMPI_COMM_WORLD_LOCAL_RANK",
+    "OMPI_COMM_WORLD_LOCAL_SIZE",
 )
-MPICH = _Family(
-    name="MPICH's mpirun",
-    launcher="mpirun",
-    rank="PMI_RANK",
-    world_size="PMI_SIZE",
-    local_rank="MPI_LOCALRANKID",
-    local_size="MPI_LOCALNRANKS",
-)
-SRUN = _Family(
-    name="srun",
-    launcher="srun",
-    rank="SLURM_PROCID",
-    world_size="SLURM_STEP_NUM_TASKS",
-    local_rank="SLURM_LOCALID",
-    local_size="SLURM_STEP_TASKS_PER_NODE",
-)
+MPICH = _Family("MPICH's mpirun", "mpirun", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
+SRUN = _Family("srun", "srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
 UNSET_ALL = "Unset them to run alone, or start through the launcher."
 
 
@@ -114,13 +92,12 @@ def read_world(environ: Mapping[str, str] = os.environ) -> World:
         return _finish(torch, environ)
     open_mpi = _read(OPEN_MPI, environ, OPEN_MPI.variables)
     in_step = SRUN.world_size in environ
-    mpich_signs = MPICH.variables[2:] if in_step else MPICH.variables
-    mpich = _read(MPICH, environ, mpich_signs)
-    found = [(f, w) for f, w in ((TORCHRUN, torch), (OPEN_MPI, open_mpi), (MPICH, mpich)) if w]
-    for family, world in found[1:]:
-        _agree(found[0], (family, world))
-    if found:
-        return _finish(found[0][1], environ)
+    mpich = _read(MPICH, environ, MPICH.variables[2:] if in_step else MPICH.variables)
+    places = [(f, w) for f, w in ((TORCHRUN, torch), (OPEN_MPI, open_mpi), (MPICH, mpich)) if w]
+    for other in places[1:]:
+        _agree(places[0], other)
+    if places:
+        return _finish(places[0][1], environ)
     if in_step and (step := _read(SRUN, environ, SRUN.variables)):
         if MPICH.rank in environ:
             _agree((SRUN, step), (MPICH, replace(step, rank=_integer(environ, MPICH.rank))))
@@ -132,7 +109,7 @@ def read_world(environ: Mapping[str, str] = os.environ) -> World:
 
 
 def _read(family: _Family, environ: Mapping[str, str], signs: tuple[str, ...]) -> World | None:
-    """What one launcher's variables say; None if none of the telling ones is set."""
+    """The world by one launcher's variables; None if no variable of `signs` is set."""
     present = [name for name in signs if name in environ]
     if not present:
         return None
@@ -143,9 +120,7 @@ def _read(family: _Family, environ: Mapping[str, str], signs: tuple[str, ...]) -
             found={name: environ[name] for name in family.variables if name in environ},
             remedy=UNSET_ALL,
         )
-    rank = _integer(environ, family.rank)
-    size = _integer(environ, family.world_size)
-    local_rank = _integer(environ, family.local_rank)
+    rank, size, local_rank = (_integer(environ, name) for name in family.variables[:3])
     if family is SRUN:
         node = _integer(environ, "SLURM_NODEID")
         local_size = _tasks_on_node(environ[family.local_size], node)
@@ -173,16 +148,15 @@ def _read(family: _Family, environ: Mapping[str, str], signs: tuple[str, ...]) -
 
 
 def _agree(one: tuple[_Family, World], other: tuple[_Family, World]) -> None:
-    """Refuse two launchers' variables that do not mean the same place."""
+    """Refuse two launchers' variables that mean different places."""
     (a, world_a), (b, world_b) = one, other
     if (world_a.rank, world_a.world_size) != (world_b.rank, world_b.world_size):
         raise ConfigError(
             f"The variables of {a.name} and of {b.name} disagree",
             found={
-                a.rank: world_a.rank,
-                a.world_size: world_a.world_size,
-                b.rank: world_b.rank,
-                b.world_size: world_b.world_size,
+                name: value
+                for family, world in (one, other)
+                for name, value in ((family.rank, world.rank), (family.world_size, world.world_size))
             },
             remedy=f"Unset {', '.join(a.variables)} or {', '.join(b.variables)}.",
         )
@@ -212,7 +186,7 @@ def _finish(world: World, environ: Mapping[str, str]) -> World:
 
 
 def _with_deepspeed_names(environ: Mapping[str, str]) -> Mapping[str, str]:
-    """With torchrun's names for what deepspeed's launcher calls LOCAL_SIZE and CROSS_RANK."""
+    """`environ` with torchrun's names beside LOCAL_SIZE and CROSS_RANK of deepspeed's launcher."""
     names = {"LOCAL_SIZE": "LOCAL_WORLD_SIZE", "CROSS_RANK": "GROUP_RANK"}
     return {**{names[name]: environ[name] for name in names if name in environ}, **environ}
 

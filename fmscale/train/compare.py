@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from fmscale.data.provenance.delivery import order_hash, read_records, without_repeats
 from fmscale.errors import ConfigError
-from fmscale.runtime.sinks.sinks import read_jsonl
+from fmscale.runtime.sinks.jsonl import read_jsonl
 
 TIMES = frozenset(
     {

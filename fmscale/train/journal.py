@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fmscale.runtime.collectives import largest, total
-from fmscale.runtime.sinks.sinks import Sink
+from fmscale.runtime.sinks.protocol import Sink
 from fmscale.train.step import StepResult
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from fmscale.config import BatchShape, Config, derive_batch
 from fmscale.errors import ConfigError, StoreError
 from fmscale.runtime.failure import Whereabouts, recorded
-from fmscale.runtime.sinks.sinks import optional
+from fmscale.runtime.sinks.console import optional
 from fmscale.runtime.stop import Stop
 from fmscale.runtime.world import World, read_world
 from fmscale.train.data import check_length

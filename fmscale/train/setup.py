@@ -12,7 +12,7 @@ from fmscale.config.model import flops_per_token, num_parameters
 from fmscale.config.peaks import peak_flops
 from fmscale.data.loader import Loader
 from fmscale.data.provenance.delivery import DeliveryRecord
-from fmscale.runtime.sinks.sinks import JsonlSink
+from fmscale.runtime.sinks.jsonl import JsonlSink
 from fmscale.train.data import Shares, heldout_rows, open_training, tokenizer_of, vocabulary
 from fmscale.train.engine.build import build_engine
 from fmscale.train.engine.deepspeed import Engine

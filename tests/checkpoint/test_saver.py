@@ -14,7 +14,6 @@ from fmscale.checkpoint.snapshot import snapshot
 from fmscale.checkpoint.snapshot.memory import SharedMemory
 from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.errors import ConfigError
-from fmscale.runtime.metrics import Metrics
 from fmscale.runtime.world import World
 from fmscale.store.open import open_store
 from tests.checkpoint.states import RUN, SMALL, Fleet, assert_restores, restore_in, take_lease, values
@@ -91,7 +90,6 @@ def test_while_one_is_written_the_next_is_skipped_or_waits(
             2: "skipped",
             3: "acknowledged",
         }
-        assert fleet.savers[0]._metrics.total("ckpt_skipped") == 1
     assert_restores(url, 3)
     assert_restores(url, 1, which=1)
 
@@ -141,18 +139,18 @@ def test_only_what_changed_is_written_again(tmp_path: Path, in_thread: None) -> 
         assert steps == ([1, 4] if which == 4 else [5]), "references name the file itself: no chains"
 
 
-def test_blocking_and_outcomes_are_counted(tmp_path: Path, in_thread: None) -> None:
+def test_blocking_and_bytes_are_reported(tmp_path: Path, in_thread: None) -> None:
     url = str(tmp_path / "store")
-    metrics = Metrics()
-    saver = Saver(url, RUN, world=World(), lease=take_lease(url), config=CheckpointConfig(), metrics=metrics)
+    saver = Saver(url, RUN, world=World(), lease=take_lease(url), config=CheckpointConfig())
     tensor = torch.ones(1000)
     saver.prepare([whole("w", tensor)])
     for step in range(3):
         saver.save(step, [whole("w", tensor)], {}, wait=True)
         saver.fence()
-    saver.close()
-    assert metrics.take()["ckpt_blocking.count"] == 3
-    assert metrics.total("ckpt_bytes") > 0
+    reports = saver.close()
+    assert [(report.step, report.state) for report in reports] == [(step, "acknowledged") for step in range(3)]
+    assert all(report.blocking_seconds > 0 for report in reports)
+    assert sum(report.bytes_written for report in reports) > 0
 
 
 def test_states_that_forward_changes_are_copied_at_once(tmp_path: Path, in_thread: None, monkeypatch) -> None:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from fmscale.cli.main import build_app
 from fmscale.data.provenance.delivery import SCHEMA
-from fmscale.runtime.sinks.sinks import JsonlSink
+from fmscale.runtime.sinks.jsonl import JsonlSink
 from fmscale.train.compare import first_unequal
 
 Changes = dict[int, dict[str, Any]]

@@ -36,7 +36,7 @@ from fmscale.runtime import variables
 from fmscale.runtime.tcp_store import LOOPBACK, serve_store
 
 SETTLE_SECONDS = 1.0
-"""How long the other ranks may still take after one failed, before all are killed: gloo notices a closed
+"""Longest wait for the other ranks after a failure, before all are killed: gloo notices a closed
 connection at once, but a rank that waits for a collective of a rank that raised would wait for ever."""
 
 
@@ -114,7 +114,7 @@ class _Pool:
         for number, rank in enumerate(used):
             rank.pipe.send((number, size, self.generation, self.store.port, timeout, self.calls, payload))
         while len(outcomes) < size:
-            pending = {used[n].pipe: n for n in range(size) if n not in outcomes}
+            pending: dict[Any, int] = {used[n].pipe: n for n in range(size) if n not in outcomes}
             ready = wait(pending, max(0.0, deadline - time.monotonic()))
             if not ready:
                 break
@@ -209,11 +209,12 @@ def _serve(pipe: Connection, stacks: str) -> None:
 
 def _join(number: int, size: int, generation: int, port: int, timeout: float) -> None:
     from torch import distributed
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
     if distributed.is_initialized():
         if "deepspeed" in sys.modules:
             # DeepSpeed keeps groups of its own and would go on using them. Without what import_deepspeed forbids it
-            # would compile an extension here, behind a lock file that a killed rank leaves for all later ones.
+            # would compile an extension here, behind a lock file that a killed rank leaves for all later ranks.
             from fmscale.train.engine.accelerator import import_deepspeed
 
             deepspeed = import_deepspeed("cpu")
@@ -227,10 +228,10 @@ def _join(number: int, size: int, generation: int, port: int, timeout: float) ->
     os.environ.update({name: str(value) for name, value in (place | sizes).items()})
     # the store that all calls share is served by the pool, as torchrun's agent does
     os.environ.update(MASTER_ADDR=LOOPBACK, MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE="True")
-    store = distributed.TCPStore(LOOPBACK, port, is_master=False)
+    store = TCPStore(LOOPBACK, port, is_master=False)
     distributed.init_process_group(
         "gloo",
-        store=distributed.PrefixStore(f"generation{generation}", store),
+        store=PrefixStore(f"generation{generation}", store),
         rank=number,
         world_size=size,
         timeout=timedelta(seconds=timeout),

@@ -1,7 +1,7 @@
 """Writers that stop at every request to the store, so that a test decides what happens to each of them.
 
 A process of the test runs in a thread of its own and hands over at each backend call: exactly one thread runs
-at any time, so that an interleaving is reproducible. The fate of a request is one of FATES.
+at any time, so that an interleaving is reproducible. The fate of a request is in FATES.
 """
 
 from collections.abc import Callable
@@ -58,7 +58,7 @@ class Process:
             self.step()
 
     def at_put(self) -> bool:
-        """Whether the waiting request would create a log entry."""
+        """True if the waiting request would create a log entry."""
         return self.call == "put_if_absent"
 
     def _wait(self) -> None:

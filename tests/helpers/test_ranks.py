@@ -42,7 +42,7 @@ def unpicklable(rank: int, size: int) -> None:
     raise Local("kept")
 
 
-def test_ranks_compute_together_and_are_reused_for_any_size():
+def test_ranks_compute_together_and_are_reused_for_any_size() -> None:
     first = run_ranks(add, 3, 10)
     assert [(total, rank, threads) for total, _, rank, threads in first] == [(33.0, str(r), 1) for r in range(3)]
     assert [total for total, *_ in run_ranks(add, 2, 0)] == [1.0, 1.0]
@@ -50,7 +50,7 @@ def test_ranks_compute_together_and_are_reused_for_any_size():
     assert [pid for _, pid, *_ in again] == [pid for _, pid, *_ in first]
 
 
-def test_the_failing_rank_is_raised_with_its_traceback_and_the_pool_survives():
+def test_the_failing_rank_is_raised_with_its_traceback_and_the_pool_survives() -> None:
     with pytest.raises(ConfigError) as caught:
         run_ranks(fail_on_one, 2)
     assert (caught.value.cause, caught.value.remedy) == ("No such thing", "Take y.")
@@ -61,13 +61,13 @@ def test_the_failing_rank_is_raised_with_its_traceback_and_the_pool_survives():
         run_ranks(unpicklable, 2)
 
 
-def test_a_killed_rank_is_named_and_replaced():
+def test_a_killed_rank_is_named_and_replaced() -> None:
     with pytest.raises(RankDied) as caught:
         run_ranks(die_on_one, 2)
     assert (caught.value.rank, caught.value.status) == (1, -signal.SIGKILL)
     assert run_ranks(add, 2, 1)[0][0] == 3.0
 
 
-def test_a_hang_ends_with_the_stack_of_the_rank_that_hangs():
+def test_a_hang_ends_with_the_stack_of_the_rank_that_hangs() -> None:
     with pytest.raises(RankTimeout, match=r"ranks \[0\] of 2(.|\n)*in hang_on_zero"):
         run_ranks(hang_on_zero, 2, timeout=1.0)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fmscale.runtime.failure import first_failure
-from fmscale.runtime.sinks.sinks import read_jsonl
+from fmscale.runtime.sinks.jsonl import read_jsonl
 from fmscale.train.compare import compare, read_history
 from tests.helpers.slurm import Slurm
 from tests.launch.training import FMSCALE, LAUNCH, environment, prepare, started, write_raw

@@ -1,5 +1,7 @@
 """The device of a rank, for every number of GPUs that it may see."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ SECOND_OF_TWO = World(rank=1, world_size=2, local_rank=1, local_size=2)
 
 
 @pytest.fixture
-def gpus(monkeypatch: pytest.MonkeyPatch):
+def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     def see(count: int) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
@@ -29,12 +31,12 @@ def gpus(monkeypatch: pytest.MonkeyPatch):
         (4, "cpu", "cpu"),
     ],
 )
-def test_pick(gpus, count: int, wanted: str, expected: str):
+def test_pick(gpus: Callable[[int], None], count: int, wanted: str, expected: str) -> None:
     gpus(count)
     assert pick_device(SECOND_OF_TWO, wanted) == expected
 
 
-def test_refusals(gpus):
+def test_refusals(gpus: Callable[[int], None]) -> None:
     gpus(0)
     with pytest.raises(ConfigError, match="no CUDA device"):
         pick_device(World(), "cuda")

@@ -48,7 +48,7 @@ distributed.destroy_process_group()
         pytest.param("mpirun", ["-n", "2"], marks=pytest.mark.mpi),
     ],
 )
-def test_ranks_of_a_real_launcher_meet(launcher: str, words: list[str], tmp_path: Path):
+def test_ranks_of_a_real_launcher_meet(launcher: str, words: list[str], tmp_path: Path) -> None:
     (tmp_path / "rank.py").write_text(RANK)
     start = [str(Path(sys.executable).with_name(launcher)), *words]
     out = subprocess.check_output([*start, sys.executable, str(tmp_path / "rank.py")], text=True, timeout=120)
@@ -56,7 +56,7 @@ def test_ranks_of_a_real_launcher_meet(launcher: str, words: list[str], tmp_path
 
 
 @pytest.mark.mpi
-def test_mpi_on_one_node_keeps_to_loopback():
+def test_mpi_on_one_node_keeps_to_loopback() -> None:
     told = "\n".join(
         [
             "import os, signal",

@@ -10,7 +10,8 @@ import pytest
 
 from fmscale.runtime import record_file
 from fmscale.runtime.record_file import RecordFile
-from fmscale.runtime.sinks.sinks import JsonlSink, optional, read_jsonl
+from fmscale.runtime.sinks.console import optional
+from fmscale.runtime.sinks.jsonl import JsonlSink, read_jsonl
 from tests.helpers.disks import mounted
 
 LONG = "x" * 3000

@@ -1,4 +1,4 @@
-"""Stop signals: seen by the process that runs, ignored by its helpers, agreed upon by all ranks."""
+"""Stop signals: seen by the process that runs, ignored by its helpers."""
 
 import multiprocessing
 import os
@@ -7,31 +7,32 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
+from typing import Any
 
 import pytest
 
-from fmscale.runtime.stop import Stop, StopFlag, agree, ignore_stop_signals
-from tests.helpers.ranks import run_ranks
+from fmscale.runtime.stop import Stop, StopFlag, ignore_stop_signals
 
 
 @pytest.fixture
-def flag():
+def flag() -> Iterator[StopFlag]:
     flag = StopFlag().install()
     yield flag
     flag.remove()
 
 
-def test_signals_set_the_flag_and_the_strongest_stays(flag: StopFlag):
+def test_signals_set_the_flag_and_the_strongest_stays(flag: StopFlag) -> None:
     assert not flag
-    os.kill(os.getpid(), signal.SIGUSR1)
-    assert flag.reason is Stop.SIGUSR1
-    os.kill(os.getpid(), signal.SIGTERM)
-    os.kill(os.getpid(), signal.SIGUSR1)
-    assert flag.reason is Stop.SIGTERM
+    reasons = []
+    for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR1):
+        os.kill(os.getpid(), number)
+        reasons.append(flag.reason)
+    assert reasons == [Stop.SIGUSR1, Stop.SIGTERM, Stop.SIGTERM]
 
 
-def test_handlers_are_put_back():
+def test_handlers_are_put_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
     flag = StopFlag().install()
     assert signal.getsignal(signal.SIGTERM) != before
@@ -39,13 +40,13 @@ def test_handlers_are_put_back():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_ctrl_c_is_a_stop_however_often_a_launcher_passes_it_on(flag: StopFlag):
+def test_ctrl_c_is_a_stop_however_often_a_launcher_passes_it_on(flag: StopFlag) -> None:
     for _ in range(3):
         os.kill(os.getpid(), signal.SIGINT)
     assert flag.reason is Stop.SIGINT
 
 
-def test_the_second_ctrl_c_of_a_process_alone_interrupts(capfd: pytest.CaptureFixture[str]):
+def test_the_second_ctrl_c_of_a_process_alone_interrupts(capfd: pytest.CaptureFixture[str]) -> None:
     flag = StopFlag().install(alone=True)
     os.kill(os.getpid(), signal.SIGTERM)
     assert capfd.readouterr().err == ""
@@ -58,7 +59,7 @@ def test_the_second_ctrl_c_of_a_process_alone_interrupts(capfd: pytest.CaptureFi
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_an_ignored_ctrl_c_stays_ignored():
+def test_an_ignored_ctrl_c_stays_ignored() -> None:
     """As behind a shell's `&`."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -71,7 +72,7 @@ def test_an_ignored_ctrl_c_stays_ignored():
         signal.signal(signal.SIGINT, before)
 
 
-def test_a_deadline_stops_and_a_signal_outranks_it(flag: StopFlag):
+def test_a_deadline_stops_and_a_signal_outranks_it(flag: StopFlag) -> None:
     soon = StopFlag(seconds=0.05)
     assert not soon
     assert soon.wait(10)
@@ -79,7 +80,7 @@ def test_a_deadline_stops_and_a_signal_outranks_it(flag: StopFlag):
     assert not StopFlag(seconds=1000)
 
 
-def test_a_signal_ends_a_wait(flag: StopFlag):
+def test_a_signal_ends_a_wait(flag: StopFlag) -> None:
     sender = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM))
     begin = time.monotonic()
     sender.start()
@@ -95,8 +96,8 @@ def _handlers(pipe: Connection, deaf: bool) -> None:
 
 @pytest.mark.parametrize(("method", "deaf"), [("fork", False), ("spawn", True)])
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-def test_helper_processes_are_deaf(flag: StopFlag, method: str, deaf: bool):
-    context = multiprocessing.get_context(method)
+def test_helper_processes_are_deaf(flag: StopFlag, method: str, deaf: bool) -> None:
+    context: Any = multiprocessing.get_context(method)
     ours, theirs = context.Pipe()
     helper = context.Process(target=_handlers, args=(theirs, deaf))
     helper.start()
@@ -104,28 +105,6 @@ def test_helper_processes_are_deaf(flag: StopFlag, method: str, deaf: bool):
     helper.join()
 
 
-def test_a_process_that_execs_gets_default_handlers_again(flag: StopFlag):
+def test_a_process_that_execs_gets_default_handlers_again(flag: StopFlag) -> None:
     code = "import signal; print(signal.getsignal(signal.SIGTERM).name)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "SIG_DFL\n"
-
-
-def _agree(rank: int, size: int, signalled: dict[int, int]) -> list[int]:
-    flag = StopFlag().install()
-    answers = [int(agree(flag))]
-    if rank in signalled:
-        os.kill(os.getpid(), signalled[rank])
-    answers.append(int(agree(flag)))
-    flag.remove()
-    return answers
-
-
-def test_all_ranks_stop_for_the_same_reason():
-    asked = {1: int(signal.SIGUSR1), 2: int(signal.SIGTERM)}
-    assert run_ranks(_agree, 3, asked) == [[Stop.NO, Stop.SIGTERM]] * 3
-    assert run_ranks(_agree, 3, {1: int(signal.SIGUSR1)}) == [[Stop.NO, Stop.SIGUSR1]] * 3
-
-
-def test_one_process_agrees_with_itself(flag: StopFlag):
-    assert agree(flag) is Stop.NO
-    os.kill(os.getpid(), signal.SIGTERM)
-    assert agree(flag) is Stop.SIGTERM

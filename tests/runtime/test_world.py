@@ -1,9 +1,10 @@
-"""Every launcher's environment, and the ones that must not be guessed about."""
+"""Every launcher's environment, and the environments that must not be guessed about."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,7 +52,15 @@ SRUN = {
     "SLURM_STEP_NODELIST": "gpu[007-008]",
 }
 MASTER = {"MASTER_ADDR": "head", "MASTER_PORT": "4000"}
-PLACE = {"rank": 5, "world_size": 8, "local_rank": 1, "local_size": 4, "node": 1, "dp_rank": 5, "dp_size": 8}
+PLACE: dict[str, Any] = {
+    "rank": 5,
+    "world_size": 8,
+    "local_rank": 1,
+    "local_size": 4,
+    "node": 1,
+    "dp_rank": 5,
+    "dp_size": 8,
+}
 
 
 @pytest.mark.parametrize(
@@ -83,30 +92,30 @@ PLACE = {"rank": 5, "world_size": 8, "local_rank": 1, "local_size": 4, "node": 1
         ),
     ],
 )
-def test_each_launcher(environ: dict[str, str], expected: World):
+def test_each_launcher(environ: dict[str, str], expected: World) -> None:
     assert read_world(environ) == expected
 
 
 @pytest.mark.parametrize("outer", [SRUN, OPEN_MPI, MPICH])
 @pytest.mark.parametrize("inner", [TORCHRUN, DEEPSPEED])
-def test_an_inner_launcher_hides_the_one_that_started_it(outer: dict[str, str], inner: dict[str, str]):
+def test_an_inner_launcher_hides_the_one_that_started_it(outer: dict[str, str], inner: dict[str, str]) -> None:
     other_place = {name: "0" for name in outer if "RANK" in name or "ID" in name}
     assert read_world(outer | other_place | inner) == read_world(inner)
 
 
 @pytest.mark.parametrize("inner", [OPEN_MPI, MPICH])
-def test_mpirun_hides_srun(inner: dict[str, str]):
+def test_mpirun_hides_srun(inner: dict[str, str]) -> None:
     assert read_world(SRUN | {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2"} | inner) == read_world(inner)
 
 
-def test_a_batch_script_is_no_step():
+def test_a_batch_script_is_no_step() -> None:
     batch = {name: value for name, value in SRUN.items() if "STEP" not in name} | {"SLURM_PROCID": "0"}
     world = read_world(batch)
     assert (world.world_size, world.launcher) == (1, "none")
     assert "8 tasks" in world.notice
 
 
-def test_nodes_of_different_sizes():
+def test_nodes_of_different_sizes() -> None:
     environ = SRUN | {
         "SLURM_STEP_TASKS_PER_NODE": "3,2(x2),1",
         "SLURM_NODEID": "3",
@@ -120,7 +129,7 @@ def test_nodes_of_different_sizes():
 
 
 @pytest.mark.parametrize("environ", [TORCHRUN, DEEPSPEED, OPEN_MPI, MPICH])
-def test_half_of_an_environment_is_refused_by_name(environ: dict[str, str]):
+def test_half_of_an_environment_is_refused_by_name(environ: dict[str, str]) -> None:
     telling = [name for name in environ if "RANK" in name or "SIZE" in name][:3]
     for name in telling:
         with pytest.raises(ConfigError, match="has half of what") as caught:
@@ -151,21 +160,21 @@ def test_half_of_an_environment_is_refused_by_name(environ: dict[str, str]):
         (MPICH | {"MASTER_ADDR": "head"}, "MASTER_ADDR and MASTER_PORT", "MASTER_ADDR"),
     ],
 )  # fmt: skip
-def test_contradictions_are_refused_by_name(environ: dict[str, str], cause: str, found: str):
+def test_contradictions_are_refused_by_name(environ: dict[str, str], cause: str, found: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read_world(environ)
     assert cause in caught.value.cause
     assert found in str(caught.value.found)
 
 
-def test_torchrun_without_a_meeting_point():
+def test_torchrun_without_a_meeting_point() -> None:
     environ = {key: value for key, value in TORCHRUN.items() if not key.startswith("MASTER")}
     with pytest.raises(ConfigError, match="MASTER_ADDR and MASTER_PORT"):
         read_world(environ)
 
 
 @pytest.mark.mpi
-def test_what_a_real_mpirun_sets(tmp_path: Path):
+def test_what_a_real_mpirun_sets(tmp_path: Path) -> None:
     code = (
         "import json, sys; from pathlib import Path; from fmscale.runtime.world import read_world;"
         "w = read_world(); Path(sys.argv[1], f'{w.rank}.json').write_text(json.dumps(vars(w)))"

@@ -10,7 +10,7 @@ import pyarrow as pa
 from fmscale.config import Config, load_config
 from fmscale.data.ingest import ingest
 from fmscale.data.provenance.delivery import read_records, without_repeats
-from fmscale.runtime.sinks.sinks import read_jsonl
+from fmscale.runtime.sinks.jsonl import read_jsonl
 from tests.helpers.deepspeed_numbers import restart_numbers
 
 T = 48

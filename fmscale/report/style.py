@@ -1,4 +1,4 @@
-"""The look of report.html."""
+"""The look of a report."""
 
 STYLE = """
 :root { color-scheme: light dark; --page: #f7f7f5; --card: #ffffff; --ink: #1c1e21; --soft: #62676f;

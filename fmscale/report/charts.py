@@ -1,7 +1,7 @@
 """Line charts and dots as inline SVG: no script, no font, no request, readable on light and dark and on a phone.
 
-Places across are percentages of the drawing's width, and its text stands beside it: what is drawn stretches to the
-width that there is, and letters keep their size.
+Horizontal places are percentages of the drawing's width, so that lines stretch with the page and letters keep their
+size.
 """
 
 import math
@@ -22,12 +22,12 @@ At = Callable[[float, float], tuple[float, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """A place on the x axis worth a line: where the run was resumed."""
+    """A vertical line at a place of the x axis, such as a resumed run's."""
 
     x: float
-    """Where."""
+    """Place on the axis."""
     label: str
-    """What happened there."""
+    """Event at that place."""
 
 
 def line_chart(
@@ -106,9 +106,8 @@ def _mark(mark: Mark, column: float, bottom: float) -> list[str]:
 
 
 def dots_by_row(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]], *, unit: str, cap: float) -> str:
-    """Dots for several values a row, on one scale: (row's name, [(class of the dot, value)]). What is beyond `cap`
-    stands at the edge, with the largest value of its row beside it. The name stands left of its dots, and above
-    them where the page is narrow.
+    """Rows of dots on one scale: (row's name, [(class of the dot, value)]). Values beyond `cap` stand at the edge, with
+    the largest value of the row beside them. A name stands left of its dots, on a narrow page above them.
     """
     largest = max((value for _, dots in rows for _, value in dots), default=1.0)
     scale = ticks(0.0, min(largest, cap))

@@ -1,0 +1,84 @@
+"""Metrics as lines on the terminal, for people."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, TextIO
+
+logger = logging.getLogger(__name__)
+
+
+class ConsoleSink:
+    """Prints a line such as `step 120  loss 3.412  81,200 tokens/s`: the chosen names of a record in order, each value
+    with its unit. An event is dim on a terminal.
+    """
+
+    def __init__(self, names: tuple[str, ...] = (), stream: TextIO | None = None) -> None:
+        self._names = names
+        self._stream = stream or sys.stderr
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Print the chosen values of the record; all of them if no name was chosen."""
+        names = [name for name in self._names if name in record] if self._names else list(record)
+        if names:
+            line = "  ".join(_worded(name, record) for name in names)
+            print(dim(line, self._stream) if "event" in record else line, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Leave the stream open: its owner closes it."""
+
+
+def optional(show: Callable[[Mapping[str, Any]], None]) -> Callable[[Mapping[str, Any]], None]:
+    """`show` without its OSErrors, as a terminal or the reader of a pipe may go; the first error is logged."""
+    told = False
+
+    def shown(record: Mapping[str, Any]) -> None:
+        nonlocal told
+        try:
+            show(record)
+        except OSError as error:
+            if not told:
+                logger.warning("progress is not shown: %s. The run goes on.", error.strerror)
+            told = True
+
+    return shown
+
+
+def is_screen(stream: TextIO) -> bool:
+    """True if a line of the stream can be written over."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def dim(text: str, stream: TextIO) -> str:
+    """The text, dim where the stream is a terminal whose user wants styles (no-color.org)."""
+    return f"\x1b[2m{text}\x1b[0m" if is_screen(stream) and not os.environ.get("NO_COLOR") else text
+
+
+def _worded(name: str, record: Mapping[str, Any]) -> str:
+    """A name and its value with its unit; a telling unit stands without the name."""
+    value = record[name]
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value) if name == "event" else f"{name} {value}"
+    match name:
+        case "tokens_per_second":
+            return f"{_short(value)} tokens/s"
+        case "tokens":
+            return f"{_short(value)} tokens"
+        case "mfu":
+            return f"{name} {value:.1%}".replace("%", " %")
+        case "data_stall" if record.get("seconds"):
+            return f"{name} {value / record['seconds']:.1%}".replace("%", " %")
+        case "seconds" | "data_stall" | "ckpt_blocking":
+            return f"{name} {_seconds(value)}"
+        case _ if name.endswith("_seconds"):
+            return f"{name.removesuffix('_seconds')} {_seconds(value)}"
+    return f"{name} {_short(value)}"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3f} s" if value < 10 else f"{value:,.0f} s"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 1000 else f"{value:.4g}"
