@@ -24,8 +24,7 @@ from fmscale.data.plan.assign import Share, assign
 from fmscale.data.plan.batch_schedule import BatchSchedule
 from fmscale.data.plan.order_log import OrderLog, replay
 from fmscale.data.plan.plan import Plan
-from fmscale.data.reading.arena import Arena
-from fmscale.data.reading.buffers import BufferPool
+from fmscale.data.reading.arena import Arena, BufferPool
 from fmscale.data.reading.planner import HORIZON_STEPS, MAX_STEPS, DamagedRows, Planner, UnitBlock
 from fmscale.data.reading.prefetch import Prefetcher
 from fmscale.data.reading.readers import Readers

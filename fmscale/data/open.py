@@ -1,11 +1,11 @@
 """From a store to a loader: datasets to views, views to a plan, the plan to batches."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from fmscale.config import SourceConfig
 from fmscale.data.loader import MEMORY_BYTES, Loader
 from fmscale.data.order.mixture import WEIGHT_ONE, integer_weights
 from fmscale.data.plan.batch_schedule import BatchSchedule
@@ -26,27 +26,9 @@ REGION_BYTES = 4 * 2**20
 """What one request fetches into the cache of a node that will need all the data, instead of a unit's 320 KiB."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class SourceSpec:
-    """One dataset of a mixture, as a person names it."""
-
-    dataset: str
-    """Name in the store."""
-    weight: float = 1.0
-    """Share of the samples, relative to the others."""
-    split: str = "train"
-    """Split of the dataset."""
-    commits: tuple[int, ...] | None = None
-    """Commits to read; None: those live now."""
-    masks: tuple[str, ...] = ()
-    """Masks whose documents are left out."""
-    seed: int | None = None
-    """Seed of its order; None: from the run's seed and its place among the sources."""
-
-
 def make_sources(
     backend: Backend,
-    specs: Sequence[SourceSpec],
+    specs: Sequence[SourceConfig],
     *,
     sequence_length: int,
     seed: int,
@@ -83,7 +65,7 @@ def make_sources(
 
 
 def open_order(
-    backend: Backend, run: str, sources: Sequence[Source], specs: Sequence[SourceSpec], *, lease: int = 0
+    backend: Backend, run: str, sources: Sequence[Source], specs: Sequence[SourceConfig], *, lease: int = 0
 ) -> OrderLog:
     """The order log of a run; started with these sources, made of `specs`, if it has no stage. Ranks may race:
     one starts it, all use what it recorded. `lease` is the number of the run's, 0 where nobody took one.
@@ -99,7 +81,7 @@ def open_order(
     return order_log
 
 
-def require_recorded(run: str, plan: Plan, sources: Sequence[Source], specs: Sequence[SourceSpec]) -> None:
+def require_recorded(run: str, plan: Plan, sources: Sequence[Source], specs: Sequence[SourceConfig]) -> None:
     """Raise ConfigError, with what differs, if the last stage of a run's plan is not what `sources`, made of
     `specs`, are. Commits that came after it was recorded make no difference where a spec names none.
     """
@@ -127,7 +109,7 @@ def open_loader(
     sequence_length: int,
     batch: int | Sequence[tuple[int, int]],
     dataset: str | None = None,
-    sources: Sequence[SourceSpec] = (),
+    sources: Sequence[SourceConfig] = (),
     split: str = "train",
     seed: int = 0,
     window: int = WINDOW,
@@ -187,7 +169,7 @@ def open_loader(
             found=on_corrupt,
             remedy="quarantine replaces rows that no copy can serve, stop ends the run.",
         )
-    specs = list(sources) or [SourceSpec(dataset=str(dataset), split=split)]
+    specs = list(sources) or [SourceConfig(dataset=str(dataset), split=split)]
     datasets: dict[str, Dataset] = {}
     made = make_sources(backend, specs, sequence_length=sequence_length, seed=seed, window=window, datasets=datasets)
     order_log = open_order(backend, run, made, specs, lease=lease) if run is not None else None
@@ -214,7 +196,7 @@ def open_loader(
     )
 
 
-def _outline(source: Source, spec: SourceSpec, place: int) -> dict[str, object]:
+def _outline(source: Source, spec: SourceConfig, place: int) -> dict[str, object]:
     """What of a source a person chose, by key of the config: commits only where the spec names them."""
     view, at = source.view, f"data.sources.{place}"
     chosen: dict[str, object] = {

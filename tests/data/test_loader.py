@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from fmscale.config import SourceConfig
 from fmscale.data.loader import Loader
-from fmscale.data.open import SourceSpec, open_loader
+from fmscale.data.open import open_loader
 from fmscale.data.reading import planner
 from fmscale.data.torch_dataset import TokenDataset
 from fmscale.errors import ConfigError, DataError
@@ -169,7 +170,7 @@ def test_memory_below_a_shuffle_window_is_warned_of(
 def test_a_mixture_delivers_its_shares_and_each_source_in_its_own_order(memory: Backend) -> None:
     store_corpus(memory, "other", seed=5)
     store_corpus(memory, "corpus")
-    sources = [SourceSpec(dataset="corpus", weight=3), SourceSpec(dataset="other", weight=1)]
+    sources = [SourceConfig(dataset="corpus", weight=3), SourceConfig(dataset="other", weight=1)]
     counts = np.zeros(2, dtype=int)
     with open_loader(memory, sources=sources, sequence_length=T, batch=8) as loader:
         for batch in itertools.islice(loader, 64):
@@ -262,7 +263,7 @@ def test_wrong_rank_or_dataset_is_refused(memory: Backend, corpus: Corpus) -> No
     with pytest.raises(DataError, match="corpus"):
         open_corpus(memory, dataset="corpsu")
     with pytest.raises(ConfigError, match="either dataset or sources"):
-        open_corpus(memory, sources=[SourceSpec(dataset="corpus")])
+        open_corpus(memory, sources=[SourceConfig(dataset="corpus")])
 
 
 def deliver_on_rank(rank: int, ranks: int, url: str) -> dict[int, bytes]:
@@ -283,7 +284,7 @@ def test_resumed_again_and_again_at_other_sizes(memory: Backend, corpus: Corpus)
     names = ["corpus", *(f"elastic-{i}" for i in range(5))]
     for i, name in enumerate(names[1:]):
         store_corpus(memory, name, seed=20 + i)
-    sources = [SourceSpec(dataset=name, weight=1 + i) for i, name in enumerate(names)]
+    sources = [SourceConfig(dataset=name, weight=1 + i) for i, name in enumerate(names)]
     options: dict[str, object] = {"dataset": None, "sources": sources, "run": "elastic", "micro_batch": 3}
     options["batch"] = [(0, 8), (4, 7), (9, 16)]
     with open_corpus(memory, **options) as loader:
@@ -294,7 +295,7 @@ def test_resumed_again_and_again_at_other_sizes(memory: Backend, corpus: Corpus)
         weights = [source.weight for source in made]
         turned = [replace(source, weight=w) for source, w in zip(made, reversed(weights), strict=True)]
         order_log.add_stage(60, turned)
-    options["sources"] = [SourceSpec(dataset=name, weight=6 - i) for i, name in enumerate(names)]
+    options["sources"] = [SourceConfig(dataset=name, weight=6 - i) for i, name in enumerate(names)]
 
     def part(rank: int, ranks: int, state: dict[str, object] | None, steps: int) -> tuple[Loader, dict[int, bytes]]:
         loader = open_corpus(memory, **options, dp_rank=rank, dp_size=ranks)

@@ -4,6 +4,7 @@ One array of rows, cut into slots of one unit each. A slot is given away again w
 that uses it was consumed: first the units whose rows are all used, then the least recently planned.
 """
 
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -16,6 +17,9 @@ from fmscale.errors import ConfigError
 
 UnitKey = tuple[int, int]
 """(source, unit number)."""
+
+_UNREFERENCED = 2
+"""sys.getrefcount of an array that only the pool's list and the call itself refer to."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -104,3 +108,33 @@ class Arena:
         for slot in victims:
             self.forget(slot.key)
         return bool(victims)
+
+
+class BufferPool:
+    """Reused int64 buffers for microbatches: fresh pages cost more than filling them (3.4 GB/s against 12 GB/s).
+
+    A buffer is taken again only when no tensor on it, and no view of one, is alive: torch.from_numpy refers to
+    the array until its storage dies, and that reference is counted.
+    """
+
+    def __init__(self, dtype: np.dtype, row_tokens: int) -> None:
+        self._dtype = dtype
+        self._row_tokens = row_tokens
+        self._wide: list[np.ndarray] = []
+        self._narrow: np.ndarray | None = None
+
+    def take(self, rows: int) -> np.ndarray:
+        """int64 [rows, T] that nobody refers to; its content is arbitrary."""
+        for i in range(len(self._wide)):
+            if sys.getrefcount(self._wide[i]) == _UNREFERENCED and len(self._wide[i]) == rows:
+                return self._wide[i]
+        buffer = np.empty((rows, self._row_tokens), dtype=np.int64)
+        self._wide = [b for b in self._wide if len(b) == rows]
+        self._wide.append(buffer)
+        return buffer
+
+    def narrow(self, rows: int) -> np.ndarray:
+        """[rows, T] in the stored width, for the gather; always the same memory."""
+        if self._narrow is None or len(self._narrow) != rows:
+            self._narrow = np.empty((rows, self._row_tokens), dtype=self._dtype)
+        return self._narrow

@@ -16,7 +16,7 @@ import numpy as np
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from fmscale.data.tokenizers.tokenizer import SPECIALS, Ids
+from fmscale.data.tokenizers.protocol import SPECIALS, Ids
 from fmscale.errors import ConfigError
 from fmscale.store.digest import metadata_digest
 

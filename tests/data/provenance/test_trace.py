@@ -11,7 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from fmscale.cli.main import build_app
-from fmscale.data.open import SourceSpec, open_loader
+from fmscale.config import SourceConfig
+from fmscale.data.open import open_loader
 from fmscale.data.plan.batch_schedule import BatchSchedule
 from fmscale.data.plan.order_log import OrderLog, replay
 from fmscale.data.plan.plan import Plan
@@ -188,7 +189,7 @@ def test_after_a_quarantine(store: Backend, corpus: Corpus) -> None:
 
 def test_a_mixture_names_the_dataset(store: Backend, corpus: Corpus) -> None:
     other = store_corpus(store, "other", seed=5)
-    sources = [SourceSpec(dataset="corpus", weight=3), SourceSpec(dataset="other", weight=1)]
+    sources = [SourceConfig(dataset="corpus", weight=3), SourceConfig(dataset="other", weight=1)]
     delivered = deliver(store, 40, sources=sources)
     documents = by_id(corpus, other)
     check_steps(store, delivered, documents, ["corpus", "other"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fmscale.data.reading.buffers import BufferPool
+from fmscale.data.reading.arena import BufferPool
 
 
 def make_pool() -> BufferPool:

@@ -15,15 +15,8 @@ from tokenizers import Tokenizer as Library
 
 from fmscale.data.tokenizers import bpe
 from fmscale.data.tokenizers.bpe import JsonTokenizer, train_bpe
-from fmscale.data.tokenizers.tokenizer import (
-    SPECIALS,
-    ByteTokenizer,
-    bpe_size,
-    dtype_of,
-    frame,
-    from_json,
-    load_tokenizer,
-)
+from fmscale.data.tokenizers.protocol import SPECIALS, dtype_of
+from fmscale.data.tokenizers.tokenizer import ByteTokenizer, bpe_size, frame, from_json, load_tokenizer
 from fmscale.errors import ConfigError
 
 CORPUS = [
