@@ -1,7 +1,7 @@
 """Proof from what was delivered: exactly once, true bytes, the right mixture, well shuffled.
 
-Works from delivery records (document ids and token digests that ranks received) and from the stored segments,
-read one document run at a time by the plain verified reader. Order, plan and loader are not asked.
+Works from delivery records (document ids and token digests that ranks received) and from the stored segments, read one
+document run at a time by the plain verified reader. Order, plan and loader are not asked.
 """
 
 from collections.abc import Sequence
@@ -64,13 +64,12 @@ class AuditReport:
     duplicate_samples: int
     """Samples delivered more than once by one job."""
     missing_samples: int
-    """Samples between the first and the last, or that the run has trained on, that are in no record: nobody
-    received them, or a disk did not take the record."""
+    """Samples between the first and the last, or that the run has trained on, that are in no record: nobody received
+    them, or a disk did not take the record."""
     wrong_bytes: int
     """Rows whose tokens differ from the stored documents they claim to be."""
     tokens_twice: int
-    """Tokens delivered more often than the number of epochs begun; those excepted that may stand in for banned
-    ones."""
+    """Tokens delivered more often than the number of epochs begun; those excepted that may stand in for banned ones."""
     tokens_masked: int
     """Tokens delivered of documents that a mask leaves out."""
     tokens_missing: int
@@ -280,8 +279,8 @@ def _coverage(
     *,
     partial: bool,
 ) -> tuple[int, int, int]:
-    """Tokens delivered too often, though masked, and too seldom, given how much was delivered in all; with
-    `partial` the records may begin within an epoch.
+    """Tokens delivered too often, though masked, and too seldom, given how much was delivered in all; with `partial`
+    the records may begin within an epoch.
     """
     holes = stream.masked
     edges = np.concatenate((place, place + tokens, holes[:, 0], holes[:, 1], [0, stream.total]))

@@ -1,9 +1,9 @@
 """Byte-level BPE: any tokenizer.json through the library `tokenizers`, trained ones too, and a fast road.
 
-The library encodes about 1.4 MB a CPU second, nearly all of it in its regular expression. A byte-level BPE
-encodes each word that the expression finds on its own, so words of ASCII text are found with Python's `re`
-and looked up in a table of words seen before; only new words, and text that is not ASCII, go to the library.
-The ids are the same, which the tests check against the library on random text.
+The library encodes about 1.4 MB a CPU second, nearly all of it in its regular expression. A byte-level BPE encodes each
+word that the expression finds on its own, so words of ASCII text are found with Python's `re` and looked up in a table
+of words seen before; only new words, and text that is not ASCII, go to the library. The ids are the same, which the
+tests check against the library on random text.
 """
 
 import json
@@ -21,16 +21,16 @@ from fmscale.errors import ConfigError
 from fmscale.store.digest import metadata_digest
 
 PIECE_CHARACTERS = 2**18
-"""Longer texts are encoded in pieces: the library needs about 100 bytes for each byte of a text. Only where
-the words are GPT-2's: other tokenizers may put a space before each text, so they get it whole.
+"""Longer texts are encoded in pieces: the library needs about 100 bytes for each byte of a text. Only where the words
+are GPT-2's: other tokenizers may put a space before each text, so they get it whole.
 """
 
 WORDS = re.compile(r"'(?:[sdmt]|ll|ve|re)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII)
 """The words of GPT-2 (Radford et al., 2019; `ByteLevel` of the library), for ASCII text."""
 
 CUT = re.compile(r"\n(?=[!-~])")
-"""Where a text may be cut without changing GPT-2's words: before a single white-space character that a
-visible one follows. (`\\s+(?!\\S)` leaves the last white space of a run to the next word in any case.)
+"""Where a text may be cut without changing GPT-2's words: before a single white-space character that a visible one
+follows. (`\\s+(?!\\S)` leaves the last white space of a run to the next word in any case.)
 """
 
 WORD_CHARACTERS = 64
@@ -50,8 +50,8 @@ EOS_NAMES = ("<|eos|>", "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[S
 class JsonTokenizer:
     """A tokenizer.json. `to_json` gives back the bytes it was made of, so that its digest never changes.
 
-    What such a file says about calls instead of the vocabulary is switched off: truncation, padding, dropout,
-    and the special tokens that its post-processor adds. A text's ids are all of it, and the same every time.
+    What such a file says about calls instead of the vocabulary is switched off: truncation, padding, dropout, and the
+    special tokens that its post-processor adds. A text's ids are all of it, and the same every time.
     """
 
     def __init__(self, data: bytes, where: str) -> None:
@@ -171,8 +171,8 @@ def _by_script(piece: str) -> Iterator[str]:
 def train_bpe(texts: Iterable[str], vocab_size: int) -> JsonTokenizer:
     """Byte-level BPE (Sennrich et al., 2016; bytes as in GPT-2) of at most `vocab_size` ids.
 
-    The same texts in the same order give the same tokenizer, for any number of threads. Pairs seen once are
-    not merged, so a small corpus gives a smaller vocabulary.
+    The same texts in the same order give the same tokenizer, for any number of threads. Pairs seen once are not merged,
+    so a small corpus gives a smaller vocabulary.
     """
     library: Any = Library(models.BPE())
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)

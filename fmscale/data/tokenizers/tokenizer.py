@@ -1,7 +1,7 @@
 """Tokenizers: text to ids and back. Bytes, a byte-level BPE trained here, or any `tokenizer.json`.
 
-A tokenizer is its JSON: that is what a store keeps (under its digest) and what a commit names, so that a
-dataset can be read and added to on any machine without a model hub.
+A tokenizer is its JSON: that is what a store keeps (under its digest) and what a commit names, so that a dataset can be
+read and added to on any machine without a model hub.
 """
 
 import json

@@ -87,21 +87,20 @@ def test_explicit_positions() -> None:
     first = Plan([stage(0, a=1)])
     at = first.next_stage(100, [source("a"), source("b")][:1]).positions
     assert at == (100,)
-    moved = first.with_stage(Stage(from_k=100, sources=(source("a"),), positions=(777,)))
+    moved = Plan([*first.stages, Stage(from_k=100, sources=(source("a"),), positions=(777,))])
     assert moved.samples(ks(100, 102)).position.tolist() == [777, 778]
     assert moved.position(0, 150) == 827
 
 
-def test_cap_of_epochs() -> None:
+def test_a_source_that_a_stage_leaves_out_comes_no_more() -> None:
     plan = Plan([stage(0, a=3, b=1)])
-    k = plan.cap_reached(1, 2)
+    third = ks(2 * 41, 2 * 41 + 1)
+    k = int(plan.k_of(1, third)[0])
     samples = plan.samples(ks(0, k + 1))
-    b = samples.source == 1
-    assert samples.epoch[b].tolist() == [0] * 41 + [1] * 41 + [2]
-    assert b[k]
-    after = plan.with_stage(plan.next_stage(k, [source("a")]))
+    assert samples.epoch[samples.source == 1].tolist() == [0] * 41 + [1] * 41 + [2]
+    after = Plan([*plan.stages, plan.next_stage(k, [source("a")])])
     assert (after.samples(ks(k, 2000)).source == 0).all()
-    assert after.cap_reached(1, 2) == NEVER
+    assert after.k_of(1, third)[0] == NEVER
 
 
 def test_next_use_in_samples() -> None:

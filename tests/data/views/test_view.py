@@ -56,7 +56,6 @@ def check_rows(dataset: Dataset, view: View, expected: list[np.ndarray]) -> None
     layout = open_placement(dataset, view)
     assert view.tokens == tuple(len(tokens) for tokens in expected)
     assert view.rows == tuple(len(tokens) // T for tokens in expected)
-    assert view.dropped_tokens == tuple(len(tokens) % T for tokens in expected)
     got = np.concatenate([read_unit(dataset, layout, unit) for unit in range(view.units.n)])
     rows = np.concatenate([tokens[: len(tokens) // T * T] for tokens in expected])
     assert np.array_equal(got, rows)
