@@ -114,7 +114,7 @@ def test_next_use_is_when_a_unit_is_read_again() -> None:
     units = Units([64 * 12 * B], B)
     order = Order(units, 3, 64)
     number = np.arange(units.n, dtype=np.uint64)
-    read = {}
+    read: dict[int, list[int]] = {}
     for epoch in (0, 1):
         positions, rows, _ = epoch_of(order, epoch)
         for p, u in zip(positions.tolist(), units.unit_of(rows)[0].tolist(), strict=True):

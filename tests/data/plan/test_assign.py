@@ -69,7 +69,7 @@ def schedules(draw: st.DrawFn) -> Schedule:
     return [(start, draw(st.integers(1, 37))) for start in starts]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(schedules(), st.integers(1, 17), st.none() | st.integers(1, 9), st.integers(0, 200), st.integers(1, 9))
 @example([(0, 3)], 8, None, 0, 4)
 @example([(0, 4), (2, 31), (5, 2)], 3, 4, 5, 8)

@@ -85,7 +85,7 @@ def check_steps(
 ) -> None:
     """Every step traced is every step delivered, with where each document came from."""
     plan = plan_of(store)
-    for step in range(len(delivered) // BATCH):
+    for step in sorted({k // BATCH for k in delivered}):
         traced = trace_step(store, plan, BATCHES, step)
         assert [t.k for t in traced] == sorted(t.k for t in traced)
         for k in range(step * BATCH, (step + 1) * BATCH):
@@ -136,7 +136,7 @@ def test_steps_and_documents_over_several_epochs(store: Backend, corpus: Corpus)
     rows = len(corpus.rows())
     delivered = deliver(store, 2 * rows // BATCH + 3)
     documents = by_id(corpus)
-    few = {k: one for k, one in delivered.items() if k < 30 * BATCH}
+    few = {k: one for k, one in delivered.items() if k < 12 * BATCH}
     check_steps(store, few, documents, ["corpus"])
     found = check_documents(store, delivered, documents, some_documents(corpus))
     assert len(found[0]) >= 2, "it came up once an epoch"
@@ -153,13 +153,12 @@ def test_after_a_ban_of_documents(store: Backend, corpus: Corpus) -> None:
     assert any(names & set(one.documents) for k, one in delivered.items() if k < 400)
     assert not any(names & set(one.documents) for k, one in delivered.items() if k >= 400)
     plan = plan_of(store)
-    replaced = [
-        k for k in range(400, steps * BATCH) if plan.samples([k]).row[0] != Plan(plan.stages).samples([k]).row[0]
-    ]
+    ks = np.arange(400, steps * BATCH, dtype=np.uint64)
+    replaced = ks[plan.samples(ks).row != Plan(plan.stages).samples(ks).row].tolist()
     assert replaced
     substitutes = {name for k in replaced for name in delivered[k].documents}
     check_documents(store, delivered, by_id(corpus), [*names, *sorted(substitutes)[:4], *some_documents(corpus)])
-    around = {k: delivered[k] for k in range(BATCH * 55)}
+    around = {k: delivered[k] for k in range(BATCH * 45, BATCH * 55)}
     check_steps(store, around, by_id(corpus), ["corpus"])
 
 

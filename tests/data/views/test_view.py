@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,7 +120,7 @@ def test_json_round_trip_and_digest(corpus: tuple[Dataset, list[list[list[Docume
     changed = {"commits": (0, 1, 3), "manifests": ("", "", ""), "masks": ("0" * 32,), "tokens": (1, 2, 3)}
     for field in fields(View):
         value = getattr(view, field.name)
-        other = changed.get(field.name) or ("other" if isinstance(value, str) else (value or 0) + 1)
+        other: Any = changed.get(field.name) or ("other" if isinstance(value, str) else (value or 0) + 1)
         assert replace(view, **{field.name: other}).digest != view.digest, field.name
 
 
