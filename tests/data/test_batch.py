@@ -1,4 +1,4 @@
-"""What a batch says of its documents, compared with counting token by token."""
+"""Documents of a microbatch, compared with a count token by token."""
 
 from dataclasses import dataclass
 

@@ -33,7 +33,7 @@ def corpus(url: str) -> Corpus:
 
 @pytest.fixture(scope="module")
 def right(corpus: Corpus) -> dict[int, bytes]:
-    """What a store in memory delivers, without any cache."""
+    """Samples from a store in memory, without any cache."""
     store = open_store("memory://remote-loader")
     store_corpus(store, scale=8)
     return delivered(open_corpus(store))

@@ -117,10 +117,10 @@ class DeliveryRecord:
 
 
 def read_records(paths: Sequence[Path]) -> pa.Table:
-    """All rows of the records by k, then by job, which is a column more: the number in front of the file's name, 0 in a
-    name of another kind. A record that a kill cut short counts up to its last whole batch.
+    """All rows of the records by k, then by job, a column more: the number in front of the file's name, 0 in a name of
+    another kind. A record that a kill cut short counts up to its last whole batch.
 
-    Raises DataError where there is none.
+    Raises DataError if the records have no row.
     """
     tables = []
     for path in paths:
@@ -148,9 +148,9 @@ def _batches(path: Path) -> Iterator[pa.RecordBatch]:
 
 
 def without_repeats(table: pa.Table) -> pa.Table:
-    """The table with each sample once: a run that was killed delivers again what came after its checkpoint.
+    """The table with each sample once: a killed run delivers the samples behind its checkpoint again.
 
-    Raises DataError where a sample came with other documents or bytes the second time.
+    Raises DataError for a sample whose second delivery has other documents or bytes.
     """
     again = repeats(table)
     for i in again.tolist():
@@ -171,9 +171,9 @@ def repeats(table: pa.Table) -> np.ndarray:
 
 
 def changed(table: pa.Table, i: int) -> str | None:
-    """The first column in which row i has other content than the row before; None if they have the same."""
-    one, other = table.slice(i - 1, 1), table.slice(i, 1)
-    return next((name for name in CONTENT if not one[name].equals(other[name])), None)
+    """The first column in which row i has other content than the row before; None if their content is equal."""
+    before, row = table.slice(i - 1, 1), table.slice(i, 1)
+    return next((name for name in CONTENT if not before[name].equals(row[name])), None)
 
 
 def without(table: pa.Table, rows: np.ndarray) -> pa.Table:

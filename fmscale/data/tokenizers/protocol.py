@@ -15,8 +15,8 @@ SPECIALS = (
     "<|fim_suffix|>",
     *(f"<|reserved_{i}|>" for i in range(9)),
 )
-"""Special tokens of the tokenizers made here. 16, of which the objectives to come (infilling, masking, chat) find
-theirs: a stored tokenizer cannot grow, and an unused id costs one row of the embedding.
+"""Special tokens of the tokenizers made here: 16, enough for objectives to come (infilling, masking, chat). A stored
+tokenizer cannot grow, and an unused id costs a row of the embedding.
 """
 
 Ids = Sequence[int] | np.ndarray
@@ -34,8 +34,8 @@ class Tokenizer(Protocol):
     """Id of the token that ends a document, if the tokenizer has one."""
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids of each text, 1-D of type `dtype_of(self)`. No special token is added, and what looks like one in the
-        text is encoded as the text it is.
+        """Ids of each text, 1-D of type `dtype_of(self)`. No special token is added, and the name of a special token in
+        a text is encoded as text.
         """
         ...
 

@@ -1,7 +1,7 @@
 """Tokenizers: text to ids and back. Bytes, a byte-level BPE trained here, or any `tokenizer.json`.
 
-A tokenizer is its JSON: that is what a store keeps (under its digest) and what a commit names, so that a dataset can be
-read and added to on any machine without a model hub.
+A tokenizer is its JSON: a store keeps it under its digest, and a commit names that, so that a dataset can be read and
+added to on any machine without a model hub.
 """
 
 import json
@@ -46,7 +46,7 @@ class ByteTokenizer:
 def from_json(data: bytes, where: str = "tokenizer.json") -> Tokenizer:
     """The tokenizer that `to_json` or the library `tokenizers` wrote.
 
-    Raises ConfigError for anything else, naming `where` it came from.
+    Raises ConfigError, with `where` it came from, for anything else.
     """
     try:
         content: Any = json.loads(data)
@@ -110,9 +110,9 @@ def _name_specials(tokenizer: Tokenizer, config: Path) -> None:
 
 
 def bpe_size(spec: str) -> int | None:
-    """The vocabulary size of `bpe:N`, or None for another kind. Raises ConfigError for a size that cannot be.
+    """The vocabulary size of `bpe:N`, or None for another kind. Raises ConfigError for an impossible size.
 
-    The least is one id a byte and the special tokens; the most, 2**20, is four times what is in use.
+    The least has an id for each byte and special token; the most, 2**20, is four times the largest in use.
     """
     if not spec.startswith("bpe:"):
         return None

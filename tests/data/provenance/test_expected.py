@@ -1,4 +1,4 @@
-"""What the plan says and what ranks receive is hashed alike, though neither reads the other's way."""
+"""Hashes of the plan's samples and of received samples are equal, though neither reads the other's way."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What the trace says of steps and documents is what the loader delivered, also after bans and quarantine."""
+"""The trace of steps and documents agrees with the loader's deliveries, also after bans and quarantine."""
 
 import json
 from collections.abc import Iterable
@@ -42,7 +42,7 @@ class Delivered:
 
 
 def deliver(store: Backend, steps: int, records: Path | None = None, **options: object) -> dict[int, Delivered]:
-    """What the loader of the run gives in its first steps, by sample."""
+    """Samples of the run's first steps, from its loader."""
     arguments: dict[str, object] = {
         "sequence_length": T,
         "batch": BATCH,
@@ -83,7 +83,7 @@ def by_id(*corpora: Corpus) -> dict[str, Document]:
 def check_steps(
     store: Backend, delivered: dict[int, Delivered], documents: dict[str, Document], names: list[str]
 ) -> None:
-    """Every step traced is every step delivered, with where each document came from."""
+    """Traced steps equal delivered steps, with the source of each document."""
     plan = plan_of(store)
     for step in sorted({k // BATCH for k in delivered}):
         traced = trace_step(store, plan, BATCHES, step)

@@ -103,7 +103,7 @@ SETTINGS = {
         "special_tokens": {"<|bos|>": {"id": "<|bos|>", "ids": [0], "tokens": ["<|bos|>"]}},
     },
 }
-"""What published files say about calls."""
+"""Settings of calls in published files."""
 
 
 def with_settings(tokenizer: JsonTokenizer, *names: str) -> bytes:
