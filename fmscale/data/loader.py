@@ -72,9 +72,7 @@ class Loader:
             )
         if micro_batch is not None and micro_batch < 1:
             raise ConfigError(
-                "micro_batch must be at least 1",
-                found=micro_batch,
-                remedy="Leave it out for one forward a step.",
+                "micro_batch must be at least 1", found=micro_batch, remedy="Leave it out for one forward a step."
             )
         self.plan = plan
         self.schedule = schedule
@@ -118,12 +116,7 @@ class Loader:
         """State to go on from: version, k, digest of the plan, head of the order log. Below 1 KiB, the same on every
         rank; inside a step it names the beginning of that step.
         """
-        return {
-            "version": STATE_VERSION,
-            "k": self.k,
-            "plan": self.plan.digest,
-            "order_log": self.plan.log_head,
-        }
+        return {"version": STATE_VERSION, "k": self.k, "plan": self.plan.digest, "order_log": self.plan.log_head}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on at `state`, at any number of ranks and any batch size. Raises DataError for another plan's state."""

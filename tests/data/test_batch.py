@@ -22,8 +22,7 @@ class Stream:
 
 def make_stream(lengths: list[int]) -> Stream:
     return Stream(
-        np.repeat(np.arange(len(lengths)), lengths),
-        np.concatenate([np.arange(length) for length in lengths]),
+        np.repeat(np.arange(len(lengths)), lengths), np.concatenate([np.arange(length) for length in lengths])
     )
 
 

@@ -29,9 +29,7 @@ def integer_weights(weights: Sequence[float]) -> tuple[int, ...]:
     total = sum(weights)
     if not weights or not 0 < min(weights) <= total < float("inf"):
         raise ConfigError(
-            "weights must be positive numbers",
-            found=list(weights),
-            remedy="Leave a source with weight 0 out.",
+            "weights must be positive numbers", found=list(weights), remedy="Leave a source with weight 0 out."
         )
     shares = [weight / total * WEIGHT_ONE for weight in weights]
     whole = [int(share) for share in shares]

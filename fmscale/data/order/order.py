@@ -20,17 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fmscale.data.order.feistel import (
-    U64,
-    Domain,
-    domain,
-    epoch_key,
-    permute,
-    seed_key,
-    select,
-    stream_key,
-    unpermute,
-)
+from fmscale.data.order.feistel import U64, Domain, domain, epoch_key, permute, seed_key, select, stream_key, unpermute
 from fmscale.data.order.units import CommitTable, Units, cell_id
 
 ORDER_VERSION = 1

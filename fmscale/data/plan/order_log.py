@@ -94,13 +94,7 @@ class OrderLog:
         return self.plan
 
     def quarantine(
-        self,
-        *,
-        source: int,
-        rows: tuple[int, int],
-        from_k: int,
-        samples: Iterable[int] = (),
-        reason: str = "",
+        self, *, source: int, rows: tuple[int, int], from_k: int, samples: Iterable[int] = (), reason: str = ""
     ) -> Plan:
         """Record rows [first, stop) that no copy can serve: not used from `from_k` on, nor for `samples`, which this
         rank must deliver before. The new plan; the caller delivers none of the samples before that.

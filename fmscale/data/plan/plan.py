@@ -195,9 +195,7 @@ def stage_json(stage: Stage) -> dict[str, Any]:
     return {"from_k": stage.from_k, "sources": sources, "positions": list(stage.positions)}
 
 
-def _resolved(
-    stages: Sequence[Stage],
-) -> tuple[tuple[Stage, ...], tuple[Source, ...], list[NDArray[np.intp]]]:
+def _resolved(stages: Sequence[Stage]) -> tuple[tuple[Stage, ...], tuple[Source, ...], list[NDArray[np.intp]]]:
     """(stages with positions, distinct sources by first appearance, index of each stage's sources)."""
     _check(stages)
     numbers: dict[tuple[str, int], int] = {}

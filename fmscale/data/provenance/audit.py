@@ -270,13 +270,7 @@ def _wrong_rows(
 
 
 def _coverage(
-    place: np.ndarray,
-    tokens: np.ndarray,
-    stream: _Stream,
-    source: AuditSource,
-    row_tokens: int,
-    *,
-    partial: bool,
+    place: np.ndarray, tokens: np.ndarray, stream: _Stream, source: AuditSource, row_tokens: int, *, partial: bool
 ) -> tuple[int, int, int]:
     """Tokens delivered too often, despite a mask, and too seldom, for the amount delivered in all. With `partial` the
     records may begin within an epoch.

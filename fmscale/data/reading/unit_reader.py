@@ -96,9 +96,7 @@ class UnitReader:
                 found.ids.append(np.zeros((1, 2), dtype=np.uint64))
             at = stop
         documents = UnitDocuments(
-            ends=_joined(found.ends),
-            offset=found.offset or 0,
-            ids=_joined(found.ids) if self.document_ids else None,
+            ends=_joined(found.ends), offset=found.offset or 0, ids=_joined(found.ids) if self.document_ids else None
         )
         return UnitRead(documents, damaged)
 

@@ -257,8 +257,7 @@ def test_which_rows_are_named() -> None:
 
 def test_occurrences_of_a_row() -> None:
     plan = Plan(
-        THREE,
-        [Ban(source=0, rows=((10, 60), (200, 230)), from_k=900), Ban(source=2, rows=((0, 5),), from_k=0)],
+        THREE, [Ban(source=0, rows=((10, 60), (200, 230)), from_k=900), Ban(source=2, rows=((0, 5),), from_k=0)]
     )
     samples = plan.samples(ks(0, 5000))
     for number in (0, 1, 2):
@@ -276,8 +275,7 @@ def test_opening_and_seeking_hold_nothing_that_grows(sources: int) -> None:
         weights = integer_weights([1.0] * sources)
         stages = [
             Stage(
-                from_k=0,
-                sources=tuple(Source(view=v, weight=w, seed=1) for v, w in zip(views, weights, strict=True)),
+                from_k=0, sources=tuple(Source(view=v, weight=w, seed=1) for v, w in zip(views, weights, strict=True))
             )
         ]
         Plan(stages).samples(ks(0, 4096))

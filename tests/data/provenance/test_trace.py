@@ -171,11 +171,7 @@ def test_after_a_quarantine(store: Backend, corpus: Corpus) -> None:
     first, stop = plan.bans[0].rows[0]
     lost = {
         doc.id.hex()
-        for doc, end in zip(
-            corpus.commits[0],
-            np.cumsum([len(d.tokens) for d in corpus.commits[0]]),
-            strict=True,
-        )
+        for doc, end in zip(corpus.commits[0], np.cumsum([len(d.tokens) for d in corpus.commits[0]]), strict=True)
         if first * T < end - len(doc.tokens) and end < stop * T
     }
     assert lost

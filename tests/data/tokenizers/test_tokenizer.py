@@ -25,18 +25,7 @@ CORPUS = [
     "Ünïcode wörter and 漢字, mixed with plain words.\n" * 3,
 ]
 
-SNIPPETS = [
-    *"aZ0 9'\n\t\r.,_#=-\x00\x1c\x1f\x7f\x0b\x0c",
-    "  ",
-    "\n\n",
-    "'s",
-    "'ll",
-    "'S",
-    "the",
-    " the",
-    "é",
-    "漢",
-]
+SNIPPETS = [*"aZ0 9'\n\t\r.,_#=-\x00\x1c\x1f\x7f\x0b\x0c", "  ", "\n\n", "'s", "'ll", "'S", "the", " the", "é", "漢"]
 SNIPPETS += ["\xa0", "\u2028", "\U0001f600", "<|eos|>", " <|bos|>", "\x85", "٣", "一", "ſ"]
 TEXTS = st.lists(st.sampled_from(SNIPPETS), max_size=40).map("".join)
 
@@ -95,10 +84,7 @@ SETTINGS = {
     "dropout": 0.5,
     "post_processor": {
         "type": "TemplateProcessing",
-        "single": [
-            {"SpecialToken": {"id": "<|bos|>", "type_id": 0}},
-            {"Sequence": {"id": "A", "type_id": 0}},
-        ],
+        "single": [{"SpecialToken": {"id": "<|bos|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
         "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
         "special_tokens": {"<|bos|>": {"id": "<|bos|>", "ids": [0], "tokens": ["<|bos|>"]}},
     },

@@ -70,12 +70,7 @@ def test_rows_are_slices_of_each_commit(corpus: tuple[Dataset, list[list[list[Do
     dataset, content = corpus
     view = make_view(dataset, sequence_length=T, rows_per_unit=rows_per_unit)
     check_rows(dataset, view, [kept_tokens(units, set()) for units in content])
-    assert (view.tokenizer, view.bos, view.eos, view.dtype) == (
-        dataset.commits()[0].tokenizer,
-        None,
-        0,
-        "uint16",
-    )
+    assert (view.tokenizer, view.bos, view.eos, view.dtype) == (dataset.commits()[0].tokenizer, None, 0, "uint16")
 
 
 @pytest.mark.parametrize("picks", [[(0, 0, 1)], [(0, 0, 0), (0, 1, 0), (1, 0, 1)], [(0, 2, 2), (1, 0, 0), (2, 0, 0)]])
