@@ -53,14 +53,15 @@ def _fork(spec: dict[str, Any], state: dict[str, Any] | None, phase: int, rank: 
 
 def _deliver(spec: dict[str, Any], state: dict[str, Any] | None, path: Path, rank: int, ranks: int, steps: int) -> None:
     from benchmarks.peers.common import ROW_TOKENS
-    from fmscale.data.open import SourceSpec, open_loader
+    from fmscale.config import SourceConfig
+    from fmscale.data.open import open_loader
     from fmscale.data.provenance.delivery import DeliveryRecord
     from fmscale.store.open import open_store
 
     store = open_store(spec["store"])
     loader = open_loader(
         store,
-        sources=[SourceSpec(dataset=name, weight=weight) for name, weight in spec["sources"]],
+        sources=[SourceConfig(dataset=name, weight=weight) for name, weight in spec["sources"]],
         sequence_length=ROW_TOKENS,
         batch=[(step, rows) for step, rows in spec["batch"]],
         seed=5,

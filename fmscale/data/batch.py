@@ -1,4 +1,4 @@
-"""What a rank receives: rows of tokens, and where their documents begin and end.
+"""Microbatch that a rank receives: rows of tokens, and the bounds of their documents.
 
 Shapes: B rows of a microbatch (fillers included), T tokens a row.
 """
@@ -16,11 +16,11 @@ class UnitDocuments:
     """Documents of one unit, in the unit's own token positions."""
 
     ends: np.ndarray
-    """int64 [documents]: exclusive end of each document; the last is the unit's end if cut there."""
+    """int64 [documents]: exclusive end of each document; the unit's end of a document that goes on behind it."""
     offset: int
     """Tokens of the first document that lie before the unit."""
     ids: np.ndarray | None
-    """uint64 [documents, 2]: stable document ids; None unless the loader was asked for them."""
+    """uint64 [documents, 2]: stable document ids; None unless the loader reads ids."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ class DocumentSpan:
     start: int
     """First token position in the row."""
     stop: int
-    """Position behind the last token in the row."""
+    """Position behind its last token in the row."""
     document: tuple[int, int]
     """Stable document id, high and low half; (0, 0) unless the loader reads ids."""
     offset: int
@@ -41,10 +41,9 @@ class DocumentSpan:
 
 @dataclass(kw_only=True)
 class Microbatch:
-    """One forward's rows.
+    """Rows of a forward.
 
-    `tokens` lives in a buffer that the loader takes back once nothing refers to it any more: keep the tensor
-    as long as you like.
+    The loader takes the buffer of `tokens` back once nothing refers to it: keep the tensor as long as you like.
     """
 
     tokens: torch.Tensor
@@ -58,7 +57,7 @@ class Microbatch:
     step: int
     """Optimizer step that the rows belong to."""
     last_of_step: bool
-    """Whether this is the rank's last microbatch of the step."""
+    """True for the rank's last microbatch of the step."""
     documents: Sequence[UnitDocuments]
     """Documents of the unit behind each real row."""
     offsets: Sequence[int]
@@ -84,15 +83,8 @@ class Microbatch:
                 if end == position:  # a document without tokens
                     continue
                 document = (0, 0) if unit.ids is None else (int(unit.ids[index, 0]), int(unit.ids[index, 1]))
-                spans.append(
-                    DocumentSpan(
-                        row=row,
-                        start=position - start,
-                        stop=end - start,
-                        document=document,
-                        offset=position - begin,
-                    )
-                )
+                place = {"start": position - start, "stop": end - start, "offset": position - begin}
+                spans.append(DocumentSpan(row=row, document=document, **place))
                 position = begin = end
                 if end == start + length:
                     break
@@ -100,8 +92,8 @@ class Microbatch:
 
     @cached_property
     def cu_seqlens(self) -> torch.Tensor:
-        """int32 [pieces + 1]: boundaries of the documents in the batch read as one sequence of B * T tokens;
-        every row begins a piece, also a filler.
+        """int32 [pieces + 1]: bounds of the pieces of documents in the batch as one sequence of B * T tokens. Every
+        row, a filler too, begins a piece.
         """
         length = self.tokens.shape[1]
         ends = [span.row * length + span.stop for span in self.spans]
@@ -110,7 +102,7 @@ class Microbatch:
 
     @cached_property
     def positions(self) -> torch.Tensor:
-        """int64 [B, T]: position of each token in its piece; restarts at every document and row."""
+        """int64 [B, T]: position of each token in its piece, from 0 at every document and row."""
         cu = self.cu_seqlens.to(torch.int64)
         lengths = cu[1:] - cu[:-1]
         flat = torch.arange(int(cu[-1])) - torch.repeat_interleave(cu[:-1], lengths)
@@ -118,8 +110,8 @@ class Microbatch:
 
     @cached_property
     def loss_weights(self) -> torch.Tensor:
-        """float32 [B, T]: weight of each token as a target. 0 for the first token of a row or a document
-        (nothing before it may predict it) and in fillers, 1 elsewhere.
+        """float32 [B, T]: weight of each token as a target. 0 for the first token of a row or a document, which nothing
+        may predict, and in fillers; 1 elsewhere.
         """
         weights = (self.positions != 0).to(torch.float32)
         weights[self.rows :] = 0.0

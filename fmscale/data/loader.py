@@ -1,10 +1,10 @@
-"""Batches of a plan: planned ahead, fetched ahead, verified, delivered from reused buffers.
+"""Loader: microbatches of a plan, planned and fetched ahead, verified, delivered from reused buffers.
 
-Goals, in this order: the sequence of global batches is a function of the plan alone (P1); nothing
-unverified is delivered (P2); the state is below 1 KiB and the same on every rank; the training thread
-spends its time on one gather and one widening per batch. Threads, no worker processes.
+Goals, in this order: the sequence of global batches is a function of the plan alone (P1); nothing unverified is
+delivered (P2); the state is below 1 KiB and the same on every rank; the training thread spends its time on one gather
+and one widening per batch. Threads, no worker processes.
 
-    plan ── assign ──► blocks of steps ── units ──► arena (host memory) ── gather, widen ──► Batch
+    plan ── assign ──► blocks of steps ── units ──► arena (host memory) ── gather, widen ──► Microbatch
             planner thread              reader threads                     the caller's thread
 """
 
@@ -24,8 +24,7 @@ from fmscale.data.plan.assign import Share, assign
 from fmscale.data.plan.batch_schedule import BatchSchedule
 from fmscale.data.plan.order_log import OrderLog, replay
 from fmscale.data.plan.plan import Plan
-from fmscale.data.reading.arena import Arena
-from fmscale.data.reading.buffers import BufferPool
+from fmscale.data.reading.arena import Arena, BufferPool
 from fmscale.data.reading.planner import HORIZON_STEPS, MAX_STEPS, DamagedRows, Planner, UnitBlock
 from fmscale.data.reading.prefetch import Prefetcher
 from fmscale.data.reading.readers import Readers
@@ -40,16 +39,16 @@ REMOTE_READ_THREADS = 16
 
 
 class Loader:
-    """Iterates over this rank's microbatches, without end. One thread consumes it.
+    """Iterates over this rank's microbatches, without end. A single thread consumes it.
 
-    Raises CorruptChunk when a chunk cannot be served and `order_log` is None; with an order log the rows are
-    quarantined there and replaced before anything of them is delivered.
+    Without `order_log` a chunk that cannot be served raises CorruptChunk; with it the rows are quarantined there and
+    replaced before anything of them is delivered.
     """
 
     def __init__(
         self,
         plan: Plan,
-        batches: BatchSchedule,
+        schedule: BatchSchedule,
         readers: Readers,
         *,
         dp_rank: int = 0,
@@ -60,19 +59,10 @@ class Loader:
         prefetch: bool = True,
         order_log: OrderLog | None = None,
     ) -> None:
-        """
-        Args:
-            plan: which row is sample k.
-            batches: which samples make a step.
-            readers: read units of the plan's sources.
-            dp_rank: place among the data-parallel ranks.
-            dp_size: number of data-parallel ranks.
-            micro_batch: rows of a forward; None: the rank's whole part of the step.
-            memory_bytes: bytes of host memory for units. Below the units of a shuffle window, units are read
-                more than once.
-            read_threads: concurrent reads; None: none beside the planner's for a local store, else 16.
-            prefetch: read ahead in threads; False reads each step when it is asked for.
-            order_log: the run's, where the plan came from one.
+        """The arguments of `open_loader`, opened. `order_log` is the run's, if its chunks may be quarantined.
+
+        With less memory than the units of a shuffle window, units are read more than once. `read_threads=None` leaves
+        reading to the planner's thread for a local store, and takes 16 threads for a remote store.
         """
         if not 0 <= dp_rank < dp_size:
             raise ConfigError(
@@ -82,16 +72,14 @@ class Loader:
             )
         if micro_batch is not None and micro_batch < 1:
             raise ConfigError(
-                "micro_batch must be at least 1",
-                found=micro_batch,
-                remedy="Leave it out for one forward a step.",
+                "micro_batch must be at least 1", found=micro_batch, remedy="Leave it out for one forward a step."
             )
         self.plan = plan
-        self.batches = batches
+        self.schedule = schedule
         self.k = 0
         """First sample of the next step to deliver."""
         self.stall_seconds = 0.0
-        """Time that the consumer waited for data, the first batch included."""
+        """Time of the consumer's waits for data, the first batch included."""
         self._readers = readers
         self._share = Share(dp_rank=dp_rank, dp_size=dp_size, micro_batch=micro_batch)
         self._order_log = order_log
@@ -112,31 +100,26 @@ class Loader:
         self._stream = self._batches()
 
     def _warn_of_little_memory(self) -> None:
-        """Say so where the shuffle windows do not fit: a row whose unit was evicted costs a unit's read again."""
+        """Warn where the shuffle windows do not fit: a row whose unit was evicted costs a second read of the unit."""
         windows = sum(min(order.window, order.units.n) for order in self.plan.orders)
-        wanted = -(-windows // self._share.dp_size)
-        if self._arena.capacity < wanted:
+        needed = -(-windows // self._share.dp_size)
+        if self._arena.capacity < needed:
             logger.warning(
                 "the loader's memory holds %d of the %d units that are shuffled among one another, so units will "
                 "be read many times: give it %d MiB (data.memory_bytes), or a smaller window (data.window)",
                 self._arena.capacity,
-                wanted,
-                -(-wanted * self._arena.rows.nbytes // (self._arena.capacity << 20)),
+                needed,
+                -(-needed * self._arena.rows.nbytes // (self._arena.capacity << 20)),
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Where to go on: version, k, digest of the plan, head of the order log; below 1 KiB, the same on
-        every rank. Inside a step it names the beginning of that step.
+        """State to go on from: version, k, digest of the plan, head of the order log. Below 1 KiB, the same on every
+        rank; inside a step it names the beginning of that step.
         """
-        return {
-            "version": STATE_VERSION,
-            "k": self.k,
-            "plan": self.plan.digest,
-            "order_log": self.plan.log_head,
-        }
+        return {"version": STATE_VERSION, "k": self.k, "plan": self.plan.digest, "order_log": self.plan.log_head}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on at `state`, at any number of ranks and any batch size. Raises DataError for another plan."""
+        """Go on at `state`, at any number of ranks and any batch size. Raises DataError for another plan's state."""
         if state.get("version") != STATE_VERSION:
             raise DataError(
                 "loader state of another version",
@@ -187,7 +170,7 @@ class Loader:
         pool = ThreadPoolExecutor(threads, "fmscale-read") if threads else None
         planner = Planner(
             self.plan,
-            self.batches,
+            self.schedule,
             self._share,
             self._readers,
             self._arena,
@@ -228,12 +211,12 @@ class Loader:
             yield batch
 
     def _quarantine(self, damage: DamagedRows) -> None:
-        """Write the damaged rows to the order log, then plan again from the step not yet delivered."""
+        """Write the damaged rows to the order log, then plan again from the first undelivered step."""
         if self._order_log is None:
             raise damage.error
-        step = self.batches.step_of(self.k)
-        from_k = int(self.batches.kappa(step + 2 * HORIZON_STEPS + 2))
-        ahead = assign(self.plan, self.batches, self._share, k=self.k, steps=2 * HORIZON_STEPS + 2)
+        step = self.schedule.step_of(self.k)
+        from_k = int(self.schedule.kappa(step + 2 * HORIZON_STEPS + 2))
+        ahead = assign(self.plan, self.schedule, self._share, k=self.k, steps=2 * HORIZON_STEPS + 2)
         real = np.arange(ahead.k.shape[1]) < ahead.real[:, None]
         first, last = damage.rows
         lost = real & (ahead.source == damage.source) & (ahead.row >= first) & (ahead.row < last)
@@ -243,7 +226,7 @@ class Loader:
         )
 
     def close(self) -> None:
-        """End the threads. Iterating again goes on at the first step not delivered whole."""
+        """End the threads. Another iteration goes on at the first step that was not delivered whole."""
         self._stop_ahead()
         self._stream = self._batches()
 

@@ -1,11 +1,11 @@
-"""From a store to a loader: datasets to views, views to a plan, the plan to batches."""
+"""Opening of loaders: datasets → views → plan → loader."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from fmscale.config import SourceConfig
 from fmscale.data.loader import MEMORY_BYTES, Loader
 from fmscale.data.order.mixture import WEIGHT_ONE, integer_weights
 from fmscale.data.plan.batch_schedule import BatchSchedule
@@ -23,54 +23,37 @@ from fmscale.store.tiers.cache import NodeCache
 from fmscale.store.tiers.fetch import Fetcher
 
 REGION_BYTES = 4 * 2**20
-"""What one request fetches into the cache of a node that will need all the data, instead of a unit's 320 KiB."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceSpec:
-    """One dataset of a mixture, as a person names it."""
-
-    dataset: str
-    """Name in the store."""
-    weight: float = 1.0
-    """Share of the samples, relative to the others."""
-    split: str = "train"
-    """Split of the dataset."""
-    commits: tuple[int, ...] | None = None
-    """Commits to read; None: those live now."""
-    masks: tuple[str, ...] = ()
-    """Masks whose documents are left out."""
-    seed: int | None = None
-    """Seed of its order; None: from the run's seed and its place among the sources."""
+"""Bytes of a request where a node's cache has room for all data; else a request fetches a unit, 320 KiB."""
 
 
 def make_sources(
     backend: Backend,
-    specs: Sequence[SourceSpec],
+    configs: Sequence[SourceConfig],
     *,
     sequence_length: int,
     seed: int,
     window: int = WINDOW,
     datasets: dict[str, Dataset] | None = None,
 ) -> list[Source]:
-    """Views of the datasets with integer weights. Raises DataError for a dataset, split or commit that is not
-    there, or where tokenizers differ. `datasets` takes those that are opened, by name.
+    """Views of the datasets with integer weights. `datasets` takes those that are opened, by name.
+
+    Raises DataError for a dataset, split or commit that does not exist, ConfigError where tokenizers differ.
     """
     sources = []
     datasets = {} if datasets is None else datasets
-    weights = integer_weights([spec.weight for spec in specs])
-    for place, (spec, weight) in enumerate(zip(specs, weights, strict=True)):
-        if spec.dataset not in datasets:
-            datasets[spec.dataset] = open_dataset(backend, spec.dataset)
+    weights = integer_weights([config.weight for config in configs])
+    for place, (config, weight) in enumerate(zip(configs, weights, strict=True)):
+        if config.dataset not in datasets:
+            datasets[config.dataset] = open_dataset(backend, config.dataset)
         view = make_view(
-            datasets[spec.dataset],
+            datasets[config.dataset],
             sequence_length=sequence_length,
-            split=spec.split,
-            commits=spec.commits,
-            masks=spec.masks,
+            split=config.split,
+            commits=config.commits,
+            masks=config.masks,
             window=window,
         )
-        own = int(metadata_digest(f"{seed}/{place}".encode())[:16], 16) if spec.seed is None else spec.seed
+        own = int(metadata_digest(f"{seed}/{place}".encode())[:16], 16) if config.seed is None else config.seed
         sources.append(Source(view=view, weight=weight, seed=own))
     tokenizers = {source.view.tokenizer for source in sources}
     if len(tokenizers) > 1:
@@ -83,10 +66,10 @@ def make_sources(
 
 
 def open_order(
-    backend: Backend, run: str, sources: Sequence[Source], specs: Sequence[SourceSpec], *, lease: int = 0
+    backend: Backend, run: str, sources: Sequence[Source], configs: Sequence[SourceConfig], *, lease: int = 0
 ) -> OrderLog:
-    """The order log of a run; started with these sources, made of `specs`, if it has no stage. Ranks may race:
-    one starts it, all use what it recorded. `lease` is the number of the run's, 0 where nobody took one.
+    """The order log of a run; if it has no stage, it starts with these sources, made of `configs`. When ranks race, one
+    rank starts it, and all use its record. `lease` is the number of the run's lease, 0 where nobody took it.
 
     Raises ConfigError if the run's last stage is of other data (see `require_recorded`).
     """
@@ -95,13 +78,13 @@ def open_order(
         plan = order_log.start(sources)
     except Conflict:
         plan = order_log.refresh()
-    require_recorded(run, plan, sources, specs)
+    require_recorded(run, plan, sources, configs)
     return order_log
 
 
-def require_recorded(run: str, plan: Plan, sources: Sequence[Source], specs: Sequence[SourceSpec]) -> None:
-    """Raise ConfigError, with what differs, if the last stage of a run's plan is not what `sources`, made of
-    `specs`, are. Commits that came after it was recorded make no difference where a spec names none.
+def require_recorded(run: str, plan: Plan, sources: Sequence[Source], configs: Sequence[SourceConfig]) -> None:
+    """Raise ConfigError, with the differences, unless the last stage of a run's plan has the `sources` that were made
+    of `configs`. Later commits make no difference where a config names no commits.
     """
     recorded = plan.stages[-1].sources
     differ: dict[str, tuple[object, object]] = {}
@@ -109,8 +92,8 @@ def require_recorded(run: str, plan: Plan, sources: Sequence[Source], specs: Seq
         names = [[source.view.dataset for source in side] for side in (recorded, sources)]
         differ["data.sources"] = names[0], names[1]
     else:
-        for place, (old, new, spec) in enumerate(zip(recorded, sources, specs, strict=True)):
-            was, asked = _outline(old, spec, place), _outline(new, spec, place)
+        for place, (old, new, config) in enumerate(zip(recorded, sources, configs, strict=True)):
+            was, asked = _outline(old, config, place), _outline(new, config, place)
             differ |= {key: (was[key], asked[key]) for key in was if was[key] != asked[key]}
     if differ:
         raise ConfigError(
@@ -127,7 +110,7 @@ def open_loader(
     sequence_length: int,
     batch: int | Sequence[tuple[int, int]],
     dataset: str | None = None,
-    sources: Sequence[SourceSpec] = (),
+    sources: Sequence[SourceConfig] = (),
     split: str = "train",
     seed: int = 0,
     window: int = WINDOW,
@@ -156,8 +139,8 @@ def open_loader(
         split: split of `dataset`.
         seed: seed of the order.
         window: units that are shuffled among one another.
-        run: name of a run, which keeps its order log in the store (stages, bans, quarantines); None: the
-            order is made of the arguments alone, and a chunk that cannot be served stops the loader.
+        run: name of a run, which keeps its order log in the store (stages, bans, quarantines); None: the order
+            depends on the arguments alone, and a chunk that cannot be served stops the loader.
         lease: number of the run's lease, under which the order log is written.
         dp_rank: place among the data-parallel ranks.
         dp_size: number of data-parallel ranks.
@@ -165,12 +148,12 @@ def open_loader(
         memory_bytes: bytes of host memory for units.
         cache_dir: node-local folder shared by the node's ranks; for remote stores.
         cache_bytes: limit of that folder.
-        nodes: over how many nodes the ranks are spread. One node that has room in its cache for all the data
-            fetches it in few large requests.
+        nodes: number of nodes of all ranks. A single node whose cache has room for all the data fetches it in
+            few large requests.
         on_corrupt: `quarantine` (with a run) or `stop`.
         document_ids: deliver stable document ids too.
         read_threads: concurrent reads; None: by the kind of store.
-        prefetch: read ahead; False only to measure what that is worth.
+        prefetch: read ahead; False reads each step when it is asked for, and serves measurements alone.
 
     Raises DataError, ConfigError or StoreError with the remedy.
     """
@@ -187,10 +170,10 @@ def open_loader(
             found=on_corrupt,
             remedy="quarantine replaces rows that no copy can serve, stop ends the run.",
         )
-    specs = list(sources) or [SourceSpec(dataset=str(dataset), split=split)]
+    configs = list(sources) or [SourceConfig(dataset=str(dataset), split=split)]
     datasets: dict[str, Dataset] = {}
-    made = make_sources(backend, specs, sequence_length=sequence_length, seed=seed, window=window, datasets=datasets)
-    order_log = open_order(backend, run, made, specs, lease=lease) if run is not None else None
+    made = make_sources(backend, configs, sequence_length=sequence_length, seed=seed, window=window, datasets=datasets)
+    order_log = open_order(backend, run, made, configs, lease=lease) if run is not None else None
     plan = order_log.plan if order_log else Plan([Stage(from_k=0, sources=tuple(made))])
     cache = NodeCache(Path(cache_dir), cache_bytes) if cache_dir is not None else None
     data_bytes = sum(sum(source.view.tokens) * np.dtype(source.view.dtype).itemsize for source in made)
@@ -199,10 +182,7 @@ def open_loader(
         plan,
         BatchSchedule([(0, batch)] if isinstance(batch, int) else batch),
         Readers(
-            backend,
-            Fetcher(backend, cache, region_bytes=region_bytes),
-            document_ids=document_ids,
-            datasets=datasets,
+            backend, Fetcher(backend, cache, region_bytes=region_bytes), document_ids=document_ids, datasets=datasets
         ),
         dp_rank=dp_rank,
         dp_size=dp_size,
@@ -214,16 +194,16 @@ def open_loader(
     )
 
 
-def _outline(source: Source, spec: SourceSpec, place: int) -> dict[str, object]:
-    """What of a source a person chose, by key of the config: commits only where the spec names them."""
+def _outline(source: Source, config: SourceConfig, place: int) -> dict[str, object]:
+    """Chosen values of a source, by key of the config; commits only where the config names them."""
     view, at = source.view, f"data.sources.{place}"
     chosen: dict[str, object] = {
         f"{at}.dataset": view.dataset,
         f"{at}.split": view.split,
         f"{at}.weight": f"{source.weight / WEIGHT_ONE:.6g} of the samples",
-        f"{at}.seed" + (" (made from data.seed)" if spec.seed is None else ""): source.seed,
+        f"{at}.seed" + (" (made from data.seed)" if config.seed is None else ""): source.seed,
         f"{at}.masks": list(view.masks),
         "data.window": view.window,
         "data.sequence_length + 1": view.sequence_length,
     }
-    return chosen if spec.commits is None else {**chosen, f"{at}.commits": list(view.commits)}
+    return chosen if config.commits is None else {**chosen, f"{at}.commits": list(view.commits)}

@@ -11,8 +11,8 @@ from fmscale.errors import ConfigError
 
 
 class TokenDataset(IterableDataset[dict[str, torch.Tensor]]):
-    """Yields dictionaries: tokens int64 [B, T], positions int64 [B, T], loss_weights float32 [B, T] (weight
-    of each token as a target) and cu_seqlens int32. Batches come ready: DataLoader(dataset, batch_size=None).
+    """Yields dictionaries: tokens int64 [B, T], positions int64 [B, T], loss_weights float32 [B, T] (weight of each
+    token as a target) and cu_seqlens int32. Batches come ready: DataLoader(dataset, batch_size=None).
 
     `state_dict` and `load_state_dict` are the loader's: exact between steps, at any number of ranks.
     """
@@ -21,7 +21,7 @@ class TokenDataset(IterableDataset[dict[str, torch.Tensor]]):
         self.loader = loader
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        """Raises ConfigError inside a worker process: threads prefetch, another process would repeat data."""
+        """Raises ConfigError inside a worker process, which would repeat the data of the others."""
         if (worker := get_worker_info()) is not None:
             raise ConfigError(
                 "the loader prefetches with threads; worker processes would each deliver the same samples",

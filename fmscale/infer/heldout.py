@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fmscale.data.tokenizers.tokenizer import Tokenizer, frame, from_json
+from fmscale.data.tokenizers.protocol import Tokenizer
+from fmscale.data.tokenizers.tokenizer import frame, from_json
 from fmscale.errors import ConfigError, DataError
 from fmscale.infer.evaluate import Document
 from fmscale.store.backends.protocol import Backend

@@ -9,7 +9,8 @@ from fmscale.checkpoint.checkpoint import Checkpoint, open_in
 from fmscale.config import ModelConfig, as_yaml
 from fmscale.config.reader.load import load_section
 from fmscale.config.reader.tree import YamlTable, parse
-from fmscale.data.tokenizers.tokenizer import Tokenizer, from_json
+from fmscale.data.tokenizers.protocol import Tokenizer
+from fmscale.data.tokenizers.tokenizer import from_json
 from fmscale.errors import ConfigError, DataError
 from fmscale.models import Decoder, build, load_weights
 from fmscale.store.backends.protocol import Backend

@@ -9,8 +9,9 @@ from fmscale.config import Config
 from fmscale.config.train import EvaluationSet
 from fmscale.data.batch import Microbatch
 from fmscale.data.loader import Loader
-from fmscale.data.open import SourceSpec, open_loader
-from fmscale.data.tokenizers.tokenizer import Tokenizer, from_json
+from fmscale.data.open import open_loader
+from fmscale.data.tokenizers.protocol import Tokenizer
+from fmscale.data.tokenizers.tokenizer import from_json
 from fmscale.errors import ConfigError, DataError
 from fmscale.objectives.inputs import Inputs
 from fmscale.runtime.world import World
@@ -30,21 +31,6 @@ class Shares:
     """Rows of a forward."""
 
 
-def source_specs(config: Config) -> list[SourceSpec]:
-    """The sources of the data section, as the loader is told them."""
-    return [
-        SourceSpec(
-            dataset=source.dataset,
-            weight=source.weight,
-            split=source.split,
-            commits=source.commits,
-            masks=source.masks,
-            seed=source.seed,
-        )
-        for source in config.data.sources
-    ]
-
-
 def open_training(config: Config, backend: Backend, world: World, shares: Shares, *, lease: int) -> Loader:
     """The loader of the run's samples; its order is in the run's log, written under lease `lease`."""
     data = config.data
@@ -53,7 +39,7 @@ def open_training(config: Config, backend: Backend, world: World, shares: Shares
         # One more than the model reads: the label of the last.
         sequence_length=data.sequence_length + 1,
         batch=shares.global_batch,
-        sources=source_specs(config),
+        sources=data.sources,
         seed=data.seed,
         window=data.window,
         run=config.train.run,

@@ -12,9 +12,9 @@ import yaml
 from typer.testing import CliRunner
 
 from fmscale.cli.main import build_app
-from fmscale.config import TrainConfig
+from fmscale.config import SourceConfig, TrainConfig
 from fmscale.data.ingest import ingest
-from fmscale.data.open import SourceSpec, make_sources, open_order
+from fmscale.data.open import make_sources, open_order
 from fmscale.store.open import open_store
 from fmscale.train.preflight.forecast import state_bytes
 
@@ -158,7 +158,7 @@ def test_a_run_without_a_length_would_fail(config: Path):
 
 def test_a_run_that_was_recorded_with_other_data_would_fail(config: Path, store: Path):
     backend = open_store(str(store))
-    specs = [SourceSpec(dataset="docs"), SourceSpec(dataset="more")]
+    specs = [SourceConfig(dataset="docs"), SourceConfig(dataset="more")]
     open_order(backend, "recorded", make_sources(backend, specs, sequence_length=LENGTH + 1, seed=7), specs)
     status, found = plan(config, "train.run=recorded")
     assert status == 2
@@ -244,7 +244,7 @@ def test_a_run_that_goes_on_reads_what_it_recorded(tmp_path: Path):
     path = tmp_path / "run.yaml"
     path.write_text(CONFIG.format(store=tmp_path / "store").partition("evaluation:")[0])
     _, fresh = plan(path)
-    specs = [SourceSpec(dataset="docs", weight=3), SourceSpec(dataset="more")]
+    specs = [SourceConfig(dataset="docs", weight=3), SourceConfig(dataset="more")]
     open_order(backend, "demo", make_sources(backend, specs, sequence_length=LENGTH + 1, seed=0), specs)
     ingest_more("docs", "two")
     status, found = plan(path)

@@ -22,8 +22,9 @@ def corpus(local_store: Backend) -> tuple[Dataset, list[Document]]:
 
 
 def run(dataset: Dataset, *arguments: str) -> tuple[int, str]:
-    store = dataset.backend.local_path("x").parent
-    base = ["dataset", "mask", "--store", str(store), "--dataset", "corpus", "--json"]
+    path = dataset.backend.local_path("x")
+    assert path is not None
+    base = ["dataset", "mask", "--store", str(path.parent), "--dataset", "corpus", "--json"]
     result = CliRunner().invoke(build_app(), [*base, *arguments])
     return result.exit_code, result.output
 

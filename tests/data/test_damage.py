@@ -27,11 +27,7 @@ def flip_first(store: Backend, key: str) -> None:
 
 
 def flip_document_ends(store: Backend, key: str) -> None:
-    flip(
-        store,
-        key.replace("/tokens/c/0", "/document_ends/c/0").replace("/tokens/c/1", "/document_ends/c/0"),
-        9,
-    )
+    flip(store, key.replace("/tokens/c/0", "/document_ends/c/0").replace("/tokens/c/1", "/document_ends/c/0"), 9)
 
 
 def flip_seal(store: Backend, key: str) -> None:

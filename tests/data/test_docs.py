@@ -9,7 +9,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
 SECTIONS = dict(re.findall(r"^## `(fmscale[.\w]*)`\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
 
 
-def test_the_example_of_the_loader_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_example_of_the_loader_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", SECTIONS["fmscale.data"], re.DOTALL)
     found: dict[str, object] = {}

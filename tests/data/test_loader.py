@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from fmscale.config import SourceConfig
 from fmscale.data.loader import Loader
-from fmscale.data.open import SourceSpec, open_loader
+from fmscale.data.open import open_loader
 from fmscale.data.reading import planner
 from fmscale.data.torch_dataset import TokenDataset
 from fmscale.errors import ConfigError, DataError
@@ -169,7 +170,7 @@ def test_memory_below_a_shuffle_window_is_warned_of(
 def test_a_mixture_delivers_its_shares_and_each_source_in_its_own_order(memory: Backend) -> None:
     store_corpus(memory, "other", seed=5)
     store_corpus(memory, "corpus")
-    sources = [SourceSpec(dataset="corpus", weight=3), SourceSpec(dataset="other", weight=1)]
+    sources = [SourceConfig(dataset="corpus", weight=3), SourceConfig(dataset="other", weight=1)]
     counts = np.zeros(2, dtype=int)
     with open_loader(memory, sources=sources, sequence_length=T, batch=8) as loader:
         for batch in itertools.islice(loader, 64):
@@ -178,7 +179,11 @@ def test_a_mixture_delivers_its_shares_and_each_source_in_its_own_order(memory: 
     assert counts.sum() == 512
 
 
-def test_torch_dataset_yields_whole_batches_and_refuses_workers(memory: Backend, corpus: Corpus) -> None:
+def test_torch_dataset_yields_whole_batches_and_refuses_workers(
+    memory: Backend, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # torch waits so long for the worker that has failed, and for nothing.
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
     with open_corpus(memory) as loader:
         dataset = TokenDataset(loader)
         item = next(iter(DataLoader(dataset, batch_size=None)))
@@ -262,7 +267,7 @@ def test_wrong_rank_or_dataset_is_refused(memory: Backend, corpus: Corpus) -> No
     with pytest.raises(DataError, match="corpus"):
         open_corpus(memory, dataset="corpsu")
     with pytest.raises(ConfigError, match="either dataset or sources"):
-        open_corpus(memory, sources=[SourceSpec(dataset="corpus")])
+        open_corpus(memory, sources=[SourceConfig(dataset="corpus")])
 
 
 def deliver_on_rank(rank: int, ranks: int, url: str) -> dict[int, bytes]:
@@ -274,16 +279,16 @@ def test_rank_processes_share_one_run(tmp_path: Path) -> None:
     corpus_store = open_store(url)
     store_corpus(corpus_store)
     alone = joined(corpus_store, 96, 1)
-    parts = run_ranks(deliver_on_rank, 3, url)
+    parts = run_ranks(deliver_on_rank, 2, url)
     assert {k: row for part in parts for k, row in part.items()} == alone
 
 
 def test_resumed_again_and_again_at_other_sizes(memory: Backend, corpus: Corpus) -> None:
     """A mixture, a batch ramp, a stage and a ban on the way: the joined batches are those of one rank."""
-    names = ["corpus", *(f"elastic-{i}" for i in range(5))]
+    names = ["corpus", *(f"elastic-{i}" for i in range(2))]
     for i, name in enumerate(names[1:]):
         store_corpus(memory, name, seed=20 + i)
-    sources = [SourceSpec(dataset=name, weight=1 + i) for i, name in enumerate(names)]
+    sources = [SourceConfig(dataset=name, weight=1 + i) for i, name in enumerate(names)]
     options: dict[str, object] = {"dataset": None, "sources": sources, "run": "elastic", "micro_batch": 3}
     options["batch"] = [(0, 8), (4, 7), (9, 16)]
     with open_corpus(memory, **options) as loader:
@@ -294,7 +299,7 @@ def test_resumed_again_and_again_at_other_sizes(memory: Backend, corpus: Corpus)
         weights = [source.weight for source in made]
         turned = [replace(source, weight=w) for source, w in zip(made, reversed(weights), strict=True)]
         order_log.add_stage(60, turned)
-    options["sources"] = [SourceSpec(dataset=name, weight=6 - i) for i, name in enumerate(names)]
+    options["sources"] = [SourceConfig(dataset=name, weight=len(names) - i) for i, name in enumerate(names)]
 
     def part(rank: int, ranks: int, state: dict[str, object] | None, steps: int) -> tuple[Loader, dict[int, bytes]]:
         loader = open_corpus(memory, **options, dp_rank=rank, dp_size=ranks)
@@ -312,7 +317,7 @@ def test_resumed_again_and_again_at_other_sizes(memory: Backend, corpus: Corpus)
 
     state: dict[str, object] | None = None
     joined_up: dict[int, bytes] = {}
-    for ranks in (8, 3, 1, 16, 5, 2):
+    for ranks in (8, 3, 1, 5):
         parts = [part(rank, ranks, state, 3) for rank in range(ranks)]
         states = [loader.state_dict() for loader, _ in parts]
         assert all(one == states[0] for one in states)
@@ -321,8 +326,8 @@ def test_resumed_again_and_again_at_other_sizes(memory: Backend, corpus: Corpus)
             loader.close()
             assert not joined_up.keys() & found.keys()
             joined_up |= found
-    loader, alone = part(0, 1, None, 18)
+    loader, alone = part(0, 1, None, 12)
     loader.close()
     assert joined_up == alone
     assert sorted(alone) == list(range(loader.k))
-    assert len({row[0] for row in alone.values()}) == 6
+    assert len({row[0] for row in alone.values()}) == len(names)

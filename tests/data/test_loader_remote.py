@@ -33,7 +33,7 @@ def corpus(url: str) -> Corpus:
 
 @pytest.fixture(scope="module")
 def right(corpus: Corpus) -> dict[int, bytes]:
-    """What a store in memory delivers, without any cache."""
+    """Samples from a store in memory, without any cache."""
     store = open_store("memory://remote-loader")
     store_corpus(store, scale=8)
     return delivered(open_corpus(store))
@@ -93,12 +93,7 @@ def test_a_node_that_has_room_for_all_fetches_in_few_requests(s3: S3Server, s3_b
     requests, content = [], []
     for nodes in (1, 2):
         with open_corpus(
-            url,
-            dataset="large",
-            sequence_length=4001,
-            batch=2,
-            cache_dir=tmp_path / f"of {nodes}",
-            nodes=nodes,
+            url, dataset="large", sequence_length=4001, batch=2, cache_dir=tmp_path / f"of {nodes}", nodes=nodes
         ) as loader:
             content.append([next(loader).tokens.numpy().tobytes() for _ in range(480)])
             requests.append(loader._readers.fetcher.backend.requests.count["get_range"])

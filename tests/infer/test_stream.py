@@ -3,7 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fmscale.data.tokenizers.bpe import train_bpe
-from fmscale.data.tokenizers.tokenizer import ByteTokenizer, Tokenizer
+from fmscale.data.tokenizers.protocol import Tokenizer
+from fmscale.data.tokenizers.tokenizer import ByteTokenizer
 from fmscale.infer import TextStream
 
 TEXT = "x = 'ä€𝄞é' # naïve — 日本語 \U0001f600!"

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from fmscale.data.open import SourceSpec, make_sources, open_loader
+from fmscale.config import SourceConfig
+from fmscale.data.open import make_sources, open_loader
 from fmscale.data.plan.plan import Plan, Stage
 from fmscale.data.provenance.delivery import DeliveryRecord, order_hash, read_records
 from fmscale.data.provenance.expected import ExpectedSample
@@ -33,7 +34,7 @@ def store() -> Backend:
 
 @pytest.fixture(scope="module")
 def planned(store: Backend) -> pa.Table:
-    sources = make_sources(store, [SourceSpec(dataset="corpus")], sequence_length=T, seed=3)
+    sources = make_sources(store, [SourceConfig(dataset="corpus")], sequence_length=T, seed=3)
     return ExpectedSample(store, Plan([Stage(from_k=0, sources=tuple(sources))])).table(0, SAMPLES)
 
 

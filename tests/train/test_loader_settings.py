@@ -6,7 +6,6 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from fmscale.config import Config, DataConfig, SourceConfig, TrainConfig
-from fmscale.data.open import SourceSpec
 from fmscale.runtime.world import World
 from fmscale.store.backends.protocol import Backend
 from fmscale.train import data
@@ -56,7 +55,7 @@ def test_every_field_reaches_the_loader(monkeypatch: pytest.MonkeyPatch, memory_
     [found] = given
     assert found == {
         **told(DATA),
-        "sources": [SourceSpec(**told(source)) for source in SOURCES],
+        "sources": SOURCES,
         "sequence_length": 33 + 1,
         "store": memory_store,
         "run": "named",

@@ -37,7 +37,8 @@ from fmscale.data.ingest.sample import sample, sample_bytes
 from fmscale.data.ingest.sources import Listing, list_sources
 from fmscale.data.ingest.unit import UnitTask
 from fmscale.data.tokenizers.bpe import train_bpe
-from fmscale.data.tokenizers.tokenizer import dtype_of, from_json
+from fmscale.data.tokenizers.protocol import dtype_of
+from fmscale.data.tokenizers.tokenizer import from_json
 from fmscale.errors import ConfigError, Conflict, DataError
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.backends.write_once import store_once

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fmscale.data.tokenizers.tokenizer import Tokenizer, bpe_size, from_json, load_tokenizer
+from fmscale.data.tokenizers.protocol import Tokenizer
+from fmscale.data.tokenizers.tokenizer import bpe_size, from_json, load_tokenizer
 from fmscale.errors import ConfigError, DataError
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets import tokenizers as stored

@@ -1,10 +1,10 @@
 """Keyed permutations of {0 … n−1} by arithmetic alone, so that no order is ever stored or built.
 
-A permutation of n numbers is an alternating Feistel network on the pairs (left, right) of a grid of
-left_size × right_size ≥ n cells, with cycle walking for the few cells above n (Black and Rogaway,
-"Ciphers with arbitrary finite domains", CT-RSA 2002). The halves are added modulo their sizes instead of
-being XORed, so the grid can be cut to fit n: a power-of-two grid would walk up to once per number, this
-one for a share of about n^-0.5 at most. It is a shuffle, not a cipher: nothing here is secret.
+A permutation of n numbers is an alternating Feistel network on the pairs (left, right) of a grid of left_size ×
+right_size ≥ n cells, with cycle walking for the few cells above n (Black and Rogaway, "Ciphers with arbitrary finite
+domains", CT-RSA 2002). The halves are added modulo their sizes instead of being XORed, so the grid can be cut to fit n:
+a power-of-two grid would walk up to once per number, this one for a share of about n^-0.5 at most. It is a shuffle, not
+a cipher: nothing here is secret.
 
 All numbers are uint64 and wrap modulo 2^64; the same integers come out on every machine.
 """
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from fmscale.errors import ConfigError
 
 U64 = NDArray[np.uint64]
-"""One-dimensional array of unsigned 64-bit integers; where it says so, one entry stands for all."""
+"""One-dimensional array of unsigned 64-bit integers; functions that say so take one entry for all."""
 
 NamedTupleT = TypeVar("NamedTupleT", bound=tuple[Any, ...])
 
@@ -76,7 +76,7 @@ def stream_key(key: U64, number: U64) -> U64:
 
 
 class Domain(NamedTuple):
-    """Sizes that a permutation works with: one entry, or one per number permuted."""
+    """Sizes of permutations: one entry, or one for each number permuted."""
 
     n: U64
     """Numbers permuted: {0 … n−1}."""
@@ -90,8 +90,8 @@ class Domain(NamedTuple):
 def domain(n: int) -> Domain:
     """The grid for n numbers, 1 <= n <= 2^62.
 
-    Of the 32 row counts from ⌈√n⌉ on (never so many that one column is left) the one that wastes fewest
-    cells, the smallest of equals.
+    Of the 32 row counts from ⌈√n⌉ on (never so many that a single column is left) it takes the count that wastes fewest
+    cells, and the smallest of equals.
     """
     if not 1 <= n <= MAX_DOMAIN:
         raise ValueError(f"a permutation needs 1 <= n <= 2^62, found {n}")
@@ -104,8 +104,8 @@ def domain(n: int) -> Domain:
 def permute(x: U64, n: int | Domain, key: U64 | int) -> U64:
     """The places that numbers x < n take in the permutation named by `key`.
 
-    `key` and the fields of a `Domain` have one entry or one per number (then each is permuted on its own).
-    Returns uint64 of x's shape, which is one-dimensional.
+    `key` and the fields of a `Domain` have one entry, or one for each number, which is then permuted on its own. x and
+    the result are one-dimensional.
     """
     return _permute(x, n, key, inverse=False)
 
@@ -121,7 +121,7 @@ def select(fields: NamedTupleT, which: NDArray[np.intp] | NDArray[np.bool_]) -> 
 
 
 class _Job(NamedTuple):
-    """What a permutation is evaluated with; each field one entry or one per element."""
+    """Domain and key of permutations; each field has one entry, or one for each element."""
 
     n: U64
     left: U64
@@ -131,12 +131,8 @@ class _Job(NamedTuple):
 
 def _permute(x: U64, n: int | Domain, key: U64 | int, *, inverse: bool) -> U64:
     # Arrays of one instead of scalars: numpy warns when a scalar wraps.
-    job = _Job(
-        *(
-            np.atleast_1d(field)
-            for field in (*(domain(n) if isinstance(n, int) else n), np.asarray(key, dtype=np.uint64))
-        )
-    )
+    sizes = domain(n) if isinstance(n, int) else n
+    job = _Job(*map(np.atleast_1d, (*sizes, np.asarray(key, dtype=np.uint64))))
     network = _decrypt if inverse else _encrypt
     out = network(x, job)
     outside = np.flatnonzero(out >= job.n)
@@ -183,8 +179,8 @@ def _pad(side: U64, key: U64, number: int, size: U64) -> U64:
 
 
 def _add(side: U64, pad: U64, size: U64) -> None:
-    """side = (side + pad) mod size, in place, for pad <= size: below `size` the difference wraps to a huge
-    number, so the smaller of the two is the remainder.
+    """Set side to (side + pad) mod size, for pad <= size. A sum below `size` wraps to a huge difference, so the smaller
+    of sum and difference is the remainder.
     """
     side += pad
     np.minimum(side, np.subtract(side, size, out=pad), out=side)

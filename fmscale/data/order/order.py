@@ -1,10 +1,10 @@
-"""Which row is number p of a view, for any epoch, and where a row comes: both in constant time.
+"""Order of one view: position → row for any epoch, and row → position, both in constant time.
 
-Construction (design §7): units are permuted over the whole view; W consecutive permuted units make a
-window; a window is cut into L = 2^a lanes of equal length, taken in turn, each permuted on its own. So
-the rows of a window come from W units at most, each lane reads its own W/L units, and neighbouring
-positions come from different units. There are K = max(1, ⌊n/W⌋) windows and the last holds what is left,
-W … 2W−1 units; its lanes are cut by rows, c = ⌈units·b/L⌉ each, so that fewer than L cells stay empty.
+Construction (docs/order.md): units are permuted over the whole view; W consecutive permuted units make a window; a
+window is cut into L = 2^a lanes of equal length, taken in turn, each permuted on its own. So the rows of a window come
+from W units at most, each lane reads its own W/L units, and neighbouring positions come from different units. There are
+K = max(1, ⌊n/W⌋) windows and the last holds what is left, W … 2W−1 units; its lanes are cut by rows, c = ⌈units·b/L⌉
+each, so that fewer than L cells stay empty.
 
 With x a position, w = min(⌊x/(W·b)⌋, K−1), r = x − w·W·b and c the rows of a lane of window w:
 lane = bitreverse_a(r mod L); y = Φ_c(⌊r/L⌋) with the key of (seed, epoch, w, lane);
@@ -20,19 +20,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fmscale.data.order.feistel import (
-    U64,
-    Domain,
-    domain,
-    epoch_key,
-    permute,
-    seed_key,
-    select,
-    stream_key,
-    unpermute,
-)
+from fmscale.data.order.feistel import U64, Domain, domain, epoch_key, permute, seed_key, select, stream_key, unpermute
 from fmscale.data.order.units import CommitTable, Units, cell_id
-from fmscale.errors import DataError
 
 ORDER_VERSION = 1
 """Version of this construction; part of every view. Golden vectors: tests/fixtures/order_v1.json."""
@@ -45,7 +34,7 @@ _REVERSED = np.array([int(f"{i:010b}"[::-1], 2) for i in range(MAX_LANES)], dtyp
 
 
 class Constants(NamedTuple):
-    """Numbers of an order: arrays of one entry, or of one per position where there are several orders."""
+    """Numbers of an order: arrays of one entry, or of one for each position where there are several orders."""
 
     rows: U64
     units: U64
@@ -85,13 +74,7 @@ class Order:
     """The order of one view under one seed. Holds a few words a commit, nothing that grows with rows."""
 
     def __init__(self, units: Units, seed: int, window: int = 2048) -> None:
-        """`window` is W in units. Raises DataError for a window below 1."""
-        if window < 1:
-            raise DataError(
-                "a shuffle window holds at least one unit",
-                found=window,
-                remedy="2048 is good; more memory allows more.",
-            )
+        """`window` is W in units, at least 1."""
         self.units = units
         self.seed = seed
         self.window = window
@@ -103,7 +86,7 @@ class Order:
         """K, windows of an epoch."""
         last = self.windows - 1
         self.window_rows = window * units.b
-        """Cells of a window (not of the last one)."""
+        """Cells of every window but the last."""
         regular = domain(self.window_rows // lanes)
         final = domain(-(-(units.n * units.b - last * self.window_rows) // lanes))
         over_units = domain(units.n)
@@ -120,7 +103,7 @@ class Order:
         return row, lane
 
     def position(self, row: U64, epoch: U64 | int) -> U64:
-        """Positions at which rows come in an epoch (one for all, or one each): the inverse of `rows`."""
+        """Positions of rows in an epoch, one for all or one for each row: the inverse of `rows`."""
         c = self.constants
         x = np.array(row, dtype=np.uint64)
         epochs = np.atleast_1d(np.asarray(epoch, dtype=np.uint64))
@@ -143,11 +126,11 @@ class Order:
         return start + epochs * c.rows, stop + epochs * c.rows
 
     def next_use(self, unit: U64, position: int) -> U64:
-        """First positions >= `position` at which units may be read: `position` itself inside the unit's
-        window, else the start of its window, in this epoch or the next.
+        """First positions >= `position` at which units may be read: `position` itself inside the unit's window, else
+        the start of its window, in this epoch or the next.
 
-        Rows that take the place of a hole (fewer than b a commit, plus L) may be read earlier: for eviction
-        and prefetch deadlines that is a re-fetch, never an error.
+        Rows that take the place of a hole (fewer than b a commit, plus L) may be read earlier: that costs a second
+        fetch, never an error.
         """
         epoch = position // self.units.N
         now = np.uint64(position)
@@ -175,7 +158,7 @@ class Order:
 
 
 class Orders:
-    """Several orders evaluated in one pass, so that a mixture costs one pass and not one a source."""
+    """Several orders evaluated in one pass, so that a mixture costs as much as a single source."""
 
     def __init__(self, orders: Sequence[Order]) -> None:
         """The orders, in the sequence in which `rows` numbers them."""
@@ -195,7 +178,7 @@ class Orders:
         return _forward(self._of(source), self._table, positions)
 
     def following(self, source: np.ndarray, row: U64, epoch: U64) -> U64:
-        """The rows that σ leads to from each row, in the given epoch: the walk past banned rows."""
+        """The rows to which σ leads from each row, in the given epoch: the walk past banned rows."""
         c = self._of(source)
         return _first_return(c, self._table, row, epoch_key(c.key, epoch))[0]
 

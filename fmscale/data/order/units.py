@@ -1,9 +1,9 @@
 """Rows of a view in units of b rows, and the numbering that makes every commit end in a whole unit.
 
-Unit u has b rows, except the last unit of each commit, which may have fewer. Let H(u) be the sum of
-b − rows(v) over units v < u. A cell (u, o) of the n × b grid has the id u·b + o − H(u) if the row exists (ids
-0 … N−1 number the rows in commit order) and otherwise N + H(u) + o − rows(u): the holes get N … n·b−1.
-H changes only at commit ends: all this costs a binary search over commits, nothing that grows with rows.
+Unit u has b rows, except the last unit of each commit, which may have fewer. Let H(u) be the sum of b − rows(v) over
+units v < u. A cell (u, o) of the n × b grid has the id u·b + o − H(u) if the row exists (ids 0 … N−1 number the rows in
+commit order) and otherwise N + H(u) + o − rows(u): the holes get N … n·b−1. H changes only at commit ends: all this
+costs a binary search over commits, nothing that grows with rows.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ _FIRST = np.zeros(1, dtype=np.int64)
 
 
 class CommitTable(NamedTuple):
-    """What the numbering needs of each commit that has rows; sources side by side have theirs joined."""
+    """Columns of the commits that have rows; of several sources, one source after the other."""
 
     unit_ends: U64
     """First unit after the commit (units of the sources before it counted in)."""
@@ -29,8 +29,8 @@ class CommitTable(NamedTuple):
 
 
 def cell_id(table: CommitTable, first_unit: U64, b: U64, rows: U64, unit: U64, offset: U64) -> U64:
-    """Ids of cells (unit, offset), arrays, of sources with b rows a unit, N = `rows`, whose units start at
-    `first_unit` in the table (arrays of one entry, or one for each cell).
+    """Ids of cells (unit, offset). `first_unit` is the source's first unit in the table, `rows` its N; both and b have
+    one entry, or one for each cell.
     """
     id: U64 = unit * b
     id += offset
@@ -53,19 +53,13 @@ def cell_id(table: CommitTable, first_unit: U64, b: U64, rows: U64, unit: U64, o
 
 
 class Units:
-    """The units of one view, or of several views side by side (see `stack`)."""
+    """The units of one view."""
 
     def __init__(self, rows_per_commit: Sequence[int], rows_per_unit: int) -> None:
-        """Rows of each commit, in commit order (0 is allowed), and b >= 1.
+        """Rows of each commit, in commit order, 0 or more; and b, 1 or more.
 
         Raises DataError if there is no row at all, or if n · b exceeds 2^62.
         """
-        if rows_per_unit < 1 or min(rows_per_commit, default=0) < 0:
-            raise DataError(
-                "a view cannot be cut into units",
-                found=(list(rows_per_commit)[:8], rows_per_unit),
-                remedy="A unit has 1 row or more, a commit 0 or more.",
-            )
         self.rows_per_commit = tuple(int(rows) for rows in rows_per_commit)
         """Rows of each commit."""
         self.b = int(rows_per_unit)
@@ -101,14 +95,10 @@ class Units:
         """First row after each of them."""
         self._filled = np.array(filled)
 
-    @property
-    def table_bytes(self) -> int:
-        """Bytes held by the arrays: a few words a commit, whatever the number of rows."""
-        return sum(column.nbytes for column in (*self.commits, self.row_ends, self._filled))
-
     def span(self, unit: int) -> tuple[int, int, int]:
-        """A unit's commit (index into `rows_per_commit`), its first row inside that commit and its rows: b, or
-        fewer for the last of a commit. Plain integers: this is asked for every unit that is read.
+        """A unit's commit (index into `rows_per_commit`), its first row inside that commit and its number of rows.
+
+        Plain integers: each unit that is read asks for them.
         """
         ends = self.commits.unit_ends
         place = int(ends.searchsorted(np.uint64(unit), side="right"))
@@ -117,7 +107,7 @@ class Units:
         return commit, row, min(self.b, self.rows_per_commit[commit] - row)
 
     def first_row(self, commit: int) -> int:
-        """Id of the first row of a commit (of the next one that has rows, if it has none)."""
+        """Id of the first row of a commit; of an empty commit, that of the next commit with rows."""
         place = int(np.searchsorted(self._filled, commit))
         return int(self.row_ends[place - 1]) if place else 0
 

@@ -1,4 +1,4 @@
-"""Which rows fall to a rank, for many steps at once: one vectorised call for thousands of samples."""
+"""Rows of a rank, for many steps at once: one vectorised call for thousands of samples."""
 
 from dataclasses import dataclass, fields
 
@@ -10,19 +10,19 @@ from fmscale.data.plan.plan import Plan
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """Which part of every step falls to this rank, and in what portions."""
+    """A rank's part of every step, and the size of its portions."""
 
     dp_rank: int
     """Place among the data-parallel ranks."""
     dp_size: int
     """Number of data-parallel ranks."""
     micro_batch: int | None
-    """Rows of one forward; None: the rank's whole part of the step."""
+    """Rows of a forward; None: the rank's whole part of the step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
-    """What one rank delivers in a run of steps. F forwards, M rows each, fillers zero."""
+    """A rank's rows in a run of steps: F forwards of M rows each. Fillers are zero."""
 
     step: np.ndarray
     """int64 [F]: step of each forward."""
@@ -45,13 +45,14 @@ class Assignment:
         return Assignment(**{field.name: getattr(self, field.name)[cut] for field in fields(self)})
 
 
-def assign(plan: Plan, batches: BatchSchedule, share: Share, *, k: int, steps: int) -> Assignment:
-    """The rows of `steps` steps from sample `k` on that fall to one rank (design §7.7): inside a step sorted
-    by (lane, source, k), rank r takes slots [floor(rB/R), floor((r+1)B/R)). Every rank gets the same number
-    of forwards.
+def assign(plan: Plan, schedule: BatchSchedule, share: Share, *, k: int, steps: int) -> Assignment:
+    """The rows of a rank in `steps` steps from sample `k` on.
+
+    The samples of a step are sorted by (lane, source, k), so that ranks mostly read different units, and rank r of R
+    takes slots [⌊rB/R⌋, ⌊(r+1)B/R⌋). Shares differ by one row at most, and every rank gets the same number of forwards.
     """
-    first = batches.step_of(k)
-    bounds = batches.kappa(np.arange(first, first + steps + 1))
+    first = schedule.step_of(k)
+    bounds = schedule.kappa(np.arange(first, first + steps + 1))
     bounds[0] = k  # after a change of the batch size, the rest of the step that k lies in
     sizes = np.diff(bounds)
     samples = plan.samples(np.arange(bounds[0], bounds[-1], dtype=np.uint64))

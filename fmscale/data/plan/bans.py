@@ -1,8 +1,8 @@
-"""Rows that are not to be trained on from some sample on: bans by people, quarantine of damaged chunks.
+"""Rows that are not used from some sample on: bans by people, quarantine of damaged chunks.
 
-A banned row's place is taken by the row that σ leads to next, in the same epoch; nothing else moves, and the
-substitute keeps the lane of the row it replaces, so that no rank's share changes. Where σ runs in a circle of
-banned rows, the walk goes on from the next position.
+A banned row's place is taken by the row that σ leads to next, in the same epoch; nothing else moves, and the substitute
+keeps the lane of the row it replaces, so that no rank's share changes. Where σ runs in a circle of banned rows, the
+walk goes on from the next position.
 """
 
 from collections.abc import Sequence
@@ -31,8 +31,8 @@ class Ban:
     from_k: int
     """First sample from which on the rows are never used."""
     samples: tuple[int, ...] = ()
-    """Samples below `from_k` from which they are taken, too: those that a rank must deliver now. Their
-    substitutes are judged by the entries up to this one.
+    """Samples below `from_k` that do not use the rows either, because a rank must deliver them now. The entries up to
+    this entry judge their substitutes.
     """
     reason: str = ""
     """For people."""
@@ -49,13 +49,13 @@ class Ban:
 
 
 class _Table:
-    """The bans of one source as disjoint pieces of its rows, each with what it takes to be in force there."""
+    """Bans of one source: disjoint pieces of its rows, each with the samples for which it is banned."""
 
     def __init__(self, bans: Sequence[tuple[int, Ban]], rows: int) -> None:
         ends = sorted({end for _, ban in bans for pair in ban.rows for end in pair} | {0})
         self._starts = np.array(ends, dtype=np.uint64)
-        # A row is banned for k where one entry has from_k <= k, or has a number up to the last one that
-        # lists k: per piece the least from_k and the least number say both.
+        # A row is banned for k where an entry has from_k <= k, or a number up to the last entry that lists k: the
+        # least from_k and the least number of a piece decide both.
         self._from = np.full(len(ends), _NEVER, dtype=np.uint64)
         self._number = np.full(len(ends), _NO_ENTRY, dtype=np.int64)
         for number, ban in bans:
@@ -78,12 +78,12 @@ class _Table:
         return np.asarray(self._number[self._piece(row)] < _NO_ENTRY)
 
     def named(self, first: int, stop: int) -> bool:
-        """Whether all rows of [first, stop) are named."""
+        """True if entries name all rows of [first, stop)."""
         low, high = self._piece(np.array([first, stop - 1], dtype=np.uint64))
         return bool((self._number[low : high + 1] < _NO_ENTRY).all())
 
     def banned(self, row: U64, k: U64) -> NDArray[np.bool_]:
-        """Whether each row must not be used for sample k."""
+        """True for each row that sample k must not use."""
         piece = self._piece(row)
         place = np.searchsorted(self._listed, k)
         listed = np.zeros(len(k), dtype=np.bool_)
@@ -97,11 +97,11 @@ class _Table:
 
 
 class Bans:
-    """All bans of a plan, by source. Costs one binary search a sample where the source has any."""
+    """All bans of a plan, by source. A source with bans costs a binary search a sample."""
 
     def __init__(self, bans: Sequence[Ban], orders: Orders) -> None:
-        """In the order of the log. Raises DataError for a source or rows that do not exist, or if a source
-        would be left without a row.
+        """`bans` are in the order of the log. Raises DataError for a source or rows that do not exist, and where no row
+        of a source would be left.
         """
         self._orders = orders
         by_source: dict[int, list[tuple[int, Ban]]] = {}
@@ -130,17 +130,17 @@ class Bans:
                 )
 
     def banned(self, source: int, row: U64, k: U64) -> NDArray[np.bool_]:
-        """Whether each row of a source must not be used for sample k."""
+        """True for each row of a source that sample k must not use."""
         table = self._tables.get(source)
         return table.banned(row, k) if table else np.zeros(len(row), dtype=np.bool_)
 
     def named(self, source: int, rows: tuple[int, int]) -> bool:
-        """Whether every row of [first, stop) is named by some entry."""
+        """True if entries name every row of [first, stop)."""
         table = self._tables.get(source)
         return table is not None and table.named(*rows)
 
     def substitute(self, k: U64, source: NDArray[np.intp], position: U64, epoch: U64, row: U64) -> U64:
-        """The rows to use for samples, given those that their positions name; `row` itself where allowed."""
+        """The rows that samples use instead of those of their positions; `row` itself where no ban holds."""
         for number, table in self._tables.items():
             mine = np.flatnonzero(source == number)
             mine = mine[table.touched(row[mine])]

@@ -1,8 +1,8 @@
 """The order log: mixture stages, bans and quarantines as entries of a run's log, and the plan they make.
 
-The plan is what replaying the entries gives, on any rank, at any time: an entry is durable before any sample
-that it changes is delivered. A new stage takes effect at a sample that no rank has prefetched yet; a
-quarantine names the samples before that one which its writer must deliver now.
+Every rank gets the same plan from the entries, at any time: an entry is durable before any sample that it changes is
+delivered. A new stage takes effect at a sample that no rank has prefetched yet; a quarantine also names the earlier
+samples that its writer must deliver now.
 """
 
 from collections.abc import Iterable
@@ -55,9 +55,9 @@ class OrderLog:
     def add_stage(self, from_k: int, sources: Iterable[Source]) -> Plan:
         """Record that these sources and weights hold from sample `from_k` on; the new plan.
 
-        `from_k` must lie beyond what any rank has prefetched. Sources go on where they are then, new ones
-        begin at 0. Raises ConfigError for weights or a `from_k` that cannot be, Conflict if another stage
-        was added since this log was read.
+        `from_k` must lie beyond what any rank has prefetched. Sources go on where they are then, new sources begin at
+        0. Raises ConfigError for weights or a `from_k` that cannot be, Conflict if another stage was added since this
+        log was read.
         """
         stage = self.plan.next_stage(from_k, sources)
         known = {source.view.digest for source in self.plan.sources}
@@ -72,8 +72,8 @@ class OrderLog:
         return self._append_ban("ban", Ban(source=source, rows=tuple(rows), from_k=from_k, reason=reason))
 
     def ban_documents(self, dataset: Dataset, ids: Iterable[bytes], from_k: int, reason: str = "") -> Plan:
-        """Record that no row with a token of these documents (16-byte ids) is used from `from_k` on, in any
-        source that reads the dataset; the new plan. Reads the dataset's document arrays.
+        """Record that no row with a token of these documents (16-byte ids) is used from `from_k` on, in any source that
+        reads the dataset; the new plan. Reads the dataset's document arrays.
 
         Raises DataError if no source has a row with one of them.
         """
@@ -94,16 +94,10 @@ class OrderLog:
         return self.plan
 
     def quarantine(
-        self,
-        *,
-        source: int,
-        rows: tuple[int, int],
-        from_k: int,
-        samples: Iterable[int] = (),
-        reason: str = "",
+        self, *, source: int, rows: tuple[int, int], from_k: int, samples: Iterable[int] = (), reason: str = ""
     ) -> Plan:
-        """Record rows [first, stop) that no copy can serve: not used from `from_k` on, nor for `samples`,
-        which this rank must deliver before. The new plan; to be called before any of them is delivered.
+        """Record rows [first, stop) that no copy can serve: not used from `from_k` on, nor for `samples`, which this
+        rank must deliver before. The new plan; the caller delivers none of the samples before that.
         """
         ban = Ban(source=source, rows=(rows,), from_k=from_k, samples=tuple(samples), reason=reason)
         return self._append_ban("quarantine", ban)
@@ -129,8 +123,8 @@ class OrderLog:
 def replay(log: Log, *, head: int | None = None, plan: Plan | None = None) -> Plan | None:
     """The plan of the log's first `head` entries (None: all); None if they hold no stage.
 
-    With a `plan` that came from the same log only what follows is read. Raises DataError if the log has
-    fewer entries than `head`.
+    With a `plan` from the same log only later entries are read. Raises DataError if the log has fewer entries than
+    `head`.
     """
     at = plan.log_head if plan else 0
     if head is not None and head < at:

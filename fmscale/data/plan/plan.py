@@ -20,7 +20,7 @@ from fmscale.errors import ConfigError, DataError
 from fmscale.store.digest import canonical_json, metadata_digest
 
 NEVER = 2**64 - 1
-"""The k of something that does not come."""
+"""Sample number of an event that does not come."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,13 +28,13 @@ class Source:
     """A view in a mixture. Two stages mean the same source where view and seed are the same."""
 
     view: View
-    """What is read."""
+    """View that is read."""
     weight: int
     """Share of the samples, in units of 2^-32."""
     seed: int
     """Names the source's order, 0 <= seed < 2^64."""
     name: str = ""
-    """For people; metrics and errors use it. The dataset's name by default."""
+    """Name in metrics and errors; "": the dataset's name."""
 
     @property
     def label(self) -> str:
@@ -55,7 +55,7 @@ class Stage:
 
 
 class Samples(NamedTuple):
-    """What samples are; arrays of equal length."""
+    """Samples and their rows; arrays of equal length."""
 
     k: U64
     """The samples."""
@@ -72,13 +72,13 @@ class Samples(NamedTuple):
 
 
 class Plan:
-    """Which row is sample k. Immutable: `with_stage` and `with_ban` give new plans."""
+    """Function from k to the row of sample k. Immutable: `with_ban` gives a new plan."""
 
     def __init__(self, stages: Sequence[Stage], bans: Sequence[Ban] = (), log_head: int = 0) -> None:
         """`bans` in the order of the log; `log_head`: entries of the order log that the plan comes from.
 
-        Raises ConfigError unless stages begin at 0 and ascend, and in each the sources differ and have
-        positive weights with the sum 2^32; DataError for bans that cannot be.
+        Raises ConfigError unless stages begin at 0 and ascend, and in each the sources differ and have positive weights
+        with the sum 2^32; DataError for bans that cannot be.
         """
         self.bans = tuple(bans)
         self.log_head = log_head
@@ -99,7 +99,7 @@ class Plan:
         return metadata_digest(canonical_json({"version": 1, "stages": stages, "bans": bans}))
 
     def samples(self, k: U64) -> Samples:
-        """What samples k (any numbers, in any order) are."""
+        """The rows of samples k: any numbers, in any order."""
         k = np.asarray(k, dtype=np.uint64)
         source = np.empty(k.shape, dtype=np.intp)
         position = np.empty(k.shape, dtype=np.uint64)
@@ -128,18 +128,14 @@ class Plan:
         return position
 
     def k_of(self, source: int, position: U64) -> U64:
-        """First samples that have these positions of a source; NEVER where none has."""
+        """First samples at these positions of a source; NEVER for a position that no sample has."""
         position = np.asarray(position, dtype=np.uint64)
         out = np.full(position.shape, NEVER, dtype=np.uint64)
         for number in reversed(range(len(self.stages))):
             local = np.flatnonzero(self._indexes[number] == source)
             if not local.size:
                 continue
-            stage, mixture, first = (
-                self.stages[number],
-                self._mixtures[number],
-                self._starts[number][local[0]],
-            )
+            stage, mixture, first = self.stages[number], self._mixtures[number], self._starts[number][local[0]]
             inside = position >= first
             if number + 1 < len(self.stages):
                 count = mixture.taken(self.stages[number + 1].from_k - stage.from_k)[local[0]]
@@ -147,21 +143,14 @@ class Plan:
             out[inside] = mixture.offset(int(local[0]), position[inside] - first) + np.uint64(stage.from_k)
         return out
 
-    def cap_reached(self, source: int, epochs: int) -> int:
-        """The sample at which a source would begin epoch number `epochs` (from 0): where a stage without it
-        must begin if it may be repeated `epochs` times in all. NEVER if that does not come.
-        """
-        at = np.array([epochs * self.orders[source].units.N], dtype=np.uint64)
-        return int(self.k_of(source, at)[0])
-
     def next_use(self, source: int, unit: U64, k: int) -> U64:
-        """First samples >= k that may read units of a source; NEVER if there are none. See Order.next_use."""
+        """First samples >= k that may read units of a source; NEVER where no such sample is. See Order.next_use."""
         return self.k_of(source, self.orders[source].next_use(unit, self.position(source, k)))
 
     def occurrences(self, source: int, row: int, stop: int) -> U64:
         """Samples below `stop` that deliver a row of a source, as itself or as a substitute; sorted.
 
-        Not found are substitutes taken where σ runs in a circle of banned rows: about one in N ever is.
+        Substitutes taken where σ runs in a circle of banned rows are not found: about one row in N.
         """
         order, last = self.orders[source], self.position(source, stop)
         epochs = np.arange(last // order.units.N + 1, dtype=np.uint64)
@@ -182,27 +171,21 @@ class Plan:
         return out
 
     def quarantined(self, source: int, rows: tuple[int, int]) -> bool:
-        """Whether every row of [first, stop) of a source is named by a ban or quarantine."""
+        """True if bans and quarantines name every row of [first, stop) of a source."""
         return self._bans.named(source, rows)
 
     def next_stage(self, from_k: int, sources: Iterable[Source]) -> Stage:
-        """The stage of these sources from `from_k` on, each going on where it is then, new ones at 0."""
+        """The stage of these sources from `from_k` on. Each goes on where it is then; new sources begin at 0."""
         stage = Stage(from_k=from_k, sources=tuple(sources))
         return Plan([*self.stages, stage]).stages[-1]
 
-    def with_stage(self, stage: Stage, log_head: int | None = None) -> "Plan":
-        """The plan with one more stage, which must begin after the last one does."""
-        head = self.log_head if log_head is None else log_head
-        return Plan([*self.stages, stage], self.bans, head)
-
-    def with_ban(self, ban: Ban, log_head: int | None = None) -> "Plan":
+    def with_ban(self, ban: Ban) -> "Plan":
         """The plan with one more ban or quarantine."""
-        head = self.log_head if log_head is None else log_head
-        return Plan(self.stages, [*self.bans, ban], head)
+        return Plan(self.stages, [*self.bans, ban], self.log_head)
 
 
 def source_key(source: Source) -> tuple[str, int]:
-    """What makes two sources the same one."""
+    """Identity of a source: two with equal keys are the same source."""
     return source.view.digest, source.seed
 
 
@@ -212,9 +195,7 @@ def stage_json(stage: Stage) -> dict[str, Any]:
     return {"from_k": stage.from_k, "sources": sources, "positions": list(stage.positions)}
 
 
-def _resolved(
-    stages: Sequence[Stage],
-) -> tuple[tuple[Stage, ...], tuple[Source, ...], list[NDArray[np.intp]]]:
+def _resolved(stages: Sequence[Stage]) -> tuple[tuple[Stage, ...], tuple[Source, ...], list[NDArray[np.intp]]]:
     """(stages with positions, distinct sources by first appearance, index of each stage's sources)."""
     _check(stages)
     numbers: dict[tuple[str, int], int] = {}

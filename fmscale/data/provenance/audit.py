@@ -1,7 +1,7 @@
-"""Proof from what was delivered: exactly once, true bytes, the right mixture, well shuffled.
+"""Audit of deliveries: each sample once, with the stored bytes, in the right mixture, well shuffled.
 
-Works from delivery records (document ids and token digests that ranks received) and from the stored segments,
-read one document run at a time by the plain verified reader. Order, plan and loader are not asked.
+It compares delivery records (document ids and token digests that ranks received) with the stored segments, which the
+plain verified reader reads. It asks neither order nor plan nor loader.
 """
 
 from collections.abc import Sequence
@@ -20,17 +20,17 @@ from fmscale.store.datasets.dataset import Dataset
 from fmscale.store.segments.tokens import TokenSegment, open_segment, read_document_table, read_tokens
 
 CLASSES = 16
-"""Equal parts of the dataset that the entropy counts rows by."""
+"""Equal parts of the dataset by which the entropy counts rows."""
 GROUP_ROWS = 128
-"""Rows whose classes make one histogram: 8 a class, so that a full shuffle fills every class."""
+"""Rows of a histogram of classes: 8 a class, so that a full shuffle fills every class."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AuditSource:
-    """One source of the run, as stored."""
+    """A source of the run, as stored."""
 
     backend: Backend
-    """Where it lies."""
+    """Its store."""
     dataset: Dataset
     """Its dataset."""
     commits: tuple[int, ...]
@@ -42,15 +42,15 @@ class AuditSource:
     masks: tuple[str, ...] = ()
     """Masks whose documents the run left out."""
     banned_rows: int = 0
-    """Rows that the run's bans and quarantines name: another one of the same epoch stands in for each."""
+    """Rows in the run's bans and quarantines; each has a substitute of the same epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AuditReport:
-    """What the delivered rows show."""
+    """Findings on the delivered rows."""
 
     rows: int
-    """Delivered rows; those that `redelivered` counts only once."""
+    """Delivered rows; a redelivered row counts once."""
     tokens: int
     """Delivered tokens."""
     first_k: int
@@ -58,24 +58,22 @@ class AuditReport:
     last_k: int
     """Last delivered sample."""
     redelivered: int
-    """Samples that a job delivered again after a resume, the same as before: a killed job had them already."""
+    """Samples that a killed job had received and the next job received again, with the same content."""
     changed_samples: int
-    """Samples that came again after a resume as something else."""
+    """Samples that came again after a resume with other content."""
     duplicate_samples: int
     """Samples delivered more than once by one job."""
     missing_samples: int
-    """Samples between the first and the last, or that the run has trained on, that are in no record: nobody
-    received them, or a disk did not take the record."""
+    """Samples in no record, of those between the first and the last and those that the run has trained on: nobody
+    received them, or a disk refused the record."""
     wrong_bytes: int
-    """Rows whose tokens differ from the stored documents they claim to be."""
+    """Rows whose tokens differ from those of their stored documents."""
     tokens_twice: int
-    """Tokens delivered more often than the number of epochs begun; those excepted that may stand in for banned
-    ones."""
+    """Tokens delivered more often than the number of begun epochs, without possible substitutes of banned rows."""
     tokens_masked: int
-    """Tokens delivered of documents that a mask leaves out."""
+    """Delivered tokens of masked documents."""
     tokens_missing: int
-    """Tokens delivered less often than the number of epochs ended; tails below one row and as many as are banned
-    excepted."""
+    """Tokens delivered less often than the number of ended epochs, without tails below a row and banned rows."""
     mixture_error: float
     """Largest |count - sum of shares| of any source at any prefix, in samples."""
     entropy_ratio: float
@@ -85,7 +83,7 @@ class AuditReport:
     order_hash: str
     """Hash over everything delivered in k order."""
     problems: list[str] = field(default_factory=list)
-    """Every violated promise in words; empty when all hold."""
+    """Violated promises in words; empty when all hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,15 +95,15 @@ class _Stream:
     segment: np.ndarray
     segments: list[tuple[AuditSource, TokenSegment, int]]
     masked: np.ndarray
-    """int64 [n, 2]: where documents begin and end that a mask leaves out, in any order."""
+    """int64 [n, 2]: begin and end of masked documents, in any order."""
     total: int
 
 
 def audit(records: Sequence[Path], sources: Sequence[AuditSource], trained: range | None = None) -> AuditReport:
-    """Audit the rows in the records of all ranks against the stored datasets. `trained` are samples that the run is
-    known to have been given.
+    """Audit the rows in the records of all ranks against the stored datasets. The run is known to have received the
+    samples `trained`.
 
-    Raises DataError where there are no records, or one names a document that no dataset holds.
+    Raises DataError without records, and for a record with a document that no dataset holds.
     """
     table = read_records(records)
     again = repeats(table)
@@ -224,7 +222,7 @@ def _words(ids: pa.Array) -> np.ndarray:
 
 
 def _find(stream: _Stream, ids: np.ndarray) -> np.ndarray:
-    """Index of each id among the stream's documents. Raises DataError for one that is not there."""
+    """Index of each id among the stream's documents. Raises DataError for an unknown id."""
     known = np.ascontiguousarray(stream.ids).view([("a", "<u8"), ("b", "<u8")]).reshape(-1)
     wanted = np.ascontiguousarray(ids).view([("a", "<u8"), ("b", "<u8")]).reshape(-1)
     found = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
@@ -247,7 +245,7 @@ def _wrong_rows(
     segment: np.ndarray,
     tokens: np.ndarray,
 ) -> list[int]:
-    """Rows whose digest is not that of the stored tokens at their documents."""
+    """Rows whose digest differs from that of the stored tokens of their documents."""
     digests = table["digest"].to_pylist()
     bounds = np.searchsorted(rows_of, np.arange(len(table) + 1))
     wrong = []
@@ -272,16 +270,10 @@ def _wrong_rows(
 
 
 def _coverage(
-    place: np.ndarray,
-    tokens: np.ndarray,
-    stream: _Stream,
-    source: AuditSource,
-    row_tokens: int,
-    *,
-    partial: bool,
+    place: np.ndarray, tokens: np.ndarray, stream: _Stream, source: AuditSource, row_tokens: int, *, partial: bool
 ) -> tuple[int, int, int]:
-    """Tokens delivered too often, though masked, and too seldom, given how much was delivered in all; with
-    `partial` the records may begin within an epoch.
+    """Tokens delivered too often, despite a mask, and too seldom, for the amount delivered in all. With `partial` the
+    records may begin within an epoch.
     """
     holes = stream.masked
     edges = np.concatenate((place, place + tokens, holes[:, 0], holes[:, 1], [0, stream.total]))
@@ -327,11 +319,11 @@ def _entropy(classes: np.ndarray, group: int) -> float:
 
 
 def _mixture_error(k: np.ndarray, source: np.ndarray, sources: Sequence[AuditSource]) -> tuple[float, int]:
-    """Largest distance of any source from its share at any prefix, in samples; and what is allowed, as each stage
+    """Largest distance of any source from its share at any prefix, in samples; and the allowed distance, as each stage
     begins its own mixture.
     """
     starts = [first for first, _ in sources[0].weights]
-    weights = np.array([[weight for _, weight in one.weights] for one in sources])
+    weights = np.array([[weight for _, weight in each.weights] for each in sources])
     stage = np.searchsorted(np.array(starts, dtype=np.uint64), k, side="right") - 1
     shares = weights / weights.sum(axis=0)
     gaps = (np.abs(np.cumsum((source == s) - shares[s][stage])).max() for s in range(len(sources)))

@@ -1,8 +1,8 @@
-"""What a rank received, written down by the receiver: the evidence that the audit works from.
+"""Delivery record: the rows that a rank received, written down by the receiver as evidence for the audit.
 
-One Arrow IPC stream a rank: for every row its sample number, source and step, the xxh3_128 of its token bytes
-in the dataset's width, and the pieces of documents in it as (document id, offset in the document, tokens).
-Nothing here asks the planner; ids come with the data, bytes from the tensor that the model is given.
+One Arrow IPC stream a rank: for every row its sample number, source and step, the xxh3_128 of its token bytes in the
+dataset's width, and the pieces of documents in it as (document id, offset in the document, tokens). Nothing here asks
+the planner; ids come with the data, bytes from the tensor that the model is given.
 """
 
 import re
@@ -32,18 +32,18 @@ SCHEMA = pa.schema(
     metadata={"format_version": "1"},
 )
 CONTENT = ("source", "row", "digest", "pieces")
-"""Columns that say what a sample was."""
+"""Columns of a sample's content."""
 JOB = re.compile(r"(\d+)-rank\d+")
 """Names of the files that training writes: the number of the lease, which counts a run's jobs, and the rank."""
 WHERE = (
     "Give the files of all ranks and jobs: with `train.record_delivery: true` a run writes them to "
     "FOLDER/RUN/delivery/*.arrow, such as runs/demo/delivery/*.arrow."
 )
-"""Where records are, for whoever named others."""
+"""Remedy for paths that hold no records."""
 FLUSH_ROWS = 1024
-"""Rows per record batch: what a kill loses of the evidence."""
+"""Rows of a record batch, which a kill may lose of the evidence."""
 END_OF_STREAM = b"\xff\xff\xff\xff" + bytes(4)
-"""What an Arrow stream ends with."""
+"""Last bytes of an Arrow stream."""
 
 
 def document_bytes(document: tuple[int, int]) -> bytes:
@@ -52,9 +52,9 @@ def document_bytes(document: tuple[int, int]) -> bytes:
 
 
 class DeliveryRecord:
-    """Appends what it is shown to a file; a context manager. The loader must read document ids.
+    """Appends batches to a file; a context manager. The loader must read document ids.
 
-    What the disk does not take is kept until it does, within bounds; what is lost is a hole that the audit names.
+    Rows that the disk refuses are kept, within bounds, until it takes them; lost rows are a hole that the audit names.
     """
 
     def __init__(self, path: Path, dtype: str) -> None:
@@ -64,7 +64,7 @@ class DeliveryRecord:
         self._file = RecordFile(path, begin=SCHEMA.serialize().to_pybytes())
 
     def add(self, batch: Microbatch) -> None:
-        """Record the real rows of a batch, as received."""
+        """Record the real rows of a received batch."""
         if any(unit.ids is None for unit in batch.documents):
             raise DataError(
                 "a delivery record needs document ids",
@@ -96,7 +96,7 @@ class DeliveryRecord:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is pending to the file."""
+        """Write pending rows to the file."""
         if self._rows:
             batch = pa.RecordBatch.from_pylist(self._rows, schema=SCHEMA)
             self._file.append(batch.serialize().to_pybytes())
@@ -117,10 +117,10 @@ class DeliveryRecord:
 
 
 def read_records(paths: Sequence[Path]) -> pa.Table:
-    """All rows of the records by k, then by job, which is a column more: the number in front of the file's
-    name, 0 in a name of another kind. A record that a kill cut short counts up to its last whole batch.
+    """All rows of the records by k, then by job, a column more: the number in front of the file's name, 0 in a name of
+    another kind. A record that a kill cut short counts up to its last whole batch.
 
-    Raises DataError where there is none.
+    Raises DataError if the records have no row.
     """
     tables = []
     for path in paths:
@@ -148,9 +148,9 @@ def _batches(path: Path) -> Iterator[pa.RecordBatch]:
 
 
 def without_repeats(table: pa.Table) -> pa.Table:
-    """The table with each sample once: a run that was killed delivers again what came after its checkpoint.
+    """The table with each sample once: a killed run delivers the samples behind its checkpoint again.
 
-    Raises DataError where a sample came with other documents or bytes the second time.
+    Raises DataError for a sample whose second delivery has other documents or bytes.
     """
     again = repeats(table)
     for i in again.tolist():
@@ -171,9 +171,9 @@ def repeats(table: pa.Table) -> np.ndarray:
 
 
 def changed(table: pa.Table, i: int) -> str | None:
-    """The first column in which row i has other content than the row before; None if they have the same."""
-    one, other = table.slice(i - 1, 1), table.slice(i, 1)
-    return next((name for name in CONTENT if not one[name].equals(other[name])), None)
+    """The first column in which row i has other content than the row before; None if their content is equal."""
+    before, row = table.slice(i - 1, 1), table.slice(i, 1)
+    return next((name for name in CONTENT if not before[name].equals(row[name])), None)
 
 
 def without(table: pa.Table, rows: np.ndarray) -> pa.Table:

@@ -1,4 +1,4 @@
-"""What a run ought to deliver, read from the plan and the stored segments without loader, cache or ranks."""
+"""Samples that a run ought to deliver, read from the plan and the stored segments without loader, cache or ranks."""
 
 from collections.abc import Iterator
 from functools import lru_cache
@@ -24,7 +24,7 @@ class ExpectedSample:
     def __init__(self, backend: Backend, plan: Plan) -> None:
         self._backend = backend
         self._plan = plan
-        self._layouts = [
+        self._placements = [
             open_placement(open_dataset(backend, source.view.dataset), source.view) for source in plan.sources
         ]
         self._documents = lru_cache(64)(self._read_documents)
@@ -32,7 +32,7 @@ class ExpectedSample:
     def table(self, first_k: int, stop_k: int) -> pa.Table:
         """Samples [first_k, stop_k) in the schema of delivery records, so that `order_hash` takes both.
 
-        The step is not known here and is -1. Raises CorruptData for a damaged segment.
+        The step is unknown and stands as -1. Raises CorruptData for a damaged segment.
         """
         rows = [
             row
@@ -56,15 +56,13 @@ class ExpectedSample:
             }
 
     def _row(self, source: int, row: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
-        layout = self._layouts[source]
-        commit, parts = layout.row_pieces(row)
+        placement = self._placements[source]
+        commit, parts = placement.row_pieces(row)
         tokens: list[np.ndarray] = []
         pieces: list[dict[str, Any]] = []
         at = 0
         for part in parts:
-            manifest = layout.manifests[commit]
-            assert manifest is not None
-            place = manifest.segment(part.segment)
+            place = placement.manifest(commit).segment(part.segment)
             segment = open_segment(self._backend, *place)
             tokens.append(read_tokens(self._backend, segment, part.start, part.count))
             ends, ids = self._documents(*place)

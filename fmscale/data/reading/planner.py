@@ -1,8 +1,8 @@
-"""Planning ahead: a block is a run of steps whose rows are known, whose units are being read.
+"""Planner: blocks of steps whose rows are known and whose units are being read.
 
-The planner assigns samples to this rank, takes arena slots for the units they need, in order of first use, and
-has them read; the consumer waits for a block's reads and gathers rows. Blocks grow from one step, so that the
-first batch comes soon, to `MAX_STEPS`, so that planning costs microseconds a step.
+The planner assigns samples to this rank, takes arena slots for their units in order of first use, and has them read;
+the consumer waits for a block's reads and gathers rows. Blocks grow from one step, so that the first batch comes soon,
+to `MAX_STEPS`, so that planning costs microseconds a step.
 """
 
 import itertools
@@ -23,31 +23,31 @@ from fmscale.errors import ConfigError
 from fmscale.store.tiers.fetch import CorruptChunk
 
 MAX_STEPS = 64
-"""Steps of a full block. At 8 rows a step one vectorised planning of 64 steps costs about 5 us a step."""
+"""Steps of a full block. At 8 rows a step, planning 64 steps at once costs about 5 us a step."""
 ASSIGN_SAMPLES = 4096
-"""Samples assigned at once: one call costs 0.5 ms, whether for 64 samples or for 4,096 not twice that."""
+"""Samples assigned at once: a call for 64 samples costs 0.5 ms, a call for 4,096 less than twice that."""
 ASSIGN_STEPS = 256
 """Steps assigned at once at most, so that looking at the order log every 256 steps is early enough."""
 REFRESH_BLOCKS = 4
-"""Blocks between two looks at the order log: one request in 256 steps. An entry takes effect more than
-HORIZON_STEPS after it was written, so every rank sees it before it plans that far.
+"""Blocks between two looks at the order log: one request in 256 steps. An entry takes effect more than HORIZON_STEPS
+after it was written, so every rank sees it before it plans that far.
 """
 CACHED_BYTES_PER_SECOND = 1.2e9
-"""Where reading is slower than this it waits for a disk: whole units came at 2.9 GB/s from the page cache, at 0.65
-GB/s from a disk asked one by one, and at 1.3 GB/s from the same disk told ahead.
+"""Reads below this rate wait for a disk: units came at 2.9 GB/s from the page cache, at 0.65 GB/s from a disk asked for
+one unit after another, and at 1.3 GB/s from the same disk told ahead.
 """
 JUDGED_UNITS = 32
-"""Units whose reads are timed together: the time of one is mostly chance."""
+"""Units whose reads are timed together: the time of a single read is mostly chance."""
 TOLD_UNITS = 64
-"""Units that a slow disk is told of ahead, 20 MB: half of it gave as much, and a page cache that is small loses what
-it was told too early (512 units under a limit of 384 MiB: read 2.5 times).
+"""Units announced to a slow disk ahead, 20 MB: half of it gave as much, and a small page cache loses units that were
+announced too early (512 units under a limit of 384 MiB: read 2.5 times).
 """
 HORIZON_STEPS = 512
 """No rank plans further than this many steps beyond what it has delivered."""
 
 
 class DamagedRows(Exception):
-    """Rows of a source that no source of bytes can serve; the loader quarantines them or stops."""
+    """Rows of a source that no copy can serve; the loader quarantines them or stops."""
 
     def __init__(self, source: int, rows: tuple[int, int], error: CorruptChunk) -> None:
         super().__init__(source, rows)
@@ -58,14 +58,14 @@ class DamagedRows(Exception):
 
 @dataclass(slots=True, kw_only=True)
 class UnitBlock:
-    """A planned run of steps and the unit reads that it waits for."""
+    """A planned run of steps and its reads of units."""
 
     number: int
     """Counts blocks from 0."""
     plan: Plan
-    """The plan that it follows."""
+    """Its plan."""
     assignment: Assignment
-    """Which rows."""
+    """Its rows."""
     gather: np.ndarray
     """int64 [F, M]: arena row of each row; 0 for fillers."""
     slots: list[Slot]
@@ -85,26 +85,26 @@ class UnitUses:
     keys: list[UnitKey]
     """[U] in order of first use."""
     uses: list[int]
-    """[U] rows of each."""
+    """[U] number of rows of each."""
     inverse: np.ndarray
     """int64 [R]: unit of each row."""
     offset: np.ndarray
     """int64 [R]: row's place in its unit."""
     real: np.ndarray
-    """bool [F, M]: which cells are real rows."""
+    """bool [F, M]: True for real rows."""
 
 
 class Planner:
-    """Plans blocks from sample `k` on: iterating gives them in order, one thread at a time, until closed.
+    """Iterates over blocks from sample `k` on, one thread at a time, until closed.
 
-    With a pool the units are read by its threads, without one by whoever asks for the block: for a local store
-    that is fastest, because handing work to another thread costs more than the page cache takes to serve it.
+    The threads of a pool read the units; without a pool the thread that asks for the block does. For a local store that
+    is fastest: work costs more to hand to another thread than the page cache takes to serve it.
     """
 
     def __init__(
         self,
         plan: Plan,
-        batches: BatchSchedule,
+        schedule: BatchSchedule,
         share: Share,
         readers: Readers,
         arena: Arena,
@@ -114,11 +114,11 @@ class Planner:
         pool: ThreadPoolExecutor | None = None,
         refresh: Callable[[], Plan] | None = None,
     ) -> None:
-        """`most`: steps of a block at most. `refresh` gives the plan with what the order log holds by now."""
+        """`most`: steps of a block at most. `refresh` gives the plan with the newest entries of the order log."""
         self.plan = plan
         self._refresh = refresh
         self._ahead: Assignment | None = None
-        self._batches = batches
+        self._schedule = schedule
         self._share = share
         self._readers = readers
         self._arena = arena
@@ -126,9 +126,9 @@ class Planner:
         self._pool = pool
         self._stopped = False
         self._slow = True
-        """Whether reading a unit takes far longer than it keeps a core busy."""
+        """True if the read of a unit takes far longer than it keeps a core busy."""
         self._reading = True
-        """Whether the last block had units to read."""
+        """True if the last block had units to read."""
         self._told: set[UnitKey] = set()
         self._units_read, self._read_seconds = 0, 0.0
         self._blocks = self._planned(k)
@@ -138,11 +138,11 @@ class Planner:
 
     @property
     def waits(self) -> bool:
-        """Whether making a block is mostly waiting, for a store or a disk, and not work for a core."""
+        """True if a block mostly waits for a store or a disk, rather than for a core."""
         return self._pool is not None or (self._slow and self._reading)
 
     def close(self) -> None:
-        """Plan nothing more; whoever waits for room in the arena gives up."""
+        """Plan nothing more, and end a wait for room in the arena."""
         self._stopped = True
         self._arena.release(self._arena.consumed)
 
@@ -162,10 +162,10 @@ class Planner:
             steps = min(2 * steps, self._most)
 
     def _plan_block(self, number: int, k: int, steps: int) -> tuple[UnitBlock | None, int]:
-        """The block of at most `steps` steps from sample k whose units fit into a third of the arena, so that
-        the one being consumed, the one waiting and the one being read fit together.
+        """The block of at most `steps` steps from sample k whose units fit into a third of the arena, so that a block
+        in use, a ready block and a block being read fit together.
         """
-        first = self._batches.step_of(k)
+        first = self._schedule.step_of(k)
         while True:
             assignment = self._assigned(k, first, steps)
             units = self._units(assignment)
@@ -213,8 +213,8 @@ class Planner:
         return block, steps
 
     def _read_here(self, missing: list[Slot], next_uses: list[int], after: int) -> None:
-        """Read units in this thread. A slow disk is told of the next ones, also of the block that begins with
-        sample `after`: it is faster with many requests at once than with one after another.
+        """Read units in this thread. The next units are announced to a slow disk, also those of the block that begins
+        with sample `after`: many requests at once are faster than one after another.
         """
         coming = [slot.key for slot in missing] + (self._coming(after) if self._slow else [])
         started = time.perf_counter()
@@ -228,11 +228,11 @@ class Planner:
             self._tell(coming[len(missing) :])
 
     def _coming(self, k: int) -> list[UnitKey]:
-        """The first units that are not here yet and that samples from k on need."""
-        first = self._batches.step_of(k)
-        rows = max(1, self._batches.batch(first) // self._share.dp_size)
+        """The first absent units that samples from k on need."""
+        first = self._schedule.step_of(k)
+        rows = max(1, self._schedule.batch(first) // self._share.dp_size)
         steps = min(MAX_STEPS, -(-TOLD_UNITS // rows))
-        units = self._units(assign(self.plan, self._batches, self._share, k=k, steps=steps)).keys
+        units = self._units(assign(self.plan, self._schedule, self._share, k=k, steps=steps)).keys
         return [key for key in units if key not in self._arena.slots][:TOLD_UNITS]
 
     def _tell(self, keys: list[UnitKey]) -> None:
@@ -242,7 +242,7 @@ class Planner:
                 self._readers.of(self.plan, key[0]).advise(key[1])
 
     def _judge(self, units: int, seconds: float) -> None:
-        """See from some units' reads whether the store has to be told ahead."""
+        """Decide from the reads of some units whether units are announced to the store."""
         self._units_read += units
         self._read_seconds += seconds
         if self._units_read >= JUDGED_UNITS:
@@ -251,12 +251,12 @@ class Planner:
             self._units_read, self._read_seconds = 0, 0.0
 
     def _assigned(self, k: int, first: int, steps: int) -> Assignment:
-        """The assignment of `steps` steps from step `first` on, which begins with sample k."""
+        """The assignment of `steps` steps from step `first`, which begins with sample k."""
         ahead = self._ahead
         if ahead is None or not ahead.step[0] <= first <= first + steps - 1 <= ahead.step[-1]:
-            batch = self._batches.batch(first)
+            batch = self._schedule.batch(first)
             ahead_steps = max(steps, min(ASSIGN_STEPS, ASSIGN_SAMPLES // batch)) if steps > 8 else steps
-            ahead = assign(self.plan, self._batches, self._share, k=k, steps=ahead_steps)
+            ahead = assign(self.plan, self._schedule, self._share, k=k, steps=ahead_steps)
             self._ahead = ahead
         return ahead.part(first, first + steps)
 
@@ -300,8 +300,8 @@ class Planner:
         )
 
     def _next_uses(self, slots: list[Slot], k: int) -> list[int]:
-        """When each unit will be read again, in samples: in its source's next epoch, because from here on the
-        arena has it. The node cache evicts by that.
+        """The sample at which each unit will be read again, by which the node cache evicts: in its source's next epoch,
+        because from here on the arena has it.
         """
         uses = [0] * len(slots)
         for source in {slot.key[0] for slot in slots} if self._readers.fetcher.cache is not None else ():
@@ -320,7 +320,7 @@ class Planner:
         self._readers.of(self.plan, slot.key[0]).advise(slot.key[1], next_use)
 
     def _read(self, slot: Slot, next_use: int) -> None:
-        """Read the slot's unit. Raises DamagedRows for rows that the plan may still deliver."""
+        """Read the slot's unit. Raises DamagedRows for damaged rows that the plan may still deliver."""
         source, unit = slot.key
         reader = self._readers.of(self.plan, source)
         documents, damaged = reader.read(unit, self._arena.tokens(slot), next_use)

@@ -1,10 +1,9 @@
-"""Blocks made ahead of their use: by a thread while the consumer computes, by the consumer when it comes early.
+"""Prefetch of blocks: by a thread while the consumer computes, by the consumer itself when it comes early.
 
-Two threads that both want the interpreter slow each other down: a consumer that does nothing but take batches
-got 540 million tokens/s from blocks made beside it, and 650 million when it made them itself (2 cores, page
-cache). So the thread works only while the consumer is away, in its training step, and a consumer that finds no
-block ready makes one. Where reading is mostly waiting (for a remote store, for a disk) the thread works all the
-time, and the consumer waits for it.
+Two threads that both want the interpreter slow each other down: a consumer that does nothing but take batches got 540
+million tokens/s from blocks made beside it, and 650 million when it made them itself (2 cores, page cache). So the
+thread works only while the consumer is away, in its training step, and a consumer that finds no ready block makes the
+block. Where a read mostly waits for a remote store or a disk, the thread works all the time, and the consumer waits.
 """
 
 import math
@@ -18,18 +17,18 @@ from fmscale.data.reading.planner import HORIZON_STEPS, MAX_STEPS, Planner, Unit
 MOST_BLOCKS = HORIZON_STEPS // MAX_STEPS - 1
 """Blocks ready at most: with the one in use they stay within the horizon."""
 AWAY_SECONDS = 0.001
-"""A consumer away for so long is computing: 30 times what it takes to fetch a batch of 8 rows."""
+"""A consumer away for so long computes: 30 times the time of fetching a batch of 8 rows."""
 LOOK_SECONDS = 0.005
-"""How often the thread looks whether the consumer is away, while blocks are wanted."""
+"""Pause between two looks of the thread at the consumer, while blocks are due."""
 
 
 class Prefetcher:
     """Blocks of a planner in order. One thread calls `take`."""
 
     def __init__(self, planner: Planner, *, prefetch: bool, pool: ThreadPoolExecutor | None) -> None:
-        """`pool` is the planner's. Without `prefetch` each block is made when it is asked for."""
+        """`pool` is the planner's. Without `prefetch` each block is made on request."""
         self.away_since = math.inf
-        """When the consumer went away with a batch (time.perf_counter); inf while it is here."""
+        """Time at which the consumer went away with a batch (time.perf_counter); inf while it is here."""
         self._planner = planner
         self._pool = pool
         self._ready: deque[UnitBlock] = deque()
@@ -43,7 +42,7 @@ class Prefetcher:
             self._thread.start()
 
     def take(self) -> UnitBlock:
-        """The next block, its rows in the arena. Raises what planning or reading raised."""
+        """The next block, its rows in the arena. Raises the errors of planning and reading."""
         self.away_since = math.inf
         if self._thread is not None and self._planner.waits:
             with self._changed:
@@ -94,7 +93,7 @@ class Prefetcher:
                 self._changed.notify()
 
     def _wanted(self) -> bool:
-        """Wait until another block is wanted of the thread; False once closed."""
+        """Wait until the thread is to make another block; False once closed."""
         with self._changed:
             while not self._stopped:
                 if len(self._ready) >= MOST_BLOCKS:
@@ -106,5 +105,5 @@ class Prefetcher:
         return False
 
     def _alone(self) -> bool:
-        """Whether the thread would not disturb the consumer."""
+        """True if the thread would not disturb the consumer."""
         return self._planner.waits or time.perf_counter() - self.away_since > AWAY_SECONDS

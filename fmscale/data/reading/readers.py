@@ -1,4 +1,4 @@
-"""One unit reader for each source of a plan, opened when first needed: stages may add sources mid-run."""
+"""A unit reader for each source of a plan, opened at its first use: stages may add sources mid-run."""
 
 import threading
 from collections.abc import Mapping
@@ -32,8 +32,8 @@ class Readers:
         self._lock = threading.Lock()
 
     def of(self, plan: Plan, source: int) -> UnitReader:
-        """The reader of a source of the plan. Raises ConfigError for a view whose rows are of another shape
-        than the first source's, DataError where its data is gone.
+        """The reader of a source of the plan. Raises ConfigError for rows of another shape than the first source's,
+        DataError where the data is gone.
         """
         view, first = plan.sources[source].view, plan.sources[0].view
         with self._lock:
@@ -45,6 +45,6 @@ class Readers:
                         remedy=f"All sources of a run have {(first.sequence_length, first.dtype)}.",
                     )
                 dataset = self._datasets.get(view.dataset) or open_dataset(self.backend, view.dataset)
-                layout = open_placement(dataset, view)
-                self._readers[view.digest] = UnitReader(layout, self.fetcher, document_ids=self.document_ids)
+                placement = open_placement(dataset, view)
+                self._readers[view.digest] = UnitReader(placement, self.fetcher, document_ids=self.document_ids)
             return self._readers[view.digest]

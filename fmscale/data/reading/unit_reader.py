@@ -1,11 +1,11 @@
-"""Reads one unit of a view: its tokens, verified, into host memory, and where its documents end.
+"""Reads a unit of a view into host memory: its tokens, verified, and the ends of its documents.
 
 A unit is b consecutive rows; masks and segment ends cut it into pieces that lie in one segment each.
 """
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,28 +20,28 @@ from fmscale.store.segments.tokens import ObjectRef, TokenSegment, open_segment
 from fmscale.store.tiers.fetch import CorruptChunk, Fetcher
 
 MAX_SEGMENTS = 4096
-"""Open segment handles kept: 8 bytes per 16 KiB chunk each, 64 MB for segments of 32 MB."""
+"""Most open segments: each holds 8 bytes a chunk of 16 KiB, so 4,096 segments of 32 MB take 64 MB."""
 WHOLE_DOCUMENT_BYTES = 64 * 2**20
-"""Views on a remote store whose document arrays are smaller than this keep them in memory, instead of reading the few
-entries that each unit needs: two requests fewer per unit.
+"""Largest document arrays of a view on a remote store that stay in memory: that saves two requests a unit for a few
+entries.
 """
 WHOLE_DOCUMENT_BYTES_LOCAL = 2**18
-"""The same for a local store, where the page cache keeps them for all ranks of a node: with 1.3 million documents each
-rank held 8 MB more.
+"""Largest for a local store, whose page cache serves all ranks of a node: with 1.3 million documents each rank held 8
+MB more.
 """
+
+
+Damage = tuple[int, int, CorruptChunk]
+"""(first, stop) of rows that no source can serve, and the reason."""
 
 
 class UnitRead(NamedTuple):
-    """What came of reading a unit."""
+    """Result of reading a unit."""
 
     documents: UnitDocuments
-    """Where its documents end."""
-    damaged: list[tuple[int, int, CorruptChunk]]
-    """Token ranges of the unit (first, stop) that no source can serve; zeros in memory."""
-
-
-Lost = Callable[[int, int, CorruptChunk], None]
-"""Told of rows [first, stop) that no source can serve, and why."""
+    """Ends of its documents."""
+    damaged: list[Damage]
+    """Tokens of the unit that no source can serve; zeros in memory."""
 
 
 @dataclass(slots=True)
@@ -54,16 +54,16 @@ class _Documents:
 class UnitReader:
     """Reads units of one view; used from many threads."""
 
-    def __init__(self, layout: Placement, fetcher: Fetcher, *, document_ids: bool = False) -> None:
+    def __init__(self, placement: Placement, fetcher: Fetcher, *, document_ids: bool = False) -> None:
         """`document_ids`: read the documents' stable ids too."""
-        self.layout = layout
-        self.view = layout.view
+        self.placement = placement
+        self.view = placement.view
         self.fetcher = fetcher
         self.document_ids = document_ids
         self._segments: OrderedDict[tuple[int, int], TokenSegment] = OrderedDict()
         self._opening: dict[tuple[int, int], threading.Lock] = {}
         self._lock = threading.Lock()
-        total = sum(manifest.documents for manifest in layout.manifests if manifest is not None)
+        total = sum(manifest.documents for manifest in placement.manifests if manifest is not None)
         local = fetcher.backend.local_path("local") is not None
         most = WHOLE_DOCUMENT_BYTES_LOCAL if local else WHOLE_DOCUMENT_BYTES
         self._whole: dict[tuple[str, str], np.ndarray] | None = (
@@ -75,15 +75,19 @@ class UnitReader:
 
         Raises StoreUnavailable, AccessDenied or another StoreError if the store does not serve at all.
         """
-        commit, pieces = self.layout.pieces(unit)
+        commit, pieces = self.placement.pieces(unit)
         found = _Documents([], [])
-        damaged: list[tuple[int, int, CorruptChunk]] = []
+        damaged: list[Damage] = []
         at = 0
         for piece in pieces:
             stop = at + piece.count
             try:
                 segment = self._segment(commit, piece.segment)
-                self._read_tokens(segment, piece, into[at:stop], at, damaged, next_use)
+                tokens = into[at:stop]
+                lost = self._read_rows(segment, "tokens", piece.start, tokens, next_use, salvage=True)
+                for first, last, error in lost:
+                    tokens[first:last] = 0
+                    damaged.append((at + first, at + last, error))
                 self._read_documents(segment, piece, at, found)
             except CorruptChunk as error:
                 # Its seal or its document arrays: no row of the piece can be trusted.
@@ -92,25 +96,19 @@ class UnitReader:
                 found.ids.append(np.zeros((1, 2), dtype=np.uint64))
             at = stop
         documents = UnitDocuments(
-            ends=_joined(found.ends),
-            offset=found.offset or 0,
-            ids=_joined(found.ids) if self.document_ids else None,
+            ends=_joined(found.ends), offset=found.offset or 0, ids=_joined(found.ids) if self.document_ids else None
         )
         return UnitRead(documents, damaged)
 
     def advise(self, unit: int, next_use: int = 0) -> None:
-        """Prepare for the unit being read soon. What is damaged says so when it is read."""
-        commit, pieces = self.layout.pieces(unit)
+        """Prepare for a read of the unit soon. Damage shows when the unit is read."""
+        commit, pieces = self.placement.pieces(unit)
         for piece in pieces:
             with suppress(CorruptChunk):
                 segment = self._segment(commit, piece.segment)
-                layout = segment.arrays["tokens"].layout
-                first, last = piece.start // layout.shard, (piece.start + piece.count - 1) // layout.shard
-                for number in range(first, last + 1):
-                    low = max(piece.start - number * layout.shard, 0)
-                    high = min(piece.start + piece.count - number * layout.shard, layout.shard)
-                    ref = segment.array_shard("tokens", number)
-                    self.fetcher.advise(ref, low * layout.row_bytes, (high - low) * layout.row_bytes, next_use)
+                row_bytes = segment.arrays["tokens"].layout.row_bytes
+                for ref, low, high in _by_shard(segment, "tokens", piece.start, piece.count):
+                    self.fetcher.advise(ref, low * row_bytes, (high - low) * row_bytes, next_use)
 
     def _segment(self, commit: int, index: int) -> TokenSegment:
         key = (commit, index)
@@ -135,80 +133,51 @@ class UnitReader:
         return segment
 
     def _open_segment(self, commit: int, index: int) -> TokenSegment:
-        manifest = self.layout.manifests[commit]
-        assert manifest is not None
-        prefix, seal = manifest.segment(index)
+        prefix, seal = self.placement.manifest(commit).segment(index)
         try:
             return open_segment(self.fetcher.backend, prefix, seal)
         except (CorruptData, ObjectNotFound) as error:
             raise CorruptChunk(f"{prefix}/seal.json", 0, error.cause) from error
 
     def _announce_documents(self, segment: TokenSegment) -> None:
-        """Tell a disk of the document arrays, of which each unit will ask for a few KiB: one read instead of many."""
+        """Announce the document arrays to a disk: a single read instead of a few KiB for every unit."""
         for name in ("document_ends", "document_ids") if self.document_ids else ("document_ends",):
             for number in range(len(segment.arrays[name].shards)):
                 ref = segment.array_shard(name, number)
                 self.fetcher.backend.advise(ref.key, 0, ref.bytes)
 
-    def _read_tokens(
-        self,
-        segment: TokenSegment,
-        piece: TokenSpan,
-        out: np.ndarray,
-        at: int,
-        damaged: list[tuple[int, int, CorruptChunk]],
-        next_use: int,
-    ) -> None:
-        def lost(start: int, stop: int, error: CorruptChunk) -> None:
-            out[start:stop] = 0
-            damaged.append((at + start, at + stop, error))
-
-        self._read_rows(segment, "tokens", piece.start, piece.count, out, next_use, lost)
-
     def _read_rows(
-        self,
-        segment: TokenSegment,
-        name: str,
-        start: int,
-        count: int,
-        out: np.ndarray,
-        next_use: int = 0,
-        lost: Lost | None = None,
-    ) -> None:
-        """Rows [start, start + count) of an array of the segment into `out`.
+        self, segment: TokenSegment, name: str, start: int, out: np.ndarray, next_use: int = 0, *, salvage: bool = False
+    ) -> list[Damage]:
+        """Fill `out` with rows of an array of the segment from `start` on.
 
-        `lost(first, stop, error)` is told of rows of `out` that no source can serve; without it the error
-        is raised.
+        With `salvage` the rows of `out` that no source can serve are returned; without it CorruptChunk is raised.
         """
         layout = segment.arrays[name].layout
-        position = start
-        while position < start + count:
-            number, low = divmod(position, layout.shard)
-            high = min(start + count - number * layout.shard, layout.shard)
-            ref = segment.array_shard(name, number)
-            rows = out[position - start :][: high - low]
+        damaged: list[Damage] = []
+        at = 0
+        for ref, low, high in _by_shard(segment, name, start, len(out)):
+            rows = out[at : at + high - low]
             try:
-                self._copy(ref, layout, low, high, rows, next_use)
+                self.fetcher.read(ref, low * layout.row_bytes, rows.data.cast("B"), next_use)
             except CorruptChunk:
-                if lost is None:
+                if not salvage:
                     raise
-                self._salvage(ref, layout, low, high, rows, position - start, lost)
-            position += high - low
+                damaged += self._salvage(ref, layout, low, rows, at)
+            at += high - low
+        return damaged
 
-    def _copy(self, ref: ObjectRef, layout: ArrayLayout, low: int, high: int, out: np.ndarray, next_use: int) -> None:
-        """Rows [low, high) of a shard into `out`."""
-        self.fetcher.read(ref, low * layout.row_bytes, out.data.cast("B"), next_use)
-
-    def _salvage(
-        self, ref: ObjectRef, layout: ArrayLayout, low: int, high: int, out: np.ndarray, at: int, lost: Lost
-    ) -> None:
-        """As `_copy`, chunk by chunk, telling `lost` of those that cannot be served."""
+    def _salvage(self, ref: ObjectRef, layout: ArrayLayout, low: int, out: np.ndarray, at: int) -> list[Damage]:
+        """Read rows of a shard from `low` on chunk by chunk; the chunks that no source can serve, `at` rows further."""
+        damaged: list[Damage] = []
+        high = low + len(out)
         for chunk in range(low // layout.inner, -(-high // layout.inner)):
             start, stop = max(low, chunk * layout.inner), min(high, (chunk + 1) * layout.inner)
             try:
-                self._copy(ref, layout, start, stop, out[start - low : stop - low], 0)
+                self.fetcher.read(ref, start * layout.row_bytes, out[start - low : stop - low].data.cast("B"), 0)
             except CorruptChunk as error:
-                lost(at + start - low, at + stop - low, error)
+                damaged.append((at + start - low, at + stop - low, error))
+        return damaged
 
     def _read_documents(self, segment: TokenSegment, piece: TokenSpan, at: int, found: _Documents) -> None:
         """Ends of the documents in the piece, in the unit's positions; of the last one, the piece's end."""
@@ -225,7 +194,7 @@ class UnitReader:
         last = int(ends.searchsorted(stop, side="left"))
         if found.offset is None:
             found.offset = piece.start - (int(ends[first - 1]) if first else 0)
-        # Both are read before either is kept: what cannot be read must not leave ends without ids.
+        # Ids are read before ends are kept: an array that cannot be read must not leave ends without ids.
         if self.document_ids:
             found.ids.append(self._document_rows(segment, "document_ids", before + first, last - first + 1).copy())
         inside = ends[first : last + 1] - (piece.start - at)
@@ -245,8 +214,18 @@ class UnitReader:
     def _read_array(self, segment: TokenSegment, name: str, first: int, count: int) -> np.ndarray:
         layout = segment.arrays[name].layout
         out = np.empty((count, *layout.shape[1:]), dtype=layout.dtype)
-        self._read_rows(segment, name, first, count, out)
+        self._read_rows(segment, name, first, out)
         return out
+
+
+def _by_shard(segment: TokenSegment, name: str, start: int, count: int) -> Iterator[tuple[ObjectRef, int, int]]:
+    """Shards of an array, and in each the rows [low, high) that belong to rows [start, start + count)."""
+    shard, stop = segment.arrays[name].layout.shard, start + count
+    while start < stop:
+        number, low = divmod(start, shard)
+        high = min(shard, low + stop - start)
+        yield segment.array_shard(name, number), low, high
+        start += high - low
 
 
 def _joined(arrays: list[np.ndarray]) -> np.ndarray:

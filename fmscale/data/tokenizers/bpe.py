@@ -1,9 +1,9 @@
-"""Byte-level BPE: any tokenizer.json through the library `tokenizers`, trained ones too, and a fast road.
+"""Byte-level BPE: any tokenizer.json through the library `tokenizers`, trained ones too, and a fast path.
 
-The library encodes about 1.4 MB a CPU second, nearly all of it in its regular expression. A byte-level BPE
-encodes each word that the expression finds on its own, so words of ASCII text are found with Python's `re`
-and looked up in a table of words seen before; only new words, and text that is not ASCII, go to the library.
-The ids are the same, which the tests check against the library on random text.
+The library encodes about 1.4 MB a CPU second, nearly all of it in its regular expression. A byte-level BPE encodes each
+word that the expression finds on its own, so words of ASCII text are found with Python's `re` and looked up in a table
+of words seen before; only new words, and text that is not ASCII, go to the library. The ids are the same, which the
+tests check against the library on random text.
 """
 
 import json
@@ -16,28 +16,28 @@ import numpy as np
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from fmscale.data.tokenizers.tokenizer import SPECIALS, Ids
+from fmscale.data.tokenizers.protocol import SPECIALS, Ids
 from fmscale.errors import ConfigError
 from fmscale.store.digest import metadata_digest
 
 PIECE_CHARACTERS = 2**18
-"""Longer texts are encoded in pieces: the library needs about 100 bytes for each byte of a text. Only where
-the words are GPT-2's: other tokenizers may put a space before each text, so they get it whole.
+"""Longer texts are encoded in pieces: the library needs about 100 bytes for each byte of a text. Only where the words
+are GPT-2's: other tokenizers may put a space before each text, so they get it whole.
 """
 
 WORDS = re.compile(r"'(?:[sdmt]|ll|ve|re)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII)
 """The words of GPT-2 (Radford et al., 2019; `ByteLevel` of the library), for ASCII text."""
 
 CUT = re.compile(r"\n(?=[!-~])")
-"""Where a text may be cut without changing GPT-2's words: before a single white-space character that a
-visible one follows. (`\\s+(?!\\S)` leaves the last white space of a run to the next word in any case.)
+"""Places at which a cut changes none of GPT-2's words: before a single white-space character in front of a visible one.
+(`\\s+(?!\\S)` leaves the last white space of a run to the next word in any case.)
 """
 
 WORD_CHARACTERS = 64
 """Longest word that the table keeps; longer ones (data in source code) hardly come twice."""
 
 TABLE_WORDS = 2**18
-"""Words in the table before it is emptied: about 40 MB; 12 MB of Python source have 4.8e4 different ones."""
+"""Words in the table before it is emptied: about 40 MB; 12 MB of Python source have 4.8e4 different words."""
 
 MAX_TOKEN_CHARACTERS = 64
 """Longest token that training makes: rulers of `====` would otherwise become tokens of any length."""
@@ -50,12 +50,12 @@ EOS_NAMES = ("<|eos|>", "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[S
 class JsonTokenizer:
     """A tokenizer.json. `to_json` gives back the bytes it was made of, so that its digest never changes.
 
-    What such a file says about calls instead of the vocabulary is switched off: truncation, padding, dropout,
-    and the special tokens that its post-processor adds. A text's ids are all of it, and the same every time.
+    What such a file says about calls instead of the vocabulary is switched off: truncation, padding, dropout, and the
+    special tokens that its post-processor adds. A text's ids are all of it, and the same every time.
     """
 
     def __init__(self, data: bytes, where: str) -> None:
-        """Raises ConfigError if the library cannot read it."""
+        """Raises ConfigError, with `where` it came from, if the library cannot read it."""
         try:
             self._library: Any = Library.from_buffer(data)
         except Exception as error:  # the library raises plain Exception
@@ -67,7 +67,6 @@ class JsonTokenizer:
         self._library.encode_special_tokens = True
         self._switched = _switch_off(self._library)
         self._data = data
-        self._where = where
         vocabulary = self._library.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
         self._dtype = np.dtype("<u2" if self.vocab_size <= 65536 else "<u4")
@@ -89,10 +88,10 @@ class JsonTokenizer:
         quick = [self._words is not None and piece.isascii() for _, piece in pieces]
         found = self._look_up([WORDS.findall(text) for (_, text), q in zip(pieces, quick, strict=True) if q])
         slow = self._encode([text for (_, text), q in zip(pieces, quick, strict=True) if not q])
-        roads = {True: iter(found), False: iter(slow)}
+        encoded = {True: iter(found), False: iter(slow)}
         joined: list[list[bytes]] = [[] for _ in texts]
         for (number, _), q in zip(pieces, quick, strict=True):
-            joined[number].append(next(roads[q]))
+            joined[number].append(next(encoded[q]))
         return [np.frombuffer(b"".join(parts), dtype=self._dtype) for parts in joined]
 
     def decode(self, ids: Ids) -> str:
@@ -130,13 +129,13 @@ class JsonTokenizer:
 
     def _encode(self, texts: list[str]) -> list[bytes]:
         encodings = self._library.encode_batch_fast(texts, add_special_tokens=False)
-        return [np.array(one.ids, dtype=self._dtype).tobytes() for one in encodings]
+        return [np.array(encoding.ids, dtype=self._dtype).tobytes() for encoding in encodings]
 
 
 def cut(text: str) -> Iterator[str]:
     """The text in pieces of about PIECE_CHARACTERS, cut where GPT-2's words stay whole, or at the limit.
 
-    Short texts that are not all ASCII are cut too, so that their ASCII lines take the fast road.
+    Short texts that are not all ASCII are cut too, so that their ASCII lines take the fast path.
     """
     if len(text) <= PIECE_CHARACTERS and text.isascii():
         yield text
@@ -171,8 +170,8 @@ def _by_script(piece: str) -> Iterator[str]:
 def train_bpe(texts: Iterable[str], vocab_size: int) -> JsonTokenizer:
     """Byte-level BPE (Sennrich et al., 2016; bytes as in GPT-2) of at most `vocab_size` ids.
 
-    The same texts in the same order give the same tokenizer, for any number of threads. Pairs seen once are
-    not merged, so a small corpus gives a smaller vocabulary.
+    The same texts in the same order give the same tokenizer, for any number of threads. Pairs seen once are not merged,
+    so a small corpus gives a smaller vocabulary.
     """
     library: Any = Library(models.BPE())
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -194,9 +193,9 @@ def _first(vocabulary: dict[str, int], names: Sequence[str]) -> int | None:
 
 
 def _switch_off(library: Any) -> bool:
-    """Truncation, padding and dropout off; whether one of them was on.
+    """Switch truncation, padding and dropout off; True if any of them was on.
 
-    Published files keep those of the last call of whoever saved them.
+    Published files keep the settings of the last call before they were saved.
     """
     dropout = isinstance(library.model, models.BPE) and library.model.dropout is not None
     switched = bool(dropout or library.truncation or library.padding)
@@ -208,7 +207,7 @@ def _switch_off(library: Any) -> bool:
 
 
 def _is_plain(content: dict[str, Any]) -> bool:
-    """Whether the tokenizer is a BPE over GPT-2's words and nothing else, so that words can be looked up."""
+    """True if the tokenizer is a BPE over GPT-2's words and nothing else, so that words can be looked up."""
     words = content.get("pre_tokenizer") or {}
     return (
         content.get("model", {}).get("type") == "BPE"

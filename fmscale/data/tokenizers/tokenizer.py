@@ -1,70 +1,20 @@
 """Tokenizers: text to ids and back. Bytes, a byte-level BPE trained here, or any `tokenizer.json`.
 
-A tokenizer is its JSON: that is what a store keeps (under its digest) and what a commit names, so that a
-dataset can be read and added to on any machine without a model hub.
+A tokenizer is its JSON: a store keeps it under its digest, and a commit names that, so that a dataset can be read and
+added to on any machine without a model hub.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from fmscale.data.tokenizers.bpe import JsonTokenizer
+from fmscale.data.tokenizers.protocol import SPECIALS, Ids, Tokenizer
 from fmscale.errors import ConfigError
 from fmscale.store.digest import canonical_json, metadata_digest
-
-SPECIALS = (
-    "<|bos|>",
-    "<|eos|>",
-    "<|pad|>",
-    "<|mask|>",
-    "<|fim_prefix|>",
-    "<|fim_middle|>",
-    "<|fim_suffix|>",
-    *(f"<|reserved_{i}|>" for i in range(9)),
-)
-"""Special tokens of the tokenizers made here. 16, of which the objectives to come (infilling, masking, chat)
-find theirs: a stored tokenizer cannot grow, and an unused id costs one row of the embedding.
-"""
-
-Ids = Sequence[int] | np.ndarray
-"""Token ids of one text."""
-
-
-class Tokenizer(Protocol):
-    """Text to token ids and back. Not to be shared by threads."""
-
-    vocab_size: int
-    """Ids are below this; special and added tokens included."""
-    bos_id: int | None
-    """Id of the token that begins a document, if the tokenizer has one."""
-    eos_id: int | None
-    """Id of the token that ends a document, if the tokenizer has one."""
-
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids of each text, 1-D of type `dtype_of(self)`. No special token is added, and what looks like one
-        in the text is encoded as the text it is.
-        """
-        ...
-
-    def decode(self, ids: Ids) -> str:
-        """The text of the ids; special tokens appear by name."""
-        ...
-
-    def to_json(self) -> bytes:
-        """The tokenizer itself; `from_json` gives it back."""
-        ...
-
-    @property
-    def digest(self) -> str:
-        """Digest of `to_json()`, by which stores and commits name the tokenizer."""
-        ...
-
-
-def dtype_of(tokenizer: Tokenizer) -> str:
-    """Type in which the ids are stored: uint16 where 65536 values are enough, otherwise uint32."""
-    return "uint16" if tokenizer.vocab_size <= 65536 else "uint32"
 
 
 class ByteTokenizer:
@@ -96,10 +46,8 @@ class ByteTokenizer:
 def from_json(data: bytes, where: str = "tokenizer.json") -> Tokenizer:
     """The tokenizer that `to_json` or the library `tokenizers` wrote.
 
-    Raises ConfigError for anything else, naming `where` it came from.
+    Raises ConfigError, with `where` it came from, for anything else.
     """
-    from fmscale.data.tokenizers.bpe import JsonTokenizer
-
     try:
         content: Any = json.loads(data)
     except ValueError as error:
@@ -146,8 +94,6 @@ def load_tokenizer(spec: str) -> Tokenizer:
 
 def _name_specials(tokenizer: Tokenizer, config: Path) -> None:
     """Take BOS and EOS from the tokenizer_config.json that model folders have beside tokenizer.json."""
-    from fmscale.data.tokenizers.bpe import JsonTokenizer
-
     if not isinstance(tokenizer, JsonTokenizer):
         return
     try:
@@ -164,9 +110,9 @@ def _name_specials(tokenizer: Tokenizer, config: Path) -> None:
 
 
 def bpe_size(spec: str) -> int | None:
-    """The vocabulary size of `bpe:N`, or None for another kind. Raises ConfigError for a size that cannot be.
+    """The vocabulary size of `bpe:N`, or None for another kind. Raises ConfigError for an impossible size.
 
-    The least is one id a byte and the special tokens; the most, 2**20, is four times what is in use.
+    The least has an id for each byte and special token; the most, 2**20, is four times the largest in use.
     """
     if not spec.startswith("bpe:"):
         return None
@@ -183,5 +129,5 @@ def bpe_size(spec: str) -> int | None:
 
 def frame(ids: np.ndarray, bos: int | None, eos: int | None) -> np.ndarray:
     """The ids of a document with the tokens that begin and end it."""
-    parts: Iterable[Any] = ([bos] if bos is not None else [], ids, [eos] if eos is not None else [])
-    return np.concatenate([np.asarray(part, dtype=ids.dtype) for part in parts])
+    begin, end = (np.array([] if token is None else [token], dtype=ids.dtype) for token in (bos, eos))
+    return np.concatenate([begin, ids, end])

@@ -1,12 +1,12 @@
 """Masks: documents taken out of a dataset after it was written. They make a new view and rewrite nothing.
 
-A mask is an object at datasets/NAME/masks/DIGEST.arrow: an Arrow table with a row per masked document, the
-token span that it takes up in its segment, sorted. What it costs to use grows with the mask alone.
+A mask is an object at datasets/NAME/masks/DIGEST.arrow: a sorted Arrow table with the token span of each masked
+document in its segment. The cost of its use grows with the mask alone.
 """
 
 import difflib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -41,7 +41,7 @@ SEGMENT_READS = 8
 """Segments searched at once for documents: hides the latency of a remote store."""
 
 Predicate = Callable[[pa.Table], NDArray[np.bool_]]
-"""Says which documents of a segment are meant, from their table (`store.segment.DOCUMENTS_SCHEMA`)."""
+"""Picks documents of a segment from their table (`store.segments.tokens.DOCUMENTS_SCHEMA`)."""
 
 
 class Documents(NamedTuple):
@@ -56,20 +56,16 @@ class Documents(NamedTuple):
     stop: NDArray[np.uint64]
     """Token behind the last."""
     position: NDArray[np.uint64]
-    """First token counted over all tokens of the split in the commit: spares using a mask the manifest."""
+    """First token counted over all tokens of the split in the commit, so that a mask needs no manifest."""
     id: NDArray[np.void]
     """Stable document id, 16 bytes."""
 
     def take(self, which: NDArray[np.intp]) -> "Documents":
         """Those documents, in that order."""
-        return Documents(
-            self.commit[which],
-            self.segment[which],
-            self.start[which],
-            self.stop[which],
-            self.position[which],
-            self.id[which],
-        )
+        return Documents._make(column[which] for column in self)
+
+
+_NO_DOCUMENTS = Documents(*(np.empty(0, dtype=kind) for kind in ("u4", "u4", "u8", "u8", "u8", "V16")))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,10 +105,10 @@ def find_documents(
     partial: bool = False,
     advance: Callable[[], object] = lambda: None,
 ) -> Documents:
-    """The documents with these ids (16 bytes each), or those that `where` picks; of live commits, or of
-    `commits`. `advance` is called after each segment. Reads the document arrays of every segment.
+    """The documents with these ids (16 bytes each), or those that `where` picks; of live commits, or of `commits`.
 
-    Raises DataError if an id is in none of them, unless `partial`, and what the store raises.
+    Reads the document arrays of every segment, and calls `advance` after each. Raises DataError if no segment has an
+    id, unless `partial`, and what the store raises.
     """
     wanted = None if ids is None else np.unique(_as_ids(ids))
 
@@ -141,9 +137,15 @@ def find_documents(
         )
 
     chosen = dataset.commits() if commits is None else [dataset.commit(number) for number in commits]
+    segments = [
+        (commit, index)
+        for commit in chosen
+        if split in commit.manifests
+        for index in range(commit.manifests[split].segments)
+    ]
     with ThreadPoolExecutor(SEGMENT_READS) as pool:
-        found = list(pool.map(search, _segments(chosen, split)))
-    documents = _joined(found)
+        parts = [_NO_DOCUMENTS, *pool.map(search, segments)]
+    documents = Documents._make(map(np.concatenate, zip(*parts, strict=True)))
     if wanted is not None and not partial:
         missing = wanted[~np.isin(wanted, documents.id)]
         if missing.size:
@@ -178,7 +180,7 @@ def make_mask(dataset: Dataset, documents: Documents, *, split: str = "train") -
 
 
 def load_mask(backend: Backend, dataset: str, digest: str) -> Mask:
-    """The mask of that digest. Raises ObjectNotFound, with the digests that there are, CorruptData, FormatError."""
+    """The mask of that digest. Raises ObjectNotFound, with digests that exist; CorruptData; FormatError."""
     key = mask_key(dataset, digest)
     try:
         data = backend.get(key)
@@ -211,27 +213,9 @@ def load_mask(backend: Backend, dataset: str, digest: str) -> Mask:
 
 
 def mask_key(dataset: str, digest: str) -> str:
-    """Where a mask lies on the store."""
+    """Key of a mask in the store."""
     return f"datasets/{dataset}/masks/{digest}.arrow"
-
-
-def _segments(commits: Iterable[Commit], split: str) -> Iterator[tuple[Commit, int]]:
-    for commit in commits:
-        if split in commit.manifests:
-            for index in range(commit.manifests[split].segments):
-                yield commit, index
 
 
 def _as_ids(ids: Iterable[bytes]) -> NDArray[np.void]:
     return np.frombuffer(b"".join(ids), dtype="V16")
-
-
-def _joined(parts: Sequence[Documents]) -> Documents:
-    return Documents(
-        np.concatenate([np.empty(0, np.uint32), *(part.commit for part in parts)]),
-        np.concatenate([np.empty(0, np.uint32), *(part.segment for part in parts)]),
-        np.concatenate([np.empty(0, np.uint64), *(part.start for part in parts)]),
-        np.concatenate([np.empty(0, np.uint64), *(part.stop for part in parts)]),
-        np.concatenate([np.empty(0, np.uint64), *(part.position for part in parts)]),
-        np.concatenate([_as_ids(()), *(part.id for part in parts)]),
-    )

@@ -1,4 +1,4 @@
-"""Which tokens of a commit are left after masks, counted without looking at the ones that are left."""
+"""Tokens of a commit that masks leave, found by looking at the masked spans alone."""
 
 from dataclasses import dataclass
 
@@ -20,12 +20,12 @@ class Range:
 class KeptRanges:
     """The kept tokens of one split of one commit: all but some spans.
 
-    Memory and search time grow with the number of spans alone. A token has a position (among all tokens of
-    the split in the commit) and, if it is kept, a kept position (among those that are kept).
+    Memory and search time grow with the number of spans alone. A token has a position among all tokens of the split in
+    the commit; a kept token also has a kept position among the kept tokens.
     """
 
     def __init__(self, tokens: int, starts: U64, stops: U64) -> None:
-        """`tokens` in all; masked are the spans [starts, stops), in any order, overlapping or not."""
+        """`tokens` in all, without the masked spans [starts, stops), in any order, overlapping or not."""
         order = np.argsort(starts, kind="stable")
         starts, stops = starts[order], np.maximum.accumulate(stops[order]) if len(order) else stops
         first = np.ones(len(order), dtype=np.bool_)
@@ -33,14 +33,14 @@ class KeptRanges:
         groups = np.flatnonzero(first)
         self._starts = starts[groups]
         self._stops = stops[np.append(groups[1:], len(order)) - 1] if len(order) else stops
-        # Masked tokens up to the end of each span, and where each span would begin among the kept ones.
+        # Masked tokens up to the end of each span, and the kept position at which each span lies.
         self._masked = np.cumsum(self._stops - self._starts, dtype=np.uint64)
         self._places = self._stops - self._masked
         self.tokens = tokens - (int(self._masked[-1]) if len(groups) else 0)
         """Kept tokens."""
 
     def spans(self, start: int, stop: int) -> list[Range]:
-        """Where the kept tokens with kept positions [start, stop) lie: spans in order."""
+        """Ranges, in order, of the tokens with kept positions [start, stop)."""
         if not len(self._places):
             return [Range(start, stop - start)]
         span = int(np.searchsorted(self._places, np.uint64(start), side="right"))
@@ -53,7 +53,7 @@ class KeptRanges:
         return out
 
     def place(self, position: U64) -> U64:
-        """Number of kept tokens before each position: the kept position, where the token is kept."""
+        """Number of kept tokens before each position, which is the kept position of a kept token."""
         if not len(self._places):
             return position
         span = np.searchsorted(self._starts, position, side="right")

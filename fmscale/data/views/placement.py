@@ -1,6 +1,6 @@
-"""Where the tokens of a view's units lie: unit → rows → kept tokens → tokens of the commit → segments.
+"""Placement of a view's tokens: unit → rows → kept tokens → tokens of the commit → segments.
 
-Opening reads the masks and nothing of the segments; finding a unit's pieces looks into the manifest alone.
+Opening reads the masks and nothing of the segments; finding a unit's spans reads the manifest alone.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class Placement:
     """Finds the tokens of units and rows of one view; safe across threads."""
 
     def __init__(self, view: View, manifests: Sequence[Manifest | None], masks: Sequence[Mask] = ()) -> None:
-        """`manifests` and `masks` are those that the view names, in order."""
+        """`manifests` and `masks` are those of the view, in order."""
         self.view = view
         self.manifests = tuple(manifests)
         """Manifest of each of the view's commits; None where a commit lacks the split."""
@@ -39,8 +39,14 @@ class Placement:
             kept_tokens(manifest.tokens if manifest else 0, commit, view.split, masks)
             for commit, manifest in zip(view.commits, manifests, strict=True)
         ]
-        # 8,192 of them are 1 MB: the units that follow in a window mostly lie in other segments.
+        # 8,192 entries are 1 MB: the units that follow in a window mostly lie in other segments.
         self._tokens = lru_cache(8192)(self._segment_tokens)
+
+    def manifest(self, commit: int) -> Manifest:
+        """Manifest of a commit (an index) that has rows."""
+        manifest = self.manifests[commit]
+        assert manifest is not None, "a commit without the split has no rows"
+        return manifest
 
     def pieces(self, unit: int) -> tuple[int, list[TokenSpan]]:
         """(index into the view's commits, pieces in order) of a unit's tokens: its rows one after another."""
@@ -57,9 +63,9 @@ class Placement:
         return commit, self._pieces(commit, first * length, (first + 1) * length)
 
     def rows_of(self, documents: Documents) -> list[tuple[int, int]]:
-        """Ranges [first, stop) of row ids that hold a token of one of the documents: sorted, disjoint.
+        """Ranges [first, stop) of row ids that hold a token of any of the documents: sorted, disjoint.
 
-        Documents of commits that the view does not have are passed over.
+        Documents of commits outside the view count for nothing.
         """
         length, ranges = np.uint64(self.view.sequence_length), []
         for index, (number, manifest) in enumerate(zip(self.view.commits, self.manifests, strict=True)):
@@ -78,8 +84,7 @@ class Placement:
         return merged(ranges)
 
     def _pieces(self, commit: int, start: int, stop: int) -> list[TokenSpan]:
-        manifest = self.manifests[commit]
-        assert manifest is not None
+        manifest = self.manifest(commit)
         out: list[TokenSpan] = []
         for span in self._kept[commit].spans(start, stop):
             count = span.count
@@ -92,14 +97,12 @@ class Placement:
         return out
 
     def _segment_tokens(self, commit: int, segment: int) -> int:
-        manifest = self.manifests[commit]
-        assert manifest is not None
-        return manifest.row(segment).tokens
+        return self.manifest(commit).row(segment).tokens
 
 
 def open_placement(dataset: Dataset, view: View) -> Placement:
-    """The layout of a view of the dataset. Raises DataError if its commits are not there any more, and
-    CorruptData for a damaged mask.
+    """The placement of a view of the dataset. Raises DataError if its commits are not there any more, and CorruptData
+    for a damaged mask.
     """
     commits = view_commits(dataset, view)
     masks = [load_mask(dataset.backend, dataset.name, digest) for digest in view.masks]

@@ -1,4 +1,4 @@
-"""Views: what training sees of a dataset. Named by a digest that pins every token and the order's version."""
+"""Views: the rows that training reads of a dataset, under a digest that pins every token and the order's version."""
 
 import json
 from collections.abc import Sequence
@@ -24,12 +24,12 @@ UNIT_BYTES = 256 * 1024
 WINDOW = 2048
 """Units of a shuffle window by default: entropy 0.993 of a full shuffle on data sorted by class."""
 STREAM = "stream"
-"""Packing: rows are slices of a commit's kept tokens, one after another; the tail that fills none is left."""
+"""Packing: rows are slices of a commit's kept tokens, one after another; a tail below a row is left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """What training sees of one split of one or more commits of a dataset."""
+    """Rows of one split of one or more commits of a dataset."""
 
     dataset: str
     """Name of the dataset."""
@@ -44,7 +44,7 @@ class View:
     sequence_length: int
     """T: tokens of a row as it is delivered."""
     packing: str
-    """How rows are made: `stream`."""
+    """Way in which documents become rows: `stream`."""
     rows_per_unit: int
     """b: consecutive rows that are read together."""
     window: int
@@ -71,11 +71,6 @@ class View:
     def units(self) -> Units:
         """The units. Raises DataError if the view has no row."""
         return Units(self.rows, self.rows_per_unit)
-
-    @property
-    def dropped_tokens(self) -> tuple[int, ...]:
-        """Kept tokens at the end of each commit that fill no row."""
-        return tuple(tokens % self.sequence_length for tokens in self.tokens)
 
     @cached_property
     def digest(self) -> str:
@@ -120,8 +115,8 @@ def make_view(
 ) -> View:
     """The view of the dataset's live commits, or of `commits`, with `sequence_length` tokens a row.
 
-    `rows_per_unit` makes a unit just reach 256 KiB by default. Raises DataError if no commit has the
-    split, if it holds less than a row, or if the dataset holds records.
+    `rows_per_unit` makes a unit just reach 256 KiB by default. Raises DataError if no commit has the split, if it holds
+    less than a row, or if the dataset holds records.
     """
     if sequence_length < 1 or window < 1 or (rows_per_unit is not None and rows_per_unit < 1):
         raise DataError(
@@ -175,7 +170,7 @@ def make_view(
 
 
 def view_commits(dataset: Dataset, view: View) -> list[Commit]:
-    """The view's commits, checked to be the ones that it was made of. Raises DataError."""
+    """The view's commits. Raises DataError unless they are those that it was made of."""
     commits = dataset.named(view.commits)
     for commit, digest in zip(commits, view.manifests, strict=True):
         found = _manifest_digest(commit, view.split)
@@ -195,8 +190,7 @@ def _manifest_digest(commit: Commit, split: str) -> str:
 
 def kept_tokens(tokens: int, commit: int, split: str, masks: Sequence[Mask]) -> KeptRanges:
     """The kept tokens of a commit. Reads nothing."""
-    starts: list[np.ndarray] = [np.empty(0, dtype=np.uint64)]
-    stops: list[np.ndarray] = [np.empty(0, dtype=np.uint64)]
+    starts, stops = [np.empty(0, dtype=np.uint64)], [np.empty(0, dtype=np.uint64)]
     for mask in masks:
         if mask.split != split:
             raise DataError("a mask of another split", found=mask.split, remedy=f"This view is of {split}.")

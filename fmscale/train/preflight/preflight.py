@@ -1,6 +1,6 @@
 """What would fail if a run were started as configured, all together, and without starting or writing anything."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -11,8 +11,8 @@ from fmscale.checkpoint.catalog import load_manifest, newest
 from fmscale.checkpoint.format.layout import FileRange
 from fmscale.checkpoint.format.manifest import CheckpointManifest
 from fmscale.checkpoint.read.compatibility import differences, refuse_other_model
-from fmscale.config import Config, derive_batch
-from fmscale.data.open import SourceSpec, make_sources, require_recorded
+from fmscale.config import Config, SourceConfig, derive_batch
+from fmscale.data.open import make_sources, require_recorded
 from fmscale.data.plan.order_log import replay
 from fmscale.data.plan.plan import Plan, Source
 from fmscale.data.views.view import make_view
@@ -29,7 +29,7 @@ from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import open_dataset
 from fmscale.store.log.log import RUN_KINDS, Log
 from fmscale.store.open import open_store
-from fmscale.train.data import check_length, source_specs, tokenizer_of, vocabulary
+from fmscale.train.data import check_length, tokenizer_of, vocabulary
 from fmscale.train.engine.optimizer import MOMENTS
 from fmscale.train.preflight.forecast import Forecast, epochs, forecast
 from fmscale.train.resume import choose_resume
@@ -137,7 +137,7 @@ def check_run(
     sources = _sources(config, backend, checks) if backend else []
     recorded = checks.ask(lambda: _recorded(config, backend)) if backend else None
     if recorded and sources:
-        checks.ask(lambda: require_recorded(config.train.run, recorded, sources, source_specs(config)))
+        checks.ask(lambda: require_recorded(config.train.run, recorded, sources, config.data.sources))
         checks.notes.extend(_unread(config, recorded, sources))
         sources = list(recorded.stages[-1].sources)
     vocab_size = config.model.vocab_size
@@ -218,14 +218,13 @@ def _sources(config: Config, backend: Backend, checks: _Checks) -> list[Source]:
     """The sources as the loader would make them; [] if one cannot be made."""
     data = config.data
 
-    def make(specs: list[SourceSpec]) -> list[Source]:
+    def make(sources: Sequence[SourceConfig]) -> list[Source]:
         return make_sources(
-            backend, specs, sequence_length=data.sequence_length + 1, seed=data.seed, window=data.window
+            backend, sources, sequence_length=data.sequence_length + 1, seed=data.seed, window=data.window
         )
 
-    specs = source_specs(config)
-    alone = [checks.ask(lambda spec=spec: make([spec])) for spec in specs]  # type: ignore[misc]
-    return (checks.ask(lambda: make(specs)) or []) if all(alone) else []
+    alone = [checks.ask(lambda source=source: make([source])) for source in data.sources]  # type: ignore[misc]
+    return (checks.ask(lambda: make(data.sources)) or []) if all(alone) else []
 
 
 def _check_evaluation(config: Config, backend: Backend, checks: _Checks) -> None:

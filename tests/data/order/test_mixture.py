@@ -102,9 +102,3 @@ def test_integer_weights(parts: list[float]) -> None:
 def test_weights_that_cannot_be(parts: list[float]) -> None:
     with pytest.raises(ConfigError):
         integer_weights(parts)
-
-
-@pytest.mark.parametrize("weights", [[], [WEIGHT_ONE - 1], [WEIGHT_ONE + 1, -1], [WEIGHT_ONE, 0]])
-def test_mixtures_that_cannot_be(weights: list[int]) -> None:
-    with pytest.raises(ConfigError):
-        Mixture(weights)

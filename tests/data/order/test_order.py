@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from fmscale.data.order.order import Order, Orders
 from fmscale.data.order.units import Units
-from fmscale.errors import DataError
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "fixtures" / "order_v1.json").read_text())
 B = 4
@@ -115,7 +114,7 @@ def test_next_use_is_when_a_unit_is_read_again() -> None:
     units = Units([64 * 12 * B], B)
     order = Order(units, 3, 64)
     number = np.arange(units.n, dtype=np.uint64)
-    read = {}
+    read: dict[int, list[int]] = {}
     for epoch in (0, 1):
         positions, rows, _ = epoch_of(order, epoch)
         for p, u in zip(positions.tolist(), units.unit_of(rows)[0].tolist(), strict=True):
@@ -198,8 +197,3 @@ def test_golden_orders(case: dict) -> None:  # type: ignore[type-arg]
     rows, lanes = order.rows(np.array(case["positions"], dtype=np.uint64))
     assert rows.tolist() == case["row"]
     assert lanes.tolist() == case["lane"]
-
-
-def test_a_window_holds_a_unit() -> None:
-    with pytest.raises(DataError):
-        Order(Units([5], 4), 0, 0)

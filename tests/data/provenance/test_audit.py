@@ -31,11 +31,7 @@ def corpus(store: Backend) -> Corpus:
 
 def source_of(store: Backend) -> AuditSource:
     return AuditSource(
-        backend=store,
-        dataset=open_dataset(store, "corpus"),
-        commits=(0, 1),
-        split="train",
-        weights=((0, 1.0),),
+        backend=store, dataset=open_dataset(store, "corpus"), commits=(0, 1), split="train", weights=((0, 1.0),)
     )
 
 
@@ -44,14 +40,7 @@ def record(store: Backend, folder: Path, samples: int, ranks: int = 2) -> list[P
     for rank in range(ranks):
         path = folder / f"rank{rank}.arrow"
         loader = open_loader(
-            store,
-            dataset="corpus",
-            sequence_length=T,
-            batch=8,
-            seed=3,
-            dp_rank=rank,
-            dp_size=ranks,
-            document_ids=True,
+            store, dataset="corpus", sequence_length=T, batch=8, seed=3, dp_rank=rank, dp_size=ranks, document_ids=True
         )
         with loader, DeliveryRecord(path, "uint16") as delivery:
             for batch in itertools.takewhile(lambda b: b.step < samples // 8, loader):

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from fmscale.data.open import SourceSpec, make_sources
+from fmscale.config import SourceConfig
+from fmscale.data.open import make_sources
 from fmscale.data.plan.order_log import OrderLog
 from fmscale.data.views.mask import find_documents, make_mask
 from fmscale.store.backends.protocol import Backend
@@ -38,8 +39,8 @@ def order_log(store: Backend) -> OrderLog:
 
 def test_each_stage_has_its_own_weights(store: Backend, corpus: Corpus, tmp_path: Path) -> None:
     store_corpus(store, "other", seed=5)
-    first = [SourceSpec(dataset="corpus", weight=3), SourceSpec(dataset="other", weight=1)]
-    second = [SourceSpec(dataset="corpus", weight=1), SourceSpec(dataset="other", weight=3)]
+    first = [SourceConfig(dataset="corpus", weight=3), SourceConfig(dataset="other", weight=1)]
+    second = [SourceConfig(dataset="corpus", weight=1), SourceConfig(dataset="other", weight=3)]
     deliver(store, 1, sources=first)
     order_log(store).add_stage(400, make_sources(store, second, sequence_length=T, seed=3))
     path = tmp_path / "rank0.arrow"
@@ -62,7 +63,7 @@ def test_masked_documents_are_not_missed_and_must_not_come(store: Backend, corpu
     masks = (make_mask(dataset, find_documents(dataset, ids=out)),)
     masked, whole = tmp_path / "masked.arrow", tmp_path / "whole.arrow"
     steps = 2 * len(corpus.rows()) // BATCH
-    deliver(store, steps, masked, sources=[SourceSpec(dataset="corpus", masks=masks)])
+    deliver(store, steps, masked, sources=[SourceConfig(dataset="corpus", masks=masks)])
     code, report = audited(store, masked)
     assert (code, report["problems"]) == (0, [])
 
@@ -88,7 +89,7 @@ def test_rows_that_stand_in_for_banned_ones_are_no_duplicates(store: Backend, co
     code, report = audited(store, path)
     assert (code, report["problems"]) == (0, [])
 
-    sources = make_sources(store, [SourceSpec(dataset="corpus")], sequence_length=T, seed=3)
+    sources = make_sources(store, [SourceConfig(dataset="corpus")], sequence_length=T, seed=3)
     OrderLog(Log(store, "runs/free", RUN_KINDS)).start(sources)
     code, report = audited(store, path, "free")
     assert code == 1

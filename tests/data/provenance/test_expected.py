@@ -1,11 +1,12 @@
-"""What the plan says and what ranks receive is hashed alike, though neither reads the other's way."""
+"""Hashes of the plan's samples and of received samples are equal, though neither reads the other's way."""
 
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from fmscale.data.open import SourceSpec, make_sources
+from fmscale.config import SourceConfig
+from fmscale.data.open import make_sources
 from fmscale.data.plan.plan import Plan, Stage
 from fmscale.data.provenance.delivery import order_hash, read_records, without_repeats
 from fmscale.data.provenance.expected import ExpectedSample
@@ -24,7 +25,7 @@ def store() -> Backend:
 
 
 def planned(store: Backend, seed: int) -> ExpectedSample:
-    specs = [SourceSpec(dataset="corpus")]
+    specs = [SourceConfig(dataset="corpus")]
     sources = make_sources(store, specs, sequence_length=T, seed=seed)
     return ExpectedSample(store, Plan([Stage(from_k=0, sources=tuple(sources))]))
 

@@ -17,10 +17,7 @@ JOIN = 20.0
 
 def make_arena(capacity: int) -> Arena:
     return Arena(
-        memory_bytes=capacity * ROWS * TOKENS * 2,
-        rows_per_slot=ROWS,
-        row_tokens=TOKENS,
-        dtype=np.dtype("uint16"),
+        memory_bytes=capacity * ROWS * TOKENS * 2, rows_per_slot=ROWS, row_tokens=TOKENS, dtype=np.dtype("uint16")
     )
 
 
@@ -166,12 +163,7 @@ def test_forget_and_reset_give_slots_back() -> None:
 def test_a_budget_below_one_unit_is_refused() -> None:
     assert make_arena(1).capacity == 1
     with pytest.raises(ConfigError, match="memory_bytes") as caught:
-        Arena(
-            memory_bytes=ROWS * TOKENS * 2 - 1,
-            rows_per_slot=ROWS,
-            row_tokens=TOKENS,
-            dtype=np.dtype("uint16"),
-        )
+        Arena(memory_bytes=ROWS * TOKENS * 2 - 1, rows_per_slot=ROWS, row_tokens=TOKENS, dtype=np.dtype("uint16"))
     assert str(4 * ROWS * TOKENS * 2) in caught.value.remedy
 
 

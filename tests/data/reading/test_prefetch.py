@@ -1,4 +1,4 @@
-"""Who makes the blocks: the thread while the consumer computes, the consumer itself while it only takes."""
+"""Blocks come from the thread while the consumer computes, and from the consumer itself while it only takes."""
 
 import threading
 import time

@@ -74,7 +74,10 @@ class Expected:
     """Every token of a view with its document, made by joining the stored documents."""
 
     def __init__(self, content: list[list[list[Document]]], layout: Placement, masked: Sequence[bytes] = ()) -> None:
-        self.tokens, self.document, self.offset, self.segment = [], [], [], []
+        self.tokens: list[np.ndarray] = []
+        self.document: list[np.ndarray] = []
+        self.offset: list[np.ndarray] = []
+        self.segment: list[np.ndarray] = []
         self.ids: list[bytes] = []
         for commit, rows in zip(content, layout.view.rows, strict=False):
             kept = [(doc, number) for number, docs in enumerate(commit) for doc in docs if doc.id not in set(masked)]

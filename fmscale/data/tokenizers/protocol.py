@@ -1,0 +1,58 @@
+"""Protocol of tokenizers: text to ids and back."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+SPECIALS = (
+    "<|bos|>",
+    "<|eos|>",
+    "<|pad|>",
+    "<|mask|>",
+    "<|fim_prefix|>",
+    "<|fim_middle|>",
+    "<|fim_suffix|>",
+    *(f"<|reserved_{i}|>" for i in range(9)),
+)
+"""Special tokens of the tokenizers made here: 16, enough for objectives to come (infilling, masking, chat). A stored
+tokenizer cannot grow, and an unused id costs a row of the embedding.
+"""
+
+Ids = Sequence[int] | np.ndarray
+"""Token ids of one text."""
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back. Not to be shared by threads."""
+
+    vocab_size: int
+    """Number above every id, also those of special and added tokens."""
+    bos_id: int | None
+    """Id of the token that begins a document, if the tokenizer has one."""
+    eos_id: int | None
+    """Id of the token that ends a document, if the tokenizer has one."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids of each text, 1-D of type `dtype_of(self)`. No special token is added, and the name of a special token in
+        a text is encoded as text.
+        """
+        ...
+
+    def decode(self, ids: Ids) -> str:
+        """The text of the ids; special tokens appear by name."""
+        ...
+
+    def to_json(self) -> bytes:
+        """The tokenizer itself; `from_json` gives it back."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Digest of `to_json()`, by which stores and commits name the tokenizer."""
+        ...
+
+
+def dtype_of(tokenizer: Tokenizer) -> str:
+    """Type in which the ids are stored: uint16 where 65536 values are enough, otherwise uint32."""
+    return "uint16" if tokenizer.vocab_size <= 65536 else "uint32"
