@@ -21,6 +21,7 @@ from fmscale.errors import FmscaleError
 VERBS = (
     "ingest",
     "dataset",
+    "config",
     "plan",
     "train",
     "generate",

@@ -124,7 +124,7 @@ def returned(function: Function) -> list[ast.expr]:
     return [node.value for node in ast.walk(function) if isinstance(node, ast.Return) and node.value]
 
 
-def test_every_error_has_a_remedy():
+def test_every_error_has_a_remedy() -> None:
     assert len(FILES) > 200
     sources = {str(path): path.read_text() for path in FILES}
     assert without_remedy(sources) == []
@@ -155,7 +155,7 @@ HINT = 'def hint(): return ""\ndef sure(): return hint() or "Do x."\n'
         ('raise Own()\nclass Own(DataError):\n    def __init__(self): super().__init__("x")', True),
     ],
 )
-def test_one_that_has_none_or_may_have_none_is_seen(made: str, seen: bool):
+def test_one_that_has_none_or_may_have_none_is_seen(made: str, seen: bool) -> None:
     classes = Path(errors.__file__).read_text()
     more = (
         "class Later(DataError): pass\n"
