@@ -14,7 +14,6 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from fmscale import __version__
 from fmscale.cli.output import example, print_error
 from fmscale.errors import FmscaleError
 
@@ -52,6 +51,8 @@ class Verbs(TyperGroup):
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from fmscale import __version__
+
         typer.echo(f"fmscale {__version__}")
         raise typer.Exit
 

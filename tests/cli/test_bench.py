@@ -48,7 +48,12 @@ def test_tune_needs_a_gpu() -> None:
 
 def test_the_tuners_options_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    monkeypatch.setattr("benchmarks.kernels.run_command", lambda options: seen.extend(options) or 0)
+
+    def run_command(options: list[str]) -> int:
+        seen.extend(options)
+        return 0
+
+    monkeypatch.setattr("benchmarks.kernels.run_command", run_command)
     status, _, _ = run("kernels", "--tune", "--only", "-x|attention .*E128", "--seconds", "60", "--again")
     assert status == 0
     assert seen == ["--tune", "--again", "--only=-x|attention .*E128", "--seconds=60.0"]

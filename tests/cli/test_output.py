@@ -1,6 +1,7 @@
 """Tables, JSON and progress: what goes where, and what a pipe gets."""
 
 import json
+from typing import IO, Any
 
 import pytest
 from rich.console import Console
@@ -8,7 +9,7 @@ from rich.console import Console
 from fmscale.cli import output
 from fmscale.cli.output import human_bytes, progress, record, table
 
-ROWS = [{"name": "a" * 300, "tokens": 1234567, "share": 0.25}, {"name": "[red]b", "tokens": None}]
+ROWS: list[dict[str, Any]] = [{"name": "a" * 300, "tokens": 1234567, "share": 0.25}, {"name": "[red]b", "tokens": None}]
 
 
 def test_table_keeps_every_cell_whole_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,12 +36,14 @@ def test_record_prints_a_line_for_each_key(capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize("unit", ["", "bytes"])
-def test_progress_draws_on_a_terminal_only(unit: str, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+def test_progress_draws_on_a_terminal_only(
+    unit: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with progress("reading", 3, unit=unit) as bar:
         bar.advance(3)
     assert capsys.readouterr() == ("", "")
 
-    def terminal(stream):
+    def terminal(stream: IO[str]) -> Console:
         return Console(file=stream, force_terminal=True, width=100)
 
     monkeypatch.setattr(output, "_console", terminal)

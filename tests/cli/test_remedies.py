@@ -2,7 +2,7 @@
 
 import ast
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -99,7 +99,7 @@ def says(node: ast.expr, scope: ast.AST, functions: dict[str, list[Function]]) -
     return False
 
 
-def value_given(name: str):
+def value_given(name: str) -> Callable[[ast.AST], ast.expr | None]:
     """What a node assigns to a variable of that name, or gives as a parameter's default; else None."""
 
     def value(node: ast.AST) -> ast.expr | None:

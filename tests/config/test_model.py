@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -74,6 +76,6 @@ def test_every_shipped_model_is_valid_and_has_the_size_it_says() -> None:
         ({"softcap": 0.0}, "softcap must be above 0"),
     ],
 )
-def test_numbers_that_do_not_come_out_are_refused(numbers: dict[str, float], message: str) -> None:
+def test_numbers_that_do_not_come_out_are_refused(numbers: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ModelConfig(**numbers)
