@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fmscale.cli.address import CheckpointArgument
 from fmscale.cli.output import JsonOption, example, human_bytes, print_json, progress, record, table
 from fmscale.errors import ConfigError
 
@@ -17,11 +18,6 @@ if TYPE_CHECKING:
 
 DAMAGED = 1
 """Exit status of `verify` when it found problems."""
-
-Address = Annotated[
-    str,
-    typer.Argument(metavar="STORE#RUN[@STEP]", help="A store, a run in it, and a step; the newest by default."),
-]
 
 
 def register(parent: typer.Typer) -> None:
@@ -60,9 +56,11 @@ def list_(
     table(rows, json)
 
 
-def show(address: Address, json: JsonOption = False) -> None:
+def show(address: CheckpointArgument, json: JsonOption = False) -> None:
     """Show a checkpoint's tensors and what was saved with them."""
-    opened = _open(address)
+    from fmscale.checkpoint.checkpoint import open_checkpoint
+
+    opened = open_checkpoint(address)
     tensors = _tensors(opened, json)
     if json:
         print_json({**_row(opened.found, json), "meta": opened.meta, "tensors": tensors})
@@ -72,7 +70,7 @@ def show(address: Address, json: JsonOption = False) -> None:
 
 
 def verify(
-    address: Address,
+    address: CheckpointArgument,
     mark: Annotated[
         bool, typer.Option(help="Record that it is whole: retention then never deletes the last such one.")
     ] = True,
@@ -108,7 +106,7 @@ def verify(
 
 
 def export(
-    address: Address,
+    address: CheckpointArgument,
     to: Annotated[Path, typer.Option("--to", help="A new folder.")],
     format: Annotated[str, typer.Option("--format", help="hf, safetensors (all states) or dcp.")] = "hf",
     dtype: Annotated[
@@ -118,11 +116,12 @@ def export(
     json: JsonOption = False,
 ) -> None:
     """Write a checkpoint for others: Hugging Face, plain safetensors, or torch.distributed.checkpoint."""
+    from fmscale.checkpoint.checkpoint import open_checkpoint
     from fmscale.checkpoint.export.export import export_checkpoint
 
     if format not in ("hf", "safetensors", "dcp"):
         raise ConfigError("no such format", found=format, remedy="Use hf, safetensors or dcp.")
-    opened = _open(address)
+    opened = open_checkpoint(address)
     wanted = [one for one in opened.manifest.tensors if format != "hf" or one.state == "weight"]
     theirs = _theirs(opened, address) if format == "hf" else _Theirs()
     with progress("export", sum(one.nbytes for one in wanted), json=json, unit="bytes") as bar:
@@ -137,12 +136,6 @@ def export(
             progress=bar.advance,
         )
     table([{"file": str(path), "bytes": _size(path.stat().st_size, json)} for path in paths], json)
-
-
-def _open(address: str) -> "Checkpoint":
-    from fmscale.checkpoint.checkpoint import open_checkpoint
-
-    return open_checkpoint(address)
 
 
 @dataclass(frozen=True, kw_only=True)

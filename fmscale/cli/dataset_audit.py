@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fmscale.cli.address import RunOption, StoreOption, find_run
 from fmscale.cli.output import JsonOption, example, print_json, record, table
 from fmscale.errors import ConfigError
 
@@ -18,26 +19,25 @@ if TYPE_CHECKING:
 VIOLATED = 1
 """Exit status of `audit` when a promise was violated."""
 
-StoreOption = Annotated[str, typer.Option("--store", help="The store: a directory or a URL.")]
-RunOption = Annotated[str, typer.Option("--run", help="Name of the run, whose order log is in the store.")]
-
 
 def register(group: typer.Typer) -> None:
     """Add the commands to the `dataset` group."""
     group.command(
         epilog=example(
-            "fmscale dataset trace --store runs/store --run demo --step 3",
-            "fmscale dataset trace --store runs/store --run demo --document 00c1... --steps 1000",
+            "fmscale dataset trace runs/store#demo@3",
+            "fmscale dataset trace runs/store#demo --document 00c1... --steps 1000",
         )
     )(trace)
-    group.command(epilog=example("fmscale dataset audit --store runs/store --run demo runs/demo/delivery/*.arrow"))(
-        audit
-    )
+    group.command(epilog=example("fmscale dataset audit runs/store#demo runs/demo/delivery/*.arrow"))(audit)
 
 
 def trace(
-    store: StoreOption,
-    run: RunOption,
+    address: Annotated[
+        str | None,
+        typer.Argument(metavar="STORE#RUN[@STEP]", help="A run of a store, and --step; or give --store and --run."),
+    ] = None,
+    store: StoreOption = None,
+    run: RunOption = None,
     batch: Annotated[
         int | None,
         typer.Option(min=1, help="Global batch: rows of a step over all ranks. A checkpoint of the run says it."),
@@ -54,15 +54,17 @@ def trace(
     from fmscale.data.provenance.trace import trace_document, trace_step
     from fmscale.store.open import open_store
 
-    if (step is None) == (document is None):
+    url, name, told = find_run(address, store, run)
+    step = told if step is None else step
+    if (step is None) == (document is None) or told not in (None, step):
         raise ConfigError(
             "give either --step or --document",
             found=(step, document),
             remedy="--step shows its documents, --document its steps.",
         )
-    backend = open_store(store, read_only=True)
-    plan = _plan(backend, run)
-    batches = _batches(backend, run, batch)
+    backend = open_store(url, read_only=True)
+    plan = _plan(backend, name)
+    batches = _batches(backend, name, batch)
     if step is not None:
         found = trace_step(backend, plan, batches, step - 1)
     else:
@@ -71,9 +73,15 @@ def trace(
 
 
 def audit(
-    store: StoreOption,
-    run: RunOption,
-    records: Annotated[list[Path], typer.Argument(help="Delivery records: of every rank and job.")],
+    records: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="STORE#RUN RECORD...",
+            help="The run, unless --store and --run name it; then delivery records of every rank and job.",
+        ),
+    ],
+    store: StoreOption = None,
+    run: RunOption = None,
     json: JsonOption = False,
 ) -> None:
     """Prove from what ranks received: every token once an epoch, true bytes, mixture, shuffle.
@@ -87,8 +95,13 @@ def audit(
     from fmscale.store.open import open_store
     from fmscale.train.batches import trained_samples
 
-    backend = open_store(store, read_only=True)
-    report = run_audit(records, _sources(backend, _plan(backend, run)), trained_samples(backend, run))
+    first = records.pop(0) if run is None else None
+    url, name, step = find_run(first, store, run)
+    if step is not None:
+        raise ConfigError("a run is audited as a whole", found=first or run, remedy="Leave @STEP out.")
+    backend = open_store(url, read_only=True)
+    files = [Path(record) for record in records]
+    report = run_audit(files, _sources(backend, _plan(backend, name)), trained_samples(backend, name))
     values = asdict(report)
     if json:
         print_json(values)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fmscale.cli.address import ConfigArgument, ConfigCommand, Overrides
 from fmscale.cli.output import example, print_error
 from fmscale.errors import ConfigError, FormatError
 
@@ -31,19 +32,18 @@ class Launcher(StrEnum):
 def register(app: typer.Typer) -> None:
     """Add the verb."""
     app.command(
+        cls=ConfigCommand,
         epilog=example(
             "fmscale launch run/laptop --procs-per-node 2",
             "fmscale launch my.yaml --with deepspeed --hostfile hosts --dry-run",
             "fmscale launch my.yaml --with sbatch --nodes 4 --procs-per-node 8 --argument=--gpus-per-node=8",
-        )
+        ),
     )(launch)
 
 
 def launch(
-    config: Annotated[str, typer.Argument(help="A YAML file, or the name of one that fmscale ships.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as train.steps=100.")
-    ] = None,
+    config: ConfigArgument,
+    overrides: Overrides = None,
     with_: Annotated[
         Launcher | None, typer.Option("--with", help="The launcher. Default: launch.launcher of the config.")
     ] = None,

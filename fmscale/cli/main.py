@@ -6,7 +6,6 @@ so that `fmscale --help` answers at once.
 """
 
 import importlib
-import importlib.util
 import os
 import sys
 from typing import Annotated, Any
@@ -71,15 +70,12 @@ def build_app() -> typer.Typer:
         name="fmscale",
         cls=Verbs,
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(epilog=example("fmscale ingest docs/ --store runs/store --dataset docs"))(_top)
     for verb in VERBS:
-        name = f"fmscale.cli.{verb}"
-        if importlib.util.find_spec(name):
-            importlib.import_module(name).register(app)
+        importlib.import_module(f"fmscale.cli.{verb}").register(app)
     return app
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fmscale.cli.address import ConfigArgument, ConfigCommand, Overrides
 from fmscale.cli.main import USER_ERROR
 from fmscale.cli.output import (
     JsonOption,
@@ -27,18 +28,17 @@ if TYPE_CHECKING:
 def register(app: typer.Typer) -> None:
     """Add the verb."""
     app.command(
+        cls=ConfigCommand,
         epilog=example(
             "fmscale plan run/laptop train.steps=100 --world 2",
             "fmscale plan my.yaml --world 64 --mfu 0.4 --device H100",
-        )
+        ),
     )(plan)
 
 
 def plan(
-    config: Annotated[str, typer.Argument(help="A YAML file, or the name of one that fmscale ships.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as train.steps=100.")
-    ] = None,
+    config: ConfigArgument,
+    overrides: Overrides = None,
     world: Annotated[int, typer.Option(min=1, help="Ranks that the run would have.")] = 1,
     tokens_per_second: Annotated[
         float | None, typer.Option(min=1.0, help="Speed of all ranks together, for what reads it needs.")

@@ -128,7 +128,7 @@ def show_report(report: Report, folder: Path) -> None:
     for command in (
         f"fmscale generate {address} 'def main('",
         f"fmscale checkpoint list {address}",
-        f"fmscale dataset trace --store {_short(report['store'])} --run {report['run']} --step 3",
+        f"fmscale dataset trace {address}@3",
     ):
         typer.echo(f"    {command}")
 
