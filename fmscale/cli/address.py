@@ -1,4 +1,4 @@
-"""How the command line names things: STORE/DATASET, STORE#RUN[@STEP], or options; and config keys as KEY=VALUE."""
+"""Names on the command line: STORE/DATASET, STORE#RUN[@STEP], or options; and config keys as KEY=VALUE."""
 
 from typing import Annotated, Any
 

@@ -1,4 +1,4 @@
-"""`fmscale dataset`: what a store's datasets are, what is in one, and whether it is whole."""
+"""`fmscale dataset`: lists, shows and checks the datasets of a store."""
 
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -120,7 +120,7 @@ def verify(
 
 
 def _open(address: str | None, store: str | None, dataset: str | None) -> "tuple[Backend, list[Dataset]]":
-    """The store and the datasets to verify: one, or all. An address that is no store names a dataset."""
+    """The store and the datasets to verify, a single dataset or all. An address that is no store names a dataset."""
     from fmscale.store.datasets.dataset import open_dataset
     from fmscale.store.open import open_store
 
@@ -184,5 +184,5 @@ def _split_rows(commit: "Commit") -> list[dict[str, Any]]:
 
 
 def _described(commit: "Commit") -> dict[str, Any]:
-    """A commit as its log entry says it."""
+    """A commit as its log entry has it."""
     return {"number": commit.number, "time": commit.time, "digest": commit.digest, **commit.body}

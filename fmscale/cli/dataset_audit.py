@@ -1,4 +1,4 @@
-"""`fmscale dataset trace` and `audit`: what a run trains on, and proof of what it was given."""
+"""`fmscale dataset trace` and `audit`: the documents of a run's steps, and proof of their delivery."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -86,10 +86,10 @@ def audit(
 ) -> None:
     """Prove from what ranks received: every token once an epoch, true bytes, mixture, shuffle.
 
-    The run records what it delivers, a file a rank and job, with train.record_delivery: true. What a killed job
-    had delivered and the next one delivers again, the same, counts once. Only names, weights and masks of the
-    datasets, the size of bans and how far its newest checkpoint has come are taken from the run; what was delivered is
-    judged against the stored documents. Exit status 1 when something is violated.
+    The run records what it delivers, a file a rank and job, with train.record_delivery: true. Rows that a killed job
+    and the next job both delivered, the same, count once. Only names, weights and masks of the datasets, the size of
+    bans and the step of its newest checkpoint are taken from the run; deliveries are judged against the stored
+    documents. Exit status 1 when something is violated.
     """
     from fmscale.data.provenance.audit import audit as run_audit
     from fmscale.store.open import open_store
@@ -138,7 +138,7 @@ def _batches(backend: "Backend", run: str, given: int | None) -> "BatchSchedule"
 
 
 def _plan(backend: "Backend", run: str) -> "Plan":
-    """What a run recorded of its order. Raises ConfigError for a run that is not there."""
+    """The recorded order of a run. Raises ConfigError where the store has no such run."""
     from fmscale.data.plan.order_log import OrderLog
     from fmscale.store.log.log import RUN_KINDS, Log
     from fmscale.store.log.runs import require_run
@@ -148,7 +148,7 @@ def _plan(backend: "Backend", run: str) -> "Plan":
 
 
 def _sources(backend: "Backend", plan: "Plan") -> "list[AuditSource]":
-    """What the run declared of its sources; which sample is which is not asked."""
+    """The sources as the run declared them; numbers of samples are not asked for."""
     from fmscale.data.plan.plan import source_key
     from fmscale.data.provenance.audit import AuditSource
     from fmscale.data.views.placement import merged

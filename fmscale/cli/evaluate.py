@@ -142,7 +142,7 @@ class _Compressed:
             yield document
 
     def bits_per_byte(self, size: int) -> dict[str, float | None]:
-        """All bits over all bytes."""
+        """All bits over all bytes, by compressor."""
         return self._rates(self._bytes, size)
 
     def _rates(self, sizes: dict[str, int], size: int) -> dict[str, float | None]:

@@ -1,4 +1,4 @@
-"""`fmscale generate`: what a run's model says after prompts, as it says it."""
+"""`fmscale generate`: text of a run's model after prompts, printed as it comes."""
 
 import sys
 import time
@@ -90,7 +90,7 @@ def generate(
 
 
 class _Printer:
-    """Shows one completion after another, each from its first token on while others grow behind it."""
+    """Shows completions in turn, each from its first token on, while others grow behind it."""
 
     def __init__(self, trained: "TrainedModel", texts: list[str], *, show: bool) -> None:
         from fmscale.infer import TextStream

@@ -14,13 +14,13 @@ from fmscale.cli.output import example, print_error
 from fmscale.errors import ConfigError, FormatError
 
 if TYPE_CHECKING:
-    from fmscale.config import Config, LaunchConfig
+    from fmscale.config import LaunchConfig
     from fmscale.launch.plan import LaunchRequest
     from fmscale.launch.run import RankEnd
 
 
 class Launcher(StrEnum):
-    """What starts ranks."""
+    """Programs that start ranks."""
 
     torchrun = "torchrun"
     deepspeed = "deepspeed"
@@ -76,10 +76,10 @@ def launch(
     The first SIGUSR1, SIGTERM or Ctrl-C asks the ranks to save and end, the
     second ends them without.
 
-    Exits with the launcher's status. When a rank failed, what the first one to
-    fail wrote to error.json is shown last.
+    Exits with the launcher's status. When ranks failed, the error.json of the
+    first of them is shown last.
     """
-    from fmscale.config import load_config
+    from fmscale.config import derive_batch, load_config
     from fmscale.launch.launchers import make_plan
     from fmscale.launch.run import run_plan
 
@@ -98,7 +98,8 @@ def launch(
     program = _program()
     request = _request(settings, (program, "train", config, *(overrides or ())))
     request = replace(request, node_rank=node_rank, master_addr=master_addr, script=script)
-    _check_batch(loaded, request.ranks)
+    # Refused here, not by every rank after a wait in the queue.
+    derive_batch(loaded.batch, request.ranks, place=loaded.place("batch"))
     plan = make_plan(settings.launcher, request)
     if dry_run:
         typer.echo(plan.as_shell())
@@ -157,26 +158,14 @@ def _request(settings: "LaunchConfig", command: tuple[str, ...]) -> "LaunchReque
                 f"{settings.launcher} must be told how many ranks run on a node",
                 remedy="Give --procs-per-node, or launch.procs_per_node: as many as a node has GPUs.",
             )
-        procs = _devices()
+        from torch import cuda
+
+        procs = max(1, cuda.device_count())
     return replace(request, nodes=nodes or 1, procs_per_node=procs)
 
 
-def _devices() -> int:
-    """GPUs here; 1 where there is none."""
-    from torch import cuda
-
-    return max(1, cuda.device_count())
-
-
-def _check_batch(config: "Config", ranks: int) -> None:
-    """Refuse here what every rank would refuse after a wait in the queue."""
-    from fmscale.config import derive_batch
-
-    derive_batch(config.batch, ranks, place=config.place("batch"))
-
-
 def show_failure(folder: Path, ended: "RankEnd") -> None:
-    """What the first rank to fail wrote, if it did."""
+    """Print the failure that the first rank to fail wrote, if any did."""
     from fmscale.runtime.failure import describe_failure, first_failure
 
     try:
@@ -190,5 +179,5 @@ def show_failure(folder: Path, ended: "RankEnd") -> None:
     elif not ended.stopped:
         _say(
             f"No rank wrote {folder}/error.json: they were killed, did not start, ran where this folder is another "
-            "one, or its disk is full. What is above says more."
+            "folder, or its disk is full. The lines above say more."
         )

@@ -1,4 +1,4 @@
-"""The command line: one file a verb, listed here, and one way of showing an error.
+"""The list of verbs, a file each, and the display of errors.
 
 A verb's file has `register(app)`, which adds its command or group to `app`, each with an example made by
 `fmscale.cli.output.example`. It imports what is slow to import (torch, obstore, pyarrow) inside the command,
@@ -94,5 +94,5 @@ def _open_streams() -> None:
             try:
                 os.fstat(number)
             except OSError:
-                os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, which is this one
+                os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is `number`
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115

@@ -1,4 +1,4 @@
-"""What verbs print: tables that are also JSON, progress on standard error, errors with a remedy.
+"""Output of the verbs: tables that are also JSON, progress on standard error, errors with a remedy.
 
 Results go to standard output, everything else to standard error, so that `fmscale ... --json | jq` works.
 """
@@ -99,7 +99,7 @@ def human_bytes(size: float) -> str:
 
 
 def human_seconds(seconds: float) -> str:
-    """A span of time as one would say it: 5400 -> '90 min'."""
+    """A span of time in the units of speech: 5400 -> '90 min'."""
     minutes = round(seconds / 60)
     if minutes < 2:
         return f"{seconds:.0f} s"

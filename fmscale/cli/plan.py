@@ -1,4 +1,4 @@
-"""`fmscale plan`: what a run would be and need at a number of ranks, and what would fail, before it is started."""
+"""`fmscale plan`: the numbers of a run at a number of ranks, and what would fail, before it is started."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -97,7 +97,7 @@ def _check_speed(tokens_per_second: float | None, mfu: float | None, device: str
 
 
 def _show(config: "Config", found: "Preflight") -> None:
-    """What must be acted on first, then the numbers."""
+    """Print problems first, then the numbers."""
     if found.problems:
         typer.echo(f"{len(found.problems)} to correct before this run can start:", err=True)
     for problem in found.problems:
@@ -121,16 +121,12 @@ def _numbers(config: "Config", made: "Forecast", begins: str) -> dict[str, Any]:
     """The derived numbers for people, in the order in which one follows from the other."""
     values: dict[str, Any] = {"ranks": made.world}
     if batch := made.batch:
+        places = f" in {batch.global_batch + batch.padding}" if batch.padding else ""
         fill = f", {batch.padding} of them filler" if batch.padding else ""
         values["batch"] = (
-            f"{batch.global_batch} rows = micro_batch {batch.micro_batch} x accumulation {batch.accumulation} "
+            f"{batch.global_batch} rows{places} = micro_batch {batch.micro_batch} x accumulation {batch.accumulation} "
             f"x {batch.dp_size} ranks{fill}"
         )
-        if batch.padding:
-            capacity = batch.micro_batch * batch.accumulation * batch.dp_size
-            values["batch"] = values["batch"].replace(
-                f"{batch.global_batch} rows =", f"{batch.global_batch} rows in {capacity} ="
-            )
     values |= {
         "vocabulary": made.vocab_size,
         "parameters": made.parameters,

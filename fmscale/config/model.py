@@ -13,7 +13,7 @@ class RopeScaling:
     """
 
     factor: float = 8.0
-    """How many times slower the slow pairs turn."""
+    """Times that the slow pairs turn slower."""
     low_freq_factor: float = 1.0
     """Pairs with fewer turns than this over `original_seq_len` are slow."""
     high_freq_factor: float = 4.0
@@ -63,7 +63,7 @@ class ModelConfig:
     norm_eps: float = 1e-5
     """Added to the mean square in RMSNorm."""
     tied: bool = False
-    """Whether the output projection is the embedding."""
+    """True where the output projection is the embedding."""
     dropout: float = 0.0
     """Part of what attention and feed-forward add to the residual stream that is dropped in training."""
     window: int | None = None

@@ -265,7 +265,7 @@ def test_a_share_of_an_unknown_peak_is_refused(config: Path) -> None:
 
 
 def screen(config: Path, *words: str) -> Any:
-    """What a terminal shows, in the order in which it does."""
+    """Output of a terminal, in its order."""
     return CliRunner().invoke(build_app(), ["plan", str(config), *words])
 
 

@@ -1,4 +1,4 @@
-"""What a run prints: facts before anything slow, phases, steps and events, for a terminal and for a pipe."""
+"""Output of a run: facts before anything slow, phases, steps and events, for a terminal and for a pipe."""
 
 import io
 import json
