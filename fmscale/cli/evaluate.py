@@ -66,13 +66,7 @@ def evaluate(
         given = files(file, trained.tokenizer, bos=trained.bos, eos=trained.eos)
     else:
         given = stored_documents(
-            backend,
-            chosen,
-            split,
-            trained.tokenizer,
-            bos=trained.bos,
-            eos=trained.eos,
-            limit=documents,
+            backend, chosen, split, trained.tokenizer, bos=trained.bos, eos=trained.eos, limit=documents
         )
     longest = min(trained.sequence_length, trained.model.config.max_seq_len)
     compressed = _Compressed(others)

@@ -84,12 +84,7 @@ def launch(
     from fmscale.launch.run import run_plan
 
     loaded = load_config(config, overrides or ())
-    options = {
-        "nodes": nodes,
-        "procs_per_node": procs_per_node,
-        "hostfile": hostfile,
-        "master_port": master_port,
-    }
+    options = {"nodes": nodes, "procs_per_node": procs_per_node, "hostfile": hostfile, "master_port": master_port}
     given = {name: value for name, value in options.items() if value is not None}
     settings = replace(loaded.launch, **given)  # type: ignore[arg-type]
     settings = replace(settings, arguments=(*settings.arguments, *(argument or ())))

@@ -141,13 +141,7 @@ def progress(description: str, total: float | None = None, *, json: bool = False
     counted: list[ProgressColumn] = (
         [DownloadColumn(binary_units=True), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn()]
     )
-    columns = [
-        TextColumn("{task.description}"),
-        BarColumn(),
-        *counted,
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    ]
+    columns = [TextColumn("{task.description}"), BarColumn(), *counted, TimeElapsedColumn(), TimeRemainingColumn()]
     with RichProgress(*columns, console=console) as bar:
         yield Progress(bar, description, total)
 

@@ -7,16 +7,7 @@ import typer
 
 from fmscale.cli.address import ConfigArgument, ConfigCommand, Overrides
 from fmscale.cli.main import USER_ERROR
-from fmscale.cli.output import (
-    JsonOption,
-    example,
-    human_bytes,
-    human_seconds,
-    print_error,
-    print_json,
-    record,
-    table,
-)
+from fmscale.cli.output import JsonOption, example, human_bytes, human_seconds, print_error, print_json, record, table
 from fmscale.errors import ConfigError
 
 if TYPE_CHECKING:
