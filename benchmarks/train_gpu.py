@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.harness import ROOT
 from fmscale.config import Config, load_config
-from fmscale.config.model import num_parameters
+from fmscale.config.derived import num_parameters
 from fmscale.data.ingest import ingest
 from fmscale.runtime.sinks.jsonl import read_jsonl
 from fmscale.train.run import run_training

@@ -1,15 +1,85 @@
 """fmscale: train foundation models on many GPUs and never let them wait for data.
 
-A parallel store (`fmscale.store`), samples as a pure function of their number (`fmscale.data`),
-and Triton kernels (`fmscale.kernels`). The public names are listed in docs/api.md.
+The names below are what most users need, each loaded when it is first asked for; docs/api.md has the rest, room by
+room: `config`, `runtime`, `store`, `data`, `checkpoint`, `models`, `objectives`, `train`, `infer`, `kernels`.
 """
 
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from fmscale.checkpoint.catalog import list_checkpoints
+    from fmscale.checkpoint.checkpoint import open_checkpoint
+    from fmscale.config import Config, load_config
+    from fmscale.data.ingest import ingest
+    from fmscale.data.open import open_loader
+    from fmscale.data.torch_dataset import TokenDataset
+    from fmscale.errors import FmscaleError
+    from fmscale.infer import Sampling, evaluate, generate
+    from fmscale.infer.load import open_trained
+    from fmscale.store.datasets.dataset import list_datasets, open_dataset
+    from fmscale.store.open import open_store
+    from fmscale.train.run import run_training
+
+    __version__: str
+
+__all__ = [
+    "Config",
+    "FmscaleError",
+    "Sampling",
+    "TokenDataset",
+    "evaluate",
+    "generate",
+    "ingest",
+    "list_checkpoints",
+    "list_datasets",
+    "load_config",
+    "open_checkpoint",
+    "open_dataset",
+    "open_loader",
+    "open_store",
+    "open_trained",
+    "run_training",
+]
+
+_HOMES = {
+    "checkpoint.catalog": ("list_checkpoints",),
+    "checkpoint.checkpoint": ("open_checkpoint",),
+    "config": ("Config", "load_config"),
+    "data.ingest": ("ingest",),
+    "data.open": ("open_loader",),
+    "data.torch_dataset": ("TokenDataset",),
+    "errors": ("FmscaleError",),
+    "infer": ("Sampling", "evaluate", "generate"),
+    "infer.load": ("open_trained",),
+    "store.datasets.dataset": ("list_datasets", "open_dataset"),
+    "store.open": ("open_store",),
+    "train.run": ("run_training",),
+}
+"""Module -> its public names; the imports above say the same to type checkers."""
 
 # In a bare checkout `kernels/` and `launch/` lie beside this package; installed, under it.
 # This lets `python -m fmscale.kernels.bench` run where only torch and triton are installed.
 _checkout = Path(__file__).resolve().parent.parent
 if (_checkout / "pyproject.toml").is_file() and (_checkout / "kernels").is_dir():
     __path__.append(str(_checkout))
+
+
+if not TYPE_CHECKING:  # a type checker would take any name for one that is here
+
+    def __getattr__(name: str) -> Any:
+        """Load a public name at its first use (PEP 562)."""
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("fmscale")
+        for module, names in _HOMES.items():
+            if name in names:
+                value = globals()[name] = getattr(import_module(f"fmscale.{module}"), name)
+                return value
+        raise AttributeError(f"module 'fmscale' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from fmscale.cli.main import build_app
 from fmscale.config import derive_batch, load_config
-from fmscale.config.model import num_parameters
+from fmscale.config.derived import num_parameters
 from fmscale.data.ingest.plan import document_id, is_heldout
 from fmscale.errors import ConfigError, DataError
 from fmscale.infer import Document

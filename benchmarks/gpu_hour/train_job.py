@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.gpu_hour.emit import emit
 from fmscale.config import Config, load_config
-from fmscale.config.model import num_parameters
+from fmscale.config.derived import num_parameters
 from fmscale.runtime.sinks.jsonl import read_jsonl
 from fmscale.train import run as running
 from fmscale.train.compare import read_history

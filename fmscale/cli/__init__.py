@@ -1,1 +1,10 @@
+"""The command line: a file a verb, which calls the rooms below and prints.
 
+`main.py`     the verbs, and the display of errors
+`output.py`   tables, JSON, progress bars
+`address.py`  STORE/DATASET, STORE#RUN[@STEP], KEY=VALUE
+`ingest.py`, `dataset.py` (`dataset_audit.py`, `dataset_mask.py`)  data
+`config.py`, `plan.py`, `launch.py`, `train.py` (`train_screen.py`), `compare.py`  runs
+`checkpoint.py`, `generate.py`, `evaluate.py`  models
+`doctor.py`, `bench.py`, `quickstart.py` (`quickstart_screen.py`)  this machine and its store
+"""

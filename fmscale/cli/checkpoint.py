@@ -1,13 +1,13 @@
-"""`fmscale checkpoint`: what a run has saved, whether it is whole, and other people's formats of it."""
+"""`fmscale checkpoint`: lists, checks and exports the checkpoints of a run."""
 
 import json as jsonlib
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fmscale.cli.address import CheckpointArgument
 from fmscale.cli.output import JsonOption, example, human_bytes, print_json, progress, record, table
 from fmscale.errors import ConfigError
 
@@ -17,11 +17,6 @@ if TYPE_CHECKING:
 
 DAMAGED = 1
 """Exit status of `verify` when it found problems."""
-
-Address = Annotated[
-    str,
-    typer.Argument(metavar="STORE#RUN[@STEP]", help="A store, a run in it, and a step; the newest by default."),
-]
 
 
 def register(parent: typer.Typer) -> None:
@@ -53,16 +48,18 @@ def list_(
     if run:
         require_run(backend, run)
     runs = [run] if run else backend.list_names("runs")
-    rows = [{"run": name, **_row(found, json)} for name in runs for found in list_checkpoints(backend, name)]
+    rows = [{"run": name, **_row(entry, json)} for name in runs for entry in list_checkpoints(backend, name)]
     if not rows and not json:
         typer.echo(f"{backend.url} has no checkpoints" + (f" of run {run}." if run else "."))
         return
     table(rows, json)
 
 
-def show(address: Address, json: JsonOption = False) -> None:
+def show(address: CheckpointArgument, json: JsonOption = False) -> None:
     """Show a checkpoint's tensors and what was saved with them."""
-    opened = _open(address)
+    from fmscale.checkpoint.checkpoint import open_checkpoint
+
+    opened = open_checkpoint(address)
     tensors = _tensors(opened, json)
     if json:
         print_json({**_row(opened.found, json), "meta": opened.meta, "tensors": tensors})
@@ -72,9 +69,9 @@ def show(address: Address, json: JsonOption = False) -> None:
 
 
 def verify(
-    address: Address,
+    address: CheckpointArgument,
     mark: Annotated[
-        bool, typer.Option(help="Record that it is whole: retention then never deletes the last such one.")
+        bool, typer.Option(help="Record that it is whole: retention never deletes the last whole checkpoint.")
     ] = True,
     json: JsonOption = False,
 ) -> None:
@@ -108,7 +105,7 @@ def verify(
 
 
 def export(
-    address: Address,
+    address: CheckpointArgument,
     to: Annotated[Path, typer.Option("--to", help="A new folder.")],
     format: Annotated[str, typer.Option("--format", help="hf, safetensors (all states) or dcp.")] = "hf",
     dtype: Annotated[
@@ -118,44 +115,28 @@ def export(
     json: JsonOption = False,
 ) -> None:
     """Write a checkpoint for others: Hugging Face, plain safetensors, or torch.distributed.checkpoint."""
+    from fmscale.checkpoint.checkpoint import open_checkpoint
     from fmscale.checkpoint.export.export import export_checkpoint
 
     if format not in ("hf", "safetensors", "dcp"):
         raise ConfigError("no such format", found=format, remedy="Use hf, safetensors or dcp.")
-    opened = _open(address)
+    opened = open_checkpoint(address)
     wanted = [one for one in opened.manifest.tensors if format != "hf" or one.state == "weight"]
-    theirs = _theirs(opened, address) if format == "hf" else _Theirs()
+    theirs = _theirs(opened, address) if format == "hf" else {}
     with progress("export", sum(one.nbytes for one in wanted), json=json, unit="bytes") as bar:
         paths = export_checkpoint(
             opened,
             to,
             format=format,  # type: ignore[arg-type]
-            names=theirs.names,
-            config=theirs.config,
-            tokenizer=theirs.tokenizer,
             dtype=dtype,
             progress=bar.advance,
+            **theirs,
         )
     table([{"file": str(path), "bytes": _size(path.stat().st_size, json)} for path in paths], json)
 
 
-def _open(address: str) -> "Checkpoint":
-    from fmscale.checkpoint.checkpoint import open_checkpoint
-
-    return open_checkpoint(address)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Theirs:
-    """What Hugging Face's libraries need beside the weights."""
-
-    names: dict[str, str] | None = None
-    config: dict[str, Any] | None = None
-    tokenizer: bytes | None = None
-
-
-def _theirs(opened: "Checkpoint", address: str) -> _Theirs:
-    """From the run's config and tokenizer, which the trainer saved with the checkpoint. Raises ConfigError."""
+def _theirs(opened: "Checkpoint", address: str) -> dict[str, Any]:
+    """Needs of Hugging Face's libraries beside the weights, as the trainer saved them. Raises ConfigError."""
     from fmscale.config.model import ModelConfig
     from fmscale.config.reader.load import load_section
     from fmscale.config.reader.tree import YamlTable, parse
@@ -177,25 +158,25 @@ def _theirs(opened: "Checkpoint", address: str) -> _Theirs:
     assert isinstance(tree, YamlTable)
     model = load_section(ModelConfig, tree)
     tokenizer = from_json(load_tokenizer(opened.backend, digest))
-    return _Theirs(
-        names=hf_names(model),
-        config=hf_config(model, vocab_size, bos=tokenizer.bos_id, eos=tokenizer.eos_id),
-        # The byte tokenizer is not one of theirs.
-        tokenizer=tokenizer.to_plain_json() if isinstance(tokenizer, JsonTokenizer) else None,
-    )
-
-
-def _row(found: "CheckpointEntry", json: bool) -> dict[str, Any]:
-    """A checkpoint as a line of a table, or as JSON."""
-    when = found.time if json else datetime.fromtimestamp(found.time, UTC).strftime("%Y-%m-%d %H:%M:%S")
     return {
-        "step": found.step,
-        "entry": found.entry,
+        "names": hf_names(model),
+        "config": hf_config(model, vocab_size, bos=tokenizer.bos_id, eos=tokenizer.eos_id),
+        # Their libraries have no byte tokenizer.
+        "tokenizer": tokenizer.to_plain_json() if isinstance(tokenizer, JsonTokenizer) else None,
+    }
+
+
+def _row(entry: "CheckpointEntry", json: bool) -> dict[str, Any]:
+    """A checkpoint as a line of a table, or as JSON."""
+    when = entry.time if json else datetime.fromtimestamp(entry.time, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    return {
+        "step": entry.step,
+        "entry": entry.entry,
         "time": when,
-        "ranks": found.world_size,
-        "written": _size(found.bytes, json),
-        "referenced": _size(found.referenced, json),
-        "verified": found.verified,
+        "ranks": entry.world_size,
+        "written": _size(entry.bytes, json),
+        "referenced": _size(entry.referenced, json),
+        "verified": entry.verified,
     }
 
 

@@ -1,4 +1,4 @@
-"""`fmscale compare`: whether two runs did the same, and where they part."""
+"""`fmscale compare`: tells if two runs did the same, and where they part."""
 
 from dataclasses import asdict
 from pathlib import Path

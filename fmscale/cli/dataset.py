@@ -1,28 +1,25 @@
-"""`fmscale dataset`: what a store's datasets are, what is in one, and whether it is whole."""
+"""`fmscale dataset`: lists, shows and checks the datasets of a store."""
 
-import importlib
-import importlib.util
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fmscale.cli import dataset_audit, dataset_mask
+from fmscale.cli.address import DatasetArgument, DatasetOption, StoreArgument, StoreOption, find_dataset, find_store
 from fmscale.cli.output import JsonOption, example, human_bytes, print_json, progress, record, table
-from fmscale.errors import ConfigError
+from fmscale.errors import ConfigError, FmscaleError
 
 if TYPE_CHECKING:
+    from fmscale.store.backends.protocol import Backend
     from fmscale.store.datasets.commit import Commit
     from fmscale.store.datasets.dataset import Dataset
 
 DAMAGED = 1
 """Exit status of `verify` when it found problems."""
 
-StoreOption = Annotated[str, typer.Option("--store", help="The store: a directory or a URL (s3://, gs://, ...).")]
-DatasetOption = Annotated[str, typer.Option("--dataset", help="Name of the dataset.")]
 CommitOption = Annotated[int | None, typer.Option("--commit", help="Number of one commit; all by default.")]
-
-PARTS = ("fmscale.cli.dataset_audit", "fmscale.cli.dataset_mask")
-"""Files with more commands of this group; each has `register(group)`."""
 
 
 def register(parent: typer.Typer) -> None:
@@ -31,44 +28,56 @@ def register(parent: typer.Typer) -> None:
         name="dataset",
         no_args_is_help=True,
         help="Look at datasets and check them.",
-        epilog=example("fmscale dataset list --store runs/store"),
+        epilog=example("fmscale dataset list runs/store"),
     )
-    group.command("list", epilog=example("fmscale dataset list --store runs/store"))(list_)
-    group.command(epilog=example("fmscale dataset show --store runs/store --dataset docs"))(show)
-    group.command(epilog=example("fmscale dataset verify --store runs/store --dataset docs"))(verify)
-    for part in PARTS:
-        if importlib.util.find_spec(part):
-            importlib.import_module(part).register(group)
+    group.command("list", epilog=example("fmscale dataset list runs/store"))(list_)
+    group.command(epilog=example("fmscale dataset show runs/store/docs"))(show)
+    group.command(epilog=example("fmscale dataset verify runs/store/docs", "fmscale dataset verify runs/store"))(verify)
+    dataset_audit.register(group)
+    dataset_mask.register(group)
     parent.add_typer(group)
 
 
-def list_(store: StoreOption, json: JsonOption = False) -> None:
+def list_(address: StoreArgument = None, store: StoreOption = None, json: JsonOption = False) -> None:
     """List a store's datasets with their sizes."""
-    from fmscale.store.datasets.dataset import list_datasets, open_dataset
-    from fmscale.store.open import open_store
-
-    backend = open_store(store, read_only=True)
-    rows = [_summary(open_dataset(backend, name), json) for name in list_datasets(backend)]
+    backend, datasets = _open_all(find_store(address, store))
+    rows = [_summary(dataset, json) for dataset in datasets]
     if not rows and not json:
         typer.echo(f"{backend.url} has no datasets.")
         return
     table(rows, json)
 
 
-def show(store: StoreOption, dataset: DatasetOption, commit: CommitOption = None, json: JsonOption = False) -> None:
+def show(
+    address: DatasetArgument = None,
+    store: StoreOption = None,
+    dataset: DatasetOption = None,
+    commit: CommitOption = None,
+    json: JsonOption = False,
+) -> None:
     """Show a dataset's commits and their splits."""
-    opened = _open(store, dataset)
+    from fmscale.store.datasets.dataset import open_dataset
+    from fmscale.store.open import open_store
+
+    url, name = find_dataset(address, store, dataset)
+    opened = open_dataset(open_store(url, read_only=True), name)
     commits = opened.commits() if commit is None else [opened.commit(commit)]
     if json:
-        print_json({"dataset": dataset, "store": opened.backend.url, "commits": [_described(c) for c in commits]})
+        print_json({"dataset": name, "store": opened.backend.url, "commits": [_described(c) for c in commits]})
         return
     record(_summary(opened, json), json)
     table([row for c in commits for row in _split_rows(c)], json, title="\ncommits")
 
 
 def verify(
-    store: StoreOption,
-    dataset: Annotated[str | None, typer.Option("--dataset", help="Name of one dataset; all by default.")] = None,
+    address: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="STORE[/DATASET]", help="A store or a dataset of it; or give --store, and --dataset for one."
+        ),
+    ] = None,
+    store: StoreOption = None,
+    dataset: DatasetOption = None,
     commit: CommitOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -76,30 +85,22 @@ def verify(
 
     The exit status is 0 if all is well and 1 if there are problems.
     """
-    from fmscale.store.datasets.dataset import list_datasets, open_dataset
     from fmscale.store.datasets.verify import size_of, verify_dataset
-    from fmscale.store.open import open_store
 
-    if commit is not None and dataset is None:
-        raise ConfigError("--commit is a commit of one dataset", found=commit, remedy="Give --dataset too.")
-    backend = open_store(store, read_only=True)
-    names = list_datasets(backend) if dataset is None else [dataset]
-    opened = [open_dataset(backend, name) for name in names]
+    backend, opened = _open(address, store, dataset)
+    if commit is not None and len(opened) != 1:
+        raise ConfigError(
+            "--commit is a commit of one dataset", found=commit, remedy="Give STORE/DATASET, or --dataset too."
+        )
     commits = {one.name: one.commits() if commit is None else [one.commit(commit)] for one in opened}
     size = sum(size_of(live) for live in commits.values())
     rows: list[dict[str, Any]] = []
     with progress("verify", size, json=json, unit="bytes") as bar:
         for one in opened:
-            found = verify_dataset(backend, one, [c.number for c in commits[one.name]], bar.advance)
+            problems = verify_dataset(backend, one, [c.number for c in commits[one.name]], bar.advance)
             rows += [
-                {
-                    "dataset": one.name,
-                    "commit": p.commit,
-                    "object": p.key,
-                    "chunk": p.chunk,
-                    "problem": p.what,
-                }
-                for p in found
+                {"dataset": one.name, "commit": p.commit, "object": p.key, "chunk": p.chunk, "problem": p.what}
+                for p in problems
             ]
     checked = {name: [c.number for c in live] for name, live in commits.items()}
     if json:
@@ -113,16 +114,36 @@ def verify(
         )
     else:
         count = sum(len(numbers) for numbers in checked.values())
-        typer.echo(f"{len(names)} datasets, {count} commits, {human_bytes(size)}: every chunk is right.")
+        typer.echo(f"{len(opened)} datasets, {count} commits, {human_bytes(size)}: every chunk is right.")
     if rows:
         raise typer.Exit(DAMAGED)
 
 
-def _open(store: str, dataset: str) -> "Dataset":
+def _open(address: str | None, store: str | None, dataset: str | None) -> "tuple[Backend, list[Dataset]]":
+    """The store and the datasets to verify, a single dataset or all. An address that is no store names a dataset."""
     from fmscale.store.datasets.dataset import open_dataset
     from fmscale.store.open import open_store
 
-    return open_dataset(open_store(store, read_only=True), dataset)
+    if address is None and dataset is None:
+        return _open_all(find_store(None, store))
+    if store is None and dataset is None:
+        with suppress(
+            FmscaleError
+        ):  # as of no store at STORE/DATASET: that is told below, with the names that are near
+            backend, opened = _open_all(str(address))
+            if opened:
+                return backend, opened
+    url, name = find_dataset(address, store, dataset)
+    backend = open_store(url, read_only=True)
+    return backend, [open_dataset(backend, name)]
+
+
+def _open_all(url: str) -> "tuple[Backend, list[Dataset]]":
+    from fmscale.store.datasets.dataset import list_datasets, open_dataset
+    from fmscale.store.open import open_store
+
+    backend = open_store(url, read_only=True)
+    return backend, [open_dataset(backend, name) for name in list_datasets(backend)]
 
 
 def _summary(dataset: "Dataset", json: bool) -> dict[str, Any]:
@@ -163,5 +184,5 @@ def _split_rows(commit: "Commit") -> list[dict[str, Any]]:
 
 
 def _described(commit: "Commit") -> dict[str, Any]:
-    """A commit as its log entry says it."""
+    """A commit as its log entry has it."""
     return {"number": commit.number, "time": commit.time, "digest": commit.digest, **commit.body}

@@ -1,4 +1,4 @@
-"""`fmscale dataset trace` and `audit`: what a run trains on, and proof of what it was given."""
+"""`fmscale dataset trace` and `audit`: the documents of a run's steps, and proof of their delivery."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fmscale.cli.address import RunOption, StoreOption, find_run
 from fmscale.cli.output import JsonOption, example, print_json, record, table
 from fmscale.errors import ConfigError
 
@@ -18,26 +19,25 @@ if TYPE_CHECKING:
 VIOLATED = 1
 """Exit status of `audit` when a promise was violated."""
 
-StoreOption = Annotated[str, typer.Option("--store", help="The store: a directory or a URL.")]
-RunOption = Annotated[str, typer.Option("--run", help="Name of the run, whose order log is in the store.")]
-
 
 def register(group: typer.Typer) -> None:
     """Add the commands to the `dataset` group."""
     group.command(
         epilog=example(
-            "fmscale dataset trace --store runs/store --run demo --step 3",
-            "fmscale dataset trace --store runs/store --run demo --document 00c1... --steps 1000",
+            "fmscale dataset trace runs/store#demo@3",
+            "fmscale dataset trace runs/store#demo --document 00c1... --steps 1000",
         )
     )(trace)
-    group.command(epilog=example("fmscale dataset audit --store runs/store --run demo runs/demo/delivery/*.arrow"))(
-        audit
-    )
+    group.command(epilog=example("fmscale dataset audit runs/store#demo runs/demo/delivery/*.arrow"))(audit)
 
 
 def trace(
-    store: StoreOption,
-    run: RunOption,
+    address: Annotated[
+        str | None,
+        typer.Argument(metavar="STORE#RUN[@STEP]", help="A run of a store, and --step; or give --store and --run."),
+    ] = None,
+    store: StoreOption = None,
+    run: RunOption = None,
     batch: Annotated[
         int | None,
         typer.Option(min=1, help="Global batch: rows of a step over all ranks. A checkpoint of the run says it."),
@@ -54,15 +54,17 @@ def trace(
     from fmscale.data.provenance.trace import trace_document, trace_step
     from fmscale.store.open import open_store
 
-    if (step is None) == (document is None):
+    url, name, told = find_run(address, store, run)
+    step = told if step is None else step
+    if (step is None) == (document is None) or told not in (None, step):
         raise ConfigError(
             "give either --step or --document",
             found=(step, document),
             remedy="--step shows its documents, --document its steps.",
         )
-    backend = open_store(store, read_only=True)
-    plan = _plan(backend, run)
-    batches = _batches(backend, run, batch)
+    backend = open_store(url, read_only=True)
+    plan = _plan(backend, name)
+    batches = _batches(backend, name, batch)
     if step is not None:
         found = trace_step(backend, plan, batches, step - 1)
     else:
@@ -71,24 +73,35 @@ def trace(
 
 
 def audit(
-    store: StoreOption,
-    run: RunOption,
-    records: Annotated[list[Path], typer.Argument(help="Delivery records: of every rank and job.")],
+    records: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="STORE#RUN RECORD...",
+            help="The run, unless --store and --run name it; then delivery records of every rank and job.",
+        ),
+    ],
+    store: StoreOption = None,
+    run: RunOption = None,
     json: JsonOption = False,
 ) -> None:
     """Prove from what ranks received: every token once an epoch, true bytes, mixture, shuffle.
 
-    The run records what it delivers, a file a rank and job, with train.record_delivery: true. What a killed job
-    had delivered and the next one delivers again, the same, counts once. Only names, weights and masks of the
-    datasets, the size of bans and how far its newest checkpoint has come are taken from the run; what was delivered is
-    judged against the stored documents. Exit status 1 when something is violated.
+    The run records what it delivers, a file a rank and job, with train.record_delivery: true. Rows that a killed job
+    and the next job both delivered, the same, count once. Only names, weights and masks of the datasets, the size of
+    bans and the step of its newest checkpoint are taken from the run; deliveries are judged against the stored
+    documents. Exit status 1 when something is violated.
     """
     from fmscale.data.provenance.audit import audit as run_audit
     from fmscale.store.open import open_store
     from fmscale.train.batches import trained_samples
 
-    backend = open_store(store, read_only=True)
-    report = run_audit(records, _sources(backend, _plan(backend, run)), trained_samples(backend, run))
+    first = records.pop(0) if run is None else None
+    url, name, step = find_run(first, store, run)
+    if step is not None:
+        raise ConfigError("a run is audited as a whole", found=first or run, remedy="Leave @STEP out.")
+    backend = open_store(url, read_only=True)
+    files = [Path(record) for record in records]
+    report = run_audit(files, _sources(backend, _plan(backend, name)), trained_samples(backend, name))
     values = asdict(report)
     if json:
         print_json(values)
@@ -125,7 +138,7 @@ def _batches(backend: "Backend", run: str, given: int | None) -> "BatchSchedule"
 
 
 def _plan(backend: "Backend", run: str) -> "Plan":
-    """What a run recorded of its order. Raises ConfigError for a run that is not there."""
+    """The recorded order of a run. Raises ConfigError where the store has no such run."""
     from fmscale.data.plan.order_log import OrderLog
     from fmscale.store.log.log import RUN_KINDS, Log
     from fmscale.store.log.runs import require_run
@@ -135,7 +148,7 @@ def _plan(backend: "Backend", run: str) -> "Plan":
 
 
 def _sources(backend: "Backend", plan: "Plan") -> "list[AuditSource]":
-    """What the run declared of its sources; which sample is which is not asked."""
+    """The sources as the run declared them; numbers of samples are not asked for."""
     from fmscale.data.plan.plan import source_key
     from fmscale.data.provenance.audit import AuditSource
     from fmscale.data.views.placement import merged

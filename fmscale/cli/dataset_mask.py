@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fmscale.cli.address import DatasetArgument, DatasetOption, StoreOption, find_dataset
 from fmscale.cli.output import JsonOption, example, progress, record
 from fmscale.errors import ConfigError, DataError
 
@@ -13,8 +14,8 @@ if TYPE_CHECKING:
     from fmscale.data.views.mask import Predicate
 
 EXAMPLES = (
-    "fmscale dataset mask --store runs/store --dataset docs --id 0f3c5a7e9b1d2f4c6e8a0b2d4f6e8c0a",
-    "fmscale dataset mask --store runs/store --dataset docs --source 'drafts/*.md'",
+    "fmscale dataset mask runs/store/docs --id 0f3c5a7e9b1d2f4c6e8a0b2d4f6e8c0a",
+    "fmscale dataset mask runs/store/docs --source 'drafts/*.md'",
 )
 
 
@@ -24,8 +25,9 @@ def register(group: typer.Typer) -> None:
 
 
 def mask(
-    store: Annotated[str, typer.Option("--store", help="The store: a directory or a URL.")],
-    dataset: Annotated[str, typer.Option("--dataset", help="Name of the dataset.")],
+    address: DatasetArgument = None,
+    store: StoreOption = None,
+    dataset: DatasetOption = None,
     id: Annotated[list[str] | None, typer.Option("--id", help="Id of a document; may be repeated.")] = None,
     ids: Annotated[Path | None, typer.Option("--ids", help="File with one document id a line.")] = None,
     source: Annotated[
@@ -45,6 +47,7 @@ def mask(
     from fmscale.store.datasets.dataset import open_dataset
     from fmscale.store.open import open_store
 
+    url, name = find_dataset(address, store, dataset)
     wanted = [document_id(text) for text in [*(id or []), *_lines(ids)]]
     if bool(wanted) == bool(source):
         raise ConfigError(
@@ -52,7 +55,7 @@ def mask(
             found=f"{len(wanted)} ids, {len(source or [])} patterns",
             remedy="Give --id or --ids, or --source.",
         )
-    opened = open_dataset(open_store(store), dataset)
+    opened = open_dataset(open_store(url), name)
     segments = sum(c.manifests[split].segments for c in opened.commits() if split in c.manifests)
     with progress("searching", segments, json=json) as bar:
         found = find_documents(

@@ -1,4 +1,4 @@
-"""`fmscale doctor STORE_URL`: what a store can do, how fast it is, and what to change."""
+"""`fmscale doctor STORE_URL`: abilities and speed of a store, and advice."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated

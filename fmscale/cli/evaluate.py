@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fmscale.cli.generate import Address, Device, Precision
+from fmscale.cli.address import CheckpointArgument, find_dataset
+from fmscale.cli.generate import Device, Precision
 from fmscale.cli.output import JsonOption, example, print_json, progress, record, table
 from fmscale.errors import DataError
 
@@ -25,8 +26,10 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
-    address: Address,
-    dataset: Annotated[str | None, typer.Option(help="A dataset of the store; the run's first by default.")] = None,
+    address: CheckpointArgument,
+    dataset: Annotated[
+        str | None, typer.Option(help="A dataset of the store, or STORE/DATASET; the run's first by default.")
+    ] = None,
     split: Annotated[str, typer.Option(help="Its split.")] = "heldout",
     documents: Annotated[int | None, typer.Option(help="At most so many documents, the first ones stored.")] = None,
     file: Annotated[list[Path] | None, typer.Option(help="Text files instead of a dataset. Repeatable.")] = None,
@@ -52,20 +55,18 @@ def evaluate(
     from fmscale.infer.load import open_trained
     from fmscale.runtime.device import pick_device
     from fmscale.runtime.world import read_world
+    from fmscale.store.open import open_store
 
     trained = open_trained(address, device=pick_device(read_world(), device), precision=precision)
-    chosen = dataset or trained.dataset
+    backend, chosen = trained.backend, dataset or trained.dataset
+    if "/" in chosen:
+        url, chosen = find_dataset(chosen, None, None)
+        backend = open_store(url, read_only=True)
     if file:
         given = files(file, trained.tokenizer, bos=trained.bos, eos=trained.eos)
     else:
         given = stored_documents(
-            trained.backend,
-            chosen,
-            split,
-            trained.tokenizer,
-            bos=trained.bos,
-            eos=trained.eos,
-            limit=documents,
+            backend, chosen, split, trained.tokenizer, bos=trained.bos, eos=trained.eos, limit=documents
         )
     longest = min(trained.sequence_length, trained.model.config.max_seq_len)
     compressed = _Compressed(others)
@@ -135,7 +136,7 @@ class _Compressed:
             yield document
 
     def bits_per_byte(self, size: int) -> dict[str, float | None]:
-        """All bits over all bytes."""
+        """All bits over all bytes, by compressor."""
         return self._rates(self._bytes, size)
 
     def _rates(self, sizes: dict[str, int], size: int) -> dict[str, float | None]:

@@ -1,4 +1,4 @@
-"""`fmscale generate`: what a run's model says after prompts, as it says it."""
+"""`fmscale generate`: text of a run's model after prompts, printed as it comes."""
 
 import sys
 import time
@@ -7,18 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fmscale.cli.address import CheckpointArgument
 from fmscale.cli.output import JsonOption, example, print_json
 from fmscale.errors import ConfigError
 
 if TYPE_CHECKING:
     from fmscale.infer.load import TrainedModel
 
-Address = Annotated[
-    str,
-    typer.Argument(
-        metavar="STORE#RUN[@STEP]", help="A store, a run in it, and a step; the newest checkpoint by default."
-    ),
-]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda; auto takes a GPU where there is one.")]
 Precision = Annotated[str | None, typer.Option(help="fp32 or bf16; fp32 on a CPU, bf16 on a GPU by default.")]
 
@@ -34,7 +29,7 @@ def register(app: typer.Typer) -> None:
 
 
 def generate(
-    address: Address,
+    address: CheckpointArgument,
     prompts: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]...", help="Texts to go on from.")] = None,
     file: Annotated[
         list[str] | None,
@@ -95,7 +90,7 @@ def generate(
 
 
 class _Printer:
-    """Shows one completion after another, each from its first token on while others grow behind it."""
+    """Shows completions in turn, each from its first token on, while others grow behind it."""
 
     def __init__(self, trained: "TrainedModel", texts: list[str], *, show: bool) -> None:
         from fmscale.infer import TextStream

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fmscale.cli.address import find_dataset
 from fmscale.cli.output import JsonOption, example, human_bytes, print_json, progress, record
 
 if TYPE_CHECKING:
@@ -28,8 +29,11 @@ def register(app: typer.Typer) -> None:
         paths: Annotated[
             list[str], typer.Argument(metavar="PATH...", help="Files, folders, quoted globs, URLs of these.")
         ],
-        store: Annotated[str, typer.Option(help="Where datasets live: a path, s3://, gs://, az://.")],
-        dataset: Annotated[str, typer.Option(help="Name of the dataset; made if it is not there.")],
+        store: Annotated[str | None, typer.Option(help="Where datasets live: a path, s3://, gs://, az://.")] = None,
+        dataset: Annotated[
+            str | None,
+            typer.Option(help="Name of the dataset, made if it is not there; STORE/DATASET without --store."),
+        ] = None,
         tokenizer: Annotated[
             str | None,
             typer.Option(
@@ -65,13 +69,14 @@ def register(app: typer.Typer) -> None:
         from fmscale.errors import RankError
         from fmscale.runtime.world import read_world
 
+        url, name = find_dataset(None, store, dataset)
         leads = read_world().rank == 0
         try:
             with _bar(json or not leads) as tell:
                 result = run(
                     paths,
-                    store=store,
-                    dataset=dataset,
+                    store=url,
+                    dataset=name,
                     tokenizer=tokenizer,
                     format=format,
                     field=field,

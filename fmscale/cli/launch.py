@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fmscale.cli.address import ConfigArgument, ConfigCommand, Overrides
 from fmscale.cli.output import example, print_error
 from fmscale.errors import ConfigError, FormatError
 
 if TYPE_CHECKING:
-    from fmscale.config import Config, LaunchConfig
+    from fmscale.config import LaunchConfig
     from fmscale.launch.plan import LaunchRequest
     from fmscale.launch.run import RankEnd
 
 
 class Launcher(StrEnum):
-    """What starts ranks."""
+    """Programs that start ranks."""
 
     torchrun = "torchrun"
     deepspeed = "deepspeed"
@@ -31,19 +32,18 @@ class Launcher(StrEnum):
 def register(app: typer.Typer) -> None:
     """Add the verb."""
     app.command(
+        cls=ConfigCommand,
         epilog=example(
             "fmscale launch run/laptop --procs-per-node 2",
             "fmscale launch my.yaml --with deepspeed --hostfile hosts --dry-run",
             "fmscale launch my.yaml --with sbatch --nodes 4 --procs-per-node 8 --argument=--gpus-per-node=8",
-        )
+        ),
     )(launch)
 
 
 def launch(
-    config: Annotated[str, typer.Argument(help="A YAML file, or the name of one that fmscale ships.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as train.steps=100.")
-    ] = None,
+    config: ConfigArgument,
+    overrides: Overrides = None,
     with_: Annotated[
         Launcher | None, typer.Option("--with", help="The launcher. Default: launch.launcher of the config.")
     ] = None,
@@ -76,20 +76,15 @@ def launch(
     The first SIGUSR1, SIGTERM or Ctrl-C asks the ranks to save and end, the
     second ends them without.
 
-    Exits with the launcher's status. When a rank failed, what the first one to
-    fail wrote to error.json is shown last.
+    Exits with the launcher's status. When ranks failed, the error.json of the
+    first of them is shown last.
     """
-    from fmscale.config import load_config
+    from fmscale.config import derive_batch, load_config
     from fmscale.launch.launchers import make_plan
     from fmscale.launch.run import run_plan
 
     loaded = load_config(config, overrides or ())
-    options = {
-        "nodes": nodes,
-        "procs_per_node": procs_per_node,
-        "hostfile": hostfile,
-        "master_port": master_port,
-    }
+    options = {"nodes": nodes, "procs_per_node": procs_per_node, "hostfile": hostfile, "master_port": master_port}
     given = {name: value for name, value in options.items() if value is not None}
     settings = replace(loaded.launch, **given)  # type: ignore[arg-type]
     settings = replace(settings, arguments=(*settings.arguments, *(argument or ())))
@@ -98,7 +93,8 @@ def launch(
     program = _program()
     request = _request(settings, (program, "train", config, *(overrides or ())))
     request = replace(request, node_rank=node_rank, master_addr=master_addr, script=script)
-    _check_batch(loaded, request.ranks)
+    # Refused here, not by every rank after a wait in the queue.
+    derive_batch(loaded.batch, request.ranks, place=loaded.place("batch"))
     plan = make_plan(settings.launcher, request)
     if dry_run:
         typer.echo(plan.as_shell())
@@ -157,26 +153,14 @@ def _request(settings: "LaunchConfig", command: tuple[str, ...]) -> "LaunchReque
                 f"{settings.launcher} must be told how many ranks run on a node",
                 remedy="Give --procs-per-node, or launch.procs_per_node: as many as a node has GPUs.",
             )
-        procs = _devices()
+        from torch import cuda
+
+        procs = max(1, cuda.device_count())
     return replace(request, nodes=nodes or 1, procs_per_node=procs)
 
 
-def _devices() -> int:
-    """GPUs here; 1 where there is none."""
-    from torch import cuda
-
-    return max(1, cuda.device_count())
-
-
-def _check_batch(config: "Config", ranks: int) -> None:
-    """Refuse here what every rank would refuse after a wait in the queue."""
-    from fmscale.config import derive_batch
-
-    derive_batch(config.batch, ranks, place=config.place("batch"))
-
-
 def show_failure(folder: Path, ended: "RankEnd") -> None:
-    """What the first rank to fail wrote, if it did."""
+    """Print the failure that the first rank to fail wrote, if any did."""
     from fmscale.runtime.failure import describe_failure, first_failure
 
     try:
@@ -190,5 +174,5 @@ def show_failure(folder: Path, ended: "RankEnd") -> None:
     elif not ended.stopped:
         _say(
             f"No rank wrote {folder}/error.json: they were killed, did not start, ran where this folder is another "
-            "one, or its disk is full. What is above says more."
+            "folder, or its disk is full. The lines above say more."
         )

@@ -1,4 +1,4 @@
-"""The command line: one file a verb, listed here, and one way of showing an error.
+"""The list of verbs, a file each, and the display of errors.
 
 A verb's file has `register(app)`, which adds its command or group to `app`, each with an example made by
 `fmscale.cli.output.example`. It imports what is slow to import (torch, obstore, pyarrow) inside the command,
@@ -6,7 +6,6 @@ so that `fmscale --help` answers at once.
 """
 
 import importlib
-import importlib.util
 import os
 import sys
 from typing import Annotated, Any
@@ -14,13 +13,13 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from fmscale import __version__
 from fmscale.cli.output import example, print_error
 from fmscale.errors import FmscaleError
 
 VERBS = (
     "ingest",
     "dataset",
+    "config",
     "plan",
     "train",
     "generate",
@@ -51,6 +50,8 @@ class Verbs(TyperGroup):
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from fmscale import __version__
+
         typer.echo(f"fmscale {__version__}")
         raise typer.Exit
 
@@ -69,15 +70,12 @@ def build_app() -> typer.Typer:
         name="fmscale",
         cls=Verbs,
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(epilog=example("fmscale ingest docs/ --store runs/store --dataset docs"))(_top)
     for verb in VERBS:
-        name = f"fmscale.cli.{verb}"
-        if importlib.util.find_spec(name):
-            importlib.import_module(name).register(app)
+        importlib.import_module(f"fmscale.cli.{verb}").register(app)
     return app
 
 
@@ -96,5 +94,5 @@ def _open_streams() -> None:
             try:
                 os.fstat(number)
             except OSError:
-                os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, which is this one
+                os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is `number`
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115

@@ -1,4 +1,4 @@
-"""What verbs print: tables that are also JSON, progress on standard error, errors with a remedy.
+"""Output of the verbs: tables that are also JSON, progress on standard error, errors with a remedy.
 
 Results go to standard output, everything else to standard error, so that `fmscale ... --json | jq` works.
 """
@@ -99,7 +99,7 @@ def human_bytes(size: float) -> str:
 
 
 def human_seconds(seconds: float) -> str:
-    """A span of time as one would say it: 5400 -> '90 min'."""
+    """A span of time in the units of speech: 5400 -> '90 min'."""
     minutes = round(seconds / 60)
     if minutes < 2:
         return f"{seconds:.0f} s"
@@ -141,13 +141,7 @@ def progress(description: str, total: float | None = None, *, json: bool = False
     counted: list[ProgressColumn] = (
         [DownloadColumn(binary_units=True), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn()]
     )
-    columns = [
-        TextColumn("{task.description}"),
-        BarColumn(),
-        *counted,
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    ]
+    columns = [TextColumn("{task.description}"), BarColumn(), *counted, TimeElapsedColumn(), TimeRemainingColumn()]
     with RichProgress(*columns, console=console) as bar:
         yield Progress(bar, description, total)
 

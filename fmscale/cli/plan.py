@@ -1,21 +1,13 @@
-"""`fmscale plan`: what a run would be and need at a number of ranks, and what would fail, before it is started."""
+"""`fmscale plan`: the numbers of a run at a number of ranks, and what would fail, before it is started."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fmscale.cli.address import ConfigArgument, ConfigCommand, Overrides
 from fmscale.cli.main import USER_ERROR
-from fmscale.cli.output import (
-    JsonOption,
-    example,
-    human_bytes,
-    human_seconds,
-    print_error,
-    print_json,
-    record,
-    table,
-)
+from fmscale.cli.output import JsonOption, example, human_bytes, human_seconds, print_error, print_json, record, table
 from fmscale.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,18 +19,17 @@ if TYPE_CHECKING:
 def register(app: typer.Typer) -> None:
     """Add the verb."""
     app.command(
+        cls=ConfigCommand,
         epilog=example(
             "fmscale plan run/laptop train.steps=100 --world 2",
             "fmscale plan my.yaml --world 64 --mfu 0.4 --device H100",
-        )
+        ),
     )(plan)
 
 
 def plan(
-    config: Annotated[str, typer.Argument(help="A YAML file, or the name of one that fmscale ships.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as train.steps=100.")
-    ] = None,
+    config: ConfigArgument,
+    overrides: Overrides = None,
     world: Annotated[int, typer.Option(min=1, help="Ranks that the run would have.")] = 1,
     tokens_per_second: Annotated[
         float | None, typer.Option(min=1.0, help="Speed of all ranks together, for what reads it needs.")
@@ -97,7 +88,7 @@ def _check_speed(tokens_per_second: float | None, mfu: float | None, device: str
 
 
 def _show(config: "Config", found: "Preflight") -> None:
-    """What must be acted on first, then the numbers."""
+    """Print problems first, then the numbers."""
     if found.problems:
         typer.echo(f"{len(found.problems)} to correct before this run can start:", err=True)
     for problem in found.problems:
@@ -121,16 +112,12 @@ def _numbers(config: "Config", made: "Forecast", begins: str) -> dict[str, Any]:
     """The derived numbers for people, in the order in which one follows from the other."""
     values: dict[str, Any] = {"ranks": made.world}
     if batch := made.batch:
+        places = f" in {batch.global_batch + batch.padding}" if batch.padding else ""
         fill = f", {batch.padding} of them filler" if batch.padding else ""
         values["batch"] = (
-            f"{batch.global_batch} rows = micro_batch {batch.micro_batch} x accumulation {batch.accumulation} "
+            f"{batch.global_batch} rows{places} = micro_batch {batch.micro_batch} x accumulation {batch.accumulation} "
             f"x {batch.dp_size} ranks{fill}"
         )
-        if batch.padding:
-            capacity = batch.micro_batch * batch.accumulation * batch.dp_size
-            values["batch"] = values["batch"].replace(
-                f"{batch.global_batch} rows =", f"{batch.global_batch} rows in {capacity} ="
-            )
     values |= {
         "vocabulary": made.vocab_size,
         "parameters": made.parameters,

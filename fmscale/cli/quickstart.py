@@ -48,13 +48,8 @@ def quickstart(
     from fmscale.quickstart.results import claims
     from fmscale.quickstart.settings import choose, count_gpus
 
-    settings = choose(
-        folder=folder,
-        store=store,
-        corpus=tuple(corpus or ()),
-        steps=steps,
-        gpus=0 if cpu else count_gpus(),
-    )
+    gpus = 0 if cpu else count_gpus()
+    settings = choose(folder=folder, store=store, corpus=tuple(corpus or ()), steps=steps, gpus=gpus)
     with make_screen(silent=json) as screen:
         report = run_quickstart(settings, screen)
     if json:

@@ -1,4 +1,4 @@
-"""What a quickstart looks like on the terminal: bars while it runs, and a last screen worth reading."""
+"""Terminal of a quickstart: bars while it runs, and a last screen with its results."""
 
 import sys
 from collections.abc import Iterator
@@ -88,21 +88,21 @@ class Lines:
         self._began = monotonic()
 
     def begin(self, act: str) -> None:
-        """Say so."""
+        """Print its title."""
         self._print(f"{TITLES[act]} …")
 
     def advance(self, act: str, done: float, total: float, note: str = "") -> None:
-        """Say so now and then."""
+        """Print its progress now and then."""
         if monotonic() - self._last > LINES_SECONDS:
             share = f"{done / total:.0%} " if total else ""
             self._print(f"  {share}{note}")
 
     def end(self, act: str, note: str) -> None:
-        """Say what came of it."""
+        """Print its result."""
         self._print(f"  {note}")
 
     def tell(self, words: str) -> None:
-        """Say it."""
+        """Print a line."""
         self._print(f"  {words}")
 
     def _print(self, words: str) -> None:
@@ -128,7 +128,7 @@ def show_report(report: Report, folder: Path) -> None:
     for command in (
         f"fmscale generate {address} 'def main('",
         f"fmscale checkpoint list {address}",
-        f"fmscale dataset trace --store {_short(report['store'])} --run {report['run']} --step 3",
+        f"fmscale dataset trace {address}@3",
     ):
         typer.echo(f"    {command}")
 

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from fmscale.cli.address import ConfigArgument, ConfigCommand, Overrides
 from fmscale.cli.output import example
 
 
@@ -11,16 +12,15 @@ def register(app: typer.Typer) -> None:
     """Add the verb."""
 
     @app.command(
+        cls=ConfigCommand,
         epilog=example(
             "fmscale train run/laptop train.steps=100",
             "torchrun --rdzv-backend=fmscale --nproc-per-node 8 --no-python fmscale train my.yaml",
-        )
+        ),
     )
     def train(
-        config: Annotated[str, typer.Argument(help="A YAML file, or the name of one that fmscale ships.")],
-        overrides: Annotated[
-            list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as train.steps=100.")
-        ] = None,
+        config: ConfigArgument,
+        overrides: Overrides = None,
         local_rank: Annotated[
             int | None, typer.Option("--local_rank", hidden=True, help="Given by deepspeed; not used.")
         ] = None,

@@ -1,4 +1,4 @@
-"""What a run looks like on the terminal: what it is, the phases of its start, its steps, what happens to it."""
+"""Terminal of a run: facts about it, the phases of its start, its steps and events."""
 
 import statistics
 import sys
@@ -17,9 +17,9 @@ from fmscale.runtime.sinks.jsonl import read_last
 from fmscale.runtime.world import World
 
 STEP = ("step", "loss", "grad_norm", "tokens_per_second", "mfu", "data_stall", "ETA")
-"""What of a step is shown; metrics.jsonl has the rest."""
+"""Keys of a step that are shown; metrics.jsonl has the rest."""
 KEPT = frozenset({"entry", "snapshot_seconds", "sealed_seconds"})
-"""What of an event is for metrics.jsonl alone."""
+"""Keys of an event that only metrics.jsonl has."""
 LONG_SECONDS = 0.5
 """A phase that took less is not told of."""
 LAST_STEPS = 50
@@ -52,7 +52,7 @@ class RunScreen:
         self._opened: Mapping[str, Any] = {}
 
     def announce(self) -> None:
-        """What the config alone says, before anything slow is imported."""
+        """Tell the facts that the config alone says, before anything slow is imported."""
         config, world = self._config, self._world
         self._fact("run", f"{config.train.run}, in {self._folder}")
         self._fact("store", scrub(config.store.url))
@@ -60,7 +60,7 @@ class RunScreen:
         try:
             batch = derive_batch(config.batch, world.dp_size, place=config.place("batch"))
         except ConfigError:
-            return  # It stops the run once the ranks have met, so that all of them end and one says why.
+            return  # It stops the run once the ranks have met, so that all of them end and rank 0 says why.
         rows, length = batch.global_batch, config.data.sequence_length
         self._fact("batch", f"{rows:,} rows of {length:,} = {rows * length:,} tokens a step")
         if config.train.steps is not None:
@@ -150,9 +150,7 @@ class RunScreen:
             self._fact("data", f"{name}: {tokens:,} tokens, {source['epochs']:.2g} epochs in all")
 
     def _tell_rest(self) -> None:
-        """How long the rest takes, at the speed of the run's own last steps if as many ranks took them: no speed of a
-        device says it.
-        """
+        """Tell how long the rest takes, by the run's own last steps if as many ranks took them."""
         rate = last_rate(self._folder / "metrics.jsonl", self._world.world_size) if self._first_step else None
         if rate is None:
             self._fact("time", "told after the first step")

@@ -1,10 +1,19 @@
-"""What a run is told: dataclasses per section, read strictly from YAML (see `load.py`). Imports no torch."""
+"""The config of a run: a dataclass a section, read strictly from YAML. Imports no torch.
 
-from fmscale.config.batch import BatchConfig, BatchShape, derive_batch
+`schema.py`      the whole config, and its plain values or YAML
+`store.py`, `data.py`, `batch.py`, `model.py`, `train.py`, `checkpoint.py`, `launch.py`  the sections
+`checks.py`      refusal of a field's value
+`derived.py`     batch, parameters and FLOPs, which follow from a config
+`peaks.py`       peak FLOP/s of devices
+`reader/`        from YAML to the dataclasses, and both as pages for people and editors
+"""
+
+from fmscale.config.batch import BatchConfig
 from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.config.data import DataConfig, SourceConfig
+from fmscale.config.derived import BatchShape, derive_batch, flops_per_token, num_parameters
 from fmscale.config.launch import LaunchConfig
-from fmscale.config.model import ModelConfig, RopeScaling, flops_per_token, num_parameters
+from fmscale.config.model import ModelConfig, RopeScaling
 from fmscale.config.reader.load import load_config
 from fmscale.config.schema import Config, as_tree, as_yaml
 from fmscale.config.store import StoreConfig

@@ -1,4 +1,4 @@
-"""When state is saved, how, and how long it is kept."""
+"""The section `checkpoint`: saves, their times and their retention."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ class CheckpointConfig:
     every_seconds: float | None = None
     """Seconds between saves, by rank 0's clock, in addition to `every`."""
     keep_last: int = 3
-    """The newest checkpoints that are kept. The last one that was verified is kept besides."""
+    """Newest checkpoints that are kept. The last verified checkpoint is kept besides."""
     keep_every: int | None = None
     """Keep for good what was saved at a multiple of this many steps."""
     grace_seconds: float = 600.0
@@ -26,11 +26,11 @@ class CheckpointConfig:
     incremental: bool = True
     """Refer to pieces that have not changed since the last checkpoint instead of writing them again."""
     complete_every: int = 10
-    """Every n-th save, and every one kept for good, refers to no other checkpoint."""
+    """Every n-th save, and every save that is kept for good, refers to no other checkpoint."""
     digests: bool = True
     """Record checksums, without which damage stays unseen; false only to measure what they cost."""
     retries: int = 3
-    """How often writing is tried again before a save counts as failed; training goes on in any case."""
+    """Times that writing is tried again before a save counts as failed; training goes on in any case."""
     seal_seconds: float = 1800.0
     """Seconds that rank 0's writer waits for the other ranks' files before the save counts as failed."""
 

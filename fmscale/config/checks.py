@@ -1,4 +1,4 @@
-"""How a section refuses a value: by field name, so that the reader can add file and line."""
+"""Refusal of a field's value, by the field's name: the reader adds file and line."""
 
 from collections.abc import Collection
 

@@ -1,4 +1,4 @@
-"""What training reads: sources and their weights, the order's seed, and what the loader may use."""
+"""The section `data`: sources and their weights, the seed of the order, memory and cache of the loader."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -15,7 +15,7 @@ class SourceConfig:
     weight: float = 1.0
     """Share of the samples, relative to the other sources' weights."""
     split: str = "train"
-    """Which split of the dataset."""
+    """Split of the dataset."""
     commits: tuple[int, ...] | None = None
     """Commits that are read; null reads all that are live when the run starts."""
     masks: tuple[str, ...] = ()
@@ -42,7 +42,7 @@ class DataConfig:
     sequence_length: int = 2048
     """Tokens in a row as the model gets it."""
     packing: Literal["stream"] = "stream"
-    """How documents become rows: `stream` cuts the running text into rows."""
+    """Way from documents to rows: `stream` cuts the running text into rows."""
     seed: int = 0
     """Seed of the order."""
     window: int = 2048

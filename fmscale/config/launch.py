@@ -1,4 +1,4 @@
-"""How the ranks are started: what `fmscale launch` does unless its options say otherwise."""
+"""The section `launch`: defaults of the options of `fmscale launch`."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -11,7 +11,7 @@ class LaunchConfig:
     """Launcher, nodes and ranks. `fmscale train` does not look at it: ranks read what their launcher says."""
 
     launcher: Literal["torchrun", "deepspeed", "srun", "sbatch", "mpirun"] = "torchrun"
-    """What starts the ranks."""
+    """Program that starts the ranks."""
     nodes: int | None = None
     """Nodes; null takes all of the hostfile, or 1."""
     procs_per_node: int | None = None

@@ -1,4 +1,4 @@
-"""The model: a decoder of the Llama family, and what follows from its numbers."""
+"""The model: a decoder of the Llama family."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,7 +13,7 @@ class RopeScaling:
     """
 
     factor: float = 8.0
-    """How many times slower the slow pairs turn."""
+    """Times that the slow pairs turn slower."""
     low_freq_factor: float = 1.0
     """Pairs with fewer turns than this over `original_seq_len` are slow."""
     high_freq_factor: float = 4.0
@@ -63,7 +63,7 @@ class ModelConfig:
     norm_eps: float = 1e-5
     """Added to the mean square in RMSNorm."""
     tied: bool = False
-    """Whether the output projection is the embedding."""
+    """True where the output projection is the embedding."""
     dropout: float = 0.0
     """Part of what attention and feed-forward add to the residual stream that is dropped in training."""
     window: int | None = None
@@ -123,34 +123,3 @@ class ModelConfig:
     def ffn_width(self) -> int:
         """Width of the feed-forward."""
         return -(-8 * self.dim // (3 * 64)) * 64 if self.hidden_dim is None else self.hidden_dim
-
-
-def num_parameters(model: ModelConfig, vocab_size: int) -> int:
-    """Trained numbers of the model: matrices of the blocks, embedding, output (none if tied) and norms."""
-    embeddings = vocab_size * model.dim * (1 if model.tied else 2)
-    norms = (2 * model.num_layers + 1) * model.dim
-    return model.num_layers * _block_matrices(model) + embeddings + norms
-
-
-def flops_per_token(model: ModelConfig, vocab_size: int, sequence_length: int) -> float:
-    """FLOPs that training needs for one token of a row of `sequence_length`: 3 times those of the forward.
-
-    The forward takes 2 for each weight that multiplies (the blocks' matrices and the output projection, tied or
-    not; a lookup in the embedding takes none), and 4 heads head_dim for each key that a query sees, which are
-    (T + 1) / 2 on average with the causal mask and fewer with a window. Recompute, norms, softmax and document
-    masks are not counted. Chowdhery et al., PaLM, appendix B (arXiv 2204.02311), with the mask counted as it is.
-    """
-    matrices = model.num_layers * _block_matrices(model) + vocab_size * model.dim
-    attention = 4 * model.num_layers * model.num_heads * model.head_width * _mean_keys(model, sequence_length)
-    return 3.0 * (2 * matrices + attention)
-
-
-def _block_matrices(model: ModelConfig) -> int:
-    attention = 2 * model.dim * model.head_width * (model.num_heads + model.kv_heads)
-    return attention + 3 * model.dim * model.ffn_width
-
-
-def _mean_keys(model: ModelConfig, sequence_length: int) -> float:
-    """Keys that a query sees, on average over a row that is one document."""
-    T, W = sequence_length, min(model.window or sequence_length, sequence_length)
-    return (W * (W + 1) / 2 + (T - W) * W) / T

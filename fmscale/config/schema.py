@@ -21,30 +21,30 @@ class Config:
     """Everything a run is told."""
 
     store: StoreConfig = field(default_factory=StoreConfig)
-    """Where the bytes are."""
+    """Place of the bytes."""
     data: DataConfig
-    """What is read, in which order."""
+    """Samples and their order."""
     batch: BatchConfig = field(default_factory=BatchConfig)
     """Rows of a step and how ranks share them."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    """What is trained."""
+    """The model that is trained."""
     train: TrainConfig = field(default_factory=TrainConfig)
-    """How long, in which precision and how sharded."""
+    """Length, precision and sharding of the run."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """AdamW."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """Learning rate over the steps."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    """When state is saved and how long it is kept."""
+    """Saves and their retention."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Held-out losses while training."""
     launch: LaunchConfig = field(default_factory=LaunchConfig)
-    """How the ranks are started."""
+    """Start of the ranks."""
     places: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False, metadata={"read": False})
     """file:line of each dotted key that was read; for errors found later."""
 
     def place(self, name: str) -> str:
-        """Where `name` (dotted) was set, for the beginning of an error; the name itself if it was not."""
+        """File, line and name of the dotted key `name`, to begin an error with; the name alone if no file set it."""
         return f"{self.places[name]}: {name}" if name in self.places else name
 
 

@@ -1,4 +1,4 @@
-"""Where the bytes are."""
+"""The section `store`: the place of the bytes."""
 
 from dataclasses import dataclass
 

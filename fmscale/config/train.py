@@ -1,4 +1,4 @@
-"""How long, in which precision and how sharded a run trains."""
+"""The sections `train`, `optimizer`, `schedule` and `evaluation`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -21,14 +21,14 @@ class TrainConfig:
     seed: int = 0
     """Seed of the initial weights and of dropout; the order of data has its own."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto takes a GPU where there is one."""
+    """Device that computes; auto takes a GPU where there is one."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Type of weights and activations in forward and backward. Masters, moments, gradient accumulation and the
     loss are fp32 in both."""
     reduce_precision: Literal["fp32", "bf16"] | None = None
     """Type in which gradients travel between ranks; null takes fp32."""
     zero_stage: Literal[0, 1, 2, 3] = 2
-    """What ZeRO partitions: 1 optimizer state, 2 and gradients, 3 and parameters; 0 nothing."""
+    """Stage of ZeRO: 1 partitions optimizer state, 2 and gradients, 3 and parameters; 0 nothing."""
     offload_optimizer: bool = False
     """Keep masters and moments in host memory and update them there (DeepSpeedCPUAdam, compiled at first use);
     stages 1 to 3."""
@@ -154,7 +154,7 @@ class EvaluationConfig:
     every: int | None = None
     """Steps between evaluations; null evaluates at the end only."""
     sets: tuple[EvaluationSet, ...] = ()
-    """What is evaluated."""
+    """Sets that are evaluated."""
 
     def __post_init__(self) -> None:
         at_least("every", self.every, 1)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from fmscale.config.model import num_parameters
+from fmscale.config.derived import num_parameters
 from fmscale.data.ingest import ingest
 from fmscale.infer import Document
 from fmscale.infer.load import TrainedModel, open_trained

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from fmscale.config import BatchShape, as_tree
-from fmscale.config.model import flops_per_token, num_parameters
+from fmscale.config.derived import flops_per_token, num_parameters
 from fmscale.config.peaks import peak_flops
 from fmscale.data.loader import Loader
 from fmscale.data.provenance.delivery import DeliveryRecord

@@ -52,13 +52,13 @@ def compare(*words: str | Path) -> tuple[int, Any]:
     return result.exit_code, json.loads(result.stdout)
 
 
-def test_equal_runs_agree_exactly_although_their_speeds_differ(tmp_path: Path):
+def test_equal_runs_agree_exactly_although_their_speeds_differ(tmp_path: Path) -> None:
     status, found = compare(write_run(tmp_path / "a"), write_run(tmp_path / "b"))
     assert (status, found["same"], found["exact"], found["steps"]) == (0, True, True, 8)
 
 
 @pytest.mark.parametrize("metric", ["loss", "grad_norm", "tokens", "applied"])
-def test_the_first_step_that_differs_is_named_with_metric_and_values(tmp_path: Path, metric: str):
+def test_the_first_step_that_differs_is_named_with_metric_and_values(tmp_path: Path, metric: str) -> None:
     a = write_run(tmp_path / "a")
     b = write_run(tmp_path / "b", changes={5: {metric: 0.5}, 6: {metric: 0.25}})
     status, found = compare(a, b)
@@ -67,7 +67,7 @@ def test_the_first_step_that_differs_is_named_with_metric_and_values(tmp_path: P
     assert found["first"] == {"step": 5, "what": metric, "a": expected, "b": 0.5}
 
 
-def test_a_tolerance_is_relative_and_covers_no_counts(tmp_path: Path):
+def test_a_tolerance_is_relative_and_covers_no_counts(tmp_path: Path) -> None:
     a = write_run(tmp_path / "a")
     b = write_run(tmp_path / "b", changes={3: {"loss": 5.0 / 3 * 1.001}})
     assert compare(a, b, "--tolerance", "2e-3")[1]["exact"] is False
@@ -77,13 +77,13 @@ def test_a_tolerance_is_relative_and_covers_no_counts(tmp_path: Path):
     assert compare(a, fewer, "--tolerance", "0.5")[0] == 1
 
 
-def test_a_loss_that_is_not_finite_is_near_nothing_but_itself(tmp_path: Path):
+def test_a_loss_that_is_not_finite_is_near_nothing_but_itself(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / n, changes={2: {"loss": float("nan")}}) for n in "ab"]
     assert compare(*runs)[0] == 0
     assert compare(runs[0], write_run(tmp_path / "c"), "--tolerance", "10")[0] == 1
 
 
-def test_of_a_step_that_was_taken_again_the_later_record_counts(tmp_path: Path):
+def test_of_a_step_that_was_taken_again_the_later_record_counts(tmp_path: Path) -> None:
     a = write_run(tmp_path / "a")
     b = write_run(tmp_path / "b", range(1, 6), changes={4: {"loss": 9.0}})
     write_run(b, range(4, 9))
@@ -95,14 +95,14 @@ def test_of_a_step_that_was_taken_again_the_later_record_counts(tmp_path: Path):
     ]
 
 
-def test_a_shorter_run_differs_unless_only_common_steps_are_asked_for(tmp_path: Path):
+def test_a_shorter_run_differs_unless_only_common_steps_are_asked_for(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", range(1, 5))]
     status, found = compare(*runs)
     assert (status, found["only"]) == (1, {"a_steps": "5-8"})
     assert compare(*runs, "--common")[0] == 0
 
 
-def test_held_out_losses_are_compared(tmp_path: Path):
+def test_held_out_losses_are_compared(tmp_path: Path) -> None:
     folders = [write_run(tmp_path / n) for n in "ab"]
     for folder, loss in zip(folders, (2.0, 2.5), strict=True):
         sink = JsonlSink(folder / "metrics.jsonl")
@@ -111,7 +111,7 @@ def test_held_out_losses_are_compared(tmp_path: Path):
     assert compare(*folders)[1]["first"] == {"step": 8, "what": "heldout/docs", "a": 2.0, "b": 2.5}
 
 
-def test_delivered_samples_are_compared_however_ranks_shared_them(tmp_path: Path):
+def test_delivered_samples_are_compared_however_ranks_shared_them(tmp_path: Path) -> None:
     a, b, c = (write_run(tmp_path / n) for n in "abc")
     write_delivery(a, "1-rank0.arrow", range(32))
     for rank in range(2):
@@ -130,14 +130,14 @@ def test_delivered_samples_are_compared_however_ranks_shared_them(tmp_path: Path
     assert len(set(found["order_hashes"])) == 2
 
 
-def test_samples_of_one_run_alone_are_named(tmp_path: Path):
+def test_samples_of_one_run_alone_are_named(tmp_path: Path) -> None:
     a, b = (write_run(tmp_path / n) for n in "ab")
     write_delivery(a, "1-rank0.arrow", range(32))
     write_delivery(b, "1-rank0.arrow", range(28))
     assert compare(a, b)[1]["only"] == {"a_samples": "28-31"}
 
 
-def test_a_run_without_delivery_records_is_compared_by_its_metrics_and_that_is_said(tmp_path: Path):
+def test_a_run_without_delivery_records_is_compared_by_its_metrics_and_that_is_said(tmp_path: Path) -> None:
     a, b = (write_run(tmp_path / n) for n in "ab")
     write_delivery(a, "1-rank0.arrow", range(32))
     status, found = compare(a, b)
@@ -148,7 +148,7 @@ def test_a_run_without_delivery_records_is_compared_by_its_metrics_and_that_is_s
 
 
 @pytest.mark.parametrize("at", [0, 1, 6, 7])
-def test_first_unequal_finds_every_place(at: int):
+def test_first_unequal_finds_every_place(at: int) -> None:
     rows = [[{"x": i}] for i in range(8)]
     changed = [*rows[:at], [{"x": -1}], *rows[at + 1 :]]
     columns = [pa.chunked_array([pa.array(r[:3]), pa.array(r[3:])]) for r in (rows, changed)]
@@ -156,7 +156,7 @@ def test_first_unequal_finds_every_place(at: int):
     assert first_unequal(columns[0], columns[0]) is None
 
 
-def test_the_table_says_where_the_runs_part(tmp_path: Path):
+def test_the_table_says_where_the_runs_part(tmp_path: Path) -> None:
     a = write_run(tmp_path / "a")
     b = write_run(tmp_path / "b", changes={5: {"loss": 0.5}})
     result = CliRunner().invoke(build_app(), ["compare", str(a), str(b)])
@@ -165,7 +165,7 @@ def test_the_table_says_where_the_runs_part(tmp_path: Path):
     assert "parts at step" in result.stdout
 
 
-def test_what_is_no_run_and_runs_without_a_common_step_are_refused(tmp_path: Path):
+def test_what_is_no_run_and_runs_without_a_common_step_are_refused(tmp_path: Path) -> None:
     a = write_run(tmp_path / "a")
     result = CliRunner().invoke(build_app(), ["compare", str(a), str(tmp_path / "nothing")])
     assert result.exit_code == 2

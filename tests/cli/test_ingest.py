@@ -28,7 +28,7 @@ def place(tmp_path: Path) -> list[str | Path]:
     return ["--store", tmp_path / "store", "--dataset", "docs"]
 
 
-def test_a_folder_of_text_becomes_a_dataset_with_one_command(tmp_path: Path, place: list[str | Path]):
+def test_a_folder_of_text_becomes_a_dataset_with_one_command(tmp_path: Path, place: list[str | Path]) -> None:
     corpus = mixed(tmp_path / "in")
     status, out, err = run(corpus, *place, "--tokenizer", "bpe:300", "--heldout", "0.2")
     assert (status, err) == (0, "")
@@ -42,7 +42,7 @@ def test_a_folder_of_text_becomes_a_dataset_with_one_command(tmp_path: Path, pla
     assert again["skipped"]["vcs"] == {"count": 1, "first": ["code/.git"]}
 
 
-def test_what_was_guessed_is_said(tmp_path: Path, place: list[str | Path]):
+def test_what_was_guessed_is_said(tmp_path: Path, place: list[str | Path]) -> None:
     put(tmp_path / "in/package.json", '{\n  "name": "x"\n}\n')
     put(tmp_path / "in/data.json", '{"text": "first"}\n{"text": "second"}\n')
     status, out, err = run(tmp_path / "in", *place, "--tokenizer", "bytes")
@@ -53,7 +53,7 @@ def test_what_was_guessed_is_said(tmp_path: Path, place: list[str | Path]):
     ]
 
 
-def test_a_held_out_share_that_came_to_no_document_is_said(tmp_path: Path, place: list[str | Path]):
+def test_a_held_out_share_that_came_to_no_document_is_said(tmp_path: Path, place: list[str | Path]) -> None:
     for i in range(3):
         put(tmp_path / f"in/{i}.txt", "text")
     words = (tmp_path / "in", *place, "--tokenizer", "bytes", "--heldout")
@@ -64,7 +64,7 @@ def test_a_held_out_share_that_came_to_no_document_is_said(tmp_path: Path, place
     assert run(*words, "0")[2] == ""
 
 
-def test_a_new_dataset_gets_a_tokenizer_of_8192_and_an_eos(tmp_path: Path, place: list[str | Path]):
+def test_a_new_dataset_gets_a_tokenizer_of_8192_and_an_eos(tmp_path: Path, place: list[str | Path]) -> None:
     put(tmp_path / "in/a.txt", "some words " * 20)
     assert run(tmp_path / "in", *place)[0] == 0
     store = open_store(str(tmp_path / "store"))
@@ -100,7 +100,7 @@ def test_errors_say_cause_value_and_remedy(
     cause: str,
     found: str,
     remedy: str,
-):
+) -> None:
     monkeypatch.chdir(tmp_path)
     put(tmp_path / "in/latin.txt", b"caf\xe9")
     put(tmp_path / "in/good.txt", "text")
@@ -114,7 +114,7 @@ def test_errors_say_cause_value_and_remedy(
         assert part in err
 
 
-def test_a_bar_moves_on_a_terminal_and_results_stay_on_standard_output(tmp_path: Path, place: list[str | Path]):
+def test_a_bar_moves_on_a_terminal_and_results_stay_on_standard_output(tmp_path: Path, place: list[str | Path]) -> None:
     put(tmp_path / "in/a.txt", "text " * 1000)
     reader, terminal = pty.openpty()
     line = [

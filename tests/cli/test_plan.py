@@ -83,7 +83,7 @@ def causes(found: Any) -> str:
     return "\n".join(problem["cause"] for problem in found["problems"])
 
 
-def test_numbers_follow_from_one_another(config: Path):
+def test_numbers_follow_from_one_another(config: Path) -> None:
     status, found = plan(config, "--world", "3")
     derived = found["derived"]
     assert (status, found["problems"], found["notes"]) == (0, [], [])
@@ -97,7 +97,7 @@ def test_numbers_follow_from_one_another(config: Path):
     assert found["begins"] == "at step 0"
 
 
-def test_what_the_store_has_tells_rows_and_epochs(config: Path):
+def test_what_the_store_has_tells_rows_and_epochs(config: Path) -> None:
     _, found = plan(config)
     docs, more = found["sources"]
     assert (docs["share"], more["share"]) == (0.75, 0.25)
@@ -105,7 +105,7 @@ def test_what_the_store_has_tells_rows_and_epochs(config: Path):
     assert docs["epochs"] == pytest.approx(0.75 * 240 / docs["rows"])
 
 
-def test_memory_of_a_rank_at_every_stage():
+def test_memory_of_a_rank_at_every_stage() -> None:
     bf16, fp32 = TrainConfig(precision="bf16"), TrainConfig(precision="fp32")
     by_stage = [state_bytes(1000, bf16, stage, 4) for stage in range(4)]
     # 2 for bf16 weights, 4 masters, 8 moments, 4 gradients; a partition is a quarter.
@@ -115,7 +115,7 @@ def test_memory_of_a_rank_at_every_stage():
     assert (offloaded.device, offloaded.host) == (3_000, 3_000)
 
 
-def test_reads_needed_at_a_speed(config: Path):
+def test_reads_needed_at_a_speed(config: Path) -> None:
     derived = plan(config, "--tokens-per-second", "63e6")[1]["derived"]
     # 16-bit tokens, and one more a row than the model reads.
     assert derived["read_bytes_per_second"] == pytest.approx(2 * 64e6)
@@ -124,7 +124,7 @@ def test_reads_needed_at_a_speed(config: Path):
     assert slow["tokens_per_second"] == pytest.approx(0.5 * 2 * 989e12 / slow["flops_per_token"])
 
 
-def test_everything_that_would_fail_is_listed_at_once_and_nothing_is_written(config: Path, store: Path):
+def test_everything_that_would_fail_is_listed_at_once_and_nothing_is_written(config: Path, store: Path) -> None:
     before = sorted(store.rglob("*"))
     wrong = (
         "batch.global_batch=25",
@@ -150,13 +150,13 @@ def test_everything_that_would_fail_is_listed_at_once_and_nothing_is_written(con
     assert sorted(store.rglob("*")) == before
 
 
-def test_a_run_without_a_length_would_fail(config: Path):
+def test_a_run_without_a_length_would_fail(config: Path) -> None:
     status, found = plan(config, "train.steps=null")
     assert status == 2
     assert "does not say how long the run is" in causes(found)
 
 
-def test_a_run_that_was_recorded_with_other_data_would_fail(config: Path, store: Path):
+def test_a_run_that_was_recorded_with_other_data_would_fail(config: Path, store: Path) -> None:
     backend = open_store(str(store))
     specs = [SourceConfig(dataset="docs"), SourceConfig(dataset="more")]
     open_order(backend, "recorded", make_sources(backend, specs, sequence_length=LENGTH + 1, seed=7), specs)
@@ -165,14 +165,14 @@ def test_a_run_that_was_recorded_with_other_data_would_fail(config: Path, store:
     assert "run recorded was recorded with other data" in causes(found)
 
 
-def test_a_store_that_is_no_folder_would_fail(config: Path, tmp_path: Path):
+def test_a_store_that_is_no_folder_would_fail(config: Path, tmp_path: Path) -> None:
     status, found = plan(config, f"store.url={tmp_path / 'nowhere'}", "model.vocab_size=512")
     assert (status, found["sources"], found["derived"]["vocab_size"]) == (2, [], 512)
     assert "there is no such folder" in causes(found)
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_a_store_that_is_not_written_would_fail(config: Path, store: Path, closed: Path):
+def test_a_store_that_is_not_written_would_fail(config: Path, store: Path, closed: Path) -> None:
     for url, cause in (
         (str(closed), "this cannot be written"),
         (f"file://{store}?read_only", "says read_only"),
@@ -182,13 +182,13 @@ def test_a_store_that_is_not_written_would_fail(config: Path, store: Path, close
         assert cause in causes(found)
 
 
-def test_a_store_of_others_with_a_folder_for_the_run_does(config: Path, closed: Path, tmp_path: Path):
+def test_a_store_of_others_with_a_folder_for_the_run_does(config: Path, closed: Path, tmp_path: Path) -> None:
     with mounted("--bind", str(tmp_path), closed / "runs"):
         status, found = plan(config, f"store.url={closed}")
     assert (status, found["problems"]) == (0, [])
 
 
-def test_metrics_in_a_place_that_is_no_folder_would_fail(config: Path, tmp_path: Path):
+def test_metrics_in_a_place_that_is_no_folder_would_fail(config: Path, tmp_path: Path) -> None:
     (tmp_path / "demo").touch()
     for folder in (config, config / "below", tmp_path):
         status, found = plan(config, f"train.folder={folder}")
@@ -197,14 +197,14 @@ def test_metrics_in_a_place_that_is_no_folder_would_fail(config: Path, tmp_path:
     assert plan(config, f"train.folder={tmp_path / 'new' / 'folder'}")[0] == 0
 
 
-def test_more_warmup_than_steps_is_warned_of(config: Path):
+def test_more_warmup_than_steps_is_warned_of(config: Path) -> None:
     status, found = plan(config, "schedule.warmup_steps=10", "optimizer.lr=1e-3")
     assert (status, len(found["warnings"])) == (0, 1)
     assert "is 10, and the run has 10 steps: the learning rate comes to 0.00091" in found["warnings"][0]
     assert plan(config, "schedule.warmup_steps=9")[1]["warnings"] == []
 
 
-def test_a_source_that_is_read_many_times_is_warned_of(config: Path):
+def test_a_source_that_is_read_many_times_is_warned_of(config: Path) -> None:
     status, found = plan(config, "train.steps=200")
     passes = {one["dataset"]: one["epochs"] for one in found["sources"]}
     assert passes["docs"] > 4
@@ -218,7 +218,7 @@ def test_a_source_that_is_read_many_times_is_warned_of(config: Path):
     assert 3.9 < passes["docs"] <= 4, "the steps that are named read it four times"
 
 
-def test_a_store_that_does_not_answer_is_asked_once(config: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_store_that_does_not_answer_is_asked_once(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
     url = "store.url='s3://b/p?endpoint=http://127.0.0.1:9&region=us-east-1'"
@@ -230,7 +230,7 @@ def test_a_store_that_does_not_answer_is_asked_once(config: Path, monkeypatch: p
     assert "size of the vocabulary is not known" in causes(found)
 
 
-def test_a_run_that_goes_on_reads_what_it_recorded(tmp_path: Path):
+def test_a_run_that_goes_on_reads_what_it_recorded(tmp_path: Path) -> None:
     backend = open_store(str(tmp_path / "store"))
 
     def ingest_more(name: str, text: str) -> None:
@@ -258,18 +258,18 @@ def test_a_run_that_goes_on_reads_what_it_recorded(tmp_path: Path):
     assert found["notes"] == []
 
 
-def test_a_share_of_an_unknown_peak_is_refused(config: Path):
+def test_a_share_of_an_unknown_peak_is_refused(config: Path) -> None:
     result = CliRunner().invoke(build_app(), ["plan", str(config), "--mfu", "0.4", "--device", "abacus"])
     assert result.exit_code == 2
     assert "this device's is not known" in result.stderr
 
 
 def screen(config: Path, *words: str) -> Any:
-    """What a terminal shows, in the order in which it does."""
+    """Output of a terminal, in its order."""
     return CliRunner().invoke(build_app(), ["plan", str(config), *words])
 
 
-def test_the_screen_has_what_would_fail_first_then_the_numbers_and_no_config(config: Path):
+def test_the_screen_has_what_would_fail_first_then_the_numbers_and_no_config(config: Path) -> None:
     found = screen(config, "data.sequence_length=100", "--world", "2")
     assert found.exit_code == 2
     order = (
@@ -288,7 +288,7 @@ def test_the_screen_has_what_would_fail_first_then_the_numbers_and_no_config(con
     assert "ranks" in found.stdout.splitlines()[0]
 
 
-def test_every_key_is_shown_last_if_asked_for(config: Path):
+def test_every_key_is_shown_last_if_asked_for(config: Path) -> None:
     found = screen(config, "schedule.warmup_steps=1", "--config")
     assert (found.exit_code, found.stderr) == (0, "")
     numbers, _, shown = found.stdout.partition("\nstore:\n")

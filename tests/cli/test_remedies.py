@@ -1,8 +1,8 @@
-"""Every error that a user can act on says how: none is made without a remedy, or with one that may be empty (P9)."""
+"""Every error that a user can act on says how: its remedy is given and cannot be empty (P9)."""
 
 import ast
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,7 @@ DEPTH = 5
 
 
 def without_remedy(sources: dict[str, str]) -> list[str]:
-    """place:line of each error that is made without a remedy, or with one that may be empty."""
+    """place:line of each error that is made without a remedy, or with a remedy that may be empty."""
     functions: dict[str, list[Function]] = defaultdict(list)
     classes, calls = [], []
     for place, source in sources.items():
@@ -74,7 +74,7 @@ def name_of(node: ast.AST) -> str:
 
 
 def says(node: ast.expr, scope: ast.AST, functions: dict[str, list[Function]]) -> bool:
-    """Whether a text cannot be empty, as far as its making shows."""
+    """True for a text that cannot be empty, as far as its making shows."""
     match node:
         case ast.Constant(value=str(text)):
             return bool(text.strip())
@@ -99,8 +99,8 @@ def says(node: ast.expr, scope: ast.AST, functions: dict[str, list[Function]]) -
     return False
 
 
-def value_given(name: str):
-    """What a node assigns to a variable of that name, or gives as a parameter's default; else None."""
+def value_given(name: str) -> Callable[[ast.AST], ast.expr | None]:
+    """The value that a node assigns to a variable of that name, or gives as a parameter's default; else None."""
 
     def value(node: ast.AST) -> ast.expr | None:
         match node:
@@ -124,7 +124,7 @@ def returned(function: Function) -> list[ast.expr]:
     return [node.value for node in ast.walk(function) if isinstance(node, ast.Return) and node.value]
 
 
-def test_every_error_has_a_remedy():
+def test_every_error_has_a_remedy() -> None:
     assert len(FILES) > 200
     sources = {str(path): path.read_text() for path in FILES}
     assert without_remedy(sources) == []
@@ -155,7 +155,7 @@ HINT = 'def hint(): return ""\ndef sure(): return hint() or "Do x."\n'
         ('raise Own()\nclass Own(DataError):\n    def __init__(self): super().__init__("x")', True),
     ],
 )
-def test_one_that_has_none_or_may_have_none_is_seen(made: str, seen: bool):
+def test_an_error_without_a_remedy_is_seen(made: str, seen: bool) -> None:
     classes = Path(errors.__file__).read_text()
     more = (
         "class Later(DataError): pass\n"

@@ -1,4 +1,4 @@
-"""What a run prints: facts before anything slow, phases, steps and events, for a terminal and for a pipe."""
+"""Output of a run: facts before anything slow, phases, steps and events, for a terminal and for a pipe."""
 
 import io
 import json
@@ -68,7 +68,7 @@ def shown(path: Path, stream: io.StringIO, *overrides: str) -> str:
     return stream.getvalue()
 
 
-def test_a_pipe_gets_whole_lines_without_styles(path: Path, tmp_path: Path):
+def test_a_pipe_gets_whole_lines_without_styles(path: Path, tmp_path: Path) -> None:
     assert shown(path, io.StringIO()).splitlines() == [
         f"run     demo, in {tmp_path}/demo",
         "store   nowhere",
@@ -89,7 +89,7 @@ def test_a_pipe_gets_whole_lines_without_styles(path: Path, tmp_path: Path):
     ]
 
 
-def test_a_terminal_sees_the_phase_that_runs_and_events_dim(path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_terminal_sees_the_phase_that_runs_and_events_dim(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
     text = shown(path, Terminal())
@@ -103,12 +103,12 @@ def test_a_terminal_sees_the_phase_that_runs_and_events_dim(path: Path, monkeypa
     assert shown(path, Terminal()) == shown(path, io.StringIO())
 
 
-def test_a_length_in_tokens_is_shown_in_steps_once_the_data_is_open(path: Path):
+def test_a_length_in_tokens_is_shown_in_steps_once_the_data_is_open(path: Path) -> None:
     lines = shown(path, io.StringIO(), "train.steps=null", "train.tokens=51000").splitlines()
     assert lines.index("steps   100, 51,200 tokens") == lines.index("device  cpu") + 2
 
 
-def test_a_batch_that_does_not_come_out_is_left_to_the_run(path: Path):
+def test_a_batch_that_does_not_come_out_is_left_to_the_run(path: Path) -> None:
     stream = io.StringIO()
     RunScreen(load_config(path, ("batch.micro_batch=3",)), World(), stream=stream).announce()
     assert [line.split()[0] for line in stream.getvalue().splitlines()] == ["run", "store", "ranks"]
@@ -123,7 +123,7 @@ def record_speeds(path: Path, rows: list[tuple[float, int]]) -> None:
     path.write_text("".join(json.dumps(one) + "\n" for one in [*records, {"event": "resumed", "step": 9}]))
 
 
-def test_a_resumed_run_is_expected_to_go_on_at_its_own_speed(path: Path, tmp_path: Path):
+def test_a_resumed_run_is_expected_to_go_on_at_its_own_speed(path: Path, tmp_path: Path) -> None:
     """60 steps of 512 tokens at 1,024 tokens/s, which two ranks had; one rank's speed says nothing about two."""
     metrics = tmp_path / "demo" / "metrics.jsonl"
     record_speeds(metrics, [(1.0, 2)] * 40 + [(1024.0, 2)] * 50 + [(700.0, 1)] * 3)
@@ -133,7 +133,7 @@ def test_a_resumed_run_is_expected_to_go_on_at_its_own_speed(path: Path, tmp_pat
     assert last_rate(tmp_path / "nothing.jsonl", 2) is None
 
 
-def test_facts_are_told_before_the_ranks_meet_and_before_torch_is_loaded(path: Path, tmp_path: Path):
+def test_facts_are_told_before_the_ranks_meet_and_before_torch_is_loaded(path: Path, tmp_path: Path) -> None:
     """Rank 0 of two, whose other rank never comes, on a terminal."""
     environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "TERM")}
     environment |= {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}

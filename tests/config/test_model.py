@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,13 +19,13 @@ PUBLISHED = {"1b": 1_235_814_400, "3b": 3_212_749_824, "8b": 8_030_261_248, "70b
 
 
 @pytest.mark.parametrize("config", SHAPES)
-def test_parameters_are_counted_right(config: ModelConfig):
+def test_parameters_are_counted_right(config: ModelConfig) -> None:
     model = build(config, vocab_size=100)
     assert num_parameters(config, 100) == sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize("config", SHAPES)
-def test_flops_are_those_that_torch_counts(config: ModelConfig):
+def test_flops_are_those_that_torch_counts(config: ModelConfig) -> None:
     """torch counts every key for each query; the causal mask needs (T + 1) / 2 of T."""
     T, V = 24, 100
     model = build(config, vocab_size=V)
@@ -36,14 +38,14 @@ def test_flops_are_those_that_torch_counts(config: ModelConfig):
     assert unmasked * T == pytest.approx(counter.get_total_flops(), rel=1e-9)
 
 
-def test_a_window_needs_fewer_flops():
+def test_a_window_needs_fewer_flops() -> None:
     whole, near = (ModelConfig(num_layers=1, dim=8, num_heads=2, window=w) for w in (None, 3))
     keys = [min(i + 1, 3) for i in range(10)]
     saved = 12 * 8 * (55 - sum(keys)) / 10
     assert flops_per_token(whole, 5, 10) - flops_per_token(near, 5, 10) == pytest.approx(saved)
 
 
-def test_every_shipped_model_is_valid_and_has_the_size_it_says():
+def test_every_shipped_model_is_valid_and_has_the_size_it_says() -> None:
     shipped = {
         name.removeprefix("model/").removesuffix(".yaml"): path
         for name, path in shipped_configs().items()
@@ -74,6 +76,6 @@ def test_every_shipped_model_is_valid_and_has_the_size_it_says():
         ({"softcap": 0.0}, "softcap must be above 0"),
     ],
 )
-def test_numbers_that_do_not_come_out_are_refused(numbers: dict[str, float], message: str):
+def test_numbers_that_do_not_come_out_are_refused(numbers: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ModelConfig(**numbers)

@@ -1,1 +1,8 @@
-"""."""
+"""From YAML to dataclasses, with file and line of each value.
+
+`tree.py`         YAML as a tree whose nodes know their places
+`convert.py`      a tree into dataclasses, strictly by their types
+`load.py`         a file, the files that it extends, and overrides on top
+`reference.py`    every key with type, default and meaning, as docs/config.md
+`json_schema.py`  the same as a JSON Schema for editors
+"""

@@ -70,7 +70,7 @@ def _dataclass(tree: Tree, kind: Any, path: str, places: dict[str, str]) -> Any:
         if name in tree.entries:
             values[name] = convert(tree.entries[name], hints[name], _join(path, name), places)
             places[_join(path, name)] = tree.places[name]
-        elif _required(field):
+        elif required(field):
             raise ConfigError(
                 f"{tree.place}: {_join(path, name)} is missing",
                 remedy=f"Give {_join(path, name)}: {describe(hints[name])}.",
@@ -178,7 +178,8 @@ def _choices(kind: Any) -> list[str]:
     return []
 
 
-def _required(field: Field[Any]) -> bool:
+def required(field: Field[Any]) -> bool:
+    """True for a key without a default."""
     return field.default is MISSING and field.default_factory is MISSING
 
 

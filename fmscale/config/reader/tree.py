@@ -25,13 +25,13 @@ class Scalar:
     text: str
     """The text, without quotes."""
     quoted: bool
-    """Whether it was quoted: then it is text, never a number, true/false or null."""
+    """True where it was quoted, which makes it text, never a number, true/false or null."""
     place: str
     """file:line, or the override it came from."""
 
     @property
     def null(self) -> bool:
-        """Whether this is YAML's null."""
+        """True for YAML's null."""
         return not self.quoted and self.text in NULLS
 
 
@@ -42,7 +42,7 @@ class Items:
     items: tuple["Tree", ...]
     """Its items in order."""
     place: str
-    """Where it begins."""
+    """file:line of its begin."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +52,9 @@ class YamlTable:
     entries: dict[str, "Tree"]
     """Values by key, in the order written."""
     places: dict[str, str]
-    """Where each key stands."""
+    """file:line of each key."""
     place: str
-    """Where the mapping begins."""
+    """file:line of its begin."""
 
 
 Tree = Scalar | Items | YamlTable
@@ -109,7 +109,7 @@ def _mapping(node: yaml.MappingNode, name: str, above: tuple[yaml.Node, ...], pl
             raise ConfigError(
                 f"{where}: the key is there twice (first at {places[key.value]})",
                 found=key.value,
-                remedy="Keep one of them.",
+                remedy="Keep one of the two.",
             )
         entries[key.value] = _convert(value, name, above)
         places[key.value] = where

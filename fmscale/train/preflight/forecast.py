@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fmscale.config import BatchShape, Config
-from fmscale.config.model import flops_per_token, num_parameters
+from fmscale.config.derived import flops_per_token, num_parameters
 from fmscale.config.peaks import peak_flops
 from fmscale.config.train import TrainConfig
 from fmscale.data.reading.planner import HORIZON_STEPS

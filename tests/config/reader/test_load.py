@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -32,8 +33,11 @@ batch: {global_batch: 512, micro_batch: 4}
 """
 
 
+Write = Callable[..., Path]
+
+
 @pytest.fixture
-def write(tmp_path: Path):
+def write(tmp_path: Path) -> Write:
     def write(text: str, name: str = "run.yaml") -> Path:
         path = tmp_path / name
         path.write_text(text)
@@ -48,7 +52,7 @@ def error_of(path: Path, *overrides: str) -> ConfigError:
     return caught.value
 
 
-def test_reads_every_section(write):
+def test_reads_every_section(write: Write) -> None:
     config = load_config(write(GOOD))
     assert config == Config(
         store=StoreConfig(url="s3://bucket/prefix"),
@@ -89,7 +93,9 @@ def test_reads_every_section(write):
         ("  url", "  [1]: 2\n  url", 2, "a key must be a word", None, "key: value"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_shown_with_file_line_and_remedy(write, old, new, line, cause, found, remedy):
+def test_a_mistake_is_shown_with_file_line_and_remedy(
+    write: Write, old: str, new: str, line: int, cause: str, found: object, remedy: str
+) -> None:
     assert old in GOOD
     path = write(GOOD.replace(old, new, 1))
     error = error_of(path)
@@ -99,7 +105,7 @@ def test_a_mistake_is_shown_with_file_line_and_remedy(write, old, new, line, cau
     assert remedy in error.remedy
 
 
-def test_files_that_are_no_config(write, tmp_path: Path):
+def test_files_that_are_no_config(write: Write, tmp_path: Path) -> None:
     assert error_of(write("- 1")).cause == f"{tmp_path}/run.yaml:1: a config is a mapping"
     assert "data is missing" in error_of(write("")).cause
     (tmp_path / "latin.yaml").write_bytes(b"store: \xff")
@@ -113,7 +119,7 @@ def test_files_that_are_no_config(write, tmp_path: Path):
     assert re.search(r"Give a YAML file, or one that fmscale ships: .*run/laptop", remedy)
 
 
-def test_overrides_are_typed_by_the_field(write):
+def test_overrides_are_typed_by_the_field(write: Write) -> None:
     config = load_config(
         write(GOOD),
         [
@@ -154,13 +160,13 @@ def test_overrides_are_typed_by_the_field(write):
         ("=3", "An override must be key=value", "For example"),
     ],
 )
-def test_a_wrong_override_is_named(write, override, cause, remedy):
+def test_a_wrong_override_is_named(write: Write, override: str, cause: str, remedy: str) -> None:
     error = error_of(write(GOOD), override)
     assert cause in error.cause
     assert remedy in error.remedy
 
 
-def test_extends_merges_mappings_and_replaces_the_rest(write, tmp_path: Path):
+def test_extends_merges_mappings_and_replaces_the_rest(write: Write, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     write(GOOD, "data/base.yaml")
     write("data: {window: 64, seed: 1}\n", "data/other.yaml")
@@ -173,7 +179,7 @@ def test_extends_merges_mappings_and_replaces_the_rest(write, tmp_path: Path):
     assert error_of(path).cause.startswith(f"{tmp_path}/data/base.yaml:4: unknown key in data")
 
 
-def test_extends_that_cannot_be_followed(write, tmp_path: Path):
+def test_extends_that_cannot_be_followed(write: Write, tmp_path: Path) -> None:
     write("extends: b.yaml\n", "a.yaml")
     write("extends: sub/../a.yaml\n", "b.yaml")
     (tmp_path / "sub").mkdir()
@@ -213,7 +219,7 @@ def read_every(text: str) -> Every:
     return load_section(Every, tree)
 
 
-def test_every_type():
+def test_every_type() -> None:
     assert read_every(
         "flag: true\nlevel: 2\ncolor: 2\npair: [1, -.5e1]\nnames: [on, 1, 'null']\n"
         "table: {a: {size: +1_0}, b: null}\neither: x"
@@ -246,7 +252,7 @@ def test_every_type():
         ("either: [1]", "either must be an integer or text"),
     ],
 )
-def test_every_type_refuses_others(text: str, cause: str):
+def test_every_type_refuses_others(text: str, cause: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read_every(text)
     assert cause in caught.value.cause
@@ -260,7 +266,9 @@ def test_every_type_refuses_others(text: str, cause: str):
     seed=st.none() | st.integers(),
     directory=st.none() | st.text(),
 )
-def test_a_config_written_as_yaml_reads_back_equal(name, weight, seed, directory):
+def test_a_config_written_as_yaml_reads_back_equal(
+    name: str, weight: float, seed: int | None, directory: str | None
+) -> None:
     source = SourceConfig(dataset=name, weight=weight, seed=seed, commits=(1,))
     config = Config(data=DataConfig(sources=(source,), cache_dir=directory))
     tree = parse(as_yaml(config), "f")
@@ -268,13 +276,13 @@ def test_a_config_written_as_yaml_reads_back_equal(name, weight, seed, directory
     assert load_section(Config, tree) == config
 
 
-def test_shipped_configs_are_valid_and_found_by_name():
+def test_shipped_configs_are_valid_and_found_by_name() -> None:
     for name, path in shipped_configs().items():
         if name.startswith("run/"):
             assert load_config(name.removesuffix(".yaml")) == load_config(path)
 
 
-def test_every_field_has_a_docstring():
+def test_every_field_has_a_docstring() -> None:
     bare = []
     for name in fmscale.config.__all__:
         kind = getattr(fmscale.config, name)
@@ -290,6 +298,6 @@ def test_every_field_has_a_docstring():
     assert bare == []
 
 
-def test_config_imports_no_torch():
+def test_config_imports_no_torch() -> None:
     code = "import sys, fmscale.config; print('torch' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False\n"

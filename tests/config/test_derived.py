@@ -1,6 +1,7 @@
 """The batch equation: every way to give two numbers, and errors whose advice works."""
 
 import re
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,8 +15,8 @@ NUMBERS = ("global_batch", "micro_batch", "accumulation")
 
 @settings(deadline=None)
 @given(micro=st.integers(1, 64), steps=st.integers(1, 64), dp_size=st.integers(1, 64))
-def test_any_two_give_the_third(micro: int, steps: int, dp_size: int):
-    numbers = dict(zip(NUMBERS, (micro * steps * dp_size, micro, steps), strict=True))
+def test_any_two_give_the_third(micro: int, steps: int, dp_size: int) -> None:
+    numbers: dict[str, Any] = dict(zip(NUMBERS, (micro * steps * dp_size, micro, steps), strict=True))
     for left_out in (*NUMBERS, None):
         batch = derive_batch(
             BatchConfig(**{name: value for name, value in numbers.items() if name != left_out}), dp_size
@@ -25,7 +26,7 @@ def test_any_two_give_the_third(micro: int, steps: int, dp_size: int):
 
 
 @pytest.mark.parametrize("given_numbers", [{}, {"global_batch": 8}, {"micro_batch": 8}])
-def test_one_number_is_not_enough(given_numbers):
+def test_one_number_is_not_enough(given_numbers: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="two of global_batch, micro_batch and accumulation") as caught:
         derive_batch(BatchConfig(**given_numbers), 2, place="run.yaml:9: batch")
     assert caught.value.cause.startswith("run.yaml:9: batch: ")
@@ -56,7 +57,9 @@ def test_one_number_is_not_enough(given_numbers):
         ),
     ],
 )
-def test_what_does_not_come_out_prints_the_equation(given_numbers, dp_size, cause, remedy):
+def test_what_does_not_come_out_prints_the_equation(
+    given_numbers: dict[str, Any], dp_size: int, cause: str, remedy: str
+) -> None:
     with pytest.raises(ConfigError) as caught:
         derive_batch(BatchConfig(**given_numbers), dp_size)
     assert cause in caught.value.cause
@@ -70,8 +73,8 @@ def test_what_does_not_come_out_prints_the_equation(given_numbers, dp_size, caus
     dp_size=st.integers(1, 40),
     name=st.sampled_from(["micro_batch", "accumulation"]),
 )
-def test_every_value_that_an_error_advises_comes_out(total: int, known: int, dp_size: int, name: str):
-    numbers = {"global_batch": total, name: known}
+def test_every_value_that_an_error_advises_comes_out(total: int, known: int, dp_size: int, name: str) -> None:
+    numbers: dict[str, Any] = {"global_batch": total, name: known}
     try:
         derive_batch(BatchConfig(**numbers), dp_size)
     except ConfigError as error:
@@ -87,7 +90,7 @@ def test_every_value_that_an_error_advises_comes_out(total: int, known: int, dp_
     assert smaller * known * dp_size < total
 
 
-def test_all_three_with_fill_need_the_fewest_forwards():
+def test_all_three_with_fill_need_the_fewest_forwards() -> None:
     def padding(total: int) -> int:
         config = BatchConfig(global_batch=total, micro_batch=4, accumulation=3, uneven="fill")
         return derive_batch(config, 4).padding

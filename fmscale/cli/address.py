@@ -1,0 +1,110 @@
+"""Names on the command line: STORE/DATASET, STORE#RUN[@STEP], or options; and config keys as KEY=VALUE."""
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from fmscale.errors import ConfigError
+from fmscale.runtime.scrub import scrub
+
+StoreOption = Annotated[
+    str | None, typer.Option("--store", help="The store: a directory or a URL (s3://, gs://, ...).")
+]
+DatasetOption = Annotated[str | None, typer.Option("--dataset", help="Name of the dataset in --store.")]
+RunOption = Annotated[str | None, typer.Option("--run", help="Name of the run in --store.")]
+StoreArgument = Annotated[
+    str | None, typer.Argument(metavar="STORE", help="A store: a directory or a URL; or give --store.")
+]
+DatasetArgument = Annotated[
+    str | None, typer.Argument(metavar="STORE/DATASET", help="A dataset of a store; or give --store and --dataset.")
+]
+CheckpointArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="STORE#RUN[@STEP]", help="A store, a run in it, and a step; the newest checkpoint by default."
+    ),
+]
+ConfigArgument = Annotated[str, typer.Argument(help="A YAML file, or the name of one that fmscale ships.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as train.steps=100.")]
+
+
+def find_store(address: str | None, store: str | None) -> str:
+    """The store that the argument or --store names. Raises ConfigError unless exactly one of them does."""
+    return _only(address, store, "STORE, or --store STORE")
+
+
+def find_dataset(address: str | None, store: str | None, dataset: str | None) -> tuple[str, str]:
+    """(store, dataset) from the argument, from --dataset STORE/DATASET, or from both options. Raises ConfigError."""
+    remedy = "STORE/DATASET, such as runs/store/docs, or --store STORE --dataset DATASET"
+    if store is not None and dataset is not None:
+        _only(address, store, remedy)
+        return store, dataset
+    given = _only(address, store or dataset, remedy)
+    place, mark, query = given.partition("?")
+    above, slash, name = place.rstrip("/").rpartition("/")
+    if store is not None or not slash or not name or above.endswith(":/") or not above:
+        raise ConfigError("not the address of a dataset", found=scrub(given), remedy=f"Write {remedy}.")
+    return above + mark + query, name
+
+
+def find_run(address: str | None, store: str | None, run: str | None) -> tuple[str, str, int | None]:
+    """(store, run, step or None) from the argument, from --run STORE#RUN[@STEP], or from both options.
+
+    Raises ConfigError.
+    """
+    from fmscale.checkpoint.catalog import parse_address
+
+    remedy = "STORE#RUN, such as runs/store#demo, or --store STORE --run RUN"
+    if store is not None and run is not None:
+        _only(address, store, remedy)
+        return store, run, None
+    given = _only(address, store or run, remedy)
+    if store is not None:
+        raise ConfigError("not the address of a run", found=scrub(given), remedy=f"Write {remedy}.")
+    url, name, step = parse_address(given)
+    if step != "auto" and not (step.isdecimal() and int(step)):
+        raise ConfigError("not a step of a run", found=step, remedy="Write STORE#RUN@STEP with a number, or STORE#RUN.")
+    return url, name, None if step == "auto" else int(step)
+
+
+def _only(address: str | None, option: str | None, remedy: str) -> str:
+    if address is not None and option is not None:
+        raise ConfigError(
+            "told twice, by an argument and by options", found=scrub(f"{address}, {option}"), remedy=f"Give {remedy}."
+        )
+    given = address if option is None else option
+    if given is None:
+        raise ConfigError("it is not told where to look", remedy=f"Give {remedy}.")
+    return given
+
+
+class ConfigCommand(TyperCommand):
+    """A command that takes KEY=VALUE: an option that is a config key is answered with the way to set it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Raises ConfigError for such an option, and click's error for another that is not there."""
+        words = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            # By its name: typer has click's errors in a place of its own since 0.2x.
+            if type(error).__name__ == "NoSuchOption":
+                _refuse_key(str(getattr(error, "option_name", "")), words)
+            raise
+
+
+def _refuse_key(option: str, words: list[str]) -> None:
+    """Raises ConfigError if `option`, found among `words`, is a config key or the end of some."""
+    from fmscale.config import Config
+    from fmscale.config.reader.convert import dotted_names
+
+    name = option.lstrip("-").replace("-", "_")
+    keys = [key for key in dotted_names(Config) if key == name or key.endswith(f".{name}")]
+    if not keys:
+        return
+    given = next(word for word in words if word.split("=")[0] == option)
+    after = [*words[words.index(given) + 1 :], "--"][0]
+    value = given.partition("=")[2] or ("VALUE" if after.startswith("--") else after)
+    ways = " or ".join(f"{key}={value}" for key in keys)
+    raise ConfigError("config keys are set as KEY=VALUE, not as options", found=option, remedy=f"Write {ways}.")

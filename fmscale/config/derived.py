@@ -1,0 +1,118 @@
+"""Numbers that follow from a config: the batch on a number of ranks, the model's size and its FLOPs."""
+
+from dataclasses import dataclass
+
+from fmscale.config.batch import BatchConfig
+from fmscale.config.model import ModelConfig
+from fmscale.errors import ConfigError
+
+EQUATION = "global_batch = micro_batch x accumulation x dp_size"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchShape:
+    """The three numbers, solved."""
+
+    global_batch: int
+    """Rows of one optimizer step, over all ranks."""
+    micro_batch: int
+    """Rows of one forward on one rank."""
+    accumulation: int
+    """Forwards of one rank in one optimizer step, the same on every rank."""
+    dp_size: int
+    """Data-parallel ranks."""
+
+    @property
+    def padding(self) -> int:
+        """Rows of weight zero in a step, over all ranks."""
+        return self.micro_batch * self.accumulation * self.dp_size - self.global_batch
+
+
+def derive_batch(config: BatchConfig, dp_size: int, *, place: str = "batch") -> BatchShape:
+    """Solve global_batch = micro_batch x accumulation x dp_size for the number that is not given.
+
+    With `uneven: fill` it rounds up to whole rows and forwards. Raises ConfigError with the equation and
+    the nearest values that would do; `place` is where the config's batch section stands.
+    """
+    total, micro, steps = config.global_batch, config.micro_batch, config.accumulation
+    numbers = {"global_batch": total, "micro_batch": micro, "accumulation": steps}
+    given = {name: value for name, value in numbers.items() if value is not None}
+    if len(given) < 2:
+        raise ConfigError(
+            f"{place}: two of global_batch, micro_batch and accumulation are needed ({EQUATION})",
+            found=given,
+            remedy="Give another number.",
+        )
+    fill = config.uneven == "fill"
+    known = micro or steps
+    assert known
+    part = known * dp_size
+    if micro and steps:
+        capacity = part * steps
+        total = total or capacity
+        if total != capacity and not (fill and capacity - part < total < capacity):
+            raise ConfigError(
+                f"{place}: the batch does not come out: {EQUATION}, "
+                f"but {total} is not {micro} x {steps} x {dp_size} = {capacity}",
+                found=given,
+                remedy=f"Remove one of the three, or take global_batch: {capacity}.",
+            )
+    else:
+        assert total
+        if total % part and not fill:
+            raise _uneven(place, total, known, dp_size, solve="accumulation" if micro else "micro_batch")
+        other = -(-total // part)
+        micro, steps = micro or other, steps or other
+    return BatchShape(global_batch=total, micro_batch=micro, accumulation=steps, dp_size=dp_size)
+
+
+def _uneven(place: str, total: int, known: int, dp_size: int, *, solve: str) -> ConfigError:
+    """The error for a batch without a whole solution: what was solved and which numbers nearby have one."""
+    if solve == "accumulation":
+        given, equation = "micro_batch", f"{total} = {known} x accumulation x {dp_size}"
+    else:
+        given, equation = "accumulation", f"{total} = micro_batch x {known} x {dp_size}"
+    part = known * dp_size
+    ways = [f"global_batch: {value}" for value in (total // part * part, -(-total // part) * part) if value]
+    if total % dp_size == 0:
+        share = total // dp_size
+        divisors = [divisor for divisor in range(1, share + 1) if share % divisor == 0]
+        below = max((divisor for divisor in divisors if divisor < known), default=None)
+        above = min((divisor for divisor in divisors if divisor > known), default=None)
+        ways += [f"{given}: {value}" for value in (below, above) if value]
+    return ConfigError(
+        f"{place}: the batch does not come out: {EQUATION}, here {equation}, so {solve} would be {total / part:.4g}",
+        found={"global_batch": total, given: known, "dp_size": dp_size},
+        remedy=f"Take {' or '.join(ways)}, or uneven: fill.",
+    )
+
+
+def num_parameters(model: ModelConfig, vocab_size: int) -> int:
+    """Trained numbers of the model: matrices of the blocks, embedding, output (none if tied) and norms."""
+    embeddings = vocab_size * model.dim * (1 if model.tied else 2)
+    norms = (2 * model.num_layers + 1) * model.dim
+    return model.num_layers * _block_matrices(model) + embeddings + norms
+
+
+def flops_per_token(model: ModelConfig, vocab_size: int, sequence_length: int) -> float:
+    """FLOPs that training needs for one token of a row of `sequence_length`: 3 times those of the forward.
+
+    The forward takes 2 for each weight that multiplies (the blocks' matrices and the output projection, tied or
+    not; a lookup in the embedding takes none), and 4 heads head_dim for each key that a query sees, which are
+    (T + 1) / 2 on average with the causal mask and fewer with a window. Recompute, norms, softmax and document
+    masks are not counted. Chowdhery et al., PaLM, appendix B (arXiv 2204.02311), with the mask counted as it is.
+    """
+    matrices = model.num_layers * _block_matrices(model) + vocab_size * model.dim
+    attention = 4 * model.num_layers * model.num_heads * model.head_width * _mean_keys(model, sequence_length)
+    return 3.0 * (2 * matrices + attention)
+
+
+def _block_matrices(model: ModelConfig) -> int:
+    attention = 2 * model.dim * model.head_width * (model.num_heads + model.kv_heads)
+    return attention + 3 * model.dim * model.ffn_width
+
+
+def _mean_keys(model: ModelConfig, sequence_length: int) -> float:
+    """Keys that a query sees, on average over a row that is one document."""
+    T, W = sequence_length, min(model.window or sequence_length, sequence_length)
+    return (W * (W + 1) / 2 + (T - W) * W) / T

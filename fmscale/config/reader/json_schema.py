@@ -1,0 +1,70 @@
+"""The config as a JSON Schema (draft 2020-12), by which editors complete, explain and check a YAML file.
+
+A file may leave out what it extends, so keys are required in items of lists alone, which are replaced as a whole.
+"""
+
+import types
+from dataclasses import MISSING, Field, is_dataclass
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from fmscale.config.reader.convert import INTEGER, NUMBER, required
+from fmscale.config.reader.reference import described
+from fmscale.config.schema import Config, as_tree
+
+NULL = {"type": "null"}
+SCALARS: dict[type, dict[str, Any]] = {
+    # Any scalar is text where text is asked for: `run: 8` is a run named "8".
+    str: {"type": ["string", "number", "boolean"]},
+    bool: {"type": "boolean"},
+    # Editors read 1_000 as text.
+    int: {"type": ["integer", "string"], "pattern": f"^{INTEGER.pattern}$"},
+    float: {"type": ["number", "string"], "pattern": f"^{NUMBER.pattern}$"},
+}
+EXTENDS = {
+    "description": "A file, or a list of them, relative to this file; they are read first, this file goes on top.",
+    "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+}
+
+
+def json_schema() -> dict[str, Any]:
+    """The schema of a whole config file."""
+    schema = _section(Config, whole=False)
+    schema["properties"]["extends"] = EXTENDS
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "fmscale config", **schema}
+
+
+def _section(kind: Any, *, whole: bool) -> dict[str, Any]:
+    """A dataclass; `whole` where no other file can give what is missing here."""
+    hints = get_type_hints(kind)
+    keys = {field.name: (field, meaning) for field, meaning in described(kind)}
+    schema = {
+        "type": "object",
+        "properties": {name: _key(field, hints[name], meaning) for name, (field, meaning) in keys.items()},
+        "additionalProperties": False,
+    }
+    if whole:
+        schema["required"] = [name for name, (field, _) in keys.items() if required(field)]
+    return schema
+
+
+def _key(field: Field[Any], hint: Any, meaning: str) -> dict[str, Any]:
+    default = {} if field.default is MISSING else {"default": as_tree(field.default)}
+    # A section without a value has its defaults.
+    schema = {"anyOf": [_section(hint, whole=False), NULL]} if is_dataclass(hint) else _value(hint)
+    return {"description": meaning, **default, **schema}
+
+
+def _value(hint: Any) -> dict[str, Any]:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return {"anyOf": [NULL if one is type(None) else _value(one) for one in arguments]}
+    if origin is Literal:
+        return {"enum": list(arguments)}
+    if origin is tuple and arguments[-1] is not Ellipsis:
+        items = [_value(one) for one in arguments]
+        return {"type": "array", "prefixItems": items, "items": False, "minItems": len(items)}
+    if origin is tuple:
+        return {"type": "array", "items": _value(arguments[0])}
+    if origin is dict:
+        return {"type": "object", "additionalProperties": _value(arguments[1])}
+    return _section(hint, whole=True) if is_dataclass(hint) else SCALARS[hint]
