@@ -40,7 +40,7 @@ SEAL_READS = 32
 """Seals read at once before a commit: 10^4 of them in 8 s at 25 ms each."""
 
 AGREED = ("kind", "tokenizer", "dtype", "bos", "eos")
-"""What all live commits of a dataset have in common."""
+"""Fields in which all live commits of a dataset agree."""
 
 Segments = Mapping[str, Sequence[tuple[int, SealInfo]]]
 """For each split the sealed segments of a job: (work unit, seal)."""

@@ -49,7 +49,7 @@ class SegmentRow:
     unit: int
     """Work unit of the job that made it."""
     prefix: str
-    """Where it lies on the store."""
+    """Folder on the store."""
     seal: str
     """Digest of its seal."""
     first_token: int

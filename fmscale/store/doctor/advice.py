@@ -1,4 +1,4 @@
-"""What to change about a store, from what the doctor saw. Each rule is one sentence with its figure."""
+"""Advice on a store, from the doctor's measurements. Each rule is one sentence with its figure."""
 
 import shutil
 from collections.abc import Iterator, Sequence

@@ -42,7 +42,7 @@ class Measurement:
     streams: int
     """Requests under way at the same time."""
     requests: int
-    """How many were made."""
+    """Number of requests made."""
     p50_ms: float
     """Median time of a request in milliseconds."""
     p99_ms: float

@@ -1,4 +1,4 @@
-"""Retiring commits, pinning them, and deleting what is left over, safely beside concurrent writers.
+"""Retirement of commits, pins, and garbage collection, safe beside concurrent writers.
 
 Rules, all by place in the log and none by clock:
 
@@ -32,7 +32,7 @@ References = Callable[[LogEntry], Iterable[str]]
 
 @dataclass(kw_only=True)
 class RetirementState:
-    """What a log's entries below `head` say about commits and objects."""
+    """State of commits and objects after a log's entries below `head`."""
 
     head: int = 0
     """Number of entries taken into account."""
@@ -45,7 +45,7 @@ class RetirementState:
     dead: KeySet = field(default_factory=KeySet)
     """Everything that a retire named."""
     withheld: set[str] = field(default_factory=set)
-    """What retired commits referenced but others still did; a later retire names it."""
+    """Objects of retired commits that others still referenced; a later retire names them."""
 
     def apply(self, entry: LogEntry) -> None:
         """Take the entry at `head` into account."""
@@ -74,7 +74,7 @@ class RetirementState:
 
 
 def replay(log: Log, state: RetirementState | None = None) -> RetirementState:
-    """What the log says now, read from where `state` ends (which is brought up to date), else whole."""
+    """State of the log now, read from where `state` ends (which is brought up to date), else whole."""
     state = state or RetirementState()
     for entry in log.entries(state.head):
         state.apply(entry)
@@ -198,10 +198,10 @@ def unpin(
 
 @dataclass(frozen=True, kw_only=True)
 class Garbage:
-    """What `collect_garbage` deleted, or would have."""
+    """Result of `collect_garbage`."""
 
     dry_run: bool
-    """Whether nothing was deleted."""
+    """True if nothing was deleted."""
     retires: tuple[int, ...]
     """Retire entries that were worked off."""
     waiting: tuple[int, ...]
@@ -227,7 +227,7 @@ def collect_garbage(
 
     A retire that is worked off completely is marked under PREFIX/collected, so that later runs do not list
     its objects again. Can be killed and run again, and run several times at once. `now` (seconds since the
-    lease) is this machine's clock, compared with the clock of the retire's writer: `grace` should be long
+    epoch) is this machine's clock, compared with the clock of the retire's writer: `grace` should be long
     against the difference. A `state` kept by the caller saves reading the log again. Raises StoreError as the
     backend does.
     """

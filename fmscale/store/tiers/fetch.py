@@ -39,7 +39,7 @@ Fetch = Callable[[int, int, memoryview], None]
 
 
 class ChunkCache(Protocol):
-    """What `Fetcher` needs of the node cache (`fmscale.store.tiers.cache.NodeCache`)."""
+    """A cache behind `Fetcher`, such as `fmscale.store.tiers.cache.NodeCache`."""
 
     def read(
         self, ref: ObjectRef, first_chunk: int, chunks: int, buffer: memoryview, fetch: Fetch, next_use: int
@@ -48,7 +48,7 @@ class ChunkCache(Protocol):
         ...
 
     def wants(self, ref: ObjectRef, first_chunk: int, chunks: int) -> bool:
-        """Whether some of these chunks are not here, and would be kept."""
+        """True if some of these chunks are not here, and would be kept."""
         ...
 
     def fill(
