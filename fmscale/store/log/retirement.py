@@ -15,6 +15,7 @@ point at physical objects of the same log: a commit says in full what it needs, 
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from time import time
 
 from fmscale.errors import Conflict, ObjectNotFound
@@ -177,23 +178,23 @@ def pin(
     commits: Iterable[int],
     owner: str,
     *,
+    pinned: bool = True,
     lease: int | None = None,
     state: RetirementState | None = None,
 ) -> LogEntry:
-    """Keep live commits from being retired until `owner` unpins them. Raises Conflict if one is not live."""
-    return _append_pin(log, commits, owner, True, lease, state)
+    """Keep live commits from being retired until `owner` unpins them. Raises Conflict if a commit is not live."""
+    wanted = sorted(set(commits))
+    state = replay(log, state)
+
+    def body_now() -> Body:
+        _require_live(state, wanted)
+        return {"commits": wanted, "owner": owner, "pinned": pinned}
+
+    return _append(log, "pin", body_now, state, lease)
 
 
-def unpin(
-    log: Log,
-    commits: Iterable[int],
-    owner: str,
-    *,
-    lease: int | None = None,
-    state: RetirementState | None = None,
-) -> LogEntry:
-    """Take back the owner's pins; other owners' stay. Raises Conflict if a commit is not live."""
-    return _append_pin(log, commits, owner, False, lease, state)
+unpin = partial(pin, pinned=False)
+"""Take back the owner's pins; other owners' stay. Errors as in `pin`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,24 +275,6 @@ def _stored(backend: Backend, name: str) -> Iterator[ObjectInfo]:
         yield backend.head(name)
     except ObjectNotFound:
         return  # an earlier run that was killed has deleted it
-
-
-def _append_pin(
-    log: Log,
-    commits: Iterable[int],
-    owner: str,
-    pinned: bool,
-    lease: int | None,
-    state: RetirementState | None,
-) -> LogEntry:
-    wanted = sorted(set(commits))
-    state = replay(log, state)
-
-    def body_now() -> Body:
-        _require_live(state, wanted)
-        return {"commits": wanted, "owner": owner, "pinned": pinned}
-
-    return _append(log, "pin", body_now, state, lease)
 
 
 def _append(log: Log, kind: str, body_now: Callable[[], Body], state: RetirementState, lease: int | None) -> LogEntry:

@@ -236,7 +236,7 @@ def check(examples: int, steps: int) -> None:
 
 
 def test_log_machine() -> None:
-    check(150, 30)
+    check(100, 30)
 
 
 @pytest.mark.slow
