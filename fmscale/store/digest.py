@@ -19,7 +19,7 @@ CHUNK_BYTES = 65536
 """Bytes under one checksum where nothing else is said, as in checkpoints, whose ranges are megabytes long."""
 
 Bytes = bytes | bytearray | memoryview
-"""Anything that is a contiguous buffer of bytes."""
+"""Contiguous buffers of bytes."""
 
 
 def crc32c(data: Bytes, value: int = 0) -> int:

@@ -12,7 +12,7 @@ PART_BYTES = 2**22
 """Bytes in one read."""
 
 Advance = Callable[[int], None]
-"""Called with the number of bytes checked since the last call; from several threads."""
+"""Takes the number of bytes checked since its last call; called from several threads."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,7 +38,7 @@ class Measurement:
     operation: str
     """Method of the backend."""
     bytes: int
-    """Size of one request; 0 where none is moved."""
+    """Size of one request; 0 where no bytes are moved."""
     streams: int
     """Requests under way at the same time."""
     requests: int

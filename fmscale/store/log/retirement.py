@@ -44,7 +44,7 @@ class RetirementState:
     retires: list[LogEntry] = field(default_factory=list)
     """Retire entries, in order."""
     dead: KeySet = field(default_factory=KeySet)
-    """Everything that a retire named."""
+    """Keys and folders that retires named."""
     withheld: set[str] = field(default_factory=set)
     """Objects of retired commits that others still referenced; a later retire names them."""
 

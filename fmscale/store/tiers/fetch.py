@@ -1,4 +1,4 @@
-"""Verified reads: chunks from the nearest source that has them, checked before anyone sees them (P2).
+"""Verified reads: chunks from the nearest source that has them, checked before their use (P2).
 
 Sources in read order: the node's cache directory, then the store. Whatever served a chunk, its crc32c is
 compared with the one recorded in the segment. A bad copy is dropped and read again from the next source;
@@ -133,7 +133,7 @@ class Fetcher:
             arrived = self._coming[key] = threading.Event()
         try:
             scratch = self._buffer("region", chunk_span(ref, low, count)[1])
-            with suppress(CorruptChunk):  # perhaps one that nobody asks for
+            with suppress(CorruptChunk):  # perhaps nobody asks for it
                 self.cache.fill(ref, low, count, scratch, partial(self._from_store, ref), next_use)
                 if self.cache.wants(ref, low, count):
                     self.region_bytes = 0  # it keeps no more: smaller than thought, or its disk is full
