@@ -11,8 +11,10 @@ IF_LONG = r"(?:token|credentials?|sig)"
 of keys, a digit among them."""
 
 PATTERNS = (
-    # user:password@ in a URL
-    (re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s:@'\"]*:[^/\s@'\"]*@", re.IGNORECASE), rf"\1{MASK}@"),
+    # user:password@ in a URL, or a key alone in its place
+    (re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s@'\"]+@", re.IGNORECASE), rf"\1{MASK}@"),
+    # a URL's parameter of such a name is a credential at any length (sig=..., X-Amz-Credential=...)
+    (re.compile(rf"([?&][\w-]*(?:{ALWAYS}|{IF_LONG})\w*=)[^&\s\"']+", re.IGNORECASE), rf"\1{MASK}"),
     # name=value, name: value and "name": "value", also as a URL's parameter (X-Amz-Signature=...)
     (re.compile(rf"({ALWAYS}[\"']?\s*[=:]\s*[\"']?)[^\s\"'&,;)}}\]]+", re.IGNORECASE), rf"\1{MASK}"),
     (

@@ -1,4 +1,4 @@
-"""Checksums and digests: which one guards what.
+"""Checksums and digests, and the data that each guards.
 
 Bulk data carries a crc32c per chunk, checked on every read (13 GB/s on one core of an AVX-512 machine, so
 that checking costs less than copying), and an xxh3_128 per object, which names the object in the cache and
@@ -19,7 +19,7 @@ CHUNK_BYTES = 65536
 """Bytes under one checksum where nothing else is said, as in checkpoints, whose ranges are megabytes long."""
 
 Bytes = bytes | bytearray | memoryview
-"""Anything that is a contiguous buffer of bytes."""
+"""Contiguous buffers of bytes."""
 
 
 def crc32c(data: Bytes, value: int = 0) -> int:
@@ -74,19 +74,8 @@ def data_digest(data: Bytes) -> str:
     return xxhash.xxh3_128_hexdigest(data)
 
 
-class DataDigest:
-    """`data_digest` of data that arrives in parts."""
-
-    def __init__(self) -> None:
-        self._state = xxhash.xxh3_128()
-
-    def update(self, data: Bytes) -> None:
-        """Take the next part."""
-        self._state.update(data)
-
-    def hexdigest(self) -> str:
-        """Digest of all parts so far, 32 hex digits."""
-        return self._state.hexdigest()
+DataDigest = xxhash.xxh3_128
+"""`data_digest` of data that arrives in parts: `update`, `hexdigest`."""
 
 
 class MetadataDigest:

@@ -1,6 +1,6 @@
-"""Which keys a store accepts, so that one store's keys are valid on every other store."""
+"""Keys that every store accepts, so that objects can move between stores."""
 
-from fmscale.errors import StoreError
+from fmscale.errors import AccessDenied, CorruptData, StoreError
 
 TEMPORARY_PREFIX = ".fmscale-tmp-"
 """Local files being written carry this name until they are complete; no key may."""
@@ -49,13 +49,31 @@ def _problem(key: str) -> str:
     return ""
 
 
+def refuse_writing(key: str) -> AccessDenied:
+    """Error of a write to a store that is open for reading only."""
+    return AccessDenied(
+        "the store is open for reading only",
+        found=key,
+        remedy="Open it without read_only (or without ?read_only=true in its URL) to write.",
+    )
+
+
+def truncated(key: str, start: int, asked: int, got: int) -> CorruptData:
+    """Error of a read of `asked` bytes from `start` on that gave `got`."""
+    return CorruptData(
+        "the object ends before the bytes that were asked for",
+        found=f"{key}: {start + got} bytes, asked for {start} to {start + asked}",
+        remedy=damaged(key),
+    )
+
+
 def missing(key: str) -> str:
-    """What can be done about an object that is not there."""
+    """Remedy for an object that is not there."""
     return f"Check the key and the store's URL; {_verify(key)} names every object that is gone."
 
 
 def damaged(key: str) -> str:
-    """What can be done about an object that is not whole."""
+    """Remedy for an object that is not whole."""
     if _of_run(key):
         return f"{_verify(key)} names all damage; restore the object from a copy, or use another step."
     return f"Run {_verify(key)}; restore the object from a copy or retire its commit."

@@ -22,9 +22,9 @@ from obstore.exceptions import BaseError
 from obstore.store import AzureStore, GCSStore, MemoryStore, S3Store
 
 from fmscale.errors import ConfigError
+from fmscale.runtime.scrub import scrub
 from fmscale.store.backends.credentials import profile_credentials
 from fmscale.store.backends.fsspec import FsspecBackend
-from fmscale.store.backends.http_errors import scrub
 from fmscale.store.backends.local import LocalBackend
 from fmscale.store.backends.objects import Client, Clients, ObjectBackend
 from fmscale.store.backends.protocol import Backend
@@ -68,11 +68,11 @@ class Location:
     options: dict[str, str]
     """The query."""
     shown: str
-    """The URL as people see it."""
+    """The URL for people, without credentials."""
 
     @property
     def read_only(self) -> bool:
-        """Whether the URL itself says so. Raises ConfigError for another value than true or false."""
+        """True if the URL itself asks for it. Raises ConfigError for another value than true or false."""
         return _flag(self, "read_only")
 
 
@@ -114,7 +114,7 @@ def parse_url(url: str) -> Location:
         _check_options(scheme, options, _COMMON)
         return _location("file", unquote(parts.path), "", options, f"file://{parts.path}")
     if scheme not in ("s3", "gs", "az", "memory"):
-        return _location(scheme, parts.netloc, parts.path.strip("/"), options, scrub(url))
+        return _location(scheme, parts.netloc, parts.path.strip("/"), options, url)
     _check_options(scheme, options, _COMMON | (_S3_OPTIONS if scheme == "s3" else set()))
     if not parts.netloc:
         raise ConfigError("the store URL names no bucket", found=url, remedy=f"Write {scheme}://BUCKET/PREFIX.")
@@ -131,7 +131,7 @@ def parse_url(url: str) -> Location:
 
 
 def _location(scheme: str, bucket: str, prefix: str, options: dict[str, str], shown: str) -> Location:
-    return Location(scheme=scheme, bucket=bucket, prefix=prefix, options=options, shown=scrub(shown))
+    return Location(scheme=scheme, bucket=bucket, prefix=prefix, options=options, shown=scrub(shown, {}))
 
 
 def _check_options(scheme: str, options: dict[str, str], known: set[str]) -> None:

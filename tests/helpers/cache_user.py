@@ -11,6 +11,7 @@ import json
 import random
 import sys
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,7 @@ class Ref:
 
 @dataclass
 class Source:
-    """Where the chunks come from; counts what was asked."""
+    """Source of the chunks; counts the requests."""
 
     ref: Ref
     calls: list[tuple[int, int]] = field(default_factory=list)
@@ -101,4 +102,5 @@ def churn(cache: NodeCache, seed: str, count: str) -> None:
 
 if __name__ == "__main__":
     directory, limit, mode, *rest = sys.argv[1:]
-    {"crowd": crowd, "hang": hang, "churn": churn}[mode](NodeCache(Path(directory), int(limit)), *rest)
+    modes: dict[str, Callable[..., None]] = {"crowd": crowd, "hang": hang, "churn": churn}
+    modes[mode](NodeCache(Path(directory), int(limit)), *rest)

@@ -28,7 +28,7 @@ class Crash(BaseException):
 
 
 class Fault(Enum):
-    """What happens to one call."""
+    """Fate of one call."""
 
     UNAVAILABLE = "the request never arrives; StoreUnavailable"
     LOST = "the request takes effect, its answer is lost; StoreUnavailable"
@@ -50,7 +50,7 @@ class Call:
     key: str
     """Its key or prefix."""
     fault: Fault | None
-    """What was done to it."""
+    """Fault that it met."""
 
 
 @dataclass
@@ -177,7 +177,7 @@ def _unavailable(method: str, key: str) -> StoreUnavailable:
 
 
 def count_calls(run: Callable[[FaultyBackend], Any], inner: Backend) -> int:
-    """How many calls `run` makes without faults: the range for a crash at every step."""
+    """Number of calls that `run` makes without faults: the range for a crash at every step."""
     faulty = FaultyBackend(inner)
     run(faulty)
     return len(faulty.calls)

@@ -11,7 +11,7 @@ from fmscale.store.open import open_store
 
 
 def content(writer: int, key: str) -> bytes:
-    """What `writer` wants to see under `key`: long enough that a torn write would show."""
+    """Bytes that `writer` wants to see under `key`: long enough that a torn write would show."""
     return f"{key} by {writer};".encode() * 400
 
 

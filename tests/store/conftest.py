@@ -1,4 +1,4 @@
-"""What the tests of verified reads share: a segment of six chunks, its tokens' object, and a wire to it."""
+"""Fixtures of the tests of verified reads: a segment of six chunks, its tokens' object, and a wire to it."""
 
 import pytest
 

@@ -6,13 +6,14 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fmscale.errors import AccessDenied, ConfigError, StoreError
+from fmscale.runtime.scrub import scrub
 from fmscale.store.backends.credentials import profile_credentials
 from fmscale.store.backends.fsspec import FsspecBackend
-from fmscale.store.backends.http_errors import scrub
 from fmscale.store.backends.local import LocalBackend
 from fmscale.store.backends.objects import ObjectBackend, coalesce
 from fmscale.store.open import open_store, parse_url
@@ -147,7 +148,7 @@ def test_rotated_profile_is_picked_up(tmp_path: Path, monkeypatch: pytest.Monkey
     assert provider is not None
     for name in ("old", "new"):
         file.write_text(f"[rotating]\naws_access_key_id = {name}\naws_secret_access_key = x\n")
-        answer = provider()
+        answer: Any = provider()
         keys.append(answer["access_key_id"])
         assert timedelta(0) < answer["expires_at"] - datetime.now(UTC) <= timedelta(minutes=10)
     assert keys == ["old", "new"]

@@ -11,23 +11,24 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fmscale.errors import AccessDenied, ConfigError, CorruptData, ObjectNotFound, StoreError, StoreFull
-from fmscale.store.backends.http_errors import Answer, scrub
-from fmscale.store.backends.protocol import ObjectInfo, Requests, scatter
+from fmscale.errors import AccessDenied, ConfigError, ObjectNotFound, StoreError, StoreFull
+from fmscale.runtime.scrub import scrub
+from fmscale.store.backends.http_errors import Answer
+from fmscale.store.backends.protocol import Backend, ObjectInfo, Requests, scatter
 from fmscale.store.backends.retry import Attempts, RetryPolicy, retried, unavailable
-from fmscale.store.keys import check_key, check_prefix, damaged, missing
+from fmscale.store.keys import check_key, check_prefix, missing, refuse_writing, truncated
 
 T = TypeVar("T")
 
 
-class FsspecBackend:
+class FsspecBackend(Backend):
     """A `Backend` over one folder of an fsspec file system."""
 
     def __init__(self, url: str, *, policy: RetryPolicy, read_only: bool = False) -> None:
         """Open the file system. Raises ConfigError for a protocol that is unknown or not installed."""
         import fsspec.core
 
-        self.url = scrub(url)
+        self.url = scrub(url, {})
         self.requests = Requests()
         self.read_only = read_only
         self.accepts_writes = False
@@ -52,9 +53,6 @@ class FsspecBackend:
         wanted = sum(buffer.nbytes for buffer in buffers)
         if wanted:
             scatter(memoryview(self._range(key, start, wanted)), buffers)
-
-    def advise(self, key: str, start: int, length: int) -> None:
-        """Nothing: a request for the same bytes would cost as much as reading them."""
 
     def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         return [self._range(key, start, length) if length else b"" for start, length in ranges]
@@ -97,13 +95,6 @@ class FsspecBackend:
             )
         return _info(key, info)
 
-    def exists(self, key: str) -> bool:
-        try:
-            self.head(key)
-        except ObjectNotFound:
-            return False
-        return True
-
     def list_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
         prefix = check_prefix(prefix)
         folder = f"{self._root}/{prefix}" if prefix else self._root
@@ -127,10 +118,6 @@ class FsspecBackend:
         finally:
             self.requests.add("delete")
 
-    def local_path(self, key: str) -> Path | None:
-        check_key(key)
-        return None
-
     def _path(self, key: str) -> str:
         return f"{self._root}/{check_key(key)}" if self._root else check_key(key)
 
@@ -142,11 +129,7 @@ class FsspecBackend:
         )
         self.requests.add("get_range", len(data))
         if len(data) != length:
-            raise CorruptData(
-                "the object ends before the bytes that were asked for",
-                found=f"{key}: {start + len(data)} bytes, asked for {start} to {start + length}",
-                remedy=damaged(key),
-            )
+            raise truncated(key, start, length, len(data))
         return data
 
     def _create(self, path: str, data: bytes, mode: str) -> None:
@@ -173,11 +156,7 @@ class FsspecBackend:
     def _writable(self, key: str) -> str:
         path = self._path(key)
         if self.read_only:
-            raise AccessDenied(
-                "the store is open for reading only",
-                found=key,
-                remedy="Open it without read_only (or without ?read_only=true in its URL) to write.",
-            )
+            raise refuse_writing(key)
         if not self.accepts_writes:
             raise AccessDenied(
                 "a store of this kind is read-only until a probe has shown that it creates exactly once",

@@ -1,4 +1,4 @@
-"""What an object store's failed answer means: try again, or tell the user what to change.
+"""Meaning of an object store's failed answer: try again, or tell the user the remedy.
 
 obstore reports HTTP failures as text ("... status code: 503 ...: <Error><Code>SlowDown</Code>"); status and
 code are read from it here and nowhere else. Only the first line of the text is ever shown, scrubbed.
@@ -10,15 +10,11 @@ from dataclasses import dataclass
 from obstore.exceptions import AlreadyExistsError, PermissionDeniedError, UnauthenticatedError
 
 from fmscale.errors import AccessDenied, CorruptData, ObjectNotFound, StoreError, StoreFull
+from fmscale.runtime.scrub import scrub
 from fmscale.store.keys import damaged, missing
 
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
-_SECRET = re.compile(
-    r"(?i)(X-Amz-(?:Signature|Credential|Security-Token)|sig|signature|token|secret\w*|password|AWSAccessKeyId)"
-    r"=[^&\s\"']+"
-)
-_USERINFO = re.compile(r"://[^/@\s]+@")
 
 NO_CREDENTIALS = "no credentials in environment or profile, and no answer from the instance role's service"
 _ROLE_SERVICE = ("/latest/api/token", "/latest/meta-data", "/computeMetadata/", "/metadata/identity")
@@ -38,16 +34,16 @@ _DENIED_DEFAULT = "Check the credentials (environment, profile or instance role)
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """One failed attempt, understood."""
+    """Meaning of one failed attempt."""
 
     error: StoreError | None
-    """What to raise at once; None when the attempt may be repeated."""
+    """Error to raise at once; None when the attempt may be repeated."""
     summary: str
     """Short, scrubbed description of the answer."""
     maybe_done: bool
-    """Whether the request may have taken effect although it failed."""
+    """True if the request may have taken effect although it failed."""
     connected: bool
-    """Whether the store answered at all, be it with half a body: it is there."""
+    """True if the store answered at all, be it with half a body: it is there."""
 
 
 def no_credentials(url: str) -> AccessDenied:
@@ -58,11 +54,6 @@ def no_credentials(url: str) -> AccessDenied:
         remedy="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, name a ?profile=, or add ?anonymous=true "
         "for a public bucket (Google and Azure: their own variables).",
     )
-
-
-def scrub(text: str) -> str:
-    """The text without anything that looks like a credential in a URL or a query."""
-    return _USERINFO.sub("://***@", _SECRET.sub(lambda m: f"{m.group(1)}=***", text))
 
 
 def understand(error: Exception, key: str, url: str) -> Answer:

@@ -17,7 +17,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from fmscale.errors import AccessDenied, ObjectNotFound, StoreError
+from fmscale.errors import ObjectNotFound, StoreError
 from fmscale.store.backends.open_files import OpenFiles
 from fmscale.store.backends.posix import (
     copy,
@@ -29,20 +29,20 @@ from fmscale.store.backends.posix import (
     translation,
     write_all,
 )
-from fmscale.store.backends.protocol import ObjectInfo, Requests
-from fmscale.store.keys import TEMPORARY_PREFIX, check_key, check_prefix, missing
+from fmscale.store.backends.protocol import Backend, ObjectInfo, Requests
+from fmscale.store.keys import TEMPORARY_PREFIX, check_key, check_prefix, missing, refuse_writing
 
 STALE_SECONDS = 3600.0
 """A temporary file is abandoned when it has not changed for an hour and nobody holds its lock. The age
 alone would do on one machine; it also covers network file systems whose locks do not cross nodes."""
 
 FOLDER_ATTEMPTS = 100
-"""How often a folder is made again that others remove as empty: far more than ever happens, yet an end."""
+"""Attempts to make a folder that others remove as empty: far more than ever happens, yet an end."""
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 
-class LocalBackend:
+class LocalBackend(Backend):
     """A `Backend` over one directory; see the module for how it writes."""
 
     def __init__(self, root: Path, *, read_only: bool = False) -> None:
@@ -119,13 +119,6 @@ class LocalBackend:
         path = self._path(key)
         with translated(key):
             return _info(key, os.lstat(path))
-
-    def exists(self, key: str) -> bool:
-        try:
-            self.head(key)
-        except ObjectNotFound:
-            return False
-        return True
 
     def list_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
         self.requests.add("list")
@@ -267,11 +260,7 @@ class LocalBackend:
 
     def _require_writable(self, key: str) -> None:
         if self.read_only:
-            raise AccessDenied(
-                "the store is open for reading only",
-                found=key,
-                remedy="Open it without read_only (or without ?read_only=true in its URL) to write.",
-            )
+            raise refuse_writing(key)
 
 
 def _info(key: str, status: os.stat_result) -> ObjectInfo:

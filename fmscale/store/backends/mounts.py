@@ -1,4 +1,4 @@
-"""Which file system a path lies on, from /proc/self/mountinfo (proc(5))."""
+"""Type of the file system under a path, from /proc/self/mountinfo (proc(5))."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
 """Objects on S3, GCS, Azure or in memory, through obstore (the Rust crate object_store).
 
 obstore's own retries are switched off for single requests: it would repeat a conditional put whose answer was
-lost and report the object that it created itself as somebody else's. `retry.persist` repeats here, and
+lost and report the object that it created itself as somebody else's. `retried` repeats here, and
 `put_if_absent` knows when an earlier attempt may have taken effect.
 """
 
@@ -14,11 +14,11 @@ import obstore
 from obstore.exceptions import AlreadyExistsError
 from obstore.store import MemoryStore
 
-from fmscale.errors import AccessDenied, CorruptData, ObjectNotFound, StoreUnavailable
+from fmscale.errors import ObjectNotFound, StoreUnavailable
 from fmscale.store.backends.http_errors import NO_CREDENTIALS, Answer, no_credentials, understand
-from fmscale.store.backends.protocol import ObjectInfo, Requests, scatter
+from fmscale.store.backends.protocol import Backend, ObjectInfo, Requests, scatter
 from fmscale.store.backends.retry import Attempts, RetryPolicy, retried
-from fmscale.store.keys import check_key, check_prefix, damaged
+from fmscale.store.keys import check_key, check_prefix, refuse_writing, truncated
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ class Client:
 
 @dataclass(frozen=True, kw_only=True)
 class Clients:
-    """One per kind of request, as obstore sets time limits per store and not per request."""
+    """A client for each kind of request, as obstore sets time limits per store and not per request."""
 
     single: Client
     """Reads and small writes; does not repeat on its own."""
@@ -51,7 +51,7 @@ class Clients:
     """Multipart uploads; repeats single parts on its own."""
 
 
-class ObjectBackend:
+class ObjectBackend(Backend):
     """A `Backend` over obstore."""
 
     def __init__(self, clients: Clients, *, url: str, read_only: bool = False) -> None:
@@ -89,11 +89,8 @@ class ObjectBackend:
         )
         self.requests.add("get_range", len(data))
         if len(data) != wanted:
-            raise _truncated(key, start, wanted, len(data))
+            raise truncated(key, start, wanted, len(data))
         scatter(memoryview(data), buffers)
-
-    def advise(self, key: str, start: int, length: int) -> None:
-        """Nothing: a request for the same bytes would cost as much as reading them."""
 
     def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         check_key(key)
@@ -111,7 +108,7 @@ class ObjectBackend:
         for (start, length), part in zip(spans, parts, strict=True):
             self.requests.add("get_range", len(part))
             if len(part) != length:
-                raise _truncated(key, start, length, len(part))
+                raise truncated(key, start, length, len(part))
         return [_slice(spans, parts, start, length) for start, length in ranges]
 
     def put(self, key: str, data: bytes | memoryview) -> None:
@@ -175,13 +172,6 @@ class ObjectBackend:
         self.requests.add("head")
         return _info(meta, key)
 
-    def exists(self, key: str) -> bool:
-        try:
-            self.head(key)
-        except ObjectNotFound:
-            return False
-        return True
-
     def list_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
         prefix = check_prefix(prefix)
         found = self._persist(
@@ -209,10 +199,6 @@ class ObjectBackend:
         finally:
             self.requests.add("delete")
 
-    def local_path(self, key: str) -> Path | None:
-        check_key(key)
-        return None
-
     def _persist(self, attempt: Callable[[Attempts], T], kind: str, key: str, policy: RetryPolicy | None = None) -> T:
         def understood(error: Exception) -> Answer:
             answer = understand(error, key, self.url)
@@ -237,11 +223,7 @@ class ObjectBackend:
     def _require_writable(self, key: str) -> None:
         check_key(key)
         if self.read_only:
-            raise AccessDenied(
-                "the store is open for reading only",
-                found=key,
-                remedy="Open it without read_only (or without ?read_only=true in its URL) to write.",
-            )
+            raise refuse_writing(key)
 
 
 def coalesce(ranges: Sequence[tuple[int, int]], gap: int = COALESCE_BYTES) -> list[tuple[int, int]]:
@@ -266,14 +248,6 @@ def _slice(spans: list[tuple[int, int]], parts: Sequence[Any], start: int, lengt
 
 def _info(meta: Any, key: str) -> ObjectInfo:
     return ObjectInfo(key=key, bytes=int(meta["size"]), modified=meta["last_modified"].timestamp())
-
-
-def _truncated(key: str, start: int, asked: int, got: int) -> CorruptData:
-    return CorruptData(
-        "the object ends before the bytes that were asked for",
-        found=f"{key}: {start + got} bytes, asked for {start} to {start + asked}",
-        remedy=damaged(key),
-    )
 
 
 def _ambiguous(key: str, url: str, attempts: Attempts) -> StoreUnavailable:

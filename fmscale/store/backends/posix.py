@@ -1,4 +1,4 @@
-"""What a directory store needs of the operating system: whole reads and writes, fsync, clear errors."""
+"""Services of the operating system for a directory store: whole reads and writes, fsync, clear errors."""
 
 import errno
 import fcntl
@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
-from fmscale.errors import AccessDenied, CorruptData, ObjectNotFound, StoreError, StoreFull
-from fmscale.store.keys import damaged, missing
+from fmscale.errors import AccessDenied, ObjectNotFound, StoreError, StoreFull
+from fmscale.store.keys import missing, truncated
 
 COPY_BYTES = 8 << 20
 """Block of put_file: large enough that the copy is bound by the disk."""
@@ -21,17 +21,13 @@ def read_full(descriptor: int, key: str, start: int, buffers: Sequence[memoryvie
     while done < length:
         count = os.preadv(descriptor, _behind(buffers, done), start + done)
         if count == 0:
-            raise CorruptData(
-                "the object ends before the bytes that were asked for",
-                found=f"{key}: {start + done} bytes, asked for {start} to {start + length}",
-                remedy=damaged(key),
-            )
+            raise truncated(key, start, length, done)
         done += count
     return length
 
 
 def _behind(buffers: Sequence[memoryview], done: int) -> list[memoryview]:
-    """What is left of `buffers` after their first `done` bytes."""
+    """Rest of `buffers` after their first `done` bytes."""
     rest = []
     for buffer in buffers:
         view = buffer.cast("B")
@@ -41,7 +37,7 @@ def _behind(buffers: Sequence[memoryview], done: int) -> list[memoryview]:
 
 
 def write_all(file: BinaryIO, data: bytes | memoryview) -> None:
-    """An unbuffered write may take only part, as on a disk that is nearly full."""
+    """Write all bytes: an unbuffered write may take only a part, as on a disk that is nearly full."""
     rest = memoryview(data).cast("B")
     while rest:
         rest = rest[file.write(rest) :]
@@ -68,10 +64,10 @@ def make_folders(folder: str) -> None:
     while not os.path.isdir(folder):
         missing.append(folder)
         folder = os.path.dirname(folder)
-    for one in reversed(missing):
+    for path in reversed(missing):
         with suppress(FileExistsError):
-            os.mkdir(one)
-        sync_directory(os.path.dirname(one))
+            os.mkdir(path)
+        sync_directory(os.path.dirname(path))
 
 
 def remove_unlocked(path: str) -> None:
@@ -91,7 +87,7 @@ def translated(key: str, *, writing: bool = False) -> Iterator[None]:
 
 
 def translation(error: OSError, key: str, *, writing: bool = False) -> StoreError:
-    """The store error for one of the operating system's."""
+    """The store error for an error of the operating system."""
     where = f"{key} ({error.strerror})"
     if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):
         if not writing:

@@ -1,4 +1,4 @@
-"""What every store can do: bytes under keys. One small protocol, three implementations.
+"""Bytes under keys, which every store can hold: one small protocol, three implementations.
 
 A key is a relative, slash-separated path below the store's URL. Data objects are write-once: nothing in
 fmscale overwrites a key that a log entry references. `put_if_absent` is the only primitive that the
@@ -12,6 +12,9 @@ from threading import Lock
 from typing import Protocol
 
 import numpy as np
+
+from fmscale.errors import ObjectNotFound
+from fmscale.store.keys import check_key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +54,7 @@ class Backend(Protocol):
     url: str
     """The store's URL as shown to people; without credentials."""
     requests: Requests
-    """What was asked of the store so far."""
+    """Requests made of the store so far."""
 
     def get(self, key: str) -> bytes:
         """The whole object."""
@@ -65,10 +68,11 @@ class Backend(Protocol):
         ...
 
     def advise(self, key: str, start: int, length: int) -> None:
-        """The range will be read soon: a store that can begins to read it now. Nothing else happens, also where
-        the object is not there.
+        """Begin to read the range, where that is free, as it will be read soon; no error for a missing object.
+
+        Nothing by default: from afar a request for the same bytes would cost as much as reading them.
         """
-        ...
+        return
 
     def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """The bytes of each (start, length), fetched concurrently where the store allows."""
@@ -96,8 +100,12 @@ class Backend(Protocol):
         ...
 
     def exists(self, key: str) -> bool:
-        """Whether the key is there."""
-        ...
+        """True if the key is there."""
+        try:
+            self.head(key)
+        except ObjectNotFound:
+            return False
+        return True
 
     def list_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """All objects whose key starts with `prefix` (a whole path segment), in key order."""
@@ -115,8 +123,9 @@ class Backend(Protocol):
         ...
 
     def local_path(self, key: str) -> Path | None:
-        """Path of the object on this machine's file system, or None where it has none."""
-        ...
+        """Path of the object on this machine's file system; None where it has none, as by default."""
+        check_key(key)
+        return None
 
 
 def scatter(data: memoryview, buffers: Sequence[memoryview]) -> None:

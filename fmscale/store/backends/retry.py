@@ -25,7 +25,7 @@ FIRST_CONTACT = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class RetryPolicy:
-    """How long to go on."""
+    """Limits of repeating."""
 
     deadline: float
     """Seconds from the first attempt to the error."""
@@ -35,7 +35,7 @@ class RetryPolicy:
 
 @dataclass(kw_only=True)
 class Attempts:
-    """What one operation went through; `maybe_done` makes a later "exists already" ambiguous."""
+    """Attempts of one operation so far; `maybe_done` makes a later "exists already" ambiguous."""
 
     count: int = 0
     maybe_done: bool = False

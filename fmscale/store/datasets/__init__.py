@@ -1,1 +1,10 @@
-"""."""
+"""Datasets: named logs whose commits make a job's sealed segments visible at once.
+
+`dataset.py`   a dataset: its live commits, and the append of a new commit
+`commit.py`   one commit: the log entry, its manifests, its references
+`manifest.py`   segments of one split, and the place of a token among them
+`manifest_writer.py`   seals of segments into a manifest
+`tokenizers.py`   tokenizers under their digest
+`verify.py`   check of every byte that commits reference
+`object_check.py`   check of one object: size, digest, chunks
+"""

@@ -1,4 +1,4 @@
-"""Commits of a dataset: what one log entry says, and what it references."""
+"""Commits of a dataset: the content of one log entry, and its references."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -45,11 +45,11 @@ class Commit:
     number: int
     """Its place in the dataset's log."""
     time: float
-    """When it was written, seconds since the epoch, by the writer's clock."""
+    """Time of writing, seconds since the epoch, by the writer's clock."""
     digest: str
     """Digest of its log entry."""
     kind: str
-    """`tokens` or `records`: what its segments hold."""
+    """`tokens` or `records`: the content of its segments."""
     job: str
     """Digest of the plan of the job that made it."""
     tokenizer: str | None
@@ -93,7 +93,7 @@ def decode_commit(backend: Backend, entry: LogEntry, scratch: Path | None = None
 
 
 def references(dataset: str, body: Mapping[str, Any]) -> list[str]:
-    """What a commit of the dataset owns, for garbage collection: keys, and folders ending in a slash.
+    """Objects that a commit of the dataset owns, for garbage collection: keys, and folders ending in a slash.
 
     The tokenizer is not among it: all datasets of the store share it, and it is small (`needs` has it).
     """

@@ -40,7 +40,7 @@ SEAL_READS = 32
 """Seals read at once before a commit: 10^4 of them in 8 s at 25 ms each."""
 
 AGREED = ("kind", "tokenizer", "dtype", "bos", "eos")
-"""What all live commits of a dataset have in common."""
+"""Fields in which all live commits of a dataset agree."""
 
 Segments = Mapping[str, Sequence[tuple[int, SealInfo]]]
 """For each split the sealed segments of a job: (work unit, seal)."""
@@ -65,7 +65,7 @@ class Dataset:
             return [decode_commit(self.backend, e, self._scratch) for _, e in sorted(state.live.items())]
 
     def named(self, numbers: Iterable[int]) -> list[Commit]:
-        """The live commits with those numbers. Looks at the log only for one that was not seen so far."""
+        """The live commits with those numbers. Looks at the log only for a number not seen so far."""
         with self._lock:
             known = [self._state.live.get(number) for number in numbers]
         found = [decode_commit(self.backend, entry, self._scratch) for entry in known if entry is not None]
@@ -139,7 +139,7 @@ class Dataset:
         return decode_commit(self.backend, self._append(body, lease), self._scratch)
 
     def _append(self, body: dict[str, Any], lease: int) -> LogEntry:
-        """The entry with this body, or the one that another process appended for the same job meanwhile."""
+        """The entry with this body, or the entry that another process appended for the same job meanwhile."""
         state = replay(self.log)
 
         def check() -> None:

@@ -49,7 +49,7 @@ class SegmentRow:
     unit: int
     """Work unit of the job that made it."""
     prefix: str
-    """Where it lies on the store."""
+    """Folder on the store."""
     seal: str
     """Digest of its seal."""
     first_token: int
@@ -183,17 +183,17 @@ class Manifest:
 
     def _block(self, block: int, column: int) -> np.ndarray:
         """One column of one block without a copy, verified the first time."""
-        start = block * self._block_rows
-        part = self._columns[column][start : start + self._block_rows]
+        rows = slice(block * self._block_rows, (block + 1) * self._block_rows)
+        part = self._columns[column][rows]
         if (block, column) in self._verified:
             return part
         with self._lock:
-            part = self._columns[column][start : start + self._block_rows]
+            part = self._columns[column][rows]
             right = metadata_digest(part.view(np.uint8).data) == self._digests[block][column]
             if not right and self._again is not None:
                 self._columns, self._again = self._views(self._opened(self._again())[1]), None
                 self._verified.clear()
-                part = self._columns[column][start : start + self._block_rows]
+                part = self._columns[column][rows]
                 right = metadata_digest(part.view(np.uint8).data) == self._digests[block][column]
             if not right:
                 raise self._damaged(f"column {COLUMNS[column][0]} of block {block} has another digest")

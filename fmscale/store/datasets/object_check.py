@@ -12,12 +12,12 @@ PART_BYTES = 2**22
 """Bytes in one read."""
 
 Advance = Callable[[int], None]
-"""Called with the number of bytes checked since the last call; from several threads."""
+"""Takes the number of bytes checked since its last call; called from several threads."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectProblem:
-    """One object, or one chunk of one, that is not what the commit recorded."""
+    """Damage of one object, or of one of its chunks, against what the commit recorded."""
 
     commit: int
     """Number of the commit that references it."""
@@ -26,7 +26,7 @@ class ObjectProblem:
     chunk: int | None = None
     """Index of the chunk (or record batch) in it, or None if it is about the object as a whole."""
     what: str
-    """What is wrong: `missing`, `truncated: ...` or `damaged: ...`."""
+    """The problem: `missing`, `truncated: ...` or `damaged: ...`."""
 
 
 Chunk = tuple[int, int, int, int]
@@ -50,9 +50,7 @@ class Expected:
 
 
 def check_object(backend: Backend, expected: Expected, commit: int, advance: Advance) -> list[ObjectProblem]:
-    """What is wrong with an object; nothing if it is as recorded. Raises what the store raises when it does
-    not answer.
-    """
+    """Problems of an object; none if it is as recorded. Raises the store's error if it does not answer."""
 
     def problem(what: str, chunk: int | None = None) -> ObjectProblem:
         return ObjectProblem(commit=commit, key=expected.key, chunk=chunk, what=what)

@@ -8,7 +8,7 @@ from fmscale.store.segments.seal import verified
 
 
 def tokenizer_key(digest: str) -> str:
-    """Where the tokenizer with that digest lies; shared by all datasets of a store, never collected."""
+    """Key of the tokenizer with that digest; shared by all datasets of a store, never collected."""
     return f"tokenizers/{digest}.json"
 
 

@@ -126,7 +126,7 @@ def _read_small(backend: Backend, commit: int, key: str, digest: str, found: lis
 def _check_segment(
     backend: Backend, commit: int, row: SegmentRow, submit: Submit, advance: Advance
 ) -> list[ObjectProblem]:
-    """Everything of one segment."""
+    """Problems of one segment: its seal, its checksums, its objects."""
     found: list[ObjectProblem] = []
     key = f"{row.prefix}/seal.json"
     data = _read_small(backend, commit, key, row.seal, found)

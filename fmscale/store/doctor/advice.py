@@ -1,4 +1,4 @@
-"""What to change about a store, from what the doctor saw. Each rule is one sentence with its figure."""
+"""Advice on a store, from the doctor's measurements. Each rule is one sentence with its figure."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -90,7 +90,7 @@ def _on_speed(measurements: Sequence[Measurement]) -> Iterator[str]:
         if one.operation == "range" and one.streams == 1 and one.p99_ms > 10 * one.p50_ms and one.p99_ms > 50:
             yield (
                 f"One range in a hundred takes {one.p99_ms:.0f} ms where the median is {one.p50_ms:.0f} ms: "
-                "give the loader a larger prefetch budget, or a node cache."
+                "give the loader more memory (data.memory_bytes), or a node cache."
             )
         if one.operation == "put_if_absent" and one.p50_ms > 500:
             yield f"A commit takes {one.p50_ms:.0f} ms here: commit in larger portions."

@@ -1,4 +1,4 @@
-"""Examine a store: what it can do, how fast it answers, what to change. The engine of `fmscale doctor`."""
+"""Examination of a store: its promises, its speed, advice. The engine of `fmscale doctor`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,22 +14,22 @@ from fmscale.store.open import DEADLINE, open_store, parse_url
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What was found."""
+    """Result of an examination."""
 
     url: str
     """The store, without credentials."""
     implementation: str
     """File system type, endpoint or protocol."""
     writable: bool
-    """Whether commits are safe here."""
+    """True if commits are safe here."""
     capabilities: Capabilities | None
-    """What the probe saw; None for a store that cannot be written and holds no record of a probe."""
+    """Result of the probe; None for a store that cannot be written and holds no record of a probe."""
     measurements: tuple[Measurement, ...]
     """Latency and throughput."""
     repeated: int
     """Requests that had to be repeated (busy, stalled or cut)."""
     advice: tuple[str, ...]
-    """What to change, or what to know; empty if nothing."""
+    """Sentences for the user; empty if there is nothing to say."""
 
 
 def examine(

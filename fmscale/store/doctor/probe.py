@@ -1,4 +1,4 @@
-"""Find out whether a store keeps the promises that commits stand on, once, and write the result into it.
+"""Test of the promises that commits stand on: made once, its result written into the store.
 
 A store that lets two of 16 racing writers create the same key would lose commits silently, so it is refused
 for writing. The race is repeated for another implementation (say the same bucket behind a new gateway), not
@@ -36,7 +36,7 @@ _known_lock = threading.Lock()
 
 @dataclass(frozen=True, kw_only=True)
 class Capabilities:
-    """What one implementation of a store was seen to do."""
+    """Abilities that one implementation of a store showed."""
 
     implementation: str
     """File system type, S3 endpoint or protocol: what a result holds for."""
@@ -49,22 +49,22 @@ class Capabilities:
     list_after_write: bool
     """A new object is in the next listing."""
     problem: str
-    """What was seen instead; empty if all is well."""
+    """The failure that was seen; empty if all is well."""
     writers: int
     """Racing writers."""
     keys: int
     """Keys raced for."""
     time: float
-    """When, seconds since the epoch."""
+    """Time of the probe, seconds since the epoch."""
 
     @property
     def writable(self) -> bool:
-        """Whether commits are safe here. Listing is not needed for that."""
+        """True if commits are safe here. Listing is not needed for that."""
         return self.put_if_absent and self.read_after_write and self.range_read
 
 
 def implementation(backend: Backend) -> str:
-    """What stands behind the backend's URL, as far as a probe's result depends on it."""
+    """Name of the software behind the backend's URL, as far as a probe's result depends on it."""
     parts = urlsplit(backend.url)
     if parts.scheme == "file":
         path = backend.local_path(RECORD_KEY)
@@ -81,7 +81,7 @@ def _place(backend: Backend) -> str:
 
 
 def probe(backend: Backend, *, again: bool = False) -> Capabilities:
-    """What the store can do: recorded earlier, or raced now and recorded.
+    """Abilities of the store: recorded earlier, or raced now and recorded.
 
     `again` races even if a record is there. Raises AccessDenied where nothing can be written.
     """
@@ -198,7 +198,7 @@ def _eager_threads() -> Iterator[None]:
 
 
 def _created(backend: Backend, key: str, data: bytes) -> bool:
-    """Whether this writer created the key. An answer that the network lost says nothing about the store: the
+    """True if this writer created the key. An answer that the network lost says nothing about the store: the
     object itself does, as every writer's bytes are its own.
     """
     try:

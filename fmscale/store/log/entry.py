@@ -1,4 +1,4 @@
-"""One entry of a log: what it holds, and how it is written down and checked."""
+"""One entry of a log: its fields, its bytes, its checks."""
 
 import json
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ class LogEntry:
     number: int
     """Place in the log, from 0, without gaps."""
     kind: str
-    """What `body` means: commit, retire, pin, lease, ..."""
+    """Meaning of `body`: commit, retire, pin, lease, ..."""
     uuid: str
     """Names this append; tells one's own entry from another's when a response was lost."""
     time: float
     """Seconds since the epoch by the writer's clock; nothing about the log's order depends on it."""
     lease: int
-    """How many leases had been taken when this was written (a lease counts itself)."""
+    """Number of leases taken before the entry was written (a lease counts itself)."""
     body: dict[str, Any]
-    """What the entry says, as JSON."""
+    """Content of the entry, as JSON."""
     writer: str
     """host:pid of the process that wrote it, for people."""
     previous: str

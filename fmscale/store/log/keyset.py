@@ -21,7 +21,7 @@ class KeySet:
         self._parents.update(_folders(name))
 
     def touches(self, name: str) -> bool:
-        """Whether `name` is in the set, lies in a folder of the set, or is a folder around one of them."""
+        """True if `name` is in the set, lies in a folder of the set, or is a folder around a member."""
         return name in self._names or name in self._parents or any(folder in self._names for folder in _folders(name))
 
 

@@ -1,4 +1,4 @@
-"""Leases: who may write to a run's log. The log itself is the fence; no clock and no server take part.
+"""Leases: the right to write to a run's log. The log itself is the fence; no clock and no server take part.
 
 Taking a lease appends a `lease` entry, which raises the log's count of leases by one. From then on an append
 under an older lease fails with LeaseLost, whatever the older holder believes: a job that was requeued while its first
@@ -21,7 +21,7 @@ class Lease:
     number: int
     """Place among all leases ever taken of this log, from 1."""
     owner: str
-    """Who holds it, for people: job and host."""
+    """Holder, for people: job and host."""
     base: int
     """Number of entries up to and including the lease: all that earlier holders wrote is below."""
 

@@ -47,7 +47,7 @@ class Log:
         self._known = 0
 
     def key(self, number: int) -> str:
-        """Where entry `number` is stored."""
+        """Key of entry `number`."""
         return f"{self.prefix}/log/{number:012d}.json"
 
     def entry(self, number: int) -> LogEntry:
@@ -56,7 +56,7 @@ class Log:
         return self._note(decode(self.backend.get(key), key, number, self.kinds))
 
     def head(self) -> int:
-        """How many entries there are, without listing: one request where nothing was added since the last
+        """Number of entries, without listing: one request where nothing was added since the last
         look, else doubling steps and then halving ones. Raises CorruptData where an entry is missing.
         """
         low = high = start = self._known
@@ -76,7 +76,7 @@ class Log:
             return self._known
 
     def begun(self) -> bool:
-        """Whether there is any entry: one request, or none once one was seen."""
+        """True if there is any entry: one request, or no request once an entry was seen."""
         return self._known > 0 or self._exists(0)
 
     def entries(self, start: int = 0) -> Iterator[LogEntry]:
@@ -172,7 +172,7 @@ class Log:
             last = holder
 
     def _create(self, number: int, data: bytes) -> LogEntry:
-        """Try to store `data` as entry `number`; whoever's entry is there afterwards, as it was read back.
+        """Try to store `data` as entry `number`; the entry that is there afterwards, as it was read back.
 
         The same number and bytes are tried again until it is known who holds the number: a request given
         up as lost may still land, and then it must find the number taken or be this very entry.

@@ -1,4 +1,4 @@
-"""Retiring commits, pinning them, and deleting what is left over, safely beside concurrent writers.
+"""Retirement of commits, pins, and garbage collection, safe beside concurrent writers.
 
 Rules, all by place in the log and none by clock:
 
@@ -15,6 +15,7 @@ point at physical objects of the same log: a commit says in full what it needs, 
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from time import time
 
 from fmscale.errors import Conflict, ObjectNotFound
@@ -32,7 +33,7 @@ References = Callable[[LogEntry], Iterable[str]]
 
 @dataclass(kw_only=True)
 class RetirementState:
-    """What a log's entries below `head` say about commits and objects."""
+    """State of commits and objects after a log's entries below `head`."""
 
     head: int = 0
     """Number of entries taken into account."""
@@ -43,9 +44,9 @@ class RetirementState:
     retires: list[LogEntry] = field(default_factory=list)
     """Retire entries, in order."""
     dead: KeySet = field(default_factory=KeySet)
-    """Everything that a retire named."""
+    """Keys and folders that retires named."""
     withheld: set[str] = field(default_factory=set)
-    """What retired commits referenced but others still did; a later retire names it."""
+    """Objects of retired commits that others still referenced; a later retire names them."""
 
     def apply(self, entry: LogEntry) -> None:
         """Take the entry at `head` into account."""
@@ -74,7 +75,7 @@ class RetirementState:
 
 
 def replay(log: Log, state: RetirementState | None = None) -> RetirementState:
-    """What the log says now, read from where `state` ends (which is brought up to date), else whole."""
+    """State of the log now, read from where `state` ends (which is brought up to date), else whole."""
     state = state or RetirementState()
     for entry in log.entries(state.head):
         state.apply(entry)
@@ -177,31 +178,31 @@ def pin(
     commits: Iterable[int],
     owner: str,
     *,
+    pinned: bool = True,
     lease: int | None = None,
     state: RetirementState | None = None,
 ) -> LogEntry:
-    """Keep live commits from being retired until `owner` unpins them. Raises Conflict if one is not live."""
-    return _append_pin(log, commits, owner, True, lease, state)
+    """Keep live commits from being retired until `owner` unpins them. Raises Conflict if a commit is not live."""
+    wanted = sorted(set(commits))
+    state = replay(log, state)
+
+    def body_now() -> Body:
+        _require_live(state, wanted)
+        return {"commits": wanted, "owner": owner, "pinned": pinned}
+
+    return _append(log, "pin", body_now, state, lease)
 
 
-def unpin(
-    log: Log,
-    commits: Iterable[int],
-    owner: str,
-    *,
-    lease: int | None = None,
-    state: RetirementState | None = None,
-) -> LogEntry:
-    """Take back the owner's pins; other owners' stay. Raises Conflict if a commit is not live."""
-    return _append_pin(log, commits, owner, False, lease, state)
+unpin = partial(pin, pinned=False)
+"""Take back the owner's pins; other owners' stay. Errors as in `pin`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Garbage:
-    """What `collect_garbage` deleted, or would have."""
+    """Result of `collect_garbage`."""
 
     dry_run: bool
-    """Whether nothing was deleted."""
+    """True if nothing was deleted."""
     retires: tuple[int, ...]
     """Retire entries that were worked off."""
     waiting: tuple[int, ...]
@@ -227,7 +228,7 @@ def collect_garbage(
 
     A retire that is worked off completely is marked under PREFIX/collected, so that later runs do not list
     its objects again. Can be killed and run again, and run several times at once. `now` (seconds since the
-    lease) is this machine's clock, compared with the clock of the retire's writer: `grace` should be long
+    epoch) is this machine's clock, compared with the clock of the retire's writer: `grace` should be long
     against the difference. A `state` kept by the caller saves reading the log again. Raises StoreError as the
     backend does.
     """
@@ -274,24 +275,6 @@ def _stored(backend: Backend, name: str) -> Iterator[ObjectInfo]:
         yield backend.head(name)
     except ObjectNotFound:
         return  # an earlier run that was killed has deleted it
-
-
-def _append_pin(
-    log: Log,
-    commits: Iterable[int],
-    owner: str,
-    pinned: bool,
-    lease: int | None,
-    state: RetirementState | None,
-) -> LogEntry:
-    wanted = sorted(set(commits))
-    state = replay(log, state)
-
-    def body_now() -> Body:
-        _require_live(state, wanted)
-        return {"commits": wanted, "owner": owner, "pinned": pinned}
-
-    return _append(log, "pin", body_now, state, lease)
 
 
 def _append(log: Log, kind: str, body_now: Callable[[], Body], state: RetirementState, lease: int | None) -> LogEntry:

@@ -1,4 +1,4 @@
-"""Which runs a store has; each is a folder runs/NAME with a log."""
+"""Runs of a store; each is a folder runs/NAME with a log."""
 
 import difflib
 

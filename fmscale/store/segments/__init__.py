@@ -1,1 +1,10 @@
-"""."""
+"""Segments: a work unit's output as a few write-once objects under one seal.
+
+`seal.py`   the object that is written last and names all others
+`array.py`   layout of Zarr v3 arrays: chunks, shards, indexes
+`array_writer.py`   an array into local files, in one pass
+`tokens.py`   token segments: reading them, chunk by chunk verified
+`tokens_writer.py`   documents into a token segment
+`records.py`   record segments: reading them, batch by batch verified
+`records_writer.py`   record batches into a record segment
+"""

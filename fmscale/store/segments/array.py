@@ -10,22 +10,16 @@ the `sharding_indexed` codec 1.0.
 
 import json
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from fmscale.errors import CorruptData, FormatError, ObjectNotFound
-from fmscale.store.backends.protocol import Backend
 from fmscale.store.digest import crc32c
 
 ABSENT = 2**64 - 1
 """Offset and length of an inner chunk that a shard does not hold (all of it is the fill value, zero)."""
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +36,7 @@ class ShardInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayLayout:
-    """Where each element of an array lies: what `zarr.json` says."""
+    """Place of each element of an array, as `zarr.json` records it."""
 
     shape: tuple[int, ...]
     """True shape; chunked along the first axis only."""
@@ -126,13 +120,6 @@ def encode_index(present: int, chunks_per_shard: int, chunk_bytes: int) -> bytes
     return data + struct.pack("<I", crc32c(data))
 
 
-def decode_index(data: bytes, chunks_per_shard: int) -> np.ndarray:
-    """(offset, length) of each chunk of a shard, uint64 (chunks_per_shard, 2). Raises CorruptData."""
-    if len(data) != index_bytes(chunks_per_shard) or struct.unpack("<I", data[-4:])[0] != crc32c(data[:-4]):
-        raise CorruptData("A shard's index does not match its checksum", remedy="Restore or rewrite the shard.")
-    return np.frombuffer(data, dtype="<u8", count=2 * chunks_per_shard).reshape(-1, 2)
-
-
 def encode_metadata(layout: ArrayLayout, attributes: dict[str, Any]) -> bytes:
     """`zarr.json` of an array."""
     little = {"name": "bytes", "configuration": {"endian": "little"}}
@@ -163,110 +150,3 @@ def encode_metadata(layout: ArrayLayout, attributes: dict[str, Any]) -> bytes:
 def encode_group(attributes: dict[str, Any]) -> bytes:
     """`zarr.json` of a group."""
     return json.dumps({"zarr_format": 3, "node_type": "group", "attributes": attributes}, indent=1).encode()
-
-
-def decode_metadata(data: bytes, where: str) -> ArrayLayout:
-    """Layout of an array from its `zarr.json`, written by fmscale, by zarr or by others.
-
-    Raises FormatError, naming `where`, for an array that is not stored the way this module describes.
-    """
-    document = _parsed(lambda: json.loads(data), where)
-    layout, sharding = _parsed(lambda: _layout(document), where)
-    codecs = [codec["name"] for codec in sharding["codecs"]]
-    index_codecs = [codec["name"] for codec in sharding["index_codecs"]]
-    both = [*sharding["codecs"], *sharding["index_codecs"]]
-    endian = {codec.get("configuration", {}).get("endian", "little") for codec in both}
-    outer, inner = document["chunk_grid"]["configuration"]["chunk_shape"], sharding["chunk_shape"]
-    rest = list(layout.shape[1:])
-    wanted = {
-        "zarr_format": (document["zarr_format"], 3),
-        "chunk_key_encoding": (
-            document["chunk_key_encoding"],
-            {"name": "default", "configuration": {"separator": "/"}},
-        ),
-        "fill_value": (document["fill_value"], 0),
-        "storage_transformers": (document.get("storage_transformers", []), []),
-        "inner codecs": (codecs, ["bytes"]),
-        "byte order": (endian, {"little"}),
-        "index codecs": (index_codecs, ["bytes", "crc32c"]),
-        "index location": (sharding.get("index_location", "end"), "end"),
-        "chunks of the other axes": ((outer[1:], inner[1:]), (rest, rest)),
-        "inner chunks in a shard": (layout.shard % layout.inner, 0),
-    }
-    for what, (found, needed) in wanted.items():
-        if found != needed:
-            raise FormatError(
-                f"{where}: an array with this {what} cannot be read",
-                found=found,
-                remedy=f"Write it with {what} {needed!r}.",
-            )
-    return layout
-
-
-def _layout(document: Any) -> tuple[ArrayLayout, Any]:
-    (codec,) = document["codecs"]
-    if codec["name"] != "sharding_indexed":
-        raise ValueError(f"codec {codec['name']!r} instead of 'sharding_indexed'")
-    sharding = codec["configuration"]
-    layout = ArrayLayout(
-        shape=tuple(int(n) for n in document["shape"]),
-        dtype=np.dtype(document["data_type"]).name,
-        inner=int(sharding["chunk_shape"][0]),
-        shard=int(document["chunk_grid"]["configuration"]["chunk_shape"][0]),
-    )
-    return layout, sharding
-
-
-def _parsed(step: Callable[[], Result], where: str) -> Result:
-    try:
-        return step()
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise FormatError(
-            f"{where}: not the zarr.json of a sharded array",
-            found=str(error),
-            remedy="Expected are Zarr v3 arrays with the sharding_indexed codec and uncompressed chunks.",
-        ) from error
-
-
-def read_array(backend: Backend, prefix: str, start: int = 0, count: int | None = None) -> np.ndarray:
-    """Rows [start, start + count) of the array under `prefix`, by its `zarr.json` and shard indexes alone.
-
-    Reads what zarr wrote with these codecs too: any order of chunks in a shard, absent chunks and shards are
-    zeros. There are no checksums on the data here: segments are read by `segment.read_tokens`.
-    """
-    layout = decode_metadata(backend.get(f"{prefix}/zarr.json"), f"{prefix}/zarr.json")
-    stop = layout.rows if count is None else min(start + count, layout.rows)
-    out = np.zeros((max(stop - start, 0), *layout.shape[1:]), dtype=layout.dtype)
-    edges = [start, *range((start // layout.shard + 1) * layout.shard, stop, layout.shard), stop]
-    for first, last in pairwise(edges) if len(out) else ():
-        _read_shard(backend, prefix, layout, first, last, out[first - start : last - start])
-    return out
-
-
-def _read_shard(backend: Backend, prefix: str, layout: ArrayLayout, start: int, stop: int, out: np.ndarray) -> None:
-    """Rows [start, stop) of one shard into `out`."""
-    number = start // layout.shard
-    key = f"{prefix}/{layout.shard_key(number)}"
-    try:
-        size = backend.head(key).bytes
-    except ObjectNotFound:
-        return
-    tail = index_bytes(layout.chunks_per_shard)
-    if size < tail:
-        raise CorruptData(f"Shard {key} is shorter than its index", found=size, remedy="Restore the shard.")
-    index = decode_index(backend.get_ranges(key, [(size - tail, tail)])[0], layout.chunks_per_shard)
-    base = number * layout.shard
-    for chunk in range((start - base) // layout.inner, -(-(stop - base) // layout.inner)):
-        offset, length = (int(value) for value in index[chunk])
-        if offset == ABSENT and length == ABSENT:
-            continue
-        if length != layout.chunk_bytes or offset + length > size - tail:
-            raise CorruptData(
-                f"Chunk {chunk} of {key} lies outside its shard",
-                found=(offset, length),
-                remedy="Restore the shard.",
-            )
-        data = np.frombuffer(backend.get_ranges(key, [(offset, length)])[0], dtype=layout.dtype)
-        first = base + chunk * layout.inner
-        low, high = max(first, start), min(first + layout.inner, stop)
-        out[low - start : high - start] = data.reshape(-1, *layout.shape[1:])[low - first : high - first]

@@ -9,6 +9,7 @@ from typing import BinaryIO
 import numpy as np
 
 from fmscale.errors import DataError, StoreError, StoreFull
+from fmscale.store.backends.posix import write_all
 from fmscale.store.digest import DataDigest, chunk_checksums
 from fmscale.store.segments.array import ArrayLayout, ArraySpec, ShardInfo, encode_index, encode_metadata
 
@@ -132,7 +133,7 @@ class ArrayWriter:
                 if self._file is None:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     self._file = path.open("wb", buffering=0)
-                _write_all(self._file, part)
+                write_all(self._file, part)
             self._digest.update(part)
             self._sums.append(chunk_checksums(part, self._chunk_bytes))
             self._chunks += len(part) // self._chunk_bytes
@@ -144,15 +145,9 @@ class ArrayWriter:
         index = encode_index(self._chunks, self._chunks_per_shard, self._chunk_bytes)
         key = self._layout(1).shard_key(len(self._shards))
         with scratch_errors(self._folder / key):
-            _write_all(self._file, memoryview(index))
+            write_all(self._file, memoryview(index))
             self._file.close()
         self._digest.update(index)
         size = self._chunks * self._chunk_bytes + len(index)
         self._shards.append(ShardInfo(key=f"{self.name}/{key}", bytes=size, digest=self._digest.hexdigest()))
         self._file, self._digest, self._chunks = None, DataDigest(), 0
-
-
-def _write_all(file: BinaryIO, data: memoryview) -> None:
-    """Write every byte: an unbuffered file may take only part of a large write."""
-    while data:
-        data = data[file.write(data) :]

@@ -28,7 +28,7 @@ BATCHES_SCHEMA = pa.schema(
         ("first_record", pa.uint64()),
     ]
 )
-"""Where each batch lies: file number, the IPC message in it, its checksum, and the records before it."""
+"""Place of each batch: file number, the IPC message in it, its checksum, and the records before it."""
 
 RECORDS_KEY = b"fmscale.records"
 """Key of the records' own schema (an IPC schema message) in the metadata of checksums.arrow."""
@@ -39,7 +39,7 @@ class RecordSegment:
     """Handle on a sealed record segment; immutable, holds 32 bytes per batch and reads nothing by itself."""
 
     prefix: str
-    """Where the segment lies on the store."""
+    """Folder of the segment on the store."""
     split: str
     """Split that it belongs to."""
     records: int

@@ -26,7 +26,7 @@ UPLOADS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class SealInfo:
-    """What a commit records of a sealed segment."""
+    """Record of a sealed segment in a commit."""
 
     digest: str
     """Digest of `seal.json`, from which every byte of the segment is verified."""
@@ -97,7 +97,7 @@ def decode_seal(data: bytes, where: str, kind: str = "") -> dict[str, Any]:
 
 
 def seal_info(data: bytes) -> SealInfo:
-    """What a commit records of the segment with these bytes as its seal."""
+    """Record in a commit of the segment with these bytes as its seal."""
     seal = json.loads(data)
     check_version(seal, "seal.json")
     sizes = [entry["bytes"] for entry in seal["objects"].values()]

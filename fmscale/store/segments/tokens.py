@@ -68,7 +68,7 @@ class TokenSegment:
     """Handle on a sealed token segment; immutable, holds 8 bytes per chunk and reads nothing by itself."""
 
     prefix: str
-    """Where the segment lies on the store."""
+    """Folder of the segment on the store."""
     split: str
     """Split that it belongs to."""
     dtype: str

@@ -105,7 +105,7 @@ class NodeCache:
                 self._fetch(file, first, count, part, fetch, use)
 
     def wants(self, ref: Object, first_chunk: int, chunks: int) -> bool:
-        """Whether some of these chunks are not here, and would be kept for as long as there is room."""
+        """True if some of these chunks are not here, and would be kept for as long as there is room."""
         file = self._file(ref)
         if file is None or self._full_for <= NEVER:
             return False

@@ -39,7 +39,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Object(Protocol):
-    """What the cache must know of an object; `segment.ObjectRef` is one."""
+    """An object as the cache knows it, for instance `tokens.ObjectRef`."""
 
     @property
     def digest(self) -> str:
@@ -59,7 +59,7 @@ class Object(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class CacheLayout:
-    """Where things lie in a cache file."""
+    """Offsets in a cache file."""
 
     bytes: int
     """Bytes of the object."""
@@ -124,7 +124,7 @@ class CacheFile:
         return got == buffer.nbytes and (locked or generation == self._map[GENERATION])
 
     def holds(self, first: int, chunks: int) -> bool:
-        """Whether all of the chunks are here now."""
+        """True if all of the chunks are here now."""
         return self._map[HEADER_BYTES + first : HEADER_BYTES + first + chunks].count(PRESENT) == chunks
 
     def use(self, first: int, chunks: int, word: int) -> None:
@@ -196,7 +196,7 @@ def punch_hole(descriptor: int, start: int, length: int) -> None:
 
 
 def cannot_punch(error: OSError) -> bool:
-    """Whether the file system lacks holes, as opposed to failing."""
+    """True if the file system lacks holes, as opposed to failing."""
     return error.errno in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 

@@ -1,4 +1,4 @@
-"""Verified reads: chunks from the nearest source that has them, checked before anyone sees them (P2).
+"""Verified reads: chunks from the nearest source that has them, checked before their use (P2).
 
 Sources in read order: the node's cache directory, then the store. Whatever served a chunk, its crc32c is
 compared with the one recorded in the segment. A bad copy is dropped and read again from the next source;
@@ -39,7 +39,7 @@ Fetch = Callable[[int, int, memoryview], None]
 
 
 class ChunkCache(Protocol):
-    """What `Fetcher` needs of the node cache (`fmscale.store.tiers.cache.NodeCache`)."""
+    """A cache behind `Fetcher`, such as `fmscale.store.tiers.cache.NodeCache`."""
 
     def read(
         self, ref: ObjectRef, first_chunk: int, chunks: int, buffer: memoryview, fetch: Fetch, next_use: int
@@ -48,7 +48,7 @@ class ChunkCache(Protocol):
         ...
 
     def wants(self, ref: ObjectRef, first_chunk: int, chunks: int) -> bool:
-        """Whether some of these chunks are not here, and would be kept."""
+        """True if some of these chunks are not here, and would be kept."""
         ...
 
     def fill(
@@ -133,7 +133,7 @@ class Fetcher:
             arrived = self._coming[key] = threading.Event()
         try:
             scratch = self._buffer("region", chunk_span(ref, low, count)[1])
-            with suppress(CorruptChunk):  # perhaps one that nobody asks for
+            with suppress(CorruptChunk):  # perhaps nobody asks for it
                 self.cache.fill(ref, low, count, scratch, partial(self._from_store, ref), next_use)
                 if self.cache.wants(ref, low, count):
                     self.region_bytes = 0  # it keeps no more: smaller than thought, or its disk is full

@@ -1,7 +1,9 @@
 """The contract of `Backend`, the same on a directory, in memory and on a real S3 server."""
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -60,11 +62,11 @@ def test_read_into_any_buffer_and_offset(store: Backend) -> None:
     import numpy as np
 
     words = np.zeros(16, dtype=np.uint32)
-    store.read_into("x", 256, memoryview(words))
+    store.read_into("x", 256, words.data)
     assert words.tobytes() == data[256:320]
 
     parts = [bytearray(3), bytearray(0), bytearray(5000), bytearray(1)]
-    store.read_into("x", 9, *map(memoryview, parts), memoryview(words))
+    store.read_into("x", 9, *(memoryview(part) for part in parts), words.data)
     assert b"".join(parts) + words.tobytes() == data[9 : 9 + 5004 + 64]
     with pytest.raises(CorruptData, match="x"):
         store.read_into("x", len(data) - 2, memoryview(bytearray(1)), memoryview(bytearray(2)))
@@ -226,12 +228,13 @@ def test_read_only_store_reads_and_refuses_to_write(store: Backend, store_url: s
     for closed in (open_store(store_url, read_only=True), open_store(f"{url}{mark}read_only=true")):
         assert closed.get("x") == b"1"
         (tmp_path / "f").write_bytes(b"")
-        for write in (
-            lambda c=closed: c.put("y", b""),
-            lambda c=closed: c.put_if_absent("y", b""),
-            lambda c=closed: c.put_file("y", tmp_path / "f"),
-            lambda c=closed: c.delete("x"),
-        ):
+        writes: tuple[Callable[[], object], ...] = (
+            partial(closed.put, "y", b""),
+            partial(closed.put_if_absent, "y", b""),
+            partial(closed.put_file, "y", tmp_path / "f"),
+            partial(closed.delete, "x"),
+        )
+        for write in writes:
             with pytest.raises(AccessDenied, match="reading only"):
                 write()
     assert [one.key for one in store.list_objects()] == ["x"]

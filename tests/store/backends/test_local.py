@@ -1,4 +1,4 @@
-"""What is special about a directory: atomic and durable writes, full and read-only disks, killed writers."""
+"""Traits of a directory: atomic and durable writes, full and read-only disks, killed writers."""
 
 import errno
 import os

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from threading import Barrier, Thread
@@ -323,11 +324,12 @@ def test_a_stop_at_any_call_leaves_the_last_commit_or_the_new_one(memory_store: 
 
 def test_an_error_says_cause_value_and_remedy(memory_store: Backend) -> None:
     write_commit(memory_store, "docs", SPLITS)
-    for step in [
+    steps: list[Callable[[], object]] = [
         lambda: open_dataset(memory_store, "dosc"),
         lambda: create_or_open(memory_store, "a/b"),
         lambda: open_dataset(memory_store, "docs").commit(7),
-    ]:
+    ]
+    for step in steps:
         with pytest.raises(FmscaleError) as caught:
             step()
         assert caught.value.cause

@@ -3,7 +3,6 @@
 import json
 import threading
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probing, "_known", {})
 
 
-class ExclusiveFileSystem(LocalFileSystem):
+class ExclusiveFileSystem(LocalFileSystem):  # type: ignore[misc]  # fsspec has no types
     """fsspec's local files with what they lack: creation that fails if the name exists."""
 
     protocol = "exclusive"
@@ -36,7 +35,7 @@ class ExclusiveFileSystem(LocalFileSystem):
 
 
 @pytest.fixture
-def exclusive_url(tmp_path: Path) -> Iterator[str]:
+def exclusive_url(tmp_path: Path) -> str:
     fsspec.register_implementation("exclusive", ExclusiveFileSystem, clobber=True)
     (tmp_path / "exclusive").mkdir()
     return f"exclusive://{tmp_path / 'exclusive'}"

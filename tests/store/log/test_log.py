@@ -123,7 +123,7 @@ def test_an_outcome_that_stays_unknown_is_an_error(local_store: Backend) -> None
     process = Process(local_store)
     log = Log(process.store, "datasets/a", RUN_KINDS)
     process.start(lambda: log.append("commit", {}))
-    while process.call != "put_if_absent":
+    while not process.at_put():
         process.step()
     while process.call is not None:
         process.step("lost_request")

@@ -166,19 +166,19 @@ def test_a_flipped_or_short_shard_is_named_with_its_chunk(local_store: Backend, 
 
 
 @pytest.mark.parametrize("name", ["seal.json", "checksums.arrow", "documents.arrow"])
-def test_every_byte_of_the_metadata_counts(local_store: Backend, name: str) -> None:
-    write_segment(local_store, PREFIX, documents([5, 6]))
-    digest = sealed(local_store, PREFIX).digest  # type: ignore[union-attr]
+def test_every_byte_of_the_metadata_counts(memory_store: Backend, name: str) -> None:
+    write_segment(memory_store, PREFIX, documents([5, 6]))
+    digest = sealed(memory_store, PREFIX).digest  # type: ignore[union-attr]
     key = f"{PREFIX}/{name}"
-    size = local_store.head(key).bytes
+    size = memory_store.head(key).bytes
     for offset in range(0, size, 13):
-        flip(local_store, key, offset)
+        flip(memory_store, key, offset)
         with pytest.raises(CorruptData, match=name):
-            read_document_table(local_store, open_segment(local_store, PREFIX, digest))
-        flip(local_store, key, offset)
-    truncate(local_store, key, size - 1)
+            read_document_table(memory_store, open_segment(memory_store, PREFIX, digest))
+        flip(memory_store, key, offset)
+    truncate(memory_store, key, size - 1)
     with pytest.raises(CorruptData, match=name):
-        read_document_table(local_store, open_segment(local_store, PREFIX, digest))
+        read_document_table(memory_store, open_segment(memory_store, PREFIX, digest))
 
 
 def test_another_segments_seal_is_refused(local_store: Backend) -> None:

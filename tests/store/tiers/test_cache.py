@@ -7,6 +7,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier, Event
+from typing import Any
 
 import pytest
 
@@ -63,7 +64,12 @@ def test_a_hit_is_one_read_and_takes_no_lock(tmp_path: Path, monkeypatch: pytest
     read(cache, source, 0, 5)
     reads: list[int] = []
     preadv = os.preadv
-    monkeypatch.setattr(os, "preadv", lambda *args: reads.append(1) or preadv(*args))
+
+    def count(*args: Any) -> int:
+        reads.append(1)
+        return preadv(*args)
+
+    monkeypatch.setattr(os, "preadv", count)
     monkeypatch.setattr(os, "open", lambda *args: pytest.fail("a hit opens nothing"))
     monkeypatch.setattr(os, "pread", lambda *args: pytest.fail("a hit reads once"))
     read(cache, source, 0, 5)
@@ -164,7 +170,7 @@ def test_a_read_that_meets_an_eviction_is_no_hit(tmp_path: Path, monkeypatch: py
     assert file is not None
     preadv = os.preadv
 
-    def meet(*args: object) -> int:
+    def meet(*args: Any) -> int:
         file.take_away(0, 1)
         got = preadv(*args)
         if refill:
