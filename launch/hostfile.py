@@ -1,6 +1,6 @@
-"""A hostfile: one "HOST slots=N" a line, as deepspeed and Open MPI read it. Everything else is refused.
+"""A hostfile: one "HOST slots=N" a line, as deepspeed and Open MPI read it. Other lines are refused.
 
-The deepspeed launcher goes on with this node alone when it does not find its hostfile; here that is an error.
+The deepspeed launcher goes on with this node alone if it does not find its hostfile; here that is an error.
 """
 
 import re
@@ -15,12 +15,12 @@ FORM = "Write one host a line, such as: node-1 slots=8"
 
 @dataclass(frozen=True, kw_only=True)
 class Host:
-    """One node that ssh reaches."""
+    """A node that ssh reaches."""
 
     name: str
-    """Its name or address, as ssh and the other nodes know it."""
+    """Name or address for ssh and for the other nodes."""
     slots: int
-    """Ranks that it may run."""
+    """Ranks that the node may run."""
 
 
 def read_hostfile(path: Path) -> tuple[Host, ...]:
@@ -45,9 +45,7 @@ def read_hostfile(path: Path) -> tuple[Host, ...]:
         name, slots = match["host"], int(match["slots"])
         if not slots:
             raise ConfigError(
-                f"{path}:{number}: {name} has no slots",
-                found=entry,
-                remedy="Give 1 or more, or remove the line.",
+                f"{path}:{number}: {name} has no slots", found=entry, remedy="Give 1 or more, or remove the line."
             )
         if name in hosts:
             raise ConfigError(
@@ -64,9 +62,9 @@ def read_hostfile(path: Path) -> tuple[Host, ...]:
 def choose_hosts(
     hosts: tuple[Host, ...], nodes: int | None, procs_per_node: int | None, place: Path
 ) -> tuple[tuple[Host, ...], int]:
-    """The first `nodes` hosts (None: all) and how many ranks each runs (None: its slots, the same on each).
+    """The first `nodes` hosts (None: all) and the ranks on each (None: its slots, which must be equal).
 
-    Raises ConfigError where there are fewer hosts or slots than wanted, or slots that differ.
+    Raises ConfigError for too few hosts or slots, and for slots that differ.
     """
     if nodes is not None and nodes > len(hosts):
         raise ConfigError(

@@ -14,7 +14,7 @@ from fmscale.errors import ConfigError, FormatError
 
 if TYPE_CHECKING:
     from fmscale.config import Config, LaunchConfig
-    from fmscale.launch.plan import LaunchRequest
+    from fmscale.launch.launch import LaunchRequest
     from fmscale.launch.run import RankEnd
 
 
@@ -80,8 +80,8 @@ def launch(
     fail wrote to error.json is shown last.
     """
     from fmscale.config import load_config
-    from fmscale.launch.launchers import make_plan
-    from fmscale.launch.run import run_plan
+    from fmscale.launch.launchers import make_launch
+    from fmscale.launch.run import run_launch
 
     loaded = load_config(config, overrides or ())
     options = {
@@ -99,13 +99,13 @@ def launch(
     request = _request(settings, (program, "train", config, *(overrides or ())))
     request = replace(request, node_rank=node_rank, master_addr=master_addr, script=script)
     _check_batch(loaded, request.ranks)
-    plan = make_plan(settings.launcher, request)
+    start = make_launch(settings.launcher, request)
     if dry_run:
-        typer.echo(plan.as_shell())
+        typer.echo(start.as_shell())
         return
     folder = Path(loaded.train.folder) / loaded.train.run
-    _tell(plan.summary)
-    ended = run_plan(plan, program, folder, tell=_tell)
+    _tell(start.summary)
+    ended = run_launch(start, program, folder, tell=_tell)
     if ended.status:
         show_failure(folder, ended)
     raise typer.Exit(ended.status)
@@ -138,7 +138,7 @@ def _request(settings: "LaunchConfig", command: tuple[str, ...]) -> "LaunchReque
     """Nodes and ranks as numbers. Raises ConfigError for a hostfile that cannot be used."""
     from fmscale.launch.environment import rank_environment
     from fmscale.launch.hostfile import choose_hosts, read_hostfile
-    from fmscale.launch.plan import LaunchRequest
+    from fmscale.launch.launch import LaunchRequest
 
     nodes, procs = settings.nodes, settings.procs_per_node
     request = LaunchRequest(
