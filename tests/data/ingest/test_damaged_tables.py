@@ -59,7 +59,7 @@ def reading(tmp_path: Path) -> Iterator[Reading]:
 
 
 @pytest.mark.parametrize("kind", ["file", "stream", "dictionary", "view", "large", "struct", "parquet"])
-def test_documents_of_a_damaged_table_are_right_or_skipped(tmp_path: Path, kind: str):
+def test_documents_of_a_damaged_table_are_right_or_skipped(tmp_path: Path, kind: str) -> None:
     data = table(kind)
     rng = random.Random(kind)
     path = tmp_path / ("a.parquet" if kind == "parquet" else "a.arrow")
@@ -106,7 +106,7 @@ def long_table(path: Path) -> Path:
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT])
 def test_a_file_that_ends_its_reader_is_broken_and_the_next_one_is_read(
     reading: Reading, tmp_path: Path, number: signal.Signals
-):
+) -> None:
     documents = reading.documents(work(long_table(tmp_path / "a.arrow")))
     first = next(documents)
     assert isinstance(first, RawDocument)
@@ -120,7 +120,7 @@ def test_a_file_that_ends_its_reader_is_broken_and_the_next_one_is_read(
     assert again == [RawDocument("good", 0, 1), RawDocument("better", 1, 2)]
 
 
-def test_a_reader_that_is_killed_from_outside_is_no_fault_of_the_file(reading: Reading, tmp_path: Path):
+def test_a_reader_that_is_killed_from_outside_is_no_fault_of_the_file(reading: Reading, tmp_path: Path) -> None:
     documents = reading.documents(work(long_table(tmp_path / "a.arrow")))
     next(documents)
     reader().kill()
@@ -129,7 +129,7 @@ def test_a_reader_that_is_killed_from_outside_is_no_fault_of_the_file(reading: R
     assert caught.value.found == "signal 9"
 
 
-def test_a_table_that_is_left_in_the_middle_does_not_disturb_the_next(reading: Reading, tmp_path: Path):
+def test_a_table_that_is_left_in_the_middle_does_not_disturb_the_next(reading: Reading, tmp_path: Path) -> None:
     long = work(long_table(tmp_path / "a.arrow"))
     next(reading.documents(long))
     number = reader().pid
@@ -139,7 +139,7 @@ def test_a_table_that_is_left_in_the_middle_does_not_disturb_the_next(reading: R
     assert reader().pid == number
 
 
-def test_a_job_goes_on_without_the_file_that_ended_its_reader(tmp_path: Path):
+def test_a_job_goes_on_without_the_file_that_ended_its_reader(tmp_path: Path) -> None:
     long_table(tmp_path / "in/a.arrow")
     parquet(tmp_path / "in/b.parquet", ["good", "better"])
     put(tmp_path / "in/c.txt", "best")
@@ -167,7 +167,7 @@ def test_a_job_goes_on_without_the_file_that_ended_its_reader(tmp_path: Path):
     assert not readers()
 
 
-def test_damage_met_while_a_tokenizer_is_trained_costs_that_file(tmp_path: Path):
+def test_damage_met_while_a_tokenizer_is_trained_costs_that_file(tmp_path: Path) -> None:
     for i in range(6):
         data = bytearray(arrow(tmp_path / f"in/{i}.arrow", sentences("s", 20)).read_bytes())
         if i % 2:
@@ -198,7 +198,7 @@ def found_in(data: bytes, format: str, of: int = 1) -> tuple[list[str], list[str
     return texts, [one.reason for one in found if isinstance(one, Bad)]
 
 
-def test_rows_that_a_damaged_table_leaves_out_are_not_lost_in_silence():
+def test_rows_that_a_damaged_table_leaves_out_are_not_lost_in_silence() -> None:
     whole = [f"d{i}" for i in range(40)]
     for kind in ("file", "stream", "parquet"):
         format = "parquet" if kind == "parquet" else "arrow"
@@ -225,7 +225,7 @@ def first_block(file: bytearray) -> int:
     return file.rindex(b"".join(arrow_footer.BLOCK.pack(*block) for block in blocks))
 
 
-def test_a_column_without_a_value_is_empty():
+def test_a_column_without_a_value_is_empty() -> None:
     sink = io.BytesIO()
     pq.write_table(pa.table({"text": pa.nulls(3)}), sink)
     assert found_in(sink.getvalue(), "parquet") == ([], ["empty"] * 3)

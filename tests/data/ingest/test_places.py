@@ -44,7 +44,7 @@ def corpus(folder: Path, count: int) -> Path:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_full_store_keeps_what_it_has_and_the_job_goes_on_when_there_is_space(
     disk: Path, tmp_path: Path, workers: int
-):
+) -> None:
     first = corpus(tmp_path / "first", 10)
     more = corpus(tmp_path / "more", 7000)  # 1.4 MB, as tokens of two bytes 2.8 MB
     ingest(**job(first, disk / "store", scratch=tmp_path))
@@ -69,7 +69,7 @@ def test_a_full_store_keeps_what_it_has_and_the_job_goes_on_when_there_is_space(
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_full_scratch_folder_is_named(disk: Path, tmp_path: Path, workers: int):
+def test_a_full_scratch_folder_is_named(disk: Path, tmp_path: Path, workers: int) -> None:
     inputs = corpus(tmp_path / "in", 7000)
     arguments = job(inputs, tmp_path / "store", scratch=disk, unit_bytes=2 << 20, workers=workers)
     if workers == 2:  # two units, so that there are two processes
@@ -84,7 +84,7 @@ def test_a_full_scratch_folder_is_named(disk: Path, tmp_path: Path, workers: int
     assert ingest(**{**arguments, "scratch": tmp_path}).new
 
 
-def test_a_read_only_store_is_said_before_the_work(disk: Path, tmp_path: Path):
+def test_a_read_only_store_is_said_before_the_work(disk: Path, tmp_path: Path) -> None:
     inputs = corpus(tmp_path / "in", 10)
     ingest(**job(inputs, disk / "store"))
     before = contents(disk / "store")
@@ -100,7 +100,7 @@ def test_a_read_only_store_is_said_before_the_work(disk: Path, tmp_path: Path):
 
 def test_wrong_credentials_are_said_before_the_work(
     s3: S3Server, s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     inputs = corpus(tmp_path / "in", 10)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another-secret-0123456789")
     told: list[str] = []
@@ -112,7 +112,7 @@ def test_wrong_credentials_are_said_before_the_work(
 
 
 @pytest.mark.slow
-def test_refusals_lost_answers_and_resets_of_a_store_cost_time_only(s3: S3Server, s3_url: str, tmp_path: Path):
+def test_refusals_lost_answers_and_resets_of_a_store_cost_time_only(s3: S3Server, s3_url: str, tmp_path: Path) -> None:
     inputs = corpus(tmp_path / "in", 1500)
     with FaultProxy(s3.host, s3.port) as proxy:
         proxy.inject("503", seconds=1)
@@ -133,7 +133,7 @@ def test_refusals_lost_answers_and_resets_of_a_store_cost_time_only(s3: S3Server
 @pytest.mark.slow
 def test_a_store_that_stops_answering_is_given_up_in_time_and_the_job_goes_on(
     s3: S3Server, s3_url: str, tmp_path: Path
-):
+) -> None:
     """With the default deadline of a minute."""
     inputs = corpus(tmp_path / "in", 1500)
     with FaultProxy(s3.host, s3.port) as proxy:

@@ -75,7 +75,7 @@ Alone = tuple[IngestResult, dict[str, str]]
 
 
 @pytest.mark.parametrize("workers", [2, 5])
-def test_processes_make_what_one_writer_makes(corpus: Path, alone: Alone, tmp_path: Path, workers: int):
+def test_processes_make_what_one_writer_makes(corpus: Path, alone: Alone, tmp_path: Path, workers: int) -> None:
     told: list[tuple[str, int, int]] = []
     result = ingest(**options(corpus, tmp_path / "store", workers=workers), progress=lambda *p: told.append(p))
     assert [done for phase, done, _ in told if phase == "writing"][-1] == result.raw_bytes == told[-1][2]
@@ -87,7 +87,7 @@ def test_processes_make_what_one_writer_makes(corpus: Path, alone: Alone, tmp_pa
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("ranks", [3, pytest.param(8, marks=pytest.mark.slow)])
-def test_mpi_ranks_make_what_one_writer_makes(corpus: Path, alone: Alone, tmp_path: Path, ranks: int):
+def test_mpi_ranks_make_what_one_writer_makes(corpus: Path, alone: Alone, tmp_path: Path, ranks: int) -> None:
     out = subprocess.check_output(
         [BIN / "mpirun", "-n", str(ranks), *command(options(corpus, tmp_path / "store"))],
         cwd=ROOT,
@@ -102,7 +102,7 @@ def test_mpi_ranks_make_what_one_writer_makes(corpus: Path, alone: Alone, tmp_pa
 
 @pytest.mark.mpi
 @pytest.mark.slow
-def test_the_command_line_under_mpirun(tmp_path: Path):
+def test_the_command_line_under_mpirun(tmp_path: Path) -> None:
     put(tmp_path / "in/a.txt", "text " * 100)
     put(tmp_path / "bad/latin.txt", b"caf\xe9")
     words = ["--store", str(tmp_path / "store"), "--dataset", "d", "--tokenizer", "bytes"]
@@ -129,7 +129,7 @@ def test_the_command_line_under_mpirun(tmp_path: Path):
 @pytest.mark.slow
 def test_an_mpi_rank_that_is_killed_ends_the_job_which_goes_on_when_run_again(
     corpus: Path, alone: Alone, tmp_path: Path
-):
+) -> None:
     job = options(corpus, tmp_path / "store")
     line = [BIN / "mpirun", "-n", "3", *command(job)]
     process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -144,7 +144,7 @@ def test_an_mpi_rank_that_is_killed_ends_the_job_which_goes_on_when_run_again(
     assert contents(tmp_path / "store") == alone[1]
 
 
-def test_an_error_in_a_writer_arrives_as_the_error_it_was(tmp_path: Path):
+def test_an_error_in_a_writer_arrives_as_the_error_it_was(tmp_path: Path) -> None:
     for i in range(30):
         put(tmp_path / f"in/{i:02d}.txt", "text " * 100)
     put(tmp_path / "in/17.txt", b"caf\xe9" * 50)
@@ -155,7 +155,7 @@ def test_an_error_in_a_writer_arrives_as_the_error_it_was(tmp_path: Path):
         open_dataset(open_store(str(tmp_path / "store")), "d")
 
 
-def test_a_writer_that_is_killed_is_named_and_the_job_goes_on(corpus: Path, alone: Alone, tmp_path: Path):
+def test_a_writer_that_is_killed_is_named_and_the_job_goes_on(corpus: Path, alone: Alone, tmp_path: Path) -> None:
     job = options(corpus, tmp_path / "store", workers=2)
 
     killed: list[psutil.Process] = []
@@ -205,12 +205,12 @@ def sweep(tmp_path: Path, step: int) -> None:
         assert len(commit_bodies(open_store(one["store"]), "d")) == 1
 
 
-def test_killed_at_a_write(tmp_path: Path):
+def test_killed_at_a_write(tmp_path: Path) -> None:
     sweep(tmp_path, 7)
 
 
 @pytest.mark.slow
-def test_killed_before_and_behind_every_write(tmp_path: Path):
+def test_killed_before_and_behind_every_write(tmp_path: Path) -> None:
     sweep(tmp_path, 1)
 
 
@@ -232,7 +232,7 @@ def objects(store: Backend) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("store_url", ["local", "s3"], indirect=True)
-def test_killed_again_and_again_with_two_writers(store_url: str, store: Backend, tmp_path: Path, corpus: Path):
+def test_killed_again_and_again_with_two_writers(store_url: str, store: Backend, tmp_path: Path, corpus: Path) -> None:
     job = options(corpus, store_url, workers=2)
     kills(job, store, 6, seed=5)
     result = ingest(**job)
@@ -244,7 +244,7 @@ def test_killed_again_and_again_with_two_writers(store_url: str, store: Backend,
         assert documents(store, "d", split) == documents(whole, "d", split)
 
 
-def test_writers_end_with_their_parent(tmp_path: Path):
+def test_writers_end_with_their_parent(tmp_path: Path) -> None:
     put(tmp_path / "in/a.jsonl", lines(sentences("line", 6_000)))
     job = options(tmp_path / "in", tmp_path / "store", workers=2, tokenizer="bytes", unit_bytes=1 << 18)
     process = subprocess.Popen(command(job), cwd=ROOT, stdout=subprocess.DEVNULL)
@@ -255,7 +255,7 @@ def test_writers_end_with_their_parent(tmp_path: Path):
     assert not [one for one in both if one.is_running()]
 
 
-def test_under_torchrun_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_under_torchrun_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path / "in/a.txt", "text")
     for name, value in {
         "RANK": "0",
