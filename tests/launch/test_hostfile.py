@@ -1,4 +1,4 @@
-"""Hostfiles: what is read, and what is refused with its line."""
+"""Hostfiles: lines that are read, and lines that are refused with their number."""
 
 from pathlib import Path
 

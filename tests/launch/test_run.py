@@ -1,4 +1,4 @@
-"""Real launchers start ranks that meet; a wish to stop reaches them; the first failure is what is shown last."""
+"""Real launchers start ranks that meet; a wish to stop reaches them; the first failure is shown last."""
 
 import base64
 import contextlib
@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from torch import distributed
+from torch._C._distributed_c10d import TCPStore
 
 from tests.helpers.listeners import Place, listeners, off_loopback, other_interface
 from tests.helpers.s3_server import free_ports
@@ -62,7 +62,7 @@ def mpich_first(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pickled(value: bytes) -> bool:
-    """Whether it is a pickle, or one in base64 as torch's own rendezvous keeps it."""
+    """True for a pickle, plain or in base64 as in torch's own rendezvous."""
     forms = [value]
     with contextlib.suppress(ValueError):
         forms.append(base64.b64decode(value, validate=True))
@@ -70,16 +70,16 @@ def pickled(value: bytes) -> bool:
 
 
 def assert_no_pickle(found: dict[Place, set[str]], made: Path) -> None:
-    """The store of torchrun's agent has none; one that would make a file is put where torch's rendezvous reads."""
+    """The store of torchrun's agent has no pickle. A pickle that makes a file is put where torch's rendezvous reads."""
     agent = next(place for place, who in found.items() if any("bin/torchrun" in one for one in who))
-    store = distributed.TCPStore(*agent, is_master=False)
+    store = TCPStore(*agent, is_master=False)
     keys = store.list_keys()
     assert [key for key in keys if pickled(store.get(key))] == []
     assert any("fmscale/0" in key for key in keys)
     # protocol 0: a call of os.system
     evil = base64.b64encode(f"cos\nsystem\n(S'touch {made}'\ntR.".encode())
     for key in {"/torch.rendezvous.none", *(key for key in keys if "rendezvous" in key)}:
-        store.set(key, evil)
+        store.set(key, evil.decode())
 
 
 @pytest.mark.parametrize(

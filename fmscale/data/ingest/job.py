@@ -9,8 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
-from itertools import count
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from fmscale.data.ingest.guess import decide
 from fmscale.data.ingest.plan import IngestPlan, Options, StoredPlan, load_plan, make_plan, plan_key
 from fmscale.data.ingest.policy import IngestPolicy, choose
 from fmscale.data.ingest.record import UnitRecord, decode_record, finished_units, record_key, total
-from fmscale.data.ingest.sample import sample, sample_bytes
+from fmscale.data.ingest.sample import sample
 from fmscale.data.ingest.sources import Listing, list_sources
 from fmscale.data.ingest.unit import UnitTask
 from fmscale.data.tokenizers.bpe import train_bpe
@@ -135,8 +134,6 @@ class IngestJob:
     dataset: Dataset
     request: IngestRequest
     stored: StoredPlan
-    spec: str
-    """Tokenizer as the plan names it."""
     task: UnitTask
     progress: Progress
     begin: float
@@ -202,7 +199,6 @@ def begin_job(request: IngestRequest, progress: Progress) -> IngestJob | IngestR
         dataset=dataset,
         request=request,
         stored=stored,
-        spec=policy.name,
         task=task,
         progress=progress,
         begin=begin,
@@ -239,7 +235,7 @@ def commit_job(job: IngestJob, writers: int) -> IngestResult:
         extra={
             "ingest": {
                 "inputs": plan.inputs,
-                "tokenizer": job.spec,
+                "tokenizer": plan.options.tokenizer,
                 "files": len(plan.files),
                 "raw_bytes": job.bytes,
                 "text_bytes": sum(record.text_bytes for record in records),
@@ -254,29 +250,24 @@ def commit_job(job: IngestJob, writers: int) -> IngestResult:
 
 def _open_plan(dataset: Dataset, listing: Listing, request: IngestRequest, policy: IngestPolicy) -> IngestPlan:
     """The plan, under the first job digest that no retired commit has."""
-    for again in count():
-        options = Options(
-            field=request.field,
-            heldout=request.heldout,
-            tokenizer=policy.name,
-            bos=policy.bos,
-            eos=policy.eos,
-            again=again,
-        )
+    options = Options(
+        field=request.field, heldout=request.heldout, tokenizer=policy.name, bos=policy.bos, eos=policy.eos
+    )
+    while True:
         plan = make_plan(listing, options, request.unit_bytes)
         try:
             dataset.check_open(plan.job)
         except Conflict:
-            continue
-        return plan
-    raise AssertionError("count() does not end")
+            options = replace(options, again=options.again + 1)
+        else:
+            return plan
 
 
 def _store_plan(backend: Backend, dataset: str, plan: IngestPlan, policy: IngestPolicy, listing: Listing) -> StoredPlan:
     """Store the plan with its tokenizer; the job has the plan that was stored first."""
     tokenizer = policy.tokenizer
     if tokenizer is None:
-        texts = sample(plan, [root.url for root in listing.roots], sample_bytes(policy.vocab_size))
+        texts = sample(plan, [root.url for root in listing.roots], policy.vocab_size)
         tokenizer = train_bpe(texts, policy.vocab_size)
     bos, eos = policy.ids(tokenizer)
     digest = store_tokenizer(backend, tokenizer.to_json())

@@ -22,8 +22,13 @@ FIRST_NAMES = 5
 NAME_CHARACTERS = 300
 """Longest kept name; the rest is cut off."""
 
-BAD = ("undecodable", "broken", "name")
-"""Reasons that mean damage: an error with `--strict`. The other reasons are documented choices."""
+BAD = {
+    "undecodable": "not UTF-8",
+    "broken": "broken: a record or file that cannot be read, or without text in the field",
+    "name": "under a name that is not UTF-8 or that stores cannot keep",
+}
+"""Reasons that mean damage, an error with `--strict`, as people read them. The other reasons (binary, empty, hidden,
+vcs, link, special, store, metadata) are choices that `sources` documents."""
 
 
 @dataclass
@@ -61,29 +66,13 @@ class SkippedInput:
 
     def refuse_bad(self) -> None:
         """Raise DataError if damaged input was passed over (`--strict`)."""
-        for reason in BAD:
+        for reason, explained in BAD.items():
             if self.counts.get(reason):
                 raise DataError(
-                    f"Some of the input is {EXPLAINED[reason]}",
+                    f"Some of the input is {explained}",
                     found=", ".join(self.first[reason]) + (" …" if self.counts[reason] > FIRST_NAMES else ""),
                     remedy="Repair or leave out what is named, or run without --strict to skip it.",
                 )
-
-
-EXPLAINED = {
-    "undecodable": "not UTF-8",
-    "broken": "broken: a record or file that cannot be read, or without text in the field",
-    "name": "under a name that is not UTF-8 or that stores cannot keep",
-    "binary": "binary (by its extension or a NUL byte)",
-    "empty": "empty",
-    "hidden": "hidden (its name starts with a dot)",
-    "vcs": "a folder of a version control system",
-    "link": "a link to a folder, or to nothing",
-    "special": "no regular file",
-    "store": "the store's own folder",
-    "metadata": "a description or cache that Hugging Face's save_to_disk puts beside its tables",
-}
-"""Reasons for passing input over, as people read them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,15 +24,10 @@ BYTES_PER_TOKEN = 1 << 10
 """
 
 
-def sample_bytes(vocab_size: int) -> int:
-    """UTF-8 bytes of the sample for a vocabulary of this size."""
-    return max(LEAST_BYTES, vocab_size * BYTES_PER_TOKEN)
-
-
-def sample(plan: IngestPlan, roots: Sequence[str], limit: int) -> Iterator[str]:
-    """Texts of about `limit` bytes at most, without held-out documents and damaged input."""
+def sample(plan: IngestPlan, roots: Sequence[str], vocab_size: int) -> Iterator[str]:
+    """Texts to train a vocabulary of that size, without held-out documents and damaged input."""
     parts = [work for unit in group(plan.files, PART_BYTES) for work in unit]
-    left = limit
+    left = max(LEAST_BYTES, vocab_size * BYTES_PER_TOKEN)
     with closing(Reading(roots, plan.options.field)) as reading:
         for work in sorted(parts, key=_place):
             taken = 0

@@ -1,4 +1,4 @@
-"""Tables with changed bytes: each document is right or skipped, and what kills its reader costs that file."""
+"""Tables with changed bytes: each document is right or skipped, and a file that kills its reader costs itself."""
 
 import io
 import os
@@ -25,11 +25,11 @@ from fmscale.errors import RankError
 from tests.data.ingest.corpora import arrow, parquet, put, sentences, wait_for
 
 TEXTS = [f"row {i:x}" for i in range(60)]
-"""All ASCII, and below 128 bytes a batch of 15: a byte of 128 or more is seen wherever it comes to lie."""
+"""ASCII, below 128 bytes a batch of 15: a byte of 128 or more is seen at any place."""
 
 
 def table(kind: str) -> bytes:
-    """A file of four batches of the kind."""
+    """A file of that kind, of four batches."""
     columns: dict[str, Any] = {
         "dictionary": pa.array(TEXTS).dictionary_encode(),
         "view": pa.array(TEXTS, pa.string_view()),
@@ -87,13 +87,13 @@ def test_documents_of_a_damaged_table_are_right_or_skipped(tmp_path: Path, kind:
 
 
 def readers() -> list[psutil.Process]:
-    """The living processes that read for this one."""
+    """Living readers of this process."""
     alive = [one for one in psutil.Process().children() if one.status() != psutil.STATUS_ZOMBIE]
     return [one for one in alive if "fmscale.data.ingest.reader" in one.cmdline()]
 
 
 def reader() -> psutil.Process:
-    """The only one."""
+    """The only living reader."""
     (one,) = readers()
     return one
 
@@ -134,7 +134,8 @@ def test_a_table_that_is_left_in_the_middle_does_not_disturb_the_next(reading: R
     next(reading.documents(long))
     number = reader().pid
     rows = [f"row {i}" for i in range(5)]
-    assert [item.text for item in reading.documents(work(parquet(tmp_path / "b.parquet", rows)))] == rows  # type: ignore[union-attr]
+    expected = [RawDocument(row, i, i + 1) for i, row in enumerate(rows)]
+    assert list(reading.documents(work(parquet(tmp_path / "b.parquet", rows)))) == expected
     assert len(list(reading.documents(long))) == 6000
     assert reader().pid == number
 
@@ -191,7 +192,7 @@ def table_bytes(kind: str) -> bytearray:
 
 
 def found_in(data: bytes, format: str, of: int = 1) -> tuple[list[str], list[str]]:
-    """Texts, and reasons why there are no more."""
+    """Texts, and the reasons of what is missing."""
     pieces = [FilePart(source="a", format=format, field="text", index=i, of=of) for i in range(of)]
     found = [one for piece in pieces for one in read(io.BytesIO(data), piece)]
     texts = [one.text for one in found if isinstance(one, RawDocument)]
@@ -220,7 +221,7 @@ def test_rows_that_a_damaged_table_leaves_out_are_not_lost_in_silence() -> None:
 
 
 def first_block(file: bytearray) -> int:
-    """Where the footer says where the first batch lies; before it stands how many there are."""
+    """Place of the first batch's entry in the footer, behind the number of entries."""
     blocks = arrow_footer._blocks(io.BytesIO(file))[1]
     return file.rindex(b"".join(arrow_footer.BLOCK.pack(*block) for block in blocks))
 

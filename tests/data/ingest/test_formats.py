@@ -1,4 +1,4 @@
-"""Reading each format, whole and in pieces, and what each does with damage."""
+"""Documents of each format, read whole and in parts, and damage in each."""
 
 import gzip
 import io

@@ -1,4 +1,4 @@
-"""A whole job: what lies on the store is what was in the files; appending, resuming, refusing."""
+"""A whole job: the store holds the content of the files; jobs append, resume and refuse."""
 
 import hashlib
 import json
@@ -246,7 +246,9 @@ def test_an_empty_corpus_is_an_error_that_makes_no_dataset(tmp_path: Path) -> No
         ("x.txt.gz", b"nonsense", "broken"),
     ],
 )
-def test_damage_is_skipped_and_counted_but_an_error_with_strict(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+def test_damage_is_skipped_and_counted_but_an_error_with_strict(
+    tmp_path: Path, name: str, data: bytes, message: str
+) -> None:
     put(tmp_path / "in" / name, data)
     put(tmp_path / "in/good.txt", "good")
     with pytest.raises(DataError, match=message) as caught:
@@ -330,7 +332,7 @@ def test_ingest_into_every_kind_of_store_from_every_kind(store_url: str, store: 
 
 def test_types_follow_the_vocabulary(tmp_path: Path) -> None:
     vocabulary = {"type": "WordLevel", "vocab": {f"w{i}": i for i in range(70_000)}, "unk_token": "w0"}
-    plain = {
+    plain: dict[str, Any] = {
         "version": "1.0",
         "added_tokens": [],
         "normalizer": None,

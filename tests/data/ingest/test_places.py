@@ -1,4 +1,4 @@
-"""Ingest where it cannot write: full and read-only file systems (real ones), and no right to a bucket."""
+"""Ingest without a place to write: real file systems that are full or read-only, and a bucket without rights."""
 
 import subprocess
 import time

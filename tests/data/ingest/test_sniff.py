@@ -1,4 +1,4 @@
-"""Formats by first bytes: what names do not tell, JSON arrays, folders of `save_to_disk`; guesses are said."""
+"""Formats by first bytes: names that do not tell, JSON arrays, folders of `save_to_disk`; guesses are reported."""
 
 import gzip
 import io
@@ -210,7 +210,7 @@ def elements(data: bytes, field: str = "text") -> list[RawDocument | Bad]:
 
 
 def text_of(value: Any) -> str | None:
-    """The text of an element, as it should be read."""
+    """Expected text of an element."""
     text = value["text"] if isinstance(value, dict) else value
     return text if isinstance(text, str) else None
 
@@ -226,7 +226,9 @@ VALUES = st.recursive(st.text() | st.integers() | st.booleans() | st.none(), lam
     ascii=st.booleans(),
     bom=st.booleans(),
 )
-def test_elements_are_jsons_own_at_any_chunk(values: list[Any], chunk: int, indent: int | None, ascii: bool, bom: bool) -> None:
+def test_elements_are_jsons_own_at_any_chunk(
+    values: list[Any], chunk: int, indent: int | None, ascii: bool, bom: bool
+) -> None:
     text = json.dumps(values, indent=indent, ensure_ascii=ascii)
     data = b"\xef\xbb\xbf" * bom + text.encode("utf-8") + b" \n"
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""What arguments mean: folders, globs, files and URLs, in any order and from anywhere."""
+"""Files of arguments: folders, globs, files and URLs, in any order and from anywhere."""
 
 import os
 import socket

@@ -1,10 +1,12 @@
-"""Any number of writers make the same dataset, and a kill anywhere costs no more than running again."""
+"""Any number of writers make the same dataset, and a kill anywhere costs no more than a second run."""
 
 import json
 import random
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from tests.data.ingest.corpora import (
 )
 
 ROOT = Path(__file__).parents[3]
-BIN = Path(sys.executable).parent
+BIN = str(Path(sys.executable).parent)
 
 
 def options(corpus: Path, store: Path | str, **more: Any) -> dict[str, Any]:
@@ -49,12 +51,12 @@ def command(job: dict[str, Any]) -> list[str]:
 
 
 def said(result: IngestResult) -> dict[str, Any]:
-    """What the job came to, without what depends on who did it."""
+    """The result of a job, without the fields that depend on its writers."""
     return {k: v for k, v in vars(result).items() if k not in ("writers", "seconds", "resumed")}
 
 
 def writers() -> list[psutil.Process]:
-    """This process's living writers."""
+    """Living writers of this process."""
     alive = [one for one in psutil.Process().children() if one.status() != psutil.STATUS_ZOMBIE]
     return [one for one in alive if "fmscale.data.ingest.worker" in one.cmdline()]
 
@@ -66,7 +68,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[IngestResult, dict[str, str]]:
-    """What one writer makes of the corpus."""
+    """Result and store of a single writer."""
     store = tmp_path_factory.mktemp("alone") / "store"
     return ingest(**options(corpus, store, workers=1)), contents(store)
 
@@ -89,7 +91,7 @@ def test_processes_make_what_one_writer_makes(corpus: Path, alone: Alone, tmp_pa
 @pytest.mark.parametrize("ranks", [3, pytest.param(8, marks=pytest.mark.slow)])
 def test_mpi_ranks_make_what_one_writer_makes(corpus: Path, alone: Alone, tmp_path: Path, ranks: int) -> None:
     out = subprocess.check_output(
-        [BIN / "mpirun", "-n", str(ranks), *command(options(corpus, tmp_path / "store"))],
+        [f"{BIN}/mpirun", "-n", str(ranks), *command(options(corpus, tmp_path / "store"))],
         cwd=ROOT,
         text=True,
         timeout=120,
@@ -108,7 +110,7 @@ def test_the_command_line_under_mpirun(tmp_path: Path) -> None:
     words = ["--store", str(tmp_path / "store"), "--dataset", "d", "--tokenizer", "bytes"]
 
     def run(*more: str) -> subprocess.CompletedProcess[str]:
-        line = [BIN / "mpirun", "-n", "3", BIN / "fmscale", "ingest", *more, *words]
+        line = [f"{BIN}/mpirun", "-n", "3", f"{BIN}/fmscale", "ingest", *more, *words]
         return subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
 
     done = run(str(tmp_path / "in"), "--json")
@@ -131,7 +133,7 @@ def test_an_mpi_rank_that_is_killed_ends_the_job_which_goes_on_when_run_again(
     corpus: Path, alone: Alone, tmp_path: Path
 ) -> None:
     job = options(corpus, tmp_path / "store")
-    line = [BIN / "mpirun", "-n", "3", *command(job)]
+    line = [f"{BIN}/mpirun", "-n", "3", *command(job)]
     process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     records = tmp_path / "store/datasets/d/jobs"
     wait_for(lambda: len(list(records.glob("*/*.json"))) > 2 or process.poll() is not None, "units")
@@ -219,15 +221,24 @@ def kills(job: dict[str, Any], store: Backend, count: int, seed: int) -> None:
     rng = random.Random(seed)
     for _ in range(count):
         process = subprocess.Popen(command(job), cwd=ROOT, stdout=subprocess.DEVNULL)
-        wait_for(lambda p=process: store.list_names("datasets/d/jobs") or p.poll() is not None, "the plan")
-        wanted = objects(store) + rng.randrange(60)
-        wait_for(lambda p=process, n=wanted: objects(store) >= n or p.poll() is not None, "more objects")
+        wait_until(process, lambda: bool(store.list_names("datasets/d/jobs")))
+        enough = objects(store) + rng.randrange(60)
+        wait_until(process, partial(enough_objects, store, enough))
         process.kill()
         assert process.wait() in (-signal.SIGKILL, 0)
 
 
 def objects(store: Backend) -> int:
     return sum(1 for _ in store.list_objects("datasets/d"))
+
+
+def enough_objects(store: Backend, count: int) -> bool:
+    return objects(store) >= count
+
+
+def wait_until(process: "subprocess.Popen[bytes]", condition: Callable[[], bool]) -> None:
+    """Wait for the condition, or for the end of the process."""
+    wait_for(lambda: condition() or process.poll() is not None, "progress of the job")
 
 
 @pytest.mark.slow

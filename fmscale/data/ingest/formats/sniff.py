@@ -12,6 +12,7 @@ import re
 from typing import Any, BinaryIO
 
 from fmscale.data.ingest.formats import compression
+from fmscale.data.ingest.formats.jsonl import BOM
 from fmscale.data.ingest.formats.streams import take, uncompressed
 from fmscale.data.ingest.formats.text import BINARY_BYTES
 
@@ -20,8 +21,6 @@ HEAD_BYTES = 1 << 16
 
 LINE_BYTES = 2 << 20
 """Bytes in which the first line of objects must end; a file with a longer line is read as JSON Lines."""
-
-BOM = b"\xef\xbb\xbf"
 
 STREAM = re.compile(rb"\xff\xff\xff\xff[\s\S][\s\S][\s\S]\0[\x04-\x40]\0\0\0")
 """An Arrow stream: continuation marker, length of the schema (below 16 MiB), offset of its root table."""
