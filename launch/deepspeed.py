@@ -22,7 +22,7 @@ def launch_by_deepspeed(request: LaunchRequest, environ: Mapping[str, str] = os.
     if request.hosts:
         for needed in ("pdsh", "ssh"):
             find_program(needed)
-        # --force_multi: a hostfile with one host means that host, not this one
+        # --force_multi: a single host in a hostfile means that host, not this node
         options = ["--hostfile", str(request.hostfile), "--force_multi", "--num_nodes", str(request.nodes)]
         options += ["--num_accelerators", str(request.procs_per_node), "--master_addr", host]
         # deepspeed passes only variables of its own choice on, and quotes only arguments with blanks.

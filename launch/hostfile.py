@@ -24,7 +24,7 @@ class Host:
 
 
 def read_hostfile(path: Path) -> tuple[Host, ...]:
-    """The hosts in their order; the first one holds rank 0. Raises ConfigError with file:line."""
+    """The hosts in their order; the first has rank 0. Raises ConfigError with file:line."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -51,7 +51,7 @@ def read_hostfile(path: Path) -> tuple[Host, ...]:
             raise ConfigError(
                 f"{path}:{number}: {name} is listed before",
                 found=f"line {lines[name]} and line {number}",
-                remedy="Keep one of them, with the sum of the slots.",
+                remedy="Keep one line, with the sum of the slots.",
             )
         hosts[name], lines[name] = Host(name=name, slots=slots), number
     if not hosts:

@@ -105,7 +105,7 @@ def meeting_point(request: LaunchRequest) -> tuple[str, int]:
         raise ConfigError(
             "The port where the ranks meet is in use",
             found=f"{host}:{port}",
-            remedy=f"Another run may have it. Give a free one: --master-port {_free_port(host, port)}.",
+            remedy=f"Another run may have it. Give a free port: --master-port {_free_port(host, port)}.",
         )
     return host, port
 

@@ -45,5 +45,5 @@ def mpi_kind(mpirun: str) -> Literal["openmpi", "mpich", "intel"]:
     raise ConfigError(
         f"{mpirun} is of an MPI that fmscale does not know",
         found=(answer.stdout or answer.stderr).partition("\n")[0],
-        remedy="Open MPI, MPICH and Intel MPI are known: put one of them first on the PATH.",
+        remedy="Put the mpirun of Open MPI, MPICH or Intel MPI first on the PATH.",
     )

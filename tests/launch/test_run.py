@@ -57,7 +57,7 @@ def wait_for(*paths: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def mpich_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The MPICH of the wheel, whatever the machine has."""
+    """The MPICH of the wheel, before any mpirun of the machine."""
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 
 
@@ -92,10 +92,7 @@ def assert_no_pickle(found: dict[Place, set[str]], made: Path) -> None:
 )
 def test_ranks_meet_with_what_they_were_given_and_stop_when_told(launcher: str, tmp_path: Path) -> None:
     named = dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), other_interface())
-    named |= {
-        "PET_STANDALONE": "1",
-        "PET_NNODES": "2",
-    }  # torchrun's options, as they stand in some clusters' shells
+    named |= {"PET_STANDALONE": "1", "PET_NNODES": "2"}  # torchrun's options, as in the shells of some clusters
     process = start(*command(launcher, tmp_path, "meet", "wait", "two words", "$HOME;'\""), **named)
     wait_for(tmp_path / "ready-0", tmp_path / "ready-1")
     found = listeners(process.pid)
@@ -120,12 +117,16 @@ def test_ranks_meet_with_what_they_were_given_and_stop_when_told(launcher: str, 
         }
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
 @pytest.mark.parametrize(
-    "launcher",
-    [pytest.param("torchrun", marks=pytest.mark.slow), pytest.param("mpirun", marks=pytest.mark.mpi)],
+    ("launcher", "name"),
+    [
+        pytest.param("torchrun", "SIGTERM", marks=pytest.mark.slow),
+        pytest.param("mpirun", "SIGINT", marks=pytest.mark.mpi),
+        pytest.param("mpirun", "SIGHUP", marks=pytest.mark.mpi),
+    ],
 )
 def test_the_first_signal_of_any_kind_asks_the_ranks_to_save_and_end(launcher: str, name: str, tmp_path: Path) -> None:
+    """SIGTERM to an mpirun is sent by the tests of nohup and of deaf ranks."""
     process = start(*command(launcher, tmp_path, "wait"))
     wait_for(tmp_path / "ready-0", tmp_path / "ready-1")
     process.send_signal(getattr(signal, name))

@@ -1,5 +1,5 @@
-"""One config trained by every launcher and script, at one ZeRO stage or another: the same samples in the same order,
-and the same losses, at the same stage to the bit.
+"""A config trained by every launcher and script, at several ZeRO stages: the same samples in the same order, and the
+same losses, to the bit at the same stage.
 """
 
 import json
@@ -117,19 +117,19 @@ def test_two_ranks_listen_on_loopback_alone(two: tuple[Path, dict[Place, set[str
     [
         (["train"], "3"),
         (["launch", "--procs-per-node", "1"], "1"),
-        pytest.param(["launch", "--with", "mpirun", "--procs-per-node", "2"], "3", marks=pytest.mark.mpi),
+        pytest.param(["launch", "--with", "mpirun", "--procs-per-node", "2"], "2", marks=pytest.mark.mpi),
     ],
 )
 def test_one_node_listens_on_loopback_alone_at_any_stage(folder: Path, port: str, words: list[str], stage: str) -> None:
-    """From its start to its end, with saves between: whatever interface it is told to take."""
+    """From its start to its end, with saves between, though it is told to take another interface. mpirun is MPICH's."""
     verb, *options = words
-    if "mpirun" in options:
-        options += ["--master-port", port]
+    mpirun = "mpirun" in options
+    options += ["--master-port", port] if mpirun else []
     run = f"{verb}-{stage}"
     sets = [f"train.run={run}", f"train.zero_stage={stage}", "checkpoint.every=2"]
     found = watched([FMSCALE, verb, "run.yaml", *sets, *options], folder, **NAMED)
     assert_on_loopback(found)
-    assert_close(folder, run)
+    (assert_equal if mpirun else assert_close)(folder, run)
 
 
 def test_deepspeed(folder: Path, port: str) -> None:
@@ -156,13 +156,6 @@ def test_sbatch(folder: Path, cluster: Slurm) -> None:
     options = ("--with", "sbatch", "--nodes", "2", "--procs-per-node", "1", "--argument=--wait")
     launched(folder, "sbatch", *options, f"--argument=--output={folder}/sbatch.log", **cluster.environment)
     assert_equal(folder, "sbatch")
-
-
-@pytest.mark.mpi
-def test_mpirun_of_mpich(folder: Path, port: str) -> None:
-    options = ("--with", "mpirun", "--procs-per-node", "2", "--master-port", port)
-    launched(folder, "mpich", *options)
-    assert_equal(folder, "mpich")
 
 
 @pytest.mark.mpi

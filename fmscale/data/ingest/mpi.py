@@ -34,7 +34,7 @@ most, while it trains a vocabulary of 128 k.
 """
 
 POLL_SECONDS = (0.001, 0.2)
-"""First and longest pause of a rank that waits for messages; each pause is twice last."""
+"""First and longest pause of a rank that waits for messages; each pause is twice the pause before."""
 
 BEAT_SECONDS = 1.0
 """Least time between two messages of progress to rank 0."""

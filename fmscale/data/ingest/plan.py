@@ -26,7 +26,7 @@ documents or tokens of a unit.
 """
 
 UNIT_BYTES = 64 << 20
-"""Raw input of a unit: half a minute of work for one core, and two objects a GB on the store."""
+"""Raw input of a unit: half a minute of work for a core, and two objects a GB on the store."""
 
 LEAST_UNIT_BYTES = 4 << 20
 UNITS = 32

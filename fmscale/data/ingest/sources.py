@@ -17,7 +17,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import translate
 from functools import cache
-from itertools import takewhile
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -90,7 +89,7 @@ def list_sources(arguments: Sequence[str], *, format: str = "auto", store: str =
     DataError if no file is left, and the errors of stores.
     """
     roots = tuple(dict.fromkeys(_parse_argument(argument) for argument in sorted(set(arguments))))
-    shared = _shared([root.segments for root in roots])
+    shared = len(os.path.commonprefix([root.segments for root in roots]))
     skipped = SkippedInput()
     files: dict[str, File] = {}
     for number, root in enumerate(roots):
@@ -178,17 +177,11 @@ def _parse_url_argument(argument: str) -> Root:
     return Root(url=argument)
 
 
-def _shared(paths: list[tuple[str, ...]]) -> int:
-    """Count of leading names that all paths have in common."""
-    alike = (len(set(names)) == 1 for names in zip(*paths, strict=False))
-    return sum(1 for _ in takewhile(bool, alike))
-
-
-Found = Iterator[tuple[str, int, int]]
+Entries = Iterator[tuple[str, int, int]]
 """Name below the root, bytes, time of change in milliseconds."""
 
 
-def _walk_local(root: Root, skipped: SkippedInput, store: str) -> Found:
+def _walk_local(root: Root, skipped: SkippedInput, store: str) -> Entries:
     if root.only:
         status = os.stat(os.path.join(root.url, root.only))
         yield root.only, status.st_size, status.st_mtime_ns // 1_000_000
@@ -243,7 +236,7 @@ def _hidden(name: str) -> str:
     return "hidden" if name.startswith(".") else ""
 
 
-def _walk_store(root: Root, skipped: SkippedInput, store: str) -> Found:
+def _walk_store(root: Root, skipped: SkippedInput, store: str) -> Entries:
     backend = open_store(root.url, read_only=True)
     if root.only:
         info = backend.head(root.only)

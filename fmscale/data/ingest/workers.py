@@ -40,7 +40,7 @@ def run_processes(job: IngestJob, count: int) -> None:
             process, message = answers.get()
             where = "an ingest process" if process.unit is None else job.describe(process.unit)
             if message is None:
-                raise died(f"A process that ingests died while it worked on {where}", process.returncode())
+                raise died(f"A process that ingests died while it worked on {where}", process.popen.wait())
             if "error" in message:
                 raise rebuild_error(message["error"], where)
             if "done" in message:
@@ -53,7 +53,7 @@ def run_processes(job: IngestJob, count: int) -> None:
             process.stop()
     finally:
         for process in processes:
-            process.ask_to_end()
+            process.popen.terminate()
         deadline = time.monotonic() + END_SECONDS
         for process in processes:
             process.end(deadline)
@@ -67,7 +67,7 @@ class _Process:
         self.unit: int | None = None
         self._answers = answers
         # One process a core: threads inside each would only take turns.
-        self._process = start("worker", {"TOKENIZERS_PARALLELISM": "false"})
+        self.popen = start("worker", {"TOKENIZERS_PARALLELISM": "false"})
         self._thread = threading.Thread(target=self._receive, daemon=True)
         self._thread.start()
         self._send(asdict(task))
@@ -81,36 +81,28 @@ class _Process:
     def stop(self) -> None:
         """Let it clean up and end."""
         self._send({"unit": None})
-        self._process.wait()
-
-    def ask_to_end(self) -> None:
-        """Let it delete its unfinished segments and end."""
-        self._process.terminate()
+        self.popen.wait()
 
     def end(self, deadline: float) -> None:
         """Wait for its end until the deadline, then kill it."""
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(max(0.0, deadline - time.monotonic()))
-        self._process.kill()
-        self._process.wait()
+            self.popen.wait(max(0.0, deadline - time.monotonic()))
+        self.popen.kill()
+        self.popen.wait()
         self._thread.join()
-        for pipe in (self._process.stdin, self._process.stdout):
+        for pipe in (self.popen.stdin, self.popen.stdout):
             assert pipe is not None, "both were asked for"
             with suppress(BrokenPipeError):
                 pipe.close()
 
-    def returncode(self) -> int:
-        """Exit status, once its output has ended."""
-        return self._process.wait()
-
     def _send(self, message: Message) -> None:
-        assert self._process.stdin is not None, "it was asked for"
+        assert self.popen.stdin is not None, "it was asked for"
         with suppress(BrokenPipeError):  # a dead process is reported by the end of its output
-            self._process.stdin.write(encode(message))
-            self._process.stdin.flush()
+            self.popen.stdin.write(encode(message))
+            self.popen.stdin.flush()
 
     def _receive(self) -> None:
-        assert self._process.stdout is not None, "it was asked for"
-        for line in self._process.stdout:
+        assert self.popen.stdout is not None, "it was asked for"
+        for line in self.popen.stdout:
             self._answers.put((self, decode(line)))
         self._answers.put((self, None))

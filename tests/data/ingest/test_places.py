@@ -60,10 +60,10 @@ def test_a_full_store_keeps_what_it_has_and_the_job_goes_on_when_there_is_space(
     assert not list(tmp_path.glob("fmscale-ingest-*")), "scratch was cleared"
 
     subprocess.run(["mount", "-o", "remount,size=16m", str(disk)], check=True)
-    result = ingest(**job(more, disk / "store", workers=workers, scratch=tmp_path))
+    result = ingest(**job(more, disk / "store", workers=1, scratch=tmp_path))
     assert result.resumed > 0
     ingest(**job(first, tmp_path / "roomy"))
-    whole = ingest(**job(more, tmp_path / "roomy"))
+    whole = ingest(**job(more, tmp_path / "roomy", workers=1))
     assert (result.documents, result.tokens, result.job) == (whole.documents, whole.tokens, whole.job)
     assert contents(disk / "store") == contents(tmp_path / "roomy")
 
@@ -81,7 +81,7 @@ def test_a_full_scratch_folder_is_named(disk: Path, tmp_path: Path, workers: int
     assert not list(disk.iterdir())
     with pytest.raises(DataError, match="no dataset"):
         open_dataset(open_store(str(tmp_path / "store")), "d")
-    assert ingest(**{**arguments, "scratch": tmp_path}).new
+    assert ingest(**{**arguments, "scratch": tmp_path, "workers": 1}).new
 
 
 def test_a_read_only_store_is_said_before_the_work(disk: Path, tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_refusals_lost_answers_and_resets_of_a_store_cost_time_only(s3: S3Server
         behind = s3_url.replace(s3.endpoint, proxy.endpoint)
         result = ingest(**{**job(inputs, tmp_path), "store": behind}, workers=1)
         assert all(proxy.counters()[kind] > 0 for kind in ("503", "lose", "503-after", "reset"))
-    ingest(**job(inputs, tmp_path / "store"))
+    ingest(**job(inputs, tmp_path / "store", workers=1))
     store = open_store(s3_url)
     assert (result.new, result.documents) == (True, 1500)
     assert documents(store, "d", "train") == documents(open_store(str(tmp_path / "store")), "d", "train")

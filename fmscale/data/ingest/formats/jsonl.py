@@ -51,7 +51,7 @@ def _parse(line: bytes, path: list[str], position: int) -> str | Bad | None:
     except (ValueError, RecursionError) as error:
         return Bad("broken", f"byte {position}: {type(error).__name__}: {error}")
     if isinstance(value, list):
-        return Bad("broken", f"byte {position}: an array; --format json reads a file that is one")
+        return Bad("broken", f"byte {position}: an array; --format json reads a file that is an array")
     return text_of(value, path, position)
 
 
