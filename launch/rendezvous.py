@@ -42,7 +42,7 @@ def meeting(parameters: RendezvousParameters) -> RendezvousHandler:
     rank = str(parameters.get("rank"))
     if parameters.min_nodes != nodes or not rank.isdecimal() or int(rank) >= nodes or not parameters.endpoint:
         raise ConfigError(
-            f"The rendezvous {BACKEND} needs the number of nodes, the number of this node, and the address of the first",
+            f"The rendezvous {BACKEND} needs the number of nodes, this node's number, and the address of the first",
             found={
                 "--nnodes": f"{parameters.min_nodes}:{nodes}",
                 "--rdzv-conf": f"rank={rank}",

@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import translate
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -89,7 +90,8 @@ def list_sources(arguments: Sequence[str], *, format: str = "auto", store: str =
     DataError if no file is left, and the errors of stores.
     """
     roots = tuple(dict.fromkeys(_parse_argument(argument) for argument in sorted(set(arguments))))
-    shared = len(os.path.commonprefix([root.segments for root in roots]))
+    levels = zip(*(root.segments for root in roots), strict=False)
+    shared = sum(1 for _ in takewhile(lambda names: len(set(names)) == 1, levels))
     skipped = SkippedInput()
     files: dict[str, File] = {}
     for number, root in enumerate(roots):
