@@ -1,5 +1,14 @@
 """Starting a run's ranks: by torchrun, deepspeed, srun, sbatch or mpirun, on one node or many.
 
-`plan.py` says what would be started, `run.py` starts it, passes signals on and shows the first failure. The scripts
-beside them (`torchrun.sh`, `deepspeed.sh`, `mpirun.sh`, `slurm/*.sbatch`) do the same by hand, to be edited.
+- `launch.py`  the request, the `Launch` (one command and its environment), and a port where ranks can meet
+- `hostfile.py`  hosts and their slots
+- `programs.py`  paths of the launchers' programs, and the packages that have them
+- `environment.py`  variables that every rank gets
+- `torchrun.py`, `deepspeed.py`, `mpirun.py`, `srun.py`  a launch by each of them
+- `launchers.py`  launchers by name
+- `rendezvous.py`  the meeting of torchrun's agents
+- `signals.py`  signals to ranks, and the end of a tree of processes
+- `run.py`  starts a launch, passes signals on and waits for its end
+
+Scripts for users to edit (`torchrun.sh`, `deepspeed.sh`, `mpirun.sh`, `slurm/*.sbatch`) do the same by hand.
 """

@@ -19,7 +19,7 @@ PROCS=${PROCS:-$(nvidia-smi --list-gpus 2>/dev/null | wc -l)}
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 # Names the link or device that failed; without it a broken network is only a timeout.
 export NCCL_DEBUG="${NCCL_DEBUG:-WARN}"
-# What a rank said before it was killed is in the log.
+# The log has the last lines of a rank that was killed.
 export PYTHONUNBUFFERED="${PYTHONUNBUFFERED:-1}"
 
 if [ -z "$HOSTFILE" ]; then
@@ -30,12 +30,12 @@ if [ -z "$HOSTFILE" ]; then
         --no_local_rank --no_python fmscale train "$@"
 fi
 
-# deepspeed trains on this node alone when it does not find its hostfile.
+# deepspeed trains on this node alone if it does not find its hostfile.
 if [ ! -s "$HOSTFILE" ]; then
     echo "the hostfile $HOSTFILE is not there, or empty" >&2
     exit 2
 fi
-# The first host has rank 0. deepspeed passes no variables to the nodes but some of its own choice: env does.
+# The first host has rank 0. deepspeed passes only variables of its own choice to the nodes: env passes the others.
 # --force_multi: a hostfile with one host means that host, not this one.
 first=$(awk '!/^[[:space:]]*(#|$)/ { print $1; exit }' "$HOSTFILE")
 exec deepspeed --hostfile "$HOSTFILE" --force_multi --master_addr "$first" --master_port "$MASTER_PORT" \

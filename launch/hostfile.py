@@ -1,6 +1,6 @@
-"""A hostfile: one "HOST slots=N" a line, as deepspeed and Open MPI read it. Everything else is refused.
+"""A hostfile: one "HOST slots=N" a line, as deepspeed and Open MPI read it. Other lines are refused.
 
-The deepspeed launcher goes on with this node alone when it does not find its hostfile; here that is an error.
+The deepspeed launcher goes on with this node alone if it does not find its hostfile; here that is an error.
 """
 
 import re
@@ -15,16 +15,16 @@ FORM = "Write one host a line, such as: node-1 slots=8"
 
 @dataclass(frozen=True, kw_only=True)
 class Host:
-    """One node that ssh reaches."""
+    """A node that ssh reaches."""
 
     name: str
-    """Its name or address, as ssh and the other nodes know it."""
+    """Name or address for ssh and for the other nodes."""
     slots: int
-    """Ranks that it may run."""
+    """Ranks that the node may run."""
 
 
 def read_hostfile(path: Path) -> tuple[Host, ...]:
-    """The hosts in their order; the first one holds rank 0. Raises ConfigError with file:line."""
+    """The hosts in their order; the first has rank 0. Raises ConfigError with file:line."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -45,15 +45,13 @@ def read_hostfile(path: Path) -> tuple[Host, ...]:
         name, slots = match["host"], int(match["slots"])
         if not slots:
             raise ConfigError(
-                f"{path}:{number}: {name} has no slots",
-                found=entry,
-                remedy="Give 1 or more, or remove the line.",
+                f"{path}:{number}: {name} has no slots", found=entry, remedy="Give 1 or more, or remove the line."
             )
         if name in hosts:
             raise ConfigError(
                 f"{path}:{number}: {name} is listed before",
                 found=f"line {lines[name]} and line {number}",
-                remedy="Keep one of them, with the sum of the slots.",
+                remedy="Keep one line, with the sum of the slots.",
             )
         hosts[name], lines[name] = Host(name=name, slots=slots), number
     if not hosts:
@@ -64,9 +62,9 @@ def read_hostfile(path: Path) -> tuple[Host, ...]:
 def choose_hosts(
     hosts: tuple[Host, ...], nodes: int | None, procs_per_node: int | None, place: Path
 ) -> tuple[tuple[Host, ...], int]:
-    """The first `nodes` hosts (None: all) and how many ranks each runs (None: its slots, the same on each).
+    """The first `nodes` hosts (None: all) and the ranks on each (None: its slots, which must be equal).
 
-    Raises ConfigError where there are fewer hosts or slots than wanted, or slots that differ.
+    Raises ConfigError for too few hosts or slots, and for slots that differ.
     """
     if nodes is not None and nodes > len(hosts):
         raise ConfigError(

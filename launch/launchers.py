@@ -1,25 +1,22 @@
-"""Every launcher by its name."""
+"""Launchers by name."""
 
 from collections.abc import Callable
-from typing import Literal
 
-from fmscale.launch.deepspeed import plan_deepspeed
-from fmscale.launch.mpirun import plan_mpirun
-from fmscale.launch.plan import Launch, LaunchRequest
-from fmscale.launch.srun import plan_sbatch, plan_srun
-from fmscale.launch.torchrun import plan_torchrun
+from fmscale.launch.deepspeed import launch_by_deepspeed
+from fmscale.launch.launch import Launch, LaunchRequest
+from fmscale.launch.mpirun import launch_by_mpirun
+from fmscale.launch.srun import launch_by_sbatch, launch_by_srun
+from fmscale.launch.torchrun import launch_by_torchrun
 
-LauncherName = Literal["torchrun", "deepspeed", "srun", "sbatch", "mpirun"]
-
-PLANS: dict[LauncherName, Callable[[LaunchRequest], Launch]] = {
-    "torchrun": plan_torchrun,
-    "deepspeed": plan_deepspeed,
-    "srun": plan_srun,
-    "sbatch": plan_sbatch,
-    "mpirun": plan_mpirun,
+LAUNCHERS: dict[str, Callable[[LaunchRequest], Launch]] = {
+    "torchrun": launch_by_torchrun,
+    "deepspeed": launch_by_deepspeed,
+    "srun": launch_by_srun,
+    "sbatch": launch_by_sbatch,
+    "mpirun": launch_by_mpirun,
 }
 
 
-def make_plan(launcher: LauncherName, request: LaunchRequest) -> Launch:
-    """What `launcher` would start. Raises ConfigError with the remedy for what cannot work."""
-    return PLANS[launcher](request)
+def make_launch(launcher: str, request: LaunchRequest) -> Launch:
+    """The launch of a request by `launcher`. Raises ConfigError with the remedy for a request that cannot work."""
+    return LAUNCHERS[launcher](request)

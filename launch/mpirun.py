@@ -1,14 +1,14 @@
-"""mpirun of Open MPI, MPICH and Intel MPI: on this node, or on those of a hostfile."""
+"""mpirun of Open MPI, MPICH and Intel MPI: ranks on this node, or on the hosts of a hostfile."""
 
-from fmscale.launch.plan import Launch, LaunchRequest, meeting_point, one_node_or_hostfile, summarized
+from fmscale.launch.launch import Launch, LaunchRequest, meeting_point, one_node_or_hostfile
 from fmscale.launch.programs import find_program, mpi_kind
 from fmscale.launch.signals import DEAF_UNTIL_READY
 
 NAMES = {"openmpi": "Open MPI", "mpich": "MPICH", "intel": "Intel MPI"}
 
 
-def plan_mpirun(request: LaunchRequest) -> Launch:
-    """All ranks. They meet over TCP, so that neither mpi4py nor the MPI that it was built for matters."""
+def launch_by_mpirun(request: LaunchRequest) -> Launch:
+    """All ranks. They meet over TCP: neither mpi4py nor its MPI library matters."""
     one_node_or_hostfile(request, "mpirun")
     program = find_program("mpirun")
     kind = mpi_kind(program)
@@ -17,21 +17,21 @@ def plan_mpirun(request: LaunchRequest) -> Launch:
     ranks, each = str(request.ranks), str(request.procs_per_node)
     options = ["-n", ranks]
     if kind == "openmpi":
-        # It would pin a rank and all its loader threads to one core.
+        # The default binds a rank and all its loader threads to one core.
         options += ["--bind-to", "none"]
-        names = [one.name for one in request.hosts] or ["localhost"]
+        names = [host.name for host in request.hosts] or ["localhost"]
         options += ["--host", ",".join(f"{name}:{each}" for name in names)]
         for name, value in environment.items():
             options += ["-x", f"{name}={value}"]
     else:
         options += ["-ppn", each]
         if request.hosts:
-            options += ["-hosts", ",".join(one.name for one in request.hosts)]
+            options += ["-hosts", ",".join(host.name for host in request.hosts)]
         for name, value in environment.items():
             options += ["-genv", name, value]
     return Launch(
         argv=(program, *options, *request.arguments, *DEAF_UNTIL_READY, *request.command),
         environment=environment,
-        summary=summarized(f"mpirun of {NAMES[kind]}", request),
+        summary=request.summary(f"mpirun of {NAMES[kind]}"),
         stop_by="launcher",
     )

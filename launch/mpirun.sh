@@ -19,7 +19,7 @@ PROCS=${PROCS:-$(nvidia-smi --list-gpus 2>/dev/null | wc -l)}
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 # Names the link or device that failed; without it a broken network is only a timeout.
 export NCCL_DEBUG="${NCCL_DEBUG:-WARN}"
-# What a rank said before it was killed is in the log.
+# The log has the last lines of a rank that was killed.
 export PYTHONUNBUFFERED="${PYTHONUNBUFFERED:-1}"
 # The ranks meet over TCP here, so that it does not matter which MPI the installed mpi4py finds.
 if [ -n "$HOSTS" ]; then MASTER_ADDR=${HOSTS%%,*}; else MASTER_ADDR=127.0.0.1; fi
@@ -28,7 +28,7 @@ export MASTER_ADDR MASTER_PORT
 nodes=$(echo "${HOSTS:-localhost}" | tr ',' '\n' | wc -l)
 ranks=$((nodes * PROCS))
 
-# A rank that is still starting would die of SIGUSR1, which mpirun passes on; it hears it when it is ready.
+# A rank that is still starting would die of SIGUSR1, which mpirun passes on: it ignores the signal until it is ready.
 # shellcheck disable=SC2016  # expanded in the rank's shell
 rank='trap "" USR1; exec "$@"'
 

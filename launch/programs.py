@@ -1,4 +1,4 @@
-"""The launchers' own programs: where they are, and which package has them where they are missing."""
+"""Paths of the launchers' programs, and the packages to install for missing programs."""
 
 import shutil
 import subprocess
@@ -20,21 +20,21 @@ PACKAGES = {
 
 
 def find_program(name: str) -> str:
-    """Path of a launcher's program. Raises ConfigError that names the package which has it.
+    """Path of a launcher's program. Raises ConfigError that names its package.
 
-    torchrun and deepspeed must be those of this Python; the cluster's mpirun goes before one from a wheel.
+    torchrun and deepspeed must be those of this Python; the cluster's mpirun goes before that of a wheel.
     """
     places = [beside_python(name), shutil.which(name)]
     if name not in ("torchrun", "deepspeed"):
         places.reverse()
-    found = next((place for place in places if place), None)
-    if found is None:
+    path = next((place for place in places if place), None)
+    if path is None:
         raise ConfigError(f"There is no {name} on the PATH", remedy=f"{PACKAGES[name]}.")
-    return found
+    return path
 
 
 def mpi_kind(mpirun: str) -> Literal["openmpi", "mpich", "intel"]:
-    """Whose mpirun it is, as their options differ. Raises ConfigError for one that is not known."""
+    """Maker of an mpirun, as options differ. Raises ConfigError for an unknown maker."""
     answer = subprocess.run([mpirun, "--version"], capture_output=True, text=True, timeout=60)
     if "Open MPI" in answer.stdout or "Open MPI" in answer.stderr:
         return "openmpi"
@@ -45,5 +45,5 @@ def mpi_kind(mpirun: str) -> Literal["openmpi", "mpich", "intel"]:
     raise ConfigError(
         f"{mpirun} is of an MPI that fmscale does not know",
         found=(answer.stdout or answer.stderr).partition("\n")[0],
-        remedy="Open MPI, MPICH and Intel MPI are known: put one of them first on the PATH.",
+        remedy="Put the mpirun of Open MPI, MPICH or Intel MPI first on the PATH.",
     )

@@ -1,13 +1,13 @@
-"""Where torchrun's agents meet: `torchrun --rdzv-backend fmscale`, and what `fmscale launch` gives it.
+"""The meeting of torchrun's agents by `--rdzv-backend fmscale`, which `fmscale launch` gives to torchrun.
 
-A store that listens on loopback where there is one node, else at the address of --rdzv-endpoint, on the node with
---rdzv-conf rank=0. There is no state in it that anybody unpickles, as there is in torch's own (c10d), which
-`--standalone` takes; torch's static rendezvous has none either, but listens on all interfaces.
+On one node the store listens on loopback; on several it listens at the address of --rdzv-endpoint, on the node with
+--rdzv-conf rank=0. Nobody unpickles what it holds. torch's own rendezvous (c10d, taken by `--standalone`) unpickles
+its state, and torch's static rendezvous listens on all interfaces.
 """
 
 from collections.abc import Callable
 
-from fmscale.launch.ports import DEFAULT_PORT
+from fmscale.launch.launch import DEFAULT_PORT
 from fmscale.launch.torchrun import BACKEND
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousParameters
 from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
@@ -18,14 +18,14 @@ from fmscale.runtime.tcp_store import LOOPBACK, serve_store, warn_of_loopback
 
 
 class Meeting(StaticTCPRendezvous):
-    """torch's static rendezvous, with a store that listens at one address."""
+    """Torch's static rendezvous with a store that listens at one address."""
 
     def get_backend(self) -> str:
-        """The name of the backend."""
+        """Name of the backend."""
         return BACKEND
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """All agents, numbered as they were told; the same again after a restart."""
+        """All agents with the numbers they were given; a restart gets the same."""
         if self.rank == 0 and self._store is None:
             seconds = self.timeout.total_seconds()
             self._store = serve_store(self.master_addr, self.master_port, seconds, clients=self.world_size)
@@ -34,7 +34,7 @@ class Meeting(StaticTCPRendezvous):
 
 
 def meeting(parameters: RendezvousParameters) -> RendezvousHandler:
-    """The rendezvous of one agent. Raises ConfigError for several nodes that are not all told who they are."""
+    """The rendezvous of one agent. Raises ConfigError for several nodes without their number, or a place to meet."""
     nodes, timeout = parameters.max_nodes, int(parameters.get("timeout", 600))
     host, port = parse_rendezvous_endpoint(parameters.endpoint, DEFAULT_PORT if nodes > 1 else 0)
     if nodes == 1:
@@ -42,7 +42,7 @@ def meeting(parameters: RendezvousParameters) -> RendezvousHandler:
     rank = str(parameters.get("rank"))
     if parameters.min_nodes != nodes or not rank.isdecimal() or int(rank) >= nodes or not parameters.endpoint:
         raise ConfigError(
-            f"The rendezvous {BACKEND} needs the number of nodes, the number of this one, and where the first is",
+            f"The rendezvous {BACKEND} needs the number of nodes, this node's number, and the address of the first",
             found={
                 "--nnodes": f"{parameters.min_nodes}:{nodes}",
                 "--rdzv-conf": f"rank={rank}",
@@ -56,5 +56,5 @@ def meeting(parameters: RendezvousParameters) -> RendezvousHandler:
 
 
 def handler() -> Callable[[RendezvousParameters], RendezvousHandler]:
-    """What torchrun looks for under an entry point of its group torchrun.handlers."""
+    """Function behind the entry point of the group torchrun.handlers."""
     return meeting

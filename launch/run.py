@@ -1,4 +1,4 @@
-"""Runs a plan: a wish to stop reaches the ranks, and the exit status is the launcher's."""
+"""Running a launch: a wish to stop reaches the ranks, and the exit status is the launcher's."""
 
 import ctypes
 import os
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fmscale.launch.environment import search_path, without_torchrun_options
-from fmscale.launch.plan import Launch
+from fmscale.launch.launch import Launch
 from fmscale.launch.signals import kill_tree, signal_ranks
 
 from fmscale.errors import ConfigError
@@ -18,7 +18,7 @@ from fmscale.runtime.failure import clear_failure
 
 STOPS = {signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 AGAIN_SECONDS = 2.0
-"""Pause before ranks are asked to stop again: one that is still starting has not heard it."""
+"""Pause before ranks are asked to stop again: a rank that is still starting does not hear the signal."""
 LOOK_SECONDS = 60.0
 PR_SET_PDEATHSIG = 1
 
@@ -27,27 +27,27 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class RankEnd:
-    """How a launcher ended."""
+    """End of a launcher."""
 
     status: int
-    """Its exit status, or 128 + N if signal N ended it."""
+    """Exit status, or 128 + N if signal N ended it."""
     stopped: bool
-    """Whether this process was told to stop before."""
+    """True if this process was told to stop before."""
 
 
-def run_plan(plan: Launch, program: str, folder: Path, tell: Tell) -> RankEnd:
-    """Start the plan and wait for its end.
+def run_launch(launch: Launch, program: str, folder: Path, tell: Tell) -> RankEnd:
+    """Start a launch and wait for its end.
 
-    `program` is what the ranks run; `folder` is the run's, whose error.json of an earlier attempt goes. The first
+    The ranks run `program`. `folder` is the run's: an error.json of an earlier attempt there is deleted. The first
     SIGUSR1, SIGTERM, SIGINT or SIGHUP asks the ranks to save and end, the second tells the launcher to end them,
-    and the third kills all that run here.
+    and the third kills all processes of the launch on this host.
     Raises ConfigError if the launcher cannot be executed.
     """
-    if not plan.detached:
+    if not launch.detached:
         clear_failure(folder)
     awaited = {signal.SIGCHLD, *_heard()}
     with _blocked(awaited) as mask:
-        process = _start(plan, mask)
+        process = _start(launch, mask)
         stops = 0
         while process.poll() is None:
             received = signal.sigtimedwait(awaited, AGAIN_SECONDS if stops == 1 else LOOK_SECONDS)
@@ -55,79 +55,78 @@ def run_plan(plan: Launch, program: str, folder: Path, tell: Tell) -> RankEnd:
                 stops += 1
                 if stops == 1:
                     _heard_of_parent(received.si_signo)
-                tell(_words(plan, signal.Signals(received.si_signo).name, stops))
+                tell(_words(launch, signal.Signals(received.si_signo).name, stops))
                 if stops == 2:
                     process.terminate()
                 elif stops > 2:
                     kill_tree(process.pid)
             if stops == 1 and process.poll() is None:
-                _ask(plan, process, program, first=received is not None)
+                _ask(launch, process, program, first=received is not None)
     status = process.returncode
     return RankEnd(status=status if status >= 0 else 128 - status, stopped=stops > 0)
 
 
 def _heard_of_parent(number: int) -> None:
-    """Let the death of whoever started this process count once: a killed process with several threads hands its child
-    from one dying thread to the next, and asked for a signal at its parent's death the child gets one each time.
+    """Count the death of the parent once: a killed process with several threads hands its child from one dying
+    thread to the next, and the child gets its signal of a parent's death each time.
     """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, 0)
     signal.sigtimedwait({number}, 0)
 
 
-def _ask(plan: Launch, process: subprocess.Popen[bytes], program: str, first: bool) -> None:
-    """Ask the ranks to save and end, as often as it takes; a launcher is told to end only once."""
-    if plan.stop_by == "ranks":
+def _ask(launch: Launch, process: subprocess.Popen[bytes], program: str, first: bool) -> None:
+    """Ask the ranks to save and end; a launcher is told to end only the first time."""
+    if launch.stop_by == "ranks":
         signal_ranks(process.pid, program)
-    elif plan.stop_by == "launcher":
+    elif launch.stop_by == "launcher":
         process.send_signal(signal.SIGUSR1)
     elif first:
         process.terminate()
 
 
-def _words(plan: Launch, name: str, stops: int) -> str:
+def _words(launch: Launch, name: str, stops: int) -> str:
     if stops > 1:
         return f"{name} again: " + ("the launcher ends the ranks" if stops == 2 else "all are killed")
-    if plan.detached:
+    if launch.detached:
         return f"{name}: no longer waiting; the job stays in the queue"
     return f"{name}: the ranks save and end; once more ends them without"
 
 
-def _start(plan: Launch, mask: set[signal.Signals]) -> subprocess.Popen[bytes]:
+def _start(launch: Launch, mask: set[signal.Signals]) -> subprocess.Popen[bytes]:
     library = ctypes.CDLL(None)
 
     def prepare() -> None:
-        # ranks begin deaf to SIGUSR1, as the launchers that leave it alone; a rank hears it when it is ready
+        # Ranks begin with SIGUSR1 ignored, as launchers inherit it; a ready rank has its handler.
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        # if this process is killed, the launcher ends its ranks in good order
+        # If this process is killed, the launcher ends its ranks in good order.
         library.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
     try:
         return subprocess.Popen(
-            plan.argv,
-            env={**without_torchrun_options(os.environ), "PATH": search_path(), **plan.environment},
+            launch.argv,
+            env={**without_torchrun_options(os.environ), "PATH": search_path(), **launch.environment},
             stdin=subprocess.DEVNULL,
-            # a Ctrl-C at the terminal comes to this process alone, which asks for a stop first
+            # Ctrl-C at the terminal reaches this process alone, which asks for a stop first.
             start_new_session=True,
             preexec_fn=prepare,
         )
     except OSError as error:
-        raise ConfigError(
-            f"{plan.argv[0]} cannot be started", found=error.strerror, remedy="Install it again."
-        ) from error
+        cause = f"{launch.argv[0]} cannot be started"
+        raise ConfigError(cause, found=error.strerror, remedy="Install it again.") from error
 
 
 def _heard() -> set[signal.Signals]:
-    """The signals that ask for an end, without those that whoever started this had it ignore, as nohup does."""
-    deaf = {one for one in (signal.SIGHUP, signal.SIGINT) if signal.getsignal(one) is signal.SIG_IGN}
+    """The signals that ask for an end, without those ignored since the start of this process, as by nohup."""
+    deaf = {number for number in (signal.SIGHUP, signal.SIGINT) if signal.getsignal(number) is signal.SIG_IGN}
     return STOPS - deaf
 
 
 @contextmanager
 def _blocked(signals: set[signal.Signals]) -> Iterator[set[signal.Signals]]:
-    """The signals are waited for, not handled, while the block runs; the mask that was before."""
+    """Block the signals, which the caller waits for; yields the mask from before."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
-        yield {signal.Signals(one) for one in before}
+        yield {signal.Signals(number) for number in before}
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,67 +1,61 @@
-"""Slurm: srun starts a step, in an allocation or in one of its own; sbatch queues a script that does."""
+"""Slurm: srun starts a step, in its shell's allocation or a new one; sbatch queues a script that calls srun."""
 
 from importlib import resources
 from pathlib import Path
 
 from fmscale.launch.environment import search_path
-from fmscale.launch.plan import Launch, LaunchRequest, summarized
+from fmscale.launch.launch import Launch, LaunchRequest
 from fmscale.launch.programs import find_program
 from fmscale.launch.signals import DEAF_UNTIL_READY
 
 from fmscale.errors import ConfigError
 
 
-def plan_srun(request: LaunchRequest) -> Launch:
-    """One task a rank. Where they meet is told by the step's own variables, unless it is given."""
+def launch_by_srun(request: LaunchRequest) -> Launch:
+    """One task a rank. The ranks find their meeting point by the step's variables, unless it is given."""
     _no_hostfile(request, "srun")
-    options = [*_shape(request)]
-    # When one rank fails, the others would wait for it until their collective times out.
-    options += ["--kill-on-bad-exit=1", *request.arguments]
+    # Without --kill-on-bad-exit the others wait for a rank that failed until their collective times out.
+    options = [*_shape(request), "--kill-on-bad-exit=1", *request.arguments]
     environment = dict(request.environment)
-    if request.master_addr is not None or request.master_port is not None:
-        if request.master_addr is None or request.master_port is None:
-            raise ConfigError(
-                "srun needs both --master-addr and --master-port, or neither",
-                found={"--master-addr": request.master_addr, "--master-port": request.master_port},
-                remedy="Without them the ranks meet on the first node, on a port made of the job's number.",
-            )
+    if request.master_addr is not None and request.master_port is not None:
         environment |= {"MASTER_ADDR": request.master_addr, "MASTER_PORT": str(request.master_port)}
+    elif request.master_addr is not None or request.master_port is not None:
+        raise ConfigError(
+            "srun needs both --master-addr and --master-port, or neither",
+            found={"--master-addr": request.master_addr, "--master-port": request.master_port},
+            remedy="Without them the ranks meet on the first node, on a port made of the job's number.",
+        )
     return Launch(
         argv=(find_program("srun"), *options, *DEAF_UNTIL_READY, *request.command),
         environment=environment,
-        summary=summarized("srun", request),
+        summary=request.summary("srun"),
         stop_by="launcher",
     )
 
 
-def plan_sbatch(request: LaunchRequest) -> Launch:
-    """The batch script with the config as its argument: the shipped one, or the user's own."""
+def launch_by_sbatch(request: LaunchRequest) -> Launch:
+    """The batch script, of fmscale or of the user, with the config as its argument."""
     _no_hostfile(request, "sbatch")
     script = request.script or Path(str(resources.files("fmscale.launch").joinpath("slurm/train.sbatch")))
     if not script.is_file():
         raise ConfigError(
-            "There is no such batch script",
-            found=str(script),
-            remedy="Copy launch/slurm/train.sbatch and edit it.",
+            "There is no such batch script", found=str(script), remedy="Copy launch/slurm/train.sbatch and edit it."
         )
     # The script calls fmscale by name.
     environment = {**request.environment, "PATH": search_path()}
-    arguments = request.command[2:]
+    options = (*_shape(request), *request.arguments)
     return Launch(
-        argv=(find_program("sbatch"), *_shape(request), *request.arguments, str(script), *arguments),
+        argv=(find_program("sbatch"), *options, str(script), *request.command[2:]),
         environment=environment,
-        summary=summarized("sbatch", request) + f", by {script.name}",
+        summary=f"{request.summary('sbatch')}, by {script.name}",
         stop_by="terminate",
         detached=True,
     )
 
 
 def _shape(request: LaunchRequest) -> list[str]:
-    return [
-        f"--nodes={request.nodes}",
-        f"--ntasks={request.ranks}",
-        f"--ntasks-per-node={request.procs_per_node}",
-    ]
+    nodes, each = request.nodes, request.procs_per_node
+    return [f"--nodes={nodes}", f"--ntasks={request.ranks}", f"--ntasks-per-node={each}"]
 
 
 def _no_hostfile(request: LaunchRequest, launcher: str) -> None:

@@ -1,22 +1,21 @@
-"""torchrun: an agent a node, which starts the ranks there. Each node is started by itself."""
+"""torchrun: one agent a node starts the ranks there. Each node is started by itself."""
 
 from importlib import metadata
 
-from fmscale.launch.plan import LOOPBACK, Launch, LaunchRequest, meeting_point, summarized
-from fmscale.launch.ports import DEFAULT_PORT
+from fmscale.launch.launch import DEFAULT_PORT, LOOPBACK, Launch, LaunchRequest, meeting_point
 from fmscale.launch.programs import find_program
 
 from fmscale.errors import ConfigError
 
 BACKEND = "fmscale"
-"""Our rendezvous (`rendezvous.py`) under the name that pyproject.toml registers. torch's own that finds a port by
-itself keeps pickles in a store that listens on all interfaces."""
+"""Name of the rendezvous (`rendezvous.py`) in pyproject.toml. Torch's own rendezvous keeps pickles in a store that
+listens on all interfaces."""
 
 SAVE_SECONDS = 300
-"""Time that ranks get to save when the agent is told to end; its own default is 30 s, then it kills."""
+"""Time for ranks to save when the agent is told to end; by default it kills them after 30 s."""
 
 
-def plan_torchrun(request: LaunchRequest) -> Launch:
+def launch_by_torchrun(request: LaunchRequest) -> Launch:
     """The agent of this node. Raises ConfigError for several nodes without --node-rank and --master-addr."""
     if request.hosts:
         raise ConfigError(
@@ -26,16 +25,16 @@ def plan_torchrun(request: LaunchRequest) -> Launch:
         )
     _check_registered()
     _refuse_meeting(request.arguments)
-    summary = summarized("torchrun", request)
+    summary = request.summary("torchrun")
     meeting = ["--rdzv-backend", BACKEND]
     if request.nodes == 1:
-        # 0: any free port, which the ranks are told
+        # 0 means any free port; the agent tells its ranks.
         port = meeting_point(request)[1] if request.master_port else 0
         meeting += ["--nnodes", "1", "--rdzv-endpoint", f"{LOOPBACK}:{port}"]
     else:
         if request.node_rank is None or request.master_addr is None:
             raise ConfigError(
-                f"torchrun on {request.nodes} nodes is started on each of them, told which one it is",
+                f"torchrun on {request.nodes} nodes is started on each of them, told its number",
                 found={"--node-rank": request.node_rank, "--master-addr": request.master_addr},
                 remedy="Give both: 0 on the first node, and that node's address on all.",
             )
@@ -45,7 +44,7 @@ def plan_torchrun(request: LaunchRequest) -> Launch:
                 remedy=f"Give --node-rank 0 to {request.nodes - 1}.",
             )
         summary += f"; this is node {request.node_rank}"
-        # The others only dial the port, which may well be taken on their own node.
+        # Other nodes only dial the port, and may use it themselves.
         leads = not request.node_rank
         host, port = meeting_point(request) if leads else (request.master_addr, request.master_port or DEFAULT_PORT)
         meeting += ["--nnodes", str(request.nodes), "--rdzv-conf", f"rank={request.node_rank}"]
@@ -61,20 +60,20 @@ def plan_torchrun(request: LaunchRequest) -> Launch:
 
 
 def _refuse_meeting(arguments: tuple[str, ...]) -> None:
-    """Raise ConfigError for an option that has the agents meet elsewhere: in torch's own store, with its pickles."""
-    for one in arguments:
-        if one.startswith(("--standalone", "--rdzv", "--master-addr", "--master_addr")):
+    """Raise ConfigError for an option by which agents meet in torch's own store, with its pickles."""
+    for argument in arguments:
+        if argument.startswith(("--standalone", "--rdzv", "--master-addr", "--master_addr")):
             raise ConfigError(
                 "torchrun's agents meet by the rendezvous of fmscale",
-                found=one,
+                found=argument,
                 remedy="Leave this argument out; --master-addr and --master-port of `fmscale launch` say where.",
             )
 
 
 def _check_registered() -> None:
-    # Every copy of the metadata that is found: a checkout that is the working folder may have an older one.
+    # All copies of the metadata are read: a checkout in the working folder may have an older copy.
     installs = metadata.distributions(name="fmscale")
-    if not any(one.entry_points.select(group="torchrun.handlers", name=BACKEND) for one in installs):
+    if not any(install.entry_points.select(group="torchrun.handlers", name=BACKEND) for install in installs):
         raise ConfigError(
             "torchrun does not know the rendezvous of fmscale: this install is older than its code",
             remedy="Install it again: pip install -e . in its folder.",

@@ -26,12 +26,12 @@ fi
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 # Names the link or device that failed; without it a broken network is only a timeout.
 export NCCL_DEBUG="${NCCL_DEBUG:-WARN}"
-# What a rank said before it was killed is in the log.
+# The log has the last lines of a rank that was killed.
 export PYTHONUNBUFFERED="${PYTHONUNBUFFERED:-1}"
 # Where a node has several networks, name the fast one:
 # export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0
 
-# The agent would die of SIGUSR1, and so would a rank that is still starting; ranks hear it when they are ready.
+# The agent would die of SIGUSR1, and so would a rank that is still starting: both begin with the signal ignored.
 trap '' USR1
 # torchrun takes PET_* for options, and would meet elsewhere.
 for name in $(env | sed -n 's/^\(PET_[A-Za-z0-9_]*\)=.*/\1/p'); do unset "$name"; done

@@ -15,7 +15,7 @@ from fmscale.errors import ConfigError, FormatError
 
 if TYPE_CHECKING:
     from fmscale.config import LaunchConfig
-    from fmscale.launch.plan import LaunchRequest
+    from fmscale.launch.launch import LaunchRequest
     from fmscale.launch.run import RankEnd
 
 
@@ -80,8 +80,8 @@ def launch(
     first of them is shown last.
     """
     from fmscale.config import derive_batch, load_config
-    from fmscale.launch.launchers import make_plan
-    from fmscale.launch.run import run_plan
+    from fmscale.launch.launchers import make_launch
+    from fmscale.launch.run import run_launch
 
     loaded = load_config(config, overrides or ())
     options = {"nodes": nodes, "procs_per_node": procs_per_node, "hostfile": hostfile, "master_port": master_port}
@@ -95,13 +95,13 @@ def launch(
     request = replace(request, node_rank=node_rank, master_addr=master_addr, script=script)
     # Refused here, not by every rank after a wait in the queue.
     derive_batch(loaded.batch, request.ranks, place=loaded.place("batch"))
-    plan = make_plan(settings.launcher, request)
+    start = make_launch(settings.launcher, request)
     if dry_run:
-        typer.echo(plan.as_shell())
+        typer.echo(start.as_shell())
         return
     folder = Path(loaded.train.folder) / loaded.train.run
-    _tell(plan.summary)
-    ended = run_plan(plan, program, folder, tell=_tell)
+    _tell(start.summary)
+    ended = run_launch(start, program, folder, tell=_tell)
     if ended.status:
         show_failure(folder, ended)
     raise typer.Exit(ended.status)
@@ -134,7 +134,7 @@ def _request(settings: "LaunchConfig", command: tuple[str, ...]) -> "LaunchReque
     """Nodes and ranks as numbers. Raises ConfigError for a hostfile that cannot be used."""
     from fmscale.launch.environment import rank_environment
     from fmscale.launch.hostfile import choose_hosts, read_hostfile
-    from fmscale.launch.plan import LaunchRequest
+    from fmscale.launch.launch import LaunchRequest
 
     nodes, procs = settings.nodes, settings.procs_per_node
     request = LaunchRequest(

@@ -13,7 +13,7 @@ T = 129
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """What was stored."""
+    """Name and documents of a stored dataset."""
 
     name: str
     commits: list[list[Document]]

@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,9 @@ def run(options: dict[str, Any]) -> None:
 def sweep(options: dict[str, Any], folder: str, step: str) -> None:
     """For n = 0, STEP, ...: a fresh store, a job that is killed around its n-th write, and the job again.
 
-    Even n die before the write n // 2, odd ones just behind it. Prints a line for each n: whether the job was
-    killed, the dataset's commits then, and the store's folder after the second run. Ends with the first job
-    that came to its end. Children are forked: this process starts no thread.
+    With even n it dies before the write n // 2, with odd n behind it. Prints a line for each n: if the job was killed,
+    the dataset's commits then, and the store's folder after the second run. Ends with the first job that was not
+    killed. Children are forked: this process starts no thread.
     """
     ready = Path(folder) / "ready"
     child(lambda: require_writable(open_store(str(ready))))
@@ -53,14 +54,14 @@ def sweep(options: dict[str, Any], folder: str, step: str) -> None:
         killed = child(doomed)
         log = store / "datasets" / options["dataset"] / "log"
         entries = len(list(log.glob("0*.json"))) if log.is_dir() else 0
-        assert not child(lambda job=job: ingest(**job))  # type: ignore[misc]
+        assert not child(partial(ingest, **job))
         print(json.dumps({"n": n, "killed": killed, "commits": entries, "store": str(store)}), flush=True)
         if not killed:
             return
 
 
 def child(work: Callable[[], object]) -> bool:
-    """Do the work in a forked process; whether it was killed. Any other failure of it is one here."""
+    """Do the work in a forked process. True if it was killed; any other failure of it is an error here."""
     pid = os.fork()
     if pid == 0:
         status = 1
@@ -98,4 +99,7 @@ def die_at(number: int, *, behind: bool) -> None:
 
 if __name__ == "__main__":
     mode, text, *rest = sys.argv[1:]
-    {"run": run, "sweep": sweep}[mode](json.loads(text), *rest)
+    if mode == "run":
+        run(json.loads(text))
+    else:
+        sweep(json.loads(text), *rest)

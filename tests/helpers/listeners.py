@@ -1,4 +1,4 @@
-"""Who listens: the sockets of a process and all below it, as the kernel lists them."""
+"""Listening sockets of a process and all below it, as the kernel lists them."""
 
 import ipaddress
 import os
@@ -17,7 +17,7 @@ Place = tuple[str, int]
 
 
 def listeners(top: int) -> dict[Place, set[str]]:
-    """Where the process `top` and those below it listen for TCP, and the commands of those that have the socket."""
+    """Places where the process `top` and those below it listen for TCP, with the commands of the sockets' processes."""
     found: dict[Place, set[str]] = {}
     places = _listening()
     try:
@@ -33,7 +33,7 @@ def listeners(top: int) -> dict[Place, set[str]]:
 
 
 def off_loopback(found: Mapping[Place, set[str]]) -> dict[Place, set[str]]:
-    """Those that more than this machine reaches, but for what an mpirun listens on itself."""
+    """Places that other machines reach, but for those of an mpirun."""
     return {
         place: commands
         for place, commands in found.items()
@@ -43,13 +43,11 @@ def off_loopback(found: Mapping[Place, set[str]]) -> dict[Place, set[str]]:
 
 
 def other_interface() -> str:
-    """An interface that the network reaches, which a run on one node must not listen on even if it is named; loopback
-    where there is no other.
-    """
+    """An interface that the network reaches, or loopback. A run on one node must not listen on it, even if told to."""
     for name, addresses in psutil.net_if_addrs().items():
         for one in addresses:
             if one.family == socket.AF_INET and not ipaddress.ip_address(one.address).is_loopback:
-                return name
+                return str(name)
     return socket.if_indextoname(1)
 
 
@@ -83,6 +81,7 @@ def _sockets(pid: int) -> list[str]:
 
 def _command(process: psutil.Process) -> str:
     try:
-        return " ".join(process.cmdline()[:3])
+        words: list[str] = process.cmdline()[:3]
+        return " ".join(words)
     except psutil.Error:
         return str(process.pid)

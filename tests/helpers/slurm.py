@@ -1,7 +1,7 @@
 """A real Slurm of several nodes on this host: munged, slurmctld, and one slurmd for each node.
 
-All of it lives in a PID namespace whose first process dies with the one that started it, and takes the
-daemons, the jobs and whatever these left behind along. Node names resolve inside it only.
+All of it lives in a PID namespace. Its first process dies with its parent, and takes the daemons, the jobs and their
+children along. Node names resolve inside it only.
 """
 
 import contextlib
@@ -68,7 +68,7 @@ NAMESPACE = ("unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-ch
 
 
 def missing() -> str:
-    """Why Slurm cannot be started here, or an empty text."""
+    """Reason why Slurm cannot start here, or an empty text."""
     lacking = [name for name in BINARIES if shutil.which(name) is None]
     if lacking:
         return f"needs {', '.join(lacking)}: apt-get install slurm-wlm munge"
@@ -125,12 +125,12 @@ class Slurm:
         return subprocess.check_output(command, env={**os.environ, **self.environment}, text=True, timeout=timeout)
 
     def job(self, number: int) -> dict[str, str]:
-        """What Slurm knows of a job: JobState, Restarts, StdOut and more."""
+        """Slurm's fields of a job: JobState, Restarts, StdOut and more."""
         fields = self.run("scontrol", "--oneliner", "show", "job", str(number)).split()
         return dict(field.split("=", 1) for field in fields if "=" in field)
 
     def cancel_all(self) -> None:
-        """End what is queued or runs, so that the next test finds the nodes free."""
+        """End all jobs, so that the next test finds the nodes free."""
         self.run("scancel", "--user=root")
         self._wait_until_idle()
 

@@ -1,7 +1,7 @@
 """Hosts that ssh reaches without a password: one real sshd on this machine, under several loopback addresses.
 
-Linux answers on all of 127/8, so 127.0.0.2 and 127.0.0.3 are two nodes to whoever logs in. Keys, configuration and
-known hosts are the test's own: on `path` there is an `ssh` in front that reads them.
+Linux answers on all of 127/8, so that 127.0.0.2 and 127.0.0.3 are two nodes for a user who logs in. Keys, configuration
+and known hosts belong to the test: the first `ssh` on `path` reads them.
 """
 
 import os
@@ -43,12 +43,12 @@ Host *
 
 
 def sshd_binary() -> str | None:
-    """sshd insists on being started by its full path; it is often not on a user's PATH."""
+    """Full path of sshd, which it must be started by; it is often not on a user's PATH."""
     return shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
 
 
 def missing() -> str:
-    """Why hosts cannot be started here, or an empty text."""
+    """Reason why hosts cannot start here, or an empty text."""
     lacking = [name for name in BINARIES[1:] if shutil.which(name) is None]
     lacking += [] if sshd_binary() else ["sshd"]
     return f"needs {', '.join(lacking)}: apt-get install openssh-server pdsh" if lacking else ""
@@ -61,7 +61,7 @@ class SshHosts:
         self.names = [f"127.0.0.{number + 2}" for number in range(count)]
 
     def path(self, path: str) -> str:
-        """A PATH on which `ssh` is one that knows these hosts."""
+        """A PATH whose `ssh` knows these hosts."""
         return f"{self.folder}/bin{os.pathsep}{path}"
 
     def __enter__(self) -> "SshHosts":

@@ -1,4 +1,4 @@
-"""A plan that is run in a process of its own, as `fmscale launch` runs it; a Slurm and ssh hosts for the session."""
+"""A Slurm and ssh hosts, for the session."""
 
 from collections.abc import Iterator
 

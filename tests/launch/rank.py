@@ -2,8 +2,8 @@
 
     rank.py FOLDER [meet] [fail=RANK] [wait] [deaf]
 
-Each rank writes FOLDER/rank-N.json with what it saw; `wait` ends with SIGUSR1 or SIGTERM, `ready-N` says that it
-has begun.
+Each rank writes what it saw to FOLDER/rank-N.json. `wait` ends with SIGUSR1 or SIGTERM; `ready-N` says that it has
+begun.
 """
 
 import json

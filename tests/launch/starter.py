@@ -1,4 +1,4 @@
-"""Runs `tests/launch/rank.py` by a launcher, as `fmscale launch` runs `fmscale train`: plan, run, show, end.
+"""Runs `tests/launch/rank.py` by a launcher, as `fmscale launch` runs `fmscale train`.
 
 starter.py LAUNCHER PROCS FOLDER [TASK ...]
 """
@@ -9,9 +9,9 @@ from pathlib import Path
 
 from fmscale.launch.environment import rank_environment
 from fmscale.launch.hostfile import choose_hosts, read_hostfile
-from fmscale.launch.launchers import make_plan
-from fmscale.launch.plan import LaunchRequest
-from fmscale.launch.run import run_plan
+from fmscale.launch.launch import LaunchRequest
+from fmscale.launch.launchers import make_launch
+from fmscale.launch.run import run_launch
 
 from fmscale.cli.launch import show_failure
 
@@ -30,7 +30,7 @@ def main(launcher: str, procs: int, folder: Path, port: int, tasks: list[str]) -
         path = Path(tasks[0].partition("=")[2])
         hosts, procs = choose_hosts(read_hostfile(path), None, procs, path)
         request = replace(request, hosts=hosts, hostfile=path, nodes=len(hosts), procs_per_node=procs)
-    ended = run_plan(make_plan(launcher, request), RANK, folder, tell=lambda words: print(words, flush=True))
+    ended = run_launch(make_launch(launcher, request), RANK, folder, tell=lambda words: print(words, flush=True))
     if ended.status:
         show_failure(folder, ended)
     return ended.status

@@ -1,4 +1,4 @@
-"""Hostfiles: what is read, and what is refused with its line."""
+"""Hostfiles: lines that are read, and lines that are refused with their number."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def written(tmp_path: Path, text: str) -> Path:
     return path
 
 
-def test_hosts_are_read_in_their_order(tmp_path: Path):
+def test_hosts_are_read_in_their_order(tmp_path: Path) -> None:
     path = written(tmp_path, "# the rack\n\nnode-2 slots=8   # first\n10.0.0.7\tslots=4\n")
     assert read_hostfile(path) == (Host(name="node-2", slots=8), Host(name="10.0.0.7", slots=4))
 
@@ -33,7 +33,7 @@ def test_hosts_are_read_in_their_order(tmp_path: Path):
         ("# nothing\n\n", "lists no host", None),
     ],
 )
-def test_what_is_no_hostfile_is_refused_with_its_line(tmp_path: Path, text: str, cause: str, found: str):
+def test_what_is_no_hostfile_is_refused_with_its_line(tmp_path: Path, text: str, cause: str, found: str) -> None:
     path = written(tmp_path, text)
     with pytest.raises(ConfigError) as error:
         read_hostfile(path)
@@ -43,7 +43,7 @@ def test_what_is_no_hostfile_is_refused_with_its_line(tmp_path: Path, text: str,
     assert error.value.remedy
 
 
-def test_a_hostfile_that_is_not_there_is_an_error(tmp_path: Path):
+def test_a_hostfile_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         read_hostfile(tmp_path / "hosts")
     with pytest.raises(ConfigError, match="Is a directory"):
@@ -54,7 +54,7 @@ THREE = (Host(name="a", slots=4), Host(name="b", slots=4), Host(name="c", slots=
 PLACE = Path("hosts")
 
 
-def test_the_first_hosts_are_chosen_and_their_slots_are_the_ranks():
+def test_the_first_hosts_are_chosen_and_their_slots_are_the_ranks() -> None:
     assert choose_hosts(THREE, 2, None, PLACE) == (THREE[:2], 4)
     assert choose_hosts(THREE, None, 2, PLACE) == (THREE, 2)
     assert choose_hosts(THREE, 1, 3, PLACE) == (THREE[:1], 3)
@@ -68,6 +68,6 @@ def test_the_first_hosts_are_chosen_and_their_slots_are_the_ranks():
         (3, 4, "gives c 2 slots for 4 ranks"),
     ],
 )
-def test_more_nodes_or_ranks_than_the_hostfile_has_are_refused(nodes: int, procs: int, cause: str):
+def test_more_nodes_or_ranks_than_the_hostfile_has_are_refused(nodes: int, procs: int, cause: str) -> None:
     with pytest.raises(ConfigError, match=cause):
         choose_hosts(THREE, nodes, procs, PLACE)

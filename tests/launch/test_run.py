@@ -1,4 +1,4 @@
-"""Real launchers start ranks that meet; a wish to stop reaches them; the first failure is what is shown last."""
+"""Real launchers start ranks that meet; a wish to stop reaches them; the first failure is shown last."""
 
 import base64
 import contextlib
@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from torch import distributed
+from torch._C._distributed_c10d import TCPStore
 
 from tests.helpers.listeners import Place, listeners, off_loopback, other_interface
 from tests.helpers.s3_server import free_ports
@@ -57,12 +57,12 @@ def wait_for(*paths: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def mpich_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The MPICH of the wheel, whatever the machine has."""
+    """The MPICH of the wheel, before any mpirun of the machine."""
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 
 
 def pickled(value: bytes) -> bool:
-    """Whether it is a pickle, or one in base64 as torch's own rendezvous keeps it."""
+    """True for a pickle, plain or in base64 as in torch's own rendezvous."""
     forms = [value]
     with contextlib.suppress(ValueError):
         forms.append(base64.b64decode(value, validate=True))
@@ -70,16 +70,16 @@ def pickled(value: bytes) -> bool:
 
 
 def assert_no_pickle(found: dict[Place, set[str]], made: Path) -> None:
-    """The store of torchrun's agent has none; one that would make a file is put where torch's rendezvous reads."""
+    """The store of torchrun's agent has no pickle. A pickle that makes a file is put where torch's rendezvous reads."""
     agent = next(place for place, who in found.items() if any("bin/torchrun" in one for one in who))
-    store = distributed.TCPStore(*agent, is_master=False)
+    store = TCPStore(*agent, is_master=False)
     keys = store.list_keys()
     assert [key for key in keys if pickled(store.get(key))] == []
     assert any("fmscale/0" in key for key in keys)
     # protocol 0: a call of os.system
     evil = base64.b64encode(f"cos\nsystem\n(S'touch {made}'\ntR.".encode())
     for key in {"/torch.rendezvous.none", *(key for key in keys if "rendezvous" in key)}:
-        store.set(key, evil)
+        store.set(key, evil.decode())
 
 
 @pytest.mark.parametrize(
@@ -90,12 +90,9 @@ def assert_no_pickle(found: dict[Place, set[str]], made: Path) -> None:
         pytest.param("deepspeed", marks=pytest.mark.slow),
     ],
 )
-def test_ranks_meet_with_what_they_were_given_and_stop_when_told(launcher: str, tmp_path: Path):
+def test_ranks_meet_with_what_they_were_given_and_stop_when_told(launcher: str, tmp_path: Path) -> None:
     named = dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), other_interface())
-    named |= {
-        "PET_STANDALONE": "1",
-        "PET_NNODES": "2",
-    }  # torchrun's options, as they stand in some clusters' shells
+    named |= {"PET_STANDALONE": "1", "PET_NNODES": "2"}  # torchrun's options, as in the shells of some clusters
     process = start(*command(launcher, tmp_path, "meet", "wait", "two words", "$HOME;'\""), **named)
     wait_for(tmp_path / "ready-0", tmp_path / "ready-1")
     found = listeners(process.pid)
@@ -120,12 +117,16 @@ def test_ranks_meet_with_what_they_were_given_and_stop_when_told(launcher: str, 
         }
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
 @pytest.mark.parametrize(
-    "launcher",
-    [pytest.param("torchrun", marks=pytest.mark.slow), pytest.param("mpirun", marks=pytest.mark.mpi)],
+    ("launcher", "name"),
+    [
+        pytest.param("torchrun", "SIGTERM", marks=pytest.mark.slow),
+        pytest.param("mpirun", "SIGINT", marks=pytest.mark.mpi),
+        pytest.param("mpirun", "SIGHUP", marks=pytest.mark.mpi),
+    ],
 )
-def test_the_first_signal_of_any_kind_asks_the_ranks_to_save_and_end(launcher: str, name: str, tmp_path: Path):
+def test_the_first_signal_of_any_kind_asks_the_ranks_to_save_and_end(launcher: str, name: str, tmp_path: Path) -> None:
+    """SIGTERM to an mpirun is sent by the tests of nohup and of deaf ranks."""
     process = start(*command(launcher, tmp_path, "wait"))
     wait_for(tmp_path / "ready-0", tmp_path / "ready-1")
     process.send_signal(getattr(signal, name))
@@ -136,7 +137,7 @@ def test_the_first_signal_of_any_kind_asks_the_ranks_to_save_and_end(launcher: s
 
 @pytest.mark.slow
 @pytest.mark.mpi
-def test_open_mpi_passes_the_stop_on(tmp_path: Path):
+def test_open_mpi_passes_the_stop_on(tmp_path: Path) -> None:
     program = shutil.which("mpirun.openmpi")
     if program is None:
         pytest.skip("needs Open MPI: apt-get install openmpi-bin")
@@ -148,13 +149,13 @@ def test_open_mpi_passes_the_stop_on(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_srun_passes_the_stop_on(tmp_path: Path, cluster: Slurm):
+def test_srun_passes_the_stop_on(tmp_path: Path, cluster: Slurm) -> None:
     process = start(*command("srun", tmp_path, "meet", "wait"), **cluster.environment)
     assert_stops(process, tmp_path, "SIGUSR1")
 
 
 @pytest.mark.slow
-def test_the_stop_reaches_ranks_on_hosts_behind_ssh(tmp_path: Path, hosts: SshHosts):
+def test_the_stop_reaches_ranks_on_hosts_behind_ssh(tmp_path: Path, hosts: SshHosts) -> None:
     hostfile = tmp_path / "hosts"
     hostfile.write_text("".join(f"{name} slots=1\n" for name in hosts.names))
     odd = ["two words", "$HOME;'\"", "50%n of `id` $HOME", "{x: [1]}", "", "\\n", "last"]
@@ -181,7 +182,7 @@ def assert_stops(process: "subprocess.Popen[str]", folder: Path, reason: str) ->
 
 
 @pytest.mark.slow
-def test_a_stop_that_comes_before_the_ranks_listen_is_repeated(tmp_path: Path):
+def test_a_stop_that_comes_before_the_ranks_listen_is_repeated(tmp_path: Path) -> None:
     process = start(*command("torchrun", tmp_path, "wait"))
     launcher = psutil.Process(process.pid)
     deadline = time.monotonic() + SECONDS
@@ -194,7 +195,7 @@ def test_a_stop_that_comes_before_the_ranks_listen_is_repeated(tmp_path: Path):
 
 
 @pytest.mark.mpi
-def test_nohup_keeps_its_word(tmp_path: Path):
+def test_nohup_keeps_its_word(tmp_path: Path) -> None:
     process = start("nohup", *command("mpirun", tmp_path, "wait"))
     wait_for(tmp_path / "ready-0", tmp_path / "ready-1")
     process.send_signal(signal.SIGHUP)
@@ -206,7 +207,7 @@ def test_nohup_keeps_its_word(tmp_path: Path):
 
 
 @pytest.mark.mpi
-def test_ranks_that_do_not_want_to_stop_are_killed_in_the_end(tmp_path: Path):
+def test_ranks_that_do_not_want_to_stop_are_killed_in_the_end(tmp_path: Path) -> None:
     process = start(*command("mpirun", tmp_path, "deaf"))
     assert process.stdout is not None
     wait_for(tmp_path / "ready-0", tmp_path / "ready-1")
@@ -224,7 +225,7 @@ def test_ranks_that_do_not_want_to_stop_are_killed_in_the_end(tmp_path: Path):
     "launcher",
     [pytest.param("torchrun", marks=pytest.mark.slow), pytest.param("mpirun", marks=pytest.mark.mpi)],
 )
-def test_the_first_failure_is_shown_last_and_the_status_is_not_0(launcher: str, tmp_path: Path):
+def test_the_first_failure_is_shown_last_and_the_status_is_not_0(launcher: str, tmp_path: Path) -> None:
     (tmp_path / "error.json").write_text("of an attempt before")
     status, out = finish(start(*command(launcher, tmp_path, "fail=1")))
     assert status == 1, out
@@ -236,7 +237,7 @@ def test_the_first_failure_is_shown_last_and_the_status_is_not_0(launcher: str, 
 
 
 @pytest.mark.slow
-def test_a_launcher_that_dies_takes_its_ranks_along_and_says_that_none_reported(tmp_path: Path):
+def test_a_launcher_that_dies_takes_its_ranks_along_and_says_that_none_reported(tmp_path: Path) -> None:
     process = start(*command("torchrun", tmp_path, "wait"))
     wait_for(tmp_path / "ready-0", tmp_path / "ready-1")
     agent = next(one for one in psutil.Process(process.pid).children() if "torchrun" in one.cmdline()[1])
@@ -249,7 +250,7 @@ def test_a_launcher_that_dies_takes_its_ranks_along_and_says_that_none_reported(
 
 
 @pytest.mark.slow
-def test_ranks_do_not_outlive_a_killed_launch(tmp_path: Path):
+def test_ranks_do_not_outlive_a_killed_launch(tmp_path: Path) -> None:
     process = start(*command("torchrun", tmp_path, "wait"))
     wait_for(tmp_path / "ready-0", tmp_path / "ready-1")
     ranks = [one for one in psutil.Process(process.pid).children(recursive=True) if "wait" in one.cmdline()]

@@ -15,12 +15,12 @@ SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("slurm/*.sbatch")])
 NAMES = [script.name for script in SCRIPTS]
 
 
-def test_the_scripts_are_these():
+def test_the_scripts_are_these() -> None:
     assert NAMES == ["deepspeed.sh", "mpirun.sh", "ingest.sbatch", "train.sbatch", "torchrun.sh"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=NAMES)
-def test_a_script_is_sound_shell(script: Path):
+def test_a_script_is_sound_shell(script: Path) -> None:
     shell = script.read_text().splitlines()[0].removeprefix("#!")
     subprocess.check_call([shell, "-n", str(script)])
     if shutil.which("shellcheck"):
@@ -28,7 +28,7 @@ def test_a_script_is_sound_shell(script: Path):
 
 
 @pytest.mark.parametrize("script", [one for one in SCRIPTS if "ingest" not in one.name], ids=lambda one: one.name)
-def test_a_script_sets_what_the_verb_sets_and_says_why(script: Path):
+def test_a_script_sets_what_the_verb_sets_and_says_why(script: Path) -> None:
     text = script.read_text()
     exports = dict(re.findall(r'^export (\w+)="\$\{\1:-(\w+)\}"$', text, flags=re.MULTILINE))
     assert exports == RANK_ENVIRONMENT
@@ -45,7 +45,7 @@ def test_a_script_sets_what_the_verb_sets_and_says_why(script: Path):
         ("deepspeed.sh", {"HOSTFILE": "nowhere"}, "the hostfile nowhere is not there"),
     ],
 )
-def test_several_nodes_never_become_one(script: str, environment: dict[str, str], told: str):
+def test_several_nodes_never_become_one(script: str, environment: dict[str, str], told: str) -> None:
     done = subprocess.run(
         ["sh", str(LAUNCH / script), "run.yaml"],
         env={"PATH": "/usr/bin:/bin", **environment},
@@ -56,7 +56,7 @@ def test_several_nodes_never_become_one(script: str, environment: dict[str, str]
     assert told in done.stderr
 
 
-def test_launch_stands_below_the_command_line():
+def test_launch_stands_below_the_command_line() -> None:
     """cli calls launch, which import-linter does not see: it lies outside fmscale/. What torchrun loads knows torch."""
     allowed = ("fmscale.launch.", "fmscale.errors.", "fmscale.runtime.", "fmscale.config.")
     strangers = {

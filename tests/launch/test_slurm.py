@@ -57,7 +57,7 @@ def steps_of(run: Path) -> list[int]:
     return [record["step"] for record in read_jsonl(run / "metrics.jsonl") if "loss" in record]
 
 
-def test_a_job_near_its_limit_saves_goes_back_into_the_queue_and_goes_on(folder: Path, slurm: Slurm):
+def test_a_job_near_its_limit_saves_goes_back_into_the_queue_and_goes_on(folder: Path, slurm: Slurm) -> None:
     run = folder / "runs" / "requeued"
     script = str(LAUNCH / "slurm" / "train.sbatch")
     job = submitted(slurm, folder, "--nodes=2", script, "run.yaml", "train.run=requeued", STEPS)
@@ -78,7 +78,7 @@ def test_a_job_near_its_limit_saves_goes_back_into_the_queue_and_goes_on(folder:
     assert (found.same, found.steps) == (True, 24), found
 
 
-def test_a_job_that_fails_keeps_its_status_and_is_not_requeued(folder: Path, slurm: Slurm):
+def test_a_job_that_fails_keeps_its_status_and_is_not_requeued(folder: Path, slurm: Slurm) -> None:
     script = str(LAUNCH / "slurm" / "train.sbatch")
     job = submitted(slurm, folder, script, "run.yaml", "train.run=failed", "data.sources.0.dataset=nope")
     log = folder / f"{job}.log"
@@ -91,7 +91,7 @@ def test_a_job_that_fails_keeps_its_status_and_is_not_requeued(folder: Path, slu
     assert "nope" in log.read_text()
 
 
-def test_nodes_write_a_dataset_together(folder: Path, slurm: Slurm, tmp_path: Path):
+def test_nodes_write_a_dataset_together(folder: Path, slurm: Slurm, tmp_path: Path) -> None:
     write_raw(tmp_path / "raw")
     script = str(LAUNCH / "slurm" / "ingest.sbatch")
     where = ["--store", str(folder / "store"), "--dataset", "nodes", "--tokenizer", "bytes"]

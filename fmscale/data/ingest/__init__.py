@@ -1,19 +1,27 @@
-"""Raw files to a dataset: `ingest`, the public function, and what `fmscale ingest` calls."""
+"""Raw files to a dataset: `ingest` is the public function, and `fmscale ingest` calls it.
+
+- `job.py`  a job from its arguments to its commit
+- `sources.py`  paths, folders, globs and URLs become one sorted listing
+- `guess.py`  formats by first bytes, for names that do not tell
+- `policy.py`  the tokenizer, and BOS and EOS around documents
+- `plan.py`  the work units, a function of the listing and the options
+- `sample.py`  the part of a corpus that trains a tokenizer
+- `unit.py`  a work unit: read, tokenize, write, seal
+- `record.py`  the outcome of a unit, and input that was passed over
+- `files.py`  input files, opened here or on a store
+- `apart.py`, `reader.py`  tables are read in a process apart
+- `workers.py`, `worker.py`, `mpi.py`  writers as processes, and as MPI ranks
+- `messages.py`, `scratch.py`  messages between writers; a folder for unfinished segments
+- `formats/`  documents of each format
+"""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from fmscale.data.ingest.job import (
-    IngestJob,
-    IngestRequest,
-    IngestResult,
-    Progress,
-    begin_job,
-    commit_job,
-    is_private,
-)
-from fmscale.data.ingest.workers import run_here, run_processes
+from fmscale.data.ingest.job import IngestRequest, IngestResult, Progress, begin_job, commit_job
+from fmscale.data.ingest.unit import open_writer
+from fmscale.data.ingest.workers import run_processes
 from fmscale.errors import ConfigError
 from fmscale.runtime.world import read_world
 
@@ -37,23 +45,22 @@ def ingest(
     unit_bytes: int | None = None,
     progress: Progress | None = None,
 ) -> IngestResult:
-    """Turn files into one commit of a dataset; run it again to continue where it was killed.
+    """Turn files into one commit of a dataset; the same call continues a job that was killed.
 
-    `paths`: files, folders, globs, and URLs of any of these. `store`, `dataset`: where they go; the dataset
-    is made if it is not there. `tokenizer`: `bpe:N` (trained on the corpus), `bytes`, or the path of a
-    tokenizer.json; None means the dataset's own, or `bpe:8192` for a new one. `format`: auto (by extension,
-    or else by the first bytes), text, jsonl, json (an array), parquet or arrow. `field`: path of the text in
-    records, `a.b.text`. `heldout`: share of the
-    documents that go to the split of that name. `workers`: processes, one a core unless given; under mpirun
-    the ranks are the writers, and every rank calls this and gets the result. `strict`: damaged input is an
-    error instead of being skipped and counted. `bos`, `eos`: token before and after each document; None means
+    `paths`: files, folders, globs, and URLs of any of these. `store`, `dataset`: the target; a missing dataset is
+    made. `tokenizer`: `bpe:N` (trained on the corpus), `bytes`, or the path of a tokenizer.json; None means the
+    dataset's own, or `bpe:8192` for a new dataset. `format`: auto (by extension, or else by the first bytes), text,
+    jsonl, json (an array), parquet or arrow. `field`: path of the text in records, `a.b.text`. `heldout`: share of
+    the documents that go to the split of that name. `workers`: processes, a core each unless given; under mpirun
+    the ranks are the writers, and every rank calls this function and gets the result. `strict`: damaged input is an
+    error; otherwise it is skipped and counted. `bos`, `eos`: a token before and after each document; None means
     the dataset's own policy, or no BOS and an EOS. `scratch`: local folder for unfinished segments.
     `unit_bytes`: raw input of a work unit, a part of the job's identity; chosen by the corpus unless given.
 
     The result is the same for any number of writers. Inputs that the dataset has already (same names, sizes
-    and times, same options) are not ingested again; the result then has `new` False.
+    and times, same options) are not ingested again: the result then has `new` False.
 
-    Raises ConfigError, DataError and StoreError; nothing is visible after an error, and what is sealed stays.
+    Raises ConfigError, DataError and StoreError. Nothing is visible after an error, and sealed units stay.
     """
     request = IngestRequest(
         paths=tuple(str(path) for path in paths),
@@ -71,7 +78,8 @@ def ingest(
     )
     tell = progress or (lambda phase, done, total: None)
     world = read_world()
-    private = is_private(request.paths, store)
+    # Only this process sees memory://, so that no other process can help.
+    private = any(url.startswith("memory://") for url in (store, *request.paths))
     if world.world_size > 1:
         _check_ranks(world.launcher, workers, private)
         from fmscale.data.ingest.mpi import ingest_on_ranks
@@ -86,26 +94,16 @@ def ingest(
     job = begin_job(request, tell)
     if isinstance(job, IngestResult):
         return job
-    wanted = 1 if private else workers or len(os.sched_getaffinity(0))
-    writers = max(1, min(wanted, len(job.pending)))
-    _run(job, writers, tell)
-    return commit_job(job, tell, writers)
-
-
-def _run(job: IngestJob, writers: int, progress: Progress) -> None:
-    """Do the pending units in this process, or in as many others as there are writers."""
-
-    def advance(size: int) -> None:
-        job.done_bytes += size
-        progress("writing", job.done_bytes, job.bytes)
-
-    advance(0)
-    if not job.pending:
-        return
-    if writers == 1:
-        run_here(job.assignment, job.pending, job.done, advance)
-    else:
-        run_processes(job.assignment, job.pending, writers, job.describe, job.done, advance)
+    most = 1 if private else workers or len(os.sched_getaffinity(0))
+    writers = max(1, min(most, len(job.pending)))
+    job.advance(0)
+    if writers > 1:
+        run_processes(job, writers)
+    elif job.pending:
+        with open_writer(job.task) as writer:
+            for unit in job.pending:
+                job.done(writer.run(unit, job.advance))
+    return commit_job(job, writers)
 
 
 def _check_ranks(launcher: str, workers: int | None, private: bool) -> None:

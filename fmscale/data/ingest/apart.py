@@ -1,8 +1,8 @@
-"""Tables are read in a process of their own, so that a file that ends its reader costs that file alone.
+"""A process apart reads tables, so that a file that ends its reader costs that file alone.
 
-Parquet and Arrow are decoded by native code, and what validation does not find there is a segmentation fault.
-Every writer, process or MPI rank, and the sampling of a corpus for its tokenizer, has one such process, which
-is started at the first table and anew after it died. It is asked for one chunk of documents at a time.
+Native code decodes Parquet and Arrow, and damage that validation does not find there is a segmentation fault.
+Every writer (process or MPI rank) and the sampling for a tokenizer have one such process. It starts at the first
+table, and anew after it died. It is asked for one chunk of documents at a time.
 """
 
 import os
@@ -11,41 +11,40 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import fmscale
-from fmscale.data.ingest.files import Files, open_files
+from fmscale.data.ingest.files import open_files
 from fmscale.data.ingest.formats import TABLES, Bad, RawDocument, read
 from fmscale.data.ingest.messages import Message, decode, encode, rebuild_error
 from fmscale.data.ingest.plan import Work
 from fmscale.errors import RankError
 
 FAULTS = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP})
-"""Signals that a process gets for what it did itself. Others, such as the 9 of the kernel that is out of
-memory, come from outside: they say nothing about the file, and end the job.
+"""Signals of a process's own faults. Other signals, such as the kernel's 9 for lack of memory, come from outside:
+they say nothing about the file, and end the job.
 """
 
 
 class Reading:
-    """The documents of a job's files, whichever listing root they are below. To be closed."""
+    """Documents of a job's files below all listing roots. To be closed."""
 
     def __init__(self, roots: Sequence[str], field: str) -> None:
         self._roots = roots
         self._field = field
-        self._files: dict[int, Files] = {}
+        self._opener = cache(open_files)
         self._process: subprocess.Popen[bytes] | None = None
 
     def documents(self, work: Work) -> Iterator[RawDocument | Bad]:
-        """The documents of a piece of a file. Only this process sees what is in memory://, so it reads that."""
+        """The documents of a part of a file. This process reads memory://, which no other process sees."""
         root = self._roots[work.file.root]
         if work.file.format in TABLES and not root.startswith("memory://"):
             yield from self._apart(work, root)
             return
-        if work.file.root not in self._files:
-            self._files[work.file.root] = open_files(root)
-        with self._files[work.file.root].open(work.file) as file:
-            yield from read(file, work.piece(self._field))
+        with self._opener(root)(work.file) as file:
+            yield from read(file, work.part(self._field))
 
     def close(self) -> None:
         """End the process."""
@@ -72,16 +71,12 @@ class Reading:
             request = {}
 
     def _died(self, process: subprocess.Popen[bytes], work: Work, rows: int) -> Bad:
-        """The file that ended its reader. Raises RankError if something else did."""
+        """The entry of a file that ended its reader. Raises RankError if a signal from outside ended it."""
         status = self._end(process)
         if -status in FAULTS:
             name = signal.Signals(-status).name
-            return Bad("broken", f"after {rows} rows of piece {work.index}: it ended its reader by {name}")
-        raise RankError(
-            f"A process that reads input died while it read {work.file.source}",
-            found=f"signal {-status}" if status < 0 else f"exit status {status}",
-            remedy="Signal 9 is often a lack of memory: use fewer --workers. Run again to go on.",
-        )
+            return Bad("broken", f"after {rows} rows of part {work.index}: it ended its reader by {name}")
+        raise died(f"A process that reads input died while it read {work.file.source}", status)
 
     def _end(self, process: subprocess.Popen[bytes]) -> int:
         self._process = None
@@ -91,8 +86,17 @@ class Reading:
         return process.wait()
 
 
+def died(cause: str, status: int) -> RankError:
+    """The error for a process that ended by a signal or with a status that nobody expected."""
+    return RankError(
+        cause,
+        found=f"signal {-status}" if status < 0 else f"exit status {status}",
+        remedy="Signal 9 is often a lack of memory: use fewer --workers. Run again to go on.",
+    )
+
+
 def start(module: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-    """A module of this package as a process that is talked to over its standard input and output."""
+    """A module of this package as a process, with pipes to its standard input and output."""
     package = str(Path(fmscale.__file__).resolve().parent.parent)
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.Popen(
@@ -104,7 +108,7 @@ def start(module: str, environment: Mapping[str, str] | None = None) -> subproce
 
 
 def _ask(process: subprocess.Popen[bytes], request: Message) -> tuple[Message, bytes] | None:
-    """The answer's header and texts, or None from a process that died."""
+    """Header and texts of the answer, or None from a process that died."""
     assert process.stdin is not None, "both were asked for"
     assert process.stdout is not None, "both were asked for"
     try:

@@ -1,39 +1,24 @@
-"""An ingest job from its arguments to its commit; who does the units in between is `workers` or `mpi`.
+"""An ingest job from its arguments to its commit; `workers` or `mpi` do the units in between.
 
-1. list the inputs; 2. look whether the dataset has them already; 3. take or train the tokenizer; 4. store the
-plan; 5. do the units that have no record yet; 6. make one commit of all. Every step repeats without harm, so
-a job that was killed anywhere is continued by running it again.
+1. list the inputs; 2. end here if the dataset has them already; 3. take or train the tokenizer; 4. store the
+plan; 5. do the units that have no record yet; 6. make one commit of all units. Every step repeats without harm:
+a job that was killed anywhere goes on when it is run again.
 """
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
-from itertools import count
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fmscale.data.ingest.formats import FORMATS
 from fmscale.data.ingest.guess import decide
-from fmscale.data.ingest.plan import (
-    IngestPlan,
-    Options,
-    StoredPlan,
-    load_plan,
-    make_plan,
-    plan_key,
-)
+from fmscale.data.ingest.plan import IngestPlan, Options, StoredPlan, load_plan, make_plan, plan_key
 from fmscale.data.ingest.policy import IngestPolicy, choose
-from fmscale.data.ingest.record import (
-    UnitRecord,
-    decode_record,
-    finished_units,
-    record_name,
-    records_folder,
-    total,
-)
-from fmscale.data.ingest.sample import sample, sample_bytes
+from fmscale.data.ingest.record import UnitRecord, decode_record, finished_units, record_key, total
+from fmscale.data.ingest.sample import sample
 from fmscale.data.ingest.sources import Listing, list_sources
 from fmscale.data.ingest.unit import UnitTask
 from fmscale.data.tokenizers.bpe import train_bpe
@@ -49,15 +34,15 @@ from fmscale.store.doctor.probe import require_writable
 from fmscale.store.open import open_store
 
 RECORD_READS = 32
-"""Records read at once: 10^4 of them in 8 s at 25 ms each."""
+"""Concurrent reads of records: 10^4 records take 8 s at 25 ms each."""
 
 Progress = Callable[[str, int, int], object]
-"""Told what the job is doing, the raw bytes done, and all there are."""
+"""Receives the phase of the job, the raw bytes done, and the raw bytes of all inputs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class IngestRequest:
-    """What was asked for; see `ingest` for the meaning of each."""
+    """Arguments of `ingest`, which explains them."""
 
     paths: tuple[str, ...]
     store: str
@@ -73,12 +58,10 @@ class IngestRequest:
     unit_bytes: int | None
 
     def check(self) -> None:
-        """Raise ConfigError for a value that cannot be used."""
+        """Raise ConfigError for an unusable value."""
         if self.format not in ("auto", *FORMATS):
             raise ConfigError(
-                "There is no such input format",
-                found=self.format,
-                remedy=f"Use auto, {', '.join(FORMATS)}.",
+                "There is no such input format", found=self.format, remedy=f"Use auto, {', '.join(FORMATS)}."
             )
         if not 0.0 <= self.heldout < 1.0:
             raise ConfigError(
@@ -100,7 +83,7 @@ class IngestRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class IngestResult:
-    """What a job came to."""
+    """Outcome of a job."""
 
     dataset: str
     """Name of the dataset."""
@@ -109,7 +92,7 @@ class IngestResult:
     job: str
     """Digest of the job."""
     new: bool
-    """False if the dataset had these inputs already, and nothing was done."""
+    """False if the dataset had these inputs already and nothing was done."""
     documents: int
     """Documents of the commit."""
     tokens: int
@@ -121,10 +104,10 @@ class IngestResult:
     text_bytes: int
     """UTF-8 bytes of the documents."""
     skipped: dict[str, Any]
-    """What was passed over: by reason, the count and the first names."""
+    """Input that was passed over: by reason, the count and the first names."""
     guessed: dict[str, Any]
-    """Files whose names do not tell their format, so that their first bytes decided: by format, the count and
-    the first names. What is here as text is text by a guess.
+    """Files whose first bytes decided, as their names do not tell: by format, the count and the first names. An
+    entry `text` is text by a guess.
     """
     tokenizer: str
     """Digest of the tokenizer."""
@@ -133,13 +116,13 @@ class IngestResult:
     resumed: int
     """Units that an earlier run had finished."""
     writers: int = 1
-    """Processes that did the others."""
+    """Processes that did the other units."""
     seconds: float = 0.0
     """Time this run took."""
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens of the units that this run did, by its time from the arguments to the commit."""
+        """Tokens of the units of this run, by its time from the arguments to the commit."""
         share = (self.units - self.resumed) / self.units if self.new and self.units else 0.0
         return self.tokens * share / self.seconds if self.seconds else 0.0
 
@@ -152,9 +135,8 @@ class IngestJob:
     dataset: Dataset
     request: IngestRequest
     stored: StoredPlan
-    spec: str
-    """The tokenizer as the plan names it."""
-    assignment: UnitTask
+    task: UnitTask
+    progress: Progress
     begin: float
     finished: set[int]
     """Units that earlier runs finished."""
@@ -168,18 +150,23 @@ class IngestJob:
         left = sum(work.bytes for unit in self.pending for work in self.units[unit])
         self.done_bytes = self.bytes - left
 
+    def advance(self, size: int) -> None:
+        """Report so many more raw bytes as done."""
+        self.done_bytes += size
+        self.progress("writing", self.done_bytes, self.bytes)
+
     def done(self, record: UnitRecord) -> None:
-        """Take the record of a unit that was finished."""
+        """Take the record of a finished unit."""
         self.records[record.unit] = record
 
     def describe(self, unit: int) -> str:
-        """A unit and its files, for an error."""
+        """A unit with its first and last file, for an error."""
         first, last = self.units[unit][0].file.source, self.units[unit][-1].file.source
         return f"work unit {unit}, {first}" + (f" to {last}" if last != first else "")
 
 
-def begin_job(request: IngestRequest, progress: Progress) -> "IngestJob | IngestResult":
-    """Everything before the units; the result at once if the dataset has these inputs already."""
+def begin_job(request: IngestRequest, progress: Progress) -> IngestJob | IngestResult:
+    """The steps before the units; the result at once if the dataset has these inputs already."""
     begin = time.monotonic()
     request.check()
     backend = open_store(request.store)
@@ -200,13 +187,12 @@ def begin_job(request: IngestRequest, progress: Progress) -> "IngestJob | Ingest
     if stored is None:
         progress("training the tokenizer" if policy.tokenizer is None else "planning", 0, 0)
         stored = _store_plan(backend, request.dataset, plan, policy, listing)
-    scratch = request.scratch or Path(tempfile.gettempdir())
-    assignment = UnitTask(
+    task = UnitTask(
         store=request.store,
         dataset=request.dataset,
         job=plan.job,
         roots=[root.url for root in listing.roots],
-        scratch=str(scratch),
+        scratch=str(request.scratch or tempfile.gettempdir()),
         strict=request.strict,
     )
     return IngestJob(
@@ -214,16 +200,16 @@ def begin_job(request: IngestRequest, progress: Progress) -> "IngestJob | Ingest
         dataset=dataset,
         request=request,
         stored=stored,
-        spec=policy.name,
-        assignment=assignment,
+        task=task,
+        progress=progress,
         begin=begin,
         finished=finished_units(backend, request.dataset, plan.job),
     )
 
 
-def commit_job(job: IngestJob, progress: Progress, writers: int) -> IngestResult:
+def commit_job(job: IngestJob, writers: int) -> IngestResult:
     """Make the units of a job visible. Raises DataError if they hold no document."""
-    progress("committing", job.bytes, job.bytes)
+    job.progress("committing", job.bytes, job.bytes)
     plan = job.stored.plan
     records = _records(job)
     skipped = total(records, plan.skipped)
@@ -250,7 +236,7 @@ def commit_job(job: IngestJob, progress: Progress, writers: int) -> IngestResult
         extra={
             "ingest": {
                 "inputs": plan.inputs,
-                "tokenizer": job.spec,
+                "tokenizer": plan.options.tokenizer,
                 "files": len(plan.files),
                 "raw_bytes": job.bytes,
                 "text_bytes": sum(record.text_bytes for record in records),
@@ -264,30 +250,25 @@ def commit_job(job: IngestJob, progress: Progress, writers: int) -> IngestResult
 
 
 def _open_plan(dataset: Dataset, listing: Listing, request: IngestRequest, policy: IngestPolicy) -> IngestPlan:
-    """The plan, under the first job digest that no retired commit has used."""
-    for again in count():
-        options = Options(
-            field=request.field,
-            heldout=request.heldout,
-            tokenizer=policy.name,
-            bos=policy.bos,
-            eos=policy.eos,
-            again=again,
-        )
+    """The plan, under the first job digest that no retired commit has."""
+    options = Options(
+        field=request.field, heldout=request.heldout, tokenizer=policy.name, bos=policy.bos, eos=policy.eos
+    )
+    while True:
         plan = make_plan(listing, options, request.unit_bytes)
         try:
             dataset.check_open(plan.job)
         except Conflict:
-            continue
-        return plan
-    raise AssertionError("count() does not end")
+            options = replace(options, again=options.again + 1)
+        else:
+            return plan
 
 
 def _store_plan(backend: Backend, dataset: str, plan: IngestPlan, policy: IngestPolicy, listing: Listing) -> StoredPlan:
-    """Store the plan with its tokenizer; the one that was stored first is the job's."""
+    """Store the plan with its tokenizer; the job has the plan that was stored first."""
     tokenizer = policy.tokenizer
     if tokenizer is None:
-        texts = sample(plan, [root.url for root in listing.roots], sample_bytes(policy.vocab_size))
+        texts = sample(plan, [root.url for root in listing.roots], policy.vocab_size)
         tokenizer = train_bpe(texts, policy.vocab_size)
     bos, eos = policy.ids(tokenizer)
     digest = store_tokenizer(backend, tokenizer.to_json())
@@ -299,17 +280,17 @@ def _store_plan(backend: Backend, dataset: str, plan: IngestPlan, policy: Ingest
 
 def _records(job: IngestJob) -> list[UnitRecord]:
     """The records of all units in order."""
-    folder = records_folder(job.request.dataset, job.stored.plan.job)
 
     def read(unit: int) -> UnitRecord:
-        return job.records.get(unit) or decode_record(job.backend.get(f"{folder}/{record_name(unit)}"))
+        key = record_key(job.request.dataset, job.stored.plan.job, unit)
+        return job.records.get(unit) or decode_record(job.backend.get(key))
 
     with ThreadPoolExecutor(RECORD_READS) as pool:
         return list(pool.map(read, range(len(job.units))))
 
 
 def _noted(commit: Commit) -> dict[str, Any]:
-    """What an ingest job noted in its commit."""
+    """Notes of an ingest job in its commit."""
     noted: dict[str, Any] = commit.body["extra"].get("ingest", {})
     return noted
 
@@ -324,9 +305,9 @@ def _result(
         commit=commit.number,
         job=commit.job,
         new=new,
-        documents=sum(one.documents for one in commit.totals.values()),
-        tokens=sum(one.tokens for one in commit.totals.values()),
-        splits={split: asdict(one) for split, one in commit.totals.items()},
+        documents=sum(counts.documents for counts in commit.totals.values()),
+        tokens=sum(counts.tokens for counts in commit.totals.values()),
+        splits={split: asdict(counts) for split, counts in commit.totals.items()},
         raw_bytes=noted["raw_bytes"],
         text_bytes=noted["text_bytes"],
         skipped=noted["skipped"],
@@ -337,8 +318,3 @@ def _result(
         writers=writers,
         seconds=time.monotonic() - begin,
     )
-
-
-def is_private(paths: Sequence[str], store: str) -> bool:
-    """Whether something of the job lives in this process's memory only, so that no other can help."""
-    return any(url.startswith("memory://") for url in (store, *paths))

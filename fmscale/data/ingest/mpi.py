@@ -1,22 +1,21 @@
 """Writers as MPI ranks: rank 0 lists, trains, hands out and commits; all ranks, rank 0 too, do units.
 
-Ranks tell each other by small point-to-point messages of JSON, looked for between units and waited for on the
-host, by name and with a clock: no rank ever waits inside a collective (promise P8). Pending unit i belongs to
-rank i mod size.
+Ranks send each other small point-to-point messages of JSON. They look for messages between units, and wait for them
+on the host with a clock, so that no rank ever waits inside a collective (promise P8). Pending unit i belongs to rank
+i mod size.
 """
 
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 from fmscale.data.ingest.job import IngestJob, IngestRequest, IngestResult, Progress, begin_job, commit_job
-from fmscale.data.ingest.messages import Message, decode, describe_error, encode, rebuild_error
+from fmscale.data.ingest.messages import Message, Reporter, decode, describe_error, encode, rebuild_error
 from fmscale.data.ingest.record import decode_record
-from fmscale.data.ingest.unit import UnitTask, UnitWriter, open_writer
+from fmscale.data.ingest.unit import UnitTask, open_writer
 from fmscale.errors import ConfigError, RankError
 from fmscale.runtime.mpi import import_mpi
 from fmscale.runtime.world import World
@@ -27,18 +26,18 @@ TAG = 7301
 """Tag of all messages."""
 
 NOTICE_SECONDS = 10.0
-"""A rank that waits says so this often."""
+"""Time between two notices of a rank that waits."""
 
 SILENT_SECONDS = 3600.0
-"""A rank that is waited for and tells nothing this long is given up: writers tell of every batch, and the
-longest silence of rank 0, training a vocabulary of 128 k, is minutes.
+"""Silence after which a rank is given up: writers report every batch, and rank 0 is silent for some minutes at
+most, while it trains a vocabulary of 128 k.
 """
 
 POLL_SECONDS = (0.001, 0.2)
-"""A waiting rank looks for messages first after the one, then ever less often, down to the other."""
+"""First and longest pause of a rank that waits for messages; each pause is twice the pause before."""
 
 BEAT_SECONDS = 1.0
-"""Progress is told to rank 0 at most this often."""
+"""Least time between two messages of progress to rank 0."""
 
 
 class MpiRanks:
@@ -73,7 +72,7 @@ class MpiRanks:
         self._sent.append((self._world.Isend([data, self._mpi.BYTE], dest=rank, tag=TAG), data))
 
     def receive(self) -> tuple[int, Message] | None:
-        """The next message and its sender, if one is there."""
+        """The next message and its sender, or None."""
         status = self._mpi.Status()
         if not self._world.Iprobe(source=self._mpi.ANY_SOURCE, tag=TAG, status=status):
             return None
@@ -82,13 +81,13 @@ class MpiRanks:
         return status.Get_source(), decode(bytes(data))
 
     def wait(self, awaited: Callable[[], list[int]], phase: str) -> tuple[int, Message]:
-        """The next message, while `awaited` says from whom; by name and with a clock.
+        """The next message; notices name the ranks that are `awaited`.
 
-        Raises RankError after SILENT_SECONDS without any.
+        Raises RankError after SILENT_SECONDS without a message.
         """
         begin = noticed = time.monotonic()
         pause = POLL_SECONDS[0]
-        while (found := self.receive()) is None:
+        while (received := self.receive()) is None:
             time.sleep(pause)
             pause = min(pause * 2, POLL_SECONDS[1])
             now = time.monotonic()
@@ -101,10 +100,10 @@ class MpiRanks:
             if now - noticed >= NOTICE_SECONDS:
                 noticed = now
                 logger.warning("rank %d waited %.0f s for rank %s in %s", self.rank, now - begin, names, phase)
-        return found
+        return received
 
     def flush(self) -> None:
-        """Wait until what was sent has left; a rank must not end before."""
+        """Wait until all messages have left; a rank must not end before."""
         end = time.monotonic() + SILENT_SECONDS
         while self._sent and time.monotonic() < end:
             self._sent = [(request, kept) for request, kept in self._sent if not request.Test()]
@@ -112,7 +111,7 @@ class MpiRanks:
 
 
 def ingest_on_ranks(request: IngestRequest, world: World, progress: Progress) -> IngestResult:
-    """The job, shared by all ranks; every rank gets the result, or an error if any rank failed."""
+    """The job, shared by all ranks. Every rank gets the result, or an error if a rank failed."""
     ranks = MpiRanks(world)
     try:
         return _lead(ranks, request, progress) if ranks.rank == 0 else _follow(ranks)
@@ -123,15 +122,13 @@ def ingest_on_ranks(request: IngestRequest, world: World, progress: Progress) ->
 def _lead(ranks: MpiRanks, request: IngestRequest, progress: Progress) -> IngestResult:
     others = range(1, ranks.size)
     try:
-        job = begin_job(request, progress)
-        if isinstance(job, IngestJob):
+        result = begin_job(request, progress)
+        if isinstance(result, IngestJob):
+            job = result
             for rank in others:
-                share = job.pending[rank :: ranks.size]
-                ranks.send(rank, {"assignment": asdict(job.assignment), "units": share})
-            _lead_units(ranks, job, progress)
-            result = commit_job(job, progress, ranks.size)
-        else:
-            result = job
+                ranks.send(rank, {"task": asdict(job.task), "units": job.pending[rank :: ranks.size]})
+            _lead_units(ranks, job)
+            result = commit_job(job, ranks.size)
     except BaseException as error:
         for rank in others:
             ranks.send(rank, {"failed": describe_error(error)})
@@ -141,29 +138,25 @@ def _lead(ranks: MpiRanks, request: IngestRequest, progress: Progress) -> Ingest
     return result
 
 
-def _lead_units(ranks: MpiRanks, job: IngestJob, progress: Progress) -> None:
-    """Do rank 0's units and take the others' records until there are all."""
+def _lead_units(ranks: MpiRanks, job: IngestJob) -> None:
+    """Do rank 0's units, and take the records of the others until none is missing."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a core is a rank's share
     left = {rank: len(job.pending[rank :: ranks.size]) for rank in range(1, ranks.size)}
-
-    def advance(size: int) -> None:
-        job.done_bytes += size
-        progress("writing", job.done_bytes, job.bytes)
 
     def take(rank: int, message: Message) -> None:
         if "error" in message:
-            where = f"rank {rank}, {job.describe(message['unit'])}"
-            raise rebuild_error(message["error"], where)
-        advance(message.get("advance", 0))
+            raise rebuild_error(message["error"], f"rank {rank}, {job.describe(message['unit'])}")
+        job.advance(message.get("advance", 0))
         if "done" in message:
             job.done(decode_record(message["done"].encode()))
             left[rank] -= 1
 
     def drain(size: int) -> None:
-        advance(size)
-        while found := ranks.receive():
-            take(*found)
+        job.advance(size)
+        while received := ranks.receive():
+            take(*received)
 
-    with _writer(job.assignment) as writer:
+    with open_writer(job.task) as writer:
         for unit in job.pending[:: ranks.size]:
             job.done(writer.run(unit, drain))
     while any(left.values()):
@@ -172,8 +165,8 @@ def _lead_units(ranks: MpiRanks, job: IngestJob, progress: Progress) -> None:
 
 def _follow(ranks: MpiRanks) -> IngestResult:
     _, message = ranks.wait(lambda: [0], "ingest: listing and training the tokenizer")
-    if "assignment" in message:
-        message = _follow_units(ranks, UnitTask(**message["assignment"]), message["units"])
+    if "task" in message:
+        message = _follow_units(ranks, UnitTask(**message["task"]), message["units"])
     if "result" in message:
         return IngestResult(**message["result"])
     failed = message["failed"]
@@ -184,15 +177,22 @@ def _follow(ranks: MpiRanks) -> IngestResult:
     )
 
 
-def _follow_units(ranks: MpiRanks, assignment: UnitTask, units: list[int]) -> Message:
-    """Do this rank's units; the last message of rank 0."""
-    reporter = _Reporter(ranks)
+def _follow_units(ranks: MpiRanks, task: UnitTask, units: list[int]) -> Message:
+    """Do this rank's units. Returns the last message of rank 0."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    reporter = Reporter(lambda message: ranks.send(0, message), BEAT_SECONDS)
+
+    def advance(size: int) -> None:
+        reporter.advance(size)
+        if received := ranks.receive():
+            raise _Ended(received[1])
+
     unit = units[0] if units else 0
     try:
         if units:
-            with _writer(assignment) as writer:
+            with open_writer(task) as writer:
                 for unit in units:
-                    record = writer.run(unit, reporter.advance)
+                    record = writer.run(unit, advance)
                     ranks.send(0, {"done": record.encode().decode(), "advance": reporter.take()})
     except _Ended as ended:
         return ended.message
@@ -201,37 +201,9 @@ def _follow_units(ranks: MpiRanks, assignment: UnitTask, units: list[int]) -> Me
     return ranks.wait(lambda: [0], "ingest: the others' units and the commit")[1]
 
 
-@contextmanager
-def _writer(assignment: UnitTask) -> Iterator[UnitWriter]:
-    """This rank's writer. The library `tokenizers` is told not to start threads: a core is a rank's share."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    with open_writer(assignment) as writer:
-        yield writer
-
-
 class _Ended(Exception):
-    """Rank 0 sent its last message while this rank was working."""
+    """Signal of rank 0's last message, which came while this rank was working."""
 
     def __init__(self, message: Message) -> None:
         super().__init__()
         self.message = message
-
-
-class _Reporter:
-    """Tells rank 0 of progress, and looks whether it has ended the job."""
-
-    def __init__(self, ranks: MpiRanks) -> None:
-        self._ranks = ranks
-        self._bytes = 0
-        self._told = time.monotonic()
-
-    def advance(self, size: int) -> None:
-        self._bytes += size
-        if time.monotonic() - self._told >= BEAT_SECONDS:
-            self._ranks.send(0, {"advance": self.take()})
-        if found := self._ranks.receive():
-            raise _Ended(found[1])
-
-    def take(self) -> int:
-        size, self._bytes, self._told = self._bytes, 0, time.monotonic()
-        return size

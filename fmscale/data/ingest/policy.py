@@ -1,4 +1,4 @@
-"""Which tokenizer a job uses and what it puts around documents: the dataset's own, or what was asked for."""
+"""The tokenizer of a job and the tokens around its documents: the dataset's own, or as the user asked."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,31 +11,28 @@ from fmscale.store.datasets import tokenizers as stored
 from fmscale.store.datasets.commit import Commit
 
 DEFAULT_TOKENIZER = "bpe:8192"
-"""Of a new dataset: small enough for a laptop's models, trained in seconds."""
+"""Tokenizer of a new dataset: small enough for a laptop's models, trained in seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class IngestPolicy:
-    """What was decided before a job's plan is made."""
+    """Decisions before a job's plan is made."""
 
     tokenizer: Tokenizer | None
     """The tokenizer, or None while it is to be trained."""
     vocab_size: int
     """Size to train; 0 with a tokenizer."""
     name: str
-    """What the plan calls the tokenizer: its digest, or `bpe:N` while it is to be trained."""
+    """Name of the tokenizer in the plan: its digest, or `bpe:N` while it is to be trained."""
     bos: bool
-    """Whether a BOS token is put before each document."""
+    """True if a BOS token stands before each document."""
     eos: bool
-    """Whether an EOS token is put after each document."""
+    """True if an EOS token stands after each document."""
 
     def ids(self, tokenizer: Tokenizer) -> tuple[int | None, int | None]:
-        """Ids of BOS and EOS. Raises ConfigError if one is wanted that the tokenizer does not have."""
-        for wanted, number, name in (
-            (self.bos, tokenizer.bos_id, "bos"),
-            (self.eos, tokenizer.eos_id, "eos"),
-        ):
-            if wanted and number is None:
+        """Ids of BOS and EOS. Raises ConfigError for a token that the policy needs and the tokenizer lacks."""
+        for needed, number, name in ((self.bos, tokenizer.bos_id, "bos"), (self.eos, tokenizer.eos_id, "eos")):
+            if needed and number is None:
                 raise ConfigError(
                     f"The tokenizer has no token that is known to be its {name.upper()}",
                     found=tokenizer.digest,
@@ -49,8 +46,8 @@ def choose(
 ) -> IngestPolicy:
     """The policy for a dataset with these live commits.
 
-    Raises ConfigError for a tokenizer that is not there, DataError if a dataset with commits has another
-    tokenizer, or another policy for BOS or EOS.
+    Raises ConfigError for a missing tokenizer, DataError if a dataset with commits has another tokenizer, or another
+    policy for BOS or EOS.
     """
     if commits:
         return _of_dataset(backend, commits, spec, bos, eos)
@@ -80,32 +77,23 @@ def _of_dataset(
             remedy="Ingest text into a dataset of another name.",
         )
     _check_spec(commits, last.tokenizer, spec)
-    for name, wanted, number in (("BOS", bos, last.bos), ("EOS", eos, last.eos)):
-        if wanted is not None and wanted != (number is not None):
+    for name, asked, number in (("BOS", bos, last.bos), ("EOS", eos, last.eos)):
+        if asked is not None and asked != (number is not None):
             raise DataError(
-                f"The documents of the dataset have {'no ' if wanted else 'a '}{name} token",
-                found=f"--{'' if wanted else 'no-'}{name.lower()}",
+                f"The documents of the dataset have {'no ' if asked else 'a '}{name} token",
+                found=f"--{'' if asked else 'no-'}{name.lower()}",
                 remedy="Leave the option out, or ingest into a dataset of another name.",
             )
     tokenizer = from_json(stored.load_tokenizer(backend, last.tokenizer), f"tokenizer {last.tokenizer}")
+    # A tokenizer.json alone may not tell its BOS and EOS.
+    tokenizer.bos_id, tokenizer.eos_id = last.bos, last.eos
     return IngestPolicy(
-        tokenizer=_with_ids(tokenizer, last),
-        vocab_size=0,
-        name=last.tokenizer,
-        bos=last.bos is not None,
-        eos=last.eos is not None,
+        tokenizer=tokenizer, vocab_size=0, name=last.tokenizer, bos=last.bos is not None, eos=last.eos is not None
     )
 
 
-def _with_ids(tokenizer: Tokenizer, commit: Commit) -> Tokenizer:
-    """With the BOS and EOS that the dataset uses: a tokenizer.json alone may not say which they are."""
-    tokenizer.bos_id = commit.bos
-    tokenizer.eos_id = commit.eos
-    return tokenizer
-
-
 def _check_spec(commits: Sequence[Commit], digest: str, spec: str | None) -> None:
-    """Raise DataError unless `spec` is the dataset's tokenizer; `bpe:N` is where it was trained as that."""
+    """Raise DataError unless `spec` is the dataset's tokenizer, or the `bpe:N` of its training."""
     if spec is None:
         return
     if bpe_size(spec):

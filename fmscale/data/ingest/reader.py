@@ -1,16 +1,17 @@
 """The process that reads tables: `python -m fmscale.data.ingest.reader`, started by `apart`.
 
-Each line of its standard input asks for one chunk of documents: of the piece that the line names, or the next
-one of the same piece. It answers with a line of JSON and the texts, and ends with its input.
+Each line of its standard input asks for one chunk of documents: the first of the part in the line, or, by an empty
+message, the next of the same part. It answers with a line of JSON and the texts, and ends with its input.
 """
 
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
-from fmscale.data.ingest.files import Files, open_files
+from fmscale.data.ingest.files import Opener, open_files
 from fmscale.data.ingest.formats import RawDocument, read
 from fmscale.data.ingest.messages import Message, decode, describe_error, encode
 from fmscale.data.ingest.plan import Work
@@ -18,43 +19,40 @@ from fmscale.data.ingest.sources import File
 
 CHUNK_BYTES = 1 << 20
 CHUNK_ITEMS = 1024
-"""A chunk ends when it has so much: a round trip of 0.1 ms is nothing beside a MB that is tokenized in 0.5 s."""
+"""Size of a chunk: a round trip of 0.1 ms is nothing beside the 0.5 s in which a MB is tokenized."""
 
 
 def main() -> None:
     """Answer until the input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets SIGINT too, and decides
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
-    opened: dict[str, Files] = {}
+    opener = cache(open_files)
     chunks: Iterator[bytes] = iter(())
     for line in sys.stdin.buffer:
         message = decode(line)
         if message:
-            chunks = _chunks(message, opened)
+            chunks = _chunks(message, opener)
         data = memoryview(next(chunks))
         while data:
             data = data[answers.write(data) :]
 
 
-def _chunks(request: Message, opened: dict[str, Files]) -> Iterator[bytes]:
-    """The answers to a request and to those for what follows."""
+def _chunks(request: Message, opener: Callable[[str], Opener]) -> Iterator[bytes]:
+    """The answers to a request and to the empty requests that follow."""
     items: list[list[Any]] = []
     texts: list[bytes] = []
     size = 0
     try:
-        root = request["root"]
-        if root not in opened:
-            opened[root] = open_files(root)
         work = Work(**{**request["work"], "file": File(**request["work"]["file"])})
-        with opened[root].open(work.file) as file:
-            for found in read(file, work.piece(request["field"])):
-                if isinstance(found, RawDocument):
-                    texts.append(found.text.encode())
-                    items.append([found.start, found.stop, len(texts[-1])])
+        with opener(request["root"])(work.file) as file:
+            for item in read(file, work.part(request["field"])):
+                if isinstance(item, RawDocument):
+                    texts.append(item.text.encode())
+                    items.append([item.start, item.stop, len(texts[-1])])
                     size += len(texts[-1])
                 else:
-                    items.append([found.reason, found.where])
+                    items.append([item.reason, item.where])
                 if size >= CHUNK_BYTES or len(items) == CHUNK_ITEMS:
                     yield _answer(items, texts, end=False)
                     items, texts, size = [], [], 0

@@ -1,7 +1,7 @@
-"""What one work unit came to: its sealed segments and what it passed over, kept as JSON on the store.
+"""The outcome of a work unit: its sealed segments and the input it passed over, as JSON on the store.
 
-The record is a unit's last object, after the seals, so a unit without one is still to be done. It also keeps
-the counts of units that an earlier, killed run finished, so that a job's totals are the same in every case.
+The record is a unit's last object, after the seals: a unit without a record is still to be done. Records of an
+earlier, killed run keep their counts, so that a job's totals are the same in every case.
 """
 
 import json
@@ -17,92 +17,81 @@ from fmscale.store.segments.seal import SealInfo, check_version
 FORMAT_VERSION = 1
 
 FIRST_NAMES = 5
-"""Names that are kept of what was skipped for one reason; the rest is only counted."""
+"""Names kept of the input skipped for a reason; the rest is only counted."""
 
 NAME_CHARACTERS = 300
-"""A kept name is cut here."""
+"""Longest kept name; the rest is cut off."""
 
-BAD = ("undecodable", "broken", "name")
-"""Reasons that mean damage: an error with `--strict`. The others are choices that this package documents."""
+BAD = {
+    "undecodable": "not UTF-8",
+    "broken": "broken: a record or file that cannot be read, or without text in the field",
+    "name": "under a name that is not UTF-8 or that stores cannot keep",
+}
+"""Reasons that mean damage, an error with `--strict`, as people read them. The other reasons (binary, empty, hidden,
+vcs, link, special, store, metadata) are choices that `sources` documents."""
 
 
 @dataclass
 class SkippedInput:
-    """What was passed over, by reason: how often, and the first names."""
+    """Input that was passed over, by reason: its count, and the first names."""
 
     counts: dict[str, int] = field(default_factory=dict)
     first: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, reason: str, name: str, count: int = 1) -> None:
-        """Count something that was passed over."""
+        """Count input that was passed over."""
         self.counts[reason] = self.counts.get(reason, 0) + count
         names = self.first.setdefault(reason, [])
         if len(names) < FIRST_NAMES:
             names.append(name[:NAME_CHARACTERS])
 
     def merge(self, other: "SkippedInput") -> None:
-        """Count what another part of the job passed over, after this one's."""
+        """Count the input that a later part of the job passed over."""
         for reason, count in other.counts.items():
             self.counts[reason] = self.counts.get(reason, 0) + count
             names = self.first.setdefault(reason, [])
             names.extend(other.first[reason][: FIRST_NAMES - len(names)])
 
     def to_json(self) -> dict[str, Any]:
-        """For a record, a commit or a table."""
+        """JSON for a record, a commit or a table."""
         return {reason: {"count": n, "first": self.first[reason]} for reason, n in sorted(self.counts.items())}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "SkippedInput":
-        """What `to_json` gave."""
+        """Value with the JSON of `to_json`."""
         return cls(
             counts={reason: entry["count"] for reason, entry in content.items()},
             first={reason: list(entry["first"]) for reason, entry in content.items()},
         )
 
     def refuse_bad(self) -> None:
-        """Raise DataError if anything was passed over because it is damaged (`--strict`)."""
-        for reason in BAD:
+        """Raise DataError if damaged input was passed over (`--strict`)."""
+        for reason, explained in BAD.items():
             if self.counts.get(reason):
                 raise DataError(
-                    f"Some of the input is {EXPLAINED[reason]}",
+                    f"Some of the input is {explained}",
                     found=", ".join(self.first[reason]) + (" …" if self.counts[reason] > FIRST_NAMES else ""),
                     remedy="Repair or leave out what is named, or run without --strict to skip it.",
                 )
 
 
-EXPLAINED = {
-    "undecodable": "not UTF-8",
-    "broken": "broken: a record or file that cannot be read, or without text in the field",
-    "name": "under a name that is not UTF-8 or that stores cannot keep",
-    "binary": "binary (by its extension or a NUL byte)",
-    "empty": "empty",
-    "hidden": "hidden (its name starts with a dot)",
-    "vcs": "a folder of a version control system",
-    "link": "a link to a folder, or to nothing",
-    "special": "no regular file",
-    "store": "the store's own folder",
-    "metadata": "a description or cache that Hugging Face's save_to_disk puts beside its tables",
-}
-"""Reasons for passing something over, as people read them."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class UnitRecord:
-    """The result of one work unit."""
+    """Outcome of a work unit."""
 
     unit: int
-    """Its number."""
+    """Number of the unit."""
     seals: Mapping[str, SealInfo]
-    """Sealed segments by split; splits that got no document are left out."""
+    """Sealed segments by split; splits without a document are left out."""
     documents: int
-    """Documents in them."""
+    """Documents in the segments."""
     text_bytes: int
-    """UTF-8 bytes of these documents' text."""
+    """UTF-8 bytes of the documents."""
     skipped: SkippedInput
-    """What was passed over."""
+    """Input that the unit passed over."""
 
     def encode(self) -> bytes:
-        """The record's one JSON text."""
+        """Canonical JSON text of the record."""
         return canonical_json(
             {
                 "format_version": FORMAT_VERSION,
@@ -116,7 +105,7 @@ class UnitRecord:
 
 
 def decode_record(data: bytes) -> UnitRecord:
-    """The record with that JSON text. Raises FormatError for a later format_version."""
+    """The record of a JSON text. Raises FormatError for a later format_version."""
     content = json.loads(data)
     check_version(content, "the record of a work unit")
     return UnitRecord(
@@ -129,23 +118,23 @@ def decode_record(data: bytes) -> UnitRecord:
 
 
 def records_folder(dataset: str, job: str) -> str:
-    """Folder of the records of one job."""
+    """Folder of a job's records."""
     return f"datasets/{dataset}/jobs/{job}"
 
 
-def record_name(unit: int) -> str:
-    """Name of a unit's record in that folder."""
-    return f"{unit:08d}.json"
+def record_key(dataset: str, job: str, unit: int) -> str:
+    """Key of a unit's record in that folder."""
+    return f"{records_folder(dataset, job)}/{unit:08d}.json"
 
 
 def finished_units(backend: Backend, dataset: str, job: str) -> set[int]:
-    """Units that have a record: one listing."""
+    """Units that have a record, by one listing."""
     names = backend.list_names(records_folder(dataset, job))
     return {int(name.removesuffix(".json")) for name in names if name.endswith(".json")}
 
 
 def total(records: Iterable[UnitRecord], listed: SkippedInput) -> SkippedInput:
-    """What a whole job passed over: at listing, then unit by unit."""
+    """Input that a whole job passed over: at listing, then unit by unit."""
     sum_ = SkippedInput()
     sum_.merge(listed)
     for record in records:

@@ -1,4 +1,4 @@
-"""A folder for one process's unfinished segments, and the removal of what killed processes left."""
+"""A folder for a process's unfinished segments, and the removal of folders of killed processes."""
 
 import fcntl
 import shutil
@@ -15,9 +15,9 @@ LOCK = "lock"
 
 @contextmanager
 def scratch_folder(parent: Path) -> Iterator[Path]:
-    """A new folder below `parent`, removed afterwards; folders of dead processes are removed at once.
+    """A new folder below `parent`, removed afterwards; folders of dead processes are removed first.
 
-    Raises StoreFull or StoreError where nothing can be written.
+    Raises StoreFull or StoreError if the folder cannot be written.
     """
     with scratch_errors(parent):
         parent.mkdir(parents=True, exist_ok=True)
@@ -35,9 +35,9 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
 
 
 def sweep(parent: Path) -> None:
-    """Remove folders whose process is gone: a living one holds the lock in its folder."""
+    """Remove folders of dead processes: a living process holds the lock in its folder."""
     for folder in parent.glob(f"{PREFIX}*"):
-        # Another user's folder, or one that goes away meanwhile, is none of ours.
+        # A folder of another user, or a folder that vanishes meanwhile, is left alone.
         with suppress(OSError), (folder / LOCK).open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,10 +1,9 @@
-"""What is to be ingested: paths, folders, globs and URLs become one sorted listing of files.
+"""The inputs: paths, folders, globs and URLs become one sorted listing of files.
 
-Inside folders these are passed over, and counted by reason: hidden files and folders, folders of version
-control, files whose extension says that they are not text, links to folders (they could lead in circles) and
-to nothing, special files, the descriptions and caches in a folder that Hugging Face's `save_to_disk` wrote,
-and the store itself where it lies among its inputs. What is named as an argument
-is taken even if hidden.
+Passed over inside folders, and counted by reason, are: hidden files and folders, folders of version control, files
+with the extension of a binary format, links to folders (they could lead in circles) and to nothing, special files,
+the descriptions and caches in a folder that Hugging Face's `save_to_disk` wrote, and the store itself if it lies among
+its inputs. An argument that names a file takes it even if it is hidden.
 
 A file's *source name* is its path below the deepest folder that all arguments share: moving or copying the
 whole tree changes no name, and so no document id.
@@ -14,6 +13,7 @@ import os
 import posixpath
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import translate
 from functools import cache
@@ -27,52 +27,49 @@ from fmscale.errors import ConfigError, DataError, ObjectNotFound, StoreError
 from fmscale.store.keys import check_key
 from fmscale.store.open import open_store, parse_url
 
-VERSION_CONTROL = frozenset({"CVS", "_darcs", "RCS", "SCCS"})
-"""Folders of version control that are not hidden anyway."""
+VERSION_CONTROL = frozenset({"CVS", "_darcs", "RCS", "SCCS", ".git", ".hg", ".svn", ".bzr", ".jj"})
+"""Folders of version control."""
 
 GLOB = re.compile(r"[*\[?]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Root:
-    """One argument: where its files lie and which of them are meant."""
+    """Place of an argument's files, and which of them it means."""
 
     url: str
-    """Folder of this machine (absolute path), or a store's URL."""
+    """Folder of this machine (an absolute path), or a store's URL."""
     pattern: str = ""
-    """Glob below the folder, where `**` crosses folders; empty means everything."""
+    """Glob below the folder, in which `**` crosses folders; empty means everything."""
     only: str = ""
-    """The one file that is meant, or empty."""
+    """Name of the only file, or empty."""
 
     @property
     def segments(self) -> tuple[str, ...]:
-        """The folder as names from the top, for finding what arguments share."""
+        """The folder as names from the top, to find the folder that arguments share."""
         if "://" not in self.url:
             return ("file", *Path(self.url).parts)
         place = parse_url(self.url)
-        return (
-            f"{place.scheme}:{place.options.get('endpoint', '')}",
-            place.bucket,
-            *(part for part in place.prefix.split("/") if part),
-        )
+        server = f"{place.scheme}:{place.options.get('endpoint', '')}"
+        return (server, place.bucket, *filter(None, place.prefix.split("/")))
 
 
 @dataclass(frozen=True, kw_only=True)
 class File:
-    """One input file."""
+    """An input file."""
 
     source: str
-    """Its source name."""
+    """Source name."""
     bytes: int
-    """Size when it was listed."""
+    """Size at the listing."""
     changed: int
-    """Time of the last change in milliseconds, by the clock of where it lies."""
+    """Time of the last change in milliseconds, by the clock of its store or file system."""
     format: str
     """text, jsonl, json, parquet or arrow; empty while its first bytes are to decide."""
     root: int
-    """Which argument it belongs to; with `name` the way to open it, and no part of the job's digest."""
+    """Number of its argument's root."""
     name: str
-    """Its path below that argument's folder."""
+    """Path below that root's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,13 +84,14 @@ class Listing:
 
 
 def list_sources(arguments: Sequence[str], *, format: str = "auto", store: str = "") -> Listing:
-    """List what the arguments mean; a file that several mean is listed once.
+    """List the files of the arguments; a file of several arguments is listed once.
 
-    `store` is the folder of a local store, to be passed over. Raises ConfigError for an argument that means
-    nothing or two files of one source name, DataError if no file is left, and what stores raise.
+    `store` is the folder of a local store, to be passed over. Raises ConfigError for a path that does not exist,
+    DataError if no file is left, and the errors of stores.
     """
-    roots = tuple(dict.fromkeys(parse_argument(argument) for argument in sorted(set(arguments))))
-    shared = _shared([root.segments for root in roots])
+    roots = tuple(dict.fromkeys(_parse_argument(argument) for argument in sorted(set(arguments))))
+    levels = zip(*(root.segments for root in roots), strict=False)
+    shared = sum(1 for _ in takewhile(lambda names: len(set(names)) == 1, levels))
     skipped = SkippedInput()
     files: dict[str, File] = {}
     for number, root in enumerate(roots):
@@ -109,10 +107,8 @@ def list_sources(arguments: Sequence[str], *, format: str = "auto", store: str =
                 kind = format
             elif kind == "binary":
                 kind = ""
-            files.setdefault(
-                source,
-                File(source=source, bytes=size, changed=changed, format=kind, root=number, name=name),
-            )
+            file = File(source=source, bytes=size, changed=changed, format=kind, root=number, name=name)
+            files.setdefault(source, file)
     for source in _metadata(files):
         if not roots[files[source].root].only:
             skipped.add("metadata", source)
@@ -123,32 +119,33 @@ def list_sources(arguments: Sequence[str], *, format: str = "auto", store: str =
 
 
 def require_files(files: Sequence[File], arguments: Sequence[str], skipped: SkippedInput) -> None:
-    """Raise DataError if there are none."""
+    """Raise DataError for an empty list."""
     if not files:
+        counts = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.counts.items()))
         raise DataError(
             "There is nothing to ingest",
-            found=f"{', '.join(arguments)} (skipped: {_counted(skipped)})",
+            found=f"{', '.join(arguments)} (skipped: {counts or 'nothing'})",
             remedy="Name files or folders that hold text, JSON, Parquet or Arrow.",
         )
 
 
 def _metadata(files: Mapping[str, File]) -> list[str]:
-    """What Hugging Face's `save_to_disk` puts beside its Arrow files: descriptions, and caches of mappings."""
+    """Descriptions and caches of mappings that Hugging Face's `save_to_disk` puts beside its Arrow files."""
     tables = {source.rpartition("/")[0] for source in files if source.endswith(".arrow")}
     folders = {folder for folder in tables if posixpath.join(folder, "dataset_info.json") in files}
     above = {folder.rpartition("/")[0] for folder in folders if folder}
-    found: list[str] = []
+    metadata: list[str] = []
     for source in sorted(files):
         folder, _, name = source.rpartition("/")
         cache = name.startswith("cache-") and name.endswith(".arrow")
         beside = folder in folders and (cache or name in ("dataset_info.json", "state.json"))
         if beside or (folder in above and name == "dataset_dict.json"):
-            found.append(source)
-    return found
+            metadata.append(source)
+    return metadata
 
 
-def parse_argument(argument: str) -> Root:
-    """The root of one argument. Raises ConfigError for a path that is not there."""
+def _parse_argument(argument: str) -> Root:
+    """The root of an argument. Raises ConfigError for a path that does not exist."""
     if argument.startswith("file://"):
         argument = parse_url(argument).bucket
     if "://" in argument:
@@ -166,7 +163,7 @@ def parse_argument(argument: str) -> Root:
 
 
 def _parse_url_argument(argument: str) -> Root:
-    """A store's URL: a glob, an object, or else a folder. `?` begins the options, so it is no wildcard."""
+    """The root of a store's URL: a glob, an object, or else a folder. `?` begins the options and is no wildcard."""
     path, mark, query = argument.partition("?")
     scheme, _, rest = path.partition("://")
     parts = rest.rstrip("/").split("/")
@@ -176,25 +173,17 @@ def _parse_url_argument(argument: str) -> Root:
         return Root(url=folder, pattern="/".join(parts[first:]))
     if len(parts) > 1 and parts[-1] and "::" not in argument:
         folder = f"{scheme}://{'/'.join(parts[:-1])}{mark}{query}"
-        try:
+        with suppress(ObjectNotFound):
             if urlsplit(folder).netloc and open_store(folder, read_only=True).exists(parts[-1]):
                 return Root(url=folder, only=parts[-1])
-        except ObjectNotFound:
-            pass
     return Root(url=argument)
 
 
-def _shared(paths: list[tuple[str, ...]]) -> int:
-    """How many leading names all paths have in common."""
-    alike = (len(set(names)) == 1 for names in zip(*paths, strict=False))
-    return sum(1 for _ in takewhile(bool, alike))
-
-
-Found = Iterator[tuple[str, int, int]]
+Entries = Iterator[tuple[str, int, int]]
 """Name below the root, bytes, time of change in milliseconds."""
 
 
-def _walk_local(root: Root, skipped: SkippedInput, store: str) -> Found:
+def _walk_local(root: Root, skipped: SkippedInput, store: str) -> Entries:
     if root.only:
         status = os.stat(os.path.join(root.url, root.only))
         yield root.only, status.st_size, status.st_mtime_ns // 1_000_000
@@ -231,8 +220,8 @@ def _entries(root: str, folder: str) -> list[os.DirEntry[str]]:
 
 
 def _reason(entry: os.DirEntry[str], store: str) -> str:
-    """Why an entry of a folder is passed over; empty if it is not."""
-    if not _is_utf8(entry.name):
+    """Reason to pass over an entry of a folder; empty to take it."""
+    if entry.name.encode(errors="ignore").decode() != entry.name:
         return "name"
     if reason := _hidden(entry.name):
         return reason
@@ -244,12 +233,12 @@ def _reason(entry: os.DirEntry[str], store: str) -> str:
 
 
 def _hidden(name: str) -> str:
-    if name in VERSION_CONTROL or name in (".git", ".hg", ".svn", ".bzr", ".jj"):
+    if name in VERSION_CONTROL:
         return "vcs"
     return "hidden" if name.startswith(".") else ""
 
 
-def _walk_store(root: Root, skipped: SkippedInput, store: str) -> Found:
+def _walk_store(root: Root, skipped: SkippedInput, store: str) -> Entries:
     backend = open_store(root.url, read_only=True)
     if root.only:
         info = backend.head(root.only)
@@ -274,16 +263,8 @@ def _is_key(name: str) -> bool:
     return True
 
 
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _matcher(pattern: str) -> Callable[[str], bool]:
-    """Whether a name matches a glob; `**` stands for any number of folders, `*` stays in one."""
+    """The test of a name by a glob: `**` stands for any number of folders, `*` stays in a folder."""
     parts = tuple(pattern.split("/"))
     return (lambda name: _matches(tuple(name.split("/")), parts)) if pattern else (lambda _: True)
 
@@ -299,7 +280,3 @@ def _matches(names: tuple[str, ...], parts: tuple[str, ...]) -> bool:
 @cache
 def _compiled(part: str) -> re.Pattern[str]:
     return re.compile(translate(part))
-
-
-def _counted(skipped: SkippedInput) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.counts.items())) or "nothing"

@@ -1,11 +1,11 @@
-"""Small corpora of every format, and what a store holds after an ingest, for comparing two of them."""
+"""Small corpora of every format, and the content of a store after an ingest, to compare two stores."""
 
 import gzip
 import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from fmscale.store.keys import TEMPORARY_PREFIX
 from fmscale.store.segments.tokens import open_segment, read_document_table, read_tokens
 
 MOMENT = 1_700_000_000
-"""Time of change of every file, so that two copies of a corpus are the same inputs."""
+"""Time of change of every file: two copies of a corpus are the same inputs."""
 
 
 def put(path: Path, data: bytes | str) -> Path:
@@ -31,7 +31,7 @@ def put(path: Path, data: bytes | str) -> Path:
 
 
 def lines(texts: list[str], field: str = "text") -> bytes:
-    """JSONL with the texts in a field, a path with dots."""
+    """JSONL with the texts in a field, which may be a path with dots."""
     rows = []
     for text in texts:
         value: Any = text
@@ -41,7 +41,7 @@ def lines(texts: list[str], field: str = "text") -> bytes:
     return "".join(f"{row}\n" for row in rows).encode()
 
 
-def parquet(path: Path, texts: list[str | None], rows: int = 4) -> Path:
+def parquet(path: Path, texts: Sequence[str | None], rows: int = 4) -> Path:
     """A Parquet file with the column `text`, `rows` rows a group."""
     put(path, b"")
     pq.write_table(pa.table({"text": texts}), path, row_group_size=rows)
@@ -61,7 +61,7 @@ def arrow(path: Path, texts: list[str], rows: int = 4, *, stream: bool = False, 
 
 
 def sentences(name: str, count: int) -> list[str]:
-    """Texts that differ, of a few hundred characters."""
+    """Different texts of a few hundred characters."""
     return [f"{name} {i}: " + "the quick brown fox jumps over it's lazy dög\n" * (1 + i % 7) for i in range(count)]
 
 
@@ -82,14 +82,14 @@ def mixed(folder: Path, count: int = 40) -> Path:
 
 
 def contents(store: Path) -> dict[str, str]:
-    """Digest of every object of a local store except the log, whose entries carry times and uuids."""
+    """Digest of every object of a local store but the log, whose entries have times and uuids."""
     files = [path for path in store.rglob("*") if path.is_file() and TEMPORARY_PREFIX not in path.name]
     kept = [path for path in files if "/log/" not in str(path) and path.name != "fmscale.json"]
     return {str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest() for path in kept}
 
 
 def commit_bodies(backend: Backend, dataset: str) -> list[dict[str, Any]]:
-    """What the commits of a dataset say."""
+    """Bodies of the commits of a dataset."""
     return [dict(commit.body) for commit in open_dataset(backend, dataset).commits()]
 
 

@@ -1,4 +1,4 @@
-"""Tables with changed bytes: each document is right or skipped, and what kills its reader costs that file."""
+"""Tables with changed bytes: each document is right or skipped, and a file that kills its reader costs itself."""
 
 import io
 import os
@@ -25,11 +25,11 @@ from fmscale.errors import RankError
 from tests.data.ingest.corpora import arrow, parquet, put, sentences, wait_for
 
 TEXTS = [f"row {i:x}" for i in range(60)]
-"""All ASCII, and below 128 bytes a batch of 15: a byte of 128 or more is seen wherever it comes to lie."""
+"""ASCII, below 128 bytes a batch of 15: a byte of 128 or more is seen at any place."""
 
 
 def table(kind: str) -> bytes:
-    """A file of four batches of the kind."""
+    """A file of that kind, of four batches."""
     columns: dict[str, Any] = {
         "dictionary": pa.array(TEXTS).dictionary_encode(),
         "view": pa.array(TEXTS, pa.string_view()),
@@ -59,7 +59,7 @@ def reading(tmp_path: Path) -> Iterator[Reading]:
 
 
 @pytest.mark.parametrize("kind", ["file", "stream", "dictionary", "view", "large", "struct", "parquet"])
-def test_documents_of_a_damaged_table_are_right_or_skipped(tmp_path: Path, kind: str):
+def test_documents_of_a_damaged_table_are_right_or_skipped(tmp_path: Path, kind: str) -> None:
     data = table(kind)
     rng = random.Random(kind)
     path = tmp_path / ("a.parquet" if kind == "parquet" else "a.arrow")
@@ -87,13 +87,13 @@ def test_documents_of_a_damaged_table_are_right_or_skipped(tmp_path: Path, kind:
 
 
 def readers() -> list[psutil.Process]:
-    """The living processes that read for this one."""
+    """Living readers of this process."""
     alive = [one for one in psutil.Process().children() if one.status() != psutil.STATUS_ZOMBIE]
     return [one for one in alive if "fmscale.data.ingest.reader" in one.cmdline()]
 
 
 def reader() -> psutil.Process:
-    """The only one."""
+    """The only living reader."""
     (one,) = readers()
     return one
 
@@ -106,7 +106,7 @@ def long_table(path: Path) -> Path:
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT])
 def test_a_file_that_ends_its_reader_is_broken_and_the_next_one_is_read(
     reading: Reading, tmp_path: Path, number: signal.Signals
-):
+) -> None:
     documents = reading.documents(work(long_table(tmp_path / "a.arrow")))
     first = next(documents)
     assert isinstance(first, RawDocument)
@@ -120,7 +120,7 @@ def test_a_file_that_ends_its_reader_is_broken_and_the_next_one_is_read(
     assert again == [RawDocument("good", 0, 1), RawDocument("better", 1, 2)]
 
 
-def test_a_reader_that_is_killed_from_outside_is_no_fault_of_the_file(reading: Reading, tmp_path: Path):
+def test_a_reader_that_is_killed_from_outside_is_no_fault_of_the_file(reading: Reading, tmp_path: Path) -> None:
     documents = reading.documents(work(long_table(tmp_path / "a.arrow")))
     next(documents)
     reader().kill()
@@ -129,17 +129,18 @@ def test_a_reader_that_is_killed_from_outside_is_no_fault_of_the_file(reading: R
     assert caught.value.found == "signal 9"
 
 
-def test_a_table_that_is_left_in_the_middle_does_not_disturb_the_next(reading: Reading, tmp_path: Path):
+def test_a_table_that_is_left_in_the_middle_does_not_disturb_the_next(reading: Reading, tmp_path: Path) -> None:
     long = work(long_table(tmp_path / "a.arrow"))
     next(reading.documents(long))
     number = reader().pid
     rows = [f"row {i}" for i in range(5)]
-    assert [item.text for item in reading.documents(work(parquet(tmp_path / "b.parquet", rows)))] == rows  # type: ignore[union-attr]
+    expected = [RawDocument(row, i, i + 1) for i, row in enumerate(rows)]
+    assert list(reading.documents(work(parquet(tmp_path / "b.parquet", rows)))) == expected
     assert len(list(reading.documents(long))) == 6000
     assert reader().pid == number
 
 
-def test_a_job_goes_on_without_the_file_that_ended_its_reader(tmp_path: Path):
+def test_a_job_goes_on_without_the_file_that_ended_its_reader(tmp_path: Path) -> None:
     long_table(tmp_path / "in/a.arrow")
     parquet(tmp_path / "in/b.parquet", ["good", "better"])
     put(tmp_path / "in/c.txt", "best")
@@ -167,7 +168,7 @@ def test_a_job_goes_on_without_the_file_that_ended_its_reader(tmp_path: Path):
     assert not readers()
 
 
-def test_damage_met_while_a_tokenizer_is_trained_costs_that_file(tmp_path: Path):
+def test_damage_met_while_a_tokenizer_is_trained_costs_that_file(tmp_path: Path) -> None:
     for i in range(6):
         data = bytearray(arrow(tmp_path / f"in/{i}.arrow", sentences("s", 20)).read_bytes())
         if i % 2:
@@ -191,14 +192,14 @@ def table_bytes(kind: str) -> bytearray:
 
 
 def found_in(data: bytes, format: str, of: int = 1) -> tuple[list[str], list[str]]:
-    """Texts, and reasons why there are no more."""
+    """Texts, and the reasons of what is missing."""
     pieces = [FilePart(source="a", format=format, field="text", index=i, of=of) for i in range(of)]
     found = [one for piece in pieces for one in read(io.BytesIO(data), piece)]
     texts = [one.text for one in found if isinstance(one, RawDocument)]
     return texts, [one.reason for one in found if isinstance(one, Bad)]
 
 
-def test_rows_that_a_damaged_table_leaves_out_are_not_lost_in_silence():
+def test_rows_that_a_damaged_table_leaves_out_are_not_lost_in_silence() -> None:
     whole = [f"d{i}" for i in range(40)]
     for kind in ("file", "stream", "parquet"):
         format = "parquet" if kind == "parquet" else "arrow"
@@ -220,12 +221,12 @@ def test_rows_that_a_damaged_table_leaves_out_are_not_lost_in_silence():
 
 
 def first_block(file: bytearray) -> int:
-    """Where the footer says where the first batch lies; before it stands how many there are."""
+    """Place of the first batch's entry in the footer, behind the number of entries."""
     blocks = arrow_footer._blocks(io.BytesIO(file))[1]
     return file.rindex(b"".join(arrow_footer.BLOCK.pack(*block) for block in blocks))
 
 
-def test_a_column_without_a_value_is_empty():
+def test_a_column_without_a_value_is_empty() -> None:
     sink = io.BytesIO()
     pq.write_table(pa.table({"text": pa.nulls(3)}), sink)
     assert found_in(sink.getvalue(), "parquet") == ([], ["empty"] * 3)

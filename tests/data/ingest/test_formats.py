@@ -1,4 +1,4 @@
-"""Reading each format, whole and in pieces, and what each does with damage."""
+"""Documents of each format, read whole and in parts, and damage in each."""
 
 import gzip
 import io
@@ -51,11 +51,11 @@ def write(path: Path, data: bytes) -> Path:
         ("dir.png/readme", "text"),
     ],
 )
-def test_formats_by_extension(name: str, format: str):
+def test_formats_by_extension(name: str, format: str) -> None:
     assert detect(name) == format
 
 
-def test_text_is_one_document(tmp_path: Path):
+def test_text_is_one_document(tmp_path: Path) -> None:
     data = "\ufeffhéllo\r\n".encode()
     assert found(write(tmp_path / "a.txt", data)) == [RawDocument("héllo\r\n", 0, len(data))]
     assert texts(found(write(tmp_path / "a.txt.gz", gzip.compress(b"zipped")))) == ["zipped"]
@@ -85,7 +85,7 @@ def test_text_is_one_document(tmp_path: Path):
         ("a.arrow", b"", "broken"),
     ],
 )
-def test_damage_is_named(tmp_path: Path, name: str, data: bytes, reason: str):
+def test_damage_is_named(tmp_path: Path, name: str, data: bytes, reason: str) -> None:
     bad = [item for item in found(write(tmp_path / name, data)) if isinstance(item, Bad)]
     assert [item.reason for item in bad] == [reason]
     good = write(tmp_path / f"good-{name}", data)
@@ -94,14 +94,14 @@ def test_damage_is_named(tmp_path: Path, name: str, data: bytes, reason: str):
         assert texts(after) == ["after"]
 
 
-def test_compressed_lines_may_be_several_frames(tmp_path: Path):
+def test_compressed_lines_may_be_several_frames(tmp_path: Path) -> None:
     for name, compress in (("a.jsonl.gz", gzip.compress), ("a.jsonl.zst", zstandard.compress)):
         data = compress(lines(TEXTS[:5])) + compress(lines(TEXTS[5:]))
         assert texts(found(write(tmp_path / name, data))) == TEXTS
 
 
 @pytest.mark.parametrize("last", [b"", b"\n"])
-def test_pieces_of_jsonl_partition_its_lines(tmp_path: Path, last: bytes):
+def test_pieces_of_jsonl_partition_its_lines(tmp_path: Path, last: bytes) -> None:
     data = b"\xef\xbb\xbf" + lines(TEXTS).replace(b"\n", b"\n\n", 2).rstrip() + last
     path = write(tmp_path / "a.jsonl", data)
     whole = found(path)
@@ -114,7 +114,7 @@ def test_pieces_of_jsonl_partition_its_lines(tmp_path: Path, last: bytes):
 
 
 @pytest.mark.parametrize("field", ["text", "a.b.text"])
-def test_field_paths_in_lines(tmp_path: Path, field: str):
+def test_field_paths_in_lines(tmp_path: Path, field: str) -> None:
     assert texts(found(write(tmp_path / "a.jsonl", lines(TEXTS, field)), field=field)) == TEXTS
 
 
@@ -128,7 +128,7 @@ def test_field_paths_in_lines(tmp_path: Path, field: str):
         lambda path: arrow(path / "a.arrow", TEXTS, stream=True),
     ],
 )
-def test_pieces_of_tables_partition_their_rows(tmp_path: Path, make: Any):
+def test_pieces_of_tables_partition_their_rows(tmp_path: Path, make: Any) -> None:
     path = make(tmp_path)
     whole = [RawDocument(text, i, i + 1) for i, text in enumerate(TEXTS)]
     for of in (1, 2, 3, 4, 5, 20):
@@ -139,7 +139,7 @@ def test_pieces_of_tables_partition_their_rows(tmp_path: Path, make: Any):
     "kind",
     [pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.dictionary(pa.int32(), pa.string())],
 )
-def test_types_of_text_columns(tmp_path: Path, kind: Any):
+def test_types_of_text_columns(tmp_path: Path, kind: Any) -> None:
     column = pa.array(["a", "b", None]).cast(kind)
     struct = pa.StructArray.from_arrays([column], names=["text"])
     table = pa.table({"text": column, "in": struct})
@@ -158,13 +158,13 @@ def test_types_of_text_columns(tmp_path: Path, kind: Any):
             ]
 
 
-def test_bad_utf8_in_one_row_costs_that_row(tmp_path: Path):
+def test_bad_utf8_in_one_row_costs_that_row(tmp_path: Path) -> None:
     column = pa.array([b"ok", b"\xff", b"ok2"]).view(pa.binary())
     pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
     assert [type(item) for item in found(tmp_path / "a.parquet")] == [RawDocument, Bad, RawDocument]
 
 
-def test_missing_and_wrong_columns_are_errors_with_the_nearest_name(tmp_path: Path):
+def test_missing_and_wrong_columns_are_errors_with_the_nearest_name(tmp_path: Path) -> None:
     pq.write_table(pa.table({"content": ["a"], "number": [1]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match="Did you mean 'content'"):
         found(tmp_path / "a.parquet", field="contents")
@@ -172,7 +172,7 @@ def test_missing_and_wrong_columns_are_errors_with_the_nearest_name(tmp_path: Pa
         found(tmp_path / "a.parquet", field="number")
 
 
-def test_a_table_cut_in_the_middle_keeps_the_rows_before(tmp_path: Path):
+def test_a_table_cut_in_the_middle_keeps_the_rows_before(tmp_path: Path) -> None:
     data = bytearray(arrow(tmp_path / "a.arrow", TEXTS, compression="zstd").read_bytes())
     place = data.rindex(b"\x28\xb5\x2f\xfd")
     data[place : place + 40] = b"\xff" * 40
@@ -183,7 +183,7 @@ def test_a_table_cut_in_the_middle_keeps_the_rows_before(tmp_path: Path):
 
 
 @pytest.mark.parametrize("options", [{}, {"compression": "lz4"}, {"metadata_version": pa.MetadataVersion.V4}])
-def test_rows_of_arrow_batches_are_pyarrows(tmp_path: Path, options: dict[str, Any]):
+def test_rows_of_arrow_batches_are_pyarrows(tmp_path: Path, options: dict[str, Any]) -> None:
     path = arrow(tmp_path / "a.arrow", TEXTS, rows=5, **options)
     with pa.ipc.open_file(str(path)) as reader:
         expected = [len(reader.get_batch(i)) for i in range(reader.num_record_batches)]
@@ -192,7 +192,7 @@ def test_rows_of_arrow_batches_are_pyarrows(tmp_path: Path, options: dict[str, A
         rows_of_batches(io.BytesIO(path.read_bytes()[:-10] + b"\xff\0\0\0ARROW1"))
 
 
-def test_what_can_be_divided():
+def test_what_can_be_divided() -> None:
     assert splittable("a.jsonl", "jsonl")
     assert splittable("a.parquet", "parquet")
     assert not splittable("a.jsonl.gz", "jsonl")

@@ -1,4 +1,4 @@
-"""Formats by first bytes: what names do not tell, JSON arrays, folders of `save_to_disk`; guesses are said."""
+"""Formats by first bytes: names that do not tell, JSON arrays, folders of `save_to_disk`; guesses are reported."""
 
 import gzip
 import io
@@ -60,20 +60,20 @@ GEO = b'{"type": "FeatureCollection", "features": [\n{"type": "Feature"},\n{"typ
         ('{"text": "x"}'.encode("utf-16"), "binary"),
     ],
 )
-def test_first_bytes_decide(data: bytes, format: str):
+def test_first_bytes_decide(data: bytes, format: str) -> None:
     assert sniff(io.BytesIO(data), "data.json", "text") == format
     for name, compress in (("data.json.gz", gzip.compress), ("data.zst", zstandard.compress)):
         assert sniff(io.BytesIO(compress(data)), name, "text") == format
 
 
-def test_tables_are_known_by_their_first_bytes(tmp_path: Path):
+def test_tables_are_known_by_their_first_bytes(tmp_path: Path) -> None:
     for make in (parquet, arrow, lambda path, rows: arrow(path, rows, stream=True)):
         data = make(tmp_path / "x", ["one", "two"]).read_bytes()
         assert sniff(io.BytesIO(data), "x", "text") == ("parquet" if data[:4] == b"PAR1" else "arrow")
         assert sniff(io.BytesIO(gzip.compress(data)), "x.gz", "text") == "binary"
 
 
-def test_a_damaged_compressed_beginning_decides_as_far_as_it_goes():
+def test_a_damaged_compressed_beginning_decides_as_far_as_it_goes() -> None:
     frames = b"".join(zstandard.compress(lines([f"row {i}"])) for i in range(20))
     assert sniff(io.BytesIO(frames[:-5]), "data.json.zst", "text") == "jsonl"
     assert sniff(io.BytesIO(b"nonsense"), "data.json.gz", "text") == "text"
@@ -94,7 +94,7 @@ def test_a_damaged_compressed_beginning_decides_as_far_as_it_goes():
         ("data.json.bz2", "binary"),
     ],
 )
-def test_names_that_tell(name: str, found: str):
+def test_names_that_tell(name: str, found: str) -> None:
     assert detect(name) == found
 
 
@@ -117,7 +117,7 @@ def test_names_that_tell(name: str, found: str):
         ("data.jsonl", json.dumps([{"text": "first"}, {"text": "second"}], indent=1).encode()),
     ],
 )
-def test_records_under_any_name_are_documents(tmp_path: Path, name: str, data: bytes):
+def test_records_under_any_name_are_documents(tmp_path: Path, name: str, data: bytes) -> None:
     put(tmp_path / "in" / name, data)
     result = run(tmp_path / "in", tmp_path / "store", unit_bytes=16)
     assert sorted(texts(tmp_path / "store").values()) == ["first", "second"]
@@ -131,14 +131,14 @@ def test_records_under_any_name_are_documents(tmp_path: Path, name: str, data: b
         ("rows.jsonl", b'["a", "header"]\n' + lines(["first", "second"])),
     ],
 )
-def test_a_line_that_is_no_record_costs_itself(tmp_path: Path, name: str, data: bytes):
+def test_a_line_that_is_no_record_costs_itself(tmp_path: Path, name: str, data: bytes) -> None:
     put(tmp_path / "in" / name, data)
     result = run(tmp_path / "in", tmp_path / "store")
     assert sorted(texts(tmp_path / "store").values()) == ["first", "second"]
     assert {reason: one["count"] for reason, one in result.skipped.items()} == {"broken": 1}
 
 
-def test_text_by_a_guess_is_said_and_a_second_ingest_says_it_again(tmp_path: Path):
+def test_text_by_a_guess_is_said_and_a_second_ingest_says_it_again(tmp_path: Path) -> None:
     package = json.dumps({"name": "x"}, indent=2)
     kept = {
         "package.json": package,
@@ -163,7 +163,7 @@ def test_text_by_a_guess_is_said_and_a_second_ingest_says_it_again(tmp_path: Pat
         }
 
 
-def test_a_format_that_is_said_is_no_guess(tmp_path: Path):
+def test_a_format_that_is_said_is_no_guess(tmp_path: Path) -> None:
     put(tmp_path / "in/data.json", lines(["first", "second"]))
     result = run(tmp_path / "in", tmp_path / "store", format="text")
     assert (result.documents, result.guessed) == (1, {})
@@ -173,7 +173,7 @@ def test_a_format_that_is_said_is_no_guess(tmp_path: Path):
         run(tmp_path / "array", tmp_path / "third", format="jsonl")
 
 
-def test_folders_of_save_to_disk_are_their_rows(tmp_path: Path):
+def test_folders_of_save_to_disk_are_their_rows(tmp_path: Path) -> None:
     """The layout that Hugging Face's `datasets` writes: streams, two descriptions, caches of mappings."""
     for split in ("train", "test"):
         arrow(
@@ -197,7 +197,7 @@ def test_folders_of_save_to_disk_are_their_rows(tmp_path: Path):
     assert run(tmp_path / "in/train", tmp_path / "one").documents == 6
 
 
-def test_a_corpus_of_nothing_but_binary_files_is_named(tmp_path: Path):
+def test_a_corpus_of_nothing_but_binary_files_is_named(tmp_path: Path) -> None:
     put(tmp_path / "in/program", b"\x7fELF\0")
     with pytest.raises(DataError, match="nothing to ingest") as caught:
         ingest([str(tmp_path / "in")], store=str(tmp_path / "store"), dataset="d")
@@ -210,7 +210,7 @@ def elements(data: bytes, field: str = "text") -> list[RawDocument | Bad]:
 
 
 def text_of(value: Any) -> str | None:
-    """The text of an element, as it should be read."""
+    """Expected text of an element."""
     text = value["text"] if isinstance(value, dict) else value
     return text if isinstance(text, str) else None
 
@@ -226,7 +226,9 @@ VALUES = st.recursive(st.text() | st.integers() | st.booleans() | st.none(), lam
     ascii=st.booleans(),
     bom=st.booleans(),
 )
-def test_elements_are_jsons_own_at_any_chunk(values: list[Any], chunk: int, indent: int | None, ascii: bool, bom: bool):
+def test_elements_are_jsons_own_at_any_chunk(
+    values: list[Any], chunk: int, indent: int | None, ascii: bool, bom: bool
+) -> None:
     text = json.dumps(values, indent=indent, ensure_ascii=ascii)
     data = b"\xef\xbb\xbf" * bom + text.encode("utf-8") + b" \n"
     with pytest.MonkeyPatch.context() as patch:
@@ -252,7 +254,7 @@ def test_elements_are_jsons_own_at_any_chunk(values: list[Any], chunk: int, inde
         (b"] more", "broken", "outside"),
     ],
 )
-def test_damage_in_an_array_costs_what_follows(tail: bytes, reason: str, where: str):
+def test_damage_in_an_array_costs_what_follows(tail: bytes, reason: str, where: str) -> None:
     *good, bad = elements(json.dumps(RECORDS).encode().removesuffix(b"]") + tail)
     assert [item.text for item in good if isinstance(item, RawDocument)] == [one["text"] for one in RECORDS]
     assert isinstance(bad, Bad)
@@ -260,7 +262,7 @@ def test_damage_in_an_array_costs_what_follows(tail: bytes, reason: str, where: 
     assert any(one in bad.where for one in where.split("|")), bad.where
 
 
-def test_an_element_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch):
+def test_an_element_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(array, "CHUNK_BYTES", 100)
     monkeypatch.setattr(array, "ELEMENT_CHARACTERS", 10_000)
     file = io.BytesIO(b'[{"text": "' + b"x" * 1_000_000)
@@ -269,7 +271,7 @@ def test_an_element_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch):
     assert file.tell() < 30_000, "reading stopped there"
 
 
-def test_the_rest_of_a_compressed_array_is_read_before_its_damage():
+def test_the_rest_of_a_compressed_array_is_read_before_its_damage() -> None:
     text = json.dumps([{"text": f"row {i}"} for i in range(200)]).encode()
     frames = [zstandard.compress(text[begin : begin + 100]) for begin in range(0, len(text), 100)]
     piece = FilePart(source="a.json.zst", format="json", field="text")
@@ -279,7 +281,7 @@ def test_the_rest_of_a_compressed_array_is_read_before_its_damage():
     assert bad.reason == "broken"
 
 
-def test_what_is_no_array_is_named():
+def test_what_is_no_array_is_named() -> None:
     (bad,) = elements(b'{"text": "an object"}')
     assert isinstance(bad, Bad)
     assert "does not begin as an array" in bad.where

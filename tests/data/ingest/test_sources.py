@@ -1,4 +1,4 @@
-"""What arguments mean: folders, globs, files and URLs, in any order and from anywhere."""
+"""Files of arguments: folders, globs, files and URLs, in any order and from anywhere."""
 
 import os
 import socket
@@ -32,7 +32,7 @@ def names(listing: Listing) -> list[str]:
 def read_all(listing: Listing) -> dict[str, bytes]:
     found = {}
     for file in listing.files:
-        with open_files(listing.roots[file.root].url).open(file) as opened:
+        with open_files(listing.roots[file.root].url)(file) as opened:
             found[file.source] = opened.read()
     return found
 
@@ -41,14 +41,14 @@ def plan(*arguments: str) -> IngestPlan:
     return make_plan(list_sources(arguments), OPTIONS, None)
 
 
-def test_folders_are_listed_in_order_of_names(tmp_path: Path):
+def test_folders_are_listed_in_order_of_names(tmp_path: Path) -> None:
     listing = list_sources([str(tree(tmp_path))])
     assert names(listing) == ["a.md", "b-e.txt", "b/c.py", "b/d.jsonl", "z/deep/er.txt"]
     assert [file.format for file in listing.files] == ["text", "text", "text", "jsonl", "text"]
     assert read_all(listing) == {name: name.encode() for name in names(listing)}
 
 
-def test_what_is_passed_over_is_counted(tmp_path: Path):
+def test_what_is_passed_over_is_counted(tmp_path: Path) -> None:
     tree(tmp_path)
     for name in (".hidden", ".git/config", "b/.cache/x", "CVS/Root", "image.png"):
         put(tmp_path / name, "x")
@@ -65,7 +65,7 @@ def test_what_is_passed_over_is_counted(tmp_path: Path):
     assert listing.skipped.first["store"] == ["z"]
 
 
-def test_named_files_are_taken_even_if_hidden_or_binary_by_name(tmp_path: Path):
+def test_named_files_are_taken_even_if_hidden_or_binary_by_name(tmp_path: Path) -> None:
     tree(tmp_path)
     put(tmp_path / ".notes", "x")
     put(tmp_path / "x.png", "x")
@@ -85,13 +85,13 @@ def test_named_files_are_taken_even_if_hidden_or_binary_by_name(tmp_path: Path):
         ("b/?.py", ["b/c.py"]),
     ],
 )
-def test_globs(tmp_path: Path, pattern: str, found: list[str]):
+def test_globs(tmp_path: Path, pattern: str, found: list[str]) -> None:
     listing = list_sources([f"{tree(tmp_path)}/{pattern}"])
     short = [name.removeprefix("b/").removeprefix("z/") for name in found]
     assert names(listing) in (found, short)
 
 
-def test_the_order_and_number_of_arguments_do_not_matter(tmp_path: Path):
+def test_the_order_and_number_of_arguments_do_not_matter(tmp_path: Path) -> None:
     tree(tmp_path)
     arguments = [str(tmp_path / name) for name in ("b", "z", "a.md")]
     one = list_sources(arguments)
@@ -101,7 +101,7 @@ def test_the_order_and_number_of_arguments_do_not_matter(tmp_path: Path):
     assert plan(*arguments).job == plan(*arguments[::-1]).job
 
 
-def test_a_moved_tree_keeps_names_ids_and_job(tmp_path: Path):
+def test_a_moved_tree_keeps_names_ids_and_job(tmp_path: Path) -> None:
     before = plan(str(tree(tmp_path / "one")))
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "one").rename(tmp_path / "elsewhere/two")
@@ -113,7 +113,7 @@ def test_a_moved_tree_keeps_names_ids_and_job(tmp_path: Path):
     assert plan(str(tmp_path / "elsewhere/two")).job != before.job
 
 
-def test_nothing_to_ingest(tmp_path: Path):
+def test_nothing_to_ingest(tmp_path: Path) -> None:
     put(tmp_path / "only.png", "x")
     with pytest.raises(DataError, match="1 binary"):
         list_sources([str(tmp_path)])
@@ -123,7 +123,7 @@ def test_nothing_to_ingest(tmp_path: Path):
         list_sources([str(tmp_path / "missing/*.txt")])
 
 
-def test_a_file_that_changes_after_the_listing_is_an_error(tmp_path: Path):
+def test_a_file_that_changes_after_the_listing_is_an_error(tmp_path: Path) -> None:
     listing = list_sources([str(tree(tmp_path))])
     for change in ("different size", "e.md"):
         (tmp_path / "a.md").write_text(change)
@@ -134,7 +134,7 @@ def test_a_file_that_changes_after_the_listing_is_an_error(tmp_path: Path):
         read_all(listing)
 
 
-def test_urls_of_stores(store_url: str):
+def test_urls_of_stores(store_url: str) -> None:
     if "://" not in store_url:
         Path(store_url).mkdir()
         store_url = f"file://{store_url}"
@@ -156,7 +156,7 @@ def test_urls_of_stores(store_url: str):
     assert names(list_sources(both)) == ["in/a.md", "in/b/c.jsonl", "out/d.md"]
 
 
-def test_wrong_credentials_of_a_source(s3_url: str, monkeypatch: pytest.MonkeyPatch):
+def test_wrong_credentials_of_a_source(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     open_store(s3_url).put("a.md", b"x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret")
     with pytest.raises(AccessDenied) as caught:
@@ -164,7 +164,7 @@ def test_wrong_credentials_of_a_source(s3_url: str, monkeypatch: pytest.MonkeyPa
     assert "wrong-secret" not in str(caught.value)
 
 
-def test_a_zip_file_through_fsspec(tmp_path: Path):
+def test_a_zip_file_through_fsspec(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("one/a.md", "text")
         archive.writestr("two.jsonl", "{}")
@@ -172,13 +172,13 @@ def test_a_zip_file_through_fsspec(tmp_path: Path):
     assert read_all(listing) == {"one/a.md": b"text", "two.jsonl": b"{}"}
 
 
-def test_large_objects_are_read_by_ranges_in_pieces():
+def test_large_objects_are_read_by_ranges_in_pieces() -> None:
     memory_url = f"memory://{uuid.uuid4().hex}"
     data = b"".join(b'{"text": "%d"}\n' % i for i in range(1000))
     store = open_store(memory_url)
     store.put("a.jsonl", data)
     file = list_sources([memory_url]).files[0]
-    with open_files(memory_url).open(file) as opened:
+    with open_files(memory_url)(file) as opened:
         opened.seek(-10, 2)
         assert opened.read() == data[-10:]
         opened.seek(5)
@@ -190,7 +190,7 @@ def file(source: str, size: int, format: str = "jsonl") -> File:
     return File(source=source, bytes=size, changed=0, format=format, root=0, name=source)
 
 
-def test_units_gather_small_files_and_divide_big_ones():
+def test_units_gather_small_files_and_divide_big_ones() -> None:
     files = [
         file("a", 10, "text"),
         file("b", 20, "text"),
@@ -213,7 +213,7 @@ def test_units_gather_small_files_and_divide_big_ones():
     assert sum(work.bytes for unit in units for work in unit) == sum(one.bytes for one in files)
 
 
-def test_the_units_size_follows_the_corpus():
+def test_the_units_size_follows_the_corpus() -> None:
     def unit_bytes(size: int) -> int:
         listing = Listing(roots=(), files=(file("a", size),), skipped=SkippedInput())
         return make_plan(listing, OPTIONS, None).unit_bytes
@@ -221,7 +221,7 @@ def test_the_units_size_follows_the_corpus():
     assert [unit_bytes(size) for size in (10, 2**30, 2**40)] == [4 << 20, 32 << 20, 64 << 20]
 
 
-def test_ids_and_the_heldout_split():
+def test_ids_and_the_heldout_split() -> None:
     assert document_id("a/b.md", 7).hex() == "95c4356a0c6fd312e21cae4cfce1fe57", "ids never change"
     ids = [document_id(f"file-{i}", 0) for i in range(20_000)]
     assert len(set(ids)) == len(ids)

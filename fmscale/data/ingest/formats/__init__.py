@@ -1,9 +1,14 @@
-"""Reading documents: one file a format, each a function from a file, or a piece of one, to documents.
+"""Documents of each format: a module a format, with a function from a part of a file to its documents.
 
-A file is text (one document), JSONL (one a line), a JSON array (one an element), Parquet or Arrow (one a
-row); text and JSON perhaps inside gzip or Zstandard. Big files that can be read from the middle are divided
-into `of` pieces; which documents belong to piece `index` depends on the file alone, so pieces can be read
-anywhere in any order.
+A file is text (one document), JSONL (a document a line), a JSON array (an element), Parquet or Arrow (a row); text
+and JSON may be inside gzip or Zstandard. Big files that can be read from the middle are divided into `of` parts; the
+documents of part `index` depend on the file alone, so that parts can be read anywhere in any order.
+
+- `sniff.py`  the format of a file by its first bytes
+- `streams.py`  uncompressed bytes of gzip and Zstandard
+- `text.py`, `jsonl.py`, `array.py`  text, JSON Lines, JSON arrays
+- `columns.py`  Parquet and Arrow
+- `arrow_footer.py`  places and rows of the batches of an Arrow file
 """
 
 from collections.abc import Callable, Iterator
@@ -18,31 +23,25 @@ TABLES = frozenset({"parquet", "arrow"})
 """Formats that pyarrow reads."""
 
 EXTENSIONS = {
-    "jsonl": "jsonl",
-    "ndjson": "jsonl",
-    "parquet": "parquet",
-    "pq": "parquet",
-    "arrow": "arrow",
-    "arrows": "arrow",
-    "feather": "arrow",
-    "ipc": "arrow",
+    **dict.fromkeys(("jsonl", "ndjson"), "jsonl"),
+    **dict.fromkeys(("parquet", "pq"), "parquet"),
+    **dict.fromkeys(("arrow", "arrows", "feather", "ipc"), "arrow"),
 }
 """Formats by extension."""
 
 READERS = {"text": "text", "jsonl": "jsonl", "json": "array", "parquet": "columns", "arrow": "columns"}
-"""Modules that read each format."""
+"""Modules by the format that they read."""
 
 _TEXT = """
-adoc asciidoc asm awk bash bat bib bzl c cc cfg cjs clj cljs cmake cmd conf cpp cs css cu cuh
-cxx d dart diff el elm env erl ex exs f f03 f90 f95 fish for fs fsi fsx go gradle graphql groovy h hcl hh hpp
-hrl hs htm html hxx ini ipp java jl js jsx kt kts less lisp lua m make markdown md mdx mk ml mli mm nim nix
-org pas patch php pl pm po pod pot properties proto ps1 pxd py pyi pyx r rb rkt rmd rs rst rtf s sass scala
-scm scss sh sol sql srt svelte svg swift tcl tex texi text textile tf thrift toml ts tsx txt v vb vhd vhdl vim
-vtt vue xhtml xml xsd xsl yaml yml zig zsh
+adoc asciidoc asm awk bash bat bib bzl c cc cfg cjs clj cljs cmake cmd conf cpp cs css cu cuh cxx d dart diff el elm
+env erl ex exs f f03 f90 f95 fish for fs fsi fsx go gradle graphql groovy h hcl hh hpp hrl hs htm html hxx ini ipp
+java jl js jsx kt kts less lisp lua m make markdown md mdx mk ml mli mm nim nix org pas patch php pl pm po pod pot
+properties proto ps1 pxd py pyi pyx r rb rkt rmd rs rst rtf s sass scala scm scss sh sol sql srt svelte svg swift tcl
+tex texi text textile tf thrift toml ts tsx txt v vb vhd vhdl vim vtt vue xhtml xml xsd xsl yaml yml zig zsh
 """
 
 TEXT = frozenset(_TEXT.split())
-"""Extensions of text and code: one document a file, whatever it begins with."""
+"""Extensions of text and code: one document a file, with any beginning."""
 
 _TEXT_NAMES = """
 authors changelog changes contributing copying dockerfile license licence makefile news notice readme todo
@@ -55,59 +54,58 @@ COMPRESSIONS = {"gz": "gzip", "zst": "zstd"}
 """Compressions by last extension."""
 
 _BINARY = """
-7z a apk avi avif bin bmp bz2 class dat db dll dmg doc docx dylib eot exe flac gif gz h5 ico iso jar jpeg
-jpg ko lib lz4 m4a mkv mo mov mp3 mp4 msi npy npz o obj odp ods odt ogg onnx otf pdf pickle pkl png ppt
-pptx psd pt pth pyc pyd pyo rar rpm safetensors so sqlite sqlite3 tar tgz tif tiff ttf wasm wav webm webp
-whl woff woff2 xls xlsx xz zip zst
+7z a apk avi avif bin bmp bz2 class dat db dll dmg doc docx dylib eot exe flac gif gz h5 ico iso jar jpeg jpg ko lib
+lz4 m4a mkv mo mov mp3 mp4 msi npy npz o obj odp ods odt ogg onnx otf pdf pickle pkl png ppt pptx psd pt pth pyc pyd
+pyo rar rpm safetensors so sqlite sqlite3 tar tgz tif tiff ttf wasm wav webm webp whl woff woff2 xls xlsx xz zip zst
 """
 
 BINARY = frozenset(_BINARY.split())
-"""Extensions of files that hold no text, passed over without being read. Other files with a NUL byte in
-their first 8000 bytes (git's rule) are passed over when they are read.
+"""Extensions of files without text, passed over unread. Other files with a NUL byte in their first 8000 bytes (git's
+rule) are passed over when they are read.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class RawDocument:
-    """One document of a file."""
+    """A document of a file."""
 
     text: str
-    """Its text; may be empty."""
+    """Text; may be empty."""
     start: int
-    """Where it begins: a byte (of the uncompressed file) for text and JSON, a row for Parquet and Arrow."""
+    """First byte (of the uncompressed file) for text and JSON, row for Parquet and Arrow."""
     stop: int
-    """One past where it ends."""
+    """Place behind its last byte or row."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bad:
-    """Something in a file that gives no document."""
+    """A place in a file that gives no document."""
 
     reason: str
     """undecodable, broken, binary or empty."""
     where: str
-    """Where in the file and what is wrong; empty for the file as a whole."""
+    """Place in the file and the fault there; empty for the whole file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FilePart:
-    """Which part of a file is to be read, and how."""
+    """Part of a file to be read, and the way to read it."""
 
     source: str
-    """The file's source name."""
+    """Source name of the file."""
     format: str
     """One of FORMATS."""
     field: str
-    """Path of the text in a record, for instance `a.b.text`."""
+    """Path of the text in a record, such as `a.b.text`."""
     index: int = 0
-    """Number of the piece."""
+    """Number of the part."""
     of: int = 1
-    """How many pieces the file is divided into."""
+    """Count of the file's parts."""
 
 
 Reader = Callable[[BinaryIO, FilePart], Iterator[RawDocument | Bad]]
-"""Documents of a piece in order. The file is seekable. Raises DataError for what skipping would not cure,
-such as a column that is not there.
+"""Documents of a part in order. The file is seekable. Raises DataError for faults that skipping would not cure, such
+as a missing column.
 """
 
 
@@ -126,7 +124,7 @@ def detect(source: str) -> str:
 
 
 def is_plain_text(source: str) -> bool:
-    """Whether a name says no more than that it is text: people put anything into a .txt."""
+    """True if a name claims plain text only: people put anything into a .txt."""
     name = source.rsplit("/", 1)[-1].lower()
     return name.removesuffix(".gz").removesuffix(".zst").endswith((".txt", ".text"))
 
@@ -137,11 +135,11 @@ def compression(source: str) -> str:
 
 
 def splittable(source: str, format: str) -> bool:
-    """Whether a file can be divided into pieces."""
+    """True if a file can be divided into parts."""
     return format not in ("text", "json") and not compression(source)
 
 
-def read(file: BinaryIO, piece: FilePart) -> Iterator[RawDocument | Bad]:
-    """The documents of a piece."""
-    reader: Reader = import_module(f"{__name__}.{READERS[piece.format]}").read
-    return reader(file, piece)
+def read(file: BinaryIO, part: FilePart) -> Iterator[RawDocument | Bad]:
+    """The documents of a part."""
+    reader: Reader = import_module(f"{__name__}.{READERS[part.format]}").read
+    return reader(file, part)

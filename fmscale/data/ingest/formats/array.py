@@ -1,4 +1,4 @@
-"""A JSON array, plain or inside gzip or Zstandard: one document an element, read in bounded memory."""
+"""A JSON array, plain or inside gzip or Zstandard: a document an element, read in bounded memory."""
 
 import codecs
 import json
@@ -14,19 +14,19 @@ CHUNK_BYTES = 1 << 20
 """Bytes taken at once while elements are small."""
 
 ELEMENT_CHARACTERS = 64 << 20
-"""A longer element, which damage looks like too, ends the reading of its file."""
+"""A longer element ends the reading of its file: damage looks like an element without an end."""
 
 DECODER = json.JSONDecoder()
 
 SPACE = re.compile(r"[ \t\r\n]*")
 
 
-def read(file: BinaryIO, piece: FilePart) -> Iterator[RawDocument | Bad]:
-    """The text in each element's field, or the element where it is a text; its span is in bytes of the
-    uncompressed file. What cannot be parsed ends the file: nothing says where the next element begins.
+def read(file: BinaryIO, part: FilePart) -> Iterator[RawDocument | Bad]:
+    """The text in each element's field, or the element itself if it is a text; spans are in bytes of the uncompressed
+    file. Damage ends the file, as nothing tells the begin of the next element.
     """
-    window = _Window(uncompressed(file, piece.source))
-    path = piece.field.split(".")
+    window = _Window(uncompressed(file, part.source))
+    path = part.field.split(".")
     try:
         if window.text:
             window.take("\ufeff")
@@ -46,8 +46,8 @@ def read(file: BinaryIO, piece: FilePart) -> Iterator[RawDocument | Bad]:
             window.skip()
             start = window.position
             value = window.element()
-            found = text_of(value, [] if isinstance(value, str) else path, start)
-            yield RawDocument(found, start, window.position) if isinstance(found, str) else found
+            text = text_of(value, [] if isinstance(value, str) else path, start)
+            yield RawDocument(text, start, window.position) if isinstance(text, str) else text
         window.skip()
         if window.text:
             yield Bad("broken", f"from byte {window.position} on: this is outside of the array")
@@ -58,7 +58,7 @@ def read(file: BinaryIO, piece: FilePart) -> Iterator[RawDocument | Bad]:
 
 
 class _Window:
-    """The text from where the reading is, as far as it was taken from the stream."""
+    """The text that was taken from the stream and not read yet."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -68,26 +68,26 @@ class _Window:
         self._ended = False
         self._damage: Exception | None = None
         self.position = 0
-        """Byte of the file at which it begins."""
+        """Byte of the file at which the window begins."""
 
     @property
     def text(self) -> bool:
-        """Whether anything is left."""
+        """True if text is left."""
         while self._begin == len(self._buffer) and self._more():
             continue
         return self._begin < len(self._buffer)
 
     def skip(self) -> None:
-        """Go on to what is no white space."""
+        """Step over white space."""
         while self.text:
-            found = SPACE.match(self._buffer, self._begin)
-            assert found is not None, "it matches nothing, too"
-            self._advance(found.end())
+            space = SPACE.match(self._buffer, self._begin)
+            assert space is not None, "it matches an empty text, too"
+            self._advance(space.end())
             if self._begin < len(self._buffer):
                 return
 
     def take(self, mark: str) -> bool:
-        """Step over this character if it is the next. Raises ValueError at the end of the file."""
+        """Step over a character if it comes next. Raises ValueError at the end of the file."""
         if not self.text:
             raise ValueError("the file ends inside the array")
         if self._buffer[self._begin] != mark:
@@ -96,7 +96,7 @@ class _Window:
         return True
 
     def element(self) -> object:
-        """The next value. Raises ValueError for none, and for one that is too long."""
+        """The next value. Raises ValueError for a missing value and for a value that is too long."""
         while True:
             try:
                 value, end = DECODER.raw_decode(self._buffer, self._begin)
@@ -104,7 +104,7 @@ class _Window:
                 if len(self._buffer) - self._begin > ELEMENT_CHARACTERS or not self._more():
                     raise
                 continue
-            # A number at the end of what was taken may go on.
+            # A number at the end of the window may go on behind it.
             if end < len(self._buffer) or not self._more():
                 self._advance(end)
                 return value
@@ -114,7 +114,7 @@ class _Window:
         self._begin = end
 
     def _more(self) -> bool:
-        """Take as much again as is held; False at the end of the file."""
+        """Double the window; False at the end of the file."""
         if self._ended:
             return False
         if self._damage:

@@ -1,8 +1,8 @@
-"""Where the batches of an Arrow IPC file lie, and how many rows each has, without reading them.
+"""Places of the batches of an Arrow IPC file, and their rows, without reading the batches.
 
-pyarrow tells a batch's rows only by decoding it, and believes a footer that leaves batches out. The footer says
-where each batch's metadata lies, and that begins with the rows; both are flatbuffers, of which four fields are
-needed (Arrow columnar format, "IPC File Format"; File.fbs, Message.fbs).
+pyarrow tells a batch's rows only by decoding it, and believes a footer that leaves batches out. The footer has the
+place of each batch's metadata, which begin with the rows; both are flatbuffers, of which four fields are needed
+(Arrow columnar format, "IPC File Format"; File.fbs, Message.fbs).
 """
 
 import struct
@@ -15,19 +15,19 @@ BLOCK = struct.Struct("<qi4xq")
 """A Block of the footer: offset, bytes of metadata, bytes of body."""
 
 Block = tuple[int, int, int]
-"""Its offset, bytes of metadata, bytes of body."""
+"""Offset, bytes of metadata and bytes of body of a Block."""
 
 DAMAGED = "the footer of the Arrow file is damaged"
 
 MOST_GAP = 64
-"""Bytes between two messages, for alignment or the mark of the end; those of a batch are more."""
+"""Bytes between two messages for alignment or the mark of the end; a batch has more."""
 
 MOST_ROWS = 2**40
-"""No batch has more rows: their numbers stay far within an int64."""
+"""Most rows of a batch, far within an int64."""
 
 
 def rows_of_batches(file: BinaryIO) -> list[int]:
-    """Rows of each record batch. Raises ValueError for what is no Arrow file."""
+    """Rows of each record batch. Raises ValueError for bytes that are no Arrow file."""
     try:
         rows = [_rows(file, *block[:2]) for block in _blocks(file)[1]]
     except (struct.error, IndexError, OverflowError) as error:
@@ -38,7 +38,7 @@ def rows_of_batches(file: BinaryIO) -> list[int]:
 
 
 def check_whole(file: BinaryIO) -> None:
-    """Raise ValueError unless the batches that the footer lists are all that the file has between schema and footer."""
+    """Raise ValueError unless the batches of the footer fill the file between schema and footer."""
     try:
         dictionaries, batches, footer = _blocks(file)
         file.seek(8)
@@ -53,9 +53,7 @@ def check_whole(file: BinaryIO) -> None:
 
 
 def _blocks(file: BinaryIO) -> tuple[list[Block], list[Block], int]:
-    """Blocks of dictionaries and of batches, and where the footer begins. Raises ValueError for places that the file
-    has not.
-    """
+    """Blocks of dictionaries and of batches, and the footer's begin. Raises ValueError for places outside the file."""
     size = file.seek(0, 2)
     file.seek(max(0, size - TRAILER_BYTES))
     (length,) = struct.unpack("<i", file.read(4))

@@ -1,4 +1,4 @@
-"""Parquet and Arrow IPC (files, which Feather 2 is, and streams): one document a row."""
+"""Parquet and Arrow IPC (streams, and files such as Feather 2): a document a row."""
 
 import difflib
 import errno
@@ -19,63 +19,58 @@ ROWS = 1024
 ARROW_MAGIC = b"ARROW1"
 
 BROKEN = (pa.ArrowException, OSError, EOFError, ValueError, OverflowError, MemoryError, SystemError)
-"""What pyarrow raises of damaged files: lengths that are wrong ask for any amount of memory, or for less than
-none, which is a SystemError.
+"""Errors of pyarrow for damaged files: a wrong length asks for any amount of memory, and a negative length is a
+SystemError.
 """
 
 END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
-"""Of which streams from before Arrow 0.15 have the second half alone."""
+"""Mark at the end of a stream; before Arrow 0.15 it was the second half alone."""
 
-BINARY = {
-    pa.string(): pa.binary(),
-    pa.large_string(): pa.large_binary(),
-    pa.string_view(): pa.binary_view(),
-}
+BINARY = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
 """Types of the same layout without the promise of UTF-8."""
 
 
-def read(file: BinaryIO, piece: FilePart) -> Iterator[RawDocument | Bad]:
+def read(file: BinaryIO, part: FilePart) -> Iterator[RawDocument | Bad]:
     """The text in the column of each row; spans are row numbers of the file.
 
-    Piece i of n has the row groups, or record batches, from i·k/n to (i+1)·k/n of k. An Arrow stream cannot
-    be entered in the middle: its first piece has all. Each batch is validated before a value of it is used:
-    from the first that does not hold together the file is broken. (Bytes that were changed within a text are
-    seen only where they are no UTF-8, or in Parquet with checksums of its pages.) Raises DataError for a
-    column that is not there or holds no text.
+    Part i of n has the row groups, or record batches, from i·k/n to (i+1)·k/n of k. An Arrow stream cannot
+    be entered in the middle: its first part has all. Each batch is validated before use: the file is broken from
+    the first invalid batch on. (Changed bytes within a text are seen only if they are no UTF-8, or by the checksums of
+    Parquet pages.) Raises DataError for a column that is missing or holds no text.
     """
     row = 0
     try:
-        batches = _parquet(file, piece) if piece.format == "parquet" else _arrow(file, piece)
+        batches = _parquet(file, part) if part.format == "parquet" else _arrow(file, part)
         for row, batch in batches:
             yield from _documents(batch, row)
             row += len(batch)
     except BROKEN as error:
-        # A place that no file has, as damage names it, is an EINVAL; other numbers are the disk's or the network's.
+        # Damage names impossible places, which is EINVAL; other numbers come from the disk or the network.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         yield Bad("broken", f"from row {row} on: {str(error)[:200]}")
 
 
-def _parquet(file: BinaryIO, piece: FilePart) -> Iterator[tuple[int, Any]]:
-    """Row number of the first row, and column, of each batch of the piece."""
+def _parquet(file: BinaryIO, part: FilePart) -> Iterator[tuple[int, Any]]:
+    """Number of the first row, and the column, of each batch of the part."""
     parquet = pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
-    _check_column(parquet.schema_arrow, piece)
-    first, stop = _share(piece, parquet.num_row_groups)
+    _check_column(parquet.schema_arrow, part)
+    first, stop = _share(part, parquet.num_row_groups)
     metadata = parquet.metadata
     rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
     row = sum(rows[:first])
     if first == stop:
         return
-    for batch in parquet.iter_batches(ROWS, row_groups=list(range(first, stop)), columns=[piece.field]):
-        yield row, _column(batch, piece.field)
+    for batch in parquet.iter_batches(ROWS, row_groups=list(range(first, stop)), columns=[part.field]):
+        yield row, _column(batch, part.field)
         row += len(batch)
     if row != sum(rows[:stop]):
         raise ValueError(f"{sum(rows[:stop]) - row} rows fewer than the footer says")
-    _check_rows(metadata, rows, piece.field)
+    _check_rows(metadata, rows, part.field)
 
 
 def _check_rows(metadata: Any, rows: list[int], field: str) -> None:
-    """Raise ValueError where the footer contradicts itself: pyarrow leaves rows out then."""
+    """Raise ValueError if the footer contradicts itself: pyarrow then leaves rows out."""
     if sum(rows) != metadata.num_rows:
         raise ValueError(f"the footer says {metadata.num_rows} rows, and {sum(rows)} in its row groups")
     for number in range(metadata.num_columns):
@@ -86,23 +81,23 @@ def _check_rows(metadata: Any, rows: list[int], field: str) -> None:
                 raise ValueError("the footer says other numbers of values than of rows")
 
 
-def _arrow(file: BinaryIO, piece: FilePart) -> Iterator[tuple[int, Any]]:
+def _arrow(file: BinaryIO, part: FilePart) -> Iterator[tuple[int, Any]]:
     begin = file.read(len(ARROW_MAGIC))
     file.seek(0)
     if begin == ARROW_MAGIC:
         reader = pa.ipc.open_file(pa.PythonFile(file, mode="r"))
-        _check_column(reader.schema, piece)
-        first, stop = _share(piece, reader.num_record_batches)
+        _check_column(reader.schema, part)
+        first, stop = _share(part, reader.num_record_batches)
         row = sum(rows_of_batches(file)[:first]) if first else 0
         batches = (reader.get_batch(i) for i in range(first, stop))
     else:
-        if piece.index:
+        if part.index:
             return
         stream = pa.ipc.open_stream(pa.PythonFile(file, mode="r"))
-        _check_column(stream.schema, piece)
+        _check_column(stream.schema, part)
         row, batches = 0, iter(stream)
     for batch in batches:
-        yield row, _column(batch, piece.field)
+        yield row, _column(batch, part.field)
         row += len(batch)
     if begin == ARROW_MAGIC:
         check_whole(file)
@@ -120,13 +115,13 @@ def _check_ended(file: BinaryIO, mark: bytes) -> None:
         raise ValueError("the stream has no mark at its end: it may be cut")
 
 
-def _share(piece: FilePart, parts: int) -> tuple[int, int]:
-    return parts * piece.index // piece.of, parts * (piece.index + 1) // piece.of
+def _share(part: FilePart, parts: int) -> tuple[int, int]:
+    return parts * part.index // part.of, parts * (part.index + 1) // part.of
 
 
 def _column(batch: Any, field: str) -> Any:
-    """The column as binary, so that each row's UTF-8 is checked on its own. Raises ArrowInvalid, ValueError
-    if it does not hold together: pyarrow reads lengths and offsets unchecked, and dies of wrong ones.
+    """The column as binary, so that each row's UTF-8 is checked alone. Raises ArrowInvalid or ValueError for an
+    invalid column: pyarrow reads lengths and offsets unchecked, and dies of wrong values.
     """
     first, *rest = field.split(".")
     column = batch.column(first)
@@ -158,16 +153,16 @@ def _documents(column: Any, row: int) -> Iterator[RawDocument | Bad]:
             yield Bad("undecodable", f"row {number}")
 
 
-def _check_column(schema: Any, piece: FilePart) -> None:
+def _check_column(schema: Any, part: FilePart) -> None:
     """Raise DataError unless the field's path leads to text."""
     fields = list(schema)
     kind: Any = None
-    for name in piece.field.split("."):
-        names = [one.name for one in fields]
+    for name in part.field.split("."):
+        names = [field.name for field in fields]
         if names.count(name) != 1:
             near = difflib.get_close_matches(name, names, 1)
             raise DataError(
-                f"{piece.source} has no column {piece.field}",
+                f"{part.source} has no column {part.field}",
                 found=", ".join(names[:20]),
                 remedy=(f"Did you mean {near[0]!r}? " if near else "") + "Name the text's column with --field.",
             )
@@ -176,17 +171,9 @@ def _check_column(schema: Any, piece: FilePart) -> None:
             return
         fields = list(kind) if pa.types.is_struct(kind) else []
     text = kind.value_type if pa.types.is_dictionary(kind) else kind
-    checks = (
-        "is_string",
-        "is_large_string",
-        "is_string_view",
-        "is_binary",
-        "is_large_binary",
-        "is_binary_view",
-    )
-    if not any(getattr(pa.types, check)(text) for check in checks):
+    if text not in (*BINARY, *BINARY.values()):
         raise DataError(
-            f"The column {piece.field} of {piece.source} does not hold text",
+            f"The column {part.field} of {part.source} does not hold text",
             found=str(kind),
             remedy="Name the text's column with --field.",
         )

@@ -1,4 +1,4 @@
-"""JSONL: one JSON object a line, plain or inside gzip or Zstandard."""
+"""JSONL: a JSON object a line, plain or inside gzip or Zstandard."""
 
 import json
 from collections.abc import Iterator
@@ -10,20 +10,20 @@ from fmscale.data.ingest.formats.streams import BROKEN_STREAM, uncompressed
 BOM = b"\xef\xbb\xbf"
 
 
-def read(file: BinaryIO, piece: FilePart) -> Iterator[RawDocument | Bad]:
-    """The text in each line's field. A line belongs to the piece in which its first byte lies; its span is in
-    bytes of the uncompressed file. Blank lines are nothing.
+def read(file: BinaryIO, part: FilePart) -> Iterator[RawDocument | Bad]:
+    """The text in each line's field; blank lines are passed over. A line belongs to the part in which its first byte
+    lies; its span is in bytes of the uncompressed file.
     """
-    stream = uncompressed(file, piece.source)
+    stream = uncompressed(file, part.source)
     position, stop = 0, None
-    if piece.of > 1:
+    if part.of > 1:
         size = file.seek(0, 2)
-        position, stop = size * piece.index // piece.of, size * (piece.index + 1) // piece.of
+        position, stop = size * part.index // part.of, size * (part.index + 1) // part.of
         file.seek(max(0, position - 1))
         if position:
-            # The line that holds the byte before belongs to an earlier piece.
+            # The line that holds the byte before belongs to an earlier part.
             position += len(stream.readline()) - 1
-    path = piece.field.split(".")
+    path = part.field.split(".")
     while stop is None or position < stop:
         try:
             line = stream.readline()
@@ -32,16 +32,16 @@ def read(file: BinaryIO, piece: FilePart) -> Iterator[RawDocument | Bad]:
             return
         if not line:
             return
-        found = _parse(line.removeprefix(BOM) if position == 0 else line, path, position)
-        if isinstance(found, str):
-            yield RawDocument(found, position, position + len(line))
-        elif found:
-            yield found
+        text = _parse(line.removeprefix(BOM) if position == 0 else line, path, position)
+        if isinstance(text, str):
+            yield RawDocument(text, position, position + len(line))
+        elif text:
+            yield text
         position += len(line)
 
 
 def _parse(line: bytes, path: list[str], position: int) -> str | Bad | None:
-    """The line's text, why it has none, or None for a blank line."""
+    """The line's text, the reason for its lack, or None for a blank line."""
     if line.isspace() or not line:
         return None
     try:
@@ -51,12 +51,12 @@ def _parse(line: bytes, path: list[str], position: int) -> str | Bad | None:
     except (ValueError, RecursionError) as error:
         return Bad("broken", f"byte {position}: {type(error).__name__}: {error}")
     if isinstance(value, list):
-        return Bad("broken", f"byte {position}: an array; --format json reads a file that is one")
+        return Bad("broken", f"byte {position}: an array; --format json reads a file that is an array")
     return text_of(value, path, position)
 
 
 def text_of(value: Any, path: list[str], position: int) -> str | Bad:
-    """The text at a path in a record, or why there is none."""
+    """The text at a path in a record, or the reason for its lack."""
     try:
         for name in path:
             value = value[name]

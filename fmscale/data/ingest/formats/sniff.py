@@ -1,10 +1,10 @@
 """The format of a file by its first bytes, for names that do not tell.
 
-Tables have their magic numbers, and a NUL among the first bytes is no text. JSON Lines are lines of which at
-least half are objects; one object alone is a record only if it has the field, as `package.json` on one line is
-none. A whole file that parses as an array is one, and so is a longer one that begins like one of objects, strings
-or arrays: `[section]` and `[1] A reference` begin a text. All else is text, by a guess. A name that says plain text
-is believed unless there are several lines, of which nine in ten are objects.
+Tables have their magic numbers, and a file with a NUL among its first bytes is no text. JSON Lines are lines of which
+at least half are objects; a single object is a record only if it has the field (`package.json` on one line has not).
+A file is a JSON array if all of it parses as an array, or if it is longer and begins like an array of objects, strings
+or arrays: `[section]` and `[1] A reference` begin a text. Other files are text, by a guess. A name that claims plain
+text is believed unless there are several lines, of which nine in ten are objects.
 """
 
 import json
@@ -12,32 +12,31 @@ import re
 from typing import Any, BinaryIO
 
 from fmscale.data.ingest.formats import compression
+from fmscale.data.ingest.formats.jsonl import BOM
 from fmscale.data.ingest.formats.streams import take, uncompressed
 from fmscale.data.ingest.formats.text import BINARY_BYTES
 
 HEAD_BYTES = 1 << 16
-"""Uncompressed bytes that are looked at: some hundred lines, and one cheap request to a remote store."""
+"""Uncompressed bytes to look at: some hundred lines, and one cheap request to a remote store."""
 
 LINE_BYTES = 2 << 20
-"""Bytes in which the first line of objects must end; a longer one is taken for JSON Lines, and read as such."""
-
-BOM = b"\xef\xbb\xbf"
+"""Bytes in which the first line of objects must end; a file with a longer line is read as JSON Lines."""
 
 STREAM = re.compile(rb"\xff\xff\xff\xff[\s\S][\s\S][\s\S]\0[\x04-\x40]\0\0\0")
 """An Arrow stream: continuation marker, length of the schema (below 16 MiB), offset of its root table."""
 
 ELEMENT = re.compile(r'[{"\[]|null\b')
-"""Begin of an array's first element that texts do not have behind a bracket."""
+"""Begin of an array's first element, which no text has behind a bracket."""
 
 BEHIND = re.compile(r'\]\s*$|,\s*($|[{"\[\d-]|null\b|true\b|false\b)')
-"""Its end, or a comma and another value."""
+"""Text behind that element: the array's end, or a comma and another value."""
 
 OBJECT = re.compile(rb'\{\s*"')
 
 
 def sniff(file: BinaryIO, source: str, field: str, *, plain: bool = False) -> str:
     """text, jsonl, json, parquet, arrow or binary, by the file's beginning behind its compression. `plain`: its name
-    says that it is text.
+    claims plain text.
     """
     stream = uncompressed(file, source)
     head, _ = take(stream, HEAD_BYTES)
@@ -91,7 +90,7 @@ def _has(value: Any, path: list[str]) -> bool:
 
 
 def _is_array(begin: bytes, ended: bool) -> bool:
-    """Whether the text is one array, or begins as one; not lines of arrays, of which each would be one."""
+    """True if the text is an array or begins as an array, and not for lines that are an array each."""
     if ended and isinstance(_parse(begin), list):
         return True
     first, _, more = begin.partition(b"\n")
@@ -103,7 +102,7 @@ def _is_array(begin: bytes, ended: bool) -> bool:
     try:
         _, end = json.JSONDecoder().raw_decode(text)
     except (ValueError, RecursionError):
-        # a first element that does not end here
+        # The first element goes on behind these bytes.
         return not ended or bool(OBJECT.match(text.encode()))
     behind = text[end:].strip()
     return not behind or bool(BEHIND.match(behind))

@@ -10,17 +10,17 @@ import zstandard
 from fmscale.data.ingest.formats import compression
 
 BROKEN_STREAM = (gzip.BadGzipFile, zlib.error, EOFError, zstandard.ZstdError)
-"""What reading a damaged or cut compressed file raises."""
+"""Errors of reading a damaged or cut compressed file."""
 
 BUFFER_BYTES = 1 << 20
 """Uncompressed bytes held while lines are found."""
 
 COMPRESSED_BYTES = 1 << 17
-"""Compressed bytes taken at once: with text's usual factor of 4, half a MiB of it."""
+"""Compressed bytes of a read: at a usual factor of 4, half a MiB of text."""
 
 
 def uncompressed(file: BinaryIO, source: str) -> BinaryIO:
-    """The file itself, or a buffered stream of what its gzip or Zstandard frames hold."""
+    """The file itself, or a buffered stream of the content of its gzip or Zstandard frames."""
     match compression(source):
         case "gzip":
             return cast(BinaryIO, io.BufferedReader(gzip.GzipFile(fileobj=file), BUFFER_BYTES))
@@ -31,7 +31,7 @@ def uncompressed(file: BinaryIO, source: str) -> BinaryIO:
 
 
 def take(stream: BinaryIO, size: int) -> tuple[bytes, Exception | None]:
-    """So many bytes, fewer only at the end; and the damage behind them, if that is why they are fewer."""
+    """The next `size` bytes, or fewer before the end or before damage; and that damage, or None."""
     parts: list[bytes] = []
     while size:
         try:
@@ -48,7 +48,7 @@ def take(stream: BinaryIO, size: int) -> tuple[bytes, Exception | None]:
 class ZstdFile(io.RawIOBase):
     """The content of all frames of a file, to be read once.
 
-    The library's own stream takes the end of a cut file for the end of its content; here that is an EOFError.
+    The library's own stream takes the end of a cut file for the end of its content; this stream raises EOFError.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -63,7 +63,7 @@ class ZstdFile(io.RawIOBase):
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """Fill the buffer, or less; 0 at the end of the last frame. Raises EOFError inside a frame."""
+        """Fill the buffer or a part of it; 0 at the end of the last frame. Raises EOFError inside a frame."""
         while not self._ready and self._decompress():
             continue
         view = memoryview(buffer).cast("B")

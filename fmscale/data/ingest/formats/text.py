@@ -10,10 +10,10 @@ BINARY_BYTES = 8000
 """A NUL among the first 8000 bytes makes a file binary, as in git (buffer_is_binary of xdiff-interface.c)."""
 
 
-def read(file: BinaryIO, piece: FilePart) -> Iterator[RawDocument | Bad]:
-    """The file's text, without a byte order mark; its span is all of the file."""
+def read(file: BinaryIO, part: FilePart) -> Iterator[RawDocument | Bad]:
+    """The file's text without a byte order mark; its span is the whole file."""
     try:
-        data = uncompressed(file, piece.source).read()
+        data = uncompressed(file, part.source).read()
     except BROKEN_STREAM as error:
         yield Bad("broken", f"{error}")
         return

@@ -1,7 +1,7 @@
-"""What `fmscale launch --dry-run` prints for each launcher, and what it refuses.
+"""Lines of `fmscale launch --dry-run` for each launcher, and requests that it refuses.
 
-The launchers that a machine may lack are stood in for by files of their names: nothing of them runs here but
-`mpirun --version`. The real ones run in `test_run.py`, and in the slow tier.
+Files stand in for launchers that a machine may lack: nothing of them runs here but `mpirun --version`. The real
+launchers run in `test_run.py`, and in the slow tier.
 """
 
 import socket
@@ -27,7 +27,7 @@ EXPORTS = ["export OMP_NUM_THREADS=1", "export NCCL_DEBUG=WARN", "export PYTHONU
 OPEN_MPI = "mpirun (Open MPI) 4.1.4"
 MPICH = "HYDRA build details:"
 
-Launch = Callable[..., list[str]]
+DryRun = Callable[..., list[str]]
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def launch(programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launch:
+def launch(programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DryRun:
     """`fmscale launch run.yaml train.steps=2 --dry-run` with more arguments: the lines that it prints."""
     (tmp_path / "run.yaml").write_text(CONFIG)
     (tmp_path / "hosts").write_text("node-1 slots=4\nnode-2 slots=4\n")
@@ -67,7 +67,7 @@ def port() -> str:
     return str(free_ports(1)[0])
 
 
-def test_torchrun_on_one_node_finds_its_own_port(launch: Launch):
+def test_torchrun_on_one_node_finds_its_own_port(launch: DryRun) -> None:
     assert launch("--procs-per-node", "2") == [
         "# torchrun: 1 node, 2 ranks",
         *EXPORTS,
@@ -76,7 +76,7 @@ def test_torchrun_on_one_node_finds_its_own_port(launch: Launch):
     ]
 
 
-def test_torchrun_on_two_nodes_is_told_which_it_is(launch: Launch):
+def test_torchrun_on_two_nodes_is_told_which_it_is(launch: DryRun) -> None:
     words = ("--nodes", "2", "--procs-per-node", "4", "--node-rank", "1", "--master-addr", "node-1")
     assert launch(*words, "--argument=--max-restarts=1") == [
         "# torchrun: 2 nodes, 4 ranks on each; this is node 1",
@@ -86,14 +86,16 @@ def test_torchrun_on_two_nodes_is_told_which_it_is(launch: Launch):
     ]
 
 
-def test_an_install_that_torchrun_does_not_find_our_rendezvous_in_is_refused(launch: Launch, monkeypatch):
+def test_an_install_that_torchrun_does_not_find_our_rendezvous_in_is_refused(
+    launch: DryRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("importlib.metadata.distributions", lambda name: [])
     text = "\n".join(launch("--procs-per-node", "2", status=2))
     assert "this install is older than its code" in text
     assert "pip install -e ." in text
 
 
-def test_deepspeed_on_one_node_is_kept_from_a_hostfile_of_the_system(launch: Launch, port: str):
+def test_deepspeed_on_one_node_is_kept_from_a_hostfile_of_the_system(launch: DryRun, port: str) -> None:
     assert launch("--with", "deepspeed", "--procs-per-node", "2", "--master-port", port) == [
         "# deepspeed: 1 node, 2 ranks",
         *EXPORTS,
@@ -102,7 +104,9 @@ def test_deepspeed_on_one_node_is_kept_from_a_hostfile_of_the_system(launch: Lau
     ]
 
 
-def test_deepspeed_takes_the_devices_that_are_visible(launch: Launch, port: str, monkeypatch):
+def test_deepspeed_takes_the_devices_that_are_visible(
+    launch: DryRun, port: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7,2")
     words = ("--with", "deepspeed", "--master-port", port)
     assert "--include localhost:5,7 " in launch(*words, "--procs-per-node", "2")[-1]
@@ -110,7 +114,7 @@ def test_deepspeed_takes_the_devices_that_are_visible(launch: Launch, port: str,
     assert "GPU-1f2e" in "\n".join(launch(*words, "--procs-per-node", "2", status=2))
 
 
-def test_deepspeed_by_a_hostfile_passes_the_environment_on(launch: Launch):
+def test_deepspeed_by_a_hostfile_passes_the_environment_on(launch: DryRun) -> None:
     assert launch("data.sources=[{dataset: it's}]", "--with", "deepspeed", "--hostfile", "hosts") == [
         "# deepspeed: 2 nodes, 4 ranks on each",
         *EXPORTS,
@@ -120,7 +124,7 @@ def test_deepspeed_by_a_hostfile_passes_the_environment_on(launch: Launch):
     ]
 
 
-def test_srun(launch: Launch, programs: Path):
+def test_srun(launch: DryRun, programs: Path) -> None:
     words = ("--with", "srun", "--nodes", "2", "--procs-per-node", "4", "--argument=--partition=gpu")
     assert launch(*words) == [
         "# srun: 2 nodes, 4 ranks on each",
@@ -129,7 +133,7 @@ def test_srun(launch: Launch, programs: Path):
     ]
 
 
-def test_sbatch_queues_the_script_that_comes_along(launch: Launch, programs: Path, tmp_path: Path):
+def test_sbatch_queues_the_script_that_comes_along(launch: DryRun, programs: Path, tmp_path: Path) -> None:
     script = Path(__file__).parents[2] / "launch/slurm/train.sbatch"
     lines = launch("--with", "sbatch", "--nodes", "2", "--procs-per-node", "4")
     assert lines == [
@@ -144,7 +148,7 @@ def test_sbatch_queues_the_script_that_comes_along(launch: Launch, programs: Pat
     assert own_lines[-1].endswith(f" {own} run.yaml train.steps=2")
 
 
-def test_mpirun_speaks_to_each_kind_in_its_own_words(launch: Launch, programs: Path):
+def test_mpirun_speaks_to_each_kind_in_its_own_words(launch: DryRun, programs: Path) -> None:
     words = ("--with", "mpirun", "--hostfile", "hosts", "--procs-per-node", "2")
     meeting = ["export MASTER_ADDR=node-1", "export MASTER_PORT=29500"]
     assert launch(*words) == [
@@ -168,7 +172,9 @@ def test_mpirun_speaks_to_each_kind_in_its_own_words(launch: Launch, programs: P
     assert "SGI MPT 2.1" in "\n".join(launch(*words, status=2))
 
 
-def test_the_config_may_say_it_all_and_options_win(launch: Launch, tmp_path: Path, monkeypatch):
+def test_the_config_may_say_it_all_and_options_win(
+    launch: DryRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("NCCL_DEBUG", "INFO")
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     more = "{launcher: srun, nodes: 2, procs_per_node: 4, environment: {OMP_NUM_THREADS: 2}, arguments: [-p, a]}"
@@ -204,18 +210,18 @@ def test_the_config_may_say_it_all_and_options_win(launch: Launch, tmp_path: Pat
         ("launch.environment.A-B=1", "a name that no variable can have"),
     ],
 )
-def test_what_cannot_start_is_refused_before_it_starts(launch: Launch, words: str, told: str):
+def test_what_cannot_start_is_refused_before_it_starts(launch: DryRun, words: str, told: str) -> None:
     given = words.split()
     if "--procs-per-node" not in given and "--hostfile" not in given:
         given += ["--procs-per-node", "1"]
     assert told in "\n".join(launch(*given, status=2))
 
 
-def test_slurm_must_be_told_how_many_ranks_a_node_runs(launch: Launch):
+def test_slurm_must_be_told_how_many_ranks_a_node_runs(launch: DryRun) -> None:
     assert "must be told how many ranks" in "\n".join(launch("--with", "srun", status=2))
 
 
-def test_a_port_in_use_is_refused_with_one_that_is_free(launch: Launch):
+def test_a_port_in_use_is_refused_with_one_that_is_free(launch: DryRun) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -235,8 +241,8 @@ def test_a_port_in_use_is_refused_with_one_that_is_free(launch: Launch):
     ],
 )
 def test_a_missing_program_is_named_with_its_package(
-    launch: Launch, programs: Path, launcher: str, program: str, package: str
-):
+    launch: DryRun, programs: Path, launcher: str, program: str, package: str
+) -> None:
     (programs / program).unlink()
     words = ["--hostfile", "hosts"] if program == "pdsh" else ["--procs-per-node", "1"]
     text = "\n".join(launch("--with", launcher, *words, status=2))
@@ -252,7 +258,7 @@ def documented() -> list[str]:
 
 
 @pytest.mark.parametrize("line", documented())
-def test_what_the_documentation_says_would_start(launch: Launch, tmp_path: Path, line: str, port: str):
+def test_what_the_documentation_says_would_start(launch: DryRun, tmp_path: Path, line: str, port: str) -> None:
     (tmp_path / "run.yaml").write_text(CONFIG.replace("global_batch: 16", "global_batch: 32"))
     words = line.removeprefix("fmscale launch run.yaml").replace("--dry-run", "").split()
     if "srun" not in words and "--hostfile" not in words:
@@ -268,7 +274,9 @@ def test_what_the_documentation_says_would_start(launch: Launch, tmp_path: Path,
         ("hosts", "2 nodes, 4 ranks on each", "/deepspeed --hostfile hosts", "run.yaml train.steps=2"),
     ],
 )
-def test_the_clusters_that_are_shipped(launch: Launch, tmp_path: Path, name: str, ranks: str, first: str, last: str):
+def test_the_clusters_that_are_shipped(
+    launch: DryRun, tmp_path: Path, name: str, ranks: str, first: str, last: str
+) -> None:
     shipped = Path(__file__).parents[2] / "configs" / "cluster" / f"{name}.yaml"
     (tmp_path / "own.yaml").write_text(CONFIG.replace("global_batch: 16", "global_batch: 32"))
     (tmp_path / "run.yaml").write_text(f"extends: [own.yaml, {shipped}]\n")
