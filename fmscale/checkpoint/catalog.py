@@ -62,9 +62,7 @@ def pick(found: list[CheckpointEntry], which: int | str, where: str) -> list[Che
             return chosen
     have = ", ".join(str(one.step) for one in found[-20:]) or "none"
     raise ConfigError(
-        f"{where} has no such checkpoint",
-        found=which,
-        remedy=f"Steps there: {have}. Write a step, entryN, or auto.",
+        f"{where} has no such checkpoint", found=which, remedy=f"Steps there: {have}. Write a step, entryN, or auto."
     )
 
 

@@ -263,13 +263,7 @@ class Saver:
             memory, layout = slot.memory, slot.layout
             assert memory is not None
             assert layout is not None
-            whole = replace(
-                job,
-                memory=memory.number,
-                ranges=layout.ranges,
-                offsets=layout.offsets,
-                files=layout.files,
-            )
+            whole = replace(job, memory=memory.number, ranges=layout.ranges, offsets=layout.offsets, files=layout.files)
             self._writer.submit(whole, memory)
             submitted = True
             slot.finish(partial(self._copied, save, job.number))

@@ -133,10 +133,6 @@ def _header_json(ranges: Iterable[FileRange]) -> bytes:
     at = 0
     for one in ranges:
         shape = list(one.shape) if one.count == elements(one.shape) else [one.count]
-        tensors[one.key] = {
-            "dtype": DTYPES[one.dtype][0],
-            "shape": shape,
-            "data_offsets": [at, at + one.nbytes],
-        }
+        tensors[one.key] = {"dtype": DTYPES[one.dtype][0], "shape": shape, "data_offsets": [at, at + one.nbytes]}
         at += one.nbytes
     return json.dumps(tensors, separators=(",", ":"), ensure_ascii=False).encode()

@@ -129,11 +129,7 @@ class ProcessWriter:
 
     def copied(self, number: int, bytes: int, failed: str = "") -> None:
         """As Writer's."""
-        message = {
-            "copied": number,
-            "bytes": bytes,
-            **({"failed": failed[:LONGEST_REASON]} if failed else {}),
-        }
+        message = {"copied": number, "bytes": bytes, **({"failed": failed[:LONGEST_REASON]} if failed else {})}
         with self._lock:
             if number in self._jobs:
                 self._jobs[number].copied = message

@@ -6,14 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fmscale.checkpoint.format.manifest import encode, merge
-from fmscale.checkpoint.format.names import (
-    FORMAT_VERSION,
-    KIND,
-    failed_key,
-    manifest_key,
-    refused_key,
-    seal_key,
-)
+from fmscale.checkpoint.format.names import FORMAT_VERSION, KIND, failed_key, manifest_key, refused_key, seal_key
 from fmscale.checkpoint.format.seal import Seal, decode_seal
 from fmscale.checkpoint.persist.heartbeat import Listener
 from fmscale.checkpoint.persist.job import SaveJob, SaveSettings

@@ -122,14 +122,7 @@ class _File:
 
 
 def _store_local(
-    backend: Backend,
-    path: str,
-    key: str,
-    stream: Stream,
-    fill: Fill,
-    pool: Executor,
-    digests: bool,
-    exact: bool,
+    backend: Backend, path: str, key: str, stream: Stream, fill: Fill, pool: Executor, digests: bool, exact: bool
 ) -> np.ndarray | None:
     if getattr(backend, "read_only", False):
         raise AccessDenied("the store is open for reading only", found=key, remedy="Open it without read_only.")

@@ -66,18 +66,7 @@ class SaveJob:
     """Whether its files were sealed before the last one died: the memory may hold another save by now."""
 
 
-_FIELDS = (
-    "number",
-    "step",
-    "folder",
-    "complete",
-    "memory",
-    "meta",
-    "rank_meta",
-    "refused",
-    "attempt",
-    "sealed",
-)
+_FIELDS = ("number", "step", "folder", "complete", "memory", "meta", "rank_meta", "refused", "attempt", "sealed")
 
 Layouts = tuple[tuple[FileRange, ...], tuple[int, ...], tuple[FileImage, ...]]
 

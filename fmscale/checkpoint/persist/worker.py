@@ -163,13 +163,7 @@ class Worker:
             self._tell_others(job, reason)
             self._failed(job, error)
             return True
-        self._tell(
-            job,
-            "sealed",
-            seconds=time.monotonic() - begin,
-            bytes=seal.bytes,
-            referenced=seal.referenced,
-        )
+        self._tell(job, "sealed", seconds=time.monotonic() - begin, bytes=seal.bytes, referenced=seal.referenced)
         with self._resolved:
             self._unresolved += 1
         self._to_commit.put((job, seal))

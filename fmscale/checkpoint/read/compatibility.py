@@ -32,11 +32,7 @@ def differences(manifest: CheckpointManifest, asked: Iterable[FileRange]) -> str
             )
     bits = sum(1 << number for number in seen)
     return json.dumps(
-        {
-            "missing": sorted(missing),
-            "wrong": sorted((*key, how) for key, how in wrong.items()),
-            "seen": f"{bits:x}",
-        }
+        {"missing": sorted(missing), "wrong": sorted((*key, how) for key, how in wrong.items()), "seen": f"{bits:x}"}
     )
 
 

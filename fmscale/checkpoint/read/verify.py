@@ -51,11 +51,7 @@ def size_of(backend: Backend, found: CheckpointEntry) -> int:
 
 
 def _verify_file(
-    backend: Backend,
-    manifest: CheckpointManifest,
-    reader: Reader,
-    number: int,
-    progress: Callable[[int], None],
+    backend: Backend, manifest: CheckpointManifest, reader: Reader, number: int, progress: Callable[[int], None]
 ) -> list[CheckpointProblem]:
     file = manifest.files[number]
     try:
