@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fmscale.checkpoint.catalog import list_checkpoints, load_manifest
-from fmscale.config import Config, derive_batch
+from fmscale.checkpoint.read.meta import section
+from fmscale.config import Config, TrainConfig, derive_batch
 from fmscale.data.plan.order_log import OrderLog
 from fmscale.data.provenance.delivery import order_hash
 from fmscale.data.provenance.expected import ExpectedSample
@@ -255,7 +256,7 @@ def _checkpoints(backend: Backend, run: str, folder: Path) -> list[dict[str, Any
                 "step": found.step,
                 "epoch": found.lease,
                 "world_size": found.world_size,
-                "zero_stage": meta["config"]["train"]["zero_stage"],
+                "zero_stage": section(meta, "train", TrainConfig).zero_stage,
                 "bytes": found.bytes,
                 "blocking_seconds": seen.get("blocking_seconds"),
                 "durable_seconds": seen.get("durable_seconds"),

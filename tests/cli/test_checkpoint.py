@@ -14,7 +14,7 @@ from fmscale.store.open import open_store
 def store(tmp_path: Path) -> str:
     """A store with a run that has saved nothing."""
     url = str(tmp_path / "store")
-    Log(open_store(url), "runs/demo", RUN_KINDS).append("stage", {}, epoch=0)
+    Log(open_store(url), "runs/demo", RUN_KINDS).append("stage", {}, lease=0)
     return url
 
 

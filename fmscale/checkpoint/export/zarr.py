@@ -29,7 +29,7 @@ _PLAIN = frozenset({"bool", "float16", "float32", "float64"}) | {
 }
 
 
-def zarr_group(checkpoint: Checkpoint) -> zarr.Group:
+def as_zarr(checkpoint: Checkpoint) -> zarr.Group:
     """The checkpoint as a read-only group: `group["exp_avg/layers.0.attention.wq.weight"][:10]`.
 
     Reading raises CorruptData for damaged chunks and StoreError, as the checkpoint's own methods do.
