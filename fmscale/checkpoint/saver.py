@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 from fmscale.checkpoint.format.names import checkpoint_folder
 from fmscale.checkpoint.format.piece import Piece
-from fmscale.checkpoint.persist.client import LAST_EVENTS, ProcessWriter, SaveWriter, ThreadWriter
-from fmscale.checkpoint.persist.job import SaveJob, SaveSettings
+from fmscale.checkpoint.persist.client import ProcessWriter, SaveWriter
+from fmscale.checkpoint.persist.job import LAST_EVENTS, SaveJob, SaveSettings
+from fmscale.checkpoint.persist.worker import Worker
 from fmscale.checkpoint.snapshot.snapshot import SnapshotSlot
 from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.errors import ConfigError
@@ -106,13 +107,7 @@ class Saver:
             rank=world.rank,
             world_size=world.world_size,
             lease=lease,
-            keep_last=config.keep_last,
-            keep_every=config.keep_every,
-            grace_seconds=config.grace_seconds,
-            incremental=config.incremental,
-            digests=config.digests,
-            retries=config.retries,
-            seal_seconds=config.seal_seconds,
+            config=config,
         )
         self._changed = Condition()
         self._reports: deque[SaveReport] = deque()
@@ -126,8 +121,9 @@ class Saver:
         self._helper = ThreadPoolExecutor(config.buffers, thread_name_prefix="snapshot", initializer=_yield_to_training)
         self._helper.submit(int)
         self._handing: Future[None] | None = None
+        # Memory of this process has no other process that could write to it.
         in_memory = parse_url(store_url).scheme == "memory"
-        self._writer: SaveWriter = (ThreadWriter if in_memory else ProcessWriter)(settings, self._on_event)
+        self._writer: SaveWriter = (Worker if in_memory else ProcessWriter)(settings, self._on_event)
 
     def prepare(self, pieces: Sequence[Piece]) -> None:
         """Have the snapshot's memory ready for pieces like these: the first save then costs what the others do.

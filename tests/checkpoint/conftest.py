@@ -6,7 +6,7 @@ import pytest
 
 from fmscale.checkpoint import saver
 from fmscale.checkpoint.persist import worker
-from fmscale.checkpoint.persist.client import ThreadWriter
+from fmscale.checkpoint.persist.worker import Worker
 from fmscale.store.open import open_store
 from tests.helpers.faulty_backend import FaultyBackend
 
@@ -14,7 +14,7 @@ from tests.helpers.faulty_backend import FaultyBackend
 @pytest.fixture
 def in_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Savers do the persist process's work in a thread of this process."""
-    monkeypatch.setattr(saver, "ProcessWriter", ThreadWriter)
+    monkeypatch.setattr(saver, "ProcessWriter", Worker)
 
 
 @pytest.fixture

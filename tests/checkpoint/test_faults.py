@@ -103,12 +103,12 @@ def test_a_zombie_cannot_commit(tmp_path: Path, in_thread: None, quick: None) ->
 def test_left_overs_of_an_earlier_attempt_are_deleted(tmp_path: Path, in_thread: None, monkeypatch) -> None:
     """Rank 0 died before it committed; the requeued job's first commit cleans up after it."""
     url = str(tmp_path / "store")
-    monkeypatch.setattr(Worker, "_finish", lambda self, job, seal: True)
+    monkeypatch.setattr(Worker, "_commit", lambda self, job, seal: True)
     with Fleet(url, ranks=2, config=QUICK) as fleet:
         fleet.save(1)
         assert all(saver.drain(20) for saver in fleet.savers)
     monkeypatch.undo()
-    monkeypatch.setattr("fmscale.checkpoint.saver.ProcessWriter", _thread_writer())
+    monkeypatch.setattr("fmscale.checkpoint.saver.ProcessWriter", Worker)
     top = f"runs/{RUN}/checkpoints"
     assert open_store(url).list_names(top) == ["0000000001-00001"]
     Path(f"{url}/{top}/0000000001-00001/.fmscale-tmp-of-a-killed-writer").write_bytes(b"x" * 1000)
@@ -117,12 +117,6 @@ def test_left_overs_of_an_earlier_attempt_are_deleted(tmp_path: Path, in_thread:
     assert open_store(url).list_names(top) == ["0000000001-00002"]
     assert not Path(f"{url}/{top}/0000000001-00001").exists()
     assert_restores(url, 1)
-
-
-def _thread_writer() -> type:
-    from fmscale.checkpoint.persist.client import ThreadWriter
-
-    return ThreadWriter
 
 
 def test_ranks_whose_pieces_do_not_fit_fail_the_save(tmp_path: Path, in_thread: None) -> None:

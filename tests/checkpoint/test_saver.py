@@ -187,7 +187,7 @@ def test_meta_that_is_no_json_is_refused(tmp_path: Path, in_thread: None) -> Non
 def test_a_commit_that_is_retired_before_a_rank_hears_of_it_was_a_commit(memory_store, in_thread: None) -> None:
     """keep_last 1: rank 0 may commit the next save and retire this one between two looks of another rank."""
     from fmscale.checkpoint.format.names import run_log
-    from fmscale.checkpoint.persist.commit import RunState, await_outcome
+    from fmscale.checkpoint.persist.commit import RunState, await_commit
     from tests.checkpoint.jobs import one_save, settings
 
     with Fleet(memory_store.url, ranks=1, config=CheckpointConfig(keep_last=1, grace_seconds=0.0)) as fleet:
@@ -196,5 +196,5 @@ def test_a_commit_that_is_retired_before_a_rank_hears_of_it_was_a_commit(memory_
     assert [one.step for one in list_checkpoints(memory_store, RUN)] == [2]
     job = one_save(memory_store.url, 1, 1, SharedMemory(1 << 17), 0, False)
     log = run_log(memory_store, RUN)
-    entry = await_outcome(log, settings(memory_store.url, 1), job, RunState(), lambda: False)
+    entry = await_commit(log, settings(memory_store.url, 1), job, RunState(), lambda: False)
     assert entry.number == first

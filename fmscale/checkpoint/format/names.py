@@ -65,8 +65,8 @@ def seal_key(folder: str, rank: int) -> str:
 
 
 def refused_key(folder: str, rank: int) -> str:
-    """What a rank leaves instead of a seal."""
-    return f"{folder}/refused-{rank:05d}.json"
+    """Key under which a rank says why it gave the save up: instead of its seal, rank 0 instead of the log entry."""
+    return f"{folder}/refused-{rank:05d}.json" if rank else f"{folder}/failed.json"
 
 
 def manifest_key(folder: str) -> str:
@@ -77,8 +77,3 @@ def manifest_key(folder: str) -> str:
 def alive_key(folder: str, rank: int) -> str:
     """Where a rank that drains shows that it is alive."""
     return f"{folder}/alive-{rank:05d}"
-
-
-def failed_key(folder: str) -> str:
-    """What rank 0 leaves instead of a log entry."""
-    return f"{folder}/failed.json"

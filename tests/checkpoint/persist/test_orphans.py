@@ -8,7 +8,7 @@ from threading import Event
 import pytest
 
 from fmscale.checkpoint.catalog import list_checkpoints
-from fmscale.checkpoint.format.names import checkpoint_folder, failed_key
+from fmscale.checkpoint.format.names import checkpoint_folder, refused_key
 from fmscale.checkpoint.persist import heartbeat, worker
 from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.store.open import open_store
@@ -35,10 +35,10 @@ def test_one_that_is_left_alone_gives_up_a_rank_that_is_silent(
         monkeypatch.setattr(fleet.savers[1 - left], "save", lambda *_, **__: None)
         fleet.save(2)
         assert not fleet.savers[left].drain(0.8), "while its trainer lives it waits"
-        fleet.savers[left]._writer._worker.left_alone()
+        fleet.savers[left]._writer.left_alone()
         reports = fleet.settle(10.0)
         assert "no sign of life" in reports[left][0].reason
-        assert fleet.savers[left]._writer._worker.idle
+        assert fleet.savers[left]._writer.idle
     assert_restores(url, 1)
     assert [one.step for one in list_checkpoints(open_store(url), RUN)] == [1]
 
@@ -59,7 +59,7 @@ def test_one_that_is_left_alone_waits_for_a_rank_that_is_at_work(
 
     monkeypatch.setattr(worker, "store_part", late)
     with Fleet(url, ranks=2, config=PATIENT) as fleet:
-        workers = [saver._writer._worker for saver in fleet.savers]
+        workers = [saver._writer for saver in fleet.savers]
         workers[slow].drain()
         workers[1 - slow].left_alone()
         fleet.save(1)
@@ -96,4 +96,4 @@ def test_an_orphan_whose_peers_are_gone_ends_within_seconds(tmp_path: Path) -> N
     assert seconds > heartbeat.SILENT_SECONDS / 2, "it must not give up a rank that may be at work"
     assert_restores(url, 1)
     store = open_store(url)
-    assert b"no sign of life" in store.get(failed_key(checkpoint_folder(RUN, 2, 1)))
+    assert b"no sign of life" in store.get(refused_key(checkpoint_folder(RUN, 2, 1), 0))
