@@ -25,7 +25,7 @@ class CheckpointEntry:
     lease: int
     """Lease under which it was committed."""
     time: float
-    """When, in seconds since the epoch, by the writer's clock."""
+    """Seconds since 1970, by the writer's clock."""
     folder: str
     """Folder of its files."""
     world_size: int
@@ -35,7 +35,7 @@ class CheckpointEntry:
     referenced: int
     """Bytes of tensors that earlier checkpoints' files hold."""
     verified: bool
-    """Whether every byte was read and found right since."""
+    """True if every byte was read and found right since."""
     body: dict[str, Any]
     """The whole entry."""
 

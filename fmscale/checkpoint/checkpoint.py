@@ -31,7 +31,7 @@ class Checkpoint:
 
     @property
     def meta(self) -> dict[str, Any]:
-        """What was saved with the checkpoint: loader state, schedule, config."""
+        """Values that were saved with the tensors: loader state, schedule, config."""
         return self.manifest.meta
 
     @property
@@ -68,7 +68,7 @@ class Checkpoint:
                 f"{name} ({state}) has no such range", found=(start, count), remedy=f"It has {size} elements."
             )
         target = torch.empty(count, dtype=getattr(torch, one.dtype))
-        self._reader.read(list(self._reader.wanted(number, start, count, into(target))))
+        self._reader.read(list(self._reader.requests(number, start, count, into(target))))
         return target
 
     def _number(self, name: str, state: str) -> int:

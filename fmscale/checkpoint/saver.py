@@ -32,7 +32,7 @@ State = Literal["acknowledged", "failed", "retrying", "skipped"]
 
 @dataclass(frozen=True, kw_only=True)
 class SaveReport:
-    """What became of a save on this rank, or an attempt that is being repeated."""
+    """Outcome of a save on this rank, or an attempt that is being repeated."""
 
     step: int
     """Optimizer step."""
@@ -42,13 +42,13 @@ class SaveReport:
     reason: str = ""
     """Why, where it is not acknowledged."""
     time: float = field(default_factory=time.time)
-    """When that became so: seconds since 1970."""
+    """Seconds since 1970."""
     entry: int | None = None
     """Number of the log entry."""
     lease_lost: bool = False
-    """Whether a newer process took over the run: no later save can succeed either."""
+    """True if a newer process took over the run: no later save can succeed either."""
     blocking_seconds: float = 0.0
-    """What training waited, in `save` and at the fence."""
+    """Time that training waited, in `save` and at the fence."""
     snapshot_seconds: float = 0.0
     """From `save` until the copy was complete."""
     sealed_seconds: float = 0.0
@@ -203,7 +203,7 @@ class Saver:
         self._metrics.observe("ckpt_blocking", save.blocking)
 
     def poll(self) -> list[SaveReport]:
-        """What happened since the last call; never waits."""
+        """Reports since the last call; never waits."""
         with self._changed:
             reports = list(self._reports)
             self._reports.clear()
@@ -333,8 +333,8 @@ class Saver:
 
 
 def _yield_to_training() -> None:
-    """Where cores are busy the copy's thread waits for its turn: else waking it up would put training's thread off
-    its core for some milliseconds. It gets its share as before, and needs no right for this.
+    """Have the copy's thread wait for its turn where cores are busy: else to wake it up would put training's thread
+    off its core for some milliseconds. It gets its share as before, and needs no right for this.
     """
     with suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

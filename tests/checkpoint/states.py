@@ -44,7 +44,7 @@ QUICK = CheckpointConfig(grace_seconds=0.0, incremental=False, retries=2)
 
 
 def values(key: tuple[str, str], dtype: str, step: int, start: int, count: int) -> torch.Tensor:
-    """What elements [start, start + count) of a tensor are at a step."""
+    """Values of elements [start, start + count) of a tensor at a step."""
     seed = zlib.crc32("/".join(key).encode()) + 7919 * step
     numbers = (seed + torch.arange(start, start + count, dtype=torch.int64)) % 65521
     if dtype == "bool":
@@ -198,5 +198,5 @@ def assert_restores(url: str, step: int, ranks: int = 2, **how: Any) -> list[Res
 
 
 def states(reports: Sequence[Sequence[SaveReport]]) -> list[list[str]]:
-    """What became of the saves, by rank."""
+    """Outcomes of the saves, by rank."""
     return [[report.state for report in mine] for mine in reports]

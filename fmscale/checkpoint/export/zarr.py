@@ -40,6 +40,10 @@ def as_zarr(checkpoint: Checkpoint) -> zarr.Group:
 class CheckpointStore(Store):
     """Keys of a Zarr hierarchy, made of a checkpoint's manifest; read-only."""
 
+    supports_writes: bool = False
+    supports_deletes: bool = False
+    supports_listing: bool = True
+
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(read_only=True)
         self._checkpoint = checkpoint
@@ -74,23 +78,8 @@ class CheckpointStore(Store):
         return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
 
     async def exists(self, key: str) -> bool:
-        """Whether there is such an object."""
+        """True if there is such an object."""
         return key in self._metadata or self._place(key) is not None
-
-    @property
-    def supports_writes(self) -> bool:
-        """It is read-only."""
-        return False
-
-    @property
-    def supports_deletes(self) -> bool:
-        """It is read-only."""
-        return False
-
-    @property
-    def supports_listing(self) -> bool:
-        """It knows all its keys."""
-        return True
 
     async def set(self, key: str, value: Buffer) -> None:
         """Raise AccessDenied."""

@@ -1,4 +1,4 @@
-"""How a rank's pieces lie in its files, and so in the snapshot: the snapshot's memory is the files' image.
+"""Layout of a rank's pieces in its files, and so in the snapshot: the snapshot's memory is the files' image.
 
 A safetensors file is 8 bytes of header length, a JSON header, and the tensors back to back without holes
 (huggingface/safetensors, format section of its README). The header is padded with spaces to whole pages, so
@@ -25,9 +25,7 @@ class FileRange:
     """A piece without its memory: what of a logical tensor, and of which type."""
 
     name: str
-    """Logical tensor."""
     state: str
-    """Which of its states."""
     dtype: str
     """torch's name of the type."""
     shape: tuple[int, ...]
@@ -60,11 +58,10 @@ class FileImage:
     stop: int
     """One after its last piece."""
     begin: int
-    """Where the file's image begins in the memory: at a page."""
+    """First byte of the file's image in the memory: at a page."""
     header_bytes: int
     """Length prefix and header with padding; the tensors follow."""
     data_bytes: int
-    """The tensors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +73,8 @@ class FileLayout:
     ranges: tuple[FileRange, ...]
     """Pieces in file order."""
     offsets: tuple[int, ...]
-    """Where each piece's bytes begin in the memory."""
+    """First byte of each piece in the memory."""
     files: tuple[FileImage, ...]
-    """The files."""
     memory_bytes: int
     """Size of the memory, whole pages."""
 

@@ -30,13 +30,11 @@ class Tensor:
     """A logical tensor in one of its states."""
 
     name: str
-    """Its name."""
     state: str
     """`weight`, `exp_avg`, ..."""
     dtype: str
     """torch's name of the type."""
     shape: tuple[int, ...]
-    """Its shape."""
 
     @property
     def item_bytes(self) -> int:
@@ -54,7 +52,7 @@ class Extent:
     """Bytes of a file that hold a run of a tensor's elements."""
 
     file: int
-    """Which of the manifest's files."""
+    """Number of the file in the manifest."""
     offset: int
     """First byte in the file."""
     start: int
@@ -90,7 +88,7 @@ class CheckpointManifest:
         return sum(one.nbytes for one in self.tensors)
 
     def segments(self, tensor: int, start: int, count: int) -> Iterator[Extent]:
-        """Where elements [start, start + count) of a tensor are, in order."""
+        """Extents of elements [start, start + count) of a tensor, in order."""
         first, stop = int(self._rows[tensor]), int(self._rows[tensor + 1])
         starts, counts = self.columns["start"], self.columns["count"]
         size = self.tensors[tensor].item_bytes

@@ -1,4 +1,4 @@
-"""What a checkpoint sees of a model and its optimizer: ranges of logical tensors, never a rank's own layout."""
+"""The view that a checkpoint has of a model and its optimizer: ranges of logical tensors, never a rank's layout."""
 
 import math
 from dataclasses import dataclass

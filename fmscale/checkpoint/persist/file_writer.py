@@ -32,7 +32,7 @@ THREADS = 2
 """One computes checksums while the other waits for the disk."""
 
 _NOT_OFFERED = (errno.EINVAL, errno.EOPNOTSUPP, errno.EISDIR)
-"""What open(2) gives for O_DIRECT or O_TMPFILE where a file system has them not."""
+"""Errors of open(2) where a file system lacks O_DIRECT or O_TMPFILE."""
 _scratch = threading.local()
 
 Fill = Callable[[Stream], None]
@@ -92,7 +92,7 @@ class _File:
     temporary: str
     """Its name until then, on file systems without O_TMPFILE."""
     direct: bool
-    """Whether it is O_DIRECT."""
+    """True if it is O_DIRECT."""
 
     def publish(self, path: str, *, replace: bool = True) -> None:
         """Give it its name, in place of another file of this name; or raise FileExistsError where there is one."""

@@ -30,7 +30,7 @@ Known = Mapping[FileRange, tuple[StoredFile, StoredPiece]]
 
 @dataclass(kw_only=True)
 class _Part:
-    """What a rank's part comes to, piece by piece."""
+    """A rank's part so far, piece by piece."""
 
     digests: list[str] = field(default_factory=list)
     """Of each piece so far; empty where none is taken."""

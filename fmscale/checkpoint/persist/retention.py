@@ -1,4 +1,4 @@
-"""Which checkpoints stay: the last k, every n-th for good, the last verified one, and what somebody pinned.
+"""Checkpoints that stay: the last k, every n-th for good, the last verified one, and those that somebody pinned.
 
 `verified` is a pin in the run's log by the owner of that name: durable, seen by every writer, and in the way of
 any retire. `fmscale checkpoint verify` puts it there.

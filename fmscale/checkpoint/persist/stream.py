@@ -11,7 +11,7 @@ from threading import Condition
 from fmscale.checkpoint.format.layout import PAGE
 
 BLOCK_BYTES = 8 << 20
-"""What is written at once: a multiple of the chunks that checksums are of, and of PAGE."""
+"""Bytes that are written at once: a multiple of the chunks that checksums are of, and of PAGE."""
 
 
 class Stream:
@@ -36,7 +36,7 @@ class Stream:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing follows the header."""
+        """True if nothing follows the header."""
         return self.nbytes == self.header_bytes
 
     def add(self, offset: int, size: int) -> None:

@@ -14,14 +14,14 @@ from fmscale.store.digest import CHUNK_BYTES, crc32c
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointProblem:
-    """One thing that is not as it was recorded."""
+    """An object or chunk that is not as it was recorded."""
 
     key: str
     """Object."""
     chunk: int | None
     """Chunk of 64 KiB in it; None where it is about the whole."""
     what: str
-    """What is wrong."""
+    """The damage."""
 
 
 def verify(

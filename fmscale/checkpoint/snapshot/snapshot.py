@@ -35,9 +35,9 @@ class Copy:
     source: Tensor
     """uint8, 1-D."""
     offset: int
-    """Where they go."""
+    """First byte in the snapshot."""
     moving: bool
-    """Whether they have to be copied at once."""
+    """True where they have to be copied at once."""
 
     @cached_property
     def host(self) -> np.ndarray:

@@ -134,7 +134,7 @@ def test_dcp(opened: Checkpoint, tmp_path: Path) -> None:
 
 
 def run(*arguments: str) -> str:
-    """What the command line prints; it must succeed."""
+    """Output of the command line; it must succeed."""
     done = CliRunner().invoke(build_app(), ["checkpoint", *arguments])
     assert done.exit_code == 0, done.output
     return done.stdout

@@ -1,4 +1,4 @@
-"""What stays: the last k, every n-th, the last verified, what is pinned, and what any of these refers to."""
+"""Checkpoints that stay: the last k, every n-th, the last verified, the pinned, and those that these refer to."""
 
 from dataclasses import replace
 from pathlib import Path
