@@ -21,13 +21,11 @@ class CheckpointEntry:
     entry: int
     """Number of its log entry."""
     step: int
-    """Optimizer step."""
     lease: int
     """Lease under which it was committed."""
     time: float
     """Seconds since 1970, by the writer's clock."""
     folder: str
-    """Folder of its files."""
     world_size: int
     """Ranks that saved it."""
     bytes: int
@@ -37,7 +35,6 @@ class CheckpointEntry:
     verified: bool
     """True if every byte was read and found right since."""
     body: dict[str, Any]
-    """The whole entry."""
 
 
 def list_checkpoints(backend: Backend, run: str, state: RetirementState | None = None) -> list[CheckpointEntry]:

@@ -35,14 +35,12 @@ class SaveReport:
     """Outcome of a save on this rank, or an attempt that is being repeated."""
 
     step: int
-    """Optimizer step."""
     state: State
     """`acknowledged`: the log entry is durable. `failed`: the save came to nothing; the last good one stays.
     `retrying`: an attempt failed and is repeated. `skipped`: the one before was still being written."""
     reason: str = ""
     """Why, where it is not acknowledged."""
     time: float = field(default_factory=time.time)
-    """Seconds since 1970."""
     entry: int | None = None
     """Number of the log entry."""
     lease_lost: bool = False

@@ -1,6 +1,7 @@
 """A persist process costs 0.7 s to start; what is not about the process is tested with its work in a thread."""
 
 import uuid
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ def faulty(monkeypatch: pytest.MonkeyPatch, in_thread: None, quick: None) -> tup
     """A store in memory whose requests can be made to fail; the backends by rank, as workers open them."""
     made: list[FaultyBackend] = []
 
-    def opened(url: str, **options: float) -> FaultyBackend:
+    def opened(url: str, **options: Any) -> FaultyBackend:
         made.append(FaultyBackend(open_store(url, **options)))
         return made[-1]
 

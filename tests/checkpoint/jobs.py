@@ -1,6 +1,7 @@
 """Single jobs of a persist process, without a trainer."""
 
 import time
+from typing import Any
 
 from fmscale.checkpoint.format.layout import plan_layout
 from fmscale.checkpoint.format.names import checkpoint_folder
@@ -51,10 +52,10 @@ def settings(url: str, lease: int) -> SaveSettings:
     )
 
 
-def work(url: str, lease: int, job: SaveJob, memory: SharedMemory, backend: Backend) -> list[dict]:
+def work(url: str, lease: int, job: SaveJob, memory: SharedMemory, backend: Backend) -> list[dict[str, Any]]:
     """Do a job in a process of its own, as far as it gets; what it said."""
-    said: list[dict] = []
-    worker.open_store = lambda *_, **__: backend
+    said: list[dict[str, Any]] = []
+    setattr(worker, "open_store", lambda *_, **__: backend)  # noqa: B010
     alone = Worker(settings(url, lease), said.append)
     alone.submit(job, memory)
     alone.copied(job.number, EVERYTHING)

@@ -41,6 +41,6 @@ def entered(run: Callable[[], object]) -> set[str]:
                 run()
         finally:
             sys.setprofile(None)
-            threading.setprofile(None)  # type: ignore[arg-type]
+            threading.setprofile(None)
         files = {Path(line) for line in place.read_text().splitlines()}
     return {str(file.relative_to(ROOT)) for file in files if file.is_relative_to(ROOT) and ".venv" not in file.parts}

@@ -29,7 +29,6 @@ class FileRange:
     dtype: str
     """torch's name of the type."""
     shape: tuple[int, ...]
-    """Shape of the whole tensor."""
     start: int
     """First element."""
     count: int
@@ -71,7 +70,6 @@ class FileLayout:
     order: tuple[int, ...]
     """Position in the layout -> number of the piece as it was given."""
     ranges: tuple[FileRange, ...]
-    """Pieces in file order."""
     offsets: tuple[int, ...]
     """First byte of each piece in the memory."""
     files: tuple[FileImage, ...]

@@ -18,7 +18,6 @@ class StoredFile:
     key: str
     """Its key; of this checkpoint's folder or of an earlier one's."""
     bytes: int
-    """Its size."""
     sums: str
     """Digest of the object KEY.crc32c with its chunks' checksums; empty where none were taken."""
 
@@ -28,7 +27,6 @@ class StoredPiece:
     """A piece on the store."""
 
     range: FileRange
-    """Range of the logical tensor."""
     file: int
     """Number of the file in the seal."""
     offset: int
@@ -43,13 +41,10 @@ class Seal:
 
     step: int
     folder: str
-    """Folder of the checkpoint."""
     rank: int
     world_size: int
     files: tuple[StoredFile, ...]
-    """Files that hold the pieces."""
     pieces: tuple[StoredPiece, ...]
-    """The rank's pieces."""
     bytes: int
     """Bytes of tensors that were written for this checkpoint."""
     referenced: int

@@ -92,7 +92,6 @@ class _File:
     temporary: str
     """Its name until then, on file systems without O_TMPFILE."""
     direct: bool
-    """True if it is O_DIRECT."""
 
     def publish(self, path: str, *, replace: bool = True) -> None:
         """Give it its name, in place of another file of this name; or raise FileExistsError where there is one."""

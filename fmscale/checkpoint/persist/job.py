@@ -17,18 +17,15 @@ LAST_EVENTS = frozenset({"failed", "done"})
 
 @dataclass(frozen=True, kw_only=True)
 class SaveSettings:
-    """Settings of all saves of a run's attempt."""
+    """Settings of all saves of a run's attempt; `lease` is that under which rank 0 commits."""
 
     url: str
-    """The store."""
     deadline: float
     """Seconds of one store request."""
     run: str
-    """Name of the run."""
     rank: int
     world_size: int
     lease: int
-    """Number of the lease under which rank 0 commits."""
     config: CheckpointConfig
 
 
@@ -39,9 +36,7 @@ class SaveJob:
     number: int
     """Number of the save in this process, from 0; the same on all ranks."""
     step: int
-    """Optimizer step."""
     folder: str
-    """Folder of the checkpoint."""
     complete: bool
     """True where nothing may be left to references."""
     meta: dict[str, Any] | None

@@ -32,7 +32,6 @@ class ByteRequest:
     offset: int
     """First byte in the file."""
     bytes: int
-    """Number of bytes."""
     put: Put
     """Takes them."""
     at: int
@@ -44,7 +43,6 @@ class ReadTotals:
     """Bytes that were read and asked for."""
 
     bytes: int = 0
-    """Bytes of files."""
     needed: int = 0
     """Bytes that were asked for."""
 

@@ -33,9 +33,7 @@ class RejectedCheckpoint:
     """A newer checkpoint that was not valid."""
 
     step: int
-    """Its step."""
     entry: int
-    """Its log entry."""
     reason: str
     """The damage, and the rank that found it."""
 
@@ -45,7 +43,6 @@ class RestoreResult:
     """Outcome of a restore, besides the tensors."""
 
     step: int
-    """Optimizer step."""
     entry: int
     """Log entry of the checkpoint."""
     meta: dict[str, Any]

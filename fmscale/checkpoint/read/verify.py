@@ -17,11 +17,9 @@ class CheckpointProblem:
     """An object or chunk that is not as it was recorded."""
 
     key: str
-    """Object."""
     chunk: int | None
     """Chunk of 64 KiB in it; None where it is about the whole."""
     what: str
-    """The damage."""
 
 
 def verify(
