@@ -147,8 +147,8 @@ class Saver:
         `meta` is JSON that belongs to the checkpoint (rank 0's is kept: loader state, counters, schedule),
         `rank_meta` to the rank (its RNG). Without overlap the pieces are free when this returns, with overlap
         after the next `fence`. If all snapshots are still being written the save is skipped, or with `wait`
-        begins when one is free: for the last save of a run. Raises ConfigError for pieces that are none
-        and meta that is no JSON.
+        begins when one is free: for the last save of a run. Raises ConfigError for pieces that cannot be
+        saved and meta that is no JSON.
         """
         begin = time.perf_counter()
         self.fence()
@@ -209,7 +209,7 @@ class Saver:
 
     def drain(self, deadline: float) -> bool:
         """Wait up to `deadline` seconds until every save is acknowledged or has failed, and what retention deletes
-        after it is deleted; whether it all is.
+        after it is deleted; True if both have come about.
         """
         self.fence()
         if self._handing is not None:

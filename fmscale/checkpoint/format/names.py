@@ -26,7 +26,7 @@ SUMS = ".crc32c"
 
 
 def run_prefix(run: str) -> str:
-    """Folder of a run. Raises ConfigError for what is no plain name."""
+    """Folder of a run. Raises ConfigError for a name that is not plain."""
     if not run or "/" in run or "@" in run or "#" in run or run.startswith("."):
         raise ConfigError("a run has a plain name", found=run, remedy="Use letters, digits, '-', '_' and '.' inside.")
     return f"runs/{run}"

@@ -57,7 +57,7 @@ def elements(shape: tuple[int, ...] | list[int]) -> int:
 
 
 def whole(name: str, tensor: "Tensor", state: str = "weight") -> Piece:
-    """The piece that is all of a contiguous tensor, such as one that a single process holds."""
+    """The piece that is all of a contiguous tensor, such as a single process holds."""
     return Piece(
         name=name,
         state=state,

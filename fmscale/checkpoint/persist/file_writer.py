@@ -65,7 +65,7 @@ def store_stream(
 
 def publish_unsynced(path: str, key: str, data: bytes) -> bool:
     """Make a whole small file appear under a name that nothing has, for other processes to see and not to outlast
-    a crash; whether it holds `data` then, whoever made it. Raises StoreError.
+    a crash. True if it holds `data` then, whoever made it. Raises StoreError.
     """
     with translated(key, writing=True):
         file = _open_new(os.path.dirname(path), direct=False)

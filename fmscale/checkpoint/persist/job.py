@@ -63,7 +63,7 @@ _LAYOUT = ("ranges", "offsets", "files")
 
 
 def encode_job(job: SaveJob) -> bytes:
-    """A job as two lines of JSON: what changes from save to save, and the layout, which hardly ever does."""
+    """A job as two lines of JSON: the values of this save, and the layout, which hardly ever changes."""
     head = {one.name: getattr(job, one.name) for one in fields(job) if one.name not in _LAYOUT}
     return (
         json.dumps(head, separators=(",", ":")).encode()

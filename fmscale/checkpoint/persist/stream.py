@@ -1,7 +1,7 @@
 """A file's bytes while they become known: a header that comes last, and spans of one memory that follow it.
 
-Who decides what is in the file adds spans in order; who writes takes blocks as soon as they are complete. The
-first block has the header, which names all that follows, and is given out last.
+The owner of the file adds spans in order; the writers take blocks as soon as they are complete. The first block has
+the header with the names of all that follows, and is given out last.
 """
 
 from bisect import bisect_right

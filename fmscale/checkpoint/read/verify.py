@@ -25,7 +25,7 @@ class CheckpointProblem:
 def verify(
     backend: Backend, found: CheckpointEntry, progress: Callable[[int], None] = lambda _: None
 ) -> tuple[list[CheckpointProblem], bool]:
-    """(problems, whether every byte could be checked: not where a file was written without checksums).
+    """(problems, True if every byte could be checked: False where a file was written without checksums).
 
     Raises StoreError where the store fails, which says nothing about the checkpoint.
     """
