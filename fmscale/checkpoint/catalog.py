@@ -21,13 +21,11 @@ class CheckpointEntry:
     entry: int
     """Number of its log entry."""
     step: int
-    """Optimizer step."""
     lease: int
     """Lease under which it was committed."""
     time: float
-    """When, in seconds since the epoch, by the writer's clock."""
+    """Seconds since 1970, by the writer's clock."""
     folder: str
-    """Folder of its files."""
     world_size: int
     """Ranks that saved it."""
     bytes: int
@@ -35,9 +33,8 @@ class CheckpointEntry:
     referenced: int
     """Bytes of tensors that earlier checkpoints' files hold."""
     verified: bool
-    """Whether every byte was read and found right since."""
+    """True if every byte was read and found right since."""
     body: dict[str, Any]
-    """The whole entry."""
 
 
 def list_checkpoints(backend: Backend, run: str, state: RetirementState | None = None) -> list[CheckpointEntry]:
@@ -62,9 +59,7 @@ def pick(found: list[CheckpointEntry], which: int | str, where: str) -> list[Che
             return chosen
     have = ", ".join(str(one.step) for one in found[-20:]) or "none"
     raise ConfigError(
-        f"{where} has no such checkpoint",
-        found=which,
-        remedy=f"Steps there: {have}. Write a step, entryN, or auto.",
+        f"{where} has no such checkpoint", found=which, remedy=f"Steps there: {have}. Write a step, entryN, or auto."
     )
 
 

@@ -1,6 +1,6 @@
 """A checkpoint as logical tensors by name, whichever ranks wrote it."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -12,9 +12,6 @@ from fmscale.checkpoint.read.restore import into
 from fmscale.errors import ConfigError
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.open import open_store
-
-if TYPE_CHECKING:
-    from zarr import Group
 
 
 class Checkpoint:
@@ -34,7 +31,7 @@ class Checkpoint:
 
     @property
     def meta(self) -> dict[str, Any]:
-        """What was saved with the checkpoint: loader state, schedule, config."""
+        """Values that were saved with the tensors: loader state, schedule, config."""
         return self.manifest.meta
 
     @property
@@ -71,14 +68,8 @@ class Checkpoint:
                 f"{name} ({state}) has no such range", found=(start, count), remedy=f"It has {size} elements."
             )
         target = torch.empty(count, dtype=getattr(torch, one.dtype))
-        self._reader.read(list(self._reader.wanted(number, start, count, into(target))))
+        self._reader.read(list(self._reader.requests(number, start, count, into(target))))
         return target
-
-    def zarr(self) -> "Group":
-        """The tensors as a read-only Zarr group, STATE/NAME each, read when they are looked at: see `zarr_view`."""
-        from fmscale.checkpoint.export.zarr import zarr_group
-
-        return zarr_group(self)
 
     def _number(self, name: str, state: str) -> int:
         number = self.manifest.number.get((name, state))

@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 from fmscale.checkpoint.format.names import checkpoint_folder
 from fmscale.checkpoint.format.piece import Piece
-from fmscale.checkpoint.persist.client import LAST_EVENTS, ProcessWriter, SaveWriter, ThreadWriter
-from fmscale.checkpoint.persist.job import SaveJob, SaveSettings
+from fmscale.checkpoint.persist.client import ProcessWriter, SaveWriter
+from fmscale.checkpoint.persist.job import LAST_EVENTS, SaveJob, SaveSettings
+from fmscale.checkpoint.persist.worker import Worker
 from fmscale.checkpoint.snapshot.snapshot import SnapshotSlot
 from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.errors import ConfigError
@@ -30,23 +31,21 @@ State = Literal["acknowledged", "failed", "retrying", "skipped"]
 
 @dataclass(frozen=True, kw_only=True)
 class SaveReport:
-    """What became of a save on this rank, or an attempt that is being repeated."""
+    """Outcome of a save on this rank, or an attempt that is being repeated."""
 
     step: int
-    """Optimizer step."""
     state: State
     """`acknowledged`: the log entry is durable. `failed`: the save came to nothing; the last good one stays.
     `retrying`: an attempt failed and is repeated. `skipped`: the one before was still being written."""
     reason: str = ""
     """Why, where it is not acknowledged."""
     time: float = field(default_factory=time.time)
-    """When that became so: seconds since 1970."""
     entry: int | None = None
     """Number of the log entry."""
     lease_lost: bool = False
-    """Whether a newer process took over the run: no later save can succeed either."""
+    """True if a newer process took over the run: no later save can succeed either."""
     blocking_seconds: float = 0.0
-    """What training waited, in `save` and at the fence."""
+    """Time that training waited, in `save` and at the fence."""
     snapshot_seconds: float = 0.0
     """From `save` until the copy was complete."""
     sealed_seconds: float = 0.0
@@ -102,13 +101,7 @@ class Saver:
             rank=world.rank,
             world_size=world.world_size,
             lease=lease,
-            keep_last=config.keep_last,
-            keep_every=config.keep_every,
-            grace_seconds=config.grace_seconds,
-            incremental=config.incremental,
-            digests=config.digests,
-            retries=config.retries,
-            seal_seconds=config.seal_seconds,
+            config=config,
         )
         self._changed = Condition()
         self._reports: deque[SaveReport] = deque()
@@ -122,8 +115,9 @@ class Saver:
         self._helper = ThreadPoolExecutor(config.buffers, thread_name_prefix="snapshot", initializer=_yield_to_training)
         self._helper.submit(int)
         self._handing: Future[None] | None = None
+        # Memory of this process has no other process that could write to it.
         in_memory = parse_url(store_url).scheme == "memory"
-        self._writer: SaveWriter = (ThreadWriter if in_memory else ProcessWriter)(settings, self._on_event)
+        self._writer: SaveWriter = (Worker if in_memory else ProcessWriter)(settings, self._on_event)
 
     def prepare(self, pieces: Sequence[Piece]) -> None:
         """Have the snapshot's memory ready for pieces like these: the first save then costs what the others do.
@@ -149,8 +143,8 @@ class Saver:
         `meta` is JSON that belongs to the checkpoint (rank 0's is kept: loader state, counters, schedule),
         `rank_meta` to the rank (its RNG). Without overlap the pieces are free when this returns, with overlap
         after the next `fence`. If all snapshots are still being written the save is skipped, or with `wait`
-        begins when one is free: for the last save of a run. Raises ConfigError for pieces that are none
-        and meta that is no JSON.
+        begins when one is free: for the last save of a run. Raises ConfigError for pieces that cannot be
+        saved and meta that is no JSON.
         """
         begin = time.perf_counter()
         self.fence()
@@ -202,7 +196,7 @@ class Saver:
         save.blocking += time.perf_counter() - begin
 
     def poll(self) -> list[SaveReport]:
-        """What happened since the last call; never waits."""
+        """Reports since the last call; never waits."""
         with self._changed:
             reports = list(self._reports)
             self._reports.clear()
@@ -210,7 +204,7 @@ class Saver:
 
     def drain(self, deadline: float) -> bool:
         """Wait up to `deadline` seconds until every save is acknowledged or has failed, and what retention deletes
-        after it is deleted; whether it all is.
+        after it is deleted; True if both have come about.
         """
         self.fence()
         if self._handing is not None:
@@ -258,13 +252,7 @@ class Saver:
             memory, layout = slot.memory, slot.layout
             assert memory is not None
             assert layout is not None
-            whole = replace(
-                job,
-                memory=memory.number,
-                ranges=layout.ranges,
-                offsets=layout.offsets,
-                files=layout.files,
-            )
+            whole = replace(job, memory=memory.number, ranges=layout.ranges, offsets=layout.offsets, files=layout.files)
             self._writer.submit(whole, memory)
             submitted = True
             slot.finish(partial(self._copied, save, job.number))
@@ -334,8 +322,8 @@ class Saver:
 
 
 def _yield_to_training() -> None:
-    """Where cores are busy the copy's thread waits for its turn: else waking it up would put training's thread off
-    its core for some milliseconds. It gets its share as before, and needs no right for this.
+    """Have the copy's thread wait for its turn where cores are busy: else to wake it up would put training's thread
+    off its core for some milliseconds. It gets its share as before, and needs no right for this.
     """
     with suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

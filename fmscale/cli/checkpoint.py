@@ -1,6 +1,5 @@
 """`fmscale checkpoint`: lists, checks and exports the checkpoints of a run."""
 
-import json as jsonlib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -122,7 +121,7 @@ def export(
         raise ConfigError("no such format", found=format, remedy="Use hf, safetensors or dcp.")
     opened = open_checkpoint(address)
     wanted = [one for one in opened.manifest.tensors if format != "hf" or one.state == "weight"]
-    theirs = _theirs(opened, address) if format == "hf" else {}
+    theirs = _theirs(opened) if format == "hf" else {}
     with progress("export", sum(one.nbytes for one in wanted), json=json, unit="bytes") as bar:
         paths = export_checkpoint(
             opened,
@@ -135,32 +134,27 @@ def export(
     table([{"file": str(path), "bytes": _size(path.stat().st_size, json)} for path in paths], json)
 
 
-def _theirs(opened: "Checkpoint", address: str) -> dict[str, Any]:
+def _theirs(opened: "Checkpoint") -> dict[str, Any]:
     """Needs of Hugging Face's libraries beside the weights, as the trainer saved them. Raises ConfigError."""
+    from fmscale.checkpoint.read.meta import section
     from fmscale.config.model import ModelConfig
-    from fmscale.config.reader.load import load_section
-    from fmscale.config.reader.tree import YamlTable, parse
     from fmscale.data.tokenizers.bpe import JsonTokenizer
     from fmscale.data.tokenizers.tokenizer import from_json
     from fmscale.models.hf import hf_config, hf_names
     from fmscale.store.datasets.tokenizers import load_tokenizer
 
-    try:
-        section, vocab_size = opened.meta["config"]["model"], opened.meta["vocab_size"]
-        digest = opened.meta["tokenizer"]
-    except KeyError as error:
+    missing = {"config", "vocab_size", "tokenizer"} - opened.meta.keys()
+    if missing:
         raise ConfigError(
             "the checkpoint does not say which model it is of",
-            found=f"meta without {error}",
+            found=f"meta without {', '.join(sorted(missing))}",
             remedy="Export it as safetensors or dcp.",
-        ) from error
-    tree = parse(jsonlib.dumps(section), address)
-    assert isinstance(tree, YamlTable)
-    model = load_section(ModelConfig, tree)
-    tokenizer = from_json(load_tokenizer(opened.backend, digest))
+        )
+    model = section(opened.meta, "model", ModelConfig)
+    tokenizer = from_json(load_tokenizer(opened.backend, opened.meta["tokenizer"]))
     return {
         "names": hf_names(model),
-        "config": hf_config(model, vocab_size, bos=tokenizer.bos_id, eos=tokenizer.eos_id),
+        "config": hf_config(model, opened.meta["vocab_size"], bos=tokenizer.bos_id, eos=tokenizer.eos_id),
         # Their libraries have no byte tokenizer.
         "tokenizer": tokenizer.to_plain_json() if isinstance(tokenizer, JsonTokenizer) else None,
     }

@@ -6,9 +6,8 @@ import torch
 
 from fmscale.checkpoint.catalog import list_checkpoints, parse_address
 from fmscale.checkpoint.checkpoint import Checkpoint, open_in
-from fmscale.config import ModelConfig, as_yaml
-from fmscale.config.reader.load import load_section
-from fmscale.config.reader.tree import YamlTable, parse
+from fmscale.checkpoint.read.meta import section
+from fmscale.config import DataConfig, ModelConfig
 from fmscale.data.tokenizers.protocol import Tokenizer
 from fmscale.data.tokenizers.tokenizer import from_json
 from fmscale.errors import ConfigError, DataError
@@ -74,28 +73,20 @@ def open_trained(address: str, *, device: str = "cpu", precision: str | None = N
             remedy="Train with model.vocab_size null or as large as the tokenizer's.",
         )
     dtype = TYPES[precision or ("fp32" if device == "cpu" else "bf16")]
-    data = meta["config"]["data"]
-    dataset = data["sources"][0]["dataset"]
+    data = section(meta, "data", DataConfig)
+    dataset = data.sources[0].dataset
     bos, eos = _framing(backend, dataset, tokenizer)
     return TrainedModel(
         run=run,
         step=checkpoint.step,
         backend=backend,
-        model=_model(checkpoint, model_config(meta["config"]["model"]), vocab_size, device, dtype),
+        model=_model(checkpoint, section(meta, "model", ModelConfig), vocab_size, device, dtype),
         tokenizer=tokenizer,
         bos=bos,
         eos=eos,
         dataset=dataset,
-        sequence_length=data["sequence_length"],
+        sequence_length=data.sequence_length,
     )
-
-
-def model_config(tree: object) -> ModelConfig:
-    """A model section from plain values, as a checkpoint keeps it. Raises ConfigError."""
-    table = parse(as_yaml(tree), "model section of the checkpoint")
-    if not isinstance(table, YamlTable):
-        raise ConfigError("The checkpoint has no model section", found=tree, remedy="Was it made by `fmscale train`?")
-    return load_section(ModelConfig, table)
 
 
 def _model(checkpoint: Checkpoint, config: ModelConfig, vocab_size: int, device: str, dtype: torch.dtype) -> Decoder:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fmscale.checkpoint.catalog import list_checkpoints, load_manifest
-from fmscale.config import Config, derive_batch
+from fmscale.checkpoint.read.meta import section
+from fmscale.config import Config, TrainConfig, derive_batch
 from fmscale.data.plan.order_log import OrderLog
 from fmscale.data.provenance.delivery import order_hash
 from fmscale.data.provenance.expected import ExpectedSample
@@ -222,7 +223,7 @@ def _checkpoints(backend: Backend, run: str, folder: Path) -> list[dict[str, Any
                 "step": entry.step,
                 "epoch": entry.lease,
                 "world_size": entry.world_size,
-                "zero_stage": meta["config"]["train"]["zero_stage"],
+                "zero_stage": section(meta, "train", TrainConfig).zero_stage,
                 "bytes": entry.bytes,
                 "blocking_seconds": times.get("blocking_seconds"),
                 "durable_seconds": times.get("durable_seconds"),

@@ -1,7 +1,8 @@
 """How many rows each step of a run has, from what its checkpoints say."""
 
 from fmscale.checkpoint.catalog import CheckpointEntry, list_checkpoints, load_manifest
-from fmscale.config import BatchConfig, derive_batch
+from fmscale.checkpoint.read.meta import next_sample, section
+from fmscale.config import BatchConfig, TrainConfig, derive_batch
 from fmscale.data.plan.batch_schedule import BatchSchedule
 from fmscale.errors import ConfigError
 from fmscale.store.backends.protocol import Backend
@@ -43,12 +44,12 @@ def trained_samples(backend: Backend, run: str) -> range | None:
     if newest is None:
         return None
     meta = load_manifest(backend, newest).meta
-    stop, resume = meta["loader"]["k"], meta["config"].get("train", {}).get("resume", "auto")
+    stop, resume = next_sample(meta), section(meta, "train", TrainConfig).resume
     return range(0 if resume in ("auto", "never") else max(stop - 1, 0), stop)
 
 
 def _stand(backend: Backend, found: CheckpointEntry) -> tuple[int, int, int]:
     """(steps taken, samples taken, rows of a step) at a checkpoint."""
     meta = load_manifest(backend, found).meta
-    batch = derive_batch(BatchConfig(**meta["config"]["batch"]), meta["world_size"])
-    return meta["step"], meta["loader"]["k"], batch.global_batch
+    batch = derive_batch(section(meta, "batch", BatchConfig), meta["world_size"])
+    return meta["step"], next_sample(meta), batch.global_batch

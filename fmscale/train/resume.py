@@ -8,6 +8,7 @@ from typing import Any
 from fmscale.checkpoint.catalog import list_checkpoints
 from fmscale.checkpoint.format.names import run_log
 from fmscale.checkpoint.persist.retention import mark_verified
+from fmscale.checkpoint.read.meta import next_sample
 from fmscale.checkpoint.read.restore import RestoreResult
 from fmscale.checkpoint.read.restore import restore as read_checkpoint
 from fmscale.config import Config
@@ -107,7 +108,7 @@ def restore(
     engine.restored(meta["updates"])
     if resume.fork:
         # The new run has a plan of its own, which goes on at the same sample.
-        loader.load_state_dict({**loader.state_dict(), "k": meta["loader"]["k"]})
+        loader.load_state_dict({**loader.state_dict(), "k": next_sample(meta)})
     else:
         loader.load_state_dict(meta["loader"])
         _remember_verified(session, resume, restored)

@@ -1,12 +1,13 @@
 """A persist process costs 0.7 s to start; what is not about the process is tested with its work in a thread."""
 
 import uuid
+from typing import Any
 
 import pytest
 
 from fmscale.checkpoint import saver
 from fmscale.checkpoint.persist import worker
-from fmscale.checkpoint.persist.client import ThreadWriter
+from fmscale.checkpoint.persist.worker import Worker
 from fmscale.store.open import open_store
 from tests.helpers.faulty_backend import FaultyBackend
 
@@ -14,7 +15,7 @@ from tests.helpers.faulty_backend import FaultyBackend
 @pytest.fixture
 def in_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Savers do the persist process's work in a thread of this process."""
-    monkeypatch.setattr(saver, "ProcessWriter", ThreadWriter)
+    monkeypatch.setattr(saver, "ProcessWriter", Worker)
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def faulty(monkeypatch: pytest.MonkeyPatch, in_thread: None, quick: None) -> tup
     """A store in memory whose requests can be made to fail; the backends by rank, as workers open them."""
     made: list[FaultyBackend] = []
 
-    def opened(url: str, **options: float) -> FaultyBackend:
+    def opened(url: str, **options: Any) -> FaultyBackend:
         made.append(FaultyBackend(open_store(url, **options)))
         return made[-1]
 

@@ -1,14 +1,17 @@
 """Single jobs of a persist process, without a trainer."""
 
 import time
+from typing import Any
 
 from fmscale.checkpoint.format.layout import plan_layout
 from fmscale.checkpoint.format.names import checkpoint_folder
 from fmscale.checkpoint.persist import worker
 from fmscale.checkpoint.persist.job import SaveJob, SaveSettings
 from fmscale.checkpoint.persist.worker import Worker
+from fmscale.checkpoint.snapshot.copy_progress import EVERYTHING
 from fmscale.checkpoint.snapshot.memory import SharedMemory
 from fmscale.checkpoint.snapshot.snapshot import checked
+from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.store.backends.protocol import Backend
 from tests.checkpoint.states import RUN, Tensors, pieces_at
 
@@ -45,22 +48,17 @@ def settings(url: str, lease: int) -> SaveSettings:
         rank=0,
         world_size=1,
         lease=lease,
-        keep_last=1,
-        keep_every=None,
-        grace_seconds=0.0,
-        incremental=True,
-        digests=True,
-        retries=1,
-        seal_seconds=10.0,
+        config=CheckpointConfig(keep_last=1, grace_seconds=0.0, retries=1, seal_seconds=10.0),
     )
 
 
-def work(url: str, lease: int, job: SaveJob, memory: SharedMemory, backend: Backend) -> list[dict]:
+def work(url: str, lease: int, job: SaveJob, memory: SharedMemory, backend: Backend) -> list[dict[str, Any]]:
     """Do a job in a process of its own, as far as it gets; what it said."""
-    said: list[dict] = []
-    worker.open_store = lambda *_, **__: backend
+    said: list[dict[str, Any]] = []
+    setattr(worker, "open_store", lambda *_, **__: backend)  # noqa: B010
     alone = Worker(settings(url, lease), said.append)
-    alone.submit(job, memory.view)
+    alone.submit(job, memory)
+    alone.copied(job.number, EVERYTHING)
     while not getattr(backend, "crashed", False) and not any(one["event"] == "done" for one in said):
         time.sleep(0.001)
     alone.close()

@@ -13,6 +13,8 @@ import torch
 
 from fmscale.checkpoint.format.names import run_log
 from fmscale.checkpoint.format.piece import Piece, elements
+from fmscale.checkpoint.persist.client import ProcessWriter
+from fmscale.checkpoint.persist.worker import Worker
 from fmscale.checkpoint.read.restore import RestoreResult, restore
 from fmscale.checkpoint.saver import Saver, SaveReport
 from fmscale.config.checkpoint import CheckpointConfig
@@ -44,7 +46,7 @@ QUICK = CheckpointConfig(grace_seconds=0.0, incremental=False, retries=2)
 
 
 def values(key: tuple[str, str], dtype: str, step: int, start: int, count: int) -> torch.Tensor:
-    """What elements [start, start + count) of a tensor are at a step."""
+    """Values of elements [start, start + count) of a tensor at a step."""
     seed = zlib.crc32("/".join(key).encode()) + 7919 * step
     numbers = (seed + torch.arange(start, start + count, dtype=torch.int64)) % 65521
     if dtype == "bool":
@@ -174,11 +176,28 @@ class Fleet:
         self.close()
 
 
+def process_of(saver: Saver) -> ProcessWriter:
+    """The trainer's end of a saver's persist process."""
+    assert isinstance(saver._writer, ProcessWriter)
+    return saver._writer
+
+
+def worker_of(saver: Saver) -> Worker:
+    """The worker of a saver that has it in a thread."""
+    assert isinstance(saver._writer, Worker)
+    return saver._writer
+
+
+def hash_store() -> Any:
+    """A store for the waits of ranks in threads."""
+    return torch.distributed.HashStore()  # type: ignore[attr-defined]
+
+
 def restore_in(
     url: str, ranks: int, *, tensors: Tensors = SMALL, seed: int | None = 1, **how: Any
 ) -> tuple[list[RestoreResult | None], list[list[Piece]]]:
     """Restore on that many ranks, cut otherwise than they were saved; what each got, and its pieces."""
-    store = torch.distributed.HashStore()
+    store = hash_store()
     pieces = [pieces_at(tensors, mine, None) for mine in cut(tensors, ranks, seed)]
 
     def one(rank: int) -> RestoreResult | None:
@@ -198,5 +217,5 @@ def assert_restores(url: str, step: int, ranks: int = 2, **how: Any) -> list[Res
 
 
 def states(reports: Sequence[Sequence[SaveReport]]) -> list[list[str]]:
-    """What became of the saves, by rank."""
+    """Outcomes of the saves, by rank."""
     return [[report.state for report in mine] for mine in reports]

@@ -2,20 +2,23 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fmscale.checkpoint.catalog import list_checkpoints
-from fmscale.checkpoint.format.names import run_log
-from fmscale.checkpoint.persist import commit
+from fmscale.checkpoint.format.names import KIND, run_log
 from fmscale.checkpoint.persist.retention import references
 from fmscale.checkpoint.persist.worker import Worker
+from fmscale.checkpoint.snapshot.memory import SharedMemory
 from fmscale.config.checkpoint import CheckpointConfig
+from fmscale.errors import StoreUnavailable
 from fmscale.store.backends.protocol import Backend
+from fmscale.store.log.entry import LogEntry
 from fmscale.store.log.retirement import retire
 from fmscale.store.open import open_store
 from tests.checkpoint.states import QUICK, RUN, SMALL, Fleet, Tensors, assert_restores, states, take_lease
-from tests.helpers.faulty_backend import Fault
+from tests.helpers.faulty_backend import Fault, FaultyBackend
 
 WRITES = [
     ("put", "safetensors"),
@@ -28,7 +31,9 @@ WRITES = [
 
 @pytest.mark.parametrize("fault", [Fault.UNAVAILABLE, Fault.LOST, Fault.LATE, Fault.DUPLICATE, Fault.DUPLICATE_LAST])
 @pytest.mark.parametrize(("method", "key"), WRITES)
-def test_one_failed_request_does_not_fail_a_save(faulty, fault: Fault, method: str, key: str) -> None:
+def test_one_failed_request_does_not_fail_a_save(
+    faulty: tuple[str, list[FaultyBackend]], fault: Fault, method: str, key: str
+) -> None:
     url, backends = faulty
     with Fleet(url, ranks=2, config=QUICK) as fleet:
         fleet.saved(1)
@@ -43,7 +48,7 @@ def test_one_failed_request_does_not_fail_a_save(faulty, fault: Fault, method: s
     assert_restores(url, 2, which=2)
 
 
-def test_a_store_that_stays_down_costs_the_save_and_not_the_run(faulty) -> None:
+def test_a_store_that_stays_down_costs_the_save_and_not_the_run(faulty: tuple[str, list[FaultyBackend]]) -> None:
     url, backends = faulty
     with Fleet(url, ranks=2, config=QUICK) as fleet:
         fleet.saved(1)
@@ -60,7 +65,9 @@ def test_a_store_that_stays_down_costs_the_save_and_not_the_run(faulty) -> None:
     assert_restores(url, 3)
 
 
-def test_a_commit_whose_outcome_stays_unknown_keeps_its_files(faulty, monkeypatch) -> None:
+def test_a_commit_whose_outcome_stays_unknown_keeps_its_files(
+    faulty: tuple[str, list[FaultyBackend]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The entry was written and no answer ever came: the checkpoint exists, and nothing of it may be deleted."""
     url, backends = faulty
     from fmscale.store.log import log
@@ -70,9 +77,9 @@ def test_a_commit_whose_outcome_stays_unknown_keeps_its_files(faulty, monkeypatc
         backend = backends[0]
         find = log.Log._find
 
-        def blind(self: log.Log, number: int):
+        def blind(self: log.Log, number: int) -> Any:
             if backend.calls and backend.calls[-1].fault is Fault.LOST:
-                raise log.StoreUnavailable("nothing answers", remedy="")
+                raise StoreUnavailable("nothing answers", remedy="")
             return find(self, number)
 
         monkeypatch.setattr(log.Log, "_find", blind)
@@ -100,15 +107,17 @@ def test_a_zombie_cannot_commit(tmp_path: Path, in_thread: None, quick: None) ->
     assert_restores(url, 2)
 
 
-def test_left_overs_of_an_earlier_attempt_are_deleted(tmp_path: Path, in_thread: None, monkeypatch) -> None:
+def test_left_overs_of_an_earlier_attempt_are_deleted(
+    tmp_path: Path, in_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Rank 0 died before it committed; the requeued job's first commit cleans up after it."""
     url = str(tmp_path / "store")
-    monkeypatch.setattr(Worker, "_finish", lambda self, job, seal: True)
+    monkeypatch.setattr(Worker, "_commit", lambda self, job, seal: True)
     with Fleet(url, ranks=2, config=QUICK) as fleet:
         fleet.save(1)
         assert all(saver.drain(20) for saver in fleet.savers)
     monkeypatch.undo()
-    monkeypatch.setattr("fmscale.checkpoint.saver.ProcessWriter", _thread_writer())
+    monkeypatch.setattr("fmscale.checkpoint.saver.ProcessWriter", Worker)
     top = f"runs/{RUN}/checkpoints"
     assert open_store(url).list_names(top) == ["0000000001-00001"]
     Path(f"{url}/{top}/0000000001-00001/.fmscale-tmp-of-a-killed-writer").write_bytes(b"x" * 1000)
@@ -117,12 +126,6 @@ def test_left_overs_of_an_earlier_attempt_are_deleted(tmp_path: Path, in_thread:
     assert open_store(url).list_names(top) == ["0000000001-00002"]
     assert not Path(f"{url}/{top}/0000000001-00001").exists()
     assert_restores(url, 1)
-
-
-def _thread_writer() -> type:
-    from fmscale.checkpoint.persist.client import ThreadWriter
-
-    return ThreadWriter
 
 
 def test_ranks_whose_pieces_do_not_fit_fail_the_save(tmp_path: Path, in_thread: None) -> None:
@@ -141,7 +144,9 @@ def test_ranks_whose_pieces_do_not_fit_fail_the_save(tmp_path: Path, in_thread: 
     assert_restores(url, 1)
 
 
-def test_a_rank_that_never_seals_is_waited_for_until_the_deadline(tmp_path: Path, in_thread: None, monkeypatch) -> None:
+def test_a_rank_that_never_seals_is_waited_for_until_the_deadline(
+    tmp_path: Path, in_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     url = str(tmp_path / "store")
     config = CheckpointConfig(seal_seconds=1.0, grace_seconds=0.0)
     with Fleet(url, ranks=2, config=config) as fleet:
@@ -166,12 +171,14 @@ def test_a_folder_that_cannot_be_written_is_reported(tmp_path: Path, in_thread: 
     assert_restores(url, 2)
 
 
-def test_no_memory_for_the_snapshot_fails_the_save_only(tmp_path: Path, in_thread: None, monkeypatch) -> None:
+def test_no_memory_for_the_snapshot_fails_the_save_only(
+    tmp_path: Path, in_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from fmscale.checkpoint.snapshot import snapshot
 
     url = str(tmp_path / "store")
     with Fleet(url, ranks=2, config=QUICK) as fleet:
-        memory = snapshot.SharedMemory
+        memory = SharedMemory
 
         def none(size: int) -> None:
             raise MemoryError("no pages")
@@ -195,7 +202,7 @@ def test_what_happens_to_other_entries_of_the_log_does_not_matter(memory_store: 
             log.append("ban", {"k": step}, lease=lease)
             fleet.settle()
     assert_restores(memory_store.url, 5)
-    assert commit.KIND == "checkpoint"
+    assert KIND == "checkpoint"
     assert len(SMALL) > 3
 
 
@@ -216,10 +223,17 @@ def test_what_a_person_retired_is_written_again(tmp_path: Path, in_thread: None)
     assert_restores(url, 3, tensors={("w0", "weight"): tensors["w0", "weight"]}, partial=True)
 
 
-def test_saves_in_quick_succession_refer_to_what_stays(tmp_path: Path, in_thread: None, monkeypatch) -> None:
+def test_saves_in_quick_succession_refer_to_what_stays(
+    tmp_path: Path, in_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """keep_last 1 and slow commits: a save waits for the one before to be committed before it refers to it."""
-    outcome = Worker._outcome
-    monkeypatch.setattr(Worker, "_outcome", lambda *args: (time.sleep(0.1), outcome(*args))[1])
+    entry = Worker._entry
+
+    def slow(*args: Any) -> LogEntry:
+        time.sleep(0.1)
+        return entry(*args)
+
+    monkeypatch.setattr(Worker, "_entry", slow)
     tensors: Tensors = {(f"w{i}", "weight"): ("float32", (200, 200)) for i in range(2)}
     url = str(tmp_path / "store")
     config = CheckpointConfig(keep_last=1, grace_seconds=0.0, complete_every=4)

@@ -2,6 +2,7 @@
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,14 +10,26 @@ import torch
 from fmscale.checkpoint.catalog import list_checkpoints
 from fmscale.checkpoint.checkpoint import open_checkpoint
 from fmscale.checkpoint.format.piece import Piece, whole
+from fmscale.checkpoint.persist.rank_part import store_part
 from fmscale.checkpoint.saver import Saver
 from fmscale.checkpoint.snapshot import snapshot
 from fmscale.checkpoint.snapshot.memory import SharedMemory
 from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.errors import ConfigError
 from fmscale.runtime.world import World
+from fmscale.store.backends.protocol import Backend
 from fmscale.store.open import open_store
-from tests.checkpoint.states import RUN, SMALL, Fleet, assert_restores, restore_in, take_lease, values
+from tests.checkpoint.states import (
+    RUN,
+    SMALL,
+    Fleet,
+    Tensors,
+    assert_restores,
+    process_of,
+    restore_in,
+    take_lease,
+    values,
+)
 
 
 def test_what_is_saved_is_restored_on_every_store(store_url: str, in_thread: None) -> None:
@@ -43,12 +56,12 @@ def test_the_persist_process_saves_and_ends_with_the_saver(tmp_path: Path) -> No
     with Fleet(url, ranks=2) as fleet:
         fleet.saved(1)
         fleet.saved(2)
-        processes = [saver._writer._process for saver in fleet.savers]
+        processes = [process_of(saver)._process for saver in fleet.savers]
     assert all(process.wait(5) is not None for process in processes)
     assert_restores(url, 2)
 
 
-def test_a_run_without_checkpoints_restores_nothing(memory_store) -> None:
+def test_a_run_without_checkpoints_restores_nothing(memory_store: Backend) -> None:
     assert restore_in(memory_store.url, 2)[0] == [None, None]
     with pytest.raises(ConfigError, match="no such checkpoint"):
         restore_in(memory_store.url, 1, which=7)
@@ -57,7 +70,7 @@ def test_a_run_without_checkpoints_restores_nothing(memory_store) -> None:
 def test_a_piece_that_is_none_is_refused(tmp_path: Path, in_thread: None) -> None:
     url = str(tmp_path / "store")
     saver = Saver(url, RUN, world=World(), lease=take_lease(url), config=CheckpointConfig())
-    good = {"name": "w", "dtype": "float32", "shape": (4, 4)}
+    good: dict[str, Any] = {"name": "w", "dtype": "float32", "shape": (4, 4)}
     for bad, words in (
         (Piece(**good, tensor=torch.zeros(4, 4)), r"shape \(4, 4\)"),
         (Piece(**good, tensor=torch.zeros(8)[::2]), "strides"),
@@ -76,7 +89,6 @@ def test_while_one_is_written_the_next_is_skipped_or_waits(
     held = threading.Event()
     from fmscale.checkpoint.persist import worker
 
-    store_part = worker.store_part
     monkeypatch.setattr(worker, "store_part", lambda *args: (held.wait(20), store_part(*args))[1])
     url = str(tmp_path / "store")
     with Fleet(url, ranks=1) as fleet:
@@ -113,7 +125,7 @@ def test_one_rank_that_skips_ends_the_save_of_all_at_once(tmp_path: Path, in_thr
 
 
 def test_only_what_changed_is_written_again(tmp_path: Path, in_thread: None) -> None:
-    big = {(f"w{i}", "weight"): ("float32", (300, 100)) for i in range(10)}
+    big: Tensors = {(f"w{i}", "weight"): ("float32", (300, 100)) for i in range(10)}
     url = str(tmp_path / "store")
     config = CheckpointConfig(complete_every=4, grace_seconds=0.0, keep_last=2)
     with Fleet(url, tensors=big, ranks=1, seed=None, config=config) as fleet:
@@ -153,12 +165,14 @@ def test_blocking_and_bytes_are_reported(tmp_path: Path, in_thread: None) -> Non
     assert sum(report.bytes_written for report in reports) > 0
 
 
-def test_states_that_forward_changes_are_copied_at_once(tmp_path: Path, in_thread: None, monkeypatch) -> None:
+def test_states_that_forward_changes_are_copied_at_once(
+    tmp_path: Path, in_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     go = threading.Event()
     copy = snapshot.copy_block
     monkeypatch.setattr(snapshot, "copy_block", lambda target, one: (one.moving or go.wait(20), copy(target, one))[1])
     url = str(tmp_path / "store")
-    tensors = {("w", "weight"): ("float32", (8,)), ("seen", "buffer"): ("float32", (8,))}
+    tensors: Tensors = {("w", "weight"): ("float32", (8,)), ("seen", "buffer"): ("float32", (8,))}
     with Fleet(url, tensors=tensors, ranks=1) as fleet:
         fleet.save(5)
         for piece in fleet.pieces[0]:
@@ -176,16 +190,19 @@ def test_the_small_state_has_every_kind(tmp_path: Path) -> None:
 def test_meta_that_is_no_json_is_refused(tmp_path: Path, in_thread: None) -> None:
     url = str(tmp_path / "store")
     with Fleet(url, ranks=1) as fleet:
-        for meta in ({"x": float("nan")}, {"x": torch.zeros(1)}, {1: {2}}):
+        metas: tuple[Any, ...] = ({"x": float("nan")}, {"x": torch.zeros(1)}, {1: {2}})
+        for meta in metas:
             with pytest.raises(ConfigError, match="is no JSON"):
                 fleet.savers[0].save(1, fleet.pieces[0], meta)
         fleet.saved(1)
 
 
-def test_a_commit_that_is_retired_before_a_rank_hears_of_it_was_a_commit(memory_store, in_thread: None) -> None:
+def test_a_commit_that_is_retired_before_a_rank_hears_of_it_was_a_commit(
+    memory_store: Backend, in_thread: None
+) -> None:
     """keep_last 1: rank 0 may commit the next save and retire this one between two looks of another rank."""
     from fmscale.checkpoint.format.names import run_log
-    from fmscale.checkpoint.persist.commit import RunState, await_outcome
+    from fmscale.checkpoint.persist.commit import RunState, await_commit
     from tests.checkpoint.jobs import one_save, settings
 
     with Fleet(memory_store.url, ranks=1, config=CheckpointConfig(keep_last=1, grace_seconds=0.0)) as fleet:
@@ -194,5 +211,5 @@ def test_a_commit_that_is_retired_before_a_rank_hears_of_it_was_a_commit(memory_
     assert [one.step for one in list_checkpoints(memory_store, RUN)] == [2]
     job = one_save(memory_store.url, 1, 1, SharedMemory(1 << 17), 0, False)
     log = run_log(memory_store, RUN)
-    entry = await_outcome(log, settings(memory_store.url, 1), job, RunState(), lambda: False)
+    entry = await_commit(log, settings(memory_store.url, 1), job, RunState(), lambda: False)
     assert entry.number == first

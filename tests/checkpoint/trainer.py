@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from fmscale.checkpoint.read.restore import restore
+from fmscale.checkpoint.saver import Saver
 from fmscale.checkpoint.snapshot import snapshot
 from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.runtime.waits import HostWaits
 from fmscale.runtime.world import World
 from fmscale.store.open import open_store
-from tests.checkpoint.states import RUN, Fleet, Tensors, in_ranks, wrong
+from tests.checkpoint.states import RUN, Fleet, Tensors, hash_store, in_ranks, process_of, wrong
 
 STATE: Tensors = {
     **{(f"layers.{i}", "weight"): ("float32", (256, 1024)) for i in range(4)},
@@ -33,8 +34,8 @@ def train(pipe: Connection, url: str, ranks: int) -> None:
     torch.set_num_threads(1)
     config = CheckpointConfig(keep_last=2, grace_seconds=0.0, complete_every=5)
     fleet = Fleet(url, tensors=STATE, ranks=ranks, seed=None, config=config)
-    pipe.send({"pids": [saver._writer.pid for saver in fleet.savers]})
-    store = torch.distributed.HashStore()
+    pipe.send({"pids": [process_of(saver).pid for saver in fleet.savers]})
+    store = hash_store()
 
     def one(rank: int) -> Any:
         waits = HostWaits(store, World(rank=rank, world_size=ranks))
@@ -55,14 +56,20 @@ def train(pipe: Connection, url: str, ranks: int) -> None:
                 pipe.send({"acknowledged": report.step})
 
 
+def drain(saver: Saver) -> None:
+    """Ask the persist process to drain once it has all of the copy."""
+    assert saver._handing is not None
+    saver._handing.result()
+    saver._writer.drain()
+
+
 def drain_and_die(pipe: Connection, url: str) -> None:
     """Be killed right after the persist process was asked to drain."""
     fleet = Fleet(url, ranks=1)
     fleet.saved(1)
     fleet.save(2)
-    fleet.savers[0]._handing.result()
-    fleet.savers[0]._writer.drain()
-    pipe.send({"pids": [fleet.savers[0]._writer.pid]})
+    drain(fleet.savers[0])
+    pipe.send({"pids": [process_of(fleet.savers[0]).pid]})
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -72,9 +79,8 @@ def drain_and_die_alone(pipe: Connection, url: str) -> None:
     fleet.saved(1)
     fleet.savers[0].fence()
     fleet.savers[0].save(2, fleet.pieces[0], {})
-    fleet.savers[0]._handing.result()
-    fleet.savers[0]._writer.drain()
-    pipe.send({"pids": [saver._writer.pid for saver in fleet.savers]})
+    drain(fleet.savers[0])
+    pipe.send({"pids": [process_of(saver).pid for saver in fleet.savers]})
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -86,11 +92,11 @@ def die_while_copying(pipe: Connection, url: str) -> None:
 
     def half(target: torch.Tensor, one: snapshot.Copy) -> None:
         if next(copied) == len(STATE) // 2:
-            pipe.send({"pids": [fleet.savers[0]._writer.pid]})
+            pipe.send({"pids": [process_of(fleet.savers[0]).pid]})
             os.kill(os.getpid(), signal.SIGKILL)
         copy(target, one)
 
-    snapshot.copy_block = half
+    setattr(snapshot, "copy_block", half)  # noqa: B010
     fleet.savers[0]._writer.drain()
     fleet.save(2)
     fleet.savers[0].fence()

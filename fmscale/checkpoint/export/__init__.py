@@ -1,1 +1,6 @@
-"""."""
+"""Other people's formats.
+
+`export.py`  Hugging Face and safetensors, tensor by tensor
+`dcp.py`     torch.distributed.checkpoint
+`zarr.py`    a read-only Zarr group that copies nothing
+"""

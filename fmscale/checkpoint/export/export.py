@@ -23,14 +23,11 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """A tensor as it is written."""
+    """A tensor of the checkpoint, with its name and type in the export."""
 
     source: Tensor
-    """In the checkpoint."""
     name: str
-    """In the export."""
     dtype: str
-    """Type in the export."""
 
     @property
     def nbytes(self) -> int:

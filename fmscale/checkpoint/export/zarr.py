@@ -14,13 +14,7 @@ from typing import Any
 
 import torch
 import zarr
-from zarr.abc.store import (
-    ByteRequest,
-    OffsetByteRequest,
-    RangeByteRequest,
-    Store,
-    SuffixByteRequest,
-)
+from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 
 from fmscale.checkpoint.checkpoint import Checkpoint
@@ -35,7 +29,7 @@ _PLAIN = frozenset({"bool", "float16", "float32", "float64"}) | {
 }
 
 
-def zarr_group(checkpoint: Checkpoint) -> zarr.Group:
+def as_zarr(checkpoint: Checkpoint) -> zarr.Group:
     """The checkpoint as a read-only group: `group["exp_avg/layers.0.attention.wq.weight"][:10]`.
 
     Reading raises CorruptData for damaged chunks and StoreError, as the checkpoint's own methods do.
@@ -45,6 +39,10 @@ def zarr_group(checkpoint: Checkpoint) -> zarr.Group:
 
 class CheckpointStore(Store):
     """Keys of a Zarr hierarchy, made of a checkpoint's manifest; read-only."""
+
+    supports_writes: bool = False
+    supports_deletes: bool = False
+    supports_listing: bool = True
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(read_only=True)
@@ -80,23 +78,8 @@ class CheckpointStore(Store):
         return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
 
     async def exists(self, key: str) -> bool:
-        """Whether there is such an object."""
+        """True if there is such an object."""
         return key in self._metadata or self._place(key) is not None
-
-    @property
-    def supports_writes(self) -> bool:
-        """It is read-only."""
-        return False
-
-    @property
-    def supports_deletes(self) -> bool:
-        """It is read-only."""
-        return False
-
-    @property
-    def supports_listing(self) -> bool:
-        """It knows all its keys."""
-        return True
 
     async def set(self, key: str, value: Buffer) -> None:
         """Raise AccessDenied."""

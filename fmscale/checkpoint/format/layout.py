@@ -1,4 +1,4 @@
-"""How a rank's pieces lie in its files, and so in the snapshot: the snapshot's memory is the files' image.
+"""Layout of a rank's pieces in its files, and so in the snapshot: the snapshot's memory is the files' image.
 
 A safetensors file is 8 bytes of header length, a JSON header, and the tensors back to back without holes
 (huggingface/safetensors, format section of its README). The header is padded with spaces to whole pages, so
@@ -25,13 +25,10 @@ class FileRange:
     """A piece without its memory: what of a logical tensor, and of which type."""
 
     name: str
-    """Logical tensor."""
     state: str
-    """Which of its states."""
     dtype: str
     """torch's name of the type."""
     shape: tuple[int, ...]
-    """Shape of the whole tensor."""
     start: int
     """First element."""
     count: int
@@ -60,11 +57,10 @@ class FileImage:
     stop: int
     """One after its last piece."""
     begin: int
-    """Where the file's image begins in the memory: at a page."""
+    """First byte of the file's image in the memory: at a page."""
     header_bytes: int
     """Length prefix and header with padding; the tensors follow."""
     data_bytes: int
-    """The tensors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +70,9 @@ class FileLayout:
     order: tuple[int, ...]
     """Position in the layout -> number of the piece as it was given."""
     ranges: tuple[FileRange, ...]
-    """Pieces in file order."""
     offsets: tuple[int, ...]
-    """Where each piece's bytes begin in the memory."""
+    """First byte of each piece in the memory."""
     files: tuple[FileImage, ...]
-    """The files."""
     memory_bytes: int
     """Size of the memory, whole pages."""
 
@@ -133,10 +127,6 @@ def _header_json(ranges: Iterable[FileRange]) -> bytes:
     at = 0
     for one in ranges:
         shape = list(one.shape) if one.count == elements(one.shape) else [one.count]
-        tensors[one.key] = {
-            "dtype": DTYPES[one.dtype][0],
-            "shape": shape,
-            "data_offsets": [at, at + one.nbytes],
-        }
+        tensors[one.key] = {"dtype": DTYPES[one.dtype][0], "shape": shape, "data_offsets": [at, at + one.nbytes]}
         at += one.nbytes
     return json.dumps(tensors, separators=(",", ":"), ensure_ascii=False).encode()

@@ -30,13 +30,10 @@ class Tensor:
     """A logical tensor in one of its states."""
 
     name: str
-    """Its name."""
     state: str
     """`weight`, `exp_avg`, ..."""
     dtype: str
-    """torch's name of the type."""
     shape: tuple[int, ...]
-    """Its shape."""
 
     @property
     def item_bytes(self) -> int:
@@ -54,7 +51,7 @@ class Extent:
     """Bytes of a file that hold a run of a tensor's elements."""
 
     file: int
-    """Which of the manifest's files."""
+    """Number of the file in the manifest."""
     offset: int
     """First byte in the file."""
     start: int
@@ -68,6 +65,7 @@ class CheckpointManifest:
 
     def __init__(self, head: dict[str, Any], columns: dict[str, np.ndarray], digests: Sequence[str]) -> None:
         """`columns` are sorted by tensor and start."""
+        self.head = head
         self.step: int = head["step"]
         self.folder: str = head["folder"]
         self.world_size: int = head["world_size"]
@@ -90,7 +88,7 @@ class CheckpointManifest:
         return sum(one.nbytes for one in self.tensors)
 
     def segments(self, tensor: int, start: int, count: int) -> Iterator[Extent]:
-        """Where elements [start, start + count) of a tensor are, in order."""
+        """Extents of elements [start, start + count) of a tensor, in order."""
         first, stop = int(self._rows[tensor]), int(self._rows[tensor + 1])
         starts, counts = self.columns["start"], self.columns["count"]
         size = self.tensors[tensor].item_bytes
@@ -132,6 +130,7 @@ def merge(seals: Sequence[Seal]) -> CheckpointManifest:
         "offset": np.array([row[4] for row in rows], dtype=np.int64),
     }
     head = {
+        "format_version": FORMAT_VERSION,
         "step": seals[0].step,
         "folder": seals[0].folder,
         "world_size": len(seals),
@@ -169,19 +168,9 @@ def check_tiling(manifest: CheckpointManifest) -> None:
 
 def encode(manifest: CheckpointManifest) -> bytes:
     """The manifest as an Arrow IPC file."""
-    head = {
-        "format_version": FORMAT_VERSION,
-        "step": manifest.step,
-        "folder": manifest.folder,
-        "world_size": manifest.world_size,
-        "meta": manifest.meta,
-        "rank_meta": manifest.rank_meta,
-        "tensors": [[one.name, one.state, one.dtype, list(one.shape)] for one in manifest.tensors],
-        "files": [[file.key, file.bytes, file.sums] for file in manifest.files],
-    }
     arrays = {name: pa.array(manifest.columns[name]) for name in COLUMNS}
     digests = pa.array([bytes.fromhex(one) or None for one in manifest.digests], pa.binary(16))
-    table = pa.table({**arrays, "digest": digests}).replace_schema_metadata({_KEY: canonical_json(head)})
+    table = pa.table({**arrays, "digest": digests}).replace_schema_metadata({_KEY: canonical_json(manifest.head)})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)

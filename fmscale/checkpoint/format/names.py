@@ -1,11 +1,11 @@
-"""Where things are: runs/RUN/checkpoints/STEP-EPOCH/ has one checkpoint's files, write-once by its name.
+"""Keys of objects: runs/RUN/checkpoints/STEP-LEASE/ has one checkpoint's files, write-once by its name.
 
     rank-00003-000.safetensors           a rank's tensors, few files
     rank-00003-000.safetensors.crc32c    uint32 little-endian checksums of its 64 KiB chunks
     seal-00003.json                      what the rank wrote; its files are complete once this is there
-    refused-00003.json                   instead of a seal: the rank cannot, and why
+    refused-00003.json                   instead of a seal: why the rank cannot
     manifest.arrow                       all ranks' pieces; the log entry has its digest
-    failed.json                          rank 0 gave the save up, and why
+    failed.json                          instead of a log entry: why rank 0 gave the save up
     alive-00003                          a counter, while the rank finishes the save after its trainer
 
 A save that was repeated at the same step under the same lease has a third number in the folder's name.
@@ -26,7 +26,7 @@ SUMS = ".crc32c"
 
 
 def run_prefix(run: str) -> str:
-    """Folder of a run. Raises ConfigError for what is no plain name."""
+    """Folder of a run. Raises ConfigError for a name that is not plain."""
     if not run or "/" in run or "@" in run or "#" in run or run.startswith("."):
         raise ConfigError("a run has a plain name", found=run, remedy="Use letters, digits, '-', '_' and '.' inside.")
     return f"runs/{run}"
@@ -65,8 +65,8 @@ def seal_key(folder: str, rank: int) -> str:
 
 
 def refused_key(folder: str, rank: int) -> str:
-    """What a rank leaves instead of a seal."""
-    return f"{folder}/refused-{rank:05d}.json"
+    """Key under which a rank says why it gave the save up: instead of its seal, rank 0 instead of the log entry."""
+    return f"{folder}/refused-{rank:05d}.json" if rank else f"{folder}/failed.json"
 
 
 def manifest_key(folder: str) -> str:
@@ -75,10 +75,5 @@ def manifest_key(folder: str) -> str:
 
 
 def alive_key(folder: str, rank: int) -> str:
-    """Where a rank that drains shows that it is alive."""
+    """Key of a counter: the sign of life of a rank that drains."""
     return f"{folder}/alive-{rank:05d}"
-
-
-def failed_key(folder: str) -> str:
-    """What rank 0 leaves instead of a log entry."""
-    return f"{folder}/failed.json"

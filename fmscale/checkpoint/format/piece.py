@@ -1,4 +1,4 @@
-"""What a checkpoint sees of a model and its optimizer: ranges of logical tensors, never a rank's own layout."""
+"""The view that a checkpoint has of a model and its optimizer: ranges of logical tensors, never a rank's layout."""
 
 import math
 from dataclasses import dataclass
@@ -57,7 +57,7 @@ def elements(shape: tuple[int, ...] | list[int]) -> int:
 
 
 def whole(name: str, tensor: "Tensor", state: str = "weight") -> Piece:
-    """The piece that is all of a contiguous tensor, such as one that a single process holds."""
+    """The piece that is all of a contiguous tensor, such as a single process holds."""
     return Piece(
         name=name,
         state=state,

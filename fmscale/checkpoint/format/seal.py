@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from fmscale.checkpoint.format.layout import FileRange
@@ -18,7 +18,6 @@ class StoredFile:
     key: str
     """Its key; of this checkpoint's folder or of an earlier one's."""
     bytes: int
-    """Its size."""
     sums: str
     """Digest of the object KEY.crc32c with its chunks' checksums; empty where none were taken."""
 
@@ -28,9 +27,8 @@ class StoredPiece:
     """A piece on the store."""
 
     range: FileRange
-    """What of which tensor."""
     file: int
-    """Which of the seal's files."""
+    """Number of the file in the seal."""
     offset: int
     """First byte in the file."""
     digest: str
@@ -39,28 +37,22 @@ class StoredPiece:
 
 @dataclass(frozen=True, kw_only=True)
 class Seal:
-    """What one rank wrote, and what it refers to."""
+    """Pieces and files of one rank: written by it, or referred to."""
 
     step: int
-    """Optimizer step."""
     folder: str
-    """Folder of the checkpoint."""
     rank: int
-    """Which rank."""
     world_size: int
-    """Of how many."""
     files: tuple[StoredFile, ...]
-    """Files that hold the pieces."""
     pieces: tuple[StoredPiece, ...]
-    """The rank's pieces."""
     bytes: int
     """Bytes of tensors that were written for this checkpoint."""
     referenced: int
     """Bytes of tensors that were not, because an earlier checkpoint has them."""
     meta: dict[str, Any] | None = None
-    """What belongs to the checkpoint; of rank 0."""
-    rank_meta: dict[str, Any] | None = field(default=None)
-    """What belongs to the rank."""
+    """JSON that belongs to the checkpoint; of rank 0."""
+    rank_meta: dict[str, Any] | None = None
+    """JSON that belongs to the rank."""
 
 
 def encode_seal(seal: Seal) -> bytes:

@@ -1,7 +1,4 @@
-"""The trainer's end of the persist process: starts it, gives it jobs, and starts it again when it dies.
-
-A store in this process's memory has no other process that could write to it: there a thread does the work.
-"""
+"""The trainer's end of the persist process: starts it, gives it jobs, and starts it again when it dies."""
 
 import json
 import logging
@@ -11,38 +8,32 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import fmscale
-from fmscale.checkpoint.persist.job import SaveJob, SaveSettings, encode_job
+from fmscale.checkpoint.persist.job import LAST_EVENTS, SaveJob, SaveSettings, Tell, encode_job
 from fmscale.checkpoint.persist.process import LARGEST_MESSAGE
-from fmscale.checkpoint.persist.worker import Worker
-from fmscale.checkpoint.snapshot.copy_progress import EVERYTHING, CopyProgress
 from fmscale.checkpoint.snapshot.memory import SharedMemory
 
 logger = logging.getLogger(__name__)
 
-Say = Callable[[dict[str, Any]], None]
 PACKAGES = str(Path(fmscale.__file__).parent.parent)
-"""Where this fmscale is imported from."""
+"""Folder that this fmscale is imported from."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 30.0
 """Seconds before a process that died is started again; doubled while each dies before it is ready."""
 LONGEST_REASON = 1000
 """Characters of a reason that are passed on."""
-LAST_EVENTS = frozenset({"failed", "done"})
-"""After these a job is forgotten. One that failed has given its memory back, and must not be done again."""
 
 
 class SaveWriter(Protocol):
-    """Does jobs; tells what happens to them through the `say` it was made with."""
+    """Does jobs, and tells their events: a `Worker` in this process, or a `ProcessWriter`."""
 
     def submit(self, job: SaveJob, memory: SharedMemory | None) -> None:
-        """Save this, as far as `copied` says that the memory is filled; what is must stay as it is until the job is
-        sealed or has failed.
+        """Save this as far as `copied` says that the memory is filled. These bytes must stay until the job is sealed
+        or has failed.
         """
         ...
 
@@ -51,65 +42,32 @@ class SaveWriter(Protocol):
         ...
 
     def drain(self) -> None:
-        """Finish what was submitted even if this process ends meanwhile."""
+        """Finish the submitted jobs even if this process ends meanwhile."""
         ...
 
     def close(self) -> None:
-        """End it; what is not finished is given up."""
+        """End it, and give up unfinished jobs."""
         ...
-
-
-class ThreadWriter:
-    """Works in this process."""
-
-    def __init__(self, settings: SaveSettings, say: Say) -> None:
-        self._worker = Worker(settings, say)
-        self._copies: dict[int, CopyProgress] = {}
-
-    def submit(self, job: SaveJob, memory: SharedMemory | None) -> None:
-        """As Writer's."""
-        if memory is None:
-            self._worker.submit(job, memoryview(b""))
-            return
-        copied = self._copies[job.number] = CopyProgress(0)
-        self._worker.submit(job, memory.view, copied)
-
-    def copied(self, number: int, bytes: int, failed: str = "") -> None:
-        """As Writer's."""
-        copied = self._copies[number]
-        copied.fail(failed) if failed else copied.advance(bytes)
-        if failed or bytes == EVERYTHING:
-            del self._copies[number]
-
-    def drain(self) -> None:
-        """It cannot outlive this process."""
-
-    def close(self) -> None:
-        """As Writer's."""
-        self._worker.close()
 
 
 @dataclass(kw_only=True)
-class _Open:
+class _OpenJob:
     """A job that is not through."""
 
     job: SaveJob
     memory: SharedMemory | None
-    copied: dict[str, Any] = field(default_factory=dict)
+    copied: dict[str, Any]
     """The last message about its copy."""
-
-    def __post_init__(self) -> None:
-        self.copied = self.copied or {"copied": self.job.number, "bytes": 0}
 
 
 class ProcessWriter:
     """Works in a process of its own, which is started anew with what it had when it dies."""
 
-    def __init__(self, settings: SaveSettings, say: Say) -> None:
+    def __init__(self, settings: SaveSettings, tell: Tell) -> None:
         self._settings = settings
-        self._say = say
+        self._tell = tell
         self._lock = threading.Lock()
-        self._jobs: dict[int, _Open] = {}
+        self._jobs: dict[int, _OpenJob] = {}
         self._closing = False
         self._draining = False
         self._socket, self._process, self._sent = self._start()
@@ -122,31 +80,27 @@ class ProcessWriter:
         return self._process.pid
 
     def submit(self, job: SaveJob, memory: SharedMemory | None) -> None:
-        """As Writer's."""
+        """As SaveWriter's."""
         with self._lock:
-            self._jobs[job.number] = _Open(job=job, memory=memory)
+            self._jobs[job.number] = _OpenJob(job=job, memory=memory, copied=_copied(job.number, 0))
             self._send_job(job, memory)
 
     def copied(self, number: int, bytes: int, failed: str = "") -> None:
-        """As Writer's."""
-        message = {
-            "copied": number,
-            "bytes": bytes,
-            **({"failed": failed[:LONGEST_REASON]} if failed else {}),
-        }
+        """As SaveWriter's."""
+        message = _copied(number, bytes, failed[:LONGEST_REASON])
         with self._lock:
             if number in self._jobs:
                 self._jobs[number].copied = message
             self._send(message)
 
     def drain(self) -> None:
-        """As Writer's."""
+        """As SaveWriter's."""
         with self._lock:
             self._draining = True
             self._send({"drain": True})
 
     def close(self) -> None:
-        """As Writer's."""
+        """As SaveWriter's."""
         with self._lock:
             self._closing = True
             unfinished = self._draining and bool(self._jobs)
@@ -185,7 +139,7 @@ class ProcessWriter:
         try:
             with open(text, "wb", closefd=False) as file:
                 file.write(encode_job(job))
-            self._send({"job": job.number}, text)
+            self._send({"submit": job.number}, text)
         finally:
             os.close(text)
 
@@ -210,10 +164,9 @@ class ProcessWriter:
                 with self._lock:
                     if event["event"] in LAST_EVENTS:
                         self._jobs.pop(event["job"], None)
-                    elif event["event"] == "sealed" and event["job"] in self._jobs:
-                        one = self._jobs[event["job"]]
+                    elif event["event"] == "sealed" and (one := self._jobs.get(event["job"])):
                         one.job = replace(one.job, sealed=True)
-                self._say(event)
+                self._tell(event)
                 continue
             status = self._process.wait()
             if self._closing:
@@ -231,7 +184,7 @@ class ProcessWriter:
             self._socket, self._process, self._sent = self._start()
             given_up, again = [], []
             for number, one in list(self._jobs.items()):
-                if one.job.attempt >= self._settings.retries:
+                if one.job.attempt >= self._settings.config.retries:
                     del self._jobs[number]
                     given_up.append(number)
                     continue
@@ -242,8 +195,12 @@ class ProcessWriter:
                 self._send(one.copied)
         reason = f"the persist process ended with status {status}"
         for number in given_up:
-            self._say({"job": number, "event": "failed", "reason": reason, "lost": False})
+            self._tell({"job": number, "event": "failed", "reason": reason, "lost": False})
         for number in again:
-            self._say({"job": number, "event": "retrying", "reason": reason})
+            self._tell({"job": number, "event": "retrying", "reason": reason})
         if self._draining:
             self.drain()
+
+
+def _copied(number: int, bytes: int, failed: str = "") -> dict[str, Any]:
+    return {"copied": number, "bytes": bytes, "failed": failed}

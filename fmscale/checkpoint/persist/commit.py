@@ -1,27 +1,19 @@
 """One commit for all ranks: rank 0's persist process waits for the seals and appends the log entry."""
 
-import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from fmscale.checkpoint.format.manifest import encode, merge
-from fmscale.checkpoint.format.names import (
-    FORMAT_VERSION,
-    KIND,
-    failed_key,
-    manifest_key,
-    refused_key,
-    seal_key,
-)
+from fmscale.checkpoint.format.names import FORMAT_VERSION, KIND, manifest_key, refused_key, seal_key
 from fmscale.checkpoint.format.seal import Seal, decode_seal
 from fmscale.checkpoint.persist.heartbeat import Listener
 from fmscale.checkpoint.persist.job import SaveJob, SaveSettings
+from fmscale.checkpoint.persist.rank_part import refusal
 from fmscale.checkpoint.snapshot.copy_progress import NEXT, SaveFailed
-from fmscale.errors import ObjectNotFound, StoreUnavailable
+from fmscale.errors import StoreUnavailable
 from fmscale.store.backends.protocol import Backend
-from fmscale.store.backends.write_once import store_once
-from fmscale.store.digest import canonical_json, metadata_digest
+from fmscale.store.digest import metadata_digest
 from fmscale.store.log.entry import LogEntry
 from fmscale.store.log.log import Log
 from fmscale.store.log.retirement import RetirementState, commit, replay
@@ -44,7 +36,7 @@ class _Already(Exception):
 
 @dataclass(kw_only=True)
 class RunState(RetirementState):
-    """What a run's log says, with the checkpoints that were retired since."""
+    """State of a run's log, with the checkpoints that were retired since."""
 
     committed: dict[str, LogEntry] = field(default_factory=dict)
     """Entries of all checkpoints, by folder."""
@@ -60,44 +52,42 @@ class RunState(RetirementState):
                 raise _Already(entry)
 
 
-def gather(
+def gather_seals(
     backend: Backend,
     settings: SaveSettings,
     job: SaveJob,
     own: Seal,
-    stop: Callable[[], bool],
+    closing: Callable[[], bool],
     alone: Callable[[], bool] = lambda: False,
 ) -> list[Seal]:
     """All ranks' seals, by rank. Raises SaveFailed for a refusal, after the deadline, when told to stop, or where
     this process is `alone` (its trainer is gone) and a rank that has not sealed gives no sign of life.
     """
+    if settings.world_size == 1:
+        return [own]
     seals = {settings.rank: own}
     listener = Listener(backend, job.folder, alone)
-    begin = time.monotonic()
-    while len(seals) < settings.world_size:
-        missing = [rank for rank in range(settings.world_size) if rank not in seals]
+    for waited in _looks(backend, job, settings.config.seal_seconds, closing):  # noqa: B007
         names = _names(backend, job.folder)
-        for rank in missing:
+        for rank in sorted(set(range(settings.world_size)) - seals.keys()):
             key = seal_key(job.folder, rank)
             if key.rsplit("/", 1)[-1] in names:
                 seals[rank] = decode_seal(backend.get(key), key)
             elif refused_key(job.folder, rank).rsplit("/", 1)[-1] in names:
-                reason = json.loads(backend.get(refused_key(job.folder, rank)))["reason"]
-                raise SaveFailed(f"rank {rank} did not save step {job.step}: {reason.rstrip('.')}", remedy=NEXT)
-        if len(seals) == settings.world_size:
+                reason = (refusal(backend, job, rank) or "").rstrip(".")
+                raise SaveFailed(f"rank {rank} did not save step {job.step}: {reason}", remedy=NEXT)
+        missing = [rank for rank in range(settings.world_size) if rank not in seals]
+        if not missing:
             break
-        missing = [rank for rank in missing if rank not in seals]
         if gone := listener.silent(missing):
             raise SaveFailed(
                 f"ranks {gone[:8]} have not sealed step {job.step} and give no sign of life", remedy=KILLED
             )
-        waited = time.monotonic() - begin
-        if waited > settings.seal_seconds or stop():
-            raise SaveFailed(
-                f"ranks {missing[:8]} did not seal step {job.step} within {waited:.0f} s",
-                remedy="Look at their logs; allow more with checkpoint.seal_seconds if the store is slow.",
-            )
-        time.sleep(_pause(backend, job, waited))
+    else:
+        raise SaveFailed(
+            f"ranks {missing[:8]} did not seal step {job.step} within {waited:.0f} s",
+            remedy="Look at their logs; allow more with checkpoint.seal_seconds if the store is slow.",
+        )
     return [seals[rank] for rank in range(settings.world_size)]
 
 
@@ -146,56 +136,46 @@ def commit_seals(log: Log, settings: SaveSettings, job: SaveJob, seals: list[Sea
         state.own = ""
 
 
-def await_outcome(
+def await_commit(
     log: Log,
     settings: SaveSettings,
     job: SaveJob,
     state: RunState,
-    stop: Callable[[], bool],
+    closing: Callable[[], bool],
     alone: Callable[[], bool] = lambda: False,
 ) -> LogEntry:
     """Wait until rank 0 has committed the save: its entry. Raises SaveFailed if it gave up, after the deadline, or
     where this process is `alone` and rank 0 gives no sign of life.
     """
     listener = Listener(log.backend, job.folder, alone)
-    begin = time.monotonic()
-    while True:
+    for waited in _looks(log.backend, job, settings.config.seal_seconds + settings.deadline, closing):  # noqa: B007
         try:
             replay(log, state)
             if job.folder in state.committed:
                 return state.committed[job.folder]
-            reason = failure(log.backend, job)
+            reason = refusal(log.backend, job, 0)
             if reason is not None:
                 raise SaveFailed(f"rank 0 gave up the save of step {job.step}: {reason.rstrip('.')}", remedy=NEXT)
         except StoreUnavailable:
-            pass  # asked again below, until the deadline
+            pass  # asked again at the next look, until the deadline
         if listener.silent([0]):
             raise SaveFailed(f"rank 0 has not committed step {job.step} and gives no sign of life", remedy=KILLED)
+    raise SaveFailed(
+        f"rank 0 did not commit step {job.step} within {waited:.0f} s",
+        remedy="Look at its log; allow more with checkpoint.seal_seconds if the store is slow.",
+    )
+
+
+def _looks(backend: Backend, job: SaveJob, seconds: float, closing: Callable[[], bool]) -> Iterator[float]:
+    """Seconds waited so far at each look at the store; at least one look, the last once they are over."""
+    shortest = SHORTEST_PAUSE_LOCAL if backend.local_path(job.folder) is not None else SHORTEST_PAUSE
+    begin = time.monotonic()
+    while True:
         waited = time.monotonic() - begin
-        if waited > settings.seal_seconds + settings.deadline or stop():
-            raise SaveFailed(
-                f"rank 0 did not commit step {job.step} within {waited:.0f} s",
-                remedy="Look at its log; allow more with checkpoint.seal_seconds if the store is slow.",
-            )
-        time.sleep(_pause(log.backend, job, waited))
-
-
-def give_up(backend: Backend, job: SaveJob, reason: str) -> None:
-    """Tell the other ranks that the save failed. Raises StoreError."""
-    store_once(backend, failed_key(job.folder), canonical_json({"format_version": 1, "reason": reason}))
-
-
-def failure(backend: Backend, job: SaveJob) -> str | None:
-    """Why rank 0 gave the save up, or None while it has not. Raises StoreError."""
-    try:
-        return str(json.loads(backend.get(failed_key(job.folder)))["reason"])
-    except ObjectNotFound:
-        return None
-
-
-def _pause(backend: Backend, job: SaveJob, waited: float) -> float:
-    local = backend.local_path(job.folder) is not None
-    return min(LONGEST_PAUSE, max(SHORTEST_PAUSE_LOCAL if local else SHORTEST_PAUSE, waited / 10))
+        yield waited
+        if waited > seconds or closing():
+            return
+        time.sleep(min(LONGEST_PAUSE, max(shortest, waited / 10)))
 
 
 def _names(backend: Backend, folder: str) -> set[str]:

@@ -32,7 +32,7 @@ THREADS = 2
 """One computes checksums while the other waits for the disk."""
 
 _NOT_OFFERED = (errno.EINVAL, errno.EOPNOTSUPP, errno.EISDIR)
-"""What open(2) gives for O_DIRECT or O_TMPFILE where a file system has them not."""
+"""Errors of open(2) where a file system lacks O_DIRECT or O_TMPFILE."""
 _scratch = threading.local()
 
 Fill = Callable[[Stream], None]
@@ -65,7 +65,7 @@ def store_stream(
 
 def publish_unsynced(path: str, key: str, data: bytes) -> bool:
     """Make a whole small file appear under a name that nothing has, for other processes to see and not to outlast
-    a crash; whether it holds `data` then, whoever made it. Raises StoreError.
+    a crash. True if it holds `data` then, whoever made it. Raises StoreError.
     """
     with translated(key, writing=True):
         file = _open_new(os.path.dirname(path), direct=False)
@@ -92,7 +92,6 @@ class _File:
     temporary: str
     """Its name until then, on file systems without O_TMPFILE."""
     direct: bool
-    """Whether it is O_DIRECT."""
 
     def publish(self, path: str, *, replace: bool = True) -> None:
         """Give it its name, in place of another file of this name; or raise FileExistsError where there is one."""
@@ -122,14 +121,7 @@ class _File:
 
 
 def _store_local(
-    backend: Backend,
-    path: str,
-    key: str,
-    stream: Stream,
-    fill: Fill,
-    pool: Executor,
-    digests: bool,
-    exact: bool,
+    backend: Backend, path: str, key: str, stream: Stream, fill: Fill, pool: Executor, digests: bool, exact: bool
 ) -> np.ndarray | None:
     if getattr(backend, "read_only", False):
         raise AccessDenied("the store is open for reading only", found=key, remedy="Open it without read_only.")

@@ -1,9 +1,9 @@
 """Signs of life of persist processes that finish their last save after their trainers.
 
-Without them one that is left alone would wait half an hour for the seals of ranks that were killed. Each rank that
-drains writes a counter beside its files every few seconds; one whose own trainer is gone gives a save up when
-another's counter stands still. Only changes of it are looked at, by one's own clock: clocks need not agree. To give
-up is always safe: nobody had been told that the save was durable.
+Without them a process that is left alone would wait half an hour for the seals of ranks that were killed. Each rank
+that drains writes a counter beside its files every few seconds. A process whose own trainer is gone gives a save up
+when another rank's counter stands still. Only changes of the counter count, by the process's own clock: clocks need
+not agree. To give up is always safe: nobody has been told that the save is durable.
 """
 
 import time
@@ -25,7 +25,7 @@ def beat(backend: Backend, folder: str, rank: int, number: int) -> None:
 
 
 class Listener:
-    """What one process has heard of the other ranks of a save."""
+    """Signs of life that one process has heard of the other ranks of a save."""
 
     def __init__(self, backend: Backend, folder: str, alone: Callable[[], bool]) -> None:
         """`alone` says whether this process's own trainer is gone: until then nobody is given up."""

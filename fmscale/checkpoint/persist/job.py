@@ -1,37 +1,32 @@
-"""What the trainer asks of the persist process: one rank's part of one checkpoint, as JSON."""
+"""Job of the persist process: one rank's part of one checkpoint; it crosses to the process as JSON."""
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from typing import Any
 
 from fmscale.checkpoint.format.layout import FileImage, FileRange
+from fmscale.config.checkpoint import CheckpointConfig
+
+Tell = Callable[[dict[str, Any]], None]
+"""Takes an event of a job: its number as `job`, as `event` sealed, retrying, committed, failed or done, and facts."""
+LAST_EVENTS = frozenset({"failed", "done"})
+"""After these a job is forgotten. A job that failed has given its memory back, and must not be done again."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SaveSettings:
-    """What stays the same for all saves of a run's attempt."""
+    """Settings of all saves of a run's attempt; `lease` is that under which rank 0 commits."""
 
     url: str
-    """The store."""
     deadline: float
     """Seconds of one store request."""
     run: str
-    """Name of the run."""
     rank: int
-    """This rank."""
     world_size: int
-    """Ranks that save together."""
     lease: int
-    """Of the lease under which rank 0 commits."""
-    keep_last: int
-    """See CheckpointConfig, as for the others."""
-    keep_every: int | None
-    grace_seconds: float
-    incremental: bool
-    digests: bool
-    retries: int
-    seal_seconds: float
+    config: CheckpointConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,51 +36,40 @@ class SaveJob:
     number: int
     """Number of the save in this process, from 0; the same on all ranks."""
     step: int
-    """Optimizer step."""
     folder: str
-    """Where it goes."""
     complete: bool
-    """Whether nothing may be left to references."""
+    """True where nothing may be left to references."""
     meta: dict[str, Any] | None
-    """What belongs to the checkpoint; of rank 0."""
+    """JSON that belongs to the checkpoint; of rank 0."""
     rank_meta: dict[str, Any] | None
-    """What belongs to this rank."""
+    """JSON that belongs to this rank."""
     memory: int = -1
-    """Which memory has the snapshot."""
+    """Number of the memory that has the snapshot."""
     ranges: tuple[FileRange, ...] = ()
     """Pieces in file order."""
     offsets: tuple[int, ...] = ()
-    """Where each lies in the memory."""
+    """Place of each in the memory."""
     files: tuple[FileImage, ...] = ()
-    """Files."""
     refused: str = ""
     """Why this rank has nothing to write; empty where it has."""
     attempt: int = 0
-    """How many persist processes have died on it."""
+    """Number of persist processes that have died on it."""
     sealed: bool = False
-    """Whether its files were sealed before the last one died: the memory may hold another save by now."""
+    """True if its files were sealed before the last process died: the memory may hold another save by now."""
 
-
-_FIELDS = (
-    "number",
-    "step",
-    "folder",
-    "complete",
-    "memory",
-    "meta",
-    "rank_meta",
-    "refused",
-    "attempt",
-    "sealed",
-)
 
 Layouts = tuple[tuple[FileRange, ...], tuple[int, ...], tuple[FileImage, ...]]
+_LAYOUT = ("ranges", "offsets", "files")
 
 
 def encode_job(job: SaveJob) -> bytes:
-    """A job as two lines of JSON: what changes from save to save, and the layout, which hardly ever does."""
-    head = json.dumps({name: getattr(job, name) for name in _FIELDS}, separators=(",", ":")).encode()
-    return head + b"\n" + _encoded_layout(_ById((job.ranges, job.offsets, job.files)))
+    """A job as two lines of JSON: the values of this save, and the layout, which hardly ever changes."""
+    head = {one.name: getattr(job, one.name) for one in fields(job) if one.name not in _LAYOUT}
+    return (
+        json.dumps(head, separators=(",", ":")).encode()
+        + b"\n"
+        + _encoded_layout(_ById((job.ranges, job.offsets, job.files)))
+    )
 
 
 def decode_job(data: bytes) -> SaveJob:
@@ -118,7 +102,7 @@ def _encoded_layout(key: _ById) -> bytes:
     tensors: dict[tuple[Any, ...], int] = {}
     for one in ranges:
         tensors.setdefault((one.name, one.state, one.dtype, one.shape), len(tensors))
-    fields = {
+    found = {
         "tensors": list(tensors),
         "pieces": [
             (tensors[one.name, one.state, one.dtype, one.shape], one.start, one.count, at)
@@ -126,16 +110,16 @@ def _encoded_layout(key: _ById) -> bytes:
         ],
         "files": [asdict(file) for file in files],
     }
-    return json.dumps(fields, separators=(",", ":")).encode()
+    return json.dumps(found, separators=(",", ":")).encode()
 
 
 @lru_cache(maxsize=4)
 def _decoded_layout(data: bytes) -> Layouts:
-    fields = json.loads(data)
-    tensors = [(name, state, dtype, tuple(shape)) for name, state, dtype, shape in fields["tensors"]]
+    found = json.loads(data)
+    tensors = [(name, state, dtype, tuple(shape)) for name, state, dtype, shape in found["tensors"]]
     ranges = []
-    for tensor, start, count, _ in fields["pieces"]:
+    for tensor, start, count, _ in found["pieces"]:
         name, state, dtype, shape = tensors[tensor]
         ranges.append(FileRange(name=name, state=state, dtype=dtype, shape=shape, start=start, count=count))
-    offsets = tuple(piece[3] for piece in fields["pieces"])
-    return tuple(ranges), offsets, tuple(FileImage(**file) for file in fields["files"])
+    offsets = tuple(piece[3] for piece in found["pieces"])
+    return tuple(ranges), offsets, tuple(FileImage(**file) for file in found["files"])

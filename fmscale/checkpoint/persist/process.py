@@ -1,6 +1,6 @@
 """The persist process: `python -m fmscale.checkpoint.persist.process DESCRIPTOR`, started by the trainer.
 
-Over a socket it gets memory and jobs as descriptors, and says what becomes of them. It does not import torch.
+Over a socket it gets memory and jobs as descriptors, and tells what becomes of them. It does not import torch.
 It is deaf to stop signals, as the scheduler sends them to every process of the job while the last save is
 under way. It ends with its parent, at once; but if the parent has asked to drain, only when it is done.
 """
@@ -17,13 +17,13 @@ from typing import Any
 
 from fmscale.checkpoint.persist.job import SaveSettings, decode_job
 from fmscale.checkpoint.persist.worker import Worker
-from fmscale.checkpoint.snapshot.copy_progress import EVERYTHING, CopyProgress
 from fmscale.checkpoint.snapshot.memory import SharedMemory
+from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.runtime.stop import ignore_stop_signals
 
 LARGEST_MESSAGE = 1 << 16
 LOOK_SECONDS = 0.5
-"""How often it looks whether its parent lives: a child that the trainer forked may hold the socket open."""
+"""Between two looks at its parent: a child that the trainer forked may hold the socket open."""
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
     threading.Thread(target=watch, daemon=True).start()
     sending = threading.Lock()
 
-    def say(event: dict[str, Any]) -> None:
+    def tell(event: dict[str, Any]) -> None:
         try:
             with sending:
                 ours.send(json.dumps(event).encode()[:LARGEST_MESSAGE])
@@ -59,43 +59,32 @@ def main() -> None:
                 os._exit(1)
 
     memories: dict[int, SharedMemory] = {}
-    copies: dict[int, CopyProgress] = {}
     while True:
         try:
             data, descriptors, _, _ = socket.recv_fds(ours, LARGEST_MESSAGE, 1)
         except ConnectionResetError:  # the parent was killed with something unread
             data, descriptors = b"", []
         if not data:
-            for copied in list(copies.values()):
-                copied.fail("the trainer ended in the middle of its copy")
             end()
         message = json.loads(data)
         if "settings" in message:
-            worker = Worker(SaveSettings(**message["settings"]), say)
-            say({"event": "ready"})
-        elif "memory" in message:
+            config = CheckpointConfig(**message["settings"].pop("config"))
+            worker = Worker(SaveSettings(config=config, **message["settings"]), tell)
+            tell({"event": "ready"})
+            continue
+        assert worker is not None
+        if "memory" in message:
             memories[message["memory"]] = SharedMemory(message["bytes"], descriptors[0])
         elif "forget" in message:
             memories.pop(message["forget"]).close()
-        elif "drain" in message:
-            draining.set()
-            if worker is not None:
-                worker.drain()
-        elif "copied" in message:
-            copied = copies.get(message["copied"], CopyProgress())
-            if "failed" in message:
-                copied.fail(message["failed"])
-            copied.advance(message["bytes"])
-            if "failed" in message or message["bytes"] == EVERYTHING:
-                copies.pop(message["copied"], None)
-        else:
-            assert worker is not None
+        elif "submit" in message:
             job = decode_job(_content(descriptors[0]))
-            if job.refused:
-                worker.submit(job, memoryview(b""))
-                continue
-            copies[job.number] = CopyProgress(0)
-            worker.submit(job, memories[job.memory].view, copies[job.number])
+            worker.submit(job, None if job.refused else memories[job.memory])
+        elif "copied" in message:
+            worker.copied(message["copied"], message["bytes"], message["failed"])
+        else:
+            draining.set()
+            worker.drain()
 
 
 def _content(descriptor: int) -> bytes:

@@ -1,5 +1,6 @@
 """Puts one rank's part of a checkpoint on the store: digests, files, checksums, and the seal last."""
 
+import json
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ Known = Mapping[FileRange, tuple[StoredFile, StoredPiece]]
 
 @dataclass(kw_only=True)
 class _Part:
-    """What a rank's part comes to, piece by piece."""
+    """A rank's part so far, piece by piece."""
 
     digests: list[str] = field(default_factory=list)
     """Of each piece so far; empty where none is taken."""
@@ -62,7 +63,7 @@ def store_part(
         def fill(stream: Stream, image: FileImage = image) -> None:
             _fill(stream, settings, job, memory, image, candidates, copied, part)
 
-        sums = store_stream(backend, key, stream, fill, pool, digests=settings.digests, exact=not candidates)
+        sums = store_stream(backend, key, stream, fill, pool, digests=settings.config.digests, exact=not candidates)
         if sums is None:
             continue
         at = image.header_bytes
@@ -70,7 +71,7 @@ def store_part(
             if i not in part.reused:
                 offsets[i] = (len(files), at)
                 at += job.ranges[i].nbytes
-        digest = metadata_digest(sums.astype("<u4").tobytes()) if settings.digests else ""
+        digest = metadata_digest(sums.astype("<u4").tobytes()) if settings.config.digests else ""
         files.append(StoredFile(key=key, bytes=stream.nbytes, sums=digest))
     pieces = []
     for i, one in enumerate(job.ranges):
@@ -105,9 +106,17 @@ def stored_seal(backend: Backend, job: SaveJob, rank: int) -> Seal | None:
 
 
 def refuse(backend: Backend, settings: SaveSettings, job: SaveJob, reason: str) -> None:
-    """Tell rank 0 not to wait for this rank's seal. Raises StoreError."""
+    """Tell the other ranks not to wait for this rank's seal, or for rank 0's commit. Raises StoreError."""
     key = refused_key(job.folder, settings.rank)
     store_once(backend, key, canonical_json({"format_version": 1, "reason": reason}))
+
+
+def refusal(backend: Backend, job: SaveJob, rank: int) -> str | None:
+    """Reason for which a rank refused the save, or None while it has not. Raises StoreError."""
+    try:
+        return str(json.loads(backend.get(refused_key(job.folder, rank)))["reason"])
+    except ObjectNotFound:
+        return None
 
 
 def discard(backend: Backend, settings: SaveSettings, job: SaveJob) -> None:
@@ -133,7 +142,7 @@ def _fill(
     """Put the pieces of one file into its stream as they are copied, but for those that are `candidates` with the
     same digest.
     """
-    hashed = settings.digests and settings.incremental
+    hashed = settings.config.digests and settings.config.incremental
     fresh: list[FileRange] = []
     final = 0
     for i in range(image.first, image.stop):

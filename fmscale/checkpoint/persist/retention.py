@@ -1,4 +1,4 @@
-"""Which checkpoints stay: the last k, every n-th for good, the last verified one, and what somebody pinned.
+"""Checkpoints that stay: the last k, every n-th for good, the last verified one, and those that somebody pinned.
 
 `verified` is a pin in the run's log by the owner of that name: durable, seen by every writer, and in the way of
 any retire. `fmscale checkpoint verify` puts it there.
@@ -62,8 +62,9 @@ def tidy(log: Log, settings: SaveSettings, state: RetirementState, named: set[st
     Left-overs are folders of an older lease than ours without a live entry: their writers are fenced and can
     never commit them. Raises LeaseLost for a zombie, StoreError.
     """
+    config = settings.config
     replay(log, state)
-    old = expired(state.live.values(), state.pins, keep_last=settings.keep_last, keep_every=settings.keep_every)
+    old = expired(state.live.values(), state.pins, keep_last=config.keep_last, keep_every=config.keep_every)
     marked = [number for number in old if number in state.pins]
     left = [name for name in _left_over(log.backend, settings, state) if name not in named]
     # A Conflict: somebody pinned or retired one meanwhile; the next save looks again.
@@ -71,18 +72,18 @@ def tidy(log: Log, settings: SaveSettings, state: RetirementState, named: set[st
         if marked:
             unpin(log, marked, VERIFIED, lease=settings.lease, state=state)
         if old or left:
-            reason = f"keeps the last {settings.keep_last}"
+            reason = f"keeps the last {config.keep_last}"
             retire(log, old, references, objects=left, reason=reason, lease=settings.lease, state=state)
             named.update(left)
     now = time()
-    if any(now - entry.time >= settings.grace_seconds for entry in state.retires):
+    if any(now - entry.time >= config.grace_seconds for entry in state.retires):
         for entry in state.retires:
-            if now - entry.time >= settings.grace_seconds:
+            if now - entry.time >= config.grace_seconds:
                 # Once: a look at every folder that was ever retired would take longer with every save.
                 folders = [name for name in entry.body["objects"] if name not in swept]
                 _sweep(log.backend, folders)
                 swept.update(folders)
-        collect_garbage(log, references, grace=settings.grace_seconds, state=state)
+        collect_garbage(log, references, grace=config.grace_seconds, state=state)
 
 
 def _left_over(backend: Backend, settings: SaveSettings, state: RetirementState) -> list[str]:

@@ -1,7 +1,7 @@
 """A file's bytes while they become known: a header that comes last, and spans of one memory that follow it.
 
-Who decides what is in the file adds spans in order; who writes takes blocks as soon as they are complete. The
-first block has the header, which names all that follows, and is given out last.
+The owner of the file adds spans in order; the writers take blocks as soon as they are complete. The first block has
+the header with the names of all that follows, and is given out last.
 """
 
 from bisect import bisect_right
@@ -11,7 +11,7 @@ from threading import Condition
 from fmscale.checkpoint.format.layout import PAGE
 
 BLOCK_BYTES = 8 << 20
-"""What is written at once: a multiple of the chunks that checksums are of, and of PAGE."""
+"""Bytes that are written at once: a multiple of the chunks that checksums are of, and of PAGE."""
 
 
 class Stream:
@@ -36,7 +36,7 @@ class Stream:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing follows the header."""
+        """True if nothing follows the header."""
         return self.nbytes == self.header_bytes
 
     def add(self, offset: int, size: int) -> None:

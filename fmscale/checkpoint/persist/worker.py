@@ -1,4 +1,4 @@
-"""The persist process's work, in two stages: write and seal, then commit (rank 0) or learn of the commit.
+"""The persist process's work, in two stages: store and seal, then commit (rank 0) or wait for the commit.
 
 The second stage waits for other ranks; the first goes on with the next save meanwhile, as soon as the trainer
 has given it one: its memory is free again once the rank has sealed.
@@ -17,14 +17,14 @@ from typing import Any, TypeVar
 
 from fmscale.checkpoint.format.names import run_log
 from fmscale.checkpoint.format.seal import Seal
-from fmscale.checkpoint.persist import heartbeat as alive
-from fmscale.checkpoint.persist.commit import RunState, await_outcome, commit_seals, failure, gather, give_up
+from fmscale.checkpoint.persist import heartbeat
+from fmscale.checkpoint.persist.commit import RunState, await_commit, commit_seals, gather_seals
 from fmscale.checkpoint.persist.file_writer import THREADS
-from fmscale.checkpoint.persist.heartbeat import beat
-from fmscale.checkpoint.persist.job import SaveJob, SaveSettings
-from fmscale.checkpoint.persist.rank_part import Known, discard, refuse, store_part, stored_seal
+from fmscale.checkpoint.persist.job import SaveJob, SaveSettings, Tell
+from fmscale.checkpoint.persist.rank_part import Known, discard, refusal, refuse, store_part, stored_seal
 from fmscale.checkpoint.persist.retention import tidy
-from fmscale.checkpoint.snapshot.copy_progress import NEXT, CopyProgress, SaveFailed
+from fmscale.checkpoint.snapshot.copy_progress import EVERYTHING, NEXT, CopyProgress, SaveFailed
+from fmscale.checkpoint.snapshot.memory import SharedMemory
 from fmscale.errors import Conflict, FmscaleError, LeaseLost, StoreError, StoreUnavailable
 from fmscale.store.log.entry import LogEntry
 from fmscale.store.open import open_store
@@ -40,7 +40,6 @@ and others wait for it.
 """
 
 T = TypeVar("T")
-Say = Callable[[dict[str, Any]], None]
 
 
 def _give_way() -> None:
@@ -49,76 +48,91 @@ def _give_way() -> None:
 
 
 class Worker:
-    """One rank's saves, one after another. `say` gets what happens, from threads."""
+    """One rank's saves, one after another. `tell` gets the events, from threads."""
 
-    def __init__(self, settings: SaveSettings, say: Say) -> None:
+    def __init__(self, settings: SaveSettings, tell: Tell) -> None:
         self._settings = settings
-        self._say = say
+        self._report = tell
         self._backend = open_store(settings.url, deadline=settings.deadline)
         self._log = run_log(self._backend, settings.run)
         self._state = RunState()
         self._known: Known = {}
         self._named: set[str] = set()
         self._swept: set[str] = set()
-        self._to_write: SimpleQueue[tuple[SaveJob, memoryview, CopyProgress] | None] = SimpleQueue()
+        self._to_store: SimpleQueue[tuple[SaveJob, memoryview, CopyProgress] | None] = SimpleQueue()
         self._to_commit: SimpleQueue[tuple[SaveJob, Seal] | None] = SimpleQueue()
-        self._stopping = Event()
+        self._closing = Event()
         self._alone = Event()
         self._open: dict[int, SaveJob] = {}
+        self._copies: dict[int, CopyProgress] = {}
         self._beating = False
         self._resolved = Condition()
         self._unresolved = 0
         self._lock = Lock()
-        self._busy = 0
         # Kept, as starting a thread waits until it runs: milliseconds where all cores are busy.
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="write", initializer=_give_way)
         self._threads = [
-            Thread(target=self._write_nicely, name="persist", daemon=True),
-            Thread(target=self._loop, args=(self._to_commit, self._finish), name="commit", daemon=True),
+            Thread(target=self._store_nicely, name="persist", daemon=True),
+            Thread(target=self._loop, args=(self._to_commit, self._commit), name="commit", daemon=True),
         ]
         for thread in self._threads:
             thread.start()
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is left to do."""
+        """True if no job is open."""
         with self._lock:
-            return self._busy == 0
+            return not self._open
+
+    def submit(self, job: SaveJob, memory: SharedMemory | None) -> None:
+        """As SaveWriter's: after the jobs that were submitted before."""
+        copied = CopyProgress(0)
+        with self._lock:
+            self._open[job.number] = job
+            if memory is not None:
+                self._copies[job.number] = copied
+        self._to_store.put((job, memory.view if memory is not None else memoryview(b""), copied))
+
+    def copied(self, number: int, bytes: int, failed: str = "") -> None:
+        """As SaveWriter's."""
+        with self._lock:
+            copied = self._copies.get(number)
+            if failed or bytes == EVERYTHING:
+                self._copies.pop(number, None)
+        if copied is not None:
+            copied.fail(failed) if failed else copied.advance(bytes)
 
     def drain(self) -> None:
-        """The trainer may end before what was submitted is through: show the other ranks from now on that this one is
-        at work.
+        """The trainer may end before the submitted jobs are through: show the other ranks from now on that this rank
+        is at work.
         """
         if not self._beating:
             self._beating = True
             Thread(target=self._beat, name="beat", daemon=True).start()
 
     def left_alone(self) -> None:
-        """The trainer is gone, and those of other ranks perhaps too."""
+        """The trainer is gone in the middle of whatever it copied, and those of other ranks perhaps too."""
         self._alone.set()
+        with self._lock:
+            copies = list(self._copies.values())
+        for copied in copies:
+            copied.fail("the trainer ended in the middle of its copy")
 
     def _beat(self) -> None:
         number = 0
-        while not self._stopping.wait(alive.BEAT_SECONDS):
+        while not self._closing.wait(heartbeat.BEAT_SECONDS):
             with self._lock:
                 jobs = list(self._open.values())
             for job in jobs:
                 number += 1
-                self._quietly(partial(beat, self._backend, job.folder, self._settings.rank, number))
-
-    def submit(self, job: SaveJob, memory: memoryview, copied: CopyProgress | None = None) -> None:
-        """Save this after what was submitted before. `copied` says how far the memory is filled; None: it is."""
-        with self._lock:
-            self._busy += 1
-            self._open[job.number] = job
-        self._to_write.put((job, memory, copied or CopyProgress()))
+                self._quietly(partial(heartbeat.beat, self._backend, job.folder, self._settings.rank, number))
 
     def close(self, deadline: float = 10.0) -> None:
         """Give up what is not finished and end the threads."""
-        self._stopping.set()
+        self._closing.set()
         with self._resolved:
             self._resolved.notify_all()
-        self._to_write.put(None)
+        self._to_store.put(None)
         self._to_commit.put(None)
         for thread in self._threads:
             thread.join(deadline)
@@ -131,51 +145,44 @@ class Worker:
             except Exception as error:
                 # What is not foreseen must not end the thread: later saves would never be acknowledged.
                 logger.exception("save of step %d failed unexpectedly", item[0].step)
-                self._tell_others(item[0], f"{type(error).__name__}: {error}")
+                self._refuse(item[0], f"{type(error).__name__}: {error}")
                 self._failed(item[0], error)
                 done = True
             if done:
                 with self._lock:
-                    self._busy -= 1
                     self._open.pop(item[0].number, None)
                 self._tell(item[0], "done")
 
-    def _write_nicely(self) -> None:
+    def _store_nicely(self) -> None:
         _give_way()
-        self._loop(self._to_write, self._write)
+        self._loop(self._to_store, self._store)
 
-    def _write(self, job: SaveJob, memory: memoryview, copied: CopyProgress) -> bool:
+    def _store(self, job: SaveJob, memory: memoryview, copied: CopyProgress) -> bool:
         """First stage; True where the job ends here."""
         if job.refused:
-            self._tell_others(job, job.refused)
+            self._refuse(job, job.refused)
             self._failed(job, SaveFailed(job.refused, remedy=NEXT))
             return True
-        if self._settings.incremental and not job.complete:
+        if self._settings.config.incremental and not job.complete:
             # Referring to a checkpoint older than the last would race with retention, which goes by the last.
             with self._resolved:
-                self._resolved.wait_for(lambda: not self._unresolved or self._stopping.is_set())
+                self._resolved.wait_for(lambda: not self._unresolved or self._closing.is_set())
         begin = time.monotonic()
         try:
-            seal = self._retried(job, lambda attempt: self._persist(job, memory, copied, attempt))
+            seal = self._retried(job, lambda attempt: self._store_part(job, memory, copied, attempt))
         except FmscaleError as error:
             reason = str(error)
             self._quietly(lambda: discard(self._backend, self._settings, job))
-            self._tell_others(job, reason)
+            self._refuse(job, reason)
             self._failed(job, error)
             return True
-        self._tell(
-            job,
-            "sealed",
-            seconds=time.monotonic() - begin,
-            bytes=seal.bytes,
-            referenced=seal.referenced,
-        )
+        self._tell(job, "sealed", seconds=time.monotonic() - begin, bytes=seal.bytes, referenced=seal.referenced)
         with self._resolved:
             self._unresolved += 1
         self._to_commit.put((job, seal))
         return False
 
-    def _persist(self, job: SaveJob, memory: memoryview, copied: CopyProgress, attempt: int) -> Seal:
+    def _store_part(self, job: SaveJob, memory: memoryview, copied: CopyProgress, attempt: int) -> Seal:
         if attempt or job.attempt:
             # An attempt that died or lost its answer after sealing: others may have read that seal.
             there = stored_seal(self._backend, job, self._settings.rank)
@@ -185,20 +192,20 @@ class Worker:
             raise SaveFailed(f"the seal of step {job.step} is gone", remedy="Another process deleted it.")
         return store_part(self._backend, self._settings, job, memory, self._known, copied, self._pool)
 
-    def _finish(self, job: SaveJob, seal: Seal) -> bool:
+    def _commit(self, job: SaveJob, seal: Seal) -> bool:
         """Second stage."""
         begin = time.monotonic()
         known: Known = {}
         try:
-            entry = self._outcome(job, seal)
-            if self._settings.incremental:
+            entry = self._entry(job, seal)
+            if self._settings.config.incremental:
                 known = {one.range: (seal.files[one.file], one) for one in seal.pieces if one.digest}
         except FmscaleError as error:
             if not isinstance(error, StoreUnavailable) and (self._settings.rank == 0 or self._given_up(job)):
                 # Nobody will commit it any more. Where that is not certain the files stay for `tidy`.
                 reason = str(error)
                 if self._settings.rank == 0:
-                    self._tell_others(job, reason)
+                    self._refuse(job, reason)
                 self._quietly(lambda: discard(self._backend, self._settings, job))
             self._failed(job, error)
             return True
@@ -212,40 +219,36 @@ class Worker:
             self._quietly(lambda: tidy(self._log, self._settings, self._state, self._named, self._swept))
         return True
 
-    def _outcome(self, job: SaveJob, seal: Seal) -> LogEntry:
+    def _entry(self, job: SaveJob, seal: Seal) -> LogEntry:
         if self._settings.rank:
-            return await_outcome(self._log, self._settings, job, self._state, self._stopping.is_set, self._alone.is_set)
-        if job.attempt and (reason := failure(self._backend, job)):
+            return await_commit(self._log, self._settings, job, self._state, self._closing.is_set, self._alone.is_set)
+        if job.attempt and (reason := refusal(self._backend, job, 0)):
             raise SaveFailed(reason, remedy=NEXT)
-        seals = gather(self._backend, self._settings, job, seal, self._stopping.is_set, self._alone.is_set)
+        seals = gather_seals(self._backend, self._settings, job, seal, self._closing.is_set, self._alone.is_set)
         return self._retried(job, lambda _: commit_seals(self._log, self._settings, job, seals, self._state))
 
-    def _tell_others(self, job: SaveJob, reason: str) -> None:
-        """Rank 0 waits for no seal of a rank that refused, the others for no commit that rank 0 gave up."""
-        if self._settings.rank == 0:
-            self._quietly(lambda: give_up(self._backend, job, reason))
-        else:
-            self._quietly(lambda: refuse(self._backend, self._settings, job, reason))
+    def _refuse(self, job: SaveJob, reason: str) -> None:
+        self._quietly(lambda: refuse(self._backend, self._settings, job, reason))
 
     def _given_up(self, job: SaveJob) -> bool:
         try:
-            return failure(self._backend, job) is not None
+            return refusal(self._backend, job, 0) is not None
         except StoreError:
             return False
 
     def _retried(self, job: SaveJob, attempt: Callable[[int], T]) -> T:
         """`attempt(n)`, again after a StoreError that may pass. Raises the last one."""
         pause = FIRST_PAUSE
-        for number in range(self._settings.retries + 1):
+        for number in range(self._settings.config.retries + 1):
             try:
                 return attempt(number)
             except (LeaseLost, Conflict):
                 raise
             except StoreError as error:
-                if number == self._settings.retries or self._stopping.is_set():
+                if number == self._settings.config.retries or self._closing.is_set():
                     raise
                 self._tell(job, "retrying", reason=str(error))
-                self._stopping.wait(pause)
+                self._closing.wait(pause)
                 pause *= 2
         raise AssertionError("the last attempt returned or raised")
 
@@ -253,7 +256,7 @@ class Worker:
         self._tell(job, "failed", reason=str(error), lost=isinstance(error, LeaseLost))
 
     def _tell(self, job: SaveJob, event: str, **more: Any) -> None:
-        self._say({"job": job.number, "event": event, **more})
+        self._report({"job": job.number, "event": event, **more})
 
     def _quietly(self, call: Callable[[], object]) -> None:
         """Do what may fail without harm: an outcome has been told or will be."""

@@ -10,7 +10,7 @@ from fmscale.runtime.waits import HostWaits
 T = TypeVar("T")
 
 DAMAGE = (CorruptData, ObjectNotFound, FormatError)
-"""What makes a checkpoint invalid. Anything else (a store that does not answer) says nothing about it."""
+"""Errors that make a checkpoint invalid. Any other (a store that does not answer) says nothing about it."""
 
 
 class RankVote:
@@ -28,7 +28,7 @@ class RankVote:
         return self._waits.barrier(self._name, value=value, deadline=self._deadline)
 
     def first(self, call: Callable[[], str]) -> str:
-        """What `call` gives on rank 0, on all ranks. Where it raises there, so does this everywhere."""
+        """The value that `call` gives on rank 0, on all ranks. If it raises there, this raises everywhere."""
         failed: FmscaleError | None = None
         value = ""
         if self.rank == 0:

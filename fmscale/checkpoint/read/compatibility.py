@@ -1,4 +1,4 @@
-"""Whether a checkpoint is of the model at hand, and if not, how the two differ."""
+"""Differences between a checkpoint and the model at hand."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -12,8 +12,8 @@ SHOWN = 5
 
 
 def differences(manifest: CheckpointManifest, asked: Iterable[FileRange]) -> str:
-    """What this rank and others exchange: which tensors it asks for that the checkpoint has not or has in
-    another shape, and which of the checkpoint's it asks for. JSON.
+    """JSON that ranks exchange: the tensors that this rank asks for and the checkpoint lacks or has in another
+    shape, and those of the checkpoint that it asks for.
     """
     missing: set[tuple[str, str]] = set()
     wrong: dict[tuple[str, str], str] = {}
@@ -32,11 +32,7 @@ def differences(manifest: CheckpointManifest, asked: Iterable[FileRange]) -> str
             )
     bits = sum(1 << number for number in seen)
     return json.dumps(
-        {
-            "missing": sorted(missing),
-            "wrong": sorted((*key, how) for key, how in wrong.items()),
-            "seen": f"{bits:x}",
-        }
+        {"missing": sorted(missing), "wrong": sorted((*key, how) for key, how in wrong.items()), "seen": f"{bits:x}"}
     )
 
 

@@ -28,23 +28,21 @@ class ByteRequest:
     """Bytes of a file that somebody wants."""
 
     file: int
-    """Which of the manifest's files."""
+    """Number of the file in the manifest."""
     offset: int
     """First byte in the file."""
     bytes: int
-    """How many."""
     put: Put
-    """Where they go."""
+    """Takes them."""
     at: int
     """First byte in what `put` fills."""
 
 
 @dataclass(kw_only=True)
 class ReadTotals:
-    """What was read."""
+    """Bytes that were read and asked for."""
 
     bytes: int = 0
-    """Bytes of files."""
     needed: int = 0
     """Bytes that were asked for."""
 
@@ -62,8 +60,8 @@ class Reader:
         self._lock = threading.Lock()
         self._buffers = threading.local()
 
-    def wanted(self, tensor: int, start: int, count: int, put: Put) -> Iterator[ByteRequest]:
-        """What elements [start, start + count) of a tensor are read from."""
+    def requests(self, tensor: int, start: int, count: int, put: Put) -> Iterator[ByteRequest]:
+        """Requests for elements [start, start + count) of a tensor."""
         size = self.manifest.tensors[tensor].item_bytes
         for segment in self.manifest.segments(tensor, start, count):
             yield ByteRequest(
@@ -74,14 +72,14 @@ class Reader:
                 at=(segment.start - start) * size,
             )
 
-    def read(self, wanted: Sequence[ByteRequest], progress: Callable[[int], None] = lambda _: None) -> None:
+    def read(self, requests: Sequence[ByteRequest], progress: Callable[[int], None] = lambda _: None) -> None:
         """Read all of it, in the order of the files, each chunk once. `put` is called from several threads, never
         twice for the same bytes.
 
         Raises CorruptData, ObjectNotFound or another StoreError; some of it has been put then.
         """
-        spans = [span for file, parts in by_file(wanted).items() for span in self._spans(file, parts)]
-        self.totals.needed += sum(one.bytes for one in wanted)
+        spans = [span for file, parts in by_file(requests).items() for span in self._spans(file, parts)]
+        self.totals.needed += sum(one.bytes for one in requests)
 
         def one(span: tuple[int, int, int, list[ByteRequest]]) -> None:
             self._read_span(*span)
@@ -167,9 +165,9 @@ class Reader:
         return memoryview(self._buffers.map)
 
 
-def by_file(wanted: Sequence[ByteRequest]) -> dict[int, list[ByteRequest]]:
-    """What is wanted of each file, by offset."""
+def by_file(requests: Sequence[ByteRequest]) -> dict[int, list[ByteRequest]]:
+    """Requests of each file, by offset."""
     found: dict[int, list[ByteRequest]] = {}
-    for one in wanted:
+    for one in requests:
         found.setdefault(one.file, []).append(one)
     return {file: sorted(parts, key=lambda one: one.offset) for file, parts in sorted(found.items())}

@@ -33,25 +33,22 @@ class RejectedCheckpoint:
     """A newer checkpoint that was not valid."""
 
     step: int
-    """Its step."""
     entry: int
-    """Its log entry."""
     reason: str
-    """What was wrong with it, and on which rank."""
+    """The damage, and the rank that found it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RestoreResult:
-    """What a restore gave besides the tensors."""
+    """Outcome of a restore, besides the tensors."""
 
     step: int
-    """Optimizer step."""
     entry: int
     """Log entry of the checkpoint."""
     meta: dict[str, Any]
-    """What was saved with the checkpoint."""
+    """Values that were saved with the tensors."""
     rank_meta: list[dict[str, Any] | None]
-    """What each rank saved, by rank of the world that saved it."""
+    """Values of each rank, by rank of the world that saved it."""
     passed_over: tuple[RejectedCheckpoint, ...]
     """Newer ones that are damaged."""
     bytes_read: int
@@ -59,9 +56,9 @@ class RestoreResult:
     bytes_needed: int
     """Bytes of its pieces."""
     verified: bool
-    """Whether the ranks together read every byte of its files, and all were right."""
+    """True if the ranks together read every byte of its files, and all were right."""
     marked: bool
-    """Whether it was marked as verified before."""
+    """True if it was marked as verified before."""
 
 
 def restore(
@@ -139,7 +136,7 @@ def _runs(checked: dict[int, np.ndarray]) -> dict[int, list[list[int]]]:
 
 
 def _all_checked(manifest: CheckpointManifest, answers: Sequence[str]) -> bool:
-    """Whether all ranks' runs together cover every chunk of every file."""
+    """True if all ranks' runs together cover every chunk of every file."""
     sizes = [-(-file.bytes // CHUNK_BYTES) for file in manifest.files]
     seen = [np.zeros(size, dtype=bool) for size in sizes]
     for answer in answers:
@@ -151,11 +148,11 @@ def _all_checked(manifest: CheckpointManifest, answers: Sequence[str]) -> bool:
 
 def _fill(reader: Reader, pieces: Sequence[Piece]) -> None:
     """Read every piece into its tensor."""
-    wanted: list[ByteRequest] = []
+    requests: list[ByteRequest] = []
     for piece in pieces:
         tensor = reader.manifest.number[piece.name, piece.state]
-        wanted += reader.wanted(tensor, piece.start, piece.count, into(piece.tensor))
-    reader.read(wanted)
+        requests += reader.requests(tensor, piece.start, piece.count, into(piece.tensor))
+    reader.read(requests)
 
 
 def into(tensor: torch.Tensor) -> Put:

@@ -14,20 +14,18 @@ from fmscale.store.digest import CHUNK_BYTES, crc32c
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointProblem:
-    """One thing that is not as it was recorded."""
+    """An object or chunk that is not as it was recorded."""
 
     key: str
-    """Object."""
     chunk: int | None
     """Chunk of 64 KiB in it; None where it is about the whole."""
     what: str
-    """What is wrong."""
 
 
 def verify(
     backend: Backend, found: CheckpointEntry, progress: Callable[[int], None] = lambda _: None
 ) -> tuple[list[CheckpointProblem], bool]:
-    """(problems, whether every byte could be checked: not where a file was written without checksums).
+    """(problems, True if every byte could be checked: False where a file was written without checksums).
 
     Raises StoreError where the store fails, which says nothing about the checkpoint.
     """
@@ -51,11 +49,7 @@ def size_of(backend: Backend, found: CheckpointEntry) -> int:
 
 
 def _verify_file(
-    backend: Backend,
-    manifest: CheckpointManifest,
-    reader: Reader,
-    number: int,
-    progress: Callable[[int], None],
+    backend: Backend, manifest: CheckpointManifest, reader: Reader, number: int, progress: Callable[[int], None]
 ) -> list[CheckpointProblem]:
     file = manifest.files[number]
     try:

@@ -1,4 +1,4 @@
-"""How far the trainer's copy into a snapshot has come: the persist process writes what is there while the rest
+"""Progress of the trainer's copy into a snapshot: the persist process writes the bytes that are there while the rest
 is still being copied.
 """
 
@@ -12,7 +12,7 @@ EVERYTHING = sys.maxsize
 
 
 NEXT = "Training goes on, and the next save is a new attempt."
-"""What can be said where the reason for a failed save has its own remedy, or is on another rank."""
+"""Remedy where the reason for a failed save has its own, or is on another rank."""
 
 
 class SaveFailed(FmscaleError):

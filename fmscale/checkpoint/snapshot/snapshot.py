@@ -35,9 +35,9 @@ class Copy:
     source: Tensor
     """uint8, 1-D."""
     offset: int
-    """Where they go."""
+    """First byte in the snapshot."""
     moving: bool
-    """Whether they have to be copied at once."""
+    """True where they have to be copied at once."""
 
     @cached_property
     def host(self) -> np.ndarray:
@@ -64,7 +64,7 @@ class SnapshotSlot:
     def prepare(self, pieces: Sequence[Piece]) -> FileLayout:
         """Plan for these pieces, or take the plan of the last time if they are the same, and have memory.
 
-        Raises ConfigError for a piece that is none, OSError or MemoryError where there is no memory.
+        Raises ConfigError for a piece that cannot be saved, OSError or MemoryError where there is no memory.
         """
         key = tuple(
             (piece.name, piece.state, piece.dtype, piece.shape, piece.start, p.data_ptr(), p.numel())

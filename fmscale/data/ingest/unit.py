@@ -10,7 +10,7 @@ from fmscale.data.ingest.formats import Bad, RawDocument
 from fmscale.data.ingest.plan import Work, document_id, is_heldout, load_plan
 from fmscale.data.ingest.record import BAD, SkippedInput, UnitRecord, record_key
 from fmscale.data.ingest.scratch import scratch_folder
-from fmscale.data.tokenizers.protocol import Tokenizer, dtype_of
+from fmscale.data.tokenizers.protocol import dtype_of
 from fmscale.data.tokenizers.tokenizer import frame, from_json
 from fmscale.errors import Conflict, StoreError
 from fmscale.store.backends.write_once import store_once

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -118,7 +119,7 @@ def test_hugging_face_names_shards_and_type(opened: Checkpoint, tmp_path: Path) 
 
 
 def test_dcp(opened: Checkpoint, tmp_path: Path) -> None:
-    from torch.distributed.checkpoint import FileSystemReader, load
+    from torch.distributed.checkpoint import FileSystemReader, load  # type: ignore[attr-defined]
 
     export_checkpoint(opened, tmp_path / "out", format="dcp")
     found = {
@@ -134,7 +135,7 @@ def test_dcp(opened: Checkpoint, tmp_path: Path) -> None:
 
 
 def run(*arguments: str) -> str:
-    """What the command line prints; it must succeed."""
+    """Output of the command line; it must succeed."""
     done = CliRunner().invoke(build_app(), ["checkpoint", *arguments])
     assert done.exit_code == 0, done.output
     return done.stdout
@@ -204,7 +205,7 @@ def model_and_export(tmp_path: Path, in_thread: None) -> tuple[torch.nn.Module, 
     return ours, tmp_path / "hf"
 
 
-def test_a_model_is_exported_in_hugging_faces_format(model_and_export) -> None:
+def test_a_model_is_exported_in_hugging_faces_format(model_and_export: Any) -> None:
     ours, folder = model_and_export
     theirs = open_hf_folder(folder)
     assert theirs.shapes == {name: tuple(p.shape) for name, p in ours.named_parameters()}
@@ -213,7 +214,7 @@ def test_a_model_is_exported_in_hugging_faces_format(model_and_export) -> None:
 
 
 @pytest.mark.slow
-def test_transformers_computes_the_same_with_it(model_and_export) -> None:
+def test_transformers_computes_the_same_with_it(model_and_export: Any) -> None:
     transformers = pytest.importorskip("transformers")
     ours, folder = model_and_export
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)

@@ -1,13 +1,15 @@
 """A checkpoint through zarr-python: the same elements, read when they are looked at, and checked."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from fmscale.checkpoint.checkpoint import Checkpoint, open_in
-from fmscale.checkpoint.export import zarr as zarr_view
+from fmscale.checkpoint.export import zarr as zarr_module
+from fmscale.checkpoint.export.zarr import as_zarr
 from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.errors import AccessDenied, CorruptData
 from fmscale.store.backends.protocol import Backend
@@ -29,9 +31,11 @@ def saved(memory_store: Backend, in_thread: None) -> Checkpoint:
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 100, 4 << 20])
-def test_every_tensor_reads_as_it_was_saved(saved: Checkpoint, monkeypatch, chunk_bytes: int) -> None:
-    monkeypatch.setattr(zarr_view, "CHUNK_BYTES", chunk_bytes)
-    group = saved.zarr()
+def test_every_tensor_reads_as_it_was_saved(
+    saved: Checkpoint, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
+) -> None:
+    monkeypatch.setattr(zarr_module, "CHUNK_BYTES", chunk_bytes)
+    group: Any = as_zarr(saved)
     assert (group.attrs["step"], group.attrs["run"], group.attrs["meta"]) == (1, RUN, {"step": 1})
     for (name, state), (dtype, shape) in TENSORS.items():
         array = group[f"{state}/{name}"]
@@ -50,7 +54,7 @@ def test_only_what_is_looked_at_is_read(tmp_path: Path, in_thread: None) -> None
     with Fleet(url, tensors=large, ranks=2, seed=None) as fleet:
         fleet.saved(1)
     opened = open_in(open_store(url), RUN)
-    array = opened.zarr()["weight/w"]
+    array: Any = as_zarr(opened)["weight/w"]
     assert opened._reader.totals.bytes == 0
     assert array[2000, 3] == values(("w", "weight"), "float32", 1, 2000 * 1024 + 3, 1).item()
     assert 0 < opened._reader.totals.bytes < 5 << 20
@@ -64,13 +68,13 @@ def test_damage_is_seen(tmp_path: Path, in_thread: None) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    group = open_in(open_store(url), RUN).zarr()
+    group: Any = as_zarr(open_in(open_store(url), RUN))
     with pytest.raises(CorruptData):
         _ = [array[...] for _, array in group["weight"].arrays()]
 
 
 def test_nothing_can_be_written(saved: Checkpoint) -> None:
-    array = saved.zarr()["weight/deep"]
+    array: Any = as_zarr(saved)["weight/deep"]
     with pytest.raises(AccessDenied):
         array[...] = 1.0
     assert torch.equal(torch.from_numpy(array[...]), saved.tensor("deep"))

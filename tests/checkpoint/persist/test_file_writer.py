@@ -4,8 +4,9 @@ import mmap
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ from hypothesis import strategies as st
 
 from fmscale.checkpoint.format.layout import PAGE
 from fmscale.checkpoint.format.names import SUMS
-from fmscale.checkpoint.persist import file_writer
 from fmscale.checkpoint.persist.file_writer import THREADS, store_stream
 from fmscale.checkpoint.persist.rank_part import store_part
 from fmscale.checkpoint.persist.stream import BLOCK_BYTES, Stream
@@ -45,9 +45,7 @@ def paged(seed: int, size: int) -> np.ndarray:
     return data
 
 
-def stored(
-    store: Backend, key: str, data: np.ndarray, spans: Spans, pool: ThreadPoolExecutor, **how: bool
-) -> np.ndarray | None:
+def stored(store: Backend, key: str, data: np.ndarray, spans: Spans, pool: Executor, **how: bool) -> np.ndarray | None:
     """Store a header, for which the memory's first page is, and the spans."""
 
     def fill(stream: Stream) -> None:
@@ -65,7 +63,7 @@ def expected(data: np.ndarray, spans: Spans) -> bytes:
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.integers(PAGE, 40_000), st.integers(1, 30_000)), min_size=1, max_size=5))
-def test_a_stream_is_its_header_and_spans_one_after_another(spans) -> None:
+def test_a_stream_is_its_header_and_spans_one_after_another(spans: Spans) -> None:
     data = paged(0, 70_000)
     stream = Stream(data.data, 0, PAGE, 1 << 20)
     for offset, size in spans:
@@ -87,17 +85,17 @@ SIZES = [1, PAGE - 1, PAGE, BLOCK_BYTES - PAGE, BLOCK_BYTES, BLOCK_BYTES + PAGE,
 @pytest.mark.parametrize("named", [False, True])
 @pytest.mark.parametrize("exact", [False, True])
 def test_any_size_is_written_whole_with_its_checksums(
-    tmp_path, monkeypatch, pool, size: int, named: bool, exact: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pool: Executor, size: int, named: bool, exact: bool
 ) -> None:
     if named:
         real = os.open
 
-        def without(path, flags, *args, **more):
+        def without(path: str, flags: int, *args: Any, **more: Any) -> int:
             if flags & os.O_TMPFILE == os.O_TMPFILE:
                 raise OSError(95, "Operation not supported")
             return real(path, flags, *args, **more)
 
-        monkeypatch.setattr(file_writer.os, "open", without)
+        monkeypatch.setattr(os, "open", without)
     data = paged(1, PAGE + size)
     store = open_store(str(tmp_path / "store"))
     spans = [(PAGE, size // 3), (PAGE + size // 3, size - size // 3)]
@@ -105,6 +103,7 @@ def test_any_size_is_written_whole_with_its_checksums(
         sums = stored(store, "a/b/file", data, spans, pool, exact=exact)
     whole = expected(data, spans)
     assert store.get("a/b/file") == whole
+    assert sums is not None
     assert np.array_equal(sums, chunk_checksums(whole))
     assert store.get("a/b/file" + SUMS) == sums.astype("<u4").tobytes()
     assert sorted(path.name for path in (tmp_path / "store" / "a" / "b").iterdir()) == ["file", "file" + SUMS]
@@ -112,40 +111,50 @@ def test_any_size_is_written_whole_with_its_checksums(
     assert [path.name for path in (tmp_path / "store" / "c").iterdir()] == ["file"]
 
 
-def test_scattered_spans_are_written_direct_too(tmp_path: Path, pool) -> None:
+def test_scattered_spans_are_written_direct_too(tmp_path: Path, pool: Executor) -> None:
     data = paged(2, 3 * BLOCK_BYTES)
     spans = [(2 * PAGE, 5000), (BLOCK_BYTES + 17, BLOCK_BYTES), (5000, 3 * PAGE)]
     store = open_store(str(tmp_path / "store"))
     sums = stored(store, "file", data, spans, pool)
     assert store.get("file") == expected(data, spans)
+    assert sums is not None
     assert np.array_equal(sums, chunk_checksums(expected(data, spans)))
 
 
 @pytest.mark.parametrize("url", ["memory", "local"])
-def test_a_file_without_tensors_is_not_stored(tmp_path: Path, memory_store: Backend, pool, url: str) -> None:
+def test_a_file_without_tensors_is_not_stored(tmp_path: Path, memory_store: Backend, pool: Executor, url: str) -> None:
     store = memory_store if url == "memory" else open_store(str(tmp_path / "store"))
     assert stored(store, "folder/file", paged(1, PAGE), [], pool) is None
     assert list(store.list_objects("folder")) == []
 
 
 @pytest.mark.parametrize("name", ["posix_fallocate", "pwrite", "fsync"])
-def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch, pool, name: str) -> None:
-    def full(*_) -> None:
+def test_a_failed_write_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pool: Executor, name: str
+) -> None:
+    def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     store = open_store(str(tmp_path / "store"))
-    monkeypatch.setattr(file_writer.os, name, full)
+    monkeypatch.setattr(os, name, full)
     data = paged(1, 2 * BLOCK_BYTES)
     with pytest.raises(StoreFull):
         stored(store, "f/file", data, [(PAGE, len(data) - PAGE)], pool)
     assert [path for path in (tmp_path / "store").rglob("*") if path.is_file()] == []
 
 
-def test_what_is_copied_is_written_while_the_rest_is_still_being_copied(tmp_path: Path, monkeypatch, pool) -> None:
+def test_what_is_copied_is_written_while_the_rest_is_still_being_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pool: Executor
+) -> None:
     """The copy goes on only when its first half is on its way to the disk."""
     written = threading.Event()
     real = os.pwrite
-    monkeypatch.setattr(file_writer.os, "pwrite", lambda *args: (written.set(), real(*args))[1])
+
+    def write(*args: Any) -> int:
+        written.set()
+        return real(*args)
+
+    monkeypatch.setattr(os, "pwrite", write)
     data = paged(3, 4 * BLOCK_BYTES)
     copied = CopyProgress(0)
 
@@ -167,10 +176,11 @@ def test_what_is_copied_is_written_while_the_rest_is_still_being_copied(tmp_path
     sums = store_stream(store, "file", stream, fill, pool, digests=True, exact=True)
     whole = HEADER + data[PAGE:].tobytes()
     assert store.get("file") == whole
+    assert sums is not None
     assert np.array_equal(sums, chunk_checksums(whole))
 
 
-def test_a_copy_that_comes_to_no_end_leaves_nothing(tmp_path: Path, pool) -> None:
+def test_a_copy_that_comes_to_no_end_leaves_nothing(tmp_path: Path, pool: Executor) -> None:
     url = str(tmp_path / "store")
     memory = SharedMemory(1 << 17)
     lease = take_lease(url)
@@ -183,7 +193,9 @@ def test_a_copy_that_comes_to_no_end_leaves_nothing(tmp_path: Path, pool) -> Non
     assert len(STATE) == 3
 
 
-def test_a_part_is_durable_with_three_syncs_and_its_seal_takes_none(tmp_path: Path, monkeypatch, pool) -> None:
+def test_a_part_is_durable_with_three_syncs_and_its_seal_takes_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pool: Executor
+) -> None:
     """Data, checksums, and the folder that has both their names; each costs up to milliseconds on busy cores."""
     url = str(tmp_path / "store")
     memory = SharedMemory(1 << 17)

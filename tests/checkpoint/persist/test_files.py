@@ -18,7 +18,7 @@ from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.errors import CorruptData, FmscaleError, FormatError
 from fmscale.store.digest import canonical_json, metadata_digest
 from fmscale.store.open import open_store
-from tests.checkpoint.states import RUN, SMALL, Fleet, Tensors, advance, cut, values
+from tests.checkpoint.states import RUN, SMALL, Fleet, Tensors, advance, cut, process_of, values
 
 
 def test_files_open_with_safetensors_and_hold_the_pieces(tmp_path: Path, in_thread: None) -> None:
@@ -45,7 +45,7 @@ def test_files_open_with_safetensors_and_hold_the_pieces(tmp_path: Path, in_thre
     st.lists(st.tuples(st.sampled_from(sorted(DTYPES)), st.integers(0, 3000)), max_size=20),
     st.integers(1, 20_000),
 )
-def test_a_layout_has_every_piece_aligned_and_none_twice(parts, file_bytes) -> None:
+def test_a_layout_has_every_piece_aligned_and_none_twice(parts: list[tuple[str, int]], file_bytes: int) -> None:
     ranges = [
         FileRange(name=f"t{i}", state="weight", dtype=dtype, shape=(count,), start=0, count=count)
         for i, (dtype, count) in enumerate(parts)
@@ -106,7 +106,7 @@ def test_seals_and_manifests_read_back_equal() -> None:
         [("b", 0, 9)],
     ],
 )
-def test_pieces_that_do_not_tile_are_refused(second) -> None:
+def test_pieces_that_do_not_tile_are_refused(second: list[tuple[str, int, int]]) -> None:
     with pytest.raises(FmscaleError, match="gap or overlap"):
         merge([sealed(0, [("a", 0, 4)]), sealed(1, second)])
 
@@ -117,7 +117,7 @@ def test_ranks_that_disagree_about_a_tensor_are_refused() -> None:
 
 
 @pytest.mark.parametrize("version", [2, 0, None, "1"])
-def test_later_versions_are_refused_by_name(version) -> None:
+def test_later_versions_are_refused_by_name(version: object) -> None:
     import json
 
     fields = json.loads(encode_seal(sealed(0, [("a", 0, 10)])))
@@ -131,13 +131,13 @@ def test_memory_stays_bounded_by_the_snapshot(tmp_path: Path) -> None:
     """A save of 64 MiB takes its snapshot and no more in the trainer, and less than half of it besides in the
     persist process, also where all that is written must be gathered.
     """
-    import psutil
+    import psutil  # type: ignore[import-untyped]
 
     tensors: Tensors = {(f"w{i}", "weight"): ("float32", (1 << 20,)) for i in range(16)}
     size = 64 << 20
     url = str(tmp_path / "store")
     with Fleet(url, tensors=tensors, ranks=1, seed=None, config=CheckpointConfig(keep_last=1)) as fleet:
-        writer = psutil.Process(fleet.savers[0]._writer.pid)
+        writer = psutil.Process(process_of(fleet.savers[0]).pid)
         advance(fleet.pieces[0], 0)  # what the test itself takes
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for step in range(1, 5):

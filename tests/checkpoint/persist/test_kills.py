@@ -10,13 +10,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from fmscale.checkpoint.catalog import list_checkpoints
 from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.store.open import open_store
-from tests.checkpoint.states import RUN, Fleet, assert_restores
+from tests.checkpoint.states import RUN, Fleet, assert_restores, process_of
 from tests.checkpoint.trainer import STATE, drain_and_die, frozen, train
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -52,7 +52,7 @@ class Trainer:
                 self._take()
 
     def _take(self) -> dict[str, Any]:
-        what = self._pipe.recv()
+        what: dict[str, Any] = self._pipe.recv()
         self.pids = what.get("pids", self.pids)
         self.restored = what.get("restored", self.restored)
         self.acknowledged = what.get("acknowledged", self.acknowledged)
@@ -107,7 +107,7 @@ def kill_writers(url: str, kills: int, seed: int) -> None:
             time.sleep(chance.uniform(0.0, 0.08))
             victim = fleet.savers[chance.randrange(2)]
             with suppress(ProcessLookupError):  # the one killed before is not replaced yet
-                os.kill(victim._writer.pid, signal.SIGKILL)
+                os.kill(process_of(victim).pid, signal.SIGKILL)
             reports = fleet.settle()
             assert [mine[-1].state for mine in reports] == ["acknowledged", "acknowledged"], reports
         assert_restores(url, kills + 1, ranks=3, tensors=tensors)
@@ -128,11 +128,11 @@ def test_a_stop_signal_to_the_whole_job_does_not_end_the_persist_process(tmp_pat
     url = str(tmp_path / "store")
     with Fleet(url, ranks=1) as fleet:
         fleet.saved(1)
-        pid = fleet.savers[0]._writer.pid
+        pid = process_of(fleet.savers[0]).pid
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             os.kill(pid, number)
         fleet.saved(2)
-        assert fleet.savers[0]._writer.pid == pid
+        assert process_of(fleet.savers[0]).pid == pid
     assert_restores(url, 2)
 
 

@@ -4,16 +4,21 @@ import signal
 import time
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import pytest
 
 from fmscale.checkpoint.catalog import list_checkpoints
-from fmscale.checkpoint.format.names import checkpoint_folder, failed_key
+from fmscale.checkpoint.format.names import checkpoint_folder, refused_key
+from fmscale.checkpoint.format.seal import Seal
 from fmscale.checkpoint.persist import heartbeat, worker
+from fmscale.checkpoint.persist.job import SaveSettings
+from fmscale.checkpoint.persist.rank_part import store_part
 from fmscale.config.checkpoint import CheckpointConfig
+from fmscale.store.backends.protocol import Backend
 from fmscale.store.open import open_store
 from tests.checkpoint.persist.test_kills import Trainer, gone
-from tests.checkpoint.states import RUN, Fleet, assert_restores, states
+from tests.checkpoint.states import RUN, Fleet, assert_restores, states, worker_of
 from tests.checkpoint.trainer import STATE, die_while_copying, drain_and_die_alone
 
 PATIENT = CheckpointConfig(grace_seconds=0.0, seal_seconds=1800.0)
@@ -27,7 +32,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("left", [0, 1])
 def test_one_that_is_left_alone_gives_up_a_rank_that_is_silent(
-    tmp_path: Path, in_thread: None, hasty: None, monkeypatch, left: int
+    tmp_path: Path, in_thread: None, hasty: None, monkeypatch: pytest.MonkeyPatch, left: int
 ) -> None:
     url = str(tmp_path / "store")
     with Fleet(url, ranks=2, config=PATIENT) as fleet:
@@ -35,31 +40,31 @@ def test_one_that_is_left_alone_gives_up_a_rank_that_is_silent(
         monkeypatch.setattr(fleet.savers[1 - left], "save", lambda *_, **__: None)
         fleet.save(2)
         assert not fleet.savers[left].drain(0.8), "while its trainer lives it waits"
-        fleet.savers[left]._writer._worker.left_alone()
+        worker_of(fleet.savers[left]).left_alone()
         reports = fleet.settle(10.0)
         assert "no sign of life" in reports[left][0].reason
-        assert fleet.savers[left]._writer._worker.idle
+        assert worker_of(fleet.savers[left]).idle
     assert_restores(url, 1)
     assert [one.step for one in list_checkpoints(open_store(url), RUN)] == [1]
 
 
 @pytest.mark.parametrize("slow", [0, 1])
 def test_one_that_is_left_alone_waits_for_a_rank_that_is_at_work(
-    tmp_path: Path, in_thread: None, hasty: None, monkeypatch, slow: int
+    tmp_path: Path, in_thread: None, hasty: None, monkeypatch: pytest.MonkeyPatch, slow: int
 ) -> None:
     """Twice as long as for a silent one, which takes longer than the pauses of a busy disk."""
     monkeypatch.setattr(heartbeat, "SILENT_SECONDS", 2.0)
     url = str(tmp_path / "store")
-    real = worker.store_part
+    real = store_part
 
-    def late(backend, settings, *args):
+    def late(backend: Backend, settings: SaveSettings, *args: Any) -> Seal:
         if settings.rank == slow:
             Event().wait(4.0)
         return real(backend, settings, *args)
 
     monkeypatch.setattr(worker, "store_part", late)
     with Fleet(url, ranks=2, config=PATIENT) as fleet:
-        workers = [saver._writer._worker for saver in fleet.savers]
+        workers = [worker_of(saver) for saver in fleet.savers]
         workers[slow].drain()
         workers[1 - slow].left_alone()
         fleet.save(1)
@@ -96,4 +101,4 @@ def test_an_orphan_whose_peers_are_gone_ends_within_seconds(tmp_path: Path) -> N
     assert seconds > heartbeat.SILENT_SECONDS / 2, "it must not give up a rank that may be at work"
     assert_restores(url, 1)
     store = open_store(url)
-    assert b"no sign of life" in store.get(failed_key(checkpoint_folder(RUN, 2, 1)))
+    assert b"no sign of life" in store.get(refused_key(checkpoint_folder(RUN, 2, 1), 0))

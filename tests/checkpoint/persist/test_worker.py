@@ -12,6 +12,7 @@ from fmscale.checkpoint.persist import commit
 from fmscale.checkpoint.persist.commit import RunState
 from fmscale.checkpoint.snapshot.memory import SharedMemory
 from fmscale.store.backends.protocol import Backend
+from fmscale.store.log import retirement
 from fmscale.store.open import open_store
 from tests.checkpoint.jobs import STATE, one_save, settings, work
 from tests.checkpoint.states import RUN, assert_restores, take_lease
@@ -20,7 +21,9 @@ from tests.helpers.faulty_backend import Fault, FaultyBackend
 
 @pytest.mark.parametrize("when", [Fault.CRASH_BEFORE, Fault.CRASH_AFTER])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_death_at_any_request_is_made_good_by_the_next_process(faulty, when: Fault) -> None:
+def test_a_death_at_any_request_is_made_good_by_the_next_process(
+    faulty: tuple[str, list[FaultyBackend]], when: Fault
+) -> None:
     """Each request of a save that also retires and deletes another is the last one of its process, in turn."""
     memory = SharedMemory(1 << 17)
     calls, number, crashes = 1, 0, 0
@@ -46,12 +49,13 @@ def test_a_death_at_any_request_is_made_good_by_the_next_process(faulty, when: F
     assert crashes > 12
 
 
-def test_two_processes_of_rank_0_commit_a_save_once(memory_store: Backend, monkeypatch) -> None:
+def test_two_processes_of_rank_0_commit_a_save_once(memory_store: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """The append of one that is gone lands between the other's look at the log and its own append."""
     url, lease = memory_store.url, take_lease(memory_store.url)
     job = one_save(url, lease, 1, SharedMemory(1 << 17), 0, False)
     seal = Seal(step=1, folder=job.folder, rank=0, world_size=1, files=(), pieces=(), bytes=0, referenced=0)
-    real, entries = commit.commit, []
+    real = retirement.commit
+    entries: list[Any] = []
 
     def overtaken(*args: Any, **options: Any) -> Any:
         monkeypatch.setattr(commit, "commit", real)

@@ -37,7 +37,7 @@ def store(saved: dict[str, bytes], memory_store: Backend) -> Backend:
 
 
 def problems(store: Backend, step: int) -> list[str]:
-    """What `verify` says of a step."""
+    """Answer of `verify` for a step."""
     [found] = [one for one in list_checkpoints(store, RUN) if one.step == step]
     return [f"{one.key} {one.chunk}: {one.what}" for one in verify(store, found)[0]]
 

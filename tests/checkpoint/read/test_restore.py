@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.errors import ConfigError, CorruptData, RankError, StoreUnavailable
 from fmscale.runtime.waits import HostWaits
 from fmscale.runtime.world import World
+from fmscale.store.backends.protocol import Backend
 from fmscale.store.open import open_store
 from tests.checkpoint.states import (
     RUN,
@@ -23,6 +25,7 @@ from tests.checkpoint.states import (
     Tensors,
     assert_restores,
     cut,
+    hash_store,
     in_ranks,
     pieces_at,
     restore_in,
@@ -41,11 +44,13 @@ def test_four_ranks_to_two_to_three_to_one(tmp_path: Path, in_thread: None) -> N
         fleet.saved(step)
     for ranks in (2, 3, 1):
         with Fleet(url, ranks=ranks, seed=ranks) as fleet:
-            store = torch.distributed.HashStore()
+            store = hash_store()
 
-            def one(rank: int, fleet=fleet, ranks=ranks, store=store, step=step) -> None:
+            def one(rank: int, fleet: Fleet = fleet, ranks: int = ranks, store: Any = store, step: int = step) -> None:
                 waits = HostWaits(store, World(rank=rank, world_size=ranks))
-                assert restore(open_store(url), RUN, fleet.pieces[rank], waits=waits).step == step
+                restored = restore(open_store(url), RUN, fleet.pieces[rank], waits=waits)
+                assert restored is not None
+                assert restored.step == step
 
             in_ranks(one, ranks)
             assert [bad for mine in fleet.pieces for bad in wrong(mine, step)] == []
@@ -91,7 +96,7 @@ def test_ranges_of_ranks_may_overlap(tmp_path: Path, in_thread: None) -> None:
     with Fleet(url, ranks=2) as fleet:
         fleet.saved(1)
     everything = [part for mine in cut(SMALL, 1, None) for part in mine]
-    store = torch.distributed.HashStore()
+    store = hash_store()
 
     def one(rank: int) -> list[str]:
         pieces = pieces_at(SMALL, everything, None)
@@ -190,7 +195,7 @@ def test_a_store_that_fails_is_not_a_damaged_checkpoint(tmp_path: Path, in_threa
     url = str(tmp_path / "store")
     with Fleet(url, ranks=1) as fleet:
         fleet.saved(1)
-    store = torch.distributed.HashStore()
+    store = hash_store()
 
     def one(rank: int) -> str:
         backend = FaultyBackend(open_store(url))
@@ -221,14 +226,16 @@ def test_which(tmp_path: Path, in_thread: None) -> None:
         (10, "0000000010-00001-1"),
     ]
     [restored], _ = restore_in(url, 1, which=10)
+    assert restored is not None
     assert restored.entry == found[2].entry
     [restored], _ = restore_in(url, 1, which=f"entry{found[1].entry}")
+    assert restored is not None
     assert restored.entry == found[1].entry
     with pytest.raises(ConfigError, match="Steps there: 5, 10, 10"):
         restore_in(url, 1, which=7)
 
 
-def test_a_zero_dimensional_and_an_empty_tensor(memory_store, in_thread: None) -> None:
+def test_a_zero_dimensional_and_an_empty_tensor(memory_store: Backend, in_thread: None) -> None:
     tensors: Tensors = {("step", "step"): ("float32", ()), ("none", "weight"): ("float32", (0, 4))}
     with Fleet(memory_store.url, tensors=tensors, ranks=1, seed=None) as fleet:
         pieces = fleet.pieces[0] + [whole("none", torch.zeros(0, 4))]
@@ -236,7 +243,9 @@ def test_a_zero_dimensional_and_an_empty_tensor(memory_store, in_thread: None) -
         fleet.saved(2)
     scalar = whole("step", torch.tensor(0.0), "step")
     assert scalar.shape == ()
-    assert restore(memory_store, RUN, [scalar, dataclasses.replace(pieces[-1])]).step == 2
+    restored = restore(memory_store, RUN, [scalar, dataclasses.replace(pieces[-1])])
+    assert restored is not None
+    assert restored.step == 2
 
 
 @pytest.mark.parametrize("address", ["store", "store#", "#run", "store#run@", "store#@5"])

@@ -13,9 +13,9 @@ from fmscale.checkpoint.snapshot import snapshot
 from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.runtime.world import World
 from fmscale.store.open import open_store
-from tests.checkpoint.states import RUN, advance, pieces_at, restore_in, take_lease, wrong
+from tests.checkpoint.states import RUN, Tensors, advance, pieces_at, restore_in, take_lease, wrong
 
-TENSORS = {(f"w{i}", state): ("float32", (64,)) for i in range(4) for state in ("weight", "exp_avg")}
+TENSORS: Tensors = {(f"w{i}", state): ("float32", (64,)) for i in range(4) for state in ("weight", "exp_avg")}
 
 
 class SlowCopy:

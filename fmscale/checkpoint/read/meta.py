@@ -1,0 +1,25 @@
+"""Values that a run saves with its tensors, read back from a checkpoint's meta."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from fmscale.config import as_yaml
+from fmscale.config.reader.load import load_section
+from fmscale.config.reader.tree import YamlTable, parse
+from fmscale.errors import ConfigError
+
+Section = TypeVar("Section")
+
+
+def section(meta: Mapping[str, Any], name: str, kind: type[Section]) -> Section:
+    """Section `name` of the config that the run was saved with. Raises ConfigError where it lacks or is wrong."""
+    tree = meta.get("config", {}).get(name)
+    table = parse(as_yaml(tree), f"{name} section of the checkpoint")
+    if not isinstance(table, YamlTable):
+        raise ConfigError(f"The checkpoint has no {name} section", found=tree, remedy="Was it made by `fmscale train`?")
+    return load_section(kind, table)
+
+
+def next_sample(meta: Mapping[str, Any]) -> int:
+    """First sample of the run's next step: those before it are trained."""
+    return int(meta["loader"]["k"])
