@@ -4,8 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from fmscale.objectives.inputs import Inputs
-from fmscale.objectives.loss import Loss
+from fmscale.objectives.protocol import Inputs, Loss
 
 
 def next_token(model: nn.Module, rows: Inputs) -> Loss:

@@ -1,33 +1,17 @@
-"""The loaders of a run: its training samples, and the held-out rows that it is evaluated on."""
+"""The training samples of a run: sources, loader, tokenizer, and the limits that they set to a config."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-import torch
-
-from fmscale.config import Config
-from fmscale.config.train import EvaluationSet
-from fmscale.data.batch import Microbatch
+from fmscale.config import BatchShape, Config
 from fmscale.data.loader import Loader
 from fmscale.data.open import SourceSpec, open_loader
+from fmscale.data.plan.plan import Source
 from fmscale.data.tokenizers.tokenizer import Tokenizer, from_json
 from fmscale.errors import ConfigError, DataError
-from fmscale.objectives.inputs import Inputs
 from fmscale.runtime.world import World
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import open_dataset
 from fmscale.store.datasets.tokenizers import load_tokenizer
-from fmscale.train.inputs import to_inputs
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shares:
-    """How rows of a step are shared."""
-
-    global_batch: int
-    """Rows of a step over all ranks."""
-    micro_batch: int
-    """Rows of a forward."""
 
 
 def source_specs(config: Config) -> list[SourceSpec]:
@@ -45,14 +29,14 @@ def source_specs(config: Config) -> list[SourceSpec]:
     ]
 
 
-def open_training(config: Config, backend: Backend, world: World, shares: Shares, *, lease: int) -> Loader:
+def open_training(config: Config, backend: Backend, world: World, batch: BatchShape, *, lease: int) -> Loader:
     """The loader of the run's samples; its order is in the run's log, written under lease `lease`."""
     data = config.data
     return open_loader(
         backend,
         # One more than the model reads: the label of the last.
         sequence_length=data.sequence_length + 1,
-        batch=shares.global_batch,
+        batch=batch.global_batch,
         sources=source_specs(config),
         seed=data.seed,
         window=data.window,
@@ -60,7 +44,7 @@ def open_training(config: Config, backend: Backend, world: World, shares: Shares
         lease=lease,
         dp_rank=world.dp_rank,
         dp_size=world.dp_size,
-        micro_batch=shares.micro_batch,
+        micro_batch=batch.micro_batch,
         memory_bytes=data.memory_bytes,
         cache_dir=data.cache_dir,
         cache_bytes=data.cache_bytes,
@@ -109,38 +93,7 @@ def check_length(config: Config) -> None:
         )
 
 
-def heldout_rows(
-    backend: Backend,
-    chosen: EvaluationSet,
-    world: World,
-    *,
-    sequence_length: int,
-    micro_batch: int,
-    device: str,
-) -> Iterator[Inputs]:
-    """This rank's microbatches of an evaluation set: the same rows at any number of ranks; what exceeds
-    `chosen.rows`, or the split, weighs nothing. Every rank gets the same number of microbatches.
-    """
-    loader = open_loader(
-        backend,
-        sequence_length=sequence_length + 1,
-        batch=micro_batch * world.dp_size,
-        dataset=chosen.dataset,
-        split=chosen.split,
-        dp_rank=world.dp_rank,
-        dp_size=world.dp_size,
-        micro_batch=micro_batch,
-        read_threads=1,
-    )
-    with loader:
-        rows = min(chosen.rows, sum(loader.plan.sources[0].view.rows))
-        for _ in range(-(-rows // (micro_batch * world.dp_size))):
-            yield _beyond_weighs_nothing(next(loader), rows, device)
-
-
-def _beyond_weighs_nothing(batch: Microbatch, rows: int, device: str) -> Inputs:
-    made = to_inputs(batch, device)
-    inside = torch.zeros(batch.tokens.shape[0], dtype=torch.float32)
-    inside[: batch.rows] = torch.from_numpy((batch.k < rows).astype("float32"))
-    made.weights_BT.mul_(inside.to(device)[:, None])
-    return made
+def passes(samples: int, sources: Sequence[Source]) -> list[float]:
+    """Number of times that a run of `samples` rows reads each source."""
+    weights = [source.weight for source in sources]
+    return [samples * source.weight / sum(weights) / sum(source.view.rows) for source in sources]

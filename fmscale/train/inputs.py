@@ -7,7 +7,7 @@ from itertools import groupby, pairwise
 import torch
 
 from fmscale.data.batch import DocumentSpan, Microbatch
-from fmscale.objectives.inputs import Inputs
+from fmscale.objectives.protocol import Inputs
 
 
 def to_inputs(batch: Microbatch, device: str) -> Inputs:

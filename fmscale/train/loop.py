@@ -12,11 +12,11 @@ import torch
 from fmscale.data.batch import Microbatch
 from fmscale.data.loader import Loader
 from fmscale.errors import FmscaleError
-from fmscale.objectives.inputs import Inputs
+from fmscale.objectives.protocol import Inputs
 from fmscale.runtime.collectives import exchange
 from fmscale.runtime.failure import Whereabouts
 from fmscale.runtime.stop import Stop, StopFlag
-from fmscale.train.engine.deepspeed import Engine
+from fmscale.train.engine.protocol import Engine
 from fmscale.train.inputs import to_inputs
 from fmscale.train.journal import Journal, Timing
 from fmscale.train.saving import Saving

@@ -14,7 +14,7 @@ from fmscale.config import Config
 from fmscale.data.loader import Loader
 from fmscale.errors import ConfigError, StoreError
 from fmscale.store.backends.protocol import Backend
-from fmscale.train.engine.deepspeed import Engine
+from fmscale.train.engine.protocol import Engine
 from fmscale.train.saving import Saving
 from fmscale.train.session import Session
 

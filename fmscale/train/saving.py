@@ -7,7 +7,7 @@ from typing import Any
 
 from fmscale.checkpoint.saver import Saver, SaveReport
 from fmscale.config.checkpoint import CheckpointConfig
-from fmscale.train.engine.deepspeed import Engine
+from fmscale.train.engine.protocol import Engine
 from fmscale.train.session import Session
 
 META_VERSION = 1

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fmscale.objectives.inputs import Inputs
-from fmscale.train.engine.deepspeed import Engine, Update
+from fmscale.objectives.protocol import Inputs
+from fmscale.train.engine.protocol import Engine, Update
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,12 +7,12 @@ import pytest
 from typer.testing import CliRunner
 
 from fmscale.cli.main import build_app
-from fmscale.config import load_config
+from fmscale.config import BatchShape, load_config
 from fmscale.data.provenance.delivery import document_bytes
 from fmscale.errors import ConfigError
 from fmscale.runtime.world import World
 from fmscale.store.open import open_store
-from fmscale.train.data import Shares, open_training
+from fmscale.train.data import open_training
 from tests.helpers.corpus import T, store_corpus
 
 
@@ -20,7 +20,7 @@ def seen(path: Path, *overrides: str) -> set[bytes]:
     """Ids of the documents in the first 150 steps of the run."""
     config = load_config(str(path), (f"store.url={path.parent / 'store'}", "train.record_delivery=true", *overrides))
     backend = open_store(config.store.url)
-    shares = Shares(global_batch=4, micro_batch=4)
+    shares = BatchShape(global_batch=4, micro_batch=4, accumulation=1, dp_size=1)
     with open_training(config, backend, World(), shares, lease=0) as loader:
         batches = [next(loader) for _ in range(150)]
     return {document_bytes(span.document) for batch in batches for span in batch.spans}

@@ -13,7 +13,7 @@ from fmscale.data.open import SourceSpec, make_sources, open_loader
 from fmscale.data.plan.plan import Plan, Stage
 from fmscale.data.provenance.delivery import DeliveryRecord, order_hash, read_records
 from fmscale.data.provenance.expected import ExpectedSample
-from fmscale.objectives.inputs import Inputs
+from fmscale.objectives.protocol import Inputs
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.open import open_store
 from fmscale.train.inputs import received, to_inputs

@@ -14,7 +14,7 @@ from fmscale.data.plan.order_log import OrderLog
 from fmscale.data.provenance.delivery import order_hash
 from fmscale.data.provenance.expected import ExpectedSample
 from fmscale.errors import ConfigError
-from fmscale.objectives.inputs import Inputs
+from fmscale.objectives.protocol import Inputs
 from fmscale.store.log.log import RUN_KINDS, Log
 from fmscale.store.open import open_store
 from fmscale.train.inputs import to_inputs

@@ -1,6 +1,5 @@
 """What a run will need, derived from its config alone: tokens, compute, memory, checkpoints, reads."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fmscale.config import BatchShape, Config
@@ -159,8 +158,3 @@ def forecast(
         prefetch_bytes=config.data.memory_bytes,
         prefetch_steps=ahead,
     )
-
-
-def epochs(samples: int, weights: Sequence[int], rows: Sequence[int]) -> list[float]:
-    """How often a run of `samples` rows passes over each source; weights in any unit."""
-    return [samples * w / sum(weights) / n for w, n in zip(weights, rows, strict=True)]

@@ -1,6 +1,6 @@
 """What would fail if a run were started as configured, all together, and without starting or writing anything."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -29,9 +29,9 @@ from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import open_dataset
 from fmscale.store.log.log import RUN_KINDS, Log
 from fmscale.store.open import open_store
-from fmscale.train.data import check_length, source_specs, tokenizer_of, vocabulary
+from fmscale.train.data import check_length, passes, source_specs, tokenizer_of, vocabulary
 from fmscale.train.engine.optimizer import MOMENTS
-from fmscale.train.preflight.forecast import Forecast, epochs, forecast
+from fmscale.train.preflight.forecast import Forecast, forecast
 from fmscale.train.resume import choose_resume
 from fmscale.train.run import total_steps
 from fmscale.train.run_folder import check_folder, check_store
@@ -280,19 +280,18 @@ def _check_model(config: Config, manifest: CheckpointManifest, vocab_size: int, 
 
 
 def _facts(sources: list[Source], samples: int | None) -> list[SourceFacts]:
-    weights = [source.weight for source in sources]
-    rows = [sum(source.view.rows) for source in sources]
-    passes = epochs(samples, weights, rows) if samples and sources else [None] * len(sources)
+    weights = sum(source.weight for source in sources)
+    epochs: Sequence[float | None] = passes(samples, sources) if samples else [None] * len(sources)
     return [
         SourceFacts(
             dataset=source.view.dataset,
             split=source.view.split,
             tokens=sum(source.view.tokens),
-            rows=count,
-            share=source.weight / sum(weights),
+            rows=sum(source.view.rows),
+            share=source.weight / weights,
             epochs=passed,
         )
-        for source, count, passed in zip(sources, rows, passes, strict=True)
+        for source, passed in zip(sources, epochs, strict=True)
     ]
 
 

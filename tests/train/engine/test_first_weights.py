@@ -12,20 +12,20 @@ from tests.train.engines import config_of, make_engine
 
 def first_state(rank: int, size: int, stage: int, precision: str) -> Any:
     """This rank's pieces before any step, and elements of parameters it held when the engine was made."""
-    from fmscale.train.engine import build
+    from fmscale.train.engine import module
 
     held: list[int] = []
 
-    class Watched(build.DeepSpeedEngine):
+    class Watched(module.DeepSpeedEngine):
         def __init__(self, trained: torch.nn.Module, *args: Any, **options: Any) -> None:
             held.extend(p.numel() for p in trained.parameters())
             super().__init__(trained, *args, **options)
 
-    real, build.DeepSpeedEngine = build.DeepSpeedEngine, Watched  # type: ignore[misc]
+    real, module.DeepSpeedEngine = module.DeepSpeedEngine, Watched  # type: ignore[misc]
     try:
         engine = make_engine(config_of(stage, precision), rank, size)
     finally:
-        build.DeepSpeedEngine = real  # type: ignore[misc]
+        module.DeepSpeedEngine = real  # type: ignore[misc]
     pieces = [(p.name, p.start, p.tensor.clone()) for p in engine.pieces(save=True) if p.state == "weight"]
     return pieces, sum(held)
 

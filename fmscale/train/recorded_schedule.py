@@ -7,7 +7,7 @@ from fmscale.errors import ConfigError
 from fmscale.store.backends.protocol import Backend
 
 
-def recorded_batches(backend: Backend, run: str) -> BatchSchedule | None:
+def recorded_schedule(backend: Backend, run: str) -> BatchSchedule | None:
     """Rows of each step of the run; None where no checkpoint says so.
 
     A run that goes on with another global batch has steps of both. Raises ConfigError where a checkpoint between

@@ -1,8 +1,9 @@
-"""What an objective gets: rows of tokens with their labels. Shapes: B rows, T tokens a row."""
+"""The contract of an objective: `Inputs` in, a `Loss` out. Shapes: B rows, T tokens a row."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -21,3 +22,19 @@ class Inputs:
     """int32 (documents + 1,): boundaries of the documents in the B * T tokens read as one sequence."""
     source_B: Tensor
     """int64: source of the mixture that each row came from; -1 for a filler."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Loss:
+    """A sum over tokens and its divisor, apart, as the divisor is the count of a whole step over all ranks."""
+
+    sum: Tensor
+    """fp32 scalar, differentiable."""
+    count: Tensor
+    """fp32 scalar: the weight of the tokens in `sum`."""
+    losses_BT: Tensor
+    """fp32, detached: what each token adds to `sum`."""
+
+
+Objective = Callable[[nn.Module, Inputs], Loss]
+"""The loss of a model on its inputs."""
