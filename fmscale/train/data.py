@@ -1,17 +1,22 @@
 """The training samples of a run: sources, loader, tokenizer, and the limits that they set to a config."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from fmscale.config import BatchShape, Config
 from fmscale.data.loader import Loader
 from fmscale.data.open import SourceSpec, open_loader
-from fmscale.data.plan.plan import Source
+from fmscale.data.plan.batch_schedule import BatchSchedule
+from fmscale.data.plan.plan import Plan, Source, Stage
+from fmscale.data.reading.arena import LittleMemory
+from fmscale.data.reading.readers import Readers
 from fmscale.data.tokenizers.tokenizer import Tokenizer, from_json
 from fmscale.errors import ConfigError, DataError
 from fmscale.runtime.world import World
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import open_dataset
 from fmscale.store.datasets.tokenizers import load_tokenizer
+from fmscale.store.tiers.fetch import Fetcher
 
 
 def source_specs(config: Config) -> list[SourceSpec]:
@@ -52,6 +57,30 @@ def open_training(config: Config, backend: Backend, world: World, batch: BatchSh
         on_corrupt=data.on_corrupt,
         document_ids=config.train.record_delivery,
     )
+
+
+@contextmanager
+def memory_at_its_place(config: Config) -> Iterator[None]:
+    """Name the place of `data.memory_bytes` in the loader's error about too little memory."""
+    try:
+        yield
+    except LittleMemory as error:
+        raise ConfigError(
+            f"{config.place('data.memory_bytes')} is too little: {error.cause}", found=error.found, remedy=error.remedy
+        ) from error
+
+
+def check_memory(config: Config, backend: Backend, batch: BatchShape, sources: Sequence[Source]) -> None:
+    """Raise ConfigError if the first step of rank 0 does not fit into `data.memory_bytes`. Nothing is read."""
+    with memory_at_its_place(config):
+        Loader(
+            Plan([Stage(from_k=0, sources=tuple(sources))]),
+            BatchSchedule([(0, batch.global_batch)]),
+            Readers(backend, Fetcher(backend)),
+            dp_size=batch.dp_size,
+            micro_batch=batch.micro_batch,
+            memory_bytes=config.data.memory_bytes,
+        ).check_memory()
 
 
 def tokenizer_of(config: Config, backend: Backend) -> Tokenizer:

@@ -13,7 +13,7 @@ from fmscale.config.peaks import peak_flops
 from fmscale.data.loader import Loader
 from fmscale.data.provenance.delivery import DeliveryRecord
 from fmscale.runtime.sinks.sinks import JsonlSink
-from fmscale.train.data import open_training, passes, tokenizer_of, vocabulary
+from fmscale.train.data import memory_at_its_place, open_training, passes, tokenizer_of, vocabulary
 from fmscale.train.engine.module import build_engine
 from fmscale.train.evaluation import evaluator
 from fmscale.train.inputs import received
@@ -52,7 +52,9 @@ def assemble(session: Session, batch: BatchShape, steps: int, stack: ExitStack, 
     vocab_size = vocabulary(config, tokenizer)
     lease = session.lease()
     resume = choose_resume(config, session.backend)
-    loader = stack.enter_context(open_training(config, session.backend, world, batch, lease=lease))
+    with memory_at_its_place(config):
+        loader = stack.enter_context(open_training(config, session.backend, world, batch, lease=lease))
+        loader.check_memory()
     if world.rank == 0:
         event(_opened(session, loader, vocab_size, batch, steps))
 

@@ -18,6 +18,10 @@ UnitKey = tuple[int, int]
 """(source, unit number)."""
 
 
+class LittleMemory(ConfigError):
+    """The host memory of a loader holds too few units."""
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Slot:
     """Where one unit lies, and how long it is needed."""
@@ -43,7 +47,7 @@ class Arena:
         row_bytes = row_tokens * dtype.itemsize
         self.capacity = memory_bytes // (rows_per_slot * row_bytes)
         if self.capacity < 1:
-            raise ConfigError(
+            raise LittleMemory(
                 f"memory_bytes holds no unit of {rows_per_slot} rows of {row_bytes} bytes",
                 found=memory_bytes,
                 remedy=f"give the loader at least {4 * rows_per_slot * row_bytes} bytes",

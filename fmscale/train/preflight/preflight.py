@@ -29,7 +29,7 @@ from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import open_dataset
 from fmscale.store.log.log import RUN_KINDS, Log
 from fmscale.store.open import open_store
-from fmscale.train.data import check_length, passes, source_specs, tokenizer_of, vocabulary
+from fmscale.train.data import check_length, check_memory, passes, source_specs, tokenizer_of, vocabulary
 from fmscale.train.engine.optimizer import MOMENTS
 from fmscale.train.preflight.forecast import Forecast, forecast
 from fmscale.train.resume import choose_resume
@@ -140,6 +140,8 @@ def check_run(
         checks.ask(lambda: require_recorded(config.train.run, recorded, sources, source_specs(config)))
         checks.notes.extend(_unread(config, recorded, sources))
         sources = list(recorded.stages[-1].sources)
+    if batch and backend and sources:
+        checks.run(lambda: check_memory(config, backend, batch, sources))
     vocab_size = config.model.vocab_size
     begins = ""
     if backend:
