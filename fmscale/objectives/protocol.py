@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Inputs:
-    """One forward's rows, on the model's device."""
+    """Rows of a forward, on the model's device."""
 
     tokens_BT: Tensor
-    """int64: what the model reads."""
+    """int64: tokens that the model reads."""
     labels_BT: Tensor
-    """int64: what it is to say at each token; any valid id where the weight is 0."""
+    """int64: the right answer at each token; any valid id where the weight is 0."""
     weights_BT: Tensor
     """float32: weight of each label; 0 where nothing is to be predicted, and in fillers."""
     positions_BT: Tensor
@@ -33,7 +33,7 @@ class Loss:
     count: Tensor
     """fp32 scalar: the weight of the tokens in `sum`."""
     losses_BT: Tensor
-    """fp32, detached: what each token adds to `sum`."""
+    """fp32, detached: the part of each token in `sum`."""
 
 
 Objective = Callable[[nn.Module, Inputs], Loss]

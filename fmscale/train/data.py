@@ -100,16 +100,16 @@ def vocabulary(config: Config, tokenizer: Tokenizer) -> int:
     """Size of the model's vocabulary. Raises ConfigError if it is smaller than the tokenizer's: a token id
     beyond the embedding is an opaque CUDA error in the middle of a step otherwise.
     """
-    wanted = config.model.vocab_size
-    if wanted is None:
+    size = config.model.vocab_size
+    if size is None:
         return tokenizer.vocab_size
-    if wanted < tokenizer.vocab_size:
+    if size < tokenizer.vocab_size:
         raise ConfigError(
             f"{config.place('model.vocab_size')} is smaller than the vocabulary of the tokenizer",
-            found=f"{wanted}, the tokenizer of dataset {config.data.sources[0].dataset} has {tokenizer.vocab_size}",
+            found=f"{size}, the tokenizer of dataset {config.data.sources[0].dataset} has {tokenizer.vocab_size}",
             remedy=f"Take model.vocab_size: {tokenizer.vocab_size} or more, or null for the tokenizer's.",
         )
-    return wanted
+    return size
 
 
 def check_length(config: Config) -> None:

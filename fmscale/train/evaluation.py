@@ -64,8 +64,8 @@ def heldout_rows(
     micro_batch: int,
     device: str,
 ) -> Iterator[Inputs]:
-    """This rank's microbatches of an evaluation set: the same rows at any number of ranks; what exceeds
-    `chosen.rows`, or the split, weighs nothing. Every rank gets the same number of microbatches.
+    """This rank's microbatches of an evaluation set: the same rows at any number of ranks; rows beyond
+    `chosen.rows`, or beyond the split, weigh nothing. Every rank gets the same number of microbatches.
     """
     loader = open_loader(
         backend,
@@ -85,8 +85,8 @@ def heldout_rows(
 
 
 def _beyond_weighs_nothing(batch: Microbatch, rows: int, device: str) -> Inputs:
-    made = to_inputs(batch, device)
+    inputs = to_inputs(batch, device)
     inside = torch.zeros(batch.tokens.shape[0], dtype=torch.float32)
     inside[: batch.rows] = torch.from_numpy((batch.k < rows).astype("float32"))
-    made.weights_BT.mul_(inside.to(device)[:, None])
-    return made
+    inputs.weights_BT.mul_(inside.to(device)[:, None])
+    return inputs

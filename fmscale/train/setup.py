@@ -1,4 +1,4 @@
-"""Builds all that a run's loop needs, on every rank alike."""
+"""Assembly of the parts of a run's loop, on every rank alike."""
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -29,12 +29,12 @@ Show = Callable[[Mapping[str, Any]], None]
 
 @dataclass(frozen=True, kw_only=True)
 class RunParts:
-    """A run that has everything but its state."""
+    """A run ready to be restored."""
 
     loop: Loop
-    """What the steps need."""
+    """Parts of the loop."""
     resume: Resume
-    """Where it begins."""
+    """The checkpoint that it begins with."""
     tokenizer: str
     """Digest of the tokenizer."""
     tell: Callable[..., None]
@@ -99,7 +99,7 @@ def assemble(session: Session, batch: BatchShape, steps: int, stack: ExitStack, 
         steps=steps,
         rate=lambda step: learning_rate(config.schedule, config.optimizer.lr, step, steps),
         evaluate=evaluator(session, engine, batch.micro_batch, steps, tell),
-        delivered=(lambda batch, rows: record.add(received(batch, rows))) if record else lambda batch, rows: None,
+        delivered=(lambda batch, inputs: record.add(received(batch, inputs))) if record else lambda batch, inputs: None,
         log_every=config.train.log_every,
         nonfinite_limit=config.train.nonfinite_limit,
         sources=len(loader.plan.sources),
@@ -112,7 +112,7 @@ def assemble(session: Session, batch: BatchShape, steps: int, stack: ExitStack, 
 
 
 def _opened(session: Session, loader: Loader, vocab_size: int, batch: BatchShape, steps: int) -> dict[str, Any]:
-    """What is known of a run once its data is open, as an event."""
+    """Facts of a run once its data is open, as an event."""
     sources = loader.plan.sources
     return {
         "event": "opened",
@@ -145,7 +145,7 @@ def _journal(session: Session, loader: Loader, vocab_size: int, stack: ExitStack
 
 
 def _delivery_record(session: Session, lease: int, loader: Loader, stack: ExitStack) -> DeliveryRecord | None:
-    """Where this rank writes down what its model receives, one file a rank and job; None if it need not."""
+    """Record of the samples that this rank's model receives, a file for each rank and job; None if not configured."""
     if not session.config.train.record_delivery:
         return None
     name = f"{lease:06d}-rank{session.world.rank:05d}.arrow"

@@ -1,4 +1,4 @@
-"""What the data section says reaches the loader."""
+"""Settings of the data section reach the loader."""
 
 import json
 import re

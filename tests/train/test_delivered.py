@@ -1,4 +1,4 @@
-"""What a run writes down as delivered is what its engine got: whatever goes wrong on the way there shows."""
+"""Delivery records are of the engine's inputs: any error on the way there shows."""
 
 import itertools
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def planned(store: Backend) -> pa.Table:
 
 
 def recorded(store: Backend, path: Path, change: Change) -> pa.Table:
-    """What two ranks record of rows that were changed behind the loader; every other microbatch has fillers."""
+    """Records of two ranks whose inputs were changed behind the loader; every other microbatch has fillers."""
     paths = []
     for rank in range(2):
         paths.append(path / f"{rank}.arrow")

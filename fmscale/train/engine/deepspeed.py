@@ -37,7 +37,7 @@ class DeepSpeedEngine:
     ) -> None:
         """`trained` computes (sum, count, losses); `names` are the logical names of its parameters, by id.
 
-        torch.distributed must be initialised. Raises ConfigError for what has no stable state to save."""
+        torch.distributed must be initialised. Raises ConfigError for an engine whose state cannot be saved."""
         deepspeed = import_deepspeed(device)
         self._stage = train.zero_stage
         self._world = world
@@ -56,9 +56,9 @@ class DeepSpeedEngine:
         self._base = base_optimizer(self._engine, self._stage)
         self._slices = slices(self._engine, names, self._stage, world.dp_rank)
 
-    def forward(self, rows: Inputs) -> Loss:
+    def forward(self, inputs: Inputs) -> Loss:
         """The loss of a microbatch."""
-        total, count, losses_BT = self._engine(rows)
+        total, count, losses_BT = self._engine(inputs)
         return Loss(sum=total, count=count, losses_BT=losses_BT)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
@@ -81,7 +81,7 @@ class DeepSpeedEngine:
         return Update(grad_norm=float("inf") if overflow else value, applied=not overflow)
 
     def _step_replicated(self) -> Update:
-        """DeepSpeed neither reports nor checks the norm in fp32 at stage 0, so it is done here."""
+        """DeepSpeed neither reports nor checks the norm in fp32 at stage 0, so the engine here does both."""
         limit = self._clip or float("inf")
         norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), limit))
         applied = norm < float("inf")
@@ -124,8 +124,8 @@ class DeepSpeedEngine:
 
 @contextmanager
 def born_partitioned(config: dict[str, Any], device: str) -> Iterator[Whole]:
-    """Modules that are made inside keep this rank's part of each parameter alone, for ZeRO stage 3: no rank ever holds
-    the whole model. Gives the context in which one parameter is whole on all ranks, to be filled alike by all.
+    """Modules that are made inside keep only this rank's part of each parameter, for ZeRO stage 3: no rank ever holds
+    the whole model. Gives the context in which a parameter is whole on all ranks, to be filled alike by all.
     """
     deepspeed = import_deepspeed(device)
     with redirect_stdout(io.StringIO()):

@@ -18,16 +18,16 @@ from fmscale.train.engine.deepspeed_config import deepspeed_config
 
 
 class ObjectiveModule(nn.Module):
-    """forward(rows) -> (sum, count, losses_BT) of the objective on the model."""
+    """forward(inputs) -> (sum, count, losses_BT) of the objective on the model."""
 
     def __init__(self, model: nn.Module, objective: Objective) -> None:
         super().__init__()
         self.model = model
         self._objective = objective
 
-    def forward(self, rows: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
         """Sum and count of the loss, and the weighted loss of each token, detached."""
-        loss = self._objective(self.model, rows)
+        loss = self._objective(self.model, inputs)
         return loss.sum, loss.count, loss.losses_BT
 
     def logical_names(self) -> dict[int, str]:
@@ -36,9 +36,8 @@ class ObjectiveModule(nn.Module):
 
 
 class CastModule(nn.Module):
-    """A Trained that computes in `dtype` with weights that stay as they are: for ZeRO stage 0, whose parameters
-    are the fp32 masters. Each forward casts the weights once; autograd gives fp32 gradients back, which
-    therefore accumulate in fp32.
+    """An ObjectiveModule that computes in `dtype` and keeps its fp32 weights: for ZeRO stage 0, whose parameters are
+    the masters. Each forward casts the weights; autograd gives fp32 gradients, which accumulate in fp32.
     """
 
     def __init__(self, trained: ObjectiveModule, dtype: torch.dtype) -> None:
@@ -46,10 +45,10 @@ class CastModule(nn.Module):
         self.trained = trained
         self._dtype = dtype
 
-    def forward(self, rows: Inputs) -> tuple[Tensor, Tensor, Tensor]:
-        """As the Trained's."""
+    def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+        """As that of ObjectiveModule."""
         weights = {name: p.to(self._dtype) for name, p in self.trained.named_parameters()}
-        out: tuple[Tensor, Tensor, Tensor] = functional_call(self.trained, weights, (rows,))
+        out: tuple[Tensor, Tensor, Tensor] = functional_call(self.trained, weights, (inputs,))
         return out
 
 
@@ -89,7 +88,7 @@ def build_engine(
 
 
 def _seeded(config: Config, vocab_size: int, batch: BatchShape, device: str) -> Decoder:
-    """The model with its first weights; at stage 3 each rank only ever has one parameter whole."""
+    """The model with its first weights; at stage 3 a rank has no more than a parameter whole at a time."""
     generator = torch.Generator().manual_seed(config.train.seed)
     if config.train.zero_stage < 3:
         model = build(config.model, vocab_size=vocab_size)

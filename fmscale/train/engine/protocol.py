@@ -11,12 +11,12 @@ from fmscale.objectives.protocol import Inputs, Loss
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
-    """What an optimizer step did."""
+    """Outcome of an optimizer step."""
 
     grad_norm: float
     """Global gradient norm before clipping; not finite where a gradient was not."""
     applied: bool
-    """Whether the weights changed: False for a non-finite gradient."""
+    """True if the weights changed; False for a non-finite gradient."""
 
 
 class Engine(Protocol):
@@ -27,13 +27,13 @@ class Engine(Protocol):
     updates: int
     """Optimizer steps that were applied."""
 
-    def forward(self, rows: Inputs) -> Loss:
+    def forward(self, inputs: Inputs) -> Loss:
         """The loss of a microbatch."""
         ...
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Accumulate the gradient of a scalar whose sum over ranks and microbatches is what is minimised;
-        `last` for the step's last microbatch, which completes the reduction over ranks.
+        """Accumulate the gradient of a scalar whose sum over ranks and microbatches is minimised; `last` for the step's
+        last microbatch, which completes the reduction over ranks.
         """
         ...
 
@@ -42,8 +42,8 @@ class Engine(Protocol):
         ...
 
     def pieces(self, *, save: bool) -> list[Piece]:
-        """Live views of this rank's masters and moments; for a save the ranks' pieces together hold every
-        element once, for a restore each rank's are all that it needs.
+        """Live views of this rank's masters and moments. For a save the pieces of all ranks hold every element once;
+        for a restore each rank's pieces are all that it needs.
         """
         ...
 
