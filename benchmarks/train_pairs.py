@@ -12,10 +12,10 @@ from typing import Any
 from fmscale.config import Config, derive_batch, load_config
 from fmscale.data.batch import Microbatch
 from fmscale.data.ingest import ingest
-from fmscale.objectives.inputs import Inputs
+from fmscale.objectives.protocol import Inputs
 from fmscale.runtime.failure import Whereabouts
 from fmscale.runtime.world import read_world
-from fmscale.train.engine.deepspeed import Engine
+from fmscale.train.engine.protocol import Engine
 from fmscale.train.inputs import to_inputs
 from fmscale.train.loop import Loop, dry_run, run_loop
 from fmscale.train.session import meet

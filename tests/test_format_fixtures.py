@@ -9,9 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from fmscale.cli.main import build_app
-from fmscale.config import load_config
+from fmscale.config import SourceConfig, load_config
 from fmscale.data.ingest import ingest
-from fmscale.data.open import SourceSpec, open_loader
+from fmscale.data.open import open_loader
 from fmscale.data.provenance.delivery import order_hash, read_records, without_repeats
 from fmscale.store.datasets.dataset import open_dataset
 from fmscale.store.open import open_store
@@ -79,7 +79,7 @@ def test_a_commit_is_appended(root: Path) -> None:
 
 
 def test_an_old_cache_serves_its_chunks(root: Path) -> None:
-    spec = SourceSpec(dataset="prose", commits=(0, 1), masks=(EXPECTED["mask"],))
+    spec = SourceConfig(dataset="prose", commits=(0, 1), masks=(EXPECTED["mask"],))
     with open_loader(
         str(root / "store"), sequence_length=33, batch=6, sources=[spec], cache_dir=root / "cache"
     ) as loader:

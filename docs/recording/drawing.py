@@ -80,9 +80,7 @@ class Screen:
             )
 
 
-def shown_at(
-    moments: list[float], captions: list[float], seconds: float
-) -> tuple[Callable[[float], float], float]:
+def shown_at(moments: list[float], captions: list[float], seconds: float) -> tuple[Callable[[float], float], float]:
     """The function from real time to the drawing's, and the longest wait it keeps: the longest that fits `seconds`."""
     gaps = [after - before for before, after in zip([0.0, *moments], moments, strict=False)]
     room = seconds - LAST - PAUSE * len(captions)
@@ -145,9 +143,7 @@ def draw(output: list[tuple[float, str]], captions: list[tuple[float, str]]) -> 
     for row, told in versions.items():
         elements += place(f'y="{LINE * row + 14}"', told)
     below, width = LINE * ROWS + 62, round(COLUMNS * CHARACTER) + 40
-    around = place(
-        f'x="20" y="{below}"', [(m, f'<tspan class="caption">{escape(t)}</tspan>') for m, t in captions]
-    )
+    around = place(f'x="20" y="{below}"', [(m, f'<tspan class="caption">{escape(t)}</tspan>') for m, t in captions])
     seconds = range(int(output[-1][0]) + 1)
     around += place(f'x="{width - 64}" y="24"', [(float(s), f"{s // 60}:{s % 60:02}") for s in seconds])
     steps = "".join(f"{percent(m)}{{transform:translateY(-{LINE * rows}px)}}" for m, rows in scrolls)

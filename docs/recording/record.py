@@ -117,9 +117,7 @@ def record(folder: Path) -> Session:
         session.caption("Two ranks train at ZeRO stage 2 and save every 40 steps.")
         session.run("fmscale launch my.yaml --procs-per-node 2", until="step 60/120")
         killed = session.kill_programs()
-        session.caption(
-            f"kill -9 in the midst of training: the launcher, both ranks, {killed} processes in all."
-        )
+        session.caption(f"kill -9 in the midst of training: the launcher, both ranks, {killed} processes in all.")
         session.wait_for(READY)
         session.caption("The same command with one rank: it goes on from the checkpoint.")
         session.run("fmscale launch my.yaml --procs-per-node 1", until="step 60/120")

@@ -93,7 +93,7 @@ def audit(
     """
     from fmscale.data.provenance.audit import audit as run_audit
     from fmscale.store.open import open_store
-    from fmscale.train.batches import trained_samples
+    from fmscale.train.recorded_schedule import trained_samples
 
     first = records.pop(0) if run is None else None
     url, name, step = find_run(first, store, run)
@@ -116,9 +116,9 @@ def audit(
 def _batches(backend: "Backend", run: str, given: int | None) -> "BatchSchedule":
     """Rows of the run's steps: as its checkpoints say, else as given. Raises ConfigError where these differ."""
     from fmscale.data.plan.batch_schedule import BatchSchedule
-    from fmscale.train.batches import recorded_batches
+    from fmscale.train.recorded_schedule import recorded_schedule
 
-    recorded = recorded_batches(backend, run)
+    recorded = recorded_schedule(backend, run)
     if recorded is None:
         if given is None:
             raise ConfigError(

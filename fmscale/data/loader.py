@@ -165,10 +165,17 @@ class Loader:
             self.plan = block.plan
             return block
 
+    def check_memory(self) -> None:
+        """Raise LittleMemory if the next step does not fit into host memory. Nothing is read."""
+        self._planner(None).check_memory(self.k)
+
     def _plan_ahead(self) -> Prefetcher:
         threads = self._read_threads
         pool = ThreadPoolExecutor(threads, "fmscale-read") if threads else None
-        planner = Planner(
+        return Prefetcher(self._planner(pool), prefetch=self._prefetch, pool=pool)
+
+    def _planner(self, pool: ThreadPoolExecutor | None) -> Planner:
+        return Planner(
             self.plan,
             self.schedule,
             self._share,
@@ -179,7 +186,6 @@ class Loader:
             pool=pool,
             refresh=self._order_log.refresh if self._order_log else None,
         )
-        return Prefetcher(planner, prefetch=self._prefetch, pool=pool)
 
     def _deliver(self, block: UnitBlock) -> Iterator[Microbatch]:
         rows, narrow = self._arena.rows, self._buffers.narrow(block.gather.shape[1])

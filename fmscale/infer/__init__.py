@@ -1,4 +1,13 @@
-"""Using a trained model: generation and evaluation."""
+"""Use of a trained model: generation and evaluation.
+
+- `load.py`         a checkpoint as a model with its tokenizer
+- `sampling.py`     the choice of the next token
+- `generate.py`     continuations of prompts, from a key-value cache
+- `stream.py`       text from tokens, whole characters at a time
+- `heldout.py`      documents of a split, or files, as tokens
+- `evaluate.py`     bits per byte, loss and perplexity of documents
+- `compressors.py`  gzip, xz and primed zstd on the same documents
+"""
 
 from fmscale.infer.evaluate import Document, Evaluation, evaluate
 from fmscale.infer.generate import Completion, generate

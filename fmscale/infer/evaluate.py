@@ -1,7 +1,7 @@
-"""Held-out documents as bits: what a lossless compressor made of the model would need for them.
+"""Held-out documents as bits: the size that a lossless compressor made of the model would give them.
 
-All bits over all bytes, document by document: every token of a document counts, the EOS behind it too, and its
-first one, for which a model without a BOS token can only say that it is one of the vocabulary: log2 V bits.
+All bits over all bytes, document by document. Every token of a document counts, also the EOS behind it. The first
+token of a model without a BOS costs log2 V bits: the model knows no more of it than the vocabulary.
 """
 
 import math
@@ -24,18 +24,18 @@ class Document:
     """A text and its tokens."""
 
     name: str
-    """Where it is from."""
+    """Its origin, such as a path."""
     text: bytes
     """Its text, UTF-8; for other compressors, and the number of bytes."""
     tokens: np.ndarray
     """Token ids as the model is trained on them: with BOS before and EOS behind where the dataset has those."""
     bos: bool = False
-    """Whether the first token is BOS, which is given and costs nothing."""
+    """True if the first token is BOS, which is given and costs nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """What one document cost, or several."""
+    """Cost of a document, or of several."""
 
     name: str
     """The document's."""
@@ -91,9 +91,9 @@ class _Window:
     document: int
     """Number of the document."""
     tokens: np.ndarray
-    """What the model reads, and one more."""
+    """Input of the model, and the label of its last token."""
     scored: int
-    """How many of its last tokens count: those before are only context."""
+    """Number of its last tokens that count: those before are context."""
 
     @property
     def inputs(self) -> int:
@@ -130,7 +130,7 @@ def evaluate(
     overlap = window // 2 if overlap is None else overlap
     if not 1 <= window <= limit:
         raise ConfigError(
-            "The window is not one that the model can read", found=window, remedy=f"Take 1 to {limit} tokens."
+            "The model cannot read a window of this size", found=window, remedy=f"Take 1 to {limit} tokens."
         )
     if not 0 <= overlap < window:
         raise ConfigError(

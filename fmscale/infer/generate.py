@@ -22,12 +22,12 @@ OnToken = Callable[[int, int | None], None]
 
 @dataclass(kw_only=True)
 class Completion:
-    """What a model said after a prompt."""
+    """Tokens that a model gave after a prompt."""
 
     tokens: list[int] = field(default_factory=list)
-    """Token ids, without the one that ended it."""
+    """Token ids, without the EOS."""
     stop: Literal["eos", "length"] = "length"
-    """What ended it: the model, or the limit."""
+    """Reason of its end: the model's EOS, or the limit."""
 
 
 @torch.no_grad()
@@ -42,7 +42,7 @@ def generate(
     batch: int = BATCH,
     on_token: OnToken = lambda number, token: None,
 ) -> list[Completion]:
-    """What the model says after each prompt, in at most `max_tokens` tokens.
+    """The model's continuation of each prompt, in at most `max_tokens` tokens.
 
     Args:
         model: on any device, in any type; it is put into eval mode meanwhile.

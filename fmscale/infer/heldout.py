@@ -32,8 +32,8 @@ def stored_documents(
 ) -> Iterator[Document]:
     """The documents of a split, commit after commit as they were stored; at most `limit`.
 
-    They are read with the dataset's tokenizer. If the model's is another one they are encoded anew with that, and
-    get its `bos` and `eos`. Raises DataError, with what there is, where the dataset or the split is not there.
+    They are read with the dataset's tokenizer. If the model has another, they are encoded anew with it and get its
+    `bos` and `eos`. Raises DataError, with what there is, where the dataset or the split is not there.
     """
     commits = [commit for commit in open_dataset(backend, dataset).commits() if split in commit.manifests]
     if not commits:
@@ -59,7 +59,7 @@ def stored_documents(
 
 
 def files(paths: Sequence[Path], tokenizer: Tokenizer, *, bos: int | None, eos: int | None) -> Iterator[Document]:
-    """Files as documents. Raises ConfigError for one that cannot be read or is not text."""
+    """Files as documents. Raises ConfigError for a file that cannot be read or is not text."""
     for path in paths:
         try:
             text = path.read_bytes()

@@ -23,7 +23,7 @@ TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainedModel:
-    """What a run has made so far."""
+    """The product of a run so far."""
 
     run: str
     """The run."""
@@ -34,7 +34,7 @@ class TrainedModel:
     model: Decoder
     """In eval mode, without gradients."""
     tokenizer: Tokenizer
-    """What it was trained with."""
+    """The tokenizer of its training data."""
     bos: int | None
     """Token that begins a document, if the run's data has one."""
     eos: int | None
@@ -97,8 +97,8 @@ def _model(checkpoint: Checkpoint, config: ModelConfig, vocab_size: int, device:
             model = build(config, vocab_size=vocab_size)
     finally:
         torch.set_default_dtype(before)
-    weights = (one for one in checkpoint.manifest.tensors if one.state == "weight")
-    load_weights(model, checkpoint.tensor, {one.name: one.shape for one in weights})
+    shapes = {tensor.name: tensor.shape for tensor in checkpoint.manifest.tensors if tensor.state == "weight"}
+    load_weights(model, checkpoint.tensor, shapes)
     return model.eval().requires_grad_(False)
 
 

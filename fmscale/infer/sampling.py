@@ -1,4 +1,4 @@
-"""Which token comes next: the likeliest, or one drawn from what temperature, top-k and top-p leave.
+"""Choice of the next token: the likeliest, or a draw from those that temperature, top-k and top-p leave.
 
 Shapes: B sequences, V vocabulary.
 """
@@ -14,8 +14,8 @@ from fmscale.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How tokens are chosen. Sequence i of a call draws from its own generator, made of (seed, i), so that what it
-    says depends neither on the other sequences nor on the batch."""
+    """Settings of the choice. Sequence i of a call draws from its own generator, made of (seed, i), so that its draws
+    depend neither on the other sequences nor on the batch."""
 
     temperature: float = 0.0
     """Divides the logits; 0 takes the likeliest token and draws nothing."""
@@ -52,7 +52,7 @@ def choose(logits_BV: Tensor, sampling: Sampling, generators: list[torch.Generat
     ranked, ids = probabilities(logits_BV, sampling)
     totals = ranked.cumsum(-1)
     at = torch.stack(drawn).to(logits_BV.device) * totals[:, -1]
-    # the number of tokens that lie wholly below the drawn point is the rank of the one it falls into
+    # the rank of the drawn token is the number of tokens that lie wholly below the drawn point
     rank = (totals <= at[:, None]).sum(-1, keepdim=True)
     last = (ranked > 0).sum(-1, keepdim=True) - 1
     return ids.gather(1, torch.minimum(rank, last))[:, 0]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 UNFINISHED = "�"
-"""What a decoder says for bytes that are not, or not yet, a character."""
+"""Character that a decoder gives for bytes that are not, or not yet, a character."""
 
 
 class TextStream:
@@ -26,7 +26,7 @@ class TextStream:
         return self._take(all_of_it=False)
 
     def end(self) -> str:
-        """What is left: an unfinished character appears as U+FFFD."""
+        """The rest of the text: an unfinished character appears as U+FFFD."""
         return self._take(all_of_it=True)
 
     def _take(self, *, all_of_it: bool) -> str:

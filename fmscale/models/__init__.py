@@ -1,4 +1,11 @@
-"""Models as plain modules: they know nothing of ranks, devices or data."""
+"""Models as plain modules: they know nothing of ranks, devices or data.
+
+- `decoder.py`  the decoder of the Llama family
+- `layers/`     its layers, shared with other models
+- `cache.py`    keys and values of the tokens read so far, for generation
+- `weights.py`  first weights from a generator, others from anything with names
+- `hf.py`       Hugging Face's names, config and weights, both ways
+"""
 
 from fmscale.models.decoder import Decoder, build
 from fmscale.models.weights import load_weights

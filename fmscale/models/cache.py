@@ -1,4 +1,4 @@
-"""Keys and values of what was read already, for generation: contiguous, one row a sequence."""
+"""Keys and values of the tokens read so far, for generation: contiguous, a row for each sequence."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Where weights come from: a generator, or anything that gives a tensor for a name."""
+"""Sources of weights: a generator, or a function from names to tensors."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -24,8 +24,8 @@ def draw_weights(
     """Fill matrices with normal numbers of the deviation `std(name)` and vectors (norms) with ones.
 
     Drawn in fp32, on the generator's device, in the order of the names, so that neither the model's device nor its
-    type changes them: with a CPU generator every rank draws the same. `whole` is what has to be entered before a
-    parameter can be filled, where only a part of each is kept: one at a time, so that memory for one is enough.
+    type changes them: with a CPU generator every rank draws the same. `whole` is the context in which a
+    parameter can be filled, for ranks that keep only a part of each: a parameter at a time, to bound the memory.
     """
     for name, parameter in sorted(model.named_parameters()):
         with whole(parameter):

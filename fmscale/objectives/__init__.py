@@ -1,7 +1,10 @@
-"""What a model is trained for: rows and a model to a loss as (sum, count)."""
+"""Objectives: a model and its inputs to a loss as (sum, count).
 
-from fmscale.objectives.inputs import Inputs
-from fmscale.objectives.loss import Loss
+- `protocol.py`    `Inputs` (tensors of a forward), `Loss` (a sum and its divisor), `Objective` (from one to the other)
+- `next_token.py`  cross-entropy of each token given those before it
+"""
+
 from fmscale.objectives.next_token import next_token
+from fmscale.objectives.protocol import Inputs, Loss
 
 __all__ = ["Inputs", "Loss", "next_token"]

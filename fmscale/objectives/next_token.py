@@ -4,18 +4,17 @@ from typing import Any
 
 from torch import nn
 
-from fmscale.objectives.inputs import Inputs
-from fmscale.objectives.loss import Loss
+from fmscale.objectives.protocol import Inputs, Loss
 
 
-def next_token(model: nn.Module, rows: Inputs) -> Loss:
+def next_token(model: nn.Module, inputs: Inputs) -> Loss:
     """Cross-entropy in nats of each label given the tokens of its document up to there.
 
     `model(tokens_BT, positions_BT=, cu_seqlens=)` gives hidden states, and `model.head(hidden, labels=,
     token_weights=)` the loss. Nothing is divided: neither micro-batches nor ranks nor fillers weigh in if the
     caller divides by the step's count.
     """
-    hidden_BTD = model(rows.tokens_BT, positions_BT=rows.positions_BT, cu_seqlens=rows.cu_seqlens)
+    hidden_BTD = model(inputs.tokens_BT, positions_BT=inputs.positions_BT, cu_seqlens=inputs.cu_seqlens)
     head: Any = model.head
-    total, count, losses_BT = head(hidden_BTD, labels=rows.labels_BT, token_weights=rows.weights_BT)
+    total, count, losses_BT = head(hidden_BTD, labels=inputs.labels_BT, token_weights=inputs.weights_BT)
     return Loss(sum=total, count=count, losses_BT=losses_BT)

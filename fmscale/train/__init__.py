@@ -1,1 +1,21 @@
-"""Training: the engine that shards a model, the step, the loop around it, and what two runs have in common."""
+"""Training: a run from its config to its last checkpoint.
+
+- `run.py`                a run: the ranks meet, its parts are assembled, its state is restored, the loop runs
+- `session.py`            a rank's place, device, store and lease, before it builds anything
+- `setup.py`              assembly of the loop's parts
+- `loop.py`               steps, saves and evaluations until the end or a stop
+- `step.py`               forward and backward of each microbatch, then an update
+- `data.py`               sources, loader and tokenizer of the run, and the limits that they set
+- `inputs.py`             a loader's microbatch as the model's inputs, and back for the delivery record
+- `schedule.py`           the learning rate as a function of the step
+- `seeds.py`              dropout as a function of step, rank and microbatch
+- `journal.py`            metrics of the steps, reduced over ranks and written to sinks
+- `evaluation.py`         losses on held-out rows
+- `saving.py`             saves at their steps, and the state beside the tensors
+- `resume.py`             the checkpoint that a run begins with
+- `recorded_schedule.py`  the batch schedule of a run, from its checkpoints
+- `run_folder.py`         checks of the folders that a run writes to
+- `compare.py`            the first difference of two runs
+- `engine/`               the sharded model
+- `preflight/`            problems and needs of a run before its start
+"""

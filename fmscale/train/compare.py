@@ -1,4 +1,4 @@
-"""Whether two runs did the same: their metrics step by step, and the samples that their models received."""
+"""Comparison of two runs: their metrics step by step, and the samples that their models received."""
 
 import math
 from collections.abc import Iterator, Set
@@ -24,18 +24,18 @@ TIMES = frozenset(
         "mfu",
     }
 )
-"""What no two runs have in common, even if they compute the same."""
+"""Metrics that differ between any two runs, even if both compute the same."""
 EXACT = frozenset({"tokens", "applied"})
 """Counts, which no tolerance covers."""
 DELIVERED = ("source", "row", "digest", "pieces")
-"""What of a delivered sample is compared: the place it was read from, its token bytes, its documents."""
+"""Columns of a delivered sample that are compared: its place in the source, its token bytes, its documents."""
 
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """What a run's folder says."""
+    """Records in a run's folder."""
 
     folder: Path
     """The folder."""
@@ -44,9 +44,9 @@ class History:
     evaluations: dict[int, Record]
     """Held-out losses after a number of steps."""
     repeated: int
-    """Records that a later one of the same step replaced."""
+    """Records that a later record of the same step replaced."""
     delivered: pa.Table | None
-    """What ranks recorded, each sample once in k order; None if nothing was recorded."""
+    """Delivered samples, each once in k order; None if none were recorded."""
     redelivered: int
     """Samples that were delivered again after a resume."""
 
@@ -58,47 +58,47 @@ class Difference:
     step: int
     """The step, counted from 1 as in the metrics."""
     what: str
-    """Name of the metric, or of what of a sample."""
+    """Name of the metric, or of the sample's column."""
     a: Any
-    """Its value in the first run; None if it is not there."""
+    """Value in the first run; None if absent."""
     b: Any
-    """In the second."""
+    """Value in the second run; None if absent."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What comparing two runs came to."""
+    """The result of a comparison."""
 
     steps: int
-    """Steps that both have."""
+    """Number of steps that both have."""
     only: dict[str, str]
-    """What one has alone, as ranges, under `a_steps`, `b_steps`, and so on for `samples` and `evaluations`."""
+    """Ranges that only one run has, under `a_steps`, `b_steps`, and so on for `samples` and `evaluations`."""
     exact: bool
-    """Whether everything compared is equal to the last bit."""
+    """True if everything compared is equal to the last bit."""
     parts: dict[str, Difference]
     """Metric -> the first step at which it leaves the tolerance."""
     largest: dict[str, float]
-    """Metric -> the largest relative difference, where there is one."""
+    """Metric -> the largest relative difference above 0."""
     samples: int | None
     """Delivered samples that both have; None unless both recorded them."""
     order_hashes: tuple[str, str] | None
     """Hashes over all that was delivered, in k order."""
     notes: list[str] = field(default_factory=list)
-    """What a reader must know to judge the result."""
+    """Facts that a reader needs to judge the result."""
 
     @property
     def first(self) -> Difference | None:
-        """Where the runs part: the earliest of `parts`."""
+        """The earliest of `parts`."""
         return min(self.parts.values(), key=lambda d: d.step, default=None)
 
     @property
     def same(self) -> bool:
-        """Whether the runs agree in all that was compared, within the tolerance."""
+        """True if the runs agree in everything compared, within the tolerance."""
         return not self.parts and not self.only
 
 
 def read_history(folder: Path) -> History:
-    """Read a run's folder. Raises ConfigError for a folder without metrics, FormatError for a damaged one,
+    """Read a run's folder. Raises ConfigError for a folder without metrics, FormatError for damaged metrics,
     DataError where a sample was delivered twice and differently.
     """
     path = folder / "metrics.jsonl"
@@ -137,14 +137,14 @@ def compare(a: History, b: History, *, tolerance: float = 0.0, common: bool = Fa
         a: one run.
         b: the other.
         tolerance: relative difference up to which two numbers count as the same; 0 asks for equal ones.
-        common: look only at what both have, such as the steps that a run under way has done so far.
+        common: compare only the steps and samples that both have, for a run under way.
 
     Raises ConfigError for runs that have no step in common.
     """
     if not a.steps.keys() & b.steps.keys():
         raise ConfigError(
             "the runs have no step in common",
-            found={str(one.folder): _ranges(sorted(one.steps)) or "no steps" for one in (a, b)},
+            found={str(run.folder): _ranges(sorted(run.steps)) or "no steps" for run in (a, b)},
             remedy="Metrics are written every train.log_every steps; look again when there are some.",
         )
     parts: dict[str, Difference] = {}
@@ -152,12 +152,12 @@ def compare(a: History, b: History, *, tolerance: float = 0.0, common: bool = Fa
     for kind in ("steps", "evaluations"):
         mine, theirs = getattr(a, kind), getattr(b, kind)
         for step in sorted(mine.keys() & theirs.keys()):
-            for name, one, other in _values(mine[step], theirs[step]):
-                gap = _gap(one, other)
+            for name, left, right in _values(mine[step], theirs[step]):
+                gap = _gap(left, right)
                 if gap:
                     largest[name] = max(gap, largest.get(name, 0.0))
                 if gap > (0.0 if name in EXACT else tolerance):
-                    parts.setdefault(name, Difference(step=step, what=name, a=one, b=other))
+                    parts.setdefault(name, Difference(step=step, what=name, a=left, b=right))
     only = {} if common else _only(a.steps.keys(), b.steps.keys(), "_steps")
     only |= {} if common else _only(a.evaluations.keys(), b.evaluations.keys(), "_evaluations")
     samples, hashes = None, None
@@ -179,24 +179,24 @@ def compare(a: History, b: History, *, tolerance: float = 0.0, common: bool = Fa
     )
 
 
-def _values(one: Record, other: Record) -> Iterator[tuple[str, Any, Any]]:
-    """(name, value, value) of what is compared; None where a record lacks it."""
-    for name in dict.fromkeys((*one, *other)):
+def _values(a: Record, b: Record) -> Iterator[tuple[str, Any, Any]]:
+    """(name, value, value) of each compared metric; None where a record lacks it."""
+    for name in dict.fromkeys((*a, *b)):
         if name not in TIMES and name not in ("step", "event"):
-            yield name, one.get(name), other.get(name)
+            yield name, a.get(name), b.get(name)
 
 
-def _gap(one: Any, other: Any) -> float:
+def _gap(a: Any, b: Any) -> float:
     """Relative difference: 0 for equal values, inf for values that cannot be near (a text such as "nan")."""
-    if one == other:
+    if a == b:
         return 0.0
-    if any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in (one, other)):
+    if any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in (a, b)):
         return math.inf
-    return float(abs(one - other) / max(abs(one), abs(other)))
+    return float(abs(a - b) / max(abs(a), abs(b)))
 
 
 def _only(mine: Set[int], theirs: Set[int], suffix: str) -> dict[str, str]:
-    """What one side has alone, as ranges."""
+    """Ranges of numbers that only one side has."""
     sides = {f"a{suffix}": sorted(mine - theirs), f"b{suffix}": sorted(theirs - mine)}
     return {side: _ranges(numbers) for side, numbers in sides.items() if numbers}
 
@@ -214,7 +214,7 @@ def _ranges(numbers: list[int]) -> str:
 
 
 def _shared(a: pa.Table, b: pa.Table) -> tuple[pa.Table, pa.Table, dict[str, str]]:
-    """The samples that both have, in k order, and those that one has alone."""
+    """The samples that both have, in k order, and ranges of those that only one has."""
     k_a, k_b = a["k"].to_numpy(), b["k"].to_numpy()
     _, at_a, at_b = np.intersect1d(k_a, k_b, assume_unique=True, return_indices=True)
     alone = _only(set(k_a.tolist()), set(k_b.tolist()), "_samples") if len(at_a) < max(len(a), len(b)) else {}
@@ -222,7 +222,7 @@ def _shared(a: pa.Table, b: pa.Table) -> tuple[pa.Table, pa.Table, dict[str, str
 
 
 def _delivered_parts(a: pa.Table, b: pa.Table) -> dict[str, Difference]:
-    """The first sample that differs, for each thing that differs."""
+    """The first sample that differs, for each column that differs."""
     parts = {}
     for name in DELIVERED:
         at = first_unequal(a[name], b[name])
@@ -236,7 +236,7 @@ def _delivered_parts(a: pa.Table, b: pa.Table) -> dict[str, Difference]:
 
 
 def first_unequal(a: pa.ChunkedArray, b: pa.ChunkedArray) -> int | None:
-    """Index of the first place where two columns of equal length differ; None if they do not. By halving, so
+    """Index of the first place where two columns of equal length differ; None for equal columns. By halving, so
     that columns of any nested type are compared without making Python objects of them.
     """
     if a.equals(b):

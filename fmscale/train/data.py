@@ -1,44 +1,33 @@
-"""The loaders of a run: its training samples, and the held-out rows that it is evaluated on."""
+"""The training samples of a run: sources, loader, tokenizer, and the limits that they set to a config."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-import torch
-
-from fmscale.config import Config
-from fmscale.config.train import EvaluationSet
-from fmscale.data.batch import Microbatch
+from fmscale.config import BatchShape, Config
 from fmscale.data.loader import Loader
 from fmscale.data.open import open_loader
+from fmscale.data.plan.batch_schedule import BatchSchedule
+from fmscale.data.plan.plan import Plan, Source, Stage
+from fmscale.data.reading.arena import LittleMemory
+from fmscale.data.reading.readers import Readers
 from fmscale.data.tokenizers.protocol import Tokenizer
 from fmscale.data.tokenizers.tokenizer import from_json
 from fmscale.errors import ConfigError, DataError
-from fmscale.objectives.inputs import Inputs
 from fmscale.runtime.world import World
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import open_dataset
 from fmscale.store.datasets.tokenizers import load_tokenizer
-from fmscale.train.inputs import to_inputs
+from fmscale.store.tiers.fetch import Fetcher
 
 
-@dataclass(frozen=True, kw_only=True)
-class Shares:
-    """How rows of a step are shared."""
-
-    global_batch: int
-    """Rows of a step over all ranks."""
-    micro_batch: int
-    """Rows of a forward."""
-
-
-def open_training(config: Config, backend: Backend, world: World, shares: Shares, *, lease: int) -> Loader:
+def open_training(config: Config, backend: Backend, world: World, batch: BatchShape, *, lease: int) -> Loader:
     """The loader of the run's samples; its order is in the run's log, written under lease `lease`."""
     data = config.data
     return open_loader(
         backend,
         # One more than the model reads: the label of the last.
         sequence_length=data.sequence_length + 1,
-        batch=shares.global_batch,
+        batch=batch.global_batch,
         sources=data.sources,
         seed=data.seed,
         window=data.window,
@@ -46,7 +35,7 @@ def open_training(config: Config, backend: Backend, world: World, shares: Shares
         lease=lease,
         dp_rank=world.dp_rank,
         dp_size=world.dp_size,
-        micro_batch=shares.micro_batch,
+        micro_batch=batch.micro_batch,
         memory_bytes=data.memory_bytes,
         cache_dir=data.cache_dir,
         cache_bytes=data.cache_bytes,
@@ -54,6 +43,30 @@ def open_training(config: Config, backend: Backend, world: World, shares: Shares
         on_corrupt=data.on_corrupt,
         document_ids=config.train.record_delivery,
     )
+
+
+@contextmanager
+def memory_at_its_place(config: Config) -> Iterator[None]:
+    """Name the place of `data.memory_bytes` in the loader's error about too little memory."""
+    try:
+        yield
+    except LittleMemory as error:
+        raise ConfigError(
+            f"{config.place('data.memory_bytes')} is too little: {error.cause}", found=error.found, remedy=error.remedy
+        ) from error
+
+
+def check_memory(config: Config, backend: Backend, batch: BatchShape, sources: Sequence[Source]) -> None:
+    """Raise ConfigError if the first step of rank 0 does not fit into `data.memory_bytes`. Nothing is read."""
+    with memory_at_its_place(config):
+        Loader(
+            Plan([Stage(from_k=0, sources=tuple(sources))]),
+            BatchSchedule([(0, batch.global_batch)]),
+            Readers(backend, Fetcher(backend)),
+            dp_size=batch.dp_size,
+            micro_batch=batch.micro_batch,
+            memory_bytes=config.data.memory_bytes,
+        ).check_memory()
 
 
 def tokenizer_of(config: Config, backend: Backend) -> Tokenizer:
@@ -73,16 +86,16 @@ def vocabulary(config: Config, tokenizer: Tokenizer) -> int:
     """Size of the model's vocabulary. Raises ConfigError if it is smaller than the tokenizer's: a token id
     beyond the embedding is an opaque CUDA error in the middle of a step otherwise.
     """
-    wanted = config.model.vocab_size
-    if wanted is None:
+    size = config.model.vocab_size
+    if size is None:
         return tokenizer.vocab_size
-    if wanted < tokenizer.vocab_size:
+    if size < tokenizer.vocab_size:
         raise ConfigError(
             f"{config.place('model.vocab_size')} is smaller than the vocabulary of the tokenizer",
-            found=f"{wanted}, the tokenizer of dataset {config.data.sources[0].dataset} has {tokenizer.vocab_size}",
+            found=f"{size}, the tokenizer of dataset {config.data.sources[0].dataset} has {tokenizer.vocab_size}",
             remedy=f"Take model.vocab_size: {tokenizer.vocab_size} or more, or null for the tokenizer's.",
         )
-    return wanted
+    return size
 
 
 def check_length(config: Config) -> None:
@@ -95,38 +108,7 @@ def check_length(config: Config) -> None:
         )
 
 
-def heldout_rows(
-    backend: Backend,
-    chosen: EvaluationSet,
-    world: World,
-    *,
-    sequence_length: int,
-    micro_batch: int,
-    device: str,
-) -> Iterator[Inputs]:
-    """This rank's microbatches of an evaluation set: the same rows at any number of ranks; what exceeds
-    `chosen.rows`, or the split, weighs nothing. Every rank gets the same number of microbatches.
-    """
-    loader = open_loader(
-        backend,
-        sequence_length=sequence_length + 1,
-        batch=micro_batch * world.dp_size,
-        dataset=chosen.dataset,
-        split=chosen.split,
-        dp_rank=world.dp_rank,
-        dp_size=world.dp_size,
-        micro_batch=micro_batch,
-        read_threads=1,
-    )
-    with loader:
-        rows = min(chosen.rows, sum(loader.plan.sources[0].view.rows))
-        for _ in range(-(-rows // (micro_batch * world.dp_size))):
-            yield _beyond_weighs_nothing(next(loader), rows, device)
-
-
-def _beyond_weighs_nothing(batch: Microbatch, rows: int, device: str) -> Inputs:
-    made = to_inputs(batch, device)
-    inside = torch.zeros(batch.tokens.shape[0], dtype=torch.float32)
-    inside[: batch.rows] = torch.from_numpy((batch.k < rows).astype("float32"))
-    made.weights_BT.mul_(inside.to(device)[:, None])
-    return made
+def passes(samples: int, sources: Sequence[Source]) -> list[float]:
+    """Number of times that a run of `samples` rows reads each source."""
+    weights = [source.weight for source in sources]
+    return [samples * source.weight / sum(weights) / sum(source.view.rows) for source in sources]

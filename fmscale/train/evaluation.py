@@ -1,12 +1,46 @@
 """Losses on held-out rows while training."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
-from fmscale.objectives.inputs import Inputs
+from fmscale.config.train import EvaluationSet
+from fmscale.data.batch import Microbatch
+from fmscale.data.open import open_loader
+from fmscale.objectives.protocol import Inputs
 from fmscale.runtime.collectives import total
-from fmscale.train.engine.deepspeed import Engine
+from fmscale.runtime.world import World
+from fmscale.store.backends.protocol import Backend
+from fmscale.train.engine.protocol import Engine
+from fmscale.train.inputs import to_inputs
+from fmscale.train.session import Session
+
+
+def evaluator(
+    session: Session, engine: Engine, micro_batch: int, steps: int, tell: Callable[..., None]
+) -> Callable[[int], None]:
+    """A function of the step that evaluates every set when the step is due, and at the end."""
+    config = session.config.evaluation
+
+    def evaluate(step: int) -> None:
+        if not (step == steps or (config.every and step % config.every == 0)):
+            return
+        session.where.phase = "evaluate"
+        losses = {}
+        for chosen in config.sets:
+            rows = heldout_rows(
+                session.backend,
+                chosen,
+                session.world,
+                sequence_length=session.config.data.sequence_length,
+                micro_batch=micro_batch,
+                device=session.device,
+            )
+            losses[chosen.name or chosen.dataset] = heldout_loss(engine, rows)
+        if losses:
+            tell(event="evaluation", step=step, **{f"heldout/{name}": loss for name, loss in losses.items()})
+
+    return evaluate
 
 
 @torch.no_grad()
@@ -19,3 +53,40 @@ def heldout_loss(engine: Engine, microbatches: Iterable[Inputs]) -> float:
         engine.module.train()
     loss, count = total(torch.stack(sums).sum(0)).tolist()
     return float(loss / count)
+
+
+def heldout_rows(
+    backend: Backend,
+    chosen: EvaluationSet,
+    world: World,
+    *,
+    sequence_length: int,
+    micro_batch: int,
+    device: str,
+) -> Iterator[Inputs]:
+    """This rank's microbatches of an evaluation set: the same rows at any number of ranks; rows beyond
+    `chosen.rows`, or beyond the split, weigh nothing. Every rank gets the same number of microbatches.
+    """
+    loader = open_loader(
+        backend,
+        sequence_length=sequence_length + 1,
+        batch=micro_batch * world.dp_size,
+        dataset=chosen.dataset,
+        split=chosen.split,
+        dp_rank=world.dp_rank,
+        dp_size=world.dp_size,
+        micro_batch=micro_batch,
+        read_threads=1,
+    )
+    with loader:
+        rows = min(chosen.rows, sum(loader.plan.sources[0].view.rows))
+        for _ in range(-(-rows // (micro_batch * world.dp_size))):
+            yield _beyond_weighs_nothing(next(loader), rows, device)
+
+
+def _beyond_weighs_nothing(batch: Microbatch, rows: int, device: str) -> Inputs:
+    inputs = to_inputs(batch, device)
+    inside = torch.zeros(batch.tokens.shape[0], dtype=torch.float32)
+    inside[: batch.rows] = torch.from_numpy((batch.k < rows).astype("float32"))
+    inputs.weights_BT.mul_(inside.to(device)[:, None])
+    return inputs

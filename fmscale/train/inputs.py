@@ -1,4 +1,4 @@
-"""A loader's batch as the model gets it: inputs, labels and weights on the device."""
+"""A loader's microbatch as the model gets it: inputs, labels and weights on the device."""
 
 from bisect import bisect_right
 from dataclasses import replace
@@ -7,15 +7,15 @@ from itertools import groupby, pairwise
 import torch
 
 from fmscale.data.batch import DocumentSpan, Microbatch
-from fmscale.objectives.inputs import Inputs
+from fmscale.objectives.protocol import Inputs
 
 
 def to_inputs(batch: Microbatch, device: str) -> Inputs:
     """Rows of T + 1 delivered tokens as T inputs and the T labels that follow them.
 
     The last token of a row is only a label; a label at a document's beginning has weight 0, as nothing before it
-    may predict it. `cu_seqlens` are the documents of the inputs: a document of which only the last token's
-    label is left is not among them.
+    may predict it. `cu_seqlens` are the documents of the inputs: a document of which only the last label is
+    left is not among them.
     """
     tokens_BT = batch.tokens[:, :-1]
     positions_BT = batch.positions[:, :-1]
@@ -44,20 +44,20 @@ def to_inputs(batch: Microbatch, device: str) -> Inputs:
     )
 
 
-def received(batch: Microbatch, rows: Inputs) -> Microbatch:
-    """The batch as the model has it, read back from `rows`: a delivery record is made of this, so that what
-    `to_inputs` or a transfer does to tokens or documents shows in it.
+def received(batch: Microbatch, inputs: Inputs) -> Microbatch:
+    """The microbatch as the model has it, read back from `inputs`. A delivery record is made of it, so that any change
+    by `to_inputs` or a transfer shows in the record.
 
-    The inputs and the label behind the last of them are the tokens; one that inputs and labels disagree on is -1. A
-    document begins where the attention's mask begins one, and in the last column, which has only a label, where that
-    has no weight. Its id and offset are those of the token there.
+    Its tokens are the inputs and the label behind the last; a token on which inputs and labels disagree is -1. A
+    document begins where the attention's mask begins one. In the last column, which has only a label, it begins where
+    the label has no weight. Its id and offset are those of the token there.
     """
-    inputs_BT, labels_BT = rows.tokens_BT.cpu(), rows.labels_BT.cpu()
+    inputs_BT, labels_BT = inputs.tokens_BT.cpu(), inputs.labels_BT.cpu()
     agreed_BT = torch.where(inputs_BT[:, 1:] == labels_BT[:, :-1], inputs_BT[:, 1:], -1)
     starts = torch.zeros_like(batch.tokens, dtype=torch.bool)
-    cu_seqlens, T = rows.cu_seqlens[:-1].cpu().long(), inputs_BT.shape[1]
+    cu_seqlens, T = inputs.cu_seqlens[:-1].cpu().long(), inputs_BT.shape[1]
     starts[cu_seqlens // T, cu_seqlens % T] = True
-    starts[:, -1] = rows.weights_BT[:, -1].cpu() == 0
+    starts[:, -1] = inputs.weights_BT[:, -1].cpu() == 0
     out = replace(batch, tokens=torch.cat((inputs_BT[:, :1], agreed_BT, labels_BT[:, -1:]), 1))
     out.spans = [
         span

@@ -15,7 +15,7 @@ from fmscale.train.step import StepResult
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Where a rank's time went in a step, in seconds."""
+    """Time of a rank in a step by its use, in seconds."""
 
     step: float
     """The whole step, data and checkpoint included."""
@@ -37,7 +37,7 @@ class Journal:
         peak_flops: float | None,
         world_size: int,
     ) -> None:
-        """`flops_per_token` and `peak_flops` (of one device; None if it is not known) give `mfu`."""
+        """`flops_per_token` and `peak_flops` (of a device; None if unknown) give `mfu`."""
         self._sinks = list(sinks)
         self._sources = list(sources)
         self._flops_per_token = flops_per_token
@@ -50,7 +50,7 @@ class Journal:
         self._pending.append((step, rate, result, timing, time.time()))
 
     def flush(self, show: Callable[[Mapping[str, Any]], None] | None = None) -> list[dict[str, Any]]:
-        """Write what is pending; the records. `show` gets the last one, on every rank."""
+        """Write the pending steps; returns their records. `show` gets the last record, on every rank."""
         if not self._pending:
             return []
         steps = [entry[0] for entry in self._pending]

@@ -12,11 +12,11 @@ import torch
 from fmscale.data.batch import Microbatch
 from fmscale.data.loader import Loader
 from fmscale.errors import FmscaleError
-from fmscale.objectives.inputs import Inputs
+from fmscale.objectives.protocol import Inputs
 from fmscale.runtime.collectives import exchange
 from fmscale.runtime.failure import Whereabouts
 from fmscale.runtime.stop import Stop, StopFlag
-from fmscale.train.engine.deepspeed import Engine
+from fmscale.train.engine.protocol import Engine
 from fmscale.train.inputs import to_inputs
 from fmscale.train.journal import Journal, Timing
 from fmscale.train.saving import Saving
@@ -32,7 +32,7 @@ class Diverged(FmscaleError):
 
 @dataclass(frozen=True, kw_only=True)
 class Loop:
-    """All that the loop needs, made by `setup`."""
+    """The parts of the loop, made by `setup.assemble`."""
 
     engine: Engine
     """The sharded model."""
@@ -53,7 +53,7 @@ class Loop:
     evaluate: Callable[[int], None]
     """Evaluate after a number of steps, if it is time."""
     delivered: Callable[[Microbatch, Inputs], None]
-    """Writes down a batch as the engine gets it, in these rows."""
+    """Records a microbatch as the engine gets it, in these inputs."""
     log_every: int
     """Steps between flushes of the journal."""
     nonfinite_limit: int
@@ -65,7 +65,7 @@ class Loop:
     dp_rank: int
     """This rank's place."""
     device: str
-    """Where to compute."""
+    """Device that computes."""
     show: Callable[[Mapping[str, Any]], None]
     """Shows a record of progress, which also says the run's `steps`."""
 
@@ -83,21 +83,21 @@ def run_loop(loop: Loop, first_step: int) -> tuple[int, Stop]:
         loop.where.phase, loop.where.step = "train", step + 1
         began, stalled, blocked = time.perf_counter(), loop.loader.stall_seconds, loop.saving.blocking_seconds
         state = loop.loader.state_dict()
-        batches = _batches_of_step(loop)
-        rows = [to_inputs(batch, loop.device) for batch in batches]
-        tokens = sum(float(batch.loss_weights[:, 1:].sum()) for batch in batches)
+        microbatches = _step_microbatches(loop.loader)
+        inputs = [to_inputs(batch, loop.device) for batch in microbatches]
+        tokens = sum(float(batch.loss_weights[:, 1:].sum()) for batch in microbatches)
         facts = exchange(tokens, loop.stop.reason, loop.saving.clock_due)
         if facts.stop:
             stop = facts.stop
             loop.where.phase = "saving before the stop"
             loop.saving.save_before_stop(step, state)
             break
-        for batch, given in zip(batches, rows, strict=True):
+        for batch, given in zip(microbatches, inputs, strict=True):
             loop.delivered(batch, given)
         rate = loop.rate(step)
         result = train_step(
             loop.engine,
-            rows,
+            inputs,
             tokens=facts.tokens,
             sources=loop.sources,
             rate=rate,
@@ -132,20 +132,20 @@ def run_loop(loop: Loop, first_step: int) -> tuple[int, Stop]:
     return step, stop
 
 
-def _batches_of_step(loop: Loop) -> list[Microbatch]:
-    batches = [next(loop.loader)]
-    while not batches[-1].last_of_step:
-        batches.append(next(loop.loader))
-    return batches
+def _step_microbatches(loader: Loader) -> list[Microbatch]:
+    microbatches = [next(loader)]
+    while not microbatches[-1].last_of_step:
+        microbatches.append(next(loader))
+    return microbatches
 
 
 def dry_run(loop: Loop, rows: int, row_tokens: int) -> None:
-    """One full step on a microbatch that weighs nothing, before anything is restored: compiles, allocates, and
-    runs out of memory now rather than at the first long document. Weights and moments come out as they were.
+    """One full step on a microbatch of weight 0, before anything is restored: compiles, allocates, and runs out of
+    memory now rather than at the first long document. Weights and moments come out unchanged.
     """
     loop.where.phase = "dry run"
     zeros = torch.zeros((rows, row_tokens), dtype=torch.int64, device=loop.device)
-    made = Inputs(
+    empty = Inputs(
         tokens_BT=zeros,
         labels_BT=zeros,
         weights_BT=torch.zeros((rows, row_tokens), device=loop.device),
@@ -155,7 +155,7 @@ def dry_run(loop: Loop, rows: int, row_tokens: int) -> None:
     )
     train_step(
         loop.engine,
-        [made],
+        [empty],
         tokens=1.0,
         sources=loop.sources,
         rate=0.0,

@@ -1,4 +1,4 @@
-"""Where a run begins: at its newest valid checkpoint, at nothing, or at another run's state (fork)."""
+"""The beginning of a run: its newest valid checkpoint, first weights, or another run's state (fork)."""
 
 import logging
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from fmscale.config import Config
 from fmscale.data.loader import Loader
 from fmscale.errors import ConfigError, StoreError
 from fmscale.store.backends.protocol import Backend
-from fmscale.train.engine.deepspeed import Engine
+from fmscale.train.engine.protocol import Engine
 from fmscale.train.saving import Saving
 from fmscale.train.session import Session
 
@@ -24,29 +24,29 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Resume:
-    """What the config's `train.resume` comes to."""
+    """The checkpoint that `train.resume` chooses."""
 
     run: str
     """Run whose checkpoint is read."""
     which: str | int
     """"auto" for the newest that all ranks find valid, or a step; "none" to begin anew."""
     fork: bool
-    """Whether another run's checkpoint begins this run."""
+    """True if another run's checkpoint begins this run."""
 
     @property
     def shown(self) -> str:
-        """For people; empty where nothing is read."""
+        """Address for people; empty where nothing is read."""
         if self.which == "none":
             return ""
         return self.run if self.which == "auto" else f"{self.run}@{self.which}"
 
 
 def choose_resume(config: Config, backend: Backend) -> Resume:
-    """What to begin from; a fork only ever begins a run, and goes on with its own checkpoints afterwards.
+    """The checkpoint to begin from. A fork only begins a run, which goes on with its own checkpoints afterwards.
 
     Called under the run's lease, so that all ranks see the same checkpoints.
 
-    Raises ConfigError for a run without checkpoints, or for one that has some although `never` was said.
+    Raises ConfigError for a run without checkpoints, or for a run with checkpoints and `never`.
     """
     train = config.train
     own = list_checkpoints(backend, train.run)
@@ -75,7 +75,7 @@ def choose_resume(config: Config, backend: Backend) -> Resume:
 
 
 def check_meta(config: Config, meta: dict[str, Any], tokenizer: str) -> None:
-    """Raise ConfigError for a checkpoint whose token ids mean something else."""
+    """Raise ConfigError for a checkpoint of another tokenizer."""
     if meta["tokenizer"] != tokenizer:
         raise ConfigError(
             "the checkpoint was trained with another tokenizer than the datasets have",
@@ -125,8 +125,8 @@ def restore(
 
 
 def _remember_verified(session: Session, resume: Resume, restored: RestoreResult) -> None:
-    """What the run goes on from is whole: retention keeps it until a newer one is known to be. Where that cannot be
-    recorded training goes on all the same.
+    """Mark the restored checkpoint as whole: retention keeps it until a newer one is verified. A mark that cannot be
+    recorded does not end training.
     """
     if session.world.rank or restored.marked or not restored.verified:
         return

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a run ended, as every rank sees it."""
+    """The end of a run, as every rank sees it."""
 
     run: str
     """Its name."""
@@ -37,14 +37,14 @@ class Outcome:
     stop: Stop
     """Why it stopped before its end; NO if it is complete."""
     saved_step: int
-    """Steps of the newest checkpoint that is durable on the store; 0 if there is none."""
+    """Steps of the newest checkpoint that is durable on the store; 0 without a checkpoint."""
     folder: Path
-    """Where metrics and records are."""
+    """Folder of metrics and records."""
     world: World
     """This process's place."""
 
     def to_json(self) -> dict[str, Any]:
-        """What outcome.json says: a requeue script looks at `complete`, which a run is once its end is saved."""
+        """Content of outcome.json. A requeue script reads `complete`: True once the end of the run is saved."""
         saved = self.saved_step == self.last_step
         return {
             "run": self.run,
@@ -59,10 +59,10 @@ class Outcome:
 
 
 def run_training(config: Config, *, show: Show, event: Show, phase: Callable[[str], None] | None = None) -> Outcome:
-    """Train as the config says, from the newest checkpoint if there is one.
+    """Train as the config says, from the newest checkpoint of the run, if any.
 
-    `show` gets the record of the first step and of one every log_every steps, `event` what happens otherwise, `phase`
-    what is begun, such as "meeting" or "train"; all on rank 0 only.
+    `show` gets the record of the first step and of every log_every-th step, `event` all other records, `phase` the name
+    of each phase, such as "meeting" or "train"; all on rank 0 only.
     Raises FmscaleError with the remedy, also where the run's last save did not become durable; the first rank to
     fail writes error.json into the run's folder.
     """
@@ -115,7 +115,7 @@ def _run(session: Session, batch: BatchShape, steps: int, stack: ExitStack, show
 
 
 def _write_outcome(outcome: Outcome) -> None:
-    """Where the disk does not take it there is none: that of an earlier job must not be taken for it."""
+    """Write outcome.json, or remove it if the disk is full: an earlier job's must not be taken for this one's."""
     path = outcome.folder / "outcome.json"
     beside = path.with_name(".outcome.json")
     try:
@@ -129,7 +129,7 @@ def _write_outcome(outcome: Outcome) -> None:
 
 
 def total_steps(config: Config, global_batch: int) -> int:
-    """Steps of the whole run. Raises ConfigError if the config does not say how long it is."""
+    """Steps of the whole run. Raises ConfigError if the config gives no length."""
     train = config.train
     if train.steps is not None:
         return train.steps

@@ -1,4 +1,4 @@
-"""Whether the folders that a run writes to are there and take what it writes; nothing is made to find out."""
+"""Checks of the folders that a run writes to; the checks write nothing."""
 
 import os
 from pathlib import Path
@@ -32,8 +32,8 @@ def check_folder(config: Config) -> None:
 
 
 def check_store(config: Config) -> None:
-    """Raise ConfigError, ObjectNotFound or AccessDenied if the store is known not to take a run: its URL says so,
-    or it is a folder that does not exist or cannot be written. A remote store is not asked.
+    """Raise ConfigError, ObjectNotFound or AccessDenied if the store is known not to take a run: its URL is
+    read-only, or it is a folder that does not exist or cannot be written. A remote store is not asked.
     """
     place, name = parse_url(config.store.url), config.place("store.url")
     if place.read_only:
@@ -62,8 +62,8 @@ def check_store(config: Config) -> None:
 
 
 def _nearest(path: Path) -> Path:
-    """The path, or what there is of it: the last of its parents that exists."""
-    return next(one for one in (path, *path.parents) if os.path.lexists(one))
+    """The path, or the last of its parents that exists."""
+    return next(place for place in (path, *path.parents) if os.path.lexists(place))
 
 
 def _writable(folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""When a run saves, and what beside the tensors belongs to its state."""
+"""Saves of a run: their steps, and the part of its state that is not in tensors."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 from fmscale.checkpoint.saver import Saver, SaveReport
 from fmscale.config.checkpoint import CheckpointConfig
-from fmscale.train.engine.deepspeed import Engine
+from fmscale.train.engine.protocol import Engine
 from fmscale.train.session import Session
 
 META_VERSION = 1
@@ -15,14 +15,14 @@ META_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class RunMeta:
-    """What a checkpoint says of the run beside its tensors; the same on every rank, plain JSON."""
+    """The part of a checkpoint that is not in tensors; the same on every rank, plain JSON."""
 
     step: int
     """Optimizer steps of the run."""
     updates: int
     """Those that were applied: AdamW's own count, less than `step` where gradients were not finite."""
     loader: dict[str, Any]
-    """State of the loader: where the next step begins."""
+    """State of the loader at the beginning of the next step."""
     config: dict[str, Any]
     """The run's config as it was."""
     vocab_size: int
@@ -38,7 +38,7 @@ class RunMeta:
 
 
 class Saving:
-    """Saves at the configured steps through a Saver, and keeps account of what that cost the training thread."""
+    """Saves at the configured steps through a Saver, and counts the time that the training thread waits."""
 
     def __init__(
         self,
@@ -52,8 +52,8 @@ class Saving:
         before: Callable[[], None] = lambda: None,
     ) -> None:
         """`meta` makes the meta of (step, loader state); `report` takes an event of each finished save;
-        `newest` makes one number of the steps that the ranks know to be durable; `before` is called ahead of
-        each save: what a resume does not repeat must be on record by then.
+        `newest` makes the ranks agree on the newest durable step; `before` is called ahead of each save: steps that
+        a resume does not repeat must be on record by then.
         """
         self._saver = saver
         self._engine = engine
@@ -68,7 +68,7 @@ class Saving:
         self.blocking_seconds = 0.0
         """Time that the training thread stood still for saves."""
         self.reports: list[SaveReport] = []
-        """What became of every save on this rank."""
+        """Outcome of every save on this rank."""
         self._closed = False
 
     def begin_at(self, step: int) -> None:
@@ -83,12 +83,12 @@ class Saving:
 
     @property
     def trouble(self) -> str:
-        """Why the newest save that did not succeed did not; empty if there is none."""
+        """Reason of the newest failure of a save; empty without a failure."""
         return next((report.reason for report in reversed(self.reports) if report.state != "acknowledged"), "")
 
     @property
     def clock_due(self) -> bool:
-        """Whether this rank's clock makes a save due. Ranks agree before they act on it."""
+        """True if this rank's clock makes a save due. Ranks agree before they act on it."""
         limit = self._config.every_seconds
         return limit is not None and time.monotonic() - self._last_time >= limit
 

@@ -1,4 +1,4 @@
-"""What a rank has before it builds anything: its place, its device, the other ranks, the store, the lease."""
+"""The session of a rank, made before the model: its place, its device, the other ranks, the store, the lease."""
 
 import os
 import socket
@@ -30,13 +30,13 @@ class Session:
     """One rank's share of a running job."""
 
     config: Config
-    """What the run is told."""
+    """Config of the run."""
     world: World
     """This process's place."""
     waits: HostWaits
     """Named waits for the other ranks."""
     device: str
-    """Where this rank computes."""
+    """Device of this rank."""
     backend: Backend
     """The store."""
     stop: StopFlag
@@ -47,8 +47,8 @@ class Session:
     """Metrics, delivery records and error.json, on this machine."""
 
     def lease(self) -> int:
-        """Epoch of the run's lease, taken by rank 0 for all: from now on an older job of this run, such as a
-        requeued one that still hangs somewhere, cannot write to the run any more.
+        """Number of the run's lease, taken by rank 0 for all: from now on an older job of this run, such as a requeued
+        job that still hangs somewhere, cannot write to the run.
         """
         if self.world.rank == 0:
             owner = f"{socket.gethostname()}:{os.getpid()}"
@@ -62,10 +62,10 @@ class Session:
 
 
 def meet(config: Config, world: World, where: Whereabouts, stack: ExitStack) -> Session:
-    """Bring the ranks together; what must be undone at the end is put on `stack`.
+    """Bring the ranks together; `stack` undoes it.
 
-    Nothing that one rank alone could fail at comes before they have met: from then on a failure ends the waits of
-    the others. Raises RankError if they do not meet, FmscaleError for what this machine lacks.
+    Nothing at which a single rank could fail comes before they have met: from then on a failure ends the waits of
+    the others. Raises RankError if they do not meet, FmscaleError if this machine lacks something.
     """
     where.phase = "meeting"
     stop = StopFlag(config.train.seconds).install(alone=world.launcher == "none")

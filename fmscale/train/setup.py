@@ -1,4 +1,4 @@
-"""Builds all that a run's loop needs, on every rank alike."""
+"""Assembly of the parts of a run's loop, on every rank alike."""
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -13,14 +13,12 @@ from fmscale.config.peaks import peak_flops
 from fmscale.data.loader import Loader
 from fmscale.data.provenance.delivery import DeliveryRecord
 from fmscale.runtime.sinks.jsonl import JsonlSink
-from fmscale.train.data import Shares, heldout_rows, open_training, tokenizer_of, vocabulary
-from fmscale.train.engine.build import build_engine
-from fmscale.train.engine.deepspeed import Engine
-from fmscale.train.evaluation import heldout_loss
+from fmscale.train.data import memory_at_its_place, open_training, passes, tokenizer_of, vocabulary
+from fmscale.train.engine.module import build_engine
+from fmscale.train.evaluation import evaluator
 from fmscale.train.inputs import received
 from fmscale.train.journal import Journal
 from fmscale.train.loop import Loop
-from fmscale.train.preflight.forecast import epochs
 from fmscale.train.resume import Resume, choose_resume
 from fmscale.train.saving import RunMeta, Saving, open_saver
 from fmscale.train.schedule import learning_rate
@@ -31,12 +29,12 @@ Show = Callable[[Mapping[str, Any]], None]
 
 @dataclass(frozen=True, kw_only=True)
 class RunParts:
-    """A run that has everything but its state."""
+    """A run ready to be restored."""
 
     loop: Loop
-    """What the steps need."""
+    """Parts of the loop."""
     resume: Resume
-    """Where it begins."""
+    """The checkpoint that it begins with."""
     tokenizer: str
     """Digest of the tokenizer."""
     tell: Callable[..., None]
@@ -54,8 +52,9 @@ def assemble(session: Session, batch: BatchShape, steps: int, stack: ExitStack, 
     vocab_size = vocabulary(config, tokenizer)
     lease = session.lease()
     resume = choose_resume(config, session.backend)
-    shares = Shares(global_batch=batch.global_batch, micro_batch=batch.micro_batch)
-    loader = stack.enter_context(open_training(config, session.backend, world, shares, lease=lease))
+    with memory_at_its_place(config):
+        loader = stack.enter_context(open_training(config, session.backend, world, batch, lease=lease))
+        loader.check_memory()
     if world.rank == 0:
         event(_opened(session, loader, vocab_size, batch, steps))
 
@@ -99,8 +98,8 @@ def assemble(session: Session, batch: BatchShape, steps: int, stack: ExitStack, 
         where=where,
         steps=steps,
         rate=lambda step: learning_rate(config.schedule, config.optimizer.lr, step, steps),
-        evaluate=_evaluator(session, engine, batch.micro_batch, steps, tell),
-        delivered=(lambda batch, rows: record.add(received(batch, rows))) if record else lambda batch, rows: None,
+        evaluate=evaluator(session, engine, batch.micro_batch, steps, tell),
+        delivered=(lambda batch, inputs: record.add(received(batch, inputs))) if record else lambda batch, inputs: None,
         log_every=config.train.log_every,
         nonfinite_limit=config.train.nonfinite_limit,
         sources=len(loader.plan.sources),
@@ -113,11 +112,8 @@ def assemble(session: Session, batch: BatchShape, steps: int, stack: ExitStack, 
 
 
 def _opened(session: Session, loader: Loader, vocab_size: int, batch: BatchShape, steps: int) -> dict[str, Any]:
-    """What is known of a run once its data is open, as an event."""
-    samples = steps * batch.global_batch
+    """Facts of a run once its data is open, as an event."""
     sources = loader.plan.sources
-    rows = [sum(source.view.rows) for source in sources]
-    passes = epochs(samples, [source.weight for source in sources], rows)
     return {
         "event": "opened",
         "device": session.device,
@@ -126,8 +122,8 @@ def _opened(session: Session, loader: Loader, vocab_size: int, batch: BatchShape
         "steps": steps,
         "tokens_per_step": batch.global_batch * session.config.data.sequence_length,
         "sources": [
-            {"label": source.label, "tokens": sum(source.view.tokens), "epochs": passed}
-            for source, passed in zip(sources, passes, strict=True)
+            {"label": source.label, "tokens": sum(source.view.tokens), "epochs": epochs}
+            for source, epochs in zip(sources, passes(steps * batch.global_batch, sources), strict=True)
         ],
     }
 
@@ -149,36 +145,9 @@ def _journal(session: Session, loader: Loader, vocab_size: int, stack: ExitStack
 
 
 def _delivery_record(session: Session, lease: int, loader: Loader, stack: ExitStack) -> DeliveryRecord | None:
-    """Where this rank writes down what its model receives, one file a rank and job; None if it need not."""
+    """Record of the samples that this rank's model receives, a file for each rank and job; None if not configured."""
     if not session.config.train.record_delivery:
         return None
     name = f"{lease:06d}-rank{session.world.rank:05d}.arrow"
     record = DeliveryRecord(session.folder / "delivery" / name, loader.plan.sources[0].view.dtype)
     return stack.enter_context(record)
-
-
-def _evaluator(
-    session: Session, engine: Engine, micro_batch: int, steps: int, tell: Callable[..., None]
-) -> Callable[[int], None]:
-    """Evaluates every set when its step has come, and at the end."""
-    config = session.config.evaluation
-
-    def evaluate(step: int) -> None:
-        if not (step == steps or (config.every and step % config.every == 0)):
-            return
-        session.where.phase = "evaluate"
-        losses = {}
-        for chosen in config.sets:
-            rows = heldout_rows(
-                session.backend,
-                chosen,
-                session.world,
-                sequence_length=session.config.data.sequence_length,
-                micro_batch=micro_batch,
-                device=session.device,
-            )
-            losses[chosen.name or chosen.dataset] = heldout_loss(engine, rows)
-        if losses:
-            tell(event="evaluation", step=step, **{f"heldout/{name}": loss for name, loss in losses.items()})
-
-    return evaluate

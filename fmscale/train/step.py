@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fmscale.objectives.inputs import Inputs
-from fmscale.train.engine.deepspeed import Engine, Update
+from fmscale.objectives.protocol import Inputs
+from fmscale.train.engine.protocol import Engine, Update
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """What a step gave on this rank; tensors stay on the device until they are logged."""
+    """Result of a step on this rank; tensors stay on the device until they are logged."""
 
     loss_sum: Tensor
     """fp32 scalar: summed loss of this rank's tokens."""
@@ -21,7 +21,7 @@ class StepResult:
     tokens: float
     """Valid tokens of the step over all ranks."""
     update: Update
-    """What the optimizer did."""
+    """Outcome of the optimizer step."""
 
 
 def train_step(
@@ -41,7 +41,7 @@ def train_step(
 
     Args:
         engine: the sharded model.
-        microbatches: this rank's rows, the same number on every rank.
+        microbatches: inputs of this rank's forwards, the same number on every rank.
         tokens: valid tokens of the step over all ranks.
         sources: number of sources, for the loss by source.
         rate: learning rate.
@@ -51,12 +51,12 @@ def train_step(
     device = microbatches[0].tokens_BT.device
     loss_sum = torch.zeros((), device=device)
     by_source = torch.zeros((2, sources + 1), device=device)
-    for i, rows in enumerate(microbatches):
+    for i, inputs in enumerate(microbatches):
         seed(i)
-        loss = engine.forward(rows)
+        loss = engine.forward(inputs)
         engine.backward(loss.sum / tokens, last=i == len(microbatches) - 1)
         loss_sum += loss.sum.detach()
-        by_source.index_add_(1, rows.source_B + 1, _row_sums(loss.losses_BT, rows.weights_BT))
+        by_source.index_add_(1, inputs.source_B + 1, _row_sums(loss.losses_BT, inputs.weights_BT))
     fence()
     update = engine.step(rate)
     return StepResult(loss_sum=loss_sum, loss_by_source=by_source[:, 1:], tokens=tokens, update=update)

@@ -41,14 +41,14 @@ def said(trained: TrainedModel, prompts: list[str], count: int, sampling: Sampli
     ]
 
 
-def test_a_completion_is_printed_behind_its_prompt(address: str, trained: TrainedModel):
+def test_a_completion_is_printed_behind_its_prompt(address: str, trained: TrainedModel) -> None:
     status, out, err = run("generate", address, "the ", "--max-tokens", "20", "--temperature", "0")
     assert status == 0
     assert out == "the " + said(trained, ["the "], 20, Sampling())[0] + "\n"
     assert "run run, step 5: " in err
 
 
-def test_several_prompts_are_printed_in_order(address: str, trained: TrainedModel, tmp_path: Path):
+def test_several_prompts_are_printed_in_order(address: str, trained: TrainedModel, tmp_path: Path) -> None:
     (tmp_path / "prompt.txt").write_text("naïve")
     words = (
         "--file",
@@ -72,7 +72,7 @@ def test_several_prompts_are_printed_in_order(address: str, trained: TrainedMode
     assert wanted[0] != wanted[1]
 
 
-def test_completions_as_json(address: str, trained: TrainedModel):
+def test_completions_as_json(address: str, trained: TrainedModel) -> None:
     status, out, _ = run("generate", address, "the ", "a", "--max-tokens", "8", "--temperature", "0", "--json")
     found = json.loads(out)
     assert (status, found["run"], found["step"]) == (0, "run", 5)
@@ -81,7 +81,7 @@ def test_completions_as_json(address: str, trained: TrainedModel):
     assert {one["stop"] for one in found["completions"]} <= {"eos", "length"}
 
 
-def test_an_evaluation(address: str, trained: TrainedModel):
+def test_an_evaluation(address: str, trained: TrainedModel) -> None:
     status, out, _ = run("evaluate", address, "--json", "--per-document", "--overlap", "16")
     found = json.loads(out)
     documents = list(stored_documents(trained.backend, "docs", "heldout", trained.tokenizer, bos=None, eos=trained.eos))
@@ -99,7 +99,7 @@ def test_an_evaluation(address: str, trained: TrainedModel):
     assert [one["document"] for one in found["per_document"]] == [one.name for one in documents]
 
 
-def test_an_evaluation_of_files_as_a_table(address: str, tmp_path: Path):
+def test_an_evaluation_of_files_as_a_table(address: str, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("the quick brown fox")
     status, out, _ = run("evaluate", address, "--file", str(tmp_path / "a.txt"), "--no-others", "--per-document")
     assert status == 0
@@ -126,7 +126,7 @@ def test_an_evaluation_of_files_as_a_table(address: str, tmp_path: Path):
         (["evaluate", "{store}#run", "--window", "97"], "Take 1 to 96 tokens"),
     ],
 )
-def test_mistakes_are_told_with_their_remedy(address: str, words: list[str], message: str):
+def test_mistakes_are_told_with_their_remedy(address: str, words: list[str], message: str) -> None:
     store = address.removesuffix("#run")
     status, out, err = run(*(word.replace("{store}", store) for word in words))
     assert (status, out) == (2, "")

@@ -1,5 +1,6 @@
 import math
 import subprocess
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def costs(model: Decoder, ids: np.ndarray, begin: int) -> list[float]:
     return [-float(log_p[i, row[0, i + 1]]) for i in range(row.shape[1] - 1)]
 
 
-def test_every_token_counts_once():
+def test_every_token_counts_once() -> None:
     model = small()
     given = documents(7, 1, 23, 12)
     result = evaluate(model, given, batch_tokens=20)
@@ -45,7 +46,7 @@ def test_every_token_counts_once():
     assert total.perplexity == pytest.approx(math.exp(total.nats / 43))
 
 
-def test_a_bos_is_given_and_costs_nothing():
+def test_a_bos_is_given_and_costs_nothing() -> None:
     model = small()
     given = documents(9, 1, bos=True)
     result = evaluate(model, given)
@@ -55,7 +56,7 @@ def test_a_bos_is_given_and_costs_nothing():
 
 
 @pytest.mark.parametrize(("window", "overlap"), [(8, 0), (8, 3), (8, 7), (5, 4), (1, 0), (30, 10)])
-def test_long_documents_are_read_in_windows(window: int, overlap: int):
+def test_long_documents_are_read_in_windows(window: int, overlap: int) -> None:
     """Token t of a document is predicted from the window that it is first in."""
     model = small()
     (document,) = given = documents(26)
@@ -70,7 +71,7 @@ def test_long_documents_are_read_in_windows(window: int, overlap: int):
     assert result.total.tokens == 26
 
 
-def test_a_model_that_knows_nothing_needs_the_bits_of_its_vocabulary():
+def test_a_model_that_knows_nothing_needs_the_bits_of_its_vocabulary() -> None:
     model = small()
     model.output.weight.data.zero_()
     total = evaluate(model, documents(10, 200), window=16).total
@@ -79,14 +80,14 @@ def test_a_model_that_knows_nothing_needs_the_bits_of_its_vocabulary():
     assert total.bits_per_byte == pytest.approx(210 * math.log2(VOCAB) / 632)
 
 
-def test_empty_documents_cost_nothing():
+def test_empty_documents_cost_nothing() -> None:
     result = evaluate(small(), [Document(name="empty", text=b"", tokens=np.zeros(0, np.uint16)), *documents(4)])
     assert (result.documents[0].nats, result.documents[0].tokens) == (0.0, 0)
     assert math.isnan(result.documents[0].bits_per_byte)
     assert math.isnan(evaluate(small(), []).total.loss)
 
 
-def test_dropout_is_off_and_the_mode_restored():
+def test_dropout_is_off_and_the_mode_restored() -> None:
     model = small(dropout=0.5)
     calm = evaluate(model, documents(9)).total.nats
     model.train()
@@ -94,7 +95,7 @@ def test_dropout_is_off_and_the_mode_restored():
     assert model.training
 
 
-def test_what_cannot_be_is_refused():
+def test_what_cannot_be_is_refused() -> None:
     model = small(max_seq_len=16)
     for window, overlap, message in (
         (17, 0, "window"),
@@ -110,13 +111,13 @@ def test_what_cannot_be_is_refused():
 
 
 @pytest.mark.parametrize(("command", "count"), [("gzip", gzip_bytes), ("xz", xz_bytes)])
-def test_compressors_are_the_commands(command: str, count):
+def test_compressors_are_the_commands(command: str, count: Callable[[bytes], int]) -> None:
     text = b"".join(b"def f%d(x):\n    return x + %d\n" % (i, i) for i in range(300))
     out = subprocess.run([command, "-9", "-c"], input=text, capture_output=True, check=True).stdout
     assert count(text) == pytest.approx(len(out), abs=8)
 
 
-def test_a_primed_compressor_has_read_what_it_is_given():
+def test_a_primed_compressor_has_read_what_it_is_given() -> None:
     seen = b"".join(b"def f%d(x):\n    return x + %d\n" % (i, i * i) for i in range(3000))
     text = seen[40_000:44_000] + b"and something new"
     assert primed_zstd(seen)(text) < 50 < primed_zstd(b"")(text)
@@ -126,7 +127,7 @@ def test_a_primed_compressor_has_read_what_it_is_given():
     assert primed_zstd(seen)(text) == pytest.approx(len(plain), abs=16)
 
 
-def test_bits_per_byte_are_all_bits_over_all_bytes():
+def test_bits_per_byte_are_all_bits_over_all_bytes() -> None:
     texts = [b"a" * 1000, b"", b"xyz"]
     for compress in COMPRESSORS.values():
         wanted = 8 * sum(compress(text) for text in texts) / 1003

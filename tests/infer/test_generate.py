@@ -20,14 +20,14 @@ def plainly(model: Decoder, prompt: list[int], count: int) -> list[int]:
 
 @pytest.mark.parametrize("kind", [{}, {"window": 4}, {"tied": True, "num_kv_heads": 1}])
 @pytest.mark.parametrize("batch", [1, 3, 16])
-def test_prompts_of_different_lengths_go_on_as_alone_and_without_a_cache(kind: dict[str, int], batch: int):
+def test_prompts_of_different_lengths_go_on_as_alone_and_without_a_cache(kind: dict[str, int], batch: int) -> None:
     model = small(**kind)
     found = generate(model, PROMPTS, max_tokens=12, batch=batch)
     assert [completion.tokens for completion in found] == [plainly(model, prompt, 12) for prompt in PROMPTS]
     assert {completion.stop for completion in found} == {"length"}
 
 
-def test_a_sequence_ends_at_its_eos_and_the_others_go_on():
+def test_a_sequence_ends_at_its_eos_and_the_others_go_on() -> None:
     model = small()
     free = [completion.tokens for completion in generate(model, PROMPTS, max_tokens=12)]
     eos = free[0][4]
@@ -38,7 +38,7 @@ def test_a_sequence_ends_at_its_eos_and_the_others_go_on():
     assert [completion.stop for completion in found] == ["eos" if eos in one else "length" for one in free]
 
 
-def test_tokens_are_told_as_they_come():
+def test_tokens_are_told_as_they_come() -> None:
     model = small()
     told: list[tuple[int, int | None]] = []
     eos = generate(model, PROMPTS[:1], max_tokens=12)[0].tokens[4]
@@ -48,7 +48,7 @@ def test_tokens_are_told_as_they_come():
     assert [i for i, _ in told[:3]] == [0, 1, 2], "the sequences of a batch do not grow together"
 
 
-def test_draws_do_not_depend_on_the_batch_and_follow_the_seed():
+def test_draws_do_not_depend_on_the_batch_and_follow_the_seed() -> None:
     model = small()
     sampling = Sampling(temperature=0.8, top_k=20, seed=5)
 
@@ -66,7 +66,7 @@ def test_draws_do_not_depend_on_the_batch_and_follow_the_seed():
     assert twice[0] != twice[1]
 
 
-def test_ids_that_only_pad_the_vocabulary_are_never_chosen():
+def test_ids_that_only_pad_the_vocabulary_are_never_chosen() -> None:
     model = small()
     free = generate(model, PROMPTS, max_tokens=12, sampling=Sampling(temperature=1.5))
     assert max(max(one.tokens) for one in free) >= 40
@@ -74,7 +74,7 @@ def test_ids_that_only_pad_the_vocabulary_are_never_chosen():
     assert max(max(one.tokens) for one in kept) < 40
 
 
-def test_the_model_is_left_as_it_was():
+def test_the_model_is_left_as_it_was() -> None:
     model = small(dropout=0.5)
     calm = generate(model, PROMPTS, max_tokens=5)
     model.train()
@@ -82,7 +82,7 @@ def test_the_model_is_left_as_it_was():
     assert model.training
 
 
-def test_what_cannot_be_generated_is_refused():
+def test_what_cannot_be_generated_is_refused() -> None:
     model = small(max_seq_len=16)
     generate(model, [[1] * 10], max_tokens=6)
     with pytest.raises(ConfigError, match="longer than the model") as refused:

@@ -18,7 +18,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Decoder]:
     return url, save_run(url, "run", (10, 20))
 
 
-def test_a_run_is_opened_at_its_newest_checkpoint_or_a_step(made: tuple[str, Decoder]):
+def test_a_run_is_opened_at_its_newest_checkpoint_or_a_step(made: tuple[str, Decoder]) -> None:
     url, model = made
     trained = open_trained(f"{url}#run")
     row = tokens(1, 20)
@@ -33,7 +33,7 @@ def test_a_run_is_opened_at_its_newest_checkpoint_or_a_step(made: tuple[str, Dec
     assert torch.equal(earlier.model.output.weight, model.output.weight.to(torch.bfloat16))
 
 
-def test_what_cannot_be_opened_is_refused(made: tuple[str, Decoder]):
+def test_what_cannot_be_opened_is_refused(made: tuple[str, Decoder]) -> None:
     url, _ = made
     with pytest.raises(ConfigError, match="no run of this name") as refused:
         open_trained(f"{url}#runn")
@@ -52,7 +52,7 @@ def test_what_cannot_be_opened_is_refused(made: tuple[str, Decoder]):
     assert refused.value.found == "200, the tokenizer has 272"
 
 
-def test_stored_documents_are_the_texts(made: tuple[str, Decoder], tmp_path: Path):
+def test_stored_documents_are_the_texts(made: tuple[str, Decoder], tmp_path: Path) -> None:
     url, _ = made
     trained = open_trained(f"{url}#run")
     framing = {"bos": trained.bos, "eos": trained.eos}
@@ -74,7 +74,7 @@ def test_stored_documents_are_the_texts(made: tuple[str, Decoder], tmp_path: Pat
     assert (given.text, given.tokens.tolist(), given.bos) == (same.text, same.tokens.tolist(), True)
 
 
-def test_a_dataset_with_another_tokenizer_is_encoded_anew(made: tuple[str, Decoder], tmp_path: Path):
+def test_a_dataset_with_another_tokenizer_is_encoded_anew(made: tuple[str, Decoder], tmp_path: Path) -> None:
     url, _ = made
     trained = open_trained(f"{url}#run")
     other = store_texts(tmp_path, tokenizer="bpe:300")
@@ -86,7 +86,7 @@ def test_a_dataset_with_another_tokenizer_is_encoded_anew(made: tuple[str, Decod
         assert one.tokens.tolist() == [256, *one.text, 257]
 
 
-def test_a_split_that_is_not_there_is_refused(made: tuple[str, Decoder], tmp_path: Path):
+def test_a_split_that_is_not_there_is_refused(made: tuple[str, Decoder], tmp_path: Path) -> None:
     trained = open_trained(f"{made[0]}#run")
     with pytest.raises(DataError, match="no documents of this split") as refused:
         list(stored_documents(trained.backend, "docs", "test", trained.tokenizer, bos=None, eos=None))

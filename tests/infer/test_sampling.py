@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ def logits(B: int = 4, V: int = 30) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("sampling", SETTINGS)
-def test_probabilities_are_those_of_transformers(sampling: Sampling):
+def test_probabilities_are_those_of_transformers(sampling: Sampling) -> None:
     given = logits()
     wanted = TemperatureLogitsWarper(sampling.temperature)(None, given.double())
     if sampling.top_k:
@@ -34,7 +35,7 @@ def test_probabilities_are_those_of_transformers(sampling: Sampling):
     torch.testing.assert_close(got, wanted.softmax(-1))
 
 
-def test_draws_have_the_probabilities():
+def test_draws_have_the_probabilities() -> None:
     sampling = Sampling(temperature=1.0, top_k=4, seed=3)
     given = logits(1, 12).expand(500, -1)
     generators = sampling.generators(0, 500)
@@ -45,7 +46,7 @@ def test_draws_have_the_probabilities():
         assert abs(got - wanted) < 5 * math.sqrt(wanted * (1 - wanted) / len(drawn)) + 1e-12
 
 
-def test_a_sequence_draws_the_same_in_any_batch():
+def test_a_sequence_draws_the_same_in_any_batch() -> None:
     sampling = Sampling(temperature=1.0, seed=7)
     given = logits(6)
     together = choose(given, sampling, sampling.generators(0, 6))
@@ -55,7 +56,7 @@ def test_a_sequence_draws_the_same_in_any_batch():
     assert not torch.equal(choose(given, other, other.generators(0, 6)), together)
 
 
-def test_zero_temperature_takes_the_likeliest():
+def test_zero_temperature_takes_the_likeliest() -> None:
     given = logits()
     assert torch.equal(choose(given, Sampling(), []), given.argmax(-1))
     assert choose(torch.zeros(1, 5), Sampling(), []).item() == 0
@@ -65,6 +66,6 @@ def test_zero_temperature_takes_the_likeliest():
     "wrong",
     [{"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}, {"seed": -1}],
 )
-def test_settings_that_cannot_be_are_refused(wrong: dict[str, float]):
+def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"{next(iter(wrong))} cannot be this"):
         Sampling(**wrong)

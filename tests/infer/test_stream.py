@@ -20,21 +20,21 @@ def pieces(tokenizer: Tokenizer, ids: list[int], context: list[int] | None = Non
     return [*(stream.add(token) for token in ids), stream.end()]
 
 
-def test_only_whole_characters_are_given():
+def test_only_whole_characters_are_given() -> None:
     ids = ByteTokenizer().encode_batch([TEXT])[0].tolist()
     found = pieces(ByteTokenizer(), ids)
     assert found == [piece for character in TEXT for piece in (*[""] * (len(character.encode()) - 1), character)] + [""]
 
 
 @given(text=st.text(max_size=30), start=st.integers(0, 5))
-def test_the_pieces_are_the_text(bpe: Tokenizer, text: str, start: int):
+def test_the_pieces_are_the_text(bpe: Tokenizer, text: str, start: int) -> None:
     for tokenizer in (ByteTokenizer(), bpe):
         ids = tokenizer.encode_batch([text])[0].tolist()
         context = tokenizer.encode_batch(["before that "])[0].tolist()[:start]
         assert "".join(pieces(tokenizer, ids, context)) == text
 
 
-def test_a_character_that_is_never_finished_is_shown_as_such():
+def test_a_character_that_is_never_finished_is_shown_as_such() -> None:
     ids = [*b"ab", 0xE2, 0x82, *b"c", 0xF0]
     found = pieces(ByteTokenizer(), ids)
     assert "".join(found) == bytes(ids).decode(errors="replace") == "ab�c�"

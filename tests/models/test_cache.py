@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -13,7 +15,7 @@ KINDS = [
     {"attention_backend": "eager", "tied": True},
 ]
 PROMPTS = (5, 1, 9)
-CLOSE = {"atol": 3e-5, "rtol": 1e-5}
+CLOSE: dict[str, Any] = {"atol": 3e-5, "rtol": 1e-5}
 
 
 def read(model: Decoder, capacity: int) -> tuple[KVCache, torch.Tensor]:
@@ -26,7 +28,7 @@ def read(model: Decoder, capacity: int) -> tuple[KVCache, torch.Tensor]:
 
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_cached_logits_are_those_without_a_cache(kind: dict[str, int]):
+def test_cached_logits_are_those_without_a_cache(kind: dict[str, int]) -> None:
     model = small(**kind)
     cache, prompt_logits = read(model, 16)
     following = tokens(len(PROMPTS), 7, seed=20)
@@ -42,7 +44,7 @@ def test_cached_logits_are_those_without_a_cache(kind: dict[str, int]):
 
 
 @torch.no_grad()
-def test_what_does_not_fit_is_refused():
+def test_what_does_not_fit_is_refused() -> None:
     model = small()
     with pytest.raises(ConfigError, match="do not fit") as refused:
         read(model, 8)

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -7,12 +9,12 @@ from fmscale.models import build, load_weights
 from tests.models.models import VOCAB, packed, small, tokens
 
 KINDS = [{}, {"tied": True}, {"window": 3}, {"softcap": 5.0, "num_kv_heads": None}, {"head_dim": 4}]
-CLOSE = {"atol": 2e-5, "rtol": 1e-5}
+CLOSE: dict[str, Any] = {"atol": 2e-5, "rtol": 1e-5}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_a_document_does_not_see_its_neighbours(kind: dict[str, int]):
+def test_a_document_does_not_see_its_neighbours(kind: dict[str, int]) -> None:
     model = small(**kind)
     first, second, third = tokens(7), tokens(12, seed=1), tokens(5, seed=2)
     together = model.head(model(**packed(first, second, third)))[0]
@@ -25,7 +27,7 @@ def test_a_document_does_not_see_its_neighbours(kind: dict[str, int]):
 
 
 @torch.no_grad()
-def test_documents_reach_over_several_rows_as_one_sequence():
+def test_documents_reach_over_several_rows_as_one_sequence() -> None:
     model = small()
     first, second = tokens(9), tokens(7, seed=1)
     arguments = packed(first, second)
@@ -38,7 +40,7 @@ def test_documents_reach_over_several_rows_as_one_sequence():
 
 
 @torch.no_grad()
-def test_a_token_sees_nothing_after_it():
+def test_a_token_sees_nothing_after_it() -> None:
     model = small()
     row, other = tokens(1, 10), tokens(1, 10)
     other[0, 6:] = tokens(4, seed=9)
@@ -47,7 +49,7 @@ def test_a_token_sees_nothing_after_it():
 
 
 @torch.no_grad()
-def test_positions_count_from_the_documents_beginning():
+def test_positions_count_from_the_documents_beginning() -> None:
     model = small()
     arguments = packed(tokens(4), tokens(6, seed=1))
     positions = arguments.pop("positions_BT")
@@ -59,7 +61,7 @@ def test_positions_count_from_the_documents_beginning():
     assert not torch.allclose(model(**arguments, positions_BT=positions * 2), wanted, atol=1e-2)
 
 
-def test_names_are_those_that_checkpoints_use():
+def test_names_are_those_that_checkpoints_use() -> None:
     names = [name for name, _ in small(num_layers=1).named_parameters()]
     assert names == [
         "tok_embeddings.weight",
@@ -74,7 +76,7 @@ def test_names_are_those_that_checkpoints_use():
     assert tied == names[:-1]
 
 
-def test_initial_weights_are_a_function_of_the_seed():
+def test_initial_weights_are_a_function_of_the_seed() -> None:
     first, second = small(), small()
     with torch.device("meta"):
         elsewhere = build(first.config, vocab_size=VOCAB)
@@ -88,7 +90,7 @@ def test_initial_weights_are_a_function_of_the_seed():
     assert not torch.equal(first.output.weight, second.output.weight)
 
 
-def test_initial_weights_have_their_deviation():
+def test_initial_weights_have_their_deviation() -> None:
     model = build(ModelConfig(num_layers=2, dim=128, num_heads=4), vocab_size=500)
     model.init_weights(torch.Generator().manual_seed(0))
     for name, parameter in model.named_parameters():
@@ -99,7 +101,7 @@ def test_initial_weights_have_their_deviation():
         assert parameter.std().item() == pytest.approx(wanted, rel=0.05), name
 
 
-def test_dropout_drops_in_training_only():
+def test_dropout_drops_in_training_only() -> None:
     model = small(dropout=0.5)
     row = tokens(1, 8)
     assert torch.equal(model(row), small()(row))
@@ -111,14 +113,14 @@ def test_dropout_drops_in_training_only():
     assert not torch.allclose(model(row), once)
 
 
-def test_all_that_a_block_adds_can_be_dropped():
+def test_all_that_a_block_adds_can_be_dropped() -> None:
     model = small(dropout=1 - 1e-7).train()
     torch.manual_seed(0)
     row = tokens(1, 8)
     assert torch.equal(model(row), model.norm(model.tok_embeddings(row)))
 
 
-def test_a_tied_weight_gets_the_gradient_of_both_uses():
+def test_a_tied_weight_gets_the_gradient_of_both_uses() -> None:
     model = small(tied=True)
     untied = small()
     untied.load_state_dict(model.state_dict())
@@ -126,21 +128,25 @@ def test_a_tied_weight_gets_the_gradient_of_both_uses():
     for each in (model, untied):
         total, _, _ = each.head(each(row), labels=tokens(1, 8, seed=1))
         total.backward()
-    both = untied.tok_embeddings.weight.grad + untied.output.weight.grad
+    embedding, output = untied.tok_embeddings.weight.grad, untied.output.weight.grad
+    assert embedding is not None
+    assert output is not None
+    both = embedding + output
     torch.testing.assert_close(model.tok_embeddings.weight.grad, both)
 
 
-def test_every_weight_has_a_gradient():
+def test_every_weight_has_a_gradient() -> None:
     model = small()
     total, count, losses = model.head(model(**packed(tokens(4), tokens(6))), labels=tokens(1, 10, seed=1))
     total.backward()
     assert count == 10
     torch.testing.assert_close(losses.sum(), total.detach())
     for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
         assert parameter.grad.any(), name
 
 
-def test_weights_are_read_by_name_and_those_of_another_model_refused():
+def test_weights_are_read_by_name_and_those_of_another_model_refused() -> None:
     source, model = small(), small()
     model.init_weights(torch.Generator().manual_seed(1))
     weights = dict(source.named_parameters())
@@ -159,6 +165,6 @@ def test_weights_are_read_by_name_and_those_of_another_model_refused():
         load_weights(other, lambda name: weights[name])
 
 
-def test_another_vocabulary_than_the_configs_is_refused():
+def test_another_vocabulary_than_the_configs_is_refused() -> None:
     with pytest.raises(ConfigError, match="another vocabulary"):
         build(ModelConfig(vocab_size=50), vocab_size=60)

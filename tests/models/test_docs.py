@@ -7,7 +7,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
 SECTIONS = dict(re.findall(r"^## `(fmscale[.\w]*)`\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
 
 
-def test_the_example_runs():
+def test_the_example_runs() -> None:
     (code,) = re.findall(r"```python\n(.*?)```", SECTIONS["fmscale.models"], re.DOTALL)
     found: dict[str, object] = {}
     exec(compile(code, "docs/api.md", "exec"), found)

@@ -29,7 +29,7 @@ def run(model: Decoder, device: str) -> tuple[float, dict[str, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_loss_and_gradients_in_bf16_are_near_those_in_fp32(compiled: bool):
+def test_loss_and_gradients_in_bf16_are_near_those_in_fp32(compiled: bool) -> None:
     """Each gradient as a vector: bf16 rounds at 2**-9, and some tens of roundings lie between."""
     loss, grads = run(small(**KIND), "cpu")
     model = small(**KIND).to("cuda", torch.bfloat16)
@@ -43,7 +43,7 @@ def test_loss_and_gradients_in_bf16_are_near_those_in_fp32(compiled: bool):
 
 
 @torch.no_grad()
-def test_documents_do_not_see_each_other():
+def test_documents_do_not_see_each_other() -> None:
     model = small(**KIND).to("cuda", torch.bfloat16)
     first = model(**documents("cuda"))[0, 73:]
     changed = documents("cuda")
@@ -52,7 +52,7 @@ def test_documents_do_not_see_each_other():
 
 
 @torch.no_grad()
-def test_cached_logits_are_near_those_without_a_cache_on_the_cpu():
+def test_cached_logits_are_near_those_without_a_cache_on_the_cpu() -> None:
     lengths, following = (17, 1, 60), tokens(3, 30, seed=7)
     prompts = packed(*(tokens(length, seed=length) for length in lengths))
     model = small(**KIND).to("cuda", torch.bfloat16)
@@ -67,7 +67,7 @@ def test_cached_logits_are_near_those_without_a_cache_on_the_cpu():
         assert (cached[i] - wanted).norm() < 0.05 * wanted.norm()
 
 
-def test_generation_ends_by_itself_on_a_gpu():
+def test_generation_ends_by_itself_on_a_gpu() -> None:
     prompts = [tokens(length, seed=length).tolist() for length in (17, 1, 60)]
     model = small(**KIND).to("cuda", torch.bfloat16)
     found = generate(model, prompts, max_tokens=40, sampling=Sampling(temperature=1.0, seed=1), eos=5)

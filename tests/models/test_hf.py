@@ -22,7 +22,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "rope_scaling": RopeScaling(factor=4.0, low_freq_factor=1.0, high_freq_factor=3.0, original_seq_len=16)
     },
 }
-CLOSE = {"atol": 1e-4, "rtol": 1e-4}
+CLOSE: dict[str, Any] = {"atol": 1e-4, "rtol": 1e-4}
 
 
 def config_of(kind: str) -> ModelConfig:
@@ -31,7 +31,7 @@ def config_of(kind: str) -> ModelConfig:
 
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_what_is_exported_says_the_same_in_transformers(kind: str, tmp_path: Path):
+def test_what_is_exported_says_the_same_in_transformers(kind: str, tmp_path: Path) -> None:
     model = small(**KINDS[kind])
     names = hf_names(model.config)
     save_file(
@@ -41,7 +41,8 @@ def test_what_is_exported_says_the_same_in_transformers(kind: str, tmp_path: Pat
     )
     config = hf_config(model.config, VOCAB, bos=1, eos=2)
     (tmp_path / "config.json").write_text(json.dumps(config))
-    theirs, info = transformers.AutoModelForCausalLM.from_pretrained(
+    auto: Any = transformers.AutoModelForCausalLM
+    theirs, info = auto.from_pretrained(
         tmp_path, attn_implementation="eager", dtype=torch.float32, output_loading_info=True
     )
     assert type(theirs).__name__ == config["architectures"][0]
@@ -56,10 +57,11 @@ def test_what_is_exported_says_the_same_in_transformers(kind: str, tmp_path: Pat
 
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_what_transformers_saved_says_the_same_here(kind: str, tmp_path: Path):
+def test_what_transformers_saved_says_the_same_here(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(**hf_config(config_of(kind), VOCAB, bos=1, eos=2))
-    theirs = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    auto: Any = transformers.AutoModelForCausalLM
+    theirs = auto.from_config(config, attn_implementation="eager").eval()
     for parameter in theirs.parameters():
         parameter.normal_(0.0, 0.2)
     theirs.save_pretrained(tmp_path, max_shard_size="20kB")
@@ -72,7 +74,7 @@ def test_what_transformers_saved_says_the_same_here(kind: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_config_comes_back_from_its_json(kind: str):
+def test_a_config_comes_back_from_its_json(kind: str) -> None:
     config = config_of(kind)
     back = from_hf_config(json.loads(json.dumps(hf_config(config, VOCAB, bos=None, eos=None))))
     assert (back.head_width, back.kv_heads, back.ffn_width) == (
@@ -94,7 +96,7 @@ def test_a_config_comes_back_from_its_json(kind: str):
     assert back.vocab_size == VOCAB
 
 
-def test_the_llama_3_config_of_transformers_4_is_read():
+def test_the_llama_3_config_of_transformers_4_is_read() -> None:
     """The published config.json of Llama 3.1 8B, without what does not concern the model."""
     published = {
         "model_type": "llama", "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 14336,
@@ -111,7 +113,7 @@ def test_the_llama_3_config_of_transformers_4_is_read():
     assert (config.rope_theta, config.max_seq_len, config.head_width) == (500_000.0, 131_072, 128)
 
 
-def test_what_cannot_be_converted_is_refused(tmp_path: Path):
+def test_what_cannot_be_converted_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="soft-cap"):
         hf_config(ModelConfig(softcap=30.0), VOCAB, bos=None, eos=None)
     good = hf_config(config_of("untied, grouped"), VOCAB, bos=None, eos=None)
@@ -129,7 +131,7 @@ def test_what_cannot_be_converted_is_refused(tmp_path: Path):
         open_hf_folder(tmp_path)
 
 
-def test_a_tensor_that_the_decoder_lacks_is_refused(tmp_path: Path):
+def test_a_tensor_that_the_decoder_lacks_is_refused(tmp_path: Path) -> None:
     model = small()
     names = hf_names(model.config)
     weights = {names[name]: p.detach() for name, p in model.named_parameters()}

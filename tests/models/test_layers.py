@@ -1,15 +1,18 @@
 """The layers that models other than the decoder will use: encoders and cross-attention."""
 
+from typing import Any, TypeVar
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from fmscale.models.layers import CrossAttention, FeedForward, RMSNorm, Rotary, SelfAttention
 
-HEADS = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 8}
+Layer = TypeVar("Layer", bound=nn.Module)
+HEADS: dict[str, Any] = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 8}
 
 
-def drawn(module: nn.Module) -> nn.Module:
+def drawn(module: Layer) -> Layer:
     generator = torch.Generator().manual_seed(0)
     for parameter in module.parameters():
         nn.init.normal_(parameter, 0.0, 0.3, generator=generator)
@@ -23,11 +26,12 @@ def reference(layer: SelfAttention | CrossAttention, x: Tensor, context: Tensor)
         for projection, of in ((layer.wq, x), (layer.wk, context), (layer.wv, context))
     )
     out = nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
-    return layer.wo(out.transpose(-2, -3).flatten(-2))
+    mixed: Tensor = layer.wo(out.transpose(-2, -3).flatten(-2))
+    return mixed
 
 
 @pytest.mark.parametrize("context_dim", [32, 20])
-def test_cross_attention_sees_the_whole_context(context_dim: int):
+def test_cross_attention_sees_the_whole_context(context_dim: int) -> None:
     layer = drawn(CrossAttention(32, context_dim, **HEADS))
     x, context = torch.randn(3, 7, 32), torch.randn(3, 11, context_dim)
     torch.testing.assert_close(layer(x, context), reference(layer, x, context))
@@ -36,7 +40,7 @@ def test_cross_attention_sees_the_whole_context(context_dim: int):
     torch.testing.assert_close(backward, wanted)
 
 
-def test_cross_attention_of_packed_texts_sees_their_own_contexts_only():
+def test_cross_attention_of_packed_texts_sees_their_own_contexts_only() -> None:
     layer = drawn(CrossAttention(32, 20, **HEADS))
     texts, contexts = (5, 0, 9), (4, 3, 6)
     x, context = torch.randn(1, sum(texts), 32), torch.randn(1, sum(contexts), 20)
@@ -47,7 +51,7 @@ def test_cross_attention_of_packed_texts_sees_their_own_contexts_only():
         torch.testing.assert_close(out[:, own], reference(layer, x[:, own], context[:, its]))
 
 
-def test_an_encoder_sees_what_follows():
+def test_an_encoder_sees_what_follows() -> None:
     layer = drawn(SelfAttention(32, **HEADS, causal=False))
     x = torch.randn(2, 9, 32)
     torch.testing.assert_close(layer(x), reference(layer, x, x))
@@ -56,7 +60,7 @@ def test_an_encoder_sees_what_follows():
     torch.testing.assert_close(causal(x)[:, -1], layer(x)[:, -1])
 
 
-def test_rotary_attention_depends_on_distances_only():
+def test_rotary_attention_depends_on_distances_only() -> None:
     layer = drawn(SelfAttention(32, **HEADS, causal=False, rotary=Rotary(100.0)))
     x, positions = torch.randn(1, 6, 32), torch.tensor([[3, 1, 4, 1, 5, 9]])
     out = layer(x, positions_BT=positions)
@@ -64,14 +68,14 @@ def test_rotary_attention_depends_on_distances_only():
     assert not torch.allclose(layer(x, positions_BT=positions * 2), out, atol=1e-3)
 
 
-def test_the_feed_forward_is_gated():
+def test_the_feed_forward_is_gated() -> None:
     layer = drawn(FeedForward(16, 24))
     x = torch.randn(3, 16)
     wanted = (nn.functional.silu(x @ layer.w1.weight.t()) * (x @ layer.w3.weight.t())) @ layer.w2.weight.t()
     torch.testing.assert_close(layer(x), wanted)
 
 
-def test_the_norm_adds_the_residual_first():
+def test_the_norm_adds_the_residual_first() -> None:
     norm = drawn(RMSNorm(16, eps=1e-3))
     x, residual = torch.randn(2, 3, 16), torch.randn(2, 3, 16)
     y, h = norm(x, residual)

@@ -1,4 +1,4 @@
-"""What is done to blocks from outside: compiled one by one, and computed again in backward."""
+"""Changes to blocks from outside: compiled one by one, and computed again in backward."""
 
 from functools import partial
 
@@ -22,7 +22,7 @@ def gradients(model: Decoder) -> dict[str, torch.Tensor]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [{}, {"window": 4, "softcap": 5.0}])
-def test_a_block_compiles_whole(kind: dict[str, int]):
+def test_a_block_compiles_whole(kind: dict[str, int]) -> None:
     """The documents' mask is not lost there: lengths are unknown, so another road makes it."""
     wanted = gradients(small(**kind))
     model = small(**kind)
@@ -31,7 +31,7 @@ def test_a_block_compiles_whole(kind: dict[str, int]):
     torch.testing.assert_close(gradients(model), wanted, atol=1e-4, rtol=1e-4)
 
 
-def test_a_block_that_is_computed_again_drops_the_same():
+def test_a_block_that_is_computed_again_drops_the_same() -> None:
     model = small(dropout=0.3).train()
     wanted = gradients(model)
     for block in model.layers:

@@ -41,12 +41,12 @@ def run(model: Decoder, parts: list[Inputs]) -> tuple[float, float, dict[str, Te
     total = count = 0.0
     for part in parts:
         loss = next_token(model, part)
-        loss.sum.backward()
+        torch.autograd.backward(loss.sum)
         total, count = total + loss.sum.item(), count + loss.count.item()
     return total, count, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def test_splitting_into_microbatches_leaves_loss_and_gradients():
+def test_splitting_into_microbatches_leaves_loss_and_gradients() -> None:
     """fp64-like closeness is not to be had in fp32: sums over other orders differ by some 1e-7 of their terms."""
     model = small()
     whole_sum, whole_count, whole = run(model, [rows()])
@@ -61,7 +61,7 @@ def test_splitting_into_microbatches_leaves_loss_and_gradients():
             torch.testing.assert_close(split[name], gradient, rtol=0.0, atol=1e-5 * scale)
 
 
-def test_fillers_weigh_nothing():
+def test_fillers_weigh_nothing() -> None:
     model = small()
     with_filler, without = run(model, [rows()]), run(model, [rows(slice(0, FILLER))])
     assert with_filler[1] == without[1]
@@ -73,7 +73,7 @@ def test_fillers_weigh_nothing():
     assert not any(gradient.any() for gradient in empty[2].values())
 
 
-def test_losses_of_tokens_are_weighted_and_sum_to_the_sum():
+def test_losses_of_tokens_are_weighted_and_sum_to_the_sum() -> None:
     model = small()
     given = rows()
     loss = next_token(model, given)

@@ -7,10 +7,10 @@ import torch
 
 from fmscale.config import BatchShape, Config, ModelConfig, OptimizerConfig, TrainConfig
 from fmscale.config.data import DataConfig, SourceConfig
-from fmscale.objectives.inputs import Inputs
+from fmscale.objectives.protocol import Inputs
 from fmscale.runtime.world import World
-from fmscale.train.engine.build import build_engine
 from fmscale.train.engine.deepspeed import DeepSpeedEngine
+from fmscale.train.engine.module import build_engine
 from fmscale.train.step import train_step
 from tests.helpers.deepspeed_numbers import restart_numbers
 

@@ -1,4 +1,4 @@
-"""What a run writes down as delivered is what its engine got: whatever goes wrong on the way there shows."""
+"""Delivery records are of the engine's inputs: any error on the way there shows."""
 
 import itertools
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from fmscale.data.open import make_sources, open_loader
 from fmscale.data.plan.plan import Plan, Stage
 from fmscale.data.provenance.delivery import DeliveryRecord, order_hash, read_records
 from fmscale.data.provenance.expected import ExpectedSample
-from fmscale.objectives.inputs import Inputs
+from fmscale.objectives.protocol import Inputs
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.open import open_store
 from fmscale.train.inputs import received, to_inputs
@@ -39,7 +39,7 @@ def planned(store: Backend) -> pa.Table:
 
 
 def recorded(store: Backend, path: Path, change: Change) -> pa.Table:
-    """What two ranks record of rows that were changed behind the loader; every other microbatch has fillers."""
+    """Records of two ranks whose inputs were changed behind the loader; every other microbatch has fillers."""
     paths = []
     for rank in range(2):
         paths.append(path / f"{rank}.arrow")

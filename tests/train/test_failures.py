@@ -43,7 +43,7 @@ def await_true(condition: Callable[[], bool], seconds: float) -> bool:
 
 
 def outcome_of(rank: int, size: int, path: str) -> str:
-    """How training ended here. A rank that raises would have the helper kill the others."""
+    """The end of training here. A rank that raises would have the helper kill the others."""
     try:
         return str(train_here(rank, size, path, ()))
     except Exception as error:
@@ -85,9 +85,8 @@ def test_error_json_has_the_cause_and_not_what_woken_ranks_say(path: Path, tmp_p
 
 def one_config_is_wrong(rank: int, size: int, path: str) -> str:
     """Rank 1 refuses its config; rank 0 clears what an earlier attempt left as late as it can."""
+    from fmscale.runtime.failure import clear_failure
     from fmscale.train import run, session
-
-    clear = session.clear_failure
 
     def refuse(config: Any) -> None:
         raise ConfigError("another config than elsewhere", remedy="Copy it.")
@@ -95,7 +94,7 @@ def one_config_is_wrong(rank: int, size: int, path: str) -> str:
     def clear_late(folder: Path) -> None:
         # A second in which rank 1, if it does not wait for this, says what it has to say.
         await_true(lambda: "another config" in (folder / "error.json").read_text(), 1.0)
-        clear(folder)
+        clear_failure(folder)
 
     with pytest.MonkeyPatch.context() as patch:
         if rank:
@@ -176,19 +175,17 @@ def test_the_second_ctrl_c_of_a_run_alone_interrupts_it(
 
 
 def interrupted_after_a_step(rank: int, size: int, path: str) -> dict[str, Any]:
-    from fmscale.train import loop
+    from fmscale.train.step import train_step
 
-    step = loop.train_step
-
-    def train_step(*args: Any, **options: Any) -> Any:
+    def interrupted(*args: Any, **options: Any) -> Any:
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
-        return step(*args, **options)
+        return train_step(*args, **options)
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loop, "train_step", train_step)
+            patch.setattr("fmscale.train.loop.train_step", interrupted)
             return train_here(rank, size, path, ("checkpoint.every=null",))
     finally:
         signal.signal(signal.SIGINT, before)

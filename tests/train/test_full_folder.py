@@ -31,7 +31,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 class Heard(logging.Handler):
-    """What a run logs."""
+    """Keeps the messages of a run's log."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -5,7 +5,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from fmscale.config import Config, DataConfig, SourceConfig, TrainConfig
+from fmscale.config import BatchShape, Config, DataConfig, SourceConfig, TrainConfig
 from fmscale.runtime.world import World
 from fmscale.store.backends.protocol import Backend
 from fmscale.train import data
@@ -51,7 +51,9 @@ def required(field: Field[Any]) -> bool:
 def test_every_field_reaches_the_loader(monkeypatch: pytest.MonkeyPatch, memory_store: Backend) -> None:
     given: list[dict[str, Any]] = []
     monkeypatch.setattr(data, "open_loader", lambda store, **options: given.append({"store": store, **options}))
-    data.open_training(CONFIG, memory_store, RANK, data.Shares(global_batch=24, micro_batch=2), lease=23)
+    data.open_training(
+        CONFIG, memory_store, RANK, BatchShape(global_batch=24, micro_batch=2, accumulation=2, dp_size=6), lease=23
+    )
     [found] = given
     assert found == {
         **told(DATA),

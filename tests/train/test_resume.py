@@ -14,7 +14,7 @@ from fmscale.data.plan.order_log import OrderLog
 from fmscale.data.provenance.delivery import order_hash
 from fmscale.data.provenance.expected import ExpectedSample
 from fmscale.errors import ConfigError
-from fmscale.objectives.inputs import Inputs
+from fmscale.objectives.protocol import Inputs
 from fmscale.store.log.log import RUN_KINDS, Log
 from fmscale.store.open import open_store
 from fmscale.train.inputs import to_inputs
@@ -30,7 +30,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def go(size: int, path: Path, *overrides: str) -> dict[str, Any]:
-    return run_ranks(train_here, size, str(path), overrides, timeout=120)[0]
+    outcome: dict[str, Any] = run_ranks(train_here, size, str(path), overrides, timeout=120)[0]
+    return outcome
 
 
 def exact(folder: Path) -> list[tuple[Any, ...]]:
@@ -57,7 +58,7 @@ def test_resume_at_the_same_size_is_bit_exact(store: str, tmp_path: Path, size: 
 
 
 def test_dropout_is_on_and_seeded_anew_at_each_step(store: str, tmp_path: Path) -> None:
-    """What the test above would not see: without dropout there is nothing to restore."""
+    """A gap of the test above: without dropout there is nothing to restore."""
     path = write_config(tmp_path, store)
     go(1, path, "train.run=with", "train.steps=2")
     go(1, path, "train.run=without", "train.steps=2", "model.dropout=0")
@@ -95,10 +96,9 @@ def state_after_restore(rank: int, size: int, path: str, overrides: tuple[str, .
     """
     import deepspeed
 
-    from fmscale.train import run
+    from fmscale.train.loop import run_loop
 
     held: list[Any] = []
-    before = run.run_loop
 
     def look(loop: Any, first_step: int) -> Any:
         held.extend((p.name, p.state, p.start, p.tensor.clone()) for p in loop.engine.pieces(save=True))
@@ -108,29 +108,33 @@ def state_after_restore(rank: int, size: int, path: str, overrides: tuple[str, .
             for name, parameter in named.items():
                 logical = name.split("model.", 1)[1]
                 held.append((logical, "forward", 0, parameter.detach().clone().view(-1)))
-        return before(loop, loop.steps)
+        return run_loop(loop, loop.steps)
 
-    run.run_loop = look
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fmscale.train.run.run_loop", look)
         train_here(rank, size, path, overrides)
-    finally:
-        run.run_loop = before
     return held
 
 
-@pytest.mark.parametrize(("size", "stage"), [(3, 3), (1, 1), (2, 0), (2, 2)])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_state_is_equal_to_the_bit_right_after_the_restore(
-    store: str, tmp_path: Path, size: int, stage: int, precision: str
-) -> None:
-    path = write_config(tmp_path, store)
-    run = f"s{size}{stage}{precision}"
-    common = ("batch.uneven=fill", f"train.precision={precision}", f"train.run={run}", "train.steps=2")
+@pytest.fixture(scope="module", params=["fp32", "bf16"])
+def saved_by_two(request: pytest.FixtureRequest, store: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Config and overrides of a run that two ranks saved after 2 steps at stage 3."""
+    path = write_config(tmp_path_factory.mktemp("saved"), store)
+    precision = request.param
+    common = ("batch.uneven=fill", f"train.precision={precision}", f"train.run=saved-{precision}", "train.steps=2")
     go(2, path, *common, "train.zero_stage=3")
+    return path, common
+
+
+@pytest.mark.parametrize(("size", "stage"), [(3, 3), (1, 1), (2, 0), (2, 2)])
+def test_state_is_equal_to_the_bit_right_after_the_restore(
+    store: str, saved_by_two: tuple[Path, tuple[str, ...]], size: int, stage: int
+) -> None:
+    path, common = saved_by_two
     ranks = run_ranks(state_after_restore, size, str(path), (*common, f"train.zero_stage={stage}"), timeout=120)
     from fmscale.checkpoint.checkpoint import open_checkpoint
 
-    saved = open_checkpoint(f"{store}#{run}@2")
+    saved = open_checkpoint(f"{store}#{load_config(path, common).train.run}@2")
     seen: dict[Any, int] = {}
     for name, state, start, values in (piece for rank in ranks for piece in rank):
         if state == "forward":
@@ -163,7 +167,8 @@ def test_what_cannot_be_resumed_is_refused(store: str, tmp_path: Path, resume: s
     from fmscale.train.resume import choose_resume
 
     path = write_config(tmp_path, store)
-    go(1, path, "train.run=trunk2", "train.steps=2")
+    if not catalog.list_checkpoints(open_store(store), "trunk2"):
+        go(1, path, "train.run=trunk2", "train.steps=2")
     run = "trunk2" if resume == "never" else "fresh"
     config = load_config(path, (f"train.run={run}", f"train.resume={resume}"))
     with pytest.raises(ConfigError, match=cause):

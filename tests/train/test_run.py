@@ -64,7 +64,8 @@ def test_a_dataset_without_commits_has_no_tokenizer(path: Path, tmp_path: Path) 
 
 
 def go(size: int, path: Path, *overrides: str) -> dict[str, Any]:
-    return run_ranks(train_here, size, str(path), overrides, timeout=120)[0]
+    outcome: dict[str, Any] = run_ranks(train_here, size, str(path), overrides, timeout=120)[0]
+    return outcome
 
 
 def test_held_out_losses_are_those_of_the_same_rows_at_any_size(path: Path, tmp_path: Path) -> None:
@@ -72,7 +73,7 @@ def test_held_out_losses_are_those_of_the_same_rows_at_any_size(path: Path, tmp_
     sets = "evaluation={every: 2, sets: [{dataset: prose, rows: 11}, {dataset: sums, rows: 3, name: arithmetic}]}"
     common = (sets, "train.steps=3", "model.dropout=0.2", "optimizer.lr=1e-30", "optimizer.weight_decay=0")
     found = []
-    for size in (1, 2, 3):
+    for size in (1, 3):
         ranks = run_ranks(
             train_here, size, str(path), (*common, "train.log_every=5", f"train.run=size{size}"), timeout=120
         )

@@ -22,8 +22,8 @@ def poisoned(rank: int, size: int, stage: int, precision: str) -> Any:
     held_before = held(engine, save=True)
     real = engine.forward
 
-    def infinite(rows: Any) -> Any:
-        loss = real(rows)
+    def infinite(inputs: Any) -> Any:
+        loss = real(inputs)
         return type(loss)(sum=loss.sum * (math.inf if rank == 0 else 1), count=loss.count, losses_BT=loss.losses_BT)
 
     engine.forward = infinite  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""What the config says reaches what does it: one traced run, and the settings that no run shows."""
+"""Settings of the config reach their places: a traced run, and the settings that no run shows."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -44,7 +44,7 @@ def path(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def events(path: Path) -> list[Event]:
-    [seen] = run_ranks(traced, 1, str(path), OVERRIDES, timeout=120)
+    seen: list[Event] = run_ranks(traced, 1, str(path), OVERRIDES, timeout=120)[0]
     return seen
 
 

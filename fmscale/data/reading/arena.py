@@ -22,6 +22,10 @@ _UNREFERENCED = 2
 """sys.getrefcount of an array that only the pool's list and the call itself refer to."""
 
 
+class LittleMemory(ConfigError):
+    """The host memory of a loader holds too few units."""
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Slot:
     """Place of a unit in memory, and its remaining uses."""
@@ -47,7 +51,7 @@ class Arena:
         row_bytes = row_tokens * dtype.itemsize
         self.capacity = memory_bytes // (rows_per_slot * row_bytes)
         if self.capacity < 1:
-            raise ConfigError(
+            raise LittleMemory(
                 f"memory_bytes holds no unit of {rows_per_slot} rows of {row_bytes} bytes",
                 found=memory_bytes,
                 remedy=f"give the loader at least {4 * rows_per_slot * row_bytes} bytes",

@@ -17,9 +17,8 @@ from fmscale.data.batch import UnitDocuments
 from fmscale.data.plan.assign import Assignment, Share, assign
 from fmscale.data.plan.batch_schedule import BatchSchedule
 from fmscale.data.plan.plan import NEVER, Plan
-from fmscale.data.reading.arena import Arena, Slot, UnitKey
+from fmscale.data.reading.arena import Arena, LittleMemory, Slot, UnitKey
 from fmscale.data.reading.readers import Readers
-from fmscale.errors import ConfigError
 from fmscale.store.tiers.fetch import CorruptChunk
 
 MAX_STEPS = 64
@@ -172,12 +171,7 @@ class Planner:
             if len(units.keys) <= max(self._arena.capacity // 3, 1) or steps == 1:
                 break
             steps //= 2
-        if len(units.keys) > self._arena.capacity:
-            raise ConfigError(
-                f"one step of this rank needs {len(units.keys)} units in host memory",
-                found=f"memory_bytes for {self._arena.capacity}",
-                remedy=f"Raise memory_bytes {len(units.keys) // self._arena.capacity + 1}-fold.",
-            )
+        self._require_room(units)
         absent: list[tuple[UnitKey, int]] = []
         for key, uses in zip(units.keys, units.uses, strict=True):
             if (slot := self._arena.slots.get(key)) is not None:
@@ -211,6 +205,19 @@ class Planner:
         if missing:
             self._read_here(missing, next_uses, int(assignment.after[-1]))
         return block, steps
+
+    def check_memory(self, k: int) -> None:
+        """Raise LittleMemory if the arena cannot hold the units of the step that begins with sample k."""
+        self._require_room(self._units(assign(self.plan, self._schedule, self._share, k=k, steps=1)))
+
+    def _require_room(self, units: UnitUses) -> None:
+        needed, held = len(units.keys), self._arena.capacity
+        if needed > held:
+            raise LittleMemory(
+                f"one step of this rank needs {needed} units in host memory",
+                found=f"memory_bytes for {held}",
+                remedy=f"Raise memory_bytes {needed // held + 1}-fold.",
+            )
 
     def _read_here(self, missing: list[Slot], next_uses: list[int], after: int) -> None:
         """Read units in this thread. The next units are announced to a slow disk, also those of the block that begins

@@ -12,14 +12,14 @@ logger = logging.getLogger(__name__)
 
 EXTENSION = "cpu_adam"
 STALE_SECONDS = 900.0
-"""Age at which a lock is nobody's: compiling takes one to two minutes."""
+"""Age at which no process can still hold a lock: compiling takes a minute or two."""
 
 
 def load_cpu_adam() -> Any:
     """The class DeepSpeedCPUAdam, compiled.
 
-    torch guards a build by a file that a killed process leaves behind, and whoever comes later waits for it for ever.
-    Ours is a lock that the kernel takes back; what it guards is that only one of us looks at the other.
+    torch guards a build by a file. A killed process leaves it behind, and later processes wait for it for ever. The
+    lock here is released by the kernel, and lets a single process at a time look at torch's file.
     """
     folder = Path(cpp_extension._get_build_directory(EXTENSION, verbose=False))
     with open(folder / "fmscale.lock", "w") as guard:

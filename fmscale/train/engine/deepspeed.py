@@ -1,10 +1,9 @@
-"""What training asks of whatever shards the model, and the DeepSpeed that does it."""
+"""DeepSpeed as an engine: ZeRO stages 0 to 3."""
 
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,56 +11,13 @@ from torch import Tensor, nn
 from fmscale.checkpoint.format.piece import Piece
 from fmscale.config.train import OptimizerConfig, TrainConfig
 from fmscale.models.weights import Whole
-from fmscale.objectives.inputs import Inputs
-from fmscale.objectives.loss import Loss
+from fmscale.objectives.protocol import Inputs, Loss
 from fmscale.runtime.world import World
 from fmscale.train.engine.accelerator import import_deepspeed
 from fmscale.train.engine.deepspeed_config import deepspeed_config
 from fmscale.train.engine.optimizer import make_optimizer, parameter_groups, set_learning_rate, set_step
 from fmscale.train.engine.partitions import Slice, base_optimizer, pieces_of, publish, slices
-
-
-@dataclass(frozen=True, kw_only=True)
-class Update:
-    """What an optimizer step did."""
-
-    grad_norm: float
-    """Global gradient norm before clipping; not finite where a gradient was not."""
-    applied: bool
-    """Whether the weights changed: False for a non-finite gradient."""
-
-
-class Engine(Protocol):
-    """A model whose state is spread over ranks. All ranks call the same methods in the same order."""
-
-    module: nn.Module
-    """The model and its objective."""
-    updates: int
-    """Optimizer steps that were applied."""
-
-    def forward(self, rows: Inputs) -> Loss:
-        """The loss of a microbatch."""
-        ...
-
-    def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Accumulate the gradient of a scalar whose sum over ranks and microbatches is what is minimised;
-        `last` for the step's last microbatch, which completes the reduction over ranks.
-        """
-        ...
-
-    def step(self, rate: float) -> Update:
-        """Clip, update at this learning rate, forget the gradients. Masters and moments change only here."""
-        ...
-
-    def pieces(self, *, save: bool) -> list[Piece]:
-        """Live views of this rank's masters and moments; for a save the ranks' pieces together hold every
-        element once, for a restore each rank's are all that it needs.
-        """
-        ...
-
-    def restored(self, updates: int) -> None:
-        """The pieces were filled: carry them into the weights and go on counting at `updates`."""
-        ...
+from fmscale.train.engine.protocol import Update
 
 
 class DeepSpeedEngine:
@@ -81,7 +37,7 @@ class DeepSpeedEngine:
     ) -> None:
         """`trained` computes (sum, count, losses); `names` are the logical names of its parameters, by id.
 
-        torch.distributed must be initialised. Raises ConfigError for what has no stable state to save."""
+        torch.distributed must be initialised. Raises ConfigError for an engine whose state cannot be saved."""
         deepspeed = import_deepspeed(device)
         self._stage = train.zero_stage
         self._world = world
@@ -100,9 +56,9 @@ class DeepSpeedEngine:
         self._base = base_optimizer(self._engine, self._stage)
         self._slices = slices(self._engine, names, self._stage, world.dp_rank)
 
-    def forward(self, rows: Inputs) -> Loss:
+    def forward(self, inputs: Inputs) -> Loss:
         """The loss of a microbatch."""
-        total, count, losses_BT = self._engine(rows)
+        total, count, losses_BT = self._engine(inputs)
         return Loss(sum=total, count=count, losses_BT=losses_BT)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
@@ -125,7 +81,7 @@ class DeepSpeedEngine:
         return Update(grad_norm=float("inf") if overflow else value, applied=not overflow)
 
     def _step_replicated(self) -> Update:
-        """DeepSpeed neither reports nor checks the norm in fp32 at stage 0, so it is done here."""
+        """DeepSpeed neither reports nor checks the norm in fp32 at stage 0, so the engine here does both."""
         limit = self._clip or float("inf")
         norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), limit))
         applied = norm < float("inf")
@@ -168,8 +124,8 @@ class DeepSpeedEngine:
 
 @contextmanager
 def born_partitioned(config: dict[str, Any], device: str) -> Iterator[Whole]:
-    """Modules that are made inside keep this rank's part of each parameter alone, for ZeRO stage 3: no rank ever holds
-    the whole model. Gives the context in which one parameter is whole on all ranks, to be filled alike by all.
+    """Modules that are made inside keep only this rank's part of each parameter, for ZeRO stage 3: no rank ever holds
+    the whole model. Gives the context in which a parameter is whole on all ranks, to be filled alike by all.
     """
     deepspeed = import_deepspeed(device)
     with redirect_stdout(io.StringIO()):

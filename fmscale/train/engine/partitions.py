@@ -1,4 +1,4 @@
-"""Where a DeepSpeed engine keeps masters and moments, as logical pieces: what a checkpoint sees.
+"""Masters and moments of a DeepSpeed engine as logical pieces, the form that checkpoints use.
 
 DeepSpeed 0.19 has these layouts (read in its source; private names, so each is checked before use):
 
@@ -122,7 +122,7 @@ def _stage_3(optimizer: Any, names: dict[int, str], rank: int) -> Iterator[Slice
 
 
 def _ends(sizes: list[int]) -> list[int]:
-    """Where each of the parts begins."""
+    """Offset of each part."""
     return [sum(sizes[:i]) for i in range(len(sizes))]
 
 

@@ -1,6 +1,5 @@
-"""What a run will need, derived from its config alone: tokens, compute, memory, checkpoints, reads."""
+"""Needs of a run, derived from its config alone: tokens, compute, memory, checkpoints, reads."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fmscale.config import BatchShape, Config
@@ -23,7 +22,7 @@ class StageBytes:
     stage: int
     """ZeRO stage."""
     parameters: int
-    """What forward and backward use."""
+    """Weights of forward and backward."""
     masters: int
     """fp32 weights that the optimizer updates; 0 where they are the parameters themselves."""
     moments: int
@@ -33,12 +32,12 @@ class StageBytes:
     device: int
     """Sum of what lies on the device."""
     host: int
-    """What `offload_optimizer` puts into host memory instead."""
+    """Part that `offload_optimizer` puts into host memory instead."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """Derived numbers of a run; None where something they follow from is not known."""
+    """Derived numbers of a run; None where a number they follow from is unknown."""
 
     world: int
     """Data-parallel ranks."""
@@ -63,15 +62,15 @@ class Forecast:
     checkpoint_bytes: int | None
     """A complete checkpoint, all ranks together."""
     checkpoint_bytes_per_rank: int | None
-    """What each rank writes."""
+    """Share of a rank."""
     tokens_per_second: float | None
     """The assumed speed of all ranks together."""
     read_bytes_per_second: float | None
-    """What the store or cache must deliver at that speed, all ranks together, each row read once."""
+    """Rate of the store or cache at that speed, all ranks together, each row read once."""
     seconds: float | None
     """Duration at that speed."""
     prefetch_bytes: int
-    """Host memory of a rank for what is read ahead."""
+    """Host memory of a rank for rows read ahead."""
     prefetch_steps: int | None
     """Steps of rows that this memory holds, or the most that is planned ahead."""
 
@@ -117,11 +116,11 @@ def forecast(
     """The derived numbers.
 
     Args:
-        config: what the run is told.
+        config: the run's.
         world: data-parallel ranks.
-        batch: solved for them; None if it does not come out.
-        steps: of the whole run; None if the config does not say.
-        vocab_size: rows of the embedding; None if it is not known.
+        batch: solved for them; None if there is no solution.
+        steps: of the whole run; None if unknown.
+        vocab_size: rows of the embedding; None if unknown.
         token_bytes: width of a stored token.
         tokens_per_second: assumed speed of all ranks together.
         mfu: or the assumed share of the device's peak, of `device`.
@@ -135,7 +134,7 @@ def forecast(
         tokens_per_second = mfu * peak * world / flops
     tokens_per_step = batch.global_batch * length if batch else None
     tokens = tokens_per_step * steps if tokens_per_step and steps else None
-    # One token more than the model reads: the last one's label.
+    # One token more than the model reads: the label of the last.
     row_bytes = (length + 1) * token_bytes
     ahead = None
     if batch:
@@ -159,8 +158,3 @@ def forecast(
         prefetch_bytes=config.data.memory_bytes,
         prefetch_steps=ahead,
     )
-
-
-def epochs(samples: int, weights: Sequence[int], rows: Sequence[int]) -> list[float]:
-    """How often a run of `samples` rows passes over each source; weights in any unit."""
-    return [samples * w / sum(weights) / n for w, n in zip(weights, rows, strict=True)]

@@ -1,4 +1,4 @@
-"""What would fail if a run were started as configured, all together, and without starting or writing anything."""
+"""All problems of a run before its start, found together; nothing is started or written."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -29,9 +29,9 @@ from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import open_dataset
 from fmscale.store.log.log import RUN_KINDS, Log
 from fmscale.store.open import open_store
-from fmscale.train.data import check_length, tokenizer_of, vocabulary
+from fmscale.train.data import check_length, check_memory, passes, tokenizer_of, vocabulary
 from fmscale.train.engine.optimizer import MOMENTS
-from fmscale.train.preflight.forecast import Forecast, epochs, forecast
+from fmscale.train.preflight.forecast import Forecast, forecast
 from fmscale.train.resume import choose_resume
 from fmscale.train.run import total_steps
 from fmscale.train.run_folder import check_folder, check_store
@@ -47,7 +47,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class SourceFacts:
-    """What the store says of a source."""
+    """Facts of a source in the store."""
 
     dataset: str
     """Its name."""
@@ -60,29 +60,29 @@ class SourceFacts:
     share: float
     """Part of the samples."""
     epochs: float | None
-    """How often the run passes over it; None for a run of unknown length."""
+    """Passes of the run over it; None for a run of unknown length."""
 
 
 @dataclass(kw_only=True)
 class Preflight:
-    """What was found out about a run before it is started."""
+    """Findings about a run before its start."""
 
     forecast: Forecast
     """Derived numbers."""
     sources: list[SourceFacts] = field(default_factory=list)
-    """The datasets, where the store was reached."""
+    """The datasets; empty if the store was not reached."""
     begins: str = ""
-    """Where the run would begin, where the store was reached."""
+    """Step or checkpoint at which the run would begin; empty if the store was not reached."""
     problems: list[FmscaleError] = field(default_factory=list)
-    """What would fail."""
+    """Errors that the run would end with."""
     warnings: list[str] = field(default_factory=list)
-    """What would run and is hardly meant."""
+    """Settings that would run and are hardly meant."""
     notes: list[str] = field(default_factory=list)
-    """What could not be checked, and what the run leaves unread."""
+    """Checks that were not possible, and data that the run leaves unread."""
 
 
 class _Checks:
-    """Runs checks and keeps what they raise instead of ending at the first."""
+    """Runs checks and keeps their errors instead of ending at the first."""
 
     def __init__(self) -> None:
         self.problems: list[FmscaleError] = []
@@ -98,13 +98,13 @@ class _Checks:
             return None
 
     def add(self, error: FmscaleError) -> None:
-        """Keep a problem. The same twice, such as of a dataset that is both source and evaluated, is said once."""
+        """Keep a problem, unless it is there already, as of a dataset that is both source and evaluated."""
         if str(error) not in map(str, self.problems):
             self.problems.append(error)
 
     def ask(self, check: Callable[[], T]) -> T | None:
-        """As `run`, for what asks the store. One that does not answer from here says nothing about where the
-        run will be: that is a note, and it is not asked again.
+        """As `run`, for checks that ask the store. A store that does not answer here may answer where the run will be:
+        that is a note, and it is not asked again.
         """
         if not self.reachable:
             return None
@@ -140,6 +140,8 @@ def check_run(
         checks.ask(lambda: require_recorded(config.train.run, recorded, sources, config.data.sources))
         checks.notes.extend(_unread(config, recorded, sources))
         sources = list(recorded.stages[-1].sources)
+    if batch and backend and sources:
+        checks.run(lambda: check_memory(config, backend, batch, sources))
     vocab_size = config.model.vocab_size
     begins = ""
     if backend:
@@ -203,19 +205,19 @@ def _warnings(config: Config, steps: int | None) -> list[str]:
 
 
 def _repeats(facts: list[SourceFacts], steps: int | None) -> list[str]:
-    """Sources that the run reads more often than is of use."""
+    """Warnings of sources that the run reads more often than is of use."""
     return [
-        f"the run reads dataset {one.dataset} ({one.tokens:,} tokens) {one.epochs:.0f} times. Up to {MANY_EPOCHS} "
-        f"times a token teaches as much as a new one, after some 16 next to nothing: it is learned by heart. Give "
-        f"{one.tokens * one.epochs / MANY_EPOCHS:,.0f} tokens or more, or train.steps "
-        f"{max(1, int(steps * MANY_EPOCHS / one.epochs))}."
-        for one in facts
-        if steps and one.epochs and one.epochs > MANY_EPOCHS
+        f"the run reads dataset {source.dataset} ({source.tokens:,} tokens) {source.epochs:.0f} times. Up to "
+        f"{MANY_EPOCHS} times a token teaches as much as a new one, after some 16 next to nothing: it is learned by "
+        f"heart. Give {source.tokens * source.epochs / MANY_EPOCHS:,.0f} tokens or more, or train.steps "
+        f"{max(1, int(steps * MANY_EPOCHS / source.epochs))}."
+        for source in facts
+        if steps and source.epochs and source.epochs > MANY_EPOCHS
     ]
 
 
 def _sources(config: Config, backend: Backend, checks: _Checks) -> list[Source]:
-    """The sources as the loader would make them; [] if one cannot be made."""
+    """The sources as the loader would make them; [] if a source cannot be made."""
     data = config.data
 
     def make(sources: Sequence[SourceConfig]) -> list[Source]:
@@ -238,12 +240,12 @@ def _check_evaluation(config: Config, backend: Backend, checks: _Checks) -> None
 
 
 def _recorded(config: Config, backend: Backend) -> Plan | None:
-    """The order that the run has recorded, which is what it goes on with."""
+    """The recorded order of the run, with which it goes on."""
     return replay(Log(backend, f"runs/{config.train.run}", RUN_KINDS))
 
 
 def _unread(config: Config, recorded: Plan, sources: list[Source]) -> list[str]:
-    """Commits that the run does not read, as they came after it was recorded."""
+    """Notes of commits that the run does not read because they came after its record."""
     notes = []
     for old, new, asked in zip(recorded.stages[-1].sources, sources, config.data.sources, strict=False):
         late = sorted(set(new.view.commits) - set(old.view.commits))
@@ -256,42 +258,41 @@ def _unread(config: Config, recorded: Plan, sources: list[Source]) -> list[str]:
 
 
 def _begin(config: Config, backend: Backend, recorded: bool, vocab_size: int | None) -> str:
-    """Where the run would begin. Raises ConfigError if it cannot go on with what it is told."""
+    """Step or checkpoint at which the run would begin. Raises ConfigError if it cannot go on with this config."""
     resume = choose_resume(config, backend)
     if not resume.shown:
         return "at step 0, with the order that the run has recorded" if recorded else "at step 0"
-    found = newest(backend, resume.run, resume.which)
+    entry = newest(backend, resume.run, resume.which)
     if vocab_size is not None:
-        _check_model(config, load_manifest(backend, found), vocab_size, f"{resume.run}@{found.step}")
-    return f"from {'a fork of ' if resume.fork else ''}checkpoint {resume.run}@{found.step}"
+        _check_model(config, load_manifest(backend, entry), vocab_size, f"{resume.run}@{entry.step}")
+    return f"from {'a fork of ' if resume.fork else ''}checkpoint {resume.run}@{entry.step}"
 
 
 def _check_model(config: Config, manifest: CheckpointManifest, vocab_size: int, where: str) -> None:
     """Raise ConfigError if the checkpoint is of another model. The model is built without memory."""
     with torch.device("meta"):
         model = build(config.model, vocab_size=vocab_size)
-    wanted = [
+    ranges = [
         FileRange(name=name, state=state, dtype="float32", shape=tuple(p.shape), start=0, count=p.numel())
         for name, p in model.named_parameters()
         for state in ("weight", *MOMENTS)
     ]
-    refuse_other_model(manifest, [differences(manifest, wanted)], f"checkpoint {where}", partial=False)
+    refuse_other_model(manifest, [differences(manifest, ranges)], f"checkpoint {where}", partial=False)
 
 
 def _facts(sources: list[Source], samples: int | None) -> list[SourceFacts]:
-    weights = [source.weight for source in sources]
-    rows = [sum(source.view.rows) for source in sources]
-    passes = epochs(samples, weights, rows) if samples and sources else [None] * len(sources)
+    weights = sum(source.weight for source in sources)
+    epochs: Sequence[float | None] = passes(samples, sources) if samples else [None] * len(sources)
     return [
         SourceFacts(
             dataset=source.view.dataset,
             split=source.view.split,
             tokens=sum(source.view.tokens),
-            rows=count,
-            share=source.weight / sum(weights),
+            rows=sum(source.view.rows),
+            share=source.weight / weights,
             epochs=passed,
         )
-        for source, count, passed in zip(sources, rows, passes, strict=True)
+        for source, passed in zip(sources, epochs, strict=True)
     ]
 
 

@@ -11,7 +11,7 @@ from tests.helpers.ranks import run_ranks
 
 
 def on_cpu(rank: int, size: int) -> list[dict[str, str | None]]:
-    """What DeepSpeed reads, before, during and after a run; it refuses another device in this process."""
+    """Variables that DeepSpeed reads, before, during and after a run; it refuses another device in this process."""
     names = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "DS_ACCELERATOR")
 
     def read() -> dict[str, str | None]:
@@ -32,13 +32,13 @@ def on_cpu(rank: int, size: int) -> list[dict[str, str | None]]:
         del os.environ["OMPI_COMM_WORLD_LOCAL_RANK"]
 
 
-def test_it_reads_the_number_of_the_device_until_the_run_has_ended():
+def test_it_reads_the_number_of_the_device_until_the_run_has_ended() -> None:
     launchers = {"LOCAL_RANK": None, "OMPI_COMM_WORLD_LOCAL_RANK": "3", "DS_ACCELERATOR": None}
     ours = {"LOCAL_RANK": "0", "OMPI_COMM_WORLD_LOCAL_RANK": "0", "DS_ACCELERATOR": None}
     assert run_ranks(on_cpu, 1) == [[launchers, ours, launchers]]
 
 
-def test_an_accelerator_that_contradicts_the_run_is_refused(monkeypatch: pytest.MonkeyPatch):
+def test_an_accelerator_that_contradicts_the_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DS_ACCELERATOR", "cuda")
     with pytest.raises(ConfigError, match="DS_ACCELERATOR contradicts the device of the run, which is cpu") as caught:
         import_deepspeed("cpu")

@@ -1,5 +1,6 @@
 """The engine at every ZeRO stage and several sizes: one training, one logical state."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -36,7 +37,7 @@ def test_fp32_does_not_depend_on_stage_ranks_or_microbatches(reference: Any, sta
     torch.testing.assert_close(torch.tensor(losses), torch.tensor(reference[0]), rtol=2e-5, atol=2e-6)
     assert state.keys() == reference[1].keys()
     for key, values in reference[1].items():
-        torch.testing.assert_close(state[key], values, rtol=2e-3, atol=2e-5, msg=lambda m, k=key: f"{k}: {m}")
+        torch.testing.assert_close(state[key], values, rtol=2e-3, atol=2e-5, msg=partial("{}: {}".format, key))
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -1,4 +1,4 @@
-"""How many rows each step of a run has, from what its checkpoints say."""
+"""The batch schedule of a run, and the samples behind it, as its checkpoints recorded them."""
 
 from fmscale.checkpoint.catalog import CheckpointEntry, list_checkpoints, load_manifest
 from fmscale.checkpoint.read.meta import next_sample, section
@@ -8,22 +8,22 @@ from fmscale.errors import ConfigError
 from fmscale.store.backends.protocol import Backend
 
 
-def recorded_batches(backend: Backend, run: str) -> BatchSchedule | None:
-    """Rows of each step of the run; None where no checkpoint says so.
+def recorded_schedule(backend: Backend, run: str) -> BatchSchedule | None:
+    """Rows of each step of the run; None for a run without checkpoints.
 
-    A run that goes on with another global batch has steps of both. Raises ConfigError where a checkpoint between
-    the two is gone, StoreError or CorruptData for one that cannot be read.
+    A run that goes on with another global batch has steps of both. Raises ConfigError where the checkpoint between
+    them is gone, StoreError or CorruptData for a checkpoint that cannot be read.
     """
-    found = sorted(list_checkpoints(backend, run), key=lambda one: (one.step, one.entry))
-    if not found:
+    entries = sorted(list_checkpoints(backend, run), key=lambda entry: (entry.step, entry.entry))
+    if not entries:
         return None
-    step, k, batch = _stand(backend, found[-1])
+    step, k, batch = _stand(backend, entries[-1])
     if k == step * batch:
         return BatchSchedule([(0, batch)])
     schedule: dict[int, int] = {}
     before = (0, 0)
-    for one in {one.step: one for one in found}.values():
-        step, k, batch = _stand(backend, one)
+    for entry in {entry.step: entry for entry in entries}.values():
+        step, k, batch = _stand(backend, entry)
         if k - before[1] != (step - before[0]) * batch:
             raise ConfigError(
                 f"run {run} changed its global batch, and no checkpoint is left that says at which step",
@@ -37,10 +37,10 @@ def recorded_batches(backend: Backend, run: str) -> BatchSchedule | None:
 
 
 def trained_samples(backend: Backend, run: str) -> range | None:
-    """Samples that the run's newest checkpoint has behind it; None without one. Of a run that began with another's
-    state only the last of them is known to be its own. Raises StoreError or CorruptData.
+    """Samples behind the run's newest checkpoint; None without a checkpoint. A run that began with another's state is
+    known to have taken only the last of them. Raises StoreError or CorruptData.
     """
-    newest = max(list_checkpoints(backend, run), key=lambda one: (one.step, one.entry), default=None)
+    newest = max(list_checkpoints(backend, run), key=lambda entry: (entry.step, entry.entry), default=None)
     if newest is None:
         return None
     meta = load_manifest(backend, newest).meta
@@ -48,8 +48,8 @@ def trained_samples(backend: Backend, run: str) -> range | None:
     return range(0 if resume in ("auto", "never") else max(stop - 1, 0), stop)
 
 
-def _stand(backend: Backend, found: CheckpointEntry) -> tuple[int, int, int]:
+def _stand(backend: Backend, entry: CheckpointEntry) -> tuple[int, int, int]:
     """(steps taken, samples taken, rows of a step) at a checkpoint."""
-    meta = load_manifest(backend, found).meta
+    meta = load_manifest(backend, entry).meta
     batch = derive_batch(section(meta, "batch", BatchConfig), meta["world_size"])
     return meta["step"], next_sample(meta), batch.global_batch

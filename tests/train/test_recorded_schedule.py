@@ -19,7 +19,7 @@ from fmscale.runtime.world import World
 from fmscale.store.log.lease import acquire
 from fmscale.store.log.retirement import retire
 from fmscale.store.open import open_store
-from fmscale.train.batches import recorded_batches
+from fmscale.train.recorded_schedule import recorded_schedule
 from tests.helpers.corpus import T, store_corpus
 
 RUN = "demo"
@@ -41,20 +41,20 @@ def save(url: str, *stands: tuple[int, int, int]) -> None:
 def test_the_batch_of_each_step_is_that_of_the_job_that_took_it(tmp_path: Path) -> None:
     url = str(tmp_path / "store")
     store = open_store(url)
-    assert recorded_batches(store, RUN) is None
+    assert recorded_schedule(store, RUN) is None
     save(url, (3, 24, 4), (5, 40, 4))
-    made = recorded_batches(store, RUN)
+    made = recorded_schedule(store, RUN)
     assert made is not None
     assert made.schedule == ((0, 8),)
     save(url, (7, 48, 2), (9, 56, 2))
-    made = recorded_batches(store, RUN)
+    made = recorded_schedule(store, RUN)
     assert made is not None
     assert [made.batch(step) for step in range(9)] == [8] * 5 + [4] * 4
     assert [made.kappa(step) for step in (3, 5, 7, 9)] == [24, 40, 48, 56]
     between = next(one for one in list_checkpoints(store, RUN) if one.step == 5)
     retire(run_log(store, RUN), [between.entry], lambda entry: [])
     with pytest.raises(ConfigError, match=r"changed its global batch.*sample 24 after step 3"):
-        recorded_batches(store, RUN)
+        recorded_schedule(store, RUN)
 
 
 def trace(url: str, *words: str) -> tuple[int, str]:

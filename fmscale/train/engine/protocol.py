@@ -1,0 +1,52 @@
+"""The contract of an engine: the operations of a model whose state is spread over ranks."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from fmscale.checkpoint.format.piece import Piece
+from fmscale.objectives.protocol import Inputs, Loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """Outcome of an optimizer step."""
+
+    grad_norm: float
+    """Global gradient norm before clipping; not finite where a gradient was not."""
+    applied: bool
+    """True if the weights changed; False for a non-finite gradient."""
+
+
+class Engine(Protocol):
+    """A model whose state is spread over ranks. All ranks call the same methods in the same order."""
+
+    module: nn.Module
+    """The model and its objective."""
+    updates: int
+    """Optimizer steps that were applied."""
+
+    def forward(self, inputs: Inputs) -> Loss:
+        """The loss of a microbatch."""
+        ...
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Accumulate the gradient of a scalar whose sum over ranks and microbatches is minimised; `last` for the step's
+        last microbatch, which completes the reduction over ranks.
+        """
+        ...
+
+    def step(self, rate: float) -> Update:
+        """Clip, update at this learning rate, forget the gradients. Masters and moments change only here."""
+        ...
+
+    def pieces(self, *, save: bool) -> list[Piece]:
+        """Live views of this rank's masters and moments. For a save the pieces of all ranks hold every element once;
+        for a restore each rank's pieces are all that it needs.
+        """
+        ...
+
+    def restored(self, updates: int) -> None:
+        """The pieces were filled: carry them into the weights and go on counting at `updates`."""
+        ...
