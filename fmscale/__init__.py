@@ -1,7 +1,21 @@
 """fmscale: train foundation models on many GPUs and never let them wait for data.
 
 The names below are what most users need, each loaded when it is first asked for; docs/api.md has the rest, room by
-room: `config`, `runtime`, `store`, `data`, `checkpoint`, `models`, `objectives`, `train`, `infer`, `kernels`.
+room. In reading order, which is that of imports, from the ground up:
+
+`errors.py`   errors with cause, value and remedy
+`config/`     a dataclass a section, and the strict reader of YAML
+`runtime/`    ranks, waits, stop signals, the first failure, sinks
+`store/`      bytes: backends, log, segments, datasets, node cache
+`data/`       samples: ingest, order, views, plans, the loader, its audit
+`checkpoint/` state: snapshot, persist, read, export
+`models/`     plain modules
+`objectives/` from inputs and a model to a loss
+`infer/`      generation and evaluation
+`train/`      the engine, the step, the loop
+`report/`     pages of HTML from plain values
+`quickstart/` the whole road, by the names that users call
+`cli/`        the command line, a file a verb
 """
 
 from importlib import import_module

@@ -196,7 +196,7 @@ def test_a_small_corpus_is_warned_of_before_it_is_trained_on(tmp_path: Path, mon
     def begin(*_: Any) -> None:
         raise Begun
 
-    monkeypatch.setattr("fmscale.quickstart.acts.train", begin)
+    monkeypatch.setattr("fmscale.quickstart.acts.train_run", begin)
     (tmp_path / "texts").mkdir()
     for i in range(100):
         (tmp_path / f"texts/{i}.txt").write_text(f"text {i} of few, about {i * i}\n" * 40)

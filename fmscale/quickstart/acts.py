@@ -19,7 +19,7 @@ from fmscale.quickstart.page import render
 from fmscale.quickstart.results import Report, build_report, write_report
 from fmscale.quickstart.settings import DATASET, UNBROKEN_SHARE, QuickstartSettings
 from fmscale.quickstart.state import QuickstartState
-from fmscale.quickstart.training import train, train_unbroken
+from fmscale.quickstart.training import train_run, train_unbroken
 from fmscale.runtime.sinks.jsonl import read_jsonl
 from fmscale.store.open import open_store
 from fmscale.train.compare import History, read_history
@@ -106,7 +106,7 @@ def _train(settings: QuickstartSettings, state: QuickstartState, screen: Screen)
         assert steps is not None, "a config that does not say how long it is has a problem"
         for warning in checked[0].warnings:
             screen.tell(f"warning: {warning}")
-        train(settings, steps, partial(_watch, screen, "train", steps), screen.tell)
+        train_run(settings, steps, partial(_watch, screen, "train", steps), screen.tell)
     screen.end("train", f"{steps} steps")
     return steps, checked[0].warnings
 

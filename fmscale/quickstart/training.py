@@ -41,7 +41,7 @@ def saved_step(settings: QuickstartSettings) -> int:
     return max((entry.step for entry in entries), default=0)
 
 
-def train(settings: QuickstartSettings, steps: int, watch: Watch, tell: Callable[[str], None]) -> None:
+def train_run(settings: QuickstartSettings, steps: int, watch: Watch, tell: Callable[[str], None]) -> None:
     """Train to the end, with the change of ranks and stage half-way. Does nothing for a complete run.
 
     Raises TrainingFailed with what the first rank said.

@@ -1,5 +1,10 @@
-"""`fmscale bench kernels`: ours and every peer in one run, checked before they are timed.
+"""`fmscale bench kernels`: ours and every peer in one run, checked before they are timed. In reading order:
 
-`command` is the entry; `rows` the problems, `contest` one of them, `contests` their run in a worker
-process; `tune` and `trial` the tuner and its worker. Nothing is imported here: a worker starts often.
+`command.py` is the entry. `sizes.py`, `rows.py`, `attention_rows.py`, `loss_rows.py` and `memory_rows.py` list the problems;
+`problems.py` those that are tuned. `contest.py` measures a problem's contestants, of which `peers.py` has the foreign ones, and
+`contests.py` all problems in a worker process, which `workshop.py` keeps and `serve.py` is; `timing.py` has the clocks.
+`ceilings.py` and `roofline.py` give the limits of the device, `claims.py` the targets, `verdict.py` their outcome, `listing.py`
+and `report.py` what is shown. `tune.py` is the tuner, and `trial.py` its worker.
+
+Nothing is imported here: a worker starts often.
 """
