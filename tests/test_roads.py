@@ -1,55 +1,19 @@
 """The roads of docs/: a page names the files that a real run enters, and no others."""
 
+import gc
 import re
-import sys
-import threading
 from collections.abc import Callable
-from inspect import CO_OPTIMIZED
 from pathlib import Path
-from types import FrameType
+
+import pytest
 
 from fmscale.data.open import open_loader
 from fmscale.store.open import open_store
+from tests.checkpoint.states import Fleet, take_lease
 from tests.helpers.corpus import T, store_corpus
+from tests.helpers.tracing import ROOT, entered
 
-ROOT = Path(__file__).parents[1]
-ROOMS = ("data", "store", "checkpoint")
-MOST_TOLD = 14
-"""Files that a road tells, so that a reader has it in five minutes; the others are leaves, a line each."""
-
-
-def entered(run: Callable[[], object]) -> set[str]:
-    """Files below the rooms whose functions `run` calls in this process, in any thread that begins meanwhile."""
-    product = f"{ROOT / 'fmscale'}/"
-    found: set[str] = set()
-
-    def importing(frame: FrameType | None) -> bool:
-        while frame is not None:
-            if frame.f_code.co_name == "<module>" and frame.f_code.co_filename.startswith(product):
-                return True
-            frame = frame.f_back
-        return False
-
-    def call(frame: FrameType, event: str, argument: object) -> None:
-        code = frame.f_code
-        if (
-            code.co_filename not in found
-            and code.co_filename.startswith(product)
-            and code.co_flags & CO_OPTIMIZED  # a function, not the body of a class
-            and not importing(frame)
-        ):
-            found.add(code.co_filename)
-
-    before = sys.gettrace()
-    threading.settrace(call)
-    sys.settrace(call)
-    try:
-        run()
-    finally:
-        sys.settrace(before)
-        threading.settrace(before)
-    paths = {name.removeprefix(product) for name in found}
-    return {path for path in paths if path.split("/")[0] in ROOMS}
+ROOMS = ("fmscale/data/", "fmscale/store/", "fmscale/checkpoint/")
 
 
 def named(page: str, heading: str) -> list[str]:
@@ -58,24 +22,43 @@ def named(page: str, heading: str) -> list[str]:
     return re.findall(r"^(?:\d+\.|-) `([\w/]+\.py)`", section, re.MULTILINE)
 
 
-def check_road(name: str, run: Callable[[], object]) -> None:
-    """The page docs/NAME.md tells the files that `run` enters, each once: the road, then the leaves."""
-    page = (ROOT / "docs" / f"{name}.md").read_text()
-    told, leaves = named(page, "The road"), named(page, "Leaves")
-    assert len(told) <= MOST_TOLD
-    files, seen = [*told, *leaves], entered(run)
-    assert (sorted(seen - set(files)), sorted(set(files) - seen)) == ([], []), "(missing on the page, not entered)"
-    assert len(files) == len(set(files)), "a file stands on the page once"
-
-
-def test_a_samples_road(tmp_path: Path) -> None:
-    store_corpus(open_store(str(tmp_path / "store")))
+def read_a_sample(folder: Path) -> Callable[[], object]:
+    """The first microbatch of a loader, through a node cache."""
+    url = str(folder / "store")
+    store_corpus(open_store(url))
 
     def first_batch() -> None:
-        loader = open_loader(
-            str(tmp_path / "store"), dataset="corpus", sequence_length=T, batch=8, cache_dir=tmp_path / "cache"
-        )
-        with loader:
+        with open_loader(url, dataset="corpus", sequence_length=T, batch=8, cache_dir=folder / "cache") as loader:
             assert next(loader).loss_weights.shape == (8, T)
 
-    check_road("a-samples-road", first_batch)
+    return first_batch
+
+
+def save(folder: Path) -> Callable[[], object]:
+    """A save by the persist process, from the snapshot to the log entry."""
+    url = str(folder / "store")
+    lease = take_lease(url)
+
+    def saved() -> None:
+        with Fleet(url, lease=lease) as fleet:
+            fleet.saved(1)
+
+    return saved
+
+
+@pytest.mark.parametrize(
+    ("name", "prepare", "most"), [("a-samples-road", read_a_sample, 14), ("a-saves-road", save, 12)]
+)
+def test_a_road_names_the_files_that_are_entered(
+    name: str, prepare: Callable[[Path], Callable[[], object]], most: int, tmp_path: Path
+) -> None:
+    """At most `most` files are told, so that a reader has the road in five minutes; the others are leaves."""
+    page = (ROOT / "docs" / f"{name}.md").read_text()
+    told, leaves = named(page, "The road"), named(page, "Leaves")
+    assert len(told) <= most
+    run = prepare(tmp_path)
+    gc.collect()  # of loaders that earlier tests left
+    seen = {file.removeprefix("fmscale/") for file in entered(run) if file.startswith(ROOMS)}
+    files = [*told, *leaves]
+    assert (sorted(seen - set(files)), sorted(set(files) - seen)) == ([], []), "(missing on the page, not entered)"
+    assert len(files) == len(set(files)), "a file stands on the page once"
