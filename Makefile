@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-slow lint recording wheel bench-env
+.PHONY: quickstart test test-slow lint types recording wheel bench-env
 
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,15 +25,14 @@ test-slow: $(VENV)/.installed  ## the rest: real clusters, long fault campaigns,
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(MAKE) types
 	$(BIN)/lint-imports
 
-recording: $(VENV)/.installed  ## README's drawing of a run that is killed and goes on at another size
-	$(BIN)/python docs/recording/record.py
-
-wheel: $(VENV)/.installed  ## dist/fmscale-VERSION-py3-none-any.whl
-	rm -rf build
-	$(BIN)/pip wheel -q --no-deps --wheel-dir dist .
+types: $(VENV)/.installed  ## mypy over fmscale, kernels and launch as the one package that they are when installed, and tests
+	rm -rf $(VENV)/types && mkdir -p $(VENV)/types/fmscale
+	ln -s $(CURDIR)/fmscale/* $(CURDIR)/kernels $(CURDIR)/launch $(VENV)/types/fmscale/
+	$(BIN)/mypy
+	$(BIN)/mypy docs/recording
 
 bench-env: .venv-bench/.installed  ## the peers of `fmscale bench loader`, whose pins conflict with ours
 

@@ -15,12 +15,12 @@ NAMES = {
 
 
 @pytest.mark.parametrize("package", [package for package, names in NAMES.items() if names])
-def test_the_names_in_the_tables_exist(package: str):
+def test_the_names_in_the_tables_exist(package: str) -> None:
     for name in NAMES[package]:
         pkgutil.resolve_name(f"{package}.{name}")
 
 
-def test_every_section_of_names_has_a_table():
+def test_every_section_of_names_has_a_table() -> None:
     prose = {package for package, names in NAMES.items() if len(names) < 3}
     assert prose == {"fmscale.data.ingest", "fmscale.errors"}
     assert len(NAMES) >= 10

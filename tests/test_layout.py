@@ -34,14 +34,14 @@ def imported(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def test_no_file_is_long_and_most_are_short():
+def test_no_file_is_long_and_most_are_short() -> None:
     lines = {path: len(path.read_text().splitlines()) for path in sources(*CODE, "benchmarks", "tests")}
     assert {path.relative_to(ROOT): count for path, count in lines.items() if count > LONGEST} == {}
     library = [lines[path] for path in sources(*CODE) if lines[path] > 5]
     assert statistics.median(library) <= MEDIAN
 
 
-def test_kernels_run_where_only_torch_and_triton_are_installed():
+def test_kernels_run_where_only_torch_and_triton_are_installed() -> None:
     allowed = sys.stdlib_module_names | {"torch", "triton"}
     strangers = {
         (path.name, name)
@@ -52,7 +52,7 @@ def test_kernels_run_where_only_torch_and_triton_are_installed():
     assert strangers == set()
 
 
-def test_nothing_below_the_kernels_or_beside_them_imports_them():
+def test_nothing_below_the_kernels_or_beside_them_imports_them() -> None:
     wrong = [
         (path.relative_to(ROOT), name)
         for path in sources("fmscale")
@@ -62,7 +62,7 @@ def test_nothing_below_the_kernels_or_beside_them_imports_them():
     assert wrong == []
 
 
-def test_launchers_know_nothing_of_what_a_rank_does_and_only_the_command_line_knows_them():
+def test_launchers_know_nothing_of_what_a_rank_does_and_only_the_command_line_knows_them() -> None:
     below = ("fmscale.launch", "fmscale.runtime", "fmscale.config", "fmscale.errors")
     seen = {name for path in sources("launch") for name in imported(path) if name.startswith("fmscale.")}
     assert [name for name in sorted(seen) if not name.startswith(below)] == []
@@ -75,12 +75,12 @@ def test_launchers_know_nothing_of_what_a_rank_does_and_only_the_command_line_kn
     assert users == {"cli"}
 
 
-def test_every_folder_of_code_is_a_package_and_so_gets_into_the_wheel():
+def test_every_folder_of_code_is_a_package_and_so_gets_into_the_wheel() -> None:
     bare = {path.parent for path in sources(*CODE) if not (path.parent / "__init__.py").is_file()}
     assert bare == set()
 
 
-def test_every_dependency_has_the_version_that_the_tests_run_with():
+def test_every_dependency_has_the_version_that_the_tests_run_with() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     named = [
         *project["dependencies"],
@@ -91,7 +91,7 @@ def test_every_dependency_has_the_version_that_the_tests_run_with():
     assert wanted - {name.lower() for name in held} == set()
 
 
-def test_nothing_that_is_read_can_execute_code():
+def test_nothing_that_is_read_can_execute_code() -> None:
     found = {
         (path.relative_to(ROOT), name)
         for path in sources(*CODE)
@@ -127,7 +127,7 @@ def graph() -> dict[str, set[str]]:
     return found
 
 
-def test_no_imports_in_circles():
+def test_no_imports_in_circles() -> None:
     imports = graph()
     order = graphlib.TopologicalSorter(imports)
     assert list(order.static_order()), "raises CycleError with the circle"
@@ -145,7 +145,7 @@ def test_no_imports_in_circles():
     assert list(graphlib.TopologicalSorter(rooms).static_order())
 
 
-def test_no_two_public_types_share_a_name():
+def test_no_two_public_types_share_a_name() -> None:
     names = [
         node.name
         for path in sources(*CODE)
@@ -155,7 +155,7 @@ def test_no_two_public_types_share_a_name():
     assert sorted({name for name in names if names.count(name) > 1}) == []
 
 
-def test_no_function_has_the_name_of_a_room():
+def test_no_function_has_the_name_of_a_room() -> None:
     rooms = {path.parent.name for path in sources(*CODE)}
     named = {
         f"{module(path)}.{node.name}"
@@ -168,7 +168,7 @@ def test_no_function_has_the_name_of_a_room():
     assert {name for name in named if ".ingest.formats." not in name} - {"fmscale.data.ingest.ingest"} == set()
 
 
-def test_every_room_lists_its_files_in_reading_order():
+def test_every_room_lists_its_files_in_reading_order() -> None:
     missing = {
         f"{folder.relative_to(ROOT)}: {name}"
         for folder in {path.parent for path in sources(*CODE)}
@@ -183,7 +183,7 @@ def test_every_room_lists_its_files_in_reading_order():
     assert sorted(missing) == []
 
 
-def test_docstrings_begin_with_a_verb_or_a_noun():
+def test_docstrings_begin_with_a_verb_or_a_noun() -> None:
     asked = re.compile(r"(What|Whether|How|Where|Which|Who|When)\b")
     wrong = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
@@ -195,6 +195,6 @@ def test_docstrings_begin_with_a_verb_or_a_noun():
     assert wrong == []
 
 
-def test_no_loose_ends():
+def test_no_loose_ends() -> None:
     marks = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
     assert [path for path in sources(*CODE) if marks.search(path.read_text())] == []

@@ -50,7 +50,7 @@ def fmscale_words(command: str) -> list[str] | None:
     return words[words.index("fmscale") + 1 :] if "fmscale" in words else None
 
 
-def test_no_command_hides_in_a_block_of_another_kind():
+def test_no_command_hides_in_a_block_of_another_kind() -> None:
     for language, body in FENCE.findall(README):
         starts = [line.split()[0] for line in body.splitlines() if line.split()]
         if language != "sh":
@@ -60,7 +60,7 @@ def test_no_command_hides_in_a_block_of_another_kind():
 
 
 @pytest.mark.parametrize("command", [one for one in commands() if fmscale_words(one)])
-def test_every_command_of_fmscale_parses(command: str):
+def test_every_command_of_fmscale_parses(command: str) -> None:
     words, node, context = fmscale_words(command), get_command(build_app()), None
     assert words is not None
     name: str | None = "fmscale"
@@ -74,19 +74,19 @@ def test_every_command_of_fmscale_parses(command: str):
         node = found
 
 
-def test_the_targets_of_make_exist():
+def test_the_targets_of_make_exist() -> None:
     for command in commands():
         if command.startswith("make "):
             subprocess.run([*shlex.split(command), "-n"], cwd=ROOT, check=True, capture_output=True)
 
 
-def test_links_lead_somewhere():
+def test_links_lead_somewhere() -> None:
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
-def test_the_tree_names_every_folder_of_code_and_no_other():
+def test_the_tree_names_every_folder_of_code_and_no_other() -> None:
     named = {name.rstrip("/") for name in re.findall(r"^\| `([\w/]+/)` \|", README, re.M)}
     packages = {f"fmscale/{path.parent.name}" for path in (ROOT / "fmscale").glob("*/__init__.py")}
     there = {"kernels", "launch", "configs", "benchmarks", "docs", "tests"} | packages
@@ -94,14 +94,14 @@ def test_the_tree_names_every_folder_of_code_and_no_other():
     assert all((ROOT / name).is_dir() for name in named)
 
 
-def test_the_table_has_the_numbers_of_the_report():
+def test_the_table_has_the_numbers_of_the_report() -> None:
     report = json.loads((ROOT / "docs/quickstart/report.json").read_text())
     shown = README.partition("<!-- quickstart -->\n")[2].partition("<!-- /quickstart -->")[0]
     assert shown.strip() == as_markdown(report).strip()
     assert str(ROOT) not in json.dumps(report)
 
 
-def test_the_table_of_gpu_results_has_their_numbers_and_no_others():
+def test_the_table_of_gpu_results_has_their_numbers_and_no_others() -> None:
     shown = README.partition(BEGIN)[2].partition(END)[0]
     assert shown == as_table(ROOT / "benchmarks" / "results")
 
@@ -119,7 +119,7 @@ def prepared(command: str, bucket: str) -> str:
 
 
 @pytest.mark.slow
-def test_every_command_runs_in_its_order(tmp_path: Path, s3: S3Server, s3_bucket: str):
+def test_every_command_runs_in_its_order(tmp_path: Path, s3: S3Server, s3_bucket: str) -> None:
     for name in ("fmscale", "kernels", "Makefile", "pyproject.toml", "setup.py", "constraints.txt"):
         (tmp_path / name).symlink_to(ROOT / name)
     for name, text in files().items():

@@ -47,7 +47,7 @@ def checked(svg: str) -> ElementTree.Element:
     return root
 
 
-def test_lines_are_written_over_erased_wrapped_and_styled():
+def test_lines_are_written_over_erased_wrapped_and_styled() -> None:
     screen = drawing.Screen()
     screen.feed("phase …\r       \rdone\x1b[2K\r\x1b[1;32mok\x1b")
     screen.feed("[0m <&\r\n" + "x" * 93 + "\r\n\x1b]133;A\x07\x1b[?25l$ ")
@@ -57,7 +57,7 @@ def test_lines_are_written_over_erased_wrapped_and_styled():
         screen.feed("\x1b[5A")
 
 
-def test_the_longest_waits_are_cut_until_all_fits():
+def test_the_longest_waits_are_cut_until_all_fits() -> None:
     moments = [1.0, 2.0, 32.0, 62.0]
     shown, longest = drawing.shown_at(moments, [2.0], 20.0)
     room = 20.0 - drawing.LAST - drawing.PAUSE
@@ -69,7 +69,7 @@ def test_the_longest_waits_are_cut_until_all_fits():
     assert drawing.shown_at([1.0], [], 20.0)[0](1.0) == 1.0
 
 
-def test_each_version_of_a_line_is_seen_in_its_own_time_only():
+def test_each_version_of_a_line_is_seen_in_its_own_time_only() -> None:
     output = [(0.5, "$ run\r\n"), (1.0, "10 %"), (2.0, "\r90 %"), (3.0, "\r\n" * 30 + "end")]
     svg = drawing.draw(output, [(0.6, "begin"), (2.5, "<ends>")])
     root = checked(svg)
@@ -85,7 +85,7 @@ def test_each_version_of_a_line_is_seen_in_its_own_time_only():
     assert f"translateY(-{drawing.LINE * 8}px)" in svg
 
 
-def test_a_shell_on_a_terminal_is_recorded_and_what_it_started_is_killed(tmp_path: Path):
+def test_a_shell_on_a_terminal_is_recorded_and_what_it_started_is_killed(tmp_path: Path) -> None:
     session = record.Session(tmp_path)
     try:
         session.run("stty size; test -t 1 && pwd", until=str(tmp_path))
@@ -101,7 +101,7 @@ def test_a_shell_on_a_terminal_is_recorded_and_what_it_started_is_killed(tmp_pat
     checked(drawing.draw(session.output, [(0.0, "begins")]))
 
 
-def test_the_recording_in_the_docs_shows_the_kill_the_resume_and_the_proof():
+def test_the_recording_in_the_docs_shows_the_kill_the_resume_and_the_proof() -> None:
     svg = (FOLDER / "kill-resume.svg").read_text()
     shown = "\n".join("".join(text.itertext()) for text in checked(svg).iter(f"{SVG}text"))
     story = (

@@ -32,7 +32,8 @@ def job(name: str, script: str, seconds: float = 60.0) -> Job:
 
 def run(*jobs: Job, at_once: int = 2, seconds: float = 60.0) -> tuple[dict[str, Outcome], list[Any], list[str]]:
     """What became of each, the records, and the other lines."""
-    records, lines = [], []
+    records: list[Any] = []
+    lines: list[str] = []
     outcomes = run_jobs(
         jobs, at_once=at_once, deadline=time.monotonic() + seconds,
         record=lambda job, found: records.append((job, found)), say=lines.append, ended=lambda outcome: None,
@@ -41,7 +42,7 @@ def run(*jobs: Job, at_once: int = 2, seconds: float = 60.0) -> tuple[dict[str, 
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_script_is_sound_shell(script: str):
+def test_a_script_is_sound_shell(script: str) -> None:
     path = str(ROOT / "benchmarks" / script)
     subprocess.check_call(["sh", "-n", path])
     assert os.access(path, os.X_OK)
@@ -49,7 +50,7 @@ def test_a_script_is_sound_shell(script: str):
         subprocess.check_call(["shellcheck", path])
 
 
-def test_a_step_gets_what_is_left_and_is_not_begun_with_too_little():
+def test_a_step_gets_what_is_left_and_is_not_begun_with_too_little() -> None:
     step = Step(name="6", what="", least=100, most=260, jobs=(), disk=45 * 10**9)
     assert allowance(step, 400.0, 10**11) == (260, "")
     assert allowance(step, 150.0, 10**11) == (150, "")
@@ -60,7 +61,7 @@ def test_a_step_gets_what_is_left_and_is_not_begun_with_too_little():
 
 
 @pytest.mark.parametrize("mode", ["train", "kernels"])
-def test_the_steps_fit_the_time_and_their_names_are_their_own(mode: str, tmp_path: Path):
+def test_the_steps_fit_the_time_and_their_names_are_their_own(mode: str, tmp_path: Path) -> None:
     made = steps(mode, Setting(python="python3", scratch=tmp_path, dry=False))
     assert sum(step.least for step in made) < DEFAULT / 2
     names = [one.name for step in made for one in step.jobs]
@@ -70,7 +71,7 @@ def test_the_steps_fit_the_time_and_their_names_are_their_own(mode: str, tmp_pat
         chosen(made, "9")
 
 
-def test_a_job_that_fails_is_on_record_with_its_last_lines_and_the_next_runs():
+def test_a_job_that_fails_is_on_record_with_its_last_lines_and_the_next_runs() -> None:
     told = """echo '..@record {"a": 1}'; echo broken >&2; exit 3"""
     outcomes, records, lines = run(job("bad", told), job("good", "echo '@record {\"a\": 2}'"), at_once=1)
     assert not outcomes["bad"].ok
@@ -80,7 +81,7 @@ def test_a_job_that_fails_is_on_record_with_its_last_lines_and_the_next_runs():
     assert lines == ["[bad] broken\n"]
 
 
-def test_a_job_that_does_not_end_is_killed_with_its_children_and_what_it_said_is_kept(tmp_path: Path):
+def test_a_job_that_does_not_end_is_killed_with_its_children_and_what_it_said_is_kept(tmp_path: Path) -> None:
     mine = tmp_path / "pid"
     told = f"sleep 600 & echo $! > {mine}; echo '@record {{\"a\": 1}}'; wait"
     outcomes, records, _ = run(job("hangs", told, seconds=1.0), job("late", "true"), at_once=1, seconds=1.0)
@@ -90,7 +91,7 @@ def test_a_job_that_does_not_end_is_killed_with_its_children_and_what_it_said_is
     assert outcomes["late"].reason == "not begun: no time was left"
 
 
-def test_what_a_job_leaves_running_ends_with_it(tmp_path: Path):
+def test_what_a_job_leaves_running_ends_with_it(tmp_path: Path) -> None:
     mine = tmp_path / "pid"
     outcomes, _, _ = run(job("leaves", f"sleep 600 & echo $! > {mine}"))
     assert outcomes["leaves"].ok
@@ -109,7 +110,7 @@ def ended(pid: int) -> bool:
         os.close(process)
 
 
-def test_a_record_is_on_disk_at_once_and_the_log_stays_small(tmp_path: Path):
+def test_a_record_is_on_disk_at_once_and_the_log_stays_small(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     journal.record("begin", loss=float("nan"), deep=[{"x": float("inf")}])
     assert json.loads((tmp_path / RESULTS).read_text()) == {
@@ -128,14 +129,14 @@ def test_a_record_is_on_disk_at_once_and_the_log_stays_small(tmp_path: Path):
     assert earlier.read_text().startswith('{"kind": "begin"')
 
 
-def test_wheels_have_the_versions_that_the_tests_ran_with():
+def test_wheels_have_the_versions_that_the_tests_ran_with() -> None:
     assert wheels.version("deepspeed") == "0.19.8"
     assert wheels.version("annotated_types").count(".") == 2
     assert wheels.refusal(3 * 2**20, 17 * 2**20) == ""
     assert "found 61.0 MiB (44.0 and 17.0), at most 60" in wheels.refusal(44 * 2**20, 17 * 2**20)
 
 
-def test_without_wheels_the_machine_is_told_what_to_carry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_without_wheels_the_machine_is_told_what_to_carry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(install, "WHEELS", tmp_path)
     monkeypatch.setattr(sys, "argv", ["install", str(tmp_path / "venv")])
     with pytest.raises(SystemExit, match=r"Run benchmarks/gpu_wheels\.sh where there is a network"):
@@ -145,7 +146,7 @@ def test_without_wheels_the_machine_is_told_what_to_carry(tmp_path: Path, monkey
 @pytest.mark.parametrize("carried", ["the same", "others"])
 def test_without_git_the_wheels_say_the_commit_and_other_code_is_changed(
     carried: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     code = source.digest() if carried == "the same" else "0"
     (tmp_path / source.MANIFEST).write_text(json.dumps({"commit": "abc", "changed": False, "code": code}))
     monkeypatch.setattr(source, "WHEELS", tmp_path)
@@ -159,7 +160,7 @@ def bench(*words: str) -> tuple[int, str, str]:
 
 
 @pytest.mark.slow
-def test_a_dry_run_is_the_whole_road_and_is_no_figure(tmp_path: Path):
+def test_a_dry_run_is_the_whole_road_and_is_no_figure(tmp_path: Path) -> None:
     command = [
         str(ROOT / "benchmarks" / "gpu_hour.sh"),
         "train",
@@ -184,7 +185,7 @@ def test_a_dry_run_is_the_whole_road_and_is_no_figure(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_a_kill_leaves_all_that_was_found(tmp_path: Path):
+def test_a_kill_leaves_all_that_was_found(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.gpu_hour", "train", "--dry-run", "--only", "1"]
     driver = subprocess.Popen([*command, "--out", str(tmp_path), "--scratch", str(tmp_path)], cwd=ROOT)
     path = tmp_path / RESULTS

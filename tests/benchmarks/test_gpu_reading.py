@@ -83,7 +83,7 @@ def claims(reading: Reading) -> dict[str, dict[str, Any]]:
     return {claim["id"]: claim for claim in reading.document["claims"]}
 
 
-def test_an_hour_that_came_out_meets_its_claims(tmp_path: Path):
+def test_an_hour_that_came_out_meets_its_claims(tmp_path: Path) -> None:
     reading = read(write(tmp_path, RUNS))
     found = claims(reading)
     assert reading.notes == []
@@ -111,11 +111,11 @@ def test_an_hour_that_came_out_meets_its_claims(tmp_path: Path):
         ),
     ],
 )
-def test_a_claim_says_no(tmp_path: Path, run: tuple[str, str], given: dict[str, Any], claim: str):
+def test_a_claim_says_no(tmp_path: Path, run: tuple[str, str], given: dict[str, Any], claim: str) -> None:
     assert not claims(read(write(tmp_path, {**RUNS, run: given})))[claim]["ok"]
 
 
-def test_a_run_that_did_not_come_out_takes_the_claim_with_it_and_says_why(tmp_path: Path):
+def test_a_run_that_did_not_come_out_takes_the_claim_with_it_and_says_why(tmp_path: Path) -> None:
     lost = {name: values for name, values in RUNS["2", "full"].items() if name != "end"}
     found = claims(read(write(tmp_path, {**RUNS, ("2", "full"): lost})))
     assert not found["G2.first_loss"]["ok"]
@@ -123,7 +123,7 @@ def test_a_run_that_did_not_come_out_takes_the_claim_with_it_and_says_why(tmp_pa
     assert found["G1.first_loss"]["ok"]
 
 
-def test_a_torn_last_line_is_passed_over_and_said(tmp_path: Path):
+def test_a_torn_last_line_is_passed_over_and_said(tmp_path: Path) -> None:
     path = write(tmp_path, RUNS) / RESULTS
     path.write_bytes(path.read_bytes()[:-9])
     reading = read(tmp_path)
@@ -132,7 +132,7 @@ def test_a_torn_last_line_is_passed_over_and_said(tmp_path: Path):
     assert claims(reading)["T3.h200"]["ok"]
 
 
-def test_torn_and_foreign_files_are_refused(tmp_path: Path):
+def test_torn_and_foreign_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no records of a GPU hour here.*gpu_hour\.sh printed"):
         read(tmp_path)
     path = write(tmp_path, RUNS) / RESULTS
@@ -156,7 +156,7 @@ def test_torn_and_foreign_files_are_refused(tmp_path: Path):
         read(tmp_path)
 
 
-def test_results_are_kept_but_not_of_a_dry_run_or_in_place_of_more(tmp_path: Path):
+def test_results_are_kept_but_not_of_a_dry_run_or_in_place_of_more(tmp_path: Path) -> None:
     results = tmp_path / "results"
     path = keep(read(write(tmp_path, RUNS)), results)
     assert path == results / "gpu_train.json"
@@ -169,13 +169,13 @@ def test_results_are_kept_but_not_of_a_dry_run_or_in_place_of_more(tmp_path: Pat
     assert path.read_text() == whole
 
 
-def test_changes_that_no_commit_has_are_said(tmp_path: Path):
+def test_changes_that_no_commit_has_are_said(tmp_path: Path) -> None:
     reading = read(write(tmp_path, RUNS, changed=True))
     assert reading.document["commit"].endswith(" with changes")
     assert "with changes that no commit has" in reading.notes[-1]
 
 
-def test_tests_that_did_not_end_or_were_skipped_are_not_passed(tmp_path: Path):
+def test_tests_that_did_not_end_or_were_skipped_are_not_passed(tmp_path: Path) -> None:
     name = "tests/kernels/test_rope.py::test_{}"
     ended = {"passed": "", "failed": "assert 1 == 2", "skipped": "needs a GPU"}
     tests = [{"test": name.format(one), "outcome": one, "seconds": 1.0, "reason": why} for one, why in ended.items()]
@@ -189,7 +189,7 @@ def test_tests_that_did_not_end_or_were_skipped_are_not_passed(tmp_path: Path):
     assert all(part in reason for part in ("test_failed: assert 1 == 2", "1 skipped: needs a GPU", "1 did not end"))
 
 
-def test_the_table_has_the_results_and_says_so_where_there_are_none(tmp_path: Path):
+def test_the_table_has_the_results_and_says_so_where_there_are_none(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{BEGIN}old\n{END}\nafter\n")
     assert as_markdown(tmp_path / "results") == NOTHING

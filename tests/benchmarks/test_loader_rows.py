@@ -34,7 +34,7 @@ def store_rows(folder: Path, rows: int) -> str:
     return str(folder / "store")
 
 
-def test_parts_are_chosen_by_the_ids_of_their_claims():
+def test_parts_are_chosen_by_the_ids_of_their_claims() -> None:
     assert choose([]) == list(PARTS)
     assert [part.ids for part in choose(["W5", "W1.over"])] == [("W1.over_cache",), ("W5.elastic",)]
     assert len(choose(["W3"])) == 2
@@ -44,7 +44,7 @@ def test_parts_are_chosen_by_the_ids_of_their_claims():
     assert "W12.faults" in caught.value.remedy
 
 
-def test_a_part_that_breaks_leaves_its_claims_unmet_with_the_reason(tmp_path: Path):
+def test_a_part_that_breaks_leaves_its_claims_unmet_with_the_reason(tmp_path: Path) -> None:
     def breaks(bench: Bench) -> list[Claim]:
         raise RuntimeError("exit 1: it broke")
 
@@ -54,7 +54,7 @@ def test_a_part_that_breaks_leaves_its_claims_unmet_with_the_reason(tmp_path: Pa
     assert claims[0].reasons == {"fmscale": "exit 1: it broke"}
 
 
-def test_a_process_without_end_is_told_from_one_that_fails():
+def test_a_process_without_end_is_told_from_one_that_fails() -> None:
     with pytest.raises(TooLong):
         run_json(["sleep", "60"], timeout=0.1)
     with pytest.raises(RuntimeError, match="exit 3"):
@@ -70,7 +70,7 @@ def has_memory_groups() -> bool:
 
 
 @pytest.mark.skipif(not has_memory_groups(), reason="no memory cgroup can be made here")
-def test_a_memory_group_limits_the_page_cache(tmp_path: Path):
+def test_a_memory_group_limits_the_page_cache(tmp_path: Path) -> None:
     file = tmp_path / "file"
     with file.open("wb") as writer:
         writer.write(bytes(100 * MIB))
@@ -84,7 +84,9 @@ def test_a_memory_group_limits_the_page_cache(tmp_path: Path):
     assert not group.folder.exists()
 
 
-def test_without_a_memory_group_the_row_is_not_measured_and_says_why(tmp_path: Path, monkeypatch):
+def test_without_a_memory_group_the_row_is_not_measured_and_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nothing = tmp_path / "nothing"
     nothing.write_text("")
     with (
@@ -113,13 +115,13 @@ def test_without_a_memory_group_the_row_is_not_measured_and_says_why(tmp_path: P
         (90.0, 100.0, None, False),
     ],
 )
-def test_over_cache_is_met_against_block_reads_and_litdata(ours: float, limit: float, litdata: Any, ok: bool):
+def test_over_cache_is_met_against_block_reads_and_litdata(ours: float, limit: float, litdata: Any, ok: bool) -> None:
     claim = Claim(id="", what="", unit="", ours=ours, limit=limit, peers={"litdata": litdata})
     loader_over_cache.judge(claim)
     assert claim.ok is ok
 
 
-def test_sorted_rows_are_not_shuffled_and_rows_that_come_twice_are_refused():
+def test_sorted_rows_are_not_shuffled_and_rows_that_come_twice_are_refused() -> None:
     rows = np.arange(4096)
     rest = {"bytes_ratio": 1.0}
     assert good({**quality(np.random.default_rng(7).permutation(rows)), **rest})
@@ -129,7 +131,7 @@ def test_sorted_rows_are_not_shuffled_and_rows_that_come_twice_are_refused():
         quality(np.zeros(4096, dtype=np.int64))
 
 
-def test_memory_that_each_rank_adds_is_the_slope_without_batches():
+def test_memory_that_each_rank_adds_is_the_slope_without_batches() -> None:
     runs = [{"ranks": n, "loader_bytes": 50e6 + 3e6 * n, "batch_bytes": 1e6 * n} for n in (1, 2, 4)]
     assert added_per_rank(runs) == pytest.approx(2e6)
 
@@ -146,7 +148,7 @@ def test_memory_that_each_rank_adds_is_the_slope_without_batches():
         (Fault(name="", url="", lasting=True), {}, "not_as_promised"),
     ],
 )
-def test_a_fault_is_judged_by_rows_order_and_record(fault: Fault, result: dict[str, Any], wrong: str | None):
+def test_a_fault_is_judged_by_rows_order_and_record(fault: Fault, result: dict[str, Any], wrong: str | None) -> None:
     expected = {"silent": 0, "replaced_rows": 0, "order": "right"}
     cell = judged(fault, expected | result, expected)
     assert cell["value"] == float(wrong is not None)
@@ -155,7 +157,7 @@ def test_a_fault_is_judged_by_rows_order_and_record(fault: Fault, result: dict[s
 
 @pytest.mark.slow
 @pytest.mark.skipif(not has_memory_groups(), reason="no memory cgroup can be made here")
-def test_feeds_beyond_the_page_cache_are_measured_at_their_limit(tmp_path: Path):
+def test_feeds_beyond_the_page_cache_are_measured_at_their_limit(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus.u16"
     make_corpus(corpus, ROWS[True])
     verified: dict[str, str | None] = dict.fromkeys(loader_over_cache.SYSTEMS)
@@ -172,7 +174,7 @@ def test_feeds_beyond_the_page_cache_are_measured_at_their_limit(tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_elastic_order_is_equal_and_another_row_would_be_seen(tmp_path: Path, s3: S3Server):
+def test_elastic_order_is_equal_and_another_row_would_be_seen(tmp_path: Path, s3: S3Server) -> None:
     (claim,) = elastic_claims(tmp_path, s3, steps=2, ranks=(3, 2), mixtures=list(MIXTURES)[1:])
     assert claim.ok, claim.runs
     (cell,) = claim.runs
@@ -196,7 +198,7 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.slow
-def test_the_shuffle_curve_rises_with_the_window(tmp_path: Path):
+def test_the_shuffle_curve_rises_with_the_window(tmp_path: Path) -> None:
     (claim,) = shuffle_claims(tmp_path, units=128, parts=(0.02, 1.0))
     values = [run["value"] for run in claim.runs]
     assert values == sorted(values)
@@ -208,7 +210,7 @@ def test_the_shuffle_curve_rises_with_the_window(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_memory_of_ranks_is_seen_from_outside(tmp_path: Path):
+def test_memory_of_ranks_is_seen_from_outside(tmp_path: Path) -> None:
     store = store_rows(tmp_path, 2048)
     (claim,) = memory_claims(store, quick=True, ranks=(1, 2), batches=256)
     assert [run["ranks"] for run in claim.runs] == [1, 2]
@@ -219,7 +221,7 @@ def test_memory_of_ranks_is_seen_from_outside(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_faults_are_survived_on_real_stores(tmp_path: Path, s3: S3Server):
+def test_faults_are_survived_on_real_stores(tmp_path: Path, s3: S3Server) -> None:
     (claim,) = fault_claims(tmp_path, s3, quick=True, outage=2.0, stall=11.0)
     assert claim.ok, json.dumps(claim.runs, indent=1)
     assert len(claim.runs) == 10
@@ -228,7 +230,7 @@ def test_faults_are_survived_on_real_stores(tmp_path: Path, s3: S3Server):
 
 
 @pytest.mark.slow
-def test_wrong_rows_crashes_and_hangs_are_told_apart(tmp_path: Path, monkeypatch):
+def test_wrong_rows_crashes_and_hangs_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = store_rows(tmp_path, 2048)
     digests = tmp_path / "digests.npy"
     np.save(digests, np.zeros(2048, dtype=np.uint64))

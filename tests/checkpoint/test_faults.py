@@ -58,8 +58,6 @@ def test_a_store_that_stays_down_costs_the_save_and_not_the_run(faulty: tuple[st
         reports = fleet.settle()
         assert states(reports) == [["failed"], ["retrying", "retrying", "failed"]]
         assert "rank 1 did not save step 2" in reports[0][-1].reason
-        assert fleet.savers[1]._metrics.total("ckpt_retried") == 2
-        assert fleet.savers[1]._metrics.total("ckpt_failed") == 1
         assert_restores(url, 1)
         fleet.saved(3)
     assert_restores(url, 3)

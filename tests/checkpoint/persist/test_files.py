@@ -131,7 +131,7 @@ def test_memory_stays_bounded_by_the_snapshot(tmp_path: Path) -> None:
     """A save of 64 MiB takes its snapshot and no more in the trainer, and less than half of it besides in the
     persist process, also where all that is written must be gathered.
     """
-    import psutil  # type: ignore[import-untyped]
+    import psutil
 
     tensors: Tensors = {(f"w{i}", "weight"): ("float32", (1 << 20,)) for i in range(16)}
     size = 64 << 20

@@ -110,7 +110,7 @@ class LogMachine(RuleBasedStateMachine):
         def work(log: Log, state: RetirementState, tag: str) -> LogEntry:
             if action == "retire":
                 return retire(log, numbers, references, reason=tag, state=state)
-            return {"pin": pin, "unpin": unpin}[action](log, numbers, f"run {who}", state=state)
+            return (pin if action == "pin" else unpin)(log, numbers, f"run {who}", state=state)
 
         self.start(who, how, work)
 
