@@ -356,7 +356,9 @@ def rope(
     E = q.shape[-1]
     _check(q, k, positions, turns, q_weight, k_weight)
     if turns is None:
-        turns = (rope_turns if torch.compiler.is_compiling() else _kept_turns)(E, theta, q.device)
+        # a traced or fake tensor is of its own trace or mode: kept, it would fail the next call
+        plain = type(q) is Tensor and not torch.compiler.is_compiling()
+        turns = (_kept_turns if plain else rope_turns)(E, theta, q.device)
     positions = positions.expand(q.shape[:-2])
     refusals = {
         "triton": triton_refusal(q.device) or (f"head dim {E} (at most 512)" if E > 512 else None),

@@ -6,7 +6,7 @@ spans by their log-sum-exps, in order, so the bits never depend on scheduling. T
 the cache's capacity and nothing else: not the batch, so that a sequence decodes to the same bits alone or
 in any batch, and not the lengths, so that nothing waits for the host. Spans past a length or before a
 window end at once. Source: Dao et al., "Flash-Decoding for long-context inference", 2023; sinks as in
-`attention_forward`.
+`attention.forward`.
 """
 
 from collections.abc import Mapping
@@ -235,10 +235,10 @@ def attention_decode(
     query head h reads key head h // (H // K). bf16, fp16 or fp32 (fp64: eager and the interpreter); E up
     to 256; any strides, so that a cache (B, K, S, E) is passed transposed, without a copy.
 
-    softcap, sinks, scale and return_lse as in `attention`; the log-sum-exp is (B, T, H), or (B, H) for one
+    softcap, sinks, scale and return_lse as in `flash_attention`; the log-sum-exp is (B, T, H), or (B, H) for one
     token, fp32. Returns q's shape and dtype; rows that see nothing give 0 and -inf.
 
-    Meant for T up to some tens (decoding, speculation); a prompt is `attention`'s work. The same bits
+    Meant for T up to some tens (decoding, speculation); a prompt is `flash_attention`'s work. The same bits
     every time and in any batch. Works under torch.compile(fullgraph=True), with no copy to the host.
     Raises KernelError for what does not fit, and where a gradient would be asked of it.
     """
@@ -302,7 +302,7 @@ def _check(
         raise KernelError(
             "attention_decode has no gradient",
             found="a tensor that requires one",
-            remedy="Decode under torch.no_grad() or inference_mode(), or train with attention().",
+            remedy="Decode under torch.no_grad() or inference_mode(), or train with flash_attention().",
         )
 
 

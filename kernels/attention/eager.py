@@ -67,7 +67,7 @@ def eager(
     q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor | None, cu_k: Tensor | None, *,
     causal: bool, window: int, softcap: float, sinks: Tensor | None, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Output (B, T, H, E) and log-sum-exp (B, H, T); arguments as in `attention_forward.forward`.
+    """Output (B, T, H, E) and log-sum-exp (B, H, T); arguments as in `forward.forward`.
 
     Products in the inputs' dtype, softmax in fp32 (fp64 for fp64).
     """

@@ -1,7 +1,7 @@
 """Attention with document masks, causal, window, soft-cap, sinks, grouped heads and log-sum-exp.
 
 Deterministic by construction (no atomics; every number is summed by one program in a fixed order), with
-O(T) extra memory. Sources: `attention_forward`, `attention_backward`, `attention_tiles`.
+O(T) extra memory. Sources: `forward.py`, `backward.py`, `tiles.py`.
 """
 
 import math

@@ -167,8 +167,8 @@ def test_heads_are_taken_in_sections(device: torch.device, monkeypatch: pytest.M
         with tiles(16, 16):
             together = results(wanted, inputs, "triton")
             with monkeypatch.context() as patch:
-                for module in ("attention_forward", "attention_backward"):
-                    patch.setattr(f"fmscale.kernels.{module}.per_section", lambda heads, size: 2)
+                for module in ("forward", "backward"):
+                    patch.setattr(f"fmscale.kernels.attention.{module}.per_section", lambda heads, size: 2)
                 apart = results(wanted, inputs, "triton")
         assert all(torch.equal(a, b) for a, b in zip(together, apart, strict=True))
 

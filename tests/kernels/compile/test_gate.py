@@ -168,7 +168,7 @@ def test_every_kernel_has_a_case() -> None:
     """A new kernel cannot be forgotten: each jitted function with a program id is compiled by some case."""
     compiled_names = {case.kernel.__name__ for case in gate.all_cases()}
     launched = set()
-    for path in (ROOT / "kernels").glob("*.py"):
+    for path in (ROOT / "kernels").rglob("*.py"):
         for block in path.read_text().split("\n@")[1:]:
             if "tl.program_id" in block and block.startswith(("jit", "sized")):
                 launched.add(block.split("def ")[1].split("(")[0])
