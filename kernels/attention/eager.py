@@ -95,7 +95,7 @@ def _spans(cu: Tensor) -> list[tuple[int, int]]:
 
 
 def _band(T: int, S: int, causal: bool, window: int, device: torch.device) -> Tensor | None:
-    """What of S keys each of T queries sees (T, S), or None when that is everything."""
+    """Mask (T, S) of the keys that each query sees, or None where it sees all."""
     if not causal and not window:
         return None
     distance = torch.arange(S - T, S, device=device)[:, None] - torch.arange(S, device=device)

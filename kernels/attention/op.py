@@ -63,8 +63,9 @@ def _op(
 
 @_op.register_fake
 def _fake(q: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
-    (B, T, H, _), acc = q.shape, accumulator(q.dtype)
-    return q.new_empty(q.shape), q.new_empty((B, H, T), dtype=acc), q.new_empty(level_shape(q), dtype=acc)
+    acc = accumulator(q.dtype)
+    lse = q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=acc)
+    return q.new_empty(q.shape), lse, q.new_empty(level_shape(q), dtype=acc)
 
 
 @torch.library.custom_op("fmscale::attention_backward", mutates_args=())

@@ -43,7 +43,7 @@ json.dump({row.name: asdict(row) for row in map(examine, cases)}, sys.stdout)
 
 
 def compiled(script: Path) -> dict[str, Any]:
-    """What the script prints, run where kernels are compiled, not interpreted."""
+    """Output of the script, run where kernels are compiled, not interpreted."""
     variables = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     variables["PYTHONPATH"] = str(ROOT)
     done = subprocess.run([sys.executable, str(script)], env=variables, capture_output=True, text=True, check=False)
