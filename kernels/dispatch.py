@@ -187,11 +187,6 @@ def _announce(device: str, op: str, case: str, picked: str, why: str) -> bool:
 cast(Any, _announce)._dynamo_marked_constant = True
 
 
-def announced() -> dict[tuple[str, str, str], str]:
-    """The choices this process made so far: (device, op, bucket) -> backend and why."""
-    return dict(_announced)
-
-
 def config(op: str, kernel: str, device: torch.device, case: str, choices: Sequence[Config]) -> Config:
     """Launch configuration of one kernel of `op`: forced, else measured, else the first of `choices`.
 
