@@ -111,37 +111,27 @@ def configs(D: int) -> dict[str, tuple[Config, ...]]:
 def compile_cases() -> list[CompileCase]:
     """Every launch configuration, at the widths of heads (q/k-norm) and of models."""
     cases = []
-    sizes = {"rows": "i32", "D": "i32"}
+    forward = dict.fromkeys(("X", "R", "W", "Y", "H"), "*bf16") | {"RSTD": "*fp32", "eps": "fp32"}
+    forward |= dict.fromkeys(("rows", "D", "stride_x", "stride_r"), "i32")
+    backward = dict.fromkeys(("DY", "DH", "H", "W", "DX"), "*bf16") | {"RSTD": "*fp32", "PARTIAL": "*fp32"}
+    backward |= dict.fromkeys(("rows", "D", "stride_dy", "stride_dh", "stride_h"), "i32")
     for D in (128, 1024, 4096, 8192, WIDEST):
-        parts = configs(D)
         common = {"ACC": tl_dtype(torch.float32), "BLOCK": D}
-        for c in parts["forward"]:
-            pointers = dict.fromkeys(("X", "R", "W", "Y", "H"), "*bf16") | {"RSTD": "*fp32"}
-            strides = {"stride_x": "i32", "stride_r": "i32", "eps": "fp32"}
-            for residual in (False, True):
-                cases.append(
-                    CompileCase(
-                        name=f"rms_norm.forward bf16 D{D} residual={residual} {dict(c)}",
-                        kernel=_forward_kernel,
-                        signature=pointers | sizes | strides,
-                        constants=common | {"RESIDUAL": residual, "ROWS": c["ROWS"]},
-                        num_warps=c["num_warps"],
-                    )
+        for name, kernel, signature, word, flag in (
+            ("forward", _forward_kernel, forward, "residual", "RESIDUAL"),
+            ("backward", _backward_kernel, backward, "upstream", "UPSTREAM_H"),
+        ):
+            cases += [
+                CompileCase(
+                    name=f"rms_norm.{name} bf16 D{D} {word}={present} {dict(c)}",
+                    kernel=kernel,
+                    signature=signature,
+                    constants=common | {flag: present, "ROWS": c["ROWS"]},
+                    num_warps=c["num_warps"],
                 )
-        for c in parts["backward"]:
-            pointers = dict.fromkeys(("DY", "DH", "H", "W", "DX"), "*bf16") | dict.fromkeys(
-                ("RSTD", "PARTIAL"), "*fp32"
-            )
-            for upstream in (False, True):
-                cases.append(
-                    CompileCase(
-                        name=f"rms_norm.backward bf16 D{D} upstream={upstream} {dict(c)}",
-                        kernel=_backward_kernel,
-                        signature=pointers | sizes | dict.fromkeys(("stride_dy", "stride_dh", "stride_h"), "i32"),
-                        constants=common | {"UPSTREAM_H": upstream, "ROWS": c["ROWS"]},
-                        num_warps=c["num_warps"],
-                    )
-                )
+                for c in configs(D)[name]
+                for present in (False, True)
+            ]
     cases.append(
         CompileCase(
             name="rms_norm.reduce fp32",
