@@ -1,10 +1,22 @@
 """Triton kernels for training: deterministic, differentiable, usable under torch.compile(fullgraph=True).
 
-Everything here imports torch and, where it is installed, triton; without triton, or without a GPU, each
-op runs its eager backend. `python -m fmscale.kernels.bench` measures them from a bare checkout.
+Everything here imports torch and, where it is installed, triton; without triton, or without a GPU, each op runs its
+eager backend. In reading order:
 
-The functions are bound here, at once: the modules have the ops' names, and importing one later would
-put the module in the function's place.
+    launch.py                what every kernel's launch needs: Triton or its absence, dtypes, devices, rows
+    dispatch.py              the backend and the launch configuration of a call, from the tuning tables
+    swiglu.py                the shortest op: kernels, configurations, registration, eager form, public function
+    rms_norm.py              the norm, with the residual addition before it
+    rope.py                  rotary positions, with an optional norm of each head
+    linear_cross_entropy.py  the loss of a projection without its logits
+    attention/               attention and decoding
+    adamw.py                 an optimizer step on a flat partition
+    byte_planes.py           the bytes of numbers laid apart, for compression
+    compile/                 the gate that compiles every shipped configuration without a GPU
+    bench/                   measurements and tuning: `python -m fmscale.kernels.bench`, also from a bare checkout
+
+The functions are bound here, at once: the modules have the ops' names, and importing one later would put the module in
+the function's place.
 """
 
 from fmscale.kernels.adamw import adamw_step

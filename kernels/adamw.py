@@ -1,8 +1,8 @@
 """AdamW on one flat partition: unscale, clip, moments, master and low-precision copy, in one pass.
 
-Source: Loshchilov & Hutter, "Decoupled Weight Decay Regularization", arXiv 1711.05101; the partition is
-what ZeRO (Rajbhandari et al., arXiv 1910.02054) leaves to a rank. With a bf16 gradient and copy it moves
-28 bytes a parameter and nothing else: reading and writing each array once.
+Source: Loshchilov & Hutter, "Decoupled Weight Decay Regularization", arXiv 1711.05101; the partition is what ZeRO
+(Rajbhandari et al., arXiv 1910.02054) leaves to a rank. With a bf16 gradient and copy it moves 28 bytes a parameter and
+nothing else: reading and writing each array once.
 """
 
 import math
@@ -18,9 +18,8 @@ from fmscale.errors import KernelError
 
 @jit
 def _adamw_kernel(  # type: ignore[no-untyped-def]
-    MASTER, GRAD, FIRST, SECOND, COPY, SCALE, NORM, n,
-    keep, step_size, beta1, rest1, beta2, rest2, correction2, eps, max_norm,
-    HAS_COPY: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_NORM: tl.constexpr, CLIP: tl.constexpr,
+    MASTER, GRAD, FIRST, SECOND, COPY, SCALE, NORM, n, keep, step_size, beta1, rest1, beta2, rest2, correction2, eps,
+    max_norm, HAS_COPY: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_NORM: tl.constexpr, CLIP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -83,27 +82,19 @@ def _op(
             master, grad, first_moment, second_moment, master if copy is None else copy,
             master if loss_scale is None else loss_scale, master if grad_norm is None else grad_norm, n,
             1.0 - lr * weight_decay, lr / (1.0 - beta1**step), beta1, 1.0 - beta1, beta2, 1.0 - beta2,
-            1.0 / math.sqrt(1.0 - beta2**step), eps, 0.0 if max_norm is None else max_norm,
-            HAS_COPY=copy is not None, HAS_SCALE=loss_scale is not None, HAS_NORM=grad_norm is not None,
-            CLIP=max_norm is not None, **launch,
+            1.0 / math.sqrt(1.0 - beta2**step), eps, 0.0 if max_norm is None else max_norm, HAS_COPY=copy is not None,
+            HAS_SCALE=loss_scale is not None, HAS_NORM=grad_norm is not None, CLIP=max_norm is not None, **launch,
         )  # fmt: skip
 
 
-@_op.register_fake
-def _fake(
-    master: Tensor, grad: Tensor, first_moment: Tensor, second_moment: Tensor, copy: Tensor | None,
-    loss_scale: Tensor | None, grad_norm: Tensor | None, max_norm: float | None,
-    lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, step: int,
-) -> None:  # fmt: skip
-    return None
+_op.register_fake(lambda *_: None)
 
 
 @torch.no_grad()
 def adamw_step_eager(
     master: Tensor, grad: Tensor, first_moment: Tensor, second_moment: Tensor, *, copy: Tensor | None = None,
-    loss_scale: Tensor | None = None, grad_norm: Tensor | None = None, max_norm: float | None = None,
-    lr: float, betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8, weight_decay: float = 0.0,
-    step: int,
+    loss_scale: Tensor | None = None, grad_norm: Tensor | None = None, max_norm: float | None = None, lr: float,
+    betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8, weight_decay: float = 0.0, step: int,
 ) -> None:  # fmt: skip
     """The same in plain torch: the reference, and the `eager` backend. Works in the dtype of `master`."""
     gradient = grad.to(master.dtype)
@@ -134,12 +125,12 @@ def adamw_step(
 ) -> None:  # fmt: skip
     """One AdamW update of a flat partition, in place, without a host sync.
 
-    master, first_moment, second_moment (n,) fp32; grad (n,) fp32, fp16 or bf16; copy (n,) gets the new
-    master in its own dtype. All contiguous, on one device. loss_scale and grad_norm are fp32 scalars on
-    that device: the gradient is divided by loss_scale, then multiplied by min(1, max_norm / (grad_norm +
-    1e-6)); grad_norm is the unscaled norm over all partitions. Where grad_norm is not finite, nothing at
-    all is written: the caller reads grad_norm, counts and reports the skipped step. step counts from 1.
-    Raises KernelError for wrong shapes, dtypes, strides, step < 1, or max_norm without grad_norm.
+    master, first_moment, second_moment (n,) fp32; grad (n,) fp32, fp16 or bf16; copy (n,) gets the new master in its
+    own dtype. All contiguous, on one device. loss_scale and grad_norm are fp32 scalars on that device: the gradient is
+    divided by loss_scale, then multiplied by min(1, max_norm / (grad_norm + 1e-6)); grad_norm is the unscaled norm over
+    all partitions. Where grad_norm is not finite, nothing at all is written: the caller reads grad_norm, counts and
+    reports the skipped step. step counts from 1. Raises KernelError for wrong shapes, dtypes, strides, step < 1, or
+    max_norm without grad_norm.
     """
     refusals = {"triton": triton_refusal(master.device), "eager": None}
     chosen = choose("adamw_step", backend, master.device, str(grad.dtype), refusals)
@@ -174,9 +165,7 @@ def _check(
             )
         if state and array.dtype != torch.float32:
             raise KernelError(
-                f"adamw_step keeps {name} in fp32",
-                found=str(array.dtype),
-                remedy="Cast it once at the start.",
+                f"adamw_step keeps {name} in fp32", found=str(array.dtype), remedy="Cast it once at the start."
             )
     for name, scalar in {"loss_scale": scale, "grad_norm": norm}.items():
         if scalar is not None and (

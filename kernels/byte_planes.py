@@ -1,8 +1,8 @@
 """Byte planes: the k-th byte of every element, laid together. Lossless, for compressing checkpoints.
 
-The high bytes of trained weights (sign and exponent) repeat, the low ones do not; an entropy coder
-gains only where they are apart. Source of the idea: Hershcovitch et al., "ZipNN: Lossless Compression
-for AI Models", arXiv 2411.05239; the bitshuffle and byte-shuffle filters of HDF5 do the same.
+The high bytes of trained weights (sign and exponent) repeat, the low ones do not; an entropy coder gains only where
+they are apart. Source of the idea: Hershcovitch et al., "ZipNN: Lossless Compression for AI Models", arXiv 2411.05239;
+the bitshuffle and byte-shuffle filters of HDF5 do the same.
 """
 
 import torch
@@ -114,9 +114,9 @@ def _check_size(dtype: torch.dtype) -> int:
 def split_byte_planes(x: Tensor, *, backend: str = "auto") -> Tensor:
     """Byte k (of least weight first) of every element of x, in row k.
 
-    x: any shape, any real dtype of 1, 2, 4 or 8 bytes; taken in its logical (row-major) order. Returns
-    uint8 (element size, number of elements). Bits are moved, never interpreted: NaN payloads and
-    negative zeros come back as they were. Not differentiable. Raises KernelError for complex dtypes.
+    x: any shape, any real dtype of 1, 2, 4 or 8 bytes; taken in its logical (row-major) order. Returns uint8 (element
+    size, number of elements). Bits are moved, never interpreted: NaN payloads and negative zeros come back as they
+    were. Not differentiable. Raises KernelError for complex dtypes.
     """
     size = _check_size(x.dtype)
     refusals = {"triton": triton_refusal(x.device), "eager": None}

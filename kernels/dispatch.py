@@ -1,13 +1,12 @@
-"""Which backend serves a call, and with which launch configuration.
+"""The backend that serves a call, and its launch configuration.
 
-`backend="auto"` takes what was measured fastest for (device, Triton version, op, shape bucket) in a
-table under `kernels/tuned/`, which `python -m fmscale.kernels.bench --tune` writes and the package
-ships. Without a measured entry the default is triton on CUDA and eager elsewhere; the log says so
-once. Nothing is measured or tuned while a job runs.
+`backend="auto"` takes what was measured fastest for (device, Triton version, op, shape bucket) in a table under
+`kernels/tuned/`, which `python -m fmscale.kernels.bench --tune` writes and the package ships. Without a measured entry
+the default is triton on CUDA and eager elsewhere; the log says so once. Nothing is measured or tuned while a job runs.
 
-A bucket is made of the dtype and of the sizes that a model fixes (hidden size, vocabulary, head
-dim), never of the token count: that changes from batch to batch, and a choice that followed it would
-recompile under `torch.compile` and make a step's arithmetic depend on how its rows were packed.
+A bucket is made of the dtype and of the sizes that a model fixes (hidden size, vocabulary, head dim), never of the
+token count: that changes from batch to batch, and a choice that followed it would recompile under `torch.compile` and
+make a step's arithmetic depend on how its rows were packed.
 """
 
 import contextlib
@@ -49,7 +48,7 @@ class TunedEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class TunedTable:
-    """What was measured on one kind of device with one Triton version."""
+    """Measurements on one kind of device with one Triton version."""
 
     gpu: str
     """Name of the device as torch reports it."""
@@ -141,8 +140,8 @@ def device_name(device: torch.device) -> str:
 def choose(op: str, backend: str, device: torch.device, case: str, refusals: Mapping[str, str | None]) -> str:
     """The backend that serves a call of `op` in the bucket `case` on `device`.
 
-    `refusals` names the backends the op has, each with the reason why it cannot serve this very call,
-    or None. Raises KernelError when `backend` is unknown to the op or refuses, naming one that can.
+    `refusals` names the backends the op has, each with the reason why it cannot serve this very call, or None. Raises
+    KernelError when `backend` is unknown to the op or refuses, naming one that can.
     """
     able = [name for name, reason in refusals.items() if reason is None]
     if backend == "auto":
@@ -183,21 +182,16 @@ def _announce(device: str, op: str, case: str, picked: str, why: str) -> bool:
     return True
 
 
-# What torch.compiler.assume_constant_result sets, which takes seconds to import: torch.compile runs the
-# function while it traces, once per graph, and leaves nothing of it in the graph.
+# What torch.compiler.assume_constant_result sets, which takes seconds to import: torch.compile runs the function while
+# it traces, once per graph, and leaves nothing of it in the graph.
 cast(Any, _announce)._dynamo_marked_constant = True
-
-
-def announced() -> dict[tuple[str, str, str], str]:
-    """The choices this process made so far: (device, op, bucket) -> backend and why."""
-    return dict(_announced)
 
 
 def config(op: str, kernel: str, device: torch.device, case: str, choices: Sequence[Config]) -> Config:
     """Launch configuration of one kernel of `op`: forced, else measured, else the first of `choices`.
 
-    `choices` are those that the compile gate has passed for this very call. A measured one that is not
-    among them, of a table that an earlier version wrote or someone edited, is ignored with a warning.
+    `choices` are those that the compile gate has passed for this very call. A measured one that is not among them, of a
+    table that an earlier version wrote or someone edited, is ignored with a warning.
     """
     if (op, kernel) in _forced:
         return _forced[op, kernel]
@@ -218,7 +212,7 @@ def config(op: str, kernel: str, device: torch.device, case: str, choices: Seque
 
 @contextlib.contextmanager
 def forced(op: str, kernel: str, chosen: Config) -> Iterator[None]:
-    """Launch `kernel` of `op` with `chosen` inside the block: how a configuration is validated."""
+    """Launch `kernel` of `op` with `chosen` inside the block: a configuration is validated so."""
     before = dict(_forced)
     _forced[op, kernel] = chosen
     try:

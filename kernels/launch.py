@@ -1,4 +1,4 @@
-"""What every kernel's launch needs: Triton or its absence, dtypes, devices, rows.
+"""Needs of every kernel's launch: Triton or its absence, dtypes, devices, rows.
 
 Importing this needs no Triton and no GPU: the eager backends work without either.
 """
@@ -58,7 +58,7 @@ def jit(kernel: Callable[..., None]) -> Kernel:
 
 
 def triton_refusal(device: torch.device) -> str | None:
-    """Why no Triton kernel can run on `device`, or None."""
+    """Reason why no Triton kernel can run on `device`, or None."""
     if not HAVE_TRITON:
         return "triton is not installed"
     if device.type != "cuda" and not INTERPRETED:

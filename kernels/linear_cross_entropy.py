@@ -1,9 +1,9 @@
 """Cross-entropy of a linear projection without its logits: chunks of tokens, gradients made in the forward.
 
-Source: the chunked scheme of Liger Kernel (Hsu et al., arXiv 2410.10989); the z-loss: Chowdhery et al.,
-"PaLM", arXiv 2204.02311, section 5. A chunk's logits come from a cuBLAS product, are turned into their own
-gradient in place by one kernel, and are spent on both products of the backward before the next chunk. The
-loss is a sum, so its upstream gradient is one number that scales what the forward stored.
+Source: the chunked scheme of Liger Kernel (Hsu et al., arXiv 2410.10989); the z-loss: Chowdhery et al., "PaLM", arXiv
+2204.02311, section 5. A chunk's logits come from a cuBLAS product, are turned into their own gradient in place by one
+kernel, and are spent on both products of the backward before the next chunk. The loss is a sum, so its upstream
+gradient is one number that scales what the forward stored.
 """
 
 from typing import Any, Literal, overload
@@ -22,8 +22,8 @@ CPU_TOKENS = 128
 """Tokens of a chunk on a CPU, where logits that stay in the cache halve the time of forward and backward: 0.19 s
 instead of 0.36 s for 2048 tokens, V 8192, D 192, bf16, one core."""
 DIRECT_CHUNKS = 4
-"""Up to here the weight gradient is accumulated in the weight's dtype: each chunk rounds it once more, and
-four roundings stay below the error of bf16 logits. Beyond, an fp32 accumulator of V x D is used."""
+"""Up to here the weight gradient is accumulated in the weight's dtype: each chunk rounds it once more, and four
+roundings stay below the error of bf16 logits. Beyond, an fp32 accumulator of V x D is used."""
 SLICE_BYTES = 2**26
 
 
@@ -177,10 +177,8 @@ def _add_product(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
 
 
 @_op.register_fake
-def _fake(
-    hidden: Tensor, weight: Tensor, labels: Tensor, token_weights: Tensor | None, ignore_index: int,
-    z_loss: float, chunk_bytes: int, hidden_gradient: bool, weight_gradient: bool, triton: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+def _fake(hidden: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    *_, hidden_gradient, weight_gradient, _ = rest
     acc = accumulator(hidden.dtype)
     dhidden = torch.empty_like(hidden) if hidden_gradient else hidden.new_empty(0)
     dweight = weight.new_empty(weight.shape if weight_gradient else 0)
@@ -203,8 +201,8 @@ def _backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ..
 def _scale(stored: Tensor, upstream: Tensor) -> Tensor:
     if type(stored) is not torch.Tensor:  # traced: a graph may not write to what its forward saved
         return stored * upstream.to(stored.dtype)
-    # In place: a second V x D would be the largest allocation of the step. A second backward through
-    # the same graph is then refused by autograd's version check instead of scaling twice.
+    # In place: a second V x D would be the largest allocation of the step. A second backward through the same graph is
+    # then refused by autograd's version check instead of scaling twice.
     return stored.mul_(upstream)
 
 
@@ -229,32 +227,28 @@ def linear_cross_entropy_eager(
 
 @overload
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, labels: Tensor, *, token_weights: Tensor | None = None,
-    ignore_index: int = -100, z_loss: float = 0.0, chunk_bytes: int | None = None,
-    return_losses: Literal[False] = False, backend: str = "auto",
+    hidden: Tensor, weight: Tensor, labels: Tensor, *, token_weights: Tensor | None = None, ignore_index: int = -100,
+    z_loss: float = 0.0, chunk_bytes: int | None = None, return_losses: Literal[False] = False, backend: str = "auto",
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 @overload
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, labels: Tensor, *, token_weights: Tensor | None = None,
-    ignore_index: int = -100, z_loss: float = 0.0, chunk_bytes: int | None = None,
-    return_losses: Literal[True], backend: str = "auto",
+    hidden: Tensor, weight: Tensor, labels: Tensor, *, token_weights: Tensor | None = None, ignore_index: int = -100,
+    z_loss: float = 0.0, chunk_bytes: int | None = None, return_losses: Literal[True], backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]: ...  # fmt: skip
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, labels: Tensor, *, token_weights: Tensor | None = None,
-    ignore_index: int = -100, z_loss: float = 0.0, chunk_bytes: int | None = None,
-    return_losses: bool = False, backend: str = "auto",
+    hidden: Tensor, weight: Tensor, labels: Tensor, *, token_weights: Tensor | None = None, ignore_index: int = -100,
+    z_loss: float = 0.0, chunk_bytes: int | None = None, return_losses: bool = False, backend: str = "auto",
 ) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(sum, count) of the cross-entropy of `hidden @ weight.T` against labels, for the caller to divide.
 
-    hidden (..., D), weight (V, D), of one dtype: fp32, fp16 or bf16 (fp64 under the interpreter); labels
-    (...) int64 or int32, aligned with hidden (nothing is shifted); token_weights (...) scale each token's
-    loss and count, without a gradient of their own. sum = sum_i w_i (lse_i - logit_i[label_i] + z_loss *
-    lse_i**2) over labels other than ignore_index, count = sum_i w_i, both fp32 scalars. A label outside
-    [0, V) makes the sum NaN. Differentiable once in hidden and weight. At most `chunk_bytes` of logits are
-    held (None: 512 MiB, 128 tokens on a CPU), and beyond four chunks an fp32 V x D; gradients are stored by
-    the forward, which is therefore the whole cost. return_losses: also each token's term of the sum (...),
-    fp32, without a gradient of its own. backend: "triton", or "eager" (the same chunks in plain torch).
-    Raises KernelError for shapes or dtypes that do not fit.
+    hidden (..., D), weight (V, D), of one dtype: fp32, fp16 or bf16 (fp64 under the interpreter); labels (...) int64 or
+    int32, aligned with hidden (nothing is shifted); token_weights (...) scale each token's loss and count, without a
+    gradient of their own. sum = sum_i w_i (lse_i - logit_i[label_i] + z_loss * lse_i**2) over labels other than
+    ignore_index, count = sum_i w_i, both fp32 scalars. A label outside [0, V) makes the sum NaN. Differentiable once in
+    hidden and weight. At most `chunk_bytes` of logits are held (None: 512 MiB, 128 tokens on a CPU), and beyond four
+    chunks an fp32 V x D; gradients are stored by the forward, which is therefore the whole cost. return_losses: also
+    each token's term of the sum (...), fp32, without a gradient of its own. backend: "triton", or "eager" (the same
+    chunks in plain torch). Raises KernelError for shapes or dtypes that do not fit.
     """
     fits = hidden.shape[:-1] == labels.shape and weight.shape[1:] == hidden.shape[-1:]
     fits = fits and (token_weights is None or token_weights.shape == labels.shape)
@@ -274,8 +268,7 @@ def linear_cross_entropy(
         chunk_bytes = CPU_TOKENS * weight.shape[0] * hidden.element_size() if on_cpu else CHUNK_BYTES
     total, count, losses, _, _ = _op(
         rows(hidden), weight.contiguous(), labels.reshape(-1).contiguous(),
-        None if token_weights is None else token_weights.detach().reshape(-1).contiguous(),
-        ignore_index, z_loss, chunk_bytes, grad and hidden.requires_grad, grad and weight.requires_grad,
-        chosen == "triton",
+        None if token_weights is None else token_weights.detach().reshape(-1).contiguous(), ignore_index, z_loss,
+        chunk_bytes, grad and hidden.requires_grad, grad and weight.requires_grad, chosen == "triton",
     )  # fmt: skip
     return (total, count, losses.view(labels.shape)) if return_losses else (total, count)

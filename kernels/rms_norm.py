@@ -1,8 +1,8 @@
 """Root-mean-square norm, with the residual addition before it, forward and backward.
 
-Source: Zhang & Sennrich, "Root Mean Square Layer Normalization", arXiv 1910.07467. One pass over the
-rows forward and one backward; the weight gradient is summed in two stages (one partial per program,
-then over the programs in order), so its bits do not depend on scheduling.
+Source: Zhang & Sennrich, "Root Mean Square Layer Normalization", arXiv 1910.07467. One pass over the rows forward and
+one backward; the weight gradient is summed in two stages (one partial per program, then over the programs in order), so
+its bits do not depend on scheduling.
 """
 
 from typing import Any
@@ -94,9 +94,9 @@ def sum_partials(partial: Tensor, dtype: torch.dtype) -> Tensor:
 def configs(D: int) -> dict[str, tuple[Config, ...]]:
     """Launch configurations per kernel for rows of D elements; the first is the default.
 
-    The backward has but one, and PROGRAMS is a constant, not the number of multiprocessors, so that the
-    bits of the weight gradient are the same on every device and with every tuning table: 264 is two per
-    multiprocessor of an H200 and costs 2 % in partials.
+    The backward has but one, and PROGRAMS is a constant, not the number of multiprocessors, so that the bits of the
+    weight gradient are the same on every device and with every tuning table: 264 is two per multiprocessor of an H200
+    and costs 2 % in partials.
     """
     rows = max(1, 2048 // round_up(D))
     warps = min(32, max(4, rows * round_up(D) // 512))
@@ -111,37 +111,27 @@ def configs(D: int) -> dict[str, tuple[Config, ...]]:
 def compile_cases() -> list[CompileCase]:
     """Every launch configuration, at the widths of heads (q/k-norm) and of models."""
     cases = []
-    sizes = {"rows": "i32", "D": "i32"}
+    forward = dict.fromkeys(("X", "R", "W", "Y", "H"), "*bf16") | {"RSTD": "*fp32", "eps": "fp32"}
+    forward |= dict.fromkeys(("rows", "D", "stride_x", "stride_r"), "i32")
+    backward = dict.fromkeys(("DY", "DH", "H", "W", "DX"), "*bf16") | {"RSTD": "*fp32", "PARTIAL": "*fp32"}
+    backward |= dict.fromkeys(("rows", "D", "stride_dy", "stride_dh", "stride_h"), "i32")
     for D in (128, 1024, 4096, 8192, WIDEST):
-        parts = configs(D)
         common = {"ACC": tl_dtype(torch.float32), "BLOCK": D}
-        for c in parts["forward"]:
-            pointers = dict.fromkeys(("X", "R", "W", "Y", "H"), "*bf16") | {"RSTD": "*fp32"}
-            strides = {"stride_x": "i32", "stride_r": "i32", "eps": "fp32"}
-            for residual in (False, True):
-                cases.append(
-                    CompileCase(
-                        name=f"rms_norm.forward bf16 D{D} residual={residual} {dict(c)}",
-                        kernel=_forward_kernel,
-                        signature=pointers | sizes | strides,
-                        constants=common | {"RESIDUAL": residual, "ROWS": c["ROWS"]},
-                        num_warps=c["num_warps"],
-                    )
+        for name, kernel, signature, word, flag in (
+            ("forward", _forward_kernel, forward, "residual", "RESIDUAL"),
+            ("backward", _backward_kernel, backward, "upstream", "UPSTREAM_H"),
+        ):
+            cases += [
+                CompileCase(
+                    name=f"rms_norm.{name} bf16 D{D} {word}={present} {dict(c)}",
+                    kernel=kernel,
+                    signature=signature,
+                    constants=common | {flag: present, "ROWS": c["ROWS"]},
+                    num_warps=c["num_warps"],
                 )
-        for c in parts["backward"]:
-            pointers = dict.fromkeys(("DY", "DH", "H", "W", "DX"), "*bf16") | dict.fromkeys(
-                ("RSTD", "PARTIAL"), "*fp32"
-            )
-            for upstream in (False, True):
-                cases.append(
-                    CompileCase(
-                        name=f"rms_norm.backward bf16 D{D} upstream={upstream} {dict(c)}",
-                        kernel=_backward_kernel,
-                        signature=pointers | sizes | dict.fromkeys(("stride_dy", "stride_dh", "stride_h"), "i32"),
-                        constants=common | {"UPSTREAM_H": upstream, "ROWS": c["ROWS"]},
-                        num_warps=c["num_warps"],
-                    )
-                )
+                for c in configs(D)[name]
+                for present in (False, True)
+            ]
     cases.append(
         CompileCase(
             name="rms_norm.reduce fp32",
@@ -156,7 +146,7 @@ def compile_cases() -> list[CompileCase]:
 @torch.library.custom_op("fmscale::rms_norm", mutates_args=())
 def _op(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     count, D = x.shape
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    y = x.new_empty(x.shape)
     h = x.new_empty(0) if residual is None else torch.empty_like(y, dtype=residual.dtype)
     acc = accumulator(x.dtype)
     rstd = x.new_empty(count, dtype=acc)
@@ -173,7 +163,7 @@ def _op(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple
 
 @_op.register_fake
 def _fake(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    y = x.new_empty(x.shape)
     h = x.new_empty(0) if residual is None else torch.empty_like(y, dtype=residual.dtype)
     return y, h, x.new_empty(x.shape[0], dtype=accumulator(x.dtype))
 
@@ -181,7 +171,7 @@ def _fake(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tup
 @torch.library.custom_op("fmscale::rms_norm_backward", mutates_args=())
 def _backward_op(dy: Tensor, dh: Tensor | None, h: Tensor, weight: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
     count, D = h.shape
-    dx = torch.empty_like(h, memory_format=torch.contiguous_format)
+    dx = h.new_empty(h.shape)
     launch = dict(config("rms_norm", "backward", h.device, bucket(dy.dtype, D=D), configs(D)["backward"]))
     programs = min(launch.pop("PROGRAMS"), -(-count // launch["ROWS"]))
     partial = rstd.new_empty(programs, D)
@@ -190,8 +180,7 @@ def _backward_op(dy: Tensor, dh: Tensor | None, h: Tensor, weight: Tensor, rstd:
     if count:
         with on(h.device):
             _backward_kernel[(programs,)](
-                dy, other, h, weight, rstd, dx, partial, count, D,
-                dy.stride(0), other.stride(0), h.stride(0),
+                dy, other, h, weight, rstd, dx, partial, count, D, dy.stride(0), other.stride(0), h.stride(0),
                 UPSTREAM_H=dh is not None, ACC=acc, BLOCK=round_up(D), **launch,
             )  # fmt: skip
     return dx, sum_partials(partial, weight.dtype)
@@ -199,10 +188,7 @@ def _backward_op(dy: Tensor, dh: Tensor | None, h: Tensor, weight: Tensor, rstd:
 
 @_backward_op.register_fake
 def _(dy: Tensor, dh: Tensor | None, h: Tensor, weight: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
-    return (
-        torch.empty_like(h, memory_format=torch.contiguous_format),
-        torch.empty_like(weight, memory_format=torch.contiguous_format),
-    )
+    return (h.new_empty(h.shape), weight.new_empty(weight.shape))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -239,11 +225,10 @@ def rms_norm(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`y = h / sqrt(mean(h**2) + eps) * weight` over the last dimension, with `h = x + residual`.
 
-    x (..., D) in fp32, fp16 or bf16 (fp64 under the interpreter), any strides; weight (D,) in any of
-    these; residual like x, perhaps in a wider dtype. Computed in fp32, rounded once. Returns y (..., D)
-    in x's dtype; with a residual (y, h), h in the residual's dtype, and the norm is that of the rounded h.
-    Differentiable once in x, weight and residual. Raises KernelError for mismatched shapes, and for
-    rows wider than 16384 with backend="triton".
+    x (..., D) in fp32, fp16 or bf16 (fp64 under the interpreter), any strides; weight (D,) in any of these; residual
+    like x, perhaps in a wider dtype. Computed in fp32, rounded once. Returns y (..., D) in x's dtype; with a residual
+    (y, h), h in the residual's dtype, and the norm is that of the rounded h. Differentiable once in x, weight and
+    residual. Raises KernelError for mismatched shapes, and for rows wider than 16384 with backend="triton".
     """
     D = x.shape[-1]
     if weight.shape != (D,) or (residual is not None and residual.shape != x.shape):

@@ -1,9 +1,8 @@
 """Rotary position embedding of queries and keys, with an optional norm of each head before it.
 
-Source: Su et al., "RoFormer", arXiv 2104.09864; the per-head norm of q and k: Henry et al.,
-"Query-Key Normalization for Transformers", arXiv 2010.04245. Angles are reduced to a quarter turn in
-fp64 inside the kernel, so there is no table to build, no largest position, and no loss of phase: fp32
-angles are off by 8e-3 rad at position 131,072.
+Source: Su et al., "RoFormer", arXiv 2104.09864; the per-head norm of q and k: Henry et al., "Query-Key Normalization
+for Transformers", arXiv 2010.04245. Angles are reduced to a quarter turn in fp64 inside the kernel, so there is no
+table to build, no largest position, and no loss of phase: fp32 angles are off by 8e-3 rad at position 131,072.
 """
 
 import functools
@@ -51,9 +50,8 @@ def _columns(half, INTERLEAVED: tl.constexpr, HALF: tl.constexpr):  # type: igno
 
 @jit
 def _rotate_heads(  # type: ignore[no-untyped-def]
-    X, Y, W, heads, half, stride, c, s, eps,
-    NORM: tl.constexpr, INTERLEAVED: tl.constexpr, ACC: tl.constexpr, HEADS: tl.constexpr,
-    HALF: tl.constexpr,
+    X, Y, W, heads, half, stride, c, s, eps, NORM: tl.constexpr, INTERLEAVED: tl.constexpr, ACC: tl.constexpr,
+    HEADS: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
     first, second = _columns(half, INTERLEAVED, HALF)
     in_half = tl.arange(0, HALF) < half
@@ -73,10 +71,9 @@ def _rotate_heads(  # type: ignore[no-untyped-def]
 
 @jit
 def _rope_kernel(  # type: ignore[no-untyped-def]
-    Q, K, QY, KY, QW, KW, POSITIONS, TURNS, q_heads, k_heads, half,
-    q_token, q_head, k_token, k_head, eps,
-    INVERSE: tl.constexpr, NORM: tl.constexpr, INTERLEAVED: tl.constexpr, ACC: tl.constexpr,
-    HEADS: tl.constexpr, HALF: tl.constexpr,
+    Q, K, QY, KY, QW, KW, POSITIONS, TURNS, q_heads, k_heads, half, q_token, q_head, k_token, k_head, eps,
+    INVERSE: tl.constexpr, NORM: tl.constexpr, INTERLEAVED: tl.constexpr, ACC: tl.constexpr, HEADS: tl.constexpr,
+    HALF: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     c, s = _rotation(tl.load(POSITIONS + token), TURNS, half, HALF)
@@ -168,36 +165,32 @@ def compile_cases() -> list[CompileCase]:
     """Every launch configuration at head dims 64, 128 and 256, plain and with the norm."""
     sizes = ["q_heads", "k_heads", "half", "q_token", "q_head", "k_token", "k_head"]
     weights = {"QW": "*bf16", "KW": "*bf16", "POSITIONS": "*i32", "TURNS": "*fp64", "eps": "fp32"}
+    strides = ["tokens", *sizes, "dq_token", "dq_head", "dk_token", "dk_head"]
     cases = []
     for half in (32, 64, 128):
         common = {"INTERLEAVED": False, "ACC": tl_dtype(torch.float32), "HALF": half}
-        for c in configs()["forward"]:
-            for norm in (False, True):
-                cases.append(
-                    CompileCase(
-                        name=f"rope.forward bf16 E{2 * half} norm={norm} {dict(c)}",
-                        kernel=_rope_kernel,
-                        signature=dict.fromkeys(("Q", "K", "QY", "KY"), "*bf16")
-                        | weights
-                        | dict.fromkeys(sizes, "i32"),
-                        constants=common | {"INVERSE": False, "NORM": norm, "HEADS": c["HEADS"]},
-                        num_warps=c["num_warps"],
-                    )
-                )
-        strides = ["tokens", *sizes, "dq_token", "dq_head", "dk_token", "dk_head"]
-        for c in configs()["norm_backward"]:
-            cases.append(
-                CompileCase(
-                    name=f"rope.norm_backward bf16 E{2 * half} {dict(c)}",
-                    kernel=_norm_backward_kernel,
-                    signature=dict.fromkeys(("DQY", "DKY", "Q", "K", "DQ", "DK"), "*bf16")
-                    | {"PARTIAL": "*fp32"}
-                    | weights
-                    | dict.fromkeys(strides, "i32"),
-                    constants=common | {"HEADS": c["HEADS"]},
-                    num_warps=c["num_warps"],
-                )
+        cases += [
+            CompileCase(
+                name=f"rope.forward bf16 E{2 * half} norm={norm} {dict(c)}",
+                kernel=_rope_kernel,
+                signature=dict.fromkeys(("Q", "K", "QY", "KY"), "*bf16") | weights | dict.fromkeys(sizes, "i32"),
+                constants=common | {"INVERSE": False, "NORM": norm, "HEADS": c["HEADS"]},
+                num_warps=c["num_warps"],
             )
+            for c in configs()["forward"]
+            for norm in (False, True)
+        ]
+        pointers = dict.fromkeys(("DQY", "DKY", "Q", "K", "DQ", "DK"), "*bf16") | {"PARTIAL": "*fp32"}
+        cases += [
+            CompileCase(
+                name=f"rope.norm_backward bf16 E{2 * half} {dict(c)}",
+                kernel=_norm_backward_kernel,
+                signature=pointers | weights | dict.fromkeys(strides, "i32"),
+                constants=common | {"HEADS": c["HEADS"]},
+                num_warps=c["num_warps"],
+            )
+            for c in configs()["norm_backward"]
+        ]
     return cases
 
 
@@ -207,30 +200,23 @@ def _op(
     k_weight: Tensor | None, eps: float, interleaved: bool, inverse: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     tokens, heads, E = q.shape
-    qy = torch.empty_like(q, memory_format=torch.contiguous_format)
-    ky = torch.empty_like(k, memory_format=torch.contiguous_format)
+    qy = q.new_empty(q.shape)
+    ky = k.new_empty(k.shape)
     launch = config("rope", "forward", q.device, bucket(q.dtype, E=E), configs()["forward"])
     if tokens:
         with on(q.device):
             _rope_kernel[(tokens,)](
-                q, k, qy, ky, q if q_weight is None else q_weight, k if k_weight is None else k_weight,
-                positions, turns, heads, k.shape[1], E // 2,
-                q.stride(0), q.stride(1), k.stride(0), k.stride(1), eps,
-                INVERSE=inverse, NORM=q_weight is not None, INTERLEAVED=interleaved,
-                ACC=tl_dtype(accumulator(q.dtype)), HALF=round_up(E // 2), **launch,
+                q, k, qy, ky, q if q_weight is None else q_weight, k if k_weight is None else k_weight, positions,
+                turns, heads, k.shape[1], E // 2, q.stride(0), q.stride(1), k.stride(0), k.stride(1), eps,
+                INVERSE=inverse, NORM=q_weight is not None, INTERLEAVED=interleaved, ACC=tl_dtype(accumulator(q.dtype)),
+                HALF=round_up(E // 2), **launch,
             )  # fmt: skip
     return qy, ky
 
 
 @_op.register_fake
-def _fake(
-    q: Tensor, k: Tensor, positions: Tensor, turns: Tensor, q_weight: Tensor | None,
-    k_weight: Tensor | None, eps: float, interleaved: bool, inverse: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    return (
-        torch.empty_like(q, memory_format=torch.contiguous_format),
-        torch.empty_like(k, memory_format=torch.contiguous_format),
-    )
+def _fake(q: Tensor, k: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape)
 
 
 @torch.library.custom_op("fmscale::rope_norm_backward", mutates_args=())
@@ -239,8 +225,8 @@ def _norm_backward_op(
     q_weight: Tensor, k_weight: Tensor, eps: float, interleaved: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     tokens, heads, E = q.shape
-    dq = torch.empty_like(q, memory_format=torch.contiguous_format)
-    dk = torch.empty_like(k, memory_format=torch.contiguous_format)
+    dq = q.new_empty(q.shape)
+    dk = k.new_empty(k.shape)
     choices = configs()["norm_backward"]
     launch = dict(config("rope", "norm_backward", q.device, bucket(q.dtype, E=E), choices))
     programs = min(launch.pop("PROGRAMS"), tokens)
@@ -260,12 +246,10 @@ def _norm_backward_op(
 
 @_norm_backward_op.register_fake
 def _norm_backward_fake(
-    dqy: Tensor, dky: Tensor, q: Tensor, k: Tensor, positions: Tensor, turns: Tensor,
-    q_weight: Tensor, k_weight: Tensor, eps: float, interleaved: bool,
+    dqy: Tensor, dky: Tensor, q: Tensor, k: Tensor, positions: Tensor, turns: Tensor, q_weight: Tensor,
+    k_weight: Tensor, *_: object,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    dq = torch.empty_like(q, memory_format=torch.contiguous_format)
-    dk = torch.empty_like(k, memory_format=torch.contiguous_format)
-    return dq, dk, torch.empty_like(q_weight), torch.empty_like(k_weight)
+    return q.new_empty(q.shape), k.new_empty(k.shape), q_weight.new_empty(q.shape[2]), k_weight.new_empty(q.shape[2])
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -345,18 +329,19 @@ def rope(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Rotate each pair of q and k by its angle at the token's position; positions restart per document.
 
-    q (T, H, E) or (B, T, H, E), k the same with its own number of heads; E even, at most 512; fp32, fp16
-    or bf16 (fp64 under the interpreter), any strides. positions (T,) or (B, T), int32 or int64: of packed
-    documents, `document_positions(cu_seqlens, T)`. The pairs are (i, i + E/2), or (2i, 2i + 1) if
-    interleaved. turns (E/2,) fp64, turns per position, replaces theta for scaled variants. q_weight and
-    k_weight (E,), both or neither, first norm each head as `rms_norm` does. Computed in fp32, angles in
-    fp64, rounded once. Returns (q, k) rotated, contiguous. Differentiable once in q, k and the weights.
-    Raises KernelError for shapes that do not fit.
+    q (T, H, E) or (B, T, H, E), k the same with its own number of heads; E even, at most 512; fp32, fp16 or bf16 (fp64
+    under the interpreter), any strides. positions (T,) or (B, T), int32 or int64: of packed documents,
+    `document_positions(cu_seqlens, T)`. The pairs are (i, i + E/2), or (2i, 2i + 1) if interleaved. turns (E/2,) fp64,
+    turns per position, replaces theta for scaled variants. q_weight and k_weight (E,), both or neither, first norm each
+    head as `rms_norm` does. Computed in fp32, angles in fp64, rounded once. Returns (q, k) rotated, contiguous.
+    Differentiable once in q, k and the weights. Raises KernelError for shapes that do not fit.
     """
     E = q.shape[-1]
     _check(q, k, positions, turns, q_weight, k_weight)
     if turns is None:
-        turns = (rope_turns if torch.compiler.is_compiling() else _kept_turns)(E, theta, q.device)
+        # a traced or fake tensor is of its own trace or mode: kept, it would fail the next call
+        plain = type(q) is Tensor and not torch.compiler.is_compiling()
+        turns = (_kept_turns if plain else rope_turns)(E, theta, q.device)
     positions = positions.expand(q.shape[:-2])
     refusals = {
         "triton": triton_refusal(q.device) or (f"head dim {E} (at most 512)" if E > 512 else None),
@@ -364,8 +349,7 @@ def rope(
     }
     if choose("rope", backend, q.device, bucket(q.dtype, E=E), refusals) == "eager":
         return rope_eager(
-            q, k, positions, turns=turns, q_weight=q_weight, k_weight=k_weight, eps=eps,
-            interleaved=interleaved,
+            q, k, positions, turns=turns, q_weight=q_weight, k_weight=k_weight, eps=eps, interleaved=interleaved,
         )  # fmt: skip
     if q_weight is not None and k_weight is not None:
         q_weight, k_weight = q_weight.contiguous(), k_weight.contiguous()
@@ -375,8 +359,7 @@ def rope(
 
 
 def _check(
-    q: Tensor, k: Tensor, positions: Tensor, turns: Tensor | None, q_weight: Tensor | None,
-    k_weight: Tensor | None,
+    q: Tensor, k: Tensor, positions: Tensor, turns: Tensor | None, q_weight: Tensor | None, k_weight: Tensor | None,
 ) -> None:  # fmt: skip
     E = q.shape[-1]
     fits = q.dim() in (3, 4) and k.dim() == q.dim() and E % 2 == 0

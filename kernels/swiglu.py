@@ -1,7 +1,7 @@
 """The gated activation silu(gate) * up, forward and backward.
 
-Source: Shazeer, "GLU Variants Improve Transformer", arXiv 2002.05202. The backward recomputes the
-sigmoid from `gate`, so nothing but the two inputs is kept, and writes both gradients in one pass.
+Source: Shazeer, "GLU Variants Improve Transformer", arXiv 2002.05202. The backward recomputes the sigmoid from `gate`,
+so nothing but the two inputs is kept, and writes both gradients in one pass.
 """
 
 from typing import Any
@@ -80,7 +80,7 @@ def _launch(kernel: str, t: Tensor) -> tuple[tuple[int, int], Config]:
 
 @torch.library.custom_op("fmscale::swiglu", mutates_args=())
 def _op(gate: Tensor, up: Tensor) -> Tensor:
-    y = torch.empty_like(gate, memory_format=torch.contiguous_format)
+    y = gate.new_empty(gate.shape)
     if gate.numel():
         grid, launch = _launch("forward", gate)
         acc = tl_dtype(accumulator(gate.dtype))
@@ -91,30 +91,26 @@ def _op(gate: Tensor, up: Tensor) -> Tensor:
 
 @_op.register_fake
 def _fake(gate: Tensor, up: Tensor) -> Tensor:
-    return torch.empty_like(gate, memory_format=torch.contiguous_format)
+    return gate.new_empty(gate.shape)
 
 
 @torch.library.custom_op("fmscale::swiglu_backward", mutates_args=())
 def _backward_op(dy: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    dgate = torch.empty_like(gate, memory_format=torch.contiguous_format)
-    dup = torch.empty_like(up, memory_format=torch.contiguous_format)
+    dgate = gate.new_empty(gate.shape)
+    dup = up.new_empty(up.shape)
     if gate.numel():
         grid, launch = _launch("backward", gate)
         acc = tl_dtype(accumulator(gate.dtype))
         with on(gate.device):
             _backward_kernel[grid](
-                dy, gate, up, dgate, dup, gate.shape[1], dy.stride(0), gate.stride(0), up.stride(0),
-                ACC=acc, **launch,
+                dy, gate, up, dgate, dup, gate.shape[1], dy.stride(0), gate.stride(0), up.stride(0), ACC=acc, **launch,
             )  # fmt: skip
     return dgate, dup
 
 
 @_backward_op.register_fake
 def _backward_fake(dy: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    return (
-        torch.empty_like(gate, memory_format=torch.contiguous_format),
-        torch.empty_like(up, memory_format=torch.contiguous_format),
-    )
+    return (gate.new_empty(gate.shape), up.new_empty(up.shape))
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -138,9 +134,9 @@ def swiglu_eager(gate: Tensor, up: Tensor) -> Tensor:
 def swiglu(gate: Tensor, up: Tensor, *, backend: str = "auto") -> Tensor:
     """`gate * sigmoid(gate) * up`, elementwise.
 
-    gate, up (..., F) of one shape and dtype: fp32, fp16 or bf16 (fp64 under the interpreter), any
-    strides; the halves of one (..., 2F) tensor are read in place. Computed in fp32, rounded once.
-    Returns (..., F), contiguous. Differentiable once. Raises KernelError for unequal shapes or dtypes.
+    gate, up (..., F) of one shape and dtype: fp32, fp16 or bf16 (fp64 under the interpreter), any strides; the halves
+    of one (..., 2F) tensor are read in place. Computed in fp32, rounded once. Returns (..., F), contiguous.
+    Differentiable once. Raises KernelError for unequal shapes or dtypes.
     """
     if gate.shape != up.shape or gate.dtype != up.dtype:
         raise KernelError(

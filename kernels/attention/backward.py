@@ -1,11 +1,10 @@
 """Attention backward in two passes, so that no two programs ever add to the same number.
 
-Source: Dao, "FlashAttention-2", arXiv 2307.08691, algorithm 2, split into dK/dV (one program per key
-tile, over the queries of every head of its group) and dQ (one per query tile, over keys). That recomputes
-two of five products and in exchange the result's bits do not depend on scheduling. Scores are formed
-as S^T = K Q^T in the first pass and S = Q K^T in the second, so that probabilities are always the left
-operand of the next product straight from registers: transposing them there is miscompiled on Hopper
-by Triton 3.4 to 3.7.0 (flash-linear-attention issue 640).
+Source: Dao, "FlashAttention-2", arXiv 2307.08691, algorithm 2, split into dK/dV (one program per key tile, over the
+queries of every head of its group) and dQ (one per query tile, over keys). That recomputes two of five products and in
+exchange the result's bits do not depend on scheduling. Scores are formed as S^T = K Q^T in the first pass and S = Q K^T
+in the second, so that probabilities are always the left operand of the next product straight from registers:
+transposing them there is miscompiled on Hopper by Triton 3.4 to 3.7.0 (flash-linear-attention issue 640).
 """
 
 import torch
@@ -13,7 +12,7 @@ from fmscale.kernels.attention.device import (
     Launch,
     block_e,
     extent,
-    key_range,
+    key_parts,
     near,
     per_section,
     place,
@@ -35,8 +34,8 @@ def delta_kernel(  # type: ignore[no-untyped-def]
     OUT, DOUT, LSE, DLSE, SINKS, DELTA, LEVEL, REST, DSINKS, stride_b, stride_t, stride_h, T, blocks,
     E: tl.constexpr, H: tl.constexpr, ACC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """Per row delta = sum(dO * O) - dLSE, and the level: LSE in base 2, +inf where it was -inf, so that
-    exp2(s - level) is 0 in rows that see nothing. Per block its share of the sink's gradient.
+    """Per row delta = sum(dO * O) - dLSE, and the level: LSE in base 2, +inf where it was -inf, so that exp2(s - level)
+    is 0 in rows that see nothing. Per block its share of the sink's gradient.
 
     With REST the level is the forward's, in two parts, and only read.
     """
@@ -74,13 +73,11 @@ def delta_kernel(  # type: ignore[no-untyped-def]
 
 @sized("T", "S", "documents", "tiles", "section", "window")
 def dkdv_kernel(  # type: ignore[no-untyped-def]
-    Q, K, V, DOUT, LEVEL, REST, DELTA, DK, DV, CU_Q, CU_K, TILES,
-    stride_qb, stride_qt: tl.constexpr, stride_qh, stride_kb, stride_kt: tl.constexpr, stride_kh,
-    stride_vb, stride_vt: tl.constexpr, stride_vh, stride_ob, stride_ot: tl.constexpr, stride_oh,
-    T, S, heads, documents, tiles, section, scale, softcap, window,
-    E: tl.constexpr, H: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
-    SOFTCAP: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
+    Q, K, V, DOUT, LEVEL, REST, DELTA, DK, DV, CU_Q, CU_K, TILES, stride_qb, stride_qt: tl.constexpr, stride_qh,
+    stride_kb, stride_kt: tl.constexpr, stride_kh, stride_vb, stride_vt: tl.constexpr, stride_vh, stride_ob,
+    stride_ot: tl.constexpr, stride_oh, T, S, heads, documents, tiles, section, scale, softcap, window, E: tl.constexpr,
+    H: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+    ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     tile, bh = place(tl.program_id(0), tiles, heads, section)
     b = (bh // (H // GROUP)).to(tl.int64)
@@ -112,9 +109,9 @@ def dkdv_kernel(  # type: ignore[no-untyped-def]
     k = tl.load(K + (entry * stride_kt + column[None, :]), mask=inside, other=0.0)
     v = tl.load(V + (entry * stride_vt + column[None, :]), mask=inside, other=0.0)
 
-    # One loop over all heads of the group and their rows: a loop per head costs ten registers, which at
-    # E 128 spill, and drains the pipeline between heads; dividing a step number by rows costs some too.
-    # Keys past the end need no mask: their rows of dK and dV are not stored.
+    # One loop over all heads of the group and their rows: a loop per head costs ten registers, which at E 128 spill,
+    # and drains the pipeline between heads; dividing a step number by rows costs some too. Keys past the end need no
+    # mask: their rows of dK and dV are not stored.
     lo, hi = query_range(n0, length_q, length_k, window, CAUSAL, WINDOW, BLOCK_N)
     lo = lo // BLOCK_M * BLOCK_M
     steps = (hi - lo + BLOCK_M - 1) // BLOCK_M
@@ -175,9 +172,8 @@ def dkdv_kernel(  # type: ignore[no-untyped-def]
 @jit
 def _dq(  # type: ignore[no-untyped-def]
     dq, q, do, level, rest, delta, K, V, stride_kt, stride_vt, lo, hi, position, length_k, scale, softcap, window,
-    E: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
-    MASKED: tl.constexpr, SPLIT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
+    E: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, MASKED: tl.constexpr,
+    SPLIT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     line = tl.arange(0, BLOCK_N)
     column = tl.arange(0, BLOCK_E)
@@ -216,13 +212,11 @@ def _dq(  # type: ignore[no-untyped-def]
 
 @sized("T", "S", "documents", "tiles", "section", "window")
 def dq_kernel(  # type: ignore[no-untyped-def]
-    Q, K, V, DOUT, LEVEL, REST, DELTA, DQ, CU_Q, CU_K, TILES,
-    stride_qb, stride_qt: tl.constexpr, stride_qh, stride_kb, stride_kt: tl.constexpr, stride_kh,
-    stride_vb, stride_vt: tl.constexpr, stride_vh, stride_ob, stride_ot: tl.constexpr, stride_oh,
-    T, S, heads, documents, tiles, section, scale, softcap, window,
-    E: tl.constexpr, H: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
-    SOFTCAP: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
+    Q, K, V, DOUT, LEVEL, REST, DELTA, DQ, CU_Q, CU_K, TILES, stride_qb, stride_qt: tl.constexpr, stride_qh, stride_kb,
+    stride_kt: tl.constexpr, stride_kh, stride_vb, stride_vt: tl.constexpr, stride_vh, stride_ob,
+    stride_ot: tl.constexpr, stride_oh, T, S, heads, documents, tiles, section, scale, softcap, window, E: tl.constexpr,
+    H: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+    ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     tile, bh = place(tl.program_id(0), tiles, heads, section)
     b = (bh // H).to(tl.int64)
@@ -263,28 +257,15 @@ def dq_kernel(  # type: ignore[no-untyped-def]
     V += b * stride_vb + head_k * stride_vh + start_k.to(tl.int64) * stride_vt
 
     position = row + (length_k - length_q)
-    lo, hi = key_range(m0, length_q, length_k, window, CAUSAL, WINDOW, BLOCK_M)
-    lo = lo // BLOCK_N * BLOCK_N
-    first = m0 + length_k - length_q
-    full_hi = length_k
-    if CAUSAL:
-        full_hi = tl.minimum(full_hi, first + 1)
-    elif WINDOW:
-        full_hi = tl.minimum(full_hi, first + window)
-    full_hi = tl.maximum(tl.maximum(full_hi, 0) // BLOCK_N * BLOCK_N, lo)
+    lo, full_lo, full_hi, hi = key_parts(m0, length_q, length_k, window, CAUSAL, WINDOW, BLOCK_M, BLOCK_N)
     dq = tl.zeros((BLOCK_M, BLOCK_E), dtype=ACC)
     if WINDOW:
-        last = tl.minimum(m0 + BLOCK_M, length_q) - 1 + length_k - length_q
-        full_lo = (tl.maximum(last - window + 1, 0) + BLOCK_N - 1) // BLOCK_N * BLOCK_N
-        full_lo = tl.minimum(tl.maximum(full_lo, lo), full_hi)
         dq = _dq(
-            dq, q, do, level, rest, delta, K, V, stride_kt, stride_vt, lo, full_lo, position, length_k, scale,
-            softcap, window, E, CAUSAL, WINDOW, SOFTCAP, True, REST is not None, ACC, PRECISION, BLOCK_N,
-            BLOCK_E,
+            dq, q, do, level, rest, delta, K, V, stride_kt, stride_vt, lo, full_lo, position, length_k, scale, softcap,
+            window, E, CAUSAL, WINDOW, SOFTCAP, True, REST is not None, ACC, PRECISION, BLOCK_N, BLOCK_E,
         )  # fmt: skip
-        lo = full_lo
     dq = _dq(
-        dq, q, do, level, rest, delta, K, V, stride_kt, stride_vt, lo, full_hi, position, length_k, scale,
+        dq, q, do, level, rest, delta, K, V, stride_kt, stride_vt, full_lo, full_hi, position, length_k, scale,
         softcap, window, E, CAUSAL, WINDOW, SOFTCAP, False, REST is not None, ACC, PRECISION, BLOCK_N, BLOCK_E,
     )  # fmt: skip
     dq = _dq(

@@ -30,21 +30,12 @@ SHORT = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 def _case(kernel: str, dtype: torch.dtype, E: int, mask: str, launch: dict[str, int]) -> CompileCase:
     features = MASKS[mask]
     typed = f"*{SHORT[dtype]}"
-    pointers = {
-        "forward": {
-            "Q": typed, "K": typed, "V": typed, "SINKS": typed, "OUT": typed, "LSE": "*fp32",
-            "LEVEL": "*fp32", "REST": "*fp32",
-        },
-        "dkdv": {
-            "Q": typed, "K": typed, "V": typed, "DOUT": typed, "LEVEL": "*fp32", "REST": "*fp32", "DELTA": "*fp32",
-            "DK": typed, "DV": typed,
-        },
-        "dq": {
-            "Q": typed, "K": typed, "V": typed, "DOUT": typed, "LEVEL": "*fp32", "REST": "*fp32", "DELTA": "*fp32",
-            "DQ": typed,
-        },
-    }[kernel]  # fmt: skip
-    signature = dict(pointers)
+    inputs, levels = ("Q", "K", "V"), dict.fromkeys(("LEVEL", "REST"), "*fp32")
+    signature = {
+        "forward": dict.fromkeys((*inputs, "SINKS", "OUT"), typed) | {"LSE": "*fp32"} | levels,
+        "dkdv": dict.fromkeys((*inputs, "DOUT", "DK", "DV"), typed) | {"DELTA": "*fp32"} | levels,
+        "dq": dict.fromkeys((*inputs, "DOUT", "DQ"), typed) | {"DELTA": "*fp32"} | levels,
+    }[kernel]
     constants: dict[str, Any] = {
         "E": E, "H": 32, "GROUP": 4, "CAUSAL": "causal" in features, "WINDOW": "window" in features,
         "SOFTCAP": "softcap" in features, "ACC": tl_dtype(torch.float32), "PRECISION": precision(dtype, E),
@@ -114,11 +105,11 @@ def _small() -> Iterator[CompileCase]:
 def compile_cases() -> list[CompileCase]:
     """bf16 with every mask and head dim; fp16, fp32 and padded head dims with the lightest and the heaviest."""
     cases = list(_small())
-    heavy = ("documents causal", "everything")
-    wanted = [(torch.bfloat16, E, tuple(MASKS)) for E in (64, 128, 256)]
-    wanted += [(torch.bfloat16, E, heavy) for E in (32, 80, 96, 192)]
-    wanted += [(dtype, E, heavy) for dtype in (torch.float16, torch.float32) for E in (64, 96, 128, 192, 256)]
-    for dtype, E, masks in wanted:
+    ends = ("documents causal", "everything")
+    sizes = [(torch.bfloat16, E, tuple(MASKS)) for E in (64, 128, 256)]
+    sizes += [(torch.bfloat16, E, ends) for E in (32, 80, 96, 192)]
+    sizes += [(dtype, E, ends) for dtype in (torch.float16, torch.float32) for E in (64, 96, 128, 192, 256)]
+    for dtype, E, masks in sizes:
         for mask in masks:
             heavy = bool(MASKS[mask] & {"window", "softcap"}) or block_e(E) != E
             for kernel, table in configs(dtype, block_e(E), heavy=heavy).items():

@@ -1,8 +1,7 @@
 """Launch configurations of the attention kernels: what may be chosen, every one free of spills on sm_90.
 
-`compile_gate` holds them to that under Triton 3.6 and 3.7. A window makes three loops of a pass, a soft-cap
-keeps a tile of scores alive longer, and a padded head dim needs a mask: any of them is `heavy`, which has
-narrower tiles.
+`compile/gate.py` holds them to that under Triton 3.6 and 3.7. A window makes three loops of a pass, a soft-cap keeps a
+tile of scores alive longer, and a padded head dim needs a mask: any of them is `heavy`, which has narrower tiles.
 """
 
 from collections.abc import Mapping

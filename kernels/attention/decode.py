@@ -1,12 +1,11 @@
 """Attention of a few new tokens to a contiguous key-value cache, split along the cache (split-KV).
 
-One program takes one span of one key head's cache and every query that reads it: the heads of the group
-and the new tokens are the rows of one tile, so that each key is read once. A second kernel joins the
-spans by their log-sum-exps, in order, so the bits never depend on scheduling. The number of spans follows
-the cache's capacity and nothing else: not the batch, so that a sequence decodes to the same bits alone or
-in any batch, and not the lengths, so that nothing waits for the host. Spans past a length or before a
-window end at once. Source: Dao et al., "Flash-Decoding for long-context inference", 2023; sinks as in
-`attention_forward`.
+One program takes one span of one key head's cache and every query that reads it: the heads of the group and the new
+tokens are the rows of one tile, so that each key is read once. A second kernel joins the spans by their log-sum-exps,
+in order, so the bits never depend on scheduling. The number of spans follows the cache's capacity and nothing else: not
+the batch, so that a sequence decodes to the same bits alone or in any batch, and not the lengths, so that nothing waits
+for the host. Spans past a length or before a window end at once. Source: Dao et al., "Flash-Decoding for long-context
+inference", 2023; sinks as in `attention.forward`.
 """
 
 from collections.abc import Mapping
@@ -14,20 +13,20 @@ from typing import Literal, overload
 
 import torch
 from fmscale.kernels.attention.device import (
-    FLOATS,
     NO_WINDOW,
-    WIDEST,
+    attend_keys,
     block_e,
+    check_alike,
+    numbers_refusal,
     precision,
     sized,
     strides,
     unit,
 )
 from fmscale.kernels.attention.eager import attend
-from fmscale.kernels.attention.forward import attend_keys
 from fmscale.kernels.compile.case import CompileCase
 from fmscale.kernels.dispatch import Config, bucket, choose, config
-from fmscale.kernels.launch import INTERPRETED, accumulator, on, round_up, tl, tl_dtype, triton_refusal
+from fmscale.kernels.launch import accumulator, on, round_up, tl, tl_dtype
 from torch import Tensor
 
 from fmscale.errors import KernelError
@@ -37,7 +36,7 @@ SPANS = 64
 
 
 def configs(dtype: torch.dtype, width: int) -> Mapping[str, tuple[Config, ...]]:
-    """What may be chosen for a padded head dim `width`; the first is the default."""
+    """Configurations for a padded head dim `width`; the first is the default."""
     row = width * dtype.itemsize
     block = 64 if row <= 128 else 32 if row <= 512 else 16
     return {"span": ({"BLOCK_N": block, "num_warps": 4, "num_stages": 2},)}
@@ -50,13 +49,10 @@ def most_rows(dtype: torch.dtype, width: int) -> int:
 
 @sized("T", "S", "span", "spans", "window")
 def span_kernel(  # type: ignore[no-untyped-def]
-    Q, K, V, LENGTHS, PARTS, LEVELS,
-    stride_qb, stride_qt: tl.constexpr, stride_qh, stride_kb, stride_kt: tl.constexpr, stride_kh,
-    stride_vb, stride_vt: tl.constexpr, stride_vh,
-    T, S, span, spans, scale, softcap, window,
+    Q, K, V, LENGTHS, PARTS, LEVELS, stride_qb, stride_qt: tl.constexpr, stride_qh, stride_kb, stride_kt: tl.constexpr,
+    stride_kh, stride_vb, stride_vt: tl.constexpr, stride_vh, T, S, span, spans, scale, softcap, window,
     E: tl.constexpr, H: tl.constexpr, GROUP: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
-    ACC: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
+    ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     piece = tl.program_id(1)
     heads: tl.constexpr = H // GROUP
@@ -150,8 +146,7 @@ def _case(q: Tensor) -> str:
 
 @torch.library.custom_op("fmscale::attention_decode", mutates_args=())
 def _op(
-    q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, sinks: Tensor | None,
-    window: int, softcap: float, scale: float,
+    q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, sinks: Tensor | None, window: int, softcap: float, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     B, T, H, E = q.shape
     S, K = k.shape[1:3]
@@ -169,9 +164,8 @@ def _op(
     levels = torch.empty((B, T, H, spans), dtype=dtype, device=q.device)
     with on(q.device):
         span_kernel[(B * K, spans, -(-group * T // block_m))](
-            q, k, v, lengths, parts, levels, *strides(q), *strides(k), *strides(v),
-            T, S, span, spans, scale, softcap, window,
-            E=E, H=H, GROUP=group, WINDOW=window > 0, SOFTCAP=softcap > 0, ACC=acc,
+            q, k, v, lengths, parts, levels, *strides(q), *strides(k), *strides(v), T, S, span, spans, scale, softcap,
+            window, E=E, H=H, GROUP=group, WINDOW=window > 0, SOFTCAP=softcap > 0, ACC=acc,
             PRECISION=precision(q.dtype, E), BLOCK_M=block_m, BLOCK_E=width, **launch,
         )  # fmt: skip
         join_kernel[(B * T * H,)](
@@ -182,10 +176,7 @@ def _op(
 
 
 @_op.register_fake
-def _fake(
-    q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, sinks: Tensor | None,
-    window: int, softcap: float, scale: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def _fake(q: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=accumulator(q.dtype))
 
 
@@ -227,25 +218,25 @@ def attention_decode(
 ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
     """Causal attention of the newest T tokens of each sequence to its cache, without gradients.
 
-    q (B, T, H, E), or (B, H, E) for one token; k_cache and v_cache (B, S, K, E) of capacity S, which hold
-    the new tokens' keys and values already; lengths (B,) int32 or int64 on q's device: how many keys of
-    each sequence count, the T new ones included. Token t stands at position lengths[b] - T + t and sees
-    keys up to its own; with `window` only the nearest so many. Lengths above S count as S; a token before
-    position 0 sees nothing. What lies in the cache past a length is never used. H is a multiple of K;
-    query head h reads key head h // (H // K). bf16, fp16 or fp32 (fp64: eager and the interpreter); E up
-    to 256; any strides, so that a cache (B, K, S, E) is passed transposed, without a copy.
+    q (B, T, H, E), or (B, H, E) for one token; k_cache and v_cache (B, S, K, E) of capacity S, which hold the new
+    tokens' keys and values already; lengths (B,) int32 or int64 on q's device: how many keys of each sequence count,
+    the T new ones included. Token t stands at position lengths[b] - T + t and sees keys up to its own; with `window`
+    only the nearest so many. Lengths above S count as S; a token before position 0 sees nothing. What lies in the cache
+    past a length is never used. H is a multiple of K; query head h reads key head h // (H // K). bf16, fp16 or fp32
+    (fp64: eager and the interpreter); E up to 256; any strides, so that a cache (B, K, S, E) is passed transposed,
+    without a copy.
 
-    softcap, sinks, scale and return_lse as in `attention`; the log-sum-exp is (B, T, H), or (B, H) for one
-    token, fp32. Returns q's shape and dtype; rows that see nothing give 0 and -inf.
+    softcap, sinks, scale and return_lse as in `flash_attention`; the log-sum-exp is (B, T, H), or (B, H) for one token,
+    fp32. Returns q's shape and dtype; rows that see nothing give 0 and -inf.
 
-    Meant for T up to some tens (decoding, speculation); a prompt is `attention`'s work. The same bits
-    every time and in any batch. Works under torch.compile(fullgraph=True), with no copy to the host.
-    Raises KernelError for what does not fit, and where a gradient would be asked of it.
+    Meant for T up to some tens (decoding, speculation); a prompt is `flash_attention`'s work. The same bits every time
+    and in any batch. Works under torch.compile(fullgraph=True), with no copy to the host. Raises KernelError for what
+    does not fit, and where a gradient would be asked of it.
     """
     _check(q, k_cache, v_cache, lengths, window, softcap, sinks, scale)
     one = q.dim() == 3
     q4 = q[:, None] if one else q
-    refusals = {"triton": _refusal(q), "eager": None}
+    refusals = {"triton": numbers_refusal(q), "eager": None}
     chosen = choose("attention_decode", backend, q.device, _case(q4), refusals)
     reach = 0 if window is None else min(window, NO_WINDOW)
     cap = 0.0 if softcap is None else float(softcap)
@@ -261,14 +252,6 @@ def attention_decode(
     return (out, lse) if return_lse else out
 
 
-def _refusal(q: Tensor) -> str | None:
-    if q.dtype not in FLOATS and not (INTERPRETED and q.dtype == torch.float64):
-        return f"{q.dtype} (it takes fp16, bf16 and fp32)"
-    if q.shape[-1] > WIDEST:
-        return f"a head dim of {q.shape[-1]} (at most {WIDEST})"
-    return triton_refusal(q.device)
-
-
 def _check(
     q: Tensor, k: Tensor, v: Tensor, lengths: Tensor,
     window: int | None, softcap: float | None, sinks: Tensor | None, scale: float | None,
@@ -282,9 +265,7 @@ def _check(
             found=shapes,
             remedy="A cache (B, K, S, E) is passed as cache.transpose(1, 2).",
         )
-    if not (q.dtype == k.dtype == v.dtype) or not (q.device == k.device == v.device):
-        found = [(x.dtype, x.device) for x in (q, k, v)]
-        raise KernelError("q and the caches differ in dtype or device", found=found, remedy="Cast or move q.")
+    check_alike(q, k, v, sinks, window=window, softcap=softcap, scale=scale)
     whole = lengths.dtype in (torch.int32, torch.int64)
     if lengths.shape != q.shape[:1] or not whole or lengths.device != q.device:
         raise KernelError(
@@ -292,17 +273,12 @@ def _check(
             found=(tuple(lengths.shape), lengths.dtype, lengths.device),
             remedy="One number of keys per sequence, the new tokens' included.",
         )
-    if sinks is not None and (sinks.shape != q.shape[-2:-1] or sinks.device != q.device):
-        raise KernelError("sinks need one number per query head", found=tuple(sinks.shape), remedy=f"({q.shape[-2]},)")
-    for name, number in {"window": window, "softcap": softcap, "scale": scale}.items():
-        if number is not None and not (0 < number < float("inf")):
-            raise KernelError(f"{name} must be positive", found=number, remedy="None turns it off.")
     asked = [x for x in (q, k, v, sinks) if x is not None and x.requires_grad]
     if asked and torch.is_grad_enabled():
         raise KernelError(
             "attention_decode has no gradient",
             found="a tensor that requires one",
-            remedy="Decode under torch.no_grad() or inference_mode(), or train with attention().",
+            remedy="Decode under torch.no_grad() or inference_mode(), or train with flash_attention().",
         )
 
 

@@ -4,11 +4,16 @@ Words: a document has `length_q` queries and `length_k` keys; query row m stands
 m + length_k - length_q (the last query sees the last key, as in flash-attention since 2.1).
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from fmscale.kernels.launch import HAVE_TRITON, Kernel, jit, tl
+from fmscale.kernels.launch import HAVE_TRITON, INTERPRETED, Kernel, jit, tl, triton_refusal
+
+from fmscale.errors import KernelError
+
+Launch = dict[str, Any]
 
 WIDEST = 256
 """Largest head dim."""
@@ -83,6 +88,29 @@ def key_range(  # type: ignore[no-untyped-def]
 
 
 @jit
+def key_parts(  # type: ignore[no-untyped-def]
+    m0, length_q, length_k, window, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Keys of `key_range` as lo, full_lo, full_hi, hi: between the middle two no mask touches a tile."""
+    lo, hi = key_range(m0, length_q, length_k, window, CAUSAL, WINDOW, BLOCK_M)
+    lo = lo // BLOCK_N * BLOCK_N
+    first = m0 + length_k - length_q
+    full_hi = length_k
+    if CAUSAL:
+        full_hi = tl.minimum(full_hi, first + 1)
+    elif WINDOW:
+        full_hi = tl.minimum(full_hi, first + window)
+    full_hi = tl.maximum(tl.maximum(full_hi, 0) // BLOCK_N * BLOCK_N, lo)
+    full_lo = lo
+    if WINDOW:
+        last = tl.minimum(m0 + BLOCK_M, length_q) - 1 + length_k - length_q
+        full_lo = (tl.maximum(last - window + 1, 0) + BLOCK_N - 1) // BLOCK_N * BLOCK_N
+        full_lo = tl.minimum(tl.maximum(full_lo, lo), full_hi)
+    return lo, full_lo, full_hi, hi
+
+
+@jit
 def query_range(  # type: ignore[no-untyped-def]
     n0, length_q, length_k, window, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -102,10 +130,7 @@ def query_range(  # type: ignore[no-untyped-def]
 
 @jit
 def near(position, key, window, CAUSAL: tl.constexpr, WINDOW: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Whether the query at key position `position` sees `key` by causality and window; broadcasts.
-
-    One of CAUSAL and WINDOW must be on.
-    """
+    """True where the query at key position `position` sees `key` by causality and window, of which one is on."""
     if CAUSAL:
         seen = key <= position
         if WINDOW:
@@ -141,8 +166,87 @@ def tanh(x, PRECISE: tl.constexpr):  # type: ignore[no-untyped-def]
     return y
 
 
+@jit
+def attend_keys(  # type: ignore[no-untyped-def]
+    acc, total, peak, q, K, V, stride_kt, stride_vt, lo, hi, position, length_k, scale, softcap, window,
+    E: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, MASKED: tl.constexpr,
+    ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """Keys lo (a multiple of BLOCK_N) to hi added to the weighted sum, its total and the running maximum."""
+    row = tl.arange(0, BLOCK_N)
+    column = tl.arange(0, BLOCK_E)
+    offset_k = row[:, None] * stride_kt + column[None, :]
+    offset_v = row[:, None] * stride_vt + column[None, :]
+    hop_k = tl.full((), BLOCK_N, tl.int64) * stride_kt
+    hop_v = tl.full((), BLOCK_N, tl.int64) * stride_vt
+    K += lo.to(tl.int64) * stride_kt
+    V += lo.to(tl.int64) * stride_vt
+    factor = scale * 1.4426950408889634  # log2 e
+    if SOFTCAP:
+        factor = softcap * 1.4426950408889634
+    for n0 in range(lo, hi, BLOCK_N):
+        key = n0 + row
+        inside = (key < length_k)[:, None]
+        if E < BLOCK_E:
+            inside = inside & (column < E)[None, :]
+        if MASKED:
+            k = tl.load(K + offset_k, mask=inside, other=0.0)
+        elif E < BLOCK_E:
+            k = tl.load(K + offset_k, mask=(column < E)[None, :], other=0.0)
+        else:
+            k = tl.load(K + offset_k)
+        s = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACC)
+        if SOFTCAP:
+            s = tanh(s * (scale / softcap), q.dtype == tl.float32)
+        if MASKED:
+            seen = visible(position, key, length_k, window, CAUSAL, WINDOW)
+            s = tl.where(seen, s, -float("inf"))
+        top = tl.maximum(peak, tl.max(s, axis=1) * factor)
+        shift = top
+        if MASKED:
+            shift = tl.where(top == -float("inf"), 0.0, top)  # -inf - -inf is NaN
+        p = tl.exp2(s * factor - shift[:, None])
+        decay = tl.exp2(peak - shift)
+        total = total * decay + tl.sum(p, axis=1)
+        acc = acc * decay[:, None]
+        if MASKED:
+            v = tl.load(V + offset_v, mask=inside, other=0.0)
+        elif E < BLOCK_E:
+            v = tl.load(V + offset_v, mask=(column < E)[None, :], other=0.0)
+        else:
+            v = tl.load(V + offset_v)
+        acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION, out_dtype=ACC)
+        peak = top
+        K += hop_k
+        V += hop_v
+    return acc, total, peak
+
+
+def numbers_refusal(q: torch.Tensor) -> str | None:
+    """Reason why Triton's kernels cannot take q's dtype or head dim on its device, or None."""
+    if q.dtype not in FLOATS and not (INTERPRETED and q.dtype == torch.float64):
+        return f"{q.dtype} (it takes fp16, bf16 and fp32)"
+    if q.shape[-1] > WIDEST:
+        return f"a head dim of {q.shape[-1]} (at most {WIDEST})"
+    return triton_refusal(q.device)
+
+
+def check_alike(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None, **numbers: Any) -> None:
+    """Raise KernelError unless q, k and v are of one kind, sinks fit q's heads and the numbers are positive or None."""
+    if not (q.dtype == k.dtype == v.dtype) or not (q.device == k.device == v.device):
+        found = [(x.dtype, x.device) for x in (q, k, v)]
+        raise KernelError(
+            "queries, keys and values differ in dtype or device", found=found, remedy="Cast or move them."
+        )
+    if sinks is not None and (sinks.shape != q.shape[-2:-1] or sinks.device != q.device):
+        raise KernelError("sinks need one number per query head", found=tuple(sinks.shape), remedy=f"({q.shape[-2]},)")
+    for name, number in numbers.items():
+        if number is not None and not (0 < number < math.inf):
+            raise KernelError(f"{name} must be positive", found=number, remedy="None turns it off.")
+
+
 def precision(dtype: torch.dtype, E: int) -> str:
-    """How fp32 products are made: three TF32 products keep fp32's accuracy on tensor cores.
+    """Way to make fp32 products: three TF32 products keep fp32's accuracy on tensor cores.
 
     Their operands' halves take registers: above a head dim of 128 they spill, and products are plain fp32.
     """
@@ -150,29 +254,23 @@ def precision(dtype: torch.dtype, E: int) -> str:
 
 
 def block_e(E: int) -> int:
-    """Padded head dim. At least 64: rows of 32 16-bit elements are miscompiled (`compile_lint`)."""
+    """Padded head dim. At least 64: rows of 32 16-bit elements are miscompiled (`compile/lint.py`)."""
     return max(64, 1 << (E - 1).bit_length())
 
 
 def per_section(heads: int, bytes_per_head: int) -> int:
-    """How many heads run side by side so that what they share stays in L2.
+    """Heads that run side by side, so few that what they share stays in L2.
 
     32 MiB of the 50 MiB of a Hopper: the rest holds what streams through.
     """
     return max(1, min(heads, 2**25 // max(1, bytes_per_head)))
 
 
-Strides = tuple[int, int, int]
-
-
-def strides(x: torch.Tensor) -> Strides:
+def strides(x: torch.Tensor) -> tuple[int, int, int]:
     """Strides of (B, T, H, E) but the last, which is 1."""
-    return cast(Strides, x.stride()[:3])
+    return x.stride(0), x.stride(1), x.stride(2)
 
 
 def unit(x: torch.Tensor) -> torch.Tensor:
     """`x` itself where a tile's offsets fit into 32 bits and its last stride is 1, else a copy."""
     return x if x.stride(-1) == 1 and x.stride(1) < FAR else x.contiguous()
-
-
-Launch = dict[str, Any]

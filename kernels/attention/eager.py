@@ -1,8 +1,8 @@
 """Attention in plain torch: the reference, the `eager` backend, and the call of torch's own SDPA.
 
-The eager backend is also what a CPU trainer runs when SDPA cannot serve it: documents are taken one by
-one, so its memory is that of the longest document's scores, not of the whole packed row's. Under
-torch.compile (where lengths are unknown) one mask over all tokens replaces that.
+The eager backend is also what a CPU trainer runs when SDPA cannot serve it: documents are taken one by one, so its
+memory is that of the longest document's scores, not of the whole packed row's. Under torch.compile (where lengths are
+unknown) one mask over all tokens replaces that.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ FLASH_WIDEST = 256
 def fused_refusal(dtype: torch.dtype, E: int, *, grouped: bool) -> str | None:
     """Why none of torch's fused CUDA kernels takes a head dim `E` of `dtype`, or None.
 
-    As torch's sdp_utils.cpp decides: flash and cuDNN take 16 bits and up to 256; the memory-efficient one
-    fp32 too and any width whose rows are whole 16 bytes, but no grouped heads.
+    As torch's sdp_utils.cpp decides: flash and cuDNN take 16 bits and up to 256; the memory-efficient one fp32 too and
+    any width whose rows are whole 16 bytes, but no grouped heads.
     """
     if dtype.itemsize == 2 and E <= FLASH_WIDEST:
         return None
@@ -41,8 +41,8 @@ def fused_refusal(dtype: torch.dtype, E: int, *, grouped: bool) -> str | None:
 def sdpa(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None, *, causal: bool, scale: float) -> Tensor:
     """torch.nn.functional.scaled_dot_product_attention over (B, T, H, E), document by document.
 
-    On CUDA cuDNN is preferred to flash, which torch would pick and which is 1.7 to 2.3 times slower on
-    Hopper (pytorch issue 142132); the quadratic math backend is ruled out.
+    On CUDA cuDNN is preferred to flash, which torch would pick and which is 1.7 to 2.3 times slower on Hopper (pytorch
+    issue 142132); the quadratic math backend is ruled out.
     """
     if cu_seqlens is not None:
         pieces = [
@@ -67,7 +67,7 @@ def eager(
     q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor | None, cu_k: Tensor | None, *,
     causal: bool, window: int, softcap: float, sinks: Tensor | None, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Output (B, T, H, E) and log-sum-exp (B, H, T); arguments as in `attention_forward.forward`.
+    """Output (B, T, H, E) and log-sum-exp (B, H, T); arguments as in `forward.forward`.
 
     Products in the inputs' dtype, softmax in fp32 (fp64 for fp64).
     """
@@ -95,7 +95,7 @@ def _spans(cu: Tensor) -> list[tuple[int, int]]:
 
 
 def _band(T: int, S: int, causal: bool, window: int, device: torch.device) -> Tensor | None:
-    """What of S keys each of T queries sees (T, S), or None when that is everything."""
+    """Mask (T, S) of the keys that each query sees, or None where it sees all."""
     if not causal and not window:
         return None
     distance = torch.arange(S - T, S, device=device)[:, None] - torch.arange(S, device=device)
@@ -122,8 +122,7 @@ def _document_mask(cu_q: Tensor, cu_k: Tensor, T: int, S: int, causal: bool, win
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, *,
-    softcap: float, sinks: Tensor | None, scale: float,
+    q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, *, softcap: float, sinks: Tensor | None, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Softmax over what is `seen`, broadcast to (B, K, H // K, T, S); None: all. (out, lse (B, H, T))."""
     B, T, H, E = q.shape

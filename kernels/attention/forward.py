@@ -1,96 +1,36 @@
 """Attention forward: one pass over the keys with a running maximum, output and log-sum-exp.
 
-Source: Dao, "FlashAttention-2", arXiv 2307.08691, algorithm 1; sinks as an extra key without a value
-(Xiao et al., arXiv 2309.17453; learnable per head as in gpt-oss). Exponentials are base 2, with log2 e
-folded into the scale. Tiles that no mask touches run in a loop of their own without mask code.
+Source: Dao, "FlashAttention-2", arXiv 2307.08691, algorithm 1; sinks as an extra key without a value (Xiao et al.,
+arXiv 2309.17453; learnable per head as in gpt-oss). Exponentials are base 2, with log2 e folded into the scale. Tiles
+that no mask touches run in a loop of their own without mask code.
 """
 
 import torch
 from fmscale.kernels.attention.device import (
     Launch,
+    attend_keys,
     block_e,
     extent,
-    key_range,
+    key_parts,
     per_section,
     place,
     precision,
     sized,
     strides,
-    tanh,
     unpack,
-    visible,
 )
 from fmscale.kernels.attention.tiles import tile_list
-from fmscale.kernels.launch import accumulator, jit, on, tl, tl_dtype
+from fmscale.kernels.launch import accumulator, on, tl, tl_dtype
 from torch import Tensor
-
-
-@jit
-def attend_keys(  # type: ignore[no-untyped-def]
-    acc, total, peak, q, K, V, stride_kt, stride_vt, lo, hi, position, length_k, scale, softcap, window,
-    E: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
-    MASKED: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
-):  # fmt: skip
-    """Keys lo (a multiple of BLOCK_N) to hi added to the weighted sum, its total and the running maximum."""
-    row = tl.arange(0, BLOCK_N)
-    column = tl.arange(0, BLOCK_E)
-    offset_k = row[:, None] * stride_kt + column[None, :]
-    offset_v = row[:, None] * stride_vt + column[None, :]
-    hop_k = tl.full((), BLOCK_N, tl.int64) * stride_kt
-    hop_v = tl.full((), BLOCK_N, tl.int64) * stride_vt
-    K += lo.to(tl.int64) * stride_kt
-    V += lo.to(tl.int64) * stride_vt
-    factor = scale * 1.4426950408889634  # log2 e
-    if SOFTCAP:
-        factor = softcap * 1.4426950408889634
-    for n0 in range(lo, hi, BLOCK_N):
-        key = n0 + row
-        inside = (key < length_k)[:, None]
-        if E < BLOCK_E:
-            inside = inside & (column < E)[None, :]
-        if MASKED:
-            k = tl.load(K + offset_k, mask=inside, other=0.0)
-        elif E < BLOCK_E:
-            k = tl.load(K + offset_k, mask=(column < E)[None, :], other=0.0)
-        else:
-            k = tl.load(K + offset_k)
-        s = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACC)
-        if SOFTCAP:
-            s = tanh(s * (scale / softcap), q.dtype == tl.float32)
-        if MASKED:
-            seen = visible(position, key, length_k, window, CAUSAL, WINDOW)
-            s = tl.where(seen, s, -float("inf"))
-        top = tl.maximum(peak, tl.max(s, axis=1) * factor)
-        shift = top
-        if MASKED:
-            shift = tl.where(top == -float("inf"), 0.0, top)  # -inf - -inf is NaN
-        p = tl.exp2(s * factor - shift[:, None])
-        decay = tl.exp2(peak - shift)
-        total = total * decay + tl.sum(p, axis=1)
-        acc = acc * decay[:, None]
-        if MASKED:
-            v = tl.load(V + offset_v, mask=inside, other=0.0)
-        elif E < BLOCK_E:
-            v = tl.load(V + offset_v, mask=(column < E)[None, :], other=0.0)
-        else:
-            v = tl.load(V + offset_v)
-        acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION, out_dtype=ACC)
-        peak = top
-        K += hop_k
-        V += hop_v
-    return acc, total, peak
 
 
 @sized("T", "S", "documents", "tiles", "section", "window")
 def forward_kernel(  # type: ignore[no-untyped-def]
-    Q, K, V, SINKS, OUT, LSE, LEVEL, REST, CU_Q, CU_K, TILES,
-    stride_qb, stride_qt: tl.constexpr, stride_qh, stride_kb, stride_kt: tl.constexpr, stride_kh,
-    stride_vb, stride_vt: tl.constexpr, stride_vh,
-    T, S, heads, documents, tiles, section, scale, softcap, window,
-    E: tl.constexpr, H: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
-    SOFTCAP: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
+    Q, K, V, SINKS, OUT, LSE, LEVEL, REST, CU_Q, CU_K, TILES, stride_qb, stride_qt: tl.constexpr, stride_qh, stride_kb,
+    stride_kt: tl.constexpr, stride_kh, stride_vb, stride_vt: tl.constexpr, stride_vh, T, S, heads, documents, tiles,
+    section, scale, softcap, window, E: tl.constexpr, H: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     tile, bh = place(tl.program_id(0), tiles, heads, section)
     b = (bh // H).to(tl.int64)
@@ -125,29 +65,17 @@ def forward_kernel(  # type: ignore[no-untyped-def]
     V += b * stride_vb + head_k * stride_vh + start_k.to(tl.int64) * stride_vt
 
     position = row + (length_k - length_q)
-    lo, hi = key_range(m0, length_q, length_k, window, CAUSAL, WINDOW, BLOCK_M)
-    lo = lo // BLOCK_N * BLOCK_N
-    first = m0 + length_k - length_q
-    full_hi = length_k
-    if CAUSAL:
-        full_hi = tl.minimum(full_hi, first + 1)
-    elif WINDOW:
-        full_hi = tl.minimum(full_hi, first + window)
-    full_hi = tl.maximum(tl.maximum(full_hi, 0) // BLOCK_N * BLOCK_N, lo)
+    lo, full_lo, full_hi, hi = key_parts(m0, length_q, length_k, window, CAUSAL, WINDOW, BLOCK_M, BLOCK_N)
     acc = tl.zeros((BLOCK_M, BLOCK_E), dtype=ACC)
     total = tl.zeros((BLOCK_M,), dtype=ACC)
     peak = tl.full((BLOCK_M,), -float("inf"), dtype=ACC)
     if WINDOW:
-        last = tl.minimum(m0 + BLOCK_M, length_q) - 1 + length_k - length_q
-        full_lo = (tl.maximum(last - window + 1, 0) + BLOCK_N - 1) // BLOCK_N * BLOCK_N
-        full_lo = tl.minimum(tl.maximum(full_lo, lo), full_hi)
         acc, total, peak = attend_keys(
             acc, total, peak, q, K, V, stride_kt, stride_vt, lo, full_lo, position, length_k, scale, softcap,
             window, E, CAUSAL, WINDOW, SOFTCAP, True, ACC, PRECISION, BLOCK_N, BLOCK_E,
         )  # fmt: skip
-        lo = full_lo
     acc, total, peak = attend_keys(
-        acc, total, peak, q, K, V, stride_kt, stride_vt, lo, full_hi, position, length_k, scale, softcap,
+        acc, total, peak, q, K, V, stride_kt, stride_vt, full_lo, full_hi, position, length_k, scale, softcap,
         window, E, CAUSAL, WINDOW, SOFTCAP, False, ACC, PRECISION, BLOCK_N, BLOCK_E,
     )  # fmt: skip
     acc, total, peak = attend_keys(
@@ -189,12 +117,12 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Output (B, T, H, E), log-sum-exp (B, H, T) and level of q (B, T, H, E), k and v (B, S, K, E).
 
-    The level (2, B, H, T), for fp32 alone (else empty): the log-sum-exp in base 2 as a sum of two numbers, the
-    running maximum and the rest, +inf and 0 in rows that see nothing. The backward takes a probability from
-    the difference of score and level: one number of 60 has room for five digits of it, fp32 scores have seven.
+    The level (2, B, H, T), for fp32 alone (else empty): the log-sum-exp in base 2 as a sum of two numbers, the running
+    maximum and the rest, +inf and 0 in rows that see nothing. The backward takes a probability from the difference of
+    score and level: one number of 60 has room for five digits of it, fp32 scores have seven.
 
-    With documents B is 1. The last stride of q, k and v is 1; window and softcap 0 mean none; `launch`
-    has BLOCK_M, BLOCK_N, num_warps and num_stages.
+    With documents B is 1. The last stride of q, k and v is 1; window and softcap 0 mean none; `launch` has BLOCK_M,
+    BLOCK_N, num_warps and num_stages.
     """
     B, T, H, E = q.shape
     S, K = k.shape[1:3]
@@ -214,9 +142,8 @@ def forward(
     section = group * per_section(B * K, 2 * S * E * k.element_size())
     with on(q.device):
         forward_kernel[(tiles * B * H,)](
-            q, k, v, sinks, out, lse, *parts, cu_q, cu_k, listed, *strides(q), *strides(k), *strides(v),
-            T, S, B * H, documents, tiles, section, scale, softcap, window,
-            E=E, H=H, GROUP=group, CAUSAL=causal, WINDOW=window > 0, SOFTCAP=softcap > 0, ACC=tl_dtype(acc),
-            PRECISION=precision(q.dtype, E), BLOCK_E=block_e(E), **launch,
+            q, k, v, sinks, out, lse, *parts, cu_q, cu_k, listed, *strides(q), *strides(k), *strides(v), T, S, B * H,
+            documents, tiles, section, scale, softcap, window, E=E, H=H, GROUP=group, CAUSAL=causal, WINDOW=window > 0,
+            SOFTCAP=softcap > 0, ACC=tl_dtype(acc), PRECISION=precision(q.dtype, E), BLOCK_E=block_e(E), **launch,
         )  # fmt: skip
     return out, lse, level

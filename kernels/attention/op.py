@@ -1,10 +1,9 @@
 """Attention with document masks, causal, window, soft-cap, sinks, grouped heads and log-sum-exp.
 
-Deterministic by construction (no atomics; every number is summed by one program in a fixed order), with
-O(T) extra memory. Sources: `attention_forward`, `attention_backward`, `attention_tiles`.
+Deterministic by construction (no atomics; every number is summed by one program in a fixed order), with O(T) extra
+memory. Sources: `forward.py`, `backward.py`, `tiles.py`.
 """
 
-import math
 from typing import Any, Literal, cast, overload
 
 import torch
@@ -12,26 +11,25 @@ from fmscale.kernels.attention.backward import backward
 from fmscale.kernels.attention.configs import configs
 from fmscale.kernels.attention.device import (
     DOCUMENTS_LIMIT,
-    FLOATS,
     NO_WINDOW,
     TOKENS_LIMIT,
-    WIDEST,
     Launch,
     block_e,
+    check_alike,
+    numbers_refusal,
     unit,
 )
 from fmscale.kernels.attention.eager import eager, fused_refusal, sdpa
 from fmscale.kernels.attention.forward import forward, level_shape
 from fmscale.kernels.dispatch import bucket, choose, config
-from fmscale.kernels.launch import INTERPRETED, accumulator, triton_refusal
+from fmscale.kernels.launch import accumulator
 from torch import Tensor
 
 from fmscale.errors import KernelError
 
 
 def case(
-    dtype: torch.dtype, E: int, *,
-    documents: bool, causal: bool, window: bool, softcap: bool, sinks: bool,
+    dtype: torch.dtype, E: int, *, documents: bool, causal: bool, window: bool, softcap: bool, sinks: bool,
 ) -> str:  # fmt: skip
     """The bucket of a call in the tuning tables: "bfloat16 E128 documents causal".
 
@@ -44,8 +42,7 @@ def case(
 def _launches(q: Tensor, *flags: bool) -> dict[str, Launch]:
     documents, causal, window, softcap, sinks = flags
     bucket_name = case(
-        q.dtype, q.shape[3],
-        documents=documents, causal=causal, window=window, softcap=softcap, sinks=sinks,
+        q.dtype, q.shape[3], documents=documents, causal=causal, window=window, softcap=softcap, sinks=sinks,
     )  # fmt: skip
     width = block_e(q.shape[3])
     tables = configs(q.dtype, width, heavy=window or softcap or width != q.shape[3])
@@ -65,14 +62,10 @@ def _op(
 
 
 @_op.register_fake
-def _fake(
-    q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, cu_q: Tensor | None, cu_k: Tensor | None,
-    causal: bool, window: int, softcap: float, scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    B, T, H, _ = q.shape
+def _fake(q: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
     acc = accumulator(q.dtype)
-    level = q.new_empty(level_shape(q), dtype=acc)
-    return q.new_empty(q.shape), q.new_empty((B, H, T), dtype=acc), level
+    lse = q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=acc)
+    return q.new_empty(q.shape), lse, q.new_empty(level_shape(q), dtype=acc)
 
 
 @torch.library.custom_op("fmscale::attention_backward", mutates_args=())
@@ -91,9 +84,8 @@ def _backward_op(
 
 @_backward_op.register_fake
 def _backward_fake(
-    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-    level: Tensor, sinks: Tensor | None, cu_q: Tensor | None, cu_k: Tensor | None,
-    causal: bool, window: int, softcap: float, scale: float,
+    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, level: Tensor,
+    sinks: Tensor | None, *_: object,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     dsinks = q.new_empty(0) if sinks is None else sinks.new_empty(sinks.shape)
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dsinks
@@ -119,42 +111,39 @@ _op.register_autograd(_backward, setup_context=_save)
 @overload
 def flash_attention(
     q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens: Tensor | None = None, cu_seqlens_k: Tensor | None = None,
-    causal: bool = True, window: int | None = None, softcap: float | None = None,
-    sinks: Tensor | None = None, scale: float | None = None, return_lse: Literal[False] = False,
-    backend: str = "auto",
+    causal: bool = True, window: int | None = None, softcap: float | None = None, sinks: Tensor | None = None,
+    scale: float | None = None, return_lse: Literal[False] = False, backend: str = "auto",
 ) -> Tensor: ...  # fmt: skip
 @overload
 def flash_attention(
     q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens: Tensor | None = None, cu_seqlens_k: Tensor | None = None,
-    causal: bool = True, window: int | None = None, softcap: float | None = None,
-    sinks: Tensor | None = None, scale: float | None = None, return_lse: Literal[True],
-    backend: str = "auto",
+    causal: bool = True, window: int | None = None, softcap: float | None = None, sinks: Tensor | None = None,
+    scale: float | None = None, return_lse: Literal[True], backend: str = "auto",
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 def flash_attention(
     q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens: Tensor | None = None, cu_seqlens_k: Tensor | None = None,
-    causal: bool = True, window: int | None = None, softcap: float | None = None,
-    sinks: Tensor | None = None, scale: float | None = None, return_lse: bool = False,
-    backend: str = "auto",
+    causal: bool = True, window: int | None = None, softcap: float | None = None, sinks: Tensor | None = None,
+    scale: float | None = None, return_lse: bool = False, backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
     """softmax(q k^T * scale) v over the keys that each query may see.
 
-    Dense: q (B, T, H, E), k and v (B, S, K, E). Packed: q (tokens, H, E), k and v (tokens_k, K, E), where
-    document i is cu_seqlens[i]:cu_seqlens[i+1] of q and the same of cu_seqlens_k (default: cu_seqlens) of
-    k and v; offsets (documents + 1,) int32 or int64 on q's device, starting at 0, never decreasing.
-    Documents see only themselves, may be empty, and tokens after the last one give 0. Without offsets,
-    packed tensors are one document. H is a multiple of K; query head h reads kv head h // (H // K).
-    bf16, fp16 or fp32 (fp64: eager, sdpa and the interpreter); E up to 256; any strides.
+    Dense: q (B, T, H, E), k and v (B, S, K, E). Packed: q (tokens, H, E), k and v (tokens_k, K, E), where document i is
+    cu_seqlens[i]:cu_seqlens[i+1] of q and the same of cu_seqlens_k (default: cu_seqlens) of k and v; offsets (documents
+    + 1,) int32 or int64 on q's device, starting at 0, never decreasing. Documents see only themselves, may be empty,
+    and tokens after the last one give 0. Without offsets, packed tensors are one document. H is a multiple of K; query
+    head h reads kv head h // (H // K). bf16, fp16 or fp32 (fp64: eager, sdpa and the interpreter); E up to 256; any
+    strides.
 
     causal: query m of a document with Lq queries and Lk keys sees keys up to m + Lk - Lq.
     window: and only the nearest `window` of them, its own included (not causal: on either side).
     softcap c: scores s become c * tanh(s / c). scale: default E ** -0.5.
     sinks (H,): logits, in nats, of one more key per head whose value is 0; differentiable.
-    return_lse: also the log of the softmax's denominator, (B, H, T) or (H, tokens), fp32, natural,
-    sinks included; differentiable. A row that sees nothing gives 0 and -inf (with sinks, the sink).
+    return_lse: also the log of the softmax's denominator, (B, H, T) or (H, tokens), fp32, natural, sinks included;
+    differentiable. A row that sees nothing gives 0 and -inf (with sinks, the sink).
 
-    backend: "triton" does all of this; "sdpa" what torch's does; "eager" all, in memory quadratic in
-    the longest document; "auto" the fastest known that can. Triton's gradients are the same bits every
-    time. Raises KernelError for shapes that do not fit and for a backend that cannot do what is asked.
+    backend: "triton" does all of this; "sdpa" what torch's does; "eager" all, in memory quadratic in the longest
+    document; "auto" the fastest known that can. Triton's gradients are the same bits every time. Raises KernelError for
+    shapes that do not fit and for a backend that cannot do what is asked.
     """
     _check(q, k, v, cu_seqlens, cu_seqlens_k, window, softcap, sinks, scale)
     cu_q, cu_k = cu_seqlens, cu_seqlens if cu_seqlens_k is None else cu_seqlens_k
@@ -209,9 +198,7 @@ def _check(
             found=shapes,
             remedy="Heads are the last but one dimension.",
         )
-    if not (q.dtype == k.dtype == v.dtype) or not (q.device == k.device == v.device):
-        found = [(x.dtype, x.device) for x in (q, k, v)]
-        raise KernelError("q, k and v differ in dtype or device", found=found, remedy="Cast or move them.")
+    check_alike(q, k, v, sinks, window=window, softcap=softcap, scale=scale)
     for cu in (cu_q, cu_k):
         if cu is not None and (
             dense
@@ -233,24 +220,14 @@ def _check(
             found=shapes,
             remedy="Pass the keys' offsets as cu_seqlens_k.",
         )
-    if sinks is not None and (sinks.shape != q.shape[-2:-1] or sinks.device != q.device):
-        raise KernelError("sinks need one number per query head", found=tuple(sinks.shape), remedy=f"({q.shape[-2]},)")
-    numbers = {"window": window, "softcap": softcap, "scale": scale}
-    for name, number in numbers.items():
-        if number is not None and not (0 < number < math.inf):
-            raise KernelError(f"{name} must be positive", found=number, remedy="None turns it off.")
 
 
 def _triton_refusal(q: Tensor, k: Tensor, cu: Tensor | None) -> str | None:
-    if q.dtype not in FLOATS and not (INTERPRETED and q.dtype == torch.float64):
-        return f"{q.dtype} (it takes fp16, bf16 and fp32)"
-    if q.shape[-1] > WIDEST:
-        return f"a head dim of {q.shape[-1]} (at most {WIDEST})"
     if cu is not None and cu.numel() > DOCUMENTS_LIMIT:
         return f"{cu.numel() - 1} documents (at most {DOCUMENTS_LIMIT - 1})"
     if cu is not None and max(q.shape[0], k.shape[0]) > TOKENS_LIMIT:
         return f"{max(q.shape[0], k.shape[0])} packed tokens (at most {TOKENS_LIMIT})"
-    return triton_refusal(q.device)
+    return numbers_refusal(q)
 
 
 def _sdpa_refusal(

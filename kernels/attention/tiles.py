@@ -1,10 +1,10 @@
 """Lists of document tiles, made on the device: no host sync, no mask object, no prefix sum.
 
-Tile j of document d takes slot cu[d] // BLOCK + d + j. Slots of different documents never meet, since
-floor(a / B) + ceil(L / B) <= floor((a + L) / B) + 1, so T // BLOCK + documents + 1 slots suffice and
-every slot finds its document by a binary search. Sorting then puts the tiles with the most work first
-(longest processing time first) and the empty slots last. What follows the last document is one more
-document, without partners, so that every row of every output is written.
+Tile j of document d takes slot cu[d] // BLOCK + d + j. Slots of different documents never meet, since floor(a / B) +
+ceil(L / B) <= floor((a + L) / B) + 1, so T // BLOCK + documents + 1 slots suffice and every slot finds its document by
+a binary search. Sorting then puts the tiles with the most work first (longest processing time first) and the empty
+slots last. What follows the last document is one more document, without partners, so that every row of every output is
+written.
 """
 
 import torch
@@ -17,9 +17,8 @@ COUNT = 128
 
 @sized("documents", "total", "total_other", "slots", "steps", "window")
 def slots_kernel(  # type: ignore[no-untyped-def]
-    CU, CU_OTHER, SLOTS, documents, total, total_other, slots, steps, window,
-    KEYS: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
-    BLOCK: tl.constexpr, COUNT: tl.constexpr,
+    CU, CU_OTHER, SLOTS, documents, total, total_other, slots, steps, window, KEYS: tl.constexpr, CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr, BLOCK: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
     slot = tl.program_id(0) * COUNT + tl.arange(0, COUNT)
     low = slot * 0
@@ -52,8 +51,7 @@ def slot_count(total: int, documents: int, block: int) -> int:
 
 
 def tile_list(
-    cu: Tensor, cu_other: Tensor, total: int, total_other: int, *,
-    block: int, keys: bool, causal: bool, window: int,
+    cu: Tensor, cu_other: Tensor, total: int, total_other: int, *, block: int, keys: bool, causal: bool, window: int,
 ) -> Tensor:  # fmt: skip
     """Sort keys (slots,) int64 of the tiles of `cu`'s documents, most work first, empty slots last.
 

@@ -1,7 +1,7 @@
-"""What the compile gate needs to know about one shipped configuration of one kernel.
+"""One shipped configuration of one kernel, as the compile gate takes it.
 
-Every op module exposes `compile_cases() -> list[CompileCase]`: each kernel with each launch
-configuration that the package can choose, at the dtypes and sizes it is meant for.
+Every op module exposes `compile_cases() -> list[CompileCase]`: each kernel with each launch configuration that the
+package can choose, at the dtypes and sizes it is meant for.
 `python -m fmscale.kernels.compile.gate` compiles them for sm_90 without a GPU.
 """
 

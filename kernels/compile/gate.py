@@ -3,9 +3,9 @@
     python -m fmscale.kernels.compile.gate                     the installed Triton
     python -m fmscale.kernels.compile.gate --triton 3.6.0 3.7.1   these, each in its own environment
 
-Refused: register spills, more shared memory than a Hopper block has, a matrix product without wgmma
-where one is promised, and code shapes known to be miscompiled (`lint`). The table goes to
-benchmarks/results/kernels_compile.json. Must run in a process without TRITON_INTERPRET=1.
+Refused: register spills, more shared memory than a Hopper block has, a matrix product without wgmma where one is
+promised, and code shapes known to be miscompiled (`lint`). The table goes to benchmarks/results/kernels_compile.json.
+Must run in a process without TRITON_INTERPRET=1.
 """
 
 import argparse
@@ -42,7 +42,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fmsc
 
 @dataclass(frozen=True, kw_only=True)
 class GateRow:
-    """What the compiler made of one case."""
+    """Result of compiling one case."""
 
     name: str
     """The case's name."""
@@ -59,7 +59,7 @@ class GateRow:
     seconds: float
     """Compile time, or that of reading Triton's cache."""
     problems: tuple[str, ...]
-    """Why the configuration may not ship; empty when it may."""
+    """Reasons why the configuration may not ship; empty where it may."""
 
 
 def all_cases() -> list[CompileCase]:

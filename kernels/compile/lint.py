@@ -1,7 +1,7 @@
 """Code shapes that released Triton versions are known to miscompile on Hopper, found in TTGIR.
 
-A configuration that shows one is refused, whatever it computes on the machine at hand: these faults
-depend on tile sizes and warps, and most tests of numbers miss them.
+A configuration that shows one is refused, whatever it computes on the machine at hand: these faults depend on tile
+sizes and warps, and most tests of numbers miss them.
 """
 
 import re
@@ -48,7 +48,7 @@ def lint(ttgir: str, version: str) -> list[str]:
 
 
 def _turned_product(value: str, definitions: Definitions) -> bool:
-    """Whether `value` comes from a product through a transposition, by whatever elementwise steps."""
+    """True if `value` comes from a product through a transposition, by whatever elementwise steps."""
     pending, seen = [(value, False)], set()
     while pending:
         current = pending.pop()

@@ -32,6 +32,10 @@ if not torch.cuda.is_available():
         )
     os.environ["TRITON_INTERPRET"] = "1"
 
+# For the processes that tests start: two threads spin while they wait for one another where a core is busy. The
+# tuner's tests took 5.8 s in place of 16 beside others.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 if importlib.util.find_spec("hypothesis") is None:
@@ -51,20 +55,20 @@ if INTERPRETED:
 
     from tests.kernels.products import pairs
 
-    def _widen(handle: interpreter.TensorHandle) -> np.ndarray:
+    def _widen(handle: interpreter.TensorHandle) -> Any:
         if handle.dtype.scalar == tl.bfloat16:
             return (handle.data.astype(np.uint32) << 16).view(np.float32)
         return handle.data
 
-    def _dot(self, a, b, d, input_precision, max_num_imprecise_acc):  # type: ignore[no-untyped-def]
+    def _dot(self: Any, a: Any, b: Any, d: Any, input_precision: Any, max_num_imprecise_acc: Any) -> Any:
         # As tensor cores do: products of 8 along the sum exactly, such steps one after the other in fp32. BLAS
         # rounds a product and its transpose differently, which gradients of scores of 60 show. Products of
         # 16 bits are exact in fp32, which is also many times faster in numpy than fp16.
-        wide = np.float32 if a.dtype.scalar.primitive_bitwidth == 16 else np.float64
+        wide: Any = np.float32 if a.dtype.scalar.primitive_bitwidth == 16 else np.float64
         left, right = (_widen(one).astype(wide, copy=False) for one in (a, b))
         step = left.shape[1] if wide == np.float32 else 8
         single = a.dtype.scalar == tl.float32
-        parts = pairs(left, right, input_precision.name.lower()) if single else [(left, right)]
+        parts: Any = pairs(left, right, input_precision.name.lower()) if single else [(left, right)]
         total = d.data
         for k in range(0, left.shape[1], step):
             products = (x[:, k : k + step] @ y[k : k + step] for x, y in parts)
@@ -79,7 +83,7 @@ if INTERPRETED:
         rounded = (bits + (np.uint32(0x7FFF) + ((bits >> 16) & 1))) >> 16
         return np.where(np.isnan(data), np.uint32(0x7FC0), rounded).astype(np.uint16)
 
-    def _cast_impl(self, source, target):  # type: ignore[no-untyped-def]
+    def _cast_impl(self: Any, source: Any, target: Any) -> Any:
         kinds = (source.dtype.scalar, target.scalar)
         if kinds[1] == tl.bfloat16 and kinds[0] in (tl.float32, tl.float16):
             return interpreter.TensorHandle(_to_bfloat16(source.data.astype(np.float32)), tl.bfloat16)
@@ -88,7 +92,7 @@ if INTERPRETED:
             return interpreter.TensorHandle(wide, target.scalar)
         return _cast(self, source, target)
 
-    def _fp_to_fp(self, source, target, rounding):  # type: ignore[no-untyped-def]
+    def _fp_to_fp(self: Any, source: Any, target: Any, rounding: Any) -> Any:
         if tl.bfloat16 in (source.dtype.scalar, target.scalar):
             return _cast_impl(self, source, target)
         return _round(self, source, target, rounding)
@@ -102,11 +106,11 @@ if INTERPRETED:
     _patched: set[tuple[bool, bool]] = set()
     _launch = interpreter.GridExecutor.__call__
 
-    def _launch_once_patched(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+    def _launch_once_patched(self: Any, *args: Any, **kwargs: Any) -> Any:
         _patched.clear()
         return _launch(self, *args, **kwargs)
 
-    def _call(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+    def _call(self: Any, *args: Any, **kwargs: Any) -> Any:
         names = self.fn.__globals__.values()
         key = (any(one is tl for one in names), any(one is tl.core for one in names))
         if key not in _patched:
@@ -117,7 +121,7 @@ if INTERPRETED:
     _np_dtypes: dict[str, np.dtype] = {}
     _np_dtype = interpreter._get_np_dtype
 
-    def _known_np_dtype(dtype):  # type: ignore[no-untyped-def]
+    def _known_np_dtype(dtype: Any) -> Any:
         name = dtype.scalar.name
         if name not in _np_dtypes:
             _np_dtypes[name] = _np_dtype(dtype)
@@ -131,7 +135,7 @@ if INTERPRETED:
 
     _run = autotuner.Autotuner.run
 
-    def _first(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+    def _first(self: Any, *args: Any, **kwargs: Any) -> Any:
         self.configs = self.configs[:1]
         return _run(self, *args, **kwargs)
 
@@ -150,7 +154,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def device() -> torch.device:
-    """Where kernels run: CUDA, or the CPU under the interpreter."""
+    """Device of the kernels: CUDA, or the CPU under the interpreter."""
     return torch.device("cpu" if INTERPRETED else "cuda")
 
 

@@ -1,4 +1,4 @@
-"""What reaches a kernel's launch under the interpreter: noted without running it, or run at a few programs.
+"""Launches of kernels under the interpreter: noted without running it, or run at a few programs.
 
 The interpreter and numpy are imported inside the functions: where neither is, this file can be imported.
 """
@@ -20,7 +20,7 @@ class Noted:
     arguments: dict[str, Any]
     """Value of every parameter, and of the launch's options."""
     key: tuple[object, ...]
-    """What the compiled kernel depends on: another key is another compilation."""
+    """All that the compiled kernel depends on: another key is another compilation."""
 
 
 def _specialized(value: object, *, constant: bool, fixed: bool) -> object:

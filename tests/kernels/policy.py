@@ -119,3 +119,13 @@ def check_op(
     ):
         for i, (m, s, w) in enumerate(zip(a, b, g, strict=True)):
             check(m, s, w, name=f"{kind} {i}")
+
+
+def noted(kept: list[torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A hook of saved_tensors_hooks that puts what is saved into `kept`."""
+
+    def note(t: torch.Tensor) -> torch.Tensor:
+        kept.append(t)
+        return t
+
+    return note

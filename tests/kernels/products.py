@@ -11,7 +11,7 @@ def to_tf32(x: np.ndarray) -> np.ndarray:
 
 
 def pairs(left: np.ndarray, right: np.ndarray, precision: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    """What is multiplied and added up for operands of fp32: "ieee" and "tf32x3" themselves, "tf32" rounded.
+    """Factors of the products that are added up for operands of fp32: "ieee" and "tf32x3" themselves, "tf32" rounded.
 
     The three products of "tf32x3" leave out about 2^-22 of each. With that 2 of the 65 combinations of attention's
     options come to 1.14 times their bound, which only a GPU can decide.

@@ -39,7 +39,7 @@ def test_only_the_standard_library_torch_and_triton(path: Path) -> None:
 
 def test_the_tests_too_run_where_only_torch_triton_and_pytest_are() -> None:
     """On a borrowed GPU machine: what else a test needs it imports where a marker has already skipped it."""
-    for path in (ROOT / "tests" / "conftest.py", *(ROOT / "tests" / "kernels").glob("*.py")):
+    for path in (ROOT / "tests" / "conftest.py", *(ROOT / "tests" / "kernels").rglob("*.py")):
         for node in ast.parse(path.read_text()).body:
             if not isinstance(node, ast.Import | ast.ImportFrom):
                 continue
@@ -63,13 +63,13 @@ sys.modules["triton"] = None  # as where it is not installed
 import torch
 from fmscale.errors import KernelError
 from fmscale.kernels import (
-    adamw_step, attention, attention_decode, linear_cross_entropy, merge_byte_planes, rms_norm, rope,
+    adamw_step, attention_decode, flash_attention, linear_cross_entropy, merge_byte_planes, rms_norm, rope,
     split_byte_planes, swiglu,
 )
 x = torch.randn(4, 8, requires_grad=True)
 cu = torch.tensor([0, 1, 4])
 for settings in ({}, {"window": 2, "softcap": 3.0, "sinks": torch.zeros(2)}):
-    attention(x.view(4, 2, 4), x.view(4, 2, 4), x.view(4, 2, 4), cu_seqlens=cu, **settings).sum().backward()
+    flash_attention(x.view(4, 2, 4), x.view(4, 2, 4), x.view(4, 2, 4), cu_seqlens=cu, **settings).sum().backward()
     attention_decode(*(torch.randn(3, 5, 2, 4) for _ in range(3)), torch.tensor([5, 0, 2]), **settings)
 rms_norm(x, torch.ones(8)).sum().backward()
 swiglu(x, x).sum().backward()

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from fmscale.errors import KernelError
 from tests.kernels.attention.attention_problems import far
-from tests.kernels.policy import check_op
+from tests.kernels.policy import check_op, noted
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 Rotation = Callable[..., tuple[Tensor, ...]]
@@ -19,8 +20,8 @@ def pair(positions: Tensor, E: int, interleaved: bool = False) -> tuple[Rotation
     """Ours and the reference as functions of (q, k) or (q, k, q_weight, k_weight)."""
     turns = rope_turns(E, 10000.0, positions.device)
 
-    def options(weights: tuple[Tensor, ...]) -> dict[str, Tensor | bool]:
-        norm = dict(zip(("q_weight", "k_weight"), weights, strict=False))
+    def options(weights: tuple[Tensor, ...]) -> dict[str, Any]:
+        norm: dict[str, Any] = dict(zip(("q_weight", "k_weight"), weights, strict=False))
         return norm | {"interleaved": interleaved}
 
     def ours(q: Tensor, k: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
@@ -86,7 +87,7 @@ def test_queries_and_keys_of_one_projection(device: torch.device) -> None:
 
 @pytest.mark.parametrize("norm", [False, True])
 def test_heads_far_apart(norm: bool, device: torch.device, checked_overflow: None) -> None:
-    """Where heads lie first, a head's stride is all tokens: the last of many lies past 2^31 elements."""
+    """If heads lie first, a head's stride is all tokens: the last of many lies past 2^31 elements."""
     near = [heads(torch.float16, device, 3, 4, 8) for _ in range(2)]
     distant = [far(x, 8, 2**30, 1) for x in near]
     weights = [heads(torch.float16, device, 8) for _ in range(2)] if norm else []
@@ -132,7 +133,7 @@ def test_no_phase_is_lost_far_out(device: torch.device) -> None:
 def test_a_plain_rotation_keeps_no_activations(device: torch.device) -> None:
     q, k = (torch.randn(4, 2, 8, device=device, requires_grad=True) for _ in range(2))
     kept: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(noted(kept), lambda t: t):
         rope(q, k, torch.arange(4, device=device), backend="triton")
     assert not {t.data_ptr() for t in kept} & {q.data_ptr(), k.data_ptr()}
 

@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 from fmscale.kernels.swiglu import swiglu, swiglu_eager
@@ -6,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fmscale.errors import KernelError
-from tests.kernels.policy import check_op
+from tests.kernels.policy import check_op, noted
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -34,7 +36,7 @@ def test_any_shape(device: torch.device, batch: int, tokens: int, F: int) -> Non
 def test_halves_of_one_projection(device: torch.device) -> None:
     both = torch.randn(5, 7, 2 * 48, device=device)
 
-    def halves(function):  # type: ignore[no-untyped-def]
+    def halves(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         return lambda t: function(*t.chunk(2, -1))
 
     check_op(halves(ours), halves(swiglu_eager), [both], [torch.randn(5, 7, 48, device=device)])
@@ -53,7 +55,7 @@ def test_far_from_zero(device: torch.device) -> None:
 def test_nothing_but_the_inputs_is_kept(device: torch.device) -> None:
     gate, up = (torch.randn(4, 8, device=device, requires_grad=True) for _ in range(2))
     kept: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(noted(kept), lambda t: t):
         ours(gate, up)
     assert {t.data_ptr() for t in kept} == {gate.data_ptr(), up.data_ptr()}
 

@@ -30,7 +30,7 @@ def loss_and_gradients(
     chosen: Any = {"backend": backend}
     positions = document_positions(cu, tokens.numel())
     residual = w["embedding"][tokens]
-    x = rms_norm(residual, w["0.before"], **chosen)
+    x: Any = rms_norm(residual, w["0.before"], **chosen)
     layers = sum(name.endswith(".qkv") for name in w)
     E = w["0.out"].shape[1] // H
     for i in range(layers):

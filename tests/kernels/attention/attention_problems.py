@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -69,6 +69,8 @@ class Problem:
     def tensors(self, device: torch.device) -> list[Tensor]:
         """q, k, v and, where wanted, sinks."""
         generator = torch.Generator().manual_seed(sum(map(ord, str(self))))
+        shape_q: tuple[int, ...]
+        shape_k: tuple[int, ...]
         if self.documents is None:
             shape_q, shape_k = (self.B, self.T, self.H, self.E), (self.B, self.S, self.K, self.E)
         else:
@@ -155,7 +157,8 @@ def cancelling(problem: Problem, inputs: list[Tensor], golden: list[Tensor]) -> 
 
 def largest_score(q: Tensor, k: Tensor, scale: float) -> Tensor:
     """Bound of sum |q k| over E for all pairs of rows."""
-    return scale * q.norm(dim=-1).max() * k.norm(dim=-1).max()
+    bound: Tensor = scale * torch.linalg.vector_norm(q, dim=-1).max() * torch.linalg.vector_norm(k, dim=-1).max()
+    return bound
 
 
 def far(x: Tensor, *strides: int) -> Tensor:
@@ -167,7 +170,7 @@ def far(x: Tensor, *strides: int) -> Tensor:
     return found.copy_(x)
 
 
-def pairwise(choices: dict[str, Sequence[Any]], seed: int = 0) -> list[dict[str, Any]]:
+def pairwise(choices: Mapping[str, Sequence[Any]], seed: int = 0) -> list[dict[str, Any]]:
     """Few combinations such that every two choices of every two names meet in one of them."""
     generator = random.Random(seed)
     names = list(choices)

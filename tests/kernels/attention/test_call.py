@@ -1,4 +1,4 @@
-"""How attention is called: any shape, any strides, far offsets, registration, compilation, errors."""
+"""Calls of attention: any shape, any strides, far offsets, registration, compilation, errors."""
 
 import itertools
 
@@ -63,7 +63,7 @@ def layouts(device: torch.device) -> dict[str, list[Tensor]]:
     fused = torch.cat([q, k, v], dim=2)
     return {
         "plain": [q, k, v],
-        "one projection": list(fused.split([4, 2, 2], dim=2)),
+        "one projection": list(torch.split(fused, [4, 2, 2], dim=2)),
         "heads first": [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)],
         "last stride not 1": [x.transpose(1, 3).contiguous().transpose(1, 3) for x in (q, k, v)],
         "every other token": [x.repeat_interleave(2, dim=1)[:, ::2] for x in (q, k, v)],
@@ -161,14 +161,14 @@ def test_tiles_that_no_row_sees_are_not_read(causal: bool, device: torch.device)
 
 
 def test_heads_are_taken_in_sections(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which heads share the cache is a matter of speed: one at a time, or as many as fit, the same bits."""
+    """The heads that share the cache decide the speed alone: two at a time or all give the same bits."""
     for wanted in (Problem(T=20, S=20, H=6, K=3), Problem(documents=(17, 5), H=6, K=3)):
         inputs = wanted.tensors(device)
         with tiles(16, 16):
             together = results(wanted, inputs, "triton")
             with monkeypatch.context() as patch:
-                for module in ("attention_forward", "attention_backward"):
-                    patch.setattr(f"fmscale.kernels.{module}.per_section", lambda heads, size: 2)
+                for module in ("forward", "backward"):
+                    patch.setattr(f"fmscale.kernels.attention.{module}.per_section", lambda heads, size: 2)
                 apart = results(wanted, inputs, "triton")
         assert all(torch.equal(a, b) for a, b in zip(together, apart, strict=True))
 

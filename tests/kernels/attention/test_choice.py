@@ -1,4 +1,4 @@
-"""What serves a call of attention: tiles from a tuning table, and torch's own kernels on a GPU."""
+"""Choices for a call of attention: tiles from a tuning table, and torch's own kernels on a GPU."""
 
 import pytest
 import torch

@@ -46,8 +46,9 @@ class Call:
 
     def run(self, tensors: list[Tensor], lengths: Tensor, sinks: Tensor | None, backend: str) -> Any:
         """(output, log-sum-exp)."""
+        q, k, v = tensors
         return attention_decode(
-            *tensors, lengths, window=self.window, softcap=self.softcap, sinks=sinks, return_lse=True,
+            q, k, v, lengths, window=self.window, softcap=self.softcap, sinks=sinks, return_lse=True,
             backend=backend,
         )  # fmt: skip
 
@@ -115,7 +116,9 @@ def test_matches_attention(device: torch.device) -> None:
     for t in range(T):
         caches[0][:, t], caches[1][:, t] = k[:, t], v[:, t]
         lengths = torch.full((2,), t + 1, device=device, dtype=torch.int32)
-        out, lse = attention_decode(q[:, t], *caches, lengths, window=7, sinks=sinks, return_lse=True, backend="triton")
+        out, lse = attention_decode(
+            q[:, t], caches[0], caches[1], lengths, window=7, sinks=sinks, return_lse=True, backend="triton"
+        )
         torch.testing.assert_close(out, wanted[:, t])
         torch.testing.assert_close(lse, wanted_lse[:, :, t])
 
@@ -133,7 +136,7 @@ def test_transposed_caches_are_read_in_place(device: torch.device) -> None:
             copied.append(str(func))
             return func(*args, **(kwargs or {}))
 
-    with Watch():
+    with Watch():  # type: ignore[no-untyped-call]
         call.run(turned, lengths, None, "triton")
     assert not [name for name in copied if "clone" in name or "copy" in name]
 
@@ -174,12 +177,11 @@ def test_registration(device: torch.device) -> None:
 
 
 def test_compiles_whole(device: torch.device) -> None:
-    tensors, lengths, _ = Call().tensors(device)
+    (q, k, v), lengths, _ = Call().tensors(device)
     for backend, compiler in (("triton", "aot_eager"), ("eager", "eager")):
         compiled = torch.compile(attention_decode, fullgraph=True, backend=compiler, dynamic=True)
-        torch.testing.assert_close(
-            compiled(*tensors, lengths, backend=backend), attention_decode(*tensors, lengths, backend=backend)
-        )
+        plain = attention_decode(q, k, v, lengths, backend=backend)
+        torch.testing.assert_close(compiled(q, k, v, lengths, backend=backend), plain)
 
 
 def test_errors_name_what_to_do(device: torch.device) -> None:

@@ -146,7 +146,7 @@ def test_nothing_waits_for_the_device(device: torch.device) -> None:
 
 def test_no_layout_of_documents_compiles_again(device: torch.device) -> None:
     """Counts that are 1, odd or a multiple of 16 take the kernels that others left in Triton's cache."""
-    kernels = (slots_kernel, forward_kernel, delta_kernel, dkdv_kernel, dq_kernel)
+    kernels: tuple[Any, ...] = (slots_kernel, forward_kernel, delta_kernel, dkdv_kernel, dq_kernel)
 
     def compiled() -> list[int]:
         return [len(kernel.device_caches[torch.cuda.current_device()][0]) for kernel in kernels]

@@ -1,6 +1,7 @@
-"""What attention does around its kernels: nothing waits for the device or compiles again; offsets have 64 bits."""
+"""The host's side of attention: nothing waits for the device or compiles again; offsets have 64 bits."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -84,18 +85,18 @@ def one_row_everywhere(tokens: int, heads: int, *, seed: int) -> Tensor:
 
 FAR = 2**21 + 64
 """Tokens whose last rows, of 4 heads of 256 numbers, lie 2^31 numbers from the first."""
-LAUNCH = {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}
-SETTINGS = {"causal": False, "window": 0, "softcap": 0.0, "scale": 0.06}
+LAUNCH: dict[str, Any] = {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}
+SETTINGS: dict[str, Any] = {"causal": False, "window": 0, "softcap": 0.0, "scale": 0.06}
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return forward(q, k, v, None, None, None, launch=LAUNCH, **SETTINGS)  # type: ignore[arg-type]
+    return forward(q, k, v, None, None, None, launch=LAUNCH, **SETTINGS)
 
 
-def differentiate(q: Tensor, k: Tensor, v: Tensor, dout: Tensor, *rest: Tensor) -> list[Tensor]:
-    found = backward(
-        dout, None, q, k, v, *rest, None, None, None, dkdv=LAUNCH, dq=LAUNCH, **SETTINGS  # type: ignore[arg-type]
-    )  # fmt: skip
+def differentiate(
+    q: Tensor, k: Tensor, v: Tensor, dout: Tensor, out: Tensor, lse: Tensor, level: Tensor
+) -> list[Tensor]:
+    found = backward(dout, None, q, k, v, out, lse, level, None, None, None, dkdv=LAUNCH, dq=LAUNCH, **SETTINGS)
     return [x for x in found if x is not None]
 
 

@@ -30,7 +30,7 @@ FEATURES: dict[str, list[Any]] = {
     "window": [None, 9, 40],
     "softcap": [None, 3.0],
     "sinks": [False, True],
-    # keys by 32: fp32 rows of 16, 64 bytes, are read out of bounds on Hopper (`compile_lint`)
+    # keys by 32: fp32 rows of 16, 64 bytes, are read out of bounds on Hopper (`compile/lint.py`)
     "tile": [(32, 32), (16, 32), (64, 32)],
 }
 

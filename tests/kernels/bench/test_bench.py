@@ -59,7 +59,7 @@ def test_numbers_are_checked_before_the_time_is_taken() -> None:
         row(
             ours=contestant("ours", 1, 2, 3), good=contestant("good", 1, 2, 3.01),
             wrong=contestant("wrong", 1, 2, 4), nan=contestant("nan", 1, 2, float("nan")),
-            short=contestant("short", 1, 2), absent=lambda: pytest.importorskip,  # type: ignore[return-value,dict-item]
+            short=contestant("short", 1, 2), absent=lambda: pytest.importorskip,  # type: ignore[arg-type,return-value]
         ),
         CPU, clock, repeats=3,
     )  # fmt: skip
@@ -256,7 +256,7 @@ class Scripted:
         elif request["row"] == 1:
             run = replace(run, reasons={"ours": "off by 3 of its norm"})
         else:
-            run = replace(run, reasons=run.reasons | {"compiled": f"not tried: {SPENT}"})
+            run = replace(run, reasons=dict(run.reasons) | {"compiled": f"not tried: {SPENT}"})
         return {"ok": True, "trying": None, "run": asdict(run)}
 
 

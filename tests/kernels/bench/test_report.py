@@ -199,7 +199,7 @@ def test_quick_run_on_a_device(tmp_path: Path) -> None:
 def test_every_op_with_a_choice_is_listed() -> None:
     calls = [
         node
-        for path in (ROOT / "kernels").glob("*.py")
+        for path in (ROOT / "kernels").rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "choose"
     ]

@@ -36,7 +36,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[TunedTable, list[st
     return table, said, saved
 
 
-def test_wrong_refused_and_deadly_configurations_are_rejected(tuned: tuple[TunedTable, list[str], list[int]]):
+def test_wrong_refused_and_deadly_configurations_are_rejected(tuned: tuple[TunedTable, list[str], list[int]]) -> None:
     table = tuned[0]
     reasons = {r["config"]["kind"]: r["reason"] for r in table.rejected if r["bucket"] == "one"}
     assert "largest error" in reasons[WRONG]
@@ -48,14 +48,14 @@ def test_wrong_refused_and_deadly_configurations_are_rejected(tuned: tuple[Tuned
     assert (table.gpu, table.triton) == ("cpu", "3.6.0")
 
 
-def test_the_fastest_of_the_right_is_chosen(tuned: tuple[TunedTable, list[str], list[int]]):
+def test_the_fastest_of_the_right_is_chosen(tuned: tuple[TunedTable, list[str], list[int]]) -> None:
     one = tuned[0].entries[0]
     assert (one.op, one.bucket, one.backend) == ("twice", "one", "triton")
     assert one.configs == {"forward": {"kind": RIGHT}}
     assert one.milliseconds["triton"] < one.milliseconds["eager"]
 
 
-def test_a_backend_that_is_wrong_is_not_offered(tuned: tuple[TunedTable, list[str], list[int]]):
+def test_a_backend_that_is_wrong_is_not_offered(tuned: tuple[TunedTable, list[str], list[int]]) -> None:
     table, said, _ = tuned
     assert set(table.entries[0].milliseconds) == {"triton", "eager"}
     assert any("backend sdpa: result 0: largest error" in line for line in said)
@@ -63,7 +63,7 @@ def test_a_backend_that_is_wrong_is_not_offered(tuned: tuple[TunedTable, list[st
 
 def test_a_wrong_default_of_one_kernel_does_not_condemn_the_others(
     tuned: tuple[TunedTable, list[str], list[int]],
-):
+) -> None:
     table = tuned[0]
     two = table.entries[1]
     assert two.configs == {"forward": {"kind": RIGHT}, "backward": {"kind": RIGHT}}
@@ -71,7 +71,7 @@ def test_a_wrong_default_of_one_kernel_does_not_condemn_the_others(
     assert blamed == [("backward", {"kind": WRONG})]
 
 
-def test_an_op_without_a_right_configuration_falls_back(tuned: tuple[TunedTable, list[str], list[int]]):
+def test_an_op_without_a_right_configuration_falls_back(tuned: tuple[TunedTable, list[str], list[int]]) -> None:
     table = tuned[0]
     none = table.entries[2]
     assert (none.bucket, none.backend, none.configs) == ("none", "eager", {})
@@ -81,18 +81,18 @@ def test_an_op_without_a_right_configuration_falls_back(tuned: tuple[TunedTable,
 
 def test_a_problem_that_cannot_be_made_rejects_no_configuration(
     tuned: tuple[TunedTable, list[str], list[int]],
-):
+) -> None:
     table, said, _ = tuned
     assert "twice, too large is not tuned: OutOfMemoryError: too large" in said
     assert not [r for r in table.rejected if r["bucket"] == "too large"]
     assert len(table.entries) == 3
 
 
-def test_what_was_measured_is_saved_after_every_problem(tuned: tuple[TunedTable, list[str], list[int]]):
+def test_what_was_measured_is_saved_after_every_problem(tuned: tuple[TunedTable, list[str], list[int]]) -> None:
     assert tuned[2] == [1, 2, 3]
 
 
-def test_the_table_survives_a_file(tuned: tuple[TunedTable, list[str], list[int]], tmp_path: Path):
+def test_the_table_survives_a_file(tuned: tuple[TunedTable, list[str], list[int]], tmp_path: Path) -> None:
     assert read_table(write_table(tuned[0], tmp_path)) == tuned[0]
 
 
@@ -108,7 +108,7 @@ def measured(said: list[str]) -> list[str]:
     return [line.split(":")[0].split(", ")[1] for line in said if "'triton':" in line]
 
 
-def test_the_next_run_goes_on_where_the_first_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_the_next_run_goes_on_where_the_first_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A budget of 10 s, of which each look at the clock takes 4: two problems, and the third in the next run."""
     monkeypatch.chdir(ROOT)
     ticks = itertools.count(0.0, 4.0)
@@ -129,7 +129,7 @@ def test_the_next_run_goes_on_where_the_first_stopped(monkeypatch: pytest.Monkey
     assert third == second
 
 
-def test_only_what_is_named_is_measured_again_and_the_rest_stays(monkeypatch: pytest.MonkeyPatch):
+def test_only_what_is_named_is_measured_again_and_the_rest_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     kept, old = (
         TunedEntry(op="twice", bucket=bucket, backend="eager", milliseconds={"eager": 1.0}) for bucket in ("kept", "b")
@@ -146,11 +146,11 @@ def test_only_what_is_named_is_measured_again_and_the_rest_stays(monkeypatch: py
     ]
 
 
-def test_a_pattern_that_finds_nothing_says_so():
+def test_a_pattern_that_finds_nothing_says_so() -> None:
     assert more(None, only="twise")[1] == ["no op and case has 'twise'"]
 
 
-def test_a_table_of_another_device_version_or_format_is_not_known(tmp_path: Path):
+def test_a_table_of_another_device_version_or_format_is_not_known(tmp_path: Path) -> None:
     write_table(TunedTable(gpu="other", triton="3.6.0"), tmp_path)
     write_table(TunedTable(gpu="cpu", triton="3.7.1"), tmp_path)
     (tmp_path / "a.triton-3.6.0.json").write_text('{"format_version": 0}')
@@ -160,14 +160,14 @@ def test_a_table_of_another_device_version_or_format_is_not_known(tmp_path: Path
 
 
 @pytest.mark.parametrize("words", [["--only", "x"], ["--seconds", "3"], ["--again"], ["--tune", "--only", "("]])
-def test_what_does_not_go_with_the_tuner_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]):
+def test_what_does_not_go_with_the_tuner_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(words)
     assert ended.value.code == 2
     assert re.search("go with --tune|is not a regular expression", capsys.readouterr().err)
 
 
-def test_the_command_goes_on_from_the_table_in_its_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_the_command_goes_on_from_the_table_in_its_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     known = TunedTable(gpu="a GPU", triton="3.6.0", entries=(TunedEntry(op="twice", bucket="a", backend="eager"),))
     write_table(known, tmp_path)
     asked: dict[str, Any] = {}
@@ -178,7 +178,7 @@ def test_the_command_goes_on_from_the_table_in_its_folder(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(command, "obstacle", lambda: None)
     monkeypatch.setattr(command, "tune", spy)
-    monkeypatch.setattr(command.report, "versions", lambda: VERSIONS)
+    monkeypatch.setattr("fmscale.kernels.bench.report.versions", lambda: VERSIONS)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: types.SimpleNamespace(name="a GPU"))
     words = ["--tune", "--again", "--seconds", "9", "--only", "rope", "--output", str(tmp_path)]
     assert main(words) == 0
@@ -186,7 +186,7 @@ def test_the_command_goes_on_from_the_table_in_its_folder(monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow
-def test_a_configuration_that_hangs_and_a_deadly_backend_are_rejected(monkeypatch: pytest.MonkeyPatch):
+def test_a_configuration_that_hangs_and_a_deadly_backend_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     said: list[str] = []
     problems = "tests.kernels.bench.tuning_problems:hanging"
@@ -203,7 +203,7 @@ class Asked(Exception):
 @pytest.mark.parametrize("problem", real.problems(), ids=lambda p: f"{p.op} {p.bucket}")
 def test_the_real_problems_tune_the_buckets_that_the_ops_ask_for(
     problem: real.Problem, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     def choose(op: str, backend: str, device: torch.device, case: str, refusals: object) -> str:
         raise Asked(op, case)
 
@@ -216,6 +216,6 @@ def test_the_real_problems_tune_the_buckets_that_the_ops_ask_for(
     assert all(problem.kernels.values())
 
 
-def test_every_bucket_is_tuned_once():
+def test_every_bucket_is_tuned_once() -> None:
     seen = [(p.op, p.bucket) for p in real.problems()]
     assert len(set(seen)) == len(seen)

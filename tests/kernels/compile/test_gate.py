@@ -43,7 +43,7 @@ json.dump({row.name: asdict(row) for row in map(examine, cases)}, sys.stdout)
 
 
 def compiled(script: Path) -> dict[str, Any]:
-    """What the script prints, run where kernels are compiled, not interpreted."""
+    """Output of the script, run where kernels are compiled, not interpreted."""
     variables = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     variables["PYTHONPATH"] = str(ROOT)
     done = subprocess.run([sys.executable, str(script)], env=variables, capture_output=True, text=True, check=False)
@@ -168,7 +168,7 @@ def test_every_kernel_has_a_case() -> None:
     """A new kernel cannot be forgotten: each jitted function with a program id is compiled by some case."""
     compiled_names = {case.kernel.__name__ for case in gate.all_cases()}
     launched = set()
-    for path in (ROOT / "kernels").glob("*.py"):
+    for path in (ROOT / "kernels").rglob("*.py"):
         for block in path.read_text().split("\n@")[1:]:
             if "tl.program_id" in block and block.startswith(("jit", "sized")):
                 launched.add(block.split("def ")[1].split("(")[0])
