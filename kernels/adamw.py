@@ -9,7 +9,7 @@ import math
 
 import torch
 from fmscale.kernels.compile.case import CompileCase
-from fmscale.kernels.dispatch import Config, choose, config
+from fmscale.kernels.dispatch import Config, choose, launch_config
 from fmscale.kernels.launch import jit, on, tl, triton_refusal
 from torch import Tensor
 
@@ -76,7 +76,7 @@ def _op(
     n = master.numel()
     if not n:
         return
-    launch = config("adamw_step", "step", master.device, str(grad.dtype), configs()["step"])
+    launch = launch_config("adamw_step", "step", master.device, str(grad.dtype), configs()["step"])
     with on(master.device):
         _adamw_kernel[(-(-n // launch["BLOCK"]),)](
             master, grad, first_moment, second_moment, master if copy is None else copy,

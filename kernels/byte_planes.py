@@ -7,7 +7,7 @@ the bitshuffle and byte-shuffle filters of HDF5 do the same.
 
 import torch
 from fmscale.kernels.compile.case import CompileCase
-from fmscale.kernels.dispatch import Config, choose, config
+from fmscale.kernels.dispatch import Config, choose, launch_config
 from fmscale.kernels.launch import jit, on, tl, triton_refusal
 from torch import Tensor
 
@@ -63,7 +63,7 @@ def compile_cases() -> list[CompileCase]:
 @torch.library.custom_op("fmscale::split_byte_planes", mutates_args=())
 def _split_op(x: Tensor) -> Tensor:
     planes = x.new_empty(x.element_size(), x.numel(), dtype=torch.uint8)
-    launch = config("split_byte_planes", "split", x.device, str(x.dtype), configs()["split"])
+    launch = launch_config("split_byte_planes", "split", x.device, str(x.dtype), configs()["split"])
     if x.numel():
         with on(x.device):
             _split_kernel[(-(-x.numel() // launch["BLOCK"]),)](x, planes, x.numel(), BYTES=x.element_size(), **launch)
@@ -78,7 +78,7 @@ def _split_fake(x: Tensor) -> Tensor:
 @torch.library.custom_op("fmscale::merge_byte_planes", mutates_args=())
 def _merge_op(planes: Tensor, dtype: torch.dtype) -> Tensor:
     x = planes.new_empty(planes.shape[1], dtype=dtype)
-    launch = config("split_byte_planes", "merge", x.device, str(dtype), configs()["merge"])
+    launch = launch_config("split_byte_planes", "merge", x.device, str(dtype), configs()["merge"])
     if x.numel():
         with on(x.device):
             _merge_kernel[(-(-x.numel() // launch["BLOCK"]),)](planes, x, x.numel(), BYTES=planes.shape[0], **launch)

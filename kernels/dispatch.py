@@ -187,7 +187,7 @@ def _announce(device: str, op: str, case: str, picked: str, why: str) -> bool:
 cast(Any, _announce)._dynamo_marked_constant = True
 
 
-def config(op: str, kernel: str, device: torch.device, case: str, choices: Sequence[Config]) -> Config:
+def launch_config(op: str, kernel: str, device: torch.device, case: str, choices: Sequence[Config]) -> Config:
     """Launch configuration of one kernel of `op`: forced, else measured, else the first of `choices`.
 
     `choices` are those that the compile gate has passed for this very call. A measured one that is not among them, of a

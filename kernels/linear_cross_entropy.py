@@ -10,7 +10,7 @@ from typing import Any, Literal, overload
 
 import torch
 from fmscale.kernels.compile.case import CompileCase
-from fmscale.kernels.dispatch import Config, bucket, choose, config
+from fmscale.kernels.dispatch import Config, bucket, choose, launch_config
 from fmscale.kernels.launch import accumulator, jit, on, rows, tl, tl_dtype, triton_refusal
 from torch import Tensor
 
@@ -100,7 +100,7 @@ def _cross_entropy(
     acc = accumulator(logits.dtype)
     loss = logits.new_empty(logits.shape[0], dtype=acc)
     case = bucket(logits.dtype, V=logits.shape[1])
-    launch = config("linear_cross_entropy", "cross_entropy", logits.device, case, configs()["cross_entropy"])
+    launch = launch_config("linear_cross_entropy", "cross_entropy", logits.device, case, configs()["cross_entropy"])
     with on(logits.device):
         _cross_entropy_kernel[(logits.shape[0],)](
             logits, labels, labels if weights is None else weights, loss, logits.shape[1], ignore_index,

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from fmscale.kernels.compile.case import CompileCase
-from fmscale.kernels.dispatch import Config, bucket, choose, config
+from fmscale.kernels.dispatch import Config, bucket, choose, launch_config
 from fmscale.kernels.launch import accumulator, jit, on, round_up, rows, tl, tl_dtype, triton_refusal
 from torch import Tensor
 
@@ -150,7 +150,7 @@ def _op(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple
     h = x.new_empty(0) if residual is None else torch.empty_like(y, dtype=residual.dtype)
     acc = accumulator(x.dtype)
     rstd = x.new_empty(count, dtype=acc)
-    launch = dict(config("rms_norm", "forward", x.device, bucket(x.dtype, D=D), configs(D)["forward"]))
+    launch = dict(launch_config("rms_norm", "forward", x.device, bucket(x.dtype, D=D), configs(D)["forward"]))
     if count:
         other = x if residual is None else residual
         with on(x.device):
@@ -172,7 +172,7 @@ def _fake(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tup
 def _backward_op(dy: Tensor, dh: Tensor | None, h: Tensor, weight: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
     count, D = h.shape
     dx = h.new_empty(h.shape)
-    launch = dict(config("rms_norm", "backward", h.device, bucket(dy.dtype, D=D), configs(D)["backward"]))
+    launch = dict(launch_config("rms_norm", "backward", h.device, bucket(dy.dtype, D=D), configs(D)["backward"]))
     programs = min(launch.pop("PROGRAMS"), -(-count // launch["ROWS"]))
     partial = rstd.new_empty(programs, D)
     acc = tl_dtype(rstd.dtype)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from fmscale.kernels.compile.case import CompileCase
-from fmscale.kernels.dispatch import Config, bucket, choose, config
+from fmscale.kernels.dispatch import Config, bucket, choose, launch_config
 from fmscale.kernels.launch import accumulator, jit, on, round_up, tl, tl_dtype, triton_refusal
 from fmscale.kernels.rms_norm import sum_partials
 from torch import Tensor
@@ -202,7 +202,7 @@ def _op(
     tokens, heads, E = q.shape
     qy = q.new_empty(q.shape)
     ky = k.new_empty(k.shape)
-    launch = config("rope", "forward", q.device, bucket(q.dtype, E=E), configs()["forward"])
+    launch = launch_config("rope", "forward", q.device, bucket(q.dtype, E=E), configs()["forward"])
     if tokens:
         with on(q.device):
             _rope_kernel[(tokens,)](
@@ -228,7 +228,7 @@ def _norm_backward_op(
     dq = q.new_empty(q.shape)
     dk = k.new_empty(k.shape)
     choices = configs()["norm_backward"]
-    launch = dict(config("rope", "norm_backward", q.device, bucket(q.dtype, E=E), choices))
+    launch = dict(launch_config("rope", "norm_backward", q.device, bucket(q.dtype, E=E), choices))
     programs = min(launch.pop("PROGRAMS"), tokens)
     acc = accumulator(q.dtype)
     partial = q.new_empty(programs, 2 * E, dtype=acc)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from fmscale.kernels.compile.case import CompileCase
-from fmscale.kernels.dispatch import Config, bucket, choose, config
+from fmscale.kernels.dispatch import Config, bucket, choose, launch_config
 from fmscale.kernels.launch import accumulator, jit, on, rows, tl, tl_dtype, triton_refusal
 from torch import Tensor
 
@@ -74,7 +74,7 @@ def compile_cases() -> list[CompileCase]:
 
 def _launch(kernel: str, t: Tensor) -> tuple[tuple[int, int], Config]:
     case = bucket(t.dtype, F=t.shape[1])
-    launch = config("swiglu", kernel, t.device, case, configs()[kernel])
+    launch = launch_config("swiglu", kernel, t.device, case, configs()[kernel])
     return (t.shape[0], -(-t.shape[1] // launch["BLOCK"])), launch
 
 

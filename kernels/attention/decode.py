@@ -25,7 +25,7 @@ from fmscale.kernels.attention.device import (
 )
 from fmscale.kernels.attention.eager import attend
 from fmscale.kernels.compile.case import CompileCase
-from fmscale.kernels.dispatch import Config, bucket, choose, config
+from fmscale.kernels.dispatch import Config, bucket, choose, launch_config
 from fmscale.kernels.launch import accumulator, on, round_up, tl, tl_dtype
 from torch import Tensor
 
@@ -156,7 +156,7 @@ def _op(
     if not out.numel():
         return out, lse
     width = block_e(E)
-    launch = dict(config("attention_decode", "span", q.device, _case(q), configs(q.dtype, width)["span"]))
+    launch = dict(launch_config("attention_decode", "span", q.device, _case(q), configs(q.dtype, width)["span"]))
     span, spans = spans_of(max(S, 1), launch["BLOCK_N"])
     group, acc = H // K, tl_dtype(dtype)
     block_m = min(most_rows(q.dtype, width), max(16, round_up(group * T)))

@@ -21,7 +21,7 @@ from fmscale.kernels.attention.device import (
 )
 from fmscale.kernels.attention.eager import eager, fused_refusal, sdpa
 from fmscale.kernels.attention.forward import forward, level_shape
-from fmscale.kernels.dispatch import bucket, choose, config
+from fmscale.kernels.dispatch import bucket, choose, launch_config
 from fmscale.kernels.launch import accumulator
 from torch import Tensor
 
@@ -46,7 +46,10 @@ def _launches(q: Tensor, *flags: bool) -> dict[str, Launch]:
     )  # fmt: skip
     width = block_e(q.shape[3])
     tables = configs(q.dtype, width, heavy=window or softcap or width != q.shape[3])
-    return {kernel: dict(config("attention", kernel, q.device, bucket_name, table)) for kernel, table in tables.items()}
+    return {
+        kernel: dict(launch_config("attention", kernel, q.device, bucket_name, table))
+        for kernel, table in tables.items()
+    }
 
 
 @torch.library.custom_op("fmscale::attention", mutates_args=())

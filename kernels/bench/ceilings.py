@@ -8,7 +8,7 @@ from fmscale.kernels.bench.timing import Clock, interleave
 
 @dataclass(frozen=True, kw_only=True)
 class Ceilings:
-    """What the device can do at all."""
+    """Limits of the device."""
 
     copy: float
     """TB/s, bytes read and written, of a device-to-device copy."""

@@ -10,7 +10,7 @@ from fmscale.kernels.bench.contest import Run
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What a claim must reach and aims at."""
+    """Reach of a claim: its least, and its aim."""
 
     id: str
     """The claim's id in `targets.md`, with the direction where one line there holds two."""
@@ -25,7 +25,7 @@ class Target:
     aim_rate: float | None = None
     """Rate that ours aims at."""
     beyond: str = ""
-    """What would be better still, in words."""
+    """A better result still, in words."""
     at_most: Mapping[str, float] = field(default_factory=dict)
     """Upper limits of further figures: {"extra GiB": 1.0}."""
 

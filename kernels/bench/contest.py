@@ -17,7 +17,7 @@ class Contestant:
     """One implementation, ready to run."""
 
     run: Callable[[], object]
-    """What is timed."""
+    """The callable that is timed, and its name."""
     numbers: Callable[[], list[Tensor]]
     """Runs it and gives the tensors that are compared with the reference."""
 
@@ -43,7 +43,7 @@ class ContestRow:
     id: str
     """The claim it belongs to, as `targets.md` names it."""
     variant: str
-    """What tells it from the claim's other rows: "T=8192"."""
+    """Difference from the other rows of the claim: "T=8192"."""
     unit: str
     """"TFLOP/s" or "TB/s"; decides whether flops or bytes are divided by the time."""
     flops: float
@@ -55,13 +55,13 @@ class ContestRow:
 
     @property
     def work(self) -> float:
-        """What is divided by the time, in units of the row's unit."""
+        """Work that is divided by the time, in units of the row's unit."""
         return (self.flops if self.unit == "TFLOP/s" else self.bytes) / 1e12
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a row gave."""
+    """Result of a row."""
 
     id: str
     """The row's claim."""

@@ -52,7 +52,7 @@ class Budget:
     soft: float
     """No row, contestant or round begins after it."""
     hard: float
-    """What has not ended by then is ended."""
+    """A contest that has not ended by then is ended."""
 
 
 def measure(

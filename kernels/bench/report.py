@@ -57,7 +57,7 @@ def ptxas_version() -> str | None:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were taken on."""
+    """Machine and versions behind the figures."""
     found: dict[str, Any] = {"processor": platform.machine(), "gpu": None}
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)

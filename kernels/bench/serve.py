@@ -15,7 +15,7 @@ from fmscale.kernels.bench.timing import DeviceBroken, describe
 
 
 def resolve(name: str) -> Any:
-    """What "package.module:function" returns."""
+    """Result of calling "package.module:function"."""
     module, _, function = name.partition(":")
     return getattr(importlib.import_module(module), function)()
 

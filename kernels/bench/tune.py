@@ -31,7 +31,7 @@ Ask = Callable[[Settings], dict[str, Any]]
 
 
 def known_table(folder: Path, gpu: str, triton: str) -> TunedTable | None:
-    """What `folder` holds of this device and Triton version. A file of another format counts as nothing."""
+    """Table in `folder` for this device and Triton version. A file of another format counts as nothing."""
     for path in sorted(folder.glob(f"*.triton-{triton}.json")):
         with contextlib.suppress(KernelError):
             table = read_table(path)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch._dynamo
 from fmscale.kernels import dispatch, rms_norm
-from fmscale.kernels.dispatch import TunedEntry, TunedTable, bucket, choose, config, forced, use_table
+from fmscale.kernels.dispatch import TunedEntry, TunedTable, bucket, choose, forced, launch_config, use_table
 from fmscale.kernels.launch import TRITON_VERSION
 from fmscale.kernels.rms_norm import configs as norm_configs
 from fmscale.kernels.rope import configs as rope_configs
@@ -93,20 +93,20 @@ def test_what_cannot_be_done_names_what_can() -> None:
 
 def test_configurations_forced_measured_default() -> None:
     choices = ({"BLOCK": 1}, {"BLOCK": 2})
-    assert config("op", "forward", CPU, "float32 D64", choices) == {"BLOCK": 1}
+    assert launch_config("op", "forward", CPU, "float32 D64", choices) == {"BLOCK": 1}
     use_table(measured("triton", forward={"BLOCK": 2}))
-    assert config("op", "forward", CPU, "float32 D64", choices) == {"BLOCK": 2}
-    assert config("op", "backward", CPU, "float32 D64", choices) == {"BLOCK": 1}
+    assert launch_config("op", "forward", CPU, "float32 D64", choices) == {"BLOCK": 2}
+    assert launch_config("op", "backward", CPU, "float32 D64", choices) == {"BLOCK": 1}
     with forced("op", "forward", {"BLOCK": 3}):
-        assert config("op", "forward", CPU, "float32 D64", choices) == {"BLOCK": 3}
-    assert config("op", "forward", CPU, "float32 D64", choices) == {"BLOCK": 2}
+        assert launch_config("op", "forward", CPU, "float32 D64", choices) == {"BLOCK": 3}
+    assert launch_config("op", "forward", CPU, "float32 D64", choices) == {"BLOCK": 2}
 
 
 def test_a_measured_configuration_that_does_not_ship_is_ignored(caplog: pytest.LogCaptureFixture) -> None:
     """A table of an earlier version, or an edited one, cannot bring back tiles that the gate refuses."""
     use_table(measured("triton", forward={"BLOCK": 2}))
     for _ in range(2):
-        assert config("op", "forward", CPU, "float32 D64", ({"BLOCK": 1},)) == {"BLOCK": 1}
+        assert launch_config("op", "forward", CPU, "float32 D64", ({"BLOCK": 1},)) == {"BLOCK": 1}
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert "of forward, {'BLOCK': 2}, is none of this version's: {'BLOCK': 1} is used" in record.getMessage()

@@ -226,7 +226,7 @@ def _register(target: Tensor) -> None:
 
 
 def _cudart() -> Any:
-    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    return torch.cuda.cudart()
 
 
 def _side_stream(copies: list[Copy], target: Tensor) -> list[Any]:
@@ -234,14 +234,14 @@ def _side_stream(copies: list[Copy], target: Tensor) -> list[Any]:
     events = []
     for device in sorted({copy.source.device.index for copy in copies}):
         with torch.cuda.device(device):
-            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 for copy in copies:
                     if copy.source.device.index == device:
                         size = copy.source.numel()
                         target[copy.offset : copy.offset + size].copy_(copy.source, non_blocking=True)
-                event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                event = torch.cuda.Event()
                 event.record(stream)
             events.append(event)
     return events

@@ -10,7 +10,7 @@ import torch
 from fmscale.kernels.bench.contest import Contestant
 from fmscale.kernels.bench.problems import Problem, Runs
 from fmscale.kernels.bench.timing import DeviceBroken
-from fmscale.kernels.dispatch import Config, config
+from fmscale.kernels.dispatch import Config, launch_config
 from torch import Tensor
 
 RIGHT, WRONG, REFUSED, DEADLY, HANGING, BREAKING = range(6)
@@ -23,7 +23,7 @@ LOST = False
 
 
 def _kernel(name: str, x: Tensor) -> Tensor:
-    chosen = config("twice", name, x.device, "tiny", ({"kind": WRONG},))
+    chosen = launch_config("twice", name, x.device, "tiny", ({"kind": WRONG},))
     kind = chosen["kind"]
     global LOST
     LOST = LOST or kind == BREAKING
