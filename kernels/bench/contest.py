@@ -17,7 +17,7 @@ class Contestant:
     """One implementation, ready to run."""
 
     run: Callable[[], object]
-    """The callable that is timed, and its name."""
+    """The call that is timed."""
     numbers: Callable[[], list[Tensor]]
     """Runs it and gives the tensors that are compared with the reference."""
 
