@@ -24,12 +24,10 @@ def traced(rank: int, size: int, path: str, overrides: tuple[str, ...]) -> list[
     from fmscale.data.loader import Loader
     from fmscale.train.engine.deepspeed import DeepSpeedEngine
     from fmscale.train.run import run_training
+    from fmscale.train.saving import Saving
 
     events: list[Event] = []
     config = load_config(path, overrides)
-    if config.checkpoint.every_seconds is not None:
-        # Less than a config may say, so that no clock decides.
-        object.__setattr__(config.checkpoint, "every_seconds", 0.0)
 
     def forward(self: Any, real: Callable[..., Any], rows: Any) -> Any:
         loss = real(self, rows)
@@ -58,5 +56,7 @@ def traced(rank: int, size: int, path: str, overrides: tuple[str, ...]) -> list[
             (Loader, "__next__", following),
         ):
             patch.setattr(owner, name, partialmethod(around, getattr(owner, name)))
+        # No clock decides.
+        patch.setattr(Saving, "clock_due", config.checkpoint.every_seconds is not None)
         run_training(config, show=lambda record: None, event=lambda record: None)
     return events
