@@ -40,7 +40,7 @@ def local_claims(
     """W1: local feed, warm and cold, with CPU time; W3: first batch."""
     rounds, seconds = (1, 1.0) if quick else (3, 2.5)
     window = ["--window", str(WINDOW[quick])]
-    ours = {"fmscale": [*window, "--memory-budget", str(MEMORY_BYTES[quick])], "limit": window}
+    ours = {"fmscale": [*window, "--memory-bytes", str(MEMORY_BYTES[quick])], "limit": window}
 
     def feed(system: str, *options: str, cold: bool) -> dict[str, Any]:
         if cold:

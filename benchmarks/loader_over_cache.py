@@ -46,7 +46,7 @@ def over_cache_claims(
     window = WINDOW[quick]
     budget = window * 5 // 4 * 2**18  # a quarter more than the window, for what is read ahead
     options = {
-        "fmscale": ["--window", str(window), "--memory-budget", str(budget)],
+        "fmscale": ["--window", str(window), "--memory-bytes", str(budget)],
         "limit": ["--window", str(window)],
     }
     seconds = "1" if quick else "3"

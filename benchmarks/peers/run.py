@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--warmup", type=float, default=3.0, help="0: cold, from the first read on")
     parser.add_argument("--cache", help="empty folder for a system that reads a remote store")
-    parser.add_argument("--memory-budget", type=int, help="of our loader, bytes")
+    parser.add_argument("--memory-bytes", type=int, help="of our loader, bytes")
     parser.add_argument("--window", type=int, help="units shuffled among one another, ours and the roofline's")
     args = parser.parse_args()
     torch.set_num_threads(1)
