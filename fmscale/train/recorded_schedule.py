@@ -2,7 +2,7 @@
 
 from fmscale.checkpoint.catalog import CheckpointEntry, list_checkpoints, load_manifest
 from fmscale.checkpoint.read.meta import next_sample, section
-from fmscale.config import BatchConfig, TrainConfig, derive_batch
+from fmscale.config import BatchConfig, derive_batch
 from fmscale.data.plan.batch_schedule import BatchSchedule
 from fmscale.errors import ConfigError
 from fmscale.store.backends.protocol import Backend
@@ -44,7 +44,8 @@ def trained_samples(backend: Backend, run: str) -> range | None:
     if newest is None:
         return None
     meta = load_manifest(backend, newest).meta
-    stop, resume = next_sample(meta), section(meta, "train", TrainConfig).resume
+    # A trainer of the user's own may have saved no train section: its run began at 0.
+    stop, resume = next_sample(meta), meta["config"].get("train", {}).get("resume", "auto")
     return range(0 if resume in ("auto", "never") else max(stop - 1, 0), stop)
 
 

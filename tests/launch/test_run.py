@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from torch._C._distributed_c10d import TCPStore
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from tests.helpers.listeners import Place, listeners, off_loopback, other_interface
 from tests.helpers.s3_server import free_ports
