@@ -19,7 +19,7 @@ from fmscale.runtime.world import World
 from fmscale.store.log.lease import acquire
 from fmscale.store.log.retirement import retire
 from fmscale.store.open import open_store
-from fmscale.train.recorded_schedule import recorded_schedule
+from fmscale.train.recorded_schedule import recorded_schedule, trained_samples
 from tests.helpers.corpus import T, store_corpus
 
 RUN = "demo"
@@ -46,6 +46,7 @@ def test_the_batch_of_each_step_is_that_of_the_job_that_took_it(tmp_path: Path) 
     made = recorded_schedule(store, RUN)
     assert made is not None
     assert made.schedule == ((0, 8),)
+    assert trained_samples(store, RUN) == range(40), "the meta has no train section"
     save(url, (7, 48, 2), (9, 56, 2))
     made = recorded_schedule(store, RUN)
     assert made is not None
