@@ -6,7 +6,7 @@ A call's own time limit is that of the fsspec implementation; what is bounded he
 """
 
 import errno
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -51,11 +51,16 @@ class FsspecBackend(Backend):
 
     def read_into(self, key: str, start: int, *buffers: memoryview) -> None:
         wanted = sum(buffer.nbytes for buffer in buffers)
-        if wanted:
-            scatter(memoryview(self._range(key, start, wanted)), buffers)
-
-    def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        return [self._range(key, start, length) if length else b"" for start, length in ranges]
+        if wanted == 0:
+            return
+        path = self._path(key)
+        data = self._persist(
+            lambda _: bytes(self._files.cat_file(path, start=start, end=start + wanted)), "get_range", key
+        )
+        self.requests.add("get_range", len(data))
+        if len(data) != wanted:
+            raise truncated(key, start, wanted, len(data))
+        scatter(memoryview(data), buffers)
 
     def put(self, key: str, data: bytes | memoryview) -> None:
         path = self._writable(key)
@@ -120,17 +125,6 @@ class FsspecBackend(Backend):
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{check_key(key)}" if self._root else check_key(key)
-
-    def _range(self, key: str, start: int, length: int) -> bytes:
-        data = self._persist(
-            lambda _: bytes(self._files.cat_file(self._path(key), start=start, end=start + length)),
-            "get_range",
-            key,
-        )
-        self.requests.add("get_range", len(data))
-        if len(data) != length:
-            raise truncated(key, start, length, len(data))
-        return data
 
     def _create(self, path: str, data: bytes, mode: str) -> None:
         try:

@@ -12,7 +12,7 @@ import os
 import stat
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -84,17 +84,6 @@ class LocalBackend(Backend):
     def advise(self, key: str, start: int, length: int) -> None:
         with suppress(OSError):
             os.posix_fadvise(self._files.get(key).descriptor, start, length, os.POSIX_FADV_WILLNEED)
-
-    def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        parts = []
-        with translated(key):
-            file = self._files.get(key)
-            for start, length in ranges:
-                part = bytearray(length)
-                read_full(file.descriptor, key, start, (memoryview(part),))
-                parts.append(bytes(part))
-                self.requests.add("get_range", length)
-        return parts
 
     def put(self, key: str, data: bytes | memoryview) -> None:
         self._write(key, lambda file: write_all(file, data), self._replace)

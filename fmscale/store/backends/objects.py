@@ -5,7 +5,7 @@ lost and report the object that it created itself as somebody else's. `retried` 
 `put_if_absent` knows when an earlier attempt may have taken effect.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,8 +25,6 @@ T = TypeVar("T")
 PIECE_BYTES = 16 << 20
 """Larger objects are read in ranges of this size and uploaded in parts of it: a stall or reset then costs one
 piece, and 10,000 parts (S3's limit) make 156 GiB."""
-COALESCE_BYTES = 256 << 10
-"""Ranges closer than this are one request: at 100 MB/s and 5 ms a request, skipping 256 KiB costs less."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,25 +89,6 @@ class ObjectBackend(Backend):
         if len(data) != wanted:
             raise truncated(key, start, wanted, len(data))
         scatter(memoryview(data), buffers)
-
-    def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        check_key(key)
-        spans = coalesce([one for one in ranges if one[1]])
-        starts, lengths = [s for s, _ in spans], [n for _, n in spans]
-        parts = (
-            self._persist(
-                lambda _: obstore.get_ranges(self._store, key, starts=starts, lengths=lengths, coalesce=0),
-                "get_range",
-                key,
-            )
-            if spans
-            else []
-        )
-        for (start, length), part in zip(spans, parts, strict=True):
-            self.requests.add("get_range", len(part))
-            if len(part) != length:
-                raise truncated(key, start, length, len(part))
-        return [_slice(spans, parts, start, length) for start, length in ranges]
 
     def put(self, key: str, data: bytes | memoryview) -> None:
         self._require_writable(key)
@@ -224,26 +203,6 @@ class ObjectBackend(Backend):
         check_key(key)
         if self.read_only:
             raise refuse_writing(key)
-
-
-def coalesce(ranges: Sequence[tuple[int, int]], gap: int = COALESCE_BYTES) -> list[tuple[int, int]]:
-    """Sorted (start, length) spans that cover all ranges; spans nearer than `gap` bytes are joined."""
-    spans: list[tuple[int, int]] = []
-    for start, length in sorted(ranges):
-        if spans and start <= spans[-1][0] + spans[-1][1] + gap:
-            first, covered = spans[-1]
-            spans[-1] = (first, max(covered, start + length - first))
-        else:
-            spans.append((start, length))
-    return spans
-
-
-def _slice(spans: list[tuple[int, int]], parts: Sequence[Any], start: int, length: int) -> bytes:
-    for (first, covered), part in zip(spans, parts, strict=True):
-        if first <= start and start + length <= first + covered:
-            return bytes(memoryview(part)[start - first : start - first + length])
-    assert length == 0, "every range lies in one of the spans that were made from the ranges"
-    return b""
 
 
 def _info(meta: Any, key: str) -> ObjectInfo:

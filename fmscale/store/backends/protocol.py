@@ -74,10 +74,6 @@ class Backend(Protocol):
         """
         return
 
-    def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """The bytes of each (start, length), fetched concurrently where the store allows."""
-        ...
-
     def put(self, key: str, data: bytes | memoryview) -> None:
         """Store the object; durable when this returns. Replaces what was there."""
         ...
