@@ -49,13 +49,15 @@ def _problem(key: str) -> str:
     return ""
 
 
-def refuse_writing(key: str) -> AccessDenied:
-    """Error of a write to a store that is open for reading only."""
-    return AccessDenied(
-        "the store is open for reading only",
-        found=key,
-        remedy="Open it without read_only (or without ?read_only=true in its URL) to write.",
-    )
+def check_writable(key: str, read_only: bool) -> str:
+    """As `check_key`. Raises AccessDenied, too, if the store is open for reading only."""
+    if read_only:
+        raise AccessDenied(
+            "the store is open for reading only",
+            found=key,
+            remedy="Open it without read_only (or without ?read_only=true in its URL) to write.",
+        )
+    return check_key(key)
 
 
 def truncated(key: str, start: int, asked: int, got: int) -> CorruptData:

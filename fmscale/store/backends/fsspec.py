@@ -8,6 +8,7 @@ A call's own time limit is that of the fsspec implementation; what is bounded he
 import errno
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +17,7 @@ from fmscale.runtime.scrub import scrub
 from fmscale.store.backends.http_errors import Answer
 from fmscale.store.backends.protocol import Backend, ObjectInfo, Requests, scatter
 from fmscale.store.backends.retry import Attempts, RetryPolicy, retried, unavailable
-from fmscale.store.keys import check_key, check_prefix, missing, refuse_writing, truncated
+from fmscale.store.keys import check_key, check_prefix, check_writable, missing, truncated
 
 T = TypeVar("T")
 
@@ -148,21 +149,17 @@ class FsspecBackend(Backend):
             self.requests.add("list")
 
     def _writable(self, key: str) -> str:
-        path = self._path(key)
-        if self.read_only:
-            raise refuse_writing(key)
+        check_writable(key, self.read_only)
         if not self.accepts_writes:
             raise AccessDenied(
                 "a store of this kind is read-only until a probe has shown that it creates exactly once",
                 found=self.url,
                 remedy="Run `fmscale doctor` on it, or write to a path, s3://, gs:// or az:// store.",
             )
-        return path
+        return self._path(key)
 
     def _persist(self, attempt: Callable[[Attempts], T], kind: str, key: str) -> T:
-        def understood(error: Exception) -> Answer:
-            return _understand(error, key, self.url)
-
+        understood = partial(_understand, key=key, url=self.url)
         return retried(attempt, understood, self.policy, what=f"{kind} of {key or 'the root'}", url=self.url)
 
 

@@ -30,7 +30,7 @@ from fmscale.store.backends.posix import (
     write_all,
 )
 from fmscale.store.backends.protocol import Backend, ObjectInfo, Requests
-from fmscale.store.keys import TEMPORARY_PREFIX, check_key, check_prefix, missing, refuse_writing
+from fmscale.store.keys import TEMPORARY_PREFIX, check_key, check_prefix, check_writable, missing
 
 STALE_SECONDS = 3600.0
 """A temporary file is abandoned when it has not changed for an hour and nobody holds its lock. The age
@@ -119,7 +119,7 @@ class LocalBackend(Backend):
         return sorted(entry.name for entry in self._entries(check_prefix(prefix)))
 
     def delete(self, key: str) -> None:
-        self._require_writable(key)
+        check_writable(key, self.read_only)
         self.requests.add("delete")
         path = self._path(key)
         with translated(key), suppress(FileNotFoundError, NotADirectoryError):
@@ -154,7 +154,7 @@ class LocalBackend(Backend):
         return os.fdopen(descriptor, "rb", buffering=0)
 
     def _write(self, key: str, fill: Callable[[BinaryIO], object], publish: Callable[[str, str], bool]) -> bool:
-        self._require_writable(key)
+        check_writable(key, self.read_only)
         path = self._path(key)
         folder = os.path.dirname(path)
         temporary = f"{folder}/{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
@@ -246,10 +246,6 @@ class LocalBackend(Backend):
             elif entry.is_file(follow_symlinks=False):
                 with suppress(FileNotFoundError):
                     yield _info(key, entry.stat(follow_symlinks=False))
-
-    def _require_writable(self, key: str) -> None:
-        if self.read_only:
-            raise refuse_writing(key)
 
 
 def _info(key: str, status: os.stat_result) -> ObjectInfo:
