@@ -57,22 +57,18 @@ def test_locate_finds_every_position(n: int) -> None:
     digest, data = encoded(n)
     manifest = Manifest(pa.py_buffer(data), digest, "m")
     rows = list(seals(n))
-    assert (manifest.segments, manifest.split, manifest.dtype) == (n, "train", "uint16")
-    for locate, counts in [
-        (manifest.locate, [seal.tokens for _, seal in rows]),
-        (manifest.locate_documents, [seal.documents for _, seal in rows]),
-    ]:
-        ends = np.cumsum(counts, dtype=np.uint64)
-        total = int(ends[-1]) if n else 0
-        picks = np.random.default_rng(1).integers(0, max(total, 1), 1000 if total else 0)
-        edges = [p for end in ends[:: max(1, n // 50)].tolist() for p in (end - 1, end) if 0 <= p < total]
-        positions = np.array([*picks.tolist(), *edges], dtype=np.uint64)
-        index, offset = locate(positions)
-        assert index.tolist() == np.searchsorted(ends, positions, side="right").tolist()
-        starts = np.concatenate([[np.uint64(0)], ends[:-1]]) if n else ends
-        assert offset.tolist() == (positions - starts[index]).tolist()
-        with pytest.raises(DataError, match="outside the split"):
-            locate(np.array([total], dtype=np.uint64))
+    assert (manifest.segments, manifest.split) == (n, "train")
+    ends = np.cumsum([seal.tokens for _, seal in rows], dtype=np.uint64)
+    total = int(ends[-1]) if n else 0
+    picks = np.random.default_rng(1).integers(0, max(total, 1), 1000 if total else 0)
+    edges = [p for end in ends[:: max(1, n // 50)].tolist() for p in (end - 1, end) if 0 <= p < total]
+    positions = np.array([*picks.tolist(), *edges], dtype=np.uint64)
+    index, offset = manifest.locate(positions)
+    assert index.tolist() == np.searchsorted(ends, positions, side="right").tolist()
+    starts = np.concatenate([[np.uint64(0)], ends[:-1]]) if n else ends
+    assert offset.tolist() == (positions - starts[index]).tolist()
+    with pytest.raises(DataError, match="outside the split"):
+        manifest.locate(np.array([total], dtype=np.uint64))
     for i in {0, 1, n // 2, n - 1} & set(range(n)):
         unit, seal = rows[i]
         assert manifest.segment(i) == (f"{FOLDER}/{unit:08d}-train", seal.digest)
