@@ -7,7 +7,6 @@ process still hangs somewhere (a zombie) cannot commit any more. The newest hold
 
 from dataclasses import dataclass
 
-from fmscale.errors import LeaseLost
 from fmscale.store.log.entry import LogEntry
 from fmscale.store.log.log import LEASE, Body, Log, Recheck
 
@@ -31,14 +30,9 @@ class Lease:
 
     def check(self) -> None:
         """Raise LeaseLost if somebody else holds the log by now; an early warning, not a guard."""
-        head = self.log.head()
-        newest = self.log.entry(head - 1)
+        newest = self.log.entry(self.log.head() - 1)
         if newest.lease > self.number:
-            raise LeaseLost(
-                f"the log {self.log.prefix} is held by a newer run",
-                found=f"lease {self.number} of {self.owner}, the log is at {newest.lease}",
-                remedy="Another process took over (a requeued job?); let it go on and end this one.",
-            )
+            raise self.log.lost(f"lease {self.number} of {self.owner}", newest.lease)
 
 
 def acquire(log: Log, owner: str) -> Lease:
