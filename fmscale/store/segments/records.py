@@ -17,7 +17,7 @@ from fmscale.errors import CorruptData, DataError
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.digest import crc32c
 from fmscale.store.segments.array import ShardInfo
-from fmscale.store.segments.seal import decode_seal, verified
+from fmscale.store.segments.seal import open_sealed
 
 BATCHES_SCHEMA = pa.schema(
     [
@@ -78,11 +78,7 @@ def open_records(backend: Backend, prefix: str, seal_digest: str) -> RecordSegme
     Raises CorruptData where they do not match, ObjectNotFound where one is gone, FormatError for a segment
     of tokens or of a later format_version.
     """
-    where = f"{prefix}/seal.json"
-    seal = decode_seal(verified(backend.get(where), seal_digest, where), where, "records")
-    key = f"{prefix}/checksums.arrow"
-    data = verified(backend.get(key), seal["objects"]["checksums.arrow"]["digest"], key)
-    batch = pa.ipc.open_file(pa.py_buffer(data)).get_batch(0)
+    seal, batch = open_sealed(backend, prefix, seal_digest, "records")
     return RecordSegment(
         prefix=prefix,
         split=seal["split"],
