@@ -204,7 +204,11 @@ class Log:
         if kind == LEASE:
             return fence + 1
         if lease is not None and lease < fence:
-            raise self.lost(f"lease {lease}", fence)
+            raise LeaseLost(
+                f"the log {self.prefix} is held by a newer run",
+                found=f"lease {lease}, the log is at {fence}",
+                remedy="Another process took over (a requeued job?); let it go on and end this one.",
+            )
         if lease is not None and lease > fence:
             raise StoreError(
                 f"the log {self.prefix} never gave out this lease",
@@ -212,14 +216,6 @@ class Log:
                 remedy="Take the lease from this log first.",
             )
         return fence
-
-    def lost(self, lease: str, newest: int) -> LeaseLost:
-        """Error of a holder whose lease somebody else has taken."""
-        return LeaseLost(
-            f"the log {self.prefix} is held by a newer run",
-            found=f"{lease}, the log is at {newest}",
-            remedy="Another process took over (a requeued job?); let it go on and end this one.",
-        )
 
     def _last(self) -> LogEntry | None:
         """The newest entry as far as this object has seen, or by looking if it has seen none."""
