@@ -76,14 +76,10 @@ def missing(key: str) -> str:
 
 def damaged(key: str) -> str:
     """Remedy for an object that is not whole."""
-    if _of_run(key):
+    if key.startswith("runs/"):
         return f"{_verify(key)} names all damage; restore the object from a copy, or use another step."
     return f"Run {_verify(key)}; restore the object from a copy or retire its commit."
 
 
 def _verify(key: str) -> str:
-    return "`fmscale checkpoint verify STORE#RUN@STEP`" if _of_run(key) else "`fmscale dataset verify`"
-
-
-def _of_run(key: str) -> bool:
-    return key.startswith("runs/")
+    return "`fmscale checkpoint verify STORE#RUN@STEP`" if key.startswith("runs/") else "`fmscale dataset verify`"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fmscale.errors import ObjectNotFound, StoreError
-from fmscale.store.backends.open_files import OpenFiles
+from fmscale.store.backends.open_files import READING, OpenFiles
 from fmscale.store.backends.posix import (
     copy,
     make_folders,
@@ -68,7 +68,7 @@ class LocalBackend(Backend):
         self.url = Path(self._root).as_uri()
 
     def get(self, key: str) -> bytes:
-        with translated(key), self._open(key) as file:
+        with translated(key), os.fdopen(os.open(self._path(key), READING), "rb", buffering=0) as file:
             data = file.read()
         self.requests.add("get", len(data))
         return data
@@ -125,8 +125,12 @@ class LocalBackend(Backend):
         with translated(key), suppress(FileNotFoundError, NotADirectoryError):
             os.unlink(path)
             self._files.forget(key)  # an open file would keep its space
-            sync_directory(os.path.dirname(path))
-            self._remove_empty(os.path.dirname(path))
+            folder = os.path.dirname(path)
+            sync_directory(folder)
+            with suppress(OSError):  # folders without objects do not exist on object stores, and so not here
+                while folder != self._root:
+                    os.rmdir(folder)
+                    folder = os.path.dirname(folder)
 
     def local_path(self, key: str) -> Path | None:
         return Path(self._path(key))
@@ -148,10 +152,6 @@ class LocalBackend(Backend):
             )
         if os.path.isdir(folder):
             self._checked.add(folder)
-
-    def _open(self, key: str) -> BinaryIO:
-        descriptor = os.open(self._path(key), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        return os.fdopen(descriptor, "rb", buffering=0)
 
     def _write(self, key: str, fill: Callable[[BinaryIO], object], publish: Callable[[str, str], bool]) -> bool:
         check_writable(key, self.read_only)
@@ -203,13 +203,6 @@ class LocalBackend(Backend):
                 self._sweep(folder)
                 return open(temporary, "xb", buffering=0)
         raise AssertionError("the last attempt returned or raised")
-
-    def _remove_empty(self, folder: str) -> None:
-        """Folders without objects do not exist on object stores, and so not here."""
-        with suppress(OSError):
-            while folder != self._root:
-                os.rmdir(folder)
-                folder = os.path.dirname(folder)
 
     def _sweep(self, folder: str) -> None:
         """Once per folder and process: remove temporary files whose writer is gone."""

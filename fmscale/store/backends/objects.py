@@ -105,7 +105,11 @@ class ObjectBackend(Backend):
                     # S3: "a conflicting operation occurred", to be repeated; not the answer "exists".
                     raise
                 if attempts.maybe_done:
-                    raise _ambiguous(key, self.url, attempts) from error
+                    raise StoreUnavailable(
+                        "the answer to put_if_absent was lost and the key now exists: this call may have created it",
+                        found=f"{key} in {self.url} (attempts: {attempts.count}, before: {attempts.last})",
+                        remedy="Read the object back and compare it with what was to be written.",
+                    ) from error
                 return False
             return True
 
@@ -122,9 +126,7 @@ class ObjectBackend(Backend):
     def list_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
         prefix = check_prefix(prefix)
         found = self._persist(
-            lambda _: [one for page in obstore.list(self._store, prefix or None) for one in page],
-            "list",
-            prefix,
+            lambda _: [one for page in obstore.list(self._store, prefix or None) for one in page], "list", prefix
         )
         self.requests.add("list")
         # Some servers walk folders and give `a/b` before `a-b`; keys are promised in order.
@@ -183,11 +185,3 @@ class ObjectBackend(Backend):
 
 def _info(meta: Any, key: str) -> ObjectInfo:
     return ObjectInfo(key=key, bytes=int(meta["size"]), modified=meta["last_modified"].timestamp())
-
-
-def _ambiguous(key: str, url: str, attempts: Attempts) -> StoreUnavailable:
-    return StoreUnavailable(
-        "the answer to put_if_absent was lost and the key now exists: this call may have created it",
-        found=f"{key} in {url} (attempts: {attempts.count}, before: {attempts.last})",
-        remedy="Read the object back and compare it with what was to be written.",
-    )
