@@ -121,9 +121,7 @@ def parse_url(url: str) -> Location:
         raise ConfigError("the store URL names no bucket", found=url, remedy=f"Write {scheme}://BUCKET/PREFIX.")
     if scheme == "memory" and parts.path.strip("/"):
         raise ConfigError(
-            "a memory store has no folders of its own",
-            found=url,
-            remedy="Write memory://NAME, without a path.",
+            "a memory store has no folders of its own", found=url, remedy="Write memory://NAME, without a path."
         )
     prefix = check_prefix(unquote(parts.path).strip("/"))
     shown = f"{scheme}://{parts.netloc}" + (f"/{prefix}" if prefix else "")
@@ -185,9 +183,7 @@ def _s3(place: Location, limits: "ClientConfig", retry: "RetryConfig") -> S3Stor
     if endpoint:
         if urlsplit(endpoint).scheme not in ("http", "https") or not urlsplit(endpoint).hostname:
             raise ConfigError(
-                "the endpoint is not a URL",
-                found=scrub(endpoint),
-                remedy="Write http://HOST:PORT or https://HOST.",
+                "the endpoint is not a URL", found=scrub(endpoint), remedy="Write http://HOST:PORT or https://HOST."
             )
         if urlsplit(endpoint).username:
             raise ConfigError(

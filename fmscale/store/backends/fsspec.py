@@ -95,9 +95,7 @@ class FsspecBackend(Backend):
         self.requests.add("head")
         if info["type"] != "file":
             raise ObjectNotFound(
-                "no object under this key (a folder is there)",
-                found=f"{key} in {self.url}",
-                remedy=missing(key),
+                "no object under this key (a folder is there)", found=f"{key} in {self.url}", remedy=missing(key)
             )
         return _info(key, info)
 

@@ -78,9 +78,7 @@ class Dataset:
         if number not in live:
             gone = "was retired" if any(number in r.body["commits"] for r in self._state.retires) else "is not there"
             raise DataError(
-                f"Commit {number} of dataset {self.name} {gone}",
-                found=number,
-                remedy=f"Live commits: {sorted(live)}.",
+                f"Commit {number} of dataset {self.name} {gone}", found=number, remedy=f"Live commits: {sorted(live)}."
             )
         return live[number]
 

@@ -142,17 +142,13 @@ def retire(
         pinned = {number: sorted(state.pins[number]) for number in wanted if number in state.pins}
         if pinned:
             raise Conflict(
-                "pinned commits cannot be retired",
-                found=pinned,
-                remedy="Unpin them first, or leave them out.",
+                "pinned commits cannot be retired", found=pinned, remedy="Unpin them first, or leave them out."
             )
         kept = KeySet(name for number in state.live if number not in wanted for name in needs(number))
         needed = [name for name in leftovers if kept.touches(name)]
         if needed:
             raise Conflict(
-                "a live commit needs these objects",
-                found=needed,
-                remedy="Retire the commits that reference them.",
+                "a live commit needs these objects", found=needed, remedy="Retire the commits that reference them."
             )
         names = state.withheld.union(leftovers, *(needs(number) for number in wanted))
         return {

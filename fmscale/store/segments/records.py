@@ -8,7 +8,6 @@ A batch is one IPC message, so one ranged read and one crc32c give a verified ba
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -40,16 +39,12 @@ class RecordSegment:
 
     prefix: str
     """Folder of the segment on the store."""
-    split: str
-    """Split that it belongs to."""
     records: int
     """Number of records."""
     schema: pa.Schema
     """Columns of a record."""
     files: tuple[ShardInfo, ...]
     """The stored Arrow files in order."""
-    objects: dict[str, dict[str, Any]]
-    """Bytes and digest of the other objects, by key relative to the prefix."""
     index: dict[str, np.ndarray]
     """Columns of BATCHES_SCHEMA, one element per batch."""
 
@@ -81,11 +76,9 @@ def open_records(backend: Backend, prefix: str, seal_digest: str) -> RecordSegme
     seal, batch = open_sealed(backend, prefix, seal_digest, "records")
     return RecordSegment(
         prefix=prefix,
-        split=seal["split"],
         records=seal["documents"],
         schema=pa.ipc.read_schema(pa.py_buffer(batch.schema.metadata[RECORDS_KEY])),
         files=tuple(ShardInfo(**shard) for shard in seal["arrays"]["records"]["shards"]),
-        objects=seal["objects"],
         index={name: batch.column(i).to_numpy() for i, name in enumerate(BATCHES_SCHEMA.names)},
     )
 

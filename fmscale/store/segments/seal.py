@@ -92,9 +92,7 @@ def decode_seal(data: bytes, where: str, kind: str = "") -> dict[str, Any]:
     check_version(seal, where)
     if kind and seal["kind"] != kind:
         raise FormatError(
-            f"{where} is not a segment of {kind}",
-            found=seal["kind"],
-            remedy=f"Read it as a segment of {seal['kind']}.",
+            f"{where} is not a segment of {kind}", found=seal["kind"], remedy=f"Read it as a segment of {seal['kind']}."
         )
     return seal
 

@@ -159,12 +159,9 @@ class CacheFile:
 def create(path: str, layout: CacheLayout) -> None:
     """Make an empty cache file. Raises OSError. A half-made one is seen as such by CacheFile."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    try:
-        os.ftruncate(descriptor, layout.total)
-        os.pwrite(descriptor, HEADER.pack(MAGIC, 0, layout.bytes, layout.chunk_bytes), 0)
-    finally:
-        os.close(descriptor)
+    with open(path, "xb", buffering=0) as file:
+        file.truncate(layout.total)
+        file.write(HEADER.pack(MAGIC, 0, layout.bytes, layout.chunk_bytes))
 
 
 def punch_hole(descriptor: int, start: int, length: int) -> None:
