@@ -82,10 +82,6 @@ class Dataset:
             )
         return live[number]
 
-    def committed(self, job: str) -> Commit | None:
-        """The live commit of the job with that digest, if it has one: then there is nothing left to do."""
-        return next((commit for commit in self.commits() if commit.job == job), None)
-
     def check_open(self, job: str) -> None:
         """Raise Conflict if an earlier commit of that job was retired: its segments may be deleted at any
         time, so the job's digest cannot be used again. To be asked before the work, too.

@@ -82,15 +82,6 @@ class TokenSegment:
     first_document: np.ndarray
     """uint32 per token chunk: index of the first document that ends after the chunk's first token."""
 
-    @cached_property
-    def shard_tokens(self) -> int:
-        """Tokens in a full shard. A segment that fits into one shard has a shorter one."""
-        return self.arrays["tokens"].layout.shard
-
-    def shard(self, number: int) -> ObjectRef:
-        """The tokens [number * shard_tokens, ...) that shard `number` holds."""
-        return self.array_shard("tokens", number)
-
     def array_shard(self, name: str, number: int) -> ObjectRef:
         """Shard `number` of one of the arrays."""
         ref = self._refs.get((name, number))
