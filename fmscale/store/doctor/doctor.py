@@ -62,10 +62,8 @@ def examine(
         denied = str(error)
     writable = not read_only and not denied and capabilities is not None and capabilities.writable
     progress("measure")
-    if writable:
-        measurements = measure_written(backend, seconds, progress)
-    else:
-        measurements = measure_existing(backend, seconds, progress)
+    measure = measure_written if writable else measure_existing
+    measurements = measure(backend, seconds, progress)
     repeated = sum(n for kind, n in backend.requests.count.items() if kind.startswith("retried"))
     return Report(
         url=backend.url,

@@ -307,13 +307,12 @@ class NodeCache:
         with suppress(FileNotFoundError, ValueError):
             return CacheFile(path, layout)
         with self._accounting():
-            try:
-                return CacheFile(path, layout)
-            except FileNotFoundError:
-                create(path, layout)
-            except ValueError:
-                os.unlink(path)  # half made by a process that was killed, or damaged
-                create(path, layout)
+            with suppress(FileNotFoundError):
+                try:
+                    return CacheFile(path, layout)
+                except ValueError:
+                    os.unlink(path)  # half made by a process that was killed, or damaged
+            create(path, layout)
             return CacheFile(path, layout)
 
     def _every_file(self) -> Iterator[CacheFile]:
