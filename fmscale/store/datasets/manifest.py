@@ -42,8 +42,6 @@ _TOKEN, _DOCUMENT, _UNIT, _SEAL = range(4)
 class SegmentRow:
     """One segment of a manifest."""
 
-    unit: int
-    """Work unit of the job that made it."""
     prefix: str
     """Folder on the store."""
     seal: str
@@ -52,8 +50,6 @@ class SegmentRow:
     """Tokens of the split before it."""
     tokens: int
     """Tokens in it."""
-    first_document: int
-    """Documents, or records, of the split before it."""
     documents: int
     """Documents, or records, in it."""
 
@@ -121,18 +117,15 @@ class Manifest:
         return f"{self._folder}/{unit:08d}-{self.split}", self._block(block, _SEAL)[row].tobytes().hex()
 
     def row(self, index: int) -> SegmentRow:
-        """All that is recorded of a segment."""
+        """The place of a segment in the split, and its size."""
         prefix, seal = self.segment(index)
-        block, row = divmod(index, self._block_rows)
-        token, document = self._start(index, _TOKEN), self._start(index, _DOCUMENT)
+        first = self._start(index, _TOKEN)
         return SegmentRow(
-            unit=int(self._block(block, _UNIT)[row]),
             prefix=prefix,
             seal=seal,
-            first_token=token,
-            tokens=self._start(index + 1, _TOKEN) - token,
-            first_document=document,
-            documents=self._start(index + 1, _DOCUMENT) - document,
+            first_token=first,
+            tokens=self._start(index + 1, _TOKEN) - first,
+            documents=self._start(index + 1, _DOCUMENT) - self._start(index, _DOCUMENT),
         )
 
     def rows(self) -> Iterator[SegmentRow]:

@@ -1,5 +1,6 @@
 """Writers of segments: scratch files of one work unit and one split, then the store, the seal last."""
 
+import hashlib
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
@@ -61,9 +62,7 @@ class SegmentWriter(ABC):
 
     def _entry(self, key: str) -> dict[str, Any]:
         """Size and `metadata_digest` of a file, as the seal records an object."""
-        digest, size = MetadataDigest(), 0
-        with scratch_errors(self._folder / key), (self._folder / key).open("rb") as file:
-            while part := file.read(2**20):
-                digest.update(part)
-                size += len(part)
-        return {"bytes": size, "digest": digest.hexdigest()}
+        path = self._folder / key
+        with scratch_errors(path), path.open("rb") as file:
+            digest = hashlib.file_digest(file, MetadataDigest)
+            return {"bytes": file.tell(), "digest": digest.hexdigest()[:32]}
