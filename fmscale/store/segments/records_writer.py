@@ -58,7 +58,8 @@ class RecordSegmentWriter(SegmentWriter):
         self._pending_bytes = 0
         self._index: list[tuple[int, int, int, int, int]] = []
         self._files: list[ShardInfo] = []
-        self._file: _File | None = None
+        self._file: _Sink | None = None
+        self._writer: Any = None
 
     def add(self, batch: pa.RecordBatch) -> None:
         """Append records, any number at a time."""
@@ -75,7 +76,7 @@ class RecordSegmentWriter(SegmentWriter):
 
     def discard(self) -> None:
         if self._file is not None:
-            self._file.sink.close()
+            self._file.close()
             self._file = None
         super().discard()
 
@@ -110,25 +111,31 @@ class RecordSegmentWriter(SegmentWriter):
                 self._write(piece)
 
     def _write(self, batch: pa.RecordBatch) -> None:
-        key = f"records/{len(self._files):05d}.arrow"
-        with scratch_errors(self._folder / key):
+        path = self._folder / self._key()
+        with scratch_errors(path):
             if self._file is None:
-                self._file = _File(self._folder / key, self._schema)
-            offset, size, crc = self._file.write(batch)
-        self._index.append((len(self._files), offset, size, crc, self.records))
+                self._file = _Sink(path)
+                self._writer = pa.ipc.new_file(pa.PythonFile(self._file, mode="w"), self._schema)
+            self._writer.write_batch(batch)
+        # Serialized twice: that costs one copy of 2 MiB, and needs no assumption on the pieces that pyarrow writes.
+        message = batch.serialize()
+        place = (self._file.size - message.size, message.size, crc32c(memoryview(message)))
+        self._index.append((len(self._files), *place, self.records))
         self.records += batch.num_rows
-        if self._file.sink.size >= self._file_bytes:
+        if self._file.size >= self._file_bytes:
             self._end_file()
 
     def _end_file(self) -> None:
         if self._file is None:
             return
-        key = f"records/{len(self._files):05d}.arrow"
-        with scratch_errors(self._folder / key):
+        with scratch_errors(self._folder / self._key()):
+            self._writer.close()
             self._file.close()
-        sink = self._file.sink
-        self._files.append(ShardInfo(key=key, bytes=sink.size, digest=sink.digest.hexdigest()))
+        self._files.append(ShardInfo(key=self._key(), bytes=self._file.size, digest=self._file.digest.hexdigest()))
         self._file = None
+
+    def _key(self) -> str:
+        return f"records/{len(self._files):05d}.arrow"
 
 
 def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
@@ -154,23 +161,3 @@ class _Sink(BufferedWriter):
         self.digest.update(view)
         self.size += view.nbytes
         return super().write(view)
-
-
-class _File:
-    """One Arrow IPC file being written."""
-
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self.sink = _Sink(path)
-        self._writer = pa.ipc.new_file(pa.PythonFile(self.sink, mode="w"), schema)
-
-    def write(self, batch: pa.RecordBatch) -> tuple[int, int, int]:
-        """Offset, length and crc32c of the batch's message. Serializing it twice costs one copy of 2 MiB
-        and needs no assumption on how many pieces pyarrow writes it in.
-        """
-        self._writer.write_batch(batch)
-        message = batch.serialize()
-        return self.sink.size - message.size, message.size, crc32c(memoryview(message))
-
-    def close(self) -> None:
-        self._writer.close()
-        self.sink.close()
