@@ -49,13 +49,15 @@ def _problem(key: str) -> str:
     return ""
 
 
-def refuse_writing(key: str) -> AccessDenied:
-    """Error of a write to a store that is open for reading only."""
-    return AccessDenied(
-        "the store is open for reading only",
-        found=key,
-        remedy="Open it without read_only (or without ?read_only=true in its URL) to write.",
-    )
+def check_writable(key: str, read_only: bool) -> str:
+    """As `check_key`. Raises AccessDenied, too, if the store is open for reading only."""
+    if read_only:
+        raise AccessDenied(
+            "the store is open for reading only",
+            found=key,
+            remedy="Open it without read_only (or without ?read_only=true in its URL) to write.",
+        )
+    return check_key(key)
 
 
 def truncated(key: str, start: int, asked: int, got: int) -> CorruptData:
@@ -74,14 +76,10 @@ def missing(key: str) -> str:
 
 def damaged(key: str) -> str:
     """Remedy for an object that is not whole."""
-    if _of_run(key):
+    if key.startswith("runs/"):
         return f"{_verify(key)} names all damage; restore the object from a copy, or use another step."
     return f"Run {_verify(key)}; restore the object from a copy or retire its commit."
 
 
 def _verify(key: str) -> str:
-    return "`fmscale checkpoint verify STORE#RUN@STEP`" if _of_run(key) else "`fmscale dataset verify`"
-
-
-def _of_run(key: str) -> bool:
-    return key.startswith("runs/")
+    return "`fmscale checkpoint verify STORE#RUN@STEP`" if key.startswith("runs/") else "`fmscale dataset verify`"

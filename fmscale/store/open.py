@@ -26,7 +26,7 @@ from fmscale.runtime.scrub import scrub
 from fmscale.store.backends.credentials import profile_credentials
 from fmscale.store.backends.fsspec import FsspecBackend
 from fmscale.store.backends.local import LocalBackend
-from fmscale.store.backends.objects import Client, Clients, ObjectBackend
+from fmscale.store.backends.objects import Client, ObjectBackend
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.backends.retry import RetryPolicy
 from fmscale.store.keys import check_prefix
@@ -89,12 +89,13 @@ def open_store(url: str, *, read_only: bool = False, deadline: float = DEADLINE)
     if place.scheme not in ("memory", "s3", "gs", "az"):
         policy = RetryPolicy(deadline=deadline, stall=min(LONGEST_STALL, deadline / 4))
         return FsspecBackend(url, policy=policy, read_only=read_only)
-    clients = Clients(
+    return ObjectBackend(
         single=_client(place, deadline, min(LONGEST_STALL, deadline / 4), repeats=0),
         create=_client(place, deadline, min(CREATE_STALL, deadline / 3), repeats=0),
         bulk=_client(place, deadline, min(BULK_STALL, deadline), repeats=20),
+        url=place.shown,
+        read_only=read_only,
     )
-    return ObjectBackend(clients, url=place.shown, read_only=read_only)
 
 
 def parse_url(url: str) -> Location:
@@ -120,9 +121,7 @@ def parse_url(url: str) -> Location:
         raise ConfigError("the store URL names no bucket", found=url, remedy=f"Write {scheme}://BUCKET/PREFIX.")
     if scheme == "memory" and parts.path.strip("/"):
         raise ConfigError(
-            "a memory store has no folders of its own",
-            found=url,
-            remedy="Write memory://NAME, without a path.",
+            "a memory store has no folders of its own", found=url, remedy="Write memory://NAME, without a path."
         )
     prefix = check_prefix(unquote(parts.path).strip("/"))
     shown = f"{scheme}://{parts.netloc}" + (f"/{prefix}" if prefix else "")
@@ -156,7 +155,7 @@ def _client(place: Location, deadline: float, stall: float, *, repeats: int) -> 
     policy = RetryPolicy(deadline=deadline, stall=stall)
     if place.scheme == "memory":
         with _memory_lock:
-            return Client(store=_memory.setdefault(place.bucket, MemoryStore()), policy=policy)
+            return Client(_memory.setdefault(place.bucket, MemoryStore()), policy)
     limits: ClientConfig = {
         "connect_timeout": timedelta(seconds=min(5.0, stall)),
         "read_timeout": timedelta(seconds=stall),
@@ -165,7 +164,11 @@ def _client(place: Location, deadline: float, stall: float, *, repeats: int) -> 
     }
     retry: RetryConfig = {"max_retries": repeats, "retry_timeout": timedelta(seconds=deadline)}
     try:
-        return Client(store=_remote(place, limits, retry), policy=policy)
+        if place.scheme == "s3":
+            return Client(_s3(place, limits, retry), policy)
+        kind = GCSStore if place.scheme == "gs" else AzureStore
+        store = kind(place.bucket, prefix=place.prefix or None, client_options=limits, retry_config=retry)
+        return Client(store, policy)
     except (BaseError, ValueError) as error:
         raise ConfigError(
             "the store cannot be opened with these settings",
@@ -174,22 +177,13 @@ def _client(place: Location, deadline: float, stall: float, *, repeats: int) -> 
         ) from error
 
 
-def _remote(place: Location, limits: "ClientConfig", retry: "RetryConfig") -> Any:
-    if place.scheme == "s3":
-        return _s3(place, limits, retry)
-    kind = GCSStore if place.scheme == "gs" else AzureStore
-    return kind(place.bucket, prefix=place.prefix or None, client_options=limits, retry_config=retry)
-
-
 def _s3(place: Location, limits: "ClientConfig", retry: "RetryConfig") -> S3Store:
     options: dict[str, Any] = {"virtual_hosted_style_request": False} if "endpoint" in place.options else {}
     endpoint = place.options.get("endpoint")
     if endpoint:
         if urlsplit(endpoint).scheme not in ("http", "https") or not urlsplit(endpoint).hostname:
             raise ConfigError(
-                "the endpoint is not a URL",
-                found=scrub(endpoint),
-                remedy="Write http://HOST:PORT or https://HOST.",
+                "the endpoint is not a URL", found=scrub(endpoint), remedy="Write http://HOST:PORT or https://HOST."
             )
         if urlsplit(endpoint).username:
             raise ConfigError(

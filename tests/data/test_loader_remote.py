@@ -11,6 +11,7 @@ from fmscale.data.open import open_loader
 from fmscale.store.open import open_store
 from fmscale.store.segments.tokens_writer import TOKEN_CHUNK_BYTES
 from fmscale.store.tiers.cache import NodeCache
+from tests.helpers.cache_user import used_bytes
 from tests.helpers.corpus import Corpus, T, store_corpus
 from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.ranks import run_ranks
@@ -79,7 +80,7 @@ def test_the_ranks_of_a_node_fetch_each_chunk_once(
         assert {k: row for found, _ in parts for k, row in found.items()} == right
         rounds.append([sum(count.get(kind, 0) for _, count in parts) for kind in ("fetch", "hit", "bypass")])
     (fetched, hit, bypassed), (fetched_again, hit_again, _) = rounds
-    held = NodeCache(tmp_path / "cache", 1 << 30).used_bytes()
+    held = used_bytes(NodeCache(tmp_path / "cache", 1 << 30))
     assert (bypassed, fetched_again) == (0, 0)
     assert 0 < fetched <= held, "no chunk was fetched twice"
     assert held <= fetched + 8 * TOKEN_CHUNK_BYTES, "the cache holds what was fetched; short chunks count as whole"
@@ -108,7 +109,7 @@ def test_a_cache_that_is_small_changes_no_batch(url: str, right: dict[int, bytes
     assert delivered(loader) == right
     cache = cache_of(loader)
     assert cache.requests.bytes["bypass"] + cache.requests.bytes["evict"] > 0
-    assert cache.used_bytes() <= 6 * TOKEN_CHUNK_BYTES
+    assert used_bytes(cache) <= 6 * TOKEN_CHUNK_BYTES
 
 
 def test_every_chunk_damaged_in_the_cache_is_fetched_again(url: str, right: dict[int, bytes], tmp_path: Path) -> None:

@@ -17,18 +17,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Barrier, Lock
 
+import numpy as np
+
+from fmscale.store.segments.tokens import ObjectRef
 from fmscale.store.tiers.cache import NodeCache
 
 CHUNK = 4096
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ref:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ref(ObjectRef):
     """An object whose chunk i is filled with a byte that is never 0."""
 
-    digest: str
-    bytes: int
+    key: str = ""
     chunk_bytes: int = CHUNK
+    crc32c: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint32))
 
 
 @dataclass
@@ -53,6 +56,12 @@ def content(ref: Ref, first: int, count: int) -> bytes:
     salt = int(ref.digest[-2:], 16)
     whole = b"".join(bytes([(chunk * 7 + salt) % 255 + 1]) * ref.chunk_bytes for chunk in range(first, first + count))
     return whole[: ref.bytes - first * ref.chunk_bytes]
+
+
+def used_bytes(cache: NodeCache) -> int:
+    """Bytes of chunks in the cache, of all processes."""
+    with cache._accounting() as usage:
+        return usage[0]
 
 
 def read(cache: NodeCache, source: Source, first: int, count: int, next_use: int = 0) -> None:

@@ -8,7 +8,7 @@ code under test can survive its own death; after it every further call raises Cr
 gone: continue with a new FaultyBackend over the same inner backend.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -96,9 +96,6 @@ class FaultyBackend:
 
     def advise(self, key: str, start: int, length: int) -> None:
         self.inner.advise(key, start, length)
-
-    def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        return self._call("get_ranges", key, lambda: self.inner.get_ranges(key, ranges))
 
     def put(self, key: str, data: bytes | memoryview) -> None:
         held = bytes(data)

@@ -17,7 +17,7 @@ def segment(local_store: Backend) -> TokenSegment:
 
 @pytest.fixture
 def ref(segment: TokenSegment) -> ObjectRef:
-    return segment.shard(0)
+    return segment.array_shard("tokens", 0)
 
 
 @pytest.fixture

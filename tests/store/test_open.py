@@ -15,7 +15,7 @@ from fmscale.runtime.scrub import scrub
 from fmscale.store.backends.credentials import profile_credentials
 from fmscale.store.backends.fsspec import FsspecBackend
 from fmscale.store.backends.local import LocalBackend
-from fmscale.store.backends.objects import ObjectBackend, coalesce
+from fmscale.store.backends.objects import ObjectBackend
 from fmscale.store.open import open_store, parse_url
 from tests.helpers.s3_server import S3Server
 
@@ -172,17 +172,3 @@ def test_opening_a_store_imports_no_torch() -> None:
     code = "import sys, json, fmscale.store.open; print(json.dumps('torch' in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert json.loads(done.stdout) is False
-
-
-def test_coalesce() -> None:
-    assert coalesce([(100, 10), (0, 10), (5, 20)], gap=50) == [(0, 25), (100, 10)]
-    assert coalesce([(0, 10), (60, 1)], gap=50) == [(0, 61)]
-    assert coalesce([(0, 100), (10, 10)], gap=0) == [(0, 100)]
-    assert coalesce([], gap=5) == []
-
-
-def test_near_ranges_are_one_request(s3_store: ObjectBackend) -> None:
-    s3_store.put("x", bytes(3_000_000))
-    before = s3_store.requests.count.get("get_range", 0)
-    s3_store.get_ranges("x", [(n * 10_000, 100) for n in range(20)] + [(2_500_000, 100)])
-    assert s3_store.requests.count["get_range"] - before == 2

@@ -43,9 +43,7 @@ def profile_credentials(profile: str | None) -> "S3CredentialProvider | None":
         )
     if "aws_access_key_id" not in section:
         raise ConfigError(
-            "this profile has no static keys",
-            found=asked,
-            remedy="Install boto3 for SSO, roles and processes.",
+            "this profile has no static keys", found=asked, remedy="Install boto3 for SSO, roles and processes."
         )
     name = asked or "default"
     return lambda: _read(name)

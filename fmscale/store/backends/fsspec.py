@@ -6,8 +6,9 @@ A call's own time limit is that of the fsspec implementation; what is bounded he
 """
 
 import errno
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +17,7 @@ from fmscale.runtime.scrub import scrub
 from fmscale.store.backends.http_errors import Answer
 from fmscale.store.backends.protocol import Backend, ObjectInfo, Requests, scatter
 from fmscale.store.backends.retry import Attempts, RetryPolicy, retried, unavailable
-from fmscale.store.keys import check_key, check_prefix, missing, refuse_writing, truncated
+from fmscale.store.keys import check_key, check_prefix, check_writable, missing, truncated
 
 T = TypeVar("T")
 
@@ -51,11 +52,16 @@ class FsspecBackend(Backend):
 
     def read_into(self, key: str, start: int, *buffers: memoryview) -> None:
         wanted = sum(buffer.nbytes for buffer in buffers)
-        if wanted:
-            scatter(memoryview(self._range(key, start, wanted)), buffers)
-
-    def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        return [self._range(key, start, length) if length else b"" for start, length in ranges]
+        if wanted == 0:
+            return
+        path = self._path(key)
+        data = self._persist(
+            lambda _: bytes(self._files.cat_file(path, start=start, end=start + wanted)), "get_range", key
+        )
+        self.requests.add("get_range", len(data))
+        if len(data) != wanted:
+            raise truncated(key, start, wanted, len(data))
+        scatter(memoryview(data), buffers)
 
     def put(self, key: str, data: bytes | memoryview) -> None:
         path = self._writable(key)
@@ -89,9 +95,7 @@ class FsspecBackend(Backend):
         self.requests.add("head")
         if info["type"] != "file":
             raise ObjectNotFound(
-                "no object under this key (a folder is there)",
-                found=f"{key} in {self.url}",
-                remedy=missing(key),
+                "no object under this key (a folder is there)", found=f"{key} in {self.url}", remedy=missing(key)
             )
         return _info(key, info)
 
@@ -121,17 +125,6 @@ class FsspecBackend(Backend):
     def _path(self, key: str) -> str:
         return f"{self._root}/{check_key(key)}" if self._root else check_key(key)
 
-    def _range(self, key: str, start: int, length: int) -> bytes:
-        data = self._persist(
-            lambda _: bytes(self._files.cat_file(self._path(key), start=start, end=start + length)),
-            "get_range",
-            key,
-        )
-        self.requests.add("get_range", len(data))
-        if len(data) != length:
-            raise truncated(key, start, length, len(data))
-        return data
-
     def _create(self, path: str, data: bytes, mode: str) -> None:
         try:
             self._files.pipe_file(path, data, mode=mode)
@@ -154,21 +147,17 @@ class FsspecBackend(Backend):
             self.requests.add("list")
 
     def _writable(self, key: str) -> str:
-        path = self._path(key)
-        if self.read_only:
-            raise refuse_writing(key)
+        check_writable(key, self.read_only)
         if not self.accepts_writes:
             raise AccessDenied(
                 "a store of this kind is read-only until a probe has shown that it creates exactly once",
                 found=self.url,
                 remedy="Run `fmscale doctor` on it, or write to a path, s3://, gs:// or az:// store.",
             )
-        return path
+        return self._path(key)
 
     def _persist(self, attempt: Callable[[Attempts], T], kind: str, key: str) -> T:
-        def understood(error: Exception) -> Answer:
-            return _understand(error, key, self.url)
-
+        understood = partial(_understand, key=key, url=self.url)
         return retried(attempt, understood, self.policy, what=f"{kind} of {key or 'the root'}", url=self.url)
 
 

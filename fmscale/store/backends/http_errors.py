@@ -102,9 +102,7 @@ def _fatal(error: Exception, status: int, code: str, key: str, url: str, summary
         return ObjectNotFound("no object under this key", found=f"{key} in {url}", remedy=missing(key))
     if status == 416 or "InMemory error: Invalid range" in text:
         return CorruptData(
-            "the object ends before the bytes that were asked for",
-            found=f"{key} in {url}",
-            remedy=damaged(key),
+            "the object ends before the bytes that were asked for", found=f"{key} in {url}", remedy=damaged(key)
         )
     denied = isinstance(error, PermissionDeniedError | UnauthenticatedError) or status in (401, 403)
     if code in _TRANSIENT_CODES:

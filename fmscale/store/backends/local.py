@@ -12,13 +12,13 @@ import os
 import stat
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from fmscale.errors import ObjectNotFound, StoreError
-from fmscale.store.backends.open_files import OpenFiles
+from fmscale.store.backends.open_files import READING, OpenFiles
 from fmscale.store.backends.posix import (
     copy,
     make_folders,
@@ -30,7 +30,7 @@ from fmscale.store.backends.posix import (
     write_all,
 )
 from fmscale.store.backends.protocol import Backend, ObjectInfo, Requests
-from fmscale.store.keys import TEMPORARY_PREFIX, check_key, check_prefix, missing, refuse_writing
+from fmscale.store.keys import TEMPORARY_PREFIX, check_key, check_prefix, check_writable, missing
 
 STALE_SECONDS = 3600.0
 """A temporary file is abandoned when it has not changed for an hour and nobody holds its lock. The age
@@ -68,7 +68,7 @@ class LocalBackend(Backend):
         self.url = Path(self._root).as_uri()
 
     def get(self, key: str) -> bytes:
-        with translated(key), self._open(key) as file:
+        with translated(key), os.fdopen(os.open(self._path(key), READING), "rb", buffering=0) as file:
             data = file.read()
         self.requests.add("get", len(data))
         return data
@@ -84,17 +84,6 @@ class LocalBackend(Backend):
     def advise(self, key: str, start: int, length: int) -> None:
         with suppress(OSError):
             os.posix_fadvise(self._files.get(key).descriptor, start, length, os.POSIX_FADV_WILLNEED)
-
-    def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        parts = []
-        with translated(key):
-            file = self._files.get(key)
-            for start, length in ranges:
-                part = bytearray(length)
-                read_full(file.descriptor, key, start, (memoryview(part),))
-                parts.append(bytes(part))
-                self.requests.add("get_range", length)
-        return parts
 
     def put(self, key: str, data: bytes | memoryview) -> None:
         self._write(key, lambda file: write_all(file, data), self._replace)
@@ -130,14 +119,18 @@ class LocalBackend(Backend):
         return sorted(entry.name for entry in self._entries(check_prefix(prefix)))
 
     def delete(self, key: str) -> None:
-        self._require_writable(key)
+        check_writable(key, self.read_only)
         self.requests.add("delete")
         path = self._path(key)
         with translated(key), suppress(FileNotFoundError, NotADirectoryError):
             os.unlink(path)
             self._files.forget(key)  # an open file would keep its space
-            sync_directory(os.path.dirname(path))
-            self._remove_empty(os.path.dirname(path))
+            folder = os.path.dirname(path)
+            sync_directory(folder)
+            with suppress(OSError):  # folders without objects do not exist on object stores, and so not here
+                while folder != self._root:
+                    os.rmdir(folder)
+                    folder = os.path.dirname(folder)
 
     def local_path(self, key: str) -> Path | None:
         return Path(self._path(key))
@@ -160,12 +153,8 @@ class LocalBackend(Backend):
         if os.path.isdir(folder):
             self._checked.add(folder)
 
-    def _open(self, key: str) -> BinaryIO:
-        descriptor = os.open(self._path(key), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        return os.fdopen(descriptor, "rb", buffering=0)
-
     def _write(self, key: str, fill: Callable[[BinaryIO], object], publish: Callable[[str, str], bool]) -> bool:
-        self._require_writable(key)
+        check_writable(key, self.read_only)
         path = self._path(key)
         folder = os.path.dirname(path)
         temporary = f"{folder}/{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
@@ -215,13 +204,6 @@ class LocalBackend(Backend):
                 return open(temporary, "xb", buffering=0)
         raise AssertionError("the last attempt returned or raised")
 
-    def _remove_empty(self, folder: str) -> None:
-        """Folders without objects do not exist on object stores, and so not here."""
-        with suppress(OSError):
-            while folder != self._root:
-                os.rmdir(folder)
-                folder = os.path.dirname(folder)
-
     def _sweep(self, folder: str) -> None:
         """Once per folder and process: remove temporary files whose writer is gone."""
         if folder in self._swept:
@@ -257,10 +239,6 @@ class LocalBackend(Backend):
             elif entry.is_file(follow_symlinks=False):
                 with suppress(FileNotFoundError):
                     yield _info(key, entry.stat(follow_symlinks=False))
-
-    def _require_writable(self, key: str) -> None:
-        if self.read_only:
-            raise refuse_writing(key)
 
 
 def _info(key: str, status: os.stat_result) -> ObjectInfo:

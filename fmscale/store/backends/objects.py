@@ -5,10 +5,10 @@ lost and report the object that it created itself as somebody else's. `retried` 
 `put_if_absent` knows when an earlier attempt may have taken effect.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import obstore
 from obstore.exceptions import AlreadyExistsError
@@ -18,19 +18,16 @@ from fmscale.errors import ObjectNotFound, StoreUnavailable
 from fmscale.store.backends.http_errors import NO_CREDENTIALS, Answer, no_credentials, understand
 from fmscale.store.backends.protocol import Backend, ObjectInfo, Requests, scatter
 from fmscale.store.backends.retry import Attempts, RetryPolicy, retried
-from fmscale.store.keys import check_key, check_prefix, refuse_writing, truncated
+from fmscale.store.keys import check_key, check_prefix, check_writable, truncated
 
 T = TypeVar("T")
 
 PIECE_BYTES = 16 << 20
 """Larger objects are read in ranges of this size and uploaded in parts of it: a stall or reset then costs one
 piece, and 10,000 parts (S3's limit) make 156 GiB."""
-COALESCE_BYTES = 256 << 10
-"""Ranges closer than this are one request: at 100 MB/s and 5 ms a request, skipping 256 KiB costs less."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Client:
+class Client(NamedTuple):
     """An obstore store and the time limits it was built with."""
 
     store: Any
@@ -39,27 +36,20 @@ class Client:
     """Deadline and stall limit of requests through it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Clients:
-    """A client for each kind of request, as obstore sets time limits per store and not per request."""
-
-    single: Client
-    """Reads and small writes; does not repeat on its own."""
-    create: Client
-    """Conditional puts, which a server may answer late under contention; does not repeat on its own."""
-    bulk: Client
-    """Multipart uploads; repeats single parts on its own."""
-
-
 class ObjectBackend(Backend):
     """A `Backend` over obstore."""
 
-    def __init__(self, clients: Clients, *, url: str, read_only: bool = False) -> None:
+    def __init__(self, *, single: Client, create: Client, bulk: Client, url: str, read_only: bool = False) -> None:
+        """A client for each kind of request, as obstore sets time limits per store and not per request.
+
+        `single` is for reads and small writes; `create` for conditional puts, which a server may answer late under
+        contention; `bulk` for uploads in parts: it alone repeats on its own, single parts.
+        """
         self.url = url
         self.requests = Requests()
         self.read_only = read_only
-        self._clients = clients
-        self._store = clients.single.store
+        self._single, self._create, self._bulk = single, create, bulk
+        self._store = single.store
         self._contacted = False
 
     def get(self, key: str) -> bytes:
@@ -92,63 +82,20 @@ class ObjectBackend(Backend):
             raise truncated(key, start, wanted, len(data))
         scatter(memoryview(data), buffers)
 
-    def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        check_key(key)
-        spans = coalesce([one for one in ranges if one[1]])
-        starts, lengths = [s for s, _ in spans], [n for _, n in spans]
-        parts = (
-            self._persist(
-                lambda _: obstore.get_ranges(self._store, key, starts=starts, lengths=lengths, coalesce=0),
-                "get_range",
-                key,
-            )
-            if spans
-            else []
-        )
-        for (start, length), part in zip(spans, parts, strict=True):
-            self.requests.add("get_range", len(part))
-            if len(part) != length:
-                raise truncated(key, start, length, len(part))
-        return [_slice(spans, parts, start, length) for start, length in ranges]
-
     def put(self, key: str, data: bytes | memoryview) -> None:
-        self._require_writable(key)
-        if not isinstance(data, bytes) and isinstance(self._clients.single.store, MemoryStore):
+        check_writable(key, self.read_only)
+        if not isinstance(data, bytes) and isinstance(self._store, MemoryStore):
             data = bytes(data)  # it would keep the caller's buffer, which may change
-        size = memoryview(data).nbytes
-        multipart = size > PIECE_BYTES
-        client = self._clients.bulk if multipart else self._clients.single
-        self._persist(
-            lambda _: obstore.put(
-                client.store, key, data, use_multipart=multipart, chunk_size=PIECE_BYTES, max_concurrency=4
-            ),
-            "put",
-            key,
-            client.policy,
-        )
-        self.requests.add("put", size)
+        self._upload(key, data, memoryview(data).nbytes)
 
     def put_file(self, key: str, path: Path) -> None:
-        self._require_writable(key)
+        check_writable(key, self.read_only)
         size = path.stat().st_size
-        if size <= PIECE_BYTES:
-            self.put(key, path.read_bytes())
-            return
-        # S3 takes at most 10,000 parts.
-        part = max(PIECE_BYTES, -(-size // 9_000))
-        client = self._clients.bulk
-        self._persist(
-            lambda _: obstore.put(client.store, key, path, use_multipart=True, chunk_size=part, max_concurrency=4),
-            "put",
-            key,
-            client.policy,
-        )
-        self.requests.add("put", size)
+        self._upload(key, path if size > PIECE_BYTES else path.read_bytes(), size)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        self._require_writable(key)
-
-        client = self._clients.create
+        check_writable(key, self.read_only)
+        client = self._create
 
         def attempt(attempts: Attempts) -> bool:
             try:
@@ -158,7 +105,11 @@ class ObjectBackend(Backend):
                     # S3: "a conflicting operation occurred", to be repeated; not the answer "exists".
                     raise
                 if attempts.maybe_done:
-                    raise _ambiguous(key, self.url, attempts) from error
+                    raise StoreUnavailable(
+                        "the answer to put_if_absent was lost and the key now exists: this call may have created it",
+                        found=f"{key} in {self.url} (attempts: {attempts.count}, before: {attempts.last})",
+                        remedy="Read the object back and compare it with what was to be written.",
+                    ) from error
                 return False
             return True
 
@@ -175,9 +126,7 @@ class ObjectBackend(Backend):
     def list_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
         prefix = check_prefix(prefix)
         found = self._persist(
-            lambda _: [one for page in obstore.list(self._store, prefix or None) for one in page],
-            "list",
-            prefix,
+            lambda _: [one for page in obstore.list(self._store, prefix or None) for one in page], "list", prefix
         )
         self.requests.add("list")
         # Some servers walk folders and give `a/b` before `a-b`; keys are promised in order.
@@ -191,13 +140,26 @@ class ObjectBackend(Backend):
         return sorted({path.rsplit("/", 1)[-1] for path in paths})
 
     def delete(self, key: str) -> None:
-        self._require_writable(key)
+        check_writable(key, self.read_only)
         try:
             self._persist(lambda _: obstore.delete(self._store, key), "delete", key)
         except ObjectNotFound:
             return
         finally:
             self.requests.add("delete")
+
+    def _upload(self, key: str, data: bytes | memoryview | Path, size: int) -> None:
+        multipart = size > PIECE_BYTES
+        client = self._bulk if multipart else self._single
+        # S3 takes at most 10,000 parts.
+        part = max(PIECE_BYTES, -(-size // 9_000))
+        self._persist(
+            lambda _: obstore.put(client.store, key, data, use_multipart=multipart, chunk_size=part, max_concurrency=4),
+            "put",
+            key,
+            client.policy,
+        )
+        self.requests.add("put", size)
 
     def _persist(self, attempt: Callable[[Attempts], T], kind: str, key: str, policy: RetryPolicy | None = None) -> T:
         def understood(error: Exception) -> Answer:
@@ -212,7 +174,7 @@ class ObjectBackend(Backend):
         result = retried(
             attempt,
             understood,
-            policy or self._clients.single.policy,
+            policy or self._single.policy,
             what=f"{kind} of {key or 'the root'}",
             url=self.url,
             contacted=lambda: self._contacted,
@@ -220,39 +182,6 @@ class ObjectBackend(Backend):
         self._contacted = True
         return result
 
-    def _require_writable(self, key: str) -> None:
-        check_key(key)
-        if self.read_only:
-            raise refuse_writing(key)
-
-
-def coalesce(ranges: Sequence[tuple[int, int]], gap: int = COALESCE_BYTES) -> list[tuple[int, int]]:
-    """Sorted (start, length) spans that cover all ranges; spans nearer than `gap` bytes are joined."""
-    spans: list[tuple[int, int]] = []
-    for start, length in sorted(ranges):
-        if spans and start <= spans[-1][0] + spans[-1][1] + gap:
-            first, covered = spans[-1]
-            spans[-1] = (first, max(covered, start + length - first))
-        else:
-            spans.append((start, length))
-    return spans
-
-
-def _slice(spans: list[tuple[int, int]], parts: Sequence[Any], start: int, length: int) -> bytes:
-    for (first, covered), part in zip(spans, parts, strict=True):
-        if first <= start and start + length <= first + covered:
-            return bytes(memoryview(part)[start - first : start - first + length])
-    assert length == 0, "every range lies in one of the spans that were made from the ranges"
-    return b""
-
 
 def _info(meta: Any, key: str) -> ObjectInfo:
     return ObjectInfo(key=key, bytes=int(meta["size"]), modified=meta["last_modified"].timestamp())
-
-
-def _ambiguous(key: str, url: str, attempts: Attempts) -> StoreUnavailable:
-    return StoreUnavailable(
-        "the answer to put_if_absent was lost and the key now exists: this call may have created it",
-        found=f"{key} in {url} (attempts: {attempts.count}, before: {attempts.last})",
-        remedy="Read the object back and compare it with what was to be written.",
-    )

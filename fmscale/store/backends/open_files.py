@@ -10,6 +10,8 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 
+READING = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+"""Flags of opening an object: no key is a symbolic link."""
 LIMIT = 128
 """Files kept open by one backend: far below the usual limit of 1024 of a process."""
 
@@ -20,7 +22,7 @@ class OpenFile:
     __slots__ = ("descriptor",)
 
     def __init__(self, path: str) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        self.descriptor = os.open(path, READING)
 
     def __del__(self) -> None:
         descriptor = getattr(self, "descriptor", -1)

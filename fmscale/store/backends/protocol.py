@@ -58,14 +58,12 @@ class Backend(Protocol):
 
     def get(self, key: str) -> bytes:
         """The whole object."""
-        ...
 
     def read_into(self, key: str, start: int, *buffers: memoryview) -> None:
         """Fill `buffers`, one behind the other, with the object's bytes from `start` on, in one request.
 
         Raises CorruptData if the object ends before they are full (a truncated object).
         """
-        ...
 
     def advise(self, key: str, start: int, length: int) -> None:
         """Begin to read the range, where that is free, as it will be read soon; no error for a missing object.
@@ -74,17 +72,11 @@ class Backend(Protocol):
         """
         return
 
-    def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """The bytes of each (start, length), fetched concurrently where the store allows."""
-        ...
-
     def put(self, key: str, data: bytes | memoryview) -> None:
         """Store the object; durable when this returns. Replaces what was there."""
-        ...
 
     def put_file(self, key: str, path: Path) -> None:
         """Store a local file of any size (multipart where needed); durable when this returns."""
-        ...
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Store the object unless the key exists. True if this call created it; exactly one of any
@@ -93,11 +85,9 @@ class Backend(Protocol):
         False only if somebody else created it. Raises StoreUnavailable if the answer was lost and this call
         may have created it: read the object back to find out.
         """
-        ...
 
     def head(self, key: str) -> ObjectInfo:
         """Size and time of the object."""
-        ...
 
     def exists(self, key: str) -> bool:
         """True if the key is there."""
@@ -109,18 +99,15 @@ class Backend(Protocol):
 
     def list_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """All objects whose key starts with `prefix` (a whole path segment), in key order."""
-        ...
 
     def list_names(self, prefix: str = "") -> list[str]:
         """Names directly below `prefix` (one level), sorted; folders and objects alike.
 
         A folder may still be named after its last object was deleted (SeaweedFS keeps it for a while).
         """
-        ...
 
     def delete(self, key: str) -> None:
         """Remove the object; no error if it is gone already."""
-        ...
 
     def local_path(self, key: str) -> Path | None:
         """Path of the object on this machine's file system; None where it has none, as by default."""

@@ -27,8 +27,7 @@ class Manifests(Mapping[str, Manifest]):
         with self._lock:
             if split not in self._opened:
                 entry = self._recorded[split]
-                key, digest = entry["key"], entry["digest"]
-                self._opened[split] = open_manifest(self._backend, key, digest, self._scratch)
+                self._opened[split] = open_manifest(self._backend, entry["key"], entry["digest"], self._scratch)
             return self._opened[split]
 
     def __iter__(self) -> Iterator[str]:
@@ -72,23 +71,17 @@ def decode_commit(backend: Backend, entry: LogEntry, scratch: Path | None = None
     """The commit that a log entry records. Raises FormatError for a later format_version."""
     body = entry.body
     check_version(body, f"commit {entry.number}")
-    totals = {
-        split: SplitTotals(**{name: m[name] for name in ("segments", "tokens", "documents", "bytes")})
-        for split, m in body["manifests"].items()
-    }
     return Commit(
         number=entry.number,
         time=entry.time,
         digest=entry.digest,
-        kind=body["kind"],
-        job=body["job"],
-        tokenizer=body["tokenizer"],
-        bos=body["bos"],
-        eos=body["eos"],
-        dtype=body["dtype"],
-        totals=totals,
+        totals={
+            split: SplitTotals(**{name: m[name] for name in ("segments", "tokens", "documents", "bytes")})
+            for split, m in body["manifests"].items()
+        },
         manifests=Manifests(backend, body["manifests"], scratch),
         body=body,
+        **{name: body[name] for name in ("kind", "job", "tokenizer", "bos", "eos", "dtype")},
     )
 
 

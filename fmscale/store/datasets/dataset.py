@@ -10,6 +10,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -27,7 +28,7 @@ from fmscale.store.datasets.tokenizers import load_tokenizer
 from fmscale.store.digest import data_digest
 from fmscale.store.log.entry import LogEntry
 from fmscale.store.log.log import DATASET_KINDS, Log
-from fmscale.store.log.retirement import RetirementState, replay
+from fmscale.store.log.retirement import RetirementState, append_anew, replay
 from fmscale.store.segments.seal import FORMAT_VERSION, SealInfo, job_folder, sealed, segment_prefix
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -77,15 +78,9 @@ class Dataset:
         if number not in live:
             gone = "was retired" if any(number in r.body["commits"] for r in self._state.retires) else "is not there"
             raise DataError(
-                f"Commit {number} of dataset {self.name} {gone}",
-                found=number,
-                remedy=f"Live commits: {sorted(live)}.",
+                f"Commit {number} of dataset {self.name} {gone}", found=number, remedy=f"Live commits: {sorted(live)}."
             )
         return live[number]
-
-    def committed(self, job: str) -> Commit | None:
-        """The live commit of the job with that digest, if it has one: then there is nothing left to do."""
-        return next((commit for commit in self.commits() if commit.job == job), None)
 
     def check_open(self, job: str) -> None:
         """Raise Conflict if an earlier commit of that job was retired: its segments may be deleted at any
@@ -142,7 +137,7 @@ class Dataset:
         """The entry with this body, or the entry that another process appended for the same job meanwhile."""
         state = replay(self.log)
 
-        def check() -> None:
+        def body_now() -> dict[str, Any]:
             self._check_agreed(state, body)
             self._check_alive(state, commits.references(self.name, body))
             same = next((entry for entry in state.live.values() if entry.body["job"] == body["job"]), None)
@@ -154,14 +149,10 @@ class Dataset:
                 )
             if same is not None:
                 raise _Committed(same)
-
-        def on_other(other: LogEntry) -> None:
-            state.apply(other)
-            check()
+            return body
 
         try:
-            check()
-            return self.log.append("commit", body, lease=lease, recheck=on_other, base=state.head)
+            return append_anew(self.log, "commit", body_now, state, lease)
         except _Committed as there:
             return there.entry
 
@@ -215,8 +206,7 @@ class Dataset:
 
         items = [(split, unit, seal) for split, rows in segments.items() for unit, seal in rows]
         with ThreadPoolExecutor(SEAL_READS) as pool:
-            for _ in pool.map(check, items):
-                pass
+            list(pool.map(check, items))
 
     def _store_manifest(
         self, rows: Sequence[tuple[int, SealInfo]], kind: str, split: str, dtype: str, job: str
@@ -228,15 +218,8 @@ class Dataset:
         if not store_once(self.backend, key, data):
             data = self.backend.get(key)
             Manifest(pa.py_buffer(data), digest, key)
-        return {
-            "key": key,
-            "digest": digest,
-            "object": {"bytes": len(data), "digest": data_digest(data)},
-            "segments": totals.segments,
-            "tokens": totals.tokens,
-            "documents": totals.documents,
-            "bytes": totals.bytes,
-        }
+        stored = {"bytes": len(data), "digest": data_digest(data)}
+        return {"key": key, "digest": digest, "object": stored, **asdict(totals)}
 
 
 class _Committed(Exception):

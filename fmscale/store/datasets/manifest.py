@@ -4,7 +4,7 @@ A manifest is an Arrow IPC file with one row per segment, 36 bytes a row. Its he
 metadata, holds the totals and, for every block of 16,384 rows, the digest of each column and the first token
 and document; the digest of the header names the manifest. So opening costs the same for any number of
 segments, nothing is copied, and a column of a block is verified when it is first touched. 10^6 segments are
-a file of 36 MB of which `locate` reads 128 KiB for each block it meets; the positions come first and each
+a file of 36 MB of which `place` reads 128 KiB for each block it meets; the positions come first and each
 column lies in one piece, so that locating everywhere maps 8 MB of it.
 """
 
@@ -13,6 +13,7 @@ import mmap
 import os
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -29,12 +30,7 @@ COLUMNS = (("first_token", "<u8"), ("first_document", "<u8"), ("unit", "<u4"), (
 """Columns in the order of the file, with their numpy types."""
 
 SCHEMA = pa.schema(
-    [
-        ("first_token", pa.uint64()),
-        ("first_document", pa.uint64()),
-        ("unit", pa.uint32()),
-        ("seal", pa.binary(16)),
-    ]
+    [("first_token", pa.uint64()), ("first_document", pa.uint64()), ("unit", pa.uint32()), ("seal", pa.binary(16))]
 )
 HEADER_KEY = b"fmscale"
 """Key of the header in the schema's metadata."""
@@ -46,8 +42,6 @@ _TOKEN, _DOCUMENT, _UNIT, _SEAL = range(4)
 class SegmentRow:
     """One segment of a manifest."""
 
-    unit: int
-    """Work unit of the job that made it."""
     prefix: str
     """Folder on the store."""
     seal: str
@@ -56,8 +50,6 @@ class SegmentRow:
     """Tokens of the split before it."""
     tokens: int
     """Tokens in it."""
-    first_document: int
-    """Documents, or records, of the split before it."""
     documents: int
     """Documents, or records, in it."""
 
@@ -93,41 +85,28 @@ class Manifest:
         header, batch = self._opened(file)
         fields = json.loads(header)
         check_version(fields, where)
-        self.kind: str = fields["kind"]
         self.split: str = fields["split"]
-        self.dtype: str = fields["dtype"]
-        self.job: str = fields["job"]
-        self.folder: str = fields["folder"]
         self.segments: int = fields["segments"]
         self.tokens: int = fields["tokens"]
         self.documents: int = fields["documents"]
-        self.bytes: int = fields["bytes"]
+        self._folder: str = fields["folder"]
         self._block_rows: int = fields["block_rows"]
         self._digests: list[list[str]] = fields["digests"]
-        self._first = {
-            _TOKEN: np.array(fields["first_tokens"], dtype=np.uint64),
-            _DOCUMENT: np.array(fields["first_documents"], dtype=np.uint64),
-        }
-        self._size: dict[int, int] = {_TOKEN: self.tokens, _DOCUMENT: self.documents}
+        self._first_tokens = np.array(fields["first_tokens"], dtype=np.uint64)
         self._columns = self._views(batch)
 
-    def locate(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Segment index (int64) and offset in it (uint64) of each token position of the split (uint64).
-
-        Raises DataError for a position outside the split.
-        """
-        return self._locate(tokens, _TOKEN)
-
     def place(self, token: int) -> tuple[int, int]:
-        """As `locate`, of one token position inside the split, in a tenth of the time."""
-        block = int(self._first[_TOKEN].searchsorted(np.uint64(token), side="right")) - 1
+        """Segment index and offset in it of a token position of the split. Raises DataError for one outside."""
+        if not 0 <= token < self.tokens:
+            raise DataError(
+                f"Position outside the split {self.split} of {self._where}",
+                found=token,
+                remedy=f"It ends at {self.tokens}.",
+            )
+        block = int(self._first_tokens.searchsorted(np.uint64(token), side="right")) - 1
         starts = self._block(block, _TOKEN)
         found = int(starts.searchsorted(np.uint64(token), side="right")) - 1
         return block * self._block_rows + found, token - int(starts[found])
-
-    def locate_documents(self, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Segment index (int64) and offset in it (uint64) of each document or record number (uint64)."""
-        return self._locate(documents, _DOCUMENT)
 
     def segment(self, index: int) -> tuple[str, str]:
         """Prefix and seal digest of a segment. Raises DataError where there is none."""
@@ -135,49 +114,27 @@ class Manifest:
             raise DataError(f"{self._where} has no such segment", found=index, remedy=f"It has {self.segments}.")
         block, row = divmod(index, self._block_rows)
         unit = int(self._block(block, _UNIT)[row])
-        return f"{self.folder}/{unit:08d}-{self.split}", self._block(block, _SEAL)[row].tobytes().hex()
+        return f"{self._folder}/{unit:08d}-{self.split}", self._block(block, _SEAL)[row].tobytes().hex()
 
     def row(self, index: int) -> SegmentRow:
-        """All that is recorded of a segment."""
+        """The place of a segment in the split, and its size."""
         prefix, seal = self.segment(index)
-        block, row = divmod(index, self._block_rows)
-        token, document = self._start(index, _TOKEN), self._start(index, _DOCUMENT)
+        first = self._start(index, _TOKEN)
         return SegmentRow(
-            unit=int(self._block(block, _UNIT)[row]),
             prefix=prefix,
             seal=seal,
-            first_token=token,
-            tokens=self._start(index + 1, _TOKEN) - token,
-            first_document=document,
-            documents=self._start(index + 1, _DOCUMENT) - document,
+            first_token=first,
+            tokens=self._start(index + 1, _TOKEN) - first,
+            documents=self._start(index + 1, _DOCUMENT) - self._start(index, _DOCUMENT),
         )
 
     def rows(self) -> Iterator[SegmentRow]:
         """Every segment in order."""
         return (self.row(index) for index in range(self.segments))
 
-    def _locate(self, positions: np.ndarray, column: int) -> tuple[np.ndarray, np.ndarray]:
-        positions = np.asarray(positions, dtype=np.uint64)
-        if positions.size and int(positions.max()) >= self._size[column]:
-            raise DataError(
-                f"Position outside the split {self.split} of {self._where}",
-                found=int(positions.max()),
-                remedy=f"It ends at {self._size[column]}.",
-            )
-        blocks = np.searchsorted(self._first[column], positions, side="right") - 1
-        index = np.empty(positions.shape, dtype=np.int64)
-        offset = np.empty(positions.shape, dtype=np.uint64)
-        for block in np.flatnonzero(np.bincount(blocks.ravel())).tolist():
-            here = blocks == block
-            starts = self._block(block, column)
-            found = np.searchsorted(starts, positions[here], side="right") - 1
-            index[here] = found + block * self._block_rows
-            offset[here] = positions[here] - starts[found]
-        return index, offset
-
     def _start(self, index: int, column: int) -> int:
         if index == self.segments:
-            return self._size[column]
+            return self.tokens if column == _TOKEN else self.documents
         block, row = divmod(index, self._block_rows)
         return int(self._block(block, column)[row])
 
@@ -189,14 +146,12 @@ class Manifest:
             return part
         with self._lock:
             part = self._columns[column][rows]
-            right = metadata_digest(part.view(np.uint8).data) == self._digests[block][column]
-            if not right and self._again is not None:
+            while metadata_digest(part.view(np.uint8).data) != self._digests[block][column]:
+                if self._again is None:
+                    raise self._damaged(f"column {COLUMNS[column][0]} of block {block} has another digest")
                 self._columns, self._again = self._views(self._opened(self._again())[1]), None
                 self._verified.clear()
                 part = self._columns[column][rows]
-                right = metadata_digest(part.view(np.uint8).data) == self._digests[block][column]
-            if not right:
-                raise self._damaged(f"column {COLUMNS[column][0]} of block {block} has another digest")
             self._verified.add((block, column))
         return part
 
@@ -256,15 +211,12 @@ def open_manifest(backend: Backend, key: str, digest: str, scratch: Path | None 
         return _mapped(copy)
 
     if copy.exists():
-        try:
+        with suppress(CorruptData):
             return Manifest(_mapped(copy), digest, key, fetch)
-        except CorruptData:
-            return Manifest(fetch(), digest, key)
     return Manifest(fetch(), digest, key)
 
 
 def _mapped(path: Path) -> pa.Buffer:
-    """The file, mapped."""
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_size == 0:
             return pa.py_buffer(b"")

@@ -1,6 +1,7 @@
 """Writes manifests, whose format is told in `manifest.py`."""
 
 from collections.abc import Iterable
+from dataclasses import asdict
 
 import numpy as np
 import pyarrow as pa
@@ -59,10 +60,7 @@ def encode_manifest(
             "dtype": dtype,
             "job": job,
             "folder": folder,
-            "segments": totals.segments,
-            "tokens": totals.tokens,
-            "documents": totals.documents,
-            "bytes": totals.bytes,
+            **asdict(totals),
             "block_rows": BLOCK_ROWS,
             "first_tokens": [tokens[start] for start in starts],
             "first_documents": [documents[start] for start in starts],

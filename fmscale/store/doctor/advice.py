@@ -16,11 +16,7 @@ LITTLE_ROOM = 10 << 30
 
 
 def advise(
-    backend: Backend,
-    capabilities: Capabilities | None,
-    measurements: Sequence[Measurement],
-    repeated: int,
-    denied: str,
+    backend: Backend, capabilities: Capabilities | None, measurements: Sequence[Measurement], repeated: int, denied: str
 ) -> Iterator[str]:
     """Sentences for the user, most serious first."""
     yield from _on_safety(capabilities, denied)
@@ -64,16 +60,11 @@ def _on_place(backend: Backend) -> Iterator[str]:
     if parts.scheme == "memory":
         yield "A memory store ends with its process."
     endpoint = parse_qs(parts.query).get("endpoint", [""])[0]
-    if endpoint.startswith("http://") and urlsplit(endpoint).hostname not in (
-        "127.0.0.1",
-        "localhost",
-        "::1",
-    ):
+    if endpoint.startswith("http://") and urlsplit(endpoint).hostname not in ("127.0.0.1", "localhost", "::1"):
         yield "Data travels unencrypted: use an https:// endpoint unless the network is private."
 
 
 def _on_speed(measurements: Sequence[Measurement]) -> Iterator[str]:
-    found = {(one.operation, one.bytes, one.streams): one for one in measurements}
     gets = [one for one in measurements if one.operation == "get" and one.megabytes_per_second]
     if gets:
         best = max(gets, key=lambda one: one.megabytes_per_second or 0.0)
@@ -86,7 +77,7 @@ def _on_speed(measurements: Sequence[Measurement]) -> Iterator[str]:
                 f"{best.streams} streams read {rate / alone:.1f} times as fast as one: keep at least "
                 f"{best.streams} reads under way."
             )
-    for one in found.values():
+    for one in measurements:
         if one.operation == "range" and one.streams == 1 and one.p99_ms > 10 * one.p50_ms and one.p99_ms > 50:
             yield (
                 f"One range in a hundred takes {one.p99_ms:.0f} ms where the median is {one.p50_ms:.0f} ms: "

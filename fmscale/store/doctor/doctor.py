@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fmscale.errors import AccessDenied, ObjectNotFound, StoreError
-from fmscale.store.backends.protocol import Backend
 from fmscale.store.doctor.advice import advise
 from fmscale.store.doctor.measure import Measurement, measure_existing, measure_written
 from fmscale.store.doctor.probe import Capabilities, implementation, probe, recorded_capabilities
@@ -56,15 +55,15 @@ def examine(
     try:
         capabilities = recorded_capabilities(backend) if read_only else probe(backend, again=again)
     except AccessDenied as error:
-        if not _readable(backend):
-            raise
+        try:
+            backend.list_names()
+        except StoreError:
+            raise error from error.__cause__
         denied = str(error)
     writable = not read_only and not denied and capabilities is not None and capabilities.writable
     progress("measure")
-    if writable:
-        measurements = measure_written(backend, seconds, progress)
-    else:
-        measurements = measure_existing(backend, seconds, progress)
+    measure = measure_written if writable else measure_existing
+    measurements = measure(backend, seconds, progress)
     repeated = sum(n for kind, n in backend.requests.count.items() if kind.startswith("retried"))
     return Report(
         url=backend.url,
@@ -86,11 +85,3 @@ def _require_folder(url: str) -> None:
             found=place.bucket,
             remedy=f"Check the spelling, or make it: mkdir -p {place.bucket}",
         )
-
-
-def _readable(backend: Backend) -> bool:
-    try:
-        backend.list_names()
-    except StoreError:
-        return False
-    return True

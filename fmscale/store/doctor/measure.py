@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 from fmscale.errors import StoreError
@@ -62,10 +63,7 @@ def measure_written(backend: Backend, seconds: float, progress: Callable[[str], 
         written.add(key)
         return key
 
-    def measure(name: str, size: int, streams: int, call: Callable[[int], object], limit: int) -> Measurement:
-        progress(f"{name} x{streams}")
-        return _measure(name, size, streams, call, limit, seconds)
-
+    measure = partial(_measure, seconds=seconds, progress=progress)
     one, many = LARGE_PUTS
     try:
         found = [
@@ -77,7 +75,7 @@ def measure_written(backend: Backend, seconds: float, progress: Callable[[str], 
         keys = [fresh(0)]
         backend.put(keys[0], large)
         keys += [key for key in sorted(written) if key not in keys and backend.head(key).bytes == len(large)]
-        found += _measure_reads(backend, keys, len(large), seconds, progress)
+        found += _measure_reads(backend, keys, len(large), measure)
     except StoreError:
         with suppress(StoreError):  # the first error is the one to tell
             _remove(backend, written)
@@ -105,11 +103,12 @@ def measure_existing(backend: Backend, seconds: float, progress: Callable[[str],
     first = list(islice(backend.list_objects(), 1000))
     size = max((info.bytes for info in first), default=0)
     keys = [info.key for info in first if info.bytes == size]
-    return _measure_reads(backend, keys, size, seconds, progress) if size else []
+    measure = partial(_measure, seconds=seconds, progress=progress)
+    return _measure_reads(backend, keys, size, measure) if size else []
 
 
 def _measure_reads(
-    backend: Backend, keys: list[str], size: int, seconds: float, progress: Callable[[str], None]
+    backend: Backend, keys: list[str], size: int, measure: Callable[..., Measurement]
 ) -> list[Measurement]:
     """Reads of `keys` in turn, all of them `size` bytes long."""
 
@@ -126,37 +125,37 @@ def _measure_reads(
         return one
 
     small, part, whole = min(SMALL_BYTES, size), min(RANGE_BYTES, size), min(LARGE_BYTES, size)
-    found = []
-    for name, length, streams, call, limit in (
-        ("head", 0, 1, lambda number: backend.head(keys[number % len(keys)]), SAMPLES),
-        ("list", 0, 1, lambda _: backend.list_names(), 10),
-        ("get", small, 1, read(small), SAMPLES),
-        ("range", part, 1, read(part), SAMPLES),
-        ("range", part, RANGE_STREAMS, read(part), 4 * SAMPLES),
-        ("get", whole, 1, read(whole), 10),
-        ("get", whole, STREAMS, read(whole), 4 * STREAMS),
-    ):
-        progress(f"{name} x{streams}")
-        found.append(_measure(name, length, streams, call, limit, seconds))
-    return found
+    return [
+        measure("head", 0, 1, lambda number: backend.head(keys[number % len(keys)]), SAMPLES),
+        measure("list", 0, 1, lambda _: backend.list_names(), 10),
+        measure("get", small, 1, read(small), SAMPLES),
+        measure("range", part, 1, read(part), SAMPLES),
+        measure("range", part, RANGE_STREAMS, read(part), 4 * SAMPLES),
+        measure("get", whole, 1, read(whole), 10),
+        measure("get", whole, STREAMS, read(whole), 4 * STREAMS),
+    ]
 
 
 def _uncache(backend: Backend, key: str, start: int, length: int) -> None:
     """Have the kernel drop clean pages of a local file, so that the disk and not the memory is measured."""
     path = backend.local_path(key)
-    if path is None:
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)
+    if path is not None:
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), start, length, os.POSIX_FADV_DONTNEED)
 
 
 def _measure(
-    name: str, size: int, streams: int, call: Callable[[int], object], limit: int, seconds: float
+    name: str,
+    size: int,
+    streams: int,
+    call: Callable[[int], object],
+    limit: int,
+    *,
+    seconds: float,
+    progress: Callable[[str], None],
 ) -> Measurement:
     """Repeat `call(number)` up to `limit` times or until the time is used up; at least once a stream."""
+    progress(f"{name} x{streams}")
     begin = time.perf_counter()
 
     def stream(first: int) -> list[float]:

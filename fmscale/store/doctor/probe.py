@@ -170,7 +170,8 @@ def _examine(backend: Backend, name: str) -> Capabilities:
             race = _race(backend, races.pop(0))
     visible = _read_after_write(backend, f"{folder}/visible")
     ranged = _range_read(backend, f"{folder}/range")
-    listed = _list_after_write(backend, folder, keys)
+    new = {info.key for info in backend.list_objects(folder)}
+    listed = "" if new >= set(keys) else "a new object is missing from the listing"
     for key in [*keys, f"{folder}/range", f"{folder}/visible"]:
         backend.delete(key)
     return Capabilities(
@@ -271,8 +272,3 @@ def _range_read(backend: Backend, key: str) -> str:
     except CorruptData:
         return ""
     return "a range past the object's end is answered as if it were whole"
-
-
-def _list_after_write(backend: Backend, folder: str, keys: list[str]) -> str:
-    listed = {one.key for one in backend.list_objects(folder)}
-    return "" if listed >= set(keys) else "a new object is missing from the listing"

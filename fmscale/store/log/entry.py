@@ -40,18 +40,9 @@ def encode(entry: LogEntry, *, skippable: bool = False) -> bytes:
     `skippable` allows readers that do not know the kind to pass the entry by. Raises StoreError if the
     body is not JSON.
     """
-    fields: dict[str, Any] = {
-        "format_version": FORMAT_VERSION,
-        "number": entry.number,
-        "kind": entry.kind,
-        "skippable": skippable,
-        "uuid": entry.uuid,
-        "time": entry.time,
-        "epoch": entry.lease,
-        "writer": entry.writer,
-        "previous": entry.previous,
-        "body": entry.body,
-    }
+    fields = {**vars(entry), "format_version": FORMAT_VERSION, "skippable": skippable}
+    fields["epoch"] = fields.pop("lease")
+    del fields["digest"]
     try:
         fields["digest"] = metadata_digest(canonical_json(fields))
         return canonical_json(fields)
@@ -94,14 +85,5 @@ def decode(data: bytes, key: str, number: int, kinds: frozenset[str]) -> LogEntr
             found=fields["kind"],
             remedy=f"Upgrade fmscale, or check the path: kinds known here are {', '.join(sorted(kinds))}.",
         )
-    return LogEntry(
-        number=number,
-        kind=fields["kind"],
-        uuid=fields["uuid"],
-        time=fields["time"],
-        lease=fields["epoch"],
-        body=fields["body"],
-        writer=fields["writer"],
-        previous=fields["previous"],
-        digest=digest,
-    )
+    names = ("kind", "uuid", "time", "body", "writer", "previous")
+    return LogEntry(number=number, lease=fields["epoch"], digest=digest, **{name: fields[name] for name in names})

@@ -7,9 +7,8 @@ process still hangs somewhere (a zombie) cannot commit any more. The newest hold
 
 from dataclasses import dataclass
 
-from fmscale.errors import LeaseLost
 from fmscale.store.log.entry import LogEntry
-from fmscale.store.log.log import LEASE, Body, Log, Recheck
+from fmscale.store.log.log import LEASE, Body, Log
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,28 +19,15 @@ class Lease:
     """The log that was leased."""
     number: int
     """Place among all leases ever taken of this log, from 1."""
-    owner: str
-    """Holder, for people: job and host."""
-    base: int
-    """Number of entries up to and including the lease: all that earlier holders wrote is below."""
 
-    def append(self, kind: str, body: Body, *, recheck: Recheck | None = None, base: int | None = None) -> LogEntry:
+    def append(self, kind: str, body: Body) -> LogEntry:
         """Append to the log under this lease; as Log.append. Raises LeaseLost when fenced."""
-        return self.log.append(kind, body, lease=self.number, recheck=recheck, base=base)
-
-    def check(self) -> None:
-        """Raise LeaseLost if somebody else holds the log by now; an early warning, not a guard."""
-        head = self.log.head()
-        newest = self.log.entry(head - 1)
-        if newest.lease > self.number:
-            raise LeaseLost(
-                f"the log {self.log.prefix} is held by a newer run",
-                found=f"lease {self.number} of {self.owner}, the log is at {newest.lease}",
-                remedy="Another process took over (a requeued job?); let it go on and end this one.",
-            )
+        return self.log.append(kind, body, lease=self.number)
 
 
 def acquire(log: Log, owner: str) -> Lease:
-    """Take the lease of `log`, from whoever holds it. Raises StoreError as Log.append does."""
-    entry = log.append(LEASE, {"owner": owner})
-    return Lease(log=log, number=entry.lease, owner=owner, base=entry.number + 1)
+    """Take the lease of `log`, from whoever holds it; `owner` is job and host, for people.
+
+    Raises StoreError as Log.append does.
+    """
+    return Lease(log=log, number=log.append(LEASE, {"owner": owner}).lease)

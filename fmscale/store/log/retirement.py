@@ -23,7 +23,7 @@ from fmscale.store.backends.protocol import Backend, ObjectInfo
 from fmscale.store.backends.write_once import store_once
 from fmscale.store.log.entry import LogEntry
 from fmscale.store.log.keyset import KeySet
-from fmscale.store.log.log import Body, Log, Recheck
+from fmscale.store.log.log import Body, Log
 
 COMMIT_KINDS = frozenset({"commit", "checkpoint"})
 
@@ -89,7 +89,6 @@ def commit(
     objects: Iterable[str],
     *,
     lease: int | None = 0,
-    recheck: Recheck | None = None,
     state: RetirementState | None = None,
 ) -> LogEntry:
     """Append a commit that references `objects` (keys, and folders ending in a slash).
@@ -100,7 +99,7 @@ def commit(
     names = list(objects)
     state = replay(log, state)
 
-    def check() -> None:
+    def body_now() -> Body:
         dead = [name for name in names if state.dead.touches(name)]
         if dead:
             raise Conflict(
@@ -108,16 +107,9 @@ def commit(
                 found=dead,
                 remedy="Write them again under new names and commit those.",
             )
+        return body
 
-    def on_other(other: LogEntry) -> Body | None:
-        state.apply(other)
-        check()
-        return recheck(other) if recheck else None
-
-    check()
-    entry = log.append(kind, body, lease=lease, recheck=on_other, base=state.head)
-    state.apply(entry)
-    return entry
+    return append_anew(log, kind, body_now, state, lease)
 
 
 def retire(
@@ -150,17 +142,13 @@ def retire(
         pinned = {number: sorted(state.pins[number]) for number in wanted if number in state.pins}
         if pinned:
             raise Conflict(
-                "pinned commits cannot be retired",
-                found=pinned,
-                remedy="Unpin them first, or leave them out.",
+                "pinned commits cannot be retired", found=pinned, remedy="Unpin them first, or leave them out."
             )
         kept = KeySet(name for number in state.live if number not in wanted for name in needs(number))
         needed = [name for name in leftovers if kept.touches(name)]
         if needed:
             raise Conflict(
-                "a live commit needs these objects",
-                found=needed,
-                remedy="Retire the commits that reference them.",
+                "a live commit needs these objects", found=needed, remedy="Retire the commits that reference them."
             )
         names = state.withheld.union(leftovers, *(needs(number) for number in wanted))
         return {
@@ -170,7 +158,7 @@ def retire(
             "reason": reason,
         }
 
-    return _append(log, "retire", body_now, state, lease)
+    return append_anew(log, "retire", body_now, state, lease)
 
 
 def pin(
@@ -190,7 +178,7 @@ def pin(
         _require_live(state, wanted)
         return {"commits": wanted, "owner": owner, "pinned": pinned}
 
-    return _append(log, "pin", body_now, state, lease)
+    return append_anew(log, "pin", body_now, state, lease)
 
 
 unpin = partial(pin, pinned=False)
@@ -249,13 +237,13 @@ def collect_garbage(
         stored = [info for name in entry.body["objects"] for info in _stored(log.backend, name)]
         needed = {info.key for info in stored if kept.touches(info.key)}
         spared.extend(sorted(needed))
-        for info in stored:
-            if info.key in needed:
-                continue
-            doomed.append(info)
-            if not dry_run:
-                log.backend.delete(info.key)
-        if not dry_run and not needed:
+        free = [info for info in stored if info.key not in needed]
+        doomed += free
+        if dry_run:
+            continue
+        for info in free:
+            log.backend.delete(info.key)
+        if not needed:
             store_once(log.backend, f"{folder}/{mark}", b"{}")
     return Garbage(
         dry_run=dry_run,
@@ -277,8 +265,10 @@ def _stored(backend: Backend, name: str) -> Iterator[ObjectInfo]:
         return  # an earlier run that was killed has deleted it
 
 
-def _append(log: Log, kind: str, body_now: Callable[[], Body], state: RetirementState, lease: int | None) -> LogEntry:
-    """Append a body that is made anew whenever the log went on."""
+def append_anew(
+    log: Log, kind: str, body_now: Callable[[], Body], state: RetirementState, lease: int | None
+) -> LogEntry:
+    """Append a body that is made, and may be refused, anew whenever the log went on; `state` goes along."""
 
     def on_other(other: LogEntry) -> Body:
         state.apply(other)

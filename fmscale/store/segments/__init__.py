@@ -3,6 +3,7 @@
 `seal.py`   the object that is written last and names all others
 `array.py`   layout of Zarr v3 arrays: chunks, shards, indexes
 `array_writer.py`   an array into local files, in one pass
+`writer.py`   a segment's scratch files, then the store
 `tokens.py`   token segments: reading them, chunk by chunk verified
 `tokens_writer.py`   documents into a token segment
 `records.py`   record segments: reading them, batch by batch verified

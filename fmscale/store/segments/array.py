@@ -72,20 +72,10 @@ class ArrayLayout:
         """Inner chunks that a full shard holds, and entries in every shard's index."""
         return self.shard // self.inner
 
-    @property
-    def shards(self) -> int:
-        """Number of shards."""
-        return -(-self.rows // self.shard)
-
     def shard_chunks(self, number: int) -> tuple[int, int]:
         """First and one past the last inner chunk of shard `number`, counted over the whole array."""
         first = number * self.chunks_per_shard
         return first, min(first + self.chunks_per_shard, self.chunks)
-
-    def shard_bytes(self, number: int) -> int:
-        """Size of shard `number` as fmscale writes it: its chunks back to back, then the index."""
-        first, last = self.shard_chunks(number)
-        return (last - first) * self.chunk_bytes + index_bytes(self.chunks_per_shard)
 
     def shard_key(self, number: int) -> str:
         """Key of shard `number` relative to the array, in Zarr's default chunk key encoding."""
@@ -104,11 +94,6 @@ class ArraySpec:
     """Stored shards in order."""
     crc32c: np.ndarray
     """uint32 per inner chunk over the whole array; padding included."""
-
-
-def index_bytes(chunks_per_shard: int) -> int:
-    """Size of a shard's index with its checksum."""
-    return 16 * chunks_per_shard + 4
 
 
 def encode_index(present: int, chunks_per_shard: int, chunk_bytes: int) -> bytes:
@@ -135,10 +120,7 @@ def encode_metadata(layout: ArrayLayout, attributes: dict[str, Any]) -> bytes:
         "node_type": "array",
         "shape": list(layout.shape),
         "data_type": layout.dtype,
-        "chunk_grid": {
-            "name": "regular",
-            "configuration": {"chunk_shape": [layout.shard, *layout.shape[1:]]},
-        },
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [layout.shard, *layout.shape[1:]]}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
         "fill_value": 0,
         "codecs": [{"name": "sharding_indexed", "configuration": sharding}],

@@ -45,13 +45,7 @@ class ArrayWriter:
     """
 
     def __init__(
-        self,
-        directory: Path,
-        name: str,
-        dtype: str,
-        rest: tuple[int, ...],
-        inner_bytes: int,
-        shard_bytes: int,
+        self, directory: Path, name: str, dtype: str, rest: tuple[int, ...], inner_bytes: int, shard_bytes: int
     ) -> None:
         self.name = name
         self.rows = 0

@@ -8,7 +8,6 @@ A batch is one IPC message, so one ranged read and one crc32c give a verified ba
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +16,7 @@ from fmscale.errors import CorruptData, DataError
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.digest import crc32c
 from fmscale.store.segments.array import ShardInfo
-from fmscale.store.segments.seal import decode_seal, verified
+from fmscale.store.segments.seal import open_sealed
 
 BATCHES_SCHEMA = pa.schema(
     [
@@ -40,16 +39,12 @@ class RecordSegment:
 
     prefix: str
     """Folder of the segment on the store."""
-    split: str
-    """Split that it belongs to."""
     records: int
     """Number of records."""
     schema: pa.Schema
     """Columns of a record."""
     files: tuple[ShardInfo, ...]
     """The stored Arrow files in order."""
-    objects: dict[str, dict[str, Any]]
-    """Bytes and digest of the other objects, by key relative to the prefix."""
     index: dict[str, np.ndarray]
     """Columns of BATCHES_SCHEMA, one element per batch."""
 
@@ -78,18 +73,12 @@ def open_records(backend: Backend, prefix: str, seal_digest: str) -> RecordSegme
     Raises CorruptData where they do not match, ObjectNotFound where one is gone, FormatError for a segment
     of tokens or of a later format_version.
     """
-    where = f"{prefix}/seal.json"
-    seal = decode_seal(verified(backend.get(where), seal_digest, where), where, "records")
-    key = f"{prefix}/checksums.arrow"
-    data = verified(backend.get(key), seal["objects"]["checksums.arrow"]["digest"], key)
-    batch = pa.ipc.open_file(pa.py_buffer(data)).get_batch(0)
+    seal, batch = open_sealed(backend, prefix, seal_digest, "records")
     return RecordSegment(
         prefix=prefix,
-        split=seal["split"],
         records=seal["documents"],
         schema=pa.ipc.read_schema(pa.py_buffer(batch.schema.metadata[RECORDS_KEY])),
         files=tuple(ShardInfo(**shard) for shard in seal["arrays"]["records"]["shards"]),
-        objects=seal["objects"],
         index={name: batch.column(i).to_numpy() for i, name in enumerate(BATCHES_SCHEMA.names)},
     )
 

@@ -1,23 +1,21 @@
 """Writes a record segment: batches go into scratch files in one pass, then to the store, the seal last."""
 
-import shutil
-import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict
+from io import BufferedWriter, FileIO
 from itertools import pairwise
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import pyarrow as pa
 
 from fmscale.errors import DataError
-from fmscale.store.backends.protocol import Backend
 from fmscale.store.digest import DataDigest, crc32c
 from fmscale.store.segments.array import ShardInfo
 from fmscale.store.segments.array_writer import scratch_errors
 from fmscale.store.segments.records import BATCHES_SCHEMA, RECORDS_KEY
-from fmscale.store.segments.seal import FORMAT_VERSION, SealInfo, store_segment
-from fmscale.store.segments.tokens_writer import file_entry, write_arrow
+from fmscale.store.segments.seal import FORMAT_VERSION
+from fmscale.store.segments.writer import SegmentWriter
 
 BATCH_BYTES = 2**21
 """Batches are cut at about this size: large enough for a store's latency, small enough to be shuffled."""
@@ -29,13 +27,8 @@ FILE_BYTES = 2**28
 """A new file is begun at about this size."""
 
 
-class RecordSegmentWriter:
-    """Gathers the records of one work unit and one split; `finish` stores them as a sealed segment.
-
-    Holds a few batches; the rest lies in files below `scratch`, which `finish` and `discard` (or leaving a
-    `with` block) remove. Errors: DataError for records of another schema, StoreFull where scratch has no
-    space, and what the store raises.
-    """
+class RecordSegmentWriter(SegmentWriter):
+    """Gathers records. Holds a few batches; the rest lies in files. Raises DataError for records of another schema."""
 
     def __init__(
         self,
@@ -58,15 +51,15 @@ class RecordSegmentWriter:
         self._split = split
         self._batch_bytes = batch_bytes
         self._file_bytes = file_bytes
+        super().__init__(scratch, "records-")
         with scratch_errors(scratch):
-            scratch.mkdir(parents=True, exist_ok=True)
-            self._folder = Path(tempfile.mkdtemp(prefix="records-", dir=scratch))
             (self._folder / "records").mkdir()
         self._pending: list[pa.RecordBatch] = []
         self._pending_bytes = 0
         self._index: list[tuple[int, int, int, int, int]] = []
         self._files: list[ShardInfo] = []
-        self._file: _File | None = None
+        self._file: _Sink | None = None
+        self._writer: Any = None
 
     def add(self, batch: pa.RecordBatch) -> None:
         """Append records, any number at a time."""
@@ -81,51 +74,29 @@ class RecordSegmentWriter:
         if self._pending_bytes >= self._batch_bytes:
             self._flush()
 
-    def finish(self, backend: Backend, prefix: str) -> SealInfo:
-        """Store everything under `prefix` and seal it; durable when this returns.
-
-        Raises Conflict if the segment is sealed there already with other content; with the same, this
-        stores nothing. The scratch files are gone afterwards, also after an error.
-        """
-        try:
-            self._flush()
-            self._end_file()
-            schema = BATCHES_SCHEMA.with_metadata({RECORDS_KEY: self._schema.serialize().to_pybytes()})
-            columns = list(zip(*self._index, strict=True)) or [()] * len(schema)
-            arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
-            checksums = self._folder / "checksums.arrow"
-            with scratch_errors(checksums):
-                write_arrow(checksums, pa.record_batch(arrays, schema=schema))
-            keys = ["checksums.arrow", *(file.key for file in self._files)]
-            return store_segment(backend, prefix, {key: self._folder / key for key in keys}, self._seal(checksums))
-        finally:
-            self.discard()
-
     def discard(self) -> None:
-        """Drop what was gathered, with its files."""
         if self._file is not None:
-            self._file.sink.close()
+            self._file.close()
             self._file = None
-        shutil.rmtree(self._folder, ignore_errors=True)
+        super().discard()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.discard()
-
-    def _seal(self, checksums: Path) -> dict[str, Any]:
-        shards = [{"key": f.key, "bytes": f.bytes, "digest": f.digest} for f in self._files]
-        return {
+    def _complete(self) -> tuple[list[str], dict[str, Any]]:
+        self._flush()
+        self._end_file()
+        schema = BATCHES_SCHEMA.with_metadata({RECORDS_KEY: self._schema.serialize().to_pybytes()})
+        columns = list(zip(*self._index, strict=True)) or [()] * len(schema)
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+        self._write_arrow("checksums.arrow", pa.record_batch(arrays, schema=schema))
+        shards = [asdict(file) for file in self._files]
+        seal = {
             "format_version": FORMAT_VERSION,
             "kind": "records",
             "split": self._split,
             "documents": self.records,
             "arrays": {"records": {"batches": len(self._index), "shards": shards}},
-            "objects": {"checksums.arrow": file_entry(checksums)},
+            "objects": {"checksums.arrow": self._entry("checksums.arrow")},
         }
+        return ["checksums.arrow", *(file.key for file in self._files)], seal
 
     def _flush(self) -> None:
         """Write what is pending as batches of about equal numbers of records."""
@@ -140,25 +111,31 @@ class RecordSegmentWriter:
                 self._write(piece)
 
     def _write(self, batch: pa.RecordBatch) -> None:
-        key = f"records/{len(self._files):05d}.arrow"
-        with scratch_errors(self._folder / key):
+        path = self._folder / self._key()
+        with scratch_errors(path):
             if self._file is None:
-                self._file = _File(self._folder / key, self._schema)
-            offset, size, crc = self._file.write(batch)
-        self._index.append((len(self._files), offset, size, crc, self.records))
+                self._file = _Sink(path)
+                self._writer = pa.ipc.new_file(pa.PythonFile(self._file, mode="w"), self._schema)
+            self._writer.write_batch(batch)
+        # Serialized twice: that costs one copy of 2 MiB, and needs no assumption on the pieces that pyarrow writes.
+        message = batch.serialize()
+        place = (self._file.size - message.size, message.size, crc32c(memoryview(message)))
+        self._index.append((len(self._files), *place, self.records))
         self.records += batch.num_rows
-        if self._file.sink.size >= self._file_bytes:
+        if self._file.size >= self._file_bytes:
             self._end_file()
 
     def _end_file(self) -> None:
         if self._file is None:
             return
-        key = f"records/{len(self._files):05d}.arrow"
-        with scratch_errors(self._folder / key):
+        with scratch_errors(self._folder / self._key()):
+            self._writer.close()
             self._file.close()
-        sink = self._file.sink
-        self._files.append(ShardInfo(key=key, bytes=sink.size, digest=sink.digest.hexdigest()))
+        self._files.append(ShardInfo(key=self._key(), bytes=self._file.size, digest=self._file.digest.hexdigest()))
         self._file = None
+
+    def _key(self) -> str:
+        return f"records/{len(self._files):05d}.arrow"
 
 
 def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
@@ -171,45 +148,16 @@ def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         yield batch
 
 
-class _Sink:
+class _Sink(BufferedWriter):
     """A file that digests what is written to it, in the same pass."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("wb")
+        super().__init__(FileIO(path, "wb"))
         self.digest = DataDigest()
         self.size = 0
-        self.closed = False
 
-    def write(self, data: Any) -> int:
+    def write(self, data: Any, /) -> int:
         view = memoryview(data)
         self.digest.update(view)
         self.size += view.nbytes
-        return self._file.write(view)
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def close(self) -> None:
-        if not self.closed:
-            self.closed = True
-            self._file.close()
-
-
-class _File:
-    """One Arrow IPC file being written."""
-
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self.sink = _Sink(path)
-        self._writer = pa.ipc.new_file(pa.PythonFile(self.sink, mode="w"), schema)
-
-    def write(self, batch: pa.RecordBatch) -> tuple[int, int, int]:
-        """Offset, length and crc32c of the batch's message. Serializing it twice costs one copy of 2 MiB
-        and needs no assumption on how many pieces pyarrow writes it in.
-        """
-        self._writer.write_batch(batch)
-        message = batch.serialize()
-        return self.sink.size - message.size, message.size, crc32c(memoryview(message))
-
-    def close(self) -> None:
-        self._writer.close()
-        self.sink.close()
+        return super().write(view)

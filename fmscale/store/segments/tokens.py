@@ -12,8 +12,6 @@ A commit records the digest of the seal; the seal those of the objects; checksum
 chunk. So every byte that is read here is checked against the commit.
 """
 
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -25,7 +23,7 @@ from fmscale.errors import CorruptData, DataError
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.digest import verify_chunks
 from fmscale.store.segments.array import ArrayLayout, ArraySpec, ShardInfo
-from fmscale.store.segments.seal import decode_seal, verified
+from fmscale.store.segments.seal import open_sealed, verified
 
 ARRAYS = ("tokens", "document_ends", "document_ids")
 """Arrays of a token segment, in the order of their rows in checksums.arrow."""
@@ -84,15 +82,6 @@ class TokenSegment:
     first_document: np.ndarray
     """uint32 per token chunk: index of the first document that ends after the chunk's first token."""
 
-    @cached_property
-    def shard_tokens(self) -> int:
-        """Tokens in a full shard. A segment that fits into one shard has a shorter one."""
-        return self.arrays["tokens"].layout.shard
-
-    def shard(self, number: int) -> ObjectRef:
-        """The tokens [number * shard_tokens, ...) that shard `number` holds."""
-        return self.array_shard("tokens", number)
-
     def array_shard(self, name: str, number: int) -> ObjectRef:
         """Shard `number` of one of the arrays."""
         ref = self._refs.get((name, number))
@@ -120,15 +109,7 @@ def open_segment(backend: Backend, prefix: str, seal_digest: str) -> TokenSegmen
     Raises CorruptData where they do not match, ObjectNotFound where one is gone, FormatError for a segment
     of records or of a later format_version.
     """
-    where, key = f"{prefix}/seal.json", f"{prefix}/checksums.arrow"
-    # Both at once from afar: a request's latency is 100 times what a thread costs.
-    several = nullcontext() if backend.local_path(key) is not None else ThreadPoolExecutor(1)
-    with several as pool:
-        checksums = pool.submit(backend.get, key) if pool is not None else None
-        seal = decode_seal(verified(backend.get(where), seal_digest, where), where, "tokens")
-    data = checksums.result() if checksums is not None else backend.get(key)
-    data = verified(data, seal["objects"]["checksums.arrow"]["digest"], key)
-    table = pa.ipc.open_file(pa.py_buffer(data)).get_batch(0)
+    seal, table = open_sealed(backend, prefix, seal_digest, "tokens")
     # Not to_numpy(), which imports pandas where it is installed: 0.1 to 0.3 s before the first batch.
     sums, first_document = (
         np.frombuffer(table.column(i).buffers()[1] or b"", dtype=np.uint32, count=len(table)) for i in range(2)
@@ -148,18 +129,6 @@ def open_segment(backend: Backend, prefix: str, seal_digest: str) -> TokenSegmen
         objects=seal["objects"],
         first_document=first_document[: arrays["tokens"].layout.chunks],
     )
-
-
-def encode_array(spec: ArraySpec) -> dict[str, Any]:
-    """An array as a seal records it."""
-    layout = spec.layout
-    return {
-        "shape": list(layout.shape),
-        "dtype": layout.dtype,
-        "inner": layout.inner,
-        "shard": layout.shard,
-        "shards": [{"key": s.key, "bytes": s.bytes, "digest": s.digest} for s in spec.shards],
-    }
 
 
 def decode_array(name: str, entry: dict[str, Any], crc32c: np.ndarray) -> ArraySpec:

@@ -1,22 +1,19 @@
 """Writes a token segment: documents go into scratch files in one pass, then to the store, the seal last."""
 
-import shutil
-import tempfile
 from array import array
+from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from fmscale.errors import DataError
-from fmscale.store.backends.protocol import Backend
-from fmscale.store.digest import MetadataDigest
-from fmscale.store.segments.array import ArraySpec, encode_group
+from fmscale.store.segments.array import encode_group
 from fmscale.store.segments.array_writer import ArrayWriter, scratch_errors
-from fmscale.store.segments.seal import FORMAT_VERSION, SealInfo, store_segment
-from fmscale.store.segments.tokens import ARRAYS, CHECKSUMS_SCHEMA, DOCUMENTS_SCHEMA, encode_array
+from fmscale.store.segments.seal import FORMAT_VERSION
+from fmscale.store.segments.tokens import ARRAYS, CHECKSUMS_SCHEMA, DOCUMENTS_SCHEMA
+from fmscale.store.segments.writer import SegmentWriter
 
 SHARD_TOKENS = 2**25
 """Tokens in a shard: 64 MiB of uint16, 128 MiB of uint32; an object that stores take in one request."""
@@ -41,12 +38,10 @@ TOKEN_TYPES = ("uint16", "uint32")
 """Types that tokens may have."""
 
 
-class TokenSegmentWriter:
-    """Gathers the documents of one work unit and one split; `finish` stores them as a sealed segment.
+class TokenSegmentWriter(SegmentWriter):
+    """Gathers documents. Holds about 3 MiB, the names of the sources and 4 bytes per chunk; the rest lies in files.
 
-    Holds about 3 MiB, the names of the sources and 4 bytes per chunk; the rest lies in files below `scratch`,
-    which `finish` and `discard` (or leaving a `with` block) remove. Errors: DataError for a document that
-    does not fit, StoreFull where scratch has no space, and what the store raises.
+    Raises DataError for a document that does not fit.
     """
 
     def __init__(
@@ -64,9 +59,7 @@ class TokenSegmentWriter:
         self.documents = 0
         self._dtype = np.dtype(dtype)
         self._split = split
-        with scratch_errors(scratch):
-            scratch.mkdir(parents=True, exist_ok=True)
-            self._folder = Path(tempfile.mkdtemp(prefix="segment-", dir=scratch))
+        super().__init__(scratch, "segment-")
         size = self._dtype.itemsize
         self._tokens = ArrayWriter(self._folder, "tokens", dtype, (), chunk_bytes, shard_tokens * size)
         small = (DOCUMENT_CHUNK_BYTES, DOCUMENT_SHARD_BYTES)
@@ -102,35 +95,10 @@ class TokenSegmentWriter:
         if len(self._pending_ends) == DOCUMENT_BATCH:
             self._flush()
 
-    def finish(self, backend: Backend, prefix: str) -> SealInfo:
-        """Store everything under `prefix` and seal it; durable when this returns.
-
-        Raises Conflict if the segment is sealed there already with other content; with the same, this
-        stores nothing. The scratch files are gone afterwards, also after an error.
-        """
-        try:
-            self._flush()
-            specs = [writer.close() for writer in (self._tokens, self._ends, self._ids)]
-            self._table.close()
-            with scratch_errors(self._folder):
-                self._write_metadata(specs)
-            return store_segment(backend, prefix, self._files(specs), self._seal(specs))
-        finally:
-            self.discard()
-
     def discard(self) -> None:
-        """Drop what was gathered, with its files."""
         for writer in (self._tokens, self._ends, self._ids, self._table):
             writer.discard()
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.discard()
+        super().discard()
 
     def _flush(self) -> None:
         if self._pending_ends:
@@ -139,25 +107,20 @@ class TokenSegmentWriter:
             self._table.flush()
             self._pending_ends = []
 
-    def _write_metadata(self, specs: list[ArraySpec]) -> None:
-        """The group's zarr.json and checksums.arrow."""
-        (self._folder / "zarr.json").write_bytes(
-            encode_group({"fmscale": {"format_version": FORMAT_VERSION, "kind": "tokens"}})
-        )
+    def _complete(self) -> tuple[list[str], dict[str, Any]]:
+        self._flush()
+        specs = [writer.close() for writer in (self._tokens, self._ends, self._ids)]
+        self._table.close()
+        group = encode_group({"fmscale": {"format_version": FORMAT_VERSION, "kind": "tokens"}})
+        with scratch_errors(self._folder):
+            (self._folder / "zarr.json").write_bytes(group)
         sums = np.concatenate([spec.crc32c for spec in specs])
         first = np.zeros(len(sums), dtype=np.uint32)
         first[: len(self._first_document)] = self._first_document
         batch = pa.record_batch([pa.array(sums), pa.array(first)], schema=CHECKSUMS_SCHEMA)
-        write_arrow(self._folder / "checksums.arrow", batch)
-
-    def _files(self, specs: list[ArraySpec]) -> dict[str, Path]:
+        self._write_arrow("checksums.arrow", batch)
         keys = ["zarr.json", "documents.arrow", "checksums.arrow", *(f"{name}/zarr.json" for name in ARRAYS)]
-        keys += [shard.key for spec in specs for shard in spec.shards]
-        return {key: self._folder / key for key in keys}
-
-    def _seal(self, specs: list[ArraySpec]) -> dict[str, Any]:
-        shards = {shard.key for spec in specs for shard in spec.shards}
-        return {
+        seal = {
             "format_version": FORMAT_VERSION,
             "kind": "tokens",
             "split": self._split,
@@ -165,25 +128,10 @@ class TokenSegmentWriter:
             "tokens": self.tokens,
             "documents": self.documents,
             "shard_tokens": specs[0].layout.shard,
-            "arrays": {spec.name: encode_array(spec) for spec in specs},
-            "objects": {key: file_entry(path) for key, path in self._files(specs).items() if key not in shards},
+            "arrays": {s.name: {**asdict(s.layout), "shards": [asdict(shard) for shard in s.shards]} for s in specs},
+            "objects": {key: self._entry(key) for key in keys},
         }
-
-
-def write_arrow(path: Path, batch: pa.RecordBatch) -> None:
-    """Write one record batch as an Arrow IPC file."""
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-
-
-def file_entry(path: Path) -> dict[str, Any]:
-    """Size and `metadata_digest` of a scratch file, as a seal records an object."""
-    digest, size = MetadataDigest(), 0
-    with scratch_errors(path), path.open("rb") as file:
-        while part := file.read(2**20):
-            digest.update(part)
-            size += len(part)
-    return {"bytes": size, "digest": digest.hexdigest()}
+        return [*keys, *(shard.key for spec in specs for shard in spec.shards)], seal
 
 
 class _DocumentTable:

@@ -1,6 +1,6 @@
 """Tiers: sources of chunks from near to far, and the verification of all they serve.
 
-`fetch.py`   verified reads, and the protocol of a cache
+`fetch.py`   verified reads, from the cache and the store
 `cache.py`   the node's cache: a directory shared by ranks, with a byte limit
 `cache_file.py`   one object's sparse file in the cache
 `range_lock.py`   locks on byte ranges, released by the kernel

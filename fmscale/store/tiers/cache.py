@@ -23,6 +23,7 @@ from threading import Lock
 import numpy as np
 
 from fmscale.store.backends.protocol import Requests
+from fmscale.store.segments.tokens import ObjectRef
 from fmscale.store.tiers.cache_file import (
     ABSENT,
     NEVER,
@@ -31,7 +32,6 @@ from fmscale.store.tiers.cache_file import (
     RESERVED,
     CacheFile,
     CacheLayout,
-    Object,
     cannot_punch,
     consecutive,
     create,
@@ -50,6 +50,7 @@ _OLD = 1 << NEXT_USE_BITS
 _ORPHAN = 1 << (NEXT_USE_BITS + 2)
 
 Fetch = Callable[[int, int, memoryview], None]
+"""Fills a buffer with `count` chunks from `first` on."""
 
 
 class NodeCache:
@@ -78,7 +79,9 @@ class NodeCache:
         except OSError as error:
             self._warn(error)
 
-    def read(self, ref: Object, first_chunk: int, chunks: int, buffer: memoryview, fetch: Fetch, next_use: int) -> None:
+    def read(
+        self, ref: ObjectRef, first_chunk: int, chunks: int, buffer: memoryview, fetch: Fetch, next_use: int
+    ) -> None:
         """Fill `buffer` (exactly the chunks' bytes), calling `fetch(first, count, part)` for runs not here.
 
         `next_use` is when these chunks will be read next, in any unit that grows (sample numbers). Raises
@@ -104,7 +107,7 @@ class NodeCache:
                     continue
                 self._fetch(file, first, count, part, fetch, use)
 
-    def wants(self, ref: Object, first_chunk: int, chunks: int) -> bool:
+    def wants(self, ref: ObjectRef, first_chunk: int, chunks: int) -> bool:
         """True if some of these chunks are not here, and would be kept for as long as there is room."""
         file = self._file(ref)
         if file is None or self._full_for <= NEVER:
@@ -112,7 +115,7 @@ class NodeCache:
         return not file.holds(first_chunk, chunks)
 
     def fill(
-        self, ref: Object, first_chunk: int, chunks: int, scratch: memoryview, fetch: Fetch, next_use: int
+        self, ref: ObjectRef, first_chunk: int, chunks: int, scratch: memoryview, fetch: Fetch, next_use: int
     ) -> None:
         """Fetch, through `scratch`, and keep those of the chunks that are not here. Raises what `fetch` raises."""
         file = self._file(ref)
@@ -131,7 +134,7 @@ class NodeCache:
                     length = min(count * ref.chunk_bytes, ref.bytes - first * ref.chunk_bytes)
                     self._fetch(file, first, count, scratch[:length], fetch, use)
 
-    def drop(self, ref: Object, first_chunk: int, chunks: int) -> None:
+    def drop(self, ref: ObjectRef, first_chunk: int, chunks: int) -> None:
         """Forget chunks whose copy here was seen to be bad."""
         file = self._file(ref)
         if file is None:
@@ -145,11 +148,6 @@ class NodeCache:
             self.requests.add("drop", chunks * ref.chunk_bytes)
         except OSError as error:
             self._forget(file, error)
-
-    def used_bytes(self) -> int:
-        """Bytes of chunks in the cache, of all processes. Raises OSError."""
-        with self._accounting() as usage:
-            return usage[0]
 
     def _read_present(
         self, file: CacheFile, first: int, chunks: int, buffer: memoryview, use: int, locked: bool = False
@@ -165,13 +163,9 @@ class NodeCache:
         return True
 
     def _fetch(self, file: CacheFile | None, first: int, count: int, part: memoryview, fetch: Fetch, use: int) -> None:
-        """Fetch chunks whose lock is held, and keep them."""
+        """Fetch chunks whose lock is held, and keep them if they are worth it and there is room."""
         fetch(first, count, part)
         self.requests.add("fetch", part.nbytes)
-        self._keep(file, first, count, part, use)
-
-    def _keep(self, file: CacheFile | None, first: int, count: int, part: memoryview, use: int) -> None:
-        """Write fetched chunks into the cache, whose lock is held, if they are worth it and there is room."""
         try:
             if file is not None and self._reserve(file, first, count, use):
                 try:
@@ -289,7 +283,7 @@ class NodeCache:
             return left * file.layout.chunk_bytes
         return 0
 
-    def _file(self, ref: Object) -> CacheFile | None:
+    def _file(self, ref: ObjectRef) -> CacheFile | None:
         """The object's file, made if need be; None where that fails."""
         name = f"{ref.digest}-{ref.chunk_bytes}-{ref.bytes}"
         with self._lock:
@@ -298,10 +292,8 @@ class NodeCache:
                 self._files[name] = file  # the last is the most recently used
                 return file
         try:
-            file = self._open(
-                f"{self._root}/{ref.digest[:2]}/{name}",
-                CacheLayout(bytes=ref.bytes, chunk_bytes=ref.chunk_bytes),
-            )
+            layout = CacheLayout(bytes=ref.bytes, chunk_bytes=ref.chunk_bytes)
+            file = self._open(f"{self._root}/{ref.digest[:2]}/{name}", layout)
         except OSError as error:
             self._warn(error)
             return None
@@ -315,13 +307,12 @@ class NodeCache:
         with suppress(FileNotFoundError, ValueError):
             return CacheFile(path, layout)
         with self._accounting():
-            try:
-                return CacheFile(path, layout)
-            except FileNotFoundError:
-                create(path, layout)
-            except ValueError:
-                os.unlink(path)  # half made by a process that was killed, or damaged
-                create(path, layout)
+            with suppress(FileNotFoundError):
+                try:
+                    return CacheFile(path, layout)
+                except ValueError:
+                    os.unlink(path)  # half made by a process that was killed, or damaged
+            create(path, layout)
             return CacheFile(path, layout)
 
     def _every_file(self) -> Iterator[CacheFile]:

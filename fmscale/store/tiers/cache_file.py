@@ -15,10 +15,8 @@ import errno
 import mmap
 import os
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
 
 import numpy as np
 
@@ -36,25 +34,6 @@ NEVER = (1 << NEXT_USE_BITS) - 1
 
 _PUNCH_HOLE = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-class Object(Protocol):
-    """An object as the cache knows it, for instance `tokens.ObjectRef`."""
-
-    @property
-    def digest(self) -> str:
-        """Names the object's content, hex."""
-        ...
-
-    @property
-    def bytes(self) -> int:
-        """Size of the object."""
-        ...
-
-    @property
-    def chunk_bytes(self) -> int:
-        """Bytes per chunk; the last may be short."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +112,9 @@ class CacheFile:
 
     def runs(self, first: int, chunks: int) -> list[tuple[int, int, bool]]:
         """The range cut into runs (first, count, present)."""
-        states = np.frombuffer(self.states(), np.uint8)[first : first + chunks]
-        return [(first + a, b - a, bool(states[a] == PRESENT)) for a, b in _equal_runs(states == PRESENT)]
+        present = np.frombuffer(self.states(), np.uint8)[first : first + chunks] == PRESENT
+        edges = [0, *(np.flatnonzero(np.diff(present)) + 1).tolist(), len(present)]
+        return [(first + a, b - a, bool(present[a])) for a, b in pairwise(edges)]
 
     def states(self) -> bytes:
         """State of every chunk."""
@@ -179,12 +159,9 @@ class CacheFile:
 def create(path: str, layout: CacheLayout) -> None:
     """Make an empty cache file. Raises OSError. A half-made one is seen as such by CacheFile."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    try:
-        os.ftruncate(descriptor, layout.total)
-        os.pwrite(descriptor, HEADER.pack(MAGIC, 0, layout.bytes, layout.chunk_bytes), 0)
-    finally:
-        os.close(descriptor)
+    with open(path, "xb", buffering=0) as file:
+        file.truncate(layout.total)
+        file.write(HEADER.pack(MAGIC, 0, layout.bytes, layout.chunk_bytes))
 
 
 def punch_hole(descriptor: int, start: int, length: int) -> None:
@@ -200,14 +177,7 @@ def cannot_punch(error: OSError) -> bool:
     return error.errno in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
-def consecutive(chunks: np.ndarray) -> Iterator[tuple[int, int]]:
+def consecutive(chunks: np.ndarray) -> list[tuple[int, int]]:
     """Runs (first, count) of sorted chunk numbers."""
-    ends = np.flatnonzero(np.diff(chunks) != 1) + 1
-    for part in np.split(chunks, ends):
-        if len(part):
-            yield int(part[0]), len(part)
-
-
-def _equal_runs(values: np.ndarray) -> Iterator[tuple[int, int]]:
-    ends = [0, *(np.flatnonzero(values[1:] != values[:-1]) + 1).tolist(), len(values)]
-    yield from pairwise(ends)
+    parts = np.split(chunks, np.flatnonzero(np.diff(chunks) != 1) + 1)
+    return [(int(part[0]), len(part)) for part in parts if len(part)]

@@ -6,10 +6,9 @@ a chunk that no source can serve raises `CorruptChunk`, never returns.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from fmscale.errors import CorruptData, ObjectNotFound
 from fmscale.store.backends.protocol import Backend, copy
 from fmscale.store.digest import verify_chunks, verify_parts
 from fmscale.store.segments.tokens import ObjectRef
+from fmscale.store.tiers.cache import NodeCache
 
 STORE_ATTEMPTS = 2
 """Reads of a chunk from the store before it is given up: a second one heals a flip on the wire."""
@@ -34,34 +34,6 @@ class CorruptChunk(CorruptData):
         )
 
 
-Fetch = Callable[[int, int, memoryview], None]
-"""Fills a buffer with `count` chunks from `first` on."""
-
-
-class ChunkCache(Protocol):
-    """A cache behind `Fetcher`, such as `fmscale.store.tiers.cache.NodeCache`."""
-
-    def read(
-        self, ref: ObjectRef, first_chunk: int, chunks: int, buffer: memoryview, fetch: Fetch, next_use: int
-    ) -> None:
-        """Fill `buffer` with the chunks' bytes, calling `fetch` for those not cached."""
-        ...
-
-    def wants(self, ref: ObjectRef, first_chunk: int, chunks: int) -> bool:
-        """True if some of these chunks are not here, and would be kept."""
-        ...
-
-    def fill(
-        self, ref: ObjectRef, first_chunk: int, chunks: int, scratch: memoryview, fetch: Fetch, next_use: int
-    ) -> None:
-        """Fetch, through `scratch` (as long as the chunks), and keep those of them that are not here."""
-        ...
-
-    def drop(self, ref: ObjectRef, first_chunk: int, chunks: int) -> None:
-        """Forget a copy that was seen to be bad."""
-        ...
-
-
 def chunk_span(ref: ObjectRef, first_chunk: int, chunks: int) -> tuple[int, int]:
     """Byte offset and length of chunks [first_chunk, first_chunk + chunks) in the object's data."""
     start = first_chunk * ref.chunk_bytes
@@ -71,7 +43,7 @@ def chunk_span(ref: ObjectRef, first_chunk: int, chunks: int) -> tuple[int, int]
 class Fetcher:
     """Reads chunks of objects, verified; used from many threads."""
 
-    def __init__(self, backend: Backend, cache: ChunkCache | None = None, *, region_bytes: int = 0) -> None:
+    def __init__(self, backend: Backend, cache: NodeCache | None = None, *, region_bytes: int = 0) -> None:
         """`region_bytes`: how much around what it is told of ahead is fetched into the cache; 0: nothing."""
         self.backend = backend
         self.cache = cache
@@ -99,7 +71,7 @@ class Fetcher:
         if self.cache is None:
             scratch = self._buffer("edges", length - len(out))
             parts = (scratch[:before], out, scratch[before:])
-            if _read_verified(self.backend, ref, begin, parts, ref.crc32c[first : first + chunks]) < 0:
+            if _read_verified(self.backend, ref, begin, parts, ref.crc32c[first : first + chunks]):
                 return
             self.reread += 1
         buffer = self._buffer("whole", length)
@@ -162,8 +134,7 @@ class Fetcher:
                 if (coming := self._coming.get((ref.digest, low))) is not None:
                     coming.wait()
             self.cache.read(ref, first_chunk, chunks, buffer, partial(self._from_store, ref), next_use)
-            bad = verify_chunks(buffer, expected, ref.chunk_bytes)
-            if bad < 0:
+            if verify_chunks(buffer, expected, ref.chunk_bytes) < 0:
                 return
             self.dropped += 1
             self.cache.drop(ref, first_chunk, chunks)
@@ -172,14 +143,11 @@ class Fetcher:
     def _from_store(self, ref: ObjectRef, first: int, count: int, buffer: memoryview) -> None:
         expected = ref.crc32c[first : first + count]
         start, _ = chunk_span(ref, first, count)
-        bad = _read_verified(self.backend, ref, start, (buffer,), expected)
-        for _ in range(STORE_ATTEMPTS - 1):
-            if bad < 0:
+        for attempt in range(STORE_ATTEMPTS):
+            self.reread += attempt > 0
+            if _read_verified(self.backend, ref, start, (buffer,), expected):
                 return
-            self.reread += 1
-            bad = _read_verified(self.backend, ref, start, (buffer,), expected)
-        if bad >= 0:
-            self._raise_worst(ref, first, count, buffer)
+        self._raise_worst(ref, first, count, buffer)
 
     def _raise_worst(self, ref: ObjectRef, first: int, count: int, buffer: memoryview) -> None:
         """Name the first chunk that really is bad, reading one by one: a truncated object still serves
@@ -198,10 +166,10 @@ class Fetcher:
 
 def _read_verified(
     backend: Backend, ref: ObjectRef, start: int, parts: Sequence[memoryview], expected: np.ndarray
-) -> int:
-    """Index of the first bad chunk, or -1. A missing or short object counts as bad from chunk 0 on."""
+) -> bool:
+    """Fill `parts` with whole chunks from `start` on; False if one is bad, or the object is missing or short."""
     try:
         backend.read_into(ref.key, start, *parts)
     except (CorruptData, ObjectNotFound):
-        return 0
-    return verify_parts(parts, expected, ref.chunk_bytes)
+        return False
+    return verify_parts(parts, expected, ref.chunk_bytes) < 0

@@ -85,8 +85,6 @@ def test_truncated_object_is_corrupt_data(store: Backend, start: int) -> None:
     store.put("short", b"0123456789")
     with pytest.raises(CorruptData, match="short"):
         store.read_into("short", start, memoryview(bytearray(11)))
-    with pytest.raises(CorruptData, match="short"):
-        store.get_ranges("short", [(0, 2), (start, 11)])
 
 
 def test_the_remedy_names_the_verb_that_checks_the_object(store: Backend) -> None:
@@ -107,20 +105,11 @@ def test_the_remedy_names_the_verb_that_checks_the_object(store: Backend) -> Non
         assert ("retire" in short.value.remedy) == key.startswith("datasets/")
 
 
-def test_get_ranges_in_the_order_asked(store: Backend) -> None:
-    data = bytes(i * 7 % 251 for i in range(2_000_000))
-    store.put("big", data)
-    ranges = [(1_900_000, 100), (0, 10), (5, 10), (700_000, 300_000), (5, 0), (1_999_999, 1)]
-    assert store.get_ranges("big", ranges) == [data[s : s + n] for s, n in ranges]
-    assert store.get_ranges("big", []) == []
-
-
 def test_missing_object(store: Backend) -> None:
     for ask in (
         lambda: store.get("no/such"),
         lambda: store.head("no/such"),
         lambda: store.read_into("no/such", 0, memoryview(bytearray(1))),
-        lambda: store.get_ranges("no/such", [(0, 1)]),
     ):
         with pytest.raises(ObjectNotFound, match="no/such"):
             ask()
@@ -197,7 +186,7 @@ def test_bad_keys_are_refused_everywhere(store: Backend, key: str) -> None:
         lambda: store.head(key),
         lambda: store.delete(key),
         lambda: store.local_path(key),
-        lambda: store.get_ranges(key, [(0, 1)]),
+        lambda: store.read_into(key, 0, memoryview(bytearray(1))),
     ):
         with pytest.raises(StoreError, match="a key must be") as caught:
             use()
@@ -217,7 +206,7 @@ def test_put_file_small_and_multipart(store: Backend, tmp_path: Path) -> None:
 def test_put_large_buffer(store: Backend) -> None:
     data = bytes(range(256)) * (PIECE_BYTES // 256 + 3)
     store.put("large", memoryview(data))
-    assert store.get_ranges("large", [(len(data) - 5, 5)]) == [data[-5:]]
+    assert store.get("large") == data
     assert store.head("large").bytes == len(data)
 
 
@@ -281,7 +270,6 @@ def test_many_threads_on_one_backend(store: Backend) -> None:
                 buffer = bytearray(len(value))
                 store.read_into(key, 0, memoryview(buffer))
                 assert bytes(buffer) == value
-                assert store.get_ranges(key, [(1, 5)]) == [value[1:6]]
 
     with ThreadPoolExecutor(12) as pool:
         list(pool.map(work, range(12)))

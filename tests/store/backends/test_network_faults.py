@@ -55,7 +55,6 @@ def calls(store: Backend) -> dict[str, Callable[[], object]]:
     return {
         "get": lambda: store.get("x") == DATA,
         "read_into": lambda: done(store.read_into, "x", 10, memoryview(bytearray(500_000))),
-        "get_ranges": lambda: store.get_ranges("x", [(0, 9), (900_000, 9)]) == [DATA[:9], DATA[900_000:900_009]],
         "head": lambda: store.head("x").bytes == len(DATA),
         "exists": lambda: store.exists("x"),
         "list_objects": lambda: [one.key for one in store.list_objects()] == ["x"],
@@ -69,7 +68,6 @@ def calls(store: Backend) -> dict[str, Callable[[], object]]:
 NAMES = (
     "get",
     "read_into",
-    "get_ranges",
     "head",
     "exists",
     "list_objects",
@@ -144,7 +142,7 @@ def test_stall_is_cut_and_repeated(url: str, proxy: FaultProxy, kind: str) -> No
     store.put("x", DATA)
     proxy.inject(kind, count=3, method="GET", after_bytes=4, stall=30)
     # A quarter of the deadline without a byte is the limit; half of it is that of a whole request.
-    at_once(store, ["get", "read_into", "get_ranges"], 3.8)
+    at_once(store, ["get", "read_into"], 3.8)
 
 
 def test_stalled_write_is_cut_and_repeated(url: str, proxy: FaultProxy) -> None:
@@ -211,8 +209,7 @@ def test_wrong_secret_is_said_at_once(url: str, proxy: FaultProxy, name: str, mo
     before = proxy.requests()
     with pytest.raises(AccessDenied) as caught:
         in_time(2, calls(store)[name])
-    # One request, not repeated; the two ranges are two requests at once.
-    assert proxy.requests() - before <= (2 if name == "get_ranges" else 1)
+    assert proxy.requests() - before <= 1, "one request, not repeated"
     _no_secrets(caught.value, secret)
     if name not in ("head", "exists"):
         assert "AWS_SECRET_ACCESS_KEY" in caught.value.remedy

@@ -4,7 +4,6 @@ from pathlib import Path
 from threading import Barrier, Thread
 from typing import Any
 
-import numpy as np
 import pytest
 
 from fmscale.errors import Conflict, CorruptData, DataError, FmscaleError, ObjectNotFound, StoreUnavailable
@@ -57,8 +56,7 @@ def test_a_commit_gives_back_what_was_ingested(store: Backend, tmp_path: Path) -
     )
     manifest = found.manifests["train"]
     assert manifest is found.manifests["train"]
-    index, offset = manifest.locate(np.array([0, 10, 11], dtype=np.uint64))
-    assert (index.tolist(), offset.tolist()) == ([0, 0, 1], [0, 10, 0])
+    assert [manifest.place(token) for token in (0, 10, 11)] == [(0, 0), (0, 10), (1, 0)]
     tokens = []
     for i in range(manifest.segments):
         segment = open_segment(store, *manifest.segment(i))
@@ -175,10 +173,7 @@ def test_a_job_is_committed_once(memory_store: Backend) -> None:
     dataset = open_dataset(memory_store, "d")
     assert again.digest == first.digest
     assert dataset.log.head() == 1
-    committed = dataset.committed(JOB)
-    assert committed is not None
-    assert committed.number == 0
-    assert dataset.committed("another") is None
+    assert [commit.job for commit in dataset.commits()] == [JOB]
     with pytest.raises(Conflict, match="committed already"):
         commit_now(dataset, {"train": sealed_units(memory_store, "d")["train"]}, eos=0)
 

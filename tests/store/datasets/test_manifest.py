@@ -57,29 +57,24 @@ def test_locate_finds_every_position(n: int) -> None:
     digest, data = encoded(n)
     manifest = Manifest(pa.py_buffer(data), digest, "m")
     rows = list(seals(n))
-    assert (manifest.segments, manifest.split, manifest.dtype) == (n, "train", "uint16")
-    for locate, counts in [
-        (manifest.locate, [seal.tokens for _, seal in rows]),
-        (manifest.locate_documents, [seal.documents for _, seal in rows]),
-    ]:
-        ends = np.cumsum(counts, dtype=np.uint64)
-        total = int(ends[-1]) if n else 0
-        picks = np.random.default_rng(1).integers(0, max(total, 1), 1000 if total else 0)
-        edges = [p for end in ends[:: max(1, n // 50)].tolist() for p in (end - 1, end) if 0 <= p < total]
-        positions = np.array([*picks.tolist(), *edges], dtype=np.uint64)
-        index, offset = locate(positions)
-        assert index.tolist() == np.searchsorted(ends, positions, side="right").tolist()
-        starts = np.concatenate([[np.uint64(0)], ends[:-1]]) if n else ends
-        assert offset.tolist() == (positions - starts[index]).tolist()
-        with pytest.raises(DataError, match="outside the split"):
-            locate(np.array([total], dtype=np.uint64))
+    assert (manifest.segments, manifest.split) == (n, "train")
+    ends = np.cumsum([seal.tokens for _, seal in rows], dtype=np.uint64)
+    total = int(ends[-1]) if n else 0
+    picks = np.random.default_rng(1).integers(0, max(total, 1), 1000 if total else 0)
+    edges = [p for end in ends[:: max(1, n // 50)].tolist() for p in (end - 1, end) if 0 <= p < total]
+    positions = np.array([*picks.tolist(), *edges], dtype=np.uint64)
+    places = [manifest.place(position) for position in positions.tolist()]
+    index = np.searchsorted(ends, positions, side="right")
+    starts = np.concatenate([[np.uint64(0)], ends[:-1]]) if n else ends
+    assert places == list(zip(index.tolist(), (positions - starts[index]).tolist(), strict=True))
+    with pytest.raises(DataError, match="outside the split"):
+        manifest.place(total)
     for i in {0, 1, n // 2, n - 1} & set(range(n)):
         unit, seal = rows[i]
         assert manifest.segment(i) == (f"{FOLDER}/{unit:08d}-train", seal.digest)
         row = manifest.row(i)
-        assert (row.unit, row.tokens, row.documents) == (unit, seal.tokens, seal.documents)
+        assert (row.tokens, row.documents) == (seal.tokens, seal.documents)
         assert row.first_token == sum(seal.tokens for _, seal in rows[:i])
-        assert row.first_document == sum(seal.documents for _, seal in rows[:i])
     for i in (-1, n):
         with pytest.raises(DataError, match="no such segment"):
             manifest.segment(i)
@@ -122,9 +117,9 @@ def test_damage_is_seen_when_the_block_is_touched() -> None:
     bad = bytearray(data)
     bad[at] ^= 1
     manifest = Manifest(pa.py_buffer(bad), digest, "m")
-    manifest.locate(np.array([0, first - 1], dtype=np.uint64))
+    assert [manifest.place(token)[0] for token in (0, first - 1)] == [0, 2 * BLOCK_ROWS - 1]
     with pytest.raises(CorruptData, match="first_token of block 2"):
-        manifest.locate(np.array([first], dtype=np.uint64))
+        manifest.place(first)
 
 
 def test_segments_that_do_not_belong_are_refused() -> None:
@@ -197,7 +192,7 @@ def test_a_local_store_is_mapped_in_place(local_store: Backend) -> None:
     before = dict(local_store.requests.bytes)
     manifest = open_manifest(local_store, KEY, digest)
     assert local_store.requests.bytes == before
-    assert manifest.row(99).unit == 198
+    assert manifest.row(99).prefix == f"{FOLDER}/{198:08d}-train"
     truncate(local_store, KEY, 0)
     with pytest.raises(CorruptData):
         open_manifest(local_store, KEY, digest)
@@ -206,16 +201,15 @@ def test_a_local_store_is_mapped_in_place(local_store: Backend) -> None:
 def test_threads_share_a_manifest() -> None:
     digest, data = encoded(BIG)
     manifest = Manifest(pa.py_buffer(data), digest, "m")
-    positions = np.random.default_rng(0).integers(0, manifest.tokens, 5000).astype(np.uint64)
-    expected = Manifest(pa.py_buffer(data), digest, "m").locate(positions)
-    places = [manifest.place(position) for position in positions[:500].tolist()]
-    assert places == list(zip(expected[0][:500].tolist(), expected[1][:500].tolist(), strict=True))
+    positions = np.random.default_rng(0).integers(0, manifest.tokens, 5000).tolist()
+    alone = Manifest(pa.py_buffer(data), digest, "m")
+    expected = [alone.place(position) for position in positions]
     barrier, wrong = Barrier(8), []
 
     def work() -> None:
         barrier.wait()
-        found = manifest.locate(positions)
-        if not all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True)):
+        found = [manifest.place(position) for position in positions]
+        if found != expected:
             wrong.append(found)
 
     threads = [Thread(target=work) for _ in range(8)]
@@ -233,12 +227,13 @@ from fmscale.store.datasets.manifest import open_manifest
 from fmscale.store.open import open_store
 store = open_store(sys.argv[1])
 process = psutil.Process()
-everywhere = np.linspace(0, int(sys.argv[4]) - 1, 10_000).astype(np.uint64)
+everywhere = np.linspace(0, int(sys.argv[4]) - 1, 10_000).astype(np.uint64).tolist()
 before = process.memory_info().rss
 start = time.perf_counter()
 manifest = open_manifest(store, sys.argv[2], sys.argv[3])
 opened = time.perf_counter() - start
-manifest.locate(everywhere)
+for token in everywhere:
+    manifest.place(token)
 print(opened, process.memory_info().rss - before)
 """
 

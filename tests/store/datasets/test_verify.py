@@ -94,7 +94,7 @@ def test_bad_chunks_are_numbered(store: Backend) -> None:
     dataset = tokens(store)
     row = dataset.commit(0).manifests["train"].row(0)
     segment = open_segment(store, row.prefix, row.seal)
-    key = segment.shard(1).key
+    key = segment.array_shard("tokens", 1).key
     flip(store, key, TOKEN_CHUNK_BYTES - 1)
     flip(store, key, TOKEN_CHUNK_BYTES)
     other = segment.array_shard("document_ids", 0).key
@@ -113,13 +113,13 @@ def test_one_damaged_link_does_not_hide_other_damage(memory_store: Backend) -> N
     segment = open_segment(memory_store, row.prefix, row.seal)
     flip(memory_store, manifest, 7)  # padding after Arrow's magic bytes: it can still be read
     flip(memory_store, f"{row.prefix}/checksums.arrow", 400)
-    flip(memory_store, segment.shard(0).key, 3)
+    flip(memory_store, segment.array_shard("tokens", 0).key, 3)
     problems = verify_dataset(memory_store, dataset)
     # without checksums.arrow the shard's own digest still tells, only not which chunk
     assert named(problems) == {
         (manifest, None),
         (f"{row.prefix}/checksums.arrow", None),
-        (segment.shard(0).key, None),
+        (segment.array_shard("tokens", 0).key, None),
     }
 
 

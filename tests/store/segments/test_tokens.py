@@ -50,7 +50,7 @@ def test_what_goes_in_comes_out(store: Backend) -> None:
     tokens = np.concatenate([doc.tokens for doc in docs])
     ends = np.cumsum(LENGTHS)
     assert segment.tokens == len(tokens)
-    assert segment.shard_tokens == SHARD_TOKENS
+    assert segment.arrays["tokens"].layout.shard == SHARD_TOKENS
     assert np.array_equal(read_tokens(store, segment, 0, len(tokens)), tokens)
     rng = np.random.default_rng(0)
     edges = [0, 1, 32767, 32768, 32769, 65535, 65536, 65537, len(tokens) - 1, len(tokens)]
@@ -79,13 +79,13 @@ def test_what_goes_in_comes_out(store: Backend) -> None:
 def test_shards_are_chunks_that_verify_alone(local_store: Backend, dtype: str) -> None:
     docs, segment = built(local_store, dtype)
     tokens = np.concatenate([doc.tokens for doc in docs])
-    for number in range(-(-segment.tokens // segment.shard_tokens)):
-        ref = segment.shard(number)
+    for number in range(-(-segment.tokens // segment.arrays["tokens"].layout.shard)):
+        ref = segment.array_shard("tokens", number)
         data = bytearray(ref.bytes)
         local_store.read_into(ref.key, 0, memoryview(data))
         assert ref.chunk_bytes == TOKEN_CHUNK_BYTES
         assert verify_chunks(data, ref.crc32c, ref.chunk_bytes) == -1
-        here = tokens[number * segment.shard_tokens :][: segment.shard_tokens]
+        here = tokens[number * segment.arrays["tokens"].layout.shard :][: segment.arrays["tokens"].layout.shard]
         assert np.array_equal(np.frombuffer(data, dtype=dtype)[: len(here)], here)
 
 

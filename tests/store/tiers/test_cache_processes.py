@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fmscale.store.tiers.cache import NodeCache
-from tests.helpers.cache_user import CHUNK, Ref, Source, read
+from tests.helpers.cache_user import CHUNK, Ref, Source, read, used_bytes
 
 ROOT = Path(__file__).parents[3]
 ROOMY = 1 << 20
@@ -71,7 +71,7 @@ def test_a_killed_fetch_releases_its_chunks(tmp_path: Path) -> None:
         user.wait_for("fetching")
     read(cache, source, 0, 8)
     assert source.calls == [(0, 8)], "what it had fetched was not there for anybody"
-    assert cache.used_bytes() == 8 * CHUNK
+    assert used_bytes(cache) == 8 * CHUNK
 
 
 def test_a_stopped_fetch_holds_nobody_up(tmp_path: Path) -> None:
@@ -81,9 +81,9 @@ def test_a_stopped_fetch_holds_nobody_up(tmp_path: Path) -> None:
         user.wait_for("fetching")
         user.process.send_signal(signal.SIGSTOP)
         read(cache, source, 0, 8)
-        assert cache.used_bytes() == 0
+        assert used_bytes(cache) == 0
     read(cache, source, 0, 8)
-    assert cache.used_bytes() == 8 * CHUNK
+    assert used_bytes(cache) == 8 * CHUNK
 
 
 def churn(directory: Path, users: int, reads: int) -> None:
@@ -99,7 +99,7 @@ def churn(directory: Path, users: int, reads: int) -> None:
     # For each of the 4 files a page of states, and the block in which ext4 keeps more than 4 extents.
     states = 4 * 2 * 4096 + 4096
     assert blocks <= limit + states
-    assert NodeCache(directory, limit).used_bytes() <= limit
+    assert used_bytes(NodeCache(directory, limit)) <= limit
 
 
 def test_the_limit_holds_over_processes_and_no_hole_is_read(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_a_full_disk_passes_through(small_disk: Path, caplog: pytest.LogCaptureF
     assert cache.requests.bytes["hit"] >= 30 * CHUNK, "what fits is kept and served"
     file = cache._file(source.ref)
     assert file is not None
-    assert cache.used_bytes() == file.states().count(1) * CHUNK <= 256 << 10
+    assert used_bytes(cache) == file.states().count(1) * CHUNK <= 256 << 10
     assert file.states()[124:] == bytes(4)
     before = len(source.calls)
     read(cache, source, 124, 4, 0)

@@ -1,0 +1,68 @@
+"""Writers of segments: scratch files of one work unit and one split, then the store, the seal last."""
+
+import hashlib
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Self
+
+import pyarrow as pa
+
+from fmscale.store.backends.protocol import Backend
+from fmscale.store.digest import MetadataDigest
+from fmscale.store.segments.array_writer import scratch_errors
+from fmscale.store.segments.seal import SealInfo, store_segment
+
+
+class SegmentWriter(ABC):
+    """Gathers a segment in a folder of its own below `scratch`; `finish` stores it, sealed.
+
+    `finish` and `discard` (or leaving a `with` block) remove the folder. Errors: StoreFull where scratch has no
+    space, and what the store raises.
+    """
+
+    def __init__(self, scratch: Path, prefix: str) -> None:
+        with scratch_errors(scratch):
+            scratch.mkdir(parents=True, exist_ok=True)
+            self._folder = Path(tempfile.mkdtemp(prefix=prefix, dir=scratch))
+
+    def finish(self, backend: Backend, prefix: str) -> SealInfo:
+        """Store everything under `prefix` and seal it; durable when this returns.
+
+        Raises Conflict if the segment is sealed there already with other content; with the same, this
+        stores nothing. The scratch files are gone afterwards, also after an error.
+        """
+        try:
+            keys, seal = self._complete()
+            return store_segment(backend, prefix, {key: self._folder / key for key in keys}, seal)
+        finally:
+            self.discard()
+
+    def discard(self) -> None:
+        """Drop what was gathered, with its files."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.discard()
+
+    @abstractmethod
+    def _complete(self) -> tuple[Iterable[str], dict[str, Any]]:
+        """Complete the files; their keys and the seal."""
+
+    def _write_arrow(self, key: str, batch: pa.RecordBatch) -> None:
+        """Write one record batch as an Arrow IPC file."""
+        path = self._folder / key
+        with scratch_errors(path), pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+
+    def _entry(self, key: str) -> dict[str, Any]:
+        """Size and `metadata_digest` of a file, as the seal records an object."""
+        path = self._folder / key
+        with scratch_errors(path), path.open("rb") as file:
+            digest = hashlib.file_digest(file, MetadataDigest)
+            return {"bytes": file.tell(), "digest": digest.hexdigest()[:32]}
