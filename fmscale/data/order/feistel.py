@@ -28,9 +28,7 @@ MAX_DOMAIN = 2**62
 ROUNDS = 8
 """Feistel rounds; 8 is what Grain's header recommends for its index shuffle (it runs 4)."""
 
-_MASK = 2**64 - 1
-_GOLDEN = 0x9E3779B97F4A7C15
-_GAMMA = np.uint64(_GOLDEN)
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _S27, _S30, _S31, _S32 = np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(32)
 _MIX1, _MIX2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
@@ -44,15 +42,12 @@ def mix(x: U64) -> U64:
 
 
 def mix_int(x: int) -> int:
-    """`mix` of one Python integer, taken modulo 2^64."""
-    x &= _MASK
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & _MASK
-    return x ^ (x >> 31)
+    """`mix` of one Python integer below 2^64."""
+    return int(mix(np.array([x], dtype=np.uint64))[0])
 
 
 # Two odd multipliers a round: the SplitMix64 stream that starts at 0.
-_MULTIPLIERS = tuple(np.uint64(mix_int(_GOLDEN * (i + 1)) | 1) for i in range(2 * ROUNDS))
+_MULTIPLIERS = mix(np.arange(1, 2 * ROUNDS + 1, dtype=np.uint64) * _GAMMA) | np.uint64(1)
 
 
 def seed_key(seed: int) -> int:
@@ -101,18 +96,28 @@ def domain(n: int) -> Domain:
     return Domain(*np.array([[n], [left], [-(-n // left)]], dtype=np.uint64))
 
 
-def permute(x: U64, n: int | Domain, key: U64 | int) -> U64:
+def permute(x: U64, n: int | Domain, key: U64 | int, *, inverse: bool = False) -> U64:
     """The places that numbers x < n take in the permutation named by `key`.
 
     `key` and the fields of a `Domain` have one entry, or one for each number, which is then permuted on its own. x and
     the result are one-dimensional.
     """
-    return _permute(x, n, key, inverse=False)
+    # Arrays of one instead of scalars: numpy warns when a scalar wraps.
+    sizes = domain(n) if isinstance(n, int) else n
+    job = _Job(*map(np.atleast_1d, (*sizes, np.asarray(key, dtype=np.uint64))))
+    out = _network(x, job, inverse)
+    outside = np.flatnonzero(out >= job.n)
+    while outside.size:
+        part = select(job, outside)
+        again = _network(out[outside], part, inverse)
+        out[outside] = again
+        outside = outside[again >= part.n]
+    return out
 
 
 def unpermute(x: U64, n: int | Domain, key: U64 | int) -> U64:
     """The inverse of `permute`, for the same n and key."""
-    return _permute(x, n, key, inverse=True)
+    return permute(x, n, key, inverse=True)
 
 
 def select(fields: NamedTupleT, which: NDArray[np.intp] | NDArray[np.bool_]) -> NamedTupleT:
@@ -129,38 +134,16 @@ class _Job(NamedTuple):
     key: U64
 
 
-def _permute(x: U64, n: int | Domain, key: U64 | int, *, inverse: bool) -> U64:
-    # Arrays of one instead of scalars: numpy warns when a scalar wraps.
-    sizes = domain(n) if isinstance(n, int) else n
-    job = _Job(*map(np.atleast_1d, (*sizes, np.asarray(key, dtype=np.uint64))))
-    network = _decrypt if inverse else _encrypt
-    out = network(x, job)
-    outside = np.flatnonzero(out >= job.n)
-    while outside.size:
-        part = select(job, outside)
-        again = network(out[outside], part)
-        out[outside] = again
-        outside = outside[again >= part.n]
-    return out
-
-
-def _encrypt(x: U64, job: _Job) -> U64:
+def _network(x: U64, job: _Job, inverse: bool) -> U64:
     left = x // job.right
     right = x - left * job.right
-    for i in range(0, ROUNDS, 2):
-        _add(left, _pad(right, job.key, i, job.left), job.left)
-        _add(right, _pad(left, job.key, i + 1, job.right), job.right)
-    left *= job.right
-    left += right
-    return left
-
-
-def _decrypt(x: U64, job: _Job) -> U64:
-    left = x // job.right
-    right = x - left * job.right
-    for i in range(ROUNDS - 2, -1, -2):
-        _add(right, job.right - _pad(left, job.key, i + 1, job.right), job.right)
-        _add(left, job.left - _pad(right, job.key, i, job.left), job.left)
+    for i in range(ROUNDS - 2, -1, -2) if inverse else range(0, ROUNDS, 2):
+        if inverse:
+            _add(right, job.right - _pad(left, job.key, i + 1, job.right), job.right)
+            _add(left, job.left - _pad(right, job.key, i, job.left), job.left)
+        else:
+            _add(left, _pad(right, job.key, i, job.left), job.left)
+            _add(right, _pad(left, job.key, i + 1, job.right), job.right)
     left *= job.right
     left += right
     return left

@@ -61,12 +61,12 @@ class Constants(NamedTuple):
     def over_lane(self, window: U64) -> Domain:
         """Domain of the permutation inside a lane of each window."""
         last = window == self.last_window
+        final = Domain(self.last_lane_rows, self.last_lane_left, self.last_lane_right)
         if last.all():
-            return Domain(self.last_lane_rows, self.last_lane_left, self.last_lane_right)
+            return final
         regular = Domain(self.lane_rows, self.lane_left, self.lane_right)
         if not last.any():
             return regular
-        final = (self.last_lane_rows, self.last_lane_left, self.last_lane_right)
         return Domain(*(np.where(last, b, a) for a, b in zip(regular, final, strict=True)))
 
 
@@ -79,8 +79,7 @@ class Order:
         self.seed = seed
         self.window = window
         most = min(MAX_LANES, units.n)
-        lanes = min(window & -window, 1 << (most.bit_length() - 1))
-        self.lanes = lanes
+        self.lanes = lanes = min(window & -window, 1 << (most.bit_length() - 1))
         """L, lanes of every window."""
         self.windows = max(1, units.n // window)
         """K, windows of an epoch."""

@@ -36,10 +36,7 @@ def cell_id(table: CommitTable, first_unit: U64, b: U64, rows: U64, unit: U64, o
     id += offset
     after = unit + first_unit
     after += np.uint64(1)
-    if len(table.unit_ends) == 1:
-        place = _FIRST
-    else:
-        place = np.searchsorted(table.unit_ends, after, side="left")
+    place = _FIRST if len(table.unit_ends) == 1 else np.searchsorted(table.unit_ends, after, side="left")
     id -= table.holes_before[place]
     # Only the last unit of a commit has holes: one in millions in a large view.
     last = np.flatnonzero(after == table.unit_ends[place])

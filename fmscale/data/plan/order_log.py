@@ -142,16 +142,11 @@ def replay(log: Log, *, head: int | None = None, plan: Plan | None = None) -> Pl
             found=f"{at} entries, the state was taken at {head}",
             remedy="Resume from the run that the state belongs to.",
         )
-    return _applied(plan, entries, at)
-
-
-def _applied(plan: Plan | None, entries: Iterable[LogEntry], head: int) -> Plan | None:
-    """The plan after more entries of the log. Kinds that do not concern the order change nothing."""
     stages = list(plan.stages) if plan else []
     bans = list(plan.bans) if plan else []
     views = {source.view.digest: source.view for source in plan.sources} if plan else {}
     for entry in entries:
-        if entry.kind not in ("stage", "ban", "quarantine"):
+        if entry.kind not in ("stage", "ban", "quarantine"):  # these alone concern the order
             continue
         body = dict(entry.body)
         version = body.pop("format_version")
@@ -165,7 +160,7 @@ def _applied(plan: Plan | None, entries: Iterable[LogEntry], head: int) -> Plan 
             stages.append(_stage_from(body, views))
         else:
             bans.append(Ban.from_json(body))
-    return Plan(stages, bans, head) if stages else None
+    return Plan(stages, bans, at) if stages else None
 
 
 def _stage_body(stage: Stage, known: set[str]) -> dict[str, Any]:
