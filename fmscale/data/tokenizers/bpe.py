@@ -9,7 +9,7 @@ tests check against the library on random text.
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, pairwise
+from itertools import chain, groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -156,15 +156,8 @@ def _by_script(piece: str) -> Iterator[str]:
         yield piece
         return
     places = [0, *(match.start() for match in CUT.finditer(piece)), len(piece)]
-    begin = 0
-    kind: bool | None = None
-    for start, stop in pairwise(places):
-        ascii_line = piece[start:stop].isascii()
-        if kind is not None and ascii_line != kind:
-            yield piece[begin:start]
-            begin = start
-        kind = ascii_line
-    yield piece[begin:]
+    for _, lines in groupby((piece[start:stop] for start, stop in pairwise(places)), str.isascii):
+        yield "".join(lines)
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> JsonTokenizer:
