@@ -2,11 +2,7 @@
 
 A permutation of n numbers is an alternating Feistel network on the pairs (left, right) of a grid of left_size ×
 right_size ≥ n cells, with cycle walking for the few cells above n (Black and Rogaway, "Ciphers with arbitrary finite
-domains", CT-RSA 2002). The halves are added modulo their sizes instead of being XORed, so the grid can be cut to fit n:
-a power-of-two grid would walk up to once per number, this one for a share of about n^-0.5 at most. It is a shuffle, not
-a cipher: nothing here is secret.
-
-All numbers are uint64 and wrap modulo 2^64; the same integers come out on every machine.
+domains", CT-RSA 2002; docs/order.md, "Permutations"). All numbers are uint64 and wrap modulo 2^64.
 """
 
 from functools import lru_cache

@@ -1,10 +1,7 @@
 """Mixture of sources: sample of a stage → source and number of the sample there, and back.
 
 The sources are the leaves of a Huffman tree over their weights. A node with weight W hands its samples r = 0, 1 … to
-its two sides so that of the first r the left side, with weight V, has ⌊(r·V + ⌊W/2⌋)/W⌋: r·V/W rounded, so within half
-a sample of its share of what the node has. Inner nodes of a Huffman tree have at most 2/3 of their parent's weight, so
-these errors add up to less than 2 samples at any prefix; over 3,000 mixtures of 2 to 20 sources the largest was 1.32.
-Forward and back are a few integer operations a level, without tables.
+its two sides so that of the first r the left side, with weight V, has ⌊(r·V + ⌊W/2⌋)/W⌋ (docs/order.md, "Mixtures").
 """
 
 import heapq

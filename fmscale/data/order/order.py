@@ -1,17 +1,7 @@
 """Order of one view: position → row for any epoch, and row → position, both in constant time.
 
-Construction (docs/order.md): units are permuted over the whole view; W consecutive permuted units make a window; a
-window is cut into L = 2^a lanes of equal length, taken in turn, each permuted on its own. So the rows of a window come
-from W units at most, each lane reads its own W/L units, and neighbouring positions come from different units. There are
-K = max(1, ⌊n/W⌋) windows and the last holds what is left, W … 2W−1 units; its lanes are cut by rows, c = ⌈units·b/L⌉
-each, so that fewer than L cells stay empty.
-
-With x a position, w = min(⌊x/(W·b)⌋, K−1), r = x − w·W·b and c the rows of a lane of window w:
-lane = bitreverse_a(r mod L); y = Φ_c(⌊r/L⌋) with the key of (seed, epoch, w, lane);
-z = w·W·b + lane·c + y; j = ⌊z/b⌋;
-σ(x) = id(Φ_n(j), z mod b) with the key of (seed, epoch) if j < n, and z itself otherwise.
-σ permutes {0 … (K−1)·W·b + L·c − 1}, and row(p) is its first return to {0 … N−1}: x = σ(p); while x ≥ N:
-x = σ(x).
+docs/order.md, "Windows and lanes", has the construction, whose letters the code takes: W units a window, L lanes and K
+windows, σ from a place of an epoch to a row, a hole or an empty cell.
 """
 
 from collections.abc import Sequence

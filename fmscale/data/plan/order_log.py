@@ -1,8 +1,7 @@
 """The order log: mixture stages, bans and quarantines as entries of a run's log, and the plan they make.
 
 Every rank gets the same plan from the entries, at any time: an entry is durable before any sample that it changes is
-delivered. A new stage takes effect at a sample that no rank has prefetched yet; a quarantine also names the earlier
-samples that its writer must deliver now.
+delivered (docs/order.md, "Bans and quarantine").
 """
 
 from collections.abc import Iterable
