@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -77,20 +78,14 @@ class UnitBlock:
     """Reads that must end before the rows may be gathered."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnitUses:
-    """The units behind an assignment's real rows. U units, R real rows."""
+class _UnitUses(NamedTuple):
+    """The units behind an assignment's R real rows, in order of first use."""
 
     keys: list[UnitKey]
-    """[U] in order of first use."""
-    uses: list[int]
-    """[U] number of rows of each."""
-    inverse: np.ndarray
-    """int64 [R]: unit of each row."""
-    offset: np.ndarray
-    """int64 [R]: row's place in its unit."""
-    real: np.ndarray
-    """bool [F, M]: True for real rows."""
+    uses: list[int]  # rows of each unit
+    inverse: np.ndarray  # int64 [R]: unit of each row
+    offset: np.ndarray  # int64 [R]: row's place in its unit
+    real: np.ndarray  # bool [F, M]: True for real rows
 
 
 class Planner:
@@ -210,7 +205,7 @@ class Planner:
         """Raise LittleMemory if the arena cannot hold the units of the step that begins with sample k."""
         self._require_room(self._units(assign(self.plan, self._schedule, self._share, k=k, steps=1)))
 
-    def _require_room(self, units: UnitUses) -> None:
+    def _require_room(self, units: _UnitUses) -> None:
         needed, held = len(units.keys), self._arena.capacity
         if needed > held:
             raise LittleMemory(
@@ -267,7 +262,7 @@ class Planner:
             self._ahead = ahead
         return ahead.part(first, first + steps)
 
-    def _gathered(self, number: int, assignment: Assignment, units: UnitUses) -> UnitBlock:
+    def _gathered(self, number: int, assignment: Assignment, units: _UnitUses) -> UnitBlock:
         """The block with the arena row of every row."""
         slots = [self._arena.slots[key] for key in units.keys]
         bases = np.array([slot.number * self._arena.rows_per_slot for slot in slots], dtype=np.int64)
@@ -283,12 +278,11 @@ class Planner:
             offsets=(units.offset * row_tokens).tolist(),
         )
 
-    def _units(self, assignment: Assignment) -> UnitUses:
+    def _units(self, assignment: Assignment) -> _UnitUses:
         """Units of the rows, in order of first use."""
         real = np.arange(assignment.k.shape[1]) < assignment.real[:, None]
         source, row = assignment.source[real], assignment.row[real]
-        unit = np.empty(len(row), dtype=np.int64)
-        offset = np.empty(len(row), dtype=np.int64)
+        unit, offset = np.empty((2, len(row)), dtype=np.int64)
         for number in np.flatnonzero(np.bincount(source)).tolist():
             here = source == number
             unit[here], offset[here] = self.plan.sources[number].view.units.unit_of(row[here])
@@ -298,7 +292,7 @@ class Planner:
         place = np.empty_like(by_use)
         place[by_use] = np.arange(len(by_use))
         first = first[by_use]
-        return UnitUses(
+        return _UnitUses(
             keys=list(zip(source[first].tolist(), unit[first].tolist(), strict=True)),
             uses=uses[by_use].tolist(),
             inverse=place[inverse],
@@ -330,8 +324,7 @@ class Planner:
         """Read the slot's unit. Raises DamagedRows for damaged rows that the plan may still deliver."""
         source, unit = slot.key
         reader = self._readers.of(self.plan, source)
-        documents, damaged = reader.read(unit, self._arena.tokens(slot), next_use)
-        slot.documents = documents
+        slot.documents, damaged = reader.read(unit, self._arena.tokens(slot), next_use)
         for start, stop, error in damaged:
             tokens = self._arena.rows.shape[1]
             first = int(reader.view.units.id(np.array([unit]), np.array([0]))[0])
