@@ -180,7 +180,7 @@ def begin_job(request: IngestRequest, progress: Progress) -> IngestJob | IngestR
     commits = dataset.commits()
     policy = choose(backend, commits, request.tokenizer, request.bos, request.eos)
     plan = _open_plan(dataset, listing, request, policy)
-    same = next((c for c in commits if _noted(c).get("inputs") == plan.inputs), None)
+    same = next((c for c in commits if c.body["extra"].get("ingest", {}).get("inputs") == plan.inputs), None)
     if same:
         return _result(request.dataset, same, begin=begin, new=False)
     stored = load_plan(backend, request.dataset, plan.job)
@@ -289,16 +289,10 @@ def _records(job: IngestJob) -> list[UnitRecord]:
         return list(pool.map(read, range(len(job.units))))
 
 
-def _noted(commit: Commit) -> dict[str, Any]:
-    """Notes of an ingest job in its commit."""
-    noted: dict[str, Any] = commit.body["extra"].get("ingest", {})
-    return noted
-
-
 def _result(
     dataset: str, commit: Commit, *, begin: float, new: bool, resumed: int = 0, writers: int = 0
 ) -> IngestResult:
-    noted = _noted(commit)
+    noted: dict[str, Any] = commit.body["extra"]["ingest"]
     assert commit.tokenizer is not None, "ingest commits tokens"
     return IngestResult(
         dataset=dataset,
@@ -308,12 +302,9 @@ def _result(
         documents=sum(counts.documents for counts in commit.totals.values()),
         tokens=sum(counts.tokens for counts in commit.totals.values()),
         splits={split: asdict(counts) for split, counts in commit.totals.items()},
-        raw_bytes=noted["raw_bytes"],
-        text_bytes=noted["text_bytes"],
-        skipped=noted["skipped"],
         guessed=noted.get("guessed", {}),
         tokenizer=commit.tokenizer,
-        units=noted["units"],
+        **{key: noted[key] for key in ("raw_bytes", "text_bytes", "skipped", "units")},
         resumed=resumed,
         writers=writers,
         seconds=time.monotonic() - begin,
