@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-from typing import Literal
 
 from fmscale.launch.environment import beside_python
 
@@ -33,15 +32,15 @@ def find_program(name: str) -> str:
     return path
 
 
-def mpi_kind(mpirun: str) -> Literal["openmpi", "mpich", "intel"]:
-    """Maker of an mpirun, as options differ. Raises ConfigError for an unknown maker."""
+def mpi_kind(mpirun: str) -> str:
+    """Open MPI, Intel MPI or MPICH, as options differ. Raises ConfigError for another maker of an mpirun."""
     answer = subprocess.run([mpirun, "--version"], capture_output=True, text=True, timeout=60)
     if "Open MPI" in answer.stdout or "Open MPI" in answer.stderr:
-        return "openmpi"
+        return "Open MPI"
     if "Intel(R) MPI" in answer.stdout:
-        return "intel"
+        return "Intel MPI"
     if "HYDRA" in answer.stdout:
-        return "mpich"
+        return "MPICH"
     raise ConfigError(
         f"{mpirun} is of an MPI that fmscale does not know",
         found=(answer.stdout or answer.stderr).partition("\n")[0],
