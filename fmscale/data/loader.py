@@ -89,7 +89,7 @@ class Loader:
             dtype=np.dtype(view.dtype),
         )
         self._warn_of_little_memory()
-        local = readers.backend.local_path("local") is not None
+        local = readers.fetcher.backend.local_path("local") is not None
         self._read_threads = (0 if local else REMOTE_READ_THREADS) if read_threads is None else read_threads
         self._prefetch = prefetch
         self._ahead: Prefetcher | None = None

@@ -7,7 +7,7 @@ first the units whose rows are all used, then the least recently planned.
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from threading import Condition
 
 import numpy as np
@@ -38,9 +38,9 @@ class Slot:
     """The last planned block of batches that uses it."""
     rows_left: int
     """Rows of the unit that no planned block has used yet."""
-    documents: UnitDocuments | None = field(default=None)
+    documents: UnitDocuments | None = None
     """Set once the unit has been read."""
-    read: Future[None] | None = field(default=None)
+    read: Future[None] | None = None
     """Read under way in another thread."""
 
 

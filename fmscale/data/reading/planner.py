@@ -46,14 +46,13 @@ HORIZON_STEPS = 512
 """No rank plans further than this many steps beyond what it has delivered."""
 
 
+@dataclass(eq=False)
 class DamagedRows(Exception):
     """Rows of a source that no copy can serve; the loader quarantines them or stops."""
 
-    def __init__(self, source: int, rows: tuple[int, int], error: CorruptChunk) -> None:
-        super().__init__(source, rows)
-        self.source = source
-        self.rows = rows
-        self.error = error
+    source: int
+    rows: tuple[int, int]
+    error: CorruptChunk
 
 
 @dataclass(slots=True, kw_only=True)
