@@ -15,7 +15,6 @@ import xxhash
 from fmscale.data.provenance.delivery import changed, order_hash, read_records, repeats, without
 from fmscale.data.views.mask import load_mask
 from fmscale.errors import DataError
-from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import Dataset
 from fmscale.store.segments.tokens import TokenSegment, open_segment, read_document_table, read_tokens
 
@@ -29,8 +28,6 @@ GROUP_ROWS = 128
 class AuditSource:
     """A source of the run, as stored."""
 
-    backend: Backend
-    """Its store."""
     dataset: Dataset
     """Its dataset."""
     commits: tuple[int, ...]
@@ -177,7 +174,7 @@ def audit(records: Sequence[Path], sources: Sequence[AuditSource], trained: rang
 def _stream(source: AuditSource) -> _Stream:
     """Position of every document of a source in its stream of tokens."""
     ids, starts, owners = [], [], []
-    masks = [load_mask(source.backend, source.dataset.name, digest).documents for digest in source.masks]
+    masks = [load_mask(source.dataset.backend, source.dataset.name, digest).documents for digest in source.masks]
     masked = [np.empty((0, 2), dtype=np.int64)]
     segments: list[tuple[AuditSource, TokenSegment, int]] = []
     at = 0
@@ -190,8 +187,8 @@ def _stream(source: AuditSource) -> _Stream:
             count = (documents.stop - documents.start)[documents.commit == number].astype(np.int64)
             masked.append(at + np.stack([first, first + count], axis=1))
         for index in range(manifest.segments):
-            handle = open_segment(source.backend, *manifest.segment(index))
-            table = read_document_table(source.backend, handle)
+            handle = open_segment(source.dataset.backend, *manifest.segment(index))
+            table = read_document_table(source.dataset.backend, handle)
             lengths = table["tokens"].to_numpy()
             ids.append(_words(table["id"].combine_chunks()))
             starts.append(at + np.cumsum(lengths) - lengths)
@@ -254,7 +251,7 @@ def _wrong_rows(
                 end += 1
             origin, handle, start = stream.segments[segment[at]]
             count = int(tokens[at:end].sum())
-            state.update(read_tokens(origin.backend, handle, int(place[at]) - start, count).tobytes())
+            state.update(read_tokens(origin.dataset.backend, handle, int(place[at]) - start, count).tobytes())
             at = end
         if state.digest() != digests[row]:
             wrong.append(row)

@@ -110,7 +110,7 @@ def find_documents(
     Reads the document arrays of every segment, and calls `advance` after each. Raises DataError if no segment has an
     id, unless `partial`, and what the store raises.
     """
-    wanted = None if ids is None else np.unique(_as_ids(ids))
+    wanted = None if ids is None else np.unique(np.frombuffer(b"".join(ids), dtype="V16"))
 
     def search(place: tuple[Commit, int]) -> Documents:
         commit, index = place
@@ -215,7 +215,3 @@ def load_mask(backend: Backend, dataset: str, digest: str) -> Mask:
 def mask_key(dataset: str, digest: str) -> str:
     """Key of a mask in the store."""
     return f"datasets/{dataset}/masks/{digest}.arrow"
-
-
-def _as_ids(ids: Iterable[bytes]) -> NDArray[np.void]:
-    return np.frombuffer(b"".join(ids), dtype="V16")
