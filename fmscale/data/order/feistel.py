@@ -99,13 +99,13 @@ def permute(x: U64, n: int | Domain, key: U64 | int, *, inverse: bool = False) -
     the result are one-dimensional.
     """
     # Arrays of one instead of scalars: numpy warns when a scalar wraps.
-    sizes = domain(n) if isinstance(n, int) else n
-    job = _Job(*map(np.atleast_1d, (*sizes, np.asarray(key, dtype=np.uint64))))
-    out = _network(x, job, inverse)
-    outside = np.flatnonzero(out >= job.n)
+    sizes = Domain(*map(np.atleast_1d, domain(n) if isinstance(n, int) else n))
+    keys = np.atleast_1d(np.asarray(key, dtype=np.uint64))
+    out = _network(x, sizes, keys, inverse)
+    outside = np.flatnonzero(out >= sizes.n)
     while outside.size:
-        part = select(job, outside)
-        again = _network(out[outside], part, inverse)
+        part = select(sizes, outside)
+        again = _network(out[outside], part, keys if keys.size == 1 else keys[outside], inverse)
         out[outside] = again
         outside = outside[again >= part.n]
     return out
@@ -121,26 +121,18 @@ def select(fields: NamedTupleT, which: NDArray[np.intp] | NDArray[np.bool_]) -> 
     return type(fields)(*(field if np.size(field) == 1 else field[which] for field in fields))
 
 
-class _Job(NamedTuple):
-    """Domain and key of permutations; each field has one entry, or one for each element."""
-
-    n: U64
-    left: U64
-    right: U64
-    key: U64
-
-
-def _network(x: U64, job: _Job, inverse: bool) -> U64:
-    left = x // job.right
-    right = x - left * job.right
+def _network(x: U64, sizes: Domain, key: U64, inverse: bool) -> U64:
+    _, rows, columns = sizes
+    left = x // columns
+    right = x - left * columns
     for i in range(ROUNDS - 2, -1, -2) if inverse else range(0, ROUNDS, 2):
         if inverse:
-            _add(right, job.right - _pad(left, job.key, i + 1, job.right), job.right)
-            _add(left, job.left - _pad(right, job.key, i, job.left), job.left)
+            _add(right, columns - _pad(left, key, i + 1, columns), columns)
+            _add(left, rows - _pad(right, key, i, rows), rows)
         else:
-            _add(left, _pad(right, job.key, i, job.left), job.left)
-            _add(right, _pad(left, job.key, i + 1, job.right), job.right)
-    left *= job.right
+            _add(left, _pad(right, key, i, rows), rows)
+            _add(right, _pad(left, key, i + 1, columns), columns)
+    left *= columns
     left += right
     return left
 
