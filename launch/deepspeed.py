@@ -8,9 +8,6 @@ from fmscale.launch.programs import find_program
 
 from fmscale.errors import ConfigError
 
-NO_HOSTFILE = os.devnull
-"""Given for a single node, as deepspeed takes an existing /job/hostfile by itself."""
-
 
 def launch_by_deepspeed(request: LaunchRequest) -> Launch:
     """All ranks. Raises ConfigError for several nodes without a hostfile: deepspeed would start all ranks here."""
@@ -28,7 +25,8 @@ def launch_by_deepspeed(request: LaunchRequest) -> Launch:
         settings = [f"{name}={value}" for name, value in request.environment.items()]
         command = tuple(for_remote_shell(word) for word in ("env", *settings, *command))
     else:
-        options = ["--hostfile", NO_HOSTFILE, *_devices(request)]
+        # Without the option deepspeed takes an existing /job/hostfile by itself.
+        options = ["--hostfile", os.devnull, *_devices(request)]
     options += ["--master_port", str(port), *request.arguments, "--no_local_rank", "--no_python"]
     return Launch(
         argv=(program, *options, *command),

@@ -23,10 +23,8 @@ def find_program(name: str) -> str:
 
     torchrun and deepspeed must be those of this Python; the cluster's mpirun goes before that of a wheel.
     """
-    places = [beside_python(name), shutil.which(name)]
-    if name not in ("torchrun", "deepspeed"):
-        places.reverse()
-    path = next((place for place in places if place), None)
+    beside, on_path = beside_python(name), shutil.which(name)
+    path = beside or on_path if name in ("torchrun", "deepspeed") else on_path or beside
     if path is None:
         raise ConfigError(f"There is no {name} on the PATH", remedy=f"{PACKAGES[name]}.")
     return path
@@ -35,12 +33,9 @@ def find_program(name: str) -> str:
 def mpi_kind(mpirun: str) -> str:
     """Open MPI, Intel MPI or MPICH, as options differ. Raises ConfigError for another maker of an mpirun."""
     answer = subprocess.run([mpirun, "--version"], capture_output=True, text=True, timeout=60)
-    if "Open MPI" in answer.stdout or "Open MPI" in answer.stderr:
-        return "Open MPI"
-    if "Intel(R) MPI" in answer.stdout:
-        return "Intel MPI"
-    if "HYDRA" in answer.stdout:
-        return "MPICH"
+    for mark, kind in (("Open MPI", "Open MPI"), ("Intel(R) MPI", "Intel MPI"), ("HYDRA", "MPICH")):
+        if mark in answer.stdout + answer.stderr:
+            return kind
     raise ConfigError(
         f"{mpirun} is of an MPI that fmscale does not know",
         found=(answer.stdout or answer.stderr).partition("\n")[0],

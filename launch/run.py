@@ -5,8 +5,8 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from fmscale.launch.environment import search_path
 from fmscale.launch.launch import Launch
@@ -24,8 +24,7 @@ PR_SET_PDEATHSIG = 1
 Tell = Callable[[str], None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class RankEnd:
+class RankEnd(NamedTuple):
     """End of a launcher."""
 
     status: int
