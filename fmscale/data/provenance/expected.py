@@ -13,8 +13,6 @@ from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import open_dataset
 from fmscale.store.segments.tokens import open_segment, read_documents, read_tokens
 
-SAMPLES_AT_ONCE = 4096
-
 
 def expected_samples(backend: Backend, plan: Plan, first_k: int, stop_k: int) -> pa.Table:
     """Samples [first_k, stop_k) of a plan in the schema of delivery records, so that `order_hash` takes both. Each
@@ -49,11 +47,7 @@ def expected_samples(backend: Backend, plan: Plan, first_k: int, stop_k: int) ->
                 index += 1
         return np.concatenate(tokens), pieces
 
-    rows = []
-    for begin in range(first_k, stop_k, SAMPLES_AT_ONCE):
-        samples = plan.samples(np.arange(begin, min(begin + SAMPLES_AT_ONCE, stop_k), dtype=np.uint64))
-        columns = (samples.k.tolist(), samples.source.tolist(), samples.row.tolist())
-        rows += [
-            record_row(k, -1, source, row, *read_row(source, row)) for k, source, row in zip(*columns, strict=True)
-        ]
+    samples = plan.samples(np.arange(first_k, stop_k, dtype=np.uint64))
+    columns = (samples.k.tolist(), samples.source.tolist(), samples.row.tolist())
+    rows = [record_row(k, -1, source, row, *read_row(source, row)) for k, source, row in zip(*columns, strict=True)]
     return pa.Table.from_pylist(rows, schema=SCHEMA)
