@@ -66,7 +66,6 @@ class Order:
     def __init__(self, units: Units, seed: int, window: int = 2048) -> None:
         """`window` is W in units, at least 1."""
         self.units = units
-        self.seed = seed
         self.window = window
         most = min(MAX_LANES, units.n)
         self.lanes = lanes = min(window & -window, 1 << (most.bit_length() - 1))
