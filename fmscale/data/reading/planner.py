@@ -185,9 +185,8 @@ class Planner:
                 return None, steps
             missing.append(taken)
         block = self._gathered(number, assignment, units)
-        next_uses = self._next_uses(missing, k)
+        reads = list(zip(missing, self._next_uses(missing, k), strict=True))
         if self._pool is not None:
-            reads = list(zip(missing, next_uses, strict=True))
             # Not for the first batch, which waits for what it needs and no more.
             if number and self._readers.fetcher.region_bytes:
                 block.reads += [self._pool.submit(self._advise, slot, next_use) for slot, next_use in reads]
@@ -195,9 +194,9 @@ class Planner:
                 slot.read = self._pool.submit(self._read, slot, next_use)
             block.reads += [slot.read for slot in dict.fromkeys(block.slots) if slot.read is not None]
             return block, steps
-        self._reading = bool(missing)
-        if missing:
-            self._read_here(missing, next_uses, int(assignment.after[-1]))
+        self._reading = bool(reads)
+        if reads:
+            self._read_here(reads, int(assignment.after[-1]))
         return block, steps
 
     def check_memory(self, k: int) -> None:
@@ -213,20 +212,20 @@ class Planner:
                 remedy=f"Raise memory_bytes {needed // held + 1}-fold.",
             )
 
-    def _read_here(self, missing: list[Slot], next_uses: list[int], after: int) -> None:
+    def _read_here(self, reads: list[tuple[Slot, int]], after: int) -> None:
         """Read units in this thread. The next units are announced to a slow disk, also those of the block that begins
         with sample `after`: many requests at once are faster than one after another.
         """
-        coming = [slot.key for slot in missing] + (self._coming(after) if self._slow else [])
+        coming = [slot.key for slot, _ in reads] + (self._coming(after) if self._slow else [])
         started = time.perf_counter()
-        for place, (slot, next_use) in enumerate(zip(missing, next_uses, strict=True)):
+        for place, (slot, next_use) in enumerate(reads):
             if self._slow:
                 self._tell(coming[place : place + TOLD_UNITS])
             self._read(slot, next_use)
             self._told.discard(slot.key)
-        self._judge(len(missing), time.perf_counter() - started)
+        self._judge(len(reads), time.perf_counter() - started)
         if self._slow:
-            self._tell(coming[len(missing) :])
+            self._tell(coming[len(reads) :])
 
     def _coming(self, k: int) -> list[UnitKey]:
         """The first absent units that samples from k on need."""

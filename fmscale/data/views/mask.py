@@ -76,8 +76,6 @@ class Mask:
     """Split that the segments' indexes refer to."""
     documents: Documents
     """The documents."""
-    digest: str
-    """Names the mask."""
 
 
 def document_id(text: str) -> bytes:
@@ -209,7 +207,7 @@ def load_mask(backend: Backend, dataset: str, digest: str) -> Mask:
     commit, segment, start, stop, position = (table.column(name).to_numpy() for name in SCHEMA.names[:5])
     ids = np.frombuffer(table.column("id").combine_chunks().buffers()[1], dtype="V16", count=len(table))
     documents = Documents(commit, segment, start, stop, position, ids)
-    return Mask(split=header["split"], documents=documents, digest=digest)
+    return Mask(split=header["split"], documents=documents)
 
 
 def mask_key(dataset: str, digest: str) -> str:
