@@ -2,18 +2,14 @@
 
 import os
 import re
-from collections.abc import Mapping
 
 from fmscale.launch.launch import Launch, LaunchRequest, meeting_point, one_node_or_hostfile
 from fmscale.launch.programs import find_program
 
 from fmscale.errors import ConfigError
 
-NO_HOSTFILE = os.devnull
-"""Given for a single node, as deepspeed takes an existing /job/hostfile by itself."""
 
-
-def launch_by_deepspeed(request: LaunchRequest, environ: Mapping[str, str] = os.environ) -> Launch:
+def launch_by_deepspeed(request: LaunchRequest) -> Launch:
     """All ranks. Raises ConfigError for several nodes without a hostfile: deepspeed would start all ranks here."""
     one_node_or_hostfile(request, "deepspeed")
     program = find_program("deepspeed")
@@ -29,7 +25,8 @@ def launch_by_deepspeed(request: LaunchRequest, environ: Mapping[str, str] = os.
         settings = [f"{name}={value}" for name, value in request.environment.items()]
         command = tuple(for_remote_shell(word) for word in ("env", *settings, *command))
     else:
-        options = ["--hostfile", NO_HOSTFILE, *_devices(request, environ)]
+        # Without the option deepspeed takes an existing /job/hostfile by itself.
+        options = ["--hostfile", os.devnull, *_devices(request)]
     options += ["--master_port", str(port), *request.arguments, "--no_local_rank", "--no_python"]
     return Launch(
         argv=(program, *options, *command),
@@ -50,16 +47,16 @@ def for_remote_shell(argument: str) -> str:
     return re.sub(r"([^\w@%+=:,./-])", r"\\\1", argument)
 
 
-def _devices(request: LaunchRequest, environ: Mapping[str, str]) -> list[str]:
+def _devices(request: LaunchRequest) -> list[str]:
     """Options for the devices: given only a number, deepspeed ignores CUDA_VISIBLE_DEVICES."""
-    names = environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     visible = [name.strip() for name in names if name.strip()]
     if not visible:
         return ["--num_accelerators", str(request.procs_per_node)]
     if len(visible) < request.procs_per_node or not all(name.isdecimal() for name in visible):
         raise ConfigError(
             f"CUDA_VISIBLE_DEVICES does not have {request.procs_per_node} device numbers, as deepspeed needs",
-            found=environ["CUDA_VISIBLE_DEVICES"],
+            found=os.environ["CUDA_VISIBLE_DEVICES"],
             remedy="Unset it, start fewer ranks, or take --with torchrun.",
         )
     return ["--include", "localhost:" + ",".join(visible[: request.procs_per_node])]

@@ -15,25 +15,19 @@ RANK_ENVIRONMENT = {
 }
 
 
-def rank_environment(given: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+def rank_environment(given: Mapping[str, str]) -> dict[str, str]:
     """Variables that a launcher sets: the defaults, with the shell's values where it has them, and `given` on top."""
-    defaults = {name: environ.get(name, value) for name, value in RANK_ENVIRONMENT.items()}
-    return {**defaults, **given}
+    return {**{name: os.environ.get(name, value) for name, value in RANK_ENVIRONMENT.items()}, **given}
 
 
-def search_path(environ: Mapping[str, str] = os.environ) -> str:
+def search_path() -> str:
     """PATH that has the folder of this Python's programs: in front unless it has it anywhere.
 
     The launcher, and programs that it calls by name, are found so without an activated environment.
     """
     folder = str(Path(sys.executable).parent)
-    path = environ.get("PATH", os.defpath)
+    path = os.environ.get("PATH", os.defpath)
     return path if folder in path.split(os.pathsep) else f"{folder}{os.pathsep}{path}"
-
-
-def without_torchrun_options(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables without PET_*: torchrun takes these for options, and could meet elsewhere by them."""
-    return {name: value for name, value in environ.items() if not name.startswith("PET_")}
 
 
 def beside_python(name: str) -> str | None:

@@ -4,8 +4,8 @@ The deepspeed launcher goes on with this node alone if it does not find its host
 """
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from fmscale.errors import ConfigError
 
@@ -13,8 +13,7 @@ LINE = re.compile(r"(?P<host>[^\s=:,#]+)\s+slots=(?P<slots>\d+)")
 FORM = "Write one host a line, such as: node-1 slots=8"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Host:
+class Host(NamedTuple):
     """A node that ssh reaches."""
 
     name: str

@@ -15,8 +15,4 @@ LAUNCHERS: dict[str, Callable[[LaunchRequest], Launch]] = {
     "sbatch": launch_by_sbatch,
     "mpirun": launch_by_mpirun,
 }
-
-
-def make_launch(launcher: str, request: LaunchRequest) -> Launch:
-    """The launch of a request by `launcher`. Raises ConfigError with the remedy for a request that cannot work."""
-    return LAUNCHERS[launcher](request)
+"""Each makes the launch of a request. Raises ConfigError with the remedy for a request that cannot work."""

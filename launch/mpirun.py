@@ -4,8 +4,6 @@ from fmscale.launch.launch import Launch, LaunchRequest, meeting_point, one_node
 from fmscale.launch.programs import find_program, mpi_kind
 from fmscale.launch.signals import DEAF_UNTIL_READY
 
-NAMES = {"openmpi": "Open MPI", "mpich": "MPICH", "intel": "Intel MPI"}
-
 
 def launch_by_mpirun(request: LaunchRequest) -> Launch:
     """All ranks. They meet over TCP: neither mpi4py nor its MPI library matters."""
@@ -14,9 +12,9 @@ def launch_by_mpirun(request: LaunchRequest) -> Launch:
     kind = mpi_kind(program)
     host, port = meeting_point(request)
     environment = {**request.environment, "MASTER_ADDR": host, "MASTER_PORT": str(port)}
-    ranks, each = str(request.ranks), str(request.procs_per_node)
-    options = ["-n", ranks]
-    if kind == "openmpi":
+    each = str(request.procs_per_node)
+    options = ["-n", str(request.ranks)]
+    if kind == "Open MPI":
         # The default binds a rank and all its loader threads to one core.
         options += ["--bind-to", "none"]
         names = [host.name for host in request.hosts] or ["localhost"]
@@ -32,6 +30,6 @@ def launch_by_mpirun(request: LaunchRequest) -> Launch:
     return Launch(
         argv=(program, *options, *request.arguments, *DEAF_UNTIL_READY, *request.command),
         environment=environment,
-        summary=request.summary(f"mpirun of {NAMES[kind]}"),
+        summary=request.summary(f"mpirun of {kind}"),
         stop_by="launcher",
     )

@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-from typing import Literal
 
 from fmscale.launch.environment import beside_python
 
@@ -24,24 +23,19 @@ def find_program(name: str) -> str:
 
     torchrun and deepspeed must be those of this Python; the cluster's mpirun goes before that of a wheel.
     """
-    places = [beside_python(name), shutil.which(name)]
-    if name not in ("torchrun", "deepspeed"):
-        places.reverse()
-    path = next((place for place in places if place), None)
+    beside, on_path = beside_python(name), shutil.which(name)
+    path = beside or on_path if name in ("torchrun", "deepspeed") else on_path or beside
     if path is None:
         raise ConfigError(f"There is no {name} on the PATH", remedy=f"{PACKAGES[name]}.")
     return path
 
 
-def mpi_kind(mpirun: str) -> Literal["openmpi", "mpich", "intel"]:
-    """Maker of an mpirun, as options differ. Raises ConfigError for an unknown maker."""
+def mpi_kind(mpirun: str) -> str:
+    """Open MPI, Intel MPI or MPICH, as options differ. Raises ConfigError for another maker of an mpirun."""
     answer = subprocess.run([mpirun, "--version"], capture_output=True, text=True, timeout=60)
-    if "Open MPI" in answer.stdout or "Open MPI" in answer.stderr:
-        return "openmpi"
-    if "Intel(R) MPI" in answer.stdout:
-        return "intel"
-    if "HYDRA" in answer.stdout:
-        return "mpich"
+    for mark, kind in (("Open MPI", "Open MPI"), ("Intel(R) MPI", "Intel MPI"), ("HYDRA", "MPICH")):
+        if mark in answer.stdout + answer.stderr:
+            return kind
     raise ConfigError(
         f"{mpirun} is of an MPI that fmscale does not know",
         found=(answer.stdout or answer.stderr).partition("\n")[0],

@@ -4,12 +4,11 @@ import ctypes
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
-from fmscale.launch.environment import search_path, without_torchrun_options
+from fmscale.launch.environment import search_path
 from fmscale.launch.launch import Launch
 from fmscale.launch.signals import kill_tree, signal_ranks
 
@@ -25,8 +24,7 @@ PR_SET_PDEATHSIG = 1
 Tell = Callable[[str], None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class RankEnd:
+class RankEnd(NamedTuple):
     """End of a launcher."""
 
     status: int
@@ -45,8 +43,11 @@ def run_launch(launch: Launch, program: str, folder: Path, tell: Tell) -> RankEn
     """
     if not launch.detached:
         clear_failure(folder)
-    awaited = {signal.SIGCHLD, *_heard()}
-    with _blocked(awaited) as mask:
+    # What is ignored since the start of this process, as by nohup, stays ignored.
+    deaf = {number for number in (signal.SIGHUP, signal.SIGINT) if signal.getsignal(number) is signal.SIG_IGN}
+    awaited = {signal.SIGCHLD, *(STOPS - deaf)}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
+    try:
         process = _start(launch, mask)
         stops = 0
         while process.poll() is None:
@@ -62,6 +63,8 @@ def run_launch(launch: Launch, program: str, folder: Path, tell: Tell) -> RankEn
                     kill_tree(process.pid)
             if stops == 1 and process.poll() is None:
                 _ask(launch, process, program, first=received is not None)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     status = process.returncode
     return RankEnd(status=status if status >= 0 else 128 - status, stopped=stops > 0)
 
@@ -92,8 +95,10 @@ def _words(launch: Launch, name: str, stops: int) -> str:
     return f"{name}: the ranks save and end; once more ends them without"
 
 
-def _start(launch: Launch, mask: set[signal.Signals]) -> subprocess.Popen[bytes]:
+def _start(launch: Launch, mask: Iterable[int]) -> subprocess.Popen[bytes]:
     library = ctypes.CDLL(None)
+    # torchrun takes variables PET_* for options, and could meet elsewhere by them.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PET_")}
 
     def prepare() -> None:
         # Ranks begin with SIGUSR1 ignored, as launchers inherit it; a ready rank has its handler.
@@ -105,7 +110,7 @@ def _start(launch: Launch, mask: set[signal.Signals]) -> subprocess.Popen[bytes]
     try:
         return subprocess.Popen(
             launch.argv,
-            env={**without_torchrun_options(os.environ), "PATH": search_path(), **launch.environment},
+            env={**inherited, "PATH": search_path(), **launch.environment},
             stdin=subprocess.DEVNULL,
             # Ctrl-C at the terminal reaches this process alone, which asks for a stop first.
             start_new_session=True,
@@ -114,19 +119,3 @@ def _start(launch: Launch, mask: set[signal.Signals]) -> subprocess.Popen[bytes]
     except OSError as error:
         cause = f"{launch.argv[0]} cannot be started"
         raise ConfigError(cause, found=error.strerror, remedy="Install it again.") from error
-
-
-def _heard() -> set[signal.Signals]:
-    """The signals that ask for an end, without those ignored since the start of this process, as by nohup."""
-    deaf = {number for number in (signal.SIGHUP, signal.SIGINT) if signal.getsignal(number) is signal.SIG_IGN}
-    return STOPS - deaf
-
-
-@contextmanager
-def _blocked(signals: set[signal.Signals]) -> Iterator[set[signal.Signals]]:
-    """Block the signals, which the caller waits for; yields the mask from before."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    try:
-        yield {signal.Signals(number) for number in before}
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -54,8 +54,7 @@ def launch_by_sbatch(request: LaunchRequest) -> Launch:
 
 
 def _shape(request: LaunchRequest) -> list[str]:
-    nodes, each = request.nodes, request.procs_per_node
-    return [f"--nodes={nodes}", f"--ntasks={request.ranks}", f"--ntasks-per-node={each}"]
+    return [f"--nodes={request.nodes}", f"--ntasks={request.ranks}", f"--ntasks-per-node={request.procs_per_node}"]
 
 
 def _no_hostfile(request: LaunchRequest, launcher: str) -> None:

@@ -160,7 +160,6 @@ def _sources(backend: "Backend", plan: "Plan") -> "list[AuditSource]":
         banned = merged([rows for ban in plan.bans if ban.source == number for rows in ban.rows])
         found.append(
             AuditSource(
-                backend=backend,
                 dataset=open_dataset(backend, source.view.dataset),
                 commits=source.view.commits,
                 split=source.view.split,

@@ -80,7 +80,7 @@ def launch(
     first of them is shown last.
     """
     from fmscale.config import derive_batch, load_config
-    from fmscale.launch.launchers import make_launch
+    from fmscale.launch.launchers import LAUNCHERS
     from fmscale.launch.run import run_launch
 
     loaded = load_config(config, overrides or ())
@@ -95,7 +95,7 @@ def launch(
     request = replace(request, node_rank=node_rank, master_addr=master_addr, script=script)
     # Refused here, not by every rank after a wait in the queue.
     derive_batch(loaded.batch, request.ranks, place=loaded.place("batch"))
-    start = make_launch(settings.launcher, request)
+    start = LAUNCHERS[settings.launcher](request)
     if dry_run:
         typer.echo(start.as_shell())
         return

@@ -1,8 +1,6 @@
 """Loader: microbatches of a plan, planned and fetched ahead, verified, delivered from reused buffers.
 
-Goals, in this order: the sequence of global batches is a function of the plan alone (P1); nothing unverified is
-delivered (P2); the state is below 1 KiB and the same on every rank; the training thread spends its time on one gather
-and one widening per batch. Threads, no worker processes.
+The training thread spends its time on one gather and one widening per batch. Threads, no worker processes.
 
     plan ── assign ──► blocks of steps ── units ──► arena (host memory) ── gather, widen ──► Microbatch
             planner thread              reader threads                     the caller's thread
@@ -13,7 +11,6 @@ import time
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -92,7 +89,7 @@ class Loader:
             dtype=np.dtype(view.dtype),
         )
         self._warn_of_little_memory()
-        local = readers.backend.local_path("local") is not None
+        local = readers.fetcher.backend.local_path("local") is not None
         self._read_threads = (0 if local else REMOTE_READ_THREADS) if read_threads is None else read_threads
         self._prefetch = prefetch
         self._ahead: Prefetcher | None = None
@@ -153,7 +150,9 @@ class Loader:
         started = time.perf_counter()
         while True:
             if self._ahead is None:
-                self._ahead = self._plan_ahead()
+                threads = self._read_threads
+                pool = ThreadPoolExecutor(threads, "fmscale-read") if threads else None
+                self._ahead = Prefetcher(self._planner(pool), prefetch=self._prefetch, pool=pool)
                 # A loader that is dropped without close() must not leave its threads behind.
                 self._finalizer = weakref.finalize(self, self._ahead.close)
             try:
@@ -168,11 +167,6 @@ class Loader:
     def check_memory(self) -> None:
         """Raise LittleMemory if the next step does not fit into host memory. Nothing is read."""
         self._planner(None).check_memory(self.k)
-
-    def _plan_ahead(self) -> Prefetcher:
-        threads = self._read_threads
-        pool = ThreadPoolExecutor(threads, "fmscale-read") if threads else None
-        return Prefetcher(self._planner(pool), prefetch=self._prefetch, pool=pool)
 
     def _planner(self, pool: ThreadPoolExecutor | None) -> Planner:
         return Planner(
@@ -245,7 +239,5 @@ class Loader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -181,9 +181,7 @@ def open_loader(
     return Loader(
         plan,
         BatchSchedule([(0, batch)] if isinstance(batch, int) else batch),
-        Readers(
-            backend, Fetcher(backend, cache, region_bytes=region_bytes), document_ids=document_ids, datasets=datasets
-        ),
+        Readers(Fetcher(backend, cache, region_bytes=region_bytes), document_ids=document_ids, datasets=datasets),
         dp_rank=dp_rank,
         dp_size=dp_size,
         micro_batch=micro_batch,

@@ -29,12 +29,7 @@ class TokenDataset(IterableDataset[dict[str, torch.Tensor]]):
                 remedy="Use DataLoader(dataset, batch_size=None, num_workers=0).",
             )
         for batch in self.loader:
-            yield {
-                "tokens": batch.tokens,
-                "positions": batch.positions,
-                "loss_weights": batch.loss_weights,
-                "cu_seqlens": batch.cu_seqlens,
-            }
+            yield {name: getattr(batch, name) for name in ("tokens", "positions", "loss_weights", "cu_seqlens")}
 
     def state_dict(self) -> dict[str, Any]:
         """State of the loader."""

@@ -12,7 +12,7 @@ from fmscale.checkpoint.read.meta import section
 from fmscale.config import Config, TrainConfig, derive_batch
 from fmscale.data.plan.order_log import OrderLog
 from fmscale.data.provenance.delivery import order_hash
-from fmscale.data.provenance.expected import ExpectedSample
+from fmscale.data.provenance.expected import expected_samples
 from fmscale.errors import DataError
 from fmscale.quickstart.heldout import Bits, Continuation
 from fmscale.runtime.provenance import gpus, machine, source, versions
@@ -250,7 +250,7 @@ def _order_hashes(config: Config, backend: Backend, history: History, steps: int
     """(planned, delivered): hashes of the samples due, read from the store alone, and of the samples delivered."""
     batch = derive_batch(config.batch, 1).global_batch
     plan = OrderLog(Log(backend, f"runs/{config.train.run}", RUN_KINDS)).plan
-    planned = order_hash(ExpectedSample(backend, plan).table(0, steps * batch))
+    planned = order_hash(expected_samples(backend, plan, 0, steps * batch))
     if history.delivered is None:
         raise DataError(
             "the run has no delivery records, so what its model received is not known",

@@ -62,7 +62,7 @@ def check_memory(config: Config, backend: Backend, batch: BatchShape, sources: S
         Loader(
             Plan([Stage(from_k=0, sources=tuple(sources))]),
             BatchSchedule([(0, batch.global_batch)]),
-            Readers(backend, Fetcher(backend)),
+            Readers(Fetcher(backend)),
             dp_size=batch.dp_size,
             micro_batch=batch.micro_batch,
             memory_bytes=config.data.memory_bytes,

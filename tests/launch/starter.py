@@ -10,7 +10,7 @@ from pathlib import Path
 from fmscale.launch.environment import rank_environment
 from fmscale.launch.hostfile import choose_hosts, read_hostfile
 from fmscale.launch.launch import LaunchRequest
-from fmscale.launch.launchers import make_launch
+from fmscale.launch.launchers import LAUNCHERS
 from fmscale.launch.run import run_launch
 
 from fmscale.cli.launch import show_failure
@@ -30,7 +30,7 @@ def main(launcher: str, procs: int, folder: Path, port: int, tasks: list[str]) -
         path = Path(tasks[0].partition("=")[2])
         hosts, procs = choose_hosts(read_hostfile(path), None, procs, path)
         request = replace(request, hosts=hosts, hostfile=path, nodes=len(hosts), procs_per_node=procs)
-    ended = run_launch(make_launch(launcher, request), RANK, folder, tell=lambda words: print(words, flush=True))
+    ended = run_launch(LAUNCHERS[launcher](request), RANK, folder, tell=lambda words: print(words, flush=True))
     if ended.status:
         show_failure(folder, ended)
     return ended.status

@@ -13,7 +13,7 @@ from fmscale.config import SourceConfig
 from fmscale.data.open import make_sources, open_loader
 from fmscale.data.plan.plan import Plan, Stage
 from fmscale.data.provenance.delivery import DeliveryRecord, order_hash, read_records
-from fmscale.data.provenance.expected import ExpectedSample
+from fmscale.data.provenance.expected import expected_samples
 from fmscale.objectives.protocol import Inputs
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.open import open_store
@@ -35,7 +35,7 @@ def store() -> Backend:
 @pytest.fixture(scope="module")
 def planned(store: Backend) -> pa.Table:
     sources = make_sources(store, [SourceConfig(dataset="corpus")], sequence_length=T, seed=3)
-    return ExpectedSample(store, Plan([Stage(from_k=0, sources=tuple(sources))])).table(0, SAMPLES)
+    return expected_samples(store, Plan([Stage(from_k=0, sources=tuple(sources))]), 0, SAMPLES)
 
 
 def recorded(store: Backend, path: Path, change: Change) -> pa.Table:

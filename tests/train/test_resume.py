@@ -12,7 +12,7 @@ from fmscale.config import load_config
 from fmscale.data.batch import Microbatch
 from fmscale.data.plan.order_log import OrderLog
 from fmscale.data.provenance.delivery import order_hash
-from fmscale.data.provenance.expected import ExpectedSample
+from fmscale.data.provenance.expected import expected_samples
 from fmscale.errors import ConfigError
 from fmscale.objectives.protocol import Inputs
 from fmscale.store.log.log import RUN_KINDS, Log
@@ -193,6 +193,6 @@ def test_what_the_engine_got_is_on_record_from_every_rank(store: str, tmp_path: 
     for run, train in (("counted", train_here), ("swapped", train_swapped)):
         run_ranks(train, 2, str(path), (f"train.run={run}", "train.steps=1"), timeout=120)
         found = delivered(tmp_path / run)
-        planned = ExpectedSample(backend, OrderLog(Log(backend, f"runs/{run}", RUN_KINDS)).plan).table(0, 6)
+        planned = expected_samples(backend, OrderLog(Log(backend, f"runs/{run}", RUN_KINDS)).plan, 0, 6)
         assert found["k"].to_pylist() == planned["k"].to_pylist()
         assert (order_hash(found) == order_hash(planned)) == (run == "counted")

@@ -81,7 +81,18 @@ def ingest(
     # Only this process sees memory://, so that no other process can help.
     private = any(url.startswith("memory://") for url in (store, *request.paths))
     if world.world_size > 1:
-        _check_ranks(world.launcher, workers, private)
+        if world.launcher == "torchrun":
+            raise ConfigError(
+                "ingest runs alone or under mpirun or srun, where its ranks share the work",
+                found=world.launcher,
+                remedy="Start `fmscale ingest` by itself, or with mpirun -n 8.",
+            )
+        if workers not in (None, 1) or private:
+            raise ConfigError(
+                "Under MPI each rank is one writer, and memory:// is seen by one process only",
+                found=f"workers={workers}",
+                remedy="Leave --workers out; use a store that all ranks reach.",
+            )
         from fmscale.data.ingest.mpi import ingest_on_ranks
 
         return ingest_on_ranks(request, world, tell)
@@ -104,18 +115,3 @@ def ingest(
             for unit in job.pending:
                 job.done(writer.run(unit, job.advance))
     return commit_job(job, writers)
-
-
-def _check_ranks(launcher: str, workers: int | None, private: bool) -> None:
-    if launcher == "torchrun":
-        raise ConfigError(
-            "ingest runs alone or under mpirun or srun, where its ranks share the work",
-            found=launcher,
-            remedy="Start `fmscale ingest` by itself, or with mpirun -n 8.",
-        )
-    if workers not in (None, 1) or private:
-        raise ConfigError(
-            "Under MPI each rank is one writer, and memory:// is seen by one process only",
-            found=f"workers={workers}",
-            remedy="Leave --workers out; use a store that all ranks reach.",
-        )

@@ -50,8 +50,7 @@ def _open_local(folder: Path, file: File) -> BinaryIO:
 def _open_object(backend: Backend, ahead: int, file: File) -> BinaryIO:
     info = backend.head(file.name)
     if (info.bytes, round(info.modified * 1000)) != (file.bytes, file.changed):
-        how = f"{info.bytes} bytes now, {file.bytes} when it was listed"
-        raise _changed(f"{file.name} in {backend.url}", how)
+        raise _changed(f"{file.name} in {backend.url}", f"{info.bytes} bytes now, {file.bytes} when it was listed")
     return io.BufferedReader(_RangeFile(backend, file.name, file.bytes), min(ahead, max(file.bytes, 1)))
 
 
@@ -66,25 +65,17 @@ class _RangeFile(io.RawIOBase):
         self._place = 0
 
     def readable(self) -> bool:
-        """Always."""
         return True
 
     def seekable(self) -> bool:
-        """Always."""
         return True
 
-    def tell(self) -> int:
-        """Place of the next byte to read."""
-        return self._place
-
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move to a place, as in a file."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
         self._place = max(0, base + offset)
         return self._place
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """Fill the buffer, or less at the object's end."""
         view = memoryview(buffer).cast("B")
         count = max(0, min(len(view), self._size - self._place))
         if count:
@@ -94,7 +85,6 @@ class _RangeFile(io.RawIOBase):
 
 
 def _changed(name: str, how: str) -> DataError:
-    """The error for an input that changed after the listing."""
     return DataError(
         "An input file changed while it was ingested",
         found=f"{name}: {how}",

@@ -23,7 +23,7 @@ from fmscale.data.ingest.sources import Listing, list_sources
 from fmscale.data.ingest.unit import UnitTask
 from fmscale.data.tokenizers.bpe import train_bpe
 from fmscale.data.tokenizers.protocol import dtype_of
-from fmscale.data.tokenizers.tokenizer import from_json
+from fmscale.data.tokenizers.tokenizer import bpe_size, from_json
 from fmscale.errors import ConfigError, Conflict, DataError
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.backends.write_once import store_once
@@ -131,7 +131,6 @@ class IngestResult:
 class IngestJob:
     """A job whose plan is stored."""
 
-    backend: Backend
     dataset: Dataset
     request: IngestRequest
     stored: StoredPlan
@@ -180,7 +179,7 @@ def begin_job(request: IngestRequest, progress: Progress) -> IngestJob | IngestR
     commits = dataset.commits()
     policy = choose(backend, commits, request.tokenizer, request.bos, request.eos)
     plan = _open_plan(dataset, listing, request, policy)
-    same = next((c for c in commits if _noted(c).get("inputs") == plan.inputs), None)
+    same = next((c for c in commits if c.body["extra"].get("ingest", {}).get("inputs") == plan.inputs), None)
     if same:
         return _result(request.dataset, same, begin=begin, new=False)
     stored = load_plan(backend, request.dataset, plan.job)
@@ -196,7 +195,6 @@ def begin_job(request: IngestRequest, progress: Progress) -> IngestJob | IngestR
         strict=request.strict,
     )
     return IngestJob(
-        backend=backend,
         dataset=dataset,
         request=request,
         stored=stored,
@@ -225,7 +223,7 @@ def commit_job(job: IngestJob, writers: int) -> IngestResult:
     segments = {
         split: [(record.unit, record.seals[split]) for record in records if split in record.seals] for split in splits
     }
-    tokenizer = from_json(load_tokenizer(job.backend, job.stored.tokenizer))
+    tokenizer = from_json(load_tokenizer(job.dataset.backend, job.stored.tokenizer))
     commit = job.dataset.append_commit(
         job=plan.job,
         segments=segments,
@@ -268,8 +266,9 @@ def _store_plan(backend: Backend, dataset: str, plan: IngestPlan, policy: Ingest
     """Store the plan with its tokenizer; the job has the plan that was stored first."""
     tokenizer = policy.tokenizer
     if tokenizer is None:
-        texts = sample(plan, [root.url for root in listing.roots], policy.vocab_size)
-        tokenizer = train_bpe(texts, policy.vocab_size)
+        size = bpe_size(policy.name)
+        assert size is not None, "without a tokenizer the name is bpe:N"
+        tokenizer = train_bpe(sample(plan, [root.url for root in listing.roots], size), size)
     bos, eos = policy.ids(tokenizer)
     digest = store_tokenizer(backend, tokenizer.to_json())
     store_once(backend, plan_key(dataset, plan.job), plan.encode(digest, bos, eos))
@@ -283,22 +282,16 @@ def _records(job: IngestJob) -> list[UnitRecord]:
 
     def read(unit: int) -> UnitRecord:
         key = record_key(job.request.dataset, job.stored.plan.job, unit)
-        return job.records.get(unit) or decode_record(job.backend.get(key))
+        return job.records.get(unit) or decode_record(job.dataset.backend.get(key))
 
     with ThreadPoolExecutor(RECORD_READS) as pool:
         return list(pool.map(read, range(len(job.units))))
 
 
-def _noted(commit: Commit) -> dict[str, Any]:
-    """Notes of an ingest job in its commit."""
-    noted: dict[str, Any] = commit.body["extra"].get("ingest", {})
-    return noted
-
-
 def _result(
     dataset: str, commit: Commit, *, begin: float, new: bool, resumed: int = 0, writers: int = 0
 ) -> IngestResult:
-    noted = _noted(commit)
+    noted: dict[str, Any] = commit.body["extra"]["ingest"]
     assert commit.tokenizer is not None, "ingest commits tokens"
     return IngestResult(
         dataset=dataset,
@@ -308,12 +301,9 @@ def _result(
         documents=sum(counts.documents for counts in commit.totals.values()),
         tokens=sum(counts.tokens for counts in commit.totals.values()),
         splits={split: asdict(counts) for split, counts in commit.totals.items()},
-        raw_bytes=noted["raw_bytes"],
-        text_bytes=noted["text_bytes"],
-        skipped=noted["skipped"],
         guessed=noted.get("guessed", {}),
         tokenizer=commit.tokenizer,
-        units=noted["units"],
+        **{key: noted[key] for key in ("raw_bytes", "text_bytes", "skipped", "units")},
         resumed=resumed,
         writers=writers,
         seconds=time.monotonic() - begin,

@@ -124,11 +124,10 @@ def _lead(ranks: MpiRanks, request: IngestRequest, progress: Progress) -> Ingest
     try:
         result = begin_job(request, progress)
         if isinstance(result, IngestJob):
-            job = result
             for rank in others:
-                ranks.send(rank, {"task": asdict(job.task), "units": job.pending[rank :: ranks.size]})
-            _lead_units(ranks, job)
-            result = commit_job(job, ranks.size)
+                ranks.send(rank, {"task": asdict(result.task), "units": result.pending[rank :: ranks.size]})
+            _lead_units(ranks, result)
+            result = commit_job(result, ranks.size)
     except BaseException as error:
         for rank in others:
             ranks.send(rank, {"failed": describe_error(error)})
@@ -195,15 +194,11 @@ def _follow_units(ranks: MpiRanks, task: UnitTask, units: list[int]) -> Message:
                     record = writer.run(unit, advance)
                     ranks.send(0, {"done": record.encode().decode(), "advance": reporter.take()})
     except _Ended as ended:
-        return ended.message
+        return dict(ended.args[0])
     except Exception as error:
         ranks.send(0, {"error": describe_error(error), "unit": unit})
     return ranks.wait(lambda: [0], "ingest: the others' units and the commit")[1]
 
 
 class _Ended(Exception):
-    """Signal of rank 0's last message, which came while this rank was working."""
-
-    def __init__(self, message: Message) -> None:
-        super().__init__()
-        self.message = message
+    """Signal of rank 0's last message, its argument, which came while this rank was working."""

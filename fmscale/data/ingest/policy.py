@@ -20,8 +20,6 @@ class IngestPolicy:
 
     tokenizer: Tokenizer | None
     """The tokenizer, or None while it is to be trained."""
-    vocab_size: int
-    """Size to train; 0 with a tokenizer."""
     name: str
     """Name of the tokenizer in the plan: its digest, or `bpe:N` while it is to be trained."""
     bos: bool
@@ -52,15 +50,9 @@ def choose(
     if commits:
         return _of_dataset(backend, commits, spec, bos, eos)
     spec = spec or DEFAULT_TOKENIZER
-    size = bpe_size(spec)
-    tokenizer = None if size else load_tokenizer(spec)
-    policy = IngestPolicy(
-        tokenizer=tokenizer,
-        vocab_size=size or 0,
-        name=tokenizer.digest if tokenizer else spec,
-        bos=bool(bos),
-        eos=eos is not False,
-    )
+    tokenizer = None if bpe_size(spec) else load_tokenizer(spec)
+    name = tokenizer.digest if tokenizer else spec
+    policy = IngestPolicy(tokenizer=tokenizer, name=name, bos=bool(bos), eos=eos is not False)
     if tokenizer:
         policy.ids(tokenizer)
     return policy
@@ -87,9 +79,8 @@ def _of_dataset(
     tokenizer = from_json(stored.load_tokenizer(backend, last.tokenizer), f"tokenizer {last.tokenizer}")
     # A tokenizer.json alone may not tell its BOS and EOS.
     tokenizer.bos_id, tokenizer.eos_id = last.bos, last.eos
-    return IngestPolicy(
-        tokenizer=tokenizer, vocab_size=0, name=last.tokenizer, bos=last.bos is not None, eos=last.eos is not None
-    )
+    bos, eos = last.bos is not None, last.eos is not None
+    return IngestPolicy(tokenizer=tokenizer, name=last.tokenizer, bos=bos, eos=eos)
 
 
 def _check_spec(commits: Sequence[Commit], digest: str, spec: str | None) -> None:

@@ -38,9 +38,9 @@ class SkippedInput:
     counts: dict[str, int] = field(default_factory=dict)
     first: dict[str, list[str]] = field(default_factory=dict)
 
-    def add(self, reason: str, name: str, count: int = 1) -> None:
+    def add(self, reason: str, name: str) -> None:
         """Count input that was passed over."""
-        self.counts[reason] = self.counts.get(reason, 0) + count
+        self.counts[reason] = self.counts.get(reason, 0) + 1
         names = self.first.setdefault(reason, [])
         if len(names) < FIRST_NAMES:
             names.append(name[:NAME_CHARACTERS])
@@ -92,44 +92,27 @@ class UnitRecord:
 
     def encode(self) -> bytes:
         """Canonical JSON text of the record."""
-        return canonical_json(
-            {
-                "format_version": FORMAT_VERSION,
-                "unit": self.unit,
-                "seals": {split: asdict(seal) for split, seal in self.seals.items()},
-                "documents": self.documents,
-                "text_bytes": self.text_bytes,
-                "skipped": self.skipped.to_json(),
-            }
-        )
+        return canonical_json({"format_version": FORMAT_VERSION, **asdict(self), "skipped": self.skipped.to_json()})
 
 
 def decode_record(data: bytes) -> UnitRecord:
     """The record of a JSON text. Raises FormatError for a later format_version."""
     content = json.loads(data)
     check_version(content, "the record of a work unit")
-    return UnitRecord(
-        unit=content["unit"],
-        seals={split: SealInfo(**seal) for split, seal in content["seals"].items()},
-        documents=content["documents"],
-        text_bytes=content["text_bytes"],
-        skipped=SkippedInput.from_json(content["skipped"]),
-    )
-
-
-def records_folder(dataset: str, job: str) -> str:
-    """Folder of a job's records."""
-    return f"datasets/{dataset}/jobs/{job}"
+    del content["format_version"]
+    content["seals"] = {split: SealInfo(**seal) for split, seal in content["seals"].items()}
+    content["skipped"] = SkippedInput.from_json(content["skipped"])
+    return UnitRecord(**content)
 
 
 def record_key(dataset: str, job: str, unit: int) -> str:
-    """Key of a unit's record in that folder."""
-    return f"{records_folder(dataset, job)}/{unit:08d}.json"
+    """Key of a unit's record."""
+    return f"datasets/{dataset}/jobs/{job}/{unit:08d}.json"
 
 
 def finished_units(backend: Backend, dataset: str, job: str) -> set[int]:
     """Units that have a record, by one listing."""
-    names = backend.list_names(records_folder(dataset, job))
+    names = backend.list_names(f"datasets/{dataset}/jobs/{job}")
     return {int(name.removesuffix(".json")) for name in names if name.endswith(".json")}
 
 

@@ -155,11 +155,16 @@ def _parse_argument(argument: str) -> Root:
         return Root(url=str(path.resolve()))
     if path.exists():
         return Root(url=str(path.parent.resolve()), only=path.name)
-    parts = path.parts
-    first = next((i for i, part in enumerate(parts) if GLOB.search(part)), None)
-    if first is None:
+    folder, pattern = _split_glob(path.parts)
+    if not pattern:
         raise ConfigError("There is no such file or folder", found=argument, remedy="Check the path; globs are quoted.")
-    return Root(url=str(Path(*parts[:first]).resolve()), pattern="/".join(parts[first:]))
+    return Root(url=str(Path(*folder).resolve()), pattern="/".join(pattern))
+
+
+def _split_glob(parts: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """The names in front of the first that is a glob, and the names from there on."""
+    first = next((i for i, part in enumerate(parts) if GLOB.search(part)), len(parts))
+    return parts[:first], parts[first:]
 
 
 def _parse_url_argument(argument: str) -> Root:
@@ -167,11 +172,12 @@ def _parse_url_argument(argument: str) -> Root:
     path, mark, query = argument.partition("?")
     scheme, _, rest = path.partition("://")
     parts = rest.rstrip("/").split("/")
-    first = next((i for i, part in enumerate(parts) if GLOB.search(part)), None)
-    if first is not None and "::" not in argument:
-        folder = f"{scheme}://{'/'.join(parts[:first])}{mark}{query}"
-        return Root(url=folder, pattern="/".join(parts[first:]))
-    if len(parts) > 1 and parts[-1] and "::" not in argument:
+    above, pattern = _split_glob(parts)
+    if "::" in argument:
+        return Root(url=argument)
+    if pattern:
+        return Root(url=f"{scheme}://{'/'.join(above)}{mark}{query}", pattern="/".join(pattern))
+    if len(parts) > 1 and parts[-1]:
         folder = f"{scheme}://{'/'.join(parts[:-1])}{mark}{query}"
         with suppress(ObjectNotFound):
             if urlsplit(folder).netloc and open_store(folder, read_only=True).exists(parts[-1]):

@@ -98,17 +98,14 @@ class UnitWriter:
                 split: writers[split].finish(self._backend, segment_prefix(*folder, split)) for split in sorted(writers)
             }
         record = UnitRecord(unit=unit, seals=seals, documents=documents, text_bytes=text_bytes, skipped=skipped)
-        self._store(record)
-        return record
-
-    def _store(self, record: UnitRecord) -> None:
-        key = record_key(self.task.dataset, self.task.job, record.unit)
+        key = record_key(*folder)
         if not store_once(self._backend, key, record.encode()):
             raise Conflict(
                 f"{key} is there already and says something else of the same work unit",
                 found=key,
                 remedy="Its inputs or its software changed since: delete the record, or ingest anew.",
             )
+        return record
 
     def _batches(
         self, works: list[Work], skipped: SkippedInput, advance: Advance

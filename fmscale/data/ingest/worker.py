@@ -9,7 +9,6 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Iterator
 from typing import BinaryIO
 
 from fmscale.data.ingest.messages import Message, Reporter, decode, describe_error, encode
@@ -32,16 +31,11 @@ def main() -> None:
         with open_writer(task) as writer:
             answers.write(encode({"ready": True}))
             reporter = Reporter(lambda message: answers.write(encode(message)), REPORT_SECONDS)
-            for unit in _units(incoming):
-                record = writer.run(unit, reporter.advance)
+            for message in iter(incoming.get, {"unit": None}):
+                record = writer.run(message["unit"], reporter.advance)
                 answers.write(encode({"done": record.encode().decode(), "advance": reporter.take()}))
     except Exception as error:
         answers.write(encode({"error": describe_error(error)}))
-
-
-def _units(incoming: "queue.SimpleQueue[Message]") -> Iterator[int]:
-    while (message := incoming.get()).get("unit") is not None:
-        yield message["unit"]
 
 
 def _receive(file: BinaryIO, incoming: "queue.SimpleQueue[Message]") -> None:

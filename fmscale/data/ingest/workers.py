@@ -88,12 +88,9 @@ class _Process:
         with suppress(subprocess.TimeoutExpired):
             self.popen.wait(max(0.0, deadline - time.monotonic()))
         self.popen.kill()
-        self.popen.wait()
         self._thread.join()
-        for pipe in (self.popen.stdin, self.popen.stdout):
-            assert pipe is not None, "both were asked for"
-            with suppress(BrokenPipeError):
-                pipe.close()
+        with suppress(BrokenPipeError), self.popen:  # which closes its pipes
+            self.popen.wait()
 
     def _send(self, message: Message) -> None:
         assert self.popen.stdin is not None, "it was asked for"

@@ -2,11 +2,7 @@
 
 A permutation of n numbers is an alternating Feistel network on the pairs (left, right) of a grid of left_size ×
 right_size ≥ n cells, with cycle walking for the few cells above n (Black and Rogaway, "Ciphers with arbitrary finite
-domains", CT-RSA 2002). The halves are added modulo their sizes instead of being XORed, so the grid can be cut to fit n:
-a power-of-two grid would walk up to once per number, this one for a share of about n^-0.5 at most. It is a shuffle, not
-a cipher: nothing here is secret.
-
-All numbers are uint64 and wrap modulo 2^64; the same integers come out on every machine.
+domains", CT-RSA 2002; docs/order.md, "Permutations"). All numbers are uint64 and wrap modulo 2^64.
 """
 
 from functools import lru_cache
@@ -28,9 +24,7 @@ MAX_DOMAIN = 2**62
 ROUNDS = 8
 """Feistel rounds; 8 is what Grain's header recommends for its index shuffle (it runs 4)."""
 
-_MASK = 2**64 - 1
-_GOLDEN = 0x9E3779B97F4A7C15
-_GAMMA = np.uint64(_GOLDEN)
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _S27, _S30, _S31, _S32 = np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(32)
 _MIX1, _MIX2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
@@ -44,15 +38,12 @@ def mix(x: U64) -> U64:
 
 
 def mix_int(x: int) -> int:
-    """`mix` of one Python integer, taken modulo 2^64."""
-    x &= _MASK
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & _MASK
-    return x ^ (x >> 31)
+    """`mix` of one Python integer below 2^64."""
+    return int(mix(np.array([x], dtype=np.uint64))[0])
 
 
 # Two odd multipliers a round: the SplitMix64 stream that starts at 0.
-_MULTIPLIERS = tuple(np.uint64(mix_int(_GOLDEN * (i + 1)) | 1) for i in range(2 * ROUNDS))
+_MULTIPLIERS = mix(np.arange(1, 2 * ROUNDS + 1, dtype=np.uint64) * _GAMMA) | np.uint64(1)
 
 
 def seed_key(seed: int) -> int:
@@ -101,18 +92,28 @@ def domain(n: int) -> Domain:
     return Domain(*np.array([[n], [left], [-(-n // left)]], dtype=np.uint64))
 
 
-def permute(x: U64, n: int | Domain, key: U64 | int) -> U64:
+def permute(x: U64, n: int | Domain, key: U64 | int, *, inverse: bool = False) -> U64:
     """The places that numbers x < n take in the permutation named by `key`.
 
     `key` and the fields of a `Domain` have one entry, or one for each number, which is then permuted on its own. x and
     the result are one-dimensional.
     """
-    return _permute(x, n, key, inverse=False)
+    # Arrays of one instead of scalars: numpy warns when a scalar wraps.
+    sizes = Domain(*map(np.atleast_1d, domain(n) if isinstance(n, int) else n))
+    keys = np.atleast_1d(np.asarray(key, dtype=np.uint64))
+    out = _network(x, sizes, keys, inverse)
+    outside = np.flatnonzero(out >= sizes.n)
+    while outside.size:
+        part = select(sizes, outside)
+        again = _network(out[outside], part, keys if keys.size == 1 else keys[outside], inverse)
+        out[outside] = again
+        outside = outside[again >= part.n]
+    return out
 
 
 def unpermute(x: U64, n: int | Domain, key: U64 | int) -> U64:
     """The inverse of `permute`, for the same n and key."""
-    return _permute(x, n, key, inverse=True)
+    return permute(x, n, key, inverse=True)
 
 
 def select(fields: NamedTupleT, which: NDArray[np.intp] | NDArray[np.bool_]) -> NamedTupleT:
@@ -120,48 +121,18 @@ def select(fields: NamedTupleT, which: NDArray[np.intp] | NDArray[np.bool_]) -> 
     return type(fields)(*(field if np.size(field) == 1 else field[which] for field in fields))
 
 
-class _Job(NamedTuple):
-    """Domain and key of permutations; each field has one entry, or one for each element."""
-
-    n: U64
-    left: U64
-    right: U64
-    key: U64
-
-
-def _permute(x: U64, n: int | Domain, key: U64 | int, *, inverse: bool) -> U64:
-    # Arrays of one instead of scalars: numpy warns when a scalar wraps.
-    sizes = domain(n) if isinstance(n, int) else n
-    job = _Job(*map(np.atleast_1d, (*sizes, np.asarray(key, dtype=np.uint64))))
-    network = _decrypt if inverse else _encrypt
-    out = network(x, job)
-    outside = np.flatnonzero(out >= job.n)
-    while outside.size:
-        part = select(job, outside)
-        again = network(out[outside], part)
-        out[outside] = again
-        outside = outside[again >= part.n]
-    return out
-
-
-def _encrypt(x: U64, job: _Job) -> U64:
-    left = x // job.right
-    right = x - left * job.right
-    for i in range(0, ROUNDS, 2):
-        _add(left, _pad(right, job.key, i, job.left), job.left)
-        _add(right, _pad(left, job.key, i + 1, job.right), job.right)
-    left *= job.right
-    left += right
-    return left
-
-
-def _decrypt(x: U64, job: _Job) -> U64:
-    left = x // job.right
-    right = x - left * job.right
-    for i in range(ROUNDS - 2, -1, -2):
-        _add(right, job.right - _pad(left, job.key, i + 1, job.right), job.right)
-        _add(left, job.left - _pad(right, job.key, i, job.left), job.left)
-    left *= job.right
+def _network(x: U64, sizes: Domain, key: U64, inverse: bool) -> U64:
+    _, rows, columns = sizes
+    left = x // columns
+    right = x - left * columns
+    for i in range(ROUNDS - 2, -1, -2) if inverse else range(0, ROUNDS, 2):
+        if inverse:
+            _add(right, columns - _pad(left, key, i + 1, columns), columns)
+            _add(left, rows - _pad(right, key, i, rows), rows)
+        else:
+            _add(left, _pad(right, key, i, rows), rows)
+            _add(right, _pad(left, key, i + 1, columns), columns)
+    left *= columns
     left += right
     return left
 

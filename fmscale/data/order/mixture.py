@@ -1,15 +1,12 @@
 """Mixture of sources: sample of a stage → source and number of the sample there, and back.
 
 The sources are the leaves of a Huffman tree over their weights. A node with weight W hands its samples r = 0, 1 … to
-its two sides so that of the first r the left side, with weight V, has ⌊(r·V + ⌊W/2⌋)/W⌋: r·V/W rounded, so within half
-a sample of its share of what the node has. Inner nodes of a Huffman tree have at most 2/3 of their parent's weight, so
-these errors add up to less than 2 samples at any prefix; over 3,000 mixtures of 2 to 20 sources the largest was 1.32.
-Forward and back are a few integer operations a level, without tables.
+its two sides so that of the first r the left side, with weight V, has ⌊(r·V + ⌊W/2⌋)/W⌋ (docs/order.md, "Mixtures").
 """
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,17 +39,13 @@ def integer_weights(weights: Sequence[float]) -> tuple[int, ...]:
     return tuple(whole)
 
 
-@dataclass(frozen=True, slots=True)
-class _Leaf:
-    source: int
+class _Node(NamedTuple):
+    """Two sides of the tree; a side that is a number is a source."""
 
-
-@dataclass(frozen=True, slots=True)
-class _Node:
     weight: int
     left_weight: int
-    left: "_Node | _Leaf"
-    right: "_Node | _Leaf"
+    left: "_Node | int"
+    right: "_Node | int"
 
     def left_of(self, r: int) -> int:
         """c(r): samples of the left side among the node's first r."""
@@ -66,7 +59,7 @@ class Mixture:
         """`weights` are positive integers with the sum 2^32 (see `integer_weights`)."""
         self.sources = len(weights)
         # Equal weights merge in the order of sources, then of merging.
-        heap: list[tuple[int, int, _Node | _Leaf]] = [(w, s, _Leaf(s)) for s, w in enumerate(weights)]
+        heap: list[tuple[int, int, _Node | int]] = [(w, s, s) for s, w in enumerate(weights)]
         heapq.heapify(heap)
         for number in range(self.sources, 2 * self.sources - 1):
             light, _, left = heapq.heappop(heap)
@@ -86,11 +79,11 @@ class Mixture:
     def taken(self, offset: int) -> tuple[int, ...]:
         """Samples of each source among the stage's first `offset`."""
         counts = [0] * self.sources
-        left: list[tuple[_Node | _Leaf, int]] = [(self._root, offset)]
+        left: list[tuple[_Node | int, int]] = [(self._root, offset)]
         while left:
             node, r = left.pop()
-            if isinstance(node, _Leaf):
-                counts[node.source] = r
+            if isinstance(node, int):
+                counts[node] = r
             else:
                 count = node.left_of(r)
                 left += [(node.left, count), (node.right, r - count)]
@@ -98,17 +91,15 @@ class Mixture:
 
     def offset(self, source: int, number: U64) -> U64:
         """Places of a source's samples, counted from the stage's beginning: the inverse of `split`."""
-        path = _path(self._root, source)
-        assert path is not None
-        for node, is_left in reversed(path):
-            number = _rank(node, is_left, number)
-        return number
+        offset = _offset(self._root, source, number)
+        assert offset is not None, "each source is a leaf"
+        return offset
 
 
-def _deal(node: _Node | _Leaf, r: U64, which: NDArray[np.intp], source: NDArray[np.intp], number: U64) -> None:
+def _deal(node: _Node | int, r: U64, which: NDArray[np.intp], source: NDArray[np.intp], number: U64) -> None:
     """Write source and number of the samples `which`, of which the node gets its samples r."""
-    if isinstance(node, _Leaf):
-        source[which] = node.source
+    if isinstance(node, int):
+        source[which] = node
         number[which] = r
         return
     # c(r) in 64 bits: with r = a·W + b it is a·V + ⌊(b·V + ⌊W/2⌋)/W⌋, and W <= 2^32.
@@ -140,12 +131,12 @@ def _rank(node: _Node, is_left: bool, number: U64) -> U64:
     return whole * weight + ((number - whole * share) * weight + half) // share
 
 
-def _path(node: _Node | _Leaf, source: int) -> list[tuple[_Node, bool]] | None:
-    """Nodes from here to a source, each with True where the way goes left; None if the source is not below."""
-    if isinstance(node, _Leaf):
-        return [] if node.source == source else None
+def _offset(node: _Node | int, source: int, number: U64) -> U64 | None:
+    """Numbers, among the node's samples, of the samples `number` of a source; None if the source is not below."""
+    if isinstance(node, int):
+        return number if node == source else None
     for side, is_left in ((node.left, True), (node.right, False)):
-        below = _path(side, source)
+        below = _offset(side, source, number)
         if below is not None:
-            return [(node, is_left), *below]
+            return _rank(node, is_left, below)
     return None

@@ -1,17 +1,7 @@
 """Order of one view: position → row for any epoch, and row → position, both in constant time.
 
-Construction (docs/order.md): units are permuted over the whole view; W consecutive permuted units make a window; a
-window is cut into L = 2^a lanes of equal length, taken in turn, each permuted on its own. So the rows of a window come
-from W units at most, each lane reads its own W/L units, and neighbouring positions come from different units. There are
-K = max(1, ⌊n/W⌋) windows and the last holds what is left, W … 2W−1 units; its lanes are cut by rows, c = ⌈units·b/L⌉
-each, so that fewer than L cells stay empty.
-
-With x a position, w = min(⌊x/(W·b)⌋, K−1), r = x − w·W·b and c the rows of a lane of window w:
-lane = bitreverse_a(r mod L); y = Φ_c(⌊r/L⌋) with the key of (seed, epoch, w, lane);
-z = w·W·b + lane·c + y; j = ⌊z/b⌋;
-σ(x) = id(Φ_n(j), z mod b) with the key of (seed, epoch) if j < n, and z itself otherwise.
-σ permutes {0 … (K−1)·W·b + L·c − 1}, and row(p) is its first return to {0 … N−1}: x = σ(p); while x ≥ N:
-x = σ(x).
+docs/order.md, "Windows and lanes", has the construction, whose letters the code takes: W units a window, L lanes and K
+windows, σ from a place of an epoch to a row, a hole or an empty cell.
 """
 
 from collections.abc import Sequence
@@ -61,12 +51,12 @@ class Constants(NamedTuple):
     def over_lane(self, window: U64) -> Domain:
         """Domain of the permutation inside a lane of each window."""
         last = window == self.last_window
+        final = Domain(self.last_lane_rows, self.last_lane_left, self.last_lane_right)
         if last.all():
-            return Domain(self.last_lane_rows, self.last_lane_left, self.last_lane_right)
+            return final
         regular = Domain(self.lane_rows, self.lane_left, self.lane_right)
         if not last.any():
             return regular
-        final = (self.last_lane_rows, self.last_lane_left, self.last_lane_right)
         return Domain(*(np.where(last, b, a) for a, b in zip(regular, final, strict=True)))
 
 
@@ -76,11 +66,9 @@ class Order:
     def __init__(self, units: Units, seed: int, window: int = 2048) -> None:
         """`window` is W in units, at least 1."""
         self.units = units
-        self.seed = seed
         self.window = window
         most = min(MAX_LANES, units.n)
-        lanes = min(window & -window, 1 << (most.bit_length() - 1))
-        self.lanes = lanes
+        self.lanes = lanes = min(window & -window, 1 << (most.bit_length() - 1))
         """L, lanes of every window."""
         self.windows = max(1, units.n // window)
         """K, windows of an epoch."""

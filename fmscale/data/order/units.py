@@ -1,9 +1,6 @@
 """Rows of a view in units of b rows, and the numbering that makes every commit end in a whole unit.
 
-Unit u has b rows, except the last unit of each commit, which may have fewer. Let H(u) be the sum of b − rows(v) over
-units v < u. A cell (u, o) of the n × b grid has the id u·b + o − H(u) if the row exists (ids 0 … N−1 number the rows in
-commit order) and otherwise N + H(u) + o − rows(u): the holes get N … n·b−1. H changes only at commit ends: all this
-costs a binary search over commits, nothing that grows with rows.
+docs/order.md, "Units and holes", has the numbering and its letters: n units of b cells, N rows, H(u) holes before u.
 """
 
 from collections.abc import Sequence
@@ -36,10 +33,7 @@ def cell_id(table: CommitTable, first_unit: U64, b: U64, rows: U64, unit: U64, o
     id += offset
     after = unit + first_unit
     after += np.uint64(1)
-    if len(table.unit_ends) == 1:
-        place = _FIRST
-    else:
-        place = np.searchsorted(table.unit_ends, after, side="left")
+    place = _FIRST if len(table.unit_ends) == 1 else np.searchsorted(table.unit_ends, after, side="left")
     id -= table.holes_before[place]
     # Only the last unit of a commit has holes: one in millions in a large view.
     last = np.flatnonzero(after == table.unit_ends[place])

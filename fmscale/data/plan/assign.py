@@ -1,6 +1,6 @@
 """Rows of a rank, for many steps at once: one vectorised call for thousands of samples."""
 
-from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import numpy as np
 
@@ -8,8 +8,7 @@ from fmscale.data.plan.batch_schedule import BatchSchedule
 from fmscale.data.plan.plan import Plan
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Share:
+class Share(NamedTuple):
     """A rank's part of every step, and the size of its portions."""
 
     dp_rank: int
@@ -20,8 +19,7 @@ class Share:
     """Rows of a forward; None: the rank's whole part of the step."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Assignment:
+class Assignment(NamedTuple):
     """A rank's rows in a run of steps: F forwards of M rows each. Fillers are zero."""
 
     step: np.ndarray
@@ -42,7 +40,7 @@ class Assignment:
     def part(self, first: int, stop: int) -> "Assignment":
         """The forwards of steps [first, stop)."""
         cut = slice(*np.searchsorted(self.step, (first, stop)).tolist())
-        return Assignment(**{field.name: getattr(self, field.name)[cut] for field in fields(self)})
+        return Assignment._make(column[cut] for column in self)
 
 
 def assign(plan: Plan, schedule: BatchSchedule, share: Share, *, k: int, steps: int) -> Assignment:

@@ -1,8 +1,6 @@
 """Rows that are not used from some sample on: bans by people, quarantine of damaged chunks.
 
-A banned row's place is taken by the row that σ leads to next, in the same epoch; nothing else moves, and the substitute
-keeps the lane of the row it replaces, so that no rank's share changes. Where σ runs in a circle of banned rows, the
-walk goes on from the next position.
+A banned row's place is taken by the row that σ leads to next, in the same epoch (docs/order.md, "Bans and quarantine").
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,7 @@
 """The order log: mixture stages, bans and quarantines as entries of a run's log, and the plan they make.
 
 Every rank gets the same plan from the entries, at any time: an entry is durable before any sample that it changes is
-delivered. A new stage takes effect at a sample that no rank has prefetched yet; a quarantine also names the earlier
-samples that its writer must deliver now.
+delivered (docs/order.md, "Bans and quarantine").
 """
 
 from collections.abc import Iterable
@@ -49,8 +48,7 @@ class OrderLog:
     def start(self, sources: Iterable[Source]) -> Plan:
         """Record the first stage of a run, from sample 0 on. Raises Conflict if it has one."""
         stage = Plan([Stage(from_k=0, sources=tuple(sources))]).stages[0]
-        self._append_stage(_stage_body(stage, set()), seen=0)
-        return self.refresh()
+        return self._append_stage(stage, set(), seen=0)
 
     def add_stage(self, from_k: int, sources: Iterable[Source]) -> Plan:
         """Record that these sources and weights hold from sample `from_k` on; the new plan.
@@ -61,8 +59,7 @@ class OrderLog:
         """
         stage = self.plan.next_stage(from_k, sources)
         known = {source.view.digest for source in self.plan.sources}
-        self._append_stage(_stage_body(stage, known), seen=self.plan.log_head)
-        return self.refresh()
+        return self._append_stage(stage, known, seen=self.plan.log_head)
 
     def ban(self, source: int, rows: Iterable[tuple[int, int]], from_k: int, reason: str = "") -> Plan:
         """Record that ranges [first, stop) of rows are not used from sample `from_k` on; the new plan.
@@ -77,20 +74,20 @@ class OrderLog:
 
         Raises DataError if no source has a row with one of them.
         """
-        wanted, recorded = list(ids), False
+        wanted, ranges = list(ids), {}
         for number, source in enumerate(self.plan.sources):
             if source.view.dataset == dataset.name:
                 found = find_documents(dataset, split=source.view.split, ids=wanted, partial=True)
-                rows = open_placement(dataset, source.view).rows_of(found)
-                if rows:
-                    self.ban(number, rows, from_k, reason)
-                    recorded = True
-        if not recorded:
+                ranges[number] = open_placement(dataset, source.view).rows_of(found)
+        if not any(ranges.values()):
             raise DataError(
                 f"no source of the run has a row with these documents of dataset {dataset.name}",
                 found=[document.hex() for document in wanted[:3]],
                 remedy="Check the ids and the dataset; what a view's mask leaves out needs no ban.",
             )
+        for number, rows in ranges.items():
+            if rows:
+                self.ban(number, rows, from_k, reason)
         return self.plan
 
     def quarantine(
@@ -102,7 +99,11 @@ class OrderLog:
         ban = Ban(source=source, rows=(rows,), from_k=from_k, samples=tuple(samples), reason=reason)
         return self._append_ban("quarantine", ban)
 
-    def _append_stage(self, body: dict[str, Any], *, seen: int) -> None:
+    def _append_stage(self, stage: Stage, known: set[str], *, seen: int) -> Plan:
+        """Append a stage; views that earlier entries do not hold are written out in full."""
+        views = {s.view.digest: s.view.to_json() for s in stage.sources if s.view.digest not in known}
+        body = {"format_version": FORMAT_VERSION, **stage_json(stage), "views": views}
+
         def recheck(other: LogEntry) -> None:
             if other.kind == "stage":
                 raise Conflict(
@@ -112,6 +113,7 @@ class OrderLog:
                 )
 
         self.log.append("stage", body, lease=self.lease, recheck=recheck, base=seen)
+        return self.refresh()
 
     def _append_ban(self, kind: str, ban: Ban) -> Plan:
         self.plan.with_ban(ban)
@@ -142,16 +144,11 @@ def replay(log: Log, *, head: int | None = None, plan: Plan | None = None) -> Pl
             found=f"{at} entries, the state was taken at {head}",
             remedy="Resume from the run that the state belongs to.",
         )
-    return _applied(plan, entries, at)
-
-
-def _applied(plan: Plan | None, entries: Iterable[LogEntry], head: int) -> Plan | None:
-    """The plan after more entries of the log. Kinds that do not concern the order change nothing."""
     stages = list(plan.stages) if plan else []
     bans = list(plan.bans) if plan else []
     views = {source.view.digest: source.view for source in plan.sources} if plan else {}
     for entry in entries:
-        if entry.kind not in ("stage", "ban", "quarantine"):
+        if entry.kind not in ("stage", "ban", "quarantine"):  # these alone concern the order
             continue
         body = dict(entry.body)
         version = body.pop("format_version")
@@ -165,13 +162,7 @@ def _applied(plan: Plan | None, entries: Iterable[LogEntry], head: int) -> Plan 
             stages.append(_stage_from(body, views))
         else:
             bans.append(Ban.from_json(body))
-    return Plan(stages, bans, head) if stages else None
-
-
-def _stage_body(stage: Stage, known: set[str]) -> dict[str, Any]:
-    """The entry of a stage; views that earlier entries do not hold are written out in full."""
-    views = {s.view.digest: s.view.to_json() for s in stage.sources if s.view.digest not in known}
-    return {"format_version": FORMAT_VERSION, **stage_json(stage), "views": views}
+    return Plan(stages, bans, at) if stages else None
 
 
 def _stage_from(body: dict[str, Any], views: dict[str, View]) -> Stage:

@@ -198,26 +198,22 @@ def stage_json(stage: Stage) -> dict[str, Any]:
 def _resolved(stages: Sequence[Stage]) -> tuple[tuple[Stage, ...], tuple[Source, ...], list[NDArray[np.intp]]]:
     """(stages with positions, distinct sources by first appearance, index of each stage's sources)."""
     _check(stages)
-    numbers: dict[tuple[str, int], int] = {}
-    sources: list[Source] = []
-    positions: list[int] = []
+    sources: dict[tuple[str, int], Source] = {}
+    positions: dict[tuple[str, int], int] = {}
     indexes: list[NDArray[np.intp]] = []
     out: list[Stage] = []
     for i, stage in enumerate(stages):
-        for source in stage.sources:
-            if source_key(source) not in numbers:
-                numbers[source_key(source)] = len(sources)
-                sources.append(source)
-                positions.append(0)
-        index = [numbers[source_key(source)] for source in stage.sources]
-        start = stage.positions or tuple(positions[number] for number in index)
+        keys = [source_key(source) for source in stage.sources]
+        for key, source in zip(keys, stage.sources, strict=True):
+            sources.setdefault(key, source)
+        number = {key: place for place, key in enumerate(sources)}
+        indexes.append(np.array([number[key] for key in keys], dtype=np.intp))
+        start = stage.positions or tuple(positions.get(key, 0) for key in keys)
         out.append(replace(stage, positions=start))
-        indexes.append(np.array(index, dtype=np.intp))
         if i + 1 < len(stages):
             taken = _mixture(stage).taken(stages[i + 1].from_k - stage.from_k)
-            for number, first, count in zip(index, start, taken, strict=True):
-                positions[number] = first + count
-    return tuple(out), tuple(sources), indexes
+            positions.update({key: first + count for key, first, count in zip(keys, start, taken, strict=True)})
+    return tuple(out), tuple(sources.values()), indexes
 
 
 def _mixture(stage: Stage) -> Mixture:

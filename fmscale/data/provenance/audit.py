@@ -15,7 +15,6 @@ import xxhash
 from fmscale.data.provenance.delivery import changed, order_hash, read_records, repeats, without
 from fmscale.data.views.mask import load_mask
 from fmscale.errors import DataError
-from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import Dataset
 from fmscale.store.segments.tokens import TokenSegment, open_segment, read_document_table, read_tokens
 
@@ -29,8 +28,6 @@ GROUP_ROWS = 128
 class AuditSource:
     """A source of the run, as stored."""
 
-    backend: Backend
-    """Its store."""
     dataset: Dataset
     """Its dataset."""
     commits: tuple[int, ...]
@@ -124,19 +121,16 @@ def audit(records: Sequence[Path], sources: Sequence[AuditSource], trained: rang
     ids = _words(flat.field("document"))
     place = np.empty(len(rows_of), dtype=np.int64)
     segment = np.empty(len(rows_of), dtype=np.int64)
+    row_tokens = int(tokens[rows_of == 0].sum())
+    counts = np.zeros(3, dtype=np.int64)
     for number, stream in enumerate(streams):
         here = source[rows_of] == number
         found = _find(stream, ids[here])
         place[here] = stream.start[found] + offset[here]
         segment[here] = stream.segment[found]
-
+        counts += _coverage(place[here], tokens[here], stream, sources[number], row_tokens, partial=int(k[0]) > 0)
+    twice, masked, missing = counts.tolist()
     wrong = _wrong_rows(table, streams, source, rows_of, place, segment, tokens)
-    twice = masked = missing = 0
-    row_tokens = int(tokens[rows_of == 0].sum())
-    for number, stream in enumerate(streams):
-        here = source[rows_of] == number
-        counts = _coverage(place[here], tokens[here], stream, sources[number], row_tokens, partial=int(k[0]) > 0)
-        twice, masked, missing = twice + counts[0], masked + counts[1], missing + counts[2]
     expected = range(int(k[0]), int(k[-1]) + 1)
     if trained:
         expected = range(min(expected.start, trained.start), max(expected.stop, trained.stop))
@@ -144,8 +138,7 @@ def audit(records: Sequence[Path], sources: Sequence[AuditSource], trained: rang
     first = np.searchsorted(rows_of, np.arange(len(table)))
     entropy, lag = _shuffle_quality(place[first], source, streams)
     error, allowed = _mixture_error(k, source, sources)
-    problems = []
-    for count, what in (
+    promises = (
         (duplicates, "samples delivered more than once by one job"),
         (len(differing), f"samples that came again as something else after a resume, first k={changed_k}"),
         (gaps, "samples that no record shows as received"),
@@ -153,9 +146,8 @@ def audit(records: Sequence[Path], sources: Sequence[AuditSource], trained: rang
         (twice, "tokens delivered twice in an epoch"),
         (masked, "tokens delivered of masked documents"),
         (missing, "tokens left out of an epoch"),
-    ):
-        if count:
-            problems.append(f"{count} {what}")
+    )
+    problems = [f"{count} {broken}" for count, broken in promises if count]
     if error > allowed:
         problems.append(f"a source is {error:.1f} samples away from its share")
     return AuditReport(
@@ -182,7 +174,7 @@ def audit(records: Sequence[Path], sources: Sequence[AuditSource], trained: rang
 def _stream(source: AuditSource) -> _Stream:
     """Position of every document of a source in its stream of tokens."""
     ids, starts, owners = [], [], []
-    masks = [load_mask(source.backend, source.dataset.name, digest).documents for digest in source.masks]
+    masks = [load_mask(source.dataset.backend, source.dataset.name, digest).documents for digest in source.masks]
     masked = [np.empty((0, 2), dtype=np.int64)]
     segments: list[tuple[AuditSource, TokenSegment, int]] = []
     at = 0
@@ -195,8 +187,8 @@ def _stream(source: AuditSource) -> _Stream:
             count = (documents.stop - documents.start)[documents.commit == number].astype(np.int64)
             masked.append(at + np.stack([first, first + count], axis=1))
         for index in range(manifest.segments):
-            handle = open_segment(source.backend, *manifest.segment(index))
-            table = read_document_table(source.backend, handle)
+            handle = open_segment(source.dataset.backend, *manifest.segment(index))
+            table = read_document_table(source.dataset.backend, handle)
             lengths = table["tokens"].to_numpy()
             ids.append(_words(table["id"].combine_chunks()))
             starts.append(at + np.cumsum(lengths) - lengths)
@@ -217,14 +209,13 @@ def _stream(source: AuditSource) -> _Stream:
 
 def _words(ids: pa.Array) -> np.ndarray:
     """Ids as uint64 [n, 2]."""
-    array = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
-    return np.frombuffer(array.buffers()[1], dtype="<u8").reshape(-1, 2)[array.offset :][: len(array)]
+    return np.frombuffer(ids.buffers()[1], dtype="<u8").reshape(-1, 2)[ids.offset :][: len(ids)]
 
 
 def _find(stream: _Stream, ids: np.ndarray) -> np.ndarray:
     """Index of each id among the stream's documents. Raises DataError for an unknown id."""
-    known = np.ascontiguousarray(stream.ids).view([("a", "<u8"), ("b", "<u8")]).reshape(-1)
-    wanted = np.ascontiguousarray(ids).view([("a", "<u8"), ("b", "<u8")]).reshape(-1)
+    pair = [("a", "<u8"), ("b", "<u8")]
+    known, wanted = (np.ascontiguousarray(words).view(pair).reshape(-1) for words in (stream.ids, ids))
     found = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
     strange = np.flatnonzero(known[found] != wanted)
     if len(strange):
@@ -252,17 +243,15 @@ def _wrong_rows(
     for row in range(len(table)):
         stream = streams[source[row]]
         state = xxhash.xxh3_128()
-        at = bounds[row]
-        while at < bounds[row + 1]:
+        at, stop = bounds[row], bounds[row + 1]
+        while at < stop:
             # Neighbouring documents of a segment are one run of tokens: one read for all of them.
             end = at + 1
-            while (
-                end < bounds[row + 1] and segment[end] == segment[at] and place[end] == place[end - 1] + tokens[end - 1]
-            ):
+            while end < stop and segment[end] == segment[at] and place[end] == place[end - 1] + tokens[end - 1]:
                 end += 1
             origin, handle, start = stream.segments[segment[at]]
             count = int(tokens[at:end].sum())
-            state.update(read_tokens(origin.backend, handle, int(place[at]) - start, count).tobytes())
+            state.update(read_tokens(origin.dataset.backend, handle, int(place[at]) - start, count).tobytes())
             at = end
         if state.digest() != digests[row]:
             wrong.append(row)

@@ -7,9 +7,9 @@ the planner; ids come with the data, bytes from the tensor that the model is giv
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -51,6 +51,12 @@ def document_bytes(document: tuple[int, int]) -> bytes:
     return document[0].to_bytes(8, "little") + document[1].to_bytes(8, "little")
 
 
+def record_row(k: int, step: int, source: int, row: int, tokens: np.ndarray, pieces: list[Any]) -> dict[str, Any]:
+    """A row of a record, by column; `pieces` by field."""
+    digest = xxhash.xxh3_128_digest(tokens.tobytes())
+    return dict(zip(SCHEMA.names, (k, step, source, row, digest, pieces), strict=True))
+
+
 class DeliveryRecord:
     """Appends batches to a file; a context manager. The loader must read document ids.
 
@@ -60,7 +66,7 @@ class DeliveryRecord:
     def __init__(self, path: Path, dtype: str) -> None:
         """`dtype` is the dataset's token type, in which token bytes are digested."""
         self._dtype = dtype
-        self._rows: list[dict[str, object]] = []
+        self._rows: list[dict[str, Any]] = []
         self._file = RecordFile(path, begin=SCHEMA.serialize().to_pybytes())
 
     def add(self, batch: Microbatch) -> None:
@@ -70,28 +76,13 @@ class DeliveryRecord:
                 "a delivery record needs document ids",
                 remedy="`train.record_delivery: true` reads them; from Python, open_loader(document_ids=True).",
             )
-        tokens = batch.tokens.numpy().astype(self._dtype)
-        pieces: list[list[dict[str, object]]] = [[] for _ in range(batch.rows)]
+        tokens = batch.tokens.numpy()[: batch.rows].astype(self._dtype)
+        pieces: list[list[dict[str, Any]]] = [[] for _ in range(batch.rows)]
         for span in batch.spans:
-            pieces[span.row].append(
-                {
-                    "document": document_bytes(span.document),
-                    "offset": span.offset,
-                    "start": span.start,
-                    "tokens": span.stop - span.start,
-                }
-            )
-        for i in range(batch.rows):
-            self._rows.append(
-                {
-                    "k": int(batch.k[i]),
-                    "step": batch.step,
-                    "source": int(batch.source[i]),
-                    "row": int(batch.row[i]),
-                    "digest": xxhash.xxh3_128_digest(tokens[i].tobytes()),
-                    "pieces": pieces[i],
-                }
-            )
+            piece = (document_bytes(span.document), span.offset, span.start, span.stop - span.start)
+            pieces[span.row].append(dict(zip(PIECE.names, piece, strict=True)))
+        columns = (batch.k.tolist(), batch.source.tolist(), batch.row.tolist(), tokens, pieces)
+        self._rows += [record_row(k, batch.step, *of_row) for k, *of_row in zip(*columns, strict=True)]
         if len(self._rows) >= FLUSH_ROWS:
             self.flush()
 
@@ -110,9 +101,7 @@ class DeliveryRecord:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -135,16 +124,10 @@ def read_records(paths: Sequence[Path]) -> pa.Table:
 
 def _batches(path: Path) -> Iterator[pa.RecordBatch]:
     try:
-        with path.open("rb") as file, pa.ipc.open_stream(file) as reader:
-            while True:
-                try:
-                    yield reader.read_next_batch()
-                except (StopIteration, pa.ArrowInvalid, OSError):
-                    return
+        with path.open("rb") as file, suppress(pa.ArrowInvalid, OSError), pa.ipc.open_stream(file) as reader:
+            yield from reader
     except (FileNotFoundError, IsADirectoryError) as error:
         raise DataError("no such delivery record", found=str(path), remedy=WHERE) from error
-    except pa.ArrowInvalid:
-        return
 
 
 def without_repeats(table: pa.Table) -> pa.Table:

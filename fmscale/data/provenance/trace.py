@@ -4,7 +4,6 @@ Costs the documents of the step, or one look through the dataset's document tabl
 """
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +11,12 @@ import numpy as np
 
 from fmscale.data.plan.batch_schedule import BatchSchedule
 from fmscale.data.plan.plan import Plan
-from fmscale.data.views.mask import Documents, document_id, find_documents
+from fmscale.data.views.mask import document_id, find_documents
 from fmscale.data.views.placement import Placement, open_placement
 from fmscale.errors import DataError
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import open_dataset
-from fmscale.store.segments.tokens import open_segment, read_document_table, read_documents
+from fmscale.store.segments.tokens import open_segment, read_document_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +52,11 @@ def trace_step(backend: Backend, plan: Plan, schedule: BatchSchedule, step: int)
         view = plan.sources[source].view
         if source not in placements:
             placements[source] = open_placement(open_dataset(backend, view.dataset), view)
-        for document in _documents_of(backend, placements[source], row):
-            entries.append(TraceEntry(step=step, k=k, dataset=view.dataset, row=row, **document))
+        commit, pieces = placements[source].row_pieces(row)
+        for piece in pieces:
+            place = placements[source].manifest(commit).segment(piece.segment)
+            for document in _documents(backend, place, piece.start, piece.start + piece.count):
+                entries.append(TraceEntry(step=step, k=k, dataset=view.dataset, row=row, **document))
     return entries
 
 
@@ -78,9 +80,13 @@ def trace_document(
             continue
         for i in range(len(documents.commit)):
             single = documents.take(np.array([i]))
-            entry = _described(backend, placement, single)
-            rows = itertools.chain.from_iterable(itertools.starmap(range, placement.rows_of(single)))
-            for row in rows:
+            ranges = placement.rows_of(single)
+            if not ranges:
+                continue
+            manifest = placement.manifest(view.commits.index(int(single.commit[0])))
+            place = manifest.segment(int(single.segment[0]))
+            (entry,) = _documents(backend, place, int(single.start[0]), int(single.stop[0]))
+            for row in itertools.chain.from_iterable(itertools.starmap(range, ranges)):
                 for k in plan.occurrences(number, row, stop).tolist():
                     step = schedule.step_of(int(k))
                     entries.append(TraceEntry(step=step, k=int(k), dataset=view.dataset, row=row, **entry))
@@ -89,27 +95,10 @@ def trace_document(
     return sorted(entries, key=lambda traced: traced.k)
 
 
-def _documents_of(backend: Backend, placement: Placement, row: int) -> Iterator[dict[str, Any]]:
-    """Documents with tokens in a row, in order."""
-    commit, pieces = placement.row_pieces(row)
-    for piece in pieces:
-        segment = open_segment(backend, *placement.manifest(commit).segment(piece.segment))
-        table = read_document_table(backend, segment)
-        ends = np.cumsum(table["tokens"].to_numpy())
-        first = int(np.searchsorted(ends, piece.start, side="right"))
-        last = int(np.searchsorted(ends, piece.start + piece.count, side="left"))
-        for entry in table.slice(first, last - first + 1).to_pylist():
-            yield _entry(entry)
-
-
-def _described(backend: Backend, placement: Placement, document: Documents) -> dict[str, Any]:
-    """Source and span of a single document."""
-    commit = placement.view.commits.index(int(document.commit[0]))
-    segment = open_segment(backend, *placement.manifest(commit).segment(int(document.segment[0])))
-    ends, _ = read_documents(backend, segment, 0, segment.documents)
-    place = int(np.searchsorted(ends, document.stop[0]))
-    return _entry(read_document_table(backend, segment).slice(place, 1).to_pylist()[0])
-
-
-def _entry(entry: dict[str, Any]) -> dict[str, Any]:
-    return {"document": entry["id"].hex(), **{key: entry[key] for key in ("source", "start", "stop")}}
+def _documents(backend: Backend, place: tuple[str, str], start: int, stop: int) -> list[dict[str, Any]]:
+    """Documents with tokens among those from `start` to `stop` of a segment, in order."""
+    table = read_document_table(backend, open_segment(backend, *place))
+    ends = np.cumsum(table["tokens"].to_numpy())
+    first, last = int(np.searchsorted(ends, start, side="right")), int(np.searchsorted(ends, stop, side="left"))
+    found = table.slice(first, last - first + 1).to_pylist()
+    return [{"document": d["id"].hex(), "source": d["source"], "start": d["start"], "stop": d["stop"]} for d in found]

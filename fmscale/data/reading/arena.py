@@ -7,7 +7,7 @@ first the units whose rows are all used, then the least recently planned.
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from threading import Condition
 
 import numpy as np
@@ -38,9 +38,9 @@ class Slot:
     """The last planned block of batches that uses it."""
     rows_left: int
     """Rows of the unit that no planned block has used yet."""
-    documents: UnitDocuments | None = field(default=None)
+    documents: UnitDocuments | None = None
     """Set once the unit has been read."""
-    read: Future[None] | None = field(default=None)
+    read: Future[None] | None = None
     """Read under way in another thread."""
 
 
@@ -60,11 +60,8 @@ class Arena:
         self.slot_bytes = rows_per_slot * row_bytes
         # np.empty reserves address space only: a small dataset touches few of these pages.
         self.rows = np.empty((self.capacity * rows_per_slot, row_tokens), dtype=dtype)
-        self.slots: dict[UnitKey, Slot] = {}
-        self.consumed = -1
-        """The last block whose batches have all been delivered."""
-        self._unused = list(range(self.capacity - 1, -1, -1))
         self._changed = Condition()
+        self.reset()
 
     def tokens(self, slot: Slot) -> np.ndarray:
         """The slot's memory as one run of tokens."""
@@ -92,8 +89,9 @@ class Arena:
 
     def reset(self) -> None:
         """Forget all units, keep the memory."""
-        self.slots.clear()
+        self.slots: dict[UnitKey, Slot] = {}
         self.consumed = -1
+        """The last block whose batches have all been delivered."""
         self._unused = list(range(self.capacity - 1, -1, -1))
 
     def forget(self, key: UnitKey) -> None:

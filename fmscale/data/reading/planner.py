@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -45,14 +46,13 @@ HORIZON_STEPS = 512
 """No rank plans further than this many steps beyond what it has delivered."""
 
 
+@dataclass(eq=False)
 class DamagedRows(Exception):
     """Rows of a source that no copy can serve; the loader quarantines them or stops."""
 
-    def __init__(self, source: int, rows: tuple[int, int], error: CorruptChunk) -> None:
-        super().__init__(source, rows)
-        self.source = source
-        self.rows = rows
-        self.error = error
+    source: int
+    rows: tuple[int, int]
+    error: CorruptChunk
 
 
 @dataclass(slots=True, kw_only=True)
@@ -77,20 +77,14 @@ class UnitBlock:
     """Reads that must end before the rows may be gathered."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnitUses:
-    """The units behind an assignment's real rows. U units, R real rows."""
+class _UnitUses(NamedTuple):
+    """The units behind an assignment's R real rows, in order of first use."""
 
     keys: list[UnitKey]
-    """[U] in order of first use."""
-    uses: list[int]
-    """[U] number of rows of each."""
-    inverse: np.ndarray
-    """int64 [R]: unit of each row."""
-    offset: np.ndarray
-    """int64 [R]: row's place in its unit."""
-    real: np.ndarray
-    """bool [F, M]: True for real rows."""
+    uses: list[int]  # rows of each unit
+    inverse: np.ndarray  # int64 [R]: unit of each row
+    offset: np.ndarray  # int64 [R]: row's place in its unit
+    real: np.ndarray  # bool [F, M]: True for real rows
 
 
 class Planner:
@@ -191,9 +185,8 @@ class Planner:
                 return None, steps
             missing.append(taken)
         block = self._gathered(number, assignment, units)
-        next_uses = self._next_uses(missing, k)
+        reads = list(zip(missing, self._next_uses(missing, k), strict=True))
         if self._pool is not None:
-            reads = list(zip(missing, next_uses, strict=True))
             # Not for the first batch, which waits for what it needs and no more.
             if number and self._readers.fetcher.region_bytes:
                 block.reads += [self._pool.submit(self._advise, slot, next_use) for slot, next_use in reads]
@@ -201,16 +194,16 @@ class Planner:
                 slot.read = self._pool.submit(self._read, slot, next_use)
             block.reads += [slot.read for slot in dict.fromkeys(block.slots) if slot.read is not None]
             return block, steps
-        self._reading = bool(missing)
-        if missing:
-            self._read_here(missing, next_uses, int(assignment.after[-1]))
+        self._reading = bool(reads)
+        if reads:
+            self._read_here(reads, int(assignment.after[-1]))
         return block, steps
 
     def check_memory(self, k: int) -> None:
         """Raise LittleMemory if the arena cannot hold the units of the step that begins with sample k."""
         self._require_room(self._units(assign(self.plan, self._schedule, self._share, k=k, steps=1)))
 
-    def _require_room(self, units: UnitUses) -> None:
+    def _require_room(self, units: _UnitUses) -> None:
         needed, held = len(units.keys), self._arena.capacity
         if needed > held:
             raise LittleMemory(
@@ -219,20 +212,20 @@ class Planner:
                 remedy=f"Raise memory_bytes {needed // held + 1}-fold.",
             )
 
-    def _read_here(self, missing: list[Slot], next_uses: list[int], after: int) -> None:
+    def _read_here(self, reads: list[tuple[Slot, int]], after: int) -> None:
         """Read units in this thread. The next units are announced to a slow disk, also those of the block that begins
         with sample `after`: many requests at once are faster than one after another.
         """
-        coming = [slot.key for slot in missing] + (self._coming(after) if self._slow else [])
+        coming = [slot.key for slot, _ in reads] + (self._coming(after) if self._slow else [])
         started = time.perf_counter()
-        for place, (slot, next_use) in enumerate(zip(missing, next_uses, strict=True)):
+        for place, (slot, next_use) in enumerate(reads):
             if self._slow:
                 self._tell(coming[place : place + TOLD_UNITS])
             self._read(slot, next_use)
             self._told.discard(slot.key)
-        self._judge(len(missing), time.perf_counter() - started)
+        self._judge(len(reads), time.perf_counter() - started)
         if self._slow:
-            self._tell(coming[len(missing) :])
+            self._tell(coming[len(reads) :])
 
     def _coming(self, k: int) -> list[UnitKey]:
         """The first absent units that samples from k on need."""
@@ -267,7 +260,7 @@ class Planner:
             self._ahead = ahead
         return ahead.part(first, first + steps)
 
-    def _gathered(self, number: int, assignment: Assignment, units: UnitUses) -> UnitBlock:
+    def _gathered(self, number: int, assignment: Assignment, units: _UnitUses) -> UnitBlock:
         """The block with the arena row of every row."""
         slots = [self._arena.slots[key] for key in units.keys]
         bases = np.array([slot.number * self._arena.rows_per_slot for slot in slots], dtype=np.int64)
@@ -283,12 +276,11 @@ class Planner:
             offsets=(units.offset * row_tokens).tolist(),
         )
 
-    def _units(self, assignment: Assignment) -> UnitUses:
+    def _units(self, assignment: Assignment) -> _UnitUses:
         """Units of the rows, in order of first use."""
         real = np.arange(assignment.k.shape[1]) < assignment.real[:, None]
         source, row = assignment.source[real], assignment.row[real]
-        unit = np.empty(len(row), dtype=np.int64)
-        offset = np.empty(len(row), dtype=np.int64)
+        unit, offset = np.empty((2, len(row)), dtype=np.int64)
         for number in np.flatnonzero(np.bincount(source)).tolist():
             here = source == number
             unit[here], offset[here] = self.plan.sources[number].view.units.unit_of(row[here])
@@ -298,7 +290,7 @@ class Planner:
         place = np.empty_like(by_use)
         place[by_use] = np.arange(len(by_use))
         first = first[by_use]
-        return UnitUses(
+        return _UnitUses(
             keys=list(zip(source[first].tolist(), unit[first].tolist(), strict=True)),
             uses=uses[by_use].tolist(),
             inverse=place[inverse],
@@ -330,8 +322,7 @@ class Planner:
         """Read the slot's unit. Raises DamagedRows for damaged rows that the plan may still deliver."""
         source, unit = slot.key
         reader = self._readers.of(self.plan, source)
-        documents, damaged = reader.read(unit, self._arena.tokens(slot), next_use)
-        slot.documents = documents
+        slot.documents, damaged = reader.read(unit, self._arena.tokens(slot), next_use)
         for start, stop, error in damaged:
             tokens = self._arena.rows.shape[1]
             first = int(reader.view.units.id(np.array([unit]), np.array([0]))[0])

@@ -7,7 +7,6 @@ from fmscale.data.plan.plan import Plan
 from fmscale.data.reading.unit_reader import UnitReader
 from fmscale.data.views.placement import open_placement
 from fmscale.errors import ConfigError
-from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import Dataset, open_dataset
 from fmscale.store.tiers.fetch import Fetcher
 
@@ -17,7 +16,6 @@ class Readers:
 
     def __init__(
         self,
-        backend: Backend,
         fetcher: Fetcher,
         *,
         document_ids: bool = False,
@@ -25,7 +23,6 @@ class Readers:
     ) -> None:
         """`document_ids`: read the documents' stable ids too. `datasets`: those that are open already, by name."""
         self._datasets = datasets or {}
-        self.backend = backend
         self.fetcher = fetcher
         self.document_ids = document_ids
         self._readers: dict[str, UnitReader] = {}
@@ -44,7 +41,7 @@ class Readers:
                         found=(view.sequence_length, view.dtype),
                         remedy=f"All sources of a run have {(first.sequence_length, first.dtype)}.",
                     )
-                dataset = self._datasets.get(view.dataset) or open_dataset(self.backend, view.dataset)
+                dataset = self._datasets.get(view.dataset) or open_dataset(self.fetcher.backend, view.dataset)
                 placement = open_placement(dataset, view)
                 self._readers[view.digest] = UnitReader(placement, self.fetcher, document_ids=self.document_ids)
             return self._readers[view.digest]

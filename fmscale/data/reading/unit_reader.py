@@ -7,7 +7,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +30,8 @@ MB more.
 """
 
 
+_NO_IDS = np.empty((0, 2), dtype=np.uint64)
+
 Damage = tuple[int, int, CorruptChunk]
 """(first, stop) of rows that no source can serve, and the reason."""
 
@@ -42,13 +43,6 @@ class UnitRead(NamedTuple):
     """Ends of its documents."""
     damaged: list[Damage]
     """Tokens of the unit that no source can serve; zeros in memory."""
-
-
-@dataclass(slots=True)
-class _Documents:
-    ends: list[np.ndarray]
-    ids: list[np.ndarray]
-    offset: int | None = None
 
 
 class UnitReader:
@@ -76,7 +70,7 @@ class UnitReader:
         Raises StoreUnavailable, AccessDenied or another StoreError if the store does not serve at all.
         """
         commit, pieces = self.placement.pieces(unit)
-        found = _Documents([], [])
+        documents: list[tuple[int, np.ndarray, np.ndarray]] = []
         damaged: list[Damage] = []
         at = 0
         for piece in pieces:
@@ -84,21 +78,18 @@ class UnitReader:
             try:
                 segment = self._segment(commit, piece.segment)
                 tokens = into[at:stop]
-                lost = self._read_rows(segment, "tokens", piece.start, tokens, next_use, salvage=True)
-                for first, last, error in lost:
+                for first, last, error in self._read_rows(segment, "tokens", piece.start, tokens, next_use):
                     tokens[first:last] = 0
                     damaged.append((at + first, at + last, error))
-                self._read_documents(segment, piece, at, found)
+                documents.append(self._read_documents(segment, piece, at))
             except CorruptChunk as error:
                 # Its seal or its document arrays: no row of the piece can be trusted.
                 damaged.append((at, stop, error))
-                found.ends.append(np.array([stop], dtype=np.int64))
-                found.ids.append(np.zeros((1, 2), dtype=np.uint64))
+                documents.append((0, np.array([stop], dtype=np.int64), np.zeros((1, 2), dtype=np.uint64)))
             at = stop
-        documents = UnitDocuments(
-            ends=_joined(found.ends), offset=found.offset or 0, ids=_joined(found.ids) if self.document_ids else None
-        )
-        return UnitRead(documents, damaged)
+        offsets, ends, ids = zip(*documents, strict=True)
+        names = np.concatenate(ids) if self.document_ids else None
+        return UnitRead(UnitDocuments(ends=np.concatenate(ends), offset=offsets[0], ids=names), damaged)
 
     def advise(self, unit: int, next_use: int = 0) -> None:
         """Prepare for a read of the unit soon. Damage shows when the unit is read."""
@@ -147,12 +138,9 @@ class UnitReader:
                 self.fetcher.backend.advise(ref.key, 0, ref.bytes)
 
     def _read_rows(
-        self, segment: TokenSegment, name: str, start: int, out: np.ndarray, next_use: int = 0, *, salvage: bool = False
+        self, segment: TokenSegment, name: str, start: int, out: np.ndarray, next_use: int = 0
     ) -> list[Damage]:
-        """Fill `out` with rows of an array of the segment from `start` on.
-
-        With `salvage` the rows of `out` that no source can serve are returned; without it CorruptChunk is raised.
-        """
+        """Fill `out` with rows of an array of the segment from `start` on; the rows of it that no source can serve."""
         layout = segment.arrays[name].layout
         damaged: list[Damage] = []
         at = 0
@@ -161,8 +149,6 @@ class UnitReader:
             try:
                 self.fetcher.read(ref, low * layout.row_bytes, rows.data.cast("B"), next_use)
             except CorruptChunk:
-                if not salvage:
-                    raise
                 damaged += self._salvage(ref, layout, low, rows, at)
             at += high - low
         return damaged
@@ -179,8 +165,10 @@ class UnitReader:
                 damaged.append((at + start - low, at + stop - low, error))
         return damaged
 
-    def _read_documents(self, segment: TokenSegment, piece: TokenSpan, at: int, found: _Documents) -> None:
-        """Ends of the documents in the piece, in the unit's positions; of the last one, the piece's end."""
+    def _read_documents(self, segment: TokenSegment, piece: TokenSpan, at: int) -> tuple[int, np.ndarray, np.ndarray]:
+        """Tokens of the first document before the piece; the ends of the piece's documents, in the unit's positions, of
+        the last one the piece's end; and their ids, if they are wanted.
+        """
         stop = piece.start + piece.count
         inner = segment.arrays["tokens"].layout.inner
         low = int(segment.first_document[piece.start // inner])
@@ -192,14 +180,11 @@ class UnitReader:
         ends = self._document_rows(segment, "document_ends", before, high - before).astype(np.int64)
         first = int(ends.searchsorted(piece.start, side="right"))
         last = int(ends.searchsorted(stop, side="left"))
-        if found.offset is None:
-            found.offset = piece.start - (int(ends[first - 1]) if first else 0)
-        # Ids are read before ends are kept: an array that cannot be read must not leave ends without ids.
-        if self.document_ids:
-            found.ids.append(self._document_rows(segment, "document_ids", before + first, last - first + 1).copy())
+        count = last - first + 1 if self.document_ids else 0
+        ids = self._document_rows(segment, "document_ids", before + first, count) if count else _NO_IDS
         inside = ends[first : last + 1] - (piece.start - at)
         inside[-1] = at + piece.count
-        found.ends.append(inside)
+        return piece.start - (int(ends[first - 1]) if first else 0), inside, ids
 
     def _document_rows(self, segment: TokenSegment, name: str, first: int, count: int) -> np.ndarray:
         if self._whole is None:
@@ -214,7 +199,8 @@ class UnitReader:
     def _read_array(self, segment: TokenSegment, name: str, first: int, count: int) -> np.ndarray:
         layout = segment.arrays[name].layout
         out = np.empty((count, *layout.shape[1:]), dtype=layout.dtype)
-        self._read_rows(segment, name, first, out)
+        for _, _, error in self._read_rows(segment, name, first, out):
+            raise error
         return out
 
 
@@ -226,8 +212,3 @@ def _by_shard(segment: TokenSegment, name: str, start: int, count: int) -> Itera
         high = min(shard, low + stop - start)
         yield segment.array_shard(name, number), low, high
         start += high - low
-
-
-def _joined(arrays: list[np.ndarray]) -> np.ndarray:
-    """The arrays as one; most units lie in one piece."""
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)

@@ -9,16 +9,15 @@ tests check against the library on random text.
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, pairwise
+from itertools import chain, groupby, pairwise
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from fmscale.data.tokenizers.protocol import SPECIALS, Ids
+from fmscale.data.tokenizers.protocol import SPECIALS, Ids, Tokenizer, dtype_of
 from fmscale.errors import ConfigError
-from fmscale.store.digest import metadata_digest
 
 PIECE_CHARACTERS = 2**18
 """Longer texts are encoded in pieces: the library needs about 100 bytes for each byte of a text. Only where the words
@@ -47,7 +46,7 @@ EOS_NAMES = ("<|eos|>", "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[S
 """Names by which the begin and end of a text are found among a tokenizer's added tokens, best first."""
 
 
-class JsonTokenizer:
+class JsonTokenizer(Tokenizer):
     """A tokenizer.json. `to_json` gives back the bytes it was made of, so that its digest never changes.
 
     What such a file says about calls instead of the vocabulary is switched off: truncation, padding, dropout, and the
@@ -69,7 +68,7 @@ class JsonTokenizer:
         self._data = data
         vocabulary = self._library.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
-        self._dtype = np.dtype("<u2" if self.vocab_size <= 65536 else "<u4")
+        self._dtype = np.dtype(dtype_of(self))
         self.bos_id: int | None = _first(vocabulary, BOS_NAMES)
         self.eos_id: int | None = _first(vocabulary, EOS_NAMES)
         self._words: dict[str, bytes] | None = {} if _is_plain(json.loads(data)) else None
@@ -105,11 +104,6 @@ class JsonTokenizer:
     def to_plain_json(self) -> bytes:
         """A tokenizer.json for others to use: the same bytes, or without the settings that are off here."""
         return self._library.to_str().encode() if self._switched else self._data
-
-    @property
-    def digest(self) -> str:
-        """Digest of the tokenizer.json."""
-        return metadata_digest(self._data)
 
     def _look_up(self, texts: list[list[str]]) -> list[bytes]:
         """Ids of each list of words, as bytes of the stored type."""
@@ -156,15 +150,8 @@ def _by_script(piece: str) -> Iterator[str]:
         yield piece
         return
     places = [0, *(match.start() for match in CUT.finditer(piece)), len(piece)]
-    begin = 0
-    kind: bool | None = None
-    for start, stop in pairwise(places):
-        ascii_line = piece[start:stop].isascii()
-        if kind is not None and ascii_line != kind:
-            yield piece[begin:start]
-            begin = start
-        kind = ascii_line
-    yield piece[begin:]
+    for _, lines in groupby((piece[start:stop] for start, stop in pairwise(places)), str.isascii):
+        yield "".join(lines)
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> JsonTokenizer:

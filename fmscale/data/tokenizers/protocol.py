@@ -5,6 +5,8 @@ from typing import Protocol
 
 import numpy as np
 
+from fmscale.store.digest import metadata_digest
+
 SPECIALS = (
     "<|bos|>",
     "<|eos|>",
@@ -50,7 +52,7 @@ class Tokenizer(Protocol):
     @property
     def digest(self) -> str:
         """Digest of `to_json()`, by which stores and commits name the tokenizer."""
-        ...
+        return metadata_digest(self.to_json())
 
 
 def dtype_of(tokenizer: Tokenizer) -> str:

@@ -14,10 +14,10 @@ import numpy as np
 from fmscale.data.tokenizers.bpe import JsonTokenizer
 from fmscale.data.tokenizers.protocol import SPECIALS, Ids, Tokenizer
 from fmscale.errors import ConfigError
-from fmscale.store.digest import canonical_json, metadata_digest
+from fmscale.store.digest import canonical_json
 
 
-class ByteTokenizer:
+class ByteTokenizer(Tokenizer):
     """UTF-8 bytes as ids 0 to 255, then the special tokens."""
 
     vocab_size = 256 + len(SPECIALS)
@@ -36,11 +36,6 @@ class ByteTokenizer:
     def to_json(self) -> bytes:
         """The canonical JSON that stands for this tokenizer."""
         return canonical_json({"format_version": 1, "kind": "bytes", "specials": list(SPECIALS)})
-
-    @property
-    def digest(self) -> str:
-        """Digest of `to_json()`."""
-        return metadata_digest(self.to_json())
 
 
 def from_json(data: bytes, where: str = "tokenizer.json") -> Tokenizer:

@@ -76,8 +76,6 @@ class Mask:
     """Split that the segments' indexes refer to."""
     documents: Documents
     """The documents."""
-    digest: str
-    """Names the mask."""
 
 
 def document_id(text: str) -> bytes:
@@ -110,7 +108,7 @@ def find_documents(
     Reads the document arrays of every segment, and calls `advance` after each. Raises DataError if no segment has an
     id, unless `partial`, and what the store raises.
     """
-    wanted = None if ids is None else np.unique(_as_ids(ids))
+    wanted = None if ids is None else np.unique(np.frombuffer(b"".join(ids), dtype="V16"))
 
     def search(place: tuple[Commit, int]) -> Documents:
         commit, index = place
@@ -209,13 +207,9 @@ def load_mask(backend: Backend, dataset: str, digest: str) -> Mask:
     commit, segment, start, stop, position = (table.column(name).to_numpy() for name in SCHEMA.names[:5])
     ids = np.frombuffer(table.column("id").combine_chunks().buffers()[1], dtype="V16", count=len(table))
     documents = Documents(commit, segment, start, stop, position, ids)
-    return Mask(split=header["split"], documents=documents, digest=digest)
+    return Mask(split=header["split"], documents=documents)
 
 
 def mask_key(dataset: str, digest: str) -> str:
     """Key of a mask in the store."""
     return f"datasets/{dataset}/masks/{digest}.arrow"
-
-
-def _as_ids(ids: Iterable[bytes]) -> NDArray[np.void]:
-    return np.frombuffer(b"".join(ids), dtype="V16")

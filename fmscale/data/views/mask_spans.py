@@ -1,20 +1,8 @@
 """Tokens of a commit that masks leave, found by looking at the masked spans alone."""
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from fmscale.data.order.feistel import U64
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """Tokens that follow one another in a commit."""
-
-    start: int
-    """First token, counted over all tokens of the split in the commit."""
-    count: int
-    """Number of tokens."""
 
 
 class KeptRanges:
@@ -39,16 +27,16 @@ class KeptRanges:
         self.tokens = tokens - (int(self._masked[-1]) if len(groups) else 0)
         """Kept tokens."""
 
-    def spans(self, start: int, stop: int) -> list[Range]:
-        """Ranges, in order, of the tokens with kept positions [start, stop)."""
+    def spans(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """(position of the first, count) of the runs, in order, of the tokens with kept positions [start, stop)."""
         if not len(self._places):
-            return [Range(start, stop - start)]
+            return [(start, stop - start)]
         span = int(np.searchsorted(self._places, np.uint64(start), side="right"))
-        out: list[Range] = []
+        out: list[tuple[int, int]] = []
         while start < stop:
             skipped = int(self._masked[span - 1]) if span else 0
             end = min(stop, int(self._places[span])) if span < len(self._places) else stop
-            out.append(Range(start + skipped, end - start))
+            out.append((start + skipped, end - start))
             start, span = end, span + 1
         return out
 

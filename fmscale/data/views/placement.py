@@ -40,7 +40,7 @@ class Placement:
             for commit, manifest in zip(view.commits, manifests, strict=True)
         ]
         # 8,192 entries are 1 MB: the units that follow in a window mostly lie in other segments.
-        self._tokens = lru_cache(8192)(self._segment_tokens)
+        self._tokens = lru_cache(8192)(lambda commit, segment: self.manifest(commit).row(segment).tokens)
 
     def manifest(self, commit: int) -> Manifest:
         """Manifest of a commit (an index) that has rows."""
@@ -86,18 +86,14 @@ class Placement:
     def _pieces(self, commit: int, start: int, stop: int) -> list[TokenSpan]:
         manifest = self.manifest(commit)
         out: list[TokenSpan] = []
-        for span in self._kept[commit].spans(start, stop):
-            count = span.count
-            segment, offset = manifest.place(span.start)
+        for first, count in self._kept[commit].spans(start, stop):
+            segment, offset = manifest.place(first)
             while count:
                 take = min(count, self._tokens(commit, segment) - offset)
                 if take:
                     out.append(TokenSpan(segment, offset, take))
                 count, segment, offset = count - take, segment + 1, 0
         return out
-
-    def _segment_tokens(self, commit: int, segment: int) -> int:
-        return self.manifest(commit).row(segment).tokens
 
 
 def open_placement(dataset: Dataset, view: View) -> Placement:

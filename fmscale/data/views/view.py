@@ -137,7 +137,8 @@ def make_view(
     splits = sorted({name for commit in chosen for name in commit.manifests})
     if split not in splits:
         raise DataError(f"Dataset {dataset.name} has no such split", found=split, remedy=f"It has {', '.join(splits)}.")
-    loaded = [load_mask(dataset.backend, dataset.name, digest) for digest in sorted(set(masks))]
+    digests = tuple(sorted(set(masks)))
+    loaded = [load_mask(dataset.backend, dataset.name, digest) for digest in digests]
     tokens = tuple(
         kept_tokens(commit.totals[split].tokens, commit.number, split, loaded).tokens if split in commit.totals else 0
         for commit in chosen
@@ -148,7 +149,7 @@ def make_view(
         split=split,
         commits=tuple(commit.number for commit in chosen),
         manifests=tuple(_manifest_digest(commit, split) for commit in chosen),
-        masks=tuple(mask.digest for mask in loaded),
+        masks=digests,
         sequence_length=sequence_length,
         packing=STREAM,
         rows_per_unit=-(-UNIT_BYTES // row_bytes) if rows_per_unit is None else rows_per_unit,

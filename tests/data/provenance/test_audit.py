@@ -30,9 +30,7 @@ def corpus(store: Backend) -> Corpus:
 
 
 def source_of(store: Backend) -> AuditSource:
-    return AuditSource(
-        backend=store, dataset=open_dataset(store, "corpus"), commits=(0, 1), split="train", weights=((0, 1.0),)
-    )
+    return AuditSource(dataset=open_dataset(store, "corpus"), commits=(0, 1), split="train", weights=((0, 1.0),))
 
 
 def record(store: Backend, folder: Path, samples: int, ranks: int = 2) -> list[Path]:

@@ -70,7 +70,7 @@ def _blocks(file: BinaryIO) -> tuple[list[Block], list[Block], int]:
 
 
 def _listed(footer: bytes, number: int) -> list[Block]:
-    place = _field(footer, _root(footer), number)
+    place = _field(footer, _unpack("<I", footer, 0), number)
     if not place:
         return []
     begin = place + _unpack("<I", footer, place)
@@ -84,14 +84,10 @@ def _rows(file: BinaryIO, offset: int, metadata: int) -> int:
     message = file.read(metadata)
     # Since Arrow 0.15 a continuation marker stands before the length of the flatbuffer.
     message = message[8:] if message[:4] == b"\xff\xff\xff\xff" else message[4:]
-    header = _field(message, _root(message), 2)
+    header = _field(message, _unpack("<I", message, 0), 2)
     batch = header + _unpack("<I", message, header)
     place = _field(message, batch, 0)
     return _unpack("<q", message, place) if place else 0
-
-
-def _root(buffer: bytes) -> int:
-    return _unpack("<I", buffer, 0)
 
 
 def _field(buffer: bytes, table: int, number: int) -> int:
