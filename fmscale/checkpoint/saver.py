@@ -79,14 +79,7 @@ class Saver:
     """
 
     def __init__(
-        self,
-        store_url: str,
-        run: str,
-        *,
-        world: World,
-        lease: int,
-        config: CheckpointConfig,
-        deadline: float = 60.0,
+        self, store_url: str, run: str, *, world: World, lease: int, config: CheckpointConfig, deadline: float = 60.0
     ) -> None:
         """`lease` is the number of the lease that rank 0 took of the run's log. `deadline` bounds a store
         request in seconds. Raises ConfigError for a URL or a run's name that cannot be used.

@@ -134,9 +134,7 @@ def evaluate(
         )
     if not 0 <= overlap < window:
         raise ConfigError(
-            "Windows must overlap by less than their size",
-            found=overlap,
-            remedy=f"Take 0 to {window - 1} tokens.",
+            "Windows must overlap by less than their size", found=overlap, remedy=f"Take 0 to {window - 1} tokens."
         )
     scores: list[Score] = []
     nats: list[float] = []

@@ -180,9 +180,7 @@ def open_hf_folder(path: Path) -> HfFolder:
         config = from_hf_config(json.loads((path / "config.json").read_bytes()))
     except (ValueError, InvalidField) as error:
         raise ConfigError(
-            "The config of the model cannot be used",
-            found=f"{path}/config.json: {error}",
-            remedy="Download it again.",
+            "The config of the model cannot be used", found=f"{path}/config.json: {error}", remedy="Download it again."
         ) from error
     here = {theirs: ours for ours, theirs in hf_names(config).items()}
     shapes, places = {}, {}

@@ -14,15 +14,7 @@ from fmscale.errors import ConfigError
 from fmscale.runtime.sinks.jsonl import read_jsonl
 
 TIMES = frozenset(
-    {
-        "time",
-        "seconds",
-        "data_stall",
-        "ckpt_blocking",
-        "tokens_per_second",
-        "tokens_per_second_per_gpu",
-        "mfu",
-    }
+    {"time", "seconds", "data_stall", "ckpt_blocking", "tokens_per_second", "tokens_per_second_per_gpu", "mfu"}
 )
 """Metrics that differ between any two runs, even if both compute the same."""
 EXACT = frozenset({"tokens", "applied"})

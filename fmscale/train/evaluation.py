@@ -56,13 +56,7 @@ def heldout_loss(engine: Engine, microbatches: Iterable[Inputs]) -> float:
 
 
 def heldout_rows(
-    backend: Backend,
-    chosen: EvaluationSet,
-    world: World,
-    *,
-    sequence_length: int,
-    micro_batch: int,
-    device: str,
+    backend: Backend, chosen: EvaluationSet, world: World, *, sequence_length: int, micro_batch: int, device: str
 ) -> Iterator[Inputs]:
     """This rank's microbatches of an evaluation set: the same rows at any number of ranks; rows beyond
     `chosen.rows`, or beyond the split, weigh nothing. Every rank gets the same number of microbatches.

@@ -154,12 +154,6 @@ def dry_run(loop: Loop, rows: int, row_tokens: int) -> None:
         source_B=torch.full((rows,), -1, dtype=torch.int64, device=loop.device),
     )
     train_step(
-        loop.engine,
-        [empty],
-        tokens=1.0,
-        sources=loop.sources,
-        rate=0.0,
-        seed=lambda i: None,
-        fence=lambda: None,
+        loop.engine, [empty], tokens=1.0, sources=loop.sources, rate=0.0, seed=lambda i: None, fence=lambda: None
     )
     loop.engine.restored(0)

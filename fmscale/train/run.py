@@ -135,7 +135,6 @@ def total_steps(config: Config, global_batch: int) -> int:
         return train.steps
     if train.tokens is None:
         raise ConfigError(
-            f"{config.place('train')} does not say how long the run is",
-            remedy="Give train.steps or train.tokens.",
+            f"{config.place('train')} does not say how long the run is", remedy="Give train.steps or train.tokens."
         )
     return -(-train.tokens // (global_batch * config.data.sequence_length))

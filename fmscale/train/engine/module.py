@@ -53,13 +53,7 @@ class CastModule(nn.Module):
 
 
 def build_engine(
-    config: Config,
-    world: World,
-    vocab_size: int,
-    batch: BatchShape,
-    device: str,
-    *,
-    compiler: str = "inductor",
+    config: Config, world: World, vocab_size: int, batch: BatchShape, device: str, *, compiler: str = "inductor"
 ) -> DeepSpeedEngine:
     """The engine of a new run: weights made of `train.seed` alone, the same at any number of ranks.
 
@@ -95,11 +89,7 @@ def _seeded(config: Config, vocab_size: int, batch: BatchShape, device: str) -> 
         model.init_weights(generator)
         return model
     shards = deepspeed_config(
-        config.train,
-        config.optimizer,
-        micro_batch=batch.micro_batch,
-        accumulation=batch.accumulation,
-        device=device,
+        config.train, config.optimizer, micro_batch=batch.micro_batch, accumulation=batch.accumulation, device=device
     )
     with born_partitioned(shards, device) as whole:
         model = build(config.model, vocab_size=vocab_size)

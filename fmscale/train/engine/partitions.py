@@ -79,11 +79,7 @@ def _replicated(module: nn.Module, names: dict[int, str]) -> Iterator[Slice]:
 
 
 def _flat_groups(
-    groups: list[list[Tensor]],
-    masters: list[Tensor],
-    offsets: list[list[int]],
-    names: dict[int, str],
-    rank: int,
+    groups: list[list[Tensor]], masters: list[Tensor], offsets: list[list[int]], names: dict[int, str], rank: int
 ) -> Iterator[Slice]:
     """Groups whose parameters lie one after another, cut into equal parts of which `rank` has the rank-th."""
     for group, master, firsts in zip(groups, masters, offsets, strict=True):

@@ -16,14 +16,7 @@ from fmscale.data.open import make_sources, require_recorded
 from fmscale.data.plan.order_log import replay
 from fmscale.data.plan.plan import Plan, Source
 from fmscale.data.views.view import make_view
-from fmscale.errors import (
-    AccessDenied,
-    ConfigError,
-    FmscaleError,
-    ObjectNotFound,
-    StoreError,
-    StoreUnavailable,
-)
+from fmscale.errors import AccessDenied, ConfigError, FmscaleError, ObjectNotFound, StoreError, StoreUnavailable
 from fmscale.models import build
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import open_dataset
@@ -120,12 +113,7 @@ class _Checks:
 
 
 def check_run(
-    config: Config,
-    world: int,
-    *,
-    tokens_per_second: float | None = None,
-    mfu: float | None = None,
-    device: str = "",
+    config: Config, world: int, *, tokens_per_second: float | None = None, mfu: float | None = None, device: str = ""
 ) -> Preflight:
     """Derive a run's numbers for `world` ranks and find what would fail. Only reads."""
     checks = _Checks()
