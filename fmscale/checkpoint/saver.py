@@ -245,8 +245,7 @@ class Saver:
             memory, layout = slot.memory, slot.layout
             assert memory is not None
             assert layout is not None
-            whole = replace(job, memory=memory.number, ranges=layout.ranges, offsets=layout.offsets, files=layout.files)
-            self._writer.submit(whole, memory)
+            self._writer.submit(replace(job, memory=memory.number, layout=layout), memory)
             submitted = True
             slot.finish(partial(self._copied, save, job.number))
         except Exception as error:

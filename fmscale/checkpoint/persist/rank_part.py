@@ -56,7 +56,7 @@ def store_part(
     candidates = {} if job.complete else known
     files: list[StoredFile] = []
     offsets: dict[int, tuple[int, int]] = {}
-    for image in job.files:
+    for image in job.layout.files:
         key = data_key(job.folder, settings.rank, len(files))
         stream = Stream(memory, image.begin, image.header_bytes, image.header_bytes + image.data_bytes)
 
@@ -70,11 +70,11 @@ def store_part(
         for i in range(image.first, image.stop):
             if i not in part.reused:
                 offsets[i] = (len(files), at)
-                at += job.ranges[i].nbytes
+                at += job.layout.ranges[i].nbytes
         digest = metadata_digest(sums.astype("<u4").tobytes()) if settings.config.digests else ""
         files.append(StoredFile(key=key, bytes=stream.nbytes, sums=digest))
     pieces = []
-    for i, one in enumerate(job.ranges):
+    for i, one in enumerate(job.layout.ranges):
         if i in part.reused:
             file, placed = part.reused[i]
             if file not in files:
@@ -88,8 +88,8 @@ def store_part(
         world_size=settings.world_size,
         files=tuple(files),
         pieces=tuple(pieces),
-        bytes=sum(one.nbytes for i, one in enumerate(job.ranges) if i not in part.reused),
-        referenced=sum(job.ranges[i].nbytes for i in part.reused),
+        bytes=sum(one.nbytes for i, one in enumerate(job.layout.ranges) if i not in part.reused),
+        referenced=sum(job.layout.ranges[i].nbytes for i in part.reused),
         meta=job.meta,
         rank_meta=job.rank_meta,
     )
@@ -123,7 +123,7 @@ def discard(backend: Backend, settings: SaveSettings, job: SaveJob) -> None:
     """Delete what a save that was given up has stored of this rank; its seal first. Raises StoreError."""
     backend.delete(seal_key(job.folder, settings.rank))
     backend.delete(alive_key(job.folder, settings.rank))
-    for number in range(len(job.files)):
+    for number in range(len(job.layout.files)):
         key = data_key(job.folder, settings.rank, number)
         backend.delete(key)
         backend.delete(key + SUMS)
@@ -146,7 +146,7 @@ def _fill(
     fresh: list[FileRange] = []
     final = 0
     for i in range(image.first, image.stop):
-        one, at = job.ranges[i], job.offsets[i]
+        one, at = job.layout.ranges[i], job.layout.offsets[i]
         candidate = candidates.get(one) if hashed and one.nbytes >= SMALLEST_REFERENCE else None
         digest = xxhash.xxh3_128()
         for start in range(at, at + one.nbytes, STEP_BYTES):
