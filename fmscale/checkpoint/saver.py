@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from fmscale.checkpoint.format.names import checkpoint_folder
 from fmscale.checkpoint.format.piece import Piece
-from fmscale.checkpoint.persist.client import ProcessWriter, SaveWriter
+from fmscale.checkpoint.persist.client import ProcessWriter
 from fmscale.checkpoint.persist.job import LAST_EVENTS, SaveJob, SaveSettings
 from fmscale.checkpoint.persist.worker import Worker
 from fmscale.checkpoint.snapshot.snapshot import SnapshotSlot
@@ -65,11 +65,8 @@ class _Save:
     step: int
     slot: SnapshotSlot | None
     begin: float
-    blocking: float = 0.0
-    snapshot: float = 0.0
-    sealed: float = 0.0
-    bytes: int = 0
-    referenced: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Fields of its report, as far as they are known."""
 
 
 class Saver:
@@ -100,7 +97,7 @@ class Saver:
         self._reports: deque[SaveReport] = deque()
         self._saves: dict[int, _Save] = {}
         self._open: set[int] = set()
-        self._slots = [SnapshotSlot(number) for number in range(config.buffers)]
+        self._slots = [SnapshotSlot() for _ in range(config.buffers)]
         self._number = 0
         self._repeats: dict[int, int] = {}
         self._copying: _Save | None = None
@@ -110,7 +107,7 @@ class Saver:
         self._handing: Future[None] | None = None
         # Memory of this process has no other process that could write to it.
         in_memory = parse_url(store_url).scheme == "memory"
-        self._writer: SaveWriter = (Worker if in_memory else ProcessWriter)(settings, self._on_event)
+        self._writer: Worker | ProcessWriter = (Worker if in_memory else ProcessWriter)(settings, self._on_event)
 
     def prepare(self, pieces: Sequence[Piece]) -> None:
         """Have the snapshot's memory ready for pieces like these: the first save then costs what the others do.
@@ -173,7 +170,7 @@ class Saver:
             return
         self._copying = save
         self._handing = self._helper.submit(self._hand_over, save, slot, header)
-        save.blocking = time.perf_counter() - begin
+        save.facts["blocking_seconds"] = time.perf_counter() - begin
         if not self._config.overlap:
             self.fence()
 
@@ -186,7 +183,7 @@ class Saver:
             return
         begin = time.perf_counter()
         save.slot.fence()
-        save.blocking += time.perf_counter() - begin
+        save.facts["blocking_seconds"] += time.perf_counter() - begin
 
     def poll(self) -> list[SaveReport]:
         """Reports since the last call; never waits."""
@@ -260,7 +257,7 @@ class Saver:
                 self._refuse(job, reason)
 
     def _copied(self, save: _Save, number: int, bytes: int) -> None:
-        save.snapshot = time.perf_counter() - save.begin
+        save.facts["snapshot_seconds"] = time.perf_counter() - save.begin
         self._writer.copied(number, bytes)
 
     def _on_event(self, event: dict[str, Any]) -> None:
@@ -275,8 +272,10 @@ class Saver:
             now = time.perf_counter() - save.begin
             match event["event"]:
                 case "sealed":
-                    save.sealed, save.bytes, save.referenced = now, event["bytes"], event["referenced"]
-                    self._free(save)
+                    save.facts["sealed_seconds"] = now
+                    save.facts |= {"bytes_written": event["bytes"], "bytes_referenced": event["referenced"]}
+                    if save.slot is not None:
+                        save.slot.busy = False
                 case "retrying":
                     logger.warning("save of step %d is tried again: %s", save.step, event["reason"])
                     self._reports.append(SaveReport(step=save.step, state="retrying", reason=event["reason"]))
@@ -286,31 +285,15 @@ class Saver:
                     state: State = "failed" if save.slot is not None else "skipped"
                     level = logging.ERROR if state == "failed" else logging.WARNING
                     logger.log(level, "save of step %d %s: %s", save.step, state, event["reason"])
-                    lost = event["lost"]
-                    self._end(event["job"], state=state, reason=event["reason"], lease_lost=lost)
+                    self._end(event["job"], state=state, reason=event["reason"], lease_lost=event["lost"])
             self._changed.notify_all()
-
-    def _free(self, save: _Save) -> None:
-        """The snapshot's memory may be used again."""
-        if save.slot is not None:
-            save.slot.busy = False
 
     def _end(self, number: int, **fields: Any) -> None:
         """The save is over: report it with what it took."""
         save = self._saves.pop(number)
-        if not save.sealed:
-            self._free(save)
-        self._reports.append(
-            SaveReport(
-                step=save.step,
-                blocking_seconds=save.blocking,
-                snapshot_seconds=save.snapshot,
-                sealed_seconds=save.sealed,
-                bytes_written=save.bytes,
-                bytes_referenced=save.referenced,
-                **fields,
-            )
-        )
+        if save.slot is not None and "sealed_seconds" not in save.facts:
+            save.slot.busy = False
+        self._reports.append(SaveReport(step=save.step, **save.facts, **fields))
 
 
 def _yield_to_training() -> None:

@@ -46,20 +46,6 @@ class Tensor:
         return elements(self.shape) * self.item_bytes
 
 
-@dataclass(frozen=True, kw_only=True)
-class Extent:
-    """Bytes of a file that hold a run of a tensor's elements."""
-
-    file: int
-    """Number of the file in the manifest."""
-    offset: int
-    """First byte in the file."""
-    start: int
-    """First element of the tensor."""
-    count: int
-    """Elements."""
-
-
 class CheckpointManifest:
     """All pieces of a checkpoint."""
 
@@ -87,8 +73,10 @@ class CheckpointManifest:
         """Bytes of all tensors."""
         return sum(one.nbytes for one in self.tensors)
 
-    def segments(self, tensor: int, start: int, count: int) -> Iterator[Extent]:
-        """Extents of elements [start, start + count) of a tensor, in order."""
+    def segments(self, tensor: int, start: int, count: int) -> Iterator[tuple[int, int, int, int]]:
+        """(file, first byte in it, first element, elements) of each run of elements [start, start + count) of a
+        tensor, in order.
+        """
         first, stop = int(self._rows[tensor]), int(self._rows[tensor + 1])
         starts, counts = self.columns["start"], self.columns["count"]
         size = self.tensors[tensor].item_bytes
@@ -97,7 +85,7 @@ class CheckpointManifest:
             skip = start - int(starts[row])
             taken = min(count, int(counts[row]) - skip)
             offset = int(self.columns["offset"][row]) + skip * size
-            yield Extent(file=int(self.columns["file"][row]), offset=offset, start=start, count=taken)
+            yield int(self.columns["file"][row]), offset, start, taken
             start, count, row = start + taken, count - taken, row + 1
 
 

@@ -11,7 +11,7 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import fmscale
 from fmscale.checkpoint.persist.job import LAST_EVENTS, SaveJob, SaveSettings, Tell, encode_job
@@ -26,28 +26,6 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 30.0
 """Seconds before a process that died is started again; doubled while each dies before it is ready."""
 LONGEST_REASON = 1000
 """Characters of a reason that are passed on."""
-
-
-class SaveWriter(Protocol):
-    """Does jobs, and tells their events: a `Worker` in this process, or a `ProcessWriter`."""
-
-    def submit(self, job: SaveJob, memory: SharedMemory | None) -> None:
-        """Save this as far as `copied` says that the memory is filled. These bytes must stay until the job is sealed
-        or has failed.
-        """
-        ...
-
-    def copied(self, number: int, bytes: int, failed: str = "") -> None:
-        """The memory of a job is final up to there, EVERYTHING at the end; or no more will come, and why."""
-        ...
-
-    def drain(self) -> None:
-        """Finish the submitted jobs even if this process ends meanwhile."""
-        ...
-
-    def close(self) -> None:
-        """End it, and give up unfinished jobs."""
-        ...
 
 
 @dataclass(kw_only=True)
@@ -80,13 +58,13 @@ class ProcessWriter:
         return self._process.pid
 
     def submit(self, job: SaveJob, memory: SharedMemory | None) -> None:
-        """As SaveWriter's."""
+        """As Worker's."""
         with self._lock:
-            self._jobs[job.number] = _OpenJob(job=job, memory=memory, copied=_copied(job.number, 0))
+            self._jobs[job.number] = _OpenJob(job=job, memory=memory, copied=_copied(job.number, 0, ""))
             self._send_job(job, memory)
 
     def copied(self, number: int, bytes: int, failed: str = "") -> None:
-        """As SaveWriter's."""
+        """As Worker's."""
         message = _copied(number, bytes, failed[:LONGEST_REASON])
         with self._lock:
             if number in self._jobs:
@@ -94,13 +72,13 @@ class ProcessWriter:
             self._send(message)
 
     def drain(self) -> None:
-        """As SaveWriter's."""
+        """As Worker's."""
         with self._lock:
             self._draining = True
             self._send({"drain": True})
 
     def close(self) -> None:
-        """As SaveWriter's."""
+        """As Worker's."""
         with self._lock:
             self._closing = True
             unfinished = self._draining and bool(self._jobs)
@@ -202,5 +180,5 @@ class ProcessWriter:
             self.drain()
 
 
-def _copied(number: int, bytes: int, failed: str = "") -> dict[str, Any]:
+def _copied(number: int, bytes: int, failed: str) -> dict[str, Any]:
     return {"copied": number, "bytes": bytes, "failed": failed}

@@ -85,7 +85,9 @@ class Worker:
             return not self._open
 
     def submit(self, job: SaveJob, memory: SharedMemory | None) -> None:
-        """As SaveWriter's: after the jobs that were submitted before."""
+        """Save this after the jobs before, as far as `copied` says that the memory is filled. These bytes must stay
+        until the job is sealed or has failed.
+        """
         copied = CopyProgress(0)
         with self._lock:
             self._open[job.number] = job
@@ -94,7 +96,7 @@ class Worker:
         self._to_store.put((job, memory.view if memory is not None else memoryview(b""), copied))
 
     def copied(self, number: int, bytes: int, failed: str = "") -> None:
-        """As SaveWriter's."""
+        """The memory of a job is final up to there, EVERYTHING at the end; or no more will come, and why."""
         with self._lock:
             copied = self._copies.get(number)
             if failed or bytes == EVERYTHING:

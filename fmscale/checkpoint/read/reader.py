@@ -38,21 +38,13 @@ class ByteRequest:
     """First byte in what `put` fills."""
 
 
-@dataclass(kw_only=True)
-class ReadTotals:
-    """Bytes that were read and asked for."""
-
-    bytes: int = 0
-    needed: int = 0
-    """Bytes that were asked for."""
-
-
 class Reader:
     """Checked reads from one checkpoint; safe across threads."""
 
     def __init__(self, backend: Backend, manifest: CheckpointManifest) -> None:
         self.manifest = manifest
-        self.totals = ReadTotals()
+        self.bytes_read = 0
+        self.bytes_needed = 0
         self.checked: dict[int, np.ndarray] = {}
         """For each file that was read, which of its chunks were found right (bool)."""
         self._backend = backend
@@ -63,14 +55,8 @@ class Reader:
     def requests(self, tensor: int, start: int, count: int, put: Put) -> Iterator[ByteRequest]:
         """Requests for elements [start, start + count) of a tensor."""
         size = self.manifest.tensors[tensor].item_bytes
-        for segment in self.manifest.segments(tensor, start, count):
-            yield ByteRequest(
-                file=segment.file,
-                offset=segment.offset,
-                bytes=segment.count * size,
-                put=put,
-                at=(segment.start - start) * size,
-            )
+        for file, offset, first, held in self.manifest.segments(tensor, start, count):
+            yield ByteRequest(file=file, offset=offset, bytes=held * size, put=put, at=(first - start) * size)
 
     def read(self, requests: Sequence[ByteRequest], progress: Callable[[int], None] = lambda _: None) -> None:
         """Read all of it, in the order of the files, each chunk once. `put` is called from several threads, never
@@ -79,7 +65,7 @@ class Reader:
         Raises CorruptData, ObjectNotFound or another StoreError; some of it has been put then.
         """
         spans = [span for file, parts in by_file(requests).items() for span in self._spans(file, parts)]
-        self.totals.needed += sum(one.bytes for one in requests)
+        self.bytes_needed += sum(one.bytes for one in requests)
 
         def one(span: tuple[int, int, int, list[ByteRequest]]) -> None:
             self._read_span(*span)
@@ -131,7 +117,7 @@ class Reader:
                     remedy="Use another checkpoint; `fmscale checkpoint verify` names all that is damaged.",
                 )
         with self._lock:
-            self.totals.bytes += end - begin
+            self.bytes_read += end - begin
             if sums is not None:
                 seen = self.checked.setdefault(file, np.zeros(len(sums), dtype=bool))
                 seen[begin // CHUNK_BYTES : -(-end // CHUNK_BYTES)] = True

@@ -48,8 +48,7 @@ class Copy:
 class SnapshotSlot:
     """One snapshot's memory, with the plan of what is copied where; both are kept from save to save."""
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+    def __init__(self) -> None:
         self.busy = False
         self.memory: SharedMemory | None = None
         self.layout: FileLayout | None = None
@@ -61,7 +60,7 @@ class SnapshotSlot:
         self._done: list[Any] = []
         self._registered = False
 
-    def prepare(self, pieces: Sequence[Piece]) -> FileLayout:
+    def prepare(self, pieces: Sequence[Piece]) -> None:
         """Plan for these pieces, or take the plan of the last time if they are the same, and have memory.
 
         Raises ConfigError for a piece that cannot be saved, OSError or MemoryError where there is no memory.
@@ -78,7 +77,6 @@ class SnapshotSlot:
         if self.memory is None or self.memory.size < self.layout.memory_bytes:
             self.release()
             self.memory = SharedMemory(self.layout.memory_bytes)
-        return self.layout
 
     def take(self, *, overlap: bool) -> None:
         """Begin the copy: all of it without `overlap`, else what forward changes, and what is on a GPU is queued
