@@ -2,39 +2,13 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from fmscale.checkpoint.saver import Saver, SaveReport
 from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.train.engine.protocol import Engine
 from fmscale.train.session import Session
-
-META_VERSION = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunMeta:
-    """The part of a checkpoint that is not in tensors; the same on every rank, plain JSON."""
-
-    step: int
-    """Optimizer steps of the run."""
-    updates: int
-    """Those that were applied: AdamW's own count, less than `step` where gradients were not finite."""
-    loader: dict[str, Any]
-    """State of the loader at the beginning of the next step."""
-    config: dict[str, Any]
-    """The run's config as it was."""
-    vocab_size: int
-    """Rows of the embedding."""
-    tokenizer: str
-    """Digest of the tokenizer."""
-    world_size: int
-    """Ranks that wrote it."""
-
-    def to_json(self) -> dict[str, Any]:
-        """As stored."""
-        return {"version": META_VERSION, **self.__dict__}
 
 
 class Saving:
@@ -46,7 +20,7 @@ class Saving:
         engine: Engine,
         config: CheckpointConfig,
         *,
-        meta: Callable[[int, dict[str, Any]], RunMeta],
+        meta: Callable[[int, dict[str, Any]], dict[str, Any]],
         report: Callable[..., None],
         newest: Callable[[int], int],
         before: Callable[[], None] = lambda: None,
@@ -105,7 +79,7 @@ class Saving:
         """
         began = time.perf_counter()
         self._before()
-        self._saver.save(step, self._engine.pieces(save=True), self._meta(step, loader_state).to_json(), wait=wait)
+        self._saver.save(step, self._engine.pieces(save=True), self._meta(step, loader_state), wait=wait)
         self._last_begun, self._last_time = step, time.monotonic()
         self.blocking_seconds += time.perf_counter() - began
 

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -108,18 +109,8 @@ class DeepSpeedEngine:
         """This rank's part of a replicated tensor; empty for a tensor with fewer elements than ranks."""
         size, rank = self._world.dp_size, self._world.dp_rank
         low, high = rank * part.count // size, (rank + 1) * part.count // size
-        if low == high:
-            return []
-        return [
-            Slice(
-                name=part.name,
-                shape=part.shape,
-                start=part.start + low,
-                count=high - low,
-                master=part.master,
-                offset=part.offset + low,
-            )
-        ]
+        share = replace(part, start=part.start + low, count=high - low, offset=part.offset + low)
+        return [share] if share.count else []
 
 
 @contextmanager

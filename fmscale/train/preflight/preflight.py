@@ -10,6 +10,7 @@ import torch
 from fmscale.checkpoint.catalog import load_manifest, newest
 from fmscale.checkpoint.format.layout import FileRange
 from fmscale.checkpoint.format.manifest import CheckpointManifest
+from fmscale.checkpoint.format.names import run_log
 from fmscale.checkpoint.read.compatibility import differences, refuse_other_model
 from fmscale.config import Config, SourceConfig, derive_batch
 from fmscale.data.open import make_sources, require_recorded
@@ -20,7 +21,6 @@ from fmscale.errors import AccessDenied, ConfigError, FmscaleError, ObjectNotFou
 from fmscale.models import build
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import open_dataset
-from fmscale.store.log.log import RUN_KINDS, Log
 from fmscale.store.open import open_store
 from fmscale.train.data import check_length, check_memory, passes, tokenizer_of, vocabulary
 from fmscale.train.engine.optimizer import MOMENTS
@@ -123,7 +123,7 @@ def check_run(
     checks.run(lambda: check_folder(config))
     backend = _open(config, checks)
     sources = _sources(config, backend, checks) if backend else []
-    recorded = checks.ask(lambda: _recorded(config, backend)) if backend else None
+    recorded = checks.ask(lambda: replay(run_log(backend, config.train.run))) if backend else None
     if recorded and sources:
         checks.ask(lambda: require_recorded(config.train.run, recorded, sources, config.data.sources))
         checks.notes.extend(_unread(config, recorded, sources))
@@ -225,11 +225,6 @@ def _check_evaluation(config: Config, backend: Backend, checks: _Checks) -> None
                 open_dataset(backend, chosen.dataset), sequence_length=length, split=chosen.split
             )
         )
-
-
-def _recorded(config: Config, backend: Backend) -> Plan | None:
-    """The recorded order of the run, with which it goes on."""
-    return replay(Log(backend, f"runs/{config.train.run}", RUN_KINDS))
 
 
 def _unread(config: Config, recorded: Plan, sources: list[Source]) -> list[str]:
