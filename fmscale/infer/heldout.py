@@ -1,7 +1,6 @@
 """Documents to evaluate on: those of a dataset's split, or files."""
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.commit import Commit
 from fmscale.store.datasets.dataset import open_dataset
 from fmscale.store.datasets.tokenizers import load_tokenizer
-from fmscale.store.segments.tokens import TokenSegment, open_segment, read_document_table, read_tokens
+from fmscale.store.segments.tokens import open_segment, read_document_table, read_tokens
 
 READ_TOKENS = 2**20
 """Tokens that are read at once."""
@@ -93,7 +92,9 @@ def _stored(backend: Backend, commit: Commit, split: str) -> Iterator[tuple[str,
         sources = table["source"]
         for first, last in _blocks(ends):
             begin = int(ends[first - 1]) if first else 0
-            yield from _block(backend, segment, sources.slice(first, last - first).to_pylist(), begin, ends[first:last])
+            tokens = read_tokens(backend, segment, begin, int(ends[last - 1]) - begin)
+            parts = np.split(tokens, ends[first : last - 1] - begin)
+            yield from zip(sources.slice(first, last - first).to_pylist(), parts, strict=True)
 
 
 def _blocks(ends: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -104,11 +105,3 @@ def _blocks(ends: np.ndarray) -> Iterator[tuple[int, int]]:
         last = max(int(np.searchsorted(ends, begin + READ_TOKENS, side="right")), first + 1)
         yield first, last
         first = last
-
-
-def _block(
-    backend: Backend, segment: TokenSegment, sources: Sequence[str], begin: int, ends: np.ndarray
-) -> Iterator[tuple[str, np.ndarray]]:
-    tokens = read_tokens(backend, segment, begin, int(ends[-1]) - begin)
-    bounds = pairwise((0, *(ends - begin).tolist()))
-    yield from ((source, tokens[a:b]) for source, (a, b) in zip(sources, bounds, strict=True))

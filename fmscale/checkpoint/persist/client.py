@@ -113,13 +113,10 @@ class ProcessWriter:
         if memory is not None and memory.number not in self._sent:
             self._sent[memory.number] = memory
             self._send({"memory": memory.number, "bytes": memory.size}, memory.descriptor)
-        text = os.memfd_create("fmscale-job")
-        try:
-            with open(text, "wb", closefd=False) as file:
-                file.write(encode_job(job))
-            self._send({"submit": job.number}, text)
-        finally:
-            os.close(text)
+        with open(os.memfd_create("fmscale-job"), "wb") as file:
+            file.write(encode_job(job))
+            file.flush()
+            self._send({"submit": job.number}, file.fileno())
 
     def _send(self, message: dict[str, Any], descriptor: int | None = None) -> None:
         descriptors = [] if descriptor is None else [descriptor]

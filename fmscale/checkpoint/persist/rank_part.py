@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from functools import partial
 
 import xxhash
 
@@ -59,10 +60,7 @@ def store_part(
     for image in job.layout.files:
         key = data_key(job.folder, settings.rank, len(files))
         stream = Stream(memory, image.begin, image.header_bytes, image.header_bytes + image.data_bytes)
-
-        def fill(stream: Stream, image: FileImage = image) -> None:
-            _fill(stream, settings, job, memory, image, candidates, copied, part)
-
+        fill = partial(_fill, settings, job, memory, image, candidates, copied, part)
         sums = store_stream(backend, key, stream, fill, pool, digests=settings.config.digests, exact=not candidates)
         if sums is None:
             continue
@@ -130,7 +128,6 @@ def discard(backend: Backend, settings: SaveSettings, job: SaveJob) -> None:
 
 
 def _fill(
-    stream: Stream,
     settings: SaveSettings,
     job: SaveJob,
     memory: memoryview,
@@ -138,6 +135,7 @@ def _fill(
     candidates: Known,
     copied: CopyProgress,
     part: _Part,
+    stream: Stream,
 ) -> None:
     """Put the pieces of one file into its stream as they are copied, but for those that are `candidates` with the
     same digest.

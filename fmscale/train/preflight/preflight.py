@@ -99,17 +99,16 @@ class _Checks:
         """As `run`, for checks that ask the store. A store that does not answer here may answer where the run will be:
         that is a note, and it is not asked again.
         """
-        if not self.reachable:
-            return None
-        try:
-            return check()
-        except (StoreUnavailable, AccessDenied) as error:
-            self.reachable = False
-            self.notes.append(f"the store was not looked into any further: {error}")
-            return None
-        except FmscaleError as error:
-            self.add(error)
-            return None
+
+        def asked() -> T | None:
+            try:
+                return check()
+            except (StoreUnavailable, AccessDenied) as error:
+                self.reachable = False
+                self.notes.append(f"the store was not looked into any further: {error}")
+                return None
+
+        return self.run(asked) if self.reachable else None
 
 
 def check_run(
@@ -139,7 +138,13 @@ def check_run(
         _check_evaluation(config, backend, checks)
         begins = checks.ask(lambda: _begin(config, backend, recorded is not None, vocab_size)) or ""
     if vocab_size is None:
-        checks.problems.append(_no_vocabulary(config))
+        checks.problems.append(
+            ConfigError(
+                "the size of the vocabulary is not known, and so neither are the model's parameters",
+                found=f"{config.place('model.vocab_size')}: null, and no tokenizer from the store {config.store.url}",
+                remedy="Give model.vocab_size, or plan where the store can be reached.",
+            )
+        )
     width = max((np.dtype(source.view.dtype).itemsize for source in sources), default=None)
     made = forecast(
         config,
@@ -277,11 +282,3 @@ def _facts(sources: list[Source], samples: int | None) -> list[SourceFacts]:
         )
         for source, passed in zip(sources, epochs, strict=True)
     ]
-
-
-def _no_vocabulary(config: Config) -> ConfigError:
-    return ConfigError(
-        "the size of the vocabulary is not known, and so neither are the model's parameters",
-        found=f"{config.place('model.vocab_size')}: null, and no tokenizer from the store {config.store.url}",
-        remedy="Give model.vocab_size, or plan where the store can be reached.",
-    )
