@@ -81,10 +81,9 @@ class Saver:
         """`lease` is the number of the lease that rank 0 took of the run's log. `deadline` bounds a store
         request in seconds. Raises ConfigError for a URL or a run's name that cannot be used.
         """
-        self._run, self._rank, self._lease = run, world.rank, lease
-        self._config = config
         checkpoint_folder(run, 0, lease)
-        settings = SaveSettings(
+        self._config = config
+        self._settings = settings = SaveSettings(
             url=store_url,
             deadline=deadline,
             run=run,
@@ -147,11 +146,11 @@ class Saver:
         header = SaveJob(
             number=number,
             step=step,
-            folder=checkpoint_folder(self._run, step, self._lease, repeat),
+            folder=checkpoint_folder(self._settings.run, step, self._settings.lease, repeat),
             complete=not self._config.incremental
             or number % self._config.complete_every == 0
             or bool(self._config.keep_every and step % self._config.keep_every == 0),
-            meta=meta if self._rank == 0 else None,
+            meta=meta if self._settings.rank == 0 else None,
             rank_meta=rank_meta,
         )
         if slot is None:
@@ -305,7 +304,6 @@ def _yield_to_training() -> None:
 
 
 def _check_json(*values: dict[str, Any] | None) -> None:
-    """Raise ConfigError for what cannot be stored as JSON."""
     try:
         for value in values:
             canonical_json(value)

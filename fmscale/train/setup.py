@@ -84,9 +84,9 @@ def assemble(session: Session, batch: BatchShape, steps: int, stack: ExitStack, 
 
     record = _delivery_record(session, lease, loader, stack)
     saving = Saving(
-        open_saver(session, lease),
-        engine,
-        config.checkpoint,
+        saver=open_saver(session, lease),
+        engine=engine,
+        config=config.checkpoint,
         meta=meta,
         report=tell,
         newest=lambda step: session.from_rank_0("newest save", step),

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
@@ -153,7 +154,5 @@ class Reader:
 
 def by_file(requests: Sequence[ByteRequest]) -> dict[int, list[ByteRequest]]:
     """Requests of each file, by offset."""
-    found: dict[int, list[ByteRequest]] = {}
-    for one in requests:
-        found.setdefault(one.file, []).append(one)
-    return {file: sorted(parts, key=lambda one: one.offset) for file, parts in sorted(found.items())}
+    ordered = sorted(requests, key=lambda one: (one.file, one.offset))
+    return {file: list(parts) for file, parts in groupby(ordered, key=lambda one: one.file)}
