@@ -50,7 +50,8 @@ def stored_documents(
             if limit is not None and given >= limit:
                 return
             given += 1
-            text = theirs.decode(_bare(tokens, commit)).encode()
+            bare = tokens[int(commit.bos is not None) : len(tokens) - int(commit.eos is not None)]
+            text = theirs.decode(bare).encode()
             if commit.tokenizer == tokenizer.digest:
                 yield Document(name=name, text=text, tokens=tokens, bos=commit.bos is not None)
             else:
@@ -74,12 +75,6 @@ def document(name: str, text: bytes, tokenizer: Tokenizer, *, bos: int | None, e
     """A text with its tokens, between BOS and EOS where these are given."""
     ids = tokenizer.encode_batch([text.decode()])[0]
     return Document(name=name, text=text, tokens=frame(ids, bos, eos), bos=bos is not None)
-
-
-def _bare(tokens: np.ndarray, commit: Commit) -> np.ndarray:
-    """A stored document without its BOS and EOS."""
-    start = 1 if commit.bos is not None else 0
-    return tokens[start : len(tokens) - (1 if commit.eos is not None else 0)]
 
 
 def _stored(backend: Backend, commit: Commit, split: str) -> Iterator[tuple[str, np.ndarray]]:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 
 from fmscale.config.train import EvaluationSet
-from fmscale.data.batch import Microbatch
 from fmscale.data.open import open_loader
 from fmscale.objectives.protocol import Inputs
 from fmscale.runtime.collectives import total
@@ -64,12 +63,9 @@ def heldout_rows(session: Session, chosen: EvaluationSet, micro_batch: int) -> I
     with loader:
         rows = min(chosen.rows, sum(loader.plan.sources[0].view.rows))
         for _ in range(-(-rows // (micro_batch * world.dp_size))):
-            yield _beyond_weighs_nothing(next(loader), rows, session.device)
-
-
-def _beyond_weighs_nothing(batch: Microbatch, rows: int, device: str) -> Inputs:
-    inputs = to_inputs(batch, device)
-    inside = torch.zeros(batch.tokens.shape[0], dtype=torch.float32)
-    inside[: batch.rows] = torch.from_numpy((batch.k < rows).astype("float32"))
-    inputs.weights_BT.mul_(inside.to(device)[:, None])
-    return inputs
+            batch = next(loader)
+            inputs = to_inputs(batch, session.device)
+            inside = torch.zeros(batch.tokens.shape[0], dtype=torch.float32)
+            inside[: batch.rows] = torch.from_numpy((batch.k < rows).astype("float32"))
+            inputs.weights_BT.mul_(inside.to(session.device)[:, None])
+            yield inputs

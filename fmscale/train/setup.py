@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from fmscale.train.evaluation import evaluator
 from fmscale.train.inputs import received
 from fmscale.train.journal import Journal
 from fmscale.train.loop import Loop
-from fmscale.train.resume import Resume, choose_resume
+from fmscale.train.resume import choose_resume, restore
 from fmscale.train.saving import Saving, open_saver
 from fmscale.train.schedule import learning_rate
 from fmscale.train.session import Session
@@ -29,22 +29,11 @@ META_VERSION = 1
 """Of the facts that a checkpoint has beside its tensors."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunParts:
-    """A run ready to be restored."""
-
-    loop: Loop
-    """Parts of the loop."""
-    resume: Resume
-    """The checkpoint that it begins with."""
-    tokenizer: str
-    """Digest of the tokenizer."""
-    tell: Callable[..., None]
-    """Records an event."""
-
-
-def assemble(session: Session, batch: BatchShape, steps: int, stack: ExitStack, show: Show, event: Show) -> RunParts:
-    """Data, model, engine, journal and checkpoints of a run; `stack` closes them.
+def assemble(
+    session: Session, batch: BatchShape, steps: int, stack: ExitStack, show: Show, event: Show
+) -> tuple[Loop, Callable[[], int]]:
+    """Data, model, engine, journal and checkpoints of a run; `stack` closes them. The loop, and a function that
+    restores its state and gives the steps that had been taken.
 
     Takes the run's lease. Raises ConfigError, DataError or StoreError.
     """
@@ -106,7 +95,7 @@ def assemble(session: Session, batch: BatchShape, steps: int, stack: ExitStack, 
         sources=len(loader.plan.sources),
         show=(lambda record: show({**record, "steps": steps})) if world.rank == 0 else lambda record: None,
     )
-    return RunParts(loop=loop, resume=resume, tokenizer=tokenizer.digest, tell=tell)
+    return loop, partial(restore, session, resume, engine, loader, saving, tokenizer.digest, tell)
 
 
 def _opened(session: Session, loader: Loader, vocab_size: int, batch: BatchShape, steps: int) -> dict[str, Any]:

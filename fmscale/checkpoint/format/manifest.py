@@ -53,8 +53,6 @@ class CheckpointManifest:
         """`columns` are sorted by tensor and start."""
         self.head = head
         self.step: int = head["step"]
-        self.folder: str = head["folder"]
-        self.world_size: int = head["world_size"]
         self.meta: dict[str, Any] = head["meta"]
         self.rank_meta: list[dict[str, Any] | None] = head["rank_meta"]
         self.tensors = [
@@ -67,11 +65,6 @@ class CheckpointManifest:
         self.number = {(one.name, one.state): i for i, one in enumerate(self.tensors)}
         # first row of each tensor, and the end
         self._rows = np.searchsorted(columns["tensor"], np.arange(len(self.tensors) + 1))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(one.nbytes for one in self.tensors)
 
     def segments(self, tensor: int, start: int, count: int) -> Iterator[tuple[int, int, int, int]]:
         """(file, first byte in it, first element, elements) of each run of elements [start, start + count) of a

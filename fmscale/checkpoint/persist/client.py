@@ -34,7 +34,7 @@ class _OpenJob:
 
     job: SaveJob
     memory: SharedMemory | None
-    copied: dict[str, Any]
+    copied: dict[str, Any] | None = None
     """The last message about its copy."""
 
 
@@ -60,12 +60,12 @@ class ProcessWriter:
     def submit(self, job: SaveJob, memory: SharedMemory | None) -> None:
         """As Worker's."""
         with self._lock:
-            self._jobs[job.number] = _OpenJob(job=job, memory=memory, copied=_copied(job.number, 0, ""))
+            self._jobs[job.number] = _OpenJob(job=job, memory=memory)
             self._send_job(job, memory)
 
     def copied(self, number: int, bytes: int, failed: str = "") -> None:
         """As Worker's."""
-        message = _copied(number, bytes, failed[:LONGEST_REASON])
+        message = {"copied": number, "bytes": bytes, "failed": failed[:LONGEST_REASON]}
         with self._lock:
             if number in self._jobs:
                 self._jobs[number].copied = message
@@ -167,7 +167,8 @@ class ProcessWriter:
                 again.append(number)
                 # Before anything else is sent, so that `copied` never speaks of a job that is not known there.
                 self._send_job(one.job, one.memory)
-                self._send(one.copied)
+                if one.copied is not None:
+                    self._send(one.copied)
         reason = f"the persist process ended with status {status}"
         for number in given_up:
             self._tell({"job": number, "event": "failed", "reason": reason, "lost": False})
@@ -175,7 +176,3 @@ class ProcessWriter:
             self._tell({"job": number, "event": "retrying", "reason": reason})
         if self._draining:
             self.drain()
-
-
-def _copied(number: int, bytes: int, failed: str) -> dict[str, Any]:
-    return {"copied": number, "bytes": bytes, "failed": failed}

@@ -127,11 +127,9 @@ class Reader:
 
     def sums(self, file: int) -> np.ndarray | None:
         """Checksums of a file's chunks, or None where none were taken. Raises CorruptData, ObjectNotFound."""
-        with self._lock:
-            if file in self._sums:
-                return self._sums[file]
-        stored = self.manifest.files[file]
-        sums = None
+        if file in self._sums:
+            return self._sums[file]
+        stored, sums = self.manifest.files[file], None
         if stored.sums:
             data = self._backend.get(stored.key + SUMS)
             if metadata_digest(data) != stored.sums:
@@ -141,8 +139,7 @@ class Reader:
                     remedy="Use another checkpoint.",
                 )
             sums = np.frombuffer(data, dtype="<u4")
-        with self._lock:
-            self._sums[file] = sums
+        self._sums[file] = sums
         return sums
 
     def _buffer(self) -> memoryview:
