@@ -121,14 +121,9 @@ def check_tiling(manifest: CheckpointManifest) -> None:
     """Raise FmscaleError unless the pieces of each tensor follow one another without gap or overlap."""
     starts, counts, tensor = (manifest.columns[name] for name in ("start", "count", "tensor"))
     ends = starts + counts
-    same = tensor[1:] == tensor[:-1]
     sizes = np.array([elements(one.shape) for one in manifest.tensors], dtype=np.int64)
-    first = np.append(True, ~same) if len(tensor) else np.zeros(0, dtype=bool)
-    last = np.append(~same, True) if len(tensor) else np.zeros(0, dtype=bool)
-    wrong = np.zeros(len(tensor), dtype=bool)
-    wrong[1:] |= same & (starts[1:] != ends[:-1])
-    wrong |= first & (starts != 0)
-    wrong |= last & (ends != sizes[tensor])
+    first, last = np.diff(tensor, prepend=-1) != 0, np.diff(tensor, append=-1) != 0
+    wrong = (starts != np.where(first, 0, np.roll(ends, 1))) | (last & (ends != sizes[tensor]))
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
         one = manifest.tensors[int(tensor[row])]

@@ -7,7 +7,6 @@ has given it one: its memory is free again once the rank has sealed.
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -169,7 +168,6 @@ class Worker:
             # Referring to a checkpoint older than the last would race with retention, which goes by the last.
             with self._resolved:
                 self._resolved.wait_for(lambda: not self._unresolved or self._closing.is_set())
-        begin = time.monotonic()
         try:
             seal = self._retried(job, lambda attempt: self._store_part(job, memory, copied, attempt))
         except FmscaleError as error:
@@ -178,7 +176,7 @@ class Worker:
             self._refuse(job, reason)
             self._failed(job, error)
             return True
-        self._tell(job, "sealed", seconds=time.monotonic() - begin, bytes=seal.bytes, referenced=seal.referenced)
+        self._tell(job, "sealed", bytes=seal.bytes, referenced=seal.referenced)
         with self._resolved:
             self._unresolved += 1
         self._to_commit.put((job, seal))
@@ -196,7 +194,6 @@ class Worker:
 
     def _commit(self, job: SaveJob, seal: Seal) -> bool:
         """Second stage."""
-        begin = time.monotonic()
         known: Known = {}
         try:
             entry = self._entry(job, seal)
@@ -216,7 +213,7 @@ class Worker:
             with self._resolved:
                 self._known, self._unresolved = known, self._unresolved - 1
                 self._resolved.notify_all()
-        self._tell(job, "committed", seconds=time.monotonic() - begin, entry=entry.number)
+        self._tell(job, "committed", entry=entry.number)
         if self._settings.rank == 0:
             self._quietly(lambda: tidy(self._log, self._settings, self._state, self._named, self._swept))
         return True
