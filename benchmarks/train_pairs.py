@@ -102,8 +102,8 @@ def main(folder: Path, count: int, steps: int) -> dict[str, Any]:
     batch = derive_batch(config.batch, world.dp_size)
     with ExitStack() as stack:
         session = meet(config, world, Whereabouts(), stack)
-        made = assemble(session, batch, 10**6, stack, lambda r: None, lambda r: None)
-        loop: Loop = replace(made.loop, saving=NoSaves())  # type: ignore[arg-type]
+        built, _ = assemble(session, batch, 10**6, stack, lambda r: None, lambda r: None)
+        loop: Loop = replace(built, saving=NoSaves())  # type: ignore[arg-type]
         dry_run(loop, batch.micro_batch, config.data.sequence_length)
         step = 0
 

@@ -9,7 +9,6 @@ from fmscale.checkpoint.format.seal import check_version
 from fmscale.checkpoint.persist.retention import verified
 from fmscale.errors import ConfigError, StoreError
 from fmscale.store.backends.protocol import Backend
-from fmscale.store.log.entry import LogEntry
 from fmscale.store.log.retirement import RetirementState, replay
 from fmscale.store.log.runs import require_run
 
@@ -41,7 +40,18 @@ def list_checkpoints(backend: Backend, run: str, state: RetirementState | None =
     """All live checkpoints of a run, oldest first. Raises StoreError."""
     state = replay(run_log(backend, run), state)
     marked = verified(state)
-    return [_found(entry, marked) for entry in state.live.values() if entry.kind == KIND]
+    return [
+        CheckpointEntry(
+            entry=entry.number,
+            lease=entry.body["epoch"],
+            time=entry.time,
+            verified=entry.number in marked,
+            body=entry.body,
+            **{name: entry.body[name] for name in ("step", "folder", "world_size", "bytes", "referenced")},
+        )
+        for entry in state.live.values()
+        if entry.kind == KIND
+    ]
 
 
 def pick(found: list[CheckpointEntry], which: int | str, where: str) -> list[CheckpointEntry]:
@@ -94,19 +104,3 @@ def newest(backend: Backend, run: str, which: int | str = "auto") -> CheckpointE
             remedy="`fmscale train` saves one every checkpoint.every steps, at a stop and at the end.",
         )
     return pick(found, which, f"run {run}")[0]
-
-
-def _found(entry: LogEntry, marked: set[int]) -> CheckpointEntry:
-    body = entry.body
-    return CheckpointEntry(
-        entry=entry.number,
-        step=body["step"],
-        lease=body["epoch"],
-        time=entry.time,
-        folder=body["folder"],
-        world_size=body["world_size"],
-        bytes=body["bytes"],
-        referenced=body["referenced"],
-        verified=entry.number in marked,
-        body=body,
-    )

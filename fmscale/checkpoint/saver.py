@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from fmscale.checkpoint.format.names import checkpoint_folder
 from fmscale.checkpoint.format.piece import Piece
-from fmscale.checkpoint.persist.client import ProcessWriter, SaveWriter
+from fmscale.checkpoint.persist.client import ProcessWriter
 from fmscale.checkpoint.persist.job import LAST_EVENTS, SaveJob, SaveSettings
 from fmscale.checkpoint.persist.worker import Worker
 from fmscale.checkpoint.snapshot.snapshot import SnapshotSlot
@@ -65,11 +65,8 @@ class _Save:
     step: int
     slot: SnapshotSlot | None
     begin: float
-    blocking: float = 0.0
-    snapshot: float = 0.0
-    sealed: float = 0.0
-    bytes: int = 0
-    referenced: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Fields of its report, as far as they are known."""
 
 
 class Saver:
@@ -79,22 +76,14 @@ class Saver:
     """
 
     def __init__(
-        self,
-        store_url: str,
-        run: str,
-        *,
-        world: World,
-        lease: int,
-        config: CheckpointConfig,
-        deadline: float = 60.0,
+        self, store_url: str, run: str, *, world: World, lease: int, config: CheckpointConfig, deadline: float = 60.0
     ) -> None:
         """`lease` is the number of the lease that rank 0 took of the run's log. `deadline` bounds a store
         request in seconds. Raises ConfigError for a URL or a run's name that cannot be used.
         """
-        self._run, self._rank, self._lease = run, world.rank, lease
-        self._config = config
         checkpoint_folder(run, 0, lease)
-        settings = SaveSettings(
+        self._config = config
+        self._settings = settings = SaveSettings(
             url=store_url,
             deadline=deadline,
             run=run,
@@ -107,7 +96,7 @@ class Saver:
         self._reports: deque[SaveReport] = deque()
         self._saves: dict[int, _Save] = {}
         self._open: set[int] = set()
-        self._slots = [SnapshotSlot(number) for number in range(config.buffers)]
+        self._slots = [SnapshotSlot() for _ in range(config.buffers)]
         self._number = 0
         self._repeats: dict[int, int] = {}
         self._copying: _Save | None = None
@@ -117,7 +106,7 @@ class Saver:
         self._handing: Future[None] | None = None
         # Memory of this process has no other process that could write to it.
         in_memory = parse_url(store_url).scheme == "memory"
-        self._writer: SaveWriter = (Worker if in_memory else ProcessWriter)(settings, self._on_event)
+        self._writer: Worker | ProcessWriter = (Worker if in_memory else ProcessWriter)(settings, self._on_event)
 
     def prepare(self, pieces: Sequence[Piece]) -> None:
         """Have the snapshot's memory ready for pieces like these: the first save then costs what the others do.
@@ -157,11 +146,11 @@ class Saver:
         header = SaveJob(
             number=number,
             step=step,
-            folder=checkpoint_folder(self._run, step, self._lease, repeat),
+            folder=checkpoint_folder(self._settings.run, step, self._settings.lease, repeat),
             complete=not self._config.incremental
             or number % self._config.complete_every == 0
             or bool(self._config.keep_every and step % self._config.keep_every == 0),
-            meta=meta if self._rank == 0 else None,
+            meta=meta if self._settings.rank == 0 else None,
             rank_meta=rank_meta,
         )
         if slot is None:
@@ -180,7 +169,7 @@ class Saver:
             return
         self._copying = save
         self._handing = self._helper.submit(self._hand_over, save, slot, header)
-        save.blocking = time.perf_counter() - begin
+        save.facts["blocking_seconds"] = time.perf_counter() - begin
         if not self._config.overlap:
             self.fence()
 
@@ -193,7 +182,7 @@ class Saver:
             return
         begin = time.perf_counter()
         save.slot.fence()
-        save.blocking += time.perf_counter() - begin
+        save.facts["blocking_seconds"] += time.perf_counter() - begin
 
     def poll(self) -> list[SaveReport]:
         """Reports since the last call; never waits."""
@@ -252,8 +241,7 @@ class Saver:
             memory, layout = slot.memory, slot.layout
             assert memory is not None
             assert layout is not None
-            whole = replace(job, memory=memory.number, ranges=layout.ranges, offsets=layout.offsets, files=layout.files)
-            self._writer.submit(whole, memory)
+            self._writer.submit(replace(job, memory=memory.number, layout=layout), memory)
             submitted = True
             slot.finish(partial(self._copied, save, job.number))
         except Exception as error:
@@ -268,7 +256,7 @@ class Saver:
                 self._refuse(job, reason)
 
     def _copied(self, save: _Save, number: int, bytes: int) -> None:
-        save.snapshot = time.perf_counter() - save.begin
+        save.facts["snapshot_seconds"] = time.perf_counter() - save.begin
         self._writer.copied(number, bytes)
 
     def _on_event(self, event: dict[str, Any]) -> None:
@@ -283,8 +271,10 @@ class Saver:
             now = time.perf_counter() - save.begin
             match event["event"]:
                 case "sealed":
-                    save.sealed, save.bytes, save.referenced = now, event["bytes"], event["referenced"]
-                    self._free(save)
+                    save.facts["sealed_seconds"] = now
+                    save.facts |= {"bytes_written": event["bytes"], "bytes_referenced": event["referenced"]}
+                    if save.slot is not None:
+                        save.slot.busy = False
                 case "retrying":
                     logger.warning("save of step %d is tried again: %s", save.step, event["reason"])
                     self._reports.append(SaveReport(step=save.step, state="retrying", reason=event["reason"]))
@@ -294,31 +284,15 @@ class Saver:
                     state: State = "failed" if save.slot is not None else "skipped"
                     level = logging.ERROR if state == "failed" else logging.WARNING
                     logger.log(level, "save of step %d %s: %s", save.step, state, event["reason"])
-                    lost = event["lost"]
-                    self._end(event["job"], state=state, reason=event["reason"], lease_lost=lost)
+                    self._end(event["job"], state=state, reason=event["reason"], lease_lost=event["lost"])
             self._changed.notify_all()
-
-    def _free(self, save: _Save) -> None:
-        """The snapshot's memory may be used again."""
-        if save.slot is not None:
-            save.slot.busy = False
 
     def _end(self, number: int, **fields: Any) -> None:
         """The save is over: report it with what it took."""
         save = self._saves.pop(number)
-        if not save.sealed:
-            self._free(save)
-        self._reports.append(
-            SaveReport(
-                step=save.step,
-                blocking_seconds=save.blocking,
-                snapshot_seconds=save.snapshot,
-                sealed_seconds=save.sealed,
-                bytes_written=save.bytes,
-                bytes_referenced=save.referenced,
-                **fields,
-            )
-        )
+        if save.slot is not None and "sealed_seconds" not in save.facts:
+            save.slot.busy = False
+        self._reports.append(SaveReport(step=save.step, **save.facts, **fields))
 
 
 def _yield_to_training() -> None:
@@ -330,7 +304,6 @@ def _yield_to_training() -> None:
 
 
 def _check_json(*values: dict[str, Any] | None) -> None:
-    """Raise ConfigError for what cannot be stored as JSON."""
     try:
         for value in values:
             canonical_json(value)

@@ -7,6 +7,7 @@ token of a model without a BOS costs log2 V bits: the model knows no more of it 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -84,12 +85,10 @@ class Evaluation:
         )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Window:
-    """A part of a document that is read at once."""
+class _Window(NamedTuple):
+    """A part of a document, by its number, that is read at once."""
 
     document: int
-    """Number of the document."""
     tokens: np.ndarray
     """Input of the model, and the label of its last token."""
     scored: int
@@ -134,9 +133,7 @@ def evaluate(
         )
     if not 0 <= overlap < window:
         raise ConfigError(
-            "Windows must overlap by less than their size",
-            found=overlap,
-            remedy=f"Take 0 to {window - 1} tokens.",
+            "Windows must overlap by less than their size", found=overlap, remedy=f"Take 0 to {window - 1} tokens."
         )
     scores: list[Score] = []
     nats: list[float] = []
@@ -168,7 +165,7 @@ def _windows(number: int, tokens: np.ndarray, window: int, overlap: int) -> Iter
     inputs, scored, start = len(tokens) - 1, 0, 0
     while scored < inputs:
         stop = min(start + window, inputs)
-        yield _Window(document=number, tokens=tokens[start : stop + 1], scored=stop - scored)
+        yield _Window(number, tokens[start : stop + 1], stop - scored)
         scored, start = stop, stop - overlap
 
 

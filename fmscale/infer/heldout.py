@@ -1,7 +1,6 @@
 """Documents to evaluate on: those of a dataset's split, or files."""
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.commit import Commit
 from fmscale.store.datasets.dataset import open_dataset
 from fmscale.store.datasets.tokenizers import load_tokenizer
-from fmscale.store.segments.tokens import TokenSegment, open_segment, read_document_table, read_tokens
+from fmscale.store.segments.tokens import open_segment, read_document_table, read_tokens
 
 READ_TOKENS = 2**20
 """Tokens that are read at once."""
@@ -51,7 +50,8 @@ def stored_documents(
             if limit is not None and given >= limit:
                 return
             given += 1
-            text = theirs.decode(_bare(tokens, commit)).encode()
+            bare = tokens[int(commit.bos is not None) : len(tokens) - int(commit.eos is not None)]
+            text = theirs.decode(bare).encode()
             if commit.tokenizer == tokenizer.digest:
                 yield Document(name=name, text=text, tokens=tokens, bos=commit.bos is not None)
             else:
@@ -77,12 +77,6 @@ def document(name: str, text: bytes, tokenizer: Tokenizer, *, bos: int | None, e
     return Document(name=name, text=text, tokens=frame(ids, bos, eos), bos=bos is not None)
 
 
-def _bare(tokens: np.ndarray, commit: Commit) -> np.ndarray:
-    """A stored document without its BOS and EOS."""
-    start = 1 if commit.bos is not None else 0
-    return tokens[start : len(tokens) - (1 if commit.eos is not None else 0)]
-
-
 def _stored(backend: Backend, commit: Commit, split: str) -> Iterator[tuple[str, np.ndarray]]:
     """Source and tokens of each document of a commit's split."""
     manifest = commit.manifests[split]
@@ -93,7 +87,9 @@ def _stored(backend: Backend, commit: Commit, split: str) -> Iterator[tuple[str,
         sources = table["source"]
         for first, last in _blocks(ends):
             begin = int(ends[first - 1]) if first else 0
-            yield from _block(backend, segment, sources.slice(first, last - first).to_pylist(), begin, ends[first:last])
+            tokens = read_tokens(backend, segment, begin, int(ends[last - 1]) - begin)
+            parts = np.split(tokens, ends[first : last - 1] - begin)
+            yield from zip(sources.slice(first, last - first).to_pylist(), parts, strict=True)
 
 
 def _blocks(ends: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -104,11 +100,3 @@ def _blocks(ends: np.ndarray) -> Iterator[tuple[int, int]]:
         last = max(int(np.searchsorted(ends, begin + READ_TOKENS, side="right")), first + 1)
         yield first, last
         first = last
-
-
-def _block(
-    backend: Backend, segment: TokenSegment, sources: Sequence[str], begin: int, ends: np.ndarray
-) -> Iterator[tuple[str, np.ndarray]]:
-    tokens = read_tokens(backend, segment, begin, int(ends[-1]) - begin)
-    bounds = pairwise((0, *(ends - begin).tolist()))
-    yield from ((source, tokens[a:b]) for source, (a, b) in zip(sources, bounds, strict=True))

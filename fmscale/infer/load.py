@@ -121,7 +121,5 @@ def _framing(backend: Backend, dataset: str, tokenizer: Tokenizer) -> tuple[int 
         commits = open_dataset(backend, dataset).commits()
     except DataError:
         commits = []
-    for commit in reversed(commits):
-        if commit.tokenizer == tokenizer.digest:
-            return commit.bos, commit.eos
-    return None, tokenizer.eos_id
+    known = ((commit.bos, commit.eos) for commit in reversed(commits) if commit.tokenizer == tokenizer.digest)
+    return next(known, (None, tokenizer.eos_id))

@@ -39,13 +39,7 @@ class KVCache:
     """
 
     def __init__(
-        self,
-        config: ModelConfig,
-        sequences: int,
-        capacity: int,
-        *,
-        dtype: torch.dtype,
-        device: torch.device | str,
+        self, config: ModelConfig, sequences: int, capacity: int, *, dtype: torch.dtype, device: torch.device | str
     ) -> None:
         shape = (config.num_layers, sequences, capacity, config.kv_heads, config.head_width)
         # zeros: what lies beyond a length has weight 0, and 0 * NaN of fresh memory would be NaN
@@ -100,11 +94,7 @@ class KVCache:
         self._longest, self.lengths_B = longest, lengths_B
         layers = [
             LayerCache(
-                keys_BSKE=keys,
-                values_BSKE=values,
-                lengths_B=lengths_B,
-                sequence_N=sequence_N,
-                position_N=position_N,
+                keys_BSKE=keys, values_BSKE=values, lengths_B=lengths_B, sequence_N=sequence_N, position_N=position_N
             )
             for keys, values in zip(self.keys, self.values, strict=True)
         ]

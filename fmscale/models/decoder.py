@@ -35,11 +35,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self,
-        h_BTD: Tensor,
-        positions_BT: Tensor,
-        cu_seqlens: Tensor | None = None,
-        cache: LayerCache | None = None,
+        self, h_BTD: Tensor, positions_BT: Tensor, cu_seqlens: Tensor | None = None, cache: LayerCache | None = None
     ) -> Tensor:
         """The residual stream (B, T, D) after this block."""
         mixed_BTD = self.attention(

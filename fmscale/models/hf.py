@@ -53,7 +53,13 @@ def hf_config(model: ModelConfig, vocab_size: int, *, bos: int | None, eos: int 
             found=f"model.softcap {model.softcap}",
             remedy="Export as safetensors or dcp instead of hf.",
         )
-    scaling = None if model.rope_scaling is None else _scaling_there(model.rope_scaling)
+    scaling = model.rope_scaling and {
+        "rope_type": "llama3",
+        "factor": model.rope_scaling.factor,
+        "low_freq_factor": model.rope_scaling.low_freq_factor,
+        "high_freq_factor": model.rope_scaling.high_freq_factor,
+        "original_max_position_embeddings": model.rope_scaling.original_seq_len,
+    }
     kind, name = ("llama", "Llama") if model.window is None else ("mistral", "Mistral")
     return {
         "architectures": [f"{name}ForCausalLM"],
@@ -123,16 +129,6 @@ def from_hf_config(config: Mapping[str, Any]) -> ModelConfig:
         ) from error
 
 
-def _scaling_there(scaling: RopeScaling) -> dict[str, Any]:
-    return {
-        "rope_type": "llama3",
-        "factor": scaling.factor,
-        "low_freq_factor": scaling.low_freq_factor,
-        "high_freq_factor": scaling.high_freq_factor,
-        "original_max_position_embeddings": scaling.original_seq_len,
-    }
-
-
 def _scaling_here(rope: Mapping[str, Any]) -> RopeScaling | None:
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind == "default":
@@ -180,9 +176,7 @@ def open_hf_folder(path: Path) -> HfFolder:
         config = from_hf_config(json.loads((path / "config.json").read_bytes()))
     except (ValueError, InvalidField) as error:
         raise ConfigError(
-            "The config of the model cannot be used",
-            found=f"{path}/config.json: {error}",
-            remedy="Download it again.",
+            "The config of the model cannot be used", found=f"{path}/config.json: {error}", remedy="Download it again."
         ) from error
     here = {theirs: ours for ours, theirs in hf_names(config).items()}
     shapes, places = {}, {}

@@ -16,10 +16,7 @@ SHOWN = 5
 
 @torch.no_grad()
 def draw_weights(
-    model: nn.Module,
-    generator: torch.Generator,
-    std: Callable[[str], float],
-    whole: Whole = nullcontext,
+    model: nn.Module, generator: torch.Generator, std: Callable[[str], float], whole: Whole = nullcontext
 ) -> None:
     """Fill matrices with normal numbers of the deviation `std(name)` and vectors (norms) with ones.
 

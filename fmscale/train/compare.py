@@ -1,8 +1,10 @@
 """Comparison of two runs: their metrics step by step, and the samples that their models received."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,7 @@ from fmscale.errors import ConfigError
 from fmscale.runtime.sinks.jsonl import read_jsonl
 
 TIMES = frozenset(
-    {
-        "time",
-        "seconds",
-        "data_stall",
-        "ckpt_blocking",
-        "tokens_per_second",
-        "tokens_per_second_per_gpu",
-        "mfu",
-    }
+    {"time", "seconds", "data_stall", "ckpt_blocking", "tokens_per_second", "tokens_per_second_per_gpu", "mfu"}
 )
 """Metrics that differ between any two runs, even if both compute the same."""
 EXACT = frozenset({"tokens", "applied"})
@@ -203,13 +197,8 @@ def _only(mine: Set[int], theirs: Set[int], suffix: str) -> dict[str, str]:
 
 def _ranges(numbers: list[int]) -> str:
     """Sorted numbers as `1-4, 9`."""
-    out: list[list[int]] = []
-    for number in numbers:
-        if out and number == out[-1][1] + 1:
-            out[-1][1] = number
-        else:
-            out.append([number, number])
-    shown = [f"{low}-{high}" if high > low else str(low) for low, high in out[:8]]
+    out = [[n for _, n in run] for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]
+    shown = [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in out[:8]]
     return ", ".join(shown) + (f", and {len(out) - 8} more ranges" if len(out) > 8 else "")
 
 
@@ -227,11 +216,11 @@ def _delivered_parts(a: pa.Table, b: pa.Table) -> dict[str, Difference]:
     for name in DELIVERED:
         at = first_unequal(a[name], b[name])
         if at is not None:
-            values = [_shown(table[name][at].as_py()) for table in (a, b)]
+            mine, theirs = (_shown(table[name][at].as_py()) for table in (a, b))
             what = f"{name} of sample {a['k'][at].as_py()}"
             # Delivery records count steps from 0, metrics the steps that are done.
             step = a["step"][at].as_py() + 1
-            parts[f"delivered {name}"] = Difference(step=step, what=what, a=values[0], b=values[1])
+            parts[f"delivered {name}"] = Difference(step=step, what=what, a=mine, b=theirs)
     return parts
 
 
@@ -241,14 +230,7 @@ def first_unequal(a: pa.ChunkedArray, b: pa.ChunkedArray) -> int | None:
     """
     if a.equals(b):
         return None
-    low, high = 0, len(a)
-    while high - low > 1:
-        middle = (low + high) // 2
-        if a.slice(low, middle - low).equals(b.slice(low, middle - low)):
-            low = middle
-        else:
-            high = middle
-    return low
+    return bisect_left(range(len(a)), True, key=lambda i: not a.slice(0, i + 1).equals(b.slice(0, i + 1)))
 
 
 def _shown(value: Any) -> Any:

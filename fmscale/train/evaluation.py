@@ -5,12 +5,9 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 
 from fmscale.config.train import EvaluationSet
-from fmscale.data.batch import Microbatch
 from fmscale.data.open import open_loader
 from fmscale.objectives.protocol import Inputs
 from fmscale.runtime.collectives import total
-from fmscale.runtime.world import World
-from fmscale.store.backends.protocol import Backend
 from fmscale.train.engine.protocol import Engine
 from fmscale.train.inputs import to_inputs
 from fmscale.train.session import Session
@@ -28,15 +25,7 @@ def evaluator(
         session.where.phase = "evaluate"
         losses = {}
         for chosen in config.sets:
-            rows = heldout_rows(
-                session.backend,
-                chosen,
-                session.world,
-                sequence_length=session.config.data.sequence_length,
-                micro_batch=micro_batch,
-                device=session.device,
-            )
-            losses[chosen.name or chosen.dataset] = heldout_loss(engine, rows)
+            losses[chosen.name or chosen.dataset] = heldout_loss(engine, heldout_rows(session, chosen, micro_batch))
         if losses:
             tell(event="evaluation", step=step, **{f"heldout/{name}": loss for name, loss in losses.items()})
 
@@ -55,21 +44,14 @@ def heldout_loss(engine: Engine, microbatches: Iterable[Inputs]) -> float:
     return float(loss / count)
 
 
-def heldout_rows(
-    backend: Backend,
-    chosen: EvaluationSet,
-    world: World,
-    *,
-    sequence_length: int,
-    micro_batch: int,
-    device: str,
-) -> Iterator[Inputs]:
+def heldout_rows(session: Session, chosen: EvaluationSet, micro_batch: int) -> Iterator[Inputs]:
     """This rank's microbatches of an evaluation set: the same rows at any number of ranks; rows beyond
     `chosen.rows`, or beyond the split, weigh nothing. Every rank gets the same number of microbatches.
     """
+    world = session.world
     loader = open_loader(
-        backend,
-        sequence_length=sequence_length + 1,
+        session.backend,
+        sequence_length=session.config.data.sequence_length + 1,
         batch=micro_batch * world.dp_size,
         dataset=chosen.dataset,
         split=chosen.split,
@@ -81,12 +63,9 @@ def heldout_rows(
     with loader:
         rows = min(chosen.rows, sum(loader.plan.sources[0].view.rows))
         for _ in range(-(-rows // (micro_batch * world.dp_size))):
-            yield _beyond_weighs_nothing(next(loader), rows, device)
-
-
-def _beyond_weighs_nothing(batch: Microbatch, rows: int, device: str) -> Inputs:
-    inputs = to_inputs(batch, device)
-    inside = torch.zeros(batch.tokens.shape[0], dtype=torch.float32)
-    inside[: batch.rows] = torch.from_numpy((batch.k < rows).astype("float32"))
-    inputs.weights_BT.mul_(inside.to(device)[:, None])
-    return inputs
+            batch = next(loader)
+            inputs = to_inputs(batch, session.device)
+            inside = torch.zeros(batch.tokens.shape[0], dtype=torch.float32)
+            inside[: batch.rows] = torch.from_numpy((batch.k < rows).astype("float32"))
+            inputs.weights_BT.mul_(inside.to(session.device)[:, None])
+            yield inputs

@@ -23,25 +23,15 @@ def to_inputs(batch: Microbatch, device: str) -> Inputs:
     end = torch.tensor([positions_BT.numel()])
     source_B = torch.full((tokens_BT.shape[0],), -1, dtype=torch.int64)
     source_B[: batch.rows] = torch.from_numpy(batch.source.astype("int64"))
-    host = (
-        tokens_BT,
-        batch.tokens[:, 1:],
-        batch.loss_weights[:, 1:],
-        positions_BT,
-        torch.cat((starts, end)).to(torch.int32),
-        source_B,
-    )
-    tokens, labels, weights, positions, cu_seqlens, source = (
-        part.to(device, non_blocking=True).contiguous() for part in host
-    )
-    return Inputs(
-        tokens_BT=tokens,
-        labels_BT=labels,
-        weights_BT=weights,
-        positions_BT=positions,
-        cu_seqlens=cu_seqlens,
-        source_B=source,
-    )
+    host = {
+        "tokens_BT": tokens_BT,
+        "labels_BT": batch.tokens[:, 1:],
+        "weights_BT": batch.loss_weights[:, 1:],
+        "positions_BT": positions_BT,
+        "cu_seqlens": torch.cat((starts, end)).to(torch.int32),
+        "source_B": source_B,
+    }
+    return Inputs(**{name: part.to(device, non_blocking=True).contiguous() for name, part in host.items()})
 
 
 def received(batch: Microbatch, inputs: Inputs) -> Microbatch:

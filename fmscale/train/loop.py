@@ -14,13 +14,13 @@ from fmscale.data.loader import Loader
 from fmscale.errors import FmscaleError
 from fmscale.objectives.protocol import Inputs
 from fmscale.runtime.collectives import exchange
-from fmscale.runtime.failure import Whereabouts
-from fmscale.runtime.stop import Stop, StopFlag
+from fmscale.runtime.stop import Stop
 from fmscale.train.engine.protocol import Engine
 from fmscale.train.inputs import to_inputs
 from fmscale.train.journal import Journal, Timing
 from fmscale.train.saving import Saving
 from fmscale.train.seeds import seed_dropout
+from fmscale.train.session import Session
 from fmscale.train.step import train_step
 
 logger = logging.getLogger(__name__)
@@ -34,6 +34,8 @@ class Diverged(FmscaleError):
 class Loop:
     """The parts of the loop, made by `setup.assemble`."""
 
+    session: Session
+    """This rank's place, device and signals."""
     engine: Engine
     """The sharded model."""
     loader: Loader
@@ -42,10 +44,6 @@ class Loop:
     """Checkpoints."""
     journal: Journal
     """Metrics."""
-    stop: StopFlag
-    """Signals and the deadline."""
-    where: Whereabouts
-    """For the failure report."""
     steps: int
     """Steps of the whole run."""
     rate: Callable[[int], float]
@@ -54,18 +52,8 @@ class Loop:
     """Evaluate after a number of steps, if it is time."""
     delivered: Callable[[Microbatch, Inputs], None]
     """Records a microbatch as the engine gets it, in these inputs."""
-    log_every: int
-    """Steps between flushes of the journal."""
-    nonfinite_limit: int
-    """Consecutive steps that may go unapplied."""
     sources: int
     """Sources of the mixture."""
-    seed: int
-    """Seed of dropout."""
-    dp_rank: int
-    """This rank's place."""
-    device: str
-    """Device that computes."""
     show: Callable[[Mapping[str, Any]], None]
     """Shows a record of progress, which also says the run's `steps`."""
 
@@ -76,20 +64,21 @@ def run_loop(loop: Loop, first_step: int) -> tuple[int, Stop]:
 
     Raises Diverged after too many steps in a row that could not be applied.
     """
+    session, where, train = loop.session, loop.session.where, loop.session.config.train
     unapplied = 0
     stop = Stop.NO
     step = first_step
     while step < loop.steps:
-        loop.where.phase, loop.where.step = "train", step + 1
+        where.phase, where.step = "train", step + 1
         began, stalled, blocked = time.perf_counter(), loop.loader.stall_seconds, loop.saving.blocking_seconds
         state = loop.loader.state_dict()
         microbatches = _step_microbatches(loop.loader)
-        inputs = [to_inputs(batch, loop.device) for batch in microbatches]
+        inputs = [to_inputs(batch, session.device) for batch in microbatches]
         tokens = sum(float(batch.loss_weights[:, 1:].sum()) for batch in microbatches)
-        facts = exchange(tokens, loop.stop.reason, loop.saving.clock_due)
+        facts = exchange(tokens, session.stop.reason, loop.saving.clock_due)
         if facts.stop:
             stop = facts.stop
-            loop.where.phase = "saving before the stop"
+            where.phase = "saving before the stop"
             loop.saving.save_before_stop(step, state)
             break
         for batch, given in zip(microbatches, inputs, strict=True):
@@ -101,12 +90,12 @@ def run_loop(loop: Loop, first_step: int) -> tuple[int, Stop]:
             tokens=facts.tokens,
             sources=loop.sources,
             rate=rate,
-            seed=partial(seed_dropout, loop.seed, step, loop.dp_rank),
+            seed=partial(seed_dropout, train.seed, step, session.world.dp_rank),
             fence=loop.saving.fence,
         )
         unapplied = 0 if result.update.applied else unapplied + 1
         step += 1
-        if unapplied and loop.dp_rank == 0:
+        if unapplied and session.world.dp_rank == 0:
             logger.warning("step %d was not applied: gradient norm %s", step, result.update.grad_norm)
         loop.saving.step_done(step, loop.loader.state_dict(), due=facts.save, last=step == loop.steps)
         loop.evaluate(step)
@@ -117,7 +106,7 @@ def run_loop(loop: Loop, first_step: int) -> tuple[int, Stop]:
             ckpt_blocking=loop.saving.blocking_seconds - blocked,
         )
         loop.journal.add(step - 1, rate, result, timing)
-        if unapplied >= loop.nonfinite_limit:
+        if unapplied >= train.nonfinite_limit:
             loop.journal.flush(loop.show)
             raise Diverged(
                 f"gradients were not finite in {unapplied} steps in a row",
@@ -125,10 +114,10 @@ def run_loop(loop: Loop, first_step: int) -> tuple[int, Stop]:
                 remedy="Lower optimizer.lr or clip_norm, or look at the samples of these steps with "
                 "`fmscale dataset trace --step N`; `fmscale checkpoint list` shows what there is from before.",
             )
-        if step % loop.log_every == 0 or step in (first_step + 1, loop.steps):
+        if step % train.log_every == 0 or step in (first_step + 1, loop.steps):
             loop.journal.flush(loop.show)
     loop.journal.flush(loop.show)
-    loop.where.phase = "save"
+    where.phase = "save"
     return step, stop
 
 
@@ -143,23 +132,17 @@ def dry_run(loop: Loop, rows: int, row_tokens: int) -> None:
     """One full step on a microbatch of weight 0, before anything is restored: compiles, allocates, and runs out of
     memory now rather than at the first long document. Weights and moments come out unchanged.
     """
-    loop.where.phase = "dry run"
-    zeros = torch.zeros((rows, row_tokens), dtype=torch.int64, device=loop.device)
+    loop.session.where.phase, device = "dry run", loop.session.device
+    zeros = torch.zeros((rows, row_tokens), dtype=torch.int64, device=device)
     empty = Inputs(
         tokens_BT=zeros,
         labels_BT=zeros,
-        weights_BT=torch.zeros((rows, row_tokens), device=loop.device),
-        positions_BT=torch.arange(row_tokens, device=loop.device).expand(rows, -1).contiguous(),
-        cu_seqlens=torch.arange(0, rows * row_tokens + 1, row_tokens, dtype=torch.int32, device=loop.device),
-        source_B=torch.full((rows,), -1, dtype=torch.int64, device=loop.device),
+        weights_BT=torch.zeros((rows, row_tokens), device=device),
+        positions_BT=torch.arange(row_tokens, device=device).expand(rows, -1).contiguous(),
+        cu_seqlens=torch.arange(0, rows * row_tokens + 1, row_tokens, dtype=torch.int32, device=device),
+        source_B=torch.full((rows,), -1, dtype=torch.int64, device=device),
     )
     train_step(
-        loop.engine,
-        [empty],
-        tokens=1.0,
-        sources=loop.sources,
-        rate=0.0,
-        seed=lambda i: None,
-        fence=lambda: None,
+        loop.engine, [empty], tokens=1.0, sources=loop.sources, rate=0.0, seed=lambda i: None, fence=lambda: None
     )
     loop.engine.restored(0)

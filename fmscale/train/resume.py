@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from fmscale.checkpoint.catalog import list_checkpoints
 from fmscale.checkpoint.format.names import run_log
@@ -74,16 +73,6 @@ def choose_resume(config: Config, backend: Backend) -> Resume:
     return Resume(run=run, which=int(step) if step else "auto", fork=True)
 
 
-def check_meta(config: Config, meta: dict[str, Any], tokenizer: str) -> None:
-    """Raise ConfigError for a checkpoint of another tokenizer."""
-    if meta["tokenizer"] != tokenizer:
-        raise ConfigError(
-            "the checkpoint was trained with another tokenizer than the datasets have",
-            found=f"{meta['tokenizer']}, the datasets have {tokenizer}",
-            remedy="Ingest the data with the checkpoint's tokenizer, or begin a new run.",
-        )
-
-
 def restore(
     session: Session,
     resume: Resume,
@@ -104,7 +93,12 @@ def restore(
     )
     assert restored is not None, "choose_resume saw a checkpoint, and nobody else may retire one now"
     meta = restored.meta
-    check_meta(session.config, meta, tokenizer)
+    if meta["tokenizer"] != tokenizer:
+        raise ConfigError(
+            "the checkpoint was trained with another tokenizer than the datasets have",
+            found=f"{meta['tokenizer']}, the datasets have {tokenizer}",
+            remedy="Ingest the data with the checkpoint's tokenizer, or begin a new run.",
+        )
     engine.restored(meta["updates"])
     if resume.fork:
         # The new run has a plan of its own, which goes on at the same sample.

@@ -16,7 +16,6 @@ from fmscale.runtime.stop import Stop
 from fmscale.runtime.world import World, read_world
 from fmscale.train.data import check_length
 from fmscale.train.loop import dry_run, run_loop
-from fmscale.train.resume import restore
 from fmscale.train.run_folder import run_folder
 from fmscale.train.session import Session, meet
 from fmscale.train.setup import Show, assemble
@@ -83,11 +82,11 @@ def run_training(config: Config, *, show: Show, event: Show, phase: Callable[[st
 
 def _run(session: Session, batch: BatchShape, steps: int, stack: ExitStack, show: Show, event: Show) -> Outcome:
     config, world, where = session.config, session.world, session.where
-    made = assemble(session, batch, steps, stack, show, event)
-    loop, saving = made.loop, made.loop.saving
+    loop, restored = assemble(session, batch, steps, stack, show, event)
+    saving = loop.saving
     dry_run(loop, batch.micro_batch, config.data.sequence_length)
     where.phase = "restore"
-    first = restore(session, made.resume, loop.engine, loop.loader, saving, made.tokenizer, made.tell)
+    first = restored()
     step, reason = run_loop(loop, first)
     where.phase = "waiting for the last save"
     saving.close(config.checkpoint.seal_seconds)
@@ -135,7 +134,6 @@ def total_steps(config: Config, global_batch: int) -> int:
         return train.steps
     if train.tokens is None:
         raise ConfigError(
-            f"{config.place('train')} does not say how long the run is",
-            remedy="Give train.steps or train.tokens.",
+            f"{config.place('train')} does not say how long the run is", remedy="Give train.steps or train.tokens."
         )
     return -(-train.tokens // (global_batch * config.data.sequence_length))

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fmscale.checkpoint.saver import Saver, SaveReport
@@ -10,66 +10,33 @@ from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.train.engine.protocol import Engine
 from fmscale.train.session import Session
 
-META_VERSION = 1
 
-
-@dataclass(frozen=True, kw_only=True)
-class RunMeta:
-    """The part of a checkpoint that is not in tensors; the same on every rank, plain JSON."""
-
-    step: int
-    """Optimizer steps of the run."""
-    updates: int
-    """Those that were applied: AdamW's own count, less than `step` where gradients were not finite."""
-    loader: dict[str, Any]
-    """State of the loader at the beginning of the next step."""
-    config: dict[str, Any]
-    """The run's config as it was."""
-    vocab_size: int
-    """Rows of the embedding."""
-    tokenizer: str
-    """Digest of the tokenizer."""
-    world_size: int
-    """Ranks that wrote it."""
-
-    def to_json(self) -> dict[str, Any]:
-        """As stored."""
-        return {"version": META_VERSION, **self.__dict__}
-
-
+@dataclass(kw_only=True, eq=False)
 class Saving:
     """Saves at the configured steps through a Saver, and counts the time that the training thread waits."""
 
-    def __init__(
-        self,
-        saver: Saver,
-        engine: Engine,
-        config: CheckpointConfig,
-        *,
-        meta: Callable[[int, dict[str, Any]], RunMeta],
-        report: Callable[..., None],
-        newest: Callable[[int], int],
-        before: Callable[[], None] = lambda: None,
-    ) -> None:
-        """`meta` makes the meta of (step, loader state); `report` takes an event of each finished save;
-        `newest` makes the ranks agree on the newest durable step; `before` is called ahead of each save: steps that
-        a resume does not repeat must be on record by then.
-        """
-        self._saver = saver
-        self._engine = engine
-        self._config = config
-        self._meta = meta
-        self._report = report
-        self._newest = newest
-        self._before = before
-        self._last_begun = 0
-        self._began_at = 0
-        self._last_time = time.monotonic()
-        self.blocking_seconds = 0.0
-        """Time that the training thread stood still for saves."""
-        self.reports: list[SaveReport] = []
-        """Outcome of every save on this rank."""
-        self._closed = False
+    saver: Saver
+    """This rank's saver."""
+    engine: Engine
+    """Has the state to save."""
+    config: CheckpointConfig
+    """Steps of the saves."""
+    meta: Callable[[int, dict[str, Any]], dict[str, Any]]
+    """Facts beside the tensors, from the step and the loader's state."""
+    report: Callable[..., None]
+    """Takes an event of each finished save."""
+    newest: Callable[[int], int]
+    """Makes the ranks agree on the newest durable step."""
+    before: Callable[[], None]
+    """Called ahead of each save: steps that a resume does not repeat must be on record by then."""
+    blocking_seconds: float = 0.0
+    """Time that the training thread stood still for saves."""
+    reports: list[SaveReport] = field(default_factory=list)
+    """Outcome of every save on this rank."""
+    _last_begun: int = 0
+    _began_at: int = 0
+    _last_time: float = field(default_factory=time.monotonic)
+    _closed: bool = False
 
     def begin_at(self, step: int) -> None:
         """The run begins with the checkpoint after `step` steps."""
@@ -89,12 +56,12 @@ class Saving:
     @property
     def clock_due(self) -> bool:
         """True if this rank's clock makes a save due. Ranks agree before they act on it."""
-        limit = self._config.every_seconds
+        limit = self.config.every_seconds
         return limit is not None and time.monotonic() - self._last_time >= limit
 
     def step_done(self, step: int, loader_state: dict[str, Any], *, due: bool, last: bool) -> None:
         """Save if the step's number makes one due, or `due`, or it is the last; tell of earlier saves."""
-        if last or due or (self._config.every and step % self._config.every == 0):
+        if last or due or (self.config.every and step % self.config.every == 0):
             self.save(step, loader_state, wait=last)
         self._tell()
 
@@ -104,8 +71,8 @@ class Saving:
         `wait` for the last save of a run, which must not be skipped because an earlier one is being written.
         """
         began = time.perf_counter()
-        self._before()
-        self._saver.save(step, self._engine.pieces(save=True), self._meta(step, loader_state).to_json(), wait=wait)
+        self.before()
+        self.saver.save(step, self.engine.pieces(save=True), self.meta(step, loader_state), wait=wait)
         self._last_begun, self._last_time = step, time.monotonic()
         self.blocking_seconds += time.perf_counter() - began
 
@@ -115,29 +82,29 @@ class Saving:
         Waits for the save of this step that is under way: only its end says whether another is needed.
         """
         if step == self._last_begun:
-            self._saver.drain(self._config.seal_seconds)
+            self.saver.drain(self.config.seal_seconds)
             self._tell()
-            if self._newest(self.acknowledged) == step:
+            if self.newest(self.acknowledged) == step:
                 return
         self.save(step, loader_state, wait=True)
 
     def fence(self) -> None:
         """Wait until the copy of masters and moments is done: called right before they change."""
         began = time.perf_counter()
-        self._saver.fence()
+        self.saver.fence()
         self.blocking_seconds += time.perf_counter() - began
 
     def close(self, deadline: float) -> None:
         """Wait up to `deadline` seconds until what was begun is durable, and end the writer."""
         if not self._closed:
             self._closed = True
-            self._tell(self._saver.close(deadline))
+            self._tell(self.saver.close(deadline))
 
     def _tell(self, reports: Sequence[SaveReport] = ()) -> None:
-        for report in reports or self._saver.poll():
+        for report in reports or self.saver.poll():
             self.reports.append(report)
             values = {name: value for name, value in asdict(report).items() if value not in ("", None, False)}
-            self._report(event="checkpoint", **values)
+            self.report(event="checkpoint", **values)
 
 
 def open_saver(session: Session, lease: int) -> Saver:

@@ -90,14 +90,7 @@ def meet(config: Config, world: World, where: Whereabouts, stack: ExitStack) -> 
         init_distributed(world, store, device=device, deadline=config.train.comm_seconds)
         backend = open_store(config.store.url, deadline=config.store.deadline)
     return Session(
-        config=config,
-        world=world,
-        waits=waits,
-        device=device,
-        backend=backend,
-        stop=stop,
-        where=where,
-        folder=folder,
+        config=config, world=world, waits=waits, device=device, backend=backend, stop=stop, where=where, folder=folder
     )
 
 

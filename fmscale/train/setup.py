@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,30 +19,21 @@ from fmscale.train.evaluation import evaluator
 from fmscale.train.inputs import received
 from fmscale.train.journal import Journal
 from fmscale.train.loop import Loop
-from fmscale.train.resume import Resume, choose_resume
-from fmscale.train.saving import RunMeta, Saving, open_saver
+from fmscale.train.resume import choose_resume, restore
+from fmscale.train.saving import Saving, open_saver
 from fmscale.train.schedule import learning_rate
 from fmscale.train.session import Session
 
 Show = Callable[[Mapping[str, Any]], None]
+META_VERSION = 1
+"""Of the facts that a checkpoint has beside its tensors."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunParts:
-    """A run ready to be restored."""
-
-    loop: Loop
-    """Parts of the loop."""
-    resume: Resume
-    """The checkpoint that it begins with."""
-    tokenizer: str
-    """Digest of the tokenizer."""
-    tell: Callable[..., None]
-    """Records an event."""
-
-
-def assemble(session: Session, batch: BatchShape, steps: int, stack: ExitStack, show: Show, event: Show) -> RunParts:
-    """Data, model, engine, journal and checkpoints of a run; `stack` closes them.
+def assemble(
+    session: Session, batch: BatchShape, steps: int, stack: ExitStack, show: Show, event: Show
+) -> tuple[Loop, Callable[[], int]]:
+    """Data, model, engine, journal and checkpoints of a run; `stack` closes them. The loop, and a function that
+    restores its state and gives the steps that had been taken.
 
     Takes the run's lease. Raises ConfigError, DataError or StoreError.
     """
@@ -67,22 +58,24 @@ def assemble(session: Session, batch: BatchShape, steps: int, stack: ExitStack, 
         if world.rank == 0:
             event({name: value for name, value in record.items() if name != "time"})
 
-    def meta(step: int, loader_state: dict[str, Any]) -> RunMeta:
-        return RunMeta(
-            step=step,
-            updates=engine.updates,
-            loader=loader_state,
-            config=as_tree(config),
-            vocab_size=vocab_size,
-            tokenizer=tokenizer.digest,
-            world_size=world.world_size,
-        )
+    def meta(step: int, loader_state: dict[str, Any]) -> dict[str, Any]:
+        # Of the steps, AdamW counts those that were applied: fewer where gradients were not finite.
+        return {
+            "version": META_VERSION,
+            "step": step,
+            "updates": engine.updates,
+            "loader": loader_state,
+            "config": as_tree(config),
+            "vocab_size": vocab_size,
+            "tokenizer": tokenizer.digest,
+            "world_size": world.world_size,
+        }
 
     record = _delivery_record(session, lease, loader, stack)
     saving = Saving(
-        open_saver(session, lease),
-        engine,
-        config.checkpoint,
+        saver=open_saver(session, lease),
+        engine=engine,
+        config=config.checkpoint,
         meta=meta,
         report=tell,
         newest=lambda step: session.from_rank_0("newest save", step),
@@ -90,25 +83,19 @@ def assemble(session: Session, batch: BatchShape, steps: int, stack: ExitStack, 
     )
     stack.callback(saving.close, 0.0)
     loop = Loop(
+        session=session,
         engine=engine,
         loader=loader,
         saving=saving,
         journal=journal,
-        stop=session.stop,
-        where=where,
         steps=steps,
         rate=lambda step: learning_rate(config.schedule, config.optimizer.lr, step, steps),
         evaluate=evaluator(session, engine, batch.micro_batch, steps, tell),
         delivered=(lambda batch, inputs: record.add(received(batch, inputs))) if record else lambda batch, inputs: None,
-        log_every=config.train.log_every,
-        nonfinite_limit=config.train.nonfinite_limit,
         sources=len(loader.plan.sources),
-        seed=config.train.seed,
-        dp_rank=world.dp_rank,
-        device=session.device,
         show=(lambda record: show({**record, "steps": steps})) if world.rank == 0 else lambda record: None,
     )
-    return RunParts(loop=loop, resume=resume, tokenizer=tokenizer.digest, tell=tell)
+    return loop, partial(restore, session, resume, engine, loader, saving, tokenizer.digest, tell)
 
 
 def _opened(session: Session, loader: Loader, vocab_size: int, batch: BatchShape, steps: int) -> dict[str, Any]:

@@ -56,12 +56,8 @@ def train_step(
         loss = engine.forward(inputs)
         engine.backward(loss.sum / tokens, last=i == len(microbatches) - 1)
         loss_sum += loss.sum.detach()
-        by_source.index_add_(1, inputs.source_B + 1, _row_sums(loss.losses_BT, inputs.weights_BT))
+        rows_2B = torch.stack((loss.losses_BT.float().sum(1), inputs.weights_BT.sum(1)))
+        by_source.index_add_(1, inputs.source_B + 1, rows_2B)
     fence()
     update = engine.step(rate)
     return StepResult(loss_sum=loss_sum, loss_by_source=by_source[:, 1:], tokens=tokens, update=update)
-
-
-def _row_sums(losses_BT: Tensor, weights_BT: Tensor) -> Tensor:
-    """fp32 [2, B]: loss and weight of each row."""
-    return torch.stack((losses_BT.float().sum(1), weights_BT.sum(1)))

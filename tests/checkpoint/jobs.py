@@ -32,9 +32,7 @@ def one_save(url: str, lease: int, step: int, memory: SharedMemory, attempt: int
         complete=False,
         meta={"step": step},
         rank_meta=None,
-        ranges=layout.ranges,
-        offsets=layout.offsets,
-        files=layout.files,
+        layout=layout,
         attempt=attempt,
         sealed=sealed,
     )

@@ -8,7 +8,7 @@ side in an optimizer's flat partition do so in the file, and are copied as one.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,9 +63,11 @@ class FileImage:
     data_bytes: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class FileLayout:
-    """Pieces in file order, where each lies in the memory, and the files they make."""
+    """Pieces in file order, where each lies in the memory, and the files they make. Equal only to itself: to compare
+    thousands of ranges takes as long as to encode them.
+    """
 
     order: tuple[int, ...]
     """Position in the layout -> number of the piece as it was given."""
@@ -103,6 +105,21 @@ def plan_layout(ranges: Sequence[FileRange], file_bytes: int = FILE_BYTES) -> Fi
         files=tuple(files),
         memory_bytes=max(begin, PAGE),
     )
+
+
+def tensor_table(ranges: Sequence[FileRange]) -> tuple[list[tuple[Any, ...]], list[int]]:
+    """Tensors of the ranges for JSON, each once; and the number of each range's tensor among them."""
+    keys = [(one.name, one.state, one.dtype, one.shape) for one in ranges]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return list(numbers), [numbers[key] for key in keys]
+
+
+def ranges_of(table: Iterable[Sequence[Any]], columns: Mapping[str, Sequence[int]]) -> Iterator[FileRange]:
+    """The ranges of a `tensor_table`, from the columns `tensor`, `start` and `count`."""
+    tensors = [(name, state, dtype, tuple(shape)) for name, state, dtype, shape in table]
+    for number, start, count in zip(columns["tensor"], columns["start"], columns["count"], strict=True):
+        name, state, dtype, shape = tensors[number]
+        yield FileRange(name=name, state=state, dtype=dtype, shape=shape, start=start, count=count)
 
 
 def header(ranges: Iterable[FileRange], header_bytes: int) -> bytes:

@@ -21,7 +21,7 @@ from fmscale.errors import CorruptData, FmscaleError
 from fmscale.store.digest import canonical_json, metadata_digest
 from fmscale.store.keys import damaged
 
-COLUMNS = ("tensor", "start", "count", "file", "offset")
+COLUMNS = {"tensor": np.int32, "start": np.int64, "count": np.int64, "file": np.int32, "offset": np.int64}
 _KEY = b"fmscale"
 
 
@@ -46,20 +46,6 @@ class Tensor:
         return elements(self.shape) * self.item_bytes
 
 
-@dataclass(frozen=True, kw_only=True)
-class Extent:
-    """Bytes of a file that hold a run of a tensor's elements."""
-
-    file: int
-    """Number of the file in the manifest."""
-    offset: int
-    """First byte in the file."""
-    start: int
-    """First element of the tensor."""
-    count: int
-    """Elements."""
-
-
 class CheckpointManifest:
     """All pieces of a checkpoint."""
 
@@ -67,28 +53,23 @@ class CheckpointManifest:
         """`columns` are sorted by tensor and start."""
         self.head = head
         self.step: int = head["step"]
-        self.folder: str = head["folder"]
-        self.world_size: int = head["world_size"]
         self.meta: dict[str, Any] = head["meta"]
         self.rank_meta: list[dict[str, Any] | None] = head["rank_meta"]
         self.tensors = [
             Tensor(name=name, state=state, dtype=dtype, shape=tuple(shape))
             for name, state, dtype, shape in head["tensors"]
         ]
-        self.files = [StoredFile(key=key, bytes=size, sums=sums) for key, size, sums in head["files"]]
+        self.files = [StoredFile(*file) for file in head["files"]]
         self.columns = columns
         self.digests = digests
         self.number = {(one.name, one.state): i for i, one in enumerate(self.tensors)}
         # first row of each tensor, and the end
         self._rows = np.searchsorted(columns["tensor"], np.arange(len(self.tensors) + 1))
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(one.nbytes for one in self.tensors)
-
-    def segments(self, tensor: int, start: int, count: int) -> Iterator[Extent]:
-        """Extents of elements [start, start + count) of a tensor, in order."""
+    def segments(self, tensor: int, start: int, count: int) -> Iterator[tuple[int, int, int, int]]:
+        """(file, first byte in it, first element, elements) of each run of elements [start, start + count) of a
+        tensor, in order.
+        """
         first, stop = int(self._rows[tensor]), int(self._rows[tensor + 1])
         starts, counts = self.columns["start"], self.columns["count"]
         size = self.tensors[tensor].item_bytes
@@ -97,38 +78,30 @@ class CheckpointManifest:
             skip = start - int(starts[row])
             taken = min(count, int(counts[row]) - skip)
             offset = int(self.columns["offset"][row]) + skip * size
-            yield Extent(file=int(self.columns["file"][row]), offset=offset, start=start, count=taken)
+            yield int(self.columns["file"][row]), offset, start, taken
             start, count, row = start + taken, count - taken, row + 1
 
 
 def merge(seals: Sequence[Seal]) -> CheckpointManifest:
     """One manifest of all ranks' seals. Raises FmscaleError where they do not hold each element exactly once."""
-    tensors: dict[tuple[str, str], FileRange] = {}
-    files: dict[str, StoredFile] = {}
-    rows: list[tuple[tuple[str, str], int, int, str, int, str]] = []
+    files = {file.key: file for seal in seals for file in seal.files}
+    place = {key: number for number, key in enumerate(sorted(files))}
+    tensors: dict[tuple[str, str], tuple[int, FileRange]] = {}
+    rows: list[tuple[Any, ...]] = []
     for seal in seals:
         for piece in seal.pieces:
             one = piece.range
-            known = tensors.setdefault((one.name, one.state), one)
+            number, known = tensors.setdefault((one.name, one.state), (len(tensors), one))
             if (known.dtype, known.shape) != (one.dtype, one.shape):
                 raise FmscaleError(
                     f"ranks disagree about the tensor {one.name} ({one.state})",
                     found=f"{known.dtype} {known.shape}, and on rank {seal.rank} {one.dtype} {one.shape}",
                     remedy="Start all ranks with the same config and the same fmscale.",
                 )
-            key = seal.files[piece.file].key
-            rows.append(((one.name, one.state), one.start, one.count, key, piece.offset, piece.digest))
-        files.update((file.key, file) for file in seal.files)
-    order = {name: i for i, name in enumerate(tensors)}
-    place = {key: i for i, key in enumerate(sorted(files))}
-    rows.sort(key=lambda row: (order[row[0]], row[1]))
-    columns: dict[str, np.ndarray] = {
-        "tensor": np.array([order[row[0]] for row in rows], dtype=np.int32),
-        "start": np.array([row[1] for row in rows], dtype=np.int64),
-        "count": np.array([row[2] for row in rows], dtype=np.int64),
-        "file": np.array([place[row[3]] for row in rows], dtype=np.int32),
-        "offset": np.array([row[4] for row in rows], dtype=np.int64),
-    }
+            file = place[seal.files[piece.file].key]
+            rows.append((number, one.start, one.count, file, piece.offset, piece.digest))
+    rows.sort(key=lambda row: row[:2])
+    columns = {name: np.array([row[i] for row in rows], dtype=dtype) for i, (name, dtype) in enumerate(COLUMNS.items())}
     head = {
         "format_version": FORMAT_VERSION,
         "step": seals[0].step,
@@ -136,10 +109,10 @@ def merge(seals: Sequence[Seal]) -> CheckpointManifest:
         "world_size": len(seals),
         "meta": seals[0].meta or {},
         "rank_meta": [seal.rank_meta for seal in seals],
-        "tensors": [[one.name, one.state, one.dtype, list(one.shape)] for one in tensors.values()],
-        "files": [[files[key].key, files[key].bytes, files[key].sums] for key in sorted(files)],
+        "tensors": [[one.name, one.state, one.dtype, one.shape] for _, one in tensors.values()],
+        "files": [files[key] for key in place],
     }
-    manifest = CheckpointManifest(head, columns, [row[5] for row in rows])
+    manifest = CheckpointManifest(head, columns, [row[-1] for row in rows])
     check_tiling(manifest)
     return manifest
 
@@ -148,14 +121,9 @@ def check_tiling(manifest: CheckpointManifest) -> None:
     """Raise FmscaleError unless the pieces of each tensor follow one another without gap or overlap."""
     starts, counts, tensor = (manifest.columns[name] for name in ("start", "count", "tensor"))
     ends = starts + counts
-    same = tensor[1:] == tensor[:-1]
     sizes = np.array([elements(one.shape) for one in manifest.tensors], dtype=np.int64)
-    first = np.append(True, ~same) if len(tensor) else np.zeros(0, dtype=bool)
-    last = np.append(~same, True) if len(tensor) else np.zeros(0, dtype=bool)
-    wrong = np.zeros(len(tensor), dtype=bool)
-    wrong[1:] |= same & (starts[1:] != ends[:-1])
-    wrong |= first & (starts != 0)
-    wrong |= last & (ends != sizes[tensor])
+    first, last = np.diff(tensor, prepend=-1) != 0, np.diff(tensor, append=-1) != 0
+    wrong = (starts != np.where(first, 0, np.roll(ends, 1))) | (last & (ends != sizes[tensor]))
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
         one = manifest.tensors[int(tensor[row])]

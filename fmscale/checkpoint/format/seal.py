@@ -3,16 +3,15 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from fmscale.checkpoint.format.layout import FileRange
+from fmscale.checkpoint.format.layout import FileRange, ranges_of, tensor_table
 from fmscale.checkpoint.format.names import FORMAT_VERSION
 from fmscale.errors import CorruptData, FormatError
 from fmscale.store.digest import canonical_json
 
 
-@dataclass(frozen=True, kw_only=True)
-class StoredFile:
+class StoredFile(NamedTuple):
     """One safetensors file on the store."""
 
     key: str
@@ -55,32 +54,24 @@ class Seal:
     """JSON that belongs to the rank."""
 
 
+_PLAIN = ("step", "folder", "rank", "world_size", "bytes", "referenced", "meta", "rank_meta")
+"""Fields of a seal that are stored as they are."""
+_COLUMNS = ("file", "offset", "digest")
+"""Fields of a piece, each stored as a column."""
+
+
 def encode_seal(seal: Seal) -> bytes:
     """Canonical JSON; tensors and pieces as columns."""
-    tensors: dict[tuple[Any, ...], int] = {}
-    for piece in seal.pieces:
-        tensors.setdefault(_tensor(piece.range), len(tensors))
+    ranges = [piece.range for piece in seal.pieces]
+    table, numbers = tensor_table(ranges)
+    columns = {"tensor": numbers, "start": [one.start for one in ranges], "count": [one.count for one in ranges]}
     return canonical_json(
         {
+            **{name: getattr(seal, name) for name in _PLAIN},
             "format_version": FORMAT_VERSION,
-            "step": seal.step,
-            "folder": seal.folder,
-            "rank": seal.rank,
-            "world_size": seal.world_size,
-            "bytes": seal.bytes,
-            "referenced": seal.referenced,
-            "files": [[file.key, file.bytes, file.sums] for file in seal.files],
-            "tensors": list(tensors),
-            "pieces": {
-                "tensor": [tensors[_tensor(piece.range)] for piece in seal.pieces],
-                "start": [piece.range.start for piece in seal.pieces],
-                "count": [piece.range.count for piece in seal.pieces],
-                "file": [piece.file for piece in seal.pieces],
-                "offset": [piece.offset for piece in seal.pieces],
-                "digest": [piece.digest for piece in seal.pieces],
-            },
-            "meta": seal.meta,
-            "rank_meta": seal.rank_meta,
+            "files": seal.files,
+            "tensors": table,
+            "pieces": columns | {name: [getattr(piece, name) for piece in seal.pieces] for name in _COLUMNS},
         }
     )
 
@@ -93,25 +84,13 @@ def decode_seal(data: bytes, where: str) -> Seal:
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptData(f"{where} is no seal", found=data[:80], remedy="Save again.") from error
     check_version(version, where)
-    tensors = [(name, state, dtype, tuple(shape)) for name, state, dtype, shape in fields["tensors"]]
     columns = fields["pieces"]
-    names = ("tensor", "start", "count", "file", "offset", "digest")
-    pieces = []
-    for tensor, start, count, file, offset, digest in zip(*(columns[n] for n in names), strict=True):
-        name, state, dtype, shape = tensors[tensor]
-        one = FileRange(name=name, state=state, dtype=dtype, shape=shape, start=start, count=count)
-        pieces.append(StoredPiece(range=one, file=file, offset=offset, digest=digest))
+    ranges = ranges_of(fields["tensors"], columns)
+    rows = zip(ranges, *(columns[name] for name in _COLUMNS), strict=True)
     return Seal(
-        step=fields["step"],
-        folder=fields["folder"],
-        rank=fields["rank"],
-        world_size=fields["world_size"],
-        files=tuple(StoredFile(key=key, bytes=size, sums=sums) for key, size, sums in fields["files"]),
-        pieces=tuple(pieces),
-        bytes=fields["bytes"],
-        referenced=fields["referenced"],
-        meta=fields["meta"],
-        rank_meta=fields["rank_meta"],
+        **{name: fields[name] for name in _PLAIN},
+        files=tuple(StoredFile(*file) for file in fields["files"]),
+        pieces=tuple(StoredPiece(range=one, file=file, offset=at, digest=digest) for one, file, at, digest in rows),
     )
 
 
@@ -123,7 +102,3 @@ def check_version(version: object, where: str) -> None:
             found=version,
             remedy=f"It reads versions 1 to {FORMAT_VERSION}; upgrade fmscale to read a later one.",
         )
-
-
-def _tensor(one: FileRange) -> tuple[Any, ...]:
-    return (one.name, one.state, one.dtype, one.shape)

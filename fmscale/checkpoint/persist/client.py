@@ -11,7 +11,7 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import fmscale
 from fmscale.checkpoint.persist.job import LAST_EVENTS, SaveJob, SaveSettings, Tell, encode_job
@@ -28,35 +28,13 @@ LONGEST_REASON = 1000
 """Characters of a reason that are passed on."""
 
 
-class SaveWriter(Protocol):
-    """Does jobs, and tells their events: a `Worker` in this process, or a `ProcessWriter`."""
-
-    def submit(self, job: SaveJob, memory: SharedMemory | None) -> None:
-        """Save this as far as `copied` says that the memory is filled. These bytes must stay until the job is sealed
-        or has failed.
-        """
-        ...
-
-    def copied(self, number: int, bytes: int, failed: str = "") -> None:
-        """The memory of a job is final up to there, EVERYTHING at the end; or no more will come, and why."""
-        ...
-
-    def drain(self) -> None:
-        """Finish the submitted jobs even if this process ends meanwhile."""
-        ...
-
-    def close(self) -> None:
-        """End it, and give up unfinished jobs."""
-        ...
-
-
 @dataclass(kw_only=True)
 class _OpenJob:
     """A job that is not through."""
 
     job: SaveJob
     memory: SharedMemory | None
-    copied: dict[str, Any]
+    copied: dict[str, Any] | None = None
     """The last message about its copy."""
 
 
@@ -80,27 +58,27 @@ class ProcessWriter:
         return self._process.pid
 
     def submit(self, job: SaveJob, memory: SharedMemory | None) -> None:
-        """As SaveWriter's."""
+        """As Worker's."""
         with self._lock:
-            self._jobs[job.number] = _OpenJob(job=job, memory=memory, copied=_copied(job.number, 0))
+            self._jobs[job.number] = _OpenJob(job=job, memory=memory)
             self._send_job(job, memory)
 
     def copied(self, number: int, bytes: int, failed: str = "") -> None:
-        """As SaveWriter's."""
-        message = _copied(number, bytes, failed[:LONGEST_REASON])
+        """As Worker's."""
+        message = {"copied": number, "bytes": bytes, "failed": failed[:LONGEST_REASON]}
         with self._lock:
             if number in self._jobs:
                 self._jobs[number].copied = message
             self._send(message)
 
     def drain(self) -> None:
-        """As SaveWriter's."""
+        """As Worker's."""
         with self._lock:
             self._draining = True
             self._send({"drain": True})
 
     def close(self) -> None:
-        """As SaveWriter's."""
+        """As Worker's."""
         with self._lock:
             self._closing = True
             unfinished = self._draining and bool(self._jobs)
@@ -135,13 +113,10 @@ class ProcessWriter:
         if memory is not None and memory.number not in self._sent:
             self._sent[memory.number] = memory
             self._send({"memory": memory.number, "bytes": memory.size}, memory.descriptor)
-        text = os.memfd_create("fmscale-job")
-        try:
-            with open(text, "wb", closefd=False) as file:
-                file.write(encode_job(job))
-            self._send({"submit": job.number}, text)
-        finally:
-            os.close(text)
+        with open(os.memfd_create("fmscale-job"), "wb") as file:
+            file.write(encode_job(job))
+            file.flush()
+            self._send({"submit": job.number}, file.fileno())
 
     def _send(self, message: dict[str, Any], descriptor: int | None = None) -> None:
         descriptors = [] if descriptor is None else [descriptor]
@@ -192,7 +167,8 @@ class ProcessWriter:
                 again.append(number)
                 # Before anything else is sent, so that `copied` never speaks of a job that is not known there.
                 self._send_job(one.job, one.memory)
-                self._send(one.copied)
+                if one.copied is not None:
+                    self._send(one.copied)
         reason = f"the persist process ended with status {status}"
         for number in given_up:
             self._tell({"job": number, "event": "failed", "reason": reason, "lost": False})
@@ -200,7 +176,3 @@ class ProcessWriter:
             self._tell({"job": number, "event": "retrying", "reason": reason})
         if self._draining:
             self.drain()
-
-
-def _copied(number: int, bytes: int, failed: str = "") -> dict[str, Any]:
-    return {"copied": number, "bytes": bytes, "failed": failed}

@@ -78,17 +78,15 @@ def gather_seals(
                 raise SaveFailed(f"rank {rank} did not save step {job.step}: {reason}", remedy=NEXT)
         missing = [rank for rank in range(settings.world_size) if rank not in seals]
         if not missing:
-            break
+            return [seals[rank] for rank in range(settings.world_size)]
         if gone := listener.silent(missing):
             raise SaveFailed(
                 f"ranks {gone[:8]} have not sealed step {job.step} and give no sign of life", remedy=KILLED
             )
-    else:
-        raise SaveFailed(
-            f"ranks {missing[:8]} did not seal step {job.step} within {waited:.0f} s",
-            remedy="Look at their logs; allow more with checkpoint.seal_seconds if the store is slow.",
-        )
-    return [seals[rank] for rank in range(settings.world_size)]
+    raise SaveFailed(
+        f"ranks {missing[:8]} did not seal step {job.step} within {waited:.0f} s",
+        remedy="Look at their logs; allow more with checkpoint.seal_seconds if the store is slow.",
+    )
 
 
 def commit_seals(log: Log, settings: SaveSettings, job: SaveJob, seals: list[Seal], state: RunState) -> LogEntry:

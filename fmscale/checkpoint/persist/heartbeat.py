@@ -1,9 +1,7 @@
 """Signs of life of persist processes that finish their last save after their trainers.
 
-Without them a process that is left alone would wait half an hour for the seals of ranks that were killed. Each rank
-that drains writes a counter beside its files every few seconds. A process whose own trainer is gone gives a save up
-when another rank's counter stands still. Only changes of the counter count, by the process's own clock: clocks need
-not agree. To give up is always safe: nobody has been told that the save is durable.
+Each rank that drains writes a counter beside its files. Only changes of it count, by the listener's own clock: clocks
+need not agree. To give up is always safe: nobody has been told that the save is durable.
 """
 
 import time

@@ -1,13 +1,11 @@
 """The persist process: `python -m fmscale.checkpoint.persist.process DESCRIPTOR`, started by the trainer.
 
-Over a socket it gets memory and jobs as descriptors, and tells what becomes of them. It does not import torch.
-It is deaf to stop signals, as the scheduler sends them to every process of the job while the last save is
-under way. It ends with its parent, at once; but if the parent has asked to drain, only when it is done.
+Over a socket it gets memory and jobs as descriptors, and tells what becomes of them. It does not import torch. It is
+deaf to stop signals, as the scheduler sends them to every process of the job while the last save is under way.
 """
 
 import json
 import logging
-import mmap
 import os
 import socket
 import sys
@@ -89,11 +87,9 @@ def main() -> None:
 
 def _content(descriptor: int) -> bytes:
     """All of a file by its descriptor, which is closed."""
-    try:
-        with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as whole:
-            return whole[:]
-    finally:
-        os.close(descriptor)
+    with open(descriptor, "rb") as file:
+        file.seek(0)  # the trainer left it at its end
+        return file.read()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from functools import partial
 
 import xxhash
 
@@ -56,13 +57,10 @@ def store_part(
     candidates = {} if job.complete else known
     files: list[StoredFile] = []
     offsets: dict[int, tuple[int, int]] = {}
-    for image in job.files:
+    for image in job.layout.files:
         key = data_key(job.folder, settings.rank, len(files))
         stream = Stream(memory, image.begin, image.header_bytes, image.header_bytes + image.data_bytes)
-
-        def fill(stream: Stream, image: FileImage = image) -> None:
-            _fill(stream, settings, job, memory, image, candidates, copied, part)
-
+        fill = partial(_fill, settings, job, memory, image, candidates, copied, part)
         sums = store_stream(backend, key, stream, fill, pool, digests=settings.config.digests, exact=not candidates)
         if sums is None:
             continue
@@ -70,11 +68,11 @@ def store_part(
         for i in range(image.first, image.stop):
             if i not in part.reused:
                 offsets[i] = (len(files), at)
-                at += job.ranges[i].nbytes
+                at += job.layout.ranges[i].nbytes
         digest = metadata_digest(sums.astype("<u4").tobytes()) if settings.config.digests else ""
         files.append(StoredFile(key=key, bytes=stream.nbytes, sums=digest))
     pieces = []
-    for i, one in enumerate(job.ranges):
+    for i, one in enumerate(job.layout.ranges):
         if i in part.reused:
             file, placed = part.reused[i]
             if file not in files:
@@ -88,8 +86,8 @@ def store_part(
         world_size=settings.world_size,
         files=tuple(files),
         pieces=tuple(pieces),
-        bytes=sum(one.nbytes for i, one in enumerate(job.ranges) if i not in part.reused),
-        referenced=sum(job.ranges[i].nbytes for i in part.reused),
+        bytes=sum(one.nbytes for i, one in enumerate(job.layout.ranges) if i not in part.reused),
+        referenced=sum(job.layout.ranges[i].nbytes for i in part.reused),
         meta=job.meta,
         rank_meta=job.rank_meta,
     )
@@ -123,14 +121,13 @@ def discard(backend: Backend, settings: SaveSettings, job: SaveJob) -> None:
     """Delete what a save that was given up has stored of this rank; its seal first. Raises StoreError."""
     backend.delete(seal_key(job.folder, settings.rank))
     backend.delete(alive_key(job.folder, settings.rank))
-    for number in range(len(job.files)):
+    for number in range(len(job.layout.files)):
         key = data_key(job.folder, settings.rank, number)
         backend.delete(key)
         backend.delete(key + SUMS)
 
 
 def _fill(
-    stream: Stream,
     settings: SaveSettings,
     job: SaveJob,
     memory: memoryview,
@@ -138,6 +135,7 @@ def _fill(
     candidates: Known,
     copied: CopyProgress,
     part: _Part,
+    stream: Stream,
 ) -> None:
     """Put the pieces of one file into its stream as they are copied, but for those that are `candidates` with the
     same digest.
@@ -146,7 +144,7 @@ def _fill(
     fresh: list[FileRange] = []
     final = 0
     for i in range(image.first, image.stop):
-        one, at = job.ranges[i], job.offsets[i]
+        one, at = job.layout.ranges[i], job.layout.offsets[i]
         candidate = candidates.get(one) if hashed and one.nbytes >= SMALLEST_REFERENCE else None
         digest = xxhash.xxh3_128()
         for start in range(at, at + one.nbytes, STEP_BYTES):

@@ -76,13 +76,11 @@ def tidy(log: Log, settings: SaveSettings, state: RetirementState, named: set[st
             retire(log, old, references, objects=left, reason=reason, lease=settings.lease, state=state)
             named.update(left)
     now = time()
-    if any(now - entry.time >= config.grace_seconds for entry in state.retires):
-        for entry in state.retires:
-            if now - entry.time >= config.grace_seconds:
-                # Once: a look at every folder that was ever retired would take longer with every save.
-                folders = [name for name in entry.body["objects"] if name not in swept]
-                _sweep(log.backend, folders)
-                swept.update(folders)
+    if due := [entry for entry in state.retires if now - entry.time >= config.grace_seconds]:
+        # Once: a look at every folder that was ever retired would take longer with every save.
+        folders = {name for entry in due for name in entry.body["objects"]} - swept
+        _sweep(log.backend, folders)
+        swept |= folders
         collect_garbage(log, references, grace=config.grace_seconds, state=state)
 
 

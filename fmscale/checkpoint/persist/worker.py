@@ -7,7 +7,6 @@ has given it one: its memory is free again once the rank has sealed.
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -85,7 +84,9 @@ class Worker:
             return not self._open
 
     def submit(self, job: SaveJob, memory: SharedMemory | None) -> None:
-        """As SaveWriter's: after the jobs that were submitted before."""
+        """Save this after the jobs before, as far as `copied` says that the memory is filled. These bytes must stay
+        until the job is sealed or has failed.
+        """
         copied = CopyProgress(0)
         with self._lock:
             self._open[job.number] = job
@@ -94,7 +95,7 @@ class Worker:
         self._to_store.put((job, memory.view if memory is not None else memoryview(b""), copied))
 
     def copied(self, number: int, bytes: int, failed: str = "") -> None:
-        """As SaveWriter's."""
+        """The memory of a job is final up to there, EVERYTHING at the end; or no more will come, and why."""
         with self._lock:
             copied = self._copies.get(number)
             if failed or bytes == EVERYTHING:
@@ -167,7 +168,6 @@ class Worker:
             # Referring to a checkpoint older than the last would race with retention, which goes by the last.
             with self._resolved:
                 self._resolved.wait_for(lambda: not self._unresolved or self._closing.is_set())
-        begin = time.monotonic()
         try:
             seal = self._retried(job, lambda attempt: self._store_part(job, memory, copied, attempt))
         except FmscaleError as error:
@@ -176,7 +176,7 @@ class Worker:
             self._refuse(job, reason)
             self._failed(job, error)
             return True
-        self._tell(job, "sealed", seconds=time.monotonic() - begin, bytes=seal.bytes, referenced=seal.referenced)
+        self._tell(job, "sealed", bytes=seal.bytes, referenced=seal.referenced)
         with self._resolved:
             self._unresolved += 1
         self._to_commit.put((job, seal))
@@ -194,7 +194,6 @@ class Worker:
 
     def _commit(self, job: SaveJob, seal: Seal) -> bool:
         """Second stage."""
-        begin = time.monotonic()
         known: Known = {}
         try:
             entry = self._entry(job, seal)
@@ -214,7 +213,7 @@ class Worker:
             with self._resolved:
                 self._known, self._unresolved = known, self._unresolved - 1
                 self._resolved.notify_all()
-        self._tell(job, "committed", seconds=time.monotonic() - begin, entry=entry.number)
+        self._tell(job, "committed", entry=entry.number)
         if self._settings.rank == 0:
             self._quietly(lambda: tidy(self._log, self._settings, self._state, self._named, self._swept))
         return True

@@ -29,39 +29,36 @@ class RankVote:
 
     def first(self, call: Callable[[], str]) -> str:
         """The value that `call` gives on rank 0, on all ranks. If it raises there, this raises everywhere."""
-        failed: FmscaleError | None = None
-        value = ""
-        if self.rank == 0:
-            try:
-                value = call()
-            except FmscaleError as error:
-                failed = error
-        answers = self.exchange(json.dumps([str(failed) if failed else "", value]))
-        if failed is not None:
-            raise failed
-        problem, value = json.loads(answers[0])
-        if problem:
-            raise RankError(f"rank 0 failed: {problem.rstrip('.')}", remedy="Its log says more.")
-        return str(value)
+        return self._together(call if self.rank == 0 else lambda: "")[0]
 
     def all_find(self, call: Callable[[], T]) -> tuple[T | None, str]:
         """(what `call` gives, "") where no rank found damage, else (None, which rank found what). Raises any
         other error of this rank, and RankError for another's.
         """
-        value: T | None = None
+        found: list[T] = []
+
+        def damage() -> str:
+            try:
+                found.append(call())
+            except DAMAGE as error:
+                return str(error)
+            return ""
+
+        bad = [f"rank {rank}: {what}" for rank, what in enumerate(self._together(damage)) if what]
+        return (None, "; ".join(bad[:3])) if bad else (found[0], "")
+
+    def _together(self, call: Callable[[], str]) -> list[str]:
+        """The value that `call` gives on each rank. If it raises on a rank, this raises everywhere."""
         failed: FmscaleError | None = None
-        damage = ""
+        value = ""
         try:
             value = call()
-        except DAMAGE as error:
-            damage = str(error)
         except FmscaleError as error:
             failed = error
-        answers = [json.loads(one) for one in self.exchange(json.dumps([damage, str(failed) if failed else ""]))]
+        answers = [json.loads(one) for one in self.exchange(json.dumps([str(failed) if failed else "", value]))]
         if failed is not None:
             raise failed
-        for rank, (_, problem) in enumerate(answers):
+        for rank, (problem, _) in enumerate(answers):
             if problem:
                 raise RankError(f"rank {rank} failed: {problem.rstrip('.')}", remedy="Its log says more.")
-        bad = [f"rank {rank}: {what}" for rank, (what, _) in enumerate(answers) if what]
-        return (None, "; ".join(bad[:3])) if bad else (value, "")
+        return [value for _, value in answers]

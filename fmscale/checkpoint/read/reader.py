@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
@@ -38,21 +39,13 @@ class ByteRequest:
     """First byte in what `put` fills."""
 
 
-@dataclass(kw_only=True)
-class ReadTotals:
-    """Bytes that were read and asked for."""
-
-    bytes: int = 0
-    needed: int = 0
-    """Bytes that were asked for."""
-
-
 class Reader:
     """Checked reads from one checkpoint; safe across threads."""
 
     def __init__(self, backend: Backend, manifest: CheckpointManifest) -> None:
         self.manifest = manifest
-        self.totals = ReadTotals()
+        self.bytes_read = 0
+        self.bytes_needed = 0
         self.checked: dict[int, np.ndarray] = {}
         """For each file that was read, which of its chunks were found right (bool)."""
         self._backend = backend
@@ -63,14 +56,8 @@ class Reader:
     def requests(self, tensor: int, start: int, count: int, put: Put) -> Iterator[ByteRequest]:
         """Requests for elements [start, start + count) of a tensor."""
         size = self.manifest.tensors[tensor].item_bytes
-        for segment in self.manifest.segments(tensor, start, count):
-            yield ByteRequest(
-                file=segment.file,
-                offset=segment.offset,
-                bytes=segment.count * size,
-                put=put,
-                at=(segment.start - start) * size,
-            )
+        for file, offset, first, held in self.manifest.segments(tensor, start, count):
+            yield ByteRequest(file=file, offset=offset, bytes=held * size, put=put, at=(first - start) * size)
 
     def read(self, requests: Sequence[ByteRequest], progress: Callable[[int], None] = lambda _: None) -> None:
         """Read all of it, in the order of the files, each chunk once. `put` is called from several threads, never
@@ -79,7 +66,7 @@ class Reader:
         Raises CorruptData, ObjectNotFound or another StoreError; some of it has been put then.
         """
         spans = [span for file, parts in by_file(requests).items() for span in self._spans(file, parts)]
-        self.totals.needed += sum(one.bytes for one in requests)
+        self.bytes_needed += sum(one.bytes for one in requests)
 
         def one(span: tuple[int, int, int, list[ByteRequest]]) -> None:
             self._read_span(*span)
@@ -131,7 +118,7 @@ class Reader:
                     remedy="Use another checkpoint; `fmscale checkpoint verify` names all that is damaged.",
                 )
         with self._lock:
-            self.totals.bytes += end - begin
+            self.bytes_read += end - begin
             if sums is not None:
                 seen = self.checked.setdefault(file, np.zeros(len(sums), dtype=bool))
                 seen[begin // CHUNK_BYTES : -(-end // CHUNK_BYTES)] = True
@@ -140,11 +127,9 @@ class Reader:
 
     def sums(self, file: int) -> np.ndarray | None:
         """Checksums of a file's chunks, or None where none were taken. Raises CorruptData, ObjectNotFound."""
-        with self._lock:
-            if file in self._sums:
-                return self._sums[file]
-        stored = self.manifest.files[file]
-        sums = None
+        if file in self._sums:
+            return self._sums[file]
+        stored, sums = self.manifest.files[file], None
         if stored.sums:
             data = self._backend.get(stored.key + SUMS)
             if metadata_digest(data) != stored.sums:
@@ -154,8 +139,7 @@ class Reader:
                     remedy="Use another checkpoint.",
                 )
             sums = np.frombuffer(data, dtype="<u4")
-        with self._lock:
-            self._sums[file] = sums
+        self._sums[file] = sums
         return sums
 
     def _buffer(self) -> memoryview:
@@ -167,7 +151,5 @@ class Reader:
 
 def by_file(requests: Sequence[ByteRequest]) -> dict[int, list[ByteRequest]]:
     """Requests of each file, by offset."""
-    found: dict[int, list[ByteRequest]] = {}
-    for one in requests:
-        found.setdefault(one.file, []).append(one)
-    return {file: sorted(parts, key=lambda one: one.offset) for file, parts in sorted(found.items())}
+    ordered = sorted(requests, key=lambda one: (one.file, one.offset))
+    return {file: list(parts) for file, parts in groupby(ordered, key=lambda one: one.file)}

@@ -106,8 +106,8 @@ def restore(
             meta=manifest.meta,
             rank_meta=manifest.rank_meta,
             passed_over=tuple(passed),
-            bytes_read=reader.totals.bytes,
-            bytes_needed=reader.totals.needed,
+            bytes_read=reader.bytes_read,
+            bytes_needed=reader.bytes_needed,
         )
     if passed:
         raise CorruptData(

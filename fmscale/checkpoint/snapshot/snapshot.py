@@ -1,13 +1,12 @@
 """The copy that a save works from: one copy of this rank's pieces into memory that is reused.
 
-On a CPU a thread copies while the next forward and backward run; on CUDA a side stream does, behind what
-the device was given before. Masters and moments change only when the optimizer writes, so that is where
-training has to wait for the copy (`fence`): on CUDA the stream waits, not the host. What forward and backward
-do change (buffers) is copied before `take` returns.
+On a CPU a thread copies while the next forward and backward run; on CUDA a side stream does, behind what the device was
+given before, and at the `fence` the stream waits, not the host. What forward and backward change (buffers) is copied
+before `take` returns.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from threading import Event
 from typing import Any
@@ -48,8 +47,7 @@ class Copy:
 class SnapshotSlot:
     """One snapshot's memory, with the plan of what is copied where; both are kept from save to save."""
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+    def __init__(self) -> None:
         self.busy = False
         self.memory: SharedMemory | None = None
         self.layout: FileLayout | None = None
@@ -61,7 +59,7 @@ class SnapshotSlot:
         self._done: list[Any] = []
         self._registered = False
 
-    def prepare(self, pieces: Sequence[Piece]) -> FileLayout:
+    def prepare(self, pieces: Sequence[Piece]) -> None:
         """Plan for these pieces, or take the plan of the last time if they are the same, and have memory.
 
         Raises ConfigError for a piece that cannot be saved, OSError or MemoryError where there is no memory.
@@ -78,7 +76,6 @@ class SnapshotSlot:
         if self.memory is None or self.memory.size < self.layout.memory_bytes:
             self.release()
             self.memory = SharedMemory(self.layout.memory_bytes)
-        return self.layout
 
     def take(self, *, overlap: bool) -> None:
         """Begin the copy: all of it without `overlap`, else what forward changes, and what is on a GPU is queued
@@ -190,7 +187,7 @@ def _merged(pieces: Sequence[Piece], layout: FileLayout) -> list[Copy]:
         if last is not None and last.moving == moving and last.offset + last.source.numel() == offset:
             both = _one_view(last.source, source)
             if both is not None:
-                found[-1] = Copy(source=both, offset=last.offset, moving=moving)
+                found[-1] = replace(last, source=both)
                 continue
         found.append(Copy(source=source, offset=offset, moving=moving))
     return [block for copy in found for block in _blocks(copy)]
@@ -200,8 +197,7 @@ def _blocks(copy: Copy) -> Iterator[Copy]:
     """A copy in blocks, on a CPU; a GPU's copies are queued all at once."""
     step = copy.source.numel() if copy.source.is_cuda else BLOCK_BYTES
     for start in range(0, copy.source.numel(), step):
-        source = copy.source[start : start + step]
-        yield Copy(source=source, offset=copy.offset + start, moving=copy.moving)
+        yield replace(copy, source=copy.source[start : start + step], offset=copy.offset + start)
 
 
 def _one_view(first: Tensor, second: Tensor) -> Tensor | None:

@@ -17,13 +17,4 @@ from fmscale.models.layers.linear import Embedding, Linear
 from fmscale.models.layers.norm import RMSNorm
 from fmscale.models.layers.rotary import Rotary
 
-__all__ = [
-    "CrossAttention",
-    "Embedding",
-    "FeedForward",
-    "Head",
-    "Linear",
-    "RMSNorm",
-    "Rotary",
-    "SelfAttention",
-]
+__all__ = ["CrossAttention", "Embedding", "FeedForward", "Head", "Linear", "RMSNorm", "Rotary", "SelfAttention"]

@@ -7,8 +7,6 @@ again while it trains. Both say here what `pick_device` found; what the launcher
 import logging
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from fmscale.errors import ConfigError
@@ -25,8 +23,8 @@ def import_deepspeed(device: str) -> Any:
     process has used DeepSpeed on another.
     """
     kind, _, number = device.partition(":")
-    given = os.environ.get("DS_ACCELERATOR") or kind
-    if given != kind:
+    given = os.environ.get("DS_ACCELERATOR")
+    if given and given != kind:
         raise ConfigError(
             f"DS_ACCELERATOR contradicts the device of the run, which is {device}",
             found=given,
@@ -39,9 +37,14 @@ def import_deepspeed(device: str) -> Any:
     variables.lend(**dict.fromkeys(names, number or "0"))
     # torch 2.13 deprecates collectives that DeepSpeed 0.19 calls: a warning a rank, of no use to the user.
     warnings.filterwarnings("ignore", message=".*_tensor.* is deprecated", category=FutureWarning)
-    with _chosen(kind):
+    # Read only while DeepSpeed is imported.
+    os.environ["DS_ACCELERATOR"] = kind
+    try:
         import deepspeed
         import deepspeed.ops
+    finally:
+        if given is None:
+            del os.environ["DS_ACCELERATOR"]
     used = deepspeed.accelerator.get_accelerator().device_name()
     if used != kind:
         raise ConfigError(
@@ -52,15 +55,3 @@ def import_deepspeed(device: str) -> Any:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
-
-
-@contextmanager
-def _chosen(kind: str) -> Iterator[None]:
-    """With DS_ACCELERATOR set while DeepSpeed is imported, the only time that it is read."""
-    given = os.environ.get("DS_ACCELERATOR")
-    os.environ["DS_ACCELERATOR"] = kind
-    try:
-        yield
-    finally:
-        if given is None:
-            del os.environ["DS_ACCELERATOR"]

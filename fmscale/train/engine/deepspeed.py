@@ -3,13 +3,14 @@
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fmscale.checkpoint.format.piece import Piece
-from fmscale.config.train import OptimizerConfig, TrainConfig
+from fmscale.config import BatchShape, Config
 from fmscale.models.weights import Whole
 from fmscale.objectives.protocol import Inputs, Loss
 from fmscale.runtime.world import World
@@ -27,28 +28,26 @@ class DeepSpeedEngine:
         self,
         trained: nn.Module,
         names: dict[int, str],
-        train: TrainConfig,
-        optimizer: OptimizerConfig,
+        config: Config,
+        batch: BatchShape,
         world: World,
-        *,
-        micro_batch: int,
-        accumulation: int,
         device: str,
     ) -> None:
         """`trained` computes (sum, count, losses); `names` are the logical names of its parameters, by id.
 
         torch.distributed must be initialised. Raises ConfigError for an engine whose state cannot be saved."""
         deepspeed = import_deepspeed(device)
+        train, optimizer = config.train, config.optimizer
         self._stage = train.zero_stage
         self._world = world
         base = make_optimizer(parameter_groups(trained, optimizer), optimizer, offload=train.offload_optimizer)
         if train.zero_stage == 0:
             trained.to(device)
-        config = deepspeed_config(train, optimizer, micro_batch=micro_batch, accumulation=accumulation, device=device)
+        settings = deepspeed_config(train, optimizer, batch, device)
         # BF16_Optimizer prints 18 lines about memory on standard output, which is for results.
         with redirect_stdout(io.StringIO()):
             self._engine, _, _, _ = deepspeed.initialize(
-                model=trained, optimizer=base, config=config, dist_init_required=False
+                model=trained, optimizer=base, config=settings, dist_init_required=False
             )
         self.module: nn.Module = self._engine.module
         self.updates = 0
@@ -108,18 +107,8 @@ class DeepSpeedEngine:
         """This rank's part of a replicated tensor; empty for a tensor with fewer elements than ranks."""
         size, rank = self._world.dp_size, self._world.dp_rank
         low, high = rank * part.count // size, (rank + 1) * part.count // size
-        if low == high:
-            return []
-        return [
-            Slice(
-                name=part.name,
-                shape=part.shape,
-                start=part.start + low,
-                count=high - low,
-                master=part.master,
-                offset=part.offset + low,
-            )
-        ]
+        share = replace(part, start=part.start + low, count=high - low, offset=part.offset + low)
+        return [share] if share.count else []
 
 
 @contextmanager

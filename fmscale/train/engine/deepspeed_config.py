@@ -4,6 +4,7 @@ differs between stages.
 
 from typing import Any
 
+from fmscale.config import BatchShape
 from fmscale.config.train import OptimizerConfig, TrainConfig
 
 BUCKET_ELEMENTS = 50_000_000
@@ -11,9 +12,7 @@ BUCKET_ELEMENTS = 50_000_000
 500 M would hold 1 GB for a model of 1 B parameters."""
 
 
-def deepspeed_config(
-    train: TrainConfig, optimizer: OptimizerConfig, *, micro_batch: int, accumulation: int, device: str
-) -> dict[str, Any]:
+def deepspeed_config(train: TrainConfig, optimizer: OptimizerConfig, batch: BatchShape, device: str) -> dict[str, Any]:
     """The config for deepspeed.initialize."""
     on_gpu = device.startswith("cuda")
     zero: dict[str, Any] = {
@@ -31,8 +30,8 @@ def deepspeed_config(
     if train.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
     config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": accumulation,
+        "train_micro_batch_size_per_gpu": batch.micro_batch,
+        "gradient_accumulation_steps": batch.accumulation,
         "steps_per_print": 2**62,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,

@@ -53,13 +53,7 @@ class CastModule(nn.Module):
 
 
 def build_engine(
-    config: Config,
-    world: World,
-    vocab_size: int,
-    batch: BatchShape,
-    device: str,
-    *,
-    compiler: str = "inductor",
+    config: Config, world: World, vocab_size: int, batch: BatchShape, device: str, *, compiler: str = "inductor"
 ) -> DeepSpeedEngine:
     """The engine of a new run: weights made of `train.seed` alone, the same at any number of ranks.
 
@@ -75,16 +69,8 @@ def build_engine(
     )
     trained = ObjectiveModule(model, next_token)
     cast = train.precision == "bf16" and train.zero_stage == 0
-    return DeepSpeedEngine(
-        CastModule(trained, torch.bfloat16) if cast else trained,
-        trained.logical_names(),
-        train,
-        config.optimizer,
-        world,
-        micro_batch=batch.micro_batch,
-        accumulation=batch.accumulation,
-        device=device,
-    )
+    module = CastModule(trained, torch.bfloat16) if cast else trained
+    return DeepSpeedEngine(module, trained.logical_names(), config, batch, world, device)
 
 
 def _seeded(config: Config, vocab_size: int, batch: BatchShape, device: str) -> Decoder:
@@ -94,14 +80,7 @@ def _seeded(config: Config, vocab_size: int, batch: BatchShape, device: str) -> 
         model = build(config.model, vocab_size=vocab_size)
         model.init_weights(generator)
         return model
-    shards = deepspeed_config(
-        config.train,
-        config.optimizer,
-        micro_batch=batch.micro_batch,
-        accumulation=batch.accumulation,
-        device=device,
-    )
-    with born_partitioned(shards, device) as whole:
+    with born_partitioned(deepspeed_config(config.train, config.optimizer, batch, device), device) as whole:
         model = build(config.model, vocab_size=vocab_size)
         model.init_weights(generator, whole)
     return model

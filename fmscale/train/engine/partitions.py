@@ -12,6 +12,7 @@ In all of them AdamW's moments have the master's shape. A piece is a range of on
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ def slices(engine: Any, names: dict[int, str], stage: int, rank: int) -> list[Sl
         return list(_stage_3(optimizer, names, rank))
     if hasattr(optimizer, "fp32_groups_flat_partition"):
         groups, masters = optimizer.bf16_groups, optimizer.fp32_groups_flat_partition
-        offsets = [_ends([p.numel() for p in group]) for group in groups]
+        offsets = [list(accumulate([p.numel() for p in group], initial=0))[:-1] for group in groups]
     elif hasattr(optimizer, "single_partition_of_fp32_groups"):
         groups, masters = optimizer.round_robin_bit16_groups, optimizer.single_partition_of_fp32_groups
         offsets = optimizer.round_robin_bit16_offsets
@@ -68,22 +69,12 @@ def slices(engine: Any, names: dict[int, str], stage: int, rank: int) -> list[Sl
 def _replicated(module: nn.Module, names: dict[int, str]) -> Iterator[Slice]:
     for parameter in module.parameters():
         if id(parameter) in names:
-            yield Slice(
-                name=names[id(parameter)],
-                shape=tuple(parameter.shape),
-                start=0,
-                count=parameter.numel(),
-                master=parameter,
-                offset=0,
-            )
+            name, shape = names[id(parameter)], tuple(parameter.shape)
+            yield Slice(name=name, shape=shape, start=0, count=parameter.numel(), master=parameter, offset=0)
 
 
 def _flat_groups(
-    groups: list[list[Tensor]],
-    masters: list[Tensor],
-    offsets: list[list[int]],
-    names: dict[int, str],
-    rank: int,
+    groups: list[list[Tensor]], masters: list[Tensor], offsets: list[list[int]], names: dict[int, str], rank: int
 ) -> Iterator[Slice]:
     """Groups whose parameters lie one after another, cut into equal parts of which `rank` has the rank-th."""
     for group, master, firsts in zip(groups, masters, offsets, strict=True):
@@ -92,14 +83,8 @@ def _flat_groups(
         for parameter, first in zip(group, firsts, strict=True):
             low, high = max(first, begin), min(first + parameter.numel(), end)
             if low < high:
-                yield Slice(
-                    name=names[id(parameter)],
-                    shape=tuple(parameter.shape),
-                    start=low - first,
-                    count=high - low,
-                    master=master,
-                    offset=low - begin,
-                )
+                name, shape, start, offset = names[id(parameter)], tuple(parameter.shape), low - first, low - begin
+                yield Slice(name=name, shape=shape, start=start, count=high - low, master=master, offset=offset)
 
 
 def _stage_3(optimizer: Any, names: dict[int, str], rank: int) -> Iterator[Slice]:
@@ -110,20 +95,9 @@ def _stage_3(optimizer: Any, names: dict[int, str], rank: int) -> Iterator[Slice
             start = min(rank * part, parameter.ds_numel)
             count = min(part, parameter.ds_numel - start)
             if count:
-                yield Slice(
-                    name=names[id(parameter)],
-                    shape=tuple(parameter.ds_shape),
-                    start=start,
-                    count=count,
-                    master=master,
-                    offset=offset,
-                )
+                name, shape = names[id(parameter)], tuple(parameter.ds_shape)
+                yield Slice(name=name, shape=shape, start=start, count=count, master=master, offset=offset)
             offset += part
-
-
-def _ends(sizes: list[int]) -> list[int]:
-    """Offset of each part."""
-    return [sum(sizes[:i]) for i in range(len(sizes))]
 
 
 def base_optimizer(engine: Any, stage: int) -> Any:

@@ -10,24 +10,17 @@ import torch
 from fmscale.checkpoint.catalog import load_manifest, newest
 from fmscale.checkpoint.format.layout import FileRange
 from fmscale.checkpoint.format.manifest import CheckpointManifest
+from fmscale.checkpoint.format.names import run_log
 from fmscale.checkpoint.read.compatibility import differences, refuse_other_model
 from fmscale.config import Config, SourceConfig, derive_batch
 from fmscale.data.open import make_sources, require_recorded
 from fmscale.data.plan.order_log import replay
 from fmscale.data.plan.plan import Plan, Source
 from fmscale.data.views.view import make_view
-from fmscale.errors import (
-    AccessDenied,
-    ConfigError,
-    FmscaleError,
-    ObjectNotFound,
-    StoreError,
-    StoreUnavailable,
-)
+from fmscale.errors import AccessDenied, ConfigError, FmscaleError, ObjectNotFound, StoreError, StoreUnavailable
 from fmscale.models import build
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import open_dataset
-from fmscale.store.log.log import RUN_KINDS, Log
 from fmscale.store.open import open_store
 from fmscale.train.data import check_length, check_memory, passes, tokenizer_of, vocabulary
 from fmscale.train.engine.optimizer import MOMENTS
@@ -106,26 +99,20 @@ class _Checks:
         """As `run`, for checks that ask the store. A store that does not answer here may answer where the run will be:
         that is a note, and it is not asked again.
         """
-        if not self.reachable:
-            return None
-        try:
-            return check()
-        except (StoreUnavailable, AccessDenied) as error:
-            self.reachable = False
-            self.notes.append(f"the store was not looked into any further: {error}")
-            return None
-        except FmscaleError as error:
-            self.add(error)
-            return None
+
+        def asked() -> T | None:
+            try:
+                return check()
+            except (StoreUnavailable, AccessDenied) as error:
+                self.reachable = False
+                self.notes.append(f"the store was not looked into any further: {error}")
+                return None
+
+        return self.run(asked) if self.reachable else None
 
 
 def check_run(
-    config: Config,
-    world: int,
-    *,
-    tokens_per_second: float | None = None,
-    mfu: float | None = None,
-    device: str = "",
+    config: Config, world: int, *, tokens_per_second: float | None = None, mfu: float | None = None, device: str = ""
 ) -> Preflight:
     """Derive a run's numbers for `world` ranks and find what would fail. Only reads."""
     checks = _Checks()
@@ -135,7 +122,7 @@ def check_run(
     checks.run(lambda: check_folder(config))
     backend = _open(config, checks)
     sources = _sources(config, backend, checks) if backend else []
-    recorded = checks.ask(lambda: _recorded(config, backend)) if backend else None
+    recorded = checks.ask(lambda: replay(run_log(backend, config.train.run))) if backend else None
     if recorded and sources:
         checks.ask(lambda: require_recorded(config.train.run, recorded, sources, config.data.sources))
         checks.notes.extend(_unread(config, recorded, sources))
@@ -151,7 +138,13 @@ def check_run(
         _check_evaluation(config, backend, checks)
         begins = checks.ask(lambda: _begin(config, backend, recorded is not None, vocab_size)) or ""
     if vocab_size is None:
-        checks.problems.append(_no_vocabulary(config))
+        checks.problems.append(
+            ConfigError(
+                "the size of the vocabulary is not known, and so neither are the model's parameters",
+                found=f"{config.place('model.vocab_size')}: null, and no tokenizer from the store {config.store.url}",
+                remedy="Give model.vocab_size, or plan where the store can be reached.",
+            )
+        )
     width = max((np.dtype(source.view.dtype).itemsize for source in sources), default=None)
     made = forecast(
         config,
@@ -239,11 +232,6 @@ def _check_evaluation(config: Config, backend: Backend, checks: _Checks) -> None
         )
 
 
-def _recorded(config: Config, backend: Backend) -> Plan | None:
-    """The recorded order of the run, with which it goes on."""
-    return replay(Log(backend, f"runs/{config.train.run}", RUN_KINDS))
-
-
 def _unread(config: Config, recorded: Plan, sources: list[Source]) -> list[str]:
     """Notes of commits that the run does not read because they came after its record."""
     notes = []
@@ -294,11 +282,3 @@ def _facts(sources: list[Source], samples: int | None) -> list[SourceFacts]:
         )
         for source, passed in zip(sources, epochs, strict=True)
     ]
-
-
-def _no_vocabulary(config: Config) -> ConfigError:
-    return ConfigError(
-        "the size of the vocabulary is not known, and so neither are the model's parameters",
-        found=f"{config.place('model.vocab_size')}: null, and no tokenizer from the store {config.store.url}",
-        remedy="Give model.vocab_size, or plan where the store can be reached.",
-    )

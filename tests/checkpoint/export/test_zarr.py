@@ -55,9 +55,9 @@ def test_only_what_is_looked_at_is_read(tmp_path: Path, in_thread: None) -> None
         fleet.saved(1)
     opened = open_in(open_store(url), RUN)
     array: Any = as_zarr(opened)["weight/w"]
-    assert opened._reader.totals.bytes == 0
+    assert opened._reader.bytes_read == 0
     assert array[2000, 3] == values(("w", "weight"), "float32", 1, 2000 * 1024 + 3, 1).item()
-    assert 0 < opened._reader.totals.bytes < 5 << 20
+    assert 0 < opened._reader.bytes_read < 5 << 20
 
 
 def test_damage_is_seen(tmp_path: Path, in_thread: None) -> None:
