@@ -93,8 +93,7 @@ def register(app: typer.Typer) -> None:
         seconds: Annotated[float | None, typer.Option(help="kernels --tune: begin nothing after this time.")] = None,
         again: Annotated[bool, typer.Option(help="kernels --tune: also what the table has.")] = False,
         read: Annotated[
-            Path | None,
-            typer.Option(help="Instead of a name: the folder that benchmarks/gpu_hour.sh wrote, on a GPU."),
+            Path | None, typer.Option(help="Instead of a name: the folder that benchmarks/gpu_hour.sh wrote, on a GPU.")
         ] = None,
         dry_run: Annotated[bool, typer.Option(help="--read: check the records, write nothing.")] = False,
     ) -> None:
@@ -120,9 +119,7 @@ def register(app: typer.Typer) -> None:
         tuning = tune and name == "kernels"
         if (seconds is not None or again) and not tuning:
             raise ConfigError(
-                "--seconds and --again are for tuning",
-                found=name,
-                remedy="Use `fmscale bench kernels --tune`.",
+                "--seconds and --again are for tuning", found=name, remedy="Use `fmscale bench kernels --tune`."
             )
         words = [word.strip() for word in only.split(",") if word.strip()]
         run = getattr(benchmark, "run", None)

@@ -108,8 +108,7 @@ def export(
     to: Annotated[Path, typer.Option("--to", help="A new folder.")],
     format: Annotated[str, typer.Option("--format", help="hf, safetensors (all states) or dcp.")] = "hf",
     dtype: Annotated[
-        str | None,
-        typer.Option("--dtype", help="Type of the weights, bfloat16 for instance; as saved by default."),
+        str | None, typer.Option("--dtype", help="Type of the weights, bfloat16 for instance; as saved by default.")
     ] = None,
     json: JsonOption = False,
 ) -> None:

@@ -31,8 +31,7 @@ def mask(
     id: Annotated[list[str] | None, typer.Option("--id", help="Id of a document; may be repeated.")] = None,
     ids: Annotated[Path | None, typer.Option("--ids", help="File with one document id a line.")] = None,
     source: Annotated[
-        list[str] | None,
-        typer.Option("--source", help="Pattern of source paths, as in a shell; may be repeated."),
+        list[str] | None, typer.Option("--source", help="Pattern of source paths, as in a shell; may be repeated.")
     ] = None,
     split: Annotated[str, typer.Option("--split", help="Split of the dataset.")] = "train",
     json: JsonOption = False,
@@ -59,11 +58,7 @@ def mask(
     segments = sum(c.manifests[split].segments for c in opened.commits() if split in c.manifests)
     with progress("searching", segments, json=json) as bar:
         found = find_documents(
-            opened,
-            split=split,
-            ids=wanted or None,
-            where=_by_source(source) if source else None,
-            advance=bar.advance,
+            opened, split=split, ids=wanted or None, where=_by_source(source) if source else None, advance=bar.advance
         )
     digest = make_mask(opened, found, split=split)
     tokens = int((found.stop - found.start).sum())

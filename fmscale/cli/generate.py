@@ -32,8 +32,7 @@ def generate(
     address: CheckpointArgument,
     prompts: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]...", help="Texts to go on from.")] = None,
     file: Annotated[
-        list[str] | None,
-        typer.Option(help="A file whose text is a prompt; - for standard input. Repeatable."),
+        list[str] | None, typer.Option(help="A file whose text is a prompt; - for standard input. Repeatable.")
     ] = None,
     max_tokens: Annotated[int, typer.Option(help="New tokens after each prompt.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.8,

@@ -42,8 +42,7 @@ def register(app: typer.Typer) -> None:
             ),
         ] = None,
         format: Annotated[
-            str,
-            typer.Option(help="auto (by extension, or first bytes), text, jsonl, json (array), parquet, arrow."),
+            str, typer.Option(help="auto (by extension, or first bytes), text, jsonl, json (array), parquet, arrow.")
         ] = "auto",
         field: Annotated[str, typer.Option(help="Path of the text in a record, such as a.b.text.")] = "text",
         heldout: Annotated[float, typer.Option(help="Share of the documents that go to the split heldout.")] = 0.0,
@@ -55,8 +54,7 @@ def register(app: typer.Typer) -> None:
             bool | None, typer.Option("--bos/--no-bos", help="A BOS token before each document. Default: no.")
         ] = None,
         eos: Annotated[
-            bool | None,
-            typer.Option("--eos/--no-eos", help="An EOS token after each document. Default: yes."),
+            bool | None, typer.Option("--eos/--no-eos", help="An EOS token after each document. Default: yes.")
         ] = None,
         scratch: Annotated[
             Path | None, typer.Option(help="Local folder for unfinished segments. Default: the system's.")

@@ -17,10 +17,7 @@ FOLDER = Path("runs/quickstart")
 def register(app: typer.Typer) -> None:
     """Add the verb."""
     app.command(
-        epilog=example(
-            "fmscale quickstart",
-            "fmscale quickstart --corpus ~/texts --folder runs/texts --steps 600",
-        )
+        epilog=example("fmscale quickstart", "fmscale quickstart --corpus ~/texts --folder runs/texts --steps 600")
     )(quickstart)
 
 

@@ -33,12 +33,7 @@ class RunScreen:
     """
 
     def __init__(
-        self,
-        config: Config,
-        world: World,
-        *,
-        stream: TextIO | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        self, config: Config, world: World, *, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._config = config
         self._world = world

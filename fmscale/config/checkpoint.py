@@ -45,8 +45,5 @@ class CheckpointConfig:
         at_least("seal_seconds", self.seal_seconds, 1.0)
         if self.buffers not in (1, 2):
             raise InvalidField(
-                "buffers",
-                "must be 1 or 2",
-                found=self.buffers,
-                remedy="Each takes the state's size in memory.",
+                "buffers", "must be 1 or 2", found=self.buffers, remedy="Each takes the state's size in memory."
             )

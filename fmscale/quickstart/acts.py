@@ -158,11 +158,7 @@ def _measured(
 
 
 def _reported(
-    settings: QuickstartSettings,
-    state: QuickstartState,
-    screen: Screen,
-    unbroken: History,
-    results: dict[str, Any],
+    settings: QuickstartSettings, state: QuickstartState, screen: Screen, unbroken: History, results: dict[str, Any]
 ) -> Report:
     """report.json and report.html."""
     screen.begin("report")

@@ -71,24 +71,14 @@ def training_text(trained: TrainedModel) -> bytes:
 
 
 def measure(
-    trained: TrainedModel,
-    documents: Sequence[Document],
-    seen: bytes,
-    *,
-    window: int,
-    progress: Callable[[int], None],
+    trained: TrainedModel, documents: Sequence[Document], seen: bytes, *, window: int, progress: Callable[[int], None]
 ) -> list[Bits]:
     """Each document's bits. `seen` is the training text; `window`: tokens read at once, as in training, a quarter of
     them as context.
     """
     primed = primed_zstd(seen)
     scores = evaluate(
-        trained.model,
-        documents,
-        window=window,
-        overlap=window // 4,
-        batch_tokens=BATCH_TOKENS,
-        progress=progress,
+        trained.model, documents, window=window, overlap=window // 4, batch_tokens=BATCH_TOKENS, progress=progress
     ).documents
     return [
         Bits(

@@ -79,12 +79,7 @@ def train_unbroken(settings: QuickstartSettings, steps: int, watch: Watch) -> Pa
 
 
 def _run_job(
-    settings: QuickstartSettings,
-    half: Half,
-    watch: Watch,
-    *,
-    stop_at: int | None = None,
-    unbroken: Path | None = None,
+    settings: QuickstartSettings, half: Half, watch: Watch, *, stop_at: int | None = None, unbroken: Path | None = None
 ) -> None:
     """Run one job to its end, or to the stop. Raises TrainingFailed if it fails."""
     folder = unbroken or settings.folder

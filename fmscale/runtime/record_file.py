@@ -106,9 +106,7 @@ class RecordFile:
         if not self._told:
             self._told = True
             logger.warning(
-                "%s is not written: %s. The run goes on; what can be is written later.",
-                self._path,
-                error.strerror,
+                "%s is not written: %s. The run goes on; what can be is written later.", self._path, error.strerror
             )
 
 

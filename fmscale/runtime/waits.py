@@ -52,12 +52,7 @@ class HostWaits:
         self._store.set(_key(name, use, self._world.rank), value)
 
     def wait(
-        self,
-        name: str,
-        *,
-        ranks: Sequence[int] | None = None,
-        deadline: float = 3600.0,
-        stop: StopFlag | None = None,
+        self, name: str, *, ranks: Sequence[int] | None = None, deadline: float = 3600.0, stop: StopFlag | None = None
     ) -> list[str]:
         """Wait until `ranks` (all, unless said otherwise) have arrived at `name`; the values they gave.
 

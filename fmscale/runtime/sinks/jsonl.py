@@ -57,9 +57,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
                 problem, record = "not JSON", str(error)
             if not isinstance(record, dict):
                 raise FormatError(
-                    f"{path}:{number}: {problem}",
-                    found=record,
-                    remedy="Delete the line; each line is one record.",
+                    f"{path}:{number}: {problem}", found=record, remedy="Delete the line; each line is one record."
                 )
             yield record
 
