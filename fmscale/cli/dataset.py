@@ -16,28 +16,20 @@ if TYPE_CHECKING:
     from fmscale.store.datasets.commit import Commit
     from fmscale.store.datasets.dataset import Dataset
 
-DAMAGED = 1
-"""Exit status of `verify` when it found problems."""
-
 CommitOption = Annotated[int | None, typer.Option("--commit", help="Number of one commit; all by default.")]
 
 
-def register(parent: typer.Typer) -> None:
-    """Add the group, with the commands of its other files, to the command line."""
-    group = typer.Typer(
-        name="dataset",
-        no_args_is_help=True,
-        help="Look at datasets and check them.",
-        epilog=example("fmscale dataset list runs/store"),
-    )
-    group.command("list", epilog=example("fmscale dataset list runs/store"))(list_)
-    group.command(epilog=example("fmscale dataset show runs/store/docs"))(show)
-    group.command(epilog=example("fmscale dataset verify runs/store/docs", "fmscale dataset verify runs/store"))(verify)
-    dataset_audit.register(group)
-    dataset_mask.register(group)
-    parent.add_typer(group)
+app = typer.Typer(
+    name="dataset",
+    no_args_is_help=True,
+    help="Look at datasets and check them.",
+    epilog=example("fmscale dataset list runs/store"),
+)
+app.add_typer(dataset_audit.app)
+app.add_typer(dataset_mask.app)
 
 
+@app.command("list", epilog=example("fmscale dataset list runs/store"))
 def list_(address: StoreArgument = None, store: StoreOption = None, json: JsonOption = False) -> None:
     """List a store's datasets with their sizes."""
     backend, datasets = _open_all(find_store(address, store))
@@ -48,6 +40,7 @@ def list_(address: StoreArgument = None, store: StoreOption = None, json: JsonOp
     table(rows, json)
 
 
+@app.command(epilog=example("fmscale dataset show runs/store/docs"))
 def show(
     address: DatasetArgument = None,
     store: StoreOption = None,
@@ -69,6 +62,7 @@ def show(
     table([row for c in commits for row in _split_rows(c)], json, title="\ncommits")
 
 
+@app.command(epilog=example("fmscale dataset verify runs/store/docs", "fmscale dataset verify runs/store"))
 def verify(
     address: Annotated[
         str | None,
@@ -116,7 +110,7 @@ def verify(
         count = sum(len(numbers) for numbers in checked.values())
         typer.echo(f"{len(opened)} datasets, {count} commits, {human_bytes(size)}: every chunk is right.")
     if rows:
-        raise typer.Exit(DAMAGED)
+        raise typer.Exit(1)
 
 
 def _open(address: str | None, store: str | None, dataset: str | None) -> "tuple[Backend, list[Dataset]]":

@@ -13,17 +13,15 @@ from fmscale.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from fmscale.data.views.mask import Predicate
 
-EXAMPLES = (
-    "fmscale dataset mask runs/store/docs --id 0f3c5a7e9b1d2f4c6e8a0b2d4f6e8c0a",
-    "fmscale dataset mask runs/store/docs --source 'drafts/*.md'",
+app = typer.Typer()
+
+
+@app.command(
+    epilog=example(
+        "fmscale dataset mask runs/store/docs --id 0f3c5a7e9b1d2f4c6e8a0b2d4f6e8c0a",
+        "fmscale dataset mask runs/store/docs --source 'drafts/*.md'",
+    )
 )
-
-
-def register(group: typer.Typer) -> None:
-    """Add the command to the `dataset` group."""
-    group.command(epilog=example(*EXAMPLES))(mask)
-
-
 def mask(
     address: DatasetArgument = None,
     store: StoreOption = None,

@@ -14,17 +14,14 @@ from fmscale.errors import DataError
 if TYPE_CHECKING:
     from fmscale.infer import Document
 
-
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command(
-        epilog=example(
-            "fmscale evaluate runs/store#run",
-            "fmscale evaluate runs/store#run@1000 --file README.md --per-document --json",
-        )
-    )(evaluate)
+app = typer.Typer()
 
 
+@app.command(
+    epilog=example(
+        "fmscale evaluate runs/store#run", "fmscale evaluate runs/store#run@1000 --file README.md --per-document --json"
+    )
+)
 def evaluate(
     address: CheckpointArgument,
     dataset: Annotated[

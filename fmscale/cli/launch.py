@@ -29,18 +29,17 @@ class Launcher(StrEnum):
     mpirun = "mpirun"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command(
-        cls=ConfigCommand,
-        epilog=example(
-            "fmscale launch run/laptop --procs-per-node 2",
-            "fmscale launch my.yaml --with deepspeed --hostfile hosts --dry-run",
-            "fmscale launch my.yaml --with sbatch --nodes 4 --procs-per-node 8 --argument=--gpus-per-node=8",
-        ),
-    )(launch)
+app = typer.Typer()
 
 
+@app.command(
+    cls=ConfigCommand,
+    epilog=example(
+        "fmscale launch run/laptop --procs-per-node 2",
+        "fmscale launch my.yaml --with deepspeed --hostfile hosts --dry-run",
+        "fmscale launch my.yaml --with sbatch --nodes 4 --procs-per-node 8 --argument=--gpus-per-node=8",
+    ),
+)
 def launch(
     config: ConfigArgument,
     overrides: Overrides = None,

@@ -15,18 +15,15 @@ if TYPE_CHECKING:
     from fmscale.train.preflight.forecast import Forecast
     from fmscale.train.preflight.preflight import Preflight
 
-
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command(
-        cls=ConfigCommand,
-        epilog=example(
-            "fmscale plan run/laptop train.steps=100 --world 2",
-            "fmscale plan my.yaml --world 64 --mfu 0.4 --device H100",
-        ),
-    )(plan)
+app = typer.Typer()
 
 
+@app.command(
+    cls=ConfigCommand,
+    epilog=example(
+        "fmscale plan run/laptop train.steps=100 --world 2", "fmscale plan my.yaml --world 64 --mfu 0.4 --device H100"
+    ),
+)
 def plan(
     config: ConfigArgument,
     overrides: Overrides = None,
