@@ -8,10 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from fmscale.cli.output import JsonOption, example, print_json, table
+from fmscale.cli.output import JsonOption, example, table
 from fmscale.errors import ConfigError
 
 BENCHMARKS = ("loader", "checkpoint", "kernels", "train")
+COLUMNS = ("id", "what", "unit", "ours", "peers", "limit", "ratio", "target", "ok")
 
 
 def checkout() -> Path:
@@ -28,18 +29,9 @@ def checkout() -> Path:
 
 def row(claim: dict[str, Any]) -> dict[str, Any]:
     """A claim as a line of the table."""
-    peers = claim["peers"].items()
-    return {
-        "id": claim["id"],
-        "what": claim["what"],
-        "unit": claim["unit"],
-        "ours": claim["ours"],
-        "peers": ", ".join(f"{n} {v:,.4g}" if v is not None else f"{n} did not run" for n, v in peers),
-        "limit": claim["limit"],
-        "ratio": claim["ratio"],
-        "target": claim["target"],
-        "ok": claim["ok"],
-    }
+    peers = (f"{n} did not run" if v is None else f"{n} {v:,.4g}" for n, v in claim["peers"].items())
+    shown = {name: claim[name] for name in COLUMNS}
+    return {**shown, "peers": ", ".join(peers)}
 
 
 def read_hour(folder: Path, *, dry_run: bool) -> list[dict[str, Any]]:
@@ -58,11 +50,10 @@ def read_hour(folder: Path, *, dry_run: bool) -> list[dict[str, Any]]:
     return claims
 
 
-def _print(claims: list[dict[str, Any]], *, json: bool) -> None:
-    if json:
-        print_json(claims)
-    else:
-        table([row(claim) for claim in claims], json=False)
+def _show(claims: list[dict[str, Any]], *, json: bool, check: bool) -> None:
+    table(claims if json else [row(claim) for claim in claims], json)
+    if check and not all(claim["ok"] for claim in claims):
+        raise typer.Exit(1)
 
 
 app = typer.Typer()
@@ -100,10 +91,7 @@ def bench(
     """Measure a claim: ours and the peers in one run. Writes benchmarks/results/NAME.json."""
     elsewhere = quick or bool(only) or list_ or tune or again or seconds is not None
     if read is not None and not name and not elsewhere:
-        claims = read_hour(read, dry_run=dry_run)
-        _print(claims, json=json)
-        if check and not all(claim["ok"] for claim in claims):
-            raise typer.Exit(1)
+        _show(read_hour(read, dry_run=dry_run), json=json, check=check)
         return
     if read is not None or dry_run:
         raise ConfigError(
@@ -115,7 +103,6 @@ def bench(
         raise ConfigError("no such benchmark", found=name, remedy=f"One of: {', '.join(BENCHMARKS)}.")
     sys.path.insert(0, str(checkout()))
     benchmark = importlib.import_module(f"benchmarks.{name}")
-    options = {"--quick": quick, "--check": check, "--json": json, "--list": list_, "--tune": tune}
     tuning = tune and name == "kernels"
     if (seconds is not None or again) and not tuning:
         raise ConfigError(
@@ -126,7 +113,8 @@ def bench(
     if words and not tuning and (run is None or "only" not in inspect.signature(run).parameters):
         raise ConfigError(f"{name} is measured as a whole", found=only, remedy="Leave out --only; loader has it.")
     if hasattr(benchmark, "run_command"):  # it has options and output of its own
-        given = [option for option, on in {**options, "--again": again}.items() if on]
+        flags = {"quick": quick, "check": check, "json": json, "list": list_, "tune": tune, "again": again}
+        given = [f"--{option}" for option, on in flags.items() if on]
         values = {"--only": only or None, "--seconds": seconds}
         given += [f"{option}={value}" for option, value in values.items() if value is not None]
         raise typer.Exit(benchmark.run_command(given))
@@ -134,7 +122,4 @@ def bench(
         raise ConfigError(
             f"{name} has no --list or --tune", found=name, remedy="Use them with `fmscale bench kernels`."
         )
-    claims = benchmark.run(quick=quick, **({"only": words} if words else {}))
-    _print(claims, json=json)
-    if check and not all(claim["ok"] for claim in claims):
-        raise typer.Exit(1)
+    _show(benchmark.run(quick=quick, **({"only": words} if words else {})), json=json, check=check)

@@ -56,7 +56,8 @@ def show(
     opened = open_dataset(open_store(url, read_only=True), name)
     commits = opened.commits() if commit is None else [opened.commit(commit)]
     if json:
-        print_json({"dataset": name, "store": opened.backend.url, "commits": [_described(c) for c in commits]})
+        described = [{"number": c.number, "time": c.time, "digest": c.digest, **c.body} for c in commits]
+        print_json({"dataset": name, "store": opened.backend.url, "commits": described})
         return
     record(_summary(opened, json), json)
     table([row for c in commits for row in _split_rows(c)], json, title="\ncommits")
@@ -121,9 +122,8 @@ def _open(address: str | None, store: str | None, dataset: str | None) -> "tuple
     if address is None and dataset is None:
         return _open_all(find_store(None, store))
     if store is None and dataset is None:
-        with suppress(
-            FmscaleError
-        ):  # as of no store at STORE/DATASET: that is told below, with the names that are near
+        # An error as of no store at STORE/DATASET is told below, with the names that are near.
+        with suppress(FmscaleError):
             backend, opened = _open_all(str(address))
             if opened:
                 return backend, opened
@@ -175,8 +175,3 @@ def _split_rows(commit: "Commit") -> list[dict[str, Any]]:
         }
         for split, total in sorted(commit.totals.items())
     ]
-
-
-def _described(commit: "Commit") -> dict[str, Any]:
-    """A commit as its log entry has it."""
-    return {"number": commit.number, "time": commit.time, "digest": commit.digest, **commit.body}

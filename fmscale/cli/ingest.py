@@ -1,7 +1,5 @@
 """`fmscale ingest`: a folder of text becomes a dataset with one command."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -66,7 +64,7 @@ def ingest(
     url, name = find_dataset(None, store, dataset)
     leads = read_world().rank == 0
     try:
-        with _bar(json or not leads) as tell:
+        with progress("ingest", json=json or not leads, unit="bytes") as bar:
             result = run(
                 paths,
                 store=url,
@@ -80,7 +78,7 @@ def ingest(
                 bos=bos,
                 eos=eos,
                 scratch=scratch,
-                progress=tell,
+                progress=bar.update,
             )
     except RankError as error:
         if leads:
@@ -95,21 +93,6 @@ def ingest(
                 err=True,
             )
         _show(result, json)
-
-
-@contextmanager
-def _bar(silent: bool) -> Iterator[Any]:
-    """A progress bar as the callback that `ingest` wants."""
-    with progress("ingest", json=silent, unit="bytes") as bar:
-        shown = 0
-
-        def tell(phase: str, done: int, total: int) -> None:
-            nonlocal shown
-            bar.update(description=phase, total=total or None)
-            bar.advance(done - shown)
-            shown = done
-
-        yield tell
 
 
 def _show(result: "IngestResult", json: bool) -> None:
