@@ -6,11 +6,11 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterator
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, Field, is_dataclass
 from itertools import pairwise
 from typing import Any, get_args, get_type_hints
 
-from fmscale.config.schema import Config
+from fmscale.config.schema import Config, settable
 
 HEAD = """# Config
 
@@ -57,9 +57,8 @@ def described(kind: type) -> Iterator[tuple[Field[Any], str]]:
         match node, after:
             case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
                 texts[name] = " ".join(text.split())
-    for field in fields(kind):
-        if field.metadata.get("read", True):
-            yield field, texts[field.name]
+    for field in settable(kind):
+        yield field, texts[field.name]
 
 
 def _is_tuple(hint: Any) -> bool:
