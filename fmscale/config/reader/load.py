@@ -8,6 +8,7 @@ a list or a single value replaces what was below; null sets null. Overrides come
 import difflib
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import TypeVar
@@ -66,11 +67,7 @@ def read_extended(path: Path, above: tuple[Path, ...] = ()) -> YamlTable:
         return tree
     wanted = tree.entries["extends"]
     names = wanted.items if isinstance(wanted, Items) else (wanted,)
-    own = YamlTable(
-        entries={key: value for key, value in tree.entries.items() if key != "extends"},
-        places=tree.places,
-        place=tree.place,
-    )
+    own = replace(tree, entries={key: value for key, value in tree.entries.items() if key != "extends"})
     base = YamlTable(entries={}, places={}, place=tree.place)
     for name in names:
         base = merge(base, read_extended(_extended_path(name, path, above), (*above, path.resolve())))

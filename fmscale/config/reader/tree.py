@@ -5,7 +5,7 @@ number for a float field and `on` a word for a text field, which YAML 1.1's own 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -141,7 +141,7 @@ def merge(base: YamlTable, over: YamlTable) -> YamlTable:
         below = entries.get(key)
         both = isinstance(below, YamlTable) and isinstance(value, YamlTable)
         entries[key] = merge(below, value) if both else value  # type: ignore[arg-type]
-    return YamlTable(entries=entries, places=places, place=over.place)
+    return replace(over, entries=entries, places=places)
 
 
 def put(tree: Tree, keys: list[str], value: Tree, place: str) -> Tree:
@@ -158,11 +158,11 @@ def put(tree: Tree, keys: list[str], value: Tree, place: str) -> Tree:
             )
         items = list(tree.items)
         items[int(head)] = put(items[int(head)], rest, value, place)
-        return Items(items=tuple(items), place=tree.place)
+        return replace(tree, items=tuple(items))
     table = tree if isinstance(tree, YamlTable) else YamlTable(entries={}, places={}, place=place)
     below = table.entries.get(head, YamlTable(entries={}, places={}, place=place))
-    return YamlTable(
+    return replace(
+        table,
         entries={**table.entries, head: put(below, rest, value, place)},
         places={**table.places, head: table.places.get(head, place) if rest else place},
-        place=table.place,
     )
