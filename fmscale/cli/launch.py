@@ -84,11 +84,10 @@ def launch(
 
     loaded = load_config(config, overrides or ())
     options = {"nodes": nodes, "procs_per_node": procs_per_node, "hostfile": hostfile, "master_port": master_port}
+    options |= {"launcher": with_ and with_.value}
     given = {name: value for name, value in options.items() if value is not None}
-    settings = replace(loaded.launch, **given)  # type: ignore[arg-type]
-    settings = replace(settings, arguments=(*settings.arguments, *(argument or ())))
-    if with_ is not None:
-        settings = replace(settings, launcher=with_.value)
+    arguments = (*loaded.launch.arguments, *(argument or ()))
+    settings = replace(loaded.launch, arguments=arguments, **given)  # type: ignore[arg-type]
     program = _program()
     request = _request(settings, (program, "train", config, *(overrides or ())))
     request = replace(request, node_rank=node_rank, master_addr=master_addr, script=script)

@@ -47,11 +47,10 @@ def plan(
     loaded = load_config(config, overrides or ())
     found = check_run(loaded, world, tokens_per_second=tokens_per_second, mfu=mfu, device=device)
     if json:
-        values = asdict(found.forecast)
         print_json(
             {
                 "config": as_tree(loaded),
-                "derived": values,
+                "derived": asdict(found.forecast),
                 "sources": [asdict(source) for source in found.sources],
                 "begins": found.begins,
                 "warnings": found.warnings,

@@ -51,8 +51,9 @@ def apply_override(tree: YamlTable, override: str) -> YamlTable:
     if not equals or not all(keys):
         raise ConfigError("An override must be key=value", found=override, remedy="For example data.seed=7.")
     place = f"override {override!r}"
-    value: Tree = Scalar(text=text if text.strip() else "", quoted=False, place=place)
-    if not value.null:
+    word = Scalar(text=text if text.strip() else "", quoted=False, place=place)
+    value: Tree = word
+    if not word.null:
         with suppress(ConfigError):
             value = parse(text, place, lines=False)
     changed = put(tree, keys, value, place)
