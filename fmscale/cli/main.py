@@ -21,9 +21,6 @@ VERBS = (
     *("dataset", "config", "checkpoint"),
 )
 
-USER_ERROR = 2
-"""Exit status of an error that the user can act on; click uses the same for a wrong option."""
-
 
 class Verbs(TyperGroup):
     """The top group: shows an FmscaleError as cause, value and remedy instead of a traceback."""
@@ -34,7 +31,7 @@ class Verbs(TyperGroup):
             return super().invoke(ctx)
         except FmscaleError as error:
             print_error(error)
-            raise typer.Exit(USER_ERROR) from error
+            raise typer.Exit(2) from error  # as click does for a wrong option
 
 
 def _print_version(wanted: bool) -> None:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fmscale.cli.address import ConfigArgument, ConfigCommand, Overrides
-from fmscale.cli.main import USER_ERROR
 from fmscale.cli.output import JsonOption, example, human_bytes, human_seconds, print_error, print_json, record, table
 from fmscale.errors import ConfigError
 
@@ -63,7 +62,7 @@ def plan(
         if with_config:
             typer.echo(f"\n{as_yaml(loaded).rstrip()}")
     if found.problems:
-        raise typer.Exit(USER_ERROR)
+        raise typer.Exit(2)
 
 
 def _check_speed(tokens_per_second: float | None, mfu: float | None, device: str) -> None:

@@ -55,10 +55,7 @@ class Whereabouts:
 
 
 def failure_report(error: BaseException, world: World, where: Whereabouts) -> dict[str, Any]:
-    """Content of `error.json`: place, phase, step, traceback, and an FmscaleError's cause, found, remedy.
-
-    Every text is free of credentials.
-    """
+    """Content of `error.json`, free of credentials: place, phase, step, traceback, an FmscaleError's three parts."""
     known = error if isinstance(error, FmscaleError) else FmscaleError(str(error))
     return {
         "format_version": FORMAT_VERSION,
