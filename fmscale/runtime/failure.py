@@ -55,8 +55,11 @@ class Whereabouts:
 
 
 def failure_report(error: BaseException, world: World, where: Whereabouts) -> dict[str, Any]:
-    """Content of `error.json`, free of credentials: place, phase, step, traceback, an FmscaleError's three parts."""
-    known = error if isinstance(error, FmscaleError) else FmscaleError(str(error))
+    """Content of `error.json`: place, phase, step, traceback, and an FmscaleError's cause, found, remedy.
+
+    Every text is free of credentials.
+    """
+    known = error if isinstance(error, FmscaleError) else None
     return {
         "format_version": FORMAT_VERSION,
         "time": time.time(),
@@ -71,9 +74,9 @@ def failure_report(error: BaseException, world: World, where: Whereabouts) -> di
         "phase": where.phase,
         "step": where.step,
         "type": type(error).__name__,
-        "cause": scrub(known.cause),
-        "found": None if known.found is None else scrub(str(known.found)),
-        "remedy": scrub(known.remedy),
+        "cause": scrub(known.cause if known else str(error)),
+        "found": scrub(str(known.found)) if known and known.found is not None else None,
+        "remedy": scrub(known.remedy) if known else "",
         "traceback": scrub("".join(traceback.format_exception(error))),
     }
 
