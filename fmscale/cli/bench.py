@@ -11,12 +11,14 @@ import typer
 from fmscale.cli.output import JsonOption, example, table
 from fmscale.errors import ConfigError
 
+app = typer.Typer()
+
 BENCHMARKS = ("loader", "checkpoint", "kernels", "train")
 COLUMNS = ("id", "what", "unit", "ours", "peers", "limit", "ratio", "target", "ok")
 
 
 def checkout() -> Path:
-    """The checkout this package runs from. Raises ConfigError where it was installed from a wheel."""
+    """The checkout this package runs from, now on the search path. Raises ConfigError where a wheel was installed."""
     root = Path(__file__).resolve().parent.parent.parent
     if not (root / "benchmarks" / "harness.py").is_file():
         raise ConfigError(
@@ -24,11 +26,11 @@ def checkout() -> Path:
             found=str(root),
             remedy="Clone the repository and run `pip install -c constraints.txt -e .` in it.",
         )
+    sys.path.insert(0, str(root))
     return root
 
 
-def row(claim: dict[str, Any]) -> dict[str, Any]:
-    """A claim as a line of the table."""
+def _row(claim: dict[str, Any]) -> dict[str, Any]:
     peers = (f"{n} did not run" if v is None else f"{n} {v:,.4g}" for n, v in claim["peers"].items())
     shown = {name: claim[name] for name in COLUMNS}
     return {**shown, "peers": ", ".join(peers)}
@@ -37,7 +39,6 @@ def row(claim: dict[str, Any]) -> dict[str, Any]:
 def read_hour(folder: Path, *, dry_run: bool) -> list[dict[str, Any]]:
     """The claims of an hour on a GPU, which go into benchmarks/results and README.md, but for a dry run."""
     root = checkout()
-    sys.path.insert(0, str(root))
     reading = importlib.import_module("benchmarks.gpu_hour.reading")
     found = reading.read(folder)
     for note in found.notes:
@@ -51,12 +52,9 @@ def read_hour(folder: Path, *, dry_run: bool) -> list[dict[str, Any]]:
 
 
 def _show(claims: list[dict[str, Any]], *, json: bool, check: bool) -> None:
-    table(claims if json else [row(claim) for claim in claims], json)
+    table(claims if json else [_row(claim) for claim in claims], json)
     if check and not all(claim["ok"] for claim in claims):
         raise typer.Exit(1)
-
-
-app = typer.Typer()
 
 
 @app.command(
@@ -101,7 +99,7 @@ def bench(
         )
     if name not in BENCHMARKS:
         raise ConfigError("no such benchmark", found=name, remedy=f"One of: {', '.join(BENCHMARKS)}.")
-    sys.path.insert(0, str(checkout()))
+    checkout()
     benchmark = importlib.import_module(f"benchmarks.{name}")
     tuning = tune and name == "kernels"
     if (seconds is not None or again) and not tuning:
