@@ -49,10 +49,7 @@ def find_dataset(address: str | None, store: str | None, dataset: str | None) ->
 
 
 def find_run(address: str | None, store: str | None, run: str | None) -> tuple[str, str, int | None]:
-    """(store, run, step or None) from the argument, from --run STORE#RUN[@STEP], or from both options.
-
-    Raises ConfigError.
-    """
+    """(store, run, step or None) from the argument, --run STORE#RUN[@STEP], or both options. Raises ConfigError."""
     from fmscale.checkpoint.catalog import parse_address
 
     remedy = "STORE#RUN, such as runs/store#demo, or --store STORE --run RUN"

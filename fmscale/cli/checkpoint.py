@@ -14,25 +14,15 @@ if TYPE_CHECKING:
     from fmscale.checkpoint.catalog import CheckpointEntry
     from fmscale.checkpoint.checkpoint import Checkpoint
 
-DAMAGED = 1
-"""Exit status of `verify` when it found problems."""
+app = typer.Typer(
+    name="checkpoint",
+    no_args_is_help=True,
+    help="Look at checkpoints, check and export them.",
+    epilog=example("fmscale checkpoint list runs/store"),
+)
 
 
-def register(parent: typer.Typer) -> None:
-    """Add the group to the command line."""
-    group = typer.Typer(
-        name="checkpoint",
-        no_args_is_help=True,
-        help="Look at checkpoints, check and export them.",
-        epilog=example("fmscale checkpoint list runs/store"),
-    )
-    group.command("list", epilog=example("fmscale checkpoint list runs/store"))(list_)
-    group.command(epilog=example("fmscale checkpoint show runs/store#run@1000"))(show)
-    group.command(epilog=example("fmscale checkpoint verify runs/store#run"))(verify)
-    group.command(epilog=example("fmscale checkpoint export runs/store#run --to exported --format hf"))(export)
-    parent.add_typer(group)
-
-
+@app.command("list", epilog=example("fmscale checkpoint list runs/store"))
 def list_(
     store: Annotated[str, typer.Argument(metavar="STORE[#RUN]", help="A store, and one run of it.")],
     json: JsonOption = False,
@@ -54,6 +44,7 @@ def list_(
     table(rows, json)
 
 
+@app.command(epilog=example("fmscale checkpoint show runs/store#run@1000"))
 def show(address: CheckpointArgument, json: JsonOption = False) -> None:
     """Show a checkpoint's tensors and what was saved with them."""
     from fmscale.checkpoint.checkpoint import open_checkpoint
@@ -67,6 +58,7 @@ def show(address: CheckpointArgument, json: JsonOption = False) -> None:
     table(tensors, json, title="\ntensors")
 
 
+@app.command(epilog=example("fmscale checkpoint verify runs/store#run"))
 def verify(
     address: CheckpointArgument,
     mark: Annotated[
@@ -100,16 +92,16 @@ def verify(
         how = "every byte is as it was saved" if checked else "all there, but it was saved without checksums"
         typer.echo(f"Step {found.step} of run {run}: {how}.")
     if problems:
-        raise typer.Exit(DAMAGED)
+        raise typer.Exit(1)
 
 
+@app.command(epilog=example("fmscale checkpoint export runs/store#run --to exported --format hf"))
 def export(
     address: CheckpointArgument,
     to: Annotated[Path, typer.Option("--to", help="A new folder.")],
     format: Annotated[str, typer.Option("--format", help="hf, safetensors (all states) or dcp.")] = "hf",
     dtype: Annotated[
-        str | None,
-        typer.Option("--dtype", help="Type of the weights, bfloat16 for instance; as saved by default."),
+        str | None, typer.Option("--dtype", help="Type of the weights, bfloat16 for instance; as saved by default.")
     ] = None,
     json: JsonOption = False,
 ) -> None:

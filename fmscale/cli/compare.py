@@ -11,20 +11,15 @@ from fmscale.cli.output import JsonOption, example, print_json, record, table
 if TYPE_CHECKING:
     from fmscale.train.compare import Comparison
 
-DIFFERENT = 1
-"""Exit status when the runs differ."""
+app = typer.Typer()
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command(
-        epilog=example(
-            "fmscale compare runs/demo runs/demo-resumed",
-            "fmscale compare runs/two-ranks runs/three-ranks --tolerance 1e-3",
-        )
-    )(compare)
-
-
+@app.command(
+    epilog=example(
+        "fmscale compare runs/demo runs/demo-resumed",
+        "fmscale compare runs/two-ranks runs/three-ranks --tolerance 1e-3",
+    )
+)
 def compare(
     run_a: Annotated[Path, typer.Argument(metavar="RUN_A", help="Folder of a run: train.folder/train.run.")],
     run_b: Annotated[Path, typer.Argument(metavar="RUN_B", help="Folder of another.")],
@@ -51,7 +46,7 @@ def compare(
     else:
         _show(found, tolerance)
     if not found.same:
-        raise typer.Exit(DIFFERENT)
+        raise typer.Exit(1)
 
 
 def _show(found: "Comparison", tolerance: float) -> None:

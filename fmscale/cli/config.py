@@ -4,20 +4,11 @@ import typer
 
 from fmscale.cli.output import example, print_json
 
-
-def register(app: typer.Typer) -> None:
-    """Add the group."""
-    group = typer.Typer(
-        name="config",
-        no_args_is_help=True,
-        help="Write the config files' schema.",
-        epilog=example("fmscale config schema > fmscale.schema.json"),
-    )
-    group.callback()(lambda: None)  # keeps the only command a command
-    group.command(epilog=example("fmscale config schema > fmscale.schema.json"))(schema)
-    app.add_typer(group)
+EPILOG = example("fmscale config schema > fmscale.schema.json")
+app = typer.Typer(name="config", no_args_is_help=True, help="Write the config files' schema.", epilog=EPILOG)
 
 
+@app.command(epilog=EPILOG)
 def schema() -> None:
     """Write the JSON Schema (draft 2020-12) of config files, by which editors complete, explain and check them.
 

@@ -16,28 +16,20 @@ if TYPE_CHECKING:
     from fmscale.store.datasets.commit import Commit
     from fmscale.store.datasets.dataset import Dataset
 
-DAMAGED = 1
-"""Exit status of `verify` when it found problems."""
-
 CommitOption = Annotated[int | None, typer.Option("--commit", help="Number of one commit; all by default.")]
 
 
-def register(parent: typer.Typer) -> None:
-    """Add the group, with the commands of its other files, to the command line."""
-    group = typer.Typer(
-        name="dataset",
-        no_args_is_help=True,
-        help="Look at datasets and check them.",
-        epilog=example("fmscale dataset list runs/store"),
-    )
-    group.command("list", epilog=example("fmscale dataset list runs/store"))(list_)
-    group.command(epilog=example("fmscale dataset show runs/store/docs"))(show)
-    group.command(epilog=example("fmscale dataset verify runs/store/docs", "fmscale dataset verify runs/store"))(verify)
-    dataset_audit.register(group)
-    dataset_mask.register(group)
-    parent.add_typer(group)
+app = typer.Typer(
+    name="dataset",
+    no_args_is_help=True,
+    help="Look at datasets and check them.",
+    epilog=example("fmscale dataset list runs/store"),
+)
+app.add_typer(dataset_audit.app)
+app.add_typer(dataset_mask.app)
 
 
+@app.command("list", epilog=example("fmscale dataset list runs/store"))
 def list_(address: StoreArgument = None, store: StoreOption = None, json: JsonOption = False) -> None:
     """List a store's datasets with their sizes."""
     backend, datasets = _open_all(find_store(address, store))
@@ -48,6 +40,7 @@ def list_(address: StoreArgument = None, store: StoreOption = None, json: JsonOp
     table(rows, json)
 
 
+@app.command(epilog=example("fmscale dataset show runs/store/docs"))
 def show(
     address: DatasetArgument = None,
     store: StoreOption = None,
@@ -63,12 +56,14 @@ def show(
     opened = open_dataset(open_store(url, read_only=True), name)
     commits = opened.commits() if commit is None else [opened.commit(commit)]
     if json:
-        print_json({"dataset": name, "store": opened.backend.url, "commits": [_described(c) for c in commits]})
+        described = [{"number": c.number, "time": c.time, "digest": c.digest, **c.body} for c in commits]
+        print_json({"dataset": name, "store": opened.backend.url, "commits": described})
         return
     record(_summary(opened, json), json)
     table([row for c in commits for row in _split_rows(c)], json, title="\ncommits")
 
 
+@app.command(epilog=example("fmscale dataset verify runs/store/docs", "fmscale dataset verify runs/store"))
 def verify(
     address: Annotated[
         str | None,
@@ -116,7 +111,7 @@ def verify(
         count = sum(len(numbers) for numbers in checked.values())
         typer.echo(f"{len(opened)} datasets, {count} commits, {human_bytes(size)}: every chunk is right.")
     if rows:
-        raise typer.Exit(DAMAGED)
+        raise typer.Exit(1)
 
 
 def _open(address: str | None, store: str | None, dataset: str | None) -> "tuple[Backend, list[Dataset]]":
@@ -127,9 +122,8 @@ def _open(address: str | None, store: str | None, dataset: str | None) -> "tuple
     if address is None and dataset is None:
         return _open_all(find_store(None, store))
     if store is None and dataset is None:
-        with suppress(
-            FmscaleError
-        ):  # as of no store at STORE/DATASET: that is told below, with the names that are near
+        # An error as of no store at STORE/DATASET is told below, with the names that are near.
+        with suppress(FmscaleError):
             backend, opened = _open_all(str(address))
             if opened:
                 return backend, opened
@@ -181,8 +175,3 @@ def _split_rows(commit: "Commit") -> list[dict[str, Any]]:
         }
         for split, total in sorted(commit.totals.items())
     ]
-
-
-def _described(commit: "Commit") -> dict[str, Any]:
-    """A commit as its log entry has it."""
-    return {"number": commit.number, "time": commit.time, "digest": commit.digest, **commit.body}

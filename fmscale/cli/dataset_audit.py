@@ -16,21 +16,15 @@ if TYPE_CHECKING:
     from fmscale.data.provenance.audit import AuditSource
     from fmscale.store.backends.protocol import Backend
 
-VIOLATED = 1
-"""Exit status of `audit` when a promise was violated."""
+app = typer.Typer()
 
 
-def register(group: typer.Typer) -> None:
-    """Add the commands to the `dataset` group."""
-    group.command(
-        epilog=example(
-            "fmscale dataset trace runs/store#demo@3",
-            "fmscale dataset trace runs/store#demo --document 00c1... --steps 1000",
-        )
-    )(trace)
-    group.command(epilog=example("fmscale dataset audit runs/store#demo runs/demo/delivery/*.arrow"))(audit)
-
-
+@app.command(
+    epilog=example(
+        "fmscale dataset trace runs/store#demo@3",
+        "fmscale dataset trace runs/store#demo --document 00c1... --steps 1000",
+    )
+)
 def trace(
     address: Annotated[
         str | None,
@@ -43,8 +37,7 @@ def trace(
         typer.Option(min=1, help="Global batch: rows of a step over all ranks. A checkpoint of the run says it."),
     ] = None,
     step: Annotated[
-        int | None,
-        typer.Option(min=1, help="Show the documents of this step, 1 being the first, as in the metrics."),
+        int | None, typer.Option(min=1, help="Show the documents of this step, 1 being the first, as in the metrics.")
     ] = None,
     document: Annotated[str | None, typer.Option(help="Show the samples that held this document.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="With --document: look at so many first steps.")] = 10_000,
@@ -72,6 +65,7 @@ def trace(
     table([{**asdict(one), "step": one.step + 1} for one in found], json)
 
 
+@app.command(epilog=example("fmscale dataset audit runs/store#demo runs/demo/delivery/*.arrow"))
 def audit(
     records: Annotated[
         list[str],
@@ -110,7 +104,7 @@ def audit(
         values["problems"] = "; ".join(report.problems) or "none"
         record(values, json=False)
     if report.problems:
-        raise typer.Exit(VIOLATED)
+        raise typer.Exit(1)
 
 
 def _batches(backend: "Backend", run: str, given: int | None) -> "BatchSchedule":

@@ -13,17 +13,15 @@ from fmscale.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from fmscale.data.views.mask import Predicate
 
-EXAMPLES = (
-    "fmscale dataset mask runs/store/docs --id 0f3c5a7e9b1d2f4c6e8a0b2d4f6e8c0a",
-    "fmscale dataset mask runs/store/docs --source 'drafts/*.md'",
+app = typer.Typer()
+
+
+@app.command(
+    epilog=example(
+        "fmscale dataset mask runs/store/docs --id 0f3c5a7e9b1d2f4c6e8a0b2d4f6e8c0a",
+        "fmscale dataset mask runs/store/docs --source 'drafts/*.md'",
+    )
 )
-
-
-def register(group: typer.Typer) -> None:
-    """Add the command to the `dataset` group."""
-    group.command(epilog=example(*EXAMPLES))(mask)
-
-
 def mask(
     address: DatasetArgument = None,
     store: StoreOption = None,
@@ -31,8 +29,7 @@ def mask(
     id: Annotated[list[str] | None, typer.Option("--id", help="Id of a document; may be repeated.")] = None,
     ids: Annotated[Path | None, typer.Option("--ids", help="File with one document id a line.")] = None,
     source: Annotated[
-        list[str] | None,
-        typer.Option("--source", help="Pattern of source paths, as in a shell; may be repeated."),
+        list[str] | None, typer.Option("--source", help="Pattern of source paths, as in a shell; may be repeated.")
     ] = None,
     split: Annotated[str, typer.Option("--split", help="Split of the dataset.")] = "train",
     json: JsonOption = False,
@@ -59,11 +56,7 @@ def mask(
     segments = sum(c.manifests[split].segments for c in opened.commits() if split in c.manifests)
     with progress("searching", segments, json=json) as bar:
         found = find_documents(
-            opened,
-            split=split,
-            ids=wanted or None,
-            where=_by_source(source) if source else None,
-            advance=bar.advance,
+            opened, split=split, ids=wanted or None, where=_by_source(source) if source else None, advance=bar.advance
         )
     digest = make_mask(opened, found, split=split)
     tokens = int((found.stop - found.start).sum())

@@ -10,9 +10,6 @@ from fmscale.cli.output import JsonOption, example, print_json, progress, record
 if TYPE_CHECKING:
     from fmscale.store.doctor.doctor import Report
 
-NOT_WRITABLE = 1
-"""Exit status for a store that can be reached but is not safe to write."""
-
 _ABILITIES = {
     "put_if_absent": "creates exactly once under a race (needed to commit)",
     "read_after_write": "reads what was just written (needed to commit)",
@@ -20,18 +17,16 @@ _ABILITIES = {
     "list_after_write": "lists what was just written",
 }
 
-
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command(
-        epilog=example(
-            "fmscale doctor /data/store",
-            "fmscale doctor 's3://bucket/prefix?endpoint=http://127.0.0.1:8333&region=us-east-1'",
-            "fmscale doctor gs://bucket --read-only --json",
-        )
-    )(doctor)
+app = typer.Typer()
 
 
+@app.command(
+    epilog=example(
+        "fmscale doctor /data/store",
+        "fmscale doctor 's3://bucket/prefix?endpoint=http://127.0.0.1:8333&region=us-east-1'",
+        "fmscale doctor gs://bucket --read-only --json",
+    )
+)
 def doctor(
     store_url: Annotated[str, typer.Argument(metavar="STORE_URL", help="A path or a store URL.")],
     read_only: Annotated[
@@ -59,7 +54,7 @@ def doctor(
     else:
         _show(report)
     if not report.writable and not read_only:
-        raise typer.Exit(NOT_WRITABLE)
+        raise typer.Exit(1)
 
 
 def _show(report: "Report") -> None:

@@ -14,17 +14,14 @@ from fmscale.errors import DataError
 if TYPE_CHECKING:
     from fmscale.infer import Document
 
-
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command(
-        epilog=example(
-            "fmscale evaluate runs/store#run",
-            "fmscale evaluate runs/store#run@1000 --file README.md --per-document --json",
-        )
-    )(evaluate)
+app = typer.Typer()
 
 
+@app.command(
+    epilog=example(
+        "fmscale evaluate runs/store#run", "fmscale evaluate runs/store#run@1000 --file README.md --per-document --json"
+    )
+)
 def evaluate(
     address: CheckpointArgument,
     dataset: Annotated[
@@ -51,6 +48,7 @@ def evaluate(
     token costs log2 of the vocabulary where the data has no BOS token. Other compressors get each document alone.
     """
     from fmscale.infer import evaluate as score
+    from fmscale.infer.compressors import COMPRESSORS
     from fmscale.infer.heldout import files, stored_documents
     from fmscale.infer.load import open_trained
     from fmscale.runtime.device import pick_device
@@ -69,11 +67,18 @@ def evaluate(
             backend, chosen, split, trained.tokenizer, bos=trained.bos, eos=trained.eos, limit=documents
         )
     longest = min(trained.sequence_length, trained.model.config.max_seq_len)
-    compressed = _Compressed(others)
+    compressors = COMPRESSORS if others else {}
+    compressed: list[dict[str, int]] = []
+
+    def watch(documents: "Iterable[Document]") -> "Iterator[Document]":
+        for document in documents:
+            compressed.append({name: compress(document.text) for name, compress in compressors.items()})
+            yield document
+
     with progress("evaluate", json=json, unit="bytes") as bar:
         result = score(
             trained.model,
-            compressed.watch(given),
+            watch(given),
             window=longest if window is None else window,
             overlap=overlap,
             progress=bar.advance,
@@ -92,7 +97,7 @@ def evaluate(
         "bytes": total.bytes,
         "tokens": total.tokens,
         "bits_per_byte": total.bits_per_byte,
-        **compressed.bits_per_byte(total.bytes),
+        **_rates({name: sum(one[name] for one in compressed) for name in compressors}, total.bytes),
         "loss": total.loss,
         "perplexity": total.perplexity,
         "window": result.window,
@@ -104,9 +109,9 @@ def evaluate(
             "bytes": one.bytes,
             "tokens": one.tokens,
             "bits_per_byte": one.bits_per_byte if one.bytes else None,
-            **sizes,
+            **_rates(sizes, one.bytes),
         }
-        for one, sizes in zip(result.documents, compressed.each, strict=True)
+        for one, sizes in zip(result.documents, compressed, strict=True)
     ]
     if json:
         print_json({**summary, **({"per_document": rows} if per_document else {})})
@@ -116,28 +121,6 @@ def evaluate(
         table(rows, json, title="\ndocuments")
 
 
-class _Compressed:
-    """Sizes of documents in other compressors, taken as they pass by."""
-
-    def __init__(self, wanted: bool) -> None:
-        from fmscale.infer.compressors import COMPRESSORS
-
-        self._compressors = COMPRESSORS if wanted else {}
-        self.each: list[dict[str, float | None]] = []
-        self._bytes = dict.fromkeys(self._compressors, 0)
-
-    def watch(self, documents: "Iterable[Document]") -> "Iterator[Document]":
-        """The documents, unchanged."""
-        for document in documents:
-            sizes = {name: compress(document.text) for name, compress in self._compressors.items()}
-            self.each.append(self._rates(sizes, len(document.text)))
-            for name, bytes_ in sizes.items():
-                self._bytes[name] += bytes_
-            yield document
-
-    def bits_per_byte(self, size: int) -> dict[str, float | None]:
-        """All bits over all bytes, by compressor."""
-        return self._rates(self._bytes, size)
-
-    def _rates(self, sizes: dict[str, int], size: int) -> dict[str, float | None]:
-        return {f"{name}_bits_per_byte": 8 * bytes_ / size if size else None for name, bytes_ in sizes.items()}
+def _rates(sizes: dict[str, int], size: int) -> dict[str, float | None]:
+    """Bits per byte of documents of `size` bytes, by compressor."""
+    return {f"{name}_bits_per_byte": 8 * bytes_ / size if size else None for name, bytes_ in sizes.items()}

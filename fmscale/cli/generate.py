@@ -17,23 +17,20 @@ if TYPE_CHECKING:
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda; auto takes a GPU where there is one.")]
 Precision = Annotated[str | None, typer.Option(help="fp32 or bf16; fp32 on a CPU, bf16 on a GPU by default.")]
 
-
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command(
-        epilog=example(
-            'fmscale generate runs/store#run "def main(" --max-tokens 64',
-            "fmscale generate runs/store#run@1000 --file prompt.txt --temperature 0 --json",
-        )
-    )(generate)
+app = typer.Typer()
 
 
+@app.command(
+    epilog=example(
+        'fmscale generate runs/store#run "def main(" --max-tokens 64',
+        "fmscale generate runs/store#run@1000 --file prompt.txt --temperature 0 --json",
+    )
+)
 def generate(
     address: CheckpointArgument,
     prompts: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]...", help="Texts to go on from.")] = None,
     file: Annotated[
-        list[str] | None,
-        typer.Option(help="A file whose text is a prompt; - for standard input. Repeatable."),
+        list[str] | None, typer.Option(help="A file whose text is a prompt; - for standard input. Repeatable.")
     ] = None,
     max_tokens: Annotated[int, typer.Option(help="New tokens after each prompt.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.8,

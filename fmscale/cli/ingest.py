@@ -1,7 +1,5 @@
 """`fmscale ingest`: a folder of text becomes a dataset with one command."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,108 +12,87 @@ from fmscale.cli.output import JsonOption, example, human_bytes, print_json, pro
 if TYPE_CHECKING:
     from fmscale.data.ingest import IngestResult
 
+app = typer.Typer()
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
 
-    @app.command(
-        epilog=example(
-            "fmscale ingest docs/ --store runs/store --dataset docs --tokenizer bpe:8192",
-            "fmscale ingest 'raw/*.jsonl.zst' --field content --store s3://bucket/store --dataset web",
-            "mpirun -n 8 fmscale ingest /data/code --store /shared/store --dataset code",
-        )
+@app.command(
+    epilog=example(
+        "fmscale ingest docs/ --store runs/store --dataset docs --tokenizer bpe:8192",
+        "fmscale ingest 'raw/*.jsonl.zst' --field content --store s3://bucket/store --dataset web",
+        "mpirun -n 8 fmscale ingest /data/code --store /shared/store --dataset code",
     )
-    def ingest(
-        paths: Annotated[
-            list[str], typer.Argument(metavar="PATH...", help="Files, folders, quoted globs, URLs of these.")
-        ],
-        store: Annotated[str | None, typer.Option(help="Where datasets live: a path, s3://, gs://, az://.")] = None,
-        dataset: Annotated[
-            str | None,
-            typer.Option(help="Name of the dataset, made if it is not there; STORE/DATASET without --store."),
-        ] = None,
-        tokenizer: Annotated[
-            str | None,
-            typer.Option(
-                help="bpe:N (trained on the corpus), bytes, or the path of a tokenizer.json. "
-                "Default: the dataset's own, bpe:8192 for a new one."
-            ),
-        ] = None,
-        format: Annotated[
-            str,
-            typer.Option(help="auto (by extension, or first bytes), text, jsonl, json (array), parquet, arrow."),
-        ] = "auto",
-        field: Annotated[str, typer.Option(help="Path of the text in a record, such as a.b.text.")] = "text",
-        heldout: Annotated[float, typer.Option(help="Share of the documents that go to the split heldout.")] = 0.0,
-        workers: Annotated[int | None, typer.Option(help="Processes that write. Default: one a core.")] = None,
-        strict: Annotated[
-            bool, typer.Option("--strict", help="Damaged input is an error instead of skipped and counted.")
-        ] = False,
-        bos: Annotated[
-            bool | None, typer.Option("--bos/--no-bos", help="A BOS token before each document. Default: no.")
-        ] = None,
-        eos: Annotated[
-            bool | None,
-            typer.Option("--eos/--no-eos", help="An EOS token after each document. Default: yes."),
-        ] = None,
-        scratch: Annotated[
-            Path | None, typer.Option(help="Local folder for unfinished segments. Default: the system's.")
-        ] = None,
-        json: JsonOption = False,
-    ) -> None:
-        """Turn files into a dataset. A job that was killed goes on when it is run again."""
-        from fmscale.data.ingest import ingest as run
-        from fmscale.data.ingest.unit import HELDOUT
-        from fmscale.errors import RankError
-        from fmscale.runtime.world import read_world
+)
+def ingest(
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Files, folders, quoted globs, URLs of these.")],
+    store: Annotated[str | None, typer.Option(help="Where datasets live: a path, s3://, gs://, az://.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Name of the dataset, made if it is not there; STORE/DATASET without --store.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            help="bpe:N (trained on the corpus), bytes, or the path of a tokenizer.json. "
+            "Default: the dataset's own, bpe:8192 for a new one."
+        ),
+    ] = None,
+    format: Annotated[
+        str, typer.Option(help="auto (by extension, or first bytes), text, jsonl, json (array), parquet, arrow.")
+    ] = "auto",
+    field: Annotated[str, typer.Option(help="Path of the text in a record, such as a.b.text.")] = "text",
+    heldout: Annotated[float, typer.Option(help="Share of the documents that go to the split heldout.")] = 0.0,
+    workers: Annotated[int | None, typer.Option(help="Processes that write. Default: one a core.")] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Damaged input is an error instead of skipped and counted.")
+    ] = False,
+    bos: Annotated[
+        bool | None, typer.Option("--bos/--no-bos", help="A BOS token before each document. Default: no.")
+    ] = None,
+    eos: Annotated[
+        bool | None, typer.Option("--eos/--no-eos", help="An EOS token after each document. Default: yes.")
+    ] = None,
+    scratch: Annotated[
+        Path | None, typer.Option(help="Local folder for unfinished segments. Default: the system's.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Turn files into a dataset. A job that was killed goes on when it is run again."""
+    from fmscale.data.ingest import ingest as run
+    from fmscale.data.ingest.unit import HELDOUT
+    from fmscale.errors import RankError
+    from fmscale.runtime.world import read_world
 
-        url, name = find_dataset(None, store, dataset)
-        leads = read_world().rank == 0
-        try:
-            with _bar(json or not leads) as tell:
-                result = run(
-                    paths,
-                    store=url,
-                    dataset=name,
-                    tokenizer=tokenizer,
-                    format=format,
-                    field=field,
-                    heldout=heldout,
-                    workers=workers,
-                    strict=strict,
-                    bos=bos,
-                    eos=eos,
-                    scratch=scratch,
-                    progress=tell,
-                )
-        except RankError as error:
-            if leads:
-                raise
-            # Rank 0 shows what happened, with the rank that it happened on.
-            raise typer.Exit(2) from error
+    url, name = find_dataset(None, store, dataset)
+    leads = read_world().rank == 0
+    try:
+        with progress("ingest", json=json or not leads, unit="bytes") as bar:
+            result = run(
+                paths,
+                store=url,
+                dataset=name,
+                tokenizer=tokenizer,
+                format=format,
+                field=field,
+                heldout=heldout,
+                workers=workers,
+                strict=strict,
+                bos=bos,
+                eos=eos,
+                scratch=scratch,
+                progress=bar.update,
+            )
+    except RankError as error:
         if leads:
-            if heldout and HELDOUT not in result.splits:
-                typer.echo(
-                    f"warning: none of {result.documents:,} documents was held out by --heldout {heldout:g}: their "
-                    "names decide. Ingest more of them, or give a larger share and another --dataset.",
-                    err=True,
-                )
-            _show(result, json)
-
-
-@contextmanager
-def _bar(silent: bool) -> Iterator[Any]:
-    """A progress bar as the callback that `ingest` wants."""
-    with progress("ingest", json=silent, unit="bytes") as bar:
-        shown = 0
-
-        def tell(phase: str, done: int, total: int) -> None:
-            nonlocal shown
-            bar.update(description=phase, total=total or None)
-            bar.advance(done - shown)
-            shown = done
-
-        yield tell
+            raise
+        # Rank 0 shows what happened, with the rank that it happened on.
+        raise typer.Exit(2) from error
+    if leads:
+        if heldout and HELDOUT not in result.splits:
+            typer.echo(
+                f"warning: none of {result.documents:,} documents was held out by --heldout {heldout:g}: their "
+                "names decide. Ingest more of them, or give a larger share and another --dataset.",
+                err=True,
+            )
+        _show(result, json)
 
 
 def _show(result: "IngestResult", json: bool) -> None:

@@ -29,18 +29,17 @@ class Launcher(StrEnum):
     mpirun = "mpirun"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command(
-        cls=ConfigCommand,
-        epilog=example(
-            "fmscale launch run/laptop --procs-per-node 2",
-            "fmscale launch my.yaml --with deepspeed --hostfile hosts --dry-run",
-            "fmscale launch my.yaml --with sbatch --nodes 4 --procs-per-node 8 --argument=--gpus-per-node=8",
-        ),
-    )(launch)
+app = typer.Typer()
 
 
+@app.command(
+    cls=ConfigCommand,
+    epilog=example(
+        "fmscale launch run/laptop --procs-per-node 2",
+        "fmscale launch my.yaml --with deepspeed --hostfile hosts --dry-run",
+        "fmscale launch my.yaml --with sbatch --nodes 4 --procs-per-node 8 --argument=--gpus-per-node=8",
+    ),
+)
 def launch(
     config: ConfigArgument,
     overrides: Overrides = None,
@@ -85,11 +84,10 @@ def launch(
 
     loaded = load_config(config, overrides or ())
     options = {"nodes": nodes, "procs_per_node": procs_per_node, "hostfile": hostfile, "master_port": master_port}
+    options |= {"launcher": with_ and with_.value}
     given = {name: value for name, value in options.items() if value is not None}
-    settings = replace(loaded.launch, **given)  # type: ignore[arg-type]
-    settings = replace(settings, arguments=(*settings.arguments, *(argument or ())))
-    if with_ is not None:
-        settings = replace(settings, launcher=with_.value)
+    arguments = (*loaded.launch.arguments, *(argument or ()))
+    settings = replace(loaded.launch, arguments=arguments, **given)  # type: ignore[arg-type]
     program = _program()
     request = _request(settings, (program, "train", config, *(overrides or ())))
     request = replace(request, node_rank=node_rank, master_addr=master_addr, script=script)

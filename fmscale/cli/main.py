@@ -1,6 +1,6 @@
 """The list of verbs, a file each, and the display of errors.
 
-A verb's file has `register(app)`, which adds its command or group to `app`, each with an example made by
+A verb's file has `app`: its command, or a group with a name, each with an example made by
 `fmscale.cli.output.example`. It imports what is slow to import (torch, obstore, pyarrow) inside the command,
 so that `fmscale --help` answers at once.
 """
@@ -17,23 +17,9 @@ from fmscale.cli.output import example, print_error
 from fmscale.errors import FmscaleError
 
 VERBS = (
-    "ingest",
-    "dataset",
-    "config",
-    "plan",
-    "train",
-    "generate",
-    "evaluate",
-    "checkpoint",
-    "compare",
-    "doctor",
-    "bench",
-    "quickstart",
-    "launch",
+    *("ingest", "plan", "train", "generate", "evaluate", "compare", "doctor", "bench", "quickstart", "launch"),
+    *("dataset", "config", "checkpoint"),
 )
-
-USER_ERROR = 2
-"""Exit status of an error that the user can act on; click uses the same for a wrong option."""
 
 
 class Verbs(TyperGroup):
@@ -45,7 +31,7 @@ class Verbs(TyperGroup):
             return super().invoke(ctx)
         except FmscaleError as error:
             print_error(error)
-            raise typer.Exit(USER_ERROR) from error
+            raise typer.Exit(2) from error  # as click does for a wrong option
 
 
 def _print_version(wanted: bool) -> None:
@@ -75,7 +61,7 @@ def build_app() -> typer.Typer:
     )
     app.callback(epilog=example("fmscale ingest docs/ --store runs/store --dataset docs"))(_top)
     for verb in VERBS:
-        importlib.import_module(f"fmscale.cli.{verb}").register(app)
+        app.add_typer(importlib.import_module(f"fmscale.cli.{verb}").app)
     return app
 
 

@@ -109,22 +109,19 @@ def human_seconds(seconds: float) -> str:
 
 
 class Progress:
-    """A bar that moves, or nothing at all: `advance` may be called from any thread."""
+    """A bar that moves, or nothing at all: its methods may be called from any thread."""
 
-    def __init__(self, bar: RichProgress | None, description: str, total: float | None) -> None:
+    def __init__(self, bar: RichProgress, description: str, total: float | None) -> None:
         self._bar = bar
-        self._task = bar.add_task(escape(description), total=total) if bar else None
+        self._task = bar.add_task(escape(description), total=total)
 
     def advance(self, amount: float = 1) -> None:
         """Move on by `amount`."""
-        if self._bar and self._task is not None:
-            self._bar.advance(self._task, amount)
+        self._bar.advance(self._task, amount)
 
-    def update(self, *, description: str | None = None, total: float | None = None) -> None:
-        """Change what the bar says or how far it goes."""
-        if self._bar and self._task is not None:
-            text = None if description is None else escape(description)
-            self._bar.update(self._task, description=text, total=total)
+    def update(self, description: str, done: float, total: float) -> None:
+        """Change what the bar says, how far it is and how far it goes; a total of 0 changes nothing of the last."""
+        self._bar.update(self._task, description=escape(description), completed=done, total=total or None)
 
 
 @contextmanager
@@ -135,14 +132,12 @@ def progress(description: str, total: float | None = None, *, json: bool = False
     standard error is not a terminal.
     """
     console = _console(sys.stderr)
-    if json or not console.is_terminal:
-        yield Progress(None, description, total)
-        return
+    console.quiet = json or not console.is_terminal
     counted: list[ProgressColumn] = (
         [DownloadColumn(binary_units=True), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn()]
     )
     columns = [TextColumn("{task.description}"), BarColumn(), *counted, TimeElapsedColumn(), TimeRemainingColumn()]
-    with RichProgress(*columns, console=console) as bar:
+    with RichProgress(*columns, console=console, disable=console.quiet) as bar:
         yield Progress(bar, description, total)
 
 
@@ -158,6 +153,4 @@ def print_error(error: FmscaleError) -> None:
 
 def _console(stream: IO[str]) -> Console:
     console = Console(file=stream)
-    if not console.is_terminal:
-        console = Console(file=stream, width=PIPE_WIDTH)
-    return console
+    return console if console.is_terminal else Console(file=stream, width=PIPE_WIDTH)

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fmscale.cli.address import ConfigArgument, ConfigCommand, Overrides
-from fmscale.cli.main import USER_ERROR
 from fmscale.cli.output import JsonOption, example, human_bytes, human_seconds, print_error, print_json, record, table
 from fmscale.errors import ConfigError
 
@@ -15,18 +14,15 @@ if TYPE_CHECKING:
     from fmscale.train.preflight.forecast import Forecast
     from fmscale.train.preflight.preflight import Preflight
 
-
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command(
-        cls=ConfigCommand,
-        epilog=example(
-            "fmscale plan run/laptop train.steps=100 --world 2",
-            "fmscale plan my.yaml --world 64 --mfu 0.4 --device H100",
-        ),
-    )(plan)
+app = typer.Typer()
 
 
+@app.command(
+    cls=ConfigCommand,
+    epilog=example(
+        "fmscale plan run/laptop train.steps=100 --world 2", "fmscale plan my.yaml --world 64 --mfu 0.4 --device H100"
+    ),
+)
 def plan(
     config: ConfigArgument,
     overrides: Overrides = None,
@@ -50,11 +46,10 @@ def plan(
     loaded = load_config(config, overrides or ())
     found = check_run(loaded, world, tokens_per_second=tokens_per_second, mfu=mfu, device=device)
     if json:
-        values = asdict(found.forecast)
         print_json(
             {
                 "config": as_tree(loaded),
-                "derived": values,
+                "derived": asdict(found.forecast),
                 "sources": [asdict(source) for source in found.sources],
                 "begins": found.begins,
                 "warnings": found.warnings,
@@ -67,7 +62,7 @@ def plan(
         if with_config:
             typer.echo(f"\n{as_yaml(loaded).rstrip()}")
     if found.problems:
-        raise typer.Exit(USER_ERROR)
+        raise typer.Exit(2)
 
 
 def _check_speed(tokens_per_second: float | None, mfu: float | None, device: str) -> None:

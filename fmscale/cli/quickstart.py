@@ -7,25 +7,16 @@ import typer
 
 from fmscale.cli.output import JsonOption, example, print_json
 
-NOT_MET = 1
-"""Exit status when something that must come out did not."""
+app = typer.Typer()
 
 
-FOLDER = Path("runs/quickstart")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command(
-        epilog=example(
-            "fmscale quickstart",
-            "fmscale quickstart --corpus ~/texts --folder runs/texts --steps 600",
-        )
-    )(quickstart)
-
-
+@app.command(
+    epilog=example("fmscale quickstart", "fmscale quickstart --corpus ~/texts --folder runs/texts --steps 600")
+)
 def quickstart(
-    folder: Annotated[Path, typer.Option(help="Where everything goes; its name is the run's.")] = FOLDER,
+    folder: Annotated[Path, typer.Option(help="Where everything goes; its name is the run's.")] = Path(
+        "runs/quickstart"
+    ),
     corpus: Annotated[
         list[str] | None,
         typer.Option(help="Files or folders of text to train on; may be repeated. Default: Python's standard library."),
@@ -60,4 +51,4 @@ def quickstart(
     for claim in wrong:
         typer.echo(f"did not come out: {claim.what}: {claim.value}", err=True)
     if wrong:
-        raise typer.Exit(NOT_MET)
+        raise typer.Exit(1)

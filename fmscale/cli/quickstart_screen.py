@@ -12,7 +12,7 @@ from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.panel import Panel
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -39,7 +39,7 @@ def make_screen(*, silent: bool) -> Iterator[Screen]:
     """Bars on a terminal, lines elsewhere, nothing if `silent`; on standard error."""
     console = Console(stderr=True, quiet=silent, soft_wrap=not sys.stderr.isatty())
     if silent or not console.is_terminal:
-        yield Lines(console)
+        yield _Lines(console)
         return
     columns = (
         TextColumn("{task.description}", style="bold"),
@@ -49,60 +49,49 @@ def make_screen(*, silent: bool) -> Iterator[Screen]:
         TextColumn("{task.fields[note]}", style="dim"),
     )
     with Progress(*columns, console=console) as progress:
-        yield Bars(progress)
+        yield _Bars(progress)
 
 
-class Bars:
+class _Bars:
     """A bar for each act."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._tasks: dict[str, TaskID] = {
-            act: progress.add_task(TITLES[act], total=None, start=False, note="") for act in ACTS
-        }
+        self._tasks = {act: progress.add_task(TITLES[act], total=None, start=False, note="") for act in ACTS}
 
     def begin(self, act: str) -> None:
-        """Start its clock."""
         self._progress.start_task(self._tasks[act])
 
     def advance(self, act: str, done: float, total: float, note: str = "") -> None:
-        """Move its bar."""
         self._progress.update(self._tasks[act], completed=done, total=total or None, note=escape(note))
 
     def end(self, act: str, note: str) -> None:
-        """Fill its bar and stop its clock."""
         self._progress.update(self._tasks[act], completed=1, total=1, note=escape(note))
         self._progress.stop_task(self._tasks[act])
 
     def tell(self, words: str) -> None:
-        """A line above the bars."""
         self._progress.console.print(f"  [cyan]•[/] {escape(words)}", highlight=False)
 
 
-class Lines:
+class _Lines:
     """Lines, for logs."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._last = monotonic()
-        self._began = monotonic()
+        self._began = self._last = monotonic()
 
     def begin(self, act: str) -> None:
-        """Print its title."""
         self._print(f"{TITLES[act]} …")
 
     def advance(self, act: str, done: float, total: float, note: str = "") -> None:
-        """Print its progress now and then."""
         if monotonic() - self._last > LINES_SECONDS:
             share = f"{done / total:.0%} " if total else ""
             self._print(f"  {share}{note}")
 
     def end(self, act: str, note: str) -> None:
-        """Print its result."""
         self._print(f"  {note}")
 
     def tell(self, words: str) -> None:
-        """Print a line."""
         self._print(f"  {words}")
 
     def _print(self, words: str) -> None:

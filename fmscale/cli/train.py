@@ -7,41 +7,40 @@ import typer
 from fmscale.cli.address import ConfigArgument, ConfigCommand, Overrides
 from fmscale.cli.output import example
 
+app = typer.Typer()
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
 
-    @app.command(
-        cls=ConfigCommand,
-        epilog=example(
-            "fmscale train run/laptop train.steps=100",
-            "torchrun --rdzv-backend=fmscale --nproc-per-node 8 --no-python fmscale train my.yaml",
-        ),
-    )
-    def train(
-        config: ConfigArgument,
-        overrides: Overrides = None,
-        local_rank: Annotated[
-            int | None, typer.Option("--local_rank", hidden=True, help="Given by deepspeed; not used.")
-        ] = None,
-    ) -> None:
-        """Train, from the newest checkpoint of the run if there is one.
+@app.command(
+    cls=ConfigCommand,
+    epilog=example(
+        "fmscale train run/laptop train.steps=100",
+        "torchrun --rdzv-backend=fmscale --nproc-per-node 8 --no-python fmscale train my.yaml",
+    ),
+)
+def train(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    local_rank: Annotated[
+        int | None, typer.Option("--local_rank", hidden=True, help="Given by deepspeed; not used.")
+    ] = None,
+) -> None:
+    """Train, from the newest checkpoint of the run if there is one.
 
-        The same command under torchrun, deepspeed, srun and mpirun, or alone. Told to stop (Ctrl-C, SIGTERM,
-        SIGUSR1, train.seconds) it saves and ends with status 0; run it again to go on. Where that save did not become
-        durable it fails. Whether the run is complete is in FOLDER/RUN/outcome.json.
-        """
-        from fmscale.cli.train_screen import RunScreen
-        from fmscale.config import load_config
-        from fmscale.runtime.world import read_world
+    The same command under torchrun, deepspeed, srun and mpirun, or alone. Told to stop (Ctrl-C, SIGTERM,
+    SIGUSR1, train.seconds) it saves and ends with status 0; run it again to go on. Where that save did not become
+    durable it fails. Whether the run is complete is in FOLDER/RUN/outcome.json.
+    """
+    from fmscale.cli.train_screen import RunScreen
+    from fmscale.config import load_config
+    from fmscale.runtime.world import read_world
 
-        loaded, world = load_config(config, overrides or ()), read_world()
-        screen = RunScreen(loaded, world)
-        if world.rank == 0:
-            screen.announce()
-            screen.phase("loading the libraries")
-        from fmscale.train.run import run_training
+    loaded, world = load_config(config, overrides or ()), read_world()
+    screen = RunScreen(loaded, world)
+    if world.rank == 0:
+        screen.announce()
+        screen.phase("loading the libraries")
+    from fmscale.train.run import run_training
 
-        outcome = run_training(loaded, show=screen.step, event=screen.event, phase=screen.phase)
-        if world.rank == 0:
-            screen.end(outcome.last_step, outcome.stop.name if outcome.stop else "")
+    outcome = run_training(loaded, show=screen.step, event=screen.event, phase=screen.phase)
+    if world.rank == 0:
+        screen.end(outcome.last_step, outcome.stop.name if outcome.stop else "")

@@ -12,7 +12,7 @@ from fmscale.cli.output import human_bytes, human_seconds
 from fmscale.config import Config, derive_batch
 from fmscale.errors import ConfigError
 from fmscale.runtime.scrub import scrub
-from fmscale.runtime.sinks.console import ConsoleSink, dim, is_screen
+from fmscale.runtime.sinks.console import dim, is_screen, print_record
 from fmscale.runtime.sinks.jsonl import read_last
 from fmscale.runtime.world import World
 
@@ -33,14 +33,10 @@ class RunScreen:
     """
 
     def __init__(
-        self,
-        config: Config,
-        world: World,
-        *,
-        stream: TextIO | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        self, config: Config, world: World, *, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._config = config
+        self._folder = Path(config.train.folder) / config.train.run
         self._world = world
         self._stream = stream or sys.stderr
         self._clock = clock
@@ -89,7 +85,7 @@ class RunScreen:
             shown = {name: value for name, value in plain.items() if name not in KEPT}
             if "bytes_written" in shown:
                 shown["written"] = human_bytes(shown.pop("bytes_written"))
-            ConsoleSink(stream=self._stream).write(shown)
+            print_record(shown, self._stream)
         if record["event"] == "resumed":
             self._first_step = record["step"]
 
@@ -106,17 +102,13 @@ class RunScreen:
         self._shown += 1
         if self._shown == 1:
             self._paced = step, now
-        ConsoleSink(STEP, self._stream).write(shown)
+        print_record(shown, self._stream, STEP)
 
     def end(self, last_step: int, stop: str) -> None:
         """The run has ended, by `stop` if there is one."""
         self._end()
         told = f"run {self._config.train.run}: step {last_step}, {f'stopped by {stop}' if stop else 'complete'}"
         self._print(f"{told}, after {human_seconds(self._clock() - self._began)}")
-
-    @property
-    def _folder(self) -> Path:
-        return Path(self._config.train.folder) / self._config.train.run
 
     def _fact(self, name: str, value: str) -> None:
         self._print(f"{name:<7} {value}")

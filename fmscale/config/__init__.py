@@ -17,13 +17,7 @@ from fmscale.config.model import ModelConfig, RopeScaling
 from fmscale.config.reader.load import load_config
 from fmscale.config.schema import Config, as_tree, as_yaml
 from fmscale.config.store import StoreConfig
-from fmscale.config.train import (
-    EvaluationConfig,
-    EvaluationSet,
-    OptimizerConfig,
-    ScheduleConfig,
-    TrainConfig,
-)
+from fmscale.config.train import EvaluationConfig, EvaluationSet, OptimizerConfig, ScheduleConfig, TrainConfig
 
 __all__ = [
     "BatchConfig",

@@ -21,6 +21,4 @@ class BatchConfig:
     rows of weight zero, so that a run can go on at any number of ranks with the same global batch."""
 
     def __post_init__(self) -> None:
-        at_least("global_batch", self.global_batch, 1)
-        at_least("micro_batch", self.micro_batch, 1)
-        at_least("accumulation", self.accumulation, 1)
+        at_least(self, 1, "global_batch", "micro_batch", "accumulation")

@@ -35,18 +35,12 @@ class CheckpointConfig:
     """Seconds that rank 0's writer waits for the other ranks' files before the save counts as failed."""
 
     def __post_init__(self) -> None:
-        at_least("every", self.every, 1)
-        at_least("every_seconds", self.every_seconds, 1.0)
-        at_least("keep_last", self.keep_last, 1, "The last checkpoint is what a resume needs.")
-        at_least("keep_every", self.keep_every, 1)
-        at_least("grace_seconds", self.grace_seconds, 0.0)
-        at_least("complete_every", self.complete_every, 1)
-        at_least("retries", self.retries, 0)
-        at_least("seal_seconds", self.seal_seconds, 1.0)
+        at_least(self, 1, "every", "keep_every", "complete_every")
+        at_least(self, 1.0, "every_seconds", "seal_seconds")
+        at_least(self, 1, "keep_last", hint="The last checkpoint is what a resume needs.")
+        at_least(self, 0.0, "grace_seconds")
+        at_least(self, 0, "retries")
         if self.buffers not in (1, 2):
             raise InvalidField(
-                "buffers",
-                "must be 1 or 2",
-                found=self.buffers,
-                remedy="Each takes the state's size in memory.",
+                "buffers", "must be 1 or 2", found=self.buffers, remedy="Each takes the state's size in memory."
             )

@@ -17,21 +17,21 @@ class InvalidField(ConfigError):
         self.problem = problem
 
 
-def at_least(field: str, value: float | None, least: float, hint: str = "") -> None:
-    """Refuse a number below `least`; None passes. `hint` follows the remedy."""
-    if value is not None and value < least:
-        raise InvalidField(
-            field,
-            f"must be at least {least:_}",
-            found=value,
-            remedy=f"Give {least:_} or more." + (f" {hint}" if hint else ""),
-        )
+def at_least(section: object, least: float, *names: str, hint: str = "") -> None:
+    """Refuse a number below `least` in one of the fields; None passes. `hint` follows the remedy."""
+    remedy = f"Give {least:_} or more." + (f" {hint}" if hint else "")
+    for name in names:
+        value = getattr(section, name)
+        if value is not None and value < least:
+            raise InvalidField(name, f"must be at least {least:_}", found=value, remedy=remedy)
 
 
-def above_zero(field: str, value: float | None, remedy: str = "Give a number above 0.") -> None:
-    """Refuse 0 and what is below; None passes."""
-    if value is not None and value <= 0:
-        raise InvalidField(field, "must be above 0", found=value, remedy=remedy)
+def above_zero(section: object, *names: str, remedy: str = "Give a number above 0.") -> None:
+    """Refuse 0 and what is below in one of the fields; None passes."""
+    for name in names:
+        value = getattr(section, name)
+        if value is not None and value <= 0:
+            raise InvalidField(name, "must be above 0", found=value, remedy=remedy)
 
 
 def not_empty(field: str, value: Collection[object], remedy: str) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from fmscale.config.checks import InvalidField, at_least, not_empty
+from fmscale.config.checks import above_zero, at_least, not_empty
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +25,7 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         not_empty("dataset", self.dataset, "`fmscale dataset list` shows the names.")
-        if self.weight <= 0:
-            raise InvalidField(
-                "weight", "must be above 0", found=self.weight, remedy="Remove the source to leave it out."
-            )
+        above_zero(self, "weight", remedy="Remove the source to leave it out.")
         if self.commits is not None:
             not_empty("commits", self.commits, "Give null to read all commits.")
 
@@ -59,7 +56,6 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         not_empty("sources", self.sources, "Add `- dataset: NAME`.")
-        at_least("sequence_length", self.sequence_length, 1)
-        at_least("window", self.window, 1)
-        at_least("memory_bytes", self.memory_bytes, 2**20, "One unit alone takes up to 1 MiB.")
-        at_least("cache_bytes", self.cache_bytes, 2**20, "Give cache_dir: null to go without a cache.")
+        at_least(self, 1, "sequence_length", "window")
+        at_least(self, 2**20, "memory_bytes", hint="One unit alone takes up to 1 MiB.")
+        at_least(self, 2**20, "cache_bytes", hint="Give cache_dir: null to go without a cache.")

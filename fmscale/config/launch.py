@@ -27,8 +27,7 @@ class LaunchConfig:
     """Options for the launcher, as they are, such as --partition=gpu for sbatch."""
 
     def __post_init__(self) -> None:
-        at_least("nodes", self.nodes, 1)
-        at_least("procs_per_node", self.procs_per_node, 1)
+        at_least(self, 1, "nodes", "procs_per_node")
         if self.master_port is not None and not 1 <= self.master_port <= 65_535:
             raise InvalidField(
                 "master_port",

@@ -22,8 +22,8 @@ class RopeScaling:
     """Longest sequence before the stretching."""
 
     def __post_init__(self) -> None:
-        at_least("factor", self.factor, 1.0)
-        at_least("original_seq_len", self.original_seq_len, 1)
+        at_least(self, 1.0, "factor")
+        at_least(self, 1, "original_seq_len")
         if not 0 < self.low_freq_factor < self.high_freq_factor:
             raise InvalidField(
                 "low_freq_factor",
@@ -77,14 +77,11 @@ class ModelConfig:
     """auto takes the fastest known that can do what is asked."""
 
     def __post_init__(self) -> None:
-        for name in ("num_layers", "dim", "num_heads", "num_kv_heads", "head_dim", "hidden_dim"):
-            at_least(name, getattr(self, name), 1)
-        at_least("vocab_size", self.vocab_size, 1)
-        at_least("max_seq_len", self.max_seq_len, 1)
-        at_least("window", self.window, 1, "null sees the whole document.")
-        at_least("init_std", self.init_std, 0.0)
-        for name in ("rope_theta", "norm_eps", "softcap"):
-            above_zero(name, getattr(self, name))
+        at_least(self, 1, "num_layers", "dim", "num_heads", "num_kv_heads", "head_dim", "hidden_dim")
+        at_least(self, 1, "vocab_size", "max_seq_len")
+        at_least(self, 1, "window", hint="null sees the whole document.")
+        at_least(self, 0.0, "init_std")
+        above_zero(self, "rope_theta", "norm_eps", "softcap")
         if not 0 <= self.dropout < 1:
             raise InvalidField("dropout", "must lie in [0, 1)", found=self.dropout, remedy="Give 0 to drop nothing.")
         if self.head_dim is None and self.dim % self.num_heads:

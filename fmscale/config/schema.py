@@ -1,8 +1,7 @@
 """The whole config: one field a section. A new section is a file with its dataclass and a line here."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
-from enum import Enum
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from typing import Any
 
 import yaml
@@ -48,12 +47,15 @@ class Config:
         return f"{self.places[name]}: {name}" if name in self.places else name
 
 
+def settable(kind: Any) -> list[Field[Any]]:
+    """Fields of a config or section that a file may set."""
+    return [field for field in fields(kind) if field.metadata.get("read", True)]
+
+
 def as_tree(config: Any) -> Any:
     """A config or section as plain dicts, lists and values: what YAML or JSON would hold."""
     if is_dataclass(config):
-        return {f.name: as_tree(getattr(config, f.name)) for f in fields(config) if f.metadata.get("read", True)}
-    if isinstance(config, Enum):
-        return config.value
+        return {field.name: as_tree(getattr(config, field.name)) for field in settable(config)}
     if isinstance(config, (tuple, list)):
         return [as_tree(item) for item in config]
     if isinstance(config, Mapping):

@@ -17,4 +17,4 @@ class StoreConfig:
 
     def __post_init__(self) -> None:
         not_empty("url", self.url, "Give a folder or a URL.")
-        at_least("deadline", self.deadline, 1.0)
+        at_least(self, 1.0, "deadline")

@@ -57,13 +57,9 @@ class TrainConfig:
     ran six times slower than with one each."""
 
     def __post_init__(self) -> None:
-        at_least("steps", self.steps, 1)
-        at_least("tokens", self.tokens, 1)
-        at_least("log_every", self.log_every, 1)
-        at_least("nonfinite_limit", self.nonfinite_limit, 1)
-        at_least("threads", self.threads, 1)
-        above_zero("seconds", self.seconds, "Give a number above 0, or null for no limit.")
-        above_zero("comm_seconds", self.comm_seconds)
+        at_least(self, 1, "steps", "tokens", "log_every", "nonfinite_limit", "threads")
+        above_zero(self, "seconds", remedy="Give a number above 0, or null for no limit.")
+        above_zero(self, "comm_seconds")
         if self.steps is not None and self.tokens is not None:
             raise InvalidField(
                 "tokens",
@@ -100,12 +96,10 @@ class OptimizerConfig:
     """Global gradient norm above which gradients are scaled down; 0 does not clip."""
 
     def __post_init__(self) -> None:
-        above_zero("lr", self.lr)
-        above_zero("eps", self.eps)
+        above_zero(self, "lr", "eps")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise InvalidField("betas", "must be two numbers in [0, 1)", found=self.betas, remedy="Mostly [0.9, 0.95].")
-        at_least("weight_decay", self.weight_decay, 0)
-        at_least("clip_norm", self.clip_norm, 0)
+        at_least(self, 0, "weight_decay", "clip_norm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +117,7 @@ class ScheduleConfig:
     """Rate at the end, as a part of the peak."""
 
     def __post_init__(self) -> None:
-        at_least("warmup_steps", self.warmup_steps, 0)
+        at_least(self, 0, "warmup_steps")
         for name in ("decay_fraction", "final_fraction"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
@@ -144,7 +138,7 @@ class EvaluationSet:
     """Name in the metrics; null takes the dataset's."""
 
     def __post_init__(self) -> None:
-        at_least("rows", self.rows, 1)
+        at_least(self, 1, "rows")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,4 +151,4 @@ class EvaluationConfig:
     """Sets that are evaluated."""
 
     def __post_init__(self) -> None:
-        at_least("every", self.every, 1)
+        at_least(self, 1, "every")

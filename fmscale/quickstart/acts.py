@@ -1,5 +1,6 @@
 """The acts in order. Each can be repeated without harm, so that a stopped quickstart goes on."""
 
+import json
 import math
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from fmscale.infer.load import TrainedModel, open_trained
 from fmscale.quickstart.corpus import heldout_share, nothing_held_out, standard_library
 from fmscale.quickstart.heldout import SPLIT, complete, heldout, measure, training_text
 from fmscale.quickstart.page import render
-from fmscale.quickstart.results import Report, build_report, write_report
+from fmscale.quickstart.results import Report, build_report
 from fmscale.quickstart.settings import DATASET, UNBROKEN_SHARE, QuickstartSettings
 from fmscale.quickstart.state import QuickstartState
 from fmscale.quickstart.training import train_run, train_unbroken
@@ -33,19 +34,15 @@ class Screen(Protocol):
 
     def begin(self, act: str) -> None:
         """An act begins."""
-        ...
 
     def advance(self, act: str, done: float, total: float, note: str = "") -> None:
         """Progress of an act."""
-        ...
 
     def end(self, act: str, note: str) -> None:
         """An act has ended; `note` sums it up."""
-        ...
 
     def tell(self, words: str) -> None:
         """Something happened."""
-        ...
 
 
 def run_quickstart(settings: QuickstartSettings, screen: Screen) -> Report:
@@ -158,11 +155,7 @@ def _measured(
 
 
 def _reported(
-    settings: QuickstartSettings,
-    state: QuickstartState,
-    screen: Screen,
-    unbroken: History,
-    results: dict[str, Any],
+    settings: QuickstartSettings, state: QuickstartState, screen: Screen, unbroken: History, results: dict[str, Any]
 ) -> Report:
     """report.json and report.html."""
     screen.begin("report")
@@ -170,9 +163,10 @@ def _reported(
         history = read_history(settings.folder)
         backend = open_store(settings.store, read_only=True)
         report = build_report(settings.load(), backend, history, unbroken, **results)
-    report |= {"acts": state.acts, "wall_seconds": sum(state.acts.values())}
-    report |= {"cpu_seconds": sum(state.cpu.values())}
-    write_report(settings.folder, report)
+    seconds = {"wall_seconds": sum(state.acts.values()), "cpu_seconds": sum(state.cpu.values())}
+    report |= {"acts": state.acts, **seconds}
+    text = json.dumps(report, indent=2, ensure_ascii=False)
+    (settings.folder / "report.json").write_text(text + "\n", encoding="utf-8")
     page = render(report, *([one.steps[step] for step in sorted(one.steps)] for one in (history, unbroken)))
     path = settings.folder / "report.html"
     path.write_text(page, encoding="utf-8")

@@ -17,10 +17,7 @@ NOT_LIBRARY = frozenset({"test", "tests", "idle_test", "site-packages", "dist-pa
 
 
 def standard_library() -> list[str]:
-    """The source files of the standard library, about 730 with 12 MB.
-
-    Raises ConfigError for a Python that came without its sources.
-    """
+    """The source files of the standard library, about 730 with 12 MB. Raises ConfigError where Python has none."""
     root = Path(sysconfig.get_path("stdlib"))
     files: list[Path] = []
     for folder, folders, names in os.walk(root):
@@ -36,9 +33,8 @@ def standard_library() -> list[str]:
 
 
 def heldout_share(arguments: Sequence[str], store: str) -> float:
-    """HELDOUT, or for few files the share that holds back a single document. A file of records counts as many.
-
-    Raises DataError for a single document, before anything is read.
+    """HELDOUT, or for few files the share that holds back a single document. A file of records counts as many. Raises
+    DataError for a single document, before anything is read.
     """
     files = list_sources(arguments, store=store).files
     if any(file.format not in ("text", "") for file in files):

@@ -36,59 +36,36 @@ class Bits:
     """The document by zstd -19 with the training text as its dictionary: it has read the same as the model."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Continuation:
-    """A prompt, and its continuation by the model."""
-
-    name: str
-    """The document that the prompt is from."""
-    prompt: str
-    """Text given to the model."""
-    text: str
-    """Text that the model wrote."""
-
-
 def heldout(trained: TrainedModel) -> list[Document]:
     """The held-out documents of the model's dataset that have a text, by name."""
-    documents = stored_documents(
-        trained.backend, trained.dataset, SPLIT, trained.tokenizer, bos=trained.bos, eos=trained.eos
-    )
-    return sorted((one for one in documents if one.text), key=lambda one: one.name)
+    return sorted((one for one in _documents(trained, SPLIT) if one.text), key=lambda one: one.name)
 
 
 def training_text(trained: TrainedModel) -> bytes:
     """The text that the model was trained on, as much as a dictionary of zstd's takes."""
-    texts: list[bytes] = []
-    size = 0
-    for one in stored_documents(
-        trained.backend, trained.dataset, "train", trained.tokenizer, bos=trained.bos, eos=trained.eos
-    ):
-        texts.append(one.text)
-        size += len(one.text)
-        if size >= PRIMED_BYTES:
+    text = bytearray()
+    for one in _documents(trained, "train"):
+        text += one.text
+        if len(text) >= PRIMED_BYTES:
             break
-    return b"".join(texts)[:PRIMED_BYTES]
+    return bytes(text[:PRIMED_BYTES])
+
+
+def _documents(trained: TrainedModel, split: str) -> Iterator[Document]:
+    return stored_documents(
+        trained.backend, trained.dataset, split, trained.tokenizer, bos=trained.bos, eos=trained.eos
+    )
 
 
 def measure(
-    trained: TrainedModel,
-    documents: Sequence[Document],
-    seen: bytes,
-    *,
-    window: int,
-    progress: Callable[[int], None],
+    trained: TrainedModel, documents: Sequence[Document], seen: bytes, *, window: int, progress: Callable[[int], None]
 ) -> list[Bits]:
     """Each document's bits. `seen` is the training text; `window`: tokens read at once, as in training, a quarter of
     them as context.
     """
     primed = primed_zstd(seen)
     scores = evaluate(
-        trained.model,
-        documents,
-        window=window,
-        overlap=window // 4,
-        batch_tokens=BATCH_TOKENS,
-        progress=progress,
+        trained.model, documents, window=window, overlap=window // 4, batch_tokens=BATCH_TOKENS, progress=progress
     ).documents
     return [
         Bits(
@@ -103,8 +80,8 @@ def measure(
     ]
 
 
-def complete(trained: TrainedModel, documents: Sequence[Document]) -> list[Continuation]:
-    """Completions of three prompts."""
+def complete(trained: TrainedModel, documents: Sequence[Document]) -> list[dict[str, str]]:
+    """Completions of three prompts: name of the document, prompt and text, as in report.json."""
     chosen = list(prompts(documents, trained.model.config.max_seq_len - NEW_TOKENS, trained.encode))
     made = generate(
         trained.model,
@@ -114,7 +91,7 @@ def complete(trained: TrainedModel, documents: Sequence[Document]) -> list[Conti
         eos=trained.eos,
     )
     return [
-        Continuation(name=name, prompt=prompt, text=trained.tokenizer.decode(one.tokens))
+        {"name": name, "prompt": prompt, "text": trained.tokenizer.decode(one.tokens)}
         for (name, prompt), one in zip(chosen, made, strict=True)
     ]
 

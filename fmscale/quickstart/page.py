@@ -6,7 +6,7 @@ from typing import Any
 
 from fmscale.quickstart.results import Report, bits, claims, same_loss, verdict
 from fmscale.report import page as parts
-from fmscale.report.charts import Mark, dots_by_row, line_chart
+from fmscale.report.charts import dots_by_row, line_chart
 
 MOST_BITS = 6.0
 """Right end of the scale of bits per byte: a file of some dozen bytes takes gzip's header alone 10 and more."""
@@ -29,9 +29,7 @@ def render(report: Report, records: Records, unbroken: Records) -> str:
     body = [
         parts.header("fmscale quickstart", _headline(report), lead),
         _tiles(report),
-        parts.section(
-            "What must come out", parts.claims((claim.ok, claim.what, claim.value) for claim in claims(report))
-        ),
+        parts.section("What must come out", parts.claims(claims(report))),
         parts.section("The run", _charts(report, records, unbroken)),
         _documents(report),
         _completions(report),
@@ -66,7 +64,7 @@ def _tiles(report: Report) -> str:
 
 def _charts(report: Report, records: Records, unbroken: Records) -> str:
     steps = [record["step"] for record in records]
-    marks = [Mark(x=step, label=_moved(report)) for step in report["resumed_at"]]
+    marks = [(step, _moved(report)) for step in report["resumed_at"]]
     below = ([one["step"] for one in unbroken], [float(one["loss"]) for one in unbroken])
 
     def chart(name: str, label: str, *, scale: float = 1.0, least: float = 0.0, **options: Any) -> str:

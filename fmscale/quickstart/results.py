@@ -1,11 +1,10 @@
 """Results of a quickstart, from the metrics, delivery records, checkpoints and held-out bits that it left."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from itertools import pairwise
+from dataclasses import asdict
+from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fmscale.checkpoint.catalog import list_checkpoints, load_manifest
 from fmscale.checkpoint.read.meta import section
@@ -14,7 +13,7 @@ from fmscale.data.plan.order_log import OrderLog
 from fmscale.data.provenance.delivery import order_hash
 from fmscale.data.provenance.expected import expected_samples
 from fmscale.errors import DataError
-from fmscale.quickstart.heldout import Bits, Continuation
+from fmscale.quickstart.heldout import Bits
 from fmscale.runtime.provenance import gpus, machine, source, versions
 from fmscale.runtime.sinks.jsonl import read_jsonl
 from fmscale.store.backends.protocol import Backend
@@ -32,16 +31,15 @@ LOSS_LIMIT = 1e-3
 Report = dict[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Claim:
+class Claim(NamedTuple):
     """A result that every quickstart must have."""
 
+    ok: bool
+    """True if it came out."""
     what: str
     """In words."""
     value: str
     """The measured value."""
-    ok: bool
-    """True if it came out."""
 
 
 def build_report(
@@ -52,7 +50,7 @@ def build_report(
     *,
     steps: int,
     documents: Sequence[Bits],
-    completions: Sequence[Continuation],
+    completions: Sequence[dict[str, str]],
     parameters: int,
     primed_bytes: int,
     warnings: Sequence[str],
@@ -88,14 +86,14 @@ def build_report(
         "ckpt_blocking_seconds_max": max(record["ckpt_blocking"] for record in records),
         "order_hash_planned": planned,
         "order_hash_delivered": delivered,
-        "world_sizes": _changes([one["world_size"] for one in checkpoints]),
-        "zero_stages": _changes([one["zero_stage"] for one in checkpoints]),
+        "world_sizes": [size for size, _ in groupby(one["world_size"] for one in checkpoints)],
+        "zero_stages": [stage for stage, _ in groupby(one["zero_stage"] for one in checkpoints)],
         "resumed_at": [a["step"] for a, b in pairwise(checkpoints) if a["epoch"] != b["epoch"]],
         "move": find_move(checkpoints, history.folder),
         "checkpoints": checkpoints,
         "corpus": corpus,
         "documents": [asdict(one) for one in documents],
-        "completions": [asdict(one) for one in completions],
+        "completions": list(completions),
         "machine": {**machine(), "gpus": gpus()},
         "versions": versions(PACKAGES),
         "source": source(),
@@ -121,40 +119,28 @@ def find_move(checkpoints: Sequence[dict[str, Any]], folder: Path) -> dict[str, 
 
 def claims(report: Report) -> list[Claim]:
     """The promises of fmscale that hold for any text, with their measured values; the model's quality is no promise."""
-    same = report["order_hash_planned"] == report["order_hash_delivered"]
-    blocking = report["ckpt_blocking_seconds_max"]
+    planned, delivered = report["order_hash_planned"], report["order_hash_delivered"]
+    stall, blocking = report["data_stall_fraction"], report["ckpt_blocking_seconds_max"]
     moved, how = _moved(report)
     unbroken = report["unbroken"]
+    same = f"{delivered[:16]} {'=' if planned == delivered else 'is not'} {planned[:16]}"
     return [
+        Claim(moved, "a signal stopped training half-way; other ranks at another ZeRO stage went on", how),
         Claim(
-            what="a signal stopped training half-way; other ranks at another ZeRO stage went on",
-            value=how,
-            ok=moved,
-        ),
-        Claim(
-            what="its loss is that of a run that nothing stopped, step by step, on the same samples",
-            value=f"{unbroken['steps']} steps, {unbroken['steps'] - unbroken['equal_steps']} of them not equal to the "
-            f"last bit, by {unbroken['largest_difference']:.1e} at most"
+            same_loss(report),
+            "its loss is that of a run that nothing stopped, step by step, on the same samples",
+            f"{unbroken['steps']} steps, {unbroken['steps'] - unbroken['equal_steps']} of them not equal to the last "
+            f"bit, by {unbroken['largest_difference']:.1e} at most"
             + ("" if unbroken["same_samples"] else "; other samples"),
-            ok=same_loss(report),
         ),
+        Claim(planned == delivered, "what the model received is what was planned, byte for byte", same),
+        Claim(stall < STALL_LIMIT, f"training waits for data less than {STALL_LIMIT:.0%} of its time", f"{stall:.3%}"),
         Claim(
-            what="what the model received is what was planned, byte for byte",
-            value=report["order_hash_delivered"][:16] + (" = " if same else " is not ")
-            + report["order_hash_planned"][:16],
-            ok=same,
+            blocking < BLOCKING_LIMIT,
+            f"no checkpoint stops training for {BLOCKING_LIMIT} s",
+            f"{blocking * 1e3:.0f} ms at most",
         ),
-        Claim(
-            what=f"training waits for data less than {STALL_LIMIT:.0%} of its time",
-            value=f"{report['data_stall_fraction']:.3%}",
-            ok=report["data_stall_fraction"] < STALL_LIMIT,
-        ),
-        Claim(
-            what=f"no checkpoint stops training for {BLOCKING_LIMIT} s",
-            value=f"{blocking * 1e3:.0f} ms at most",
-            ok=blocking < BLOCKING_LIMIT,
-        ),
-    ]  # fmt: skip
+    ]
 
 
 def bits(report: Report) -> dict[str, float]:
@@ -186,13 +172,6 @@ def same_loss(report: Report) -> bool:
     return bool(past and unbroken["same_samples"] and unbroken["largest_difference"] <= LOSS_LIMIT)
 
 
-def write_report(folder: Path, report: Report) -> Path:
-    """Write report.json; its path."""
-    path = folder / "report.json"
-    path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return path
-
-
 def _against_unbroken(history: History, unbroken: History) -> Report:
     """Comparison of the steps that both runs took; losses are compared relatively."""
     comparison = compare(history, unbroken, common=True)
@@ -214,22 +193,17 @@ def _checkpoints(backend: Backend, run: str, folder: Path) -> list[dict[str, Any
         for record in read_jsonl(folder / "metrics.jsonl")
         if record.get("event") == "checkpoint" and record.get("state") == "acknowledged"
     }
-    out = []
-    for entry in list_checkpoints(backend, run):
-        meta = load_manifest(backend, entry).meta
-        times = measured.get(entry.step, {})
-        out.append(
-            {
-                "step": entry.step,
-                "epoch": entry.lease,
-                "world_size": entry.world_size,
-                "zero_stage": section(meta, "train", TrainConfig).zero_stage,
-                "bytes": entry.bytes,
-                "blocking_seconds": times.get("blocking_seconds"),
-                "durable_seconds": times.get("durable_seconds"),
-            }
-        )
-    return out
+    return [
+        {
+            "step": entry.step,
+            "epoch": entry.lease,
+            "world_size": entry.world_size,
+            "zero_stage": section(load_manifest(backend, entry).meta, "train", TrainConfig).zero_stage,
+            "bytes": entry.bytes,
+            **{name: measured.get(entry.step, {}).get(name) for name in ("blocking_seconds", "durable_seconds")},
+        }
+        for entry in list_checkpoints(backend, run)
+    ]
 
 
 def _moved(report: Report) -> tuple[bool, str]:
@@ -258,8 +232,3 @@ def _order_hashes(config: Config, backend: Backend, history: History, steps: int
             remedy="Train with train.record_delivery: true.",
         )
     return planned, order_hash(history.delivered)
-
-
-def _changes(values: Sequence[Any]) -> list[Any]:
-    """The values without repeats of the one before: [2, 2, 1, 1] -> [2, 1]."""
-    return [value for i, value in enumerate(values) if i == 0 or value != values[i - 1]]

@@ -89,9 +89,7 @@ def choose(
     """
     if steps is not None and steps < 8:
         raise ConfigError(
-            "a quickstart of so few steps cannot be stopped half-way",
-            found=steps,
-            remedy="Give --steps 8 or more.",
+            "a quickstart of so few steps cannot be stopped half-way", found=steps, remedy="Give --steps 8 or more."
         )
     world = gpus or 2
     return QuickstartSettings(

@@ -79,12 +79,7 @@ def train_unbroken(settings: QuickstartSettings, steps: int, watch: Watch) -> Pa
 
 
 def _run_job(
-    settings: QuickstartSettings,
-    half: Half,
-    watch: Watch,
-    *,
-    stop_at: int | None = None,
-    unbroken: Path | None = None,
+    settings: QuickstartSettings, half: Half, watch: Watch, *, stop_at: int | None = None, unbroken: Path | None = None
 ) -> None:
     """Run one job to its end, or to the stop. Raises TrainingFailed if it fails."""
     folder = unbroken or settings.folder
@@ -103,9 +98,10 @@ def _run_job(
                 asked = True
     if process.returncode:
         report = first_failure(folder)
+        lines = settings.log.read_text(errors="replace").splitlines()
         raise TrainingFailed(
             "training ended with an error",
-            found=describe_failure(report) if report else _tail(settings.log),
+            found=describe_failure(report) if report else "\n".join(lines[-LAST_LINES:]),
             remedy=f"All that was printed is in {settings.log}. Run the same command again to go on.",
         )
 
@@ -152,11 +148,6 @@ def _newest(path: Path) -> dict[str, Any] | None:
     """The last record of a step so far."""
     steps = [record for record in read_last(path) if "event" not in record]
     return steps[-1] if steps else None
-
-
-def _tail(log: Path) -> str:
-    lines = log.read_text(errors="replace").splitlines()
-    return "\n".join(lines[-LAST_LINES:])
 
 
 def _ranks(half: Half) -> str:

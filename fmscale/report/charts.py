@@ -6,7 +6,6 @@ size.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from html import escape
 
 HEIGHT, TOP = 192, 14
@@ -20,22 +19,12 @@ At = Callable[[float, float], tuple[float, float]]
 """A value's place in the drawing: percent from the left, pixels from the top."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Mark:
-    """A vertical line at a place of the x axis, such as a resumed run's."""
-
-    x: float
-    """Place on the axis."""
-    label: str
-    """Event at that place."""
-
-
 def line_chart(
     xs: Sequence[float],
     ys: Sequence[float],
     *,
     label: str,
-    marks: Sequence[Mark] = (),
+    marks: Sequence[tuple[float, str]] = (),
     under: tuple[Sequence[float], Sequence[float]] = ((), ()),
     stems: bool = False,
     least_top: float = 0.0,
@@ -47,7 +36,7 @@ def line_chart(
         xs: step numbers, ascending.
         ys: values; what is not finite is a gap.
         label: of the y axis, for screen readers too.
-        marks: vertical lines.
+        marks: (x, label) of vertical lines, such as at the step of a resume.
         under: (xs, ys) of another line, which is drawn wider and below.
         stems: values above 0 as vertical strokes instead of a line, for what is rare.
         least_top: the y axis reaches at least here, so that noise near zero does not fill the chart.
@@ -86,15 +75,15 @@ def line_chart(
             f'<svg y="{TOP}" width="100%" height="{HEIGHT}" viewBox="0 0 {CURVE:g} {CURVE:g}" '
             f'preserveAspectRatio="none">{below}<path class="line" d="{_path(xs, ys, at)}"/></svg>'
         )
-    for mark in marks:
-        parts += _mark(mark, at(mark.x, y_low)[0], bottom)
+    for x, event in marks:
+        parts += _mark(event, at(x, y_low)[0], bottom)
     return "".join([*parts, "</svg>"])
 
 
-def _mark(mark: Mark, column: float, bottom: float) -> list[str]:
+def _mark(event: str, column: float, bottom: float) -> list[str]:
     """A dashed line, and its label on the side that has room, a line for each part of it."""
     side, offset = ("end", -6) if column > 50 else ("start", 6)
-    words = mark.label.replace(": ", ":\n").replace(", ", ",\n").splitlines()
+    words = event.replace(": ", ":\n").replace(", ", ",\n").splitlines()
     lines = "".join(
         f'<tspan x="{column:.2f}%" dx="{offset}" dy="{LINE if i else 0}">{escape(word)}</tspan>'
         for i, word in enumerate(words)

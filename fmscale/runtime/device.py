@@ -13,9 +13,7 @@ def pick_device(world: World, wanted: str = "auto") -> str:
     """
     if wanted not in ("auto", "cuda", "cpu"):
         raise ConfigError(
-            "The device must be auto, cuda or cpu",
-            found=wanted,
-            remedy="auto takes a GPU where there is one.",
+            "The device must be auto, cuda or cpu", found=wanted, remedy="auto takes a GPU where there is one."
         )
     if wanted == "cpu":
         return "cpu"

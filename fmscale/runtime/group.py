@@ -70,7 +70,10 @@ def init_distributed(world: World, store: "Store", *, device: str, deadline: flo
     if on_gpu:
         cuda.set_device(device)
     if world.on_one_node:
-        _stay_on_loopback()
+        # By default gloo and NCCL listen on a network and trust every peer. The kernel gives loopback this number in
+        # every network namespace.
+        loopback = socket.if_indextoname(1)
+        variables.lend(GLOO_SOCKET_IFNAME=loopback, NCCL_SOCKET_IFNAME=loopback)
     try:
         distributed.init_process_group(
             backend="cpu:gloo,cuda:nccl" if on_gpu else "gloo",
@@ -85,13 +88,6 @@ def init_distributed(world: World, store: "Store", *, device: str, deadline: flo
             found=str(error).splitlines()[0],
             remedy="Look at the logs of the other ranks: one did not start or cannot reach this one.",
         ) from error
-
-
-def _stay_on_loopback() -> None:
-    """Have gloo and NCCL listen on loopback alone; by default they listen on a network and trust every peer."""
-    # The kernel gives loopback this number in every network namespace.
-    name = socket.if_indextoname(1)
-    variables.lend(GLOO_SOCKET_IFNAME=name, NCCL_SOCKET_IFNAME=name)
 
 
 def _reach(world: World, host: str, port: int, deadline: float, stop: StopFlag | None) -> "Store":

@@ -56,7 +56,6 @@ class RecordFile:
     def _write_pending(self) -> None:
         try:
             if self._descriptor is not None and not os.fstat(self._descriptor).st_nlink:
-                self._release()
                 raise FileNotFoundError(0, "it was deleted")
             if self._descriptor is None:
                 self._descriptor = self._open()
@@ -65,14 +64,11 @@ class RecordFile:
                 self._pending.popleft()
         except OSError as error:
             self._tell(error)
-            self._cut()
+            # Half a record is cut off at once, as the file may never be opened again.
+            if self._descriptor is not None:
+                with suppress(OSError):
+                    os.ftruncate(self._descriptor, self._end)
             self._release()
-
-    def _cut(self) -> None:
-        """Cut off half a record at once, as the file may never be opened again."""
-        if self._descriptor is not None:
-            with suppress(OSError):
-                os.ftruncate(self._descriptor, self._end)
 
     def _open(self) -> int:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,9 +102,7 @@ class RecordFile:
         if not self._told:
             self._told = True
             logger.warning(
-                "%s is not written: %s. The run goes on; what can be is written later.",
-                self._path,
-                error.strerror,
+                "%s is not written: %s. The run goes on; what can be is written later.", self._path, error.strerror
             )
 
 

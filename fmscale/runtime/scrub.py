@@ -17,10 +17,7 @@ PATTERNS = (
     (re.compile(rf"([?&][\w-]*(?:{ALWAYS}|{IF_LONG})\w*=)[^&\s\"']+", re.IGNORECASE), rf"\1{MASK}"),
     # name=value, name: value and "name": "value", also as a URL's parameter (X-Amz-Signature=...)
     (re.compile(rf"({ALWAYS}[\"']?\s*[=:]\s*[\"']?)[^\s\"'&,;)}}\]]+", re.IGNORECASE), rf"\1{MASK}"),
-    (
-        re.compile(rf"({IF_LONG}[\"']?\s*[=:]\s*[\"']?)(?=\D*\d)[\w+/%.=-]{{16,}}", re.IGNORECASE),
-        rf"\1{MASK}",
-    ),
+    (re.compile(rf"({IF_LONG}[\"']?\s*[=:]\s*[\"']?)(?=\D*\d)[\w+/%.=-]{{16,}}", re.IGNORECASE), rf"\1{MASK}"),
     (re.compile(r"(\b(?:bearer|basic)\s+)[A-Za-z0-9+/._~=-]{8,}", re.IGNORECASE), rf"\1{MASK}"),
     # ids of AWS access keys, and a PEM block
     (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b"), MASK),

@@ -1,13 +1,11 @@
 """A stop from outside, obeyed between steps: SIGTERM, SIGUSR1, Ctrl-C, or a deadline.
 
-Slurm sends SIGUSR1 ahead of the time limit (`--signal=B:USR1@300`) and SIGTERM before it kills. The handler
-only sets a flag; every loop (training, evaluation, ingest, waiting) polls it. Ranks get the signal at
-different moments, so they exchange their reasons before each step and stop together (`collectives.py`).
+The handler only sets a flag, which every loop polls. Ranks get a signal at different moments, so they exchange their
+reasons before each step and stop together (`collectives.py`).
 """
 
 import os
 import signal
-import threading
 import time
 from contextlib import suppress
 from enum import IntEnum
@@ -41,7 +39,6 @@ class StopFlag:
         self._deadline = None if seconds is None else time.monotonic() + seconds
         self._signalled = Stop.NO
         self._alone = False
-        self._event = threading.Event()
         self._before: dict[int, object] = {}
 
     def install(self, *, alone: bool = False) -> "StopFlag":
@@ -76,16 +73,8 @@ class StopFlag:
     def __bool__(self) -> bool:
         return self.reason is not Stop.NO
 
-    def wait(self, seconds: float) -> bool:
-        """Wait up to `seconds`, less if a stop comes; True if it came."""
-        if self._deadline is not None:
-            seconds = min(seconds, max(0.0, self._deadline - time.monotonic()))
-        self._event.wait(seconds)
-        return bool(self)
-
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._signalled = max(self._signalled, Stop[signal.Signals(number).name])
-        self._event.set()
         if number == signal.SIGINT and self._alone:
             signal.signal(number, signal.default_int_handler)
             with suppress(OSError):

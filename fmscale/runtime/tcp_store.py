@@ -50,11 +50,11 @@ def serve_store(host: str, port: int, deadline: float, *, clients: int | None = 
 
 def _listen(host: str, port: int) -> socket.socket:
     """A socket that listens at the first address of `host` on this node."""
+    failure: OSError | None = None
     try:
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
-        raise _refused(host, port, error) from error
-    failure: OSError | None = None
+        addresses, failure = [], error
     for family, kind, protocol, _, address in addresses:
         listener = socket.socket(family, kind, protocol)
         try:
@@ -62,22 +62,17 @@ def _listen(host: str, port: int) -> socket.socket:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
             listener.listen(BACKLOG)
+            return listener
         except OSError as error:
             listener.close()
             failure = error
-            continue
-        return listener
-    raise _refused(host, port, failure) from failure
-
-
-def _refused(host: str, port: int, error: OSError | None) -> ConfigError:
-    reason = f": {error.strerror}" if error else ""
-    return ConfigError(
+    reason = f": {failure.strerror}" if failure else ""
+    raise ConfigError(
         f"Rank 0 cannot open the port where the ranks meet{reason}",
         found=f"{host}:{port}",
         remedy="Set MASTER_PORT to a free one, as another run may be using this; MASTER_ADDR must be a name or an "
         "address of rank 0's node.",
-    )
+    ) from failure
 
 
 def warn_of_loopback(host: str) -> None:

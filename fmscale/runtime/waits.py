@@ -49,15 +49,10 @@ class HostWaits:
     def arrive(self, name: str, value: str = "") -> None:
         """Tell the other ranks that this rank has done `name`, and give them `value`."""
         use = self._arrived[name] = self._arrived.get(name, 0) + 1
-        self._store.set(_key(name, use, self._world.rank), value)
+        self._store.set(_key(name, use, self.rank), value)
 
     def wait(
-        self,
-        name: str,
-        *,
-        ranks: Sequence[int] | None = None,
-        deadline: float = 3600.0,
-        stop: StopFlag | None = None,
+        self, name: str, *, ranks: Sequence[int] | None = None, deadline: float = 3600.0, stop: StopFlag | None = None
     ) -> list[str]:
         """Wait until `ranks` (all, unless said otherwise) have arrived at `name`; the values they gave.
 
@@ -66,41 +61,38 @@ class HostWaits:
         """
         from torch.distributed import DistNetworkError
 
-        try:
-            return self._wait(name, ranks, deadline, stop)
-        except DistNetworkError as error:
-            raise RankError(
-                f"rank {self._world.rank} lost its connection to rank 0 while it waited in {name}",
-                remedy="Rank 0 ended or its node is gone; its error.json and log have the cause.",
-            ) from error
-
-    def _wait(self, name: str, ranks: Sequence[int] | None, deadline: float, stop: StopFlag | None) -> list[str]:
-        rank, use = self._world.rank, self._waited.get(name, 0) + 1
-        awaited = list(range(self._world.world_size)) if ranks is None else list(ranks)
+        use = self._waited.get(name, 0) + 1
+        awaited = range(self._world.world_size) if ranks is None else ranks
         begin = noticed = time.monotonic()
         pause = SHORTEST_PAUSE
         told = ""
-        while missing := self._missing(name, use, awaited):
+        try:
+            while missing := self._missing(name, use, awaited):
+                waited = time.monotonic() - begin
+                self._raise_failure(name, waited)
+                if stop and not told:
+                    told = told_to_stop(stop)
+                    deadline = min(deadline, waited + STOP_SECONDS)
+                if waited >= deadline:
+                    raise RankError(
+                        f"rank {self.rank} waited {waited:.0f} s for {_ranks(missing)} in {name}{told}",
+                        remedy=f"Look at the log of {_ranks(missing)}; allow more time if the work needs it.",
+                    )
+                if time.monotonic() - noticed >= self._notice_seconds:
+                    noticed = time.monotonic()
+                    logger.warning("rank %d waits %.0f s for %s in %s", self.rank, waited, _ranks(missing), name)
+                time.sleep(min(pause, max(0.0, deadline - waited)))
+                pause = min(2 * pause, LONGEST_PAUSE)
             waited = time.monotonic() - begin
-            self._raise_failure(name, waited)
-            if stop and not told:
-                told = told_to_stop(stop)
-                deadline = min(deadline, waited + STOP_SECONDS)
-            if waited >= deadline:
-                raise RankError(
-                    f"rank {rank} waited {waited:.0f} s for {_ranks(missing)} in {name}{told}",
-                    remedy=f"Look at the log of {_ranks(missing)}; allow more time if the work needs it.",
-                )
-            if time.monotonic() - noticed >= self._notice_seconds:
-                noticed = time.monotonic()
-                logger.warning("rank %d waits %.0f s for %s in %s", rank, waited, _ranks(missing), name)
-            time.sleep(min(pause, max(0.0, deadline - waited)))
-            pause = min(2 * pause, LONGEST_PAUSE)
-        waited = time.monotonic() - begin
-        if waited >= self._notice_seconds:
-            logger.warning("rank %d waited %.0f s for %s in %s", rank, waited, _ranks(awaited), name)
-        self._waited[name] = use
-        return [self._store.get(_key(name, use, other)).decode() for other in awaited]
+            if waited >= self._notice_seconds:
+                logger.warning("rank %d waited %.0f s for %s in %s", self.rank, waited, _ranks(awaited), name)
+            self._waited[name] = use
+            return [self._store.get(_key(name, use, other)).decode() for other in awaited]
+        except DistNetworkError as error:
+            raise RankError(
+                f"rank {self.rank} lost its connection to rank 0 while it waited in {name}",
+                remedy="Rank 0 ended or its node is gone; its error.json and log have the cause.",
+            ) from error
 
     def barrier(
         self, name: str, *, value: str = "", deadline: float = 3600.0, stop: StopFlag | None = None
@@ -111,7 +103,7 @@ class HostWaits:
         use = self._waited[name]
         if use > 1:
             # every rank has come to this use, so none can still read the one before
-            self._store.delete_key(_key(name, use - 1, self._world.rank))
+            self._store.delete_key(_key(name, use - 1, self.rank))
         return values
 
     def fail(self, error: BaseException, phase: str) -> None:
@@ -120,7 +112,7 @@ class HostWaits:
         """
         from torch.distributed import DistNetworkError
 
-        text = f"rank {self._world.rank} on {socket.gethostname()} failed in {phase}: {scrub(str(error))}"
+        text = f"rank {self.rank} on {socket.gethostname()} failed in {phase}: {scrub(str(error))}"
         with suppress(DistNetworkError):
             self._store.compare_set(FAILED, "", text)
 
@@ -128,7 +120,7 @@ class HostWaits:
         if self._store.check([FAILED]):
             cause = self._store.get(FAILED).decode(errors="replace")
             raise RankError(
-                f"rank {self._world.rank} waited {waited:.0f} s in {name} when {cause}",
+                f"rank {self.rank} waited {waited:.0f} s in {name} when {cause}",
                 remedy="That rank's error.json and log have the cause.",
             )
 

@@ -151,13 +151,10 @@ def _agree(one: tuple[_Family, World], other: tuple[_Family, World]) -> None:
     """Refuse two launchers' variables that mean different places."""
     (a, world_a), (b, world_b) = one, other
     if (world_a.rank, world_a.world_size) != (world_b.rank, world_b.world_size):
+        found = {a.rank: world_a.rank, a.world_size: world_a.world_size}
         raise ConfigError(
             f"The variables of {a.name} and of {b.name} disagree",
-            found={
-                name: value
-                for family, world in (one, other)
-                for name, value in ((family.rank, world.rank), (family.world_size, world.world_size))
-            },
+            found=found | {b.rank: world_b.rank, b.world_size: world_b.world_size},
             remedy=f"Unset {', '.join(a.variables)} or {', '.join(b.variables)}.",
         )
 

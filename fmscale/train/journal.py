@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fmscale.runtime.collectives import largest, total
-from fmscale.runtime.sinks.protocol import Sink
+from fmscale.runtime.sinks.jsonl import JsonlSink
 from fmscale.train.step import StepResult
 
 
@@ -30,7 +30,7 @@ class Journal:
 
     def __init__(
         self,
-        sinks: Sequence[Sink],
+        sinks: Sequence[JsonlSink],
         sources: Sequence[str],
         *,
         flops_per_token: float,

@@ -49,7 +49,7 @@ def test_progress_draws_on_a_terminal_only(
     monkeypatch.setattr(output, "_console", terminal)
     with progress("reading", 3, unit=unit) as bar:
         bar.advance(2)
-        bar.update(description="[x] still")
+        bar.update("[x] still", 2, 3)
         bar.advance(1)
     shown = capsys.readouterr()
     assert "[x] still" in shown.err

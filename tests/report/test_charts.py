@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from fmscale.report.charts import Mark, dots_by_row, line_chart, ticks
+from fmscale.report.charts import dots_by_row, line_chart, ticks
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 0.00031), (2.3, 9.1), (0, 48_211), (5, 5)])
@@ -17,7 +17,7 @@ def test_ticks_are_round_and_span_the_values(low: float, high: float) -> None:
 
 
 def test_a_chart_is_svg_with_a_gap_where_a_value_is_not_finite_and_a_line_where_the_run_moved() -> None:
-    svg = line_chart([1, 2, 3, 4], [4.0, float("nan"), 2.0, 1.0], label="loss", marks=[Mark(x=3, label="here")])
+    svg = line_chart([1, 2, 3, 4], [4.0, float("nan"), 2.0, 1.0], label="loss", marks=[(3, "here")])
     root = ET.fromstring(svg)
     (path,) = root.iter("path")
     assert path.get("d", "").count("M") == 2
@@ -27,7 +27,7 @@ def test_a_chart_is_svg_with_a_gap_where_a_value_is_not_finite_and_a_line_where_
 def test_text_of_a_chart_keeps_its_size_and_places_follow_the_width() -> None:
     """A viewBox scales no text; all else is placed by percentages within the drawing."""
     charts = [
-        line_chart([1, 2], [4.0, 2.0], label="loss", marks=[Mark(x=2, label="a: b, c")]),
+        line_chart([1, 2], [4.0, 2.0], label="loss", marks=[(2, "a: b, c")]),
         line_chart([1, 2], [4.0, 2.0], label="blocking", stems=True),
         dots_by_row([("a", [("gzip", 2.0), ("xz", 14.0)])], unit="bits", cap=6.0),
     ]

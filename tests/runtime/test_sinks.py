@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fmscale.errors import FormatError
-from fmscale.runtime.sinks.console import ConsoleSink
+from fmscale.runtime.sinks.console import print_record
 from fmscale.runtime.sinks.jsonl import JsonlSink, read_jsonl, read_last
 
 
@@ -49,9 +49,9 @@ def test_console_prints_what_was_asked_for_with_units() -> None:
     names = ("step", "loss", "tokens_per_second", "mfu", "data_stall", "ckpt_blocking", "tokens", "absent")
     step = {"loss": 3.41234, "step": 1200, "tokens_per_second": 81234.5, "other": 1, "note": True}
     times = {"seconds": 2.0, "data_stall": 0.0021, "ckpt_blocking": 4.1e-06, "tokens": 4096, "mfu": 0.4123}
-    ConsoleSink(names, stream).write(step | times)
-    ConsoleSink(stream=stream).write({"note": "resumed", "ok": True, "durable_seconds": 12.3, "data_stall": 0.5})
-    ConsoleSink(("absent",), stream).write({"x": 1})
+    print_record(step | times, stream, names)
+    print_record({"note": "resumed", "ok": True, "durable_seconds": 12.3, "data_stall": 0.5}, stream)
+    print_record({"x": 1}, stream, ("absent",))
     assert stream.getvalue().splitlines() == [
         "step 1,200  loss 3.412  81,234 tokens/s  mfu 41.2 %  data_stall 0.1 %  ckpt_blocking 0.000 s  4,096 tokens",
         "note resumed  ok True  durable 12 s  data_stall 0.500 s",

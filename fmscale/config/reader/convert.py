@@ -1,7 +1,7 @@
 """A YAML tree into dataclasses: every key known, every value of its field's type; else an error says where.
 
-Understood types: str, int, float, bool, Literal, Enum (by value), None in a union, tuple[X, ...],
-tuple[X, Y], list[X], dict[str, X], and dataclasses of these.
+Understood types: str, int, float, bool, Literal, X | None, tuple[X, ...], tuple[X, Y], dict[str, X], and dataclasses
+of these.
 """
 
 import difflib
@@ -9,12 +9,12 @@ import re
 import types
 from collections.abc import Iterable
 from dataclasses import MISSING, Field, fields, is_dataclass
-from enum import Enum
 from math import isfinite
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from fmscale.config.checks import InvalidField
 from fmscale.config.reader.tree import Items, Scalar, Tree, YamlTable
+from fmscale.config.schema import settable
 from fmscale.errors import ConfigError
 
 INTEGER = re.compile(r"[-+]?\d+(_\d+)*")
@@ -30,20 +30,18 @@ def convert(tree: Tree, kind: Any, path: str, places: dict[str, str]) -> Any:
     places[path] = tree.place
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        return _union(tree, kind, path, places)
+        if isinstance(tree, Scalar) and tree.null:
+            return None
+        [wanted] = [argument for argument in arguments if argument is not type(None)]
+        return convert(tree, wanted, path, places)
     if is_dataclass(kind):
         return _dataclass(tree, kind, path, places)
-    if origin is tuple and not (len(arguments) == 2 and arguments[1] is Ellipsis):
-        items = _items(tree, kind, path)
-        if len(items) != len(arguments):
+    if origin is tuple:
+        items = tree.items if isinstance(tree, Items) else None
+        kinds = arguments[:1] * len(items or ()) if arguments[-1] is Ellipsis else arguments
+        if items is None or len(items) != len(kinds):
             raise _mismatch(tree, kind, path)
-        return tuple(
-            convert(item, argument, f"{path}.{i}", places)
-            for i, (item, argument) in enumerate(zip(items, arguments, strict=True))
-        )
-    if origin in (tuple, list):
-        values = (convert(item, arguments[0], f"{path}.{i}", places) for i, item in enumerate(_items(tree, kind, path)))
-        return origin(values)
+        return tuple(convert(item, kinds[i], f"{path}.{i}", places) for i, item in enumerate(items))
     if origin is dict:
         if not isinstance(tree, YamlTable):
             raise _mismatch(tree, kind, path)
@@ -57,7 +55,7 @@ def _dataclass(tree: Tree, kind: Any, path: str, places: dict[str, str]) -> Any:
     if not isinstance(tree, YamlTable):
         raise _mismatch(tree, kind, path)
     hints = get_type_hints(kind)
-    readable = {field.name: field for field in fields(kind) if field.metadata.get("read", True)}
+    readable = {field.name: field for field in settable(kind)}
     for key in tree.entries:
         if key not in readable:
             raise ConfigError(
@@ -84,26 +82,6 @@ def _dataclass(tree: Tree, kind: Any, path: str, places: dict[str, str]) -> Any:
         ) from error
 
 
-def _union(tree: Tree, kind: Any, path: str, places: dict[str, str]) -> Any:
-    options = [option for option in get_args(kind) if option is not type(None)]
-    if len(options) < len(get_args(kind)) and isinstance(tree, Scalar) and tree.null:
-        return None
-    if len(options) == 1:
-        return convert(tree, options[0], path, places)
-    for option in options:
-        try:
-            return convert(tree, option, path, places)
-        except ConfigError:
-            continue
-    raise _mismatch(tree, kind, path)
-
-
-def _items(tree: Tree, kind: Any, path: str) -> tuple[Tree, ...]:
-    if isinstance(tree, Items):
-        return tree.items
-    raise _mismatch(tree, kind, path)
-
-
 def _scalar(tree: Tree, kind: Any, path: str) -> Any:
     if isinstance(tree, Scalar) and not tree.null:
         text, plain = tree.text, not tree.quoted
@@ -111,10 +89,6 @@ def _scalar(tree: Tree, kind: Any, path: str) -> Any:
             for choice in get_args(kind):
                 if str(choice) == text or (isinstance(choice, bool) and BOOLEANS.get(text) is choice):
                     return choice
-        elif isinstance(kind, type) and issubclass(kind, Enum):
-            for member in kind:
-                if str(member.value) == text:
-                    return member
         elif kind is str:
             return text
         elif kind is bool and plain and text in BOOLEANS:
@@ -135,7 +109,7 @@ def _mismatch(tree: Tree, kind: Any, path: str) -> ConfigError:
         case Scalar(quoted=quoted, text=text):
             found, shown = text, "text in quotes" if quoted else "this"
             if choices := _choices(kind):
-                remedy = _nearest(text, choices) or f"Take one of {', '.join(choices)}."
+                remedy = nearest(text, choices) or f"Take one of {', '.join(choices)}."
             elif quoted:
                 remedy = "Remove the quotes."
             elif kind is int and NUMBER.fullmatch(text) and float(text).is_integer():
@@ -161,7 +135,7 @@ def describe(kind: Any) -> str:
         return " or ".join(describe(option) for option in arguments)
     if origin is tuple and arguments[-1] is not Ellipsis:
         return f"a list of {len(arguments)} ({', '.join(describe(argument) for argument in arguments)})"
-    if origin in (tuple, list):
+    if origin is tuple:
         return f"a list, each item {describe(arguments[0])}"
     if origin is dict:
         return f"a mapping, each value {describe(arguments[1])}"
@@ -171,11 +145,7 @@ def describe(kind: Any) -> str:
 
 
 def _choices(kind: Any) -> list[str]:
-    if get_origin(kind) is Literal:
-        return [str(choice) for choice in get_args(kind)]
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        return [str(member.value) for member in kind]
-    return []
+    return [str(choice) for choice in get_args(kind)] if get_origin(kind) is Literal else []
 
 
 def required(field: Field[Any]) -> bool:
@@ -187,27 +157,26 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def _nearest(text: str, names: Iterable[str]) -> str:
+def nearest(text: str, names: Iterable[str]) -> str:
+    """The question if a similar name was meant; empty without one."""
     close = difflib.get_close_matches(text, list(names), n=1, cutoff=0.6)
     return f"Did you mean {close[0]}?" if close else ""
 
 
 def _nearest_key(key: str, kind: Any, path: str) -> str:
     """The nearest valid key: here, or, spelt alike, in a section below; else all keys there are."""
-    here = [field.name for field in fields(kind) if field.metadata.get("read", True)]
+    here = [field.name for field in settable(kind)]
     deeper = {name.rsplit(".", 1)[-1]: name for name in dotted_names(kind) if "." in name}
     close = difflib.get_close_matches(key, list(deeper), n=1, cutoff=0.8)
     below = f"Did you mean {_join(path, deeper[close[0]])}?" if close else ""
-    return _nearest(key, here) or below or f"Valid keys: {', '.join(here)}."
+    return nearest(key, here) or below or f"Valid keys: {', '.join(here)}."
 
 
 def dotted_names(kind: Any) -> list[str]:
     """All dotted key names below a dataclass; list items and mappings are not gone into."""
     names: list[str] = []
     hints = get_type_hints(kind)
-    for field in fields(kind):
-        if not field.metadata.get("read", True):
-            continue
+    for field in settable(kind):
         names.append(field.name)
         if is_dataclass(hints[field.name]):
             names += [f"{field.name}.{name}" for name in dotted_names(hints[field.name])]

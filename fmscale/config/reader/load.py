@@ -7,11 +7,13 @@ a list or a single value replaces what was below; null sets null. Overrides come
 
 import difflib
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import TypeVar
 
-from fmscale.config.reader.convert import convert
+from fmscale.config.reader.convert import convert, nearest
 from fmscale.config.reader.tree import Items, Scalar, Tree, YamlTable, merge, parse, put, read_file
 from fmscale.config.schema import Config
 from fmscale.errors import ConfigError
@@ -49,30 +51,14 @@ def apply_override(tree: YamlTable, override: str) -> YamlTable:
     if not equals or not all(keys):
         raise ConfigError("An override must be key=value", found=override, remedy="For example data.seed=7.")
     place = f"override {override!r}"
-    try:
-        value = _replace_place(parse(text, place), place) if text.strip() else None
-    except ConfigError:
-        value = Scalar(text=text, quoted=False, place=place)
-    if value is None:
-        value = Scalar(text="", quoted=False, place=place)
+    word = Scalar(text=text if text.strip() else "", quoted=False, place=place)
+    value: Tree = word
+    if not word.null:
+        with suppress(ConfigError):
+            value = parse(text, place, lines=False)
     changed = put(tree, keys, value, place)
     assert isinstance(changed, YamlTable)
     return changed
-
-
-def _replace_place(tree: Tree, place: str) -> Tree:
-    """The tree with `place` everywhere: lines mean nothing in an override."""
-    match tree:
-        case Scalar():
-            return Scalar(text=tree.text, quoted=tree.quoted, place=place)
-        case Items():
-            return Items(items=tuple(_replace_place(item, place) for item in tree.items), place=place)
-        case YamlTable():
-            return YamlTable(
-                entries={key: _replace_place(value, place) for key, value in tree.entries.items()},
-                places=dict.fromkeys(tree.places, place),
-                place=place,
-            )
 
 
 def read_extended(path: Path, above: tuple[Path, ...] = ()) -> YamlTable:
@@ -82,11 +68,7 @@ def read_extended(path: Path, above: tuple[Path, ...] = ()) -> YamlTable:
         return tree
     wanted = tree.entries["extends"]
     names = wanted.items if isinstance(wanted, Items) else (wanted,)
-    own = YamlTable(
-        entries={key: value for key, value in tree.entries.items() if key != "extends"},
-        places=tree.places,
-        place=tree.place,
-    )
+    own = replace(tree, entries={key: value for key, value in tree.entries.items() if key != "extends"})
     base = YamlTable(entries={}, places={}, place=tree.place)
     for name in names:
         base = merge(base, read_extended(_extended_path(name, path, above), (*above, path.resolve())))
@@ -125,9 +107,7 @@ def find_config(path: str | Path) -> Path:
     for name in (str(path), f"{path}.yaml"):
         if name in shipped:
             return shipped[name]
-    hint = _nearest_file(asked)
-    if not hint and (close := difflib.get_close_matches(str(path), list(shipped), n=1)):
-        hint = f"Did you mean {close[0]}?"
+    hint = _nearest_file(asked) or nearest(str(path), shipped)
     runs = ", ".join(name.removesuffix(".yaml") for name in shipped if name.startswith("run/"))
     raise ConfigError(
         "There is no such config file",

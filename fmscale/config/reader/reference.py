@@ -6,11 +6,11 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterator
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, Field, is_dataclass
 from itertools import pairwise
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
-from fmscale.config.schema import Config
+from fmscale.config.schema import Config, settable
 
 HEAD = """# Config
 
@@ -44,7 +44,7 @@ def sections(kind: type, path: str) -> Iterator[tuple[type, str]]:
     for field, _ in described(kind):
         for inner in [hints[field.name], *get_args(hints[field.name])]:
             if is_dataclass(inner):
-                several = "[]" if inner is not hints[field.name] and _is_tuple(hints[field.name]) else ""
+                several = "[]" if inner is not hints[field.name] and get_origin(hints[field.name]) is tuple else ""
                 yield from sections(inner, f"{path}.{field.name}{several}".lstrip("."))  # type: ignore[arg-type]
 
 
@@ -57,18 +57,13 @@ def described(kind: type) -> Iterator[tuple[Field[Any], str]]:
         match node, after:
             case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
                 texts[name] = " ".join(text.split())
-    for field in fields(kind):
-        if field.metadata.get("read", True):
-            yield field, texts[field.name]
-
-
-def _is_tuple(hint: Any) -> bool:
-    return getattr(hint, "__origin__", None) is tuple
+    for field in settable(kind):
+        yield field, texts[field.name]
 
 
 def _type(kind: type, name: str) -> str:
     annotation = inspect.get_annotations(kind)[name]
-    plain = isinstance(annotation, type) and not _is_tuple(annotation)
+    plain = isinstance(annotation, type) and get_origin(annotation) is None
     text = re.sub(r"\b([a-z_]+\.)+(?=[A-Z])", "", annotation.__name__ if plain else str(annotation))
     return _escaped(f"`{text}`")
 

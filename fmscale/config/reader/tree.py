@@ -4,7 +4,8 @@ Scalars keep their text: the field they end up in decides their type (`convert.p
 number for a float field and `on` a word for a text field, which YAML 1.1's own rules get wrong.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -60,8 +61,9 @@ class YamlTable:
 Tree = Scalar | Items | YamlTable
 
 
-def parse(text: str, name: str) -> Tree:
-    """The tree of a YAML text; `name` stands for it in places. An empty text is an empty mapping.
+def parse(text: str, name: str, *, lines: bool = True) -> Tree:
+    """The tree of a YAML text; `name` stands for it in places, with the line unless the text is a single one. An empty
+    text is an empty mapping.
 
     Raises ConfigError with file:line for text that is no YAML, duplicate or non-text keys, tags, and
     aliases that contain themselves.
@@ -78,11 +80,11 @@ def parse(text: str, name: str) -> Tree:
         raise ConfigError(f"{name}: not valid YAML: {error}", remedy="Correct the line that is named.") from error
     if node is None:
         return YamlTable(entries={}, places={}, place=f"{name}:1")
-    return _convert(node, name, ())
+    return _convert(node, lambda node: f"{name}:{node.start_mark.line + 1}" if lines else name, ())
 
 
-def _convert(node: yaml.Node, name: str, above: tuple[yaml.Node, ...]) -> Tree:
-    place = f"{name}:{node.start_mark.line + 1}"
+def _convert(node: yaml.Node, place_of: Callable[[yaml.Node], str], above: tuple[yaml.Node, ...]) -> Tree:
+    place = place_of(node)
     if node.tag not in PLAIN_TAGS:
         raise ConfigError(f"{place}: YAML tags are not used here", found=node.tag, remedy="Remove the tag.")
     if any(node is ancestor for ancestor in above):
@@ -92,17 +94,17 @@ def _convert(node: yaml.Node, name: str, above: tuple[yaml.Node, ...]) -> Tree:
         case yaml.ScalarNode():
             return Scalar(text=node.value, quoted=node.style is not None, place=place)
         case yaml.SequenceNode():
-            return Items(items=tuple(_convert(item, name, above) for item in node.value), place=place)
+            return Items(items=tuple(_convert(item, place_of, above) for item in node.value), place=place)
         case yaml.MappingNode():
-            return _mapping(node, name, above, place)
+            return _mapping(node, place_of, above)
     raise AssertionError(f"YAML has no other kind of node: {node}")
 
 
-def _mapping(node: yaml.MappingNode, name: str, above: tuple[yaml.Node, ...], place: str) -> YamlTable:
+def _mapping(node: yaml.MappingNode, place_of: Callable[[yaml.Node], str], above: tuple[yaml.Node, ...]) -> YamlTable:
     entries: dict[str, Tree] = {}
     places: dict[str, str] = {}
     for key, value in node.value:
-        where = f"{name}:{key.start_mark.line + 1}"
+        where = place_of(key)
         if not isinstance(key, yaml.ScalarNode):
             raise ConfigError(f"{where}: a key must be a word", remedy="Use key: value lines.")
         if key.value in entries:
@@ -111,9 +113,9 @@ def _mapping(node: yaml.MappingNode, name: str, above: tuple[yaml.Node, ...], pl
                 found=key.value,
                 remedy="Keep one of the two.",
             )
-        entries[key.value] = _convert(value, name, above)
+        entries[key.value] = _convert(value, place_of, above)
         places[key.value] = where
-    return YamlTable(entries=entries, places=places, place=place)
+    return YamlTable(entries=entries, places=places, place=place_of(node))
 
 
 def read_file(path: Path) -> YamlTable:
@@ -139,7 +141,7 @@ def merge(base: YamlTable, over: YamlTable) -> YamlTable:
         below = entries.get(key)
         both = isinstance(below, YamlTable) and isinstance(value, YamlTable)
         entries[key] = merge(below, value) if both else value  # type: ignore[arg-type]
-    return YamlTable(entries=entries, places=places, place=over.place)
+    return replace(over, entries=entries, places=places)
 
 
 def put(tree: Tree, keys: list[str], value: Tree, place: str) -> Tree:
@@ -156,11 +158,11 @@ def put(tree: Tree, keys: list[str], value: Tree, place: str) -> Tree:
             )
         items = list(tree.items)
         items[int(head)] = put(items[int(head)], rest, value, place)
-        return Items(items=tuple(items), place=tree.place)
+        return replace(tree, items=tuple(items))
     table = tree if isinstance(tree, YamlTable) else YamlTable(entries={}, places={}, place=place)
     below = table.entries.get(head, YamlTable(entries={}, places={}, place=place))
-    return YamlTable(
+    return replace(
+        table,
         entries={**table.entries, head: put(below, rest, value, place)},
         places={**table.places, head: table.places.get(head, place) if rest else place},
-        place=table.place,
     )

@@ -2,31 +2,20 @@
 
 import logging
 import os
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
 logger = logging.getLogger(__name__)
 
 
-class ConsoleSink:
-    """Prints a line such as `step 120  loss 3.412  81,200 tokens/s`: the chosen names of a record in order, each value
-    with its unit. An event is dim on a terminal.
+def print_record(record: Mapping[str, Any], stream: TextIO, names: tuple[str, ...] = ()) -> None:
+    """Print a line such as `step 120  loss 3.412  81,200 tokens/s`: the values under the chosen names in order, all if
+    none is chosen, each with its unit. An event is dim on a terminal.
     """
-
-    def __init__(self, names: tuple[str, ...] = (), stream: TextIO | None = None) -> None:
-        self._names = names
-        self._stream = stream or sys.stderr
-
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Print the chosen values of the record; all of them if no name was chosen."""
-        names = [name for name in self._names if name in record] if self._names else list(record)
-        if names:
-            line = "  ".join(_worded(name, record) for name in names)
-            print(dim(line, self._stream) if "event" in record else line, file=self._stream, flush=True)
-
-    def close(self) -> None:
-        """Leave the stream open: its owner closes it."""
+    chosen = [name for name in names or record if name in record]
+    if chosen:
+        line = "  ".join(_worded(name, record) for name in chosen)
+        print(dim(line, stream) if "event" in record else line, file=stream, flush=True)
 
 
 def optional(show: Callable[[Mapping[str, Any]], None]) -> Callable[[Mapping[str, Any]], None]:

@@ -13,7 +13,7 @@ from fmscale.errors import FormatError
 from fmscale.runtime.record_file import RecordFile
 
 
-class JsonlSink:
+class JsonlSink(RecordFile):
     """Appends a JSON object a line, with its time; survives a kill, and a disk that is full for a while.
 
     An unfinished line of an earlier process is cut off on opening. A number that JSON lacks is written as the text
@@ -21,12 +21,7 @@ class JsonlSink:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = RecordFile(path, lines=True)
-
-    @property
-    def lost(self) -> int:
-        """Records lost because neither disk nor memory had room."""
-        return self._file.lost
+        super().__init__(path, lines=True)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append the record; its `time` is now unless it has one."""
@@ -34,11 +29,7 @@ class JsonlSink:
             name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in {"time": time.time(), **record}.items()
         }
-        self._file.append((json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n").encode())
-
-    def close(self) -> None:
-        """Make the file durable."""
-        self._file.close()
+        self.append((json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
@@ -57,9 +48,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
                 problem, record = "not JSON", str(error)
             if not isinstance(record, dict):
                 raise FormatError(
-                    f"{path}:{number}: {problem}",
-                    found=record,
-                    remedy="Delete the line; each line is one record.",
+                    f"{path}:{number}: {problem}", found=record, remedy="Delete the line; each line is one record."
                 )
             yield record
 
