@@ -12,15 +12,18 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt
 quickstart: $(VENV)/.installed  ## a real corpus through the whole path, in minutes
 	$(BIN)/fmscale quickstart
 
-# Kernels on their own: they run under Triton's interpreter, which is chosen before they are imported.
+# Two files at a time, as tests of one file share what they start. Kernels on their own: they run under Triton's
+# interpreter, which is chosen before they are imported.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test: $(VENV)/.installed  ## lint, types, layers and the fast tests
 	$(MAKE) lint
-	$(BIN)/python -m pytest -m "not slow" --ignore tests/kernels
-	$(BIN)/python -m pytest -m "not slow" tests/kernels
+	$(PYTEST) -m "not slow" --ignore tests/kernels
+	$(PYTEST) -m "not slow" tests/kernels
 
 test-slow: $(VENV)/.installed  ## the rest: real clusters, long fault campaigns, README commands
-	$(BIN)/python -m pytest -m slow --ignore tests/kernels
-	$(BIN)/python -m pytest -m slow tests/kernels
+	$(PYTEST) -m slow --ignore tests/kernels
+	$(PYTEST) -m slow tests/kernels
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
