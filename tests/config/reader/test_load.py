@@ -284,6 +284,6 @@ def test_every_field_has_a_docstring() -> None:
     assert bare == []
 
 
-def test_config_imports_no_torch() -> None:
-    code = "import sys, fmscale.config; print('torch' in sys.modules)"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False\n"
+def test_config_imports_no_torch_and_the_reader_at_its_first_use() -> None:
+    code = "import sys, fmscale.config as c; print({'torch', 'yaml'} & {*sys.modules}, c.load_config.__module__)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set() fmscale.config.reader.load\n"
