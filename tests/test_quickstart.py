@@ -148,6 +148,20 @@ def test_a_folder_keeps_to_its_corpus_and_adds_up_the_time_of_all_tries(tmp_path
         QuickstartState(replace(chosen, corpus=("elsewhere",)))
 
 
+def test_a_folder_that_version_1_wrote_goes_on(tmp_path: Path) -> None:
+    """The text is that of the first writer, as it was."""
+    chosen = settings(tmp_path)
+    text = (
+        '{\n  "format_version": 1,\n  "corpus": [],\n  "store": "STORE",\n  "config": "run/quickstart",\n'
+        '  "acts": {\n    "ingest": 5.642720539999573\n  },\n  "cpu": {\n    "ingest": 6.3186810000000015\n  }\n}\n'
+    ).replace("STORE", chosen.store)
+    chosen.folder.mkdir(parents=True, exist_ok=True)
+    (chosen.folder / "quickstart.json").write_text(text)
+    state = QuickstartState(chosen)
+    assert (state.acts, state.cpu) == ({"ingest": 5.642720539999573}, {"ingest": 6.3186810000000015})
+    assert (chosen.folder / "quickstart.json").read_text() == text
+
+
 class Silent:
     """A screen that nobody looks at."""
 
