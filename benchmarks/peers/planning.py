@@ -22,9 +22,9 @@ def resident() -> int:
 def plan(rows: int) -> dict[str, float]:
     """Open and seek a view of `rows` rows in four commits."""
     from fmscale.data.plan.plan import Plan, Source, Stage
-    from fmscale.data.views.view import View
+    from fmscale.data.views.token_view import TokenView
 
-    view = View(
+    view = TokenView(
         dataset="synthetic",
         split="train",
         commits=(0, 1, 2, 3),

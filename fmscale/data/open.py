@@ -12,7 +12,8 @@ from fmscale.data.plan.batch_schedule import BatchSchedule
 from fmscale.data.plan.order_log import OrderLog
 from fmscale.data.plan.plan import Plan, Source, Stage
 from fmscale.data.reading.readers import Readers
-from fmscale.data.views.view import WINDOW, make_view
+from fmscale.data.views.token_view import make_view
+from fmscale.data.views.view import WINDOW
 from fmscale.errors import ConfigError, Conflict
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import Dataset, open_dataset

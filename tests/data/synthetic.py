@@ -1,13 +1,13 @@
 """Views of made-up datasets: the order needs their sizes, never their bytes."""
 
-from fmscale.data.views.view import View
+from fmscale.data.views.token_view import TokenView
 
 
 def synthetic_view(
     rows: tuple[int, ...], *, rows_per_unit: int = 32, window: int = 2048, name: str = "made-up"
-) -> View:
+) -> TokenView:
     """A view with these rows in each commit, of 8 tokens."""
-    return View(
+    return TokenView(
         dataset=name,
         split="train",
         commits=tuple(range(len(rows))),

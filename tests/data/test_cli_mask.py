@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fmscale.cli.main import build_app
-from fmscale.data.views.view import make_view
+from fmscale.data.views.token_view import make_view
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import Dataset, open_dataset
 from tests.helpers.segments import Document, documents, write_commit

@@ -9,6 +9,7 @@ from typing import Any
 
 from fmscale.data.plan.bans import Ban
 from fmscale.data.plan.plan import Plan, Source, Stage, stage_json
+from fmscale.data.views.decode import decode_view
 from fmscale.data.views.mask import find_documents
 from fmscale.data.views.placement import open_placement
 from fmscale.data.views.view import View
@@ -168,7 +169,7 @@ def replay(log: Log, *, head: int | None = None, plan: Plan | None = None) -> Pl
 def _stage_from(body: dict[str, Any], views: dict[str, View]) -> Stage:
     """The stage of an entry; its views are added to `views`."""
     for digest, value in body["views"].items():
-        views[digest] = View.from_json(value)
+        views[digest] = decode_view(value)
         if views[digest].digest != digest:
             raise DataError(
                 "a recorded view does not match its digest",

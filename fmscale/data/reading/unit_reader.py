@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fmscale.data.batch import UnitDocuments
-from fmscale.data.views.placement import Placement, TokenSpan
+from fmscale.data.views.placement import Placement, SegmentSpan
 from fmscale.errors import CorruptData, ObjectNotFound
 from fmscale.store.segments.array import ArrayLayout
 from fmscale.store.segments.tokens import ObjectRef, TokenSegment, open_segment
@@ -165,7 +165,7 @@ class UnitReader:
                 damaged.append((at + start - low, at + stop - low, error))
         return damaged
 
-    def _read_documents(self, segment: TokenSegment, piece: TokenSpan, at: int) -> tuple[int, np.ndarray, np.ndarray]:
+    def _read_documents(self, segment: TokenSegment, piece: SegmentSpan, at: int) -> tuple[int, np.ndarray, np.ndarray]:
         """Tokens of the first document before the piece; the ends of the piece's documents, in the unit's positions, of
         the last one the piece's end; and their ids, if they are wanted.
         """

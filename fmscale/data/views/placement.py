@@ -1,4 +1,4 @@
-"""Placement of a view's tokens: unit → rows → kept tokens → tokens of the commit → segments.
+"""Placement of a view's rows: unit → rows → kept tokens or records → those of the commit → segments.
 
 Opening reads the masks and nothing of the segments; finding a unit's spans reads the manifest alone.
 """
@@ -10,37 +10,38 @@ from functools import lru_cache
 import numpy as np
 
 from fmscale.data.views.mask import Documents, Mask, load_mask
-from fmscale.data.views.view import View, kept_tokens, view_commits
+from fmscale.data.views.view import View, kept_ranges, view_commits
 from fmscale.store.datasets.dataset import Dataset
-from fmscale.store.datasets.manifest import Manifest
+from fmscale.store.datasets.manifest import Manifest, SegmentRow
 
 
 @dataclass(frozen=True, slots=True)
-class TokenSpan:
-    """Tokens that follow one another in one segment."""
+class SegmentSpan:
+    """Tokens, or records, that follow one another in one segment."""
 
     segment: int
     """Index of the segment in the commit's manifest."""
     start: int
-    """First token in the segment."""
+    """First token in the segment, or first record."""
     count: int
-    """Number of tokens."""
+    """Number of tokens, or records."""
 
 
 class Placement:
-    """Finds the tokens of units and rows of one view; safe across threads."""
+    """Finds the tokens or records of units and rows of one view; safe across threads."""
 
     def __init__(self, view: View, manifests: Sequence[Manifest | None], masks: Sequence[Mask] = ()) -> None:
         """`manifests` and `masks` are those of the view, in order."""
         self.view = view
         self.manifests = tuple(manifests)
         """Manifest of each of the view's commits; None where a commit lacks the split."""
+        self._tokens = view.kind == "tokens"
         self._kept = [
-            kept_tokens(manifest.tokens if manifest else 0, commit, view.split, masks)
+            kept_ranges(self._size(manifest) if manifest else 0, commit, view.split, masks)
             for commit, manifest in zip(view.commits, manifests, strict=True)
         ]
         # 8,192 entries are 1 MB: the units that follow in a window mostly lie in other segments.
-        self._tokens = lru_cache(8192)(lambda commit, segment: self.manifest(commit).row(segment).tokens)
+        self._sizes = lru_cache(8192)(lambda commit, segment: self._size(self.manifest(commit).row(segment)))
 
     def manifest(self, commit: int) -> Manifest:
         """Manifest of a commit (an index) that has rows."""
@@ -48,15 +49,15 @@ class Placement:
         assert manifest is not None, "a commit without the split has no rows"
         return manifest
 
-    def pieces(self, unit: int) -> tuple[int, list[TokenSpan]]:
+    def pieces(self, unit: int) -> tuple[int, list[SegmentSpan]]:
         """(index into the view's commits, pieces in order) of a unit's tokens: its rows one after another."""
-        length = self.view.sequence_length
+        length = self.view.row_length
         commit, row, count = self.view.units.span(unit)
         return commit, self._pieces(commit, row * length, (row + count) * length)
 
-    def row_pieces(self, row: int) -> tuple[int, list[TokenSpan]]:
+    def row_pieces(self, row: int) -> tuple[int, list[SegmentSpan]]:
         """(index into the view's commits, pieces in order) of one row's tokens."""
-        units, length = self.view.units, self.view.sequence_length
+        units, length = self.view.units, self.view.row_length
         unit, offset = units.unit_of(np.array([row], dtype=np.uint64))
         commit, first, _ = units.span(int(unit[0]))
         first += int(offset[0])
@@ -67,7 +68,7 @@ class Placement:
 
         Documents of commits outside the view count for nothing.
         """
-        length, ranges = np.uint64(self.view.sequence_length), []
+        length, ranges = np.uint64(self.view.row_length), []
         for index, (number, manifest) in enumerate(zip(self.view.commits, self.manifests, strict=True)):
             here = np.flatnonzero(documents.commit == number)
             if manifest is None or not here.size:
@@ -83,15 +84,18 @@ class Placement:
             ranges += [(first + int(a), first + int(b)) for a, b in zip(low, high, strict=True) if a < b]
         return merged(ranges)
 
-    def _pieces(self, commit: int, start: int, stop: int) -> list[TokenSpan]:
+    def _size(self, part: Manifest | SegmentRow) -> int:
+        return part.tokens if self._tokens else part.documents
+
+    def _pieces(self, commit: int, start: int, stop: int) -> list[SegmentSpan]:
         manifest = self.manifest(commit)
-        out: list[TokenSpan] = []
+        out: list[SegmentSpan] = []
         for first, count in self._kept[commit].spans(start, stop):
-            segment, offset = manifest.place(first)
+            segment, offset = manifest.place(first) if self._tokens else manifest.place_record(first)
             while count:
-                take = min(count, self._tokens(commit, segment) - offset)
+                take = min(count, self._sizes(commit, segment) - offset)
                 if take:
-                    out.append(TokenSpan(segment, offset, take))
+                    out.append(SegmentSpan(segment, offset, take))
                 count, segment, offset = count - take, segment + 1, 0
         return out
 

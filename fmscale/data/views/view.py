@@ -1,10 +1,15 @@
-"""Views: the rows that training reads of a dataset, under a digest that pins every token and the order's version."""
+"""Views: the rows that training reads of a dataset, under a digest that pins every byte and the order's version.
+
+A view's kind says what a row is: so many tokens of a running text (`token_view.py`), or a record (`record_view.py`).
+Order, plan, bans and mixtures know the part that all kinds share, which is here.
+"""
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -12,25 +17,25 @@ from fmscale.data.order.order import ORDER_VERSION
 from fmscale.data.order.units import Units
 from fmscale.data.views.mask import Mask, load_mask
 from fmscale.data.views.mask_spans import KeptRanges
-from fmscale.errors import DataError, FormatError
+from fmscale.errors import DataError
 from fmscale.store.datasets.commit import Commit
 from fmscale.store.datasets.dataset import Dataset
 from fmscale.store.digest import canonical_json, metadata_digest
 
-FORMAT_VERSION = 1
-"""Version of a view's JSON that is written; every version up to it is read."""
+FORMAT_VERSION = 2
+"""Version of a view's JSON; every version up to it is read, and rows of tokens without a spec are written as 1."""
 UNIT_BYTES = 256 * 1024
 """Least bytes of a unit by default: with 16 KiB chunks 1.06 times as much is fetched."""
 WINDOW = 2048
 """Units of a shuffle window by default: entropy 0.993 of a full shuffle on data sorted by class."""
-STREAM = "stream"
-"""Packing: rows are slices of a commit's kept tokens, one after another; a tail below a row is left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class View:
+class View(ABC):
     """Rows of one split of one or more commits of a dataset."""
 
+    kind: ClassVar[str]
+    """`tokens` or `records`, as the dataset's."""
     dataset: str
     """Name of the dataset."""
     split: str
@@ -41,31 +46,24 @@ class View:
     """Digest of each commit's manifest of the split, from which every byte is verified; "" if it has none."""
     masks: tuple[str, ...]
     """Digests of masks, sorted; a document in any of them is left out."""
-    sequence_length: int
-    """T: tokens of a row as it is delivered."""
-    packing: str
-    """Way in which documents become rows: `stream`."""
     rows_per_unit: int
     """b: consecutive rows that are read together."""
     window: int
     """W: units of a shuffle window."""
-    tokenizer: str | None
-    """Digest of the tokenizer."""
-    bos: int | None
-    """Token before each document, if any."""
-    eos: int | None
-    """Token after each document, if any."""
-    dtype: str
-    """Type of a stored token, `uint16` or `uint32`."""
-    tokens: tuple[int, ...]
-    """Kept tokens of each commit."""
     order_version: int
     """Version of the order's construction."""
+    spec: str = ""
+    """Canonical JSON of the spec that makes samples of rows; "" where rows are delivered as they are stored."""
 
     @cached_property
+    @abstractmethod
     def rows(self) -> tuple[int, ...]:
         """Rows of each commit."""
-        return tuple(tokens // self.sequence_length for tokens in self.tokens)
+
+    @property
+    @abstractmethod
+    def row_length(self) -> int:
+        """Positions of a row among the kept tokens, or records, of its commit."""
 
     @cached_property
     def units(self) -> Units:
@@ -79,95 +77,58 @@ class View:
 
     def to_json(self) -> dict[str, Any]:
         """The view as JSON values."""
-        return {"format_version": FORMAT_VERSION, **asdict(self)}
-
-    @classmethod
-    def from_json(cls, value: str | bytes | dict[str, Any]) -> "View":
-        """The view from its JSON, as text or as values. Raises FormatError for a version not known here."""
-        values = dict(value) if isinstance(value, dict) else json.loads(value)
-        version = values.pop("format_version", None)
-        if version != FORMAT_VERSION or values.get("order_version") != ORDER_VERSION:
-            raise FormatError(
-                "a view of another format or order",
-                found=(version, values.get("order_version")),
-                remedy=f"This fmscale knows format_version {FORMAT_VERSION}, order_version {ORDER_VERSION}.",
-            )
-        known = {field.name for field in fields(cls)}
-        if set(values) != known:
-            raise FormatError(
-                "a view lacks fields or has unknown ones",
-                found=sorted(set(values) ^ known),
-                remedy="It was written by another fmscale: upgrade here, or make the view anew.",
-            )
-        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**arguments)
+        values = asdict(self)
+        spec = values.pop("spec")
+        if self.kind == "tokens" and not spec:
+            return {"format_version": 1, **values}
+        return {
+            "format_version": FORMAT_VERSION,
+            "kind": self.kind,
+            **values,
+            "spec": json.loads(spec) if spec else None,
+        }
 
 
-def make_view(
+def common_part(
     dataset: Dataset,
+    kind: str,
     *,
-    sequence_length: int,
-    split: str = "train",
-    commits: Sequence[int] | None = None,
-    masks: Sequence[str] = (),
-    rows_per_unit: int | None = None,
-    window: int = WINDOW,
-) -> View:
-    """The view of the dataset's live commits, or of `commits`, with `sequence_length` tokens a row.
+    split: str,
+    commits: Sequence[int] | None,
+    masks: Sequence[str],
+    window: int,
+    spec: str,
+) -> tuple[list[Commit], list[Mask], dict[str, Any]]:
+    """The commits of a new view, live or chosen, its masks, and the fields that do not depend on the kind.
 
-    `rows_per_unit` makes a unit just reach 256 KiB by default. Raises DataError if no commit has the split, if it holds
-    less than a row, or if the dataset holds records.
+    Raises DataError unless the dataset has commits of this kind, and one of them the split.
     """
-    if sequence_length < 1 or window < 1 or (rows_per_unit is not None and rows_per_unit < 1):
-        raise DataError(
-            "sequence_length, rows_per_unit and window are at least 1",
-            found=(sequence_length, rows_per_unit, window),
-            remedy="Only rows_per_unit may be left out.",
-        )
     chosen = dataset.commits() if commits is None else [dataset.commit(n) for n in sorted(set(commits))]
     if not chosen:
         raise DataError(f"Dataset {dataset.name} has no live commit", remedy="Ingest into it, or use another dataset.")
-    first = chosen[0]
-    if first.kind != "tokens":
+    if chosen[0].kind != kind:
         raise DataError(
-            f"Dataset {dataset.name} holds no tokens",
-            found=first.kind,
-            remedy="Name a dataset that `fmscale ingest` made of text.",
+            f"Dataset {dataset.name} holds no {kind}",
+            found=chosen[0].kind,
+            remedy="Name a dataset that `fmscale ingest` made of text."
+            if kind == "tokens"
+            else "Name a dataset that `fmscale ingest --as records` made.",
         )
     splits = sorted({name for commit in chosen for name in commit.manifests})
     if split not in splits:
         raise DataError(f"Dataset {dataset.name} has no such split", found=split, remedy=f"It has {', '.join(splits)}.")
     digests = tuple(sorted(set(masks)))
-    loaded = [load_mask(dataset.backend, dataset.name, digest) for digest in digests]
-    tokens = tuple(
-        kept_tokens(commit.totals[split].tokens, commit.number, split, loaded).tokens if split in commit.totals else 0
-        for commit in chosen
-    )
-    row_bytes = sequence_length * np.dtype(first.dtype).itemsize
-    view = View(
-        dataset=dataset.name,
-        split=split,
-        commits=tuple(commit.number for commit in chosen),
-        manifests=tuple(_manifest_digest(commit, split) for commit in chosen),
-        masks=digests,
-        sequence_length=sequence_length,
-        packing=STREAM,
-        rows_per_unit=-(-UNIT_BYTES // row_bytes) if rows_per_unit is None else rows_per_unit,
-        window=window,
-        tokenizer=first.tokenizer,
-        bos=first.bos,
-        eos=first.eos,
-        dtype=first.dtype,
-        tokens=tokens,
-        order_version=ORDER_VERSION,
-    )
-    if not sum(view.rows):
-        raise DataError(
-            f"The split {split} of dataset {dataset.name} is shorter than a row in every commit",
-            found=f"{sum(tokens)} tokens",
-            remedy=f"Use a sequence_length below {max(tokens) + 1}, or ingest more.",
-        )
-    return view
+    common = {
+        "dataset": dataset.name,
+        "split": split,
+        "commits": tuple(commit.number for commit in chosen),
+        "manifests": tuple(_manifest_digest(commit, split) for commit in chosen),
+        "masks": digests,
+        "window": window,
+        "order_version": ORDER_VERSION,
+        "spec": spec,
+    }
+    return chosen, [load_mask(dataset.backend, dataset.name, digest) for digest in digests], common
 
 
 def view_commits(dataset: Dataset, view: View) -> list[Commit]:
@@ -189,8 +150,8 @@ def _manifest_digest(commit: Commit, split: str) -> str:
     return str(recorded["digest"]) if recorded else ""
 
 
-def kept_tokens(tokens: int, commit: int, split: str, masks: Sequence[Mask]) -> KeptRanges:
-    """The kept tokens of a commit. Reads nothing."""
+def kept_ranges(total: int, commit: int, split: str, masks: Sequence[Mask]) -> KeptRanges:
+    """The tokens, or records, of a commit's `total` that masks leave. Reads nothing."""
     starts, stops = [np.empty(0, dtype=np.uint64)], [np.empty(0, dtype=np.uint64)]
     for mask in masks:
         if mask.split != split:
@@ -199,4 +160,4 @@ def kept_tokens(tokens: int, commit: int, split: str, masks: Sequence[Mask]) -> 
         here = slice(*np.searchsorted(documents.commit, [commit, commit + 1]).tolist())
         starts.append(documents.position[here])
         stops.append(documents.position[here] + documents.stop[here] - documents.start[here])
-    return KeptRanges(tokens, np.concatenate(starts), np.concatenate(stops))
+    return KeptRanges(total, np.concatenate(starts), np.concatenate(stops))

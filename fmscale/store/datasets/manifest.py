@@ -92,21 +92,29 @@ class Manifest:
         self._folder: str = fields["folder"]
         self._block_rows: int = fields["block_rows"]
         self._digests: list[list[str]] = fields["digests"]
-        self._first_tokens = np.array(fields["first_tokens"], dtype=np.uint64)
+        self._firsts = [np.array(fields[name], dtype=np.uint64) for name in ("first_tokens", "first_documents")]
         self._columns = self._views(batch)
 
     def place(self, token: int) -> tuple[int, int]:
         """Segment index and offset in it of a token position of the split. Raises DataError for one outside."""
-        if not 0 <= token < self.tokens:
+        return self._place(token, _TOKEN)
+
+    def place_record(self, record: int) -> tuple[int, int]:
+        """Segment index and offset in it of a record, or document, of the split. Raises DataError for one outside."""
+        return self._place(record, _DOCUMENT)
+
+    def _place(self, position: int, column: int) -> tuple[int, int]:
+        size = self.tokens if column == _TOKEN else self.documents
+        if not 0 <= position < size:
             raise DataError(
                 f"Position outside the split {self.split} of {self._where}",
-                found=token,
-                remedy=f"It ends at {self.tokens}.",
+                found=position,
+                remedy=f"It ends at {size}.",
             )
-        block = int(self._first_tokens.searchsorted(np.uint64(token), side="right")) - 1
-        starts = self._block(block, _TOKEN)
-        found = int(starts.searchsorted(np.uint64(token), side="right")) - 1
-        return block * self._block_rows + found, token - int(starts[found])
+        block = int(self._firsts[column].searchsorted(np.uint64(position), side="right")) - 1
+        starts = self._block(block, column)
+        found = int(starts.searchsorted(np.uint64(position), side="right")) - 1
+        return block * self._block_rows + found, position - int(starts[found])
 
     def segment(self, index: int) -> tuple[str, str]:
         """Prefix and seal digest of a segment. Raises DataError where there is none."""

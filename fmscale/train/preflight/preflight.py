@@ -16,7 +16,7 @@ from fmscale.config import Config, SourceConfig, derive_batch
 from fmscale.data.open import make_sources, require_recorded
 from fmscale.data.plan.order_log import replay
 from fmscale.data.plan.plan import Plan, Source
-from fmscale.data.views.view import make_view
+from fmscale.data.views.token_view import make_view
 from fmscale.errors import AccessDenied, ConfigError, FmscaleError, ObjectNotFound, StoreError, StoreUnavailable
 from fmscale.models import build
 from fmscale.store.backends.protocol import Backend

@@ -6,7 +6,7 @@ import pytest
 from fmscale.data.plan.bans import Ban
 from fmscale.data.plan.order_log import OrderLog, replay
 from fmscale.data.plan.plan import Plan, Source, Stage
-from fmscale.data.views.view import make_view
+from fmscale.data.views.token_view import make_view
 from fmscale.errors import ConfigError, Conflict, DataError, FormatError, LeaseLost
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import open_dataset

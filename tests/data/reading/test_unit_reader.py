@@ -11,7 +11,7 @@ from fmscale.data.reading import unit_reader
 from fmscale.data.reading.unit_reader import UnitReader
 from fmscale.data.views.mask import find_documents, make_mask
 from fmscale.data.views.placement import Placement, open_placement
-from fmscale.data.views.view import make_view
+from fmscale.data.views.token_view import make_view
 from fmscale.errors import StoreUnavailable
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import open_dataset

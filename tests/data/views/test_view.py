@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fmscale.data.views.decode import decode_view
 from fmscale.data.views.mask import find_documents, load_mask, make_mask
 from fmscale.data.views.mask_spans import KeptRanges
 from fmscale.data.views.placement import Placement, open_placement
-from fmscale.data.views.view import View, make_view
+from fmscale.data.views.token_view import TokenView, make_view
 from fmscale.errors import DataError, FormatError
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import Dataset, open_dataset
@@ -52,7 +53,7 @@ def read_unit(dataset: Dataset, layout: Placement, unit: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def check_rows(dataset: Dataset, view: View, expected: list[np.ndarray]) -> None:
+def check_rows(dataset: Dataset, view: TokenView, expected: list[np.ndarray]) -> None:
     """Units hold the rows of each commit one after another, cut from its kept tokens."""
     layout = open_placement(dataset, view)
     assert view.tokens == tuple(len(tokens) for tokens in expected)
@@ -109,11 +110,11 @@ def test_rows_that_hold_a_document(corpus: tuple[Dataset, list[list[list[Documen
 
 def test_json_round_trip_and_digest(corpus: tuple[Dataset, list[list[list[Document]]]]) -> None:
     view = make_view(corpus[0], sequence_length=T)
-    again = View.from_json(json.dumps(view.to_json()))
+    again = decode_view(json.dumps(view.to_json()))
     assert again == view
     assert again.digest == view.digest
     changed = {"commits": (0, 1, 3), "manifests": ("", "", ""), "masks": ("0" * 32,), "tokens": (1, 2, 3)}
-    for field in fields(View):
+    for field in fields(TokenView):
         value = getattr(view, field.name)
         other: Any = changed.get(field.name) or ("other" if isinstance(value, str) else (value or 0) + 1)
         assert replace(view, **{field.name: other}).digest != view.digest, field.name
@@ -122,7 +123,7 @@ def test_json_round_trip_and_digest(corpus: tuple[Dataset, list[list[list[Docume
 @pytest.mark.parametrize("change", [{"format_version": 2}, {"order_version": 2}, {"packing": None, "extra": 1}])
 def test_views_of_another_version(change: dict[str, object]) -> None:
     with pytest.raises(FormatError):
-        View.from_json({**synthetic_view((5,)).to_json(), **change})
+        decode_view({**synthetic_view((5,)).to_json(), **change})
 
 
 @pytest.mark.parametrize(("length", "rows"), [(4096, 32), (4097, 32), (2048, 64), (100, 1311), (200_000, 1)])

@@ -1,0 +1,71 @@
+"""Views of record datasets: a row is a record, of which a spec makes a sample."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+from fmscale.data.views.view import UNIT_BYTES, WINDOW, View, common_part, kept_ranges
+from fmscale.errors import DataError
+from fmscale.store.datasets.dataset import Dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordView(View):
+    """Rows that are records."""
+
+    kind: ClassVar[str] = "records"
+    records: tuple[int, ...]
+    """Kept records of each commit."""
+
+    @cached_property
+    def rows(self) -> tuple[int, ...]:
+        """Rows of each commit."""
+        return self.records
+
+    @property
+    def row_length(self) -> int:
+        """A record."""
+        return 1
+
+
+def make_record_view(
+    dataset: Dataset,
+    *,
+    spec: str,
+    split: str = "train",
+    commits: Sequence[int] | None = None,
+    masks: Sequence[str] = (),
+    rows_per_unit: int | None = None,
+    window: int = WINDOW,
+) -> RecordView:
+    """The view of the dataset's live commits, or of `commits`, whose records become samples by `spec`.
+
+    `rows_per_unit` makes a unit about 256 KiB by default. Raises DataError if no commit has the split, if masks leave
+    no record of it, or if the dataset holds tokens.
+    """
+    if window < 1 or (rows_per_unit is not None and rows_per_unit < 1):
+        raise DataError(
+            "rows_per_unit and window are at least 1",
+            found=(rows_per_unit, window),
+            remedy="Only rows_per_unit may be left out.",
+        )
+    chosen, loaded, common = common_part(
+        dataset, "records", split=split, commits=commits, masks=masks, window=window, spec=spec
+    )
+    totals = [commit.totals.get(split) for commit in chosen]
+    records = tuple(
+        kept_ranges(total.documents, commit.number, split, loaded).tokens if total else 0
+        for commit, total in zip(chosen, totals, strict=True)
+    )
+    if not sum(records):
+        raise DataError(
+            f"The masks leave no record in the split {split} of dataset {dataset.name}",
+            found=common["masks"],
+            remedy="Leave out a mask, or ingest more.",
+        )
+    size = sum(total.bytes for total in totals if total)
+    mean = max(1, size // sum(total.documents for total in totals if total))
+    return RecordView(
+        rows_per_unit=-(-UNIT_BYTES // mean) if rows_per_unit is None else rows_per_unit, records=records, **common
+    )
