@@ -1,4 +1,4 @@
-"""State of a quickstart between tries: its corpus, and the time of each act."""
+"""State of a quickstart: settings and screen while it runs, its corpus and the time of each act between tries."""
 
 import json
 import resource
