@@ -2,7 +2,7 @@
 
 - `launch.py`  the request, the `Launch` (one command and its environment), and a port where ranks can meet
 - `hostfile.py`  hosts and their slots
-- `programs.py`  paths of the launchers' programs, and the packages that have them
+- `programs.py`  paths of the programs of a launch, and the packages that have them
 - `environment.py`  variables that every rank gets
 - `torchrun.py`, `deepspeed.py`, `mpirun.py`, `srun.py`  a launch by each of them
 - `launchers.py`  launchers by name

@@ -1,4 +1,4 @@
-"""Paths of the launchers' programs, and the packages to install for missing programs."""
+"""Paths of the programs of a launch, and the packages to install for missing programs."""
 
 import shutil
 import subprocess
@@ -8,6 +8,7 @@ from fmscale.launch.environment import beside_python
 from fmscale.errors import ConfigError
 
 PACKAGES = {
+    "fmscale": "Install it into the environment that starts it: pip install fmscale",
     "torchrun": "It comes with torch: pip install torch",
     "deepspeed": "pip install deepspeed",
     "pdsh": "deepspeed starts other nodes by it: apt-get install pdsh, or dnf install pdsh-rcmd-ssh",
@@ -19,12 +20,12 @@ PACKAGES = {
 
 
 def find_program(name: str) -> str:
-    """Path of a launcher's program. Raises ConfigError that names its package.
+    """Path of a program. Raises ConfigError that names its package.
 
-    torchrun and deepspeed must be those of this Python; the cluster's mpirun goes before that of a wheel.
+    fmscale, torchrun and deepspeed are those of this Python; the cluster's mpirun goes before that of a wheel.
     """
     beside, on_path = beside_python(name), shutil.which(name)
-    path = beside or on_path if name in ("torchrun", "deepspeed") else on_path or beside
+    path = beside or on_path if name in ("fmscale", "torchrun", "deepspeed") else on_path or beside
     if path is None:
         raise ConfigError(f"There is no {name} on the PATH", remedy=f"{PACKAGES[name]}.")
     return path

@@ -16,8 +16,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from fmscale.quickstart.acts import ACTS, Screen
+from fmscale.quickstart.acts import ACTS
 from fmscale.quickstart.results import Report, bits, claims, verdict
+from fmscale.quickstart.state import Screen
 
 TITLES = {
     "ingest": "1 ingest",

@@ -1,4 +1,4 @@
-"""State of a quickstart between tries: its corpus, and the time of each act."""
+"""State of a quickstart: settings and screen while it runs, its corpus and the time of each act between tries."""
 
 import json
 import resource
@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fmscale.errors import ConfigError, FormatError
 from fmscale.quickstart.settings import QuickstartSettings
@@ -14,11 +14,28 @@ from fmscale.quickstart.settings import QuickstartSettings
 FORMAT_VERSION = 1
 
 
-class QuickstartState:
-    """Kept in FOLDER/quickstart.json."""
+class Screen(Protocol):
+    """Shows progress."""
 
-    def __init__(self, settings: QuickstartSettings) -> None:
+    def begin(self, act: str) -> None:
+        """An act begins."""
+
+    def advance(self, act: str, done: float, total: float, note: str = "") -> None:
+        """Progress of an act."""
+
+    def end(self, act: str, note: str) -> None:
+        """An act has ended; `note` sums it up."""
+
+    def tell(self, words: str) -> None:
+        """Something happened."""
+
+
+class QuickstartState:
+    """A quickstart under way: settings, screen, and its state, which is kept in FOLDER/quickstart.json."""
+
+    def __init__(self, settings: QuickstartSettings, screen: Screen) -> None:
         """Raises ConfigError if the folder has a quickstart of another corpus, store or config."""
+        self.settings, self.screen = settings, screen
         self._path = settings.folder / "quickstart.json"
         self._told = {
             "corpus": sorted(str(Path(one).absolute()) if Path(one).exists() else one for one in settings.corpus),
@@ -40,14 +57,15 @@ class QuickstartState:
         self._write()
 
     @contextmanager
-    def timed(self, act: str) -> Iterator[None]:
-        """Add the block's time to the act's, also if it fails."""
+    def act(self, name: str) -> Iterator[None]:
+        """Begin an act on the screen, and add the block's time to the act's, also if it fails."""
+        self.screen.begin(name)
         began, busy = time.monotonic(), _cpu_seconds()
         try:
             yield
         finally:
-            self.acts[act] = self.acts.get(act, 0.0) + time.monotonic() - began
-            self.cpu[act] = self.cpu.get(act, 0.0) + _cpu_seconds() - busy
+            self.acts[name] = self.acts.get(name, 0.0) + time.monotonic() - began
+            self.cpu[name] = self.cpu.get(name, 0.0) + _cpu_seconds() - busy
             self._write()
 
     def _read(self) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def parse(text: str, name: str, *, lines: bool = True) -> Tree:
     except yaml.YAMLError as error:
         raise ConfigError(f"{name}: not valid YAML: {error}", remedy="Correct the line that is named.") from error
     if node is None:
-        return YamlTable(entries={}, places={}, place=f"{name}:1")
+        return YamlTable(entries={}, places={}, place=f"{name}:1" if lines else name)
     return _convert(node, lambda node: f"{name}:{node.start_mark.line + 1}" if lines else name, ())
 
 

@@ -142,6 +142,7 @@ def test_overrides_are_typed_by_the_field(write: Write) -> None:
     ("override", "cause", "remedy"),
     [
         ("data.sede=7", "override 'data.sede=7': unknown key in data", "Did you mean seed?"),
+        ("data.seed=# 7", "override 'data.seed=# 7': data.seed must be an integer, not a mapping", "Give an integer."),
         ("data.seed=x", "override 'data.seed=x': data.seed must be an integer", "Give an integer."),
         (
             "data.seed=",
