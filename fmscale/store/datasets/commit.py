@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -16,10 +15,9 @@ from fmscale.store.segments.seal import check_version, job_folder
 class Manifests(Mapping[str, Manifest]):
     """Manifests by split; each is opened when it is first asked for."""
 
-    def __init__(self, backend: Backend, recorded: Mapping[str, Any], scratch: Path | None) -> None:
+    def __init__(self, backend: Backend, recorded: Mapping[str, Any]) -> None:
         self._backend = backend
         self._recorded = recorded
-        self._scratch = scratch
         self._lock = Lock()
         self._opened: dict[str, Manifest] = {}
 
@@ -27,7 +25,7 @@ class Manifests(Mapping[str, Manifest]):
         with self._lock:
             if split not in self._opened:
                 entry = self._recorded[split]
-                self._opened[split] = open_manifest(self._backend, entry["key"], entry["digest"], self._scratch)
+                self._opened[split] = open_manifest(self._backend, entry["key"], entry["digest"])
             return self._opened[split]
 
     def __iter__(self) -> Iterator[str]:
@@ -67,7 +65,7 @@ class Commit:
     """The whole log entry, with what the job noted under `extra`."""
 
 
-def decode_commit(backend: Backend, entry: LogEntry, scratch: Path | None = None) -> Commit:
+def decode_commit(backend: Backend, entry: LogEntry) -> Commit:
     """The commit that a log entry records. Raises FormatError for a later format_version."""
     body = entry.body
     check_version(body, f"commit {entry.number}")
@@ -79,7 +77,7 @@ def decode_commit(backend: Backend, entry: LogEntry, scratch: Path | None = None
             split: SplitTotals(**{name: m[name] for name in ("segments", "tokens", "documents", "bytes")})
             for split, m in body["manifests"].items()
         },
-        manifests=Manifests(backend, body["manifests"], scratch),
+        manifests=Manifests(backend, body["manifests"]),
         body=body,
         **{name: body[name] for name in ("kind", "job", "tokenizer", "bos", "eos", "dtype")},
     )

@@ -1,6 +1,5 @@
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from threading import Barrier, Thread
 from typing import Any
 
@@ -39,9 +38,9 @@ def references_of(name: str) -> Any:
     return lambda entry: references(name, entry.body)
 
 
-def test_a_commit_gives_back_what_was_ingested(store: Backend, tmp_path: Path) -> None:
+def test_a_commit_gives_back_what_was_ingested(store: Backend) -> None:
     commit = write_commit(store, "d", SPLITS, bos=1, eos=2)
-    dataset = open_dataset(store, "d", tmp_path)
+    dataset = open_dataset(store, "d")
     (found,) = dataset.commits()
     assert (found.number, found.job, found.digest) == (0, JOB, commit.digest)
     assert (found.bos, found.eos, found.dtype, found.kind) == (1, 2, "uint16", "tokens")
