@@ -17,10 +17,11 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from fmscale.errors import CorruptData, FormatError, ObjectNotFound, StoreError, StoreUnavailable
+from fmscale.errors import CorruptData, FormatError, ObjectNotFound, StoreError
 from fmscale.store.backends.fsspec import FsspecBackend
 from fmscale.store.backends.mounts import file_system_type
 from fmscale.store.backends.protocol import Backend
+from fmscale.store.backends.write_once import created
 
 RECORD_KEY = "fmscale.json"
 FORMAT_VERSION = 1
@@ -198,19 +199,6 @@ def _eager_threads() -> Iterator[None]:
         sys.setswitchinterval(usual)
 
 
-def _created(backend: Backend, key: str, data: bytes) -> bool:
-    """True if this writer created the key. An answer that the network lost says nothing about the store: the
-    object itself does, as every writer's bytes are its own.
-    """
-    try:
-        return backend.put_if_absent(key, data)
-    except StoreUnavailable as unknown:
-        try:
-            return backend.get(key) == data
-        except ObjectNotFound:
-            raise unknown from None
-
-
 def _race(backend: Backend, keys: list[str]) -> str:
     """All writers for all the keys at once; what is wrong, or nothing.
 
@@ -223,7 +211,7 @@ def _race(backend: Backend, keys: list[str]) -> str:
 
     def write(writer: int, key: str) -> tuple[str, int, bool]:
         start.wait()
-        return key, writer, _created(backend, key, _content(writer, key))
+        return key, writer, created(backend, key, _content(writer, key))
 
     jobs = [(writer, key) for key in keys for writer in range(WRITERS)]
     try:
