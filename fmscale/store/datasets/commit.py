@@ -7,7 +7,6 @@ from typing import Any
 
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.manifest import Manifest, SplitTotals, open_manifest
-from fmscale.store.datasets.tokenizers import tokenizer_key
 from fmscale.store.log.entry import LogEntry
 from fmscale.store.segments.seal import check_version, job_folder
 
@@ -86,13 +85,7 @@ def decode_commit(backend: Backend, entry: LogEntry) -> Commit:
 def references(dataset: str, body: Mapping[str, Any]) -> list[str]:
     """Objects that a commit of the dataset owns, for garbage collection: keys, and folders ending in a slash.
 
-    The tokenizer is not among it: all datasets of the store share it, and it is small (`needs` has it).
+    The tokenizer is not among it: all datasets of the store share it, and it is small.
     """
     keys = sorted(manifest["key"] for manifest in body["manifests"].values())
     return [*keys, job_folder(dataset, body["job"]) + "/"]
-
-
-def needs(dataset: str, body: Mapping[str, Any]) -> list[str]:
-    """Everything that must be there for the commit to be read: `references` and the tokenizer."""
-    tokenizer = body["tokenizer"]
-    return references(dataset, body) + ([tokenizer_key(tokenizer)] if tokenizer is not None else [])
