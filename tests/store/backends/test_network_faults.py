@@ -140,7 +140,7 @@ def test_endless_503_names_what_was_tried_within_the_deadline(url: str, proxy: F
 def test_stall_is_cut_and_repeated(url: str, proxy: FaultProxy, kind: str) -> None:
     store = open_store(url, deadline=8)
     store.put("x", DATA)
-    proxy.inject(kind, count=3, method="GET", after_bytes=4, stall=30)
+    proxy.inject(kind, count=2, method="GET", after_bytes=4, stall=30)
     # A quarter of the deadline without a byte is the limit; half of it is that of a whole request.
     at_once(store, ["get", "read_into"], 3.8)
 
