@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fmscale.errors import CorruptData, ObjectNotFound
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.digest import DataDigest, crc32c
+
+if TYPE_CHECKING:
+    import hashlib
 
 PART_BYTES = 2**22
 """Bytes in one read."""
@@ -43,7 +46,7 @@ class Expected:
     """Its size."""
     digest: str
     """Its digest."""
-    hashed: Callable[[], Any] = DataDigest
+    hashed: "Callable[[], DataDigest | hashlib._Hash]" = DataDigest
     """Kind of the digest."""
     chunks: Sequence[Chunk] = ()
     """Its chunks by offset, where their checksums are known."""
