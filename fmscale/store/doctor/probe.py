@@ -12,14 +12,16 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import psutil
+
 from fmscale.errors import CorruptData, FormatError, ObjectNotFound, StoreError
 from fmscale.store.backends.fsspec import FsspecBackend
-from fmscale.store.backends.mounts import file_system_type
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.backends.write_once import created
 
@@ -73,6 +75,17 @@ def implementation(backend: Backend) -> str:
         return f"file:{file_system_type(path.parent)}"
     endpoint = parse_qs(parts.query).get("endpoint", ["default"])[0]
     return f"{parts.scheme}:{endpoint}" if parts.scheme == "s3" else parts.scheme or "path"
+
+
+def file_system_type(path: Path) -> str:
+    """Type of the file system that holds `path`, such as `ext4`; `posix` where /proc does not say."""
+    resolved = path.resolve()
+    kind, longest = "posix", 0
+    with suppress(OSError):
+        for mount in psutil.disk_partitions(all=True):
+            if resolved.is_relative_to(mount.mountpoint) and len(mount.mountpoint) >= longest:
+                kind, longest = mount.fstype, len(mount.mountpoint)
+    return kind
 
 
 def _place(backend: Backend) -> str:
