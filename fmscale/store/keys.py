@@ -51,13 +51,14 @@ def _problem(key: str) -> str:
 
 def check_writable(key: str, read_only: bool) -> str:
     """As `check_key`. Raises AccessDenied, too, if the store is open for reading only."""
+    check_key(key)
     if read_only:
         raise AccessDenied(
             "the store is open for reading only",
             found=key,
             remedy="Open it without read_only (or without ?read_only=true in its URL) to write.",
         )
-    return check_key(key)
+    return key
 
 
 def truncated(key: str, start: int, asked: int, got: int) -> CorruptData:

@@ -4,7 +4,6 @@
 `local.py`   a directory: temporary file, then rename or link, then fsync
 `posix.py`   whole reads and writes, fsync, the operating system's errors as store errors
 `open_files.py`   files of a directory kept open for the next read
-`mounts.py`   type of the file system under a path
 `objects.py`   S3, GCS, Azure and memory through obstore
 `credentials.py`   S3 credentials from a profile
 `fsspec.py`   every other protocol of fsspec; read-only until probed

@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -50,12 +49,10 @@ Segments = Mapping[str, Sequence[tuple[int, SealInfo]]]
 class Dataset:
     """A dataset of a store; it is there once it has a commit. Safe across threads."""
 
-    def __init__(self, backend: Backend, name: str, scratch: Path | None = None) -> None:
-        """`scratch` is a directory of this machine where manifests of remote stores are kept."""
+    def __init__(self, backend: Backend, name: str) -> None:
         self.backend = backend
         self.name = name
         self.log = Log(backend, f"datasets/{name}", DATASET_KINDS)
-        self._scratch = scratch
         self._state = RetirementState()
         self._lock = Lock()
 
@@ -63,13 +60,13 @@ class Dataset:
         """Live commits in order; retired ones are left out."""
         with self._lock:
             state = replay(self.log, self._state)
-            return [decode_commit(self.backend, e, self._scratch) for _, e in sorted(state.live.items())]
+            return [decode_commit(self.backend, entry) for _, entry in sorted(state.live.items())]
 
     def named(self, numbers: Iterable[int]) -> list[Commit]:
         """The live commits with those numbers. Looks at the log only for a number not seen so far."""
         with self._lock:
             known = [self._state.live.get(number) for number in numbers]
-        found = [decode_commit(self.backend, entry, self._scratch) for entry in known if entry is not None]
+        found = [decode_commit(self.backend, entry) for entry in known if entry is not None]
         return found if len(found) == len(known) else [self.commit(number) for number in numbers]
 
     def commit(self, number: int) -> Commit:
@@ -100,7 +97,6 @@ class Dataset:
         eos: int | None = None,
         kind: str = "tokens",
         extra: Mapping[str, Any] | None = None,
-        lease: int = 0,
     ) -> Commit:
         """Make a job's segments visible: manifests first, then one log entry (promise P3).
 
@@ -131,9 +127,9 @@ class Dataset:
             "manifests": manifests,
             "extra": dict(extra or {}),
         }
-        return decode_commit(self.backend, self._append(body, lease), self._scratch)
+        return decode_commit(self.backend, self._append(body))
 
-    def _append(self, body: dict[str, Any], lease: int) -> LogEntry:
+    def _append(self, body: dict[str, Any]) -> LogEntry:
         """The entry with this body, or the entry that another process appended for the same job meanwhile."""
         state = replay(self.log)
 
@@ -152,7 +148,7 @@ class Dataset:
             return body
 
         try:
-            return append_anew(self.log, "commit", body_now, state, lease)
+            return append_anew(self.log, "commit", body_now, state, lease=0)
         except _Committed as there:
             return there.entry
 
@@ -229,7 +225,7 @@ class _Committed(Exception):
         self.entry = entry
 
 
-def create_or_open(backend: Backend, name: str, scratch: Path | None = None) -> Dataset:
+def create_or_open(backend: Backend, name: str) -> Dataset:
     """The dataset of that name, there or yet to be made by its first commit. Raises DataError for a name
     that cannot be used.
     """
@@ -239,12 +235,12 @@ def create_or_open(backend: Backend, name: str, scratch: Path | None = None) -> 
             found=name,
             remedy="Use up to 100 letters, digits, ., - and _, starting with a letter or digit.",
         )
-    return Dataset(backend, name, scratch)
+    return Dataset(backend, name)
 
 
-def open_dataset(backend: Backend, name: str, scratch: Path | None = None) -> Dataset:
+def open_dataset(backend: Backend, name: str) -> Dataset:
     """The dataset of that name. Raises DataError, with the nearest names, if the store has none."""
-    dataset = Dataset(backend, name, scratch)
+    dataset = Dataset(backend, name)
     if NAME.fullmatch(name):
         dataset.commits()  # the whole log in one look, where it is short
         if dataset.log.begun():

@@ -11,12 +11,9 @@ column lies in one piece, so that locating everywhere maps 8 MB of it.
 import json
 import mmap
 import os
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 
 import numpy as np
 import pyarrow as pa
@@ -75,14 +72,18 @@ class Manifest:
     the one with this digest, at opening or when the damaged part is first touched.
     """
 
-    def __init__(self, file: pa.Buffer, digest: str, where: str, again: Callable[[], pa.Buffer] | None = None) -> None:
-        """`again` gives another copy of the file when this one turns out to be damaged."""
+    def __init__(self, file: pa.Buffer, digest: str, where: str) -> None:
         self.digest = digest
         self._where = where
-        self._again = again
-        self._lock = Lock()
         self._verified: set[tuple[int, int]] = set()
-        header, batch = self._opened(file)
+        try:
+            reader = pa.ipc.open_file(file)
+            header: bytes = (reader.schema.metadata or {}).get(HEADER_KEY, b"")
+            batch = reader.get_batch(0)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise self._damaged(str(error)) from error
+        if metadata_digest(header) != digest:
+            raise self._damaged("its header has another digest")
         fields = json.loads(header)
         check_version(fields, where)
         self.split: str = fields["split"]
@@ -93,7 +94,13 @@ class Manifest:
         self._block_rows: int = fields["block_rows"]
         self._digests: list[list[str]] = fields["digests"]
         self._first_tokens = np.array(fields["first_tokens"], dtype=np.uint64)
-        self._columns = self._views(batch)
+        try:
+            self._columns = [
+                np.frombuffer(batch.column(i).buffers()[1] or b"", dtype=dtype, count=self.segments)
+                for i, (_, dtype) in enumerate(COLUMNS)
+            ]
+        except (pa.ArrowException, IndexError, ValueError, TypeError) as error:
+            raise self._damaged(str(error)) from error
 
     def place(self, token: int) -> tuple[int, int]:
         """Segment index and offset in it of a token position of the split. Raises DataError for one outside."""
@@ -142,38 +149,11 @@ class Manifest:
         """One column of one block without a copy, verified the first time."""
         rows = slice(block * self._block_rows, (block + 1) * self._block_rows)
         part = self._columns[column][rows]
-        if (block, column) in self._verified:
-            return part
-        with self._lock:
-            part = self._columns[column][rows]
-            while metadata_digest(part.view(np.uint8).data) != self._digests[block][column]:
-                if self._again is None:
-                    raise self._damaged(f"column {COLUMNS[column][0]} of block {block} has another digest")
-                self._columns, self._again = self._views(self._opened(self._again())[1]), None
-                self._verified.clear()
-                part = self._columns[column][rows]
+        if (block, column) not in self._verified:
+            if metadata_digest(part.view(np.uint8).data) != self._digests[block][column]:
+                raise self._damaged(f"column {COLUMNS[column][0]} of block {block} has another digest")
             self._verified.add((block, column))
         return part
-
-    def _opened(self, file: pa.Buffer) -> tuple[bytes, pa.RecordBatch]:
-        try:
-            reader = pa.ipc.open_file(file)
-            header: bytes = (reader.schema.metadata or {}).get(HEADER_KEY, b"")
-            batch = reader.get_batch(0)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise self._damaged(str(error)) from error
-        if metadata_digest(header) != self.digest:
-            raise self._damaged("its header has another digest")
-        return header, batch
-
-    def _views(self, batch: pa.RecordBatch) -> list[np.ndarray]:
-        try:
-            return [
-                np.frombuffer(batch.column(i).buffers()[1] or b"", dtype=dtype, count=self.segments)
-                for i, (_, dtype) in enumerate(COLUMNS)
-            ]
-        except (pa.ArrowException, IndexError, ValueError, TypeError) as error:
-            raise self._damaged(str(error)) from error
 
     def _damaged(self, what: str) -> CorruptData:
         return CorruptData(
@@ -183,37 +163,19 @@ class Manifest:
         )
 
 
-def open_manifest(backend: Backend, key: str, digest: str, scratch: Path | None = None) -> Manifest:
-    """The manifest under `key`: mapped where the store is a local directory, else fetched once.
+def open_manifest(backend: Backend, key: str, digest: str) -> Manifest:
+    """The manifest under `key`: mapped where the store is a local directory, else fetched.
 
-    A fetched one is kept in `scratch`, shared by all processes of the machine and mapped from there, or in
-    memory without it. A damaged copy in `scratch` is replaced. Raises ObjectNotFound, CorruptData.
+    Raises ObjectNotFound, CorruptData.
     """
     path = backend.local_path(key)
-    if path is not None:
-        try:
-            return Manifest(_mapped(path), digest, key)
-        except FileNotFoundError:
-            backend.head(key)  # says that it is missing the way this store does
-            raise
-    if scratch is None:
+    if path is None:
         return Manifest(pa.py_buffer(backend.get(key)), digest, key)
-    copy = scratch / f"manifest-{digest}.arrow"
-
-    def fetch() -> pa.Buffer:
-        scratch.mkdir(parents=True, exist_ok=True)
-        part = scratch / f"{copy.name}.{uuid.uuid4().hex}"
-        try:
-            part.write_bytes(backend.get(key))
-            os.replace(part, copy)
-        finally:
-            part.unlink(missing_ok=True)
-        return _mapped(copy)
-
-    if copy.exists():
-        with suppress(CorruptData):
-            return Manifest(_mapped(copy), digest, key, fetch)
-    return Manifest(fetch(), digest, key)
+    try:
+        return Manifest(_mapped(path), digest, key)
+    except FileNotFoundError:
+        backend.head(key)  # says that it is missing the way this store does
+        raise
 
 
 def _mapped(path: Path) -> pa.Buffer:

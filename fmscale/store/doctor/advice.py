@@ -4,10 +4,9 @@ import shutil
 from collections.abc import Iterator, Sequence
 from urllib.parse import parse_qs, urlsplit
 
-from fmscale.store.backends.mounts import file_system_type
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.doctor.measure import Measurement
-from fmscale.store.doctor.probe import Capabilities
+from fmscale.store.doctor.probe import Capabilities, file_system_type
 
 NETWORK_FILE_SYSTEMS = ("nfs", "lustre", "gpfs", "beegfs", "ceph", "fuse", "cifs", "smb", "9p", "virtiofs")
 VOLATILE_FILE_SYSTEMS = ("tmpfs", "ramfs", "overlay")

@@ -12,15 +12,18 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from fmscale.errors import CorruptData, FormatError, ObjectNotFound, StoreError, StoreUnavailable
+import psutil
+
+from fmscale.errors import CorruptData, FormatError, ObjectNotFound, StoreError
 from fmscale.store.backends.fsspec import FsspecBackend
-from fmscale.store.backends.mounts import file_system_type
 from fmscale.store.backends.protocol import Backend
+from fmscale.store.backends.write_once import created
 
 RECORD_KEY = "fmscale.json"
 FORMAT_VERSION = 1
@@ -72,6 +75,17 @@ def implementation(backend: Backend) -> str:
         return f"file:{file_system_type(path.parent)}"
     endpoint = parse_qs(parts.query).get("endpoint", ["default"])[0]
     return f"{parts.scheme}:{endpoint}" if parts.scheme == "s3" else parts.scheme or "path"
+
+
+def file_system_type(path: Path) -> str:
+    """Type of the file system that holds `path`, such as `ext4`; `posix` where /proc does not say."""
+    resolved = path.resolve()
+    kind, longest = "posix", 0
+    with suppress(OSError):
+        for mount in psutil.disk_partitions(all=True):
+            if resolved.is_relative_to(mount.mountpoint) and len(mount.mountpoint) >= longest:
+                kind, longest = mount.fstype, len(mount.mountpoint)
+    return kind
 
 
 def _place(backend: Backend) -> str:
@@ -198,19 +212,6 @@ def _eager_threads() -> Iterator[None]:
         sys.setswitchinterval(usual)
 
 
-def _created(backend: Backend, key: str, data: bytes) -> bool:
-    """True if this writer created the key. An answer that the network lost says nothing about the store: the
-    object itself does, as every writer's bytes are its own.
-    """
-    try:
-        return backend.put_if_absent(key, data)
-    except StoreUnavailable as unknown:
-        try:
-            return backend.get(key) == data
-        except ObjectNotFound:
-            raise unknown from None
-
-
 def _race(backend: Backend, keys: list[str]) -> str:
     """All writers for all the keys at once; what is wrong, or nothing.
 
@@ -223,7 +224,7 @@ def _race(backend: Backend, keys: list[str]) -> str:
 
     def write(writer: int, key: str) -> tuple[str, int, bool]:
         start.wait()
-        return key, writer, _created(backend, key, _content(writer, key))
+        return key, writer, created(backend, key, _content(writer, key))
 
     jobs = [(writer, key) for key in keys for writer in range(WRITERS)]
     try:

@@ -10,6 +10,7 @@ every later append under the older lease fail. No clock takes part.
 
 import os
 import socket
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
@@ -63,12 +64,7 @@ class Log:
         step = 1
         while self._exists(high):
             low, high, step = high + 1, high + 1 + step, step * 2
-        while low < high:
-            middle = (low + high) // 2
-            if self._exists(middle):
-                low = middle + 1
-            else:
-                high = middle
+        low += bisect_left(range(low, high), True, key=lambda number: not self._exists(number))
         if (low > start or start == 0) and self._exists(low + 1) and not self._exists(low):
             raise self._gap(low)
         with self._lock:

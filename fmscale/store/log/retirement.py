@@ -15,7 +15,7 @@ point at physical objects of the same log: a commit says in full what it needs, 
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from time import time
 
 from fmscale.errors import Conflict, ObjectNotFound
@@ -130,12 +130,10 @@ def retire(
     """
     wanted, leftovers = sorted(set(commits)), sorted(set(objects))
     state = replay(log, state)
-    cache: dict[int, list[str]] = {}
 
+    @cache
     def needs(number: int) -> list[str]:
-        if number not in cache:
-            cache[number] = list(references(state.live[number]))
-        return cache[number]
+        return list(references(state.live[number]))
 
     def body_now() -> Body:
         _require_live(state, wanted)

@@ -1,6 +1,7 @@
 """Writes a record segment: batches go into scratch files in one pass, then to the store, the seal last."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from io import BufferedWriter, FileIO
 from itertools import pairwise
@@ -76,7 +77,8 @@ class RecordSegmentWriter(SegmentWriter):
 
     def discard(self) -> None:
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # on a full disk, of its last bytes, which nobody wants
+                self._file.close()
             self._file = None
         super().discard()
 

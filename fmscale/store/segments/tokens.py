@@ -67,10 +67,6 @@ class TokenSegment:
 
     prefix: str
     """Folder of the segment on the store."""
-    split: str
-    """Split that it belongs to."""
-    dtype: str
-    """Type of a token, `uint16` or `uint32`."""
     tokens: int
     """Number of tokens."""
     documents: int
@@ -121,8 +117,6 @@ def open_segment(backend: Backend, prefix: str, seal_digest: str) -> TokenSegmen
         start += arrays[name].layout.chunks
     return TokenSegment(
         prefix=prefix,
-        split=seal["split"],
-        dtype=seal["dtype"],
         tokens=seal["tokens"],
         documents=seal["documents"],
         arrays=arrays,

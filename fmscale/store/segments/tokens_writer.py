@@ -67,8 +67,15 @@ class TokenSegmentWriter(SegmentWriter):
         self._ids = ArrayWriter(self._folder, "document_ids", "uint64", (2,), *small)
         self._chunk_tokens = chunk_bytes // size
         self._first_document = array("I")
-        self._table = _DocumentTable(self._folder / "documents.arrow")
-        self._pending_ends: list[int] = []
+        self._sources: dict[str, int] = {}
+        """Number of each source in the table's dictionary, which grows by deltas."""
+        self._pending: list[tuple[int, bytes, int, int, int, int]] = []
+        """Documents: end, id, source, start, stop, tokens."""
+        self._table = self._folder / "documents.arrow"
+        with scratch_errors(self._table):
+            self._sink = pa.OSFile(str(self._table), "wb")
+            options = pa.ipc.IpcWriteOptions(emit_dictionary_deltas=True)
+            self._batches = pa.ipc.new_file(self._sink, DOCUMENTS_SCHEMA, options=options)
 
     def add(self, tokens: np.ndarray, document_id: bytes, source: str, start: int, stop: int) -> None:
         """Append a document: tokens (1-D, of the segment's type), id (16 bytes), source and span there."""
@@ -90,27 +97,35 @@ class TokenSegmentWriter(SegmentWriter):
         begun = -(-self.tokens // self._chunk_tokens)
         self._first_document.extend([self.documents] * (begun - len(self._first_document)))
         self.documents += 1
-        self._pending_ends.append(self.tokens)
-        self._table.add(document_id, source, start, stop, len(tokens))
-        if len(self._pending_ends) == DOCUMENT_BATCH:
+        number = self._sources.setdefault(source, len(self._sources))
+        self._pending.append((self.tokens, document_id, number, start, stop, len(tokens)))
+        if len(self._pending) == DOCUMENT_BATCH:
             self._flush()
 
     def discard(self) -> None:
-        for writer in (self._tokens, self._ends, self._ids, self._table):
+        for writer in (self._tokens, self._ends, self._ids):
             writer.discard()
+        self._sink.close()
         super().discard()
 
     def _flush(self) -> None:
-        if self._pending_ends:
-            self._ends.append(np.array(self._pending_ends, dtype=np.uint64))
-            self._ids.append(np.frombuffer(b"".join(self._table.ids), dtype="<u8").reshape(-1, 2))
-            self._table.flush()
-            self._pending_ends = []
+        if not self._pending:
+            return
+        ends, ids, numbers, *spans = zip(*self._pending, strict=True)
+        self._pending = []
+        self._ends.append(np.array(ends, dtype=np.uint64))
+        self._ids.append(np.frombuffer(b"".join(ids), dtype="<u8").reshape(-1, 2))
+        sources = pa.DictionaryArray.from_arrays(pa.array(numbers, pa.int32()), pa.array(list(self._sources)))
+        columns = [pa.array(ids, pa.binary(16)), sources, *(pa.array(c, pa.int64()) for c in spans)]
+        with scratch_errors(self._table):
+            self._batches.write_batch(pa.record_batch(columns, schema=DOCUMENTS_SCHEMA))
 
     def _complete(self) -> tuple[list[str], dict[str, Any]]:
         self._flush()
         specs = [writer.close() for writer in (self._tokens, self._ends, self._ids)]
-        self._table.close()
+        with scratch_errors(self._table):
+            self._batches.close()
+            self._sink.close()
         group = encode_group({"fmscale": {"format_version": FORMAT_VERSION, "kind": "tokens"}})
         with scratch_errors(self._folder):
             (self._folder / "zarr.json").write_bytes(group)
@@ -132,42 +147,3 @@ class TokenSegmentWriter(SegmentWriter):
             "objects": {key: self._entry(key) for key in keys},
         }
         return [*keys, *(shard.key for spec in specs for shard in spec.shards)], seal
-
-
-class _DocumentTable:
-    """Writes documents.arrow batch by batch; the dictionary of sources grows by deltas."""
-
-    def __init__(self, path: Path) -> None:
-        self.ids: list[bytes] = []
-        self._path = path
-        self._numbers: dict[str, int] = {}
-        self._columns: list[list[int]] = [[], [], [], []]
-        with scratch_errors(path):
-            self._sink = pa.OSFile(str(path), "wb")
-        options = pa.ipc.IpcWriteOptions(emit_dictionary_deltas=True)
-        self._writer = pa.ipc.new_file(self._sink, DOCUMENTS_SCHEMA, options=options)
-
-    def add(self, document_id: bytes, source: str, start: int, stop: int, tokens: int) -> None:
-        self.ids.append(document_id)
-        number = self._numbers.setdefault(source, len(self._numbers))
-        for column, value in zip(self._columns, (number, start, stop, tokens), strict=True):
-            column.append(value)
-
-    def flush(self) -> None:
-        """Write what was added since the last flush as one batch."""
-        numbers, *spans = self._columns
-        sources = pa.DictionaryArray.from_arrays(pa.array(numbers, pa.int32()), pa.array(list(self._numbers)))
-        columns = [pa.array(self.ids, pa.binary(16)), sources, *(pa.array(c, pa.int64()) for c in spans)]
-        with scratch_errors(self._path):
-            self._writer.write_batch(pa.record_batch(columns, schema=DOCUMENTS_SCHEMA))
-        self.ids = []
-        self._columns = [[], [], [], []]
-
-    def close(self) -> None:
-        with scratch_errors(self._path):
-            self._writer.close()
-            self._sink.close()
-
-    def discard(self) -> None:
-        if not self._sink.closed:
-            self._sink.close()
