@@ -8,8 +8,8 @@ transposing them there is miscompiled on Hopper by Triton 3.4 to 3.7.0 (flash-li
 """
 
 import torch
+from fmscale.kernels.attention.configs import chosen
 from fmscale.kernels.attention.device import (
-    Launch,
     block_e,
     extent,
     key_parts,
@@ -248,17 +248,21 @@ def dq_kernel(  # type: ignore[no-untyped-def]
     tl.store(DQ + (line[:, None] * (H * E) + column[None, :]), dq.to(DQ.dtype.element_ty), mask=inside)
 
 
+@torch.library.custom_op("fmscale::attention_backward", mutates_args=())
 def backward(
     dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, level: Tensor,
     sinks: Tensor | None, cu_q: Tensor | None, cu_k: Tensor | None,
-    *, causal: bool, window: int, softcap: float, scale: float, dkdv: Launch, dq: Launch,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """Gradients of q, k, v and sinks; shapes and `level` as in `forward`, `dlse` (B, H, T) or None.
+    causal: bool, window: int, softcap: float, scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of q, k, v and sinks (or empty); shapes and `level` as in `forward`, `dlse` (B, H, T) or None.
 
     Extra memory: delta and level (B, H, T) in fp32, and one number per head and 64 rows for the sinks.
     """
     B, T, H, E = q.shape
     S, K = k.shape[1:3]
+    dkdv, dq = (
+        chosen(kernel, q, cu_q, sinks, causal=causal, window=window, softcap=softcap) for kernel in ("dkdv", "dq")
+    )
     group = H // K
     gq, gk, gv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     delta = torch.empty_like(lse)
@@ -293,5 +297,14 @@ def backward(
                 T, S, B * H, documents, tiles, section, scale, softcap, window, **shared, **dq,
             )  # fmt: skip
     if sinks is None or shares is None:
-        return gq, gk, gv, None
+        return gq, gk, gv, q.new_empty(0)
     return gq, gk, gv, shares.sum(dim=(0, 2)).to(sinks.dtype)
+
+
+@backward.register_fake
+def _fake(
+    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, level: Tensor,
+    sinks: Tensor | None, *_: object,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    dsinks = q.new_empty(0) if sinks is None else sinks.new_empty(sinks.shape)
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dsinks

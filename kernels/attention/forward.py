@@ -6,8 +6,8 @@ that no mask touches run in a loop of their own without mask code.
 """
 
 import torch
+from fmscale.kernels.attention.configs import chosen
 from fmscale.kernels.attention.device import (
-    Launch,
     attend_keys,
     block_e,
     extent,
@@ -91,9 +91,10 @@ def level_shape(q: Tensor) -> tuple[int, ...]:
     return (2, B, H, T) if q.dtype.itemsize > 2 else (0,)
 
 
+@torch.library.custom_op("fmscale::attention", mutates_args=())
 def forward(
     q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, cu_q: Tensor | None, cu_k: Tensor | None,
-    *, causal: bool, window: int, softcap: float, scale: float, launch: Launch,
+    causal: bool, window: int, softcap: float, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Output (B, T, H, E), log-sum-exp (B, H, T) and level of q (B, T, H, E), k and v (B, S, K, E).
 
@@ -101,8 +102,7 @@ def forward(
     maximum and the rest, +inf and 0 in rows that see nothing. The backward takes a probability from the difference of
     score and level: one number of 60 has room for five digits of it, fp32 scores have seven.
 
-    With documents B is 1. The last stride of q, k and v is 1; window and softcap 0 mean none; `launch` has BLOCK_M,
-    BLOCK_N, num_warps and num_stages.
+    With documents B is 1. The last stride of q, k and v is 1; window and softcap 0 mean none.
     """
     B, T, H, E = q.shape
     S, K = k.shape[1:3]
@@ -112,6 +112,7 @@ def forward(
     level = lse.new_empty(level_shape(q))
     if not out.numel():
         return out, lse, level
+    launch = chosen("forward", q, cu_q, sinks, causal=causal, window=window, softcap=softcap)
     parts = level if level.numel() else (None, None)
     documents = cu_q.numel() - 1 if cu_q is not None else 0
     listed, tiles = tile_list(cu_q, cu_k, T, S, block=launch["BLOCK_M"], keys=False, causal=causal, window=window)
@@ -124,3 +125,10 @@ def forward(
             SOFTCAP=softcap > 0, ACC=tl_dtype(acc), PRECISION=precision(q.dtype, E), BLOCK_E=block_e(E), **launch,
         )  # fmt: skip
     return out, lse, level
+
+
+@forward.register_fake
+def _fake(q: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
+    acc = accumulator(q.dtype)
+    lse = q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=acc)
+    return q.new_empty(q.shape), lse, q.new_empty(level_shape(q), dtype=acc)
