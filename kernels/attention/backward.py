@@ -78,7 +78,7 @@ def dkdv_kernel(  # type: ignore[no-untyped-def]
     H: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
     ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    b, h, document, tile = place(TILES, tiles, heads, section, H // GROUP, False)
+    b, h, document, tile = place(tl.program_id(0), TILES, tiles, heads, section, H // GROUP, False)
     if TILES is not None and document > documents:
         return
     start_q, length_q = extent(CU_Q, document, documents, T)
@@ -207,7 +207,7 @@ def dq_kernel(  # type: ignore[no-untyped-def]
     H: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
     ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    b, h, document, tile = place(TILES, tiles, heads, section, H, CAUSAL)
+    b, h, document, tile = place(tl.program_id(0), TILES, tiles, heads, section, H, CAUSAL)
     if TILES is not None and document > documents:
         return
     start_q, length_q = extent(CU_Q, document, documents, T)

@@ -43,14 +43,16 @@ def sized(*names: str) -> Callable[[Callable[..., None]], Kernel]:
 
 
 @jit
-def place(TILES, tiles, heads, section, H: tl.constexpr, LAST_FIRST: tl.constexpr):  # type: ignore[no-untyped-def]
-    """(sequence, head, document, tile in it) of this program, of H heads a sequence.
+def place(  # type: ignore[no-untyped-def]
+    pid, TILES, tiles, heads, section, H: tl.constexpr, LAST_FIRST: tl.constexpr
+):
+    """(sequence, head, document, tile in it) of program `pid`, of H heads a sequence.
 
     All tiles of `section` heads, whose keys fit into L2, come first, then those of the next. With documents their
     tiles are listed, the heaviest first, and may lie behind the last document; without them LAST_FIRST says so.
     """
-    first = tl.program_id(0) // (tiles * section) * section
-    inner = tl.program_id(0) - first * tiles
+    first = pid // (tiles * section) * section
+    inner = pid - first * tiles
     width = tl.minimum(section, heads - first)
     tile = inner // width
     bh = first + inner % width

@@ -31,7 +31,7 @@ def forward_kernel(  # type: ignore[no-untyped-def]
     WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    b, h, document, tile = place(TILES, tiles, heads, section, H, CAUSAL)
+    b, h, document, tile = place(tl.program_id(0), TILES, tiles, heads, section, H, CAUSAL)
     if TILES is not None and document > documents:
         return
     start_q, length_q = extent(CU_Q, document, documents, T)
