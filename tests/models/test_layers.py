@@ -73,12 +73,10 @@ def test_rotary_attention_depends_on_distances_only() -> None:
 def test_scaled_turns_are_kept_as_tensors_of_no_mode() -> None:
     """The backward saves them: neither a first call in inference mode nor a fake tensor may leave its mark."""
     scaling = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_seq_len=64)
-    layer = drawn(SelfAttention(32, **HEADS, rotary=Rotary(77.0, scaling)))
-    positions = torch.arange(6)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        layer.rotary(torch.empty(1, 6, 4, 8), torch.empty(1, 6, 2, 8), positions)
-    with torch.inference_mode():
-        layer(torch.randn(1, 6, 32), positions_BT=positions)
+    turn, positions = Rotary(77.0, scaling), torch.arange(6)
+    for mode in (FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode()):
+        with mode:
+            turn(torch.empty(1, 6, 4, 8), torch.empty(1, 6, 2, 8), positions)
     kept = rotary._kept_turns(8, 77.0, scaling, torch.device("cpu"))
     assert type(kept) is Tensor
     assert not kept.is_inference()
