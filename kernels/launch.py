@@ -11,25 +11,11 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-__all__ = [
-    "HAVE_TRITON",
-    "INTERPRETED",
-    "TRITON_VERSION",
-    "Kernel",
-    "accumulator",
-    "jit",
-    "on",
-    "round_up",
-    "rows",
-    "tl",
-    "tl_dtype",
-    "triton_refusal",
-]
 HAVE_TRITON = importlib.util.find_spec("triton") is not None
 if HAVE_TRITON:
     import triton
-    import triton.language as tl
 
+    tl = triton.language
     TRITON_VERSION = str(triton.__version__)
     INTERPRETED = bool(triton.knobs.runtime.interpret)
 else:

@@ -7,7 +7,9 @@ tile of scores alive longer, and a padded head dim needs a mask: any of them is 
 from collections.abc import Mapping
 
 import torch
-from fmscale.kernels.dispatch import Config
+from fmscale.kernels.attention.device import Launch, block_e
+from fmscale.kernels.dispatch import Config, bucket, launch_config
+from torch import Tensor
 
 Tables = Mapping[str, tuple[Config, ...]]
 
@@ -49,3 +51,28 @@ def _wide_numbers(width: int) -> Tables:
     if width <= 128:
         return {"forward": (_c(16, 32, 8, 2),), "dkdv": (_c(16, 16, 8, 1),), "dq": (_c(16, 16, 8, 2),)}
     return {"forward": (_c(16, 16, 8, 2),), "dkdv": (_c(16, 32, 8, 2),), "dq": (_c(32, 16, 8, 2),)}
+
+
+def case(
+    dtype: torch.dtype, E: int, *, documents: bool, causal: bool, window: bool, softcap: bool, sinks: bool,
+) -> str:  # fmt: skip
+    """The bucket of a call in the tuning tables: "bfloat16 E128 documents causal".
+
+    The head dim is exact: a padded one has other tiles than the power of two above it.
+    """
+    flags = {"documents": documents, "causal": causal, "window": window, "softcap": softcap, "sinks": sinks}
+    return " ".join([bucket(dtype), f"E{E}", *(name for name, on in flags.items() if on)])
+
+
+def chosen(
+    kernel: str, q: Tensor, cu: Tensor | None, sinks: Tensor | None, *, causal: bool, window: int, softcap: float,
+) -> Launch:  # fmt: skip
+    """The configuration of a kernel for a call: forced, measured, or the default."""
+    E = q.shape[3]
+    width = block_e(E)
+    choices = configs(q.dtype, width, heavy=window > 0 or softcap > 0 or width != E)[kernel]
+    name = case(
+        q.dtype, E, documents=cu is not None, causal=causal, window=window > 0, softcap=softcap > 0,
+        sinks=sinks is not None,
+    )  # fmt: skip
+    return dict(launch_config("attention", kernel, q.device, name, choices))

@@ -43,30 +43,47 @@ def sized(*names: str) -> Callable[[Callable[..., None]], Kernel]:
 
 
 @jit
-def place(pid, tiles, heads, section):  # type: ignore[no-untyped-def]
-    """(tile, head) of a program: all tiles of `section` heads, whose keys fit into L2, then the next."""
+def place(  # type: ignore[no-untyped-def]
+    pid, TILES, tiles, heads, section, H: tl.constexpr, LAST_FIRST: tl.constexpr
+):
+    """(sequence, head, document, tile in it) of program `pid`, of H heads a sequence.
+
+    All tiles of `section` heads, whose keys fit into L2, come first, then those of the next. With documents their
+    tiles are listed, the heaviest first, and may lie behind the last document; without them LAST_FIRST says so.
+    """
     first = pid // (tiles * section) * section
     inner = pid - first * tiles
     width = tl.minimum(section, heads - first)
-    return inner // width, first + inner % width
-
-
-@jit
-def unpack(key):  # type: ignore[no-untyped-def]
-    """(document, tile in it) of a sort key."""
-    return ((key >> 21) & 4194303).to(tl.int32), (key & 2097151).to(tl.int32)
+    tile = inner // width
+    bh = first + inner % width
+    b = (bh // H).to(tl.int64)
+    h = bh % H
+    document = tile * 0
+    if TILES is not None:
+        b = b * 0
+        h = bh
+        key = tl.load(TILES + tile)
+        document = ((key >> 21) & 4194303).to(tl.int32)
+        tile = (key & 2097151).to(tl.int32)
+    elif LAST_FIRST:
+        tile = tiles - 1 - tile
+    return b, h, document, tile
 
 
 @jit
 def extent(CU, document, documents, total):  # type: ignore[no-untyped-def]
     """(first token, tokens) of a document; number `documents` is what follows the last one.
 
-    Clamped to the tensor: offsets that make no sense then give a wrong result, never a wild access.
+    Clamped to the tensor: offsets that make no sense then give a wrong result, never a wild access. Without offsets
+    the whole tensor is one document.
     """
-    first = tl.load(CU + document).to(tl.int32)
-    end = tl.load(CU + document + 1, mask=document < documents, other=total).to(tl.int32)
-    first = tl.minimum(tl.maximum(first, 0), total)
-    return first, tl.minimum(tl.maximum(end, first), total) - first
+    if CU is None:
+        return document * 0, document * 0 + total
+    else:
+        first = tl.load(CU + document).to(tl.int32)
+        end = tl.load(CU + document + 1, mask=document < documents, other=total).to(tl.int32)
+        first = tl.minimum(tl.maximum(first, 0), total)
+        return first, tl.minimum(tl.maximum(end, first), total) - first
 
 
 @jit

@@ -8,90 +8,21 @@ from typing import Any, Literal, cast, overload
 
 import torch
 from fmscale.kernels.attention.backward import backward
-from fmscale.kernels.attention.configs import configs
+from fmscale.kernels.attention.configs import case
 from fmscale.kernels.attention.device import (
     DOCUMENTS_LIMIT,
     NO_WINDOW,
     TOKENS_LIMIT,
-    Launch,
-    block_e,
     check_alike,
     numbers_refusal,
     unit,
 )
 from fmscale.kernels.attention.eager import eager, fused_refusal, sdpa
-from fmscale.kernels.attention.forward import forward, level_shape
-from fmscale.kernels.dispatch import bucket, choose, launch_config
-from fmscale.kernels.launch import accumulator
+from fmscale.kernels.attention.forward import forward
+from fmscale.kernels.dispatch import choose
 from torch import Tensor
 
 from fmscale.errors import KernelError
-
-
-def case(
-    dtype: torch.dtype, E: int, *, documents: bool, causal: bool, window: bool, softcap: bool, sinks: bool,
-) -> str:  # fmt: skip
-    """The bucket of a call in the tuning tables: "bfloat16 E128 documents causal".
-
-    The head dim is exact: a padded one has other tiles than the power of two above it.
-    """
-    flags = {"documents": documents, "causal": causal, "window": window, "softcap": softcap, "sinks": sinks}
-    return " ".join([bucket(dtype), f"E{E}", *(name for name, on in flags.items() if on)])
-
-
-def _launches(q: Tensor, *flags: bool) -> dict[str, Launch]:
-    documents, causal, window, softcap, sinks = flags
-    bucket_name = case(
-        q.dtype, q.shape[3], documents=documents, causal=causal, window=window, softcap=softcap, sinks=sinks,
-    )  # fmt: skip
-    width = block_e(q.shape[3])
-    tables = configs(q.dtype, width, heavy=window or softcap or width != q.shape[3])
-    return {
-        kernel: dict(launch_config("attention", kernel, q.device, bucket_name, table))
-        for kernel, table in tables.items()
-    }
-
-
-@torch.library.custom_op("fmscale::attention", mutates_args=())
-def _op(
-    q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, cu_q: Tensor | None, cu_k: Tensor | None,
-    causal: bool, window: int, softcap: float, scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    launches = _launches(q, cu_q is not None, causal, window > 0, softcap > 0, sinks is not None)
-    return forward(
-        q, k, v, sinks, cu_q, cu_k,
-        causal=causal, window=window, softcap=softcap, scale=scale, launch=launches["forward"],
-    )  # fmt: skip
-
-
-@_op.register_fake
-def _fake(q: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
-    acc = accumulator(q.dtype)
-    lse = q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=acc)
-    return q.new_empty(q.shape), lse, q.new_empty(level_shape(q), dtype=acc)
-
-
-@torch.library.custom_op("fmscale::attention_backward", mutates_args=())
-def _backward_op(
-    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-    level: Tensor, sinks: Tensor | None, cu_q: Tensor | None, cu_k: Tensor | None,
-    causal: bool, window: int, softcap: float, scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    launches = _launches(q, cu_q is not None, causal, window > 0, softcap > 0, sinks is not None)
-    dq, dk, dv, dsinks = backward(
-        dout, dlse, q, k, v, out, lse, level, sinks, cu_q, cu_k,
-        causal=causal, window=window, softcap=softcap, scale=scale, dkdv=launches["dkdv"], dq=launches["dq"],
-    )  # fmt: skip
-    return dq, dk, dv, q.new_empty(0) if dsinks is None else dsinks
-
-
-@_backward_op.register_fake
-def _backward_fake(
-    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, level: Tensor,
-    sinks: Tensor | None, *_: object,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    dsinks = q.new_empty(0) if sinks is None else sinks.new_empty(sinks.shape)
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dsinks
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -102,13 +33,13 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 def _backward(ctx: Any, dout: Tensor, dlse: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     q, k, v, out, lse, level, sinks, cu_q, cu_k = ctx.saved_tensors
-    dq, dk, dv, dsinks = _backward_op(
+    dq, dk, dv, dsinks = backward(
         unit(dout), dlse.contiguous(), q, k, v, out, lse, level, sinks, cu_q, cu_k, *ctx.settings
     )
     return dq, dk, dv, None if sinks is None else dsinks, None, None, None, None, None, None
 
 
-_op.register_autograd(_backward, setup_context=_save)
+forward.register_autograd(_backward, setup_context=_save)
 
 
 @overload
@@ -177,7 +108,7 @@ def flash_attention(
         if cu_q is not None:
             cu_q, cu_k = cu_q.contiguous(), cast(Tensor, cu_k).contiguous()
         flat = None if sinks is None else sinks.contiguous()
-        out, lse, _ = _op(q4, k4, v4, flat, cu_q, cu_k, causal, reach, cap, scale)
+        out, lse, _ = forward(q4, k4, v4, flat, cu_q, cu_k, causal, reach, cap, scale)
     if packed:
         out, lse = out[0], lse[0]
     return (out, lse) if return_lse else out

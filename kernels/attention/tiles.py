@@ -51,12 +51,16 @@ def slot_count(total: int, documents: int, block: int) -> int:
 
 
 def tile_list(
-    cu: Tensor, cu_other: Tensor, total: int, total_other: int, *, block: int, keys: bool, causal: bool, window: int,
-) -> Tensor:  # fmt: skip
-    """Sort keys (slots,) int64 of the tiles of `cu`'s documents, most work first, empty slots last.
+    cu: Tensor | None, cu_other: Tensor | None, total: int, total_other: int, *,
+    block: int, keys: bool, causal: bool, window: int,
+) -> tuple[Tensor | None, int]:  # fmt: skip
+    """Sort keys (slots,) int64 of the tiles of `cu`'s documents, most work first, empty slots last; and their number.
 
-    `keys`: the tiles are of keys and their work is queries, else the other way round. window 0: none.
+    `keys`: the tiles are of keys and their work is queries, else the other way round. window 0: none. Without documents
+    there is no list: tile j is that of row j * block.
     """
+    if cu is None or cu_other is None:
+        return None, -(-total // block)
     documents = cu.numel() - 1
     slots = slot_count(total, documents, block)
     found = torch.empty(slots, dtype=torch.int64, device=cu.device)
@@ -65,4 +69,4 @@ def tile_list(
             cu, cu_other, found, documents, total, total_other, slots, (documents + 1).bit_length(), window,
             KEYS=keys, CAUSAL=causal, WINDOW=window > 0, BLOCK=block, COUNT=COUNT, num_warps=4,
         )  # fmt: skip
-    return found.sort().values
+    return found.sort().values, slots

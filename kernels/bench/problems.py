@@ -18,9 +18,9 @@ from fmscale.kernels import (
 )
 from fmscale.kernels.adamw import adamw_step_eager
 from fmscale.kernels.adamw import configs as adamw_configs
+from fmscale.kernels.attention.configs import case as attention_case
 from fmscale.kernels.attention.configs import configs as attention_configs
 from fmscale.kernels.attention.decode import configs as decode_configs
-from fmscale.kernels.attention.op import case as attention_case
 from fmscale.kernels.bench.contest import Contestant, both_of, forward_of, listed
 from fmscale.kernels.byte_planes import configs as plane_configs
 from fmscale.kernels.dispatch import Config, bucket

@@ -238,8 +238,9 @@ def test_tile_list(device: torch.device, lengths: list[int], tail: int, block: i
     ends = [0, *itertools.accumulate(lengths)]
     cu = torch.tensor(ends, device=device)
     total = ends[-1] + tail
-    keys = tile_list(cu, cu, total, total, block=block, keys=False, causal=True, window=0)
-    assert keys.numel() == slot_count(total, len(lengths), block)
+    keys, tiles = tile_list(cu, cu, total, total, block=block, keys=False, causal=True, window=0)
+    assert keys is not None
+    assert keys.numel() == tiles == slot_count(total, len(lengths), block)
     listed = [(key >> 43, key >> 21 & 2**22 - 1, key & 2**21 - 1) for key in keys.tolist() if key != 2**63 - 1]
     wanted = {
         (document, tile) for document, length in enumerate([*lengths, tail]) for tile in range(-(-length // block))

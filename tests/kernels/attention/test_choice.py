@@ -3,9 +3,8 @@
 import pytest
 import torch
 from fmscale.kernels import dispatch, flash_attention
-from fmscale.kernels.attention.configs import configs
+from fmscale.kernels.attention.configs import case, chosen, configs
 from fmscale.kernels.attention.eager import fused_refusal
-from fmscale.kernels.attention.op import _launches, case
 from fmscale.kernels.dispatch import Config, TunedEntry, TunedTable, use_table
 from fmscale.kernels.launch import TRITON_VERSION
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -24,7 +23,7 @@ def bucket_of(E: int) -> str:
 
 
 def forward_launch(E: int) -> Config:
-    return _launches(torch.empty(1, 4, 1, E, dtype=BF16), False, True, False, False, False)["forward"]
+    return chosen("forward", torch.empty(1, 4, 1, E, dtype=BF16), None, None, causal=True, window=0, softcap=0.0)
 
 
 @pytest.mark.parametrize("of", [128, 96])

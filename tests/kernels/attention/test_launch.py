@@ -9,6 +9,7 @@ from fmscale.kernels import flash_attention
 from fmscale.kernels.attention.backward import backward
 from fmscale.kernels.attention.forward import forward
 from fmscale.kernels.attention.tiles import tile_list
+from fmscale.kernels.dispatch import forced
 from fmscale.kernels.launch import INTERPRETED
 from torch import Tensor
 
@@ -90,14 +91,16 @@ SETTINGS: dict[str, Any] = {"causal": False, "window": 0, "softcap": 0.0, "scale
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return forward(q, k, v, None, None, None, launch=LAUNCH, **SETTINGS)
+    with forced("attention", "forward", LAUNCH):
+        found: tuple[Tensor, Tensor, Tensor] = forward(q, k, v, None, None, None, **SETTINGS)
+        return found
 
 
 def differentiate(
     q: Tensor, k: Tensor, v: Tensor, dout: Tensor, out: Tensor, lse: Tensor, level: Tensor
 ) -> list[Tensor]:
-    found = backward(dout, None, q, k, v, out, lse, level, None, None, None, dkdv=LAUNCH, dq=LAUNCH, **SETTINGS)
-    return [x for x in found if x is not None]
+    with forced("attention", "dkdv", LAUNCH), forced("attention", "dq", LAUNCH):
+        return list(backward(dout, None, q, k, v, out, lse, level, None, None, None, **SETTINGS))
 
 
 def test_queries_past_31_bits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,10 +129,10 @@ def test_keys_past_31_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     q, dout = (one_row_everywhere(16, 4, seed=seed) * torch.arange(1, 17)[:, None, None] for seed in (1, 2))
     k, v = (one_row_everywhere(64, 4, seed=seed) for seed in (3, 4))
     rest = attend(q.half(), k, v)
-    _, dk, dv = differentiate(q.half(), k, v, dout.half(), *rest)
+    _, dk, dv, _ = differentiate(q.half(), k, v, dout.half(), *rest)
     run_only(monkeypatch, {"delta_kernel": range(4), "dkdv_kernel": (0, -1)})
     k, v = (one_row_everywhere(FAR, 4, seed=seed) for seed in (3, 4))
-    _, far_k, far_v = differentiate(q.half(), k, v, dout.half(), *rest)
+    _, far_k, far_v, _ = differentiate(q.half(), k, v, dout.half(), *rest)
     assert far_k.numel() > 2**31
     for far, near in ((far_k, dk), (far_v, dv)):
         assert torch.equal(far[:, -16:, -1], near[:, -16:, -1])
