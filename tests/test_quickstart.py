@@ -157,7 +157,7 @@ def test_a_folder_that_version_1_wrote_goes_on(tmp_path: Path) -> None:
     ).replace("STORE", chosen.store)
     chosen.folder.mkdir(parents=True, exist_ok=True)
     (chosen.folder / "quickstart.json").write_text(text)
-    state = QuickstartState(chosen)
+    state = QuickstartState(chosen, Silent())
     assert (state.acts, state.cpu) == ({"ingest": 5.642720539999573}, {"ingest": 6.3186810000000015})
     assert (chosen.folder / "quickstart.json").read_text() == text
 
