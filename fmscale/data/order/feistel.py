@@ -43,7 +43,7 @@ def mix_int(x: int) -> int:
 
 
 # Two odd multipliers a round: the SplitMix64 stream that starts at 0.
-_MULTIPLIERS = mix(np.arange(1, 2 * ROUNDS + 1, dtype=np.uint64) * _GAMMA) | np.uint64(1)
+_MULTIPLIERS = tuple(mix(np.arange(1, 2 * ROUNDS + 1, dtype=np.uint64) * _GAMMA) | np.uint64(1))
 
 
 def seed_key(seed: int) -> int:
