@@ -1,6 +1,5 @@
 """`fmscale launch`: starts `fmscale train` on all ranks, by the launcher that the cluster has."""
 
-import shutil
 from contextlib import suppress
 from dataclasses import replace
 from enum import StrEnum
@@ -80,6 +79,7 @@ def launch(
     """
     from fmscale.config import derive_batch, load_config
     from fmscale.launch.launchers import LAUNCHERS
+    from fmscale.launch.programs import find_program
     from fmscale.launch.run import run_launch
 
     loaded = load_config(config, overrides or ())
@@ -88,7 +88,7 @@ def launch(
     given = {name: value for name, value in options.items() if value is not None}
     arguments = (*loaded.launch.arguments, *(argument or ()))
     settings = replace(loaded.launch, arguments=arguments, **given)  # type: ignore[arg-type]
-    program = _program()
+    program = find_program("fmscale")  # it must have the same path on every node
     request = _request(settings, (program, "train", config, *(overrides or ())))
     request = replace(request, node_rank=node_rank, master_addr=master_addr, script=script)
     # Refused here, not by every rank after a wait in the queue.
@@ -113,19 +113,6 @@ def _say(words: str) -> None:
     """On standard error; a terminal that is gone changes nothing of what becomes of the ranks."""
     with suppress(OSError):
         typer.echo(words, err=True)
-
-
-def _program() -> str:
-    """The `fmscale` of this environment; it must have the same path on every node."""
-    from fmscale.launch.environment import beside_python
-
-    program: str | None = beside_python("fmscale") or shutil.which("fmscale")
-    if program is None:
-        raise ConfigError(
-            "The command fmscale is neither beside this Python nor on the PATH",
-            remedy="Install fmscale into the environment that starts it: pip install fmscale.",
-        )
-    return program
 
 
 def _request(settings: "LaunchConfig", command: tuple[str, ...]) -> "LaunchRequest":
