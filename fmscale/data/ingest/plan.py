@@ -181,7 +181,7 @@ def load_plan(backend: Backend, dataset: str, job: str) -> StoredPlan | None:
         content: Mapping[str, Any] = json.loads(backend.get(key))
     except ObjectNotFound:
         return None
-    check_version(content, key)
+    check_version(content, key, FORMAT_VERSION)
     identity = content["identity"]
     plan = IngestPlan(
         files=tuple(

@@ -90,7 +90,7 @@ class UnitRecord:
 def decode_record(data: bytes) -> UnitRecord:
     """The record of a JSON text. Raises FormatError for a later format_version."""
     content = json.loads(data)
-    check_version(content, "the record of a work unit")
+    check_version(content, "the record of a work unit", FORMAT_VERSION)
     del content["format_version"]
     content["seals"] = {split: SealInfo(**seal) for split, seal in content["seals"].items()}
     content["skipped"] = SkippedInput(content["skipped"])
