@@ -28,9 +28,3 @@ def search_path() -> str:
     folder = str(Path(sys.executable).parent)
     path = os.environ.get("PATH", os.defpath)
     return path if folder in path.split(os.pathsep) else f"{folder}{os.pathsep}{path}"
-
-
-def beside_python(name: str) -> str | None:
-    """Path of a program of this Python's packages, or None."""
-    path = Path(sys.executable).with_name(name)
-    return str(path) if path.is_file() else None

@@ -27,7 +27,7 @@ def find_program(name: str) -> str:
     beside, on_path = beside_python(name), shutil.which(name)
     path = beside or on_path if name in ("fmscale", "torchrun", "deepspeed") else on_path or beside
     if path is None:
-        raise ConfigError(f"There is no {name} on the PATH", remedy=f"{PACKAGES[name]}.")
+        raise ConfigError(f"There is no {name} on the PATH or beside this Python", remedy=f"{PACKAGES[name]}.")
     return path
 
 

@@ -216,7 +216,7 @@ def commit_job(job: IngestJob, writers: int) -> IngestResult:
     if not any(record.documents for record in records):
         raise DataError(
             "The inputs hold no document",
-            found=", ".join(f"{n} {reason}" for reason, n in sorted(skipped.counts.items())) or "empty files",
+            found=skipped.counted() or "empty files",
             remedy="Check --format and --field against the files; nothing was committed.",
         )
     splits = sorted({split for record in records for split in record.seals})
@@ -239,8 +239,8 @@ def commit_job(job: IngestJob, writers: int) -> IngestResult:
                 "raw_bytes": job.bytes,
                 "text_bytes": sum(record.text_bytes for record in records),
                 "units": len(job.units),
-                "skipped": skipped.to_json(),
-                "guessed": plan.guessed.to_json(),
+                "skipped": dict(sorted(skipped.items())),
+                "guessed": plan.guessed,
             }
         },
     )

@@ -107,8 +107,8 @@ class IngestPlan:
         content = {
             "identity": self._identity(),
             "found": {"tokenizer": tokenizer, "bos": bos, "eos": eos},
-            "skipped": self.skipped.to_json(),
-            "guessed": self.guessed.to_json(),
+            "skipped": self.skipped,
+            "guessed": self.guessed,
             "format_version": FORMAT_VERSION,
         }
         return canonical_json(content)
@@ -181,17 +181,17 @@ def load_plan(backend: Backend, dataset: str, job: str) -> StoredPlan | None:
         content: Mapping[str, Any] = json.loads(backend.get(key))
     except ObjectNotFound:
         return None
-    check_version(content, key)
+    check_version(content, key, FORMAT_VERSION)
     identity = content["identity"]
     plan = IngestPlan(
         files=tuple(
             File(source=source, bytes=size, changed=changed, format=format, root=root, name=name)
             for (source, size, changed, format), (root, name) in zip(identity["files"], identity["where"], strict=True)
         ),
-        skipped=SkippedInput.from_json(content["skipped"]),
+        skipped=SkippedInput(content["skipped"]),
         options=Options(**{option.name: identity[option.name] for option in fields(Options)}),
         unit_bytes=identity["unit_bytes"],
-        guessed=SkippedInput.from_json(content.get("guessed", {})),
+        guessed=SkippedInput(content.get("guessed", {})),
     )
     if plan.job != job:
         raise CorruptData(

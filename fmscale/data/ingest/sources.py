@@ -121,10 +121,9 @@ def list_sources(arguments: Sequence[str], *, format: str = "auto", store: str =
 def require_files(files: Sequence[File], arguments: Sequence[str], skipped: SkippedInput) -> None:
     """Raise DataError for an empty list."""
     if not files:
-        counts = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.counts.items()))
         raise DataError(
             "There is nothing to ingest",
-            found=f"{', '.join(arguments)} (skipped: {counts or 'nothing'})",
+            found=f"{', '.join(arguments)} (skipped: {skipped.counted() or 'nothing'})",
             remedy="Name files or folders that hold text, JSON, Parquet or Arrow.",
         )
 

@@ -34,7 +34,8 @@ def run_processes(job: IngestJob, count: int) -> None:
     waiting = job.pending[::-1]
     processes: list[_Process] = []
     try:
-        processes = [_Process(job.task, answers) for _ in range(count)]
+        for _ in range(count):
+            processes.append(_Process(job.task, answers))  # one by one: if it fails, those before it are ended
         left = len(waiting)
         while left:
             process, message = answers.get()

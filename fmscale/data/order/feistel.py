@@ -37,20 +37,15 @@ def mix(x: U64) -> U64:
     return mixed
 
 
-def mix_int(x: int) -> int:
-    """`mix` of one Python integer below 2^64."""
-    return int(mix(np.array([x], dtype=np.uint64))[0])
-
-
 # Two odd multipliers a round: the SplitMix64 stream that starts at 0.
-_MULTIPLIERS = mix(np.arange(1, 2 * ROUNDS + 1, dtype=np.uint64) * _GAMMA) | np.uint64(1)
+_MULTIPLIERS = tuple(mix(np.arange(1, 2 * ROUNDS + 1, dtype=np.uint64) * _GAMMA) | np.uint64(1))
 
 
 def seed_key(seed: int) -> int:
     """Key of a source: mix(seed). Raises ConfigError unless 0 <= seed < 2^64."""
     if not 0 <= seed < 2**64:
         raise ConfigError("a seed is a number of 64 bits", found=seed, remedy="Use 0 <= seed < 2^64.")
-    return mix_int(seed)
+    return int(mix(np.array([seed], dtype=np.uint64))[0])
 
 
 def epoch_key(source_key: U64, epoch: U64) -> U64:

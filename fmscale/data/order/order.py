@@ -82,16 +82,8 @@ class Order:
         scalars = np.array([[*numbers, lanes.bit_length() - 1, lanes - 1]], dtype=np.uint64).T
         self.constants = Constants(*[*scalars, *regular, *final, *over_units[1:], _ZERO])
 
-    def rows(self, positions: U64) -> tuple[U64, Lanes]:
-        """(row id, lane uint32) of positions of any epoch: position P is number P mod N of epoch ⌊P/N⌋.
-
-        One-dimensional arrays here and below.
-        """
-        row, lane, _ = _forward(self.constants, self.units.commits, np.asarray(positions, dtype=np.uint64))
-        return row, lane
-
     def position(self, row: U64, epoch: U64 | int) -> U64:
-        """Positions of rows in an epoch, one for all or one for each row: the inverse of `rows`."""
+        """Positions of rows in an epoch, one for all or one for each row: the inverse of `Orders.rows`."""
         c = self.constants
         x = np.array(row, dtype=np.uint64)
         epochs = np.atleast_1d(np.asarray(epoch, dtype=np.uint64))
@@ -162,8 +154,16 @@ class Orders:
         self._constants = Constants(*(np.concatenate(column) for column in zip(*constants, strict=True)))
 
     def rows(self, source: np.ndarray, positions: U64) -> tuple[U64, Lanes, U64]:
-        """(row id, lane uint32, epoch) of positions, each of the order that `source` numbers."""
-        return _forward(self._of(source), self._table, positions)
+        """(row id, lane uint32, epoch) of positions, each of the order that `source` numbers: position P is number
+        P mod N of epoch ⌊P/N⌋. One-dimensional arrays.
+        """
+        c = self._of(source)
+        epoch = positions // c.rows
+        key = epoch_key(c.key, epoch)
+        if c.key.size == 1 and key.size and (epoch == epoch[0]).all():
+            key = key[:1]
+        row, lane = _first_return(c, self._table, positions - epoch * c.rows, key)
+        return row, lane, epoch
 
     def following(self, source: np.ndarray, row: U64, epoch: U64) -> U64:
         """The rows to which σ leads from each row, in the given epoch: the walk past banned rows."""
@@ -174,15 +174,6 @@ class Orders:
         if len(self.orders) == 1:
             return self._constants
         return Constants(*(column.take(source) for column in self._constants))
-
-
-def _forward(c: Constants, table: CommitTable, position: U64) -> tuple[U64, Lanes, U64]:
-    epoch = position // c.rows
-    key = epoch_key(c.key, epoch)
-    if c.key.size == 1 and key.size and (epoch == epoch[0]).all():
-        key = key[:1]
-    row, lane = _first_return(c, table, position - epoch * c.rows, key)
-    return row, lane, epoch
 
 
 def _first_return(c: Constants, table: CommitTable, x: U64, key: U64) -> tuple[U64, Lanes]:

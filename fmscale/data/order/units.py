@@ -58,22 +58,13 @@ class Units:
         """Rows of each commit."""
         self.b = int(rows_per_unit)
         """Rows of a full unit."""
-        columns: list[tuple[int, int, int]] = []
-        row_ends: list[int] = []
-        filled: list[int] = []
-        units = rows_so_far = 0
-        for commit, rows in enumerate(self.rows_per_commit):
-            if rows == 0:
-                continue
-            holes = units * self.b - rows_so_far
-            units += -(-rows // self.b)
-            rows_so_far += rows
-            columns.append((units, holes, (rows - 1) % self.b + 1))
-            row_ends.append(rows_so_far)
-            filled.append(commit)
-        self.N = rows_so_far
+        self._filled = np.flatnonzero(self.rows_per_commit)
+        # Integers of Python, as nothing bounds them yet.
+        rows = np.array(self.rows_per_commit, dtype=object)[self._filled]
+        units = -(-rows // self.b)
+        self.N = int(rows.sum())
         """Rows."""
-        self.n = units
+        self.n = int(units.sum())
         """Units."""
         if not self.N:
             raise DataError(
@@ -83,11 +74,13 @@ class Units:
             )
         if self.n * self.b > MAX_DOMAIN:
             raise DataError("the view has too many rows", found=self.N, remedy="At most 2^62 are possible.")
-        self.commits = CommitTable(*np.array(columns, dtype=np.uint64).T.copy())
+        unit_ends, row_ends = units.cumsum(), rows.cumsum()
+        holes = (unit_ends - units) * self.b - (row_ends - rows)
+        columns = (unit_ends, holes, (rows - 1) % self.b + 1)
+        self.commits = CommitTable(*(column.astype(np.uint64) for column in columns))
         """The commits that have rows."""
-        self.row_ends = np.array(row_ends, dtype=np.uint64)
+        self.row_ends = row_ends.astype(np.uint64)
         """First row after each of them."""
-        self._filled = np.array(filled)
 
     def span(self, unit: int) -> tuple[int, int, int]:
         """A unit's commit (index into `rows_per_commit`), its first row inside that commit and its number of rows.

@@ -12,10 +12,11 @@ from fmscale.data.plan.plan import Plan, Source, Stage, stage_json
 from fmscale.data.views.mask import find_documents
 from fmscale.data.views.placement import open_placement
 from fmscale.data.views.view import View
-from fmscale.errors import Conflict, DataError, FormatError
+from fmscale.errors import Conflict, DataError
 from fmscale.store.datasets.dataset import Dataset
 from fmscale.store.log.entry import LogEntry
 from fmscale.store.log.log import Log
+from fmscale.store.segments.seal import check_version
 
 FORMAT_VERSION = 1
 """Version of the entries that are written; every version up to it is read."""
@@ -150,14 +151,8 @@ def replay(log: Log, *, head: int | None = None, plan: Plan | None = None) -> Pl
     for entry in entries:
         if entry.kind not in ("stage", "ban", "quarantine"):  # these alone concern the order
             continue
-        body = dict(entry.body)
-        version = body.pop("format_version")
-        if version > FORMAT_VERSION:
-            raise FormatError(
-                f"log entry {entry.number} was written by a newer fmscale",
-                found=version,
-                remedy="Upgrade fmscale here.",
-            )
+        check_version(entry.body, f"log entry {entry.number}", FORMAT_VERSION)
+        body = {name: value for name, value in entry.body.items() if name != "format_version"}
         if entry.kind == "stage":
             stages.append(_stage_from(body, views))
         else:

@@ -7,7 +7,6 @@ the planner; ids come with the data, bytes from the tensor that the model is giv
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -124,10 +123,14 @@ def read_records(paths: Sequence[Path]) -> pa.Table:
 
 def _batches(path: Path) -> Iterator[pa.RecordBatch]:
     try:
-        with path.open("rb") as file, suppress(pa.ArrowInvalid, OSError), pa.ipc.open_stream(file) as reader:
+        with path.open("rb") as file, pa.ipc.open_stream(file) as reader:
             yield from reader
     except (FileNotFoundError, IsADirectoryError) as error:
         raise DataError("no such delivery record", found=str(path), remedy=WHERE) from error
+    except (pa.ArrowInvalid, OSError) as error:
+        # A stream that ends early has no number of an error; a disk that fails has.
+        if getattr(error, "errno", None) is not None:
+            raise
 
 
 def without_repeats(table: pa.Table) -> pa.Table:

@@ -78,7 +78,7 @@ class UnitReader:
             try:
                 segment = self._segment(commit, piece.segment)
                 tokens = into[at:stop]
-                for first, last, error in self._read_rows(segment, "tokens", piece.start, tokens, next_use):
+                for first, last, error in self._read_tokens(segment, piece.start, tokens, next_use):
                     tokens[first:last] = 0
                     damaged.append((at + first, at + last, error))
                 documents.append(self._read_documents(segment, piece, at))
@@ -98,8 +98,8 @@ class UnitReader:
             with suppress(CorruptChunk):
                 segment = self._segment(commit, piece.segment)
                 row_bytes = segment.arrays["tokens"].layout.row_bytes
-                for ref, low, high in _by_shard(segment, "tokens", piece.start, piece.count):
-                    self.fetcher.advise(ref, low * row_bytes, (high - low) * row_bytes, next_use)
+                for ref, low, part in _by_shard(segment, "tokens", piece.start, piece.count):
+                    self.fetcher.advise(ref, low * row_bytes, (part.stop - part.start) * row_bytes, next_use)
 
     def _segment(self, commit: int, index: int) -> TokenSegment:
         key = (commit, index)
@@ -137,20 +137,15 @@ class UnitReader:
                 ref = segment.array_shard(name, number)
                 self.fetcher.backend.advise(ref.key, 0, ref.bytes)
 
-    def _read_rows(
-        self, segment: TokenSegment, name: str, start: int, out: np.ndarray, next_use: int = 0
-    ) -> list[Damage]:
-        """Fill `out` with rows of an array of the segment from `start` on; the rows of it that no source can serve."""
-        layout = segment.arrays[name].layout
+    def _read_tokens(self, segment: TokenSegment, start: int, out: np.ndarray, next_use: int) -> list[Damage]:
+        """Fill `out` with tokens of the segment from `start` on; those of it that no source can serve."""
+        layout = segment.arrays["tokens"].layout
         damaged: list[Damage] = []
-        at = 0
-        for ref, low, high in _by_shard(segment, name, start, len(out)):
-            rows = out[at : at + high - low]
+        for ref, low, part in _by_shard(segment, "tokens", start, len(out)):
             try:
-                self.fetcher.read(ref, low * layout.row_bytes, rows.data.cast("B"), next_use)
+                self.fetcher.read(ref, low * layout.row_bytes, out[part].data.cast("B"), next_use)
             except CorruptChunk:
-                damaged += self._salvage(ref, layout, low, rows, at)
-            at += high - low
+                damaged += self._salvage(ref, layout, low, out[part], part.start)
         return damaged
 
     def _salvage(self, ref: ObjectRef, layout: ArrayLayout, low: int, out: np.ndarray, at: int) -> list[Damage]:
@@ -199,16 +194,18 @@ class UnitReader:
     def _read_array(self, segment: TokenSegment, name: str, first: int, count: int) -> np.ndarray:
         layout = segment.arrays[name].layout
         out = np.empty((count, *layout.shape[1:]), dtype=layout.dtype)
-        for _, _, error in self._read_rows(segment, name, first, out):
-            raise error
+        for ref, low, part in _by_shard(segment, name, first, count):
+            self.fetcher.read(ref, low * layout.row_bytes, out[part].data.cast("B"))
         return out
 
 
-def _by_shard(segment: TokenSegment, name: str, start: int, count: int) -> Iterator[tuple[ObjectRef, int, int]]:
-    """Shards of an array, and in each the rows [low, high) that belong to rows [start, start + count)."""
-    shard, stop = segment.arrays[name].layout.shard, start + count
-    while start < stop:
-        number, low = divmod(start, shard)
-        high = min(shard, low + stop - start)
-        yield segment.array_shard(name, number), low, high
-        start += high - low
+def _by_shard(segment: TokenSegment, name: str, start: int, count: int) -> Iterator[tuple[ObjectRef, int, slice]]:
+    """Shards of an array that hold some of its rows [start, start + count), the first such row in each, and those of
+    the `count` rows that are in it.
+    """
+    shard, at = segment.arrays[name].layout.shard, 0
+    while at < count:
+        number, low = divmod(start + at, shard)
+        stop = min(count, at + shard - low)
+        yield segment.array_shard(name, number), low, slice(at, stop)
+        at = stop

@@ -15,12 +15,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from fmscale.errors import CorruptData, DataError, FormatError, ObjectNotFound
+from fmscale.errors import CorruptData, DataError, ObjectNotFound
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.backends.write_once import store_once
 from fmscale.store.datasets.commit import Commit
 from fmscale.store.datasets.dataset import Dataset
 from fmscale.store.digest import canonical_json, metadata_digest
+from fmscale.store.segments.seal import check_version
 from fmscale.store.segments.tokens import open_segment, read_document_table, read_documents
 
 FORMAT_VERSION = 1
@@ -198,12 +199,7 @@ def load_mask(backend: Backend, dataset: str, digest: str) -> Mask:
         )
     table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
     header: dict[str, Any] = json.loads(table.schema.metadata[HEADER_KEY])
-    if header["format_version"] > FORMAT_VERSION:
-        raise FormatError(
-            f"The mask {key} was written by a newer fmscale",
-            found=header["format_version"],
-            remedy="Upgrade fmscale here.",
-        )
+    check_version(header, f"The mask {key}", FORMAT_VERSION)
     commit, segment, start, stop, position = (table.column(name).to_numpy() for name in SCHEMA.names[:5])
     ids = np.frombuffer(table.column("id").combine_chunks().buffers()[1], dtype="V16", count=len(table))
     documents = Documents(commit, segment, start, stop, position, ids)

@@ -61,14 +61,14 @@ def segment_prefix(dataset: str, job: str, unit: int, split: str) -> str:
     return f"{job_folder(dataset, job)}/{unit:08d}-{split}"
 
 
-def check_version(document: Mapping[str, Any], where: str) -> None:
-    """Raise FormatError if `document` is of a later format_version than this fmscale knows, or has none."""
+def check_version(document: Mapping[str, Any], where: str, latest: int = FORMAT_VERSION) -> None:
+    """Raise FormatError if `document` is of a later format_version than `latest`, or has none."""
     version = document.get("format_version")
-    if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
+    if not isinstance(version, int) or not 1 <= version <= latest:
         raise FormatError(
             f"{where} is of a format_version that this fmscale does not read",
             found=version,
-            remedy=f"It reads versions 1 to {FORMAT_VERSION}; upgrade fmscale to read a later one.",
+            remedy=f"It reads versions 1 to {latest}; upgrade fmscale to read a later one.",
         )
 
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmscale.data.order.mixture import integer_weights
+from fmscale.data.order.order import Orders
 from fmscale.data.plan.bans import Ban
 from fmscale.data.plan.plan import NEVER, Plan, Samples, Source, Stage
 from fmscale.errors import ConfigError, DataError
@@ -35,6 +36,12 @@ def ks(first: int, stop: int) -> np.ndarray:
 def unequal(one: Samples, other: Samples) -> np.ndarray:
     """Samples in which the two differ in anything."""
     return np.asarray(np.any([np.asarray(a) != np.asarray(b) for a, b in zip(one, other, strict=True)], axis=0))
+
+
+def following(plan: Plan, position: int) -> int:
+    """Row of the first source at a position, where no ban holds."""
+    row, _, _ = Orders(plan.orders).rows(np.array([0]), np.array([position], dtype=np.uint64))
+    return int(row[0])
 
 
 THREE = [stage(0, a=5, b=1), stage(700, a=2, c=3, b=1), stage(1500, c=1, d=1), stage(2000, a=1, d=9)]
@@ -170,7 +177,7 @@ def test_a_ban_moves_nothing_else() -> None:
     for k in np.flatnonzero(unequal(before, after))[:20].tolist():
         row, epoch = int(before.row[k]), int(before.epoch[k])
         while 10 <= row < 60 or row == 200:
-            row = int(base.orders[0].rows(np.array([epoch * 377 + row], dtype=np.uint64))[0][0])
+            row = following(base, epoch * 377 + row)
         assert after.row[k] == row
 
 
@@ -191,10 +198,8 @@ def test_substitutes_are_judged_by_the_entries_up_to_their_own() -> None:
     k = 50
     row = int(before.row[k])
 
-    def after(r: int) -> int:
-        return int(base.orders[0].rows(np.array([r], dtype=np.uint64))[0][0])
-
-    first, second = after(row), after(after(row))
+    first = following(base, row)
+    second = following(base, first)
     own = Ban(source=0, rows=((row, row + 1),), from_k=300, samples=(k,))
     also_first = Ban(source=0, rows=((first, first + 1),), from_k=300)
     at_k = np.array([k], dtype=np.uint64)

@@ -187,3 +187,14 @@ def test_a_cut_record_counts_up_to_its_last_batch_and_foreign_documents_are_refu
         audit([path], [other])
     with pytest.raises(DataError, match="no such delivery record"):
         read_records([tmp_path / "none.arrow"])
+
+
+def test_a_record_on_a_disk_that_fails_is_not_taken_for_a_record_that_was_cut(tmp_path: Path) -> None:
+    path = tmp_path / "1-rank0.arrow"
+    path.symlink_to("/proc/self/mem")  # whose first page is unmapped: EIO
+    with pytest.raises(OSError, match="Input/output error"):
+        read_records([path])
+    path.unlink()
+    path.write_bytes(b"")
+    with pytest.raises(DataError, match="no delivered rows"):
+        read_records([path])

@@ -308,6 +308,24 @@ def test_without_its_document_arrays_a_segment_is_lost_and_the_rest_of_the_unit_
     assert lost == sum(len(doc.tokens) for doc in content[0][1])
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_damaged_document_array_costs_a_unit_four_requests_however_long_it_is(
+    memory_store: Backend, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    """Its segment is lost in any case: the chunks that are whole are not read one by one, as those of tokens are."""
+    if not whole:
+        monkeypatch.setattr(unit_reader, "WHOLE_DOCUMENT_BYTES", 0)
+    write_commit(memory_store, "short", {"train": [documents([1] * 9000)]}, job="one")
+    dataset = open_dataset(memory_store, "short")
+    layout = open_placement(dataset, make_view(dataset, sequence_length=T, rows_per_unit=64))
+    flip(memory_store, f"{segment_prefix(layout, 0, 0)}/document_ends/c/0", 9)
+    counted = FaultyBackend(memory_store)
+    (damage,) = UnitReader(layout, Fetcher(counted)).read(0, slot(layout)).damaged
+    assert damage[:2] == (0, 64 * T)
+    # The read, two of the store's attempts, and the read that names the bad chunk.
+    assert len([call for call in counted.calls if "document_ends" in call.key]) == 4
+
+
 def test_a_store_that_does_not_answer_is_no_damage(memory: Backend, content: list[list[list[Document]]]) -> None:
     dataset = open_dataset(memory, "corpus")
     layout = open_placement(dataset, make_view(dataset, sequence_length=T, rows_per_unit=LARGE_UNIT))
