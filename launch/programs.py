@@ -1,9 +1,9 @@
-"""Paths of the programs of a launch, and the packages to install for missing programs."""
+"""Paths of the launchers' programs, and the packages to install for missing programs."""
 
 import shutil
 import subprocess
-
-from fmscale.launch.environment import beside_python
+import sys
+from pathlib import Path
 
 from fmscale.errors import ConfigError
 
@@ -20,15 +20,16 @@ PACKAGES = {
 
 
 def find_program(name: str) -> str:
-    """Path of a program. Raises ConfigError that names its package.
+    """Path of a launcher's program, or of fmscale. Raises ConfigError that names its package.
 
-    fmscale, torchrun and deepspeed are those of this Python; the cluster's mpirun goes before that of a wheel.
+    fmscale, torchrun and deepspeed must be those of this Python; the cluster's mpirun goes before that of a wheel.
     """
-    beside, on_path = beside_python(name), shutil.which(name)
-    path = beside or on_path if name in ("fmscale", "torchrun", "deepspeed") else on_path or beside
-    if path is None:
+    beside, on_path = Path(sys.executable).with_name(name), shutil.which(name)
+    if beside.is_file() and (name in ("fmscale", "torchrun", "deepspeed") or on_path is None):
+        return str(beside)
+    if on_path is None:
         raise ConfigError(f"There is no {name} on the PATH or beside this Python", remedy=f"{PACKAGES[name]}.")
-    return path
+    return on_path
 
 
 def mpi_kind(mpirun: str) -> str:
