@@ -2,7 +2,8 @@
 
 On a file system: an unnamed file (O_TMPFILE: a kill leaves nothing behind), two threads that each take the checksums of
 an 8 MiB block and write it with O_DIRECT straight from the snapshot's pages (2.0 GB/s on one virtio disk with 2 cores,
-against 1.1 to 1.5 with one thread), fsync, then the names. On an object store: one multipart upload.
+against 1.1 to 1.5 with one thread), fsync, then names for it and its checksums and one fsync of the folder. On an
+object store: one multipart upload.
 """
 
 import errno
