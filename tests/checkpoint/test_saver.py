@@ -10,6 +10,7 @@ import torch
 from fmscale.checkpoint.catalog import list_checkpoints
 from fmscale.checkpoint.checkpoint import open_checkpoint
 from fmscale.checkpoint.format.piece import Piece, whole
+from fmscale.checkpoint.persist.commit import commit_seals
 from fmscale.checkpoint.persist.rank_part import store_part
 from fmscale.checkpoint.saver import Saver
 from fmscale.checkpoint.snapshot import snapshot
@@ -113,9 +114,8 @@ def test_a_save_that_is_sealed_again_leaves_the_memory_to_the_next(
     held = threading.Event()
     from fmscale.checkpoint.persist import worker
 
-    commit, real = worker.commit_seals, worker.store_part
-    monkeypatch.setattr(worker, "commit_seals", lambda *args: (held.wait(20), commit(*args))[1])
-    monkeypatch.setattr(worker, "store_part", lambda *args: (args[2].step == 1 or held.wait(20), real(*args))[1])
+    monkeypatch.setattr(worker, "commit_seals", lambda *args: (held.wait(20), commit_seals(*args))[1])
+    monkeypatch.setattr(worker, "store_part", lambda *args: (args[2].step == 1 or held.wait(20), store_part(*args))[1])
     url = str(tmp_path / "store")
     with Fleet(url, ranks=1, config=CheckpointConfig(incremental=False)) as fleet:
         [saver] = fleet.savers
