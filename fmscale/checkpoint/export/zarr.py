@@ -18,7 +18,7 @@ from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Sto
 from zarr.core.buffer import Buffer, BufferPrototype
 
 from fmscale.checkpoint.checkpoint import Checkpoint
-from fmscale.checkpoint.format.manifest import Tensor
+from fmscale.checkpoint.format.layout import Tensor
 from fmscale.errors import AccessDenied
 
 CHUNK_BYTES = 4 << 20
