@@ -15,6 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -153,8 +154,16 @@ def _store_local(
 
 def _write_stream(file: _File, stream: Stream, fill: Fill, pool: Executor, digests: bool, exact: bool) -> np.ndarray:
     """Fill the file from the stream; the checksums."""
-    reserved = _Reserved(file.descriptor)
     found: dict[int, np.ndarray] = {}
+    reserving, reserved = threading.Lock(), 0
+
+    def reserve(end: int) -> None:
+        """Have space up to `end`, and for no byte that may not come: a lack of it shows early."""
+        nonlocal reserved
+        with reserving:
+            if reserved < end:
+                os.posix_fallocate(file.descriptor, reserved, pages(end) - reserved)
+                reserved = pages(end)
 
     def write() -> None:
         try:
@@ -168,14 +177,14 @@ def _write_stream(file: _File, stream: Stream, fill: Fill, pool: Executor, diges
                     scratch = _own_scratch()
                     scratch[:size] = block
                     block = scratch[: pages(size)]
-                reserved.reach(max(stream.nbytes, start + block.nbytes))
+                reserve(max(stream.nbytes, start + block.nbytes))
                 _write_all(file.descriptor, block, start)
         except BaseException as error:
             stream.fail(error)
             raise
 
     if exact:
-        reserved.reach(stream.most)
+        reserve(stream.most)
     lanes = [pool.submit(write) for _ in range(THREADS)]
     try:
         fill(stream)
@@ -189,21 +198,6 @@ def _write_stream(file: _File, stream: Stream, fill: Fill, pool: Executor, diges
         if end is not None:
             raise end
     return np.concatenate([found[start] for start in sorted(found)]) if found else _NONE
-
-
-class _Reserved:
-    """Space of a file that is had before it is written: a lack of it shows early."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor, self._bytes = descriptor, 0
-        self._lock = threading.Lock()
-
-    def reach(self, end: int) -> None:
-        """Have space up to `end`, and for no byte that may not come."""
-        with self._lock:
-            if self._bytes < end:
-                os.posix_fallocate(self._descriptor, self._bytes, pages(end) - self._bytes)
-                self._bytes = pages(end)
 
 
 def _write_all(descriptor: int, data: memoryview, start: int) -> None:
@@ -224,23 +218,17 @@ def _open_new(folder: str, *, direct: bool) -> _File:
 
     NFS, Lustre and overlays have no O_TMPFILE, older tmpfs no O_DIRECT.
     """
-    common = os.O_RDWR | os.O_CLOEXEC
     flags = (os.O_DIRECT, 0) if direct else (0,)
-    for flag in flags:
+    named = f"{folder}/{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+    for temporary, flag in product(("", named), flags):
+        kind = os.O_CREAT | os.O_EXCL if temporary else os.O_TMPFILE
         try:
-            descriptor = os.open(folder, common | os.O_TMPFILE | flag, 0o644)
-            return _File(descriptor=descriptor, temporary="", direct=bool(flag))
+            descriptor = os.open(temporary or folder, os.O_RDWR | os.O_CLOEXEC | kind | flag, 0o644)
+            return _File(descriptor=descriptor, temporary=temporary, direct=bool(flag))
         except OSError as error:
-            if error.errno not in _NOT_OFFERED:
-                raise
-    for flag in flags:
-        name = f"{folder}/{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
-        try:
-            descriptor = os.open(name, common | os.O_CREAT | os.O_EXCL | flag, 0o644)
-            return _File(descriptor=descriptor, temporary=name, direct=bool(flag))
-        except OSError as error:
-            with suppress(FileNotFoundError):
-                os.unlink(name)  # a file system that refuses O_DIRECT may have created the file before
-            if error.errno not in _NOT_OFFERED or not flag:
+            if temporary:
+                with suppress(FileNotFoundError):
+                    os.unlink(temporary)  # a file system that refuses O_DIRECT may have created the file before
+            if error.errno not in _NOT_OFFERED or (temporary and not flag):
                 raise
     raise AssertionError("the last attempt returned or raised")
