@@ -21,7 +21,6 @@ from fmscale.train.journal import Journal
 from fmscale.train.loop import Loop
 from fmscale.train.resume import choose_resume, restore
 from fmscale.train.saving import Saving, open_saver
-from fmscale.train.schedule import learning_rate
 from fmscale.train.session import Session
 
 Show = Callable[[Mapping[str, Any]], None]
@@ -89,10 +88,8 @@ def assemble(
         saving=saving,
         journal=journal,
         steps=steps,
-        rate=lambda step: learning_rate(config.schedule, config.optimizer.lr, step, steps),
         evaluate=evaluator(session, engine, batch.micro_batch, steps, tell),
         delivered=(lambda batch, inputs: record.add(received(batch, inputs))) if record else lambda batch, inputs: None,
-        sources=len(loader.plan.sources),
         show=(lambda record: show({**record, "steps": steps})) if world.rank == 0 else lambda record: None,
     )
     return loop, partial(restore, session, resume, engine, loader, saving, tokenizer.digest, tell)
