@@ -11,8 +11,9 @@ import mmap
 import os
 import threading
 import uuid
-from collections.abc import Callable
-from concurrent.futures import Executor
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor, Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
@@ -21,7 +22,7 @@ import numpy as np
 
 from fmscale.checkpoint.format.layout import PAGE, pages
 from fmscale.checkpoint.format.names import SUMS
-from fmscale.checkpoint.persist.stream import BLOCK_BYTES, Stream
+from fmscale.checkpoint.persist.stream import BLOCK_BYTES, Block, Stream
 from fmscale.errors import AccessDenied
 from fmscale.store.backends.posix import make_folders, sync_directory, translated
 from fmscale.store.backends.protocol import Backend
@@ -35,8 +36,8 @@ _NOT_OFFERED = (errno.EINVAL, errno.EOPNOTSUPP, errno.EISDIR)
 """Errors of open(2) where a file system lacks O_DIRECT or O_TMPFILE."""
 _scratch = threading.local()
 
-Fill = Callable[[Stream], None]
-"""Adds all that is in a file to its stream, and closes that."""
+Fill = Callable[[Stream], Iterable[Block]]
+"""Adds all that is in a file to its stream, and closes that; gives the blocks as they are complete."""
 
 
 def store_stream(
@@ -52,7 +53,8 @@ def store_stream(
     path = backend.local_path(key)
     if path is not None:
         return _store_local(backend, str(path), key, stream, fill, pool, digests, exact)
-    fill(stream)
+    for _ in fill(stream):
+        pass
     if stream.empty:
         return None
     whole = stream.whole()
@@ -165,38 +167,33 @@ def _write_stream(file: _File, stream: Stream, fill: Fill, pool: Executor, diges
                 os.posix_fallocate(file.descriptor, reserved, pages(end) - reserved)
                 reserved = pages(end)
 
-    def write() -> None:
-        try:
-            while (taken := stream.take()) is not None:
-                start, size = taken
-                block = stream.block(start, size, _own_scratch)
-                if digests:
-                    found[start] = chunk_checksums(block)
-                if file.direct and size % PAGE:
-                    # O_DIRECT takes whole pages; the file is cut to its length afterwards.
-                    scratch = _own_scratch()
-                    scratch[:size] = block
-                    block = scratch[: pages(size)]
-                reserve(max(stream.nbytes, start + block.nbytes))
-                _write_all(file.descriptor, block, start)
-        except BaseException as error:
-            stream.fail(error)
-            raise
+    def write(start: int, size: int) -> None:
+        block = stream.block(start, size, _own_scratch)
+        if digests:
+            found[start] = chunk_checksums(block)
+        if file.direct and size % PAGE:
+            # O_DIRECT takes whole pages; the file is cut to its length afterwards.
+            scratch = _own_scratch()
+            scratch[:size] = block
+            block = scratch[: pages(size)]
+        reserve(max(stream.nbytes, start + block.nbytes))
+        _write_all(file.descriptor, block, start)
 
     if exact:
         reserve(stream.most)
-    lanes = [pool.submit(write) for _ in range(THREADS)]
+    writes: deque[Future[None]] = deque()
     try:
-        fill(stream)
-    except BaseException as error:
-        stream.fail(error)
-        raise
+        for block in fill(stream):
+            writes.append(pool.submit(write, *block))
+            while writes and writes[0].done():
+                writes.popleft().result()
+        while writes:
+            writes.popleft().result()
     finally:
         # Whatever happened, nobody may write to the descriptor once this returns.
-        ends = [lane.exception() for lane in lanes]
-    for end in ends:
-        if end is not None:
-            raise end
+        for one in writes:
+            one.cancel()
+        wait(writes)
     return np.concatenate([found[start] for start in sorted(found)]) if found else _NONE
 
 
