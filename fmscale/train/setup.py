@@ -58,7 +58,9 @@ def assemble(
             event({name: value for name, value in record.items() if name != "time"})
 
     def meta(step: int, loader_state: dict[str, Any]) -> dict[str, Any]:
-        # Of the steps, AdamW counts those that were applied: fewer where gradients were not finite.
+        """Facts of a checkpoint beside its tensors. `updates` are the steps that were applied, as AdamW counts: fewer
+        where gradients were not finite. The loader stands at the beginning of the next step.
+        """
         return {
             "version": META_VERSION,
             "step": step,
