@@ -1,13 +1,12 @@
-"""Job of the persist process: one rank's part of one checkpoint; and how it crosses to the process."""
+"""Job of the persist process: one rank's part of one checkpoint; it crosses to the process as JSON."""
 
 import json
-import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
 
-from fmscale.checkpoint.format.layout import FileLayout, plan_layout
+from fmscale.checkpoint.format.layout import FileLayout, FileRange, Tensor, plan_layout
 from fmscale.config.checkpoint import CheckpointConfig
 
 Tell = Callable[[dict[str, Any]], None]
@@ -59,7 +58,7 @@ class SaveJob:
 
 
 def encode_job(job: SaveJob) -> bytes:
-    """The values of this save as a line of JSON, and its layout, which hardly ever changes, as a pickle."""
+    """A job as two lines of JSON: the values of this save, and the ranges of its layout, which hardly ever change."""
     head = {one.name: getattr(job, one.name) for one in fields(job) if one.name != "layout"}
     return json.dumps(head).encode() + b"\n" + _encoded_layout(job.layout)
 
@@ -72,10 +71,16 @@ def decode_job(data: bytes) -> SaveJob:
 
 @lru_cache(maxsize=4)
 def _encoded_layout(layout: FileLayout) -> bytes:
-    return pickle.dumps(layout)
+    ranges = [(one.tensor, one.start, one.count) for one in layout.ranges]
+    return json.dumps(ranges, separators=(",", ":")).encode()
 
 
 @lru_cache(maxsize=4)
 def _decoded_layout(data: bytes) -> FileLayout:
-    layout: FileLayout = pickle.loads(data)
-    return layout
+    """Planned anew: what is in file order already is planned as it was."""
+    return plan_layout(
+        [
+            FileRange(tensor=Tensor(name, state, dtype, tuple(shape)), start=start, count=count)
+            for (name, state, dtype, shape), start, count in json.loads(data)
+        ]
+    )

@@ -53,6 +53,8 @@ def test_a_layout_has_every_piece_aligned_and_none_twice(parts: list[tuple[str, 
     layout = plan_layout(ranges, file_bytes)
     assert sorted(layout.order) == list(range(len(ranges)))
     assert [layout.ranges[place] for place in range(len(ranges))] == [ranges[i] for i in layout.order]
+    again = plan_layout(layout.ranges, file_bytes)  # as in the persist process
+    assert (again.ranges, again.offsets, again.files) == (layout.ranges, layout.offsets, layout.files)
     covered = 0
     for file in layout.files:
         assert file.begin % PAGE == file.header_bytes % PAGE == 0
