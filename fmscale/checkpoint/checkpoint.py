@@ -5,7 +5,8 @@ from typing import Any
 import torch
 
 from fmscale.checkpoint.catalog import CheckpointEntry, load_manifest, newest, parse_address
-from fmscale.checkpoint.format.manifest import CheckpointManifest, Tensor
+from fmscale.checkpoint.format.layout import Tensor
+from fmscale.checkpoint.format.manifest import CheckpointManifest
 from fmscale.checkpoint.format.piece import elements
 from fmscale.checkpoint.read.reader import Reader
 from fmscale.checkpoint.read.restore import into

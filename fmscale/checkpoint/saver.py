@@ -271,10 +271,9 @@ class Saver:
             now = time.perf_counter() - save.begin
             match event["event"]:
                 case "sealed":
+                    self._free(save)
                     save.facts["sealed_seconds"] = now
                     save.facts |= {"bytes_written": event["bytes"], "bytes_referenced": event["referenced"]}
-                    if save.slot is not None:
-                        save.slot.busy = False
                 case "retrying":
                     logger.warning("save of step %d is tried again: %s", save.step, event["reason"])
                     self._reports.append(SaveReport(step=save.step, state="retrying", reason=event["reason"]))
@@ -290,9 +289,15 @@ class Saver:
     def _end(self, number: int, **fields: Any) -> None:
         """The save is over: report it with what it took."""
         save = self._saves.pop(number)
+        self._free(save)
+        self._reports.append(SaveReport(step=save.step, **save.facts, **fields))
+
+    def _free(self, save: _Save) -> None:
+        """The snapshot's memory may be used again, from the first seal on: a persist process that is started again
+        seals again, and another save may have the memory by then.
+        """
         if save.slot is not None and "sealed_seconds" not in save.facts:
             save.slot.busy = False
-        self._reports.append(SaveReport(step=save.step, **save.facts, **fields))
 
 
 def _yield_to_training() -> None:

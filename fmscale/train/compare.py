@@ -1,7 +1,6 @@
 """Comparison of two runs: their metrics step by step, and the samples that their models received."""
 
 import math
-from bisect import bisect_left
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -226,11 +225,17 @@ def _delivered_parts(a: pa.Table, b: pa.Table) -> dict[str, Difference]:
 
 def first_unequal(a: pa.ChunkedArray, b: pa.ChunkedArray) -> int | None:
     """Index of the first place where two columns of equal length differ; None for equal columns. By halving, so
-    that columns of any nested type are compared without making Python objects of them.
+    that columns of any nested type are compared without making Python objects of them, and no row more than twice.
     """
     if a.equals(b):
         return None
-    return bisect_left(range(len(a)), True, key=lambda i: not a.slice(0, i + 1).equals(b.slice(0, i + 1)))
+    at, size = 0, len(a)
+    while size > 1:
+        half = size // 2
+        if a.slice(at, half).equals(b.slice(at, half)):
+            at, half = at + half, size - half
+        size = half
+    return at
 
 
 def _shown(value: Any) -> Any:

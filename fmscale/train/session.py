@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import distributed
 
+from fmscale.checkpoint.format.names import run_log
 from fmscale.config import Config
 from fmscale.runtime import variables
 from fmscale.runtime.device import pick_device
@@ -20,7 +21,6 @@ from fmscale.runtime.waits import HostWaits
 from fmscale.runtime.world import World
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.log.lease import acquire
-from fmscale.store.log.log import RUN_KINDS, Log
 from fmscale.store.open import open_store
 from fmscale.train.run_folder import check_folder, run_folder
 
@@ -52,7 +52,7 @@ class Session:
         """
         if self.world.rank == 0:
             owner = f"{socket.gethostname()}:{os.getpid()}"
-            lease = acquire(Log(self.backend, f"runs/{self.config.train.run}", RUN_KINDS), owner).number
+            lease = acquire(run_log(self.backend, self.config.train.run), owner).number
             self.waits.arrive("lease", str(lease))
         return int(self.waits.wait("lease", ranks=[0])[0])
 

@@ -21,7 +21,6 @@ from fmscale.train.journal import Journal
 from fmscale.train.loop import Loop
 from fmscale.train.resume import choose_resume, restore
 from fmscale.train.saving import Saving, open_saver
-from fmscale.train.schedule import learning_rate
 from fmscale.train.session import Session
 
 Show = Callable[[Mapping[str, Any]], None]
@@ -59,7 +58,9 @@ def assemble(
             event({name: value for name, value in record.items() if name != "time"})
 
     def meta(step: int, loader_state: dict[str, Any]) -> dict[str, Any]:
-        # Of the steps, AdamW counts those that were applied: fewer where gradients were not finite.
+        """Facts of a checkpoint beside its tensors. `updates` are the steps that were applied, as AdamW counts: fewer
+        where gradients were not finite. The loader stands at the beginning of the next step.
+        """
         return {
             "version": META_VERSION,
             "step": step,
@@ -89,10 +90,8 @@ def assemble(
         saving=saving,
         journal=journal,
         steps=steps,
-        rate=lambda step: learning_rate(config.schedule, config.optimizer.lr, step, steps),
         evaluate=evaluator(session, engine, batch.micro_batch, steps, tell),
         delivered=(lambda batch, inputs: record.add(received(batch, inputs))) if record else lambda batch, inputs: None,
-        sources=len(loader.plan.sources),
         show=(lambda record: show({**record, "steps": steps})) if world.rank == 0 else lambda record: None,
     )
     return loop, partial(restore, session, resume, engine, loader, saving, tokenizer.digest, tell)

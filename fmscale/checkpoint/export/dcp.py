@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.planner import WriteItem
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from fmscale.checkpoint.checkpoint import Checkpoint
-from fmscale.checkpoint.format.manifest import Tensor
+from fmscale.checkpoint.format.layout import Tensor
 
 
 class _Streaming(DefaultSavePlanner):

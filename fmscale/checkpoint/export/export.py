@@ -3,15 +3,13 @@
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from fmscale.checkpoint.checkpoint import Checkpoint
-from fmscale.checkpoint.format.layout import FileRange, shortest_header
-from fmscale.checkpoint.format.manifest import Tensor
+from fmscale.checkpoint.format.layout import FileRange, Tensor, shortest_header
 from fmscale.checkpoint.format.piece import DTYPES, elements
 from fmscale.errors import ConfigError
 
@@ -19,20 +17,8 @@ SHARD_BYTES = 5_000_000_000
 """Largest file of a Hugging Face export, as `save_pretrained` has it."""
 
 Progress = Callable[[int], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Export:
-    """A tensor of the checkpoint, with its name and type in the export."""
-
-    source: Tensor
-    name: str
-    dtype: str
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its elements in the export."""
-        return elements(self.source.shape) * DTYPES[self.dtype][1]
+Exported = tuple[Tensor, Tensor]
+"""A tensor of the checkpoint, and the same with its name and type in the export, which has no states."""
 
 
 def export_checkpoint(
@@ -67,12 +53,12 @@ def export_checkpoint(
         return export_dcp(checkpoint, folder, progress)
     if format == "safetensors":
         tensors = [
-            Export(source=one, name=f"{one.state}/{one.name}", dtype=_converted(one, dtype))
+            (one, Tensor(f"{one.state}/{one.name}", "", _converted(one, dtype), one.shape))
             for one in checkpoint.manifest.tensors
         ]
         return [_write(checkpoint, folder / "checkpoint.safetensors", tensors, progress)]
     weights = [one for one in checkpoint.manifest.tensors if one.state == "weight"]
-    tensors = [Export(source=one, name=_mapped(one.name, names), dtype=_converted(one, dtype)) for one in weights]
+    tensors = [(one, Tensor(_mapped(one.name, names), "", _converted(one, dtype), one.shape)) for one in weights]
     written = _write_sharded(checkpoint, folder, tensors, shard_bytes, progress)
     if config is not None:
         written.append(_write_json(folder / "config.json", config))
@@ -83,45 +69,41 @@ def export_checkpoint(
 
 
 def _write_sharded(
-    checkpoint: Checkpoint, folder: Path, tensors: Sequence[Export], shard_bytes: int, progress: Progress
+    checkpoint: Checkpoint, folder: Path, tensors: Sequence[Exported], shard_bytes: int, progress: Progress
 ) -> list[Path]:
-    shards: list[list[Export]] = [[]]
-    for one in tensors:
-        if shards[-1] and sum(other.nbytes for other in shards[-1]) + one.nbytes > shard_bytes:
+    shards: list[list[Exported]] = [[]]
+    for source, target in tensors:
+        if shards[-1] and sum(other.nbytes for _, other in shards[-1]) + target.nbytes > shard_bytes:
             shards.append([])
-        shards[-1].append(one)
+        shards[-1].append((source, target))
     if len(shards) == 1:
         return [_write(checkpoint, folder / "model.safetensors", shards[0], progress)]
     written, places = [], {}
     for number, shard in enumerate(shards, 1):
         path = folder / f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         written.append(_write(checkpoint, path, shard, progress))
-        places.update({one.name: path.name for one in shard})
-    index = {"metadata": {"total_size": sum(one.nbytes for one in tensors)}, "weight_map": places}
+        places.update({target.name: path.name for _, target in shard})
+    index = {"metadata": {"total_size": sum(target.nbytes for _, target in tensors)}, "weight_map": places}
     return [*written, _write_json(folder / "model.safetensors.index.json", index)]
 
 
-def _write(checkpoint: Checkpoint, path: Path, tensors: Sequence[Export], progress: Progress) -> Path:
+def _write(checkpoint: Checkpoint, path: Path, tensors: Sequence[Exported], progress: Progress) -> Path:
     """One safetensors file; under its name once it is complete. Wider types first, as in the format module."""
-    ordered = sorted(tensors, key=lambda one: -DTYPES[one.dtype][1])
+    ordered = sorted(tensors, key=lambda pair: -pair[1].item_bytes)
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as file:
-        file.write(shortest_header([_whole(one) for one in ordered]))
-        for one in ordered:
-            tensor = checkpoint.tensor(one.source.name, one.source.state)
-            if one.dtype != one.source.dtype:
-                tensor = tensor.to(getattr(torch, one.dtype))
+        whole = [FileRange(tensor=target, start=0, count=elements(target.shape)) for _, target in ordered]
+        file.write(shortest_header(whole))
+        for source, target in ordered:
+            tensor = checkpoint.tensor(source.name, source.state)
+            if target.dtype != source.dtype:
+                tensor = tensor.to(getattr(torch, target.dtype))
             file.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
-            progress(one.source.nbytes)
+            progress(source.nbytes)
         file.flush()
         os.fsync(file.fileno())
     partial.rename(path)
     return path
-
-
-def _whole(one: Export) -> FileRange:
-    shape = one.source.shape
-    return FileRange(name=one.name, state="", dtype=one.dtype, shape=shape, start=0, count=elements(shape))
 
 
 def _converted(one: Tensor, dtype: str | None) -> str:

@@ -18,7 +18,7 @@ from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Sto
 from zarr.core.buffer import Buffer, BufferPrototype
 
 from fmscale.checkpoint.checkpoint import Checkpoint
-from fmscale.checkpoint.format.manifest import Tensor
+from fmscale.checkpoint.format.layout import Tensor
 from fmscale.errors import AccessDenied
 
 CHUNK_BYTES = 4 << 20
@@ -47,14 +47,16 @@ class CheckpointStore(Store):
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(read_only=True)
         self._checkpoint = checkpoint
-        self._tensors = {f"{one.state}/{one.name}": one for one in checkpoint.manifest.tensors}
         root = {"run": checkpoint.run, "step": checkpoint.step, "meta": checkpoint.meta}
-        self._metadata = {_METADATA: _group(root)}
-        for path, one in self._tensors.items():
+        # Metadata as it is; of a chunk its tensor and number.
+        self._objects: dict[str, bytes | tuple[Tensor, int]] = {_METADATA: _group(root)}
+        for one in checkpoint.manifest.tensors:
+            path = f"{one.state}/{one.name}"
             parts = path.split("/")
             for depth in range(1, len(parts)):
-                self._metadata["/".join([*parts[:depth], _METADATA])] = _group({})
-            self._metadata[f"{path}/{_METADATA}"] = _array(one)
+                self._objects["/".join([*parts[:depth], _METADATA])] = _group({})
+            self._objects[f"{path}/{_METADATA}"] = _array(one)
+            self._objects |= {f"{path}/{_chunk_key(one, number)}": (one, number) for number in range(_chunks(one))}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, CheckpointStore) and self._checkpoint is other._checkpoint
@@ -63,12 +65,13 @@ class CheckpointStore(Store):
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         """An object of the hierarchy, or None."""
-        if key in self._metadata:
-            data = torch.frombuffer(bytearray(self._metadata[key]), dtype=torch.uint8)
-        elif (place := self._place(key)) is not None:
-            data = await asyncio.to_thread(self._chunk, *place)
-        else:
+        found = self._objects.get(key)
+        if found is None:
             return None
+        if isinstance(found, bytes):
+            data = torch.frombuffer(bytearray(found), dtype=torch.uint8)
+        else:
+            data = await asyncio.to_thread(self._chunk, *found)
         return prototype.buffer.from_array_like(_part(data, byte_range).numpy())
 
     async def get_partial_values(
@@ -79,7 +82,7 @@ class CheckpointStore(Store):
 
     async def exists(self, key: str) -> bool:
         """True if there is such an object."""
-        return key in self._metadata or self._place(key) is not None
+        return key in self._objects
 
     async def set(self, key: str, value: Buffer) -> None:
         """Raise AccessDenied."""
@@ -91,40 +94,21 @@ class CheckpointStore(Store):
 
     async def list(self) -> AsyncIterator[str]:
         """All keys."""
-        async for key in self.list_prefix(""):
+        for key in self._objects:
             yield key
 
     async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
         """Keys that begin with `prefix`."""
-        for key in self._metadata:
+        for key in self._objects:
             if key.startswith(prefix):
                 yield key
-        for path, one in self._tensors.items():
-            for number in range(_chunks(one)):
-                key = f"{path}/{_chunk_key(one, number)}"
-                if key.startswith(prefix):
-                    yield key
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
         """Names right below a node."""
         begin = f"{prefix.rstrip('/')}/" if prefix.strip("/") else ""
-        seen = set()
-        async for key in self.list_prefix(begin):
-            name = key[len(begin) :].split("/", 1)[0]
-            if name not in seen:
-                seen.add(name)
-                yield name
-
-    def _place(self, key: str) -> tuple[Tensor, int] | None:
-        """Tensor and number of the chunk that a key names, if there is such a chunk."""
-        path, mark, indices = key.rpartition("/c/") if not key.endswith("/c") else (key[:-2], "c", "0")
-        one = self._tensors.get(path)
-        first, *others = indices.split("/")
-        if one is None or not mark or not first.isdecimal() or set(others) - {"0"}:
-            return None
-        number = int(first)
-        known = number < _chunks(one) and key == f"{path}/{_chunk_key(one, number)}"
-        return (one, number) if known else None
+        below = (key[len(begin) :] for key in self._objects if key.startswith(begin))
+        for name in dict.fromkeys(key.split("/", 1)[0] for key in below):
+            yield name
 
     def _chunk(self, one: Tensor, number: int) -> torch.Tensor:
         """Bytes of a chunk; Zarr pads the last one."""

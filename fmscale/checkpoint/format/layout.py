@@ -8,11 +8,12 @@ side in an optimizer's flat partition do so in the file, and are copied as one.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from fmscale.checkpoint.format.piece import DTYPES, elements
+from fmscale.checkpoint.format.piece import DTYPES, Piece, elements
+from fmscale.errors import ConfigError
 
 PAGE = 4096
 """Alignment of memory, file offsets and lengths that O_DIRECT takes on every block device in use."""
@@ -20,15 +21,32 @@ FILE_BYTES = 2 << 30
 """A file is closed when it has more: few files, and object stores take it in 128 parts of 16 MiB."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class FileRange:
-    """A piece without its memory: what of a logical tensor, and of which type."""
+class Tensor(NamedTuple):
+    """A logical tensor in one of its states."""
 
     name: str
     state: str
+    """`weight`, `exp_avg`, ..."""
     dtype: str
     """torch's name of the type."""
     shape: tuple[int, ...]
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of an element."""
+        return DTYPES[self.dtype][1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements."""
+        return elements(self.shape) * self.item_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileRange:
+    """A piece without its memory: what of a logical tensor."""
+
+    tensor: Tensor
     start: int
     """First element."""
     count: int
@@ -37,15 +55,16 @@ class FileRange:
     @property
     def nbytes(self) -> int:
         """Bytes of the range."""
-        return self.count * DTYPES[self.dtype][1]
+        return self.count * self.tensor.item_bytes
 
     @property
     def key(self) -> str:
         """Name of the tensor in a safetensors file: STATE/NAME, and @START where it is not the whole. NAME alone
         without a state.
         """
-        part = "" if self.count == elements(self.shape) else f"@{self.start}"
-        return f"{self.state}/{self.name}{part}" if self.state else self.name
+        one = self.tensor
+        part = "" if self.count == elements(one.shape) else f"@{self.start}"
+        return f"{one.state}/{one.name}{part}" if one.state else one.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +98,28 @@ class FileLayout:
     """Size of the memory, whole pages."""
 
 
+def checked(piece: Piece) -> FileRange:
+    """The piece's range. Raises ConfigError for a piece that cannot be saved or restored."""
+    problem = ""
+    if piece.dtype not in DTYPES or f"torch.{piece.dtype}" != str(piece.tensor.dtype):
+        problem = f"is said to be {piece.dtype} and is {piece.tensor.dtype}"
+    elif piece.tensor.dim() != 1 or not piece.tensor.is_contiguous():
+        problem = f"has the shape {tuple(piece.tensor.shape)} and strides {piece.tensor.stride()}"
+    elif piece.start < 0 or piece.start + piece.count > elements(piece.shape):
+        problem = f"ends at element {piece.start + piece.count} of the shape {piece.shape}"
+    if problem:
+        raise ConfigError(
+            f"the piece of {piece.name} ({piece.state}) {problem}",
+            remedy="Pieces are contiguous 1-D views of elements [start, start + numel) of their tensor.",
+        )
+    tensor = Tensor(piece.name, piece.state, piece.dtype, tuple(piece.shape))
+    return FileRange(tensor=tensor, start=piece.start, count=piece.count)
+
+
 def plan_layout(ranges: Sequence[FileRange], file_bytes: int = FILE_BYTES) -> FileLayout:
     """Sort pieces and cut them into files. A piece is never split: one larger than `file_bytes` has its own."""
-    order = sorted(range(len(ranges)), key=lambda i: (-DTYPES[ranges[i].dtype][1], ranges[i].state, ranges[i].dtype, i))
+    tensors = [one.tensor for one in ranges]
+    order = sorted(range(len(ranges)), key=lambda i: (-tensors[i].item_bytes, tensors[i].state, tensors[i].dtype, i))
     placed = [ranges[i] for i in order]
     files: list[FileImage] = []
     offsets: list[int] = []
@@ -107,21 +145,6 @@ def plan_layout(ranges: Sequence[FileRange], file_bytes: int = FILE_BYTES) -> Fi
     )
 
 
-def tensor_table(ranges: Sequence[FileRange]) -> tuple[list[tuple[Any, ...]], list[int]]:
-    """Tensors of the ranges for JSON, each once; and the number of each range's tensor among them."""
-    keys = [(one.name, one.state, one.dtype, one.shape) for one in ranges]
-    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-    return list(numbers), [numbers[key] for key in keys]
-
-
-def ranges_of(table: Iterable[Sequence[Any]], columns: Mapping[str, Sequence[int]]) -> Iterator[FileRange]:
-    """The ranges of a `tensor_table`, from the columns `tensor`, `start` and `count`."""
-    tensors = [(name, state, dtype, tuple(shape)) for name, state, dtype, shape in table]
-    for number, start, count in zip(columns["tensor"], columns["start"], columns["count"], strict=True):
-        name, state, dtype, shape = tensors[number]
-        yield FileRange(name=name, state=state, dtype=dtype, shape=shape, start=start, count=count)
-
-
 def header(ranges: Iterable[FileRange], header_bytes: int) -> bytes:
     """Length prefix and header of a file that holds these pieces, padded to `header_bytes`."""
     text = _header_json(ranges)
@@ -143,7 +166,8 @@ def _header_json(ranges: Iterable[FileRange]) -> bytes:
     tensors: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
     for one in ranges:
-        shape = list(one.shape) if one.count == elements(one.shape) else [one.count]
-        tensors[one.key] = {"dtype": DTYPES[one.dtype][0], "shape": shape, "data_offsets": [at, at + one.nbytes]}
+        dtype, shape = DTYPES[one.tensor.dtype][0], one.tensor.shape
+        shape = shape if one.count == elements(shape) else (one.count,)
+        tensors[one.key] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + one.nbytes]}
         at += one.nbytes
     return json.dumps(tensors, separators=(",", ":"), ensure_ascii=False).encode()

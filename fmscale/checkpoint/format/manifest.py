@@ -7,15 +7,14 @@ entry has the digest of all of it.
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from fmscale.checkpoint.format.layout import FileRange
+from fmscale.checkpoint.format.layout import Tensor
 from fmscale.checkpoint.format.names import FORMAT_VERSION
-from fmscale.checkpoint.format.piece import DTYPES, elements
+from fmscale.checkpoint.format.piece import elements
 from fmscale.checkpoint.format.seal import Seal, StoredFile, check_version
 from fmscale.errors import CorruptData, FmscaleError
 from fmscale.store.digest import canonical_json, metadata_digest
@@ -23,27 +22,6 @@ from fmscale.store.keys import damaged
 
 COLUMNS = {"tensor": np.int32, "start": np.int64, "count": np.int64, "file": np.int32, "offset": np.int64}
 _KEY = b"fmscale"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tensor:
-    """A logical tensor in one of its states."""
-
-    name: str
-    state: str
-    """`weight`, `exp_avg`, ..."""
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def item_bytes(self) -> int:
-        """Bytes of an element."""
-        return DTYPES[self.dtype][1]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all elements."""
-        return elements(self.shape) * self.item_bytes
 
 
 class CheckpointManifest:
@@ -55,10 +33,7 @@ class CheckpointManifest:
         self.step: int = head["step"]
         self.meta: dict[str, Any] = head["meta"]
         self.rank_meta: list[dict[str, Any] | None] = head["rank_meta"]
-        self.tensors = [
-            Tensor(name=name, state=state, dtype=dtype, shape=tuple(shape))
-            for name, state, dtype, shape in head["tensors"]
-        ]
+        self.tensors = [Tensor(name, state, dtype, tuple(shape)) for name, state, dtype, shape in head["tensors"]]
         self.files = [StoredFile(*file) for file in head["files"]]
         self.columns = columns
         self.digests = digests
@@ -86,20 +61,20 @@ def merge(seals: Sequence[Seal]) -> CheckpointManifest:
     """One manifest of all ranks' seals. Raises FmscaleError where they do not hold each element exactly once."""
     files = {file.key: file for seal in seals for file in seal.files}
     place = {key: number for number, key in enumerate(sorted(files))}
-    tensors: dict[tuple[str, str], tuple[int, FileRange]] = {}
+    tensors: dict[tuple[str, str], tuple[int, Tensor]] = {}
     rows: list[tuple[Any, ...]] = []
     for seal in seals:
         for piece in seal.pieces:
-            one = piece.range
+            one = piece.range.tensor
             number, known = tensors.setdefault((one.name, one.state), (len(tensors), one))
-            if (known.dtype, known.shape) != (one.dtype, one.shape):
+            if known != one:
                 raise FmscaleError(
                     f"ranks disagree about the tensor {one.name} ({one.state})",
                     found=f"{known.dtype} {known.shape}, and on rank {seal.rank} {one.dtype} {one.shape}",
                     remedy="Start all ranks with the same config and the same fmscale.",
                 )
             file = place[seal.files[piece.file].key]
-            rows.append((number, one.start, one.count, file, piece.offset, piece.digest))
+            rows.append((number, piece.range.start, piece.range.count, file, piece.offset, piece.digest))
     rows.sort(key=lambda row: row[:2])
     columns = {name: np.array([row[i] for row in rows], dtype=dtype) for i, (name, dtype) in enumerate(COLUMNS.items())}
     head = {
@@ -109,7 +84,7 @@ def merge(seals: Sequence[Seal]) -> CheckpointManifest:
         "world_size": len(seals),
         "meta": seals[0].meta or {},
         "rank_meta": [seal.rank_meta for seal in seals],
-        "tensors": [[one.name, one.state, one.dtype, one.shape] for _, one in tensors.values()],
+        "tensors": [one for _, one in tensors.values()],
         "files": [files[key] for key in place],
     }
     manifest = CheckpointManifest(head, columns, [row[-1] for row in rows])

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from fmscale.checkpoint.format.layout import FileRange, ranges_of, tensor_table
+from fmscale.checkpoint.format.layout import FileRange, Tensor
 from fmscale.checkpoint.format.names import FORMAT_VERSION
 from fmscale.errors import CorruptData, FormatError
 from fmscale.store.digest import canonical_json
@@ -56,22 +56,25 @@ class Seal:
 
 _PLAIN = ("step", "folder", "rank", "world_size", "bytes", "referenced", "meta", "rank_meta")
 """Fields of a seal that are stored as they are."""
-_COLUMNS = ("file", "offset", "digest")
-"""Fields of a piece, each stored as a column."""
+_COLUMNS = ("tensor", "start", "count", "file", "offset", "digest")
+"""Of a piece, which is a row."""
 
 
 def encode_seal(seal: Seal) -> bytes:
     """Canonical JSON; tensors and pieces as columns."""
-    ranges = [piece.range for piece in seal.pieces]
-    table, numbers = tensor_table(ranges)
-    columns = {"tensor": numbers, "start": [one.start for one in ranges], "count": [one.count for one in ranges]}
+    tensors = list(dict.fromkeys(piece.range.tensor for piece in seal.pieces))
+    numbers = {tensor: number for number, tensor in enumerate(tensors)}
+    rows = [
+        (numbers[one.range.tensor], one.range.start, one.range.count, one.file, one.offset, one.digest)
+        for one in seal.pieces
+    ]
     return canonical_json(
         {
             **{name: getattr(seal, name) for name in _PLAIN},
             "format_version": FORMAT_VERSION,
             "files": seal.files,
-            "tensors": table,
-            "pieces": columns | {name: [getattr(piece, name) for piece in seal.pieces] for name in _COLUMNS},
+            "tensors": tensors,
+            "pieces": {name: [row[i] for row in rows] for i, name in enumerate(_COLUMNS)},
         }
     )
 
@@ -84,13 +87,17 @@ def decode_seal(data: bytes, where: str) -> Seal:
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptData(f"{where} is no seal", found=data[:80], remedy="Save again.") from error
     check_version(version, where)
-    columns = fields["pieces"]
-    ranges = ranges_of(fields["tensors"], columns)
-    rows = zip(ranges, *(columns[name] for name in _COLUMNS), strict=True)
+    tensors = [Tensor(name, state, dtype, tuple(shape)) for name, state, dtype, shape in fields["tensors"]]
+    rows = zip(*(fields["pieces"][name] for name in _COLUMNS), strict=True)
     return Seal(
         **{name: fields[name] for name in _PLAIN},
         files=tuple(StoredFile(*file) for file in fields["files"]),
-        pieces=tuple(StoredPiece(range=one, file=file, offset=at, digest=digest) for one, file, at, digest in rows),
+        pieces=tuple(
+            StoredPiece(
+                range=FileRange(tensor=tensors[tensor], start=start, count=count), file=file, offset=at, digest=digest
+            )
+            for tensor, start, count, file, at, digest in rows
+        ),
     )
 
 

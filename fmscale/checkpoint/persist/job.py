@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
 
-from fmscale.checkpoint.format.layout import FileImage, FileLayout, plan_layout, ranges_of, tensor_table
+from fmscale.checkpoint.format.layout import FileLayout, FileRange, Tensor, plan_layout
 from fmscale.config.checkpoint import CheckpointConfig
 
 Tell = Callable[[dict[str, Any]], None]
@@ -58,9 +58,9 @@ class SaveJob:
 
 
 def encode_job(job: SaveJob) -> bytes:
-    """A job as two lines of JSON: the values of this save, and the layout, which hardly ever changes."""
+    """A job as two lines of JSON: the values of this save, and the ranges of its layout, which hardly ever change."""
     head = {one.name: getattr(job, one.name) for one in fields(job) if one.name != "layout"}
-    return json.dumps(head, separators=(",", ":")).encode() + b"\n" + _encoded_layout(job.layout)
+    return json.dumps(head).encode() + b"\n" + _encoded_layout(job.layout)
 
 
 def decode_job(data: bytes) -> SaveJob:
@@ -71,26 +71,16 @@ def decode_job(data: bytes) -> SaveJob:
 
 @lru_cache(maxsize=4)
 def _encoded_layout(layout: FileLayout) -> bytes:
-    table, numbers = tensor_table(layout.ranges)
-    starts, counts = [one.start for one in layout.ranges], [one.count for one in layout.ranges]
-    found = {
-        "order": layout.order,
-        "tensors": table,
-        "ranges": {"tensor": numbers, "start": starts, "count": counts},
-        "offsets": layout.offsets,
-        "files": [asdict(file) for file in layout.files],
-        "memory_bytes": layout.memory_bytes,
-    }
-    return json.dumps(found, separators=(",", ":")).encode()
+    ranges = [(one.tensor, one.start, one.count) for one in layout.ranges]
+    return json.dumps(ranges, separators=(",", ":")).encode()
 
 
 @lru_cache(maxsize=4)
 def _decoded_layout(data: bytes) -> FileLayout:
-    found = json.loads(data)
-    return FileLayout(
-        order=tuple(found["order"]),
-        ranges=tuple(ranges_of(found["tensors"], found["ranges"])),
-        offsets=tuple(found["offsets"]),
-        files=tuple(FileImage(**file) for file in found["files"]),
-        memory_bytes=found["memory_bytes"],
+    """Planned anew: what is in file order already is planned as it was."""
+    return plan_layout(
+        [
+            FileRange(tensor=Tensor(name, state, dtype, tuple(shape)), start=start, count=count)
+            for (name, state, dtype, shape), start, count in json.loads(data)
+        ]
     )

@@ -1,7 +1,8 @@
 """The persist process: `python -m fmscale.checkpoint.persist.process DESCRIPTOR`, started by the trainer.
 
 Over a socket it gets memory and jobs as descriptors, and tells what becomes of them. It does not import torch. It is
-deaf to stop signals, as the scheduler sends them to every process of the job while the last save is under way.
+deaf to stop signals, as the scheduler sends them to every process of the job while the last save is under way. It ends
+with its parent, at once; but if the parent has asked to drain, only when it is done.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Puts one rank's part of a checkpoint on the store: digests, files, checksums, and the seal last."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +13,7 @@ from fmscale.checkpoint.format.names import SUMS, alive_key, data_key, refused_k
 from fmscale.checkpoint.format.seal import Seal, StoredFile, StoredPiece, decode_seal, encode_seal
 from fmscale.checkpoint.persist.file_writer import publish_unsynced, store_stream
 from fmscale.checkpoint.persist.job import SaveJob, SaveSettings
-from fmscale.checkpoint.persist.stream import Stream
+from fmscale.checkpoint.persist.stream import Block, Stream
 from fmscale.checkpoint.snapshot.copy_progress import CopyProgress
 from fmscale.errors import Conflict, ObjectNotFound
 from fmscale.store.backends.protocol import Backend
@@ -136,9 +136,9 @@ def _fill(
     copied: CopyProgress,
     part: _Part,
     stream: Stream,
-) -> None:
+) -> Iterator[Block]:
     """Put the pieces of one file into its stream as they are copied, but for those that are `candidates` with the
-    same digest.
+    same digest; the blocks that are complete.
     """
     hashed = settings.config.digests and settings.config.incremental
     fresh: list[FileRange] = []
@@ -154,15 +154,15 @@ def _fill(
             if hashed:
                 digest.update(memory[start:end])
             if candidate is None:
-                stream.add(start, end - start)
+                yield from stream.add(start, end - start)
         part.digests.append(digest.hexdigest() if hashed else "")
         if candidate is not None and candidate[1].digest == part.digests[i]:
             part.reused[i] = candidate
             continue
         if candidate is not None:
-            stream.add(at, one.nbytes)
+            yield from stream.add(at, one.nbytes)
         fresh.append(one)
-    stream.close(header(fresh, image.header_bytes))
+    yield from stream.close(header(fresh, image.header_bytes))
 
 
 def _seal(backend: Backend, settings: SaveSettings, seal: Seal) -> Seal:

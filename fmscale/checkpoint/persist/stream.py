@@ -1,21 +1,23 @@
 """A file's bytes while they become known: a header that comes last, and spans of one memory that follow it.
 
-The owner of the file adds spans in order; the writers take blocks as soon as they are complete. The first block has
-the header with the names of all that follows, and is given out last.
+The owner of the file adds spans in order, and is given the blocks that are complete. The first block has the header
+with the names of all that follows, and is given out last.
 """
 
 from bisect import bisect_right
 from collections.abc import Callable
-from threading import Condition
 
 from fmscale.checkpoint.format.layout import PAGE
 
 BLOCK_BYTES = 8 << 20
 """Bytes that are written at once: a multiple of the chunks that checksums are of, and of PAGE."""
 
+Block = tuple[int, int]
+"""First byte in the file, and bytes."""
+
 
 class Stream:
-    """Safe for one thread that adds and any number that take."""
+    """Safe for one thread that adds and any number that read blocks which are complete."""
 
     def __init__(self, memory: memoryview, begin: int, header_bytes: int, most: int) -> None:
         """The header's place is `header_bytes` (whole pages) from `begin` on, which is a page of the memory, as the
@@ -29,57 +31,30 @@ class Stream:
         self._spans = [(begin, header_bytes)]
         self._starts = [0]
         self._next = BLOCK_BYTES
-        self._first = True
-        self._closed = False
-        self._error: BaseException | None = None
-        self._changed = Condition()
 
     @property
     def empty(self) -> bool:
         """True if nothing follows the header."""
         return self.nbytes == self.header_bytes
 
-    def add(self, offset: int, size: int) -> None:
-        """Bytes [offset, offset + size) of the memory come next. Raises what `fail` was given."""
-        with self._changed:
-            if self._error is not None:
-                raise self._error
-            begin, length = self._spans[-1]
-            if begin + length == offset:
-                self._spans[-1] = (begin, length + size)
-            else:
-                self._spans.append((offset, size))
-                self._starts.append(self.nbytes)
-            self.nbytes += size
-            if self.nbytes >= self._next + BLOCK_BYTES:
-                self._changed.notify_all()
+    def add(self, offset: int, size: int) -> list[Block]:
+        """Bytes [offset, offset + size) of the memory come next; the blocks that are complete with them."""
+        begin, length = self._spans[-1]
+        if begin + length == offset:
+            self._spans[-1] = (begin, length + size)
+        else:
+            self._spans.append((offset, size))
+            self._starts.append(self.nbytes)
+        self.nbytes += size
+        complete = [(start, BLOCK_BYTES) for start in range(self._next, self.nbytes - BLOCK_BYTES + 1, BLOCK_BYTES)]
+        self._next += BLOCK_BYTES * len(complete)
+        return complete
 
-    def close(self, header: bytes) -> None:
-        """Nothing else comes; `header` has exactly `header_bytes`."""
+    def close(self, header: bytes) -> list[Block]:
+        """Nothing else comes; `header` has exactly `header_bytes`. The blocks that are left."""
         self._memory[self._begin : self._begin + self.header_bytes] = header
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-
-    def fail(self, error: BaseException) -> None:
-        """End it: nothing is given out any more, and who adds gets the error."""
-        with self._changed:
-            self._error = self._error or error
-            self._changed.notify_all()
-
-    def take(self) -> tuple[int, int] | None:
-        """(first byte, bytes) of a block that is complete and nobody else has taken; waits for one. None at the end."""
-        with self._changed:
-            while self._error is None:
-                size = min(BLOCK_BYTES, self.nbytes - self._next)
-                if size == BLOCK_BYTES or (self._closed and size > 0):
-                    self._next += BLOCK_BYTES
-                    return self._next - BLOCK_BYTES, size
-                if self._closed:
-                    first, self._first = self._first, False
-                    return (0, min(BLOCK_BYTES, self.nbytes)) if first else None
-                self._changed.wait()
-            return None
+        rest = [(self._next, self.nbytes - self._next)] if self.nbytes > self._next else []
+        return [*rest, (0, min(BLOCK_BYTES, self.nbytes))]
 
     def block(self, start: int, size: int, scratch: Callable[[], memoryview]) -> memoryview:
         """Bytes [start, start + size), which have been added: the memory itself where one span has them all and

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Sequence
 
-from fmscale.checkpoint.format.layout import FileRange
+from fmscale.checkpoint.format.layout import Tensor
 from fmscale.checkpoint.format.manifest import CheckpointManifest
 from fmscale.errors import ConfigError
 
@@ -11,7 +11,7 @@ SHOWN = 5
 """Tensors named of each kind of difference; the rest is counted."""
 
 
-def differences(manifest: CheckpointManifest, asked: Iterable[FileRange]) -> str:
+def differences(manifest: CheckpointManifest, asked: Iterable[Tensor]) -> str:
     """JSON that ranks exchange: the tensors that this rank asks for and the checkpoint lacks or has in another
     shape, and those of the checkpoint that it asks for.
     """
@@ -25,7 +25,7 @@ def differences(manifest: CheckpointManifest, asked: Iterable[FileRange]) -> str
             continue
         seen.add(number)
         there = manifest.tensors[number]
-        if (there.dtype, there.shape) != (one.dtype, tuple(one.shape)):
+        if there != one:
             types = (f"{there.dtype} ", f"{one.dtype} ") if there.dtype != one.dtype else ("", "")
             wrong[one.name, one.state] = (
                 f"{types[0]}{list(there.shape)} in the checkpoint, {types[1]}{list(one.shape)} in the model"

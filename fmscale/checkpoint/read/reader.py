@@ -74,13 +74,8 @@ class Reader:
 
         remote = bool(spans) and self._backend.local_path(self.manifest.files[spans[0][0]].key) is None
         with ThreadPoolExecutor(REMOTE_THREADS if remote else LOCAL_THREADS) as pool:
-            futures = [pool.submit(one, span) for span in spans]
-            try:
-                for future in futures:
-                    future.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+            for _ in pool.map(one, spans):  # an error cancels those that have not begun
+                pass
 
     def _spans(self, file: int, parts: list[ByteRequest]) -> Iterator[tuple[int, int, int, list[ByteRequest]]]:
         """Runs of whole chunks, (file, begin, end, what is wanted of it), of about SPAN_BYTES."""

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from fmscale.checkpoint.catalog import CheckpointEntry, list_checkpoints, load_manifest, pick
+from fmscale.checkpoint.format.layout import checked
 from fmscale.checkpoint.format.manifest import CheckpointManifest
 from fmscale.checkpoint.format.piece import Piece
 from fmscale.checkpoint.read.agree import RankVote
 from fmscale.checkpoint.read.compatibility import differences, refuse_other_model
 from fmscale.checkpoint.read.reader import ByteRequest, Put, Reader
-from fmscale.checkpoint.snapshot.snapshot import checked
 from fmscale.errors import CorruptData
 from fmscale.runtime.waits import HostWaits
 from fmscale.store.backends.protocol import Backend
@@ -83,13 +83,13 @@ def restore(
     """
     ranks = RankVote(waits, WAIT, deadline)
     found = [CheckpointEntry(**one) for one in json.loads(ranks.first(lambda: _candidates(backend, run, which)))]
-    ranges = [checked(piece) for piece in pieces]
+    asked = [checked(piece).tensor for piece in pieces]
     passed: list[RejectedCheckpoint] = []
     for candidate in found:
         where = f"step {candidate.step} (entry {candidate.entry}) of run {run}"
         manifest, problem = ranks.all_find(bound(load_manifest, backend, candidate))
         if manifest is not None:
-            answers = ranks.exchange(differences(manifest, ranges))
+            answers = ranks.exchange(differences(manifest, asked))
             refuse_other_model(manifest, answers, where, partial=partial)
             reader = Reader(backend, manifest)
             _, problem = ranks.all_find(bound(_fill, reader, pieces))

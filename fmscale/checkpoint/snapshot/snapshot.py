@@ -15,11 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fmscale.checkpoint.format.layout import FileLayout, FileRange, plan_layout
-from fmscale.checkpoint.format.piece import DTYPES, Piece
+from fmscale.checkpoint.format.layout import FileLayout, checked, plan_layout
+from fmscale.checkpoint.format.piece import Piece
 from fmscale.checkpoint.snapshot.copy_progress import EVERYTHING
 from fmscale.checkpoint.snapshot.memory import SharedMemory
-from fmscale.errors import ConfigError
 
 MOVING = frozenset({"buffer"})
 """States that forward and backward may change."""
@@ -148,30 +147,6 @@ def copy_block(target: Tensor, copy: Copy) -> None:
         target[copy.offset : end].copy_(copy.source)
         return
     np.copyto(target.numpy()[copy.offset : end], copy.host)
-
-
-def checked(piece: Piece) -> FileRange:
-    """The piece's range. Raises ConfigError for a piece that cannot be saved or restored."""
-    problem = ""
-    if piece.dtype not in DTYPES or f"torch.{piece.dtype}" != str(piece.tensor.dtype):
-        problem = f"is said to be {piece.dtype} and is {piece.tensor.dtype}"
-    elif piece.tensor.dim() != 1 or not piece.tensor.is_contiguous():
-        problem = f"has the shape {tuple(piece.tensor.shape)} and strides {piece.tensor.stride()}"
-    elif piece.start < 0 or piece.start + piece.count > int(np.prod(piece.shape, dtype=np.int64)):
-        problem = f"ends at element {piece.start + piece.count} of the shape {piece.shape}"
-    if problem:
-        raise ConfigError(
-            f"the piece of {piece.name} ({piece.state}) {problem}",
-            remedy="Pieces are contiguous 1-D views of elements [start, start + numel) of their tensor.",
-        )
-    return FileRange(
-        name=piece.name,
-        state=piece.state,
-        dtype=piece.dtype,
-        shape=tuple(piece.shape),
-        start=piece.start,
-        count=piece.count,
-    )
 
 
 def _merged(pieces: Sequence[Piece], layout: FileLayout) -> list[Copy]:

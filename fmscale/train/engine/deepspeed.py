@@ -16,8 +16,8 @@ from fmscale.objectives.protocol import Inputs, Loss
 from fmscale.runtime.world import World
 from fmscale.train.engine.accelerator import import_deepspeed
 from fmscale.train.engine.deepspeed_config import deepspeed_config
-from fmscale.train.engine.optimizer import make_optimizer, parameter_groups, set_learning_rate, set_step
-from fmscale.train.engine.partitions import Slice, base_optimizer, pieces_of, publish, slices
+from fmscale.train.engine.optimizer import make_optimizer, parameter_groups, set_step
+from fmscale.train.engine.partitions import Slice, pieces_of, publish, slices
 from fmscale.train.engine.protocol import Update
 
 
@@ -52,7 +52,8 @@ class DeepSpeedEngine:
         self.module: nn.Module = self._engine.module
         self.updates = 0
         self._clip = optimizer.clip_norm
-        self._base = base_optimizer(self._engine, self._stage)
+        # The AdamW itself, which DeepSpeed's optimizer wraps from stage 1 on.
+        self._base = self._engine.optimizer if self._stage == 0 else self._engine.optimizer.optimizer
         self._slices = slices(self._engine, names, self._stage, world.dp_rank)
 
     def forward(self, inputs: Inputs) -> Loss:
@@ -67,7 +68,8 @@ class DeepSpeedEngine:
 
     def step(self, rate: float) -> Update:
         """Update, or leave everything as it is if a gradient is not finite."""
-        set_learning_rate(self._engine.optimizer.param_groups, rate)
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = rate
         update = self._step_replicated() if self._stage == 0 else self._step_partitioned()
         self.updates += update.applied
         return update

@@ -40,12 +40,6 @@ def make_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig, *, off
     return torch.optim.AdamW(groups, fused=True, **settings)
 
 
-def set_learning_rate(groups: Iterable[dict[str, Any]], rate: float) -> None:
-    """Use `rate` in the next step."""
-    for group in groups:
-        group["lr"] = rate
-
-
 def state_of(optimizer: Any, master: torch.Tensor) -> dict[str, Any]:
     """Optimizer state of a master tensor, made of zeros if no step has been taken yet: what a restore fills.
 

@@ -100,11 +100,6 @@ def _stage_3(optimizer: Any, names: dict[int, str], rank: int) -> Iterator[Slice
             offset += part
 
 
-def base_optimizer(engine: Any, stage: int) -> Any:
-    """The AdamW that DeepSpeed's optimizer wraps."""
-    return engine.optimizer if stage == 0 else engine.optimizer.optimizer
-
-
 def pieces_of(part: Slice, base: Any) -> Iterator[Piece]:
     """Live views of one slice: the master, then its moments."""
     tensors = {"weight": part.master.detach(), **{m: state_of(base, part.master)[m] for m in MOMENTS}}

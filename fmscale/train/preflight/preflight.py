@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from fmscale.checkpoint.catalog import load_manifest, newest
-from fmscale.checkpoint.format.layout import FileRange
+from fmscale.checkpoint.format.layout import Tensor
 from fmscale.checkpoint.format.manifest import CheckpointManifest
 from fmscale.checkpoint.format.names import run_log
 from fmscale.checkpoint.read.compatibility import differences, refuse_other_model
@@ -260,12 +260,12 @@ def _check_model(config: Config, manifest: CheckpointManifest, vocab_size: int, 
     """Raise ConfigError if the checkpoint is of another model. The model is built without memory."""
     with torch.device("meta"):
         model = build(config.model, vocab_size=vocab_size)
-    ranges = [
-        FileRange(name=name, state=state, dtype="float32", shape=tuple(p.shape), start=0, count=p.numel())
+    asked = [
+        Tensor(name, state, "float32", tuple(p.shape))
         for name, p in model.named_parameters()
         for state in ("weight", *MOMENTS)
     ]
-    refuse_other_model(manifest, [differences(manifest, ranges)], f"checkpoint {where}", partial=False)
+    refuse_other_model(manifest, [differences(manifest, asked)], f"checkpoint {where}", partial=False)
 
 
 def _facts(sources: list[Source], samples: int | None) -> list[SourceFacts]:

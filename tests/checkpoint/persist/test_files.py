@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from fmscale.checkpoint.format.layout import PAGE, FileRange, header, plan_layout
+from fmscale.checkpoint.format.layout import PAGE, FileRange, Tensor, header, plan_layout
 from fmscale.checkpoint.format.manifest import decode, encode, merge
 from fmscale.checkpoint.format.piece import DTYPES
 from fmscale.checkpoint.format.seal import Seal, StoredFile, StoredPiece, decode_seal, encode_seal
@@ -47,12 +47,14 @@ def test_files_open_with_safetensors_and_hold_the_pieces(tmp_path: Path, in_thre
 )
 def test_a_layout_has_every_piece_aligned_and_none_twice(parts: list[tuple[str, int]], file_bytes: int) -> None:
     ranges = [
-        FileRange(name=f"t{i}", state="weight", dtype=dtype, shape=(count,), start=0, count=count)
+        FileRange(tensor=Tensor(f"t{i}", "weight", dtype, (count,)), start=0, count=count)
         for i, (dtype, count) in enumerate(parts)
     ]
     layout = plan_layout(ranges, file_bytes)
     assert sorted(layout.order) == list(range(len(ranges)))
     assert [layout.ranges[place] for place in range(len(ranges))] == [ranges[i] for i in layout.order]
+    again = plan_layout(layout.ranges, file_bytes)  # as in the persist process
+    assert (again.ranges, again.offsets, again.files) == (layout.ranges, layout.offsets, layout.files)
     covered = 0
     for file in layout.files:
         assert file.begin % PAGE == file.header_bytes % PAGE == 0
@@ -61,7 +63,7 @@ def test_a_layout_has_every_piece_aligned_and_none_twice(parts: list[tuple[str, 
         for place in range(file.first, file.stop):
             one = layout.ranges[place]
             assert layout.offsets[place] == at
-            assert at % DTYPES[one.dtype][1] == 0
+            assert at % one.tensor.item_bytes == 0
             at += one.nbytes
         covered += file.stop - file.first
         assert at <= layout.memory_bytes
@@ -72,7 +74,7 @@ def test_a_layout_has_every_piece_aligned_and_none_twice(parts: list[tuple[str, 
 def sealed(rank: int, pieces: list[tuple[str, int, int]], shape: tuple[int, ...] = (10,)) -> Seal:
     placed = tuple(
         StoredPiece(
-            range=FileRange(name=name, state="weight", dtype="float32", shape=shape, start=start, count=count),
+            range=FileRange(tensor=Tensor(name, "weight", "float32", shape), start=start, count=count),
             file=0,
             offset=4096 + 4 * start,
             digest="",
