@@ -2,16 +2,18 @@
 
 import torch
 
-from fmscale.data.order.feistel import mix_int
-
-_GAMMA = 0x9E3779B97F4A7C15
+_MIX = 0x9E3779B97F4A7C15
+_MASK = 2**64 - 1
 
 
 def seed_of(*numbers: int) -> int:
     """A 63-bit seed from numbers, each of which changes about half its bits (splitmix64, Steele et al. 2014)."""
     state = 0
     for number in numbers:
-        state = mix_int((state + _GAMMA + number) % 2**64)
+        state = (state + _MIX + number) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
     return state >> 1
 
 
