@@ -1,9 +1,9 @@
 """One system, one process: `python -m benchmarks.peers.run SYSTEM prepare|check|feed …`; prints JSON last.
 
-`check` prepares the data too, so that it costs no second start.
+`check` also prepares the data, which saves a second start.
 
-Imports of torch and of the system's own package come before the clock starts for `first_batch_seconds`
-counts from after `import torch`, as the target says; a system's own import counts.
+`first_batch_seconds` counts from after `import torch`, as the target says, so it includes the import of the system's
+own package.
 """
 
 import argparse
