@@ -141,5 +141,5 @@ def write_results(
 
 
 def peer_python() -> str:
-    """The interpreter that has the peers: the bench environment, or this one."""
+    """The interpreter that has the peers: the bench environment, or this environment."""
     return str(PEER_PYTHON) if PEER_PYTHON.exists() else sys.executable

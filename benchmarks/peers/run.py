@@ -63,7 +63,7 @@ def main() -> None:
     pending = [feed]
 
     def epoch() -> Iterator[torch.Tensor]:
-        """The feed opened above first, then new ones."""
+        """The feed opened above first, then new feeds."""
         return pending.pop() if pending else open_feed(args.corpus, args.data)
 
     rows = len(common.corpus_rows(args.corpus))

@@ -1,4 +1,4 @@
-"""Ingest without a place to write: real file systems that are full or read-only, and a bucket without rights."""
+"""Ingest without a writable place: real file systems that are full or read-only, and a bucket without rights."""
 
 import subprocess
 import time
