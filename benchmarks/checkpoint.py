@@ -45,16 +45,16 @@ SMALLEST_COST = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One state."""
+    """A state and its measurements."""
 
     gigabytes: float
-    """Of all ranks together, 10^9 bytes."""
+    """Size over all ranks, 10^9 bytes."""
     tensors: int
-    """Of all ranks together."""
+    """Number over all ranks."""
     ranks: int
-    """Processes."""
+    """Number of processes."""
     steps: int
-    """In a window."""
+    """Steps of a window."""
     step_seconds: float
     """Arithmetic of a step, so that the slowest system finishes before the window ends."""
     systems: tuple[str, ...]
@@ -62,7 +62,7 @@ class Cell:
     repeats: int
     """Counted saves of each system in a turn."""
     turns: int = 1
-    """Turns that the systems take."""
+    """Turns of every system."""
     restored: tuple[str, ...] = ()
     """Systems that restore it."""
 
@@ -181,7 +181,7 @@ def figures(outcome: Outcome | None, key: str) -> list[float]:
 
 
 def middle(outcome: Outcome | None, key: str) -> float | None:
-    """Their median."""
+    """Median of a figure."""
     found = figures(outcome, key)
     return median(found) if found else None
 

@@ -20,7 +20,7 @@ from fmscale.runtime.provenance import machine
 
 INSTALL_SECONDS = 120.0
 CLOSING_SECONDS = 4.0
-"""Left at the end: processes are killed, the scratch folder is removed."""
+"""Time for the end: kill processes, remove the scratch folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +28,11 @@ class Asked:
     """Arguments of the command line."""
 
     mode: str
-    """train or kernels."""
+    """Mode: train or kernels."""
     seconds: float
-    """For all."""
+    """Time for all steps."""
     dry: bool
-    """Tiny, on a CPU."""
+    """True for tiny steps on a CPU."""
     only: str
     """Steps, or empty for all."""
     out: Path

@@ -32,7 +32,7 @@ class Reading:
     """Results of an hour's records."""
 
     document: Record
-    """As in benchmarks/results: the schema of benchmarks/harness.py."""
+    """Content of a file in benchmarks/results, in the schema of benchmarks/harness.py."""
     dry_run: bool
     """True if the hour ran without a GPU."""
     notes: list[str]

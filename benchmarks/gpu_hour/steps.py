@@ -47,7 +47,7 @@ class Setting:
     scratch: Path
     """Folder for the store, runs and caches."""
     dry: bool
-    """Tiny, on the CPU."""
+    """True for tiny steps on the CPU."""
 
     @property
     def store(self) -> str:

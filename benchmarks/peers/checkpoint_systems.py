@@ -167,7 +167,7 @@ class DcpAsync(DcpSave):
 
 
 class DcpAsyncKept(DcpAsync):
-    """With a stager that keeps its buffers."""
+    """async_save with a stager that keeps its buffers."""
 
     background = False
 
@@ -191,7 +191,7 @@ class DcpAsyncKept(DcpAsync):
 
 
 class DcpAsyncStaged(DcpAsyncKept):
-    """With staging in the background: training waits at the fence, as with fmscale."""
+    """async_save with staging in the background: training waits at the fence, as with fmscale."""
 
     background = True
 
@@ -307,13 +307,13 @@ class Fmscale(System):
 
 
 class FmscaleNoOverlap(Fmscale):
-    """Copies before `save` returns."""
+    """fmscale with a copy before `save` returns."""
 
     overlap = False
 
 
 class FmscaleNoDigests(Fmscale):
-    """Without checksums."""
+    """fmscale without checksums."""
 
     digests = False
 

@@ -212,8 +212,8 @@ def _join(number: int, size: int, generation: int, port: int, timeout: float) ->
 
     if distributed.is_initialized():
         if "deepspeed" in sys.modules:
-            # DeepSpeed keeps groups of its own and would go on using them. Without what import_deepspeed forbids it
-            # would compile an extension here, behind a lock file that a killed rank leaves for all later ranks.
+            # DeepSpeed keeps its own groups and would continue to use them. Without import_deepspeed's settings it
+            # would compile an extension here, under a lock file that a killed rank leaves for all later ranks.
             from fmscale.train.engine.accelerator import import_deepspeed
 
             deepspeed = import_deepspeed("cpu")

@@ -24,7 +24,7 @@ class Noted:
 
 
 def _specialized(value: object, *, constant: bool, fixed: bool) -> object:
-    """As Triton does: an integer counts by its width and, unless `fixed`, as 1 or as a multiple of 16."""
+    """Key of an argument as in Triton: an integer's width and, unless `fixed`, if it is 1 or a multiple of 16."""
     if isinstance(value, Tensor):
         return str(value.dtype), value.data_ptr() % 16 == 0
     if constant or value is None or not isinstance(value, int):

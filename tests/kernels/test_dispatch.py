@@ -113,7 +113,7 @@ def test_a_measured_configuration_that_does_not_ship_is_ignored(caplog: pytest.L
 
 
 def test_no_table_changes_the_bits_of_a_weight_gradient() -> None:
-    """They follow from the rows of a partial sum, a single choice for all machines."""
+    """The bits follow from the rows of a partial sum, a single choice for all machines."""
     assert all(len(norm_configs(D)["backward"]) == 1 for D in (128, 4096, 16384))
     assert len(rope_configs()["norm_backward"]) == 1
 

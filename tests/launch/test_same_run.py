@@ -121,7 +121,7 @@ def test_two_ranks_listen_on_loopback_alone(two: tuple[Path, dict[Place, set[str
     ],
 )
 def test_one_node_listens_on_loopback_alone_at_any_stage(folder: Path, port: str, words: list[str], stage: str) -> None:
-    """From its start to its end, with saves between, and another interface configured. mpirun is MPICH's."""
+    """A run listens so from start to end, with saves between, and another interface configured. mpirun is MPICH's."""
     verb, *options = words
     options += ["--master-port", port] if "mpirun" in options else []
     run = f"{verb}-{stage}"

@@ -214,7 +214,7 @@ def test_substitutes_are_judged_by_the_entries_up_to_their_own() -> None:
     st.lists(st.tuples(st.integers(0, 30), st.integers(1, 6), st.integers(0, 60)), min_size=1, max_size=5),
 )
 def test_bans_end_on_an_allowed_row_of_the_smallest_views(rows: list[int], ranges: list[tuple[int, int, int]]) -> None:
-    """Also where sigma runs in a circle of banned rows, which is common in views of a few rows."""
+    """The walk also ends in a circle of banned rows, which is common in views of a few rows."""
     total = sum(rows)
     bans = [
         Ban(source=0, rows=((first % total, min(first % total + width, total)),), from_k=from_k)

@@ -198,7 +198,7 @@ def test_many_threads_read_the_same_units(memory: Backend, content: list[list[li
 def test_a_rank_of_a_local_store_holds_no_large_document_arrays(
     local_store: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They would take memory in every rank of a node; instead the disk gets advice about them once a segment."""
+    """Such arrays would take memory in every rank of a node; instead the disk gets advice about them once a segment."""
     content = store_content(local_store)
     monkeypatch.setattr(unit_reader, "WHOLE_DOCUMENT_BYTES_LOCAL", 4096)
     dataset = open_dataset(local_store, "corpus")

@@ -34,7 +34,7 @@ class Problem:
     """One call of attention."""
 
     dtype: torch.dtype = torch.float32
-    """Of q, k, v and sinks."""
+    """Type of q, k, v and sinks."""
     E: int = 32
     """Head dim."""
     H: int = 4

@@ -181,7 +181,7 @@ def test_memory_grows_with_tokens_not_their_square(device: torch.device) -> None
 
 
 def test_offsets_past_31_bits(device: torch.device) -> None:
-    """Of every tensor: inputs, output and all gradients."""
+    """Every tensor has such offsets: inputs, output and all gradients."""
     T, H, E = 2**19, 40, 128
     assert T * H * E > 2**31
     leaves = [

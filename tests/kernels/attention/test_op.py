@@ -141,7 +141,7 @@ def test_tanh(precise: bool, device: torch.device) -> None:
 
 
 def test_a_soft_cap_far_above_the_scores(device: torch.device) -> None:
-    """As in real models: tanh of small numbers times a large one must keep fp32's relative precision."""
+    """Real models need this: tanh of small numbers times a large number must keep fp32's relative precision."""
     judge(Problem(softcap=50.0, T=40, S=40), device)
 
 

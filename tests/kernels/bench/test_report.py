@@ -1,4 +1,4 @@
-"""From runs to verdicts, files, tables and exit statuses; timings here are made up."""
+"""Verdicts, files, tables and exit statuses from runs with made-up timings."""
 
 import ast
 import json
