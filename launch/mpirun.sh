@@ -3,7 +3,7 @@
 #
 #     launch/mpirun.sh run.yaml [key=value ...]
 #
-# On several, with as many ranks on each (the first has rank 0):
+# On several nodes, with equal numbers of ranks (the first has rank 0):
 #
 #     HOSTS=node-1,node-2 PROCS=8 launch/mpirun.sh run.yaml
 set -eu
@@ -11,7 +11,7 @@ set -eu
 HOSTS=${HOSTS:-}
 MASTER_PORT=${MASTER_PORT:-29500} # two runs on one node need two ports
 
-# Ranks on a node: one for each GPU, or one without.
+# Ranks on a node: one for each GPU, or a single rank without GPUs.
 PROCS=${PROCS:-$(nvidia-smi --list-gpus 2>/dev/null | wc -l)}
 [ "$PROCS" -gt 0 ] || PROCS=1
 
@@ -21,7 +21,7 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export NCCL_DEBUG="${NCCL_DEBUG:-WARN}"
 # The log has the last lines of a rank that was killed.
 export PYTHONUNBUFFERED="${PYTHONUNBUFFERED:-1}"
-# The ranks meet over TCP here, so that it does not matter which MPI the installed mpi4py finds.
+# The ranks meet over TCP here, so the installed mpi4py may find any MPI.
 if [ -n "$HOSTS" ]; then MASTER_ADDR=${HOSTS%%,*}; else MASTER_ADDR=127.0.0.1; fi
 export MASTER_ADDR MASTER_PORT
 
@@ -33,12 +33,12 @@ ranks=$((nodes * PROCS))
 rank='trap "" USR1; exec "$@"'
 
 if mpirun --version 2>&1 | grep -q 'Open MPI'; then
-    # --bind-to none: it would pin a rank with all its loader threads to one core. -x: into the other nodes.
+    # --bind-to none: mpirun would pin a rank with all its loader threads to one core. -x: to the other nodes.
     exec mpirun -n "$ranks" --host "$(echo "${HOSTS:-localhost}" | sed "s/,/:$PROCS,/g"):$PROCS" --bind-to none \
         -x OMP_NUM_THREADS -x NCCL_DEBUG -x PYTHONUNBUFFERED -x MASTER_ADDR -x MASTER_PORT \
         sh -c "$rank" sh fmscale train "$@"
 fi
-# MPICH and Intel MPI pass the environment on by themselves.
+# MPICH and Intel MPI pass the environment on by default.
 if [ -n "$HOSTS" ]; then
     exec mpirun -n "$ranks" -ppn "$PROCS" -hosts "$HOSTS" sh -c "$rank" sh fmscale train "$@"
 fi

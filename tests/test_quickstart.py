@@ -1,4 +1,4 @@
-"""Quickstart: its parts alone, and what it says came out."""
+"""Quickstart: its single parts, and its reported results."""
 
 import json
 import re
@@ -149,7 +149,7 @@ def test_a_folder_keeps_to_its_corpus_and_adds_up_the_time_of_all_tries(tmp_path
 
 
 def test_a_folder_that_version_1_wrote_goes_on(tmp_path: Path) -> None:
-    """The text is that of the first writer, as it was."""
+    """The text of the first writer, unchanged."""
     chosen = settings(tmp_path)
     text = (
         '{\n  "format_version": 1,\n  "corpus": [],\n  "store": "STORE",\n  "config": "run/quickstart",\n'
@@ -163,7 +163,7 @@ def test_a_folder_that_version_1_wrote_goes_on(tmp_path: Path) -> None:
 
 
 class Silent:
-    """A screen that nobody looks at."""
+    """A screen without a viewer."""
 
     def begin(self, act: str) -> None: ...
     def advance(self, act: str, done: float, total: float, note: str = "") -> None: ...
@@ -323,7 +323,7 @@ def test_the_move_is_where_ranks_or_stage_changed_and_says_how_far_the_others_go
     def resumed(step: int) -> list[dict[str, Any]]:
         return [{"event": "resumed", "step": step}]
 
-    # Killed after 3, stopped after 5, killed after 7 and begun again at 5.
+    # Killed after 3, stopped after 5, killed after 7 and resumed at 5.
     whole = [*steps(1, 3), *resumed(2), *steps(3, 5), *resumed(5), *steps(6, 7), *resumed(5), *steps(6, 8)]
     assert find(whole, (2, 2, 2), (5, 2, 2), (8, 1, 3)) == {"step": 5, "stopped": 5}
     assert find(whole, (2, 1, 2), (5, 1, 2), (8, 1, 3)) == {"step": 5, "stopped": 5}

@@ -50,7 +50,7 @@ def settings(url: str, lease: int) -> SaveSettings:
 
 
 def work(url: str, lease: int, job: SaveJob, memory: SharedMemory, backend: Backend) -> list[dict[str, Any]]:
-    """Do a job in a process of its own, as far as it gets; what it said."""
+    """Do a job in its own process, until its end or death; its messages."""
     said: list[dict[str, Any]] = []
     setattr(worker, "open_store", lambda *_, **__: backend)  # noqa: B010
     alone = Worker(settings(url, lease), said.append)

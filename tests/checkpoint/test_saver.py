@@ -227,7 +227,7 @@ def test_meta_that_is_no_json_is_refused(tmp_path: Path, in_thread: None) -> Non
 def test_a_commit_that_is_retired_before_a_rank_hears_of_it_was_a_commit(
     memory_store: Backend, in_thread: None
 ) -> None:
-    """keep_last 1: rank 0 may commit the next save and retire this one between two looks of another rank."""
+    """keep_last 1: rank 0 may commit the next save and retire this save between two polls of another rank."""
     from fmscale.checkpoint.format.names import run_log
     from fmscale.checkpoint.persist.commit import RunState, await_commit
     from tests.checkpoint.jobs import one_save, settings

@@ -1,4 +1,4 @@
-"""Files as they are written: plain safetensors, aligned, checked, whole; and memory that stays bounded."""
+"""Stored files: plain safetensors, aligned, checked, whole; and bounded memory."""
 
 import resource
 from pathlib import Path
@@ -130,8 +130,8 @@ def test_later_versions_are_refused_by_name(version: object) -> None:
 
 
 def test_memory_stays_bounded_by_the_snapshot(tmp_path: Path) -> None:
-    """A save of 64 MiB takes its snapshot and no more in the trainer, and less than half of it besides in the
-    persist process, also where all that is written must be gathered.
+    """A save of 64 MiB takes only its snapshot in the trainer, and less than half of it more in the persist process,
+    also when all written bytes must be gathered.
     """
     import psutil
 
@@ -140,13 +140,13 @@ def test_memory_stays_bounded_by_the_snapshot(tmp_path: Path) -> None:
     url = str(tmp_path / "store")
     with Fleet(url, tensors=tensors, ranks=1, seed=None, config=CheckpointConfig(keep_last=1)) as fleet:
         writer = psutil.Process(process_of(fleet.savers[0]).pid)
-        advance(fleet.pieces[0], 0)  # what the test itself takes
+        advance(fleet.pieces[0], 0)  # memory of the test itself
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for step in range(1, 5):
             fleet.saved(step, changed=lambda piece: piece.name != "w3")
             assert writer.memory_full_info().uss < 150 << 20
         assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 1.5 * size
-        # Its peak, of which the shared snapshot and the libraries are a part.
+        # Its peak, with the shared snapshot and the libraries.
         status = Path(f"/proc/{writer.pid}/status").read_text()
         peak = int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) * 1024
         assert peak < size + (190 << 20)

@@ -1,4 +1,4 @@
-"""Configs as users write them: what is read, and that a mistake is shown with file, line and a way out."""
+"""Users' configs: values that are read, and mistakes shown with file, line and remedy."""
 
 import ast
 import re

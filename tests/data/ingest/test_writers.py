@@ -1,4 +1,4 @@
-"""Any number of writers make the same dataset, and a kill anywhere costs no more than a second run."""
+"""Any number of writers make the same dataset, and a second run completes a killed job."""
 
 import json
 import os
@@ -164,7 +164,7 @@ def test_a_writer_that_is_killed_is_named_and_the_job_goes_on(corpus: Path, alon
     killed: list[psutil.Process] = []
 
     def kill_one(phase: str, done: int, total: int) -> None:
-        """Once there is a unit that is done."""
+        """Act after the first finished unit."""
         if not killed and list((tmp_path / "store/datasets/d/jobs").glob("*/*.json")):
             killed.extend(writers())
             killed[0].kill()
@@ -232,7 +232,7 @@ def test_killed_at_a_write(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_before_every_write(tmp_path: Path) -> None:
-    """A store before a write is the store behind the write that came last."""
+    """The store before a write equals the store after the previous write."""
     sweep(tmp_path, 2)
 
 

@@ -1,4 +1,4 @@
-"""Permutations by arithmetic: one to one, invertible, keyed, and even enough for a shuffle."""
+"""Permutations by arithmetic: bijective, invertible, keyed, and uniform enough for a shuffle."""
 
 import json
 from pathlib import Path

@@ -93,7 +93,7 @@ def test_a_window_reads_few_units_and_each_lane_its_own() -> None:
 
 
 def test_neighbours_in_the_data_are_far_apart_in_a_batch() -> None:
-    """Bit reversal: any 2^i samples in a row are spread over all lanes, not over neighbouring ones."""
+    """Bit reversal: any 2^i samples in a row are spread over all lanes, not over neighbouring lanes."""
     order = Order(Units([2048 * B], B), 1, 2048)
     lanes = epoch_of(order, 0)[2]
     assert np.array_equal(np.sort(lanes[:8]), np.arange(8) * 128)
@@ -177,7 +177,7 @@ def test_opening_holds_nothing_that_grows(rows: int) -> None:
 
 
 def test_shuffle_of_data_sorted_by_class() -> None:
-    """Entropy of classes in a batch, against a full shuffle: what a window of 2048 units gives (W6)."""
+    """Entropy of classes in a batch with a window of 2048 units, against a full shuffle (W6)."""
     classes, batch, units, b = 64, 512, 8192, 16
     order = {w: Order(Units([units * b], b), 11, w) for w in (32, 2048)}
     label = np.arange(units * b) * classes // (units * b)

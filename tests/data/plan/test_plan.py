@@ -34,7 +34,7 @@ def ks(first: int, stop: int) -> np.ndarray:
 
 
 def unequal(one: Samples, other: Samples) -> np.ndarray:
-    """Samples in which the two differ in anything."""
+    """Samples in which the two plans differ."""
     return np.asarray(np.any([np.asarray(a) != np.asarray(b) for a, b in zip(one, other, strict=True)], axis=0))
 
 
@@ -118,7 +118,7 @@ def test_next_use_in_samples() -> None:
     number = np.arange(units.n, dtype=np.uint64)
     use = plan.next_use(0, number, 333).astype(int)
     assert (use >= 333).all()
-    # Rows in the place of a hole may come before their unit's window does: at most 3 a commit and L = 16.
+    # Rows in the place of a hole may come before their unit's window: at most 3 a commit and L = 16.
     early = 0
     for u in number.tolist():
         reads = samples.k[(samples.source == 0) & (unit == u) & (samples.k >= 333)]
@@ -173,7 +173,7 @@ def test_a_ban_moves_nothing_else() -> None:
         assert np.array_equal(getattr(before, name), getattr(after, name)), f"{name} must stay"
     a = after.row[(after.source == 0) & (after.k >= 900)]
     assert not (((a >= 10) & (a < 60)) | (a == 200)).any()
-    # The substitute is the row that the walk leads to: sigma of the banned row, again and again.
+    # The substitute is the end of the walk: sigma of the banned row, repeated.
     for k in np.flatnonzero(unequal(before, after))[:20].tolist():
         row, epoch = int(before.row[k]), int(before.epoch[k])
         while 10 <= row < 60 or row == 200:
@@ -204,11 +204,11 @@ def test_substitutes_are_judged_by_the_entries_up_to_their_own() -> None:
     also_first = Ban(source=0, rows=((first, first + 1),), from_k=300)
     at_k = np.array([k], dtype=np.uint64)
     assert base.with_ban(own).samples(at_k).row[0] == first
-    # Delivered already when the other entry came: stays as it was.
+    # A sample delivered before the other entry does not change.
     assert base.with_ban(own).with_ban(also_first).samples(at_k).row[0] == first
-    # The other entry was there before, though it holds only from later on: its row cannot be read.
+    # The other entry came first, though it takes effect later: its row cannot be read.
     assert base.with_ban(also_first).with_ban(own).samples(at_k).row[0] == second
-    # An entry that names the sample, too, changes it.
+    # An entry that also names the sample changes it.
     named = Ban(source=0, rows=((first, first + 1),), from_k=300, samples=(k,))
     assert base.with_ban(own).with_ban(named).samples(at_k).row[0] == second
 
@@ -219,7 +219,7 @@ def test_substitutes_are_judged_by_the_entries_up_to_their_own() -> None:
     st.lists(st.tuples(st.integers(0, 30), st.integers(1, 6), st.integers(0, 60)), min_size=1, max_size=5),
 )
 def test_bans_end_on_an_allowed_row_of_the_smallest_views(rows: list[int], ranges: list[tuple[int, int, int]]) -> None:
-    """Also where sigma runs in a circle of banned rows, which is common in views of a few rows."""
+    """The walk also ends in a circle of banned rows, which is common in views of a few rows."""
     total = sum(rows)
     bans = [
         Ban(source=0, rows=((first % total, min(first % total + width, total)),), from_k=from_k)
@@ -273,7 +273,7 @@ def test_occurrences_of_a_row() -> None:
 
 @pytest.mark.parametrize("sources", [1, 6])
 def test_opening_and_seeking_hold_nothing_that_grows(sources: int) -> None:
-    """Memory of a plan and of samples far out: equal at 10^6 and 10^12 rows (W3.plan: 5 MB)."""
+    """Memory of a plan and of distant samples: equal at 10^6 and 10^12 rows (W3.plan: 5 MB)."""
     used = {}
     for rows in (10**6, 10**12):
         views = [synthetic_view((rows + i, 77), name=str(i)) for i in range(sources)]

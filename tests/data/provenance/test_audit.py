@@ -1,4 +1,4 @@
-"""The audit proves what was received, and sees every way in which it could be wrong."""
+"""The audit proves the received rows, and detects every kind of error in them."""
 
 import dataclasses
 import itertools
@@ -80,7 +80,7 @@ def test_what_is_delivered_again_after_a_resume_counts_once(store: Backend, corp
     assert (report.redelivered, report.changed_samples) == (95, 1)
     assert "1 samples that came again as something else after a resume, first k=[104]" in report.problems
 
-    # Two ranks of one job that were both given a sample: no resume explains that.
+    # Two ranks of one job received the same sample: no resume explains that.
     same_job = tmp_path / "000001-rank00001.arrow"
     rewritten(paths, same_job, lambda rows: rows[104:])
     report = audit([same_job, killed], [source_of(store)])

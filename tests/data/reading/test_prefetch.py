@@ -1,4 +1,4 @@
-"""Blocks come from the thread while the consumer computes, and from the consumer itself while it only takes."""
+"""The thread makes blocks while the consumer computes; a consumer that only takes blocks makes them itself."""
 
 import threading
 import time
@@ -15,7 +15,7 @@ PATIENCE = 20.0
 
 
 class Blocks:
-    """Stands for a planner: notes which thread asked for each block, and fails at the block `fails_at`."""
+    """A planner that records the thread of each request, and fails at the block `fails_at`."""
 
     def __init__(self, *, slow: bool = False, fails_at: int = -1) -> None:
         self.waits = slow

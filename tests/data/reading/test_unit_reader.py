@@ -1,4 +1,4 @@
-"""Units as they are read, compared with the documents that were stored, token by token."""
+"""Units from the reader, compared with the stored documents, token by token."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -94,7 +94,7 @@ class Expected:
                 out.append(np.concatenate(part)[:cut])
 
     def unit(self, layout: Placement, unit: int) -> tuple[int, slice]:
-        """Commit and place in its tokens of a unit: b rows each, the commit's last one fewer."""
+        """A unit's commit and place in the commit's tokens: b rows each, fewer in the commit's last unit."""
         per_unit = layout.view.rows_per_unit
         for commit, rows in enumerate(layout.view.rows):
             units = -(-rows // per_unit)
@@ -153,7 +153,7 @@ def test_every_unit_holds_the_stored_tokens_and_documents(
     assert (reader._whole is None) == (not whole)
     count = total_units(layout)
     assert count >= 4
-    # The small units are many; every 5th one has all the cases: a step that no period of theirs divides.
+    # The small units are many; every 5th covers all cases, because no case repeats with a period of 5.
     for unit in range(0, count, 5 if rows_per_unit == SMALL_UNIT else 1):
         into = slot(layout)
         found = reader.read(unit, into)
@@ -198,7 +198,7 @@ def test_many_threads_read_the_same_units(memory: Backend, content: list[list[li
 def test_a_rank_of_a_local_store_holds_no_large_document_arrays(
     local_store: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They would add to the memory of every rank of a node; the disk is told of them once a segment instead."""
+    """Such arrays would take memory in every rank of a node; instead the disk gets advice about them once a segment."""
     content = store_content(local_store)
     monkeypatch.setattr(unit_reader, "WHOLE_DOCUMENT_BYTES_LOCAL", 4096)
     dataset = open_dataset(local_store, "corpus")

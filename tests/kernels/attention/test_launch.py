@@ -1,4 +1,4 @@
-"""The host's side of attention: nothing waits for the device or compiles again; offsets have 64 bits."""
+"""The host's side of attention: no wait for the device, no recompilation; offsets have 64 bits."""
 
 import itertools
 from typing import Any
@@ -28,7 +28,7 @@ LAYOUTS = (
 
 
 class Waited(Exception):
-    """The host asked for a value that is on the device."""
+    """The host read a value on the device."""
 
 
 def both_ways(lengths: list[int], *, tail: int = 0) -> None:
@@ -62,7 +62,7 @@ def test_nothing_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_layout_of_documents_compiles_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever number changes with the documents or the tokens is one that Triton does not specialize on."""
+    """Triton does not specialize on any number that changes with the documents or the tokens."""
     launches = note_launches(monkeypatch)
     for lengths in LAYOUTS:
         both_ways(lengths)
@@ -75,7 +75,7 @@ def test_no_layout_of_documents_compiles_again(monkeypatch: pytest.MonkeyPatch) 
             {pair for key in keys for pair in key} - set.intersection(*map(set, keys)),
         )
     slots = {one.key for one in launches if one.kernel == "slots_kernel"}
-    assert len(slots) == 3  # one each for the forward, dK and dV, and dQ, which differ in their tiles
+    assert len(slots) == 3  # a list each for the forward, dK and dV, and dQ, which differ in their tiles
 
 
 def one_row_everywhere(tokens: int, heads: int, *, seed: int) -> Tensor:
@@ -117,7 +117,7 @@ def test_queries_past_31_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     out, lse, level = attend(q, k.half(), v.half())
     assert out.numel() > 2**31
     assert torch.equal(out[:, -16:, -1], small[:, -16:, -1])
-    out[:, -64:, -1] = small[:, :, -1]  # what the programs left out would have written
+    out[:, -64:, -1] = small[:, :, -1]  # results of the omitted programs
     lse[:, -1, -64:] = lse[:, -1, -1]
     (far, *_) = differentiate(q, k.half(), v.half(), dout, out, lse, level)
     assert torch.equal(far[:, -16:, -1], dq[:, -16:, -1])

@@ -198,7 +198,7 @@ def test_racing_writers_of_one_job_make_one_commit(memory_store: Backend) -> Non
 
 
 class _Interrupted:
-    """A backend that lets something else happen just before the first log entry is created."""
+    """A backend that calls a function just before the creation of the first log entry."""
 
     def __init__(self, store: Backend, other: Any) -> None:
         self._store = store
@@ -215,7 +215,7 @@ class _Interrupted:
 
 
 def test_what_others_commit_meanwhile_is_looked_at(memory_store: Backend) -> None:
-    """The checks made before hold for the log that the entry is appended to."""
+    """The earlier checks hold for the log that gets the entry."""
     store_tokenizer(memory_store, TOKENIZER)
 
     def attempt(name: str, other: Any, **changes: Any) -> Any:

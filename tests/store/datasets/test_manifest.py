@@ -89,7 +89,7 @@ def test_a_row_takes_36_bytes_and_the_file_is_plain_arrow() -> None:
 
 
 def test_every_byte_that_matters_is_checked() -> None:
-    """Whatever byte is flipped: the right answers or CorruptData, never wrong ones."""
+    """Any flipped byte gives right answers or CorruptData, never wrong answers."""
     digest, data = encoded(20)
     expected = list(Manifest(pa.py_buffer(data), digest, "m").rows())
     caught = 0

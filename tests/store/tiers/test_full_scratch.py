@@ -1,4 +1,4 @@
-"""A scratch directory that runs full: an error with a remedy, nothing half-stored, no files left behind."""
+"""A scratch directory that becomes full: an error with a remedy, no partial object, no remaining files."""
 
 import os
 from collections.abc import Callable, Iterator
