@@ -22,7 +22,7 @@ PACKAGES = {
 def find_program(name: str) -> str:
     """Path of a program. Raises ConfigError that names its package.
 
-    fmscale, torchrun and deepspeed are those of this Python; the cluster's mpirun goes before that of a wheel.
+    This Python's fmscale, torchrun and deepspeed win over the PATH's; the PATH's mpirun wins over a wheel's.
     """
     beside, on_path = beside_python(name), shutil.which(name)
     path = beside or on_path if name in ("fmscale", "torchrun", "deepspeed") else on_path or beside
@@ -32,7 +32,7 @@ def find_program(name: str) -> str:
 
 
 def mpi_kind(mpirun: str) -> str:
-    """Open MPI, Intel MPI or MPICH, as options differ. Raises ConfigError for another maker of an mpirun."""
+    """Open MPI, Intel MPI or MPICH, whose options differ. Raises ConfigError for any other mpirun."""
     answer = subprocess.run([mpirun, "--version"], capture_output=True, text=True, timeout=60)
     for mark, kind in (("Open MPI", "Open MPI"), ("Intel(R) MPI", "Intel MPI"), ("HYDRA", "MPICH")):
         if mark in answer.stdout + answer.stderr:

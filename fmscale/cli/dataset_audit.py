@@ -108,7 +108,7 @@ def audit(
 
 
 def _batches(backend: "Backend", run: str, batch: int | None) -> "BatchSchedule":
-    """Rows of the run's steps, from its checkpoints or `batch`. Raises ConfigError if the two differ or neither is known."""
+    """Rows of the run's steps, from its checkpoints or `batch`. Raises ConfigError if these differ, or without both."""
     from fmscale.data.plan.batch_schedule import BatchSchedule
     from fmscale.train.recorded_schedule import recorded_schedule
 
