@@ -33,7 +33,7 @@ ranks=$((nodes * PROCS))
 rank='trap "" USR1; exec "$@"'
 
 if mpirun --version 2>&1 | grep -q 'Open MPI'; then
-    # --bind-to none: mpirun would pin a rank with all its loader threads to one core. -x: sets it on other nodes.
+    # --bind-to none: mpirun would pin a rank with all its loader threads to one core. -x: a variable for all nodes.
     exec mpirun -n "$ranks" --host "$(echo "${HOSTS:-localhost}" | sed "s/,/:$PROCS,/g"):$PROCS" --bind-to none \
         -x OMP_NUM_THREADS -x NCCL_DEBUG -x PYTHONUNBUFFERED -x MASTER_ADDR -x MASTER_PORT \
         sh -c "$rank" sh fmscale train "$@"

@@ -1,4 +1,4 @@
-"""Slurm: srun starts a step, in its shell's allocation or a new one; sbatch queues a script that calls srun."""
+"""Slurm: srun starts a step, in the shell's allocation or a new allocation; sbatch queues a script that calls srun."""
 
 from importlib import resources
 from pathlib import Path

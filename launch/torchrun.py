@@ -12,7 +12,7 @@ BACKEND = "fmscale"
 listens on all interfaces."""
 
 SAVE_SECONDS = 300
-"""Time for ranks to save when the agent is told to end; by default it kills them after 30 s."""
+"""Time for ranks to save after a signal to the agent; by default the agent kills them after 30 s."""
 
 
 def launch_by_torchrun(request: LaunchRequest) -> Launch:

@@ -141,7 +141,7 @@ def _open_all(url: str) -> "tuple[Backend, list[Dataset]]":
 
 
 def _summary(dataset: "Dataset", json: bool) -> dict[str, Any]:
-    """One dataset as a row."""
+    """A dataset as a row of the table."""
     commits = dataset.commits()
     totals = [total for commit in commits for total in commit.totals.values()]
     size = sum(total.bytes for total in totals)

@@ -79,7 +79,7 @@ def launch(
     given = {name: value for name, value in options.items() if value is not None}
     arguments = (*loaded.launch.arguments, *(argument or ()))
     settings = replace(loaded.launch, arguments=arguments, **given)  # type: ignore[arg-type]
-    program = find_program("fmscale")  # it must have the same path on every node
+    program = find_program("fmscale")  # every node must have fmscale at this path
     request = _request(settings, (program, "train", config, *(overrides or ())))
     request = replace(request, node_rank=node_rank, master_addr=master_addr, script=script)
     # A wrong batch is refused here, before every rank would refuse it after a wait in the queue.

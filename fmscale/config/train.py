@@ -36,7 +36,7 @@ class TrainConfig:
     """`full` keeps only each block's input and computes the block again in backward: a third more compute for
     a tenth of the activations."""
     compile: bool | None = None
-    """torch.compile each block; null compiles on CUDA. ZeRO stage 3 runs blocks as they are."""
+    """torch.compile each block; null compiles on CUDA. ZeRO stage 3 runs blocks uncompiled."""
     log_every: int = 10
     """Steps between two lines on the console, which always shows the first step; every step is in metrics.jsonl."""
     nonfinite_limit: int = 10
@@ -82,7 +82,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW (Loshchilov and Hutter 2019), with one decay for matrices and none for norms and biases."""
+    """AdamW (Loshchilov and Hutter 2019), with decay for matrices and without decay for norms and biases."""
 
     lr: float = 3e-4
     """Peak learning rate."""

@@ -17,7 +17,7 @@ NOT_LIBRARY = frozenset({"test", "tests", "idle_test", "site-packages", "dist-pa
 
 
 def standard_library() -> list[str]:
-    """The source files of the standard library, about 730 with 12 MB. Raises ConfigError where Python has none."""
+    """The source files of the standard library, about 730 with 12 MB. Raises ConfigError if Python lacks them."""
     root = Path(sysconfig.get_path("stdlib"))
     files: list[Path] = []
     for folder, folders, names in os.walk(root):

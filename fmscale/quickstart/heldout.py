@@ -20,12 +20,12 @@ SAMPLING = Sampling(temperature=0.5, top_p=0.9, seed=1)
 
 @dataclass(frozen=True, kw_only=True)
 class Bits:
-    """A document's size in bits, by three ways of storing it."""
+    """A document's size in bits, by the model and by three compressors."""
 
     name: str
-    """The document."""
+    """Name of the document."""
     bytes: int
-    """Its text in UTF-8."""
+    """Bytes of its text in UTF-8."""
     model: float
     """Sum of -log2 p over its tokens, the first and the closing token included."""
     gzip: int

@@ -11,7 +11,7 @@ from fmscale.report.charts import dots_by_row, line_chart
 MOST_BITS = 6.0
 """Right end of the scale of bits per byte: in a file of some dozen bytes gzip's header alone takes 10 and more."""
 MOST_DOCUMENTS = 40
-"""Documents that are drawn."""
+"""Most documents that are drawn."""
 DOTS = (("gzip", "gzip"), ("xz", "xz"), ("primed", "primed"), ("fmscale", "model"))
 """Class of a dot in the drawing, and key of its bits in a document; the last dot is drawn on top."""
 

@@ -144,9 +144,7 @@ def claims(report: Report) -> list[Claim]:
 
 
 def bits(report: Report) -> dict[str, float]:
-    """Held-out bits per byte: first of the model, then of each compressor, from the usually best on. The name of a
-    compressor says which text it has read.
-    """
+    """Held-out bits per byte: of the model, then of each compressor, under a name with the text that it has read."""
     others = {
         f"zstd −19 that has read the {report['primed_bytes'] / 1e6:.1f} MB of training text": "primed_zstd",
         "xz −9, each file alone": "xz",
@@ -215,7 +213,7 @@ def _moved(report: Report) -> tuple[bool, str]:
     at = f"step {move['step']} of {report['steps']}"
     if move["stopped"] != move["step"]:
         return False, f"killed after step {move['stopped']}, went on from {at}: {where}"
-    # A machine with one GPU has no other number of ranks to go to.
+    # A machine with one GPU cannot change the number of ranks.
     elsewhere = len(stages) == 2 and (len(worlds) == 2 or worlds == [1])
     return elsewhere and 0 < move["step"] < report["steps"], f"at {at}: {where}"
 

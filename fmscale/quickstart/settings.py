@@ -32,7 +32,7 @@ class QuickstartSettings:
     corpus: tuple[str, ...]
     """Files and folders to train on; empty takes the standard library."""
     steps: int | None
-    """Optimizer steps; None takes the config's."""
+    """Optimizer steps; None takes the config's number."""
     config: str
     """The config that is trained, such as run/quickstart."""
     device: str

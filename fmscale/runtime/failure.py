@@ -108,7 +108,7 @@ def write_first(directory: Path, report: dict[str, Any]) -> bool:
 
 
 def _gives_way(directory: Path, report: dict[str, Any]) -> bool:
-    """True if this report may replace the present one."""
+    """True if this report may replace the present report."""
     try:
         present = first_failure(directory)
     except FormatError:

@@ -173,7 +173,7 @@ def _nearest_key(key: str, kind: Any, path: str) -> str:
 
 
 def dotted_names(kind: Any) -> list[str]:
-    """All dotted key names below a dataclass, without those inside list items and mappings."""
+    """All dotted key names below a dataclass, without the keys inside list items and mappings."""
     names: list[str] = []
     hints = get_type_hints(kind)
     for field in settable(kind):

@@ -1,6 +1,6 @@
 """The config as a JSON Schema (draft 2020-12), by which editors complete, explain and check a YAML file.
 
-A file may leave out keys that its base has. Keys are required only in items of lists, as a list replaces the base's.
+A file may leave out keys of its base. Only items of lists require keys, as a list replaces the whole list below it.
 """
 
 import types

@@ -20,16 +20,16 @@ def print_record(record: Mapping[str, Any], stream: TextIO, names: tuple[str, ..
 
 def optional(show: Callable[[Mapping[str, Any]], None]) -> Callable[[Mapping[str, Any]], None]:
     """`show` without its OSErrors, as a terminal or the reader of a pipe may close; the first error is logged."""
-    told = False
+    logged = False
 
     def shown(record: Mapping[str, Any]) -> None:
-        nonlocal told
+        nonlocal logged
         try:
             show(record)
         except OSError as error:
-            if not told:
+            if not logged:
                 logger.warning("progress is not shown: %s. The run goes on.", error.strerror)
-            told = True
+            logged = True
 
     return shown
 
