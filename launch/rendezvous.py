@@ -1,8 +1,8 @@
 """The meeting of torchrun's agents by `--rdzv-backend fmscale`, which `fmscale launch` gives to torchrun.
 
 On one node the store listens on loopback; on several nodes it listens at the address of --rdzv-endpoint, on the node
-with --rdzv-conf rank=0. No process unpickles its values. torch's own rendezvous (c10d, taken by `--standalone`) unpickles
-its state, and torch's static rendezvous listens on all interfaces.
+with --rdzv-conf rank=0. No process unpickles its values. torch's own rendezvous (c10d, taken by `--standalone`)
+unpickles its state, and torch's static rendezvous listens on all interfaces.
 """
 
 from collections.abc import Callable
