@@ -10,7 +10,7 @@ from fmscale.errors import ConfigError
 
 
 def launch_by_deepspeed(request: LaunchRequest) -> Launch:
-    """The launch of all ranks. Raises ConfigError for several nodes without a hostfile: deepspeed would stay here."""
+    """The launch. Raises ConfigError for several nodes without a hostfile: deepspeed would start all ranks here."""
     one_node_or_hostfile(request, "deepspeed")
     program = find_program("deepspeed")
     host, port = meeting_point(request)

@@ -123,6 +123,6 @@ def _is_free(host: str, port: int) -> bool:
 
 
 def _free_port(host: str, taken: int) -> int:
-    """The next free port; the kernel's own choice would be a port of the range that it also gives to clients."""
+    """The next free port; the kernel would choose a port of the range that it also gives to clients."""
     candidates = (*range(taken + 1, 65_536), *range(1_024, taken))
     return next((port for port in candidates if _is_free(host, port)), taken)
