@@ -17,9 +17,9 @@ PROCS=${PROCS:-$(nvidia-smi --list-gpus 2>/dev/null | wc -l)}
 
 # One OpenMP thread a rank: two ranks of two threads each on two cores took six times longer a step.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-# Names the link or device that failed; without it a broken network is only a timeout.
+# NCCL then names the link or device that failed; by default a broken network is only a timeout.
 export NCCL_DEBUG="${NCCL_DEBUG:-WARN}"
-# The log has the last lines of a rank that was killed.
+# Unbuffered, so that the log has the last lines of a killed rank.
 export PYTHONUNBUFFERED="${PYTHONUNBUFFERED:-1}"
 
 if [ -z "$HOSTFILE" ]; then

@@ -17,9 +17,9 @@ PROCS=${PROCS:-$(nvidia-smi --list-gpus 2>/dev/null | wc -l)}
 
 # One OpenMP thread a rank: two ranks of two threads each on two cores took six times longer a step.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-# Names the link or device that failed; without it a broken network is only a timeout.
+# NCCL then names the link or device that failed; by default a broken network is only a timeout.
 export NCCL_DEBUG="${NCCL_DEBUG:-WARN}"
-# The log has the last lines of a rank that was killed.
+# Unbuffered, so that the log has the last lines of a killed rank.
 export PYTHONUNBUFFERED="${PYTHONUNBUFFERED:-1}"
 # The ranks meet over TCP here, so the installed mpi4py may find any MPI.
 if [ -n "$HOSTS" ]; then MASTER_ADDR=${HOSTS%%,*}; else MASTER_ADDR=127.0.0.1; fi
@@ -28,7 +28,7 @@ export MASTER_ADDR MASTER_PORT
 nodes=$(echo "${HOSTS:-localhost}" | tr ',' '\n' | wc -l)
 ranks=$((nodes * PROCS))
 
-# A rank that is still starting would die of SIGUSR1, which mpirun passes on: it ignores the signal until it is ready.
+# A starting rank would die of SIGUSR1, which mpirun passes on: the rank ignores the signal until it is ready.
 # shellcheck disable=SC2016  # expanded in the rank's shell
 rank='trap "" USR1; exec "$@"'
 

@@ -33,7 +33,7 @@ def find_program(name: str) -> str:
 
 
 def mpi_kind(mpirun: str) -> str:
-    """Open MPI, Intel MPI or MPICH, as options differ. Raises ConfigError for another maker of an mpirun."""
+    """Open MPI, Intel MPI or MPICH, whose options differ. Raises ConfigError for any other mpirun."""
     answer = subprocess.run([mpirun, "--version"], capture_output=True, text=True, timeout=60)
     for mark, kind in (("Open MPI", "Open MPI"), ("Intel(R) MPI", "Intel MPI"), ("HYDRA", "MPICH")):
         if mark in answer.stdout + answer.stderr:

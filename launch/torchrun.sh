@@ -10,7 +10,7 @@ set -eu
 
 NODES=${NODES:-1}
 NODE_RANK=${NODE_RANK:-0}
-MASTER_ADDR=${MASTER_ADDR:-127.0.0.1} # the first node, by a name that all of them reach
+MASTER_ADDR=${MASTER_ADDR:-127.0.0.1} # the first node, by a name that all nodes reach
 MASTER_PORT=${MASTER_PORT:-29500}     # two runs on one node need two ports
 
 # Ranks on this node: one for each GPU, or a single rank without GPUs.
@@ -24,9 +24,9 @@ fi
 
 # One OpenMP thread a rank: two ranks of two threads each on two cores took six times longer a step.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-# Names the link or device that failed; without it a broken network is only a timeout.
+# NCCL then names the link or device that failed; by default a broken network is only a timeout.
 export NCCL_DEBUG="${NCCL_DEBUG:-WARN}"
-# The log has the last lines of a rank that was killed.
+# Unbuffered, so that the log has the last lines of a killed rank.
 export PYTHONUNBUFFERED="${PYTHONUNBUFFERED:-1}"
 # If a node has several networks, name the fast network:
 # export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0

@@ -79,10 +79,10 @@ def launch(
     given = {name: value for name, value in options.items() if value is not None}
     arguments = (*loaded.launch.arguments, *(argument or ()))
     settings = replace(loaded.launch, arguments=arguments, **given)  # type: ignore[arg-type]
-    program = find_program("fmscale")  # it must have the same path on every node
+    program = find_program("fmscale")  # every node must have fmscale at this path
     request = _request(settings, (program, "train", config, *(overrides or ())))
     request = replace(request, node_rank=node_rank, master_addr=master_addr, script=script)
-    # Refused here, not by every rank after a wait in the queue.
+    # A wrong batch is refused here, before every rank would refuse it after a wait in the queue.
     derive_batch(loaded.batch, request.ranks, place=loaded.place("batch"))
     start = LAUNCHERS[settings.launcher](request)
     if dry_run:
@@ -101,13 +101,13 @@ def _tell(words: str) -> None:
 
 
 def _say(words: str) -> None:
-    """On standard error; a terminal that is gone changes nothing of what becomes of the ranks."""
+    """Print to standard error; a closed terminal has no effect on the ranks."""
     with suppress(OSError):
         typer.echo(words, err=True)
 
 
 def _request(settings: "LaunchConfig", command: tuple[str, ...]) -> "LaunchRequest":
-    """Nodes and ranks as numbers. Raises ConfigError for a hostfile that cannot be used."""
+    """The request, with nodes and ranks as numbers. Raises ConfigError for a hostfile that cannot be used."""
     from fmscale.launch.environment import rank_environment
     from fmscale.launch.hostfile import choose_hosts, read_hostfile
     from fmscale.launch.launch import LaunchRequest
@@ -136,7 +136,7 @@ def _request(settings: "LaunchConfig", command: tuple[str, ...]) -> "LaunchReque
 
 
 def show_failure(folder: Path, ended: "RankEnd") -> None:
-    """Print the failure that the first rank to fail wrote, if any did."""
+    """Print the failure report of the first rank that failed, if there is a report."""
     from fmscale.runtime.failure import describe_failure, first_failure
 
     try:

@@ -1,11 +1,11 @@
-"""The config of a run: a dataclass a section, read strictly from YAML. Imports no torch.
+"""The config of a run: one dataclass for each section, read strictly from YAML. Imports no torch.
 
 `schema.py`      the whole config, and its plain values or YAML
 `store.py`, `data.py`, `batch.py`, `model.py`, `train.py`, `checkpoint.py`, `launch.py`  the sections
 `checks.py`      refusal of a field's value
 `derived.py`     batch, parameters and FLOPs, which follow from a config
 `peaks.py`       peak FLOP/s of devices
-`reader/`        from YAML to the dataclasses, and both as pages for people and editors
+`reader/`        from YAML to the dataclasses, and the config's reference for people and editors
 """
 
 from typing import TYPE_CHECKING, Any
@@ -51,7 +51,7 @@ __all__ = [
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        """Load the reader, and YAML, at its first use: a loader and a persist process start 15 ms sooner without."""
+        """Load the reader and YAML at first use: loader and persist processes start 15 ms sooner without them."""
         if name == "load_config":
             from fmscale.config.reader.load import load_config
 

@@ -1,4 +1,4 @@
-"""The whole config: one field a section. A new section is a file with its dataclass and a line here."""
+"""The whole config: a field for each section. A new section is a file with its dataclass and a line here."""
 
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields, is_dataclass
@@ -15,7 +15,7 @@ from fmscale.config.train import EvaluationConfig, OptimizerConfig, ScheduleConf
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Everything a run is told."""
+    """All settings of a run."""
 
     store: StoreConfig = field(default_factory=StoreConfig)
     """Place of the bytes."""
@@ -41,7 +41,7 @@ class Config:
     """file:line of each dotted key that was read; for errors found later."""
 
     def place(self, name: str) -> str:
-        """File, line and name of the dotted key `name`, to begin an error with; the name alone if no file set it."""
+        """File, line and name of the dotted key `name`, as the begin of an error; the name alone if no file set it."""
         return f"{self.places[name]}: {name}" if name in self.places else name
 
 
@@ -51,7 +51,7 @@ def settable(kind: Any) -> list[Field[Any]]:
 
 
 def as_tree(config: Any) -> Any:
-    """A config or section as plain dicts, lists and values: what YAML or JSON would hold."""
+    """A config or section as plain dicts, lists and values, as YAML or JSON would hold it."""
     if is_dataclass(config):
         return {field.name: as_tree(getattr(config, field.name)) for field in settable(config)}
     if isinstance(config, (tuple, list)):
@@ -62,7 +62,7 @@ def as_tree(config: Any) -> Any:
 
 
 LINE_BREAKS = frozenset("\x85\u2028\u2029")
-"""Unicode's own: PyYAML writes them as they are, and reads them as a space or a fold."""
+"""Line breaks of Unicode: PyYAML writes them unchanged, and reads them as a space or a fold."""
 
 
 def as_yaml(config: Any) -> str:

@@ -1,4 +1,4 @@
-"""The acts in order. Each can be repeated without harm, so that a stopped quickstart goes on."""
+"""The acts in order. Each act can be repeated without harm, so that a stopped quickstart can go on."""
 
 import json
 import math
@@ -30,17 +30,17 @@ ACTS = ("ingest", "train", "unbroken", "evaluate", "generate", "report")
 
 
 def run_quickstart(settings: QuickstartSettings, screen: Screen) -> Report:
-    """Ingest, train with a move half-way, evaluate, generate, report; the report.
+    """Ingest, train with a move half-way, evaluate, generate, report; return the report.
 
-    Raises FmscaleError with the remedy; run it again to go on.
+    Raises FmscaleError with the remedy; the next call goes on from there.
     """
     state = QuickstartState(settings, screen)
     corpus = _ingest(state)
     steps, warnings = _train(state)
     unbroken = _train_unbroken(state, steps)
     if settings.device == "cpu":
-        # Threads of a small model wait for one another more than they compute; where others use the cores too they
-        # took 40 times longer (80 tokens: 49 s instead of 1 s).
+        # Threads of a small model wait for one another more than they compute. With other processes on the cores
+        # several threads took 40 times longer (80 tokens: 49 s instead of 1 s).
         torch.set_num_threads(1)
     trained = open_trained(f"{settings.store}#{settings.run}", device=settings.device)
     measured = _measured(state, trained, heldout(trained))
@@ -49,7 +49,7 @@ def run_quickstart(settings: QuickstartSettings, screen: Screen) -> Report:
 
 
 def _ingest(state: QuickstartState) -> dict[str, Any]:
-    """Ingest the corpus and describe it. Raises DataError before anything is trained if nothing was held out."""
+    """Ingest the corpus and describe it. Raises DataError, before any training, if no document was held out."""
     settings, screen = state.settings, state.screen
     with state.act("ingest"):
         files = settings.corpus or standard_library()
@@ -75,28 +75,28 @@ def _ingest(state: QuickstartState) -> dict[str, Any]:
 
 
 def _train(state: QuickstartState) -> tuple[int, list[str]]:
-    """Train in two jobs; the steps of the run, and the warnings of its checks. Raises the first problem of either job
-    before one starts.
+    """Train in two jobs; return the run's steps and the warnings of its checks. Raises the first problem of either job
+    before the first job starts.
     """
     settings, screen = state.settings, state.screen
     with state.act("train"):
-        checked = [check_run(settings.load(half), half.world) for half in settings.halves]
-        for problem in (problem for one in checked for problem in one.problems):
+        checks = [check_run(settings.load(half), half.world) for half in settings.halves]
+        for problem in (problem for check in checks for problem in check.problems):
             raise problem
-        steps = checked[0].forecast.steps
+        steps = checks[0].forecast.steps
         assert steps is not None, "a config that does not say how long it is has a problem"
-        for warning in checked[0].warnings:
+        for warning in checks[0].warnings:
             screen.tell(f"warning: {warning}")
         train_run(settings, steps, partial(_watch, screen, "train", steps), screen.tell)
     screen.end("train", f"{steps} steps")
-    return steps, checked[0].warnings
+    return steps, checks[0].warnings
 
 
 def _train_unbroken(state: QuickstartState, steps: int) -> Path:
-    """Train the first steps of the same run without a stop, beyond the step of the move; that run's folder."""
+    """Train the first steps again without a stop, beyond the step of the move; return the folder of that run."""
     settings, screen = state.settings, state.screen
     records = read_jsonl(settings.folder / "metrics.jsonl")
-    moved = max((one["step"] for one in records if one.get("event") == "resumed"), default=0)
+    moved = max((record["step"] for record in records if record.get("event") == "resumed"), default=0)
     steps = min(steps, max(math.ceil(steps * UNBROKEN_SHARE), moved + 2))
     with state.act("unbroken"):
         folder = train_unbroken(settings, steps, partial(_watch, screen, "unbroken", steps))
@@ -112,7 +112,7 @@ def _watch(screen: Screen, act: str, steps: int, record: dict[str, Any]) -> None
 def _measured(state: QuickstartState, trained: TrainedModel, documents: Sequence[Document]) -> dict[str, Any]:
     """Held-out bits and completions."""
     config, screen = state.settings.load(), state.screen
-    total, measured = sum(len(one.text) for one in documents), 0
+    total, measured = sum(len(document.text) for document in documents), 0
 
     def progress(size: int) -> None:
         nonlocal measured
@@ -140,7 +140,7 @@ def _reported(state: QuickstartState, unbroken: History, results: dict[str, Any]
     report |= {"acts": state.acts, "wall_seconds": sum(state.acts.values()), "cpu_seconds": sum(state.cpu.values())}
     text = json.dumps(report, indent=2, ensure_ascii=False)
     (settings.folder / "report.json").write_text(text + "\n", encoding="utf-8")
-    page = render(report, *([one.steps[step] for step in sorted(one.steps)] for one in (history, unbroken)))
+    page = render(report, *([run.steps[step] for step in sorted(run.steps)] for run in (history, unbroken)))
     path = settings.folder / "report.html"
     path.write_text(page, encoding="utf-8")
     state.screen.end("report", str(path))
