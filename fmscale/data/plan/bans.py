@@ -29,8 +29,8 @@ class Ban:
     from_k: int
     """First sample that excludes the rows; all later samples exclude them too."""
     samples: tuple[int, ...] = ()
-    """Samples below `from_k` that exclude the rows too, because a rank must deliver these samples now. The entries up to
-    this entry decide their substitutes.
+    """Samples below `from_k` that exclude the rows too, because a rank must deliver these samples now. Entries up
+    to this entry decide their substitutes.
     """
     reason: str = ""
     """Reason, for people."""

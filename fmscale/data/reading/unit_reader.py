@@ -149,7 +149,7 @@ class UnitReader:
         return damaged
 
     def _salvage(self, ref: ObjectRef, layout: ArrayLayout, low: int, out: np.ndarray, at: int) -> list[Damage]:
-        """Read rows of a shard from `low` on by chunks. Returns ranges without a good copy, as rows of `out` plus `at`."""
+        """Read a shard from row `low` on by chunks. Returns ranges without a good copy, as rows of `out` plus `at`."""
         damaged: list[Damage] = []
         high = low + len(out)
         for chunk in range(low // layout.inner, -(-high // layout.inner)):
