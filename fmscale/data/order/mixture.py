@@ -21,7 +21,7 @@ WEIGHT_ONE = 2**32
 def integer_weights(weights: Sequence[float]) -> tuple[int, ...]:
     """Positive integers in proportion to `weights`, with the sum 2^32 (largest remainder, then first).
 
-    Raises ConfigError for an empty list, and for a weight that is not positive, not finite, or below 2^-32 of the sum.
+    Raises ConfigError for an empty list, and for a weight that is not positive, not finite, or rounded to 0.
     """
     total = sum(weights)
     if not weights or not 0 < min(weights) <= total < float("inf"):
