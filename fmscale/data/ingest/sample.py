@@ -19,13 +19,13 @@ PART_BYTES = 1 << 20
 
 LEAST_BYTES = 8 << 20
 BYTES_PER_TOKEN = 1 << 10
-"""Sample for each entry of the vocabulary; it has 8 MiB at least, on which training takes 8 s on two cores (28 MiB:
-45 s).
+"""Bytes of the sample for each entry of the vocabulary. The sample has 8 MiB at least: training then takes 8 s on two
+cores (28 MiB: 45 s).
 """
 
 
 def sample(plan: IngestPlan, roots: Sequence[str], vocab_size: int) -> Iterator[str]:
-    """Texts to train a vocabulary of that size, without held-out documents and damaged input."""
+    """Texts to train `vocab_size` entries, without held-out documents and damaged input."""
     parts = [work for unit in group(plan.files, PART_BYTES) for work in unit]
     left = max(LEAST_BYTES, vocab_size * BYTES_PER_TOKEN)
     with closing(Reading(roots, plan.options.field)) as reading:
