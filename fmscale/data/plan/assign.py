@@ -60,7 +60,7 @@ def assign(plan: Plan, schedule: BatchSchedule, share: Share, *, k: int, steps: 
     low = share.dp_rank * sizes // share.dp_size
     high = (share.dp_rank + 1) * sizes // share.dp_size
     in_share = (slot >= low[step]) & (slot < high[step])
-    chosen, place, step = by_slot[in_share], (slot - low[step])[in_share], step[in_share]
+    index, place, step = by_slot[in_share], (slot - low[step])[in_share], step[in_share]
 
     largest = -(-sizes // share.dp_size)
     width = share.micro_batch or int(largest.max())
@@ -71,7 +71,7 @@ def assign(plan: Plan, schedule: BatchSchedule, share: Share, *, k: int, steps: 
 
     def spread(values: np.ndarray) -> np.ndarray:
         grid = np.zeros((total, width), dtype=values.dtype)
-        grid[forward, place % width] = values[chosen]
+        grid[forward, place % width] = values[index]
         return grid
 
     last = np.zeros(total, dtype=bool)

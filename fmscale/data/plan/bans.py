@@ -61,11 +61,11 @@ class _Table:
                 low, high = np.searchsorted(self._starts, np.array([first, stop], dtype=np.uint64))
                 np.minimum(self._from[low:high], np.uint64(ban.from_k), out=self._from[low:high])
                 np.minimum(self._number[low:high], number, out=self._number[low:high])
-        listed: dict[int, int] = {}
+        last_entry: dict[int, int] = {}
         for number, ban in bans:
-            listed.update(dict.fromkeys(ban.samples, number))
-        self._listed = np.array(sorted(listed), dtype=np.uint64)
-        self._last = np.array([listed[k] for k in sorted(listed)] + [-1], dtype=np.int64)
+            last_entry.update(dict.fromkeys(ban.samples, number))
+        self._listed = np.array(sorted(last_entry), dtype=np.uint64)
+        self._last = np.array([last_entry[k] for k in sorted(last_entry)] + [-1], dtype=np.int64)
         banned = self._number < _NO_ENTRY
         widths = np.diff(self._starts, append=np.uint64(rows))
         self.allowed = rows - int(widths[banned].sum())
@@ -153,8 +153,8 @@ class Bans:
         out, start = row.copy(), position - epoch * rows
         left = np.arange(len(k))
         while left.size:
-            here = np.full(len(left), source)
-            out[left] = self._orders.following(here, out[left], epoch[left])
+            sources = np.full(len(left), source)
+            out[left] = self._orders.following(sources, out[left], epoch[left])
             left = left[table.banned(out[left], k[left])]
             circle = left[out[left] == start[left]]
             start[circle] = (start[circle] + np.uint64(1)) % rows

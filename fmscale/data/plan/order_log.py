@@ -59,8 +59,8 @@ class OrderLog:
         was added since the last read of the log.
         """
         stage = self.plan.next_stage(from_k, sources)
-        known = {source.view.digest for source in self.plan.sources}
-        return self._append_stage(stage, known, seen=self.plan.log_head)
+        digests = {source.view.digest for source in self.plan.sources}
+        return self._append_stage(stage, digests, seen=self.plan.log_head)
 
     def ban(self, source: int, rows: Iterable[tuple[int, int]], from_k: int, reason: str = "") -> Plan:
         """Record a ban of ranges [first, stop) of rows from sample `from_k` on. Returns the new plan.

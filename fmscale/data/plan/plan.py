@@ -123,8 +123,8 @@ class Plan:
             local = np.flatnonzero(self._indexes[number] == source)
             if local.size:
                 stop = self.stages[number + 1].from_k if number + 1 < len(self.stages) else k
-                taken = self._mixtures[number].taken(min(stop, k) - stage.from_k)
-                position = stage.positions[local[0]] + taken[local[0]]
+                counts = self._mixtures[number].taken(min(stop, k) - stage.from_k)
+                position = stage.positions[local[0]] + counts[local[0]]
         return position
 
     def k_of(self, source: int, position: U64) -> U64:
@@ -211,8 +211,8 @@ def _resolved(stages: Sequence[Stage]) -> tuple[tuple[Stage, ...], tuple[Source,
         start = stage.positions or tuple(positions.get(key, 0) for key in keys)
         out.append(replace(stage, positions=start))
         if i + 1 < len(stages):
-            taken = _mixture(stage).taken(stages[i + 1].from_k - stage.from_k)
-            positions.update({key: first + count for key, first, count in zip(keys, start, taken, strict=True)})
+            counts = _mixture(stage).taken(stages[i + 1].from_k - stage.from_k)
+            positions.update({key: first + count for key, first, count in zip(keys, start, counts, strict=True)})
     return tuple(out), tuple(sources.values()), indexes
 
 
