@@ -64,7 +64,7 @@ class AuditReport:
     """Samples without a record, between the first and the last sample or among the trained samples: no rank received
     them, or a disk refused the record."""
     wrong_bytes: int
-    """Rows whose tokens differ from those of their stored documents."""
+    """Rows whose tokens differ from their stored documents."""
     tokens_twice: int
     """Tokens delivered more often than epochs have begun, less possible substitutes of banned rows."""
     tokens_masked: int
@@ -124,11 +124,11 @@ def audit(records: Sequence[Path], sources: Sequence[AuditSource], trained: rang
     row_tokens = int(tokens[rows_of == 0].sum())
     counts = np.zeros(3, dtype=np.int64)
     for number, stream in enumerate(streams):
-        here = source[rows_of] == number
-        documents = _find(stream, ids[here])
-        place[here] = stream.start[documents] + offset[here]
-        segment[here] = stream.segment[documents]
-        counts += _coverage(place[here], tokens[here], stream, sources[number], row_tokens, partial=int(k[0]) > 0)
+        part = source[rows_of] == number
+        documents = _find(stream, ids[part])
+        place[part] = stream.start[documents] + offset[part]
+        segment[part] = stream.segment[documents]
+        counts += _coverage(place[part], tokens[part], stream, sources[number], row_tokens, partial=int(k[0]) > 0)
     twice, masked, missing = counts.tolist()
     wrong = _wrong_rows(table, streams, source, rows_of, place, segment, tokens)
     expected = range(int(k[0]), int(k[-1]) + 1)

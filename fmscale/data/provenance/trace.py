@@ -96,7 +96,7 @@ def trace_document(
 
 
 def _documents(backend: Backend, place: tuple[str, str], start: int, stop: int) -> list[dict[str, Any]]:
-    """Documents with tokens among those from `start` to `stop` of a segment, in order."""
+    """Documents with tokens in [start, stop) of a segment, in order."""
     table = read_document_table(backend, open_segment(backend, *place))
     ends = np.cumsum(table["tokens"].to_numpy())
     first, last = int(np.searchsorted(ends, start, side="right")), int(np.searchsorted(ends, stop, side="left"))
