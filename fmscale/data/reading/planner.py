@@ -282,8 +282,8 @@ class Planner:
         source, row = assignment.source[real], assignment.row[real]
         unit, offset = np.empty((2, len(row)), dtype=np.int64)
         for number in np.flatnonzero(np.bincount(source)).tolist():
-            here = source == number
-            unit[here], offset[here] = self.plan.sources[number].view.units.unit_of(row[here])
+            part = source == number
+            unit[part], offset[part] = self.plan.sources[number].view.units.unit_of(row[part])
         joined = source.astype(np.int64) << 48 | unit
         _, first, inverse, uses = np.unique(joined, return_index=True, return_inverse=True, return_counts=True)
         by_use = np.argsort(first)
@@ -305,13 +305,13 @@ class Planner:
         uses = [0] * len(slots)
         for source in {slot.key[0] for slot in slots} if self._readers.fetcher.cache is not None else ():
             view = self.plan.sources[source].view
-            here = [i for i, slot in enumerate(slots) if slot.key[0] == source]
+            places = [i for i, slot in enumerate(slots) if slot.key[0] == source]
             # The last window has up to twice the units of another window.
             behind = self.plan.position(source, k) + 2 * view.window * view.rows_per_unit
             later = int(self.plan.k_of(source, np.array([behind], dtype=np.uint64))[0])
-            units = np.array([slots[i].key[1] for i in here], dtype=np.uint64)
+            units = np.array([slots[i].key[1] for i in places], dtype=np.uint64)
             if later < NEVER:
-                for i, use in zip(here, self.plan.next_use(source, units, later).tolist(), strict=True):
+                for i, use in zip(places, self.plan.next_use(source, units, later).tolist(), strict=True):
                     uses[i] = use
         return uses
 
