@@ -69,12 +69,12 @@ class Placement:
         """
         length, ranges = np.uint64(self.view.sequence_length), []
         for index, (number, manifest) in enumerate(zip(self.view.commits, self.manifests, strict=True)):
-            here = np.flatnonzero(documents.commit == number)
-            if manifest is None or not here.size:
+            indexes = np.flatnonzero(documents.commit == number)
+            if manifest is None or not indexes.size:
                 continue
-            position = documents.position[here]
+            position = documents.position[indexes]
             start = self._kept[index].place(position)
-            stop = self._kept[index].place(position + documents.stop[here] - documents.start[here])
+            stop = self._kept[index].place(position + documents.stop[indexes] - documents.start[indexes])
             start, stop = start[start < stop], stop[start < stop]
             rows = np.uint64(self.view.rows[index])
             low = np.minimum(start // length, rows)

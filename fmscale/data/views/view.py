@@ -92,11 +92,11 @@ class View:
                 found=(version, values.get("order_version")),
                 remedy=f"This fmscale knows format_version {FORMAT_VERSION}, order_version {ORDER_VERSION}.",
             )
-        known = {field.name for field in fields(cls)}
-        if set(values) != known:
+        names = {field.name for field in fields(cls)}
+        if set(values) != names:
             raise FormatError(
                 "a view lacks fields or has unknown ones",
-                found=sorted(set(values) ^ known),
+                found=sorted(set(values) ^ names),
                 remedy="It was written by another fmscale: upgrade here, or make the view anew.",
             )
         arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
@@ -196,7 +196,7 @@ def kept_tokens(tokens: int, commit: int, split: str, masks: Sequence[Mask]) -> 
         if mask.split != split:
             raise DataError("a mask of another split", found=mask.split, remedy=f"This view is of {split}.")
         documents = mask.documents
-        here = slice(*np.searchsorted(documents.commit, [commit, commit + 1]).tolist())
-        starts.append(documents.position[here])
-        stops.append(documents.position[here] + documents.stop[here] - documents.start[here])
+        part = slice(*np.searchsorted(documents.commit, [commit, commit + 1]).tolist())
+        starts.append(documents.position[part])
+        stops.append(documents.position[part] + documents.stop[part] - documents.start[part])
     return KeptRanges(tokens, np.concatenate(starts), np.concatenate(stops))
