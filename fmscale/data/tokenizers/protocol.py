@@ -31,9 +31,9 @@ class Tokenizer(Protocol):
     vocab_size: int
     """Number above every id, ids of special and added tokens included."""
     bos_id: int | None
-    """Id of the token that begins a document, if the tokenizer has one."""
+    """Id of the token that begins a document, or None."""
     eos_id: int | None
-    """Id of the token that ends a document, if the tokenizer has one."""
+    """Id of the token that ends a document, or None."""
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of each text, 1-D of type `dtype_of(self)`. No special token is added, and the name of a special token in
