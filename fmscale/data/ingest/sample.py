@@ -30,14 +30,14 @@ def sample(plan: IngestPlan, roots: Sequence[str], vocab_size: int) -> Iterator[
     left = max(LEAST_BYTES, vocab_size * BYTES_PER_TOKEN)
     with closing(Reading(roots, plan.options.field)) as reading:
         for work in sorted(parts, key=_place):
-            taken = 0
+            size = 0
             for text in _texts(work, plan, reading):
-                part = text[: PART_BYTES - taken]
+                part = text[: PART_BYTES - size]
                 yield part
-                taken += len(part.encode())
-                if taken >= PART_BYTES:
+                size += len(part.encode())
+                if size >= PART_BYTES:
                     break
-            left -= taken
+            left -= size
             if left <= 0:
                 return
 

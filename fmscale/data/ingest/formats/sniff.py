@@ -102,7 +102,7 @@ def _is_array(begin: bytes, ended: bool) -> bool:
     try:
         _, end = json.JSONDecoder().raw_decode(text)
     except (ValueError, RecursionError):
-        # The first element goes on behind these bytes.
+        # The first element continues behind these bytes.
         return not ended or bool(OBJECT.match(text.encode()))
     behind = text[end:].strip()
     return not behind or bool(BEHIND.match(behind))
