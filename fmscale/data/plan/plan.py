@@ -175,7 +175,7 @@ class Plan:
         return self._bans.named(source, rows)
 
     def next_stage(self, from_k: int, sources: Iterable[Source]) -> Stage:
-        """The stage of these sources from `from_k` on. Known sources continue at their positions; others begin at 0."""
+        """The stage of these sources from `from_k` on. Known sources continue at their positions, new sources at 0."""
         stage = Stage(from_k=from_k, sources=tuple(sources))
         return Plan([*self.stages, stage]).stages[-1]
 

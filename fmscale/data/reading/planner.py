@@ -30,7 +30,7 @@ ASSIGN_STEPS = 256
 """Most steps assigned at once, so that a look at the order log every 256 steps is early enough."""
 REFRESH_BLOCKS = 4
 """Blocks between two looks at the order log: one request in 256 steps. An entry takes effect more than HORIZON_STEPS
-steps after its commit, so every rank reads the entry before it plans those steps.
+steps after its write, so every rank reads the entry before it plans those steps.
 """
 CACHED_BYTES_PER_SECOND = 1.2e9
 """Reads below this rate wait for a disk. Units came at 2.9 GB/s from the page cache, at 0.65 GB/s from a disk with one
@@ -300,7 +300,7 @@ class Planner:
 
     def _next_uses(self, slots: list[Slot], k: int) -> list[int]:
         """Sample of each unit's next read, by which the node cache evicts. It lies in the source's next epoch, because
-        the arena holds the unit until then.
+        the arena serves the unit in this epoch.
         """
         uses = [0] * len(slots)
         for source in {slot.key[0] for slot in slots} if self._readers.fetcher.cache is not None else ():
