@@ -7,7 +7,7 @@
 - `plan.py`  the work units, a function of the listing and the options
 - `sample.py`  the part of a corpus that trains a tokenizer
 - `unit.py`  a work unit: read, tokenize, write, seal
-- `record.py`  the outcome of a unit, and the input that it passed over
+- `record.py`  the outcome of a unit, and the counts of input passed over
 - `files.py`  input files, opened here or on a store
 - `apart.py`, `reader.py`  a separate process that reads tables
 - `workers.py`, `worker.py`, `mpi.py`  writers as processes, and as MPI ranks
