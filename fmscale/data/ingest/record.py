@@ -1,4 +1,4 @@
-"""The outcome of a work unit: its sealed segments and the input it passed over, as JSON on the store.
+"""The outcome of a work unit: its sealed segments and the input that it passed over, as JSON on the store.
 
 The record is a unit's last object, after the seals: a unit without a record is still to be done. Records of an
 earlier, killed run keep their counts, so that a job's totals are the same in every case.
@@ -17,7 +17,7 @@ from fmscale.store.segments.seal import SealInfo, check_version
 FORMAT_VERSION = 1
 
 FIRST_NAMES = 5
-"""Names kept of the input skipped for a reason; the rest is only counted."""
+"""Names kept of the input skipped for a reason; further input is only counted."""
 
 NAME_CHARACTERS = 300
 """Longest kept name; the rest is cut off."""
@@ -27,7 +27,7 @@ BAD = {
     "broken": "broken: a record or file that cannot be read, or without text in the field",
     "name": "under a name that is not UTF-8 or that stores cannot keep",
 }
-"""Reasons that mean damage, an error with `--strict`, as people read them. The other reasons (binary, empty, hidden,
+"""Reasons that mean damage, an error with `--strict`, with words for people. The other reasons (binary, empty, hidden,
 vcs, link, special, store, metadata) are choices that `sources` documents."""
 
 
@@ -39,7 +39,7 @@ class SkippedNames(TypedDict):
 
 
 class SkippedInput(dict[str, SkippedNames]):
-    """Input that was passed over, by reason: its count and the first names. It is its own JSON."""
+    """Input that was passed over, by reason: its count and the first names. Its items are its JSON."""
 
     def add(self, reason: str, name: str) -> None:
         """Count input that was passed over."""
@@ -48,12 +48,12 @@ class SkippedInput(dict[str, SkippedNames]):
     def merge(self, other: Mapping[str, SkippedNames]) -> None:
         """Count the input that a later part of the job passed over."""
         for reason, more in other.items():
-            mine = self.setdefault(reason, {"count": 0, "first": []})
-            mine["count"] += more["count"]
-            mine["first"] += more["first"][: FIRST_NAMES - len(mine["first"])]
+            entry = self.setdefault(reason, {"count": 0, "first": []})
+            entry["count"] += more["count"]
+            entry["first"] += more["first"][: FIRST_NAMES - len(entry["first"])]
 
     def counted(self) -> str:
-        """Words for an error: the count of each reason."""
+        """The count of each reason, in words for an error."""
         return ", ".join(f"{self[reason]['count']} {reason}" for reason in sorted(self))
 
     def refuse_bad(self) -> None:
@@ -109,7 +109,7 @@ def finished_units(backend: Backend, dataset: str, job: str) -> set[int]:
 
 
 def total(records: Iterable[UnitRecord], listed: SkippedInput) -> SkippedInput:
-    """Input that a whole job passed over: at listing, then unit by unit."""
+    """Input that a whole job passed over: first at the listing, then unit by unit."""
     sum_ = SkippedInput()
     for skipped in (listed, *(record.skipped for record in records)):
         sum_.merge(skipped)
