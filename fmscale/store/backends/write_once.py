@@ -1,14 +1,14 @@
-"""Creation of objects that anybody may have stored already: their names follow from their content."""
+"""Creation of objects that another writer may have stored already: their names follow from their content."""
 
 from fmscale.errors import ObjectNotFound, StoreUnavailable
 from fmscale.store.backends.protocol import Backend
 
 
 def created(backend: Backend, key: str, data: bytes) -> bool:
-    """Create `key`. True if this call did, provided that nobody else writes this `data`: where the answer was lost,
-    the object itself tells.
+    """Create `key`. True if this call created it, provided that no other writer stores this `data`: after a lost
+    answer the object's content decides.
 
-    Raises StoreUnavailable where reading back is not possible either, and what the store raises.
+    Raises StoreUnavailable if the object cannot be read back either, and the store's other errors.
     """
     try:
         return backend.put_if_absent(key, data)
@@ -20,5 +20,5 @@ def created(backend: Backend, key: str, data: bytes) -> bool:
 
 
 def store_once(backend: Backend, key: str, data: bytes) -> bool:
-    """Make sure that `key` holds something. True if that is `data`, whoever wrote it. Raises as `created`."""
+    """Make sure that `key` exists. True if it holds `data`, from any writer. Raises the errors of `created`."""
     return created(backend, key, data) or backend.get(key) == data

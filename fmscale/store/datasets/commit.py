@@ -12,7 +12,7 @@ from fmscale.store.segments.seal import check_version, job_folder
 
 
 class Manifests(Mapping[str, Manifest]):
-    """Manifests by split; each is opened when it is first asked for."""
+    """Manifests by split; each opens at its first use."""
 
     def __init__(self, backend: Backend, recorded: Mapping[str, Any]) -> None:
         self._backend = backend
@@ -39,15 +39,15 @@ class Commit:
     """One live commit of a dataset."""
 
     number: int
-    """Its place in the dataset's log."""
+    """Place of the commit in the dataset's log."""
     time: float
     """Time of writing, seconds since the epoch, by the writer's clock."""
     digest: str
-    """Digest of its log entry."""
+    """Digest of the commit's log entry."""
     kind: str
     """`tokens` or `records`: the content of its segments."""
     job: str
-    """Digest of the plan of the job that made it."""
+    """Digest of the plan of the commit's job."""
     tokenizer: str | None
     """Digest of the tokenizer, or None for records."""
     bos: int | None
@@ -59,9 +59,9 @@ class Commit:
     totals: Mapping[str, SplitTotals]
     """Sizes by split."""
     manifests: Mapping[str, Manifest]
-    """Manifests by split, opened when first asked for."""
+    """Manifests by split, each opened at its first use."""
     body: Mapping[str, Any]
-    """The whole log entry, with what the job noted under `extra`."""
+    """The whole body of the log entry, with the job's notes under `extra`."""
 
 
 def decode_commit(backend: Backend, entry: LogEntry) -> Commit:
@@ -85,7 +85,7 @@ def decode_commit(backend: Backend, entry: LogEntry) -> Commit:
 def references(dataset: str, body: Mapping[str, Any]) -> list[str]:
     """Objects that a commit of the dataset owns, for garbage collection: keys, and folders ending in a slash.
 
-    The tokenizer is not among it: all datasets of the store share it, and it is small.
+    Tokenizers are left out: all datasets of the store share them, and they are small.
     """
     keys = sorted(manifest["key"] for manifest in body["manifests"].values())
     return [*keys, job_folder(dataset, body["job"]) + "/"]

@@ -1,11 +1,11 @@
-"""Manifests: which segments make up one split of a commit, and where a token lies among them.
+"""Manifests: the segments of one split of a commit, and the place of a token among them.
 
-A manifest is an Arrow IPC file with one row per segment, 36 bytes a row. Its header, JSON in the schema's
-metadata, holds the totals and, for every block of 16,384 rows, the digest of each column and the first token
-and document; the digest of the header names the manifest. So opening costs the same for any number of
-segments, nothing is copied, and a column of a block is verified when it is first touched. 10^6 segments are
-a file of 36 MB of which `place` reads 128 KiB for each block it meets; the positions come first and each
-column lies in one piece, so that locating everywhere maps 8 MB of it.
+A manifest is an Arrow IPC file with one row per segment, 36 bytes a row. Its header is JSON in the schema's
+metadata: the totals and, for every block of 16,384 rows, the digest of each column and the first token and
+document. The digest of the header names the manifest. So opening costs the same for any number of segments,
+nothing is copied, and the first use of a column of a block verifies it. 10^6 segments make a file of 36 MB, of
+which `place` reads 128 KiB for each block. The token positions come first and each column is contiguous, so
+that placing tokens of every segment maps 8 MB of the file.
 """
 
 import json
@@ -42,13 +42,13 @@ class SegmentRow:
     prefix: str
     """Folder on the store."""
     seal: str
-    """Digest of its seal."""
+    """Digest of the segment's seal."""
     first_token: int
-    """Tokens of the split before it."""
+    """Tokens of the split before the segment."""
     tokens: int
-    """Tokens in it."""
+    """Tokens in the segment."""
     documents: int
-    """Documents, or records, in it."""
+    """Documents, or records, in the segment."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +68,8 @@ class SplitTotals:
 class Manifest:
     """The segments of one split of a commit, read from a mapped file or a buffer; safe across threads.
 
-    Nothing that grows with the number of segments happens here. Raises CorruptData where the file is not
-    the one with this digest, at opening or when the damaged part is first touched.
+    Opening does no work that grows with the number of segments. Raises CorruptData if the file does not match
+    the digest, at opening or at the first use of a damaged part.
     """
 
     def __init__(self, file: pa.Buffer, digest: str, where: str) -> None:
@@ -103,7 +103,7 @@ class Manifest:
             raise self._damaged(str(error)) from error
 
     def place(self, token: int) -> tuple[int, int]:
-        """Segment index and offset in it of a token position of the split. Raises DataError for one outside."""
+        """Segment that holds token `token` of the split, and the offset there. Raises DataError outside the split."""
         if not 0 <= token < self.tokens:
             raise DataError(
                 f"Position outside the split {self.split} of {self._where}",
@@ -112,11 +112,11 @@ class Manifest:
             )
         block = int(self._first_tokens.searchsorted(np.uint64(token), side="right")) - 1
         starts = self._block(block, _TOKEN)
-        found = int(starts.searchsorted(np.uint64(token), side="right")) - 1
-        return block * self._block_rows + found, token - int(starts[found])
+        row = int(starts.searchsorted(np.uint64(token), side="right")) - 1
+        return block * self._block_rows + row, token - int(starts[row])
 
     def segment(self, index: int) -> tuple[str, str]:
-        """Prefix and seal digest of a segment. Raises DataError where there is none."""
+        """Prefix and seal digest of segment `index`. Raises DataError outside the manifest."""
         if not 0 <= index < self.segments:
             raise DataError(f"{self._where} has no such segment", found=index, remedy=f"It has {self.segments}.")
         block, row = divmod(index, self._block_rows)
@@ -146,7 +146,7 @@ class Manifest:
         return int(self._block(block, column)[row])
 
     def _block(self, block: int, column: int) -> np.ndarray:
-        """One column of one block without a copy, verified the first time."""
+        """One column of one block, without a copy, verified at its first use."""
         rows = slice(block * self._block_rows, (block + 1) * self._block_rows)
         part = self._columns[column][rows]
         if (block, column) not in self._verified:
@@ -174,7 +174,7 @@ def open_manifest(backend: Backend, key: str, digest: str) -> Manifest:
     try:
         return Manifest(_mapped(path), digest, key)
     except FileNotFoundError:
-        backend.head(key)  # says that it is missing the way this store does
+        backend.head(key)  # raises this store's own error for a missing object
         raise
 
 

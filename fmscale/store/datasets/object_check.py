@@ -1,4 +1,4 @@
-"""Checks one stored object whole: its size, its digest and every chunk, reading each byte once."""
+"""Checks a whole stored object: its size, its digest and every chunk, with one read of each byte."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,19 +15,19 @@ PART_BYTES = 2**22
 """Bytes in one read."""
 
 Advance = Callable[[int], None]
-"""Takes the number of bytes checked since its last call; called from several threads."""
+"""Takes the number of bytes checked since its last call; several threads call it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectProblem:
-    """Damage of one object, or of one of its chunks, against what the commit recorded."""
+    """Damage of one object, or of one of its chunks, against the commit's record."""
 
     commit: int
-    """Number of the commit that references it."""
+    """Number of the commit that references the object."""
     key: str
-    """The object."""
+    """Key of the object on the store."""
     chunk: int | None = None
-    """Index of the chunk (or record batch) in it, or None if it is about the object as a whole."""
+    """Index of the damaged chunk (or record batch) in the object, or None for the object as a whole."""
     what: str
     """The problem: `missing`, `truncated: ...` or `damaged: ...`."""
 
@@ -53,7 +53,7 @@ class Expected:
 
 
 def check_object(backend: Backend, expected: Expected, commit: int, advance: Advance) -> list[ObjectProblem]:
-    """Problems of an object; none if it is as recorded. Raises the store's error if it does not answer."""
+    """Problems of an object; empty if it matches its record. Raises the store's error if it does not answer."""
 
     def problem(what: str, chunk: int | None = None) -> ObjectProblem:
         return ObjectProblem(commit=commit, key=expected.key, chunk=chunk, what=what)
@@ -78,20 +78,20 @@ def check_object(backend: Backend, expected: Expected, commit: int, advance: Adv
         bad, cut = _bad_chunks(parts(), expected.chunks)
     except (CorruptData, ObjectNotFound) as error:
         return [problem(f"damaged: changed while it was read ({error.cause})")]
-    found = [problem("damaged: bytes do not match their crc32c", chunk) for chunk in bad]
+    problems = [problem("damaged: bytes do not match their crc32c", chunk) for chunk in bad]
     if size < expected.bytes:
-        found.append(problem(f"truncated: {size} of {expected.bytes} bytes", cut))
+        problems.append(problem(f"truncated: {size} of {expected.bytes} bytes", cut))
     elif size > expected.bytes:
-        found.append(problem(f"damaged: {size} bytes instead of {expected.bytes}"))
-    elif not found and digest.hexdigest()[:32] != expected.digest:
+        problems.append(problem(f"damaged: {size} bytes instead of {expected.bytes}"))
+    elif not problems and digest.hexdigest()[:32] != expected.digest:
         where = "bytes outside its chunks do" if expected.chunks else "its bytes do"
-        found.append(problem(f"damaged: {where} not match its digest"))
-    return found
+        problems.append(problem(f"damaged: {where} not match its digest"))
+    return problems
 
 
 def _bad_chunks(parts: Iterator[memoryview], chunks: Iterable[Chunk]) -> tuple[list[int], int | None]:
-    """Chunks of the object whose bytes come in `parts`, all of which are taken: those that do not match their crc32c,
-    and the first that is not whole.
+    """Chunks that do not match their crc32c, and the first incomplete chunk or None. Reads all `parts` of the
+    object's bytes.
     """
     bad: list[int] = []
     part, at = memoryview(b""), 0

@@ -18,20 +18,20 @@ SMALL_BYTES = 4 << 10
 RANGE_BYTES = 256 << 10
 """About the size of the unit that the shuffle moves."""
 LARGE_BYTES = 16 << 20
-"""Long enough that throughput, not latency, decides."""
+"""Size at which throughput decides, not latency."""
 STREAMS = 8
 """Concurrent transfers of large objects."""
 RANGE_STREAMS = 16
-"""Concurrent ranges, as a loader that prefetches makes them."""
+"""Concurrent reads of ranges, as in a prefetch."""
 SAMPLES = 100
-"""Requests of one kind at most; fewer if the time is used up first."""
+"""Most requests of one kind; fewer if the time ends first."""
 LARGE_PUTS = (4, 2 * STREAMS)
-"""Large objects that are written one after another, and at once."""
+"""Large objects to write: one after another, and at the same time."""
 ROOM = 8
-"""A part of so many of a disk's free bytes is what all large objects take at most: others use the rest meanwhile."""
+"""All large objects take at most 1/ROOM of a disk's free bytes: other programs use the rest meanwhile."""
 
 Kind = tuple[str, int, int, Callable[[int], object], int]
-"""A kind of request: operation, bytes, streams, the call with its number, the most calls."""
+"""A kind of request: operation, bytes, streams, the call (it gets its number), the limit of calls."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,25 +65,25 @@ def measure_written(backend: Backend, seconds: float, progress: Callable[[str], 
         written.add(key)
         return key
 
-    one, many = LARGE_PUTS
+    in_turn, at_once = LARGE_PUTS
     writes: list[Kind] = [
         ("put", SMALL_BYTES, 1, lambda n: backend.put(fresh(n), small), SAMPLES),
         ("put_if_absent", SMALL_BYTES, 1, lambda n: backend.put_if_absent(fresh(n), small), SAMPLES),
-        ("put", len(large), 1, lambda n: backend.put(fresh(n), large), one),
-        ("put", len(large), STREAMS, lambda n: backend.put(fresh(n), large), many),
+        ("put", len(large), 1, lambda n: backend.put(fresh(n), large), in_turn),
+        ("put", len(large), STREAMS, lambda n: backend.put(fresh(n), large), at_once),
     ]
     try:
-        found = [_measure(kind, seconds, progress) for kind in writes]
+        measurements = [_measure(kind, seconds, progress) for kind in writes]
         keys = [fresh(0)]
         backend.put(keys[0], large)
         keys += [key for key in sorted(written) if key not in keys and backend.head(key).bytes == len(large)]
-        found += [_measure(kind, seconds, progress) for kind in _reads(backend, keys, len(large))]
+        measurements += [_measure(kind, seconds, progress) for kind in _reads(backend, keys, len(large))]
     except StoreError:
-        with suppress(StoreError):  # the first error is the one to tell
+        with suppress(StoreError):  # the first error is the cause to report
             _remove(backend, written)
         raise
     _remove(backend, written)
-    return found
+    return measurements
 
 
 def _remove(backend: Backend, keys: Iterable[str]) -> None:
@@ -92,7 +92,7 @@ def _remove(backend: Backend, keys: Iterable[str]) -> None:
 
 
 def _large_bytes(backend: Backend) -> int:
-    """Size of a large object: LARGE_BYTES, or what the rest of a small disk allows."""
+    """Size of a large object: LARGE_BYTES, or less on a small disk."""
     path = backend.local_path("fmscale.json")
     if path is None:
         return LARGE_BYTES
@@ -101,7 +101,7 @@ def _large_bytes(backend: Backend) -> int:
 
 
 def measure_existing(backend: Backend, seconds: float, progress: Callable[[str], None]) -> list[Measurement]:
-    """Reads of the largest of the first thousand objects; nothing if there are none."""
+    """Reads of the largest of the first thousand objects; an empty list if there is nothing to read."""
     first = list(islice(backend.list_objects(), 1000))
     size = max((info.bytes for info in first), default=0)
     keys = [info.key for info in first if info.bytes == size]
@@ -114,14 +114,14 @@ def _reads(backend: Backend, keys: list[str], size: int) -> list[Kind]:
     def read(length: int) -> Callable[[int], None]:
         places = max(size // length, 1)
 
-        def one(number: int) -> None:
+        def request(number: int) -> None:
             key = keys[number % len(keys)]
             # 7919 is prime: successive reads lie apart, so that no read-ahead serves them.
             start = number * 7919 % places * length
             _uncache(backend, key, start, length)
             backend.read_into(key, start, memoryview(bytearray(length)))
 
-        return one
+        return request
 
     small, part, whole = min(SMALL_BYTES, size), min(RANGE_BYTES, size), min(LARGE_BYTES, size)
     return [
@@ -144,7 +144,7 @@ def _uncache(backend: Backend, key: str, start: int, length: int) -> None:
 
 
 def _measure(kind: Kind, seconds: float, progress: Callable[[str], None]) -> Measurement:
-    """Repeat the call as often as the kind allows or until the time is used up; at least once a stream."""
+    """Repeat the call until the kind's limit or the end of the time, but at least once a stream."""
     name, size, streams, call, limit = kind
     progress(f"{name} x{streams}")
     begin = time.perf_counter()

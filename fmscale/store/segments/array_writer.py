@@ -15,12 +15,12 @@ from fmscale.store.digest import DataDigest, chunk_checksums
 from fmscale.store.segments.array import ArrayLayout, ArraySpec, ShardInfo, encode_index, encode_metadata
 
 FLUSH_BYTES = 2**20
-"""Rows are gathered to about this size, then summed and written while they are in the processor's cache."""
+"""Bytes of rows in a buffer, about: the checksums and the write find them in the processor's cache."""
 
 
 @contextmanager
 def scratch_errors(path: Path) -> Iterator[None]:
-    """Turn what the operating system says about a scratch file into a StoreError with a remedy."""
+    """Raise the operating system's error about a scratch file as a StoreError with a remedy."""
     try:
         yield
     except OSError as error:
@@ -40,7 +40,7 @@ def scratch_errors(path: Path) -> Iterator[None]:
 class ArrayWriter:
     """Appends rows to an array of shape (n, *rest) in `directory/name`; `close` completes it.
 
-    `inner_bytes` is the size of an inner chunk, `shard_bytes` that of the data in a full shard; both are
+    `inner_bytes` is the size of an inner chunk, `shard_bytes` the size of the data in a full shard; both are
     rounded down to whole rows and whole chunks. An array that fits into one shard gets a shard of its own
     size, so that small arrays have small indexes. Raises DataError for rows of another shape or type.
     """
@@ -109,7 +109,7 @@ class ArrayWriter:
             self._file = None
 
     def _write(self, chunks: memoryview) -> None:
-        """Write whole chunks, starting a new shard wherever one is full."""
+        """Write whole chunks, and start a new shard after each full shard."""
         while chunks:
             room = (self._layout.chunks_per_shard - self._chunks) * self._layout.chunk_bytes
             part, chunks = chunks[:room], chunks[room:]

@@ -19,29 +19,29 @@ SHARD_TOKENS = 2**25
 """Tokens in a shard: 64 MiB of uint16, 128 MiB of uint32; an object that stores take in one request."""
 
 TOKEN_CHUNK_BYTES = 16384
-"""Tokens under one checksum. A read takes whole chunks, so a unit of 256 KiB costs 1.06 times its bytes (1.25 with
-64 KiB), for 8 bytes of checksums.arrow a chunk and 0.3 us of Python each: 5 us beside the 200 us that a unit takes.
+"""Bytes of tokens under one checksum. A read takes whole chunks: a unit of 256 KiB reads 1.06 times its bytes (1.25
+with 64 KiB). A chunk costs 8 bytes of checksums.arrow and 0.3 us of Python: 5 us beside the 200 us for a unit.
 """
 
 DOCUMENT_CHUNK_BYTES = 4096
-"""Inner chunk of the document arrays: a row needs the ends of the few documents that it touches, 512 of
-which lie in 4 KiB.
+"""Bytes of an inner chunk of the document arrays: a row needs the ends of its few documents, and 4 KiB hold 512
+ends.
 """
 
 DOCUMENT_SHARD_BYTES = 2**24
 """A full shard of a document array: 2 M ends."""
 
 DOCUMENT_BATCH = 32768
-"""Documents in a record batch of documents.arrow, and the most that are held in memory."""
+"""Documents in a record batch of documents.arrow, and the most documents in memory."""
 
 TOKEN_TYPES = ("uint16", "uint32")
 """Types that tokens may have."""
 
 
 class TokenSegmentWriter(SegmentWriter):
-    """Gathers documents. Holds about 3 MiB, the names of the sources and 4 bytes per chunk; the rest lies in files.
+    """Gathers documents: about 3 MiB, the sources' names and 4 bytes per chunk in memory, the rest in files.
 
-    Raises DataError for a document that does not fit.
+    Raises DataError for tokens of another type or an id of another length.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class TokenSegmentWriter(SegmentWriter):
             self._batches = pa.ipc.new_file(self._sink, DOCUMENTS_SCHEMA, options=options)
 
     def add(self, tokens: np.ndarray, document_id: bytes, source: str, start: int, stop: int) -> None:
-        """Append a document: tokens (1-D, of the segment's type), id (16 bytes), source and span there."""
+        """Append a document: tokens (1-D, of the segment's type), id (16 bytes), source and span in the source."""
         if tokens.dtype != self._dtype or tokens.ndim != 1:
             raise DataError(
                 f"Tokens of {source} do not fit into a segment of {self._dtype.name}",
@@ -93,7 +93,7 @@ class TokenSegmentWriter(SegmentWriter):
             )
         self._tokens.append(tokens)
         self.tokens += len(tokens)
-        # Chunks whose first token is one of this document's: it is the first to end after that token.
+        # For chunks whose first token lies in this document, it is the first document to end after that token.
         begun = -(-self.tokens // self._chunk_tokens)
         self._first_document.extend([self.documents] * (begun - len(self._first_document)))
         self.documents += 1
