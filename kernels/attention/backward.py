@@ -1,10 +1,10 @@
 """Attention backward in two passes, so that no two programs ever add to the same number.
 
 Source: Dao, "FlashAttention-2", arXiv 2307.08691, algorithm 2, split into dK/dV (one program per key tile, over the
-queries of every head of its group) and dQ (one per query tile, over keys). That recomputes two of five products and in
-exchange the result's bits do not depend on scheduling. Scores are formed as S^T = K Q^T in the first pass and S = Q K^T
-in the second, so that probabilities are always the left operand of the next product straight from registers:
-transposing them there is miscompiled on Hopper by Triton 3.4 to 3.7.0 (flash-linear-attention issue 640).
+queries of every head of its group) and dQ (one per query tile, over keys). The split recomputes two of five products;
+in exchange the result's bits do not depend on scheduling. The first pass forms scores as S^T = K Q^T and the second as
+S = Q K^T, so that probabilities go from registers into the next product as its left operand, without a transposition:
+Triton 3.4 to 3.7.0 miscompile that transposition on Hopper (flash-linear-attention issue 640).
 """
 
 import torch
@@ -33,10 +33,10 @@ def delta_kernel(  # type: ignore[no-untyped-def]
     OUT, DOUT, LSE, DLSE, SINKS, DELTA, LEVEL, REST, DSINKS, stride_b, stride_t, stride_h, T, blocks,
     E: tl.constexpr, H: tl.constexpr, ACC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """Per row delta = sum(dO * O) - dLSE, and the level: LSE in base 2, +inf where it was -inf, so that exp2(s - level)
-    is 0 in rows that see nothing. Per block its share of the sink's gradient.
+    """Store per row delta = sum(dO * O) - dLSE and the level: LSE in base 2, but +inf for an LSE of -inf, so that
+    exp2(s - level) is 0 in rows without keys. Store per block its share of the sink's gradient.
 
-    With REST the level is the forward's, in two parts, and only read.
+    With REST the forward has stored the level, in two parts, and this kernel reads it.
     """
     block = tl.program_id(0) % blocks
     bh = (tl.program_id(0) // blocks).to(tl.int64)
@@ -54,7 +54,7 @@ def delta_kernel(  # type: ignore[no-untyped-def]
         delta -= tl.load(DLSE + bh * T + row, mask=row < T, other=0.0)
     lse = tl.load(LSE + bh * T + row, mask=row < T, other=float("inf"))
     nothing = lse == -float("inf")
-    # whatever came down for the log-sum-exp of a row that sees nothing, 0 * NaN would carry it on
+    # the gradient of the log-sum-exp of a row without keys may be NaN, and 0 * NaN is NaN
     delta = tl.where(nothing, 0.0, delta)
     tl.store(DELTA + bh * T + row, delta, mask=row < T)
     if REST is not None:
@@ -98,9 +98,9 @@ def dkdv_kernel(  # type: ignore[no-untyped-def]
     k = tl.load(K + (entry * stride_kt + column[None, :]), mask=inside, other=0.0)
     v = tl.load(V + (entry * stride_vt + column[None, :]), mask=inside, other=0.0)
 
-    # One loop over all heads of the group and their rows: a loop per head costs ten registers, which at E 128 spill,
-    # and drains the pipeline between heads; dividing a step number by rows costs some too. Keys past the end need no
-    # mask: their rows of dK and dV are not stored.
+    # One loop runs over all heads of the group and their rows. A loop per head costs ten registers, which spill at
+    # E 128, and drains the pipeline between heads; a division of a step number by rows costs registers too. Keys past
+    # the end need no mask: their rows of dK and dV are not stored.
     lo, hi = query_range(n0, length_q, length_k, window, CAUSAL, WINDOW, BLOCK_N)
     lo = lo // BLOCK_M * BLOCK_M
     steps = (hi - lo + BLOCK_M - 1) // BLOCK_M
@@ -140,7 +140,7 @@ def dkdv_kernel(  # type: ignore[no-untyped-def]
             p = tl.where(near(row[None, :], position[:, None], window, CAUSAL, WINDOW), p, 0.0)
         low = p.to(q.dtype)
         if SOFTCAP:
-            p = p * (1.0 - s * s)  # here, where s need not outlive the next product
+            p = p * (1.0 - s * s)  # here, so that s need not outlive the next product
         do = tl.load(DOUT + g * stride_oh + m0.to(tl.int64) * stride_ot + offset_o, mask=live, other=0.0)
         dp = tl.dot(v, tl.trans(do), input_precision=PRECISION, out_dtype=ACC)
         dv = tl.dot(low, do, dv, input_precision=PRECISION, out_dtype=ACC)
@@ -254,7 +254,7 @@ def backward(
     sinks: Tensor | None, cu_q: Tensor | None, cu_k: Tensor | None,
     causal: bool, window: int, softcap: float, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of q, k, v and sinks (or empty); shapes and `level` as in `forward`, `dlse` (B, H, T) or None.
+    """Gradients of q, k, v and sinks (empty if None); shapes and `level` as in `forward`, `dlse` (B, H, T) or None.
 
     Extra memory: delta and level (B, H, T) in fp32, and one number per head and 64 rows for the sinks.
     """

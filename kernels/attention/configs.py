@@ -1,7 +1,7 @@
-"""Launch configurations of the attention kernels: what may be chosen, every one free of spills on sm_90.
+"""Launch configurations that the attention kernels may use, all free of spills on sm_90.
 
-`compile/gate.py` holds them to that under Triton 3.6 and 3.7. A window makes three loops of a pass, a soft-cap keeps a
-tile of scores alive longer, and a padded head dim needs a mask: any of them is `heavy`, which has narrower tiles.
+`compile/gate.py` checks this under Triton 3.6 and 3.7. A window splits a pass into three loops, a soft-cap keeps a tile
+of scores alive longer, and a padded head dim needs a mask: with any of these a call is `heavy` and has narrower tiles.
 """
 
 from collections.abc import Mapping
@@ -19,9 +19,9 @@ def _c(m: int, n: int, warps: int, stages: int) -> Config:
 
 
 def configs(dtype: torch.dtype, width: int, *, heavy: bool = True) -> Tables:
-    """Per kernel what may be chosen for a padded head dim `width`; the first is the default.
+    """Configurations per kernel for a padded head dim `width`; the first is the default.
 
-    heavy: with a window, a soft-cap or a padded head dim; what may be chosen then may be chosen always.
+    heavy: with a window, a soft-cap or a padded head dim; calls without these may use the heavy configurations too.
     """
     if dtype.itemsize > 2:
         return _wide_numbers(width)
@@ -45,7 +45,7 @@ def configs(dtype: torch.dtype, width: int, *, heavy: bool = True) -> Tables:
 
 
 def _wide_numbers(width: int) -> Tables:
-    """fp32, whose products are each three of TF32 (up to 128) or plain (above): see `precision`."""
+    """Configurations for fp32: a product is three TF32 products up to width 128, plain fp32 above; see `precision`."""
     if width <= 64:
         return {"forward": (_c(64, 32, 4, 2),), "dkdv": (_c(32, 32, 8, 2),), "dq": (_c(32, 32, 8, 2),)}
     if width <= 128:
@@ -58,7 +58,7 @@ def case(
 ) -> str:  # fmt: skip
     """The bucket of a call in the tuning tables: "bfloat16 E128 documents causal".
 
-    The head dim is exact: a padded one has other tiles than the power of two above it.
+    The head dim is exact: a padded head dim has other tiles than the power of two above it.
     """
     flags = {"documents": documents, "causal": causal, "window": window, "softcap": softcap, "sinks": sinks}
     return " ".join([bucket(dtype), f"E{E}", *(name for name, on in flags.items() if on)])

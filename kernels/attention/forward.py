@@ -1,4 +1,4 @@
-"""Attention forward: one pass over the keys with a running maximum, output and log-sum-exp.
+"""Attention forward: output and log-sum-exp in one pass over the keys, with a running maximum.
 
 Source: Dao, "FlashAttention-2", arXiv 2307.08691, algorithm 1; sinks as an extra key without a value (Xiao et al.,
 arXiv 2309.17453; learnable per head as in gpt-oss). Exponentials are base 2, with log2 e folded into the scale. Tiles
@@ -56,7 +56,7 @@ def forward_kernel(  # type: ignore[no-untyped-def]
     acc = tl.zeros((BLOCK_M, BLOCK_E), dtype=ACC)
     total = tl.zeros((BLOCK_M,), dtype=ACC)
     peak = tl.full((BLOCK_M,), -float("inf"), dtype=ACC)
-    for part in tl.static_range(3):  # masked, free of masks, masked; without a window no key precedes the free ones
+    for part in tl.static_range(3):  # masked, unmasked, masked tiles; without a window the first part is empty
         if WINDOW or part > 0:
             acc, total, peak = attend_keys(
                 acc, total, peak, q, K, V, stride_kt, stride_vt, bounds[part], bounds[part + 1], position, length_k,
@@ -98,11 +98,11 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Output (B, T, H, E), log-sum-exp (B, H, T) and level of q (B, T, H, E), k and v (B, S, K, E).
 
-    The level (2, B, H, T), for fp32 alone (else empty): the log-sum-exp in base 2 as a sum of two numbers, the running
-    maximum and the rest, +inf and 0 in rows that see nothing. The backward takes a probability from the difference of
-    score and level: one number of 60 has room for five digits of it, fp32 scores have seven.
+    The level (2, B, H, T), empty except for fp32, is the log-sum-exp in base 2 as a sum of two numbers, the running
+    maximum and the rest; rows without keys have +inf and 0. The backward computes a probability from the difference of
+    score and level: a single number near 60 has room for five digits of this difference, fp32 scores have seven.
 
-    With documents B is 1. The last stride of q, k and v is 1; window and softcap 0 mean none.
+    With documents B is 1. The last stride of q, k and v is 1; a window or softcap of 0 is off.
     """
     B, T, H, E = q.shape
     S, K = k.shape[1:3]

@@ -62,22 +62,22 @@ def flash_attention(
     """softmax(q k^T * scale) v over the keys that each query may see.
 
     Dense: q (B, T, H, E), k and v (B, S, K, E). Packed: q (tokens, H, E), k and v (tokens_k, K, E), where document i is
-    cu_seqlens[i]:cu_seqlens[i+1] of q and the same of cu_seqlens_k (default: cu_seqlens) of k and v; offsets (documents
-    + 1,) int32 or int64 on q's device, starting at 0, never decreasing. Documents see only themselves, may be empty,
-    and tokens after the last one give 0. Without offsets, packed tensors are one document. H is a multiple of K; query
-    head h reads kv head h // (H // K). bf16, fp16 or fp32 (fp64: eager, sdpa and the interpreter); E up to 256; any
-    strides.
+    cu_seqlens[i]:cu_seqlens[i+1] of q and the same range of cu_seqlens_k (default: cu_seqlens) of k and v; offsets are
+    (documents + 1,) int32 or int64 on q's device, start at 0 and never decrease. A document sees only itself and may be
+    empty; tokens after the last document give 0. Without offsets, packed tensors are one document. H is a multiple of
+    K; query head h reads kv head h // (H // K). bf16, fp16 or fp32 (fp64: eager, sdpa and the interpreter); E up to
+    256; any strides.
 
     causal: query m of a document with Lq queries and Lk keys sees keys up to m + Lk - Lq.
-    window: and only the nearest `window` of them, its own included (not causal: on either side).
+    window: query m sees only the nearest `window` of these keys, its own included (not causal: on either side).
     softcap c: scores s become c * tanh(s / c). scale: default E ** -0.5.
-    sinks (H,): logits, in nats, of one more key per head whose value is 0; differentiable.
+    sinks (H,): logits, in nats, of an extra key per head with value 0; differentiable.
     return_lse: also the log of the softmax's denominator, (B, H, T) or (H, tokens), fp32, natural, sinks included;
-    differentiable. A row that sees nothing gives 0 and -inf (with sinks, the sink).
+    differentiable. A row without keys gives 0 and -inf (with sinks, the sink).
 
-    backend: "triton" does all of this; "sdpa" what torch's does; "eager" all, in memory quadratic in the longest
-    document; "auto" the fastest known that can. Triton's gradients are the same bits every time. Raises KernelError for
-    shapes that do not fit and for a backend that cannot do what is asked.
+    backend: "triton" has every feature, "sdpa" only torch's, "eager" every feature in memory quadratic in the longest
+    document; "auto" is the fastest known backend for the call. Triton's gradients have the same bits every time. Raises
+    KernelError for shapes that do not fit and for a backend that cannot serve the call.
     """
     _check(q, k, v, cu_seqlens, cu_seqlens_k, window, softcap, sinks, scale)
     cu_q, cu_k = cu_seqlens, cu_seqlens if cu_seqlens_k is None else cu_seqlens_k
@@ -168,13 +168,13 @@ def _sdpa_refusal(
     q: Tensor, k: Tensor, cu_q: Tensor | None, cu_k: Tensor | None, causal: bool,
     window: int | None, softcap: float | None, sinks: Tensor | None, return_lse: bool,
 ) -> str | None:  # fmt: skip
-    asked = {
+    features = {
         "a window": window is not None, "a soft-cap": softcap is not None, "sinks": sinks is not None,
         "return_lse": return_lse, "keys with lengths of their own": cu_k is not None,
     }  # fmt: skip
-    for what, wanted in asked.items():
-        if wanted:
-            return f"it cannot do {what}"
+    for feature, used in features.items():
+        if used:
+            return f"it cannot do {feature}"
     rows = -3
     if causal and q.shape[rows] != k.shape[rows]:
         return "it aligns a causal mask to the first key, not the last, when q and k differ in length"

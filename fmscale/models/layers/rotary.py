@@ -11,17 +11,17 @@ from fmscale.kernels.rope import rope_turns
 
 
 class Rotary:
-    """Turns each pair (i, i + E/2) of queries and keys by its angle at the token's position. Has no weights."""
+    """Rotation of each pair (i, i + E/2) of queries and keys by its angle at the token's position, without weights."""
 
     def __init__(self, theta: float = 10_000.0, scaling: RopeScaling | None = None) -> None:
         self.theta = theta
         self.scaling = scaling
 
     def __call__(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """q (B, T, H, E) and k (B, T, K, E) turned; positions (B, T) or (T,), whole numbers."""
+        """Rotate q (B, T, H, E) and k (B, T, K, E); positions (B, T) or (T,), whole numbers."""
         turns = None
         if self.scaling is not None:
-            plain = type(q) is Tensor and not torch.compiler.is_compiling()  # as in `rope`, which keeps its turns too
+            plain = type(q) is Tensor and not torch.compiler.is_compiling()  # as in `rope`, which caches its turns too
             make = _kept_turns if plain else scaled_turns
             turns = make(q.shape[-1], self.theta, self.scaling, q.device)
         turned: tuple[Tensor, Tensor] = rope(q, k, positions, theta=self.theta, turns=turns)
@@ -37,5 +37,5 @@ def scaled_turns(E: int, theta: float, scaling: RopeScaling, device: torch.devic
     return turns * (fast + (1.0 - fast) / scaling.factor)
 
 
-# Not in the mode of the first call: an inference tensor cannot be saved for a later backward.
+# Computed outside the inference mode of the first call: an inference tensor cannot be saved for a later backward.
 _kept_turns = functools.cache(torch.inference_mode(False)(scaled_turns))
