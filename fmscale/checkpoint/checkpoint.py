@@ -16,7 +16,7 @@ from fmscale.store.open import open_store
 
 
 class Checkpoint:
-    """Read-only access to a checkpoint: each call reads its tensor from the store and checks every chunk."""
+    """Read-only access to a checkpoint. `tensor` and `read` read from the store at each call, and check every chunk."""
 
     def __init__(self, backend: Backend, run: str, found: CheckpointEntry, manifest: CheckpointManifest) -> None:
         self.backend = backend

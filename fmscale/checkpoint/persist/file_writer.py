@@ -204,7 +204,7 @@ def _write_all(descriptor: int, data: memoryview, start: int) -> None:
 
 
 def _own_scratch() -> memoryview:
-    """This thread's block, at a page. It is kept, because the first touch of a page makes a third of the speed."""
+    """This thread's block, at a page. It is kept, because a first write to a page has a third of the speed."""
     if not hasattr(_scratch, "map"):
         _scratch.map = mmap.mmap(-1, BLOCK_BYTES)
     return memoryview(_scratch.map)

@@ -26,7 +26,7 @@ class Listener:
     """Signs of life of a save's other ranks, as one process has seen them."""
 
     def __init__(self, backend: Backend, folder: str, alone: Callable[[], bool]) -> None:
-        """`alone` is true once this process's own trainer has ended; before that no rank counts as gone."""
+        """`alone` returns True once this process's own trainer has ended; before that no rank counts as gone."""
         self._backend, self._folder, self._alone = backend, folder, alone
         self._heard: dict[int, tuple[bytes, float]] = {}
         self._looked = 0.0
