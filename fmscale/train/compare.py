@@ -67,7 +67,7 @@ class Comparison:
     only: dict[str, str]
     """Ranges that only one run has, under `a_steps`, `b_steps`, and so on for `samples` and `evaluations`."""
     exact: bool
-    """True if all compared values are equal to the last bit, and no run has steps or samples of its own."""
+    """True if all compared values are equal to the last bit, and `only` is empty."""
     parts: dict[str, Difference]
     """Metric -> its first difference beyond the tolerance."""
     largest: dict[str, float]
@@ -86,7 +86,7 @@ class Comparison:
 
     @property
     def same(self) -> bool:
-        """True if all compared values agree within the tolerance, and no run has steps or samples of its own."""
+        """True if all compared values agree within the tolerance, and `only` is empty."""
         return not self.parts and not self.only
 
 

@@ -96,15 +96,15 @@ def check_tiling(manifest: CheckpointManifest) -> None:
     """Raise FmscaleError unless the pieces of each tensor follow one another without gap or overlap."""
     starts, counts, tensor = (manifest.columns[name] for name in ("start", "count", "tensor"))
     ends = starts + counts
-    sizes = np.array([elements(one.shape) for one in manifest.tensors], dtype=np.int64)
+    sizes = np.array([elements(info.shape) for info in manifest.tensors], dtype=np.int64)
     first, last = np.diff(tensor, prepend=-1) != 0, np.diff(tensor, append=-1) != 0
     wrong = (starts != np.where(first, 0, np.roll(ends, 1))) | (last & (ends != sizes[tensor]))
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
-        one = manifest.tensors[int(tensor[row])]
+        info = manifest.tensors[int(tensor[row])]
         raise FmscaleError(
-            f"the ranks' pieces of {one.name} ({one.state}) leave a gap or overlap",
-            found=f"elements {int(starts[row])} to {int(ends[row])} of {elements(one.shape)}",
+            f"the ranks' pieces of {info.name} ({info.state}) leave a gap or overlap",
+            found=f"elements {int(starts[row])} to {int(ends[row])} of {elements(info.shape)}",
             remedy="Each element must be in exactly one rank's pieces.",
         )
 
@@ -129,5 +129,5 @@ def decode(data: bytes, digest: str, where: str) -> CheckpointManifest:
     head = json.loads(table.schema.metadata[_KEY])
     check_version(head["format_version"], where)
     columns = {name: table.column(name).to_numpy() for name in COLUMNS}
-    digests = [one.hex() if one else "" for one in table.column("digest").to_pylist()]
+    digests = [value.hex() if value else "" for value in table.column("digest").to_pylist()]
     return CheckpointManifest(head, columns, digests)
