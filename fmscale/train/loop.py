@@ -1,4 +1,4 @@
-"""The loop: steps, saves, evaluations, until the run is complete or is told to stop."""
+"""The loop: steps, saves, evaluations, until the run is complete or its ranks agree to stop."""
 
 import logging
 import time
@@ -48,16 +48,16 @@ class Loop:
     steps: int
     """Steps of the whole run."""
     evaluate: Callable[[int], None]
-    """Evaluate after a number of steps, if it is time."""
+    """Evaluates after a number of steps, if an evaluation is due."""
     delivered: Callable[[Microbatch, Inputs], None]
-    """Records a microbatch as the engine gets it, in these inputs."""
+    """Records a microbatch from the inputs that the engine gets."""
     show: Callable[[Mapping[str, Any]], None]
     """Shows a record of progress, which also says the run's `steps`."""
 
 
 def run_loop(loop: Loop, first_step: int) -> tuple[int, Stop]:
-    """Train from step `first_step` to the end, or until a stop is agreed; steps taken, and the reason (Stop.NO at
-    the end).
+    """Train from step `first_step` to the end, or until the ranks agree to stop; return the steps taken and the
+    reason (Stop.NO at the end).
 
     Raises Diverged after too many steps in a row that could not be applied.
     """
@@ -78,8 +78,8 @@ def run_loop(loop: Loop, first_step: int) -> tuple[int, Stop]:
             where.phase = "saving before the stop"
             loop.saving.save_before_stop(step, state)
             break
-        for batch, given in zip(microbatches, inputs, strict=True):
-            loop.delivered(batch, given)
+        for batch, batch_inputs in zip(microbatches, inputs, strict=True):
+            loop.delivered(batch, batch_inputs)
         rate = learning_rate(config.schedule, config.optimizer.lr, step, loop.steps)
         result = train_step(
             loop.engine,
@@ -126,8 +126,8 @@ def _step_microbatches(loader: Loader) -> list[Microbatch]:
 
 
 def dry_run(loop: Loop, rows: int, row_tokens: int) -> None:
-    """One full step on a microbatch of weight 0, before anything is restored: compiles, allocates, and runs out of
-    memory now rather than at the first long document. Weights and moments come out unchanged.
+    """Run a full step on a microbatch of weight 0 before the restore: it compiles and allocates, so that a lack of
+    memory shows now and not at the first long document. Weights and moments stay unchanged.
     """
     loop.session.where.phase = "dry run"
     device, sources = loop.session.device, len(loop.loader.plan.sources)

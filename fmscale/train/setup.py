@@ -25,14 +25,14 @@ from fmscale.train.session import Session
 
 Show = Callable[[Mapping[str, Any]], None]
 META_VERSION = 1
-"""Of the facts that a checkpoint has beside its tensors."""
+"""Version of the facts that a checkpoint has beside its tensors."""
 
 
 def assemble(
     session: Session, batch: BatchShape, steps: int, stack: ExitStack, show: Show, event: Show
 ) -> tuple[Loop, Callable[[], int]]:
-    """Data, model, engine, journal and checkpoints of a run; `stack` closes them. The loop, and a function that
-    restores its state and gives the steps that had been taken.
+    """Open data, model, engine, journal and checkpoints of a run; `stack` closes them. Returns the loop, and a function
+    that restores its state and returns the number of steps in that state.
 
     Takes the run's lease. Raises ConfigError, DataError or StoreError.
     """
@@ -58,8 +58,8 @@ def assemble(
             event({name: value for name, value in record.items() if name != "time"})
 
     def meta(step: int, loader_state: dict[str, Any]) -> dict[str, Any]:
-        """Facts of a checkpoint beside its tensors. `updates` are the steps that were applied, as AdamW counts: fewer
-        where gradients were not finite. The loader stands at the beginning of the next step.
+        """Facts of a checkpoint beside its tensors. `updates` is AdamW's count of applied steps, without steps whose
+        gradients were not finite. The loader's state is at the beginning of the next step.
         """
         return {
             "version": META_VERSION,

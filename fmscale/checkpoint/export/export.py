@@ -1,4 +1,4 @@
-"""Writes a checkpoint in other people's formats, tensor by tensor: memory for one tensor is enough."""
+"""Exports a checkpoint to formats of other software, tensor by tensor: memory for a single tensor is enough."""
 
 import json
 import os
@@ -14,11 +14,11 @@ from fmscale.checkpoint.format.piece import DTYPES, elements
 from fmscale.errors import ConfigError
 
 SHARD_BYTES = 5_000_000_000
-"""Largest file of a Hugging Face export, as `save_pretrained` has it."""
+"""Most bytes in a file of a Hugging Face export, as in `save_pretrained`."""
 
 Progress = Callable[[int], None]
 Exported = tuple[Tensor, Tensor]
-"""A tensor of the checkpoint, and the same with its name and type in the export, which has no states."""
+"""A tensor of the checkpoint, and the tensor with its name and type in the export, which has no states."""
 
 
 def export_checkpoint(
@@ -33,14 +33,13 @@ def export_checkpoint(
     shard_bytes: int = SHARD_BYTES,
     progress: Progress = lambda _: None,
 ) -> list[Path]:
-    """Write the checkpoint into a new or empty folder; the files written.
+    """Write the checkpoint into a new or empty folder; return the files.
 
-    `hf`: weights under the names that `names` maps them to, `config` as config.json and `tokenizer` as
-    tokenizer.json where given, files of at most
-    `shard_bytes` with model.safetensors.index.json. `safetensors`: every state of every tensor, named
-    STATE/NAME, in one file. `dcp`: torch.distributed.checkpoint, model.NAME and optim.state.NAME.STATE.
-    `dtype` converts floating weights. Raises ConfigError for a folder in use, a type or a name that cannot be,
-    CorruptData for a damaged checkpoint.
+    `hf`: weights under their names in `names`, in files of at most `shard_bytes`; model.safetensors.index.json if
+    there are several files; `config` as config.json and `tokenizer` as tokenizer.json if given. `safetensors`: every
+    state of every tensor, named STATE/NAME, in one file. `dcp`: torch.distributed.checkpoint, model.NAME and
+    optim.state.NAME.STATE. `dtype` converts floating tensors. Raises ConfigError for a folder in use, a `dtype` that
+    is not floating or a tensor without a name in `names`, CorruptData for a damaged checkpoint.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError("the folder for the export is not empty", found=str(folder), remedy="Name another.")
@@ -53,12 +52,12 @@ def export_checkpoint(
         return export_dcp(checkpoint, folder, progress)
     if format == "safetensors":
         tensors = [
-            (one, Tensor(f"{one.state}/{one.name}", "", _converted(one, dtype), one.shape))
-            for one in checkpoint.manifest.tensors
+            (tensor, Tensor(f"{tensor.state}/{tensor.name}", "", _converted(tensor, dtype), tensor.shape))
+            for tensor in checkpoint.manifest.tensors
         ]
         return [_write(checkpoint, folder / "checkpoint.safetensors", tensors, progress)]
-    weights = [one for one in checkpoint.manifest.tensors if one.state == "weight"]
-    tensors = [(one, Tensor(_mapped(one.name, names), "", _converted(one, dtype), one.shape)) for one in weights]
+    weights = [tensor for tensor in checkpoint.manifest.tensors if tensor.state == "weight"]
+    tensors = [(info, Tensor(_mapped(info.name, names), "", _converted(info, dtype), info.shape)) for info in weights]
     written = _write_sharded(checkpoint, folder, tensors, shard_bytes, progress)
     if config is not None:
         written.append(_write_json(folder / "config.json", config))
@@ -88,7 +87,7 @@ def _write_sharded(
 
 
 def _write(checkpoint: Checkpoint, path: Path, tensors: Sequence[Exported], progress: Progress) -> Path:
-    """One safetensors file; under its name once it is complete. Wider types first, as in the format module."""
+    """Write one safetensors file, which gets its name once it is complete. Wider types come first, as in `layout`."""
     ordered = sorted(tensors, key=lambda pair: -pair[1].item_bytes)
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as file:
@@ -106,9 +105,9 @@ def _write(checkpoint: Checkpoint, path: Path, tensors: Sequence[Exported], prog
     return path
 
 
-def _converted(one: Tensor, dtype: str | None) -> str:
-    floating = bool(getattr(torch, one.dtype).is_floating_point)
-    return dtype if dtype is not None and floating else one.dtype
+def _converted(tensor: Tensor, dtype: str | None) -> str:
+    floating = bool(getattr(torch, tensor.dtype).is_floating_point)
+    return dtype if dtype is not None and floating else tensor.dtype
 
 
 def _mapped(name: str, names: Mapping[str, str] | None) -> str:

@@ -1,10 +1,10 @@
-"""Layout of a rank's pieces in its files, and so in the snapshot: the snapshot's memory is the files' image.
+"""Layout of a rank's pieces in its files and in the snapshot, whose memory is an image of the files.
 
 A safetensors file is 8 bytes of header length, a JSON header, and the tensors back to back without holes
 (huggingface/safetensors, format section of its README). The header is padded with spaces to whole pages, so
-that what follows can be written with O_DIRECT straight from the snapshot. Wider types come first: each tensor
-is then aligned to its own elements. Within a type pieces are sorted by state, so that those that lie side by
-side in an optimizer's flat partition do so in the file, and are copied as one.
+that the tensors can be written with O_DIRECT straight from the snapshot. Wider types come first: each tensor
+is then aligned to its own elements. Within a type pieces are sorted by state: neighbours in an optimizer's flat
+partition are then neighbours in the file, and one copy takes them together.
 """
 
 import json
@@ -18,7 +18,7 @@ from fmscale.errors import ConfigError
 PAGE = 4096
 """Alignment of memory, file offsets and lengths that O_DIRECT takes on every block device in use."""
 FILE_BYTES = 2 << 30
-"""A file is closed when it has more: few files, and object stores take it in 128 parts of 16 MiB."""
+"""Most bytes in a file of several pieces: files stay few, and an object store takes a file in 128 parts of 16 MiB."""
 
 
 class Tensor(NamedTuple):
@@ -44,7 +44,7 @@ class Tensor(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class FileRange:
-    """A piece without its memory: what of a logical tensor."""
+    """A piece without its memory: a range of a logical tensor."""
 
     tensor: Tensor
     start: int
@@ -59,12 +59,12 @@ class FileRange:
 
     @property
     def key(self) -> str:
-        """Name of the tensor in a safetensors file: STATE/NAME, and @START where it is not the whole. NAME alone
-        without a state.
+        """Name of the range in a safetensors file: STATE/NAME, followed by @START if it is not the whole tensor; NAME
+        alone for a tensor without a state.
         """
-        one = self.tensor
-        part = "" if self.count == elements(one.shape) else f"@{self.start}"
-        return f"{one.state}/{one.name}{part}" if one.state else one.name
+        tensor = self.tensor
+        part = "" if self.count == elements(tensor.shape) else f"@{self.start}"
+        return f"{tensor.state}/{tensor.name}{part}" if tensor.state else tensor.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +72,11 @@ class FileImage:
     """One file's place in the snapshot memory."""
 
     first: int
-    """Its first piece, in the order of the layout."""
+    """Index of the file's first piece in the layout."""
     stop: int
-    """One after its last piece."""
+    """Index after the file's last piece."""
     begin: int
-    """First byte of the file's image in the memory: at a page."""
+    """First byte of the file's image in the memory, at the beginning of a page."""
     header_bytes: int
     """Length prefix and header with padding; the tensors follow."""
     data_bytes: int
@@ -84,12 +84,12 @@ class FileImage:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FileLayout:
-    """Pieces in file order, where each lies in the memory, and the files they make. Equal only to itself: to compare
-    thousands of ranges takes as long as to encode them.
+    """Pieces in file order, their places in the memory, and their files. A layout equals only itself, because comparing
+    thousands of ranges takes as long as encoding them.
     """
 
     order: tuple[int, ...]
-    """Position in the layout -> number of the piece as it was given."""
+    """Position in the layout -> position of the piece in the input."""
     ranges: tuple[FileRange, ...]
     offsets: tuple[int, ...]
     """First byte of each piece in the memory."""
@@ -99,7 +99,7 @@ class FileLayout:
 
 
 def checked(piece: Piece) -> FileRange:
-    """The piece's range. Raises ConfigError for a piece that cannot be saved or restored."""
+    """Check a piece and return its range. Raises ConfigError for a piece that cannot be saved or restored."""
     problem = ""
     if piece.dtype not in DTYPES or f"torch.{piece.dtype}" != str(piece.tensor.dtype):
         problem = f"is said to be {piece.dtype} and is {piece.tensor.dtype}"
@@ -117,28 +117,28 @@ def checked(piece: Piece) -> FileRange:
 
 
 def plan_layout(ranges: Sequence[FileRange], file_bytes: int = FILE_BYTES) -> FileLayout:
-    """Sort pieces and cut them into files. A piece is never split: one larger than `file_bytes` has its own."""
-    tensors = [one.tensor for one in ranges]
+    """Sort pieces and group them into files. A piece is never split: a piece above `file_bytes` has its own file."""
+    tensors = [piece.tensor for piece in ranges]
     order = sorted(range(len(ranges)), key=lambda i: (-tensors[i].item_bytes, tensors[i].state, tensors[i].dtype, i))
-    placed = [ranges[i] for i in order]
+    pieces = [ranges[i] for i in order]
     files: list[FileImage] = []
     offsets: list[int] = []
     first = begin = 0
-    while first < len(placed):
+    while first < len(pieces):
         stop, size = first, 0
-        while stop < len(placed) and (stop == first or size + placed[stop].nbytes <= file_bytes):
-            size += placed[stop].nbytes
+        while stop < len(pieces) and (stop == first or size + pieces[stop].nbytes <= file_bytes):
+            size += pieces[stop].nbytes
             stop += 1
-        header = pages(8 + len(_header_json(placed[first:stop])))
+        header = pages(8 + len(_header_json(pieces[first:stop])))
         files.append(FileImage(first=first, stop=stop, begin=begin, header_bytes=header, data_bytes=size))
         at = begin + header
-        for one in placed[first:stop]:
+        for piece in pieces[first:stop]:
             offsets.append(at)
-            at += one.nbytes
+            at += piece.nbytes
         first, begin = stop, pages(at)
     return FileLayout(
         order=tuple(order),
-        ranges=tuple(placed),
+        ranges=tuple(pieces),
         offsets=tuple(offsets),
         files=tuple(files),
         memory_bytes=max(begin, PAGE),
@@ -153,7 +153,7 @@ def header(ranges: Iterable[FileRange], header_bytes: int) -> bytes:
 
 
 def shortest_header(ranges: Sequence[FileRange]) -> bytes:
-    """As `header`, padded to 8 bytes only: for files that others read."""
+    """Length prefix and header, padded only to 8 bytes: for exported files."""
     return header(ranges, 8 + -(-len(_header_json(ranges)) // 8) * 8)
 
 
@@ -165,9 +165,9 @@ def pages(size: int) -> int:
 def _header_json(ranges: Iterable[FileRange]) -> bytes:
     tensors: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
-    for one in ranges:
-        dtype, shape = DTYPES[one.tensor.dtype][0], one.tensor.shape
-        shape = shape if one.count == elements(shape) else (one.count,)
-        tensors[one.key] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + one.nbytes]}
-        at += one.nbytes
+    for piece in ranges:
+        dtype, shape = DTYPES[piece.tensor.dtype][0], piece.tensor.shape
+        shape = shape if piece.count == elements(shape) else (piece.count,)
+        tensors[piece.key] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + piece.nbytes]}
+        at += piece.nbytes
     return json.dumps(tensors, separators=(",", ":"), ensure_ascii=False).encode()

@@ -1,4 +1,4 @@
-"""A rank's seal: which pieces it has, in which files, with which digests. Its files are complete before it."""
+"""A rank's seal: its pieces with their files and digests, written after the files are complete."""
 
 import json
 from collections.abc import Mapping
@@ -15,10 +15,10 @@ class StoredFile(NamedTuple):
     """One safetensors file on the store."""
 
     key: str
-    """Its key; of this checkpoint's folder or of an earlier one's."""
+    """Key of the file, in this checkpoint's folder or an earlier checkpoint's folder."""
     bytes: int
     sums: str
-    """Digest of the object KEY.crc32c with its chunks' checksums; empty where none were taken."""
+    """Digest of the object KEY.crc32c with the chunks' checksums; empty for a file without checksums."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +31,12 @@ class StoredPiece:
     offset: int
     """First byte in the file."""
     digest: str
-    """xxh3_128 of its bytes, 32 hex digits; empty where none was taken."""
+    """xxh3_128 of the piece's bytes, 32 hex digits; empty for a piece without a digest."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seal:
-    """Pieces and files of one rank: written by it, or referred to."""
+    """Pieces and files that one rank wrote or refers to."""
 
     step: int
     folder: str
@@ -47,26 +47,26 @@ class Seal:
     bytes: int
     """Bytes of tensors that were written for this checkpoint."""
     referenced: int
-    """Bytes of tensors that were not, because an earlier checkpoint has them."""
+    """Bytes of tensors that an earlier checkpoint holds, and that were not written again."""
     meta: dict[str, Any] | None = None
-    """JSON that belongs to the checkpoint; of rank 0."""
+    """JSON of the checkpoint, in the seal of rank 0; None in all other seals."""
     rank_meta: dict[str, Any] | None = None
-    """JSON that belongs to the rank."""
+    """JSON of the rank."""
 
 
 _PLAIN = ("step", "folder", "rank", "world_size", "bytes", "referenced", "meta", "rank_meta")
 """Fields of a seal that are stored as they are."""
 _COLUMNS = ("tensor", "start", "count", "file", "offset", "digest")
-"""Of a piece, which is a row."""
+"""Columns of a seal's pieces; each piece is a row."""
 
 
 def encode_seal(seal: Seal) -> bytes:
-    """Canonical JSON; tensors and pieces as columns."""
+    """Encode a seal as canonical JSON, with its pieces as columns."""
     tensors = list(dict.fromkeys(piece.range.tensor for piece in seal.pieces))
     numbers = {tensor: number for number, tensor in enumerate(tensors)}
     rows = [
-        (numbers[one.range.tensor], one.range.start, one.range.count, one.file, one.offset, one.digest)
-        for one in seal.pieces
+        (numbers[piece.range.tensor], piece.range.start, piece.range.count, piece.file, piece.offset, piece.digest)
+        for piece in seal.pieces
     ]
     return canonical_json(
         {
@@ -80,7 +80,7 @@ def encode_seal(seal: Seal) -> bytes:
 
 
 def decode_seal(data: bytes, where: str) -> Seal:
-    """The seal in these bytes. Raises CorruptData, or FormatError for a later version."""
+    """Decode a seal. Raises CorruptData, or FormatError for a later version."""
     try:
         fields: Mapping[str, Any] = json.loads(data)
         version = fields["format_version"]

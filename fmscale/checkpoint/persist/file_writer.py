@@ -1,9 +1,9 @@
-"""Writes one file to a store while its bytes become known, and computes its checksums on the way.
+"""Writes one file to a store as its bytes are added, and computes its checksums.
 
-On a file system: an unnamed file (O_TMPFILE: a kill leaves nothing behind), two threads that each take the checksums of
-an 8 MiB block and write it with O_DIRECT straight from the snapshot's pages (2.0 GB/s on one virtio disk with 2 cores,
-against 1.1 to 1.5 with one thread), fsync, then names for it and its checksums and one fsync of the folder. On an
-object store: one multipart upload.
+On a file system the file has no name at first (O_TMPFILE: a kill leaves nothing behind). Two threads each compute the
+checksums of an 8 MiB block and write it with O_DIRECT from the snapshot's pages (2.0 GB/s on one virtio disk with 2
+cores, against 1.1 to 1.5 GB/s with one thread). After an fsync the file and its checksums get their names, and one
+fsync of the folder follows. On an object store the file is one multipart upload.
 """
 
 import errno
@@ -37,18 +37,18 @@ _NOT_OFFERED = (errno.EINVAL, errno.EOPNOTSUPP, errno.EISDIR)
 _scratch = threading.local()
 
 Fill = Callable[[Stream], Iterable[Block]]
-"""Adds all that is in a file to its stream, and closes that; gives the blocks as they are complete."""
+"""Adds a file's content to its stream and closes the stream; yields each complete block."""
 
 
 def store_stream(
     backend: Backend, key: str, stream: Stream, fill: Fill, pool: Executor, *, digests: bool, exact: bool
 ) -> np.ndarray | None:
-    """Store what `fill` makes of the stream under `key`, and its checksums beside it if `digests` are wanted;
-    both are durable when this returns. The checksums; an empty array without digests; None where nothing was put
-    behind the header, and nothing stored. With `exact` it is the stream's `most` bytes long.
+    """Store the stream that `fill` fills under `key`, and with `digests` its checksums beside it; both are durable
+    when this returns. Returns the checksums, or an empty array without `digests`, or None for a stream with only a
+    header, which is not stored. With `exact` the file is the stream's `most` bytes long.
 
-    The pool has THREADS threads for it. Replaces what is there: only an earlier attempt at this very file can be.
-    Raises StoreError, and what `fill` raises.
+    The pool has THREADS threads for this file. Replaces an object under `key`, which only an earlier attempt at this
+    file can have stored. Raises StoreError, and the errors of `fill`.
     """
     path = backend.local_path(key)
     if path is not None:
@@ -66,8 +66,8 @@ def store_stream(
 
 
 def publish_unsynced(path: str, key: str, data: bytes) -> bool:
-    """Make a whole small file appear under a name that nothing has, for other processes to see and not to outlast
-    a crash. True if it holds `data` then, whoever made it. Raises StoreError.
+    """Publish a small file under a new name: other processes see the whole file, but it may not survive a crash.
+    True if the file of this name then holds `data`, also from another writer. Raises StoreError.
     """
     with translated(key, writing=True):
         file = _open_new(os.path.dirname(path), direct=False)
@@ -76,8 +76,8 @@ def publish_unsynced(path: str, key: str, data: bytes) -> bool:
             try:
                 file.publish(path, replace=False)
             except FileExistsError:
-                with open(path, "rb") as there:
-                    return there.read() == data
+                with open(path, "rb") as existing:
+                    return existing.read() == data
         finally:
             file.close()
     return True
@@ -92,11 +92,11 @@ class _File:
 
     descriptor: int
     temporary: str
-    """Its name until then, on file systems without O_TMPFILE."""
+    """Path before the file is published, on file systems without O_TMPFILE; else empty."""
     direct: bool
 
     def publish(self, path: str, *, replace: bool = True) -> None:
-        """Give it its name, in place of another file of this name; or raise FileExistsError where there is one."""
+        """Name the file, in place of an existing file; without `replace` an existing file raises FileExistsError."""
         if self.temporary and replace:
             os.rename(self.temporary, path)
             self.temporary = ""
@@ -115,7 +115,7 @@ class _File:
             os.close(folder)
 
     def close(self) -> None:
-        """It is gone unless it was published."""
+        """Close the file; a file that was not published is deleted."""
         os.close(self.descriptor)
         if self.temporary:
             with suppress(FileNotFoundError):
@@ -155,12 +155,12 @@ def _store_local(
 
 
 def _write_stream(file: _File, stream: Stream, fill: Fill, pool: Executor, digests: bool, exact: bool) -> np.ndarray:
-    """Fill the file from the stream; the checksums."""
-    found: dict[int, np.ndarray] = {}
+    """Fill the file from the stream, and return the checksums."""
+    sums: dict[int, np.ndarray] = {}
     reserving, reserved = threading.Lock(), 0
 
     def reserve(end: int) -> None:
-        """Have space up to `end`, and for no byte that may not come: a lack of it shows early."""
+        """Allocate space up to `end` but for no bytes that may never follow: a lack of space shows early."""
         nonlocal reserved
         with reserving:
             if reserved < end:
@@ -170,7 +170,7 @@ def _write_stream(file: _File, stream: Stream, fill: Fill, pool: Executor, diges
     def write(start: int, size: int) -> None:
         block = stream.block(start, size, _own_scratch)
         if digests:
-            found[start] = chunk_checksums(block)
+            sums[start] = chunk_checksums(block)
         if file.direct and size % PAGE:
             # O_DIRECT takes whole pages; the file is cut to its length afterwards.
             scratch = _own_scratch()
@@ -190,11 +190,11 @@ def _write_stream(file: _File, stream: Stream, fill: Fill, pool: Executor, diges
         while writes:
             writes.popleft().result()
     finally:
-        # Whatever happened, nobody may write to the descriptor once this returns.
-        for one in writes:
-            one.cancel()
+        # After any error, no thread may write to the descriptor once this function has returned.
+        for future in writes:
+            future.cancel()
         wait(writes)
-    return np.concatenate([found[start] for start in sorted(found)]) if found else _NONE
+    return np.concatenate([sums[start] for start in sorted(sums)]) if sums else _NONE
 
 
 def _write_all(descriptor: int, data: memoryview, start: int) -> None:
@@ -204,14 +204,14 @@ def _write_all(descriptor: int, data: memoryview, start: int) -> None:
 
 
 def _own_scratch() -> memoryview:
-    """This thread's block, at a page; kept, as pages are touched for the first time at a third of the speed."""
+    """This thread's block, at a page. It is kept, because a first write to a page has a third of the speed."""
     if not hasattr(_scratch, "map"):
         _scratch.map = mmap.mmap(-1, BLOCK_BYTES)
     return memoryview(_scratch.map)
 
 
 def _open_new(folder: str, *, direct: bool) -> _File:
-    """A new file in the folder, O_DIRECT if that is wanted and offered.
+    """Open a new file in the folder, with O_DIRECT if `direct` is set and the file system offers it.
 
     NFS, Lustre and overlays have no O_TMPFILE, older tmpfs no O_DIRECT.
     """

@@ -1,7 +1,7 @@
-"""A file's bytes while they become known: a header that comes last, and spans of one memory that follow it.
+"""A file's bytes, added span by span from one memory; the header at the file's beginning is added last.
 
-The owner of the file adds spans in order, and is given the blocks that are complete. The first block has the header
-with the names of all that follows, and is given out last.
+The owner of the file adds spans in order and receives complete blocks. The first block comes last, because its header
+names all tensors of the file.
 """
 
 from bisect import bisect_right
@@ -10,18 +10,18 @@ from collections.abc import Callable
 from fmscale.checkpoint.format.layout import PAGE
 
 BLOCK_BYTES = 8 << 20
-"""Bytes that are written at once: a multiple of the chunks that checksums are of, and of PAGE."""
+"""Bytes that are written at once: a multiple of PAGE and of the chunk of a checksum."""
 
 Block = tuple[int, int]
 """First byte in the file, and bytes."""
 
 
 class Stream:
-    """Safe for one thread that adds and any number that read blocks which are complete."""
+    """A stream of bytes. One thread may add while any number of threads read complete blocks."""
 
     def __init__(self, memory: memoryview, begin: int, header_bytes: int, most: int) -> None:
-        """The header's place is `header_bytes` (whole pages) from `begin` on, which is a page of the memory, as the
-        memory's own beginning. The file has at most `most` bytes.
+        """The header takes `header_bytes` (whole pages) of the memory from `begin` on. The memory and `begin` are
+        aligned to pages. The file has at most `most` bytes.
         """
         self.most = most
         self.nbytes = header_bytes
@@ -38,7 +38,7 @@ class Stream:
         return self.nbytes == self.header_bytes
 
     def add(self, offset: int, size: int) -> list[Block]:
-        """Bytes [offset, offset + size) of the memory come next; the blocks that are complete with them."""
+        """Append bytes [offset, offset + size) of the memory, and return the blocks that they complete."""
         begin, length = self._spans[-1]
         if begin + length == offset:
             self._spans[-1] = (begin, length + size)
@@ -51,14 +51,14 @@ class Stream:
         return complete
 
     def close(self, header: bytes) -> list[Block]:
-        """Nothing else comes; `header` has exactly `header_bytes`. The blocks that are left."""
+        """End the stream with its header of exactly `header_bytes`, and return the remaining blocks."""
         self._memory[self._begin : self._begin + self.header_bytes] = header
         rest = [(self._next, self.nbytes - self._next)] if self.nbytes > self._next else []
         return [*rest, (0, min(BLOCK_BYTES, self.nbytes))]
 
     def block(self, start: int, size: int, scratch: Callable[[], memoryview]) -> memoryview:
-        """Bytes [start, start + size), which have been added: the memory itself where one span has them all and
-        they begin at a page, else a copy at the beginning of `scratch()`.
+        """Bytes [start, start + size) of a complete block: a view of the memory if a single span holds them and they
+        begin at a page, else a copy at the beginning of `scratch()`.
         """
         number = bisect_right(self._starts, start) - 1
         offset = start - self._starts[number]
@@ -75,5 +75,5 @@ class Stream:
         return target[:size]
 
     def whole(self) -> memoryview:
-        """All bytes, once it is closed: the memory itself where they are one span."""
+        """All bytes of a closed stream: a view of the memory if they are one span, else a copy."""
         return self.block(0, self.nbytes, lambda: memoryview(bytearray(self.nbytes)))

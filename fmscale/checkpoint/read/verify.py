@@ -1,4 +1,4 @@
-"""Reads every byte of a checkpoint again and names what is damaged."""
+"""Reads every byte of a checkpoint and names damaged objects and chunks."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,20 +14,20 @@ from fmscale.store.digest import CHUNK_BYTES, crc32c
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointProblem:
-    """An object or chunk that is not as it was recorded."""
+    """An object or chunk that differs from its record."""
 
     key: str
     chunk: int | None
-    """Chunk of 64 KiB in it; None where it is about the whole."""
+    """Number of the 64 KiB chunk; None for a problem of the whole object."""
     what: str
 
 
 def verify(
     backend: Backend, found: CheckpointEntry, progress: Callable[[int], None] = lambda _: None
 ) -> tuple[list[CheckpointProblem], bool]:
-    """(problems, True if every byte could be checked: False where a file was written without checksums).
+    """Return (problems, checkable); `checkable` is False if a file was written without checksums.
 
-    Raises StoreError where the store fails, which says nothing about the checkpoint.
+    Raises StoreError where the store fails; such an error proves no damage.
     """
     try:
         manifest = load_manifest(backend, found)
@@ -70,7 +70,7 @@ def _file_problems(
             continue
         for at in range(start, start + block.nbytes, CHUNK_BYTES):
             chunk, part = at // CHUNK_BYTES, block[at - start : at - start + CHUNK_BYTES]
-            # A chunk that the file's end cuts off is not damaged besides.
+            # A chunk that the file's end cuts off is not reported again.
             whole = at + part.nbytes == file.bytes or part.nbytes == CHUNK_BYTES
             if whole and crc32c(part) != int(sums[chunk]):
                 yield CheckpointProblem(key=key, chunk=chunk, what="checksum does not match")
