@@ -23,8 +23,6 @@ from obstore.store import AzureStore, GCSStore, MemoryStore, S3Store
 
 from fmscale.errors import ConfigError
 from fmscale.runtime.scrub import scrub
-from fmscale.store.backends.credentials import profile_credentials
-from fmscale.store.backends.fsspec import FsspecBackend
 from fmscale.store.backends.local import LocalBackend
 from fmscale.store.backends.objects import Client, ObjectBackend
 from fmscale.store.backends.protocol import Backend
@@ -87,6 +85,8 @@ def open_store(url: str, *, read_only: bool = False, deadline: float = DEADLINE)
     if place.scheme == "file":
         return LocalBackend(Path(place.bucket), read_only=read_only)
     if place.scheme not in ("memory", "s3", "gs", "az"):
+        from fmscale.store.backends.fsspec import FsspecBackend  # 4 ms of every start, here and below
+
         policy = RetryPolicy(deadline=deadline, stall=min(LONGEST_STALL, deadline / 4))
         return FsspecBackend(url, policy=policy, read_only=read_only)
     return ObjectBackend(
@@ -202,6 +202,8 @@ def _s3(place: Location, limits: "ClientConfig", retry: "RetryConfig") -> S3Stor
         options["skip_signature"] = True
         provider = None
     else:
+        from fmscale.store.backends.credentials import profile_credentials
+
         provider = profile_credentials(place.options.get("profile"))
     return S3Store(
         place.bucket,

@@ -1,4 +1,4 @@
-"""Metrics of the steps: kept on the device until they are logged, then reduced over ranks in one exchange."""
+"""Metrics of the steps: kept on the device until they are logged, then reduced over ranks together."""
 
 import math
 import time
