@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from typing import Any
 
+import yaml
+
 from fmscale.config.batch import BatchConfig
 from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.config.data import DataConfig
@@ -67,8 +69,6 @@ LINE_BREAKS = frozenset("\x85\u2028\u2029")
 
 def as_yaml(config: Any) -> str:
     """A config or section as YAML that reads back equal."""
-    import yaml
-
     text = yaml.safe_dump(as_tree(config), sort_keys=False, allow_unicode=True)
     if LINE_BREAKS.isdisjoint(text):
         return text

@@ -33,7 +33,8 @@ class Prefetcher:
         self._pool = pool
         self._ready: deque[UnitBlock] = deque()
         self._changed = threading.Condition()
-        self._planning = threading.Lock()
+        self._making = False
+        """True while either thread makes a block."""
         self._error: BaseException | None = None
         self._stopped = False
         self._thread: threading.Thread | None = None
@@ -44,20 +45,22 @@ class Prefetcher:
     def take(self) -> UnitBlock:
         """The next block, whose rows are in the arena. Raises the errors of planning and reading."""
         self.away_since = math.inf
-        if self._thread is not None and self._planner.waits:
-            with self._changed:
-                self._changed.notify()
-                self._changed.wait_for(lambda: self._ready or self._error)
-        elif not self._ready:
-            with self._planning:  # the thread may have made the block meanwhile
-                if not self._ready and self._error is None:
-                    self._ready.append(next(iter(self._planner)))
-        if not self._ready:
-            assert self._error is not None
-            raise self._error
         with self._changed:
+            self._changed.notify_all()
+            here = not self._ready and not self._making and (self._thread is None or not self._planner.waits)
+            if here:
+                self._making = True
+            else:
+                # Never for the end of the thread's work: it may wait for memory that the ready blocks hold.
+                self._changed.wait_for(lambda: self._ready or self._error)
+        if here:
+            self._make()
+        with self._changed:
+            if not self._ready:
+                assert self._error is not None
+                raise self._error
             block = self._ready.popleft()
-            self._changed.notify()
+            self._changed.notify_all()
         for read in block.reads:
             read.result()
         block.documents = [slot.documents for slot in block.slots if slot.documents is not None]
@@ -69,36 +72,39 @@ class Prefetcher:
         self._planner.close()
         with self._changed:
             self._stopped = True
-            self._changed.notify()
+            self._changed.notify_all()
         if self._thread is not None:
             self._thread.join()
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _run(self) -> None:
-        try:
-            while self._wanted():
-                with self._planning:
-                    if not self._alone():
-                        continue
-                    block = next(iter(self._planner), None)
-                    if block is None:
-                        return
-                    with self._changed:
-                        self._ready.append(block)
-                        self._changed.notify()
-        except BaseException as error:
-            with self._changed:
-                self._error = error
-                self._changed.notify()
+        while self._due():
+            self._make()
 
-    def _wanted(self) -> bool:
-        """Wait until another block is due; False once closed."""
+    def _make(self) -> None:
+        """Make a block, or record the error. `_making` is True already."""
+        block, error = None, None
+        try:
+            block = next(iter(self._planner), None)
+        except BaseException as caught:
+            error = caught
+        with self._changed:
+            self._making = False
+            if block is not None:
+                self._ready.append(block)
+            else:
+                self._error, self._stopped = error, True
+            self._changed.notify_all()
+
+    def _due(self) -> bool:
+        """Wait until the thread is to make another block, and begin it; False once closed."""
         with self._changed:
             while not self._stopped:
-                if len(self._ready) >= MOST_BLOCKS:
+                if self._making or len(self._ready) >= MOST_BLOCKS:
                     self._changed.wait()
                 elif self._alone():
+                    self._making = True
                     return True
                 else:
                     self._changed.wait(LOOK_SECONDS)
