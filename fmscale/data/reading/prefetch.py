@@ -46,12 +46,12 @@ class Prefetcher:
         """The next block, whose rows are in the arena. Raises the errors of planning and reading."""
         self.away_since = math.inf
         with self._changed:
-            self._changed.notify_all()
             here = not self._ready and not self._making and (self._thread is None or not self._planner.waits)
             if here:
                 self._making = True
             else:
                 # Never for the end of the thread's work: it may wait for memory that the ready blocks hold.
+                self._changed.notify()
                 self._changed.wait_for(lambda: self._ready or self._error)
         if here:
             self._make()
@@ -60,7 +60,7 @@ class Prefetcher:
                 assert self._error is not None
                 raise self._error
             block = self._ready.popleft()
-            self._changed.notify_all()
+            self._changed.notify()
         for read in block.reads:
             read.result()
         block.documents = [slot.documents for slot in block.slots if slot.documents is not None]
@@ -72,7 +72,7 @@ class Prefetcher:
         self._planner.close()
         with self._changed:
             self._stopped = True
-            self._changed.notify_all()
+            self._changed.notify()
         if self._thread is not None:
             self._thread.join()
         if self._pool is not None:
@@ -81,9 +81,13 @@ class Prefetcher:
     def _run(self) -> None:
         while self._due():
             self._make()
+            with self._changed:
+                self._changed.notify()
 
     def _make(self) -> None:
-        """Make a block, or record the error. `_making` is True already."""
+        """Make a block, or record the error. `_making` is True already. Wakes nobody: a consumer that makes its blocks
+        would wake the thread for each, which costs 3 % of its time.
+        """
         block, error = None, None
         try:
             block = next(iter(self._planner), None)
@@ -95,15 +99,14 @@ class Prefetcher:
                 self._ready.append(block)
             else:
                 self._error, self._stopped = error, True
-            self._changed.notify_all()
 
     def _due(self) -> bool:
         """Wait until the thread is to make another block, and begin it; False once closed."""
         with self._changed:
             while not self._stopped:
-                if self._making or len(self._ready) >= MOST_BLOCKS:
+                if len(self._ready) >= MOST_BLOCKS:
                     self._changed.wait()
-                elif self._alone():
+                elif not self._making and self._alone():
                     self._making = True
                     return True
                 else:
