@@ -1,14 +1,14 @@
-"""`fmscale bench checkpoint`: what a save costs training, how fast it is durable, restores, and faults.
+"""`fmscale bench checkpoint`: the cost of a save to training, its time to durability, restores, and faults.
 
-A state of fp32 tensors is spread over gloo ranks, which take steps: a fixed amount of arithmetic, then an
-optimizer that writes all of the state. What a save costs is a window of steps with it less the same window
-without it: an asynchronous save can hide its stall as slower steps, so only the sum counts. fsync is inside
-"durable"; times are of the slowest rank; every save has its own folder; systems take turns, each in its own
-processes. Limits are measured in the same run: fio (O_DIRECT, synced at the end, a job a rank, the same bytes) for
-the disk, one copy into warm memory for the stall; fio has the machine to itself, a save shares it with training.
-Restores are timed in processes that have imported what a training run has, from the call until the last tensor is
-filled, with the page cache dropped by the same calls for everybody. With as many ranks as cores a background writer
-takes compute from training: what it takes is in the cost.
+A state of fp32 tensors is spread over gloo ranks, which take steps: a fixed amount of arithmetic, then an optimizer
+that writes all of the state. The cost of a save is the time of a window of steps with it less the time of the same
+window without it: an asynchronous save can hide its stall as slower steps, so only the sum counts. "durable" includes
+fsync; times are those of the slowest rank; every save has its own folder; systems take turns, each in its own
+processes. Limits are measured in the same run: fio (O_DIRECT, synced at the end, a job a rank, the same bytes) for the
+disk, one copy into warm memory for the stall; fio has the machine to itself, a save shares it with training. Restores
+are timed in processes with the imports of a training run, from the call until the last tensor is filled; the same calls
+drop the page cache for all systems. With as many ranks as cores a background writer takes compute from training: the
+cost includes this.
 """
 
 import json
@@ -35,45 +35,45 @@ UNSAFE = ("torch_save", "dcp_save", "dcp_safetensors", "deepspeed")
 SOME = (*OURS, *SAFE[:3], *UNSAFE_ASYNC[2:])
 """The strongest of each kind."""
 FEW = (*OURS, "torch_save_safe", "dcp_async_staged")
-"""For states that take minutes with all of them."""
+"""Peers for states that would take minutes with all peers."""
 ALONE = OURS[:2]
-"""For sizes at which only ours is shown."""
+"""Systems for sizes at which only fmscale is shown."""
 NO_FIO = "fio is not installed: apt-get install fio"
 SMALLEST_COST = 1e-3
-"""Seconds below which a cost is noise: ratios are taken of nothing smaller."""
+"""Seconds below which a cost is noise and enters no ratio."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One state."""
+    """A state and its measurements."""
 
     gigabytes: float
-    """Of all ranks together, 10^9 bytes."""
+    """Size over all ranks, 10^9 bytes."""
     tensors: int
-    """Of all ranks together."""
+    """Number over all ranks."""
     ranks: int
-    """Processes."""
+    """Number of processes."""
     steps: int
-    """In a window."""
+    """Steps of a window."""
     step_seconds: float
-    """Arithmetic of a step, so that the slowest system is through before the window ends."""
+    """Arithmetic of a step, so that the slowest system finishes before the window ends."""
     systems: tuple[str, ...]
-    """Who saves it."""
+    """Systems that save it."""
     repeats: int
-    """Saves of each that are counted, a turn."""
+    """Counted saves of each system in a turn."""
     turns: int = 1
-    """Turns that the systems take."""
+    """Turns of every system."""
     restored: tuple[str, ...] = ()
-    """Who restores it."""
+    """Systems that restore it."""
 
     @property
     def name(self) -> str:
-        """For ids."""
+        """Name in ids."""
         return f"{self.gigabytes:g}GB.{self.tensors}t.{self.ranks}r"
 
     @property
     def options(self) -> list[str]:
-        """Of the command line of a run."""
+        """Options of a run's command line."""
         return [
             f"--ranks={self.ranks}",
             f"--bytes={int(self.gigabytes * 1e9)}",
@@ -110,8 +110,8 @@ FULL = (
     _cell(3.0, 60, 2, 0.8, systems=FEW, repeats=2, restored=RESTORED),
     _cell(3.0, 3000, 4, 0.5, repeats=2),
 )
-"""Half an hour, and less than 12 GB of memory: every size, tensor count and number of ranks of ours, peers where
-they fit into that.
+"""Every size, tensor count and number of ranks of fmscale, and the peers that fit into half an hour and 12 GB of
+memory.
 """
 
 
@@ -130,7 +130,7 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
 
 
 def measured(work: Path, system: str, action: str, cell: Cell, *more: str) -> dict[str, Any]:
-    """One run of one system; its folder is empty before, and afterwards unless `--keep` is said."""
+    """One run of one system; its folder is empty before, and also afterwards without `--keep`."""
     folder = work / system
     if action != "restore":
         shutil.rmtree(folder, ignore_errors=True)
@@ -158,7 +158,7 @@ def fio(work: Path, cell: Cell, kind: str) -> float | None:
 
 
 def save_claims(work: Path, cell: Cell) -> list[Claim]:
-    """C1 (where there are peers) to C3 for one state."""
+    """C1 (if there are peers) to C3 for one state."""
     limits = [fio(work, cell, "write") for _ in range(2)]
     # The copy takes its turns like a system: it is compared with stalls of tens of milliseconds.
     runs = {name: partial(measured, work, name, "save", cell) for name in cell.systems}
@@ -176,12 +176,12 @@ def save_claims(work: Path, cell: Cell) -> list[Claim]:
 
 
 def figures(outcome: Outcome | None, key: str) -> list[float]:
-    """A figure of all repeats of all rounds."""
+    """Values of a figure in all repeats of all rounds."""
     return [float(one[key]) for run in (outcome.runs if outcome else []) for one in run["runs"]]
 
 
 def middle(outcome: Outcome | None, key: str) -> float | None:
-    """Their median."""
+    """Median of a figure."""
     found = figures(outcome, key)
     return median(found) if found else None
 
@@ -197,7 +197,7 @@ def rows(found: dict[str, Outcome], keys: Sequence[str]) -> list[dict[str, Any]]
 
 
 def cost_claim(cell: Cell, found: dict[str, Outcome]) -> Claim:
-    """C1: what a save costs training in all."""
+    """C1: the total cost of a save to training."""
     costs = {name: middle(outcome, "cost") for name, outcome in found.items()}
     ours, bare = costs["fmscale"], costs["fmscale_nodigests"]
 
@@ -223,7 +223,7 @@ def cost_claim(cell: Cell, found: dict[str, Outcome]) -> Claim:
 
 
 def blocking_claim(cell: Cell, found: dict[str, Outcome], system: str, how: str, copy: float, limit: float) -> Claim:
-    """C2: what the training thread waits, against one copy of the rank's state."""
+    """C2: waits of the training thread, against one copy of the rank's state."""
     ours = middle(found[system], "stall")
     claim = Claim(
         id=f"C2.blocking.{'overlap' if system == 'fmscale' else 'copy'}.{cell.name}",
@@ -263,7 +263,7 @@ def durable_claim(cell: Cell, found: dict[str, Outcome], limits: list[float]) ->
 
 
 def restore_claims(work: Path, cell: Cell) -> list[Claim]:
-    """C4: a new process reads what was saved, page cache cold."""
+    """C4: a new process reads the saved state, page cache cold."""
     reasons: dict[str, str] = {}
     for name in cell.restored:
         try:

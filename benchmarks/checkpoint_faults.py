@@ -1,4 +1,4 @@
-"""C6: kills of trainers and of persist processes, and damage to stored files; every one of them must come out."""
+"""C6: kills of trainers and of persist processes, and damage to stored files; all must be detected or survived."""
 
 import random
 import shutil
@@ -20,7 +20,7 @@ Damage = Callable[[random.Random, Backend, str], None]
 
 
 def fault_claims(work: Path, *, quick: bool) -> list[Claim]:
-    """Counts of what was lost, mixed, unseen, and of false alarms."""
+    """Counts of lost, mixed and undetected states, and of false alarms."""
     kills = 4 if quick else 100
     claims = [
         counted("trainers killed", kills, lambda seed: campaign(str(work / "kills"), kills, seed)),
@@ -32,7 +32,7 @@ def fault_claims(work: Path, *, quick: bool) -> list[Claim]:
 
 
 def counted(what: str, count: int, run: Callable[[int], None]) -> Claim:
-    """A campaign that raises where something acknowledged was lost, or steps are mixed."""
+    """A campaign that raises if an acknowledged save was lost, or steps are mixed."""
     reason, lost = "", 0
     try:
         run(11)
@@ -50,25 +50,25 @@ def counted(what: str, count: int, run: Callable[[int], None]) -> Claim:
 
 
 def flip(chance: random.Random, store: Backend, key: str) -> None:
-    """One bit of a tensor."""
+    """Flip a bit of a tensor."""
     data = bytearray(store.get(key))
     data[chance.randrange(4096, len(data))] ^= 1 << chance.randrange(8)
     store.put(key, bytes(data))
 
 
 def truncate(chance: random.Random, store: Backend, key: str) -> None:
-    """The end is missing."""
+    """Cut off the end."""
     data = store.get(key)
     store.put(key, data[: chance.randrange(4096, len(data) - 1)])
 
 
 def remove(chance: random.Random, store: Backend, key: str) -> None:
-    """The file is missing."""
+    """Delete the file."""
     store.delete(key)
 
 
 def swap(chance: random.Random, store: Backend, key: str) -> None:
-    """Two ranks' files are exchanged."""
+    """Exchange two ranks' files."""
     other = key.replace("rank-00000", "rank-X").replace("rank-00001", "rank-00000").replace("rank-X", "rank-00001")
     mine, theirs = store.get(key), store.get(other)
     store.put(key, theirs)
@@ -76,12 +76,12 @@ def swap(chance: random.Random, store: Backend, key: str) -> None:
 
 
 def stale(chance: random.Random, store: Backend, key: str) -> None:
-    """The file of the checkpoint before, whole."""
+    """Put the previous checkpoint's whole file there."""
     store.put(key, store.get(key.replace("0000000003", "0000000002")))
 
 
 def zero(chance: random.Random, store: Backend, key: str) -> None:
-    """A page of zeros."""
+    """Overwrite a page with zeros."""
     data = bytearray(store.get(key))
     at = chance.randrange(1, len(data) // 4096 - 1) * 4096
     data[at : at + 4096] = bytes(4096)
@@ -124,7 +124,7 @@ def damage_claim(count: int) -> Claim:
 
 
 def restores(url: str, step: int) -> bool:
-    """Whether two ranks restore exactly that step."""
+    """True if two ranks restore exactly that step."""
     try:
         assert_restores(url, step, tensors=STATE)
     except AssertionError:

@@ -20,35 +20,35 @@ from fmscale.runtime.provenance import machine
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PEER_PYTHON = ROOT / ".venv-bench" / "bin" / "python"
-"""Environment of the peers (`make bench-env`), whose pins conflict with ours; ours runs in it too."""
+"""Environment of the peers (`make bench-env`), whose pins conflict with fmscale's; fmscale runs in it too."""
 
 
 @dataclass(kw_only=True)
 class Claim:
-    """One line of a results table: what was measured, against whom, and what it must show."""
+    """One line of a results table: a measurement, its peers, and its target."""
 
     id: str
-    """As in the targets."""
+    """Name in the targets."""
     what: str
-    """What is measured."""
+    """Description of the measurement."""
     unit: str
     """Unit of all values."""
     ours: float | None
     """Median of our runs; None if it was not measured."""
     peers: dict[str, float | None] = field(default_factory=dict)
-    """Median of each peer's runs; None with a reason where it did not run."""
+    """Median of each peer's runs; None with a reason if it did not run."""
     limit: float | None = None
     """The roofline measured in the same run."""
     ratio: float | None = None
-    """What `target` is about, usually ours over limit or over the best peer."""
+    """Value that `target` bounds, usually fmscale over the limit or over the best peer."""
     target: str = ""
-    """In words."""
+    """Target in words."""
     ok: bool = False
-    """Whether the target is met."""
+    """True if the target is met."""
     reasons: dict[str, str] = field(default_factory=dict)
-    """Why a peer has no value."""
+    """Reasons for peers without a value."""
     runs: list[dict[str, Any]] = field(default_factory=list)
-    """Every single measurement, in the order it was taken."""
+    """Every single measurement, in its order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +56,9 @@ class Outcome:
     """All runs of one system."""
 
     runs: list[dict[str, Any]]
-    """What each run printed."""
+    """Output of each run."""
     reason: str | None
-    """Why there is none."""
+    """Reason for missing runs."""
 
     def median(self, value: Callable[[dict[str, Any]], float]) -> float | None:
         """Median of a value over the runs."""
@@ -70,8 +70,8 @@ class TooLong(RuntimeError):
 
 
 def run_json(command: list[str], *, timeout: float, env: Mapping[str, str] | None = None) -> Any:
-    """Run a process that prints JSON as its last line. Raises RuntimeError with the end of what it said;
-    a process that does not end in time is killed, and the error is a TooLong.
+    """Run a process that prints JSON as its last line. Raises RuntimeError with the end of its output; a process that
+    does not end in time is killed, and the error is a TooLong.
     """
     try:
         done = subprocess.run(
@@ -118,8 +118,8 @@ def write_results(
     part: bool = False,
     out: Path | None = None,
 ) -> Path:
-    """Write benchmarks/results/NAME.json; NAME.quick.json for a quick run, NAME.part.json for some of the claims,
-    both of which are not kept.
+    """Write benchmarks/results/NAME.json; NAME.quick.json for a quick run, NAME.part.json for some of the claims (git
+    ignores both).
     """
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
@@ -141,5 +141,5 @@ def write_results(
 
 
 def peer_python() -> str:
-    """The interpreter that has the peers: the bench environment, or this one."""
+    """The interpreter that has the peers: the bench environment, or this environment."""
     return str(PEER_PYTHON) if PEER_PYTHON.exists() else sys.executable

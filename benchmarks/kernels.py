@@ -1,7 +1,7 @@
 """`fmscale bench kernels`: the command that also runs as `python -m fmscale.kernels.bench`.
 
-It lives in `kernels/bench/`, because it must run where only torch and triton are installed; there are no
-figures without a GPU.
+Its code is in `kernels/bench/`, because it must run with only torch and triton installed; there are no figures without
+a GPU.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
-"""`fmscale bench loader`: shuffled batches [8, 4097] of int64, ours against what people use.
+"""`fmscale bench loader`: shuffled batches [8, 4097] of int64, by fmscale and by common loaders.
 
-Same tokens for everybody: each system first proves, by an order-free hash over all rows, that it delivers
-the corpus once. Then speed, and what speed must not cost: order at any number of ranks, shuffling, memory,
-faults. A part is a file and measures its claims together; `only` chooses parts by the ids of their claims.
+All systems get the same tokens: each first proves, by an order-free hash over all rows, that it delivers the corpus
+once. Measurements then cover speed, order at any number of ranks, shuffling, memory and faults. A part is a file and
+measures its claims together; `only` chooses parts by the ids of their claims.
 """
 
 import os
@@ -41,21 +41,21 @@ PACKAGES = [
     "datasets",
 ]
 ROWS = {False: 131072, True: 8192}
-"""Rows of the corpus: 1.07 GB in full, two shuffle windows, more than our memory budget; 67 MB quick."""
+"""Rows of the corpus: 1.07 GB in full, two shuffle windows, more than fmscale's memory; 67 MB quick."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """What the parts share."""
+    """Setting that the parts share."""
 
     work: Path
-    """Scratch; each part has names of its own in it."""
+    """Scratch folder; each part uses its own names."""
     corpus: Path
     """Tokens, uint16; see `make_corpus`."""
     verified: dict[str, str | None]
-    """Of each prepared system: None, or why it is left out. Its data lies in `work`/SYSTEM."""
+    """None for each prepared system, or the reason of its exclusion. Its data lies in `work`/SYSTEM."""
     server: S3Server | None
-    """A running S3 server, for parts that ask for one."""
+    """A running S3 server, for parts that need it."""
     quick: bool
     """The same on less data."""
 
@@ -65,15 +65,15 @@ class Part:
     """Claims that are measured together."""
 
     ids: tuple[str, ...]
-    """Of its claims, in order."""
+    """Ids of its claims, in order."""
     measure: Callable[[Bench], list[Claim]]
-    """Measures them."""
+    """Measurement of the claims."""
     systems: tuple[str, ...] = ()
-    """What is prepared for it."""
+    """Systems that are prepared for it."""
     corpus: bool = False
-    """Whether it needs the corpus though nothing is prepared for it."""
+    """True if it needs the corpus without a prepared system."""
     server: bool = False
-    """Whether it needs the S3 server."""
+    """True if it needs the S3 server."""
 
 
 PARTS = (
@@ -119,10 +119,10 @@ PARTS = (
 
 
 def run(*, quick: bool = False, only: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Measure all claims, or those parts that have one which a word of `only` names.
+    """Measure all claims, or the parts with a claim that a word of `only` names.
 
-    Writes benchmarks/results/loader.json, or loader.part.json, which is not kept, for a choice of parts.
-    Returns the claims as in that file. Raises ConfigError for a word that names none.
+    Writes benchmarks/results/loader.json, or loader.part.json, which git ignores, for a choice of parts.
+    Returns the claims as in that file. Raises ConfigError for a word without a claim.
     """
     parts = choose(only)
     wanted = {system for part in parts for system in part.systems}
@@ -147,7 +147,7 @@ def run(*, quick: bool = False, only: Sequence[str] = ()) -> list[dict[str, Any]
 
 
 def choose(only: Sequence[str]) -> list[Part]:
-    """The parts with a claim that one of these names (W1: all of W1, not W12; W1.local: what begins so)."""
+    """The parts with a claim that a word names (W1: all of W1, not W12; W1.local: all with this prefix)."""
 
     def named(id: str, words: Sequence[str]) -> bool:
         return any(id.startswith(word if "." in word else f"{word}.") for word in words)
@@ -163,7 +163,7 @@ def choose(only: Sequence[str]) -> list[Part]:
 
 
 def measured(part: Part, bench: Bench) -> list[Claim]:
-    """The part's claims. What breaks it is the reason that its claims have no value; the other parts go on."""
+    """The part's claims. A failure leaves its claims without a value, with this reason; the other parts go on."""
     started, cpu = time.monotonic(), cpu_seconds()
     try:
         claims = part.measure(bench)
@@ -186,7 +186,9 @@ def make_corpus(path: Path, rows: int) -> None:
 
 
 def prepare(work: Path, corpus: Path, systems: Sequence[str]) -> dict[str, str | None]:
-    """Prepare and check these systems, two at a time: None where it delivered the corpus, else why it is left out."""
+    """Prepare and check these systems, two at a time: None if a system delivered the corpus, else the reason of its
+    exclusion.
+    """
 
     def check(system: str) -> tuple[str | None, str | None]:
         """(hash, reason), one of them None."""

@@ -1,7 +1,7 @@
-"""W5.elastic: a run that goes on at 8, 6, 16 and 1 ranks delivers what one rank delivers, in the same order.
+"""W5.elastic: a run that resumes at 8, 6, 16 and 1 ranks delivers the rows of a single rank, in the same order.
 
-Ranks are processes on one node that read a real S3 server through one cache directory. Compared is what they
-received: sample number, step, source, digest of the tokens and pieces of documents of every row.
+Ranks are processes on one node that read a real S3 server through one cache directory. For every received row the
+comparison covers sample number, step, source, digest of the tokens, and pieces of documents.
 """
 
 import json
@@ -23,9 +23,9 @@ MIXTURES: dict[str, list[tuple[str, float]]] = {
     "3 sources": [("one", 0.7), ("two", 0.2), ("three", 0.1)],
 }
 PACKINGS = ("stream",)
-"""All that views have."""
+"""Packings of views."""
 ROWS = {"one": 1500, "two": 700, "three": 300}
-"""Rows of 8,194 bytes of each dataset: 20 MB, of which a run reads every unit."""
+"""Rows of 8,194 bytes of each dataset: 20 MB; a run reads every unit."""
 BATCH = 40
 """Rows of a step: 5 for each of 8 ranks, 6 or 7 for each of 6, 2 or 3 for each of 16. Doubled halfway."""
 
@@ -66,7 +66,7 @@ def elastic_claims(
 
 
 def _cell(folder: Path, url: str, mixture: str, steps: int, ranks: Sequence[int]) -> dict[str, Any]:
-    """Deliver elastically through a cache, and once by one rank without; what both received."""
+    """Deliver elastically through a cache, and by a single rank without a cache; the rows of both."""
     phases = [[count, steps] for count in ranks]
     elastic = _node(folder / "elastic", url, mixture, phases, cache=str(folder / "cache"))
     whole = _node(folder / "whole", url, mixture, [[1, steps * len(ranks)]], cache=None)
@@ -96,7 +96,7 @@ def _node(folder: Path, url: str, mixture: str, phases: list[list[int]], cache: 
 
 
 def compare(elastic: Path, whole: Path) -> dict[str, Any]:
-    """What the records of two folders have in common: hashes, repeats, gaps, rows that differ in any column."""
+    """Comparison of two folders' records: hashes, repeats, gaps, rows that differ in any column."""
     got, expected = (read_records(sorted(folder.glob("*.arrow"))) for folder in (elastic, whole))
     k = got["k"].to_numpy()
     distinct = len(np.unique(k))
@@ -112,7 +112,7 @@ def compare(elastic: Path, whole: Path) -> dict[str, Any]:
 
 
 def equal(cell: dict[str, Any]) -> bool:
-    """Whether a cell's order is equal, and was read through the cache."""
+    """True if a cell's order is equal, and was read through the cache."""
     return (
         cell["equal_rows"]
         and cell["order_hash"] == cell["expected_order_hash"]

@@ -1,9 +1,9 @@
-"""W12.faults: damage and outages, and what the loader makes of them: never a wrong row, a crash or a hang.
+"""W12.faults: damage and outages must cause no wrong row, crash or hang of the loader.
 
-Damage (a flipped bit, a truncated shard, a missing one; in the store or in a rank's cache) is done to stored files
-and objects; outages come from a proxy before a real S3 server. Every delivered row is compared with the corpus.
-Rows that no copy can serve must be replaced on the record; where a good copy exists or comes back, the order must be
-that of a run without faults. A cell whose fault did not take place counts as a failure.
+Damage (a flipped bit, a truncated shard, a missing one; in the store or in a rank's cache) is done to stored files and
+objects; outages come from a proxy in front of a real S3 server. Every delivered row is compared with the corpus. Rows
+without an intact copy must be replaced, with an entry in the order log; if a good copy exists or returns, the order
+must equal that of a run without faults. A cell whose fault did not occur counts as a failure.
 """
 
 import json
@@ -38,7 +38,7 @@ STALL = {False: 20.0, True: 12.0}
 PATIENCE = 60.0
 """Seconds beyond the fault after which a run hangs."""
 AT_ONCE = 3
-"""Cells that run side by side: most of their time is waiting."""
+"""Parallel cells: they wait most of the time."""
 
 Damage = Callable[[Backend, str], None]
 
@@ -69,19 +69,19 @@ class Fault:
     """One cell."""
 
     name: str
-    """Where and what."""
+    """Place and kind of the fault."""
     url: str
     """The store that the loader reads."""
     lasting: bool = False
-    """No copy is left: rows must be replaced, on the record."""
+    """True without an intact copy: rows must be replaced, with an entry in the order log."""
     at_pause: Callable[[], None] = lambda: None
-    """Does it, when half of the samples were delivered."""
+    """Causes the fault, after half of the samples."""
     happened: Callable[[dict[str, Any]], bool] = lambda result: True
-    """Whether it took place, from the result."""
+    """Decides from the result if the fault occurred."""
     cache: str = "-"
-    """The rank's cache, or -."""
+    """Folder of the rank's cache, or -."""
     seconds: float = 0.0
-    """How long it lasts."""
+    """Duration in seconds."""
 
 
 def fault_claims(
@@ -125,7 +125,7 @@ def claim(runs: list[dict[str, Any]]) -> Claim:
 
 
 def local_faults(folder: Path) -> list[Fault]:
-    """Damage in a directory store, and in a cache before it."""
+    """Damage in a directory store, and in a cache in front of it."""
     faults = []
     for name, damage in DAMAGES.items():
         copy = folder / f"local-{name}"
@@ -186,7 +186,7 @@ def remote_faults(folder: Path, server: S3Server, stack: ExitStack, outage: floa
 
 
 def deliver(fault: Fault, digests: Path) -> dict[str, Any]:
-    """What the process that delivers through the fault printed; {"crash": why} or {"hang": seconds} instead."""
+    """Output of the process that delivers through the fault, or {"crash": reason}, or {"hang": seconds}."""
     command = [peer_python(), "-m", "benchmarks.peers.faulted", fault.url]
     # A cache is filled by one epoch and read by the next; otherwise the fault comes halfway.
     first, total = (ROWS, 2 * ROWS) if fault.cache != "-" else (ROWS // 2, ROWS)
@@ -224,7 +224,7 @@ def deliver(fault: Fault, digests: Path) -> dict[str, Any]:
 
 
 def judged(fault: Fault, result: dict[str, Any], expected: dict[str, Any]) -> dict[str, Any]:
-    """The cell: 1 in `value` if anything is not as it should be, and what that is."""
+    """The cell: 1 in `value` for any deviation, with its reason."""
     ended = "crash" not in result and "hang" not in result
     promised = ended and fault.happened(result)
     if fault.lasting:

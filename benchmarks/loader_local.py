@@ -1,7 +1,7 @@
-"""W1 and W3.first_batch: the local feed, warm and cold, with its CPU time, ours against what people use.
+"""W1 and W3.first_batch: the local feed, warm and cold, with its CPU time, by fmscale and by common loaders.
 
 Every system runs in its own process, one after the other, several rounds. The limit is
-`benchmarks/peers/limit.py`: verified block reads with a shuffle window and nothing around them.
+`benchmarks/peers/limit.py`: verified block reads with only a shuffle window.
 """
 
 import os
@@ -15,12 +15,12 @@ from benchmarks.harness import Claim, Outcome, interleave, peer_python, run_json
 PEERS = ("memmap_batched", "memmap_dataloader", "megatron", "litdata", "hf_datasets", "mosaic")
 SYSTEMS = ("fmscale", "limit", *PEERS)
 MEMORY_BYTES = {False: 768 * 2**20, True: 48 * 2**20}
-"""Host memory for our units: three quarters of the corpus, so that units are read and checked again every
-epoch instead of being served from memory.
+"""Host memory for fmscale's units: three quarters of the corpus, so that every epoch reads and checks units again
+instead of serving them from memory.
 """
 WINDOW = {False: 2048, True: 128}
-"""Units of a shuffle window, ours and the roofline's: half of the corpus, so that two windows are passed through and
-one fits into memory. A budget below one window would read most units several times.
+"""Units of a shuffle window, for fmscale and the roofline: half of the corpus, so that an epoch has two windows and
+memory holds one. Memory below a window would read most units several times.
 """
 
 
@@ -146,7 +146,7 @@ def collect(
 
 
 def drop_page_cache(folder: Path) -> None:
-    """Make the next reads of everything below `folder` come from the disk."""
+    """Drop the page cache of all files below `folder`."""
     os.sync()
     for path in folder.rglob("*"):
         if path.is_file():

@@ -1,10 +1,10 @@
-"""W9.memory: what one more rank on a node adds to its memory, beyond that rank's batch buffers.
+"""W9.memory: memory that a further rank adds on a node, beyond its batch buffers.
 
-Ranks are processes. Each is looked at twice from outside, through /proc/PID/smaps_rollup: when it has imported
-torch and fmscale (a trainer has done that anyway), and when its loader has delivered an epoch and still runs. The
-difference is the loader's; PSS counts a page that n processes share as 1/n. The node's host memory for units is a
-setting (`memory_bytes`), which is split among its ranks here, as each needs 1/n of a shuffle window: the sum over
-the ranks then grows by what a rank adds of its own, and that is what is compared.
+Ranks are processes. /proc/PID/smaps_rollup of each is read twice: after the imports of torch and fmscale, which any
+trainer has, and after an epoch, while the loader still runs. The difference is the loader's memory; PSS counts a page
+that n processes share as 1/n. The node's host memory for units is a setting (`memory_bytes`). Its ranks split it here,
+as each needs 1/n of a shuffle window: the sum over the ranks then grows only by a rank's own memory, the compared
+value.
 """
 
 import json
@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.harness import ROOT, Claim, peer_python
 
 NODE_MEMORY = 40 * 2**20
-"""Host memory for units of all ranks together: 152 units, of a window of 128; all of it is used."""
+"""Host memory for units of all ranks together: 152 units, with a window of 128; the loaders use all of it."""
 LIMIT = 1e6
 TIMEOUT = 120.0
 

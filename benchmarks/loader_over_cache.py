@@ -1,7 +1,7 @@
-"""W1.over_cache: the shuffled feed where the page cache cannot hold the data, by a real memory limit.
+"""W1.over_cache: the shuffled feed under a real memory limit, with data larger than the page cache.
 
-Every system runs alone in a fresh cgroup, after the page cache was dropped: pages that somebody else brought in
-would be charged to him and serve this one for nothing. A run in which the limit was never reached does not count.
+Every system runs alone in a fresh cgroup with a dropped page cache: pages read by another process would be charged to
+that process, and serve this run for free. A run that never reached the limit does not count.
 """
 
 from functools import partial
@@ -14,13 +14,13 @@ from benchmarks.memory_group import memory_group
 
 SYSTEMS = ("fmscale", "limit", "memmap_batched", "litdata")
 LIMIT = {False: 384 * 2**20, True: 200 * 2**20}
-"""Of processes and page cache together. An interpreter with torch takes 160 MiB of it, so that 40 MiB are left
-for 67 MB of data in the quick run.
+"""Limit for processes and page cache together. An interpreter with torch takes 160 MiB of it, which leaves 40 MiB for
+67 MB of data in the quick run.
 """
 WINDOW = {False: 512, True: 32}
-"""Units of a shuffle window: 134 MB in full, 8 MB quick, in our memory and in the roofline's."""
+"""Units of a shuffle window: 134 MB in full, 8 MB quick, for fmscale and for the roofline."""
 REACHED = 0.95
-"""Of the limit, for a run to count."""
+"""Share of the limit that a counted run must reach."""
 TARGET = ">= 0.8 of block reads, >= 2 x LitData"
 
 
@@ -44,7 +44,7 @@ def over_cache_claims(
         claim.reasons = dict.fromkeys(SYSTEMS, f"not measured: {error}")
         return [claim]
     window = WINDOW[quick]
-    budget = window * 5 // 4 * 2**18  # a quarter more than the window, for what is read ahead
+    budget = window * 5 // 4 * 2**18  # a quarter more than the window, for read-ahead
     options = {
         "fmscale": ["--window", str(window), "--memory-bytes", str(budget)],
         "limit": ["--window", str(window)],
@@ -77,7 +77,7 @@ def over_cache_claims(
 
 
 def judge(claim: Claim) -> None:
-    """Set ratio and verdict. A peer without a figure is not beaten."""
+    """Set ratio and verdict. A peer without a figure does not count as slower."""
     litdata = claim.peers.get("litdata")
     if claim.ours is not None and claim.limit is not None:
         claim.ratio = claim.ours / claim.limit

@@ -17,7 +17,7 @@ from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.s3_server import S3Server
 
 P50, P99 = 0.025, 0.150
-"""Seconds to the first byte: what S3 shows from the same region."""
+"""Seconds to the first byte, as in S3 from the same region."""
 ROWS = {False: 32768, True: 4096}
 """Rows of the S3 corpus: 268 MB in full, 34 MB quick; the server shares the two cores."""
 PEERS = ("litdata_s3", "mosaic_s3")
@@ -39,7 +39,7 @@ def s3_claims(work: Path, corpus: Path, server: S3Server, *, quick: bool) -> lis
 
 
 def _fill(work: Path, small: Path, server: S3Server, bucket: str) -> None:
-    """Put everybody's shards on the server, directly."""
+    """Put all systems' shards on the server, directly."""
     write_dataset(small, server.url(bucket, "ours"))
     raw = open_store(server.url(bucket, "raw"))
     raw.put_file("corpus.u16", small)

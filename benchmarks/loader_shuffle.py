@@ -1,4 +1,4 @@
-"""W6.shuffle: how well a window of the data shuffles class-sorted data, and the bytes that it reads for that.
+"""W6.shuffle: the shuffle of class-sorted data by windows, and the bytes that they read.
 
 The rows' places in the corpus come from the received tokens. A place's class is its part of the corpus. Quality is
 the mean entropy of the classes in a batch, over that of a full permutation of the same rows, and the correlation
@@ -19,16 +19,18 @@ UNIT_ROWS = 32
 UNIT_BYTES = UNIT_ROWS * ROW_TOKENS * 2
 PARTS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 """Windows of the curve, as parts of the data. The host's memory holds the largest window and a quarter more, as the
-next window is read while the one before is used up.
+next window is read while the previous window is consumed.
 """
 TARGETS = (0.05, 0.25)
-"""Windows that the target is about."""
+"""Windows in the target."""
 BATCH, CLASSES = 128, 16
-"""Of the verdict, as in `fmscale dataset audit`: 8 rows a class, so that a full shuffle fills every class."""
+"""Rows and classes of the verdict, as in `fmscale dataset audit`: 8 rows a class, so that a full shuffle fills every
+class.
+"""
 PERMUTATIONS = 4
-"""Full shuffles that the figure is compared with: their mean."""
+"""Full shuffles; the figure is compared with their mean."""
 OTHERS = ((8, 16), (512, 64))
-"""(batch, classes) shown beside it: the batch of this benchmark, and a large one that is harder to fill."""
+"""(batch, classes) shown beside it: the batch of this benchmark, and a larger case that is harder to fill."""
 
 
 def shuffle_claims(work: Path, *, units: int, parts: Sequence[float] = PARTS) -> list[Claim]:
@@ -41,7 +43,7 @@ def shuffle_claims(work: Path, *, units: int, parts: Sequence[float] = PARTS) ->
     runs, arguments = [], []
     for part in sorted({*parts, *TARGETS}):
         window = max(int(part * units), 2)
-        # The last window of an epoch takes what is left, up to twice as many units.
+        # The last window of an epoch takes the remaining units, up to twice as many.
         largest = units - (max(units // window, 1) - 1) * window
         memory = round((largest + window / 4 + 4) * UNIT_BYTES)
         runs.append(
@@ -92,9 +94,9 @@ def make_sorted(path: Path, rows: int) -> None:
 
 
 def quality(place: np.ndarray) -> dict[str, Any]:
-    """Of places in delivered order: `value`, lag-1 correlations, and other batches and classes.
+    """Figures of places in delivered order: `value`, lag-1 correlations, and other batches and classes.
 
-    Raises RuntimeError unless every place comes once.
+    Raises RuntimeError unless every place occurs once.
     """
     if not np.array_equal(np.sort(place), np.arange(len(place))):
         raise RuntimeError("the epoch does not hold every row once")
@@ -115,7 +117,7 @@ def quality(place: np.ndarray) -> dict[str, Any]:
 
 
 def good(run: dict[str, Any]) -> bool:
-    """Whether a window meets the target."""
+    """True if a window meets the target."""
     return bool(
         run["value"] >= 0.99
         and run["lag1_correlation"] <= run["lag1_correlation_full"] + 0.1

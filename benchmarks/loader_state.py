@@ -1,4 +1,4 @@
-"""Claims about planning and resuming: costs that must not grow with the dataset, exactness after kills."""
+"""Claims about plan and resume: costs that must not grow with the dataset, exactness after kills."""
 
 import os
 import signal
@@ -46,7 +46,7 @@ def plan_claims(*, repeats: int) -> list[Claim]:
 
 
 def resume_claims(work: Path, corpus: Path, *, quick: bool) -> list[Claim]:
-    """W4.resume: kill -9 at 10, 50 and 90 % (quick: 50) of an epoch; what was delivered equals a whole run."""
+    """W4.resume: kill -9 at 10, 50 and 90 % (quick: 50) of an epoch; the delivered rows equal those of a whole run."""
     rows, kills = (4096, (50,)) if quick else (32768, (10, 50, 90))
     store = str(work / "fmscale")
     whole = work / "resume-whole"
@@ -90,7 +90,7 @@ def _command(store: str, folder: Path, rows: int) -> list[str]:
 
 
 def _kill_at(command: list[str], path: Path, size: int) -> None:
-    """Start the process and kill it once the file has that size."""
+    """Start the process and kill it when the file has that size."""
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     try:
         while not path.exists() or path.stat().st_size < size:

@@ -1,7 +1,7 @@
 """A memory cgroup for a benchmark: page cache counts in it, so that data can be larger than the page cache.
 
-The group lies below the one that this process is in, so that it lowers limits and lifts none. cgroup v1 or v2;
-where neither can be had, `memory_group` says why.
+The group lies below this process's own group, so it can only lower limits. It is a cgroup v1 or v2; without permission
+for both, `memory_group` gives the reason.
 """
 
 import contextlib
@@ -16,16 +16,16 @@ class MemoryGroup:
     """A group with a limit."""
 
     folder: Path
-    """In the cgroup file system."""
+    """Folder in the cgroup file system."""
     limit_bytes: int
-    """What its processes and the page cache that they fill may use."""
+    """Bytes that its processes and their page cache may use."""
 
     def inside(self, command: list[str]) -> list[str]:
         """The command line that runs `command` in the group."""
         return ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(self.folder), *command]
 
     def peak_bytes(self) -> int:
-        """The most that was used so far. (memory.failcnt stays 0 on Linux 6.18, however often pages are reclaimed.)"""
+        """The peak of its use so far. (memory.failcnt stays 0 on Linux 6.18, however often pages are reclaimed.)"""
         for name in ("memory.max_usage_in_bytes", "memory.peak"):
             if (self.folder / name).exists():
                 return int((self.folder / name).read_text())
@@ -36,9 +36,9 @@ class MemoryGroup:
 def memory_group(
     limit_bytes: int, *, mounts: Path = Path("/proc/self/mountinfo"), own: Path = Path("/proc/self/cgroup")
 ) -> Iterator[MemoryGroup]:
-    """A group with this limit; removed on leaving, when its processes must have ended.
+    """A group with this limit; removed at the end of the block, when its processes must have ended.
 
-    Raises RuntimeError with the reason where this machine does not allow one.
+    Raises RuntimeError with the reason if this machine does not allow a group.
     """
     parent, version = _own_group(mounts.read_text(), own.read_text())
     folder = parent / f"fmscale-bench-{os.getpid()}"
@@ -65,7 +65,7 @@ def memory_group(
 
 
 def _own_group(mounts: str, own: str) -> tuple[Path, int]:
-    """(folder, version) of the memory cgroup that this process is in. Raises RuntimeError."""
+    """(folder, version) of this process's memory cgroup. Raises RuntimeError."""
     places: dict[int, tuple[str, str]] = {}
     for line in mounts.splitlines():
         left, _, right = line.partition(" - ")

@@ -1,13 +1,13 @@
-"""`fmscale bench train`: what the trainer costs beside a bare loop, and what the store costs beside no data.
+"""`fmscale bench train`: cost of the trainer over a bare loop, and of the store over no data.
 
 One process a measurement would drown 3 % in the noise of two shared cores, so each claim's two sides run in
 the same process on the same engine, in alternating segments (ABBA), each after a warm-up; a pair is two
 neighbouring segments, and the claim is the median of the pairs' ratios.
 
-- T1.overhead: the real loop (data, journal, agreement, seeds, fence) against a hand-written loop over rows that
-  lie ready on the device: forward, backward, step, nothing else.
-- T2.feed: the real loop fed by the store against the same loop fed with one batch again and again.
-- T3.h200: the model of `configs/run/h200.yaml` on a GPU, in a run of minutes; without one there is no figure.
+- T1.overhead: the real loop (data, journal, agreement, seeds, fence) against a hand-written loop over rows on the
+device: only forward, backward, step.
+- T2.feed: the real loop fed by the store against the same loop fed with a single repeated batch.
+- T3.h200: the model of `configs/run/h200.yaml` on a GPU, in a run of minutes; without a GPU there is no figure.
 """
 
 import json
@@ -81,7 +81,7 @@ def pair_claim(id: str, what: str, peer: str, pairs: list[dict[str, float]], tar
 
 
 def gpu_claim() -> Claim:
-    """T3: the 1.3 B model on one GPU, measured where there is one."""
+    """T3: the 1.3 B model on one GPU, if there is a GPU."""
     claim = Claim(
         id="T3.h200",
         what="1.3 B, T = 2048, one GPU, the store and checkpoints included",

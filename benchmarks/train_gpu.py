@@ -1,8 +1,8 @@
 """T3 on one GPU: python -m benchmarks.train_gpu FOLDER. The real run, store and checkpoints included.
 
-Sized to end in minutes: 60 steps of 32 rows of 2,048 tokens are 3.9 M tokens, 87 s at the target's 45,000 a second,
-and 175 s at half of that. A save cannot be a hundredth of so short a run: what it costs is given in seconds, and held
-against the steps that the config has between two.
+Sized to end in minutes: 60 steps of 32 rows of 2,048 tokens are 3.9 M tokens, 87 s at the target's 45,000 a second, and
+175 s at half of that. A save takes more than a hundredth of so short a run: its cost is given in seconds, and compared
+with the steps between two saves of the config.
 """
 
 import json
@@ -23,16 +23,16 @@ from fmscale.train.run import run_training
 TARGET = 45_000.0
 """Tokens a second."""
 STEPS, ROWS, EVERY, WARMUP = 60, 32, 20, 10
-"""Steps, rows of one, steps from save to save, and steps that are not counted: compilation and the first reads."""
+"""Steps, rows of a step, steps from save to save, and uncounted steps: compilation and the first reads."""
 OVERHEAD_SECONDS = 300.0
-"""At most, beside the steps: imports, ingest, first weights, compilation, and two saves of 17 GB at 0.5 GB/s."""
+"""Most seconds beside the steps: imports, ingest, first weights, compilation, and two saves of 17 GB at 0.5 GB/s."""
 TIMEOUT = 540.0
 """Seconds, of which a run at half the target needs 475."""
 CONFIG = ROOT / "configs" / "run" / "h200.yaml"
 
 
 def main(folder: Path) -> dict[str, Any]:
-    """Ingest, train, and what the steps after the warm-up came to."""
+    """Ingest, train, and the figures of the steps after the warm-up."""
     config, whole = load_config(CONFIG, overrides(folder)), load_config(CONFIG)
     needed, free = disk_bytes(config), shutil.disk_usage(folder).free
     if free < needed:
@@ -50,7 +50,7 @@ def main(folder: Path) -> dict[str, Any]:
 
 
 def overrides(folder: Path) -> tuple[str, ...]:
-    """What of the config is another than in the file."""
+    """Settings that differ from the config file."""
     return (
         f"store.url={folder / 'store'}",
         f"train.folder={folder}",
@@ -64,7 +64,7 @@ def overrides(folder: Path) -> tuple[str, ...]:
 
 
 def disk_bytes(config: Config) -> int:
-    """Of the checkpoint that is there, and of the one that is being written: a master and two moments, fp32."""
+    """Bytes of the stored checkpoint and of the next: a master and two moments, fp32."""
     assert config.model.vocab_size is not None
     return 2 * 12 * num_parameters(config.model, config.model.vocab_size)
 
@@ -75,7 +75,7 @@ def summary(steps: Sequence[dict[str, Any]], whole: Config) -> dict[str, Any]:
     seconds = sum(r["seconds"] for r in counted)
     rate = sum(r["tokens"] for r in counted) / seconds
     quiet = statistics.median(r["seconds"] for r in steps[WARMUP : EVERY - 1])
-    # A save begins in the step that has its number, and the steps behind it share the machine with it.
+    # A save begins in the step of its number, and later steps share the machine with it.
     saves = [steps[at - 1 : at - 1 + EVERY] for at in range(EVERY, STEPS, EVERY)]
     costs = [sum(r["seconds"] - quiet for r in part) for part in saves]
     assert whole.batch.global_batch is not None

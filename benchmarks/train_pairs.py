@@ -40,14 +40,14 @@ class NoSaves:
     clock_due = False
 
     def step_done(self, step: int, loader_state: dict[str, Any], *, due: bool, last: bool) -> None:
-        """Not even at the end of a segment."""
+        """A save is never due, also at the end of a segment."""
 
     def fence(self) -> None:
-        """Nothing is being copied."""
+        """No copy is under way."""
 
 
 class Again:
-    """One step's batches again and again, as a loader delivers them."""
+    """A single step's batches, repeated as from a loader."""
 
     stall_seconds = 0.0
 
@@ -55,7 +55,7 @@ class Again:
         self._stream = self._forever(batches)
 
     def state_dict(self) -> dict[str, Any]:
-        """There is none."""
+        """No state: nothing is restored."""
         return {}
 
     def __next__(self) -> Microbatch:
@@ -67,7 +67,7 @@ class Again:
 
 
 def bare_loop(engine: Engine, rows: list[Inputs], tokens: float, steps: int) -> None:
-    """What a person would write around the engine."""
+    """A hand-written loop around the engine."""
     for _ in range(steps):
         for i, one in enumerate(rows):
             loss = engine.forward(one)
@@ -76,7 +76,7 @@ def bare_loop(engine: Engine, rows: list[Inputs], tokens: float, steps: int) -> 
 
 
 def pairs(ours: Callable[[], None], other: Callable[[], None], tokens: int, count: int) -> list[dict[str, float]]:
-    """`count` pairs of neighbouring segments; which goes first alternates."""
+    """`count` pairs of neighbouring segments in alternating order."""
     ours()
     other()
     found = []

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.versions PACKAGE...`: installed versions as JSON, for packages that are."""
+"""`python -m benchmarks.versions PACKAGE...`: versions of installed packages as JSON."""
 
 import json
 import sys

@@ -1,10 +1,10 @@
 """fmscale: train foundation models on many GPUs and never let them wait for data.
 
-The names below are what most users need, each loaded when it is first asked for; docs/api.md has the rest, room by
-room. In reading order, which is that of imports, from the ground up:
+Most users need only the names below, each of which is loaded at its first use; docs/api.md has the other names. The
+packages in reading order, which is the order of imports, from the lowest layer up:
 
 `errors.py`   errors with cause, value and remedy
-`config/`     a dataclass a section, and the strict reader of YAML
+`config/`     a dataclass for each section, and the strict reader of YAML
 `runtime/`    ranks, waits, stop signals, the first failure, sinks
 `store/`      bytes: backends, log, segments, datasets, node cache
 `data/`       samples: ingest, order, views, plans, the loader, its audit
@@ -14,8 +14,8 @@ room. In reading order, which is that of imports, from the ground up:
 `infer/`      generation and evaluation
 `train/`      the engine, the step, the loop
 `report/`     pages of HTML from plain values
-`quickstart/` the whole road, by the names that users call
-`cli/`        the command line, a file a verb
+`quickstart/` from text to a report, by the names that users call
+`cli/`        the command line, one file for each verb
 """
 
 from importlib import import_module
@@ -80,7 +80,7 @@ if (_checkout / "pyproject.toml").is_file() and (_checkout / "kernels").is_dir()
     __path__.append(str(_checkout))
 
 
-if not TYPE_CHECKING:  # a type checker would take any name for one that is here
+if not TYPE_CHECKING:  # with this function a type checker would accept any name
 
     def __getattr__(name: str) -> Any:
         """Load a public name at its first use (PEP 562)."""

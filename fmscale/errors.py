@@ -1,8 +1,8 @@
-"""Errors that a user can act on: what happened, what was found, what to change (promise P9)."""
+"""Errors that a user can act on, each with its cause, the value found and a remedy (promise P9)."""
 
 
 class FmscaleError(Exception):
-    """Base of every error fmscale raises on purpose.
+    """Base of every error that fmscale raises on purpose.
 
     `cause` is one sentence about what went wrong, `found` the offending value (never a credential),
     `remedy` what to change.
@@ -25,7 +25,7 @@ class ConfigError(FmscaleError):
 
 
 class StoreError(FmscaleError):
-    """The store refused, failed or cannot do what was asked."""
+    """The store refused a request, failed, or does not support the request."""
 
 
 class ObjectNotFound(StoreError):
@@ -53,11 +53,11 @@ class FormatError(StoreError):
 
 
 class DataError(FmscaleError):
-    """Input documents, datasets or views that cannot be used as asked."""
+    """Input documents, datasets or views that a call cannot use."""
 
 
 class Conflict(StoreError):
-    """Something committed meanwhile does not go together with what was to be committed."""
+    """A commit is incompatible with another commit that was made meanwhile."""
 
 
 class LeaseLost(StoreError):
@@ -65,7 +65,7 @@ class LeaseLost(StoreError):
 
 
 class KernelError(FmscaleError):
-    """A kernel or backend that cannot do what was asked of it, with these tensors on this device."""
+    """A kernel or backend that does not support a call with these tensors on this device."""
 
 
 class RankError(FmscaleError):

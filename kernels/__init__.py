@@ -1,9 +1,9 @@
 """Triton kernels for training: deterministic, differentiable, usable under torch.compile(fullgraph=True).
 
-Everything here imports torch and, where it is installed, triton; without triton, or without a GPU, each op runs its
-eager backend. In reading order:
+The package imports torch and, where it is installed, triton. Without triton or without a GPU, each op runs its eager
+backend. In reading order:
 
-    launch.py                what every kernel's launch needs: Triton or its absence, dtypes, devices, rows
+    launch.py                needs of every kernel's launch: Triton or its absence, dtypes, devices, rows
     dispatch.py              the backend and the launch configuration of a call, from the tuning tables
     swiglu.py                the shortest op: kernels, configurations, registration, eager form, public function
     rms_norm.py              the norm, with the residual addition before it
@@ -15,8 +15,8 @@ eager backend. In reading order:
     compile/                 the gate that compiles every shipped configuration without a GPU
     bench/                   measurements and tuning: `python -m fmscale.kernels.bench`, also from a bare checkout
 
-The functions are bound here, at once: the modules have the ops' names, and importing one later would put the module in
-the function's place.
+All functions are bound here, at once: modules and ops share names, and a later import of a module would put the module
+in the place of its function.
 """
 
 from fmscale.kernels.adamw import adamw_step

@@ -1,8 +1,8 @@
 """AdamW on one flat partition: unscale, clip, moments, master and low-precision copy, in one pass.
 
-Source: Loshchilov & Hutter, "Decoupled Weight Decay Regularization", arXiv 1711.05101; the partition is what ZeRO
-(Rajbhandari et al., arXiv 1910.02054) leaves to a rank. With a bf16 gradient and copy it moves 28 bytes a parameter and
-nothing else: reading and writing each array once.
+Source: Loshchilov & Hutter, "Decoupled Weight Decay Regularization", arXiv 1711.05101; the partition is a rank's part
+under ZeRO (Rajbhandari et al., arXiv 1910.02054). With a bf16 gradient and copy, a step moves 28 bytes a parameter: it
+reads and writes each array once.
 """
 
 import math
@@ -51,7 +51,7 @@ def configs() -> dict[str, tuple[Config, ...]]:
 
 
 def compile_cases() -> list[CompileCase]:
-    """Every launch configuration, with everything that one pass can do."""
+    """Every launch configuration, with copy, loss scale, gradient norm and clipping."""
     states = dict.fromkeys(("MASTER", "FIRST", "SECOND", "SCALE", "NORM"), "*fp32")
     scalars = ["keep", "step_size", "beta1", "rest1", "beta2", "rest2", "correction2", "eps", "max_norm"]
     return [
@@ -96,25 +96,25 @@ def adamw_step_eager(
     loss_scale: Tensor | None = None, grad_norm: Tensor | None = None, max_norm: float | None = None, lr: float,
     betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8, weight_decay: float = 0.0, step: int,
 ) -> None:  # fmt: skip
-    """The same in plain torch: the reference, and the `eager` backend. Works in the dtype of `master`."""
+    """`adamw_step` in plain torch, in the dtype of `master`: the reference, and the `eager` backend."""
     gradient = grad.to(master.dtype)
     if loss_scale is not None:
         gradient = gradient / loss_scale
-    taken = torch.ones((), dtype=torch.bool, device=master.device)
+    finite = torch.ones((), dtype=torch.bool, device=master.device)
     if grad_norm is not None:
         if max_norm is not None:
             gradient = gradient * torch.clamp(max_norm / (grad_norm + 1e-6), max=1.0)
-        taken = grad_norm.isfinite()
+        finite = grad_norm.isfinite()
     beta1, beta2 = betas
     first = first_moment * beta1 + gradient * (1.0 - beta1)
     second = second_moment * beta2 + gradient.square() * (1.0 - beta2)
     denominator = second.sqrt() / math.sqrt(1.0 - beta2**step) + eps
     updated = master * (1.0 - lr * weight_decay) - lr / (1.0 - beta1**step) * first / denominator
-    first_moment.copy_(torch.where(taken, first, first_moment))
-    second_moment.copy_(torch.where(taken, second, second_moment))
-    master.copy_(torch.where(taken, updated, master))
+    first_moment.copy_(torch.where(finite, first, first_moment))
+    second_moment.copy_(torch.where(finite, second, second_moment))
+    master.copy_(torch.where(finite, updated, master))
     if copy is not None:
-        copy.copy_(torch.where(taken, master.to(copy.dtype), copy))
+        copy.copy_(torch.where(finite, master.to(copy.dtype), copy))
 
 
 def adamw_step(
@@ -128,7 +128,7 @@ def adamw_step(
     master, first_moment, second_moment (n,) fp32; grad (n,) fp32, fp16 or bf16; copy (n,) gets the new master in its
     own dtype. All contiguous, on one device. loss_scale and grad_norm are fp32 scalars on that device: the gradient is
     divided by loss_scale, then multiplied by min(1, max_norm / (grad_norm + 1e-6)); grad_norm is the unscaled norm over
-    all partitions. Where grad_norm is not finite, nothing at all is written: the caller reads grad_norm, counts and
+    all partitions. Where grad_norm is not finite, the step writes nothing: the caller reads grad_norm, counts and
     reports the skipped step. step counts from 1. Raises KernelError for wrong shapes, dtypes, strides, step < 1, or
     max_norm without grad_norm.
     """

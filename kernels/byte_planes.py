@@ -1,6 +1,6 @@
-"""Byte planes: the k-th byte of every element, laid together. Lossless, for compressing checkpoints.
+"""Byte planes: plane k holds the k-th byte of every element. Lossless, for compressing checkpoints.
 
-The high bytes of trained weights (sign and exponent) repeat, the low ones do not; an entropy coder gains only where
+The high bytes of trained weights (sign and exponent) repeat, the low bytes do not: an entropy coder gains only where
 they are apart. Source of the idea: Hershcovitch et al., "ZipNN: Lossless Compression for AI Models", arXiv 2411.05239;
 the bitshuffle and byte-shuffle filters of HDF5 do the same.
 """
@@ -91,13 +91,13 @@ def _merge_fake(planes: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def split_byte_planes_eager(x: Tensor) -> Tensor:
-    """The same in plain torch: the reference, and the `eager` backend."""
+    """`split_byte_planes` in plain torch: the reference, and the `eager` backend."""
     flat: Tensor = x.detach().contiguous().reshape(-1)
     return flat.view(torch.uint8).view(x.numel(), x.element_size()).t().contiguous()
 
 
 def merge_byte_planes_eager(planes: Tensor, dtype: torch.dtype) -> Tensor:
-    """The same in plain torch: the reference, and the `eager` backend."""
+    """`merge_byte_planes` in plain torch, to a flat tensor: the reference, and the `eager` backend."""
     return planes.t().contiguous().reshape(-1).view(dtype)
 
 
@@ -112,11 +112,11 @@ def _check_size(dtype: torch.dtype) -> int:
 
 
 def split_byte_planes(x: Tensor, *, backend: str = "auto") -> Tensor:
-    """Byte k (of least weight first) of every element of x, in row k.
+    """Planes of x: row k holds byte k of every element, the least significant byte first.
 
     x: any shape, any real dtype of 1, 2, 4 or 8 bytes; taken in its logical (row-major) order. Returns uint8 (element
-    size, number of elements). Bits are moved, never interpreted: NaN payloads and negative zeros come back as they
-    were. Not differentiable. Raises KernelError for complex dtypes.
+    size, number of elements). Bits are moved, never interpreted: NaN payloads and negative zeros stay
+    intact. Not differentiable. Raises KernelError for complex dtypes.
     """
     size = _check_size(x.dtype)
     refusals = {"triton": triton_refusal(x.device), "eager": None}
@@ -129,9 +129,9 @@ def split_byte_planes(x: Tensor, *, backend: str = "auto") -> Tensor:
 def merge_byte_planes(
     planes: Tensor, dtype: torch.dtype, shape: torch.Size | tuple[int, ...], *, backend: str = "auto"
 ) -> Tensor:
-    """The tensor of `dtype` and `shape` that `split_byte_planes` made `planes` of, bit for bit.
+    """The tensor of `dtype` and `shape` with these `planes`, bit for bit: the inverse of `split_byte_planes`.
 
-    planes: uint8 (element size of dtype, number of elements). Raises KernelError where they do not fit.
+    planes: uint8 (element size of dtype, number of elements). Raises KernelError for planes that do not fit.
     """
     size = _check_size(dtype)
     if planes.dtype != torch.uint8 or planes.shape != (size, torch.Size(shape).numel()):

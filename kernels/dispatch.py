@@ -1,12 +1,12 @@
 """The backend that serves a call, and its launch configuration.
 
-`backend="auto"` takes what was measured fastest for (device, Triton version, op, shape bucket) in a table under
+`backend="auto"` takes the fastest backend for (device, Triton version, op, shape bucket) by a table of measurements in
 `kernels/tuned/`, which `python -m fmscale.kernels.bench --tune` writes and the package ships. Without a measured entry
-the default is triton on CUDA and eager elsewhere; the log says so once. Nothing is measured or tuned while a job runs.
+the default is triton on CUDA and eager elsewhere; the log says so once. No job measures or tunes while it runs.
 
-A bucket is made of the dtype and of the sizes that a model fixes (hidden size, vocabulary, head dim), never of the
-token count: that changes from batch to batch, and a choice that followed it would recompile under `torch.compile` and
-make a step's arithmetic depend on how its rows were packed.
+A bucket consists of the dtype and of the sizes that a model fixes (hidden size, vocabulary, head dim), never of the
+token count. The token count changes from batch to batch: a choice by token count would recompile under `torch.compile`
+and make a step's arithmetic depend on the packing of its rows.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ class TunedEntry:
     configs: Mapping[str, Config] = field(default_factory=dict)
     """Launch configuration per kernel of the op, for the triton backend."""
     milliseconds: Mapping[str, float] = field(default_factory=dict)
-    """Median time per backend, in the run that chose."""
+    """Median time per backend, in the tuning run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class TunedTable:
     gpu: str
     """Name of the device as torch reports it."""
     triton: str
-    """Triton version the entries hold for."""
+    """Triton version of the measurements."""
     entries: tuple[TunedEntry, ...] = ()
     """Measured cases."""
     rejected: tuple[Mapping[str, Any], ...] = ()
@@ -63,7 +63,7 @@ class TunedTable:
 
 
 def read_table(path: Path) -> TunedTable:
-    """Parse one table file. Raises KernelError for a format this version does not know."""
+    """Parse one table file. Raises KernelError for a format that this version does not know."""
     raw = json.loads(path.read_text())
     if raw.get("format_version") != FORMAT_VERSION:
         raise KernelError(
@@ -107,7 +107,7 @@ _ignored: set[tuple[str, str, str, str]] = set()
 
 
 def use_table(table: TunedTable) -> None:
-    """Let `auto` follow `table` from now on, in place of an earlier one for the same device."""
+    """Let `auto` follow `table` from now on, in place of an earlier table for the same device and Triton."""
     _tables[table.gpu, table.triton] = table
     if table.triton == TRITON_VERSION:
         for key in [key for key in _entries if key[0] == table.gpu]:
@@ -116,7 +116,7 @@ def use_table(table: TunedTable) -> None:
 
 
 def tables() -> list[TunedTable]:
-    """Every table known to this process, those for other devices and Triton versions included."""
+    """Every table known to this process, also for other devices and Triton versions."""
     return list(_tables.values())
 
 
@@ -133,26 +133,26 @@ def device_name(device: torch.device) -> str:
     """The key of a device in the tables: the GPU's name, or "cpu"."""
     if device.type != "cuda":
         return device.type
-    # of the ways to ask, the one that torch.compile folds into a constant
+    # torch.compile folds this query for the name into a constant
     return str(torch.cuda.get_device_properties(device).name)
 
 
 def choose(op: str, backend: str, device: torch.device, case: str, refusals: Mapping[str, str | None]) -> str:
     """The backend that serves a call of `op` in the bucket `case` on `device`.
 
-    `refusals` names the backends the op has, each with the reason why it cannot serve this very call, or None. Raises
-    KernelError when `backend` is unknown to the op or refuses, naming one that can.
+    `refusals` maps each backend of the op to the reason why it cannot serve this call, or to None. Raises KernelError
+    for a `backend` that the op lacks or that refuses, and names a backend that can serve the call.
     """
     able = [name for name, reason in refusals.items() if reason is None]
     if backend == "auto":
         name = device_name(device)
         entry = _entries.get((name, op, case))
         default = "triton" if device.type == "cuda" else "eager"
-        picked = entry.backend if entry is not None and entry.backend in able else default
-        if picked not in able:
-            picked = able[0]
-        _announce(name, op, case, picked, _reason(picked, entry, refusals))
-        return picked
+        choice = entry.backend if entry is not None and entry.backend in able else default
+        if choice not in able:
+            choice = able[0]
+        _announce(name, op, case, choice, _reason(choice, entry, refusals))
+        return choice
     if backend not in refusals:
         raise KernelError(
             f"{op} has no backend of that name", found=backend, remedy=f"Use auto or one of {list(refusals)}."
@@ -166,32 +166,32 @@ def choose(op: str, backend: str, device: torch.device, case: str, refusals: Map
     return backend
 
 
-def _reason(picked: str, entry: TunedEntry | None, refusals: Mapping[str, str | None]) -> str:
+def _reason(choice: str, entry: TunedEntry | None, refusals: Mapping[str, str | None]) -> str:
     if entry is None:
         return "default; not measured here, see `fmscale bench kernels --tune`"
-    if entry.backend == picked:
+    if entry.backend == choice:
         return "measured fastest"
     return f"{entry.backend} was measured fastest but cannot serve this call: {refusals.get(entry.backend)}"
 
 
-def _announce(device: str, op: str, case: str, picked: str, why: str) -> bool:
-    """Log a choice, once. True: that is what a compiled graph keeps of the call."""
+def _announce(device: str, op: str, case: str, choice: str, reason: str) -> bool:
+    """Log a choice, once. Returns True, the constant that a compiled graph keeps of the call."""
     if (device, op, case) not in _announced:
-        _announced[device, op, case] = f"{picked} ({why})"
+        _announced[device, op, case] = f"{choice} ({reason})"
         log.info("%s on %s, %s: %s", op, device, case, _announced[device, op, case])
     return True
 
 
-# What torch.compiler.assume_constant_result sets, which takes seconds to import: torch.compile runs the function while
-# it traces, once per graph, and leaves nothing of it in the graph.
+# The flag of torch.compiler.assume_constant_result, whose import takes seconds: torch.compile runs the function once
+# per graph, while it traces, and keeps no call of it in the graph.
 cast(Any, _announce)._dynamo_marked_constant = True
 
 
 def launch_config(op: str, kernel: str, device: torch.device, case: str, choices: Sequence[Config]) -> Config:
     """Launch configuration of one kernel of `op`: forced, else measured, else the first of `choices`.
 
-    `choices` are those that the compile gate has passed for this very call. A measured one that is not among them, of a
-    table that an earlier version wrote or someone edited, is ignored with a warning.
+    `choices` are the configurations that passed the compile gate for this call. A measured configuration outside them,
+    from a table of an earlier version or an edited table, is ignored with a warning.
     """
     if (op, kernel) in _forced:
         return _forced[op, kernel]
@@ -212,7 +212,7 @@ def launch_config(op: str, kernel: str, device: torch.device, case: str, choices
 
 @contextlib.contextmanager
 def forced(op: str, kernel: str, chosen: Config) -> Iterator[None]:
-    """Launch `kernel` of `op` with `chosen` inside the block: a configuration is validated so."""
+    """Launch `kernel` of `op` with `chosen` inside the block, to validate a configuration."""
     before = dict(_forced)
     _forced[op, kernel] = chosen
     try:

@@ -1,6 +1,6 @@
 """Needs of every kernel's launch: Triton or its absence, dtypes, devices, rows.
 
-Importing this needs no Triton and no GPU: the eager backends work without either.
+This module imports without Triton and without a GPU, as the eager backends need neither of them.
 """
 
 import contextlib
@@ -11,25 +11,11 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-__all__ = [
-    "HAVE_TRITON",
-    "INTERPRETED",
-    "TRITON_VERSION",
-    "Kernel",
-    "accumulator",
-    "jit",
-    "on",
-    "round_up",
-    "rows",
-    "tl",
-    "tl_dtype",
-    "triton_refusal",
-]
 HAVE_TRITON = importlib.util.find_spec("triton") is not None
 if HAVE_TRITON:
     import triton
-    import triton.language as tl
 
+    tl = triton.language
     TRITON_VERSION = str(triton.__version__)
     INTERPRETED = bool(triton.knobs.runtime.interpret)
 else:
@@ -53,7 +39,7 @@ class Kernel(Protocol):
 
 
 def jit(kernel: Callable[..., None]) -> Kernel:
-    """`triton.jit`, or the function unchanged where triton is absent and it can never be launched."""
+    """`triton.jit(kernel)`; without triton, which a launch needs, the function itself."""
     return cast(Kernel, triton.jit(kernel) if HAVE_TRITON else kernel)
 
 
@@ -67,12 +53,12 @@ def triton_refusal(device: torch.device) -> str | None:
 
 
 def on(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Make `device` current for a launch: Triton launches on the current CUDA device, whatever it got."""
+    """Make `device` current for a launch: Triton launches on the current CUDA device, wherever its arguments are."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """The dtype a kernel computes in: fp64 for fp64 (so that gradcheck can run), else fp32."""
+    """The dtype that a kernel computes in: fp64 for fp64 (so that gradcheck can run), else fp32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -87,6 +73,6 @@ def round_up(size: int) -> int:
 
 
 def rows(t: Tensor) -> Tensor:
-    """`t` (..., D) as (rows, D) with unit stride in D: a view where there is one, else a copy."""
+    """`t` (..., D) as (rows, D) with unit stride in D: a view where possible, else a copy."""
     t = t.reshape(-1, t.shape[-1])
     return t if t.stride(-1) == 1 else t.contiguous()

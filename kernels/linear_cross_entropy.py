@@ -1,9 +1,9 @@
 """Cross-entropy of a linear projection without its logits: chunks of tokens, gradients made in the forward.
 
 Source: the chunked scheme of Liger Kernel (Hsu et al., arXiv 2410.10989); the z-loss: Chowdhery et al., "PaLM", arXiv
-2204.02311, section 5. A chunk's logits come from a cuBLAS product, are turned into their own gradient in place by one
-kernel, and are spent on both products of the backward before the next chunk. The loss is a sum, so its upstream
-gradient is one number that scales what the forward stored.
+2204.02311, section 5. A cuBLAS product makes a chunk's logits, one kernel overwrites them with their gradient, and both
+products of the backward use this gradient before the next chunk. The loss is a sum, so its upstream gradient is one
+number, which scales the gradients that the forward stored.
 """
 
 from typing import Any, Literal, overload
@@ -17,13 +17,13 @@ from torch import Tensor
 from fmscale.errors import KernelError
 
 CHUNK_BYTES = 2**29
-"""Logits held at once: 2048 tokens of a 128k vocabulary in bf16, which keeps the products efficient."""
+"""Bytes of logits held at once: 2048 tokens of a 128k vocabulary in bf16, which keeps the products efficient."""
 CPU_TOKENS = 128
 """Tokens of a chunk on a CPU, where logits that stay in the cache halve the time of forward and backward: 0.19 s
 instead of 0.36 s for 2048 tokens, V 8192, D 192, bf16, one core."""
 DIRECT_CHUNKS = 4
-"""Up to here the weight gradient is accumulated in the weight's dtype: each chunk rounds it once more, and four
-roundings stay below the error of bf16 logits. Beyond, an fp32 accumulator of V x D is used."""
+"""Most chunks that accumulate the weight gradient in the weight's dtype: each chunk rounds it once more, and four
+roundings stay below the error of bf16 logits. More chunks use an fp32 accumulator of V x D."""
 SLICE_BYTES = 2**26
 
 
@@ -43,7 +43,7 @@ def _cross_entropy_kernel(  # type: ignore[no-untyped-def]
                 at = start + column
                 tl.store(logits + at, tl.zeros((BLOCK,), dtype=LOGITS.dtype.element_ty), mask=at < V)
     else:
-        # read before any warp overwrites it: the barriers of the reductions below stand between
+        # loaded before any warp overwrites it: the barriers of the reductions below come in between
         known = (label >= 0) & (label < V)
         target = tl.load(logits + label, mask=known, other=float("nan")).to(ACC)
         largest = tl.full((), float("-inf"), dtype=ACC)
@@ -148,8 +148,8 @@ def _op(
     acc = accumulator(hidden.dtype)
     loss = hidden.new_zeros(tokens, dtype=acc)
     dhidden = torch.empty_like(hidden) if hidden_gradient else hidden.new_empty(0)
-    held = weight.dtype if chunks <= DIRECT_CHUNKS else acc
-    dweight = weight.new_zeros((V, D) if weight_gradient else 0, dtype=held)
+    sum_dtype = weight.dtype if chunks <= DIRECT_CHUNKS else acc
+    dweight = weight.new_zeros((V, D) if weight_gradient else 0, dtype=sum_dtype)
     for first in range(0, tokens, size):
         part = slice(first, min(first + size, tokens))
         logits = hidden[part] @ weight.t()
@@ -161,13 +161,13 @@ def _op(
             torch.mm(logits, weight, out=dhidden[part])
         if weight_gradient:
             _add_product(dweight, logits, hidden[part])
-        del logits  # else two chunks are alive while the next product runs
+        del logits  # else the logits of two chunks are alive while the next product runs
     counted, _, _ = _weights(labels, token_weights, ignore_index, V, acc)
     return loss.sum(), counted.sum(), loss, dhidden, dweight.to(weight.dtype)
 
 
 def _add_product(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
-    """total += gradient.T @ hidden, in slices of the vocabulary where `total` is the wider."""
+    """total += gradient.T @ hidden, in slices of the vocabulary where `total` has the wider dtype."""
     if total.dtype == hidden.dtype:
         total.addmm_(gradient.t(), hidden)
         return
@@ -194,15 +194,15 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     dhidden, dweight = (_scale(t, upstream) for t in ctx.saved_tensors)
-    kept = (dhidden if ctx.hidden_gradient else None, dweight if ctx.weight_gradient else None)
-    return *kept, None, None, None, None, None, None, None, None
+    gradients = (dhidden if ctx.hidden_gradient else None, dweight if ctx.weight_gradient else None)
+    return *gradients, None, None, None, None, None, None, None, None
 
 
 def _scale(stored: Tensor, upstream: Tensor) -> Tensor:
-    if type(stored) is not torch.Tensor:  # traced: a graph may not write to what its forward saved
+    if type(stored) is not torch.Tensor:  # traced: a graph may not write to tensors that its forward saved
         return stored * upstream.to(stored.dtype)
-    # In place: a second V x D would be the largest allocation of the step. A second backward through the same graph is
-    # then refused by autograd's version check instead of scaling twice.
+    # In place: a second V x D would be the largest allocation of the step. Autograd's version check then refuses
+    # a second backward through the same graph, which would scale twice.
     return stored.mul_(upstream)
 
 
@@ -213,12 +213,12 @@ def linear_cross_entropy_eager(
     hidden: Tensor, weight: Tensor, labels: Tensor, *, token_weights: Tensor | None = None,
     ignore_index: int = -100, z_loss: float = 0.0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The same in plain torch with whole logits: the reference."""
+    """`linear_cross_entropy` in plain torch with whole logits: the reference."""
     logits = rows(hidden) @ weight.t()
     wide = logits.to(accumulator(logits.dtype))
     flat = labels.reshape(-1)
-    given = None if token_weights is None else token_weights.reshape(-1)
-    scale, index, known = _weights(flat, given, ignore_index, weight.shape[0], wide.dtype)
+    flat_weights = None if token_weights is None else token_weights.reshape(-1)
+    scale, index, known = _weights(flat, flat_weights, ignore_index, weight.shape[0], wide.dtype)
     lse = torch.logsumexp(wide, -1)
     target = torch.where(known, wide.gather(1, index[:, None])[:, 0], torch.nan)
     loss = lse - target + z_loss * lse.square()
@@ -246,9 +246,9 @@ def linear_cross_entropy(
     gradient of their own. sum = sum_i w_i (lse_i - logit_i[label_i] + z_loss * lse_i**2) over labels other than
     ignore_index, count = sum_i w_i, both fp32 scalars. A label outside [0, V) makes the sum NaN. Differentiable once in
     hidden and weight. At most `chunk_bytes` of logits are held (None: 512 MiB, 128 tokens on a CPU), and beyond four
-    chunks an fp32 V x D; gradients are stored by the forward, which is therefore the whole cost. return_losses: also
-    each token's term of the sum (...), fp32, without a gradient of its own. backend: "triton", or "eager" (the same
-    chunks in plain torch). Raises KernelError for shapes or dtypes that do not fit.
+    chunks an fp32 V x D. The forward computes and stores the gradients, at the whole cost. return_losses: also each
+    token's term of the sum (...), fp32, without a gradient of its own. backend: "triton", or "eager" (the same chunks
+    in plain torch). Raises KernelError for shapes or dtypes that do not fit.
     """
     fits = hidden.shape[:-1] == labels.shape and weight.shape[1:] == hidden.shape[-1:]
     fits = fits and (token_weights is None or token_weights.shape == labels.shape)

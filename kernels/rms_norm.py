@@ -32,7 +32,7 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
         r = tl.load(R + row[:, None] * stride_r + column[None, :], mask=inside, other=0.0).to(ACC)
         h = (x + r).to(H.dtype.element_ty)
         tl.store(H + dense, h, mask=inside)
-        x = h.to(ACC)  # the norm sees what the next layer and the backward will see
+        x = h.to(ACC)  # the norm reads the rounded sum, like the next layer and the backward
     rstd = 1.0 / tl.sqrt(tl.sum(x * x, axis=1) / D + eps)
     w = tl.load(W + column, mask=column < D, other=0.0).to(ACC)
     tl.store(Y + dense, (x * rstd[:, None] * w[None, :]).to(Y.dtype.element_ty), mask=inside)
@@ -94,9 +94,9 @@ def sum_partials(partial: Tensor, dtype: torch.dtype) -> Tensor:
 def configs(D: int) -> dict[str, tuple[Config, ...]]:
     """Launch configurations per kernel for rows of D elements; the first is the default.
 
-    The backward has but one, and PROGRAMS is a constant, not the number of multiprocessors, so that the bits of the
-    weight gradient are the same on every device and with every tuning table: 264 is two per multiprocessor of an H200
-    and costs 2 % in partials.
+    The backward has a single configuration. Its PROGRAMS is a constant, not the number of multiprocessors, so that the
+    bits of the weight gradient are the same on every device and with every tuning table. 264 is two per multiprocessor
+    of an H200 and costs 2 % in partials.
     """
     rows = max(1, 2048 // round_up(D))
     warps = min(32, max(4, rows * round_up(D) // 512))
@@ -211,7 +211,7 @@ _op.register_autograd(_backward, setup_context=_save)
 def rms_norm_eager(
     x: Tensor, weight: Tensor, residual: Tensor | None = None, *, eps: float = 1e-6
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The same in plain torch: the reference, and the `eager` backend."""
+    """`rms_norm` in plain torch: the reference, and the `eager` backend."""
     acc = accumulator(x.dtype)
     h = x if residual is None else (x.to(acc) + residual.to(acc)).to(residual.dtype)
     wide = h.to(acc)
@@ -227,7 +227,7 @@ def rms_norm(
 
     x (..., D) in fp32, fp16 or bf16 (fp64 under the interpreter), any strides; weight (D,) in any of these; residual
     like x, perhaps in a wider dtype. Computed in fp32, rounded once. Returns y (..., D) in x's dtype; with a residual
-    (y, h), h in the residual's dtype, and the norm is that of the rounded h. Differentiable once in x, weight and
+    (y, h), h in the residual's dtype; the norm reads the rounded h. Differentiable once in x, weight and
     residual. Raises KernelError for mismatched shapes, and for rows wider than 16384 with backend="triton".
     """
     D = x.shape[-1]

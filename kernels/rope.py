@@ -1,8 +1,8 @@
 """Rotary position embedding of queries and keys, with an optional norm of each head before it.
 
 Source: Su et al., "RoFormer", arXiv 2104.09864; the per-head norm of q and k: Henry et al., "Query-Key Normalization
-for Transformers", arXiv 2010.04245. Angles are reduced to a quarter turn in fp64 inside the kernel, so there is no
-table to build, no largest position, and no loss of phase: fp32 angles are off by 8e-3 rad at position 131,072.
+for Transformers", arXiv 2010.04245. The kernel reduces angles to a quarter turn in fp64: there is no table to build,
+no largest position and no loss of phase, while fp32 angles are off by 8e-3 rad at position 131,072.
 """
 
 import functools
@@ -25,7 +25,7 @@ def _rotation(position, TURNS, half, HALF: tl.constexpr):  # type: ignore[no-unt
     turns = position.to(tl.float64) * tl.load(TURNS + i, mask=i < half, other=0.0)
     quarters = tl.floor(turns * 4.0 + 0.5)
     angle = ((turns - quarters * 0.25) * 6.283185307179586).to(tl.float32)
-    # Cephes' sinf and cosf on [-pi/4, pi/4], 1e-7; libdevice's carry a slow path that needs local memory
+    # Cephes' sinf and cosf on [-pi/4, pi/4], error 1e-7; libdevice's have a slow path that needs local memory
     z = angle * angle
     sine = angle + angle * z * (-1.6666654611e-1 + z * (8.3321608736e-3 - z * 1.9515295891e-4))
     cosine = 4.166664568298827e-2 + z * (-1.388731625493765e-3 + z * 2.443315711809948e-5)
@@ -55,7 +55,7 @@ def _rotate_heads(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     first, second = _columns(half, INTERLEAVED, HALF)
     in_half = tl.arange(0, HALF) < half
-    for start in range(0, heads, HEADS):  # 64-bit: where heads lie first, their stride is all tokens
+    for start in range(0, heads, HEADS):  # 64-bit: in (H, T, E) order the stride of a head spans all tokens
         head = (start + tl.arange(0, HEADS)).to(tl.int64)
         inside = (head < heads)[:, None] & in_half[None, :]
         a = tl.load(X + head[:, None] * stride + first[None, :], mask=inside, other=0.0).to(ACC)
@@ -154,7 +154,7 @@ def _norm_backward_kernel(  # type: ignore[no-untyped-def]
 
 
 def configs() -> dict[str, tuple[Config, ...]]:
-    """Launch configurations per kernel; the first is the default. The norm's backward has one, as in rms_norm."""
+    """Launch configurations per kernel; the first is the default. The norm's backward has only one, as in rms_norm."""
     forward: tuple[Config, ...] = tuple(
         {"HEADS": heads, "num_warps": warps} for heads, warps in ((16, 4), (8, 2), (32, 8), (8, 4))
     )
@@ -255,7 +255,7 @@ def _norm_backward_fake(
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     q, k, positions, turns, q_weight, k_weight, ctx.eps, ctx.interleaved, ctx.inverse = inputs
     ctx.norm = q_weight is not None
-    # a plain rotation is undone from the positions alone: q and k are kept only for the norm
+    # positions alone undo a plain rotation: only the norm needs q and k
     ctx.save_for_backward(positions, turns, *((q, k, q_weight, k_weight) if ctx.norm else ()))
 
 
@@ -274,18 +274,18 @@ _op.register_autograd(_backward, setup_context=_save)
 
 
 def _heads(t: Tensor) -> Tensor:
-    """(..., H, E) as (tokens, H, E) with unit stride in E: a view where there is one, else a copy."""
+    """(..., H, E) as (tokens, H, E) with unit stride in E: a view where possible, else a copy."""
     t = t.reshape(-1, *t.shape[-2:])
     return t if t.stride(-1) == 1 else t.contiguous()
 
 
 def rope_turns(E: int, theta: float, device: torch.device) -> Tensor:
-    """Turns a position adds to each of the E/2 pairs, theta**(-2i/E) / 2 pi, as fp64 on `device`."""
+    """Turns that a position adds to each of the E/2 pairs, theta**(-2i/E) / 2 pi, as fp64 on `device`."""
     exponent = torch.arange(0, E, 2, dtype=torch.float64, device=device) / E
     return theta**-exponent / (2 * math.pi)
 
 
-# Not in the mode of the first call: an inference tensor cannot be saved for a later backward.
+# Computed outside the inference mode of the first call: an inference tensor cannot be saved for a later backward.
 _kept_turns = functools.cache(torch.inference_mode(False)(rope_turns))
 
 
@@ -303,7 +303,7 @@ def rope_eager(
     q: Tensor, k: Tensor, positions: Tensor, *, turns: Tensor, q_weight: Tensor | None = None,
     k_weight: Tensor | None = None, eps: float = 1e-6, interleaved: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The same in plain torch: the reference, and the `eager` backend."""
+    """`rope` in plain torch: the reference, and the `eager` backend."""
     acc = accumulator(q.dtype)
     angle = (positions.double()[..., None] * turns.double() % 1.0 * (2 * math.pi))[..., None, :]
     c, s = angle.cos().to(acc), angle.sin().to(acc)
@@ -330,16 +330,16 @@ def rope(
     """Rotate each pair of q and k by its angle at the token's position; positions restart per document.
 
     q (T, H, E) or (B, T, H, E), k the same with its own number of heads; E even, at most 512; fp32, fp16 or bf16 (fp64
-    under the interpreter), any strides. positions (T,) or (B, T), int32 or int64: of packed documents,
+    under the interpreter), any strides. positions (T,) or (B, T), int32 or int64: for packed documents,
     `document_positions(cu_seqlens, T)`. The pairs are (i, i + E/2), or (2i, 2i + 1) if interleaved. turns (E/2,) fp64,
-    turns per position, replaces theta for scaled variants. q_weight and k_weight (E,), both or neither, first norm each
-    head as `rms_norm` does. Computed in fp32, angles in fp64, rounded once. Returns (q, k) rotated, contiguous.
+    turns per position, replaces theta for scaled variants. q_weight and k_weight (E,), both or neither, norm each head
+    first, as in `rms_norm`. Computed in fp32, angles in fp64, rounded once. Returns (q, k) rotated, contiguous.
     Differentiable once in q, k and the weights. Raises KernelError for shapes that do not fit.
     """
     E = q.shape[-1]
     _check(q, k, positions, turns, q_weight, k_weight)
     if turns is None:
-        # a traced or fake tensor is of its own trace or mode: kept, it would fail the next call
+        # a traced or fake tensor belongs to its trace or mode: from a cache it would fail in the next call
         plain = type(q) is Tensor and not torch.compiler.is_compiling()
         turns = (_kept_turns if plain else rope_turns)(E, theta, q.device)
     positions = positions.expand(q.shape[:-2])

@@ -1,7 +1,7 @@
 """The gated activation silu(gate) * up, forward and backward.
 
 Source: Shazeer, "GLU Variants Improve Transformer", arXiv 2002.05202. The backward recomputes the sigmoid from `gate`,
-so nothing but the two inputs is kept, and writes both gradients in one pass.
+so that only the two inputs are kept, and writes both gradients in one pass.
 """
 
 from typing import Any
@@ -126,7 +126,7 @@ _op.register_autograd(_backward, setup_context=_save)
 
 
 def swiglu_eager(gate: Tensor, up: Tensor) -> Tensor:
-    """The same in plain torch: the reference, and the `eager` backend."""
+    """`swiglu` in plain torch: the reference, and the `eager` backend."""
     acc = accumulator(gate.dtype)
     return (torch.nn.functional.silu(gate.to(acc)) * up.to(acc)).to(gate.dtype)
 
@@ -134,7 +134,7 @@ def swiglu_eager(gate: Tensor, up: Tensor) -> Tensor:
 def swiglu(gate: Tensor, up: Tensor, *, backend: str = "auto") -> Tensor:
     """`gate * sigmoid(gate) * up`, elementwise.
 
-    gate, up (..., F) of one shape and dtype: fp32, fp16 or bf16 (fp64 under the interpreter), any strides; the halves
+    gate and up (..., F) share shape and dtype: fp32, fp16 or bf16 (fp64 under the interpreter), any strides; the halves
     of one (..., 2F) tensor are read in place. Computed in fp32, rounded once. Returns (..., F), contiguous.
     Differentiable once. Raises KernelError for unequal shapes or dtypes.
     """

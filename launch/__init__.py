@@ -1,10 +1,10 @@
-"""Starting a run's ranks: by torchrun, deepspeed, srun, sbatch or mpirun, on one node or many.
+"""Starts a run's ranks: by torchrun, deepspeed, srun, sbatch or mpirun, on one node or many.
 
 - `launch.py`  the request, the `Launch` (one command and its environment), and a port where ranks can meet
 - `hostfile.py`  hosts and their slots
-- `programs.py`  paths of the launchers' programs, and the packages that have them
+- `programs.py`  paths of the programs of a launch, and the packages that have them
 - `environment.py`  variables that every rank gets
-- `torchrun.py`, `deepspeed.py`, `mpirun.py`, `srun.py`  a launch by each of them
+- `torchrun.py`, `deepspeed.py`, `mpirun.py`, `srun.py`  a launch by each launcher
 - `launchers.py`  launchers by name
 - `rendezvous.py`  the meeting of torchrun's agents
 - `signals.py`  signals to ranks, and the end of a tree of processes

@@ -10,7 +10,7 @@ from fmscale.errors import ConfigError
 
 
 def launch_by_deepspeed(request: LaunchRequest) -> Launch:
-    """All ranks. Raises ConfigError for several nodes without a hostfile: deepspeed would start all ranks here."""
+    """The launch. Raises ConfigError for several nodes without a hostfile: deepspeed would start all ranks here."""
     one_node_or_hostfile(request, "deepspeed")
     program = find_program("deepspeed")
     host, port = meeting_point(request)
@@ -18,10 +18,10 @@ def launch_by_deepspeed(request: LaunchRequest) -> Launch:
     if request.hosts:
         for needed in ("pdsh", "ssh"):
             find_program(needed)
-        # --force_multi: a single host in a hostfile means that host, not this node
+        # --force_multi: a hostfile with a single host means that host, not this node
         options = ["--hostfile", str(request.hostfile), "--force_multi", "--num_nodes", str(request.nodes)]
         options += ["--num_accelerators", str(request.procs_per_node), "--master_addr", host]
-        # deepspeed passes only variables of its own choice on, and quotes only arguments with blanks.
+        # deepspeed passes on only variables of its own choice, and quotes only arguments with blanks.
         settings = [f"{name}={value}" for name, value in request.environment.items()]
         command = tuple(for_remote_shell(word) for word in ("env", *settings, *command))
     else:
@@ -48,7 +48,7 @@ def for_remote_shell(argument: str) -> str:
 
 
 def _devices(request: LaunchRequest) -> list[str]:
-    """Options for the devices: given only a number, deepspeed ignores CUDA_VISIBLE_DEVICES."""
+    """Options for the devices: with only a number, deepspeed ignores CUDA_VISIBLE_DEVICES."""
     names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     visible = [name.strip() for name in names if name.strip()]
     if not visible:

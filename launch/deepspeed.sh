@@ -11,21 +11,21 @@ set -eu
 HOSTFILE=${HOSTFILE:-}
 MASTER_PORT=${MASTER_PORT:-29500} # two runs on one node need two ports
 
-# Ranks on this node, where there is no hostfile: one for each GPU, or one without.
+# Ranks on this node, without a hostfile: one for each GPU, or a single rank without GPUs.
 PROCS=${PROCS:-$(nvidia-smi --list-gpus 2>/dev/null | wc -l)}
 [ "$PROCS" -gt 0 ] || PROCS=1
 
 # One OpenMP thread a rank: two ranks of two threads each on two cores took six times longer a step.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-# Names the link or device that failed; without it a broken network is only a timeout.
+# NCCL then names the link or device that failed; by default a broken network is only a timeout.
 export NCCL_DEBUG="${NCCL_DEBUG:-WARN}"
-# The log has the last lines of a rank that was killed.
+# Unbuffered, so that the log has the last lines of a killed rank.
 export PYTHONUNBUFFERED="${PYTHONUNBUFFERED:-1}"
 
 if [ -z "$HOSTFILE" ]; then
     # The launcher would die of SIGUSR1, and so would a rank that is still starting.
     trap '' USR1
-    # Without a hostfile of its own deepspeed takes /job/hostfile, if that is there.
+    # Without this option deepspeed takes /job/hostfile, if that file exists.
     exec deepspeed --hostfile /dev/null --num_accelerators "$PROCS" --master_port "$MASTER_PORT" \
         --no_local_rank --no_python fmscale train "$@"
 fi
@@ -36,7 +36,7 @@ if [ ! -s "$HOSTFILE" ]; then
     exit 2
 fi
 # The first host has rank 0. deepspeed passes only variables of its own choice to the nodes: env passes the others.
-# --force_multi: a hostfile with one host means that host, not this one.
+# --force_multi: a hostfile with one host means that host, not this node.
 first=$(awk '!/^[[:space:]]*(#|$)/ { print $1; exit }' "$HOSTFILE")
 exec deepspeed --hostfile "$HOSTFILE" --force_multi --master_addr "$first" --master_port "$MASTER_PORT" \
     --no_local_rank --no_python env OMP_NUM_THREADS="$OMP_NUM_THREADS" NCCL_DEBUG="$NCCL_DEBUG" \

@@ -8,29 +8,23 @@ from pathlib import Path
 RANK_ENVIRONMENT = {
     # One OpenMP thread a rank: two ranks of two threads each on two cores took six times longer a step.
     "OMP_NUM_THREADS": "1",
-    # Names the link or device that failed; without it a broken network is only a timeout.
+    # NCCL then names the link or device that failed; by default a broken network is only a timeout.
     "NCCL_DEBUG": "WARN",
-    # The log has the last lines of a rank that was killed.
+    # Unbuffered, so that the log has the last lines of a killed rank.
     "PYTHONUNBUFFERED": "1",
 }
 
 
 def rank_environment(given: Mapping[str, str]) -> dict[str, str]:
-    """Variables that a launcher sets: the defaults, with the shell's values where it has them, and `given` on top."""
+    """Variables that a launcher sets: the defaults, the shell's values of these names over them, `given` on top."""
     return {**{name: os.environ.get(name, value) for name, value in RANK_ENVIRONMENT.items()}, **given}
 
 
 def search_path() -> str:
-    """PATH that has the folder of this Python's programs: in front unless it has it anywhere.
+    """PATH with the folder of this Python's programs, put in front unless PATH has that folder already.
 
-    The launcher, and programs that it calls by name, are found so without an activated environment.
+    With it the launcher, and programs that the launcher calls by name, are found without an activated environment.
     """
     folder = str(Path(sys.executable).parent)
     path = os.environ.get("PATH", os.defpath)
     return path if folder in path.split(os.pathsep) else f"{folder}{os.pathsep}{path}"
-
-
-def beside_python(name: str) -> str | None:
-    """Path of a program of this Python's packages, or None."""
-    path = Path(sys.executable).with_name(name)
-    return str(path) if path.is_file() else None

@@ -1,6 +1,6 @@
 """A hostfile: one "HOST slots=N" a line, as deepspeed and Open MPI read it. Other lines are refused.
 
-The deepspeed launcher goes on with this node alone if it does not find its hostfile; here that is an error.
+deepspeed's launcher goes on with this node alone if its hostfile is missing; here a missing hostfile is an error.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""A launch before it starts: one command, and the environment it gets."""
+"""A launch before its start: one command and its environment."""
 
 import errno
 import shlex
@@ -19,7 +19,7 @@ DEFAULT_PORT = 29_500
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchRequest:
-    """The ranks to start, and what the user said of them."""
+    """The ranks to start, with the user's options."""
 
     command: tuple[str, ...]
     """Program and arguments of every rank."""
@@ -32,11 +32,11 @@ class LaunchRequest:
     hostfile: Path | None = None
     """Path of the hostfile."""
     node_rank: int | None = None
-    """Number of this node, where every node is started by itself (torchrun)."""
+    """Number of this node, for a launcher that is started on every node (torchrun)."""
     master_addr: str | None = None
     """Address of rank 0."""
     master_port: int | None = None
-    """Port where the ranks meet; None takes the launcher's way."""
+    """Port where the ranks meet; None leaves the choice to the launcher."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables that every rank gets."""
     arguments: tuple[str, ...] = ()
@@ -73,13 +73,13 @@ class Launch:
     """True if the command may end before the run does (sbatch)."""
 
     def as_shell(self) -> str:
-        """Lines for a shell that do the same."""
+        """Shell commands that start the same launch."""
         exports = [f"export {name}={shlex.quote(value)}" for name, value in self.environment.items()]
         return "\n".join([f"# {self.summary}", *exports, shlex.join(self.argv)])
 
 
 def one_node_or_hostfile(request: LaunchRequest, launcher: str) -> None:
-    """Refuse several nodes without a hostfile: such a launcher would quietly start all ranks here."""
+    """Refuse several nodes without a hostfile: the launcher would start all ranks on this node without a warning."""
     if request.nodes > 1 and not request.hosts:
         raise ConfigError(
             f"{launcher} on {request.nodes} nodes needs their names",
@@ -88,9 +88,9 @@ def one_node_or_hostfile(request: LaunchRequest, launcher: str) -> None:
 
 
 def meeting_point(request: LaunchRequest) -> tuple[str, int]:
-    """Host and port where the ranks meet: as given, or else the first host and 29500.
+    """Host and port where the ranks meet: from the request, or else the first host and 29500.
 
-    Raises ConfigError if the port is in use on this host, or if other nodes would look for the host on themselves.
+    Raises ConfigError if the port is in use on this host, or if several nodes would meet at a loopback name.
     """
     first = request.hosts[0].name if request.nodes > 1 and request.hosts else LOOPBACK
     host = request.master_addr or first
@@ -123,6 +123,6 @@ def _is_free(host: str, port: int) -> bool:
 
 
 def _free_port(host: str, taken: int) -> int:
-    """The next free port; the kernel would choose from the ports that it also gives to clients."""
+    """The next free port; the kernel would choose a port of the range that it also gives to clients."""
     candidates = (*range(taken + 1, 65_536), *range(1_024, taken))
     return next((port for port in candidates if _is_free(host, port)), taken)

@@ -15,4 +15,4 @@ LAUNCHERS: dict[str, Callable[[LaunchRequest], Launch]] = {
     "sbatch": launch_by_sbatch,
     "mpirun": launch_by_mpirun,
 }
-"""Each makes the launch of a request. Raises ConfigError with the remedy for a request that cannot work."""
+"""Functions from a request to its launch. They raise ConfigError with the remedy for a request that cannot work."""

@@ -6,7 +6,7 @@ from fmscale.launch.signals import DEAF_UNTIL_READY
 
 
 def launch_by_mpirun(request: LaunchRequest) -> Launch:
-    """All ranks. They meet over TCP: neither mpi4py nor its MPI library matters."""
+    """The launch of all ranks, which meet over TCP: mpi4py and its MPI library play no part."""
     one_node_or_hostfile(request, "mpirun")
     program = find_program("mpirun")
     kind = mpi_kind(program)

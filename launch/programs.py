@@ -2,12 +2,13 @@
 
 import shutil
 import subprocess
-
-from fmscale.launch.environment import beside_python
+import sys
+from pathlib import Path
 
 from fmscale.errors import ConfigError
 
 PACKAGES = {
+    "fmscale": "Install it into the environment that starts it: pip install fmscale",
     "torchrun": "It comes with torch: pip install torch",
     "deepspeed": "pip install deepspeed",
     "pdsh": "deepspeed starts other nodes by it: apt-get install pdsh, or dnf install pdsh-rcmd-ssh",
@@ -19,19 +20,20 @@ PACKAGES = {
 
 
 def find_program(name: str) -> str:
-    """Path of a launcher's program. Raises ConfigError that names its package.
+    """Path of a launcher's program, or of fmscale. Raises ConfigError that names its package.
 
-    torchrun and deepspeed must be those of this Python; the cluster's mpirun goes before that of a wheel.
+    fmscale, torchrun and deepspeed must be those of this Python; the cluster's mpirun goes before that of a wheel.
     """
-    beside, on_path = beside_python(name), shutil.which(name)
-    path = beside or on_path if name in ("torchrun", "deepspeed") else on_path or beside
-    if path is None:
-        raise ConfigError(f"There is no {name} on the PATH", remedy=f"{PACKAGES[name]}.")
-    return path
+    beside, on_path = Path(sys.executable).with_name(name), shutil.which(name)
+    if beside.is_file() and (name in ("fmscale", "torchrun", "deepspeed") or on_path is None):
+        return str(beside)
+    if on_path is None:
+        raise ConfigError(f"There is no {name} on the PATH or beside this Python", remedy=f"{PACKAGES[name]}.")
+    return on_path
 
 
 def mpi_kind(mpirun: str) -> str:
-    """Open MPI, Intel MPI or MPICH, as options differ. Raises ConfigError for another maker of an mpirun."""
+    """Open MPI, Intel MPI or MPICH, whose options differ. Raises ConfigError for any other mpirun."""
     answer = subprocess.run([mpirun, "--version"], capture_output=True, text=True, timeout=60)
     for mark, kind in (("Open MPI", "Open MPI"), ("Intel(R) MPI", "Intel MPI"), ("HYDRA", "MPICH")):
         if mark in answer.stdout + answer.stderr:

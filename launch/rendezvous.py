@@ -1,8 +1,8 @@
 """The meeting of torchrun's agents by `--rdzv-backend fmscale`, which `fmscale launch` gives to torchrun.
 
-On one node the store listens on loopback; on several it listens at the address of --rdzv-endpoint, on the node with
---rdzv-conf rank=0. Nobody unpickles what it holds. torch's own rendezvous (c10d, taken by `--standalone`) unpickles
-its state, and torch's static rendezvous listens on all interfaces.
+On one node the store listens on loopback; on several nodes it listens at the address of --rdzv-endpoint, on the node
+with --rdzv-conf rank=0. No process unpickles its values. torch's own rendezvous (c10d, taken by `--standalone`)
+unpickles its state, and torch's static rendezvous listens on all interfaces.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ class Meeting(StaticTCPRendezvous):
         return BACKEND
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """All agents with the numbers they were given; a restart gets the same."""
+        """Meet the other agents, each under the number of its node; a restart keeps the numbers."""
         if self.rank == 0 and self._store is None:
             seconds = self.timeout.total_seconds()
             self._store = serve_store(self.master_addr, self.master_port, seconds, clients=self.world_size)
@@ -34,7 +34,7 @@ class Meeting(StaticTCPRendezvous):
 
 
 def meeting(parameters: RendezvousParameters) -> RendezvousHandler:
-    """The rendezvous of one agent. Raises ConfigError for several nodes without their number, or a place to meet."""
+    """The rendezvous of one agent. Raises ConfigError for several nodes without number or address."""
     nodes, timeout = parameters.max_nodes, int(parameters.get("timeout", 600))
     host, port = parse_rendezvous_endpoint(parameters.endpoint, DEFAULT_PORT if nodes > 1 else 0)
     if nodes == 1:

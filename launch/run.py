@@ -1,4 +1,4 @@
-"""Running a launch: a wish to stop reaches the ranks, and the exit status is the launcher's."""
+"""Runs a launch: passes stop signals to the ranks, and returns the launcher's exit status."""
 
 import ctypes
 import os
@@ -30,22 +30,22 @@ class RankEnd(NamedTuple):
     status: int
     """Exit status, or 128 + N if signal N ended it."""
     stopped: bool
-    """True if this process was told to stop before."""
+    """True if this process got a stop signal before."""
 
 
 def run_launch(launch: Launch, program: str, folder: Path, tell: Tell) -> RankEnd:
     """Start a launch and wait for its end.
 
-    The ranks run `program`. `folder` is the run's: an error.json of an earlier attempt there is deleted. The first
+    The ranks run `program`. The run's `folder` loses the error.json of an earlier attempt. The first
     SIGUSR1, SIGTERM, SIGINT or SIGHUP asks the ranks to save and end, the second tells the launcher to end them,
     and the third kills all processes of the launch on this host.
     Raises ConfigError if the launcher cannot be executed.
     """
     if not launch.detached:
         clear_failure(folder)
-    # What is ignored since the start of this process, as by nohup, stays ignored.
-    deaf = {number for number in (signal.SIGHUP, signal.SIGINT) if signal.getsignal(number) is signal.SIG_IGN}
-    awaited = {signal.SIGCHLD, *(STOPS - deaf)}
+    # A signal that is ignored since the start of this process, as by nohup, stays ignored.
+    ignored = {number for number in (signal.SIGHUP, signal.SIGINT) if signal.getsignal(number) is signal.SIG_IGN}
+    awaited = {signal.SIGCHLD, *(STOPS - ignored)}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
     try:
         process = _start(launch, mask)
@@ -70,15 +70,15 @@ def run_launch(launch: Launch, program: str, folder: Path, tell: Tell) -> RankEn
 
 
 def _heard_of_parent(number: int) -> None:
-    """Count the death of the parent once: a killed process with several threads hands its child from one dying
-    thread to the next, and the child gets its signal of a parent's death each time.
+    """Count the parent's death once: the child of a killed process with several threads passes from thread to thread
+    as they die, and each time gets the signal for a parent's death.
     """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, 0)
     signal.sigtimedwait({number}, 0)
 
 
 def _ask(launch: Launch, process: subprocess.Popen[bytes], program: str, first: bool) -> None:
-    """Ask the ranks to save and end; a launcher is told to end only the first time."""
+    """Ask the ranks to save and end; SIGTERM goes to a launcher only the `first` time."""
     if launch.stop_by == "ranks":
         signal_ranks(process.pid, program)
     elif launch.stop_by == "launcher":
@@ -97,11 +97,11 @@ def _words(launch: Launch, name: str, stops: int) -> str:
 
 def _start(launch: Launch, mask: Iterable[int]) -> subprocess.Popen[bytes]:
     library = ctypes.CDLL(None)
-    # torchrun takes variables PET_* for options, and could meet elsewhere by them.
+    # torchrun reads PET_* variables as options, and they could name another place to meet.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PET_")}
 
     def prepare() -> None:
-        # Ranks begin with SIGUSR1 ignored, as launchers inherit it; a ready rank has its handler.
+        # Launcher and ranks inherit the ignored SIGUSR1; a ready rank replaces it by its handler.
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         # If this process is killed, the launcher ends its ranks in good order.
@@ -112,7 +112,7 @@ def _start(launch: Launch, mask: Iterable[int]) -> subprocess.Popen[bytes]:
             launch.argv,
             env={**inherited, "PATH": search_path(), **launch.environment},
             stdin=subprocess.DEVNULL,
-            # Ctrl-C at the terminal reaches this process alone, which asks for a stop first.
+            # Ctrl-C at the terminal reaches only this process, which first asks the ranks to stop.
             start_new_session=True,
             preexec_fn=prepare,
         )

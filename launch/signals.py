@@ -1,4 +1,4 @@
-"""SIGUSR1 asks ranks to save and end. A launcher dies of it, and so does a rank before it has its handler."""
+"""SIGUSR1 asks ranks to save and end. A launcher dies of it, and so does a rank without its handler."""
 
 import os
 import signal
@@ -8,8 +8,8 @@ from contextlib import suppress
 import psutil
 
 DEAF_UNTIL_READY = ("sh", "-c", 'trap "" USR1; exec "$@"', "sh")
-"""Words in front of a rank's command: it ignores SIGUSR1 until it has a handler. Slurm and MPI need them, as they
-start programs with default signals."""
+"""Words in front of a rank's command: the rank ignores SIGUSR1 until it has a handler. Slurm and MPI need these words,
+as they start programs with default signals."""
 
 
 def signal_ranks(launcher: int, program: str) -> None:

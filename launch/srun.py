@@ -1,4 +1,4 @@
-"""Slurm: srun starts a step, in its shell's allocation or a new one; sbatch queues a script that calls srun."""
+"""Slurm: srun starts a step, in the shell's allocation or a new allocation; sbatch queues a script that calls srun."""
 
 from importlib import resources
 from pathlib import Path
@@ -12,9 +12,9 @@ from fmscale.errors import ConfigError
 
 
 def launch_by_srun(request: LaunchRequest) -> Launch:
-    """One task a rank. The ranks find their meeting point by the step's variables, unless it is given."""
+    """One task for each rank. The step's variables give the ranks a meeting point, unless the request has one."""
     _no_hostfile(request, "srun")
-    # Without --kill-on-bad-exit the others wait for a rank that failed until their collective times out.
+    # Without --kill-on-bad-exit the other ranks wait for a failed rank until their collective times out.
     options = [*_shape(request), "--kill-on-bad-exit=1", *request.arguments]
     environment = dict(request.environment)
     if request.master_addr is not None and request.master_port is not None:

@@ -1,4 +1,4 @@
-"""torchrun: one agent a node starts the ranks there. Each node is started by itself."""
+"""torchrun: an agent on each node starts the ranks there. Every node needs a command of its own."""
 
 from importlib import metadata
 
@@ -12,11 +12,11 @@ BACKEND = "fmscale"
 listens on all interfaces."""
 
 SAVE_SECONDS = 300
-"""Time for ranks to save when the agent is told to end; by default it kills them after 30 s."""
+"""Time for ranks to save after a signal to the agent; by default the agent kills them after 30 s."""
 
 
 def launch_by_torchrun(request: LaunchRequest) -> Launch:
-    """The agent of this node. Raises ConfigError for several nodes without --node-rank and --master-addr."""
+    """The launch of this node's agent. Raises ConfigError for several nodes without --node-rank and --master-addr."""
     if request.hosts:
         raise ConfigError(
             "torchrun takes no hostfile: it is started on each node by itself",
@@ -28,7 +28,7 @@ def launch_by_torchrun(request: LaunchRequest) -> Launch:
     summary = request.summary("torchrun")
     meeting = ["--rdzv-backend", BACKEND]
     if request.nodes == 1:
-        # 0 means any free port; the agent tells its ranks.
+        # 0 means any free port; the agent tells the port to its ranks.
         port = meeting_point(request)[1] if request.master_port else 0
         meeting += ["--nnodes", "1", "--rdzv-endpoint", f"{LOOPBACK}:{port}"]
     else:
@@ -44,7 +44,7 @@ def launch_by_torchrun(request: LaunchRequest) -> Launch:
                 remedy=f"Give --node-rank 0 to {request.nodes - 1}.",
             )
         summary += f"; this is node {request.node_rank}"
-        # Other nodes only dial the port, and may use it themselves.
+        # Other nodes only connect to the port of the first node; their own port of that number may be in use.
         leads = not request.node_rank
         host, port = meeting_point(request) if leads else (request.master_addr, request.master_port or DEFAULT_PORT)
         meeting += ["--nnodes", str(request.nodes), "--rdzv-conf", f"rank={request.node_rank}"]
@@ -60,7 +60,7 @@ def launch_by_torchrun(request: LaunchRequest) -> Launch:
 
 
 def _refuse_meeting(arguments: tuple[str, ...]) -> None:
-    """Raise ConfigError for an option by which agents meet in torch's own store, with its pickles."""
+    """Raise ConfigError for an option by which agents would meet in torch's own store, which holds pickles."""
     for argument in arguments:
         if argument.startswith(("--standalone", "--rdzv", "--master-addr", "--master_addr")):
             raise ConfigError(

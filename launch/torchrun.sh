@@ -3,17 +3,17 @@
 #
 #     launch/torchrun.sh run.yaml [key=value ...]
 #
-# On several, on each of them (NODE_RANK: 0 on the first, then 1, 2 ...):
+# On each of several nodes (NODE_RANK: 0 on the first, then 1, 2 ...):
 #
 #     NODES=4 NODE_RANK=0 MASTER_ADDR=node-1 launch/torchrun.sh run.yaml
 set -eu
 
 NODES=${NODES:-1}
 NODE_RANK=${NODE_RANK:-0}
-MASTER_ADDR=${MASTER_ADDR:-127.0.0.1} # the first node, by a name that all of them reach
+MASTER_ADDR=${MASTER_ADDR:-127.0.0.1} # the first node, by a name that all nodes reach
 MASTER_PORT=${MASTER_PORT:-29500}     # two runs on one node need two ports
 
-# Ranks on this node: one for each GPU, or one without.
+# Ranks on this node: one for each GPU, or a single rank without GPUs.
 PROCS=${PROCS:-$(nvidia-smi --list-gpus 2>/dev/null | wc -l)}
 [ "$PROCS" -gt 0 ] || PROCS=1
 
@@ -24,16 +24,16 @@ fi
 
 # One OpenMP thread a rank: two ranks of two threads each on two cores took six times longer a step.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-# Names the link or device that failed; without it a broken network is only a timeout.
+# NCCL then names the link or device that failed; by default a broken network is only a timeout.
 export NCCL_DEBUG="${NCCL_DEBUG:-WARN}"
-# The log has the last lines of a rank that was killed.
+# Unbuffered, so that the log has the last lines of a killed rank.
 export PYTHONUNBUFFERED="${PYTHONUNBUFFERED:-1}"
-# Where a node has several networks, name the fast one:
+# If a node has several networks, name the fast network:
 # export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0
 
 # The agent would die of SIGUSR1, and so would a rank that is still starting: both begin with the signal ignored.
 trap '' USR1
-# torchrun takes PET_* for options, and would meet elsewhere.
+# torchrun reads PET_* as options, and would meet elsewhere.
 for name in $(env | sed -n 's/^\(PET_[A-Za-z0-9_]*\)=.*/\1/p'); do unset "$name"; done
 # --rdzv-backend fmscale: the agents' store listens where MASTER_ADDR is, not on all interfaces, and holds no pickles.
 # --shutdown-timeout: on SIGTERM the agent gives its ranks 5 minutes to save, and not 30 s.

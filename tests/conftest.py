@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from fmscale.store.backends.protocol import Backend
     from tests.helpers.s3_server import S3Server
 
-# Two OpenMP threads spin while they wait for one another: on busy cores tiny models took 100 times as long.
+# Two OpenMP threads spin while they wait for each other: on busy cores tiny models took 100 times as long.
 torch.set_num_threads(1)
-# Under nohup, or behind a shell's &, they would be ignored, by all that tests start too: launchers keep that word.
+# Under nohup, or after a shell's &, all processes of the tests would ignore these signals: launchers inherit this.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if importlib.util.find_spec("hypothesis") is not None:
     from hypothesis import HealthCheck, settings
 
-    # The same examples everywhere, and no verdict by the clock: a pause of a busy machine is no failure.
+    # The same examples everywhere, and no time limits: a pause of a busy machine is no failure.
     settings.register_profile(
         "fmscale",
         deadline=None,
@@ -55,7 +55,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[S3Server]":
 
 @pytest.fixture(scope="session")
 def s3_bucket(s3: "S3Server") -> str:
-    """One bucket for the session; tests keep apart by prefix, as a bucket costs the server volumes."""
+    """One bucket for the session; each test uses its own prefix, as a bucket costs the server volumes."""
     return s3.new_bucket()
 
 

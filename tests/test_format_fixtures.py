@@ -1,4 +1,4 @@
-"""Files that an earlier version wrote, of every kind: they read as they did then, and work goes on with them."""
+"""Files of every kind that an earlier version wrote: their readings have not changed, and work continues on them."""
 
 import json
 import zipfile

@@ -1,4 +1,4 @@
-"""The files around the code: what they name exists, and the versions and figures in them are those of the code."""
+"""The files around the code: their names exist, and their versions and figures are those of the code."""
 
 import json
 import re
@@ -23,7 +23,7 @@ PACKED = ("fmscale", "kernels", "launch", "configs", "pyproject.toml", "setup.py
 
 
 def tree(path: str) -> Any:
-    """A YAML file; its texts stay texts (`on:` of a workflow is no truth value)."""
+    """A YAML file with all values as text (`on:` of a workflow is no boolean)."""
     return yaml.load((ROOT / path).read_text(), Loader=yaml.BaseLoader)
 
 

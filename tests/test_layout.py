@@ -1,7 +1,7 @@
-"""The shape of the house: file sizes, which way imports run, what the wheel contains, and no pickle.
+"""The layout of the code: file sizes, direction of imports, content of the wheel, and no pickle.
 
-import-linter (in `make lint`) checks the layers inside `fmscale/`; this file has what it does not see: the
-folders that are mapped under `fmscale.` on installation, and everything that is no import.
+import-linter (in `make lint`) checks the layers inside `fmscale/`; this file checks the folders that are mapped under
+`fmscale.` on installation, and all rules beside imports.
 """
 
 import ast
@@ -25,7 +25,7 @@ def sources(*folders: str) -> list[Path]:
 
 
 def imported(path: Path) -> Iterator[str]:
-    """Full names of the modules that a file imports, wherever in it; relative imports are not used."""
+    """Full names of the modules that a file imports, at any place in it; relative imports are not used."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -164,7 +164,7 @@ def test_no_function_has_the_name_of_a_room() -> None:
         for node in ast.parse(path.read_text()).body
         if isinstance(node, ast.FunctionDef) and node.name in rooms
     }
-    # `fmscale.ingest(...)` is what people call; `read` of a format is an operation on its file.
+    # Users call `fmscale.ingest(...)`; `read` of a format is an operation on its file.
     assert {name for name in named if ".ingest.formats." not in name} - {"fmscale.data.ingest.ingest"} == set()
 
 

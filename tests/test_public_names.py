@@ -1,4 +1,4 @@
-"""`import fmscale`: a short list of names, loaded when they are asked for, typed for a user's own project."""
+"""`import fmscale`: a short list of names, loaded at first use, typed for a user's own project."""
 
 import ast
 import inspect
@@ -59,7 +59,7 @@ def test_no_function_bears_the_name_of_a_room() -> None:
 
 @pytest.mark.slow
 def test_a_users_project_sees_the_types_of_the_installed_package(tmp_path: Path) -> None:
-    """Installed as by pip into a folder of its own; `py.typed` is what makes mypy look into it."""
+    """Installed as by pip into its own folder; `py.typed` makes mypy read it."""
     install = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(tmp_path), "build"]
     install += ["--build-base", str(tmp_path / "build"), "--build-lib", str(tmp_path / "site")]
     subprocess.run(install, cwd=ROOT, check=True, capture_output=True)

@@ -1,4 +1,4 @@
-"""Quickstart: its parts alone, and what it says came out."""
+"""Quickstart: its single parts, and its reported results."""
 
 import json
 import re
@@ -139,17 +139,17 @@ def test_too_few_steps_to_stop_half_way_are_refused(tmp_path: Path) -> None:
 def test_a_folder_keeps_to_its_corpus_and_adds_up_the_time_of_all_tries(tmp_path: Path) -> None:
     chosen = settings(tmp_path)
     for _ in range(2):
-        state = QuickstartState(chosen)
+        state = QuickstartState(chosen, Silent())
         before = state.acts.get("train", 0.0)
-        with pytest.raises(KeyError), state.timed("train"):
+        with pytest.raises(KeyError), state.act("train"):
             raise KeyError
         assert state.acts["train"] > before
     with pytest.raises(ConfigError, match="another corpus"):
-        QuickstartState(replace(chosen, corpus=("elsewhere",)))
+        QuickstartState(replace(chosen, corpus=("elsewhere",)), Silent())
 
 
 def test_a_folder_that_version_1_wrote_goes_on(tmp_path: Path) -> None:
-    """The text is that of the first writer, as it was."""
+    """The text of the first writer, unchanged."""
     chosen = settings(tmp_path)
     text = (
         '{\n  "format_version": 1,\n  "corpus": [],\n  "store": "STORE",\n  "config": "run/quickstart",\n'
@@ -157,13 +157,13 @@ def test_a_folder_that_version_1_wrote_goes_on(tmp_path: Path) -> None:
     ).replace("STORE", chosen.store)
     chosen.folder.mkdir(parents=True, exist_ok=True)
     (chosen.folder / "quickstart.json").write_text(text)
-    state = QuickstartState(chosen)
+    state = QuickstartState(chosen, Silent())
     assert (state.acts, state.cpu) == ({"ingest": 5.642720539999573}, {"ingest": 6.3186810000000015})
     assert (chosen.folder / "quickstart.json").read_text() == text
 
 
 class Silent:
-    """A screen that nobody looks at."""
+    """A screen without a viewer."""
 
     def begin(self, act: str) -> None: ...
     def advance(self, act: str, done: float, total: float, note: str = "") -> None: ...
@@ -323,7 +323,7 @@ def test_the_move_is_where_ranks_or_stage_changed_and_says_how_far_the_others_go
     def resumed(step: int) -> list[dict[str, Any]]:
         return [{"event": "resumed", "step": step}]
 
-    # Killed after 3, stopped after 5, killed after 7 and begun again at 5.
+    # Killed after 3, stopped after 5, killed after 7 and resumed at 5.
     whole = [*steps(1, 3), *resumed(2), *steps(3, 5), *resumed(5), *steps(6, 7), *resumed(5), *steps(6, 8)]
     assert find(whole, (2, 2, 2), (5, 2, 2), (8, 1, 3)) == {"step": 5, "stopped": 5}
     assert find(whole, (2, 1, 2), (5, 1, 2), (8, 1, 3)) == {"step": 5, "stopped": 5}

@@ -8,7 +8,7 @@ from tests.test_quickstart import records, report
 
 
 def test_the_page_fits_a_narrow_screen() -> None:
-    """No width of the page is fixed above 420 pixels where the screen is narrower."""
+    """On narrower screens no width of the page is fixed above 420 pixels."""
     page = render(report(), records(), records()[:5])
     wide, _, narrow = page.partition("@media (max-width: 640px)")
     assert "width=device-width" in wide

@@ -1,4 +1,4 @@
-"""Quickstart with real ranks: as `make quickstart` runs it, but killed on the way and run again."""
+"""Quickstart with real ranks: as `make quickstart` runs it, but killed half-way and run again."""
 
 import json
 import os
@@ -72,8 +72,8 @@ def test_ranks_do_not_outlive_a_quickstart_that_was_killed_and_save(tmp_path: Pa
 
 @pytest.mark.slow
 def test_a_plain_quickstart_comes_out_also_when_it_is_killed_on_the_way_and_run_again(tmp_path: Path) -> None:
-    """The standard library, 60 steps instead of the config's. Order, move and loss must come out; speeds are the
-    machine's, and printed.
+    """The standard library, 60 steps instead of the config's. Order, move and loss must succeed; speeds depend on the
+    machine, and are printed.
     """
     folder, steps = Path("runs/quickstart"), 60
     there = tmp_path / folder
@@ -87,7 +87,7 @@ def test_a_plain_quickstart_comes_out_also_when_it_is_killed_on_the_way_and_run_
     while first.poll() is None and (not _steps(there) or not saved_step(here)):
         time.sleep(0.1)
     assert first.poll() is None, first.communicate()[0]
-    # All at once, as a machine that goes down: nothing is saved any more.
+    # All at once, like a machine without power: no save follows.
     for process in [*psutil.Process(first.pid).children(recursive=True), psutil.Process(first.pid)]:
         process.kill()
     first.communicate()
@@ -119,7 +119,7 @@ def test_a_plain_quickstart_comes_out_also_when_it_is_killed_on_the_way_and_run_
     ET.fromstring(_svgs((there / "report.html").read_text()))
     assert "what the model received is what was planned" in " ".join(printed.split())
 
-    # What `plan` derives is what was stored: fp32 masters and two moments.
+    # The bytes that `plan` derives equal the stored bytes: fp32 masters and two moments.
     derived = check_run(here.load(), 1).forecast
     assert {one["bytes"] for one in found["checkpoints"]} == {derived.checkpoint_bytes}
     assert check_run(here.load(), 1).begins == f"from checkpoint quickstart@{steps}"

@@ -1,4 +1,4 @@
-"""README.md: its commands parse (fast) and run in their order (slow), its links, tree and table are true."""
+"""README.md: its commands parse (fast) and run in their order (slow), its links, tree and table are right."""
 
 import json
 import os
@@ -25,7 +25,7 @@ BUCKET = "s3://bucket/prefix?region=eu-central-1"
 AGAIN = "fmscale compare runs/demo runs/again --common"
 ACTIVATE = ". .venv/bin/activate"
 ELSEWHERE = ("--nodes", "--hostfile", "--with sbatch", "--procs-per-node 8")
-"""A launch with one of these needs machines that a test lacks: it is run with --dry-run."""
+"""Options of launches that need machines a test lacks: these run with --dry-run."""
 
 
 def commands() -> list[str]:
@@ -45,7 +45,7 @@ def files() -> dict[str, str]:
 
 
 def fmscale_words(command: str) -> list[str] | None:
-    """The arguments of the `fmscale` in a command; None where there is none."""
+    """The arguments of `fmscale` in a command; None for other commands."""
     words = shlex.split(command)
     return words[words.index("fmscale") + 1 :] if "fmscale" in words else None
 
@@ -107,7 +107,7 @@ def test_the_table_of_gpu_results_has_their_numbers_and_no_others() -> None:
 
 
 def prepared(command: str, bucket: str) -> str:
-    """A command as it is run here."""
+    """A command in the form that the test runs."""
     command = command.replace(BUCKET, bucket)
     if command == ACTIVATE:
         return "true"

@@ -1,4 +1,4 @@
-"""The recording: a real terminal's output becomes lines, and lines a drawing that a page without scripts can show."""
+"""The recording: a real terminal's output becomes lines, and lines become a drawing for pages without scripts."""
 
 import importlib.util
 import re
@@ -32,7 +32,7 @@ def text_of(screen: object) -> list[str]:
 
 
 def checked(svg: str) -> ElementTree.Element:
-    """The drawing's root: valid XML, nothing that runs or is fetched, of the length that it is to have."""
+    """The drawing's root: valid XML without scripts or fetched parts, of the right length."""
     root = ElementTree.fromstring(svg)
     allowed = {"svg", "title", "style", "rect", "circle", "g", "text", "tspan"}
     assert {element.tag for element in root.iter()} == {SVG + name for name in allowed}

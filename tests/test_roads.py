@@ -52,12 +52,12 @@ def save(folder: Path) -> Callable[[], object]:
 def test_a_road_names_the_files_that_are_entered(
     name: str, prepare: Callable[[Path], Callable[[], object]], most: int, tmp_path: Path
 ) -> None:
-    """At most `most` files are told, so that a reader has the road in five minutes; the others are leaves."""
+    """The road has at most `most` files, so that it takes five minutes to read; the others are leaves."""
     page = (ROOT / "docs" / f"{name}.md").read_text()
     told, leaves = named(page, "The road"), named(page, "Leaves")
     assert len(told) <= most
     run = prepare(tmp_path)
-    gc.collect()  # of loaders that earlier tests left
+    gc.collect()  # loaders of earlier tests
     seen = {file.removeprefix("fmscale/") for file in entered(run) if file.startswith(ROOMS)}
     files = [*told, *leaves]
     assert (sorted(seen - set(files)), sorted(set(files) - seen)) == ([], []), "(missing on the page, not entered)"

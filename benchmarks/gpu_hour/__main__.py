@@ -10,7 +10,7 @@ from benchmarks.harness import RESULTS
 
 
 def main() -> int:
-    """Run the hour; 0 when all steps came out, 1 when not, 2 for words that make no sense."""
+    """Run the hour; 0 if all steps succeeded, 1 if not, 2 for wrong arguments."""
     parser = argparse.ArgumentParser(prog="gpu_hour.sh", description="What one GPU shows of the claims.")
     parser.add_argument("mode", nargs="?", choices=("train", "kernels"), default="train")
     parser.add_argument("--seconds", type=float, default=540.0, help="for all steps together (540)")

@@ -1,4 +1,4 @@
-"""Claims of a `train` hour, from its runs. What was not measured says why; nothing is estimated."""
+"""Claims of a `train` hour, from its runs. A claim without a measurement has a reason; nothing is estimated."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -10,14 +10,14 @@ from benchmarks.harness import Claim
 WARMUP = 10
 """Steps of the large run that do not count: compilation and first reads."""
 LEAST_STEPS = 10
-"""Counted steps below which there is no figure of the large run."""
+"""Fewest counted steps for a figure of the large run."""
 TOKENS_PER_SECOND = 45_000.0
 PEAK_GB = 65.0
 SAVE_SECONDS = 0.05
 
 
 def train_claims(hour: Hour) -> list[Claim]:
-    """All of them, in the order of the steps."""
+    """All claims, in the order of the steps."""
     return [*_imports(hour), *_devices(hour), *_bf16(hour), *_large(hour)]
 
 
@@ -149,7 +149,7 @@ def _large(hour: Hour) -> list[Claim]:
         if all("mfu" in one for one in counted):
             each = [one["mfu"] for one in counted]
             _set(made["T3.mfu"], statistics.median(each), statistics.median(each) >= 0.39, each)
-    # the last save of a run is waited for, and so says nothing of what a save costs
+    # a run waits for its last save, so its time does not show the cost of a save
     done = [one for one in run.saves if one["state"] == "acknowledged"]
     saves = [one.get("blocking_seconds", 0.0) for one in done if one["saved_step"] != run.settings["steps"]]
     if saves:
@@ -187,7 +187,7 @@ def _worst(id: str, what: str, runs: Sequence[Run], apart: Callable[[Run], float
 
 
 def _whole(hour: Hour, step: str, claim: Claim, runs: Sequence[Run]) -> Claim:
-    """A claim that is only met where every run of its step came out."""
+    """A claim that is met only if every run of its step succeeded."""
     failed = [run for run in runs if not run.end]
     if claim.ours is None or failed or not hour.steps.get(step, {}).get("ok"):
         claim.ok = False

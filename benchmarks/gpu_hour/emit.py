@@ -1,4 +1,4 @@
-"""How a job hands a record to the driver: a marked line on standard output."""
+"""Records from a job to the driver: marked lines on standard output."""
 
 import json
 from typing import Any, TextIO
@@ -7,12 +7,12 @@ MARK = "@record "
 
 
 def emit(stream: TextIO, **values: Any) -> None:
-    """Print one record on a line of its own, whatever stands before it."""
+    """Print one record on its own line, whatever the earlier output."""
     print(f"\n{MARK}{json.dumps(values)}", file=stream, flush=True)
 
 
 def parse(line: str) -> dict[str, Any] | None:
-    """The record of a line; None where it has none, or a torn one."""
+    """The record of a line; None for a line without a record or with a torn record."""
     _, mark, text = line.partition(MARK)
     if not mark:
         return None

@@ -1,4 +1,4 @@
-"""The driver: steps in order within the time, whatever becomes of each; it needs nothing but Python."""
+"""The driver: runs steps in order within the time, whatever their outcome; it needs only Python."""
 
 import shutil
 import signal
@@ -20,25 +20,25 @@ from fmscale.runtime.provenance import machine
 
 INSTALL_SECONDS = 120.0
 CLOSING_SECONDS = 4.0
-"""Left at the end: processes are killed, the scratch folder is removed."""
+"""Time for the end: kill processes, remove the scratch folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What the command line says."""
+    """Arguments of the command line."""
 
     mode: str
-    """train or kernels."""
+    """Mode: train or kernels."""
     seconds: float
-    """For all."""
+    """Time for all steps."""
     dry: bool
-    """Tiny, on a CPU."""
+    """True for tiny steps on a CPU."""
     only: str
     """Steps, or empty for all."""
     out: Path
-    """Where records go."""
+    """Folder of the records."""
     scratch: Path | None
-    """Where the scratch folder is made; None takes the system's."""
+    """Parent of the scratch folder; None takes the system's."""
 
 
 class Stopped(Exception):
@@ -46,7 +46,7 @@ class Stopped(Exception):
 
 
 def run_hour(asked: Asked) -> int:
-    """Run the steps; 0 when all came out, else 1. Raises ValueError for a step that there is not."""
+    """Run the steps; 0 if all succeeded, else 1. Raises ValueError for an unknown step."""
     deadline = time.monotonic() + asked.seconds - CLOSING_SECONDS
     scratch = Path(tempfile.mkdtemp(prefix="fmscale-gpu-", dir=asked.scratch))
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -83,7 +83,7 @@ def _steps(asked: Asked, scratch: Path, deadline: float) -> int:
 
 
 def _environment(journal: Journal, scratch: Path, deadline: float) -> str:
-    """The jobs' interpreter; empty if it could not be made."""
+    """The jobs' interpreter; empty if its environment could not be made."""
     absent = missing(sys.executable)
     if not absent:
         return sys.executable
@@ -95,7 +95,7 @@ def _environment(journal: Journal, scratch: Path, deadline: float) -> str:
 
 
 def allowance(step: Step, left: float, free_bytes: int) -> tuple[float, str]:
-    """Seconds that a step gets of those that are left; 0 and the reason where it is not begun."""
+    """Seconds that a step gets of the remaining time; 0 and the reason if it is not started."""
     if left < step.least:
         return 0.0, f"not begun: {max(0.0, left):.0f} s were left of the {step.least:.0f} that it needs"
     if free_bytes < step.disk:

@@ -1,9 +1,10 @@
-"""An environment for the jobs: this Python's packages, the carried wheels before them, and this checkout.
+"""An environment for the jobs: the copied wheels, then this Python's packages, and this checkout.
 
 python -m benchmarks.gpu_hour.install FOLDER
 
-It needs neither a network nor torch. The wheels go into a virtual environment of their own, as the machine's packages
-are not ours to change; one made of a virtual environment would not see that one's packages, so a .pth names them.
+It needs neither a network nor torch. The wheels go into a virtual environment of their own, because the machine's
+packages must not change. An environment made from a virtual environment would not see that environment's packages, so a
+.pth names them.
 """
 
 import site
@@ -20,7 +21,7 @@ NEEDED = ("fmscale.kernels", "fmscale.launch", "deepspeed", "obstore", "zstandar
 
 
 def missing(python: str) -> list[str]:
-    """Which of the modules that the steps need an interpreter does not find."""
+    """Modules of the steps that an interpreter does not find."""
     find = (
         "import importlib.util as u, sys\n"
         "def there(name):\n"
@@ -40,7 +41,7 @@ def python_of(folder: Path) -> str:
 
 
 def main() -> None:
-    """Make the environment in the folder that is named. Exits with what is wrong, and what to do."""
+    """Make the environment in the named folder. Exits with a cause and a remedy."""
     folder = Path(sys.argv[1])
     wheels = sorted(WHEELS.glob("*.whl"))
     if not wheels:
@@ -65,7 +66,7 @@ def main() -> None:
         "--no-index",
     ]
     subprocess.run([*pip, "--no-compile", *map(str, wheels)], check=True)
-    # By all cores, where pip takes one; without it every process that starts first would compile for itself.
+    # On all cores, where pip uses one core; otherwise every process of the first steps would compile for itself.
     subprocess.run([python_of(folder), "-m", "compileall", "-q", "-j", "0", str(inside)], check=False)
     left = missing(python_of(folder))
     if left:

@@ -1,4 +1,4 @@
-"""Processes of a step: several at once, each within its time, each ended with all that it started."""
+"""Processes of a step: several at once, each within its time, each ended with its children."""
 
 import os
 import queue
@@ -16,7 +16,7 @@ from benchmarks.gpu_hour.emit import parse
 from benchmarks.harness import ROOT
 
 TAIL_LINES = 30
-"""Lines of a job that failed which its record quotes."""
+"""Last lines of a failed job in its record."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,27 +24,27 @@ class Job:
     """One process."""
 
     name: str
-    """As its records have it."""
+    """Name in its records."""
     command: Sequence[str]
-    """What runs, in the checkout."""
+    """Command, run in the checkout."""
     seconds: float
-    """After which it is killed."""
+    """Seconds after which it is killed."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Beside the driver's own."""
+    """Variables beside the driver's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a job ended."""
+    """End of a job."""
 
     job: str
     """Its name."""
     ok: bool
-    """Whether it exited with 0 within its time."""
+    """True if it exited with 0 within its time."""
     seconds: float
-    """How long it took."""
+    """Duration."""
     reason: str = ""
-    """Why it did not come out: exit status or time-out, and its last lines."""
+    """Reason of a failure: exit status or time-out, and its last lines."""
 
 
 def run_jobs(
@@ -56,10 +56,10 @@ def run_jobs(
     say: Callable[[str], None],
     ended: Callable[[Outcome], None],
 ) -> list[Outcome]:
-    """Run all that begin before `deadline` (of time.monotonic); what became of each, in the order of their end.
+    """Run all jobs that start before `deadline` (of time.monotonic); their outcomes, in the order of their end.
 
-    `record` gets (job, record) and `say` a line as they are printed. An exception, such as that of a signal, kills
-    what runs before it goes on.
+    `record` gets (job, record) and `say` a line as they are printed. An exception, such as that of a signal, first
+    kills running jobs.
     """
     waiting, outcomes = deque(jobs), []
     running: dict[str, _Running] = {}
@@ -91,7 +91,7 @@ def run_jobs(
 
 
 class _Running:
-    """A job that was begun, and the thread that reads it."""
+    """A running job, and the thread that reads its output."""
 
     def __init__(
         self,
@@ -133,7 +133,7 @@ class _Running:
 
     def _watch(self, events: "queue.Queue[str]") -> None:
         self._process.wait()
-        self._kill()  # what it left running holds the pipe, and the GPU
+        self._kill()  # its remaining children hold the pipe and the GPU
         self._reader.join()
         events.put(self._job.name)
 
@@ -142,7 +142,7 @@ class _Running:
             os.killpg(self._process.pid, signal.SIGKILL)
 
     def end(self) -> Outcome:
-        """Its outcome; what still runs is killed, with all that it started."""
+        """Its outcome; a process that still runs is killed with its children."""
         late = self._process.poll() is None
         if late:
             self._kill()

@@ -1,4 +1,4 @@
-"""What is kept of an hour: a record a line, on disk before the next thing begins, and the end of what was printed."""
+"""Files of an hour: a record a line, on disk before the next process begins, and the end of the output."""
 
 import json
 import os
@@ -11,7 +11,7 @@ FORMAT = "fmscale-gpu-hour"
 FORMAT_VERSION = 1
 RESULTS, LOG = "results.jsonl", "log.txt"
 LOG_BYTES = 4 * 2**20
-"""Above this the log is begun again from its last lines; what may come back from a lent machine is 16 MiB a file."""
+"""Size at which the log begins again from its last lines; a file from a borrowed machine may have 16 MiB."""
 KEPT_LINES, LINE_CHARACTERS = 4000, 500
 
 
@@ -19,7 +19,7 @@ class Journal:
     """Appends to both files of a folder; safe between threads."""
 
     def __init__(self, folder: Path) -> None:
-        """Begins both files anew; records of an earlier hour stay beside them under the time of their end."""
+        """Begins both files again; records of an earlier hour stay beside them under the time of their end."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / RESULTS
         if path.is_file():
@@ -38,7 +38,7 @@ class Journal:
             os.fsync(self._records.fileno())
 
     def say(self, line: str) -> None:
-        """Keep a line of what was printed, or its beginning."""
+        """Keep a line of the output, or its beginning."""
         data = (line.rstrip("\n")[:LINE_CHARACTERS] + "\n").encode(errors="replace")
         with self._lock:
             self._kept.append(data)
@@ -51,7 +51,7 @@ class Journal:
             self._log.flush()
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """End both files."""
         self._records.close()
         self._log.close()
 

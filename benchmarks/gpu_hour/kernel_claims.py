@@ -1,11 +1,11 @@
-"""Claims of a `kernels` hour: one a file of tests, met when every test of it passed."""
+"""Claims of a `kernels` hour: a claim for each test file, met if all its tests passed."""
 
 from benchmarks.gpu_hour.runs import Hour, Record
 from benchmarks.harness import Claim
 
 
 def kernel_claims(hour: Hour) -> list[Claim]:
-    """One a file, in the order in which they were collected; one for all of them where none was."""
+    """A claim a file, in the order of collection; a single claim for all if no file was collected."""
     files: dict[str, dict[str, Record | None]] = {}
     for run in hour.of("tests"):
         for test in run.collected:

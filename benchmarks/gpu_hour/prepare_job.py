@@ -1,7 +1,7 @@
-"""Step 0: versions, the device, whether DeepSpeed imports without a toolkit, and the corpus.
+"""Step 0: versions, the device, the import of DeepSpeed without a toolkit, and the corpus.
 
-The corpus is the top level of this Python's standard library, tokenised here: 3.5 s on two shared cores, so that
-nothing needs to be carried that could be of another commit.
+The corpus is the top level of this Python's standard library, tokenised here in 3.5 s on two shared cores, so that no
+corpus of another commit is copied.
 """
 
 import argparse
@@ -18,7 +18,7 @@ TOKENIZER = "bpe:8192"
 
 
 def device() -> dict[str, object]:
-    """Of the GPU that torch sees, or none."""
+    """Properties of torch's GPU, or nothing."""
     import torch
 
     if not torch.cuda.is_available():
@@ -33,7 +33,7 @@ def device() -> dict[str, object]:
 
 
 def main() -> None:
-    """Emit what was found, then ingest for the steps that train."""
+    """Emit the findings, then ingest for the training steps."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--store", required=True)
     parser.add_argument("--files", type=int, help="of the corpus, the first")

@@ -13,12 +13,12 @@ REASON_CHARACTERS = 1500
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """How many there are, so that a reader knows of those that never ended."""
+    """Emit the number of tests, so that a reader can count unfinished tests."""
     emit(STREAM, about="collected", tests=[item.nodeid for item in session.items])
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """One record a test: of its call, or of what kept it from being called."""
+    """Emit a record a test: of its call, or of the cause that prevented the call."""
     if report.when == "call" or report.outcome != "passed":
         why = "" if report.outcome == "passed" else str(report.longrepr)[-REASON_CHARACTERS:]
         emit(

@@ -23,26 +23,26 @@ NEEDED: dict[str, dict[str, type | tuple[type, ...]]] = {
     "step": {"step": str, "ok": bool, "seconds": (int, float), "reason": str},
     "end": {"ok": bool, "reason": str, "seconds": (int, float)},
 }  # fmt: skip
-"""Kind of record -> what it must have, and of which type."""
+"""Kind of record -> its required fields and their types."""
 AGAIN = "Copy the folder again from where benchmarks/gpu_hour.sh wrote it, or run that again."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What an hour's records come to."""
+    """Results of an hour's records."""
 
     document: Record
-    """As in benchmarks/results: the schema of benchmarks/harness.py."""
+    """Content of a file in benchmarks/results, in the schema of benchmarks/harness.py."""
     dry_run: bool
-    """Whether no GPU was in it."""
+    """True if the hour ran without a GPU."""
     notes: list[str]
-    """What a reader must know of it: a torn line, steps that did not come out, code that is not the commit's."""
+    """Warnings for a reader: a torn line, failed steps, code that differs from the commit."""
 
 
 def read(folder: Path) -> Reading:
     """Read the records of an hour.
 
-    Raises ConfigError where there are none or nothing was measured, FormatError for a file that is torn, of another
+    Raises ConfigError if there are no records or measurements, FormatError for a file that is torn, of another
     kind, or of a commit that this repository does not have.
     """
     path = folder / RESULTS
@@ -84,7 +84,8 @@ def read(folder: Path) -> Reading:
 def keep(reading: Reading, results: Path) -> Path:
     """Write the results; the file.
 
-    Raises ConfigError for a dry run, for one that measured nothing, and where a file there has figures that these lack.
+    Raises ConfigError for a dry run, for an hour without measurements, and for an existing file with figures that these
+    results lack.
     """
     if reading.dry_run:
         raise ConfigError(
@@ -113,7 +114,7 @@ def keep(reading: Reading, results: Path) -> Path:
 
 
 def _checked(path: Path) -> list[Record]:
-    """The records, each of a kind that there is. Raises FormatError with the line."""
+    """The records, all of known kinds. Raises FormatError with the line."""
     records: list[Record] = []
     for number, record in enumerate(read_jsonl(path), start=1):
         if number == 1 and record.get("format") != FORMAT:
@@ -140,7 +141,7 @@ def _checked(path: Path) -> list[Record]:
 
 
 def _commit(path: Path, begin: Record) -> str:
-    """Its short name in this repository, marked where the code was not that commit's."""
+    """The commit's short name in this repository, marked if the code differed from the commit."""
     commit = begin["commit"]
     if not commit or not git("rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}"):
         raise FormatError(

@@ -1,4 +1,4 @@
-"""The records of an hour, put together again by job and step."""
+"""The records of an hour, grouped by job and step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,34 +9,34 @@ Record = dict[str, Any]
 
 @dataclass(kw_only=True)
 class Run:
-    """What a job handed over, as far as it came."""
+    """Records of a job, until its end or failure."""
 
     job: str
     """Its name."""
     step: str
-    """The step it is part of."""
+    """Its step."""
     settings: Record = field(default_factory=dict)
-    """What the runs of a step differ in."""
+    """Settings that differ between the runs of a step."""
     steps: list[Record] = field(default_factory=list)
     """Metrics of training steps."""
     saves: list[Record] = field(default_factory=list)
     """Checkpoints."""
     built: Record = field(default_factory=dict)
-    """Memory when the model was on the device and no step had been taken."""
+    """Memory with the model on the device, before the first step."""
     stepped: Record = field(default_factory=dict)
-    """Memory between steps, with all that a step leaves."""
+    """Memory between steps, with all remains of a step."""
     end: Record = field(default_factory=dict)
-    """What was seen when it was complete; empty if it did not get there."""
+    """Observations at its completion; empty if it is incomplete."""
     tests: dict[str, Record] = field(default_factory=dict)
-    """Tests that ended, by name."""
+    """Finished tests, by name."""
     collected: list[str] = field(default_factory=list)
-    """Tests that there are."""
+    """Number of all tests."""
     outcome: Record = field(default_factory=dict)
-    """How the process ended; empty if the hour ended first."""
+    """End of the process; empty if the hour ended first."""
 
     @property
     def why(self) -> str:
-        """Why it has no figure, in a line or two."""
+        """Reason for a missing figure, in a line or two."""
         if not self.outcome:
             return "the hour ended before it did"
         lines = str(self.outcome.get("reason", "")).splitlines()
@@ -45,25 +45,25 @@ class Run:
 
 @dataclass(kw_only=True)
 class Hour:
-    """All that an hour's records say."""
+    """Content of an hour's records."""
 
     begin: Record
     """Mode, machine, commit."""
     about: dict[str, Record] = field(default_factory=dict)
-    """What step 0 found: versions, deepspeed, corpus."""
+    """Findings of step 0: versions, deepspeed, corpus."""
     runs: dict[str, Run] = field(default_factory=dict)
-    """By job."""
+    """Runs by job."""
     steps: dict[str, Record] = field(default_factory=dict)
-    """How steps ended."""
+    """Ends of steps."""
     end: Record = field(default_factory=dict)
-    """Empty if it was killed."""
+    """Record of the hour's end; empty if it was killed."""
 
     def of(self, step: str) -> list[Run]:
-        """The runs of a step that handed over anything."""
+        """The runs of a step that have records."""
         return [run for run in self.runs.values() if run.step == step]
 
     def why(self, step: str) -> str:
-        """Why a step has no figure."""
+        """Reason for a step without a figure."""
         if step not in self.begin["steps"]:
             return f"step {step} was not asked for"
         ended = self.steps.get(step)
@@ -74,7 +74,7 @@ class Hour:
 
 
 def put_together(records: Sequence[Record]) -> Hour:
-    """The hour of its records, the first of which is its begin."""
+    """The hour of these records; the first record is its begin."""
     hour = Hour(begin=records[0])
     for record in records[1:]:
         kind = record["kind"]

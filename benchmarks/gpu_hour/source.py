@@ -1,4 +1,4 @@
-"""Which code it is: the commit where there is git, and a digest of the files where there is not."""
+"""Identity of the code: the commit if git is there, and a digest of the files if not."""
 
 import hashlib
 import json
@@ -10,10 +10,10 @@ from benchmarks.harness import ROOT
 
 CODE = ("fmscale", "kernels", "launch", "configs", "benchmarks", "tests")
 MADE = [("benchmarks", name) for name in ("results", "gpu-wheels", "data")]
-"""Folders of what code makes."""
+"""Folders of generated files."""
 KINDS = {".py", ".yaml", ".sh", ".json", ".toml"}
 WHEELS = ROOT / "benchmarks" / "gpu-wheels"
-"""What `gpu_wheels.sh` collects; git ignores it, and it is carried beside the checkout's files."""
+"""Packages that `gpu_wheels.sh` collects; git ignores this folder, and it is copied beside the checkout's files."""
 MANIFEST = "manifest.json"
 
 
@@ -29,7 +29,7 @@ def digest(root: Path = ROOT) -> str:
 
 
 def identity() -> dict[str, Any]:
-    """Its commit, if that is known, `changed` where the code is not that commit's, and the code's digest."""
+    """Its commit, if known, `changed` if the code differs from the commit, and the code's digest."""
     code = digest()
     commit = git("rev-parse", "HEAD")
     if commit:
@@ -46,7 +46,7 @@ def identity() -> dict[str, Any]:
 
 
 def git(*words: str) -> str:
-    """What git says, or nothing: a carried checkout may lack its .git, and a machine may lack git."""
+    """Output of git, or nothing: a copied checkout may lack its .git, and a machine may lack git."""
     try:
         done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
     except OSError:

@@ -1,4 +1,4 @@
-"""Which steps there are, and of which processes each is made."""
+"""The steps, and the processes of each."""
 
 import os
 from collections.abc import Sequence
@@ -23,31 +23,31 @@ class Step:
     """Part of an hour."""
 
     name: str
-    """As in the records, and for --only."""
+    """Number in the records and in --only."""
     what: str
-    """In words."""
+    """Description."""
     least: float
-    """Seconds below which it is not begun."""
+    """Seconds below which it is not started."""
     most: float
     """Seconds that it may take."""
     jobs: tuple[Job, ...]
-    """Its processes, the most telling first."""
+    """Its processes, the most important first."""
     at_once: int = 1
-    """How many run side by side."""
+    """Number of parallel processes."""
     disk: int = 0
     """Bytes of free disk that it needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Where the steps run."""
+    """Place where the steps run."""
 
     python: str
     """Interpreter of the jobs."""
     scratch: Path
     """Folder for the store, runs and caches."""
     dry: bool
-    """Tiny, on the CPU."""
+    """True for tiny steps on the CPU."""
 
     @property
     def store(self) -> str:
@@ -55,7 +55,7 @@ class Setting:
         return str(self.scratch / "store")
 
     def job(self, name: str, module: str, *words: str, seconds: float, device: str = "", at_once: int = 1) -> Job:
-        """A process of this checkout; `device` tells DeepSpeed, which otherwise looks for itself."""
+        """A process of this checkout; `device` is for DeepSpeed, which otherwise chooses a device itself."""
         environment = {
             "OMP_NUM_THREADS": "1",
             "PYTHONUNBUFFERED": "1",
@@ -67,7 +67,7 @@ class Setting:
         return Job(name=name, command=(self.python, "-m", module, *words), seconds=seconds, environment=environment)
 
     def run(self, name: str, config: str, *overrides: str, device: str, seconds: float, at_once: int = 1) -> Job:
-        """A training run under a name, in a folder and a run of the store of its own."""
+        """A training run with its own name, folder and run in the store."""
         backend = ("--backend=aot_eager",) if self.dry else ()
         own = (f"train.run={name}", f"train.folder={self.scratch / 'runs'}", f"store.url={self.store}")
         words = (*backend, config, *own, f"train.device={device}", *overrides)
@@ -76,7 +76,7 @@ class Setting:
 
 
 def steps(mode: str, setting: Setting) -> list[Step]:
-    """Those of `train` or `kernels`, in order: if time runs out, the earlier ones carry the claims."""
+    """Steps of `train` or `kernels`, in order: if time ends early, the first steps support the claims."""
     if mode == "kernels":
         return [_prepare(setting, "--kernels-alone"), _kernels(setting)]
     return [_prepare(setting), _devices(setting), _bf16(setting), _large(setting)]
@@ -115,7 +115,7 @@ def _devices(setting: Setting) -> Step:
 
 
 def _bf16(setting: Setting) -> Step:
-    """Stages, compile and recompute, and one of them twice; ZeRO-3 runs blocks as they are."""
+    """Stages, compile and recompute, with one run repeated; ZeRO-3 runs blocks uncompiled."""
     if setting.dry:
         kinds = [(2, False, "none", ""), (2, True, "full", ""), (2, False, "none", "-again")]
     else:
@@ -172,7 +172,7 @@ DRY_SUITES = (
     ("skipped", ("-m", "gpu", "tests/kernels")),
     ("interpreted", ("tests/kernels/test_swiglu.py::test_far_from_zero",)),
 )
-"""Without a GPU those are skipped with their reason, and one other runs under Triton's interpreter."""
+"""Without a GPU these are skipped with their reason, and one other test runs under Triton's interpreter."""
 
 
 def _kernels(setting: Setting) -> Step:
@@ -185,7 +185,7 @@ def _kernels(setting: Setting) -> Step:
 
 
 def chosen(all_steps: Sequence[Step], only: str) -> list[Step]:
-    """Those that `only` names, with step 0, which they build on. Raises ValueError with the names there are."""
+    """Steps that `only` names, with step 0, their base. Raises ValueError with all names."""
     wanted = {word.strip() for word in only.split(",") if word.strip()}
     strangers = wanted - {step.name for step in all_steps}
     if strangers:

@@ -1,4 +1,4 @@
-"""README's table of what ran on a GPU, from `benchmarks/results/`."""
+"""README's table of GPU results, from `benchmarks/results/`."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ NOTHING = (
 
 
 def as_markdown(results: Path) -> str:
-    """The table, or in words that there is nothing to show."""
+    """The table, or a sentence for missing results."""
     found = {mode: results / f"gpu_{mode}.json" for mode in ("train", "kernels")}
     documents = {mode: json.loads(path.read_text()) for mode, path in found.items() if path.is_file()}
     if not documents:

@@ -1,4 +1,4 @@
-"""A run of steps 1, 2 or 6 in a process of its own: the real trainer, and its numbers as they come.
+"""A run of steps 1, 2 or 6 in its own process: the real trainer, and its numbers as they arrive.
 
 python -m benchmarks.gpu_hour.train_job CONFIG [--backend NAME] KEY=VALUE...
 """
@@ -36,7 +36,7 @@ SAVED = ("state", "reason", "blocking_seconds", "snapshot_seconds", "durable_sec
 
 
 def main() -> None:
-    """Train as the config says; emits settings, steps, saves, and what was seen at the end."""
+    """Train by the config; emits settings, steps, saves, and observations at the end."""
     parser = argparse.ArgumentParser()
     parser.add_argument("config", type=Path)
     parser.add_argument("--backend", help="of torch.compile, where it is not inductor")
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def settings(config: Config) -> dict[str, Any]:
-    """What the runs of a step differ in."""
+    """Settings that differ between the runs of a step."""
     train = config.train
     return {
         "device": train.device,
@@ -89,7 +89,7 @@ def settings(config: Config) -> dict[str, Any]:
 
 
 def graphs() -> dict[str, int]:
-    """What dynamo made in this process."""
+    """Graphs that dynamo made in this process."""
     from torch._dynamo.utils import counters
 
     return {
@@ -99,7 +99,7 @@ def graphs() -> dict[str, int]:
 
 
 def order(folder: Path) -> str | None:
-    """Hash over all that the model received."""
+    """Hash of all inputs of the model."""
     from fmscale.data.provenance.delivery import order_hash
 
     delivered = read_history(folder).delivered
@@ -107,7 +107,7 @@ def order(folder: Path) -> str | None:
 
 
 def extensions() -> list[str]:
-    """What torch built under TORCH_EXTENSIONS_DIR, which the driver points to an empty folder."""
+    """Extensions that torch built under TORCH_EXTENSIONS_DIR; the driver points it to an empty folder."""
     root = Path(os.environ["TORCH_EXTENSIONS_DIR"])
     return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
 
@@ -124,7 +124,7 @@ def _memory(about: str, config: Config, on_gpu: bool) -> None:
 
 
 def _then(function: Any, after: Any) -> Any:
-    """The function, and `after` when it has returned: the moments at which the state alone is on the device."""
+    """The function, with a call of `after` at its return, when only the state is on the device."""
 
     def both(*given: Any, **options: Any) -> Any:
         made = function(*given, **options)

@@ -1,7 +1,7 @@
-"""`benchmarks/gpu_wheels.sh`: the wheels that a GPU machine without a network lacks, and from which commit.
+"""`benchmarks/gpu_wheels.sh`: the wheels that a GPU machine without a network lacks, and their commit.
 
-Pure, or for CPython on manylinux x86_64, whatever runs this. torch, Triton, NumPy, PyArrow and what they bring are not
-among them: a machine with a GPU has them, and they alone are gigabytes.
+They are pure, or for CPython on manylinux x86_64, whatever machine runs this. torch, Triton, NumPy, PyArrow and their
+dependencies are excluded: a machine with a GPU has them, and they take gigabytes.
 """
 
 import argparse
@@ -19,7 +19,9 @@ from benchmarks.gpu_hour.source import MANIFEST, WHEELS, git, identity
 from benchmarks.harness import ROOT
 
 BUILT = "deepspeed"
-"""Comes as source alone: built here without its extensions, so that it is pure (2.2 MB) and needs no compiler there."""
+"""Package with a source release only: built here without extensions, so that it is pure (2.2 MB) and needs no compiler
+there.
+"""
 FETCHED = (
     "pydantic",
     "pydantic_core",
@@ -32,11 +34,11 @@ FETCHED = (
     "zstandard",
 )
 TESTING = ("pytest", "iniconfig", "pluggy", "hypothesis", "sortedcontainers")
-"""For the kernels' tests, where an image lacks them or has others."""
+"""Packages of the kernels' tests, for images that lack them or have other versions."""
 GLIBC = (34, 31, 28, 27, 26, 24, 17)
-"""manylinux_2_N tags to take from; pip matches each literally."""
+"""Accepted manylinux_2_N tags; pip matches each literally."""
 LIMIT_BYTES = 60 * 2**20
-"""Of the checkout and the wheels together: what can be carried is 64 MiB, and archives have headers."""
+"""Limit for the checkout and the wheels together: 64 MiB can be copied, and archives have headers."""
 
 
 def version(name: str) -> str:
@@ -63,13 +65,13 @@ def collect(folder: Path, python: str) -> list[Path]:
 
 
 def tree_bytes() -> int:
-    """Bytes of the checkout as it is carried: tracked files, and new ones that git does not ignore."""
+    """Bytes of the copied checkout: tracked files, and new ones that git does not ignore."""
     names = git("ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
     return sum((ROOT / name).stat().st_size for name in set(names) if name and (ROOT / name).is_file())
 
 
 def refusal(tree: int, wheels: int, limit: int = LIMIT_BYTES) -> str:
-    """Why this cannot be carried; empty where it can."""
+    """Reason why this cannot be copied; empty if it can be."""
     if tree + wheels <= limit:
         return ""
     return (
@@ -80,7 +82,7 @@ def refusal(tree: int, wheels: int, limit: int = LIMIT_BYTES) -> str:
 
 
 def main() -> int:
-    """Collect, list, and write the manifest; 1 where it is too much to carry."""
+    """Collect, list, and write the manifest; 1 if it is too large to copy."""
     parser = argparse.ArgumentParser(prog="gpu_wheels.sh", description=__doc__.partition("\n")[0])
     parser.add_argument("--python", default="3.12", help="the target's Python (default 3.12)")
     parser.add_argument("--out", type=Path, default=WHEELS, help=f"default {WHEELS.relative_to(ROOT)}")

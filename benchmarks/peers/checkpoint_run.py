@@ -1,7 +1,7 @@
 """One system, n gloo ranks: `python -m benchmarks.peers.checkpoint_run SYSTEM ACTION --ranks N ...`; JSON last.
 
 Actions: `save` (windows of training steps with and without a save), `second` (bytes of a save after a part of
-the state changed), `restore` (a new process reads what `save` left), `memcpy` (the limit of a snapshot).
+the state changed), `restore` (a new process reads the files of `save`), `memcpy` (the limit of a snapshot).
 """
 
 import argparse
@@ -22,8 +22,8 @@ DTYPE = torch.float32
 
 
 def make_state(rank: int, size: int, total: int, tensors: int) -> State:
-    """This rank's share of a state of `total` bytes: equal tensors ("few"), or for more than 100 tensors sizes
-    that spread over two orders of magnitude around the median, as biases and matrices do.
+    """This rank's share of a state of `total` bytes: equal tensors ("few"), or for more than 100 tensors sizes over two
+    orders of magnitude around the median, like biases and matrices.
     """
     count = max(1, tensors // size)
     share = total // size // 4
@@ -40,7 +40,7 @@ def make_state(rank: int, size: int, total: int, tensors: int) -> State:
 
 
 class Training:
-    """Steps of a fixed amount of work: a forward and backward that read nothing of the state, and an optimizer
+    """Steps of a fixed amount of work: a forward and backward that do not read the state, and an optimizer
     that writes all of it.
     """
 
@@ -71,7 +71,7 @@ def slowest(value: float) -> float:
 
 
 def measure_saves(system: System, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """For each repeat: stall, time until durable, and what the save cost the steps of the window after it."""
+    """For each repeat: stall, time until durable, and the cost of the save to the steps of the window after it."""
     training = Training(system.state, options.step_seconds)
     runs = []
     for repeat in range(options.repeats + 1):
@@ -137,8 +137,8 @@ def measure_second(system: Any, options: argparse.Namespace) -> list[dict[str, A
 
 
 def measure_restore(name: str, folder: Path, state: State, rank: int, size: int) -> list[dict[str, Any]]:
-    """Seconds to fill the state from what was saved last, with a cold page cache; bytes read over needed. What a
-    training run has imported by then is imported before, for everybody.
+    """Seconds to fill the state from the last save, with a cold page cache; bytes read over bytes needed. Imports of a
+    training run come first, for all systems.
     """
     from torch.distributed.checkpoint import FileSystemReader, load
 

@@ -1,9 +1,9 @@
-"""Systems that save a rank's state: ours and what people use, each behind the same three calls.
+"""Systems that save a rank's state, fmscale and its peers, each behind the same three calls.
 
 `save(step)` returns when training may go on, `fence()` when the state may change, `durable(step)` says when (on
-`time.perf_counter`) the save was complete and synced, or None while it is not. Every save has a folder of its
-own. `safe` gives a peer what ours has besides: digests of what was written, synced folders, and one commit mark
-after all ranks are done.
+`time.perf_counter`) the save was complete and synced, or None while it is not. Every save has a folder of its own.
+`safe` gives a peer fmscale's further guarantees: digests of written bytes, synced folders, and one commit mark after
+all ranks are done.
 """
 
 import json
@@ -23,7 +23,7 @@ State = dict[str, Tensor]
 
 
 class System:
-    """A peer; subclasses say how a save is begun and waited for."""
+    """A peer; subclasses begin a save and wait for it."""
 
     def __init__(self, folder: Path, state: State, rank: int, size: int, *, safe: bool) -> None:
         self.folder, self.state, self.rank, self.size, self.safe = folder, state, rank, size, safe
@@ -32,18 +32,18 @@ class System:
         self._store = distributed.distributed_c10d._get_default_store()
 
     def save(self, step: int) -> None:
-        """Begin a save, or do it."""
+        """Begin a save, or complete it."""
         raise NotImplementedError
 
     def fence(self) -> None:
         """Wait until the state may change."""
 
     def durable(self, step: int) -> float | None:
-        """When the save was complete."""
+        """Time at which the save was complete."""
         return self.done.get(step)
 
     def finish(self) -> None:
-        """Wait for everything."""
+        """Wait for all saves."""
         for thread in self._threads:
             thread.join()
 
@@ -55,7 +55,7 @@ class System:
         """End helpers."""
 
     def completed(self, step: int) -> None:
-        """The bytes are written: sync and commit as far as this variant does, and note the time."""
+        """Sync and commit the written bytes, if this variant has these steps, and note the time."""
         folder = self.folder / str(step)
         if self.safe:
             mine = [
@@ -74,7 +74,7 @@ class System:
         self.done[step] = time.perf_counter()
 
     def completed_later(self, step: int, future: "Future[Any]") -> None:
-        """`completed` in a thread once a future is through."""
+        """`completed` in a thread after a future's end."""
 
         def wait() -> None:
             future.result()
@@ -98,7 +98,7 @@ class TorchSave(System):
 
 
 class DcpSave(System):
-    """torch.distributed.checkpoint.save, as it is by default."""
+    """torch.distributed.checkpoint.save, with its defaults."""
 
     def writer(self, step: int) -> Any:
         from torch.distributed.checkpoint.filesystem import FileSystemWriter
@@ -131,7 +131,7 @@ class DcpSafetensors(DcpSave):
 
 
 class DcpAsync(DcpSave):
-    """async_save, as it is by default: a thread, and new staging buffers for every save."""
+    """async_save, with its defaults: a thread, and new staging buffers for every save."""
 
     process = False
 
@@ -167,7 +167,7 @@ class DcpAsync(DcpSave):
 
 
 class DcpAsyncKept(DcpAsync):
-    """With a stager that is kept, and so its buffers."""
+    """async_save with a stager that keeps its buffers."""
 
     background = False
 
@@ -191,13 +191,13 @@ class DcpAsyncKept(DcpAsync):
 
 
 class DcpAsyncStaged(DcpAsyncKept):
-    """And staged in the background: training waits at the fence, as ours does."""
+    """async_save with staging in the background: training waits at the fence, as with fmscale."""
 
     background = True
 
 
 class DcpProcess(DcpAsyncKept):
-    """async_save in a process of its own."""
+    """async_save in a separate process."""
 
     process = True
 
@@ -216,7 +216,7 @@ class _Weights(torch.nn.Module):
 
 class DeepSpeed(System):
     """save_checkpoint of a ZeRO-1 engine in bf16 with as much optimizer state as the others' state (12 bytes a
-    parameter); the bf16 weights that it writes besides are a sixth more. What it wrote is synced afterwards.
+    parameter); it also writes the bf16 weights, a sixth more. Its files are synced afterwards.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -252,7 +252,7 @@ class DeepSpeed(System):
 
 
 class Fmscale(System):
-    """Ours as it is by default: digests, comparison with the save before, synced folders, seals, the commit."""
+    """fmscale with its defaults: digests, comparison with the previous save, synced folders, seals, the commit."""
 
     overlap, digests = True, True
 
@@ -300,20 +300,20 @@ class Fmscale(System):
         self.saver.drain(120)
 
     def remove(self, step: int) -> None:
-        """Retention deletes the one before."""
+        """Retention deletes the previous save."""
 
     def close(self) -> None:
         self.saver.close()
 
 
 class FmscaleNoOverlap(Fmscale):
-    """Copies before `save` returns."""
+    """fmscale with a copy before `save` returns."""
 
     overlap = False
 
 
 class FmscaleNoDigests(Fmscale):
-    """Without checksums."""
+    """fmscale without checksums."""
 
     digests = False
 
@@ -336,7 +336,7 @@ SYSTEMS: dict[str, tuple[type[System], bool]] = {
     "dcp_async_staged_safe": (DcpAsyncStaged, True),
     "dcp_process_safe": (DcpProcess, True),
 }
-"""Name -> class, and whether it is given digests and a commit."""
+"""Name -> class, and True if it also gets digests and a commit."""
 
 
 def digest(path: Path) -> int:

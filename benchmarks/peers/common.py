@@ -1,8 +1,8 @@
-"""What every loader under test has in common: the corpus, the feed protocol, the measurement.
+"""Common parts of all loaders under test: the corpus, the feed protocol, the measurement.
 
-A feed is an iterator over int64 tensors [batch, T] for one shuffled epoch (ours goes on into the next). It
-runs in a fresh process; first batch and steady state are timed apart, and in another run xxh3 is summed over
-the rows, so that every system proves that it delivers the same rows, each once, before its speed counts.
+A feed is an iterator over int64 tensors [batch, T] for one shuffled epoch (fmscale's goes on into the next). It runs in
+a fresh process; first batch and steady state are timed separately. Another run sums xxh3 over the rows: every system
+must deliver the same rows, each once, before its speed counts.
 """
 
 import json
@@ -46,7 +46,7 @@ def measure(
     warmup_seconds: float,
     seconds: float,
 ) -> dict[str, Any]:
-    """Speed of a feed that is imported and open: epochs one after another, as in training.
+    """Speed of an imported and open feed: epochs one after another, as in training.
 
     The warm-up ends after one epoch or `warmup_seconds`; then tokens, seconds and cpu_seconds are counted for
     at least `seconds`, first and last element of each batch touched, as a training step would.

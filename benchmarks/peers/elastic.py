@@ -1,9 +1,9 @@
-"""A node that trains by delivering: rank processes that share its cache, at one number of ranks after another.
+"""A node that only delivers: rank processes that share its cache, at a sequence of numbers of ranks.
 
-`python -m benchmarks.peers.elastic SPEC.json`, where the file has store, sources [[dataset, weight], …], batch
-(a schedule), folder, cache (null: none) and phases [[ranks, steps], …]. Every rank of every phase is a process: it
-restores the state that the ranks before left, delivers its part of the steps, and records what it received.
-Prints, for each phase, the bytes that its ranks read from the store.
+`python -m benchmarks.peers.elastic SPEC.json`, where the file has store, sources [[dataset, weight], …], batch (a
+schedule), folder, cache (null: none) and phases [[ranks, steps], …]. Every rank of every phase is a process: it
+restores the state of the previous ranks, delivers its part of the steps, and records its rows. Prints, for each phase,
+the bytes that its ranks read from the store.
 """
 
 import json
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def _fork(spec: dict[str, Any], state: dict[str, Any] | None, phase: int, rank: int, ranks: int, steps: int) -> int:
-    """The id of a new rank process. Nothing here has threads yet, so that a fork is safe."""
+    """The id of a new rank process. This process has no threads yet, so a fork is safe."""
     pid = os.fork()
     if pid:
         return pid

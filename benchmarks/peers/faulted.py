@@ -1,8 +1,8 @@
-"""Delivers while something goes wrong, and compares every row with what was stored.
+"""Delivers during a fault, and compares every row with the corpus.
 
 `python -m benchmarks.peers.faulted STORE FIRST TOTAL DIGESTS.npy CACHE`: delivers FIRST samples, prints a line and
-waits for one, delivers up to TOTAL, prints what came. DIGESTS has the xxh3_64 of each row of the corpus. CACHE is a
-folder, or - for none. The memory is small, so that little of what comes after the pause was read before it.
+waits for a line, delivers up to TOTAL, prints the result. DIGESTS has the xxh3_64 of each row of the corpus. CACHE is a
+folder, or - for none. The memory is small, so that few rows after the pause were read before it.
 """
 
 import json

@@ -20,7 +20,7 @@ def prepare(corpus: Path, out: Path) -> None:
 
 
 def feed(corpus: Path, data: str) -> Iterator[torch.Tensor]:
-    """Whole batches by index in numpy format, which is its fastest documented way."""
+    """Whole batches by index in numpy format, its fastest documented method."""
     import datasets
 
     dataset = datasets.load_from_disk(f"{data}/rows").with_format("numpy")

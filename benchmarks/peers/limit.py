@@ -1,4 +1,4 @@
-"""The roofline: verified block reads, shuffled in a window, gathered and widened; nothing else around it.
+"""The roofline: verified block reads, shuffled in a window, gathered and widened.
 
 Reads 256 KiB blocks in random order, checks four crc32c each, keeps a window of them in memory and draws
 batches at random from the window: the least work that delivers shuffled, verified int64 batches.

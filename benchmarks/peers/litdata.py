@@ -9,11 +9,11 @@ import torch
 from benchmarks.peers.common import BATCH, ROW_TOKENS, corpus_rows
 
 CHUNK_ROWS = 8192
-"""Rows of a chunk: 64 MB of uint16; whole rows, because TokensLoader drops what is left of a chunk."""
+"""Rows of a chunk: 64 MB of uint16; whole rows, because TokensLoader drops the rest of a chunk."""
 
 
 def tokenize(start: int, corpus: str) -> Iterator[torch.Tensor]:
-    """The rows of one input of `optimize`, as LitData wants them: one tensor each."""
+    """The rows of one input of `optimize`, in LitData's form: one tensor each."""
     for row in corpus_rows(Path(corpus))[start : start + CHUNK_ROWS]:
         yield torch.from_numpy(row.copy())
 
@@ -45,8 +45,8 @@ def feed(corpus: Path, data: str) -> Iterator[torch.Tensor]:
 
 
 def feed_s3(corpus: Path, data: str, cache: str) -> Iterator[torch.Tensor]:
-    """The same from S3 into an empty cache. Its obstore path refuses http endpoints (0.2.76 drops
-    allow_http), so that it is told to use boto3, which it also does by itself where obstore is missing.
+    """The same from S3 into an empty cache. Its obstore path refuses http endpoints (0.2.76 drops allow_http), so boto3
+    is set, its own choice without obstore.
     """
     import os
 

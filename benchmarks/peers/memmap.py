@@ -14,7 +14,7 @@ def prepare(corpus: Path, out: Path) -> None:
 
 
 class Rows(torch.utils.data.Dataset):
-    """One row an item, as nearly every hand-written token dataset does it."""
+    """One row an item, as in most hand-written token datasets."""
 
     def __init__(self, corpus: Path) -> None:
         self.rows = corpus_rows(corpus)
@@ -32,7 +32,7 @@ def dataloader(corpus: Path, data: str) -> Iterator[torch.Tensor]:
 
 
 def batched(corpus: Path, data: str) -> Iterator[torch.Tensor]:
-    """Whole batches gathered from the memmap by a permutation: what a careful hand-written loader does."""
+    """Whole batches gathered from the memmap by a permutation, as in a careful hand-written loader."""
     rows = corpus_rows(corpus)
     order = np.random.default_rng(0).permutation(len(rows))
     for first in range(0, len(rows), BATCH):

@@ -10,8 +10,8 @@ from benchmarks.peers.common import BATCH, ROW_TOKENS, corpus_rows
 
 
 def import_streaming() -> Any:
-    """`import streaming` beside a CPU build of torch: torchvision's wheel is a CUDA build whose operators do
-    not load there; declaring the two that it looks up first is enough, streaming never calls them.
+    """`import streaming` beside a CPU build of torch: torchvision's wheel is a CUDA build whose operators do not load
+    there. A declaration of the two operators that it looks up is enough; streaming never calls them.
     """
     library = torch.library.Library("torchvision", "FRAGMENT")
     for operator in ("nms", "qnms"):

@@ -1,4 +1,4 @@
-"""Opening and seeking a plan over views that exist only as numbers; `python -m benchmarks.peers.planning N`.
+"""Open and seek of a plan over views that exist only as numbers; `python -m benchmarks.peers.planning N`.
 
 Prints seconds and bytes to open a plan over N rows and to seek to 90 % of it; with `manifest SHARDS`, of
 opening an index file of that many shards and locating tokens in it.

@@ -1,4 +1,4 @@
-"""A rank of a node that is told when to go on, so that its memory can be looked at from outside.
+"""A rank of a node that waits for commands, so that its memory can be measured from outside.
 
 `python -m benchmarks.peers.rank STORE RANK RANKS MEMORY_BYTES BATCHES CACHE`: imports everything, prints a line;
 waits for a line, opens its loader, delivers that many batches of 8 rows, prints the bytes of its batch buffers and of
@@ -40,7 +40,7 @@ def main() -> None:
         buffers[tokens.data_ptr()] = tokens.nbytes
     del tokens
     gc.collect()
-    # Beside the int64 buffers there is one in the stored width, from which they are widened.
+    # The int64 buffers are widened from a further buffer in the stored width.
     batch_bytes = sum(buffers.values()) + BATCH * ROW_TOKENS * 2
     print(json.dumps({"batch_bytes": batch_bytes}), flush=True)
     sys.stdin.readline()

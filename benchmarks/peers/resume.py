@@ -1,7 +1,7 @@
 """A loader that can be killed: delivers an epoch, records every row, saves its state every few steps.
 
-`python -m benchmarks.peers.resume STORE FOLDER ROWS`: goes on at FOLDER/state.json if that is there;
-FOLDER/rows gets 16 bytes a row (sample number, xxh3_64 of its tokens); the state names how many of them it vouches for.
+`python -m benchmarks.peers.resume STORE FOLDER ROWS`: resumes at FOLDER/state.json if it exists; FOLDER/rows gets 16
+bytes a row (sample number, xxh3_64 of its tokens); the state has the number of rows before it.
 """
 
 import json

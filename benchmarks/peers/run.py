@@ -1,9 +1,9 @@
 """One system, one process: `python -m benchmarks.peers.run SYSTEM prepare|check|feed …`; prints JSON last.
 
-`check` prepares the data too, so that it costs no second start.
+`check` also prepares the data, which saves a second start.
 
-Imports of torch and of the system's own package come before the clock starts for `first_batch_seconds`
-counts from after `import torch`, as the target says; a system's own import counts.
+`first_batch_seconds` counts from after `import torch`, as the target says, so it includes the import of the system's
+own package.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def main() -> None:
     pending = [feed]
 
     def epoch() -> Iterator[torch.Tensor]:
-        """The feed opened above first, then new ones."""
+        """The feed opened above first, then new feeds."""
         return pending.pop() if pending else open_feed(args.corpus, args.data)
 
     rows = len(common.corpus_rows(args.corpus))

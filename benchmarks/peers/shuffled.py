@@ -1,7 +1,7 @@
-"""Epochs of a class-sorted corpus: where each received row lay, and the bytes that are read for an epoch.
+"""Epochs of a class-sorted corpus: places of the received rows, and the bytes read for an epoch.
 
 `python -m benchmarks.peers.shuffled STORE ROWS [WINDOW_UNITS MEMORY_BYTES OUT.npy]...`: for each window writes the
-rows' places in the corpus in delivered order (a row's first two tokens tell); prints how many bytes each read.
+rows' places in the corpus in delivered order (from a row's first two tokens); prints the bytes that each read.
 """
 
 import json
@@ -48,7 +48,7 @@ def epoch(url: str, rows: int, window: int, memory: int) -> tuple[np.ndarray, di
         place[at : at + batch.rows] = first[:, 0] + (first[:, 1] << 16)
         if loader.k == rows:
             break
-    # What is read ahead into the next epoch, and has been by now, is the same at the end of that one.
+    # Read-ahead into the next epoch is the same now and at the end of that epoch.
     asked, read = sum(store.requests.bytes.values()), read_bytes()
     while loader.k < 2 * rows:
         next(loader)

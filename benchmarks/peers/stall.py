@@ -1,4 +1,4 @@
-"""`python -m benchmarks.peers.stall URL STEP_SECONDS STEPS prefetch|none`: share of time spent on waiting."""
+"""`python -m benchmarks.peers.stall URL STEP_SECONDS STEPS prefetch|none`: share of time spent in waits."""
 
 import json
 import sys
@@ -8,7 +8,7 @@ from benchmarks.peers.common import BATCH, ROW_TOKENS
 
 
 def main() -> None:
-    """Train for some steps by sleeping, after a warm-up of ten."""
+    """Take some steps that only sleep, after a warm-up of ten."""
     from fmscale.data.open import open_loader
 
     url, step, steps = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])

@@ -1,4 +1,4 @@
-"""Animated SVG, without scripts, of all that a terminal showed."""
+"""Animated SVG, without scripts, of a terminal's output."""
 
 import re
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from fmscale.errors import FmscaleError
 
 COLUMNS, ROWS = 92, 24
 SECONDS = 20.0
-"""Length of the drawing, after which it begins again."""
+"""Length of the drawing, after which it repeats."""
 PAUSE, LAST = 1.1, 2.5
 """Seconds for which the drawing stands still at each caption, and at the end."""
 SHORTEST = 0.1
@@ -29,7 +29,7 @@ Cell = tuple[str, str]
 
 
 class Screen:
-    """All lines that a terminal has shown, from the first on; understands what the verbs of fmscale print."""
+    """All lines that a terminal has shown; understands the output of fmscale's verbs."""
 
     def __init__(self) -> None:
         self.lines: list[list[Cell]] = [[]]
@@ -38,7 +38,7 @@ class Screen:
         self._rest = ""
 
     def feed(self, text: str) -> None:
-        """Print `text`. Raises FmscaleError for a control sequence that is not known here."""
+        """Print `text`. Raises FmscaleError for an unknown control sequence."""
         text, at = self._rest + text, 0
         while match := TOKEN.match(text, at):
             at = match.end()
@@ -110,7 +110,7 @@ def spans(line: list[Cell]) -> str:
 
 
 def draw(output: list[tuple[float, str]], captions: list[tuple[float, str]]) -> str:
-    """The animated SVG: each version of a line, each caption and each second of the clock has its time of view."""
+    """The animated SVG: each version of a line, each caption and each second of the clock is visible for its time."""
     screen, versions, scrolls = Screen(), dict[int, list[tuple[float, str]]](), [(0.0, 0)]
     for moment, text in output:
         screen.feed(text)

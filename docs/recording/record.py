@@ -1,7 +1,7 @@
-"""Recording of a run that is killed and goes on at another size: python docs/recording/record.py
+"""Recording of a run that is killed and resumes at another size: python docs/recording/record.py
 
-Everything runs, in a real shell on a pseudo-terminal. What that terminal showed becomes `kill-resume.svg` beside this
-file. Long waits are cut, and the drawing says so; its clock shows the time that has passed in truth.
+All commands run in a real shell on a pseudo-terminal. Its output becomes `kill-resume.svg` beside this file. Long waits
+are shortened, as the drawing notes; its clock shows the real time.
 """
 
 import codecs
@@ -40,7 +40,7 @@ checkpoint: {every: 40}
 
 @dataclass
 class Session:
-    """A shell on a terminal of its own: what it printed, and captions, each with the seconds since its start."""
+    """A shell on its own terminal: its output and captions, each with the seconds since its start."""
 
     folder: Path
     output: list[tuple[float, str]] = field(default_factory=list)
@@ -69,12 +69,12 @@ class Session:
         self.captions.append((self.now(), text))
 
     def run(self, command: str, until: str = READY) -> None:
-        """Type a command and read on until its output has `until`: by default, until it has ended."""
+        """Type a command and read until its output has `until`, by default until its end."""
         os.write(self._terminal, command.encode() + b"\n")
         self.wait_for(until)
 
     def wait_for(self, text: str, seconds: float = 180.0) -> None:
-        """Read until `text` has come, behind all that an earlier call waited for."""
+        """Read until `text` appears, after the text of the previous call."""
         deadline = time.monotonic() + seconds
         while (found := self.text.find(text, self._read)) < 0:
             if not select.select([self._terminal], [], [], max(0.0, deadline - time.monotonic()))[0]:
@@ -92,14 +92,14 @@ class Session:
         return "".join(text for _, text in self.output)
 
     def kill_programs(self) -> int:
-        """Send SIGKILL to all that the shell has started; the number of processes."""
+        """Send SIGKILL to all processes of the shell; their number."""
         programs = psutil.Process(self.pid).children(recursive=True)
         for program in programs:
             program.kill()
         return len(programs)
 
     def close(self) -> None:
-        """End the shell and all that it has started."""
+        """End the shell and its processes."""
         self.kill_programs()
         psutil.Process(self.pid).kill()
         os.waitpid(self.pid, 0)
@@ -107,7 +107,7 @@ class Session:
 
 
 def record(folder: Path) -> Session:
-    """Ingest, train on two ranks, kill all, go on with one rank, audit."""
+    """Ingest, train on two ranks, kill all, resume with one rank, audit."""
     (folder / "my.yaml").write_text(CONFIG)
     (folder / "fmscale").symlink_to(ROOT / "fmscale")
     session = Session(folder)

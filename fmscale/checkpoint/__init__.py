@@ -1,11 +1,11 @@
-"""State: snapshot, persist, commit, restore at any number of ranks, export.
+"""Checkpoints: snapshot, persist, commit, restore at any number of ranks, export.
 
 `saver.py`       a snapshot of the live state; the persist process does everything else
 `format/`        names, layouts and manifests of what is stored
 `snapshot/`      the copy of the state that a save works from
 `persist/`       the process that stores a rank's part, commits and retires
-`catalog.py`     the checkpoints of a run, as its log says
+`catalog.py`     the checkpoints of a run, read from its log
 `read/`          restore, and read of single tensors, with every chunk checked
 `checkpoint.py`  a checkpoint as logical tensors by name
-`export/`        other people's formats
+`export/`        formats of other software
 """

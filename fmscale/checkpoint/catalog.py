@@ -1,4 +1,4 @@
-"""The checkpoints of a run, as its log says; and how one is named: STORE_URL#RUN, STORE_URL#RUN@STEP."""
+"""Checkpoints of a run, read from its log, and their addresses: STORE_URL#RUN, STORE_URL#RUN@STEP."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ class CheckpointEntry:
     """Number of its log entry."""
     step: int
     lease: int
-    """Lease under which it was committed."""
+    """Number of the lease under which the checkpoint was committed."""
     time: float
     """Seconds since 1970, by the writer's clock."""
     folder: str
@@ -32,7 +32,7 @@ class CheckpointEntry:
     referenced: int
     """Bytes of tensors that earlier checkpoints' files hold."""
     verified: bool
-    """True if every byte was read and found right since."""
+    """True if a later read of every byte found no damage."""
     body: dict[str, Any]
 
 
@@ -55,33 +55,33 @@ def list_checkpoints(backend: Backend, run: str, state: RetirementState | None =
 
 
 def pick(found: list[CheckpointEntry], which: int | str, where: str) -> list[CheckpointEntry]:
-    """Candidates for a restore, the first choice first: `auto` all of them, newest first; a step those of that
-    step; `entryN` the one of log entry N. Raises ConfigError if `which` names none.
+    """Candidates for a restore, the first choice first. `auto` gives all checkpoints, newest first; a step gives
+    its checkpoints; `entryN` gives the checkpoint of log entry N. Raises ConfigError if no checkpoint matches `which`.
     """
-    newest_first = sorted(found, key=lambda one: one.entry, reverse=True)
+    newest_first = sorted(found, key=lambda checkpoint: checkpoint.entry, reverse=True)
     if which == "auto":
         return newest_first
     text = str(which)
     if text.removeprefix("entry").isdecimal():
         number = int(text.removeprefix("entry"))
-        chosen = [one for one in newest_first if (one.entry if text.startswith("entry") else one.step) == number]
+        chosen = [save for save in newest_first if (save.entry if text.startswith("entry") else save.step) == number]
         if chosen:
             return chosen
-    have = ", ".join(str(one.step) for one in found[-20:]) or "none"
+    have = ", ".join(str(checkpoint.step) for checkpoint in found[-20:]) or "none"
     raise ConfigError(
         f"{where} has no such checkpoint", found=which, remedy=f"Steps there: {have}. Write a step, entryN, or auto."
     )
 
 
 def load_manifest(backend: Backend, found: CheckpointEntry) -> CheckpointManifest:
-    """The checkpoint's manifest, checked. Raises ObjectNotFound, CorruptData, FormatError, StoreError."""
+    """Read and check a checkpoint's manifest. Raises ObjectNotFound, CorruptData, FormatError, StoreError."""
     check_version(found.body["format_version"], f"checkpoint {found.entry}")
     manifest = found.body["manifest"]
     return decode(backend.get(manifest["key"]), manifest["digest"], manifest["key"])
 
 
 def parse_address(address: str) -> tuple[str, str, str]:
-    """STORE_URL#RUN[@WHICH] as (store URL, run, which). Raises ConfigError."""
+    """Split STORE_URL#RUN[@WHICH] into (store URL, run, which). Raises ConfigError."""
     url, mark, place = address.rpartition("#")
     run, at, which = place.partition("@")
     if not mark or not url or not run or (at and not which):
@@ -94,13 +94,13 @@ def parse_address(address: str) -> tuple[str, str, str]:
 
 
 def newest(backend: Backend, run: str, which: int | str = "auto") -> CheckpointEntry:
-    """The first choice of `pick`. Raises ConfigError, also where there is no such run; StoreError where it has none."""
-    found = list_checkpoints(backend, run)
-    if not found:
+    """The first choice of `pick`. Raises ConfigError for an unknown run or `which`, StoreError for an empty run."""
+    checkpoints = list_checkpoints(backend, run)
+    if not checkpoints:
         require_run(backend, run)
         raise StoreError(
             "the run has no checkpoints",
             found=f"{backend.url}, run {run}",
             remedy="`fmscale train` saves one every checkpoint.every steps, at a stop and at the end.",
         )
-    return pick(found, which, f"run {run}")[0]
+    return pick(checkpoints, which, f"run {run}")[0]

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 
 from fmscale.checkpoint.catalog import CheckpointEntry, load_manifest, newest, parse_address
-from fmscale.checkpoint.format.manifest import CheckpointManifest, Tensor
+from fmscale.checkpoint.format.layout import Tensor
+from fmscale.checkpoint.format.manifest import CheckpointManifest
 from fmscale.checkpoint.format.piece import elements
 from fmscale.checkpoint.read.reader import Reader
 from fmscale.checkpoint.read.restore import into
@@ -15,7 +16,7 @@ from fmscale.store.open import open_store
 
 
 class Checkpoint:
-    """Read-only. Tensors are read when they are asked for, and every chunk is checked."""
+    """Read-only access to a checkpoint. `tensor` and `read` read from the store at each call, and check every chunk."""
 
     def __init__(self, backend: Backend, run: str, found: CheckpointEntry, manifest: CheckpointManifest) -> None:
         self.backend = backend
@@ -37,37 +38,37 @@ class Checkpoint:
     @property
     def names(self) -> list[str]:
         """Names of the logical tensors, in the order they were saved."""
-        return list(dict.fromkeys(one.name for one in self.manifest.tensors))
+        return list(dict.fromkeys(tensor.name for tensor in self.manifest.tensors))
 
     def states(self, name: str) -> list[str]:
         """States of a tensor: `weight`, `exp_avg`, ... Raises ConfigError for an unknown name."""
-        found = [one.state for one in self.manifest.tensors if one.name == name]
-        if not found:
+        states = [tensor.state for tensor in self.manifest.tensors if tensor.name == name]
+        if not states:
             raise self._unknown(name, "weight")
-        return found
+        return states
 
     def info(self, name: str, state: str = "weight") -> Tensor:
-        """Type and shape of a tensor. Raises ConfigError for an unknown one."""
+        """Type and shape of a tensor. Raises ConfigError for an unknown tensor."""
         return self.manifest.tensors[self._number(name, state)]
 
     def tensor(self, name: str, state: str = "weight") -> torch.Tensor:
-        """The whole tensor, on the CPU. Raises ConfigError for an unknown one, CorruptData, StoreError."""
-        one = self.info(name, state)
-        return self.read(name, state).view(one.shape)
+        """The whole tensor, on the CPU. Raises ConfigError for an unknown tensor, CorruptData, StoreError."""
+        shape = self.info(name, state).shape
+        return self.read(name, state).view(shape)
 
     def read(self, name: str, state: str = "weight", start: int = 0, count: int | None = None) -> torch.Tensor:
-        """Elements [start, start + count) of the flattened tensor (to its end by default), 1-D, reading only
-        those. Raises as `tensor`.
+        """Read elements [start, start + count) of the flattened tensor (to its end by default) as a 1-D tensor, from
+        the chunks that hold them. Raises as `tensor`.
         """
         number = self._number(name, state)
-        one = self.manifest.tensors[number]
-        size = elements(one.shape)
+        info = self.manifest.tensors[number]
+        size = elements(info.shape)
         count = size - start if count is None else count
         if not 0 <= start <= start + count <= size:
             raise ConfigError(
                 f"{name} ({state}) has no such range", found=(start, count), remedy=f"It has {size} elements."
             )
-        target = torch.empty(count, dtype=getattr(torch, one.dtype))
+        target = torch.empty(count, dtype=getattr(torch, info.dtype))
         self._reader.read(list(self._reader.requests(number, start, count, into(target))))
         return target
 
@@ -81,7 +82,7 @@ class Checkpoint:
         import difflib
 
         near = difflib.get_close_matches(name, self.names, 3)
-        states = [one.state for one in self.manifest.tensors if one.name == name]
+        states = [tensor.state for tensor in self.manifest.tensors if tensor.name == name]
         return ConfigError(
             f"step {self.step} of run {self.run} has no such tensor",
             found=f"{name} ({state})",
@@ -92,7 +93,7 @@ class Checkpoint:
 def open_checkpoint(address: str, *, deadline: float = 60.0) -> Checkpoint:
     """The checkpoint at STORE_URL#RUN (the newest) or STORE_URL#RUN@STEP.
 
-    Raises ConfigError for another form or an unknown step, StoreError, CorruptData for a damaged manifest.
+    Raises ConfigError for a malformed address or an unknown step, StoreError, CorruptData for a damaged manifest.
     """
     url, run, which = parse_address(address)
     backend = open_store(url, read_only=True, deadline=deadline)
@@ -100,6 +101,6 @@ def open_checkpoint(address: str, *, deadline: float = 60.0) -> Checkpoint:
 
 
 def open_in(backend: Backend, run: str, which: int | str = "auto") -> Checkpoint:
-    """As `open_checkpoint`, in a store that is open already."""
-    found = newest(backend, run, which)
-    return Checkpoint(backend, run, found, load_manifest(backend, found))
+    """The checkpoint of a run in a store that is already open. Raises as `open_checkpoint`."""
+    entry = newest(backend, run, which)
+    return Checkpoint(backend, run, entry, load_manifest(backend, entry))

@@ -1,4 +1,4 @@
-"""Saves a run's state while it trains: snapshot here, everything else in the persist process (promise P5)."""
+"""Saves a run's state during training: the snapshot is taken here, the persist process does the rest (promise P5)."""
 
 import logging
 import os
@@ -31,14 +31,14 @@ State = Literal["acknowledged", "failed", "retrying", "skipped"]
 
 @dataclass(frozen=True, kw_only=True)
 class SaveReport:
-    """Outcome of a save on this rank, or an attempt that is being repeated."""
+    """Outcome of a save on this rank, or notice of an attempt that is repeated."""
 
     step: int
     state: State
-    """`acknowledged`: the log entry is durable. `failed`: the save came to nothing; the last good one stays.
-    `retrying`: an attempt failed and is repeated. `skipped`: the one before was still being written."""
+    """`acknowledged`: the log entry is durable. `failed`: the save made no checkpoint; the last good checkpoint stays.
+    `retrying`: an attempt failed and is repeated. `skipped`: all snapshots were still being written."""
     reason: str = ""
-    """Why, where it is not acknowledged."""
+    """Reason for every state but `acknowledged`."""
     time: float = field(default_factory=time.time)
     entry: int | None = None
     """Number of the log entry."""
@@ -55,7 +55,7 @@ class SaveReport:
     bytes_written: int = 0
     """Bytes of this rank's tensors that were written."""
     bytes_referenced: int = 0
-    """Bytes of this rank's tensors that an earlier checkpoint had already."""
+    """Bytes of this rank's tensors that an earlier checkpoint already holds."""
 
 
 @dataclass(kw_only=True)
@@ -66,11 +66,11 @@ class _Save:
     slot: SnapshotSlot | None
     begin: float
     facts: dict[str, Any] = field(default_factory=dict)
-    """Fields of its report, as far as they are known."""
+    """Fields of the save's report that are known so far."""
 
 
 class Saver:
-    """Saves of one rank. All ranks make one, under the same lease, and call `save` in the same order.
+    """Saves of one rank. Every rank makes a Saver under the same lease, and all ranks call `save` in the same order.
 
     A failed save never raises: `poll` reports it.
     """
@@ -79,7 +79,7 @@ class Saver:
         self, store_url: str, run: str, *, world: World, lease: int, config: CheckpointConfig, deadline: float = 60.0
     ) -> None:
         """`lease` is the number of the lease that rank 0 took of the run's log. `deadline` bounds a store
-        request in seconds. Raises ConfigError for a URL or a run's name that cannot be used.
+        request in seconds. Raises ConfigError for an unusable URL or run name.
         """
         checkpoint_folder(run, 0, lease)
         self._config = config
@@ -100,17 +100,17 @@ class Saver:
         self._number = 0
         self._repeats: dict[int, int] = {}
         self._copying: _Save | None = None
-        # Kept, as starting a thread waits until it runs: milliseconds where all cores are busy.
+        # Kept between saves: starting a thread takes milliseconds where all cores are busy.
         self._helper = ThreadPoolExecutor(config.buffers, thread_name_prefix="snapshot", initializer=_yield_to_training)
         self._helper.submit(int)
         self._handing: Future[None] | None = None
-        # Memory of this process has no other process that could write to it.
+        # No other process can write to a store in this process's memory.
         in_memory = parse_url(store_url).scheme == "memory"
         self._writer: Worker | ProcessWriter = (Worker if in_memory else ProcessWriter)(settings, self._on_event)
 
     def prepare(self, pieces: Sequence[Piece]) -> None:
-        """Have the snapshot's memory ready for pieces like these: the first save then costs what the others do.
-        Raises as `save`; a lack of memory is left for `save` to report.
+        """Allocate the snapshots' memory for these pieces, so that the first save takes no longer than later saves.
+        Raises as `save`; a lack of memory does not raise here, as `save` reports it.
         """
         for slot in self._slots:
             try:
@@ -127,13 +127,13 @@ class Saver:
         *,
         wait: bool = False,
     ) -> None:
-        """Take a snapshot and have it written. Call it after the optimizer's step, on every rank.
+        """Take a snapshot, which the persist process writes. Call it after the optimizer's step, on every rank.
 
-        `meta` is JSON that belongs to the checkpoint (rank 0's is kept: loader state, counters, schedule),
-        `rank_meta` to the rank (its RNG). Without overlap the pieces are free when this returns, with overlap
-        after the next `fence`. If all snapshots are still being written the save is skipped, or with `wait`
-        begins when one is free: for the last save of a run. Raises ConfigError for pieces that cannot be
-        saved and meta that is no JSON.
+        `meta` is JSON of the checkpoint (loader state, counters, schedule; rank 0's is stored), `rank_meta` JSON of
+        the rank (its RNG). Without overlap the pieces may change when this returns, with overlap after the next
+        `fence`. If all snapshots are still being written, the save is skipped; with `wait`, meant for the last save
+        of a run, it begins when a snapshot is free. Raises ConfigError for pieces that cannot be saved and for meta
+        that is no JSON.
         """
         begin = time.perf_counter()
         self.fence()
@@ -174,7 +174,7 @@ class Saver:
             self.fence()
 
     def fence(self) -> None:
-        """Return when the optimizer may write to the pieces of the last save: at once if it is copied. Called
+        """Wait until the optimizer may write to the pieces of the last save; a complete copy needs no wait. Call it
         right before each optimizer step.
         """
         save, self._copying = self._copying, None
@@ -192,22 +192,22 @@ class Saver:
         return reports
 
     def drain(self, deadline: float) -> bool:
-        """Wait up to `deadline` seconds until every save is acknowledged or has failed, and what retention deletes
-        after it is deleted; True if both have come about.
+        """Wait up to `deadline` seconds until every save is acknowledged or has failed, and retention has deleted
+        expired checkpoints; True if both happened in time.
         """
         self.fence()
         if self._handing is not None:
-            # What is asked to outlive this process must have all of the copy.
+            # The persist process may outlive this process, so it needs the whole copy.
             self._handing.result()
         self._writer.drain()
         with self._changed:
             return self._changed.wait_for(lambda: not self._open, timeout=deadline)
 
     def close(self, deadline: float = 600.0) -> list[SaveReport]:
-        """Drain, end the persist process and give the memory back; the reports that were left.
+        """Drain, end the persist process and free the memory; return the reports that `poll` has not returned.
 
-        A save that is not through by then is reported as failed; with a persist process of its own it is
-        still finished there, but nobody hears of it.
+        A save that is unfinished at the deadline is reported as failed. A separate persist process still finishes
+        the save, but reports no outcome.
         """
         self.drain(deadline)
         self._writer.close()
@@ -220,7 +220,7 @@ class Saver:
         return self.poll()
 
     def _free_slot(self, wait: bool) -> SnapshotSlot | None:
-        """A snapshot that is not being written any more, marked as taken."""
+        """Mark a free snapshot as busy and return it; None if all are being written."""
         with self._changed:
             if wait:
                 free = lambda: any(not slot.busy for slot in self._slots)  # noqa: E731
@@ -231,11 +231,11 @@ class Saver:
             return slot
 
     def _refuse(self, job: SaveJob, reason: str) -> None:
-        """Let the other ranks know that this one has nothing to write for the save."""
+        """Tell the other ranks that this rank has nothing to write for the save."""
         self._writer.submit(replace(job, refused=reason), None)
 
     def _hand_over(self, save: _Save, slot: SnapshotSlot, job: SaveJob) -> None:
-        """In a thread: give the job to the writer, and complete the copy, which it writes meanwhile."""
+        """Give the job to the writer, which writes while this thread completes the copy."""
         submitted = False
         try:
             memory, layout = slot.memory, slot.layout
@@ -245,7 +245,7 @@ class Saver:
             submitted = True
             slot.finish(partial(self._copied, save, job.number))
         except Exception as error:
-            # Whatever it is, training goes on, and nobody may wait for this save.
+            # Training goes on after any error here, and no rank may wait for this save.
             logger.exception("the snapshot of step %d failed", save.step)
             reason = f"the snapshot failed: {error}"
             if submitted:
@@ -260,7 +260,7 @@ class Saver:
         self._writer.copied(number, bytes)
 
     def _on_event(self, event: dict[str, Any]) -> None:
-        """From the writer's threads."""
+        """Apply an event to its save; the writer's threads call this."""
         with self._changed:
             if event["event"] in LAST_EVENTS:
                 self._open.discard(event["job"])
@@ -271,10 +271,9 @@ class Saver:
             now = time.perf_counter() - save.begin
             match event["event"]:
                 case "sealed":
+                    self._free(save)
                     save.facts["sealed_seconds"] = now
                     save.facts |= {"bytes_written": event["bytes"], "bytes_referenced": event["referenced"]}
-                    if save.slot is not None:
-                        save.slot.busy = False
                 case "retrying":
                     logger.warning("save of step %d is tried again: %s", save.step, event["reason"])
                     self._reports.append(SaveReport(step=save.step, state="retrying", reason=event["reason"]))
@@ -288,16 +287,22 @@ class Saver:
             self._changed.notify_all()
 
     def _end(self, number: int, **fields: Any) -> None:
-        """The save is over: report it with what it took."""
+        """End a save: report its outcome with its times and bytes."""
         save = self._saves.pop(number)
+        self._free(save)
+        self._reports.append(SaveReport(step=save.step, **save.facts, **fields))
+
+    def _free(self, save: _Save) -> None:
+        """Free the save's snapshot unless an earlier seal has freed it: a restarted persist process seals again, and
+        another save may use the memory by then.
+        """
         if save.slot is not None and "sealed_seconds" not in save.facts:
             save.slot.busy = False
-        self._reports.append(SaveReport(step=save.step, **save.facts, **fields))
 
 
 def _yield_to_training() -> None:
-    """Have the copy's thread wait for its turn where cores are busy: else to wake it up would put training's thread
-    off its core for some milliseconds. It gets its share as before, and needs no right for this.
+    """Make the copy's thread wait for its turn on a busy core: otherwise each wake-up would take training's thread off
+    its core for some milliseconds. The copy's thread keeps its share of time, and this needs no privilege.
     """
     with suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

@@ -1,4 +1,4 @@
-"""The command line: a file a verb, which calls the rooms below and prints.
+"""The command line: one file for each verb, which calls the other packages and prints the results.
 
 `main.py`     the verbs, and the display of errors
 `output.py`   tables, JSON, progress bars

@@ -30,7 +30,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
 
 
 def find_store(address: str | None, store: str | None) -> str:
-    """The store that the argument or --store names. Raises ConfigError unless exactly one of them does."""
+    """The store that the argument or --store names. Raises ConfigError if both or neither are given."""
     return _only(address, store, "STORE, or --store STORE")
 
 
@@ -40,12 +40,12 @@ def find_dataset(address: str | None, store: str | None, dataset: str | None) ->
     if store is not None and dataset is not None:
         _only(address, store, remedy)
         return store, dataset
-    given = _only(address, store or dataset, remedy)
-    place, mark, query = given.partition("?")
-    above, slash, name = place.rstrip("/").rpartition("/")
-    if store is not None or not slash or not name or above.endswith(":/") or not above:
-        raise ConfigError("not the address of a dataset", found=scrub(given), remedy=f"Write {remedy}.")
-    return above + mark + query, name
+    text = _only(address, store or dataset, remedy)
+    place, mark, query = text.partition("?")
+    url, slash, name = place.rstrip("/").rpartition("/")
+    if store is not None or not slash or not name or url.endswith(":/") or not url:
+        raise ConfigError("not the address of a dataset", found=scrub(text), remedy=f"Write {remedy}.")
+    return url + mark + query, name
 
 
 def find_run(address: str | None, store: str | None, run: str | None) -> tuple[str, str, int | None]:
@@ -56,10 +56,10 @@ def find_run(address: str | None, store: str | None, run: str | None) -> tuple[s
     if store is not None and run is not None:
         _only(address, store, remedy)
         return store, run, None
-    given = _only(address, store or run, remedy)
+    text = _only(address, store or run, remedy)
     if store is not None:
-        raise ConfigError("not the address of a run", found=scrub(given), remedy=f"Write {remedy}.")
-    url, name, step = parse_address(given)
+        raise ConfigError("not the address of a run", found=scrub(text), remedy=f"Write {remedy}.")
+    url, name, step = parse_address(text)
     if step != "auto" and not (step.isdecimal() and int(step)):
         raise ConfigError("not a step of a run", found=step, remedy="Write STORE#RUN@STEP with a number, or STORE#RUN.")
     return url, name, None if step == "auto" else int(step)
@@ -70,29 +70,29 @@ def _only(address: str | None, option: str | None, remedy: str) -> str:
         raise ConfigError(
             "told twice, by an argument and by options", found=scrub(f"{address}, {option}"), remedy=f"Give {remedy}."
         )
-    given = address if option is None else option
-    if given is None:
+    value = address if option is None else option
+    if value is None:
         raise ConfigError("it is not told where to look", remedy=f"Give {remedy}.")
-    return given
+    return value
 
 
 class ConfigCommand(TyperCommand):
-    """A command that takes KEY=VALUE: an option that is a config key is answered with the way to set it."""
+    """A command that takes KEY=VALUE. An option with a config key's name is refused with the way to set that key."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Raises ConfigError for such an option, and click's error for another that is not there."""
+        """Raises ConfigError for an option with a config key's name, click's error for other unknown options."""
         words = list(args)
         try:
             return super().parse_args(ctx, args)
         except Exception as error:
-            # By its name: typer has click's errors in a place of its own since 0.2x.
+            # Compared by name, as typer has click's errors in a module of its own since 0.2x.
             if type(error).__name__ == "NoSuchOption":
                 _refuse_key(str(getattr(error, "option_name", "")), words)
             raise
 
 
 def _refuse_key(option: str, words: list[str]) -> None:
-    """Raises ConfigError if `option`, found among `words`, is a config key or the end of some."""
+    """Raises ConfigError if `option`, a part of `words`, is a config key or the end of a config key."""
     from fmscale.config import Config
     from fmscale.config.reader.convert import dotted_names
 
@@ -100,8 +100,8 @@ def _refuse_key(option: str, words: list[str]) -> None:
     keys = [key for key in dotted_names(Config) if key == name or key.endswith(f".{name}")]
     if not keys:
         return
-    given = next(word for word in words if word.split("=")[0] == option)
-    after = [*words[words.index(given) + 1 :], "--"][0]
-    value = given.partition("=")[2] or ("VALUE" if after.startswith("--") else after)
+    argument = next(word for word in words if word.split("=")[0] == option)
+    next_word = [*words[words.index(argument) + 1 :], "--"][0]
+    value = argument.partition("=")[2] or ("VALUE" if next_word.startswith("--") else next_word)
     ways = " or ".join(f"{key}={value}" for key in keys)
     raise ConfigError("config keys are set as KEY=VALUE, not as options", found=option, remedy=f"Write {ways}.")

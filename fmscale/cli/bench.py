@@ -1,4 +1,4 @@
-"""`fmscale bench`: ours and the peers in one run, interleaved, medians and spread, losing rows shown."""
+"""`fmscale bench`: medians and spread of fmscale and its peers, interleaved in one run; lost rows are shown too."""
 
 import importlib
 import inspect
@@ -18,7 +18,7 @@ COLUMNS = ("id", "what", "unit", "ours", "peers", "limit", "ratio", "target", "o
 
 
 def checkout() -> Path:
-    """The checkout this package runs from, now on the search path. Raises ConfigError where a wheel was installed."""
+    """Put the checkout of this package on the search path, and return it. Raises ConfigError for an installed wheel."""
     root = Path(__file__).resolve().parent.parent.parent
     if not (root / "benchmarks" / "harness.py").is_file():
         raise ConfigError(
@@ -37,17 +37,17 @@ def _row(claim: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_hour(folder: Path, *, dry_run: bool) -> list[dict[str, Any]]:
-    """The claims of an hour on a GPU, which go into benchmarks/results and README.md, but for a dry run."""
+    """The claims of an hour on a GPU, also written to benchmarks/results and README.md unless `dry_run`."""
     root = checkout()
     reading = importlib.import_module("benchmarks.gpu_hour.reading")
-    found = reading.read(folder)
-    for note in found.notes:
+    hour = reading.read(folder)
+    for note in hour.notes:
         typer.echo(note, err=True)
     if not dry_run:
         results = root / "benchmarks" / "results"
-        typer.echo(f"written to {reading.keep(found, results)}, and to README.md's table", err=True)
+        typer.echo(f"written to {reading.keep(hour, results)}, and to README.md's table", err=True)
         importlib.import_module("benchmarks.gpu_hour.table").fill(root / "README.md", results)
-    claims: list[dict[str, Any]] = found.document["claims"]
+    claims: list[dict[str, Any]] = hour.document["claims"]
     return claims
 
 

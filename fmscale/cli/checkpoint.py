@@ -78,19 +78,19 @@ def verify(
 
     url, run, which = parse_address(address)
     backend = open_store(url, read_only=not mark)
-    found = newest(backend, run, which)
-    with progress(f"verify step {found.step}", size_of(backend, found), json=json, unit="bytes") as bar:
-        problems, checked = verify(backend, found, bar.advance)
-    if mark and checked and not problems and not found.verified:
-        mark_verified(run_log(backend, run), found.entry)
-    rows = [{"object": one.key, "chunk": one.chunk, "problem": one.what} for one in problems]
+    checkpoint = newest(backend, run, which)
+    with progress(f"verify step {checkpoint.step}", size_of(backend, checkpoint), json=json, unit="bytes") as bar:
+        problems, checked = verify(backend, checkpoint, bar.advance)
+    if mark and checked and not problems and not checkpoint.verified:
+        mark_verified(run_log(backend, run), checkpoint.entry)
+    rows = [{"object": problem.key, "chunk": problem.chunk, "problem": problem.what} for problem in problems]
     if json:
-        print_json({"step": found.step, "entry": found.entry, "checked": checked, "problems": rows})
+        print_json({"step": checkpoint.step, "entry": checkpoint.entry, "checked": checked, "problems": rows})
     elif problems:
         table(rows, json)
     else:
         how = "every byte is as it was saved" if checked else "all there, but it was saved without checksums"
-        typer.echo(f"Step {found.step} of run {run}: {how}.")
+        typer.echo(f"Step {checkpoint.step} of run {run}: {how}.")
     if problems:
         raise typer.Exit(1)
 
@@ -112,22 +112,22 @@ def export(
     if format not in ("hf", "safetensors", "dcp"):
         raise ConfigError("no such format", found=format, remedy="Use hf, safetensors or dcp.")
     opened = open_checkpoint(address)
-    wanted = [one for one in opened.manifest.tensors if format != "hf" or one.state == "weight"]
-    theirs = _theirs(opened) if format == "hf" else {}
-    with progress("export", sum(one.nbytes for one in wanted), json=json, unit="bytes") as bar:
+    tensors = [tensor for tensor in opened.manifest.tensors if format != "hf" or tensor.state == "weight"]
+    hf_parts = _hf_parts(opened) if format == "hf" else {}
+    with progress("export", sum(tensor.nbytes for tensor in tensors), json=json, unit="bytes") as bar:
         paths = export_checkpoint(
             opened,
             to,
             format=format,  # type: ignore[arg-type]
             dtype=dtype,
             progress=bar.advance,
-            **theirs,
+            **hf_parts,
         )
     table([{"file": str(path), "bytes": _size(path.stat().st_size, json)} for path in paths], json)
 
 
-def _theirs(opened: "Checkpoint") -> dict[str, Any]:
-    """Needs of Hugging Face's libraries beside the weights, as the trainer saved them. Raises ConfigError."""
+def _hf_parts(opened: "Checkpoint") -> dict[str, Any]:
+    """Names, config and tokenizer, which Hugging Face's libraries need beside the weights. Raises ConfigError."""
     from fmscale.checkpoint.read.meta import section
     from fmscale.config.model import ModelConfig
     from fmscale.data.tokenizers.bpe import JsonTokenizer
@@ -147,7 +147,7 @@ def _theirs(opened: "Checkpoint") -> dict[str, Any]:
     return {
         "names": hf_names(model),
         "config": hf_config(model, opened.meta["vocab_size"], bos=tokenizer.bos_id, eos=tokenizer.eos_id),
-        # Their libraries have no byte tokenizer.
+        # Hugging Face's libraries have no byte tokenizer.
         "tokenizer": tokenizer.to_plain_json() if isinstance(tokenizer, JsonTokenizer) else None,
     }
 
@@ -167,17 +167,17 @@ def _row(entry: "CheckpointEntry", json: bool) -> dict[str, Any]:
 
 
 def _tensors(opened: "Checkpoint", json: bool) -> list[dict[str, Any]]:
-    """One line a logical tensor, with its states."""
+    """A line for each logical tensor, with its states."""
     lines = []
     for name in opened.names:
         states = opened.states(name)
-        sizes = [opened.info(name, state) for state in states]
+        infos = [opened.info(name, state) for state in states]
         lines.append(
             {
                 "name": name,
-                "shape": list(sizes[0].shape) if json else " x ".join(map(str, sizes[0].shape)) or "1",
-                "states": states if json else ", ".join(f"{s} {i.dtype}" for s, i in zip(states, sizes, strict=True)),
-                "bytes": _size(sum(one.nbytes for one in sizes), json),
+                "shape": list(infos[0].shape) if json else " x ".join(map(str, infos[0].shape)) or "1",
+                "states": states if json else ", ".join(f"{s} {i.dtype}" for s, i in zip(states, infos, strict=True)),
+                "bytes": _size(sum(info.nbytes for info in infos), json),
             }
         )
     return lines

@@ -1,4 +1,4 @@
-"""`fmscale compare`: tells if two runs did the same, and where they part."""
+"""`fmscale compare`: compares two runs, and names the first step at which they differ."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -39,42 +39,42 @@ def compare(
     from fmscale.train.compare import compare as compare_histories
     from fmscale.train.compare import read_history
 
-    found = compare_histories(read_history(run_a), read_history(run_b), tolerance=tolerance, common=common)
+    comparison = compare_histories(read_history(run_a), read_history(run_b), tolerance=tolerance, common=common)
     if json:
-        first = found.first
-        print_json({"same": found.same, "first": first and asdict(first), **asdict(found)})
+        first = comparison.first
+        print_json({"same": comparison.same, "first": first and asdict(first), **asdict(comparison)})
     else:
-        _show(found, tolerance)
-    if not found.same:
+        _show(comparison, tolerance)
+    if not comparison.same:
         raise typer.Exit(1)
 
 
-def _show(found: "Comparison", tolerance: float) -> None:
-    how = "exactly" if found.exact else f"within {tolerance:g}"
-    verdict = f"the runs agree {how}" if found.same else "the runs differ"
-    if found.first:
-        first = found.first
+def _show(comparison: "Comparison", tolerance: float) -> None:
+    how = "exactly" if comparison.exact else f"within {tolerance:g}"
+    verdict = f"the runs agree {how}" if comparison.same else "the runs differ"
+    if comparison.first:
+        first = comparison.first
         verdict += f" from step {first.step} on: {first.what} {first.a} and {first.b}"
-    values: dict[str, object] = {"verdict": verdict, "steps in both": found.steps}
-    for side, ranges in found.only.items():
+    values: dict[str, object] = {"verdict": verdict, "steps in both": comparison.steps}
+    for side, ranges in comparison.only.items():
         which, what = side.split("_")
         values[f"{what} of the {'first' if which == 'a' else 'second'} alone"] = ranges
-    if found.order_hashes:
-        values["samples in both"] = found.samples
-        values["order hash"] = " and ".join(dict.fromkeys(found.order_hashes))
-    for note in found.notes:
+    if comparison.order_hashes:
+        values["samples in both"] = comparison.samples
+        values["order hash"] = " and ".join(dict.fromkeys(comparison.order_hashes))
+    for note in comparison.notes:
         values[f"note {len(values)}"] = note
     record(values, json=False)
-    if found.parts:
+    if comparison.parts:
         rows = [
             {
                 "metric": name,
-                "parts at step": one.step,
-                "first run": one.a,
-                "second run": one.b,
-                "largest relative difference": found.largest.get(name),
+                "parts at step": difference.step,
+                "first run": difference.a,
+                "second run": difference.b,
+                "largest relative difference": comparison.largest.get(name),
             }
-            for name, one in sorted(found.parts.items(), key=lambda item: item[1].step)
+            for name, difference in sorted(comparison.parts.items(), key=lambda item: item[1].step)
         ]
         typer.echo()
         table(rows, json=False)

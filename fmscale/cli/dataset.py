@@ -115,14 +115,14 @@ def verify(
 
 
 def _open(address: str | None, store: str | None, dataset: str | None) -> "tuple[Backend, list[Dataset]]":
-    """The store and the datasets to verify, a single dataset or all. An address that is no store names a dataset."""
+    """The store and its datasets to verify. An `address` that is not a store with datasets is read as STORE/DATASET."""
     from fmscale.store.datasets.dataset import open_dataset
     from fmscale.store.open import open_store
 
     if address is None and dataset is None:
         return _open_all(find_store(None, store))
     if store is None and dataset is None:
-        # An error as of no store at STORE/DATASET is told below, with the names that are near.
+        # Errors are dropped here, such as no store at STORE/DATASET: the lines below raise them, with similar names.
         with suppress(FmscaleError):
             backend, opened = _open_all(str(address))
             if opened:
@@ -141,7 +141,7 @@ def _open_all(url: str) -> "tuple[Backend, list[Dataset]]":
 
 
 def _summary(dataset: "Dataset", json: bool) -> dict[str, Any]:
-    """One dataset as a row."""
+    """A dataset as a row of the table."""
     commits = dataset.commits()
     totals = [total for commit in commits for total in commit.totals.values()]
     size = sum(total.bytes for total in totals)

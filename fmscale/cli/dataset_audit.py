@@ -47,9 +47,9 @@ def trace(
     from fmscale.data.provenance.trace import trace_document, trace_step
     from fmscale.store.open import open_store
 
-    url, name, told = find_run(address, store, run)
-    step = told if step is None else step
-    if (step is None) == (document is None) or told not in (None, step):
+    url, name, address_step = find_run(address, store, run)
+    step = address_step if step is None else step
+    if (step is None) == (document is None) or address_step not in (None, step):
         raise ConfigError(
             "give either --step or --document",
             found=(step, document),
@@ -59,10 +59,10 @@ def trace(
     plan = _plan(backend, name)
     batches = _batches(backend, name, batch)
     if step is not None:
-        found = trace_step(backend, plan, batches, step - 1)
+        samples = trace_step(backend, plan, batches, step - 1)
     else:
-        found = trace_document(backend, plan, batches, str(document), steps=steps)
-    table([{**asdict(one), "step": one.step + 1} for one in found], json)
+        samples = trace_document(backend, plan, batches, str(document), steps=steps)
+    table([{**asdict(sample), "step": sample.step + 1} for sample in samples], json)
 
 
 @app.command(epilog=example("fmscale dataset audit runs/store#demo runs/demo/delivery/*.arrow"))
@@ -107,32 +107,32 @@ def audit(
         raise typer.Exit(1)
 
 
-def _batches(backend: "Backend", run: str, given: int | None) -> "BatchSchedule":
-    """Rows of the run's steps: as its checkpoints say, else as given. Raises ConfigError where these differ."""
+def _batches(backend: "Backend", run: str, batch: int | None) -> "BatchSchedule":
+    """Rows of the run's steps, from its checkpoints or `batch`. Raises ConfigError if these differ, or without both."""
     from fmscale.data.plan.batch_schedule import BatchSchedule
     from fmscale.train.recorded_schedule import recorded_schedule
 
     recorded = recorded_schedule(backend, run)
     if recorded is None:
-        if given is None:
+        if batch is None:
             raise ConfigError(
                 "the run has no checkpoint that says its global batch",
                 found=f"{backend.url}, run {run}",
                 remedy="Give --batch: rows of a step over all ranks.",
             )
-        return BatchSchedule([(0, given)])
+        return BatchSchedule([(0, batch)])
     sizes = sorted({size for _, size in recorded.schedule})
-    if given is not None and sizes != [given]:
+    if batch is not None and sizes != [batch]:
         raise ConfigError(
             "--batch is not the global batch of the run",
-            found=f"{given}, the run has {' and '.join(map(str, sizes))}",
+            found=f"{batch}, the run has {' and '.join(map(str, sizes))}",
             remedy="Leave --batch out.",
         )
     return recorded
 
 
 def _plan(backend: "Backend", run: str) -> "Plan":
-    """The recorded order of a run. Raises ConfigError where the store has no such run."""
+    """The recorded order of a run. Raises ConfigError if the store has no such run."""
     from fmscale.data.plan.order_log import OrderLog
     from fmscale.store.log.log import RUN_KINDS, Log
     from fmscale.store.log.runs import require_run
@@ -142,17 +142,17 @@ def _plan(backend: "Backend", run: str) -> "Plan":
 
 
 def _sources(backend: "Backend", plan: "Plan") -> "list[AuditSource]":
-    """The sources as the run declared them; numbers of samples are not asked for."""
+    """The sources as the run declared them, without their numbers of samples."""
     from fmscale.data.plan.plan import source_key
     from fmscale.data.provenance.audit import AuditSource
     from fmscale.data.views.placement import merged
     from fmscale.store.datasets.dataset import open_dataset
 
     stages = [(stage.from_k, {source_key(s): float(s.weight) for s in stage.sources}) for stage in plan.stages]
-    found = []
+    sources = []
     for number, source in enumerate(plan.sources):
         banned = merged([rows for ban in plan.bans if ban.source == number for rows in ban.rows])
-        found.append(
+        sources.append(
             AuditSource(
                 dataset=open_dataset(backend, source.view.dataset),
                 commits=source.view.commits,
@@ -162,4 +162,4 @@ def _sources(backend: "Backend", plan: "Plan") -> "list[AuditSource]":
                 banned_rows=sum(stop - first for first, stop in banned),
             )
         )
-    return found
+    return sources

@@ -45,22 +45,22 @@ def mask(
     from fmscale.store.open import open_store
 
     url, name = find_dataset(address, store, dataset)
-    wanted = [document_id(text) for text in [*(id or []), *_lines(ids)]]
-    if bool(wanted) == bool(source):
+    doc_ids = [document_id(text) for text in [*(id or []), *_lines(ids)]]
+    if bool(doc_ids) == bool(source):
         raise ConfigError(
             "documents are chosen either by id or by source",
-            found=f"{len(wanted)} ids, {len(source or [])} patterns",
+            found=f"{len(doc_ids)} ids, {len(source or [])} patterns",
             remedy="Give --id or --ids, or --source.",
         )
     opened = open_dataset(open_store(url), name)
     segments = sum(c.manifests[split].segments for c in opened.commits() if split in c.manifests)
     with progress("searching", segments, json=json) as bar:
-        found = find_documents(
-            opened, split=split, ids=wanted or None, where=_by_source(source) if source else None, advance=bar.advance
+        documents = find_documents(
+            opened, split=split, ids=doc_ids or None, where=_by_source(source) if source else None, advance=bar.advance
         )
-    digest = make_mask(opened, found, split=split)
-    tokens = int((found.stop - found.start).sum())
-    record({"mask": digest, "split": split, "documents": len(found.commit), "tokens": tokens}, json)
+    digest = make_mask(opened, documents, split=split)
+    tokens = int((documents.stop - documents.start).sum())
+    record({"mask": digest, "split": split, "documents": len(documents.commit), "tokens": tokens}, json)
 
 
 def _lines(path: Path | None) -> list[str]:

@@ -60,22 +60,22 @@ def doctor(
 def _show(report: "Report") -> None:
     record({"store": report.url, "kind": report.implementation, "can be written": report.writable}, False)
     if report.capabilities is not None:
-        found = asdict(report.capabilities)
+        abilities = asdict(report.capabilities)
         typer.echo()
-        table([{"ability": what, "found": found[name]} for name, what in _ABILITIES.items()], False)
+        table([{"ability": what, "found": abilities[name]} for name, what in _ABILITIES.items()], False)
     if report.measurements:
         typer.echo()
         rows = [
             {
-                "request": one.operation,
-                "KiB": one.bytes / 1024,
-                "streams": one.streams,
-                "requests": one.requests,
-                "p50 ms": one.p50_ms,
-                "p99 ms": one.p99_ms,
-                "MB/s": one.megabytes_per_second,
+                "request": measurement.operation,
+                "KiB": measurement.bytes / 1024,
+                "streams": measurement.streams,
+                "requests": measurement.requests,
+                "p50 ms": measurement.p50_ms,
+                "p99 ms": measurement.p99_ms,
+                "MB/s": measurement.megabytes_per_second,
             }
-            for one in report.measurements
+            for measurement in report.measurements
         ]
         table(rows, False)
     typer.echo()

@@ -61,9 +61,9 @@ def evaluate(
         url, chosen = find_dataset(chosen, None, None)
         backend = open_store(url, read_only=True)
     if file:
-        given = files(file, trained.tokenizer, bos=trained.bos, eos=trained.eos)
+        corpus = files(file, trained.tokenizer, bos=trained.bos, eos=trained.eos)
     else:
-        given = stored_documents(
+        corpus = stored_documents(
             backend, chosen, split, trained.tokenizer, bos=trained.bos, eos=trained.eos, limit=documents
         )
     longest = min(trained.sequence_length, trained.model.config.max_seq_len)
@@ -78,7 +78,7 @@ def evaluate(
     with progress("evaluate", json=json, unit="bytes") as bar:
         result = score(
             trained.model,
-            watch(given),
+            watch(corpus),
             window=longest if window is None else window,
             overlap=overlap,
             progress=bar.advance,
@@ -97,7 +97,7 @@ def evaluate(
         "bytes": total.bytes,
         "tokens": total.tokens,
         "bits_per_byte": total.bits_per_byte,
-        **_rates({name: sum(one[name] for one in compressed) for name in compressors}, total.bytes),
+        **_rates({name: sum(sizes[name] for sizes in compressed) for name in compressors}, total.bytes),
         "loss": total.loss,
         "perplexity": total.perplexity,
         "window": result.window,
@@ -105,13 +105,13 @@ def evaluate(
     }
     rows = [
         {
-            "document": one.name,
-            "bytes": one.bytes,
-            "tokens": one.tokens,
-            "bits_per_byte": one.bits_per_byte if one.bytes else None,
-            **_rates(sizes, one.bytes),
+            "document": document.name,
+            "bytes": document.bytes,
+            "tokens": document.tokens,
+            "bits_per_byte": document.bits_per_byte if document.bytes else None,
+            **_rates(sizes, document.bytes),
         }
-        for one, sizes in zip(result.documents, compressed, strict=True)
+        for document, sizes in zip(result.documents, compressed, strict=True)
     ]
     if json:
         print_json({**summary, **({"per_document": rows} if per_document else {})})

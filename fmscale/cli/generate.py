@@ -1,4 +1,4 @@
-"""`fmscale generate`: text of a run's model after prompts, printed as it comes."""
+"""`fmscale generate`: continues prompts with a run's model, and prints the text as it comes."""
 
 import sys
 import time
@@ -64,7 +64,7 @@ def generate(
     trained = open_trained(address, device=pick_device(read_world(), device), precision=precision)
     printer = _Printer(trained, texts, show=not json)
     began = time.monotonic()
-    found = grow(
+    results = grow(
         trained.model,
         printer.ids,
         max_tokens=max_tokens,
@@ -74,26 +74,26 @@ def generate(
         on_token=printer.add,
     )
     seconds = time.monotonic() - began
-    tokens = sum(len(one.tokens) for one in found)
+    tokens = sum(len(result.tokens) for result in results)
     if json:
         completions = [
-            {"prompt": text, "completion": said, "tokens": len(one.tokens), "stop": one.stop}
-            for text, said, one in zip(texts, printer.said, found, strict=True)
+            {"prompt": text, "completion": completion, "tokens": len(result.tokens), "stop": result.stop}
+            for text, completion, result in zip(texts, printer.completions, results, strict=True)
         ]
         print_json({"run": trained.run, "step": trained.step, "seconds": seconds, "completions": completions})
     else:
-        told = f"run {trained.run}, step {trained.step}: {tokens} tokens in {seconds:.1f} s"
-        typer.echo(f"{told}, {tokens / seconds:,.0f} tokens/s", err=True)
+        summary = f"run {trained.run}, step {trained.step}: {tokens} tokens in {seconds:.1f} s"
+        typer.echo(f"{summary}, {tokens / seconds:,.0f} tokens/s", err=True)
 
 
 class _Printer:
-    """Shows completions in turn, each from its first token on, while others grow behind it."""
+    """Prints completions in turn, each token by token, while the model generates all of them together."""
 
     def __init__(self, trained: "TrainedModel", texts: list[str], *, show: bool) -> None:
         from fmscale.infer import TextStream
 
         self.ids = [trained.encode(text) for text in texts]
-        self.said = [""] * len(texts)
+        self.completions = [""] * len(texts)
         self._texts = texts
         self._streams = [TextStream(trained.tokenizer.decode, ids) for ids in self.ids]
         self._ended: set[int] = set()
@@ -105,7 +105,7 @@ class _Printer:
         if self._current < 0:
             self._next()
         piece = self._streams[number].end() if token is None else self._streams[number].add(token)
-        self.said[number] += piece
+        self.completions[number] += piece
         if number == self._current:
             self._write(piece)
         if token is None:
@@ -119,7 +119,7 @@ class _Printer:
         if self._current < len(self._texts):
             count = len(self._texts)
             self._write(f"--- {self._current + 1} of {count} ---\n" if count > 1 else "")
-            self._write(self._texts[self._current] + self.said[self._current])
+            self._write(self._texts[self._current] + self.completions[self._current])
 
     def _write(self, text: str) -> None:
         if self._show and text:

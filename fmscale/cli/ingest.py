@@ -83,7 +83,7 @@ def ingest(
     except RankError as error:
         if leads:
             raise
-        # Rank 0 shows what happened, with the rank that it happened on.
+        # Rank 0 shows the error, and the rank on which it happened.
         raise typer.Exit(2) from error
     if leads:
         if heldout and HELDOUT not in result.splits:
@@ -109,16 +109,16 @@ def _show(result: "IngestResult", json: bool) -> None:
         "tokens": result.tokens,
         "bytes": f"{human_bytes(result.raw_bytes)} read, {human_bytes(result.text_bytes)} of text",
         **{
-            f"split {name}": f"{one['documents']:,} documents, {one['tokens']:,} tokens"
-            for name, one in result.splits.items()
+            f"split {name}": f"{counts['documents']:,} documents, {counts['tokens']:,} tokens"
+            for name, counts in result.splits.items()
         },
         "tokenizer": result.tokenizer,
     }
     if result.new:
         values["tokens/s"] = speed
         values["work units"] = f"{result.units}" + (f", {result.resumed} done before" if result.resumed else "")
-    for what, found in (("guessed", result.guessed), ("skipped", result.skipped)):
-        for reason, one in found.items():
-            names = ", ".join(one["first"]) + (", …" if one["count"] > len(one["first"]) else "")
-            values[f"{what}, {reason}"] = f"{one['count']:,}: {names}"
+    for what, reasons in (("guessed", result.guessed), ("skipped", result.skipped)):
+        for reason, files in reasons.items():
+            names = ", ".join(files["first"]) + (", …" if files["count"] > len(files["first"]) else "")
+            values[f"{what}, {reason}"] = f"{files['count']:,}: {names}"
     record(values, json=False)

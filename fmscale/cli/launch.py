@@ -1,6 +1,5 @@
 """`fmscale launch`: starts `fmscale train` on all ranks, by the launcher that the cluster has."""
 
-import shutil
 from contextlib import suppress
 from dataclasses import replace
 from enum import StrEnum
@@ -19,16 +18,7 @@ if TYPE_CHECKING:
     from fmscale.launch.run import RankEnd
 
 
-class Launcher(StrEnum):
-    """Programs that start ranks."""
-
-    torchrun = "torchrun"
-    deepspeed = "deepspeed"
-    srun = "srun"
-    sbatch = "sbatch"
-    mpirun = "mpirun"
-
-
+Launcher = StrEnum("Launcher", ["torchrun", "deepspeed", "srun", "sbatch", "mpirun"])
 app = typer.Typer()
 
 
@@ -80,6 +70,7 @@ def launch(
     """
     from fmscale.config import derive_batch, load_config
     from fmscale.launch.launchers import LAUNCHERS
+    from fmscale.launch.programs import find_program
     from fmscale.launch.run import run_launch
 
     loaded = load_config(config, overrides or ())
@@ -88,10 +79,10 @@ def launch(
     given = {name: value for name, value in options.items() if value is not None}
     arguments = (*loaded.launch.arguments, *(argument or ()))
     settings = replace(loaded.launch, arguments=arguments, **given)  # type: ignore[arg-type]
-    program = _program()
+    program = find_program("fmscale")  # every node must have fmscale at this path
     request = _request(settings, (program, "train", config, *(overrides or ())))
     request = replace(request, node_rank=node_rank, master_addr=master_addr, script=script)
-    # Refused here, not by every rank after a wait in the queue.
+    # A wrong batch is refused here, before every rank would refuse it after a wait in the queue.
     derive_batch(loaded.batch, request.ranks, place=loaded.place("batch"))
     start = LAUNCHERS[settings.launcher](request)
     if dry_run:
@@ -110,26 +101,13 @@ def _tell(words: str) -> None:
 
 
 def _say(words: str) -> None:
-    """On standard error; a terminal that is gone changes nothing of what becomes of the ranks."""
+    """Print to standard error; a closed terminal has no effect on the ranks."""
     with suppress(OSError):
         typer.echo(words, err=True)
 
 
-def _program() -> str:
-    """The `fmscale` of this environment; it must have the same path on every node."""
-    from fmscale.launch.environment import beside_python
-
-    program: str | None = beside_python("fmscale") or shutil.which("fmscale")
-    if program is None:
-        raise ConfigError(
-            "The command fmscale is neither beside this Python nor on the PATH",
-            remedy="Install fmscale into the environment that starts it: pip install fmscale.",
-        )
-    return program
-
-
 def _request(settings: "LaunchConfig", command: tuple[str, ...]) -> "LaunchRequest":
-    """Nodes and ranks as numbers. Raises ConfigError for a hostfile that cannot be used."""
+    """The request, with nodes and ranks as numbers. Raises ConfigError for a hostfile that cannot be used."""
     from fmscale.launch.environment import rank_environment
     from fmscale.launch.hostfile import choose_hosts, read_hostfile
     from fmscale.launch.launch import LaunchRequest
@@ -158,7 +136,7 @@ def _request(settings: "LaunchConfig", command: tuple[str, ...]) -> "LaunchReque
 
 
 def show_failure(folder: Path, ended: "RankEnd") -> None:
-    """Print the failure that the first rank to fail wrote, if any did."""
+    """Print the failure report of the first rank that failed, if there is a report."""
     from fmscale.runtime.failure import describe_failure, first_failure
 
     try:

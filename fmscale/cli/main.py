@@ -1,7 +1,7 @@
-"""The list of verbs, a file each, and the display of errors.
+"""The list of verbs, and the display of errors.
 
-A verb's file has `app`: its command, or a group with a name, each with an example made by
-`fmscale.cli.output.example`. It imports what is slow to import (torch, obstore, pyarrow) inside the command,
+Each verb has a file with `app`: a command, or a named group of commands, with examples made by
+`fmscale.cli.output.example`. The file imports slow packages (torch, obstore, pyarrow) inside the command,
 so that `fmscale --help` answers at once.
 """
 
@@ -31,11 +31,11 @@ class Verbs(TyperGroup):
             return super().invoke(ctx)
         except FmscaleError as error:
             print_error(error)
-            raise typer.Exit(2) from error  # as click does for a wrong option
+            raise typer.Exit(2) from error  # click's status for a wrong option
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(flag: bool) -> None:
+    if flag:
         from fmscale import __version__
 
         typer.echo(f"fmscale {__version__}")
@@ -72,8 +72,8 @@ def main() -> None:
 
 
 def _open_streams() -> None:
-    """Open /dev/null as each standard stream that was closed by whoever started this: Python has None there, and a file
-    of the run would get the number that libraries print to.
+    """Open /dev/null as each standard stream that the parent process closed: Python has None there. Otherwise a file of
+    the run would get the stream's number, to which libraries print.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:

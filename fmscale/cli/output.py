@@ -1,4 +1,4 @@
-"""Output of the verbs: tables that are also JSON, progress on standard error, errors with a remedy.
+"""Output of the verbs: tables or JSON, progress on standard error, errors with a remedy.
 
 Results go to standard output, everything else to standard error, so that `fmscale ... --json | jq` works.
 """
@@ -68,7 +68,7 @@ def record(values: Mapping[str, Any], json: bool) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print `value` as indented JSON on standard output; what JSON lacks is printed as its string."""
+    """Print `value` as indented JSON on standard output; a value of a type that JSON lacks becomes its string."""
     typer.echo(jsonlib.dumps(value, indent=2, ensure_ascii=False, default=str))
 
 
@@ -99,7 +99,7 @@ def human_bytes(size: float) -> str:
 
 
 def human_seconds(seconds: float) -> str:
-    """A span of time in the units of speech: 5400 -> '90 min'."""
+    """A duration in everyday units: 5400 -> '90 min'."""
     minutes = round(seconds / 60)
     if minutes < 2:
         return f"{seconds:.0f} s"
@@ -109,7 +109,7 @@ def human_seconds(seconds: float) -> str:
 
 
 class Progress:
-    """A bar that moves, or nothing at all: its methods may be called from any thread."""
+    """A progress bar, or nothing where output is quiet. Any thread may call its methods."""
 
     def __init__(self, bar: RichProgress, description: str, total: float | None) -> None:
         self._bar = bar
@@ -120,7 +120,7 @@ class Progress:
         self._bar.advance(self._task, amount)
 
     def update(self, description: str, done: float, total: float) -> None:
-        """Change what the bar says, how far it is and how far it goes; a total of 0 changes nothing of the last."""
+        """Set the bar's description, progress and total; a `total` of 0 keeps the last total."""
         self._bar.update(self._task, description=escape(description), completed=done, total=total or None)
 
 
@@ -128,7 +128,7 @@ class Progress:
 def progress(description: str, total: float | None = None, *, json: bool = False, unit: str = "") -> Iterator[Progress]:
     """A progress bar on standard error while the block runs.
 
-    `unit="bytes"` shows sizes and speed; `total=None` a bar without an end. Silent with `json`, or where
+    `unit="bytes"` shows sizes and speed; `total=None` shows a bar without an end. Silent with `json`, or where
     standard error is not a terminal.
     """
     console = _console(sys.stderr)
@@ -142,7 +142,7 @@ def progress(description: str, total: float | None = None, *, json: bool = False
 
 
 def print_error(error: FmscaleError) -> None:
-    """Show an error as cause, what was found, and remedy, on standard error."""
+    """Print an error's cause, found value and remedy to standard error."""
     console = _console(sys.stderr)
     console.print(f"[bold red]error:[/] {escape(error.cause)}", highlight=False, soft_wrap=True)
     if error.found is not None:

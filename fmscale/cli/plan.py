@@ -1,4 +1,4 @@
-"""`fmscale plan`: the numbers of a run at a number of ranks, and what would fail, before it is started."""
+"""`fmscale plan`: the numbers of a run on a number of ranks, and its problems, before it starts."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -44,24 +44,24 @@ def plan(
 
     _check_speed(tokens_per_second, mfu, device)
     loaded = load_config(config, overrides or ())
-    found = check_run(loaded, world, tokens_per_second=tokens_per_second, mfu=mfu, device=device)
+    preflight = check_run(loaded, world, tokens_per_second=tokens_per_second, mfu=mfu, device=device)
     if json:
         print_json(
             {
                 "config": as_tree(loaded),
-                "derived": asdict(found.forecast),
-                "sources": [asdict(source) for source in found.sources],
-                "begins": found.begins,
-                "warnings": found.warnings,
-                "notes": found.notes,
-                "problems": [{"cause": p.cause, "found": p.found, "remedy": p.remedy} for p in found.problems],
+                "derived": asdict(preflight.forecast),
+                "sources": [asdict(source) for source in preflight.sources],
+                "begins": preflight.begins,
+                "warnings": preflight.warnings,
+                "notes": preflight.notes,
+                "problems": [{"cause": p.cause, "found": p.found, "remedy": p.remedy} for p in preflight.problems],
             }
         )
     else:
-        _show(loaded, found)
+        _show(loaded, preflight)
         if with_config:
             typer.echo(f"\n{as_yaml(loaded).rstrip()}")
-    if found.problems:
+    if preflight.problems:
         raise typer.Exit(2)
 
 
@@ -82,31 +82,31 @@ def _check_speed(tokens_per_second: float | None, mfu: float | None, device: str
         )
 
 
-def _show(config: "Config", found: "Preflight") -> None:
+def _show(config: "Config", preflight: "Preflight") -> None:
     """Print problems first, then the numbers."""
-    if found.problems:
-        typer.echo(f"{len(found.problems)} to correct before this run can start:", err=True)
-    for problem in found.problems:
+    if preflight.problems:
+        typer.echo(f"{len(preflight.problems)} to correct before this run can start:", err=True)
+    for problem in preflight.problems:
         print_error(problem)
-    for kind, texts in (("warning", found.warnings), ("note", found.notes)):
+    for kind, texts in (("warning", preflight.warnings), ("note", preflight.notes)):
         for text in texts:
             typer.echo(f"{kind}: {text}", err=True)
-    if found.problems or found.warnings or found.notes:
+    if preflight.problems or preflight.warnings or preflight.notes:
         typer.echo(err=True)
-    made = found.forecast
-    record(_numbers(config, made, found.begins), json=False)
-    if made.stages:
+    forecast = preflight.forecast
+    record(_numbers(config, forecast, preflight.begins), json=False)
+    if forecast.stages:
         typer.echo()
-        table(_stage_rows(config, made), json=False, title="model state on each rank, by ZeRO stage")
-    if found.sources:
+        table(_stage_rows(config, forecast), json=False, title="model state on each rank, by ZeRO stage")
+    if preflight.sources:
         typer.echo()
-        table([asdict(source) for source in found.sources], json=False, title="sources")
+        table([asdict(source) for source in preflight.sources], json=False, title="sources")
 
 
-def _numbers(config: "Config", made: "Forecast", begins: str) -> dict[str, Any]:
-    """The derived numbers for people, in the order in which one follows from the other."""
-    values: dict[str, Any] = {"ranks": made.world}
-    if batch := made.batch:
+def _numbers(config: "Config", forecast: "Forecast", begins: str) -> dict[str, Any]:
+    """The derived numbers for people, each after the numbers that it follows from."""
+    values: dict[str, Any] = {"ranks": forecast.world}
+    if batch := forecast.batch:
         places = f" in {batch.global_batch + batch.padding}" if batch.padding else ""
         fill = f", {batch.padding} of them filler" if batch.padding else ""
         values["batch"] = (
@@ -114,27 +114,27 @@ def _numbers(config: "Config", made: "Forecast", begins: str) -> dict[str, Any]:
             f"x {batch.dp_size} ranks{fill}"
         )
     values |= {
-        "vocabulary": made.vocab_size,
-        "parameters": made.parameters,
-        "tokens a step": made.tokens_per_step,
-        "steps": made.steps,
-        "tokens": made.tokens,
-        "FLOPs a token": made.flops_per_token,
-        "FLOPs": made.flops and f"{made.flops:.3g}",
+        "vocabulary": forecast.vocab_size,
+        "parameters": forecast.parameters,
+        "tokens a step": forecast.tokens_per_step,
+        "steps": forecast.steps,
+        "tokens": forecast.tokens,
+        "FLOPs a token": forecast.flops_per_token,
+        "FLOPs": forecast.flops and f"{forecast.flops:.3g}",
     }
-    if made.checkpoint_bytes and made.checkpoint_bytes_per_rank:
-        kept = config.checkpoint.keep_last
+    if forecast.checkpoint_bytes and forecast.checkpoint_bytes_per_rank:
+        count = config.checkpoint.keep_last
         values["checkpoint"] = (
-            f"{human_bytes(made.checkpoint_bytes)}, {human_bytes(made.checkpoint_bytes_per_rank)} a rank, "
-            f"{human_bytes(kept * made.checkpoint_bytes)} for the last {kept}"
+            f"{human_bytes(forecast.checkpoint_bytes)}, {human_bytes(forecast.checkpoint_bytes_per_rank)} a rank, "
+            f"{human_bytes(count * forecast.checkpoint_bytes)} for the last {count}"
         )
-    values["prefetch"] = f"{human_bytes(made.prefetch_bytes)} a rank at most" + (
-        f", {made.prefetch_steps} steps ahead" if made.prefetch_steps else ""
+    values["prefetch"] = f"{human_bytes(forecast.prefetch_bytes)} a rank at most" + (
+        f", {forecast.prefetch_steps} steps ahead" if forecast.prefetch_steps else ""
     )
-    if made.tokens_per_second and made.read_bytes_per_second:
-        values["tokens/s"] = made.tokens_per_second
-        values["reads needed"] = f"{made.read_bytes_per_second / 1e6:.3g} MB/s, all ranks together"
-        values["duration"] = made.seconds and human_seconds(made.seconds)
+    if forecast.tokens_per_second and forecast.read_bytes_per_second:
+        values["tokens/s"] = forecast.tokens_per_second
+        values["reads needed"] = f"{forecast.read_bytes_per_second / 1e6:.3g} MB/s, all ranks together"
+        values["duration"] = forecast.seconds and human_seconds(forecast.seconds)
     else:
         values["reads needed"] = "follow from a speed: give --tokens-per-second, or --mfu and --device"
     if begins:
@@ -142,12 +142,12 @@ def _numbers(config: "Config", made: "Forecast", begins: str) -> dict[str, Any]:
     return values
 
 
-def _stage_rows(config: "Config", made: "Forecast") -> list[dict[str, Any]]:
+def _stage_rows(config: "Config", forecast: "Forecast") -> list[dict[str, Any]]:
     rows = []
-    for one in made.stages:
-        sizes = {name: human_bytes(size) for name, size in asdict(one).items() if name != "stage"}
+    for stage in forecast.stages:
+        sizes = {name: human_bytes(size) for name, size in asdict(stage).items() if name != "stage"}
         if not config.train.offload_optimizer:
             del sizes["host"]
-        chosen = " *" if one.stage == config.train.zero_stage else ""
-        rows.append({"stage": f"{one.stage}{chosen}", **sizes})
+        chosen = " *" if stage.stage == config.train.zero_stage else ""
+        rows.append({"stage": f"{stage.stage}{chosen}", **sizes})
     return rows

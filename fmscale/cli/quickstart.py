@@ -1,4 +1,4 @@
-"""`fmscale quickstart`: the whole road in minutes, with a report to look at."""
+"""`fmscale quickstart`: from text to a trained and measured model in minutes, with a report."""
 
 from pathlib import Path
 from typing import Annotated

@@ -16,8 +16,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from fmscale.quickstart.acts import ACTS, Screen
+from fmscale.quickstart.acts import ACTS
 from fmscale.quickstart.results import Report, bits, claims, verdict
+from fmscale.quickstart.state import Screen
 
 TITLES = {
     "ingest": "1 ingest",
@@ -29,9 +30,9 @@ TITLES = {
 }
 SPARKS = "▁▂▃▄▅▆▇█"
 WIDTH = 110
-"""Columns of the last screen, where there are as many."""
+"""Most columns that the last screen takes."""
 LINES_SECONDS = 15.0
-"""Pause between two lines about an act where there is no terminal to move a bar on."""
+"""Pause between two lines about an act when output is not a terminal."""
 
 
 @contextmanager
@@ -107,7 +108,7 @@ def show_report(report: Report, folder: Path) -> None:
     width = min(console.width, WIDTH)
     parts: list[RenderableType] = [_verdicts(report), Text(), _curve(report, folder, width - 6), Text()]
     parts += [_columns(report), Text(f"On held-out text {verdict(report)}.", style="dim"), Text()]
-    parts += [_completion(one) for one in report["completions"]]
+    parts += [_completion(completion) for completion in report["completions"]]
     title = f"[bold]fmscale quickstart[/] in {report['wall_seconds']:.0f} s"
     console.print(Panel(Group(*parts), title=title, width=width, padding=(1, 2)))
     shown = _short(str(folder))
@@ -123,7 +124,7 @@ def show_report(report: Report, folder: Path) -> None:
 
 
 def _short(place: str) -> str:
-    """A path or a file URL from here, if it lies below; others as they are."""
+    """A path or file URL below the working folder, relative to that folder; any other place unchanged."""
     path = Path(place.removeprefix("file://"))
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else place
 
@@ -177,11 +178,11 @@ def _small(title: str, values: dict[str, Any]) -> Table:
     return grid
 
 
-def _completion(one: dict[str, Any]) -> Group:
-    """The end of the prompt, dim, and what the model made of it."""
-    text = Text("\n".join(one["prompt"].splitlines()[-3:]) + "\n", style="dim")
-    text.append("\n".join(one["text"].splitlines()[:6]), style="cyan")
-    return Group(Text(one["name"], style="bold"), text, Text())
+def _completion(completion: dict[str, Any]) -> Group:
+    """The end of the prompt, dim, and the first lines of the model's text."""
+    text = Text("\n".join(completion["prompt"].splitlines()[-3:]) + "\n", style="dim")
+    text.append("\n".join(completion["text"].splitlines()[:6]), style="cyan")
+    return Group(Text(completion["name"], style="bold"), text, Text())
 
 
 def _mean(values: list[float]) -> float:

@@ -1,4 +1,4 @@
-"""`fmscale train`: a run from its config, alone or as one rank of many; the launcher says which."""
+"""`fmscale train`: trains a run from its config, as a single process or as a rank of a launcher."""
 
 from typing import Annotated
 

@@ -19,17 +19,17 @@ from fmscale.runtime.world import World
 STEP = ("step", "loss", "grad_norm", "tokens_per_second", "mfu", "data_stall", "ETA")
 """Keys of a step that are shown; metrics.jsonl has the rest."""
 KEPT = frozenset({"entry", "snapshot_seconds", "sealed_seconds"})
-"""Keys of an event that only metrics.jsonl has."""
+"""Keys of an event that are in metrics.jsonl only."""
 LONG_SECONDS = 0.5
-"""A phase that took less is not told of."""
+"""A phase that took less time gets no line."""
 LAST_STEPS = 50
-"""Steps of an earlier job whose speed says how long the rest takes."""
+"""Last steps of an earlier job: their speed gives the estimate of the remaining time."""
 
 
 class RunScreen:
     """Lines of a run: facts as they become known, phases with the time that they took, steps, events.
 
-    On a terminal the line of the phase that runs is written over; elsewhere a phase is told of when it has ended.
+    On a terminal the line of the running phase is overwritten; elsewhere a phase is printed when it has ended.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class RunScreen:
         self._opened: Mapping[str, Any] = {}
 
     def announce(self) -> None:
-        """Tell the facts that the config alone says, before anything slow is imported."""
+        """Print the facts that follow from the config alone, before the slow imports."""
         config, world = self._config, self._world
         self._fact("run", f"{config.train.run}, in {self._folder}")
         self._fact("store", scrub(config.store.url))
@@ -56,14 +56,14 @@ class RunScreen:
         try:
             batch = derive_batch(config.batch, world.dp_size, place=config.place("batch"))
         except ConfigError:
-            return  # It stops the run once the ranks have met, so that all of them end and rank 0 says why.
+            return  # The same error stops the run after the ranks have met: all of them end, and rank 0 prints it.
         rows, length = batch.global_batch, config.data.sequence_length
         self._fact("batch", f"{rows:,} rows of {length:,} = {rows * length:,} tokens a step")
         if config.train.steps is not None:
             self._fact("steps", f"{config.train.steps:,}, {config.train.steps * rows * length:,} tokens")
 
     def phase(self, name: str) -> None:
-        """Another phase begins: the one before has ended."""
+        """Begin a phase; the phase before has ended."""
         self._end()
         if name == "train":
             if not self._paced:
@@ -72,11 +72,11 @@ class RunScreen:
             return
         self._phase = name, self._clock()
         if is_screen(self._stream):
-            # From the line's begin on, so that what others write meanwhile does not stand behind it.
+            # The cursor returns to the line's start, so that other output replaces the line and does not follow it.
             self._print(dim(f"  {name} …", self._stream), end="\r")
 
     def event(self, record: Mapping[str, Any]) -> None:
-        """Something happened; the log has told of saves that did not succeed."""
+        """Print an event; a failed save is left out, as the log has reported it."""
         self._end()
         if record["event"] == "opened":
             self._tell_opened(record)
@@ -90,8 +90,8 @@ class RunScreen:
             self._first_step = record["step"]
 
     def step(self, record: Mapping[str, Any]) -> None:
-        """A step, how far the run is, and how long the rest takes: at first by the pace since training began, then
-        by that since the first record, which the slower first step is not in.
+        """Print a step, the run's progress and the remaining time. The first estimate takes the pace since the begin of
+        training; later estimates take the pace since the first record, as the first step is slower.
         """
         self._end()
         step, steps, now = record["step"], record["steps"], self._clock()
@@ -105,20 +105,20 @@ class RunScreen:
         print_record(shown, self._stream, STEP)
 
     def end(self, last_step: int, stop: str) -> None:
-        """The run has ended, by `stop` if there is one."""
+        """Print the end of the run, and the reason `stop` unless it is empty."""
         self._end()
-        told = f"run {self._config.train.run}: step {last_step}, {f'stopped by {stop}' if stop else 'complete'}"
-        self._print(f"{told}, after {human_seconds(self._clock() - self._began)}")
+        summary = f"run {self._config.train.run}: step {last_step}, {f'stopped by {stop}' if stop else 'complete'}"
+        self._print(f"{summary}, after {human_seconds(self._clock() - self._began)}")
 
     def _fact(self, name: str, value: str) -> None:
         self._print(f"{name:<7} {value}")
 
     def _print(self, text: str, end: str = "\n") -> None:
-        with suppress(OSError):  # a terminal that is gone is no failure of the run
+        with suppress(OSError):  # a closed terminal is no failure of the run
             print(text, end=end, file=self._stream, flush=True)
 
     def _end(self) -> None:
-        """Tell of the phase that ends, if it was long; else leave no trace of it."""
+        """Print the time of the phase that ends; erase its line if the phase was short."""
         if self._phase is None:
             return
         name, since = self._phase
@@ -142,7 +142,7 @@ class RunScreen:
             self._fact("data", f"{name}: {tokens:,} tokens, {source['epochs']:.2g} epochs in all")
 
     def _tell_rest(self) -> None:
-        """Tell how long the rest takes, by the run's own last steps if as many ranks took them."""
+        """Print the remaining time, by the speed of the run's last steps if the same number of ranks took them."""
         rate = last_rate(self._folder / "metrics.jsonl", self._world.world_size) if self._first_step else None
         if rate is None:
             self._fact("time", "told after the first step")
@@ -152,7 +152,7 @@ class RunScreen:
 
 
 def last_rate(path: Path, world_size: int) -> float | None:
-    """Median tokens/s of the last steps that are on record, if `world_size` ranks took them; None if not."""
+    """Median tokens/s of the last recorded steps that `world_size` ranks took; None without such steps."""
     speeds = [
         record["tokens_per_second"]
         for record in read_last(path)

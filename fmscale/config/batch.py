@@ -1,4 +1,4 @@
-"""The batch: two of three numbers are given; `derived.py` has the third."""
+"""The section `batch`: two of three numbers; `derived.py` computes the third."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -16,19 +16,19 @@ class CheckpointConfig:
     keep_last: int = 3
     """Newest checkpoints that are kept. The last verified checkpoint is kept besides."""
     keep_every: int | None = None
-    """Keep for good what was saved at a multiple of this many steps."""
+    """Checkpoints at multiples of this number of steps are kept for good."""
     grace_seconds: float = 600.0
-    """Seconds between taking a checkpoint out of use and deleting its files, for those who still read it."""
+    """Seconds between retiring a checkpoint and deleting its files, for processes that still read them."""
     overlap: bool = True
     """Copy the state while the next forward and backward run; false copies before `save` returns."""
     buffers: int = 1
-    """Snapshots of this rank's state kept in host memory. While all are being written a due save is skipped."""
+    """Snapshots of a rank's state in host memory. While all of them are being written, a due save is skipped."""
     incremental: bool = True
     """Refer to pieces that have not changed since the last checkpoint instead of writing them again."""
     complete_every: int = 10
     """Every n-th save, and every save that is kept for good, refers to no other checkpoint."""
     digests: bool = True
-    """Record checksums, without which damage stays unseen; false only to measure what they cost."""
+    """Record checksums: without them damage stays unseen. Give false only to measure their cost."""
     retries: int = 3
     """Times that writing is tried again before a save counts as failed; training goes on in any case."""
     seal_seconds: float = 1800.0

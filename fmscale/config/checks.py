@@ -1,4 +1,4 @@
-"""Refusal of a field's value, by the field's name: the reader adds file and line."""
+"""Refusal of a field's value. The error names the field, and the reader adds file and line."""
 
 from collections.abc import Collection
 
@@ -6,9 +6,9 @@ from fmscale.errors import ConfigError
 
 
 class InvalidField(ConfigError):
-    """A field's value has the right type and cannot be used.
+    """A field's value has the right type, but cannot be used.
 
-    Raised by a section's `__post_init__`; when the section was read from YAML, `place` is put in front.
+    A section's `__post_init__` raises it; for a section read from YAML the reader puts `place` in front.
     """
 
     def __init__(self, field: str, problem: str, *, found: object, remedy: str, place: str = "") -> None:
@@ -27,7 +27,7 @@ def at_least(section: object, least: float, *names: str, hint: str = "") -> None
 
 
 def above_zero(section: object, *names: str, remedy: str = "Give a number above 0.") -> None:
-    """Refuse 0 and what is below in one of the fields; None passes."""
+    """Refuse 0 or a number below 0 in one of the fields; None passes."""
     for name in names:
         value = getattr(section, name)
         if value is not None and value <= 0:

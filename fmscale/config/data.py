@@ -17,11 +17,11 @@ class SourceConfig:
     split: str = "train"
     """Split of the dataset."""
     commits: tuple[int, ...] | None = None
-    """Commits that are read; null reads all that are live when the run starts."""
+    """Commits that are read; null reads all commits that are live when the run starts."""
     masks: tuple[str, ...] = ()
-    """Digests of masks whose documents are left out; `fmscale dataset mask` makes one and prints its digest."""
+    """Digests of masks whose documents are left out; `fmscale dataset mask` makes a mask and prints its digest."""
     seed: int | None = None
-    """Seed of this source's order; null derives one from `data.seed` and the source's place in the list."""
+    """Seed of this source's order; null derives it from `data.seed` and the source's place in the list."""
 
     def __post_init__(self) -> None:
         not_empty("dataset", self.dataset, "`fmscale dataset list` shows the names.")
@@ -32,12 +32,12 @@ class SourceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """The samples of a run. Which sample is number k depends on this section alone (promise P1)."""
+    """The samples of a run. Sample number k depends on this section alone (promise P1)."""
 
     sources: tuple[SourceConfig, ...]
     """Datasets to mix."""
     sequence_length: int = 2048
-    """Tokens in a row as the model gets it."""
+    """Tokens in a row of the model's input."""
     packing: Literal["stream"] = "stream"
     """Way from documents to rows: `stream` cuts the running text into rows."""
     seed: int = 0
@@ -48,11 +48,11 @@ class DataConfig:
     memory_bytes: int = 512 * 2**20
     """Host memory that prefetched samples of one rank may take."""
     cache_dir: str | None = None
-    """Folder on a node-local disk that the node's ranks share as a cache; null goes without."""
+    """Folder on a node-local disk that the node's ranks share as a cache; null uses no cache."""
     cache_bytes: int = 100 * 2**30
-    """Most that the node's cache may hold, over all ranks."""
+    """Largest size of the node's cache, over all ranks."""
     on_corrupt: Literal["quarantine", "stop"] = "quarantine"
-    """A chunk that no copy can serve: replace its rows, recorded in the order log, and go on; or stop."""
+    """Reaction to a chunk without an intact copy: replace its rows, record that in the order log, go on; or stop."""
 
     def __post_init__(self) -> None:
         not_empty("sources", self.sources, "Add `- dataset: NAME`.")

@@ -11,7 +11,7 @@ EQUATION = "global_batch = micro_batch x accumulation x dp_size"
 
 @dataclass(frozen=True, kw_only=True)
 class BatchShape:
-    """The three numbers, solved."""
+    """The three numbers of a batch, solved."""
 
     global_batch: int
     """Rows of one optimizer step, over all ranks."""
@@ -31,8 +31,8 @@ class BatchShape:
 def derive_batch(config: BatchConfig, dp_size: int, *, place: str = "batch") -> BatchShape:
     """Solve global_batch = micro_batch x accumulation x dp_size for the number that is not given.
 
-    With `uneven: fill` it rounds up to whole rows and forwards. Raises ConfigError with the equation and
-    the nearest values that would do; `place` is where the config's batch section stands.
+    With `uneven: fill` the result is rounded up to whole rows and forwards. Raises ConfigError with the equation and
+    the nearest values that solve it; `place` is the place of the config's batch section.
     """
     total, micro, steps = config.global_batch, config.micro_batch, config.accumulation
     numbers = {"global_batch": total, "micro_batch": micro, "accumulation": steps}
@@ -67,7 +67,7 @@ def derive_batch(config: BatchConfig, dp_size: int, *, place: str = "batch") -> 
 
 
 def _uneven(place: str, total: int, known: int, dp_size: int, *, solve: str) -> ConfigError:
-    """The error for a batch without a whole solution: what was solved and which numbers nearby have one."""
+    """The error for a batch without a whole solution, with the equation and the nearest numbers that solve it."""
     if solve == "accumulation":
         given, equation = "micro_batch", f"{total} = {known} x accumulation x {dp_size}"
     else:
@@ -88,19 +88,19 @@ def _uneven(place: str, total: int, known: int, dp_size: int, *, solve: str) -> 
 
 
 def num_parameters(model: ModelConfig, vocab_size: int) -> int:
-    """Trained numbers of the model: matrices of the blocks, embedding, output (none if tied) and norms."""
+    """Number of trained parameters: matrices of the blocks, embedding, output (none if tied) and norms."""
     embeddings = vocab_size * model.dim * (1 if model.tied else 2)
     norms = (2 * model.num_layers + 1) * model.dim
     return model.num_layers * _block_matrices(model) + embeddings + norms
 
 
 def flops_per_token(model: ModelConfig, vocab_size: int, sequence_length: int) -> float:
-    """FLOPs that training needs for one token of a row of `sequence_length`: 3 times those of the forward.
+    """FLOPs that training needs for one token of a row of `sequence_length`: 3 times the forward's FLOPs.
 
-    The forward takes 2 for each weight that multiplies (the blocks' matrices and the output projection, tied or
-    not; a lookup in the embedding takes none), and 4 heads head_dim for each key that a query sees, which are
-    (T + 1) / 2 on average with the causal mask and fewer with a window. Recompute, norms, softmax and document
-    masks are not counted. Chowdhery et al., PaLM, appendix B (arXiv 2204.02311), with the mask counted as it is.
+    The forward takes 2 FLOPs for each weight of the blocks' matrices and of the output projection, tied or not (a
+    lookup in the embedding takes none), and 4 heads head_dim for each key that a query sees. With the causal mask a
+    query sees (T + 1) / 2 keys on average, with a window fewer. Recompute, norms, softmax and document masks are not
+    counted. As in Chowdhery et al., PaLM, appendix B (arXiv 2204.02311), but without the keys behind the mask.
     """
     matrices = model.num_layers * _block_matrices(model) + vocab_size * model.dim
     attention = 4 * model.num_layers * model.num_heads * model.head_width * _mean_keys(model, sequence_length)

@@ -8,23 +8,23 @@ from fmscale.config.checks import InvalidField, at_least
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchConfig:
-    """Launcher, nodes and ranks. `fmscale train` does not look at it: ranks read what their launcher says."""
+    """Launcher, nodes and ranks. `fmscale train` ignores this section: ranks read their launcher's variables."""
 
     launcher: Literal["torchrun", "deepspeed", "srun", "sbatch", "mpirun"] = "torchrun"
     """Program that starts the ranks."""
     nodes: int | None = None
     """Nodes; null takes all of the hostfile, or 1."""
     procs_per_node: int | None = None
-    """Ranks on each node; null takes the slots of the hostfile, or one for each GPU here, or 1 without."""
+    """Ranks on each node; null takes the slots of the hostfile, one for each GPU here, or 1 without a GPU."""
     hostfile: str | None = None
     """File with a line "HOST slots=N" for each node (deepspeed, mpirun)."""
     master_port: int | None = None
-    """Port on rank 0's node where ranks meet; null takes the launcher's way, mostly 29500."""
+    """Port on rank 0's node where ranks meet; null leaves the choice to the launcher, mostly 29500."""
     environment: dict[str, str] = field(default_factory=dict)
-    """Variables that every rank gets on every node, such as NCCL_SOCKET_IFNAME. No credentials: they would be
-    in process lists and in the run's record."""
+    """Variables that every rank gets on every node, such as NCCL_SOCKET_IFNAME. Put no credentials
+    here: process lists and the run's record would show them."""
     arguments: tuple[str, ...] = ()
-    """Options for the launcher, as they are, such as --partition=gpu for sbatch."""
+    """Options that the launcher gets unchanged, such as --partition=gpu for sbatch."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "nodes", "procs_per_node")

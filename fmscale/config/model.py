@@ -8,12 +8,12 @@ from fmscale.config.checks import InvalidField, above_zero, at_least
 
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling:
-    """Stretching of the rotary embedding to longer sequences than were trained on, as Llama 3.1 does it: slow
-    pairs turn `factor` times slower, fast ones as before, those between are blended (Meta, llama-models).
+    """Stretching of the rotary embedding to sequences longer than in training, as in Llama 3.1: slow pairs turn
+    `factor` times slower, fast pairs turn as before, pairs between are blended (Meta, llama-models).
     """
 
     factor: float = 8.0
-    """Times that the slow pairs turn slower."""
+    """Factor by which the slow pairs turn slower."""
     low_freq_factor: float = 1.0
     """Pairs with fewer turns than this over `original_seq_len` are slow."""
     high_freq_factor: float = 4.0
@@ -50,8 +50,8 @@ class ModelConfig:
     head_dim: int | None = None
     """Width of a head; null takes dim / num_heads."""
     hidden_dim: int | None = None
-    """Width of the feed-forward; null takes 8/3 dim, rounded up to a multiple of 64, which gives SwiGLU's three
-    matrices the size of a 4 dim MLP's two."""
+    """Width of the feed-forward; null takes 8/3 dim, rounded up to a multiple of 64: SwiGLU's three
+    matrices then have the size of the two matrices of an MLP of width 4 dim."""
     vocab_size: int | None = None
     """Rows of the embedding; null takes the tokenizer's vocabulary."""
     max_seq_len: int = 4096
@@ -59,22 +59,22 @@ class ModelConfig:
     rope_theta: float = 10_000.0
     """Base of the rotary wavelengths."""
     rope_scaling: RopeScaling | None = None
-    """Stretching of the rotary embedding; null for none."""
+    """Stretching of the rotary embedding; null does not stretch it."""
     norm_eps: float = 1e-5
-    """Added to the mean square in RMSNorm."""
+    """Number added to the mean square in RMSNorm."""
     tied: bool = False
     """True where the output projection is the embedding."""
     dropout: float = 0.0
-    """Part of what attention and feed-forward add to the residual stream that is dropped in training."""
+    """Share of the outputs of attention and feed-forward that is dropped in training, before the residual stream."""
     window: int | None = None
-    """Tokens that attention sees back, its own included; null sees the whole document."""
+    """Tokens that attention sees back, the query's own included; null sees the whole document."""
     softcap: float | None = None
-    """c of c tanh(score / c), which bounds attention's scores; null for none."""
+    """Bound c of attention's scores: a score becomes c tanh(score / c); null sets no bound."""
     init_std: float = 0.02
-    """Standard deviation of the initial weights; those that write to the residual stream have it divided by
-    sqrt(2 num_layers), as in GPT-2."""
+    """Standard deviation of the initial weights; divided by sqrt(2 num_layers) for weights that write to the
+    residual stream, as in GPT-2."""
     attention_backend: Literal["auto", "triton", "sdpa", "eager"] = "auto"
-    """auto takes the fastest known that can do what is asked."""
+    """auto takes the fastest known backend that supports the call."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "num_layers", "dim", "num_heads", "num_kv_heads", "head_dim", "hidden_dim")

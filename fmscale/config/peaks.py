@@ -15,9 +15,9 @@ PEAKS = {
     "L4": 121e12,
     "MI300X": 1307e12,
 }
-"""Name as the driver says it -> FLOP/s; the first that is contained counts."""
+"""Part of the name that the driver gives -> FLOP/s; the first match counts."""
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Peak of a device, or None for one that is not known."""
+    """Peak of a device, or None for an unknown device."""
     return next((peak for name, peak in PEAKS.items() if name in device_name), None)

@@ -1,8 +1,10 @@
-"""The whole config: one field a section. A new section is a file with its dataclass and a line here."""
+"""The whole config: a field for each section. A new section is a file with its dataclass and a line here."""
 
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from typing import Any
+
+import yaml
 
 from fmscale.config.batch import BatchConfig
 from fmscale.config.checkpoint import CheckpointConfig
@@ -15,7 +17,7 @@ from fmscale.config.train import EvaluationConfig, OptimizerConfig, ScheduleConf
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Everything a run is told."""
+    """All settings of a run."""
 
     store: StoreConfig = field(default_factory=StoreConfig)
     """Place of the bytes."""
@@ -41,7 +43,7 @@ class Config:
     """file:line of each dotted key that was read; for errors found later."""
 
     def place(self, name: str) -> str:
-        """File, line and name of the dotted key `name`, to begin an error with; the name alone if no file set it."""
+        """File, line and name of the dotted key `name`, as the begin of an error; the name alone if no file set it."""
         return f"{self.places[name]}: {name}" if name in self.places else name
 
 
@@ -51,7 +53,7 @@ def settable(kind: Any) -> list[Field[Any]]:
 
 
 def as_tree(config: Any) -> Any:
-    """A config or section as plain dicts, lists and values: what YAML or JSON would hold."""
+    """A config or section as plain dicts, lists and values, as YAML or JSON would hold it."""
     if is_dataclass(config):
         return {field.name: as_tree(getattr(config, field.name)) for field in settable(config)}
     if isinstance(config, (tuple, list)):
@@ -62,13 +64,11 @@ def as_tree(config: Any) -> Any:
 
 
 LINE_BREAKS = frozenset("\x85\u2028\u2029")
-"""Unicode's own: PyYAML writes them as they are, and reads them as a space or a fold."""
+"""Line breaks of Unicode: PyYAML writes them unchanged, and reads them as a space or a fold."""
 
 
 def as_yaml(config: Any) -> str:
     """A config or section as YAML that reads back equal."""
-    import yaml
-
     text = yaml.safe_dump(as_tree(config), sort_keys=False, allow_unicode=True)
     if LINE_BREAKS.isdisjoint(text):
         return text

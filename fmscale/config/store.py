@@ -10,8 +10,8 @@ class StoreConfig:
     """The store that datasets are read from and runs are written to."""
 
     url: str = "runs/store"
-    """A folder, or a URL: s3://bucket/prefix?endpoint=...&region=..., gs://, az://, memory://name, or any
-    that fsspec knows. Credentials come from the environment, a profile or the instance, never from here."""
+    """A folder, or a URL: s3://bucket/prefix?endpoint=...&region=..., gs://, az://, memory://name, or any URL
+    that fsspec knows. Credentials come from the environment, a profile or the instance, never from the config."""
     deadline: float = 60.0
     """Seconds, retries included, after which one request counts as failed."""
 

@@ -17,9 +17,9 @@ class TrainConfig:
     steps: int | None = None
     """Optimizer steps of the whole run."""
     tokens: int | None = None
-    """Or tokens of the whole run, rounded up to whole steps."""
+    """Tokens of the whole run, instead of `steps`; rounded up to whole steps."""
     seed: int = 0
-    """Seed of the initial weights and of dropout; the order of data has its own."""
+    """Seed of the initial weights and of dropout; the order of data has its own seed."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device that computes; auto takes a GPU where there is one."""
     precision: Literal["bf16", "fp32"] = "bf16"
@@ -28,7 +28,7 @@ class TrainConfig:
     reduce_precision: Literal["fp32", "bf16"] | None = None
     """Type in which gradients travel between ranks; null takes fp32."""
     zero_stage: Literal[0, 1, 2, 3] = 2
-    """Stage of ZeRO: 1 partitions optimizer state, 2 and gradients, 3 and parameters; 0 nothing."""
+    """Stage of ZeRO: 1 partitions optimizer state, 2 also gradients, 3 also parameters; 0 partitions nothing."""
     offload_optimizer: bool = False
     """Keep masters and moments in host memory and update them there (DeepSpeedCPUAdam, compiled at first use);
     stages 1 to 3."""
@@ -36,12 +36,12 @@ class TrainConfig:
     """`full` keeps only each block's input and computes the block again in backward: a third more compute for
     a tenth of the activations."""
     compile: bool | None = None
-    """torch.compile each block; null does it on CUDA. ZeRO stage 3 runs blocks as they are."""
+    """torch.compile each block; null compiles on CUDA. ZeRO stage 3 runs blocks uncompiled."""
     log_every: int = 10
-    """Steps between two lines on the console, beside that of the first step; every step is in metrics.jsonl."""
+    """Steps between two lines on the console, which always shows the first step; every step is in metrics.jsonl."""
     nonfinite_limit: int = 10
-    """Consecutive steps with a non-finite loss or gradient, which are recorded and not applied, after which
-    the run stops."""
+    """Consecutive steps with a non-finite loss or gradient, after which the run stops. Such steps are recorded and
+    not applied."""
     record_delivery: bool = False
     """Write down each document piece and token digest that each rank's model received (`fmscale dataset audit`);
     costs about 30 us a row."""
@@ -54,7 +54,7 @@ class TrainConfig:
     """Seconds after which a collective counts as hung."""
     threads: int | None = 1
     """CPU threads of a rank; null leaves torch's default. On CPU two ranks with two threads each on two cores
-    ran six times slower than with one each."""
+    ran six times slower than with one thread each."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "steps", "tokens", "log_every", "nonfinite_limit", "threads")
@@ -82,14 +82,14 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW (Loshchilov and Hutter 2019), with one decay for matrices and none for norms and biases."""
+    """AdamW (Loshchilov and Hutter 2019), with decay for matrices and without decay for norms and biases."""
 
     lr: float = 3e-4
     """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay of the two moments."""
     eps: float = 1e-8
-    """Added to the root of the second moment."""
+    """Number added to the root of the second moment."""
     weight_decay: float = 0.1
     """Decoupled decay of tensors with two or more dimensions."""
     clip_norm: float = 1.0
@@ -133,9 +133,9 @@ class EvaluationSet:
     split: str = "heldout"
     """Its split."""
     rows: int = 64
-    """Rows that are evaluated, from the first on, over all ranks; the same ones each time."""
+    """Rows that are evaluated, from the first on, over all ranks; the same rows each time."""
     name: str | None = None
-    """Name in the metrics; null takes the dataset's."""
+    """Name in the metrics; null takes the dataset's name."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "rows")

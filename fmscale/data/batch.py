@@ -16,7 +16,7 @@ class UnitDocuments:
     """Documents of one unit, in the unit's own token positions."""
 
     ends: np.ndarray
-    """int64 [documents]: exclusive end of each document; the unit's end of a document that goes on behind it."""
+    """int64 [documents]: exclusive end of each document; a document that continues behind the unit ends with it."""
     offset: int
     """Tokens of the first document that lie before the unit."""
     ids: np.ndarray | None
@@ -43,7 +43,7 @@ class DocumentSpan:
 class Microbatch:
     """Rows of a forward.
 
-    The loader takes the buffer of `tokens` back once nothing refers to it: keep the tensor as long as you like.
+    The loader reuses the buffer of `tokens` only when no tensor refers to it: callers may keep the tensor.
     """
 
     tokens: torch.Tensor
@@ -110,8 +110,8 @@ class Microbatch:
 
     @cached_property
     def loss_weights(self) -> torch.Tensor:
-        """float32 [B, T]: weight of each token as a target. 0 for the first token of a row or a document, which nothing
-        may predict, and in fillers; 1 elsewhere.
+        """float32 [B, T]: weight of each token as a target. 0 in fillers and for the first token of a row or a
+        document, which no earlier token may predict; 1 elsewhere.
         """
         weights = (self.positions != 0).to(torch.float32)
         weights[self.rows :] = 0.0

@@ -1,6 +1,6 @@
 """Loader: microbatches of a plan, planned and fetched ahead, verified, delivered from reused buffers.
 
-The training thread spends its time on one gather and one widening per batch. Threads, no worker processes.
+A batch costs the training thread one gather and one widening. The loader uses threads and no worker processes.
 
     plan ── assign ──► blocks of steps ── units ──► arena (host memory) ── gather, widen ──► Microbatch
             planner thread              reader threads                     the caller's thread
@@ -36,10 +36,10 @@ REMOTE_READ_THREADS = 16
 
 
 class Loader:
-    """Iterates over this rank's microbatches, without end. A single thread consumes it.
+    """Iterates over this rank's microbatches, without end. A single thread may consume them.
 
-    Without `order_log` a chunk that cannot be served raises CorruptChunk; with it the rows are quarantined there and
-    replaced before anything of them is delivered.
+    Without `order_log` a chunk that no copy can serve raises CorruptChunk. With `order_log` the loader quarantines the
+    damaged rows and delivers other rows instead.
     """
 
     def __init__(
@@ -56,10 +56,10 @@ class Loader:
         prefetch: bool = True,
         order_log: OrderLog | None = None,
     ) -> None:
-        """The arguments of `open_loader`, opened. `order_log` is the run's, if its chunks may be quarantined.
+        """Takes the opened arguments of `open_loader`, and the run's order log if damaged rows may be quarantined.
 
-        With less memory than the units of a shuffle window, units are read more than once. `read_threads=None` leaves
-        reading to the planner's thread for a local store, and takes 16 threads for a remote store.
+        If the units of a shuffle window exceed the memory, units are read more than once. With `read_threads=None` the
+        thread that plans also reads from a local store, and 16 threads read from a remote store.
         """
         if not 0 <= dp_rank < dp_size:
             raise ConfigError(
@@ -76,7 +76,7 @@ class Loader:
         self.k = 0
         """First sample of the next step to deliver."""
         self.stall_seconds = 0.0
-        """Time of the consumer's waits for data, the first batch included."""
+        """Seconds that the consumer waited for data, the first batch included."""
         self._readers = readers
         self._share = Share(dp_rank=dp_rank, dp_size=dp_size, micro_batch=micro_batch)
         self._order_log = order_log
@@ -110,25 +110,25 @@ class Loader:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """State to go on from: version, k, digest of the plan, head of the order log. Below 1 KiB, the same on every
-        rank; inside a step it names the beginning of that step.
+        """State from which a loader continues: version, k, digest of the plan, head of the order log. It is below 1 KiB
+        and equal on all ranks; inside a step it names the beginning of that step.
         """
         return {"version": STATE_VERSION, "k": self.k, "plan": self.plan.digest, "order_log": self.plan.log_head}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on at `state`, at any number of ranks and any batch size. Raises DataError for another plan's state."""
+        """Continue at `state`, at any number of ranks and any batch size. Raises DataError for another plan's state."""
         if state.get("version") != STATE_VERSION:
             raise DataError(
                 "loader state of another version",
                 found=state.get("version"),
                 remedy=f"This fmscale reads version {STATE_VERSION}.",
             )
-        # The order log may have grown since the state was taken: compare with the plan as it was then.
-        then = replay(self._order_log.log, head=state["order_log"]) if self._order_log else self.plan
-        if then is None or state["plan"] != then.digest:
+        # The order log may have grown since the state was taken: compare with the plan at the state's log head.
+        recorded_plan = replay(self._order_log.log, head=state["order_log"]) if self._order_log else self.plan
+        if recorded_plan is None or state["plan"] != recorded_plan.digest:
             raise DataError(
                 "the loader state belongs to another plan (data, seed or mixture)",
-                found=f"state {state['plan']}, this run {then and then.digest}",
+                found=f"state {state['plan']}, this run {recorded_plan and recorded_plan.digest}",
                 remedy="Restore the run's data section, or start from k=0 on purpose.",
             )
         self.close()
@@ -153,7 +153,7 @@ class Loader:
                 threads = self._read_threads
                 pool = ThreadPoolExecutor(threads, "fmscale-read") if threads else None
                 self._ahead = Prefetcher(self._planner(pool), prefetch=self._prefetch, pool=pool)
-                # A loader that is dropped without close() must not leave its threads behind.
+                # The threads of a loader must end even if it is dropped without close().
                 self._finalizer = weakref.finalize(self, self._ahead.close)
             try:
                 block = self._ahead.take()
@@ -226,7 +226,7 @@ class Loader:
         )
 
     def close(self) -> None:
-        """End the threads. Another iteration goes on at the first step that was not delivered whole."""
+        """End the threads. The next iteration starts at the first step that was not delivered completely."""
         self._stop_ahead()
         self._stream = self._batches()
 

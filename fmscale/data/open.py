@@ -24,7 +24,7 @@ from fmscale.store.tiers.cache import NodeCache
 from fmscale.store.tiers.fetch import Fetcher
 
 REGION_BYTES = 4 * 2**20
-"""Bytes of a request where a node's cache has room for all data; else a request fetches a unit, 320 KiB."""
+"""Bytes of a request if a node's cache has room for all data; otherwise a request fetches a unit, 320 KiB."""
 
 
 def make_sources(
@@ -36,9 +36,9 @@ def make_sources(
     window: int = WINDOW,
     datasets: dict[str, Dataset] | None = None,
 ) -> list[Source]:
-    """Views of the datasets with integer weights. `datasets` takes those that are opened, by name.
+    """Views of the datasets with integer weights. `datasets` receives the opened datasets, by name.
 
-    Raises DataError for a dataset, split or commit that does not exist, ConfigError where tokenizers differ.
+    Raises DataError for a dataset, split or commit that does not exist, ConfigError if tokenizers differ.
     """
     sources = []
     datasets = {} if datasets is None else datasets
@@ -69,10 +69,10 @@ def make_sources(
 def open_order(
     backend: Backend, run: str, sources: Sequence[Source], configs: Sequence[SourceConfig], *, lease: int = 0
 ) -> OrderLog:
-    """The order log of a run; if it has no stage, it starts with these sources, made of `configs`. When ranks race, one
-    rank starts it, and all use its record. `lease` is the number of the run's lease, 0 where nobody took it.
+    """The order log of a run. A log without a stage starts with `sources`, made of `configs`: one rank records this
+    stage, and all ranks use the record. `lease` is the number of the run's lease, 0 for a run without a lease.
 
-    Raises ConfigError if the run's last stage is of other data (see `require_recorded`).
+    Raises ConfigError if the run's last stage has other sources (see `require_recorded`).
     """
     order_log = OrderLog(Log(backend, f"runs/{run}", RUN_KINDS), lease=lease)
     try:
@@ -84,8 +84,8 @@ def open_order(
 
 
 def require_recorded(run: str, plan: Plan, sources: Sequence[Source], configs: Sequence[SourceConfig]) -> None:
-    """Raise ConfigError, with the differences, unless the last stage of a run's plan has the `sources` that were made
-    of `configs`. Later commits make no difference where a config names no commits.
+    """Raise ConfigError with the differences if the last stage of a run's plan differs from `sources`, made of
+    `configs`. Later commits make no difference if a config names no commits.
     """
     recorded = plan.stages[-1].sources
     differ: dict[str, tuple[object, object]] = {}
@@ -94,8 +94,8 @@ def require_recorded(run: str, plan: Plan, sources: Sequence[Source], configs: S
         differ["data.sources"] = names[0], names[1]
     else:
         for place, (old, new, config) in enumerate(zip(recorded, sources, configs, strict=True)):
-            was, asked = _outline(old, config, place), _outline(new, config, place)
-            differ |= {key: (was[key], asked[key]) for key in was if was[key] != asked[key]}
+            was, now = _outline(old, config, place), _outline(new, config, place)
+            differ |= {key: (was[key], now[key]) for key in was if was[key] != now[key]}
     if differ:
         raise ConfigError(
             f"run {run} was recorded with other data",
@@ -139,7 +139,7 @@ def open_loader(
         sources: datasets and weights.
         split: split of `dataset`.
         seed: seed of the order.
-        window: units that are shuffled among one another.
+        window: units that are shuffled together.
         run: name of a run, which keeps its order log in the store (stages, bans, quarantines); None: the order
             depends on the arguments alone, and a chunk that cannot be served stops the loader.
         lease: number of the run's lease, under which the order log is written.
@@ -149,12 +149,12 @@ def open_loader(
         memory_bytes: bytes of host memory for units.
         cache_dir: node-local folder shared by the node's ranks; for remote stores.
         cache_bytes: limit of that folder.
-        nodes: number of nodes of all ranks. A single node whose cache has room for all the data fetches it in
+        nodes: number of nodes over all ranks. A single node whose cache has room for all data fetches the data in
             few large requests.
         on_corrupt: `quarantine` (with a run) or `stop`.
         document_ids: deliver stable document ids too.
         read_threads: concurrent reads; None: by the kind of store.
-        prefetch: read ahead; False reads each step when it is asked for, and serves measurements alone.
+        prefetch: read ahead; False reads each step on request, for measurements only.
 
     Raises DataError, ConfigError or StoreError with the remedy.
     """
@@ -194,9 +194,9 @@ def open_loader(
 
 
 def _outline(source: Source, config: SourceConfig, place: int) -> dict[str, object]:
-    """Chosen values of a source, by key of the config; commits only where the config names them."""
+    """Values of a source by config key; commits only if the config names them."""
     view, at = source.view, f"data.sources.{place}"
-    chosen: dict[str, object] = {
+    values: dict[str, object] = {
         f"{at}.dataset": view.dataset,
         f"{at}.split": view.split,
         f"{at}.weight": f"{source.weight / WEIGHT_ONE:.6g} of the samples",
@@ -205,4 +205,4 @@ def _outline(source: Source, config: SourceConfig, place: int) -> dict[str, obje
         "data.window": view.window,
         "data.sequence_length + 1": view.sequence_length,
     }
-    return chosen if config.commits is None else {**chosen, f"{at}.commits": list(view.commits)}
+    return values if config.commits is None else {**values, f"{at}.commits": list(view.commits)}

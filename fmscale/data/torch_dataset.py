@@ -1,4 +1,4 @@
-"""The loader as a torch IterableDataset, so that anybody's training loop can use it."""
+"""The loader as a torch IterableDataset, for any training loop."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,14 +14,14 @@ class TokenDataset(IterableDataset[dict[str, torch.Tensor]]):
     """Yields dictionaries: tokens int64 [B, T], positions int64 [B, T], loss_weights float32 [B, T] (weight of each
     token as a target) and cu_seqlens int32. Batches come ready: DataLoader(dataset, batch_size=None).
 
-    `state_dict` and `load_state_dict` are the loader's: exact between steps, at any number of ranks.
+    `state_dict` and `load_state_dict` call the loader: its state is exact between steps, at any number of ranks.
     """
 
     def __init__(self, loader: Loader) -> None:
         self.loader = loader
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        """Raises ConfigError inside a worker process, which would repeat the data of the others."""
+        """Raises ConfigError inside a worker process, which would repeat the data of the other workers."""
         if (worker := get_worker_info()) is not None:
             raise ConfigError(
                 "the loader prefetches with threads; worker processes would each deliver the same samples",
@@ -36,5 +36,5 @@ class TokenDataset(IterableDataset[dict[str, torch.Tensor]]):
         return self.loader.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on at `state`. Raises DataError for the state of another plan."""
+        """Continue at `state`. Raises DataError for the state of another plan."""
         self.loader.load_state_dict(state)

@@ -1,6 +1,6 @@
-"""Other compressors on the same documents: what a model's bits per byte are compared with.
+"""Sizes of the same documents under other compressors, to compare with a model's bits per byte.
 
-gzip and xz see each document alone. A trained model has read a whole corpus before, and so has `primed_zstd`.
+gzip and xz read each document alone. `primed_zstd` has a corpus as its dictionary, like a trained model.
 """
 
 import gzip
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 import zstandard
 
 PRIMED_BYTES = 64 * 2**20
-"""Most bytes of a dictionary: zstd's match tables for one take some 10 times its size in memory."""
+"""Most bytes of a dictionary: zstd's match tables take about 10 times the size of the dictionary in memory."""
 
 
 def gzip_bytes(text: bytes) -> int:
@@ -25,8 +25,8 @@ def xz_bytes(text: bytes) -> int:
 
 
 def primed_zstd(seen: bytes) -> Callable[[bytes], int]:
-    """Bytes that zstd -19 makes of a document alone with `seen`, at most PRIMED_BYTES, as its dictionary: it has read
-    what a model was trained on (RFC 8878; raw content, frames without size and checksum).
+    """Function from a document to its bytes under zstd -19. The dictionary is the first PRIMED_BYTES of `seen`, the
+    text that a model was trained on (RFC 8878; raw content, frames without size and checksum).
     """
     seen = seen[:PRIMED_BYTES]
     window = max(23, len(seen).bit_length() + 1)

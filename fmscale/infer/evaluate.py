@@ -1,7 +1,7 @@
-"""Held-out documents as bits: the size that a lossless compressor made of the model would give them.
+"""Bits of held-out documents: their size under a lossless compressor that uses the model.
 
-All bits over all bytes, document by document. Every token of a document counts, also the EOS behind it. The first
-token of a model without a BOS costs log2 V bits: the model knows no more of it than the vocabulary.
+The score is all bits over all bytes, document by document. Every token of a document counts, also the EOS behind it.
+Without a BOS, the first token of a document costs log2 V bits: the model knows only the vocabulary.
 """
 
 import math
@@ -17,7 +17,7 @@ from fmscale.errors import ConfigError
 from fmscale.models import Decoder
 
 BATCH_TOKENS = 16384
-"""Tokens of one forward, over the windows that are read together."""
+"""Most tokens of one forward, over the windows that are read together."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,7 +27,7 @@ class Document:
     name: str
     """Its origin, such as a path."""
     text: bytes
-    """Its text, UTF-8; for other compressors, and the number of bytes."""
+    """UTF-8 text, for the number of bytes and for other compressors."""
     tokens: np.ndarray
     """Token ids as the model is trained on them: with BOS before and EOS behind where the dataset has those."""
     bos: bool = False
@@ -39,13 +39,13 @@ class Score:
     """Cost of a document, or of several."""
 
     name: str
-    """The document's."""
+    """Name of the document."""
     bytes: int
     """Bytes of text."""
     tokens: int
     """Tokens that were predicted."""
     nats: float
-    """Sum of the cross-entropy of all of them."""
+    """Summed cross-entropy of the predicted tokens."""
 
     @property
     def bits_per_byte(self) -> float:
@@ -68,7 +68,7 @@ class Evaluation:
     """Scores of all documents."""
 
     documents: list[Score]
-    """Each of them, in order."""
+    """Score of each document, in order."""
     window: int
     """Tokens that were read at once."""
     overlap: int
@@ -86,13 +86,13 @@ class Evaluation:
 
 
 class _Window(NamedTuple):
-    """A part of a document, by its number, that is read at once."""
+    """Part of document number `document` that the model reads at once."""
 
     document: int
     tokens: np.ndarray
-    """Input of the model, and the label of its last token."""
+    """Input tokens, then the label of the last input token."""
     scored: int
-    """Number of its last tokens that count: those before are context."""
+    """Number of last tokens that count: earlier tokens are context."""
 
     @property
     def inputs(self) -> int:
@@ -116,13 +116,13 @@ def evaluate(
         model: on any device, in any type; the loss is summed in fp32 a token and in fp64 over tokens.
         documents: texts with their tokens; read one batch at a time.
         window: tokens that the model reads at once; None takes its max_seq_len. A longer document is read in
-            windows, each token counted once.
-        overlap: tokens by which a window reaches back into the one before, which are its context and do not count
-            again; None takes half a window. More gives every token more context and costs more.
-        batch_tokens: tokens of one forward.
-        progress: told the bytes of each document that was read.
+            windows, and each token counts once.
+        overlap: tokens that a window shares with the window before; they are context and do not count again. None
+            takes half a window. A larger overlap gives every token more context and costs more time.
+        batch_tokens: most tokens of one forward.
+        progress: called with the bytes of each document that was read.
 
-    Raises ConfigError for a window or an overlap that cannot be, or tokens beyond the vocabulary.
+    Raises ConfigError for an impossible window or overlap, or for tokens beyond the vocabulary.
     """
     limit = model.config.max_seq_len
     window = limit if window is None else window
@@ -170,7 +170,7 @@ def _windows(number: int, tokens: np.ndarray, window: int, overlap: int) -> Iter
 
 
 def _score(model: Decoder, batch: Sequence[_Window], nats: list[float]) -> None:
-    """Add what the windows' tokens cost to their documents."""
+    """Add the cost of each window's tokens to its document in `nats`."""
     device = model.output.weight.device
     lengths = torch.tensor([part.inputs for part in batch])
     cu_seqlens = torch.cat((torch.zeros(1, dtype=torch.int64), lengths.cumsum(0))).to(torch.int32)

@@ -1,4 +1,4 @@
-"""Generation: prompts are read packed, then all sequences grow by a token a step from a key-value cache."""
+"""Generation: a packed forward reads the prompts, then each step adds a token to every sequence from a cache."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ class Completion:
     tokens: list[int] = field(default_factory=list)
     """Token ids, without the EOS."""
     stop: Literal["eos", "length"] = "length"
-    """Reason of its end: the model's EOS, or the limit."""
+    """Reason for the end: the model's EOS, or the limit."""
 
 
 @torch.no_grad()
@@ -45,14 +45,14 @@ def generate(
     """The model's continuation of each prompt, in at most `max_tokens` tokens.
 
     Args:
-        model: on any device, in any type; it is put into eval mode meanwhile.
+        model: on any device, in any type; it is in eval mode during the call.
         prompts: token ids of each prompt, at least one, of any lengths.
         max_tokens: new tokens of each sequence.
-        sampling: how tokens are chosen; None takes the likeliest.
-        eos: token that ends a sequence; None lets all run to `max_tokens`.
+        sampling: settings of the choice; None takes the likeliest token.
+        eos: token that ends a sequence; None lets all sequences run to `max_tokens`.
         vocabulary: only ids below this are chosen: a model may have more rows than its tokenizer has ids.
-        batch: sequences that grow together; memory goes with it, results do not.
-        on_token: is told of every token as it comes; not of `eos`.
+        batch: sequences that grow together; it changes the memory, never the results.
+        on_token: called with every token as it comes, except `eos`, and at the end of each sequence.
 
     Raises ConfigError for a prompt that is empty, has ids beyond the vocabulary, or with `max_tokens` is longer
     than the model's max_seq_len.
@@ -92,7 +92,7 @@ def _grow(
     for length in range(1, max_tokens + 1):
         logits_BV = model.head(hidden_BD)[:, :vocabulary]
         chosen_B = choose(logits_BV, sampling, [generators[i] for i in alive])
-        going = []
+        survivors = []
         for row, (i, token) in enumerate(zip(alive, chosen_B.tolist(), strict=True)):
             if token == eos:
                 completions[i].stop = "eos"
@@ -102,18 +102,18 @@ def _grow(
             if token == eos or length == max_tokens:
                 on_token(i, None)
             else:
-                going.append(row)
-        if not going:
+                survivors.append(row)
+        if not survivors:
             return
-        if len(going) < len(alive):
-            rows = torch.tensor(going, device=weight.device)
+        if len(survivors) < len(alive):
+            rows = torch.tensor(survivors, device=weight.device)
             cache.keep(rows)
-            alive, chosen_B = [alive[row] for row in going], chosen_B[rows]
+            alive, chosen_B = [alive[row] for row in survivors], chosen_B[rows]
         hidden_BD = model(chosen_B[:, None], cache=cache)[:, 0]
 
 
 def _read(model: Decoder, prompts: Sequence[Sequence[int]], cache: KVCache) -> Tensor:
-    """Prompts into the cache; the hidden state (B, D) behind the last token of each."""
+    """Read the prompts into the cache; return the hidden state (B, D) of each prompt's last token."""
     device = cache.keys.device
     ends = list(accumulate((len(prompt) for prompt in prompts), initial=0))
     cu_seqlens = torch.tensor(ends, dtype=torch.int32, device=device)

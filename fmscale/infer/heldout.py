@@ -1,4 +1,4 @@
-"""Documents to evaluate on: those of a dataset's split, or files."""
+"""Documents to evaluate on: a split of a dataset, or files."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,29 +29,29 @@ def stored_documents(
     eos: int | None,
     limit: int | None = None,
 ) -> Iterator[Document]:
-    """The documents of a split, commit after commit as they were stored; at most `limit`.
+    """The documents of a split, at most `limit`, commit by commit in their stored order.
 
-    They are read with the dataset's tokenizer. If the model has another, they are encoded anew with it and get its
-    `bos` and `eos`. Raises DataError, with what there is, where the dataset or the split is not there.
+    The dataset's tokenizer decodes them. If the model has another tokenizer, that tokenizer encodes the text again,
+    with its `bos` and `eos`. Raises DataError for a missing dataset or split, and lists the existing names.
     """
     commits = [commit for commit in open_dataset(backend, dataset).commits() if split in commit.manifests]
     if not commits:
-        have = sorted({name for commit in open_dataset(backend, dataset).commits() for name in commit.manifests})
+        splits = sorted({name for commit in open_dataset(backend, dataset).commits() for name in commit.manifests})
         raise DataError(
             f"Dataset {dataset} has no documents of this split",
             found=split,
-            remedy=f"It has {', '.join(have) or 'none'}; `fmscale ingest --heldout 0.01` keeps some back.",
+            remedy=f"It has {', '.join(splits) or 'none'}; `fmscale ingest --heldout 0.01` keeps some back.",
         )
-    given = 0
+    count = 0
     for commit in commits:
         assert commit.tokenizer is not None, "records have no token segments"
-        theirs = from_json(load_tokenizer(backend, commit.tokenizer), f"tokenizer {commit.tokenizer}")
+        commit_tokenizer = from_json(load_tokenizer(backend, commit.tokenizer), f"tokenizer {commit.tokenizer}")
         for name, tokens in _stored(backend, commit, split):
-            if limit is not None and given >= limit:
+            if limit is not None and count >= limit:
                 return
-            given += 1
+            count += 1
             bare = tokens[int(commit.bos is not None) : len(tokens) - int(commit.eos is not None)]
-            text = theirs.decode(bare).encode()
+            text = commit_tokenizer.decode(bare).encode()
             if commit.tokenizer == tokenizer.digest:
                 yield Document(name=name, text=text, tokens=tokens, bos=commit.bos is not None)
             else:
@@ -93,7 +93,7 @@ def _stored(backend: Backend, commit: Commit, split: str) -> Iterator[tuple[str,
 
 
 def _blocks(ends: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Ranges of documents of about READ_TOKENS tokens, none without a document."""
+    """Ranges of documents: at most READ_TOKENS tokens each, or a single longer document."""
     first = 0
     while first < len(ends):
         begin = int(ends[first - 1]) if first else 0

@@ -1,4 +1,4 @@
-"""From a checkpoint in a store to a model that can be used, with its tokenizer."""
+"""Load a model and its tokenizer from a checkpoint in a store."""
 
 from dataclasses import dataclass
 
@@ -23,14 +23,14 @@ TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainedModel:
-    """The product of a run so far."""
+    """Model of a run at a checkpoint, with its tokenizer and data settings."""
 
     run: str
     """The run."""
     step: int
     """Optimizer steps of the checkpoint."""
     backend: Backend
-    """Its store."""
+    """Store of the run."""
     model: Decoder
     """In eval mode, without gradients."""
     tokenizer: Tokenizer
@@ -42,10 +42,10 @@ class TrainedModel:
     dataset: str
     """The run's first dataset."""
     sequence_length: int
-    """Tokens of a row in training. The model may be built for more, but has seen no positions beyond."""
+    """Tokens of a row in training. The model may accept longer rows, but was not trained on later positions."""
 
     def encode(self, text: str) -> list[int]:
-        """A prompt as tokens, begun as documents are."""
+        """Tokens of a prompt, with BOS first where documents begin with it."""
         ids = self.tokenizer.encode_batch([text])[0].tolist()
         return ids if self.bos is None else [self.bos, *ids]
 
@@ -55,8 +55,8 @@ def open_trained(address: str, *, device: str = "cpu", precision: str | None = N
 
     `precision` is "fp32" or "bf16"; None takes fp32 on a CPU and bf16 elsewhere. Tensors are read one by one.
 
-    Raises ConfigError for a run that is not there (with the nearest names), has no checkpoint yet, or whose
-    vocabulary is smaller than its tokenizer's; StoreError, CorruptData.
+    Raises ConfigError for a missing run (with the nearest names), a run without a checkpoint, and a run with a
+    smaller vocabulary than its tokenizer's; StoreError, CorruptData.
     """
     if precision not in (None, *TYPES):
         raise ConfigError("No such precision", found=precision, remedy=f"Take {' or '.join(TYPES)}.")
@@ -114,8 +114,8 @@ def _checkpoint(backend: Backend, run: str, which: str) -> Checkpoint:
 
 
 def _framing(backend: Backend, dataset: str, tokenizer: Tokenizer) -> tuple[int | None, int | None]:
-    """BOS and EOS as the run's data has them. A store that has the run and not its data gives no BOS, and the
-    tokenizer's EOS: the policy of an ingest that was told nothing.
+    """BOS and EOS of the run's data. Without this data in the store: no BOS, and the tokenizer's EOS, which are the
+    defaults of an ingest.
     """
     try:
         commits = open_dataset(backend, dataset).commits()

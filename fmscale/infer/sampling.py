@@ -1,4 +1,4 @@
-"""Choice of the next token: the likeliest, or a draw from those that temperature, top-k and top-p leave.
+"""Choice of the next token: the likeliest token, or a draw after temperature, top-k and top-p.
 
 Shapes: B sequences, V vocabulary.
 """
@@ -48,18 +48,18 @@ def choose(logits_BV: Tensor, sampling: Sampling, generators: list[torch.Generat
     """int64 (B,): the next token of each sequence; equal logits go to the smaller id."""
     if sampling.temperature == 0:
         return logits_BV.argmax(-1)
-    drawn = [torch.rand((), generator=generator, dtype=torch.float64) for generator in generators]
+    draws = [torch.rand((), generator=generator, dtype=torch.float64) for generator in generators]
     ranked, ids = probabilities(logits_BV, sampling)
     totals = ranked.cumsum(-1)
-    at = torch.stack(drawn).to(logits_BV.device) * totals[:, -1]
-    # the rank of the drawn token is the number of tokens that lie wholly below the drawn point
-    rank = (totals <= at[:, None]).sum(-1, keepdim=True)
+    point = torch.stack(draws).to(logits_BV.device) * totals[:, -1]
+    # the rank of the token is the number of tokens that lie wholly below the point
+    rank = (totals <= point[:, None]).sum(-1, keepdim=True)
     last = (ranked > 0).sum(-1, keepdim=True) - 1
     return ids.gather(1, torch.minimum(rank, last))[:, 0]
 
 
 def probabilities(logits_BV: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Probabilities fp64 (B, V), likeliest first and 0 where left out, and the token ids (B, V) they are of."""
+    """Probabilities fp64 (B, V), likeliest first and 0 for excluded tokens, and their token ids (B, V)."""
     wide = logits_BV.to(torch.float64) / sampling.temperature
     ordered, ids = wide.sort(dim=-1, descending=True, stable=True)
     if sampling.top_k is not None:
@@ -67,6 +67,6 @@ def probabilities(logits_BV: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor
     ranked = ordered.softmax(-1)
     if sampling.top_p is not None:
         before = ranked.cumsum(-1) - ranked
-        before[:, 0] = 0.0  # the likeliest always stays
+        before[:, 0] = 0.0  # the likeliest token always stays
         ranked = ranked.masked_fill(before >= sampling.top_p, 0.0)
     return ranked / ranked.sum(-1, keepdim=True), ids

@@ -1,20 +1,20 @@
-"""Text of tokens as they come: a character is given when all its bytes are there."""
+"""Text of tokens as they come: a character appears when its last byte has come."""
 
 from collections.abc import Callable, Sequence
 
 UNFINISHED = "�"
-"""Character that a decoder gives for bytes that are not, or not yet, a character."""
+"""Character that a decoder gives for invalid or incomplete bytes."""
 
 
 class TextStream:
     """Takes the tokens of one sequence and gives its text in pieces.
 
-    Decoding a few tokens at a time costs the same at any length; the last tokens that gave text are decoded again
-    with the new ones, as some tokenizers write a token differently at a text's beginning.
+    Decoding a few tokens at a time costs the same at any length. The last tokens that gave text are decoded again
+    with the new tokens, as some tokenizers decode a token differently at the beginning of a text.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str], context: Sequence[int] = ()) -> None:
-        """`decode` is the tokenizer's; `context` the tokens before, the prompt's."""
+        """`decode` is the tokenizer's function; `context` holds the tokens of the prompt."""
         self._decode = decode
         self._tokens = list(context)[-8:]
         self._read = len(self._tokens)

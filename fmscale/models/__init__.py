@@ -3,7 +3,7 @@
 - `decoder.py`  the decoder of the Llama family
 - `layers/`     its layers, shared with other models
 - `cache.py`    keys and values of the tokens read so far, for generation
-- `weights.py`  first weights from a generator, others from anything with names
+- `weights.py`  initial weights from a generator; weights by name from another source
 - `hf.py`       Hugging Face's names, config and weights, both ways
 """
 

@@ -18,11 +18,11 @@ class LayerCache:
     values_BSKE: Tensor
     """Values."""
     lengths_B: Tensor
-    """int64: keys of each sequence that count, those of this forward included."""
+    """int64: number of keys of each sequence, the keys of this forward included."""
     sequence_N: Tensor
     """int64: sequence of each new token."""
     position_N: Tensor
-    """int64: its position there."""
+    """int64: position of each new token in its sequence."""
 
     def write(self, k: Tensor, v: Tensor) -> None:
         """Add keys and values of the new tokens, (..., K, E) in the order of `sequence_N`."""
@@ -34,15 +34,15 @@ class LayerCache:
 class KVCache:
     """Keys and values of B sequences in all layers, up to `capacity` tokens each.
 
-    First the prompts: `Decoder.forward(tokens (1, N), cu_seqlens=..., cache=cache)`, packed, of any lengths. Then
-    T more tokens for each sequence: `Decoder.forward(tokens (B, T), cache=cache)`.
+    Prompts go in first, packed, of any lengths: `Decoder.forward(tokens (1, N), cu_seqlens=..., cache=cache)`. Each
+    later forward adds T tokens to every sequence: `Decoder.forward(tokens (B, T), cache=cache)`.
     """
 
     def __init__(
         self, config: ModelConfig, sequences: int, capacity: int, *, dtype: torch.dtype, device: torch.device | str
     ) -> None:
         shape = (config.num_layers, sequences, capacity, config.kv_heads, config.head_width)
-        # zeros: what lies beyond a length has weight 0, and 0 * NaN of fresh memory would be NaN
+        # zeros: entries beyond a length have weight 0, and 0 * NaN of uninitialised memory would be NaN
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.lengths_B = torch.zeros(sequences, dtype=torch.int64, device=device)
@@ -50,14 +50,14 @@ class KVCache:
         self._longest = 0
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these sequences (int64 numbers) only."""
+        """Drop all sequences except `rows` (int64 numbers)."""
         self.keys, self.values = self.keys[:, rows], self.values[:, rows]
         self.lengths_B = self.lengths_B[rows]
 
     def begin(self, tokens_BT: Tensor, cu_seqlens: Tensor | None) -> tuple[list[LayerCache], Tensor]:
-        """Room for new tokens: each layer's cache, and the tokens' positions (B, T).
+        """Make room for new tokens: return each layer's cache and the tokens' positions (B, T).
 
-        Raises ConfigError if they do not fit.
+        Raises ConfigError if the tokens do not fit.
         """
         sequences = self.lengths_B.shape[0]
         B, T = tokens_BT.shape

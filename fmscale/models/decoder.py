@@ -47,10 +47,10 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Tokens to hidden states; `head` turns those into logits or a loss.
+    """Model from tokens to hidden states; `head` turns hidden states into logits or a loss.
 
     The weights are uninitialised until `init_weights` or `load_weights`. Every weight is used inside the forward of
-    the module that has it, as engines that shard by module need.
+    its own module, as engines that shard by module need.
     """
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
@@ -83,14 +83,14 @@ class Decoder(nn.Module):
             tokens_BT: token ids.
             positions_BT: position of each token in its document; the default counts from 0 in each document.
             cu_seqlens: (documents + 1,) boundaries of documents in the B * T tokens read as one sequence. No token
-                sees another document. Without them each row is one document.
-            cache: keys and values of what was read before; see `KVCache`.
+                sees another document. Without boundaries each row is one document.
+            cache: keys and values of earlier tokens; see `KVCache`.
         """
         B, T = tokens_BT.shape
         caches: list[LayerCache | None] = [None] * len(self.layers)
         if cache is not None:
-            begun, positions_BT = cache.begin(tokens_BT, cu_seqlens)
-            caches = list(begun)
+            layer_caches, positions_BT = cache.begin(tokens_BT, cu_seqlens)
+            caches = list(layer_caches)
         elif positions_BT is None and cu_seqlens is not None:
             positions_BT = document_positions(cu_seqlens, B * T).view(B, T)
         elif positions_BT is None:
@@ -102,8 +102,8 @@ class Decoder(nn.Module):
         return out
 
     def init_weights(self, generator: torch.Generator, whole: Whole = nullcontext) -> None:
-        """Draw the weights: the same for the same generator, whatever the device, type or number of ranks. `whole`
-        as in `draw_weights`.
+        """Draw the weights. Equal generators give equal weights on any device, in any type, with any number of ranks.
+        `whole` as in `draw_weights`.
         """
         residual_std = self.config.init_std / (2 * self.config.num_layers) ** 0.5
         draw_weights(
@@ -117,7 +117,7 @@ class Decoder(nn.Module):
 def build(config: ModelConfig, *, vocab_size: int) -> Decoder:
     """The decoder of a config, with uninitialised weights, on torch's default device and in its default type.
 
-    Raises ConfigError if the config says another vocabulary size.
+    Raises ConfigError if the config has another vocabulary size.
     """
     if config.vocab_size not in (None, vocab_size):
         raise ConfigError(

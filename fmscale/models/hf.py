@@ -1,6 +1,6 @@
 """Hugging Face's Llama (and Mistral, which is a Llama with a window): names, config, weights, both ways.
 
-The tensors are the same, one to one and in the same layout: rotary positions turn the pairs (i, i + E/2) here
+The tensors correspond one to one, in the same layout: rotary positions turn the pairs (i, i + E/2) here
 too, so queries and keys need no permutation.
 """
 
@@ -28,24 +28,24 @@ BLOCK = {
     "attention_norm.weight": "input_layernorm.weight",
     "ffn_norm.weight": "post_attention_layernorm.weight",
 }
-"""Names in a block, ours to theirs."""
+"""Parameter names in a block: fmscale's name -> Hugging Face's name."""
 
 KINDS = ("llama", "mistral")
-"""Their model types that this decoder is."""
+"""Hugging Face's model types that this decoder implements."""
 
 
 def hf_names(model: ModelConfig) -> dict[str, str]:
-    """Every parameter of the model: its name here -> its name there."""
+    """Every parameter of the model: fmscale's name -> Hugging Face's name."""
     names = {"tok_embeddings.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight"}
     for n in range(model.num_layers):
-        names |= {f"layers.{n}.{ours}": f"model.layers.{n}.{theirs}" for ours, theirs in BLOCK.items()}
+        names |= {f"layers.{n}.{name}": f"model.layers.{n}.{hf_name}" for name, hf_name in BLOCK.items()}
     return names if model.tied else names | {"output.weight": "lm_head.weight"}
 
 
 def hf_config(model: ModelConfig, vocab_size: int, *, bos: int | None, eos: int | None) -> dict[str, Any]:
     """The config.json with which `transformers` builds the same model, version 4 or 5.
 
-    Raises ConfigError for a model that their Llama cannot be.
+    Raises ConfigError for a model with a soft-cap, which Hugging Face's Llama lacks.
     """
     if model.softcap is not None:
         raise ConfigError(
@@ -88,9 +88,9 @@ def hf_config(model: ModelConfig, vocab_size: int, *, bos: int | None, eos: int 
 
 
 def from_hf_config(config: Mapping[str, Any]) -> ModelConfig:
-    """The model that a config.json of theirs describes; `vocab_size` is set.
+    """The model that a config.json of Hugging Face describes; `vocab_size` is set.
 
-    Raises ConfigError for another kind of model, or a feature of theirs that this decoder lacks.
+    Raises ConfigError for another kind of model, or for a feature that this decoder lacks.
     """
     kind = config.get("model_type")
     if kind not in KINDS:
@@ -149,21 +149,21 @@ def _scaling_here(rope: Mapping[str, Any]) -> RopeScaling | None:
 
 @dataclass(frozen=True, kw_only=True)
 class HfFolder:
-    """A model in their format on this machine."""
+    """A model in Hugging Face's format in a local folder."""
 
     config: ModelConfig
-    """Its numbers, with its vocabulary."""
+    """Config of the model, with `vocab_size`."""
     shapes: dict[str, tuple[int, ...]]
-    """Its tensors by their names here."""
+    """Shapes of the tensors by fmscale's names."""
     read: Callable[[str], Tensor]
-    """One of them, on the CPU."""
+    """Function that reads a tensor by fmscale's name, on the CPU."""
 
 
 def open_hf_folder(path: Path) -> HfFolder:
-    """A folder with config.json and safetensors, in one file or several; nothing is downloaded.
+    """Open a folder with config.json and safetensors, in one file or several; download nothing.
 
-    `load_weights(build(f.config, vocab_size=f.config.vocab_size), f.read, f.shapes)` makes the model. Raises
-    ConfigError for a folder without them, or with tensors that this decoder does not have.
+    `load_weights(build(f.config, vocab_size=f.config.vocab_size), f.read, f.shapes)` makes the model and refuses
+    other tensors. Raises ConfigError for a folder without these files, or a config that this decoder cannot be.
     """
     files = sorted(path.glob("*.safetensors"))
     if not files or not (path / "config.json").is_file():
@@ -178,21 +178,21 @@ def open_hf_folder(path: Path) -> HfFolder:
         raise ConfigError(
             "The config of the model cannot be used", found=f"{path}/config.json: {error}", remedy="Download it again."
         ) from error
-    here = {theirs: ours for ours, theirs in hf_names(config).items()}
+    names = {hf_name: name for name, hf_name in hf_names(config).items()}
     shapes, places = {}, {}
     for file in files:
         with safe_open(file, framework="pt") as opened:
-            for theirs in opened.keys():  # noqa: SIM118 (not a mapping)
-                if (theirs == "lm_head.weight" and config.tied) or theirs.endswith("rotary_emb.inv_freq"):
-                    continue  # a copy of the embedding; what follows from the config
-                name = here.get(theirs, theirs)
-                shapes[name] = tuple(opened.get_slice(theirs).get_shape())
-                places[name] = (file, theirs)
+            for hf_name in opened.keys():  # noqa: SIM118 (not a mapping)
+                if (hf_name == "lm_head.weight" and config.tied) or hf_name.endswith("rotary_emb.inv_freq"):
+                    continue  # a copy of the embedding; a table that follows from the config
+                name = names.get(hf_name, hf_name)
+                shapes[name] = tuple(opened.get_slice(hf_name).get_shape())
+                places[name] = (file, hf_name)
 
     def read(name: str) -> Tensor:
-        file, theirs = places[name]
+        file, hf_name = places[name]
         with safe_open(file, framework="pt") as opened:
-            tensor: Tensor = opened.get_tensor(theirs)
+            tensor: Tensor = opened.get_tensor(hf_name)
             return tensor
 
     return HfFolder(config=config, shapes=shapes, read=read)

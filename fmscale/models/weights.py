@@ -18,19 +18,19 @@ SHOWN = 5
 def draw_weights(
     model: nn.Module, generator: torch.Generator, std: Callable[[str], float], whole: Whole = nullcontext
 ) -> None:
-    """Fill matrices with normal numbers of the deviation `std(name)` and vectors (norms) with ones.
+    """Fill matrices with normal numbers of standard deviation `std(name)` and vectors (norms) with ones.
 
-    Drawn in fp32, on the generator's device, in the order of the names, so that neither the model's device nor its
-    type changes them: with a CPU generator every rank draws the same. `whole` is the context in which a
-    parameter can be filled, for ranks that keep only a part of each: a parameter at a time, to bound the memory.
+    The numbers are drawn in fp32, on the generator's device, in the order of the names. Neither the model's device
+    nor its type changes them: with a CPU generator every rank draws the same numbers. `whole` is the context in which
+    a rank with only a part of a parameter has all of it; one parameter at a time is whole, to bound the memory.
     """
     for name, parameter in sorted(model.named_parameters()):
         with whole(parameter):
             if parameter.dim() < 2:
                 parameter.fill_(1.0)
                 continue
-            drawn = torch.empty(parameter.shape, dtype=torch.float32, device=generator.device)
-            parameter.copy_(drawn.normal_(0.0, std(name), generator=generator))
+            numbers = torch.empty(parameter.shape, dtype=torch.float32, device=generator.device)
+            parameter.copy_(numbers.normal_(0.0, std(name), generator=generator))
 
 
 @torch.no_grad()
@@ -39,13 +39,12 @@ def load_weights(
 ) -> None:
     """Copy `read(name)` into every parameter of the model, one after another, converting its type.
 
-    `shapes` says what the source has; with it, a model that does not fit is refused before anything is read.
-    Raises ConfigError with the tensors that differ, and how.
+    `shapes` has the source's tensors; with it, a model that does not fit is refused before any tensor is read.
+    Raises ConfigError with the differing tensors and their shapes.
     """
     parameters = dict(model.named_parameters())
     if shapes is not None:
-        wanted = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-        _compare(wanted, shapes)
+        _compare({name: tuple(parameter.shape) for name, parameter in parameters.items()}, shapes)
     for name, parameter in parameters.items():
         tensor = read(name)
         if tensor.shape != parameter.shape:
@@ -53,11 +52,11 @@ def load_weights(
         parameter.copy_(tensor)
 
 
-def _compare(wanted: dict[str, tuple[int, ...]], given: dict[str, tuple[int, ...]]) -> None:
+def _compare(model: dict[str, tuple[int, ...]], source: dict[str, tuple[int, ...]]) -> None:
     differences = [
-        f"{name}: {given.get(name, 'missing')}, the model has {wanted.get(name, 'no such tensor')}"
-        for name in sorted(wanted.keys() | given.keys())
-        if wanted.get(name) != given.get(name)
+        f"{name}: {source.get(name, 'missing')}, the model has {model.get(name, 'no such tensor')}"
+        for name in sorted(model.keys() | source.keys())
+        if model.get(name) != source.get(name)
     ]
     if differences:
         more = len(differences) - SHOWN

@@ -15,7 +15,7 @@ class Inputs:
     labels_BT: Tensor
     """int64: the right answer at each token; any valid id where the weight is 0."""
     weights_BT: Tensor
-    """float32: weight of each label; 0 where nothing is to be predicted, and in fillers."""
+    """float32: weight of each label; 0 for labels that are not predicted, and in fillers."""
     positions_BT: Tensor
     """int64: position of each token in its document."""
     cu_seqlens: Tensor
@@ -26,7 +26,7 @@ class Inputs:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Loss:
-    """A sum over tokens and its divisor, apart, as the divisor is the count of a whole step over all ranks."""
+    """A sum over tokens and its count, kept apart: a step divides by its count over all ranks."""
 
     sum: Tensor
     """fp32 scalar, differentiable."""

@@ -1,7 +1,7 @@
-"""The whole road in minutes, as `fmscale quickstart` takes it: ingest, train, move, generate, report.
+"""The whole way from text to a report in minutes (`fmscale quickstart`): ingest, train, move, generate, report.
 
 `settings.py` settings, and the ranks and stages of its two halves
-`state.py`    corpus and times, kept between tries
+`state.py`    settings and screen of this process; corpus and times, kept between tries
 `acts.py`     the acts in order
 `corpus.py`   text: the standard library, or the user's own
 `training.py` two jobs through `fmscale launch`, and an unbroken run

@@ -1,4 +1,4 @@
-"""The acts in order. Each can be repeated without harm, so that a stopped quickstart goes on."""
+"""The acts in order. Each act can be repeated without harm, so that a stopped quickstart can go on."""
 
 import json
 import math
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -19,7 +19,7 @@ from fmscale.quickstart.heldout import SPLIT, complete, heldout, measure, traini
 from fmscale.quickstart.page import render
 from fmscale.quickstart.results import Report, build_report
 from fmscale.quickstart.settings import DATASET, UNBROKEN_SHARE, QuickstartSettings
-from fmscale.quickstart.state import QuickstartState
+from fmscale.quickstart.state import QuickstartState, Screen
 from fmscale.quickstart.training import train_run, train_unbroken
 from fmscale.runtime.sinks.jsonl import read_jsonl
 from fmscale.store.open import open_store
@@ -29,45 +29,29 @@ from fmscale.train.preflight.preflight import check_run
 ACTS = ("ingest", "train", "unbroken", "evaluate", "generate", "report")
 
 
-class Screen(Protocol):
-    """Shows progress."""
-
-    def begin(self, act: str) -> None:
-        """An act begins."""
-
-    def advance(self, act: str, done: float, total: float, note: str = "") -> None:
-        """Progress of an act."""
-
-    def end(self, act: str, note: str) -> None:
-        """An act has ended; `note` sums it up."""
-
-    def tell(self, words: str) -> None:
-        """Something happened."""
-
-
 def run_quickstart(settings: QuickstartSettings, screen: Screen) -> Report:
-    """Ingest, train with a move half-way, evaluate, generate, report; the report.
+    """Ingest, train with a move half-way, evaluate, generate, report; return the report.
 
-    Raises FmscaleError with the remedy; run it again to go on.
+    Raises FmscaleError with the remedy; the next call goes on from there.
     """
-    state = QuickstartState(settings)
-    corpus = _ingest(settings, state, screen)
-    steps, warnings = _train(settings, state, screen)
-    unbroken = _train_unbroken(settings, state, screen, steps)
+    state = QuickstartState(settings, screen)
+    corpus = _ingest(state)
+    steps, warnings = _train(state)
+    unbroken = _train_unbroken(state, steps)
     if settings.device == "cpu":
-        # Threads of a small model wait for one another more than they compute; where others use the cores too they
-        # took 40 times longer (80 tokens: 49 s instead of 1 s).
+        # Threads of a small model wait for one another more than they compute. With other processes on the cores
+        # several threads took 40 times longer (80 tokens: 49 s instead of 1 s).
         torch.set_num_threads(1)
     trained = open_trained(f"{settings.store}#{settings.run}", device=settings.device)
-    measured = _measured(settings, state, screen, trained, heldout(trained))
+    measured = _measured(state, trained, heldout(trained))
     results = {**measured, "steps": steps, "warnings": warnings, "corpus": corpus}
-    return _reported(settings, state, screen, read_history(unbroken), results)
+    return _reported(state, read_history(unbroken), results)
 
 
-def _ingest(settings: QuickstartSettings, state: QuickstartState, screen: Screen) -> dict[str, Any]:
-    """Ingest the corpus and describe it. Raises DataError before anything is trained if nothing was held out."""
-    screen.begin("ingest")
-    with state.timed("ingest"):
+def _ingest(state: QuickstartState) -> dict[str, Any]:
+    """Ingest the corpus and describe it. Raises DataError, before any training, if no document was held out."""
+    settings, screen = state.settings, state.screen
+    with state.act("ingest"):
         files = settings.corpus or standard_library()
         result = ingest(
             files,
@@ -90,31 +74,31 @@ def _ingest(settings: QuickstartSettings, state: QuickstartState, screen: Screen
     }
 
 
-def _train(settings: QuickstartSettings, state: QuickstartState, screen: Screen) -> tuple[int, list[str]]:
-    """Train in two jobs; the steps of the run, and the warnings of its checks. Raises the first problem of either job
-    before one starts.
+def _train(state: QuickstartState) -> tuple[int, list[str]]:
+    """Train in two jobs; return the run's steps and the warnings of its checks. Raises the first problem of either job
+    before the first job starts.
     """
-    screen.begin("train")
-    with state.timed("train"):
-        checked = [check_run(settings.load(half), half.world) for half in settings.halves]
-        for problem in (problem for one in checked for problem in one.problems):
+    settings, screen = state.settings, state.screen
+    with state.act("train"):
+        checks = [check_run(settings.load(half), half.world) for half in settings.halves]
+        for problem in (problem for check in checks for problem in check.problems):
             raise problem
-        steps = checked[0].forecast.steps
+        steps = checks[0].forecast.steps
         assert steps is not None, "a config that does not say how long it is has a problem"
-        for warning in checked[0].warnings:
+        for warning in checks[0].warnings:
             screen.tell(f"warning: {warning}")
         train_run(settings, steps, partial(_watch, screen, "train", steps), screen.tell)
     screen.end("train", f"{steps} steps")
-    return steps, checked[0].warnings
+    return steps, checks[0].warnings
 
 
-def _train_unbroken(settings: QuickstartSettings, state: QuickstartState, screen: Screen, steps: int) -> Path:
-    """Train the first steps of the same run without a stop, beyond the step of the move; that run's folder."""
-    screen.begin("unbroken")
+def _train_unbroken(state: QuickstartState, steps: int) -> Path:
+    """Train the first steps again without a stop, beyond the step of the move; return the folder of that run."""
+    settings, screen = state.settings, state.screen
     records = read_jsonl(settings.folder / "metrics.jsonl")
-    moved = max((one["step"] for one in records if one.get("event") == "resumed"), default=0)
+    moved = max((record["step"] for record in records if record.get("event") == "resumed"), default=0)
     steps = min(steps, max(math.ceil(steps * UNBROKEN_SHARE), moved + 2))
-    with state.timed("unbroken"):
+    with state.act("unbroken"):
         folder = train_unbroken(settings, steps, partial(_watch, screen, "unbroken", steps))
     screen.end("unbroken", f"the first {steps} steps")
     return folder
@@ -125,50 +109,39 @@ def _watch(screen: Screen, act: str, steps: int, record: dict[str, Any]) -> None
     screen.advance(act, record["step"], steps, note)
 
 
-def _measured(
-    settings: QuickstartSettings,
-    state: QuickstartState,
-    screen: Screen,
-    trained: TrainedModel,
-    documents: Sequence[Document],
-) -> dict[str, Any]:
+def _measured(state: QuickstartState, trained: TrainedModel, documents: Sequence[Document]) -> dict[str, Any]:
     """Held-out bits and completions."""
-    config = settings.load()
-    total, measured = sum(len(one.text) for one in documents), 0
+    config, screen = state.settings.load(), state.screen
+    total, measured = sum(len(document.text) for document in documents), 0
 
     def progress(size: int) -> None:
         nonlocal measured
         measured += size
         screen.advance("evaluate", measured, total)
 
-    screen.begin("evaluate")
-    with state.timed("evaluate"):
+    with state.act("evaluate"):
         seen = training_text(trained)
         bits = measure(trained, documents, seen, window=config.data.sequence_length, progress=progress)
     screen.end("evaluate", f"{len(bits)} held-out documents, {total:,} bytes")
-    screen.begin("generate")
-    with state.timed("generate"):
+    with state.act("generate"):
         completions = complete(trained, documents)
     screen.end("generate", f"{len(completions)} completions")
     parameters = num_parameters(config.model, trained.model.vocab_size)
     return {"documents": bits, "completions": completions, "parameters": parameters, "primed_bytes": len(seen)}
 
 
-def _reported(
-    settings: QuickstartSettings, state: QuickstartState, screen: Screen, unbroken: History, results: dict[str, Any]
-) -> Report:
+def _reported(state: QuickstartState, unbroken: History, results: dict[str, Any]) -> Report:
     """report.json and report.html."""
-    screen.begin("report")
-    with state.timed("report"):
+    settings = state.settings
+    with state.act("report"):
         history = read_history(settings.folder)
         backend = open_store(settings.store, read_only=True)
         report = build_report(settings.load(), backend, history, unbroken, **results)
-    seconds = {"wall_seconds": sum(state.acts.values()), "cpu_seconds": sum(state.cpu.values())}
-    report |= {"acts": state.acts, **seconds}
+    report |= {"acts": state.acts, "wall_seconds": sum(state.acts.values()), "cpu_seconds": sum(state.cpu.values())}
     text = json.dumps(report, indent=2, ensure_ascii=False)
     (settings.folder / "report.json").write_text(text + "\n", encoding="utf-8")
-    page = render(report, *([one.steps[step] for step in sorted(one.steps)] for one in (history, unbroken)))
+    page = render(report, *([run.steps[step] for step in sorted(run.steps)] for run in (history, unbroken)))
     path = settings.folder / "report.html"
     path.write_text(page, encoding="utf-8")
-    screen.end("report", str(path))
+    state.screen.end("report", str(path))
     return report

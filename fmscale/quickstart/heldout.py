@@ -20,12 +20,12 @@ SAMPLING = Sampling(temperature=0.5, top_p=0.9, seed=1)
 
 @dataclass(frozen=True, kw_only=True)
 class Bits:
-    """A document's size in bits, by three ways of storing it."""
+    """A document's size in bits, by the model and by three compressors."""
 
     name: str
-    """The document."""
+    """Name of the document."""
     bytes: int
-    """Its text in UTF-8."""
+    """Bytes of its text in UTF-8."""
     model: float
     """Sum of -log2 p over its tokens, the first and the closing token included."""
     gzip: int
@@ -33,7 +33,7 @@ class Bits:
     xz: int
     """The document alone, by xz -9."""
     primed: int
-    """The document by zstd -19 with the training text as its dictionary: it has read the same as the model."""
+    """The document by zstd -19 with the training text as its dictionary: zstd has read the model's text."""
 
 
 def heldout(trained: TrainedModel) -> list[Document]:
@@ -42,10 +42,10 @@ def heldout(trained: TrainedModel) -> list[Document]:
 
 
 def training_text(trained: TrainedModel) -> bytes:
-    """The text that the model was trained on, as much as a dictionary of zstd's takes."""
+    """Text that the model was trained on, up to PRIMED_BYTES, the size of zstd's dictionary."""
     text = bytearray()
-    for one in _documents(trained, "train"):
-        text += one.text
+    for document in _documents(trained, "train"):
+        text += document.text
         if len(text) >= PRIMED_BYTES:
             break
     return bytes(text[:PRIMED_BYTES])
@@ -60,8 +60,8 @@ def _documents(trained: TrainedModel, split: str) -> Iterator[Document]:
 def measure(
     trained: TrainedModel, documents: Sequence[Document], seen: bytes, *, window: int, progress: Callable[[int], None]
 ) -> list[Bits]:
-    """Each document's bits. `seen` is the training text; `window`: tokens read at once, as in training, a quarter of
-    them as context.
+    """Bits of each document. `seen`: the training text. `window`: tokens that the model reads at once, as in training;
+    a quarter of them is context.
     """
     primed = primed_zstd(seen)
     scores = evaluate(
@@ -83,7 +83,7 @@ def measure(
 def complete(trained: TrainedModel, documents: Sequence[Document]) -> list[dict[str, str]]:
     """Completions of three prompts: name of the document, prompt and text, as in report.json."""
     chosen = list(prompts(documents, trained.model.config.max_seq_len - NEW_TOKENS, trained.encode))
-    made = generate(
+    completions = generate(
         trained.model,
         [trained.encode(prompt) for _, prompt in chosen],
         max_tokens=NEW_TOKENS,
@@ -91,15 +91,15 @@ def complete(trained: TrainedModel, documents: Sequence[Document]) -> list[dict[
         eos=trained.eos,
     )
     return [
-        {"name": name, "prompt": prompt, "text": trained.tokenizer.decode(one.tokens)}
-        for (name, prompt), one in zip(chosen, made, strict=True)
+        {"name": name, "prompt": prompt, "text": trained.tokenizer.decode(completion.tokens)}
+        for (name, prompt), completion in zip(chosen, completions, strict=True)
     ]
 
 
 def prompts(
     documents: Sequence[Document], room: int, encode: Callable[[str], Sequence[int]]
 ) -> Iterator[tuple[str, str]]:
-    """(name, prompt) of documents spread over the list: some lines from each one's middle, `room` tokens at most."""
+    """(name, prompt) of documents spread over the list: lines from each document's middle, at most `room` tokens."""
     chosen = [one for one in documents if len(one.text) > 2 * PROMPT_CHARACTERS] or list(documents)
     count = min(PROMPTS, len(chosen))
     for i in range(count):
@@ -108,7 +108,7 @@ def prompts(
         middle = text.find("\n", len(text) // 2) + 1
         begin = text.rfind("\n\n", 0, middle) + 1
         prompt = text[begin : begin + PROMPT_CHARACTERS].lstrip("\n")
-        # Whole lines, if there is one: what follows then begins where a line does.
+        # Whole lines, if the prompt has any: the completion then begins at the start of a line.
         head, line_end, _ = prompt.rpartition("\n")
         prompt = (head + line_end) or prompt or text[:PROMPT_CHARACTERS]
         while len(encode(prompt)) > room:

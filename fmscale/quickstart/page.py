@@ -1,4 +1,4 @@
-"""report.html: one file with everything in it, from report.json and the metrics of the steps."""
+"""report.html: a self-contained file, made from report.json and the metrics of the steps."""
 
 from collections.abc import Sequence
 from html import escape
@@ -9,17 +9,17 @@ from fmscale.report import page as parts
 from fmscale.report.charts import dots_by_row, line_chart
 
 MOST_BITS = 6.0
-"""Right end of the scale of bits per byte: a file of some dozen bytes takes gzip's header alone 10 and more."""
+"""Right end of the scale of bits per byte: in a file of some dozen bytes gzip's header alone takes 10 and more."""
 MOST_DOCUMENTS = 40
-"""Documents that are drawn."""
+"""Most documents that are drawn."""
 DOTS = (("gzip", "gzip"), ("xz", "xz"), ("primed", "primed"), ("fmscale", "model"))
-"""Class of a dot in the drawing, and where a document has its bits; the last is drawn on top."""
+"""Class of a dot in the drawing, and key of its bits in a document; the last dot is drawn on top."""
 
 Records = Sequence[dict[str, Any]]
 
 
 def render(report: Report, records: Records, unbroken: Records) -> str:
-    """The page. `records`: metrics of each step, in order; `unbroken`: those of the run that nothing stopped."""
+    """The page. `records`: metrics of each step, in order; `unbroken`: the metrics of the run without a stop."""
     lead = (
         f"A decoder of {report['parameters'] / 1e6:.1f} M parameters, trained from nothing on "
         f"{report['corpus']['what']} ({report['corpus']['bytes'] / 1e6:.1f} MB). Its loss is drawn over that of a run "
@@ -65,10 +65,10 @@ def _tiles(report: Report) -> str:
 def _charts(report: Report, records: Records, unbroken: Records) -> str:
     steps = [record["step"] for record in records]
     marks = [(step, _moved(report)) for step in report["resumed_at"]]
-    below = ([one["step"] for one in unbroken], [float(one["loss"]) for one in unbroken])
+    below = ([record["step"] for record in unbroken], [float(record["loss"]) for record in unbroken])
 
     def chart(name: str, label: str, *, scale: float = 1.0, least: float = 0.0, **options: Any) -> str:
-        """A line over the steps; what is below `least` counts as 0."""
+        """A line over the steps; values up to `least` count as 0."""
         values = [scale * float(record[name]) for record in records]
         shown = values if not least else [value if value > least else 0.0 for value in values]
         return line_chart(steps, shown, label=label, marks=marks, **options)
@@ -90,7 +90,7 @@ def _charts(report: Report, records: Records, unbroken: Records) -> str:
             (
                 "Checkpoint blocking",
                 "milliseconds that a save stopped training for",
-                # The fence costs microseconds at every step; a save shows.
+                # The fence costs microseconds at every step: with `least` only saves are drawn.
                 chart("ckpt_blocking", "checkpoint blocking in ms", least=0.1, stems=True, **ms),
             ),
         ]
@@ -110,7 +110,7 @@ def _documents(report: Report) -> str:
         (one["name"], [(kind, one[key] / one["bytes"]) for kind, key in DOTS]) for one in documents[:MOST_DOCUMENTS]
     ]
     legend = parts.legend([(kind, name) for (kind, _), name in zip(DOTS[::-1], bits(report), strict=True)])
-    wins = sum(one["model"] < one["primed"] for one in documents)
+    wins = sum(document["model"] < document["primed"] for document in documents)
     note = (
         f"{len(documents)} documents, {report['heldout_bytes']:,} bytes, none of them trained on; each alone. "
         f"The model needs fewer bits for {wins} than zstd that has read the training text. "
@@ -122,9 +122,9 @@ def _documents(report: Report) -> str:
 
 def _completions(report: Report) -> str:
     inner = "".join(
-        f"<figure><figcaption>{escape(one['name'])}</figcaption><pre><span class='prompt'>"
-        f"{escape(one['prompt'])}</span><span class='made'>{escape(one['text'])}</span></pre></figure>"
-        for one in report["completions"]
+        f"<figure><figcaption>{escape(text['name'])}</figcaption><pre><span class='prompt'>"
+        f"{escape(text['prompt'])}</span><span class='made'>{escape(text['text'])}</span></pre></figure>"
+        for text in report["completions"]
     )
     note = "Prompts from documents that were not trained on, in grey, and what the model went on with."
     return parts.section("Completions", f"<div class='texts'>{inner}</div>", note=note)

@@ -22,11 +22,11 @@ from fmscale.train.compare import History, compare
 
 FORMAT_VERSION = 2
 PACKAGES = ("fmscale", "torch", "deepspeed", "numpy", "pyarrow", "tokenizers")
-"""Those whose versions a report tells."""
+"""Packages whose versions are in a report."""
 STALL_LIMIT = 0.02
 BLOCKING_LIMIT = 0.3
 LOSS_LIMIT = 1e-3
-"""Largest relative difference between a step's loss and an unbroken run's, by the order in which other ranks add."""
+"""Largest relative difference of a step's loss to the unbroken run's: another number of ranks adds in another order."""
 
 Report = dict[str, Any]
 
@@ -35,9 +35,9 @@ class Claim(NamedTuple):
     """A result that every quickstart must have."""
 
     ok: bool
-    """True if it came out."""
+    """True if the result is as claimed."""
     what: str
-    """In words."""
+    """The claim in words."""
     value: str
     """The measured value."""
 
@@ -62,7 +62,7 @@ def build_report(
     seconds = sum(record["seconds"] for record in records)
     checkpoints = _checkpoints(backend, run, history.folder)
     planned, delivered = _order_hashes(config, backend, history, steps)
-    total = sum(one.bytes for one in documents)
+    total = sum(document.bytes for document in documents)
     return {
         "format_version": FORMAT_VERSION,
         "run": run,
@@ -74,10 +74,10 @@ def build_report(
         "loss_first": records[0]["loss"],
         "loss_last": records[-1]["loss"],
         "unbroken": _against_unbroken(history, unbroken),
-        "heldout_bits_per_byte": sum(one.model for one in documents) / total,
-        "primed_zstd_bits_per_byte": sum(one.primed for one in documents) / total,
-        "gzip_bits_per_byte": sum(one.gzip for one in documents) / total,
-        "xz_bits_per_byte": sum(one.xz for one in documents) / total,
+        "heldout_bits_per_byte": sum(document.model for document in documents) / total,
+        "primed_zstd_bits_per_byte": sum(document.primed for document in documents) / total,
+        "gzip_bits_per_byte": sum(document.gzip for document in documents) / total,
+        "xz_bits_per_byte": sum(document.xz for document in documents) / total,
         "heldout_documents": len(documents),
         "heldout_bytes": total,
         "tokens": sum(record["tokens"] for record in records),
@@ -86,13 +86,13 @@ def build_report(
         "ckpt_blocking_seconds_max": max(record["ckpt_blocking"] for record in records),
         "order_hash_planned": planned,
         "order_hash_delivered": delivered,
-        "world_sizes": [size for size, _ in groupby(one["world_size"] for one in checkpoints)],
-        "zero_stages": [stage for stage, _ in groupby(one["zero_stage"] for one in checkpoints)],
+        "world_sizes": [size for size, _ in groupby(checkpoint["world_size"] for checkpoint in checkpoints)],
+        "zero_stages": [stage for stage, _ in groupby(checkpoint["zero_stage"] for checkpoint in checkpoints)],
         "resumed_at": [a["step"] for a, b in pairwise(checkpoints) if a["epoch"] != b["epoch"]],
         "move": find_move(checkpoints, history.folder),
         "checkpoints": checkpoints,
         "corpus": corpus,
-        "documents": [asdict(one) for one in documents],
+        "documents": [asdict(document) for document in documents],
         "completions": list(completions),
         "machine": {**machine(), "gpus": gpus()},
         "versions": versions(PACKAGES),
@@ -102,7 +102,7 @@ def build_report(
 
 def find_move(checkpoints: Sequence[dict[str, Any]], folder: Path) -> dict[str, int] | None:
     """The move to other ranks or another stage: `step`, from which the new ranks went on, and `stopped`, the last step
-    of the old ranks, which differs only if they were killed; None if nothing changed.
+    of the old ranks. The two differ only if the old ranks were killed. None without a move.
     """
     place = ("world_size", "zero_stage")
     moves = [a["step"] for a, b in pairwise(checkpoints) if any(a[key] != b[key] for key in place)]
@@ -144,9 +144,7 @@ def claims(report: Report) -> list[Claim]:
 
 
 def bits(report: Report) -> dict[str, float]:
-    """Held-out bits per byte of the model, and of each compressor under a name that says what it has read, ascending
-    but for the model, which is first.
-    """
+    """Held-out bits per byte: of the model, then of each compressor, under a name with the text that it has read."""
     others = {
         f"zstd −19 that has read the {report['primed_bytes'] / 1e6:.1f} MB of training text": "primed_zstd",
         "xz −9, each file alone": "xz",
@@ -157,7 +155,7 @@ def bits(report: Report) -> dict[str, float]:
 
 
 def verdict(report: Report) -> str:
-    """The model against the best compressor, by the bits that each needs for the held-out text."""
+    """Comparison of the model with the best compressor, by the bits that each needs for the held-out text."""
     sizes = bits(report)
     mine = sizes.pop("this model")
     name, best = min(sizes.items(), key=lambda item: item[1])
@@ -166,14 +164,14 @@ def verdict(report: Report) -> str:
 
 
 def same_loss(report: Report) -> bool:
-    """True if the loss is that of the unbroken run on the same samples, beyond the move too."""
+    """True if both runs have the same samples and, within LOSS_LIMIT, the same losses, also beyond the move."""
     unbroken, move = report["unbroken"], report["move"]
     past = move is None or unbroken["steps"] > move["step"]
     return bool(past and unbroken["same_samples"] and unbroken["largest_difference"] <= LOSS_LIMIT)
 
 
 def _against_unbroken(history: History, unbroken: History) -> Report:
-    """Comparison of the steps that both runs took; losses are compared relatively."""
+    """Comparison of the steps that both runs took; the difference of losses is relative."""
     comparison = compare(history, unbroken, common=True)
     both = sorted(history.steps.keys() & unbroken.steps.keys())
     return {
@@ -207,7 +205,7 @@ def _checkpoints(backend: Backend, run: str, folder: Path) -> list[dict[str, Any
 
 
 def _moved(report: Report) -> tuple[bool, str]:
-    """True if training was stopped on its way and went on elsewhere; with a description."""
+    """True if training stopped before its end and went on with other ranks and stage; and a description."""
     worlds, stages, move = report["world_sizes"], report["zero_stages"], report["move"]
     where = f"{' → '.join(map(str, worlds))} ranks, stage {' → '.join(map(str, stages))}"
     if move is None:
@@ -215,13 +213,13 @@ def _moved(report: Report) -> tuple[bool, str]:
     at = f"step {move['step']} of {report['steps']}"
     if move["stopped"] != move["step"]:
         return False, f"killed after step {move['stopped']}, went on from {at}: {where}"
-    # A machine with one GPU has no other number of ranks to go to.
+    # A machine with one GPU cannot change the number of ranks.
     elsewhere = len(stages) == 2 and (len(worlds) == 2 or worlds == [1])
     return elsewhere and 0 < move["step"] < report["steps"], f"at {at}: {where}"
 
 
 def _order_hashes(config: Config, backend: Backend, history: History, steps: int) -> tuple[str, str]:
-    """(planned, delivered): hashes of the samples due, read from the store alone, and of the samples delivered."""
+    """(planned, delivered): hashes of the expected samples, from the store alone, and of the delivered samples."""
     batch = derive_batch(config.batch, 1).global_batch
     plan = OrderLog(Log(backend, f"runs/{config.train.run}", RUN_KINDS)).plan
     planned = order_hash(expected_samples(backend, plan, 0, steps * batch))

@@ -8,7 +8,7 @@ from fmscale.errors import ConfigError
 
 DATASET = "corpus"
 UNBROKEN_SHARE = 0.6
-"""Part of the steps that are trained once more without a stop: past the move, at little more than half the cost."""
+"""Part of the steps that the unbroken run takes: it gets past the move at little more than half the cost."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +32,13 @@ class QuickstartSettings:
     corpus: tuple[str, ...]
     """Files and folders to train on; empty takes the standard library."""
     steps: int | None
-    """Optimizer steps; None takes the config's."""
+    """Optimizer steps; None takes the config's number."""
     config: str
     """The config that is trained, such as run/quickstart."""
     device: str
     """cpu or cuda."""
     halves: tuple[Half, Half]
-    """Before and after the stop."""
+    """The jobs before and after the stop."""
 
     @property
     def run(self) -> str:
@@ -68,7 +68,7 @@ class QuickstartSettings:
             values += ["checkpoint.every=null", "train.resume=never"]
         if half is not None:
             values.append(f"train.zero_stage={half.stage}")
-            # One rank alone on a CPU takes a second core, which then nobody else uses.
+            # A single rank on a CPU takes a second core, which no other rank uses.
             if half.world == 1 and self.device == "cpu":
                 values += ["train.threads=2", "launch.environment.OMP_WAIT_POLICY=PASSIVE"]
         return values
@@ -83,9 +83,9 @@ def choose(
 ) -> QuickstartSettings:
     """The settings on a machine with this many GPUs.
 
-    On a CPU two ranks at stage 2, then one at stage 3. With GPUs one rank each, then half of them; a single GPU is
-    one rank both times. Raises ConfigError for a folder that cannot name a run, or too few steps to be stopped
-    half-way.
+    On a CPU two ranks at stage 2, then one rank at stage 3. With GPUs a rank for each, then half as many ranks; a
+    single GPU has one rank both times. Raises ConfigError for a folder that cannot name a run, or too few steps to
+    stop half-way.
     """
     if steps is not None and steps < 8:
         raise ConfigError(
@@ -93,7 +93,7 @@ def choose(
         )
     world = gpus or 2
     return QuickstartSettings(
-        # As given: a relative path keeps a run that is moved with its folder whole.
+        # A relative path stays relative: a run whose folder is moved then still finds its files.
         folder=folder if folder.name else folder.absolute(),
         store=store or str(folder / "store"),
         corpus=corpus,

@@ -1,4 +1,4 @@
-"""State of a quickstart between tries: its corpus, and the time of each act."""
+"""State of a quickstart: settings and screen while it runs, its corpus and the time of each act between tries."""
 
 import json
 import resource
@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fmscale.errors import ConfigError, FormatError
 from fmscale.quickstart.settings import QuickstartSettings
@@ -14,13 +14,30 @@ from fmscale.quickstart.settings import QuickstartSettings
 FORMAT_VERSION = 1
 
 
-class QuickstartState:
-    """Kept in FOLDER/quickstart.json."""
+class Screen(Protocol):
+    """Shows progress."""
 
-    def __init__(self, settings: QuickstartSettings) -> None:
+    def begin(self, act: str) -> None:
+        """Show the begin of an act."""
+
+    def advance(self, act: str, done: float, total: float, note: str = "") -> None:
+        """Show the progress of an act."""
+
+    def end(self, act: str, note: str) -> None:
+        """Show the end of an act; `note` sums the act up."""
+
+    def tell(self, words: str) -> None:
+        """Show an event."""
+
+
+class QuickstartState:
+    """A running quickstart: settings, screen, and the state that is kept in FOLDER/quickstart.json."""
+
+    def __init__(self, settings: QuickstartSettings, screen: Screen) -> None:
         """Raises ConfigError if the folder has a quickstart of another corpus, store or config."""
+        self.settings, self.screen = settings, screen
         self._path = settings.folder / "quickstart.json"
-        self._told = {
+        self._choices = {
             "corpus": sorted(str(Path(one).absolute()) if Path(one).exists() else one for one in settings.corpus),
             "store": settings.store,
             "config": settings.config,
@@ -29,8 +46,8 @@ class QuickstartState:
         self.acts: dict[str, float] = before.get("acts", {})
         """Seconds of each act, over all tries."""
         self.cpu: dict[str, float] = before.get("cpu", {})
-        """CPU seconds of each act, ranks and writers included: the same on a shared machine."""
-        for name, value in self._told.items():
+        """CPU seconds of each act, ranks and writers included: a shared machine does not change it."""
+        for name, value in self._choices.items():
             if before and before[name] != value:
                 raise ConfigError(
                     f"{settings.folder} has a quickstart with another {name}",
@@ -40,14 +57,15 @@ class QuickstartState:
         self._write()
 
     @contextmanager
-    def timed(self, act: str) -> Iterator[None]:
-        """Add the block's time to the act's, also if it fails."""
+    def act(self, name: str) -> Iterator[None]:
+        """Begin an act on the screen, and add the block's time to the act's time, also if the block fails."""
+        self.screen.begin(name)
         began, busy = time.monotonic(), _cpu_seconds()
         try:
             yield
         finally:
-            self.acts[act] = self.acts.get(act, 0.0) + time.monotonic() - began
-            self.cpu[act] = self.cpu.get(act, 0.0) + _cpu_seconds() - busy
+            self.acts[name] = self.acts.get(name, 0.0) + time.monotonic() - began
+            self.cpu[name] = self.cpu.get(name, 0.0) + _cpu_seconds() - busy
             self._write()
 
     def _read(self) -> dict[str, Any]:
@@ -70,12 +88,12 @@ class QuickstartState:
     def _write(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         beside = self._path.with_suffix(".json.new")
-        state = {"format_version": FORMAT_VERSION, **self._told, "acts": self.acts, "cpu": self.cpu}
+        state = {"format_version": FORMAT_VERSION, **self._choices, "acts": self.acts, "cpu": self.cpu}
         beside.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
         beside.replace(self._path)
 
 
 def _cpu_seconds() -> float:
-    """CPU time of this process and of those below it that have ended."""
-    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(one.ru_utime + one.ru_stime for one in used)
+    """CPU time of this process and of its ended child processes."""
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)

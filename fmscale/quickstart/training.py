@@ -1,6 +1,6 @@
 """The training acts: two jobs through `fmscale launch`, the first stopped by a signal half-way, and an unbroken run.
 
-The store alone says how far the run is, so that a quickstart goes on wherever it was killed.
+Only the store records how far the run is, so that a killed quickstart goes on at any point.
 """
 
 import ctypes
@@ -32,11 +32,11 @@ Watch = Callable[[dict[str, Any]], None]
 
 
 class TrainingFailed(FmscaleError):
-    """A job of the quickstart ended before it should have."""
+    """A job of the quickstart ended too early."""
 
 
 def saved_step(settings: QuickstartSettings) -> int:
-    """The newest step that the store has a checkpoint of; 0 before the first."""
+    """Step of the newest checkpoint in the store; 0 without a checkpoint."""
     entries = list_checkpoints(open_store(settings.store, read_only=True), settings.run)
     return max((entry.step for entry in entries), default=0)
 
@@ -44,7 +44,7 @@ def saved_step(settings: QuickstartSettings) -> int:
 def train_run(settings: QuickstartSettings, steps: int, watch: Watch, tell: Callable[[str], None]) -> None:
     """Train to the end, with the change of ranks and stage half-way. Does nothing for a complete run.
 
-    Raises TrainingFailed with what the first rank said.
+    Raises TrainingFailed with the report of the first rank that failed.
     """
     middle = steps // 2
     first, second = settings.halves
@@ -64,10 +64,10 @@ def train_run(settings: QuickstartSettings, steps: int, watch: Watch, tell: Call
 
 
 def train_unbroken(settings: QuickstartSettings, steps: int, watch: Watch) -> Path:
-    """Train the first `steps` steps anew on the first half's ranks, without a stop before; the folder of that run.
-    Does nothing if such a run is complete; an incomplete run is begun anew, because it would not be unbroken.
+    """Train the first `steps` steps again on the first half's ranks, without a stop; return the folder of that run.
+    Does nothing if such a run is complete. A resumed run would not be unbroken, so an incomplete run starts again.
 
-    Raises TrainingFailed with what the first rank said.
+    Raises TrainingFailed with the report of the first rank that failed.
     """
     tries = sorted(settings.folder.glob(f"{settings.run}-unbroken-*"), key=lambda path: path.stat().st_ctime)
     newest = _newest(tries[-1] / "metrics.jsonl") if tries else None
@@ -81,7 +81,7 @@ def train_unbroken(settings: QuickstartSettings, steps: int, watch: Watch) -> Pa
 def _run_job(
     settings: QuickstartSettings, half: Half, watch: Watch, *, stop_at: int | None = None, unbroken: Path | None = None
 ) -> None:
-    """Run one job to its end, or to the stop. Raises TrainingFailed if it fails."""
+    """Run one job to its end, or stop it at step `stop_at`. Raises TrainingFailed if the job fails."""
     folder = unbroken or settings.folder
     clear_failure(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -145,7 +145,7 @@ def _job(command: list[str], log: int) -> Iterator["subprocess.Popen[bytes]"]:
 
 
 def _newest(path: Path) -> dict[str, Any] | None:
-    """The last record of a step so far."""
+    """The newest record of a step, or None."""
     steps = [record for record in read_last(path) if "event" not in record]
     return steps[-1] if steps else None
 

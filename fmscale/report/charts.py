@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 
 HEIGHT, TOP = 192, 14
-"""Pixels of a line chart between its axes, and of the room above that its uppermost mark needs."""
+"""Pixels of a line chart's height, and of the room above it for the uppermost mark."""
 CURVE = 1000.0
 """Units of a curve's own grid, in both directions."""
 LINE = 14
@@ -34,12 +34,12 @@ def line_chart(
 
     Args:
         xs: step numbers, ascending.
-        ys: values; what is not finite is a gap.
-        label: of the y axis, for screen readers too.
+        ys: values; a value that is not finite is a gap.
+        label: name of the y axis, for screen readers too.
         marks: (x, label) of vertical lines, such as at the step of a resume.
         under: (xs, ys) of another line, which is drawn wider and below.
-        stems: values above 0 as vertical strokes instead of a line, for what is rare.
-        least_top: the y axis reaches at least here, so that noise near zero does not fill the chart.
+        stems: values above 0 as vertical strokes instead of a line, for rare events.
+        least_top: least top of the y axis, so that noise near zero does not fill the chart.
         from_zero: the y axis begins at 0.
     """
     finite = [y for y in ys if math.isfinite(y)]
@@ -81,7 +81,7 @@ def line_chart(
 
 
 def _mark(event: str, column: float, bottom: float) -> list[str]:
-    """A dashed line, and its label on the side that has room, a line for each part of it."""
+    """A dashed line, and its label on the side that has room; each part of the label has its own line."""
     side, offset = ("end", -6) if column > 50 else ("start", 6)
     words = event.replace(": ", ":\n").replace(", ", ",\n").splitlines()
     lines = "".join(

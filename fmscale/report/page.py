@@ -1,6 +1,6 @@
 """Parts of a report's page, and the document around them: one file without script, font or request.
 
-Texts are escaped here; what is called `html` or `svg` is taken as it stands.
+Texts are escaped here; arguments named `html` or `svg` are inserted unchanged.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -43,7 +43,7 @@ def tiles(values: Iterable[tuple[str, str, str]]) -> str:
 
 
 def claims(rows: Iterable[tuple[bool, str, str]]) -> str:
-    """Claims with their sign: (True if it holds, the claim, the value measured)."""
+    """Claims with their sign: (True if the claim holds, the claim, the measured value)."""
     inner = "".join(
         f"<li class='{'ok' if ok else 'failed'}'><span class='sign'>{'✓' if ok else '✗'}</span>"
         f"<span>{escape(claim)}</span><span class='value'>{escape(value)}</span></li>"

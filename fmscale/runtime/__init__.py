@@ -1,4 +1,4 @@
-"""Ranks and what lies around them: their place, how they meet and wait, why they stop or fail, where numbers go.
+"""Ranks of a run: their place, meeting, waits, stops and failures, and the files and lines of their metrics.
 
 `world.py`       place of this process, from its launcher's variables
 `device.py`      device of this rank

@@ -23,19 +23,19 @@ class Facts:
 def exchange(tokens: float, stop: Stop, save: bool) -> Facts:
     """Sum of the ranks' valid tokens, the strongest of their reasons to stop, and True if any rank wants a save.
 
-    One gather over gloo, also on GPUs: no device is waited for.
+    One gather over gloo, also on GPUs, so that no rank waits for a device.
     """
-    mine = torch.tensor([tokens, float(stop), float(save)], dtype=torch.float64)
+    numbers = torch.tensor([tokens, float(stop), float(save)], dtype=torch.float64)
     if not distributed.is_initialized() or distributed.get_world_size() == 1:
         return Facts(tokens=tokens, stop=stop, save=save)
-    parts = [torch.empty_like(mine) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(parts, mine)
-    every = torch.stack(parts)
-    return Facts(tokens=float(every[:, 0].sum()), stop=Stop(int(every[:, 1].max())), save=bool(every[:, 2].max()))
+    parts = [torch.empty_like(numbers) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(parts, numbers)
+    rows = torch.stack(parts)
+    return Facts(tokens=float(rows[:, 0].sum()), stop=Stop(int(rows[:, 1].max())), save=bool(rows[:, 2].max()))
 
 
 def total(values: torch.Tensor) -> torch.Tensor:
-    """Sum over ranks of a host tensor, fp64: losses of several steps at once, when they are logged."""
+    """Sum over ranks of a host tensor, fp64. Logging sums the losses of several steps at once."""
     return _reduced(values, distributed.ReduceOp.SUM)
 
 

@@ -7,9 +7,9 @@ from fmscale.runtime.world import World
 def pick_device(world: World, wanted: str = "auto") -> str:
     """ "cuda:N" or "cpu" for this rank.
 
-    `wanted`: "auto" takes a GPU where there is one, "cuda" insists on it, "cpu" does without. A rank that
+    `wanted`: "auto" takes a GPU if the node has GPUs, "cuda" requires a GPU, "cpu" uses no GPU. A rank that
     sees exactly one GPU takes it (Slurm shows each task its own); otherwise rank i of a node takes GPU i.
-    Raises ConfigError if there are fewer GPUs than ranks, or `wanted` is something else.
+    Raises ConfigError if there are fewer GPUs than ranks, or for any other `wanted`.
     """
     if wanted not in ("auto", "cuda", "cpu"):
         raise ConfigError(

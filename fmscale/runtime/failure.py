@@ -1,6 +1,6 @@
-"""The first rank to fail writes its cause into one file, which the ranks that fail after it leave alone (P9).
+"""The first rank that fails writes its cause into one file; ranks that fail later do not replace it (promise P9).
 
-The launcher shows `error.json` first: without it a user would search N tracebacks for the first failure.
+The launcher shows `error.json`: without it a user would search N tracebacks for the first failure.
 """
 
 import json
@@ -37,15 +37,15 @@ class Whereabouts:
     """Current work of this process: written by the loop, reported by a failure."""
 
     phase: str = "start"
-    """Such as ingest, restore, train, evaluate, save."""
+    """Name of the work, such as ingest, restore, train, evaluate, save."""
     step: int | None = None
-    """The optimizer step, counted from 1 as in the metrics, once there is one."""
+    """The optimizer step, counted from 1 as in the metrics; None before the first step."""
     began: float = field(default_factory=time.time)
     """Time at which this process joined the run."""
     recorded: BaseException | None = None
     """The failure that has been recorded."""
     watch: Callable[[str], None] | None = None
-    """Called with each phase as it begins."""
+    """Function that is called with each phase at its begin."""
 
     def __setattr__(self, name: str, value: object) -> None:
         begins = name == "phase" and value != self.phase
@@ -82,11 +82,11 @@ def failure_report(error: BaseException, world: World, where: Whereabouts) -> di
 
 
 def write_first(directory: Path, report: dict[str, Any]) -> bool:
-    """Put the report at `directory`/error.json unless a report is there. True if this report is there now.
+    """Write the report to `directory`/error.json unless a report is there. True if this report is there now.
 
-    A report of an earlier attempt is replaced. So is the report of a rank that only missed another rank, if this
-    report has a cause; of several replacements at once a single report stays.
-    The file is written whole under another name, then linked, which fails if the name is taken. Raises OSError.
+    The report of an earlier attempt is replaced. So is the report of a rank that only lost another rank, if this
+    report has a cause; of several such replacements at once a single report stays.
+    The file is written whole under another name, then linked, which fails if error.json exists. Raises OSError.
     """
     directory.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{FILE_NAME}.", dir=directory)
@@ -108,16 +108,16 @@ def write_first(directory: Path, report: dict[str, Any]) -> bool:
 
 
 def _gives_way(directory: Path, report: dict[str, Any]) -> bool:
-    """True if this report may replace the present one."""
+    """True if this report may replace the present report."""
     try:
-        there = first_failure(directory)
+        present = first_failure(directory)
     except FormatError:
         return True
-    if there is None or there.get("attempt") != report["attempt"]:
+    if present is None or present.get("attempt") != report["attempt"]:
         return True
-    if there.get("time", 0.0) < report["began"] - START_SECONDS:
+    if present.get("time", 0.0) < report["began"] - START_SECONDS:
         return True
-    return there.get("type") == MISSED and report["type"] not in ECHOES
+    return present.get("type") == MISSED and report["type"] not in ECHOES
 
 
 def first_failure(directory: Path) -> dict[str, Any] | None:
@@ -144,8 +144,8 @@ def first_failure(directory: Path) -> dict[str, Any] | None:
 
 
 def clear_failure(directory: Path) -> None:
-    """Delete the report of an earlier attempt, before any rank of this attempt can have failed: before the ranks start,
-    or after all have met and wait. Raises ConfigError if the folder does not allow it.
+    """Delete the report of an earlier attempt. Safe only before the ranks of this attempt start, or after all have met
+    and wait: none of them can have failed then. Raises ConfigError if the folder does not allow it.
     """
     try:
         (directory / FILE_NAME).unlink(missing_ok=True)
@@ -158,7 +158,7 @@ def clear_failure(directory: Path) -> None:
 
 
 def describe_failure(report: dict[str, Any]) -> str:
-    """The report for a terminal: who, where, why, what to do; the traceback only of unforeseen errors."""
+    """The report for a terminal: rank, host, phase, cause and remedy, or the traceback of an error without a remedy."""
     step = "" if report["step"] is None else f" at step {report['step']}"
     lines = [
         f"rank {report['rank']} on {report['host']} failed first, in {report['phase']}{step}:",
@@ -175,10 +175,10 @@ def describe_failure(report: dict[str, Any]) -> str:
 
 @contextmanager
 def recorded(directory: Path, world: World, where: Whereabouts, waits: HostWaits | None = None) -> Iterator[None]:
-    """Record an exception that leaves the block, if it is the run's first, and let it go on.
+    """Record an exception that leaves the block, if it is the run's first failure, and raise it again.
 
-    The ranks that wait over `waits` are told later, so that the cause is recorded before they raise. A report that
-    cannot be written is only logged.
+    Ranks that wait over `waits` learn of the failure after that, so that the cause is recorded before they raise. A
+    report that cannot be written is only logged.
     """
     try:
         yield

@@ -30,8 +30,8 @@ ANSWER_SECONDS = 5.0
 def connect(world: World, *, deadline: float = 300.0, stop: StopFlag | None = None) -> "Store":
     """A key-value store that all ranks of the run share, for `HostWaits` and `init_distributed`.
 
-    Rank 0 serves it at `world.master`, on one node at that port of loopback, unless the launcher does. A process alone
-    keeps it in its own memory and listens nowhere.
+    Rank 0 serves the store at `world.master`, or at that port of loopback if all ranks are on one node, unless the
+    launcher serves it. A single process keeps the store in its own memory and opens no port.
     Raises ConfigError if the port is taken, RankError if rank 0 is not reached within `deadline` seconds, or within
     STOP_SECONDS after `stop` was set.
     """
@@ -57,9 +57,9 @@ def connect(world: World, *, deadline: float = 300.0, stop: StopFlag | None = No
 
 
 def init_distributed(world: World, store: "Store", *, device: str, deadline: float = 600.0) -> None:
-    """Initialise torch.distributed over `store` if no caller has: gloo on the host, and nccl on a GPU.
+    """Initialise torch.distributed over `store`, unless it is initialised: gloo on the host, and nccl on a GPU.
 
-    `deadline` is the seconds after which a collective counts as hung. Raises RankError if not all ranks come.
+    `deadline` is the seconds after which a collective counts as hung. Raises RankError if not all ranks join.
     """
     from torch import cuda, distributed
     from torch.distributed.distributed_c10d import PrefixStore
@@ -70,8 +70,8 @@ def init_distributed(world: World, store: "Store", *, device: str, deadline: flo
     if on_gpu:
         cuda.set_device(device)
     if world.on_one_node:
-        # By default gloo and NCCL listen on a network and trust every peer. The kernel gives loopback this number in
-        # every network namespace.
+        # By default gloo and NCCL listen on a network and trust every peer. The kernel gives loopback the number 1
+        # in every network namespace.
         loopback = socket.if_indextoname(1)
         variables.lend(GLOO_SOCKET_IFNAME=loopback, NCCL_SOCKET_IFNAME=loopback)
     try:
@@ -94,15 +94,15 @@ def _reach(world: World, host: str, port: int, deadline: float, stop: StopFlag |
     from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
     begin = noticed = time.monotonic()
-    patience, told = deadline, ""
-    # TCPStore waits by itself too, but says nothing meanwhile, and no signal handler runs.
+    patience, reason = deadline, ""
+    # TCPStore could wait by itself, but it logs nothing meanwhile, and no signal handler runs.
     while not _answers(host, port):
         waited = time.monotonic() - begin
-        if stop and not told:
-            told = told_to_stop(stop)
+        if stop and not reason:
+            reason = told_to_stop(stop)
             patience = min(patience, waited + STOP_SECONDS)
         if waited >= patience:
-            raise _unreached(world, host, port, f"{patience:.0f} s{told}")
+            raise _unreached(world, host, port, f"{patience:.0f} s{reason}")
         if time.monotonic() - noticed >= NOTICE_SECONDS:
             noticed = time.monotonic()
             logger.warning("rank %d waits %.0f s for rank 0 at %s:%d", world.rank, waited, host, port)
@@ -114,7 +114,7 @@ def _reach(world: World, host: str, port: int, deadline: float, stop: StopFlag |
 
 
 def _answers(host: str, port: int) -> bool:
-    """True if a process listens there."""
+    """True if a process listens at the port."""
     try:
         socket.create_connection((host, port), timeout=ANSWER_SECONDS).close()
     except OSError:
@@ -139,11 +139,11 @@ def _meet_over_mpi(world: World, deadline: float, stop: StopFlag | None) -> "Sto
             remedy="Set MASTER_ADDR and MASTER_PORT, or pip install 'fmscale[mpi]'.",
         )
     MPI = import_mpi(world)
-    # As bytes: what mpi4py sends of objects is a pickle.
-    told = bytearray(512)
+    # Sent as bytes, because mpi4py would send an object as a pickle.
+    message = bytearray(512)
     if world.rank:
-        MPI.COMM_WORLD.Bcast([told, MPI.BYTE])
-        host, port = json.loads(told.rstrip(b"\0"))
+        MPI.COMM_WORLD.Bcast([message, MPI.BYTE])
+        host, port = json.loads(message.rstrip(b"\0"))
         return _reach(world, host, port, deadline, stop)
     host = LOOPBACK
     if not world.on_one_node:
@@ -151,6 +151,6 @@ def _meet_over_mpi(world: World, deadline: float, stop: StopFlag | None) -> "Sto
         warn_of_loopback(host)
     store = serve_store(host, 0, deadline)
     text = json.dumps([host, store.port]).encode()
-    told[: len(text)] = text
-    MPI.COMM_WORLD.Bcast([told, MPI.BYTE])
+    message[: len(text)] = text
+    MPI.COMM_WORLD.Bcast([message, MPI.BYTE])
     return store

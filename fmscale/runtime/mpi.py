@@ -6,12 +6,12 @@ from typing import Any
 from fmscale.runtime.world import World
 
 FABRIC = "UCX_NET_DEVICES"
-"""Devices that the fabric of MPICH's wheels listens on, read when MPI is initialised; by itself each rank listens at
-the host's address for as long as it lives."""
+"""Devices that the fabric of MPICH's wheels listens on, read when MPI is initialised. Without this variable each rank
+listens at the host's address until it ends."""
 
 
 def import_mpi(world: World) -> Any:
-    """mpi4py's MPI, initialised; on one node it keeps to loopback. Raises ImportError or RuntimeError of mpi4py."""
+    """mpi4py's MPI, initialised; on one node it uses loopback only. Raises ImportError or RuntimeError of mpi4py."""
     before = os.environ.get(FABRIC)
     if world.on_one_node:
         os.environ[FABRIC] = "lo"

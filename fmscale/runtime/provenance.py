@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 CHECKOUT = Path(__file__).parents[2]
-"""The folder that this package lies in: a checkout has .git there, site-packages has not."""
+"""The folder of this package: a checkout, which has .git, or site-packages."""
 
 
 def machine() -> dict[str, Any]:
@@ -31,14 +31,14 @@ def gpus() -> list[str]:
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Versions of Python, and of those packages that are installed."""
-    found = {"python": platform.python_version()}
+    """Versions of Python and of `packages`, without packages that are not installed."""
+    numbers = {"python": platform.python_version()}
     for package in packages:
         try:
-            found[package] = importlib.metadata.version(package)
+            numbers[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return numbers
 
 
 def source(folder: Path = CHECKOUT) -> str:

@@ -1,4 +1,4 @@
-"""A local file that grows by whole records, and whose loss ends nothing: metrics and delivery records."""
+"""A local file of metrics or delivery records. It grows by whole records, and a run goes on if it is lost."""
 
 import logging
 import os
@@ -9,17 +9,17 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 KEPT_BYTES = 16 << 20
-"""Bytes of records that wait in memory for room on the disk, hours of a run; beyond that the oldest are lost."""
+"""Bytes of records that wait in memory for room on the disk, hours of a run; then the oldest are lost."""
 
 
 class RecordFile:
-    """Appends records whole, or keeps them until it can. Raises no OSError: the first is logged, and lost records are
-    counted in `lost`. Part of a record that did not fit is cut off before the next record is written.
+    """Appends whole records, and keeps them in memory while the disk refuses them. No OSError is raised: the first is
+    logged, and `lost` counts lost records. A partly written record is cut off before the next record is written.
     """
 
     def __init__(self, path: Path, *, begin: bytes = b"", lines: bool = False) -> None:
-        """A file of `lines` is continued after its last whole line; any other file is made anew. `begin` are the first
-        bytes of an empty file.
+        """Continue a file of `lines` after its last whole line; empty any other file. `begin`: the first bytes of an
+        empty file.
         """
         self.lost = 0
         self._path, self._begin, self._lines = path, begin, lines
@@ -30,7 +30,7 @@ class RecordFile:
         self._write_pending()
 
     def append(self, record: bytes) -> None:
-        """Add a record; the operating system has it when this returns, unless the disk does not take it."""
+        """Add a record: on return the operating system has it, or it waits in memory if the disk refuses it."""
         self._pending.append(record)
         self._write_pending()
         while sum(map(len, self._pending)) > KEPT_BYTES:
@@ -92,7 +92,7 @@ class RecordFile:
         self._end += len(data)
 
     def _release(self) -> None:
-        """Close the file; half a record is cut off when it is opened again."""
+        """Close the file; the next opening cuts off a partly written record."""
         if self._descriptor is not None:
             with suppress(OSError):
                 os.close(self._descriptor)

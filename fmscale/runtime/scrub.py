@@ -1,4 +1,4 @@
-"""Takes credentials out of text for people or for files (promise P9)."""
+"""Removes credentials from text for people or for files (promise P9)."""
 
 import os
 import re
@@ -7,11 +7,11 @@ from collections.abc import Mapping
 MASK = "***"
 ALWAYS = r"(?:secret|password|passwd|signature|access_?key|account_?key|api_?key)"
 IF_LONG = r"(?:token|credentials?|sig)"
-"""Names with a harmless meaning too (a token is mostly a piece of text): masked if the value has 16 or more characters
-of keys, a digit among them."""
+"""Names that also have a harmless meaning (a token is mostly a piece of text): their value is masked if it has 16 or
+more characters of the kind that keys have, with a digit among them."""
 
 PATTERNS = (
-    # user:password@ in a URL, or a key alone in its place
+    # user:password@ in a URL, or only a key before the @
     (re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s@'\"]+@", re.IGNORECASE), rf"\1{MASK}@"),
     # a URL's parameter of such a name is a credential at any length (sig=..., X-Amz-Credential=...)
     (re.compile(rf"([?&][\w-]*(?:{ALWAYS}|{IF_LONG})\w*=)[^&\s\"']+", re.IGNORECASE), rf"\1{MASK}"),
@@ -27,7 +27,7 @@ SECRET_VARIABLE = re.compile(
     r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|ACCESS_KEY|ACCOUNT_KEY|API_KEY|(^|_)SAS(_|$)", re.IGNORECASE
 )
 SHORTEST_SECRET = 8
-"""Shorter values stay: "test" or "1" would blacken half of a traceback."""
+"""Shorter values are not masked: masking "test" or "1" would hide half of a traceback."""
 
 
 def scrub(text: str, environ: Mapping[str, str] = os.environ) -> str:

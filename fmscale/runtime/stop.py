@@ -30,7 +30,7 @@ class Stop(IntEnum):
 
 
 class StopFlag:
-    """Set by a signal or by the clock, polled between steps.
+    """Flag that a signal or the clock sets, and that loops poll between steps.
 
     `seconds` is the time from now that the run may take. Signals are handled from `install` until `remove`.
     """
@@ -42,11 +42,11 @@ class StopFlag:
         self._before: dict[int, object] = {}
 
     def install(self, *, alone: bool = False) -> "StopFlag":
-        """Handle the stop signals (main thread only), SIGINT unless it is ignored, as behind a shell's `&`.
+        """Handle the stop signals (main thread only). An ignored SIGINT stays ignored, as behind a shell's `&`.
 
-        `alone` says that there is no launcher, which would pass on a SIGINT that came from the terminal too: the
-        second one interrupts. Processes forked from this one ignore the signals: the parent decides when its helpers
-        end, and a loader's child that died of SIGTERM would fail the save it is part of.
+        `alone` means that no launcher passes on a SIGINT that the terminal has sent already: a second SIGINT then
+        interrupts. Forked children ignore the signals: the parent decides when its helpers end, and a loader's child
+        that died of SIGTERM would fail the save it is part of.
         """
         self._alone = alone
         for number in STOP_SIGNALS:
@@ -56,7 +56,7 @@ class StopFlag:
         return self
 
     def remove(self) -> None:
-        """Put the handlers back that were there before."""
+        """Restore the handlers from before `install`."""
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
         self._before.clear()
@@ -78,7 +78,7 @@ class StopFlag:
         if number == signal.SIGINT and self._alone:
             signal.signal(number, signal.default_int_handler)
             with suppress(OSError):
-                # not the log, which this may have interrupted half-way
+                # not by the log, which this handler may have interrupted half-way
                 os.write(2, HEARD)
 
     def _ignore_in_child(self) -> None:
@@ -87,6 +87,6 @@ class StopFlag:
 
 
 def ignore_stop_signals() -> None:
-    """Make this process deaf to the stop signals: the first call in a spawned helper process."""
+    """Ignore the stop signals in this process: the first call in a spawned helper process."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,6 +1,6 @@
 """A key-value store over TCP that listens at one address of this node.
 
-TCPStore by itself listens on all interfaces, whatever its host, and trusts every peer.
+TCPStore by itself listens on all interfaces, whatever host it is given, and trusts every peer.
 """
 
 import ipaddress
@@ -22,9 +22,9 @@ BACKLOG = 4096
 
 
 def serve_store(host: str, port: int, deadline: float, *, clients: int | None = None) -> "TCPStore":
-    """A store that listens where `host` is on this node, and nowhere else; port 0 takes a free one.
+    """A store that listens only at the address of `host` on this node; port 0 takes a free port.
 
-    `deadline` is the seconds that a request waits; with `clients` it also waits for that many, itself included.
+    `deadline`: seconds that a request waits. With `clients` the call waits for that many processes, its own included.
     Raises ConfigError if the address is not of this node, or the port is taken.
     """
     from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
@@ -58,7 +58,7 @@ def _listen(host: str, port: int) -> socket.socket:
     for family, kind, protocol, _, address in addresses:
         listener = socket.socket(family, kind, protocol)
         try:
-            # what an earlier run left in TIME_WAIT is free
+            # a port that an earlier run left in TIME_WAIT is free
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
             listener.listen(BACKLOG)
@@ -76,13 +76,13 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def warn_of_loopback(host: str) -> None:
-    """Say so if other nodes look in vain for rank 0 at `host`: many a /etc/hosts has the node's name as 127.0.1.1."""
+    """Warn if `host` is a loopback address, out of other nodes' reach: /etc/hosts may have the node as 127.0.1.1."""
     try:
         entries = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError:
         return
     addresses = {str(address[0]).partition("%")[0] for *_, address in entries}
-    if host != "localhost" and all(ipaddress.ip_address(one).is_loopback for one in addresses):
+    if host != "localhost" and all(ipaddress.ip_address(address).is_loopback for address in addresses):
         logger.warning(
             "%s is %s on rank 0's node, which no other node reaches: set MASTER_ADDR to an address of the network, or "
             "correct its /etc/hosts",

@@ -1,5 +1,5 @@
-"""Variables of the environment, set for libraries while a run lasts: later runs and children of this process find the
-launcher's values again.
+"""Environment variables that a run sets for libraries, and restores at its end: later runs and children of this process
+find the launcher's values again.
 """
 
 import os
@@ -15,7 +15,7 @@ def lend(**values: str) -> None:
 
 
 def take_back() -> None:
-    """The environment as it was before the first `lend`."""
+    """Restore the environment as it was before the first `lend`."""
     while _before:
         name, value = _before.popitem()
         if value is None:

@@ -1,4 +1,4 @@
-"""Waits for other ranks on the host, by name and with a clock (promise P8).
+"""Named and timed waits for other ranks, on the host (promise P8).
 
 A collective that waits for slow work (ingest, a download, a restore) ends in a watchdog's message without rank or work.
 A wait here says "rank 3 waits 60 s for rank 0 in ingest", and ends at its own deadline or at another rank's failure.
@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 
 SHORTEST_PAUSE = 0.002
 LONGEST_PAUSE = 0.25
-"""Pauses between looks grow from the shortest to the longest: quick for ranks that are nearly together, and few
-requests to rank 0 in a long wait. (The store's own timed wait warns on stderr at each timeout.)"""
+"""Pauses between polls grow from the shortest to the longest: short waits end quickly, and long waits send few
+requests to rank 0. (The store's own timed wait warns on stderr at each timeout.)"""
 FAILED = "failed"
 NOTICE_SECONDS = 30.0
 STOP_SECONDS = 15.0
@@ -34,7 +34,7 @@ STOP_SECONDS = 15.0
 class HostWaits:
     """Named waits of the ranks of one run over a key-value store.
 
-    A name may be used again and again: the n-th wait for it is for the n-th arrivals. Use a name either
+    A name may be used repeatedly: its n-th wait is for its n-th arrivals. Use a name either
     with `barrier`, or with `arrive` on some ranks and `wait` on others.
     """
 
@@ -54,10 +54,10 @@ class HostWaits:
     def wait(
         self, name: str, *, ranks: Sequence[int] | None = None, deadline: float = 3600.0, stop: StopFlag | None = None
     ) -> list[str]:
-        """Wait until `ranks` (all, unless said otherwise) have arrived at `name`; the values they gave.
+        """Wait until `ranks` (None: all) have arrived at `name`; return the values of their arrivals.
 
-        Raises RankError after `deadline` seconds, STOP_SECONDS after `stop` was set, or as soon as a rank has
-        reported its failure or rank 0, which serves the store, is gone.
+        Raises RankError after `deadline` seconds, STOP_SECONDS after `stop` was set, at a rank's report of its
+        failure, or when rank 0, which serves the store, is gone.
         """
         from torch.distributed import DistNetworkError
 
@@ -65,17 +65,17 @@ class HostWaits:
         awaited = range(self._world.world_size) if ranks is None else ranks
         begin = noticed = time.monotonic()
         pause = SHORTEST_PAUSE
-        told = ""
+        reason = ""
         try:
             while missing := self._missing(name, use, awaited):
                 waited = time.monotonic() - begin
                 self._raise_failure(name, waited)
-                if stop and not told:
-                    told = told_to_stop(stop)
+                if stop and not reason:
+                    reason = told_to_stop(stop)
                     deadline = min(deadline, waited + STOP_SECONDS)
                 if waited >= deadline:
                     raise RankError(
-                        f"rank {self.rank} waited {waited:.0f} s for {_ranks(missing)} in {name}{told}",
+                        f"rank {self.rank} waited {waited:.0f} s for {_ranks(missing)} in {name}{reason}",
                         remedy=f"Look at the log of {_ranks(missing)}; allow more time if the work needs it.",
                     )
                 if time.monotonic() - noticed >= self._notice_seconds:
@@ -97,17 +97,17 @@ class HostWaits:
     def barrier(
         self, name: str, *, value: str = "", deadline: float = 3600.0, stop: StopFlag | None = None
     ) -> list[str]:
-        """Wait until every rank is here; the values that they brought, by rank. Raises what `wait` does."""
+        """Wait until every rank is here; return their values by rank. Raises the errors of `wait`."""
         self.arrive(name, value)
         values = self.wait(name, deadline=deadline, stop=stop)
         use = self._waited[name]
         if use > 1:
-            # every rank has come to this use, so none can still read the one before
+            # every rank has reached this use of the name, so no rank can still read the use before
             self._store.delete_key(_key(name, use - 1, self.rank))
         return values
 
     def fail(self, error: BaseException, phase: str) -> None:
-        """Tell the waiting ranks that this rank has failed; they name the first failure. If the rank that serves the
+        """Tell the waiting ranks that this rank has failed; their errors name the first failure. If the rank with the
         store is gone, no rank waits any more.
         """
         from torch.distributed import DistNetworkError
@@ -132,7 +132,7 @@ class HostWaits:
 
 
 def told_to_stop(stop: StopFlag) -> str:
-    """Why a wait ended early, as the end of a sentence."""
+    """End of a sentence with the reason why a wait ended early."""
     return f", the last seconds after it was told to stop ({stop.reason.name})"
 
 

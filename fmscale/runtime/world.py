@@ -1,8 +1,8 @@
 """Place of this process among the run's processes, read from its launcher's variables.
 
 torchrun and deepspeed (RANK, ...), mpirun of Open MPI (OMPI_*) and MPICH or Intel MPI (PMI_*, MPI_*), srun (SLURM_* of
-a step), or none. Half an environment, or two that disagree, are refused: a wrong guess shows up hours later as a hang,
-or as ranks that all train the same samples.
+a step), or no launcher. Incomplete or contradictory variables are refused: a wrong guess would show hours later as a
+hang, or as ranks that all train the same samples.
 """
 
 import os
@@ -29,7 +29,7 @@ class World:
     local_size: int = 1
     """Processes of the run on this node."""
     node: int = 0
-    """Number of this node. If the launcher does not tell, ranks fill node after node."""
+    """Number of this node. If the launcher does not give it, ranks are taken to fill node after node."""
     dp_rank: int = 0
     """Place among data-parallel ranks: number of this process's share of each batch."""
     dp_size: int = 1
@@ -37,9 +37,9 @@ class World:
     launcher: Launcher = "none"
     """Family of variables that was read; deepspeed counts as torchrun."""
     master: tuple[str, int] | None = None
-    """Host and port of the meeting point; None for a process alone, and if the ranks choose it over MPI."""
+    """Host and port of the meeting point; None for a single process, and if the ranks choose a port over MPI."""
     hosted: bool = False
-    """True if the launcher itself serves that port (torchrun's agent), so that rank 0 must not."""
+    """True if the launcher itself (torchrun's agent) serves that port, and rank 0 only connects."""
     attempt: int = 0
     """Number of restarts by the launcher."""
     notice: str = ""
@@ -83,8 +83,8 @@ UNSET_ALL = "Unset them to run alone, or start through the launcher."
 def read_world(environ: Mapping[str, str] = os.environ) -> World:
     """The world that the environment describes.
 
-    An inner launcher hides an outer one: torchrun or deepspeed started by srun or mpirun, mpirun by srun.
-    Raises ConfigError that names the variables if they are half set, malformed, or disagree.
+    An inner launcher hides an outer launcher: torchrun or deepspeed started by srun or mpirun, mpirun by srun.
+    Raises ConfigError with the names of variables that are half set, malformed or contradictory.
     """
     environ = _with_deepspeed_names(environ)
     torch = _read(TORCHRUN, environ, TORCHRUN.variables[:3])
@@ -147,9 +147,9 @@ def _read(family: _Family, environ: Mapping[str, str], signs: tuple[str, ...]) -
     )
 
 
-def _agree(one: tuple[_Family, World], other: tuple[_Family, World]) -> None:
+def _agree(first: tuple[_Family, World], second: tuple[_Family, World]) -> None:
     """Refuse two launchers' variables that mean different places."""
-    (a, world_a), (b, world_b) = one, other
+    (a, world_a), (b, world_b) = first, second
     if (world_a.rank, world_a.world_size) != (world_b.rank, world_b.world_size):
         found = {a.rank: world_a.rank, a.world_size: world_a.world_size}
         raise ConfigError(
@@ -161,15 +161,15 @@ def _agree(one: tuple[_Family, World], other: tuple[_Family, World]) -> None:
 
 def _finish(world: World, environ: Mapping[str, str]) -> World:
     """`world` with the meeting point."""
-    given = [name for name in ("MASTER_ADDR", "MASTER_PORT") if environ.get(name)]
-    if len(given) == 1 or (not given and world.launcher == "torchrun" and world.world_size > 1):
+    names = [name for name in ("MASTER_ADDR", "MASTER_PORT") if environ.get(name)]
+    if len(names) == 1 or (not names and world.launcher == "torchrun" and world.world_size > 1):
         raise ConfigError(
             "MASTER_ADDR and MASTER_PORT, where the processes meet, must both be set",
-            found={name: environ[name] for name in given} or None,
+            found={name: environ[name] for name in names} or None,
             remedy="Set both to rank 0's host and a free port there.",
         )
     master = None
-    if given:
+    if names:
         master = (environ["MASTER_ADDR"], _integer(environ, "MASTER_PORT"))
     elif world.launcher == "srun" and "SLURM_STEP_NODELIST" in environ:
         job = _integer(environ, "SLURM_JOB_ID") + _integer(environ, "SLURM_STEP_ID")

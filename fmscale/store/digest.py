@@ -1,9 +1,9 @@
 """Checksums and digests, and the data that each guards.
 
-Bulk data carries a crc32c per chunk, checked on every read (13 GB/s on one core of an AVX-512 machine, so
-that checking costs less than copying), and an xxh3_128 per object, which names the object in the cache and
-is checked by `verify`. Small metadata (seals, manifests, plans, views) is named by its sha256 cut to 128
-bits: it is the root of every other checksum, and 1.4 GB/s is fast enough for it.
+Bulk data carries a crc32c per chunk and an xxh3_128 per object. Every read checks the crc32c (13 GB/s on one core of
+an AVX-512 machine: checking costs less than copying). The xxh3_128 names the object in the cache, and `verify` checks
+it. The sha256, cut to 128 bits, names small metadata (seals, manifests, plans, views): this digest is the root of
+every other checksum, and 1.4 GB/s is fast enough for metadata.
 """
 
 import hashlib
@@ -16,14 +16,14 @@ import xxhash
 from crc32c import crc32c as _crc32c
 
 CHUNK_BYTES = 65536
-"""Bytes under one checksum where nothing else is said, as in checkpoints, whose ranges are megabytes long."""
+"""Bytes under one checksum by default, as in checkpoints: their ranges are megabytes long."""
 
 Bytes = bytes | bytearray | memoryview
 """Contiguous buffers of bytes."""
 
 
 def crc32c(data: Bytes, value: int = 0) -> int:
-    """crc32c (Castagnoli, RFC 3720) of the bytes; `value` is that of the bytes before them."""
+    """crc32c (Castagnoli, RFC 3720) of `data`; `value` is the crc32c of the bytes before `data`."""
     return int(_crc32c(data, value))
 
 
@@ -41,11 +41,11 @@ def verify_chunks(buffer: Bytes, expected: np.ndarray, chunk_bytes: int = CHUNK_
 
 
 def verify_parts(parts: Sequence[memoryview], expected: np.ndarray, chunk_bytes: int = CHUNK_BYTES) -> int:
-    """Index of the first chunk whose crc32c is not the expected one, or -1 if all are right. The chunks lie one
-    behind another in `parts` (bytes), whose seams may cut a chunk.
+    """Index of the first chunk whose crc32c differs from `expected`, or -1 if all match. The chunks lie back to
+    back in `parts` (bytes), and a chunk may begin in one part and end in another.
 
-    The last chunk may be short. Parts that hold fewer chunks than expected are bad from their end on, parts
-    that hold more from the end of the expectation on.
+    The last chunk may be short. If `parts` hold fewer chunks than `expected`, the first missing chunk is bad; if
+    they hold more, the first chunk without an expected crc32c is bad.
     """
     values = expected.tolist()
     chunk = crc = 0
@@ -87,6 +87,6 @@ def metadata_digest(data: Bytes) -> str:
 
 
 def canonical_json(value: Any) -> bytes:
-    """The one JSON text of a value: sorted keys, no spaces, UTF-8, no NaN. Equal values, equal bytes."""
+    """Canonical JSON of a value: sorted keys, no spaces, UTF-8, no NaN. Equal values give equal bytes."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode()

@@ -3,10 +3,10 @@
 from fmscale.errors import AccessDenied, CorruptData, StoreError
 
 TEMPORARY_PREFIX = ".fmscale-tmp-"
-"""Local files being written carry this name until they are complete; no key may."""
+"""Start of a local file's name until the file is complete; no segment of a key may start with it."""
 
 MAX_KEY_BYTES = 900
-"""S3 and GCS allow 1024 bytes of UTF-8 for the whole key; the rest is left to the store URL's prefix."""
+"""Limit of a key: S3 and GCS allow 1024 bytes of UTF-8 for the key together with the prefix in the store's URL."""
 
 MAX_SEGMENT_BYTES = 255
 """The longest file name that ext4, XFS and Lustre take."""
@@ -16,7 +16,7 @@ def check_key(key: str) -> str:
     """The key itself if every backend can store it.
 
     Raises StoreError for an absolute or empty key, for `.` and `..`, for control characters and
-    backslashes, and for what is longer than POSIX or S3 allow.
+    backslashes, and for a key or segment that is longer than POSIX or S3 allow.
     """
     problem = _problem(key)
     if problem:
@@ -29,7 +29,7 @@ def check_key(key: str) -> str:
 
 
 def check_prefix(prefix: str) -> str:
-    """A folder to list: empty for the root, otherwise like a key; a trailing slash is dropped."""
+    """The folder to list, without its trailing slash: empty for the root, else checked like a key."""
     stripped = prefix.removesuffix("/")
     return check_key(stripped) if stripped else ""
 
@@ -50,18 +50,19 @@ def _problem(key: str) -> str:
 
 
 def check_writable(key: str, read_only: bool) -> str:
-    """As `check_key`. Raises AccessDenied, too, if the store is open for reading only."""
+    """The key, checked as in `check_key`. Raises AccessDenied if the store is open for reading only."""
+    check_key(key)
     if read_only:
         raise AccessDenied(
             "the store is open for reading only",
             found=key,
             remedy="Open it without read_only (or without ?read_only=true in its URL) to write.",
         )
-    return check_key(key)
+    return key
 
 
 def truncated(key: str, start: int, asked: int, got: int) -> CorruptData:
-    """Error of a read of `asked` bytes from `start` on that gave `got`."""
+    """Error of a read from `start` on that asked for `asked` bytes and got `got` bytes."""
     return CorruptData(
         "the object ends before the bytes that were asked for",
         found=f"{key}: {start + got} bytes, asked for {start} to {start + asked}",
@@ -70,12 +71,12 @@ def truncated(key: str, start: int, asked: int, got: int) -> CorruptData:
 
 
 def missing(key: str) -> str:
-    """Remedy for an object that is not there."""
+    """Remedy for a missing object."""
     return f"Check the key and the store's URL; {_verify(key)} names every object that is gone."
 
 
 def damaged(key: str) -> str:
-    """Remedy for an object that is not whole."""
+    """Remedy for a damaged object."""
     if key.startswith("runs/"):
         return f"{_verify(key)} names all damage; restore the object from a copy, or use another step."
     return f"Run {_verify(key)}; restore the object from a copy or retire its commit."

@@ -1,10 +1,10 @@
-"""One URL, one store: picks the backend and hands it options and credentials.
+"""Opens a store by its URL: chooses the backend and passes options and credentials to it.
 
     /data/store  file:///data/store                                        local directory
-    s3://bucket/prefix?endpoint=http://host:9000&region=us-east-1          S3 and what speaks its protocol
+    s3://bucket/prefix?endpoint=http://host:9000&region=us-east-1          S3 and stores with its protocol
     gs://bucket/prefix   az://container/prefix                             Google Cloud, Azure
     memory://name                                                          this process only; for tests
-    anything else that fsspec knows                                        read-only until `probe` passes
+    any other protocol of fsspec                                           read-only until `probe` passes
 
 Options in the query: `read_only`, and for S3 `endpoint`, `region`, `profile`, `anonymous`. Credentials come
 from the environment, the profile file or the instance's role, never from the URL.
@@ -23,8 +23,6 @@ from obstore.store import AzureStore, GCSStore, MemoryStore, S3Store
 
 from fmscale.errors import ConfigError
 from fmscale.runtime.scrub import scrub
-from fmscale.store.backends.credentials import profile_credentials
-from fmscale.store.backends.fsspec import FsspecBackend
 from fmscale.store.backends.local import LocalBackend
 from fmscale.store.backends.objects import Client, ObjectBackend
 from fmscale.store.backends.protocol import Backend
@@ -32,14 +30,14 @@ from fmscale.store.backends.retry import RetryPolicy
 from fmscale.store.keys import check_prefix
 
 DEADLINE = 60.0
-"""Seconds: survives an outage of half a minute, which is what a restart of a storage gateway takes."""
+"""Seconds for an operation: it outlasts half a minute, the time that a restart of a storage gateway takes."""
 LONGEST_STALL = 10.0
 """Seconds without a byte after which a request is cut and repeated."""
 CREATE_STALL = 20.0
-"""For conditional puts: SeaweedFS answers the last of 16 losers after 7 s, and cutting one makes its outcome
-uncertain."""
+"""Seconds for a conditional put: SeaweedFS answers the last of 16 losers after 7 s, and a cut request leaves its
+outcome uncertain."""
 BULK_STALL = 60.0
-"""For parts of an upload, whose answer comes only after 16 MiB were sent: down to 0.3 MB/s is fine."""
+"""Seconds for a part of an upload: its answer comes after 16 MiB, so 0.3 MB/s is fast enough."""
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
@@ -57,7 +55,7 @@ _memory_lock = Lock()
 
 @dataclass(frozen=True, kw_only=True)
 class Location:
-    """A store URL taken apart."""
+    """Parts of a store URL."""
 
     scheme: str
     """s3, gs, az, memory, file or a protocol of fsspec."""
@@ -72,21 +70,23 @@ class Location:
 
     @property
     def read_only(self) -> bool:
-        """True if the URL itself asks for it. Raises ConfigError for another value than true or false."""
+        """True if the URL asks for a read-only store. Raises ConfigError for a value other than true or false."""
         return _flag(self, "read_only")
 
 
 def open_store(url: str, *, read_only: bool = False, deadline: float = DEADLINE) -> Backend:
-    """Open the store at `url`; nothing is asked of a remote store yet.
+    """Open the store at `url`, without a request to a remote store yet.
 
     `deadline` bounds each operation in seconds, retries included. Raises ConfigError for a URL that cannot be
-    used, StoreError or AccessDenied for a local directory that cannot.
+    used, StoreError or AccessDenied for a local directory that cannot be used.
     """
     place = parse_url(url)
     read_only = read_only or place.read_only
     if place.scheme == "file":
         return LocalBackend(Path(place.bucket), read_only=read_only)
     if place.scheme not in ("memory", "s3", "gs", "az"):
+        from fmscale.store.backends.fsspec import FsspecBackend  # 4 ms of every start, here and below
+
         policy = RetryPolicy(deadline=deadline, stall=min(LONGEST_STALL, deadline / 4))
         return FsspecBackend(url, policy=policy, read_only=read_only)
     return ObjectBackend(
@@ -99,7 +99,7 @@ def open_store(url: str, *, read_only: bool = False, deadline: float = DEADLINE)
 
 
 def parse_url(url: str) -> Location:
-    """Take a store URL apart. Raises ConfigError, never showing what may be a credential."""
+    """Parse a store URL. Raises ConfigError, whose text never shows a possible credential."""
     if "://" not in url:
         return _location("file", str(Path(url).expanduser().absolute()), "", {}, Path(url).absolute().as_uri())
     parts = urlsplit(url)
@@ -125,8 +125,8 @@ def parse_url(url: str) -> Location:
         )
     prefix = check_prefix(unquote(parts.path).strip("/"))
     shown = f"{scheme}://{parts.netloc}" + (f"/{prefix}" if prefix else "")
-    kept = {k: v for k, v in options.items() if k in ("endpoint", "region")}
-    return _location(scheme, parts.netloc, prefix, options, shown + (f"?{urlencode(kept, safe=':/')}" if kept else ""))
+    query = urlencode({k: v for k, v in options.items() if k in ("endpoint", "region")}, safe=":/")
+    return _location(scheme, parts.netloc, prefix, options, shown + (f"?{query}" if query else ""))
 
 
 def _location(scheme: str, bucket: str, prefix: str, options: dict[str, str], shown: str) -> Location:
@@ -159,7 +159,7 @@ def _client(place: Location, deadline: float, stall: float, *, repeats: int) -> 
     limits: ClientConfig = {
         "connect_timeout": timedelta(seconds=min(5.0, stall)),
         "read_timeout": timedelta(seconds=stall),
-        # A server that trickles is cut too: 16 MiB in half a minute is 0.5 MB/s.
+        # A request to a very slow server is cut too: 16 MiB in half a minute is 0.5 MB/s.
         "timeout": timedelta(seconds=max(deadline / 2, 2 * stall)),
     }
     retry: RetryConfig = {"max_retries": repeats, "retry_timeout": timedelta(seconds=deadline)}
@@ -194,7 +194,7 @@ def _s3(place: Location, limits: "ClientConfig", retry: "RetryConfig") -> S3Stor
         options["endpoint"] = endpoint
         if endpoint.startswith("http://"):
             limits = {**limits, "allow_http": True}
-            # Signing the payload costs 1.2 CPU seconds a GB and guards nothing that the digests do not.
+            # Signing the payload costs 1.2 CPU seconds a GB, and the digests guard the same bytes already.
             options["unsigned_payload"] = True
     if "region" in place.options:
         options["region"] = place.options["region"]
@@ -202,6 +202,8 @@ def _s3(place: Location, limits: "ClientConfig", retry: "RetryConfig") -> S3Stor
         options["skip_signature"] = True
         provider = None
     else:
+        from fmscale.store.backends.credentials import profile_credentials
+
         provider = profile_credentials(place.options.get("profile"))
     return S3Store(
         place.bucket,

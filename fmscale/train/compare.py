@@ -1,7 +1,6 @@
 """Comparison of two runs: their metrics step by step, and the samples that their models received."""
 
 import math
-from bisect import bisect_left
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -20,7 +19,7 @@ TIMES = frozenset(
 )
 """Metrics that differ between any two runs, even if both compute the same."""
 EXACT = frozenset({"tokens", "applied"})
-"""Counts, which no tolerance covers."""
+"""Metrics that are counts; no tolerance applies to them."""
 DELIVERED = ("source", "row", "digest", "pieces")
 """Columns of a delivered sample that are compared: its place in the source, its token bytes, its documents."""
 
@@ -32,7 +31,7 @@ class History:
     """Records in a run's folder."""
 
     folder: Path
-    """The folder."""
+    """Folder of the run."""
     steps: dict[int, Record]
     """Metrics of each step; the later record where a resumed run took a step again."""
     evaluations: dict[int, Record]
@@ -40,14 +39,14 @@ class History:
     repeated: int
     """Records that a later record of the same step replaced."""
     delivered: pa.Table | None
-    """Delivered samples, each once in k order; None if none were recorded."""
+    """Delivered samples, each once in k order; None without delivery records."""
     redelivered: int
     """Samples that were delivered again after a resume."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """One place where two runs part."""
+    """A place where two runs differ."""
 
     step: int
     """The step, counted from 1 as in the metrics."""
@@ -68,15 +67,15 @@ class Comparison:
     only: dict[str, str]
     """Ranges that only one run has, under `a_steps`, `b_steps`, and so on for `samples` and `evaluations`."""
     exact: bool
-    """True if everything compared is equal to the last bit."""
+    """True if all compared values are equal to the last bit, and `only` is empty."""
     parts: dict[str, Difference]
-    """Metric -> the first step at which it leaves the tolerance."""
+    """Metric -> its first difference beyond the tolerance."""
     largest: dict[str, float]
     """Metric -> the largest relative difference above 0."""
     samples: int | None
-    """Delivered samples that both have; None unless both recorded them."""
+    """Number of delivered samples that both have; None unless both runs have delivery records."""
     order_hashes: tuple[str, str] | None
-    """Hashes over all that was delivered, in k order."""
+    """Hashes over all delivered samples of each run, in k order."""
     notes: list[str] = field(default_factory=list)
     """Facts that a reader needs to judge the result."""
 
@@ -87,13 +86,13 @@ class Comparison:
 
     @property
     def same(self) -> bool:
-        """True if the runs agree in everything compared, within the tolerance."""
+        """True if all compared values agree within the tolerance, and `only` is empty."""
         return not self.parts and not self.only
 
 
 def read_history(folder: Path) -> History:
     """Read a run's folder. Raises ConfigError for a folder without metrics, FormatError for damaged metrics,
-    DataError where a sample was delivered twice and differently.
+    DataError if a sample was delivered twice with different content.
     """
     path = folder / "metrics.jsonl"
     if not path.is_file():
@@ -128,9 +127,9 @@ def compare(a: History, b: History, *, tolerance: float = 0.0, common: bool = Fa
     """Compare two runs.
 
     Args:
-        a: one run.
-        b: the other.
-        tolerance: relative difference up to which two numbers count as the same; 0 asks for equal ones.
+        a: the first run.
+        b: the second run.
+        tolerance: relative difference up to which two numbers count as the same; 0 asks for equal numbers.
         common: compare only the steps and samples that both have, for a run under way.
 
     Raises ConfigError for runs that have no step in common.
@@ -144,9 +143,9 @@ def compare(a: History, b: History, *, tolerance: float = 0.0, common: bool = Fa
     parts: dict[str, Difference] = {}
     largest: dict[str, float] = {}
     for kind in ("steps", "evaluations"):
-        mine, theirs = getattr(a, kind), getattr(b, kind)
-        for step in sorted(mine.keys() & theirs.keys()):
-            for name, left, right in _values(mine[step], theirs[step]):
+        records_a, records_b = getattr(a, kind), getattr(b, kind)
+        for step in sorted(records_a.keys() & records_b.keys()):
+            for name, left, right in _values(records_a[step], records_b[step]):
                 gap = _gap(left, right)
                 if gap:
                     largest[name] = max(gap, largest.get(name, 0.0))
@@ -156,11 +155,11 @@ def compare(a: History, b: History, *, tolerance: float = 0.0, common: bool = Fa
     only |= {} if common else _only(a.evaluations.keys(), b.evaluations.keys(), "_evaluations")
     samples, hashes = None, None
     if a.delivered is not None and b.delivered is not None:
-        ours, theirs_too, alone = _shared(a.delivered, b.delivered)
-        samples = len(ours)
+        shared_a, shared_b, alone = _shared(a.delivered, b.delivered)
+        samples = len(shared_a)
         hashes = (order_hash(a.delivered), order_hash(b.delivered))
         only |= {} if common else alone
-        parts |= _delivered_parts(ours, theirs_too)
+        parts |= _delivered_parts(shared_a, shared_b)
     return Comparison(
         steps=len(a.steps.keys() & b.steps.keys()),
         only=only,
@@ -189,9 +188,9 @@ def _gap(a: Any, b: Any) -> float:
     return float(abs(a - b) / max(abs(a), abs(b)))
 
 
-def _only(mine: Set[int], theirs: Set[int], suffix: str) -> dict[str, str]:
+def _only(in_a: Set[int], in_b: Set[int], suffix: str) -> dict[str, str]:
     """Ranges of numbers that only one side has."""
-    sides = {f"a{suffix}": sorted(mine - theirs), f"b{suffix}": sorted(theirs - mine)}
+    sides = {f"a{suffix}": sorted(in_a - in_b), f"b{suffix}": sorted(in_b - in_a)}
     return {side: _ranges(numbers) for side, numbers in sides.items() if numbers}
 
 
@@ -203,7 +202,7 @@ def _ranges(numbers: list[int]) -> str:
 
 
 def _shared(a: pa.Table, b: pa.Table) -> tuple[pa.Table, pa.Table, dict[str, str]]:
-    """The samples that both have, in k order, and ranges of those that only one has."""
+    """Samples of both runs in k order, from each table, and ranges of the samples that only a single run has."""
     k_a, k_b = a["k"].to_numpy(), b["k"].to_numpy()
     _, at_a, at_b = np.intersect1d(k_a, k_b, assume_unique=True, return_indices=True)
     alone = _only(set(k_a.tolist()), set(k_b.tolist()), "_samples") if len(at_a) < max(len(a), len(b)) else {}
@@ -216,21 +215,27 @@ def _delivered_parts(a: pa.Table, b: pa.Table) -> dict[str, Difference]:
     for name in DELIVERED:
         at = first_unequal(a[name], b[name])
         if at is not None:
-            mine, theirs = (_shown(table[name][at].as_py()) for table in (a, b))
+            value_a, value_b = (_shown(table[name][at].as_py()) for table in (a, b))
             what = f"{name} of sample {a['k'][at].as_py()}"
-            # Delivery records count steps from 0, metrics the steps that are done.
+            # Delivery records count steps from 0, metrics count from 1.
             step = a["step"][at].as_py() + 1
-            parts[f"delivered {name}"] = Difference(step=step, what=what, a=mine, b=theirs)
+            parts[f"delivered {name}"] = Difference(step=step, what=what, a=value_a, b=value_b)
     return parts
 
 
 def first_unequal(a: pa.ChunkedArray, b: pa.ChunkedArray) -> int | None:
-    """Index of the first place where two columns of equal length differ; None for equal columns. By halving, so
-    that columns of any nested type are compared without making Python objects of them.
+    """Index of the first place where two columns of equal length differ; None for equal columns. Halves the
+    columns repeatedly: this makes no Python objects of nested types, and compares no row more than twice.
     """
     if a.equals(b):
         return None
-    return bisect_left(range(len(a)), True, key=lambda i: not a.slice(0, i + 1).equals(b.slice(0, i + 1)))
+    at, size = 0, len(a)
+    while size > 1:
+        half = size // 2
+        if a.slice(at, half).equals(b.slice(at, half)):
+            at, half = at + half, size - half
+        size = half
+    return at
 
 
 def _shown(value: Any) -> Any:

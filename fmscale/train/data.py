@@ -1,4 +1,4 @@
-"""The training samples of a run: sources, loader, tokenizer, and the limits that they set to a config."""
+"""The training samples of a run: sources, loader, tokenizer, and the limits that they set for a config."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ def open_training(config: Config, backend: Backend, world: World, batch: BatchSh
     data = config.data
     return open_loader(
         backend,
-        # One more than the model reads: the label of the last.
+        # One token more than the model reads: the label of the last token.
         sequence_length=data.sequence_length + 1,
         batch=batch.global_batch,
         sources=data.sources,
@@ -57,7 +57,7 @@ def memory_at_its_place(config: Config) -> Iterator[None]:
 
 
 def check_memory(config: Config, backend: Backend, batch: BatchShape, sources: Sequence[Source]) -> None:
-    """Raise ConfigError if the first step of rank 0 does not fit into `data.memory_bytes`. Nothing is read."""
+    """Raise ConfigError if the first step of rank 0 does not fit into `data.memory_bytes`. Reads no data."""
     with memory_at_its_place(config):
         Loader(
             Plan([Stage(from_k=0, sources=tuple(sources))]),
@@ -70,7 +70,7 @@ def check_memory(config: Config, backend: Backend, batch: BatchShape, sources: S
 
 
 def tokenizer_of(config: Config, backend: Backend) -> Tokenizer:
-    """The tokenizer of the run's datasets, from the store. Raises DataError where there is none."""
+    """The tokenizer of the run's datasets, from the store. Raises DataError for a dataset without tokens."""
     dataset = open_dataset(backend, config.data.sources[0].dataset)
     commits = dataset.commits()
     digest = commits[-1].tokenizer if commits else None
@@ -84,7 +84,7 @@ def tokenizer_of(config: Config, backend: Backend) -> Tokenizer:
 
 def vocabulary(config: Config, tokenizer: Tokenizer) -> int:
     """Size of the model's vocabulary. Raises ConfigError if it is smaller than the tokenizer's: a token id
-    beyond the embedding is an opaque CUDA error in the middle of a step otherwise.
+    beyond the embedding would cause an opaque CUDA error in the middle of a step.
     """
     size = config.model.vocab_size
     if size is None:

@@ -16,7 +16,7 @@ from fmscale.train.session import Session
 def evaluator(
     session: Session, engine: Engine, micro_batch: int, steps: int, tell: Callable[..., None]
 ) -> Callable[[int], None]:
-    """A function of the step that evaluates every set when the step is due, and at the end."""
+    """Make a function of the step that evaluates every set if the step is due or the last."""
     config = session.config.evaluation
 
     def evaluate(step: int) -> None:
@@ -45,8 +45,8 @@ def heldout_loss(engine: Engine, microbatches: Iterable[Inputs]) -> float:
 
 
 def heldout_rows(session: Session, chosen: EvaluationSet, micro_batch: int) -> Iterator[Inputs]:
-    """This rank's microbatches of an evaluation set: the same rows at any number of ranks; rows beyond
-    `chosen.rows`, or beyond the split, weigh nothing. Every rank gets the same number of microbatches.
+    """This rank's microbatches of an evaluation set. All ranks together read the same rows at any number of ranks; rows
+    beyond `chosen.rows` or the split have weight 0. Every rank gets the same number of microbatches.
     """
     world = session.world
     loader = open_loader(

@@ -13,9 +13,9 @@ from fmscale.objectives.protocol import Inputs
 def to_inputs(batch: Microbatch, device: str) -> Inputs:
     """Rows of T + 1 delivered tokens as T inputs and the T labels that follow them.
 
-    The last token of a row is only a label; a label at a document's beginning has weight 0, as nothing before it
-    may predict it. `cu_seqlens` are the documents of the inputs: a document of which only the last label is
-    left is not among them.
+    The last token of a row is only a label; a label at a document's beginning has weight 0, as no
+    earlier token may predict it. `cu_seqlens` has the documents of the inputs, without a document that only has
+    the row's last label.
     """
     tokens_BT = batch.tokens[:, :-1]
     positions_BT = batch.positions[:, :-1]
@@ -35,12 +35,12 @@ def to_inputs(batch: Microbatch, device: str) -> Inputs:
 
 
 def received(batch: Microbatch, inputs: Inputs) -> Microbatch:
-    """The microbatch as the model has it, read back from `inputs`. A delivery record is made of it, so that any change
+    """The microbatch as the model gets it, read back from `inputs`. A delivery record is made of it, so that any change
     by `to_inputs` or a transfer shows in the record.
 
-    Its tokens are the inputs and the label behind the last; a token on which inputs and labels disagree is -1. A
-    document begins where the attention's mask begins one. In the last column, which has only a label, it begins where
-    the label has no weight. Its id and offset are those of the token there.
+    Its tokens are the inputs and the last label; a token on which inputs and labels disagree is -1. A document begins
+    where `cu_seqlens` begins a document. In the last column, which has only a label, a document begins where the label
+    has no weight. A document takes its id and offset from its first token.
     """
     inputs_BT, labels_BT = inputs.tokens_BT.cpu(), inputs.labels_BT.cpu()
     agreed_BT = torch.where(inputs_BT[:, 1:] == labels_BT[:, :-1], inputs_BT[:, 1:], -1)
@@ -58,7 +58,7 @@ def received(batch: Microbatch, inputs: Inputs) -> Microbatch:
 
 
 def _cut(spans: list[DocumentSpan], starts: list[int]) -> list[DocumentSpan]:
-    """A row's spans cut anew at `starts`."""
+    """Cut a row's spans again, at `starts`."""
     begun, end = [span.start for span in spans], spans[-1].stop
     out = []
     for start, stop in pairwise([*starts, end]):

@@ -1,4 +1,4 @@
-"""Metrics of the steps: kept on the device until they are logged, then reduced over ranks in one exchange."""
+"""Metrics of the steps: kept on the device until they are logged, then reduced over ranks together."""
 
 import math
 import time
@@ -20,9 +20,9 @@ class Timing:
     step: float
     """The whole step, data and checkpoint included."""
     data_stall: float
-    """Waiting for data."""
+    """Time that the step waited for data."""
     ckpt_blocking: float
-    """Standing still for a checkpoint: its begin and the fence."""
+    """Time that training waited for a save: at its beginning and at the fence."""
 
 
 class Journal:
@@ -46,7 +46,7 @@ class Journal:
         self._pending: list[tuple[int, float, StepResult, Timing, float]] = []
 
     def add(self, step: int, rate: float, result: StepResult, timing: Timing) -> None:
-        """Remember a step, which has just ended. Costs no synchronisation with the device."""
+        """Remember a step that has just ended, without a synchronisation with the device."""
         self._pending.append((step, rate, result, timing, time.time()))
 
     def flush(self, show: Callable[[Mapping[str, Any]], None] | None = None) -> list[dict[str, Any]]:
@@ -93,6 +93,6 @@ class Journal:
         return records
 
     def event(self, **record: Any) -> None:
-        """Write a record of something that is not a step: a checkpoint, an evaluation, a resume."""
+        """Write a record of an event other than a step: a checkpoint, an evaluation, a resume."""
         for sink in self._sinks:
             sink.write(record)

@@ -1,4 +1,4 @@
-"""The loop: steps, saves, evaluations, until the run is complete or is told to stop."""
+"""The loop: steps, saves, evaluations, until the run is complete or its ranks agree to stop."""
 
 import logging
 import time
@@ -19,6 +19,7 @@ from fmscale.train.engine.protocol import Engine
 from fmscale.train.inputs import to_inputs
 from fmscale.train.journal import Journal, Timing
 from fmscale.train.saving import Saving
+from fmscale.train.schedule import learning_rate
 from fmscale.train.seeds import seed_dropout
 from fmscale.train.session import Session
 from fmscale.train.step import train_step
@@ -46,25 +47,21 @@ class Loop:
     """Metrics."""
     steps: int
     """Steps of the whole run."""
-    rate: Callable[[int], float]
-    """Learning rate of a step."""
     evaluate: Callable[[int], None]
-    """Evaluate after a number of steps, if it is time."""
+    """Evaluates after a number of steps, if an evaluation is due."""
     delivered: Callable[[Microbatch, Inputs], None]
-    """Records a microbatch as the engine gets it, in these inputs."""
-    sources: int
-    """Sources of the mixture."""
+    """Records a microbatch from the inputs that the engine gets."""
     show: Callable[[Mapping[str, Any]], None]
     """Shows a record of progress, which also says the run's `steps`."""
 
 
 def run_loop(loop: Loop, first_step: int) -> tuple[int, Stop]:
-    """Train from step `first_step` to the end, or until a stop is agreed; steps taken, and the reason (Stop.NO at
-    the end).
+    """Train from step `first_step` to the end, or until the ranks agree to stop; return the steps taken and the
+    reason (Stop.NO at the end).
 
     Raises Diverged after too many steps in a row that could not be applied.
     """
-    session, where, train = loop.session, loop.session.where, loop.session.config.train
+    session, config, where = loop.session, loop.session.config, loop.session.where
     unapplied = 0
     stop = Stop.NO
     step = first_step
@@ -81,16 +78,16 @@ def run_loop(loop: Loop, first_step: int) -> tuple[int, Stop]:
             where.phase = "saving before the stop"
             loop.saving.save_before_stop(step, state)
             break
-        for batch, given in zip(microbatches, inputs, strict=True):
-            loop.delivered(batch, given)
-        rate = loop.rate(step)
+        for batch, batch_inputs in zip(microbatches, inputs, strict=True):
+            loop.delivered(batch, batch_inputs)
+        rate = learning_rate(config.schedule, config.optimizer.lr, step, loop.steps)
         result = train_step(
             loop.engine,
             inputs,
             tokens=facts.tokens,
-            sources=loop.sources,
+            sources=len(loop.loader.plan.sources),
             rate=rate,
-            seed=partial(seed_dropout, train.seed, step, session.world.dp_rank),
+            seed=partial(seed_dropout, config.train.seed, step, session.world.dp_rank),
             fence=loop.saving.fence,
         )
         unapplied = 0 if result.update.applied else unapplied + 1
@@ -106,7 +103,7 @@ def run_loop(loop: Loop, first_step: int) -> tuple[int, Stop]:
             ckpt_blocking=loop.saving.blocking_seconds - blocked,
         )
         loop.journal.add(step - 1, rate, result, timing)
-        if unapplied >= train.nonfinite_limit:
+        if unapplied >= config.train.nonfinite_limit:
             loop.journal.flush(loop.show)
             raise Diverged(
                 f"gradients were not finite in {unapplied} steps in a row",
@@ -114,7 +111,7 @@ def run_loop(loop: Loop, first_step: int) -> tuple[int, Stop]:
                 remedy="Lower optimizer.lr or clip_norm, or look at the samples of these steps with "
                 "`fmscale dataset trace --step N`; `fmscale checkpoint list` shows what there is from before.",
             )
-        if step % train.log_every == 0 or step in (first_step + 1, loop.steps):
+        if step % config.train.log_every == 0 or step in (first_step + 1, loop.steps):
             loop.journal.flush(loop.show)
     loop.journal.flush(loop.show)
     where.phase = "save"
@@ -129,10 +126,11 @@ def _step_microbatches(loader: Loader) -> list[Microbatch]:
 
 
 def dry_run(loop: Loop, rows: int, row_tokens: int) -> None:
-    """One full step on a microbatch of weight 0, before anything is restored: compiles, allocates, and runs out of
-    memory now rather than at the first long document. Weights and moments come out unchanged.
+    """Run a full step on a microbatch of weight 0 before the restore: it compiles and allocates, so that a lack of
+    memory shows now and not at the first long document. Weights and moments stay unchanged.
     """
-    loop.session.where.phase, device = "dry run", loop.session.device
+    loop.session.where.phase = "dry run"
+    device, sources = loop.session.device, len(loop.loader.plan.sources)
     zeros = torch.zeros((rows, row_tokens), dtype=torch.int64, device=device)
     empty = Inputs(
         tokens_BT=zeros,
@@ -142,7 +140,5 @@ def dry_run(loop: Loop, rows: int, row_tokens: int) -> None:
         cu_seqlens=torch.arange(0, rows * row_tokens + 1, row_tokens, dtype=torch.int32, device=device),
         source_B=torch.full((rows,), -1, dtype=torch.int64, device=device),
     )
-    train_step(
-        loop.engine, [empty], tokens=1.0, sources=loop.sources, rate=0.0, seed=lambda i: None, fence=lambda: None
-    )
+    train_step(loop.engine, [empty], tokens=1.0, sources=sources, rate=0.0, seed=lambda i: None, fence=lambda: None)
     loop.engine.restored(0)

@@ -11,8 +11,8 @@ from fmscale.store.backends.protocol import Backend
 def recorded_schedule(backend: Backend, run: str) -> BatchSchedule | None:
     """Rows of each step of the run; None for a run without checkpoints.
 
-    A run that goes on with another global batch has steps of both. Raises ConfigError where the checkpoint between
-    them is gone, StoreError or CorruptData for a checkpoint that cannot be read.
+    A run may go on with another global batch. Raises ConfigError if the checkpoint between the two batches is
+    gone, StoreError or CorruptData for a checkpoint that cannot be read.
     """
     entries = sorted(list_checkpoints(backend, run), key=lambda entry: (entry.step, entry.entry))
     if not entries:
@@ -37,14 +37,14 @@ def recorded_schedule(backend: Backend, run: str) -> BatchSchedule | None:
 
 
 def trained_samples(backend: Backend, run: str) -> range | None:
-    """Samples behind the run's newest checkpoint; None without a checkpoint. A run that began with another's state is
-    known to have taken only the last of them. Raises StoreError or CorruptData.
+    """Samples behind the run's newest checkpoint; None without a checkpoint. A run that began with another run's
+    state is known to have trained only on the last of these samples. Raises StoreError or CorruptData.
     """
     newest = max(list_checkpoints(backend, run), key=lambda entry: (entry.step, entry.entry), default=None)
     if newest is None:
         return None
     meta = load_manifest(backend, newest).meta
-    # A trainer of the user's own may have saved no train section: its run began at 0.
+    # A user's own trainer may have saved no train section: its run began at sample 0.
     stop, resume = next_sample(meta), meta["config"].get("train", {}).get("resume", "auto")
     return range(0 if resume in ("auto", "never") else max(stop - 1, 0), stop)
 

@@ -26,7 +26,7 @@ class Resume:
     """The checkpoint that `train.resume` chooses."""
 
     run: str
-    """Run whose checkpoint is read."""
+    """Run from which the checkpoint is read."""
     which: str | int
     """"auto" for the newest that all ranks find valid, or a step; "none" to begin anew."""
     fork: bool
@@ -34,16 +34,16 @@ class Resume:
 
     @property
     def shown(self) -> str:
-        """Address for people; empty where nothing is read."""
+        """Address of the checkpoint for messages; empty if no checkpoint is read."""
         if self.which == "none":
             return ""
         return self.run if self.which == "auto" else f"{self.run}@{self.which}"
 
 
 def choose_resume(config: Config, backend: Backend) -> Resume:
-    """The checkpoint to begin from. A fork only begins a run, which goes on with its own checkpoints afterwards.
+    """Choose the checkpoint to begin from. A fork begins a new run; a run with its own checkpoints goes on from them.
 
-    Called under the run's lease, so that all ranks see the same checkpoints.
+    Call it under the run's lease: all ranks then see the same checkpoints.
 
     Raises ConfigError for a run without checkpoints, or for a run with checkpoints and `never`.
     """
@@ -82,7 +82,7 @@ def restore(
     tokenizer: str,
     tell: Callable[..., None],
 ) -> int:
-    """Bring engine and loader to where `resume` says; the optimizer steps that had been taken there.
+    """Restore engine and loader from the checkpoint of `resume`, and return its number of optimizer steps.
 
     Raises ConfigError or StoreError if no checkpoint fits.
     """
@@ -119,8 +119,8 @@ def restore(
 
 
 def _remember_verified(session: Session, resume: Resume, restored: RestoreResult) -> None:
-    """Mark the restored checkpoint as whole: retention keeps it until a newer one is verified. A mark that cannot be
-    recorded does not end training.
+    """Mark the restored checkpoint as verified: retention keeps it until a newer checkpoint is verified. Training goes
+    on if the mark cannot be recorded.
     """
     if session.world.rank or restored.marked or not restored.verified:
         return

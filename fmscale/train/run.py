@@ -1,4 +1,4 @@
-"""A run from its config: ranks brought together, everything built and restored, the loop, the end."""
+"""A run from its config: the ranks meet, the parts are built and restored, the loop runs, the outcome is written."""
 
 import json
 import logging
@@ -28,13 +28,13 @@ class Outcome:
     """The end of a run, as every rank sees it."""
 
     run: str
-    """Its name."""
+    """Name of the run."""
     first_step: int
-    """Steps that had been taken before this job began."""
+    """Steps of the run before this job."""
     last_step: int
-    """Steps taken now."""
+    """Steps of the run at the end of this job."""
     stop: Stop
-    """Why it stopped before its end; NO if it is complete."""
+    """Reason for a stop before the run's end; NO for a complete run."""
     saved_step: int
     """Steps of the newest checkpoint that is durable on the store; 0 without a checkpoint."""
     folder: Path
@@ -71,7 +71,7 @@ def run_training(config: Config, *, show: Show, event: Show, phase: Callable[[st
     where, folder = Whereabouts(watch=None if world.rank else phase), run_folder(config)
     with recorded(folder, world, where), ExitStack() as stack:
         session = meet(config, world, where, stack)
-        # Within the stack: recorded, and told to the others, before anything is taken apart.
+        # Inside the stack: a failure is recorded and sent to the other ranks before the stack closes anything.
         with recorded(folder, world, where, session.waits):
             where.phase = "checking the config"
             batch = derive_batch(config.batch, world.dp_size, place=config.place("batch"))
@@ -114,7 +114,7 @@ def _run(session: Session, batch: BatchShape, steps: int, stack: ExitStack, show
 
 
 def _write_outcome(outcome: Outcome) -> None:
-    """Write outcome.json, or remove it if the disk is full: an earlier job's must not be taken for this one's."""
+    """Write outcome.json, or remove it if the disk is full: an earlier job's outcome must not pass for this job's."""
     path = outcome.folder / "outcome.json"
     beside = path.with_name(".outcome.json")
     try:

@@ -16,24 +16,24 @@ def run_folder(config: Config) -> Path:
 def check_folder(config: Config) -> None:
     """Raise ConfigError if metrics cannot be written to the run's folder on this machine."""
     folder = run_folder(config)
-    there = _nearest(folder)
-    if not there.is_dir():
+    existing = _nearest(folder)
+    if not existing.is_dir():
         raise ConfigError(
             f"{config.place('train.folder')}: the run writes its metrics to {folder}, and this is not a folder",
-            found=str(there),
+            found=str(existing),
             remedy="Give train.folder or train.run another name, or move the file away.",
         )
-    if not _writable(there):
+    if not _writable(existing):
         raise ConfigError(
             f"{config.place('train.folder')}: the run writes its metrics to {folder}, and this cannot be written",
-            found=str(there),
+            found=str(existing),
             remedy="Take another train.folder, or change the rights to this one.",
         )
 
 
 def check_store(config: Config) -> None:
-    """Raise ConfigError, ObjectNotFound or AccessDenied if the store is known not to take a run: its URL is
-    read-only, or it is a folder that does not exist or cannot be written. A remote store is not asked.
+    """Raise ConfigError, ObjectNotFound or AccessDenied if the store cannot take a run: its URL is read-only, or
+    it is a folder that does not exist or cannot be written. The check does not contact a remote store.
     """
     place, name = parse_url(config.store.url), config.place("store.url")
     if place.read_only:
@@ -51,12 +51,12 @@ def check_store(config: Config) -> None:
             found=str(root),
             remedy="Check the spelling; `fmscale ingest --store FOLDER` makes a store.",
         )
-    # Not the root: who may only read the datasets can still have a folder below runs/ of their own.
-    there = _nearest(root / "runs" / config.train.run)
-    if not _writable(there):
+    # Not the root: a user who may only read the datasets can still have a writable folder below runs/.
+    existing = _nearest(root / "runs" / config.train.run)
+    if not _writable(existing):
         raise AccessDenied(
             f"{name}: a run writes its order and checkpoints to the store, and this cannot be written",
-            found=str(there),
+            found=str(existing),
             remedy="Change the rights to it, or how the disk is mounted; or take a store of your own.",
         )
 

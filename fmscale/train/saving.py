@@ -18,9 +18,9 @@ class Saving:
     saver: Saver
     """This rank's saver."""
     engine: Engine
-    """Has the state to save."""
+    """Engine whose state is saved."""
     config: CheckpointConfig
-    """Steps of the saves."""
+    """Section that sets the steps of the saves."""
     meta: Callable[[int, dict[str, Any]], dict[str, Any]]
     """Facts beside the tensors, from the step and the loader's state."""
     report: Callable[..., None]
@@ -28,7 +28,7 @@ class Saving:
     newest: Callable[[int], int]
     """Makes the ranks agree on the newest durable step."""
     before: Callable[[], None]
-    """Called ahead of each save: steps that a resume does not repeat must be on record by then."""
+    """Called before each save: steps that a resume does not repeat must be on record by then."""
     blocking_seconds: float = 0.0
     """Time that the training thread stood still for saves."""
     reports: list[SaveReport] = field(default_factory=list)
@@ -39,12 +39,12 @@ class Saving:
     _closed: bool = False
 
     def begin_at(self, step: int) -> None:
-        """The run begins with the checkpoint after `step` steps."""
+        """Note that the run begins with the checkpoint after `step` steps."""
         self._last_begun = self._began_at = step
 
     @property
     def acknowledged(self) -> int:
-        """Steps of the newest save that this rank knows to be durable; those that the run began with count."""
+        """Steps of the newest save that this rank knows to be durable, or else the steps at which the run began."""
         done = [report.step for report in self.reports if report.state == "acknowledged"]
         return max(done, default=self._began_at)
 
@@ -60,15 +60,15 @@ class Saving:
         return limit is not None and time.monotonic() - self._last_time >= limit
 
     def step_done(self, step: int, loader_state: dict[str, Any], *, due: bool, last: bool) -> None:
-        """Save if the step's number makes one due, or `due`, or it is the last; tell of earlier saves."""
+        """Save if the step's number or `due` demands it, or at the last step; then report earlier saves."""
         if last or due or (self.config.every and step % self.config.every == 0):
             self.save(step, loader_state, wait=last)
         self._tell()
 
     def save(self, step: int, loader_state: dict[str, Any], *, wait: bool = False) -> None:
-        """Save the state after `step` steps; returns when training may go on.
+        """Save the state after `step` steps, and return when training may go on.
 
-        `wait` for the last save of a run, which must not be skipped because an earlier one is being written.
+        `wait` is for the last save of a run, which must not be skipped while an earlier save is being written.
         """
         began = time.perf_counter()
         self.before()
@@ -77,9 +77,9 @@ class Saving:
         self.blocking_seconds += time.perf_counter() - began
 
     def save_before_stop(self, step: int, loader_state: dict[str, Any]) -> None:
-        """Save the state after `step` steps where that was not begun yet, was skipped or has failed.
+        """Save the state after `step` steps, unless a save of this step succeeds.
 
-        Waits for the save of this step that is under way: only its end says whether another is needed.
+        Waits for a save of this step that is under way: its outcome decides if another save is needed.
         """
         if step == self._last_begun:
             self.saver.drain(self.config.seal_seconds)
@@ -95,7 +95,7 @@ class Saving:
         self.blocking_seconds += time.perf_counter() - began
 
     def close(self, deadline: float) -> None:
-        """Wait up to `deadline` seconds until what was begun is durable, and end the writer."""
+        """Wait up to `deadline` seconds until all saves are durable, and end the writer."""
         if not self._closed:
             self._closed = True
             self._tell(self.saver.close(deadline))

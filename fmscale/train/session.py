@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import distributed
 
+from fmscale.checkpoint.format.names import run_log
 from fmscale.config import Config
 from fmscale.runtime import variables
 from fmscale.runtime.device import pick_device
@@ -20,7 +21,6 @@ from fmscale.runtime.waits import HostWaits
 from fmscale.runtime.world import World
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.log.lease import acquire
-from fmscale.store.log.log import RUN_KINDS, Log
 from fmscale.store.open import open_store
 from fmscale.train.run_folder import check_folder, run_folder
 
@@ -40,32 +40,32 @@ class Session:
     backend: Backend
     """The store."""
     stop: StopFlag
-    """Signals and the deadline."""
+    """Stop signals and the deadline of the job."""
     where: Whereabouts
-    """For the failure report."""
+    """Phase and step, for the failure report."""
     folder: Path
     """Metrics, delivery records and error.json, on this machine."""
 
     def lease(self) -> int:
-        """Number of the run's lease, taken by rank 0 for all: from now on an older job of this run, such as a requeued
-        job that still hangs somewhere, cannot write to the run.
+        """Take the run's lease on rank 0, and return its number on all ranks. From then on an older job of this run,
+        such as a requeued job that still hangs somewhere, cannot write to the run.
         """
         if self.world.rank == 0:
             owner = f"{socket.gethostname()}:{os.getpid()}"
-            lease = acquire(Log(self.backend, f"runs/{self.config.train.run}", RUN_KINDS), owner).number
+            lease = acquire(run_log(self.backend, self.config.train.run), owner).number
             self.waits.arrive("lease", str(lease))
         return int(self.waits.wait("lease", ranks=[0])[0])
 
     def from_rank_0(self, name: str, number: int) -> int:
-        """Wait for all ranks at `name`; the number that rank 0 brings. Raises RankError."""
+        """Wait for all ranks at `name`, and return the number of rank 0. Raises RankError."""
         return int(self.waits.barrier(name, value=str(number))[0])
 
 
 def meet(config: Config, world: World, where: Whereabouts, stack: ExitStack) -> Session:
-    """Bring the ranks together; `stack` undoes it.
+    """Connect the ranks; `stack` disconnects them.
 
-    Nothing at which a single rank could fail comes before they have met: from then on a failure ends the waits of
-    the others. Raises RankError if they do not meet, FmscaleError if this machine lacks something.
+    Every check that can fail on a single rank comes after the meeting: from then on a failure ends the waits of the
+    other ranks. Raises RankError if the ranks do not meet, FmscaleError if this machine lacks something.
     """
     where.phase = "meeting"
     stop = StopFlag(config.train.seconds).install(alone=world.launcher == "none")
@@ -78,7 +78,7 @@ def meet(config: Config, world: World, where: Whereabouts, stack: ExitStack) -> 
     with recorded(folder, world, where, waits):
         if world.rank == 0:
             check_folder(config)
-            # Nobody goes on before this: what is there is of an earlier attempt.
+            # All ranks wait for this, so an error.json in the folder is from an earlier attempt.
             clear_failure(folder)
             waits.arrive("the run's folder")
         waits.wait("the run's folder", ranks=[0])
@@ -95,12 +95,12 @@ def meet(config: Config, world: World, where: Whereabouts, stack: ExitStack) -> 
 
 
 def _leave() -> None:
-    """Take the process group apart, DeepSpeed's references to it first: a next run in this process makes its
-    own, and DeepSpeed would go on using the old one.
+    """Destroy the process group, and DeepSpeed's references to it first: a next run in this process makes a new
+    group, and DeepSpeed would go on using the old group.
     """
     if not distributed.is_initialized():
         return
-    # Not imported for this: it takes seconds and prints warnings, above the error of a run that ended early.
+    # No import here: it takes seconds and prints warnings, above the error of a run that ended early.
     deepspeed = sys.modules.get("deepspeed")
     if deepspeed is not None and deepspeed.comm.is_initialized():
         deepspeed.comm.destroy_process_group()

@@ -21,19 +21,18 @@ from fmscale.train.journal import Journal
 from fmscale.train.loop import Loop
 from fmscale.train.resume import choose_resume, restore
 from fmscale.train.saving import Saving, open_saver
-from fmscale.train.schedule import learning_rate
 from fmscale.train.session import Session
 
 Show = Callable[[Mapping[str, Any]], None]
 META_VERSION = 1
-"""Of the facts that a checkpoint has beside its tensors."""
+"""Version of the facts that a checkpoint has beside its tensors."""
 
 
 def assemble(
     session: Session, batch: BatchShape, steps: int, stack: ExitStack, show: Show, event: Show
 ) -> tuple[Loop, Callable[[], int]]:
-    """Data, model, engine, journal and checkpoints of a run; `stack` closes them. The loop, and a function that
-    restores its state and gives the steps that had been taken.
+    """Open data, model, engine, journal and checkpoints of a run; `stack` closes them. Returns the loop, and a function
+    that restores its state and returns the number of steps in that state.
 
     Takes the run's lease. Raises ConfigError, DataError or StoreError.
     """
@@ -59,7 +58,9 @@ def assemble(
             event({name: value for name, value in record.items() if name != "time"})
 
     def meta(step: int, loader_state: dict[str, Any]) -> dict[str, Any]:
-        # Of the steps, AdamW counts those that were applied: fewer where gradients were not finite.
+        """Facts of a checkpoint beside its tensors. `updates` is AdamW's count of applied steps, without steps whose
+        gradients were not finite. The loader's state is at the beginning of the next step.
+        """
         return {
             "version": META_VERSION,
             "step": step,
@@ -89,10 +90,8 @@ def assemble(
         saving=saving,
         journal=journal,
         steps=steps,
-        rate=lambda step: learning_rate(config.schedule, config.optimizer.lr, step, steps),
         evaluate=evaluator(session, engine, batch.micro_batch, steps, tell),
         delivered=(lambda batch, inputs: record.add(received(batch, inputs))) if record else lambda batch, inputs: None,
-        sources=len(loader.plan.sources),
         show=(lambda record: show({**record, "steps": steps})) if world.rank == 0 else lambda record: None,
     )
     return loop, partial(restore, session, resume, engine, loader, saving, tokenizer.digest, tell)

@@ -1,4 +1,4 @@
-"""One optimizer step, from the microbatches to the update, readable on a screen."""
+"""One optimizer step, from the microbatches to the update, short enough for a screen."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,8 +36,8 @@ def train_step(
 ) -> StepResult:
     """Forward and backward of every microbatch, then one update.
 
-    The loss is summed and divided by the *global* number of valid tokens of the step, so that neither ranks
-    nor microbatches nor fillers weigh in (the gradient-accumulation bug of many trainers, 2024).
+    The loss is summed and divided by the *global* number of valid tokens of the step: ranks, microbatches
+    and fillers then have no influence (the gradient-accumulation bug of many trainers, 2024).
 
     Args:
         engine: the sharded model.

@@ -7,6 +7,6 @@ tiles.py     the list of document tiles, made on the device
 forward.py   output and log-sum-exp
 backward.py  gradients, in two passes without atomics
 decode.py    `attention_decode`: the newest tokens against a cache, split along the cache
-configs.py   launch configurations, each free of spills on sm_90
-cases.py     the kernels as the compile gate takes them
+configs.py   launch configurations, each free of spills on sm_90, and the choice for a call
+cases.py     the compile cases of the kernels
 """

@@ -1,15 +1,15 @@
 """Attention backward in two passes, so that no two programs ever add to the same number.
 
 Source: Dao, "FlashAttention-2", arXiv 2307.08691, algorithm 2, split into dK/dV (one program per key tile, over the
-queries of every head of its group) and dQ (one per query tile, over keys). That recomputes two of five products and in
-exchange the result's bits do not depend on scheduling. Scores are formed as S^T = K Q^T in the first pass and S = Q K^T
-in the second, so that probabilities are always the left operand of the next product straight from registers:
-transposing them there is miscompiled on Hopper by Triton 3.4 to 3.7.0 (flash-linear-attention issue 640).
+queries of every head of its group) and dQ (one per query tile, over keys). The split recomputes two of five products;
+in exchange the result's bits do not depend on scheduling. The first pass forms scores as S^T = K Q^T and the second as
+S = Q K^T, so that probabilities go from registers into the next product as its left operand, without a transposition:
+Triton 3.4 to 3.7.0 miscompile that transposition on Hopper (flash-linear-attention issue 640).
 """
 
 import torch
+from fmscale.kernels.attention.configs import chosen
 from fmscale.kernels.attention.device import (
-    Launch,
     block_e,
     extent,
     key_parts,
@@ -21,7 +21,6 @@ from fmscale.kernels.attention.device import (
     sized,
     strides,
     tanh,
-    unpack,
     visible,
 )
 from fmscale.kernels.attention.tiles import tile_list
@@ -34,10 +33,10 @@ def delta_kernel(  # type: ignore[no-untyped-def]
     OUT, DOUT, LSE, DLSE, SINKS, DELTA, LEVEL, REST, DSINKS, stride_b, stride_t, stride_h, T, blocks,
     E: tl.constexpr, H: tl.constexpr, ACC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """Per row delta = sum(dO * O) - dLSE, and the level: LSE in base 2, +inf where it was -inf, so that exp2(s - level)
-    is 0 in rows that see nothing. Per block its share of the sink's gradient.
+    """Store per row delta = sum(dO * O) - dLSE and the level: LSE in base 2, but +inf for an LSE of -inf, so that
+    exp2(s - level) is 0 in rows without keys. Store per block its share of the sink's gradient.
 
-    With REST the level is the forward's, in two parts, and only read.
+    With REST the forward has stored the level, in two parts, and this kernel reads it.
     """
     block = tl.program_id(0) % blocks
     bh = (tl.program_id(0) // blocks).to(tl.int64)
@@ -55,7 +54,7 @@ def delta_kernel(  # type: ignore[no-untyped-def]
         delta -= tl.load(DLSE + bh * T + row, mask=row < T, other=0.0)
     lse = tl.load(LSE + bh * T + row, mask=row < T, other=float("inf"))
     nothing = lse == -float("inf")
-    # whatever came down for the log-sum-exp of a row that sees nothing, 0 * NaN would carry it on
+    # the gradient of the log-sum-exp of a row without keys may be NaN, and 0 * NaN is NaN
     delta = tl.where(nothing, 0.0, delta)
     tl.store(DELTA + bh * T + row, delta, mask=row < T)
     if REST is not None:
@@ -79,23 +78,13 @@ def dkdv_kernel(  # type: ignore[no-untyped-def]
     H: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
     ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    tile, bh = place(tl.program_id(0), tiles, heads, section)
-    b = (bh // (H // GROUP)).to(tl.int64)
-    h = bh % (H // GROUP)
+    b, h, document, tile = place(tl.program_id(0), TILES, tiles, heads, section, H // GROUP, False)
+    if TILES is not None and document > documents:
+        return
+    start_q, length_q = extent(CU_Q, document, documents, T)
+    start_k, length_k = extent(CU_K, document, documents, S)
     if TILES is not None:
-        b = b * 0
-        h = bh
-        document, tile = unpack(tl.load(TILES + tile))
-        if document > documents:
-            return
-        start_q, length_q = extent(CU_Q, document, documents, T)
-        start_k, length_k = extent(CU_K, document, documents, S)
         length_q = tl.where(document < documents, length_q, 0)
-    else:
-        start_q = tile * 0
-        start_k = start_q
-        length_q = start_q + T
-        length_k = start_q + S
     n0 = tile * BLOCK_N
     key = n0 + tl.arange(0, BLOCK_N)
     column = tl.arange(0, BLOCK_E)
@@ -109,9 +98,9 @@ def dkdv_kernel(  # type: ignore[no-untyped-def]
     k = tl.load(K + (entry * stride_kt + column[None, :]), mask=inside, other=0.0)
     v = tl.load(V + (entry * stride_vt + column[None, :]), mask=inside, other=0.0)
 
-    # One loop over all heads of the group and their rows: a loop per head costs ten registers, which at E 128 spill,
-    # and drains the pipeline between heads; dividing a step number by rows costs some too. Keys past the end need no
-    # mask: their rows of dK and dV are not stored.
+    # One loop runs over all heads of the group and their rows. A loop per head costs ten registers, which spill at
+    # E 128, and drains the pipeline between heads; a division of a step number by rows costs registers too. Keys past
+    # the end need no mask: their rows of dK and dV are not stored.
     lo, hi = query_range(n0, length_q, length_k, window, CAUSAL, WINDOW, BLOCK_N)
     lo = lo // BLOCK_M * BLOCK_M
     steps = (hi - lo + BLOCK_M - 1) // BLOCK_M
@@ -151,7 +140,7 @@ def dkdv_kernel(  # type: ignore[no-untyped-def]
             p = tl.where(near(row[None, :], position[:, None], window, CAUSAL, WINDOW), p, 0.0)
         low = p.to(q.dtype)
         if SOFTCAP:
-            p = p * (1.0 - s * s)  # here, where s need not outlive the next product
+            p = p * (1.0 - s * s)  # here, so that s need not outlive the next product
         do = tl.load(DOUT + g * stride_oh + m0.to(tl.int64) * stride_ot + offset_o, mask=live, other=0.0)
         dp = tl.dot(v, tl.trans(do), input_precision=PRECISION, out_dtype=ACC)
         dv = tl.dot(low, do, dv, input_precision=PRECISION, out_dtype=ACC)
@@ -218,25 +207,13 @@ def dq_kernel(  # type: ignore[no-untyped-def]
     H: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
     ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    tile, bh = place(tl.program_id(0), tiles, heads, section)
-    b = (bh // H).to(tl.int64)
-    h = bh % H
+    b, h, document, tile = place(tl.program_id(0), TILES, tiles, heads, section, H, CAUSAL)
+    if TILES is not None and document > documents:
+        return
+    start_q, length_q = extent(CU_Q, document, documents, T)
+    start_k, length_k = extent(CU_K, document, documents, S)
     if TILES is not None:
-        b = b * 0
-        h = bh
-        document, tile = unpack(tl.load(TILES + tile))
-        if document > documents:
-            return
-        start_q, length_q = extent(CU_Q, document, documents, T)
-        start_k, length_k = extent(CU_K, document, documents, S)
         length_k = tl.where(document < documents, length_k, 0)
-    else:
-        if CAUSAL:
-            tile = tiles - 1 - tile
-        start_q = tile * 0
-        start_k = start_q
-        length_q = start_q + T
-        length_k = start_q + S
     m0 = tile * BLOCK_M
     row = m0 + tl.arange(0, BLOCK_M)
     column = tl.arange(0, BLOCK_E)
@@ -257,37 +234,35 @@ def dq_kernel(  # type: ignore[no-untyped-def]
     V += b * stride_vb + head_k * stride_vh + start_k.to(tl.int64) * stride_vt
 
     position = row + (length_k - length_q)
-    lo, full_lo, full_hi, hi = key_parts(m0, length_q, length_k, window, CAUSAL, WINDOW, BLOCK_M, BLOCK_N)
+    bounds = key_parts(m0, length_q, length_k, window, CAUSAL, WINDOW, BLOCK_M, BLOCK_N)
     dq = tl.zeros((BLOCK_M, BLOCK_E), dtype=ACC)
-    if WINDOW:
-        dq = _dq(
-            dq, q, do, level, rest, delta, K, V, stride_kt, stride_vt, lo, full_lo, position, length_k, scale, softcap,
-            window, E, CAUSAL, WINDOW, SOFTCAP, True, REST is not None, ACC, PRECISION, BLOCK_N, BLOCK_E,
-        )  # fmt: skip
-    dq = _dq(
-        dq, q, do, level, rest, delta, K, V, stride_kt, stride_vt, full_lo, full_hi, position, length_k, scale,
-        softcap, window, E, CAUSAL, WINDOW, SOFTCAP, False, REST is not None, ACC, PRECISION, BLOCK_N, BLOCK_E,
-    )  # fmt: skip
-    dq = _dq(
-        dq, q, do, level, rest, delta, K, V, stride_kt, stride_vt, full_hi, hi, position, length_k, scale,
-        softcap, window, E, CAUSAL, WINDOW, SOFTCAP, True, REST is not None, ACC, PRECISION, BLOCK_N, BLOCK_E,
-    )  # fmt: skip
+    for part in tl.static_range(3):  # as in the forward
+        if WINDOW or part > 0:
+            dq = _dq(
+                dq, q, do, level, rest, delta, K, V, stride_kt, stride_vt, bounds[part], bounds[part + 1], position,
+                length_k, scale, softcap, window, E, CAUSAL, WINDOW, SOFTCAP, part != 1, REST is not None, ACC,
+                PRECISION, BLOCK_N, BLOCK_E,
+            )  # fmt: skip
     dq = dq * scale
     DQ += ((b * T + token) * H + h) * E
     tl.store(DQ + (line[:, None] * (H * E) + column[None, :]), dq.to(DQ.dtype.element_ty), mask=inside)
 
 
+@torch.library.custom_op("fmscale::attention_backward", mutates_args=())
 def backward(
     dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, level: Tensor,
     sinks: Tensor | None, cu_q: Tensor | None, cu_k: Tensor | None,
-    *, causal: bool, window: int, softcap: float, scale: float, dkdv: Launch, dq: Launch,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """Gradients of q, k, v and sinks; shapes and `level` as in `forward`, `dlse` (B, H, T) or None.
+    causal: bool, window: int, softcap: float, scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of q, k, v and sinks (empty if None); shapes and `level` as in `forward`, `dlse` (B, H, T) or None.
 
     Extra memory: delta and level (B, H, T) in fp32, and one number per head and 64 rows for the sinks.
     """
     B, T, H, E = q.shape
     S, K = k.shape[1:3]
+    dkdv, dq = (
+        chosen(kernel, q, cu_q, sinks, causal=causal, window=window, softcap=softcap) for kernel in ("dkdv", "dq")
+    )
     group = H // K
     gq, gk, gv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     delta = torch.empty_like(lse)
@@ -308,25 +283,28 @@ def backward(
                 E=E, H=H, ACC=acc, BLOCK_M=64, BLOCK_E=width, num_warps=4,
             )  # fmt: skip
         if gk.numel():
-            listed, tiles = None, -(-S // dkdv["BLOCK_N"])
-            if cu_q is not None and cu_k is not None:
-                listed = tile_list(cu_k, cu_q, S, T, block=dkdv["BLOCK_N"], keys=True, causal=causal, window=window)
-                tiles = listed.numel()
+            listed, tiles = tile_list(cu_k, cu_q, S, T, block=dkdv["BLOCK_N"], keys=True, causal=causal, window=window)
             section = per_section(B * K, 2 * T * E * group * q.element_size())
             dkdv_kernel[(tiles * B * K,)](
                 q, k, v, dout, level, rest, delta, gk, gv, cu_q, cu_k, listed, *moves,
                 T, S, B * K, documents, tiles, section, scale, softcap, window, **shared, **dkdv,
             )  # fmt: skip
         if gq.numel():
-            listed, tiles = None, -(-T // dq["BLOCK_M"])
-            if cu_q is not None and cu_k is not None:
-                listed = tile_list(cu_q, cu_k, T, S, block=dq["BLOCK_M"], keys=False, causal=causal, window=window)
-                tiles = listed.numel()
+            listed, tiles = tile_list(cu_q, cu_k, T, S, block=dq["BLOCK_M"], keys=False, causal=causal, window=window)
             section = group * per_section(B * K, 2 * S * E * k.element_size())
             dq_kernel[(tiles * B * H,)](
                 q, k, v, dout, level, rest, delta, gq, cu_q, cu_k, listed, *moves,
                 T, S, B * H, documents, tiles, section, scale, softcap, window, **shared, **dq,
             )  # fmt: skip
     if sinks is None or shares is None:
-        return gq, gk, gv, None
+        return gq, gk, gv, q.new_empty(0)
     return gq, gk, gv, shares.sum(dim=(0, 2)).to(sinks.dtype)
+
+
+@backward.register_fake
+def _fake(
+    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, level: Tensor,
+    sinks: Tensor | None, *_: object,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    dsinks = q.new_empty(0) if sinks is None else sinks.new_empty(sinks.shape)
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dsinks

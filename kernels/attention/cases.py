@@ -1,4 +1,4 @@
-"""The attention kernels as the compile gate sees them: every shipped configuration and mask."""
+"""Compile cases of the attention kernels: every shipped configuration and mask."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +14,7 @@ from fmscale.kernels.launch import tl_dtype
 
 KERNELS = {"forward": forward_kernel, "dkdv": dkdv_kernel, "dq": dq_kernel}
 COUNTS = ("T", "S", "heads", "documents", "tiles", "section", "window")
-# The masks of real models: what each is made of. Dense and packed differ in one load per program.
+# The masks of real models and their features. Dense and packed kernels differ in one load per program.
 MASKS: dict[str, frozenset[str]] = {
     "documents causal": frozenset({"documents", "causal"}),
     "causal": frozenset({"causal"}),
@@ -44,7 +44,7 @@ def _case(kernel: str, dtype: torch.dtype, E: int, mask: str, launch: dict[str, 
     if kernel == "forward" and "sinks" not in features:
         del signature["SINKS"]
         constants["SINKS"] = None
-    if dtype.itemsize == 2:  # the level in two parts is for fp32
+    if dtype.itemsize == 2:  # only fp32 has the level in two parts
         for absent in {"forward": ("LEVEL", "REST")}.get(kernel, ("REST",)):
             del signature[absent]
             constants[absent] = None
@@ -103,7 +103,7 @@ def _small() -> Iterator[CompileCase]:
 
 
 def compile_cases() -> list[CompileCase]:
-    """bf16 with every mask and head dim; fp16, fp32 and padded head dims with the lightest and the heaviest."""
+    """bf16 with every mask and head dim; fp16, fp32 and padded head dims with the lightest and the heaviest mask."""
     cases = list(_small())
     ends = ("documents causal", "everything")
     sizes = [(torch.bfloat16, E, tuple(MASKS)) for E in (64, 128, 256)]

@@ -2,10 +2,10 @@
 
 One program takes one span of one key head's cache and every query that reads it: the heads of the group and the new
 tokens are the rows of one tile, so that each key is read once. A second kernel joins the spans by their log-sum-exps,
-in order, so the bits never depend on scheduling. The number of spans follows the cache's capacity and nothing else: not
-the batch, so that a sequence decodes to the same bits alone or in any batch, and not the lengths, so that nothing waits
-for the host. Spans past a length or before a window end at once. Source: Dao et al., "Flash-Decoding for long-context
-inference", 2023; sinks as in `attention.forward`.
+in order, so the bits never depend on scheduling. The number of spans depends only on the cache's capacity: not on the
+batch, so that a sequence decodes to the same bits alone or in any batch, and not on the lengths, so that no launch
+waits for the host. Spans past a length or before a window end at once. Source: Dao et al., "Flash-Decoding for
+long-context inference", 2023; sinks as in `attention.forward`.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ from torch import Tensor
 from fmscale.errors import KernelError
 
 SPANS = 64
-"""Most spans of a cache: with 8 key heads 512 programs a sequence, four waves of a Hopper's 132."""
+"""Most spans of a cache: 8 key heads make 512 programs a sequence, four waves on a Hopper's 132 multiprocessors."""
 
 
 def configs(dtype: torch.dtype, width: int) -> Mapping[str, tuple[Config, ...]]:
@@ -58,7 +58,7 @@ def span_kernel(  # type: ignore[no-untyped-def]
     heads: tl.constexpr = H // GROUP
     b = (tl.program_id(0) // heads).to(tl.int64)
     head = tl.program_id(0) % heads
-    # row r is new token r // GROUP as head r % GROUP of the group sees it
+    # row r holds new token r // GROUP for head r % GROUP of the group
     row = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
     token = row // GROUP
     h = head * GROUP + row % GROUP
@@ -67,7 +67,7 @@ def span_kernel(  # type: ignore[no-untyped-def]
     length = tl.minimum(tl.load(LENGTHS + b).to(tl.int32), S)
     position = length - T + token
     lo = piece * span
-    # the last token of this tile of rows sees most; the first one's window reaches back furthest
+    # in this tile of rows the last token sees the last key, and the first token's window reaches back furthest
     last = length - T + tl.minimum((tl.program_id(2) * BLOCK_M + BLOCK_M - 1) // GROUP, T - 1)
     hi = tl.minimum(lo + span, last + 1)
     if WINDOW:
@@ -88,7 +88,7 @@ def span_kernel(  # type: ignore[no-untyped-def]
     acc = tl.zeros((BLOCK_M, BLOCK_E), dtype=ACC)
     total = tl.zeros((BLOCK_M,), dtype=ACC)
     peak = tl.full((BLOCK_M,), -float("inf"), dtype=ACC)
-    # keys from hi on, zeros here, are seen by no live row: they lie after its token, or in the next span
+    # keys from hi on load as zeros, and no live row sees them: they lie after its token or in the next span
     acc, total, peak = attend_keys(
         acc, total, peak, q, K, V, stride_kt, stride_vt, lo, hi, position, hi, scale, softcap, window,
         E, True, WINDOW, SOFTCAP, True, ACC, PRECISION, BLOCK_N, BLOCK_E,
@@ -120,7 +120,7 @@ def join_kernel(  # type: ignore[no-untyped-def]
     total = tl.sum(weight, axis=0)
     if SINKS is not None:
         total += tl.exp2(sink - shift)
-    # spans that saw nothing wrote no output: what lies there is not read
+    # spans without visible keys stored no output: their memory is not read
     part = tl.load(
         PARTS + (place * spans + piece)[:, None] * E + column[None, :],
         mask=(weight > 0.0)[:, None] & (column < E)[None, :], other=0.0,
@@ -184,7 +184,7 @@ def decode_eager(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, *,
     window: int, softcap: float, sinks: Tensor | None, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The same in plain torch: the reference, and the `eager` backend. (out, lse (B, T, H))."""
+    """`attention_decode` in plain torch, as (out, lse (B, T, H)): the reference, and the `eager` backend."""
     T, S = q.shape[1], k_cache.shape[1]
     key = torch.arange(S, device=q.device)
     ends = lengths.clamp(max=S)[:, None, None]
@@ -192,7 +192,7 @@ def decode_eager(
     seen = key <= position
     if window:
         seen = seen & (key > position - window)
-    # what lies past a length may be anything, NaN included, which a weight of 0 would let through
+    # cache entries past a length may be NaN, and a weight of 0 times NaN is NaN
     written = (key < ends[:, 0])[:, :, None, None]
     k, v = (cache.masked_fill(~written, 0.0) for cache in (k_cache, v_cache))
     out, lse = attend(q, k, v, seen[:, None, None], softcap=softcap, sinks=sinks, scale=scale)
@@ -219,23 +219,23 @@ def attention_decode(
     """Causal attention of the newest T tokens of each sequence to its cache, without gradients.
 
     q (B, T, H, E), or (B, H, E) for one token; k_cache and v_cache (B, S, K, E) of capacity S, which hold the new
-    tokens' keys and values already; lengths (B,) int32 or int64 on q's device: how many keys of each sequence count,
-    the T new ones included. Token t stands at position lengths[b] - T + t and sees keys up to its own; with `window`
-    only the nearest so many. Lengths above S count as S; a token before position 0 sees nothing. What lies in the cache
-    past a length is never used. H is a multiple of K; query head h reads key head h // (H // K). bf16, fp16 or fp32
+    tokens' keys and values already; lengths (B,) int32 or int64 on q's device: number of keys of each sequence, the
+    T new keys included. Token t stands at position lengths[b] - T + t and sees keys up to its own; with `window` only
+    the nearest `window` keys. Lengths above S count as S; a token before position 0 sees no key. Cache entries past a
+    length are never used. H is a multiple of K; query head h reads key head h // (H // K). bf16, fp16 or fp32
     (fp64: eager and the interpreter); E up to 256; any strides, so that a cache (B, K, S, E) is passed transposed,
     without a copy.
 
     softcap, sinks, scale and return_lse as in `flash_attention`; the log-sum-exp is (B, T, H), or (B, H) for one token,
-    fp32. Returns q's shape and dtype; rows that see nothing give 0 and -inf.
+    fp32. Returns q's shape and dtype; rows without keys give 0 and -inf.
 
-    Meant for T up to some tens (decoding, speculation); a prompt is `flash_attention`'s work. The same bits every time
-    and in any batch. Works under torch.compile(fullgraph=True), with no copy to the host. Raises KernelError for what
-    does not fit, and where a gradient would be asked of it.
+    Meant for T up to some tens (decoding, speculation); prompts go to `flash_attention`. Results have the same bits
+    every time and in any batch. Works under torch.compile(fullgraph=True), with no copy to the host. Raises KernelError
+    for arguments that do not fit, and outside torch.no_grad() for inputs that require a gradient.
     """
     _check(q, k_cache, v_cache, lengths, window, softcap, sinks, scale)
-    one = q.dim() == 3
-    q4 = q[:, None] if one else q
+    single = q.dim() == 3
+    q4 = q[:, None] if single else q
     refusals = {"triton": numbers_refusal(q), "eager": None}
     chosen = choose("attention_decode", backend, q.device, _case(q4), refusals)
     reach = 0 if window is None else min(window, NO_WINDOW)
@@ -247,7 +247,7 @@ def attention_decode(
         tensors = [unit(x) for x in (q4, k_cache, v_cache)]
         flat = None if sinks is None else sinks.contiguous()
         out, lse = _op(*tensors, lengths.contiguous(), flat, reach, cap, scale)
-    if one:
+    if single:
         out, lse = out[:, 0], lse[:, 0]
     return (out, lse) if return_lse else out
 
@@ -273,8 +273,8 @@ def _check(
             found=(tuple(lengths.shape), lengths.dtype, lengths.device),
             remedy="One number of keys per sequence, the new tokens' included.",
         )
-    asked = [x for x in (q, k, v, sinks) if x is not None and x.requires_grad]
-    if asked and torch.is_grad_enabled():
+    differentiable = [x for x in (q, k, v, sinks) if x is not None and x.requires_grad]
+    if differentiable and torch.is_grad_enabled():
         raise KernelError(
             "attention_decode has no gradient",
             found="a tensor that requires one",
@@ -283,7 +283,7 @@ def _check(
 
 
 def compile_cases() -> list[CompileCase]:
-    """16 rows (one token, up to 16 heads a group) and more; plain and with everything."""
+    """Tiles of 16 rows (one token, up to 16 heads a group) and of more rows; plain, and with window and soft-cap."""
     cases = []
     for dtype, short in ((torch.bfloat16, "bf16"), (torch.float16, "fp16"), (torch.float32, "fp32")):
         for E in (64, 128, 256):
@@ -330,5 +330,5 @@ def _span_case(
         unaligned=frozenset({*counts, "scale", "softcap"}),
         num_warps=launch["num_warps"],
         num_stages=launch["num_stages"],
-        # wgmma needs 64 rows; with fewer the products wait for the cache in any case
+        # wgmma needs 64 rows; with fewer rows the products wait for the cache in any case
     )  # fmt: skip

@@ -18,19 +18,19 @@ Launch = dict[str, Any]
 WIDEST = 256
 """Largest head dim."""
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
-# Bits of a tile's sort key: work 20, document 22, tile in the document 21; 63 in all, so it is positive.
+# Bits of a tile's sort key: work 20, document 22, tile in the document 21; 63 in all, so the key is positive.
 DOCUMENTS_LIMIT = 2**22 - 2
 """Most documents in one call."""
 TOKENS_LIMIT = 2**25
 """Most packed tokens in one call: 2^21 tiles of 16."""
-# No document is that long; keeps position + window within 32 bits.
+# Longer than any document; position + window stays within 32 bits.
 NO_WINDOW = 2**30
-# A tile has at most 128 rows, whose offsets are 32-bit; from tile to tile they are 64-bit.
+# A tile has at most 128 rows. Offsets within a tile are 32-bit, offsets between tiles are 64-bit.
 FAR = 2**24
 
 
 def sized(*names: str) -> Callable[[Callable[..., None]], Kernel]:
-    """`jit` without a recompilation for values of the named integers (token and document counts)."""
+    """`jit` without a recompilation for new values of the integers `names` (token and document counts)."""
 
     def decorate(kernel: Callable[..., None]) -> Kernel:
         if not HAVE_TRITON:
@@ -43,30 +43,47 @@ def sized(*names: str) -> Callable[[Callable[..., None]], Kernel]:
 
 
 @jit
-def place(pid, tiles, heads, section):  # type: ignore[no-untyped-def]
-    """(tile, head) of a program: all tiles of `section` heads, whose keys fit into L2, then the next."""
+def place(  # type: ignore[no-untyped-def]
+    pid, TILES, tiles, heads, section, H: tl.constexpr, LAST_FIRST: tl.constexpr
+):
+    """(sequence, head, document, tile in it) of program `pid`, of H heads a sequence.
+
+    The tiles of `section` heads, whose keys fit into L2, come before the tiles of the next heads. With documents, TILES
+    lists the tiles, the heaviest first, some behind the last document. LAST_FIRST reverses the order of a dense call.
+    """
     first = pid // (tiles * section) * section
     inner = pid - first * tiles
     width = tl.minimum(section, heads - first)
-    return inner // width, first + inner % width
-
-
-@jit
-def unpack(key):  # type: ignore[no-untyped-def]
-    """(document, tile in it) of a sort key."""
-    return ((key >> 21) & 4194303).to(tl.int32), (key & 2097151).to(tl.int32)
+    tile = inner // width
+    bh = first + inner % width
+    b = (bh // H).to(tl.int64)
+    h = bh % H
+    document = tile * 0
+    if TILES is not None:
+        b = b * 0
+        h = bh
+        key = tl.load(TILES + tile)
+        document = ((key >> 21) & 4194303).to(tl.int32)
+        tile = (key & 2097151).to(tl.int32)
+    elif LAST_FIRST:
+        tile = tiles - 1 - tile
+    return b, h, document, tile
 
 
 @jit
 def extent(CU, document, documents, total):  # type: ignore[no-untyped-def]
-    """(first token, tokens) of a document; number `documents` is what follows the last one.
+    """(first token, tokens) of a document; document number `documents` is the rest behind the last document.
 
-    Clamped to the tensor: offsets that make no sense then give a wrong result, never a wild access.
+    Both are clamped to the tensor, so that invalid offsets give a wrong result, never an access out of bounds. Without
+    offsets the whole tensor is one document.
     """
-    first = tl.load(CU + document).to(tl.int32)
-    end = tl.load(CU + document + 1, mask=document < documents, other=total).to(tl.int32)
-    first = tl.minimum(tl.maximum(first, 0), total)
-    return first, tl.minimum(tl.maximum(end, first), total) - first
+    if CU is None:
+        return document * 0, document * 0 + total
+    else:
+        first = tl.load(CU + document).to(tl.int32)
+        end = tl.load(CU + document + 1, mask=document < documents, other=total).to(tl.int32)
+        first = tl.minimum(tl.maximum(first, 0), total)
+        return first, tl.minimum(tl.maximum(end, first), total) - first
 
 
 @jit
@@ -92,7 +109,7 @@ def key_parts(  # type: ignore[no-untyped-def]
     m0, length_q, length_k, window, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Keys of `key_range` as lo, full_lo, full_hi, hi: between the middle two no mask touches a tile."""
+    """Bounds lo, full_lo, full_hi, hi of `key_range`: no mask touches the tiles from full_lo to full_hi."""
     lo, hi = key_range(m0, length_q, length_k, window, CAUSAL, WINDOW, BLOCK_M)
     lo = lo // BLOCK_N * BLOCK_N
     first = m0 + length_k - length_q
@@ -130,7 +147,7 @@ def query_range(  # type: ignore[no-untyped-def]
 
 @jit
 def near(position, key, window, CAUSAL: tl.constexpr, WINDOW: tl.constexpr):  # type: ignore[no-untyped-def]
-    """True where the query at key position `position` sees `key` by causality and window, of which one is on."""
+    """True where the query at key position `position` sees `key` by causality, by window, or by both."""
     if CAUSAL:
         seen = key <= position
         if WINDOW:
@@ -144,7 +161,7 @@ def near(position, key, window, CAUSAL: tl.constexpr, WINDOW: tl.constexpr):  # 
 def visible(  # type: ignore[no-untyped-def]
     position, key, length_k, window, CAUSAL: tl.constexpr, WINDOW: tl.constexpr
 ):
-    """(queries, keys): `near`, and the key exists; of causal masks the first implies the second."""
+    """Mask (queries, keys): the key exists and is `near`; in causal masks, `near` keys always exist."""
     seen = key[None, :] < length_k
     if CAUSAL:
         seen = near(position[:, None], key[None, :], window, CAUSAL, WINDOW)
@@ -155,7 +172,7 @@ def visible(  # type: ignore[no-untyped-def]
 
 @jit
 def tanh(x, PRECISE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """tanh by exp2. Near 0 that loses relative precision, which only fp32 inputs can show: a series."""
+    """tanh by exp2. PRECISE, for fp32 inputs, takes a series near 0, where exp2 loses relative precision."""
     y = 1.0 - 2.0 / (1.0 + tl.exp2(x * 2.885390081777927))  # 2 log2 e; right at both infinities
     if PRECISE:
         z = tl.minimum(x * x, 0.1225)
@@ -172,7 +189,7 @@ def attend_keys(  # type: ignore[no-untyped-def]
     E: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, MASKED: tl.constexpr,
     ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """Keys lo (a multiple of BLOCK_N) to hi added to the weighted sum, its total and the running maximum."""
+    """Add keys lo (a multiple of BLOCK_N) to hi to the weighted sum, its total and the running maximum."""
     row = tl.arange(0, BLOCK_N)
     column = tl.arange(0, BLOCK_E)
     offset_k = row[:, None] * stride_kt + column[None, :]
@@ -232,7 +249,7 @@ def numbers_refusal(q: torch.Tensor) -> str | None:
 
 
 def check_alike(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None, **numbers: Any) -> None:
-    """Raise KernelError unless q, k and v are of one kind, sinks fit q's heads and the numbers are positive or None."""
+    """Raise KernelError unless q, k, v share dtype and device, sinks fit q's heads and numbers are positive or None."""
     if not (q.dtype == k.dtype == v.dtype) or not (q.device == k.device == v.device):
         found = [(x.dtype, x.device) for x in (q, k, v)]
         raise KernelError(
@@ -246,9 +263,9 @@ def check_alike(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.
 
 
 def precision(dtype: torch.dtype, E: int) -> str:
-    """Way to make fp32 products: three TF32 products keep fp32's accuracy on tensor cores.
+    """Precision of products: for fp32, three TF32 products keep fp32's accuracy on tensor cores.
 
-    Their operands' halves take registers: above a head dim of 128 they spill, and products are plain fp32.
+    The halves of their operands take registers, which spill above a head dim of 128: there products are plain fp32.
     """
     return "tf32x3" if dtype == torch.float32 and E <= 128 else "ieee"
 
@@ -259,18 +276,18 @@ def block_e(E: int) -> int:
 
 
 def per_section(heads: int, bytes_per_head: int) -> int:
-    """Heads that run side by side, so few that what they share stays in L2.
+    """Number of heads that run side by side, few enough for their shared tensors to stay in L2.
 
-    32 MiB of the 50 MiB of a Hopper: the rest holds what streams through.
+    They get 32 MiB of the 50 MiB of a Hopper; the rest holds the tensors that stream through.
     """
     return max(1, min(heads, 2**25 // max(1, bytes_per_head)))
 
 
 def strides(x: torch.Tensor) -> tuple[int, int, int]:
-    """Strides of (B, T, H, E) but the last, which is 1."""
+    """Strides of x (B, T, H, E) without the last stride, which is 1."""
     return x.stride(0), x.stride(1), x.stride(2)
 
 
 def unit(x: torch.Tensor) -> torch.Tensor:
-    """`x` itself where a tile's offsets fit into 32 bits and its last stride is 1, else a copy."""
+    """`x` itself where a tile's offsets fit into 32 bits and the last stride is 1, else a copy."""
     return x if x.stride(-1) == 1 and x.stride(1) < FAR else x.contiguous()

@@ -1,8 +1,8 @@
 """Attention in plain torch: the reference, the `eager` backend, and the call of torch's own SDPA.
 
-The eager backend is also what a CPU trainer runs when SDPA cannot serve it: documents are taken one by one, so its
-memory is that of the longest document's scores, not of the whole packed row's. Under torch.compile (where lengths are
-unknown) one mask over all tokens replaces that.
+A CPU trainer runs the eager backend when SDPA cannot serve a call. The backend takes documents one by one, so that its
+memory holds the scores of the longest document, not of the whole packed row. Under torch.compile, where lengths are
+unknown, one mask over all tokens replaces the loop over documents.
 """
 
 import contextlib
@@ -21,28 +21,28 @@ FLASH_WIDEST = 256
 
 
 def fused_refusal(dtype: torch.dtype, E: int, *, grouped: bool) -> str | None:
-    """Why none of torch's fused CUDA kernels takes a head dim `E` of `dtype`, or None.
+    """Reason why none of torch's fused CUDA kernels takes a head dim `E` of `dtype`, or None.
 
-    As torch's sdp_utils.cpp decides: flash and cuDNN take 16 bits and up to 256; the memory-efficient one fp32 too and
-    any width whose rows are whole 16 bytes, but no grouped heads.
+    The rules of torch's sdp_utils.cpp: flash and cuDNN take 16-bit dtypes and head dims up to 256; the memory-efficient
+    kernel also takes fp32 and any row of a multiple of 16 bytes, but no grouped heads.
     """
     if dtype.itemsize == 2 and E <= FLASH_WIDEST:
         return None
     if dtype.itemsize > 4:
         return f"{dtype}: its fused kernels take fp16, bf16 and fp32"
-    what = f"{dtype} with a head dim of {E}" if dtype.itemsize == 2 else f"{dtype}"
+    subject = f"{dtype} with a head dim of {E}" if dtype.itemsize == 2 else f"{dtype}"
     if grouped:
-        return f"{what} and grouped heads: its only kernel for that has none"
+        return f"{subject} and grouped heads: its only kernel for that has none"
     if E * dtype.itemsize % 16:
-        return f"{what}, {E * dtype.itemsize} bytes a row: its only kernel for that needs a multiple of 16"
+        return f"{subject}, {E * dtype.itemsize} bytes a row: its only kernel for that needs a multiple of 16"
     return None
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None, *, causal: bool, scale: float) -> Tensor:
     """torch.nn.functional.scaled_dot_product_attention over (B, T, H, E), document by document.
 
-    On CUDA cuDNN is preferred to flash, which torch would pick and which is 1.7 to 2.3 times slower on Hopper (pytorch
-    issue 142132); the quadratic math backend is ruled out.
+    On CUDA, cuDNN comes before flash, torch's own choice, which is 1.7 to 2.3 times slower on Hopper (pytorch issue
+    142132). The quadratic math backend is excluded.
     """
     if cu_seqlens is not None:
         pieces = [
@@ -95,7 +95,7 @@ def _spans(cu: Tensor) -> list[tuple[int, int]]:
 
 
 def _band(T: int, S: int, causal: bool, window: int, device: torch.device) -> Tensor | None:
-    """Mask (T, S) of the keys that each query sees, or None where it sees all."""
+    """Mask (T, S) of the keys that each query sees, or None where every query sees all keys."""
     if not causal and not window:
         return None
     distance = torch.arange(S - T, S, device=device)[:, None] - torch.arange(S, device=device)
@@ -110,13 +110,13 @@ def _near(distance: Tensor, causal: bool, window: int) -> Tensor:
 
 
 def _document_mask(cu_q: Tensor, cu_k: Tensor, T: int, S: int, causal: bool, window: int) -> Tensor:
-    """(T, S): same document and near enough, without knowing any length on the host."""
+    """Mask (T, S) of keys in the query's document, by causality and window, without any length on the host."""
     q, k = torch.arange(T, device=cu_q.device), torch.arange(S, device=cu_q.device)
     document_q = torch.searchsorted(cu_q[1:], q, right=True)
     document_k = torch.searchsorted(cu_k[1:], k, right=True)
     last = cu_q.numel() - 2
     own = document_q.clamp(max=last)
-    position = q - cu_q[own + 1] + cu_k[own + 1]  # where the key stands that this query sees last
+    position = q - cu_q[own + 1] + cu_k[own + 1]  # of the last key that a causal query sees
     same = (document_q[:, None] == document_k[None, :]) & (document_q <= last)[:, None]
     return same & _near(position[:, None] - k[None, :], causal, window)
 
@@ -124,7 +124,7 @@ def _document_mask(cu_q: Tensor, cu_k: Tensor, T: int, S: int, causal: bool, win
 def attend(
     q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, *, softcap: float, sinks: Tensor | None, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Softmax over what is `seen`, broadcast to (B, K, H // K, T, S); None: all. (out, lse (B, H, T))."""
+    """(out, lse (B, H, T)) over the keys in mask `seen`, broadcast to (B, K, H // K, T, S); None: over all keys."""
     B, T, H, E = q.shape
     S, K = k.shape[1:3]
     acc = accumulator(q.dtype)

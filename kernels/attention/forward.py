@@ -1,4 +1,4 @@
-"""Attention forward: one pass over the keys with a running maximum, output and log-sum-exp.
+"""Attention forward: output and log-sum-exp in one pass over the keys, with a running maximum.
 
 Source: Dao, "FlashAttention-2", arXiv 2307.08691, algorithm 1; sinks as an extra key without a value (Xiao et al.,
 arXiv 2309.17453; learnable per head as in gpt-oss). Exponentials are base 2, with log2 e folded into the scale. Tiles
@@ -6,8 +6,8 @@ that no mask touches run in a loop of their own without mask code.
 """
 
 import torch
+from fmscale.kernels.attention.configs import chosen
 from fmscale.kernels.attention.device import (
-    Launch,
     attend_keys,
     block_e,
     extent,
@@ -17,7 +17,6 @@ from fmscale.kernels.attention.device import (
     precision,
     sized,
     strides,
-    unpack,
 )
 from fmscale.kernels.attention.tiles import tile_list
 from fmscale.kernels.launch import accumulator, on, tl, tl_dtype
@@ -32,25 +31,13 @@ def forward_kernel(  # type: ignore[no-untyped-def]
     WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    tile, bh = place(tl.program_id(0), tiles, heads, section)
-    b = (bh // H).to(tl.int64)
-    h = bh % H
+    b, h, document, tile = place(tl.program_id(0), TILES, tiles, heads, section, H, CAUSAL)
+    if TILES is not None and document > documents:
+        return
+    start_q, length_q = extent(CU_Q, document, documents, T)
+    start_k, length_k = extent(CU_K, document, documents, S)
     if TILES is not None:
-        b = b * 0
-        h = bh
-        document, tile = unpack(tl.load(TILES + tile))
-        if document > documents:
-            return
-        start_q, length_q = extent(CU_Q, document, documents, T)
-        start_k, length_k = extent(CU_K, document, documents, S)
         length_k = tl.where(document < documents, length_k, 0)
-    else:
-        if CAUSAL:
-            tile = tiles - 1 - tile
-        start_q = tile * 0
-        start_k = start_q
-        length_q = start_q + T
-        length_k = start_q + S
     m0 = tile * BLOCK_M
     row = m0 + tl.arange(0, BLOCK_M)
     column = tl.arange(0, BLOCK_E)
@@ -65,23 +52,16 @@ def forward_kernel(  # type: ignore[no-untyped-def]
     V += b * stride_vb + head_k * stride_vh + start_k.to(tl.int64) * stride_vt
 
     position = row + (length_k - length_q)
-    lo, full_lo, full_hi, hi = key_parts(m0, length_q, length_k, window, CAUSAL, WINDOW, BLOCK_M, BLOCK_N)
+    bounds = key_parts(m0, length_q, length_k, window, CAUSAL, WINDOW, BLOCK_M, BLOCK_N)
     acc = tl.zeros((BLOCK_M, BLOCK_E), dtype=ACC)
     total = tl.zeros((BLOCK_M,), dtype=ACC)
     peak = tl.full((BLOCK_M,), -float("inf"), dtype=ACC)
-    if WINDOW:
-        acc, total, peak = attend_keys(
-            acc, total, peak, q, K, V, stride_kt, stride_vt, lo, full_lo, position, length_k, scale, softcap,
-            window, E, CAUSAL, WINDOW, SOFTCAP, True, ACC, PRECISION, BLOCK_N, BLOCK_E,
-        )  # fmt: skip
-    acc, total, peak = attend_keys(
-        acc, total, peak, q, K, V, stride_kt, stride_vt, full_lo, full_hi, position, length_k, scale, softcap,
-        window, E, CAUSAL, WINDOW, SOFTCAP, False, ACC, PRECISION, BLOCK_N, BLOCK_E,
-    )  # fmt: skip
-    acc, total, peak = attend_keys(
-        acc, total, peak, q, K, V, stride_kt, stride_vt, full_hi, hi, position, length_k, scale, softcap,
-        window, E, CAUSAL, WINDOW, SOFTCAP, True, ACC, PRECISION, BLOCK_N, BLOCK_E,
-    )  # fmt: skip
+    for part in tl.static_range(3):  # masked, unmasked, masked tiles; without a window the first part is empty
+        if WINDOW or part > 0:
+            acc, total, peak = attend_keys(
+                acc, total, peak, q, K, V, stride_kt, stride_vt, bounds[part], bounds[part + 1], position, length_k,
+                scale, softcap, window, E, CAUSAL, WINDOW, SOFTCAP, part != 1, ACC, PRECISION, BLOCK_N, BLOCK_E,
+            )  # fmt: skip
 
     if SINKS is not None:
         sink = tl.load(SINKS + h).to(ACC) * 1.4426950408889634
@@ -111,18 +91,18 @@ def level_shape(q: Tensor) -> tuple[int, ...]:
     return (2, B, H, T) if q.dtype.itemsize > 2 else (0,)
 
 
+@torch.library.custom_op("fmscale::attention", mutates_args=())
 def forward(
     q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, cu_q: Tensor | None, cu_k: Tensor | None,
-    *, causal: bool, window: int, softcap: float, scale: float, launch: Launch,
+    causal: bool, window: int, softcap: float, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Output (B, T, H, E), log-sum-exp (B, H, T) and level of q (B, T, H, E), k and v (B, S, K, E).
 
-    The level (2, B, H, T), for fp32 alone (else empty): the log-sum-exp in base 2 as a sum of two numbers, the running
-    maximum and the rest, +inf and 0 in rows that see nothing. The backward takes a probability from the difference of
-    score and level: one number of 60 has room for five digits of it, fp32 scores have seven.
+    The level (2, B, H, T), empty except for fp32, is the log-sum-exp in base 2 as a sum of two numbers, the running
+    maximum and the rest; rows without keys have +inf and 0. The backward computes a probability from the difference of
+    score and level: a single number near 60 has room for five digits of this difference, fp32 scores have seven.
 
-    With documents B is 1. The last stride of q, k and v is 1; window and softcap 0 mean none; `launch` has BLOCK_M,
-    BLOCK_N, num_warps and num_stages.
+    With documents B is 1. The last stride of q, k and v is 1; a window or softcap of 0 is off.
     """
     B, T, H, E = q.shape
     S, K = k.shape[1:3]
@@ -132,12 +112,10 @@ def forward(
     level = lse.new_empty(level_shape(q))
     if not out.numel():
         return out, lse, level
-    block = launch["BLOCK_M"]
+    launch = chosen("forward", q, cu_q, sinks, causal=causal, window=window, softcap=softcap)
     parts = level if level.numel() else (None, None)
-    listed, documents, tiles = None, 0, -(-T // block)
-    if cu_q is not None and cu_k is not None:
-        listed = tile_list(cu_q, cu_k, T, S, block=block, keys=False, causal=causal, window=window)
-        documents, tiles = cu_q.numel() - 1, listed.numel()
+    documents = cu_q.numel() - 1 if cu_q is not None else 0
+    listed, tiles = tile_list(cu_q, cu_k, T, S, block=launch["BLOCK_M"], keys=False, causal=causal, window=window)
     group = H // K
     section = group * per_section(B * K, 2 * S * E * k.element_size())
     with on(q.device):
@@ -147,3 +125,10 @@ def forward(
             SOFTCAP=softcap > 0, ACC=tl_dtype(acc), PRECISION=precision(q.dtype, E), BLOCK_E=block_e(E), **launch,
         )  # fmt: skip
     return out, lse, level
+
+
+@forward.register_fake
+def _fake(q: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
+    acc = accumulator(q.dtype)
+    lse = q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=acc)
+    return q.new_empty(q.shape), lse, q.new_empty(level_shape(q), dtype=acc)

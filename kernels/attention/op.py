@@ -8,90 +8,21 @@ from typing import Any, Literal, cast, overload
 
 import torch
 from fmscale.kernels.attention.backward import backward
-from fmscale.kernels.attention.configs import configs
+from fmscale.kernels.attention.configs import case
 from fmscale.kernels.attention.device import (
     DOCUMENTS_LIMIT,
     NO_WINDOW,
     TOKENS_LIMIT,
-    Launch,
-    block_e,
     check_alike,
     numbers_refusal,
     unit,
 )
 from fmscale.kernels.attention.eager import eager, fused_refusal, sdpa
-from fmscale.kernels.attention.forward import forward, level_shape
-from fmscale.kernels.dispatch import bucket, choose, launch_config
-from fmscale.kernels.launch import accumulator
+from fmscale.kernels.attention.forward import forward
+from fmscale.kernels.dispatch import choose
 from torch import Tensor
 
 from fmscale.errors import KernelError
-
-
-def case(
-    dtype: torch.dtype, E: int, *, documents: bool, causal: bool, window: bool, softcap: bool, sinks: bool,
-) -> str:  # fmt: skip
-    """The bucket of a call in the tuning tables: "bfloat16 E128 documents causal".
-
-    The head dim is exact: a padded one has other tiles than the power of two above it.
-    """
-    flags = {"documents": documents, "causal": causal, "window": window, "softcap": softcap, "sinks": sinks}
-    return " ".join([bucket(dtype), f"E{E}", *(name for name, on in flags.items() if on)])
-
-
-def _launches(q: Tensor, *flags: bool) -> dict[str, Launch]:
-    documents, causal, window, softcap, sinks = flags
-    bucket_name = case(
-        q.dtype, q.shape[3], documents=documents, causal=causal, window=window, softcap=softcap, sinks=sinks,
-    )  # fmt: skip
-    width = block_e(q.shape[3])
-    tables = configs(q.dtype, width, heavy=window or softcap or width != q.shape[3])
-    return {
-        kernel: dict(launch_config("attention", kernel, q.device, bucket_name, table))
-        for kernel, table in tables.items()
-    }
-
-
-@torch.library.custom_op("fmscale::attention", mutates_args=())
-def _op(
-    q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, cu_q: Tensor | None, cu_k: Tensor | None,
-    causal: bool, window: int, softcap: float, scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    launches = _launches(q, cu_q is not None, causal, window > 0, softcap > 0, sinks is not None)
-    return forward(
-        q, k, v, sinks, cu_q, cu_k,
-        causal=causal, window=window, softcap=softcap, scale=scale, launch=launches["forward"],
-    )  # fmt: skip
-
-
-@_op.register_fake
-def _fake(q: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
-    acc = accumulator(q.dtype)
-    lse = q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=acc)
-    return q.new_empty(q.shape), lse, q.new_empty(level_shape(q), dtype=acc)
-
-
-@torch.library.custom_op("fmscale::attention_backward", mutates_args=())
-def _backward_op(
-    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-    level: Tensor, sinks: Tensor | None, cu_q: Tensor | None, cu_k: Tensor | None,
-    causal: bool, window: int, softcap: float, scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    launches = _launches(q, cu_q is not None, causal, window > 0, softcap > 0, sinks is not None)
-    dq, dk, dv, dsinks = backward(
-        dout, dlse, q, k, v, out, lse, level, sinks, cu_q, cu_k,
-        causal=causal, window=window, softcap=softcap, scale=scale, dkdv=launches["dkdv"], dq=launches["dq"],
-    )  # fmt: skip
-    return dq, dk, dv, q.new_empty(0) if dsinks is None else dsinks
-
-
-@_backward_op.register_fake
-def _backward_fake(
-    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, level: Tensor,
-    sinks: Tensor | None, *_: object,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    dsinks = q.new_empty(0) if sinks is None else sinks.new_empty(sinks.shape)
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dsinks
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -102,13 +33,13 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 def _backward(ctx: Any, dout: Tensor, dlse: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     q, k, v, out, lse, level, sinks, cu_q, cu_k = ctx.saved_tensors
-    dq, dk, dv, dsinks = _backward_op(
+    dq, dk, dv, dsinks = backward(
         unit(dout), dlse.contiguous(), q, k, v, out, lse, level, sinks, cu_q, cu_k, *ctx.settings
     )
     return dq, dk, dv, None if sinks is None else dsinks, None, None, None, None, None, None
 
 
-_op.register_autograd(_backward, setup_context=_save)
+forward.register_autograd(_backward, setup_context=_save)
 
 
 @overload
@@ -131,22 +62,22 @@ def flash_attention(
     """softmax(q k^T * scale) v over the keys that each query may see.
 
     Dense: q (B, T, H, E), k and v (B, S, K, E). Packed: q (tokens, H, E), k and v (tokens_k, K, E), where document i is
-    cu_seqlens[i]:cu_seqlens[i+1] of q and the same of cu_seqlens_k (default: cu_seqlens) of k and v; offsets (documents
-    + 1,) int32 or int64 on q's device, starting at 0, never decreasing. Documents see only themselves, may be empty,
-    and tokens after the last one give 0. Without offsets, packed tensors are one document. H is a multiple of K; query
-    head h reads kv head h // (H // K). bf16, fp16 or fp32 (fp64: eager, sdpa and the interpreter); E up to 256; any
-    strides.
+    cu_seqlens[i]:cu_seqlens[i+1] of q and the same range of cu_seqlens_k (default: cu_seqlens) of k and v; offsets are
+    (documents + 1,) int32 or int64 on q's device, start at 0 and never decrease. A document sees only itself and may be
+    empty; tokens after the last document give 0. Without offsets, packed tensors are one document. H is a multiple of
+    K; query head h reads kv head h // (H // K). bf16, fp16 or fp32 (fp64: eager, sdpa and the interpreter); E up to
+    256; any strides.
 
     causal: query m of a document with Lq queries and Lk keys sees keys up to m + Lk - Lq.
-    window: and only the nearest `window` of them, its own included (not causal: on either side).
+    window: query m sees only the nearest `window` of these keys, its own included (not causal: on either side).
     softcap c: scores s become c * tanh(s / c). scale: default E ** -0.5.
-    sinks (H,): logits, in nats, of one more key per head whose value is 0; differentiable.
+    sinks (H,): logits, in nats, of an extra key per head with value 0; differentiable.
     return_lse: also the log of the softmax's denominator, (B, H, T) or (H, tokens), fp32, natural, sinks included;
-    differentiable. A row that sees nothing gives 0 and -inf (with sinks, the sink).
+    differentiable. A row without keys gives 0 and -inf (with sinks, the sink).
 
-    backend: "triton" does all of this; "sdpa" what torch's does; "eager" all, in memory quadratic in the longest
-    document; "auto" the fastest known that can. Triton's gradients are the same bits every time. Raises KernelError for
-    shapes that do not fit and for a backend that cannot do what is asked.
+    backend: "triton" has every feature, "sdpa" only torch's, "eager" every feature in memory quadratic in the longest
+    document; "auto" is the fastest known backend for the call. Triton's gradients have the same bits every time. Raises
+    KernelError for shapes that do not fit and for a backend that cannot serve the call.
     """
     _check(q, k, v, cu_seqlens, cu_seqlens_k, window, softcap, sinks, scale)
     cu_q, cu_k = cu_seqlens, cu_seqlens if cu_seqlens_k is None else cu_seqlens_k
@@ -177,7 +108,7 @@ def flash_attention(
         if cu_q is not None:
             cu_q, cu_k = cu_q.contiguous(), cast(Tensor, cu_k).contiguous()
         flat = None if sinks is None else sinks.contiguous()
-        out, lse, _ = _op(q4, k4, v4, flat, cu_q, cu_k, causal, reach, cap, scale)
+        out, lse, _ = forward(q4, k4, v4, flat, cu_q, cu_k, causal, reach, cap, scale)
     if packed:
         out, lse = out[0], lse[0]
     return (out, lse) if return_lse else out
@@ -237,13 +168,13 @@ def _sdpa_refusal(
     q: Tensor, k: Tensor, cu_q: Tensor | None, cu_k: Tensor | None, causal: bool,
     window: int | None, softcap: float | None, sinks: Tensor | None, return_lse: bool,
 ) -> str | None:  # fmt: skip
-    asked = {
+    features = {
         "a window": window is not None, "a soft-cap": softcap is not None, "sinks": sinks is not None,
         "return_lse": return_lse, "keys with lengths of their own": cu_k is not None,
     }  # fmt: skip
-    for what, wanted in asked.items():
-        if wanted:
-            return f"it cannot do {what}"
+    for feature, used in features.items():
+        if used:
+            return f"it cannot do {feature}"
     rows = -3
     if causal and q.shape[rows] != k.shape[rows]:
         return "it aligns a causal mask to the first key, not the last, when q and k differ in length"

@@ -3,8 +3,8 @@
 Tile j of document d takes slot cu[d] // BLOCK + d + j. Slots of different documents never meet, since floor(a / B) +
 ceil(L / B) <= floor((a + L) / B) + 1, so T // BLOCK + documents + 1 slots suffice and every slot finds its document by
 a binary search. Sorting then puts the tiles with the most work first (longest processing time first) and the empty
-slots last. What follows the last document is one more document, without partners, so that every row of every output is
-written.
+slots last. The tokens behind the last document are one more document, without partners, so that every row of every
+output is written.
 """
 
 import torch
@@ -46,23 +46,27 @@ def slots_kernel(  # type: ignore[no-untyped-def]
 
 
 def slot_count(total: int, documents: int, block: int) -> int:
-    """Upper bound of the number of tiles, from sizes the host knows."""
+    """Upper bound of the number of tiles, from sizes that the host knows."""
     return total // block + documents + 1
 
 
 def tile_list(
-    cu: Tensor, cu_other: Tensor, total: int, total_other: int, *, block: int, keys: bool, causal: bool, window: int,
-) -> Tensor:  # fmt: skip
-    """Sort keys (slots,) int64 of the tiles of `cu`'s documents, most work first, empty slots last.
+    cu: Tensor | None, cu_other: Tensor | None, total: int, total_other: int, *,
+    block: int, keys: bool, causal: bool, window: int,
+) -> tuple[Tensor | None, int]:  # fmt: skip
+    """Sort keys (slots,) int64 of the tiles of `cu`'s documents, most work first, empty slots last; and their number.
 
-    `keys`: the tiles are of keys and their work is queries, else the other way round. window 0: none.
+    `keys`: tiles of keys, whose work is queries; else tiles of queries, whose work is keys. A window of 0 is off.
+    Without documents there is no list: tile j begins at row j * block.
     """
+    if cu is None or cu_other is None:
+        return None, -(-total // block)
     documents = cu.numel() - 1
     slots = slot_count(total, documents, block)
-    found = torch.empty(slots, dtype=torch.int64, device=cu.device)
+    sort_keys = torch.empty(slots, dtype=torch.int64, device=cu.device)
     with on(cu.device):
         slots_kernel[(-(-slots // COUNT),)](
-            cu, cu_other, found, documents, total, total_other, slots, (documents + 1).bit_length(), window,
+            cu, cu_other, sort_keys, documents, total, total_other, slots, (documents + 1).bit_length(), window,
             KEYS=keys, CAUSAL=causal, WINDOW=window > 0, BLOCK=block, COUNT=COUNT, num_warps=4,
         )  # fmt: skip
-    return found.sort().values
+    return sort_keys.sort().values, slots

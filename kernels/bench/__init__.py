@@ -1,11 +1,11 @@
-"""`fmscale bench kernels`: ours and every peer in one run, checked before they are timed. In reading order:
+"""`fmscale bench kernels`: fmscale's kernels and every peer in one run, checked, then timed. In reading order:
 
 `command.py` is the entry. `sizes.py`, `rows.py`, `attention_rows.py`, `loss_rows.py` and `memory_rows.py` list the
-problems; `problems.py` those that are tuned. `contest.py` measures a problem's contestants, of which `peers.py` has
-the foreign ones, and `contests.py` all problems in a worker process, which `workshop.py` keeps and `serve.py` is;
-`timing.py` has the clocks. `ceilings.py` and `roofline.py` give the limits of the device, `claims.py` the targets,
-`verdict.py` their outcome, `listing.py` and `report.py` what is shown. `tune.py` is the tuner, and `trial.py` its
-worker.
+problems of the benchmark, `problems.py` the problems of the tuner. `peers.py` has the peers. `contest.py` measures
+one problem, `contests.py` all problems in a worker process; `workshop.py` starts and replaces the worker, `serve.py`
+is its program. `timing.py` has the clocks and `verdict.py` the check of numbers. `ceilings.py` measures the limits of
+the device, `roofline.py` draws them, `claims.py` has the targets, `listing.py` and `report.py` write the output.
+`tune.py` is the tuner, `trial.py` its service in the worker.
 
-Nothing is imported here: a worker starts often.
+This module imports nothing, as a worker starts often.
 """

@@ -1,4 +1,4 @@
-"""The attention rows: shapes and operation counts of `targets.md`."""
+"""The attention rows: shapes and operation counts of their targets in `claims.py`."""
 
 import random
 from collections.abc import Callable, Mapping
@@ -57,10 +57,10 @@ def _problem(
     spans: list[tuple[int, int]], functions: Callable[[Tensor], Makers],
     *, window: int | None = None, with_sinks: bool = False, absent: Mapping[str, str] | None = None,
 ) -> Contest:  # fmt: skip
-    """`functions` makes the contestants, given the sinks (heads,), which few of them use.
+    """A contest of attention; `functions` makes the contestants from the sinks (heads,), which few of them use.
 
-    Compared are the first row's first and the last row's last kv head with their query heads: in fp32 the
-    scores of all would not fit.
+    The check compares two kv heads with their query heads, the first of the first row and the last of the last
+    row: the fp32 scores of all heads would not fit.
     """
     generator = torch.Generator(device).manual_seed(0)
 
@@ -217,7 +217,7 @@ def _window(kind: str, sizes: Sizes) -> ContestRow:
 
 
 def attention_rows(sizes: Sizes) -> list[ContestRow]:
-    """Every attention row, the claims' order."""
+    """Every attention row, in the order of the claims."""
     rows = [_dense("forward", "forward causal E=128", 128, T, sizes) for T in sizes.lengths]
     rows += [_dense("forward", "forward causal E=64", 64, T, sizes) for T in sizes.lengths]
     rows += [_dense("backward", "backward causal E=128, deterministic", 128, T, sizes) for T in sizes.lengths]

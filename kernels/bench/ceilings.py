@@ -19,7 +19,7 @@ class Ceilings:
 def measure_ceilings(
     device: torch.device, clock: Clock, *, copy_bytes: int = 2**31, side: int = 8192, repeats: int = 20
 ) -> Ceilings:
-    """Measure both. Random data: zeros draw less power and clock higher than any training does."""
+    """Measure both limits, on random data: zeros draw less power than training data and let the device clock higher."""
     source = torch.randint(0, 255, (copy_bytes,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     a, b = (torch.randn(side, side, device=device).bfloat16() for _ in range(2))

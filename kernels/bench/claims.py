@@ -10,22 +10,22 @@ from fmscale.kernels.bench.contest import Run
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Reach of a claim: its least, and its aim."""
+    """Target of a claim, and its aim beyond the target."""
 
     id: str
-    """The claim's id in `targets.md`, with the direction where one line there holds two."""
+    """Id of the claim, with the direction (fwd, bwd) where a kernel has several claims."""
     what: str
     """The problem in words."""
     limit: str
-    """"matmul" or "copy": the ceiling it is held against."""
+    """"matmul" or "copy": the ceiling that limits the rate."""
     must: Mapping[str, float] = field(default_factory=dict)
-    """Ratio to each peer that ours must reach, in every row of the claim."""
+    """Least ratio of fmscale's rate to each peer's rate, in every row of the claim."""
     aim: Mapping[str, float] = field(default_factory=dict)
-    """Ratio to each peer that ours aims at."""
+    """Aim for the ratio of fmscale's rate to each peer's rate."""
     aim_rate: float | None = None
-    """Rate that ours aims at."""
+    """Aim for fmscale's rate."""
     beyond: str = ""
-    """A better result still, in words."""
+    """A goal beyond the aim, in words."""
     at_most: Mapping[str, float] = field(default_factory=dict)
     """Upper limits of further figures: {"extra GiB": 1.0}."""
 
@@ -98,7 +98,7 @@ TARGETS = (
 
 
 def judge(target: Target, runs: Sequence[Run]) -> bool | None:
-    """True when every row reaches every ratio, False when one does not, None when that cannot be said."""
+    """True if every row reaches every ratio and limit, False if a row misses any, None if a measurement is missing."""
     verdicts = [_ratios(run, target.must) for run in runs]
     for run in runs:
         for name, top in target.at_most.items():
@@ -108,7 +108,7 @@ def judge(target: Target, runs: Sequence[Run]) -> bool | None:
 
 
 def judge_aim(target: Target, runs: Sequence[Run]) -> bool | None:
-    """The same for the aim."""
+    """`judge` for the aim."""
     verdicts = [_ratios(run, target.aim) for run in runs if target.aim]
     if target.aim_rate is not None:
         verdicts += [run.rates["ours"] >= target.aim_rate if "ours" in run.rates else None for run in runs]
@@ -117,7 +117,7 @@ def judge_aim(target: Target, runs: Sequence[Run]) -> bool | None:
 
 def _ratios(run: Run, ratios: Mapping[str, float]) -> bool | None:
     ours = run.rates.get("ours")
-    if ours is None:  # it failed where others ran
+    if ours is None:  # fmscale's kernel failed where peers ran
         return False if run.rates else None
     if not ratios:
         return True
@@ -131,7 +131,7 @@ def _all(verdicts: Sequence[bool | None]) -> bool | None:
 
 
 def claim(target: Target, runs: Sequence[Run], ceilings: Ceilings | None) -> dict[str, Any]:
-    """One claim; its headline figures are those of its last row, the largest problem."""
+    """A claim as JSON; its headline figures are from its last row, the largest problem."""
     head = runs[-1] if runs else None
     ours = head.rates.get("ours") if head else None
     limit = getattr(ceilings, target.limit) if ceilings else None
@@ -157,5 +157,5 @@ def claim(target: Target, runs: Sequence[Run], ceilings: Ceilings | None) -> dic
 
 
 def assemble(runs: Sequence[Run], ceilings: Ceilings | None) -> list[dict[str, Any]]:
-    """Every claim, in the order of the targets, losing and missing ones too."""
+    """Every claim, in the order of the targets, also a claim that loses or was not measured."""
     return [claim(target, [r for r in runs if r.id == target.id], ceilings) for target in TARGETS]

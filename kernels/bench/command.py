@@ -31,11 +31,11 @@ from fmscale.kernels.launch import HAVE_TRITON, INTERPRETED
 
 RESULTS = report.CHECKOUT / "benchmarks" / "results"
 BUDGET = {False: (430.0, 460.0), True: (140.0, 165.0)}
-"""Seconds after which nothing new begins and after which what runs is ended: full and quick."""
+"""Seconds until no row, contestant or round begins, and until running contests are ended: full and quick."""
 
 
 def obstacle() -> str | None:
-    """Why nothing can be measured here, or None."""
+    """Reason why this machine can measure nothing, or None."""
     if not torch.cuda.is_available():
         return "no CUDA device: kernels run on a GPU, and nothing is estimated"
     if not HAVE_TRITON:
@@ -46,7 +46,7 @@ def obstacle() -> str | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 0 when done, 1 when --check found a claim not ok, 2 where nothing can be measured."""
+    """Run the command; 0 when done, 1 when --check found a claim not ok, 2 where this machine can measure nothing."""
     parser = argparse.ArgumentParser(prog="fmscale bench kernels", description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="the same code on less data")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -117,8 +117,8 @@ def _bench(quick: bool, as_json: bool, check: bool, folder: Path) -> int:
 
 
 def conclude(runs: Sequence[Run], ceilings: Ceilings | None, *, quick: bool, folder: Path) -> dict[str, Any]:
-    """The result; where something was measured, it and the roofline plot are written to `folder`."""
-    # the largest problem of each claim last, which `claim` takes for the headline
+    """The result; with `ceilings`, also write the result and the roofline plot to `folder`."""
+    # the largest problem of each claim comes last: `claim` takes it for the headline
     ordered = sorted(runs, key=lambda run: run.flops)
     limits = dataclasses.asdict(ceilings) if ceilings else None
     outcome = report.result(assemble(ordered, ceilings), quick=quick, extra={"ceilings": limits})

@@ -1,4 +1,4 @@
-"""One row of the benchmark: ours and the peers on one problem, checked, then timed alternately."""
+"""One row of the benchmark: fmscale's kernel and the peers on one problem, checked, then timed alternately."""
 
 import math
 import time
@@ -19,7 +19,7 @@ class Contestant:
     run: Callable[[], object]
     """The call that is timed."""
     numbers: Callable[[], list[Tensor]]
-    """Runs it and gives the tensors that are compared with the reference."""
+    """Runs the contestant and gives the tensors to compare with the reference."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +27,13 @@ class Contest:
     """A problem on a device."""
 
     makers: Mapping[str, Callable[[], Contestant]]
-    """Per name ("ours", then the peers) what builds the contestant; an error it raises is its reason."""
+    """Builder of the contestant per name ("ours", then the peers); its error becomes the contestant's reason."""
     reference: Callable[[], list[Tensor]]
     """The right numbers, in fp32 or fp64."""
     absent: Mapping[str, str] = field(default_factory=dict)
     """Peers that cannot take part in this problem at all, each with the reason."""
     finish: Callable[[], Mapping[str, float]] = dict
-    """Further figures of ours, measured after the timing: "extra GiB"."""
+    """Further figures of fmscale's kernel, measured after the timing: "extra GiB"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class ContestRow:
     """One case of a claim."""
 
     id: str
-    """The claim it belongs to, as `targets.md` names it."""
+    """Id of the claim that the row belongs to."""
     variant: str
     """Difference from the other rows of the claim: "T=8192"."""
     unit: str
@@ -49,7 +49,7 @@ class ContestRow:
     flops: float
     """Floating-point operations, by the convention of the claim."""
     bytes: float
-    """Bytes that must move at least once."""
+    """Bytes that every implementation must move."""
     build: Callable[[torch.device], Contest]
     """Makes the problem."""
 
@@ -78,9 +78,9 @@ class Run:
     times: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Median, 20th and 80th percentile in seconds, by contestant."""
     reasons: Mapping[str, str] = field(default_factory=dict)
-    """Why a contestant has no rate."""
+    """Reason of each contestant without a rate."""
     extra: Mapping[str, float] = field(default_factory=dict)
-    """Further figures of ours."""
+    """Further figures of fmscale's kernel."""
 
 
 def unmeasured(row: ContestRow, reason: str) -> Run:
@@ -98,8 +98,8 @@ def hold(
 ) -> Run:  # fmt: skip
     """Check every contestant's numbers, then time those that were right, until `deadline`.
 
-    `only` names those to try, `skip` those not to; `trying` hears each name before it is run. Raises
-    DeviceBroken when one of them takes the device along.
+    `only` names the contestants to try, `skip` the contestants to leave out; `trying` gets each name before its run.
+    Raises DeviceBroken when a contestant breaks the device.
     """
 
     def failure(error: Exception) -> str:
@@ -156,7 +156,7 @@ def listed(value: Any) -> list[Tensor]:
 
 
 def forward_of(function: Function, inputs: list[Tensor], select: Select = lambda t: t) -> Contestant:
-    """Times the forward; `select` picks what of the outputs is compared."""
+    """Times the forward; `select` picks the outputs to compare."""
 
     @torch.no_grad()
     def run() -> Any:

@@ -21,7 +21,7 @@ SERVICE = "fmscale.kernels.bench.contests"
 def service(rows: str) -> Callable[[Mapping[str, Any], Callable[[str], None]], dict[str, Any]]:
     """Answers {"ceilings": {...}} and {"row": index, ...} for the rows that "module:function" returns.
 
-    "only": names of the contestants to try, null for all; "skip": names of those not to.
+    "only": names of the contestants to try, null for all; "skip": names of the contestants to leave out.
     """
     every: list[ContestRow] = resolve(rows)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -50,9 +50,9 @@ class Budget:
     """Times of `time.monotonic()`."""
 
     soft: float
-    """No row, contestant or round begins after it."""
+    """No row, contestant or round begins after this time."""
     hard: float
-    """A contest that has not ended by then is ended."""
+    """A contest that still runs at this time is ended."""
 
 
 def measure(
@@ -61,10 +61,10 @@ def measure(
 ) -> tuple[Ceilings, list[Run]]:  # fmt: skip
     """The device's two ceilings, then every row that "module:function" `rows` returns, in that order.
 
-    Every row is held for ours alone first: a budget that peers' compilers spend still leaves each row our own
-    figure. What was not measured says why. A contestant that ends or breaks the worker, or hangs it, is left out
-    and the row held again. `ceilings` are options of `measure_ceilings`. Raises KernelError when the
-    device cannot even copy or multiply.
+    Every row first runs with fmscale's kernel alone, so that it has this figure even if the peers' compilers spend
+    the budget. A contestant without a rate has a reason. A contestant that ends, breaks or hangs the worker is left
+    out, and the row runs again. `ceilings` are options of `measure_ceilings`. Raises KernelError when the device
+    cannot even copy or multiply.
     """
     with Workshop(SERVICE, rows, patience) as workshop:
         answer = workshop.ask({"ceilings": dict(ceilings or {})}, deadline=budget.hard)
@@ -85,7 +85,7 @@ def measure(
 
 
 def or_alone(run: Run, alone: Run) -> Run:
-    """`run`, or the earlier one of ours `alone` where the time did not suffice for ours in `run`."""
+    """`run`; if its time did not suffice for fmscale's kernel, the earlier run `alone` of this kernel."""
     if not run.reasons.get("ours", "").endswith(SPENT):
         return run
     others = {name: why for name, why in run.reasons.items() if name != "ours"}
@@ -96,7 +96,7 @@ def hold_in(
     workshop: Workshop, index: int, row: ContestRow, repeats: int, budget: Budget,
     *, only: Sequence[str] | None = None,
 ) -> Run:  # fmt: skip
-    """One row's run, without those that took the worker along; of the contestants `only`, None: of all."""
+    """The run of a row with the contestants `only` (None: all), without any that ends, breaks or hangs the worker."""
     fatal: dict[str, str] = {}
     while True:
         left = budget.soft - time.monotonic()

@@ -1,4 +1,4 @@
-"""`--list`: what `backend="auto"` takes on this machine, from which measurement, and what was rejected."""
+"""`--list`: choices of `backend="auto"` on this machine, their measurements, and rejected configurations."""
 
 import torch
 from fmscale.kernels.dispatch import TUNED, device_name, tables

@@ -16,7 +16,7 @@ Function = Callable[..., Any]
 
 
 def loss_rows(sizes: Sizes) -> list[ContestRow]:
-    """Forward and backward at once, with a sum, as the trainer calls it."""
+    """Forward and backward of the summed loss together, as in the trainer."""
     T, D, V = sizes.loss_tokens, sizes.hidden, sizes.vocabulary
 
     def build(device: torch.device) -> Contest:

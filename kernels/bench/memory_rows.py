@@ -39,7 +39,7 @@ def _row(
             return contestant(golden, [t.float() for t in inputs], [t.float() for t in upstream]).numbers()
 
         makers = {
-            # some peers write to their inputs: each has its own
+            # some peers write to their inputs: every contestant has its own copy
             name: lambda make=make: contestant(make(), [t.clone() for t in inputs], upstream)
             for name, make in functions(device).items()
         }
@@ -106,7 +106,7 @@ def _rotation(sizes: Sizes) -> ContestRow:
             c, s = (f(angle).to(sizes.dtype)[None] for f in (torch.cos, torch.sin))
 
             def run(q: Tensor, k: Tensor) -> list[Tensor]:
-                # liger rotates in place, which moves the same bytes; its inputs are copied for the check
+                # liger rotates in place, which moves the same bytes; the check has copies of the inputs
                 return [t[0].transpose(0, 1) for t in rotate(q.transpose(0, 1)[None], k.transpose(0, 1)[None], c, s)]
 
             return run
@@ -186,7 +186,7 @@ def _optimizer(sizes: Sizes) -> ContestRow:
             return prepare
 
         def contestant(prepare: Callable[[list[Tensor]], Callable[[], None]]) -> Contestant:
-            large = prepare(shared())  # 16 GB: what the updates make of it does not change their time
+            large = prepare(shared())  # 16 GB, shared: the values that updates leave in it do not change their time
 
             def numbers() -> list[Tensor]:
                 small = state(sizes.checked_parameters)
@@ -231,10 +231,10 @@ def _planes(sizes: Sizes) -> ContestRow:
 
 
 def memory_rows(sizes: Sizes) -> list[ContestRow]:
-    """The rows that targets ask for."""
+    """Rows of the norm, forward and backward, and of the optimizer."""
     return [*_norms(sizes)[:2], _optimizer(sizes)]
 
 
 def further_rows(sizes: Sizes) -> list[ContestRow]:
-    """The rest of what a training step spends bandwidth on."""
+    """Rows of the other ops on which a training step spends bandwidth."""
     return [_norms(sizes)[2], _rotation(sizes), *_activation(sizes), _planes(sizes)]

@@ -1,4 +1,4 @@
-"""The peers. Each is optional: one that cannot be built raises, and its error becomes its reason."""
+"""The peers, all optional: a peer that cannot be built raises, and its error becomes its reason."""
 
 import contextlib
 import importlib
@@ -14,7 +14,7 @@ Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def module(name: str, package: str) -> Any:
-    """An optional module, or an ImportError that says what to install."""
+    """An optional module, or an ImportError with the package to install."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -74,7 +74,7 @@ def flex(
 
 
 def varlen(cu_seqlens: Tensor, longest: int) -> Attention:
-    """torch.nn.attention.varlen; `longest` is known on the host, which ours does not need."""
+    """torch.nn.attention.varlen; unlike fmscale's kernel, it needs `longest` on the host."""
     attend = module("torch.nn.attention.varlen", "torch with varlen_attn").varlen_attn
     # torch 2.10 has is_causal, later ones window_size; enable_gqa came after 2.11
     known = inspect.signature(attend).parameters

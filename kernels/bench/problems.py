@@ -18,9 +18,9 @@ from fmscale.kernels import (
 )
 from fmscale.kernels.adamw import adamw_step_eager
 from fmscale.kernels.adamw import configs as adamw_configs
+from fmscale.kernels.attention.configs import case as attention_case
 from fmscale.kernels.attention.configs import configs as attention_configs
 from fmscale.kernels.attention.decode import configs as decode_configs
-from fmscale.kernels.attention.op import case as attention_case
 from fmscale.kernels.bench.contest import Contestant, both_of, forward_of, listed
 from fmscale.kernels.byte_planes import configs as plane_configs
 from fmscale.kernels.dispatch import Config, bucket
@@ -46,9 +46,9 @@ class Problem:
     bucket: str
     """The bucket's name."""
     kernels: Mapping[str, tuple[Config, ...]]
-    """Per kernel the configurations to try; the first is the default."""
+    """Configurations to try per kernel; the first is the default."""
     make: Callable[[torch.device], Runs]
-    """On a device: the op per backend ("eager" among them), and what gives the fp64 golden result."""
+    """Makes, on a device, the op per backend ("eager" included) and the function for the fp64 golden result."""
 
 
 def _differentiated(
@@ -65,7 +65,7 @@ def _differentiated(
                 torch.randn(o.shape, device=device, generator=generator).to(dtype).to(o.dtype)
                 for o in listed(eager(*inputs))
             ]
-        # the same numbers for every backend and dtype: each was rounded once, in `dtype`
+        # the same numbers for every backend and dtype: each number was rounded once, to `dtype`
         wide = ([t.double() for t in inputs], [t.double() for t in upstream])
         backends = {"triton": ours, "eager": eager, **(others or {})}
         return (

@@ -1,4 +1,4 @@
-"""The table a person reads and the JSON that the claims' checks read."""
+"""The table for people and the JSON for the checks of the claims."""
 
 import json
 import platform
@@ -16,7 +16,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def versions() -> dict[str, str | None]:
-    """Of everything that makes or runs a kernel."""
+    """Versions of all software that makes or runs a kernel."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -37,7 +37,7 @@ def _installed(package: str) -> str | None:
 
 
 def driver_version() -> str | None:
-    """Of the GPU's driver, or None where there is none."""
+    """Version of the GPU's driver, or None without a driver."""
     asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         done = subprocess.run(asked, capture_output=True, text=True, timeout=30, check=True)
@@ -71,7 +71,7 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The checkout's commit, or None outside one."""
+    """The checkout's commit, or None outside a checkout."""
     asked = ["git", "-C", str(CHECKOUT), "rev-parse", "HEAD"]
     try:
         done = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True)
@@ -103,7 +103,7 @@ VERDICTS = {True: "ok", False: "MISSED", None: "not decided"}
 
 
 def table(outcome: dict[str, Any]) -> str:
-    """Every claim and every row of it: ours, each peer, share of the limit, verdicts, and the reasons."""
+    """Every claim with its rows: fmscale's rate, each peer's rate, share of the limit, verdicts and reasons."""
     lines = []
     for claim in outcome["claims"]:
         share = "" if claim["ratio"] is None else f", {claim['ratio']:.0%} of the limit"
@@ -123,6 +123,6 @@ def table(outcome: dict[str, Any]) -> str:
 
 
 def _figure(name: str, run: dict[str, Any]) -> str:
-    """Rate and, for a peer, what ours is of it."""
+    """Rate and, for a peer, the ratio of fmscale's rate to it."""
     rate, ours = run["rates"][name], run["rates"].get("ours")
     return f"{name} {rate:.4g}" + (f" ({ours / rate:.2f} x)" if ours and name != "ours" else "")

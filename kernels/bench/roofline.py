@@ -12,7 +12,7 @@ OURS, PEER, ROOF = "#c1272d", "#5b7fa6", "#333333"
 
 
 def roofline(runs: Sequence[Run], ceilings: Ceilings, title: str) -> str:
-    """Operations per second over operations per byte, log-log; ours filled, the best peer hollow."""
+    """Operations per second over operations per byte, log-log; fmscale's kernels filled, the best peers hollow."""
     points = [
         (run, run.intensity, _operations(run, "ours"), max(_operations(run, name) for name in run.rates))
         for run in runs

@@ -10,9 +10,9 @@ from fmscale.kernels.bench.sizes import FULL, QUICK, Sizes
 
 
 def all_rows(sizes: Sizes) -> list[ContestRow]:
-    """One row of every claim, its largest, then the next of each: a slow machine loses the least.
+    """The largest row of every claim, then the next row of every claim: a slow machine loses the least.
 
-    Rows that no target asks for come last.
+    The rows of `further_rows` come last.
     """
     asked = sorted([*attention_rows(sizes), *memory_rows(sizes), *loss_rows(sizes)], key=lambda row: -row.flops)
     place: Counter[str] = Counter()
@@ -29,5 +29,5 @@ def full() -> list[ContestRow]:
 
 
 def quick() -> list[ContestRow]:
-    """The same code on less."""
+    """The rows of the quick benchmark: the same code on smaller problems."""
     return all_rows(QUICK)

@@ -1,8 +1,8 @@
 """The worker's side of `workshop`: `python -m fmscale.kernels.bench.serve SERVICE ARGUMENT`.
 
-SERVICE is a module whose `service(ARGUMENT)` gives a function (request, trying) -> answer. One JSON line
-in, one out; before something risky the service calls `trying(name)`, which is a line of its own. After
-`DeviceBroken` the process ends: nothing works in its CUDA context any more.
+SERVICE is a module whose `service(ARGUMENT)` gives a function (request, trying) -> answer. Requests and
+answers are JSON lines; before a risky call the service calls `trying(name)`, which writes a line too. After
+`DeviceBroken` the process ends, as its CUDA context is unusable.
 """
 
 import importlib
@@ -23,7 +23,7 @@ def resolve(name: str) -> Any:
 def main() -> int:
     """Serve requests until stdin ends."""
     service, argument = sys.argv[1:]
-    # compilers and peers print as they like: their output goes to stderr, the answers to what was stdout
+    # compilers and peers print to stdout: their output goes to stderr, the answers to the original stdout
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
 

@@ -7,7 +7,7 @@ import torch
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Everything that scales a run."""
+    """Sizes of all problems of a run."""
 
     tokens: int = 16384
     """Tokens per attention problem, B * T."""

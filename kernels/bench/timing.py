@@ -10,15 +10,15 @@ from typing import Protocol
 import torch
 
 FLUSH_BYTES = 2**29
-"""Written before each call: ten times an H200's L2."""
+"""Bytes written before each call: ten times an H200's L2."""
 FLUSHES = 4
-"""Times it is written: 0.5 ms in which the launches queue up, so that the host's time is not measured."""
+"""Number of these writes: they take 0.5 ms, in which the launches queue up, so that host time is not measured."""
 SLOW = 3.0
-"""Seconds a function may take in all, after which it is not called more often than FEWEST times."""
+"""Total seconds of a function after which it gets only FEWEST measurements."""
 FEWEST = 3
-"""Measurements of a function that is slow."""
+"""Measurements of a slow function."""
 SPENT = "the time budget was spent"
-"""The end of every reason of what had no time left."""
+"""End of the reason of every contestant without time left."""
 
 
 class DeviceBroken(RuntimeError):
@@ -26,7 +26,7 @@ class DeviceBroken(RuntimeError):
 
 
 class Clock(Protocol):
-    """Something that can time one call."""
+    """A clock that times one call."""
 
     def seconds(self, function: Callable[[], object]) -> float:
         """Time of one call of `function`, from a cold cache."""
@@ -51,7 +51,7 @@ class CudaClock:
 
 
 class WallClock:
-    """Host time; for trying the benchmark's own logic where there is no GPU."""
+    """Host time, to try the benchmark's own logic without a GPU."""
 
     def seconds(self, function: Callable[[], object]) -> float:
         begin = time.perf_counter()
@@ -86,9 +86,9 @@ def interleave(
 ) -> tuple[dict[str, Times], dict[str, str]]:  # fmt: skip
     """Times per function, and the error of each that failed.
 
-    Every round runs all of them, every other round backwards (ABBA), so that drift of clocks and
-    temperature falls on all alike. One that raises is left out from then on; `failure` puts its error
-    into words. `trying` hears each name before its call. No round begins after `deadline` (a time of
+    Every round runs all functions, every other round in reverse order (ABBA), so that drift of clocks and
+    temperature falls on all alike. A function that raises is left out of later rounds; `failure` puts its
+    error into words. `trying` gets each name before its call. No round begins after `deadline` (a time of
     `time.monotonic()`).
     """
     measured: dict[str, list[float]] = {name: [] for name in functions}
@@ -119,7 +119,7 @@ def describe(error: BaseException) -> str:
 
 
 def reason_of(error: Exception, device: torch.device) -> str:
-    """`describe(error)`, where `device` still works. Raises DeviceBroken where the error took it along."""
+    """`describe(error)`, if `device` still works. Raises DeviceBroken if the error broke the device."""
     if isinstance(error, DeviceBroken):
         raise error
     if device.type == "cuda":

@@ -1,7 +1,7 @@
-"""The tuner's service: checks, then times, one setting of one op's launch configurations.
+"""The tuner's service: it checks, then times, an op under a setting of launch configurations.
 
 Requests: {"problem": index} makes the problem; with "configs": {kernel: config}, the triton backend is
-checked and timed under them; with "without": [backend] too, every backend but those is.
+checked and timed under them; with "without": [backend] too, all other backends are checked and timed.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ class Bench:
         self._index = index
 
     def answer(self, request: Mapping[str, Any], trying: Trying) -> dict[str, Any]:
-        """Check, then time, what the request asks for."""
+        """Check, then time, the backends of the request."""
         self._load(request["problem"])
         if "configs" not in request:
             return {}

@@ -2,7 +2,7 @@
 
 A configuration whose numbers are wrong, that the compiler refuses, or that takes its process down is
 recorded as rejected, with the Triton and ptxas versions: compilers between 3.4 and 3.7 are known to
-miscompile some. The result is a table for `kernels/tuned/`.
+miscompile some configurations. The result is a table for `kernels/tuned/`.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ Ask = Callable[[Settings], dict[str, Any]]
 
 
 def known_table(folder: Path, gpu: str, triton: str) -> TunedTable | None:
-    """Table in `folder` for this device and Triton version. A file of another format counts as nothing."""
+    """Table in `folder` for this device and Triton version. A file of another format is ignored."""
     for path in sorted(folder.glob(f"*.triton-{triton}.json")):
         with contextlib.suppress(KernelError):
             table = read_table(path)
@@ -48,9 +48,9 @@ def tune(
 ) -> TunedTable:  # fmt: skip
     """Measure the problems that "module:function" `problems` returns; the table for device `gpu`.
 
-    `save` gets the table after each problem, so that a run that is cut short keeps what it measured. The
-    table begins with what is `known`, which is measured once more with `again` alone. `only` is a regular
-    expression of "op bucket". After `seconds` of `clock` no other problem begins.
+    `save` gets the table after each problem, so that an interrupted run keeps its measurements. The table
+    begins with the entries of `known`; only `again` measures them once more. `only` is a regular expression
+    of "op bucket". After `seconds` of `clock` no other problem begins.
     """
     entries = {(entry.op, entry.bucket): entry for entry in known.entries} if known is not None else {}
     rejected = [dict(one) for one in known.rejected] if known is not None else []
@@ -115,8 +115,8 @@ def tune(
 def _descend(problem: Problem, ask: Ask, reject: Reject) -> dict[str, Config] | None:
     """The fastest setting, one kernel after the other, from the first whose numbers are right.
 
-    Only beside kernels that are known to be right does a wrong result tell which configuration is to
-    blame: a default may be the one that is miscompiled.
+    A wrong result blames a kernel's configuration only if all other kernels are known to be right: a
+    default configuration may be miscompiled too.
     """
     failed: list[tuple[dict[str, Config], str]] = []
     for choice in itertools.islice(itertools.product(*problem.kernels.values()), COMBINATIONS):
@@ -127,7 +127,7 @@ def _descend(problem: Problem, ask: Ask, reject: Reject) -> dict[str, Config] | 
         failed.append((settings, answer["reason"]))
     else:
         for wrong, reason in failed:
-            # of one kernel it is that kernel's configuration; of several, which of them remains unknown
+            # an op with one kernel blames its configuration; with several kernels the culprit stays unknown
             kernel = " with ".join(wrong)
             reject(kernel, next(iter(wrong.values())) if len(wrong) == 1 else wrong, reason)
         return None
@@ -150,7 +150,7 @@ def _choose(
     say: Callable[[str], None],
 ) -> TunedEntry | None:  # fmt: skip
     """The fastest backend of all whose numbers are right; None where there is none."""
-    # a kernel without a valid configuration is never launched again, and its backend not offered
+    # a kernel without a valid configuration is never launched again, and its backend is not a candidate
     without = ["triton"] if best is None else []
     times: dict[str, float] = {}
     while True:

@@ -1,4 +1,4 @@
-"""Is a result right? Asked of every contestant and every configuration before its time is taken."""
+"""Checks of numbers, for every contestant and every configuration before it is timed."""
 
 from collections.abc import Sequence
 
@@ -14,10 +14,10 @@ FLOOR = 0.2
 
 
 def wrong(results: Sequence[Tensor], reference: Sequence[Tensor], *, limit: float = RELATIVE) -> str | None:
-    """Why `results` are not the numbers of `reference`, or None. Both in the same order.
+    """Reason why `results` differ from `reference`, in the same order, or None.
 
-    The norm of all finds small systematic errors; the rows (the last dimension, single numbers of a
-    vector) find a few that are quite wrong among very many, or among larger ones.
+    The norm of a whole result finds small systematic errors. The norms of rows (the last dimension, single
+    numbers of a vector) find a few wrong rows among very many or larger rows.
     """
     if len(results) != len(reference):
         return f"{len(results)} results instead of {len(reference)}"
@@ -40,11 +40,11 @@ def _row_norms(t: Tensor) -> Tensor:
 
 
 def worse(results: Sequence[Tensor], eager: Sequence[Tensor], golden: Sequence[Tensor]) -> str | None:
-    """Why `results` are not as exact as `eager` ones of the same dtype, or None.
+    """Reason why `results` are less exact than `eager` results of the same dtype, or None.
 
-    Against the fp64 `golden`, by the ratios of the tests with more room, as a rejection is final: at most twice
-    the largest error and one epsilon of the largest number, and at most 1.2 times the mean error, one fp32
-    epsilon of the mean number, and what chance may add to the mean of so few numbers.
+    Errors are against the fp64 `golden`, with larger ratios than in the tests, as a rejection is final. The largest
+    error is at most twice eager's plus one epsilon of the largest number. The mean error is at most 1.2 times
+    eager's, plus one fp32 epsilon of the mean number and the chance error of a mean of so few numbers.
     """
     if len(results) != len(golden):
         return f"{len(results)} results instead of {len(golden)}"

@@ -1,7 +1,7 @@
-"""A worker process that is asked one thing at a time, and replaced when it crashes, hangs or loses its GPU.
+"""A worker process that takes one request at a time and is replaced when it crashes, hangs or loses its GPU.
 
-A wrong kernel can end its process or leave a CUDA context in which nothing works any more: whatever
-is tried and may be wrong, a tuning candidate or a contestant of the benchmark, runs in such a process.
+A wrong kernel can end its process or leave an unusable CUDA context. Every candidate of the tuner and every
+contestant of the benchmark runs in such a process, as its kernel may be wrong.
 """
 
 import contextlib
@@ -18,11 +18,11 @@ from typing import Any
 from fmscale.errors import KernelError
 
 PATIENCE = 120.0
-"""Seconds without a word, compilation included, after which a worker counts as hanging."""
+"""Seconds without a line, compilation included, after which a worker counts as hanging."""
 START_PATIENCE = 300.0
-"""Seconds for a worker to import torch; cold and over a network file system that takes minutes."""
+"""Seconds for a worker to import torch; the import takes minutes cold and over a network file system."""
 END_PATIENCE = 30.0
-"""Seconds for a process that closed its output to be gone."""
+"""Seconds for a process to end after it closed its output."""
 
 
 class Workshop:
@@ -63,7 +63,7 @@ class Workshop:
         return process
 
     def _line(self, process: subprocess.Popen[bytes], patience: float) -> str | None:
-        """The worker's next line; "" when it ended, None when nothing came in time."""
+        """The worker's next line; "" if the worker ended, None if no line came in time."""
         assert process.stdout is not None
         until = time.monotonic() + patience
         with selectors.DefaultSelector() as waiting:
@@ -79,14 +79,14 @@ class Workshop:
         return line.decode()
 
     def ask(self, request: Mapping[str, Any], *, deadline: float = math.inf) -> dict[str, Any]:
-        """The worker's answer; a crash or silence is one too: {"ok": False, "reason", "trying"}.
+        """The worker's answer; {"ok": False, "reason", "trying"} after a crash or silence.
 
-        "trying" is what the worker last said it was about to try, None if it said nothing.
-        `deadline` is a time of `time.monotonic()` at which silence is not waited for any longer.
+        "trying" is the worker's last `trying` name, None without such a line. `deadline` is a time of
+        `time.monotonic()` at which the wait for a line ends.
         """
         process = self._process or self._start()
         assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it died since: the end of its output says so below
+        with contextlib.suppress(BrokenPipeError):  # the worker has died: the end of its output tells below
             process.stdin.write(json.dumps(request).encode() + b"\n")
         trying: str | None = None
         while True:

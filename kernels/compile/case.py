@@ -1,7 +1,7 @@
-"""One shipped configuration of one kernel, as the compile gate takes it.
+"""A shipped configuration of a kernel, as input of the compile gate.
 
-Every op module exposes `compile_cases() -> list[CompileCase]`: each kernel with each launch configuration that the
-package can choose, at the dtypes and sizes it is meant for.
+Every op module exposes `compile_cases() -> list[CompileCase]`: each kernel with each of its launch configurations,
+at the dtypes and sizes that the kernel is meant for.
 `python -m fmscale.kernels.compile.gate` compiles them for sm_90 without a GPU.
 """
 
@@ -15,7 +15,7 @@ class CompileCase:
     """One kernel at one configuration."""
 
     name: str
-    """Unique; "op.kernel" first, then what tells it apart: "attention.forward bf16 E128 causal 128x64"."""
+    """Unique; "op.kernel" first, then the case's properties: "attention.forward bf16 E128 causal 128x64"."""
     kernel: Any
     """The `@jit` function."""
     signature: Mapping[str, str]
@@ -23,7 +23,7 @@ class CompileCase:
     constants: Mapping[str, object]
     """Value of every constexpr parameter; a Triton dtype (`tl.float32`) is a value like any other."""
     unaligned: frozenset[str] = field(default_factory=frozenset)
-    """Pointers and integers not known to be divisible by 16, as at a launch; all others are."""
+    """Pointers and integers that may not be divisible by 16 at a launch; all others count as divisible."""
     num_warps: int = 4
     """Warps per program."""
     num_stages: int = 3

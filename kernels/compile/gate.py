@@ -34,7 +34,7 @@ SHARED_LIMIT = 227 * 1024
 """Shared memory that one block may have on sm_90, in bytes."""
 TARGET = ("cuda", 90, 32)
 PAIRED = ("3.6.0", "3.7.1")
-"""Triton of torch 2.11 and of torch 2.13, where nothing may be refused. What newer ones refuse the table says."""
+"""Triton of torch 2.11 and of torch 2.13, where nothing may be refused. The table lists refusals of newer versions."""
 CHECKOUT = Path(__file__).resolve().parents[2]
 RESULTS = CHECKOUT / "benchmarks" / "results" / "kernels_compile.json"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fmscale"
@@ -57,7 +57,7 @@ class GateRow:
     warps: int
     """Warps per block."""
     seconds: float
-    """Compile time, or that of reading Triton's cache."""
+    """Time to compile, or to read Triton's cache."""
     problems: tuple[str, ...]
     """Reasons why the configuration may not ship; empty where it may."""
 
@@ -69,9 +69,9 @@ def all_cases() -> list[CompileCase]:
     for name in sorted(module.name for module in modules):
         if name.startswith(("fmscale.kernels.bench", "fmscale.kernels.compile")):
             continue
-        found = getattr(importlib.import_module(name), "compile_cases", None)
-        if found is not None and found.__module__ == name:
-            cases += found()
+        module_cases = getattr(importlib.import_module(name), "compile_cases", None)
+        if module_cases is not None and module_cases.__module__ == name:
+            cases += module_cases()
     names = [case.name for case in cases]
     doubled = sorted({name for name in names if names.count(name) > 1})
     assert not doubled, f"case names must be unique: {doubled}"
@@ -130,31 +130,31 @@ def examine(case: CompileCase) -> GateRow:
 
 
 def _registers(cubin: bytes, ptx: str) -> tuple[int, int]:
-    """(registers, spilled bytes) per thread. A stack frame is looked into with `ptxas -v`."""
+    """(registers, spilled bytes) per thread; for a kernel with a stack frame, `ptxas -v` gives the spilled bytes."""
     import triton
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         usage = _tool(triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name)
-    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
-    assert found is not None, usage
-    if found[2] == "0":
-        return int(found[1]), 0
+    frame = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    assert frame is not None, usage
+    if frame[2] == "0":
+        return int(frame[1]), 0
     from triton.backends.nvidia.compiler import get_ptxas
 
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as text:
         text.write(ptx)
         text.flush()
-        said = _tool(get_ptxas(90).path, "-v", "--gpu-name=sm_90a", text.name, "-o", os.devnull)
-    spilled = re.search(r"(\d+) bytes spill stores", said)
-    # a stack frame without spills is local memory all the same
-    return int(found[1]), max(int(spilled[1]) if spilled else 0, int(found[2]))
+        output = _tool(get_ptxas(90).path, "-v", "--gpu-name=sm_90a", text.name, "-o", os.devnull)
+    stores = re.search(r"(\d+) bytes spill stores", output)
+    # a stack frame without spills takes local memory too
+    return int(frame[1]), max(int(stores[1]) if stores else 0, int(frame[2]))
 
 
 def _tool(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return done.stdout + done.stderr
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    return result.stdout + result.stderr
 
 
 def _by_name(name: str) -> GateRow:
@@ -182,7 +182,7 @@ def gate(pattern: str = "", jobs: int = 1) -> dict[str, Any]:
 
 
 def environment(version: str) -> Path:
-    """A folder that holds Triton `version`, installed there once; in front on PYTHONPATH it wins."""
+    """Folder of Triton `version`, installed on first use; first on PYTHONPATH, it replaces the installed Triton."""
     folder = CACHE / f"triton-{version}"
     if (folder / "triton" / "__init__.py").is_file():
         return folder
@@ -196,18 +196,18 @@ def environment(version: str) -> Path:
 
 
 def gate_with(version: str, pattern: str = "", jobs: int = 1) -> dict[str, Any]:
-    """`gate` in a process of its own under Triton `version`; "" is the installed one."""
+    """`gate` in a process of its own under Triton `version`; "" is the installed version."""
     variables = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     paths = [str(CHECKOUT), *filter(None, [variables.get("PYTHONPATH")])]
     if version:
         paths.insert(0, str(environment(version)))
     variables["PYTHONPATH"] = os.pathsep.join(paths)
     with tempfile.TemporaryDirectory() as scratch:
-        found = Path(scratch) / "rows.json"
-        command = [sys.executable, "-m", "fmscale.kernels.compile.gate", "--rows", str(found)]
+        rows = Path(scratch) / "rows.json"
+        command = [sys.executable, "-m", "fmscale.kernels.compile.gate", "--rows", str(rows)]
         command += ["--only", pattern, "--jobs", str(jobs)]
         subprocess.run(command, check=True, env=variables, cwd=scratch)
-        report: dict[str, Any] = json.loads(found.read_text())
+        report: dict[str, Any] = json.loads(rows.read_text())
     assert not version or report["triton"] == version, (version, report["triton"])
     return report
 

@@ -1,7 +1,7 @@
 """Code shapes that released Triton versions are known to miscompile on Hopper, found in TTGIR.
 
-A configuration that shows one is refused, whatever it computes on the machine at hand: these faults depend on tile
-sizes and warps, and most tests of numbers miss them.
+A configuration with such a shape is refused, even if its numbers are right on the machine at hand: these faults depend
+on tile sizes and warps, and most tests of numbers miss them.
 """
 
 import re
@@ -20,11 +20,11 @@ def parsed(version: str) -> tuple[int, ...]:
 
 
 def lint(ttgir: str, version: str) -> list[str]:
-    """Known faults that the kernel's TTGIR would meet in Triton `version`; empty when there are none."""
-    found = parsed(version)
+    """Known faults that the kernel's TTGIR would meet in Triton `version`; empty without faults."""
+    release = parsed(version)
     narrow = set(re.findall(r"^(#\w+) = #ttg.nvmma_shared<\{swizzlingByteWidth = (?:32|64),", ttgir, re.MULTILINE))
     problems = []
-    # sibling regions use the same names: what was defined last before a use is what it means
+    # sibling regions use the same names: a use means the last definition before it
     definitions: Definitions = {}
     for line in ttgir.splitlines():
         match = _DEFINITION.match(line)
@@ -34,12 +34,12 @@ def lint(ttgir: str, version: str) -> list[str]:
         definitions[name] = (op, rest)
         if op != _DOT:
             continue
-        if (3, 4, 0) <= found < (3, 7, 1) and _turned_product(_VALUE.findall(rest)[0], definitions):
+        if (3, 4, 0) <= release < (3, 7, 1) and _turned_product(_VALUE.findall(rest)[0], definitions):
             problems.append(
                 f"{name}: a transposed product as the left operand gives wrong numbers on Hopper before "
                 "Triton 3.7.1 (flash-linear-attention issue 640, triton issue 6124)"
             )
-        if found >= (3, 6, 0) and narrow & set(re.findall(r"memdesc<[\dx]+x\w+, (#\w+)", rest)):
+        if release >= (3, 6, 0) and narrow & set(re.findall(r"memdesc<[\dx]+x\w+, (#\w+)", rest)):
             problems.append(
                 f"{name}: an operand whose rows in shared memory are 64 bytes or fewer is read out of bounds "
                 "on Hopper since Triton 3.6 (triton issues 11366, 10573)"

@@ -1,4 +1,4 @@
-"""The ten minutes on one GPU: the time of the steps, what a kill leaves, what becomes of a process that fails."""
+"""The ten minutes on one GPU: time of the steps, records after a kill, and failed processes."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def job(name: str, script: str, seconds: float = 60.0) -> Job:
 
 
 def run(*jobs: Job, at_once: int = 2, seconds: float = 60.0) -> tuple[dict[str, Outcome], list[Any], list[str]]:
-    """What became of each, the records, and the other lines."""
+    """Outcomes, records, and the other lines."""
     records: list[Any] = []
     lines: list[str] = []
     outcomes = run_jobs(
@@ -99,7 +99,7 @@ def test_what_a_job_leaves_running_ends_with_it(tmp_path: Path) -> None:
 
 
 def ended(pid: int) -> bool:
-    """Whether a process ends: a killed one may take a moment."""
+    """True if a process ends: a killed process may take a moment."""
     try:
         process = os.pidfd_open(pid)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""What `fmscale bench --read` makes of records: claims that say no, files that it refuses, README's table."""
+"""Results of `fmscale bench --read`: failed claims, refused files, README's table."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ GPU = {"about": "versions", "versions": {"torch": "2.11.0", "triton": "3.6.0"}, 
 
 
 def small(**other: Any) -> dict[str, Any]:
-    """What a small run hands over."""
+    """Records of a small run."""
     kind = {"device": "cuda", "compile": False, "recompute": "none", "losses": LOSSES, "graphs": 0, **other}
     return {
         "settings": {name: kind[name] for name in ("device", "compile", "recompute")} | {"steps": 3},
@@ -26,7 +26,7 @@ def small(**other: Any) -> dict[str, Any]:
 
 
 def large(rate: float) -> dict[str, Any]:
-    """What the large run hands over: 60 steps at this many tokens/s."""
+    """Records of the large run: 60 steps at this many tokens/s."""
     step = {
         "tokens": 65_536,
         "seconds": 65_536 / rate,

@@ -1,4 +1,4 @@
-"""The rows of `fmscale bench loader` say no when what they measure is wrong; short forms on real components."""
+"""Rows of `fmscale bench loader` fail on wrong components; short forms on real components."""
 
 import json
 import os
@@ -77,7 +77,7 @@ def test_a_memory_group_limits_the_page_cache(tmp_path: Path) -> None:
         writer.flush()
         os.fsync(writer.fileno())
         os.posix_fadvise(writer.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    # Only read: pages that wait to be written cannot be reclaimed, and a group that is full of them kills the writer.
+    # Reads only: pages that wait to be written cannot be reclaimed, and a group full of them kills the writer.
     with memory_group(64 * MIB) as group:
         subprocess.run(group.inside(["cksum", str(file)]), check=True, stdout=subprocess.DEVNULL)
         assert 0.95 * 64 * MIB < group.peak_bytes() <= 64 * MIB
@@ -166,7 +166,7 @@ def test_feeds_beyond_the_page_cache_are_measured_at_their_limit(tmp_path: Path)
     figures = {"fmscale": claim.ours, "limit": claim.limit, **claim.peers}
     assert [name for name, value in figures.items() if not value] == ["litdata"], claim.reasons
     assert not claim.ok
-    # In 4 GiB the data stays in the page cache: the figure is another one, and does not count.
+    # In 4 GiB the data stays in the page cache: the figure measures something else, and does not count.
     verified |= dict.fromkeys(("fmscale", "memmap_batched"), "left out")
     (claim,) = loader_over_cache.over_cache_claims(tmp_path, corpus, verified, quick=True, limit=2**32)
     assert claim.limit is None

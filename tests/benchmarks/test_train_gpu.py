@@ -1,4 +1,4 @@
-"""T3 can end: its sizes against its time and its disk; and what it makes of a run's records."""
+"""T3 fits into its time and its disk; and its figures from a run's records."""
 
 from pathlib import Path
 from typing import Any

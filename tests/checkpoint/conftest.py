@@ -1,4 +1,4 @@
-"""A persist process costs 0.7 s to start; what is not about the process is tested with its work in a thread."""
+"""A persist process costs 0.7 s to start; tests of other parts run its work in a thread."""
 
 import uuid
 from typing import Any
@@ -14,7 +14,7 @@ from tests.helpers.faulty_backend import FaultyBackend
 
 @pytest.fixture
 def in_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Savers do the persist process's work in a thread of this process."""
+    """Let savers do the persist process's work in a thread of this process."""
     monkeypatch.setattr(saver, "ProcessWriter", Worker)
 
 

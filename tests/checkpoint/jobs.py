@@ -3,14 +3,13 @@
 import time
 from typing import Any
 
-from fmscale.checkpoint.format.layout import plan_layout
+from fmscale.checkpoint.format.layout import checked, plan_layout
 from fmscale.checkpoint.format.names import checkpoint_folder
 from fmscale.checkpoint.persist import worker
 from fmscale.checkpoint.persist.job import SaveJob, SaveSettings
 from fmscale.checkpoint.persist.worker import Worker
 from fmscale.checkpoint.snapshot.copy_progress import EVERYTHING
 from fmscale.checkpoint.snapshot.memory import SharedMemory
-from fmscale.checkpoint.snapshot.snapshot import checked
 from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.store.backends.protocol import Backend
 from tests.checkpoint.states import RUN, Tensors, pieces_at
@@ -51,7 +50,7 @@ def settings(url: str, lease: int) -> SaveSettings:
 
 
 def work(url: str, lease: int, job: SaveJob, memory: SharedMemory, backend: Backend) -> list[dict[str, Any]]:
-    """Do a job in a process of its own, as far as it gets; what it said."""
+    """Do a job in its own process, until its end or death; its messages."""
     said: list[dict[str, Any]] = []
     setattr(worker, "open_store", lambda *_, **__: backend)  # noqa: B010
     alone = Worker(settings(url, lease), said.append)

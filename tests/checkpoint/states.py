@@ -1,5 +1,5 @@
-"""States whose every element says which tensor, step and place it is of, so that any mixture shows; and ranks in
-threads of one process that save and restore them.
+"""States whose elements encode their tensor, step and place, so that any mixture shows; and ranks in threads of one
+process that save and restore them.
 """
 
 import random
@@ -55,8 +55,8 @@ def values(key: tuple[str, str], dtype: str, step: int, start: int, count: int) 
 
 
 def cut(tensors: Tensors, ranks: int, seed: int | None = 0) -> list[list[tuple[tuple[str, str], int, int]]]:
-    """For each rank its (key, start, count) of every tensor: equal parts for seed None, else random ones, in
-    several pieces and out of order.
+    """For each rank its (key, start, count) of every tensor: equal parts for seed None, else random parts, in several
+    pieces and out of order.
     """
     chance = random.Random(seed)
     parts: list[list[tuple[tuple[str, str], int, int]]] = [[] for _ in range(ranks)]
@@ -100,7 +100,7 @@ def advance(pieces: Sequence[Piece], step: int, changed: Callable[[Piece], bool]
 
 
 def wrong(pieces: Sequence[Piece], step: int) -> list[str]:
-    """Pieces that are not what they should be at a step."""
+    """Pieces with wrong values for a step."""
     return [
         f"{piece.name} ({piece.state}) from {piece.start}"
         for piece in pieces
@@ -153,7 +153,7 @@ class Fleet:
             saver.save(step, pieces, {"step": step}, {"rank": rank}, wait=wait)
 
     def settle(self, seconds: float = 60.0) -> list[list[SaveReport]]:
-        """Wait until every save has come to its end; the reports by rank."""
+        """Wait until every save has ended; the reports by rank."""
         for saver in self.savers:
             assert saver.drain(seconds), "a save came to no end"
         return [saver.poll() for saver in self.savers]
@@ -183,7 +183,7 @@ def process_of(saver: Saver) -> ProcessWriter:
 
 
 def worker_of(saver: Saver) -> Worker:
-    """The worker of a saver that has it in a thread."""
+    """The worker of a saver whose worker is a thread."""
     assert isinstance(saver._writer, Worker)
     return saver._writer
 
@@ -196,7 +196,7 @@ def hash_store() -> Any:
 def restore_in(
     url: str, ranks: int, *, tensors: Tensors = SMALL, seed: int | None = 1, **how: Any
 ) -> tuple[list[RestoreResult | None], list[list[Piece]]]:
-    """Restore on that many ranks, cut otherwise than they were saved; what each got, and its pieces."""
+    """Restore on that many ranks, with other cuts than in the save; each rank's result and pieces."""
     store = hash_store()
     pieces = [pieces_at(tensors, mine, None) for mine in cut(tensors, ranks, seed)]
 
@@ -208,7 +208,7 @@ def restore_in(
 
 
 def assert_restores(url: str, step: int, ranks: int = 2, **how: Any) -> list[RestoreResult]:
-    """Restoring gives exactly that step; what each rank got."""
+    """Restore exactly that step; each rank's result."""
     found, pieces = restore_in(url, ranks, **how)
     restored = [one for one in found if one is not None]
     assert [one.step for one in restored] == [step] * ranks

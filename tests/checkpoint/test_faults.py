@@ -1,4 +1,4 @@
-"""Saves on stores that fail, run full or lose answers; and processes that believe they still own the run."""
+"""Saves on stores that fail, become full or lose answers; and processes of a lost lease."""
 
 import time
 from pathlib import Path
@@ -66,7 +66,7 @@ def test_a_store_that_stays_down_costs_the_save_and_not_the_run(faulty: tuple[st
 def test_a_commit_whose_outcome_stays_unknown_keeps_its_files(
     faulty: tuple[str, list[FaultyBackend]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The entry was written and no answer ever came: the checkpoint exists, and nothing of it may be deleted."""
+    """The entry was written without an answer: the checkpoint exists, and none of its files may be deleted."""
     url, backends = faulty
     from fmscale.store.log import log
 
@@ -191,7 +191,7 @@ def test_no_memory_for_the_snapshot_fails_the_save_only(
 
 
 def test_what_happens_to_other_entries_of_the_log_does_not_matter(memory_store: Backend, in_thread: None) -> None:
-    """Order logs write to the same log, also while a commit is on its way."""
+    """Order logs write to the same log, also during a commit."""
     log = run_log(memory_store, RUN)
     lease = take_lease(memory_store.url)
     with Fleet(memory_store.url, ranks=1, lease=lease) as fleet:
@@ -205,7 +205,7 @@ def test_what_happens_to_other_entries_of_the_log_does_not_matter(memory_store: 
 
 
 def test_what_a_person_retired_is_written_again(tmp_path: Path, in_thread: None) -> None:
-    """A save that refers to it fails, on all ranks; the next one is complete."""
+    """A save that refers to it fails, on all ranks; the next save is complete."""
     tensors: Tensors = {(f"w{i}", "weight"): ("float32", (200, 200)) for i in range(2)}
     url = str(tmp_path / "store")
     with Fleet(url, tensors=tensors, ranks=2, seed=None) as fleet:
@@ -224,7 +224,7 @@ def test_what_a_person_retired_is_written_again(tmp_path: Path, in_thread: None)
 def test_saves_in_quick_succession_refer_to_what_stays(
     tmp_path: Path, in_thread: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """keep_last 1 and slow commits: a save waits for the one before to be committed before it refers to it."""
+    """keep_last 1 and slow commits: a save waits for the previous save's commit before it refers to that save."""
     entry = Worker._entry
 
     def slow(*args: Any) -> LogEntry:

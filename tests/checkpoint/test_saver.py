@@ -10,6 +10,7 @@ import torch
 from fmscale.checkpoint.catalog import list_checkpoints
 from fmscale.checkpoint.checkpoint import open_checkpoint
 from fmscale.checkpoint.format.piece import Piece, whole
+from fmscale.checkpoint.persist.commit import commit_seals
 from fmscale.checkpoint.persist.rank_part import store_part
 from fmscale.checkpoint.saver import Saver
 from fmscale.checkpoint.snapshot import snapshot
@@ -106,6 +107,32 @@ def test_while_one_is_written_the_next_is_skipped_or_waits(
     assert_restores(url, 1, which=1)
 
 
+def test_a_save_that_is_sealed_again_leaves_the_memory_to_the_next(
+    tmp_path: Path, in_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A persist process that died after the seal is started again, and seals again."""
+    held = threading.Event()
+    from fmscale.checkpoint.persist import worker
+
+    monkeypatch.setattr(worker, "commit_seals", lambda *args: (held.wait(20), commit_seals(*args))[1])
+    monkeypatch.setattr(worker, "store_part", lambda *args: (args[2].step == 1 or held.wait(20), store_part(*args))[1])
+    url = str(tmp_path / "store")
+    with Fleet(url, ranks=1, config=CheckpointConfig(incremental=False)) as fleet:
+        [saver] = fleet.savers
+        fleet.save(1)
+        fleet.save(2)  # waits until the first is sealed
+        saver._on_event({"job": 0, "event": "sealed", "bytes": 1, "referenced": 0})
+        fleet.save(3, wait=False)
+        held.set()
+        [reports] = fleet.settle()
+        assert {report.step: report.state for report in reports} == {
+            1: "acknowledged",
+            2: "acknowledged",
+            3: "skipped",
+        }
+    assert_restores(url, 2)
+
+
 def test_one_rank_that_skips_ends_the_save_of_all_at_once(tmp_path: Path, in_thread: None) -> None:
     url = str(tmp_path / "store")
     with Fleet(url, ranks=3) as fleet:
@@ -200,7 +227,7 @@ def test_meta_that_is_no_json_is_refused(tmp_path: Path, in_thread: None) -> Non
 def test_a_commit_that_is_retired_before_a_rank_hears_of_it_was_a_commit(
     memory_store: Backend, in_thread: None
 ) -> None:
-    """keep_last 1: rank 0 may commit the next save and retire this one between two looks of another rank."""
+    """keep_last 1: rank 0 may commit the next save and retire this save between two polls of another rank."""
     from fmscale.checkpoint.format.names import run_log
     from fmscale.checkpoint.persist.commit import RunState, await_commit
     from tests.checkpoint.jobs import one_save, settings

@@ -28,8 +28,8 @@ def frozen(name: str) -> bool:
 
 
 def train(pipe: Connection, url: str, ranks: int) -> None:
-    """Go on from the newest checkpoint, or begin, and save every step until killed. Says what it is told:
-    {"pids": [...]}, {"restored": step}, {"acknowledged": step}.
+    """Resume from the newest checkpoint, or begin, and save every step until killed. Prints {"pids": [...]},
+    {"restored": step}, {"acknowledged": step}.
     """
     torch.set_num_threads(1)
     config = CheckpointConfig(keep_last=2, grace_seconds=0.0, complete_every=5)
@@ -57,14 +57,14 @@ def train(pipe: Connection, url: str, ranks: int) -> None:
 
 
 def drain(saver: Saver) -> None:
-    """Ask the persist process to drain once it has all of the copy."""
+    """Ask the persist process to drain after it has the whole copy."""
     assert saver._handing is not None
     saver._handing.result()
     saver._writer.drain()
 
 
 def drain_and_die(pipe: Connection, url: str) -> None:
-    """Be killed right after the persist process was asked to drain."""
+    """Die right after the persist process gets its drain."""
     fleet = Fleet(url, ranks=1)
     fleet.saved(1)
     fleet.save(2)
@@ -74,7 +74,7 @@ def drain_and_die(pipe: Connection, url: str) -> None:
 
 
 def drain_and_die_alone(pipe: Connection, url: str) -> None:
-    """Be killed when rank 0's persist process was asked to drain a save that rank 1 never begins."""
+    """Die after rank 0's persist process gets the drain of a save that rank 1 never begins."""
     fleet = Fleet(url, ranks=2)
     fleet.saved(1)
     fleet.savers[0].fence()
@@ -85,7 +85,7 @@ def drain_and_die_alone(pipe: Connection, url: str) -> None:
 
 
 def die_while_copying(pipe: Connection, url: str) -> None:
-    """Be killed when half of a snapshot is copied, with what is there on its way to the disk."""
+    """Die when half of a snapshot is copied, and the write of that half has begun."""
     fleet = Fleet(url, ranks=1, tensors=STATE)
     fleet.saved(1)
     copy, copied = snapshot.copy_block, iter(range(len(STATE)))
@@ -103,6 +103,6 @@ def die_while_copying(pipe: Connection, url: str) -> None:
 
 
 def wrong_at(pieces: list[Any], step: int) -> list[str]:
-    """Pieces that are not of that step; frozen ones stay as they were made."""
+    """Pieces with values of another step; frozen pieces keep their first values."""
     live = [piece for piece in pieces if not frozen(piece.name)]
     return wrong(live, step) + [piece.name for piece in pieces if frozen(piece.name) and bool(piece.tensor.any())]

@@ -1,4 +1,4 @@
-"""`fmscale bench`: names, and the options that the kernels' command takes over."""
+"""`fmscale bench`: names, and the options of the kernels' command."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`fmscale checkpoint` of what is not there or not whole: the command line's own words, and the nearest name."""
+"""`fmscale checkpoint` on absent or incomplete checkpoints: the command line's terms, and the nearest name."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from fmscale.store.open import open_store
 
 @pytest.fixture
 def store(tmp_path: Path) -> str:
-    """A store with a run that has saved nothing."""
+    """A store with a run without checkpoints."""
     url = str(tmp_path / "store")
     Log(open_store(url), "runs/demo", RUN_KINDS).append("stage", {}, lease=0)
     return url

@@ -1,4 +1,4 @@
-"""`fmscale compare` on runs' folders: what counts as the same, where runs part, and what was done twice."""
+"""`fmscale compare` on runs' folders: equal runs, first differences, and repeated steps."""
 
 import json
 import time
@@ -18,7 +18,7 @@ Changes = dict[int, dict[str, Any]]
 
 
 def write_run(folder: Path, steps: range = range(1, 9), changes: Changes | None = None) -> Path:
-    """Metrics such as the trainer writes, with speeds that no other run has."""
+    """Metrics like the trainer's, with speeds of this run alone."""
     sink = JsonlSink(folder / "metrics.jsonl")
     for step in steps:
         record = {"step": step, "loss": 5.0 / step, "tokens": 100, "lr": 1e-3, "grad_norm": 1.0 / step}

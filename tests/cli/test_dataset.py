@@ -1,4 +1,4 @@
-"""`fmscale dataset`: what users and scripts read."""
+"""`fmscale dataset`: its output for users and scripts."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.helpers.segments import documents, flip, write_commit
 
 @pytest.fixture
 def root(tmp_path: Path) -> str:
-    """A store with two datasets, one of two commits."""
+    """A store with two datasets, the first with two commits."""
     store = open_store(str(tmp_path / "store"))
     write_commit(store, "docs", {"train": [documents([5, 6])], "held_out": [documents([3])]}, bos=1)
     write_commit(store, "docs", {"train": [documents([7])]}, job="second", bos=1)

@@ -1,4 +1,4 @@
-"""`fmscale ingest`: what users and scripts read, and what happens with input that cannot be used."""
+"""`fmscale ingest`: its output for users and scripts, and unusable input."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: help, version, errors, and no slow import on the way."""
+"""The command line for a user: help, version, errors, and no slow imports."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Tables, JSON and progress: what goes where, and what a pipe gets."""
+"""Tables, JSON and progress on both streams, and in a pipe."""
 
 import json
 from typing import IO, Any

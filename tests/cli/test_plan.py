@@ -1,4 +1,4 @@
-"""`fmscale plan`: derived numbers, and all that would fail at once, with nothing started or written."""
+"""`fmscale plan`: derived numbers, and all errors at once, with nothing started or written."""
 
 import json
 import subprocess
@@ -117,7 +117,7 @@ def test_memory_of_a_rank_at_every_stage() -> None:
 
 def test_reads_needed_at_a_speed(config: Path) -> None:
     derived = plan(config, "--tokens-per-second", "63e6")[1]["derived"]
-    # 16-bit tokens, and one more a row than the model reads.
+    # 16-bit tokens, with a further token a row for the labels.
     assert derived["read_bytes_per_second"] == pytest.approx(2 * 64e6)
     assert derived["seconds"] == pytest.approx(240 * LENGTH / 63e6)
     slow = plan(config, "--mfu", "0.5", "--device", "NVIDIA H100 80GB HBM3", "--world", "2")[1]["derived"]

@@ -1,4 +1,4 @@
-"""Every error that a user can act on says how: its remedy is given and cannot be empty (P9)."""
+"""Every error for a user has a remedy that cannot be empty (P9)."""
 
 import ast
 from collections import defaultdict
@@ -18,7 +18,7 @@ PACKAGES = (
 FILES = [path for folder in PACKAGES for path in sorted(folder.rglob("*.py"))]
 Function = ast.FunctionDef
 DEPTH = 5
-"""More than any error has ancestors."""
+"""More than the ancestors of any error."""
 
 
 def without_remedy(sources: dict[str, str]) -> list[str]:
@@ -46,7 +46,7 @@ def without_remedy(sources: dict[str, str]) -> list[str]:
 
 
 def asking(classes: list[ast.ClassDef]) -> tuple[set[str], list[Function]]:
-    """Names of the errors that are told their remedy when they are made, and the `__init__` of all that have one."""
+    """Names of the errors that take their remedy as an argument, and every `__init__` of an error."""
     kinds, own, starts = {"FmscaleError"}, set[str](), []
     for _ in range(DEPTH):
         kinds |= {one.name for one in classes if kinds & {name_of(base) for base in one.bases}}
@@ -74,7 +74,7 @@ def name_of(node: ast.AST) -> str:
 
 
 def says(node: ast.expr, scope: ast.AST, functions: dict[str, list[Function]]) -> bool:
-    """True for a text that cannot be empty, as far as its making shows."""
+    """True for a text that provably is not empty."""
     match node:
         case ast.Constant(value=str(text)):
             return bool(text.strip())

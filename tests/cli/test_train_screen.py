@@ -35,7 +35,7 @@ SAVED = {"event": "checkpoint", "step": 50, "state": "acknowledged", "entry": 2,
 
 
 class Terminal(io.StringIO):
-    """Says that it is one."""
+    """Claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -49,7 +49,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def shown(path: Path, stream: io.StringIO, *overrides: str) -> str:
-    """All that a run of two ranks prints which resumes at step 40, with its start in 0.1, 2 and 3 seconds."""
+    """Output of a run of two ranks that resumes at step 40, with a start in 0.1, 2 and 3 seconds."""
     times = iter([0.0, 0.0, 0.1, 0.1, 2.1, 2.1, 5.1, 5.1, 6.1, 15.1, 60.0])
     screen = RunScreen(
         load_config(path, overrides), World(world_size=2, dp_size=2), stream=stream, clock=lambda: next(times)
@@ -124,7 +124,7 @@ def record_speeds(path: Path, rows: list[tuple[float, int]]) -> None:
 
 
 def test_a_resumed_run_is_expected_to_go_on_at_its_own_speed(path: Path, tmp_path: Path) -> None:
-    """60 steps of 512 tokens at 1,024 tokens/s, which two ranks had; one rank's speed says nothing about two."""
+    """60 steps of 512 tokens at 1,024 tokens/s of two ranks; the speed of one rank does not apply to two."""
     metrics = tmp_path / "demo" / "metrics.jsonl"
     record_speeds(metrics, [(1.0, 2)] * 40 + [(1024.0, 2)] * 50 + [(700.0, 1)] * 3)
     assert "time    about 30 s at the 1,024 tokens/s of its last steps\n" in shown(path, io.StringIO())

@@ -1,4 +1,4 @@
-"""The batch equation: every way to give two numbers, and errors whose advice works."""
+"""The batch equation: every pair of given numbers, and errors whose remedies work."""
 
 import re
 from typing import Any

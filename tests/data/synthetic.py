@@ -1,4 +1,4 @@
-"""Views of made-up datasets: the order needs their sizes, never their bytes."""
+"""Views of synthetic datasets: the order needs only their sizes, never their bytes."""
 
 from fmscale.data.views.token_view import TokenView
 

@@ -56,7 +56,7 @@ def make_batch(rows: list[tuple[UnitDocuments, int]], length: int, fillers: int 
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[Stream, int, list[tuple[int, int, int]], int]:
-    """A stream, T, rows as (first token of the unit, token behind it, row in the unit), fillers."""
+    """A stream, T, rows as (first token of the unit, token after it, row in the unit), fillers."""
     lengths = draw(st.lists(st.one_of(st.just(1), st.integers(1, 12)), min_size=1, max_size=25))
     stream = make_stream(lengths)
     total = len(stream.document)

@@ -40,7 +40,7 @@ def open_corpus(store: Backend | str, **options: object) -> Loader:
 
 
 def delivered(loader: Loader, samples: int) -> dict[int, bytes]:
-    """Token bytes by sample number, for at least the first `samples` of the global order that are ours."""
+    """Token bytes by sample number, for at least this rank's part of the first `samples` of the global order."""
     found: dict[int, bytes] = {}
     for batch in loader:
         for i in range(batch.rows):
@@ -182,7 +182,7 @@ def test_a_mixture_delivers_its_shares_and_each_source_in_its_own_order(memory: 
 def test_torch_dataset_yields_whole_batches_and_refuses_workers(
     memory: Backend, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # torch waits so long for the worker that has failed, and for nothing.
+    # torch waits so long, in vain, for the failed worker.
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
     with open_corpus(memory) as loader:
         dataset = TokenDataset(loader)
@@ -211,7 +211,7 @@ def test_closing_or_dropping_a_loader_ends_its_threads(memory: Backend, corpus: 
 
 
 class Recorder(FaultyBackend):
-    """Notes advice and reads of token shards: (what, key, first byte, byte behind the last)."""
+    """Records advice and reads of token shards: (kind, key, first byte, byte after the last)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -284,7 +284,7 @@ def test_rank_processes_share_one_run(tmp_path: Path) -> None:
 
 
 def test_resumed_again_and_again_at_other_sizes(memory: Backend, corpus: Corpus) -> None:
-    """A mixture, a batch ramp, a stage and a ban on the way: the joined batches are those of one rank."""
+    """With a mixture, a batch ramp, a stage and a ban the ranks' joined batches equal those of a single rank."""
     names = ["corpus", *(f"elastic-{i}" for i in range(2))]
     for i, name in enumerate(names[1:]):
         store_corpus(memory, name, seed=20 + i)

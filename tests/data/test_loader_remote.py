@@ -1,4 +1,4 @@
-"""The loader on a real S3 server: one fetch a chunk over the ranks of a node, and faults that cost time only."""
+"""The loader on a real S3 server: one fetch a chunk over the ranks of a node, and faults that only cost time."""
 
 import uuid
 from collections.abc import Iterator
@@ -88,7 +88,7 @@ def test_the_ranks_of_a_node_fetch_each_chunk_once(
 
 
 def test_a_node_that_has_room_for_all_fetches_in_few_requests(s3: S3Server, s3_bucket: str, tmp_path: Path) -> None:
-    """8 MB in 32 units: two regions, and what the first batch of two rows needs."""
+    """8 MB in 32 units: two regions, and the units of the first batch of two rows."""
     url = s3.url(s3_bucket, uuid.uuid4().hex)
     write_commit(open_store(url), "large", {"train": [documents([4_000_000])]}, job="one")
     requests, content = [], []

@@ -1,4 +1,4 @@
-"""A process that reads through a node cache, and what its reads should give.
+"""A process that reads through a node cache, and the expected bytes of its reads.
 
     python -m tests.helpers.cache_user DIRECTORY LIMIT MODE
 

@@ -1,4 +1,4 @@
-"""Appends to a log for as long as it lives and prints what was acknowledged, to be killed by a test.
+"""Appends to a log until a test kills it, and prints acknowledged entries.
 
     python -m tests.helpers.committer STORE_URL LOG_PREFIX NAME [COUNT]
 
@@ -12,7 +12,7 @@ from fmscale.store.log.log import RUN_KINDS, Log
 from fmscale.store.open import open_store
 
 PADDING = "x" * 30_000
-"""Makes an entry larger than a page, so that a half-written one could be seen."""
+"""Makes an entry larger than a page, so that a half-written entry would show."""
 
 
 def main(url: str, prefix: str, name: str, count: str = "1000000") -> None:

@@ -25,7 +25,7 @@ class Corpus:
 
 
 def store_corpus(store: Backend, name: str = "corpus", *, seed: int = 0, scale: int = 1) -> Corpus:
-    """Two commits: 500 * scale documents in three segments of several shards, then 90 short ones."""
+    """Two commits: 500 * scale documents in three segments of several shards, then 90 short documents."""
     rng = np.random.default_rng(seed)
     lengths = np.maximum(rng.lognormal(5.0, 0.8, 500 * scale).astype(int), 1)
     first = documents(lengths.tolist(), seed=seed)

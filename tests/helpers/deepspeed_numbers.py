@@ -1,4 +1,4 @@
-"""Ranks that are used again by later tests have made different numbers of engines before."""
+"""Ranks that later tests reuse have made different numbers of engines before."""
 
 
 def restart_numbers() -> None:

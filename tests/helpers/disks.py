@@ -1,4 +1,4 @@
-"""Small file systems, really mounted, to run full or to be read-only."""
+"""Small, really mounted file systems that become full or are read-only."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 
 @contextmanager
 def mounted(path: Path, size: str) -> Iterator[Path]:
-    """A file system of that size; the test is skipped where none can be mounted."""
+    """A file system of that size; the test is skipped if none can be mounted."""
     if os.geteuid() != 0:
         pytest.skip("mounting a file system needs root")
     path.mkdir()

@@ -7,8 +7,8 @@
         url = server.url(bucket, endpoint=proxy.endpoint)
         proxy.counters()["503"]
 
-It runs in a process of its own, so that a benchmark does not share its interpreter. It forwards the Host
-header unchanged: signatures made for the proxy's address stay valid, as the server checks what it is sent.
+It runs in its own process, so that a benchmark does not share its interpreter. It forwards the Host header unchanged,
+so signatures for the proxy's address stay valid at the server.
 """
 
 import asyncio
@@ -69,7 +69,7 @@ class _State:
 
 
 class FaultProxy:
-    """The proxy's process; `endpoint` is where clients go."""
+    """The proxy's process; clients connect to `endpoint`."""
 
     def __init__(self, target_host: str, target_port: int) -> None:
         self._target = (target_host, target_port)
@@ -118,7 +118,7 @@ class FaultProxy:
         self._ask("inject", rule)
 
     def clear(self) -> None:
-        """No more faults."""
+        """End all faults."""
         self._ask("clear", None)
 
     def counters(self) -> dict[str, int]:
@@ -204,7 +204,7 @@ async def _answer(
     server: asyncio.StreamReader,
     writer: asyncio.StreamWriter,
 ) -> bool:
-    """Pass one answer on, as the rule says; False if the connection is over."""
+    """Forward an answer under the rule; False if the connection is over."""
     head = await server.readuntil(b"\r\n\r\n")
     status = int(head.split(b" ", 2)[1])
     state.counters[f"status {status}"] += 1
@@ -258,7 +258,7 @@ def _length(head: bytes) -> int:
 async def _body(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter | None, length: int, at_most: int | None
 ) -> int:
-    """Pass a body on (to nobody if `writer` is None), at most `at_most` bytes of it; how many it was."""
+    """Forward at most `at_most` bytes of a body (drop them if `writer` is None); their number."""
     if length < 0:
         return await _chunked(reader, writer)
     done = 0

@@ -3,9 +3,9 @@
     faulty = FaultyBackend(inner, {3: Fault.LOST, 7: Fault.CRASH_AFTER})   # by number of the call, from 0
     faulty.inject(Fault.UNAVAILABLE, "put_if_absent")                      # the next such call
 
-Every method of the protocol is one call. A `Crash` is a BaseException, so that no `except Exception` in the
-code under test can survive its own death; after it every further call raises Crash as well, as the process is
-gone: continue with a new FaultyBackend over the same inner backend.
+Every method of the protocol is one call. A `Crash` is a BaseException, so that no `except Exception` in the code under
+test catches it. Every later call also raises Crash, as in a dead process: continue with a new FaultyBackend over the
+same inner backend.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +24,7 @@ WRITES = frozenset({"put", "put_file", "put_if_absent", "delete"})
 
 
 class Crash(BaseException):
-    """The process died here."""
+    """Death of the process at this call."""
 
 
 class Fault(Enum):
@@ -41,10 +41,10 @@ class Fault(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """One call as it was made."""
+    """One call."""
 
     number: int
-    """From 0, over all methods of this backend."""
+    """Number from 0, over all methods of this backend."""
     method: str
     """Name of the method of the protocol."""
     key: str
@@ -82,7 +82,7 @@ class FaultyBackend:
             self._waiting.append(_Waiting(fault, method, key_part))
 
     def settle(self) -> None:
-        """Let requests that are still on their way arrive now."""
+        """Let delayed requests arrive now."""
         with self._lock:
             late, self._late = self._late, []
         for effect in late:

@@ -34,9 +34,9 @@ def run(options: dict[str, Any]) -> None:
 
 
 def sweep(options: dict[str, Any], folder: str, step: str) -> None:
-    """For n = 0, STEP, ...: a fresh store, a job that is killed around its n-th write, and the job again.
+    """For n = 0, STEP, ...: take a fresh store, kill a job around its n-th write, and run the job again.
 
-    With even n it dies before the write n // 2, with odd n behind it. Prints a line for each n: if the job was killed,
+    With even n it dies before the write n // 2, with odd n after it. Prints a line for each n: if the job was killed,
     the dataset's commits then, and the store's folder after the second run. Ends with the first job that was not
     killed. Children are forked: this process starts no thread.
     """
@@ -61,7 +61,7 @@ def sweep(options: dict[str, Any], folder: str, step: str) -> None:
 
 
 def child(work: Callable[[], object]) -> bool:
-    """Do the work in a forked process. True if it was killed; any other failure of it is an error here."""
+    """Do the work in a forked process. True if it was killed; any other failure raises here."""
     pid = os.fork()
     if pid == 0:
         status = 1
@@ -78,7 +78,7 @@ def child(work: Callable[[], object]) -> bool:
 
 
 def die_at(number: int, *, behind: bool) -> None:
-    """Kill this process at its write of that number, before it is made or when it is durable."""
+    """Kill this process at its write of that number, before the write or when it is durable."""
     count = itertools.count()
 
     def wrap(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Listening sockets of a process and all below it, as the kernel lists them."""
+"""Listening sockets of a process and its descendants, from the kernel's lists."""
 
 import ipaddress
 import os
@@ -17,7 +17,7 @@ Place = tuple[str, int]
 
 
 def listeners(top: int) -> dict[Place, set[str]]:
-    """Places where the process `top` and those below it listen for TCP, with the commands of the sockets' processes."""
+    """Places where the process `top` and its descendants listen for TCP, with their commands."""
     found: dict[Place, set[str]] = {}
     places = _listening()
     try:
@@ -33,7 +33,7 @@ def listeners(top: int) -> dict[Place, set[str]]:
 
 
 def off_loopback(found: Mapping[Place, set[str]]) -> dict[Place, set[str]]:
-    """Places that other machines reach, but for those of an mpirun."""
+    """Places that other machines reach, except those of an mpirun."""
     return {
         place: commands
         for place, commands in found.items()
@@ -43,7 +43,7 @@ def off_loopback(found: Mapping[Place, set[str]]) -> dict[Place, set[str]]:
 
 
 def other_interface() -> str:
-    """An interface that the network reaches, or loopback. A run on one node must not listen on it, even if told to."""
+    """An interface that the network reaches, or loopback. A run on one node must never listen on it."""
     for name, addresses in psutil.net_if_addrs().items():
         for one in addresses:
             if one.family == socket.AF_INET and not ipaddress.ip_address(one.address).is_loopback:

@@ -4,7 +4,7 @@ from fmscale.quickstart.results import Report, bits, verdict
 
 
 def as_markdown(report: Report) -> str:
-    """Rows of what was measured, as Markdown."""
+    """Rows of the measurements, as Markdown."""
     ranks = " → ".join(map(str, report["world_sizes"]))
     stages = " → ".join(map(str, report["zero_stages"]))
     saved = [one["durable_seconds"] for one in report["checkpoints"] if one["durable_seconds"] is not None]

@@ -11,12 +11,12 @@ from fmscale.store.open import open_store
 
 
 def content(writer: int, key: str) -> bytes:
-    """Bytes that `writer` wants to see under `key`: long enough that a torn write would show."""
+    """Bytes of `writer` for `key`: long enough that a torn write would show."""
     return f"{key} by {writer};".encode() * 400
 
 
 def race_threads(url: str, writers: int, keys: list[str]) -> dict[str, list[int]]:
-    """Writers that were told they created each key; every writer is a thread with its own backend."""
+    """Writers that got a success for each key; every writer is a thread with its own backend."""
     start = threading.Barrier(writers)
 
     def write(writer: int) -> list[str]:
@@ -29,11 +29,12 @@ def race_threads(url: str, writers: int, keys: list[str]) -> dict[str, list[int]
 
 
 def race_processes(url: str, writers: int, keys: list[str]) -> dict[str, list[int]]:
-    """The same from processes. Each takes all keys at once in threads: SeaweedFS answers the losers of one
-    key in steps of a second, so key after key would need minutes."""
+    """The same from processes. Each writes all keys at once in threads: SeaweedFS answers the losers of a key in steps
+    of a second, so successive keys would need minutes.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fmscale.store.open"])
-    # The server process may be older than the keys of the S3 server, so they are handed over.
+    # The fork server may be older than the S3 server's keys, so they are passed on.
     credentials = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     pipes, processes = [], []
     for writer in range(writers):
@@ -53,7 +54,7 @@ def race_processes(url: str, writers: int, keys: list[str]) -> dict[str, list[in
 
 
 def check_winners(backend: Backend, winners: dict[str, list[int]]) -> None:
-    """Exactly one winner each, and its bytes."""
+    """Assert exactly one winner for each key, with its bytes."""
     assert {key: len(who) for key, who in winners.items()} == dict.fromkeys(winners, 1)
     for key, who in winners.items():
         assert backend.get(key) == content(who[0], key)

@@ -7,9 +7,8 @@
 
     assert run_ranks(total, 3, 10) == [33.0] * 3
 
-The function is named by its module, so it must be at top level. A rank lives on after the call: leave
-nothing behind in it. Its place is told as srun tells it (SLURM_*), so that there is no variable of torch's that the
-code under test must set itself.
+The function is passed by name, so it must be at the top level of a module. A rank survives the call: leave no state in
+it. It gets its place in srun's variables (SLURM_*), so that the code under test must set torch's variables itself.
 """
 
 import atexit
@@ -50,14 +49,14 @@ class RankDied(Exception):
 
 
 class RankTimeout(Exception):
-    """Some ranks had not finished in time; the message has where each of them was."""
+    """Some ranks did not finish in time; the message has the stack of each."""
 
 
 def run_ranks(function: Callable[..., Any], size: int, *args: Any, timeout: float = 60.0) -> list[Any]:
     """`[function(rank, size, *args) for rank in range(size)]`, each call in its own process, at once.
 
-    Raises what the first rank to fail raised, with that rank's traceback as a note; RankDied; or
-    RankTimeout after `timeout` seconds. After a death or a timeout the next call starts new processes.
+    Raises the error of the first failed rank, with that rank's traceback as a note; RankDied; or RankTimeout after
+    `timeout` seconds. After a death or a timeout the next call starts new processes.
     """
     return _pool.run(function, size, args, timeout)
 
@@ -92,7 +91,7 @@ class _Rank:
 
 
 class _Pool:
-    """As many ranks as the largest call so far needed."""
+    """As many ranks as in the largest call so far."""
 
     def __init__(self) -> None:
         self.ranks: list[_Rank] = []
@@ -178,7 +177,7 @@ def _environment(**values: str) -> Any:
 
 
 def _serve(pipe: Connection, stacks: str) -> None:
-    """A rank's life: join the group that a call names, run the function, send back what came out."""
+    """Life of a rank: join the group of a call, run the function, send its result back."""
     import torch
 
     torch.set_num_threads(1)
@@ -196,7 +195,7 @@ def _serve(pipe: Connection, stacks: str) -> None:
             if generation != joined:
                 _join(number, size, generation, port, timeout)
                 joined = generation
-            # a name of its own for the keys that this call puts into the store that all calls share
+            # a prefix for this call's keys in the store that all calls share
             os.environ["TORCHELASTIC_RESTART_COUNT"] = str(call)
             function, args = pickle.loads(payload)
             answer = (True, function(number, size, *args), "")
@@ -213,8 +212,8 @@ def _join(number: int, size: int, generation: int, port: int, timeout: float) ->
 
     if distributed.is_initialized():
         if "deepspeed" in sys.modules:
-            # DeepSpeed keeps groups of its own and would go on using them. Without what import_deepspeed forbids it
-            # would compile an extension here, behind a lock file that a killed rank leaves for all later ranks.
+            # DeepSpeed keeps its own groups and would continue to use them. Without import_deepspeed's settings it
+            # would compile an extension here, under a lock file that a killed rank leaves for all later ranks.
             from fmscale.train.engine.accelerator import import_deepspeed
 
             deepspeed = import_deepspeed("cpu")

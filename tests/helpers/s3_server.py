@@ -49,7 +49,7 @@ def weed_binary() -> str | None:
 
 
 def free_ports(count: int) -> list[int]:
-    """`count` different loopback ports that were free a moment ago."""
+    """`count` different loopback ports, free at the time of the call."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
@@ -184,7 +184,7 @@ class S3Server:
         self._wait_until_ready(directory)
 
     def _wait_until_ready(self, directory: Path) -> None:
-        """Ready means that an object was stored: the volume server may join seconds after S3 answers."""
+        """Wait until an object can be stored: the volume server may join seconds after S3 answers."""
         assert self._process is not None
         end = time.monotonic() + START_SECONDS
         last = "nothing answered"

@@ -20,7 +20,7 @@ TOKENIZER = b'{"type":"bytes"}'
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """A document as it goes in."""
+    """A document to store."""
 
     tokens: np.ndarray
     id: bytes

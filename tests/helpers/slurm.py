@@ -51,8 +51,9 @@ JobAcctGatherType=jobacct_gather/none
 NodeName=n[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{ports}] CPUs=4 RealMemory=8000 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
 """
-"""A node has more cores than the machine may have: `config_overrides` lets Slurm believe it. A requeued job is held
-for as long as credentials live, which is 120 s by default."""
+"""A node may have more cores than the machine: `config_overrides` makes Slurm accept this. A requeued job is held for
+the lifetime of credentials, 120 s by default.
+"""
 
 START = """
 set -e

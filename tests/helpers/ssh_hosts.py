@@ -1,6 +1,6 @@
 """Hosts that ssh reaches without a password: one real sshd on this machine, under several loopback addresses.
 
-Linux answers on all of 127/8, so that 127.0.0.2 and 127.0.0.3 are two nodes for a user who logs in. Keys, configuration
+Linux answers on all of 127/8, so 127.0.0.2 and 127.0.0.3 are two nodes for ssh. Keys, configuration
 and known hosts belong to the test: the first `ssh` on `path` reads them.
 """
 
@@ -43,7 +43,7 @@ Host *
 
 
 def sshd_binary() -> str | None:
-    """Full path of sshd, which it must be started by; it is often not on a user's PATH."""
+    """Full path of sshd, which requires a start by its full path; it is often not on a user's PATH."""
     return shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
 
 

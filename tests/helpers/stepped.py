@@ -1,7 +1,7 @@
 """Writers that stop at every request to the store, so that a test decides what happens to each of them.
 
-A process of the test runs in a thread of its own and hands over at each backend call: exactly one thread runs
-at any time, so that an interleaving is reproducible. The fate of a request is in FATES.
+A process of the test is a thread that stops at each backend call: exactly one thread runs at any time, so interleavings
+are reproducible. The fate of a request is in FATES.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ class Process:
         self.error: BaseException | None = None
         self.killed = False
         self.late: list[Callable[[], object]] = []
-        """Requests whose sender gave up on them and that are still on their way; nobody hears the answer."""
+        """Requests that arrive after their sender abandoned them; their answers are lost."""
         self.inner = store
         self._fate = ""
         self._stopped = Semaphore(0)
@@ -46,7 +46,7 @@ class Process:
         self._wait()
 
     def step(self, fate: str = "ok") -> None:
-        """Let the waiting request meet its fate, and run up to the next one."""
+        """Let the waiting request meet its fate, and run up to the next request."""
         assert self.call is not None, f"the operation has ended: {self.result!r} {self.error!r}"
         self._fate = fate
         self._go.release()
@@ -73,7 +73,7 @@ class Process:
         self._stopped.release()
 
     def meet(self, name: str, effect: Callable[[], Any]) -> Any:
-        """Called by the gate in the operation's thread: wait for the fate and carry it out."""
+        """Wait for the fate and apply it; the gate calls this in the operation's thread."""
         self.call = name
         self._stopped.release()
         self._go.acquire()

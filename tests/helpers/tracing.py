@@ -29,7 +29,7 @@ sys.setprofile(enter)
 
 
 def entered(run: Callable[[], object]) -> set[str]:
-    """Paths from the root of the repository. Threads that are there already are not looked at."""
+    """Paths from the root of the repository. Earlier threads are not traced."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder, "entered")
         recorder = f"PLACE = {str(place)!r}\n{RECORDER}"

@@ -1,4 +1,4 @@
-"""A stored segment of a few chunks, and a connection to it that notes reads and flips bits."""
+"""A stored segment of a few chunks, and a connection to it that records reads and flips bits."""
 
 import threading
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ ROOMY = 1 << 30
 
 @dataclass
 class Wire(FaultyBackend):
-    """A connection that flips a bit of what is read: once for each offset noted, at the chunk's beginning."""
+    """A connection that flips a bit in reads: once for each listed offset, at the chunk's beginning."""
 
     flips: list[int] = field(default_factory=list)
     """Byte offsets in the object; a read that covers one takes it off the list."""

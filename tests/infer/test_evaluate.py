@@ -57,7 +57,7 @@ def test_a_bos_is_given_and_costs_nothing() -> None:
 
 @pytest.mark.parametrize(("window", "overlap"), [(8, 0), (8, 3), (8, 7), (5, 4), (1, 0), (30, 10)])
 def test_long_documents_are_read_in_windows(window: int, overlap: int) -> None:
-    """Token t of a document is predicted from the window that it is first in."""
+    """Token t of a document is predicted from the first window that has it."""
     model = small()
     (document,) = given = documents(26)
     ids, wanted, scored, begin = document.tokens, math.log(VOCAB), 0, 0

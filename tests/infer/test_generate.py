@@ -11,7 +11,7 @@ PROMPTS = [tokens(length, seed=length).tolist() for length in (6, 1, 11, 3)]
 
 @torch.no_grad()
 def plainly(model: Decoder, prompt: list[int], count: int) -> list[int]:
-    """Greedy continuation, reading everything anew for each token."""
+    """Greedy continuation that reads all tokens again for each new token."""
     row = list(prompt)
     for _ in range(count):
         row.append(int(model.head(model(torch.tensor([row])))[0, -1].argmax()))

@@ -45,7 +45,7 @@ def save_run(url: str, run: str, steps: tuple[int, ...], config: ModelConfig = M
     world = World(rank=0, world_size=1, dp_rank=0, dp_size=1)
     saver = Saver(url, run, world=world, lease=lease.number, config=CheckpointConfig(keep_last=9))
     for step in steps:
-        saver.fence()  # the copy of the step before may still be under way
+        saver.fence()  # the previous step's copy may still be under way
         model.init_weights(torch.Generator().manual_seed(step))
         pieces = [whole(name, parameter) for name, parameter in model.named_parameters()]
         said = {"vocab_size": model.vocab_size, "tokenizer": tokenizer, **meta}

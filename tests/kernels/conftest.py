@@ -3,13 +3,12 @@
 The interpreter is chosen by TRITON_INTERPRET when a kernel is decorated, so it must be set before
 `fmscale.kernels` is imported, and such a process cannot compile: the compile gate has its own.
 
-Under the interpreter a bfloat16 is its bit pattern, a uint16: products of them are garbage and casts
-truncate (Triton's maintainers do not mean to change it). The two functions below put that right,
-so that the same source is tested in bf16 as it behaves on a GPU. Autotuning needs a GPU: take the
-first configuration.
+Under the interpreter a bfloat16 is its bit pattern, a uint16: products of them are garbage and casts truncate (Triton's
+maintainers do not mean to change it). The two functions below correct this, so that the source behaves in bf16 as on a
+GPU. Autotuning needs a GPU: take the first configuration.
 
-A borrowed GPU machine may have torch, triton and pytest alone. Without hypothesis the tests of any shape
-are skipped; nothing else here needs another package.
+A borrowed GPU machine may have torch, triton and pytest alone. Without hypothesis the tests of random shapes are
+skipped; no other test here needs another package.
 """
 
 import dataclasses
@@ -32,8 +31,8 @@ if not torch.cuda.is_available():
         )
     os.environ["TRITON_INTERPRET"] = "1"
 
-# For the processes that tests start: two threads spin while they wait for one another where a core is busy. The
-# tuner's tests took 5.8 s in place of 16 beside others.
+# For processes of the tests: two threads spin while they wait for each other on a busy core. Beside other tests the
+# tuner's tests took 5.8 s instead of 16.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -101,7 +100,7 @@ if INTERPRETED:
     interpreter.InterpreterBuilder.cast_impl = _cast_impl
     interpreter.InterpreterBuilder.create_fp_to_fp = _fp_to_fp
 
-    # Every call of a device function patches triton.language anew, 4 ms each: once a launch is enough.
+    # Every call of a device function patches triton.language again, 4 ms each: once a launch is enough.
     # Overflow checks of 32-bit index arithmetic double an addition's cost; `checked_overflow` has them.
     _patched: set[tuple[bool, bool]] = set()
     _launch = interpreter.GridExecutor.__call__

@@ -1,6 +1,6 @@
-"""Launches of kernels under the interpreter: noted without running it, or run at a few programs.
+"""Launches of kernels under the interpreter: recorded without a run, or run at a few programs.
 
-The interpreter and numpy are imported inside the functions: where neither is, this file can be imported.
+The functions import the interpreter and numpy, so this file imports without them.
 """
 
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ class Noted:
     arguments: dict[str, Any]
     """Value of every parameter, and of the launch's options."""
     key: tuple[object, ...]
-    """All that the compiled kernel depends on: another key is another compilation."""
+    """Key of the compiled kernel: another key is another compilation."""
 
 
 def _specialized(value: object, *, constant: bool, fixed: bool) -> object:
-    """As Triton does: an integer counts by its width and, unless `fixed`, as 1 or as a multiple of 16."""
+    """Key of an argument as in Triton: an integer's width and, unless `fixed`, if it is 1 or a multiple of 16."""
     if isinstance(value, Tensor):
         return str(value.dtype), value.data_ptr() % 16 == 0
     if constant or value is None or not isinstance(value, int):
@@ -33,7 +33,7 @@ def _specialized(value: object, *, constant: bool, fixed: bool) -> object:
 
 
 def note_launches(patch: pytest.MonkeyPatch) -> list[Noted]:
-    """Run no kernel from here on; the launches come into the list that is returned."""
+    """Run no kernel from here on; append the launches to the returned list."""
     from triton.runtime.interpreter import GridExecutor, InterpretedFunction
 
     found: list[Noted] = []
@@ -53,9 +53,9 @@ def note_launches(patch: pytest.MonkeyPatch) -> list[Noted]:
 
 
 def run_only(patch: pytest.MonkeyPatch, programs: dict[str, Sequence[int]]) -> None:
-    """Of each kernel run these programs, counted from the end where negative; no other kernel at all.
+    """Run these programs of each kernel, counted from the end if negative, and no other kernel.
 
-    An access outside of the launch's tensors is an error here, in place of the end of the process.
+    An access outside of the launch's tensors raises here instead of a crash of the process.
     """
     import numpy as np
     from triton.runtime import interpreter

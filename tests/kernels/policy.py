@@ -3,11 +3,11 @@
 A kernel is judged by an fp64 golden result, against the error that a plain torch implementation
 makes in the kernel's own dtype: max |ours - golden| <= 2 * max |eager - golden| + one ulp, as
 flash-attention's tests do, and mean |ours - golden| <= 1.2 * mean |eager - golden|, as
-FlexAttention's do. A maximum alone lets a systematic error through, a mean alone a wrong corner.
+FlexAttention's do. A maximum alone misses a systematic error, a mean alone a wrong corner.
 
-One ulp of a result is the spacing of its dtype at its largest magnitude. Where a result is a small
-difference of large terms, which the kernel and eager sum in different orders, it is the spacing of fp32,
-in which every kernel sums, at the largest sum of the terms' magnitudes, if that is more.
+One ulp of a result is the spacing of its dtype at its largest magnitude. For a small difference of large terms, which
+the kernel and eager sum in different orders, it is the spacing of fp32, the type of all sums, at the largest sum of the
+terms' magnitudes, if that is more.
 """
 
 import math
@@ -19,7 +19,9 @@ import torch
 MAX_RATIO = 2.0
 MEAN_RATIO = 1.2
 MEAN_FROM = 32
-"""Numbers from which on a mean is judged: of fewer it is as much chance as their maximum (sinks of 4 heads: 2.0)."""
+"""Count of numbers from which the mean is checked: with fewer numbers it varies as much as their maximum (sinks of 4
+heads: 2.0).
+"""
 FP32 = torch.finfo(torch.float32).eps
 
 
@@ -57,7 +59,7 @@ def check(
 ) -> None:
     """Fail unless `ours` is as near to the fp64 `golden` as the same-dtype `eager` is.
 
-    `terms`: sums of the magnitudes of what is summed, any shape, where it cancels. Infinities of the golden
+    `terms`: sums of the summands' magnitudes, of any shape, for sums that cancel. Infinities of the golden
     result must be reproduced exactly; a NaN in ours is always a failure.
     """
     assert ours.shape == golden.shape, f"{name}: shape {tuple(ours.shape)}, golden {tuple(golden.shape)}"
@@ -90,8 +92,8 @@ def gradients(
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Outputs of `function(*inputs)` and the gradients of sum(output * upstream) for every input.
 
-    Inputs are copied as leaves; only floating-point ones get a gradient. `upstream` is cast to each
-    output's dtype, so that the golden run gets the very values of the low-precision one.
+    Inputs are copied as leaves; only floating-point inputs get a gradient. `upstream` is cast to each
+    output's dtype, so that the golden run gets the exact values of the low-precision run.
     """
     leaves = [t.detach().clone().requires_grad_(t.is_floating_point()) for t in inputs]
     produced = function(*leaves)
@@ -122,7 +124,7 @@ def check_op(
 
 
 def noted(kept: list[torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A hook of saved_tensors_hooks that puts what is saved into `kept`."""
+    """A hook of saved_tensors_hooks that puts saved tensors into `kept`."""
 
     def note(t: torch.Tensor) -> torch.Tensor:
         kept.append(t)

@@ -1,4 +1,4 @@
-"""Operands of a matrix product as tensor cores take them, for the interpreter, which would not round them."""
+"""Operands of a matrix product, rounded as in tensor cores, for the interpreter, which does not round them."""
 
 import numpy as np
 
@@ -13,9 +13,9 @@ def to_tf32(x: np.ndarray) -> np.ndarray:
 def pairs(left: np.ndarray, right: np.ndarray, precision: str) -> list[tuple[np.ndarray, np.ndarray]]:
     """Factors of the products that are added up for operands of fp32: "ieee" and "tf32x3" themselves, "tf32" rounded.
 
-    The three products of "tf32x3" leave out about 2^-22 of each. With that 2 of the 65 combinations of attention's
-    options come to 1.14 times their bound, which only a GPU can decide.
-    The arrays may be wider than fp32, so that products are exact.
+    The three products of "tf32x3" omit about 2^-22 of each. With this, 2 of the 65 combinations of attention's options
+    reach 1.14 times their bound; only a GPU can decide these. The arrays may be wider than fp32, so that products are
+    exact.
     """
     if precision in ("ieee", "tf32x3"):
         return [(left, right)]

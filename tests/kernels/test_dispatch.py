@@ -54,7 +54,7 @@ def test_a_later_table_replaces_the_earlier() -> None:
 
 
 def test_the_fastest_that_can(caplog: pytest.LogCaptureFixture) -> None:
-    """A measured winner that cannot serve this very call is passed over, and the log says why."""
+    """A measured winner that cannot compute this call is skipped, and the log has the reason."""
     use_table(measured("triton"))
     with caplog.at_level(logging.INFO, "fmscale.kernels"):
         assert choose("op", "auto", CPU, "float32 D64", {"triton": "odd strides", "eager": None}) == "eager"
@@ -103,7 +103,7 @@ def test_configurations_forced_measured_default() -> None:
 
 
 def test_a_measured_configuration_that_does_not_ship_is_ignored(caplog: pytest.LogCaptureFixture) -> None:
-    """A table of an earlier version, or an edited one, cannot bring back tiles that the gate refuses."""
+    """A table of an earlier version, or an edited table, cannot bring back tiles that the gate refuses."""
     use_table(measured("triton", forward={"BLOCK": 2}))
     for _ in range(2):
         assert launch_config("op", "forward", CPU, "float32 D64", ({"BLOCK": 1},)) == {"BLOCK": 1}
@@ -113,7 +113,7 @@ def test_a_measured_configuration_that_does_not_ship_is_ignored(caplog: pytest.L
 
 
 def test_no_table_changes_the_bits_of_a_weight_gradient() -> None:
-    """They follow from how many rows a partial sum takes: of that there is one choice, the same everywhere."""
+    """The bits follow from the rows of a partial sum, a single choice for all machines."""
     assert all(len(norm_configs(D)["backward"]) == 1 for D in (128, 4096, 16384))
     assert len(rope_configs()["norm_backward"]) == 1
 

@@ -38,7 +38,7 @@ def test_only_the_standard_library_torch_and_triton(path: Path) -> None:
 
 
 def test_the_tests_too_run_where_only_torch_triton_and_pytest_are() -> None:
-    """On a borrowed GPU machine: what else a test needs it imports where a marker has already skipped it."""
+    """For a borrowed GPU machine: tests import other packages only after their skip marker."""
     for path in (ROOT / "tests" / "conftest.py", *(ROOT / "tests" / "kernels").rglob("*.py")):
         for node in ast.parse(path.read_text()).body:
             if not isinstance(node, ast.Import | ast.ImportFrom):
@@ -52,7 +52,7 @@ def test_the_tests_too_run_where_only_torch_triton_and_pytest_are() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_atomics(path: Path) -> None:
-    """Their order changes from run to run: without them every result is deterministic by construction."""
+    """The order of atomics changes from run to run: without them every result is deterministic by construction."""
     calls = [n for n in nodes(path) if isinstance(n, ast.Attribute)]
     assert not [n.attr for n in calls if n.attr.startswith("atomic_")]
 

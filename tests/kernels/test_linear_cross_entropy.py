@@ -153,11 +153,11 @@ def test_a_frozen_side_costs_nothing(device: torch.device) -> None:
 
 
 def test_the_weight_gradient_is_scaled_in_its_place(device: torch.device) -> None:
-    """And a second backward, which would scale it again, is refused."""
+    """A second backward, which would scale it again, is refused."""
     hidden, weight, labels = problem(10, 8, 70, torch.float32, device)
     kept: list[int] = []
 
-    def note(stored: Tensor) -> Tensor:  # its address alone: a gradient that someone holds is copied
+    def note(stored: Tensor) -> Tensor:  # only its address: a gradient with a reference is copied
         kept.append(stored.data_ptr())
         return stored
 

@@ -43,7 +43,7 @@ def test_repeats_are_the_same_bits(
     make: Callable[[torch.device], tuple[Callable[..., tuple[Tensor, ...]], list[Tensor]]],
     device: torch.device,
 ) -> None:
-    """Half of them while matrix products keep the machine busy."""
+    """Half of the repeats run while matrix products keep the device busy."""
     run, leaves = make(device)
     upstream = [torch.randn_like(x) for x in run(*leaves)]
     side = torch.cuda.Stream(device)

@@ -17,7 +17,7 @@ Rotation = Callable[..., tuple[Tensor, ...]]
 
 
 def pair(positions: Tensor, E: int, interleaved: bool = False) -> tuple[Rotation, Rotation]:
-    """Ours and the reference as functions of (q, k) or (q, k, q_weight, k_weight)."""
+    """The op and its reference as functions of (q, k) or (q, k, q_weight, k_weight)."""
     turns = rope_turns(E, 10000.0, positions.device)
 
     def options(weights: tuple[Tensor, ...]) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def test_queries_and_keys_of_one_projection(device: torch.device) -> None:
 
 @pytest.mark.parametrize("norm", [False, True])
 def test_heads_far_apart(norm: bool, device: torch.device, checked_overflow: None) -> None:
-    """If heads lie first, a head's stride is all tokens: the last of many lies past 2^31 elements."""
+    """With heads as the first axis a head's stride is all tokens: the last of many heads lies past 2^31 elements."""
     near = [heads(torch.float16, device, 3, 4, 8) for _ in range(2)]
     distant = [far(x, 8, 2**30, 1) for x in near]
     weights = [heads(torch.float16, device, 8) for _ in range(2)] if norm else []

@@ -1,4 +1,4 @@
-"""A transformer made of the kernels: one loss and one set of gradients, whichever backend computes them."""
+"""A transformer made of the kernels: the same loss and gradients by every backend."""
 
 from typing import Any
 

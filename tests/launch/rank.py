@@ -1,9 +1,9 @@
-"""A stand-in for `fmscale train`: ranks meet and add up their numbers, then wait for a stop if told to.
+"""A stand-in for `fmscale train`: ranks meet and add their numbers, then wait for a stop with `wait`.
 
     rank.py FOLDER [meet] [fail=RANK] [wait] [deaf]
 
-Each rank writes what it saw to FOLDER/rank-N.json. `wait` ends with SIGUSR1 or SIGTERM; `ready-N` says that it has
-begun.
+Each rank writes its observations to FOLDER/rank-N.json. `wait` ends with SIGUSR1 or SIGTERM; the file `ready-N` marks
+its begin.
 """
 
 import json
@@ -56,7 +56,7 @@ def main(folder: Path, tasks: list[str]) -> None:
             time.sleep(0.05)
             assert time.monotonic() < deadline
         seen["stop"] = flag.reason.name
-    flag.remove()  # as a run does: Python itself would end with SIGUSR1 back at its default, which kills
+    flag.remove()  # like a run: at its end Python would restore SIGUSR1's default, which kills
     (folder / f"rank-{world.rank}.json").write_text(json.dumps(seen))
 
 

@@ -1,7 +1,7 @@
 """Lines of `fmscale launch --dry-run` for each launcher, and requests that it refuses.
 
-Files stand in for launchers that a machine may lack: nothing of them runs here but `mpirun --version`. The real
-launchers run in `test_run.py`, and in the slow tier.
+Files stand in for launchers that a machine may lack: only `mpirun --version` runs here. The real launchers run in
+`test_run.py`, and in the slow tier.
 """
 
 import socket
@@ -32,7 +32,7 @@ DryRun = Callable[..., list[str]]
 
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only folder on the PATH but the system's own shell; srun, sbatch, pdsh, ssh and mpirun are in it."""
+    """The only folder on the PATH beside the system's own shell; srun, sbatch, pdsh, ssh and mpirun are in it."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for name in ("srun", "sbatch", "pdsh", "ssh"):

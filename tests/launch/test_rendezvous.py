@@ -1,4 +1,4 @@
-"""torchrun finds the rendezvous of fmscale, which listens at one address and refuses nodes that it cannot number."""
+"""torchrun finds the rendezvous of fmscale, which listens at one address and refuses nodes without a number."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""Real launchers start ranks that meet; a wish to stop reaches them; the first failure is shown last."""
+"""Real launchers start ranks that meet; a stop reaches them; the output ends with the first failure."""
 
 import base64
 import contextlib
@@ -126,7 +126,7 @@ def test_ranks_meet_with_what_they_were_given_and_stop_when_told(launcher: str, 
     ],
 )
 def test_the_first_signal_of_any_kind_asks_the_ranks_to_save_and_end(launcher: str, name: str, tmp_path: Path) -> None:
-    """SIGTERM to an mpirun is sent by the tests of nohup and of deaf ranks."""
+    """The tests of nohup and of deaf ranks send SIGTERM to an mpirun."""
     process = start(*command(launcher, tmp_path, "wait"))
     wait_for(tmp_path / "ready-0", tmp_path / "ready-1")
     process.send_signal(getattr(signal, name))
@@ -174,7 +174,7 @@ def test_the_stop_reaches_ranks_on_hosts_behind_ssh(tmp_path: Path, hosts: SshHo
 
 
 def assert_stops(process: "subprocess.Popen[str]", folder: Path, reason: str) -> None:
-    """Once both ranks are there: SIGTERM to the launch makes them stop for that reason, and all end well."""
+    """With both ranks ready, SIGTERM to the launch stops them for that reason, and all exit with 0."""
     wait_for(folder / "ready-0", folder / "ready-1")
     process.send_signal(signal.SIGTERM)
     status, out = finish(process)
@@ -262,7 +262,7 @@ def test_ranks_do_not_outlive_a_killed_launch(tmp_path: Path) -> None:
 
 
 def test_the_death_of_who_started_a_launch_counts_once() -> None:
-    """A killed process with several threads can send the signal that its child asked for more than once."""
+    """A killed process with several threads can send its child's parent-death signal more than once."""
     code = """
 import ctypes, os, signal
 from fmscale.launch.run import PR_SET_PDEATHSIG, _heard_of_parent

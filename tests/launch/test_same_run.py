@@ -22,16 +22,16 @@ from tests.launch.training import FMSCALE, LAUNCH, environment, prepare, started
 pytestmark = pytest.mark.slow
 
 NAMED = dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), other_interface())
-"""An interface that the network reaches, as a cluster's config names one: not to be taken on one node."""
+"""An interface that the network reaches, as in a cluster's config: a run on one node must not use it."""
 
 OTHER_SIZE = 1e-5
-"""Relative difference of losses between one rank and two: fp32 sums of other grouping differ by 1e-7 a step."""
+"""Relative difference of losses between one rank and two: fp32 sums in other groups differ by 1e-7 a step."""
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[Place, set[str]]]:
-    """A folder with run.yaml, its dataset, and the run `two` of two ranks by torchrun, which the others must equal;
-    and where that one listened, told to take another interface.
+    """A folder with run.yaml, its dataset, and the run `two` of two ranks by torchrun, which the others must equal; and
+    the places where it listened, with another interface configured.
     """
     folder = tmp_path_factory.mktemp("same")
     prepare(folder)
@@ -43,7 +43,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[Place, set
 
 @pytest.fixture(scope="module")
 def folder(two: tuple[Path, dict[Place, set[str]]]) -> Path:
-    """That folder."""
+    """Folder of `two`."""
     return two[0]
 
 
@@ -53,7 +53,7 @@ def port() -> str:
 
 
 def launched(folder: Path, run: str, *options: str, **more: str) -> str:
-    """`fmscale launch` of the config under a name of its own."""
+    """`fmscale launch` of the config under its own name."""
     return started([FMSCALE, "launch", "run.yaml", f"train.run={run}", *options], folder, **more)
 
 
@@ -87,7 +87,7 @@ def open_mpi(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 
 def assert_close(folder: Path, run: str) -> None:
-    """The same samples in the same order, and losses that differ by how they are summed."""
+    """The same samples in the same order, and losses that differ by the grouping of sums."""
     found = compared(folder, run, OTHER_SIZE)
     assert found.same, found
     assert found.order_hashes is not None
@@ -103,7 +103,7 @@ def test_one_rank_says_what_the_run_is_and_a_pipe_gets_no_styles(folder: Path) -
 
 
 def assert_on_loopback(found: dict[Place, set[str]]) -> None:
-    """Ranks listened, and nothing did so where the network reaches it."""
+    """Ranks listened, but at no address that the network reaches."""
     assert any("fmscale train" in command for commands in found.values() for command in commands)
     assert off_loopback(found) == {}
 
@@ -121,7 +121,7 @@ def test_two_ranks_listen_on_loopback_alone(two: tuple[Path, dict[Place, set[str
     ],
 )
 def test_one_node_listens_on_loopback_alone_at_any_stage(folder: Path, port: str, words: list[str], stage: str) -> None:
-    """From its start to its end, with saves between, though it is told to take another interface. mpirun is MPICH's."""
+    """A run listens so from start to end, with saves between, and another interface configured. mpirun is MPICH's."""
     verb, *options = words
     options += ["--master-port", port] if "mpirun" in options else []
     run = f"{verb}-{stage}"

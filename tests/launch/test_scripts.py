@@ -1,4 +1,4 @@
-"""The scripts that users edit: sound shell, the environment that the verb sets, and no quiet single node."""
+"""The scripts that users edit: valid shell, the verb's environment, and never silently a single node."""
 
 import re
 import shutil
@@ -57,7 +57,7 @@ def test_several_nodes_never_become_one(script: str, environment: dict[str, str]
 
 
 def test_launch_stands_below_the_command_line() -> None:
-    """cli calls launch, which import-linter does not see: it lies outside fmscale/. What torchrun loads knows torch."""
+    """cli calls launch outside fmscale/, which import-linter does not see. Only torchrun's module imports torch."""
     allowed = ("fmscale.launch.", "fmscale.errors.", "fmscale.runtime.", "fmscale.config.")
     strangers = {
         (path.name, name)

@@ -23,7 +23,7 @@ ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With run.yaml and its dataset."""
+    """Folder with run.yaml and its dataset."""
     folder = tmp_path_factory.mktemp("slurm")
     prepare(folder)
     return folder
@@ -63,7 +63,7 @@ def test_a_job_near_its_limit_saves_goes_back_into_the_queue_and_goes_on(folder:
     job = submitted(slurm, folder, "--nodes=2", script, "run.yaml", "train.run=requeued", STEPS)
     log = folder / f"{job}.log"
     wait_until("two steps", lambda: len(steps_of(run)) >= 2, log)
-    # what `#SBATCH --signal=B:USR1@300` does when 300 s are left
+    # the effect of `#SBATCH --signal=B:USR1@300` with 300 s left
     slurm.run("scancel", "--batch", "--signal=USR1", str(job))
     wait_until("a requeue", lambda: slurm.job(job)["Restarts"] == "1", log)
     outcome = json.loads((run / "outcome.json").read_text())

@@ -14,7 +14,7 @@ BESIDE = Path(sys.executable).parent
 FMSCALE = str(BESIDE / "fmscale")
 LAUNCH = Path(__file__).parents[2] / "launch"
 SECONDS = 240.0
-"""A start takes 8 to 15 s on two free cores, and several times that on busy ones."""
+"""A start takes 8 to 15 s on two free cores, and several times that on busy cores."""
 
 CONFIG = """
 store: {{url: {folder}/store}}
@@ -45,7 +45,7 @@ def prepare(folder: Path) -> None:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This process's, without the variables of a launcher, with fmscale on the PATH unless PATH is given."""
+    """This process's environment, without a launcher's variables, with fmscale on the PATH unless PATH is given."""
     families = ("SLURM_", "OMPI_", "PMI_", "MASTER_", "OMP_NUM")
     own = {name: value for name, value in os.environ.items() if not name.startswith(families)}
     return {**own, "PATH": f"{BESIDE}{os.pathsep}{os.environ['PATH']}", **more}
@@ -67,7 +67,7 @@ def started(command: list[str], folder: Path, **more: str) -> str:
 
 
 def watched(command: list[str], folder: Path, **more: str) -> dict[Place, set[str]]:
-    """Run a command to its end as `started` does; where it and all below it have listened at any time."""
+    """Run a command to its end like `started`; the places where it and its descendants have listened at any time."""
     found: dict[Place, set[str]] = {}
     with (folder / "watched.log").open("w+") as log:
         process = subprocess.Popen(command, cwd=folder, env=environment(**more), stdout=log, stderr=subprocess.STDOUT)

@@ -13,8 +13,7 @@ VOCAB = 101
 
 
 def small(**changes: Any) -> Decoder:
-    """A model of some thousand weights, ten times larger than initial ones so that what it says depends on
-    everything it reads."""
+    """A model of some thousand weights, ten times the initial size, so that its output depends on all input."""
     numbers = {
         "num_layers": 2,
         "dim": 32,

@@ -56,7 +56,7 @@ def test_positions_count_from_the_documents_beginning() -> None:
     assert positions.tolist() == [[0, 1, 2, 3, 0, 1, 2, 3, 4, 5]]
     wanted = model(**arguments, positions_BT=positions)
     assert torch.equal(model(**arguments), wanted)
-    # what rotary positions tell is the distance: another offset changes nothing but the rounding
+    # rotary positions encode only distances: another offset changes only the rounding
     torch.testing.assert_close(model(**arguments, positions_BT=positions + 17), wanted, atol=2e-4, rtol=1e-4)
     assert not torch.allclose(model(**arguments, positions_BT=positions * 2), wanted, atol=1e-2)
 

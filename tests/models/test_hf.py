@@ -97,7 +97,7 @@ def test_a_config_comes_back_from_its_json(kind: str) -> None:
 
 
 def test_the_llama_3_config_of_transformers_4_is_read() -> None:
-    """The published config.json of Llama 3.1 8B, without what does not concern the model."""
+    """The published config.json of Llama 3.1 8B, without keys that do not concern the model."""
     published = {
         "model_type": "llama", "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 14336,
         "max_position_embeddings": 131072, "num_attention_heads": 32, "num_hidden_layers": 32,

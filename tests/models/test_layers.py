@@ -5,8 +5,10 @@ from typing import Any, TypeVar
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fmscale.models.layers import CrossAttention, FeedForward, RMSNorm, Rotary, SelfAttention
+from fmscale.config.model import RopeScaling
+from fmscale.models.layers import CrossAttention, FeedForward, RMSNorm, Rotary, SelfAttention, rotary
 
 Layer = TypeVar("Layer", bound=nn.Module)
 HEADS: dict[str, Any] = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 8}
@@ -66,6 +68,19 @@ def test_rotary_attention_depends_on_distances_only() -> None:
     out = layer(x, positions_BT=positions)
     torch.testing.assert_close(layer(x, positions_BT=positions + 50), out, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(layer(x, positions_BT=positions * 2), out, atol=1e-3)
+
+
+def test_scaled_turns_are_kept_as_tensors_of_no_mode() -> None:
+    """The backward saves them: neither a first call in inference mode nor a fake tensor may leave its mark."""
+    scaling = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_seq_len=64)
+    turn, positions = Rotary(77.0, scaling), torch.arange(6)
+    for mode in (FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode()):
+        with mode:
+            turn(torch.empty(1, 6, 4, 8), torch.empty(1, 6, 2, 8), positions)
+    kept = rotary._kept_turns(8, 77.0, scaling, torch.device("cpu"))
+    assert type(kept) is Tensor
+    assert not kept.is_inference()
+    torch.testing.assert_close(kept, rotary.scaled_turns(8, 77.0, scaling, torch.device("cpu")))
 
 
 def test_the_feed_forward_is_gated() -> None:

@@ -23,7 +23,7 @@ def gradients(model: Decoder) -> dict[str, torch.Tensor]:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [{}, {"window": 4, "softcap": 5.0}])
 def test_a_block_compiles_whole(kind: dict[str, int]) -> None:
-    """The documents' mask is not lost there: lengths are unknown, so another road makes it."""
+    """The documents' mask is not lost there: with unknown lengths other code makes it."""
     wanted = gradients(small(**kind))
     model = small(**kind)
     for block in model.layers:

@@ -13,7 +13,7 @@ STARTS = {0: [0, 5], 1: [0], 2: [0, 1, 11], 3: [0, 7], 4: [0], 5: [0]}
 
 
 def rows(which: slice = slice(0, B)) -> Inputs:
-    """Some of six rows of documents, the last row a filler."""
+    """Some of six rows of documents, with a filler as the last row."""
     generator = torch.Generator().manual_seed(0)
     text = torch.randint(0, VOCAB, (B, T + 1), generator=generator)
     starts = torch.tensor([[t in STARTS[row] for t in range(T + 1)] for row in range(B)])
@@ -47,7 +47,7 @@ def run(model: Decoder, parts: list[Inputs]) -> tuple[float, float, dict[str, Te
 
 
 def test_splitting_into_microbatches_leaves_loss_and_gradients() -> None:
-    """fp64-like closeness is not to be had in fp32: sums over other orders differ by some 1e-7 of their terms."""
+    """fp32 cannot reach the closeness of fp64: sums in other orders differ by some 1e-7 of their terms."""
     model = small()
     whole_sum, whole_count, whole = run(model, [rows()])
     assert whole_count == sum(T - sum(s > 0 for s in STARTS[row]) for row in range(B) if row != FILLER)

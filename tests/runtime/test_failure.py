@@ -151,7 +151,7 @@ def test_a_folder_that_is_a_file_cannot_be_cleared(tmp_path: Path) -> None:
 
 
 def test_others_are_told_when_the_cause_is_recorded(tmp_path: Path) -> None:
-    """Their own reports come later, even if they write at once."""
+    """Reports of the other ranks come later, even if they write at once."""
     waits = HostWaits(HashStore(), WORLD)
     tell, seen = waits.fail, []
 

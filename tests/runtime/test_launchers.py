@@ -1,4 +1,4 @@
-"""Ranks started by real launchers find one another, after torchrun has started them anew too."""
+"""Ranks started by real launchers find one another, also after a restart by torchrun."""
 
 import subprocess
 import sys

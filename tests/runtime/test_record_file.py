@@ -1,4 +1,4 @@
-"""Files of records on a disk that is full for a while, or that is not there."""
+"""Files of records on a disk that is full for a while, or absent."""
 
 import logging
 import shutil
@@ -15,7 +15,7 @@ from fmscale.runtime.sinks.jsonl import JsonlSink, read_jsonl
 from tests.helpers.disks import mounted
 
 LONG = "x" * 3000
-"""No whole number of these fits on a disk of pages."""
+"""Text whose size does not divide a page."""
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(disk: Path, left: int = 0) -> Path:
-    """A file that leaves so many bytes of the disk."""
+    """A file that leaves that many free bytes on the disk."""
     ballast = disk / "ballast"
     ballast.write_bytes(bytes(shutil.disk_usage(disk).free - left))
     return ballast

@@ -1,4 +1,4 @@
-"""Credentials in texts that people read: taken out wherever they stand, and nothing else with them."""
+"""Credentials in texts for people: removed at any place, without other text."""
 
 import pytest
 

@@ -58,7 +58,7 @@ def test_the_second_ctrl_c_of_a_process_alone_interrupts(capfd: pytest.CaptureFi
 
 
 def test_an_ignored_ctrl_c_stays_ignored() -> None:
-    """As behind a shell's `&`."""
+    """Signals as after a shell's `&`."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         flag = StopFlag().install(alone=True)

@@ -1,4 +1,4 @@
-"""Ranks that meet and wait for each other: on real processes, by name, with an end."""
+"""Ranks that meet and wait for each other: in real processes, by name, with a time limit."""
 
 import logging
 import os
@@ -151,7 +151,7 @@ def test_a_long_wait_is_logged_while_it_lasts(caplog: pytest.LogCaptureFixture) 
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[StopFlag]:
-    """A flag that SIGTERM has set; those who heed it wait no longer than they have."""
+    """A flag that SIGTERM has set; waits that observe it end at once."""
     for module in (waits, group):
         monkeypatch.setattr(module, "STOP_SECONDS", 0.0)
     flag = StopFlag().install()

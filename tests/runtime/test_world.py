@@ -1,4 +1,4 @@
-"""Every launcher's environment, and the environments that must not be guessed about."""
+"""Every launcher's environment, and ambiguous environments."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Stores written by earlier versions stay readable, and later ones are refused by name."""
+"""Stores of earlier versions stay readable, and later versions are refused by name."""
 
 import json
 import zipfile
@@ -91,8 +91,8 @@ def test_commits_of_later_versions_are_refused(memory_store: Backend) -> None:
 
 
 def test_the_fixture_is_what_this_version_writes(tmp_path: Path) -> None:
-    """The same objects, byte for byte: a change of format cannot slip in without a new version. Only Arrow
-    files, and what digests them, may differ between versions of pyarrow.
+    """The same objects, byte for byte: a change of format cannot slip in without a new version. Only Arrow files, and
+    their digests, may differ between versions of pyarrow.
     """
     made.make(tmp_path / "now")
     now, then = open_store(str(tmp_path / "now")), stored(FORMAT_VERSION, tmp_path)
@@ -106,7 +106,7 @@ def test_the_fixture_is_what_this_version_writes(tmp_path: Path) -> None:
 
 
 def shape(value: Any) -> Any:
-    """A seal without what depends on the bytes of Arrow files."""
+    """A seal without fields that depend on the bytes of Arrow files."""
     if isinstance(value, dict):
         return {key: shape(item) for key, item in value.items() if key not in ("digest", "bytes")}
     return [shape(item) for item in value] if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""One URL, one store: what a URL may say, and what it must not."""
+"""One URL, one store: allowed and refused parts of a URL."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""Small engines on real ranks, and what they hold, for the tests of the engine."""
+"""Small engines on real ranks, and their state, for the tests of the engine."""
 
 import itertools
 from typing import Any

@@ -1,4 +1,4 @@
-"""Whole training runs in the tests: a corpus of two sources, a config, and what a run left behind."""
+"""Whole training runs in the tests: a corpus of two sources, a config, and the records of a run."""
 
 import random
 from collections.abc import Mapping
@@ -66,7 +66,7 @@ def write_config(folder: Path, store: str) -> Path:
 
 
 def train_here(rank: int, size: int, path: str, overrides: tuple[str, ...]) -> dict[str, Any]:
-    """`fmscale train` as this rank of the test's ranks; the outcome, and what the rank told."""
+    """`fmscale train` as this rank of the test's ranks; the outcome, and the rank's output."""
     from fmscale.train.run import run_training
 
     restart_numbers()
@@ -79,7 +79,7 @@ def train_here(rank: int, size: int, path: str, overrides: tuple[str, ...]) -> d
 
 
 def steps_of(folder: Path) -> dict[int, dict[str, Any]]:
-    """The records of a run's steps; of a step that was run twice the later one."""
+    """The records of a run's steps; the later record of a repeated step."""
     return {r["step"]: r for r in read_jsonl(folder / "metrics.jsonl") if "event" not in r}
 
 
@@ -89,5 +89,5 @@ def events_of(folder: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def delivered(folder: Path) -> pa.Table:
-    """All that the run's models received, each sample once, in order."""
+    """All samples that the run's model received, once each, in order."""
     return without_repeats(read_records(sorted((folder / "delivery").glob("*.arrow"))))

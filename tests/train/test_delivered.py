@@ -1,4 +1,4 @@
-"""Delivery records are of the engine's inputs: any error on the way there shows."""
+"""Delivery records come from the engine's inputs: any earlier error shows."""
 
 import itertools
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def planned(store: Backend) -> pa.Table:
 
 
 def recorded(store: Backend, path: Path, change: Change) -> pa.Table:
-    """Records of two ranks whose inputs were changed behind the loader; every other microbatch has fillers."""
+    """Records of two ranks whose inputs were changed after the loader; every other microbatch has fillers."""
     paths = []
     for rank in range(2):
         paths.append(path / f"{rank}.arrow")
@@ -89,7 +89,7 @@ def labels_unshifted(rows: Inputs) -> Inputs:
 
 
 def without_documents(rows: Inputs) -> Inputs:
-    """As if every row were one document."""
+    """Inputs as if every row were one document."""
     B, length = rows.tokens_BT.shape
     return replace(rows, cu_seqlens=torch.arange(0, B * length + 1, length, dtype=torch.int32))
 

@@ -29,7 +29,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def path(store: str, tmp_path: Path) -> Path:
-    """A config; its run has failed an hour before."""
+    """A config whose run failed an hour before."""
     report = failure_report(ValueError("earlier"), World(), Whereabouts())
     write_first(tmp_path / "run", {**report, "time": report["time"] - 3600})
     return write_config(tmp_path, store)
@@ -43,7 +43,7 @@ def await_true(condition: Callable[[], bool], seconds: float) -> bool:
 
 
 def outcome_of(rank: int, size: int, path: str) -> str:
-    """The end of training here. A rank that raises would have the helper kill the others."""
+    """The outcome or the error as text: after a raised error the helper would kill the other ranks."""
     try:
         return str(train_here(rank, size, path, ()))
     except Exception as error:
@@ -51,7 +51,7 @@ def outcome_of(rank: int, size: int, path: str) -> str:
 
 
 def refused_the_lease(rank: int, size: int, path: str) -> str:
-    """Rank 0 is not allowed to write; what it has is taken apart only when error.json is there."""
+    """Rank 0 may not write; it closes its parts only when error.json exists."""
     from fmscale.runtime.stop import StopFlag
     from fmscale.train import session
 
@@ -84,7 +84,7 @@ def test_error_json_has_the_cause_and_not_what_woken_ranks_say(path: Path, tmp_p
 
 
 def one_config_is_wrong(rank: int, size: int, path: str) -> str:
-    """Rank 1 refuses its config; rank 0 clears what an earlier attempt left as late as it can."""
+    """Rank 1 refuses its config; rank 0 deletes the earlier attempt's report as late as possible."""
     from fmscale.runtime.failure import clear_failure
     from fmscale.train import run, session
 
@@ -92,7 +92,7 @@ def one_config_is_wrong(rank: int, size: int, path: str) -> str:
         raise ConfigError("another config than elsewhere", remedy="Copy it.")
 
     def clear_late(folder: Path) -> None:
-        # A second in which rank 1, if it does not wait for this, says what it has to say.
+        # A second in which rank 1 would write its report if it did not wait for this.
         await_true(lambda: "another config" in (folder / "error.json").read_text(), 1.0)
         clear_failure(folder)
 
@@ -101,7 +101,7 @@ def one_config_is_wrong(rank: int, size: int, path: str) -> str:
             patch.setattr(run, "check_length", refuse)
         else:
             patch.setattr(session, "clear_failure", clear_late)
-            # Rank 0 has nothing to do but wait for the other.
+            # Rank 0 only waits for the other rank.
             patch.setattr(run, "_run", lambda session, *rest: session.waits.wait("never", ranks=[1]))
         return outcome_of(rank, size, path)
 
@@ -116,7 +116,7 @@ def test_one_rank_that_fails_early_is_heard_by_all_and_its_report_stays(path: Pa
 
 
 def the_other_never_comes(rank: int, size: int, path: str) -> str:
-    """Rank 0 is told to stop while it waits for ranks to start."""
+    """Rank 0 receives a stop while it waits for the start of ranks."""
     from fmscale.runtime import waits
 
     def noticed(self: waits.HostWaits, name: str, **options: Any) -> list[str]:

@@ -1,4 +1,6 @@
-"""A checkpoint is of one step although the optimizer would overtake its copy: the real loop, engine and saver."""
+"""A checkpoint has the state of one step although the optimizer would overtake its copy: the real loop, engine and
+saver.
+"""
 
 import threading
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The disk of train.folder is full and the store has room: training goes on, and what is missing is said."""
+"""The disk of train.folder is full and the store has room: training goes on, and lost lines are reported."""
 
 import json
 import logging
@@ -42,7 +42,7 @@ class Heard(logging.Handler):
 
 
 def train_on(rank: int, size: int, path: str, overrides: tuple[str, ...], ballast: str) -> Any:
-    """Train with a terminal that is gone; the ballast goes when progress is shown first."""
+    """Train with a closed terminal; the first shown progress removes the ballast."""
     from fmscale.checkpoint.saver import Saver
     from fmscale.config import load_config
     from fmscale.train.run import run_training
@@ -83,7 +83,7 @@ def test_a_full_disk_costs_records_and_no_step_and_no_save(store: str, tmp_path:
     folder.mkdir()
     ballast = disk / "ballast"
     ballast.write_bytes(bytes(shutil.disk_usage(disk).free))
-    os.link(ballast, folder / "outcome.json")  # an earlier job's, whose end leaves no room
+    os.link(ballast, folder / "outcome.json")  # an earlier job's file, whose end leaves no room
     place = (f"train.folder={disk}", "train.steps=4", "train.log_every=2")
     [(outcome, messages, saved)] = run_ranks(train_on, 1, str(path), place, "", timeout=120)
     assert (outcome["complete"], outcome["saved_step"]) == (True, 4)

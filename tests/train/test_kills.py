@@ -1,4 +1,4 @@
-"""kill -9 at random times, from another process, also during a save: what is resumed equals what was not killed."""
+"""kill -9 at random times, from another process, also during a save: the resumed run equals a run without kills."""
 
 import os
 import random
@@ -17,11 +17,11 @@ FMSCALE = Path(sys.executable).with_name("fmscale")
 STEPS = 14
 OVERRIDES = (f"train.steps={STEPS}", "checkpoint.every=2")
 PATIENCE = 120.0
-"""Seconds that a step may take on a machine that does other things."""
+"""Seconds that a step may take on a busy machine."""
 
 
 def start(path: Path, ranks: int, *overrides: str) -> "subprocess.Popen[bytes]":
-    """`fmscale train` in a process group of its own, alone or under torchrun."""
+    """`fmscale train` in its own process group, alone or under torchrun."""
     command = [str(FMSCALE), "train", str(path), *OVERRIDES, *overrides]
     if ranks > 1:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python"]
@@ -37,7 +37,7 @@ def start(path: Path, ranks: int, *overrides: str) -> "subprocess.Popen[bytes]":
 
 
 def finish(process: "subprocess.Popen[bytes]", path: Path) -> None:
-    """Wait for the end of a run that is left alone."""
+    """Wait for the end of a run without a kill."""
     status = process.wait(PATIENCE)
     assert status == 0, (path.parent / "output.log").read_text()[-3000:]
 
@@ -64,7 +64,7 @@ def kill_after(process: "subprocess.Popen[bytes]", folder: Path, step: int, dela
 
 
 def killed_until_complete(path: Path, folder: Path, ranks: int, kills: int, seed: int) -> int:
-    """Start the run again and again, killing it `kills` times at random moments; how often it was killed."""
+    """Start the run repeatedly and kill it up to `kills` times at random moments; the number of kills."""
     rng = random.Random(seed)
     done = 0
     name = f"train.run={folder.name}"

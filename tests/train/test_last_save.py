@@ -1,4 +1,4 @@
-"""The last save of a run: what is not saved is not called saved, and no earlier save stands in its way."""
+"""The last save of a run: an unsaved step is not reported as saved, and no earlier save blocks the last."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 def train_until_step_3_is_saved(
     rank: int, size: int, path: str, overrides: tuple[str, ...], skipping: int | None
 ) -> dict[str, Any]:
-    """Told to stop when its save of step 3 has begun. Rank `skipping` has a free snapshot only if it waits for one."""
+    """A run with a stop during its save of step 3. Rank `skipping` has a free snapshot only after a wait."""
     from fmscale.checkpoint.saver import Saver
 
     free_slot, save = Saver._free_slot, Saver.save

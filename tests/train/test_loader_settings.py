@@ -1,4 +1,4 @@
-"""The loader of a run is opened with all that the data section says: a field that nobody passes on fails here."""
+"""A run opens its loader with all fields of the data section: a field that is not passed on fails here."""
 
 from dataclasses import MISSING, Field, fields
 from typing import Any, get_args, get_type_hints
@@ -37,7 +37,7 @@ def told(section: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("section", [DATA, *SOURCES])
 def test_no_field_here_is_left_at_its_default(section: Any) -> None:
-    """Else it could reach the loader by chance."""
+    """A default value could reach the loader by chance."""
     plain = type(section)(**{f.name: told(section)[f.name] for f in fields(section) if required(f)})
     assert [name for name, value in told(plain).items() if told(section)[name] == value] == [
         field.name for field in fields(section) if required(field)

@@ -1,4 +1,4 @@
-"""Rows of a run's steps as its checkpoints say, and the steps that `dataset trace` shows by them."""
+"""Rows of a run's steps from its checkpoints, and the steps that `dataset trace` derives from them."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ RUN = "demo"
 
 
 def save(url: str, *stands: tuple[int, int, int]) -> None:
-    """A checkpoint after so many steps and samples, of a job with that micro_batch on two ranks, for each."""
+    """For each entry a checkpoint after that many steps and samples, of a job with that micro_batch on two ranks."""
     lease = acquire(run_log(open_store(url), RUN), "test").number
     world = World(rank=0, world_size=1, dp_rank=0, dp_size=1)
     saver = Saver(url, RUN, world=world, lease=lease, config=CheckpointConfig(keep_last=9))

@@ -1,4 +1,4 @@
-"""A run that is stopped goes on as if it had not been: to the bit at the same size, in the same order at any."""
+"""A resumed run equals a run without a stop: to the bit at the same size, in the same order at any size."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -58,7 +58,7 @@ def test_resume_at_the_same_size_is_bit_exact(store: str, tmp_path: Path, size: 
 
 
 def test_dropout_is_on_and_seeded_anew_at_each_step(store: str, tmp_path: Path) -> None:
-    """A gap of the test above: without dropout there is nothing to restore."""
+    """The test above cannot show this: without dropout there is nothing to restore."""
     path = write_config(tmp_path, store)
     go(1, path, "train.run=with", "train.steps=2")
     go(1, path, "train.run=without", "train.steps=2", "model.dropout=0")
@@ -68,11 +68,11 @@ def test_dropout_is_on_and_seeded_anew_at_each_step(store: str, tmp_path: Path) 
 
 
 def test_resume_at_other_sizes_and_stages_keeps_order_and_state(store: str, tmp_path: Path) -> None:
-    """2 ranks stage 1 -> 3 ranks stage 3 -> 1 rank stage 2, with a batch of 7 rows that none of them divides.
+    """2 ranks stage 1 -> 3 ranks stage 3 -> 1 rank stage 2, with a batch of 7 rows, which 2 and 3 do not divide.
 
-    Losses may differ by rounding only: gradients are summed in another grouping, so that each fp32 sum of ~10^4
-    terms differs by a few units in the last place, which AdamW's division by a small second moment enlarges in
-    the first steps. No dropout: its mask belongs to the place of a row among the ranks.
+    Losses may differ by rounding only. Other groups of gradient sums change each fp32 sum of ~10^4 terms by a few units
+    in the last place; AdamW's division by a small second moment enlarges this in the first steps. No dropout: its mask
+    belongs to the place of a row among the ranks.
     """
     path = write_config(tmp_path, store)
     common = ("batch.global_batch=7", "batch.uneven=fill", "model.dropout=0")
@@ -91,8 +91,8 @@ def test_resume_at_other_sizes_and_stages_keeps_order_and_state(store: str, tmp_
 
 
 def state_after_restore(rank: int, size: int, path: str, overrides: tuple[str, ...]) -> Any:
-    """This rank's pieces right after a run restored them, before any step; and whole weights as forward has
-    them, under the state `forward`.
+    """This rank's pieces right after a run restored them, before any step; and forward's whole weights, under the state
+    `forward`.
     """
     import deepspeed
 
@@ -176,7 +176,7 @@ def test_what_cannot_be_resumed_is_refused(store: str, tmp_path: Path, resume: s
 
 
 def train_swapped(rank: int, size: int, path: str, overrides: tuple[str, ...]) -> dict[str, Any]:
-    """`train_here` with a `to_inputs` that swaps the first two tokens of each row, in what the engine gets."""
+    """`train_here` with a `to_inputs` that swaps the first two tokens of each row of the engine's inputs."""
 
     def wrong(batch: Microbatch, device: str) -> Inputs:
         rows = to_inputs(batch, device)

@@ -1,4 +1,4 @@
-"""Runs that must not start, that must end by themselves, and what they measure on held-out rows."""
+"""Runs that must not start or must end by themselves, and held-out losses."""
 
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ def go(size: int, path: Path, *overrides: str) -> dict[str, Any]:
 
 
 def test_held_out_losses_are_those_of_the_same_rows_at_any_size(path: Path, tmp_path: Path) -> None:
-    """11 rows: three ranks with microbatches of 1 do not divide them, and what exceeds them weighs nothing."""
+    """11 rows: three ranks with microbatches of 1 do not divide them, and fillers have no weight."""
     sets = "evaluation={every: 2, sets: [{dataset: prose, rows: 11}, {dataset: sums, rows: 3, name: arithmetic}]}"
     common = (sets, "train.steps=3", "model.dropout=0.2", "optimizer.lr=1e-30", "optimizer.weight_decay=0")
     found = []
@@ -114,7 +114,7 @@ def test_time_that_is_up_stops_with_a_checkpoint(path: Path) -> None:
 
 
 def assert_told(first: dict[str, Any], other: dict[str, Any]) -> None:
-    """Rank 0 tells what it begins, what the run is and how far it is from its first step on; no other rank does."""
+    """Only rank 0 reports the begin, the run, and progress from the first step on."""
     start = ["meeting", "checking the config", "opening the data", "building the model", "dry run", "restore"]
     assert first["phases"] == [*start, *["train", "evaluate"] * 2, "save", "waiting for the last save"]
     opened, *later = first["events"]

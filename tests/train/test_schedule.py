@@ -1,4 +1,4 @@
-"""The learning rate is a function of the step alone, with the corners where the paper has them."""
+"""The learning rate is a function of the step alone, with the paper's corners."""
 
 import pytest
 from hypothesis import example, given

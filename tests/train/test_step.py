@@ -1,4 +1,4 @@
-"""The step: what non-finite numbers do, what the journal says of sources, what a batch becomes for the model."""
+"""The step: non-finite numbers, sources in the journal, and the model's inputs from a batch."""
 
 import math
 from typing import Any
@@ -78,7 +78,7 @@ def test_a_batch_becomes_inputs_and_the_labels_after_them() -> None:
     rows = to_inputs(batch, "cpu")
     assert rows.tokens_BT.tolist() == [[0, 1, 2, 3, 4], [6, 7, 8, 9, 10], [12, 13, 14, 15, 16]]
     assert rows.labels_BT.tolist() == [[1, 2, 3, 4, 5], [7, 8, 9, 10, 11], [13, 14, 15, 16, 17]]
-    # token 4 begins a document: nothing before it may predict it
+    # token 4 begins a document: no earlier token may predict it
     assert rows.weights_BT.tolist() == [[1, 1, 1, 0, 1], [1] * 5, [0] * 5]
     assert rows.positions_BT.tolist() == [[0, 1, 2, 3, 0], [0, 1, 2, 3, 4], [0, 1, 2, 3, 4]]
     assert rows.cu_seqlens.tolist() == [0, 4, 5, 10, 15]

@@ -1,4 +1,4 @@
-"""Settings of the config reach their places: a traced run, and the settings that no run shows."""
+"""Settings of the config reach their places: a traced run, and settings that no run shows."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -68,7 +68,7 @@ def test_the_optimizer_gets_the_rates_of_the_schedule(path: Path, events: list[E
 
 
 def test_each_sources_loss_is_that_of_its_own_rows(folder: Path, events: list[Event]) -> None:
-    """Rows are told apart by what is in them: only the sums have a plus, and no row of them is without one."""
+    """Content distinguishes rows: every row of sums has a plus, and no other row has a plus."""
     forwards = [value for name, value in events if name == "forward"][1:]
     assert len(forwards) == STEPS * FORWARDS
     mixed = 0
@@ -85,7 +85,7 @@ def test_each_sources_loss_is_that_of_its_own_rows(folder: Path, events: list[Ev
 
 
 def test_the_clock_makes_a_save_due(folder: Path, events: list[Event]) -> None:
-    """Also where the one before is still being written: it is then said to be skipped."""
+    """A due save has an event also while the previous save is being written: it is then skipped."""
     assert {event["step"] for event in events_of(folder / "run", "checkpoint")} == set(range(1, STEPS + 1))
 
 

@@ -1,4 +1,4 @@
-"""A whole run of which tests see what its engine was given and what it did, from inside."""
+"""A whole run that shows tests its engine's inputs and actions."""
 
 from collections.abc import Callable
 from functools import partialmethod
@@ -10,16 +10,16 @@ from fmscale.config import load_config
 from tests.helpers.deepspeed_numbers import restart_numbers
 
 STALL = 100.0
-"""Seconds that each forward's data is said to have been waited for."""
+"""Reported seconds of waiting for each forward's data."""
 
 Event = tuple[str, Any]
 
 
 def traced(rank: int, size: int, path: str, overrides: tuple[str, ...]) -> list[Event]:
-    """Train as this rank of the test's ranks. What happened, in order: `forward` with (tokens, weights, losses),
-    `update` with the rates that the optimizer used, `restored` with the updates that are behind.
+    """Train as this rank of the test's ranks. Events in order: `forward` with (tokens, weights, losses),
+    `update` with the rates that the optimizer used, `restored` with the number of earlier updates.
 
-    A save by the clock is due at every step, if the config has one.
+    A save by the clock is due at every step, if the config has such saves.
     """
     from fmscale.data.loader import Loader
     from fmscale.train.engine.deepspeed import DeepSpeedEngine
@@ -56,7 +56,7 @@ def traced(rank: int, size: int, path: str, overrides: tuple[str, ...]) -> list[
             (Loader, "__next__", following),
         ):
             patch.setattr(owner, name, partialmethod(around, getattr(owner, name)))
-        # No clock decides.
+        # A constant replaces the clock.
         patch.setattr(Saving, "clock_due", config.checkpoint.every_seconds is not None)
         run_training(config, show=lambda record: None, event=lambda record: None)
     return events

@@ -1,4 +1,4 @@
-"""Other people's formats.
+"""Formats of other software.
 
 `export.py`  Hugging Face and safetensors, tensor by tensor
 `dcp.py`     torch.distributed.checkpoint

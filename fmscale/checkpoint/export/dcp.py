@@ -1,6 +1,6 @@
-"""A checkpoint as torch.distributed.checkpoint has it, for those who go on with DCP.
+"""A checkpoint in the format of torch.distributed.checkpoint (DCP).
 
-The plan is made of tensors without memory (meta device); each is read from the checkpoint when DCP writes it.
+The plan has tensors without memory (meta device); each tensor is read from the checkpoint when DCP writes it.
 """
 
 from collections.abc import Callable
@@ -14,11 +14,11 @@ from torch.distributed.checkpoint.planner import WriteItem
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from fmscale.checkpoint.checkpoint import Checkpoint
-from fmscale.checkpoint.format.manifest import Tensor
+from fmscale.checkpoint.format.layout import Tensor
 
 
 class _Streaming(DefaultSavePlanner):
-    """Reads a tensor when it is its turn."""
+    """Save plan that reads each tensor when DCP writes it."""
 
     def __init__(self, checkpoint: Checkpoint, tensors: dict[str, Tensor], progress: Callable[[int], None]) -> None:
         super().__init__()
@@ -27,16 +27,16 @@ class _Streaming(DefaultSavePlanner):
         self._progress = progress
 
     def resolve_data(self, write_item: WriteItem) -> Any:
-        one = self._tensors[write_item.index.fqn]
-        self._progress(one.nbytes)
-        return self._checkpoint.tensor(one.name, one.state)
+        tensor = self._tensors[write_item.index.fqn]
+        self._progress(tensor.nbytes)
+        return self._checkpoint.tensor(tensor.name, tensor.state)
 
 
 def export_dcp(checkpoint: Checkpoint, folder: Path, progress: Callable[[int], None]) -> list[Path]:
-    """Write model.NAME for weights and optim.state.NAME.STATE for the rest; the files written."""
-    tensors = {_key(one): one for one in checkpoint.manifest.tensors}
+    """Write weights as model.NAME and all other states as optim.state.NAME.STATE; return the files."""
+    tensors = {_key(tensor): tensor for tensor in checkpoint.manifest.tensors}
     empty = {
-        key: torch.empty(one.shape, dtype=getattr(torch, one.dtype), device="meta") for key, one in tensors.items()
+        key: torch.empty(info.shape, dtype=getattr(torch, info.dtype), device="meta") for key, info in tensors.items()
     }
     save(
         empty,
@@ -47,5 +47,5 @@ def export_dcp(checkpoint: Checkpoint, folder: Path, progress: Callable[[int], N
     return sorted(path for path in folder.iterdir() if path.is_file())
 
 
-def _key(one: Tensor) -> str:
-    return f"model.{one.name}" if one.state == "weight" else f"optim.state.{one.name}.{one.state}"
+def _key(tensor: Tensor) -> str:
+    return f"model.{tensor.name}" if tensor.state == "weight" else f"optim.state.{tensor.name}.{tensor.state}"

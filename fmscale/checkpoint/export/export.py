@@ -1,38 +1,24 @@
-"""Writes a checkpoint in other people's formats, tensor by tensor: memory for one tensor is enough."""
+"""Exports a checkpoint to formats of other software, tensor by tensor: memory for a single tensor is enough."""
 
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from fmscale.checkpoint.checkpoint import Checkpoint
-from fmscale.checkpoint.format.layout import FileRange, shortest_header
-from fmscale.checkpoint.format.manifest import Tensor
+from fmscale.checkpoint.format.layout import FileRange, Tensor, shortest_header
 from fmscale.checkpoint.format.piece import DTYPES, elements
 from fmscale.errors import ConfigError
 
 SHARD_BYTES = 5_000_000_000
-"""Largest file of a Hugging Face export, as `save_pretrained` has it."""
+"""Most bytes in a file of a Hugging Face export, as in `save_pretrained`."""
 
 Progress = Callable[[int], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Export:
-    """A tensor of the checkpoint, with its name and type in the export."""
-
-    source: Tensor
-    name: str
-    dtype: str
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its elements in the export."""
-        return elements(self.source.shape) * DTYPES[self.dtype][1]
+Exported = tuple[Tensor, Tensor]
+"""A tensor of the checkpoint, and the tensor with its name and type in the export, which has no states."""
 
 
 def export_checkpoint(
@@ -47,14 +33,13 @@ def export_checkpoint(
     shard_bytes: int = SHARD_BYTES,
     progress: Progress = lambda _: None,
 ) -> list[Path]:
-    """Write the checkpoint into a new or empty folder; the files written.
+    """Write the checkpoint into a new or empty folder; return the files.
 
-    `hf`: weights under the names that `names` maps them to, `config` as config.json and `tokenizer` as
-    tokenizer.json where given, files of at most
-    `shard_bytes` with model.safetensors.index.json. `safetensors`: every state of every tensor, named
-    STATE/NAME, in one file. `dcp`: torch.distributed.checkpoint, model.NAME and optim.state.NAME.STATE.
-    `dtype` converts floating weights. Raises ConfigError for a folder in use, a type or a name that cannot be,
-    CorruptData for a damaged checkpoint.
+    `hf`: weights under their names in `names`, in files of at most `shard_bytes`; model.safetensors.index.json if
+    there are several files; `config` as config.json and `tokenizer` as tokenizer.json if given. `safetensors`: every
+    state of every tensor, named STATE/NAME, in one file. `dcp`: torch.distributed.checkpoint, model.NAME and
+    optim.state.NAME.STATE. `dtype` converts floating tensors. Raises ConfigError for a folder in use, a `dtype` that
+    is not floating or a tensor without a name in `names`, CorruptData for a damaged checkpoint.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError("the folder for the export is not empty", found=str(folder), remedy="Name another.")
@@ -67,12 +52,12 @@ def export_checkpoint(
         return export_dcp(checkpoint, folder, progress)
     if format == "safetensors":
         tensors = [
-            Export(source=one, name=f"{one.state}/{one.name}", dtype=_converted(one, dtype))
-            for one in checkpoint.manifest.tensors
+            (tensor, Tensor(f"{tensor.state}/{tensor.name}", "", _converted(tensor, dtype), tensor.shape))
+            for tensor in checkpoint.manifest.tensors
         ]
         return [_write(checkpoint, folder / "checkpoint.safetensors", tensors, progress)]
-    weights = [one for one in checkpoint.manifest.tensors if one.state == "weight"]
-    tensors = [Export(source=one, name=_mapped(one.name, names), dtype=_converted(one, dtype)) for one in weights]
+    weights = [tensor for tensor in checkpoint.manifest.tensors if tensor.state == "weight"]
+    tensors = [(info, Tensor(_mapped(info.name, names), "", _converted(info, dtype), info.shape)) for info in weights]
     written = _write_sharded(checkpoint, folder, tensors, shard_bytes, progress)
     if config is not None:
         written.append(_write_json(folder / "config.json", config))
@@ -83,50 +68,46 @@ def export_checkpoint(
 
 
 def _write_sharded(
-    checkpoint: Checkpoint, folder: Path, tensors: Sequence[Export], shard_bytes: int, progress: Progress
+    checkpoint: Checkpoint, folder: Path, tensors: Sequence[Exported], shard_bytes: int, progress: Progress
 ) -> list[Path]:
-    shards: list[list[Export]] = [[]]
-    for one in tensors:
-        if shards[-1] and sum(other.nbytes for other in shards[-1]) + one.nbytes > shard_bytes:
+    shards: list[list[Exported]] = [[]]
+    for source, target in tensors:
+        if shards[-1] and sum(other.nbytes for _, other in shards[-1]) + target.nbytes > shard_bytes:
             shards.append([])
-        shards[-1].append(one)
+        shards[-1].append((source, target))
     if len(shards) == 1:
         return [_write(checkpoint, folder / "model.safetensors", shards[0], progress)]
     written, places = [], {}
     for number, shard in enumerate(shards, 1):
         path = folder / f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         written.append(_write(checkpoint, path, shard, progress))
-        places.update({one.name: path.name for one in shard})
-    index = {"metadata": {"total_size": sum(one.nbytes for one in tensors)}, "weight_map": places}
+        places.update({target.name: path.name for _, target in shard})
+    index = {"metadata": {"total_size": sum(target.nbytes for _, target in tensors)}, "weight_map": places}
     return [*written, _write_json(folder / "model.safetensors.index.json", index)]
 
 
-def _write(checkpoint: Checkpoint, path: Path, tensors: Sequence[Export], progress: Progress) -> Path:
-    """One safetensors file; under its name once it is complete. Wider types first, as in the format module."""
-    ordered = sorted(tensors, key=lambda one: -DTYPES[one.dtype][1])
+def _write(checkpoint: Checkpoint, path: Path, tensors: Sequence[Exported], progress: Progress) -> Path:
+    """Write one safetensors file, which gets its name once it is complete. Wider types come first, as in `layout`."""
+    ordered = sorted(tensors, key=lambda pair: -pair[1].item_bytes)
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as file:
-        file.write(shortest_header([_whole(one) for one in ordered]))
-        for one in ordered:
-            tensor = checkpoint.tensor(one.source.name, one.source.state)
-            if one.dtype != one.source.dtype:
-                tensor = tensor.to(getattr(torch, one.dtype))
+        whole = [FileRange(tensor=target, start=0, count=elements(target.shape)) for _, target in ordered]
+        file.write(shortest_header(whole))
+        for source, target in ordered:
+            tensor = checkpoint.tensor(source.name, source.state)
+            if target.dtype != source.dtype:
+                tensor = tensor.to(getattr(torch, target.dtype))
             file.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
-            progress(one.source.nbytes)
+            progress(source.nbytes)
         file.flush()
         os.fsync(file.fileno())
     partial.rename(path)
     return path
 
 
-def _whole(one: Export) -> FileRange:
-    shape = one.source.shape
-    return FileRange(name=one.name, state="", dtype=one.dtype, shape=shape, start=0, count=elements(shape))
-
-
-def _converted(one: Tensor, dtype: str | None) -> str:
-    floating = bool(getattr(torch, one.dtype).is_floating_point)
-    return dtype if dtype is not None and floating else one.dtype
+def _converted(tensor: Tensor, dtype: str | None) -> str:
+    floating = bool(getattr(torch, tensor.dtype).is_floating_point)
+    return dtype if dtype is not None and floating else tensor.dtype
 
 
 def _mapped(name: str, names: Mapping[str, str] | None) -> str:

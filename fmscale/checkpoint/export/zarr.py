@@ -1,9 +1,9 @@
-"""A checkpoint as a Zarr v3 group, read through zarr-python: STATE/NAME is the logical tensor, whichever ranks wrote
-it. Nothing is copied or converted: a chunk's bytes are read from the checkpoint, and checked, when zarr asks for it.
+"""A checkpoint as a Zarr v3 group, read through zarr-python: STATE/NAME is a logical tensor. Nothing
+is copied or converted: the bytes of a chunk are read from the checkpoint and checked when zarr asks for the chunk.
 
-Types that Zarr does not have appear as their bits (bfloat16 as uint16, float8 as uint8); `dtype` in an array's
-attributes has torch's name of the type. The group's attributes are the step, the run, and what was saved beside the
-tensors.
+Types that Zarr lacks appear as their bits (bfloat16 as uint16, float8 as uint8); `dtype` in an array's
+attributes has torch's name of the type. The group's attributes are the step, the run, and the values saved
+beside the tensors.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Sto
 from zarr.core.buffer import Buffer, BufferPrototype
 
 from fmscale.checkpoint.checkpoint import Checkpoint
-from fmscale.checkpoint.format.manifest import Tensor
+from fmscale.checkpoint.format.layout import Tensor
 from fmscale.errors import AccessDenied
 
 CHUNK_BYTES = 4 << 20
@@ -38,7 +38,7 @@ def as_zarr(checkpoint: Checkpoint) -> zarr.Group:
 
 
 class CheckpointStore(Store):
-    """Keys of a Zarr hierarchy, made of a checkpoint's manifest; read-only."""
+    """A read-only Zarr store, whose keys come from a checkpoint's manifest."""
 
     supports_writes: bool = False
     supports_deletes: bool = False
@@ -47,14 +47,16 @@ class CheckpointStore(Store):
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(read_only=True)
         self._checkpoint = checkpoint
-        self._tensors = {f"{one.state}/{one.name}": one for one in checkpoint.manifest.tensors}
         root = {"run": checkpoint.run, "step": checkpoint.step, "meta": checkpoint.meta}
-        self._metadata = {_METADATA: _group(root)}
-        for path, one in self._tensors.items():
+        # The bytes of a metadata object, or the tensor and number of a chunk.
+        self._objects: dict[str, bytes | tuple[Tensor, int]] = {_METADATA: _group(root)}
+        for info in checkpoint.manifest.tensors:
+            path = f"{info.state}/{info.name}"
             parts = path.split("/")
             for depth in range(1, len(parts)):
-                self._metadata["/".join([*parts[:depth], _METADATA])] = _group({})
-            self._metadata[f"{path}/{_METADATA}"] = _array(one)
+                self._objects["/".join([*parts[:depth], _METADATA])] = _group({})
+            self._objects[f"{path}/{_METADATA}"] = _array(info)
+            self._objects |= {f"{path}/{_chunk_key(info, number)}": (info, number) for number in range(_chunks(info))}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, CheckpointStore) and self._checkpoint is other._checkpoint
@@ -62,24 +64,25 @@ class CheckpointStore(Store):
     __hash__ = None  # type: ignore[assignment]
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        """An object of the hierarchy, or None."""
-        if key in self._metadata:
-            data = torch.frombuffer(bytearray(self._metadata[key]), dtype=torch.uint8)
-        elif (place := self._place(key)) is not None:
-            data = await asyncio.to_thread(self._chunk, *place)
-        else:
+        """Read an object of the hierarchy; None for an unknown key."""
+        value = self._objects.get(key)
+        if value is None:
             return None
+        if isinstance(value, bytes):
+            data = torch.frombuffer(bytearray(value), dtype=torch.uint8)
+        else:
+            data = await asyncio.to_thread(self._chunk, *value)
         return prototype.buffer.from_array_like(_part(data, byte_range).numpy())
 
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
     ) -> list[Buffer | None]:
-        """`get` of several."""
+        """Call `get` for several keys."""
         return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
 
     async def exists(self, key: str) -> bool:
-        """True if there is such an object."""
-        return key in self._metadata or self._place(key) is not None
+        """True if the hierarchy has the key."""
+        return key in self._objects
 
     async def set(self, key: str, value: Buffer) -> None:
         """Raise AccessDenied."""
@@ -91,92 +94,73 @@ class CheckpointStore(Store):
 
     async def list(self) -> AsyncIterator[str]:
         """All keys."""
-        async for key in self.list_prefix(""):
+        for key in self._objects:
             yield key
 
     async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
         """Keys that begin with `prefix`."""
-        for key in self._metadata:
+        for key in self._objects:
             if key.startswith(prefix):
                 yield key
-        for path, one in self._tensors.items():
-            for number in range(_chunks(one)):
-                key = f"{path}/{_chunk_key(one, number)}"
-                if key.startswith(prefix):
-                    yield key
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
         """Names right below a node."""
         begin = f"{prefix.rstrip('/')}/" if prefix.strip("/") else ""
-        seen = set()
-        async for key in self.list_prefix(begin):
-            name = key[len(begin) :].split("/", 1)[0]
-            if name not in seen:
-                seen.add(name)
-                yield name
+        below = (key[len(begin) :] for key in self._objects if key.startswith(begin))
+        for name in dict.fromkeys(key.split("/", 1)[0] for key in below):
+            yield name
 
-    def _place(self, key: str) -> tuple[Tensor, int] | None:
-        """Tensor and number of the chunk that a key names, if there is such a chunk."""
-        path, mark, indices = key.rpartition("/c/") if not key.endswith("/c") else (key[:-2], "c", "0")
-        one = self._tensors.get(path)
-        first, *others = indices.split("/")
-        if one is None or not mark or not first.isdecimal() or set(others) - {"0"}:
-            return None
-        number = int(first)
-        known = number < _chunks(one) and key == f"{path}/{_chunk_key(one, number)}"
-        return (one, number) if known else None
-
-    def _chunk(self, one: Tensor, number: int) -> torch.Tensor:
-        """Bytes of a chunk; Zarr pads the last one."""
-        rows, row = _rows(one), math.prod(one.shape[1:])
+    def _chunk(self, tensor: Tensor, number: int) -> torch.Tensor:
+        """Bytes of a chunk; zeros fill up the last chunk, as in Zarr."""
+        rows, row = _rows(tensor), math.prod(tensor.shape[1:])
         start = number * rows * row
-        count = min(rows * row, math.prod(one.shape) - start)
-        data = self._checkpoint.read(one.name, one.state, start, count).view(torch.uint8)
-        missing = (rows * row - count) * one.item_bytes
+        count = min(rows * row, math.prod(tensor.shape) - start)
+        data = self._checkpoint.read(tensor.name, tensor.state, start, count).view(torch.uint8)
+        missing = (rows * row - count) * tensor.item_bytes
         return torch.cat([data, torch.zeros(missing, dtype=torch.uint8)]) if missing else data
 
 
-def _rows(one: Tensor) -> int:
+def _rows(tensor: Tensor) -> int:
     """Rows of the first axis in a chunk."""
-    size = math.prod(one.shape[1:]) * one.item_bytes
-    return max(1, min(one.shape[0], CHUNK_BYTES // max(1, size))) if one.shape else 1
+    size = math.prod(tensor.shape[1:]) * tensor.item_bytes
+    return max(1, min(tensor.shape[0], CHUNK_BYTES // max(1, size))) if tensor.shape else 1
 
 
-def _chunks(one: Tensor) -> int:
-    if 0 in one.shape:
+def _chunks(tensor: Tensor) -> int:
+    if 0 in tensor.shape:
         return 0
-    return -(-one.shape[0] // _rows(one)) if one.shape else 1
+    return -(-tensor.shape[0] // _rows(tensor)) if tensor.shape else 1
 
 
-def _chunk_key(one: Tensor, number: int) -> str:
-    return "/".join(["c", str(number), *["0"] * (len(one.shape) - 1)]) if one.shape else "c"
+def _chunk_key(tensor: Tensor, number: int) -> str:
+    return "/".join(["c", str(number), *["0"] * (len(tensor.shape) - 1)]) if tensor.shape else "c"
 
 
 def _group(attributes: dict[str, Any]) -> bytes:
     return json.dumps({"zarr_format": 3, "node_type": "group", "attributes": attributes}).encode()
 
 
-def _array(one: Tensor) -> bytes:
-    plain = one.dtype in _PLAIN
-    chunk = [_rows(one), *(max(1, size) for size in one.shape[1:])] if one.shape else []
-    endian = {"configuration": {"endian": "little"}} if one.item_bytes > 1 else {}
+def _array(tensor: Tensor) -> bytes:
+    plain = tensor.dtype in _PLAIN
+    chunk = [_rows(tensor), *(max(1, size) for size in tensor.shape[1:])] if tensor.shape else []
+    endian = {"configuration": {"endian": "little"}} if tensor.item_bytes > 1 else {}
     return json.dumps(
         {
             "zarr_format": 3,
             "node_type": "array",
-            "shape": list(one.shape),
-            "data_type": one.dtype if plain else f"uint{8 * one.item_bytes}",
+            "shape": list(tensor.shape),
+            "data_type": tensor.dtype if plain else f"uint{8 * tensor.item_bytes}",
             "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
             "codecs": [{"name": "bytes", **endian}],
-            "fill_value": False if one.dtype == "bool" else 0,
-            "attributes": {"dtype": one.dtype},
+            "fill_value": False if tensor.dtype == "bool" else 0,
+            "attributes": {"dtype": tensor.dtype},
         }
     ).encode()
 
 
 def _part(data: torch.Tensor, byte_range: ByteRequest | None) -> torch.Tensor:
-    """The bytes that were asked for."""
+    """The bytes in the requested range."""
     match byte_range:
         case RangeByteRequest(start=start, end=end):
             return data[start:end]

@@ -1,34 +1,52 @@
-"""Layout of a rank's pieces in its files, and so in the snapshot: the snapshot's memory is the files' image.
+"""Layout of a rank's pieces in its files and in the snapshot, whose memory is an image of the files.
 
 A safetensors file is 8 bytes of header length, a JSON header, and the tensors back to back without holes
 (huggingface/safetensors, format section of its README). The header is padded with spaces to whole pages, so
-that what follows can be written with O_DIRECT straight from the snapshot. Wider types come first: each tensor
-is then aligned to its own elements. Within a type pieces are sorted by state, so that those that lie side by
-side in an optimizer's flat partition do so in the file, and are copied as one.
+that the tensors can be written with O_DIRECT straight from the snapshot. Wider types come first: each tensor
+is then aligned to its own elements. Within a type pieces are sorted by state: neighbours in an optimizer's flat
+partition are then neighbours in the file, and one copy takes them together.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from fmscale.checkpoint.format.piece import DTYPES, elements
+from fmscale.checkpoint.format.piece import DTYPES, Piece, elements
+from fmscale.errors import ConfigError
 
 PAGE = 4096
 """Alignment of memory, file offsets and lengths that O_DIRECT takes on every block device in use."""
 FILE_BYTES = 2 << 30
-"""A file is closed when it has more: few files, and object stores take it in 128 parts of 16 MiB."""
+"""Most bytes in a file of several pieces: files stay few, and an object store takes a file in 128 parts of 16 MiB."""
+
+
+class Tensor(NamedTuple):
+    """A logical tensor in one of its states."""
+
+    name: str
+    state: str
+    """`weight`, `exp_avg`, ..."""
+    dtype: str
+    """torch's name of the type."""
+    shape: tuple[int, ...]
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of an element."""
+        return DTYPES[self.dtype][1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements."""
+        return elements(self.shape) * self.item_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileRange:
-    """A piece without its memory: what of a logical tensor, and of which type."""
+    """A piece without its memory: a range of a logical tensor."""
 
-    name: str
-    state: str
-    dtype: str
-    """torch's name of the type."""
-    shape: tuple[int, ...]
+    tensor: Tensor
     start: int
     """First element."""
     count: int
@@ -37,15 +55,16 @@ class FileRange:
     @property
     def nbytes(self) -> int:
         """Bytes of the range."""
-        return self.count * DTYPES[self.dtype][1]
+        return self.count * self.tensor.item_bytes
 
     @property
     def key(self) -> str:
-        """Name of the tensor in a safetensors file: STATE/NAME, and @START where it is not the whole. NAME alone
-        without a state.
+        """Name of the range in a safetensors file: STATE/NAME, followed by @START if it is not the whole tensor; NAME
+        alone for a tensor without a state.
         """
-        part = "" if self.count == elements(self.shape) else f"@{self.start}"
-        return f"{self.state}/{self.name}{part}" if self.state else self.name
+        tensor = self.tensor
+        part = "" if self.count == elements(tensor.shape) else f"@{self.start}"
+        return f"{tensor.state}/{tensor.name}{part}" if tensor.state else tensor.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +72,11 @@ class FileImage:
     """One file's place in the snapshot memory."""
 
     first: int
-    """Its first piece, in the order of the layout."""
+    """Index of the file's first piece in the layout."""
     stop: int
-    """One after its last piece."""
+    """Index after the file's last piece."""
     begin: int
-    """First byte of the file's image in the memory: at a page."""
+    """First byte of the file's image in the memory, at the beginning of a page."""
     header_bytes: int
     """Length prefix and header with padding; the tensors follow."""
     data_bytes: int
@@ -65,12 +84,12 @@ class FileImage:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FileLayout:
-    """Pieces in file order, where each lies in the memory, and the files they make. Equal only to itself: to compare
-    thousands of ranges takes as long as to encode them.
+    """Pieces in file order, their places in the memory, and their files. A layout equals only itself, because comparing
+    thousands of ranges takes as long as encoding them.
     """
 
     order: tuple[int, ...]
-    """Position in the layout -> number of the piece as it was given."""
+    """Position in the layout -> position of the piece in the input."""
     ranges: tuple[FileRange, ...]
     offsets: tuple[int, ...]
     """First byte of each piece in the memory."""
@@ -79,47 +98,51 @@ class FileLayout:
     """Size of the memory, whole pages."""
 
 
+def checked(piece: Piece) -> FileRange:
+    """Check a piece and return its range. Raises ConfigError for a piece that cannot be saved or restored."""
+    problem = ""
+    if piece.dtype not in DTYPES or f"torch.{piece.dtype}" != str(piece.tensor.dtype):
+        problem = f"is said to be {piece.dtype} and is {piece.tensor.dtype}"
+    elif piece.tensor.dim() != 1 or not piece.tensor.is_contiguous():
+        problem = f"has the shape {tuple(piece.tensor.shape)} and strides {piece.tensor.stride()}"
+    elif piece.start < 0 or piece.start + piece.count > elements(piece.shape):
+        problem = f"ends at element {piece.start + piece.count} of the shape {piece.shape}"
+    if problem:
+        raise ConfigError(
+            f"the piece of {piece.name} ({piece.state}) {problem}",
+            remedy="Pieces are contiguous 1-D views of elements [start, start + numel) of their tensor.",
+        )
+    tensor = Tensor(piece.name, piece.state, piece.dtype, tuple(piece.shape))
+    return FileRange(tensor=tensor, start=piece.start, count=piece.count)
+
+
 def plan_layout(ranges: Sequence[FileRange], file_bytes: int = FILE_BYTES) -> FileLayout:
-    """Sort pieces and cut them into files. A piece is never split: one larger than `file_bytes` has its own."""
-    order = sorted(range(len(ranges)), key=lambda i: (-DTYPES[ranges[i].dtype][1], ranges[i].state, ranges[i].dtype, i))
-    placed = [ranges[i] for i in order]
+    """Sort pieces and group them into files. A piece is never split: a piece above `file_bytes` has its own file."""
+    tensors = [piece.tensor for piece in ranges]
+    order = sorted(range(len(ranges)), key=lambda i: (-tensors[i].item_bytes, tensors[i].state, tensors[i].dtype, i))
+    pieces = [ranges[i] for i in order]
     files: list[FileImage] = []
     offsets: list[int] = []
     first = begin = 0
-    while first < len(placed):
+    while first < len(pieces):
         stop, size = first, 0
-        while stop < len(placed) and (stop == first or size + placed[stop].nbytes <= file_bytes):
-            size += placed[stop].nbytes
+        while stop < len(pieces) and (stop == first or size + pieces[stop].nbytes <= file_bytes):
+            size += pieces[stop].nbytes
             stop += 1
-        header = pages(8 + len(_header_json(placed[first:stop])))
+        header = pages(8 + len(_header_json(pieces[first:stop])))
         files.append(FileImage(first=first, stop=stop, begin=begin, header_bytes=header, data_bytes=size))
         at = begin + header
-        for one in placed[first:stop]:
+        for piece in pieces[first:stop]:
             offsets.append(at)
-            at += one.nbytes
+            at += piece.nbytes
         first, begin = stop, pages(at)
     return FileLayout(
         order=tuple(order),
-        ranges=tuple(placed),
+        ranges=tuple(pieces),
         offsets=tuple(offsets),
         files=tuple(files),
         memory_bytes=max(begin, PAGE),
     )
-
-
-def tensor_table(ranges: Sequence[FileRange]) -> tuple[list[tuple[Any, ...]], list[int]]:
-    """Tensors of the ranges for JSON, each once; and the number of each range's tensor among them."""
-    keys = [(one.name, one.state, one.dtype, one.shape) for one in ranges]
-    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-    return list(numbers), [numbers[key] for key in keys]
-
-
-def ranges_of(table: Iterable[Sequence[Any]], columns: Mapping[str, Sequence[int]]) -> Iterator[FileRange]:
-    """The ranges of a `tensor_table`, from the columns `tensor`, `start` and `count`."""
-    tensors = [(name, state, dtype, tuple(shape)) for name, state, dtype, shape in table]
-    for number, start, count in zip(columns["tensor"], columns["start"], columns["count"], strict=True):
-        name, state, dtype, shape = tensors[number]
-        yield FileRange(name=name, state=state, dtype=dtype, shape=shape, start=start, count=count)
 
 
 def header(ranges: Iterable[FileRange], header_bytes: int) -> bytes:
@@ -130,7 +153,7 @@ def header(ranges: Iterable[FileRange], header_bytes: int) -> bytes:
 
 
 def shortest_header(ranges: Sequence[FileRange]) -> bytes:
-    """As `header`, padded to 8 bytes only: for files that others read."""
+    """Length prefix and header, padded only to 8 bytes: for exported files."""
     return header(ranges, 8 + -(-len(_header_json(ranges)) // 8) * 8)
 
 
@@ -142,8 +165,9 @@ def pages(size: int) -> int:
 def _header_json(ranges: Iterable[FileRange]) -> bytes:
     tensors: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
-    for one in ranges:
-        shape = list(one.shape) if one.count == elements(one.shape) else [one.count]
-        tensors[one.key] = {"dtype": DTYPES[one.dtype][0], "shape": shape, "data_offsets": [at, at + one.nbytes]}
-        at += one.nbytes
+    for piece in ranges:
+        dtype, shape = DTYPES[piece.tensor.dtype][0], piece.tensor.shape
+        shape = shape if piece.count == elements(shape) else (piece.count,)
+        tensors[piece.key] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + piece.nbytes]}
+        at += piece.nbytes
     return json.dumps(tensors, separators=(",", ":"), ensure_ascii=False).encode()

@@ -1,21 +1,20 @@
 """A checkpoint's manifest: every piece of every logical tensor, whichever rank wrote it.
 
-An Arrow IPC file (`manifest.arrow`) with one row a piece, sorted by tensor and start, so that the pieces of a
-range are found by halving; its schema metadata has, as JSON, tensors, files, meta and format_version. The log
-entry has the digest of all of it.
+An Arrow IPC file (`manifest.arrow`) with one row a piece, sorted by tensor and start, so that a binary search
+finds the pieces of a range. Its schema metadata has tensors, files, meta and format_version as JSON. The log
+entry has the digest of the whole file.
 """
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from fmscale.checkpoint.format.layout import FileRange
+from fmscale.checkpoint.format.layout import Tensor
 from fmscale.checkpoint.format.names import FORMAT_VERSION
-from fmscale.checkpoint.format.piece import DTYPES, elements
+from fmscale.checkpoint.format.piece import elements
 from fmscale.checkpoint.format.seal import Seal, StoredFile, check_version
 from fmscale.errors import CorruptData, FmscaleError
 from fmscale.store.digest import canonical_json, metadata_digest
@@ -23,27 +22,6 @@ from fmscale.store.keys import damaged
 
 COLUMNS = {"tensor": np.int32, "start": np.int64, "count": np.int64, "file": np.int32, "offset": np.int64}
 _KEY = b"fmscale"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tensor:
-    """A logical tensor in one of its states."""
-
-    name: str
-    state: str
-    """`weight`, `exp_avg`, ..."""
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def item_bytes(self) -> int:
-        """Bytes of an element."""
-        return DTYPES[self.dtype][1]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all elements."""
-        return elements(self.shape) * self.item_bytes
 
 
 class CheckpointManifest:
@@ -55,20 +33,17 @@ class CheckpointManifest:
         self.step: int = head["step"]
         self.meta: dict[str, Any] = head["meta"]
         self.rank_meta: list[dict[str, Any] | None] = head["rank_meta"]
-        self.tensors = [
-            Tensor(name=name, state=state, dtype=dtype, shape=tuple(shape))
-            for name, state, dtype, shape in head["tensors"]
-        ]
+        self.tensors = [Tensor(name, state, dtype, tuple(shape)) for name, state, dtype, shape in head["tensors"]]
         self.files = [StoredFile(*file) for file in head["files"]]
         self.columns = columns
         self.digests = digests
-        self.number = {(one.name, one.state): i for i, one in enumerate(self.tensors)}
-        # first row of each tensor, and the end
+        self.number = {(tensor.name, tensor.state): i for i, tensor in enumerate(self.tensors)}
+        # First row of each tensor, then the number of rows.
         self._rows = np.searchsorted(columns["tensor"], np.arange(len(self.tensors) + 1))
 
     def segments(self, tensor: int, start: int, count: int) -> Iterator[tuple[int, int, int, int]]:
-        """(file, first byte in it, first element, elements) of each run of elements [start, start + count) of a
-        tensor, in order.
+        """Stored extents of elements [start, start + count) of a tensor, in order: (file, first byte in the file, first
+        element, number of elements).
         """
         first, stop = int(self._rows[tensor]), int(self._rows[tensor + 1])
         starts, counts = self.columns["start"], self.columns["count"]
@@ -83,23 +58,23 @@ class CheckpointManifest:
 
 
 def merge(seals: Sequence[Seal]) -> CheckpointManifest:
-    """One manifest of all ranks' seals. Raises FmscaleError where they do not hold each element exactly once."""
+    """Merge all ranks' seals into a manifest. Raises FmscaleError unless they hold each element exactly once."""
     files = {file.key: file for seal in seals for file in seal.files}
     place = {key: number for number, key in enumerate(sorted(files))}
-    tensors: dict[tuple[str, str], tuple[int, FileRange]] = {}
+    tensors: dict[tuple[str, str], tuple[int, Tensor]] = {}
     rows: list[tuple[Any, ...]] = []
     for seal in seals:
         for piece in seal.pieces:
-            one = piece.range
-            number, known = tensors.setdefault((one.name, one.state), (len(tensors), one))
-            if (known.dtype, known.shape) != (one.dtype, one.shape):
+            tensor = piece.range.tensor
+            number, known = tensors.setdefault((tensor.name, tensor.state), (len(tensors), tensor))
+            if known != tensor:
                 raise FmscaleError(
-                    f"ranks disagree about the tensor {one.name} ({one.state})",
-                    found=f"{known.dtype} {known.shape}, and on rank {seal.rank} {one.dtype} {one.shape}",
+                    f"ranks disagree about the tensor {tensor.name} ({tensor.state})",
+                    found=f"{known.dtype} {known.shape}, and on rank {seal.rank} {tensor.dtype} {tensor.shape}",
                     remedy="Start all ranks with the same config and the same fmscale.",
                 )
             file = place[seal.files[piece.file].key]
-            rows.append((number, one.start, one.count, file, piece.offset, piece.digest))
+            rows.append((number, piece.range.start, piece.range.count, file, piece.offset, piece.digest))
     rows.sort(key=lambda row: row[:2])
     columns = {name: np.array([row[i] for row in rows], dtype=dtype) for i, (name, dtype) in enumerate(COLUMNS.items())}
     head = {
@@ -109,7 +84,7 @@ def merge(seals: Sequence[Seal]) -> CheckpointManifest:
         "world_size": len(seals),
         "meta": seals[0].meta or {},
         "rank_meta": [seal.rank_meta for seal in seals],
-        "tensors": [[one.name, one.state, one.dtype, one.shape] for _, one in tensors.values()],
+        "tensors": [tensor for _, tensor in tensors.values()],
         "files": [files[key] for key in place],
     }
     manifest = CheckpointManifest(head, columns, [row[-1] for row in rows])
@@ -121,23 +96,23 @@ def check_tiling(manifest: CheckpointManifest) -> None:
     """Raise FmscaleError unless the pieces of each tensor follow one another without gap or overlap."""
     starts, counts, tensor = (manifest.columns[name] for name in ("start", "count", "tensor"))
     ends = starts + counts
-    sizes = np.array([elements(one.shape) for one in manifest.tensors], dtype=np.int64)
+    sizes = np.array([elements(info.shape) for info in manifest.tensors], dtype=np.int64)
     first, last = np.diff(tensor, prepend=-1) != 0, np.diff(tensor, append=-1) != 0
     wrong = (starts != np.where(first, 0, np.roll(ends, 1))) | (last & (ends != sizes[tensor]))
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
-        one = manifest.tensors[int(tensor[row])]
+        info = manifest.tensors[int(tensor[row])]
         raise FmscaleError(
-            f"the ranks' pieces of {one.name} ({one.state}) leave a gap or overlap",
-            found=f"elements {int(starts[row])} to {int(ends[row])} of {elements(one.shape)}",
+            f"the ranks' pieces of {info.name} ({info.state}) leave a gap or overlap",
+            found=f"elements {int(starts[row])} to {int(ends[row])} of {elements(info.shape)}",
             remedy="Each element must be in exactly one rank's pieces.",
         )
 
 
 def encode(manifest: CheckpointManifest) -> bytes:
-    """The manifest as an Arrow IPC file."""
+    """Encode a manifest as an Arrow IPC file."""
     arrays = {name: pa.array(manifest.columns[name]) for name in COLUMNS}
-    digests = pa.array([bytes.fromhex(one) or None for one in manifest.digests], pa.binary(16))
+    digests = pa.array([bytes.fromhex(digest) or None for digest in manifest.digests], pa.binary(16))
     table = pa.table({**arrays, "digest": digests}).replace_schema_metadata({_KEY: canonical_json(manifest.head)})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
@@ -146,13 +121,13 @@ def encode(manifest: CheckpointManifest) -> bytes:
 
 
 def decode(data: bytes, digest: str, where: str) -> CheckpointManifest:
-    """The manifest in the bytes of the object `where`. Raises CorruptData unless they have the digest, FormatError."""
-    found = metadata_digest(data)
-    if found != digest:
-        raise CorruptData(f"{where} does not have the digest that the log records", found=found, remedy=damaged(where))
+    """Decode the manifest of object `where`. Raises CorruptData for another digest, FormatError for a later version."""
+    actual = metadata_digest(data)
+    if actual != digest:
+        raise CorruptData(f"{where} does not have the digest that the log records", found=actual, remedy=damaged(where))
     table = pa.ipc.open_file(pa.BufferReader(data)).read_all()
     head = json.loads(table.schema.metadata[_KEY])
     check_version(head["format_version"], where)
     columns = {name: table.column(name).to_numpy() for name in COLUMNS}
-    digests = [one.hex() if one else "" for one in table.column("digest").to_pylist()]
+    digests = [value.hex() if value else "" for value in table.column("digest").to_pylist()]
     return CheckpointManifest(head, columns, digests)

@@ -1,12 +1,12 @@
-"""Keys of objects: runs/RUN/checkpoints/STEP-LEASE/ has one checkpoint's files, write-once by its name.
+"""Keys of objects: runs/RUN/checkpoints/STEP-LEASE/ has one checkpoint's files; no later save writes there.
 
     rank-00003-000.safetensors           a rank's tensors, few files
     rank-00003-000.safetensors.crc32c    uint32 little-endian checksums of its 64 KiB chunks
-    seal-00003.json                      what the rank wrote; its files are complete once this is there
-    refused-00003.json                   instead of a seal: why the rank cannot
+    seal-00003.json                      the rank's pieces and files; stored after its files are complete
+    refused-00003.json                   in place of a seal: the reason why the rank gave the save up
     manifest.arrow                       all ranks' pieces; the log entry has its digest
-    failed.json                          instead of a log entry: why rank 0 gave the save up
-    alive-00003                          a counter, while the rank finishes the save after its trainer
+    failed.json                          in place of a log entry: the reason why rank 0 gave the save up
+    alive-00003                          a counter that the rank advances while it finishes the save without its trainer
 
 A save that was repeated at the same step under the same lease has a third number in the folder's name.
 """
@@ -16,10 +16,10 @@ from fmscale.store.backends.protocol import Backend
 from fmscale.store.log.log import RUN_KINDS, Log
 
 FORMAT_VERSION = 1
-"""Of seals, manifests and the bodies of checkpoint entries; every version up to it is read."""
+"""Version of seals, manifests and bodies of checkpoint entries; fmscale reads this and every earlier version."""
 
 KIND = "checkpoint"
-"""Kind of the log entries."""
+"""Kind of a checkpoint's log entry."""
 
 SUMS = ".crc32c"
 """Ending of the object with a file's checksums."""
@@ -43,7 +43,7 @@ def checkpoints_folder(run: str) -> str:
 
 
 def checkpoint_folder(run: str, step: int, lease: int, repeat: int = 0) -> str:
-    """Folder of one save: equal on all ranks, and never used again (`lease` is the number of the run's)."""
+    """Folder of one save: the same on all ranks, and never used again. `lease` is the number of the run's lease."""
     name = f"{step:010d}-{lease:05d}" + (f"-{repeat}" if repeat else "")
     return f"{checkpoints_folder(run)}/{name}"
 
@@ -55,22 +55,22 @@ def lease_of(folder: str) -> int | None:
 
 
 def data_key(folder: str, rank: int, number: int) -> str:
-    """A file of a rank."""
+    """Key of a rank's file."""
     return f"{folder}/rank-{rank:05d}-{number:03d}.safetensors"
 
 
 def seal_key(folder: str, rank: int) -> str:
-    """A rank's seal."""
+    """Key of a rank's seal."""
     return f"{folder}/seal-{rank:05d}.json"
 
 
 def refused_key(folder: str, rank: int) -> str:
-    """Key under which a rank says why it gave the save up: instead of its seal, rank 0 instead of the log entry."""
+    """Key of the reason why a rank gave the save up: in place of its seal, for rank 0 in place of the log entry."""
     return f"{folder}/refused-{rank:05d}.json" if rank else f"{folder}/failed.json"
 
 
 def manifest_key(folder: str) -> str:
-    """The manifest."""
+    """Key of the manifest."""
     return f"{folder}/manifest.arrow"
 
 

@@ -1,4 +1,4 @@
-"""The view that a checkpoint has of a model and its optimizer: ranges of logical tensors, never a rank's layout."""
+"""A model and its optimizer as a checkpoint stores them: ranges of logical tensors, not a rank's layout."""
 
 import math
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Piece:
     """A range of one logical tensor, and the live memory that holds it."""
 
     name: str
-    """Logical tensor, such as `layers.0.attention.wq.weight`."""
+    """Name of the logical tensor, such as `layers.0.attention.wq.weight`."""
     state: str = "weight"
     """`weight` (the fp32 master, or the only copy), `exp_avg`, `exp_avg_sq`, `buffer`, ..."""
     dtype: str
@@ -52,12 +52,12 @@ class Piece:
 
 
 def elements(shape: tuple[int, ...] | list[int]) -> int:
-    """Elements of a tensor of that shape."""
+    """Number of elements of a tensor of this shape."""
     return math.prod(shape)
 
 
 def whole(name: str, tensor: "Tensor", state: str = "weight") -> Piece:
-    """The piece that is all of a contiguous tensor, such as a single process holds."""
+    """A piece that covers a whole contiguous tensor."""
     return Piece(
         name=name,
         state=state,

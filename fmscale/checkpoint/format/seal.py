@@ -1,11 +1,11 @@
-"""A rank's seal: which pieces it has, in which files, with which digests. Its files are complete before it."""
+"""A rank's seal: its pieces with their files and digests, written after the files are complete."""
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from fmscale.checkpoint.format.layout import FileRange, ranges_of, tensor_table
+from fmscale.checkpoint.format.layout import FileRange, Tensor
 from fmscale.checkpoint.format.names import FORMAT_VERSION
 from fmscale.errors import CorruptData, FormatError
 from fmscale.store.digest import canonical_json
@@ -15,10 +15,10 @@ class StoredFile(NamedTuple):
     """One safetensors file on the store."""
 
     key: str
-    """Its key; of this checkpoint's folder or of an earlier one's."""
+    """Key of the file, in this checkpoint's folder or an earlier checkpoint's folder."""
     bytes: int
     sums: str
-    """Digest of the object KEY.crc32c with its chunks' checksums; empty where none were taken."""
+    """Digest of the object KEY.crc32c with the chunks' checksums; empty for a file without checksums."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +31,12 @@ class StoredPiece:
     offset: int
     """First byte in the file."""
     digest: str
-    """xxh3_128 of its bytes, 32 hex digits; empty where none was taken."""
+    """xxh3_128 of the piece's bytes, 32 hex digits; empty for a piece without a digest."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seal:
-    """Pieces and files of one rank: written by it, or referred to."""
+    """Pieces and files that one rank wrote or refers to."""
 
     step: int
     folder: str
@@ -47,50 +47,57 @@ class Seal:
     bytes: int
     """Bytes of tensors that were written for this checkpoint."""
     referenced: int
-    """Bytes of tensors that were not, because an earlier checkpoint has them."""
+    """Bytes of tensors that an earlier checkpoint holds, and that were not written again."""
     meta: dict[str, Any] | None = None
-    """JSON that belongs to the checkpoint; of rank 0."""
+    """JSON of the checkpoint, in the seal of rank 0; None in all other seals."""
     rank_meta: dict[str, Any] | None = None
-    """JSON that belongs to the rank."""
+    """JSON of the rank."""
 
 
 _PLAIN = ("step", "folder", "rank", "world_size", "bytes", "referenced", "meta", "rank_meta")
 """Fields of a seal that are stored as they are."""
-_COLUMNS = ("file", "offset", "digest")
-"""Fields of a piece, each stored as a column."""
+_COLUMNS = ("tensor", "start", "count", "file", "offset", "digest")
+"""Columns of a seal's pieces; each piece is a row."""
 
 
 def encode_seal(seal: Seal) -> bytes:
-    """Canonical JSON; tensors and pieces as columns."""
-    ranges = [piece.range for piece in seal.pieces]
-    table, numbers = tensor_table(ranges)
-    columns = {"tensor": numbers, "start": [one.start for one in ranges], "count": [one.count for one in ranges]}
+    """Encode a seal as canonical JSON, with its pieces as columns."""
+    tensors = list(dict.fromkeys(piece.range.tensor for piece in seal.pieces))
+    numbers = {tensor: number for number, tensor in enumerate(tensors)}
+    rows = [
+        (numbers[piece.range.tensor], piece.range.start, piece.range.count, piece.file, piece.offset, piece.digest)
+        for piece in seal.pieces
+    ]
     return canonical_json(
         {
             **{name: getattr(seal, name) for name in _PLAIN},
             "format_version": FORMAT_VERSION,
             "files": seal.files,
-            "tensors": table,
-            "pieces": columns | {name: [getattr(piece, name) for piece in seal.pieces] for name in _COLUMNS},
+            "tensors": tensors,
+            "pieces": {name: [row[i] for row in rows] for i, name in enumerate(_COLUMNS)},
         }
     )
 
 
 def decode_seal(data: bytes, where: str) -> Seal:
-    """The seal in these bytes. Raises CorruptData, or FormatError for a later version."""
+    """Decode a seal. Raises CorruptData, or FormatError for a later version."""
     try:
         fields: Mapping[str, Any] = json.loads(data)
         version = fields["format_version"]
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptData(f"{where} is no seal", found=data[:80], remedy="Save again.") from error
     check_version(version, where)
-    columns = fields["pieces"]
-    ranges = ranges_of(fields["tensors"], columns)
-    rows = zip(ranges, *(columns[name] for name in _COLUMNS), strict=True)
+    tensors = [Tensor(name, state, dtype, tuple(shape)) for name, state, dtype, shape in fields["tensors"]]
+    rows = zip(*(fields["pieces"][name] for name in _COLUMNS), strict=True)
     return Seal(
         **{name: fields[name] for name in _PLAIN},
         files=tuple(StoredFile(*file) for file in fields["files"]),
-        pieces=tuple(StoredPiece(range=one, file=file, offset=at, digest=digest) for one, file, at, digest in rows),
+        pieces=tuple(
+            StoredPiece(
+                range=FileRange(tensor=tensors[tensor], start=start, count=count), file=file, offset=at, digest=digest
+            )
+            for tensor, start, count, file, at, digest in rows
+        ),
     )
 
 

@@ -23,23 +23,23 @@ logger = logging.getLogger(__name__)
 PACKAGES = str(Path(fmscale.__file__).parent.parent)
 """Folder that this fmscale is imported from."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 30.0
-"""Seconds before a process that died is started again; doubled while each dies before it is ready."""
+"""Seconds before a dead process is replaced; doubled each time that a new process dies before it is ready."""
 LONGEST_REASON = 1000
-"""Characters of a reason that are passed on."""
+"""Most characters of a reason that are passed on."""
 
 
 @dataclass(kw_only=True)
 class _OpenJob:
-    """A job that is not through."""
+    """A job that has not ended."""
 
     job: SaveJob
     memory: SharedMemory | None
     copied: dict[str, Any] | None = None
-    """The last message about its copy."""
+    """The last message about the job's copy."""
 
 
 class ProcessWriter:
-    """Works in a process of its own, which is started anew with what it had when it dies."""
+    """A worker in a process of its own. After the process dies, a new process gets the open jobs."""
 
     def __init__(self, settings: SaveSettings, tell: Tell) -> None:
         self._settings = settings
@@ -54,17 +54,17 @@ class ProcessWriter:
 
     @property
     def pid(self) -> int:
-        """The persist process that runs now."""
+        """Process id of the current persist process."""
         return self._process.pid
 
     def submit(self, job: SaveJob, memory: SharedMemory | None) -> None:
-        """As Worker's."""
+        """Do as Worker.submit."""
         with self._lock:
             self._jobs[job.number] = _OpenJob(job=job, memory=memory)
             self._send_job(job, memory)
 
     def copied(self, number: int, bytes: int, failed: str = "") -> None:
-        """As Worker's."""
+        """Do as Worker.copied."""
         message = {"copied": number, "bytes": bytes, "failed": failed[:LONGEST_REASON]}
         with self._lock:
             if number in self._jobs:
@@ -72,13 +72,13 @@ class ProcessWriter:
             self._send(message)
 
     def drain(self) -> None:
-        """As Worker's."""
+        """Do as Worker.drain."""
         with self._lock:
             self._draining = True
             self._send({"drain": True})
 
     def close(self) -> None:
-        """As Worker's."""
+        """Do as Worker.close."""
         with self._lock:
             self._closing = True
             unfinished = self._draining and bool(self._jobs)
@@ -93,7 +93,7 @@ class ProcessWriter:
     def _start(self) -> tuple[socket.socket, "subprocess.Popen[bytes]", dict[int, SharedMemory]]:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            # -P, as a file in the current folder could bear the name of a module; this very fmscale instead.
+            # -P: a file in the current folder could have a module's name. PYTHONPATH names this fmscale instead.
             path = os.pathsep.join(filter(None, (PACKAGES, os.environ.get("PYTHONPATH"))))
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "fmscale.checkpoint.persist.process", str(theirs.fileno())],
@@ -120,7 +120,7 @@ class ProcessWriter:
 
     def _send(self, message: dict[str, Any], descriptor: int | None = None) -> None:
         descriptors = [] if descriptor is None else [descriptor]
-        # Where it died, _listen sees that too and sends what is open to the next one.
+        # If the process has died, _listen notices it too and sends the open jobs to the next process.
         with suppress(OSError):
             socket.send_fds(self._socket, [json.dumps(message).encode()], descriptors)
 
@@ -139,8 +139,8 @@ class ProcessWriter:
                 with self._lock:
                     if event["event"] in LAST_EVENTS:
                         self._jobs.pop(event["job"], None)
-                    elif event["event"] == "sealed" and (one := self._jobs.get(event["job"])):
-                        one.job = replace(one.job, sealed=True)
+                    elif event["event"] == "sealed" and (open_job := self._jobs.get(event["job"])):
+                        open_job.job = replace(open_job.job, sealed=True)
                 self._tell(event)
                 continue
             status = self._process.wait()
@@ -158,17 +158,17 @@ class ProcessWriter:
             self._socket.close()
             self._socket, self._process, self._sent = self._start()
             given_up, again = [], []
-            for number, one in list(self._jobs.items()):
-                if one.job.attempt >= self._settings.config.retries:
+            for number, open_job in list(self._jobs.items()):
+                if open_job.job.attempt >= self._settings.config.retries:
                     del self._jobs[number]
                     given_up.append(number)
                     continue
-                one.job = replace(one.job, attempt=one.job.attempt + 1)
+                open_job.job = replace(open_job.job, attempt=open_job.job.attempt + 1)
                 again.append(number)
-                # Before anything else is sent, so that `copied` never speaks of a job that is not known there.
-                self._send_job(one.job, one.memory)
-                if one.copied is not None:
-                    self._send(one.copied)
+                # Sent before any other message, so that `copied` never names a job that the process does not know.
+                self._send_job(open_job.job, open_job.memory)
+                if open_job.copied is not None:
+                    self._send(open_job.copied)
         reason = f"the persist process ended with status {status}"
         for number in given_up:
             self._tell({"job": number, "event": "failed", "reason": reason, "lost": False})

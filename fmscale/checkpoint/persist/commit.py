@@ -20,14 +20,14 @@ from fmscale.store.log.retirement import RetirementState, commit, replay
 
 SHORTEST_PAUSE, SHORTEST_PAUSE_LOCAL = 0.01, 0.002
 LONGEST_PAUSE = 2.0
-"""Pauses between looks at the store: a tenth of what was waited so far, between these. On a file system a look
-takes 30 us, where an object store charges for it.
+"""Seconds between looks at the store: a tenth of the time waited so far, within these limits. A look takes 30 us
+on a file system; an object store charges for each look.
 """
 KILLED = "They were probably killed: their own logs, or the scheduler's, say more."
 
 
 class _Already(Exception):
-    """The folder is committed: by this process, or by another of the same rank 0."""
+    """The folder is already committed, by this process or another process of rank 0."""
 
     def __init__(self, entry: LogEntry) -> None:
         super().__init__(entry.number)
@@ -36,15 +36,15 @@ class _Already(Exception):
 
 @dataclass(kw_only=True)
 class RunState(RetirementState):
-    """State of a run's log, with the checkpoints that were retired since."""
+    """State of a run's log, with the entries of retired checkpoints too."""
 
     committed: dict[str, LogEntry] = field(default_factory=dict)
     """Entries of all checkpoints, by folder."""
     own: str = ""
-    """Folder that is being committed."""
+    """Folder that this process is committing."""
 
     def apply(self, entry: LogEntry) -> None:
-        """As State's. Raises _Already once somebody has committed `own`."""
+        """Apply a log entry. Raises _Already for an entry that commits `own`."""
         super().apply(entry)
         if entry.kind == KIND:
             self.committed[entry.body["folder"]] = entry
@@ -60,8 +60,8 @@ def gather_seals(
     closing: Callable[[], bool],
     alone: Callable[[], bool] = lambda: False,
 ) -> list[Seal]:
-    """All ranks' seals, by rank. Raises SaveFailed for a refusal, after the deadline, when told to stop, or where
-    this process is `alone` (its trainer is gone) and a rank that has not sealed gives no sign of life.
+    """Wait for all ranks' seals and return them by rank. Raises SaveFailed for a refusal, after the deadline, once
+    `closing`, or if this process is `alone` (its trainer has ended) and an unsealed rank gives no sign of life.
     """
     if settings.world_size == 1:
         return [own]
@@ -92,8 +92,8 @@ def gather_seals(
 def commit_seals(log: Log, settings: SaveSettings, job: SaveJob, seals: list[Seal], state: RunState) -> LogEntry:
     """Store the manifest and append the entry that makes the checkpoint exist; durable when this returns.
 
-    If an earlier process of this rank did so already, that entry. Raises LeaseLost for a zombie, Conflict
-    where something that is referred to was retired, StoreError, FmscaleError for pieces that do not fit.
+    Returns the existing entry if an earlier process of this rank has committed. Raises LeaseLost under an old lease,
+    Conflict if a referenced checkpoint was retired, StoreError, FmscaleError for pieces with a gap or overlap.
     """
     for seal in seals:
         if (seal.step, seal.folder, seal.world_size) != (job.step, job.folder, settings.world_size):
@@ -124,7 +124,7 @@ def commit_seals(log: Log, settings: SaveSettings, job: SaveJob, seals: list[Sea
     replay(log, state)
     if job.folder in state.committed:
         return state.committed[job.folder]
-    # Every entry passes through `state` before it is built upon, so that whoever commits the folder first is seen.
+    # `state` applies every log entry before the new entry is appended, so an earlier commit of the folder is noticed.
     state.own = job.folder
     try:
         return commit(log, KIND, body, folders, lease=settings.lease, state=state)
@@ -142,8 +142,8 @@ def await_commit(
     closing: Callable[[], bool],
     alone: Callable[[], bool] = lambda: False,
 ) -> LogEntry:
-    """Wait until rank 0 has committed the save: its entry. Raises SaveFailed if it gave up, after the deadline, or
-    where this process is `alone` and rank 0 gives no sign of life.
+    """Wait until rank 0 has committed the save, and return its entry. Raises SaveFailed if rank 0 gave up, after the
+    deadline, or if this process is `alone` and rank 0 gives no sign of life.
     """
     listener = Listener(log.backend, job.folder, alone)
     for waited in _looks(log.backend, job, settings.config.seal_seconds + settings.deadline, closing):  # noqa: B007
@@ -155,7 +155,7 @@ def await_commit(
             if reason is not None:
                 raise SaveFailed(f"rank 0 gave up the save of step {job.step}: {reason.rstrip('.')}", remedy=NEXT)
         except StoreUnavailable:
-            pass  # asked again at the next look, until the deadline
+            pass  # the next look asks again, until the deadline
         if listener.silent([0]):
             raise SaveFailed(f"rank 0 has not committed step {job.step} and gives no sign of life", remedy=KILLED)
     raise SaveFailed(
@@ -165,7 +165,7 @@ def await_commit(
 
 
 def _looks(backend: Backend, job: SaveJob, seconds: float, closing: Callable[[], bool]) -> Iterator[float]:
-    """Seconds waited so far at each look at the store; at least one look, the last once they are over."""
+    """Yield the seconds waited at each look at the store: at least once, until `seconds` are over or `closing`."""
     shortest = SHORTEST_PAUSE_LOCAL if backend.local_path(job.folder) is not None else SHORTEST_PAUSE
     begin = time.monotonic()
     while True:

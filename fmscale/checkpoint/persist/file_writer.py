@@ -1,8 +1,9 @@
-"""Writes one file to a store while its bytes become known, and computes its checksums on the way.
+"""Writes one file to a store as its bytes are added, and computes its checksums.
 
-On a file system: an unnamed file (O_TMPFILE: a kill leaves nothing behind), two threads that each take the checksums of
-an 8 MiB block and write it with O_DIRECT straight from the snapshot's pages (2.0 GB/s on one virtio disk with 2 cores,
-against 1.1 to 1.5 with one thread), fsync, then the names. On an object store: one multipart upload.
+On a file system the file has no name at first (O_TMPFILE: a kill leaves nothing behind). Two threads each compute the
+checksums of an 8 MiB block and write it with O_DIRECT from the snapshot's pages (2.0 GB/s on one virtio disk with 2
+cores, against 1.1 to 1.5 GB/s with one thread). After an fsync the file and its checksums get their names, and one
+fsync of the folder follows. On an object store the file is one multipart upload.
 """
 
 import errno
@@ -10,16 +11,18 @@ import mmap
 import os
 import threading
 import uuid
-from collections.abc import Callable
-from concurrent.futures import Executor
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor, Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
 from fmscale.checkpoint.format.layout import PAGE, pages
 from fmscale.checkpoint.format.names import SUMS
-from fmscale.checkpoint.persist.stream import BLOCK_BYTES, Stream
+from fmscale.checkpoint.persist.stream import BLOCK_BYTES, Block, Stream
 from fmscale.errors import AccessDenied
 from fmscale.store.backends.posix import make_folders, sync_directory, translated
 from fmscale.store.backends.protocol import Backend
@@ -33,24 +36,25 @@ _NOT_OFFERED = (errno.EINVAL, errno.EOPNOTSUPP, errno.EISDIR)
 """Errors of open(2) where a file system lacks O_DIRECT or O_TMPFILE."""
 _scratch = threading.local()
 
-Fill = Callable[[Stream], None]
-"""Adds all that is in a file to its stream, and closes that."""
+Fill = Callable[[Stream], Iterable[Block]]
+"""Adds a file's content to its stream and closes the stream; yields each complete block."""
 
 
 def store_stream(
     backend: Backend, key: str, stream: Stream, fill: Fill, pool: Executor, *, digests: bool, exact: bool
 ) -> np.ndarray | None:
-    """Store what `fill` makes of the stream under `key`, and its checksums beside it if `digests` are wanted;
-    both are durable when this returns. The checksums; an empty array without digests; None where nothing was put
-    behind the header, and nothing stored. With `exact` it is the stream's `most` bytes long.
+    """Store the stream that `fill` fills under `key`, and with `digests` its checksums beside it; both are durable
+    when this returns. Returns the checksums, or an empty array without `digests`, or None for a stream with only a
+    header, which is not stored. With `exact` the file is the stream's `most` bytes long.
 
-    The pool has THREADS threads for it. Replaces what is there: only an earlier attempt at this very file can be.
-    Raises StoreError, and what `fill` raises.
+    The pool has THREADS threads for this file. Replaces an object under `key`, which only an earlier attempt at this
+    file can have stored. Raises StoreError, and the errors of `fill`.
     """
     path = backend.local_path(key)
     if path is not None:
         return _store_local(backend, str(path), key, stream, fill, pool, digests, exact)
-    fill(stream)
+    for _ in fill(stream):
+        pass
     if stream.empty:
         return None
     whole = stream.whole()
@@ -62,8 +66,8 @@ def store_stream(
 
 
 def publish_unsynced(path: str, key: str, data: bytes) -> bool:
-    """Make a whole small file appear under a name that nothing has, for other processes to see and not to outlast
-    a crash. True if it holds `data` then, whoever made it. Raises StoreError.
+    """Publish a small file under a new name: other processes see the whole file, but it may not survive a crash.
+    True if the file of this name then holds `data`, also from another writer. Raises StoreError.
     """
     with translated(key, writing=True):
         file = _open_new(os.path.dirname(path), direct=False)
@@ -72,8 +76,8 @@ def publish_unsynced(path: str, key: str, data: bytes) -> bool:
             try:
                 file.publish(path, replace=False)
             except FileExistsError:
-                with open(path, "rb") as there:
-                    return there.read() == data
+                with open(path, "rb") as existing:
+                    return existing.read() == data
         finally:
             file.close()
     return True
@@ -88,11 +92,11 @@ class _File:
 
     descriptor: int
     temporary: str
-    """Its name until then, on file systems without O_TMPFILE."""
+    """Path before the file is published, on file systems without O_TMPFILE; else empty."""
     direct: bool
 
     def publish(self, path: str, *, replace: bool = True) -> None:
-        """Give it its name, in place of another file of this name; or raise FileExistsError where there is one."""
+        """Name the file, in place of an existing file; without `replace` an existing file raises FileExistsError."""
         if self.temporary and replace:
             os.rename(self.temporary, path)
             self.temporary = ""
@@ -111,7 +115,7 @@ class _File:
             os.close(folder)
 
     def close(self) -> None:
-        """It is gone unless it was published."""
+        """Close the file; a file that was not published is deleted."""
         os.close(self.descriptor)
         if self.temporary:
             with suppress(FileNotFoundError):
@@ -151,58 +155,46 @@ def _store_local(
 
 
 def _write_stream(file: _File, stream: Stream, fill: Fill, pool: Executor, digests: bool, exact: bool) -> np.ndarray:
-    """Fill the file from the stream; the checksums."""
-    reserved = _Reserved(file.descriptor)
-    found: dict[int, np.ndarray] = {}
+    """Fill the file from the stream, and return the checksums."""
+    sums: dict[int, np.ndarray] = {}
+    reserving, reserved = threading.Lock(), 0
 
-    def write() -> None:
-        try:
-            while (taken := stream.take()) is not None:
-                start, size = taken
-                block = stream.block(start, size, _own_scratch)
-                if digests:
-                    found[start] = chunk_checksums(block)
-                if file.direct and size % PAGE:
-                    # O_DIRECT takes whole pages; the file is cut to its length afterwards.
-                    scratch = _own_scratch()
-                    scratch[:size] = block
-                    block = scratch[: pages(size)]
-                reserved.reach(max(stream.nbytes, start + block.nbytes))
-                _write_all(file.descriptor, block, start)
-        except BaseException as error:
-            stream.fail(error)
-            raise
+    def reserve(end: int) -> None:
+        """Allocate space up to `end` but for no bytes that may never follow: a lack of space shows early."""
+        nonlocal reserved
+        with reserving:
+            if reserved < end:
+                os.posix_fallocate(file.descriptor, reserved, pages(end) - reserved)
+                reserved = pages(end)
+
+    def write(start: int, size: int) -> None:
+        block = stream.block(start, size, _own_scratch)
+        if digests:
+            sums[start] = chunk_checksums(block)
+        if file.direct and size % PAGE:
+            # O_DIRECT takes whole pages; the file is cut to its length afterwards.
+            scratch = _own_scratch()
+            scratch[:size] = block
+            block = scratch[: pages(size)]
+        reserve(max(stream.nbytes, start + block.nbytes))
+        _write_all(file.descriptor, block, start)
 
     if exact:
-        reserved.reach(stream.most)
-    lanes = [pool.submit(write) for _ in range(THREADS)]
+        reserve(stream.most)
+    writes: deque[Future[None]] = deque()
     try:
-        fill(stream)
-    except BaseException as error:
-        stream.fail(error)
-        raise
+        for block in fill(stream):
+            writes.append(pool.submit(write, *block))
+            while writes and writes[0].done():
+                writes.popleft().result()
+        while writes:
+            writes.popleft().result()
     finally:
-        # Whatever happened, nobody may write to the descriptor once this returns.
-        ends = [lane.exception() for lane in lanes]
-    for end in ends:
-        if end is not None:
-            raise end
-    return np.concatenate([found[start] for start in sorted(found)]) if found else _NONE
-
-
-class _Reserved:
-    """Space of a file that is had before it is written: a lack of it shows early."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor, self._bytes = descriptor, 0
-        self._lock = threading.Lock()
-
-    def reach(self, end: int) -> None:
-        """Have space up to `end`, and for no byte that may not come."""
-        with self._lock:
-            if self._bytes < end:
-                os.posix_fallocate(self._descriptor, self._bytes, pages(end) - self._bytes)
-                self._bytes = pages(end)
+        # After any error, no thread may write to the descriptor once this function has returned.
+        for future in writes:
+            future.cancel()
+        wait(writes)
+    return np.concatenate([sums[start] for start in sorted(sums)]) if sums else _NONE
 
 
 def _write_all(descriptor: int, data: memoryview, start: int) -> None:
@@ -212,34 +204,28 @@ def _write_all(descriptor: int, data: memoryview, start: int) -> None:
 
 
 def _own_scratch() -> memoryview:
-    """This thread's block, at a page; kept, as pages are touched for the first time at a third of the speed."""
+    """This thread's block, at a page. It is kept, because a first write to a page has a third of the speed."""
     if not hasattr(_scratch, "map"):
         _scratch.map = mmap.mmap(-1, BLOCK_BYTES)
     return memoryview(_scratch.map)
 
 
 def _open_new(folder: str, *, direct: bool) -> _File:
-    """A new file in the folder, O_DIRECT if that is wanted and offered.
+    """Open a new file in the folder, with O_DIRECT if `direct` is set and the file system offers it.
 
     NFS, Lustre and overlays have no O_TMPFILE, older tmpfs no O_DIRECT.
     """
-    common = os.O_RDWR | os.O_CLOEXEC
     flags = (os.O_DIRECT, 0) if direct else (0,)
-    for flag in flags:
+    named = f"{folder}/{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+    for temporary, flag in product(("", named), flags):
+        kind = os.O_CREAT | os.O_EXCL if temporary else os.O_TMPFILE
         try:
-            descriptor = os.open(folder, common | os.O_TMPFILE | flag, 0o644)
-            return _File(descriptor=descriptor, temporary="", direct=bool(flag))
+            descriptor = os.open(temporary or folder, os.O_RDWR | os.O_CLOEXEC | kind | flag, 0o644)
+            return _File(descriptor=descriptor, temporary=temporary, direct=bool(flag))
         except OSError as error:
-            if error.errno not in _NOT_OFFERED:
-                raise
-    for flag in flags:
-        name = f"{folder}/{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
-        try:
-            descriptor = os.open(name, common | os.O_CREAT | os.O_EXCL | flag, 0o644)
-            return _File(descriptor=descriptor, temporary=name, direct=bool(flag))
-        except OSError as error:
-            with suppress(FileNotFoundError):
-                os.unlink(name)  # a file system that refuses O_DIRECT may have created the file before
-            if error.errno not in _NOT_OFFERED or not flag:
+            if temporary:
+                with suppress(FileNotFoundError):
+                    os.unlink(temporary)  # a file system that refuses O_DIRECT may have created the file before
+            if error.errno not in _NOT_OFFERED or (temporary and not flag):
                 raise
     raise AssertionError("the last attempt returned or raised")

@@ -1,7 +1,7 @@
-"""Signs of life of persist processes that finish their last save after their trainers.
+"""Signs of life of persist processes that finish their last save after their trainers have ended.
 
-Each rank that drains writes a counter beside its files. Only changes of it count, by the listener's own clock: clocks
-need not agree. To give up is always safe: nobody has been told that the save is durable.
+Each rank that drains writes a counter beside its files. A listener times changes of the counter by its own clock, so
+clocks need not agree. Giving up is always safe: no rank has reported the save as durable.
 """
 
 import time
@@ -12,9 +12,9 @@ from fmscale.errors import ObjectNotFound, StoreError
 from fmscale.store.backends.protocol import Backend
 
 BEAT_SECONDS = 3.0
-"""Between two signs of life."""
+"""Seconds between two signs of life."""
 SILENT_SECONDS = 15.0
-"""After which a rank counts as gone."""
+"""Seconds without a sign of life after which a rank counts as gone."""
 
 
 def beat(backend: Backend, folder: str, rank: int, number: int) -> None:
@@ -23,16 +23,16 @@ def beat(backend: Backend, folder: str, rank: int, number: int) -> None:
 
 
 class Listener:
-    """Signs of life that one process has heard of the other ranks of a save."""
+    """Signs of life of a save's other ranks, as one process has seen them."""
 
     def __init__(self, backend: Backend, folder: str, alone: Callable[[], bool]) -> None:
-        """`alone` says whether this process's own trainer is gone: until then nobody is given up."""
+        """`alone` returns True once this process's own trainer has ended; before that no rank counts as gone."""
         self._backend, self._folder, self._alone = backend, folder, alone
         self._heard: dict[int, tuple[bytes, float]] = {}
         self._looked = 0.0
 
     def silent(self, ranks: Sequence[int]) -> list[int]:
-        """Those of `ranks` that have given no sign of life for SILENT_SECONDS since this process was left alone."""
+        """Ranks among `ranks` that have given no sign of life for SILENT_SECONDS since this process was left alone."""
         now = time.monotonic()
         if not self._alone():
             self._heard.clear()
@@ -44,13 +44,13 @@ class Listener:
         for rank in ranks:
             known = self._heard.get(rank)
             try:
-                found = self._backend.get(alive_key(self._folder, rank))
+                counter = self._backend.get(alive_key(self._folder, rank))
             except ObjectNotFound:
-                found = b""
+                counter = b""
             except StoreError:  # a store that does not answer says nothing about the rank
-                found, known = b"", None
-            if known is None or known[0] != found:
-                self._heard[rank] = (found, now)
+                counter, known = b"", None
+            if known is None or known[0] != counter:
+                self._heard[rank] = (counter, now)
             elif now - known[1] >= SILENT_SECONDS:
                 gone.append(rank)
         return gone

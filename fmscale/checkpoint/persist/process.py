@@ -1,7 +1,8 @@
 """The persist process: `python -m fmscale.checkpoint.persist.process DESCRIPTOR`, started by the trainer.
 
-Over a socket it gets memory and jobs as descriptors, and tells what becomes of them. It does not import torch. It is
-deaf to stop signals, as the scheduler sends them to every process of the job while the last save is under way.
+It receives memory and jobs as descriptors over a socket, and sends back the events of each job. It does not import
+torch. It ignores stop signals, which the scheduler sends to every process of the job while the last save is under way.
+It ends at once with its parent; if the parent has asked to drain, it ends after its last job.
 """
 
 import json
@@ -21,7 +22,7 @@ from fmscale.runtime.stop import ignore_stop_signals
 
 LARGEST_MESSAGE = 1 << 16
 LOOK_SECONDS = 0.5
-"""Between two looks at its parent: a child that the trainer forked may hold the socket open."""
+"""Seconds between two checks that the parent lives: a child that the trainer forked may hold the socket open."""
 
 
 def main() -> None:
@@ -60,7 +61,7 @@ def main() -> None:
     while True:
         try:
             data, descriptors, _, _ = socket.recv_fds(ours, LARGEST_MESSAGE, 1)
-        except ConnectionResetError:  # the parent was killed with something unread
+        except ConnectionResetError:  # the parent was killed before it read all events
             data, descriptors = b"", []
         if not data:
             end()
@@ -86,9 +87,9 @@ def main() -> None:
 
 
 def _content(descriptor: int) -> bytes:
-    """All of a file by its descriptor, which is closed."""
+    """Read a whole file by its descriptor, and close the descriptor."""
     with open(descriptor, "rb") as file:
-        file.seek(0)  # the trainer left it at its end
+        file.seek(0)  # the trainer's write left the position at the end
         return file.read()
 
 

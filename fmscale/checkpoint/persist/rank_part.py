@@ -1,7 +1,7 @@
-"""Puts one rank's part of a checkpoint on the store: digests, files, checksums, and the seal last."""
+"""Stores one rank's part of a checkpoint: digests, files and checksums first, the seal last."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +13,7 @@ from fmscale.checkpoint.format.names import SUMS, alive_key, data_key, refused_k
 from fmscale.checkpoint.format.seal import Seal, StoredFile, StoredPiece, decode_seal, encode_seal
 from fmscale.checkpoint.persist.file_writer import publish_unsynced, store_stream
 from fmscale.checkpoint.persist.job import SaveJob, SaveSettings
-from fmscale.checkpoint.persist.stream import Stream
+from fmscale.checkpoint.persist.stream import Block, Stream
 from fmscale.checkpoint.snapshot.copy_progress import CopyProgress
 from fmscale.errors import Conflict, ObjectNotFound
 from fmscale.store.backends.protocol import Backend
@@ -21,12 +21,12 @@ from fmscale.store.backends.write_once import store_once
 from fmscale.store.digest import canonical_json, metadata_digest
 
 SMALLEST_REFERENCE = 64 << 10
-"""Smaller pieces are written again: referring to one saves less than the request that reads it costs."""
+"""Bytes below which a piece is written again: a reference saves less than the request that reads it costs."""
 STEP_BYTES = 4 << 20
-"""Digested, and passed on to be written, at once."""
+"""Bytes that are digested and passed to the writer at once."""
 
 Known = Mapping[FileRange, tuple[StoredFile, StoredPiece]]
-"""The pieces of the last committed checkpoint, by what they are a range of."""
+"""Pieces of the last committed checkpoint, by their ranges."""
 
 
 @dataclass(kw_only=True)
@@ -34,9 +34,9 @@ class _Part:
     """A rank's part so far, piece by piece."""
 
     digests: list[str] = field(default_factory=list)
-    """Of each piece so far; empty where none is taken."""
+    """Digest of each piece so far; empty without digests."""
     reused: dict[int, tuple[StoredFile, StoredPiece]] = field(default_factory=dict)
-    """Pieces that are referred to."""
+    """Pieces of earlier checkpoints that the save refers to, by index in the layout."""
 
 
 def store_part(
@@ -48,10 +48,10 @@ def store_part(
     copied: CopyProgress,
     pool: Executor,
 ) -> Seal:
-    """Write the rank's files, then its seal; the files are durable when this returns. Pieces that `known` has
-    with the same digest are referred to. What is `copied` is written while the rest is still being copied.
+    """Write the rank's files, then its seal; the files are durable when this returns. The seal refers
+    to pieces that `known` has with the same digest. `copied` lets the write begin while the trainer copies the rest.
 
-    Raises StoreError, and SaveFailed where the copy comes to no end.
+    Raises StoreError, and SaveFailed for a failed copy.
     """
     part = _Part()
     candidates = {} if job.complete else known
@@ -72,13 +72,13 @@ def store_part(
         digest = metadata_digest(sums.astype("<u4").tobytes()) if settings.config.digests else ""
         files.append(StoredFile(key=key, bytes=stream.nbytes, sums=digest))
     pieces = []
-    for i, one in enumerate(job.layout.ranges):
+    for i, extent in enumerate(job.layout.ranges):
         if i in part.reused:
             file, placed = part.reused[i]
             if file not in files:
                 files.append(file)
             offsets[i] = (files.index(file), placed.offset)
-        pieces.append(StoredPiece(range=one, file=offsets[i][0], offset=offsets[i][1], digest=part.digests[i]))
+        pieces.append(StoredPiece(range=extent, file=offsets[i][0], offset=offsets[i][1], digest=part.digests[i]))
     seal = Seal(
         step=job.step,
         folder=job.folder,
@@ -86,7 +86,7 @@ def store_part(
         world_size=settings.world_size,
         files=tuple(files),
         pieces=tuple(pieces),
-        bytes=sum(one.nbytes for i, one in enumerate(job.layout.ranges) if i not in part.reused),
+        bytes=sum(extent.nbytes for i, extent in enumerate(job.layout.ranges) if i not in part.reused),
         referenced=sum(job.layout.ranges[i].nbytes for i in part.reused),
         meta=job.meta,
         rank_meta=job.rank_meta,
@@ -110,7 +110,7 @@ def refuse(backend: Backend, settings: SaveSettings, job: SaveJob, reason: str) 
 
 
 def refusal(backend: Backend, job: SaveJob, rank: int) -> str | None:
-    """Reason for which a rank refused the save, or None while it has not. Raises StoreError."""
+    """Reason why a rank gave the save up; None for a rank that has not refused it. Raises StoreError."""
     try:
         return str(json.loads(backend.get(refused_key(job.folder, rank)))["reason"])
     except ObjectNotFound:
@@ -118,7 +118,7 @@ def refusal(backend: Backend, job: SaveJob, rank: int) -> str | None:
 
 
 def discard(backend: Backend, settings: SaveSettings, job: SaveJob) -> None:
-    """Delete what a save that was given up has stored of this rank; its seal first. Raises StoreError."""
+    """Delete this rank's objects of a save that was given up, its seal first. Raises StoreError."""
     backend.delete(seal_key(job.folder, settings.rank))
     backend.delete(alive_key(job.folder, settings.rank))
     for number in range(len(job.layout.files)):
@@ -136,39 +136,39 @@ def _fill(
     copied: CopyProgress,
     part: _Part,
     stream: Stream,
-) -> None:
-    """Put the pieces of one file into its stream as they are copied, but for those that are `candidates` with the
-    same digest.
+) -> Iterator[Block]:
+    """Add the pieces of one file to its stream as they are copied, except pieces that `candidates` has with the same
+    digest. Yields complete blocks.
     """
     hashed = settings.config.digests and settings.config.incremental
     fresh: list[FileRange] = []
     final = 0
     for i in range(image.first, image.stop):
-        one, at = job.layout.ranges[i], job.layout.offsets[i]
-        candidate = candidates.get(one) if hashed and one.nbytes >= SMALLEST_REFERENCE else None
+        extent, at = job.layout.ranges[i], job.layout.offsets[i]
+        candidate = candidates.get(extent) if hashed and extent.nbytes >= SMALLEST_REFERENCE else None
         digest = xxhash.xxh3_128()
-        for start in range(at, at + one.nbytes, STEP_BYTES):
-            end = min(start + STEP_BYTES, at + one.nbytes)
+        for start in range(at, at + extent.nbytes, STEP_BYTES):
+            end = min(start + STEP_BYTES, at + extent.nbytes)
             if end > final:
                 final = copied.wait(end)
             if hashed:
                 digest.update(memory[start:end])
             if candidate is None:
-                stream.add(start, end - start)
+                yield from stream.add(start, end - start)
         part.digests.append(digest.hexdigest() if hashed else "")
         if candidate is not None and candidate[1].digest == part.digests[i]:
             part.reused[i] = candidate
             continue
         if candidate is not None:
-            stream.add(at, one.nbytes)
-        fresh.append(one)
-    stream.close(header(fresh, image.header_bytes))
+            yield from stream.add(at, extent.nbytes)
+        fresh.append(extent)
+    yield from stream.close(header(fresh, image.header_bytes))
 
 
 def _seal(backend: Backend, settings: SaveSettings, seal: Seal) -> Seal:
-    """Store the seal, unless an earlier attempt whose answer was lost did: then that one counts.
+    """Store the seal, or accept an equal seal of an earlier attempt whose answer was lost.
 
-    On a file system it need not outlast a crash: without a log entry nobody asks for it after one.
+    On a file system the seal need not survive a crash: after a crash no process reads it without a log entry.
     """
     key, data = seal_key(seal.folder, settings.rank), encode_seal(seal)
     path = backend.local_path(key)

@@ -1,7 +1,7 @@
-"""Checkpoints that stay: the last k, every n-th for good, the last verified one, and those that somebody pinned.
+"""Kept checkpoints: the last `keep_last`, steps divisible by `keep_every`, the last verified, and all pinned.
 
-`verified` is a pin in the run's log by the owner of that name: durable, seen by every writer, and in the way of
-any retire. `fmscale checkpoint verify` puts it there.
+The owner `verified` pins verified checkpoints in the run's log. The pin is durable, every writer sees it, and it
+prevents any retire. `fmscale checkpoint verify` sets it.
 """
 
 import os
@@ -26,14 +26,14 @@ VERIFIED = "verified"
 
 
 def references(entry: LogEntry) -> list[str]:
-    """Folders that a checkpoint's files are in: its own, and those of earlier ones it refers to."""
+    """Folders with a checkpoint's files: its own folder, and folders of earlier checkpoints to which it refers."""
     return list(entry.body["objects"]) if entry.kind == KIND else []
 
 
 def expired(
     live: Iterable[LogEntry], pins: dict[int, set[str]], *, keep_last: int, keep_every: int | None
 ) -> list[int]:
-    """Numbers of the live checkpoints that may go."""
+    """Entry numbers of the live checkpoints that may be retired."""
     ours = sorted((entry for entry in live if entry.kind == KIND), key=lambda entry: entry.number)
     kept = {entry.number for entry in ours[-keep_last:]}
     if keep_every:
@@ -45,29 +45,29 @@ def expired(
 
 
 def mark_verified(log: Log, number: int) -> None:
-    """Record that every byte of a checkpoint was read and found right. Raises Conflict if it is retired."""
+    """Record that a read of every byte of a checkpoint found no damage. Raises Conflict if it is retired."""
     pin(log, [number], VERIFIED)
 
 
 def verified(state: RetirementState) -> set[int]:
-    """Checkpoints that are marked."""
+    """Entry numbers of the checkpoints that are marked as verified."""
     return {number for number, owners in state.pins.items() if VERIFIED in owners}
 
 
 def tidy(log: Log, settings: SaveSettings, state: RetirementState, named: set[str], swept: set[str]) -> None:
-    """Take expired checkpoints and the left-overs of earlier attempts out of use, and delete what was taken out
-    of use longer ago than the grace time. `state` is brought up to date; `named` are left-overs dealt with,
-    `swept` folders whose unnamed files are gone.
+    """Retire expired checkpoints and the leftovers of earlier attempts, and delete objects that were retired longer
+    ago than the grace time. Updates `state`, adds retired leftovers to `named`, and adds folders without temporary
+    files to `swept`.
 
-    Left-overs are folders of an older lease than ours without a live entry: their writers are fenced and can
-    never commit them. Raises LeaseLost for a zombie, StoreError.
+    Leftovers are folders of an older lease without a live entry: their writers are fenced and can never commit
+    them. Raises LeaseLost if a newer process has taken the lease, StoreError.
     """
     config = settings.config
     replay(log, state)
     old = expired(state.live.values(), state.pins, keep_last=config.keep_last, keep_every=config.keep_every)
     marked = [number for number in old if number in state.pins]
     left = [name for name in _left_over(log.backend, settings, state) if name not in named]
-    # A Conflict: somebody pinned or retired one meanwhile; the next save looks again.
+    # A Conflict: another process has pinned or retired a checkpoint meanwhile; the next save tries again.
     with suppress(Conflict):
         if marked:
             unpin(log, marked, VERIFIED, lease=settings.lease, state=state)
@@ -77,7 +77,7 @@ def tidy(log: Log, settings: SaveSettings, state: RetirementState, named: set[st
             named.update(left)
     now = time()
     if due := [entry for entry in state.retires if now - entry.time >= config.grace_seconds]:
-        # Once: a look at every folder that was ever retired would take longer with every save.
+        # Each folder once: a look at every folder ever retired would take longer with every save.
         folders = {name for entry in due for name in entry.body["objects"]} - swept
         _sweep(log.backend, folders)
         swept |= folders
@@ -87,17 +87,17 @@ def tidy(log: Log, settings: SaveSettings, state: RetirementState, named: set[st
 def _left_over(backend: Backend, settings: SaveSettings, state: RetirementState) -> list[str]:
     top = checkpoints_folder(settings.run)
     needed = KeySet(name for entry in state.live.values() for name in references(entry))
-    found = []
+    folders = []
     for name in backend.list_names(top):
         lease = lease_of(name)
         folder = f"{top}/{name}/"
         if lease is not None and lease < settings.lease and not needed.touches(folder):
-            found.append(folder)
-    return found
+            folders.append(folder)
+    return folders
 
 
 def _sweep(backend: Backend, folders: Iterable[str]) -> None:
-    """Remove what killed writers left unnamed in dead folders, on file systems without O_TMPFILE."""
+    """Remove temporary files of killed writers from retired folders, on file systems without O_TMPFILE."""
     for folder in folders:
         path = backend.local_path(folder.rstrip("/")) if folder.endswith("/") else None
         if path is not None and Path(path).is_dir():

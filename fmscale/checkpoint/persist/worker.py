@@ -1,7 +1,7 @@
-"""The persist process's work, in two stages: store and seal, then commit (rank 0) or wait for the commit.
+"""Work of the persist process in two stages: store and seal, then commit (rank 0) or wait for the commit.
 
-The second stage waits for other ranks; the first goes on with the next save meanwhile, as soon as the trainer
-has given it one: its memory is free again once the rank has sealed.
+While the second stage waits for other ranks, the first stage may store the next save: a save's memory is free once
+the rank has sealed.
 """
 
 import logging
@@ -31,23 +31,23 @@ from fmscale.store.open import open_store
 logger = logging.getLogger(__name__)
 
 FIRST_PAUSE = 0.5
-"""Seconds before writing is tried again; doubled each time. The store's own retries are inside an attempt."""
+"""Seconds before a failed attempt is repeated; doubled each time. The store's own retries run inside an attempt."""
 
 NICENESS = 10
-"""Of the threads that digest and write: training comes first where both want the same core. The commit is short,
-and others wait for it.
+"""Niceness of the threads that digest and write: training comes first on a shared core. The commit thread keeps
+its priority, because a commit is short and other ranks wait for it.
 """
 
 T = TypeVar("T")
 
 
 def _give_way() -> None:
-    """Lower this thread's priority; on Linux niceness is a thread's."""
+    """Lower this thread's priority; on Linux each thread has its own niceness."""
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
 class Worker:
-    """One rank's saves, one after another. `tell` gets the events, from threads."""
+    """One rank's saves, one after another. The worker's threads call `tell` with each event."""
 
     def __init__(self, settings: SaveSettings, tell: Tell) -> None:
         self._settings = settings
@@ -68,7 +68,7 @@ class Worker:
         self._resolved = Condition()
         self._unresolved = 0
         self._lock = Lock()
-        # Kept, as starting a thread waits until it runs: milliseconds where all cores are busy.
+        # Kept between saves: starting a thread takes milliseconds where all cores are busy.
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="write", initializer=_give_way)
         self._threads = [
             Thread(target=self._store_nicely, name="persist", daemon=True),
@@ -84,8 +84,8 @@ class Worker:
             return not self._open
 
     def submit(self, job: SaveJob, memory: SharedMemory | None) -> None:
-        """Save this after the jobs before, as far as `copied` says that the memory is filled. These bytes must stay
-        until the job is sealed or has failed.
+        """Queue a job behind earlier jobs. It writes bytes of the memory that `copied` has made final; these bytes must
+        not change until the job is sealed or has failed.
         """
         copied = CopyProgress(0)
         with self._lock:
@@ -95,7 +95,7 @@ class Worker:
         self._to_store.put((job, memory.view if memory is not None else memoryview(b""), copied))
 
     def copied(self, number: int, bytes: int, failed: str = "") -> None:
-        """The memory of a job is final up to there, EVERYTHING at the end; or no more will come, and why."""
+        """Make a job's memory final up to `bytes` (EVERYTHING at the end), or end its copy for the reason `failed`."""
         with self._lock:
             copied = self._copies.get(number)
             if failed or bytes == EVERYTHING:
@@ -104,15 +104,15 @@ class Worker:
             copied.fail(failed) if failed else copied.advance(bytes)
 
     def drain(self) -> None:
-        """The trainer may end before the submitted jobs are through: show the other ranks from now on that this rank
-        is at work.
+        """Show the other ranks from now on that this rank is at work, because the trainer may end before its jobs
+        are complete.
         """
         if not self._beating:
             self._beating = True
             Thread(target=self._beat, name="beat", daemon=True).start()
 
     def left_alone(self) -> None:
-        """The trainer is gone in the middle of whatever it copied, and those of other ranks perhaps too."""
+        """End the open copies, as the trainer has ended; the trainers of other ranks may have ended too."""
         self._alone.set()
         with self._lock:
             copies = list(self._copies.values())
@@ -129,7 +129,7 @@ class Worker:
                 self._quietly(partial(heartbeat.beat, self._backend, job.folder, self._settings.rank, number))
 
     def close(self, deadline: float = 10.0) -> None:
-        """Give up what is not finished and end the threads."""
+        """Give up unfinished jobs and end the threads."""
         self._closing.set()
         with self._resolved:
             self._resolved.notify_all()
@@ -144,7 +144,7 @@ class Worker:
             try:
                 done = work(*item)
             except Exception as error:
-                # What is not foreseen must not end the thread: later saves would never be acknowledged.
+                # An unforeseen error must not end the thread: later saves would never be acknowledged.
                 logger.exception("save of step %d failed unexpectedly", item[0].step)
                 self._refuse(item[0], f"{type(error).__name__}: {error}")
                 self._failed(item[0], error)
@@ -159,13 +159,13 @@ class Worker:
         self._loop(self._to_store, self._store)
 
     def _store(self, job: SaveJob, memory: memoryview, copied: CopyProgress) -> bool:
-        """First stage; True where the job ends here."""
+        """Run the first stage; True if the job ends with it."""
         if job.refused:
             self._refuse(job, job.refused)
             self._failed(job, SaveFailed(job.refused, remedy=NEXT))
             return True
         if self._settings.config.incremental and not job.complete:
-            # Referring to a checkpoint older than the last would race with retention, which goes by the last.
+            # References to a checkpoint older than the last would race with retention, which is based on the last.
             with self._resolved:
                 self._resolved.wait_for(lambda: not self._unresolved or self._closing.is_set())
         try:
@@ -184,24 +184,24 @@ class Worker:
 
     def _store_part(self, job: SaveJob, memory: memoryview, copied: CopyProgress, attempt: int) -> Seal:
         if attempt or job.attempt:
-            # An attempt that died or lost its answer after sealing: others may have read that seal.
-            there = stored_seal(self._backend, job, self._settings.rank)
-            if there is not None:
-                return there
+            # An earlier attempt may have sealed before it died or lost the answer; other ranks may have read its seal.
+            seal = stored_seal(self._backend, job, self._settings.rank)
+            if seal is not None:
+                return seal
         if job.sealed:
             raise SaveFailed(f"the seal of step {job.step} is gone", remedy="Another process deleted it.")
         return store_part(self._backend, self._settings, job, memory, self._known, copied, self._pool)
 
     def _commit(self, job: SaveJob, seal: Seal) -> bool:
-        """Second stage."""
+        """Run the second stage; True, as every job ends with it."""
         known: Known = {}
         try:
             entry = self._entry(job, seal)
             if self._settings.config.incremental:
-                known = {one.range: (seal.files[one.file], one) for one in seal.pieces if one.digest}
+                known = {piece.range: (seal.files[piece.file], piece) for piece in seal.pieces if piece.digest}
         except FmscaleError as error:
             if not isinstance(error, StoreUnavailable) and (self._settings.rank == 0 or self._given_up(job)):
-                # Nobody will commit it any more. Where that is not certain the files stay for `tidy`.
+                # No process will commit this save any more. Where that is uncertain, the files stay for `tidy`.
                 reason = str(error)
                 if self._settings.rank == 0:
                     self._refuse(job, reason)
@@ -209,7 +209,7 @@ class Worker:
             self._failed(job, error)
             return True
         finally:
-            # After a failure the next save is complete, on whichever rank the reason was.
+            # After a failure on any rank, the next save refers to no earlier checkpoint.
             with self._resolved:
                 self._known, self._unresolved = known, self._unresolved - 1
                 self._resolved.notify_all()
@@ -236,7 +236,7 @@ class Worker:
             return False
 
     def _retried(self, job: SaveJob, attempt: Callable[[int], T]) -> T:
-        """`attempt(n)`, again after a StoreError that may pass. Raises the last one."""
+        """Call `attempt(n)`, and repeat it after a StoreError that may pass. Raises the last error."""
         pause = FIRST_PAUSE
         for number in range(self._settings.config.retries + 1):
             try:
@@ -258,7 +258,7 @@ class Worker:
         self._report({"job": job.number, "event": event, **more})
 
     def _quietly(self, call: Callable[[], object]) -> None:
-        """Do what may fail without harm: an outcome has been told or will be."""
+        """Make a call that may fail without harm: another call reports the save's outcome."""
         try:
             call()
         except FmscaleError as error:

@@ -1,4 +1,4 @@
-"""Ranks that do the same to one checkpoint and go on only together, by waits on the host (promise P8)."""
+"""Agreement of ranks on one checkpoint by waits on the host: all ranks go on or none (promise P8)."""
 
 import json
 from collections.abc import Callable
@@ -10,14 +10,14 @@ from fmscale.runtime.waits import HostWaits
 T = TypeVar("T")
 
 DAMAGE = (CorruptData, ObjectNotFound, FormatError)
-"""Errors that make a checkpoint invalid. Any other (a store that does not answer) says nothing about it."""
+"""Errors that make a checkpoint invalid. Any other error, such as a store that does not answer, proves no damage."""
 
 
 class RankVote:
-    """The ranks of a run, or a process alone."""
+    """Votes of the ranks of a run, or of a single process."""
 
     def __init__(self, waits: HostWaits | None, name: str, deadline: float) -> None:
-        """`name` is that of the waits."""
+        """`name` is the name of the waits; without `waits` the process is alone."""
         self._waits, self._name, self._deadline = waits, name, deadline
         self.rank = 0 if waits is None else waits.rank
 
@@ -28,34 +28,34 @@ class RankVote:
         return self._waits.barrier(self._name, value=value, deadline=self._deadline)
 
     def first(self, call: Callable[[], str]) -> str:
-        """The value that `call` gives on rank 0, on all ranks. If it raises there, this raises everywhere."""
+        """Call `call` on rank 0 and return its value on all ranks. An error on rank 0 raises on every rank."""
         return self._together(call if self.rank == 0 else lambda: "")[0]
 
     def all_find(self, call: Callable[[], T]) -> tuple[T | None, str]:
-        """(what `call` gives, "") where no rank found damage, else (None, which rank found what). Raises any
-        other error of this rank, and RankError for another's.
+        """(value of `call`, "") if no rank found damage, else (None, the ranks with their damage). Raises any other
+        error of this rank, and RankError for another rank's error.
         """
-        found: list[T] = []
+        values: list[T] = []
 
         def damage() -> str:
             try:
-                found.append(call())
+                values.append(call())
             except DAMAGE as error:
                 return str(error)
             return ""
 
-        bad = [f"rank {rank}: {what}" for rank, what in enumerate(self._together(damage)) if what]
-        return (None, "; ".join(bad[:3])) if bad else (found[0], "")
+        bad = [f"rank {rank}: {problem}" for rank, problem in enumerate(self._together(damage)) if problem]
+        return (None, "; ".join(bad[:3])) if bad else (values[0], "")
 
     def _together(self, call: Callable[[], str]) -> list[str]:
-        """The value that `call` gives on each rank. If it raises on a rank, this raises everywhere."""
+        """Call `call` on every rank and return all values by rank. An error on any rank raises on every rank."""
         failed: FmscaleError | None = None
         value = ""
         try:
             value = call()
         except FmscaleError as error:
             failed = error
-        answers = [json.loads(one) for one in self.exchange(json.dumps([str(failed) if failed else "", value]))]
+        answers = [json.loads(answer) for answer in self.exchange(json.dumps([str(failed) if failed else "", value]))]
         if failed is not None:
             raise failed
         for rank, (problem, _) in enumerate(answers):

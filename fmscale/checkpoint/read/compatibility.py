@@ -3,32 +3,32 @@
 import json
 from collections.abc import Iterable, Sequence
 
-from fmscale.checkpoint.format.layout import FileRange
+from fmscale.checkpoint.format.layout import Tensor
 from fmscale.checkpoint.format.manifest import CheckpointManifest
 from fmscale.errors import ConfigError
 
 SHOWN = 5
-"""Tensors named of each kind of difference; the rest is counted."""
+"""Most tensors that a message names for each kind of difference; it counts the rest."""
 
 
-def differences(manifest: CheckpointManifest, asked: Iterable[FileRange]) -> str:
-    """JSON that ranks exchange: the tensors that this rank asks for and the checkpoint lacks or has in another
-    shape, and those of the checkpoint that it asks for.
+def differences(manifest: CheckpointManifest, asked: Iterable[Tensor]) -> str:
+    """JSON that ranks exchange about the tensors that this rank asks for: tensors that the checkpoint lacks, tensors
+    that it has with another type or shape, and the numbers of tensors that it has.
     """
     missing: set[tuple[str, str]] = set()
     wrong: dict[tuple[str, str], str] = {}
     seen: set[int] = set()
-    for one in asked:
-        number = manifest.number.get((one.name, one.state))
+    for tensor in asked:
+        number = manifest.number.get((tensor.name, tensor.state))
         if number is None:
-            missing.add((one.name, one.state))
+            missing.add((tensor.name, tensor.state))
             continue
         seen.add(number)
-        there = manifest.tensors[number]
-        if (there.dtype, there.shape) != (one.dtype, tuple(one.shape)):
-            types = (f"{there.dtype} ", f"{one.dtype} ") if there.dtype != one.dtype else ("", "")
-            wrong[one.name, one.state] = (
-                f"{types[0]}{list(there.shape)} in the checkpoint, {types[1]}{list(one.shape)} in the model"
+        stored = manifest.tensors[number]
+        if stored != tensor:
+            types = (f"{stored.dtype} ", f"{tensor.dtype} ") if stored.dtype != tensor.dtype else ("", "")
+            wrong[tensor.name, tensor.state] = (
+                f"{types[0]}{list(stored.shape)} in the checkpoint, {types[1]}{list(tensor.shape)} in the model"
             )
     bits = sum(1 << number for number in seen)
     return json.dumps(
@@ -37,17 +37,17 @@ def differences(manifest: CheckpointManifest, asked: Iterable[FileRange]) -> str
 
 
 def refuse_other_model(manifest: CheckpointManifest, answers: Sequence[str], where: str, *, partial: bool) -> None:
-    """Raise ConfigError, on every rank alike, unless the ranks ask for what the checkpoint has. With `partial`
-    they need not ask for all of it. States are named only where the tensor's others do not differ in the same way.
+    """Raise ConfigError, on every rank alike, unless the ranks ask for the checkpoint's tensors. With `partial` they
+    may ask for a part of them. The error names a tensor's states only if its other states do not differ alike.
     """
     missing: set[tuple[str, str]] = set()
     wrong: set[tuple[str, str, str]] = set()
     bits = 0
     for answer in answers:
-        found = json.loads(answer)
-        missing.update((name, state) for name, state in found["missing"])
-        wrong.update((name, state, how) for name, state, how in found["wrong"])
-        bits |= int(found["seen"], 16)
+        part = json.loads(answer)
+        missing.update((name, state) for name, state in part["missing"])
+        wrong.update((name, state, how) for name, state, how in part["wrong"])
+        bits |= int(part["seen"], 16)
     there = _states((t.name, t.state) for t in manifest.tensors)
     asked = _states((t.name, t.state) for i, t in enumerate(manifest.tensors) if bits >> i & 1)
     unused = {(t.name, t.state) for i, t in enumerate(manifest.tensors) if not bits >> i & 1}
@@ -75,14 +75,14 @@ def refuse_other_model(manifest: CheckpointManifest, answers: Sequence[str], whe
 
 
 def _states(tensors: Iterable[tuple[str, str]]) -> dict[str, set[str]]:
-    found: dict[str, set[str]] = {}
+    states: dict[str, set[str]] = {}
     for name, state in tensors:
-        found.setdefault(name, set()).add(state)
-    return found
+        states.setdefault(name, set()).add(state)
+    return states
 
 
 def _named(tensors: dict[str, set[str]], whole: dict[str, set[str]]) -> list[str]:
-    """Names, each with its states unless these are all that `whole` has of it."""
+    """Names of the tensors, each with its states unless they are all its states in `whole`."""
     return [
         name if states == whole.get(name) else f"{name} ({', '.join(sorted(states))})"
         for name, states in sorted(tensors.items())

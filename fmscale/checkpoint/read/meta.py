@@ -12,7 +12,7 @@ Section = TypeVar("Section")
 
 
 def section(meta: Mapping[str, Any], name: str, kind: type[Section]) -> Section:
-    """Section `name` of the config that the run was saved with. Raises ConfigError where it lacks or is wrong."""
+    """Section `name` of the config that the run was saved with. Raises ConfigError for a missing or wrong section."""
     tree = meta.get("config", {}).get(name)
     table = parse(as_yaml(tree), f"{name} section of the checkpoint")
     if not isinstance(table, YamlTable):
@@ -21,5 +21,5 @@ def section(meta: Mapping[str, Any], name: str, kind: type[Section]) -> Section:
 
 
 def next_sample(meta: Mapping[str, Any]) -> int:
-    """First sample of the run's next step: those before it are trained."""
+    """First sample of the run's next step: the run has trained on all samples before it."""
     return int(meta["loader"]["k"])

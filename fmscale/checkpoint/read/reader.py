@@ -16,17 +16,17 @@ from fmscale.store.backends.protocol import Backend
 from fmscale.store.digest import CHUNK_BYTES, metadata_digest, verify_chunks
 
 SPAN_BYTES = 8 << 20
-"""Read at once; several at a time."""
+"""Bytes of one read; several reads run at a time."""
 LOCAL_THREADS, REMOTE_THREADS = 4, 16
-"""Spans under way: what a disk needs to be busy, and an object store whose answers take 20 ms."""
+"""Reads under way: enough to keep a disk busy, or an object store whose answers take 20 ms."""
 
 Put = Callable[[int, memoryview], None]
-"""Takes bytes for the n-th request: (first byte, data), valid during the call only."""
+"""Takes bytes of a request: (first byte, data). The data is valid during the call only."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ByteRequest:
-    """Bytes of a file that somebody wants."""
+    """A request for bytes of a file."""
 
     file: int
     """Number of the file in the manifest."""
@@ -34,9 +34,9 @@ class ByteRequest:
     """First byte in the file."""
     bytes: int
     put: Put
-    """Takes them."""
+    """Takes the bytes."""
     at: int
-    """First byte in what `put` fills."""
+    """First byte in the memory that `put` fills."""
 
 
 class Reader:
@@ -47,7 +47,7 @@ class Reader:
         self.bytes_read = 0
         self.bytes_needed = 0
         self.checked: dict[int, np.ndarray] = {}
-        """For each file that was read, which of its chunks were found right (bool)."""
+        """For each file read so far, a bool a chunk: True once its checksum matched."""
         self._backend = backend
         self._sums: dict[int, np.ndarray | None] = {}
         self._lock = threading.Lock()
@@ -60,30 +60,25 @@ class Reader:
             yield ByteRequest(file=file, offset=offset, bytes=held * size, put=put, at=(first - start) * size)
 
     def read(self, requests: Sequence[ByteRequest], progress: Callable[[int], None] = lambda _: None) -> None:
-        """Read all of it, in the order of the files, each chunk once. `put` is called from several threads, never
-        twice for the same bytes.
+        """Read all requests in the order of the files, each chunk once. Several threads call `put`, never twice for the
+        same bytes.
 
-        Raises CorruptData, ObjectNotFound or another StoreError; some of it has been put then.
+        Raises CorruptData, ObjectNotFound or another StoreError, when some bytes may already be put.
         """
         spans = [span for file, parts in by_file(requests).items() for span in self._spans(file, parts)]
-        self.bytes_needed += sum(one.bytes for one in requests)
+        self.bytes_needed += sum(request.bytes for request in requests)
 
-        def one(span: tuple[int, int, int, list[ByteRequest]]) -> None:
+        def read_span(span: tuple[int, int, int, list[ByteRequest]]) -> None:
             self._read_span(*span)
             progress(span[2] - span[1])
 
         remote = bool(spans) and self._backend.local_path(self.manifest.files[spans[0][0]].key) is None
         with ThreadPoolExecutor(REMOTE_THREADS if remote else LOCAL_THREADS) as pool:
-            futures = [pool.submit(one, span) for span in spans]
-            try:
-                for future in futures:
-                    future.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+            for _ in pool.map(read_span, spans):  # an error cancels spans that have not begun
+                pass
 
     def _spans(self, file: int, parts: list[ByteRequest]) -> Iterator[tuple[int, int, int, list[ByteRequest]]]:
-        """Runs of whole chunks, (file, begin, end, what is wanted of it), of about SPAN_BYTES."""
+        """Runs of whole chunks, of about SPAN_BYTES: (file, begin, end, requests for its bytes)."""
         size = self.manifest.files[file].bytes
         held: list[ByteRequest] = []
         begin = end = 0
@@ -126,7 +121,7 @@ class Reader:
             part.put(part.at, buffer[part.offset - begin : part.offset - begin + part.bytes])
 
     def sums(self, file: int) -> np.ndarray | None:
-        """Checksums of a file's chunks, or None where none were taken. Raises CorruptData, ObjectNotFound."""
+        """Checksums of a file's chunks, or None for a file without checksums. Raises CorruptData, ObjectNotFound."""
         if file in self._sums:
             return self._sums[file]
         stored, sums = self.manifest.files[file], None
@@ -151,5 +146,5 @@ class Reader:
 
 def by_file(requests: Sequence[ByteRequest]) -> dict[int, list[ByteRequest]]:
     """Requests of each file, by offset."""
-    ordered = sorted(requests, key=lambda one: (one.file, one.offset))
-    return {file: list(parts) for file, parts in groupby(ordered, key=lambda one: one.file)}
+    ordered = sorted(requests, key=lambda request: (request.file, request.offset))
+    return {file: list(parts) for file, parts in groupby(ordered, key=lambda request: request.file)}

@@ -1,4 +1,4 @@
-"""Restores at any number of ranks: each reads the bytes of its own pieces, from whichever files have them."""
+"""Restore at any number of ranks: each rank reads the bytes of its own pieces from the files that hold them."""
 
 import json
 import logging
@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from fmscale.checkpoint.catalog import CheckpointEntry, list_checkpoints, load_manifest, pick
+from fmscale.checkpoint.format.layout import checked
 from fmscale.checkpoint.format.manifest import CheckpointManifest
 from fmscale.checkpoint.format.piece import Piece
 from fmscale.checkpoint.read.agree import RankVote
 from fmscale.checkpoint.read.compatibility import differences, refuse_other_model
 from fmscale.checkpoint.read.reader import ByteRequest, Put, Reader
-from fmscale.checkpoint.snapshot.snapshot import checked
 from fmscale.errors import CorruptData
 from fmscale.runtime.waits import HostWaits
 from fmscale.store.backends.protocol import Backend
@@ -50,15 +50,15 @@ class RestoreResult:
     rank_meta: list[dict[str, Any] | None]
     """Values of each rank, by rank of the world that saved it."""
     passed_over: tuple[RejectedCheckpoint, ...]
-    """Newer ones that are damaged."""
+    """Newer checkpoints that are damaged."""
     bytes_read: int
     """Bytes of files that this rank read."""
     bytes_needed: int
-    """Bytes of its pieces."""
+    """Bytes of this rank's pieces."""
     verified: bool
-    """True if the ranks together read every byte of its files, and all were right."""
+    """True if the ranks together read every byte of the checkpoint's files and found no damage."""
     marked: bool
-    """True if it was marked as verified before."""
+    """True if the checkpoint was already marked as verified."""
 
 
 def restore(
@@ -73,23 +73,23 @@ def restore(
 ) -> RestoreResult | None:
     """Fill the live tensors of `pieces` from the newest checkpoint that all ranks find valid.
 
-    All ranks of a run call it, each with the pieces that it needs (they may overlap); `waits` is how they
-    agree, None for a process alone. `which` is `auto`, a step, or `entryN` (see `catalog.pick`). With
-    `partial` the pieces need not cover the checkpoint. None if the run has no checkpoint and `which` is auto.
+    All ranks of a run call it, each with the pieces that it needs, which may overlap. The ranks agree through
+    `waits`; a single process passes None. `which` is `auto`, a step, or `entryN` (see `catalog.pick`). With `partial`
+    the pieces need not cover the checkpoint. Returns None if the run has no checkpoint and `which` is auto.
 
-    Raises ConfigError for a checkpoint of another model, saying which tensors differ, or if `which` names
-    none; CorruptData if none is valid; StoreError where the store fails; RankError for another rank's failure.
-    The tensors hold anything after an error.
+    Raises ConfigError for a checkpoint of another model, with the tensors that differ, or if no checkpoint matches
+    `which`; CorruptData if no checkpoint is valid; StoreError where the store fails; RankError for another rank's
+    failure. After an error the tensors' content is undefined.
     """
     ranks = RankVote(waits, WAIT, deadline)
-    found = [CheckpointEntry(**one) for one in json.loads(ranks.first(lambda: _candidates(backend, run, which)))]
-    ranges = [checked(piece) for piece in pieces]
+    candidates = [CheckpointEntry(**row) for row in json.loads(ranks.first(lambda: _candidates(backend, run, which)))]
+    asked = [checked(piece).tensor for piece in pieces]
     passed: list[RejectedCheckpoint] = []
-    for candidate in found:
+    for candidate in candidates:
         where = f"step {candidate.step} (entry {candidate.entry}) of run {run}"
         manifest, problem = ranks.all_find(bound(load_manifest, backend, candidate))
         if manifest is not None:
-            answers = ranks.exchange(differences(manifest, ranges))
+            answers = ranks.exchange(differences(manifest, asked))
             refuse_other_model(manifest, answers, where, partial=partial)
             reader = Reader(backend, manifest)
             _, problem = ranks.all_find(bound(_fill, reader, pieces))
@@ -112,27 +112,27 @@ def restore(
     if passed:
         raise CorruptData(
             f"no checkpoint of run {run} is valid on all ranks",
-            found="; ".join(f"step {one.step}: {one.reason}" for one in passed[:5]),
+            found="; ".join(f"step {checkpoint.step}: {checkpoint.reason}" for checkpoint in passed[:5]),
             remedy="`fmscale checkpoint verify` names the damage; restore the store from a copy, or begin anew.",
         )
     return None
 
 
 def _candidates(backend: Backend, run: str, which: int | str) -> str:
-    """Those of `pick` as JSON."""
-    found = list_checkpoints(backend, run)
-    if not found and which == "auto":
+    """Candidates of `pick` as JSON."""
+    checkpoints = list_checkpoints(backend, run)
+    if not checkpoints and which == "auto":
         return "[]"
-    return json.dumps([asdict(one) for one in pick(found, which, f"run {run}")])
+    return json.dumps([asdict(checkpoint) for checkpoint in pick(checkpoints, which, f"run {run}")])
 
 
 def _runs(checked: dict[int, np.ndarray]) -> dict[int, list[list[int]]]:
-    """For each file the [first, stop) chunks that were checked."""
-    found = {}
+    """Runs [first, stop) of checked chunks, by file."""
+    runs = {}
     for file, seen in checked.items():
         edges = np.flatnonzero(np.diff(np.concatenate([[False], seen, [False]]).astype(np.int8)))
-        found[file] = edges.reshape(-1, 2).tolist()
-    return found
+        runs[file] = edges.reshape(-1, 2).tolist()
+    return runs
 
 
 def _all_checked(manifest: CheckpointManifest, answers: Sequence[str]) -> bool:
@@ -143,7 +143,7 @@ def _all_checked(manifest: CheckpointManifest, answers: Sequence[str]) -> bool:
         for file, runs in json.loads(answer).items():
             for first, stop in runs:
                 seen[int(file)][first:stop] = True
-    return all(bool(one.all()) for one in seen)
+    return all(bool(chunks.all()) for chunks in seen)
 
 
 def _fill(reader: Reader, pieces: Sequence[Piece]) -> None:
@@ -156,7 +156,7 @@ def _fill(reader: Reader, pieces: Sequence[Piece]) -> None:
 
 
 def into(tensor: torch.Tensor) -> Put:
-    """Writes bytes into a contiguous 1-D tensor, on whichever device it is."""
+    """A `Put` that writes bytes into a contiguous 1-D tensor on any device."""
     target = tensor.detach().view(torch.uint8)
     host = None if target.is_cuda else target.numpy()
 

@@ -1,6 +1,6 @@
-"""Snapshot of the state that training goes on to change.
+"""Snapshot of the training state, which training may change while the save is written.
 
-`snapshot.py`       one copy of the pieces, beside training where it may
+`snapshot.py`       one copy of the pieces, made beside training where possible
 `memory.py`         memory that is shared with the persist process
 `copy_progress.py`  bytes of the snapshot that are final
 """

@@ -1,5 +1,5 @@
-"""Progress of the trainer's copy into a snapshot: the persist process writes the bytes that are there while the rest
-is still being copied.
+"""Progress of the trainer's copy into a snapshot: the persist process writes the final bytes while the trainer
+copies the rest.
 """
 
 import sys
@@ -8,19 +8,19 @@ from threading import Condition
 from fmscale.errors import FmscaleError
 
 EVERYTHING = sys.maxsize
-"""As far as any copy can come."""
+"""Number of bytes that stands for a complete copy."""
 
 
 NEXT = "Training goes on, and the next save is a new attempt."
-"""Remedy where the reason for a failed save has its own, or is on another rank."""
+"""Remedy for a failed save whose reason has a remedy of its own or lies on another rank."""
 
 
 class SaveFailed(FmscaleError):
-    """A save that came to nothing, for good."""
+    """A save that failed and is not tried again."""
 
 
 class CopyProgress:
-    """Bytes of the snapshot's memory, from its beginning on, that are final."""
+    """Number of bytes at the beginning of the snapshot's memory that are final."""
 
     def __init__(self, bytes: int = EVERYTHING) -> None:
         self._bytes = bytes
@@ -28,19 +28,19 @@ class CopyProgress:
         self._changed = Condition()
 
     def advance(self, bytes: int) -> None:
-        """So many are final now."""
+        """Raise the number of final bytes to `bytes`."""
         with self._changed:
             self._bytes = max(self._bytes, bytes)
             self._changed.notify_all()
 
     def fail(self, reason: str) -> None:
-        """No more will come; what is complete stays so."""
+        """End the copy with a reason; final bytes stay final."""
         with self._changed:
             self._failed = reason
             self._changed.notify_all()
 
     def wait(self, bytes: int) -> int:
-        """Return once so many are final; how many are. Raises SaveFailed where they never will be."""
+        """Wait until `bytes` are final, and return the number of final bytes. Raises SaveFailed after a failed copy."""
         with self._changed:
             while self._bytes < bytes:
                 if self._failed:

@@ -1,8 +1,8 @@
-"""The copy that a save works from: one copy of this rank's pieces into memory that is reused.
+"""Snapshot of a save: one copy of this rank's pieces into memory that later saves reuse.
 
-On a CPU a thread copies while the next forward and backward run; on CUDA a side stream does, behind what the device was
-given before, and at the `fence` the stream waits, not the host. What forward and backward change (buffers) is copied
-before `take` returns.
+On a CPU a thread copies while the next forward and backward run. On CUDA a side stream copies after the work that the
+device already has, and at the `fence` the device's stream waits, not the host. Buffers, which forward and backward may
+change, are copied before `take` returns.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,37 +15,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fmscale.checkpoint.format.layout import FileLayout, FileRange, plan_layout
-from fmscale.checkpoint.format.piece import DTYPES, Piece
+from fmscale.checkpoint.format.layout import FileLayout, checked, plan_layout
+from fmscale.checkpoint.format.piece import Piece
 from fmscale.checkpoint.snapshot.copy_progress import EVERYTHING
 from fmscale.checkpoint.snapshot.memory import SharedMemory
-from fmscale.errors import ConfigError
 
 MOVING = frozenset({"buffer"})
 """States that forward and backward may change."""
 BLOCK_BYTES = 16 << 20
-"""Copied at once: what is written next need not wait for the rest."""
+"""Bytes that are copied at once: the persist process may write a block while later blocks are copied."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Copy:
-    """Bytes that lie side by side both in the model's memory and in the snapshot."""
+    """A run of bytes that is contiguous both in the model's memory and in the snapshot."""
 
     source: Tensor
     """uint8, 1-D."""
     offset: int
     """First byte in the snapshot."""
     moving: bool
-    """True where they have to be copied at once."""
+    """True if forward or backward may change the bytes."""
 
     @cached_property
     def host(self) -> np.ndarray:
-        """The source on a CPU, for numpy; kept, as making it takes longer than copying a small tensor."""
+        """The CPU source as a numpy array, kept because making it takes longer than copying a small tensor."""
         return self.source.numpy()
 
 
 class SnapshotSlot:
-    """One snapshot's memory, with the plan of what is copied where; both are kept from save to save."""
+    """One snapshot's memory and the plan of its copies; both are kept from save to save."""
 
     def __init__(self) -> None:
         self.busy = False
@@ -60,9 +59,9 @@ class SnapshotSlot:
         self._registered = False
 
     def prepare(self, pieces: Sequence[Piece]) -> None:
-        """Plan for these pieces, or take the plan of the last time if they are the same, and have memory.
+        """Plan the copies of these pieces, or keep the last plan if the pieces are the same, and allocate memory.
 
-        Raises ConfigError for a piece that cannot be saved, OSError or MemoryError where there is no memory.
+        Raises ConfigError for a piece that cannot be saved, OSError or MemoryError for a lack of memory.
         """
         key = tuple(
             (piece.name, piece.state, piece.dtype, piece.shape, piece.start, p.data_ptr(), p.numel())
@@ -78,8 +77,8 @@ class SnapshotSlot:
             self.memory = SharedMemory(self.layout.memory_bytes)
 
     def take(self, *, overlap: bool) -> None:
-        """Begin the copy: all of it without `overlap`, else what forward changes, and what is on a GPU is queued
-        there. `finish` does the rest.
+        """Begin the copy. Without `overlap` copy all pieces; with it copy the pieces that forward may change, and queue
+        the copies of GPU tensors. `finish` completes the copy.
         """
         assert self.memory is not None
         target = torch.frombuffer(self.memory.view, dtype=torch.uint8)
@@ -98,17 +97,17 @@ class SnapshotSlot:
             self._copied.set()
 
     def finish(self, copied: Callable[[int], None] = lambda _: None) -> None:
-        """Copy what is left, and return when the snapshot is complete: called in a thread beside training.
-        `copied` is told on the way up to which byte the memory is final.
+        """Copy the rest and return when the snapshot is complete; a thread beside training calls this. `copied`
+        receives the byte up to which the memory is final, several times during the copy.
         """
         assert self.memory is not None
         target = torch.frombuffer(self.memory.view, dtype=torch.uint8)
         try:
-            told = 0
+            final = 0
             for copy in self._later:
-                if copy.offset - told >= BLOCK_BYTES and not self._done:
-                    told = copy.offset
-                    copied(told)
+                if copy.offset - final >= BLOCK_BYTES and not self._done:
+                    final = copy.offset
+                    copied(final)
                 copy_block(target, copy)
         finally:
             self._copied.set()
@@ -117,19 +116,19 @@ class SnapshotSlot:
         copied(EVERYTHING)
 
     def abandon(self) -> None:
-        """Nothing more is copied of what was taken last; whoever waits at the fence goes on."""
+        """Give up the rest of the last copy; a wait at the fence ends."""
         self._copied.set()
 
     def fence(self) -> None:
         """Return when the optimizer may write: host copies are complete, and this device's stream will wait
-        for the others.
+        for the GPU copies.
         """
         self._copied.wait()
         for event in self._done:
             torch.cuda.current_stream(event.device).wait_event(event)
 
     def release(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         if self.memory is not None:
             if self._registered:
                 view = torch.frombuffer(self.memory.view, dtype=torch.uint8)
@@ -140,8 +139,8 @@ class SnapshotSlot:
 
 
 def copy_block(target: Tensor, copy: Copy) -> None:
-    """Copy one run of bytes into the snapshot. On a CPU by numpy, which makes 12 GB/s where torch's copy_
-    with one thread makes 6 to 11, and which lets other threads run.
+    """Copy one run of bytes into the snapshot. On a CPU numpy makes 12 GB/s and lets other threads run;
+    torch's copy_ with one thread makes 6 to 11 GB/s.
     """
     end = copy.offset + copy.source.numel()
     if copy.source.is_cuda:
@@ -150,58 +149,34 @@ def copy_block(target: Tensor, copy: Copy) -> None:
     np.copyto(target.numpy()[copy.offset : end], copy.host)
 
 
-def checked(piece: Piece) -> FileRange:
-    """The piece's range. Raises ConfigError for a piece that cannot be saved or restored."""
-    problem = ""
-    if piece.dtype not in DTYPES or f"torch.{piece.dtype}" != str(piece.tensor.dtype):
-        problem = f"is said to be {piece.dtype} and is {piece.tensor.dtype}"
-    elif piece.tensor.dim() != 1 or not piece.tensor.is_contiguous():
-        problem = f"has the shape {tuple(piece.tensor.shape)} and strides {piece.tensor.stride()}"
-    elif piece.start < 0 or piece.start + piece.count > int(np.prod(piece.shape, dtype=np.int64)):
-        problem = f"ends at element {piece.start + piece.count} of the shape {piece.shape}"
-    if problem:
-        raise ConfigError(
-            f"the piece of {piece.name} ({piece.state}) {problem}",
-            remedy="Pieces are contiguous 1-D views of elements [start, start + numel) of their tensor.",
-        )
-    return FileRange(
-        name=piece.name,
-        state=piece.state,
-        dtype=piece.dtype,
-        shape=tuple(piece.shape),
-        start=piece.start,
-        count=piece.count,
-    )
-
-
 def _merged(pieces: Sequence[Piece], layout: FileLayout) -> list[Copy]:
-    """Copies in file order; those that go on where the one before ends, on both sides, are one."""
-    found: list[Copy] = []
+    """Copies in file order; a piece that continues the copy before it in both memories joins that copy."""
+    copies: list[Copy] = []
     for place, number in enumerate(layout.order):
         piece = pieces[number]
         if not piece.count:
             continue
         source = piece.tensor.detach().view(torch.uint8)
         offset, moving = layout.offsets[place], piece.state in MOVING
-        last = found[-1] if found else None
+        last = copies[-1] if copies else None
         if last is not None and last.moving == moving and last.offset + last.source.numel() == offset:
             both = _one_view(last.source, source)
             if both is not None:
-                found[-1] = replace(last, source=both)
+                copies[-1] = replace(last, source=both)
                 continue
-        found.append(Copy(source=source, offset=offset, moving=moving))
-    return [block for copy in found for block in _blocks(copy)]
+        copies.append(Copy(source=source, offset=offset, moving=moving))
+    return [block for copy in copies for block in _blocks(copy)]
 
 
 def _blocks(copy: Copy) -> Iterator[Copy]:
-    """A copy in blocks, on a CPU; a GPU's copies are queued all at once."""
+    """Cut a CPU copy into blocks; a GPU copy stays whole, as all GPU copies are queued at once."""
     step = copy.source.numel() if copy.source.is_cuda else BLOCK_BYTES
     for start in range(0, copy.source.numel(), step):
         yield replace(copy, source=copy.source[start : start + step], offset=copy.offset + start)
 
 
 def _one_view(first: Tensor, second: Tensor) -> Tensor | None:
-    """A view over both where they lie side by side in one storage, else None."""
+    """A view over both tensors if the second follows the first in one storage, else None."""
     storage = first.untyped_storage()
     if storage.data_ptr() != second.untyped_storage().data_ptr():
         return None
@@ -213,7 +188,7 @@ def _one_view(first: Tensor, second: Tensor) -> Tensor | None:
 
 
 def _register(target: Tensor) -> None:
-    """Have CUDA pin the snapshot's pages, so that copies from the device run beside kernels and need no bounce
+    """Pin the snapshot's pages with CUDA, so that copies from the device run beside kernels and need no bounce
     buffer.
     """
     code = _cudart().cudaHostRegister(target.data_ptr(), target.numel(), 0)
@@ -226,7 +201,7 @@ def _cudart() -> Any:
 
 
 def _side_stream(copies: list[Copy], target: Tensor) -> list[Any]:
-    """Queue the copies behind what the device has been given so far; events that follow them, one a device."""
+    """Queue the copies after the work that each device already has; return an event a device, behind its copies."""
     events = []
     for device in sorted({copy.source.device.index for copy in copies}):
         with torch.cuda.device(device):

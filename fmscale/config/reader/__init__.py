@@ -4,5 +4,5 @@
 `convert.py`      a tree into dataclasses, strictly by their types
 `load.py`         a file, the files that it extends, and overrides on top
 `reference.py`    every key with type, default and meaning, as docs/config.md
-`json_schema.py`  the same as a JSON Schema for editors
+`json_schema.py`  every key as a JSON Schema for editors
 """

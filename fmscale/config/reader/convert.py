@@ -1,4 +1,4 @@
-"""A YAML tree into dataclasses: every key known, every value of its field's type; else an error says where.
+"""Turns a YAML tree into dataclasses. An unknown key, or a value of a wrong type, is an error with its place.
 
 Understood types: str, int, float, bool, Literal, X | None, tuple[X, ...], tuple[X, Y], dict[str, X], and dataclasses
 of these.
@@ -23,7 +23,7 @@ BOOLEANS = {"true": True, "True": True, "TRUE": True, "false": False, "False": F
 
 
 def convert(tree: Tree, kind: Any, path: str, places: dict[str, str]) -> Any:
-    """The value of type `kind` that `tree` says; `path` is its dotted name.
+    """The value of type `kind` that `tree` holds; `path` is its dotted name.
 
     `places` gets the place of every dotted name that was read. Raises ConfigError.
     """
@@ -32,8 +32,8 @@ def convert(tree: Tree, kind: Any, path: str, places: dict[str, str]) -> Any:
     if origin in (Union, types.UnionType):
         if isinstance(tree, Scalar) and tree.null:
             return None
-        [wanted] = [argument for argument in arguments if argument is not type(None)]
-        return convert(tree, wanted, path, places)
+        [inner] = [argument for argument in arguments if argument is not type(None)]
+        return convert(tree, inner, path, places)
     if is_dataclass(kind):
         return _dataclass(tree, kind, path, places)
     if origin is tuple:
@@ -158,13 +158,13 @@ def _join(path: str, name: str) -> str:
 
 
 def nearest(text: str, names: Iterable[str]) -> str:
-    """The question if a similar name was meant; empty without one."""
+    """A question that proposes the most similar name; empty without a similar name."""
     close = difflib.get_close_matches(text, list(names), n=1, cutoff=0.6)
     return f"Did you mean {close[0]}?" if close else ""
 
 
 def _nearest_key(key: str, kind: Any, path: str) -> str:
-    """The nearest valid key: here, or, spelt alike, in a section below; else all keys there are."""
+    """A hint: the nearest key of this section, or a very similar key of a section below, or all keys of the section."""
     here = [field.name for field in settable(kind)]
     deeper = {name.rsplit(".", 1)[-1]: name for name in dotted_names(kind) if "." in name}
     close = difflib.get_close_matches(key, list(deeper), n=1, cutoff=0.8)
@@ -173,7 +173,7 @@ def _nearest_key(key: str, kind: Any, path: str) -> str:
 
 
 def dotted_names(kind: Any) -> list[str]:
-    """All dotted key names below a dataclass; list items and mappings are not gone into."""
+    """All dotted key names below a dataclass, without the keys inside list items and mappings."""
     names: list[str] = []
     hints = get_type_hints(kind)
     for field in settable(kind):

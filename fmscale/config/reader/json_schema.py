@@ -1,6 +1,6 @@
 """The config as a JSON Schema (draft 2020-12), by which editors complete, explain and check a YAML file.
 
-A file may leave out what it extends, so keys are required in items of lists alone, which are replaced as a whole.
+A file may leave out keys of its base. Only items of lists require keys, as a list replaces the whole list below it.
 """
 
 import types
@@ -13,7 +13,7 @@ from fmscale.config.schema import Config, as_tree
 
 NULL = {"type": "null"}
 SCALARS: dict[type, dict[str, Any]] = {
-    # Any scalar is text where text is asked for: `run: 8` is a run named "8".
+    # A text field takes any scalar as text: `run: 8` is a run named "8".
     str: {"type": ["string", "number", "boolean"]},
     bool: {"type": "boolean"},
     # Editors read 1_000 as text.
@@ -34,7 +34,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def _section(kind: Any, *, whole: bool) -> dict[str, Any]:
-    """A dataclass; `whole` where no other file can give what is missing here."""
+    """The schema of a dataclass; `whole` if no other file can give missing keys."""
     hints = get_type_hints(kind)
     keys = {field.name: (field, meaning) for field, meaning in described(kind)}
     schema = {
@@ -57,11 +57,11 @@ def _key(field: Field[Any], hint: Any, meaning: str) -> dict[str, Any]:
 def _value(hint: Any) -> dict[str, Any]:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        return {"anyOf": [NULL if one is type(None) else _value(one) for one in arguments]}
+        return {"anyOf": [NULL if option is type(None) else _value(option) for option in arguments]}
     if origin is Literal:
         return {"enum": list(arguments)}
     if origin is tuple and arguments[-1] is not Ellipsis:
-        items = [_value(one) for one in arguments]
+        items = [_value(item) for item in arguments]
         return {"type": "array", "prefixItems": items, "items": False, "minItems": len(items)}
     if origin is tuple:
         return {"type": "array", "items": _value(arguments[0])}

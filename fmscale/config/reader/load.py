@@ -1,8 +1,8 @@
-"""Reads a config: a YAML file, what it extends, and key=value overrides on top.
+"""Reads a config: a YAML file, the files that it extends, and key=value overrides on top.
 
-`extends:` at the top of a file names another file, or a list of them, relative to the file that says it.
-They are read first, in order; then the file itself goes on top. Mappings merge key by key, at every depth;
-a list or a single value replaces what was below; null sets null. Overrides come last.
+`extends:` at the top of a file names another file, or a list of files, relative to the file's own folder.
+These are read first, in order; then the file itself goes on top. Mappings merge key by key, at every depth;
+a list or a single value replaces the value below; null sets null. Overrides come last.
 """
 
 import difflib
@@ -31,7 +31,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def load_section(kind: type[Section], tree: YamlTable, overrides: Sequence[str] = ()) -> Section:
-    """`tree` with overrides as a dataclass; a `places` field it may have gets the places of its keys."""
+    """`tree` with overrides as a dataclass; if the class has a field `places`, it gets the places of the keys."""
     for override in overrides:
         tree = apply_override(tree, override)
     places: dict[str, str] = {}
@@ -42,7 +42,7 @@ def load_section(kind: type[Section], tree: YamlTable, overrides: Sequence[str] 
 
 
 def apply_override(tree: YamlTable, override: str) -> YamlTable:
-    """`tree` with one dotted "key=value" on top; the value is YAML, typed later by the field it reaches.
+    """`tree` with one dotted "key=value" on top; the value is YAML, and its field decides its type.
 
     An item of a list is named by its number: "data.sources.0.weight=2".
     """
@@ -62,12 +62,12 @@ def apply_override(tree: YamlTable, override: str) -> YamlTable:
 
 
 def read_extended(path: Path, above: tuple[Path, ...] = ()) -> YamlTable:
-    """The tree of a file on top of all it extends. `above` are the files that led here."""
+    """The tree of a file on top of the files that it extends. `above`: the files whose `extends` led to it."""
     tree = read_file(path)
     if "extends" not in tree.entries:
         return tree
-    wanted = tree.entries["extends"]
-    names = wanted.items if isinstance(wanted, Items) else (wanted,)
+    bases = tree.entries["extends"]
+    names = bases.items if isinstance(bases, Items) else (bases,)
     own = replace(tree, entries={key: value for key, value in tree.entries.items() if key != "extends"})
     base = YamlTable(entries={}, places={}, place=tree.place)
     for name in names:
@@ -100,14 +100,14 @@ def _extended_path(name: Tree, path: Path, above: tuple[Path, ...]) -> Path:
 
 def find_config(path: str | Path) -> Path:
     """The file at `path`, or the shipped config of that name. Raises ConfigError with the nearest name."""
-    asked = Path(path)
-    if asked.is_file():
-        return asked
+    file = Path(path)
+    if file.is_file():
+        return file
     shipped = shipped_configs()
     for name in (str(path), f"{path}.yaml"):
         if name in shipped:
             return shipped[name]
-    hint = _nearest_file(asked) or nearest(str(path), shipped)
+    hint = _nearest_file(file) or nearest(str(path), shipped)
     runs = ", ".join(name.removesuffix(".yaml") for name in shipped if name.startswith("run/"))
     raise ConfigError(
         "There is no such config file",
@@ -118,12 +118,12 @@ def find_config(path: str | Path) -> Path:
 
 def shipped_configs() -> dict[str, Path]:
     """The configs that come with fmscale: path below configs/ -> file."""
-    found: dict[str, Path] = {}
+    configs: dict[str, Path] = {}
     for root in resources.files("fmscale").joinpath("configs"), Path(__file__).parents[3] / "configs":
         folder = Path(str(root))
         for file in sorted(folder.rglob("*.yaml")) if folder.is_dir() else ():
-            found.setdefault(file.relative_to(folder).as_posix(), file)
-    return found
+            configs.setdefault(file.relative_to(folder).as_posix(), file)
+    return configs
 
 
 def _nearest_file(path: Path) -> str:

@@ -38,7 +38,7 @@ def reference() -> str:
 
 
 def sections(kind: type, path: str) -> Iterator[tuple[type, str]]:
-    """The dataclasses below `kind` with where they stand, `kind` first."""
+    """The dataclasses below `kind` with their dotted paths, `kind` first."""
     yield kind, path
     hints = get_type_hints(kind)
     for field, _ in described(kind):
@@ -50,10 +50,10 @@ def sections(kind: type, path: str) -> Iterator[tuple[type, str]]:
 
 def described(kind: type) -> Iterator[tuple[Field[Any], str]]:
     """The fields that a file may set, each with its docstring on one line."""
-    [made] = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
-    assert isinstance(made, ast.ClassDef)
+    [definition] = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(definition, ast.ClassDef)
     texts = {}
-    for node, after in pairwise(made.body):
+    for node, after in pairwise(definition.body):
         match node, after:
             case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
                 texts[name] = " ".join(text.split())

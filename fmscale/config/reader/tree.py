@@ -1,7 +1,7 @@
-"""YAML as a tree whose every node knows its file and line, before any type is known.
+"""YAML as a tree of nodes without types, each with its file and line.
 
-Scalars keep their text: the field they end up in decides their type (`convert.py`), so that `1e-4` is a
-number for a float field and `on` a word for a text field, which YAML 1.1's own rules get wrong.
+Scalars keep their text, and their field decides their type (`convert.py`): `1e-4` is a number for a float
+field, and `on` is a word for a text field. YAML 1.1's own rules get both wrong.
 """
 
 from collections.abc import Callable
@@ -26,9 +26,9 @@ class Scalar:
     text: str
     """The text, without quotes."""
     quoted: bool
-    """True where it was quoted, which makes it text, never a number, true/false or null."""
+    """True for a value in quotes: it is text, never a number, true/false or null."""
     place: str
-    """file:line, or the override it came from."""
+    """file:line, or the override that set the value."""
 
     @property
     def null(self) -> bool:
@@ -62,8 +62,8 @@ Tree = Scalar | Items | YamlTable
 
 
 def parse(text: str, name: str, *, lines: bool = True) -> Tree:
-    """The tree of a YAML text; `name` stands for it in places, with the line unless the text is a single one. An empty
-    text is an empty mapping.
+    """The tree of a YAML text; a place is `name`, with the line of the text if `lines`. An empty text is an empty
+    mapping.
 
     Raises ConfigError with file:line for text that is no YAML, duplicate or non-text keys, tags, and
     aliases that contain themselves.
@@ -79,7 +79,7 @@ def parse(text: str, name: str, *, lines: bool = True) -> Tree:
     except yaml.YAMLError as error:
         raise ConfigError(f"{name}: not valid YAML: {error}", remedy="Correct the line that is named.") from error
     if node is None:
-        return YamlTable(entries={}, places={}, place=f"{name}:1")
+        return YamlTable(entries={}, places={}, place=f"{name}:1" if lines else name)
     return _convert(node, lambda node: f"{name}:{node.start_mark.line + 1}" if lines else name, ())
 
 
@@ -135,7 +135,7 @@ def read_file(path: Path) -> YamlTable:
 
 
 def merge(base: YamlTable, over: YamlTable) -> YamlTable:
-    """`over` on top of `base`: mappings merge key by key; a list or scalar replaces what was there."""
+    """`over` on top of `base`: mappings merge key by key; a list or scalar replaces the value below."""
     entries, places = dict(base.entries), {**base.places, **over.places}
     for key, value in over.entries.items():
         below = entries.get(key)
@@ -145,7 +145,7 @@ def merge(base: YamlTable, over: YamlTable) -> YamlTable:
 
 
 def put(tree: Tree, keys: list[str], value: Tree, place: str) -> Tree:
-    """`tree` with `value` at the path `keys` (a number is an index into a list); missing mappings appear."""
+    """`tree` with `value` at the path `keys` (a number is an index into a list); missing mappings are created."""
     if not keys:
         return value
     head, rest = keys[0], keys[1:]

@@ -2,14 +2,14 @@
 
 - `job.py`  a job from its arguments to its commit
 - `sources.py`  paths, folders, globs and URLs become one sorted listing
-- `guess.py`  formats by first bytes, for names that do not tell
+- `guess.py`  formats by first bytes, for names that do not show the format
 - `policy.py`  the tokenizer, and BOS and EOS around documents
 - `plan.py`  the work units, a function of the listing and the options
 - `sample.py`  the part of a corpus that trains a tokenizer
 - `unit.py`  a work unit: read, tokenize, write, seal
-- `record.py`  the outcome of a unit, and input that was passed over
+- `record.py`  the outcome of a unit, and the counts of input passed over
 - `files.py`  input files, opened here or on a store
-- `apart.py`, `reader.py`  tables are read in a process apart
+- `apart.py`, `reader.py`  a separate process that reads tables
 - `workers.py`, `worker.py`, `mpi.py`  writers as processes, and as MPI ranks
 - `messages.py`, `scratch.py`  messages between writers; a folder for unfinished segments
 - `formats/`  documents of each format
@@ -51,16 +51,16 @@ def ingest(
     made. `tokenizer`: `bpe:N` (trained on the corpus), `bytes`, or the path of a tokenizer.json; None means the
     dataset's own, or `bpe:8192` for a new dataset. `format`: auto (by extension, or else by the first bytes), text,
     jsonl, json (an array), parquet or arrow. `field`: path of the text in records, `a.b.text`. `heldout`: share of
-    the documents that go to the split of that name. `workers`: processes, a core each unless given; under mpirun
+    the documents that go to the split of that name. `workers`: processes, by default one for each core; under mpirun
     the ranks are the writers, and every rank calls this function and gets the result. `strict`: damaged input is an
     error; otherwise it is skipped and counted. `bos`, `eos`: a token before and after each document; None means
     the dataset's own policy, or no BOS and an EOS. `scratch`: local folder for unfinished segments.
-    `unit_bytes`: raw input of a work unit, a part of the job's identity; chosen by the corpus unless given.
+    `unit_bytes`: raw input of a work unit, a part of the job's identity; by default the corpus decides.
 
     The result is the same for any number of writers. Inputs that the dataset has already (same names, sizes
-    and times, same options) are not ingested again: the result then has `new` False.
+    and times, same options) are not ingested again, and the result has `new` False.
 
-    Raises ConfigError, DataError and StoreError. Nothing is visible after an error, and sealed units stay.
+    Raises ConfigError, DataError and StoreError. After an error no commit is visible, and sealed units stay.
     """
     request = IngestRequest(
         paths=tuple(str(path) for path in paths),
@@ -76,7 +76,7 @@ def ingest(
         scratch=scratch,
         unit_bytes=unit_bytes,
     )
-    tell = progress or (lambda phase, done, total: None)
+    report = progress or (lambda phase, done, total: None)
     world = read_world()
     # Only this process sees memory://, so that no other process can help.
     private = any(url.startswith("memory://") for url in (store, *request.paths))
@@ -95,14 +95,14 @@ def ingest(
             )
         from fmscale.data.ingest.mpi import ingest_on_ranks
 
-        return ingest_on_ranks(request, world, tell)
+        return ingest_on_ranks(request, world, report)
     if workers is not None and (workers < 1 or (private and workers > 1)):
         raise ConfigError(
             "This job cannot have that many writers",
             found=workers,
             remedy="Use 1 or more; memory:// is seen by one process only.",
         )
-    job = begin_job(request, tell)
+    job = begin_job(request, report)
     if isinstance(job, IngestResult):
         return job
     most = 1 if private else workers or len(os.sched_getaffinity(0))

@@ -1,8 +1,8 @@
-"""A process apart reads tables, so that a file that ends its reader costs that file alone.
+"""A separate process reads tables: if a file crashes its reader, the job loses that file alone.
 
-Native code decodes Parquet and Arrow, and damage that validation does not find there is a segmentation fault.
-Every writer (process or MPI rank) and the sampling for a tokenizer have one such process. It starts at the first
-table, and anew after it died. It is asked for one chunk of documents at a time.
+Native code decodes Parquet and Arrow, and damage that validation misses leads to a segmentation fault. Every
+writer (process or MPI rank) and the sampling for a tokenizer have one such process, which starts at the first table,
+and again after a crash. A request asks for one chunk of documents.
 """
 
 import os
@@ -29,7 +29,7 @@ they say nothing about the file, and end the job.
 
 
 class Reading:
-    """Documents of a job's files below all listing roots. To be closed."""
+    """Documents of a job's files below all listing roots. The caller closes it."""
 
     def __init__(self, roots: Sequence[str], field: str) -> None:
         self._roots = roots
@@ -71,7 +71,7 @@ class Reading:
             request = {}
 
     def _died(self, process: subprocess.Popen[bytes], work: Work, rows: int) -> Bad:
-        """The entry of a file that ended its reader. Raises RankError if a signal from outside ended it."""
+        """The entry of a file that crashed its reader. Raises RankError if the reader ended for another cause."""
         status = self._end(process)
         if -status in FAULTS:
             name = signal.Signals(-status).name
@@ -87,7 +87,7 @@ class Reading:
 
 
 def died(cause: str, status: int) -> RankError:
-    """The error for a process that ended by a signal or with a status that nobody expected."""
+    """The error for a process that ended by a signal or with an unexpected status."""
     return RankError(
         cause,
         found=f"signal {-status}" if status < 0 else f"exit status {status}",

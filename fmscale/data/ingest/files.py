@@ -13,7 +13,7 @@ from fmscale.store.backends.protocol import Backend
 from fmscale.store.open import open_store
 
 READ_AHEAD = 4 << 20
-"""Bytes of a range request to a remote store: at 100 MB/s its 40 ms hide a latency of 10 ms."""
+"""Bytes of a range request to a remote store: at 100 MB/s a request takes 40 ms and hides a latency of 10 ms."""
 
 
 Opener = Callable[[File], BinaryIO]

@@ -2,7 +2,7 @@
 
 1. list the inputs; 2. end here if the dataset has them already; 3. take or train the tokenizer; 4. store the
 plan; 5. do the units that have no record yet; 6. make one commit of all units. Every step repeats without harm:
-a job that was killed anywhere goes on when it is run again.
+a job that was killed at any point continues when it runs again.
 """
 
 import tempfile
@@ -106,8 +106,8 @@ class IngestResult:
     skipped: dict[str, Any]
     """Input that was passed over: by reason, the count and the first names."""
     guessed: dict[str, Any]
-    """Files whose first bytes decided, as their names do not tell: by format, the count and the first names. An
-    entry `text` is text by a guess.
+    """Files whose first bytes decided the format: by format, the count and the first names. An entry `text` is a
+    guess.
     """
     tokenizer: str
     """Digest of the tokenizer."""
@@ -118,11 +118,11 @@ class IngestResult:
     writers: int = 1
     """Processes that did the other units."""
     seconds: float = 0.0
-    """Time this run took."""
+    """Seconds of this run."""
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens of the units of this run, by its time from the arguments to the commit."""
+        """Tokens of this run's units, divided by its seconds from the arguments to the commit."""
         share = (self.units - self.resumed) / self.units if self.new and self.units else 0.0
         return self.tokens * share / self.seconds if self.seconds else 0.0
 
@@ -150,7 +150,7 @@ class IngestJob:
         self.done_bytes = self.bytes - left
 
     def advance(self, size: int) -> None:
-        """Report so many more raw bytes as done."""
+        """Report `size` more raw bytes as done."""
         self.done_bytes += size
         self.progress("writing", self.done_bytes, self.bytes)
 
@@ -165,7 +165,7 @@ class IngestJob:
 
 
 def begin_job(request: IngestRequest, progress: Progress) -> IngestJob | IngestResult:
-    """The steps before the units; the result at once if the dataset has these inputs already."""
+    """Do the steps before the units. Returns the result at once if the dataset has these inputs already."""
     begin = time.monotonic()
     request.check()
     backend = open_store(request.store)
@@ -216,7 +216,7 @@ def commit_job(job: IngestJob, writers: int) -> IngestResult:
     if not any(record.documents for record in records):
         raise DataError(
             "The inputs hold no document",
-            found=", ".join(f"{n} {reason}" for reason, n in sorted(skipped.counts.items())) or "empty files",
+            found=skipped.counted() or "empty files",
             remedy="Check --format and --field against the files; nothing was committed.",
         )
     splits = sorted({split for record in records for split in record.seals})
@@ -239,8 +239,8 @@ def commit_job(job: IngestJob, writers: int) -> IngestResult:
                 "raw_bytes": job.bytes,
                 "text_bytes": sum(record.text_bytes for record in records),
                 "units": len(job.units),
-                "skipped": skipped.to_json(),
-                "guessed": plan.guessed.to_json(),
+                "skipped": dict(sorted(skipped.items())),
+                "guessed": plan.guessed,
             }
         },
     )
@@ -263,7 +263,7 @@ def _open_plan(dataset: Dataset, listing: Listing, request: IngestRequest, polic
 
 
 def _store_plan(backend: Backend, dataset: str, plan: IngestPlan, policy: IngestPolicy, listing: Listing) -> StoredPlan:
-    """Store the plan with its tokenizer; the job has the plan that was stored first."""
+    """Store the plan with its tokenizer. Returns the job's first stored plan."""
     tokenizer = policy.tokenizer
     if tokenizer is None:
         size = bpe_size(policy.name)
@@ -291,7 +291,7 @@ def _records(job: IngestJob) -> list[UnitRecord]:
 def _result(
     dataset: str, commit: Commit, *, begin: float, new: bool, resumed: int = 0, writers: int = 0
 ) -> IngestResult:
-    noted: dict[str, Any] = commit.body["extra"]["ingest"]
+    summary: dict[str, Any] = commit.body["extra"]["ingest"]
     assert commit.tokenizer is not None, "ingest commits tokens"
     return IngestResult(
         dataset=dataset,
@@ -301,9 +301,9 @@ def _result(
         documents=sum(counts.documents for counts in commit.totals.values()),
         tokens=sum(counts.tokens for counts in commit.totals.values()),
         splits={split: asdict(counts) for split, counts in commit.totals.items()},
-        guessed=noted.get("guessed", {}),
+        guessed=summary.get("guessed", {}),
         tokenizer=commit.tokenizer,
-        **{key: noted[key] for key in ("raw_bytes", "text_bytes", "skipped", "units")},
+        **{key: summary[key] for key in ("raw_bytes", "text_bytes", "skipped", "units")},
         resumed=resumed,
         writers=writers,
         seconds=time.monotonic() - begin,

@@ -24,7 +24,7 @@ def decode(data: bytes) -> Message:
 
 
 def describe_error(error: BaseException) -> Message:
-    """An error as JSON; errors of other packages go with their traceback."""
+    """An error as JSON; errors of other packages include their traceback."""
     if isinstance(error, FmscaleError):
         found = None if error.found is None else str(error.found)
         return {"class": type(error).__name__, "cause": error.cause, "found": found, "remedy": error.remedy}
@@ -44,19 +44,19 @@ class Reporter:
     """Progress in bytes, gathered so that small files do not flood the receiver."""
 
     def __init__(self, send: Callable[[Message], object], seconds: float) -> None:
-        """Send at most a message in `seconds`."""
+        """Send at most one message every `seconds`."""
         self._send = send
         self._seconds = seconds
         self._bytes = 0
-        self._told = time.monotonic()
+        self._sent_at = time.monotonic()
 
     def advance(self, size: int) -> None:
-        """Count bytes, and send the sum if it is time."""
+        """Count bytes, and send the sum if `seconds` have passed."""
         self._bytes += size
-        if time.monotonic() - self._told >= self._seconds:
+        if time.monotonic() - self._sent_at >= self._seconds:
             self._send({"advance": self.take()})
 
     def take(self) -> int:
-        """Bytes that were not sent yet."""
-        size, self._bytes, self._told = self._bytes, 0, time.monotonic()
+        """Take the bytes that were not sent yet."""
+        size, self._bytes, self._sent_at = self._bytes, 0, time.monotonic()
         return size

@@ -1,8 +1,8 @@
-"""Writers as MPI ranks: rank 0 lists, trains, hands out and commits; all ranks, rank 0 too, do units.
+"""Writers as MPI ranks: rank 0 lists inputs, trains, distributes units and commits; all ranks, rank 0 too, do units.
 
-Ranks send each other small point-to-point messages of JSON. They look for messages between units, and wait for them
-on the host with a clock, so that no rank ever waits inside a collective (promise P8). Pending unit i belongs to rank
-i mod size.
+Ranks send each other small point-to-point messages of JSON. They look for messages during units, and wait for messages
+on the host with a time limit, so that no rank ever waits inside a collective (promise P8). Pending unit i belongs to
+rank i mod size.
 """
 
 import logging
@@ -26,10 +26,10 @@ TAG = 7301
 """Tag of all messages."""
 
 NOTICE_SECONDS = 10.0
-"""Time between two notices of a rank that waits."""
+"""Time between two notices of a waiting rank."""
 
 SILENT_SECONDS = 3600.0
-"""Silence after which a rank is given up: writers report every batch, and rank 0 is silent for some minutes at
+"""Silence after which a rank counts as lost: writers report every batch, and rank 0 is silent for some minutes at
 most, while it trains a vocabulary of 128 k.
 """
 
@@ -81,7 +81,7 @@ class MpiRanks:
         return status.Get_source(), decode(bytes(data))
 
     def wait(self, awaited: Callable[[], list[int]], phase: str) -> tuple[int, Message]:
-        """The next message; notices name the ranks that are `awaited`.
+        """Wait for the next message; notices name the ranks in `awaited`.
 
         Raises RankError after SILENT_SECONDS without a message.
         """
@@ -103,7 +103,7 @@ class MpiRanks:
         return received
 
     def flush(self) -> None:
-        """Wait until all messages have left; a rank must not end before."""
+        """Wait until all messages are sent. A rank must do so before its end."""
         end = time.monotonic() + SILENT_SECONDS
         while self._sent and time.monotonic() < end:
             self._sent = [(request, kept) for request, kept in self._sent if not request.Test()]
@@ -111,7 +111,7 @@ class MpiRanks:
 
 
 def ingest_on_ranks(request: IngestRequest, world: World, progress: Progress) -> IngestResult:
-    """The job, shared by all ranks. Every rank gets the result, or an error if a rank failed."""
+    """Run the job on all ranks. Every rank gets the result, or an error if a rank failed."""
     ranks = MpiRanks(world)
     try:
         return _lead(ranks, request, progress) if ranks.rank == 0 else _follow(ranks)
@@ -120,26 +120,26 @@ def ingest_on_ranks(request: IngestRequest, world: World, progress: Progress) ->
 
 
 def _lead(ranks: MpiRanks, request: IngestRequest, progress: Progress) -> IngestResult:
-    others = range(1, ranks.size)
+    followers = range(1, ranks.size)
     try:
         result = begin_job(request, progress)
         if isinstance(result, IngestJob):
-            for rank in others:
+            for rank in followers:
                 ranks.send(rank, {"task": asdict(result.task), "units": result.pending[rank :: ranks.size]})
             _lead_units(ranks, result)
             result = commit_job(result, ranks.size)
     except BaseException as error:
-        for rank in others:
+        for rank in followers:
             ranks.send(rank, {"failed": describe_error(error)})
         raise
-    for rank in others:
+    for rank in followers:
         ranks.send(rank, {"result": asdict(result)})
     return result
 
 
 def _lead_units(ranks: MpiRanks, job: IngestJob) -> None:
-    """Do rank 0's units, and take the records of the others until none is missing."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a core is a rank's share
+    """Do rank 0's units, and take the records of the other ranks until all have come."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each rank has one core
     left = {rank: len(job.pending[rank :: ranks.size]) for rank in range(1, ranks.size)}
 
     def take(rank: int, message: Message) -> None:
@@ -201,4 +201,4 @@ def _follow_units(ranks: MpiRanks, task: UnitTask, units: list[int]) -> Message:
 
 
 class _Ended(Exception):
-    """Signal of rank 0's last message, its argument, which came while this rank was working."""
+    """Carries the last message of rank 0, which came while this rank worked on a unit."""

@@ -21,8 +21,8 @@ from fmscale.store.digest import canonical_json, metadata_digest
 from fmscale.store.segments.seal import check_version
 
 FORMAT_VERSION = 1
-"""Version of plans, a part of a job's digest and so of its segments' names: it changes with every change of the
-documents or tokens of a unit.
+"""Version of plans. It is part of a job's digest and so of its segments' names: it changes with every change of a
+unit's documents or tokens.
 """
 
 UNIT_BYTES = 64 << 20
@@ -30,8 +30,8 @@ UNIT_BYTES = 64 << 20
 
 LEAST_UNIT_BYTES = 4 << 20
 UNITS = 32
-"""Units of a corpus below 2 GiB, so that several writers share it; a unit has 4 MiB at least, as it costs about 20
-small objects.
+"""Units of a corpus below 2 GiB, so that several writers share it; a unit has 4 MiB at least, because it costs
+about 20 small objects.
 """
 
 
@@ -44,13 +44,13 @@ class Options:
     heldout: float
     """Share of the documents that go to the split `heldout`."""
     tokenizer: str
-    """`bpe:N` while it is to be trained on this corpus, otherwise the tokenizer's digest."""
+    """`bpe:N` for a tokenizer that this job trains, otherwise the tokenizer's digest."""
     bos: bool
     """True if a BOS token stands before each document."""
     eos: bool
     """True if an EOS token stands after each document."""
     again: int = 0
-    """Count of earlier jobs of the same inputs that were retired from the dataset: each job has its own names."""
+    """Count of earlier, retired jobs of the same inputs in the dataset: each job has its own names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class Work:
     index: int
     """Number of the part."""
     of: int
-    """Parts of the file."""
+    """Count of the file's parts."""
 
     @property
     def bytes(self) -> int:
@@ -75,7 +75,7 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class IngestPlan:
-    """A job; every writer reads it from the store."""
+    """Plan of a job; every writer reads it from the store."""
 
     files: tuple[File, ...]
     """All input files."""
@@ -86,7 +86,7 @@ class IngestPlan:
     unit_bytes: int
     """Raw input of a unit."""
     guessed: SkippedInput = field(default_factory=SkippedInput)
-    """Files whose first bytes decided, by format."""
+    """Files whose first bytes decided the format, by format."""
 
     @property
     def inputs(self) -> str:
@@ -95,7 +95,7 @@ class IngestPlan:
 
     @property
     def job(self) -> str:
-        """Digest of the job; the places of its listing roots are no part of it."""
+        """Digest of the job, without the places of its listing roots."""
         return metadata_digest(canonical_json(self._identity()))
 
     def units(self) -> list[list[Work]]:
@@ -107,8 +107,8 @@ class IngestPlan:
         content = {
             "identity": self._identity(),
             "found": {"tokenizer": tokenizer, "bos": bos, "eos": eos},
-            "skipped": self.skipped.to_json(),
-            "guessed": self.guessed.to_json(),
+            "skipped": self.skipped,
+            "guessed": self.guessed,
             "format_version": FORMAT_VERSION,
         }
         return canonical_json(content)
@@ -141,7 +141,7 @@ class StoredPlan:
 
 
 def make_plan(listing: Listing, options: Options, unit_bytes: int | None) -> IngestPlan:
-    """The plan for a listing; `unit_bytes` is chosen by the size of the corpus unless given."""
+    """The plan for a listing; `unit_bytes` depends on the size of the corpus by default."""
     size = sum(file.bytes for file in listing.files)
     return IngestPlan(
         files=listing.files,
@@ -181,17 +181,17 @@ def load_plan(backend: Backend, dataset: str, job: str) -> StoredPlan | None:
         content: Mapping[str, Any] = json.loads(backend.get(key))
     except ObjectNotFound:
         return None
-    check_version(content, key)
+    check_version(content, key, FORMAT_VERSION)
     identity = content["identity"]
     plan = IngestPlan(
         files=tuple(
             File(source=source, bytes=size, changed=changed, format=format, root=root, name=name)
             for (source, size, changed, format), (root, name) in zip(identity["files"], identity["where"], strict=True)
         ),
-        skipped=SkippedInput.from_json(content["skipped"]),
+        skipped=SkippedInput(content["skipped"]),
         options=Options(**{option.name: identity[option.name] for option in fields(Options)}),
         unit_bytes=identity["unit_bytes"],
-        guessed=SkippedInput.from_json(content.get("guessed", {})),
+        guessed=SkippedInput(content.get("guessed", {})),
     )
     if plan.job != job:
         raise CorruptData(
@@ -203,9 +203,9 @@ def load_plan(backend: Backend, dataset: str, job: str) -> StoredPlan | None:
 
 
 def document_id(source: str, start: int) -> bytes:
-    """The stable id of a document, 16 bytes: xxh3_128 of its source name, a NUL, and its first byte or row there.
+    """The stable id of a document, 16 bytes: xxh3_128 of its source name, a NUL, and its first byte or row.
 
-    Its end is no part of the id: an edited text file keeps its id, and its split.
+    The id does not depend on the document's end: an edited text file keeps its id and its split.
     """
     return xxhash.xxh3_128_digest(f"{source}\0{start}".encode())
 

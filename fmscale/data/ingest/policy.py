@@ -1,4 +1,4 @@
-"""The tokenizer of a job and the tokens around its documents: the dataset's own, or as the user asked."""
+"""The tokenizer of a job and the tokens around its documents: from the dataset, or from the user."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ class IngestPolicy:
     """Decisions before a job's plan is made."""
 
     tokenizer: Tokenizer | None
-    """The tokenizer, or None while it is to be trained."""
+    """The tokenizer, or None before its training."""
     name: str
-    """Name of the tokenizer in the plan: its digest, or `bpe:N` while it is to be trained."""
+    """Name of the tokenizer in the plan: its digest, or `bpe:N` before its training."""
     bos: bool
     """True if a BOS token stands before each document."""
     eos: bool
@@ -69,15 +69,15 @@ def _of_dataset(
             remedy="Ingest text into a dataset of another name.",
         )
     _check_spec(commits, last.tokenizer, spec)
-    for name, asked, number in (("BOS", bos, last.bos), ("EOS", eos, last.eos)):
-        if asked is not None and asked != (number is not None):
+    for name, choice, number in (("BOS", bos, last.bos), ("EOS", eos, last.eos)):
+        if choice is not None and choice != (number is not None):
             raise DataError(
-                f"The documents of the dataset have {'no ' if asked else 'a '}{name} token",
-                found=f"--{'' if asked else 'no-'}{name.lower()}",
+                f"The documents of the dataset have {'no ' if choice else 'a '}{name} token",
+                found=f"--{'' if choice else 'no-'}{name.lower()}",
                 remedy="Leave the option out, or ingest into a dataset of another name.",
             )
     tokenizer = from_json(stored.load_tokenizer(backend, last.tokenizer), f"tokenizer {last.tokenizer}")
-    # A tokenizer.json alone may not tell its BOS and EOS.
+    # A tokenizer.json alone may not name its BOS and EOS.
     tokenizer.bos_id, tokenizer.eos_id = last.bos, last.eos
     bos, eos = last.bos is not None, last.eos is not None
     return IngestPolicy(tokenizer=tokenizer, name=last.tokenizer, bos=bos, eos=eos)
@@ -88,14 +88,14 @@ def _check_spec(commits: Sequence[Commit], digest: str, spec: str | None) -> Non
     if spec is None:
         return
     if bpe_size(spec):
-        found = f"{spec}, to be trained anew"
+        tokenizer = f"{spec}, to be trained anew"
         same = any(commit.body["extra"].get("ingest", {}).get("tokenizer") == spec for commit in commits)
     else:
-        found = load_tokenizer(spec).digest
-        same = found == digest
+        tokenizer = load_tokenizer(spec).digest
+        same = tokenizer == digest
     if not same:
         raise DataError(
             f"The dataset has another tokenizer, {digest}",
-            found=found,
+            found=tokenizer,
             remedy="Leave --tokenizer out to use the dataset's own, or name another dataset.",
         )

@@ -1,7 +1,7 @@
 """The process that reads tables: `python -m fmscale.data.ingest.reader`, started by `apart`.
 
-Each line of its standard input asks for one chunk of documents: the first of the part in the line, or, by an empty
-message, the next of the same part. It answers with a line of JSON and the texts, and ends with its input.
+Each line of its standard input requests one chunk of documents: the first chunk of the part in the line, or, with an
+empty message, the next chunk of that part. It answers with a line of JSON and the texts, and ends with its input.
 """
 
 import os
@@ -19,7 +19,7 @@ from fmscale.data.ingest.sources import File
 
 CHUNK_BYTES = 1 << 20
 CHUNK_ITEMS = 1024
-"""Size of a chunk: a round trip of 0.1 ms is nothing beside the 0.5 s in which a MB is tokenized."""
+"""Size of a chunk: a round trip takes 0.1 ms, and the tokenizer needs 0.5 s for a MB."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The outcome of a work unit: its sealed segments and the input it passed over, as JSON on the store.
+"""The outcome of a work unit: its sealed segments and the input that it passed over, as JSON on the store.
 
 The record is a unit's last object, after the seals: a unit without a record is still to be done. Records of an
 earlier, killed run keep their counts, so that a job's totals are the same in every case.
@@ -6,8 +6,8 @@ earlier, killed run keep their counts, so that a job's totals are the same in ev
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import TypedDict
 
 from fmscale.errors import DataError
 from fmscale.store.backends.protocol import Backend
@@ -17,7 +17,7 @@ from fmscale.store.segments.seal import SealInfo, check_version
 FORMAT_VERSION = 1
 
 FIRST_NAMES = 5
-"""Names kept of the input skipped for a reason; the rest is only counted."""
+"""Names kept of the input skipped for a reason; further input is only counted."""
 
 NAME_CHARACTERS = 300
 """Longest kept name; the rest is cut off."""
@@ -27,50 +27,42 @@ BAD = {
     "broken": "broken: a record or file that cannot be read, or without text in the field",
     "name": "under a name that is not UTF-8 or that stores cannot keep",
 }
-"""Reasons that mean damage, an error with `--strict`, as people read them. The other reasons (binary, empty, hidden,
+"""Reasons that mean damage, an error with `--strict`, with words for people. The other reasons (binary, empty, hidden,
 vcs, link, special, store, metadata) are choices that `sources` documents."""
 
 
-@dataclass
-class SkippedInput:
-    """Input that was passed over, by reason: its count, and the first names."""
+class SkippedNames(TypedDict):
+    """Input that was passed over for a reason."""
 
-    counts: dict[str, int] = field(default_factory=dict)
-    first: dict[str, list[str]] = field(default_factory=dict)
+    count: int
+    first: list[str]
+
+
+class SkippedInput(dict[str, SkippedNames]):
+    """Input that was passed over, by reason: its count and the first names. Its items are its JSON."""
 
     def add(self, reason: str, name: str) -> None:
         """Count input that was passed over."""
-        self.counts[reason] = self.counts.get(reason, 0) + 1
-        names = self.first.setdefault(reason, [])
-        if len(names) < FIRST_NAMES:
-            names.append(name[:NAME_CHARACTERS])
+        self.merge({reason: {"count": 1, "first": [name[:NAME_CHARACTERS]]}})
 
-    def merge(self, other: "SkippedInput") -> None:
+    def merge(self, other: Mapping[str, SkippedNames]) -> None:
         """Count the input that a later part of the job passed over."""
-        for reason, count in other.counts.items():
-            self.counts[reason] = self.counts.get(reason, 0) + count
-            names = self.first.setdefault(reason, [])
-            names.extend(other.first[reason][: FIRST_NAMES - len(names)])
+        for reason, more in other.items():
+            entry = self.setdefault(reason, {"count": 0, "first": []})
+            entry["count"] += more["count"]
+            entry["first"] += more["first"][: FIRST_NAMES - len(entry["first"])]
 
-    def to_json(self) -> dict[str, Any]:
-        """JSON for a record, a commit or a table."""
-        return {reason: {"count": n, "first": self.first[reason]} for reason, n in sorted(self.counts.items())}
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "SkippedInput":
-        """Value with the JSON of `to_json`."""
-        return cls(
-            counts={reason: entry["count"] for reason, entry in content.items()},
-            first={reason: list(entry["first"]) for reason, entry in content.items()},
-        )
+    def counted(self) -> str:
+        """The count of each reason, in words for an error."""
+        return ", ".join(f"{self[reason]['count']} {reason}" for reason in sorted(self))
 
     def refuse_bad(self) -> None:
         """Raise DataError if damaged input was passed over (`--strict`)."""
         for reason, explained in BAD.items():
-            if self.counts.get(reason):
+            if bad := self.get(reason):
                 raise DataError(
                     f"Some of the input is {explained}",
-                    found=", ".join(self.first[reason]) + (" …" if self.counts[reason] > FIRST_NAMES else ""),
+                    found=", ".join(bad["first"]) + (" …" if bad["count"] > FIRST_NAMES else ""),
                     remedy="Repair or leave out what is named, or run without --strict to skip it.",
                 )
 
@@ -92,16 +84,16 @@ class UnitRecord:
 
     def encode(self) -> bytes:
         """Canonical JSON text of the record."""
-        return canonical_json({"format_version": FORMAT_VERSION, **asdict(self), "skipped": self.skipped.to_json()})
+        return canonical_json({"format_version": FORMAT_VERSION, **asdict(self)})
 
 
 def decode_record(data: bytes) -> UnitRecord:
     """The record of a JSON text. Raises FormatError for a later format_version."""
     content = json.loads(data)
-    check_version(content, "the record of a work unit")
+    check_version(content, "the record of a work unit", FORMAT_VERSION)
     del content["format_version"]
     content["seals"] = {split: SealInfo(**seal) for split, seal in content["seals"].items()}
-    content["skipped"] = SkippedInput.from_json(content["skipped"])
+    content["skipped"] = SkippedInput(content["skipped"])
     return UnitRecord(**content)
 
 
@@ -117,9 +109,8 @@ def finished_units(backend: Backend, dataset: str, job: str) -> set[int]:
 
 
 def total(records: Iterable[UnitRecord], listed: SkippedInput) -> SkippedInput:
-    """Input that a whole job passed over: at listing, then unit by unit."""
+    """Input that a whole job passed over: first at the listing, then unit by unit."""
     sum_ = SkippedInput()
-    sum_.merge(listed)
-    for record in records:
-        sum_.merge(record.skipped)
+    for skipped in (listed, *(record.skipped for record in records)):
+        sum_.merge(skipped)
     return sum_

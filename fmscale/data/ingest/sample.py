@@ -19,25 +19,25 @@ PART_BYTES = 1 << 20
 
 LEAST_BYTES = 8 << 20
 BYTES_PER_TOKEN = 1 << 10
-"""Sample for each entry of the vocabulary; it has 8 MiB at least, on which training takes 8 s on two cores (28 MiB:
-45 s).
+"""Bytes of the sample for each entry of the vocabulary. The sample has 8 MiB at least: training then takes 8 s on two
+cores (28 MiB: 45 s).
 """
 
 
 def sample(plan: IngestPlan, roots: Sequence[str], vocab_size: int) -> Iterator[str]:
-    """Texts to train a vocabulary of that size, without held-out documents and damaged input."""
+    """Texts to train `vocab_size` entries, without held-out documents and damaged input."""
     parts = [work for unit in group(plan.files, PART_BYTES) for work in unit]
     left = max(LEAST_BYTES, vocab_size * BYTES_PER_TOKEN)
     with closing(Reading(roots, plan.options.field)) as reading:
         for work in sorted(parts, key=_place):
-            taken = 0
+            size = 0
             for text in _texts(work, plan, reading):
-                part = text[: PART_BYTES - taken]
+                part = text[: PART_BYTES - size]
                 yield part
-                taken += len(part.encode())
-                if taken >= PART_BYTES:
+                size += len(part.encode())
+                if size >= PART_BYTES:
                     break
-            left -= taken
+            left -= size
             if left <= 0:
                 return
 

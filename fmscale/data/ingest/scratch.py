@@ -28,7 +28,7 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
             lock = (folder / f"{LOCK}.new").open("wb")
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            (folder / f"{LOCK}.new").rename(folder / LOCK)  # never seen without its holder
+            (folder / f"{LOCK}.new").rename(folder / LOCK)  # other processes see it locked only
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

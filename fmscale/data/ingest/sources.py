@@ -1,9 +1,9 @@
 """The inputs: paths, folders, globs and URLs become one sorted listing of files.
 
-Passed over inside folders, and counted by reason, are: hidden files and folders, folders of version control, files
-with the extension of a binary format, links to folders (they could lead in circles) and to nothing, special files,
-the descriptions and caches in a folder that Hugging Face's `save_to_disk` wrote, and the store itself if it lies among
-its inputs. An argument that names a file takes it even if it is hidden.
+The listing of a folder passes over and counts by reason: hidden files and folders, folders of version control, files
+with the extension of a binary format, links to folders (they could lead in circles), broken links, special files, the
+descriptions and caches in a folder that Hugging Face's `save_to_disk` wrote, and the store itself. An argument that
+names a file takes it even if it is hidden.
 
 A file's *source name* is its path below the deepest folder that all arguments share: moving or copying the
 whole tree changes no name, and so no document id.
@@ -35,7 +35,7 @@ GLOB = re.compile(r"[*\[?]")
 
 @dataclass(frozen=True, kw_only=True)
 class Root:
-    """Place of an argument's files, and which of them it means."""
+    """Folder of an argument's files, and the choice among its files."""
 
     url: str
     """Folder of this machine (an absolute path), or a store's URL."""
@@ -46,7 +46,7 @@ class Root:
 
     @property
     def segments(self) -> tuple[str, ...]:
-        """The folder as names from the top, to find the folder that arguments share."""
+        """Names of the folder from the top, to find the folder that arguments share."""
         if "://" not in self.url:
             return ("file", *Path(self.url).parts)
         place = parse_url(self.url)
@@ -65,7 +65,7 @@ class File:
     changed: int
     """Time of the last change in milliseconds, by the clock of its store or file system."""
     format: str
-    """text, jsonl, json, parquet or arrow; empty while its first bytes are to decide."""
+    """text, jsonl, json, parquet or arrow; empty until its first bytes decide."""
     root: int
     """Number of its argument's root."""
     name: str
@@ -80,13 +80,13 @@ class Listing:
     files: tuple[File, ...]
     skipped: SkippedInput
     guessed: SkippedInput = field(default_factory=SkippedInput)
-    """Files whose first bytes decided, by format."""
+    """Files whose first bytes decided the format, by format."""
 
 
 def list_sources(arguments: Sequence[str], *, format: str = "auto", store: str = "") -> Listing:
     """List the files of the arguments; a file of several arguments is listed once.
 
-    `store` is the folder of a local store, to be passed over. Raises ConfigError for a path that does not exist,
+    The listing passes over `store`, the folder of a local store. Raises ConfigError for a path that does not exist,
     DataError if no file is left, and the errors of stores.
     """
     roots = tuple(dict.fromkeys(_parse_argument(argument) for argument in sorted(set(arguments))))
@@ -121,16 +121,15 @@ def list_sources(arguments: Sequence[str], *, format: str = "auto", store: str =
 def require_files(files: Sequence[File], arguments: Sequence[str], skipped: SkippedInput) -> None:
     """Raise DataError for an empty list."""
     if not files:
-        counts = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.counts.items()))
         raise DataError(
             "There is nothing to ingest",
-            found=f"{', '.join(arguments)} (skipped: {counts or 'nothing'})",
+            found=f"{', '.join(arguments)} (skipped: {skipped.counted() or 'nothing'})",
             remedy="Name files or folders that hold text, JSON, Parquet or Arrow.",
         )
 
 
 def _metadata(files: Mapping[str, File]) -> list[str]:
-    """Descriptions and caches of mappings that Hugging Face's `save_to_disk` puts beside its Arrow files."""
+    """Descriptions and caches that Hugging Face's `save_to_disk` puts beside its Arrow files."""
     tables = {source.rpartition("/")[0] for source in files if source.endswith(".arrow")}
     folders = {folder for folder in tables if posixpath.join(folder, "dataset_info.json") in files}
     above = {folder.rpartition("/")[0] for folder in folders if folder}
@@ -162,7 +161,7 @@ def _parse_argument(argument: str) -> Root:
 
 
 def _split_glob(parts: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
-    """The names in front of the first that is a glob, and the names from there on."""
+    """The names before the first glob, and the names from that glob on."""
     first = next((i for i, part in enumerate(parts) if GLOB.search(part)), len(parts))
     return parts[:first], parts[first:]
 
@@ -270,7 +269,7 @@ def _is_key(name: str) -> bool:
 
 
 def _matcher(pattern: str) -> Callable[[str], bool]:
-    """The test of a name by a glob: `**` stands for any number of folders, `*` stays in a folder."""
+    """A function that tests a name by a glob: `**` stands for any number of folders, `*` stays in a folder."""
     parts = tuple(pattern.split("/"))
     return (lambda name: _matches(tuple(name.split("/")), parts)) if pattern else (lambda _: True)
 

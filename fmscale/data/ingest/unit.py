@@ -51,7 +51,7 @@ Advance = Callable[[int], object]
 
 
 class UnitWriter:
-    """Does units of a job, the only writer of its process. Opens the store, plan and tokenizer once."""
+    """Does units of a job; a process has one writer. Opens the store, plan and tokenizer once."""
 
     def __init__(self, task: UnitTask) -> None:
         self.task = task
@@ -74,7 +74,7 @@ class UnitWriter:
         self._reading.close()
 
     def run(self, unit: int, advance: Advance) -> UnitRecord:
-        """Do a unit: it is sealed and recorded on return. Raises the errors of reading and storing."""
+        """Do a unit: on return it is sealed and recorded. Raises the errors of reading and storing."""
         skipped = SkippedInput()
         dtype = dtype_of(self._tokenizer)
         writers: dict[str, TokenSegmentWriter] = {}
@@ -110,7 +110,7 @@ class UnitWriter:
     def _batches(
         self, works: list[Work], skipped: SkippedInput, advance: Advance
     ) -> Iterator[list[tuple[str, RawDocument]]]:
-        """Documents of the unit in order with their source names."""
+        """Documents of the unit in order, with their source names, in batches."""
         batch: list[tuple[str, RawDocument]] = []
         size = 0
         for work in works:
@@ -126,7 +126,7 @@ class UnitWriter:
             yield batch
 
     def _documents(self, work: Work, skipped: SkippedInput) -> Iterator[RawDocument]:
-        """Documents of a part; input without a document is counted, or an error with `strict`."""
+        """Documents of a part. Input without a document is counted; with `strict`, damaged input is an error."""
         for item in self._reading.documents(work):
             if isinstance(item, RawDocument) and item.text:
                 yield item

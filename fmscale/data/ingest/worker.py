@@ -1,7 +1,7 @@
 """A writer as a process: `python -m fmscale.data.ingest.worker`, started by `workers`.
 
 It reads lines of JSON from standard input (first the task, then unit numbers) and answers on standard output. On
-SIGTERM it deletes unfinished segments and ends. At the end of its input (its parent died) it ends at once.
+SIGTERM it deletes unfinished segments and ends. It ends at once at the end of its input, because its parent has died.
 """
 
 import os

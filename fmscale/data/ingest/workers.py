@@ -1,8 +1,8 @@
 """Local writers: processes that get one unit after another.
 
-They are processes because reading, decoding and the table of words hold the interpreter's lock. They are started
-anew (not forked) and talk over pipes: a caller's `__main__` never runs again, and the library `tokenizers` never
-meets a fork.
+Writers are processes because reading, decoding and the table of words hold the interpreter's lock. They start
+without a fork and communicate over pipes: a caller's `__main__` never runs a second time, and the library
+`tokenizers` never runs in a forked process.
 """
 
 import queue
@@ -21,20 +21,21 @@ from fmscale.data.ingest.scratch import sweep
 from fmscale.data.ingest.unit import UnitTask
 
 END_SECONDS = 10.0
-"""Time for a process to end when asked: it may be in the middle of a write."""
+"""Time for a process to end after SIGTERM: it may be in the middle of a write."""
 
 
 def run_processes(job: IngestJob, count: int) -> None:
     """Do the pending units in `count` processes.
 
-    Raises the first error that a process reports, with its unit, or RankError if a process dies. Units that are
-    sealed by then stay; the other processes are ended.
+    Raises the first error that a process reports, with its unit, or RankError if a process dies. Units that were
+    sealed before stay, and the other processes end.
     """
     answers: queue.SimpleQueue[tuple[_Process, Message | None]] = queue.SimpleQueue()
     waiting = job.pending[::-1]
     processes: list[_Process] = []
     try:
-        processes = [_Process(job.task, answers) for _ in range(count)]
+        for _ in range(count):
+            processes.append(_Process(job.task, answers))  # one by one: after a failed start the earlier processes end
         left = len(waiting)
         while left:
             process, message = answers.get()
@@ -66,30 +67,30 @@ class _Process:
     def __init__(self, task: UnitTask, answers: "queue.SimpleQueue[tuple[_Process, Message | None]]") -> None:
         self.unit: int | None = None
         self._answers = answers
-        # One process a core: threads inside each would only take turns.
+        # One process a core: threads inside a process would only take turns.
         self.popen = start("worker", {"TOKENIZERS_PARALLELISM": "false"})
         self._thread = threading.Thread(target=self._receive, daemon=True)
         self._thread.start()
         self._send(asdict(task))
 
     def give(self, unit: int | None) -> None:
-        """Let it do this unit next; None if no unit is left."""
+        """Give the writer its next unit; None if no unit is left."""
         self.unit = unit
         if unit is not None:
             self._send({"unit": unit})
 
     def stop(self) -> None:
-        """Let it clean up and end."""
+        """Let the writer clean up and end."""
         self._send({"unit": None})
         self.popen.wait()
 
     def end(self, deadline: float) -> None:
-        """Wait for its end until the deadline, then kill it."""
+        """Wait for the writer's end until the deadline, then kill it."""
         with suppress(subprocess.TimeoutExpired):
             self.popen.wait(max(0.0, deadline - time.monotonic()))
         self.popen.kill()
         self._thread.join()
-        with suppress(BrokenPipeError), self.popen:  # which closes its pipes
+        with suppress(BrokenPipeError), self.popen:  # `with` closes the pipes
             self.popen.wait()
 
     def _send(self, message: Message) -> None:

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from fmscale.errors import ConfigError
 
 U64 = NDArray[np.uint64]
-"""One-dimensional array of unsigned 64-bit integers; functions that say so take one entry for all."""
+"""One-dimensional array of unsigned 64-bit integers; some functions also take a single entry for all numbers."""
 
 NamedTupleT = TypeVar("NamedTupleT", bound=tuple[Any, ...])
 
 MAX_DOMAIN = 2**62
 """Largest n; keeps left_size · 2^32 and every sum below 2^64."""
 ROUNDS = 8
-"""Feistel rounds; 8 is what Grain's header recommends for its index shuffle (it runs 4)."""
+"""Feistel rounds: Grain's header recommends 8 for its index shuffle (and runs 4)."""
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _S27, _S30, _S31, _S32 = np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(32)
@@ -37,20 +37,15 @@ def mix(x: U64) -> U64:
     return mixed
 
 
-def mix_int(x: int) -> int:
-    """`mix` of one Python integer below 2^64."""
-    return int(mix(np.array([x], dtype=np.uint64))[0])
-
-
 # Two odd multipliers a round: the SplitMix64 stream that starts at 0.
-_MULTIPLIERS = mix(np.arange(1, 2 * ROUNDS + 1, dtype=np.uint64) * _GAMMA) | np.uint64(1)
+_MULTIPLIERS = tuple(mix(np.arange(1, 2 * ROUNDS + 1, dtype=np.uint64) * _GAMMA) | np.uint64(1))
 
 
 def seed_key(seed: int) -> int:
     """Key of a source: mix(seed). Raises ConfigError unless 0 <= seed < 2^64."""
     if not 0 <= seed < 2**64:
         raise ConfigError("a seed is a number of 64 bits", found=seed, remedy="Use 0 <= seed < 2^64.")
-    return mix_int(seed)
+    return int(mix(np.array([seed], dtype=np.uint64))[0])
 
 
 def epoch_key(source_key: U64, epoch: U64) -> U64:
@@ -67,10 +62,10 @@ def stream_key(key: U64, number: U64) -> U64:
 
 
 class Domain(NamedTuple):
-    """Sizes of permutations: one entry, or one for each number permuted."""
+    """Sizes of permutations: a single entry, or an entry for each number."""
 
     n: U64
-    """Numbers permuted: {0 … n−1}."""
+    """Count of the numbers {0 … n−1}."""
     left: U64
     """Rows of the grid."""
     right: U64
@@ -81,8 +76,8 @@ class Domain(NamedTuple):
 def domain(n: int) -> Domain:
     """The grid for n numbers, 1 <= n <= 2^62.
 
-    Of the 32 row counts from ⌈√n⌉ on (never so many that a single column is left) it takes the count that wastes fewest
-    cells, and the smallest of equals.
+    Of the 32 row counts from ⌈√n⌉ on (without counts that leave a single column) it takes the count that wastes fewest
+    cells, and the smallest of equal counts.
     """
     if not 1 <= n <= MAX_DOMAIN:
         raise ValueError(f"a permutation needs 1 <= n <= 2^62, found {n}")
@@ -93,12 +88,12 @@ def domain(n: int) -> Domain:
 
 
 def permute(x: U64, n: int | Domain, key: U64 | int, *, inverse: bool = False) -> U64:
-    """The places that numbers x < n take in the permutation named by `key`.
+    """The places of numbers x < n in the permutation that `key` names.
 
-    `key` and the fields of a `Domain` have one entry, or one for each number, which is then permuted on its own. x and
+    `key` and the fields of a `Domain` have a single entry, or for each number the entry of its own permutation. x and
     the result are one-dimensional.
     """
-    # Arrays of one instead of scalars: numpy warns when a scalar wraps.
+    # Arrays of one entry instead of scalars: numpy warns when a scalar wraps.
     sizes = Domain(*map(np.atleast_1d, domain(n) if isinstance(n, int) else n))
     keys = np.atleast_1d(np.asarray(key, dtype=np.uint64))
     out = _network(x, sizes, keys, inverse)
@@ -117,7 +112,7 @@ def unpermute(x: U64, n: int | Domain, key: U64 | int) -> U64:
 
 
 def select(fields: NamedTupleT, which: NDArray[np.intp] | NDArray[np.bool_]) -> NamedTupleT:
-    """The entries `which` of every field; a field of one entry stands for all and is kept."""
+    """The entries `which` of every field; a field of a single entry holds for all numbers and stays."""
     return type(fields)(*(field if np.size(field) == 1 else field[which] for field in fields))
 
 

@@ -1,7 +1,7 @@
 """Mixture of sources: sample of a stage → source and number of the sample there, and back.
 
-The sources are the leaves of a Huffman tree over their weights. A node with weight W hands its samples r = 0, 1 … to
-its two sides so that of the first r the left side, with weight V, has ⌊(r·V + ⌊W/2⌋)/W⌋ (docs/order.md, "Mixtures").
+The sources are the leaves of a Huffman tree over their weights. A node with weight W deals its samples r = 0, 1 … to
+its two sides so that the left side, with weight V, has ⌊(r·V + ⌊W/2⌋)/W⌋ of the first r (docs/order.md, "Mixtures").
 """
 
 import heapq
@@ -19,9 +19,9 @@ WEIGHT_ONE = 2**32
 
 
 def integer_weights(weights: Sequence[float]) -> tuple[int, ...]:
-    """Weights in proportion to these, as positive integers with the sum 2^32 (largest remainder, then first).
+    """Positive integers in proportion to `weights`, with the sum 2^32 (largest remainder, then first).
 
-    Raises ConfigError for an empty list, and for a weight that is not positive and finite or comes to 0.
+    Raises ConfigError for an empty list, and for a weight that is not positive, not finite, or rounded to 0.
     """
     total = sum(weights)
     if not weights or not 0 < min(weights) <= total < float("inf"):
@@ -97,7 +97,7 @@ class Mixture:
 
 
 def _deal(node: _Node | int, r: U64, which: NDArray[np.intp], source: NDArray[np.intp], number: U64) -> None:
-    """Write source and number of the samples `which`, of which the node gets its samples r."""
+    """Write source and number of the samples `which`; `r` has their numbers among the node's samples."""
     if isinstance(node, int):
         source[which] = node
         number[which] = r
@@ -110,10 +110,10 @@ def _deal(node: _Node | int, r: U64, which: NDArray[np.intp], source: NDArray[np
     # The left side gets sample r if c(r + 1) > c(r).
     is_left = part - count * weight + share >= weight
     count += whole * share
-    for side, mine in ((node.left, np.flatnonzero(is_left)), (node.right, np.flatnonzero(~is_left))):
-        if mine.size:
-            rank = count[mine] if side is node.left else r[mine] - count[mine]
-            _deal(side, rank, which[mine], source, number)
+    for side, members in ((node.left, np.flatnonzero(is_left)), (node.right, np.flatnonzero(~is_left))):
+        if members.size:
+            rank = count[members] if side is node.left else r[members] - count[members]
+            _deal(side, rank, which[members], source, number)
 
 
 def _rank(node: _Node, is_left: bool, number: U64) -> U64:
@@ -132,7 +132,7 @@ def _rank(node: _Node, is_left: bool, number: U64) -> U64:
 
 
 def _offset(node: _Node | int, source: int, number: U64) -> U64 | None:
-    """Numbers, among the node's samples, of the samples `number` of a source; None if the source is not below."""
+    """Numbers, among the node's samples, of the samples `number` of a source; None if it is not below the node."""
     if isinstance(node, int):
         return number if node == source else None
     for side, is_left in ((node.left, True), (node.right, False)):

@@ -1,7 +1,7 @@
 """Order of one view: position → row for any epoch, and row → position, both in constant time.
 
-docs/order.md, "Windows and lanes", has the construction, whose letters the code takes: W units a window, L lanes and K
-windows, σ from a place of an epoch to a row, a hole or an empty cell.
+docs/order.md, "Windows and lanes", describes the construction. The code uses its letters: W units a window, L lanes, K
+windows, and the function σ from a place of an epoch to a row, a hole or an empty cell.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from fmscale.data.order.units import CommitTable, Units, cell_id
 ORDER_VERSION = 1
 """Version of this construction; part of every view. Golden vectors: tests/fixtures/order_v1.json."""
 MAX_LANES = 1024
-"""Most lanes: more than nodes that will ever share a window."""
+"""Most lanes: more than the nodes that will ever share a window."""
 Lanes = NDArray[np.uint32]
 _LANE_BITS = np.uint64(10)
 _ZERO, _ONE = np.array([0], dtype=np.uint64), np.array([1], dtype=np.uint64)
@@ -24,7 +24,7 @@ _REVERSED = np.array([int(f"{i:010b}"[::-1], 2) for i in range(MAX_LANES)], dtyp
 
 
 class Constants(NamedTuple):
-    """Numbers of an order: arrays of one entry, or of one for each position where there are several orders."""
+    """Numbers of an order: arrays of a single entry or, for several orders, of an entry for each position."""
 
     rows: U64
     units: U64
@@ -61,7 +61,7 @@ class Constants(NamedTuple):
 
 
 class Order:
-    """The order of one view under one seed. Holds a few words a commit, nothing that grows with rows."""
+    """The order of one view under one seed. Takes a few words a commit, whatever the number of rows."""
 
     def __init__(self, units: Units, seed: int, window: int = 2048) -> None:
         """`window` is W in units, at least 1."""
@@ -82,16 +82,8 @@ class Order:
         scalars = np.array([[*numbers, lanes.bit_length() - 1, lanes - 1]], dtype=np.uint64).T
         self.constants = Constants(*[*scalars, *regular, *final, *over_units[1:], _ZERO])
 
-    def rows(self, positions: U64) -> tuple[U64, Lanes]:
-        """(row id, lane uint32) of positions of any epoch: position P is number P mod N of epoch ⌊P/N⌋.
-
-        One-dimensional arrays here and below.
-        """
-        row, lane, _ = _forward(self.constants, self.units.commits, np.asarray(positions, dtype=np.uint64))
-        return row, lane
-
     def position(self, row: U64, epoch: U64 | int) -> U64:
-        """Positions of rows in an epoch, one for all or one for each row: the inverse of `rows`."""
+        """Positions of rows, in a single epoch or in an epoch for each row: the inverse of `Orders.rows`."""
         c = self.constants
         x = np.array(row, dtype=np.uint64)
         epochs = np.atleast_1d(np.asarray(epoch, dtype=np.uint64))
@@ -103,7 +95,7 @@ class Order:
         return x + epochs * c.rows
 
     def windows_of(self, unit: U64, epoch: U64 | int) -> tuple[U64, U64]:
-        """First position of the window that reads each unit in an epoch, and the first after that window."""
+        """First position of the window that reads each unit in an epoch, and the first position after it."""
         c = self.constants
         epochs = np.atleast_1d(np.asarray(epoch, dtype=np.uint64))
         key = stream_key(epoch_key(c.key, epochs), _ZERO)
@@ -117,8 +109,8 @@ class Order:
         """First positions >= `position` at which units may be read: `position` itself inside the unit's window, else
         the start of its window, in this epoch or the next.
 
-        Rows that take the place of a hole (fewer than b a commit, plus L) may be read earlier: that costs a second
-        fetch, never an error.
+        Rows that take the place of a hole (fewer than b a commit, plus L) may be read earlier: this costs a second
+        fetch and never causes an error.
         """
         epoch = position // self.units.N
         now = np.uint64(position)
@@ -149,7 +141,7 @@ class Orders:
     """Several orders evaluated in one pass, so that a mixture costs as much as a single source."""
 
     def __init__(self, orders: Sequence[Order]) -> None:
-        """The orders, in the sequence in which `rows` numbers them."""
+        """`orders` in the sequence of their numbers in `rows`."""
         self.orders = tuple(orders)
         ends = np.cumsum([order.units.n for order in orders], dtype=np.uint64)
         constants: list[Constants] = []
@@ -162,8 +154,16 @@ class Orders:
         self._constants = Constants(*(np.concatenate(column) for column in zip(*constants, strict=True)))
 
     def rows(self, source: np.ndarray, positions: U64) -> tuple[U64, Lanes, U64]:
-        """(row id, lane uint32, epoch) of positions, each of the order that `source` numbers."""
-        return _forward(self._of(source), self._table, positions)
+        """(row id, lane uint32, epoch) of positions, each of the order that `source` numbers: position P is number
+        P mod N of epoch ⌊P/N⌋. One-dimensional arrays.
+        """
+        c = self._of(source)
+        epoch = positions // c.rows
+        key = epoch_key(c.key, epoch)
+        if c.key.size == 1 and key.size and (epoch == epoch[0]).all():
+            key = key[:1]
+        row, lane = _first_return(c, self._table, positions - epoch * c.rows, key)
+        return row, lane, epoch
 
     def following(self, source: np.ndarray, row: U64, epoch: U64) -> U64:
         """The rows to which σ leads from each row, in the given epoch: the walk past banned rows."""
@@ -174,15 +174,6 @@ class Orders:
         if len(self.orders) == 1:
             return self._constants
         return Constants(*(column.take(source) for column in self._constants))
-
-
-def _forward(c: Constants, table: CommitTable, position: U64) -> tuple[U64, Lanes, U64]:
-    epoch = position // c.rows
-    key = epoch_key(c.key, epoch)
-    if c.key.size == 1 and key.size and (epoch == epoch[0]).all():
-        key = key[:1]
-    row, lane = _first_return(c, table, position - epoch * c.rows, key)
-    return row, lane, epoch
 
 
 def _first_return(c: Constants, table: CommitTable, x: U64, key: U64) -> tuple[U64, Lanes]:

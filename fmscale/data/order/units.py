@@ -1,6 +1,6 @@
 """Rows of a view in units of b rows, and the numbering that makes every commit end in a whole unit.
 
-docs/order.md, "Units and holes", has the numbering and its letters: n units of b cells, N rows, H(u) holes before u.
+docs/order.md, "Units and holes", explains the numbering and letters: n units of b cells, N rows, H(u) holes before u.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ _FIRST = np.zeros(1, dtype=np.int64)
 
 
 class CommitTable(NamedTuple):
-    """Columns of the commits that have rows; of several sources, one source after the other."""
+    """Columns of the commits with rows; for several sources, one source after another."""
 
     unit_ends: U64
-    """First unit after the commit (units of the sources before it counted in)."""
+    """First unit after the commit, counted from the first source on."""
     holes_before: U64
     """H at the first unit of the commit, within its source."""
     last_rows: U64
@@ -27,7 +27,7 @@ class CommitTable(NamedTuple):
 
 def cell_id(table: CommitTable, first_unit: U64, b: U64, rows: U64, unit: U64, offset: U64) -> U64:
     """Ids of cells (unit, offset). `first_unit` is the source's first unit in the table, `rows` its N; both and b have
-    one entry, or one for each cell.
+    a single entry, or an entry for each cell.
     """
     id: U64 = unit * b
     id += offset
@@ -35,7 +35,7 @@ def cell_id(table: CommitTable, first_unit: U64, b: U64, rows: U64, unit: U64, o
     after += np.uint64(1)
     place = _FIRST if len(table.unit_ends) == 1 else np.searchsorted(table.unit_ends, after, side="left")
     id -= table.holes_before[place]
-    # Only the last unit of a commit has holes: one in millions in a large view.
+    # Only the last unit of a commit has holes: one unit in millions in a large view.
     last = np.flatnonzero(after == table.unit_ends[place])
     if last.size:
         at = np.broadcast_to(place, id.shape)[last]
@@ -50,30 +50,21 @@ class Units:
     """The units of one view."""
 
     def __init__(self, rows_per_commit: Sequence[int], rows_per_unit: int) -> None:
-        """Rows of each commit, in commit order, 0 or more; and b, 1 or more.
+        """`rows_per_commit`: 0 or more rows for each commit, in commit order. `rows_per_unit`: b, 1 or more.
 
-        Raises DataError if there is no row at all, or if n · b exceeds 2^62.
+        Raises DataError if no commit has a row, or if n · b exceeds 2^62.
         """
         self.rows_per_commit = tuple(int(rows) for rows in rows_per_commit)
         """Rows of each commit."""
         self.b = int(rows_per_unit)
         """Rows of a full unit."""
-        columns: list[tuple[int, int, int]] = []
-        row_ends: list[int] = []
-        filled: list[int] = []
-        units = rows_so_far = 0
-        for commit, rows in enumerate(self.rows_per_commit):
-            if rows == 0:
-                continue
-            holes = units * self.b - rows_so_far
-            units += -(-rows // self.b)
-            rows_so_far += rows
-            columns.append((units, holes, (rows - 1) % self.b + 1))
-            row_ends.append(rows_so_far)
-            filled.append(commit)
-        self.N = rows_so_far
+        self._filled = np.flatnonzero(self.rows_per_commit)
+        # Python integers, because the check of the size comes below.
+        rows = np.array(self.rows_per_commit, dtype=object)[self._filled]
+        units = -(-rows // self.b)
+        self.N = int(rows.sum())
         """Rows."""
-        self.n = units
+        self.n = int(units.sum())
         """Units."""
         if not self.N:
             raise DataError(
@@ -83,16 +74,18 @@ class Units:
             )
         if self.n * self.b > MAX_DOMAIN:
             raise DataError("the view has too many rows", found=self.N, remedy="At most 2^62 are possible.")
-        self.commits = CommitTable(*np.array(columns, dtype=np.uint64).T.copy())
+        unit_ends, row_ends = units.cumsum(), rows.cumsum()
+        holes = (unit_ends - units) * self.b - (row_ends - rows)
+        columns = (unit_ends, holes, (rows - 1) % self.b + 1)
+        self.commits = CommitTable(*(column.astype(np.uint64) for column in columns))
         """The commits that have rows."""
-        self.row_ends = np.array(row_ends, dtype=np.uint64)
-        """First row after each of them."""
-        self._filled = np.array(filled)
+        self.row_ends = row_ends.astype(np.uint64)
+        """First row after each commit with rows."""
 
     def span(self, unit: int) -> tuple[int, int, int]:
         """A unit's commit (index into `rows_per_commit`), its first row inside that commit and its number of rows.
 
-        Plain integers: each unit that is read asks for them.
+        Plain integers, because every read of a unit calls this.
         """
         ends = self.commits.unit_ends
         place = int(ends.searchsorted(np.uint64(unit), side="right"))
@@ -101,7 +94,7 @@ class Units:
         return commit, row, min(self.b, self.rows_per_commit[commit] - row)
 
     def first_row(self, commit: int) -> int:
-        """Id of the first row of a commit; of an empty commit, that of the next commit with rows."""
+        """Id of the first row of a commit; for a commit without rows, id of the next commit's first row."""
         place = int(np.searchsorted(self._filled, commit))
         return int(self.row_ends[place - 1]) if place else 0
 

@@ -1,6 +1,6 @@
 """Plan of a run: sample k → source and row, from recorded stages and bans; and the share of each rank.
 
-`bans.py`            rows that are not used from some sample on, and their substitutes.
+`bans.py`            rows excluded from a given sample on, and their substitutes.
 `plan.py`            sources, stages and bans as the function k → sample.
 `order_log.py`       stages, bans and quarantines as entries of the run's log, and the plan that they make.
 `batch_schedule.py`  step → its samples.

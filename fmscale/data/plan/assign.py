@@ -20,7 +20,7 @@ class Share(NamedTuple):
 
 
 class Assignment(NamedTuple):
-    """A rank's rows in a run of steps: F forwards of M rows each. Fillers are zero."""
+    """A rank's rows in consecutive steps: F forwards of M rows each. Fillers are zero."""
 
     step: np.ndarray
     """int64 [F]: step of each forward."""
@@ -29,11 +29,11 @@ class Assignment(NamedTuple):
     last: np.ndarray
     """bool [F]: last forward of its step."""
     k: np.ndarray
-    """uint64 [F, M]."""
+    """uint64 [F, M]: sample numbers."""
     source: np.ndarray
-    """uint16 [F, M]."""
+    """uint16 [F, M]: sources."""
     row: np.ndarray
-    """uint64 [F, M]."""
+    """uint64 [F, M]: row ids."""
     after: np.ndarray
     """uint64 [F]: first sample behind each forward's step."""
 
@@ -51,7 +51,7 @@ def assign(plan: Plan, schedule: BatchSchedule, share: Share, *, k: int, steps: 
     """
     first = schedule.step_of(k)
     bounds = schedule.kappa(np.arange(first, first + steps + 1))
-    bounds[0] = k  # after a change of the batch size, the rest of the step that k lies in
+    bounds[0] = k  # after a change of the batch size, the step of k keeps its samples from k on
     sizes = np.diff(bounds)
     samples = plan.samples(np.arange(bounds[0], bounds[-1], dtype=np.uint64))
     step = np.repeat(np.arange(steps), sizes)
@@ -59,8 +59,8 @@ def assign(plan: Plan, schedule: BatchSchedule, share: Share, *, k: int, steps: 
     slot = np.arange(len(step)) - np.repeat(bounds[:-1] - bounds[0], sizes)
     low = share.dp_rank * sizes // share.dp_size
     high = (share.dp_rank + 1) * sizes // share.dp_size
-    mine = (slot >= low[step]) & (slot < high[step])
-    chosen, place, step = by_slot[mine], (slot - low[step])[mine], step[mine]
+    in_share = (slot >= low[step]) & (slot < high[step])
+    index, place, step = by_slot[in_share], (slot - low[step])[in_share], step[in_share]
 
     largest = -(-sizes // share.dp_size)
     width = share.micro_batch or int(largest.max())
@@ -71,7 +71,7 @@ def assign(plan: Plan, schedule: BatchSchedule, share: Share, *, k: int, steps: 
 
     def spread(values: np.ndarray) -> np.ndarray:
         grid = np.zeros((total, width), dtype=values.dtype)
-        grid[forward, place % width] = values[chosen]
+        grid[forward, place % width] = values[index]
         return grid
 
     last = np.zeros(total, dtype=bool)

@@ -1,6 +1,6 @@
-"""Rows that are not used from some sample on: bans by people, quarantine of damaged chunks.
+"""Rows excluded from a given sample on: bans by users, quarantine of damaged chunks.
 
-A banned row's place is taken by the row that σ leads to next, in the same epoch (docs/order.md, "Bans and quarantine").
+The row that σ leads to next replaces a banned row, in the same epoch (docs/order.md, "Bans and quarantine").
 """
 
 from collections.abc import Sequence
@@ -27,13 +27,13 @@ class Ban:
     rows: tuple[tuple[int, int], ...]
     """Ranges [first, stop) of row ids of the source's view."""
     from_k: int
-    """First sample from which on the rows are never used."""
+    """First sample that excludes the rows; all later samples exclude them too."""
     samples: tuple[int, ...] = ()
-    """Samples below `from_k` that do not use the rows either, because a rank must deliver them now. The entries up to
-    this entry judge their substitutes.
+    """Samples below `from_k` that exclude the rows too, because a rank must deliver these samples now. Entries up
+    to this entry decide their substitutes.
     """
     reason: str = ""
-    """For people."""
+    """Reason, for people."""
 
     def to_json(self) -> dict[str, Any]:
         """The entry's body."""
@@ -52,8 +52,8 @@ class _Table:
     def __init__(self, bans: Sequence[tuple[int, Ban]], rows: int) -> None:
         ends = sorted({end for _, ban in bans for pair in ban.rows for end in pair} | {0})
         self._starts = np.array(ends, dtype=np.uint64)
-        # A row is banned for k where an entry has from_k <= k, or a number up to the last entry that lists k: the
-        # least from_k and the least number of a piece decide both.
+        # A row is banned for k if an entry with the row has from_k <= k, or a number up to the number of the last
+        # entry that lists k. So each piece needs its least from_k and its least number alone.
         self._from = np.full(len(ends), _NEVER, dtype=np.uint64)
         self._number = np.full(len(ends), _NO_ENTRY, dtype=np.int64)
         for number, ban in bans:
@@ -61,18 +61,18 @@ class _Table:
                 low, high = np.searchsorted(self._starts, np.array([first, stop], dtype=np.uint64))
                 np.minimum(self._from[low:high], np.uint64(ban.from_k), out=self._from[low:high])
                 np.minimum(self._number[low:high], number, out=self._number[low:high])
-        listed: dict[int, int] = {}
+        last_entry: dict[int, int] = {}
         for number, ban in bans:
-            listed.update(dict.fromkeys(ban.samples, number))
-        self._listed = np.array(sorted(listed), dtype=np.uint64)
-        self._last = np.array([listed[k] for k in sorted(listed)] + [-1], dtype=np.int64)
+            last_entry.update(dict.fromkeys(ban.samples, number))
+        self._listed = np.array(sorted(last_entry), dtype=np.uint64)
+        self._last = np.array([last_entry[k] for k in sorted(last_entry)] + [-1], dtype=np.int64)
         banned = self._number < _NO_ENTRY
         widths = np.diff(self._starts, append=np.uint64(rows))
         self.allowed = rows - int(widths[banned].sum())
         """Rows that no entry bans."""
 
     def touched(self, row: U64) -> NDArray[np.bool_]:
-        """Rows that any entry names."""
+        """True for each row that an entry names."""
         return np.asarray(self._number[self._piece(row)] < _NO_ENTRY)
 
     def named(self, first: int, stop: int) -> bool:
@@ -98,8 +98,8 @@ class Bans:
     """All bans of a plan, by source. A source with bans costs a binary search a sample."""
 
     def __init__(self, bans: Sequence[Ban], orders: Orders) -> None:
-        """`bans` are in the order of the log. Raises DataError for a source or rows that do not exist, and where no row
-        of a source would be left.
+        """`bans` are in the order of the log. Raises DataError for a source or rows that do not exist, and if bans
+        leave no row of a source.
         """
         self._orders = orders
         by_source: dict[int, list[tuple[int, Ban]]] = {}
@@ -138,14 +138,14 @@ class Bans:
         return table is not None and table.named(*rows)
 
     def substitute(self, k: U64, source: NDArray[np.intp], position: U64, epoch: U64, row: U64) -> U64:
-        """The rows that samples use instead of those of their positions; `row` itself where no ban holds."""
+        """Rows of samples after bans: the substitutes of banned rows, and `row` itself for all others."""
         for number, table in self._tables.items():
-            mine = np.flatnonzero(source == number)
-            mine = mine[table.touched(row[mine])]
-            mine = mine[table.banned(row[mine], k[mine])]
-            if mine.size:
+            places = np.flatnonzero(source == number)
+            places = places[table.touched(row[places])]
+            places = places[table.banned(row[places], k[places])]
+            if places.size:
                 row = row.copy()
-                row[mine] = self._walk(number, table, k[mine], position[mine], epoch[mine], row[mine])
+                row[places] = self._walk(number, table, k[places], position[places], epoch[places], row[places])
         return row
 
     def _walk(self, source: int, table: _Table, k: U64, position: U64, epoch: U64, row: U64) -> U64:
@@ -153,8 +153,8 @@ class Bans:
         out, start = row.copy(), position - epoch * rows
         left = np.arange(len(k))
         while left.size:
-            here = np.full(len(left), source)
-            out[left] = self._orders.following(here, out[left], epoch[left])
+            sources = np.full(len(left), source)
+            out[left] = self._orders.following(sources, out[left], epoch[left])
             left = left[table.banned(out[left], k[left])]
             circle = left[out[left] == start[left]]
             start[circle] = (start[circle] + np.uint64(1)) % rows

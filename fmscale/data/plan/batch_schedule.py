@@ -10,12 +10,12 @@ from fmscale.errors import ConfigError
 
 
 class BatchSchedule:
-    """Rows of each step: one global batch, or several, as for a ramp."""
+    """Rows of each step: one global batch, or several for a ramp."""
 
     def __init__(self, schedule: Sequence[tuple[int, int]]) -> None:
-        """(first step, global batch from there on), by ascending step, the first at step 0.
+        """`schedule`: (first step, global batch from that step on), by ascending step, beginning at step 0.
 
-        Raises ConfigError otherwise, or for a batch below 1.
+        Raises ConfigError for another schedule, or for a batch below 1.
         """
         steps = [step for step, _ in schedule]
         if not schedule or steps[0] != 0 or steps != sorted(set(steps)) or min(b for _, b in schedule) < 1:

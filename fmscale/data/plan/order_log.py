@@ -1,7 +1,7 @@
 """The order log: mixture stages, bans and quarantines as entries of a run's log, and the plan they make.
 
-Every rank gets the same plan from the entries, at any time: an entry is durable before any sample that it changes is
-delivered (docs/order.md, "Bans and quarantine").
+All ranks derive the same plan from the entries, at any time: an entry is durable before the delivery of any sample that
+it changes (docs/order.md, "Bans and quarantine").
 """
 
 from collections.abc import Iterable
@@ -13,17 +13,18 @@ from fmscale.data.views.decode import decode_view
 from fmscale.data.views.mask import find_documents
 from fmscale.data.views.placement import open_placement
 from fmscale.data.views.view import View
-from fmscale.errors import Conflict, DataError, FormatError
+from fmscale.errors import Conflict, DataError
 from fmscale.store.datasets.dataset import Dataset
 from fmscale.store.log.entry import LogEntry
 from fmscale.store.log.log import Log
+from fmscale.store.segments.seal import check_version
 
 FORMAT_VERSION = 1
-"""Version of the entries that are written; every version up to it is read."""
+"""Version of new entries; older versions can be read."""
 
 
 class OrderLog:
-    """A run's order log, and the plan that it makes so far."""
+    """A run's order log, and the plan of its entries."""
 
     def __init__(self, log: Log, *, lease: int | None = 0) -> None:
         """`lease`: number of the run's lease, under which entries are written. Reads the log."""
@@ -42,48 +43,48 @@ class OrderLog:
         return self._plan
 
     def refresh(self) -> Plan:
-        """The plan with what was recorded since the log was read."""
+        """The plan with all entries recorded until now."""
         self._plan = replay(self.log, plan=self._plan)
         return self.plan
 
     def start(self, sources: Iterable[Source]) -> Plan:
-        """Record the first stage of a run, from sample 0 on. Raises Conflict if it has one."""
+        """Record the first stage of a run, from sample 0 on. Raises Conflict if the run has a stage."""
         stage = Plan([Stage(from_k=0, sources=tuple(sources))]).stages[0]
         return self._append_stage(stage, set(), seen=0)
 
     def add_stage(self, from_k: int, sources: Iterable[Source]) -> Plan:
-        """Record that these sources and weights hold from sample `from_k` on; the new plan.
+        """Record a stage with these sources and weights from sample `from_k` on. Returns the new plan.
 
-        `from_k` must lie beyond what any rank has prefetched. Sources go on where they are then, new sources begin at
-        0. Raises ConfigError for weights or a `from_k` that cannot be, Conflict if another stage was added since this
-        log was read.
+        `from_k` must lie beyond the samples that any rank has prefetched. Earlier sources continue at their positions,
+        new sources begin at 0. Raises ConfigError for invalid weights or an invalid `from_k`, Conflict if another stage
+        was added since the last read of the log.
         """
         stage = self.plan.next_stage(from_k, sources)
-        known = {source.view.digest for source in self.plan.sources}
-        return self._append_stage(stage, known, seen=self.plan.log_head)
+        digests = {source.view.digest for source in self.plan.sources}
+        return self._append_stage(stage, digests, seen=self.plan.log_head)
 
     def ban(self, source: int, rows: Iterable[tuple[int, int]], from_k: int, reason: str = "") -> Plan:
-        """Record that ranges [first, stop) of rows are not used from sample `from_k` on; the new plan.
+        """Record a ban of ranges [first, stop) of rows from sample `from_k` on. Returns the new plan.
 
-        Raises DataError if they cannot be banned (see `Bans`), and then nothing is recorded.
+        Raises DataError for rows that cannot be banned (see `Bans`), and records nothing then.
         """
         return self._append_ban("ban", Ban(source=source, rows=tuple(rows), from_k=from_k, reason=reason))
 
     def ban_documents(self, dataset: Dataset, ids: Iterable[bytes], from_k: int, reason: str = "") -> Plan:
-        """Record that no row with a token of these documents (16-byte ids) is used from `from_k` on, in any source that
-        reads the dataset; the new plan. Reads the dataset's document arrays.
+        """Record a ban of all rows with a token of these documents (16-byte ids) from `from_k` on, in every source of
+        the dataset. Returns the new plan. Reads the dataset's document arrays.
 
-        Raises DataError if no source has a row with one of them.
+        Raises DataError if no source has such a row.
         """
-        wanted, ranges = list(ids), {}
+        document_ids, ranges = list(ids), {}
         for number, source in enumerate(self.plan.sources):
             if source.view.dataset == dataset.name:
-                found = find_documents(dataset, split=source.view.split, ids=wanted, partial=True)
-                ranges[number] = open_placement(dataset, source.view).rows_of(found)
+                documents = find_documents(dataset, split=source.view.split, ids=document_ids, partial=True)
+                ranges[number] = open_placement(dataset, source.view).rows_of(documents)
         if not any(ranges.values()):
             raise DataError(
                 f"no source of the run has a row with these documents of dataset {dataset.name}",
-                found=[document.hex() for document in wanted[:3]],
+                found=[document.hex() for document in document_ids[:3]],
                 remedy="Check the ids and the dataset; what a view's mask leaves out needs no ban.",
             )
         for number, rows in ranges.items():
@@ -94,14 +95,14 @@ class OrderLog:
     def quarantine(
         self, *, source: int, rows: tuple[int, int], from_k: int, samples: Iterable[int] = (), reason: str = ""
     ) -> Plan:
-        """Record rows [first, stop) that no copy can serve: not used from `from_k` on, nor for `samples`, which this
-        rank must deliver before. The new plan; the caller delivers none of the samples before that.
+        """Record rows [first, stop) that no copy can serve, and return the new plan. It excludes the rows from `from_k`
+        on and for `samples`, which this rank must deliver earlier. The caller must not deliver them before.
         """
         ban = Ban(source=source, rows=(rows,), from_k=from_k, samples=tuple(samples), reason=reason)
         return self._append_ban("quarantine", ban)
 
     def _append_stage(self, stage: Stage, known: set[str], *, seen: int) -> Plan:
-        """Append a stage; views that earlier entries do not hold are written out in full."""
+        """Append a stage, with the full JSON of views that earlier entries lack."""
         views = {s.view.digest: s.view.to_json() for s in stage.sources if s.view.digest not in known}
         body = {"format_version": FORMAT_VERSION, **stage_json(stage), "views": views}
 
@@ -126,7 +127,7 @@ class OrderLog:
 def replay(log: Log, *, head: int | None = None, plan: Plan | None = None) -> Plan | None:
     """The plan of the log's first `head` entries (None: all); None if they hold no stage.
 
-    With a `plan` from the same log only later entries are read. Raises DataError if the log has fewer entries than
+    With a `plan` from the same log, reads later entries only. Raises DataError if the log has fewer entries than
     `head`.
     """
     at = plan.log_head if plan else 0
@@ -149,16 +150,10 @@ def replay(log: Log, *, head: int | None = None, plan: Plan | None = None) -> Pl
     bans = list(plan.bans) if plan else []
     views = {source.view.digest: source.view for source in plan.sources} if plan else {}
     for entry in entries:
-        if entry.kind not in ("stage", "ban", "quarantine"):  # these alone concern the order
+        if entry.kind not in ("stage", "ban", "quarantine"):  # other kinds do not concern the order
             continue
-        body = dict(entry.body)
-        version = body.pop("format_version")
-        if version > FORMAT_VERSION:
-            raise FormatError(
-                f"log entry {entry.number} was written by a newer fmscale",
-                found=version,
-                remedy="Upgrade fmscale here.",
-            )
+        check_version(entry.body, f"log entry {entry.number}", FORMAT_VERSION)
+        body = {name: value for name, value in entry.body.items() if name != "format_version"}
         if entry.kind == "stage":
             stages.append(_stage_from(body, views))
         else:
@@ -167,7 +162,7 @@ def replay(log: Log, *, head: int | None = None, plan: Plan | None = None) -> Pl
 
 
 def _stage_from(body: dict[str, Any], views: dict[str, View]) -> Stage:
-    """The stage of an entry; its views are added to `views`."""
+    """The stage of an entry. Adds its views to `views`."""
     for digest, value in body["views"].items():
         views[digest] = decode_view(value)
         if views[digest].digest != digest:

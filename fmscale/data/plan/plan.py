@@ -20,19 +20,19 @@ from fmscale.errors import ConfigError, DataError
 from fmscale.store.digest import canonical_json, metadata_digest
 
 NEVER = 2**64 - 1
-"""Sample number of an event that does not come."""
+"""Sample number of an event that never comes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A view in a mixture. Two stages mean the same source where view and seed are the same."""
+    """A view in a mixture. Sources of two stages are the same if view and seed are equal."""
 
     view: View
     """View that is read."""
     weight: int
     """Share of the samples, in units of 2^-32."""
     seed: int
-    """Names the source's order, 0 <= seed < 2^64."""
+    """Seed of the source's order, 0 <= seed < 2^64."""
     name: str = ""
     """Name in metrics and errors; "": the dataset's name."""
 
@@ -51,7 +51,7 @@ class Stage:
     sources: tuple[Source, ...]
     """The sources, with weights whose sum is 2^32."""
     positions: tuple[int, ...] = ()
-    """Position of each source at `from_k`; () lets each go on where it was, or begin at 0."""
+    """Position of each source at `from_k`; () continues known sources and begins new sources at 0."""
 
 
 class Samples(NamedTuple):
@@ -75,10 +75,10 @@ class Plan:
     """Function from k to the row of sample k. Immutable: `with_ban` gives a new plan."""
 
     def __init__(self, stages: Sequence[Stage], bans: Sequence[Ban] = (), log_head: int = 0) -> None:
-        """`bans` in the order of the log; `log_head`: entries of the order log that the plan comes from.
+        """`bans` are in the order of the log; `log_head` is the number of the plan's entries in the order log.
 
-        Raises ConfigError unless stages begin at 0 and ascend, and in each the sources differ and have positive weights
-        with the sum 2^32; DataError for bans that cannot be.
+        Raises ConfigError unless stages begin at 0 and ascend, and the sources of each stage differ and have positive
+        weights with the sum 2^32; DataError for invalid bans.
         """
         self.bans = tuple(bans)
         self.log_head = log_head
@@ -93,7 +93,7 @@ class Plan:
 
     @cached_property
     def digest(self) -> str:
-        """Names the plan: equal digests, equal samples."""
+        """Name of the plan: plans with equal digests have equal samples."""
         stages = [stage_json(stage) for stage in self.stages]
         bans = [ban.to_json() for ban in self.bans]
         return metadata_digest(canonical_json({"version": 1, "stages": stages, "bans": bans}))
@@ -105,17 +105,17 @@ class Plan:
         position = np.empty(k.shape, dtype=np.uint64)
         stage = np.searchsorted(self._from, k, side="right") - 1
         for number in np.flatnonzero(np.bincount(stage)).tolist():
-            mine = slice(None) if len(self.stages) == 1 else stage == number
-            local, order = self._mixtures[number].split(k[mine] - self._from[number])
-            source[mine] = self._indexes[number][local]
-            position[mine] = self._starts[number][local] + order
+            places = slice(None) if len(self.stages) == 1 else stage == number
+            local, order = self._mixtures[number].split(k[places] - self._from[number])
+            source[places] = self._indexes[number][local]
+            position[places] = self._starts[number][local] + order
         row, lane, epoch = self._orders.rows(source, position)
         if self.bans:
             row = self._bans.substitute(k, source, position, epoch, row)
         return Samples(k, source.astype(np.uint16), position, epoch, row, lane)
 
     def position(self, source: int, k: int) -> int:
-        """Samples of a source before sample k: its position there. Costs the number of stages."""
+        """Position of a source at sample k: its samples before k. The cost grows with the number of stages."""
         position = 0
         for number, stage in enumerate(self.stages):
             if stage.from_k > k:
@@ -123,8 +123,8 @@ class Plan:
             local = np.flatnonzero(self._indexes[number] == source)
             if local.size:
                 stop = self.stages[number + 1].from_k if number + 1 < len(self.stages) else k
-                taken = self._mixtures[number].taken(min(stop, k) - stage.from_k)
-                position = stage.positions[local[0]] + taken[local[0]]
+                counts = self._mixtures[number].taken(min(stop, k) - stage.from_k)
+                position = stage.positions[local[0]] + counts[local[0]]
         return position
 
     def k_of(self, source: int, position: U64) -> U64:
@@ -144,28 +144,28 @@ class Plan:
         return out
 
     def next_use(self, source: int, unit: U64, k: int) -> U64:
-        """First samples >= k that may read units of a source; NEVER where no such sample is. See Order.next_use."""
+        """First samples >= k that may read units of a source; NEVER without such a sample. See Order.next_use."""
         return self.k_of(source, self.orders[source].next_use(unit, self.position(source, k)))
 
     def occurrences(self, source: int, row: int, stop: int) -> U64:
-        """Samples below `stop` that deliver a row of a source, as itself or as a substitute; sorted.
+        """Sorted samples below `stop` that deliver a row of a source, as itself or as a substitute.
 
-        Substitutes taken where σ runs in a circle of banned rows are not found: about one row in N.
+        Misses the substitute of a banned row if σ runs in a circle of banned rows: about one row in N.
         """
         order, last = self.orders[source], self.position(source, stop)
         epochs = np.arange(last // order.units.N + 1, dtype=np.uint64)
-        rows, found = np.full(len(epochs), row, dtype=np.uint64), []
+        rows, candidates = np.full(len(epochs), row, dtype=np.uint64), []
         for _ in range(order.units.N):
             positions = order.position(rows, epochs)
-            found.append(self.k_of(source, positions))
-            # Backwards along σ: a banned row that leads here is replaced by this one.
+            candidates.append(self.k_of(source, positions))
+            # Backwards along σ: this row replaces a banned row that leads to it.
             rows = positions - epochs * np.uint64(order.units.N)
             ever = np.full(rows.shape, NEVER - 1, dtype=np.uint64)
             banned = self._bans.banned(source, rows, ever) & (rows != row)
             rows, epochs = rows[banned], epochs[banned]
             if not rows.size:
                 break
-        k = np.unique(np.concatenate(found))
+        k = np.unique(np.concatenate(candidates))
         samples = self.samples(k[k < np.uint64(stop)])
         out: U64 = samples.k[(samples.row == np.uint64(row)) & (samples.source == source)]
         return out
@@ -175,7 +175,7 @@ class Plan:
         return self._bans.named(source, rows)
 
     def next_stage(self, from_k: int, sources: Iterable[Source]) -> Stage:
-        """The stage of these sources from `from_k` on. Each goes on where it is then; new sources begin at 0."""
+        """The stage of these sources from `from_k` on. Known sources continue at their positions, new sources at 0."""
         stage = Stage(from_k=from_k, sources=tuple(sources))
         return Plan([*self.stages, stage]).stages[-1]
 
@@ -185,7 +185,7 @@ class Plan:
 
 
 def source_key(source: Source) -> tuple[str, int]:
-    """Identity of a source: two with equal keys are the same source."""
+    """Identity of a source: sources with equal keys are the same."""
     return source.view.digest, source.seed
 
 
@@ -211,8 +211,8 @@ def _resolved(stages: Sequence[Stage]) -> tuple[tuple[Stage, ...], tuple[Source,
         start = stage.positions or tuple(positions.get(key, 0) for key in keys)
         out.append(replace(stage, positions=start))
         if i + 1 < len(stages):
-            taken = _mixture(stage).taken(stages[i + 1].from_k - stage.from_k)
-            positions.update({key: first + count for key, first, count in zip(keys, start, taken, strict=True)})
+            counts = _mixture(stage).taken(stages[i + 1].from_k - stage.from_k)
+            positions.update({key: first + count for key, first, count in zip(keys, start, counts, strict=True)})
     return tuple(out), tuple(sources.values()), indexes
 
 

@@ -1,7 +1,7 @@
 """Audit of deliveries: each sample once, with the stored bytes, in the right mixture, well shuffled.
 
-It compares delivery records (document ids and token digests that ranks received) with the stored segments, which the
-plain verified reader reads. It asks neither order nor plan nor loader.
+It compares delivery records (document ids and token digests that ranks received) with the stored segments, as the
+plain verified reader gives them. It uses neither order nor plan nor loader.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from fmscale.store.datasets.dataset import Dataset
 from fmscale.store.segments.tokens import TokenSegment, open_segment, read_document_table, read_tokens
 
 CLASSES = 16
-"""Equal parts of the dataset by which the entropy counts rows."""
+"""Equal parts of the dataset; the entropy counts the rows in each part."""
 GROUP_ROWS = 128
 """Rows of a histogram of classes: 8 a class, so that a full shuffle fills every class."""
 
@@ -29,13 +29,13 @@ class AuditSource:
     """A source of the run, as stored."""
 
     dataset: Dataset
-    """Its dataset."""
+    """Dataset of the source."""
     commits: tuple[int, ...]
     """Commits that the run used, in order."""
     split: str
     """Split that the run used."""
     weights: tuple[tuple[int, float], ...]
-    """(first sample, weight beside those of the other sources) of each stage of the run, the first from 0 on."""
+    """(first sample, weight relative to the other sources) of each stage of the run; the first stage begins at 0."""
     masks: tuple[str, ...] = ()
     """Masks whose documents the run left out."""
     banned_rows: int = 0
@@ -57,30 +57,30 @@ class AuditReport:
     redelivered: int
     """Samples that a killed job had received and the next job received again, with the same content."""
     changed_samples: int
-    """Samples that came again after a resume with other content."""
+    """Samples that were delivered again after a resume with other content."""
     duplicate_samples: int
     """Samples delivered more than once by one job."""
     missing_samples: int
-    """Samples in no record, of those between the first and the last and those that the run has trained on: nobody
-    received them, or a disk refused the record."""
+    """Samples without a record, between the first and the last sample or among the trained samples: no rank received
+    them, or a disk refused the record."""
     wrong_bytes: int
-    """Rows whose tokens differ from those of their stored documents."""
+    """Rows whose tokens differ from their stored documents."""
     tokens_twice: int
-    """Tokens delivered more often than the number of begun epochs, without possible substitutes of banned rows."""
+    """Tokens delivered more often than epochs have begun, less possible substitutes of banned rows."""
     tokens_masked: int
     """Delivered tokens of masked documents."""
     tokens_missing: int
-    """Tokens delivered less often than the number of ended epochs, without tails below a row and banned rows."""
+    """Tokens delivered less often than epochs have ended, less tails below a row and banned rows."""
     mixture_error: float
     """Largest |count - sum of shares| of any source at any prefix, in samples."""
     entropy_ratio: float
-    """Entropy of dataset parts in groups of delivered rows over that of a full shuffle of the same rows."""
+    """Entropy of dataset parts in groups of delivered rows, divided by the entropy of a full shuffle of these rows."""
     lag1_correlation: float
     """Correlation of dataset positions of consecutive rows; 0 in a full shuffle."""
     order_hash: str
-    """Hash over everything delivered in k order."""
+    """Hash over all delivered samples in k order."""
     problems: list[str] = field(default_factory=list)
-    """Violated promises in words; empty when all hold."""
+    """Violated promises in words; empty if all promises hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +97,8 @@ class _Stream:
 
 
 def audit(records: Sequence[Path], sources: Sequence[AuditSource], trained: range | None = None) -> AuditReport:
-    """Audit the rows in the records of all ranks against the stored datasets. The run is known to have received the
-    samples `trained`.
+    """Audit the rows in the records of all ranks against the stored datasets. `trained`: samples that the run has
+    received for certain.
 
     Raises DataError without records, and for a record with a document that no dataset holds.
     """
@@ -124,11 +124,11 @@ def audit(records: Sequence[Path], sources: Sequence[AuditSource], trained: rang
     row_tokens = int(tokens[rows_of == 0].sum())
     counts = np.zeros(3, dtype=np.int64)
     for number, stream in enumerate(streams):
-        here = source[rows_of] == number
-        found = _find(stream, ids[here])
-        place[here] = stream.start[found] + offset[here]
-        segment[here] = stream.segment[found]
-        counts += _coverage(place[here], tokens[here], stream, sources[number], row_tokens, partial=int(k[0]) > 0)
+        part = source[rows_of] == number
+        documents = _find(stream, ids[part])
+        place[part] = stream.start[documents] + offset[part]
+        segment[part] = stream.segment[documents]
+        counts += _coverage(place[part], tokens[part], stream, sources[number], row_tokens, partial=int(k[0]) > 0)
     twice, masked, missing = counts.tolist()
     wrong = _wrong_rows(table, streams, source, rows_of, place, segment, tokens)
     expected = range(int(k[0]), int(k[-1]) + 1)
@@ -215,16 +215,16 @@ def _words(ids: pa.Array) -> np.ndarray:
 def _find(stream: _Stream, ids: np.ndarray) -> np.ndarray:
     """Index of each id among the stream's documents. Raises DataError for an unknown id."""
     pair = [("a", "<u8"), ("b", "<u8")]
-    known, wanted = (np.ascontiguousarray(words).view(pair).reshape(-1) for words in (stream.ids, ids))
-    found = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
-    strange = np.flatnonzero(known[found] != wanted)
+    known, delivered = (np.ascontiguousarray(words).view(pair).reshape(-1) for words in (stream.ids, ids))
+    index = np.minimum(np.searchsorted(known, delivered), len(known) - 1)
+    strange = np.flatnonzero(known[index] != delivered)
     if len(strange):
         raise DataError(
             "delivered documents that are not in the dataset",
             found=f"{len(strange)}, first {ids[strange[0]].tobytes().hex()}",
             remedy="Audit against the store, datasets and commits that the run read.",
         )
-    return found
+    return index
 
 
 def _wrong_rows(
@@ -236,7 +236,7 @@ def _wrong_rows(
     segment: np.ndarray,
     tokens: np.ndarray,
 ) -> list[int]:
-    """Rows whose digest differs from that of the stored tokens of their documents."""
+    """Rows whose digest differs from the digest of their documents' stored tokens."""
     digests = table["digest"].to_pylist()
     bounds = np.searchsorted(rows_of, np.arange(len(table) + 1))
     wrong = []
@@ -261,8 +261,8 @@ def _wrong_rows(
 def _coverage(
     place: np.ndarray, tokens: np.ndarray, stream: _Stream, source: AuditSource, row_tokens: int, *, partial: bool
 ) -> tuple[int, int, int]:
-    """Tokens delivered too often, despite a mask, and too seldom, for the amount delivered in all. With `partial` the
-    records may begin within an epoch.
+    """Three counts of tokens: delivered too often for the total delivered, despite a mask, and too seldom. With
+    `partial` the records may begin within an epoch.
     """
     holes = stream.masked
     edges = np.concatenate((place, place + tokens, holes[:, 0], holes[:, 1], [0, stream.total]))
@@ -274,7 +274,7 @@ def _coverage(
     masked = int(lengths[hole] @ times[hole])
     lengths, times = lengths[~hole], times[~hole]
     delivered, total = int(tokens.sum()), int(lengths.sum())
-    # Each commit's tail, shorter than a row, is in no row.
+    # No row contains a commit's tail, which is shorter than a row.
     tails = len(source.commits) * (row_tokens - 1)
     banned = source.banned_rows * row_tokens
     most = -(-delivered // max(total - tails, 1)) + partial
@@ -308,11 +308,11 @@ def _entropy(classes: np.ndarray, group: int) -> float:
 
 
 def _mixture_error(k: np.ndarray, source: np.ndarray, sources: Sequence[AuditSource]) -> tuple[float, int]:
-    """Largest distance of any source from its share at any prefix, in samples; and the allowed distance, as each stage
-    begins its own mixture.
+    """Largest distance of any source from its share at any prefix, in samples; and the allowed distance, because each
+    stage begins its own mixture.
     """
     starts = [first for first, _ in sources[0].weights]
-    weights = np.array([[weight for _, weight in each.weights] for each in sources])
+    weights = np.array([[weight for _, weight in entry.weights] for entry in sources])
     stage = np.searchsorted(np.array(starts, dtype=np.uint64), k, side="right") - 1
     shares = weights / weights.sum(axis=0)
     gaps = (np.abs(np.cumsum((source == s) - shares[s][stage])).max() for s in range(len(sources)))

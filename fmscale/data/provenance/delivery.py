@@ -1,13 +1,12 @@
 """Delivery record: the rows that a rank received, written down by the receiver as evidence for the audit.
 
 One Arrow IPC stream a rank: for every row its sample number, source and step, the xxh3_128 of its token bytes in the
-dataset's width, and the pieces of documents in it as (document id, offset in the document, tokens). Nothing here asks
-the planner; ids come with the data, bytes from the tensor that the model is given.
+dataset's width, and the pieces of documents in it as (document id, offset in the document, tokens). This module does
+not use the planner: ids come with the data, and bytes from the tensor that the model gets.
 """
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -41,7 +40,7 @@ WHERE = (
 )
 """Remedy for paths that hold no records."""
 FLUSH_ROWS = 1024
-"""Rows of a record batch, which a kill may lose of the evidence."""
+"""Rows of a record batch; a kill may lose as many rows of evidence."""
 END_OF_STREAM = b"\xff\xff\xff\xff" + bytes(4)
 """Last bytes of an Arrow stream."""
 
@@ -60,7 +59,7 @@ def record_row(k: int, step: int, source: int, row: int, tokens: np.ndarray, pie
 class DeliveryRecord:
     """Appends batches to a file; a context manager. The loader must read document ids.
 
-    Rows that the disk refuses are kept, within bounds, until it takes them; lost rows are a hole that the audit names.
+    Keeps rows that the disk refuses, within bounds, until the disk takes them. The audit reports lost rows.
     """
 
     def __init__(self, path: Path, dtype: str) -> None:
@@ -106,16 +105,16 @@ class DeliveryRecord:
 
 
 def read_records(paths: Sequence[Path]) -> pa.Table:
-    """All rows of the records by k, then by job, a column more: the number in front of the file's name, 0 in a name of
-    another kind. A record that a kill cut short counts up to its last whole batch.
+    """All rows of the records by k, then by the added column `job`: the lease number in the file's name, or 0 for a
+    name of another kind. A record that a kill cut short counts up to its last complete batch.
 
     Raises DataError if the records have no row.
     """
     tables = []
     for path in paths:
         rows = pa.Table.from_batches(list(_batches(path)), schema=SCHEMA)
-        named = JOB.fullmatch(path.stem)
-        job = np.full(len(rows), int(named[1]) if named else 0, dtype=np.int64)
+        match = JOB.fullmatch(path.stem)
+        job = np.full(len(rows), int(match[1]) if match else 0, dtype=np.int64)
         tables.append(rows.append_column("job", pa.array(job)))
     if not any(map(len, tables)):
         raise DataError("no delivered rows in the records", found=[str(path) for path in paths], remedy=WHERE)
@@ -124,10 +123,14 @@ def read_records(paths: Sequence[Path]) -> pa.Table:
 
 def _batches(path: Path) -> Iterator[pa.RecordBatch]:
     try:
-        with path.open("rb") as file, suppress(pa.ArrowInvalid, OSError), pa.ipc.open_stream(file) as reader:
+        with path.open("rb") as file, pa.ipc.open_stream(file) as reader:
             yield from reader
     except (FileNotFoundError, IsADirectoryError) as error:
         raise DataError("no such delivery record", found=str(path), remedy=WHERE) from error
+    except (pa.ArrowInvalid, OSError) as error:
+        # A stream that ends early raises an error without errno; a failing disk sets errno.
+        if getattr(error, "errno", None) is not None:
+            raise
 
 
 def without_repeats(table: pa.Table) -> pa.Table:
@@ -148,7 +151,7 @@ def without_repeats(table: pa.Table) -> pa.Table:
 
 
 def repeats(table: pa.Table) -> np.ndarray:
-    """Indexes of the rows, in k order, whose sample is that of the row before."""
+    """Indexes of rows, in k order, with the same sample as the row before."""
     k = table["k"].to_numpy()
     return np.flatnonzero(k[1:] == k[:-1]) + 1
 

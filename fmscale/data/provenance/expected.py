@@ -18,7 +18,7 @@ def expected_samples(backend: Backend, plan: Plan, first_k: int, stop_k: int) ->
     """Samples [first_k, stop_k) of a plan in the schema of delivery records, so that `order_hash` takes both. Each
     token is verified by the store's plain reader.
 
-    The step is unknown and stands as -1. Raises CorruptData for a damaged segment.
+    The column `step` is -1, because the step is unknown. Raises CorruptData for a damaged segment.
     """
     placements = [open_placement(open_dataset(backend, source.view.dataset), source.view) for source in plan.sources]
 

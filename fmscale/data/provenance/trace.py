@@ -1,6 +1,6 @@
 """Trace: step → documents, document → steps.
 
-Costs the documents of the step, or one look through the dataset's document tables; never a replay.
+A trace reads the documents of the step, or the dataset's document tables once; it never replays a run.
 """
 
 import itertools
@@ -26,9 +26,9 @@ class TraceEntry:
     step: int
     """Step that takes the sample."""
     k: int
-    """Sample."""
+    """Number of the sample."""
     dataset: str
-    """Dataset that the row is of."""
+    """Dataset of the row."""
     row: int
     """Row id in the view."""
     document: str
@@ -38,7 +38,7 @@ class TraceEntry:
     start: int
     """First byte, or record, of the document in its source."""
     stop: int
-    """Behind its last byte or record."""
+    """Place behind its last byte or record."""
 
 
 def trace_step(backend: Backend, plan: Plan, schedule: BatchSchedule, step: int) -> list[TraceEntry]:
@@ -96,9 +96,9 @@ def trace_document(
 
 
 def _documents(backend: Backend, place: tuple[str, str], start: int, stop: int) -> list[dict[str, Any]]:
-    """Documents with tokens among those from `start` to `stop` of a segment, in order."""
+    """Documents with tokens in [start, stop) of a segment, in order."""
     table = read_document_table(backend, open_segment(backend, *place))
     ends = np.cumsum(table["tokens"].to_numpy())
     first, last = int(np.searchsorted(ends, start, side="right")), int(np.searchsorted(ends, stop, side="left"))
-    found = table.slice(first, last - first + 1).to_pylist()
-    return [{"document": d["id"].hex(), "source": d["source"], "start": d["start"], "stop": d["stop"]} for d in found]
+    rows = table.slice(first, last - first + 1).to_pylist()
+    return [{"document": d["id"].hex(), "source": d["source"], "start": d["start"], "stop": d["stop"]} for d in rows]

@@ -1,7 +1,7 @@
-"""Host memory for units: rows of a window are drawn at random, so its units stay here until used up.
+"""Host memory for units. Rows of a window are drawn at random, so its units stay in memory until all rows are used.
 
-An array of rows is cut into slots of a unit each. A slot is free again when every block that uses it was consumed:
-first the units whose rows are all used, then the least recently planned.
+An array of rows is divided into slots of one unit each. A slot may be freed when every block that uses it was consumed:
+first slots whose rows are all used, then the least recently planned slots.
 """
 
 import sys
@@ -33,15 +33,15 @@ class Slot:
     number: int
     """Index of the slot, whose rows begin at number * rows_per_slot."""
     key: UnitKey
-    """Its unit."""
+    """Unit in the slot."""
     last_block: int
-    """The last planned block of batches that uses it."""
+    """Last planned block that uses the slot."""
     rows_left: int
-    """Rows of the unit that no planned block has used yet."""
+    """Rows of the unit that no planned block uses."""
     documents: UnitDocuments | None = None
-    """Set once the unit has been read."""
+    """Documents of the unit, set after its read."""
     read: Future[None] | None = None
-    """Read under way in another thread."""
+    """Pending read in another thread."""
 
 
 class Arena:
@@ -69,13 +69,13 @@ class Arena:
         return self.rows[first : first + self.rows_per_slot].reshape(-1)
 
     def release(self, block: int) -> None:
-        """All batches up to and including `block` were delivered."""
+        """Mark all batches up to and including `block` as delivered."""
         with self._changed:
             self.consumed = block
             self._changed.notify_all()
 
     def take(self, key: UnitKey, *, block: int, rows_left: int, stopped: Callable[[], bool]) -> Slot | None:
-        """A slot for an absent unit. Waits until a slot is free; None once `stopped`."""
+        """A slot for a unit outside the arena. Waits until a slot is free; None once `stopped()` is true."""
         while not self._unused:
             with self._changed:
                 if stopped():
@@ -91,7 +91,7 @@ class Arena:
         """Forget all units, keep the memory."""
         self.slots: dict[UnitKey, Slot] = {}
         self.consumed = -1
-        """The last block whose batches have all been delivered."""
+        """Last block whose batches are all delivered."""
         self._unused = list(range(self.capacity - 1, -1, -1))
 
     def forget(self, key: UnitKey) -> None:
@@ -99,8 +99,8 @@ class Arena:
         self._unused.append(self.slots.pop(key).number)
 
     def _evict(self) -> bool:
-        """Free the slots of all used-up units; without any, of the oldest eighth of those that no pending block needs:
-        a search through all slots for each unit would cost more than a second read of a unit.
+        """Free all slots without rows left; if there are none, the oldest eighth of the slots that no pending block
+        needs. A search through all slots for each unit would cost more than a second read of a unit.
         """
         free = [slot for slot in self.slots.values() if slot.last_block <= self.consumed]
         victims = [slot for slot in free if slot.rows_left <= 0]
@@ -113,10 +113,10 @@ class Arena:
 
 
 class BufferPool:
-    """Reused int64 buffers for microbatches: fresh pages cost more than filling them (3.4 GB/s against 12 GB/s).
+    """Reusable int64 buffers for microbatches: new pages cost more than their filling (3.4 GB/s against 12 GB/s).
 
-    A buffer is taken again only when no tensor on it, and no view of one, is alive: torch.from_numpy refers to the
-    array until its storage dies, and that reference is counted.
+    A buffer is reused only when no tensor on it, and no view of such a tensor, is alive: the storage of a tensor from
+    torch.from_numpy holds a reference to the array, and the pool counts the references.
     """
 
     def __init__(self, dtype: np.dtype, row_tokens: int) -> None:
@@ -126,7 +126,7 @@ class BufferPool:
         self._narrow: np.ndarray | None = None
 
     def take(self, rows: int) -> np.ndarray:
-        """int64 [rows, T] that nobody refers to; its content is arbitrary."""
+        """Buffer int64 [rows, T] that no tensor refers to; its content is arbitrary."""
         for i in range(len(self._wide)):
             if sys.getrefcount(self._wide[i]) == _UNREFERENCED and len(self._wide[i]) == rows:
                 return self._wide[i]
@@ -136,7 +136,7 @@ class BufferPool:
         return buffer
 
     def narrow(self, rows: int) -> np.ndarray:
-        """[rows, T] in the stored width, for the gather; always the same memory."""
+        """Buffer [rows, T] in the stored width, for the gather; equal `rows` get the same memory."""
         if self._narrow is None or len(self._narrow) != rows:
             self._narrow = np.empty((rows, self._row_tokens), dtype=self._dtype)
         return self._narrow

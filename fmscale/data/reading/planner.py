@@ -1,8 +1,8 @@
-"""Planner: blocks of steps whose rows are known and whose units are being read.
+"""Planner: blocks of steps with their rows and the reads of their units.
 
-The planner assigns samples to this rank, takes arena slots for their units in order of first use, and has them read;
-the consumer waits for a block's reads and gathers rows. Blocks grow from one step, so that the first batch comes soon,
-to `MAX_STEPS`, so that planning costs microseconds a step.
+The planner assigns samples to this rank, takes arena slots for their units in order of first use, and starts the reads.
+The consumer waits for a block's reads and gathers rows. The first block has one step, so that the first batch comes
+soon. Later blocks grow to `MAX_STEPS`, so that planning costs microseconds a step.
 """
 
 import itertools
@@ -27,23 +27,23 @@ MAX_STEPS = 64
 ASSIGN_SAMPLES = 4096
 """Samples assigned at once: a call for 64 samples costs 0.5 ms, a call for 4,096 less than twice that."""
 ASSIGN_STEPS = 256
-"""Steps assigned at once at most, so that looking at the order log every 256 steps is early enough."""
+"""Most steps assigned at once, so that a look at the order log every 256 steps is early enough."""
 REFRESH_BLOCKS = 4
 """Blocks between two looks at the order log: one request in 256 steps. An entry takes effect more than HORIZON_STEPS
-after it was written, so every rank sees it before it plans that far.
+steps after its write, so every rank reads the entry before it plans those steps.
 """
 CACHED_BYTES_PER_SECOND = 1.2e9
-"""Reads below this rate wait for a disk: units came at 2.9 GB/s from the page cache, at 0.65 GB/s from a disk asked for
-one unit after another, and at 1.3 GB/s from the same disk told ahead.
+"""Reads below this rate wait for a disk. Units came at 2.9 GB/s from the page cache, at 0.65 GB/s from a disk with one
+request at a time, and at 1.3 GB/s from the same disk with reads announced ahead.
 """
 JUDGED_UNITS = 32
-"""Units whose reads are timed together: the time of a single read is mostly chance."""
+"""Units whose reads are timed together: the time of a single read is mostly noise."""
 TOLD_UNITS = 64
-"""Units announced to a slow disk ahead, 20 MB: half of it gave as much, and a small page cache loses units that were
-announced too early (512 units under a limit of 384 MiB: read 2.5 times).
+"""Units announced ahead to a slow disk, 20 MB: half as many gave the same rate, and a small page cache loses units that
+were announced too early (with 512 units and a limit of 384 MiB, units were read 2.5 times).
 """
 HORIZON_STEPS = 512
-"""No rank plans further than this many steps beyond what it has delivered."""
+"""Most steps that a rank plans beyond its last delivered step."""
 
 
 @dataclass(eq=False)
@@ -57,14 +57,14 @@ class DamagedRows(Exception):
 
 @dataclass(slots=True, kw_only=True)
 class UnitBlock:
-    """A planned run of steps and its reads of units."""
+    """Consecutive planned steps and the reads of their units."""
 
     number: int
-    """Counts blocks from 0."""
+    """Number of the block, from 0."""
     plan: Plan
-    """Its plan."""
+    """Plan of the block."""
     assignment: Assignment
-    """Its rows."""
+    """Rows of the block."""
     gather: np.ndarray
     """int64 [F, M]: arena row of each row; 0 for fillers."""
     slots: list[Slot]
@@ -72,13 +72,13 @@ class UnitBlock:
     offsets: list[int]
     """Token position of each real row in its unit."""
     documents: list[UnitDocuments] = field(default_factory=list)
-    """Documents of the unit of each real row; filled by `take`."""
+    """Documents of each real row's unit; `Prefetcher.take` sets them."""
     reads: list["Future[None]"] = field(default_factory=list)
     """Reads that must end before the rows may be gathered."""
 
 
 class _UnitUses(NamedTuple):
-    """The units behind an assignment's R real rows, in order of first use."""
+    """Units that hold an assignment's R real rows, in order of first use."""
 
     keys: list[UnitKey]
     uses: list[int]  # rows of each unit
@@ -90,8 +90,8 @@ class _UnitUses(NamedTuple):
 class Planner:
     """Iterates over blocks from sample `k` on, one thread at a time, until closed.
 
-    The threads of a pool read the units; without a pool the thread that asks for the block does. For a local store that
-    is fastest: work costs more to hand to another thread than the page cache takes to serve it.
+    The threads of a pool read the units. Without a pool the thread that requests a block reads its units: for a local
+    store a handover to another thread would cost more than the read from the page cache.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Planner:
         pool: ThreadPoolExecutor | None = None,
         refresh: Callable[[], Plan] | None = None,
     ) -> None:
-        """`most`: steps of a block at most. `refresh` gives the plan with the newest entries of the order log."""
+        """`most`: most steps of a block. `refresh` returns the plan with the newest entries of the order log."""
         self.plan = plan
         self._refresh = refresh
         self._ahead: Assignment | None = None
@@ -119,7 +119,7 @@ class Planner:
         self._pool = pool
         self._stopped = False
         self._slow = True
-        """True if the read of a unit takes far longer than it keeps a core busy."""
+        """True if reads of units wait for a disk rather than for a core."""
         self._reading = True
         """True if the last block had units to read."""
         self._told: set[UnitKey] = set()
@@ -135,7 +135,7 @@ class Planner:
         return self._pool is not None or (self._slow and self._reading)
 
     def close(self) -> None:
-        """Plan nothing more, and end a wait for room in the arena."""
+        """Stop planning, and end a wait for room in the arena."""
         self._stopped = True
         self._arena.release(self._arena.consumed)
 
@@ -174,20 +174,20 @@ class Planner:
             else:
                 absent.append((key, uses))
         missing: list[Slot] = []
-        for key, uses in absent:  # only now: a slot that is given away must not be one of those above
-            taken = self._arena.take(
+        for key, uses in absent:  # after the loop above, so that no slot of this block is evicted
+            slot = self._arena.take(
                 key,
                 block=number,
                 rows_left=self.plan.sources[key[0]].view.rows_per_unit - uses,
                 stopped=lambda: self._stopped,
             )
-            if taken is None:
+            if slot is None:
                 return None, steps
-            missing.append(taken)
+            missing.append(slot)
         block = self._gathered(number, assignment, units)
         reads = list(zip(missing, self._next_uses(missing, k), strict=True))
         if self._pool is not None:
-            # Not for the first batch, which waits for what it needs and no more.
+            # Not for the first block, so that the first batch waits for its own units alone.
             if number and self._readers.fetcher.region_bytes:
                 block.reads += [self._pool.submit(self._advise, slot, next_use) for slot, next_use in reads]
             for slot, next_use in reads:
@@ -213,8 +213,8 @@ class Planner:
             )
 
     def _read_here(self, reads: list[tuple[Slot, int]], after: int) -> None:
-        """Read units in this thread. The next units are announced to a slow disk, also those of the block that begins
-        with sample `after`: many requests at once are faster than one after another.
+        """Read units in this thread. Announce the next units to a slow disk, including units of the block that begins
+        with sample `after`: concurrent requests are faster than successive requests.
         """
         coming = [slot.key for slot, _ in reads] + (self._coming(after) if self._slow else [])
         started = time.perf_counter()
@@ -228,7 +228,7 @@ class Planner:
             self._tell(coming[len(reads) :])
 
     def _coming(self, k: int) -> list[UnitKey]:
-        """The first absent units that samples from k on need."""
+        """The first units outside the arena that samples from k on need."""
         first = self._schedule.step_of(k)
         rows = max(1, self._schedule.batch(first) // self._share.dp_size)
         steps = min(MAX_STEPS, -(-TOLD_UNITS // rows))
@@ -242,7 +242,7 @@ class Planner:
                 self._readers.of(self.plan, key[0]).advise(key[1])
 
     def _judge(self, units: int, seconds: float) -> None:
-        """Decide from the reads of some units whether units are announced to the store."""
+        """Decide from the rate of reads if units are announced to the store."""
         self._units_read += units
         self._read_seconds += seconds
         if self._units_read >= JUDGED_UNITS:
@@ -282,8 +282,8 @@ class Planner:
         source, row = assignment.source[real], assignment.row[real]
         unit, offset = np.empty((2, len(row)), dtype=np.int64)
         for number in np.flatnonzero(np.bincount(source)).tolist():
-            here = source == number
-            unit[here], offset[here] = self.plan.sources[number].view.units.unit_of(row[here])
+            part = source == number
+            unit[part], offset[part] = self.plan.sources[number].view.units.unit_of(row[part])
         joined = source.astype(np.int64) << 48 | unit
         _, first, inverse, uses = np.unique(joined, return_index=True, return_inverse=True, return_counts=True)
         by_use = np.argsort(first)
@@ -299,19 +299,19 @@ class Planner:
         )
 
     def _next_uses(self, slots: list[Slot], k: int) -> list[int]:
-        """The sample at which each unit will be read again, by which the node cache evicts: in its source's next epoch,
-        because from here on the arena has it.
+        """Sample of each unit's next read, by which the node cache evicts. It lies in the source's next epoch, because
+        the arena serves the unit in this epoch.
         """
         uses = [0] * len(slots)
         for source in {slot.key[0] for slot in slots} if self._readers.fetcher.cache is not None else ():
             view = self.plan.sources[source].view
-            here = [i for i, slot in enumerate(slots) if slot.key[0] == source]
-            # The last window has up to twice the units of the others.
+            places = [i for i, slot in enumerate(slots) if slot.key[0] == source]
+            # The last window has up to twice the units of another window.
             behind = self.plan.position(source, k) + 2 * view.window * view.rows_per_unit
             later = int(self.plan.k_of(source, np.array([behind], dtype=np.uint64))[0])
-            units = np.array([slots[i].key[1] for i in here], dtype=np.uint64)
+            units = np.array([slots[i].key[1] for i in places], dtype=np.uint64)
             if later < NEVER:
-                for i, use in zip(here, self.plan.next_use(source, units, later).tolist(), strict=True):
+                for i, use in zip(places, self.plan.next_use(source, units, later).tolist(), strict=True):
                     uses[i] = use
         return uses
 

@@ -21,7 +21,7 @@ class Readers:
         document_ids: bool = False,
         datasets: Mapping[str, Dataset] | None = None,
     ) -> None:
-        """`document_ids`: read the documents' stable ids too. `datasets`: those that are open already, by name."""
+        """`document_ids`: read the documents' stable ids too. `datasets`: datasets that are open already, by name."""
         self._datasets = datasets or {}
         self.fetcher = fetcher
         self.document_ids = document_ids
@@ -30,7 +30,7 @@ class Readers:
 
     def of(self, plan: Plan, source: int) -> UnitReader:
         """The reader of a source of the plan. Raises ConfigError for rows of another shape than the first source's,
-        DataError where the data is gone.
+        DataError if the data no longer exists.
         """
         view, first = plan.sources[source].view, plan.sources[0].view
         with self._lock:

@@ -1,6 +1,6 @@
 """Reads a unit of a view into host memory: its tokens, verified, and the ends of its documents.
 
-A unit is b consecutive rows; masks and segment ends cut it into pieces that lie in one segment each.
+A unit is b consecutive rows; masks and segment ends cut it into pieces, each within one segment.
 """
 
 import threading
@@ -21,28 +21,28 @@ from fmscale.store.tiers.fetch import CorruptChunk, Fetcher
 MAX_SEGMENTS = 4096
 """Most open segments: each holds 8 bytes a chunk of 16 KiB, so 4,096 segments of 32 MB take 64 MB."""
 WHOLE_DOCUMENT_BYTES = 64 * 2**20
-"""Largest document arrays of a view on a remote store that stay in memory: that saves two requests a unit for a few
-entries.
+"""Most bytes of a view's document arrays that stay in memory, for a remote store: this saves two requests a unit, each
+for a few entries.
 """
 WHOLE_DOCUMENT_BYTES_LOCAL = 2**18
-"""Largest for a local store, whose page cache serves all ranks of a node: with 1.3 million documents each rank held 8
-MB more.
+"""The same for a local store, whose page cache serves all ranks of a node: with 1.3 million documents in memory each
+rank held 8 MB more.
 """
 
 
 _NO_IDS = np.empty((0, 2), dtype=np.uint64)
 
 Damage = tuple[int, int, CorruptChunk]
-"""(first, stop) of rows that no source can serve, and the reason."""
+"""(first, stop, reason) of rows that no copy can serve."""
 
 
 class UnitRead(NamedTuple):
     """Result of reading a unit."""
 
     documents: UnitDocuments
-    """Ends of its documents."""
+    """Documents of the unit."""
     damaged: list[Damage]
-    """Tokens of the unit that no source can serve; zeros in memory."""
+    """Tokens of the unit that no copy can serve; zeros in memory."""
 
 
 class UnitReader:
@@ -67,7 +67,7 @@ class UnitReader:
     def read(self, unit: int, into: np.ndarray, next_use: int = 0) -> UnitRead:
         """Read unit `unit` into the beginning of `into` (tokens of the view's dtype).
 
-        Raises StoreUnavailable, AccessDenied or another StoreError if the store does not serve at all.
+        Raises StoreUnavailable, AccessDenied or another StoreError if the store serves no data.
         """
         commit, pieces = self.placement.pieces(unit)
         documents: list[tuple[int, np.ndarray, np.ndarray]] = []
@@ -78,12 +78,12 @@ class UnitReader:
             try:
                 segment = self._segment(commit, piece.segment)
                 tokens = into[at:stop]
-                for first, last, error in self._read_rows(segment, "tokens", piece.start, tokens, next_use):
+                for first, last, error in self._read_tokens(segment, piece.start, tokens, next_use):
                     tokens[first:last] = 0
                     damaged.append((at + first, at + last, error))
                 documents.append(self._read_documents(segment, piece, at))
             except CorruptChunk as error:
-                # Its seal or its document arrays: no row of the piece can be trusted.
+                # The seal or document arrays are damaged: no row of the piece can be trusted.
                 damaged.append((at, stop, error))
                 documents.append((0, np.array([stop], dtype=np.int64), np.zeros((1, 2), dtype=np.uint64)))
             at = stop
@@ -92,14 +92,14 @@ class UnitReader:
         return UnitRead(UnitDocuments(ends=np.concatenate(ends), offset=offsets[0], ids=names), damaged)
 
     def advise(self, unit: int, next_use: int = 0) -> None:
-        """Prepare for a read of the unit soon. Damage shows when the unit is read."""
+        """Announce a coming read of the unit. That read reports damage."""
         commit, pieces = self.placement.pieces(unit)
         for piece in pieces:
             with suppress(CorruptChunk):
                 segment = self._segment(commit, piece.segment)
                 row_bytes = segment.arrays["tokens"].layout.row_bytes
-                for ref, low, high in _by_shard(segment, "tokens", piece.start, piece.count):
-                    self.fetcher.advise(ref, low * row_bytes, (high - low) * row_bytes, next_use)
+                for ref, low, part in _by_shard(segment, "tokens", piece.start, piece.count):
+                    self.fetcher.advise(ref, low * row_bytes, (part.stop - part.start) * row_bytes, next_use)
 
     def _segment(self, commit: int, index: int) -> TokenSegment:
         key = (commit, index)
@@ -109,7 +109,7 @@ class UnitReader:
                 self._segments.move_to_end(key)
                 return segment
             opening = self._opening.setdefault(key, threading.Lock())
-        with opening:  # one thread opens it, for all
+        with opening:  # one thread opens the segment for all threads
             with self._lock:
                 segment = self._segments.get(key)
             if segment is None:
@@ -131,30 +131,25 @@ class UnitReader:
             raise CorruptChunk(f"{prefix}/seal.json", 0, error.cause) from error
 
     def _announce_documents(self, segment: TokenSegment) -> None:
-        """Announce the document arrays to a disk: a single read instead of a few KiB for every unit."""
+        """Announce the document arrays to a disk, which then needs one read instead of a few KiB for each unit."""
         for name in ("document_ends", "document_ids") if self.document_ids else ("document_ends",):
             for number in range(len(segment.arrays[name].shards)):
                 ref = segment.array_shard(name, number)
                 self.fetcher.backend.advise(ref.key, 0, ref.bytes)
 
-    def _read_rows(
-        self, segment: TokenSegment, name: str, start: int, out: np.ndarray, next_use: int = 0
-    ) -> list[Damage]:
-        """Fill `out` with rows of an array of the segment from `start` on; the rows of it that no source can serve."""
-        layout = segment.arrays[name].layout
+    def _read_tokens(self, segment: TokenSegment, start: int, out: np.ndarray, next_use: int) -> list[Damage]:
+        """Fill `out` with tokens of the segment from `start` on. Returns the ranges of `out` that no copy can serve."""
+        layout = segment.arrays["tokens"].layout
         damaged: list[Damage] = []
-        at = 0
-        for ref, low, high in _by_shard(segment, name, start, len(out)):
-            rows = out[at : at + high - low]
+        for ref, low, part in _by_shard(segment, "tokens", start, len(out)):
             try:
-                self.fetcher.read(ref, low * layout.row_bytes, rows.data.cast("B"), next_use)
+                self.fetcher.read(ref, low * layout.row_bytes, out[part].data.cast("B"), next_use)
             except CorruptChunk:
-                damaged += self._salvage(ref, layout, low, rows, at)
-            at += high - low
+                damaged += self._salvage(ref, layout, low, out[part], part.start)
         return damaged
 
     def _salvage(self, ref: ObjectRef, layout: ArrayLayout, low: int, out: np.ndarray, at: int) -> list[Damage]:
-        """Read rows of a shard from `low` on chunk by chunk; the chunks that no source can serve, `at` rows further."""
+        """Read a shard from row `low` on by chunks. Returns ranges without a good copy, as rows of `out` plus `at`."""
         damaged: list[Damage] = []
         high = low + len(out)
         for chunk in range(low // layout.inner, -(-high // layout.inner)):
@@ -166,8 +161,8 @@ class UnitReader:
         return damaged
 
     def _read_documents(self, segment: TokenSegment, piece: SegmentSpan, at: int) -> tuple[int, np.ndarray, np.ndarray]:
-        """Tokens of the first document before the piece; the ends of the piece's documents, in the unit's positions, of
-        the last one the piece's end; and their ids, if they are wanted.
+        """Tokens of the first document before the piece; ends of the piece's documents in the unit's positions, where
+        the last document ends with the piece; and their ids, with `document_ids`.
         """
         stop = piece.start + piece.count
         inner = segment.arrays["tokens"].layout.inner
@@ -199,16 +194,18 @@ class UnitReader:
     def _read_array(self, segment: TokenSegment, name: str, first: int, count: int) -> np.ndarray:
         layout = segment.arrays[name].layout
         out = np.empty((count, *layout.shape[1:]), dtype=layout.dtype)
-        for _, _, error in self._read_rows(segment, name, first, out):
-            raise error
+        for ref, low, part in _by_shard(segment, name, first, count):
+            self.fetcher.read(ref, low * layout.row_bytes, out[part].data.cast("B"))
         return out
 
 
-def _by_shard(segment: TokenSegment, name: str, start: int, count: int) -> Iterator[tuple[ObjectRef, int, int]]:
-    """Shards of an array, and in each the rows [low, high) that belong to rows [start, start + count)."""
-    shard, stop = segment.arrays[name].layout.shard, start + count
-    while start < stop:
-        number, low = divmod(start, shard)
-        high = min(shard, low + stop - start)
-        yield segment.array_shard(name, number), low, high
-        start += high - low
+def _by_shard(segment: TokenSegment, name: str, start: int, count: int) -> Iterator[tuple[ObjectRef, int, slice]]:
+    """Each shard that holds some of an array's rows [start, start + count): its reference, its first such row, and the
+    slice of the `count` rows in it.
+    """
+    shard, at = segment.arrays[name].layout.shard, 0
+    while at < count:
+        number, low = divmod(start + at, shard)
+        stop = min(count, at + shard - low)
+        yield segment.array_shard(name, number), low, slice(at, stop)
+        at = stop

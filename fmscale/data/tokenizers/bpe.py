@@ -1,9 +1,9 @@
-"""Byte-level BPE: any tokenizer.json through the library `tokenizers`, trained ones too, and a fast path.
+"""Byte-level BPE: any tokenizer.json, published or trained here, through the library `tokenizers`; and a fast path.
 
-The library encodes about 1.4 MB a CPU second, nearly all of it in its regular expression. A byte-level BPE encodes each
-word that the expression finds on its own, so words of ASCII text are found with Python's `re` and looked up in a table
-of words seen before; only new words, and text that is not ASCII, go to the library. The ids are the same, which the
-tests check against the library on random text.
+The library encodes about 1.4 MB a CPU second and spends nearly all of this time in its regular expression. A byte-level
+BPE encodes each word of that expression independently. So Python's `re` finds the words of ASCII text, and a table has
+the ids of earlier words; the library encodes only new words and text outside ASCII. The ids are the same: the tests
+compare them with the library's ids on random text.
 """
 
 import json
@@ -20,20 +20,20 @@ from fmscale.data.tokenizers.protocol import SPECIALS, Ids, Tokenizer, dtype_of
 from fmscale.errors import ConfigError
 
 PIECE_CHARACTERS = 2**18
-"""Longer texts are encoded in pieces: the library needs about 100 bytes for each byte of a text. Only where the words
-are GPT-2's: other tokenizers may put a space before each text, so they get it whole.
+"""Longer texts are encoded in pieces: the library needs about 100 bytes for each byte of a text. This holds for GPT-2's
+words only: other tokenizers may put a space before each text, so they get whole texts.
 """
 
 WORDS = re.compile(r"'(?:[sdmt]|ll|ve|re)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII)
 """The words of GPT-2 (Radford et al., 2019; `ByteLevel` of the library), for ASCII text."""
 
 CUT = re.compile(r"\n(?=[!-~])")
-"""Places at which a cut changes none of GPT-2's words: before a single white-space character in front of a visible one.
-(`\\s+(?!\\S)` leaves the last white space of a run to the next word in any case.)
+"""Places at which a cut changes none of GPT-2's words: before a line feed in front of a visible character.
+(`\\s+(?!\\S)` always leaves the last character of white space to the next word.)
 """
 
 WORD_CHARACTERS = 64
-"""Longest word that the table keeps; longer ones (data in source code) hardly come twice."""
+"""Longest word that the table keeps; longer words (data in source code) rarely repeat."""
 
 TABLE_WORDS = 2**18
 """Words in the table before it is emptied: about 40 MB; 12 MB of Python source have 4.8e4 different words."""
@@ -47,14 +47,14 @@ EOS_NAMES = ("<|eos|>", "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[S
 
 
 class JsonTokenizer(Tokenizer):
-    """A tokenizer.json. `to_json` gives back the bytes it was made of, so that its digest never changes.
+    """A tokenizer.json. `to_json` returns the original bytes, so that the digest never changes.
 
-    What such a file says about calls instead of the vocabulary is switched off: truncation, padding, dropout, and the
-    special tokens that its post-processor adds. A text's ids are all of it, and the same every time.
+    Settings for calls are switched off: truncation, padding, dropout, and the special tokens of the post-processor.
+    So the ids cover the whole text, and are the same in every call.
     """
 
     def __init__(self, data: bytes, where: str) -> None:
-        """Raises ConfigError, with `where` it came from, if the library cannot read it."""
+        """Raises ConfigError with `where`, the origin of `data`, if the library cannot read `data`."""
         try:
             self._library: Any = Library.from_buffer(data)
         except Exception as error:  # the library raises plain Exception
@@ -81,13 +81,13 @@ class JsonTokenizer(Tokenizer):
             self.eos_id = number
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids of each text. Where words are known, texts are cut between them, or every PIECE_CHARACTERS."""
+        """Ids of each text. A text of GPT-2's words is cut between words, or else every PIECE_CHARACTERS."""
         cutter = cut if self._words is not None else lambda text: iter((text,))
         pieces = [(number, piece) for number, text in enumerate(texts) for piece in cutter(text)]
         quick = [self._words is not None and piece.isascii() for _, piece in pieces]
-        found = self._look_up([WORDS.findall(text) for (_, text), q in zip(pieces, quick, strict=True) if q])
-        slow = self._encode([text for (_, text), q in zip(pieces, quick, strict=True) if not q])
-        encoded = {True: iter(found), False: iter(slow)}
+        quick_ids = self._look_up([WORDS.findall(text) for (_, text), q in zip(pieces, quick, strict=True) if q])
+        slow_ids = self._encode([text for (_, text), q in zip(pieces, quick, strict=True) if not q])
+        encoded = {True: iter(quick_ids), False: iter(slow_ids)}
         joined: list[list[bytes]] = [[] for _ in texts]
         for (number, _), q in zip(pieces, quick, strict=True):
             joined[number].append(next(encoded[q]))
@@ -102,7 +102,7 @@ class JsonTokenizer(Tokenizer):
         return self._data
 
     def to_plain_json(self) -> bytes:
-        """A tokenizer.json for others to use: the same bytes, or without the settings that are off here."""
+        """A tokenizer.json for other software: the original bytes, or a copy without the settings switched off here."""
         return self._library.to_str().encode() if self._switched else self._data
 
     def _look_up(self, texts: list[list[str]]) -> list[bytes]:
@@ -137,15 +137,15 @@ def cut(text: str) -> Iterator[str]:
     begin = 0
     while begin < len(text):
         end = begin + PIECE_CHARACTERS
-        found = CUT.search(text, end) if end < len(text) else None
-        if found and found.start() <= end + PIECE_CHARACTERS:
-            end = found.start()
+        match = CUT.search(text, end) if end < len(text) else None
+        if match and match.start() <= end + PIECE_CHARACTERS:
+            end = match.start()
         yield from _by_script(text[begin:end])
         begin = end
 
 
 def _by_script(piece: str) -> Iterator[str]:
-    """The piece in runs of lines that are all ASCII and runs of others; runs are cut at CUT only."""
+    """The piece in runs of ASCII lines and runs of other lines; runs are cut at CUT only."""
     if piece.isascii():
         yield piece
         return
@@ -157,8 +157,8 @@ def _by_script(piece: str) -> Iterator[str]:
 def train_bpe(texts: Iterable[str], vocab_size: int) -> JsonTokenizer:
     """Byte-level BPE (Sennrich et al., 2016; bytes as in GPT-2) of at most `vocab_size` ids.
 
-    The same texts in the same order give the same tokenizer, for any number of threads. Pairs seen once are not merged,
-    so a small corpus gives a smaller vocabulary.
+    The same texts in the same order give the same tokenizer, for any number of threads. Pairs that occur once are not
+    merged, so a small corpus gives a smaller vocabulary.
     """
     library: Any = Library(models.BPE())
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -180,9 +180,9 @@ def _first(vocabulary: dict[str, int], names: Sequence[str]) -> int | None:
 
 
 def _switch_off(library: Any) -> bool:
-    """Switch truncation, padding and dropout off; True if any of them was on.
+    """Switch truncation, padding and dropout off; True if any setting was on.
 
-    Published files keep the settings of the last call before they were saved.
+    Published files keep the settings of the last call before the save.
     """
     dropout = isinstance(library.model, models.BPE) and library.model.dropout is not None
     switched = bool(dropout or library.truncation or library.padding)

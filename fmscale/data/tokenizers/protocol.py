@@ -17,8 +17,8 @@ SPECIALS = (
     "<|fim_suffix|>",
     *(f"<|reserved_{i}|>" for i in range(9)),
 )
-"""Special tokens of the tokenizers made here: 16, enough for objectives to come (infilling, masking, chat). A stored
-tokenizer cannot grow, and an unused id costs a row of the embedding.
+"""Special tokens of byte tokenizers and trained tokenizers: 16, enough for later objectives (infilling, masking, chat).
+A stored tokenizer cannot grow, and an unused id costs a row of the embedding.
 """
 
 Ids = Sequence[int] | np.ndarray
@@ -26,14 +26,14 @@ Ids = Sequence[int] | np.ndarray
 
 
 class Tokenizer(Protocol):
-    """Text to token ids and back. Not to be shared by threads."""
+    """Text to token ids and back. Threads must not share it."""
 
     vocab_size: int
-    """Number above every id, also those of special and added tokens."""
+    """Number above every id, ids of special and added tokens included."""
     bos_id: int | None
-    """Id of the token that begins a document, if the tokenizer has one."""
+    """Id of the token that begins a document, or None."""
     eos_id: int | None
-    """Id of the token that ends a document, if the tokenizer has one."""
+    """Id of the token that ends a document, or None."""
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of each text, 1-D of type `dtype_of(self)`. No special token is added, and the name of a special token in
@@ -46,7 +46,7 @@ class Tokenizer(Protocol):
         ...
 
     def to_json(self) -> bytes:
-        """The tokenizer itself; `from_json` gives it back."""
+        """The tokenizer as JSON; `from_json` reads it."""
         ...
 
     @property

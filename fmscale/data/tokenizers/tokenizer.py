@@ -1,7 +1,7 @@
 """Tokenizers: text to ids and back. Bytes, a byte-level BPE trained here, or any `tokenizer.json`.
 
-A tokenizer is its JSON: a store keeps it under its digest, and a commit names that, so that a dataset can be read and
-added to on any machine without a model hub.
+A store keeps the JSON of a tokenizer under its digest, and a commit names that digest. So any machine can read and
+extend a dataset without a model hub.
 """
 
 import json
@@ -34,14 +34,14 @@ class ByteTokenizer(Tokenizer):
         return b"".join(parts).decode(errors="replace")
 
     def to_json(self) -> bytes:
-        """The canonical JSON that stands for this tokenizer."""
+        """Canonical JSON of this tokenizer."""
         return canonical_json({"format_version": 1, "kind": "bytes", "specials": list(SPECIALS)})
 
 
 def from_json(data: bytes, where: str = "tokenizer.json") -> Tokenizer:
     """The tokenizer that `to_json` or the library `tokenizers` wrote.
 
-    Raises ConfigError, with `where` it came from, for anything else.
+    Raises ConfigError with `where`, the origin of `data`, for other content.
     """
     try:
         content: Any = json.loads(data)
@@ -64,7 +64,7 @@ def from_json(data: bytes, where: str = "tokenizer.json") -> Tokenizer:
 def load_tokenizer(spec: str) -> Tokenizer:
     """The tokenizer of `bytes`, of a path to a tokenizer.json or its folder, or of `hf:` and such a path.
 
-    Raises ConfigError where there is none; `bpe:N` is not loaded but trained (`fmscale.data.tokenizers.bpe.train_bpe`).
+    Raises ConfigError for a missing file. `fmscale.data.tokenizers.bpe.train_bpe` makes the tokenizer of `bpe:N`.
     """
     if spec == "bytes":
         return ByteTokenizer()
@@ -107,7 +107,7 @@ def _name_specials(tokenizer: Tokenizer, config: Path) -> None:
 def bpe_size(spec: str) -> int | None:
     """The vocabulary size of `bpe:N`, or None for another kind. Raises ConfigError for an impossible size.
 
-    The least has an id for each byte and special token; the most, 2**20, is four times the largest in use.
+    The least size has an id for each byte and special token; the largest, 2**20, is four times the largest in use.
     """
     if not spec.startswith("bpe:"):
         return None

@@ -1,7 +1,7 @@
-"""Masks: documents taken out of a dataset after it was written. They make a new view and rewrite nothing.
+"""Masks: documents excluded from a dataset after ingest. A mask makes a new view and rewrites no data.
 
 A mask is an object at datasets/NAME/masks/DIGEST.arrow: a sorted Arrow table with the token span of each masked
-document in its segment. The cost of its use grows with the mask alone.
+document in its segment. The cost of using a mask grows with its size alone.
 """
 
 import difflib
@@ -15,16 +15,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from fmscale.errors import CorruptData, DataError, FormatError, ObjectNotFound
+from fmscale.errors import CorruptData, DataError, ObjectNotFound
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.backends.write_once import store_once
 from fmscale.store.datasets.commit import Commit
 from fmscale.store.datasets.dataset import Dataset
 from fmscale.store.digest import canonical_json, metadata_digest
+from fmscale.store.segments.seal import check_version
 from fmscale.store.segments.tokens import open_segment, read_document_table, read_documents
 
 FORMAT_VERSION = 1
-"""Version of masks that is written; every version up to it is read."""
+"""Version of new masks; older versions can be read."""
 
 SCHEMA = pa.schema(
     [
@@ -38,14 +39,14 @@ SCHEMA = pa.schema(
 )
 HEADER_KEY = b"fmscale"
 SEGMENT_READS = 8
-"""Segments searched at once for documents: hides the latency of a remote store."""
+"""Segments searched for documents at the same time, to hide the latency of a remote store."""
 
 Predicate = Callable[[pa.Table], NDArray[np.bool_]]
 """Picks documents of a segment from their table (`store.segments.tokens.DOCUMENTS_SCHEMA`)."""
 
 
 class Documents(NamedTuple):
-    """Documents and where their tokens lie; arrays of equal length, sorted by commit, segment, start."""
+    """Documents and the places of their tokens: arrays of equal length, sorted by commit, segment, start."""
 
     commit: NDArray[np.uint32]
     """Number of the commit."""
@@ -54,14 +55,14 @@ class Documents(NamedTuple):
     start: NDArray[np.uint64]
     """First token in the segment."""
     stop: NDArray[np.uint64]
-    """Token behind the last."""
+    """Token behind the document's last token."""
     position: NDArray[np.uint64]
-    """First token counted over all tokens of the split in the commit, so that a mask needs no manifest."""
+    """First token, counted over all tokens of the commit's split, so that a mask needs no manifest."""
     id: NDArray[np.void]
     """Stable document id, 16 bytes."""
 
     def take(self, which: NDArray[np.intp]) -> "Documents":
-        """Those documents, in that order."""
+        """The documents at the indexes `which`, in that order."""
         return Documents._make(column[which] for column in self)
 
 
@@ -103,12 +104,12 @@ def find_documents(
     partial: bool = False,
     advance: Callable[[], object] = lambda: None,
 ) -> Documents:
-    """The documents with these ids (16 bytes each), or those that `where` picks; of live commits, or of `commits`.
+    """The documents with these ids (16 bytes each), or documents that `where` picks, in the live commits or `commits`.
 
-    Reads the document arrays of every segment, and calls `advance` after each. Raises DataError if no segment has an
-    id, unless `partial`, and what the store raises.
+    Reads the document arrays of every segment, and calls `advance` after each segment. Raises DataError if no segment
+    has an id, unless `partial`, and the errors of the store.
     """
-    wanted = None if ids is None else np.unique(np.frombuffer(b"".join(ids), dtype="V16"))
+    unique_ids = None if ids is None else np.unique(np.frombuffer(b"".join(ids), dtype="V16"))
 
     def search(place: tuple[Commit, int]) -> Documents:
         commit, index = place
@@ -116,36 +117,36 @@ def find_documents(
         segment = open_segment(dataset.backend, row.prefix, row.seal)
         ends, words = read_documents(dataset.backend, segment, 0, segment.documents)
         names = np.ascontiguousarray(words, dtype="<u8").view("V16")[:, 0]
-        if wanted is not None:
-            chosen = np.isin(names, wanted)
+        if unique_ids is not None:
+            selection = np.isin(names, unique_ids)
         elif where is not None:
-            chosen = np.asarray(where(read_document_table(dataset.backend, segment)), dtype=np.bool_)
+            selection = np.asarray(where(read_document_table(dataset.backend, segment)), dtype=np.bool_)
         else:
-            chosen = np.ones(len(names), dtype=np.bool_)
+            selection = np.ones(len(names), dtype=np.bool_)
         starts = np.concatenate((np.zeros(1, dtype=np.uint64), ends[:-1]))[: len(ends)]
-        count = int(chosen.sum())
+        count = int(selection.sum())
         advance()
         return Documents(
             np.full(count, commit.number, dtype=np.uint32),
             np.full(count, index, dtype=np.uint32),
-            starts[chosen],
-            ends[chosen],
-            starts[chosen] + np.uint64(row.first_token),
-            names[chosen],
+            starts[selection],
+            ends[selection],
+            starts[selection] + np.uint64(row.first_token),
+            names[selection],
         )
 
-    chosen = dataset.commits() if commits is None else [dataset.commit(number) for number in commits]
+    commit_list = dataset.commits() if commits is None else [dataset.commit(number) for number in commits]
     segments = [
         (commit, index)
-        for commit in chosen
+        for commit in commit_list
         if split in commit.manifests
         for index in range(commit.manifests[split].segments)
     ]
     with ThreadPoolExecutor(SEGMENT_READS) as pool:
         parts = [_NO_DOCUMENTS, *pool.map(search, segments)]
     documents = Documents._make(map(np.concatenate, zip(*parts, strict=True)))
-    if wanted is not None and not partial:
-        missing = wanted[~np.isin(wanted, documents.id)]
+    if unique_ids is not None and not partial:
+        missing = unique_ids[~np.isin(unique_ids, documents.id)]
         if missing.size:
             raise DataError(
                 f"{missing.size} document ids are not in the split {split} of dataset {dataset.name}",
@@ -156,9 +157,9 @@ def find_documents(
 
 
 def make_mask(dataset: Dataset, documents: Documents, *, split: str = "train") -> str:
-    """Store a mask of these documents; its digest. The same documents give the same mask.
+    """Store a mask of these documents and return its digest. The same documents give the same mask.
 
-    Raises DataError if there are none.
+    Raises DataError without documents.
     """
     if not len(documents.commit):
         raise DataError("no document is to be masked", remedy="Check the ids, or what the documents are picked by.")
@@ -178,7 +179,7 @@ def make_mask(dataset: Dataset, documents: Documents, *, split: str = "train") -
 
 
 def load_mask(backend: Backend, dataset: str, digest: str) -> Mask:
-    """The mask of that digest. Raises ObjectNotFound, with digests that exist; CorruptData; FormatError."""
+    """The mask with this digest. Raises ObjectNotFound with digests that exist, CorruptData or FormatError."""
     key = mask_key(dataset, digest)
     try:
         data = backend.get(key)
@@ -198,12 +199,7 @@ def load_mask(backend: Backend, dataset: str, digest: str) -> Mask:
         )
     table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
     header: dict[str, Any] = json.loads(table.schema.metadata[HEADER_KEY])
-    if header["format_version"] > FORMAT_VERSION:
-        raise FormatError(
-            f"The mask {key} was written by a newer fmscale",
-            found=header["format_version"],
-            remedy="Upgrade fmscale here.",
-        )
+    check_version(header, f"The mask {key}", FORMAT_VERSION)
     commit, segment, start, stop, position = (table.column(name).to_numpy() for name in SCHEMA.names[:5])
     ids = np.frombuffer(table.column("id").combine_chunks().buffers()[1], dtype="V16", count=len(table))
     documents = Documents(commit, segment, start, stop, position, ids)

@@ -1,4 +1,4 @@
-"""Tokens of a commit that masks leave, found by looking at the masked spans alone."""
+"""Tokens of a commit outside masks, computed from the masked spans alone."""
 
 import numpy as np
 
@@ -6,14 +6,14 @@ from fmscale.data.order.feistel import U64
 
 
 class KeptRanges:
-    """The kept tokens of one split of one commit: all but some spans.
+    """The kept tokens of one split of one commit: all tokens outside the masked spans.
 
     Memory and search time grow with the number of spans alone. A token has a position among all tokens of the split in
     the commit; a kept token also has a kept position among the kept tokens.
     """
 
     def __init__(self, tokens: int, starts: U64, stops: U64) -> None:
-        """`tokens` in all, without the masked spans [starts, stops), in any order, overlapping or not."""
+        """`tokens` of the split; masked spans [starts, stops) in any order, which may overlap."""
         order = np.argsort(starts, kind="stable")
         starts, stops = starts[order], np.maximum.accumulate(stops[order]) if len(order) else stops
         first = np.ones(len(order), dtype=np.bool_)
@@ -28,7 +28,7 @@ class KeptRanges:
         """Kept tokens."""
 
     def spans(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """(position of the first, count) of the runs, in order, of the tokens with kept positions [start, stop)."""
+        """Runs of tokens with kept positions [start, stop), in order: (position of the first token, tokens)."""
         if not len(self._places):
             return [(start, stop - start)]
         span = int(np.searchsorted(self._places, np.uint64(start), side="right"))
@@ -41,7 +41,7 @@ class KeptRanges:
         return out
 
     def place(self, position: U64) -> U64:
-        """Number of kept tokens before each position, which is the kept position of a kept token."""
+        """Number of kept tokens before each position; for a kept token, its kept position."""
         if not len(self._places):
             return position
         span = np.searchsorted(self._starts, position, side="right")

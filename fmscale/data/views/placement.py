@@ -1,6 +1,6 @@
 """Placement of a view's rows: unit → rows → kept tokens or records → those of the commit → segments.
 
-Opening reads the masks and nothing of the segments; finding a unit's spans reads the manifest alone.
+Opening a placement reads masks and no segment; the search for a unit's spans reads the manifest alone.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class Placement:
     """Finds the tokens or records of units and rows of one view; safe across threads."""
 
     def __init__(self, view: View, manifests: Sequence[Manifest | None], masks: Sequence[Mask] = ()) -> None:
-        """`manifests` and `masks` are those of the view, in order."""
+        """`manifests` and `masks` belong to the view, in the view's order."""
         self.view = view
         self.manifests = tuple(manifests)
         """Manifest of each of the view's commits; None where a commit lacks the split."""
@@ -40,7 +40,7 @@ class Placement:
             kept_ranges(self._size(manifest) if manifest else 0, commit, view.split, masks)
             for commit, manifest in zip(view.commits, manifests, strict=True)
         ]
-        # 8,192 entries are 1 MB: the units that follow in a window mostly lie in other segments.
+        # 8,192 entries take 1 MB: successive units of a window mostly lie in different segments.
         self._sizes = lru_cache(8192)(lambda commit, segment: self._size(self.manifest(commit).row(segment)))
 
     def manifest(self, commit: int) -> Manifest:
@@ -66,16 +66,16 @@ class Placement:
     def rows_of(self, documents: Documents) -> list[tuple[int, int]]:
         """Ranges [first, stop) of row ids that hold a token of any of the documents: sorted, disjoint.
 
-        Documents of commits outside the view count for nothing.
+        Documents of commits outside the view have no rows.
         """
         length, ranges = np.uint64(self.view.row_length), []
         for index, (number, manifest) in enumerate(zip(self.view.commits, self.manifests, strict=True)):
-            here = np.flatnonzero(documents.commit == number)
-            if manifest is None or not here.size:
+            indexes = np.flatnonzero(documents.commit == number)
+            if manifest is None or not indexes.size:
                 continue
-            position = documents.position[here]
+            position = documents.position[indexes]
             start = self._kept[index].place(position)
-            stop = self._kept[index].place(position + documents.stop[here] - documents.start[here])
+            stop = self._kept[index].place(position + documents.stop[indexes] - documents.start[indexes])
             start, stop = start[start < stop], stop[start < stop]
             rows = np.uint64(self.view.rows[index])
             low = np.minimum(start // length, rows)
@@ -101,8 +101,8 @@ class Placement:
 
 
 def open_placement(dataset: Dataset, view: View) -> Placement:
-    """The placement of a view of the dataset. Raises DataError if its commits are not there any more, and CorruptData
-    for a damaged mask.
+    """The placement of a view of the dataset. Raises DataError if its commits no longer exist, and CorruptData for a
+    damaged mask.
     """
     commits = view_commits(dataset, view)
     masks = [load_mask(dataset.backend, dataset.name, digest) for digest in view.masks]

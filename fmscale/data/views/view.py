@@ -1,7 +1,7 @@
 """Views: the rows that training reads of a dataset, under a digest that pins every byte and the order's version.
 
 A view's kind says what a row is: so many tokens of a running text (`token_view.py`), or a record (`record_view.py`).
-Order, plan, bans and mixtures know the part that all kinds share, which is here.
+Order, plan, bans and mixtures know the part that all kinds share, which is part.
 """
 
 import json
@@ -25,7 +25,7 @@ from fmscale.store.digest import canonical_json, metadata_digest
 FORMAT_VERSION = 2
 """Version of a view's JSON; every version up to it is read, and rows of tokens without a spec are written as 1."""
 UNIT_BYTES = 256 * 1024
-"""Least bytes of a unit by default: with 16 KiB chunks 1.06 times as much is fetched."""
+"""Default for the least bytes of a unit: with 16 KiB chunks a unit fetches 1.06 times its bytes."""
 WINDOW = 2048
 """Units of a shuffle window by default: entropy 0.993 of a full shuffle on data sorted by class."""
 
@@ -43,7 +43,7 @@ class View(ABC):
     commits: tuple[int, ...]
     """Numbers of the commits, in order."""
     manifests: tuple[str, ...]
-    """Digest of each commit's manifest of the split, from which every byte is verified; "" if it has none."""
+    """Digest of each commit's manifest of the split, from which every byte is verified; "" without a manifest."""
     masks: tuple[str, ...]
     """Digests of masks, sorted; a document in any of them is left out."""
     rows_per_unit: int
@@ -67,12 +67,12 @@ class View(ABC):
 
     @cached_property
     def units(self) -> Units:
-        """The units. Raises DataError if the view has no row."""
+        """Units of the view. Raises DataError if the view has no row."""
         return Units(self.rows, self.rows_per_unit)
 
     @cached_property
     def digest(self) -> str:
-        """Name of the view, 32 hex digits: of all fields."""
+        """Name of the view: digest of all fields, 32 hex digits."""
         return metadata_digest(canonical_json(self.to_json()))
 
     def to_json(self) -> dict[str, Any]:
@@ -132,32 +132,32 @@ def common_part(
 
 
 def view_commits(dataset: Dataset, view: View) -> list[Commit]:
-    """The view's commits. Raises DataError unless they are those that it was made of."""
+    """Commits of the view. Raises DataError if a commit has another manifest than the view records."""
     commits = dataset.named(view.commits)
     for commit, digest in zip(commits, view.manifests, strict=True):
-        found = _manifest_digest(commit, view.split)
-        if found != digest:
+        stored = _manifest_digest(commit, view.split)
+        if stored != digest:
             raise DataError(
                 f"Commit {commit.number} of dataset {dataset.name} is not the one that the view was made of",
-                found=found,
+                found=stored,
                 remedy=f"The view wants the manifest {digest}: open the store that it was made on.",
             )
     return commits
 
 
 def _manifest_digest(commit: Commit, split: str) -> str:
-    recorded = commit.body["manifests"].get(split)
-    return str(recorded["digest"]) if recorded else ""
+    manifest = commit.body["manifests"].get(split)
+    return str(manifest["digest"]) if manifest else ""
 
 
 def kept_ranges(total: int, commit: int, split: str, masks: Sequence[Mask]) -> KeptRanges:
-    """The tokens, or records, of a commit's `total` that masks leave. Reads nothing."""
+    """The tokens, or records, of a commit's `total` that masks leave, without a read from the store."""
     starts, stops = [np.empty(0, dtype=np.uint64)], [np.empty(0, dtype=np.uint64)]
     for mask in masks:
         if mask.split != split:
             raise DataError("a mask of another split", found=mask.split, remedy=f"This view is of {split}.")
         documents = mask.documents
-        here = slice(*np.searchsorted(documents.commit, [commit, commit + 1]).tolist())
-        starts.append(documents.position[here])
-        stops.append(documents.position[here] + documents.stop[here] - documents.start[here])
+        part = slice(*np.searchsorted(documents.commit, [commit, commit + 1]).tolist())
+        starts.append(documents.position[part])
+        stops.append(documents.position[part] + documents.stop[part] - documents.start[part])
     return KeptRanges(total, np.concatenate(starts), np.concatenate(stops))

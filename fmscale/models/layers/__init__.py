@@ -1,6 +1,6 @@
 """Layers that decoders, encoders and models of other modalities share.
 
-- `linear.py`        matrices and embeddings without first numbers
+- `linear.py`        matrices and embeddings without initial weights
 - `norm.py`          root-mean-square norm
 - `rotary.py`        rotary positions
 - `attention.py`     attention to the sequence itself or to a context

@@ -47,8 +47,8 @@ class SelfAttention(nn.Module):
         """x (B, T, D) -> (B, T, D).
 
         `cu_seqlens` (documents + 1,) are boundaries in the B * T tokens read as one sequence: a token sees its own
-        document only; without them each row is one document. With a cache, keys and values are added to it; then,
-        without `cu_seqlens`, each row's T tokens follow what the cache holds for it and see that too.
+        document only. Without boundaries each row is one document. With a cache, the keys and values go into the cache;
+        if there is no `cu_seqlens`, the T tokens of each row follow the row's cached tokens and see them.
         """
         q = _heads(self.wq(x_BTD), self.head_dim)
         k = _heads(self.wk(x_BTD), self.head_dim)
@@ -59,7 +59,7 @@ class SelfAttention(nn.Module):
         if cache is not None:
             cache.write(k, v)
         if cache is not None and cu_seqlens is None:
-            backend = "auto" if self.backend == "sdpa" else self.backend  # which has no such thing as a cache
+            backend = "auto" if self.backend == "sdpa" else self.backend  # sdpa cannot read a cache
             out = attention_decode(
                 q, cache.keys_BSKE, cache.values_BSKE, cache.lengths_B,
                 window=self.window, softcap=self.softcap, backend=backend,
@@ -101,10 +101,10 @@ class CrossAttention(nn.Module):
         cu_seqlens: Tensor | None = None,
         cu_seqlens_k: Tensor | None = None,
     ) -> Tensor:
-        """x (B, T, D) -> (B, T, D), each token seeing the whole context of its row.
+        """x (B, T, D) -> (B, T, D); each token sees the whole context of its row.
 
-        Contexts of different lengths: `cu_seqlens` bounds the documents in the B * T tokens of x, and
-        `cu_seqlens_k` the context of each of them in the B * S context tokens; both (documents + 1,).
+        For contexts of different lengths, `cu_seqlens` bounds the documents in the B * T tokens of x, and
+        `cu_seqlens_k` bounds the context of each document in the B * S context tokens; both are (documents + 1,).
         """
         q = _heads(self.wq(x_BTD), self.head_dim)
         k = _heads(self.wk(context_BSD), self.head_dim)

@@ -1,4 +1,4 @@
-"""From the last hidden state to logits, or to a loss that never holds them."""
+"""Output projection: from hidden states to logits, or to a loss that never holds all logits at once."""
 
 from typing import overload
 
@@ -9,8 +9,8 @@ from fmscale.kernels import linear_cross_entropy
 
 
 class Head(nn.Module):
-    """The output projection, weight (V, D). A tied model registers its embedding's weight here too: what is
-    sharded by module hooks (ZeRO-3) is then gathered for both.
+    """The output projection, weight (V, D). A tied model registers its embedding's weight here too, so that
+    module hooks that shard weights (ZeRO-3) gather it for both modules.
     """
 
     def __init__(self, dim: int, vocab_size: int) -> None:

@@ -1,6 +1,6 @@
-"""Matrices whose numbers come later: from `init_weights` or from a checkpoint.
+"""Matrices and embeddings without initial weights: `init_weights` or a checkpoint fills them.
 
-torch's own modules draw their weights when they are made, which takes longer than reading a checkpoint and
+torch's own modules draw their weights at construction. The draw takes longer than reading a checkpoint and
 depends on the global generator.
 """
 

@@ -21,7 +21,7 @@ class RMSNorm(nn.Module):
     @overload
     def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]: ...
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """x (..., D) normed; with a residual, (the norm of x + residual, x + residual) in one pass."""
+        """The norm of x (..., D); with a residual, (the norm of x + residual, x + residual) in one pass."""
         out: Tensor | tuple[Tensor, Tensor] = rms_norm(x, self.weight, residual, eps=self.eps)
         return out
 

@@ -9,8 +9,8 @@ logger = logging.getLogger(__name__)
 
 
 def print_record(record: Mapping[str, Any], stream: TextIO, names: tuple[str, ...] = ()) -> None:
-    """Print a line such as `step 120  loss 3.412  81,200 tokens/s`: the values under the chosen names in order, all if
-    none is chosen, each with its unit. An event is dim on a terminal.
+    """Print a line such as `step 120  loss 3.412  81,200 tokens/s`: the values of `names` in that order, or all values
+    if `names` is empty, each with its unit. An event is dim on a terminal.
     """
     chosen = [name for name in names or record if name in record]
     if chosen:
@@ -19,17 +19,17 @@ def print_record(record: Mapping[str, Any], stream: TextIO, names: tuple[str, ..
 
 
 def optional(show: Callable[[Mapping[str, Any]], None]) -> Callable[[Mapping[str, Any]], None]:
-    """`show` without its OSErrors, as a terminal or the reader of a pipe may go; the first error is logged."""
-    told = False
+    """`show` without its OSErrors, as a terminal or the reader of a pipe may close; the first error is logged."""
+    logged = False
 
     def shown(record: Mapping[str, Any]) -> None:
-        nonlocal told
+        nonlocal logged
         try:
             show(record)
         except OSError as error:
-            if not told:
+            if not logged:
                 logger.warning("progress is not shown: %s. The run goes on.", error.strerror)
-            told = True
+            logged = True
 
     return shown
 
@@ -45,7 +45,7 @@ def dim(text: str, stream: TextIO) -> str:
 
 
 def _worded(name: str, record: Mapping[str, Any]) -> str:
-    """A name and its value with its unit; a telling unit stands without the name."""
+    """A name and its value with a unit; a unit that says enough, such as tokens/s, stands without the name."""
     value = record[name]
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value) if name == "event" else f"{name} {value}"

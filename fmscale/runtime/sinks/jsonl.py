@@ -24,7 +24,7 @@ class JsonlSink(RecordFile):
         super().__init__(path, lines=True)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append the record; its `time` is now unless it has one."""
+        """Append the record, with the current time as `time` unless the record has a `time`."""
         values = {
             name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in {"time": time.time(), **record}.items()

@@ -1,7 +1,7 @@
 """S3 credentials from a profile of the AWS files, read again before they expire.
 
-The environment, container and instance roles and web identity are obstore's own; it does not read
-`~/.aws/credentials`. boto3, where installed, adds what needs a login (SSO, assumed roles, processes).
+obstore itself reads the environment, container and instance roles and web identity, but not `~/.aws/credentials`.
+boto3, where installed, adds credentials that need a login (SSO, assumed roles, processes).
 """
 
 import configparser
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from obstore.store import S3Credential, S3CredentialProvider
 
 REFRESH = timedelta(minutes=10)
-"""A rotated key in the file is picked up after at most this."""
+"""Longest time until a rotated key in the file is read."""
 
 
 def profile_credentials(profile: str | None) -> "S3CredentialProvider | None":
     """A provider for `profile`, for $AWS_PROFILE, or for `default` where the environment has no key.
 
-    None leaves the choice to obstore (environment, roles). Raises ConfigError for a profile that is not
-    there or needs boto3.
+    None leaves the choice to obstore (environment, roles). Raises ConfigError for a profile that is
+    missing or needs boto3.
     """
     asked = profile or os.environ.get("AWS_PROFILE")
     if not profile and "AWS_ACCESS_KEY_ID" in os.environ:

@@ -1,8 +1,8 @@
-"""Any other store that fsspec knows (http, hdfs, sftp, zip, …), for reading; for writing after `probe`.
+"""Stores through fsspec (http, hdfs, sftp, zip, …): open for reading, and for writing after `probe`.
 
 fsspec promises neither conditional creation nor durability: most of its file systems check for the name and
-then write. So the backend starts closed and `probe` opens it after 16 racing writers found it exact.
-A call's own time limit is that of the fsspec implementation; what is bounded here is the repeating.
+then write. So the backend refuses writes until `probe` has raced 16 writers and seen one winner for each key.
+The fsspec implementation limits the time of a call; this module limits only the repeats.
 """
 
 import errno
@@ -33,7 +33,7 @@ class FsspecBackend(Backend):
         self.requests = Requests()
         self.read_only = read_only
         self.accepts_writes = False
-        """Set by `probe` when the racing writers found put_if_absent exact."""
+        """Set by `probe` after a race with exactly one winner for each key."""
         self.policy = policy
         try:
             self._files, root = fsspec.core.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
@@ -51,16 +51,16 @@ class FsspecBackend(Backend):
         return data
 
     def read_into(self, key: str, start: int, *buffers: memoryview) -> None:
-        wanted = sum(buffer.nbytes for buffer in buffers)
-        if wanted == 0:
+        length = sum(buffer.nbytes for buffer in buffers)
+        if length == 0:
             return
         path = self._path(key)
         data = self._persist(
-            lambda _: bytes(self._files.cat_file(path, start=start, end=start + wanted)), "get_range", key
+            lambda _: bytes(self._files.cat_file(path, start=start, end=start + length)), "get_range", key
         )
         self.requests.add("get_range", len(data))
-        if len(data) != wanted:
-            raise truncated(key, start, wanted, len(data))
+        if len(data) != length:
+            raise truncated(key, start, length, len(data))
         scatter(memoryview(data), buffers)
 
     def put(self, key: str, data: bytes | memoryview) -> None:
@@ -102,15 +102,15 @@ class FsspecBackend(Backend):
     def list_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
         prefix = check_prefix(prefix)
         folder = f"{self._root}/{prefix}" if prefix else self._root
-        found = self._list(lambda: self._files.find(folder, detail=True), prefix)
-        inside = [(name[len(self._root) :].lstrip("/"), info) for name, info in (found or {}).items()]
+        files = self._list(lambda: self._files.find(folder, detail=True), prefix)
+        inside = [(name[len(self._root) :].lstrip("/"), info) for name, info in (files or {}).items()]
         return iter([_info(key, info) for key, info in sorted(inside) if key != prefix])
 
     def list_names(self, prefix: str = "") -> list[str]:
         prefix = check_prefix(prefix)
         folder = f"{self._root}/{prefix}" if prefix else self._root
-        found = self._list(lambda: self._files.ls(folder, detail=False), prefix)
-        names = (name.rstrip("/") for name in found or [] if name.rstrip("/") != folder)
+        paths = self._list(lambda: self._files.ls(folder, detail=False), prefix)
+        names = (path.rstrip("/") for path in paths or [] if path.rstrip("/") != folder)
         return sorted({name.rsplit("/", 1)[-1] for name in names})
 
     def delete(self, key: str) -> None:
@@ -129,7 +129,7 @@ class FsspecBackend(Backend):
         try:
             self._files.pipe_file(path, data, mode=mode)
         except FileNotFoundError:
-            # Real folders have to be there; stores of flat keys never get here.
+            # A file system needs the folder first; stores of flat keys never raise this error.
             self._make_folder(path)
             self._files.pipe_file(path, data, mode=mode)
 
@@ -157,8 +157,8 @@ class FsspecBackend(Backend):
         return self._path(key)
 
     def _persist(self, attempt: Callable[[Attempts], T], kind: str, key: str) -> T:
-        understood = partial(_understand, key=key, url=self.url)
-        return retried(attempt, understood, self.policy, what=f"{kind} of {key or 'the root'}", url=self.url)
+        answer_of = partial(_understand, key=key, url=self.url)
+        return retried(attempt, answer_of, self.policy, what=f"{kind} of {key or 'the root'}", url=self.url)
 
 
 def _info(key: str, info: dict[str, Any]) -> ObjectInfo:

@@ -1,7 +1,7 @@
-"""Meaning of an object store's failed answer: try again, or tell the user the remedy.
+"""Meaning of an object store's failed answer: a repeat, or an error with its remedy.
 
-obstore reports HTTP failures as text ("... status code: 503 ...: <Error><Code>SlowDown</Code>"); status and
-code are read from it here and nowhere else. Only the first line of the text is ever shown, scrubbed.
+obstore reports HTTP failures as text ("... status code: 503 ...: <Error><Code>SlowDown</Code>"); only this
+module reads status and code from the text. Messages show at most its first line, scrubbed.
 """
 
 import re
@@ -43,11 +43,11 @@ class Answer:
     maybe_done: bool
     """True if the request may have taken effect although it failed."""
     connected: bool
-    """True if the store answered at all, be it with half a body: it is there."""
+    """True if any answer came from the store, even half a body."""
 
 
 def no_credentials(url: str) -> AccessDenied:
-    """For a store that was never reached because nothing offered a credential."""
+    """Error for a store that was never reached, as no source gave a credential."""
     return AccessDenied(
         "there are no credentials for this store",
         found=f"{NO_CREDENTIALS}, for {url}",
@@ -57,7 +57,7 @@ def no_credentials(url: str) -> AccessDenied:
 
 
 def understand(error: Exception, key: str, url: str) -> Answer:
-    """Sort one exception of obstore into an `Answer`; `key` and `url` name the place for messages."""
+    """Meaning of an exception of obstore; messages name `key` and `url`."""
     text = str(error)
     status_match, code_match = _STATUS.search(text), _CODE.search(text)
     status = int(status_match.group(1)) if status_match else 0

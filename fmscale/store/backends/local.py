@@ -1,9 +1,9 @@
 """Objects as files of one directory tree: any POSIX file system with hard links and fsync.
 
 Writing follows promise P3: a synced temporary file in the same directory, then `rename` (put) or `link`
-(put_if_absent), then fsync of the directory. `link` fails if the name exists, so one of any number of
-racing writers wins and nobody sees a half-written object. The temporary names are hidden from listings;
-those that a killed writer left behind are removed by the next writer into the directory.
+(put_if_absent), then fsync of the directory. `link` fails if the name exists, so exactly one racing writer
+wins, and no reader sees a half-written object. Listings hide the temporary names. A later writer into the
+directory removes the temporary files of killed writers.
 """
 
 import errno
@@ -33,17 +33,17 @@ from fmscale.store.backends.protocol import Backend, ObjectInfo, Requests
 from fmscale.store.keys import TEMPORARY_PREFIX, check_key, check_prefix, check_writable, missing
 
 STALE_SECONDS = 3600.0
-"""A temporary file is abandoned when it has not changed for an hour and nobody holds its lock. The age
-alone would do on one machine; it also covers network file systems whose locks do not cross nodes."""
+"""A temporary file is abandoned when it has not changed for an hour and no process holds its lock. The age
+protects writers of other nodes on network file systems, where locks may not cross nodes."""
 
 FOLDER_ATTEMPTS = 100
-"""Attempts to make a folder that others remove as empty: far more than ever happens, yet an end."""
+"""Attempts to make a folder that other processes remove as empty: far more than are ever needed."""
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 
 class LocalBackend(Backend):
-    """A `Backend` over one directory; see the module for how it writes."""
+    """A `Backend` over one directory; the module describes its writes."""
 
     def __init__(self, root: Path, *, read_only: bool = False) -> None:
         """Open the directory, creating it unless read-only.
@@ -124,10 +124,10 @@ class LocalBackend(Backend):
         path = self._path(key)
         with translated(key), suppress(FileNotFoundError, NotADirectoryError):
             os.unlink(path)
-            self._files.forget(key)  # an open file would keep its space
+            self._files.forget(key)  # an open file would keep the object's space
             folder = os.path.dirname(path)
             sync_directory(folder)
-            with suppress(OSError):  # folders without objects do not exist on object stores, and so not here
+            with suppress(OSError):  # as on object stores, no folder is without objects
                 while folder != self._root:
                     os.rmdir(folder)
                     folder = os.path.dirname(folder)
@@ -136,7 +136,7 @@ class LocalBackend(Backend):
         return Path(self._path(key))
 
     def _path(self, key: str) -> str:
-        """The file of a key. No folder on the way may be a symbolic link: it could leave the store."""
+        """Path of a key's file. Its folders may not be symbolic links: a link could lead out of the store."""
         path = f"{self._root}/{check_key(key)}"
         self._check_folder(os.path.dirname(path), key)
         return path
@@ -161,7 +161,7 @@ class LocalBackend(Backend):
         with translated(key, writing=True):
             try:
                 with self._create(folder, temporary) as file:
-                    # Held until the file is published; tells the sweep that its writer lives.
+                    # The lock shows the sweep that the writer lives; it is held until the file is published.
                     fcntl.flock(file, fcntl.LOCK_EX)
                     fill(file)
                     os.fsync(file.fileno())
@@ -169,7 +169,7 @@ class LocalBackend(Backend):
             finally:
                 with suppress(FileNotFoundError):
                     os.unlink(temporary)
-            # Also when another writer won: who sees its object may build on it, so it has to last.
+            # Also when another writer won: the caller may build on that writer's object, so its name must last.
             sync_directory(folder)
             return done
 
@@ -183,7 +183,7 @@ class LocalBackend(Backend):
         try:
             os.link(temporary, path, follow_symlinks=False)
         except FileExistsError:
-            # NFS may repeat a link whose answer was lost and report that the name exists.
+            # After a lost answer NFS may repeat the link and report that the name exists.
             return os.stat(temporary).st_nlink > 1
         except OSError as error:
             if error.errno not in _NO_LINKS:
@@ -196,7 +196,7 @@ class LocalBackend(Backend):
         return True
 
     def _create(self, folder: str, temporary: str) -> BinaryIO:
-        """The temporary file, in a folder that a concurrent delete may just be removing as empty."""
+        """Create the temporary file in a folder that a concurrent delete may remove as empty."""
         for attempt in range(FOLDER_ATTEMPTS):
             with suppress(FileNotFoundError) if attempt + 1 < FOLDER_ATTEMPTS else nullcontext():
                 make_folders(folder)
@@ -205,7 +205,7 @@ class LocalBackend(Backend):
         raise AssertionError("the last attempt returned or raised")
 
     def _sweep(self, folder: str) -> None:
-        """Once per folder and process: remove temporary files whose writer is gone."""
+        """Remove temporary files whose writer is gone, once per folder and process."""
         if folder in self._swept:
             return
         self._swept.add(folder)
@@ -223,17 +223,17 @@ class LocalBackend(Backend):
         with translated(prefix):
             try:
                 with os.scandir(folder) as entries:
-                    return [one for one in entries if not one.name.startswith(TEMPORARY_PREFIX)]
+                    return [entry for entry in entries if not entry.name.startswith(TEMPORARY_PREFIX)]
             except (FileNotFoundError, NotADirectoryError):
                 return []
 
     def _walk(self, prefix: str) -> Iterator[ObjectInfo]:
-        found: list[tuple[str, os.DirEntry[str]]] = []
+        children: list[tuple[str, os.DirEntry[str]]] = []
         for entry in self._entries(prefix):
             key = f"{prefix}/{entry.name}" if prefix else entry.name
-            # A folder sorts by the slash that follows its name, so that keys come out in order.
-            found.append((f"{key}/" if entry.is_dir(follow_symlinks=False) else key, entry))
-        for key, entry in sorted(found, key=lambda one: one[0]):
+            # A folder sorts by its name with a slash, so that keys come in order.
+            children.append((f"{key}/" if entry.is_dir(follow_symlinks=False) else key, entry))
+        for key, entry in sorted(children, key=lambda child: child[0]):
             if key.endswith("/"):
                 yield from self._walk(key[:-1])
             elif entry.is_file(follow_symlinks=False):

@@ -1,8 +1,8 @@
 """Objects on S3, GCS, Azure or in memory, through obstore (the Rust crate object_store).
 
-obstore's own retries are switched off for single requests: it would repeat a conditional put whose answer was
-lost and report the object that it created itself as somebody else's. `retried` repeats here, and
-`put_if_absent` knows when an earlier attempt may have taken effect.
+obstore's own retries are off for single requests: after a lost answer obstore would repeat a conditional put and
+report its own object as another writer's. `retried` repeats requests instead, and `put_if_absent` knows when an
+earlier attempt may have taken effect.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,27 +23,27 @@ from fmscale.store.keys import check_key, check_prefix, check_writable, truncate
 T = TypeVar("T")
 
 PIECE_BYTES = 16 << 20
-"""Larger objects are read in ranges of this size and uploaded in parts of it: a stall or reset then costs one
-piece, and 10,000 parts (S3's limit) make 156 GiB."""
+"""Bytes of a range or an upload part of a larger object: a stall or reset then costs one part, and 10,000 parts
+(S3's limit) make 156 GiB."""
 
 
 class Client(NamedTuple):
-    """An obstore store and the time limits it was built with."""
+    """An obstore store with its time limits."""
 
     store: Any
     """S3Store, GCSStore, AzureStore or MemoryStore."""
     policy: RetryPolicy
-    """Deadline and stall limit of requests through it."""
+    """Deadline and stall limit of the store's requests."""
 
 
 class ObjectBackend(Backend):
     """A `Backend` over obstore."""
 
     def __init__(self, *, single: Client, create: Client, bulk: Client, url: str, read_only: bool = False) -> None:
-        """A client for each kind of request, as obstore sets time limits per store and not per request.
+        """Use a client for each kind of request, as obstore sets time limits per store and not per request.
 
-        `single` is for reads and small writes; `create` for conditional puts, which a server may answer late under
-        contention; `bulk` for uploads in parts: it alone repeats on its own, single parts.
+        `single` serves reads and small writes; `create` serves conditional puts, which a server may answer late under
+        contention; `bulk` serves uploads in parts, and only there obstore itself repeats (single parts).
         """
         self.url = url
         self.requests = Requests()
@@ -70,22 +70,22 @@ class ObjectBackend(Backend):
         return bytes(whole)
 
     def read_into(self, key: str, start: int, *buffers: memoryview) -> None:
-        wanted = sum(buffer.nbytes for buffer in buffers)
-        if wanted == 0:
+        length = sum(buffer.nbytes for buffer in buffers)
+        if length == 0:
             return
         check_key(key)
         data = self._persist(
-            lambda _: obstore.get_range(self._store, key, start=start, length=wanted), "get_range", key
+            lambda _: obstore.get_range(self._store, key, start=start, length=length), "get_range", key
         )
         self.requests.add("get_range", len(data))
-        if len(data) != wanted:
-            raise truncated(key, start, wanted, len(data))
+        if len(data) != length:
+            raise truncated(key, start, length, len(data))
         scatter(memoryview(data), buffers)
 
     def put(self, key: str, data: bytes | memoryview) -> None:
         check_writable(key, self.read_only)
         if not isinstance(data, bytes) and isinstance(self._store, MemoryStore):
-            data = bytes(data)  # it would keep the caller's buffer, which may change
+            data = bytes(data)  # MemoryStore would keep the caller's buffer, which may change
         self._upload(key, data, memoryview(data).nbytes)
 
     def put_file(self, key: str, path: Path) -> None:
@@ -102,7 +102,7 @@ class ObjectBackend(Backend):
                 obstore.put(client.store, key, data, mode="create", use_multipart=False)
             except AlreadyExistsError as error:
                 if "status code: 409" in str(error):
-                    # S3: "a conflicting operation occurred", to be repeated; not the answer "exists".
+                    # S3 means "a conflicting operation occurred" and wants a repeat; it does not mean "exists".
                     raise
                 if attempts.maybe_done:
                     raise StoreUnavailable(
@@ -125,18 +125,18 @@ class ObjectBackend(Backend):
 
     def list_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
         prefix = check_prefix(prefix)
-        found = self._persist(
-            lambda _: [one for page in obstore.list(self._store, prefix or None) for one in page], "list", prefix
+        objects = self._persist(
+            lambda _: [meta for page in obstore.list(self._store, prefix or None) for meta in page], "list", prefix
         )
         self.requests.add("list")
-        # Some servers walk folders and give `a/b` before `a-b`; keys are promised in order.
-        return iter(sorted((_info(meta, meta["path"]) for meta in found), key=lambda info: info.key))
+        # Some servers walk folders and give `a/b` before `a-b`; the protocol promises key order.
+        return iter(sorted((_info(meta, meta["path"]) for meta in objects), key=lambda info: info.key))
 
     def list_names(self, prefix: str = "") -> list[str]:
         prefix = check_prefix(prefix)
-        found = self._persist(lambda _: obstore.list_with_delimiter(self._store, prefix or None), "list", prefix)
+        listing = self._persist(lambda _: obstore.list_with_delimiter(self._store, prefix or None), "list", prefix)
         self.requests.add("list")
-        paths = [*found["common_prefixes"], *(meta["path"] for meta in found["objects"])]
+        paths = [*listing["common_prefixes"], *(meta["path"] for meta in listing["objects"])]
         return sorted({path.rsplit("/", 1)[-1] for path in paths})
 
     def delete(self, key: str) -> None:
@@ -162,10 +162,10 @@ class ObjectBackend(Backend):
         self.requests.add("put", size)
 
     def _persist(self, attempt: Callable[[Attempts], T], kind: str, key: str, policy: RetryPolicy | None = None) -> T:
-        def understood(error: Exception) -> Answer:
+        def answer_of(error: Exception) -> Answer:
             answer = understand(error, key, self.url)
             if answer.summary == NO_CREDENTIALS and not self._contacted:
-                # Later it is an outage of that service, to be waited out.
+                # After first contact the same failure is an outage of the role service, so requests are repeated.
                 answer = replace(answer, error=no_credentials(self.url))
             self._contacted |= answer.connected
             self.requests.add(f"retried {kind}" if answer.error is None else f"failed {kind}")
@@ -173,7 +173,7 @@ class ObjectBackend(Backend):
 
         result = retried(
             attempt,
-            understood,
+            answer_of,
             policy or self._single.policy,
             what=f"{kind} of {key or 'the root'}",
             url=self.url,

@@ -1,8 +1,8 @@
 """Open files of a directory store, kept for the next read of the same object.
 
-On a network file system an open is a request to its metadata server; training would make one for each unit it
-reads. A file that was replaced or deleted has no link left, which fstat shows without a request (unless
-somebody made a hard link of it: ranges then come from the replaced file; `get` always opens anew).
+On a network file system an open is a request to its metadata server; training would send a request for each unit.
+A replaced or deleted file has no link left, and fstat shows that without a request. With a hard link made by another
+program it still has a link, and ranges come from the replaced file; `get` always opens anew.
 """
 
 import os
@@ -11,13 +11,13 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 READING = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-"""Flags of opening an object: no key is a symbolic link."""
+"""Flags to open an object; they refuse a symbolic link."""
 LIMIT = 128
-"""Files kept open by one backend: far below the usual limit of 1024 of a process."""
+"""Files that a backend keeps open: far below the usual limit of a process, 1024."""
 
 
 class OpenFile:
-    """A descriptor that is closed when nobody holds the object any more: never under a running read."""
+    """A descriptor that closes with its last reference, so never during a read."""
 
     __slots__ = ("descriptor",)
 
@@ -34,13 +34,13 @@ class OpenFiles:
     """The files read last, by key; safe across threads."""
 
     def __init__(self, path_of: Callable[[str], str]) -> None:
-        """`path_of` checks a key and gives its path; it is asked only when a file is opened."""
+        """Call `path_of` whenever a file is opened: it checks a key and gives its path."""
         self._path_of = path_of
         self._files: OrderedDict[str, OpenFile] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, key: str) -> OpenFile:
-        """The object's file, open; hold it while reading. Raises what opening raises."""
+        """The object's open file; hold it during the read. Raises OSError, and the errors of `path_of`."""
         with self._lock:
             file = self._files.get(key)
             if file is not None:
@@ -56,6 +56,6 @@ class OpenFiles:
         return file
 
     def forget(self, key: str) -> None:
-        """Close the object's file once nobody reads it."""
+        """Close the object's file after its last running read."""
         with self._lock:
             self._files.pop(key, None)

@@ -15,7 +15,7 @@ COPY_BYTES = 8 << 20
 
 
 def read_full(descriptor: int, key: str, start: int, buffers: Sequence[memoryview]) -> int:
-    """Fill `buffers` from byte `start` on; their length. Raises CorruptData where the file ends first."""
+    """Fill `buffers` from byte `start` on; returns their length. Raises CorruptData if the file ends first."""
     length = sum(buffer.nbytes for buffer in buffers)
     done = os.preadv(descriptor, buffers, start) if length else 0
     while done < length:
@@ -44,7 +44,7 @@ def write_all(file: BinaryIO, data: bytes | memoryview) -> None:
 
 
 def copy(source: BinaryIO, target: BinaryIO) -> None:
-    """The rest of `source`, all of it."""
+    """Copy the rest of `source` to `target`."""
     while block := source.read(COPY_BYTES):
         write_all(target, block)
 
@@ -71,7 +71,7 @@ def make_folders(folder: str) -> None:
 
 
 def remove_unlocked(path: str) -> None:
-    """Remove a file unless somebody holds its lock (BlockingIOError)."""
+    """Remove a file. Raises BlockingIOError if a process holds its lock."""
     with open(path, "rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.unlink(path)
@@ -79,7 +79,7 @@ def remove_unlocked(path: str) -> None:
 
 @contextmanager
 def translated(key: str, *, writing: bool = False) -> Iterator[None]:
-    """Operating-system errors as store errors with the remedy for each."""
+    """Raise errors of the operating system as store errors with their remedy."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Bytes under keys, which every store can hold: one small protocol, three implementations.
+"""Protocol of every store: bytes under keys, with three implementations.
 
 A key is a relative, slash-separated path below the store's URL. Data objects are write-once: nothing in
 fmscale overwrites a key that a log entry references. `put_if_absent` is the only primitive that the
@@ -48,49 +48,49 @@ class Backend(Protocol):
     """Bytes under keys on one store.
 
     Every method raises `ObjectNotFound`, `AccessDenied`, `StoreFull`, `StoreUnavailable` (after retries,
-    within the deadline) or another `StoreError`; no library's own exception gets out.
+    within the deadline) or another `StoreError`, never an exception of another library.
     """
 
     url: str
-    """The store's URL as shown to people; without credentials."""
+    """The store's URL for people, without credentials."""
     requests: Requests
-    """Requests made of the store so far."""
+    """Requests to the store so far."""
 
     def get(self, key: str) -> bytes:
         """The whole object."""
 
     def read_into(self, key: str, start: int, *buffers: memoryview) -> None:
-        """Fill `buffers`, one behind the other, with the object's bytes from `start` on, in one request.
+        """Fill `buffers` in order with the object's bytes from `start` on, in one request.
 
-        Raises CorruptData if the object ends before they are full (a truncated object).
+        Raises CorruptData if the object ends before the buffers are full (a truncated object).
         """
 
     def advise(self, key: str, start: int, length: int) -> None:
-        """Begin to read the range, where that is free, as it will be read soon; no error for a missing object.
+        """Start to read a range that will be needed soon, where this is free; no error for a missing object.
 
-        Nothing by default: from afar a request for the same bytes would cost as much as reading them.
+        Does nothing by default: on a remote store this request would cost as much as the read itself.
         """
         return
 
     def put(self, key: str, data: bytes | memoryview) -> None:
-        """Store the object; durable when this returns. Replaces what was there."""
+        """Store the object; durable when this returns. Replaces an object under this key."""
 
     def put_file(self, key: str, path: Path) -> None:
         """Store a local file of any size (multipart where needed); durable when this returns."""
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Store the object unless the key exists. True if this call created it; exactly one of any
-        number of racing calls gets True, and the object is never seen half-written.
+        """Store the object unless the key exists. True if this call created the object: exactly one racing
+        call gets True, and no reader sees a half-written object.
 
-        False only if somebody else created it. Raises StoreUnavailable if the answer was lost and this call
-        may have created it: read the object back to find out.
+        False only if another call created the object. Raises StoreUnavailable if the answer was lost and this
+        call may have created it: read the object back to find out.
         """
 
     def head(self, key: str) -> ObjectInfo:
         """Size and time of the object."""
 
     def exists(self, key: str) -> bool:
-        """True if the key is there."""
+        """True if the store has the key."""
         try:
             self.head(key)
         except ObjectNotFound:
@@ -110,13 +110,13 @@ class Backend(Protocol):
         """Remove the object; no error if it is gone already."""
 
     def local_path(self, key: str) -> Path | None:
-        """Path of the object on this machine's file system; None where it has none, as by default."""
+        """Path of the object on this machine's file system; None, the default, for stores without files."""
         check_key(key)
         return None
 
 
 def scatter(data: memoryview, buffers: Sequence[memoryview]) -> None:
-    """Copy `data`, which has exactly their length, into `buffers`, one behind the other."""
+    """Copy `data` into `buffers` in order; both have the same length."""
     at = 0
     for buffer in buffers:
         copy(data[at : at + buffer.nbytes], buffer.cast("B"))
@@ -124,7 +124,7 @@ def scatter(data: memoryview, buffers: Sequence[memoryview]) -> None:
 
 
 def copy(data: memoryview, into: memoryview) -> None:
-    """Copy bytes as `into[:] = data` does, but without holding the interpreter: into fresh memory a copy may take
-    0.6 ms for 256 KiB (a virtual machine's first touch), for which all other threads would wait.
+    """Copy bytes like `into[:] = data`, but without the interpreter's lock: a copy of 256 KiB into fresh memory may
+    take 0.6 ms (a virtual machine's first touch), and all other threads would wait for it.
     """
     np.copyto(np.frombuffer(into, np.uint8), np.frombuffer(data, np.uint8))

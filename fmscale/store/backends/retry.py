@@ -1,7 +1,7 @@
-"""Repeat what may be repeated, with jitter, until a deadline; then say what was tried.
+"""Repeats of failed requests, with jitter, until a deadline; then an error with the attempts.
 
 Full jitter after "Exponential Backoff And Jitter" (AWS Architecture Blog, 2015): each wait is uniform between
-zero and a bound that doubles, so that many ranks that failed together do not come back together.
+zero and a doubling bound, so that many ranks that failed together do not return together.
 """
 
 import random
@@ -18,19 +18,19 @@ T = TypeVar("T")
 FIRST_WAIT = 0.1
 """Bound of the first wait in seconds."""
 LONGEST_WAIT = 3.0
-"""Bound of every later wait: an outage that ends is noticed within 3 s."""
+"""Bound of every later wait in seconds: the end of an outage is noticed within 3 s."""
 FIRST_CONTACT = 10.0
-"""An endpoint that never answered is given up after 10 s: a mistyped host should not cost a minute."""
+"""Seconds for an endpoint that never answered: a mistyped host should not cost a minute."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetryPolicy:
-    """Limits of repeating."""
+    """Time limits of repeated requests."""
 
     deadline: float
     """Seconds from the first attempt to the error."""
     stall: float
-    """Seconds after which an attempt without progress is cut; none starts later than deadline - stall."""
+    """Seconds after which an attempt without progress is cut; no attempt starts later than deadline - stall."""
 
 
 @dataclass(kw_only=True)
@@ -53,7 +53,7 @@ def retried(
 ) -> T:
     """Call `attempt` until it returns.
 
-    `understand` tells an error to raise at once from one to retry. Raises StoreUnavailable naming `what`, the
+    `understand` tells errors to raise at once from errors to retry. Raises StoreUnavailable with `what`, the
     number of attempts and the last answer when the deadline leaves no time for another attempt.
     """
     begin = time.monotonic()

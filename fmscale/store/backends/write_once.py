@@ -1,21 +1,24 @@
-"""Creation of objects that anybody may have stored already: their names follow from their content."""
+"""Creation of objects that another writer may have stored already: their names follow from their content."""
 
 from fmscale.errors import ObjectNotFound, StoreUnavailable
 from fmscale.store.backends.protocol import Backend
 
 
-def store_once(backend: Backend, key: str, data: bytes) -> bool:
-    """Make sure that `key` holds something. True if that is `data`, whoever wrote it.
+def created(backend: Backend, key: str, data: bytes) -> bool:
+    """Create `key`. True if this call created it, provided that no other writer stores this `data`: after a lost
+    answer the object's content decides.
 
-    A create whose answer was lost is resolved by reading back. Raises StoreUnavailable where that is not
-    possible either, and what the store raises.
+    Raises StoreUnavailable if the object cannot be read back either, and the store's other errors.
     """
     try:
-        if backend.put_if_absent(key, data):
-            return True
+        return backend.put_if_absent(key, data)
     except StoreUnavailable as unknown:
         try:
             return backend.get(key) == data
         except (ObjectNotFound, StoreUnavailable):
             raise unknown from None
-    return backend.get(key) == data
+
+
+def store_once(backend: Backend, key: str, data: bytes) -> bool:
+    """Make sure that `key` exists. True if it holds `data`, from any writer. Raises the errors of `created`."""
+    return created(backend, key, data) or backend.get(key) == data

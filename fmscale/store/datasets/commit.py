@@ -2,24 +2,21 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.manifest import Manifest, SplitTotals, open_manifest
-from fmscale.store.datasets.tokenizers import tokenizer_key
 from fmscale.store.log.entry import LogEntry
 from fmscale.store.segments.seal import check_version, job_folder
 
 
 class Manifests(Mapping[str, Manifest]):
-    """Manifests by split; each is opened when it is first asked for."""
+    """Manifests by split; each opens at its first use."""
 
-    def __init__(self, backend: Backend, recorded: Mapping[str, Any], scratch: Path | None) -> None:
+    def __init__(self, backend: Backend, recorded: Mapping[str, Any]) -> None:
         self._backend = backend
         self._recorded = recorded
-        self._scratch = scratch
         self._lock = Lock()
         self._opened: dict[str, Manifest] = {}
 
@@ -27,7 +24,7 @@ class Manifests(Mapping[str, Manifest]):
         with self._lock:
             if split not in self._opened:
                 entry = self._recorded[split]
-                self._opened[split] = open_manifest(self._backend, entry["key"], entry["digest"], self._scratch)
+                self._opened[split] = open_manifest(self._backend, entry["key"], entry["digest"])
             return self._opened[split]
 
     def __iter__(self) -> Iterator[str]:
@@ -42,15 +39,15 @@ class Commit:
     """One live commit of a dataset."""
 
     number: int
-    """Its place in the dataset's log."""
+    """Place of the commit in the dataset's log."""
     time: float
     """Time of writing, seconds since the epoch, by the writer's clock."""
     digest: str
-    """Digest of its log entry."""
+    """Digest of the commit's log entry."""
     kind: str
     """`tokens` or `records`: the content of its segments."""
     job: str
-    """Digest of the plan of the job that made it."""
+    """Digest of the plan of the commit's job."""
     tokenizer: str | None
     """Digest of the tokenizer, or None for records."""
     bos: int | None
@@ -62,12 +59,12 @@ class Commit:
     totals: Mapping[str, SplitTotals]
     """Sizes by split."""
     manifests: Mapping[str, Manifest]
-    """Manifests by split, opened when first asked for."""
+    """Manifests by split, each opened at its first use."""
     body: Mapping[str, Any]
-    """The whole log entry, with what the job noted under `extra`."""
+    """The whole body of the log entry, with the job's notes under `extra`."""
 
 
-def decode_commit(backend: Backend, entry: LogEntry, scratch: Path | None = None) -> Commit:
+def decode_commit(backend: Backend, entry: LogEntry) -> Commit:
     """The commit that a log entry records. Raises FormatError for a later format_version."""
     body = entry.body
     check_version(body, f"commit {entry.number}")
@@ -79,7 +76,7 @@ def decode_commit(backend: Backend, entry: LogEntry, scratch: Path | None = None
             split: SplitTotals(**{name: m[name] for name in ("segments", "tokens", "documents", "bytes")})
             for split, m in body["manifests"].items()
         },
-        manifests=Manifests(backend, body["manifests"], scratch),
+        manifests=Manifests(backend, body["manifests"]),
         body=body,
         **{name: body[name] for name in ("kind", "job", "tokenizer", "bos", "eos", "dtype")},
     )
@@ -88,13 +85,7 @@ def decode_commit(backend: Backend, entry: LogEntry, scratch: Path | None = None
 def references(dataset: str, body: Mapping[str, Any]) -> list[str]:
     """Objects that a commit of the dataset owns, for garbage collection: keys, and folders ending in a slash.
 
-    The tokenizer is not among it: all datasets of the store share it, and it is small (`needs` has it).
+    Tokenizers are left out: all datasets of the store share them, and they are small.
     """
     keys = sorted(manifest["key"] for manifest in body["manifests"].values())
     return [*keys, job_folder(dataset, body["job"]) + "/"]
-
-
-def needs(dataset: str, body: Mapping[str, Any]) -> list[str]:
-    """Everything that must be there for the commit to be read: `references` and the tokenizer."""
-    tokenizer = body["tokenizer"]
-    return references(dataset, body) + ([tokenizer_key(tokenizer)] if tokenizer is not None else [])

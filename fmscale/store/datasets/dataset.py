@@ -1,4 +1,4 @@
-"""Datasets: named logs of commits, each of which makes a job's sealed segments visible at once.
+"""Datasets: named logs of commits; a commit makes a job's sealed segments visible at once.
 
 datasets/NAME/log/...                  commit, retire and pin entries
 datasets/NAME/manifests/DIGEST.arrow   the segments of one split of one commit
@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -44,36 +43,34 @@ AGREED = ("kind", "tokenizer", "dtype", "bos", "eos")
 """Fields in which all live commits of a dataset agree."""
 
 Segments = Mapping[str, Sequence[tuple[int, SealInfo]]]
-"""For each split the sealed segments of a job: (work unit, seal)."""
+"""Sealed segments of a job by split: (work unit, seal)."""
 
 
 class Dataset:
-    """A dataset of a store; it is there once it has a commit. Safe across threads."""
+    """A dataset of a store; it exists once it has a commit. Safe across threads."""
 
-    def __init__(self, backend: Backend, name: str, scratch: Path | None = None) -> None:
-        """`scratch` is a directory of this machine where manifests of remote stores are kept."""
+    def __init__(self, backend: Backend, name: str) -> None:
         self.backend = backend
         self.name = name
         self.log = Log(backend, f"datasets/{name}", DATASET_KINDS)
-        self._scratch = scratch
         self._state = RetirementState()
         self._lock = Lock()
 
     def commits(self) -> list[Commit]:
-        """Live commits in order; retired ones are left out."""
+        """Live commits in order, without retired commits."""
         with self._lock:
             state = replay(self.log, self._state)
-            return [decode_commit(self.backend, e, self._scratch) for _, e in sorted(state.live.items())]
+            return [decode_commit(self.backend, entry) for _, entry in sorted(state.live.items())]
 
     def named(self, numbers: Iterable[int]) -> list[Commit]:
-        """The live commits with those numbers. Looks at the log only for a number not seen so far."""
+        """The live commits with these numbers. Reads the log only for a number that this object does not know."""
         with self._lock:
-            known = [self._state.live.get(number) for number in numbers]
-        found = [decode_commit(self.backend, entry, self._scratch) for entry in known if entry is not None]
-        return found if len(found) == len(known) else [self.commit(number) for number in numbers]
+            entries = [self._state.live.get(number) for number in numbers]
+        live = [decode_commit(self.backend, entry) for entry in entries if entry is not None]
+        return live if len(live) == len(entries) else [self.commit(number) for number in numbers]
 
     def commit(self, number: int) -> Commit:
-        """The live commit with that number. Raises DataError if there is none."""
+        """The live commit with this number. Raises DataError for a retired or unknown commit."""
         live = {commit.number: commit for commit in self.commits()}
         if number not in live:
             gone = "was retired" if any(number in r.body["commits"] for r in self._state.retires) else "is not there"
@@ -83,8 +80,8 @@ class Dataset:
         return live[number]
 
     def check_open(self, job: str) -> None:
-        """Raise Conflict if an earlier commit of that job was retired: its segments may be deleted at any
-        time, so the job's digest cannot be used again. To be asked before the work, too.
+        """Raise Conflict if an earlier commit of this job was retired: garbage collection may delete its
+        segments at any time, so the job's digest cannot be used again. Call it before the job's work, too.
         """
         with self._lock:
             self._check_alive(replay(self.log, self._state), [job_folder(self.name, job) + "/"])
@@ -100,17 +97,16 @@ class Dataset:
         eos: int | None = None,
         kind: str = "tokens",
         extra: Mapping[str, Any] | None = None,
-        lease: int = 0,
     ) -> Commit:
         """Make a job's segments visible: manifests first, then one log entry (promise P3).
 
-        `segments` are all of the job's, by split, in the order of their work units; splits without any are
-        left out. `tokenizer` is the digest of a stored one, `extra` what the job wants noted (JSON). If the
-        job has a live commit with the same segments, that one is returned and nothing written.
+        `segments` are all segments of the job, by split, in the order of their work units; splits without
+        segments are left out. `tokenizer` is the digest of a stored tokenizer, `extra` the job's notes (JSON).
+        If the job has a live commit with the same segments, this returns that commit and writes nothing.
 
-        Raises DataError where it differs from the dataset's live commits in tokenizer, type, BOS or EOS, or
-        where segments are missing, incomplete or of another type; Conflict if the job's earlier commit was
-        retired or has other segments; and what the store raises. Nothing is visible after an error.
+        Raises DataError if the commit differs from the dataset's live commits in kind, tokenizer, type, BOS or
+        EOS, or if segments are missing, incomplete or of another type; Conflict if the job's earlier commit was
+        retired or has other segments; and the store's errors. Nothing is visible after an error.
         """
         self._check_splits(segments)
         given = {"kind": kind, "tokenizer": tokenizer, "dtype": dtype, "bos": bos, "eos": eos}
@@ -131,9 +127,9 @@ class Dataset:
             "manifests": manifests,
             "extra": dict(extra or {}),
         }
-        return decode_commit(self.backend, self._append(body, lease), self._scratch)
+        return decode_commit(self.backend, self._append(body))
 
-    def _append(self, body: dict[str, Any], lease: int) -> LogEntry:
+    def _append(self, body: dict[str, Any]) -> LogEntry:
         """The entry with this body, or the entry that another process appended for the same job meanwhile."""
         state = replay(self.log)
 
@@ -152,9 +148,9 @@ class Dataset:
             return body
 
         try:
-            return append_anew(self.log, "commit", body_now, state, lease)
-        except _Committed as there:
-            return there.entry
+            return append_anew(self.log, "commit", body_now, state, lease=0)
+        except _Committed as signal:
+            return signal.entry
 
     def _check_agreed(self, state: RetirementState, given: Mapping[str, Any]) -> None:
         for number, entry in sorted(state.live.items()):
@@ -191,7 +187,7 @@ class Dataset:
             )
 
     def _check_sealed(self, job: str, segments: Segments) -> None:
-        """Every segment is on the store with the seal that the manifest will record: complete or nothing."""
+        """Raise DataError unless every segment is on the store with the seal that the manifest will record."""
 
         def check(item: tuple[str, int, SealInfo]) -> None:
             split, unit, seal = item
@@ -211,7 +207,7 @@ class Dataset:
     def _store_manifest(
         self, rows: Sequence[tuple[int, SealInfo]], kind: str, split: str, dtype: str, job: str
     ) -> dict[str, Any]:
-        """Store the manifest of one split; what the commit records of it."""
+        """Store the manifest of one split; returns its record in the commit."""
         folder = job_folder(self.name, job)
         digest, totals, data = encode_manifest(rows, kind=kind, split=split, dtype=dtype, job=job, folder=folder)
         key = f"datasets/{self.name}/manifests/{digest}.arrow"
@@ -229,8 +225,8 @@ class _Committed(Exception):
         self.entry = entry
 
 
-def create_or_open(backend: Backend, name: str, scratch: Path | None = None) -> Dataset:
-    """The dataset of that name, there or yet to be made by its first commit. Raises DataError for a name
+def create_or_open(backend: Backend, name: str) -> Dataset:
+    """The dataset of this name; if the store lacks it, its first commit makes it. Raises DataError for a name
     that cannot be used.
     """
     if not NAME.fullmatch(name):
@@ -239,14 +235,14 @@ def create_or_open(backend: Backend, name: str, scratch: Path | None = None) -> 
             found=name,
             remedy="Use up to 100 letters, digits, ., - and _, starting with a letter or digit.",
         )
-    return Dataset(backend, name, scratch)
+    return Dataset(backend, name)
 
 
-def open_dataset(backend: Backend, name: str, scratch: Path | None = None) -> Dataset:
-    """The dataset of that name. Raises DataError, with the nearest names, if the store has none."""
-    dataset = Dataset(backend, name, scratch)
+def open_dataset(backend: Backend, name: str) -> Dataset:
+    """The dataset of this name. Raises DataError, with the nearest names, for an unknown dataset."""
+    dataset = Dataset(backend, name)
     if NAME.fullmatch(name):
-        dataset.commits()  # the whole log in one look, where it is short
+        dataset.commits()  # reads the log, so that `begun` seldom needs a request
         if dataset.log.begun():
             return dataset
     names = list_datasets(backend)
@@ -256,6 +252,6 @@ def open_dataset(backend: Backend, name: str, scratch: Path | None = None) -> Da
 
 
 def list_datasets(backend: Backend) -> list[str]:
-    """Names of the datasets of a store: those that have a commit."""
+    """Names of the datasets with a commit."""
     names = [name.rstrip("/") for name in backend.list_names("datasets")]
     return [name for name in names if Dataset(backend, name).log.begun()]

@@ -1,22 +1,19 @@
-"""Manifests: which segments make up one split of a commit, and where a token lies among them.
+"""Manifests: the segments of one split of a commit, and the place of a token among them.
 
-A manifest is an Arrow IPC file with one row per segment, 36 bytes a row. Its header, JSON in the schema's
-metadata, holds the totals and, for every block of 16,384 rows, the digest of each column and the first token
-and document; the digest of the header names the manifest. So opening costs the same for any number of
-segments, nothing is copied, and a column of a block is verified when it is first touched. 10^6 segments are
-a file of 36 MB of which `place` reads 128 KiB for each block it meets; the positions come first and each
-column lies in one piece, so that locating everywhere maps 8 MB of it.
+A manifest is an Arrow IPC file with one row per segment, 36 bytes a row. Its header is JSON in the schema's
+metadata: the totals and, for every block of 16,384 rows, the digest of each column and the first token and
+document. The digest of the header names the manifest. So opening costs the same for any number of segments,
+nothing is copied, and the first use of a column of a block verifies it. 10^6 segments make a file of 36 MB, of
+which `place` reads 128 KiB for each block. The token positions come first and each column is contiguous, so
+that placing tokens of every segment maps 8 MB of the file.
 """
 
 import json
 import mmap
 import os
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 
 import numpy as np
 import pyarrow as pa
@@ -45,13 +42,13 @@ class SegmentRow:
     prefix: str
     """Folder on the store."""
     seal: str
-    """Digest of its seal."""
+    """Digest of the segment's seal."""
     first_token: int
-    """Tokens of the split before it."""
+    """Tokens of the split before the segment."""
     tokens: int
-    """Tokens in it."""
+    """Tokens in the segment."""
     documents: int
-    """Documents, or records, in it."""
+    """Documents, or records, in the segment."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,18 +68,22 @@ class SplitTotals:
 class Manifest:
     """The segments of one split of a commit, read from a mapped file or a buffer; safe across threads.
 
-    Nothing that grows with the number of segments happens here. Raises CorruptData where the file is not
-    the one with this digest, at opening or when the damaged part is first touched.
+    Opening does no work that grows with the number of segments. Raises CorruptData if the file does not match
+    the digest, at opening or at the first use of a damaged part.
     """
 
-    def __init__(self, file: pa.Buffer, digest: str, where: str, again: Callable[[], pa.Buffer] | None = None) -> None:
-        """`again` gives another copy of the file when this one turns out to be damaged."""
+    def __init__(self, file: pa.Buffer, digest: str, where: str) -> None:
         self.digest = digest
         self._where = where
-        self._again = again
-        self._lock = Lock()
         self._verified: set[tuple[int, int]] = set()
-        header, batch = self._opened(file)
+        try:
+            reader = pa.ipc.open_file(file)
+            header: bytes = (reader.schema.metadata or {}).get(HEADER_KEY, b"")
+            batch = reader.get_batch(0)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise self._damaged(str(error)) from error
+        if metadata_digest(header) != digest:
+            raise self._damaged("its header has another digest")
         fields = json.loads(header)
         check_version(fields, where)
         self.split: str = fields["split"]
@@ -93,7 +94,13 @@ class Manifest:
         self._block_rows: int = fields["block_rows"]
         self._digests: list[list[str]] = fields["digests"]
         self._firsts = [np.array(fields[name], dtype=np.uint64) for name in ("first_tokens", "first_documents")]
-        self._columns = self._views(batch)
+        try:
+            self._columns = [
+                np.frombuffer(batch.column(i).buffers()[1] or b"", dtype=dtype, count=self.segments)
+                for i, (_, dtype) in enumerate(COLUMNS)
+            ]
+        except (pa.ArrowException, IndexError, ValueError, TypeError) as error:
+            raise self._damaged(str(error)) from error
 
     def place(self, token: int) -> tuple[int, int]:
         """Segment index and offset in it of a token position of the split. Raises DataError for one outside."""
@@ -113,11 +120,11 @@ class Manifest:
             )
         block = int(self._firsts[column].searchsorted(np.uint64(position), side="right")) - 1
         starts = self._block(block, column)
-        found = int(starts.searchsorted(np.uint64(position), side="right")) - 1
-        return block * self._block_rows + found, position - int(starts[found])
+        row = int(starts.searchsorted(np.uint64(position), side="right")) - 1
+        return block * self._block_rows + row, position - int(starts[row])
 
     def segment(self, index: int) -> tuple[str, str]:
-        """Prefix and seal digest of a segment. Raises DataError where there is none."""
+        """Prefix and seal digest of segment `index`. Raises DataError outside the manifest."""
         if not 0 <= index < self.segments:
             raise DataError(f"{self._where} has no such segment", found=index, remedy=f"It has {self.segments}.")
         block, row = divmod(index, self._block_rows)
@@ -147,41 +154,14 @@ class Manifest:
         return int(self._block(block, column)[row])
 
     def _block(self, block: int, column: int) -> np.ndarray:
-        """One column of one block without a copy, verified the first time."""
+        """One column of one block, without a copy, verified at its first use."""
         rows = slice(block * self._block_rows, (block + 1) * self._block_rows)
         part = self._columns[column][rows]
-        if (block, column) in self._verified:
-            return part
-        with self._lock:
-            part = self._columns[column][rows]
-            while metadata_digest(part.view(np.uint8).data) != self._digests[block][column]:
-                if self._again is None:
-                    raise self._damaged(f"column {COLUMNS[column][0]} of block {block} has another digest")
-                self._columns, self._again = self._views(self._opened(self._again())[1]), None
-                self._verified.clear()
-                part = self._columns[column][rows]
+        if (block, column) not in self._verified:
+            if metadata_digest(part.view(np.uint8).data) != self._digests[block][column]:
+                raise self._damaged(f"column {COLUMNS[column][0]} of block {block} has another digest")
             self._verified.add((block, column))
         return part
-
-    def _opened(self, file: pa.Buffer) -> tuple[bytes, pa.RecordBatch]:
-        try:
-            reader = pa.ipc.open_file(file)
-            header: bytes = (reader.schema.metadata or {}).get(HEADER_KEY, b"")
-            batch = reader.get_batch(0)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise self._damaged(str(error)) from error
-        if metadata_digest(header) != self.digest:
-            raise self._damaged("its header has another digest")
-        return header, batch
-
-    def _views(self, batch: pa.RecordBatch) -> list[np.ndarray]:
-        try:
-            return [
-                np.frombuffer(batch.column(i).buffers()[1] or b"", dtype=dtype, count=self.segments)
-                for i, (_, dtype) in enumerate(COLUMNS)
-            ]
-        except (pa.ArrowException, IndexError, ValueError, TypeError) as error:
-            raise self._damaged(str(error)) from error
 
     def _damaged(self, what: str) -> CorruptData:
         return CorruptData(
@@ -191,37 +171,19 @@ class Manifest:
         )
 
 
-def open_manifest(backend: Backend, key: str, digest: str, scratch: Path | None = None) -> Manifest:
-    """The manifest under `key`: mapped where the store is a local directory, else fetched once.
+def open_manifest(backend: Backend, key: str, digest: str) -> Manifest:
+    """The manifest under `key`: mapped where the store is a local directory, else fetched.
 
-    A fetched one is kept in `scratch`, shared by all processes of the machine and mapped from there, or in
-    memory without it. A damaged copy in `scratch` is replaced. Raises ObjectNotFound, CorruptData.
+    Raises ObjectNotFound, CorruptData.
     """
     path = backend.local_path(key)
-    if path is not None:
-        try:
-            return Manifest(_mapped(path), digest, key)
-        except FileNotFoundError:
-            backend.head(key)  # says that it is missing the way this store does
-            raise
-    if scratch is None:
+    if path is None:
         return Manifest(pa.py_buffer(backend.get(key)), digest, key)
-    copy = scratch / f"manifest-{digest}.arrow"
-
-    def fetch() -> pa.Buffer:
-        scratch.mkdir(parents=True, exist_ok=True)
-        part = scratch / f"{copy.name}.{uuid.uuid4().hex}"
-        try:
-            part.write_bytes(backend.get(key))
-            os.replace(part, copy)
-        finally:
-            part.unlink(missing_ok=True)
-        return _mapped(copy)
-
-    if copy.exists():
-        with suppress(CorruptData):
-            return Manifest(_mapped(copy), digest, key, fetch)
-    return Manifest(fetch(), digest, key)
+    try:
+        return Manifest(_mapped(path), digest, key)
+    except FileNotFoundError:
+        backend.head(key)  # raises this store's own error for a missing object
+        raise
 
 
 def _mapped(path: Path) -> pa.Buffer:

@@ -1,4 +1,4 @@
-"""Writes manifests, whose format is told in `manifest.py`."""
+"""Writer of manifests; `manifest.py` describes their format."""
 
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -18,7 +18,7 @@ BLOCK_ROWS = 16384
 def encode_manifest(
     rows: Iterable[tuple[int, SealInfo]], *, kind: str, split: str, dtype: str, job: str, folder: str
 ) -> tuple[str, SplitTotals, bytes]:
-    """(digest, totals, file) of the manifest of these segments: (work unit, seal) by ascending unit.
+    """Digest, totals and file of the manifest of `rows`: a (work unit, seal) per segment, by ascending unit.
 
     `folder` is the job's folder on the store. Raises DataError for segments out of order or of another
     kind, split or type.

@@ -1,30 +1,33 @@
-"""Checks one stored object whole: its size, its digest and every chunk, reading each byte once."""
+"""Checks a whole stored object: its size, its digest and every chunk, with one read of each byte."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fmscale.errors import CorruptData, ObjectNotFound
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.digest import DataDigest, crc32c
 
+if TYPE_CHECKING:
+    import hashlib
+
 PART_BYTES = 2**22
 """Bytes in one read."""
 
 Advance = Callable[[int], None]
-"""Takes the number of bytes checked since its last call; called from several threads."""
+"""Takes the number of bytes checked since its last call; several threads call it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectProblem:
-    """Damage of one object, or of one of its chunks, against what the commit recorded."""
+    """Damage of one object, or of one of its chunks, against the commit's record."""
 
     commit: int
-    """Number of the commit that references it."""
+    """Number of the commit that references the object."""
     key: str
-    """The object."""
+    """Key of the object on the store."""
     chunk: int | None = None
-    """Index of the chunk (or record batch) in it, or None if it is about the object as a whole."""
+    """Index of the damaged chunk (or record batch) in the object, or None for the object as a whole."""
     what: str
     """The problem: `missing`, `truncated: ...` or `damaged: ...`."""
 
@@ -43,14 +46,14 @@ class Expected:
     """Its size."""
     digest: str
     """Its digest."""
-    hashed: Callable[[], Any] = DataDigest
+    hashed: "Callable[[], DataDigest | hashlib._Hash]" = DataDigest
     """Kind of the digest."""
     chunks: Sequence[Chunk] = ()
     """Its chunks by offset, where their checksums are known."""
 
 
 def check_object(backend: Backend, expected: Expected, commit: int, advance: Advance) -> list[ObjectProblem]:
-    """Problems of an object; none if it is as recorded. Raises the store's error if it does not answer."""
+    """Problems of an object; empty if it matches its record. Raises the store's error if it does not answer."""
 
     def problem(what: str, chunk: int | None = None) -> ObjectProblem:
         return ObjectProblem(commit=commit, key=expected.key, chunk=chunk, what=what)
@@ -59,60 +62,51 @@ def check_object(backend: Backend, expected: Expected, commit: int, advance: Adv
         size = backend.head(expected.key).bytes
     except ObjectNotFound:
         return [problem("missing")]
-    chunks = _Chunks(expected.chunks)
     digest = expected.hashed()
-    try:
-        for part in _parts(backend, expected.key, min(size, expected.bytes)):
+
+    def parts() -> Iterator[memoryview]:
+        end = min(size, expected.bytes)
+        buffer = memoryview(bytearray(min(end, PART_BYTES)))
+        for start in range(0, end, PART_BYTES):
+            part = buffer[: end - start]
+            backend.read_into(expected.key, start, part)
             digest.update(part)
-            chunks.feed(part)
             advance(len(part))
+            yield part
+
+    try:
+        bad, cut = _bad_chunks(parts(), expected.chunks)
     except (CorruptData, ObjectNotFound) as error:
         return [problem(f"damaged: changed while it was read ({error.cause})")]
-    found = [problem("damaged: bytes do not match their crc32c", chunk) for chunk in chunks.bad]
+    problems = [problem("damaged: bytes do not match their crc32c", chunk) for chunk in bad]
     if size < expected.bytes:
-        found.append(problem(f"truncated: {size} of {expected.bytes} bytes", chunks.next))
+        problems.append(problem(f"truncated: {size} of {expected.bytes} bytes", cut))
     elif size > expected.bytes:
-        found.append(problem(f"damaged: {size} bytes instead of {expected.bytes}"))
-    elif not found and digest.hexdigest()[:32] != expected.digest:
-        where = "bytes outside its chunks do" if chunks.any else "its bytes do"
-        found.append(problem(f"damaged: {where} not match its digest"))
-    return found
+        problems.append(problem(f"damaged: {size} bytes instead of {expected.bytes}"))
+    elif not problems and digest.hexdigest()[:32] != expected.digest:
+        where = "bytes outside its chunks do" if expected.chunks else "its bytes do"
+        problems.append(problem(f"damaged: {where} not match its digest"))
+    return problems
 
 
-def _parts(backend: Backend, key: str, size: int) -> Iterator[memoryview]:
-    buffer = memoryview(bytearray(min(size, PART_BYTES)))
-    for start in range(0, size, PART_BYTES):
-        part = buffer[: min(PART_BYTES, size - start)]
-        backend.read_into(key, start, part)
-        yield part
-
-
-class _Chunks:
-    """Checksums of chunks over bytes that come in parts, cut anywhere."""
-
-    def __init__(self, chunks: Iterable[Chunk]) -> None:
-        self.bad: list[int] = []
-        self._chunks = iter(chunks)
-        self._current: Any = next(self._chunks, None)
-        self.any = self._current is not None
-        self._position = 0
-        self._value = 0
-
-    @property
-    def next(self) -> int | None:
-        """The first chunk that was not seen to its end."""
-        return None if self._current is None else int(self._current[0])
-
-    def feed(self, part: memoryview) -> None:
-        """Take the next bytes of the object."""
-        end = self._position + len(part)
-        while self._current is not None and self._current[1] < end:
-            number, offset, length, expected = self._current
-            low, high = max(offset, self._position), min(offset + length, end)
-            self._value = crc32c(part[low - self._position : high - self._position], self._value)
-            if high < offset + length:
-                break
-            if self._value != expected:
-                self.bad.append(number)
-            self._current, self._value = next(self._chunks, None), 0
-        self._position = end
+def _bad_chunks(parts: Iterator[memoryview], chunks: Iterable[Chunk]) -> tuple[list[int], int | None]:
+    """Chunks that do not match their crc32c, and the first incomplete chunk or None. Reads all `parts` of the
+    object's bytes.
+    """
+    bad: list[int] = []
+    part, at = memoryview(b""), 0
+    for number, offset, length, expected in chunks:
+        value = 0
+        while at < offset + length:
+            part = part or next(parts, part)
+            if not part:
+                return bad, number
+            stop = (offset if at < offset else offset + length) - at
+            piece, part = part[:stop], part[stop:]
+            value = crc32c(piece, value) if at >= offset else 0
+            at += len(piece)
+        if value != expected:
+            bad.append(number)
+    for _ in parts:
+        pass
+    return bad, None

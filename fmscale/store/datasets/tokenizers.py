@@ -1,4 +1,4 @@
-"""Tokenizers on a store: the tokenizer itself, under its digest, never a name only."""
+"""Tokenizers on a store: each is stored whole under its digest, never as a name only."""
 
 from fmscale.errors import ObjectNotFound
 from fmscale.store.backends.protocol import Backend
@@ -8,12 +8,12 @@ from fmscale.store.segments.seal import verified
 
 
 def tokenizer_key(digest: str) -> str:
-    """Key of the tokenizer with that digest; shared by all datasets of a store, never collected."""
+    """Key of the tokenizer with this digest; all datasets of a store share it, and it is never deleted."""
     return f"tokenizers/{digest}.json"
 
 
 def store_tokenizer(backend: Backend, data: bytes) -> str:
-    """Store a tokenizer's JSON, if it is not there yet; returns its digest."""
+    """Store a tokenizer's JSON, if the store lacks it; returns its digest."""
     digest = metadata_digest(data)
     store_once(backend, tokenizer_key(digest), data)
     return digest

@@ -1,7 +1,7 @@
-"""Checks every byte that a dataset's commits reference, and names what is damaged, cut short or missing.
+"""Checks every byte that a dataset's commits reference, and names damaged, truncated and missing objects.
 
-Along the chain of digests: log entry, manifest, seal, checksums, chunks. Where one link is damaged, what it
-would have verified is still checked as far as another link allows. Every byte is read once.
+The check follows the chain of digests: log entry, manifest, seal, checksums, chunks. Behind a damaged link it
+still checks all bytes that another link can verify. Every byte is read once.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -28,7 +28,7 @@ READERS = 8
 """Objects checked at once, each through one buffer of 4 MiB."""
 
 SEGMENTS = 4
-"""Segments worked on at once: while one's last object is read, the next ones' are."""
+"""Segments checked at once, so that readers stay busy while a segment's last object is read."""
 
 Submit = Callable[[Expected], "Future[list[ObjectProblem]]"]
 
@@ -36,12 +36,11 @@ Submit = Callable[[Expected], "Future[list[ObjectProblem]]"]
 def verify_dataset(
     backend: Backend, dataset: Dataset, commits: Iterable[int] | None = None, progress: Advance | None = None
 ) -> list[ObjectProblem]:
-    """Check every object and every chunk of the given commits (all live ones by default).
+    """Check every object and every chunk of the given commits (by default of all live commits).
 
-    Returns the problems in the order of commits and keys; none if all is well. `progress` is called with
-    the bytes checked since its last call; `size_of` tells how many there will be. Raises what the store
-    raises when it does not answer, and CorruptData where the log itself is damaged: nothing can be said of
-    its commits then.
+    Returns the problems in the order of commits and keys; an empty list if all is well. `progress` gets the
+    bytes checked since its last call; `size_of` gives their total. Raises the store's error if it does not
+    answer, and CorruptData if the log itself is damaged: its commits are then unknown.
     """
     advance = progress or (lambda size: None)
     chosen = dataset.commits() if commits is None else [dataset.commit(number) for number in commits]
@@ -59,8 +58,8 @@ def verify_dataset(
             for split in sorted(commit.manifests):
                 rows = _rows(backend, commit, split, advance, problems)
                 tasks = (partial(_check_segment, backend, commit.number, row, submit, advance) for row in rows)
-                for found in _run(segments, tasks):
-                    problems += found
+                for result in _run(segments, tasks):
+                    problems += result
     return sorted(problems, key=lambda p: (p.commit, p.key, -1 if p.chunk is None else p.chunk, p.what))
 
 
@@ -74,7 +73,7 @@ def size_of(commits: Iterable[Commit]) -> int:
 
 
 def _run(pool: ThreadPoolExecutor, tasks: Iterator[Callable[[], list[ObjectProblem]]]) -> Iterator[list[ObjectProblem]]:
-    """Run tasks with a bounded number of them waiting: there may be 10^6."""
+    """Run tasks and yield their results; only some tasks wait at once, as there may be 10^6."""
     waiting: set[Future[list[ObjectProblem]]] = set()
     for task in tasks:
         waiting.add(pool.submit(task))
@@ -87,7 +86,7 @@ def _run(pool: ThreadPoolExecutor, tasks: Iterator[Callable[[], list[ObjectProbl
 def _rows(
     backend: Backend, commit: Commit, split: str, advance: Advance, problems: list[ObjectProblem]
 ) -> Iterator[SegmentRow]:
-    """The segments of one split, as far as its manifest can be read; its damage goes to `problems`."""
+    """The segments of one split, as far as its manifest can be read; the manifest's damage goes to `problems`."""
     recorded = commit.body["manifests"][split]
     key = recorded["key"]
 
@@ -110,16 +109,17 @@ def _rows(
         problem(f"damaged: segments cannot be read from it ({error.found})")
 
 
-def _read_small(backend: Backend, commit: int, key: str, digest: str, found: list[ObjectProblem]) -> bytes | None:
-    """A small object, if it has that `metadata_digest`; else its damage goes to `found`."""
+def _read_small(backend: Backend, commit: int, key: str, digest: str, problems: list[ObjectProblem]) -> bytes | None:
+    """A small object, verified by its `metadata_digest`; None if it is bad, and its damage goes to `problems`."""
     try:
         data = backend.get(key)
     except ObjectNotFound:
-        found.append(ObjectProblem(commit=commit, key=key, what="missing"))
+        problems.append(ObjectProblem(commit=commit, key=key, what="missing"))
         return None
     if metadata_digest(data) == digest:
         return data
-    found.append(ObjectProblem(commit=commit, key=key, what=f"damaged: its {len(data)} bytes do not match its digest"))
+    what = f"damaged: its {len(data)} bytes do not match its digest"
+    problems.append(ObjectProblem(commit=commit, key=key, what=what))
     return None
 
 
@@ -127,11 +127,11 @@ def _check_segment(
     backend: Backend, commit: int, row: SegmentRow, submit: Submit, advance: Advance
 ) -> list[ObjectProblem]:
     """Problems of one segment: its seal, its checksums, its objects."""
-    found: list[ObjectProblem] = []
+    problems: list[ObjectProblem] = []
     key = f"{row.prefix}/seal.json"
-    data = _read_small(backend, commit, key, row.seal, found)
+    data = _read_small(backend, commit, key, row.seal, problems)
     if data is None:
-        return found
+        return problems
     advance(len(data))
     try:
         seal = decode_seal(data, key)
@@ -139,10 +139,10 @@ def _check_segment(
         return [ObjectProblem(commit=commit, key=key, what=f"unreadable: {error}")]
     if (seal.get("tokens", 0), seal["documents"]) != (row.tokens, row.documents):
         what = f"damaged: the commit records {row.tokens} tokens and {row.documents} documents for it"
-        found.append(ObjectProblem(commit=commit, key=key, what=what))
+        problems.append(ObjectProblem(commit=commit, key=key, what=what))
     objects = dict(seal["objects"])
     entry = objects.pop("checksums.arrow")
-    data = _read_small(backend, commit, f"{row.prefix}/checksums.arrow", entry["digest"], found)
+    data = _read_small(backend, commit, f"{row.prefix}/checksums.arrow", entry["digest"], problems)
     sums = None
     if data is not None:
         advance(len(data))
@@ -152,13 +152,13 @@ def _check_segment(
         for name, entry in objects.items()
     ]
     expected += _token_shards(row, seal, sums) if seal["kind"] == "tokens" else _record_files(row, seal, sums)
-    for result in [submit(one) for one in expected]:
-        found += result.result()
-    return found
+    for check in [submit(item) for item in expected]:
+        problems += check.result()
+    return problems
 
 
 def _token_shards(row: SegmentRow, seal: dict[str, Any], sums: pa.RecordBatch | None) -> Iterator[Expected]:
-    """The shards of a token segment's arrays, with their chunks if these are known."""
+    """The shards of a token segment's arrays, with their chunks if the checksums are known."""
     values = np.empty(0, np.uint32) if sums is None else sums.column(0).to_numpy()
     for name in ARRAYS:
         spec = decode_array(name, seal["arrays"][name], values)
@@ -171,7 +171,7 @@ def _token_shards(row: SegmentRow, seal: dict[str, Any], sums: pa.RecordBatch | 
 
 
 def _record_files(row: SegmentRow, seal: dict[str, Any], sums: pa.RecordBatch | None) -> Iterator[Expected]:
-    """The files of a record segment, with their batches if these are known."""
+    """The files of a record segment, with their batches if the checksums are known."""
     columns = [[] if sums is None else sums.column(name).to_pylist() for name in BATCHES_SCHEMA.names[:4]]
     batches = [(number, *place) for number, place in enumerate(zip(*columns, strict=True))]
     for number, shard in enumerate(seal["arrays"]["records"]["shards"]):

@@ -1,4 +1,4 @@
-"""Doctor: what a store can do, how fast it answers, what to change.
+"""Doctor: abilities of a store, its speed, and advice.
 
 `doctor.py`   the examination behind `fmscale doctor`
 `probe.py`   races and reads that show whether commits are safe

@@ -4,15 +4,14 @@ import shutil
 from collections.abc import Iterator, Sequence
 from urllib.parse import parse_qs, urlsplit
 
-from fmscale.store.backends.mounts import file_system_type
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.doctor.measure import Measurement
-from fmscale.store.doctor.probe import Capabilities
+from fmscale.store.doctor.probe import Capabilities, file_system_type
 
 NETWORK_FILE_SYSTEMS = ("nfs", "lustre", "gpfs", "beegfs", "ceph", "fuse", "cifs", "smb", "9p", "virtiofs")
 VOLATILE_FILE_SYSTEMS = ("tmpfs", "ramfs", "overlay")
 LITTLE_ROOM = 10 << 30
-"""Bytes: less than one checkpoint of a billion parameters with its optimizer (16 bytes each)."""
+"""Bytes: a checkpoint of a billion parameters with its optimizer (16 bytes each) needs more."""
 
 
 def advise(
@@ -65,10 +64,10 @@ def _on_place(backend: Backend) -> Iterator[str]:
 
 
 def _on_speed(measurements: Sequence[Measurement]) -> Iterator[str]:
-    gets = [one for one in measurements if one.operation == "get" and one.megabytes_per_second]
+    gets = [get for get in measurements if get.operation == "get" and get.megabytes_per_second]
     if gets:
-        best = max(gets, key=lambda one: one.megabytes_per_second or 0.0)
-        single = max((one for one in gets if one.streams == 1), key=lambda one: one.bytes)
+        best = max(gets, key=lambda get: get.megabytes_per_second or 0.0)
+        single = max((get for get in gets if get.streams == 1), key=lambda get: get.bytes)
         rate, alone = best.megabytes_per_second or 0.0, single.megabytes_per_second or 0.0
         # uint16 tokens: two bytes each.
         yield f"Reads reach {rate:,.0f} MB/s, enough for {rate / 2:,.0f} million tokens a second (uint16)."
@@ -77,11 +76,11 @@ def _on_speed(measurements: Sequence[Measurement]) -> Iterator[str]:
                 f"{best.streams} streams read {rate / alone:.1f} times as fast as one: keep at least "
                 f"{best.streams} reads under way."
             )
-    for one in measurements:
-        if one.operation == "range" and one.streams == 1 and one.p99_ms > 10 * one.p50_ms and one.p99_ms > 50:
+    for kind in measurements:
+        if kind.operation == "range" and kind.streams == 1 and kind.p99_ms > 10 * kind.p50_ms and kind.p99_ms > 50:
             yield (
-                f"One range in a hundred takes {one.p99_ms:.0f} ms where the median is {one.p50_ms:.0f} ms: "
+                f"One range in a hundred takes {kind.p99_ms:.0f} ms where the median is {kind.p50_ms:.0f} ms: "
                 "give the loader more memory (data.memory_bytes), or a node cache."
             )
-        if one.operation == "put_if_absent" and one.p50_ms > 500:
-            yield f"A commit takes {one.p50_ms:.0f} ms here: commit in larger portions."
+        if kind.operation == "put_if_absent" and kind.p50_ms > 500:
+            yield f"A commit takes {kind.p50_ms:.0f} ms here: commit in larger portions."

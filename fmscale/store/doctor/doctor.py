@@ -1,4 +1,4 @@
-"""Examination of a store: its promises, its speed, advice. The engine of `fmscale doctor`."""
+"""Examination of a store for `fmscale doctor`: its promises, its speed, advice."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Report:
     repeated: int
     """Requests that had to be repeated (busy, stalled or cut)."""
     advice: tuple[str, ...]
-    """Sentences for the user; empty if there is nothing to say."""
+    """Sentences for the user; empty if no rule applies."""
 
 
 def examine(
@@ -42,10 +42,9 @@ def examine(
 ) -> Report:
     """Probe and measure the store at `url`, spending up to `seconds` on each kind of request.
 
-    With `read_only`, or where writing is denied, only reads of an object that is there already are measured.
-    `again` repeats the probe even if its result is recorded. `progress` is told the name of each stage.
-    Raises ObjectNotFound for a folder that does not exist, and what the backend raises when the store cannot be
-    reached.
+    With `read_only`, or if writing is denied, only reads of existing objects are measured. `again` repeats the
+    probe even if its result is recorded. `progress` gets the name of each stage. Raises ObjectNotFound for a missing
+    folder, and the backend's error if the store cannot be reached.
     """
     _require_folder(url)
     backend = open_store(url, read_only=read_only, deadline=deadline)
@@ -77,7 +76,7 @@ def examine(
 
 
 def _require_folder(url: str) -> None:
-    """To open a store for writing makes its folder: a misspelt path would be a new, empty and good store."""
+    """Raise ObjectNotFound for a missing folder: opening a misspelt path would make a new, empty, good store."""
     place = parse_url(url)
     if place.scheme == "file" and not Path(place.bucket).is_dir():
         raise ObjectNotFound(

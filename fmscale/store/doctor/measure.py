@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 
 from fmscale.errors import StoreError
@@ -19,17 +18,20 @@ SMALL_BYTES = 4 << 10
 RANGE_BYTES = 256 << 10
 """About the size of the unit that the shuffle moves."""
 LARGE_BYTES = 16 << 20
-"""Long enough that throughput, not latency, decides."""
+"""Size at which throughput decides, not latency."""
 STREAMS = 8
 """Concurrent transfers of large objects."""
 RANGE_STREAMS = 16
-"""Concurrent ranges, as a loader that prefetches makes them."""
+"""Concurrent reads of ranges, as in a prefetch."""
 SAMPLES = 100
-"""Requests of one kind at most; fewer if the time is used up first."""
+"""Most requests of one kind; fewer if the time ends first."""
 LARGE_PUTS = (4, 2 * STREAMS)
-"""Large objects that are written one after another, and at once."""
+"""Large objects to write: one after another, and at the same time."""
 ROOM = 8
-"""A part of so many of a disk's free bytes is what all large objects take at most: others use the rest meanwhile."""
+"""All large objects take at most 1/ROOM of a disk's free bytes: other programs use the rest meanwhile."""
+
+Kind = tuple[str, int, int, Callable[[int], object], int]
+"""A kind of request: operation, bytes, streams, the call (it gets its number), the limit of calls."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,25 +65,25 @@ def measure_written(backend: Backend, seconds: float, progress: Callable[[str], 
         written.add(key)
         return key
 
-    measure = partial(_measure, seconds=seconds, progress=progress)
-    one, many = LARGE_PUTS
+    in_turn, at_once = LARGE_PUTS
+    writes: list[Kind] = [
+        ("put", SMALL_BYTES, 1, lambda n: backend.put(fresh(n), small), SAMPLES),
+        ("put_if_absent", SMALL_BYTES, 1, lambda n: backend.put_if_absent(fresh(n), small), SAMPLES),
+        ("put", len(large), 1, lambda n: backend.put(fresh(n), large), in_turn),
+        ("put", len(large), STREAMS, lambda n: backend.put(fresh(n), large), at_once),
+    ]
     try:
-        found = [
-            measure("put", SMALL_BYTES, 1, lambda n: backend.put(fresh(n), small), SAMPLES),
-            measure("put_if_absent", SMALL_BYTES, 1, lambda n: backend.put_if_absent(fresh(n), small), SAMPLES),
-            measure("put", len(large), 1, lambda n: backend.put(fresh(n), large), one),
-            measure("put", len(large), STREAMS, lambda n: backend.put(fresh(n), large), many),
-        ]
+        measurements = [_measure(kind, seconds, progress) for kind in writes]
         keys = [fresh(0)]
         backend.put(keys[0], large)
         keys += [key for key in sorted(written) if key not in keys and backend.head(key).bytes == len(large)]
-        found += _measure_reads(backend, keys, len(large), measure)
+        measurements += [_measure(kind, seconds, progress) for kind in _reads(backend, keys, len(large))]
     except StoreError:
-        with suppress(StoreError):  # the first error is the one to tell
+        with suppress(StoreError):  # the first error is the cause to report
             _remove(backend, written)
         raise
     _remove(backend, written)
-    return found
+    return measurements
 
 
 def _remove(backend: Backend, keys: Iterable[str]) -> None:
@@ -90,7 +92,7 @@ def _remove(backend: Backend, keys: Iterable[str]) -> None:
 
 
 def _large_bytes(backend: Backend) -> int:
-    """Size of a large object: LARGE_BYTES, or what the rest of a small disk allows."""
+    """Size of a large object: LARGE_BYTES, or less on a small disk."""
     path = backend.local_path("fmscale.json")
     if path is None:
         return LARGE_BYTES
@@ -99,40 +101,37 @@ def _large_bytes(backend: Backend) -> int:
 
 
 def measure_existing(backend: Backend, seconds: float, progress: Callable[[str], None]) -> list[Measurement]:
-    """Reads of the largest of the first thousand objects; nothing if there are none."""
+    """Reads of the largest of the first thousand objects; an empty list if there is nothing to read."""
     first = list(islice(backend.list_objects(), 1000))
     size = max((info.bytes for info in first), default=0)
     keys = [info.key for info in first if info.bytes == size]
-    measure = partial(_measure, seconds=seconds, progress=progress)
-    return _measure_reads(backend, keys, size, measure) if size else []
+    return [_measure(kind, seconds, progress) for kind in _reads(backend, keys, size)] if size else []
 
 
-def _measure_reads(
-    backend: Backend, keys: list[str], size: int, measure: Callable[..., Measurement]
-) -> list[Measurement]:
+def _reads(backend: Backend, keys: list[str], size: int) -> list[Kind]:
     """Reads of `keys` in turn, all of them `size` bytes long."""
 
     def read(length: int) -> Callable[[int], None]:
         places = max(size // length, 1)
 
-        def one(number: int) -> None:
+        def request(number: int) -> None:
             key = keys[number % len(keys)]
             # 7919 is prime: successive reads lie apart, so that no read-ahead serves them.
             start = number * 7919 % places * length
             _uncache(backend, key, start, length)
             backend.read_into(key, start, memoryview(bytearray(length)))
 
-        return one
+        return request
 
     small, part, whole = min(SMALL_BYTES, size), min(RANGE_BYTES, size), min(LARGE_BYTES, size)
     return [
-        measure("head", 0, 1, lambda number: backend.head(keys[number % len(keys)]), SAMPLES),
-        measure("list", 0, 1, lambda _: backend.list_names(), 10),
-        measure("get", small, 1, read(small), SAMPLES),
-        measure("range", part, 1, read(part), SAMPLES),
-        measure("range", part, RANGE_STREAMS, read(part), 4 * SAMPLES),
-        measure("get", whole, 1, read(whole), 10),
-        measure("get", whole, STREAMS, read(whole), 4 * STREAMS),
+        ("head", 0, 1, lambda number: backend.head(keys[number % len(keys)]), SAMPLES),
+        ("list", 0, 1, lambda _: backend.list_names(), 10),
+        ("get", small, 1, read(small), SAMPLES),
+        ("range", part, 1, read(part), SAMPLES),
+        ("range", part, RANGE_STREAMS, read(part), 4 * SAMPLES),
+        ("get", whole, 1, read(whole), 10),
+        ("get", whole, STREAMS, read(whole), 4 * STREAMS),
     ]
 
 
@@ -144,17 +143,9 @@ def _uncache(backend: Backend, key: str, start: int, length: int) -> None:
             os.posix_fadvise(file.fileno(), start, length, os.POSIX_FADV_DONTNEED)
 
 
-def _measure(
-    name: str,
-    size: int,
-    streams: int,
-    call: Callable[[int], object],
-    limit: int,
-    *,
-    seconds: float,
-    progress: Callable[[str], None],
-) -> Measurement:
-    """Repeat `call(number)` up to `limit` times or until the time is used up; at least once a stream."""
+def _measure(kind: Kind, seconds: float, progress: Callable[[str], None]) -> Measurement:
+    """Repeat the call until the kind's limit or the end of the time, but at least once a stream."""
+    name, size, streams, call, limit = kind
     progress(f"{name} x{streams}")
     begin = time.perf_counter()
 

@@ -1,7 +1,7 @@
-"""Test of the promises that commits stand on: made once, its result written into the store.
+"""Test of the promises behind commits: made once, its result written into the store.
 
-A store that lets two of 16 racing writers create the same key would lose commits silently, so it is refused
-for writing. The race is repeated for another implementation (say the same bucket behind a new gateway), not
+A store in which two of 16 racing writers create the same key would lose commits silently, so fmscale refuses to
+write to it. The race is repeated for another implementation (say the same bucket behind a new gateway), not
 for every process: the result lies in `fmscale.json` at the store's root.
 """
 
@@ -12,23 +12,26 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from fmscale.errors import CorruptData, FormatError, ObjectNotFound, StoreError, StoreUnavailable
+import psutil
+
+from fmscale.errors import CorruptData, FormatError, ObjectNotFound, StoreError
 from fmscale.store.backends.fsspec import FsspecBackend
-from fmscale.store.backends.mounts import file_system_type
 from fmscale.store.backends.protocol import Backend
+from fmscale.store.backends.write_once import created
 
 RECORD_KEY = "fmscale.json"
 FORMAT_VERSION = 1
 WRITERS = 16
 KEYS = 20
 FOREIGN_KEYS = 120
-"""Keys raced one after another where fsspec speaks for the store: one such race of its local files shows the
-fault in one case of seven, and 120 miss it once in 10^8. A few seconds, once for each store."""
+"""Keys raced one after another on a store behind fsspec: one race on its local files shows the fault in one
+case of seven, and 120 races miss it once in 10^8. They take a few seconds, once for each store."""
 
 _known: dict[tuple[str, str], "Capabilities"] = {}
 _known_lock = threading.Lock()
@@ -39,27 +42,27 @@ class Capabilities:
     """Abilities that one implementation of a store showed."""
 
     implementation: str
-    """File system type, S3 endpoint or protocol: what a result holds for."""
+    """File system type, S3 endpoint or protocol; the result holds for this implementation only."""
     put_if_absent: bool
-    """Every raced key had exactly one winner, and its bytes."""
+    """Every raced key had exactly one winner, and holds the winner's bytes."""
     read_after_write: bool
-    """An object is there, whole, for every reader once its put returned; a deleted one is gone."""
+    """After a put every reader gets the whole object; after a delete no reader finds it."""
     range_read: bool
-    """Part of an object can be read, and a range past its end is not taken for data."""
+    """Part of an object can be read, and a range past the object's end is an error."""
     list_after_write: bool
     """A new object is in the next listing."""
     problem: str
-    """The failure that was seen; empty if all is well."""
+    """The observed failure; empty if all is well."""
     writers: int
-    """Racing writers."""
+    """Number of racing writers."""
     keys: int
-    """Keys raced for."""
+    """Number of raced keys."""
     time: float
     """Time of the probe, seconds since the epoch."""
 
     @property
     def writable(self) -> bool:
-        """True if commits are safe here. Listing is not needed for that."""
+        """True if commits are safe here; commits need no listing."""
         return self.put_if_absent and self.read_after_write and self.range_read
 
 
@@ -74,16 +77,27 @@ def implementation(backend: Backend) -> str:
     return f"{parts.scheme}:{endpoint}" if parts.scheme == "s3" else parts.scheme or "path"
 
 
+def file_system_type(path: Path) -> str:
+    """Type of the file system that holds `path`, such as `ext4`; `posix` where /proc does not say."""
+    resolved = path.resolve()
+    kind, longest = "posix", 0
+    with suppress(OSError):
+        for mount in psutil.disk_partitions(all=True):
+            if resolved.is_relative_to(mount.mountpoint) and len(mount.mountpoint) >= longest:
+                kind, longest = mount.fstype, len(mount.mountpoint)
+    return kind
+
+
 def _place(backend: Backend) -> str:
-    """One result serves all stores of this process at the same place: a device or a bucket."""
+    """Device or bucket of the store: all stores there share one result in this process."""
     path = backend.local_path(RECORD_KEY)
     return str(path.parent.stat().st_dev) if path is not None else urlsplit(backend.url).netloc
 
 
 def probe(backend: Backend, *, again: bool = False) -> Capabilities:
-    """Abilities of the store: recorded earlier, or raced now and recorded.
+    """Abilities of the store, from an earlier record or from a race that is then recorded.
 
-    `again` races even if a record is there. Raises AccessDenied where nothing can be written.
+    `again` races even if a record exists. Raises AccessDenied if nothing can be written.
     """
     name = implementation(backend)
     recorded = None if again else recorded_capabilities(backend)
@@ -100,12 +114,12 @@ def probe(backend: Backend, *, again: bool = False) -> Capabilities:
 
 
 def require_writable(backend: Backend) -> None:
-    """Probe the store if nobody has. Raises StoreError explaining what it cannot do."""
-    found = probe(backend)
-    if not found.writable:
+    """Probe the store unless a result is recorded. Raises StoreError, with the failure, if commits are unsafe."""
+    capabilities = probe(backend)
+    if not capabilities.writable:
         raise StoreError(
             "this store cannot be written safely: two writers could both believe that they committed",
-            found=f"{found.problem} ({found.implementation}, {backend.url})",
+            found=f"{capabilities.problem} ({capabilities.implementation}, {backend.url})",
             remedy="Use a store with conditional creation (S3 with If-None-Match, SeaweedFS 4.48 or newer, "
             "GCS, Azure, ext4, XFS, NFS, Lustre); reading from this one is fine.",
         )
@@ -119,8 +133,8 @@ def recorded_capabilities(backend: Backend) -> Capabilities | None:
     record = _read_record(backend)["probes"].get(implementation(backend))
     if record is None:
         return None
-    known = {one.name for one in fields(Capabilities)}
-    return Capabilities(**{k: v for k, v in record.items() if k in known})
+    names = {field.name for field in fields(Capabilities)}
+    return Capabilities(**{k: v for k, v in record.items() if k in names})
 
 
 def _read_record(backend: Backend) -> dict[str, Any]:
@@ -141,12 +155,12 @@ def _read_record(backend: Backend) -> dict[str, Any]:
     return record
 
 
-def _record(backend: Backend, found: Capabilities) -> None:
-    # Two implementations probed at the same moment may drop one of the two records: it is raced again then.
+def _record(backend: Backend, result: Capabilities) -> None:
+    # Probes of two implementations at the same moment may lose one record: its race then runs again.
     _open_for_writing(backend, True)
     record = {
         "format_version": FORMAT_VERSION,
-        "probes": {**_read_record(backend)["probes"], found.implementation: asdict(found)},
+        "probes": {**_read_record(backend)["probes"], result.implementation: asdict(result)},
     }
     backend.put(RECORD_KEY, json.dumps(record, indent=1, sort_keys=True).encode())
 
@@ -180,7 +194,7 @@ def _examine(backend: Backend, name: str) -> Capabilities:
         read_after_write=not visible,
         range_read=not ranged,
         list_after_write=not listed,
-        problem="; ".join(one for one in (race, visible, ranged, listed) if one),
+        problem="; ".join(failure for failure in (race, visible, ranged, listed) if failure),
         writers=WRITERS,
         keys=len(keys),
         time=time.time(),
@@ -189,7 +203,7 @@ def _examine(backend: Backend, name: str) -> Capabilities:
 
 @contextmanager
 def _eager_threads() -> Iterator[None]:
-    """Let threads take turns every 10 us instead of 5 ms, so that Python code is cut between a look and a write."""
+    """Switch threads every 10 us instead of 5 ms, so that Python code is cut between its check and its write."""
     usual = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
@@ -198,39 +212,25 @@ def _eager_threads() -> Iterator[None]:
         sys.setswitchinterval(usual)
 
 
-def _created(backend: Backend, key: str, data: bytes) -> bool:
-    """True if this writer created the key. An answer that the network lost says nothing about the store: the
-    object itself does, as every writer's bytes are its own.
-    """
-    try:
-        return backend.put_if_absent(key, data)
-    except StoreUnavailable as unknown:
-        try:
-            return backend.get(key) == data
-        except ObjectNotFound:
-            raise unknown from None
-
-
 def _race(backend: Backend, keys: list[str]) -> str:
-    """All writers for all the keys at once; what is wrong, or nothing.
+    """Race all writers for all keys at once; returns the failure, or an empty string.
 
-    Some servers answer losers in steps of a second, so taking the keys one after another would need minutes
-    instead of seconds. What fsspec speaks for is raced key after key all the same: its `create` may look first
-    and then write, and the fewer threads there are the nearer they come to one another (320 at once on a busy
-    machine missed it 18 times in 30).
+    Some servers answer losers in steps of a second, so races for one key after another would take minutes instead
+    of seconds. Stores behind fsspec get one key at a time all the same: their `create` may check first and then
+    write, and fewer threads run closer together (320 threads on a busy machine missed the fault 18 times in 30).
     """
     start = threading.Barrier(len(keys) * WRITERS)
 
     def write(writer: int, key: str) -> tuple[str, int, bool]:
         start.wait()
-        return key, writer, _created(backend, key, _content(writer, key))
+        return key, writer, created(backend, key, _content(writer, key))
 
     jobs = [(writer, key) for key in keys for writer in range(WRITERS)]
     try:
         with ThreadPoolExecutor(len(jobs)) as pool:
             answers = list(pool.map(lambda job: write(*job), jobs))
     except StoreError as error:
-        # Conditional creation that is not offered at all is an answer; a dead network is not.
+        # A store without conditional creation is a result of the race; a dead network is an error.
         if type(error) is not StoreError:
             raise
         return f"put_if_absent failed: {error}"

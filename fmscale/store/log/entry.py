@@ -19,15 +19,15 @@ class LogEntry:
     kind: str
     """Meaning of `body`: commit, retire, pin, lease, ..."""
     uuid: str
-    """Names this append; tells one's own entry from another's when a response was lost."""
+    """Id of this append: after a lost response it tells the writer's own entry from another writer's."""
     time: float
-    """Seconds since the epoch by the writer's clock; nothing about the log's order depends on it."""
+    """Seconds since the epoch by the writer's clock; the log's order does not depend on it."""
     lease: int
-    """Number of leases taken before the entry was written (a lease counts itself)."""
+    """Number of lease entries in the log before this entry (a lease entry counts itself)."""
     body: dict[str, Any]
     """Content of the entry, as JSON."""
     writer: str
-    """host:pid of the process that wrote it, for people."""
+    """host:pid of the writing process, for people."""
     previous: str
     """Digest of the entry before this one, or "" for the first: a replaced entry breaks the chain."""
     digest: str
@@ -37,8 +37,8 @@ class LogEntry:
 def encode(entry: LogEntry, *, skippable: bool = False) -> bytes:
     """Canonical JSON of the entry with its digest computed anew.
 
-    `skippable` allows readers that do not know the kind to pass the entry by. Raises StoreError if the
-    body is not JSON.
+    `skippable` lets readers skip the entry if they do not know its kind. Raises StoreError if the body is
+    not JSON.
     """
     fields = {**vars(entry), "format_version": FORMAT_VERSION, "skippable": skippable}
     fields["epoch"] = fields.pop("lease")
@@ -56,10 +56,10 @@ def encode(entry: LogEntry, *, skippable: bool = False) -> bytes:
 def decode(data: bytes, key: str, number: int, kinds: frozenset[str]) -> LogEntry:
     """The entry stored under `key` as entry `number`.
 
-    The rule of the digest (all other fields, canonical JSON) stays the same in every format version, so
-    that damage is told from news. Raises CorruptData for damaged bytes or another entry's bytes, and
-    FormatError for a newer format_version or for a kind that is neither in `kinds` nor skippable: what
-    such an entry says could matter (a retire that is overlooked makes readers use deleted objects).
+    The rule of the digest (all other fields, canonical JSON) stays the same in every format version, so that
+    damage and a newer version can be told apart. Raises CorruptData for damaged bytes or another entry's bytes,
+    and FormatError for a newer format_version or for a kind that is neither in `kinds` nor skippable: such an
+    entry could matter (a reader that overlooks a retire uses deleted objects).
     """
     try:
         fields = json.loads(data)

@@ -1,10 +1,10 @@
-"""Sets of object names, where a name that ends in a slash stands for everything below it."""
+"""Sets of object names; a name with a final slash stands for all objects below it."""
 
 from collections.abc import Iterable, Iterator
 
 
 class KeySet:
-    """Keys and folders; asks whether two names could mean the same stored object."""
+    """Keys and folders, with a test if a name could mean an object of the set."""
 
     def __init__(self, names: Iterable[str] = ()) -> None:
         self._names: set[str] = set()
@@ -26,7 +26,7 @@ class KeySet:
 
 
 def _folders(name: str) -> Iterator[str]:
-    """The folders around a name: a/b/c has a/ and a/b/, and so has a/b/c/."""
+    """The folders around a name: a/ and a/b/ for a/b/c, and also for a/b/c/."""
     end = name.find("/")
     while 0 <= end < len(name) - 1:
         yield name[: end + 1]

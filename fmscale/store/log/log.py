@@ -1,15 +1,16 @@
 """The commit log: numbered entries, each created by put-if-absent. Nothing else makes data visible (P3).
 
 Protocol (numbered log as in Delta Lake; write id and read-back as in Icechunk design document 017):
-a writer reads the newest entry n-1 and creates entry n. If n exists already, it reads n back: its own uuid
-means that an earlier response was lost and the append is done; another's means a lost race. Because n is
-created only by someone who saw n-1 there are no gaps, and because the writer knows the whole log below n,
-the log itself is a fence: an entry counts the leases so far, and a lease taken by a newer holder makes
-every later append under the older lease fail. No clock takes part.
+a writer reads the newest entry n-1 and creates entry n. If entry n exists already, the writer reads it back: the
+writer's own uuid means that an earlier response was lost and the append is done; another uuid means a lost
+race. Only a writer that has read n-1 creates n, so there are no gaps. The writer knows the whole log below n, so
+the log itself is a fence: an entry counts the leases so far, and after a newer lease every append under an
+older lease fails. No clock takes part.
 """
 
 import os
 import socket
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
@@ -24,7 +25,7 @@ from fmscale.store.log.entry import LogEntry, decode, encode
 DATASET_KINDS = frozenset({"commit", "retire", "pin"})
 RUN_KINDS = DATASET_KINDS | {"lease", "stage", "ban", "quarantine", "checkpoint"}
 
-# The backend has retried within its deadline before it gives up; these are retries of the whole exchange.
+# Attempts of the whole exchange; the backend has retried each request until its deadline before.
 ATTEMPTS = 4
 LEASE = "lease"
 MAX_WINDOW = 32
@@ -37,7 +38,7 @@ class Log:
     """A log of entries at PREFIX/log/000000000000.json and so on. Safe across threads and processes."""
 
     def __init__(self, backend: Backend, prefix: str, kinds: frozenset[str], *, readers: int = 16) -> None:
-        """`kinds` are those that may be appended and are understood; `readers` threads read a long log."""
+        """`kinds` are the kinds of entries that this log takes and reads; `readers` threads read a long log."""
         self.backend = backend
         self.prefix = prefix.rstrip("/")
         self.kinds = kinds
@@ -51,24 +52,19 @@ class Log:
         return f"{self.prefix}/log/{number:012d}.json"
 
     def entry(self, number: int) -> LogEntry:
-        """Entry `number`. Raises ObjectNotFound where there is none, CorruptData, FormatError."""
+        """Entry `number`. Raises ObjectNotFound if it is missing, CorruptData, FormatError."""
         key = self.key(number)
         return self._note(decode(self.backend.get(key), key, number, self.kinds))
 
     def head(self) -> int:
-        """Number of entries, without listing: one request where nothing was added since the last
-        look, else doubling steps and then halving ones. Raises CorruptData where an entry is missing.
+        """Number of entries, without listing: one request if nothing was added since the last call,
+        else doubling and then halving steps. Raises CorruptData if an entry is missing.
         """
         low = high = start = self._known
         step = 1
         while self._exists(high):
             low, high, step = high + 1, high + 1 + step, step * 2
-        while low < high:
-            middle = (low + high) // 2
-            if self._exists(middle):
-                low = middle + 1
-            else:
-                high = middle
+        low += bisect_left(range(low, high), True, key=lambda number: not self._exists(number))
         if (low > start or start == 0) and self._exists(low + 1) and not self._exists(low):
             raise self._gap(low)
         with self._lock:
@@ -76,16 +72,16 @@ class Log:
             return self._known
 
     def begun(self) -> bool:
-        """True if there is any entry: one request, or no request once an entry was seen."""
+        """True if the log has an entry: one request, or no request once this object knows an entry."""
         return self._known > 0 or self._exists(0)
 
     def entries(self, start: int = 0) -> Iterator[LogEntry]:
         """Entries from `start` on, in order, up to the newest.
 
-        Read in windows that double, several at once. Raises CorruptData for an entry that is damaged,
-        missing below a later one, or does not follow from the one before it.
+        Reads entries in doubling windows, in parallel. Raises CorruptData for an entry that is damaged,
+        is missing before a later entry, or does not follow from the entry before it.
         """
-        # From afar four requests at once cost as much as one; on a disk starting threads costs more than they save.
+        # On a remote store four requests at once cost as much as one; on a disk threads cost more than they save.
         near = self.backend.local_path(self.key(0)) is not None
         number, window, alone = start, 2 if near else 4, 4 if near else 1
         before: LogEntry | None = None
@@ -93,13 +89,13 @@ class Log:
             while True:
                 numbers = range(number, number + window)
                 several = pool.map if self._readers > 1 and window > alone else map
-                found = list(several(self._find, numbers))
-                for offset, entry in enumerate(found):
-                    # The window's last place has no later one in it: one more look tells end from gap.
-                    rest = found[offset + 1 :]
+                results = list(several(self._find, numbers))
+                for offset, entry in enumerate(results):
+                    # For the window's last number, one more request tells the log's end from a gap.
+                    rest = results[offset + 1 :]
                     later = any(rest) if rest or entry else self._exists(number + 1)
                     if entry is None and (later or number < self._known):
-                        entry = self._find(number)  # appended while the window was being read, or a gap
+                        entry = self._find(number)  # appended during the window's reads, or a gap
                         if entry is None:
                             raise self._gap(number)
                     if entry is None:
@@ -127,15 +123,14 @@ class Log:
     ) -> LogEntry:
         """Add an entry; it is durable and visible to everyone when this returns.
 
-        `lease` is the number of the lease under which the caller writes, 0 where nobody ever took one; None
-        writes on behalf of nobody and passes every fence (a person's pin). `recheck` is called in order
-        with each entry that the caller had not seen when it made the body: those from number `base` on (by
-        default those after the newest that this Log has read). It may raise, which ends the append with
-        nothing written, or return a body to be written instead. `skippable` lets readers that do not know
-        the kind pass it by.
+        `lease` is the number of the caller's lease, 0 for a log without leases; None writes without a lease and
+        passes every fence (a person's pin). `recheck` gets, in order, each entry that the caller had not read
+        when it made the body: entries from number `base` on (by default entries after the newest that this Log
+        has read). `recheck` may raise an error, so that nothing is written, or return a body to write instead.
+        `skippable` lets readers skip the entry if they do not know its kind.
 
         Raises LeaseLost for a lost lease, StoreError for an unknown kind, StoreUnavailable if the outcome
-        stayed unknown (the entry is there or not, never half), and whatever `recheck` raises.
+        stayed unknown (the log holds the whole entry or nothing of it), and the errors of `recheck`.
         """
         if kind not in self.kinds:
             raise StoreError(
@@ -146,7 +141,7 @@ class Log:
         uuid = uuid4().hex
         writer = f"{socket.gethostname()}:{os.getpid()}"
         if base is not None and base > self._known:
-            self.entry(base - 1)  # another Log of the caller has read further than this one
+            self.entry(base - 1)  # another Log of the caller has read further than this Log
         last = self._last()
         seen = _count(last) if base is None else base
         while True:
@@ -172,10 +167,10 @@ class Log:
             last = holder
 
     def _create(self, number: int, data: bytes) -> LogEntry:
-        """Try to store `data` as entry `number`; the entry that is there afterwards, as it was read back.
+        """Try to store `data` as entry `number`; returns the entry that then holds the number.
 
-        The same number and bytes are tried again until it is known who holds the number: a request given
-        up as lost may still land, and then it must find the number taken or be this very entry.
+        Repeats use the same number and bytes until the holder is known: a request that seemed lost may still
+        arrive, and then the number must be taken or the request must create this very entry.
         """
         key = self.key(number)
         failure: StoreUnavailable | None = None
@@ -199,7 +194,7 @@ class Log:
         ) from failure
 
     def _lease_for(self, kind: str, lease: int | None, last: LogEntry | None) -> int:
-        """The lease of an entry after `last`."""
+        """Number of the lease in an entry after `last`."""
         fence = last.lease if last else 0
         if kind == LEASE:
             return fence + 1
@@ -218,7 +213,7 @@ class Log:
         return fence
 
     def _last(self) -> LogEntry | None:
-        """The newest entry as far as this object has seen, or by looking if it has seen none."""
+        """The newest entry that this object knows; if it knows no entry, the newest of the log."""
         if self._known == 0:
             self.head()
         if self._known > _count(self._newest):
@@ -232,7 +227,7 @@ class Log:
             return None
 
     def _note(self, entry: LogEntry) -> LogEntry:
-        """Remember the entry if it is the newest seen."""
+        """Remember the entry if it is the newest so far; returns it."""
         with self._lock:
             self._known = max(self._known, entry.number + 1)
             if self._newest is None or self._newest.number < entry.number:

@@ -3,19 +3,19 @@
 Rules, all by place in the log and none by clock:
 
 1. A `retire` entry takes commits out of use and names the objects that no other live commit references.
-   They are dead from there on, for good, whether they are still stored or not.
+   These objects are dead from this entry on, for good, even while they are still stored.
 2. A commit may not reference an object that is dead at the commit's place. `commit` re-checks each retire
    that was appended meanwhile and raises Conflict; the caller then writes these objects under new names.
-3. A pinned commit cannot be retired, a retired one not pinned; a retire that ignores this has no effect.
+3. A pinned commit cannot be retired, and a retired commit cannot be pinned; a retire leaves pinned commits live.
 
-So nothing that is dead is ever referenced by a live commit, and `collect_garbage` may delete dead objects at
-any time, next to any writer. The grace time is for readers that still read a retired commit. References
-point at physical objects of the same log: a commit says in full what it needs, whichever commit wrote it.
+So no live commit references a dead object, and `collect_garbage` may delete dead objects at any time, beside
+any writer. The grace time protects readers that still read a retired commit. References point at physical
+objects of the same log: a commit lists every object that it needs, also objects of earlier commits.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from time import time
 
 from fmscale.errors import Conflict, ObjectNotFound
@@ -33,10 +33,10 @@ References = Callable[[LogEntry], Iterable[str]]
 
 @dataclass(kw_only=True)
 class RetirementState:
-    """State of commits and objects after a log's entries below `head`."""
+    """State of commits and objects after the log's first `head` entries."""
 
     head: int = 0
-    """Number of entries taken into account."""
+    """Number of entries applied."""
     live: dict[int, LogEntry] = field(default_factory=dict)
     """Commits in use, by number."""
     pins: dict[int, set[str]] = field(default_factory=dict)
@@ -46,10 +46,10 @@ class RetirementState:
     dead: KeySet = field(default_factory=KeySet)
     """Keys and folders that retires named."""
     withheld: set[str] = field(default_factory=set)
-    """Objects of retired commits that others still referenced; a later retire names them."""
+    """Objects of retired commits that live commits still referenced; a later retire names them."""
 
     def apply(self, entry: LogEntry) -> None:
-        """Take the entry at `head` into account."""
+        """Apply the entry at `head`."""
         assert entry.number == self.head, (entry.number, self.head)
         self.head += 1
         if entry.kind in COMMIT_KINDS:
@@ -75,7 +75,7 @@ class RetirementState:
 
 
 def replay(log: Log, state: RetirementState | None = None) -> RetirementState:
-    """State of the log now, read from where `state` ends (which is brought up to date), else whole."""
+    """State of the log now: `state` updated by newer entries, or a new state from the whole log."""
     state = state or RetirementState()
     for entry in log.entries(state.head):
         state.apply(entry)
@@ -93,8 +93,8 @@ def commit(
 ) -> LogEntry:
     """Append a commit that references `objects` (keys, and folders ending in a slash).
 
-    Raises Conflict, with the names as its `found`, if some of them are dead or die meanwhile; nothing is
-    appended then. Otherwise as Log.append. A `state` kept by the caller saves reading the log again.
+    Raises Conflict, with the names as its `found`, if some objects are dead or die meanwhile; nothing is
+    appended then. Other errors as in Log.append. A `state` of the caller saves a second read of the log.
     """
     names = list(objects)
     state = replay(log, state)
@@ -122,39 +122,37 @@ def retire(
     lease: int | None = None,
     state: RetirementState | None = None,
 ) -> LogEntry:
-    """Take commits out of use, durably, and name what may be deleted after the grace time.
+    """Take commits out of use, durably, and name the objects that may be deleted after the grace time.
 
-    Named are the objects that only these commits reference, and `objects`: left-overs that no commit ever
-    referenced (of an ingest that was given up). Raises Conflict if a commit is pinned, unknown or already
-    retired, or if a live commit needs one of `objects`; otherwise as Log.append.
+    The entry names the objects that only these commits reference, and `objects`: left-overs without any commit
+    (of an abandoned ingest). Raises Conflict if a commit is pinned, unknown or already retired, or if a live
+    commit needs some of `objects`; other errors as in Log.append.
     """
-    wanted, leftovers = sorted(set(commits)), sorted(set(objects))
+    numbers, leftovers = sorted(set(commits)), sorted(set(objects))
     state = replay(log, state)
-    cache: dict[int, list[str]] = {}
 
+    @cache
     def needs(number: int) -> list[str]:
-        if number not in cache:
-            cache[number] = list(references(state.live[number]))
-        return cache[number]
+        return list(references(state.live[number]))
 
     def body_now() -> Body:
-        _require_live(state, wanted)
-        pinned = {number: sorted(state.pins[number]) for number in wanted if number in state.pins}
+        _require_live(state, numbers)
+        pinned = {number: sorted(state.pins[number]) for number in numbers if number in state.pins}
         if pinned:
             raise Conflict(
                 "pinned commits cannot be retired", found=pinned, remedy="Unpin them first, or leave them out."
             )
-        kept = KeySet(name for number in state.live if number not in wanted for name in needs(number))
-        needed = [name for name in leftovers if kept.touches(name)]
+        live = KeySet(name for number in state.live if number not in numbers for name in needs(number))
+        needed = [name for name in leftovers if live.touches(name)]
         if needed:
             raise Conflict(
                 "a live commit needs these objects", found=needed, remedy="Retire the commits that reference them."
             )
-        names = state.withheld.union(leftovers, *(needs(number) for number in wanted))
+        names = state.withheld.union(leftovers, *(needs(number) for number in numbers))
         return {
-            "commits": wanted,
-            "objects": sorted(name for name in names if not kept.touches(name)),
-            "withheld": sorted(name for name in names if kept.touches(name)),
+            "commits": numbers,
+            "objects": sorted(name for name in names if not live.touches(name)),
+            "withheld": sorted(name for name in names if live.touches(name)),
             "reason": reason,
         }
 
@@ -170,19 +168,19 @@ def pin(
     lease: int | None = None,
     state: RetirementState | None = None,
 ) -> LogEntry:
-    """Keep live commits from being retired until `owner` unpins them. Raises Conflict if a commit is not live."""
-    wanted = sorted(set(commits))
+    """Protect live commits from retirement until `owner` unpins them. Raises Conflict if a commit is not live."""
+    numbers = sorted(set(commits))
     state = replay(log, state)
 
     def body_now() -> Body:
-        _require_live(state, wanted)
-        return {"commits": wanted, "owner": owner, "pinned": pinned}
+        _require_live(state, numbers)
+        return {"commits": numbers, "owner": owner, "pinned": pinned}
 
     return append_anew(log, "pin", body_now, state, lease)
 
 
 unpin = partial(pin, pinned=False)
-"""Take back the owner's pins; other owners' stay. Errors as in `pin`."""
+"""Remove the owner's pins; pins of other owners stay. Errors as in `pin`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,13 +190,13 @@ class Garbage:
     dry_run: bool
     """True if nothing was deleted."""
     retires: tuple[int, ...]
-    """Retire entries that were worked off."""
+    """Retire entries whose grace time is over and whose objects this call handled."""
     waiting: tuple[int, ...]
     """Retire entries whose grace time is not over."""
     objects: tuple[str, ...]
     """Keys deleted, or to be deleted."""
     bytes: int
-    """Their size together."""
+    """Total size of `objects`."""
     spared: tuple[str, ...]
     """Keys that a retire named although a live or pinned commit references them; never deleted."""
 
@@ -212,17 +210,17 @@ def collect_garbage(
     dry_run: bool = False,
     state: RetirementState | None = None,
 ) -> Garbage:
-    """Delete what durable retires named at least `grace` seconds ago, and nothing else.
+    """Delete the objects that durable retires named at least `grace` seconds ago, and nothing else.
 
-    A retire that is worked off completely is marked under PREFIX/collected, so that later runs do not list
-    its objects again. Can be killed and run again, and run several times at once. `now` (seconds since the
-    epoch) is this machine's clock, compared with the clock of the retire's writer: `grace` should be long
-    against the difference. A `state` kept by the caller saves reading the log again. Raises StoreError as the
-    backend does.
+    A mark under PREFIX/collected records each retire whose objects are all deleted, so that later calls do not
+    list them again. A killed call can be repeated, and several calls may run at once. `now` (seconds since the
+    epoch) is this machine's clock; it is compared with the clock of the retire's writer, so `grace` should be
+    much longer than the clocks' difference. A `state` of the caller saves a second read of the log. Raises the
+    backend's StoreError.
     """
     now = time() if now is None else now
     state = replay(log, state)
-    kept = KeySet(name for entry in state.live.values() for name in references(entry))
+    live = KeySet(name for entry in state.live.values() for name in references(entry))
     folder = f"{log.prefix}/collected"
     done = set(log.backend.list_names(folder))
     retires, waiting, doomed, spared = [], [], [], []
@@ -235,7 +233,7 @@ def collect_garbage(
             continue
         retires.append(entry.number)
         stored = [info for name in entry.body["objects"] for info in _stored(log.backend, name)]
-        needed = {info.key for info in stored if kept.touches(info.key)}
+        needed = {info.key for info in stored if live.touches(info.key)}
         spared.extend(sorted(needed))
         free = [info for info in stored if info.key not in needed]
         doomed += free
@@ -262,19 +260,19 @@ def _stored(backend: Backend, name: str) -> Iterator[ObjectInfo]:
     try:
         yield backend.head(name)
     except ObjectNotFound:
-        return  # an earlier run that was killed has deleted it
+        return  # an earlier, killed call deleted it
 
 
 def append_anew(
     log: Log, kind: str, body_now: Callable[[], Body], state: RetirementState, lease: int | None
 ) -> LogEntry:
-    """Append a body that is made, and may be refused, anew whenever the log went on; `state` goes along."""
+    """Append the body that `body_now` makes, anew after each new entry of the log; `state` follows the log."""
 
-    def on_other(other: LogEntry) -> Body:
-        state.apply(other)
+    def recheck(newer: LogEntry) -> Body:
+        state.apply(newer)
         return body_now()
 
-    entry = log.append(kind, body_now(), lease=lease, recheck=on_other, base=state.head)
+    entry = log.append(kind, body_now(), lease=lease, recheck=recheck, base=state.head)
     state.apply(entry)
     return entry
 

@@ -1,4 +1,4 @@
-"""Runs of a store; each is a folder runs/NAME with a log."""
+"""Runs of a store: folders runs/NAME with a log."""
 
 import difflib
 

@@ -4,8 +4,8 @@
 `array.py`   layout of Zarr v3 arrays: chunks, shards, indexes
 `array_writer.py`   an array into local files, in one pass
 `writer.py`   a segment's scratch files, then the store
-`tokens.py`   token segments: reading them, chunk by chunk verified
+`tokens.py`   token segments: reads, verified chunk by chunk
 `tokens_writer.py`   documents into a token segment
-`records.py`   record segments: reading them, batch by batch verified
+`records.py`   record segments: reads, verified batch by batch
 `records_writer.py`   record batches into a record segment
 """

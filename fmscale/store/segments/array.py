@@ -1,10 +1,10 @@
-"""Zarr v3 arrays as fmscale stores them: uncompressed, sharded, so that a shard is raw data plus its index.
+"""Zarr v3 arrays in fmscale's form: uncompressed and sharded, so that a shard is raw data plus its index.
 
 An array of shape (n, *rest) is chunked along its first axis only. Shard i lies at `NAME/c/i` (and `/0` for
 each further axis). It holds inner chunks of equal size back to back, chunk j at j * chunk_bytes, then the
 index of the sharding codec: (offset, length) as uint64 for every chunk that the shard could hold,
-(2^64-1, 2^64-1) for an absent one, and the crc32c of those. The last chunk is padded with zeros to its full
-size, as Zarr does; `shape` in `zarr.json` is the true length. Format: zarr-specs.readthedocs.io, core v3 and
+(2^64-1, 2^64-1) for an absent chunk, and the crc32c of these entries. The last chunk is padded with zeros to its full
+size, as in Zarr; `shape` in `zarr.json` is the true length. Format: zarr-specs.readthedocs.io, core v3 and
 the `sharding_indexed` codec 1.0.
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 from fmscale.store.digest import crc32c
 
 ABSENT = 2**64 - 1
-"""Offset and length of an inner chunk that a shard does not hold (all of it is the fill value, zero)."""
+"""Offset and length of an inner chunk that a shard does not hold (all its values are zero, the fill value)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,16 +64,16 @@ class ArrayLayout:
 
     @property
     def chunks(self) -> int:
-        """Inner chunks that hold any row."""
+        """Inner chunks that hold rows."""
         return -(-self.rows // self.inner)
 
     @property
     def chunks_per_shard(self) -> int:
-        """Inner chunks that a full shard holds, and entries in every shard's index."""
+        """Inner chunks of a full shard; also the number of entries in every shard's index."""
         return self.shard // self.inner
 
     def shard_chunks(self, number: int) -> tuple[int, int]:
-        """First and one past the last inner chunk of shard `number`, counted over the whole array."""
+        """Range [first, stop) of the inner chunks of shard `number`, counted over the whole array."""
         first = number * self.chunks_per_shard
         return first, min(first + self.chunks_per_shard, self.chunks)
 

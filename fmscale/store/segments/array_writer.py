@@ -3,6 +3,7 @@
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,12 +15,12 @@ from fmscale.store.digest import DataDigest, chunk_checksums
 from fmscale.store.segments.array import ArrayLayout, ArraySpec, ShardInfo, encode_index, encode_metadata
 
 FLUSH_BYTES = 2**20
-"""Rows are gathered to about this size, then summed and written while they are in the processor's cache."""
+"""Bytes of rows in a buffer, about: the checksums and the write find them in the processor's cache."""
 
 
 @contextmanager
 def scratch_errors(path: Path) -> Iterator[None]:
-    """Turn what the operating system says about a scratch file into a StoreError with a remedy."""
+    """Raise the operating system's error about a scratch file as a StoreError with a remedy."""
     try:
         yield
     except OSError as error:
@@ -39,7 +40,7 @@ def scratch_errors(path: Path) -> Iterator[None]:
 class ArrayWriter:
     """Appends rows to an array of shape (n, *rest) in `directory/name`; `close` completes it.
 
-    `inner_bytes` is the size of an inner chunk, `shard_bytes` that of the data in a full shard; both are
+    `inner_bytes` is the size of an inner chunk, `shard_bytes` the size of the data in a full shard; both are
     rounded down to whole rows and whole chunks. An array that fits into one shard gets a shard of its own
     size, so that small arrays have small indexes. Raises DataError for rows of another shape or type.
     """
@@ -50,14 +51,12 @@ class ArrayWriter:
         self.name = name
         self.rows = 0
         self._folder = directory / name
-        self._dtype = np.dtype(dtype).newbyteorder("<")
-        self._rest = rest
-        row_bytes = int(self._dtype.itemsize * np.prod(rest, dtype=np.int64))
-        self._inner = max(1, inner_bytes // row_bytes)
-        self._chunk_bytes = self._inner * row_bytes
-        self._chunks_per_shard = max(1, shard_bytes // self._chunk_bytes)
-        chunks = max(1, FLUSH_BYTES // self._chunk_bytes)
-        self._buffer = np.zeros((chunks * self._inner, *rest), dtype=self._dtype)
+        stored = np.dtype(dtype).newbyteorder("<")
+        row_bytes = int(stored.itemsize * np.prod(rest, dtype=np.int64))
+        inner = max(1, inner_bytes // row_bytes)
+        shard = inner * max(1, shard_bytes // (inner * row_bytes))
+        self._layout = ArrayLayout(shape=(0, *rest), dtype=stored.name, inner=inner, shard=shard)
+        self._buffer = np.zeros((inner * max(1, FLUSH_BYTES // (inner * row_bytes)), *rest), dtype=stored)
         self._filled = 0
         self._file: BinaryIO | None = None
         self._digest = DataDigest()
@@ -69,11 +68,12 @@ class ArrayWriter:
 
     def append(self, rows: np.ndarray) -> None:
         """Append rows of shape (k, *rest)."""
-        if rows.shape[1:] != self._rest or rows.ndim != len(self._rest) + 1 or rows.dtype != self._dtype:
+        rest = self._layout.shape[1:]
+        if rows.ndim == 0 or rows.shape[1:] != rest or rows.dtype != self._buffer.dtype:
             raise DataError(
                 f"Rows do not fit into the array {self.name}",
                 found=(rows.shape, rows.dtype.name),
-                remedy=f"Give {self._dtype.name} rows of shape {('k', *self._rest)}.",
+                remedy=f"Give {self._layout.dtype} rows of shape {('k', *rest)}.",
             )
         taken = 0
         while taken < len(rows):
@@ -89,19 +89,18 @@ class ArrayWriter:
     def close(self) -> ArraySpec:
         """Pad the last chunk with zeros, write the last index and `zarr.json`."""
         if self._filled:
-            whole = -(-self._filled // self._inner) * self._inner
+            whole = -(-self._filled // self._layout.inner) * self._layout.inner
             self._buffer[self._filled : whole] = 0
             self._write(self._buffer[:whole].data.cast("B"))
             self._filled = 0
+        shard = self._layout.shard if self._shards else self._layout.inner * max(1, self._chunks)
+        self._layout = replace(self._layout, shape=(self.rows, *self._layout.shape[1:]), shard=shard)
         if self._file is not None:
-            if not self._shards:
-                self._chunks_per_shard = self._chunks
             self._finish_shard()
-        layout = self._layout(self._chunks_per_shard if self.rows else 1)
         with scratch_errors(self._folder):
-            (self._folder / "zarr.json").write_bytes(encode_metadata(layout, {}))
+            (self._folder / "zarr.json").write_bytes(encode_metadata(self._layout, {}))
         sums = np.concatenate([np.empty(0, dtype=np.uint32), *self._sums])
-        return ArraySpec(name=self.name, layout=layout, shards=tuple(self._shards), crc32c=sums)
+        return ArraySpec(name=self.name, layout=self._layout, shards=tuple(self._shards), crc32c=sums)
 
     def discard(self) -> None:
         """Close the open file; the array stays incomplete."""
@@ -109,39 +108,31 @@ class ArrayWriter:
             self._file.close()
             self._file = None
 
-    def _layout(self, chunks_per_shard: int) -> ArrayLayout:
-        return ArrayLayout(
-            shape=(self.rows, *self._rest),
-            dtype=self._dtype.name,
-            inner=self._inner,
-            shard=self._inner * chunks_per_shard,
-        )
-
     def _write(self, chunks: memoryview) -> None:
-        """Write whole chunks, starting a new shard wherever one is full."""
+        """Write whole chunks, and start a new shard after each full shard."""
         while chunks:
-            room = (self._chunks_per_shard - self._chunks) * self._chunk_bytes
+            room = (self._layout.chunks_per_shard - self._chunks) * self._layout.chunk_bytes
             part, chunks = chunks[:room], chunks[room:]
-            path = self._folder / self._layout(1).shard_key(len(self._shards))
+            path = self._folder / self._layout.shard_key(len(self._shards))
             with scratch_errors(path):
                 if self._file is None:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     self._file = path.open("wb", buffering=0)
                 write_all(self._file, part)
             self._digest.update(part)
-            self._sums.append(chunk_checksums(part, self._chunk_bytes))
-            self._chunks += len(part) // self._chunk_bytes
-            if self._chunks == self._chunks_per_shard:
+            self._sums.append(chunk_checksums(part, self._layout.chunk_bytes))
+            self._chunks += len(part) // self._layout.chunk_bytes
+            if self._chunks == self._layout.chunks_per_shard:
                 self._finish_shard()
 
     def _finish_shard(self) -> None:
         assert self._file is not None
-        index = encode_index(self._chunks, self._chunks_per_shard, self._chunk_bytes)
-        key = self._layout(1).shard_key(len(self._shards))
+        index = encode_index(self._chunks, self._layout.chunks_per_shard, self._layout.chunk_bytes)
+        key = self._layout.shard_key(len(self._shards))
         with scratch_errors(self._folder / key):
             write_all(self._file, memoryview(index))
             self._file.close()
         self._digest.update(index)
-        size = self._chunks * self._chunk_bytes + len(index)
+        size = self._chunks * self._layout.chunk_bytes + len(index)
         self._shards.append(ShardInfo(key=f"{self.name}/{key}", bytes=size, digest=self._digest.hexdigest()))
         self._file, self._digest, self._chunks = None, DataDigest(), 0

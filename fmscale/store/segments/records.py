@@ -27,7 +27,7 @@ BATCHES_SCHEMA = pa.schema(
         ("first_record", pa.uint64()),
     ]
 )
-"""Place of each batch: file number, the IPC message in it, its checksum, and the records before it."""
+"""Place of each batch: file number, offset, length and crc32c of its IPC message, and the records before it."""
 
 RECORDS_KEY = b"fmscale.records"
 """Key of the records' own schema (an IPC schema message) in the metadata of checksums.arrow."""
@@ -54,7 +54,7 @@ class RecordSegment:
         return len(self.index["file"])
 
     def locate(self, record: int) -> tuple[int, int]:
-        """Batch that holds record number `record`, and its row there. Raises DataError outside."""
+        """Batch that holds record `record`, and the record's row there. Raises DataError outside the segment."""
         if not 0 <= record < self.records:
             raise DataError(f"{self.prefix} has no such record", found=record, remedy=f"It has {self.records} records.")
         first = self.index["first_record"]
@@ -70,7 +70,7 @@ class RecordSegment:
 def open_records(backend: Backend, prefix: str, seal_digest: str) -> RecordSegment:
     """The sealed record segment under `prefix`, from two small reads, both verified from `seal_digest` on.
 
-    Raises CorruptData where they do not match, ObjectNotFound where one is gone, FormatError for a segment
+    Raises CorruptData for damaged bytes, ObjectNotFound for a missing object, FormatError for a segment
     of tokens or of a later format_version.
     """
     seal, batch = open_sealed(backend, prefix, seal_digest, "records")
@@ -84,7 +84,7 @@ def open_records(backend: Backend, prefix: str, seal_digest: str) -> RecordSegme
 
 
 def read_batch(backend: Backend, segment: RecordSegment, batch: int) -> pa.RecordBatch:
-    """Batch number `batch`, from one ranged read, verified. Raises DataError outside, CorruptData."""
+    """Batch `batch`, from one ranged read, verified. Raises DataError outside the segment, CorruptData."""
     if not 0 <= batch < segment.batches:
         raise DataError(f"{segment.prefix} has no such batch", found=batch, remedy=f"It has {segment.batches} batches.")
     key, offset, size = segment.batch_range(batch)

@@ -1,6 +1,7 @@
 """Writes a record segment: batches go into scratch files in one pass, then to the store, the seal last."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from io import BufferedWriter, FileIO
 from itertools import pairwise
@@ -18,17 +19,17 @@ from fmscale.store.segments.seal import FORMAT_VERSION
 from fmscale.store.segments.writer import SegmentWriter
 
 BATCH_BYTES = 2**21
-"""Batches are cut at about this size: large enough for a store's latency, small enough to be shuffled."""
+"""Bytes of a batch, about: large enough for a store's latency, small enough to be shuffled."""
 
 MAX_BATCH_BYTES = 2**22
-"""No batch of several records is larger; a single record may be."""
+"""Most bytes of a batch of several records; a single record may be larger."""
 
 FILE_BYTES = 2**28
-"""A new file is begun at about this size."""
+"""Bytes of a file, about: then a new file begins."""
 
 
 class RecordSegmentWriter(SegmentWriter):
-    """Gathers records. Holds a few batches; the rest lies in files. Raises DataError for records of another schema."""
+    """Gathers records: a few batches in memory, the rest in files. Raises DataError for records of another schema."""
 
     def __init__(
         self,
@@ -76,7 +77,8 @@ class RecordSegmentWriter(SegmentWriter):
 
     def discard(self) -> None:
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # a full disk refuses the last bytes, and they are discarded anyway
+                self._file.close()
             self._file = None
         super().discard()
 
@@ -99,7 +101,7 @@ class RecordSegmentWriter(SegmentWriter):
         return ["checksums.arrow", *(file.key for file in self._files)], seal
 
     def _flush(self) -> None:
-        """Write what is pending as batches of about equal numbers of records."""
+        """Write the pending records as batches of about equal numbers of records."""
         if not self._pending:
             return
         whole = pa.concat_batches(self._pending)
@@ -117,7 +119,7 @@ class RecordSegmentWriter(SegmentWriter):
                 self._file = _Sink(path)
                 self._writer = pa.ipc.new_file(pa.PythonFile(self._file, mode="w"), self._schema)
             self._writer.write_batch(batch)
-        # Serialized twice: that costs one copy of 2 MiB, and needs no assumption on the pieces that pyarrow writes.
+        # A second serialization costs a copy of 2 MiB, but needs no assumption on the pieces that pyarrow writes.
         message = batch.serialize()
         place = (self._file.size - message.size, message.size, crc32c(memoryview(message)))
         self._index.append((len(self._files), *place, self.records))
@@ -139,7 +141,7 @@ class RecordSegmentWriter(SegmentWriter):
 
 
 def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """The batch, halved until no part of several records is above MAX_BATCH_BYTES."""
+    """Halve the batch until each part has a single record or at most MAX_BATCH_BYTES."""
     if batch.num_rows > 1 and batch.nbytes > MAX_BATCH_BYTES:
         half = batch.num_rows // 2
         yield from _pieces(batch.slice(0, half))
@@ -149,7 +151,7 @@ def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
 
 
 class _Sink(BufferedWriter):
-    """A file that digests what is written to it, in the same pass."""
+    """A file that digests its bytes in the pass that writes them."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(FileIO(path, "wb"))

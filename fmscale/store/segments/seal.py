@@ -1,8 +1,8 @@
-"""Seals: the last object of a segment, which names every other one with its size and digest.
+"""Seals: the last object of a segment, which names every other object with its size and digest.
 
-A segment exists once its `seal.json` does. Its name is a function of the job's plan and the work unit, so
-every writer of the unit writes the same bytes to the same keys, and a job that was killed is continued by
-running it again: units that are sealed are passed over.
+A segment exists once it has a `seal.json`. Its name is a function of the job's plan and the work unit, so
+every writer of the unit writes the same bytes to the same keys. A killed job continues when it runs again: it
+skips the sealed units.
 """
 
 import json
@@ -21,7 +21,7 @@ from fmscale.store.backends.write_once import store_once
 from fmscale.store.digest import canonical_json, metadata_digest
 
 FORMAT_VERSION = 1
-"""Version of segments and manifests that is written; every version up to it is read."""
+"""Version of new segments and manifests; every version up to it can be read."""
 
 UPLOADS = 8
 """Objects of a segment stored at once: their latencies overlap, and a segment has about ten."""
@@ -55,38 +55,37 @@ def job_folder(dataset: str, job: str) -> str:
 def segment_prefix(dataset: str, job: str, unit: int, split: str) -> str:
     """Write-once prefix of the segment that work unit `unit` of that job makes for a split.
 
-    One folder a job, so that a commit references, and a retire names, that folder instead of up to 10^6
-    segments.
+    A job has one folder: commits reference, and retires name, this folder instead of up to 10^6 segments.
     """
     return f"{job_folder(dataset, job)}/{unit:08d}-{split}"
 
 
-def check_version(document: Mapping[str, Any], where: str) -> None:
-    """Raise FormatError if `document` is of a later format_version than this fmscale knows, or has none."""
+def check_version(document: Mapping[str, Any], where: str, latest: int = FORMAT_VERSION) -> None:
+    """Raise FormatError if `document` is of a later format_version than `latest`, or has none."""
     version = document.get("format_version")
-    if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
+    if not isinstance(version, int) or not 1 <= version <= latest:
         raise FormatError(
             f"{where} is of a format_version that this fmscale does not read",
             found=version,
-            remedy=f"It reads versions 1 to {FORMAT_VERSION}; upgrade fmscale to read a later one.",
+            remedy=f"It reads versions 1 to {latest}; upgrade fmscale to read a later one.",
         )
 
 
 def verified(data: bytes, digest: str, where: str) -> bytes:
-    """The bytes, if they have that `metadata_digest`. Raises CorruptData."""
-    found = metadata_digest(data)
-    if found != digest:
+    """The bytes, verified. Raises CorruptData if they have another `metadata_digest`."""
+    actual = metadata_digest(data)
+    if actual != digest:
         raise CorruptData(
             f"{where} does not have the digest {digest} recorded for it",
-            found=found,
+            found=actual,
             remedy="Restore the object from a copy, or ingest its segment again.",
         )
     return data
 
 
 def decode_seal(data: bytes, where: str, kind: str = "") -> dict[str, Any]:
-    """A verified seal's content. Raises FormatError for a later version, or for a segment of another kind
-    than the one asked for.
+    """Content of a verified seal. Raises FormatError for a later version, or for a segment of another kind
+    than `kind`.
     """
     seal: dict[str, Any] = json.loads(data)
     check_version(seal, where)
@@ -98,12 +97,12 @@ def decode_seal(data: bytes, where: str, kind: str = "") -> dict[str, Any]:
 
 
 def open_sealed(backend: Backend, prefix: str, seal_digest: str, kind: str) -> tuple[dict[str, Any], pa.RecordBatch]:
-    """Seal and checksums.arrow of the segment of that kind, both verified from `seal_digest` on.
+    """Seal and checksums.arrow of a segment of this kind, both verified from `seal_digest` on.
 
-    Raises CorruptData where they do not match, ObjectNotFound where one is gone, and as `decode_seal` does.
+    Raises CorruptData for damaged bytes, ObjectNotFound for a missing object, and the errors of `decode_seal`.
     """
     where, key = f"{prefix}/seal.json", f"{prefix}/checksums.arrow"
-    # Both at once from afar: a request's latency is 100 times what a thread costs.
+    # A remote store gets both requests at once: their latency is 100 times the cost of a thread.
     several = nullcontext() if backend.local_path(key) is not None else ThreadPoolExecutor(1)
     with several as pool:
         checksums = pool.submit(backend.get, key) if pool is not None else None
@@ -114,7 +113,7 @@ def open_sealed(backend: Backend, prefix: str, seal_digest: str, kind: str) -> t
 
 
 def seal_info(data: bytes) -> SealInfo:
-    """Record in a commit of the segment with these bytes as its seal."""
+    """Record, for a commit, of the segment whose seal has these bytes."""
     seal = decode_seal(data, "seal.json")
     sizes = [entry["bytes"] for entry in seal["objects"].values()]
     sizes += [shard["bytes"] for array in seal.get("arrays", {}).values() for shard in array["shards"]]
@@ -130,7 +129,7 @@ def seal_info(data: bytes) -> SealInfo:
 
 
 def sealed(backend: Backend, prefix: str) -> SealInfo | None:
-    """The seal of the segment under `prefix`, or None while it has none: its unit is still to be done."""
+    """The seal of the segment under `prefix`, or None if the segment is not sealed yet."""
     try:
         return seal_info(backend.get(f"{prefix}/seal.json"))
     except ObjectNotFound:
@@ -141,7 +140,7 @@ def store_segment(backend: Backend, prefix: str, files: Mapping[str, Path], seal
     """Store a segment's files (by key relative to `prefix`), then its seal; durable when this returns.
 
     Nothing is stored if the segment is sealed with the same bytes already. Raises Conflict if it is sealed
-    with others: then two writers of one work unit disagreed.
+    with other bytes: two writers of one work unit disagreed.
     """
     data = canonical_json(seal)
     key = f"{prefix}/seal.json"
@@ -156,13 +155,13 @@ def store_segment(backend: Backend, prefix: str, files: Mapping[str, Path], seal
 
 def _already_sealed(backend: Backend, key: str, data: bytes) -> bool:
     try:
-        there = backend.get(key)
+        content = backend.get(key)
     except ObjectNotFound:
         return False
-    if there != data:
+    if content != data:
         raise Conflict(
             f"{key} is sealed already, with other content than this writer made of the same work unit",
-            found=f"{metadata_digest(there)} on the store, {metadata_digest(data)} here",
+            found=f"{metadata_digest(content)} on the store, {metadata_digest(data)} here",
             remedy="The job's inputs or its software changed since: run it again as a new job (new digest), "
             "which writes under new names.",
         )

@@ -8,8 +8,8 @@
     PREFIX/checksums.arrow             one row per inner chunk of tokens, document_ends, document_ids
     PREFIX/seal.json                   written last: sizes and digests of all of these
 
-A commit records the digest of the seal; the seal those of the objects; checksums.arrow the crc32c of each
-chunk. So every byte that is read here is checked against the commit.
+A commit records the digest of the seal, the seal records the digests of the objects, and checksums.arrow holds
+the crc32c of each chunk. So every read of this module is verified against the commit.
 """
 
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ DOCUMENTS_SCHEMA = pa.schema(
         ("tokens", pa.int64()),
     ]
 )
-"""A document's stable id, its source (a path or URL), its span there (bytes, or records) and its tokens."""
+"""A document's stable id, its source (a path or URL), its span in the source (bytes, or records) and its tokens."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,7 +52,7 @@ class ObjectRef:
     key: str
     """Key on the store."""
     bytes: int
-    """Bytes from the object's start on that the chunks cover; padding included, index excluded."""
+    """Bytes of all chunks, from the object's start on; padding included, index excluded."""
     chunk_bytes: int
     """Bytes of a chunk; only the last may be shorter."""
     crc32c: np.ndarray
@@ -67,10 +67,6 @@ class TokenSegment:
 
     prefix: str
     """Folder of the segment on the store."""
-    split: str
-    """Split that it belongs to."""
-    dtype: str
-    """Type of a token, `uint16` or `uint32`."""
     tokens: int
     """Number of tokens."""
     documents: int
@@ -83,7 +79,7 @@ class TokenSegment:
     """uint32 per token chunk: index of the first document that ends after the chunk's first token."""
 
     def array_shard(self, name: str, number: int) -> ObjectRef:
-        """Shard `number` of one of the arrays."""
+        """Shard `number` of the array `name`."""
         ref = self._refs.get((name, number))
         if ref is None:
             spec = self.arrays[name]
@@ -99,14 +95,14 @@ class TokenSegment:
 
     @cached_property
     def _refs(self) -> dict[tuple[str, int], ObjectRef]:
-        """Shards asked for so far: making one anew costs 8 us, a tenth of reading a unit."""
+        """References to shards, kept for later reads: a new ObjectRef costs 8 us, a tenth of the read of a unit."""
         return {}
 
 
 def open_segment(backend: Backend, prefix: str, seal_digest: str) -> TokenSegment:
     """The sealed segment under `prefix`, from two small reads, both verified from `seal_digest` on.
 
-    Raises CorruptData where they do not match, ObjectNotFound where one is gone, FormatError for a segment
+    Raises CorruptData for damaged bytes, ObjectNotFound for a missing object, FormatError for a segment
     of records or of a later format_version.
     """
     seal, table = open_sealed(backend, prefix, seal_digest, "tokens")
@@ -121,8 +117,6 @@ def open_segment(backend: Backend, prefix: str, seal_digest: str) -> TokenSegmen
         start += arrays[name].layout.chunks
     return TokenSegment(
         prefix=prefix,
-        split=seal["split"],
-        dtype=seal["dtype"],
         tokens=seal["tokens"],
         documents=seal["documents"],
         arrays=arrays,
@@ -132,7 +126,7 @@ def open_segment(backend: Backend, prefix: str, seal_digest: str) -> TokenSegmen
 
 
 def decode_array(name: str, entry: dict[str, Any], crc32c: np.ndarray) -> ArraySpec:
-    """An array from a seal; its checksums are the first ones of `crc32c`."""
+    """An array from a seal; `crc32c` starts with the array's checksums."""
     layout = ArrayLayout(shape=tuple(entry["shape"]), dtype=entry["dtype"], inner=entry["inner"], shard=entry["shard"])
     shards = tuple(ShardInfo(**shard) for shard in entry["shards"])
     return ArraySpec(name=name, layout=layout, shards=shards, crc32c=crc32c[: layout.chunks])

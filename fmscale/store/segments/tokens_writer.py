@@ -19,29 +19,29 @@ SHARD_TOKENS = 2**25
 """Tokens in a shard: 64 MiB of uint16, 128 MiB of uint32; an object that stores take in one request."""
 
 TOKEN_CHUNK_BYTES = 16384
-"""Tokens under one checksum. A read takes whole chunks, so a unit of 256 KiB costs 1.06 times its bytes (1.25 with
-64 KiB), for 8 bytes of checksums.arrow a chunk and 0.3 us of Python each: 5 us beside the 200 us that a unit takes.
+"""Bytes of tokens under one checksum. A read takes whole chunks: a unit of 256 KiB reads 1.06 times its bytes (1.25
+with 64 KiB). A chunk costs 8 bytes of checksums.arrow and 0.3 us of Python: 5 us beside the 200 us for a unit.
 """
 
 DOCUMENT_CHUNK_BYTES = 4096
-"""Inner chunk of the document arrays: a row needs the ends of the few documents that it touches, 512 of
-which lie in 4 KiB.
+"""Bytes of an inner chunk of the document arrays: a row needs the ends of its few documents, and 4 KiB hold 512
+ends.
 """
 
 DOCUMENT_SHARD_BYTES = 2**24
 """A full shard of a document array: 2 M ends."""
 
 DOCUMENT_BATCH = 32768
-"""Documents in a record batch of documents.arrow, and the most that are held in memory."""
+"""Documents in a record batch of documents.arrow, and the most documents in memory."""
 
 TOKEN_TYPES = ("uint16", "uint32")
 """Types that tokens may have."""
 
 
 class TokenSegmentWriter(SegmentWriter):
-    """Gathers documents. Holds about 3 MiB, the names of the sources and 4 bytes per chunk; the rest lies in files.
+    """Gathers documents: about 3 MiB, the sources' names and 4 bytes per chunk in memory, the rest in files.
 
-    Raises DataError for a document that does not fit.
+    Raises DataError for tokens of another type or an id of another length.
     """
 
     def __init__(
@@ -67,11 +67,18 @@ class TokenSegmentWriter(SegmentWriter):
         self._ids = ArrayWriter(self._folder, "document_ids", "uint64", (2,), *small)
         self._chunk_tokens = chunk_bytes // size
         self._first_document = array("I")
-        self._table = _DocumentTable(self._folder / "documents.arrow")
-        self._pending_ends: list[int] = []
+        self._sources: dict[str, int] = {}
+        """Number of each source in the table's dictionary, which grows by deltas."""
+        self._pending: list[tuple[int, bytes, int, int, int, int]] = []
+        """Documents: end, id, source, start, stop, tokens."""
+        self._table = self._folder / "documents.arrow"
+        with scratch_errors(self._table):
+            self._sink = pa.OSFile(str(self._table), "wb")
+            options = pa.ipc.IpcWriteOptions(emit_dictionary_deltas=True)
+            self._batches = pa.ipc.new_file(self._sink, DOCUMENTS_SCHEMA, options=options)
 
     def add(self, tokens: np.ndarray, document_id: bytes, source: str, start: int, stop: int) -> None:
-        """Append a document: tokens (1-D, of the segment's type), id (16 bytes), source and span there."""
+        """Append a document: tokens (1-D, of the segment's type), id (16 bytes), source and span in the source."""
         if tokens.dtype != self._dtype or tokens.ndim != 1:
             raise DataError(
                 f"Tokens of {source} do not fit into a segment of {self._dtype.name}",
@@ -86,31 +93,39 @@ class TokenSegmentWriter(SegmentWriter):
             )
         self._tokens.append(tokens)
         self.tokens += len(tokens)
-        # Chunks whose first token is one of this document's: it is the first to end after that token.
+        # For chunks whose first token lies in this document, it is the first document to end after that token.
         begun = -(-self.tokens // self._chunk_tokens)
         self._first_document.extend([self.documents] * (begun - len(self._first_document)))
         self.documents += 1
-        self._pending_ends.append(self.tokens)
-        self._table.add(document_id, source, start, stop, len(tokens))
-        if len(self._pending_ends) == DOCUMENT_BATCH:
+        number = self._sources.setdefault(source, len(self._sources))
+        self._pending.append((self.tokens, document_id, number, start, stop, len(tokens)))
+        if len(self._pending) == DOCUMENT_BATCH:
             self._flush()
 
     def discard(self) -> None:
-        for writer in (self._tokens, self._ends, self._ids, self._table):
+        for writer in (self._tokens, self._ends, self._ids):
             writer.discard()
+        self._sink.close()
         super().discard()
 
     def _flush(self) -> None:
-        if self._pending_ends:
-            self._ends.append(np.array(self._pending_ends, dtype=np.uint64))
-            self._ids.append(np.frombuffer(b"".join(self._table.ids), dtype="<u8").reshape(-1, 2))
-            self._table.flush()
-            self._pending_ends = []
+        if not self._pending:
+            return
+        ends, ids, numbers, *spans = zip(*self._pending, strict=True)
+        self._pending = []
+        self._ends.append(np.array(ends, dtype=np.uint64))
+        self._ids.append(np.frombuffer(b"".join(ids), dtype="<u8").reshape(-1, 2))
+        sources = pa.DictionaryArray.from_arrays(pa.array(numbers, pa.int32()), pa.array(list(self._sources)))
+        columns = [pa.array(ids, pa.binary(16)), sources, *(pa.array(c, pa.int64()) for c in spans)]
+        with scratch_errors(self._table):
+            self._batches.write_batch(pa.record_batch(columns, schema=DOCUMENTS_SCHEMA))
 
     def _complete(self) -> tuple[list[str], dict[str, Any]]:
         self._flush()
         specs = [writer.close() for writer in (self._tokens, self._ends, self._ids)]
-        self._table.close()
+        with scratch_errors(self._table):
+            self._batches.close()
+            self._sink.close()
         group = encode_group({"fmscale": {"format_version": FORMAT_VERSION, "kind": "tokens"}})
         with scratch_errors(self._folder):
             (self._folder / "zarr.json").write_bytes(group)
@@ -132,42 +147,3 @@ class TokenSegmentWriter(SegmentWriter):
             "objects": {key: self._entry(key) for key in keys},
         }
         return [*keys, *(shard.key for spec in specs for shard in spec.shards)], seal
-
-
-class _DocumentTable:
-    """Writes documents.arrow batch by batch; the dictionary of sources grows by deltas."""
-
-    def __init__(self, path: Path) -> None:
-        self.ids: list[bytes] = []
-        self._path = path
-        self._numbers: dict[str, int] = {}
-        self._columns: list[list[int]] = [[], [], [], []]
-        with scratch_errors(path):
-            self._sink = pa.OSFile(str(path), "wb")
-        options = pa.ipc.IpcWriteOptions(emit_dictionary_deltas=True)
-        self._writer = pa.ipc.new_file(self._sink, DOCUMENTS_SCHEMA, options=options)
-
-    def add(self, document_id: bytes, source: str, start: int, stop: int, tokens: int) -> None:
-        self.ids.append(document_id)
-        number = self._numbers.setdefault(source, len(self._numbers))
-        for column, value in zip(self._columns, (number, start, stop, tokens), strict=True):
-            column.append(value)
-
-    def flush(self) -> None:
-        """Write what was added since the last flush as one batch."""
-        numbers, *spans = self._columns
-        sources = pa.DictionaryArray.from_arrays(pa.array(numbers, pa.int32()), pa.array(list(self._numbers)))
-        columns = [pa.array(self.ids, pa.binary(16)), sources, *(pa.array(c, pa.int64()) for c in spans)]
-        with scratch_errors(self._path):
-            self._writer.write_batch(pa.record_batch(columns, schema=DOCUMENTS_SCHEMA))
-        self.ids = []
-        self._columns = [[], [], [], []]
-
-    def close(self) -> None:
-        with scratch_errors(self._path):
-            self._writer.close()
-            self._sink.close()
-
-    def discard(self) -> None:
-        if not self._sink.closed:
-            self._sink.close()

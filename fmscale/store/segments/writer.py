@@ -19,8 +19,8 @@ from fmscale.store.segments.seal import SealInfo, store_segment
 class SegmentWriter(ABC):
     """Gathers a segment in a folder of its own below `scratch`; `finish` stores it, sealed.
 
-    `finish` and `discard` (or leaving a `with` block) remove the folder. Errors: StoreFull where scratch has no
-    space, and what the store raises.
+    `finish` and `discard` (or the end of a `with` block) remove the folder. Raises StoreFull if `scratch` has no
+    space, and the store's errors.
     """
 
     def __init__(self, scratch: Path, prefix: str) -> None:
@@ -31,8 +31,8 @@ class SegmentWriter(ABC):
     def finish(self, backend: Backend, prefix: str) -> SealInfo:
         """Store everything under `prefix` and seal it; durable when this returns.
 
-        Raises Conflict if the segment is sealed there already with other content; with the same, this
-        stores nothing. The scratch files are gone afterwards, also after an error.
+        Raises Conflict if the segment is sealed there already with other content; stores nothing if it is
+        sealed with the same content. The scratch files are gone afterwards, also after an error.
         """
         try:
             keys, seal = self._complete()
@@ -41,7 +41,7 @@ class SegmentWriter(ABC):
             self.discard()
 
     def discard(self) -> None:
-        """Drop what was gathered, with its files."""
+        """Drop the segment's content and its scratch files."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def __enter__(self) -> Self:
@@ -52,7 +52,7 @@ class SegmentWriter(ABC):
 
     @abstractmethod
     def _complete(self) -> tuple[Iterable[str], dict[str, Any]]:
-        """Complete the files; their keys and the seal."""
+        """Complete the files; returns their keys and the seal."""
 
     def _write_arrow(self, key: str, batch: pa.RecordBatch) -> None:
         """Write one record batch as an Arrow IPC file."""

@@ -1,4 +1,4 @@
-"""Tiers: sources of chunks from near to far, and the verification of all they serve.
+"""Tiers: sources of chunks from near to far, and the verification of every chunk.
 
 `fetch.py`   verified reads, from the cache and the store
 `cache.py`   the node's cache: a directory shared by ranks, with a byte limit

@@ -1,14 +1,14 @@
-"""The node cache: chunks in a directory, shared by the ranks of a node, within a byte limit, no daemon.
+"""The node cache: chunks in a directory, shared by the ranks of a node, within a byte limit, without a daemon.
 
-Each object has a sparse file (`cache_file`). A missing chunk is fetched by whoever locks it first, the others
-wait for the lock and find it there; the kernel releases the lock of a process that died. Bytes in use are
-counted in DIRECTORY/usage under a lock; the sum of all states is the truth, from which the count is renewed
-at every eviction and whenever the cache is opened by nobody else. Evicted is what is used farthest in the
-future (Belady's MIN: the future is known); what would itself be the farthest is not cached at all.
+Each object has a sparse file (`cache_file`). The first reader to lock a missing chunk fetches it; other readers
+wait for the lock and then find the chunk. The kernel releases the lock of a dead process. DIRECTORY/usage counts
+the bytes in use, under a lock; every eviction, and an opening without other users, count them anew from the
+chunks' states. Eviction removes the chunks with the farthest next use (Belady's MIN: the future is known); a
+new chunk with the farthest next use of all is not cached.
 
-Nothing here is needed for correctness (P7): on a full, read-only or broken directory, or when a lock does not
-come free, a read passes through to its source. Bytes are not verified here; the caller does, and drops what
-is bad. The directory must be of this node (mapped memory and locks do not cross nodes).
+Correctness does not depend on the cache (P7): on a full, read-only or broken directory, or if a lock does not
+come free, a read passes through to its source. The caller verifies the bytes and drops bad chunks. The
+directory must be local to this node (mapped memory and locks do not cross nodes).
 """
 
 import errno
@@ -44,26 +44,26 @@ USED, SESSION = 0, 8
 """Offsets of the two numbers (uint64) in DIRECTORY/usage."""
 _BYTE_USERS, _BYTE_USAGE = 1 << 30, (1 << 30) + 1
 BATCH = 64
-"""An eviction frees 1/64 of the limit beyond the need: looking at all states (10^7 chunks: 1 s) is then paid
+"""An eviction frees 1/64 of the limit beyond the need, so that a scan of all states (10^7 chunks: 1 s) runs
 once per 1/64 of the cache written."""
 _OLD = 1 << NEXT_USE_BITS
 _ORPHAN = 1 << (NEXT_USE_BITS + 2)
 
 Fetch = Callable[[int, int, memoryview], None]
-"""Fills a buffer with `count` chunks from `first` on."""
+"""Takes (first, count, buffer) and fills the buffer with `count` chunks from `first` on."""
 
 
 class NodeCache:
-    """A cache directory, opened by one process; used from many threads."""
+    """A cache directory in one process; safe across threads."""
 
     def __init__(self, directory: Path, limit_bytes: int, *, patience: float = 60.0) -> None:
-        """Open or make the directory. Never raises for a directory that cannot be used: see `requests`.
+        """Open or make the directory. Never raises for an unusable directory: `requests` counts the error.
 
-        At most `limit_bytes` of chunks are kept, over all processes (the smallest limit counts). A read
-        that waits for another's fetch longer than `patience` seconds fetches by itself.
+        The cache keeps at most `limit_bytes` of chunks, over all processes (the smallest limit counts). A read
+        waits at most `patience` seconds for another reader's fetch, then fetches by itself.
         """
         self.requests = Requests()
-        """Chunks and bytes: hit, fetch, keep, bypass (fetched but not kept), evict, drop."""
+        """Counts and bytes: hit, fetch, keep, bypass (fetched but not kept), evict, drop, error."""
         self._root = str(directory)
         self._usage = f"{self._root}/usage"
         self._limit = limit_bytes
@@ -82,10 +82,10 @@ class NodeCache:
     def read(
         self, ref: ObjectRef, first_chunk: int, chunks: int, buffer: memoryview, fetch: Fetch, next_use: int
     ) -> None:
-        """Fill `buffer` (exactly the chunks' bytes), calling `fetch(first, count, part)` for runs not here.
+        """Fill `buffer` (exactly the chunks' bytes); `fetch(first, count, part)` reads runs that the cache lacks.
 
-        `next_use` is when these chunks will be read next, in any unit that grows (sample numbers). Raises
-        what `fetch` raises.
+        `next_use` is the time of the chunks' next read, in any unit that grows (sample numbers). Raises the
+        errors of `fetch`.
         """
         use = min(max(next_use, 0), NEVER)
         file = self._file(ref)
@@ -108,7 +108,7 @@ class NodeCache:
                 self._fetch(file, first, count, part, fetch, use)
 
     def wants(self, ref: ObjectRef, first_chunk: int, chunks: int) -> bool:
-        """True if some of these chunks are not here, and would be kept for as long as there is room."""
+        """True if the cache lacks some of these chunks and is not known to be full."""
         file = self._file(ref)
         if file is None or self._full_for <= NEVER:
             return False
@@ -117,7 +117,7 @@ class NodeCache:
     def fill(
         self, ref: ObjectRef, first_chunk: int, chunks: int, scratch: memoryview, fetch: Fetch, next_use: int
     ) -> None:
-        """Fetch, through `scratch`, and keep those of the chunks that are not here. Raises what `fetch` raises."""
+        """Fetch the missing chunks through `scratch` and keep them. Raises the errors of `fetch`."""
         file = self._file(ref)
         if file is None:
             return
@@ -135,7 +135,7 @@ class NodeCache:
                     self._fetch(file, first, count, scratch[:length], fetch, use)
 
     def drop(self, ref: ObjectRef, first_chunk: int, chunks: int) -> None:
-        """Forget chunks whose copy here was seen to be bad."""
+        """Remove chunks whose cached copy is bad."""
         file = self._file(ref)
         if file is None:
             return
@@ -143,7 +143,7 @@ class NodeCache:
             with locked(file.path, first_chunk, chunks, self._patience), self._accounting() as usage:
                 states = file.states()[first_chunk : first_chunk + chunks]
                 usage[0] -= (chunks - states.count(ABSENT)) * ref.chunk_bytes
-                with suppress(OSError):  # without holes the blocks stay, and are written over
+                with suppress(OSError):  # without holes the blocks stay, and later chunks overwrite them
                     file.take_away(first_chunk, chunks)
             self.requests.add("drop", chunks * ref.chunk_bytes)
         except OSError as error:
@@ -163,7 +163,7 @@ class NodeCache:
         return True
 
     def _fetch(self, file: CacheFile | None, first: int, count: int, part: memoryview, fetch: Fetch, use: int) -> None:
-        """Fetch chunks whose lock is held, and keep them if they are worth it and there is room."""
+        """Fetch chunks whose lock is held, and keep them if `_reserve` has room for them."""
         fetch(first, count, part)
         self.requests.add("fetch", part.nbytes)
         try:
@@ -181,7 +181,7 @@ class NodeCache:
         self.requests.add("bypass", part.nbytes)
 
     def _reserve(self, file: CacheFile, first: int, count: int, use: int) -> bool:
-        """Count the chunks as used, evicting what is used later; False if that does not make room."""
+        """Count the chunks as used, evicting chunks with a later use; False if that does not make room."""
         size = file.layout.chunk_bytes
         with self._accounting() as usage:
             # A state left RESERVED by a dead writer is counted already.
@@ -204,16 +204,16 @@ class NodeCache:
         with self._accounting() as usage:
             usage[0] -= count * file.layout.chunk_bytes
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                # The disk is smaller than the limit: from now on keep to what fitted.
+                # The disk is smaller than the limit: from now on the bytes in use are the limit.
                 self._limit = min(self._limit, usage[0])
             with suppress(OSError):
                 file.take_away(first, count)
 
     def _evict(self, need: int, use: int) -> int:
-        """Take away what is used farthest in the future, and not before `use`; what is in use then.
+        """Remove chunks with the farthest next use, but none with a use before `use`; returns the bytes in use.
 
-        The accounting lock is held. Chunks of sessions before this one go first: their sample numbers may
-        be another run's. Chunks that somebody is just filling are passed over.
+        The caller holds the accounting lock. Chunks of earlier sessions go first: their sample numbers may
+        belong to another run. Chunks that a writer is filling are passed over.
         """
         used = 0
         paths: list[str] = []
@@ -233,27 +233,27 @@ class NodeCache:
             owners.append(np.full(int(far.sum()), len(paths)))
             sizes.append(file.layout.chunk_bytes)
             paths.append(file.path)
-        wanted = used + need - self._limit
-        if not paths or wanted <= 0:  # the count was too high, after a kill
+        excess = used + need - self._limit
+        if not paths or excess <= 0:  # the count was too high, after a kill
             return used
         key, owner, place = np.concatenate(keys), np.concatenate(owners), np.concatenate(places)
         farthest = np.argsort(-key, kind="stable")
         weight = np.array(sizes)[owner[farthest]]
         done = 0
-        while wanted > 0 and done < len(farthest):  # again if some were being filled
+        while excess > 0 and done < len(farthest):  # again if a writer was filling some victims
             freed = np.cumsum(weight[done:])
-            enough = int(np.searchsorted(freed, wanted)) + 1
-            ahead = int(np.searchsorted(freed, wanted + self._limit // BATCH, side="right"))
+            enough = int(np.searchsorted(freed, excess)) + 1
+            ahead = int(np.searchsorted(freed, excess + self._limit // BATCH, side="right"))
             victims = farthest[done : done + max(enough, ahead)]
             done += len(victims)
             for number in np.unique(owner[victims]).tolist():
                 chunks = np.sort(place[victims[owner[victims] == number]])
-                gone = self._take_away(CacheFile(paths[number]), chunks)
-                used, wanted = used - gone, wanted - gone
+                size = self._take_away(CacheFile(paths[number]), chunks)
+                used, excess = used - size, excess - size
         return used
 
     def _take_away(self, file: CacheFile, chunks: np.ndarray) -> int:
-        """Take chunks out of a file except those locked; bytes freed."""
+        """Remove chunks from a file, except locked chunks; returns the bytes freed."""
         freed = 0
         for first, count in consecutive(chunks):
             try:
@@ -272,7 +272,7 @@ class NodeCache:
         return freed
 
     def _take_all(self, file: CacheFile) -> int:
-        """Without holes only a whole object's blocks can be freed; bytes freed."""
+        """Free a whole object's blocks, as nothing less can be freed without holes; returns the bytes freed."""
         count = file.layout.chunks
         with suppress(TimeoutError), locked(file.path, 0, count, 0.0):
             left = count - file.states().count(ABSENT)
@@ -284,12 +284,12 @@ class NodeCache:
         return 0
 
     def _file(self, ref: ObjectRef) -> CacheFile | None:
-        """The object's file, made if need be; None where that fails."""
+        """The object's file, created if it is missing; None if that fails."""
         name = f"{ref.digest}-{ref.chunk_bytes}-{ref.bytes}"
         with self._lock:
             file = self._files.pop(name, None)
             if file is not None:
-                self._files[name] = file  # the last is the most recently used
+                self._files[name] = file  # most recently used last
                 return file
         try:
             layout = CacheLayout(bytes=ref.bytes, chunk_bytes=ref.chunk_bytes)
@@ -311,7 +311,7 @@ class NodeCache:
                 try:
                     return CacheFile(path, layout)
                 except ValueError:
-                    os.unlink(path)  # half made by a process that was killed, or damaged
+                    os.unlink(path)  # half made by a killed process, or damaged
             create(path, layout)
             return CacheFile(path, layout)
 
@@ -323,7 +323,7 @@ class NodeCache:
                         yield CacheFile(entry.path)
 
     def _join(self) -> None:
-        """Become one of the cache's users; who is the only one puts it in order."""
+        """Join the cache's users; a process without other users puts the cache in order."""
         os.makedirs(self._root, exist_ok=True)
         self._membership = os.open(self._usage, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         alone = try_lock(self._membership, _BYTE_USERS, 1)
@@ -337,7 +337,7 @@ class NodeCache:
         self._session = (session & 0xFFFF) << NEXT_USE_BITS
 
     def _put_in_order(self, file: CacheFile) -> int:
-        """Finish what killed processes left half done; bytes in use."""
+        """Remove half-written chunks of killed processes; returns the bytes in use."""
         states = np.frombuffer(file.states(), np.uint8)
         present = int((states == PRESENT).sum()) * file.layout.chunk_bytes
         if not present:
@@ -350,7 +350,7 @@ class NodeCache:
 
     @contextmanager
     def _accounting(self) -> Iterator[list[int]]:
-        """Hold the accounting lock; gives bytes in use, to be changed in place."""
+        """Hold the accounting lock; gives the bytes in use as a list, for changes in place."""
         with locked(self._usage, _BYTE_USAGE, 1, self._patience) as descriptor:
             usage = [int.from_bytes(os.pread(descriptor, 8, USED), "little")]
             before = usage[0]

@@ -3,11 +3,11 @@
 Layout, little-endian: 64 bytes of header (magic, generation, bytes, bytes per chunk), one state byte per
 chunk, one word per chunk (16 bits session, 48 bits next use); the object's bytes from the next page on.
 
-A reader takes no lock. Who takes a chunk away first clears its state, then raises the generation, then frees
-the blocks; who puts one there writes the bytes first and the state last. A reader looks at the generation and
-the states, reads, and looks at the generation again: if it is the same, no block was freed since the states
-were seen, so what was read is data and no hole. States are written with pwrite, never through the map: on a
-full disk that is an error and not a SIGBUS.
+A reader takes no lock. A process that removes a chunk first clears its state, then raises the generation, then
+frees the blocks; a process that adds a chunk writes the bytes first and the state last. A reader looks at the
+generation and the states, reads, and looks at the generation again: if it is the same, no block was freed in
+between, so the bytes are data and not a hole. States are written with pwrite, never through the map: a full
+disk then raises an error and not a SIGBUS.
 """
 
 import ctypes
@@ -27,7 +27,7 @@ GENERATION = slice(8, 16)
 PAGE = 4096
 
 ABSENT, PRESENT, RESERVED = 0, 1, 2
-"""RESERVED: counted, its bytes being written under the chunk's lock; without it, left by a dead writer."""
+"""RESERVED: the chunk is counted, and a writer holds its lock; if the lock is free, the writer is dead."""
 
 NEXT_USE_BITS = 48
 NEVER = (1 << NEXT_USE_BITS) - 1
@@ -43,7 +43,7 @@ class CacheLayout:
     bytes: int
     """Bytes of the object."""
     chunk_bytes: int
-    """Bytes per chunk; the last may be short."""
+    """Bytes per chunk; the last chunk may be short."""
 
     @property
     def chunks(self) -> int:
@@ -70,8 +70,8 @@ class CacheFile:
     """An open cache file. Writing its states needs the locks that `cache` takes; reading needs none."""
 
     def __init__(self, path: str, layout: CacheLayout | None = None) -> None:
-        """Open the file. Raises OSError if it is not there, ValueError if it is not of this form or, where
-        `layout` is given, for another object.
+        """Open the file. Raises OSError for a missing file, ValueError for a file of another form or, with
+        `layout`, of another object.
         """
         self.path = path
         self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -92,9 +92,9 @@ class CacheFile:
             os.close(descriptor)
 
     def read(self, first: int, chunks: int, buffer: memoryview, *, locked: bool = False) -> bool:
-        """Fill the buffer with chunks; False, with anything in the buffer, unless all were there all along.
+        """Fill the buffer with chunks; False, with undefined bytes in it, unless all chunks stayed in the file.
 
-        With `locked` the caller holds the chunks' lock, so that other chunks' going does not matter.
+        With `locked` the caller holds the chunks' lock, so that a removal of other chunks does not matter.
         """
         generation = self._map[GENERATION]
         if not self.holds(first, chunks):
@@ -103,7 +103,7 @@ class CacheFile:
         return got == buffer.nbytes and (locked or generation == self._map[GENERATION])
 
     def holds(self, first: int, chunks: int) -> bool:
-        """True if all of the chunks are here now."""
+        """True if the file holds all of the chunks now."""
         return self._map[HEADER_BYTES + first : HEADER_BYTES + first + chunks].count(PRESENT) == chunks
 
     def use(self, first: int, chunks: int, word: int) -> None:
@@ -147,7 +147,7 @@ class CacheFile:
         punch_hole(self._descriptor, start, chunks * self._chunk_bytes)
 
     def truncate(self) -> None:
-        """Free all blocks of an object whose chunks were all taken away, where holes cannot be punched."""
+        """Free all blocks of an object without chunks, if the file system cannot punch holes."""
         os.ftruncate(self._descriptor, self._data)
         os.ftruncate(self._descriptor, self.layout.total)
 
@@ -157,7 +157,7 @@ class CacheFile:
 
 
 def create(path: str, layout: CacheLayout) -> None:
-    """Make an empty cache file. Raises OSError. A half-made one is seen as such by CacheFile."""
+    """Make an empty cache file. Raises OSError. CacheFile refuses a half-made file."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "xb", buffering=0) as file:
         file.truncate(layout.total)
@@ -173,7 +173,7 @@ def punch_hole(descriptor: int, start: int, length: int) -> None:
 
 
 def cannot_punch(error: OSError) -> bool:
-    """True if the file system lacks holes, as opposed to failing."""
+    """True if the file system has no holes; False for any other error."""
     return error.errno in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 

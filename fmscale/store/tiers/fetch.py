@@ -1,8 +1,8 @@
 """Verified reads: chunks from the nearest source that has them, checked before their use (P2).
 
-Sources in read order: the node's cache directory, then the store. Whatever served a chunk, its crc32c is
-compared with the one recorded in the segment. A bad copy is dropped and read again from the next source;
-a chunk that no source can serve raises `CorruptChunk`, never returns.
+Sources in read order: the node's cache directory, then the store. A chunk from any source is compared with the
+crc32c that the segment records. A bad copy is dropped and read again from the next source; a chunk that no
+source can serve raises `CorruptChunk` and is never returned.
 """
 
 import threading
@@ -19,11 +19,11 @@ from fmscale.store.segments.tokens import ObjectRef
 from fmscale.store.tiers.cache import NodeCache
 
 STORE_ATTEMPTS = 2
-"""Reads of a chunk from the store before it is given up: a second one heals a flip on the wire."""
+"""Reads of a chunk from the store before the error: a second read heals a flip on the wire."""
 
 
 class CorruptChunk(CorruptData):
-    """A chunk that no source can serve with the bytes that were recorded for it."""
+    """A chunk that no source can serve with its recorded bytes."""
 
     def __init__(self, key: str, chunk: int, reason: str) -> None:
         self.key = key
@@ -41,10 +41,10 @@ def chunk_span(ref: ObjectRef, first_chunk: int, chunks: int) -> tuple[int, int]
 
 
 class Fetcher:
-    """Reads chunks of objects, verified; used from many threads."""
+    """Reads chunks of objects, verified; safe across threads."""
 
     def __init__(self, backend: Backend, cache: NodeCache | None = None, *, region_bytes: int = 0) -> None:
-        """`region_bytes`: how much around what it is told of ahead is fetched into the cache; 0: nothing."""
+        """Take the source and the cache; `advise` fetches regions of `region_bytes` into the cache (0: none)."""
         self.backend = backend
         self.cache = cache
         self.region_bytes = region_bytes if cache is not None else 0
@@ -60,9 +60,9 @@ class Fetcher:
     def read(self, ref: ObjectRef, start: int, out: memoryview, next_use: int = 0) -> None:
         """Fill `out` (bytes) with the object's bytes from `start` on, from the whole chunks that hold them.
 
-        What of the chunks at the edges lies outside goes into scratch of this thread, and a checksum that spans
-        both is summed up over the seam: nothing is copied twice. `next_use` and errors as in `read_chunks`; what
-        is in `out` after an error was not verified.
+        Without a cache, bytes of the edge chunks outside `out` go into scratch of this thread, and a chunk's
+        checksum may run over scratch and `out`: nothing is copied twice. `next_use` and errors as in
+        `read_chunks`; after an error the bytes in `out` are not verified.
         """
         first = start // ref.chunk_bytes
         chunks = -(-(start + len(out)) // ref.chunk_bytes) - first
@@ -79,8 +79,8 @@ class Fetcher:
         copy(buffer[before : before + len(out)], out)
 
     def advise(self, ref: ObjectRef, start: int, length: int, next_use: int = 0) -> None:
-        """Prepare for `read` being asked for these bytes soon: tell the store, or fetch the regions around them into
-        the cache, except those that another thread is fetching. Raises the store's error if it does not answer.
+        """Prepare for a `read` of these bytes soon: advise the store, or fetch the regions around the bytes into the
+        cache, except regions that another thread is fetching. Raises the store's error if it does not answer.
         """
         first = start // ref.chunk_bytes
         chunks = -(-(start + length) // ref.chunk_bytes) - first
@@ -105,17 +105,17 @@ class Fetcher:
             arrived = self._coming[key] = threading.Event()
         try:
             scratch = self._buffer("region", chunk_span(ref, low, count)[1])
-            with suppress(CorruptChunk):  # perhaps nobody asks for it
+            with suppress(CorruptChunk):  # perhaps no read needs this chunk
                 self.cache.fill(ref, low, count, scratch, partial(self._from_store, ref), next_use)
                 if self.cache.wants(ref, low, count):
-                    self.region_bytes = 0  # it keeps no more: smaller than thought, or its disk is full
+                    self.region_bytes = 0  # the cache keeps no more: its limit or its disk is too small
         finally:
             with self._lock:
                 del self._coming[key]
             arrived.set()
 
     def _buffer(self, name: str, length: int) -> memoryview:
-        """Scratch of this thread; reused: it stays in the CPU's cache, and fresh memory is slow (1 to 3 GB/s)."""
+        """Scratch of this thread, reused: it stays in the CPU's cache, and fresh memory is slow (1 to 3 GB/s)."""
         buffer: bytearray | None = getattr(self._scratch, name, None)
         if buffer is None or len(buffer) < length:
             buffer = bytearray(length)
@@ -150,8 +150,8 @@ class Fetcher:
         self._raise_worst(ref, first, count, buffer)
 
     def _raise_worst(self, ref: ObjectRef, first: int, count: int, buffer: memoryview) -> None:
-        """Name the first chunk that really is bad, reading one by one: a truncated object still serves
-        the chunks before its end.
+        """Raise CorruptChunk for the first bad chunk, with a read of each chunk: a truncated object still
+        serves the chunks before its end.
         """
         for chunk in range(first, first + count):
             start, length = chunk_span(ref, chunk, 1)
@@ -167,7 +167,7 @@ class Fetcher:
 def _read_verified(
     backend: Backend, ref: ObjectRef, start: int, parts: Sequence[memoryview], expected: np.ndarray
 ) -> bool:
-    """Fill `parts` with whole chunks from `start` on; False if one is bad, or the object is missing or short."""
+    """Fill `parts` with whole chunks from `start` on; False if a chunk is bad, or the object missing or short."""
     try:
         backend.read_into(ref.key, start, *parts)
     except (CorruptData, ObjectNotFound):

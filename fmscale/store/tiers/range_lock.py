@@ -1,4 +1,4 @@
-"""Locks on byte ranges of a file, between threads and processes, that the kernel releases when a holder dies.
+"""Locks on byte ranges of a file, between threads and processes; the kernel releases them when a holder dies.
 
 Open-file-description locks (`F_OFD_SETLK`, Linux 3.15): unlike POSIX record locks they belong to one open(),
 so that two threads of a process exclude each other too, provided that each opens the file itself.
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 FIRST_PAUSE = 0.0002
 LONGEST_PAUSE = 0.005
-"""Seconds between looks at a lock that is held: a fetch takes 5 ms and more, so waiting adds little."""
+"""Longest pause, in seconds, between attempts on a held lock: a fetch takes 5 ms or more, so it adds little."""
 
 _held: set[int] = set()
 _held_lock = threading.Lock()
@@ -39,8 +39,8 @@ def unlock(descriptor: int, start: int, length: int) -> None:
 
 
 def wait_lock(descriptor: int, start: int, length: int, patience: float, *, shared: bool = False) -> None:
-    """Lock the range once it is free. Raises TimeoutError after `patience` seconds: a holder that was
-    stopped rather than killed keeps its lock, and nobody may wait for it for ever.
+    """Lock the range once it is free. Raises TimeoutError after `patience` seconds: a stopped process keeps
+    its locks (a killed process loses them), and no other process may wait for ever.
     """
     deadline = time.monotonic() + patience
     pause = FIRST_PAUSE
@@ -75,7 +75,7 @@ def _flock(kind: int, start: int, length: int) -> bytes:
 
 
 def _close_in_child() -> None:
-    """A forked child shares its parent's open files: it would keep a lock that the parent died with."""
+    """Close the parent's lock files in a forked child: the child would keep the locks of a dead parent."""
     global _held_lock
     for descriptor in _held:
         os.close(descriptor)

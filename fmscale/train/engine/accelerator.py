@@ -1,7 +1,7 @@
 """DeepSpeed for the device of this rank.
 
-It takes its kind of device from DS_ACCELERATOR, once in a process, and the device's number from LOCAL_RANK, again and
-again while it trains. Both say here what `pick_device` found; what the launcher calls the local rank is in `World`.
+DeepSpeed reads the kind of device from DS_ACCELERATOR once in a process, and the device's number from LOCAL_RANK again
+and again during training. Here both get the device of `pick_device`; the launcher's local rank is in `World`.
 """
 
 import logging
@@ -16,11 +16,11 @@ OPEN_MPI = "OMPI_COMM_WORLD_LOCAL_RANK"
 
 
 def import_deepspeed(device: str) -> Any:
-    """DeepSpeed that computes on `device` ("cpu" or "cuda:N"), quiet, and without the extension for inference that it
-    would compile at start (28 s, and a crash where there is no C++ compiler) and training does not use.
+    """Import DeepSpeed for `device` ("cpu" or "cuda:N"), with few messages and without its extension for inference.
+    Training does not use the extension, which compiles at start (28 s, and a crash without a C++ compiler).
 
-    LOCAL_RANK stays until `variables.take_back`. Raises ConfigError where DS_ACCELERATOR is of another kind, or this
-    process has used DeepSpeed on another.
+    LOCAL_RANK stays set until `variables.take_back`. Raises ConfigError if DS_ACCELERATOR names another kind of
+    device, or if this process has used DeepSpeed on another kind.
     """
     kind, _, number = device.partition(":")
     given = os.environ.get("DS_ACCELERATOR")
@@ -32,12 +32,12 @@ def import_deepspeed(device: str) -> Any:
         )
     names = ["LOCAL_RANK"]
     if OPEN_MPI in os.environ:
-        # DeepSpeed insists that both are the same.
+        # DeepSpeed requires equal values in both variables.
         names.append(OPEN_MPI)
     variables.lend(**dict.fromkeys(names, number or "0"))
     # torch 2.13 deprecates collectives that DeepSpeed 0.19 calls: a warning a rank, of no use to the user.
     warnings.filterwarnings("ignore", message=".*_tensor.* is deprecated", category=FutureWarning)
-    # Read only while DeepSpeed is imported.
+    # DeepSpeed reads it only during its import.
     os.environ["DS_ACCELERATOR"] = kind
     try:
         import deepspeed

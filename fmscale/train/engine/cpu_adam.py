@@ -33,7 +33,7 @@ def load_cpu_adam() -> Any:
 
 
 def clear_stale(lock: Path, *, pause: float = 1.0) -> None:
-    """Wait until torch's lock file is gone, or remove it when it is too old to be at work."""
+    """Wait until torch's lock file is gone, or remove it when no process can still hold it (STALE_SECONDS)."""
     noticed = False
     while True:
         try:

@@ -16,8 +16,8 @@ from fmscale.objectives.protocol import Inputs, Loss
 from fmscale.runtime.world import World
 from fmscale.train.engine.accelerator import import_deepspeed
 from fmscale.train.engine.deepspeed_config import deepspeed_config
-from fmscale.train.engine.optimizer import make_optimizer, parameter_groups, set_learning_rate, set_step
-from fmscale.train.engine.partitions import Slice, base_optimizer, pieces_of, publish, slices
+from fmscale.train.engine.optimizer import make_optimizer, parameter_groups, set_step
+from fmscale.train.engine.partitions import Slice, pieces_of, publish, slices
 from fmscale.train.engine.protocol import Update
 
 
@@ -52,7 +52,8 @@ class DeepSpeedEngine:
         self.module: nn.Module = self._engine.module
         self.updates = 0
         self._clip = optimizer.clip_norm
-        self._base = base_optimizer(self._engine, self._stage)
+        # The AdamW itself, which DeepSpeed's optimizer wraps from stage 1 on.
+        self._base = self._engine.optimizer if self._stage == 0 else self._engine.optimizer.optimizer
         self._slices = slices(self._engine, names, self._stage, world.dp_rank)
 
     def forward(self, inputs: Inputs) -> Loss:
@@ -61,13 +62,14 @@ class DeepSpeedEngine:
         return Loss(sum=total, count=count, losses_BT=losses_BT)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """DeepSpeed averages gradients over ranks, so the loss goes in times their number."""
+        """Accumulate the gradient. DeepSpeed averages over ranks, so the loss is multiplied by their number."""
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss * self._world.dp_size, scale_wrt_gas=False)
 
     def step(self, rate: float) -> Update:
         """Update, or leave everything as it is if a gradient is not finite."""
-        set_learning_rate(self._engine.optimizer.param_groups, rate)
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = rate
         update = self._step_replicated() if self._stage == 0 else self._step_partitioned()
         self.updates += update.applied
         return update
@@ -80,7 +82,7 @@ class DeepSpeedEngine:
         return Update(grad_norm=float("inf") if overflow else value, applied=not overflow)
 
     def _step_replicated(self) -> Update:
-        """DeepSpeed neither reports nor checks the norm in fp32 at stage 0, so the engine here does both."""
+        """Compute and check the norm here, as DeepSpeed neither reports nor checks it in fp32 at stage 0."""
         limit = self._clip or float("inf")
         norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), limit))
         applied = norm < float("inf")
@@ -91,14 +93,14 @@ class DeepSpeedEngine:
         return Update(grad_norm=norm, applied=applied)
 
     def pieces(self, *, save: bool) -> list[Piece]:
-        """Live views of masters and moments. At stage 0, where ranks hold the same, each saves its share."""
+        """Live views of masters and moments. At stage 0 all ranks hold the same state, and each saves a share."""
         parts = self._slices
         if save and self._stage == 0:
             parts = [share for part in parts for share in self._share(part)]
         return [piece for part in parts for piece in pieces_of(part, self._base)]
 
     def restored(self, updates: int) -> None:
-        """Masters to weights, and AdamW's step count, which its bias correction needs."""
+        """Copy masters to weights, and set AdamW's step count, which its bias correction needs."""
         self.updates = updates
         set_step(self._base, {id(part.master): part.master for part in self._slices}.values(), updates)
         publish(self._engine, self._stage)
@@ -114,12 +116,12 @@ class DeepSpeedEngine:
 @contextmanager
 def born_partitioned(config: dict[str, Any], device: str) -> Iterator[Whole]:
     """Modules that are made inside keep only this rank's part of each parameter, for ZeRO stage 3: no rank ever holds
-    the whole model. Gives the context in which a parameter is whole on all ranks, to be filled alike by all.
+    the whole model. Yields a function whose context makes a parameter whole on all ranks, which fill it alike.
     """
     deepspeed = import_deepspeed(device)
     with redirect_stdout(io.StringIO()):
         deepspeed.init_distributed(torch.distributed.get_backend(), auto_mpi_discovery=False, dist_init_required=False)
-        # Its `dtype` is not what it says on a CPU (bf16 whatever is given), the config's is. Its linear layer is a
-        # replacement of torch's for good, in the whole process.
+        # On a CPU Init ignores its `dtype` (always bf16) but obeys the config's. Its linear layer would replace torch's
+        # for good, in the whole process.
         with deepspeed.zero.Init(config_dict_or_path=config, mem_efficient_linear=False):
             yield lambda parameter: deepspeed.zero.GatheredParameters([parameter], modifier_rank=0)

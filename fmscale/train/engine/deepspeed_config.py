@@ -1,5 +1,5 @@
-"""The DeepSpeed config that a run's sections amount to: every precision said, nothing left to a default that
-differs between stages.
+"""DeepSpeed's config, made of a run's sections. It sets every precision, and leaves nothing to a default that differs
+between stages.
 """
 
 from typing import Any
@@ -21,11 +21,11 @@ def deepspeed_config(train: TrainConfig, optimizer: OptimizerConfig, batch: Batc
         "overlap_comm": on_gpu and train.zero_stage > 1,
         "reduce_bucket_size": BUCKET_ELEMENTS if on_gpu else 5_000_000,
         "allgather_bucket_size": BUCKET_ELEMENTS if on_gpu else 5_000_000,
-        # A run must come out the same when it is repeated; round robin changes who sums what.
+        # A repeated run must give the same result; round robin changes which rank sums which gradients.
         "round_robin_gradients": False,
     }
     if train.zero_stage == 3:
-        # On a small model everything would persist, and nothing be partitioned in forward.
+        # By default a small model would keep all parameters whole, and partition none of them in forward.
         zero["stage3_param_persistence_threshold"] = 10_000
     if train.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}

@@ -46,7 +46,7 @@ class CastModule(nn.Module):
         self._dtype = dtype
 
     def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
-        """As that of ObjectiveModule."""
+        """The results of ObjectiveModule, computed in `dtype`."""
         weights = {name: p.to(self._dtype) for name, p in self.trained.named_parameters()}
         out: tuple[Tensor, Tensor, Tensor] = functional_call(self.trained, weights, (inputs,))
         return out
@@ -74,7 +74,7 @@ def build_engine(
 
 
 def _seeded(config: Config, vocab_size: int, batch: BatchShape, device: str) -> Decoder:
-    """The model with its first weights; at stage 3 a rank has no more than a parameter whole at a time."""
+    """The model with its first weights; at stage 3 a rank holds a single whole parameter at a time."""
     generator = torch.Generator().manual_seed(config.train.seed)
     if config.train.zero_stage < 3:
         model = build(config.model, vocab_size=vocab_size)
@@ -87,10 +87,10 @@ def _seeded(config: Config, vocab_size: int, batch: BatchShape, device: str) -> 
 
 
 def wrap_blocks(layers: nn.ModuleList, *, recompute: bool, dropout: bool, compiler: str | None) -> None:
-    """Give each block its recompute and its compiled code, from outside: a block knows of neither.
+    """Wrap each block in compiled code and recompute; the code of a block contains neither.
 
-    Compiled by block, not as a whole: one block's code serves all, and compiles in seconds. Recompute is around it,
-    as torch compiles nothing that a checkpoint calls. Without `dropout` a block that runs again needs no
+    Each block is compiled by itself: the code of one block serves all blocks, and compiles in seconds. Recompute wraps
+    the compiled code, as torch compiles nothing that a checkpoint calls. Without `dropout` a recomputed block needs no
     generator's state, which costs four copies a block on a GPU.
     """
     for block in layers:

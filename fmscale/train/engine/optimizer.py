@@ -1,4 +1,4 @@
-"""AdamW over two parameter groups: what decays and what does not."""
+"""AdamW over two parameter groups: tensors with weight decay, and tensors without it."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -14,7 +14,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
     """Groups for AdamW: tensors with two or more dimensions decay, norms and biases do not. Empty groups are
-    left out: DeepSpeed flattens each group and cannot flatten nothing.
+    left out: DeepSpeed flattens each group and cannot flatten an empty group.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # ZeRO-3 leaves an empty tensor where it keeps only a part, and the shape in `ds_shape`.
@@ -40,14 +40,8 @@ def make_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig, *, off
     return torch.optim.AdamW(groups, fused=True, **settings)
 
 
-def set_learning_rate(groups: Iterable[dict[str, Any]], rate: float) -> None:
-    """Use `rate` in the next step."""
-    for group in groups:
-        group["lr"] = rate
-
-
 def state_of(optimizer: Any, master: torch.Tensor) -> dict[str, Any]:
-    """Optimizer state of a master tensor, made of zeros if no step has been taken yet: what a restore fills.
+    """Optimizer state of a master tensor, made of zeros before the first step, so that a restore can fill it.
 
     A DeepSpeedCPUAdam counts steps in a number, torch's AdamW in a tensor.
     """
@@ -61,7 +55,7 @@ def state_of(optimizer: Any, master: torch.Tensor) -> dict[str, Any]:
 
 
 def set_step(optimizer: Any, masters: Iterable[torch.Tensor], step: int) -> None:
-    """Go on counting at `step`: AdamW's bias correction depends on it."""
+    """Set the count of every master's steps to `step`, on which AdamW's bias correction depends."""
     for master in masters:
         state = state_of(optimizer, master)
         state["step"] = torch.full_like(state["step"], step) if torch.is_tensor(state["step"]) else step

@@ -76,7 +76,7 @@ def _replicated(module: nn.Module, names: dict[int, str]) -> Iterator[Slice]:
 def _flat_groups(
     groups: list[list[Tensor]], masters: list[Tensor], offsets: list[list[int]], names: dict[int, str], rank: int
 ) -> Iterator[Slice]:
-    """Groups whose parameters lie one after another, cut into equal parts of which `rank` has the rank-th."""
+    """Slices of groups whose parameters lie one after another, cut into equal parts: part number `rank`."""
     for group, master, firsts in zip(groups, masters, offsets, strict=True):
         begin = rank * master.numel()
         end = begin + master.numel()
@@ -98,11 +98,6 @@ def _stage_3(optimizer: Any, names: dict[int, str], rank: int) -> Iterator[Slice
                 name, shape = names[id(parameter)], tuple(parameter.ds_shape)
                 yield Slice(name=name, shape=shape, start=start, count=count, master=master, offset=offset)
             offset += part
-
-
-def base_optimizer(engine: Any, stage: int) -> Any:
-    """The AdamW that DeepSpeed's optimizer wraps."""
-    return engine.optimizer if stage == 0 else engine.optimizer.optimizer
 
 
 def pieces_of(part: Slice, base: Any) -> Iterator[Piece]:
@@ -132,7 +127,7 @@ def publish(engine: Any, stage: int) -> None:
         for number in range(len(optimizer.fp16_groups)):
             optimizer._reassign_or_swap_out_partitioned_parameters(number)
         if optimizer.persistent_parameters:
-            # An available parameter would not be gathered again, and keep its old values.
+            # DeepSpeed would not gather an available parameter again, and it would keep its old values.
             optimizer._partition_all_parameters()
             optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
         optimizer.invalidate_secondary_tensor()

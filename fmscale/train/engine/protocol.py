@@ -14,7 +14,7 @@ class Update:
     """Outcome of an optimizer step."""
 
     grad_norm: float
-    """Global gradient norm before clipping; not finite where a gradient was not."""
+    """Global gradient norm before clipping; not finite for a non-finite gradient."""
     applied: bool
     """True if the weights changed; False for a non-finite gradient."""
 
@@ -32,13 +32,13 @@ class Engine(Protocol):
         ...
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Accumulate the gradient of a scalar whose sum over ranks and microbatches is minimised; `last` for the step's
-        last microbatch, which completes the reduction over ranks.
+        """Accumulate the gradient of a scalar whose sum over ranks and microbatches is minimised. `last` marks
+        the step's last microbatch, which completes the reduction over ranks.
         """
         ...
 
     def step(self, rate: float) -> Update:
-        """Clip, update at this learning rate, forget the gradients. Masters and moments change only here."""
+        """Clip, update at this learning rate, and clear the gradients. Masters and moments change only here."""
         ...
 
     def pieces(self, *, save: bool) -> list[Piece]:
@@ -48,5 +48,5 @@ class Engine(Protocol):
         ...
 
     def restored(self, updates: int) -> None:
-        """The pieces were filled: carry them into the weights and go on counting at `updates`."""
+        """Carry the restored pieces into the weights, and set the step count to `updates`."""
         ...

@@ -37,7 +37,7 @@ class StageBytes:
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """Derived numbers of a run; None where a number they follow from is unknown."""
+    """Derived numbers of a run; a number is None if it depends on an unknown number."""
 
     world: int
     """Data-parallel ranks."""
@@ -52,23 +52,23 @@ class Forecast:
     tokens_per_step: int | None
     """global_batch x sequence_length."""
     tokens: int | None
-    """Of the run."""
+    """Tokens of the run."""
     flops_per_token: float | None
-    """Of forward and backward, recompute not counted."""
+    """FLOPs of forward and backward, without recompute."""
     flops: float | None
-    """Of the run."""
+    """FLOPs of the run."""
     stages: tuple[StageBytes, ...]
     """Memory at each ZeRO stage."""
     checkpoint_bytes: int | None
-    """A complete checkpoint, all ranks together."""
+    """Bytes of a complete checkpoint, of all ranks together."""
     checkpoint_bytes_per_rank: int | None
-    """Share of a rank."""
+    """Bytes of a rank's share."""
     tokens_per_second: float | None
     """The assumed speed of all ranks together."""
     read_bytes_per_second: float | None
     """Rate of the store or cache at that speed, all ranks together, each row read once."""
     seconds: float | None
-    """Duration at that speed."""
+    """Duration of the run at that speed."""
     prefetch_bytes: int
     """Host memory of a rank for rows read ahead."""
     prefetch_steps: int | None
@@ -116,14 +116,14 @@ def forecast(
     """The derived numbers.
 
     Args:
-        config: the run's.
+        config: config of the run.
         world: data-parallel ranks.
-        batch: solved for them; None if there is no solution.
-        steps: of the whole run; None if unknown.
+        batch: batch shape for these ranks; None if there is no solution.
+        steps: steps of the whole run; None if unknown.
         vocab_size: rows of the embedding; None if unknown.
         token_bytes: width of a stored token.
         tokens_per_second: assumed speed of all ranks together.
-        mfu: or the assumed share of the device's peak, of `device`.
+        mfu: assumed share of the peak of `device`, in place of `tokens_per_second`.
         device: name of a device whose peak is known, such as H100.
     """
     length = config.data.sequence_length
@@ -134,7 +134,7 @@ def forecast(
         tokens_per_second = mfu * peak * world / flops
     tokens_per_step = batch.global_batch * length if batch else None
     tokens = tokens_per_step * steps if tokens_per_step and steps else None
-    # One token more than the model reads: the label of the last.
+    # One token more than the model reads: the label of the last token.
     row_bytes = (length + 1) * token_bytes
     ahead = None
     if batch:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from fmscale.checkpoint.catalog import load_manifest, newest
-from fmscale.checkpoint.format.layout import FileRange
+from fmscale.checkpoint.format.layout import Tensor
 from fmscale.checkpoint.format.manifest import CheckpointManifest
 from fmscale.checkpoint.format.names import run_log
 from fmscale.checkpoint.read.compatibility import differences, refuse_other_model
@@ -31,9 +31,9 @@ from fmscale.train.run_folder import check_folder, check_store
 from fmscale.train.schedule import learning_rate
 
 MANY_EPOCHS = 4
-"""Passes over a source up to which repeated tokens are worth new ones (Muennighoff et al. 2023, arXiv 2305.16264)."""
+"""Passes up to which repeated tokens teach as much as new tokens (Muennighoff et al. 2023, arXiv 2305.16264)."""
 STORE_SECONDS = 10.0
-"""Deadline of a request: a plan should answer, also where the store is out of reach."""
+"""Deadline of a store request: `fmscale plan` should answer even if the store is out of reach."""
 
 T = TypeVar("T")
 
@@ -43,15 +43,15 @@ class SourceFacts:
     """Facts of a source in the store."""
 
     dataset: str
-    """Its name."""
+    """Name of the dataset."""
     split: str
-    """Its split."""
+    """Name of the split."""
     tokens: int
     """Tokens of the split."""
     rows: int
     """Rows of the run's length."""
     share: float
-    """Part of the samples."""
+    """Part of the run's samples."""
     epochs: float | None
     """Passes of the run over it; None for a run of unknown length."""
 
@@ -69,7 +69,7 @@ class Preflight:
     problems: list[FmscaleError] = field(default_factory=list)
     """Errors that the run would end with."""
     warnings: list[str] = field(default_factory=list)
-    """Settings that would run and are hardly meant."""
+    """Settings that would run but are probably a mistake."""
     notes: list[str] = field(default_factory=list)
     """Checks that were not possible, and data that the run leaves unread."""
 
@@ -91,16 +91,16 @@ class _Checks:
             return None
 
     def add(self, error: FmscaleError) -> None:
-        """Keep a problem, unless it is there already, as of a dataset that is both source and evaluated."""
+        """Keep a problem unless it is already kept: a dataset may be both a source and an evaluation set."""
         if str(error) not in map(str, self.problems):
             self.problems.append(error)
 
     def ask(self, check: Callable[[], T]) -> T | None:
-        """As `run`, for checks that ask the store. A store that does not answer here may answer where the run will be:
-        that is a note, and it is not asked again.
+        """Run a check that asks the store. A store that does not answer here may answer on the run's machines, so the
+        failure becomes a note, and later checks do not ask the store.
         """
 
-        def asked() -> T | None:
+        def attempt() -> T | None:
             try:
                 return check()
             except (StoreUnavailable, AccessDenied) as error:
@@ -108,13 +108,13 @@ class _Checks:
                 self.notes.append(f"the store was not looked into any further: {error}")
                 return None
 
-        return self.run(asked) if self.reachable else None
+        return self.run(attempt) if self.reachable else None
 
 
 def check_run(
     config: Config, world: int, *, tokens_per_second: float | None = None, mfu: float | None = None, device: str = ""
 ) -> Preflight:
-    """Derive a run's numbers for `world` ranks and find what would fail. Only reads."""
+    """Derive a run's numbers for `world` ranks and find problems that would end it. Writes nothing."""
     checks = _Checks()
     batch = checks.run(lambda: derive_batch(config.batch, world, place=config.place("batch")))
     steps = checks.run(lambda: total_steps(config, batch.global_batch)) if batch else config.train.steps
@@ -198,7 +198,7 @@ def _warnings(config: Config, steps: int | None) -> list[str]:
 
 
 def _repeats(facts: list[SourceFacts], steps: int | None) -> list[str]:
-    """Warnings of sources that the run reads more often than is of use."""
+    """Warnings about sources that the run reads too often."""
     return [
         f"the run reads dataset {source.dataset} ({source.tokens:,} tokens) {source.epochs:.0f} times. Up to "
         f"{MANY_EPOCHS} times a token teaches as much as a new one, after some 16 next to nothing: it is learned by "
@@ -260,12 +260,12 @@ def _check_model(config: Config, manifest: CheckpointManifest, vocab_size: int, 
     """Raise ConfigError if the checkpoint is of another model. The model is built without memory."""
     with torch.device("meta"):
         model = build(config.model, vocab_size=vocab_size)
-    ranges = [
-        FileRange(name=name, state=state, dtype="float32", shape=tuple(p.shape), start=0, count=p.numel())
+    asked = [
+        Tensor(name, state, "float32", tuple(p.shape))
         for name, p in model.named_parameters()
         for state in ("weight", *MOMENTS)
     ]
-    refuse_other_model(manifest, [differences(manifest, ranges)], f"checkpoint {where}", partial=False)
+    refuse_other_model(manifest, [differences(manifest, asked)], f"checkpoint {where}", partial=False)
 
 
 def _facts(sources: list[Source], samples: int | None) -> list[SourceFacts]:

@@ -1,4 +1,4 @@
-"""A checkpoint by names, and in other people's formats, read back with their libraries."""
+"""A checkpoint by names, and in other libraries' formats, read back with those libraries."""
 
 import json
 from pathlib import Path
@@ -185,7 +185,7 @@ def test_the_command_line_says_what_is_wrong_with_an_address(saved: str) -> None
 
 @pytest.fixture
 def model_and_export(tmp_path: Path, in_thread: None) -> tuple[torch.nn.Module, Path]:
-    """A small model, saved with what the trainer puts into meta, and its Hugging Face export."""
+    """A small model, saved with the trainer's meta, and its Hugging Face export."""
     model = ModelConfig(num_layers=2, dim=32, num_heads=4, num_kv_heads=2, hidden_dim=48, max_seq_len=32)
     tokenizer = ByteTokenizer()
     ours = build(model, vocab_size=tokenizer.vocab_size)

@@ -1,4 +1,4 @@
-"""A checkpoint through zarr-python: the same elements, read when they are looked at, and checked."""
+"""A checkpoint through zarr-python: the same elements, read and checked on access."""
 
 from pathlib import Path
 from typing import Any

@@ -60,7 +60,7 @@ def test_checkpoints_of_every_version_are_restored(version: int, tmp_path: Path)
 
 
 def test_the_format_is_still_that_of_its_number(tmp_path: Path) -> None:
-    """A change of what is written needs another FORMAT_VERSION and a fixture: seals and files come out the same."""
+    """A change of the stored bytes needs another FORMAT_VERSION and a fixture: seals and files are the same."""
     store = stored(FORMAT_VERSION, tmp_path)
     now = tmp_path / "now"
     made.make(now)

@@ -1,4 +1,4 @@
-"""One file, written while its bytes become known: whole, checked, and nothing left where it fails."""
+"""A file, written as its bytes arrive: whole, checked, and without remains after a failure."""
 
 import mmap
 import os
@@ -17,7 +17,7 @@ from fmscale.checkpoint.format.layout import PAGE
 from fmscale.checkpoint.format.names import SUMS
 from fmscale.checkpoint.persist.file_writer import THREADS, store_stream
 from fmscale.checkpoint.persist.rank_part import store_part
-from fmscale.checkpoint.persist.stream import BLOCK_BYTES, Stream
+from fmscale.checkpoint.persist.stream import BLOCK_BYTES, Block, Stream
 from fmscale.checkpoint.snapshot.copy_progress import CopyProgress, SaveFailed
 from fmscale.checkpoint.snapshot.memory import SharedMemory
 from fmscale.errors import StoreFull
@@ -46,12 +46,12 @@ def paged(seed: int, size: int) -> np.ndarray:
 
 
 def stored(store: Backend, key: str, data: np.ndarray, spans: Spans, pool: Executor, **how: bool) -> np.ndarray | None:
-    """Store a header, for which the memory's first page is, and the spans."""
+    """Store a header, in the memory's first page, and the spans."""
 
-    def fill(stream: Stream) -> None:
+    def fill(stream: Stream) -> Iterator[Block]:
         for offset, size in spans:
-            stream.add(offset, size)
-        stream.close(HEADER)
+            yield from stream.add(offset, size)
+        yield from stream.close(HEADER)
 
     stream = Stream(data.data, 0, PAGE, PAGE + sum(size for _, size in spans))
     return store_stream(store, key, stream, fill, pool, **{"digests": True, "exact": True, **how})
@@ -146,7 +146,7 @@ def test_a_failed_write_leaves_nothing(
 def test_what_is_copied_is_written_while_the_rest_is_still_being_copied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pool: Executor
 ) -> None:
-    """The copy goes on only when its first half is on its way to the disk."""
+    """The copy continues only after the write of its first half has begun."""
     written = threading.Event()
     real = os.pwrite
 
@@ -164,11 +164,11 @@ def test_what_is_copied_is_written_while_the_rest_is_still_being_copied(
             copied.advance(len(data))
         copied.fail("nothing was written")
 
-    def fill(stream: Stream) -> None:
+    def fill(stream: Stream) -> Iterator[Block]:
         for start in range(PAGE, len(data), PAGE):
             copied.wait(start + PAGE)
-            stream.add(start, PAGE)
-        stream.close(HEADER)
+            yield from stream.add(start, PAGE)
+        yield from stream.close(HEADER)
 
     threading.Thread(target=copy).start()
     store = open_store(str(tmp_path / "store"))
@@ -196,7 +196,7 @@ def test_a_copy_that_comes_to_no_end_leaves_nothing(tmp_path: Path, pool: Execut
 def test_a_part_is_durable_with_three_syncs_and_its_seal_takes_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pool: Executor
 ) -> None:
-    """Data, checksums, and the folder that has both their names; each costs up to milliseconds on busy cores."""
+    """Syncs of data, checksums, and their folder; each costs up to milliseconds on busy cores."""
     url = str(tmp_path / "store")
     memory = SharedMemory(1 << 17)
     lease = take_lease(url)

@@ -1,4 +1,4 @@
-"""Files as they are written: plain safetensors, aligned, checked, whole; and memory that stays bounded."""
+"""Stored files: plain safetensors, aligned, checked, whole; and bounded memory."""
 
 import resource
 from pathlib import Path
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from fmscale.checkpoint.format.layout import PAGE, FileRange, header, plan_layout
+from fmscale.checkpoint.format.layout import PAGE, FileRange, Tensor, header, plan_layout
 from fmscale.checkpoint.format.manifest import decode, encode, merge
 from fmscale.checkpoint.format.piece import DTYPES
 from fmscale.checkpoint.format.seal import Seal, StoredFile, StoredPiece, decode_seal, encode_seal
@@ -47,12 +47,14 @@ def test_files_open_with_safetensors_and_hold_the_pieces(tmp_path: Path, in_thre
 )
 def test_a_layout_has_every_piece_aligned_and_none_twice(parts: list[tuple[str, int]], file_bytes: int) -> None:
     ranges = [
-        FileRange(name=f"t{i}", state="weight", dtype=dtype, shape=(count,), start=0, count=count)
+        FileRange(tensor=Tensor(f"t{i}", "weight", dtype, (count,)), start=0, count=count)
         for i, (dtype, count) in enumerate(parts)
     ]
     layout = plan_layout(ranges, file_bytes)
     assert sorted(layout.order) == list(range(len(ranges)))
     assert [layout.ranges[place] for place in range(len(ranges))] == [ranges[i] for i in layout.order]
+    again = plan_layout(layout.ranges, file_bytes)  # as in the persist process
+    assert (again.ranges, again.offsets, again.files) == (layout.ranges, layout.offsets, layout.files)
     covered = 0
     for file in layout.files:
         assert file.begin % PAGE == file.header_bytes % PAGE == 0
@@ -61,7 +63,7 @@ def test_a_layout_has_every_piece_aligned_and_none_twice(parts: list[tuple[str, 
         for place in range(file.first, file.stop):
             one = layout.ranges[place]
             assert layout.offsets[place] == at
-            assert at % DTYPES[one.dtype][1] == 0
+            assert at % one.tensor.item_bytes == 0
             at += one.nbytes
         covered += file.stop - file.first
         assert at <= layout.memory_bytes
@@ -72,7 +74,7 @@ def test_a_layout_has_every_piece_aligned_and_none_twice(parts: list[tuple[str, 
 def sealed(rank: int, pieces: list[tuple[str, int, int]], shape: tuple[int, ...] = (10,)) -> Seal:
     placed = tuple(
         StoredPiece(
-            range=FileRange(name=name, state="weight", dtype="float32", shape=shape, start=start, count=count),
+            range=FileRange(tensor=Tensor(name, "weight", "float32", shape), start=start, count=count),
             file=0,
             offset=4096 + 4 * start,
             digest="",
@@ -128,8 +130,8 @@ def test_later_versions_are_refused_by_name(version: object) -> None:
 
 
 def test_memory_stays_bounded_by_the_snapshot(tmp_path: Path) -> None:
-    """A save of 64 MiB takes its snapshot and no more in the trainer, and less than half of it besides in the
-    persist process, also where all that is written must be gathered.
+    """A save of 64 MiB takes only its snapshot in the trainer, and less than half of it more in the persist process,
+    also when all written bytes must be gathered.
     """
     import psutil
 
@@ -138,13 +140,13 @@ def test_memory_stays_bounded_by_the_snapshot(tmp_path: Path) -> None:
     url = str(tmp_path / "store")
     with Fleet(url, tensors=tensors, ranks=1, seed=None, config=CheckpointConfig(keep_last=1)) as fleet:
         writer = psutil.Process(process_of(fleet.savers[0]).pid)
-        advance(fleet.pieces[0], 0)  # what the test itself takes
+        advance(fleet.pieces[0], 0)  # memory of the test itself
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for step in range(1, 5):
             fleet.saved(step, changed=lambda piece: piece.name != "w3")
             assert writer.memory_full_info().uss < 150 << 20
         assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 1.5 * size
-        # Its peak, of which the shared snapshot and the libraries are a part.
+        # Its peak, with the shared snapshot and the libraries.
         status = Path(f"/proc/{writer.pid}/status").read_text()
         peak = int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) * 1024
         assert peak < size + (190 << 20)

@@ -1,4 +1,4 @@
-"""A store that runs full while a checkpoint is written."""
+"""A store that becomes full during a checkpoint's write."""
 
 import os
 import threading

@@ -23,7 +23,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 
 
 class Trainer:
-    """A trainer process, and what it has said."""
+    """A trainer process, and its messages."""
 
     def __init__(self, function: Callable[..., None], *args: Any) -> None:
         # As in helpers.ranks: a process forked from one that has torch starts at once.
@@ -36,7 +36,7 @@ class Trainer:
         self.pids: list[int] = []
 
     def listen(self, seconds: float = 60.0, *, until: str = "") -> None:
-        """Take in what it says for some seconds, or until it has said `until`."""
+        """Read its messages for some seconds, or until the message `until`."""
         end = time.monotonic() + seconds
         while (rest := end - time.monotonic()) > 0:
             if self._pipe.poll(min(rest, 0.2)) and until in self._take():
@@ -44,7 +44,7 @@ class Trainer:
         assert not until, f"it never said {until}"
 
     def kill(self) -> None:
-        """kill -9, and what it had said."""
+        """kill -9, and its messages until then."""
         self.process.kill()
         self.process.join()
         with suppress(EOFError):
@@ -96,7 +96,7 @@ def test_forty_killed_trainers_lose_nothing_acknowledged(tmp_path: Path) -> None
 
 
 def kill_writers(url: str, kills: int, seed: int) -> None:
-    """Kill one rank's persist process at a random time during each save; the save is made good every time."""
+    """Kill one rank's persist process at a random time during each save; every save still succeeds."""
     chance = random.Random(seed)
     tensors = {key: value for key, value in STATE.items() if not frozen(key[0])}
     config = CheckpointConfig(keep_last=2, grace_seconds=0.0, retries=3)
@@ -106,7 +106,7 @@ def kill_writers(url: str, kills: int, seed: int) -> None:
             fleet.save(step)
             time.sleep(chance.uniform(0.0, 0.08))
             victim = fleet.savers[chance.randrange(2)]
-            with suppress(ProcessLookupError):  # the one killed before is not replaced yet
+            with suppress(ProcessLookupError):  # the process killed before has no successor yet
                 os.kill(process_of(victim).pid, signal.SIGKILL)
             reports = fleet.settle()
             assert [mine[-1].state for mine in reports] == ["acknowledged", "acknowledged"], reports

@@ -1,4 +1,4 @@
-"""Persist processes whose trainer is gone: they finish what can be finished, and end soon where nothing can."""
+"""Persist processes without a trainer: they finish possible saves, and end soon otherwise."""
 
 import signal
 import time
@@ -52,7 +52,7 @@ def test_one_that_is_left_alone_gives_up_a_rank_that_is_silent(
 def test_one_that_is_left_alone_waits_for_a_rank_that_is_at_work(
     tmp_path: Path, in_thread: None, hasty: None, monkeypatch: pytest.MonkeyPatch, slow: int
 ) -> None:
-    """Twice as long as for a silent one, which takes longer than the pauses of a busy disk."""
+    """Twice as long as for a silent rank, which takes longer than the pauses of a busy disk."""
     monkeypatch.setattr(heartbeat, "SILENT_SECONDS", 2.0)
     url = str(tmp_path / "store")
     real = store_part

@@ -1,4 +1,4 @@
-"""Checkpoints that stay: the last k, every n-th, the last verified, the pinned, and those that these refer to."""
+"""Checkpoints that stay: the last k, every n-th, the last verified, the pinned, and their references."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -55,7 +55,7 @@ def steps_of(url: str) -> list[int]:
 
 
 def folders(url: str) -> list[int]:
-    """Steps of which there are data files."""
+    """Steps with data files."""
     keys = [info.key for info in open_store(url).list_objects(f"runs/{RUN}/checkpoints")]
     return sorted({int(key.split("/")[3].split("-")[0]) for key in keys if key.endswith("safetensors")})
 
@@ -138,7 +138,7 @@ def test_a_failed_clean_up_fails_no_save(tmp_path: Path, in_thread: None, monkey
 
 
 def test_a_retired_folder_is_looked_at_once(tmp_path: Path, in_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And not again at every later save."""
+    """Deletion does not repeat at every later save."""
     swept: list[str] = []
     monkeypatch.setattr(retention, "_sweep", lambda _, folders: swept.extend(folders))
     config = CheckpointConfig(keep_last=1, grace_seconds=0.0, incremental=False)

@@ -24,7 +24,7 @@ from tests.helpers.faulty_backend import Fault, FaultyBackend
 def test_a_death_at_any_request_is_made_good_by_the_next_process(
     faulty: tuple[str, list[FaultyBackend]], when: Fault
 ) -> None:
-    """Each request of a save that also retires and deletes another is the last one of its process, in turn."""
+    """Each request of a save that also retires and deletes another save is in turn the last request of its process."""
     memory = SharedMemory(1 << 17)
     calls, number, crashes = 1, 0, 0
     while number < calls:
@@ -40,7 +40,7 @@ def test_a_death_at_any_request_is_made_good_by_the_next_process(
             again = one_save(url, lease, 2, memory, 1, "sealed" in events)
             said = work(url, lease, again, memory, open_store(url))
             crashes += 1
-        # A request that finds nothing raises before it can be the last one.
+        # A request that finds nothing raises before it can be the last request.
         calls = max(calls, len(dying.calls) + dying.crashed)
         number += 1
         assert [one["event"] for one in said][-2:] == ["committed", "done"]
@@ -50,7 +50,7 @@ def test_a_death_at_any_request_is_made_good_by_the_next_process(
 
 
 def test_two_processes_of_rank_0_commit_a_save_once(memory_store: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The append of one that is gone lands between the other's look at the log and its own append."""
+    """The append of a dead process lands between another process's read of the log and its own append."""
     url, lease = memory_store.url, take_lease(memory_store.url)
     job = one_save(url, lease, 1, SharedMemory(1 << 17), 0, False)
     seal = Seal(step=1, folder=job.folder, rank=0, world_size=1, files=(), pieces=(), bytes=0, referenced=0)

@@ -1,4 +1,4 @@
-"""Whatever happens to a stored checkpoint is seen by a restore, which takes the one before, and by `verify`."""
+"""A restore detects any damage of a stored checkpoint and takes the previous checkpoint; `verify` detects it too."""
 
 import random
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @pytest.fixture
 def store(saved: dict[str, bytes], memory_store: Backend) -> Backend:
-    """A fresh copy of them in memory."""
+    """A fresh copy of these objects in memory."""
     for key, data in saved.items():
         memory_store.put(key, data)
     return memory_store
@@ -43,7 +43,7 @@ def problems(store: Backend, step: int) -> list[str]:
 
 
 def assert_seen(store: Backend, key: str) -> None:
-    """A restore passes step 3 over, step 2 comes out exact, and `verify` names the object."""
+    """A restore skips step 3, restores step 2 exactly, and `verify` names the object."""
     for ranks in (1, 2):
         for one in assert_restores(store.url, 2, ranks=ranks, tensors=STATE):
             assert [(passed.step, bool(passed.reason)) for passed in one.passed_over] == [(3, True)]
@@ -145,7 +145,7 @@ def test_changed_metadata(store: Backend, change: Change, ending: str) -> None:
 
 
 def test_checksums_and_file_swapped_together_are_still_seen(store: Backend) -> None:
-    """A file and its checksums of the step before agree with each other, and not with the manifest."""
+    """A file and its checksums of the previous step agree with each other, but not with the manifest."""
     key = objects(store, 3, "rank-00000-000.safetensors")[0]
     stale(store, key)
     stale(store, key + ".crc32c")

@@ -1,4 +1,4 @@
-"""Restoring anywhere: any number of ranks, only the bytes that are needed, only what is valid, only the same model."""
+"""Restores at any number of ranks: only of needed bytes, only of valid checkpoints, only of the same model."""
 
 import dataclasses
 from pathlib import Path
@@ -37,7 +37,7 @@ BIG: Tensors = {(f"layers.{i}.w", state): ("float32", (700, 1000)) for i in rang
 
 
 def test_four_ranks_to_two_to_three_to_one(tmp_path: Path, in_thread: None) -> None:
-    """Each restores what the one before saved, bit for bit, and saves it again."""
+    """Each size restores the previous size's save, bit for bit, and saves it again."""
     url = str(tmp_path / "store")
     step = 1
     with Fleet(url, ranks=4, seed=None) as fleet:
@@ -85,7 +85,7 @@ def test_a_rank_reads_little_more_than_it_needs(tmp_path: Path, in_thread: None)
     for ranks in (2, 3, 1):
         for one in assert_restores(url, 1, ranks=ranks, tensors=BIG, seed=None):
             assert one.bytes_needed == pytest.approx(total / ranks, rel=0.05)
-            # Where a range ends within a chunk of 64 KiB the rest of the chunk is read to check it.
+            # For a range that ends within a chunk of 64 KiB the whole chunk is read and checked.
             assert one.bytes_read <= 1.05 * one.bytes_needed + 24 * 65536
     big_enough = 64 * 1024 * 1024
     assert (12 * 65536) / big_enough < 0.05, "with 64 MB a rank and more it is below 1.05"
@@ -260,7 +260,7 @@ def test_addresses() -> None:
 
 
 def test_a_restore_that_read_every_byte_says_so(tmp_path: Path, in_thread: None) -> None:
-    """The ranks of the restore only together; not where a part is left out, or checksums were not taken."""
+    """Only all ranks together verify; a restore with an omitted part or without checksums does not verify."""
     url = str(tmp_path / "store")
     with Fleet(url, ranks=3) as fleet:
         fleet.saved(1)

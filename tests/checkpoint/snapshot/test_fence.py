@@ -1,4 +1,4 @@
-"""A snapshot is of one moment: the optimizer may not write before it is copied, and training waits only there."""
+"""A snapshot has the state of one moment: the optimizer waits for the copy, and training waits only there."""
 
 import threading
 import time
@@ -19,7 +19,7 @@ TENSORS: Tensors = {(f"w{i}", state): ("float32", (64,)) for i in range(4) for s
 
 
 class SlowCopy:
-    """Copies stop half-way until told to go on, so that an optimizer that does not wait overtakes them."""
+    """Copies stop half-way until released, so that an optimizer without a wait overtakes them."""
 
     def __init__(self) -> None:
         self.half = threading.Event()
@@ -62,7 +62,7 @@ def train_two_steps(url: str, slow_copy: SlowCopy, *, fenced: bool) -> list[Piec
 
 
 def torn(url: str) -> list[str]:
-    """Pieces of the saved step 1 that are not of step 1."""
+    """Pieces of the saved step 1 with values of another step."""
     [restored], [pieces] = restore_in(url, 1, tensors=TENSORS, seed=None)
     assert restored is not None
     return wrong(pieces, 1)

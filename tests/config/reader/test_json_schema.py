@@ -1,4 +1,4 @@
-"""The JSON Schema for editors takes what `load_config` takes, and refuses what it refuses."""
+"""The JSON Schema for editors accepts and refuses the same configs as `load_config`."""
 
 import json
 import re

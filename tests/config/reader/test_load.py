@@ -1,4 +1,4 @@
-"""Configs as users write them: what is read, and that a mistake is shown with file, line and a way out."""
+"""Users' configs: values that are read, and mistakes shown with file, line and remedy."""
 
 import ast
 import re
@@ -142,6 +142,7 @@ def test_overrides_are_typed_by_the_field(write: Write) -> None:
     ("override", "cause", "remedy"),
     [
         ("data.sede=7", "override 'data.sede=7': unknown key in data", "Did you mean seed?"),
+        ("data.seed=# 7", "override 'data.seed=# 7': data.seed must be an integer, not a mapping", "Give an integer."),
         ("data.seed=x", "override 'data.seed=x': data.seed must be an integer", "Give an integer."),
         (
             "data.seed=",

@@ -1,4 +1,4 @@
-"""docs/config.md is what the docstrings say."""
+"""docs/config.md equals the docstrings."""
 
 from pathlib import Path
 

@@ -19,11 +19,11 @@ from fmscale.store.keys import TEMPORARY_PREFIX
 from fmscale.store.segments.tokens import open_segment, read_document_table, read_tokens
 
 MOMENT = 1_700_000_000
-"""Time of change of every file: two copies of a corpus are the same inputs."""
+"""Modification time of every file: two copies of a corpus are the same inputs."""
 
 
 def put(path: Path, data: bytes | str) -> Path:
-    """Write a file with a fixed time of change."""
+    """Write a file with a fixed modification time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data.encode() if isinstance(data, str) else data)
     os.utime(path, (MOMENT, MOMENT))
@@ -82,7 +82,7 @@ def mixed(folder: Path, count: int = 40) -> Path:
 
 
 def contents(store: Path) -> dict[str, str]:
-    """Digest of every object of a local store but the log, whose entries have times and uuids."""
+    """Digest of every object of a local store except the log, whose entries have times and uuids."""
     files = [path for path in store.rglob("*") if path.is_file() and TEMPORARY_PREFIX not in path.name]
     kept = [path for path in files if "/log/" not in str(path) and path.name != "fmscale.json"]
     return {str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest() for path in kept}
@@ -111,7 +111,7 @@ def documents(backend: Backend, dataset: str, split: str) -> list[tuple[str, int
 
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
-    """The condition's value once it is true. Raises AssertionError if that takes too long."""
+    """The condition's first true value. Raises AssertionError if that takes too long."""
     end = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < end, f"{what} did not happen within {seconds} s"

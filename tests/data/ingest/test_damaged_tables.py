@@ -1,4 +1,6 @@
-"""Tables with changed bytes: each document is right or skipped, and a file that kills its reader costs itself."""
+"""Tables with changed bytes: each document is right or skipped, and a file that kills its reader loses only its own
+documents.
+"""
 
 import io
 import os
@@ -25,11 +27,11 @@ from fmscale.errors import RankError
 from tests.data.ingest.corpora import arrow, parquet, put, sentences, wait_for
 
 TEXTS = [f"row {i:x}" for i in range(60)]
-"""ASCII, below 128 bytes a batch of 15: a byte of 128 or more is seen at any place."""
+"""ASCII, below 128 bytes a batch of 15: a byte of 128 or more is detected at any place."""
 
 
 def table(kind: str) -> bytes:
-    """A file of that kind, of four batches."""
+    """A table file of a format, with four batches."""
     columns: dict[str, Any] = {
         "dictionary": pa.array(TEXTS).dictionary_encode(),
         "view": pa.array(TEXTS, pa.string_view()),
@@ -147,7 +149,7 @@ def test_a_job_goes_on_without_the_file_that_ended_its_reader(tmp_path: Path) ->
     killed: list[psutil.Process] = []
 
     def kill_one(phase: str, done: int, total: int) -> None:
-        """At the first sign of life behind a batch of the long table."""
+        """Act at the first sign of life after a batch of the long table."""
         if phase == "writing" and not killed and readers():
             killed.append(reader())
             killed[0].send_signal(signal.SIGSEGV)
@@ -192,7 +194,7 @@ def table_bytes(kind: str) -> bytearray:
 
 
 def found_in(data: bytes, format: str, of: int = 1) -> tuple[list[str], list[str]]:
-    """Texts, and the reasons of what is missing."""
+    """Texts, and the reasons for missing documents."""
     pieces = [FilePart(source="a", format=format, field="text", index=i, of=of) for i in range(of)]
     found = [one for piece in pieces for one in read(io.BytesIO(data), piece)]
     texts = [one.text for one in found if isinstance(one, RawDocument)]
@@ -221,7 +223,7 @@ def test_rows_that_a_damaged_table_leaves_out_are_not_lost_in_silence() -> None:
 
 
 def first_block(file: bytearray) -> int:
-    """Place of the first batch's entry in the footer, behind the number of entries."""
+    """Place of the first batch's entry in the footer, after the number of entries."""
     blocks = arrow_footer._blocks(io.BytesIO(file))[1]
     return file.rindex(b"".join(arrow_footer.BLOCK.pack(*block) for block in blocks))
 

@@ -1,4 +1,4 @@
-"""Ingest without a place to write: real file systems that are full or read-only, and a bucket without rights."""
+"""Ingest without a writable place: real file systems that are full or read-only, and a bucket without rights."""
 
 import subprocess
 import time
@@ -134,7 +134,7 @@ def test_refusals_lost_answers_and_resets_of_a_store_cost_time_only(s3: S3Server
 def test_a_store_that_stops_answering_is_given_up_in_time_and_the_job_goes_on(
     s3: S3Server, s3_url: str, tmp_path: Path
 ) -> None:
-    """With the default deadline of a minute."""
+    """The deadline is the default minute."""
     inputs = corpus(tmp_path / "in", 1500)
     with FaultProxy(s3.host, s3.port) as proxy:
         behind = {**job(inputs, tmp_path), "store": s3_url.replace(s3.endpoint, proxy.endpoint)}

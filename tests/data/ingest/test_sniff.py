@@ -1,4 +1,4 @@
-"""Formats by first bytes: names that do not tell, JSON arrays, folders of `save_to_disk`; guesses are reported."""
+"""Formats by first bytes: unknown extensions, JSON arrays, folders of `save_to_disk`; guesses are reported."""
 
 import gzip
 import io

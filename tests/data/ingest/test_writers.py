@@ -1,7 +1,9 @@
-"""Any number of writers make the same dataset, and a kill anywhere costs no more than a second run."""
+"""Any number of writers make the same dataset, and a second run completes a killed job."""
 
 import json
+import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -162,7 +164,7 @@ def test_a_writer_that_is_killed_is_named_and_the_job_goes_on(corpus: Path, alon
     killed: list[psutil.Process] = []
 
     def kill_one(phase: str, done: int, total: int) -> None:
-        """Once there is a unit that is done."""
+        """Act after the first finished unit."""
         if not killed and list((tmp_path / "store/datasets/d/jobs").glob("*/*.json")):
             killed.extend(writers())
             killed[0].kill()
@@ -175,6 +177,24 @@ def test_a_writer_that_is_killed_is_named_and_the_job_goes_on(corpus: Path, alon
     assert result.resumed >= 1
     assert said(result) == said(alone[0])
     assert contents(tmp_path / "store") == alone[1]
+
+
+def test_a_writer_that_cannot_start_leaves_no_other_behind(corpus: Path, tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def few_files(phase: str, done: int, total: int) -> None:
+        """Room for the pipes of two writers."""
+        if phase == "writing" and not done:
+            free = os.dup(0)
+            os.close(free)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free + 8, limits[1]))
+
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            ingest(**options(corpus, tmp_path / "store", workers=12), progress=few_files)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert not writers()
 
 
 def sweep(tmp_path: Path, step: int) -> None:
@@ -212,7 +232,7 @@ def test_killed_at_a_write(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_before_every_write(tmp_path: Path) -> None:
-    """A store before a write is the store behind the write that came last."""
+    """The store before a write equals the store after the previous write."""
     sweep(tmp_path, 2)
 
 

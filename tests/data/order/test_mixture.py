@@ -24,7 +24,7 @@ def test_error_at_any_prefix(weights: tuple[int, ...], start: int) -> None:
     for s, weight in enumerate(weights):
         mine = source == s
         assert np.array_equal(number[mine], before[s] + np.arange(mine.sum()))
-        # ⌊start · weight⌋ in exact integers, so that the error is seen at any distance.
+        # ⌊start · weight⌋ in exact integers, so that errors show at any distance.
         whole, part = divmod(start * weight, WEIGHT_ONE)
         due = (part + np.arange(1, count + 1) * weight) / WEIGHT_ONE
         assert np.abs(before[s] - whole + np.cumsum(mine) - due).max() <= 1.7

@@ -32,7 +32,7 @@ def samples_of(batches: BatchSchedule, step: int, k: int) -> Samples:
 
 
 def rank_slots(samples: Samples, share: Share, forwards: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indexes of the samples that a rank takes of a step, [forwards, width], and which of them are real."""
+    """Indexes of the samples that a rank takes of a step, [forwards, width], and a mask of the real samples."""
     order = sorted(range(len(samples.k)), key=lambda i: (samples.lane[i], samples.source[i], samples.k[i]))
     first, stop = (rank * len(order) // share.dp_size for rank in (share.dp_rank, share.dp_rank + 1))
     slots = np.zeros(forwards * width, dtype=np.intp)

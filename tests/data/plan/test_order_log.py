@@ -1,4 +1,4 @@
-"""The order log: what was recorded, replayed, gives the same samples, whoever reads it and when."""
+"""The order log: a replay of its entries gives the same samples to any reader at any time."""
 
 import numpy as np
 import pytest
@@ -96,12 +96,12 @@ def test_two_who_begin_or_change_a_run_at_once(memory_store: Backend) -> None:
 
 
 def test_quarantines_of_two_ranks_at_once(memory_store: Backend) -> None:
-    """Both are recorded; the second one's substitutes are judged by the first one's rows, too."""
+    """Both entries are recorded; substitutes of the second also avoid rows of the first."""
     OrderLog(run_log(memory_store)).start([source("a")])
     one, two = OrderLog(run_log(memory_store)), OrderLog(run_log(memory_store))
     plain = one.plan
     row = int(plain.samples(K).row[50])
-    following = int(plain.orders[0].rows(np.array([row], dtype=np.uint64))[0][0])
+    (following,) = plain.samples(np.array([row], dtype=np.uint64)).row.tolist()
     first = one.quarantine(source=0, rows=(following, following + 1), from_k=900)
     second = two.quarantine(source=0, rows=(row, row + 1), from_k=900, samples=[50])
     assert len(second.bans) == 2
@@ -136,7 +136,7 @@ def test_entries_of_a_newer_fmscale(memory_store: Backend) -> None:
     log = OrderLog(run_log(memory_store))
     log.start([source("a")])
     log.log.append("ban", {"format_version": 2})
-    with pytest.raises(FormatError, match="newer"):
+    with pytest.raises(FormatError, match=r"log entry 1.*format_version"):
         log.refresh()
 
 
@@ -153,7 +153,7 @@ def test_a_view_that_was_changed_in_the_log(memory_store: Backend) -> None:
 
 
 def test_a_ban_of_documents(memory_store: Backend) -> None:
-    """No row with a token of them is delivered any more, from no source that reads the dataset."""
+    """No source of the dataset delivers a row with a token of these documents any more."""
     docs = [documents([40, 3, 100, 30, 60], seed=seed) for seed in (1, 2)]
     write_commit(memory_store, "corpus", {"train": docs})
     dataset = open_dataset(memory_store, "corpus")

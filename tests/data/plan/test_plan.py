@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmscale.data.order.mixture import integer_weights
+from fmscale.data.order.order import Orders
 from fmscale.data.plan.bans import Ban
 from fmscale.data.plan.plan import NEVER, Plan, Samples, Source, Stage
 from fmscale.errors import ConfigError, DataError
@@ -33,8 +34,14 @@ def ks(first: int, stop: int) -> np.ndarray:
 
 
 def unequal(one: Samples, other: Samples) -> np.ndarray:
-    """Samples in which the two differ in anything."""
+    """Samples in which the two plans differ."""
     return np.asarray(np.any([np.asarray(a) != np.asarray(b) for a, b in zip(one, other, strict=True)], axis=0))
+
+
+def following(plan: Plan, position: int) -> int:
+    """Row of the first source at a position, where no ban holds."""
+    row, _, _ = Orders(plan.orders).rows(np.array([0]), np.array([position], dtype=np.uint64))
+    return int(row[0])
 
 
 THREE = [stage(0, a=5, b=1), stage(700, a=2, c=3, b=1), stage(1500, c=1, d=1), stage(2000, a=1, d=9)]
@@ -111,7 +118,7 @@ def test_next_use_in_samples() -> None:
     number = np.arange(units.n, dtype=np.uint64)
     use = plan.next_use(0, number, 333).astype(int)
     assert (use >= 333).all()
-    # Rows in the place of a hole may come before their unit's window does: at most 3 a commit and L = 16.
+    # Rows in the place of a hole may come before their unit's window: at most 3 a commit and L = 16.
     early = 0
     for u in number.tolist():
         reads = samples.k[(samples.source == 0) & (unit == u) & (samples.k >= 333)]
@@ -166,11 +173,11 @@ def test_a_ban_moves_nothing_else() -> None:
         assert np.array_equal(getattr(before, name), getattr(after, name)), f"{name} must stay"
     a = after.row[(after.source == 0) & (after.k >= 900)]
     assert not (((a >= 10) & (a < 60)) | (a == 200)).any()
-    # The substitute is the row that the walk leads to: sigma of the banned row, again and again.
+    # The substitute is the end of the walk: sigma of the banned row, repeated.
     for k in np.flatnonzero(unequal(before, after))[:20].tolist():
         row, epoch = int(before.row[k]), int(before.epoch[k])
         while 10 <= row < 60 or row == 200:
-            row = int(base.orders[0].rows(np.array([epoch * 377 + row], dtype=np.uint64))[0][0])
+            row = following(base, epoch * 377 + row)
         assert after.row[k] == row
 
 
@@ -191,19 +198,17 @@ def test_substitutes_are_judged_by_the_entries_up_to_their_own() -> None:
     k = 50
     row = int(before.row[k])
 
-    def after(r: int) -> int:
-        return int(base.orders[0].rows(np.array([r], dtype=np.uint64))[0][0])
-
-    first, second = after(row), after(after(row))
+    first = following(base, row)
+    second = following(base, first)
     own = Ban(source=0, rows=((row, row + 1),), from_k=300, samples=(k,))
     also_first = Ban(source=0, rows=((first, first + 1),), from_k=300)
     at_k = np.array([k], dtype=np.uint64)
     assert base.with_ban(own).samples(at_k).row[0] == first
-    # Delivered already when the other entry came: stays as it was.
+    # A sample delivered before the other entry does not change.
     assert base.with_ban(own).with_ban(also_first).samples(at_k).row[0] == first
-    # The other entry was there before, though it holds only from later on: its row cannot be read.
+    # The other entry came first, though it takes effect later: its row cannot be read.
     assert base.with_ban(also_first).with_ban(own).samples(at_k).row[0] == second
-    # An entry that names the sample, too, changes it.
+    # An entry that also names the sample changes it.
     named = Ban(source=0, rows=((first, first + 1),), from_k=300, samples=(k,))
     assert base.with_ban(own).with_ban(named).samples(at_k).row[0] == second
 
@@ -214,7 +219,7 @@ def test_substitutes_are_judged_by_the_entries_up_to_their_own() -> None:
     st.lists(st.tuples(st.integers(0, 30), st.integers(1, 6), st.integers(0, 60)), min_size=1, max_size=5),
 )
 def test_bans_end_on_an_allowed_row_of_the_smallest_views(rows: list[int], ranges: list[tuple[int, int, int]]) -> None:
-    """Also where sigma runs in a circle of banned rows, which is common in views of a few rows."""
+    """The walk also ends in a circle of banned rows, which is common in views of a few rows."""
     total = sum(rows)
     bans = [
         Ban(source=0, rows=((first % total, min(first % total + width, total)),), from_k=from_k)
@@ -268,7 +273,7 @@ def test_occurrences_of_a_row() -> None:
 
 @pytest.mark.parametrize("sources", [1, 6])
 def test_opening_and_seeking_hold_nothing_that_grows(sources: int) -> None:
-    """Memory of a plan and of samples far out: equal at 10^6 and 10^12 rows (W3.plan: 5 MB)."""
+    """Memory of a plan and of distant samples: equal at 10^6 and 10^12 rows (W3.plan: 5 MB)."""
     used = {}
     for rows in (10**6, 10**12):
         views = [synthetic_view((rows + i, 77), name=str(i)) for i in range(sources)]

@@ -1,4 +1,4 @@
-"""The audit proves what was received, and sees every way in which it could be wrong."""
+"""The audit proves the received rows, and detects every kind of error in them."""
 
 import dataclasses
 import itertools
@@ -80,7 +80,7 @@ def test_what_is_delivered_again_after_a_resume_counts_once(store: Backend, corp
     assert (report.redelivered, report.changed_samples) == (95, 1)
     assert "1 samples that came again as something else after a resume, first k=[104]" in report.problems
 
-    # Two ranks of one job that were both given a sample: no resume explains that.
+    # Two ranks of one job received the same sample: no resume explains that.
     same_job = tmp_path / "000001-rank00001.arrow"
     rewritten(paths, same_job, lambda rows: rows[104:])
     report = audit([same_job, killed], [source_of(store)])
@@ -187,3 +187,14 @@ def test_a_cut_record_counts_up_to_its_last_batch_and_foreign_documents_are_refu
         audit([path], [other])
     with pytest.raises(DataError, match="no such delivery record"):
         read_records([tmp_path / "none.arrow"])
+
+
+def test_a_record_on_a_disk_that_fails_is_not_taken_for_a_record_that_was_cut(tmp_path: Path) -> None:
+    path = tmp_path / "1-rank0.arrow"
+    path.symlink_to("/proc/self/mem")  # whose first page is unmapped: EIO
+    with pytest.raises(OSError, match="Input/output error"):
+        read_records([path])
+    path.unlink()
+    path.write_bytes(b"")
+    with pytest.raises(DataError, match="no delivered rows"):
+        read_records([path])

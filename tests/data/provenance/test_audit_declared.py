@@ -1,4 +1,4 @@
-"""The audit of runs with several stages, masks and bans: what the run declared is no fault, anything else is."""
+"""The audit of runs with several stages, masks and bans: declared changes are no faults, all others are faults."""
 
 import json
 from pathlib import Path
@@ -49,7 +49,7 @@ def test_each_stage_has_its_own_weights(store: Backend, corpus: Corpus, tmp_path
     assert (code, report["problems"]) == (0, [])
     assert report["mixture_error"] < 4
 
-    # The same samples judged as those of a run that was told the first weights all along.
+    # The same samples, audited as those of a run with only the first weights.
     sources = make_sources(store, first, sequence_length=T, seed=3)
     OrderLog(Log(store, "runs/flat", RUN_KINDS)).start(sources)
     code, report = audited(store, path, "flat")

@@ -1,4 +1,4 @@
-"""Hashes of the plan's samples and of received samples are equal, though neither reads the other's way."""
+"""Hashes of the plan's samples and of received samples are equal, though computed by separate code."""
 
 from pathlib import Path
 

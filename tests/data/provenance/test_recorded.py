@@ -1,4 +1,4 @@
-"""A run that goes on is refused other data than it was begun with, by key, with the old and the new value."""
+"""A run that resumes with other data is refused, by key, with the old and the new value."""
 
 from typing import Any
 

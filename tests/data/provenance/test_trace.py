@@ -32,7 +32,7 @@ BATCHES = BatchSchedule([(0, BATCH)])
 
 @dataclass(frozen=True)
 class Delivered:
-    """One sample as it was received."""
+    """One received sample."""
 
     k: int
     step: int
@@ -177,7 +177,7 @@ def test_after_a_quarantine(store: Backend, corpus: Corpus) -> None:
     assert lost
     assert not any(lost & set(one.documents) for one in delivered.values())
     check_steps(store, {k: delivered[k] for k in range(20 * BATCH)}, by_id(corpus), ["corpus"])
-    # Damaged are tokens: the document tables still name what was in them.
+    # Only tokens are damaged: the document tables still name their documents.
     assert all(not traced for traced in check_documents(store, delivered, by_id(corpus), sorted(lost)[:3]))
     check_documents(store, delivered, by_id(corpus), some_documents(corpus)[3:])
 

@@ -1,4 +1,4 @@
-"""Host memory for units: what pending batches need stays, what is used up goes first, nobody waits in vain."""
+"""Host memory for units: units of pending batches stay, finished units go first, no thread waits in vain."""
 
 import threading
 from collections.abc import Callable
@@ -32,9 +32,9 @@ def units(arena: Arena) -> set[int]:
 
 
 class Waiter(threading.Thread):
-    """A thread that takes a slot; `waiting` is set when it begins to wait, `woken` says by what it ended.
+    """A thread that takes a slot; `waiting` is set when it begins to wait, `woken` has the cause of its end.
 
-    It would wait five seconds where the arena looks again after half of one: only a wake-up is in time.
+    It waits five seconds, and not the arena's half second between polls: only a wake-up ends it in time.
     """
 
     def __init__(self, arena: Arena, unit: int, block: int) -> None:

@@ -1,4 +1,4 @@
-"""Batch buffers: taken again only when nothing refers to them, and then really taken again."""
+"""Batch buffers: reused only without references, and then really reused."""
 
 from collections.abc import Callable
 

@@ -1,8 +1,9 @@
-"""Blocks come from the thread while the consumer computes, and from the consumer itself while it only takes."""
+"""The thread makes blocks while the consumer computes; a consumer that only takes blocks makes them itself."""
 
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -15,7 +16,7 @@ PATIENCE = 20.0
 
 
 class Blocks:
-    """Stands for a planner: notes which thread asked for each block, and fails at the block `fails_at`."""
+    """A planner that records the thread of each request, and fails at the block `fails_at`."""
 
     def __init__(self, *, slow: bool = False, fails_at: int = -1) -> None:
         self.waits = slow
@@ -88,6 +89,54 @@ def test_without_prefetch_there_is_no_thread() -> None:
     assert [made.take().number for _ in range(5)] == list(range(5))
     assert len(blocks.makers) == 5
     made.close()
+
+
+class ShortMemory(Blocks):
+    """A planner whose disk turns slow, and whose memory holds two blocks until the consumer has taken a block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.asleep, self.taken = threading.Event(), threading.Event(), threading.Event()
+
+    @property
+    def waits(self) -> bool:
+        return threading.current_thread().name == "fmscale-plan"
+
+    @waits.setter
+    def waits(self, value: bool) -> None: ...
+
+    def _make(self) -> Iterator[UnitBlock]:
+        for number, block in enumerate(super()._make()):
+            self.begun.set()
+            (self.asleep if number == 0 else self.taken).wait(PATIENCE)
+            yield block
+
+
+def test_a_consumer_gets_the_ready_block_while_the_thread_waits_for_memory() -> None:
+    blocks = ShortMemory()
+    made = begin(blocks)
+    assert blocks.begun.wait(PATIENCE)
+
+    def consume() -> None:
+        made.take()
+        blocks.taken.set()
+
+    consumer = threading.Thread(target=consume, daemon=True)
+    consumer.start()
+    wait_until_asleep(consumer)
+    blocks.asleep.set()
+    consumer.join(PATIENCE / 2)
+    assert blocks.taken.is_set()
+    made.close()
+
+
+def wait_until_asleep(thread: threading.Thread) -> None:
+    """Wait until the kernel says that a thread sleeps, which it does for a lock."""
+    state = Path(f"/proc/self/task/{thread.native_id}/stat")
+    end = time.monotonic() + PATIENCE
+    while state.read_text().rpartition(")")[2].split()[0] != "S":
+        assert time.monotonic() < end
+        time.sleep(0.001)
 
 
 @pytest.mark.parametrize("slow", [False, True])

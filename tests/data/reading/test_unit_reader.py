@@ -1,4 +1,4 @@
-"""Units as they are read, compared with the documents that were stored, token by token."""
+"""Units from the reader, compared with the stored documents, token by token."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -94,7 +94,7 @@ class Expected:
                 out.append(np.concatenate(part)[:cut])
 
     def unit(self, layout: Placement, unit: int) -> tuple[int, slice]:
-        """Commit and place in its tokens of a unit: b rows each, the commit's last one fewer."""
+        """A unit's commit and place in the commit's tokens: b rows each, fewer in the commit's last unit."""
         per_unit = layout.view.rows_per_unit
         for commit, rows in enumerate(layout.view.rows):
             units = -(-rows // per_unit)
@@ -153,7 +153,7 @@ def test_every_unit_holds_the_stored_tokens_and_documents(
     assert (reader._whole is None) == (not whole)
     count = total_units(layout)
     assert count >= 4
-    # The small units are many; every 5th one has all the cases: a step that no period of theirs divides.
+    # The small units are many; every 5th covers all cases, because no case repeats with a period of 5.
     for unit in range(0, count, 5 if rows_per_unit == SMALL_UNIT else 1):
         into = slot(layout)
         found = reader.read(unit, into)
@@ -198,7 +198,7 @@ def test_many_threads_read_the_same_units(memory: Backend, content: list[list[li
 def test_a_rank_of_a_local_store_holds_no_large_document_arrays(
     local_store: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They would add to the memory of every rank of a node; the disk is told of them once a segment instead."""
+    """Such arrays would take memory in every rank of a node; instead the disk gets advice about them once a segment."""
     content = store_content(local_store)
     monkeypatch.setattr(unit_reader, "WHOLE_DOCUMENT_BYTES_LOCAL", 4096)
     dataset = open_dataset(local_store, "corpus")
@@ -306,6 +306,24 @@ def test_without_its_document_arrays_a_segment_is_lost_and_the_rest_of_the_unit_
         names = [expected.ids[number] for number in expected.document[commit][place][good].tolist()]
         assert [ids[i].astype("<u8").tobytes() for i in owner.tolist()] == names
     assert lost == sum(len(doc.tokens) for doc in content[0][1])
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_damaged_document_array_costs_a_unit_four_requests_however_long_it_is(
+    memory_store: Backend, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    """Its segment is lost in any case: the chunks that are whole are not read one by one, as those of tokens are."""
+    if not whole:
+        monkeypatch.setattr(unit_reader, "WHOLE_DOCUMENT_BYTES", 0)
+    write_commit(memory_store, "short", {"train": [documents([1] * 9000)]}, job="one")
+    dataset = open_dataset(memory_store, "short")
+    layout = open_placement(dataset, make_view(dataset, sequence_length=T, rows_per_unit=64))
+    flip(memory_store, f"{segment_prefix(layout, 0, 0)}/document_ends/c/0", 9)
+    counted = FaultyBackend(memory_store)
+    (damage,) = UnitReader(layout, Fetcher(counted)).read(0, slot(layout)).damaged
+    assert damage[:2] == (0, 64 * T)
+    # The read, two of the store's attempts, and the read that names the bad chunk.
+    assert len([call for call in counted.calls if "document_ends" in call.key]) == 4
 
 
 def test_a_store_that_does_not_answer_is_no_damage(memory: Backend, content: list[list[list[Document]]]) -> None:

@@ -1,4 +1,4 @@
-"""Tokenizers: exact round trips, the fast road equal to the library, nothing in text taken for a token."""
+"""Tokenizers: exact round trips, the fast path equal to the library, no text mistaken for a special token."""
 
 import json
 import os
@@ -89,7 +89,7 @@ SETTINGS = {
         "special_tokens": {"<|bos|>": {"id": "<|bos|>", "ids": [0], "tokens": ["<|bos|>"]}},
     },
 }
-"""Settings of calls in published files."""
+"""Settings for calls in published files."""
 
 
 def with_settings(tokenizer: JsonTokenizer, *names: str) -> bytes:

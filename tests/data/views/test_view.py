@@ -1,4 +1,4 @@
-"""Views and layouts: which tokens a row has, found through commits, segments and masks."""
+"""Views and layouts: the tokens of a row, found through commits, segments and masks."""
 
 import json
 from collections.abc import Sequence

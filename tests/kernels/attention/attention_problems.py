@@ -34,7 +34,7 @@ class Problem:
     """One call of attention."""
 
     dtype: torch.dtype = torch.float32
-    """Of q, k, v and sinks."""
+    """Type of q, k, v and sinks."""
     E: int = 32
     """Head dim."""
     H: int = 4
@@ -50,7 +50,7 @@ class Problem:
     documents: tuple[int, ...] | None = None
     """Query lengths of the documents of a packed problem."""
     keys: tuple[int, ...] | None = None
-    """Key lengths of the documents; None: those of the queries."""
+    """Key lengths of the documents; None for the queries' lengths."""
     tail: int = 0
     """Tokens after the last document, of q and of k."""
     causal: bool = True
@@ -67,7 +67,7 @@ class Problem:
         return " ".join(f"{name}={str(value).removeprefix('torch.')}" for name, value in said)
 
     def tensors(self, device: torch.device) -> list[Tensor]:
-        """q, k, v and, where wanted, sinks."""
+        """q, k, v and, if set, sinks."""
         generator = torch.Generator().manual_seed(sum(map(ord, str(self))))
         shape_q: tuple[int, ...]
         shape_k: tuple[int, ...]
@@ -122,8 +122,8 @@ def results(problem: Problem, inputs: Sequence[Tensor], backend: str) -> list[Te
 def judge(problem: Problem, device: torch.device, *, small: bool = False) -> None:
     """Fail unless Triton's outputs and gradients are as near to fp64 as `policy` asks.
 
-    small: it may have so few rows, or so few keys a row, that eager is exact by luck; then, and always for
-    dsinks, which are H numbers, an ulp is that of the terms.
+    small: the problem may have so few rows, or so few keys a row, that eager is exact by luck; then, and always for
+    dsinks, which are H numbers, the terms determine the ulp.
     """
     inputs = problem.tensors(device)
     ours = results(problem, inputs, "triton")
@@ -135,11 +135,11 @@ def judge(problem: Problem, device: torch.device, *, small: bool = False) -> Non
 
 
 def cancelling(problem: Problem, inputs: list[Tensor], golden: list[Tensor]) -> dict[str, Tensor]:
-    """Magnitudes of what is summed and may cancel: scores over E, and from them lse; delta over E, and from it
-    the gradients.
+    """Magnitudes of summands that may cancel: scores over E, and from them lse; delta over E, and from it the
+    gradients.
 
-    A row that sees one key has dS = P (dP - delta) of two equal sums, dO V and dO O - dLSE: eager makes both
-    of the same numbers, which gives exactly 0; a kernel that takes delta from the output rounds them apart.
+    A row with a single key has dS = P (dP - delta) of two equal sums, dO V and dO O - dLSE: eager computes both from
+    the same numbers and gets exactly 0; a kernel with delta from the output rounds them differently.
     """
     dout, dlse = (x.double() for x in problem.upstream(inputs[0].device))
     delta = (dout * golden[0]).abs().sum(-1).transpose(-1, -2) + dlse.abs()

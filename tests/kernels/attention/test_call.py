@@ -57,7 +57,7 @@ def test_any_dense_shape(
 
 
 def layouts(device: torch.device) -> dict[str, list[Tensor]]:
-    """q, k, v (1, 40, 4 and 2, 32) in every layout that models hand over."""
+    """q, k, v (1, 40, 4 and 2, 32) in every layout of models."""
     torch.manual_seed(5)
     q, k, v = (torch.randn(1, 40, heads, 32, device=device) for heads in (4, 2, 2))
     fused = torch.cat([q, k, v], dim=2)
@@ -81,7 +81,7 @@ def test_any_strides(name: str, device: torch.device) -> None:
 
 
 def test_what_lies_beside_a_head_is_not_read(device: torch.device) -> None:
-    """Head dims are padded inside the kernel: what follows a head in memory, here NaN, must not get in."""
+    """Head dims are padded inside the kernel: memory after a head, here NaN, must not enter."""
     wanted = Problem(T=70, S=70, E=40)
     plain = wanted.tensors(device)
     beside = [torch.full((*x.shape[:-1], 64), torch.nan, device=device) for x in plain]
@@ -137,7 +137,7 @@ def results_of(wanted: Problem, inputs: list[Tensor]) -> list[Tensor]:
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_tiles_that_no_row_sees_are_not_read(causal: bool, device: torch.device) -> None:
-    """A window's cost is that of its tiles: rows 48 to 95 lie a tile or more from what is NaN here."""
+    """A window costs only its tiles: rows 48 to 95 lie a tile or more from the NaNs."""
     wanted = Problem(T=150, S=150, H=1, K=1, causal=causal, window=20)
     inputs, upstream = wanted.tensors(device), wanted.upstream(device)
     middle = slice(48, 96)
@@ -234,12 +234,13 @@ def test_compiles_whole(backend: str, device: torch.device) -> None:
     block=st.sampled_from([16, 64]),
 )
 def test_tile_list(device: torch.device, lengths: list[int], tail: int, block: int) -> None:
-    """Each tile of each document once, those with most work first, then what follows the last document."""
+    """Each tile of each document once, the most expensive first, then the rows after the last document."""
     ends = [0, *itertools.accumulate(lengths)]
     cu = torch.tensor(ends, device=device)
     total = ends[-1] + tail
-    keys = tile_list(cu, cu, total, total, block=block, keys=False, causal=True, window=0)
-    assert keys.numel() == slot_count(total, len(lengths), block)
+    keys, tiles = tile_list(cu, cu, total, total, block=block, keys=False, causal=True, window=0)
+    assert keys is not None
+    assert keys.numel() == tiles == slot_count(total, len(lengths), block)
     listed = [(key >> 43, key >> 21 & 2**22 - 1, key & 2**21 - 1) for key in keys.tolist() if key != 2**63 - 1]
     wanted = {
         (document, tile) for document, length in enumerate([*lengths, tail]) for tile in range(-(-length // block))
@@ -252,7 +253,7 @@ def test_tile_list(device: torch.device, lengths: list[int], tail: int, block: i
 
 
 def test_documents_need_no_wait_for_the_device(device: torch.device) -> None:
-    """Nothing in the call reads a tensor on the host: fake tensors, which have no values, go through."""
+    """The call reads no tensor on the host: fake tensors, which have no values, pass."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():
@@ -262,7 +263,7 @@ def test_documents_need_no_wait_for_the_device(device: torch.device) -> None:
 
 
 def test_wild_offsets_stay_inside(device: torch.device) -> None:
-    """Offsets that make no sense give a wrong result, not a wild access; what lies outside is untouched."""
+    """Invalid offsets give a wrong result, but no access outside of the tensors."""
     q, k, v = (torch.randn(60, 2, 32, device=device) for _ in range(3))
     cu = torch.tensor([-5, 70, 20, 1000], device=device)
     out = flash_attention(q[10:50], k[10:50], v[10:50], cu_seqlens=cu, backend="triton")
@@ -349,7 +350,7 @@ def test_gradients_of_log_sum_exp_alone(device: torch.device) -> None:
 
 
 def test_results_do_not_depend_on_what_memory_held(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every output and scratch tensor starts as NaN: whatever is read was written first."""
+    """Every output and scratch tensor starts as NaN: the kernel reads only elements that it wrote."""
     wanted = Problem(documents=(20, 0, 3), keys=(10, 4, 9), tail=5, sinks=True)
     inputs = wanted.tensors(device)
     clean = results(wanted, inputs, "triton")

@@ -3,9 +3,8 @@
 import pytest
 import torch
 from fmscale.kernels import dispatch, flash_attention
-from fmscale.kernels.attention.configs import configs
+from fmscale.kernels.attention.configs import case, chosen, configs
 from fmscale.kernels.attention.eager import fused_refusal
-from fmscale.kernels.attention.op import _launches, case
 from fmscale.kernels.dispatch import Config, TunedEntry, TunedTable, use_table
 from fmscale.kernels.launch import TRITON_VERSION
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -16,7 +15,7 @@ from tests.kernels.policy import check, gradients
 BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 LIGHT, HEAVY = (configs(BF16, 128, heavy=heavy)["forward"] for heavy in (False, True))
 WIDE = next(one for one in LIGHT if one not in HEAVY)
-"""A tile that a head dim of 128 may have and a padded one may not: it spills."""
+"""A tile that is allowed for a head dim of 128, but not for a padded head dim: it spills."""
 
 
 def bucket_of(E: int) -> str:
@@ -24,12 +23,12 @@ def bucket_of(E: int) -> str:
 
 
 def forward_launch(E: int) -> Config:
-    return _launches(torch.empty(1, 4, 1, E, dtype=BF16), False, True, False, False, False)["forward"]
+    return chosen("forward", torch.empty(1, 4, 1, E, dtype=BF16), None, None, causal=True, window=0, softcap=0.0)
 
 
 @pytest.mark.parametrize("of", [128, 96])
 def test_a_padded_head_dim_gets_no_tile_of_the_wider_one(of: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither from the entry of E=128, which is not its own, nor from an entry of its own."""
+    """No tile comes from the entry of E=128, or from its own entry."""
     for name in ("_tables", "_entries"):
         monkeypatch.setattr(dispatch, name, {})
     monkeypatch.setattr(dispatch, "_ignored", set())
@@ -58,7 +57,7 @@ def test_a_padded_head_dim_gets_no_tile_of_the_wider_one(of: int, monkeypatch: p
 def test_sdpa_on_a_gpu_refuses_what_torch_cannot_do(
     dtype: torch.dtype, E: int, grouped: bool, refused: str | None
 ) -> None:
-    """Before torch does, whose error names nothing that can."""
+    """This error comes before torch's, which names no alternative."""
     said = fused_refusal(dtype, E, grouped=grouped)
     assert (said is None) == (refused is None)
     assert refused is None or refused in str(said)
@@ -84,7 +83,7 @@ def test_sdpa_on_a_gpu_refuses_where_torch_is_asked_for_determinism() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [BF16, FP32], ids=str)
 def test_sdpa_on_a_gpu(dtype: torch.dtype, device: torch.device) -> None:
-    """Forward and backward beside eager: torch's kernel, its layout and its scale are the right ones."""
+    """Forward and backward beside eager: torch's kernel, its layout and its scale are right."""
     kv_heads = 2 if dtype == BF16 else 8
     shapes = [(2, 1000, heads, 128) for heads in (8, kv_heads, kv_heads)]
     inputs = [torch.randn(shape, device=device).to(dtype) for shape in shapes]

@@ -54,7 +54,7 @@ class Call:
 
 
 def judge(call: Call, device: torch.device, *, small: bool = False) -> None:
-    """Triton as near to fp64 as `policy` asks; what lies past the lengths is NaN. small: a row or two, perhaps."""
+    """Triton as near to fp64 as `policy` asks, with NaN past the lengths. small: perhaps a row or two."""
     tensors, lengths, sinks = call.tensors(device)
     for cache in tensors[1:]:
         for b, length in enumerate(call.lengths):
@@ -142,7 +142,7 @@ def test_transposed_caches_are_read_in_place(device: torch.device) -> None:
 
 
 def test_a_sequence_decodes_the_same_in_any_batch(device: torch.device) -> None:
-    """The split follows the capacity alone; from 16384 keys on it would show if it followed the batch's."""
+    """The split depends only on the capacity; from 16384 keys on a dependence on the batch would show."""
     call = Call(S=6000, lengths=(700, 4, 6000), heads=(1, 1), E=8, sinks=True)
     assert spans_of(6000, 64) != spans_of(3 * 6000, 64)
     tensors, lengths, sinks = call.tensors(device)
@@ -153,7 +153,7 @@ def test_a_sequence_decodes_the_same_in_any_batch(device: torch.device) -> None:
 
 
 def test_what_no_window_reaches_is_not_read(device: torch.device) -> None:
-    """A long cache costs a window's tiles only: key 230 is the first that the token sees."""
+    """A long cache costs only a window's tiles: the window begins at key 230."""
     call = Call(lengths=(250,), window=20)
     tensors, lengths, _ = call.tensors(device)
     wanted = call.run(tensors, lengths, None, "triton")

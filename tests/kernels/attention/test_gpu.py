@@ -47,7 +47,7 @@ def test_every_pair_of_features(case: dict[str, Any], device: torch.device) -> N
     [(64, False), (64, True), (80, True), (128, False), (128, True), (192, True), (256, False), (256, True)],
 )
 def test_every_shipped_configuration(dtype: torch.dtype, E: int, heavy: bool, device: torch.device) -> None:
-    """A miscompiled configuration would be chosen by no test of the default alone; padded head dims are heavy."""
+    """Tests of the default alone would miss a miscompiled configuration; padded head dims are heavy."""
     wanted = Problem(
         dtype=dtype, E=E, documents=(700, 1, 300), H=8, K=2, window=200 if heavy else None,
         softcap=30.0 if heavy else None,
@@ -59,7 +59,7 @@ def test_every_shipped_configuration(dtype: torch.dtype, E: int, heavy: bool, de
 
 
 def packed(leaves: list[Tensor], offsets: dict[str, Tensor | None], *, window: int) -> tuple[Tensor, Tensor]:
-    """Attention of q, k, v and sinks; what `Problem.run` does, but for making the offsets, which waits."""
+    """Attention of q, k, v and sinks, like `Problem.run` without the construction of offsets, which waits."""
     q, k, v, sinks = leaves
     return flash_attention(
         q,
@@ -74,7 +74,7 @@ def packed(leaves: list[Tensor], offsets: dict[str, Tensor | None], *, window: i
 
 
 def test_a_thousand_repeats_are_the_same_bits(device: torch.device) -> None:
-    """Also while another kernel keeps the machine busy, so that programs finish in other orders."""
+    """Repeats also run beside another kernel, so that programs finish in other orders."""
     wanted = Problem(dtype=torch.bfloat16, E=128, H=16, K=4, documents=(1500, 0, 40, 1000, 508), window=600, sinks=True)
     leaves = [x.requires_grad_() for x in wanted.tensors(device)]
     offsets = wanted.offsets(device)
@@ -125,7 +125,7 @@ def test_a_row_does_not_depend_on_its_batch(device: torch.device) -> None:
 
 
 def test_nothing_waits_for_the_device(device: torch.device) -> None:
-    """CUDA's own word for it: a wait in the forward or backward is an error, once the kernels are compiled."""
+    """By CUDA's own check a wait in the forward or backward is an error, after the kernels' compilation."""
     wanted = Problem(dtype=torch.bfloat16, E=64, documents=(700, 0, 300), tail=24, window=200, sinks=True)
     leaves = [x.requires_grad_() for x in wanted.tensors(device)]
     upstream = [u.to(torch.bfloat16 if u.dim() == 3 else u.dtype) for u in wanted.upstream(device)]
@@ -145,7 +145,7 @@ def test_nothing_waits_for_the_device(device: torch.device) -> None:
 
 
 def test_no_layout_of_documents_compiles_again(device: torch.device) -> None:
-    """Counts that are 1, odd or a multiple of 16 take the kernels that others left in Triton's cache."""
+    """Counts that are 1, odd or a multiple of 16 use cached kernels of other counts."""
     kernels: tuple[Any, ...] = (slots_kernel, forward_kernel, delta_kernel, dkdv_kernel, dq_kernel)
 
     def compiled() -> list[int]:
@@ -181,7 +181,7 @@ def test_memory_grows_with_tokens_not_their_square(device: torch.device) -> None
 
 
 def test_offsets_past_31_bits(device: torch.device) -> None:
-    """Of every tensor: inputs, output and all gradients."""
+    """Every tensor has such offsets: inputs, output and all gradients."""
     T, H, E = 2**19, 40, 128
     assert T * H * E > 2**31
     leaves = [

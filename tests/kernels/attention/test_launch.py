@@ -1,4 +1,4 @@
-"""The host's side of attention: nothing waits for the device or compiles again; offsets have 64 bits."""
+"""The host's side of attention: no wait for the device, no recompilation; offsets have 64 bits."""
 
 import itertools
 from typing import Any
@@ -9,6 +9,7 @@ from fmscale.kernels import flash_attention
 from fmscale.kernels.attention.backward import backward
 from fmscale.kernels.attention.forward import forward
 from fmscale.kernels.attention.tiles import tile_list
+from fmscale.kernels.dispatch import forced
 from fmscale.kernels.launch import INTERPRETED
 from torch import Tensor
 
@@ -27,7 +28,7 @@ LAYOUTS = (
 
 
 class Waited(Exception):
-    """The host asked for a value that is on the device."""
+    """The host read a value on the device."""
 
 
 def both_ways(lengths: list[int], *, tail: int = 0) -> None:
@@ -61,7 +62,7 @@ def test_nothing_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_layout_of_documents_compiles_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever number changes with the documents or the tokens is one that Triton does not specialize on."""
+    """Triton does not specialize on any number that changes with the documents or the tokens."""
     launches = note_launches(monkeypatch)
     for lengths in LAYOUTS:
         both_ways(lengths)
@@ -74,7 +75,7 @@ def test_no_layout_of_documents_compiles_again(monkeypatch: pytest.MonkeyPatch) 
             {pair for key in keys for pair in key} - set.intersection(*map(set, keys)),
         )
     slots = {one.key for one in launches if one.kernel == "slots_kernel"}
-    assert len(slots) == 3  # one each for the forward, dK and dV, and dQ, which differ in their tiles
+    assert len(slots) == 3  # a list each for the forward, dK and dV, and dQ, which differ in their tiles
 
 
 def one_row_everywhere(tokens: int, heads: int, *, seed: int) -> Tensor:
@@ -90,14 +91,16 @@ SETTINGS: dict[str, Any] = {"causal": False, "window": 0, "softcap": 0.0, "scale
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return forward(q, k, v, None, None, None, launch=LAUNCH, **SETTINGS)
+    with forced("attention", "forward", LAUNCH):
+        found: tuple[Tensor, Tensor, Tensor] = forward(q, k, v, None, None, None, **SETTINGS)
+        return found
 
 
 def differentiate(
     q: Tensor, k: Tensor, v: Tensor, dout: Tensor, out: Tensor, lse: Tensor, level: Tensor
 ) -> list[Tensor]:
-    found = backward(dout, None, q, k, v, out, lse, level, None, None, None, dkdv=LAUNCH, dq=LAUNCH, **SETTINGS)
-    return [x for x in found if x is not None]
+    with forced("attention", "dkdv", LAUNCH), forced("attention", "dq", LAUNCH):
+        return list(backward(dout, None, q, k, v, out, lse, level, None, None, None, **SETTINGS))
 
 
 def test_queries_past_31_bits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +117,7 @@ def test_queries_past_31_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     out, lse, level = attend(q, k.half(), v.half())
     assert out.numel() > 2**31
     assert torch.equal(out[:, -16:, -1], small[:, -16:, -1])
-    out[:, -64:, -1] = small[:, :, -1]  # what the programs left out would have written
+    out[:, -64:, -1] = small[:, :, -1]  # results of the omitted programs
     lse[:, -1, -64:] = lse[:, -1, -1]
     (far, *_) = differentiate(q, k.half(), v.half(), dout, out, lse, level)
     assert torch.equal(far[:, -16:, -1], dq[:, -16:, -1])
@@ -126,10 +129,10 @@ def test_keys_past_31_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     q, dout = (one_row_everywhere(16, 4, seed=seed) * torch.arange(1, 17)[:, None, None] for seed in (1, 2))
     k, v = (one_row_everywhere(64, 4, seed=seed) for seed in (3, 4))
     rest = attend(q.half(), k, v)
-    _, dk, dv = differentiate(q.half(), k, v, dout.half(), *rest)
+    _, dk, dv, _ = differentiate(q.half(), k, v, dout.half(), *rest)
     run_only(monkeypatch, {"delta_kernel": range(4), "dkdv_kernel": (0, -1)})
     k, v = (one_row_everywhere(FAR, 4, seed=seed) for seed in (3, 4))
-    _, far_k, far_v = differentiate(q.half(), k, v, dout.half(), *rest)
+    _, far_k, far_v, _ = differentiate(q.half(), k, v, dout.half(), *rest)
     assert far_k.numel() > 2**31
     for far, near in ((far_k, dk), (far_v, dv)):
         assert torch.equal(far[:, -16:, -1], near[:, -16:, -1])

@@ -107,7 +107,7 @@ def test_document_edges_at_tile_edges(edge: int, causal: bool, device: torch.dev
 
 
 def test_large_scores_keep_the_running_maximum(device: torch.device) -> None:
-    """Gradients come from exp(s - lse): where both are 60, an fp32 lse in one number leaves p five digits."""
+    """Gradients come from exp(s - lse): at 60, an lse in a single fp32 number leaves p five digits."""
     judge(Problem(loud=10.0, T=100, S=100), device)
     judge(Problem(loud=30.0, T=100, S=100, sinks=True, softcap=20.0), device)
 
@@ -125,9 +125,10 @@ def tanh_kernel(X, Y, PRECISE: tl.constexpr, BLOCK: tl.constexpr):  # type: igno
 
 @pytest.mark.parametrize("precise", [True, False])
 def test_tanh(precise: bool, device: torch.device) -> None:
-    """For fp32 inputs one epsilon of the result where it is a series, below 0.35, and 4 above; else 2 of 1.
+    """Errors in fp32 epsilons. Precise: 1 of the result below 0.35, where a series computes it, and 4 above; else 2 of
+    1.
 
-    Twice that on a GPU, whose exp2 and division are approximate.
+    The bounds double on a GPU, whose exp2 and division are approximate.
     """
     x = torch.cat([torch.logspace(-6, 2, 500), torch.linspace(0.3, 0.4, 524)]).to(device)
     for signed in (x, -x):
@@ -140,12 +141,12 @@ def test_tanh(precise: bool, device: torch.device) -> None:
 
 
 def test_a_soft_cap_far_above_the_scores(device: torch.device) -> None:
-    """As in real models: tanh of small numbers times a large one must keep fp32's relative precision."""
+    """Real models need this: tanh of small numbers times a large number must keep fp32's relative precision."""
     judge(Problem(softcap=50.0, T=40, S=40), device)
 
 
 def test_matches_torch(device: torch.device) -> None:
-    """The eager reference, which judges all else, is judged by torch's attention, which has fp64 on a CPU."""
+    """torch's attention in fp64 on a CPU checks the eager reference of all other tests."""
     q, k, v = (torch.randn(2, 40, heads, 32).double() for heads in (4, 2, 2))
     wanted = torch.nn.functional.scaled_dot_product_attention(
         q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, enable_gqa=True
@@ -158,7 +159,7 @@ def test_matches_torch(device: torch.device) -> None:
 
 @pytest.mark.parametrize("backend", ["eager", "triton"])
 def test_by_the_definition(backend: str, device: torch.device) -> None:
-    """Each row written out: which keys it sees, soft-cap, sink, log-sum-exp, with different lengths."""
+    """Each row computed explicitly: its keys, soft-cap, sink, log-sum-exp, with different lengths."""
     wanted = Problem(documents=(5, 3), keys=(4, 6), window=3, softcap=2.0, sinks=True, H=2, K=1, E=8)
     q, k, v, sinks = wanted.tensors(device)
     out, lse = wanted.run(q, k, v, sinks, backend=backend)
@@ -191,7 +192,7 @@ def test_rows_that_see_nothing(backend: str, sinks: bool, device: torch.device) 
     assert bool(lse[:, :, 27:].isfinite().all())
     upstream = torch.randn_like(lse)
     if not sinks:
-        upstream[:, :, :27] = torch.nan  # of -inf nothing finite comes down
+        upstream[:, :, :27] = torch.nan  # no finite gradient comes from -inf
     grads = torch.autograd.grad([out, lse], inputs, [torch.randn_like(out), upstream])
     assert all(bool(grad.isfinite().all()) for grad in grads)
     assert not grads[0][:, :27].any()
@@ -200,7 +201,7 @@ def test_rows_that_see_nothing(backend: str, sinks: bool, device: torch.device) 
 
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 def test_a_sink_of_minus_infinity_is_none(dtype: torch.dtype, device: torch.device) -> None:
-    """Also in rows that see nothing, and its gradient is 0."""
+    """This holds in rows without keys too, with a gradient of 0."""
     plain, with_sinks = (Problem(T=40, S=13, H=2, dtype=dtype, sinks=sinks) for sinks in (False, True))
     inputs = plain.tensors(device)
     none = torch.full((2,), -torch.inf, dtype=dtype, device=device)
@@ -224,7 +225,7 @@ def test_tokens_after_the_last_document(backend: str, device: torch.device) -> N
 
 
 def test_documents_are_islands(device: torch.device) -> None:
-    """A document's results are the same bits wherever it lies and whatever lies beside it."""
+    """A document's results are the same bits at any place and beside any other documents."""
     q, k, v = (torch.randn(90, 2, 32, device=device) for _ in range(3))
     inputs = [q, k, v]
 

@@ -33,7 +33,7 @@ def off() -> Tensor:
 
 
 def deadly() -> Tensor:
-    """Takes the process along."""
+    """Kills the process."""
     os._exit(17)
 
 
@@ -44,7 +44,7 @@ def hanging() -> Tensor:
 
 
 def rows() -> list[ContestRow]:
-    """Every way to fail beside one that is right."""
+    """Every kind of failure beside a right contestant."""
     return [
         _row("fails", 2.0, ours=right, wrong=off, deadly=deadly, eager=right),
         _row("cannot be built", 1.0),

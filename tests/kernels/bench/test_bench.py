@@ -1,4 +1,4 @@
-"""Contests: the row under a scripted clock, the real rows on a CPU, and the run of them in a worker."""
+"""Contests: a row under a scripted clock, the real rows on a CPU, and their run in a worker."""
 
 import time
 from collections.abc import Callable
@@ -103,7 +103,7 @@ def test_no_round_begins_after_the_deadline() -> None:
 
 
 def test_a_lost_device_ends_the_row() -> None:
-    """Nothing can be measured in that process any more: the others must not be blamed for it."""
+    """That process can measure nothing more: the other contestants must not be blamed for it."""
 
     def lost() -> Contestant:
         raise DeviceBroken("an illegal memory access")
@@ -131,7 +131,7 @@ def test_a_few_wrong_rows_among_many_are_wrong() -> None:
 def test_every_row_has_a_target_and_every_target_a_row() -> None:
     assert {r.id for r in all_rows(FULL)} == {t.id for t in TARGETS}
     assert [c["id"] for c in assemble([], None)] == [t.id for t in TARGETS]
-    # one row of each claim that is asked for, its largest, before the second of any
+    # the largest row of each requested claim, before the second row of any
     first = all_rows(FULL)[:9]
     assert {r.id for r in first} == {t.id for t in TARGETS if t.aim or t.aim_rate}
     largest = {id: max(r.flops for r in all_rows(FULL) if r.id == id) for id in {r.id for r in first}}
@@ -157,7 +157,7 @@ def test_every_row_has_every_peer_or_a_reason(problem: ContestRow) -> None:
 
 @pytest.mark.parametrize("problem", all_rows(TINY), ids=lambda r: f"{r.id} {r.variant}")
 def test_the_real_rows_give_right_numbers(problem: ContestRow, device: torch.device) -> None:
-    """Ours and torch eager through the same code as in a run, tiny; without a GPU interpreted."""
+    """fmscale and torch eager through the code of a run, tiny; interpreted without a GPU."""
     few = {"ours", "eager", "torch fused + copy"}
     run = hold(problem, device, WallClock(), repeats=1, warmup=0, only=few)
     assert {*run.reasons} <= {*problem.build(device).absent}, run.reasons
@@ -166,7 +166,7 @@ def test_the_real_rows_give_right_numbers(problem: ContestRow, device: torch.dev
 
 
 def test_flex_is_compiled_only_for_claims_that_name_it() -> None:
-    """Its compilation is the dearest of all."""
+    """Its compilation takes longest."""
     for problem in attention_rows(TINY):
         target = next(target for target in TARGETS if target.id == problem.id)
         contest = problem.build(CPU)
@@ -234,7 +234,7 @@ def test_a_spent_budget_is_said() -> None:
 
 
 class Scripted:
-    """In place of the worker: ours alone has a rate, with the peers the time is up."""
+    """Replaces the worker: fmscale alone has a rate; with the peers the time ends."""
 
     def __init__(self, *_: object) -> None:
         self.asked: list[tuple[int, list[str] | None]] = []
@@ -264,13 +264,13 @@ WORKERS: list[Scripted] = []
 
 
 def test_ours_is_measured_in_every_row_before_any_peer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A compiled peer may take the whole budget: it must not cost the rows after it our own figure."""
+    """A compiled peer may take the whole budget: later rows must still have fmscale's figure."""
     monkeypatch.setattr(contests, "Workshop", Scripted)
     _, runs = measure("tests.kernels.bench.contest_rows:rows", repeats=1, budget=budget(60.0), say=print)
     assert WORKERS.pop().asked == [(i, only) for only in (["ours"], None) for i in range(3)]
     assert [run.rates for run in runs] == [{"ours": 5.0}, {}, {"ours": 5.0}]
     assert runs[0].reasons == {"compiled": f"not tried: {SPENT}", "flash": "not this one"}
-    assert runs[1].reasons == {"ours": "off by 3 of its norm"}  # what is wrong beside peers has no figure
+    assert runs[1].reasons == {"ours": "off by 3 of its norm"}  # a result that is wrong beside peers has no figure
 
 
 def test_ceilings() -> None:

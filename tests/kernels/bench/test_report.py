@@ -1,4 +1,4 @@
-"""From runs to verdicts, files, tables and exit statuses; timings here are made up."""
+"""Verdicts, files, tables and exit statuses from runs with made-up timings."""
 
 import ast
 import json
@@ -44,7 +44,7 @@ TARGET = Target(id="x", what="x", limit="matmul", must={"flash": 1.25, "flex": 1
         ([run_of(ours=5.0, flash=4.0)], None),  # a peer that did not run cannot be beaten
         ([run_of(ours=3.0, flash=4.0)], False),
         ([run_of(ours=5.0, flash=4.0, flex=5.0), run_of(ours=1.0, flash=1.0, flex=1.0)], False),
-        ([run_of(flash=4.0, flex=4.0)], False),  # ours was wrong where others ran
+        ([run_of(flash=4.0, flex=4.0)], False),  # fmscale was wrong, and others ran
         ([unmeasured(all_rows(FULL)[0], "no GPU")], None),
         ([], None),
     ],
@@ -57,7 +57,7 @@ def test_a_claim_is_ok_only_where_every_row_shows_it(runs: list[Run], verdict: b
     ("runs", "verdict"),
     [
         ([run_of(ours=5.0, cudnn=5.0)], True),
-        ([run_of(ours=3.0, cudnn=2.0)], False),  # the rate that is aimed at is not reached
+        ([run_of(ours=3.0, cudnn=2.0)], False),  # the target rate is not reached
         ([run_of(ours=5.0, cudnn=9.0)], False),
         ([run_of(ours=5.0)], None),
         ([], None),
@@ -92,7 +92,7 @@ def test_the_plot_shows_every_run_and_both_ceilings() -> None:
     runs = [run_of(ours=5.0, flash=7.0), run_of(ours=0.4), run_of(flash=7.0)]
     svg = ElementTree.fromstring(roofline(runs, Ceilings(copy=4.0, matmul=800.0), "H200 & co"))
     circles = list(svg.iter("{http://www.w3.org/2000/svg}circle"))
-    assert len(circles) == 3  # two of ours, and the peer that was faster
+    assert len(circles) == 3  # two rows of fmscale, and the faster peer
     texts = [t.text for t in svg.iter("{http://www.w3.org/2000/svg}text")]
     assert {"copy 4.00 TB/s", "matmul 800 TFLOP/s", "H200 & co"} <= set(texts)
     for circle in circles:
@@ -101,7 +101,7 @@ def test_the_plot_shows_every_run_and_both_ceilings() -> None:
 
 
 def test_recorded_timings_become_files(tmp_path: Path) -> None:
-    """The JSON, the plot and the verdicts from made-up timings, as a run on a device would leave them."""
+    """The JSON, the plot and the verdicts from made-up timings, like those of a run on a device."""
     runs = [
         run_of("forward causal E=64", flops=2.0, ours=9.0, flash=4.0, cudnn=20.0),
         run_of("forward causal E=64", flops=1.0, ours=5.0, flash=4.0, cudnn=5.0),

@@ -1,4 +1,4 @@
-"""Tuning: what is wrong, refused, deadly or hanging is rejected, with the versions, and the rest is timed."""
+"""Tuning: wrong, refused, crashing and hanging configurations are rejected, with the versions; the rest is timed."""
 
 import itertools
 import re
@@ -24,7 +24,7 @@ VERSIONS = {"triton": "3.6.0", "ptxas": "12.8"}
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[TunedTable, list[str], list[int]]:
-    """The table of `tuning_problems`, what was said, and the number of entries at each save."""
+    """The table of `tuning_problems`, the printed lines, and the number of entries at each save."""
     said: list[str] = []
     saved: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
@@ -42,7 +42,7 @@ def test_wrong_refused_and_deadly_configurations_are_rejected(tuned: tuple[Tuned
     assert "largest error" in reasons[WRONG]
     assert "out of resource" in reasons[REFUSED]
     assert reasons[DEADLY] == "crashed: exit status 17"
-    assert "illegal memory access" in reasons[BREAKING]  # and those after it were tried in a new process
+    assert "illegal memory access" in reasons[BREAKING]  # and later configurations were tried in a new process
     assert set(reasons) == {WRONG, REFUSED, DEADLY, BREAKING}
     assert all((r["triton"], r["ptxas"]) == ("3.6.0", "12.8") for r in table.rejected)
     assert (table.gpu, table.triton) == ("cpu", "3.6.0")
@@ -97,19 +97,19 @@ def test_the_table_survives_a_file(tuned: tuple[TunedTable, list[str], list[int]
 
 
 def more(table: TunedTable | None, **options: Any) -> tuple[TunedTable, list[str]]:
-    """The table after another run, and what was said."""
+    """The table after another run, and the printed lines."""
     said: list[str] = []
     found = tune("tests.kernels.bench.tuning_problems:quick", "cpu", VERSIONS, said.append, known=table, **options)
     return found, said
 
 
 def measured(said: list[str]) -> list[str]:
-    """The buckets that got their times in this run."""
+    """The buckets timed in this run."""
     return [line.split(":")[0].split(", ")[1] for line in said if "'triton':" in line]
 
 
 def test_the_next_run_goes_on_where_the_first_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A budget of 10 s, of which each look at the clock takes 4: two problems, and the third in the next run."""
+    """A budget of 10 s, with 4 s for each read of the clock: two problems, and the third in the next run."""
     monkeypatch.chdir(ROOT)
     ticks = itertools.count(0.0, 4.0)
     first, said = more(None, seconds=10.0, clock=lambda: next(ticks))

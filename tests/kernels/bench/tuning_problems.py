@@ -1,4 +1,4 @@
-"""Tuning problems without a GPU: some configurations are right, the others wrong, refused or deadly.
+"""Tuning problems without a GPU: some configurations are right, the others wrong, refused or crashing.
 
 Imported by name in the tuner's worker process.
 """
@@ -19,7 +19,7 @@ CHOICES: tuple[Config, ...] = (
     {"kind": RIGHT},
 )  # fmt: skip
 LOST = False
-"""As a lost CUDA context: nothing works in this process any more."""
+"""Like a lost CUDA context: no later call works in this process."""
 
 
 def _kernel(name: str, x: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def _kernel(name: str, x: Tensor) -> Tensor:
 
 
 def _make(names: tuple[str, ...], also_deadly: bool) -> Runs:
-    # Two threads for so little wait for one another where another process has a core: 0.1 s came to 8.
+    # Two threads with so little work wait for each other when another process has a core: 0.1 s became 8.
     torch.set_num_threads(1)
     x = torch.randn(256, 64, generator=torch.Generator().manual_seed(0))
 
@@ -83,7 +83,9 @@ def _too_large(_: torch.device) -> Runs:
 
 
 def problems() -> list[Problem]:
-    """One kernel with every kind of configuration; two with a wrong default; none that is right; none at all."""
+    """One kernel with every kind of configuration; two with a wrong default; a kernel without a right configuration; no
+    kernel.
+    """
     right, wrong = {"kind": RIGHT}, {"kind": WRONG}
     return [
         problem("one", forward=CHOICES),
@@ -94,7 +96,7 @@ def problems() -> list[Problem]:
 
 
 def quick() -> list[Problem]:
-    """Three alike, each with one wrong and one right configuration."""
+    """Three equal problems, each with one wrong and one right configuration."""
     return [problem(bucket, forward=({"kind": WRONG}, {"kind": RIGHT})) for bucket in "abc"]
 
 

@@ -1,6 +1,6 @@
-"""The compile gate: what it refuses, and that nothing that ships is refused.
+"""The compile gate refuses faulty kernels and no shipped kernel.
 
-It compiles in processes of its own, since this one may be under the interpreter, which cannot.
+It compiles in separate processes, since this process may run under the interpreter, which cannot compile.
 """
 
 import json
@@ -15,7 +15,7 @@ from fmscale.kernels.compile import gate
 from fmscale.kernels.compile.lint import lint, parsed
 
 ROOT = Path(__file__).parents[3]
-# The one that spills is a large matrix held in registers; the other multiplies 16 rows, too few for wgmma.
+# The kernel that spills holds a large matrix in registers; the other multiplies 16 rows, too few for wgmma.
 CASES = """
 import json, sys
 import triton, triton.language as tl
@@ -43,7 +43,7 @@ json.dump({row.name: asdict(row) for row in map(examine, cases)}, sys.stdout)
 
 
 def compiled(script: Path) -> dict[str, Any]:
-    """Output of the script, run where kernels are compiled, not interpreted."""
+    """Output of the script, run with compiled kernels."""
     variables = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     variables["PYTHONPATH"] = str(ROOT)
     done = subprocess.run([sys.executable, str(script)], env=variables, capture_output=True, text=True, check=False)
@@ -151,7 +151,8 @@ def test_every_shipped_configuration_passes(version: str) -> None:
 def test_the_committed_table_is_of_what_ships() -> None:
     """Registers, spills, shared memory and wgmma of every case, for every Triton version.
 
-    None is refused by those that PAIRED names; newer ones may spill some, which runs, but nothing worse.
+    The versions in PAIRED refuse no case; under newer versions some cases may spill, which still runs, but nothing
+    worse.
     """
     result = json.loads(gate.RESULTS.read_text())
     assert set(gate.PAIRED) <= {report["triton"] for report in result["reports"]}

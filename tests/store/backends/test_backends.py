@@ -226,6 +226,14 @@ def test_read_only_store_reads_and_refuses_to_write(store: Backend, store_url: s
         for write in writes:
             with pytest.raises(AccessDenied, match="reading only"):
                 write()
+        # No right to write would mend these.
+        for bad in (
+            partial(closed.put, "a//b", b""),
+            partial(closed.put_if_absent, "", b""),
+            partial(closed.delete, ".."),
+        ):
+            with pytest.raises(StoreError, match="a key must be"):
+                bad()
     assert [one.key for one in store.list_objects()] == ["x"]
 
 

@@ -1,4 +1,4 @@
-"""The fault-injecting backend does what its faults say; the log's tests stand on it."""
+"""The fault-injecting backend causes its faults correctly; the log's tests rely on it."""
 
 import pytest
 

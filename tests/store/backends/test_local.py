@@ -85,7 +85,7 @@ def test_read_only_disk(read_only_disk: Path) -> None:
 def test_unwritable_folder(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = LocalBackend(root)
     if os.geteuid() == 0:
-        # No permission stops root; what the kernel says to others is put in its place.
+        # Permissions do not stop root; the test injects the kernel's error for other users.
         def refused(*_: object) -> None:
             raise PermissionError(errno.EACCES, "Permission denied")
 
@@ -173,7 +173,7 @@ def test_data_and_names_are_synced_before_a_write_returns(root: Path, monkeypatc
     assert store.put_if_absent("a/b/y", b"1") is True
     assert events == ["fsync data", "link a/b/y", "fsync a/b"]
     events.clear()
-    # The loser may build on what it sees, which has to survive a crash of the winner's machine.
+    # The loser may rely on the object that it sees, which must survive a crash of the winner's machine.
     assert store.put_if_absent("a/b/y", b"2") is False
     assert events == ["fsync a/b"]
 

@@ -1,4 +1,4 @@
-"""A real S3 server behind a proxy that misbehaves: every call succeeds or says what is wrong, in time."""
+"""A real S3 server behind a faulty proxy: every call succeeds or reports its error, in time."""
 
 import os
 import socket
@@ -46,7 +46,7 @@ def in_time(seconds: float, call: Callable[[], object]) -> object:
 
 
 def calls(store: Backend) -> dict[str, Callable[[], object]]:
-    """Calls by name; each is true if it did what it should."""
+    """Calls by name; each returns True if its result is right."""
 
     def done(call: Callable[..., None], *args: Any) -> bool:
         call(*args)
@@ -99,7 +99,7 @@ def test_put_if_absent_of_an_existing_key_after_503_is_uncertain(url: str, proxy
     store = open_store(url, deadline=20)
     store.put("x", DATA)
     proxy.inject("503", count=1)
-    # After an answer that may have come late, "it exists" may mean "you created it": not False.
+    # After a possibly late answer, "it exists" may mean "you created it": not False.
     with pytest.raises(StoreUnavailable, match="may have created it"):
         store.put_if_absent("x", b"")
     assert store.put_if_absent("x", b"") is False
@@ -141,7 +141,7 @@ def test_stall_is_cut_and_repeated(url: str, proxy: FaultProxy, kind: str) -> No
     store = open_store(url, deadline=8)
     store.put("x", DATA)
     proxy.inject(kind, count=2, method="GET", after_bytes=4, stall=30)
-    # A quarter of the deadline without a byte is the limit; half of it is that of a whole request.
+    # The limit without a byte is a quarter of the deadline; for a whole request it is half.
     at_once(store, ["get", "read_into"], 3.8)
 
 

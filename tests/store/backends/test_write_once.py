@@ -1,4 +1,4 @@
-"""Objects whose bytes follow from their name are stored once, also where answers are lost."""
+"""Objects whose name determines their bytes are stored once, also after lost answers."""
 
 import pytest
 

@@ -3,7 +3,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 from threading import Barrier, Thread
 
 import numpy as np
@@ -90,7 +89,7 @@ def test_a_row_takes_36_bytes_and_the_file_is_plain_arrow() -> None:
 
 
 def test_every_byte_that_matters_is_checked() -> None:
-    """Whatever byte is flipped: the right answers or CorruptData, never wrong ones."""
+    """Any flipped byte gives right answers or CorruptData, never wrong answers."""
     digest, data = encoded(20)
     expected = list(Manifest(pa.py_buffer(data), digest, "m").rows())
     caught = 0
@@ -149,39 +148,16 @@ def test_later_versions_are_refused() -> None:
         Manifest(sink.getvalue(), metadata_digest(header), "m")
 
 
-def test_a_store_elsewhere_is_fetched_once_and_shared(memory_store: Backend, tmp_path: Path) -> None:
+def test_a_store_elsewhere_is_asked_once(memory_store: Backend) -> None:
     digest, data = encoded(100)
     memory_store.put(KEY, data)
-    expected = list(open_manifest(memory_store, KEY, digest).rows())
-    gets = memory_store.requests.count["get"]
-    for _ in range(3):
-        assert list(open_manifest(memory_store, KEY, digest, tmp_path).rows()) == expected
-    assert memory_store.requests.count["get"] == gets + 1
-    (copy,) = tmp_path.iterdir()
-    for damage in (data[:100], b"", data.replace(b"\x07", b"\x08")):  # a bad copy is fetched again
-        copy.write_bytes(damage)
-        assert list(open_manifest(memory_store, KEY, digest, tmp_path).rows()) == expected
-    assert list(tmp_path.iterdir()) == [copy]
+    assert list(open_manifest(memory_store, KEY, digest).rows()) == list(
+        Manifest(pa.py_buffer(data), digest, KEY).rows()
+    )
+    assert memory_store.requests.count["get"] == 1
     memory_store.delete(KEY)
     with pytest.raises(ObjectNotFound, match=KEY):
         open_manifest(memory_store, KEY, digest)
-
-
-def test_a_copy_damaged_inside_is_fetched_again_when_touched(memory_store: Backend, tmp_path: Path) -> None:
-    digest, data = encoded(BIG)
-    memory_store.put(KEY, data)
-    expected = open_manifest(memory_store, KEY, digest, tmp_path).row(5)
-    (copy,) = tmp_path.iterdir()
-    bad = bytearray(data)
-    at = bad.index(bytes.fromhex(expected.seal))
-    bad[at] ^= 1
-    copy.write_bytes(bad)
-    assert open_manifest(memory_store, KEY, digest, tmp_path).row(5) == expected
-    assert copy.read_bytes() == data
-    memory_store.put(KEY, bytes(bad))
-    copy.write_bytes(bad)
-    with pytest.raises(CorruptData, match="seal of block 0"):
-        open_manifest(memory_store, KEY, digest, tmp_path).row(5)
 
 
 def test_a_local_store_is_mapped_in_place(local_store: Backend) -> None:

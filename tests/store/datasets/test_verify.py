@@ -1,4 +1,4 @@
-"""Every kind of object, flipped, cut short and deleted: `verify_dataset` names it, and nothing else."""
+"""Every kind of object, flipped, truncated and deleted: `verify_dataset` names only that object."""
 
 import threading
 from dataclasses import replace
@@ -111,11 +111,11 @@ def test_one_damaged_link_does_not_hide_other_damage(memory_store: Backend) -> N
     manifest = dataset.commit(0).body["manifests"]["train"]["key"]
     row = dataset.commit(0).manifests["train"].row(0)
     segment = open_segment(memory_store, row.prefix, row.seal)
-    flip(memory_store, manifest, 7)  # padding after Arrow's magic bytes: it can still be read
+    flip(memory_store, manifest, 7)  # padding after Arrow's magic bytes: the file is still readable
     flip(memory_store, f"{row.prefix}/checksums.arrow", 400)
     flip(memory_store, segment.array_shard("tokens", 0).key, 3)
     problems = verify_dataset(memory_store, dataset)
-    # without checksums.arrow the shard's own digest still tells, only not which chunk
+    # without checksums.arrow the shard's own digest still shows damage, but not the chunk
     assert named(problems) == {
         (manifest, None),
         (f"{row.prefix}/checksums.arrow", None),
@@ -157,7 +157,7 @@ def test_records_are_checked_batch_by_batch(memory_store: Backend, tmp_path: Pat
 
 
 def test_a_seal_that_a_commit_does_not_agree_with(memory_store: Backend) -> None:
-    """Digests alone cannot tell: a manifest made from wrong counts is right in itself."""
+    """Digests alone cannot detect this: a manifest made from wrong counts is consistent in itself."""
     write_commit(memory_store, "d", {"train": [documents([5, 6])]})
     prefix = segment_prefix("e", JOB, 0, "train")
     for info in memory_store.list_objects("datasets/d/segments"):

@@ -1,4 +1,4 @@
-"""The probe lets through what creates exactly once and refuses what does not."""
+"""The probe accepts stores that create exactly once and refuses all others."""
 
 import json
 import threading
@@ -25,7 +25,7 @@ def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class ExclusiveFileSystem(LocalFileSystem):  # type: ignore[misc]  # fsspec has no types
-    """fsspec's local files with what they lack: creation that fails if the name exists."""
+    """fsspec's local files with an added creation that fails if the name exists."""
 
     protocol = "exclusive"
 
@@ -82,7 +82,7 @@ def test_one_race_serves_all_stores_of_one_place(s3_url: str) -> None:
 
 
 class _Broken(FaultyBackend):
-    """Overwrites, and tells everybody that they created it."""
+    """Overwrites, and reports creation to every writer."""
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         self.inner.put(key, data)
@@ -90,7 +90,7 @@ class _Broken(FaultyBackend):
 
 
 class _Forgetful(FaultyBackend):
-    """Tells one winner, but a later writer's bytes stay."""
+    """Reports one winner, but a later writer's bytes stay."""
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         created = self.inner.put_if_absent(key, data)
@@ -100,7 +100,7 @@ class _Forgetful(FaultyBackend):
 
 
 class _Stale(FaultyBackend):
-    """Reads give the version before the last."""
+    """Returns the previous version to reads."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

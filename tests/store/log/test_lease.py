@@ -1,4 +1,4 @@
-"""Leases: the newest holder writes, older ones cannot, whatever they believe."""
+"""Leases: only the newest holder writes; older holders cannot, even without knowledge of it."""
 
 import pytest
 

@@ -187,7 +187,7 @@ def test_unknown_kinds(local_store: Backend) -> None:
 
 
 def rewrite(store: Backend, number: int, **changes: object) -> None:
-    """Replace fields of a stored entry, with a digest that fits."""
+    """Replace fields of a stored entry, with a matching digest."""
     key = f"datasets/a/log/{number:012d}.json"
     fields = json.loads(store.get(key)) | changes
     del fields["digest"]

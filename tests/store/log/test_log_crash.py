@@ -1,5 +1,5 @@
 """A process killed before or after each single request of a commit, a retire, a collection, a lease: the last
-commit stays readable, nothing partial is visible, and doing it again works."""
+commit stays readable, nothing partial is visible, and a repetition works."""
 
 import uuid
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def open_log(store: Backend) -> Log:
 
 
 def prepare(store: Backend) -> None:
-    """Commits 0 to 2, of which 2 is retired."""
+    """Commits 0 to 2, with 2 retired."""
     log = open_log(store)
     for name in "012":
         add(log, name)
@@ -84,7 +84,7 @@ def test_killed_at_every_request(operation: str, fate: str) -> None:
         assert whole_commits(store) == expected
         assert open_log(store).head() == (5 if done else 4)
 
-        # The next process does it again; only a retire that was durable already has nothing left to do.
+        # The next process repeats it; only a retire that was already durable has nothing to do.
         if operation == "retire" and done:
             with pytest.raises(Conflict):
                 work(open_log(store))

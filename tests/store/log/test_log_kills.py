@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[3]
 
 
 class Committer:
-    """A process that appends; reads what it acknowledged."""
+    """A process that appends; reads its acknowledgements."""
 
     def __init__(self, url: str, name: str, count: int = 1_000_000) -> None:
         command = [sys.executable, "-m", "tests.helpers.committer", url, PREFIX, name, str(count)]
@@ -37,13 +37,13 @@ class Committer:
     def read_line(self) -> bool:
         line = self.output.readline()
         if not line.endswith(b"\n"):
-            return False  # the end of the pipe, or a line that was cut: its entry counts as not acknowledged
+            return False  # the end of the pipe, or a truncated line: its entry counts as not acknowledged
         number, uuid = line.decode().split()
         self.acknowledged.append((int(number), uuid))
         return True
 
     def kill(self) -> None:
-        """SIGKILL; then whatever it had acknowledged before."""
+        """SIGKILL; then its earlier acknowledgements."""
         self.process.kill()
         while self.read_line():
             pass
@@ -53,7 +53,7 @@ class Committer:
 
 
 def check(url: str, acknowledged: list[tuple[int, str]]) -> None:
-    """Everything acknowledged is there, everything there is whole, and the log goes on."""
+    """All acknowledged entries exist, all entries are whole, and the log accepts more."""
     log = Log(open_store(url), PREFIX, RUN_KINDS)
     entries = list(log.entries())
     assert len({entry.uuid for entry in entries}) == len(entries)

@@ -1,9 +1,9 @@
-"""The log as a state machine: several processes, every request of theirs with a fate of its own.
+"""The log as a state machine: several processes, with a fate for every request.
 
-Each process runs one operation at a time (commit, retire, pin, unpin, collect, take a lease) and stops at
-every request to the store; the machine picks which one goes on and whether the request is lost, its answer
-is lost, it is carried out twice, arrives late, or its sender is killed there. After each step the store
-itself is looked at, past all caches.
+Each process runs one operation at a time (commit, retire, pin, unpin, collect, take a lease) and stops at every request
+to the store; the machine picks the process that continues and the request's fate: success, a lost request, a lost
+answer, a double execution, a late arrival, or a kill of its sender. Each step ends with a check of the store itself,
+past all caches.
 """
 
 import uuid
@@ -142,7 +142,7 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def land(self, data: st.DataObject) -> None:
-        """A request that its sender took for lost arrives."""
+        """A request arrives after its sender assumed its loss."""
         if self.late:
             self.late.pop(data.draw(st.integers(0, len(self.late) - 1)))()
 
@@ -158,7 +158,7 @@ class LogMachine(RuleBasedStateMachine):
         elif isinstance(process.error, Conflict | LeaseLost):
             self.refused.add(tag)
         elif isinstance(process.error, StoreUnavailable):
-            pass  # the outcome is unknown, and the caller was told so
+            pass  # the outcome is unknown, and the caller knows this
         elif process.error is not None:
             raise process.error
         elif isinstance(process.result, LogEntry):

@@ -1,4 +1,4 @@
-"""Retiring, pinning and deleting: what may go goes, what somebody needs stays, also beside other writers."""
+"""Retirement, pins and deletion: unneeded objects go, needed objects stay, also beside other writers."""
 
 import pytest
 

@@ -71,7 +71,7 @@ def test_zarr_reads_what_we_write(folder: Path, dtype: str, rest: tuple[int, ...
         assert data_digest(stored) == shard.digest
         chunks = stored[: (last - first) * CHUNK]
         assert chunk_checksums(chunks, CHUNK).tolist() == spec.crc32c[first:last].tolist()
-        # the end of the array is padded with zeros, and chunks behind it are absent
+        # the end of the array is padded with zeros, and chunks after it are absent
         whole = np.zeros(((last - first) * spec.layout.inner, *rest), dtype=dtype)
         here = data[number * spec.layout.shard :][: spec.layout.shard]
         whole[: len(here)] = here

@@ -32,8 +32,8 @@ from tests.helpers.faulty_backend import Crash, Fault, FaultyBackend
 from tests.helpers.segments import Document, documents, flip, truncate, write_segment
 
 PREFIX = "datasets/d/segments/job/00000000-train"
-# In tokens: an empty document, one token, chunks ended exactly and passed by one, several chunks and shards
-# of 2 chunks in one document.
+# Lengths in tokens: an empty document, one token, an exact chunk, a chunk and one token, several chunks and shards of 2
+# chunks in one document.
 LENGTHS = [0, 1, 32766, 1, 0, 1, 32768, 200_000, 17, 0, 300, 65536, *range(1, 1200)]
 SHARD_TOKENS = 65536
 

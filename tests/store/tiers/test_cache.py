@@ -1,4 +1,4 @@
-"""The node cache in one process: what is fetched, kept, evicted and passed through."""
+"""The node cache in one process: chunks that are fetched, kept, evicted and passed through."""
 
 import errno
 import logging
@@ -163,7 +163,7 @@ def test_more_than_the_limit_at_once_passes_through(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("refill", [False, True])
 def test_a_read_that_meets_an_eviction_is_no_hit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refill: bool) -> None:
-    """The chunk goes (and comes back) between the look at its state and the end of the read."""
+    """The chunk is evicted (and fetched again) between the check of its state and the end of the read."""
     cache, source = NodeCache(tmp_path, ROOMY), make()
     read(cache, source, 0, 2)
     file = cache._file(source.ref)

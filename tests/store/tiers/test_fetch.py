@@ -1,4 +1,4 @@
-"""Verified reads: a bad copy is dropped and read again, and what nobody can serve is named, never returned."""
+"""Verified reads: a bad copy is dropped and read again; a chunk without an intact copy is named, never returned."""
 
 import itertools
 import random

@@ -1,4 +1,4 @@
-"""Regions: what is announced is fetched into the node's cache with what lies around it, once."""
+"""Regions: announced units are fetched once into the node's cache, with the bytes around them."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""A scratch directory that runs full: an error with a remedy, nothing half-stored, no files left behind."""
+"""A scratch directory that becomes full: an error with a remedy, no partial object, no remaining files."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -47,15 +47,20 @@ def the_last_files(scratch: Path, store: Backend) -> None:
             (scratch / "fill").unlink()
 
 
-def many_records(scratch: Path, store: Backend) -> None:
+def many_records(scratch: Path, store: Backend, size: int = 30_000) -> None:
     schema = pa.schema([("data", pa.binary())])
-    with RecordSegmentWriter(scratch, schema=schema, split="train", batch_bytes=100_000) as writer:
-        for i in range(200):
-            writer.add(pa.record_batch([pa.array([bytes([i]) * 30_000])], schema=schema))
+    with RecordSegmentWriter(scratch, schema=schema, split="train", batch_bytes=3 * size) as writer:
+        for i in range(6_000_000 // size):
+            writer.add(pa.record_batch([pa.array([bytes([i % 256]) * size])], schema=schema))
         writer.finish(store, "p")
 
 
-@pytest.mark.parametrize("work", [many_tokens, many_documents, the_last_files, many_records])
+def small_records(scratch: Path, store: Backend) -> None:
+    """The bytes that the disk has no room for wait in a buffer, which is written when the file is closed."""
+    many_records(scratch, store, 3000)
+
+
+@pytest.mark.parametrize("work", [many_tokens, many_documents, the_last_files, many_records, small_records])
 def test_full(small_disk: Path, memory_store: Backend, work: Callable[[Path, Backend], None]) -> None:
     with pytest.raises(StoreFull, match="No space left") as caught:
         work(small_disk, memory_store)

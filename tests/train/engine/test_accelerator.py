@@ -1,4 +1,4 @@
-"""DeepSpeed computes on the run's device: not on the machine's, nor on the launcher's local rank."""
+"""DeepSpeed computes on the run's device, not on the machine's default or the launcher's local rank."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""A lock file that a killed build left behind stops nobody for ever."""
+"""The lock file of a killed build does not block later builds for ever."""
 
 import os
 import threading

@@ -1,4 +1,4 @@
-"""The engine at every ZeRO stage and several sizes: one training, one logical state."""
+"""The engine at every ZeRO stage and several sizes: the same training, the same logical state."""
 
 from functools import partial
 from typing import Any

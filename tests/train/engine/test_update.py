@@ -28,7 +28,7 @@ def one_update(rank: int, size: int, config: Config) -> Any:
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_an_update_is_adamw_with_the_configs_numbers_and_decays_only_matrices(stage: int) -> None:
-    """Loshchilov and Hutter 2019, algorithm 2, at t = 1: with fresh moments both of the gradient g are known."""
+    """Loshchilov and Hutter 2019, algorithm 2, at t = 1: fresh moments of the gradient g are known."""
     config = dataclasses.replace(config_of(stage, "fp32"), optimizer=ADAMW)
     [seen] = run_ranks(one_update, 1, config, timeout=120)
     dims = Counter(len(shape) for (_, state), (shape, _, _) in seen.items() if state == "weight")
@@ -59,8 +59,8 @@ def test_gradients_travel_in_the_reduce_precision(stage: int) -> None:
 
 
 def compiled_training(rank: int, size: int, stage: int, recompute: str, dropout: float) -> Any:
-    """Losses, norms and weights of two steps as they are and compiled; how often blocks, and what is compiled of them,
-    ran forward in a step; graphs and the breaks between them.
+    """Losses, norms and weights of two steps, eager and compiled; forward runs a step of blocks and of their compiled
+    code; graphs and graph breaks.
     """
     from torch._dynamo import register_backend, utils
     from torch._dynamo.backends.common import aot_autograd

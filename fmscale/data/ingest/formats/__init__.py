@@ -1,8 +1,8 @@
 """Documents of each format: a module a format, with a function from a part of a file to its documents.
 
-A file is text (one document), JSONL (a document a line), a JSON array (an element), Parquet or Arrow (a row); text
-and JSON may be inside gzip or Zstandard. Big files that can be read from the middle are divided into `of` parts; the
-documents of part `index` depend on the file alone, so that parts can be read anywhere in any order.
+A file is text (one document), JSONL (a document a line), a JSON array (a document an element), Parquet or Arrow (a
+document a row); text and JSON may be inside gzip or Zstandard. Big files that can be read from the middle are divided
+into `of` parts; the documents of part `index` depend on the file alone: parts can be read anywhere in any order.
 
 - `sniff.py`  the format of a file by its first bytes
 - `streams.py`  uncompressed bytes of gzip and Zstandard
@@ -41,7 +41,7 @@ tex texi text textile tf thrift toml ts tsx txt v vb vhd vhdl vim vtt vue xhtml 
 """
 
 TEXT = frozenset(_TEXT.split())
-"""Extensions of text and code: one document a file, with any beginning."""
+"""Extensions of text and code: one document a file, whatever its first bytes."""
 
 _TEXT_NAMES = """
 authors changelog changes contributing copying dockerfile license licence makefile news notice readme todo
@@ -110,7 +110,7 @@ as a missing column.
 
 
 def detect(source: str) -> str:
-    """The format of a file by its name: `binary` for none, empty where its first bytes are to decide."""
+    """The format of a file by its name: `binary` for a file without text, empty if its first bytes must decide."""
     name = source.rsplit("/", 1)[-1].lower()
     stem, dot, extension = name.rpartition(".")
     if dot and extension in COMPRESSIONS:

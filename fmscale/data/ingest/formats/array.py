@@ -23,7 +23,7 @@ SPACE = re.compile(r"[ \t\r\n]*")
 
 def read(file: BinaryIO, part: FilePart) -> Iterator[RawDocument | Bad]:
     """The text in each element's field, or the element itself if it is a text; spans are in bytes of the uncompressed
-    file. Damage ends the file, as nothing tells the begin of the next element.
+    file. Damage ends the reading, because the beginning of the next element is unknown.
     """
     window = _Window(uncompressed(file, part.source))
     path = part.field.split(".")
@@ -58,7 +58,7 @@ def read(file: BinaryIO, part: FilePart) -> Iterator[RawDocument | Bad]:
 
 
 class _Window:
-    """The text that was taken from the stream and not read yet."""
+    """Text taken from the stream and not read yet."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -87,7 +87,7 @@ class _Window:
                 return
 
     def take(self, mark: str) -> bool:
-        """Step over a character if it comes next. Raises ValueError at the end of the file."""
+        """Step over `mark` if it comes next. Raises ValueError at the end of the file."""
         if not self.text:
             raise ValueError("the file ends inside the array")
         if self._buffer[self._begin] != mark:
@@ -104,7 +104,7 @@ class _Window:
                 if len(self._buffer) - self._begin > ELEMENT_CHARACTERS or not self._more():
                     raise
                 continue
-            # A number at the end of the window may go on behind it.
+            # A number at the end of the window may continue behind the window.
             if end < len(self._buffer) or not self._more():
                 self._advance(end)
                 return value

@@ -1,7 +1,7 @@
 """Places of the batches of an Arrow IPC file, and their rows, without reading the batches.
 
-pyarrow tells a batch's rows only by decoding it, and believes a footer that leaves batches out. The footer has the
-place of each batch's metadata, which begin with the rows; both are flatbuffers, of which four fields are needed
+pyarrow must decode a batch to count its rows, and accepts a footer that leaves batches out. The footer has the place
+of each batch's metadata, which begin with the number of rows. Both are flatbuffers; four of their fields are needed
 (Arrow columnar format, "IPC File Format"; File.fbs, Message.fbs).
 """
 
@@ -20,7 +20,7 @@ Block = tuple[int, int, int]
 DAMAGED = "the footer of the Arrow file is damaged"
 
 MOST_GAP = 64
-"""Bytes between two messages for alignment or the mark of the end; a batch has more."""
+"""Most bytes between two messages, for alignment or the end mark; a batch is longer."""
 
 MOST_ROWS = 2**40
 """Most rows of a batch, far within an int64."""

@@ -19,7 +19,7 @@ ROWS = 1024
 ARROW_MAGIC = b"ARROW1"
 
 BROKEN = (pa.ArrowException, OSError, EOFError, ValueError, OverflowError, MemoryError, SystemError)
-"""Errors of pyarrow for damaged files: a wrong length asks for any amount of memory, and a negative length is a
+"""Errors of pyarrow for damaged files: a wrong length requests any amount of memory, and a negative length raises
 SystemError.
 """
 
@@ -31,12 +31,12 @@ BINARY = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.str
 
 
 def read(file: BinaryIO, part: FilePart) -> Iterator[RawDocument | Bad]:
-    """The text in the column of each row; spans are row numbers of the file.
+    """The text in each row's column; spans are row numbers of the file.
 
     Part i of n has the row groups, or record batches, from i·k/n to (i+1)·k/n of k. An Arrow stream cannot
-    be entered in the middle: its first part has all. Each batch is validated before use: the file is broken from
-    the first invalid batch on. (Changed bytes within a text are seen only if they are no UTF-8, or by the checksums of
-    Parquet pages.) Raises DataError for a column that is missing or holds no text.
+    be read from the middle: its first part has all batches. Each batch is validated before use: the file is broken from
+    the first invalid batch on. (Only invalid UTF-8 and the checksums of Parquet pages show changed bytes within
+    a text.) Raises DataError for a column that is missing or holds no text.
     """
     row = 0
     try:
@@ -45,7 +45,7 @@ def read(file: BinaryIO, part: FilePart) -> Iterator[RawDocument | Bad]:
             yield from _documents(batch, row)
             row += len(batch)
     except BROKEN as error:
-        # Damage names impossible places, which is EINVAL; other numbers come from the disk or the network.
+        # Damage leads to impossible places, which raise EINVAL; the disk or the network raises other errors.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         yield Bad("broken", f"from row {row} on: {str(error)[:200]}")
@@ -121,7 +121,7 @@ def _share(part: FilePart, parts: int) -> tuple[int, int]:
 
 def _column(batch: Any, field: str) -> Any:
     """The column as binary, so that each row's UTF-8 is checked alone. Raises ArrowInvalid or ValueError for an
-    invalid column: pyarrow reads lengths and offsets unchecked, and dies of wrong values.
+    invalid column: pyarrow does not check lengths and offsets, and crashes on wrong values.
     """
     first, *rest = field.split(".")
     column = batch.column(first)
@@ -167,7 +167,7 @@ def _check_column(schema: Any, part: FilePart) -> None:
                 remedy=(f"Did you mean {near[0]!r}? " if near else "") + "Name the text's column with --field.",
             )
         kind = fields[names.index(name)].type
-        if pa.types.is_null(kind):  # as pandas writes a column of a part in which no row has a value
+        if pa.types.is_null(kind):  # pandas writes this type if no row of a part has a value
             return
         fields = list(kind) if pa.types.is_struct(kind) else []
     text = kind.value_type if pa.types.is_dictionary(kind) else kind

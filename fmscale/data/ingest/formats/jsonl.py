@@ -21,7 +21,7 @@ def read(file: BinaryIO, part: FilePart) -> Iterator[RawDocument | Bad]:
         position, stop = size * part.index // part.of, size * (part.index + 1) // part.of
         file.seek(max(0, position - 1))
         if position:
-            # The line that holds the byte before belongs to an earlier part.
+            # The line with the byte before `position` belongs to an earlier part.
             position += len(stream.readline()) - 1
     path = part.field.split(".")
     while stop is None or position < stop:

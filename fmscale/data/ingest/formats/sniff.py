@@ -1,10 +1,10 @@
-"""The format of a file by its first bytes, for names that do not tell.
+"""The format of a file by its first bytes, for names that do not show the format.
 
 Tables have their magic numbers, and a file with a NUL among its first bytes is no text. JSON Lines are lines of which
-at least half are objects; a single object is a record only if it has the field (`package.json` on one line has not).
+at least half are objects; a single object is a record only if it has the field (`package.json` on one line lacks it).
 A file is a JSON array if all of it parses as an array, or if it is longer and begins like an array of objects, strings
-or arrays: `[section]` and `[1] A reference` begin a text. Other files are text, by a guess. A name that claims plain
-text is believed unless there are several lines, of which nine in ten are objects.
+or arrays: `[section]` and `[1] A reference` begin a text. Other files are guessed to be text. A name that claims
+plain text decides unless the file has several lines, of which nine in ten are objects.
 """
 
 import json
@@ -17,7 +17,7 @@ from fmscale.data.ingest.formats.streams import take, uncompressed
 from fmscale.data.ingest.formats.text import BINARY_BYTES
 
 HEAD_BYTES = 1 << 16
-"""Uncompressed bytes to look at: some hundred lines, and one cheap request to a remote store."""
+"""Uncompressed bytes that decide: some hundred lines, and one cheap request to a remote store."""
 
 LINE_BYTES = 2 << 20
 """Bytes in which the first line of objects must end; a file with a longer line is read as JSON Lines."""
@@ -26,17 +26,17 @@ STREAM = re.compile(rb"\xff\xff\xff\xff[\s\S][\s\S][\s\S]\0[\x04-\x40]\0\0\0")
 """An Arrow stream: continuation marker, length of the schema (below 16 MiB), offset of its root table."""
 
 ELEMENT = re.compile(r'[{"\[]|null\b')
-"""Begin of an array's first element, which no text has behind a bracket."""
+"""Begin of an array's first element; plain text does not have it behind a bracket."""
 
 BEHIND = re.compile(r'\]\s*$|,\s*($|[{"\[\d-]|null\b|true\b|false\b)')
-"""Text behind that element: the array's end, or a comma and another value."""
+"""Text behind the first element: the array's end, or a comma and another value."""
 
 OBJECT = re.compile(rb'\{\s*"')
 
 
 def sniff(file: BinaryIO, source: str, field: str, *, plain: bool = False) -> str:
-    """text, jsonl, json, parquet, arrow or binary, by the file's beginning behind its compression. `plain`: its name
-    claims plain text.
+    """text, jsonl, json, parquet, arrow or binary, by the beginning of the uncompressed file. `plain`: the
+    file's name claims plain text.
     """
     stream = uncompressed(file, source)
     head, _ = take(stream, HEAD_BYTES)
@@ -69,7 +69,7 @@ def _are_lines(begin: bytes, ended: bool, path: list[str], plain: bool) -> bool:
     if len(values) == 1:
         return not plain and _has(values[0], path)
     if plain and values[-1] is None and lines[-1].strip():
-        values.pop()  # a last line without an end, which a copy that was cut has
+        values.pop()  # a copy that was cut may end inside a line
     objects = sum(isinstance(value, dict) for value in values)
     return len(values) > 1 and (10 * objects >= 9 * len(values) if plain else 2 * objects >= len(values))
 
@@ -90,7 +90,7 @@ def _has(value: Any, path: list[str]) -> bool:
 
 
 def _is_array(begin: bytes, ended: bool) -> bool:
-    """True if the text is an array or begins as an array, and not for lines that are an array each."""
+    """True if the text is an array or begins as an array; False for lines of one array each."""
     if ended and isinstance(_parse(begin), list):
         return True
     first, _, more = begin.partition(b"\n")
@@ -102,7 +102,7 @@ def _is_array(begin: bytes, ended: bool) -> bool:
     try:
         _, end = json.JSONDecoder().raw_decode(text)
     except (ValueError, RecursionError):
-        # The first element goes on behind these bytes.
+        # The first element continues behind these bytes.
         return not ended or bool(OBJECT.match(text.encode()))
     behind = text[end:].strip()
     return not behind or bool(BEHIND.match(behind))

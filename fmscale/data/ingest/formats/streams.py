@@ -31,7 +31,7 @@ def uncompressed(file: BinaryIO, source: str) -> BinaryIO:
 
 
 def take(stream: BinaryIO, size: int) -> tuple[bytes, Exception | None]:
-    """The next `size` bytes, or fewer before the end or before damage; and that damage, or None."""
+    """The next `size` bytes, or fewer before the end or before damage; and the error of the damage, or None."""
     parts: list[bytes] = []
     while size:
         try:
@@ -46,9 +46,9 @@ def take(stream: BinaryIO, size: int) -> tuple[bytes, Exception | None]:
 
 
 class ZstdFile(io.RawIOBase):
-    """The content of all frames of a file, to be read once.
+    """The content of all frames of a file; a caller can read it once.
 
-    The library's own stream takes the end of a cut file for the end of its content; this stream raises EOFError.
+    At the end of a cut file the library's own stream just ends; this stream raises EOFError.
     """
 
     def __init__(self, file: BinaryIO) -> None:
