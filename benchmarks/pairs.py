@@ -1,6 +1,6 @@
 """Not slower: the code of this checkout beside that of an earlier commit, in interleaved pairs.
 
-    git worktree add /tmp/before COMMIT && make -C /tmp/before types   # any target makes its .venv
+    git worktree add /tmp/before COMMIT && make -C /tmp/before .venv/.installed
     python -m benchmarks.pairs loader --before /tmp/before
 
 Works: `loader` delivers 2,048 batches of 8 rows from units that do not fit into memory (W1), `loader-in-memory` 4,096
@@ -190,8 +190,13 @@ def main() -> None:
     if arguments.serve is not None:
         serve(arguments.work, arguments.serve)
         return
-    if arguments.before is None:
-        parser.error("--before names the checkout of the earlier commit")
+    if arguments.before is None or not (arguments.before / ".venv/bin/python").exists():
+        parser.error(
+            f"--before must name a checkout of the earlier commit with its .venv, found {arguments.before}: "
+            "git worktree add FOLDER COMMIT && make -C FOLDER .venv/.installed"
+        )
+    if arguments.pairs < 1:
+        parser.error(f"--pairs must be 1 or more, found {arguments.pairs}: a claim takes 24 at least")
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps(compare(arguments.work, arguments.before.resolve(), arguments.pairs, Path(folder)), indent=1))
 

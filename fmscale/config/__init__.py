@@ -65,7 +65,7 @@ _HOMES = {
 if not TYPE_CHECKING:  # a type checker would take any name for one that is here
 
     def __getattr__(name: str) -> Any:
-        """Load a public name at its first use (PEP 562): all sections and YAML cost a loader's start 25 ms."""
+        """Load a public name at its first use (PEP 562): a loader needs one section and no YAML."""
         for module, names in _HOMES.items():
             if name in names:
                 value = globals()[name] = getattr(import_module(f"fmscale.config.{module}"), name)

@@ -103,7 +103,7 @@ def test_values_are_exchanged_and_names_can_be_used_again() -> None:
 
 
 def test_a_wait_that_is_too_long_says_who_for_whom_and_where() -> None:
-    with pytest.raises(RankError, match=r"waited 0 s for rank 0 in ingest") as caught:
+    with pytest.raises(RankError, match=r"waited \d+ s for rank 0 in ingest") as caught:
         run_ranks(zero_never_comes, 2)
     assert "Look at the log of rank 0;" in caught.value.remedy
 
