@@ -29,7 +29,7 @@ def row_key(seed: int, purpose: str, *counters: int) -> int:
 
 def draw(seed: int, purpose: str, *counters: int, n: int) -> NDArray[np.float64]:
     """`n` uniform numbers from the open interval (0, 1), each with 32 random bits: (word + 1/2) / 2^32."""
-    return (words(row_key(seed, purpose, *counters), n) + 0.5) * 2.0**-32
+    return (words(row_key(seed, purpose, *counters), n).astype(np.float64) + 0.5) * 2.0**-32
 
 
 def words(key: int, n: int) -> NDArray[np.uint32]:

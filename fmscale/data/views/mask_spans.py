@@ -40,6 +40,14 @@ class KeptRanges:
             start, span = end, span + 1
         return out
 
+    def positions(self, places: U64) -> U64:
+        """Positions of the tokens with these kept positions: the inverse of `place`."""
+        if not len(self._places):
+            return places
+        span = np.searchsorted(self._places, places, side="right")
+        skipped: U64 = np.concatenate((np.zeros(1, dtype=np.uint64), self._masked))[span]
+        return places + skipped
+
     def place(self, position: U64) -> U64:
         """Number of kept tokens before each position; for a kept token, its kept position."""
         if not len(self._places):

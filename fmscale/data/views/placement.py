@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
+from fmscale.data.order.feistel import U64
 from fmscale.data.views.mask import Documents, Mask, load_mask
 from fmscale.data.views.view import View, kept_ranges, view_commits
 from fmscale.store.datasets.dataset import Dataset
@@ -62,6 +64,25 @@ class Placement:
         commit, first, _ = units.span(int(unit[0]))
         first += int(offset[0])
         return commit, self._pieces(commit, first * length, (first + 1) * length)
+
+    def positions(self, rows: U64) -> tuple[NDArray[np.intp], U64]:
+        """(index into the view's commits, position of the first token or record in the commit's split) of rows."""
+        units, commits = self.view.units, np.zeros(len(rows), dtype=np.intp)
+        if len(self.view.commits) > 1:
+            first = np.array([units.first_row(index) for index in range(len(self.view.commits))], dtype=np.uint64)
+            commits = np.searchsorted(first, rows, side="right") - 1
+        positions = np.empty(len(rows), dtype=np.uint64)
+        for commit in np.unique(commits).tolist():
+            part = commits == commit
+            places = (rows[part] - np.uint64(units.first_row(commit))) * np.uint64(self.view.row_length)
+            positions[part] = self._kept[commit].positions(places)
+        return commits, positions
+
+    def rows_at(self, commit: int, positions: U64) -> U64:
+        """Rows that begin at these positions of a commit's split, without positions that masks leave out."""
+        places = self._kept[commit].place(positions)
+        kept = self._kept[commit].positions(places) == positions
+        return places[kept] // np.uint64(self.view.row_length) + np.uint64(self.view.units.first_row(commit))
 
     def rows_of(self, documents: Documents) -> list[tuple[int, int]]:
         """Ranges [first, stop) of row ids that hold a token of any of the documents: sorted, disjoint.

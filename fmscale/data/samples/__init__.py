@@ -1,0 +1,8 @@
+"""Samples: what a record becomes for training.
+
+`protocol.py`   a spec: columns, decode, make, size; a sample; randomness by `draw`
+`text.py`       text of a record as tokens
+`rows.py`       rows of a token view
+`specs.py`      specs by kind: from the config, and to and from the JSON in a view
+`sizes.py`      lengths of samples by row, from a derived column
+"""

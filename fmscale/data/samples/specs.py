@@ -1,0 +1,133 @@
+"""Specs by kind: from the config to a spec, and from a spec to the JSON in a view and back."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from fmscale.config.kinds import kind_of, own_class
+from fmscale.config.reader.load import load_section
+from fmscale.config.reader.tree import YamlTable, parse
+from fmscale.config.schema import as_tree
+from fmscale.config.spec import TextSpec
+from fmscale.data.samples.protocol import Spec
+from fmscale.data.samples.rows import RowSamples
+from fmscale.data.samples.text import TextSamples
+from fmscale.data.tokenizers.protocol import Tokenizer
+from fmscale.data.tokenizers.tokenizer import from_json, load_tokenizer
+from fmscale.errors import ConfigError, FormatError
+from fmscale.store.backends.protocol import Backend
+from fmscale.store.datasets.dataset import open_dataset
+from fmscale.store.datasets.tokenizers import load_tokenizer as stored_tokenizer
+from fmscale.store.datasets.tokenizers import store_tokenizer
+from fmscale.store.digest import canonical_json
+
+MEMBERS = ("version", "columns", "parts", "too_long", "size", "decode", "make")
+"""Members that a spec must have."""
+SIZELESS = ("too_long", "max_tokens")
+"""Fields of a spec that do not change its sizes."""
+
+
+def make_spec(config: Any, backend: Backend, *, limit: int, tokenizers: Sequence[str] = ()) -> Spec:
+    """The spec of a config's section for forwards of `limit` tokens; `tokenizers` are digests of token datasets' in
+    the same run.
+
+    Raises ConfigError for a class of the user's own that is no spec, or a text without a tokenizer.
+    """
+    if not isinstance(config, TextSpec):
+        return _own(config)
+    content = _tokenizer_content(config, backend, tokenizers)
+    tokenizer = from_json(content)
+    return TextSamples(
+        field=config.field,
+        tokenizer=tokenizer.digest,
+        bos=_special(tokenizer, "bos") if config.bos else None,
+        eos=_special(tokenizer, "eos") if config.eos else None,
+        too_long=config.too_long,
+        max_tokens=min(config.max_tokens or limit, limit) if config.too_long == "cut" else None,
+        content=content,
+    )
+
+
+def spec_text(spec: Spec) -> str:
+    """Canonical JSON of a spec, as a view has it."""
+    return canonical_json(_values(spec)).decode()
+
+
+def size_text(spec: Spec) -> str:
+    """Canonical JSON of the part of a spec that its size column depends on."""
+    return canonical_json({name: value for name, value in _values(spec).items() if name not in SIZELESS}).decode()
+
+
+def open_spec(backend: Backend, text: str) -> Spec:
+    """The spec of a view's JSON, "" for rows of tokens as they are stored. Raises FormatError for another version."""
+    if not text:
+        return RowSamples()
+    values = json.loads(text)
+    kind, version = values.pop("kind"), values.pop("version")
+    if kind == TextSamples.kind:
+        spec: Spec = TextSamples(**values, content=stored_tokenizer(backend, values["tokenizer"]))
+    else:
+        tree = parse(json.dumps(values), f"the spec {kind}", lines=False)
+        assert isinstance(tree, YamlTable)
+        spec = _own(load_section(own_class(kind, "the view's spec"), tree))
+    if spec.version != version:
+        raise FormatError(
+            f"the samples of spec {kind} were defined by another version of it",
+            found=f"version {version}, installed is {spec.version}",
+            remedy="Install the version that the run began with, or begin a new run.",
+        )
+    return spec
+
+
+def _values(spec: Spec) -> dict[str, Any]:
+    assert is_dataclass(spec)
+    return {**as_tree(spec), "kind": kind_of(spec), "version": spec.version}
+
+
+def _own(spec: Any) -> Spec:
+    lacking = [name for name in MEMBERS if not hasattr(spec, name)]
+    if lacking:
+        raise ConfigError(
+            f"the class {kind_of(spec)} is not a spec: it lacks {', '.join(lacking)}",
+            found=[field.name for field in fields(spec)],
+            remedy="docs/api.md, \"Specs\", lists the members of a spec.",
+        )
+    made: Spec = spec
+    return made
+
+
+def _tokenizer_content(config: TextSpec, backend: Backend, tokenizers: Sequence[str]) -> bytes:
+    """JSON of the tokenizer, which the store then has too."""
+    if config.tokenizer is None:
+        if len(set(tokenizers)) != 1:
+            raise ConfigError(
+                "the spec of a text needs a tokenizer",
+                found="no token dataset in the run has one" if not tokenizers else f"{len(set(tokenizers))} differ",
+                remedy="Give spec.tokenizer: bytes, a path of a tokenizer.json, or the name of a dataset with tokens.",
+            )
+        return stored_tokenizer(backend, tokenizers[0])
+    if config.tokenizer == "bytes" or "/" in config.tokenizer or config.tokenizer.endswith(".json"):
+        content = load_tokenizer(config.tokenizer).to_json()
+        store_tokenizer(backend, content)
+        return content
+    commits = open_dataset(backend, config.tokenizer).commits()
+    digest = commits[-1].tokenizer if commits else None
+    if digest is None:
+        raise ConfigError(
+            f"dataset {config.tokenizer} has no tokenizer",
+            found=config.tokenizer,
+            remedy="Name a dataset that `fmscale ingest` made of text.",
+        )
+    return stored_tokenizer(backend, digest)
+
+
+def _special(tokenizer: Tokenizer, name: str) -> int:
+    number: int | None = getattr(tokenizer, f"{name}_id")
+    if number is None:
+        raise ConfigError(
+            f"the tokenizer has no {name.upper()} token",
+            found=tokenizer.digest,
+            remedy=f"Give spec.{name}: false.",
+        )
+    return number
