@@ -88,7 +88,7 @@ def verify(
             "--commit is a commit of one dataset", found=commit, remedy="Give STORE/DATASET, or --dataset too."
         )
     commits = {one.name: one.commits() if commit is None else [one.commit(commit)] for one in opened}
-    size = sum(size_of(live) for live in commits.values())
+    size = sum(size_of(one, commits[one.name]) for one in opened)
     rows: list[dict[str, Any]] = []
     with progress("verify", size, json=json, unit="bytes") as bar:
         for one in opened:

@@ -6,6 +6,7 @@ from threading import Lock
 from typing import Any
 
 from fmscale.store.backends.protocol import Backend
+from fmscale.store.datasets.columns import columns_folder
 from fmscale.store.datasets.manifest import Manifest, SplitTotals, open_manifest
 from fmscale.store.log.entry import LogEntry
 from fmscale.store.segments.seal import check_version, job_folder
@@ -85,7 +86,9 @@ def decode_commit(backend: Backend, entry: LogEntry) -> Commit:
 def references(dataset: str, body: Mapping[str, Any]) -> list[str]:
     """Objects that a commit of the dataset owns, for garbage collection: keys, and folders ending in a slash.
 
-    Tokenizers are left out: all datasets of the store share them, and they are small.
+    Tokenizers are left out: all datasets of the store share them, and they are small. Columns are derived after the
+    commit, so that their folder stands for them.
     """
     keys = sorted(manifest["key"] for manifest in body["manifests"].values())
-    return [*keys, job_folder(dataset, body["job"]) + "/"]
+    folders = sorted(columns_folder(dataset, manifest["digest"]) for manifest in body["manifests"].values())
+    return [*keys, *folders, job_folder(dataset, body["job"]) + "/"]

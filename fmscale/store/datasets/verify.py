@@ -1,7 +1,8 @@
 """Checks every byte that a dataset's commits reference, and names damaged, truncated and missing objects.
 
 The check follows the chain of digests: log entry, manifest, seal, checksums, chunks. Behind a damaged link it
-still checks all bytes that another link can verify. Every byte is read once.
+still checks all bytes that another link can verify. Every byte is read once. A derived column has a chain of its own,
+from the digest at the end of its last object.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +15,7 @@ import pyarrow as pa
 
 from fmscale.errors import CorruptData, FormatError, ObjectNotFound
 from fmscale.store.backends.protocol import Backend
+from fmscale.store.datasets.columns import INDEX, Column, column_keys, open_column
 from fmscale.store.datasets.commit import Commit
 from fmscale.store.datasets.dataset import Dataset
 from fmscale.store.datasets.manifest import Manifest, SegmentRow
@@ -64,16 +66,35 @@ def verify_dataset(
                 tasks = (partial(_check_segment, backend, commit.number, row, submit, advance) for row in rows)
                 for result in _run(segments, tasks):
                     problems += result
+            for column in _columns(dataset, commit, problems):
+                parts = (column.expected(segment) for segment in range(column.index.num_rows))
+                tasks = (partial(check_object, backend, part, commit.number, advance) for part in parts)
+                for result in _run(readers, tasks):
+                    problems += result
     return sorted(problems, key=lambda p: (p.commit, p.key, -1 if p.chunk is None else p.chunk, p.what))
 
 
-def size_of(commits: Iterable[Commit]) -> int:
-    """Bytes that `verify_dataset` checks for these commits, tokenizers aside."""
-    return sum(
-        manifest["bytes"] + manifest["object"]["bytes"]
-        for commit in commits
-        for manifest in commit.body["manifests"].values()
-    )
+def size_of(dataset: Dataset, commits: Iterable[Commit]) -> int:
+    """Bytes that `verify_dataset` checks for these commits, tokenizers and the last objects of columns aside."""
+    total = 0
+    for commit in commits:
+        total += sum(manifest["bytes"] + manifest["object"]["bytes"] for manifest in commit.body["manifests"].values())
+        total += sum(column.bytes for column in _columns(dataset, commit, []))
+    return total
+
+
+def _columns(dataset: Dataset, commit: Commit, problems: list[ObjectProblem]) -> Iterator[Column]:
+    """The complete columns of a commit; damage of their last objects goes to `problems`."""
+    for manifest in commit.body["manifests"].values():
+        for key in column_keys(dataset.backend, dataset.name, manifest["digest"]):
+            try:
+                column = open_column(dataset.backend, key)
+            except (CorruptData, FormatError) as error:
+                what = f"damaged: {error.found}" if isinstance(error, CorruptData) else f"unreadable: {error}"
+                problems.append(ObjectProblem(commit=commit.number, key=f"{key}/{INDEX}", what=what))
+                continue
+            if column is not None:
+                yield column
 
 
 def _run(pool: ThreadPoolExecutor, tasks: Iterator[Callable[[], list[ObjectProblem]]]) -> Iterator[list[ObjectProblem]]:

@@ -60,7 +60,7 @@ def test_a_sound_dataset_has_no_problems_and_each_byte_is_read_once(store: Backe
     assert verify_dataset(store, dataset, progress=advance) == []
     stored = {info.key: info.bytes for info in store.list_objects("")}
     data = sum(n for key, n in stored.items() if "/segments/" in key or "/manifests/" in key)
-    assert sum(counted) == data == size_of(dataset.commits())
+    assert sum(counted) == data == size_of(dataset, dataset.commits())
     read = sum(store.requests.bytes.get(kind, 0) for kind in ("get", "get_range")) - before
     others = sum(n for key, n in stored.items() if key.startswith(("tokenizers/", "datasets/d/log/")))
     assert data <= read <= data + others
