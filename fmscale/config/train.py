@@ -1,7 +1,7 @@
 """The sections `train`, `optimizer`, `schedule` and `evaluation`."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from fmscale.config.checks import InvalidField, above_zero, at_least
 
@@ -83,6 +83,9 @@ class TrainConfig:
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """AdamW (Loshchilov and Hutter 2019), with decay for matrices and without decay for norms and biases."""
+
+    kind: ClassVar[str] = "adamw"
+    """Name of this class in YAML."""
 
     lr: float = 3e-4
     """Peak learning rate."""

@@ -86,7 +86,7 @@ def vocabulary(config: Config, tokenizer: Tokenizer) -> int:
     """Size of the model's vocabulary. Raises ConfigError if it is smaller than the tokenizer's: a token id
     beyond the embedding would cause an opaque CUDA error in the middle of a step.
     """
-    size = config.model.vocab_size
+    size: int | None = getattr(config.model, "vocab_size", None)
     if size is None:
         return tokenizer.vocab_size
     if size < tokenizer.vocab_size:
@@ -100,10 +100,11 @@ def vocabulary(config: Config, tokenizer: Tokenizer) -> int:
 
 def check_length(config: Config) -> None:
     """Raise ConfigError if rows are longer than the model's longest sequence."""
-    if config.data.sequence_length > config.model.max_seq_len:
+    longest: int | None = getattr(config.model, "max_seq_len", None)
+    if longest is not None and config.data.sequence_length > longest:
         raise ConfigError(
             f"{config.place('data.sequence_length')} is longer than the model's max_seq_len",
-            found=f"{config.data.sequence_length} > {config.model.max_seq_len}",
+            found=f"{config.data.sequence_length} > {longest}",
             remedy="Shorten the rows, or raise model.max_seq_len.",
         )
 

@@ -33,11 +33,11 @@ class Journal:
         sinks: Sequence[JsonlSink],
         sources: Sequence[str],
         *,
-        flops_per_token: float,
+        flops_per_token: float | None,
         peak_flops: float | None,
         world_size: int,
     ) -> None:
-        """`flops_per_token` and `peak_flops` (of a device; None if unknown) give `mfu`."""
+        """`flops_per_token` and `peak_flops` (of a device) give `mfu`; None if unknown."""
         self._sinks = list(sinks)
         self._sources = list(sources)
         self._flops_per_token = flops_per_token
@@ -75,7 +75,7 @@ class Journal:
                 "tokens_per_second": result.tokens / seconds,
                 "tokens_per_second_per_gpu": result.tokens / seconds / self._world_size,
             }
-            if self._peak:
+            if self._peak and self._flops_per_token:
                 record["mfu"] = self._flops_per_token * record["tokens_per_second_per_gpu"] / self._peak
             if len(self._sources) > 1:
                 losses, weights = sums[i, 1:].view(2, -1).tolist()

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
-from fmscale.config import BatchShape, as_tree
-from fmscale.config.derived import flops_per_token, num_parameters
+from fmscale.config import BatchShape, ModelConfig, as_tree
+from fmscale.config.derived import flops_per_token
 from fmscale.config.peaks import peak_flops
 from fmscale.data.loader import Loader
 from fmscale.data.provenance.delivery import DeliveryRecord
+from fmscale.models import parameters_of
 from fmscale.runtime.sinks.jsonl import JsonlSink
 from fmscale.train.data import memory_at_its_place, open_training, passes, tokenizer_of, vocabulary
 from fmscale.train.engine.module import build_engine
@@ -103,7 +104,7 @@ def _opened(session: Session, loader: Loader, vocab_size: int, batch: BatchShape
     return {
         "event": "opened",
         "device": session.device,
-        "parameters": num_parameters(session.config.model, vocab_size),
+        "parameters": parameters_of(session.config.model, vocab_size),
         "vocab_size": vocab_size,
         "steps": steps,
         "tokens_per_step": batch.global_batch * session.config.data.sequence_length,
@@ -120,11 +121,12 @@ def _journal(session: Session, loader: Loader, vocab_size: int, stack: ExitStack
     if session.world.rank == 0:
         sinks.append(JsonlSink(session.folder / "metrics.jsonl"))
         stack.callback(sinks[0].close)
+    decoder = config.model if type(config.model) is ModelConfig else None
     on_gpu = session.device.startswith("cuda")
     return Journal(
         sinks,
         [source.label for source in loader.plan.sources],
-        flops_per_token=flops_per_token(config.model, vocab_size, config.data.sequence_length),
+        flops_per_token=flops_per_token(decoder, vocab_size, config.data.sequence_length) if decoder else None,
         peak_flops=peak_flops(torch.cuda.get_device_name()) if on_gpu else None,
         world_size=session.world.world_size,
     )

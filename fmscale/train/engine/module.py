@@ -60,11 +60,12 @@ def build_engine(
     `compiler` is the backend of torch.compile, where that is used.
     """
     train = config.train
+    decoder = config.decoder("training")
     model = _seeded(config, vocab_size, batch, device)
     wrap_blocks(
         model.layers,
         recompute=train.recompute == "full",
-        dropout=config.model.dropout > 0,
+        dropout=decoder.dropout > 0,
         compiler=compiler if _compiled(config, device) else None,
     )
     trained = ObjectiveModule(model, next_token)
@@ -77,11 +78,11 @@ def _seeded(config: Config, vocab_size: int, batch: BatchShape, device: str) -> 
     """The model with its first weights; at stage 3 a rank holds a single whole parameter at a time."""
     generator = torch.Generator().manual_seed(config.train.seed)
     if config.train.zero_stage < 3:
-        model = build(config.model, vocab_size=vocab_size)
+        model = build(config.decoder("training"), vocab_size=vocab_size)
         model.init_weights(generator)
         return model
     with born_partitioned(deepspeed_config(config.train, config.optimizer, batch, device), device) as whole:
-        model = build(config.model, vocab_size=vocab_size)
+        model = build(config.decoder("training"), vocab_size=vocab_size)
         model.init_weights(generator, whole)
     return model
 

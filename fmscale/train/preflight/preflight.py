@@ -12,13 +12,14 @@ from fmscale.checkpoint.format.layout import Tensor
 from fmscale.checkpoint.format.manifest import CheckpointManifest
 from fmscale.checkpoint.format.names import run_log
 from fmscale.checkpoint.read.compatibility import differences, refuse_other_model
-from fmscale.config import Config, SourceConfig, derive_batch
+from fmscale.config import Config, ModelConfig, SourceConfig, derive_batch, kind_of
 from fmscale.data.plan.order_log import replay
 from fmscale.data.plan.plan import Plan, Source
 from fmscale.data.sources import make_sources, require_recorded
 from fmscale.data.views.token_view import make_view
 from fmscale.errors import AccessDenied, ConfigError, FmscaleError, ObjectNotFound, StoreError, StoreUnavailable
-from fmscale.models import build
+from fmscale.models import build, parameters_of
+from fmscale.objectives import make_objective
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import open_dataset
 from fmscale.store.open import open_store
@@ -129,7 +130,7 @@ def check_run(
         sources = list(recorded.stages[-1].sources)
     if batch and backend and sources:
         checks.run(lambda: check_memory(config, backend, batch, sources))
-    vocab_size = config.model.vocab_size
+    vocab_size: int | None = getattr(config.model, "vocab_size", None)
     begins = ""
     if backend:
         tokenizer = checks.ask(lambda: tokenizer_of(config, backend))
@@ -145,6 +146,10 @@ def check_run(
                 remedy="Give model.vocab_size, or plan where the store can be reached.",
             )
         )
+    parameters = checks.run(lambda: parameters_of(config.model, vocab_size)) if vocab_size else None
+    checks.run(lambda: make_objective(config.objective))
+    if type(config.model) is not ModelConfig:
+        checks.notes.append(f"the FLOPs of model {kind_of(config.model)} are not known, and so neither is its mfu")
     width = max((np.dtype(source.view.dtype).itemsize for source in sources), default=None)
     made = forecast(
         config,
@@ -152,6 +157,7 @@ def check_run(
         batch=batch,
         steps=steps,
         vocab_size=vocab_size,
+        parameters=parameters,
         token_bytes=width or (2 if (vocab_size or 0) <= 65536 else 4),
         tokens_per_second=tokens_per_second,
         mfu=mfu,
