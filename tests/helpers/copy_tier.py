@@ -29,6 +29,8 @@ class CopyTier:
     """Raised by every call, by `read` once the buffer is half full."""
     asked: list[tuple[str, int]] = field(default_factory=list)
     """Key and number of every chunk that `read` was asked for."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Bytes of a chunk by key."""
     advised: list[tuple[int, int, int]] = field(default_factory=list)
     """First chunk, number of chunks and next use of every advice."""
     uses: set[int] = field(default_factory=set)
@@ -40,6 +42,7 @@ class CopyTier:
         assert np.array_equal(expected, ref.crc32c[first : first + chunks])
         assert len(buffer) == min((first + chunks) * ref.chunk_bytes, ref.bytes) - first * ref.chunk_bytes
         self.asked += [(ref.key, chunk) for chunk in range(first, first + chunks)]
+        self.sizes[ref.key] = ref.chunk_bytes
         self.uses.add(next_use)
         there = np.zeros(chunks, dtype=bool)
         for i in range(chunks):
