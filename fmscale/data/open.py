@@ -21,6 +21,7 @@ from fmscale.store.log.log import RUN_KINDS, Log
 from fmscale.store.open import open_store
 from fmscale.store.tiers.cache import NodeCache
 from fmscale.store.tiers.fetch import Fetcher
+from fmscale.store.tiers.tier import Tier
 
 REGION_BYTES = 4 * 2**20
 """Bytes of a request if a node's cache has room for all data; otherwise a request fetches a unit, 320 KiB."""
@@ -123,6 +124,8 @@ def open_loader(
     cache_dir: Path | str | None = None,
     cache_bytes: int = 100 * 2**30,
     nodes: int = 1,
+    tiers: Sequence[Tier] = (),
+    region_bytes: int = REGION_BYTES,
     on_corrupt: str = "quarantine",
     document_ids: bool = False,
     read_threads: int | None = None,
@@ -148,8 +151,11 @@ def open_loader(
         memory_bytes: bytes of host memory for units.
         cache_dir: node-local folder shared by the node's ranks; for remote stores.
         cache_bytes: limit of that folder.
-        nodes: number of nodes over all ranks. A single node whose cache has room for all data fetches the data in
-            few large requests.
+        nodes: number of nodes over all ranks. A single node whose cache has room for all data, or nodes with tiers
+            whose caches together have this room, fetch the data by whole regions, in few large requests.
+        tiers: sources that are asked for chunks between the node cache and the store, in this order.
+        region_bytes: bytes of a region, the part of an object that tiers leave to one node's cache; the same on all
+            nodes.
         on_corrupt: `quarantine` (with a run) or `stop`.
         document_ids: deliver stable document ids too.
         read_threads: concurrent reads; None: by the kind of store.
@@ -177,11 +183,14 @@ def open_loader(
     plan = order_log.plan if order_log else Plan([Stage(from_k=0, sources=tuple(made))])
     cache = NodeCache(Path(cache_dir), cache_bytes) if cache_dir is not None else None
     data_bytes = sum(sum(source.view.tokens) * np.dtype(source.view.dtype).itemsize for source in made)
-    region_bytes = REGION_BYTES if nodes == 1 and data_bytes < cache_bytes / 2 else 0
+    # With tiers the nodes share the data, and the fullest node has about a tenth more than the mean.
+    room = nodes * cache_bytes / 1.1 if tiers else cache_bytes / 2 if nodes == 1 else 0
+    roomy = data_bytes < room
+    fetcher = Fetcher(backend, cache, tiers, region_bytes=region_bytes if tiers or roomy else 0, whole_regions=roomy)
     return Loader(
         plan,
         BatchSchedule([(0, batch)] if isinstance(batch, int) else batch),
-        Readers(Fetcher(backend, cache, region_bytes=region_bytes), document_ids=document_ids, datasets=datasets),
+        Readers(fetcher, document_ids=document_ids, datasets=datasets),
         dp_rank=dp_rank,
         dp_size=dp_size,
         micro_batch=micro_batch,
