@@ -18,9 +18,12 @@ from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import open_dataset
 from fmscale.store.datasets.tokenizers import load_tokenizer
 from fmscale.store.tiers.fetch import Fetcher
+from fmscale.store.tiers.tier import Tier
 
 
-def open_training(config: Config, backend: Backend, world: World, batch: BatchShape, *, lease: int) -> Loader:
+def open_training(
+    config: Config, backend: Backend, world: World, batch: BatchShape, *, lease: int, tiers: Sequence[Tier] = ()
+) -> Loader:
     """The loader of the run's samples; its order is in the run's log, written under lease `lease`."""
     data = config.data
     return open_loader(
@@ -40,6 +43,7 @@ def open_training(config: Config, backend: Backend, world: World, batch: BatchSh
         cache_dir=data.cache_dir,
         cache_bytes=data.cache_bytes,
         nodes=-(-world.world_size // world.local_size),
+        tiers=tiers,
         on_corrupt=data.on_corrupt,
         document_ids=config.train.record_delivery,
     )

@@ -58,6 +58,7 @@ def heldout_rows(session: Session, chosen: EvaluationSet, micro_batch: int) -> I
         dp_rank=world.dp_rank,
         dp_size=world.dp_size,
         micro_batch=micro_batch,
+        tiers=session.tiers,
         read_threads=1,
     )
     with loader:

@@ -89,7 +89,12 @@ def restore(
     if resume.which == "none":
         return 0
     restored = read_checkpoint(
-        session.backend, resume.run, engine.pieces(save=False), which=resume.which, waits=session.waits
+        session.backend,
+        resume.run,
+        engine.pieces(save=False),
+        which=resume.which,
+        waits=session.waits,
+        tiers=session.tiers,
     )
     assert restored is not None, "choose_resume saw a checkpoint, and nobody else may retire one now"
     meta = restored.meta

@@ -3,6 +3,7 @@
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from fmscale.runtime.world import World
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.log.lease import acquire
 from fmscale.store.open import open_store
+from fmscale.store.tiers.tier import Tier
 from fmscale.train.run_folder import check_folder, run_folder
 
 
@@ -39,6 +41,8 @@ class Session:
     """Device of this rank."""
     backend: Backend
     """The store."""
+    tiers: tuple[Tier, ...]
+    """Sources of chunks that loaders and restores ask before the store."""
     stop: StopFlag
     """Stop signals and the deadline of the job."""
     where: Whereabouts
@@ -61,7 +65,7 @@ class Session:
         return int(self.waits.barrier(name, value=str(number))[0])
 
 
-def meet(config: Config, world: World, where: Whereabouts, stack: ExitStack) -> Session:
+def meet(config: Config, world: World, where: Whereabouts, stack: ExitStack, tiers: Sequence[Tier] = ()) -> Session:
     """Connect the ranks; `stack` disconnects them.
 
     Every check that can fail on a single rank comes after the meeting: from then on a failure ends the waits of the
@@ -90,7 +94,15 @@ def meet(config: Config, world: World, where: Whereabouts, stack: ExitStack) -> 
         init_distributed(world, store, device=device, deadline=config.train.comm_seconds)
         backend = open_store(config.store.url, deadline=config.store.deadline)
     return Session(
-        config=config, world=world, waits=waits, device=device, backend=backend, stop=stop, where=where, folder=folder
+        config=config,
+        world=world,
+        waits=waits,
+        device=device,
+        backend=backend,
+        tiers=tuple(tiers),
+        stop=stop,
+        where=where,
+        folder=folder,
     )
 
 

@@ -44,7 +44,9 @@ def assemble(
     lease = session.lease()
     resume = choose_resume(config, session.backend)
     with memory_at_its_place(config):
-        loader = stack.enter_context(open_training(config, session.backend, world, batch, lease=lease))
+        loader = stack.enter_context(
+            open_training(config, session.backend, world, batch, lease=lease, tiers=session.tiers)
+        )
         loader.check_memory()
     if world.rank == 0:
         event(_opened(session, loader, vocab_size, batch, steps))

@@ -9,6 +9,7 @@ from fmscale.config import BatchShape, Config, DataConfig, SourceConfig, TrainCo
 from fmscale.runtime.world import World
 from fmscale.store.backends.protocol import Backend
 from fmscale.train import data
+from tests.helpers.copy_tier import CopyTier
 
 SOURCES = (
     SourceConfig(dataset="a", weight=2.5, split="train2", commits=(3, 5), masks=("m",), seed=11),
@@ -50,10 +51,10 @@ def required(field: Field[Any]) -> bool:
 
 def test_every_field_reaches_the_loader(monkeypatch: pytest.MonkeyPatch, memory_store: Backend) -> None:
     given: list[dict[str, Any]] = []
+    tiers = (CopyTier(memory_store),)
     monkeypatch.setattr(data, "open_loader", lambda store, **options: given.append({"store": store, **options}))
-    data.open_training(
-        CONFIG, memory_store, RANK, BatchShape(global_batch=24, micro_batch=2, accumulation=2, dp_size=6), lease=23
-    )
+    batch = BatchShape(global_batch=24, micro_batch=2, accumulation=2, dp_size=6)
+    data.open_training(CONFIG, memory_store, RANK, batch, lease=23, tiers=tiers)
     [found] = given
     assert found == {
         **told(DATA),
@@ -67,5 +68,6 @@ def test_every_field_reaches_the_loader(monkeypatch: pytest.MonkeyPatch, memory_
         "dp_rank": 3,
         "dp_size": 6,
         "nodes": 3,
+        "tiers": tiers,
         "document_ids": True,
     }

@@ -21,6 +21,7 @@ from fmscale.errors import CorruptData
 from fmscale.runtime.waits import HostWaits
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.digest import CHUNK_BYTES
+from fmscale.store.tiers.tier import Tier, Tiers, TierUse
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,9 @@ class RestoreResult:
     bytes_needed: int
     """Bytes of this rank's pieces."""
     verified: bool
-    """True if the ranks together read every byte of the checkpoint's files and found no damage."""
+    """True if the ranks together read every byte of the checkpoint's files from the store and found no damage."""
+    tiers: tuple[TierUse, ...]
+    """Chunks that this rank had from each tier; the store served all others."""
     marked: bool
     """True if the checkpoint was already marked as verified."""
 
@@ -70,12 +73,14 @@ def restore(
     waits: HostWaits | None = None,
     partial: bool = False,
     deadline: float = 3600.0,
+    tiers: Sequence[Tier] = (),
 ) -> RestoreResult | None:
     """Fill the live tensors of `pieces` from the newest checkpoint that all ranks find valid.
 
     All ranks of a run call it, each with the pieces that it needs, which may overlap. The ranks agree through
     `waits`; a single process passes None. `which` is `auto`, a step, or `entryN` (see `catalog.pick`). With `partial`
-    the pieces need not cover the checkpoint. Returns None if the run has no checkpoint and `which` is auto.
+    the pieces need not cover the checkpoint. `tiers` are asked for chunks of 64 KiB before the store. Returns None if
+    the run has no checkpoint and `which` is auto.
 
     Raises ConfigError for a checkpoint of another model, with the tensors that differ, or if no checkpoint matches
     `which`; CorruptData if no checkpoint is valid; StoreError where the store fails; RankError for another rank's
@@ -85,13 +90,14 @@ def restore(
     candidates = [CheckpointEntry(**row) for row in json.loads(ranks.first(lambda: _candidates(backend, run, which)))]
     asked = [checked(piece).tensor for piece in pieces]
     passed: list[RejectedCheckpoint] = []
+    sources = Tiers(tiers)
     for candidate in candidates:
         where = f"step {candidate.step} (entry {candidate.entry}) of run {run}"
         manifest, problem = ranks.all_find(bound(load_manifest, backend, candidate))
         if manifest is not None:
             answers = ranks.exchange(differences(manifest, asked))
             refuse_other_model(manifest, answers, where, partial=partial)
-            reader = Reader(backend, manifest)
+            reader = Reader(backend, manifest, sources)
             _, problem = ranks.all_find(bound(_fill, reader, pieces))
         if manifest is None or problem:
             logger.warning("%s is passed over: %s", where, problem)
@@ -108,6 +114,7 @@ def restore(
             passed_over=tuple(passed),
             bytes_read=reader.bytes_read,
             bytes_needed=reader.bytes_needed,
+            tiers=sources.uses,
         )
     if passed:
         raise CorruptData(
