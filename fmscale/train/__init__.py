@@ -6,7 +6,7 @@
 - `loop.py`               steps, saves and evaluations until the end or a stop
 - `step.py`               forward and backward of each microbatch, then an update
 - `data.py`               sources, loader and tokenizer of the run, and the limits that they set
-- `inputs.py`             a loader's microbatch as the model's inputs, and back for the delivery record
+- `inputs.py`             the model's inputs as a microbatch again, for the delivery record
 - `schedule.py`           the learning rate as a function of the step
 - `seeds.py`              dropout as a function of step, rank and microbatch
 - `journal.py`            metrics of the steps, reduced over ranks and written to sinks

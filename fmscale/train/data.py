@@ -13,6 +13,7 @@ from fmscale.data.reading.readers import Readers
 from fmscale.data.tokenizers.protocol import Tokenizer
 from fmscale.data.tokenizers.tokenizer import from_json
 from fmscale.errors import ConfigError, DataError
+from fmscale.runtime.axes import Axis
 from fmscale.runtime.world import World
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import open_dataset
@@ -22,9 +23,9 @@ from fmscale.store.tiers.tier import Tier
 
 
 def open_training(
-    config: Config, backend: Backend, world: World, batch: BatchShape, *, lease: int, tiers: Sequence[Tier] = ()
+    config: Config, backend: Backend, world: World, dp: Axis, batch: BatchShape, *, lease: int, tiers: Sequence[Tier] = ()
 ) -> Loader:
-    """The loader of the run's samples; its order is in the run's log, written under lease `lease`."""
+    """The loader of the run's samples, shared out along `dp`; its order is in the run's log, written under `lease`."""
     data = config.data
     return open_loader(
         backend,
@@ -36,8 +37,8 @@ def open_training(
         window=data.window,
         run=config.train.run,
         lease=lease,
-        dp_rank=world.dp_rank,
-        dp_size=world.dp_size,
+        dp_rank=dp.rank,
+        dp_size=dp.size,
         micro_batch=batch.micro_batch,
         memory_bytes=data.memory_bytes,
         cache_dir=data.cache_dir,

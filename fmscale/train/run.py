@@ -84,7 +84,7 @@ def run_training(
         # Inside the stack: a failure is recorded and sent to the other ranks before the stack closes anything.
         with recorded(folder, world, where, session.waits):
             where.phase = "checking the config"
-            batch = derive_batch(config.batch, world.dp_size, place=config.place("batch"))
+            batch = derive_batch(config.batch, session.dp.size, place=config.place("batch"))
             steps = total_steps(config, batch.global_batch)
             check_length(config)
             return _run(session, batch, steps, stack, optional(show), optional(event))

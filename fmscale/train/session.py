@@ -14,6 +14,7 @@ from torch import distributed
 from fmscale.checkpoint.format.names import run_log
 from fmscale.config import Config
 from fmscale.runtime import variables
+from fmscale.runtime.axes import Axis, axes_of, with_groups
 from fmscale.runtime.device import pick_device
 from fmscale.runtime.failure import Whereabouts, clear_failure, recorded
 from fmscale.runtime.group import connect, init_distributed
@@ -35,6 +36,8 @@ class Session:
     """Config of the run."""
     world: World
     """This process's place."""
+    dp: Axis
+    """Its place among the data-parallel ranks."""
     waits: HostWaits
     """Named waits for the other ranks."""
     device: str
@@ -92,10 +95,12 @@ def meet(config: Config, world: World, where: Whereabouts, stack: ExitStack, tie
         if not distributed.is_initialized():
             stack.callback(_leave)
         init_distributed(world, store, device=device, deadline=config.train.comm_seconds)
+        dp = with_groups(world, axes_of(world))["dp"]
         backend = open_store(config.store.url, deadline=config.store.deadline)
     return Session(
         config=config,
         world=world,
+        dp=dp,
         waits=waits,
         device=device,
         backend=backend,

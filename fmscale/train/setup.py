@@ -45,15 +45,15 @@ def assemble(
     resume = choose_resume(config, session.backend)
     with memory_at_its_place(config):
         loader = stack.enter_context(
-            open_training(config, session.backend, world, batch, lease=lease, tiers=session.tiers)
+            open_training(config, session.backend, world, session.dp, batch, lease=lease, tiers=session.tiers)
         )
         loader.check_memory()
     if world.rank == 0:
         event(_opened(session, loader, vocab_size, batch, steps))
 
     where.phase = "building the model"
-    engine = build_engine(config, world, vocab_size, batch, session.device)
-    journal = _journal(session, loader, vocab_size, stack)
+    engine = build_engine(config, session.dp, vocab_size, batch, session.device)
+    journal = _journal(session, loader, engine.objective.unit, vocab_size, stack)
 
     def tell(**record: Any) -> None:
         journal.event(**record)
@@ -117,7 +117,7 @@ def _opened(session: Session, loader: Loader, vocab_size: int, batch: BatchShape
     }
 
 
-def _journal(session: Session, loader: Loader, vocab_size: int, stack: ExitStack) -> Journal:
+def _journal(session: Session, loader: Loader, unit: str, vocab_size: int, stack: ExitStack) -> Journal:
     config = session.config
     sinks = []
     if session.world.rank == 0:
@@ -128,6 +128,8 @@ def _journal(session: Session, loader: Loader, vocab_size: int, stack: ExitStack
     return Journal(
         sinks,
         [source.label for source in loader.plan.sources],
+        unit=unit,
+        dp=session.dp,
         flops_per_token=flops_per_token(decoder, vocab_size, config.data.sequence_length) if decoder else None,
         peak_flops=peak_flops(torch.cuda.get_device_name()) if on_gpu else None,
         world_size=session.world.world_size,
@@ -135,9 +137,11 @@ def _journal(session: Session, loader: Loader, vocab_size: int, stack: ExitStack
 
 
 def _delivery_record(session: Session, lease: int, loader: Loader, stack: ExitStack) -> DeliveryRecord | None:
-    """Record of the samples that this rank's model receives, a file for each rank and job; None if not configured."""
-    if not session.config.train.record_delivery:
+    """Record of the samples that this rank's model receives, a file for each data-parallel rank and job; None if not
+    configured, and on ranks that share their samples with a rank before them.
+    """
+    if not (session.config.train.record_delivery and session.dp.first):
         return None
-    name = f"{lease:06d}-rank{session.world.rank:05d}.arrow"
+    name = f"{lease:06d}-rank{session.dp.rank:05d}.arrow"
     record = DeliveryRecord(session.folder / "delivery" / name, loader.plan.sources[0].view.dtype)
     return stack.enter_context(record)

@@ -42,7 +42,7 @@ def save_run(url: str, run: str, steps: tuple[int, ...], model_config: ModelConf
     tokenizer = open_dataset(backend, "docs").commits()[-1].tokenizer
     model = build(model_config, vocab_size=meta.get("vocab_size", 272))
     lease = acquire(run_log(backend, run), "test")
-    world = World(rank=0, world_size=1, dp_rank=0, dp_size=1)
+    world = World()
     saver = Saver(url, run, world=world, lease=lease.number, config=CheckpointConfig(keep_last=9))
     for step in steps:
         saver.fence()  # the previous step's copy may still be under way

@@ -14,10 +14,9 @@ from fmscale.data.plan.order_log import OrderLog
 from fmscale.data.provenance.delivery import order_hash
 from fmscale.data.provenance.expected import expected_samples
 from fmscale.errors import ConfigError
-from fmscale.objectives.protocol import Inputs
+from fmscale.objectives import Inputs, NextToken
 from fmscale.store.log.log import RUN_KINDS, Log
 from fmscale.store.open import open_store
-from fmscale.train.inputs import to_inputs
 from tests.helpers.ranks import run_ranks
 from tests.train.runs import T, delivered, events_of, make_corpus, steps_of, train_here, write_config
 
@@ -176,15 +175,17 @@ def test_what_cannot_be_resumed_is_refused(store: str, tmp_path: Path, resume: s
 
 
 def train_swapped(rank: int, size: int, path: str, overrides: tuple[str, ...]) -> dict[str, Any]:
-    """`train_here` with a `to_inputs` that swaps the first two tokens of each row of the engine's inputs."""
+    """`train_here` with a `collate` that swaps the first two tokens of each row of the engine's inputs."""
 
-    def wrong(batch: Microbatch, device: str) -> Inputs:
-        rows = to_inputs(batch, device)
+    right = NextToken.collate
+
+    def wrong(objective: NextToken, batch: Microbatch) -> Inputs:
+        rows = right(objective, batch)
         order = torch.tensor([1, 0, *range(2, T)])
-        return replace(rows, tokens_BT=rows.tokens_BT[:, order])
+        return replace(rows, tensors={**rows.tensors, "tokens": rows.tensors["tokens"][:, order]})
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fmscale.train.loop.to_inputs", wrong)
+        patch.setattr(NextToken, "collate", wrong)
         return train_here(rank, size, path, overrides)
 
 
