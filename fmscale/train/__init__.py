@@ -12,7 +12,8 @@
 - `journal.py`            metrics of the steps, reduced over ranks and written to sinks
 - `evaluation.py`         losses on held-out rows
 - `saving.py`             saves at their steps, and the state beside the tensors
-- `resume.py`             the checkpoint that a run begins with
+- `resume.py`             the checkpoint that a run goes on from, its own or another run's
+- `init.py`               the first weights of a run from another run or from a folder in Hugging Face's format
 - `recorded_schedule.py`  the batch schedule of a run, from its checkpoints
 - `run_folder.py`         checks of the folders that a run writes to
 - `compare.py`            the first difference of two runs

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from fmscale.runtime.sinks.jsonl import JsonlSink
 from fmscale.train.data import memory_at_its_place, open_training, passes, tokenizer_of, vocabulary
 from fmscale.train.engine.module import build_engine
 from fmscale.train.evaluation import evaluator
+from fmscale.train.init import find_init, load_init
 from fmscale.train.inputs import received
 from fmscale.train.journal import Journal
 from fmscale.train.loop import Loop
@@ -43,6 +43,10 @@ def assemble(
     vocab_size = vocabulary(config, tokenizer)
     lease = session.lease()
     resume = choose_resume(config, session.backend)
+    init = None
+    if resume.which == "none" and config.train.init is not None:
+        init = find_init(config, session.backend, vocab_size, tokenizer.digest)
+    origin: dict[str, Any] = {}
     with memory_at_its_place(config):
         loader = stack.enter_context(
             open_training(config, session.backend, world, session.dp, batch, lease=lease, tiers=session.tiers)
@@ -62,7 +66,8 @@ def assemble(
 
     def meta(step: int, loader_state: dict[str, Any]) -> dict[str, Any]:
         """Facts of a checkpoint beside its tensors. `updates` is AdamW's count of applied steps, without steps whose
-        gradients were not finite. The loader's state is at the beginning of the next step.
+        gradients were not finite. The loader's state is at the beginning of the next step. `init` has the
+        source of the first weights, where `train.init` named it.
         """
         return {
             "version": META_VERSION,
@@ -73,6 +78,7 @@ def assemble(
             "vocab_size": vocab_size,
             "tokenizer": tokenizer.digest,
             "world_size": world.world_size,
+            **origin,
         }
 
     record = _delivery_record(session, lease, loader, stack)
@@ -97,7 +103,19 @@ def assemble(
         delivered=(lambda batch, inputs: record.add(received(batch, inputs))) if record else lambda batch, inputs: None,
         show=(lambda record: show({**record, "steps": steps})) if world.rank == 0 else lambda record: None,
     )
-    return loop, partial(restore, session, resume, engine, loader, saving, tokenizer.digest, tell)
+
+    def begin() -> int:
+        if resume.which != "none":
+            restored = restore(session, resume, engine, loader, saving, tokenizer.digest, tell)
+            if "init" in restored:
+                origin["init"] = restored["init"]
+            return int(restored["step"])
+        if init is not None:
+            origin["init"] = load_init(session, init, engine)
+            tell(event="initialised", **origin["init"])
+        return 0
+
+    return loop, begin
 
 
 def _opened(session: Session, loader: Loader, vocab_size: int, batch: BatchShape, steps: int) -> dict[str, Any]:

@@ -72,6 +72,8 @@ def restore(
     which: int | str = "auto",
     waits: HostWaits | None = None,
     partial: bool = False,
+    weights: bool = False,
+    convert: bool = False,
     deadline: float = 3600.0,
     tiers: Sequence[Tier] = (),
 ) -> RestoreResult | None:
@@ -79,8 +81,9 @@ def restore(
 
     All ranks of a run call it, each with the pieces that it needs, which may overlap. The ranks agree through
     `waits`; a single process passes None. `which` is `auto`, a step, or `entryN` (see `catalog.pick`). With `partial`
-    the pieces need not cover the checkpoint. `tiers` are asked for chunks of 64 KiB before the store. Returns None if
-    the run has no checkpoint and `which` is auto.
+    the pieces need not cover the checkpoint, with `weights` only its weights. `convert` converts weights of another
+    floating type: a frozen tensor has the type in which its run computes. `tiers` are asked for chunks of 64 KiB before
+    the store. Returns None if the run has no checkpoint and `which` is auto.
 
     Raises ConfigError for a checkpoint of another model, with the tensors that differ, or if no checkpoint matches
     `which`; CorruptData if no checkpoint is valid; StoreError where the store fails; RankError for another rank's
@@ -95,8 +98,8 @@ def restore(
         where = f"step {candidate.step} (entry {candidate.entry}) of run {run}"
         manifest, problem = ranks.all_find(bound(load_manifest, backend, candidate))
         if manifest is not None:
-            answers = ranks.exchange(differences(manifest, asked))
-            refuse_other_model(manifest, answers, where, partial=partial)
+            answers = ranks.exchange(differences(manifest, asked, convert=convert))
+            refuse_other_model(manifest, answers, where, partial=partial, weights=weights)
             reader = Reader(backend, manifest, sources)
             _, problem = ranks.all_find(bound(_fill, reader, pieces))
         if manifest is None or problem:
@@ -158,7 +161,9 @@ def _fill(reader: Reader, pieces: Sequence[Piece]) -> None:
     requests: list[ByteRequest] = []
     for piece in pieces:
         tensor = reader.manifest.number[piece.name, piece.state]
-        requests += reader.requests(tensor, piece.start, piece.count, into(piece.tensor))
+        stored = reader.manifest.tensors[tensor].dtype
+        put = into(piece.tensor) if stored == piece.dtype else converted(piece.tensor, stored)
+        requests += reader.requests(tensor, piece.start, piece.count, put)
     reader.read(requests)
 
 
@@ -173,5 +178,17 @@ def into(tensor: torch.Tensor) -> Put:
             host[at : at + len(source)] = source
         else:
             target[at : at + len(source)].copy_(torch.from_numpy(source))
+
+    return put
+
+
+def converted(tensor: torch.Tensor, stored: str) -> Put:
+    """A `Put` that writes bytes of another type `stored` into a contiguous 1-D tensor on any device, converted."""
+    target, kind = tensor.detach(), getattr(torch, stored)
+
+    def put(at: int, data: memoryview) -> None:
+        # Each element is aligned to its size in its file, so that no chunk cuts it.
+        source = torch.frombuffer(data, dtype=kind)
+        target[at // kind.itemsize :][: len(source)].copy_(source)
 
     return put

@@ -120,20 +120,27 @@ class DeepSpeedEngine:
         return Update(grad_norm=norm, applied=applied)
 
     def pieces(self, *, save: bool) -> list[Piece]:
-        """Live views of masters and moments. At stage 0 all ranks hold the same state, and each saves a share."""
+        """Live views of masters, moments and frozen parameters. At stage 0 all ranks hold the same state, below stage 3
+        the same frozen parameters; each rank saves a share of these.
+        """
         parts = self._slices
-        if save and self._stage == 0:
+        if save:
             parts = [share for part in parts for share in self._share(part)]
         return [piece for part in parts for piece in pieces_of(part, self._base)]
 
     def restored(self, updates: int) -> None:
         """Copy masters to weights, and set AdamW's step count, which its bias correction needs."""
         self.updates = updates
-        set_step(self._base, {id(part.master): part.master for part in self._slices}.values(), updates)
+        trained = {id(part.master): part.master for part in self._slices if not part.frozen}
+        set_step(self._base, trained.values(), updates)
         publish(self._engine, self._stage)
 
     def _share(self, part: Slice) -> list[Slice]:
-        """This rank's part of a replicated tensor; empty for a tensor with fewer elements than ranks."""
+        """This rank's part of a replicated tensor, empty for a tensor with fewer elements than ranks; a partition as it
+        is.
+        """
+        if self._stage == 3 or (self._stage and not part.frozen):
+            return [part]
         size, rank = self._dp.size, self._dp.rank
         low, high = rank * part.count // size, (rank + 1) * part.count // size
         share = replace(part, start=part.start + low, count=high - low, offset=part.offset + low)

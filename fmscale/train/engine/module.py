@@ -30,19 +30,23 @@ class ModelRoot(nn.Module):
         return call(self.model)
 
     def logical_names(self) -> dict[int, str]:
-        """id of each trained parameter -> its name in the model, the name that checkpoints use."""
-        return {id(p): name for name, p in self.model.named_parameters() if p.requires_grad}
+        """id of each parameter, trained or frozen -> its name in the model, the name that checkpoints use."""
+        return {id(p): name for name, p in self.model.named_parameters()}
 
 
 class CastModule(nn.Module):
     """A ModelRoot that computes in `dtype` and keeps its fp32 weights: for ZeRO stage 0, whose parameters are
-    the masters. Each forward casts the weights; autograd gives fp32 gradients, which accumulate in fp32.
+    the masters. Each forward casts the weights; autograd gives fp32 gradients, which accumulate in fp32. Frozen
+    parameters have `dtype` from the start, as at all other stages: a forward does not cast them.
     """
 
     def __init__(self, trained: ModelRoot, dtype: torch.dtype) -> None:
         super().__init__()
         self.trained = trained
         self._dtype = dtype
+        for parameter in trained.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(dtype)
 
     def forward(self, call: Callable[[nn.Module], Any]) -> Any:
         """The result of `call` on the model, computed in `dtype`."""

@@ -49,8 +49,8 @@ class Engine(Protocol):
         ...
 
     def pieces(self, *, save: bool) -> list[Piece]:
-        """Live views of this rank's masters and moments. For a save the pieces of all ranks hold every element once;
-        for a restore each rank's pieces are all that it needs.
+        """Live views of this rank's masters and moments, and of its frozen parameters. For a save the pieces of all
+        ranks hold every element once; for a restore each rank's pieces are all that it needs.
         """
         ...
 

@@ -25,6 +25,7 @@ from fmscale.store.datasets.dataset import open_dataset
 from fmscale.store.open import open_store
 from fmscale.train.data import check_length, check_memory, passes, tokenizer_of, vocabulary
 from fmscale.train.engine.optimizer import MOMENTS
+from fmscale.train.init import find_init
 from fmscale.train.preflight.forecast import Forecast, forecast
 from fmscale.train.resume import choose_resume
 from fmscale.train.run import total_steps
@@ -80,6 +81,7 @@ class _Checks:
 
     def __init__(self) -> None:
         self.problems: list[FmscaleError] = []
+        self.warnings: list[str] = []
         self.notes: list[str] = []
         self.reachable = True
 
@@ -137,7 +139,8 @@ def check_run(
         if tokenizer:
             vocab_size = checks.run(lambda: vocabulary(config, tokenizer)) or tokenizer.vocab_size
         _check_evaluation(config, backend, checks)
-        begins = checks.ask(lambda: _begin(config, backend, recorded is not None, vocab_size)) or ""
+        digest = tokenizer.digest if tokenizer else None
+        begins = checks.ask(lambda: _begin(config, backend, recorded is not None, vocab_size, digest, checks)) or ""
     if vocab_size is None:
         checks.problems.append(
             ConfigError(
@@ -170,7 +173,7 @@ def check_run(
         sources=facts,
         begins=begins,
         problems=checks.problems,
-        warnings=[*_warnings(config, steps), *_repeats(facts, steps)],
+        warnings=[*checks.warnings, *_warnings(config, steps), *_repeats(facts, steps)],
         notes=checks.notes,
     )
 
@@ -251,11 +254,19 @@ def _unread(config: Config, recorded: Plan, sources: list[Source]) -> list[str]:
     return notes
 
 
-def _begin(config: Config, backend: Backend, recorded: bool, vocab_size: int | None) -> str:
+def _begin(
+    config: Config, backend: Backend, recorded: bool, vocab_size: int | None, tokenizer: str | None, checks: _Checks
+) -> str:
     """Step or checkpoint at which the run would begin. Raises ConfigError if it cannot go on with this config."""
     resume = choose_resume(config, backend)
     if not resume.shown:
-        return "at step 0, with the order that the run has recorded" if recorded else "at step 0"
+        parts = ["the order that the run has recorded"] if recorded else []
+        if config.train.init is not None and vocab_size is not None:
+            deadline = min(config.store.deadline, STORE_SECONDS)
+            init = find_init(config, backend, vocab_size, tokenizer, deadline=deadline)
+            parts.append(f"the weights of {init.shown}")
+            checks.warnings += [init.warning] if init.warning else []
+        return " and ".join(["at step 0" + (", with " + parts[0] if parts else ""), *parts[1:]])
     entry = newest(backend, resume.run, resume.which)
     if vocab_size is not None:
         _check_model(config, load_manifest(backend, entry), vocab_size, f"{resume.run}@{entry.step}")
@@ -269,9 +280,9 @@ def _check_model(config: Config, manifest: CheckpointManifest, vocab_size: int, 
     asked = [
         Tensor(name, state, "float32", tuple(p.shape))
         for name, p in model.named_parameters()
-        for state in ("weight", *MOMENTS)
+        for state in ("weight", *(MOMENTS if p.requires_grad else ()))
     ]
-    refuse_other_model(manifest, [differences(manifest, asked)], f"checkpoint {where}", partial=False)
+    refuse_other_model(manifest, [differences(manifest, asked, convert=True)], f"checkpoint {where}")
 
 
 def _facts(sources: list[Source], samples: int | None) -> list[SourceFacts]:
