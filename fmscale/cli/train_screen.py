@@ -58,6 +58,12 @@ class RunScreen:
             batch = derive_batch(config.batch, axes_of(world)["dp"].size, place=config.place("batch"))
         except ConfigError:
             return  # The same error stops the run after the ranks have met: all of them end, and rank 0 prints it.
+        if batch.forward_tokens is not None:
+            self._fact(
+                "batch", f"{batch.global_batch:,} samples in forwards of {batch.forward_tokens:,} tokens or less"
+            )
+            self._fact("steps", f"{config.train.steps:,}")
+            return
         rows, length = batch.global_batch, config.data.sequence_length
         self._fact("batch", f"{rows:,} rows of {length:,} = {rows * length:,} tokens a step")
         if config.train.steps is not None:
@@ -134,13 +140,14 @@ class RunScreen:
     def _tell_opened(self, record: Mapping[str, Any]) -> None:
         self._opened = record
         self._fact("device", record["device"])
-        self._fact("model", f"{record['parameters']:,} parameters, vocabulary {record['vocab_size']:,}")
+        vocabulary = f", vocabulary {record['vocab_size']:,}" if record["vocab_size"] else ""
+        self._fact("model", f"{record['parameters']:,} parameters{vocabulary}")
         if self._config.train.steps is None:
             tokens = record["steps"] * record["tokens_per_step"]
             self._fact("steps", f"{record['steps']:,}, {tokens:,} tokens")
         for source in record["sources"]:
-            name, tokens = source["label"], source["tokens"]
-            self._fact("data", f"{name}: {tokens:,} tokens, {source['epochs']:.2g} epochs in all")
+            kind = "records" if "records" in source else "tokens"
+            self._fact("data", f"{source['label']}: {source[kind]:,} {kind}, {source['epochs']:.2g} epochs in all")
 
     def _tell_rest(self) -> None:
         """Print the remaining time, by the speed of the run's last steps if the same number of ranks took them."""

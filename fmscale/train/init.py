@@ -48,7 +48,7 @@ class Init:
 
 
 def find_init(
-    config: Config, backend: Backend, vocab_size: int, tokenizer: str | None, *, deadline: float | None = None
+    config: Config, backend: Backend, vocab_size: int | None, tokenizer: str | None, *, deadline: float | None = None
 ) -> Init:
     """Find the weights that `train.init` names and compare them with the run's model; reads no tensor. `tokenizer` is
     the digest of the run's tokenizer, if known; `deadline` bounds requests to another store, in seconds.
@@ -78,14 +78,14 @@ def find_init(
     warning = ""
     if "model" in found.meta.get("config", {}):
         model = section(found.meta, "model", ModelConfig)
-        warning = _compare(config, shown, model, int(found.meta.get("vocab_size", vocab_size)), vocab_size)
+        warning = _compare(config, shown, model, found.meta.get("vocab_size", vocab_size), vocab_size)
     asked = [Tensor(name, "weight", "float32", shape) for name, shape in _shapes(config, vocab_size).items()]
     answers = [differences(found.manifest, asked, convert=True)]
     refuse_other_model(found.manifest, answers, f"{place}: {shown}", weights=True)
     return Init(shown=shown, source=found, warning=warning)
 
 
-def _find_folder(config: Config, path: Path, vocab_size: int) -> Init:
+def _find_folder(config: Config, path: Path, vocab_size: int | None) -> Init:
     place = config.place("train.init")
     try:
         folder = open_hf_folder(path)
@@ -97,15 +97,17 @@ def _find_folder(config: Config, path: Path, vocab_size: int) -> Init:
     return Init(shown=str(path), source=folder, warning=warning)
 
 
-def _shapes(config: Config, vocab_size: int) -> dict[str, tuple[int, ...]]:
+def _shapes(config: Config, vocab_size: int | None) -> dict[str, tuple[int, ...]]:
     """Shapes of the run's weights by name. The model is built without memory."""
     with torch.device("meta"):
         model = build(config.model, vocab_size=vocab_size)
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
-def _compare(config: Config, shown: str, source: ModelConfig, source_vocab: int, vocab_size: int) -> str:
+def _compare(config: Config, shown: str, source: ModelConfig, source_vocab: int | None, vocab_size: int | None) -> str:
     """Raise ConfigError for fields of the model that give other shapes; return a warning of others that differ."""
+    if type(config.model) is not ModelConfig:
+        return ""
     theirs, ours = _shape_fields(source, source_vocab), _shape_fields(config.model, vocab_size)
     other = {name: value for name, value in theirs.items() if value != ours[name]}
     if other:
@@ -121,7 +123,7 @@ def _compare(config: Config, shown: str, source: ModelConfig, source_vocab: int,
     )
 
 
-def _shape_fields(model: ModelConfig, vocab_size: int) -> dict[str, Any]:
+def _shape_fields(model: ModelConfig, vocab_size: int | None) -> dict[str, Any]:
     """Keys of `model:` that decide the shapes of tensors or their division into heads."""
     return {
         "num_layers": model.num_layers,

@@ -44,7 +44,7 @@ def base(store: str, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 def folder(base: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its export to Hugging Face's format, in several files."""
     target = tmp_path_factory.mktemp("hf") / "model"
-    model = config_of(base, tmp_path_factory.mktemp("config")).model
+    model = config_of(base, tmp_path_factory.mktemp("config")).decoder("the export")
     names, config = hf_names(model), hf_config(model, base.meta["vocab_size"], bos=None, eos=None)
     export_checkpoint(base, target, format="hf", names=names, config=config, shard_bytes=40_000)
     assert len(list(target.glob("*.safetensors"))) > 1
@@ -100,7 +100,7 @@ def test_a_run_begins_with_the_weights_of_a_folder(
 def test_a_run_begins_with_weights_that_transformers_saved(base: Checkpoint, tmp_path: Path) -> None:
     import transformers
 
-    model = config_of(base, tmp_path).model
+    model = config_of(base, tmp_path).decoder("the export")
     config = transformers.AutoConfig.for_model(**hf_config(model, base.meta["vocab_size"], bos=None, eos=None))
     auto: Any = transformers.AutoModelForCausalLM
     theirs = auto.from_config(config, dtype=torch.bfloat16)
@@ -132,7 +132,7 @@ def found_init(base: Checkpoint, folder: Path, init: str, *overrides: str) -> In
     config = load_config(path, overrides)
     backend = open_store(config.store.url)
     tokenizer = tokenizer_of(config, backend)
-    return find_init(config, backend, vocabulary(config, tokenizer), tokenizer.digest)
+    return find_init(config, backend, vocabulary(config, tokenizer), tokenizer.digest if tokenizer else None)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_a_folder_with_other_tensors_than_its_config_is_refused(base: Checkpoint
     other = tmp_path / "other"
     other.mkdir()
     (other / "config.json").write_bytes((folder / "config.json").read_bytes())
-    names = hf_names(config_of(base, tmp_path).model)
+    names = hf_names(config_of(base, tmp_path).decoder("the export"))
     weights = {names[name]: base.tensor(name) for name in base.names}
     weights["lm_head.weight"] = torch.zeros(288, 32)
     save_file(weights, other / "model.safetensors")

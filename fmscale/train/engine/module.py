@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fmscale.config import BatchShape, Config
 from fmscale.models import build
-from fmscale.models.decoder import Decoder
+from fmscale.models.weights import Whole
 from fmscale.objectives import Objective, check_objective, make_objective
 from fmscale.runtime.axes import Axis
 from fmscale.train.engine.deepspeed import DeepSpeedEngine, born_partitioned
@@ -57,7 +57,7 @@ class CastModule(nn.Module):
 def build_engine(
     config: Config,
     dp: Axis,
-    vocab_size: int,
+    vocab_size: int | None,
     batch: BatchShape,
     device: str,
     *,
@@ -69,13 +69,13 @@ def build_engine(
     `objective` stands for that of the config. `compiler` is the backend of torch.compile, where that is used.
     """
     train = config.train
-    decoder = config.decoder("training")
     objective = check_objective(make_objective(config.objective) if objective is None else objective)
     model = _seeded(config, vocab_size, batch, device)
     wrap_blocks(
-        model.layers,
+        getattr(model, "layers", nn.ModuleList()),
         recompute=train.recompute == "full",
-        dropout=decoder.dropout > 0,
+        # A class of the user's own may drop out anywhere.
+        dropout=getattr(config.model, "dropout", 1.0) > 0,
         compiler=compiler if _compiled(config, device) else None,
     )
     trained = ModelRoot(model)
@@ -84,16 +84,24 @@ def build_engine(
     return DeepSpeedEngine(module, objective, trained.logical_names(), config, batch, dp, device)
 
 
-def _seeded(config: Config, vocab_size: int, batch: BatchShape, device: str) -> Decoder:
+def _seeded(config: Config, vocab_size: int | None, batch: BatchShape, device: str) -> nn.Module:
     """The model with its first weights; at stage 3 a rank holds a single whole parameter at a time."""
-    generator = torch.Generator().manual_seed(config.train.seed)
     if config.train.zero_stage < 3:
-        model = build(config.decoder("training"), vocab_size=vocab_size)
-        model.init_weights(generator)
-        return model
+        return _initialised(config, vocab_size)
     with born_partitioned(deepspeed_config(config.train, config.optimizer, batch, device), device) as whole:
-        model = build(config.decoder("training"), vocab_size=vocab_size)
-        model.init_weights(generator, whole)
+        return _initialised(config, vocab_size, whole)
+
+
+def _initialised(config: Config, vocab_size: int | None, *whole: Whole) -> nn.Module:
+    """The model of a config. A module without `init_weights` keeps the weights of its constructors, which draw from
+    torch's own generator under the same seed.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        model = build(config.model, vocab_size=vocab_size)
+    init: Any = getattr(model, "init_weights", None)
+    if init is not None:
+        init(torch.Generator().manual_seed(config.train.seed), *whole)
     return model
 
 
