@@ -17,8 +17,8 @@ from fmscale.runtime.sinks.console import dim, is_screen, print_record
 from fmscale.runtime.sinks.jsonl import read_last
 from fmscale.runtime.world import World
 
-STEP = ("step", "loss", "grad_norm", "tokens_per_second", "mfu", "data_stall", "ETA")
-"""Keys of a step that are shown; metrics.jsonl has the rest."""
+STEP = ("step", "loss", "grad_norm", "mfu", "data_stall", "ETA")
+"""Keys of a step that are shown, with its rate before `mfu`; metrics.jsonl has the rest."""
 KEPT = frozenset({"entry", "snapshot_seconds", "sealed_seconds"})
 """Keys of an event that are in metrics.jsonl only."""
 LONG_SECONDS = 0.5
@@ -109,7 +109,8 @@ class RunScreen:
         self._shown += 1
         if self._shown == 1:
             self._paced = step, now
-        print_record(shown, self._stream, STEP)
+        rates = tuple(name for name in record if name.endswith("_per_second"))
+        print_record(shown, self._stream, (*STEP[:3], *rates, *STEP[3:]))
 
     def end(self, last_step: int, stop: str) -> None:
         """Print the end of the run, and the reason `stop` unless it is empty."""

@@ -1,12 +1,14 @@
 """From the config to an engine: the model, its precision, recompute and compile, and the module that is sharded."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils.checkpoint import checkpoint
 
 from fmscale.config import BatchShape, Config
@@ -16,6 +18,8 @@ from fmscale.objectives import Objective, check_objective, make_objective
 from fmscale.runtime.axes import Axis
 from fmscale.train.engine.deepspeed import DeepSpeedEngine, born_partitioned
 from fmscale.train.engine.deepspeed_config import deepspeed_config
+
+Context = AbstractContextManager[None]
 
 
 class ModelRoot(nn.Module):
@@ -71,15 +75,16 @@ def build_engine(
     train = config.train
     objective = check_objective(make_objective(config.objective) if objective is None else objective)
     model = _seeded(config, vocab_size, batch, device)
+    cast = train.precision == "bf16" and train.zero_stage == 0
     wrap_blocks(
         getattr(model, "layers", nn.ModuleList()),
+        cast=torch.bfloat16 if cast else None,
         recompute=train.recompute == "full",
         # A class of the user's own may drop out anywhere.
         dropout=getattr(config.model, "dropout", 1.0) > 0,
         compiler=compiler if _compiled(config, device) else None,
     )
     trained = ModelRoot(model)
-    cast = train.precision == "bf16" and train.zero_stage == 0
     module = CastModule(trained, torch.bfloat16) if cast else trained
     return DeepSpeedEngine(module, objective, trained.logical_names(), config, batch, dp, device)
 
@@ -105,18 +110,38 @@ def _initialised(config: Config, vocab_size: int | None, *whole: Whole) -> nn.Mo
     return model
 
 
-def wrap_blocks(layers: nn.ModuleList, *, recompute: bool, dropout: bool, compiler: str | None) -> None:
+def wrap_blocks(
+    layers: nn.ModuleList, *, recompute: bool, dropout: bool, compiler: str | None, cast: torch.dtype | None = None
+) -> None:
     """Wrap each block in compiled code and recompute; the code of a block contains neither.
 
     Each block is compiled by itself: the code of one block serves all blocks, and compiles in seconds. Recompute wraps
     the compiled code, as torch compiles nothing that a checkpoint calls. Without `dropout` a recomputed block needs no
-    generator's state, which costs four copies a block on a GPU.
+    generator's state, which costs four copies a block on a GPU. With `cast`, recompute casts a block's weights again:
+    in backward the block has its fp32 weights, and the casts of CastModule are gone.
     """
     for block in layers:
         if compiler is not None:
             block.forward = torch.compile(block.forward, dynamic=None, backend=compiler)
         if recompute:
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=dropout)
+            block.forward = partial(
+                checkpoint,
+                block.forward,
+                use_reentrant=False,
+                preserve_rng_state=dropout,
+                context_fn=partial(_contexts, block, cast),
+            )
+
+
+def _contexts(block: nn.Module, cast: torch.dtype | None) -> tuple[Context, Context]:
+    """Contexts of a block's forward, and of its recompute."""
+    return nullcontext(), nullcontext() if cast is None else _weights_in(block, cast)
+
+
+@contextmanager
+def _weights_in(block: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    with _reparametrize_module(block, {name: p.to(dtype) for name, p in block.named_parameters()}):
+        yield
 
 
 def _compiled(config: Config, device: str) -> bool:
