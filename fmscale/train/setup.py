@@ -42,9 +42,8 @@ def assemble(
     vocab_size = vocabulary(config, tokenizer)
     lease = session.lease()
     resume = choose_resume(config, session.backend)
-    init = None
-    if resume.which == "none" and config.train.init is not None:
-        init = find_init(config, session.backend, vocab_size, tokenizer.digest)
+    new = resume.which == "none" and config.train.init is not None
+    init = find_init(config, session.backend, vocab_size, tokenizer.digest) if new else None
     origin: dict[str, Any] = {}
     with memory_at_its_place(config):
         loader = stack.enter_context(open_training(config, session.backend, world, batch, lease=lease))
