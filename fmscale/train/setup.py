@@ -47,9 +47,8 @@ def assemble(
     tokenizer_digest = None if tokenizer is None else tokenizer.digest
     lease = session.lease()
     resume = choose_resume(config, session.backend)
-    init = None
-    if resume.which == "none" and config.train.init is not None:
-        init = find_init(config, session.backend, vocab_size, tokenizer_digest)
+    new = resume.which == "none" and config.train.init is not None
+    init = find_init(config, session.backend, vocab_size, tokenizer_digest) if new else None
     origin: dict[str, Any] = {}
     with memory_at_its_place(config):
         loader = stack.enter_context(

@@ -264,13 +264,13 @@ def _begin(
     """Step or checkpoint at which the run would begin. Raises ConfigError if it cannot go on with this config."""
     resume = choose_resume(config, backend)
     if not resume.shown:
-        parts = ["the order that the run has recorded"] if recorded else []
-        if config.train.init is not None and vocab_size is not None:
-            deadline = min(config.store.deadline, STORE_SECONDS)
-            init = find_init(config, backend, vocab_size, tokenizer, deadline=deadline)
-            parts.append(f"the weights of {init.shown}")
-            checks.warnings += [init.warning] if init.warning else []
-        return " and ".join(["at step 0" + (", with " + parts[0] if parts else ""), *parts[1:]])
+        begins = "at step 0, with the order that the run has recorded" if recorded else "at step 0"
+        if config.train.init is None or vocab_size is None:
+            return begins
+        deadline = min(config.store.deadline, STORE_SECONDS)
+        init = find_init(config, backend, vocab_size, tokenizer, deadline=deadline)
+        checks.warnings += [init.warning] if init.warning else []
+        return f"{begins}{' and' if recorded else ', with'} the weights of {init.shown}"
     entry = newest(backend, resume.run, resume.which)
     if vocab_size is not None:
         _check_model(config, load_manifest(backend, entry), vocab_size, f"{resume.run}@{entry.step}")
