@@ -5,7 +5,7 @@ still checks all bytes that another link can verify. Every byte is read once. A 
 from the digest at the end of its last object.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any
@@ -22,9 +22,13 @@ from fmscale.store.datasets.manifest import Manifest, SegmentRow
 from fmscale.store.datasets.object_check import Advance, Expected, ObjectProblem, check_object
 from fmscale.store.datasets.tokenizers import tokenizer_key
 from fmscale.store.digest import MetadataDigest, data_digest, metadata_digest
-from fmscale.store.segments.records import BATCHES_SCHEMA
+from fmscale.store.segments.array import ShardInfo
+from fmscale.store.segments.handle import decode_arrays
+from fmscale.store.segments.records import ARRAYS as RECORD_ARRAYS
+from fmscale.store.segments.records import RECORD_CHUNK_BYTES, file_chunks
+from fmscale.store.segments.records_version_1 import BATCHES_SCHEMA
 from fmscale.store.segments.seal import decode_seal
-from fmscale.store.segments.tokens import ARRAYS, decode_array
+from fmscale.store.segments.tokens import ARRAYS as TOKEN_ARRAYS
 
 READERS = 8
 """Objects checked at once, each through one buffer of 4 MiB."""
@@ -172,27 +176,35 @@ def _check_segment(
         Expected(key=f"{row.prefix}/{name}", bytes=entry["bytes"], digest=entry["digest"], hashed=MetadataDigest)
         for name, entry in objects.items()
     ]
-    expected += _token_shards(row, seal, sums) if seal["kind"] == "tokens" else _record_files(row, seal, sums)
+    if seal["kind"] == "records" and seal["format_version"] == 1:
+        expected += _record_batches(row, seal, sums)
+    else:
+        values = np.empty(0, np.uint32) if sums is None else sums.column(0).to_numpy()
+        for file in [ShardInfo(**shard) for shard in seal["arrays"].get("records", {}).get("shards", ())]:
+            expected.append(_expected(row, file, values[: file_chunks(file)], RECORD_CHUNK_BYTES))
+            values = values[file_chunks(file) :]
+        expected += _shards(row, seal, TOKEN_ARRAYS if seal["kind"] == "tokens" else RECORD_ARRAYS, values)
     for check in [submit(item) for item in expected]:
         problems += check.result()
     return problems
 
 
-def _token_shards(row: SegmentRow, seal: dict[str, Any], sums: pa.RecordBatch | None) -> Iterator[Expected]:
-    """The shards of a token segment's arrays, with their chunks if the checksums are known."""
-    values = np.empty(0, np.uint32) if sums is None else sums.column(0).to_numpy()
-    for name in ARRAYS:
-        spec = decode_array(name, seal["arrays"][name], values)
-        values = values[spec.layout.chunks :]
-        size = spec.layout.chunk_bytes
+def _shards(row: SegmentRow, seal: dict[str, Any], names: Sequence[str], sums: np.ndarray) -> Iterator[Expected]:
+    """The shards of a segment's arrays, with their chunks if the checksums are known."""
+    for spec in decode_arrays(names, seal, sums).values():
         for number, shard in enumerate(spec.shards):
             first, last = spec.layout.shard_chunks(number)
-            chunks = [(i, i * size, size, value) for i, value in enumerate(spec.crc32c[first:last].tolist())]
-            yield Expected(key=f"{row.prefix}/{shard.key}", bytes=shard.bytes, digest=shard.digest, chunks=chunks)
+            yield _expected(row, shard, spec.crc32c[first:last], spec.layout.chunk_bytes)
 
 
-def _record_files(row: SegmentRow, seal: dict[str, Any], sums: pa.RecordBatch | None) -> Iterator[Expected]:
-    """The files of a record segment, with their batches if the checksums are known."""
+def _expected(row: SegmentRow, shard: ShardInfo, sums: np.ndarray, size: int) -> Expected:
+    """An object with its chunks of `size` bytes, of which the last ends with the object."""
+    chunks = [(i, i * size, min(size, shard.bytes - i * size), value) for i, value in enumerate(sums.tolist())]
+    return Expected(key=f"{row.prefix}/{shard.key}", bytes=shard.bytes, digest=shard.digest, chunks=chunks)
+
+
+def _record_batches(row: SegmentRow, seal: dict[str, Any], sums: pa.RecordBatch | None) -> Iterator[Expected]:
+    """The files of a record segment of version 1, with their batches if the checksums are known."""
     columns = [[] if sums is None else sums.column(name).to_pylist() for name in BATCHES_SCHEMA.names[:4]]
     batches = [(number, *place) for number, place in enumerate(zip(*columns, strict=True))]
     for number, shard in enumerate(seal["arrays"]["records"]["shards"]):

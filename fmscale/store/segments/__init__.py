@@ -4,8 +4,11 @@
 `array.py`   layout of Zarr v3 arrays: chunks, shards, indexes
 `array_writer.py`   an array into local files, in one pass
 `writer.py`   a segment's scratch files, then the store
-`tokens.py`   token segments: reads, verified chunk by chunk
+`documents_writer.py`   ids of a segment's documents, and the table of them
+`handle.py`   a handle on a segment: reads of arrays and documents, verified chunk by chunk
+`tokens.py`   token segments
 `tokens_writer.py`   documents into a token segment
-`records.py`   record segments: reads, verified batch by batch
-`records_writer.py`   record batches into a record segment
+`records.py`   record segments: batches found by the index
+`records_writer.py`   records into a record segment
+`records_version_1.py`   record segments of version 1: reads, verified batch by batch
 """

@@ -53,7 +53,7 @@ class ArrayWriter:
         self._folder = directory / name
         stored = np.dtype(dtype).newbyteorder("<")
         row_bytes = int(stored.itemsize * np.prod(rest, dtype=np.int64))
-        inner = max(1, inner_bytes // row_bytes)
+        self.inner = inner = max(1, inner_bytes // row_bytes)
         shard = inner * max(1, shard_bytes // (inner * row_bytes))
         self._layout = ArrayLayout(shape=(0, *rest), dtype=stored.name, inner=inner, shard=shard)
         self._buffer = np.zeros((inner * max(1, FLUSH_BYTES // (inner * row_bytes)), *rest), dtype=stored)

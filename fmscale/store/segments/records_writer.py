@@ -1,35 +1,40 @@
 """Writes a record segment: batches go into scratch files in one pass, then to the store, the seal last."""
 
-from collections.abc import Iterator
+from array import array
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from io import BufferedWriter, FileIO
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from fmscale.errors import DataError
 from fmscale.store.digest import DataDigest, crc32c
 from fmscale.store.segments.array import ShardInfo
-from fmscale.store.segments.array_writer import scratch_errors
-from fmscale.store.segments.records import BATCHES_SCHEMA, RECORDS_KEY
-from fmscale.store.segments.seal import FORMAT_VERSION
+from fmscale.store.segments.array_writer import ArrayWriter, scratch_errors
+from fmscale.store.segments.documents_writer import DOCUMENT_CHUNK_BYTES, DOCUMENT_SHARD_BYTES, DocumentsWriter
+from fmscale.store.segments.records import CHECKSUMS_SCHEMA, FILE_SHIFT, RECORD_CHUNK_BYTES, RECORDS_KEY, storable
+from fmscale.store.segments.seal import RECORDS_VERSION
 from fmscale.store.segments.writer import SegmentWriter
 
-BATCH_BYTES = 2**21
-"""Bytes of a batch, about: large enough for a store's latency, small enough to be shuffled."""
-
-MAX_BATCH_BYTES = 2**22
-"""Most bytes of a batch of several records; a single record may be larger."""
+BATCH_BYTES = 16384
+"""Most bytes of a batch of several records, its IPC header included; a single record may be larger."""
 
 FILE_BYTES = 2**28
 """Bytes of a file, about: then a new file begins."""
 
+GATHER_BYTES = 2**16
+"""Bytes of small additions that are gathered before they are cut into batches."""
+
 
 class RecordSegmentWriter(SegmentWriter):
-    """Gathers records: a few batches in memory, the rest in files. Raises DataError for records of another schema."""
+    """Gathers records: some 100 KiB, the sources' names and 4 bytes per chunk in memory, the rest in files.
+
+    Raises DataError for records of another schema or an id of another length.
+    """
 
     def __init__(
         self,
@@ -40,12 +45,12 @@ class RecordSegmentWriter(SegmentWriter):
         batch_bytes: int = BATCH_BYTES,
         file_bytes: int = FILE_BYTES,
     ) -> None:
-        nested = [field.name for field in schema if "dictionary<" in str(field.type)]
-        if nested:
+        apart = [field.name for field in schema if storable(field.type) != field.type]
+        if apart:
             raise DataError(
-                "Dictionary columns cannot be stored in records: a batch must be readable alone",
-                found=nested,
-                remedy="Cast them to their value type.",
+                "Columns of dictionaries, runs and views cannot be stored in records: a batch must be readable alone",
+                found=apart,
+                remedy="Cast them to the type that `records.storable` gives.",
             )
         self.records = 0
         self._schema = schema
@@ -55,75 +60,137 @@ class RecordSegmentWriter(SegmentWriter):
         super().__init__(scratch, "records-")
         with scratch_errors(scratch):
             (self._folder / "records").mkdir()
-        self._pending: list[pa.RecordBatch] = []
-        self._pending_bytes = 0
-        self._index: list[tuple[int, int, int, int, int]] = []
+        small = (DOCUMENT_CHUNK_BYTES, DOCUMENT_SHARD_BYTES)
+        self._batches = ArrayWriter(self._folder, "batches", "uint64", (3,), *small)
+        self._documents = DocumentsWriter(self._folder)
+        self._gathered: list[pa.RecordBatch] = []
+        self._gathered_bytes = 0
+        self._rest: pa.RecordBatch | None = None
+        """The last records of all, which fit into a batch and may get company."""
+        self._fit = 1
+        """Records of the last batch, about as many as fit into the next."""
+        self._written = 0
+        """Records in batches; the others are gathered, or the rest."""
+        self._first_record = array("I")
+        self._sums = array("I")
         self._files: list[ShardInfo] = []
         self._file: _Sink | None = None
         self._writer: Any = None
 
-    def add(self, batch: pa.RecordBatch) -> None:
-        """Append records, any number at a time."""
+    def add(
+        self,
+        batch: pa.RecordBatch,
+        ids: Sequence[bytes],
+        sources: Sequence[str],
+        starts: Sequence[int],
+        stops: Sequence[int],
+    ) -> None:
+        """Append records, any number at a time: for each its id (16 bytes), its source and its span in the source."""
         if not batch.schema.equals(self._schema):
             raise DataError(
                 "Records of another schema than the segment's",
                 found=str(batch.schema),
                 remedy=f"Give records of the schema {self._schema}.",
             )
-        self._pending.append(batch)
-        self._pending_bytes += batch.nbytes
-        if self._pending_bytes >= self._batch_bytes:
-            self._flush()
+        counts = (batch.num_rows, len(ids), len(sources), len(starts), len(stops))
+        if len(set(counts)) > 1:
+            raise DataError(
+                "Each record has an id, a source and a span",
+                found=counts,
+                remedy="Give as many ids, sources, starts and stops as records.",
+            )
+        for document in zip(ids, sources, starts, stops, strict=True):
+            self._documents.add(*document, 1)
+        self.records += batch.num_rows
+        if batch.nbytes >= GATHER_BYTES:
+            self._cut_gathered()
+            self._cut(batch)  # alone, because a copy of a huge record would double the memory
+            return
+        self._gathered.append(batch)
+        self._gathered_bytes += batch.nbytes
+        if self._gathered_bytes >= GATHER_BYTES:
+            self._cut_gathered()
 
     def discard(self) -> None:
         if self._file is not None:
             with suppress(OSError):  # a full disk refuses the last bytes, and they are discarded anyway
                 self._file.close()
             self._file = None
+        for writer in (self._batches, self._documents):
+            writer.discard()
         super().discard()
 
     def _complete(self) -> tuple[list[str], dict[str, Any]]:
-        self._flush()
+        self._cut_gathered()
+        if self._rest is not None:
+            self._write(self._rest)
         self._end_file()
-        schema = BATCHES_SCHEMA.with_metadata({RECORDS_KEY: self._schema.serialize().to_pybytes()})
-        columns = list(zip(*self._index, strict=True)) or [()] * len(schema)
-        arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
-        self._write_arrow("checksums.arrow", pa.record_batch(arrays, schema=schema))
-        shards = [asdict(file) for file in self._files]
-        seal = {
-            "format_version": FORMAT_VERSION,
-            "kind": "records",
-            "split": self._split,
-            "documents": self.records,
-            "arrays": {"records": {"batches": len(self._index), "shards": shards}},
-            "objects": {"checksums.arrow": self._entry("checksums.arrow")},
-        }
-        return ["checksums.arrow", *(file.key for file in self._files)], seal
+        specs = [self._batches.close(), self._documents.close()]
+        sums = np.concatenate([np.array(self._sums, dtype=np.uint32), *(spec.crc32c for spec in specs)])
+        first = np.zeros(len(sums), dtype=np.uint32)
+        first[len(self._sums) : len(self._sums) + len(self._first_record)] = self._first_record
+        schema = CHECKSUMS_SCHEMA.with_metadata({RECORDS_KEY: self._schema.serialize().to_pybytes()})
+        head = {"format_version": RECORDS_VERSION, "kind": "records", "split": self._split, "documents": self.records}
+        keys, seal = self._seal(head, specs, (sums, first), schema)
+        seal["arrays"]["records"] = {"shards": [asdict(file) for file in self._files]}
+        return [*keys, *(file.key for file in self._files)], seal
 
-    def _flush(self) -> None:
-        """Write the pending records as batches of about equal numbers of records."""
-        if not self._pending:
-            return
-        whole = pa.concat_batches(self._pending)
-        parts = max(1, self._pending_bytes // self._batch_bytes)
-        self._pending, self._pending_bytes = [], 0
-        edges = [whole.num_rows * i // parts for i in range(parts + 1)]
-        for first, last in pairwise(edges):
-            for piece in _pieces(whole.slice(first, last - first)):
-                self._write(piece)
+    def _cut_gathered(self) -> None:
+        if self._gathered:
+            batch = pa.concat_batches(self._gathered)
+            self._gathered, self._gathered_bytes = [], 0
+            self._cut(batch)
+
+    def _cut(self, batch: pa.RecordBatch) -> None:
+        """Write the records, each batch as long as fits, but for a last batch that may get company. The batches depend
+        on the records alone, not on their division into calls.
+        """
+        while batch.num_rows:
+            head = batch.slice(0, self._fitting(batch))
+            fits = pa.ipc.get_record_batch_size(head) <= self._batch_bytes
+            taken = head.num_rows
+            if self._rest is not None and not fits:
+                self._write(self._rest)
+            elif self._rest is not None:
+                head = pa.concat_batches([self._rest, head])
+                kept = self._fitting(head)
+                taken -= head.num_rows - kept
+                head = head.slice(0, kept)
+            self._rest = None
+            batch = batch.slice(taken)
+            if batch.num_rows or not fits:
+                self._write(head)
+            else:
+                # A copy: a slice would keep all of the caller's batch in memory.
+                self._rest = pa.ipc.read_record_batch(head.serialize(), self._schema)
+
+    def _fitting(self, batch: pa.RecordBatch) -> int:
+        """Records at the beginning of the batch that fit into a message of `batch_bytes`; at least one."""
+        low, high = 1, batch.num_rows + 1
+        probe = self._fit
+        while high - low > 1:
+            probe = min(max(probe, low + 1), high - 1)
+            if pa.ipc.get_record_batch_size(batch.slice(0, probe)) <= self._batch_bytes:
+                low = probe
+            else:
+                high = probe
+            probe = min(2 * low, (low + high) // 2)
+        self._fit = low
+        return low
 
     def _write(self, batch: pa.RecordBatch) -> None:
         path = self._folder / self._key()
         with scratch_errors(path):
             if self._file is None:
-                self._file = _Sink(path)
+                self._file = _Sink(path, self._sums)
                 self._writer = pa.ipc.new_file(pa.PythonFile(self._file, mode="w"), self._schema)
             self._writer.write_batch(batch)
-        # A second serialization costs a copy of 2 MiB, but needs no assumption on the pieces that pyarrow writes.
-        message = batch.serialize()
-        place = (self._file.size - message.size, message.size, crc32c(memoryview(message)))
-        self._index.append((len(self._files), *place, self.records))
-        self.records += batch.num_rows
+        size = pa.ipc.get_record_batch_size(batch)
+        place = len(self._files) << FILE_SHIFT | (self._file.size - size)
+        if self._batches.rows % self._batches.inner == 0:
+            self._first_record.append(self._written)
+        self._batches.append(np.array([[place, size, self._written]], dtype=np.uint64))
+        self._written += batch.num_rows
         if self._file.size >= self._file_bytes:
             self._end_file()
 
@@ -133,6 +200,8 @@ class RecordSegmentWriter(SegmentWriter):
         with scratch_errors(self._folder / self._key()):
             self._writer.close()
             self._file.close()
+        if self._file.size % RECORD_CHUNK_BYTES:
+            self._file.end_chunk()
         self._files.append(ShardInfo(key=self._key(), bytes=self._file.size, digest=self._file.digest.hexdigest()))
         self._file = None
 
@@ -140,26 +209,30 @@ class RecordSegmentWriter(SegmentWriter):
         return f"records/{len(self._files):05d}.arrow"
 
 
-def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """Halve the batch until each part has a single record or at most MAX_BATCH_BYTES."""
-    if batch.num_rows > 1 and batch.nbytes > MAX_BATCH_BYTES:
-        half = batch.num_rows // 2
-        yield from _pieces(batch.slice(0, half))
-        yield from _pieces(batch.slice(half))
-    elif batch.num_rows:
-        yield batch
-
-
 class _Sink(BufferedWriter):
-    """A file that digests its bytes in the pass that writes them."""
+    """A file that digests its bytes, and appends the crc32c of each chunk to `sums`, in the pass that writes them."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(FileIO(path, "wb"))
+    def __init__(self, path: Path, sums: "array[int]") -> None:
+        super().__init__(FileIO(path, "wb"), 2**20)
         self.digest = DataDigest()
         self.size = 0
+        self._sums = sums
+        self._crc = 0
 
     def write(self, data: Any, /) -> int:
-        view = memoryview(data)
+        view = memoryview(data).cast("B")
         self.digest.update(view)
-        self.size += view.nbytes
+        at = 0
+        while at < len(view):
+            piece = view[at : at + RECORD_CHUNK_BYTES - self.size % RECORD_CHUNK_BYTES]
+            self._crc = crc32c(piece, self._crc)
+            at += len(piece)
+            self.size += len(piece)
+            if self.size % RECORD_CHUNK_BYTES == 0:
+                self.end_chunk()
         return super().write(view)
+
+    def end_chunk(self) -> None:
+        """Append the crc32c of the bytes since the last chunk."""
+        self._sums.append(self._crc)
+        self._crc = 0

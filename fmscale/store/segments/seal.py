@@ -21,7 +21,10 @@ from fmscale.store.backends.write_once import store_once
 from fmscale.store.digest import canonical_json, metadata_digest
 
 FORMAT_VERSION = 1
-"""Version of new segments and manifests; every version up to it can be read."""
+"""Version of new manifests and segments of tokens; every version up to it can be read."""
+
+RECORDS_VERSION = 2
+"""Version of new segments of records; every version up to it can be read."""
 
 UPLOADS = 8
 """Objects of a segment stored at once: their latencies overlap, and a segment has about ten."""
@@ -71,6 +74,13 @@ def check_version(document: Mapping[str, Any], where: str, latest: int = FORMAT_
         )
 
 
+def refuse_version(seal: Mapping[str, Any], where: str, remedy: str) -> FormatError:
+    """The error for a reader of another version of record segments."""
+    return FormatError(
+        f"The segment {where} has another version than this reader reads", found=seal["format_version"], remedy=remedy
+    )
+
+
 def verified(data: bytes, digest: str, where: str) -> bytes:
     """The bytes, verified. Raises CorruptData if they have another `metadata_digest`."""
     actual = metadata_digest(data)
@@ -88,7 +98,7 @@ def decode_seal(data: bytes, where: str, kind: str = "") -> dict[str, Any]:
     than `kind`.
     """
     seal: dict[str, Any] = json.loads(data)
-    check_version(seal, where)
+    check_version(seal, where, RECORDS_VERSION if seal.get("kind") == "records" else FORMAT_VERSION)
     if kind and seal["kind"] != kind:
         raise FormatError(
             f"{where} is not a segment of {kind}", found=seal["kind"], remedy=f"Read it as a segment of {seal['kind']}."

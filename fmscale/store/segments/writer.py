@@ -4,14 +4,17 @@ import hashlib
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
 
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.digest import MetadataDigest
+from fmscale.store.segments.array import ArraySpec, encode_group
 from fmscale.store.segments.array_writer import scratch_errors
 from fmscale.store.segments.seal import SealInfo, store_segment
 
@@ -51,14 +54,25 @@ class SegmentWriter(ABC):
         self.discard()
 
     @abstractmethod
-    def _complete(self) -> tuple[Iterable[str], dict[str, Any]]:
+    def _complete(self) -> tuple[list[str], dict[str, Any]]:
         """Complete the files; returns their keys and the seal."""
 
-    def _write_arrow(self, key: str, batch: pa.RecordBatch) -> None:
-        """Write one record batch as an Arrow IPC file."""
-        path = self._folder / key
-        with scratch_errors(path), pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
-            writer.write_batch(batch)
+    def _seal(
+        self, seal: dict[str, Any], specs: Sequence[ArraySpec], sums: Sequence[np.ndarray], schema: pa.Schema
+    ) -> tuple[list[str], dict[str, Any]]:
+        """Write the group and checksums.arrow (`sums` under `schema`) beside the arrays and the table of documents.
+        Returns the keys of all these, and `seal` with the arrays and objects.
+        """
+        group = encode_group({"fmscale": {name: seal[name] for name in ("format_version", "kind")}})
+        path = self._folder / "checksums.arrow"
+        with scratch_errors(path):
+            (self._folder / "zarr.json").write_bytes(group)
+            with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+                writer.write_batch(pa.record_batch([pa.array(column) for column in sums], schema=schema))
+        keys = ["zarr.json", "documents.arrow", "checksums.arrow", *(f"{spec.name}/zarr.json" for spec in specs)]
+        arrays = {s.name: {**asdict(s.layout), "shards": [asdict(shard) for shard in s.shards]} for s in specs}
+        seal = {**seal, "arrays": arrays, "objects": {key: self._entry(key) for key in keys}}
+        return [*keys, *(shard.key for spec in specs for shard in spec.shards)], seal
 
     def _entry(self, key: str) -> dict[str, Any]:
         """Size and `metadata_digest` of a file, as the seal records an object."""

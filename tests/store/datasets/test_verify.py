@@ -1,6 +1,7 @@
 """Every kind of object, flipped, truncated and deleted: `verify_dataset` names only that object."""
 
 import threading
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from fmscale.store.datasets.dataset import Dataset, create_or_open, open_dataset
 from fmscale.store.datasets.object_check import ObjectProblem
 from fmscale.store.datasets.verify import size_of, verify_dataset
 from fmscale.store.digest import metadata_digest
-from fmscale.store.segments.records_writer import RecordSegmentWriter
+from fmscale.store.open import open_store
 from fmscale.store.segments.seal import sealed, segment_prefix
 from fmscale.store.segments.tokens import open_segment
 from fmscale.store.segments.tokens_writer import TOKEN_CHUNK_BYTES
+from tests.fixtures.make_format_version import FOLDER
+from tests.helpers.records import write_records
 from tests.helpers.segments import documents, flip, truncate, write_commit
 
 JOB = metadata_digest(b"job")
@@ -30,13 +33,10 @@ def tokens(store: Backend, name: str = "d") -> Dataset:
     return open_dataset(store, name)
 
 
-def records(store: Backend, tmp_path: Path) -> Dataset:
-    schema = pa.schema([("data", pa.binary())])
+def records(store: Backend) -> Dataset:
     prefix = segment_prefix("r", JOB, 0, "train")
-    with RecordSegmentWriter(tmp_path, schema=schema, split="train", batch_bytes=5000) as writer:
-        for i in range(RECORDS):
-            writer.add(pa.record_batch([pa.array([bytes([i % 256]) * 200])], schema=schema))
-        seal = writer.finish(store, prefix)
+    table = pa.table({"data": [bytes([i % 256]) * 200 for i in range(RECORDS)]})
+    seal = write_records(store, prefix, table, batch_bytes=500, file_bytes=40_000)
     create_or_open(store, "r").append_commit(
         job=JOB, segments={"train": [(0, seal)]}, tokenizer=None, dtype="", kind="records"
     )
@@ -134,26 +134,48 @@ def test_commits_can_be_chosen(memory_store: Backend) -> None:
     assert [(p.commit, p.key, p.chunk) for p in verify_dataset(memory_store, dataset)] == [(1, key, 0)]
 
 
-def test_records_are_checked_batch_by_batch(memory_store: Backend, tmp_path: Path) -> None:
-    dataset = records(memory_store, tmp_path)
+def test_every_object_of_records_is_checked_chunk_by_chunk(memory_store: Backend) -> None:
+    dataset = records(memory_store)
     assert verify_dataset(memory_store, dataset) == []
+    size = sum(m["bytes"] + m["object"]["bytes"] for m in dataset.commit(0).body["manifests"].values())
+    counted: list[int] = []
+    verify_dataset(memory_store, dataset, progress=counted.append)
+    assert sum(counted) == size
     keys = [info.key for info in memory_store.list_objects("datasets/r/segments")]
-    (file,) = [key for key in keys if "/records/" in key]
-    size = memory_store.head(file).bytes
-    flip(memory_store, file, size // 2)
-    (problem,) = verify_dataset(memory_store, dataset)
-    assert problem.key == file
-    assert problem.chunk is not None
-    assert 3 < problem.chunk < 10
-    flip(memory_store, file, size // 2)
-    flip(memory_store, file, size - 1)  # the Arrow file's own footer
-    assert named(verify_dataset(memory_store, dataset)) == {(file, None)}
-    flip(memory_store, file, size - 1)
+    files = [key for key in keys if "/records/" in key]
+    assert (len(files), len(keys)) == (4, 4 + 2 * 2 + 4)
     for key in keys:
         sound = memory_store.get(key)
-        flip(memory_store, key, len(sound) // 3)
+        for offset in (0, len(sound) // 3, len(sound) - 1):
+            flip(memory_store, key, offset)
+            (problem,) = verify_dataset(memory_store, dataset)
+            chunk = offset // 4096 if key in files else 0 if "/c/" in key and offset < len(sound) - 1 else None
+            assert (problem.key, problem.chunk) == (key, chunk)
+            memory_store.put(key, sound)
+        truncate(memory_store, key, len(sound) - 1)
         assert {p.key for p in verify_dataset(memory_store, dataset)} == {key}
+        memory_store.delete(key)
+        assert [(p.key, p.what) for p in verify_dataset(memory_store, dataset)] == [(key, "missing")]
         memory_store.put(key, sound)
+    for key in (f"{segment_prefix('r', JOB, 0, 'train')}/checksums.arrow", files[1]):
+        flip(memory_store, key, 5000 if key in files else 7)
+    assert named(verify_dataset(memory_store, dataset)) == {
+        (f"{segment_prefix('r', JOB, 0, 'train')}/checksums.arrow", None),
+        (files[1], None),
+    }
+
+
+def test_records_of_version_1_are_checked_batch_by_batch(tmp_path: Path) -> None:
+    with zipfile.ZipFile(FOLDER / "format_version_1.zip") as archive:
+        archive.extractall(tmp_path)
+    store = open_store(str(tmp_path))
+    dataset = open_dataset(store, "tiny-records")
+    assert verify_dataset(store, dataset) == []
+    (file,) = [info.key for info in store.list_objects("datasets/tiny-records/segments") if "/records/" in info.key]
+    flip(store, file, 900)
+    (problem,) = verify_dataset(store, dataset)
+    assert problem.key == file
+    assert problem.chunk is not None
 
 
 def test_a_seal_that_a_commit_does_not_agree_with(memory_store: Backend) -> None:

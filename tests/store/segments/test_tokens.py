@@ -18,13 +18,13 @@ from fmscale.errors import (
 )
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.digest import canonical_json, metadata_digest, verify_chunks
+from fmscale.store.segments.handle import read_rows
 from fmscale.store.segments.seal import sealed
 from fmscale.store.segments.tokens import (
     TokenSegment,
     open_segment,
     read_document_table,
     read_documents,
-    read_rows,
     read_tokens,
 )
 from fmscale.store.segments.tokens_writer import TOKEN_CHUNK_BYTES, TokenSegmentWriter
@@ -130,7 +130,7 @@ def test_segments_of_any_size(local_store: Backend, lengths: list[int]) -> None:
 
 def test_many_documents_in_batches(local_store: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three record batches, whose dictionary of sources grows from one to the next."""
-    monkeypatch.setattr("fmscale.store.segments.tokens_writer.DOCUMENT_BATCH", 1000)
+    monkeypatch.setattr("fmscale.store.segments.documents_writer.DOCUMENT_BATCH", 1000)
     docs = documents([2] * 2500)
     seal = write_segment(local_store, PREFIX, docs)
     segment = open_segment(local_store, PREFIX, seal.digest)

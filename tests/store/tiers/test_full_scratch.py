@@ -51,7 +51,8 @@ def many_records(scratch: Path, store: Backend, size: int = 30_000) -> None:
     schema = pa.schema([("data", pa.binary())])
     with RecordSegmentWriter(scratch, schema=schema, split="train", batch_bytes=3 * size) as writer:
         for i in range(6_000_000 // size):
-            writer.add(pa.record_batch([pa.array([bytes([i % 256]) * size])], schema=schema))
+            batch = pa.record_batch([pa.array([bytes([i % 256]) * size])], schema=schema)
+            writer.add(batch, [bytes(16)], ["a"], [i], [i + 1])
         writer.finish(store, "p")
 
 
