@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from fmscale.config.checks import at_least
+from fmscale.config.checks import InvalidField, at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,9 +16,27 @@ class BatchConfig:
     """Rows of one forward on one rank."""
     accumulation: int | None = None
     """Forwards of one rank in one optimizer step."""
+    forward_tokens: int | None = None
+    """Most tokens of a flat forward, a multiple of 64: samples of any length are packed into forwards, and
+    global_batch counts samples. Null packs rows of `data.sequence_length` tokens."""
     uneven: Literal["refuse", "fill"] = "refuse"
     """A global batch that the ranks cannot share evenly is refused; `fill` completes the last forwards with
     rows of weight zero, so that a run can go on at any number of ranks with the same global batch."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "global_batch", "micro_batch", "accumulation")
+        if self.forward_tokens is not None:
+            if self.forward_tokens < 64 or self.forward_tokens % 64:
+                raise InvalidField(
+                    "forward_tokens",
+                    "must be a multiple of 64",
+                    found=self.forward_tokens,
+                    remedy=f"Take {max(1, round(self.forward_tokens / 64)) * 64}.",
+                )
+            if self.micro_batch or self.accumulation or not self.global_batch:
+                raise InvalidField(
+                    "forward_tokens",
+                    "decides how many samples a forward takes, and needs global_batch alone",
+                    found={"global_batch": self.global_batch, "micro_batch": self.micro_batch},
+                    remedy="Give global_batch, and leave out micro_batch and accumulation.",
+                )

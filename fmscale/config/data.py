@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fmscale.config.checks import above_zero, at_least, not_empty
+from fmscale.config.spec import TextSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,8 @@ class SourceConfig:
     """Digests of masks whose documents are left out; `fmscale dataset mask` makes a mask and prints its digest."""
     seed: int | None = None
     """Seed of this source's order; null derives it from `data.seed` and the source's place in the list."""
+    spec: TextSpec | None = None
+    """Way from this source's records, or rows, to samples; null takes `data.spec` for records."""
 
     def __post_init__(self) -> None:
         not_empty("dataset", self.dataset, "`fmscale dataset list` shows the names.")
@@ -42,6 +45,8 @@ class DataConfig:
     """Way from documents to rows: `stream` cuts the running text into rows."""
     seed: int = 0
     """Seed of the order."""
+    spec: TextSpec | None = None
+    """Way from records to samples, for sources of records that have no spec of their own."""
     window: int = 2048
     """Units that are shuffled among one another; 2048 or more mixes class-sorted data to 99 % of the
     entropy of a full shuffle, 128 to 85 %."""
@@ -51,6 +56,8 @@ class DataConfig:
     """Folder on a node-local disk that the node's ranks share as a cache; null uses no cache."""
     cache_bytes: int = 100 * 2**30
     """Largest size of the node's cache, over all ranks."""
+    quarantine_share: float = 0.01
+    """Share of a source's rows, and at least 256 rows, that may be quarantined before the run stops."""
     on_corrupt: Literal["quarantine", "stop"] = "quarantine"
     """Reaction to a chunk without an intact copy: replace its rows, record that in the order log, go on; or stop."""
 

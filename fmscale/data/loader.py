@@ -8,10 +8,8 @@ A batch costs the training thread one gather and one widening. The loader uses t
 
 import logging
 import time
-import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Self
 
 import numpy as np
 import torch
@@ -19,23 +17,19 @@ import torch
 from fmscale.data.batch import Microbatch
 from fmscale.data.plan.assign import Share, assign
 from fmscale.data.plan.batch_schedule import BatchSchedule
-from fmscale.data.plan.order_log import OrderLog, replay
+from fmscale.data.plan.order_log import OrderLog
 from fmscale.data.plan.plan import Plan
-from fmscale.data.reading.arena import Arena, BufferPool
+from fmscale.data.reading.arena import BufferPool, RowArena
 from fmscale.data.reading.planner import HORIZON_STEPS, MAX_STEPS, DamagedRows, Planner, UnitBlock
 from fmscale.data.reading.prefetch import Prefetcher
-from fmscale.data.reading.readers import Readers
-from fmscale.errors import ConfigError, DataError
+from fmscale.data.reading.readers import Readers, token_views
+from fmscale.data.sample_loader import MEMORY_BYTES, QUARANTINE_SHARE, REMOTE_READ_THREADS, SampleLoader
+from fmscale.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-STATE_VERSION = 1
-MEMORY_BYTES = 2**30
-"""Bytes of host memory for units: two shuffle windows of 2,048 units of 256 KiB."""
-REMOTE_READ_THREADS = 16
 
-
-class Loader:
+class Loader(SampleLoader[Microbatch]):
     """Iterates over this rank's microbatches, without end. A single thread may consume them.
 
     Without `order_log` a chunk that no copy can serve raises CorruptChunk. With `order_log` the loader quarantines the
@@ -55,6 +49,7 @@ class Loader:
         read_threads: int | None = None,
         prefetch: bool = True,
         order_log: OrderLog | None = None,
+        quarantine_share: float = QUARANTINE_SHARE,
     ) -> None:
         """Takes the opened arguments of `open_loader`, and the run's order log if damaged rows may be quarantined.
 
@@ -71,18 +66,12 @@ class Loader:
             raise ConfigError(
                 "micro_batch must be at least 1", found=micro_batch, remedy="Leave it out for one forward a step."
             )
-        self.plan = plan
-        self.schedule = schedule
-        self.k = 0
-        """First sample of the next step to deliver."""
-        self.stall_seconds = 0.0
-        """Seconds that the consumer waited for data, the first batch included."""
+        super().__init__(plan, schedule, order_log, quarantine_share)
         self._readers = readers
         self._share = Share(dp_rank=dp_rank, dp_size=dp_size, micro_batch=micro_batch)
-        self._order_log = order_log
-        views = [source.view for source in plan.sources]
+        views = token_views(plan)
         view = views[0]
-        self._arena = Arena(
+        self._arena = RowArena(
             memory_bytes=memory_bytes,
             rows_per_slot=max(view.rows_per_unit for view in views),
             row_tokens=view.sequence_length,
@@ -92,9 +81,7 @@ class Loader:
         local = readers.fetcher.backend.local_path("local") is not None
         self._read_threads = (0 if local else REMOTE_READ_THREADS) if read_threads is None else read_threads
         self._prefetch = prefetch
-        self._ahead: Prefetcher | None = None
         self._buffers = BufferPool(np.dtype(view.dtype), view.sequence_length)
-        self._stream = self._batches()
 
     def _warn_of_little_memory(self) -> None:
         """Warn where the shuffle windows do not fit: a row whose unit was evicted costs a second read of the unit."""
@@ -109,60 +96,15 @@ class Loader:
                 -(-needed * self._arena.rows.nbytes // (self._arena.capacity << 20)),
             )
 
-    def state_dict(self) -> dict[str, Any]:
-        """State from which a loader continues: version, k, digest of the plan, head of the order log. It is below 1 KiB
-        and equal on all ranks; inside a step it names the beginning of that step.
-        """
-        return {"version": STATE_VERSION, "k": self.k, "plan": self.plan.digest, "order_log": self.plan.log_head}
+    def _prefetcher(self) -> Prefetcher[UnitBlock]:
+        pool = ThreadPoolExecutor(self._read_threads, "fmscale-read") if self._read_threads else None
+        return Prefetcher(self._planner(pool), prefetch=self._prefetch, pool=pool)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue at `state`, at any number of ranks and any batch size. Raises DataError for another plan's state."""
-        if state.get("version") != STATE_VERSION:
-            raise DataError(
-                "loader state of another version",
-                found=state.get("version"),
-                remedy=f"This fmscale reads version {STATE_VERSION}.",
-            )
-        # The order log may have grown since the state was taken: compare with the plan at the state's log head.
-        recorded_plan = replay(self._order_log.log, head=state["order_log"]) if self._order_log else self.plan
-        if recorded_plan is None or state["plan"] != recorded_plan.digest:
-            raise DataError(
-                "the loader state belongs to another plan (data, seed or mixture)",
-                found=f"state {state['plan']}, this run {recorded_plan and recorded_plan.digest}",
-                remedy="Restore the run's data section, or start from k=0 on purpose.",
-            )
-        self.close()
-        self.k = int(state["k"])
-
-    def __iter__(self) -> Iterator[Microbatch]:
-        return self
-
-    def __next__(self) -> Microbatch:
-        return next(self._stream)
-
-    def _batches(self) -> Iterator[Microbatch]:
-        while True:
-            block = self._next_block()
-            yield from self._deliver(block)
+    def _forget(self, block: UnitBlock | None) -> None:
+        if block is None:
+            self._arena.reset()
+        else:
             self._arena.release(block.number)
-
-    def _next_block(self) -> UnitBlock:
-        started = time.perf_counter()
-        while True:
-            if self._ahead is None:
-                threads = self._read_threads
-                pool = ThreadPoolExecutor(threads, "fmscale-read") if threads else None
-                self._ahead = Prefetcher(self._planner(pool), prefetch=self._prefetch, pool=pool)
-                # The threads of a loader must end even if it is dropped without close().
-                self._finalizer = weakref.finalize(self, self._ahead.close)
-            try:
-                block = self._ahead.take()
-            except DamagedRows as damage:
-                self._quarantine(damage)
-                continue
-            self.stall_seconds += time.perf_counter() - started
-            self.plan = block.plan
-            return block
 
     def check_memory(self) -> None:
         """Raise LittleMemory if the next step does not fit into host memory. Nothing is read."""
@@ -186,6 +128,7 @@ class Loader:
         assignment, ahead = block.assignment, self._ahead
         assert ahead is not None
         sizes = assignment.real.tolist()
+        documents = [slot.content for slot in block.slots]
         at = 0
         for forward, (gather, real) in enumerate(zip(block.gather, sizes, strict=True)):
             rows.take(gather, axis=0, out=narrow, mode="clip")
@@ -201,7 +144,7 @@ class Loader:
                 row=assignment.row[forward, :real],
                 step=int(assignment.step[forward]),
                 last_of_step=last,
-                documents=block.documents[at : at + real],
+                documents=documents[at : at + real],
                 offsets=block.offsets[at : at + real],
             )
             at += real
@@ -210,10 +153,8 @@ class Loader:
             ahead.away_since = time.perf_counter()
             yield batch
 
-    def _quarantine(self, damage: DamagedRows) -> None:
+    def _replace(self, damage: DamagedRows) -> None:
         """Write the damaged rows to the order log, then plan again from the first undelivered step."""
-        if self._order_log is None:
-            raise damage.error
         step = self.schedule.step_of(self.k)
         from_k = int(self.schedule.kappa(step + 2 * HORIZON_STEPS + 2))
         ahead = assign(self.plan, self.schedule, self._share, k=self.k, steps=2 * HORIZON_STEPS + 2)
@@ -221,23 +162,4 @@ class Loader:
         first, last = damage.rows
         lost = real & (ahead.source == damage.source) & (ahead.row >= first) & (ahead.row < last)
         self._stop_ahead()
-        self.plan = self._order_log.quarantine(
-            source=damage.source, rows=damage.rows, from_k=from_k, samples=ahead.k[lost].tolist()
-        )
-
-    def close(self) -> None:
-        """End the threads. The next iteration starts at the first step that was not delivered completely."""
-        self._stop_ahead()
-        self._stream = self._batches()
-
-    def _stop_ahead(self) -> None:
-        if self._ahead is not None:
-            self._finalizer()
-            self._ahead = None
-            self._arena.reset()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        self._quarantine(damage.source, (damage.rows,), from_k, ahead.k[lost], damage.error)

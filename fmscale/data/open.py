@@ -1,108 +1,29 @@
 """Opening of loaders: datasets → views → plan → loader."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from fmscale.config import SourceConfig
-from fmscale.data.loader import MEMORY_BYTES, Loader
-from fmscale.data.order.mixture import WEIGHT_ONE, integer_weights
+from fmscale.data.flat_loader import FlatLoader
+from fmscale.data.loader import Loader
 from fmscale.data.plan.batch_schedule import BatchSchedule
-from fmscale.data.plan.order_log import OrderLog
+from fmscale.data.plan.flat import FlatShare
 from fmscale.data.plan.plan import Plan, Source, Stage
 from fmscale.data.reading.readers import Readers
-from fmscale.data.views.token_view import make_view
+from fmscale.data.reading.sample_sources import SampleSources
+from fmscale.data.sample_loader import MEMORY_BYTES, QUARANTINE_SHARE
+from fmscale.data.sources import excluded_rows, make_sources, open_order
 from fmscale.data.views.view import WINDOW
-from fmscale.errors import ConfigError, Conflict
+from fmscale.errors import ConfigError
 from fmscale.store.backends.protocol import Backend
-from fmscale.store.datasets.dataset import Dataset, open_dataset
-from fmscale.store.digest import metadata_digest
-from fmscale.store.log.log import RUN_KINDS, Log
+from fmscale.store.datasets.dataset import Dataset
 from fmscale.store.open import open_store
 from fmscale.store.tiers.cache import NodeCache
 from fmscale.store.tiers.fetch import Fetcher
 
 REGION_BYTES = 4 * 2**20
 """Bytes of a request if a node's cache has room for all data; otherwise a request fetches a unit, 320 KiB."""
-
-
-def make_sources(
-    backend: Backend,
-    configs: Sequence[SourceConfig],
-    *,
-    sequence_length: int,
-    seed: int,
-    window: int = WINDOW,
-    datasets: dict[str, Dataset] | None = None,
-) -> list[Source]:
-    """Views of the datasets with integer weights. `datasets` receives the opened datasets, by name.
-
-    Raises DataError for a dataset, split or commit that does not exist, ConfigError if tokenizers differ.
-    """
-    sources = []
-    datasets = {} if datasets is None else datasets
-    weights = integer_weights([config.weight for config in configs])
-    for place, (config, weight) in enumerate(zip(configs, weights, strict=True)):
-        if config.dataset not in datasets:
-            datasets[config.dataset] = open_dataset(backend, config.dataset)
-        view = make_view(
-            datasets[config.dataset],
-            sequence_length=sequence_length,
-            split=config.split,
-            commits=config.commits,
-            masks=config.masks,
-            window=window,
-        )
-        own = int(metadata_digest(f"{seed}/{place}".encode())[:16], 16) if config.seed is None else config.seed
-        sources.append(Source(view=view, weight=weight, seed=own))
-    tokenizers = {source.view.tokenizer for source in sources}
-    if len(tokenizers) > 1:
-        raise ConfigError(
-            "the datasets of a mixture must have one tokenizer",
-            found={source.label: source.view.tokenizer for source in sources},
-            remedy="Ingest them with the same tokenizer (`--tokenizer` takes a dataset's by default).",
-        )
-    return sources
-
-
-def open_order(
-    backend: Backend, run: str, sources: Sequence[Source], configs: Sequence[SourceConfig], *, lease: int = 0
-) -> OrderLog:
-    """The order log of a run. A log without a stage starts with `sources`, made of `configs`: one rank records this
-    stage, and all ranks use the record. `lease` is the number of the run's lease, 0 for a run without a lease.
-
-    Raises ConfigError if the run's last stage has other sources (see `require_recorded`).
-    """
-    order_log = OrderLog(Log(backend, f"runs/{run}", RUN_KINDS), lease=lease)
-    try:
-        plan = order_log.start(sources)
-    except Conflict:
-        plan = order_log.refresh()
-    require_recorded(run, plan, sources, configs)
-    return order_log
-
-
-def require_recorded(run: str, plan: Plan, sources: Sequence[Source], configs: Sequence[SourceConfig]) -> None:
-    """Raise ConfigError with the differences if the last stage of a run's plan differs from `sources`, made of
-    `configs`. Later commits make no difference if a config names no commits.
-    """
-    recorded = plan.stages[-1].sources
-    differ: dict[str, tuple[object, object]] = {}
-    if len(recorded) != len(sources):
-        names = [[source.view.dataset for source in side] for side in (recorded, sources)]
-        differ["data.sources"] = names[0], names[1]
-    else:
-        for place, (old, new, config) in enumerate(zip(recorded, sources, configs, strict=True)):
-            was, now = _outline(old, config, place), _outline(new, config, place)
-            differ |= {key: (was[key], now[key]) for key in was if was[key] != now[key]}
-    if differ:
-        raise ConfigError(
-            f"run {run} was recorded with other data",
-            found="; ".join(f"{key}: recorded {old}, asked for {new}" for key, (old, new) in differ.items()),
-            remedy="Take the recorded values, or another train.run. What changes the data of a run under way is a "
-            "stage: fmscale.data.plan.order_log.OrderLog.add_stage (docs/api.md).",
-        )
 
 
 def open_loader(
@@ -125,6 +46,7 @@ def open_loader(
     cache_bytes: int = 100 * 2**30,
     nodes: int = 1,
     on_corrupt: str = "quarantine",
+    quarantine_share: float = QUARANTINE_SHARE,
     document_ids: bool = False,
     read_threads: int | None = None,
     prefetch: bool = True,
@@ -152,6 +74,7 @@ def open_loader(
         nodes: number of nodes over all ranks. A single node whose cache has room for all data fetches the data in
             few large requests.
         on_corrupt: `quarantine` (with a run) or `stop`.
+        quarantine_share: share of a source's rows that a run may quarantine before it stops.
         document_ids: deliver stable document ids too.
         read_threads: concurrent reads; None: by the kind of store.
         prefetch: read ahead; False reads each step on request, for measurements only.
@@ -159,6 +82,96 @@ def open_loader(
     Raises DataError, ConfigError or StoreError with the remedy.
     """
     backend = open_store(store) if isinstance(store, str) else store
+    configs = source_configs(dataset, sources, split, on_corrupt)
+    datasets: dict[str, Dataset] = {}
+    made = make_sources(backend, configs, sequence_length=sequence_length, seed=seed, window=window, datasets=datasets)
+    order_log = open_order(backend, run, made, configs, lease=lease) if run is not None else None
+    fetcher = open_fetcher(backend, made, datasets, cache_dir, cache_bytes, nodes)
+    return Loader(
+        order_log.plan if order_log else Plan([Stage(from_k=0, sources=tuple(made))]),
+        BatchSchedule([(0, batch)] if isinstance(batch, int) else batch),
+        Readers(fetcher, document_ids=document_ids, datasets=datasets),
+        dp_rank=dp_rank,
+        dp_size=dp_size,
+        micro_batch=micro_batch,
+        memory_bytes=memory_bytes,
+        read_threads=read_threads,
+        prefetch=prefetch,
+        order_log=order_log if on_corrupt == "quarantine" else None,
+        quarantine_share=quarantine_share,
+    )
+
+
+def open_flat_loader(
+    store: str | Backend,
+    *,
+    forward_tokens: int,
+    batch: int | Sequence[tuple[int, int]],
+    dataset: str | None = None,
+    sources: Sequence[SourceConfig] = (),
+    spec: object | None = None,
+    sequence_length: int = 2049,
+    split: str = "train",
+    seed: int = 0,
+    window: int = WINDOW,
+    run: str | None = None,
+    lease: int = 0,
+    dp_rank: int = 0,
+    dp_size: int = 1,
+    memory_bytes: int = MEMORY_BYTES,
+    cache_dir: Path | str | None = None,
+    cache_bytes: int = 100 * 2**30,
+    nodes: int = 1,
+    on_corrupt: str = "quarantine",
+    quarantine_share: float = QUARANTINE_SHARE,
+    document_ids: bool = False,
+    threads: int | None = None,
+) -> FlatLoader:
+    """A loader of flat forwards: samples that specs make of records, or of rows of tokens.
+
+    Args, beside those of `open_loader`:
+        forward_tokens: most tokens of a forward, a multiple of 64.
+        batch: samples of a step over all ranks, or a ramp.
+        spec: config of the spec that makes samples of records (`fmscale.config.spec`, or a class of your own).
+        sequence_length: tokens of a row of a token dataset, which becomes a sample of one token less.
+        nodes: number of nodes over all ranks, in whose memory units are shared out.
+        threads: threads that read and decode; None: by the cores and the kind of store.
+
+    Raises DataError, ConfigError or StoreError with the remedy.
+    """
+    backend = open_store(store) if isinstance(store, str) else store
+    configs = source_configs(dataset, sources, split, on_corrupt)
+    datasets: dict[str, Dataset] = {}
+    made = make_sources(
+        backend,
+        configs,
+        sequence_length=sequence_length,
+        seed=seed,
+        window=window,
+        spec=spec,
+        forward_tokens=forward_tokens,
+        datasets=datasets,
+    )
+    fetcher = open_fetcher(backend, made, datasets, cache_dir, cache_bytes, nodes)
+    opened = SampleSources(fetcher, document_ids=document_ids, datasets=datasets)
+    excluded = partial(excluded_rows, made, opened, forward_tokens)
+    order_log = open_order(backend, run, made, configs, lease=lease, excluded=excluded) if run is not None else None
+    return FlatLoader(
+        order_log.plan if order_log else Plan([Stage(from_k=0, sources=tuple(made), excluded=excluded())]),
+        BatchSchedule([(0, batch)] if isinstance(batch, int) else batch),
+        opened,
+        FlatShare(dp_rank, ranks_of_nodes(dp_size, nodes), forward_tokens),
+        memory_bytes=memory_bytes,
+        threads=threads,
+        order_log=order_log if on_corrupt == "quarantine" else None,
+        quarantine_share=quarantine_share,
+    )
+
+
+def source_configs(
+    dataset: str | None, sources: Sequence[SourceConfig], split: str, on_corrupt: str
+) -> list[SourceConfig]:
+    """The sources of a loader's arguments. Raises ConfigError for arguments that contradict each other."""
     if (dataset is None) == (not sources):
         raise ConfigError(
             "give either dataset or sources",
@@ -171,38 +184,29 @@ def open_loader(
             found=on_corrupt,
             remedy="quarantine replaces rows that no copy can serve, stop ends the run.",
         )
-    configs = list(sources) or [SourceConfig(dataset=str(dataset), split=split)]
-    datasets: dict[str, Dataset] = {}
-    made = make_sources(backend, configs, sequence_length=sequence_length, seed=seed, window=window, datasets=datasets)
-    order_log = open_order(backend, run, made, configs, lease=lease) if run is not None else None
-    plan = order_log.plan if order_log else Plan([Stage(from_k=0, sources=tuple(made))])
+    return list(sources) or [SourceConfig(dataset=str(dataset), split=split)]
+
+
+def open_fetcher(
+    backend: Backend,
+    sources: Sequence[Source],
+    datasets: Mapping[str, Dataset],
+    cache_dir: Path | str | None,
+    cache_bytes: int,
+    nodes: int,
+) -> Fetcher:
+    """The verified reads of a loader. A single node whose cache has room for all data fetches large regions."""
     cache = NodeCache(Path(cache_dir), cache_bytes) if cache_dir is not None else None
-    data_bytes = sum(sum(source.view.tokens) * np.dtype(source.view.dtype).itemsize for source in made)
-    region_bytes = REGION_BYTES if nodes == 1 and data_bytes < cache_bytes / 2 else 0
-    return Loader(
-        plan,
-        BatchSchedule([(0, batch)] if isinstance(batch, int) else batch),
-        Readers(Fetcher(backend, cache, region_bytes=region_bytes), document_ids=document_ids, datasets=datasets),
-        dp_rank=dp_rank,
-        dp_size=dp_size,
-        micro_batch=micro_batch,
-        memory_bytes=memory_bytes,
-        read_threads=read_threads,
-        prefetch=prefetch,
-        order_log=order_log if on_corrupt == "quarantine" else None,
+    data_bytes = sum(
+        commit.totals[source.view.split].bytes
+        for source in sources
+        for commit in datasets[source.view.dataset].named(source.view.commits)
+        if source.view.split in commit.totals
     )
+    return Fetcher(backend, cache, region_bytes=REGION_BYTES if nodes == 1 and data_bytes < cache_bytes / 2 else 0)
 
 
-def _outline(source: Source, config: SourceConfig, place: int) -> dict[str, object]:
-    """Values of a source by config key; commits only if the config names them."""
-    view, at = source.view, f"data.sources.{place}"
-    values: dict[str, object] = {
-        f"{at}.dataset": view.dataset,
-        f"{at}.split": view.split,
-        f"{at}.weight": f"{source.weight / WEIGHT_ONE:.6g} of the samples",
-        f"{at}.seed" + (" (made from data.seed)" if config.seed is None else ""): source.seed,
-        f"{at}.masks": list(view.masks),
-        "data.window": view.window,
-        "data.sequence_length + 1": view.sequence_length,
-    }
-    return values if config.commits is None else {**values, f"{at}.commits": list(view.commits)}
+def ranks_of_nodes(dp_size: int, nodes: int) -> tuple[int, ...]:
+    """Ranks of each node, where all nodes but the last have the same number."""
+    each = -(-dp_size // nodes)
+    return tuple(min(each, dp_size - first) for first in range(0, dp_size, each))

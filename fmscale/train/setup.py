@@ -108,7 +108,7 @@ def _opened(session: Session, loader: Loader, vocab_size: int, batch: BatchShape
         "steps": steps,
         "tokens_per_step": batch.global_batch * session.config.data.sequence_length,
         "sources": [
-            {"label": source.label, "tokens": sum(source.view.tokens), "epochs": epochs}
+            {"label": source.label, "tokens": source.view.total_tokens, "epochs": epochs}
             for source, epochs in zip(sources, passes(steps * batch.global_batch, sources), strict=True)
         ],
     }

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from fmscale.cli.main import build_app
 from fmscale.config import SourceConfig, TrainConfig
 from fmscale.data.ingest import ingest
-from fmscale.data.open import make_sources, open_order
+from fmscale.data.sources import make_sources, open_order
 from fmscale.store.open import open_store
 from fmscale.train.preflight.forecast import state_bytes
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from fmscale.config import SourceConfig
-from fmscale.data.open import make_sources, open_loader
+from fmscale.data.open import open_loader
 from fmscale.data.plan.plan import Plan, Stage
 from fmscale.data.provenance.delivery import DeliveryRecord, order_hash, read_records
 from fmscale.data.provenance.expected import expected_samples
+from fmscale.data.sources import make_sources
 from fmscale.objectives.protocol import Inputs
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.open import open_store

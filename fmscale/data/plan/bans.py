@@ -80,14 +80,16 @@ class _Table:
         low, high = self._piece(np.array([first, stop - 1], dtype=np.uint64))
         return bool((self._number[low : high + 1] < _NO_ENTRY).all())
 
-    def banned(self, row: U64, k: U64) -> NDArray[np.bool_]:
-        """True for each row that sample k must not use."""
+    def banned(self, row: U64, k: U64, *, listed: bool = True) -> NDArray[np.bool_]:
+        """True for each row that sample k must not use. Without `listed`, only entries that begin by k count."""
         piece = self._piece(row)
+        if not listed:
+            return np.asarray(self._from[piece] <= k)
         place = np.searchsorted(self._listed, k)
-        listed = np.zeros(len(k), dtype=np.bool_)
+        named = np.zeros(len(k), dtype=np.bool_)
         inside = place < len(self._listed)
-        listed[inside] = self._listed[place[inside]] == k[inside]
-        last = np.where(listed, self._last[place], -1)
+        named[inside] = self._listed[place[inside]] == k[inside]
+        last = np.where(named, self._last[place], -1)
         return np.asarray((self._from[piece] <= k) | (self._number[piece] <= last))
 
     def _piece(self, row: U64) -> NDArray[np.intp]:
@@ -137,25 +139,28 @@ class Bans:
         table = self._tables.get(source)
         return table is not None and table.named(*rows)
 
-    def substitute(self, k: U64, source: NDArray[np.intp], position: U64, epoch: U64, row: U64) -> U64:
-        """Rows of samples after bans: the substitutes of banned rows, and `row` itself for all others."""
+    def substitute(self, k: U64, source: NDArray[np.intp], position: U64, epoch: U64, row: U64, *, listed: bool) -> U64:
+        """Rows of samples after bans: the substitutes of banned rows, and `row` itself for all others. Without
+        `listed`, samples that entries list keep their rows until the entry begins.
+        """
         for number, table in self._tables.items():
             places = np.flatnonzero(source == number)
             places = places[table.touched(row[places])]
-            places = places[table.banned(row[places], k[places])]
+            places = places[table.banned(row[places], k[places], listed=listed)]
             if places.size:
                 row = row.copy()
-                row[places] = self._walk(number, table, k[places], position[places], epoch[places], row[places])
+                at = (k[places], position[places], epoch[places], row[places])
+                row[places] = self._walk(number, table, *at, listed=listed)
         return row
 
-    def _walk(self, source: int, table: _Table, k: U64, position: U64, epoch: U64, row: U64) -> U64:
+    def _walk(self, source: int, table: _Table, k: U64, position: U64, epoch: U64, row: U64, *, listed: bool) -> U64:
         rows = np.uint64(self._orders.orders[source].units.N)
         out, start = row.copy(), position - epoch * rows
         left = np.arange(len(k))
         while left.size:
             sources = np.full(len(left), source)
             out[left] = self._orders.following(sources, out[left], epoch[left])
-            left = left[table.banned(out[left], k[left])]
+            left = left[table.banned(out[left], k[left], listed=listed)]
             circle = left[out[left] == start[left]]
             start[circle] = (start[circle] + np.uint64(1)) % rows
             out[circle] = start[circle]

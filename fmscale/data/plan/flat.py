@@ -8,11 +8,16 @@ works this out for all nodes, so nothing is exchanged.
 """
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fmscale.data.order.feistel import U64
+from fmscale.data.plan.batch_schedule import BatchSchedule
+from fmscale.data.plan.plan import Plan, Samples
 
 ROUND_TOKENS = 64
 """A forward's length is a multiple of this, so that compiled code and kernels meet few shapes."""
@@ -20,6 +25,79 @@ NODE_EXCESS = 1.05
 """Most that a node may have of its share of a step's tokens, where samples can be moved."""
 
 Sizes = NDArray[np.int64]
+SizesOf = Callable[[Plan, int, U64], Sizes]
+"""Lengths of the samples of a source's rows."""
+
+
+class FlatShare(NamedTuple):
+    """A rank's part of every step."""
+
+    rank: int
+    """Place among the data-parallel ranks."""
+    nodes: tuple[int, ...]
+    """Ranks of each node, in the order of the ranks."""
+    forward_tokens: int
+    """Most tokens of a forward."""
+
+    @property
+    def node(self) -> int:
+        """The rank's node."""
+        return int(np.searchsorted(np.cumsum(self.nodes), self.rank, side="right"))
+
+
+class FlatStep(NamedTuple):
+    """The samples of a step in slot order, and those of a rank."""
+
+    step: int
+    """Number of the step."""
+    after: int
+    """First sample of the next step."""
+    samples: Samples
+    """All samples of the step."""
+    lost: NDArray[np.bool_]
+    """Samples without content, because a ban or quarantine took their rows too late for a substitute."""
+    lengths: Sizes
+    """Upper bounds of their lengths."""
+    forwards: list[list[int]]
+    """Samples of each forward of this rank: indexes into `samples`."""
+    near: NDArray[np.bool_]
+    """Samples whose slots are this node's: its ranks read their units; others are read alone."""
+
+
+def assign_flat(
+    plan: Plan, schedule: BatchSchedule, share: FlatShare, sizes_of: SizesOf, *, k: int, steps: int
+) -> Iterator[FlatStep]:
+    """The samples and forwards of `steps` steps from sample `k` on.
+
+    The samples of a step are sorted by (lane, source, k), so that nodes mostly read different units.
+    """
+    first = schedule.step_of(k)
+    bounds = schedule.kappa(np.arange(first, first + steps + 1))
+    bounds[0] = k  # after a change of the batch size, the step of k keeps its samples from k on
+    counts = np.diff(bounds)
+    samples = plan.samples(np.arange(bounds[0], bounds[-1], dtype=np.uint64))
+    by_slot_of = np.lexsort((samples.k, samples.source, samples.lane, np.repeat(np.arange(steps), counts)))
+    samples = Samples._make(column[by_slot_of] for column in samples)
+    lost = plan.lost(samples)
+    lengths = np.empty(len(samples.k), dtype=np.int64)
+    for source in np.unique(samples.source).tolist():
+        part = samples.source == source
+        lengths[part] = sizes_of(plan, source, samples.row[part])
+    at = 0
+    for number, count in enumerate(counts.tolist()):
+        cut = slice(at, at + count)
+        at += count
+        near = np.zeros(count, dtype=np.bool_)
+        near[by_slot(count, share.nodes)[share.node]] = True
+        yield FlatStep(
+            step=first + number,
+            after=int(bounds[number + 1]),
+            samples=Samples._make(column[cut] for column in samples),
+            lost=lost[cut],
+            lengths=lengths[cut],
+            forwards=deal(lengths[cut], share.nodes, share.forward_tokens)[share.rank],
+            near=near,
+        )
 
 
 def rounded(tokens: int) -> int:

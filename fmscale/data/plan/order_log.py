@@ -5,10 +5,11 @@ it changes (docs/order.md, "Bans and quarantine").
 """
 
 from collections.abc import Iterable
+from threading import Lock
 from typing import Any
 
 from fmscale.data.plan.bans import Ban
-from fmscale.data.plan.plan import Plan, Source, Stage, stage_json
+from fmscale.data.plan.plan import Plan, Ranges, Source, Stage, stage_json
 from fmscale.data.views.decode import decode_view
 from fmscale.data.views.mask import find_documents
 from fmscale.data.views.placement import open_placement
@@ -24,13 +25,19 @@ FORMAT_VERSION = 1
 
 
 class OrderLog:
-    """A run's order log, and the plan of its entries."""
+    """A run's order log, and the plan of its entries; safe across threads."""
 
     def __init__(self, log: Log, *, lease: int | None = 0) -> None:
         """`lease`: number of the run's lease, under which entries are written. Reads the log."""
         self.log = log
         self.lease = lease
         self._plan = replay(log)
+        self._lock = Lock()
+
+    @property
+    def begun(self) -> bool:
+        """True once the run has a stage."""
+        return self._plan is not None
 
     @property
     def plan(self) -> Plan:
@@ -44,12 +51,13 @@ class OrderLog:
 
     def refresh(self) -> Plan:
         """The plan with all entries recorded until now."""
-        self._plan = replay(self.log, plan=self._plan)
-        return self.plan
+        with self._lock:
+            self._plan = replay(self.log, plan=self._plan)
+            return self.plan
 
-    def start(self, sources: Iterable[Source]) -> Plan:
+    def start(self, sources: Iterable[Source], excluded: Iterable[Ranges] = ()) -> Plan:
         """Record the first stage of a run, from sample 0 on. Raises Conflict if the run has a stage."""
-        stage = Plan([Stage(from_k=0, sources=tuple(sources))]).stages[0]
+        stage = Plan([Stage(from_k=0, sources=tuple(sources), excluded=tuple(excluded))]).stages[0]
         return self._append_stage(stage, set(), seen=0)
 
     def add_stage(self, from_k: int, sources: Iterable[Source]) -> Plan:
@@ -93,12 +101,12 @@ class OrderLog:
         return self.plan
 
     def quarantine(
-        self, *, source: int, rows: tuple[int, int], from_k: int, samples: Iterable[int] = (), reason: str = ""
+        self, *, source: int, rows: Ranges, from_k: int, samples: Iterable[int] = (), reason: str = ""
     ) -> Plan:
-        """Record rows [first, stop) that no copy can serve, and return the new plan. It excludes the rows from `from_k`
-        on and for `samples`, which this rank must deliver earlier. The caller must not deliver them before.
+        """Record ranges [first, stop) of rows that cannot be used, and return the new plan. It excludes the rows from
+        `from_k` on and for `samples`, which come earlier. The caller must not deliver them before.
         """
-        ban = Ban(source=source, rows=(rows,), from_k=from_k, samples=tuple(samples), reason=reason)
+        ban = Ban(source=source, rows=rows, from_k=from_k, samples=tuple(samples), reason=reason)
         return self._append_ban("quarantine", ban)
 
     def _append_stage(self, stage: Stage, known: set[str], *, seen: int) -> Plan:
@@ -172,4 +180,5 @@ def _stage_from(body: dict[str, Any], views: dict[str, View]) -> Stage:
                 remedy="The log entry was changed: restore it from a copy, or begin a new run.",
             )
     sources = tuple(Source(**{**source, "view": views[source["view"]]}) for source in body["sources"])
-    return Stage(from_k=body["from_k"], sources=sources, positions=tuple(body["positions"]))
+    excluded = tuple(tuple((first, stop) for first, stop in rows) for rows in body.get("excluded", ()))
+    return Stage(from_k=body["from_k"], sources=sources, positions=tuple(body["positions"]), excluded=excluded)

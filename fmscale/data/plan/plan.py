@@ -19,6 +19,8 @@ from fmscale.data.views.view import View
 from fmscale.errors import ConfigError, DataError
 from fmscale.store.digest import canonical_json, metadata_digest
 
+Ranges = tuple[tuple[int, int], ...]
+"""Ranges [first, stop) of row ids."""
 NEVER = 2**64 - 1
 """Sample number of an event that never comes."""
 
@@ -52,6 +54,9 @@ class Stage:
     """The sources, with weights whose sum is 2^32."""
     positions: tuple[int, ...] = ()
     """Position of each source at `from_k`; () continues known sources and begins new sources at 0."""
+    excluded: tuple[Ranges, ...] = ()
+    """Ranges [first, stop) of rows of each source that the stage leaves out: records that are empty or too long for a
+    forward. () leaves out none."""
 
 
 class Samples(NamedTuple):
@@ -86,7 +91,7 @@ class Plan:
         self.orders = tuple(Order(source.view.units, source.seed, source.view.window) for source in self.sources)
         """The order of each source."""
         self._orders = Orders(self.orders)
-        self._bans = Bans(self.bans, self._orders)
+        self._bans = Bans([*_excluded(self.stages, self._indexes), *self.bans], self._orders)
         self._mixtures = [_mixture(stage) for stage in self.stages]
         self._from = np.array([stage.from_k for stage in self.stages], dtype=np.uint64)
         self._starts = [np.array(stage.positions, dtype=np.uint64) for stage in self.stages]
@@ -98,8 +103,17 @@ class Plan:
         bans = [ban.to_json() for ban in self.bans]
         return metadata_digest(canonical_json({"version": 1, "stages": stages, "bans": bans}))
 
+    @cached_property
+    def flat(self) -> bool:
+        """True if samples are made of records, and packed into flat forwards by their lengths."""
+        return any(source.view.spec or source.view.kind == "records" for source in self.sources)
+
     def samples(self, k: U64) -> Samples:
-        """The rows of samples k: any numbers, in any order."""
+        """The rows of samples k: any numbers, in any order.
+
+        In a flat plan the samples that an entry lists keep their banned rows: all ranks deal forwards by the same
+        lengths then, also those that have not read the entry. `lost` tells these samples.
+        """
         k = np.asarray(k, dtype=np.uint64)
         source = np.empty(k.shape, dtype=np.intp)
         position = np.empty(k.shape, dtype=np.uint64)
@@ -110,9 +124,16 @@ class Plan:
             source[places] = self._indexes[number][local]
             position[places] = self._starts[number][local] + order
         row, lane, epoch = self._orders.rows(source, position)
-        if self.bans:
-            row = self._bans.substitute(k, source, position, epoch, row)
+        row = self._bans.substitute(k, source, position, epoch, row, listed=not self.flat)
         return Samples(k, source.astype(np.uint16), position, epoch, row, lane)
+
+    def lost(self, samples: Samples) -> NDArray[np.bool_]:
+        """True for each sample of a flat plan whose row is banned without a substitute: it has no content."""
+        out = np.zeros(len(samples.k), dtype=np.bool_)
+        for source in np.unique(samples.source).tolist() if self.bans and self.flat else ():
+            part = samples.source == source
+            out[part] = self._bans.banned(source, samples.row[part], samples.k[part])
+        return out
 
     def position(self, source: int, k: int) -> int:
         """Position of a source at sample k: its samples before k. The cost grows with the number of stages."""
@@ -167,7 +188,8 @@ class Plan:
                 break
         k = np.unique(np.concatenate(candidates))
         samples = self.samples(k[k < np.uint64(stop)])
-        out: U64 = samples.k[(samples.row == np.uint64(row)) & (samples.source == source)]
+        same = (samples.row == np.uint64(row)) & (samples.source == source) & ~self.lost(samples)
+        out: U64 = samples.k[same]
         return out
 
     def quarantined(self, source: int, rows: tuple[int, int]) -> bool:
@@ -192,7 +214,9 @@ def source_key(source: Source) -> tuple[str, int]:
 def stage_json(stage: Stage) -> dict[str, Any]:
     """A stage as JSON values; views by their digest."""
     sources = [{"view": s.view.digest, "weight": s.weight, "seed": s.seed, "name": s.name} for s in stage.sources]
-    return {"from_k": stage.from_k, "sources": sources, "positions": list(stage.positions)}
+    values = {"from_k": stage.from_k, "sources": sources, "positions": list(stage.positions)}
+    # Without excluded rows the JSON, and so the digest, is that of plans from before there were any.
+    return values if not any(stage.excluded) else {**values, "excluded": stage.excluded}
 
 
 def _resolved(stages: Sequence[Stage]) -> tuple[tuple[Stage, ...], tuple[Source, ...], list[NDArray[np.intp]]]:
@@ -214,6 +238,14 @@ def _resolved(stages: Sequence[Stage]) -> tuple[tuple[Stage, ...], tuple[Source,
             counts = _mixture(stage).taken(stages[i + 1].from_k - stage.from_k)
             positions.update({key: first + count for key, first, count in zip(keys, start, counts, strict=True)})
     return tuple(out), tuple(sources.values()), indexes
+
+
+def _excluded(stages: Sequence[Stage], indexes: Sequence[NDArray[np.intp]]) -> Iterable[Ban]:
+    """The excluded rows of each stage as bans."""
+    for stage, index in zip(stages, indexes, strict=True):
+        for source, rows in zip(index.tolist(), stage.excluded, strict=False):
+            if rows:
+                yield Ban(source=source, rows=rows, from_k=stage.from_k)
 
 
 def _mixture(stage: Stage) -> Mixture:

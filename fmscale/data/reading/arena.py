@@ -1,7 +1,7 @@
 """Host memory for units. Rows of a window are drawn at random, so its units stay in memory until all rows are used.
 
-An array of rows is divided into slots of one unit each. A slot may be freed when every block that uses it was consumed:
-first slots whose rows are all used, then the least recently planned slots.
+A slot holds a unit, and may be freed when every block that uses it was consumed: first slots whose rows are all used,
+then the least recently planned slots. Rows of tokens lie in one array of equal slots; records have memory of their own.
 """
 
 import sys
@@ -9,10 +9,10 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from threading import Condition
+from typing import Any
 
 import numpy as np
 
-from fmscale.data.batch import UnitDocuments
 from fmscale.errors import ConfigError
 
 UnitKey = tuple[int, int]
@@ -28,45 +28,31 @@ class LittleMemory(ConfigError):
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Slot:
-    """Place of a unit in memory, and its remaining uses."""
+    """Memory of a unit, and its remaining uses."""
 
-    number: int
-    """Index of the slot, whose rows begin at number * rows_per_slot."""
     key: UnitKey
     """Unit in the slot."""
+    bytes: int
+    """Bytes that count against the arena."""
     last_block: int
     """Last planned block that uses the slot."""
     rows_left: int
     """Rows of the unit that no planned block uses."""
-    documents: UnitDocuments | None = None
-    """Documents of the unit, set after its read."""
+    number: int = 0
+    """Index of the slot in a `RowArena`, whose rows begin at number * rows_per_slot."""
+    content: Any = None
+    """What the read gave: documents of the unit, or its records."""
     read: Future[None] | None = None
     """Pending read in another thread."""
 
 
 class Arena:
-    """Slots for units. The planner takes slots; the consumer releases blocks."""
+    """A number of bytes that units share. The planner takes slots; the consumer releases blocks."""
 
-    def __init__(self, *, memory_bytes: int, rows_per_slot: int, row_tokens: int, dtype: np.dtype) -> None:
-        row_bytes = row_tokens * dtype.itemsize
-        self.capacity = memory_bytes // (rows_per_slot * row_bytes)
-        if self.capacity < 1:
-            raise LittleMemory(
-                f"memory_bytes holds no unit of {rows_per_slot} rows of {row_bytes} bytes",
-                found=memory_bytes,
-                remedy=f"give the loader at least {4 * rows_per_slot * row_bytes} bytes",
-            )
-        self.rows_per_slot = rows_per_slot
-        self.slot_bytes = rows_per_slot * row_bytes
-        # np.empty reserves address space only: a small dataset touches few of these pages.
-        self.rows = np.empty((self.capacity * rows_per_slot, row_tokens), dtype=dtype)
+    def __init__(self, memory_bytes: int) -> None:
+        self.memory_bytes = memory_bytes
         self._changed = Condition()
         self.reset()
-
-    def tokens(self, slot: Slot) -> np.ndarray:
-        """The slot's memory as one run of tokens."""
-        first = slot.number * self.rows_per_slot
-        return self.rows[first : first + self.rows_per_slot].reshape(-1)
 
     def release(self, block: int) -> None:
         """Mark all batches up to and including `block` as delivered."""
@@ -74,29 +60,41 @@ class Arena:
             self.consumed = block
             self._changed.notify_all()
 
-    def take(self, key: UnitKey, *, block: int, rows_left: int, stopped: Callable[[], bool]) -> Slot | None:
-        """A slot for a unit outside the arena. Waits until a slot is free; None once `stopped()` is true."""
-        while not self._unused:
-            with self._changed:
+    def take(self, key: UnitKey, *, bytes: int, block: int, rows_left: int, stopped: Callable[[], bool]) -> Slot | None:
+        """A slot for a unit outside the arena. Waits until there is room; None once `stopped()` is true."""
+        with self._changed:
+            while self.used and self.used + bytes > self.memory_bytes:
                 if stopped():
                     return None
                 if self._evict():
+                    continue
+                if self.consumed >= block - 1:  # units that are larger than expected: this block cannot wait for any
                     break
                 self._changed.wait(0.5)
-        slot = Slot(number=self._unused.pop(), key=key, last_block=block, rows_left=rows_left)
-        self.slots[key] = slot
+            slot = Slot(key=key, bytes=bytes, last_block=block, rows_left=rows_left)
+            self.slots[key] = slot
+            self.used += bytes
         return slot
 
+    def resize(self, slot: Slot, bytes: int) -> None:
+        """Correct the bytes of a slot whose unit has been read. The arena may exceed its memory until units leave."""
+        with self._changed:
+            self.used += bytes - slot.bytes
+            slot.bytes = bytes
+
     def reset(self) -> None:
-        """Forget all units, keep the memory."""
+        """Forget all units."""
         self.slots: dict[UnitKey, Slot] = {}
+        self.used = 0
+        """Bytes of all slots."""
         self.consumed = -1
         """Last block whose batches are all delivered."""
-        self._unused = list(range(self.capacity - 1, -1, -1))
 
-    def forget(self, key: UnitKey) -> None:
-        """Give back the slot of a unit that could not be read."""
-        self._unused.append(self.slots.pop(key).number)
+    def forget(self, key: UnitKey) -> Slot:
+        """Give back the slot of a unit."""
+        slot = self.slots.pop(key)
+        self.used -= slot.bytes
+        return slot
 
     def _evict(self) -> bool:
         """Free all slots without rows left; if there are none, the oldest eighth of the slots that no pending block
@@ -110,6 +108,50 @@ class Arena:
         for slot in victims:
             self.forget(slot.key)
         return bool(victims)
+
+
+class RowArena(Arena):
+    """Slots of equal size in one array of rows, so that a gather takes a batch's rows out of it at once."""
+
+    def __init__(self, *, memory_bytes: int, rows_per_slot: int, row_tokens: int, dtype: np.dtype) -> None:
+        row_bytes = row_tokens * dtype.itemsize
+        self.slot_bytes = rows_per_slot * row_bytes
+        self.capacity = memory_bytes // self.slot_bytes
+        if self.capacity < 1:
+            raise LittleMemory(
+                f"memory_bytes holds no unit of {rows_per_slot} rows of {row_bytes} bytes",
+                found=memory_bytes,
+                remedy=f"give the loader at least {4 * rows_per_slot * row_bytes} bytes",
+            )
+        self.rows_per_slot = rows_per_slot
+        # np.empty reserves address space only: a small dataset touches few of these pages.
+        self.rows = np.empty((self.capacity * rows_per_slot, row_tokens), dtype=dtype)
+        super().__init__(self.capacity * self.slot_bytes)
+
+    def tokens(self, slot: Slot) -> np.ndarray:
+        """The slot's memory as one run of tokens."""
+        first = slot.number * self.rows_per_slot
+        return self.rows[first : first + self.rows_per_slot].reshape(-1)
+
+    def take(
+        self, key: UnitKey, *, bytes: int = 0, block: int, rows_left: int, stopped: Callable[[], bool]
+    ) -> Slot | None:
+        """A slot for a unit, always of `slot_bytes`."""
+        slot = super().take(key, bytes=self.slot_bytes, block=block, rows_left=rows_left, stopped=stopped)
+        if slot is not None:
+            slot.number = self._unused.pop()
+        return slot
+
+    def reset(self) -> None:
+        """Forget all units, keep the memory."""
+        super().reset()
+        self._unused = list(range(self.capacity - 1, -1, -1))
+
+    def forget(self, key: UnitKey) -> Slot:
+        """Give back the slot of a unit."""
+        slot = super().forget(key)
+        self._unused.append(slot.number)
+        return slot
 
 
 class BufferPool:

@@ -14,11 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fmscale.data.batch import UnitDocuments
 from fmscale.data.plan.assign import Assignment, Share, assign
 from fmscale.data.plan.batch_schedule import BatchSchedule
 from fmscale.data.plan.plan import NEVER, Plan
-from fmscale.data.reading.arena import Arena, LittleMemory, Slot, UnitKey
+from fmscale.data.reading.arena import LittleMemory, RowArena, Slot, UnitKey
 from fmscale.data.reading.readers import Readers
 from fmscale.store.tiers.fetch import CorruptChunk
 
@@ -71,8 +70,6 @@ class UnitBlock:
     """Slot of each real row, in order of forwards."""
     offsets: list[int]
     """Token position of each real row in its unit."""
-    documents: list[UnitDocuments] = field(default_factory=list)
-    """Documents of each real row's unit; `Prefetcher.take` sets them."""
     reads: list["Future[None]"] = field(default_factory=list)
     """Reads that must end before the rows may be gathered."""
 
@@ -100,7 +97,7 @@ class Planner:
         schedule: BatchSchedule,
         share: Share,
         readers: Readers,
-        arena: Arena,
+        arena: RowArena,
         *,
         k: int,
         most: int = MAX_STEPS,
@@ -322,7 +319,7 @@ class Planner:
         """Read the slot's unit. Raises DamagedRows for damaged rows that the plan may still deliver."""
         source, unit = slot.key
         reader = self._readers.of(self.plan, source)
-        slot.documents, damaged = reader.read(unit, self._arena.tokens(slot), next_use)
+        slot.content, damaged = reader.read(unit, self._arena.tokens(slot), next_use)
         for start, stop, error in damaged:
             tokens = self._arena.rows.shape[1]
             first = int(reader.view.units.id(np.array([unit]), np.array([0]))[0])

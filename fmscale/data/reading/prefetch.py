@@ -10,9 +10,11 @@ import math
 import threading
 import time
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Generic, Protocol, TypeVar
 
-from fmscale.data.reading.planner import HORIZON_STEPS, MAX_STEPS, Planner, UnitBlock
+from fmscale.data.reading.planner import HORIZON_STEPS, MAX_STEPS
 
 MOST_BLOCKS = HORIZON_STEPS // MAX_STEPS - 1
 """Most ready blocks: with the block in use they stay within the horizon."""
@@ -22,16 +24,46 @@ LOOK_SECONDS = 0.005
 """Pause between two checks of the consumer by the thread, while blocks are due."""
 
 
-class Prefetcher:
+class Block(Protocol):
+    """A block of steps."""
+
+    @property
+    def reads(self) -> Sequence[Future[Any]]:
+        """Reads that must end before the block is delivered."""
+        ...
+
+
+BlockType = TypeVar("BlockType", bound=Block)
+Made = TypeVar("Made", bound=Block, covariant=True)
+
+
+class BlockPlanner(Protocol[Made]):
+    """Makes blocks, one thread at a time, until closed."""
+
+    @property
+    def waits(self) -> bool:
+        """True if a block mostly waits for a store or other threads, rather than for a core."""
+        ...
+
+    def __iter__(self) -> Iterator[Made]:
+        """The blocks in order."""
+        ...
+
+    def close(self) -> None:
+        """Stop."""
+        ...
+
+
+class Prefetcher(Generic[BlockType]):
     """Blocks of a planner in order. One thread calls `take`."""
 
-    def __init__(self, planner: Planner, *, prefetch: bool, pool: ThreadPoolExecutor | None) -> None:
+    def __init__(self, planner: BlockPlanner[BlockType], *, prefetch: bool, pool: ThreadPoolExecutor | None) -> None:
         """`pool` is the planner's pool. Without `prefetch` each block is made on request."""
         self.away_since = math.inf
         """Time (time.perf_counter) at which the consumer left with a batch; inf while it takes a block."""
         self._planner = planner
         self._pool = pool
-        self._ready: deque[UnitBlock] = deque()
+        self._ready: deque[BlockType] = deque()
         self._changed = threading.Condition()
         self._making = False
         """True while either thread makes a block."""
@@ -42,7 +74,7 @@ class Prefetcher:
             self._thread = threading.Thread(target=self._run, name="fmscale-plan", daemon=True)
             self._thread.start()
 
-    def take(self) -> UnitBlock:
+    def take(self) -> BlockType:
         """The next block, whose rows are in the arena. Raises the errors of planning and reading."""
         self.away_since = math.inf
         with self._changed:
@@ -63,8 +95,6 @@ class Prefetcher:
             self._changed.notify()
         for read in block.reads:
             read.result()
-        block.documents = [slot.documents for slot in block.slots if slot.documents is not None]
-        assert len(block.documents) == len(block.slots)
         return block
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from fmscale.data.plan.plan import Plan
 from fmscale.data.reading.unit_reader import UnitReader
 from fmscale.data.views.placement import open_placement
+from fmscale.data.views.token_view import TokenView
 from fmscale.errors import ConfigError
 from fmscale.store.datasets.dataset import Dataset, open_dataset
 from fmscale.store.tiers.fetch import Fetcher
@@ -32,7 +33,8 @@ class Readers:
         """The reader of a source of the plan. Raises ConfigError for rows of another shape than the first source's,
         DataError if the data no longer exists.
         """
-        view, first = plan.sources[source].view, plan.sources[0].view
+        views = token_views(plan)
+        view, first = views[source], views[0]
         with self._lock:
             if view.digest not in self._readers:
                 if (view.sequence_length, view.dtype) != (first.sequence_length, first.dtype):
@@ -45,3 +47,17 @@ class Readers:
                 placement = open_placement(dataset, view)
                 self._readers[view.digest] = UnitReader(placement, self.fetcher, document_ids=self.document_ids)
             return self._readers[view.digest]
+
+
+def token_views(plan: Plan) -> list[TokenView]:
+    """The view of each source. Raises ConfigError for rows that must be made into samples first."""
+    views = []
+    for source in plan.sources:
+        if not isinstance(source.view, TokenView) or source.view.spec:
+            raise ConfigError(
+                f"source {source.label} has no rows of tokens of one length",
+                found=source.view.spec or source.view.kind,
+                remedy="Give batch.forward_tokens: its samples are packed into flat forwards.",
+            )
+        views.append(source.view)
+    return views

@@ -3,23 +3,18 @@
 A unit is b consecutive rows; masks and segment ends cut it into pieces, each within one segment.
 """
 
-import threading
-from collections import OrderedDict
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
 
 from fmscale.data.batch import UnitDocuments
+from fmscale.data.reading.open_segments import OpenSegments, by_shard, read_rows
 from fmscale.data.views.placement import Placement, SegmentSpan
-from fmscale.errors import CorruptData, ObjectNotFound
 from fmscale.store.segments.array import ArrayLayout
 from fmscale.store.segments.tokens import ObjectRef, TokenSegment, open_segment
 from fmscale.store.tiers.fetch import CorruptChunk, Fetcher
 
-MAX_SEGMENTS = 4096
-"""Most open segments: each holds 8 bytes a chunk of 16 KiB, so 4,096 segments of 32 MB take 64 MB."""
 WHOLE_DOCUMENT_BYTES = 64 * 2**20
 """Most bytes of a view's document arrays that stay in memory, for a remote store: this saves two requests a unit, each
 for a few entries.
@@ -54,29 +49,33 @@ class UnitReader:
         self.view = placement.view
         self.fetcher = fetcher
         self.document_ids = document_ids
-        self._segments: OrderedDict[tuple[int, int], TokenSegment] = OrderedDict()
-        self._opening: dict[tuple[int, int], threading.Lock] = {}
-        self._lock = threading.Lock()
         total = sum(manifest.documents for manifest in placement.manifests if manifest is not None)
         local = fetcher.backend.local_path("local") is not None
         most = WHOLE_DOCUMENT_BYTES_LOCAL if local else WHOLE_DOCUMENT_BYTES
         self._whole: dict[tuple[str, str], np.ndarray] | None = (
             {} if total * (24 if document_ids else 8) <= most else None
         )
+        self._segments = OpenSegments(placement, self._open_segment, lambda segment: 8 * len(segment.first_document))
 
     def read(self, unit: int, into: np.ndarray, next_use: int = 0) -> UnitRead:
         """Read unit `unit` into the beginning of `into` (tokens of the view's dtype).
 
         Raises StoreUnavailable, AccessDenied or another StoreError if the store serves no data.
         """
-        commit, pieces = self.placement.pieces(unit)
+        return self._read(*self.placement.pieces(unit), into, next_use)
+
+    def read_row(self, row: int, into: np.ndarray, next_use: int = 0) -> UnitRead:
+        """Read a single row into `into`; its positions are those of a unit with this row alone."""
+        return self._read(*self.placement.row_pieces(row), into, next_use)
+
+    def _read(self, commit: int, pieces: list[SegmentSpan], into: np.ndarray, next_use: int) -> UnitRead:
         documents: list[tuple[int, np.ndarray, np.ndarray]] = []
         damaged: list[Damage] = []
         at = 0
         for piece in pieces:
             stop = at + piece.count
             try:
-                segment = self._segment(commit, piece.segment)
+                segment = self._segments.get(commit, piece.segment)
                 tokens = into[at:stop]
                 for first, last, error in self._read_tokens(segment, piece.start, tokens, next_use):
                     tokens[first:last] = 0
@@ -96,39 +95,16 @@ class UnitReader:
         commit, pieces = self.placement.pieces(unit)
         for piece in pieces:
             with suppress(CorruptChunk):
-                segment = self._segment(commit, piece.segment)
+                segment = self._segments.get(commit, piece.segment)
                 row_bytes = segment.arrays["tokens"].layout.row_bytes
-                for ref, low, part in _by_shard(segment, "tokens", piece.start, piece.count):
+                for ref, low, part in by_shard(segment, "tokens", piece.start, piece.count):
                     self.fetcher.advise(ref, low * row_bytes, (part.stop - part.start) * row_bytes, next_use)
 
-    def _segment(self, commit: int, index: int) -> TokenSegment:
-        key = (commit, index)
-        with self._lock:
-            segment = self._segments.get(key)
-            if segment is not None:
-                self._segments.move_to_end(key)
-                return segment
-            opening = self._opening.setdefault(key, threading.Lock())
-        with opening:  # one thread opens the segment for all threads
-            with self._lock:
-                segment = self._segments.get(key)
-            if segment is None:
-                segment = self._open_segment(commit, index)
-                if self._whole is None:
-                    self._announce_documents(segment)
-                with self._lock:
-                    self._opening.pop(key, None)
-                    self._segments[key] = segment
-                    if len(self._segments) > MAX_SEGMENTS:
-                        self._segments.popitem(last=False)
+    def _open_segment(self, prefix: str, seal: str) -> TokenSegment:
+        segment = open_segment(self.fetcher.backend, prefix, seal)
+        if self._whole is None:
+            self._announce_documents(segment)
         return segment
-
-    def _open_segment(self, commit: int, index: int) -> TokenSegment:
-        prefix, seal = self.placement.manifest(commit).segment(index)
-        try:
-            return open_segment(self.fetcher.backend, prefix, seal)
-        except (CorruptData, ObjectNotFound) as error:
-            raise CorruptChunk(f"{prefix}/seal.json", 0, error.cause) from error
 
     def _announce_documents(self, segment: TokenSegment) -> None:
         """Announce the document arrays to a disk, which then needs one read instead of a few KiB for each unit."""
@@ -141,7 +117,7 @@ class UnitReader:
         """Fill `out` with tokens of the segment from `start` on. Returns the ranges of `out` that no copy can serve."""
         layout = segment.arrays["tokens"].layout
         damaged: list[Damage] = []
-        for ref, low, part in _by_shard(segment, "tokens", start, len(out)):
+        for ref, low, part in by_shard(segment, "tokens", start, len(out)):
             try:
                 self.fetcher.read(ref, low * layout.row_bytes, out[part].data.cast("B"), next_use)
             except CorruptChunk:
@@ -183,29 +159,10 @@ class UnitReader:
 
     def _document_rows(self, segment: TokenSegment, name: str, first: int, count: int) -> np.ndarray:
         if self._whole is None:
-            return self._read_array(segment, name, first, count)
+            return read_rows(self.fetcher, segment, name, first, count)
         key = (segment.prefix, name)
         array = self._whole.get(key)
         if array is None:
-            array = self._read_array(segment, name, 0, segment.documents)
+            array = read_rows(self.fetcher, segment, name, 0, segment.documents)
             self._whole[key] = array
         return array[first : first + count]
-
-    def _read_array(self, segment: TokenSegment, name: str, first: int, count: int) -> np.ndarray:
-        layout = segment.arrays[name].layout
-        out = np.empty((count, *layout.shape[1:]), dtype=layout.dtype)
-        for ref, low, part in _by_shard(segment, name, first, count):
-            self.fetcher.read(ref, low * layout.row_bytes, out[part].data.cast("B"))
-        return out
-
-
-def _by_shard(segment: TokenSegment, name: str, start: int, count: int) -> Iterator[tuple[ObjectRef, int, slice]]:
-    """Each shard that holds some of an array's rows [start, start + count): its reference, its first such row, and the
-    slice of the `count` rows in it.
-    """
-    shard, at = segment.arrays[name].layout.shard, 0
-    while at < count:
-        number, low = divmod(start + at, shard)
-        stop = min(count, at + shard - low)
-        yield segment.array_shard(name, number), low, slice(at, stop)
-        at = stop

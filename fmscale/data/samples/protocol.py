@@ -3,7 +3,7 @@
     record ── decode ──► media ── make, with draw ──► sample
     columns              text, picture, wave          tensors of `length` tokens each
 
-All three functions are pure, so a sample is a function of (record, seed, k) on every machine and at any number of ranks.
+The functions are pure, so a sample is a function of (record, seed, k) on every machine and at any number of ranks.
 """
 
 from collections.abc import Mapping
@@ -73,17 +73,28 @@ class Draw:
 class Spec(Protocol):
     """Makes samples of the records of a view. A class of the user's own is a frozen dataclass with these members.
 
-    Threads share it. The fields and `version` are in the view's digest: `version` changes with every change of a sample.
+    Threads share it. Its fields and `version` are in the view's digest: a change of its samples changes `version`.
     """
 
-    version: int
-    """Version of decoder and make-function."""
-    columns: tuple[str, ...]
-    """Columns that `decode` reads. A view of tokens has `tokens`, a row's ids, and `pieces`, its documents' lengths."""
-    parts: Mapping[str, Part]
-    """Tensors of a sample by name. `weights`, float32, are the weights of its targets; 1 without such a part."""
-    too_long: TooLong
-    """Rule for records that are longer than a forward."""
+    @property
+    def version(self) -> int:
+        """Version of decoder and make-function."""
+        ...
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that `decode` reads. Rows of tokens have `tokens`, their ids, and `pieces`, lengths of documents."""
+        ...
+
+    @property
+    def parts(self) -> Mapping[str, Part]:
+        """Tensors of a sample by name. `weights`, float32, are the weights of its targets; 1 without such a part."""
+        ...
+
+    @property
+    def too_long(self) -> TooLong:
+        """Rule for records that are longer than a forward."""
+        ...
 
     def size(self, record: Record) -> int:
         """Upper bound of the sample's length before any cut, from 0 for an empty record. Raises BadRecord."""

@@ -60,13 +60,14 @@ def size_text(spec: Spec) -> str:
 
 
 def open_spec(backend: Backend, text: str) -> Spec:
-    """The spec of a view's JSON, "" for rows of tokens as they are stored. Raises FormatError for another version."""
-    if not text:
-        return RowSamples()
+    """The spec of a view's JSON. Raises FormatError for another version."""
     values = json.loads(text)
     kind, version = values.pop("kind"), values.pop("version")
-    if kind == TextSamples.kind:
-        spec: Spec = TextSamples(**values, content=stored_tokenizer(backend, values["tokenizer"]))
+    spec: Spec
+    if kind == RowSamples.kind:
+        spec = RowSamples()
+    elif kind == TextSamples.kind:
+        spec = TextSamples(**values, content=stored_tokenizer(backend, values["tokenizer"]))
     else:
         tree = parse(json.dumps(values), f"the spec {kind}", lines=False)
         assert isinstance(tree, YamlTable)
@@ -91,7 +92,7 @@ def _own(spec: Any) -> Spec:
         raise ConfigError(
             f"the class {kind_of(spec)} is not a spec: it lacks {', '.join(lacking)}",
             found=[field.name for field in fields(spec)],
-            remedy="docs/api.md, \"Specs\", lists the members of a spec.",
+            remedy='docs/api.md, "Specs", lists the members of a spec.',
         )
     made: Spec = spec
     return made

@@ -1,8 +1,9 @@
 """Text of a record as tokens, each of which predicts the next."""
 
+import dataclasses
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -35,7 +36,7 @@ class TextSamples:
     """Rule for a text that is longer than a forward."""
     max_tokens: int | None
     """Tokens after which a text is cut; None unless `too_long` is cut."""
-    content: bytes = field(repr=False, compare=False, metadata={"read": False})
+    content: bytes = dataclasses.field(repr=False, compare=False, metadata={"read": False})
     """JSON of the tokenizer."""
 
     @cached_property

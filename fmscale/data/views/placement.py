@@ -82,7 +82,8 @@ class Placement:
         """Rows that begin at these positions of a commit's split, without positions that masks leave out."""
         places = self._kept[commit].place(positions)
         kept = self._kept[commit].positions(places) == positions
-        return places[kept] // np.uint64(self.view.row_length) + np.uint64(self.view.units.first_row(commit))
+        rows: U64 = places[kept] // np.uint64(self.view.row_length) + np.uint64(self.view.units.first_row(commit))
+        return rows
 
     def rows_of(self, documents: Documents) -> list[tuple[int, int]]:
         """Ranges [first, stop) of row ids that hold a token of any of the documents: sorted, disjoint.

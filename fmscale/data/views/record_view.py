@@ -24,6 +24,11 @@ class RecordView(View):
         return self.records
 
     @property
+    def kept(self) -> int:
+        """Kept records of all commits."""
+        return sum(self.records)
+
+    @property
     def row_length(self) -> int:
         """A record."""
         return 1

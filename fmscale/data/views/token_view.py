@@ -41,6 +41,11 @@ class TokenView(View):
         return tuple(tokens // self.sequence_length for tokens in self.tokens)
 
     @property
+    def kept(self) -> int:
+        """Kept tokens of all commits."""
+        return sum(self.tokens)
+
+    @property
     def row_length(self) -> int:
         """Tokens of a row."""
         return self.sequence_length

@@ -62,6 +62,11 @@ class View(ABC):
 
     @property
     @abstractmethod
+    def kept(self) -> int:
+        """Kept tokens, or records, of all commits."""
+
+    @property
+    @abstractmethod
     def row_length(self) -> int:
         """Positions of a row among the kept tokens, or records, of its commit."""
 

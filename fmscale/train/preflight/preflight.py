@@ -13,9 +13,9 @@ from fmscale.checkpoint.format.manifest import CheckpointManifest
 from fmscale.checkpoint.format.names import run_log
 from fmscale.checkpoint.read.compatibility import differences, refuse_other_model
 from fmscale.config import Config, SourceConfig, derive_batch
-from fmscale.data.open import make_sources, require_recorded
 from fmscale.data.plan.order_log import replay
 from fmscale.data.plan.plan import Plan, Source
+from fmscale.data.sources import make_sources, require_recorded
 from fmscale.data.views.token_view import make_view
 from fmscale.errors import AccessDenied, ConfigError, FmscaleError, ObjectNotFound, StoreError, StoreUnavailable
 from fmscale.models import build

@@ -41,7 +41,7 @@ def test_replay_gives_the_same_samples(store: Backend) -> None:
     log.add_stage(500, [source("a", HALF), source("b", HALF)])
     log.ban(0, [(0, 9)], 800, "a person asked")
     log.log.append("checkpoint", {"step": 3})
-    log.quarantine(source=1, rows=(5, 8), from_k=900, samples=[510, 520])
+    log.quarantine(source=1, rows=((5, 8),), from_k=900, samples=[510, 520])
     log.add_stage(1500, [source("b", HALF), source("c", HALF, (99,))])
     assert_same(replay(run_log(store)), log.plan)
     assert_same(OrderLog(run_log(store)).plan, log.plan)
@@ -102,8 +102,8 @@ def test_quarantines_of_two_ranks_at_once(memory_store: Backend) -> None:
     plain = one.plan
     row = int(plain.samples(K).row[50])
     (following,) = plain.samples(np.array([row], dtype=np.uint64)).row.tolist()
-    first = one.quarantine(source=0, rows=(following, following + 1), from_k=900)
-    second = two.quarantine(source=0, rows=(row, row + 1), from_k=900, samples=[50])
+    first = one.quarantine(source=0, rows=((following, following + 1),), from_k=900)
+    second = two.quarantine(source=0, rows=((row, row + 1),), from_k=900, samples=[50])
     assert len(second.bans) == 2
     assert second.samples(K[50:51]).row[0] not in (row, following)
     assert first.samples(K[50:51]).row[0] == row

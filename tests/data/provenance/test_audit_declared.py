@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from fmscale.config import SourceConfig
-from fmscale.data.open import make_sources
 from fmscale.data.plan.order_log import OrderLog
+from fmscale.data.sources import make_sources
 from fmscale.data.views.mask import find_documents, make_mask
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import open_dataset

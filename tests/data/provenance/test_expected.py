@@ -6,10 +6,10 @@ import pyarrow as pa
 import pytest
 
 from fmscale.config import SourceConfig
-from fmscale.data.open import make_sources
 from fmscale.data.plan.plan import Plan, Stage
 from fmscale.data.provenance.delivery import order_hash, read_records, without_repeats
 from fmscale.data.provenance.expected import expected_samples
+from fmscale.data.sources import make_sources
 from fmscale.errors import DataError
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.open import open_store

@@ -8,26 +8,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmscale.data.reading.arena import Arena, Slot
+from fmscale.data.reading.arena import RowArena, Slot
 from fmscale.errors import ConfigError
 
 ROWS, TOKENS = 3, 4
 JOIN = 20.0
 
 
-def make_arena(capacity: int) -> Arena:
-    return Arena(
+def make_arena(capacity: int) -> RowArena:
+    return RowArena(
         memory_bytes=capacity * ROWS * TOKENS * 2, rows_per_slot=ROWS, row_tokens=TOKENS, dtype=np.dtype("uint16")
     )
 
 
 def take(
-    arena: Arena, unit: int, *, block: int, rows_left: int = 1, stopped: Callable[[], bool] = lambda: False
+    arena: RowArena, unit: int, *, block: int, rows_left: int = 1, stopped: Callable[[], bool] = lambda: False
 ) -> Slot | None:
     return arena.take((0, unit), block=block, rows_left=rows_left, stopped=stopped)
 
 
-def units(arena: Arena) -> set[int]:
+def units(arena: RowArena) -> set[int]:
     return {unit for _, unit in arena.slots}
 
 
@@ -37,7 +37,7 @@ class Waiter(threading.Thread):
     It waits five seconds, and not the arena's half second between polls: only a wake-up ends it in time.
     """
 
-    def __init__(self, arena: Arena, unit: int, block: int) -> None:
+    def __init__(self, arena: RowArena, unit: int, block: int) -> None:
         super().__init__(daemon=True)
         self.arena, self.unit, self.block = arena, unit, block
         self.waiting = threading.Event()
@@ -163,7 +163,7 @@ def test_forget_and_reset_give_slots_back() -> None:
 def test_a_budget_below_one_unit_is_refused() -> None:
     assert make_arena(1).capacity == 1
     with pytest.raises(ConfigError, match="memory_bytes") as caught:
-        Arena(memory_bytes=ROWS * TOKENS * 2 - 1, rows_per_slot=ROWS, row_tokens=TOKENS, dtype=np.dtype("uint16"))
+        RowArena(memory_bytes=ROWS * TOKENS * 2 - 1, rows_per_slot=ROWS, row_tokens=TOKENS, dtype=np.dtype("uint16"))
     assert str(4 * ROWS * TOKENS * 2) in caught.value.remedy
 
 

@@ -45,11 +45,11 @@ def _block(number: int) -> UnitBlock:
     return block
 
 
-def begin(blocks: Blocks, *, prefetch: bool = True) -> Prefetcher:
+def begin(blocks: Blocks, *, prefetch: bool = True) -> Prefetcher[UnitBlock]:
     return Prefetcher(cast(Planner, blocks), prefetch=prefetch, pool=None)
 
 
-def wait_until_ready(made: Prefetcher, count: int) -> None:
+def wait_until_ready(made: Prefetcher[UnitBlock], count: int) -> None:
     with made._changed:
         assert made._changed.wait_for(lambda: len(made._ready) >= count, PATIENCE)
 

@@ -89,7 +89,7 @@ class Expected:
                 parts[2].append(np.arange(size))
                 parts[3].append(np.full(size, number))
                 self.ids.append(doc.id)
-            cut = rows * layout.view.sequence_length
+            cut = rows * layout.view.row_length
             for out, part in zip((self.tokens, self.document, self.offset, self.segment), parts, strict=True):
                 out.append(np.concatenate(part)[:cut])
 
@@ -99,7 +99,7 @@ class Expected:
         for commit, rows in enumerate(layout.view.rows):
             units = -(-rows // per_unit)
             if unit < units:
-                length = layout.view.sequence_length
+                length = layout.view.row_length
                 return commit, slice(unit * per_unit * length, min((unit + 1) * per_unit, rows) * length)
             unit -= units
         raise AssertionError("no such unit")

@@ -113,14 +113,14 @@ def test_json_round_trip_and_digest(corpus: tuple[Dataset, list[list[list[Docume
     again = decode_view(json.dumps(view.to_json()))
     assert again == view
     assert again.digest == view.digest
-    changed = {"commits": (0, 1, 3), "manifests": ("", "", ""), "masks": ("0" * 32,), "tokens": (1, 2, 3)}
+    changed = {"commits": (0, 1, 3), "manifests": ("", "", ""), "masks": ("0" * 32,), "tokens": (1, 2, 3), "spec": '{"kind":"text"}'}
     for field in fields(TokenView):
         value = getattr(view, field.name)
         other: Any = changed.get(field.name) or ("other" if isinstance(value, str) else (value or 0) + 1)
         assert replace(view, **{field.name: other}).digest != view.digest, field.name
 
 
-@pytest.mark.parametrize("change", [{"format_version": 2}, {"order_version": 2}, {"packing": None, "extra": 1}])
+@pytest.mark.parametrize("change", [{"format_version": 3}, {"order_version": 2}, {"packing": None, "extra": 1}])
 def test_views_of_another_version(change: dict[str, object]) -> None:
     with pytest.raises(FormatError):
         decode_view({**synthetic_view((5,)).to_json(), **change})

@@ -1,0 +1,160 @@
+"""Loader of flat forwards: samples of any kind, dealt to forwards by their lengths, made in threads ahead of training.
+
+plan ── assign_flat ──► steps ── units ──► arena ── decode, make ──► FlatForward
+        planner thread          reader threads      the same threads   the caller's thread takes them in order
+"""
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from fmscale.data.forward import FlatForward
+from fmscale.data.plan.batch_schedule import BatchSchedule
+from fmscale.data.plan.flat import FlatShare
+from fmscale.data.plan.order_log import OrderLog
+from fmscale.data.plan.plan import Plan
+from fmscale.data.reading.arena import Arena, LittleMemory
+from fmscale.data.reading.flat_planner import (
+    HORIZON_STEPS,
+    FlatBlock,
+    FlatPlanner,
+    assign_steps,
+    require_room,
+    unit_keys,
+)
+from fmscale.data.reading.maker import BadSample, ForwardJob, MadeForward, Maker, concatenated, forward_bytes
+from fmscale.data.reading.prefetch import Prefetcher
+from fmscale.data.reading.sample_sources import SampleSources
+from fmscale.data.sample_loader import MEMORY_BYTES, QUARANTINE_SHARE, REMOTE_READ_THREADS, SampleLoader
+
+DECODED_SHARE = 4
+"""Part of the memory for forwards that are made ahead: a quarter, or two forwards if these are more."""
+
+
+class FlatLoader(SampleLoader[FlatForward]):
+    """Iterates over this rank's flat forwards, as many in each step as every other rank has.
+
+    A record that cannot be read or decoded raises its error without `order_log`. With it, the record's sample has no
+    content, the order log names the row, and other rows take its place from a later sample on.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        schedule: BatchSchedule,
+        sources: SampleSources,
+        share: FlatShare,
+        *,
+        memory_bytes: int = MEMORY_BYTES,
+        threads: int | None = None,
+        order_log: OrderLog | None = None,
+        quarantine_share: float = QUARANTINE_SHARE,
+    ) -> None:
+        """`threads` read and make; None: a thread for each core of the rank, or 16 for a remote store.
+
+        Raises LittleMemory if two forwards do not fit into `memory_bytes`.
+        """
+        super().__init__(plan, schedule, order_log, quarantine_share)
+        self._sources = sources
+        self._share = share
+        local = sources.fetcher.backend.local_path("local") is not None
+        cores = max(1, len(os.sched_getaffinity(0)) // max(share.nodes))
+        self._threads = threads or (cores if local else max(cores, REMOTE_READ_THREADS))
+        forward = forward_bytes(sources.of(plan, 0).spec.parts, share.forward_tokens, schedule.batch(0))
+        self.decoded_bytes = max(memory_bytes // DECODED_SHARE, 2 * forward)
+        """Host memory for forwards that are made ahead."""
+        if self.decoded_bytes > memory_bytes // 2:
+            raise LittleMemory(
+                f"two forwards of {share.forward_tokens} tokens take {2 * forward} bytes of host memory",
+                found=f"memory_bytes {memory_bytes}",
+                remedy=f"give the loader at least {4 * forward} bytes, or take shorter forwards",
+            )
+        self._arena = Arena(memory_bytes - self.decoded_bytes)
+
+    def check_memory(self) -> None:
+        """Raise LittleMemory if the units of the next step do not fit into host memory. Reads sizes alone."""
+        step = next(assign_steps(self.plan, self.schedule, self._share, self._sources, self.k))
+        keys, _ = unit_keys(self.plan, step)
+        mine = dict.fromkeys(keys[i] for forward in step.forwards for i in forward if step.near[i])
+        require_room(self.plan, self._sources, self._arena, mine)
+
+    def filler(self, tokens: int) -> FlatForward:
+        """A forward of `tokens` tokens without a sample: all of it is padding."""
+        spec = self._sources.of(self.plan, 0).spec
+        made = MadeForward(*concatenated(spec.parts, [], tokens), [], [])
+        return _forward(made, ForwardJob(plan=self.plan, entries=[], bytes=0), 0, last=True)
+
+    def _prefetcher(self) -> Prefetcher[FlatBlock]:
+        pool = ThreadPoolExecutor(self._threads, "fmscale-make")
+        self._maker = Maker(self._sources, pool, self.decoded_bytes)
+        planner = FlatPlanner(
+            self.plan,
+            self.schedule,
+            self._share,
+            self._sources,
+            self._arena,
+            self._maker,
+            pool,
+            k=self.k,
+            refresh=self._order_log.refresh if self._order_log else None,
+        )
+        return Prefetcher(planner, prefetch=True, pool=pool)
+
+    def _forget(self, block: FlatBlock | None) -> None:
+        if block is None:
+            self._arena.reset()
+        else:
+            self._arena.release(block.number)
+
+    def _deliver(self, block: FlatBlock) -> Iterator[FlatForward]:
+        for number, job in enumerate(block.jobs):
+            started = time.perf_counter()
+            assert job.future is not None, "the forwards before it are delivered, so it was begun"
+            made = job.future.result()
+            self.stall_seconds += time.perf_counter() - started
+            self._record_bad(block, made.bad)
+            last = number + 1 == len(block.jobs)
+            if last:
+                self.k = block.step.after
+            yield _forward(made, job, block.step.step, last=last)
+            self._maker.delivered(job)
+
+    def _record_bad(self, block: FlatBlock, bad: list[BadSample]) -> None:
+        """Write rows that cannot be used to the order log, before their samples are delivered without content."""
+        by_source: dict[int, list[BadSample]] = defaultdict(list)
+        for sample in bad:
+            by_source[sample.entry.source].append(sample)
+        for source, samples in by_source.items():
+            rows = np.array(sorted({sample.entry.row for sample in samples}), dtype=np.uint64)
+            from_k = int(self.schedule.kappa(block.step.step + HORIZON_STEPS))
+            coming = self.plan.samples(np.arange(int(block.step.samples.k.min()), from_k, dtype=np.uint64))
+            hit = (coming.source == source) & np.isin(coming.row, rows) & ~self.plan.lost(coming)
+            listed = np.union1d(coming.k[hit], np.array([s.entry.k for s in samples], dtype=np.uint64))
+            ranges = tuple((int(row), int(row) + 1) for row in rows)
+            self._quarantine(source, ranges, from_k, listed, samples[0].error)
+
+
+def _forward(made: MadeForward, job: ForwardJob, step: int, *, last: bool) -> FlatForward:
+    def column(name: str, dtype: str) -> np.ndarray:
+        return np.array([getattr(entry, name) for entry in job.entries], dtype=dtype)
+
+    ends = made.cu_seqlens.astype(np.int64)
+    positions = np.arange(ends[-1]) - np.repeat(ends[:-1], np.diff(ends))
+    return FlatForward(
+        parts={name: torch.from_numpy(value) for name, value in made.parts.items()},
+        weights=torch.from_numpy(made.weights),
+        positions=torch.from_numpy(positions[None]),
+        cu_seqlens=torch.from_numpy(made.cu_seqlens),
+        bounds=torch.from_numpy(made.bounds),
+        k=column("k", "uint64"),
+        sources=column("source", "uint16"),
+        row=column("row", "uint64"),
+        step=step,
+        last_of_step=last,
+        pieces=made.pieces,
+    )

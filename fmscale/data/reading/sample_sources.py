@@ -1,0 +1,95 @@
+"""Everything that flat forwards need of each source of a plan: its units, its spec, the lengths of its samples."""
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fmscale.data.order.feistel import U64
+from fmscale.data.plan.flat import Sizes as Lengths
+from fmscale.data.plan.plan import Plan
+from fmscale.data.reading.record_reader import RecordReader
+from fmscale.data.reading.unit import TokenUnits, UnitSource
+from fmscale.data.reading.unit_reader import UnitReader
+from fmscale.data.samples.protocol import Part, Spec
+from fmscale.data.samples.sizes import Sizes, open_sizes
+from fmscale.data.samples.specs import open_spec
+from fmscale.data.views.placement import open_placement
+from fmscale.data.views.token_view import TokenView
+from fmscale.data.views.view import View
+from fmscale.errors import ConfigError
+from fmscale.store.datasets.dataset import Dataset, open_dataset
+from fmscale.store.tiers.fetch import Fetcher
+
+WEIGHTS = "weights"
+"""Name of the part with the weights of targets, which a spec may leave out."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SampleSource:
+    """An opened source."""
+
+    units: UnitSource
+    """Reader of its units."""
+    spec: Spec
+    """Spec of its samples."""
+    sizes: Sizes
+    """Lengths of its samples."""
+
+
+class SampleSources:
+    """Sources by view, each opened at its first use: stages may add sources mid-run. Safe across threads."""
+
+    def __init__(
+        self, fetcher: Fetcher, *, document_ids: bool = False, datasets: Mapping[str, Dataset] | None = None
+    ) -> None:
+        """`document_ids`: read stable ids too. `datasets`: datasets that are open already, by name."""
+        self.fetcher = fetcher
+        self.document_ids = document_ids
+        self._datasets = datasets or {}
+        self._opened: dict[str, SampleSource] = {}
+        self._lock = threading.Lock()
+
+    def of(self, plan: Plan, source: int) -> SampleSource:
+        """A source of the plan. Raises ConfigError if its samples have other parts than the first source's, DataError
+        without a column of sizes.
+        """
+        view = plan.sources[source].view
+        with self._lock:
+            if view.digest not in self._opened:
+                opened = self.open(view)
+                first = next(iter(self._opened.values()), opened)
+                if _parts(opened.spec) != _parts(first.spec):
+                    raise ConfigError(
+                        f"the samples of source {plan.sources[source].label} have other parts than those of the first",
+                        found=f"{_parts(opened.spec)} and {_parts(first.spec)}",
+                        remedy="Give all sources of a run specs with the same parts.",
+                    )
+                self._opened[view.digest] = opened
+            return self._opened[view.digest]
+
+    def lengths(self, plan: Plan, source: int, rows: U64) -> Lengths:
+        """Upper bounds of the lengths of these rows' samples."""
+        return self.of(plan, source).sizes.take(rows)
+
+    def open(self, view: View) -> SampleSource:
+        """Open the source of a view."""
+        backend = self.fetcher.backend
+        dataset = self._datasets.get(view.dataset) or open_dataset(backend, view.dataset)
+        placement, spec = open_placement(dataset, view), open_spec(backend, view.spec)
+        units: UnitSource
+        if isinstance(view, TokenView):
+            units = TokenUnits(UnitReader(placement, self.fetcher, document_ids=self.document_ids), view)
+        else:
+            mean = sum(c.totals[view.split].bytes for c in dataset.named(view.commits) if view.split in c.totals)
+            units = RecordReader(
+                placement,
+                self.fetcher,
+                unit_bytes=max(1, mean * view.rows_per_unit // view.units.N),
+                columns=spec.columns,
+                ids=self.document_ids,
+            )
+        return SampleSource(units=units, spec=spec, sizes=open_sizes(backend, placement))
+
+
+def _parts(spec: Spec) -> dict[str, Part]:
+    return {name: part for name, part in spec.parts.items() if name != WEIGHTS}
