@@ -65,8 +65,9 @@ def overrides(folder: Path) -> tuple[str, ...]:
 
 def disk_bytes(config: Config) -> int:
     """Bytes of the stored checkpoint and of the next: a master and two moments, fp32."""
-    assert config.model.vocab_size is not None
-    return 2 * 12 * num_parameters(config.model, config.model.vocab_size)
+    model = config.decoder("this benchmark")
+    assert model.vocab_size is not None
+    return 2 * 12 * num_parameters(model, model.vocab_size)
 
 
 def summary(steps: Sequence[dict[str, Any]], whole: Config) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from fmscale.objectives.protocol import Inputs
 from fmscale.runtime.failure import Whereabouts
 from fmscale.runtime.world import read_world
 from fmscale.train.engine.protocol import Engine
-from fmscale.train.inputs import to_inputs
 from fmscale.train.loop import Loop, dry_run, run_loop
 from fmscale.train.session import meet
 from fmscale.train.setup import assemble
@@ -99,7 +98,7 @@ def main(folder: Path, count: int, steps: int) -> dict[str, Any]:
     (folder / "run.yaml").write_text(CONFIG.format(store=store, folder=folder))
     config: Config = load_config(folder / "run.yaml")
     world = read_world()
-    batch = derive_batch(config.batch, world.dp_size)
+    batch = derive_batch(config.batch, world.world_size)
     with ExitStack() as stack:
         session = meet(config, world, Whereabouts(), stack)
         built, _ = assemble(session, batch, 10**6, stack, lambda r: None, lambda r: None)
@@ -114,8 +113,8 @@ def main(folder: Path, count: int, steps: int) -> dict[str, Any]:
 
         train(loop)
         ready = [next(loop.loader) for _ in range(batch.accumulation)]
-        rows = [to_inputs(one, session.device) for one in ready]
-        valid = sum(float(one.weights_BT.sum()) for one in rows)
+        rows = [loop.engine.objective.collate(one).to(session.device) for one in ready]
+        valid = sum(float(one.weights.sum()) for one in rows)
         again: Loop = replace(loop, loader=Again(ready))  # type: ignore[arg-type]
         tokens = steps * batch.global_batch * config.data.sequence_length
         return {

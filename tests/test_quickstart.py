@@ -128,7 +128,7 @@ def test_ranks_and_stages_follow_the_machine_and_the_batch_comes_out_for_both(
 
 
 def test_the_model_for_a_cpu_has_at_most_four_million_parameters(tmp_path: Path) -> None:
-    assert num_parameters(settings(tmp_path).load().model, 8192) <= 4_000_000
+    assert num_parameters(settings(tmp_path).load().decoder("this test"), 8192) <= 4_000_000
 
 
 def test_too_few_steps_to_stop_half_way_are_refused(tmp_path: Path) -> None:

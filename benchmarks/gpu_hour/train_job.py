@@ -83,7 +83,7 @@ def settings(config: Config) -> dict[str, Any]:
         "zero_stage": train.zero_stage,
         "compile": train.compile,
         "recompute": train.recompute,
-        "attention": config.model.attention_backend,
+        "attention": config.decoder("this benchmark").attention_backend,
         "steps": train.steps,
     }
 
@@ -113,8 +113,9 @@ def extensions() -> list[str]:
 
 
 def _memory(about: str, config: Config, on_gpu: bool) -> None:
-    vocab_size = config.model.vocab_size
-    parameters = num_parameters(config.model, vocab_size) if vocab_size else None
+    model = config.decoder("this benchmark")
+    vocab_size = model.vocab_size
+    parameters = num_parameters(model, vocab_size) if vocab_size else None
     _emit(
         about=about,
         parameters=parameters,

@@ -94,7 +94,7 @@ class ConfigCommand(TyperCommand):
 def _refuse_key(option: str, words: list[str]) -> None:
     """Raises ConfigError if `option`, a part of `words`, is a config key or the end of a config key."""
     from fmscale.config import Config
-    from fmscale.config.reader.convert import dotted_names
+    from fmscale.config.reader.refusals import dotted_names
 
     name = option.lstrip("-").replace("-", "_")
     keys = [key for key in dotted_names(Config) if key == name or key.endswith(f".{name}")]

@@ -128,8 +128,7 @@ def export(
 
 def _hf_parts(opened: "Checkpoint") -> dict[str, Any]:
     """Names, config and tokenizer, which Hugging Face's libraries need beside the weights. Raises ConfigError."""
-    from fmscale.checkpoint.read.meta import section
-    from fmscale.config.model import ModelConfig
+    from fmscale.checkpoint.read.meta import decoder_section
     from fmscale.data.tokenizers.bpe import JsonTokenizer
     from fmscale.data.tokenizers.tokenizer import from_json
     from fmscale.models.hf import hf_config, hf_names
@@ -142,7 +141,7 @@ def _hf_parts(opened: "Checkpoint") -> dict[str, Any]:
             found=f"meta without {', '.join(sorted(missing))}",
             remedy="Export it as safetensors or dcp.",
         )
-    model = section(opened.meta, "model", ModelConfig)
+    model = decoder_section(opened.meta, "an export to Hugging Face")
     tokenizer = from_json(load_tokenizer(opened.backend, opened.meta["tokenizer"]))
     return {
         "names": hf_names(model),

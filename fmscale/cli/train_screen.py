@@ -11,6 +11,7 @@ from typing import Any, TextIO
 from fmscale.cli.output import human_bytes, human_seconds
 from fmscale.config import Config, derive_batch
 from fmscale.errors import ConfigError
+from fmscale.runtime.axes import axes_of
 from fmscale.runtime.scrub import scrub
 from fmscale.runtime.sinks.console import dim, is_screen, print_record
 from fmscale.runtime.sinks.jsonl import read_last
@@ -54,7 +55,7 @@ class RunScreen:
         self._fact("store", scrub(config.store.url))
         self._fact("ranks", f"{world.world_size}, ZeRO stage {config.train.zero_stage}")
         try:
-            batch = derive_batch(config.batch, world.dp_size, place=config.place("batch"))
+            batch = derive_batch(config.batch, axes_of(world)["dp"].size, place=config.place("batch"))
         except ConfigError:
             return  # The same error stops the run after the ranks have met: all of them end, and rank 0 prints it.
         rows, length = batch.global_batch, config.data.sequence_length

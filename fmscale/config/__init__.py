@@ -1,8 +1,9 @@
 """The config of a run: one dataclass for each section, read strictly from YAML. Imports no torch.
 
 `schema.py`      the whole config, and its plain values or YAML
-`store.py`, `data.py`, `batch.py`, `model.py`, `train.py`, `checkpoint.py`, `launch.py`  the sections
-`checks.py`      refusal of a field's value
+`store.py`, `data.py`, `batch.py`, `model.py`, `objective.py`, `train.py`, `checkpoint.py`, `launch.py`  the sections
+`kinds.py`       the key `kind`, and classes of the user's own
+`checks.py`      refusal of a field's value, and of several
 `derived.py`     batch, parameters and FLOPs, which follow from a config
 `peaks.py`       peak FLOP/s of devices
 `reader/`        from YAML to the dataclasses, and the config's reference for people and editors
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
     from fmscale.config.checkpoint import CheckpointConfig
     from fmscale.config.data import DataConfig, SourceConfig
     from fmscale.config.derived import BatchShape, derive_batch, flops_per_token, num_parameters
+    from fmscale.config.kinds import Own, kind_of
     from fmscale.config.launch import LaunchConfig
     from fmscale.config.model import ModelConfig, RopeScaling
+    from fmscale.config.objective import NextToken
     from fmscale.config.reader.load import load_config
     from fmscale.config.schema import Config, as_tree, as_yaml
     from fmscale.config.store import StoreConfig
@@ -33,7 +36,9 @@ __all__ = [
     "EvaluationSet",
     "LaunchConfig",
     "ModelConfig",
+    "NextToken",
     "OptimizerConfig",
+    "Own",
     "RopeScaling",
     "ScheduleConfig",
     "SourceConfig",
@@ -43,6 +48,7 @@ __all__ = [
     "as_yaml",
     "derive_batch",
     "flops_per_token",
+    "kind_of",
     "load_config",
     "num_parameters",
 ]
@@ -52,8 +58,10 @@ _HOMES = {
     "checkpoint": ("CheckpointConfig",),
     "data": ("DataConfig", "SourceConfig"),
     "derived": ("BatchShape", "derive_batch", "flops_per_token", "num_parameters"),
+    "kinds": ("Own", "kind_of"),
     "launch": ("LaunchConfig",),
     "model": ("ModelConfig", "RopeScaling"),
+    "objective": ("NextToken",),
     "reader.load": ("load_config",),
     "schema": ("Config", "as_tree", "as_yaml"),
     "store": ("StoreConfig",),

@@ -1,6 +1,6 @@
 """Refusal of a field's value. The error names the field, and the reader adds file and line."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from fmscale.errors import ConfigError
 
@@ -15,6 +15,26 @@ class InvalidField(ConfigError):
         super().__init__(f"{place}: {field} {problem}" if place else f"{field} {problem}", found=found, remedy=remedy)
         self.field = field
         self.problem = problem
+
+
+class ConfigProblems(ConfigError):
+    """Two or more problems of a config, found together; each is shown on a line of its own."""
+
+    def __init__(self, problems: Sequence[ConfigError]) -> None:
+        lines = "".join(f"\n  {number}. {problem}" for number, problem in enumerate(problems, start=1))
+        shown = f"the config has {len(problems)} problems:{lines}".removesuffix(".")
+        super().__init__(shown, remedy="Correct each as its line says.")
+        self.problems = tuple(problems)
+
+
+def problems_of(error: ConfigError) -> tuple[ConfigError, ...]:
+    """The problems that an error tells."""
+    return error.problems if isinstance(error, ConfigProblems) else (error,)
+
+
+def together(problems: Sequence[ConfigError]) -> ConfigError:
+    """One error that tells all problems; a single problem is its own error."""
+    return problems[0] if len(problems) == 1 else ConfigProblems(problems)
 
 
 def at_least(section: object, least: float, *names: str, hint: str = "") -> None:

@@ -1,7 +1,7 @@
-"""The model: a decoder of the Llama family."""
+"""The section `model`: a decoder of the Llama family, or a class of the user's own."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from fmscale.config.checks import InvalidField, above_zero, at_least
 
@@ -38,6 +38,9 @@ class ModelConfig:
     """A decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU. The defaults have 162 M
     parameters with a vocabulary of 50k.
     """
+
+    kind: ClassVar[str] = "decoder"
+    """Name of this class in YAML."""
 
     num_layers: int = 12
     """Blocks of attention and feed-forward."""

@@ -2,17 +2,20 @@
 
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields, is_dataclass
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import yaml
 
 from fmscale.config.batch import BatchConfig
 from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.config.data import DataConfig
+from fmscale.config.kinds import Own, kind_of, tag
 from fmscale.config.launch import LaunchConfig
 from fmscale.config.model import ModelConfig
+from fmscale.config.objective import NextToken
 from fmscale.config.store import StoreConfig
 from fmscale.config.train import EvaluationConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from fmscale.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +28,10 @@ class Config:
     """Samples and their order."""
     batch: BatchConfig = field(default_factory=BatchConfig)
     """Rows of a step and how ranks share them."""
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: ModelConfig | Own = field(default_factory=ModelConfig)
     """The model that is trained."""
+    objective: NextToken | Own = field(default_factory=NextToken)
+    """The loss that training minimises."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Length, precision and sharding of the run."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -46,21 +51,40 @@ class Config:
         """File, line and name of the dotted key `name`, as the begin of an error; the name alone if no file set it."""
         return f"{self.places[name]}: {name}" if name in self.places else name
 
+    def decoder(self, work: str) -> ModelConfig:
+        """The section `model`, for `work` that only our decoder can do. Raises ConfigError for any other model."""
+        if type(self.model) is ModelConfig:
+            return self.model
+        raise ConfigError(
+            f"{self.place('model')}: {work} needs a model of kind {ModelConfig.kind}",
+            found=kind_of(self.model),
+            remedy=f"Take model.kind: {ModelConfig.kind}.",
+        )
+
 
 def settable(kind: Any) -> list[Field[Any]]:
     """Fields of a config or section that a file may set."""
-    return [field for field in fields(kind) if field.metadata.get("read", True)]
+    return [field for field in fields(kind) if field.init and field.metadata.get("read", True)]
 
 
-def as_tree(config: Any) -> Any:
-    """A config or section as plain dicts, lists and values, as YAML or JSON would hold it."""
+def as_tree(config: Any, hint: Any = None) -> Any:
+    """A config or section as plain dicts, lists and values, as YAML or JSON would hold it. `hint`: type of the field
+    that holds it; a section whose class follows from its kind begins with `kind`.
+    """
     if is_dataclass(config):
-        return {field.name: as_tree(getattr(config, field.name)) for field in settable(config)}
+        hints = get_type_hints(type(config))
+        named = tag(type(config)) is not None or _mentions_own(hint)
+        keys = {field.name: as_tree(getattr(config, field.name), hints[field.name]) for field in settable(config)}
+        return {"kind": kind_of(config), **keys} if named else keys
     if isinstance(config, (tuple, list)):
-        return [as_tree(item) for item in config]
+        return [as_tree(item, hint) for item in config]
     if isinstance(config, Mapping):
-        return {key: as_tree(value) for key, value in config.items()}
+        return {key: as_tree(value, hint) for key, value in config.items()}
     return config
+
+
+def _mentions_own(hint: Any) -> bool:
+    return hint is Own or any(map(_mentions_own, get_args(hint)))
 
 
 LINE_BREAKS = frozenset("\x85\u2028\u2029")

@@ -1,9 +1,9 @@
 """The sections `train`, `optimizer`, `schedule` and `evaluation`."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from fmscale.config.checks import InvalidField, above_zero, at_least
+from fmscale.config.checks import InvalidField, above_zero, at_least, not_empty
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,10 @@ class TrainConfig:
     resume: str = "auto"
     """auto: go on from the newest checkpoint that all ranks find valid, else begin; never: begin, and refuse
     if the run has checkpoints; RUN@STEP or RUN: begin a new run (fork) from another run's checkpoint."""
+    init: str | None = None
+    """Source of the first weights, with a fresh order and fresh moments from step 0 on: RUN@STEP or RUN in the run's
+    store, STORE#RUN@STEP or STORE#RUN in another, or a folder (with a / in its name) in Hugging Face's format. A run
+    that has checkpoints goes on from these, and does not read it again."""
     seconds: float | None = None
     """Stop with a checkpoint after this many seconds; a scheduler's signal does the same."""
     comm_seconds: float = 600.0
@@ -71,6 +75,15 @@ class TrainConfig:
             raise InvalidField(
                 "run", "must be a plain name", found=self.run, remedy="Letters, digits, '-', '_' and '.'."
             )
+        if self.init is not None:
+            not_empty("init", self.init, "Name a run or a folder, or give null for weights made of the seed.")
+        if self.init is not None and self.resume not in ("auto", "never"):
+            raise InvalidField(
+                "init",
+                "gives a run's first weights, and resume takes the whole state of another run",
+                found=(self.init, self.resume),
+                remedy="Give init to begin at step 0 with these weights, or resume to go on from that state (fork).",
+            )
         if self.offload_optimizer and self.zero_stage == 0:
             raise InvalidField(
                 "offload_optimizer",
@@ -83,6 +96,9 @@ class TrainConfig:
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """AdamW (Loshchilov and Hutter 2019), with decay for matrices and without decay for norms and biases."""
+
+    kind: ClassVar[str] = "adamw"
+    """Name of this class in YAML."""
 
     lr: float = 3e-4
     """Peak learning rate."""

@@ -1,6 +1,6 @@
 """Microbatch that a rank receives: rows of tokens, and the bounds of their documents.
 
-Shapes: B rows of a microbatch (fillers included), T tokens a row.
+Shapes: B rows of a microbatch (fillers included). A row is T + 1 delivered tokens: T inputs, and the label of the last.
 """
 
 from collections.abc import Sequence
@@ -41,17 +41,17 @@ class DocumentSpan:
 
 @dataclass(kw_only=True)
 class Microbatch:
-    """Rows of a forward.
+    """Rows of a forward: the `SampleBatch` of objectives, and the rows as they were delivered.
 
     The loader reuses the buffer of `tokens` only when no tensor refers to it: callers may keep the tensor.
     """
 
     tokens: torch.Tensor
-    """int64 [B, T]."""
+    """int64 [B, T + 1]."""
     k: np.ndarray
     """uint64 [rows]: sample number of each real row; fillers follow after the real rows."""
-    source: np.ndarray
-    """uint16 [rows]: source of each row."""
+    row_source: np.ndarray
+    """uint16 [rows]: source of each real row."""
     row: np.ndarray
     """uint64 [rows]: row id in the source's view."""
     step: int
@@ -91,8 +91,8 @@ class Microbatch:
         return spans
 
     @cached_property
-    def cu_seqlens(self) -> torch.Tensor:
-        """int32 [pieces + 1]: bounds of the pieces of documents in the batch as one sequence of B * T tokens. Every
+    def piece_bounds(self) -> torch.Tensor:
+        """int32 [pieces + 1]: bounds of the pieces of documents in the delivered tokens, read as one sequence. Every
         row, a filler too, begins a piece.
         """
         length = self.tokens.shape[1]
@@ -101,18 +101,69 @@ class Microbatch:
         return torch.tensor([0, *ends], dtype=torch.int32)
 
     @cached_property
-    def positions(self) -> torch.Tensor:
-        """int64 [B, T]: position of each token in its piece, from 0 at every document and row."""
-        cu = self.cu_seqlens.to(torch.int64)
+    def token_positions(self) -> torch.Tensor:
+        """int64 [B, T + 1]: position of each delivered token in its piece, from 0 at every document and row."""
+        cu = self.piece_bounds.to(torch.int64)
         lengths = cu[1:] - cu[:-1]
         flat = torch.arange(int(cu[-1])) - torch.repeat_interleave(cu[:-1], lengths)
         return flat.view(self.tokens.shape)
 
     @cached_property
     def loss_weights(self) -> torch.Tensor:
-        """float32 [B, T]: weight of each token as a target. 0 in fillers and for the first token of a row or a
-        document, which no earlier token may predict; 1 elsewhere.
+        """float32 [B, T + 1]: weight of each delivered token as a target. 0 in fillers and for the first token of a row
+        or a document, which no earlier token may predict; 1 elsewhere.
         """
-        weights = (self.positions != 0).to(torch.float32)
+        weights = (self.token_positions != 0).to(torch.float32)
         weights[self.rows :] = 0.0
         return weights
+
+    @property
+    def parts(self) -> dict[str, torch.Tensor]:
+        """`tokens` and `labels`, int64 [B, T]: T inputs, and the T tokens that follow them."""
+        return {"tokens": self.tokens[:, :-1], "labels": self.tokens[:, 1:]}
+
+    @cached_property
+    def weights(self) -> torch.Tensor:
+        """float32 [B, T]: weight of each label."""
+        return self.loss_weights[:, 1:]
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """int64 [B, T]: position of each input in its piece."""
+        return self.token_positions[:, :-1]
+
+    @property
+    def cu_seqlens(self) -> torch.Tensor:
+        """int32 [pieces + 1]: bounds of the pieces of documents in the inputs, without a piece that only has a row's
+        last label.
+        """
+        starts = torch.nonzero(self.positions.reshape(-1) == 0).flatten()
+        return torch.cat((starts, torch.tensor([self.positions.numel()]))).to(torch.int32)
+
+    @property
+    def bounds(self) -> torch.Tensor:
+        """int32 [B + 1]: bounds of the rows in the inputs."""
+        B, T = self.positions.shape
+        return torch.arange(0, B * T + 1, T, dtype=torch.int32)
+
+    @property
+    def source(self) -> torch.Tensor:
+        """int64 [B]: source of each row; -1 for a filler."""
+        source = torch.full((self.tokens.shape[0],), -1, dtype=torch.int64)
+        source[: self.rows] = torch.from_numpy(self.row_source.astype("int64"))
+        return source
+
+
+def fillers(rows: int, length: int) -> Microbatch:
+    """Rows of `length` inputs, of which none has a weight."""
+    none = np.zeros(0, dtype=np.uint64)
+    return Microbatch(
+        tokens=torch.zeros((rows, length + 1), dtype=torch.int64),
+        k=none,
+        row_source=none.astype(np.uint16),
+        row=none,
+        step=0,
+        last_of_step=True,
+        documents=(),
+        offsets=(),
+    )

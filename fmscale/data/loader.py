@@ -140,7 +140,7 @@ class Loader(SampleLoader[Microbatch]):
             batch = Microbatch(
                 tokens=torch.from_numpy(wide),
                 k=assignment.k[forward, :real],
-                source=assignment.source[forward, :real],
+                row_source=assignment.source[forward, :real],
                 row=assignment.row[forward, :real],
                 step=int(assignment.step[forward]),
                 last_of_step=last,

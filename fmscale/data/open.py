@@ -21,6 +21,7 @@ from fmscale.store.datasets.dataset import Dataset
 from fmscale.store.open import open_store
 from fmscale.store.tiers.cache import NodeCache
 from fmscale.store.tiers.fetch import Fetcher
+from fmscale.store.tiers.tier import Tier
 
 REGION_BYTES = 4 * 2**20
 """Bytes of a request if a node's cache has room for all data; otherwise a request fetches a unit, 320 KiB."""
@@ -45,6 +46,8 @@ def open_loader(
     cache_dir: Path | str | None = None,
     cache_bytes: int = 100 * 2**30,
     nodes: int = 1,
+    tiers: Sequence[Tier] = (),
+    region_bytes: int = REGION_BYTES,
     on_corrupt: str = "quarantine",
     quarantine_share: float = QUARANTINE_SHARE,
     document_ids: bool = False,
@@ -71,8 +74,11 @@ def open_loader(
         memory_bytes: bytes of host memory for units.
         cache_dir: node-local folder shared by the node's ranks; for remote stores.
         cache_bytes: limit of that folder.
-        nodes: number of nodes over all ranks. A single node whose cache has room for all data fetches the data in
-            few large requests.
+        nodes: number of nodes over all ranks. A single node whose cache has room for all data, or nodes with tiers
+            whose caches together have this room, fetch the data by whole regions, in few large requests.
+        tiers: sources that are asked for chunks between the node cache and the store, in this order.
+        region_bytes: bytes of a region, the part of an object that tiers leave to one node's cache; the same on all
+            nodes.
         on_corrupt: `quarantine` (with a run) or `stop`.
         quarantine_share: share of a source's rows that a run may quarantine before it stops.
         document_ids: deliver stable document ids too.
@@ -86,7 +92,7 @@ def open_loader(
     datasets: dict[str, Dataset] = {}
     made = make_sources(backend, configs, sequence_length=sequence_length, seed=seed, window=window, datasets=datasets)
     order_log = open_order(backend, run, made, configs, lease=lease) if run is not None else None
-    fetcher = open_fetcher(backend, made, datasets, cache_dir, cache_bytes, nodes)
+    fetcher = open_fetcher(backend, made, datasets, cache_dir, cache_bytes, nodes, tiers, region_bytes)
     return Loader(
         order_log.plan if order_log else Plan([Stage(from_k=0, sources=tuple(made))]),
         BatchSchedule([(0, batch)] if isinstance(batch, int) else batch),
@@ -122,6 +128,8 @@ def open_flat_loader(
     cache_dir: Path | str | None = None,
     cache_bytes: int = 100 * 2**30,
     nodes: int = 1,
+    tiers: Sequence[Tier] = (),
+    region_bytes: int = REGION_BYTES,
     on_corrupt: str = "quarantine",
     quarantine_share: float = QUARANTINE_SHARE,
     document_ids: bool = False,
@@ -152,7 +160,7 @@ def open_flat_loader(
         forward_tokens=forward_tokens,
         datasets=datasets,
     )
-    fetcher = open_fetcher(backend, made, datasets, cache_dir, cache_bytes, nodes)
+    fetcher = open_fetcher(backend, made, datasets, cache_dir, cache_bytes, nodes, tiers, region_bytes)
     opened = SampleSources(fetcher, document_ids=document_ids, datasets=datasets)
     excluded = partial(excluded_rows, made, opened, forward_tokens)
     order_log = open_order(backend, run, made, configs, lease=lease, excluded=excluded) if run is not None else None
@@ -194,8 +202,10 @@ def open_fetcher(
     cache_dir: Path | str | None,
     cache_bytes: int,
     nodes: int,
+    tiers: Sequence[Tier],
+    region_bytes: int,
 ) -> Fetcher:
-    """The verified reads of a loader. A single node whose cache has room for all data fetches large regions."""
+    """The verified reads of a loader, whose arguments `open_loader` explains."""
     cache = NodeCache(Path(cache_dir), cache_bytes) if cache_dir is not None else None
     data_bytes = sum(
         commit.totals[source.view.split].bytes
@@ -203,7 +213,10 @@ def open_fetcher(
         for commit in datasets[source.view.dataset].named(source.view.commits)
         if source.view.split in commit.totals
     )
-    return Fetcher(backend, cache, region_bytes=REGION_BYTES if nodes == 1 and data_bytes < cache_bytes / 2 else 0)
+    # With tiers the nodes share the data, and the fullest node has about a tenth more than the mean.
+    room = nodes * cache_bytes / 1.1 if tiers else cache_bytes / 2 if nodes == 1 else 0
+    roomy = data_bytes < room
+    return Fetcher(backend, cache, tiers, region_bytes=region_bytes if tiers or roomy else 0, whole_regions=roomy)
 
 
 def ranks_of_nodes(dp_size: int, nodes: int) -> tuple[int, ...]:

@@ -29,7 +29,12 @@ class TokenDataset(IterableDataset[dict[str, torch.Tensor]]):
                 remedy="Use DataLoader(dataset, batch_size=None, num_workers=0).",
             )
         for batch in self.loader:
-            yield {name: getattr(batch, name) for name in ("tokens", "positions", "loss_weights", "cu_seqlens")}
+            yield {
+                "tokens": batch.tokens,
+                "positions": batch.token_positions,
+                "loss_weights": batch.loss_weights,
+                "cu_seqlens": batch.piece_bounds,
+            }
 
     def state_dict(self) -> dict[str, Any]:
         """State of the loader."""

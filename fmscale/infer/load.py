@@ -6,7 +6,7 @@ import torch
 
 from fmscale.checkpoint.catalog import list_checkpoints, parse_address
 from fmscale.checkpoint.checkpoint import Checkpoint, open_in
-from fmscale.checkpoint.read.meta import section
+from fmscale.checkpoint.read.meta import decoder_section, section
 from fmscale.config import DataConfig, ModelConfig
 from fmscale.data.tokenizers.protocol import Tokenizer
 from fmscale.data.tokenizers.tokenizer import from_json
@@ -80,7 +80,7 @@ def open_trained(address: str, *, device: str = "cpu", precision: str | None = N
         run=run,
         step=checkpoint.step,
         backend=backend,
-        model=_model(checkpoint, section(meta, "model", ModelConfig), vocab_size, device, dtype),
+        model=_model(checkpoint, decoder_section(meta, "generation and evaluation"), vocab_size, device, dtype),
         tokenizer=tokenizer,
         bos=bos,
         eos=eos,

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from fmscale.config.model import ModelConfig
-from fmscale.errors import ConfigError
 from fmscale.kernels import document_positions
 from fmscale.models.cache import KVCache, LayerCache
 from fmscale.models.layers import Embedding, FeedForward, Head, RMSNorm, Rotary, SelfAttention
@@ -112,17 +111,3 @@ class Decoder(nn.Module):
             lambda name: residual_std if name.endswith(("wo.weight", "w2.weight")) else self.config.init_std,
             whole,
         )
-
-
-def build(config: ModelConfig, *, vocab_size: int) -> Decoder:
-    """The decoder of a config, with uninitialised weights, on torch's default device and in its default type.
-
-    Raises ConfigError if the config has another vocabulary size.
-    """
-    if config.vocab_size not in (None, vocab_size):
-        raise ConfigError(
-            "The model is built for another vocabulary than its config has",
-            found=f"{vocab_size}, model.vocab_size is {config.vocab_size}",
-            remedy="Leave model.vocab_size null to take the tokenizer's.",
-        )
-    return Decoder(config, vocab_size)

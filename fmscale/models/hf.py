@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fmscale.config.checks import InvalidField
@@ -155,6 +155,8 @@ class HfFolder:
     """Config of the model, with `vocab_size`."""
     shapes: dict[str, tuple[int, ...]]
     """Shapes of the tensors by fmscale's names."""
+    files: list[Path]
+    """config.json and the files with the tensors."""
     read: Callable[[str], Tensor]
     """Function that reads a tensor by fmscale's name, on the CPU."""
 
@@ -181,7 +183,13 @@ def open_hf_folder(path: Path) -> HfFolder:
     names = {hf_name: name for name, hf_name in hf_names(config).items()}
     shapes, places = {}, {}
     for file in files:
-        with safe_open(file, framework="pt") as opened:
+        try:
+            opened: Any = safe_open(file, framework="pt")
+        except SafetensorError as error:
+            raise ConfigError(
+                "A file of the model is damaged", found=f"{file}: {error}", remedy="Download it again."
+            ) from error
+        with opened:
             for hf_name in opened.keys():  # noqa: SIM118 (not a mapping)
                 if (hf_name == "lm_head.weight" and config.tied) or hf_name.endswith("rotary_emb.inv_freq"):
                     continue  # a copy of the embedding; a table that follows from the config
@@ -195,4 +203,4 @@ def open_hf_folder(path: Path) -> HfFolder:
             tensor: Tensor = opened.get_tensor(hf_name)
             return tensor
 
-    return HfFolder(config=config, shapes=shapes, read=read)
+    return HfFolder(config=config, shapes=shapes, files=[path / "config.json", *files], read=read)

@@ -44,15 +44,16 @@ def load_weights(
     """
     parameters = dict(model.named_parameters())
     if shapes is not None:
-        _compare({name: tuple(parameter.shape) for name, parameter in parameters.items()}, shapes)
+        compare_shapes({name: tuple(parameter.shape) for name, parameter in parameters.items()}, shapes)
     for name, parameter in parameters.items():
         tensor = read(name)
         if tensor.shape != parameter.shape:
-            _compare({name: tuple(parameter.shape)}, {name: tuple(tensor.shape)})
+            compare_shapes({name: tuple(parameter.shape)}, {name: tuple(tensor.shape)})
         parameter.copy_(tensor)
 
 
-def _compare(model: dict[str, tuple[int, ...]], source: dict[str, tuple[int, ...]]) -> None:
+def compare_shapes(model: dict[str, tuple[int, ...]], source: dict[str, tuple[int, ...]]) -> None:
+    """Raise ConfigError, with names and shapes, unless source and model have the same tensors."""
     differences = [
         f"{name}: {source.get(name, 'missing')}, the model has {model.get(name, 'no such tensor')}"
         for name in sorted(model.keys() | source.keys())

@@ -1,10 +1,17 @@
-"""Objectives: functions from a model and its inputs to a loss as (sum, count).
+"""Objectives: from a model and the inputs of a forward to a loss as (sum, count).
 
-- `protocol.py`    `Inputs` (tensors of a forward), `Loss` (a sum and its divisor), `Objective` (inputs to loss)
+- `protocol.py`    `SampleBatch` (from a loader), `Inputs`, `Loss`, `Gather`, and `Objective`, which joins them
 - `next_token.py`  cross-entropy of each token given the tokens before it
 """
 
-from fmscale.objectives.next_token import next_token
-from fmscale.objectives.protocol import Inputs, Loss
+from fmscale.config.kinds import Own
+from fmscale.config.objective import NextToken as NextTokenConfig
+from fmscale.objectives.next_token import NextToken
+from fmscale.objectives.protocol import Gather, Inputs, Loss, Objective, SampleBatch, check_objective
 
-__all__ = ["Inputs", "Loss", "next_token"]
+__all__ = ["Gather", "Inputs", "Loss", "NextToken", "Objective", "SampleBatch", "check_objective", "make_objective"]
+
+
+def make_objective(config: NextTokenConfig | Own) -> Objective:
+    """The objective of the section `objective`. Raises ConfigError for a class of the user's own that is none."""
+    return NextToken() if type(config) is NextTokenConfig else check_objective(config)

@@ -126,7 +126,7 @@ def _measured(state: QuickstartState, trained: TrainedModel, documents: Sequence
     with state.act("generate"):
         completions = complete(trained, documents)
     screen.end("generate", f"{len(completions)} completions")
-    parameters = num_parameters(config.model, trained.model.vocab_size)
+    parameters = num_parameters(config.decoder("the quickstart"), trained.model.vocab_size)
     return {"documents": bits, "completions": completions, "parameters": parameters, "primed_bytes": len(seen)}
 
 

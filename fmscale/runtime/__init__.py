@@ -1,6 +1,7 @@
 """Ranks of a run: their place, meeting, waits, stops and failures, and the files and lines of their metrics.
 
 `world.py`       place of this process, from its launcher's variables
+`axes.py`        groups of ranks, an axis for each kind of work
 `device.py`      device of this rank
 `tcp_store.py`   key-value store that listens at one address
 `mpi.py`         MPI of the ranks that an mpirun started

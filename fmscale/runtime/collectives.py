@@ -5,47 +5,63 @@ from dataclasses import dataclass
 import torch
 from torch import distributed
 
+from fmscale.runtime.axes import Axis
 from fmscale.runtime.stop import Stop
+
+REASONS = [reason for reason in Stop if reason]
+"""Reasons to stop, the weakest first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
     """Facts of a step, the same on every rank."""
 
-    tokens: float
-    """Valid tokens of the step, over all ranks."""
+    count: float
+    """Weight of the step's targets, over all ranks."""
     stop: Stop
     """The strongest reason that any rank has to stop before this step."""
     save: bool
     """True if a save is due after this step by the clock of any rank."""
 
 
-def exchange(tokens: float, stop: Stop, save: bool) -> Facts:
-    """Sum of the ranks' valid tokens, the strongest of their reasons to stop, and True if any rank wants a save.
+class Exchange:
+    """One sum over all ranks of a step's count, of a number for each reason to stop, and of the wishes to save.
 
-    One gather over gloo, also on GPUs, so that no rank waits for a device.
+    It runs over gloo, also on GPUs, so that no rank waits for a device; between `start` and `finish` the rank works.
     """
-    numbers = torch.tensor([tokens, float(stop), float(save)], dtype=torch.float64)
-    if not distributed.is_initialized() or distributed.get_world_size() == 1:
-        return Facts(tokens=tokens, stop=stop, save=save)
-    parts = [torch.empty_like(numbers) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(parts, numbers)
-    rows = torch.stack(parts)
-    return Facts(tokens=float(rows[:, 0].sum()), stop=Stop(int(rows[:, 1].max())), save=bool(rows[:, 2].max()))
+
+    def __init__(self, numbers: torch.Tensor) -> None:
+        self._numbers = numbers
+        alone = not distributed.is_initialized() or distributed.get_world_size() == 1
+        self._work = None if alone else distributed.all_reduce(numbers, async_op=True)
+
+    @classmethod
+    def start(cls, count: float, stop: Stop, save: bool) -> "Exchange":
+        """Send this rank's part of the step's count, its reason to stop, and its wish to save."""
+        slots = [float(stop is reason) for reason in REASONS]
+        return cls(torch.tensor([count, *slots, float(save)], dtype=torch.float64))
+
+    def finish(self) -> Facts:
+        """Wait for the facts of all ranks."""
+        if self._work is not None:
+            self._work.wait()
+        count, *slots, save = self._numbers.tolist()
+        reasons = [reason for reason, ranks in zip(REASONS, slots, strict=True) if ranks]
+        return Facts(count=count, stop=max(reasons, default=Stop.NO), save=bool(save))
 
 
-def total(values: torch.Tensor) -> torch.Tensor:
-    """Sum over ranks of a host tensor, fp64. Logging sums the losses of several steps at once."""
-    return _reduced(values, distributed.ReduceOp.SUM)
+def total(values: torch.Tensor, axis: Axis) -> torch.Tensor:
+    """Sum over the ranks of an axis of a host tensor, fp64. Logging sums the losses of several steps at once."""
+    return _reduced(values, axis, distributed.ReduceOp.SUM)
 
 
-def largest(values: torch.Tensor) -> torch.Tensor:
-    """Maximum over ranks of a host tensor, fp64: a step is as slow as its slowest rank."""
-    return _reduced(values, distributed.ReduceOp.MAX)
+def largest(values: torch.Tensor, axis: Axis) -> torch.Tensor:
+    """Maximum over the ranks of an axis of a host tensor, fp64: a step is as slow as its slowest rank."""
+    return _reduced(values, axis, distributed.ReduceOp.MAX)
 
 
-def _reduced(values: torch.Tensor, operation: distributed.ReduceOp.RedOpType) -> torch.Tensor:
+def _reduced(values: torch.Tensor, axis: Axis, operation: distributed.ReduceOp.RedOpType) -> torch.Tensor:
     values = values.detach().to("cpu", torch.float64)
-    if distributed.is_initialized() and distributed.get_world_size() > 1:
-        distributed.all_reduce(values, op=operation)
+    if axis.size > 1:
+        distributed.all_reduce(values, op=operation, group=axis.group)
     return values

@@ -30,10 +30,6 @@ class World:
     """Processes of the run on this node."""
     node: int = 0
     """Number of this node. If the launcher does not give it, ranks are taken to fill node after node."""
-    dp_rank: int = 0
-    """Place among data-parallel ranks: number of this process's share of each batch."""
-    dp_size: int = 1
-    """Data-parallel ranks."""
     launcher: Launcher = "none"
     """Family of variables that was read; deepspeed counts as torchrun."""
     master: tuple[str, int] | None = None
@@ -141,8 +137,6 @@ def _read(family: _Family, environ: Mapping[str, str], signs: tuple[str, ...]) -
         local_rank=local_rank,
         local_size=local_size,
         node=node,
-        dp_rank=rank,
-        dp_size=size,
         launcher=family.launcher,
     )
 

@@ -6,13 +6,14 @@
 - `loop.py`               steps, saves and evaluations until the end or a stop
 - `step.py`               forward and backward of each microbatch, then an update
 - `data.py`               sources, loader and tokenizer of the run, and the limits that they set
-- `inputs.py`             a loader's microbatch as the model's inputs, and back for the delivery record
+- `inputs.py`             the model's inputs as a microbatch again, for the delivery record
 - `schedule.py`           the learning rate as a function of the step
 - `seeds.py`              dropout as a function of step, rank and microbatch
 - `journal.py`            metrics of the steps, reduced over ranks and written to sinks
 - `evaluation.py`         losses on held-out rows
 - `saving.py`             saves at their steps, and the state beside the tensors
-- `resume.py`             the checkpoint that a run begins with
+- `resume.py`             the checkpoint that a run goes on from, its own or another run's
+- `init.py`               the first weights of a run from another run or from a folder in Hugging Face's format
 - `recorded_schedule.py`  the batch schedule of a run, from its checkpoints
 - `run_folder.py`         checks of the folders that a run writes to
 - `compare.py`            the first difference of two runs

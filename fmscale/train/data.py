@@ -13,15 +13,19 @@ from fmscale.data.reading.readers import Readers
 from fmscale.data.tokenizers.protocol import Tokenizer
 from fmscale.data.tokenizers.tokenizer import from_json
 from fmscale.errors import ConfigError, DataError
+from fmscale.runtime.axes import Axis
 from fmscale.runtime.world import World
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import open_dataset
 from fmscale.store.datasets.tokenizers import load_tokenizer
 from fmscale.store.tiers.fetch import Fetcher
+from fmscale.store.tiers.tier import Tier
 
 
-def open_training(config: Config, backend: Backend, world: World, batch: BatchShape, *, lease: int) -> Loader:
-    """The loader of the run's samples; its order is in the run's log, written under lease `lease`."""
+def open_training(
+    config: Config, backend: Backend, world: World, dp: Axis, batch: BatchShape, *, lease: int, tiers: Sequence[Tier] = ()
+) -> Loader:
+    """The loader of the run's samples, shared out along `dp`; its order is in the run's log, written under `lease`."""
     data = config.data
     return open_loader(
         backend,
@@ -33,13 +37,14 @@ def open_training(config: Config, backend: Backend, world: World, batch: BatchSh
         window=data.window,
         run=config.train.run,
         lease=lease,
-        dp_rank=world.dp_rank,
-        dp_size=world.dp_size,
+        dp_rank=dp.rank,
+        dp_size=dp.size,
         micro_batch=batch.micro_batch,
         memory_bytes=data.memory_bytes,
         cache_dir=data.cache_dir,
         cache_bytes=data.cache_bytes,
         nodes=-(-world.world_size // world.local_size),
+        tiers=tiers,
         on_corrupt=data.on_corrupt,
         document_ids=config.train.record_delivery,
     )
@@ -86,7 +91,7 @@ def vocabulary(config: Config, tokenizer: Tokenizer) -> int:
     """Size of the model's vocabulary. Raises ConfigError if it is smaller than the tokenizer's: a token id
     beyond the embedding would cause an opaque CUDA error in the middle of a step.
     """
-    size = config.model.vocab_size
+    size: int | None = getattr(config.model, "vocab_size", None)
     if size is None:
         return tokenizer.vocab_size
     if size < tokenizer.vocab_size:
@@ -100,10 +105,11 @@ def vocabulary(config: Config, tokenizer: Tokenizer) -> int:
 
 def check_length(config: Config) -> None:
     """Raise ConfigError if rows are longer than the model's longest sequence."""
-    if config.data.sequence_length > config.model.max_seq_len:
+    longest: int | None = getattr(config.model, "max_seq_len", None)
+    if longest is not None and config.data.sequence_length > longest:
         raise ConfigError(
             f"{config.place('data.sequence_length')} is longer than the model's max_seq_len",
-            found=f"{config.data.sequence_length} > {config.model.max_seq_len}",
+            found=f"{config.data.sequence_length} > {longest}",
             remedy="Shorten the rows, or raise model.max_seq_len.",
         )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fmscale.runtime.axes import Axis
 from fmscale.runtime.collectives import largest, total
 from fmscale.runtime.sinks.jsonl import JsonlSink
 from fmscale.train.step import StepResult
@@ -33,15 +34,21 @@ class Journal:
         sinks: Sequence[JsonlSink],
         sources: Sequence[str],
         *,
-        flops_per_token: float,
+        unit: str,
+        dp: Axis,
+        flops_per_token: float | None,
         peak_flops: float | None,
         world_size: int,
     ) -> None:
-        """`flops_per_token` and `peak_flops` (of a device; None if unknown) give `mfu`."""
+        """`unit` is the objective's. For tokens `flops_per_token` and `peak_flops` (of a device) give `mfu`; None if
+        unknown.
+        """
         self._sinks = list(sinks)
         self._sources = list(sources)
+        self._unit = unit
+        self._dp = dp
         self._flops_per_token = flops_per_token
-        self._peak = peak_flops
+        self._peak = peak_flops if unit == "tokens" else None
         self._world_size = world_size
         self._pending: list[tuple[int, float, StepResult, Timing, float]] = []
 
@@ -55,30 +62,34 @@ class Journal:
             return []
         steps = [entry[0] for entry in self._pending]
         results = [entry[2] for entry in self._pending]
-        sums = total(torch.stack([torch.cat((r.loss_sum.view(1), r.loss_by_source.reshape(-1))) for r in results]))
+        names = sorted(results[0].metrics)
+        sums = total(torch.stack([_sums_of(result, names) for result in results]), self._dp)
         timings = [entry[3] for entry in self._pending]
-        slowest = largest(torch.tensor([[t.step, t.data_stall, t.ckpt_blocking] for t in timings]))
+        slowest = largest(torch.tensor([[t.step, t.data_stall, t.ckpt_blocking] for t in timings]), self._dp)
         records = []
         for i, (step, rate, result, _, ended) in enumerate(self._pending):
             seconds, stall, blocking = slowest[i].tolist()
+            count, unit = result.count, self._unit
+            means = [value / count if count else math.nan for value in sums[i, : 1 + len(names)].tolist()]
             record: dict[str, Any] = {
                 "time": ended,
                 "step": step + 1,
-                "loss": float(sums[i, 0]) / result.tokens if result.tokens else math.nan,
-                "tokens": int(result.tokens),
+                "loss": means[0],
+                unit: count if count % 1 else int(count),
                 "lr": rate,
                 "grad_norm": result.update.grad_norm,
                 "applied": result.update.applied,
                 "seconds": seconds,
                 "data_stall": stall,
                 "ckpt_blocking": blocking,
-                "tokens_per_second": result.tokens / seconds,
-                "tokens_per_second_per_gpu": result.tokens / seconds / self._world_size,
+                f"{unit}_per_second": count / seconds,
+                f"{unit}_per_second_per_gpu": count / seconds / self._world_size,
+                **{f"metric/{name}": mean for name, mean in zip(names, means[1:], strict=True)},
             }
-            if self._peak:
+            if self._peak and self._flops_per_token:
                 record["mfu"] = self._flops_per_token * record["tokens_per_second_per_gpu"] / self._peak
             if len(self._sources) > 1:
-                losses, weights = sums[i, 1:].view(2, -1).tolist()
+                losses, weights = sums[i, 1 + len(names) :].view(2, -1).tolist()
                 for name, loss, weight in zip(self._sources, losses, weights, strict=True):
                     if weight:
                         record[f"loss/{name}"] = loss / weight
@@ -96,3 +107,9 @@ class Journal:
         """Write a record of an event other than a step: a checkpoint, an evaluation, a resume."""
         for sink in self._sinks:
             sink.write(record)
+
+
+def _sums_of(result: StepResult, names: Sequence[str]) -> torch.Tensor:
+    """A step's sums on this rank: the loss, the metrics, then losses and weights by source."""
+    scalars = [result.loss_sum, *(result.metrics[name] for name in names)]
+    return torch.cat((*(scalar.float().view(1) for scalar in scalars), result.loss_by_source.reshape(-1)))

@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 
-from fmscale.data.batch import Microbatch
+from fmscale.data.batch import Microbatch, fillers
 from fmscale.data.loader import Loader
 from fmscale.errors import FmscaleError
 from fmscale.objectives.protocol import Inputs
-from fmscale.runtime.collectives import exchange
+from fmscale.runtime.collectives import Exchange
 from fmscale.runtime.stop import Stop
 from fmscale.train.engine.protocol import Engine
-from fmscale.train.inputs import to_inputs
 from fmscale.train.journal import Journal, Timing
 from fmscale.train.saving import Saving
 from fmscale.train.schedule import learning_rate
@@ -70,9 +69,11 @@ def run_loop(loop: Loop, first_step: int) -> tuple[int, Stop]:
         began, stalled, blocked = time.perf_counter(), loop.loader.stall_seconds, loop.saving.blocking_seconds
         state = loop.loader.state_dict()
         microbatches = _step_microbatches(loop.loader)
-        inputs = [to_inputs(batch, session.device) for batch in microbatches]
-        tokens = sum(float(batch.loss_weights[:, 1:].sum()) for batch in microbatches)
-        facts = exchange(tokens, session.stop.reason, loop.saving.clock_due)
+        host = [loop.engine.objective.collate(batch) for batch in microbatches]
+        count = sum(float(each.weights.sum(dtype=torch.float64)) for each in host) if session.dp.first else 0.0
+        exchange = Exchange.start(count, session.stop.reason, loop.saving.clock_due)
+        inputs = [each.to(session.device) for each in host]
+        facts = exchange.finish()
         if facts.stop:
             stop = facts.stop
             where.phase = "saving before the stop"
@@ -84,15 +85,15 @@ def run_loop(loop: Loop, first_step: int) -> tuple[int, Stop]:
         result = train_step(
             loop.engine,
             inputs,
-            tokens=facts.tokens,
+            count=facts.count,
             sources=len(loop.loader.plan.sources),
             rate=rate,
-            seed=partial(seed_dropout, config.train.seed, step, session.world.dp_rank),
+            seed=partial(seed_dropout, config.train.seed, step, session.dp.rank),
             fence=loop.saving.fence,
         )
         unapplied = 0 if result.update.applied else unapplied + 1
         step += 1
-        if unapplied and session.world.dp_rank == 0:
+        if unapplied and session.world.rank == 0:
             logger.warning("step %d was not applied: gradient norm %s", step, result.update.grad_norm)
         loop.saving.step_done(step, loop.loader.state_dict(), due=facts.save, last=step == loop.steps)
         loop.evaluate(step)
@@ -130,15 +131,7 @@ def dry_run(loop: Loop, rows: int, row_tokens: int) -> None:
     memory shows now and not at the first long document. Weights and moments stay unchanged.
     """
     loop.session.where.phase = "dry run"
-    device, sources = loop.session.device, len(loop.loader.plan.sources)
-    zeros = torch.zeros((rows, row_tokens), dtype=torch.int64, device=device)
-    empty = Inputs(
-        tokens_BT=zeros,
-        labels_BT=zeros,
-        weights_BT=torch.zeros((rows, row_tokens), device=device),
-        positions_BT=torch.arange(row_tokens, device=device).expand(rows, -1).contiguous(),
-        cu_seqlens=torch.arange(0, rows * row_tokens + 1, row_tokens, dtype=torch.int32, device=device),
-        source_B=torch.full((rows,), -1, dtype=torch.int64, device=device),
-    )
-    train_step(loop.engine, [empty], tokens=1.0, sources=sources, rate=0.0, seed=lambda i: None, fence=lambda: None)
+    empty = loop.engine.objective.collate(fillers(rows, row_tokens)).to(loop.session.device)
+    sources = len(loop.loader.plan.sources)
+    train_step(loop.engine, [empty], count=1.0, sources=sources, rate=0.0, seed=lambda i: None, fence=lambda: None)
     loop.engine.restored(0)

@@ -1,8 +1,9 @@
-"""The beginning of a run: its newest valid checkpoint, first weights, or another run's state (fork)."""
+"""The checkpoint that a run begins with: its own newest valid one, or another run's (fork)."""
 
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from fmscale.checkpoint.catalog import list_checkpoints
 from fmscale.checkpoint.format.names import run_log
@@ -60,17 +61,24 @@ def choose_resume(config: Config, backend: Backend) -> Resume:
     if own or train.resume == "auto":
         return Resume(run=train.run, which="auto" if own else "none", fork=False)
     run, _, step = train.resume.partition("@")
-    others = list_checkpoints(backend, run)
-    steps = [entry.step for entry in others]
-    if not others or (step and (not step.isdecimal() or int(step) not in steps)):
-        raise ConfigError(
-            f"{config.place('train.resume')} names a checkpoint that is not there",
-            found=train.resume,
-            remedy=f"Steps of run {run}: {', '.join(map(str, steps))}."
-            if others
-            else f"Run {run} has no checkpoint; `fmscale checkpoint list {config.store.url}` shows all.",
-        )
+    require_checkpoint(config, "train.resume", backend, run, step)
     return Resume(run=run, which=int(step) if step else "auto", fork=True)
+
+
+def require_checkpoint(config: Config, key: str, backend: Backend, run: str, step: str) -> None:
+    """Raise ConfigError, with the place of the config's `key`, unless the run has a checkpoint of the step; any, if
+    `step` is empty.
+    """
+    steps = [entry.step for entry in list_checkpoints(backend, run)]
+    if not steps or (step and (not step.isdecimal() or int(step) not in steps)):
+        raise ConfigError(
+            f"{config.place(key)} names a checkpoint that is not there",
+            found=f"{run}@{step}" if step else run,
+            remedy=f"Steps of run {run}: {', '.join(map(str, steps))}."
+            if steps
+            else f"Run {run} has no checkpoint; `fmscale checkpoint list {backend.url}` shows all."
+            + (" The path of a folder has a / in it." if key == "train.init" else ""),
+        )
 
 
 def restore(
@@ -81,15 +89,19 @@ def restore(
     saving: Saving,
     tokenizer: str,
     tell: Callable[..., None],
-) -> int:
-    """Restore engine and loader from the checkpoint of `resume`, and return its number of optimizer steps.
+) -> dict[str, Any]:
+    """Restore engine and loader from the checkpoint of `resume`, and return the checkpoint's meta.
 
     Raises ConfigError or StoreError if no checkpoint fits.
     """
-    if resume.which == "none":
-        return 0
     restored = read_checkpoint(
-        session.backend, resume.run, engine.pieces(save=False), which=resume.which, waits=session.waits
+        session.backend,
+        resume.run,
+        engine.pieces(save=False),
+        which=resume.which,
+        waits=session.waits,
+        tiers=session.tiers,
+        convert=True,
     )
     assert restored is not None, "choose_resume saw a checkpoint, and nobody else may retire one now"
     meta = restored.meta
@@ -115,7 +127,7 @@ def restore(
         world_size=session.world.world_size,
         passed_over=[f"step {other.step}: {other.reason}" for other in restored.passed_over],
     )
-    return int(meta["step"])
+    return meta
 
 
 def _remember_verified(session: Session, resume: Resume, restored: RestoreResult) -> None:

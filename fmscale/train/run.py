@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from fmscale.runtime.failure import Whereabouts, recorded
 from fmscale.runtime.sinks.console import optional
 from fmscale.runtime.stop import Stop
 from fmscale.runtime.world import World, read_world
+from fmscale.store.tiers.tier import Tier
 from fmscale.train.data import check_length
 from fmscale.train.loop import dry_run, run_loop
 from fmscale.train.run_folder import run_folder
@@ -57,11 +58,20 @@ class Outcome:
         }
 
 
-def run_training(config: Config, *, show: Show, event: Show, phase: Callable[[str], None] | None = None) -> Outcome:
+def run_training(
+    config: Config,
+    *,
+    show: Show,
+    event: Show,
+    phase: Callable[[str], None] | None = None,
+    tiers: Sequence[Tier] = (),
+) -> Outcome:
     """Train as the config says, from the newest checkpoint of the run, if any.
 
     `show` gets the record of the first step and of every log_every-th step, `event` all other records, `phase` the name
-    of each phase, such as "meeting" or "train"; all on rank 0 only.
+    of each phase, such as "meeting" or "train"; all on rank 0 only. Loaders and the restore ask `tiers` for chunks
+    before the store.
+
     Raises FmscaleError with the remedy, also where the run's last save did not become durable; the first rank to
     fail writes error.json into the run's folder.
     """
@@ -70,11 +80,11 @@ def run_training(config: Config, *, show: Show, event: Show, phase: Callable[[st
         logger.warning(world.notice)
     where, folder = Whereabouts(watch=None if world.rank else phase), run_folder(config)
     with recorded(folder, world, where), ExitStack() as stack:
-        session = meet(config, world, where, stack)
+        session = meet(config, world, where, stack, tiers)
         # Inside the stack: a failure is recorded and sent to the other ranks before the stack closes anything.
         with recorded(folder, world, where, session.waits):
             where.phase = "checking the config"
-            batch = derive_batch(config.batch, world.dp_size, place=config.place("batch"))
+            batch = derive_batch(config.batch, session.dp.size, place=config.place("batch"))
             steps = total_steps(config, batch.global_batch)
             check_length(config)
             return _run(session, batch, steps, stack, optional(show), optional(event))

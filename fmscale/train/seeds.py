@@ -17,6 +17,8 @@ def seed_of(*numbers: int) -> int:
     return state >> 1
 
 
-def seed_dropout(seed: int, step: int, dp_rank: int, microbatch: int) -> None:
-    """Seed every generator for one forward: the same dropout whenever this forward is run again."""
-    torch.manual_seed(seed_of(seed, step, dp_rank, microbatch))
+def seed_dropout(seed: int, step: int, rank: int, microbatch: int) -> None:
+    """Seed every generator for one forward of the data-parallel rank `rank`: the same dropout whenever this forward is
+    run again.
+    """
+    torch.manual_seed(seed_of(seed, step, rank, microbatch))

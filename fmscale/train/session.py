@@ -3,6 +3,7 @@
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import distributed
 from fmscale.checkpoint.format.names import run_log
 from fmscale.config import Config
 from fmscale.runtime import variables
+from fmscale.runtime.axes import Axis, axes_of, with_groups
 from fmscale.runtime.device import pick_device
 from fmscale.runtime.failure import Whereabouts, clear_failure, recorded
 from fmscale.runtime.group import connect, init_distributed
@@ -22,6 +24,7 @@ from fmscale.runtime.world import World
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.log.lease import acquire
 from fmscale.store.open import open_store
+from fmscale.store.tiers.tier import Tier
 from fmscale.train.run_folder import check_folder, run_folder
 
 
@@ -33,12 +36,16 @@ class Session:
     """Config of the run."""
     world: World
     """This process's place."""
+    dp: Axis
+    """Its place among the data-parallel ranks."""
     waits: HostWaits
     """Named waits for the other ranks."""
     device: str
     """Device of this rank."""
     backend: Backend
     """The store."""
+    tiers: tuple[Tier, ...]
+    """Sources of chunks that loaders and restores ask before the store."""
     stop: StopFlag
     """Stop signals and the deadline of the job."""
     where: Whereabouts
@@ -61,7 +68,7 @@ class Session:
         return int(self.waits.barrier(name, value=str(number))[0])
 
 
-def meet(config: Config, world: World, where: Whereabouts, stack: ExitStack) -> Session:
+def meet(config: Config, world: World, where: Whereabouts, stack: ExitStack, tiers: Sequence[Tier] = ()) -> Session:
     """Connect the ranks; `stack` disconnects them.
 
     Every check that can fail on a single rank comes after the meeting: from then on a failure ends the waits of the
@@ -88,9 +95,19 @@ def meet(config: Config, world: World, where: Whereabouts, stack: ExitStack) -> 
         if not distributed.is_initialized():
             stack.callback(_leave)
         init_distributed(world, store, device=device, deadline=config.train.comm_seconds)
+        dp = with_groups(world, axes_of(world))["dp"]
         backend = open_store(config.store.url, deadline=config.store.deadline)
     return Session(
-        config=config, world=world, waits=waits, device=device, backend=backend, stop=stop, where=where, folder=folder
+        config=config,
+        world=world,
+        dp=dp,
+        waits=waits,
+        device=device,
+        backend=backend,
+        tiers=tuple(tiers),
+        stop=stop,
+        where=where,
+        folder=folder,
     )
 
 

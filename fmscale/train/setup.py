@@ -2,20 +2,21 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from functools import partial
 from typing import Any
 
 import torch
 
-from fmscale.config import BatchShape, as_tree
-from fmscale.config.derived import flops_per_token, num_parameters
+from fmscale.config import BatchShape, ModelConfig, as_tree
+from fmscale.config.derived import flops_per_token
 from fmscale.config.peaks import peak_flops
 from fmscale.data.loader import Loader
 from fmscale.data.provenance.delivery import DeliveryRecord
+from fmscale.models import parameters_of
 from fmscale.runtime.sinks.jsonl import JsonlSink
 from fmscale.train.data import memory_at_its_place, open_training, passes, tokenizer_of, vocabulary
 from fmscale.train.engine.module import build_engine
 from fmscale.train.evaluation import evaluator
+from fmscale.train.init import find_init, load_init
 from fmscale.train.inputs import received
 from fmscale.train.journal import Journal
 from fmscale.train.loop import Loop
@@ -42,15 +43,21 @@ def assemble(
     vocab_size = vocabulary(config, tokenizer)
     lease = session.lease()
     resume = choose_resume(config, session.backend)
+    init = None
+    if resume.which == "none" and config.train.init is not None:
+        init = find_init(config, session.backend, vocab_size, tokenizer.digest)
+    origin: dict[str, Any] = {}
     with memory_at_its_place(config):
-        loader = stack.enter_context(open_training(config, session.backend, world, batch, lease=lease))
+        loader = stack.enter_context(
+            open_training(config, session.backend, world, session.dp, batch, lease=lease, tiers=session.tiers)
+        )
         loader.check_memory()
     if world.rank == 0:
         event(_opened(session, loader, vocab_size, batch, steps))
 
     where.phase = "building the model"
-    engine = build_engine(config, world, vocab_size, batch, session.device)
-    journal = _journal(session, loader, vocab_size, stack)
+    engine = build_engine(config, session.dp, vocab_size, batch, session.device)
+    journal = _journal(session, loader, engine.objective.unit, vocab_size, stack)
 
     def tell(**record: Any) -> None:
         journal.event(**record)
@@ -59,7 +66,8 @@ def assemble(
 
     def meta(step: int, loader_state: dict[str, Any]) -> dict[str, Any]:
         """Facts of a checkpoint beside its tensors. `updates` is AdamW's count of applied steps, without steps whose
-        gradients were not finite. The loader's state is at the beginning of the next step.
+        gradients were not finite. The loader's state is at the beginning of the next step. `init` has the
+        source of the first weights, where `train.init` named it.
         """
         return {
             "version": META_VERSION,
@@ -70,6 +78,7 @@ def assemble(
             "vocab_size": vocab_size,
             "tokenizer": tokenizer.digest,
             "world_size": world.world_size,
+            **origin,
         }
 
     record = _delivery_record(session, lease, loader, stack)
@@ -94,7 +103,19 @@ def assemble(
         delivered=(lambda batch, inputs: record.add(received(batch, inputs))) if record else lambda batch, inputs: None,
         show=(lambda record: show({**record, "steps": steps})) if world.rank == 0 else lambda record: None,
     )
-    return loop, partial(restore, session, resume, engine, loader, saving, tokenizer.digest, tell)
+
+    def begin() -> int:
+        if resume.which != "none":
+            restored = restore(session, resume, engine, loader, saving, tokenizer.digest, tell)
+            if "init" in restored:
+                origin["init"] = restored["init"]
+            return int(restored["step"])
+        if init is not None:
+            origin["init"] = load_init(session, init, engine)
+            tell(event="initialised", **origin["init"])
+        return 0
+
+    return loop, begin
 
 
 def _opened(session: Session, loader: Loader, vocab_size: int, batch: BatchShape, steps: int) -> dict[str, Any]:
@@ -103,7 +124,7 @@ def _opened(session: Session, loader: Loader, vocab_size: int, batch: BatchShape
     return {
         "event": "opened",
         "device": session.device,
-        "parameters": num_parameters(session.config.model, vocab_size),
+        "parameters": parameters_of(session.config.model, vocab_size),
         "vocab_size": vocab_size,
         "steps": steps,
         "tokens_per_step": batch.global_batch * session.config.data.sequence_length,
@@ -114,26 +135,31 @@ def _opened(session: Session, loader: Loader, vocab_size: int, batch: BatchShape
     }
 
 
-def _journal(session: Session, loader: Loader, vocab_size: int, stack: ExitStack) -> Journal:
+def _journal(session: Session, loader: Loader, unit: str, vocab_size: int, stack: ExitStack) -> Journal:
     config = session.config
     sinks = []
     if session.world.rank == 0:
         sinks.append(JsonlSink(session.folder / "metrics.jsonl"))
         stack.callback(sinks[0].close)
+    decoder = config.model if type(config.model) is ModelConfig else None
     on_gpu = session.device.startswith("cuda")
     return Journal(
         sinks,
         [source.label for source in loader.plan.sources],
-        flops_per_token=flops_per_token(config.model, vocab_size, config.data.sequence_length),
+        unit=unit,
+        dp=session.dp,
+        flops_per_token=flops_per_token(decoder, vocab_size, config.data.sequence_length) if decoder else None,
         peak_flops=peak_flops(torch.cuda.get_device_name()) if on_gpu else None,
         world_size=session.world.world_size,
     )
 
 
 def _delivery_record(session: Session, lease: int, loader: Loader, stack: ExitStack) -> DeliveryRecord | None:
-    """Record of the samples that this rank's model receives, a file for each rank and job; None if not configured."""
-    if not session.config.train.record_delivery:
+    """Record of the samples that this rank's model receives, a file for each data-parallel rank and job; None if not
+    configured, and on ranks that share their samples with a rank before them.
+    """
+    if not (session.config.train.record_delivery and session.dp.first):
         return None
-    name = f"{lease:06d}-rank{session.world.rank:05d}.arrow"
+    name = f"{lease:06d}-rank{session.dp.rank:05d}.arrow"
     record = DeliveryRecord(session.folder / "delivery" / name, loader.plan.sources[0].view.dtype)
     return stack.enter_context(record)

@@ -1,7 +1,7 @@
 """One optimizer step, from the microbatches to the update, short enough for a screen."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,20 +15,37 @@ class StepResult:
     """Result of a step on this rank; tensors stay on the device until they are logged."""
 
     loss_sum: Tensor
-    """fp32 scalar: summed loss of this rank's tokens."""
+    """fp32 scalar: summed loss of this rank's targets."""
     loss_by_source: Tensor
-    """fp32 [2, sources]: summed loss and weight of this rank's tokens, by source."""
-    tokens: float
-    """Valid tokens of the step over all ranks."""
+    """fp32 [2, sources]: summed loss and weight of this rank's targets, by source."""
+    count: float
+    """Weight of the step's targets over all ranks."""
     update: Update
     """Outcome of the optimizer step."""
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    """Scalars: the objective's metrics, summed over this rank's forwards."""
+
+
+@dataclass(frozen=True)
+class _Seeded(Sequence[Inputs]):
+    """A step's inputs; taking number i seeds dropout as in forward i."""
+
+    inputs: Sequence[Inputs]
+    seed: Callable[[int], None]
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, i: int) -> Inputs:  # type: ignore[override]
+        self.seed(i)
+        return self.inputs[i]
 
 
 def train_step(
     engine: Engine,
     microbatches: Sequence[Inputs],
     *,
-    tokens: float,
+    count: float,
     sources: int,
     rate: float,
     seed: Callable[[int], None],
@@ -36,28 +53,31 @@ def train_step(
 ) -> StepResult:
     """Forward and backward of every microbatch, then one update.
 
-    The loss is summed and divided by the *global* number of valid tokens of the step: ranks, microbatches
+    The loss is summed and divided by the *global* weight of the step's targets: ranks, microbatches
     and fillers then have no influence (the gradient-accumulation bug of many trainers, 2024).
 
     Args:
         engine: the sharded model.
         microbatches: inputs of this rank's forwards, the same number on every rank.
-        tokens: valid tokens of the step over all ranks.
+        count: weight of the step's targets over all ranks.
         sources: number of sources, for the loss by source.
         rate: learning rate.
         seed: seeds dropout for microbatch i.
         fence: returns when a checkpoint's copy of masters and moments is done.
     """
-    device = microbatches[0].tokens_BT.device
+    device = microbatches[0].weights.device
     loss_sum = torch.zeros((), device=device)
     by_source = torch.zeros((2, sources + 1), device=device)
-    for i, inputs in enumerate(microbatches):
+    metrics: dict[str, Tensor] = {}
+    contexts = engine.before(_Seeded(microbatches, seed))
+    for i, (inputs, context) in enumerate(zip(microbatches, contexts, strict=True)):
         seed(i)
-        loss = engine.forward(inputs)
-        engine.backward(loss.sum / tokens, last=i == len(microbatches) - 1)
+        loss = engine.forward(inputs, context)
+        engine.backward(loss.sum / count, last=i == len(microbatches) - 1)
         loss_sum += loss.sum.detach()
-        rows_2B = torch.stack((loss.losses_BT.float().sum(1), inputs.weights_BT.sum(1)))
-        by_source.index_add_(1, inputs.source_B + 1, rows_2B)
+        by_source.index_add_(1, inputs.source + 1, loss.by_sample)
+        for name, value in loss.metrics.items():
+            metrics[name] = metrics[name] + value if i else value
     fence()
     update = engine.step(rate)
-    return StepResult(loss_sum=loss_sum, loss_by_source=by_source[:, 1:], tokens=tokens, update=update)
+    return StepResult(loss_sum=loss_sum, loss_by_source=by_source[:, 1:], count=count, update=update, metrics=metrics)

@@ -1,12 +1,18 @@
-"""Single jobs of a persist process, without a trainer."""
+"""Single jobs of a persist process, without a trainer; and a further step in its work."""
 
 import time
+from functools import partial
 from typing import Any
 
+import pytest
+
+from fmscale.checkpoint import saver
 from fmscale.checkpoint.format.layout import checked, plan_layout
 from fmscale.checkpoint.format.names import checkpoint_folder
 from fmscale.checkpoint.persist import worker
 from fmscale.checkpoint.persist.job import SaveJob, SaveSettings
+from fmscale.checkpoint.persist.rank_part import store_seal, write_files
+from fmscale.checkpoint.persist.step import PersistStep
 from fmscale.checkpoint.persist.worker import Worker
 from fmscale.checkpoint.snapshot.copy_progress import EVERYTHING
 from fmscale.checkpoint.snapshot.memory import SharedMemory
@@ -60,3 +66,8 @@ def work(url: str, lease: int, job: SaveJob, memory: SharedMemory, backend: Back
         time.sleep(0.001)
     alone.close()
     return said
+
+
+def put_between(monkeypatch: pytest.MonkeyPatch, step: PersistStep) -> None:
+    """Let savers of stores in folders work in threads, with a step between the files and the seal."""
+    monkeypatch.setattr(saver, "ProcessWriter", partial(Worker, steps=(write_files, step, store_seal)))

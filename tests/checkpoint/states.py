@@ -136,7 +136,7 @@ class Fleet:
             Saver(
                 self.url,
                 RUN,
-                world=World(rank=rank, world_size=self.ranks, dp_rank=rank, dp_size=self.ranks),
+                world=World(rank=rank, world_size=self.ranks),
                 lease=self.lease,
                 config=self.config,
                 deadline=20.0,

@@ -11,7 +11,6 @@ from fmscale.checkpoint.catalog import list_checkpoints
 from fmscale.checkpoint.checkpoint import open_checkpoint
 from fmscale.checkpoint.format.piece import Piece, whole
 from fmscale.checkpoint.persist.commit import commit_seals
-from fmscale.checkpoint.persist.rank_part import store_part
 from fmscale.checkpoint.saver import Saver
 from fmscale.checkpoint.snapshot import snapshot
 from fmscale.checkpoint.snapshot.memory import SharedMemory
@@ -20,6 +19,7 @@ from fmscale.errors import ConfigError
 from fmscale.runtime.world import World
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.open import open_store
+from tests.checkpoint.jobs import one_save, put_between, settings
 from tests.checkpoint.states import (
     RUN,
     SMALL,
@@ -84,13 +84,9 @@ def test_a_piece_that_is_none_is_refused(tmp_path: Path, in_thread: None) -> Non
     assert [report.state for report in saver.close()] == ["acknowledged"]
 
 
-def test_while_one_is_written_the_next_is_skipped_or_waits(
-    tmp_path: Path, in_thread: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_while_one_is_written_the_next_is_skipped_or_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held = threading.Event()
-    from fmscale.checkpoint.persist import worker
-
-    monkeypatch.setattr(worker, "store_part", lambda *args: (held.wait(20), store_part(*args))[1])
+    put_between(monkeypatch, lambda _: held.wait(20))
     url = str(tmp_path / "store")
     with Fleet(url, ranks=1) as fleet:
         fleet.save(1)
@@ -108,14 +104,14 @@ def test_while_one_is_written_the_next_is_skipped_or_waits(
 
 
 def test_a_save_that_is_sealed_again_leaves_the_memory_to_the_next(
-    tmp_path: Path, in_thread: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A persist process that died after the seal is started again, and seals again."""
     held = threading.Event()
     from fmscale.checkpoint.persist import worker
 
     monkeypatch.setattr(worker, "commit_seals", lambda *args: (held.wait(20), commit_seals(*args))[1])
-    monkeypatch.setattr(worker, "store_part", lambda *args: (args[2].step == 1 or held.wait(20), store_part(*args))[1])
+    put_between(monkeypatch, lambda save: save.job.step == 1 or held.wait(20))
     url = str(tmp_path / "store")
     with Fleet(url, ranks=1, config=CheckpointConfig(incremental=False)) as fleet:
         [saver] = fleet.savers
@@ -230,7 +226,6 @@ def test_a_commit_that_is_retired_before_a_rank_hears_of_it_was_a_commit(
     """keep_last 1: rank 0 may commit the next save and retire this save between two polls of another rank."""
     from fmscale.checkpoint.format.names import run_log
     from fmscale.checkpoint.persist.commit import RunState, await_commit
-    from tests.checkpoint.jobs import one_save, settings
 
     with Fleet(memory_store.url, ranks=1, config=CheckpointConfig(keep_last=1, grace_seconds=0.0)) as fleet:
         first = fleet.saved(1)[0][0].entry

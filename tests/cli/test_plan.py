@@ -124,6 +124,26 @@ def test_reads_needed_at_a_speed(config: Path) -> None:
     assert slow["tokens_per_second"] == pytest.approx(0.5 * 2 * 989e12 / slow["flops_per_token"])
 
 
+def test_a_model_of_the_users_own_is_counted_and_its_flops_are_not_known(config: Path) -> None:
+    own = "model={kind: 'tests.helpers.own:Bigrams', width: 4}"
+    status, found = plan(config, own, "--mfu", "0.5", "--device", "H100")
+    assert (status, found["problems"]) == (0, [])
+    assert (found["derived"]["vocab_size"], found["derived"]["parameters"]) == (272, 2 * 4 * 272)
+    assert found["derived"]["stages"][0]["moments"] == 8 * 2 * 4 * 272
+    assert (found["derived"]["flops_per_token"], found["derived"]["tokens_per_second"]) == (None, None)
+    assert "FLOPs of model tests.helpers.own:Bigrams are not known" in found["notes"][0]
+    assert found["config"]["model"]["kind"] == "tests.helpers.own:Bigrams"
+    shown = CliRunner().invoke(build_app(), ["plan", str(config), own])
+    assert shown.exit_code == 0, shown.output
+    wrong = plan(
+        config,
+        "model={kind: 'tests.helpers.own:Bigrams', width: 13, vocab_size: 100, max_seq_len: 8}",
+        "objective={kind: 'tests.helpers.own:Nothing'}",
+    )
+    for part in ("13 is no width", "vocab_size is smaller", "longer than the model's", "cannot be called"):
+        assert part in causes(wrong[1])
+
+
 def test_everything_that_would_fail_is_listed_at_once_and_nothing_is_written(config: Path, store: Path) -> None:
     before = sorted(store.rglob("*"))
     wrong = (

@@ -51,9 +51,7 @@ def path(tmp_path: Path) -> Path:
 def shown(path: Path, stream: io.StringIO, *overrides: str) -> str:
     """Output of a run of two ranks that resumes at step 40, with a start in 0.1, 2 and 3 seconds."""
     times = iter([0.0, 0.0, 0.1, 0.1, 2.1, 2.1, 5.1, 5.1, 6.1, 15.1, 60.0])
-    screen = RunScreen(
-        load_config(path, overrides), World(world_size=2, dp_size=2), stream=stream, clock=lambda: next(times)
-    )
+    screen = RunScreen(load_config(path, overrides), World(world_size=2), stream=stream, clock=lambda: next(times))
     screen.announce()
     screen.phase("meeting")
     screen.phase("opening the data")

@@ -45,7 +45,7 @@ def make_batch(rows: list[tuple[UnitDocuments, int]], length: int, fillers: int 
     return Microbatch(
         tokens=torch.zeros((count + fillers, length), dtype=torch.int64),
         k=np.arange(count, dtype=np.uint64),
-        source=np.zeros(count, dtype=np.uint16),
+        row_source=np.zeros(count, dtype=np.uint16),
         row=np.arange(count, dtype=np.uint64),
         step=0,
         last_of_step=True,
@@ -97,10 +97,10 @@ def test_spans_boundaries_positions_and_weights_by_token(
         cu.append((len(rows) + filler + 1) * length)
 
     assert [(s.row, s.start, s.stop, s.document, s.offset) for s in batch.spans] == [tuple(s) for s in spans]
-    assert batch.cu_seqlens.dtype == torch.int32
-    assert batch.cu_seqlens.tolist() == cu
-    assert batch.positions.dtype == torch.int64
-    assert batch.positions.tolist() == np.reshape(positions, (-1, length)).tolist()
+    assert batch.piece_bounds.dtype == torch.int32
+    assert batch.piece_bounds.tolist() == cu
+    assert batch.token_positions.dtype == torch.int64
+    assert batch.token_positions.tolist() == np.reshape(positions, (-1, length)).tolist()
     assert batch.loss_weights.dtype == torch.float32
     assert batch.loss_weights.tolist() == np.reshape(weights, (-1, length)).tolist()
 
@@ -115,8 +115,8 @@ def test_a_row_that_begins_inside_a_document_says_how_far_in() -> None:
         DocumentSpan(row=1, start=2, stop=3, document=name(2), offset=0),
         DocumentSpan(row=1, start=3, stop=6, document=name(3), offset=0),
     ]
-    assert batch.cu_seqlens.tolist() == [0, 6, 7, 8, 9, 12]
-    assert batch.positions.tolist() == [[0, 1, 2, 3, 4, 5], [0, 0, 0, 0, 1, 2]]
+    assert batch.piece_bounds.tolist() == [0, 6, 7, 8, 9, 12]
+    assert batch.token_positions.tolist() == [[0, 1, 2, 3, 4, 5], [0, 0, 0, 0, 1, 2]]
     assert batch.loss_weights.tolist() == [[0, 1, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1]]
 
 
@@ -132,7 +132,7 @@ def test_a_document_without_tokens_is_no_piece() -> None:
         (0, 2, 3, name(2)),
         (1, 0, 3, name(2)),
     ]
-    assert batch.cu_seqlens.tolist() == [0, 2, 3, 6]
+    assert batch.piece_bounds.tolist() == [0, 2, 3, 6]
 
 
 def test_without_ids_documents_have_no_name() -> None:
@@ -146,6 +146,6 @@ def test_a_batch_of_fillers_alone_weighs_nothing() -> None:
     batch = make_batch([], 4, fillers=2)
     assert batch.rows == 0
     assert batch.spans == []
-    assert batch.cu_seqlens.tolist() == [0, 4, 8]
-    assert batch.positions.tolist() == [[0, 1, 2, 3]] * 2
+    assert batch.piece_bounds.tolist() == [0, 4, 8]
+    assert batch.token_positions.tolist() == [[0, 1, 2, 3]] * 2
     assert float(batch.loss_weights.sum()) == 0.0

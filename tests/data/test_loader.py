@@ -174,7 +174,7 @@ def test_a_mixture_delivers_its_shares_and_each_source_in_its_own_order(memory: 
     counts = np.zeros(2, dtype=int)
     with open_loader(memory, sources=sources, sequence_length=T, batch=8) as loader:
         for batch in itertools.islice(loader, 64):
-            counts += np.bincount(batch.source, minlength=2)
+            counts += np.bincount(batch.row_source, minlength=2)
     assert abs(counts[0] - 384) <= 2
     assert counts.sum() == 512
 
@@ -310,7 +310,8 @@ def test_resumed_again_and_again_at_other_sizes(memory: Backend, corpus: Corpus)
         while ends < steps:
             batch = next(loader)
             found |= {
-                int(k): bytes([int(batch.source[i])]) + batch.tokens[i].numpy().tobytes() for i, k in enumerate(batch.k)
+                int(k): bytes([int(batch.row_source[i])]) + batch.tokens[i].numpy().tobytes()
+                for i, k in enumerate(batch.k)
             }
             ends += batch.last_of_step
         return loader, found

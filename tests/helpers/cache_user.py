@@ -19,7 +19,7 @@ from threading import Barrier, Lock
 
 import numpy as np
 
-from fmscale.store.segments.tokens import ObjectRef
+from fmscale.store.segments.handle import ObjectRef
 from fmscale.store.tiers.cache import NodeCache
 
 CHUNK = 4096

@@ -13,14 +13,21 @@ from fmscale.store.segments.seal import SealInfo
 
 
 def write_records(
-    store: Backend, prefix: str, table: pa.Table, *, rows: int = 7, scratch: Path | None = None, **sizes: int
+    store: Backend,
+    prefix: str,
+    table: pa.Table,
+    *,
+    rows: int = 7,
+    first: int = 0,
+    scratch: Path | None = None,
+    **sizes: int,
 ) -> SealInfo:
-    """Store the table as a sealed record segment, `rows` at a time; record i is row i of one of two sources."""
+    """Store the table as a sealed record segment, `rows` at a time; record i is row first + i of one of two sources."""
     with (
         tempfile.TemporaryDirectory() as folder,
         RecordSegmentWriter(scratch or Path(folder), schema=table.schema, split="train", **sizes) as writer,
     ):
-        row = 0
+        row = first
         for batch in table.to_batches(max_chunksize=rows):
             numbers = list(range(row, row + batch.num_rows))
             sources = [f"{i % 2}.parquet" for i in numbers]

@@ -3,7 +3,7 @@
 import threading
 from dataclasses import dataclass, field
 
-from fmscale.store.segments.tokens import ObjectRef
+from fmscale.store.segments.handle import ObjectRef
 from fmscale.store.segments.tokens_writer import TOKEN_CHUNK_BYTES
 from fmscale.store.tiers.fetch import Fetcher, chunk_span
 from tests.helpers.faulty_backend import FaultyBackend
@@ -20,18 +20,25 @@ class Wire(FaultyBackend):
     """Byte offsets in the object; a read that covers one takes it off the list."""
     reads: list[tuple[int, int]] = field(default_factory=list)
     """(start, bytes) of each read."""
+    keys: list[str] = field(default_factory=list)
+    """Key of each read."""
     guard: threading.Lock = field(default_factory=threading.Lock)
 
     def read_into(self, key: str, start: int, *buffers: memoryview) -> None:
         super().read_into(key, start, *buffers)
         with self.guard:
             self.reads.append((start, sum(buffer.nbytes for buffer in buffers)))
+            self.keys.append(key)
             for buffer in buffers:
                 hit = {at for at in self.flips if start <= at < start + buffer.nbytes}
                 for at in hit:
                     self.flips.remove(at)
                     buffer[at - start] ^= 1
                 start += buffer.nbytes
+
+    def ranges(self) -> list[tuple[str, tuple[int, int]]]:
+        """Key and (start, bytes) of each read."""
+        return list(zip(self.keys, self.reads, strict=True))
 
 
 def read(fetcher: Fetcher, ref: ObjectRef, first: int, chunks: int) -> bytes:

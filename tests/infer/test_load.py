@@ -1,8 +1,11 @@
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from fmscale.cli.main import build_app
 from fmscale.errors import ConfigError, DataError
 from fmscale.infer.heldout import files, stored_documents
 from fmscale.infer.load import open_trained
@@ -50,6 +53,19 @@ def test_what_cannot_be_opened_is_refused(made: tuple[str, Decoder]) -> None:
     with pytest.raises(ConfigError, match="vocabulary of run narrow is smaller") as refused:
         open_trained(f"{url}#narrow")
     assert refused.value.found == "200, the tokenizer has 272"
+
+
+def test_a_model_of_the_users_own_is_refused_and_its_module_is_not_imported(made: tuple[str, Decoder]) -> None:
+    url, _ = made
+    config = {"model": {"kind": "antigravity:Model"}, "data": {"sources": [{"dataset": "docs"}]}}
+    save_run(url, "own", (1,), config=config)
+    with pytest.raises(ConfigError, match="needs a model of kind decoder") as refused:
+        open_trained(f"{url}#own")
+    assert refused.value.found == "model.kind: antigravity:Model"
+    result = CliRunner().invoke(build_app(), ["checkpoint", "export", f"{url}#own", "--to", url, "--format", "hf"])
+    assert result.exit_code == 2
+    assert "--format safetensors" in result.output
+    assert "antigravity" not in sys.modules
 
 
 def test_stored_documents_are_the_texts(made: tuple[str, Decoder], tmp_path: Path) -> None:

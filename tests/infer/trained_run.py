@@ -36,20 +36,20 @@ def store_texts(folder: Path, **options: Any) -> str:
     return url
 
 
-def save_run(url: str, run: str, steps: tuple[int, ...], config: ModelConfig = MODEL, **meta: Any) -> Decoder:
+def save_run(url: str, run: str, steps: tuple[int, ...], model_config: ModelConfig = MODEL, **meta: Any) -> Decoder:
     """Save random weights as the run's checkpoint at each step; the model of the last."""
     backend = open_store(url)
     tokenizer = open_dataset(backend, "docs").commits()[-1].tokenizer
-    model = build(config, vocab_size=meta.get("vocab_size", 272))
+    model = build(model_config, vocab_size=meta.get("vocab_size", 272))
     lease = acquire(run_log(backend, run), "test")
-    world = World(rank=0, world_size=1, dp_rank=0, dp_size=1)
+    world = World()
     saver = Saver(url, run, world=world, lease=lease.number, config=CheckpointConfig(keep_last=9))
     for step in steps:
         saver.fence()  # the previous step's copy may still be under way
         model.init_weights(torch.Generator().manual_seed(step))
         pieces = [whole(name, parameter) for name, parameter in model.named_parameters()]
         said = {"vocab_size": model.vocab_size, "tokenizer": tokenizer, **meta}
-        tree = {"model": as_tree(config), "data": {"sequence_length": 64, "sources": [{"dataset": "docs"}]}}
+        tree = {"model": as_tree(model_config), "data": {"sequence_length": 64, "sources": [{"dataset": "docs"}]}}
         saver.save(step, pieces, {"step": step, "config": tree, **said}, wait=True)
     assert {report.state for report in saver.close(60.0)} == {"acknowledged"}
     return model.eval()

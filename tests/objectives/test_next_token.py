@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fmscale.models import Decoder
-from fmscale.objectives import Inputs, next_token
+from fmscale.objectives import Inputs, NextToken
 from tests.models.models import VOCAB, small
 
 B, T = 6, 12
@@ -26,12 +26,15 @@ def rows(which: slice = slice(0, B)) -> Inputs:
     source = torch.arange(B) % 2
     source[FILLER] = -1
     return Inputs(
-        tokens_BT=text[which, :T],
-        labels_BT=text[which, 1:],
-        weights_BT=weights[which, 1:],
-        positions_BT=positions[which, :T],
-        cu_seqlens=torch.cat((begins, torch.tensor([inputs.numel()]))).to(torch.int32),
-        source_B=source[which],
+        tensors={
+            "tokens": text[which, :T],
+            "labels": text[which, 1:],
+            "positions": positions[which, :T],
+            "cu_seqlens": torch.cat((begins, torch.tensor([inputs.numel()]))).to(torch.int32),
+        },
+        weights=weights[which, 1:],
+        source=source[which],
+        bounds=torch.arange(0, inputs.numel() + 1, T, dtype=torch.int32),
     )
 
 
@@ -40,7 +43,7 @@ def run(model: Decoder, parts: list[Inputs]) -> tuple[float, float, dict[str, Te
     model.zero_grad()
     total = count = 0.0
     for part in parts:
-        loss = next_token(model, part)
+        loss = NextToken()(model, part)
         torch.autograd.backward(loss.sum)
         total, count = total + loss.sum.item(), count + loss.count.item()
     return total, count, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -73,17 +76,52 @@ def test_fillers_weigh_nothing() -> None:
     assert not any(gradient.any() for gradient in empty[2].values())
 
 
-def test_losses_of_tokens_are_weighted_and_sum_to_the_sum() -> None:
+def losses_of(model: Decoder, given: Inputs) -> Tensor:
+    """The loss of each token by way of logits, [B, T]."""
+    tensors = given.tensors
+    logits = model.head(model(tensors["tokens"], cu_seqlens=tensors["cu_seqlens"]))
+    each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tensors["labels"].flatten(), reduction="none")
+    return (each.view(given.weights.shape) * given.weights).detach()
+
+
+def test_losses_are_weighted_and_sum_to_the_sum() -> None:
     model = small()
     given = rows()
-    loss = next_token(model, given)
-    logits = model.head(model(given.tokens_BT, cu_seqlens=given.cu_seqlens))
-    wanted = torch.nn.functional.cross_entropy(logits.flatten(0, 1), given.labels_BT.flatten(), reduction="none")
-    torch.testing.assert_close(loss.losses_BT, (wanted.view(B, T) * given.weights_BT).detach())
-    torch.testing.assert_close(loss.losses_BT.sum(), loss.sum.detach())
-    elsewhere = next_token(model, dataclasses.replace(given, positions_BT=given.positions_BT * 3))
+    loss = NextToken()(model, given)
+    torch.testing.assert_close(loss.by_sample, torch.stack((losses_of(model, given).sum(1), given.weights.sum(1))))
+    torch.testing.assert_close(loss.by_sample.sum(1), torch.stack((loss.sum, loss.count)).detach())
+    further = {**given.tensors, "positions": given.tensors["positions"] * 3}
+    elsewhere = NextToken()(model, dataclasses.replace(given, tensors=further))
     assert not torch.allclose(elsewhere.sum, loss.sum, rtol=1e-4)
-    half = next_token(model, dataclasses.replace(given, weights_BT=given.weights_BT / 2))
+    half = NextToken()(model, dataclasses.replace(given, weights=given.weights / 2))
     torch.testing.assert_close((half.sum, half.count), (loss.sum / 2, loss.count / 2))
     assert loss.sum.requires_grad
-    assert not loss.losses_BT.requires_grad
+    assert not loss.by_sample.requires_grad
+
+
+def flat(given: Inputs, bounds: list[int]) -> Inputs:
+    """The same documents as a flat forward of samples with these bounds, and 8 positions of padding behind them."""
+    tensors = {
+        name: torch.nn.functional.pad(each.flatten(), (0, 8))[None]
+        for name, each in given.tensors.items()
+        if name != "cu_seqlens"
+    }
+    ends = torch.tensor([given.weights.numel() + 8], dtype=torch.int32)
+    return Inputs(
+        tensors={**tensors, "cu_seqlens": torch.cat((given.tensors["cu_seqlens"], ends))},
+        weights=torch.nn.functional.pad(given.weights.flatten(), (0, 8))[None],
+        source=torch.zeros(len(bounds) - 1, dtype=torch.int64),
+        bounds=torch.tensor(bounds, dtype=torch.int32),
+    )
+
+
+def test_a_flat_forward_gives_losses_by_the_bounds_of_its_samples() -> None:
+    model = small()
+    given = rows()
+    loss, whole = NextToken()(model, flat(given, [0, 5, 5, 31, B * T])), NextToken()(model, given)
+    torch.testing.assert_close((loss.sum, loss.count), (whole.sum, whole.count))
+    each = torch.stack((losses_of(model, given), given.weights)).flatten(1)
+    wanted = torch.stack([each[:, a:b].sum(1) for a, b in ((0, 5), (5, 5), (5, 31), (31, B * T))], 1)
+    torch.testing.assert_close(loss.by_sample, wanted)
+    single = NextToken()(model, flat(given, [0, B * T]))
+    torch.testing.assert_close(single.by_sample, wanted.sum(1, keepdim=True))

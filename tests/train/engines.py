@@ -8,7 +8,7 @@ import torch
 from fmscale.config import BatchShape, Config, ModelConfig, OptimizerConfig, TrainConfig
 from fmscale.config.data import DataConfig, SourceConfig
 from fmscale.objectives.protocol import Inputs
-from fmscale.runtime.world import World
+from fmscale.runtime.axes import Axis
 from fmscale.train.engine.deepspeed import DeepSpeedEngine
 from fmscale.train.engine.module import build_engine
 from fmscale.train.step import train_step
@@ -31,10 +31,9 @@ def make_engine(
     config: Config, rank: int, size: int, accumulation: int = 1, compiler: str = "inductor"
 ) -> DeepSpeedEngine:
     restart_numbers()
-    world = World(rank=rank, world_size=size, dp_rank=rank, dp_size=size)
     micro = -(-ROWS // size // accumulation)
     batch = BatchShape(global_batch=ROWS, micro_batch=micro, accumulation=accumulation, dp_size=size)
-    return build_engine(config, world, VOCAB, batch, "cpu", compiler=compiler)
+    return build_engine(config, Axis(rank=rank, size=size), VOCAB, batch, "cpu", compiler=compiler)
 
 
 def rows_of(step: int, first: int, stop: int, rows: int) -> Inputs:
@@ -50,12 +49,15 @@ def rows_of(step: int, first: int, stop: int, rows: int) -> Inputs:
     weights[stop - first :] = 0
     starts = torch.arange(rows)[:, None] * T + torch.tensor([[0, cut]])
     return Inputs(
-        tokens_BT=tokens[:, :-1].contiguous(),
-        labels_BT=tokens[:, 1:].contiguous(),
-        weights_BT=weights,
-        positions_BT=positions.contiguous(),
-        cu_seqlens=torch.cat((starts.flatten(), torch.tensor([rows * T]))).to(torch.int32),
-        source_B=torch.arange(rows) % 2,
+        tensors={
+            "tokens": tokens[:, :-1].contiguous(),
+            "labels": tokens[:, 1:].contiguous(),
+            "positions": positions.contiguous(),
+            "cu_seqlens": torch.cat((starts.flatten(), torch.tensor([rows * T]))).to(torch.int32),
+        },
+        weights=weights,
+        source=torch.arange(rows) % 2,
+        bounds=torch.arange(0, rows * T + 1, T, dtype=torch.int32),
     )
 
 
@@ -76,7 +78,7 @@ def train(
         result = train_step(
             engine,
             microbatches(step, rank, size, accumulation),
-            tokens=ROWS * (T - 1),
+            count=ROWS * (T - 1),
             sources=2,
             rate=1e-2,
             seed=lambda i: None,
@@ -84,7 +86,7 @@ def train(
         )
         loss = result.loss_sum.clone()
         torch.distributed.all_reduce(loss)
-        out.append((loss.item() / result.tokens, result.update.grad_norm))
+        out.append((loss.item() / result.count, result.update.grad_norm))
     return out
 
 

@@ -1,12 +1,16 @@
 """Whole training runs in the tests: a corpus of two sources, a config, and the records of a run."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pytest
+import torch
 
+from fmscale.checkpoint.checkpoint import Checkpoint
+from fmscale.checkpoint.format.piece import elements
 from fmscale.config import Config, load_config
 from fmscale.data.ingest import ingest
 from fmscale.data.provenance.delivery import read_records, without_repeats
@@ -76,6 +80,46 @@ def train_here(rank: int, size: int, path: str, overrides: tuple[str, ...]) -> d
     phases: list[str] = []
     outcome = run_training(config, show=shown.append, event=events.append, phase=phases.append)
     return {**outcome.to_json(), "shown": shown, "events": events, "phases": phases}
+
+
+def state_at_begin(rank: int, size: int, path: str, overrides: tuple[str, ...]) -> list[tuple[str, str, int, Any]]:
+    """Train as this rank; copies of its pieces before its first step, (name, state, start, values), and of forward's
+    whole weights, under the state `forward`.
+    """
+    import deepspeed
+
+    from fmscale.train.loop import run_loop
+
+    held: list[tuple[str, str, int, Any]] = []
+
+    def look(loop: Any, first_step: int) -> Any:
+        held.extend((p.name, p.state, p.start, p.tensor.clone()) for p in loop.engine.pieces(save=True))
+        named = dict(loop.engine.module.named_parameters())
+        sharded = [p for p in named.values() if hasattr(p, "ds_id")]
+        with deepspeed.zero.GatheredParameters(sharded, enabled=bool(sharded)):
+            for name, parameter in named.items():
+                held.append((name.split("model.", 1)[1], "forward", 0, parameter.detach().clone().view(-1)))
+        return run_loop(loop, first_step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fmscale.train.run.run_loop", look)
+        train_here(rank, size, path, overrides)
+    return held
+
+
+def check_state(ranks: list[list[tuple[str, str, int, Any]]], saved: Checkpoint, states: Sequence[str] = ()) -> None:
+    """The ranks hold each element of the checkpoint's tensors (in `states`, if given) once, and forward its weights."""
+    seen: dict[Any, int] = {}
+    for name, state, start, values in (piece for rank in ranks for piece in rank):
+        if state == "forward":
+            want = saved.tensor(name).view(-1)
+            assert torch.equal(values, want.to(values.dtype)), f"{name}: the weight is not its master, cast"
+        elif not states or state in states:
+            want = saved.tensor(name, state).view(-1)[start : start + len(values)]
+            assert torch.equal(values, want.to(values.dtype)), (name, state)
+            seen[name, state] = seen.get((name, state), 0) + len(values)
+    tensors = [tensor for tensor in saved.manifest.tensors if not states or tensor.state in states]
+    assert seen == {(tensor.name, tensor.state): elements(tensor.shape) for tensor in tensors}
 
 
 def steps_of(folder: Path) -> dict[int, dict[str, Any]]:

@@ -12,6 +12,7 @@ from fmscale.config import BatchShape, load_config
 from fmscale.data.ingest import ingest
 from fmscale.data.provenance.delivery import document_bytes
 from fmscale.errors import ConfigError
+from fmscale.runtime.axes import Axis
 from fmscale.runtime.world import World
 from fmscale.store.open import open_store
 from fmscale.train.data import open_training
@@ -25,7 +26,7 @@ def seen(path: Path, *overrides: str) -> set[bytes]:
     config = load_config(str(path), (f"store.url={path.parent / 'store'}", "train.record_delivery=true", *overrides))
     backend = open_store(config.store.url)
     shares = BatchShape(global_batch=4, micro_batch=4, accumulation=1, dp_size=1)
-    with open_training(config, backend, World(), shares, lease=0) as loader:
+    with open_training(config, backend, World(), Axis(), shares, lease=0) as loader:
         batches = [next(loader) for _ in range(150)]
     return {document_bytes(span.document) for batch in batches for span in batch.spans}
 

@@ -15,10 +15,10 @@ from fmscale.data.plan.plan import Plan, Stage
 from fmscale.data.provenance.delivery import DeliveryRecord, order_hash, read_records
 from fmscale.data.provenance.expected import expected_samples
 from fmscale.data.sources import make_sources
-from fmscale.objectives.protocol import Inputs
+from fmscale.objectives import Inputs, NextToken
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.open import open_store
-from fmscale.train.inputs import received, to_inputs
+from fmscale.train.inputs import received
 from tests.helpers.corpus import store_corpus
 
 SAMPLES, BATCH, T = 64, 8, 65
@@ -57,7 +57,7 @@ def recorded(store: Backend, path: Path, change: Change) -> pa.Table:
         )
         with loader, DeliveryRecord(paths[-1], "uint16") as record:
             for batch in itertools.takewhile(lambda one: one.step < SAMPLES // BATCH, loader):
-                record.add(received(batch, change(to_inputs(batch, "cpu"))))
+                record.add(received(batch, change(NextToken().collate(batch))))
     return read_records(paths)
 
 
@@ -68,44 +68,47 @@ def test_rows_as_the_engine_gets_them_are_those_of_the_plan(store: Backend, plan
     assert 1 in last, "no row has a document of which it holds only the last label"
 
 
+def changed(rows: Inputs, **tensors: torch.Tensor) -> Inputs:
+    return replace(rows, tensors={**rows.tensors, **tensors})
+
+
 def rolled(rows: Inputs) -> Inputs:
-    return replace(rows, tokens_BT=rows.tokens_BT.roll(1, 1), labels_BT=rows.labels_BT.roll(1, 1))
+    return changed(rows, **{name: rows.tensors[name].roll(1, 1) for name in ("tokens", "labels")})
 
 
 def swapped(rows: Inputs) -> Inputs:
     """Two tokens that differ, in inputs and labels alike."""
-    tokens, labels = rows.tokens_BT.clone(), rows.labels_BT.clone()
+    tokens, labels = rows.tensors["tokens"].clone(), rows.tensors["labels"].clone()
     i = 1 + int((tokens[0, 1:-1] != tokens[0, 2:]).nonzero()[0])
     tokens[0, [i, i + 1]] = tokens[0, [i + 1, i]]
     labels[0, [i - 1, i]] = labels[0, [i, i - 1]]
-    return replace(rows, tokens_BT=tokens, labels_BT=labels)
+    return changed(rows, tokens=tokens, labels=labels)
 
 
 def rows_swapped(rows: Inputs) -> Inputs:
-    return replace(rows, tokens_BT=rows.tokens_BT.flip(0), labels_BT=rows.labels_BT.flip(0))
+    return changed(rows, **{name: rows.tensors[name].flip(0) for name in ("tokens", "labels")})
 
 
 def labels_unshifted(rows: Inputs) -> Inputs:
-    return replace(rows, labels_BT=torch.cat((rows.tokens_BT[:, :-1], rows.labels_BT[:, -1:]), 1))
+    return changed(rows, labels=torch.cat((rows.tensors["tokens"][:, :-1], rows.tensors["labels"][:, -1:]), 1))
 
 
 def without_documents(rows: Inputs) -> Inputs:
     """Inputs as if every row were one document."""
-    B, length = rows.tokens_BT.shape
-    return replace(rows, cu_seqlens=torch.arange(0, B * length + 1, length, dtype=torch.int32))
+    return changed(rows, cu_seqlens=rows.bounds)
 
 
 def documents_late(rows: Inputs) -> Inputs:
     """Every document that begins inside a row begins one token late."""
-    column = rows.cu_seqlens % rows.tokens_BT.shape[1]
-    inside = (column > 0) & (column < rows.tokens_BT.shape[1] - 1)
-    return replace(rows, cu_seqlens=rows.cu_seqlens + inside)
+    cu_seqlens, length = rows.tensors["cu_seqlens"], rows.weights.shape[1]
+    column = cu_seqlens % length
+    return changed(rows, cu_seqlens=cu_seqlens + ((column > 0) & (column < length - 1)))
 
 
 def last_label_weighed(rows: Inputs) -> Inputs:
-    weights = rows.weights_BT.clone()
+    weights = rows.weights.clone()
     weights[:, -1] = 1
-    return replace(rows, weights_BT=weights)
+    return replace(rows, weights=weights)
 
 
 @pytest.mark.parametrize(

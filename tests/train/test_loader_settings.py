@@ -6,9 +6,11 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from fmscale.config import BatchShape, Config, DataConfig, SourceConfig, TrainConfig
+from fmscale.runtime.axes import Axis
 from fmscale.runtime.world import World
 from fmscale.store.backends.protocol import Backend
 from fmscale.train import data
+from tests.helpers.copy_tier import CopyTier
 
 SOURCES = (
     SourceConfig(dataset="a", weight=2.5, split="train2", commits=(3, 5), masks=("m",), seed=11),
@@ -25,7 +27,8 @@ DATA = DataConfig(
     on_corrupt="stop",
 )
 CONFIG = Config(data=DATA, train=TrainConfig(run="named", record_delivery=True))
-RANK = World(rank=3, world_size=6, local_rank=1, local_size=2, dp_rank=3, dp_size=6)
+RANK = World(rank=3, world_size=6, local_rank=1, local_size=2)
+DP = Axis(rank=4, size=6)
 
 
 def told(section: Any) -> dict[str, Any]:
@@ -50,10 +53,10 @@ def required(field: Field[Any]) -> bool:
 
 def test_every_field_reaches_the_loader(monkeypatch: pytest.MonkeyPatch, memory_store: Backend) -> None:
     given: list[dict[str, Any]] = []
+    tiers = (CopyTier(memory_store),)
     monkeypatch.setattr(data, "open_loader", lambda store, **options: given.append({"store": store, **options}))
-    data.open_training(
-        CONFIG, memory_store, RANK, BatchShape(global_batch=24, micro_batch=2, accumulation=2, dp_size=6), lease=23
-    )
+    batch = BatchShape(global_batch=24, micro_batch=2, accumulation=2, dp_size=6)
+    data.open_training(CONFIG, memory_store, RANK, DP, batch, lease=23, tiers=tiers)
     [found] = given
     assert found == {
         **told(DATA),
@@ -64,8 +67,9 @@ def test_every_field_reaches_the_loader(monkeypatch: pytest.MonkeyPatch, memory_
         "lease": 23,
         "batch": 24,
         "micro_batch": 2,
-        "dp_rank": 3,
+        "dp_rank": 4,
         "dp_size": 6,
         "nodes": 3,
+        "tiers": tiers,
         "document_ids": True,
     }

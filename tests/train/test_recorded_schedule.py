@@ -28,7 +28,7 @@ RUN = "demo"
 def save(url: str, *stands: tuple[int, int, int]) -> None:
     """For each entry a checkpoint after that many steps and samples, of a job with that micro_batch on two ranks."""
     lease = acquire(run_log(open_store(url), RUN), "test").number
-    world = World(rank=0, world_size=1, dp_rank=0, dp_size=1)
+    world = World()
     saver = Saver(url, RUN, world=world, lease=lease, config=CheckpointConfig(keep_last=9))
     for step, k, micro_batch in stands:
         batch = {"global_batch": None, "micro_batch": micro_batch, "accumulation": 1, "uneven": "refuse"}

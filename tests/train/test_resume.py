@@ -8,18 +8,28 @@ import pytest
 import torch
 
 from fmscale.checkpoint import catalog
+from fmscale.checkpoint.checkpoint import open_checkpoint
 from fmscale.config import load_config
 from fmscale.data.batch import Microbatch
 from fmscale.data.plan.order_log import OrderLog
 from fmscale.data.provenance.delivery import order_hash
 from fmscale.data.provenance.expected import expected_samples
 from fmscale.errors import ConfigError
-from fmscale.objectives.protocol import Inputs
+from fmscale.objectives import Inputs, NextToken
 from fmscale.store.log.log import RUN_KINDS, Log
 from fmscale.store.open import open_store
-from fmscale.train.inputs import to_inputs
 from tests.helpers.ranks import run_ranks
-from tests.train.runs import T, delivered, events_of, make_corpus, steps_of, train_here, write_config
+from tests.train.runs import (
+    T,
+    check_state,
+    delivered,
+    events_of,
+    make_corpus,
+    state_at_begin,
+    steps_of,
+    train_here,
+    write_config,
+)
 
 EXACT = ("loss", "tokens", "lr", "grad_norm", "loss/prose", "loss/sums")
 
@@ -90,32 +100,6 @@ def test_resume_at_other_sizes_and_stages_keeps_order_and_state(store: str, tmp_
         torch.testing.assert_close(torch.tensor(got), torch.tensor(want), rtol=1e-3, atol=1e-5)
 
 
-def state_after_restore(rank: int, size: int, path: str, overrides: tuple[str, ...]) -> Any:
-    """This rank's pieces right after a run restored them, before any step; and forward's whole weights, under the state
-    `forward`.
-    """
-    import deepspeed
-
-    from fmscale.train.loop import run_loop
-
-    held: list[Any] = []
-
-    def look(loop: Any, first_step: int) -> Any:
-        held.extend((p.name, p.state, p.start, p.tensor.clone()) for p in loop.engine.pieces(save=True))
-        named = dict(loop.engine.module.named_parameters())
-        sharded = [p for p in named.values() if hasattr(p, "ds_id")]
-        with deepspeed.zero.GatheredParameters(sharded, enabled=bool(sharded)):
-            for name, parameter in named.items():
-                logical = name.split("model.", 1)[1]
-                held.append((logical, "forward", 0, parameter.detach().clone().view(-1)))
-        return run_loop(loop, loop.steps)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fmscale.train.run.run_loop", look)
-        train_here(rank, size, path, overrides)
-    return held
-
-
 @pytest.fixture(scope="module", params=["fp32", "bf16"])
 def saved_by_two(request: pytest.FixtureRequest, store: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Config and overrides of a run that two ranks saved after 2 steps at stage 3."""
@@ -131,21 +115,10 @@ def test_state_is_equal_to_the_bit_right_after_the_restore(
     store: str, saved_by_two: tuple[Path, tuple[str, ...]], size: int, stage: int
 ) -> None:
     path, common = saved_by_two
-    ranks = run_ranks(state_after_restore, size, str(path), (*common, f"train.zero_stage={stage}"), timeout=120)
-    from fmscale.checkpoint.checkpoint import open_checkpoint
-
+    ranks = run_ranks(state_at_begin, size, str(path), (*common, f"train.zero_stage={stage}"), timeout=120)
     saved = open_checkpoint(f"{store}#{load_config(path, common).train.run}@2")
-    seen: dict[Any, int] = {}
-    for name, state, start, values in (piece for rank in ranks for piece in rank):
-        if state == "forward":
-            master = saved.tensor(name).view(-1)
-            assert torch.equal(values, master.to(values.dtype)), f"{name}: the weight is not its master, cast"
-            continue
-        want = saved.tensor(name, state=state).view(-1)[start : start + len(values)]
-        assert torch.equal(values, want), (name, state)
-        seen[name, state] = seen.get((name, state), 0) + len(values)
-    assert {key[1] for key in seen} == {"weight", "exp_avg", "exp_avg_sq"}
-    assert all(count == saved.tensor(*key).numel() for key, count in seen.items())
+    check_state(ranks, saved)
+    assert {tensor.state for tensor in saved.manifest.tensors} == {"weight", "exp_avg", "exp_avg_sq"}
 
 
 def test_a_fork_begins_a_new_run_with_the_state_of_another(store: str, tmp_path: Path) -> None:
@@ -176,15 +149,17 @@ def test_what_cannot_be_resumed_is_refused(store: str, tmp_path: Path, resume: s
 
 
 def train_swapped(rank: int, size: int, path: str, overrides: tuple[str, ...]) -> dict[str, Any]:
-    """`train_here` with a `to_inputs` that swaps the first two tokens of each row of the engine's inputs."""
+    """`train_here` with a `collate` that swaps the first two tokens of each row of the engine's inputs."""
 
-    def wrong(batch: Microbatch, device: str) -> Inputs:
-        rows = to_inputs(batch, device)
+    right = NextToken.collate
+
+    def wrong(objective: NextToken, batch: Microbatch) -> Inputs:
+        rows = right(objective, batch)
         order = torch.tensor([1, 0, *range(2, T)])
-        return replace(rows, tokens_BT=rows.tokens_BT[:, order])
+        return replace(rows, tensors={**rows.tensors, "tokens": rows.tensors["tokens"][:, order]})
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fmscale.train.loop.to_inputs", wrong)
+        patch.setattr(NextToken, "collate", wrong)
         return train_here(rank, size, path, overrides)
 
 

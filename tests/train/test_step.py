@@ -1,6 +1,7 @@
 """The step: non-finite numbers, sources in the journal, and the model's inputs from a batch."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,10 @@ import pytest
 import torch
 
 from fmscale.data.batch import Microbatch, UnitDocuments
-from fmscale.runtime.collectives import exchange, largest, total
+from fmscale.objectives import Inputs, Loss, NextToken
+from fmscale.runtime.axes import Axis
+from fmscale.runtime.collectives import Exchange, largest, total
 from fmscale.runtime.stop import Stop
-from fmscale.train.inputs import to_inputs
 from tests.helpers.ranks import run_ranks
 from tests.train.engines import config_of, held, joined, make_engine, train
 
@@ -22,9 +24,9 @@ def poisoned(rank: int, size: int, stage: int, precision: str) -> Any:
     held_before = held(engine, save=True)
     real = engine.forward
 
-    def infinite(inputs: Any) -> Any:
-        loss = real(inputs)
-        return type(loss)(sum=loss.sum * (math.inf if rank == 0 else 1), count=loss.count, losses_BT=loss.losses_BT)
+    def infinite(inputs: Inputs, context: Any = None) -> Loss:
+        loss = real(inputs, context)
+        return replace(loss, sum=loss.sum * (math.inf if rank == 0 else 1))
 
     engine.forward = infinite  # type: ignore[method-assign]
     bad = train(engine, rank, size, range(1, 2))
@@ -48,16 +50,18 @@ def test_a_gradient_that_is_not_finite_is_seen_and_not_applied(stage: int, preci
 
 
 def facts_of(rank: int, size: int) -> Any:
-    mine = exchange(10.0 + rank, Stop.SIGTERM if rank == 1 else Stop.NO, save=rank == 2)
-    none = exchange(1.0, Stop.NO, save=False)
+    axis, reasons = Axis(rank=rank, size=size), (Stop.SIGTERM, Stop.SIGUSR1, Stop.NO)
+    begun = Exchange.start(10.0 + rank, reasons[rank], save=rank == 2)
     values = torch.tensor([1.0, float(rank)])
-    return mine, none, total(values).tolist(), largest(values).tolist()
+    mine = begun.finish()
+    none = Exchange.start(1.5, Stop.NO, save=False).finish()
+    return mine, none, total(values, axis).tolist(), largest(values, axis).tolist()
 
 
 def test_ranks_agree_on_tokens_stop_and_save() -> None:
     for mine, none, summed, top in run_ranks(facts_of, 3):
-        assert (mine.tokens, mine.stop, mine.save) == (33.0, Stop.SIGTERM, True)
-        assert (none.tokens, none.stop, none.save) == (3.0, Stop.NO, False)
+        assert (mine.count, mine.stop, mine.save) == (33.0, Stop.SIGTERM, True)
+        assert (none.count, none.stop, none.save) == (4.5, Stop.NO, False)
         assert summed == [3.0, 3.0]
         assert top == [1.0, 2.0]
 
@@ -68,18 +72,20 @@ def test_a_batch_becomes_inputs_and_the_labels_after_them() -> None:
     batch = Microbatch(
         tokens=torch.arange(18).view(3, 6),
         k=np.array([0, 1], dtype=np.uint64),
-        source=np.array([1, 0], dtype=np.uint16),
+        row_source=np.array([1, 0], dtype=np.uint16),
         row=np.array([0, 1], dtype=np.uint64),
         step=0,
         last_of_step=True,
         documents=[documents, documents],
         offsets=[0, 6],
     )
-    rows = to_inputs(batch, "cpu")
-    assert rows.tokens_BT.tolist() == [[0, 1, 2, 3, 4], [6, 7, 8, 9, 10], [12, 13, 14, 15, 16]]
-    assert rows.labels_BT.tolist() == [[1, 2, 3, 4, 5], [7, 8, 9, 10, 11], [13, 14, 15, 16, 17]]
+    rows = NextToken().collate(batch).to("cpu")
+    given = {name: tensor.tolist() for name, tensor in rows.tensors.items()}
+    assert given["tokens"] == [[0, 1, 2, 3, 4], [6, 7, 8, 9, 10], [12, 13, 14, 15, 16]]
+    assert given["labels"] == [[1, 2, 3, 4, 5], [7, 8, 9, 10, 11], [13, 14, 15, 16, 17]]
     # token 4 begins a document: no earlier token may predict it
-    assert rows.weights_BT.tolist() == [[1, 1, 1, 0, 1], [1] * 5, [0] * 5]
-    assert rows.positions_BT.tolist() == [[0, 1, 2, 3, 0], [0, 1, 2, 3, 4], [0, 1, 2, 3, 4]]
-    assert rows.cu_seqlens.tolist() == [0, 4, 5, 10, 15]
-    assert rows.source_B.tolist() == [1, 0, -1]
+    assert rows.weights.tolist() == [[1, 1, 1, 0, 1], [1] * 5, [0] * 5]
+    assert given["positions"] == [[0, 1, 2, 3, 0], [0, 1, 2, 3, 4], [0, 1, 2, 3, 4]]
+    assert given["cu_seqlens"] == [0, 4, 5, 10, 15]
+    assert rows.source.tolist() == [1, 0, -1]
+    assert rows.bounds.tolist() == [0, 5, 10, 15]

@@ -17,7 +17,9 @@ from fmscale.runtime.world import World
 from fmscale.store.open import open_store
 from fmscale.train import saving, session
 from fmscale.train.compare import read_history
+from fmscale.train.run import run_training
 from fmscale.train.schedule import learning_rate
+from tests.helpers.copy_tier import CopyTier
 from tests.helpers.ranks import run_ranks
 from tests.train.runs import T, events_of, make_corpus, steps_of, write_config
 from tests.train.traced import STALL, Event, traced
@@ -120,6 +122,25 @@ def test_a_checkpoint_of_another_tokenizer_is_refused(folder: Path, path: Path, 
     overrides = (*OVERRIDES, "train.run=fork", f"train.resume=run@{STEPS}", "data.sources=[{dataset: other}]")
     with pytest.raises(ConfigError, match="another tokenizer"):
         run_ranks(traced, 1, str(path), overrides, timeout=120)
+
+
+def keys_from_a_tier(rank: int, size: int, path: str, overrides: tuple[str, ...]) -> set[str]:
+    """Train with a tier that has all chunks; the keys that it was asked for."""
+    config = load_config(path, overrides)
+    tier = CopyTier(open_store(config.store.url))
+    run_training(config, show=lambda record: None, event=lambda record: None, tiers=[tier])
+    return {key for key, _ in tier.asked}
+
+
+def test_samples_held_out_rows_and_a_restored_checkpoint_come_through_the_tiers_of_a_run(
+    folder: Path, path: Path, events: list[Event]
+) -> None:
+    ingest([str(folder / "sums")], store=load_config(path).store.url, dataset="outside", heldout=0.5, workers=1)
+    sets = "evaluation={every: 1, sets: [{dataset: outside, rows: 2}]}"
+    overrides = (*OVERRIDES, "train.run=tiers", f"train.resume=run@{STEPS}", f"train.steps={STEPS + 1}", sets)
+    [keys] = run_ranks(keys_from_a_tier, 1, str(path), overrides, timeout=120)
+    for part in ("datasets/prose/", "datasets/sums/", "datasets/outside/", f"runs/run/checkpoints/{STEPS:010d}"):
+        assert any(key.startswith(part) for key in keys), part
 
 
 def test_limits_on_collectives_and_on_store_requests_are_the_configs(

@@ -29,9 +29,9 @@ def traced(rank: int, size: int, path: str, overrides: tuple[str, ...]) -> list[
     events: list[Event] = []
     config = load_config(path, overrides)
 
-    def forward(self: Any, real: Callable[..., Any], rows: Any) -> Any:
-        loss = real(self, rows)
-        events.append(("forward", (rows.tokens_BT.clone(), rows.weights_BT.clone(), loss.losses_BT.clone())))
+    def forward(self: Any, real: Callable[..., Any], rows: Any, context: Any = None) -> Any:
+        loss = real(self, rows, context)
+        events.append(("forward", (rows.tensors["tokens"].clone(), rows.weights.clone(), loss.by_sample[0].clone())))
         return loss
 
     def restored(self: Any, real: Callable[..., Any], updates: int) -> None:

@@ -8,7 +8,7 @@ import torch
 import fmscale
 from fmscale.checkpoint.catalog import CheckpointEntry
 from fmscale.checkpoint.checkpoint import Checkpoint
-from fmscale.config import ModelConfig
+from fmscale.config import ModelConfig, Own
 from fmscale.data.ingest import IngestResult
 from fmscale.data.loader import Loader
 from fmscale.infer import Completion, Document, Evaluation
@@ -38,7 +38,7 @@ def train(path: str) -> str:
 
     try:
         config = assert_type(fmscale.load_config(path, ["train.steps=3"]), fmscale.Config)
-        assert_type(config.model, ModelConfig)
+        assert_type(config.model, ModelConfig | Own)
         assert_type(fmscale.run_training(config, show=show, event=show), Outcome)
     except fmscale.FmscaleError as error:
         return assert_type(error.remedy, str)

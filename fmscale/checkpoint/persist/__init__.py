@@ -3,8 +3,9 @@
 `job.py`          the request and the events that cross between trainer and process
 `client.py`       the trainer's end: starts the process, and restarts a dead process
 `process.py`      the process's end: each message calls the worker
-`worker.py`       two stages: store and seal, then commit
-`rank_part.py`    digests, references, files, and the seal last
+`worker.py`       two stages: the steps from the snapshot to the seal, then commit
+`step.py`         a save on its way, and the type of a step
+`rank_part.py`    the steps: digests, references and files; the seal
 `stream.py`       a file's bytes, added span by span
 `file_writer.py`  one file on a file system or an object store, with checksums
 `commit.py`       rank 0 gathers the seals and appends the log entry; all other ranks wait for the entry

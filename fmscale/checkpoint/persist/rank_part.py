@@ -1,8 +1,7 @@
-"""Stores one rank's part of a checkpoint: digests, files and checksums first, the seal last."""
+"""Steps that store one rank's part of a checkpoint: digests, files and checksums, then the seal."""
 
 import json
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Executor
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -13,8 +12,8 @@ from fmscale.checkpoint.format.names import SUMS, alive_key, data_key, refused_k
 from fmscale.checkpoint.format.seal import Seal, StoredFile, StoredPiece, decode_seal, encode_seal
 from fmscale.checkpoint.persist.file_writer import publish_unsynced, store_stream
 from fmscale.checkpoint.persist.job import SaveJob, SaveSettings
+from fmscale.checkpoint.persist.step import Known, Save
 from fmscale.checkpoint.persist.stream import Block, Stream
-from fmscale.checkpoint.snapshot.copy_progress import CopyProgress
 from fmscale.errors import Conflict, ObjectNotFound
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.backends.write_once import store_once
@@ -24,9 +23,6 @@ SMALLEST_REFERENCE = 64 << 10
 """Bytes below which a piece is written again: a reference saves less than the request that reads it costs."""
 STEP_BYTES = 4 << 20
 """Bytes that are digested and passed to the writer at once."""
-
-Known = Mapping[FileRange, tuple[StoredFile, StoredPiece]]
-"""Pieces of the last committed checkpoint, by their ranges."""
 
 
 @dataclass(kw_only=True)
@@ -39,29 +35,22 @@ class _Part:
     """Pieces of earlier checkpoints that the save refers to, by index in the layout."""
 
 
-def store_part(
-    backend: Backend,
-    settings: SaveSettings,
-    job: SaveJob,
-    memory: memoryview,
-    known: Known,
-    copied: CopyProgress,
-    pool: Executor,
-) -> Seal:
-    """Write the rank's files, then its seal; the files are durable when this returns. The seal refers
-    to pieces that `known` has with the same digest. `copied` lets the write begin while the trainer copies the rest.
+def write_files(save: Save) -> None:
+    """Write the rank's files and make `save.seal`; the files are durable when this returns. The seal refers
+    to pieces that `known` has with the same digest.
 
     Raises StoreError, and SaveFailed for a failed copy.
     """
-    part = _Part()
-    candidates = {} if job.complete else known
+    settings, job, part = save.settings, save.job, _Part()
+    candidates = {} if job.complete else save.known
     files: list[StoredFile] = []
     offsets: dict[int, tuple[int, int]] = {}
     for image in job.layout.files:
         key = data_key(job.folder, settings.rank, len(files))
-        stream = Stream(memory, image.begin, image.header_bytes, image.header_bytes + image.data_bytes)
-        fill = partial(_fill, settings, job, memory, image, candidates, copied, part)
-        sums = store_stream(backend, key, stream, fill, pool, digests=settings.config.digests, exact=not candidates)
+        stream = Stream(save.memory, image.begin, image.header_bytes, image.header_bytes + image.data_bytes)
+        fill = partial(_fill, save, image, candidates, part)
+        digests, exact = settings.config.digests, not candidates
+        sums = store_stream(save.backend, key, stream, fill, save.pool, digests=digests, exact=exact)
         if sums is None:
             continue
         at = image.header_bytes
@@ -79,7 +68,7 @@ def store_part(
                 files.append(file)
             offsets[i] = (files.index(file), placed.offset)
         pieces.append(StoredPiece(range=extent, file=offsets[i][0], offset=offsets[i][1], digest=part.digests[i]))
-    seal = Seal(
+    save.seal = Seal(
         step=job.step,
         folder=job.folder,
         rank=settings.rank,
@@ -91,7 +80,24 @@ def store_part(
         meta=job.meta,
         rank_meta=job.rank_meta,
     )
-    return _seal(backend, settings, seal)
+
+
+def store_seal(save: Save) -> None:
+    """Store the seal, or accept an equal seal of an earlier attempt whose answer was lost. From then on rank 0 may
+    commit the rank's part.
+
+    On a file system the seal need not survive a crash: after a crash no process reads it without a log entry.
+    """
+    assert save.seal is not None, "the files come before the seal"
+    key, data = seal_key(save.seal.folder, save.settings.rank), encode_seal(save.seal)
+    path = save.backend.local_path(key)
+    if publish_unsynced(str(path), key, data) if path is not None else store_once(save.backend, key, data):
+        return
+    raise Conflict(
+        "this rank has sealed the checkpoint with other content before",
+        found=key,
+        remedy="Two processes claim to be the same rank of one run; end one of them.",
+    )
 
 
 def stored_seal(backend: Backend, job: SaveJob, rank: int) -> Seal | None:
@@ -127,20 +133,12 @@ def discard(backend: Backend, settings: SaveSettings, job: SaveJob) -> None:
         backend.delete(key + SUMS)
 
 
-def _fill(
-    settings: SaveSettings,
-    job: SaveJob,
-    memory: memoryview,
-    image: FileImage,
-    candidates: Known,
-    copied: CopyProgress,
-    part: _Part,
-    stream: Stream,
-) -> Iterator[Block]:
+def _fill(save: Save, image: FileImage, candidates: Known, part: _Part, stream: Stream) -> Iterator[Block]:
     """Add the pieces of one file to its stream as they are copied, except pieces that `candidates` has with the same
     digest. Yields complete blocks.
     """
-    hashed = settings.config.digests and settings.config.incremental
+    job, config = save.job, save.settings.config
+    hashed = config.digests and config.incremental
     fresh: list[FileRange] = []
     final = 0
     for i in range(image.first, image.stop):
@@ -150,9 +148,9 @@ def _fill(
         for start in range(at, at + extent.nbytes, STEP_BYTES):
             end = min(start + STEP_BYTES, at + extent.nbytes)
             if end > final:
-                final = copied.wait(end)
+                final = save.copied.wait(end)
             if hashed:
-                digest.update(memory[start:end])
+                digest.update(save.memory[start:end])
             if candidate is None:
                 yield from stream.add(start, end - start)
         part.digests.append(digest.hexdigest() if hashed else "")
@@ -163,19 +161,3 @@ def _fill(
             yield from stream.add(at, extent.nbytes)
         fresh.append(extent)
     yield from stream.close(header(fresh, image.header_bytes))
-
-
-def _seal(backend: Backend, settings: SaveSettings, seal: Seal) -> Seal:
-    """Store the seal, or accept an equal seal of an earlier attempt whose answer was lost.
-
-    On a file system the seal need not survive a crash: after a crash no process reads it without a log entry.
-    """
-    key, data = seal_key(seal.folder, settings.rank), encode_seal(seal)
-    path = backend.local_path(key)
-    if publish_unsynced(str(path), key, data) if path is not None else store_once(backend, key, data):
-        return seal
-    raise Conflict(
-        "this rank has sealed the checkpoint with other content before",
-        found=key,
-        remedy="Two processes claim to be the same rank of one run; end one of them.",
-    )

@@ -1,4 +1,5 @@
-"""Work of the persist process in two stages: store and seal, then commit (rank 0) or wait for the commit.
+"""Work of the persist process in two stages: the steps from the snapshot to the seal, then commit (rank 0) or wait for
+the commit.
 
 While the second stage waits for other ranks, the first stage may store the next save: a save's memory is free once
 the rank has sealed.
@@ -7,7 +8,7 @@ the rank has sealed.
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from queue import SimpleQueue
@@ -20,8 +21,9 @@ from fmscale.checkpoint.persist import heartbeat
 from fmscale.checkpoint.persist.commit import RunState, await_commit, commit_seals, gather_seals
 from fmscale.checkpoint.persist.file_writer import THREADS
 from fmscale.checkpoint.persist.job import SaveJob, SaveSettings, Tell
-from fmscale.checkpoint.persist.rank_part import Known, discard, refusal, refuse, store_part, stored_seal
+from fmscale.checkpoint.persist.rank_part import discard, refusal, refuse, store_seal, stored_seal, write_files
 from fmscale.checkpoint.persist.retention import tidy
+from fmscale.checkpoint.persist.step import Known, PersistStep, Save
 from fmscale.checkpoint.snapshot.copy_progress import EVERYTHING, NEXT, CopyProgress, SaveFailed
 from fmscale.checkpoint.snapshot.memory import SharedMemory
 from fmscale.errors import Conflict, FmscaleError, LeaseLost, StoreError, StoreUnavailable
@@ -29,6 +31,9 @@ from fmscale.store.log.entry import LogEntry
 from fmscale.store.open import open_store
 
 logger = logging.getLogger(__name__)
+
+STEPS: tuple[PersistStep, ...] = (write_files, store_seal)
+"""Steps from the snapshot to the commit, in order. The seal is the last: rank 0 commits once all ranks have sealed."""
 
 FIRST_PAUSE = 0.5
 """Seconds before a failed attempt is repeated; doubled each time. The store's own retries run inside an attempt."""
@@ -47,10 +52,12 @@ def _give_way() -> None:
 
 
 class Worker:
-    """One rank's saves, one after another. The worker's threads call `tell` with each event."""
+    """One rank's saves, one after another, each by all of `steps`. The worker's threads call `tell` with each event."""
 
-    def __init__(self, settings: SaveSettings, tell: Tell) -> None:
+    def __init__(self, settings: SaveSettings, tell: Tell, steps: Sequence[PersistStep] = STEPS) -> None:
         self._settings = settings
+        self._steps = tuple(steps)
+        assert self._steps[-1] is store_seal, "rank 0 may commit after the seal, whatever follows it"
         self._report = tell
         self._backend = open_store(settings.url, deadline=settings.deadline)
         self._log = run_log(self._backend, settings.run)
@@ -169,7 +176,7 @@ class Worker:
             with self._resolved:
                 self._resolved.wait_for(lambda: not self._unresolved or self._closing.is_set())
         try:
-            seal = self._retried(job, lambda attempt: self._store_part(job, memory, copied, attempt))
+            seal = self._retried(job, lambda attempt: self._sealed(job, memory, copied, attempt))
         except FmscaleError as error:
             reason = str(error)
             self._quietly(lambda: discard(self._backend, self._settings, job))
@@ -182,7 +189,8 @@ class Worker:
         self._to_commit.put((job, seal))
         return False
 
-    def _store_part(self, job: SaveJob, memory: memoryview, copied: CopyProgress, attempt: int) -> Seal:
+    def _sealed(self, job: SaveJob, memory: memoryview, copied: CopyProgress, attempt: int) -> Seal:
+        """Make one attempt at all steps, and return the seal."""
         if attempt or job.attempt:
             # An earlier attempt may have sealed before it died or lost the answer; other ranks may have read its seal.
             seal = stored_seal(self._backend, job, self._settings.rank)
@@ -190,7 +198,20 @@ class Worker:
                 return seal
         if job.sealed:
             raise SaveFailed(f"the seal of step {job.step} is gone", remedy="Another process deleted it.")
-        return store_part(self._backend, self._settings, job, memory, self._known, copied, self._pool)
+        save = Save(
+            backend=self._backend,
+            settings=self._settings,
+            job=job,
+            memory=memory,
+            copied=copied,
+            known=self._known,
+            pool=self._pool,
+            closing=self._closing,
+        )
+        for step in self._steps:
+            step(save)
+        assert save.seal is not None, "a step has written the files"
+        return save.seal
 
     def _commit(self, job: SaveJob, seal: Seal) -> bool:
         """Run the second stage; True, as every job ends with it."""

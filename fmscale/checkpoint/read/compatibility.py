@@ -11,9 +11,10 @@ SHOWN = 5
 """Most tensors that a message names for each kind of difference; it counts the rest."""
 
 
-def differences(manifest: CheckpointManifest, asked: Iterable[Tensor]) -> str:
+def differences(manifest: CheckpointManifest, asked: Iterable[Tensor], *, convert: bool = False) -> str:
     """JSON that ranks exchange about the tensors that this rank asks for: tensors that the checkpoint lacks, tensors
-    that it has with another type or shape, and the numbers of tensors that it has.
+    that it has with another type or shape, and the numbers of tensors that it has. With `convert` weights of another
+    floating type do not differ.
     """
     missing: set[tuple[str, str]] = set()
     wrong: dict[tuple[str, str], str] = {}
@@ -25,7 +26,7 @@ def differences(manifest: CheckpointManifest, asked: Iterable[Tensor]) -> str:
             continue
         seen.add(number)
         stored = manifest.tensors[number]
-        if stored != tensor:
+        if stored != tensor and not (convert and _converts(stored, tensor)):
             types = (f"{stored.dtype} ", f"{tensor.dtype} ") if stored.dtype != tensor.dtype else ("", "")
             wrong[tensor.name, tensor.state] = (
                 f"{types[0]}{list(stored.shape)} in the checkpoint, {types[1]}{list(tensor.shape)} in the model"
@@ -36,9 +37,12 @@ def differences(manifest: CheckpointManifest, asked: Iterable[Tensor]) -> str:
     )
 
 
-def refuse_other_model(manifest: CheckpointManifest, answers: Sequence[str], where: str, *, partial: bool) -> None:
+def refuse_other_model(
+    manifest: CheckpointManifest, answers: Sequence[str], where: str, *, partial: bool = False, weights: bool = False
+) -> None:
     """Raise ConfigError, on every rank alike, unless the ranks ask for the checkpoint's tensors. With `partial` they
-    may ask for a part of them. The error names a tensor's states only if its other states do not differ alike.
+    may ask for a part of them, with `weights` for the weights alone. The error names a tensor's states only if its
+    other states do not differ alike.
     """
     missing: set[tuple[str, str]] = set()
     wrong: set[tuple[str, str, str]] = set()
@@ -48,9 +52,10 @@ def refuse_other_model(manifest: CheckpointManifest, answers: Sequence[str], whe
         missing.update((name, state) for name, state in part["missing"])
         wrong.update((name, state, how) for name, state, how in part["wrong"])
         bits |= int(part["seen"], 16)
-    there = _states((t.name, t.state) for t in manifest.tensors)
-    asked = _states((t.name, t.state) for i, t in enumerate(manifest.tensors) if bits >> i & 1)
-    unused = {(t.name, t.state) for i, t in enumerate(manifest.tensors) if not bits >> i & 1}
+    needed = [(i, t) for i, t in enumerate(manifest.tensors) if t.state == "weight" or not weights]
+    there = _states((t.name, t.state) for _, t in needed)
+    asked = _states((t.name, t.state) for i, t in needed if bits >> i & 1)
+    unused = {(t.name, t.state) for i, t in needed if not bits >> i & 1}
     parts = []
     if missing:
         lacking = _states(missing)
@@ -72,6 +77,11 @@ def refuse_other_model(manifest: CheckpointManifest, answers: Sequence[str], whe
             found="; ".join(parts),
             remedy="Train the model that it was saved from, or begin another run.",
         )
+
+
+def _converts(stored: Tensor, tensor: Tensor) -> bool:
+    same = stored._replace(dtype=tensor.dtype) == tensor and tensor.state == "weight"
+    return same and "float" in stored.dtype and "float" in tensor.dtype
 
 
 def _states(tensors: Iterable[tuple[str, str]]) -> dict[str, set[str]]:

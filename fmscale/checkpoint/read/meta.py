@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from fmscale.config import as_yaml
+from fmscale.config import ModelConfig, as_yaml
 from fmscale.config.reader.load import load_section
 from fmscale.config.reader.tree import YamlTable, parse
 from fmscale.errors import ConfigError
@@ -18,6 +18,20 @@ def section(meta: Mapping[str, Any], name: str, kind: type[Section]) -> Section:
     if not isinstance(table, YamlTable):
         raise ConfigError(f"The checkpoint has no {name} section", found=tree, remedy="Was it made by `fmscale train`?")
     return load_section(kind, table)
+
+
+def decoder_section(meta: Mapping[str, Any], work: str) -> ModelConfig:
+    """Section `model`, for `work` that only our decoder can do. Raises ConfigError for any other model, whose class is
+    not imported: reading a checkpoint executes no code of its choice.
+    """
+    kind = (meta.get("config", {}).get("model") or {}).get("kind", ModelConfig.kind)
+    if kind != ModelConfig.kind:
+        raise ConfigError(
+            f"{work} needs a model of kind {ModelConfig.kind}",
+            found=f"model.kind: {kind}",
+            remedy="Take the tensors: `fmscale checkpoint export --format safetensors`.",
+        )
+    return section(meta, "model", ModelConfig)
 
 
 def next_sample(meta: Mapping[str, Any]) -> int:

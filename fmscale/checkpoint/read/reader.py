@@ -14,6 +14,8 @@ from fmscale.checkpoint.format.names import SUMS
 from fmscale.errors import CorruptData
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.digest import CHUNK_BYTES, metadata_digest, verify_chunks
+from fmscale.store.segments.handle import ObjectRef
+from fmscale.store.tiers.tier import Tiers
 
 SPAN_BYTES = 8 << 20
 """Bytes of one read; several reads run at a time."""
@@ -40,15 +42,16 @@ class ByteRequest:
 
 
 class Reader:
-    """Checked reads from one checkpoint; safe across threads."""
+    """Checked reads from one checkpoint; safe across threads. Tiers are asked first, for files with checksums."""
 
-    def __init__(self, backend: Backend, manifest: CheckpointManifest) -> None:
+    def __init__(self, backend: Backend, manifest: CheckpointManifest, tiers: Tiers | None = None) -> None:
         self.manifest = manifest
         self.bytes_read = 0
         self.bytes_needed = 0
         self.checked: dict[int, np.ndarray] = {}
-        """For each file read so far, a bool a chunk: True once its checksum matched."""
+        """For each file read so far, a bool a chunk: True once the checksum of the store's copy matched."""
         self._backend = backend
+        self._tiers = tiers or Tiers()
         self._sums: dict[int, np.ndarray | None] = {}
         self._lock = threading.Lock()
         self._buffers = threading.local()
@@ -73,6 +76,7 @@ class Reader:
             progress(span[2] - span[1])
 
         remote = bool(spans) and self._backend.local_path(self.manifest.files[spans[0][0]].key) is None
+        remote = remote or bool(self._tiers)  # other nodes answer
         with ThreadPoolExecutor(REMOTE_THREADS if remote else LOCAL_THREADS) as pool:
             for _ in pool.map(read_span, spans):  # an error cancels spans that have not begun
                 pass
@@ -101,10 +105,14 @@ class Reader:
     def _read_span(self, file: int, begin: int, end: int, parts: list[ByteRequest]) -> None:
         buffer = self._buffer()[: end - begin]
         stored = self.manifest.files[file]
-        self._backend.read_into(stored.key, begin, buffer)
+        first, chunks = begin // CHUNK_BYTES, -(-(end - begin) // CHUNK_BYTES)
+        ref = self._ref(file) if self._tiers else None
+        runs = self._tiers.read(ref, first, chunks, buffer) if ref else [(first, chunks)]
+        for low, count in runs:
+            run = buffer[low * CHUNK_BYTES - begin : (low + count) * CHUNK_BYTES - begin]
+            self._backend.read_into(stored.key, low * CHUNK_BYTES, run)
         sums = self.sums(file)
         if sums is not None:
-            first = begin // CHUNK_BYTES
             bad = verify_chunks(buffer, sums[first : -(-end // CHUNK_BYTES)])
             if bad >= 0:
                 raise CorruptData(
@@ -116,9 +124,17 @@ class Reader:
             self.bytes_read += end - begin
             if sums is not None:
                 seen = self.checked.setdefault(file, np.zeros(len(sums), dtype=bool))
-                seen[begin // CHUNK_BYTES : -(-end // CHUNK_BYTES)] = True
+                for low, count in runs:
+                    seen[low : low + count] = True
         for part in parts:
             part.put(part.at, buffer[part.offset - begin : part.offset - begin + part.bytes])
+
+    def _ref(self, file: int) -> ObjectRef | None:
+        """The file as chunks that tiers can serve; None for a file without checksums. Raises as `sums`."""
+        stored, sums = self.manifest.files[file], self.sums(file)
+        if sums is None:
+            return None
+        return ObjectRef(key=stored.key, bytes=stored.bytes, chunk_bytes=CHUNK_BYTES, crc32c=sums, digest=stored.sums)
 
     def sums(self, file: int) -> np.ndarray | None:
         """Checksums of a file's chunks, or None for a file without checksums. Raises CorruptData, ObjectNotFound."""

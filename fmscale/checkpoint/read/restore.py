@@ -21,6 +21,7 @@ from fmscale.errors import CorruptData
 from fmscale.runtime.waits import HostWaits
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.digest import CHUNK_BYTES
+from fmscale.store.tiers.tier import Tier, Tiers, TierUse
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,9 @@ class RestoreResult:
     bytes_needed: int
     """Bytes of this rank's pieces."""
     verified: bool
-    """True if the ranks together read every byte of the checkpoint's files and found no damage."""
+    """True if the ranks together read every byte of the checkpoint's files from the store and found no damage."""
+    tiers: tuple[TierUse, ...]
+    """Chunks that this rank had from each tier; the store served all others."""
     marked: bool
     """True if the checkpoint was already marked as verified."""
 
@@ -69,13 +72,18 @@ def restore(
     which: int | str = "auto",
     waits: HostWaits | None = None,
     partial: bool = False,
+    weights: bool = False,
+    convert: bool = False,
     deadline: float = 3600.0,
+    tiers: Sequence[Tier] = (),
 ) -> RestoreResult | None:
     """Fill the live tensors of `pieces` from the newest checkpoint that all ranks find valid.
 
     All ranks of a run call it, each with the pieces that it needs, which may overlap. The ranks agree through
     `waits`; a single process passes None. `which` is `auto`, a step, or `entryN` (see `catalog.pick`). With `partial`
-    the pieces need not cover the checkpoint. Returns None if the run has no checkpoint and `which` is auto.
+    the pieces need not cover the checkpoint, with `weights` only its weights. `convert` converts weights of another
+    floating type: a frozen tensor has the type in which its run computes. `tiers` are asked for chunks of 64 KiB before
+    the store. Returns None if the run has no checkpoint and `which` is auto.
 
     Raises ConfigError for a checkpoint of another model, with the tensors that differ, or if no checkpoint matches
     `which`; CorruptData if no checkpoint is valid; StoreError where the store fails; RankError for another rank's
@@ -85,13 +93,14 @@ def restore(
     candidates = [CheckpointEntry(**row) for row in json.loads(ranks.first(lambda: _candidates(backend, run, which)))]
     asked = [checked(piece).tensor for piece in pieces]
     passed: list[RejectedCheckpoint] = []
+    sources = Tiers(tiers)
     for candidate in candidates:
         where = f"step {candidate.step} (entry {candidate.entry}) of run {run}"
         manifest, problem = ranks.all_find(bound(load_manifest, backend, candidate))
         if manifest is not None:
-            answers = ranks.exchange(differences(manifest, asked))
-            refuse_other_model(manifest, answers, where, partial=partial)
-            reader = Reader(backend, manifest)
+            answers = ranks.exchange(differences(manifest, asked, convert=convert))
+            refuse_other_model(manifest, answers, where, partial=partial, weights=weights)
+            reader = Reader(backend, manifest, sources)
             _, problem = ranks.all_find(bound(_fill, reader, pieces))
         if manifest is None or problem:
             logger.warning("%s is passed over: %s", where, problem)
@@ -108,6 +117,7 @@ def restore(
             passed_over=tuple(passed),
             bytes_read=reader.bytes_read,
             bytes_needed=reader.bytes_needed,
+            tiers=sources.uses,
         )
     if passed:
         raise CorruptData(
@@ -151,7 +161,9 @@ def _fill(reader: Reader, pieces: Sequence[Piece]) -> None:
     requests: list[ByteRequest] = []
     for piece in pieces:
         tensor = reader.manifest.number[piece.name, piece.state]
-        requests += reader.requests(tensor, piece.start, piece.count, into(piece.tensor))
+        stored = reader.manifest.tensors[tensor].dtype
+        put = into(piece.tensor) if stored == piece.dtype else converted(piece.tensor, stored)
+        requests += reader.requests(tensor, piece.start, piece.count, put)
     reader.read(requests)
 
 
@@ -166,5 +178,17 @@ def into(tensor: torch.Tensor) -> Put:
             host[at : at + len(source)] = source
         else:
             target[at : at + len(source)].copy_(torch.from_numpy(source))
+
+    return put
+
+
+def converted(tensor: torch.Tensor, stored: str) -> Put:
+    """A `Put` that writes bytes of another type `stored` into a contiguous 1-D tensor on any device, converted."""
+    target, kind = tensor.detach(), getattr(torch, stored)
+
+    def put(at: int, data: memoryview) -> None:
+        # Each element is aligned to its size in its file, so that no chunk cuts it.
+        source = torch.frombuffer(data, dtype=kind)
+        target[at // kind.itemsize :][: len(source)].copy_(source)
 
     return put

@@ -7,11 +7,19 @@ import types
 from dataclasses import MISSING, Field, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from fmscale.config.reader.convert import INTEGER, NUMBER, required
+from fmscale.config.kinds import OWN, Own, tag, tagged
+from fmscale.config.reader.convert import required
 from fmscale.config.reader.reference import described
+from fmscale.config.reader.tree import INTEGER, NUMBER
 from fmscale.config.schema import Config, as_tree
 
 NULL = {"type": "null"}
+OWN_CLASS = {
+    "description": "An installed frozen dataclass of your own, with its fields.",
+    "type": "object",
+    "properties": {"kind": {"description": f"Its name: {OWN}.", "type": "string", "pattern": ":"}},
+    "required": ["kind"],
+}
 SCALARS: dict[type, dict[str, Any]] = {
     # A text field takes any scalar as text: `run: 8` is a run named "8".
     str: {"type": ["string", "number", "boolean"]},
@@ -33,31 +41,49 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "fmscale config", **schema}
 
 
-def _section(kind: Any, *, whole: bool) -> dict[str, Any]:
-    """The schema of a dataclass; `whole` if no other file can give missing keys."""
+def _section(kind: Any, *, whole: bool, named: bool = False) -> dict[str, Any]:
+    """The schema of a dataclass; `whole` if no other file can give missing keys, `named` if it needs its `kind`."""
     hints = get_type_hints(kind)
     keys = {field.name: (field, meaning) for field, meaning in described(kind)}
-    schema = {
-        "type": "object",
-        "properties": {name: _key(field, hints[name], meaning) for name, (field, meaning) in keys.items()},
-        "additionalProperties": False,
-    }
-    if whole:
-        schema["required"] = [name for name, (field, _) in keys.items() if required(field)]
+    properties = {name: _key(field, hints[name], meaning) for name, (field, meaning) in keys.items()}
+    if name := tag(kind):
+        properties = {"kind": {"description": "Name of this class.", "enum": [name]}, **properties}
+    needed = [name for name, (field, _) in keys.items() if whole and required(field)]
+    schema = {"type": "object", "properties": properties, "additionalProperties": False}
+    if whole or named:
+        schema["required"] = [*(["kind"] if named else []), *needed]
     return schema
 
 
 def _key(field: Field[Any], hint: Any, meaning: str) -> dict[str, Any]:
-    default = {} if field.default is MISSING else {"default": as_tree(field.default)}
+    default = {} if field.default is MISSING else {"default": as_tree(field.default, hint)}
     # A section without a value has its defaults.
-    schema = {"anyOf": [_section(hint, whole=False), NULL]} if is_dataclass(hint) else _value(hint)
+    section = is_dataclass(hint) or tagged(hint)
+    schema = {"anyOf": [*_options(hint, whole=False), NULL]} if section else _value(hint)
     return {"description": meaning, **default, **schema}
+
+
+def _options(hint: Any, *, whole: bool) -> list[dict[str, Any]]:
+    """Schemas of the members of a union; the first class with a kind is the default and needs no `kind`."""
+    if get_origin(hint) not in (Union, types.UnionType):
+        return [_section(hint, whole=whole) if is_dataclass(hint) else _value(hint)]
+    first = next(iter(tagged(hint).values()), None)
+    return [
+        NULL
+        if option is type(None)
+        else OWN_CLASS
+        if option is Own
+        else _section(option, whole=whole, named=bool(first) and option is not first)
+        if is_dataclass(option)
+        else _value(option)
+        for option in get_args(hint)
+    ]
 
 
 def _value(hint: Any) -> dict[str, Any]:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        return {"anyOf": [NULL if option is type(None) else _value(option) for option in arguments]}
+        return {"anyOf": _options(hint, whole=True)}
     if origin is Literal:
         return {"enum": list(arguments)}
     if origin is tuple and arguments[-1] is not Ellipsis:

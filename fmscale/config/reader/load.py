@@ -13,8 +13,9 @@ from importlib import resources
 from pathlib import Path
 from typing import TypeVar
 
-from fmscale.config.reader.convert import convert, nearest
-from fmscale.config.reader.tree import Items, Scalar, Tree, YamlTable, merge, parse, put, read_file
+from fmscale.config.reader.convert import convert
+from fmscale.config.reader.refusals import nearest
+from fmscale.config.reader.tree import OVERRIDE, Items, Scalar, Tree, YamlTable, merge, parse, put, read_file
 from fmscale.config.schema import Config
 from fmscale.errors import ConfigError
 
@@ -50,7 +51,7 @@ def apply_override(tree: YamlTable, override: str) -> YamlTable:
     keys = name.strip().split(".")
     if not equals or not all(keys):
         raise ConfigError("An override must be key=value", found=override, remedy="For example data.seed=7.")
-    place = f"override {override!r}"
+    place = f"{OVERRIDE}{override!r}"
     word = Scalar(text=text if text.strip() else "", quoted=False, place=place)
     value: Tree = word
     if not word.null:

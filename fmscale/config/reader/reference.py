@@ -10,6 +10,7 @@ from dataclasses import MISSING, Field, is_dataclass
 from itertools import pairwise
 from typing import Any, get_args, get_origin, get_type_hints
 
+from fmscale.config.kinds import tag
 from fmscale.config.schema import Config, settable
 
 HEAD = """# Config
@@ -19,6 +20,10 @@ Every key that a YAML file or a `key=value` on the command line may set. Made fr
 
 `fmscale config schema > fmscale.schema.json` writes them for editors: a file whose first line is
 `# yaml-language-server: $schema=fmscale.schema.json` gets its keys completed, explained and checked.
+
+In a section with kinds the key `kind` chooses the class whose keys follow; without `kind` it is the first. A type
+with `Own` also takes `kind: package.module:Name`: an installed frozen dataclass, whose fields are the other keys. A
+file that changes `kind` drops the keys that files below gave to the other kind.
 """
 
 
@@ -26,7 +31,9 @@ def reference() -> str:
     """The page."""
     parts = [HEAD]
     for kind, path in sections(Config, ""):
-        rows = [
+        name = tag(kind)
+        rows = [f"| `kind` | | `{name}` | Name of this class. |"] if name else []
+        rows += [
             f"| `{field.name}` | {_type(kind, field.name)} | {_default(field)} | {_escaped(meaning)} |"
             for field, meaning in described(kind)
         ]
@@ -42,10 +49,16 @@ def sections(kind: type, path: str) -> Iterator[tuple[type, str]]:
     yield kind, path
     hints = get_type_hints(kind)
     for field, _ in described(kind):
-        for inner in [hints[field.name], *get_args(hints[field.name])]:
-            if is_dataclass(inner):
-                several = "[]" if inner is not hints[field.name] and get_origin(hints[field.name]) is tuple else ""
-                yield from sections(inner, f"{path}.{field.name}{several}".lstrip("."))  # type: ignore[arg-type]
+        for inner, several in _inner(hints[field.name]):
+            yield from sections(inner, f"{path}.{field.name}{several}".lstrip("."))
+
+
+def _inner(hint: Any, several: str = "") -> Iterator[tuple[type, str]]:
+    """The dataclasses in a field's type, each with "[]" if it is an item of a list."""
+    if isinstance(hint, type) and is_dataclass(hint):
+        yield hint, several
+    for inner in get_args(hint):
+        yield from _inner(inner, "[]" if get_origin(hint) is tuple else several)
 
 
 def described(kind: type) -> Iterator[tuple[Field[Any], str]]:

@@ -4,7 +4,8 @@ Scalars keep their text, and their field decides their type (`convert.py`): `1e-
 field, and `on` is a word for a text field. YAML 1.1's own rules get both wrong.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +18,10 @@ PLAIN_TAGS = frozenset(
     for name in ("str", "int", "float", "bool", "null", "timestamp", "seq", "map", "merge", "value")
 )
 NULLS = frozenset({"", "~", "null", "Null", "NULL"})
+INTEGER = re.compile(r"[-+]?\d+(_\d+)*")
+NUMBER = re.compile(r"[-+]?(\d+(_\d+)*\.?(\d+(_\d+)*)?|\.\d+(_\d+)*)([eE][-+]?\d+)?")
+OVERRIDE = "override "
+"""Begin of the place of a value that no file has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +61,10 @@ class YamlTable:
     """file:line of each key."""
     place: str
     """file:line of its begin."""
+    older: frozenset[str] = frozenset()
+    """Keys that files below gave before `kind` got its value."""
+    kind_below: "Tree | None" = None
+    """Value of `kind` in these files."""
 
 
 Tree = Scalar | Items | YamlTable
@@ -141,7 +150,16 @@ def merge(base: YamlTable, over: YamlTable) -> YamlTable:
         below = entries.get(key)
         both = isinstance(below, YamlTable) and isinstance(value, YamlTable)
         entries[key] = merge(below, value) if both else value  # type: ignore[arg-type]
-    return replace(over, entries=entries, places=places)
+    merged = replace(base, entries=entries, places=places, place=over.place, older=base.older - over.entries.keys())
+    return _aged(base, merged, base.entries.keys() - over.entries.keys()) if "kind" in over.entries else merged
+
+
+def _aged(below: YamlTable, above: YamlTable, older: Collection[str]) -> YamlTable:
+    """`above`; if its `kind` is another than `below`, the keys of `older` count as keys of that kind."""
+    kind, new = below.entries.get("kind"), above.entries["kind"]
+    if isinstance(kind, Scalar) and isinstance(new, Scalar) and kind.text == new.text:
+        return above
+    return replace(above, older=frozenset(older), kind_below=kind)
 
 
 def put(tree: Tree, keys: list[str], value: Tree, place: str) -> Tree:
@@ -161,8 +179,12 @@ def put(tree: Tree, keys: list[str], value: Tree, place: str) -> Tree:
         return replace(tree, items=tuple(items))
     table = tree if isinstance(tree, YamlTable) else YamlTable(entries={}, places={}, place=place)
     below = table.entries.get(head, YamlTable(entries={}, places={}, place=place))
-    return replace(
+    changed = replace(
         table,
         entries={**table.entries, head: put(below, rest, value, place)},
         places={**table.places, head: table.places.get(head, place) if rest else place},
+        older=table.older - {head},
     )
+    if keys != ["kind"]:
+        return changed
+    return _aged(table, changed, {key for key, where in table.places.items() if not where.startswith(OVERRIDE)})

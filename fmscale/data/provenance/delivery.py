@@ -80,7 +80,7 @@ class DeliveryRecord:
         for span in batch.spans:
             piece = (document_bytes(span.document), span.offset, span.start, span.stop - span.start)
             pieces[span.row].append(dict(zip(PIECE.names, piece, strict=True)))
-        columns = (batch.k.tolist(), batch.source.tolist(), batch.row.tolist(), tokens, pieces)
+        columns = (batch.k.tolist(), batch.row_source.tolist(), batch.row.tolist(), tokens, pieces)
         self._rows += [record_row(k, batch.step, *of_row) for k, *of_row in zip(*columns, strict=True)]
         if len(self._rows) >= FLUSH_ROWS:
             self.flush()

@@ -9,32 +9,31 @@ import numpy as np
 
 from fmscale.data.views.placement import Placement
 from fmscale.errors import CorruptData, ObjectNotFound
-from fmscale.store.segments.records import RecordSegment
-from fmscale.store.segments.tokens import ObjectRef, TokenSegment
+from fmscale.store.segments.handle import ObjectRef, Segment
 from fmscale.store.tiers.fetch import CorruptChunk, Fetcher
 
 HANDLE_BYTES = 64 * 2**20
 """Bytes of open handles: 8 bytes a chunk of 16 KiB of tokens are 64 MB for 4,096 segments of 32 MB."""
 
-Segment = TypeVar("Segment")
+Opened = TypeVar("Opened", bound=Segment)
 
 
-class OpenSegments(Generic[Segment]):
+class OpenSegments(Generic[Opened]):
     """Segments by commit and index; used from many threads."""
 
     def __init__(
-        self, placement: Placement, opener: Callable[[str, str], Segment], held: Callable[[Segment], int]
+        self, placement: Placement, opener: Callable[[str, str], Opened], held: Callable[[Opened], int]
     ) -> None:
         """`opener` takes prefix and digest of the seal; `held` gives the bytes that a handle holds."""
         self._placement = placement
         self._opener = opener
         self._held = held
-        self._segments: OrderedDict[tuple[int, int], Segment] = OrderedDict()
+        self._segments: OrderedDict[tuple[int, int], Opened] = OrderedDict()
         self._bytes = 0
         self._opening: dict[tuple[int, int], threading.Lock] = {}
         self._lock = threading.Lock()
 
-    def get(self, commit: int, index: int) -> Segment:
+    def get(self, commit: int, index: int) -> Opened:
         """The segment. Raises CorruptChunk if its seal or checksums are damaged or missing."""
         key = (commit, index)
         with self._lock:
@@ -56,7 +55,7 @@ class OpenSegments(Generic[Segment]):
                         self._bytes -= self._held(self._segments.popitem(last=False)[1])
         return segment
 
-    def _open(self, commit: int, index: int) -> Segment:
+    def _open(self, commit: int, index: int) -> Opened:
         prefix, seal = self._placement.manifest(commit).segment(index)
         try:
             return self._opener(prefix, seal)
@@ -64,7 +63,7 @@ class OpenSegments(Generic[Segment]):
             raise CorruptChunk(f"{prefix}/seal.json", 0, error.cause) from error
 
 
-def read_rows(fetcher: Fetcher, segment: TokenSegment | RecordSegment, name: str, start: int, count: int) -> np.ndarray:
+def read_rows(fetcher: Fetcher, segment: Segment, name: str, start: int, count: int) -> np.ndarray:
     """Rows [start, start + count) of an array of the segment, verified."""
     layout = segment.arrays[name].layout
     out = np.empty((count, *layout.shape[1:]), dtype=layout.dtype)
@@ -73,9 +72,7 @@ def read_rows(fetcher: Fetcher, segment: TokenSegment | RecordSegment, name: str
     return out
 
 
-def by_shard(
-    segment: TokenSegment | RecordSegment, name: str, start: int, count: int
-) -> Iterator[tuple[ObjectRef, int, slice]]:
+def by_shard(segment: Segment, name: str, start: int, count: int) -> Iterator[tuple[ObjectRef, int, slice]]:
     """Each shard that holds some of an array's rows [start, start + count): its reference, its first such row, and the
     slice of the `count` rows in it.
     """

@@ -16,12 +16,12 @@ from fmscale.data.reading.open_segments import OpenSegments, read_rows
 from fmscale.data.reading.unit import Unit
 from fmscale.data.samples.protocol import Record
 from fmscale.data.views.placement import Placement, SegmentSpan
-from fmscale.store.segments.records import RecordSegment, open_record_segment
+from fmscale.store.segments.records import FILE_SHIFT, RecordSegment, open_record_segment
 from fmscale.store.tiers.fetch import CorruptChunk, Fetcher
 
 INDEX_CHUNKS = 2048
 """Chunks of indexes in memory: 8 MiB for the places of 5 GB of records in batches of 16 KiB."""
-FILE_BITS = np.uint64(48)
+FILE_BITS = np.uint64(FILE_SHIFT)
 """Bits of a batch's place that are its offset in the file; the bits above are the file's number."""
 
 
@@ -138,8 +138,7 @@ class RecordReader:
         and of the next.
         """
         chunks = segment.first_record
-        low = int(chunks.searchsorted(piece.start, side="right")) - 1
-        high = int(chunks.searchsorted(piece.start + piece.count, side="left"))
+        low, high = (chunks.searchsorted((piece.start, piece.start + piece.count - 1), side="right") - (1, 0)).tolist()
         index = np.concatenate([self._index(commit, piece.segment, chunk) for chunk in range(low, high)])
         after = segment.documents if high >= len(chunks) else int(chunks[high])
         firsts = np.append(index[:, 2], np.uint64(after))

@@ -12,7 +12,8 @@ from fmscale.data.batch import UnitDocuments
 from fmscale.data.reading.open_segments import OpenSegments, by_shard, read_rows
 from fmscale.data.views.placement import Placement, SegmentSpan
 from fmscale.store.segments.array import ArrayLayout
-from fmscale.store.segments.tokens import ObjectRef, TokenSegment, open_segment
+from fmscale.store.segments.handle import ObjectRef
+from fmscale.store.segments.tokens import TokenSegment, open_segment
 from fmscale.store.tiers.fetch import CorruptChunk, Fetcher
 
 WHOLE_DOCUMENT_BYTES = 64 * 2**20

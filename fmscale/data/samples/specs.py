@@ -71,7 +71,7 @@ def open_spec(backend: Backend, text: str) -> Spec:
     else:
         tree = parse(json.dumps(values), f"the spec {kind}", lines=False)
         assert isinstance(tree, YamlTable)
-        spec = _own(load_section(own_class(kind, "the view's spec"), tree))
+        spec = _own(load_section(own_class(kind), tree))
     if spec.version != version:
         raise FormatError(
             f"the samples of spec {kind} were defined by another version of it",

@@ -45,7 +45,9 @@ class ObjectRef:
     crc32c: np.ndarray
     """uint32 per chunk."""
     digest: str
-    """xxh3_128 of the whole object: its name in a cache."""
+    """Name of the content in caches and tiers: xxh3_128 of the whole object; for a checkpoint's file, whose content its
+    checksums determine, the digest of these.
+    """
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

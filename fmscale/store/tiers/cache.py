@@ -23,7 +23,7 @@ from threading import Lock
 import numpy as np
 
 from fmscale.store.backends.protocol import Requests
-from fmscale.store.segments.tokens import ObjectRef
+from fmscale.store.segments.handle import ObjectRef
 from fmscale.store.tiers.cache_file import (
     ABSENT,
     NEVER,
@@ -80,22 +80,31 @@ class NodeCache:
             self._warn(error)
 
     def read(
-        self, ref: ObjectRef, first_chunk: int, chunks: int, buffer: memoryview, fetch: Fetch, next_use: int
+        self,
+        ref: ObjectRef,
+        first_chunk: int,
+        chunks: int,
+        buffer: memoryview,
+        fetch: Fetch,
+        next_use: int,
+        *,
+        keep: bool = True,
     ) -> None:
         """Fill `buffer` (exactly the chunks' bytes); `fetch(first, count, part)` reads runs that the cache lacks.
 
-        `next_use` is the time of the chunks' next read, in any unit that grows (sample numbers). Raises the
-        errors of `fetch`.
+        `next_use` is the time of the chunks' next read, in any unit that grows (sample numbers). Without `keep`,
+        fetched chunks are not kept. Raises the errors of `fetch`.
         """
         use = min(max(next_use, 0), NEVER)
-        file = self._file(ref)
+        file = self._file(ref, make=keep)
         if file is not None and self._read_present(file, first_chunk, chunks, buffer, use):
             return
         with ExitStack() as stack:
             runs = [(first_chunk, chunks, False)]
             try:
                 if file is not None:
-                    stack.enter_context(locked(file.path, first_chunk, chunks, self._patience))
+                    if keep:
+                        stack.enter_context(locked(file.path, first_chunk, chunks, self._patience))
                     runs = file.runs(first_chunk, chunks)
             except OSError as error:
                 self._forget(file, error)
@@ -103,9 +112,9 @@ class NodeCache:
             for first, count, present in runs:
                 start = (first - first_chunk) * ref.chunk_bytes
                 part = buffer[start : start + count * ref.chunk_bytes]
-                if present and file and self._read_present(file, first, count, part, use, locked=True):
+                if present and file and self._read_present(file, first, count, part, use, locked=keep):
                     continue
-                self._fetch(file, first, count, part, fetch, use)
+                self._fetch(file if keep else None, first, count, part, fetch, use)
 
     def wants(self, ref: ObjectRef, first_chunk: int, chunks: int) -> bool:
         """True if the cache lacks some of these chunks and is not known to be full."""
@@ -283,8 +292,8 @@ class NodeCache:
             return left * file.layout.chunk_bytes
         return 0
 
-    def _file(self, ref: ObjectRef) -> CacheFile | None:
-        """The object's file, created if it is missing; None if that fails."""
+    def _file(self, ref: ObjectRef, *, make: bool = True) -> CacheFile | None:
+        """The object's file. A missing file is created, or None without `make`; None if that fails."""
         name = f"{ref.digest}-{ref.chunk_bytes}-{ref.bytes}"
         with self._lock:
             file = self._files.pop(name, None)
@@ -293,9 +302,11 @@ class NodeCache:
                 return file
         try:
             layout = CacheLayout(bytes=ref.bytes, chunk_bytes=ref.chunk_bytes)
-            file = self._open(f"{self._root}/{ref.digest[:2]}/{name}", layout)
+            file = self._open(f"{self._root}/{ref.digest[:2]}/{name}", layout, make)
         except OSError as error:
             self._warn(error)
+            return None
+        if file is None:
             return None
         with self._lock:
             self._files[name] = file
@@ -303,9 +314,11 @@ class NodeCache:
                 del self._files[next(iter(self._files))]
         return file
 
-    def _open(self, path: str, layout: CacheLayout) -> CacheFile:
+    def _open(self, path: str, layout: CacheLayout, make: bool) -> CacheFile | None:
         with suppress(FileNotFoundError, ValueError):
             return CacheFile(path, layout)
+        if not make:
+            return None
         with self._accounting():
             with suppress(FileNotFoundError):
                 try:

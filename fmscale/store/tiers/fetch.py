@@ -1,8 +1,8 @@
 """Verified reads: chunks from the nearest source that has them, checked before their use (P2).
 
-Sources in read order: the node's cache directory, then the store. A chunk from any source is compared with the
-crc32c that the segment records. A bad copy is dropped and read again from the next source; a chunk that no
-source can serve raises `CorruptChunk` and is never returned.
+Sources in read order: the node's cache directory, the tiers, the store. A chunk from any source is compared with the
+crc32c that the segment records. A bad or absent copy is read from the next source; a chunk that no source can serve
+raises `CorruptChunk` and is never returned.
 """
 
 import threading
@@ -12,11 +12,12 @@ from functools import partial
 
 import numpy as np
 
-from fmscale.errors import CorruptData, ObjectNotFound
+from fmscale.errors import ConfigError, CorruptData, ObjectNotFound
 from fmscale.store.backends.protocol import Backend, copy
 from fmscale.store.digest import verify_chunks, verify_parts
-from fmscale.store.segments.tokens import ObjectRef
+from fmscale.store.segments.handle import ObjectRef
 from fmscale.store.tiers.cache import NodeCache
+from fmscale.store.tiers.tier import Tier, Tiers, chunk_part
 
 STORE_ATTEMPTS = 2
 """Reads of a chunk from the store before the error: a second read heals a flip on the wire."""
@@ -43,11 +44,32 @@ def chunk_span(ref: ObjectRef, first_chunk: int, chunks: int) -> tuple[int, int]
 class Fetcher:
     """Reads chunks of objects, verified; safe across threads."""
 
-    def __init__(self, backend: Backend, cache: NodeCache | None = None, *, region_bytes: int = 0) -> None:
-        """Take the source and the cache; `advise` fetches regions of `region_bytes` into the cache (0: none)."""
+    def __init__(
+        self,
+        backend: Backend,
+        cache: NodeCache | None = None,
+        tiers: Sequence[Tier] = (),
+        *,
+        region_bytes: int = 0,
+        whole_regions: bool = True,
+    ) -> None:
+        """Take the sources. Objects are divided into regions of `region_bytes` (0: none), the same on all nodes: the
+        tiers determine which regions this node's cache keeps, and with `whole_regions` `advise` fetches these whole.
+
+        Raises ConfigError for tiers without regions.
+        """
+        if tiers and region_bytes <= 0:
+            raise ConfigError(
+                "tiers need regions, by which nodes share the data",
+                found=f"region_bytes {region_bytes}",
+                remedy="Give region_bytes, the same number on all nodes, such as 4 MiB.",
+            )
         self.backend = backend
         self.cache = cache
-        self.region_bytes = region_bytes if cache is not None else 0
+        self.tiers = Tiers(tiers)
+        self.region_bytes = region_bytes if cache is not None or tiers else 0
+        """Bytes of a region; 0 if `advise` has no use for regions."""
+        self._whole_regions = whole_regions and cache is not None
         self.dropped = 0
         """Bad cached copies that were dropped and read again."""
         self.reread = 0
@@ -60,7 +82,7 @@ class Fetcher:
     def read(self, ref: ObjectRef, start: int, out: memoryview, next_use: int = 0) -> None:
         """Fill `out` (bytes) with the object's bytes from `start` on, from the whole chunks that hold them.
 
-        Without a cache, bytes of the edge chunks outside `out` go into scratch of this thread, and a chunk's
+        Without cache and tiers, bytes of the edge chunks outside `out` go into scratch of this thread, and a chunk's
         checksum may run over scratch and `out`: nothing is copied twice. `next_use` and errors as in
         `read_chunks`; after an error the bytes in `out` are not verified.
         """
@@ -68,7 +90,7 @@ class Fetcher:
         chunks = -(-(start + len(out)) // ref.chunk_bytes) - first
         begin, length = chunk_span(ref, first, chunks)
         before = start - begin
-        if self.cache is None:
+        if self.cache is None and not self.tiers:
             scratch = self._buffer("edges", length - len(out))
             parts = (scratch[:before], out, scratch[before:])
             if _read_verified(self.backend, ref, begin, parts, ref.crc32c[first : first + chunks]):
@@ -79,22 +101,32 @@ class Fetcher:
         copy(buffer[before : before + len(out)], out)
 
     def advise(self, ref: ObjectRef, start: int, length: int, next_use: int = 0) -> None:
-        """Prepare for a `read` of these bytes soon: advise the store, or fetch the regions around the bytes into the
-        cache, except regions that another thread is fetching. Raises the store's error if it does not answer.
+        """Prepare for a `read` of these bytes soon: advise the tiers and fetch the regions around the bytes into the
+        cache, except regions that other nodes own or that another thread is fetching; without regions, advise the
+        store. Raises the store's error if it does not answer.
         """
         first = start // ref.chunk_bytes
         chunks = -(-(start + length) // ref.chunk_bytes) - first
         if self.region_bytes:
-            for low, count in self._regions(ref, first, chunks):
-                self._fetch_region(ref, low, count, next_use)
+            self.tiers.advise(ref, first, chunks, next_use)
+            for low, count in self._regions(ref, first, chunks) if self._whole_regions else ():
+                if self._keeps(ref, low):
+                    self._fetch_region(ref, low, count, next_use)
         else:
             self.backend.advise(ref.key, *chunk_span(ref, first, chunks))
 
     def _regions(self, ref: ObjectRef, first_chunk: int, chunks: int) -> Iterator[tuple[int, int]]:
         """(first chunk, chunks) of the regions that hold some of these chunks."""
-        size = max(1, self.region_bytes // ref.chunk_bytes)
+        size = self._region_chunks(ref)
         for low in range(first_chunk // size * size, first_chunk + chunks, size):
             yield low, min(size, len(ref.crc32c) - low)
+
+    def _region_chunks(self, ref: ObjectRef) -> int:
+        return max(1, self.region_bytes // ref.chunk_bytes)
+
+    def _keeps(self, ref: ObjectRef, low: int) -> bool:
+        """True if the cache keeps the region whose first chunk is `low`."""
+        return not self.tiers or self.tiers.keeps(ref, low // self._region_chunks(ref))
 
     def _fetch_region(self, ref: ObjectRef, low: int, count: int, next_use: int) -> None:
         assert self.cache is not None, "there are regions only with a cache"
@@ -106,9 +138,11 @@ class Fetcher:
         try:
             scratch = self._buffer("region", chunk_span(ref, low, count)[1])
             with suppress(CorruptChunk):  # perhaps no read needs this chunk
-                self.cache.fill(ref, low, count, scratch, partial(self._from_store, ref), next_use)
-                if self.cache.wants(ref, low, count):
-                    self.region_bytes = 0  # the cache keeps no more: its limit or its disk is too small
+                self.cache.fill(ref, low, count, scratch, partial(self._from_source, ref, next_use), next_use)
+                if self.cache.wants(ref, low, count):  # it keeps no more: its limit or its disk is too small
+                    self._whole_regions = False
+                    if not self.tiers:
+                        self.region_bytes = 0
         finally:
             with self._lock:
                 del self._coming[key]
@@ -133,12 +167,29 @@ class Fetcher:
             for low, _ in self._regions(ref, first_chunk, chunks) if self._coming else ():
                 if (coming := self._coming.get((ref.digest, low))) is not None:
                     coming.wait()
-            self.cache.read(ref, first_chunk, chunks, buffer, partial(self._from_store, ref), next_use)
+            fetch = partial(self._from_source, ref, next_use)
+            for low, count, keep in self._parts(ref, first_chunk, chunks):
+                part = chunk_part(ref, first_chunk, buffer, low, count)
+                self.cache.read(ref, low, count, part, fetch, next_use, keep=keep)
             if verify_chunks(buffer, expected, ref.chunk_bytes) < 0:
                 return
             self.dropped += 1
             self.cache.drop(ref, first_chunk, chunks)
-        self._from_store(ref, first_chunk, chunks, buffer)
+        self._from_source(ref, next_use, first_chunk, chunks, buffer)
+
+    def _parts(self, ref: ObjectRef, first: int, chunks: int) -> Iterator[tuple[int, int, bool]]:
+        """The chunks cut at regions: (first, count, True if the cache keeps them)."""
+        if not self.tiers:
+            yield first, chunks, True
+            return
+        for low, count in self._regions(ref, first, chunks):
+            start = max(first, low)
+            yield start, min(first + chunks, low + count) - start, self._keeps(ref, low)
+
+    def _from_source(self, ref: ObjectRef, next_use: int, first: int, count: int, buffer: memoryview) -> None:
+        """Fill `buffer` with verified chunks from the tiers, and from the store those that no tier serves."""
+        for low, chunks in self.tiers.read(ref, first, count, buffer, next_use):
+            self._from_store(ref, low, chunks, chunk_part(ref, first, buffer, low, chunks))
 
     def _from_store(self, ref: ObjectRef, first: int, count: int, buffer: memoryview) -> None:
         expected = ref.crc32c[first : first + count]

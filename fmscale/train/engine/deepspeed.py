@@ -1,7 +1,7 @@
 """DeepSpeed as an engine: ZeRO stages 0 to 3."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from typing import Any
@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from fmscale.checkpoint.format.piece import Piece
 from fmscale.config import BatchShape, Config
+from fmscale.errors import ConfigError
 from fmscale.models.weights import Whole
-from fmscale.objectives.protocol import Inputs, Loss
-from fmscale.runtime.world import World
+from fmscale.objectives.protocol import Inputs, Loss, Objective
+from fmscale.runtime.axes import Axis
 from fmscale.train.engine.accelerator import import_deepspeed
 from fmscale.train.engine.deepspeed_config import deepspeed_config
+from fmscale.train.engine.gather import gather_over
 from fmscale.train.engine.optimizer import make_optimizer, parameter_groups, set_step
 from fmscale.train.engine.partitions import Slice, pieces_of, publish, slices
 from fmscale.train.engine.protocol import Update
@@ -27,19 +29,22 @@ class DeepSpeedEngine:
     def __init__(
         self,
         trained: nn.Module,
+        objective: Objective,
         names: dict[int, str],
         config: Config,
         batch: BatchShape,
-        world: World,
+        dp: Axis,
         device: str,
     ) -> None:
-        """`trained` computes (sum, count, losses); `names` are the logical names of its parameters, by id.
+        """`trained` calls a function with the model; `names` are the logical names of its parameters, by id.
 
         torch.distributed must be initialised. Raises ConfigError for an engine whose state cannot be saved."""
         deepspeed = import_deepspeed(device)
         train, optimizer = config.train, config.optimizer
         self._stage = train.zero_stage
-        self._world = world
+        self._dp = dp
+        self.objective = objective
+        self._gather = gather_over(dp)
         base = make_optimizer(parameter_groups(trained, optimizer), optimizer, offload=train.offload_optimizer)
         if train.zero_stage == 0:
             trained.to(device)
@@ -54,17 +59,39 @@ class DeepSpeedEngine:
         self._clip = optimizer.clip_norm
         # The AdamW itself, which DeepSpeed's optimizer wraps from stage 1 on.
         self._base = self._engine.optimizer if self._stage == 0 else self._engine.optimizer.optimizer
-        self._slices = slices(self._engine, names, self._stage, world.dp_rank)
+        self._slices = slices(self._engine, names, self._stage, dp.rank)
 
-    def forward(self, inputs: Inputs) -> Loss:
+    def before(self, inputs: Sequence[Inputs]) -> Sequence[Any]:
+        """The context of each forward of a step: None, where the objective computes nothing before."""
+        if type(self.objective).before is Objective.before:
+            return [None] * len(inputs)
+        contexts: list[Sequence[Any] | None] = []
+        with torch.no_grad():
+            self._engine(lambda model: contexts.append(self.objective.before(model, inputs, self._gather)))
+        found = [None] * len(inputs) if contexts[0] is None else contexts[0]
+        if len(found) != len(inputs):
+            raise ConfigError(
+                f"`before` of the objective {type(self.objective).__name__} must return an entry for each forward",
+                found=f"{len(found)} entries for {len(inputs)} forwards",
+                remedy="Return a sequence as long as its `inputs`, or None.",
+            )
+        return found
+
+    def forward(self, inputs: Inputs, context: Any = None) -> Loss:
         """The loss of a microbatch."""
-        total, count, losses_BT = self._engine(inputs)
-        return Loss(sum=total, count=count, losses_BT=losses_BT)
+        losses: list[Loss] = []
+
+        def call(model: nn.Module) -> Tensor:
+            losses.append(self.objective(model, inputs, context))
+            return losses[0].sum
+
+        total: Tensor = self._engine(call)  # the sum, with the hooks of DeepSpeed's backward
+        return replace(losses[0], sum=total)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Accumulate the gradient. DeepSpeed averages over ranks, so the loss is multiplied by their number."""
         self._engine.set_gradient_accumulation_boundary(last)
-        self._engine.backward(loss * self._world.dp_size, scale_wrt_gas=False)
+        self._engine.backward(loss * self._dp.size, scale_wrt_gas=False)
 
     def step(self, rate: float) -> Update:
         """Update, or leave everything as it is if a gradient is not finite."""
@@ -93,21 +120,28 @@ class DeepSpeedEngine:
         return Update(grad_norm=norm, applied=applied)
 
     def pieces(self, *, save: bool) -> list[Piece]:
-        """Live views of masters and moments. At stage 0 all ranks hold the same state, and each saves a share."""
+        """Live views of masters, moments and frozen parameters. At stage 0 all ranks hold the same state, below stage 3
+        the same frozen parameters; each rank saves a share of these.
+        """
         parts = self._slices
-        if save and self._stage == 0:
+        if save:
             parts = [share for part in parts for share in self._share(part)]
         return [piece for part in parts for piece in pieces_of(part, self._base)]
 
     def restored(self, updates: int) -> None:
         """Copy masters to weights, and set AdamW's step count, which its bias correction needs."""
         self.updates = updates
-        set_step(self._base, {id(part.master): part.master for part in self._slices}.values(), updates)
+        trained = {id(part.master): part.master for part in self._slices if not part.frozen}
+        set_step(self._base, trained.values(), updates)
         publish(self._engine, self._stage)
 
     def _share(self, part: Slice) -> list[Slice]:
-        """This rank's part of a replicated tensor; empty for a tensor with fewer elements than ranks."""
-        size, rank = self._world.dp_size, self._world.dp_rank
+        """This rank's part of a replicated tensor, empty for a tensor with fewer elements than ranks; a partition as it
+        is.
+        """
+        if self._stage == 3 or (self._stage and not part.frozen):
+            return [part]
+        size, rank = self._dp.size, self._dp.rank
         low, high = rank * part.count // size, (rank + 1) * part.count // size
         share = replace(part, start=part.start + low, count=high - low, offset=part.offset + low)
         return [share] if share.count else []

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from fmscale.config.train import OptimizerConfig
+from fmscale.errors import ConfigError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """The optimizer's state tensors, by the names that checkpoints use."""
@@ -14,9 +15,16 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
     """Groups for AdamW: tensors with two or more dimensions decay, norms and biases do not. Empty groups are
-    left out: DeepSpeed flattens each group and cannot flatten an empty group.
+    left out: DeepSpeed flattens each group and cannot flatten an empty group. Frozen parameters are in no group. Raises
+    ConfigError for a model without a trained parameter.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        raise ConfigError(
+            "the model has no parameter to train: all of them are frozen (requires_grad is False)",
+            found=f"{len(list(model.parameters()))} frozen parameters",
+            remedy="Leave requires_grad of the parameters that the run trains.",
+        )
     # ZeRO-3 leaves an empty tensor where it keeps only a part, and the shape in `ds_shape`.
     dims = {id(p): len(getattr(p, "ds_shape", p.shape)) for p in trained}
     groups = [

@@ -7,7 +7,8 @@ DeepSpeed 0.19 has these layouts (read in its source; private names, so each is 
   too): each parameter group flattened, cut into dp_size equal parts, this rank's part as fp32 master;
 - stage 3: every parameter flattened and cut by itself, this rank's pieces one after another in sub-groups.
 
-In all of them AdamW's moments have the master's shape. A piece is a range of one flattened parameter.
+In all of them AdamW's moments have the master's shape. A piece is a range of one flattened parameter. A frozen
+parameter has no master and no moments: its piece is the parameter itself, at stage 3 this rank's part of it.
 """
 
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fmscale.checkpoint.format.piece import Piece
+from fmscale.checkpoint.format.piece import Piece, elements
 from fmscale.errors import ConfigError
 from fmscale.train.engine.optimizer import MOMENTS, state_of
 
@@ -36,21 +37,28 @@ class Slice:
     count: int
     """Elements."""
     master: Tensor
-    """The tensor that the optimizer updates."""
+    """The tensor that the optimizer updates; of a frozen parameter the parameter itself."""
     offset: int
     """First element in the flattened master."""
+    frozen: bool = False
+    """True for a parameter that is not trained: it has no moments."""
 
 
 def slices(engine: Any, names: dict[int, str], stage: int, rank: int) -> list[Slice]:
-    """This rank's part of every trained parameter. `names`: id of each parameter -> logical name.
+    """This rank's part of every parameter. `names`: id of each parameter -> logical name.
 
-    Stage 0 gives every rank everything. Raises ConfigError for an engine whose layout is not known.
+    Stage 0 gives every rank everything, and frozen parameters are whole below stage 3. Raises ConfigError for an
+    engine whose layout is not known.
     """
+    return [*_trained(engine, names, stage, rank), *_frozen(engine.module, names, rank)]
+
+
+def _trained(engine: Any, names: dict[int, str], stage: int, rank: int) -> Iterator[Slice]:
     optimizer = engine.optimizer
     if stage == 0:
-        return list(_replicated(engine.module, names))
+        return _replicated(engine.module, names)
     if stage == 3:
-        return list(_stage_3(optimizer, names, rank))
+        return _stage_3(optimizer, names, rank)
     if hasattr(optimizer, "fp32_groups_flat_partition"):
         groups, masters = optimizer.bf16_groups, optimizer.fp32_groups_flat_partition
         offsets = [list(accumulate([p.numel() for p in group], initial=0))[:-1] for group in groups]
@@ -63,14 +71,28 @@ def slices(engine: Any, names: dict[int, str], stage: int, rank: int) -> list[Sl
             found=type(optimizer).__name__,
             remedy="Use deepspeed 0.19.5 to 0.19.8, or another zero_stage.",
         )
-    return list(_flat_groups(groups, masters, offsets, names, rank))
+    return _flat_groups(groups, masters, offsets, names, rank)
 
 
 def _replicated(module: nn.Module, names: dict[int, str]) -> Iterator[Slice]:
     for parameter in module.parameters():
-        if id(parameter) in names:
+        if parameter.requires_grad:
             name, shape = names[id(parameter)], tuple(parameter.shape)
             yield Slice(name=name, shape=shape, start=0, count=parameter.numel(), master=parameter, offset=0)
+
+
+def _frozen(module: nn.Module, names: dict[int, str], rank: int) -> Iterator[Slice]:
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            continue
+        # ZeRO-3 keeps this rank's part in `ds_tensor`, filled up to equal parts.
+        part = getattr(parameter, "ds_tensor", parameter)
+        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+        start = min(rank * part.numel(), elements(shape)) if part is not parameter else 0
+        count = min(part.numel(), elements(shape) - start)
+        if count:
+            name = names[id(parameter)]
+            yield Slice(name=name, shape=shape, start=start, count=count, master=part, offset=0, frozen=True)
 
 
 def _flat_groups(
@@ -101,8 +123,9 @@ def _stage_3(optimizer: Any, names: dict[int, str], rank: int) -> Iterator[Slice
 
 
 def pieces_of(part: Slice, base: Any) -> Iterator[Piece]:
-    """Live views of one slice: the master, then its moments."""
-    tensors = {"weight": part.master.detach(), **{m: state_of(base, part.master)[m] for m in MOMENTS}}
+    """Live views of one slice: the master, then its moments; of a frozen parameter the weight alone."""
+    moments = {} if part.frozen else {m: state_of(base, part.master)[m] for m in MOMENTS}
+    tensors = {"weight": part.master.detach(), **moments}
     for state, tensor in tensors.items():
         yield Piece(
             name=part.name,

@@ -1,12 +1,13 @@
 """The contract of an engine: the operations of a model whose state is spread over ranks."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from fmscale.checkpoint.format.piece import Piece
-from fmscale.objectives.protocol import Inputs, Loss
+from fmscale.objectives.protocol import Inputs, Loss, Objective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +24,17 @@ class Engine(Protocol):
     """A model whose state is spread over ranks. All ranks call the same methods in the same order."""
 
     module: nn.Module
-    """The model and its objective."""
+    """The model."""
+    objective: Objective
+    """The loss that is minimised."""
     updates: int
     """Optimizer steps that were applied."""
 
-    def forward(self, inputs: Inputs) -> Loss:
+    def before(self, inputs: Sequence[Inputs]) -> Sequence[Any]:
+        """Run the objective's `before` on a step's inputs: the context of each forward."""
+        ...
+
+    def forward(self, inputs: Inputs, context: Any = None) -> Loss:
         """The loss of a microbatch."""
         ...
 
@@ -42,8 +49,8 @@ class Engine(Protocol):
         ...
 
     def pieces(self, *, save: bool) -> list[Piece]:
-        """Live views of this rank's masters and moments. For a save the pieces of all ranks hold every element once;
-        for a restore each rank's pieces are all that it needs.
+        """Live views of this rank's masters and moments, and of its frozen parameters. For a save the pieces of all
+        ranks hold every element once; for a restore each rank's pieces are all that it needs.
         """
         ...
 

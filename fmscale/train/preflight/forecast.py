@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from fmscale.config import BatchShape, Config
-from fmscale.config.derived import flops_per_token, num_parameters
+from fmscale.config.derived import flops_per_token
+from fmscale.config.model import ModelConfig
 from fmscale.config.peaks import peak_flops
 from fmscale.config.train import TrainConfig
 from fmscale.data.reading.planner import HORIZON_STEPS
@@ -108,6 +109,7 @@ def forecast(
     batch: BatchShape | None,
     steps: int | None,
     vocab_size: int | None,
+    parameters: int | None,
     token_bytes: int,
     tokens_per_second: float | None = None,
     mfu: float | None = None,
@@ -121,14 +123,15 @@ def forecast(
         batch: batch shape for these ranks; None if there is no solution.
         steps: steps of the whole run; None if unknown.
         vocab_size: rows of the embedding; None if unknown.
+        parameters: trained numbers of the model; None if unknown.
         token_bytes: width of a stored token.
         tokens_per_second: assumed speed of all ranks together.
         mfu: assumed share of the peak of `device`, in place of `tokens_per_second`.
         device: name of a device whose peak is known, such as H100.
     """
     length = config.data.sequence_length
-    parameters = num_parameters(config.model, vocab_size) if vocab_size else None
-    flops = float(flops_per_token(config.model, vocab_size, length)) if vocab_size else None
+    decoder = config.model if type(config.model) is ModelConfig else None
+    flops = float(flops_per_token(decoder, vocab_size, length)) if decoder and vocab_size else None
     peak = peak_flops(device)
     if mfu is not None and peak is not None and flops is not None:
         tokens_per_second = mfu * peak * world / flops

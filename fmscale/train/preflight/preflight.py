@@ -12,18 +12,20 @@ from fmscale.checkpoint.format.layout import Tensor
 from fmscale.checkpoint.format.manifest import CheckpointManifest
 from fmscale.checkpoint.format.names import run_log
 from fmscale.checkpoint.read.compatibility import differences, refuse_other_model
-from fmscale.config import Config, SourceConfig, derive_batch
+from fmscale.config import Config, ModelConfig, SourceConfig, derive_batch, kind_of
 from fmscale.data.plan.order_log import replay
 from fmscale.data.plan.plan import Plan, Source
 from fmscale.data.sources import make_sources, require_recorded
 from fmscale.data.views.token_view import make_view
 from fmscale.errors import AccessDenied, ConfigError, FmscaleError, ObjectNotFound, StoreError, StoreUnavailable
-from fmscale.models import build
+from fmscale.models import build, parameters_of
+from fmscale.objectives import make_objective
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import open_dataset
 from fmscale.store.open import open_store
 from fmscale.train.data import check_length, check_memory, passes, tokenizer_of, vocabulary
 from fmscale.train.engine.optimizer import MOMENTS
+from fmscale.train.init import find_init
 from fmscale.train.preflight.forecast import Forecast, forecast
 from fmscale.train.resume import choose_resume
 from fmscale.train.run import total_steps
@@ -79,6 +81,7 @@ class _Checks:
 
     def __init__(self) -> None:
         self.problems: list[FmscaleError] = []
+        self.warnings: list[str] = []
         self.notes: list[str] = []
         self.reachable = True
 
@@ -129,14 +132,15 @@ def check_run(
         sources = list(recorded.stages[-1].sources)
     if batch and backend and sources:
         checks.run(lambda: check_memory(config, backend, batch, sources))
-    vocab_size = config.model.vocab_size
+    vocab_size: int | None = getattr(config.model, "vocab_size", None)
     begins = ""
     if backend:
         tokenizer = checks.ask(lambda: tokenizer_of(config, backend))
         if tokenizer:
             vocab_size = checks.run(lambda: vocabulary(config, tokenizer)) or tokenizer.vocab_size
         _check_evaluation(config, backend, checks)
-        begins = checks.ask(lambda: _begin(config, backend, recorded is not None, vocab_size)) or ""
+        digest = tokenizer.digest if tokenizer else None
+        begins = checks.ask(lambda: _begin(config, backend, recorded is not None, vocab_size, digest, checks)) or ""
     if vocab_size is None:
         checks.problems.append(
             ConfigError(
@@ -145,6 +149,10 @@ def check_run(
                 remedy="Give model.vocab_size, or plan where the store can be reached.",
             )
         )
+    parameters = checks.run(lambda: parameters_of(config.model, vocab_size)) if vocab_size else None
+    checks.run(lambda: make_objective(config.objective))
+    if type(config.model) is not ModelConfig:
+        checks.notes.append(f"the FLOPs of model {kind_of(config.model)} are not known, and so neither is its mfu")
     width = max((np.dtype(source.view.dtype).itemsize for source in sources), default=None)
     made = forecast(
         config,
@@ -152,6 +160,7 @@ def check_run(
         batch=batch,
         steps=steps,
         vocab_size=vocab_size,
+        parameters=parameters,
         token_bytes=width or (2 if (vocab_size or 0) <= 65536 else 4),
         tokens_per_second=tokens_per_second,
         mfu=mfu,
@@ -164,7 +173,7 @@ def check_run(
         sources=facts,
         begins=begins,
         problems=checks.problems,
-        warnings=[*_warnings(config, steps), *_repeats(facts, steps)],
+        warnings=[*checks.warnings, *_warnings(config, steps), *_repeats(facts, steps)],
         notes=checks.notes,
     )
 
@@ -245,11 +254,19 @@ def _unread(config: Config, recorded: Plan, sources: list[Source]) -> list[str]:
     return notes
 
 
-def _begin(config: Config, backend: Backend, recorded: bool, vocab_size: int | None) -> str:
+def _begin(
+    config: Config, backend: Backend, recorded: bool, vocab_size: int | None, tokenizer: str | None, checks: _Checks
+) -> str:
     """Step or checkpoint at which the run would begin. Raises ConfigError if it cannot go on with this config."""
     resume = choose_resume(config, backend)
     if not resume.shown:
-        return "at step 0, with the order that the run has recorded" if recorded else "at step 0"
+        parts = ["the order that the run has recorded"] if recorded else []
+        if config.train.init is not None and vocab_size is not None:
+            deadline = min(config.store.deadline, STORE_SECONDS)
+            init = find_init(config, backend, vocab_size, tokenizer, deadline=deadline)
+            parts.append(f"the weights of {init.shown}")
+            checks.warnings += [init.warning] if init.warning else []
+        return " and ".join(["at step 0" + (", with " + parts[0] if parts else ""), *parts[1:]])
     entry = newest(backend, resume.run, resume.which)
     if vocab_size is not None:
         _check_model(config, load_manifest(backend, entry), vocab_size, f"{resume.run}@{entry.step}")
@@ -263,9 +280,9 @@ def _check_model(config: Config, manifest: CheckpointManifest, vocab_size: int, 
     asked = [
         Tensor(name, state, "float32", tuple(p.shape))
         for name, p in model.named_parameters()
-        for state in ("weight", *MOMENTS)
+        for state in ("weight", *(MOMENTS if p.requires_grad else ()))
     ]
-    refuse_other_model(manifest, [differences(manifest, asked)], f"checkpoint {where}", partial=False)
+    refuse_other_model(manifest, [differences(manifest, asked, convert=True)], f"checkpoint {where}")
 
 
 def _facts(sources: list[Source], samples: int | None) -> list[SourceFacts]:

@@ -16,8 +16,11 @@ from hypothesis import strategies as st
 from fmscale.checkpoint.format.layout import PAGE
 from fmscale.checkpoint.format.names import SUMS
 from fmscale.checkpoint.persist.file_writer import THREADS, store_stream
-from fmscale.checkpoint.persist.rank_part import store_part
+from fmscale.checkpoint.persist.job import SaveJob, SaveSettings
+from fmscale.checkpoint.persist.rank_part import write_files
+from fmscale.checkpoint.persist.step import Save
 from fmscale.checkpoint.persist.stream import BLOCK_BYTES, Block, Stream
+from fmscale.checkpoint.persist.worker import STEPS
 from fmscale.checkpoint.snapshot.copy_progress import CopyProgress, SaveFailed
 from fmscale.checkpoint.snapshot.memory import SharedMemory
 from fmscale.errors import StoreFull
@@ -180,6 +183,21 @@ def test_what_is_copied_is_written_while_the_rest_is_still_being_copied(
     assert np.array_equal(sums, chunk_checksums(whole))
 
 
+def a_save(
+    url: str, settings: SaveSettings, job: SaveJob, memory: SharedMemory, copied: CopyProgress, pool: Executor
+) -> Save:
+    return Save(
+        backend=open_store(url),
+        settings=settings,
+        job=job,
+        memory=memory.view,
+        copied=copied,
+        known={},
+        pool=pool,
+        closing=threading.Event(),
+    )
+
+
 def test_a_copy_that_comes_to_no_end_leaves_nothing(tmp_path: Path, pool: Executor) -> None:
     url = str(tmp_path / "store")
     memory = SharedMemory(1 << 17)
@@ -188,7 +206,7 @@ def test_a_copy_that_comes_to_no_end_leaves_nothing(tmp_path: Path, pool: Execut
     copied = CopyProgress(20_000)
     copied.fail("the trainer ended")
     with pytest.raises(SaveFailed, match="the trainer ended"):
-        store_part(open_store(url), job_settings(url, lease), job, memory.view, {}, copied, pool)
+        write_files(a_save(url, job_settings(url, lease), job, memory, copied, pool))
     assert list(open_store(url).list_objects(job.folder)) == []
     assert len(STATE) == 3
 
@@ -210,6 +228,8 @@ def test_a_part_is_durable_with_three_syncs_and_its_seal_takes_none(
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    store_part(open_store(url), job_settings(url, lease), job, memory.view, {}, CopyProgress(), pool)
+    save = a_save(url, job_settings(url, lease), job, memory, CopyProgress(), pool)
+    for step in STEPS:
+        step(save)
     assert synced[-1] == str(tmp_path / "store" / job.folder)
     assert len(synced) == 3

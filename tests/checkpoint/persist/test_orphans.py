@@ -3,20 +3,16 @@
 import signal
 import time
 from pathlib import Path
-from threading import Event
-from typing import Any
 
 import pytest
 
 from fmscale.checkpoint.catalog import list_checkpoints
 from fmscale.checkpoint.format.names import checkpoint_folder, refused_key
-from fmscale.checkpoint.format.seal import Seal
-from fmscale.checkpoint.persist import heartbeat, worker
-from fmscale.checkpoint.persist.job import SaveSettings
-from fmscale.checkpoint.persist.rank_part import store_part
+from fmscale.checkpoint.persist import heartbeat
+from fmscale.checkpoint.persist.step import Save
 from fmscale.config.checkpoint import CheckpointConfig
-from fmscale.store.backends.protocol import Backend
 from fmscale.store.open import open_store
+from tests.checkpoint.jobs import put_between
 from tests.checkpoint.persist.test_kills import Trainer, gone
 from tests.checkpoint.states import RUN, Fleet, assert_restores, states, worker_of
 from tests.checkpoint.trainer import STATE, die_while_copying, drain_and_die_alone
@@ -50,19 +46,17 @@ def test_one_that_is_left_alone_gives_up_a_rank_that_is_silent(
 
 @pytest.mark.parametrize("slow", [0, 1])
 def test_one_that_is_left_alone_waits_for_a_rank_that_is_at_work(
-    tmp_path: Path, in_thread: None, hasty: None, monkeypatch: pytest.MonkeyPatch, slow: int
+    tmp_path: Path, hasty: None, monkeypatch: pytest.MonkeyPatch, slow: int
 ) -> None:
     """Twice as long as for a silent rank, which takes longer than the pauses of a busy disk."""
     monkeypatch.setattr(heartbeat, "SILENT_SECONDS", 2.0)
     url = str(tmp_path / "store")
-    real = store_part
 
-    def late(backend: Backend, settings: SaveSettings, *args: Any) -> Seal:
-        if settings.rank == slow:
-            Event().wait(4.0)
-        return real(backend, settings, *args)
+    def late(save: Save) -> None:
+        if save.settings.rank == slow:
+            save.closing.wait(4.0)
 
-    monkeypatch.setattr(worker, "store_part", late)
+    put_between(monkeypatch, late)
     with Fleet(url, ranks=2, config=PATIENT) as fleet:
         workers = [worker_of(saver) for saver in fleet.savers]
         workers[slow].drain()

@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from fmscale.cli.main import build_app
 from fmscale.config import Config, as_tree, load_config
-from fmscale.config.reader.convert import dotted_names
 from fmscale.config.reader.json_schema import json_schema
 from fmscale.config.reader.load import shipped_configs
+from fmscale.config.reader.refusals import dotted_names
 from fmscale.errors import ConfigError
 
 SCHEMA = json_schema()

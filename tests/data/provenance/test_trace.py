@@ -64,7 +64,7 @@ def deliver(store: Backend, steps: int, records: Path | None = None, **options: 
                 documents[span.row].append(document_bytes(span.document).hex())
             for i in range(batch.rows):
                 k = int(batch.k[i])
-                found[k] = Delivered(k, batch.step, int(batch.source[i]), int(batch.row[i]), documents[i])
+                found[k] = Delivered(k, batch.step, int(batch.row_source[i]), int(batch.row[i]), documents[i])
         if record:
             record.close()
     return found

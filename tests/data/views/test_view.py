@@ -113,7 +113,13 @@ def test_json_round_trip_and_digest(corpus: tuple[Dataset, list[list[list[Docume
     again = decode_view(json.dumps(view.to_json()))
     assert again == view
     assert again.digest == view.digest
-    changed = {"commits": (0, 1, 3), "manifests": ("", "", ""), "masks": ("0" * 32,), "tokens": (1, 2, 3), "spec": '{"kind":"text"}'}
+    changed = {
+        "commits": (0, 1, 3),
+        "manifests": ("", "", ""),
+        "masks": ("0" * 32,),
+        "tokens": (1, 2, 3),
+        "spec": '{"kind":"text"}',
+    }
     for field in fields(TokenView):
         value = getattr(view, field.name)
         other: Any = changed.get(field.name) or ("other" if isinstance(value, str) else (value or 0) + 1)

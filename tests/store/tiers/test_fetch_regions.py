@@ -8,7 +8,7 @@ import pytest
 
 from fmscale.errors import StoreUnavailable
 from fmscale.store.backends.protocol import Backend
-from fmscale.store.segments.tokens import ObjectRef
+from fmscale.store.segments.handle import ObjectRef
 from fmscale.store.tiers.cache import NodeCache
 from fmscale.store.tiers.fetch import CorruptChunk, Fetcher, chunk_span
 from tests.helpers.faulty_backend import Fault

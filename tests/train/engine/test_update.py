@@ -83,7 +83,7 @@ def compiled_training(rank: int, size: int, stage: int, recompute: str, dropout:
 
     def trained(compiled: bool) -> Any:
         config = config_of(stage, "fp32", recompute=recompute, compile=compiled)
-        model = dataclasses.replace(config.model, num_layers=4, dropout=dropout)
+        model = dataclasses.replace(config.decoder("this test"), num_layers=4, dropout=dropout)
         config = dataclasses.replace(config, model=model)
         engine = make_engine(config, rank, size, compiler=name)
         torch.manual_seed(0)

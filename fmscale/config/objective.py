@@ -1,0 +1,12 @@
+"""The section `objective`: the loss that training minimises."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextToken:
+    """Cross-entropy of each token, given the tokens of its document before it."""
+
+    kind: ClassVar[str] = "next_token"
+    """Name of this class in YAML."""

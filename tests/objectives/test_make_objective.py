@@ -1,0 +1,18 @@
+"""The objective of a config: ours, or that of a class of the user's own."""
+
+import pytest
+
+from fmscale.config import NextToken
+from fmscale.errors import ConfigError
+from fmscale.objectives import make_objective, next_token
+from tests.helpers.own import Nothing, Weights
+
+
+def test_the_section_decides_which_objective_is_computed() -> None:
+    assert make_objective(NextToken()) is next_token
+    own = Weights(scale=2.0)
+    assert make_objective(own) is own
+    with pytest.raises(ConfigError, match="cannot be called") as caught:
+        make_objective(Nothing())
+    assert caught.value.found == "tests.helpers.own:Nothing"
+    assert "__call__" in caught.value.remedy
