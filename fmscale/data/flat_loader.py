@@ -152,7 +152,7 @@ def _forward(made: MadeForward, job: ForwardJob, step: int, *, last: bool) -> Fl
         cu_seqlens=torch.from_numpy(made.cu_seqlens),
         bounds=torch.from_numpy(made.bounds),
         k=column("k", "uint64"),
-        sources=column("source", "uint16"),
+        sample_source=column("source", "uint16"),
         row=column("row", "uint64"),
         step=step,
         last_of_step=last,

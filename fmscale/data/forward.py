@@ -41,7 +41,7 @@ class FlatForward:
     """int64 [S + 1]: bounds of the samples; a sample without content has no position."""
     k: np.ndarray
     """uint64 [S]: sample numbers."""
-    sources: np.ndarray
+    sample_source: np.ndarray
     """uint16 [S]: source of each sample."""
     row: np.ndarray
     """uint64 [S]: row ids in the sources' views."""
@@ -55,7 +55,7 @@ class FlatForward:
     @property
     def source(self) -> Tensor:
         """int64 [S]: source of each sample."""
-        return torch.from_numpy(self.sources.astype(np.int64))
+        return torch.from_numpy(self.sample_source.astype(np.int64))
 
     @property
     def rows(self) -> int:

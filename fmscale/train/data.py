@@ -23,7 +23,14 @@ from fmscale.store.tiers.tier import Tier
 
 
 def open_training(
-    config: Config, backend: Backend, world: World, dp: Axis, batch: BatchShape, *, lease: int, tiers: Sequence[Tier] = ()
+    config: Config,
+    backend: Backend,
+    world: World,
+    dp: Axis,
+    batch: BatchShape,
+    *,
+    lease: int,
+    tiers: Sequence[Tier] = (),
 ) -> Loader:
     """The loader of the run's samples, shared out along `dp`; its order is in the run's log, written under `lease`."""
     data = config.data
