@@ -11,7 +11,7 @@
 - `files.py`  input files, opened here or on a store
 - `apart.py`, `reader.py`  a separate process that reads tables
 - `workers.py`, `worker.py`, `mpi.py`  writers as processes, and as MPI ranks
-- `messages.py`, `scratch.py`  messages between writers; a folder for unfinished segments
+- `scratch.py`  a folder for unfinished segments
 - `formats/`  documents of each format
 """
 

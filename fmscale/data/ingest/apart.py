@@ -8,19 +8,16 @@ and again after a crash. A request asks for one chunk of documents.
 import os
 import signal
 import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-import fmscale
 from fmscale.data.ingest.files import open_files
 from fmscale.data.ingest.formats import TABLES, Bad, RawDocument, read
-from fmscale.data.ingest.messages import Message, decode, encode, rebuild_error
 from fmscale.data.ingest.plan import Work
-from fmscale.errors import RankError
+from fmscale.data.workers.messages import Message, decode, encode, rebuild_error
+from fmscale.data.workers.pool import died, start
 
 FAULTS = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP})
 """Signals of a process's own faults. Other signals, such as the kernel's 9 for lack of memory, come from outside:
@@ -56,7 +53,7 @@ class Reading:
         request: Message = {"work": asdict(work), "root": root, "field": self._field}
         rows = 0
         while True:
-            process = self._process = self._process or start("reader")
+            process = self._process = self._process or start(f"{__package__}.reader")
             answer = _ask(process, request)
             if answer is None:
                 yield self._died(process, work, rows)
@@ -84,27 +81,6 @@ class Reading:
             assert pipe is not None, "both were asked for"
             pipe.close()
         return process.wait()
-
-
-def died(cause: str, status: int) -> RankError:
-    """The error for a process that ended by a signal or with an unexpected status."""
-    return RankError(
-        cause,
-        found=f"signal {-status}" if status < 0 else f"exit status {status}",
-        remedy="Signal 9 is often a lack of memory: use fewer --workers. Run again to go on.",
-    )
-
-
-def start(module: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-    """A module of this package as a process, with pipes to its standard input and output."""
-    package = str(Path(fmscale.__file__).resolve().parent.parent)
-    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return subprocess.Popen(
-        [sys.executable, "-m", f"{__package__}.{module}"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, **(environment or {}), "PYTHONPATH": os.pathsep.join(paths)},
-    )
 
 
 def _ask(process: subprocess.Popen[bytes], request: Message) -> tuple[Message, bytes] | None:

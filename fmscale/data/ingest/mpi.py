@@ -13,9 +13,9 @@ from dataclasses import asdict
 from typing import Any
 
 from fmscale.data.ingest.job import IngestJob, IngestRequest, IngestResult, Progress, begin_job, commit_job
-from fmscale.data.ingest.messages import Message, Reporter, decode, describe_error, encode, rebuild_error
 from fmscale.data.ingest.record import decode_record
 from fmscale.data.ingest.unit import UnitTask, open_writer
+from fmscale.data.workers.messages import Message, Reporter, decode, describe_error, encode, rebuild_error
 from fmscale.errors import ConfigError, RankError
 from fmscale.runtime.mpi import import_mpi
 from fmscale.runtime.world import World

@@ -13,9 +13,9 @@ from typing import Any
 
 from fmscale.data.ingest.files import Opener, open_files
 from fmscale.data.ingest.formats import RawDocument, read
-from fmscale.data.ingest.messages import Message, decode, describe_error, encode
 from fmscale.data.ingest.plan import Work
 from fmscale.data.ingest.sources import File
+from fmscale.data.workers.messages import Message, decode, describe_error, encode
 
 CHUNK_BYTES = 1 << 20
 CHUNK_ITEMS = 1024

@@ -1,4 +1,4 @@
-"""Messages between writers: lines of JSON, progress, and errors that keep their class on arrival."""
+"""Messages between a job and its workers: lines of JSON, progress, and errors that keep their class on arrival."""
 
 import json
 import time
