@@ -68,7 +68,9 @@ def find_init(
         raise ConfigError(cause, found=error.found, remedy=error.remedy) from error
 
 
-def _find_checkpoint(config: Config, backend: Backend, address: str, vocab_size: int | None, tokenizer: str | None) -> Init:
+def _find_checkpoint(
+    config: Config, backend: Backend, address: str, vocab_size: int | None, tokenizer: str | None
+) -> Init:
     store, mark, name = address.rpartition("#")
     run, _, step = name.partition("@")
     require_checkpoint(config, "train.init", backend, run, step)

@@ -157,7 +157,7 @@ def wanted() -> tuple[list[float], float, dict[str, Tensor]]:
     without cached gradients.
     """
     config = config_of(0)
-    model = build(config.model, vocab_size=VOCAB)
+    model = build(config.decoder("this test"), vocab_size=VOCAB)
     model.init_weights(torch.Generator().manual_seed(config.train.seed))
     model.double()
     inputs = Contrastive().collate(pairs(0, PAIRS, PAIRS))

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fmscale.data.forward import Piece
+from fmscale.data.forward import RowPiece
 from fmscale.data.plan.flat import rounded
 from fmscale.data.plan.plan import Plan
 from fmscale.data.reading.arena import Slot
@@ -62,7 +62,7 @@ class MadeForward(NamedTuple):
     weights: np.ndarray
     cu_seqlens: np.ndarray
     bounds: np.ndarray
-    pieces: list[list[Piece]]
+    pieces: list[list[RowPiece]]
     bad: list[BadSample]
 
 
@@ -129,7 +129,7 @@ def make_forward(sources: SampleSources, job: ForwardJob) -> MadeForward:
         source = sources.of(job.plan, entry.source)
         spec = spec or source.spec
         sample: Sample = NO_SAMPLE
-        documents: list[Piece] = []
+        documents: list[RowPiece] = []
         if not entry.lost:
             try:
                 unit = _unit(sources, job.plan, entry)

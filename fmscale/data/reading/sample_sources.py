@@ -11,7 +11,7 @@ from fmscale.data.reading.record_reader import RecordReader
 from fmscale.data.reading.unit import TokenUnits, UnitSource
 from fmscale.data.reading.unit_reader import UnitReader
 from fmscale.data.samples.protocol import Part, Spec
-from fmscale.data.samples.sizes import Sizes, open_sizes
+from fmscale.data.samples.sizes import SampleSizes, open_sizes
 from fmscale.data.samples.specs import open_spec
 from fmscale.data.views.placement import open_placement
 from fmscale.data.views.token_view import TokenView
@@ -32,7 +32,7 @@ class SampleSource:
     """Reader of its units."""
     spec: Spec
     """Spec of its samples."""
-    sizes: Sizes
+    sizes: SampleSizes
     """Lengths of its samples."""
 
 

@@ -21,7 +21,7 @@ from fmscale.data.samples.segment_sizes import DAMAGE, segment_sizes
 from fmscale.data.samples.sizes import SIZE
 from fmscale.data.samples.specs import open_spec, size_text, spec_text
 from fmscale.data.workers.messages import Message
-from fmscale.data.workers.pool import Work, run_units
+from fmscale.data.workers.pool import UnitWork, run_units
 from fmscale.data.workers.serve import Run, serve
 from fmscale.errors import DataError
 from fmscale.store.datasets.columns import Column, column_key, open_column
@@ -110,7 +110,7 @@ def derive_sizes(
     count = 1 if store.startswith("memory://") else min(workers or len(os.sched_getaffinity(0)), len(units))
     if count > 1:
         run_units(
-            Work(
+            UnitWork(
                 name="derive",
                 module=__name__,
                 task=task,

@@ -19,7 +19,7 @@ SIZE = "size"
 """Name of the column of sizes: uint32, an upper bound of the length of each record's sample."""
 
 
-class Sizes(Protocol):
+class SampleSizes(Protocol):
     """Lengths of a source's samples."""
 
     def take(self, rows: U64) -> NDArray[np.int64]:
@@ -49,7 +49,7 @@ class RowSizes:
 
 
 class ColumnSizes:
-    """Sizes from a derived column of each commit; `cut` is the length to which longer samples are cut."""
+    """SampleSizes from a derived column of each commit; `cut` is the length to which longer samples are cut."""
 
     def __init__(self, placement: Placement, columns: Sequence[Column | None], cut: int | None) -> None:
         self._placement = placement
@@ -57,7 +57,7 @@ class ColumnSizes:
         self._cut = cut
 
     def take(self, rows: U64) -> NDArray[np.int64]:
-        """Sizes of the rows, cut."""
+        """SampleSizes of the rows, cut."""
         out = np.empty(len(rows), dtype=np.int64)
         commits, positions = self._placement.positions(rows)
         for commit in np.unique(commits).tolist():
@@ -77,7 +77,7 @@ class ColumnSizes:
         return np.concatenate(rows) if rows else np.empty(0, dtype=np.uint64)
 
 
-def open_sizes(backend: Backend, placement: Placement) -> Sizes:
+def open_sizes(backend: Backend, placement: Placement) -> SampleSizes:
     """The sizes of a view's samples. Raises DataError, with the command, if a commit has no column of sizes."""
     view = placement.view
     spec = open_spec(backend, view.spec)
