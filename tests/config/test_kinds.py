@@ -297,7 +297,7 @@ train: {zero_stage: 5, run: a/b, tokens: 2, steps: 0}
         "3: data.sources.0.weight must be above 0: found 0.0. Remove the source to leave it out.",
         "3: data.sources.1.dataset is missing. Give data.sources.1.dataset: text.",
         "4: data.seed must be an integer, not this: found 'x'. Give an integer.",
-        "13: batch must be a mapping with global_batch, micro_batch, accumulation, forward_tokens, uneven, not this: found '3'.",
+        "13: batch must be a mapping with global_batch, micro_batch, accumulation, forward_tokens, uneven, not this",
         "12: model.norm_eps must be above 0: found 0.0.",
         "11: model.dropout must lie in [0, 1): found 1.0. Give 0 to drop nothing.",
         "14: objective.kind must be next_token or package.module:Name, not this: found 'nxt'. Take next_token",

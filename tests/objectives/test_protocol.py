@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fmscale.errors import ConfigError
-from fmscale.objectives import Inputs, Loss, NextToken, Objective, SampleBatch, check_objective, make_objective
+from fmscale.objectives import Inputs, Loss, NextToken, Objective, SampleBatch, check_objective
 
 
 class Whole(Objective):
@@ -31,12 +31,6 @@ class Apart:
 def lacking(name: str) -> Any:
     """A derived class without the method, so that it has the stub of `Objective`."""
     return type("Lacking", (Objective,), {key: value for key, value in vars(Whole).items() if key != name})()
-
-
-def test_no_section_means_next_token_prediction() -> None:
-    assert isinstance(make_objective(None), NextToken)
-    with pytest.raises(ConfigError, match="no objective of this kind"):
-        make_objective({"kind": "other"})
 
 
 def test_complete_objectives_are_taken_as_they_are() -> None:

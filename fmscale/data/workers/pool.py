@@ -25,7 +25,7 @@ END_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class UnitWork:
     """Units of a job, and the module that does them as a process."""
 
     name: str
