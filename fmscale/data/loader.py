@@ -26,6 +26,7 @@ from fmscale.data.reading.planner import HORIZON_STEPS, MAX_STEPS, DamagedRows, 
 from fmscale.data.reading.prefetch import Prefetcher
 from fmscale.data.reading.readers import Readers
 from fmscale.errors import ConfigError, DataError
+from fmscale.store.tiers.fetch import Fetcher
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +96,11 @@ class Loader:
         self._ahead: Prefetcher | None = None
         self._buffers = BufferPool(np.dtype(view.dtype), view.sequence_length)
         self._stream = self._batches()
+
+    @property
+    def fetcher(self) -> Fetcher:
+        """Reads of this rank, with their counts."""
+        return self._readers.fetcher
 
     def _warn_of_little_memory(self) -> None:
         """Warn where the shuffle windows do not fit: a row whose unit was evicted costs a second read of the unit."""

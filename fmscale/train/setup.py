@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +13,8 @@ from fmscale.data.loader import Loader
 from fmscale.data.provenance.delivery import DeliveryRecord
 from fmscale.models import parameters_of
 from fmscale.runtime.sinks.jsonl import JsonlSink
+from fmscale.runtime.sinks.protocol import RunInfo
+from fmscale.runtime.sinks.run_sinks import RunSinks
 from fmscale.train.data import memory_at_its_place, open_training, passes, tokenizer_of, vocabulary
 from fmscale.train.engine.module import build_engine
 from fmscale.train.evaluation import evaluator
@@ -95,7 +96,13 @@ def assemble(
         delivered=(lambda batch, inputs: record.add(received(batch, inputs))) if record else lambda batch, inputs: None,
         show=(lambda record: show({**record, "steps": steps})) if world.rank == 0 else lambda record: None,
     )
-    return loop, partial(restore, session, resume, engine, loader, saving, tokenizer.digest, tell)
+
+    def restored() -> int:
+        first_step = restore(session, resume, engine, loader, saving, tokenizer.digest, tell)
+        journal.sinks.open(first_step)
+        return first_step
+
+    return loop, restored
 
 
 def _opened(session: Session, loader: Loader, vocab_size: int, batch: BatchShape, steps: int) -> dict[str, Any]:
@@ -116,20 +123,34 @@ def _opened(session: Session, loader: Loader, vocab_size: int, batch: BatchShape
 
 
 def _journal(session: Session, loader: Loader, vocab_size: int, stack: ExitStack) -> Journal:
-    config = session.config
-    sinks = []
-    if session.world.rank == 0:
-        sinks.append(JsonlSink(session.folder / "metrics.jsonl"))
-        stack.callback(sinks[0].close)
+    config, folder = session.config, session.folder
+    run = RunInfo(name=config.train.run, store=session.backend.url, folder=folder, config=as_tree(config))
+    file = JsonlSink(folder / "metrics.jsonl") if session.world.rank == 0 else None
+    requests, fetcher = session.backend.requests, loader.fetcher
+
+    def reads() -> dict[str, int]:
+        kinds = ("get", "get_range")
+        return {
+            "requests": sum(requests.count.get(kind, 0) for kind in kinds),
+            "bytes": sum(requests.bytes.get(kind, 0) for kind in kinds),
+            "retried": sum(count for kind, count in requests.count.items() if kind.startswith("retried")),
+            "cached_bytes": fetcher.cache.requests.bytes.get("hit", 0) if fetcher.cache else 0,
+            "bad_cached": fetcher.dropped,
+            "bad_stored": fetcher.reread,
+        }
+
     decoder = config.model if type(config.model) is ModelConfig else None
     on_gpu = session.device.startswith("cuda")
-    return Journal(
-        sinks,
+    journal = Journal(
+        RunSinks(file, config.metrics.sinks, run),
         [source.label for source in loader.plan.sources],
         flops_per_token=flops_per_token(decoder, vocab_size, config.data.sequence_length) if decoder else None,
         peak_flops=peak_flops(torch.cuda.get_device_name()) if on_gpu else None,
         world_size=session.world.world_size,
+        reads=reads,
     )
+    stack.push(journal.close)
+    return journal
 
 
 def _delivery_record(session: Session, lease: int, loader: Loader, stack: ExitStack) -> DeliveryRecord | None:
