@@ -1,7 +1,8 @@
 """The config of a run: one dataclass for each section, read strictly from YAML. Imports no torch.
 
 `schema.py`      the whole config, and its plain values or YAML
-`store.py`, `data.py`, `batch.py`, `model.py`, `objective.py`, `train.py`, `checkpoint.py`, `launch.py`  the sections
+`store.py`, `data.py`, `batch.py`, `model.py`, `objective.py`, `train.py`, `checkpoint.py`,
+`metrics.py`, `launch.py`  the sections
 `spec.py`        specs, which make samples of records
 `kinds.py`       the key `kind`, and classes of the user's own
 `checks.py`      refusal of a field's value, and of several
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from fmscale.config.derived import BatchShape, derive_batch, flops_per_token, num_parameters
     from fmscale.config.kinds import Own, kind_of
     from fmscale.config.launch import LaunchConfig
+    from fmscale.config.metrics import MetricsConfig
     from fmscale.config.model import ModelConfig, RopeScaling
     from fmscale.config.objective import NextTokenConfig
     from fmscale.config.reader.load import load_config
@@ -37,6 +39,7 @@ __all__ = [
     "EvaluationConfig",
     "EvaluationSet",
     "LaunchConfig",
+    "MetricsConfig",
     "ModelConfig",
     "NextTokenConfig",
     "OptimizerConfig",
@@ -63,6 +66,7 @@ _HOMES = {
     "derived": ("BatchShape", "derive_batch", "flops_per_token", "num_parameters"),
     "kinds": ("Own", "kind_of"),
     "launch": ("LaunchConfig",),
+    "metrics": ("MetricsConfig",),
     "model": ("ModelConfig", "RopeScaling"),
     "objective": ("NextTokenConfig",),
     "reader.load": ("load_config",),

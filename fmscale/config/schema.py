@@ -11,6 +11,7 @@ from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.config.data import DataConfig
 from fmscale.config.kinds import Own, kind_of, tag
 from fmscale.config.launch import LaunchConfig
+from fmscale.config.metrics import MetricsConfig
 from fmscale.config.model import ModelConfig
 from fmscale.config.objective import NextTokenConfig
 from fmscale.config.store import StoreConfig
@@ -42,6 +43,8 @@ class Config:
     """Saves and their retention."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Held-out losses while training."""
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    """Places that the records of steps and events go to."""
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     """Start of the ranks."""
     places: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False, metadata={"read": False})

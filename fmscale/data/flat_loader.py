@@ -31,6 +31,7 @@ from fmscale.data.reading.maker import BadSample, ForwardJob, MadeForward, Maker
 from fmscale.data.reading.prefetch import Prefetcher
 from fmscale.data.reading.sample_sources import SampleSources
 from fmscale.data.sample_loader import MEMORY_BYTES, QUARANTINE_SHARE, REMOTE_READ_THREADS, SampleLoader
+from fmscale.store.tiers.fetch import Fetcher
 
 DECODED_SHARE = 4
 """Part of the memory for forwards that are made ahead: a quarter, or two forwards if these are more."""
@@ -75,6 +76,11 @@ class FlatLoader(SampleLoader[FlatForward]):
                 remedy=f"give the loader at least {4 * forward} bytes, or take shorter forwards",
             )
         self._arena = Arena(memory_bytes - self.decoded_bytes)
+
+    @property
+    def fetcher(self) -> Fetcher:
+        """Reads of this rank, with their counts."""
+        return self._sources.fetcher
 
     def check_memory(self) -> None:
         """Raise LittleMemory if the units of the next step do not fit into host memory. Reads sizes alone."""

@@ -14,6 +14,8 @@ from fmscale.data.sample_loader import SampleLoader
 from fmscale.data.views.token_view import TokenView
 from fmscale.models import parameters_of
 from fmscale.runtime.sinks.jsonl import JsonlSink
+from fmscale.runtime.sinks.protocol import RunInfo
+from fmscale.runtime.sinks.run_sinks import RunSinks
 from fmscale.train.data import memory_at_its_place, open_training, passes, tokenizer_of, vocabulary
 from fmscale.train.engine.module import build_engine
 from fmscale.train.evaluation import evaluator
@@ -108,15 +110,17 @@ def assemble(
     )
 
     def begin() -> int:
+        first_step = 0
         if resume.which != "none":
             restored = restore(session, resume, engine, loader, saving, tokenizer_digest, tell)
             if "init" in restored:
                 origin["init"] = restored["init"]
-            return int(restored["step"])
-        if init is not None:
+            first_step = int(restored["step"])
+        elif init is not None:
             origin["init"] = load_init(session, init, engine)
             tell(event="initialised", **origin["init"])
-        return 0
+        journal.sinks.open(first_step)
+        return first_step
 
     return loop, begin
 
@@ -141,24 +145,38 @@ def _opened(
 
 
 def _journal(session: Session, loader: AnyLoader, unit: str, vocab_size: int | None, stack: ExitStack) -> Journal:
-    config = session.config
-    sinks = []
-    if session.world.rank == 0:
-        sinks.append(JsonlSink(session.folder / "metrics.jsonl"))
-        stack.callback(sinks[0].close)
+    config, folder = session.config, session.folder
+    run = RunInfo(name=config.train.run, store=session.backend.url, folder=folder, config=as_tree(config))
+    file = JsonlSink(folder / "metrics.jsonl") if session.world.rank == 0 else None
+    requests, fetcher = session.backend.requests, loader.fetcher
+
+    def reads() -> dict[str, int]:
+        kinds = ("get", "get_range")
+        return {
+            "requests": sum(requests.count.get(kind, 0) for kind in kinds),
+            "bytes": sum(requests.bytes.get(kind, 0) for kind in kinds),
+            "retried": sum(count for kind, count in requests.count.items() if kind.startswith("retried")),
+            "cached_bytes": fetcher.cache.requests.bytes.get("hit", 0) if fetcher.cache else 0,
+            "bad_cached": fetcher.dropped,
+            "bad_stored": fetcher.reread,
+        }
+
     decoder = config.model if type(config.model) is ModelConfig else None
     on_gpu = session.device.startswith("cuda")
     # Samples of mixed lengths: the share of attention, which grows with the length, is left out of the estimate.
     length = 1 if config.batch.forward_tokens else config.data.sequence_length
-    return Journal(
-        sinks,
+    journal = Journal(
+        RunSinks(file, config.metrics.sinks, run),
         [source.label for source in loader.plan.sources],
         unit=unit,
         dp=session.dp,
         flops_per_token=flops_per_token(decoder, vocab_size, length) if decoder and vocab_size else None,
         peak_flops=peak_flops(torch.cuda.get_device_name()) if on_gpu else None,
         world_size=session.world.world_size,
+        reads=reads,
     )
+    stack.push(journal.close)
+    return journal
 
 
 def _delivery_record(session: Session, lease: int, loader: AnyLoader, stack: ExitStack) -> DeliveryRecord | None:

@@ -8,6 +8,8 @@ import torch
 
 from fmscale.runtime.axes import Axis
 from fmscale.runtime.sinks.jsonl import JsonlSink, read_jsonl
+from fmscale.runtime.sinks.protocol import RunInfo
+from fmscale.runtime.sinks.run_sinks import RunSinks
 from fmscale.train.engine.protocol import Update
 from fmscale.train.journal import Journal, Timing
 from fmscale.train.step import StepResult
@@ -16,7 +18,8 @@ from tests.helpers.ranks import run_ranks
 
 def journaled(rank: int, size: int, folder: str, unit: str, metrics: bool) -> None:
     """Two steps: this rank's loss sum is 3 + rank for source a and 1 for source b; the second has no targets."""
-    sinks = [JsonlSink(Path(folder, "metrics.jsonl"))] if rank == 0 else []
+    file = JsonlSink(Path(folder, "metrics.jsonl")) if rank == 0 else None
+    sinks = RunSinks(file, (), RunInfo(name="r", store="", folder=Path(folder), config={}))
     journal = Journal(
         sinks,
         ["a", "b"],
@@ -36,13 +39,13 @@ def journaled(rank: int, size: int, folder: str, unit: str, metrics: bool) -> No
         )
         journal.add(step, 0.1, result, Timing(step=2.0 + rank, data_stall=0.0, ckpt_blocking=0.0))
     journal.flush()
-    for sink in sinks:
-        sink.close()
+    journal.end(2, "complete")
+    journal.close(None)
 
 
 def records(folder: Path, unit: str, metrics: bool) -> list[dict[str, Any]]:
     run_ranks(journaled, 2, str(folder), unit, metrics)
-    return list(read_jsonl(folder / "metrics.jsonl"))
+    return [record for record in read_jsonl(folder / "metrics.jsonl") if "event" not in record]
 
 
 def test_a_step_of_tokens_has_the_keys_of_earlier_runs(tmp_path: Path) -> None:

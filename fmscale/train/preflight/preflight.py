@@ -20,6 +20,7 @@ from fmscale.data.views.token_view import TokenView, make_view
 from fmscale.errors import AccessDenied, ConfigError, FmscaleError, ObjectNotFound, StoreError, StoreUnavailable
 from fmscale.models import build, parameters_of
 from fmscale.objectives import make_objective
+from fmscale.runtime.sinks.run_sinks import check_sinks
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import open_dataset
 from fmscale.store.open import open_store
@@ -125,6 +126,7 @@ def check_run(
     steps = checks.run(lambda: total_steps(config, batch.global_batch)) if batch else config.train.steps
     checks.run(lambda: check_length(config))
     checks.run(lambda: check_folder(config))
+    checks.run(lambda: check_sinks(config))
     backend = _open(config, checks)
     sources = _sources(config, backend, checks) if backend else []
     recorded = checks.ask(lambda: replay(run_log(backend, config.train.run))) if backend else None
