@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+
 from fmscale.data.samples.protocol import BadRecord
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"

@@ -7,10 +7,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
+
 from fmscale.models.layers import FeedForward, RMSNorm, SelfAttention
 from fmscale.models.layers.linear import Linear
 from fmscale.models.weights import Whole, draw_weights
-from torch import Tensor, nn
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from fmscale.objectives import Inputs, Loss, Objective, SampleBatch
 from torch import nn
 from torch.nn.functional import cross_entropy
+
+from fmscale.objectives import Inputs, Loss, Objective, SampleBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +33,7 @@ class Classify(Objective):
         """`model(patches, places, cu_seqlens=, bounds=)` gives logits."""
         given, weights = inputs.tensors, inputs.weights
         logits = model(given["patches"], given["places"], cu_seqlens=given["cu_seqlens"], bounds=inputs.bounds).float()
-        losses = weights * cross_entropy(
-            logits, given["label"], reduction="none", label_smoothing=self.smoothing
-        )
+        losses = weights * cross_entropy(logits, given["label"], reduction="none", label_smoothing=self.smoothing)
         right = (logits.argmax(-1) == given["label"]).float() * weights
         return Loss(
             sum=losses.sum(),

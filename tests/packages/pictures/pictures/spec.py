@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+
 from fmscale.data.samples.protocol import BadRecord, Draw, Part, Record, Sample, TooLong
 
 from .files import read_header, read_pixels, refusal
@@ -73,7 +74,10 @@ class Crops:
         p = self.patch
         lacking = [max(0, p - side) for side in pixels.shape[:2]]
         pixels = np.pad(pixels, ((0, lacking[0]), (0, lacking[1]), (0, 0)), mode="edge")
-        y, x = (int(at * (side - n * p + 1)) for at, side, n in zip((top, left), pixels.shape, (rows, columns), strict=False))
+        y, x = (
+            int(at * (side - n * p + 1))
+            for at, side, n in zip((top, left), pixels.shape, (rows, columns), strict=False)
+        )
         part = pixels[y : y + rows * p, x : x + columns * p]
         if draw("flip")[0] < 0.5:
             part = part[:, ::-1]
@@ -103,5 +107,7 @@ class Crops:
             raise BadRecord(error.cause, found=f"{name}: {error.found}", remedy=error.remedy) from None
         if header.width * header.height > self.pixels_most:
             found = f"{name}: {header.width} x {header.height}"
-            raise refusal("the picture has too many pixels", found, f"Raise the spec's pixels_most, {self.pixels_most}.")
+            raise refusal(
+                "the picture has too many pixels", found, f"Raise the spec's pixels_most, {self.pixels_most}."
+            )
         return data, self.classes.index(folder)
