@@ -107,12 +107,15 @@ def _numbers(config: "Config", forecast: "Forecast", begins: str) -> dict[str, A
     """The derived numbers for people, each after the numbers that it follows from."""
     values: dict[str, Any] = {"ranks": forecast.world}
     if batch := forecast.batch:
+        shape = (
+            f"micro_batch {batch.micro_batch} x accumulation {batch.accumulation} x {batch.dp_size} ranks"
+            if batch.forward_tokens is None
+            else f"flat forwards of {batch.forward_tokens:,} tokens or less on {batch.dp_size} ranks"
+        )
         places = f" in {batch.global_batch + batch.padding}" if batch.padding else ""
         fill = f", {batch.padding} of them filler" if batch.padding else ""
-        values["batch"] = (
-            f"{batch.global_batch} rows{places} = micro_batch {batch.micro_batch} x accumulation {batch.accumulation} "
-            f"x {batch.dp_size} ranks{fill}"
-        )
+        of = "samples in" if batch.forward_tokens else f"rows{places} ="
+        values["batch"] = f"{batch.global_batch} {of} {shape}{fill}"
     values |= {
         "vocabulary": forecast.vocab_size,
         "parameters": forecast.parameters,
@@ -130,6 +133,10 @@ def _numbers(config: "Config", forecast: "Forecast", begins: str) -> dict[str, A
         )
     values["prefetch"] = f"{human_bytes(forecast.prefetch_bytes)} a rank at most" + (
         f", {forecast.prefetch_steps} steps ahead" if forecast.prefetch_steps else ""
+    )
+    units = forecast.prefetch_bytes - forecast.decoded_bytes
+    values["host memory"] = (
+        f"units {human_bytes(units)}, decoded ahead {human_bytes(forecast.decoded_bytes)}, pinned 0 B"
     )
     if forecast.tokens_per_second and forecast.read_bytes_per_second:
         values["tokens/s"] = forecast.tokens_per_second

@@ -17,8 +17,8 @@ from fmscale.runtime.sinks.console import dim, is_screen, print_record
 from fmscale.runtime.sinks.jsonl import read_last
 from fmscale.runtime.world import World
 
-STEP = ("step", "loss", "grad_norm", "tokens_per_second", "mfu", "data_stall", "ETA")
-"""Keys of a step that are shown; metrics.jsonl has the rest."""
+STEP = ("step", "loss", "grad_norm", "mfu", "data_stall", "ETA")
+"""Keys of a step that are shown, with its rate before `mfu`; metrics.jsonl has the rest."""
 KEPT = frozenset({"entry", "snapshot_seconds", "sealed_seconds"})
 """Keys of an event that are in metrics.jsonl only."""
 LONG_SECONDS = 0.5
@@ -58,6 +58,12 @@ class RunScreen:
             batch = derive_batch(config.batch, axes_of(world)["dp"].size, place=config.place("batch"))
         except ConfigError:
             return  # The same error stops the run after the ranks have met: all of them end, and rank 0 prints it.
+        if batch.forward_tokens is not None:
+            self._fact(
+                "batch", f"{batch.global_batch:,} samples in forwards of {batch.forward_tokens:,} tokens or less"
+            )
+            self._fact("steps", f"{config.train.steps:,}")
+            return
         rows, length = batch.global_batch, config.data.sequence_length
         self._fact("batch", f"{rows:,} rows of {length:,} = {rows * length:,} tokens a step")
         if config.train.steps is not None:
@@ -103,7 +109,8 @@ class RunScreen:
         self._shown += 1
         if self._shown == 1:
             self._paced = step, now
-        print_record(shown, self._stream, STEP)
+        rates = tuple(name for name in record if name.endswith("_per_second"))
+        print_record(shown, self._stream, (*STEP[:3], *rates, *STEP[3:]))
 
     def end(self, last_step: int, stop: str) -> None:
         """Print the end of the run, and the reason `stop` unless it is empty."""
@@ -134,13 +141,14 @@ class RunScreen:
     def _tell_opened(self, record: Mapping[str, Any]) -> None:
         self._opened = record
         self._fact("device", record["device"])
-        self._fact("model", f"{record['parameters']:,} parameters, vocabulary {record['vocab_size']:,}")
+        vocabulary = f", vocabulary {record['vocab_size']:,}" if record["vocab_size"] else ""
+        self._fact("model", f"{record['parameters']:,} parameters{vocabulary}")
         if self._config.train.steps is None:
             tokens = record["steps"] * record["tokens_per_step"]
             self._fact("steps", f"{record['steps']:,}, {tokens:,} tokens")
         for source in record["sources"]:
-            name, tokens = source["label"], source["tokens"]
-            self._fact("data", f"{name}: {tokens:,} tokens, {source['epochs']:.2g} epochs in all")
+            kind = "records" if "records" in source else "tokens"
+            self._fact("data", f"{source['label']}: {source[kind]:,} {kind}, {source['epochs']:.2g} epochs in all")
 
     def _tell_rest(self) -> None:
         """Print the remaining time, by the speed of the run's last steps if the same number of ranks took them."""

@@ -21,11 +21,14 @@ class BatchShape:
     """Forwards of one rank in one optimizer step, the same on every rank."""
     dp_size: int
     """Data-parallel ranks."""
+    forward_tokens: int | None = None
+    """Most tokens of a flat forward. A flat forward takes samples by their lengths: `global_batch` counts samples, and
+    `micro_batch` and `accumulation` are 1."""
 
     @property
     def padding(self) -> int:
         """Rows of weight zero in a step, over all ranks."""
-        return self.micro_batch * self.accumulation * self.dp_size - self.global_batch
+        return 0 if self.forward_tokens else self.micro_batch * self.accumulation * self.dp_size - self.global_batch
 
 
 def derive_batch(config: BatchConfig, dp_size: int, *, place: str = "batch") -> BatchShape:
@@ -35,6 +38,11 @@ def derive_batch(config: BatchConfig, dp_size: int, *, place: str = "batch") -> 
     the nearest values that solve it; `place` is the place of the config's batch section.
     """
     total, micro, steps = config.global_batch, config.micro_batch, config.accumulation
+    if config.forward_tokens is not None:
+        assert total is not None, "the section refuses forward_tokens without it"
+        return BatchShape(
+            global_batch=total, micro_batch=1, accumulation=1, dp_size=dp_size, forward_tokens=config.forward_tokens
+        )
     numbers = {"global_batch": total, "micro_batch": micro, "accumulation": steps}
     given = {name: value for name, value in numbers.items() if value is not None}
     if len(given) < 2:

@@ -77,7 +77,7 @@ class TrainConfig:
             )
         if self.init is not None:
             not_empty("init", self.init, "Name a run or a folder, or give null for weights made of the seed.")
-        if self.init is not None and self.resume not in ("auto", "never"):
+        if self.init and self.resume not in ("auto", "never"):
             raise InvalidField(
                 "init",
                 "gives a run's first weights, and resume takes the whole state of another run",

@@ -112,6 +112,7 @@ def open_flat_loader(
     store: str | Backend,
     *,
     forward_tokens: int,
+    sample_tokens: int | None = None,
     batch: int | Sequence[tuple[int, int]],
     dataset: str | None = None,
     sources: Sequence[SourceConfig] = (),
@@ -139,6 +140,7 @@ def open_flat_loader(
 
     Args, beside those of `open_loader`:
         forward_tokens: most tokens of a forward, a multiple of 64.
+        sample_tokens: most tokens of a sample; None: those of a forward.
         batch: samples of a step over all ranks, or a ramp.
         spec: config of the spec that makes samples of records (`fmscale.config.spec`, or a class of your own).
         sequence_length: tokens of a row of a token dataset, which becomes a sample of one token less.
@@ -150,6 +152,7 @@ def open_flat_loader(
     backend = open_store(store) if isinstance(store, str) else store
     configs = source_configs(dataset, sources, split, on_corrupt)
     datasets: dict[str, Dataset] = {}
+    longest = min(sample_tokens or forward_tokens, forward_tokens)
     made = make_sources(
         backend,
         configs,
@@ -157,12 +160,12 @@ def open_flat_loader(
         seed=seed,
         window=window,
         spec=spec,
-        forward_tokens=forward_tokens,
+        sample_tokens=longest,
         datasets=datasets,
     )
     fetcher = open_fetcher(backend, made, datasets, cache_dir, cache_bytes, nodes, tiers, region_bytes)
     opened = SampleSources(fetcher, document_ids=document_ids, datasets=datasets)
-    excluded = partial(excluded_rows, made, opened, forward_tokens)
+    excluded = partial(excluded_rows, made, opened, longest)
     order_log = open_order(backend, run, made, configs, lease=lease, excluded=excluded) if run is not None else None
     return FlatLoader(
         order_log.plan if order_log else Plan([Stage(from_k=0, sources=tuple(made), excluded=excluded())]),

@@ -32,15 +32,15 @@ def make_sources(
     seed: int,
     window: int = WINDOW,
     spec: object | None = None,
-    forward_tokens: int | None = None,
+    sample_tokens: int | None = None,
     datasets: dict[str, Dataset] | None = None,
 ) -> list[Source]:
     """Views of the datasets with integer weights. `spec` holds for datasets of records whose source has none; a spec of
-    a source holds for rows of tokens too. With `forward_tokens` all samples go into flat forwards. `datasets` receives
-    the opened datasets, by name.
+    a source holds for rows of tokens too. `sample_tokens` is the length of the longest sample in flat forwards, None
+    for rows that are not packed so. `datasets` receives the opened datasets, by name.
 
     Raises DataError for a dataset, split or commit that does not exist, ConfigError if tokenizers differ, or for
-    records without a spec or without `forward_tokens`.
+    records without a spec or without `sample_tokens`.
     """
     datasets = {} if datasets is None else datasets
     for config in configs:
@@ -60,9 +60,9 @@ def make_sources(
         records = bool(commits[config.dataset]) and commits[config.dataset][-1].kind == "records"
         chosen = config.spec or (spec if records else None)
         if chosen is None and not records:
-            text = spec_text(RowSamples()) if forward_tokens else ""
+            text = spec_text(RowSamples()) if sample_tokens else ""
         else:
-            text = _spec_text(backend, config.dataset, chosen, forward_tokens, list(tokenizers.values()))
+            text = _spec_text(backend, config.dataset, chosen, sample_tokens, list(tokenizers.values()))
         common: dict[str, Any] = {
             "split": config.split,
             "commits": config.commits,
@@ -82,7 +82,7 @@ def make_sources(
 
 
 def _spec_text(
-    backend: Backend, dataset: str, config: object | None, forward_tokens: int | None, tokenizers: Sequence[str]
+    backend: Backend, dataset: str, config: object | None, sample_tokens: int | None, tokenizers: Sequence[str]
 ) -> str:
     """JSON of the spec of a source."""
     if config is None:
@@ -91,16 +91,16 @@ def _spec_text(
             found="spec: null",
             remedy="Give data.spec, or the source a spec, such as {kind: text, field: text}.",
         )
-    if forward_tokens is None:
+    if sample_tokens is None:
         raise ConfigError(
             f"the samples of dataset {dataset} have lengths of their own, and no forward has a length",
             found="batch.forward_tokens: null",
             remedy="Give batch.forward_tokens, a multiple of 64, such as 8192.",
         )
-    return spec_text(make_spec(config, backend, limit=forward_tokens, tokenizers=tokenizers))
+    return spec_text(make_spec(config, backend, limit=sample_tokens, tokenizers=tokenizers))
 
 
-def excluded_rows(sources: Sequence[Source], opened: SampleSources, forward_tokens: int) -> tuple[Ranges, ...]:
+def excluded_rows(sources: Sequence[Source], opened: SampleSources, sample_tokens: int) -> tuple[Ranges, ...]:
     """Ranges of rows of each source that are left out: empty samples, and samples too long where the spec drops them.
 
     Raises DataError where the spec refuses samples that are too long.
@@ -108,19 +108,19 @@ def excluded_rows(sources: Sequence[Source], opened: SampleSources, forward_toke
     out = []
     for source in sources:
         found = opened.open(source.view)
-        rows = found.sizes.outside(forward_tokens)
+        rows = found.sizes.outside(sample_tokens)
         lengths = found.sizes.take(rows)
-        long = rows[lengths > forward_tokens]
+        long = rows[lengths > sample_tokens]
         if len(long) and found.spec.too_long == "refuse":
             raise DataError(
-                f"{len(long)} of the {source.view.units.N} samples of {source.label} are longer than a forward",
-                found=f"row {int(long[0])} has {int(lengths.max())} tokens, batch.forward_tokens is {forward_tokens}",
-                remedy="Raise batch.forward_tokens, or give the spec too_long: cut or drop.",
+                f"{len(long)} of the {source.view.units.N} samples of {source.label} are too long",
+                found=f"row {int(long[0])} has {int(lengths.max())} tokens, the limit is {sample_tokens}",
+                remedy="Raise batch.forward_tokens or model.max_seq_len, or give the spec too_long: cut or drop.",
             )
         if len(rows):
             logger.warning(
-                "%s: %d of %d samples are left out, %d of them empty and %d longer than a forward of %d tokens",
-                *(source.label, len(rows), source.view.units.N, len(rows) - len(long), len(long), forward_tokens),
+                "%s: %d of %d samples are left out, %d of them empty and %d longer than %d tokens",
+                *(source.label, len(rows), source.view.units.N, len(rows) - len(long), len(long), sample_tokens),
             )
         out.append(tuple(merged([(row, row + 1) for row in rows.tolist()])))
     return tuple(out) if any(out) else ()

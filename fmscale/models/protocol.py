@@ -68,10 +68,10 @@ def _vocab_size(config: ModelConfig, vocab_size: int | None) -> int:
     return vocab_size
 
 
-def parameters_of(config: ModelConfig | Own, vocab_size: int) -> int:
+def parameters_of(config: ModelConfig | Own, vocab_size: int | None) -> int:
     """Number of trained parameters; a module of the user's own is built on the meta device, without memory."""
     if type(config) is ModelConfig:
-        return num_parameters(config, vocab_size)
+        return num_parameters(config, _vocab_size(config, vocab_size))
     with torch.device("meta"):
         model = build(config, vocab_size=vocab_size)
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

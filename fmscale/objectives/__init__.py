@@ -4,6 +4,8 @@
 - `next_token.py`  cross-entropy of each token given the tokens before it
 """
 
+from typing import Any
+
 from fmscale.config.kinds import Own
 from fmscale.config.objective import NextToken as NextTokenConfig
 from fmscale.objectives.next_token import NextToken
@@ -14,4 +16,7 @@ __all__ = ["Gather", "Inputs", "Loss", "NextToken", "Objective", "SampleBatch", 
 
 def make_objective(config: NextTokenConfig | Own) -> Objective:
     """The objective of the section `objective`. Raises ConfigError for a class of the user's own that is none."""
-    return NextToken() if type(config) is NextTokenConfig else check_objective(config)
+    if type(config) is NextTokenConfig:
+        return NextToken()
+    own: Any = config
+    return check_objective(own)

@@ -17,34 +17,28 @@ class SampleBatch(Protocol):
         """Named tensors. Parts of tokens are [B, T, ...] (rows of a stream) or [1, N, ...] (a flat forward), parts that
         belong to a sample as a whole [samples, ...].
         """
-        ...
 
     @property
     def weights(self) -> Tensor:
         """float32: weight of each target; 0 in fillers."""
-        ...
 
     @property
     def positions(self) -> Tensor:
         """int64 [B, T] or [1, N]: position of each token in its document."""
-        ...
 
     @property
     def cu_seqlens(self) -> Tensor:
         """int32 (documents + 1,): bounds of the documents in the B * T or N positions, read as one sequence."""
-        ...
 
     @property
     def bounds(self) -> Tensor:
         """int32 (samples + 1,): bounds of the samples in these positions. In rows they are 0, T, 2T, ...; in a flat
         forward there is padding behind the last bound.
         """
-        ...
 
     @property
     def source(self) -> Tensor:
         """int64 (samples,): source of each sample; -1 for a filler."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

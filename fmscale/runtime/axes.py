@@ -6,7 +6,6 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import TYPE_CHECKING
 
 from fmscale.errors import ConfigError
@@ -44,29 +43,22 @@ def axes_of(world: World, sizes: Mapping[str, int] | None = None) -> dict[str, A
     places, rest = {}, world.rank
     for name, size in reversed(list(sizes.items())):
         rest, places[name] = divmod(rest, size)
-    return {
-        name: Axis(
-            rank=places[name], size=size, first=not any(place for other, place in places.items() if other != name)
-        )
-        for name, size in sizes.items()
-    }
+    elsewhere = sum(places.values())
+    return {name: Axis(rank=places[name], size=size, first=elsewhere == places[name]) for name, size in sizes.items()}
 
 
 def with_groups(world: World, axes: Mapping[str, Axis]) -> dict[str, Axis]:
     """The axes with their groups of torch.distributed, which must be initialised. All ranks call this together."""
+    import numpy as np
     from torch import distributed
 
     found = dict(axes)
-    for name, axis in axes.items():
-        if axis.size == world.world_size:
-            continue
-        lines: dict[tuple[int, ...], list[int]] = {}
-        for rank, places in enumerate(product(*(range(each.size) for each in axes.values()))):
-            key = tuple(place for other, place in zip(axes, places, strict=True) if other != name)
-            lines.setdefault(key, []).append(rank)
-        # Every rank makes every group, in the same order, as new_group demands.
-        for ranks in lines.values():
-            group = distributed.new_group(ranks)
-            if world.rank in ranks:
-                found[name] = replace(axis, group=group)
+    grid = np.arange(world.world_size).reshape([axis.size for axis in axes.values()])
+    for number, (name, axis) in enumerate(axes.items()):
+        if axis.size < world.world_size:
+            # Every rank makes every group, in the same order, as new_group demands.
+            for ranks in np.moveaxis(grid, number, -1).reshape(-1, axis.size).tolist():
+                group = distributed.new_group(ranks)
+                if world.rank in ranks:
+                    found[name] = replace(axis, group=group)
     return found

@@ -1,6 +1,7 @@
 """Comparison of two runs: their metrics step by step, and the samples that their models received."""
 
 import math
+import re
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -14,10 +15,8 @@ from fmscale.data.provenance.delivery import order_hash, read_records, without_r
 from fmscale.errors import ConfigError
 from fmscale.runtime.sinks.jsonl import read_jsonl
 
-TIMES = frozenset(
-    {"time", "seconds", "data_stall", "ckpt_blocking", "tokens_per_second", "tokens_per_second_per_gpu", "mfu"}
-)
-"""Metrics that differ between any two runs, even if both compute the same."""
+TIMES = re.compile(r"time|seconds|data_stall|ckpt_blocking|mfu|\w+_per_second(_per_gpu)?")
+"""Names of metrics that differ between any two runs, even if both compute the same."""
 EXACT = frozenset({"tokens", "applied"})
 """Metrics that are counts; no tolerance applies to them."""
 DELIVERED = ("source", "row", "digest", "pieces")
@@ -175,7 +174,7 @@ def compare(a: History, b: History, *, tolerance: float = 0.0, common: bool = Fa
 def _values(a: Record, b: Record) -> Iterator[tuple[str, Any, Any]]:
     """(name, value, value) of each compared metric; None where a record lacks it."""
     for name in dict.fromkeys((*a, *b)):
-        if name not in TIMES and name not in ("step", "event"):
+        if not TIMES.fullmatch(name) and name not in ("step", "event"):
             yield name, a.get(name), b.get(name)
 
 

@@ -2,17 +2,27 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
-from fmscale.config import BatchShape, Config
+from fmscale.config import BatchShape, Config, SourceConfig
+from fmscale.config.spec import TextSpec
+from fmscale.data.batch import fillers
+from fmscale.data.flat_loader import FlatLoader
 from fmscale.data.loader import Loader
-from fmscale.data.open import open_loader
+from fmscale.data.open import open_flat_loader, open_loader
 from fmscale.data.plan.batch_schedule import BatchSchedule
+from fmscale.data.plan.flat import FlatShare
 from fmscale.data.plan.plan import Plan, Source, Stage
 from fmscale.data.reading.arena import LittleMemory
 from fmscale.data.reading.readers import Readers
+from fmscale.data.reading.sample_sources import SampleSources
+from fmscale.data.sample_loader import SampleLoader
+from fmscale.data.samples.specs import text_tokenizer
+from fmscale.data.sources import excluded_rows, make_sources
 from fmscale.data.tokenizers.protocol import Tokenizer
 from fmscale.data.tokenizers.tokenizer import from_json
 from fmscale.errors import ConfigError, DataError
+from fmscale.objectives.protocol import SampleBatch
 from fmscale.runtime.axes import Axis
 from fmscale.runtime.world import World
 from fmscale.store.backends.protocol import Backend
@@ -31,30 +41,66 @@ def open_training(
     *,
     lease: int,
     tiers: Sequence[Tier] = (),
-) -> Loader:
+) -> SampleLoader[Any]:
     """The loader of the run's samples, shared out along `dp`; its order is in the run's log, written under `lease`."""
     data = config.data
-    return open_loader(
-        backend,
+    options: dict[str, Any] = {
         # One token more than the model reads: the label of the last token.
+        "sequence_length": data.sequence_length + 1,
+        "batch": batch.global_batch,
+        "sources": data.sources,
+        "seed": data.seed,
+        "window": data.window,
+        "run": config.train.run,
+        "lease": lease,
+        "dp_rank": dp.rank,
+        "dp_size": dp.size,
+        "memory_bytes": data.memory_bytes,
+        "cache_dir": data.cache_dir,
+        "cache_bytes": data.cache_bytes,
+        "nodes": -(-world.world_size // world.local_size),
+        "tiers": tiers,
+        "on_corrupt": data.on_corrupt,
+        "quarantine_share": data.quarantine_share,
+        "document_ids": config.train.record_delivery,
+    }
+    if batch.forward_tokens is not None:
+        return open_flat_loader(
+            backend,
+            forward_tokens=batch.forward_tokens,
+            sample_tokens=longest_sample(config),
+            spec=data.spec,
+            **options,
+        )
+    return open_loader(backend, micro_batch=batch.micro_batch, **options)
+
+
+def training_sources(config: Config, backend: Backend, sources: Sequence[SourceConfig]) -> list[Source]:
+    """The sources as the loader makes them."""
+    data = config.data
+    return make_sources(
+        backend,
+        sources,
         sequence_length=data.sequence_length + 1,
-        batch=batch.global_batch,
-        sources=data.sources,
         seed=data.seed,
         window=data.window,
-        run=config.train.run,
-        lease=lease,
-        dp_rank=dp.rank,
-        dp_size=dp.size,
-        micro_batch=batch.micro_batch,
-        memory_bytes=data.memory_bytes,
-        cache_dir=data.cache_dir,
-        cache_bytes=data.cache_bytes,
-        nodes=-(-world.world_size // world.local_size),
-        tiers=tiers,
-        on_corrupt=data.on_corrupt,
-        document_ids=config.train.record_delivery,
+        spec=data.spec,
+        sample_tokens=longest_sample(config),
     )
+
+
+def longest_sample(config: Config) -> int | None:
+    """Most tokens of a sample in a flat forward, which the model must be able to take; None for rows."""
+    tokens, longest = config.batch.forward_tokens, getattr(config.model, "max_seq_len", None)
+    return tokens if tokens is None or longest is None else min(tokens, longest)
+
+
+def empty_batch(config: Config, loader: SampleLoader[Any], batch: BatchShape) -> SampleBatch:
+    """A forward of the largest size, without a sample."""
+    if isinstance(loader, FlatLoader):
+        assert batch.forward_tokens is not None, "the loader was opened with it"
+        return loader.filler(batch.forward_tokens)
+    return fillers(batch.micro_batch, config.data.sequence_length)
 
 
 @contextmanager
@@ -68,43 +114,64 @@ def memory_at_its_place(config: Config) -> Iterator[None]:
         ) from error
 
 
-def check_memory(config: Config, backend: Backend, batch: BatchShape, sources: Sequence[Source]) -> None:
-    """Raise ConfigError if the first step of rank 0 does not fit into `data.memory_bytes`. Reads no data."""
+def check_memory(config: Config, backend: Backend, batch: BatchShape, sources: Sequence[Source]) -> int | None:
+    """Raise ConfigError if the first step of rank 0 does not fit into `data.memory_bytes`, and DataError if flat
+    forwards cannot take the samples. Reads sizes alone. Returns the bytes for forwards that are made ahead, if any.
+    """
+    schedule = BatchSchedule([(0, batch.global_batch)])
     with memory_at_its_place(config):
+        if batch.forward_tokens is not None:
+            opened = SampleSources(Fetcher(backend))
+            excluded = excluded_rows(sources, opened, longest_sample(config) or batch.forward_tokens)
+            share = FlatShare(0, (batch.dp_size,), batch.forward_tokens)
+            plan = Plan([Stage(from_k=0, sources=tuple(sources), excluded=excluded)])
+            flat = FlatLoader(plan, schedule, opened, share, memory_bytes=config.data.memory_bytes)
+            flat.check_memory()
+            return flat.decoded_bytes
         Loader(
             Plan([Stage(from_k=0, sources=tuple(sources))]),
-            BatchSchedule([(0, batch.global_batch)]),
+            schedule,
             Readers(Fetcher(backend)),
             dp_size=batch.dp_size,
             micro_batch=batch.micro_batch,
             memory_bytes=config.data.memory_bytes,
         ).check_memory()
+    return None
 
 
-def tokenizer_of(config: Config, backend: Backend) -> Tokenizer:
-    """The tokenizer of the run's datasets, from the store. Raises DataError for a dataset without tokens."""
-    dataset = open_dataset(backend, config.data.sources[0].dataset)
-    commits = dataset.commits()
-    digest = commits[-1].tokenizer if commits else None
-    if digest is None:
-        raise DataError(
-            f"dataset {dataset.name} has no tokens to train on",
-            remedy="Ingest into it first: `fmscale ingest PATH... --dataset NAME`.",
-        )
-    return from_json(load_tokenizer(backend, digest), f"tokenizer {digest}")
+def tokenizer_of(config: Config, backend: Backend) -> Tokenizer | None:
+    """The tokenizer of the run's token datasets, or of its texts, from the store; None for samples without tokens.
+
+    Raises DataError for a dataset without a commit.
+    """
+    specs = []
+    for source in config.data.sources:
+        commits = open_dataset(backend, source.dataset).commits()
+        if not commits:
+            raise DataError(
+                f"dataset {source.dataset} has no tokens to train on",
+                remedy="Ingest into it first: `fmscale ingest PATH... --dataset NAME`.",
+            )
+        if (digest := commits[-1].tokenizer) is not None:
+            return from_json(load_tokenizer(backend, digest), f"tokenizer {digest}")
+        specs.append(source.spec or config.data.spec)
+    for spec in specs:
+        if isinstance(spec, TextSpec):
+            return text_tokenizer(spec, backend, ())
+    return None
 
 
-def vocabulary(config: Config, tokenizer: Tokenizer) -> int:
-    """Size of the model's vocabulary. Raises ConfigError if it is smaller than the tokenizer's: a token id
-    beyond the embedding would cause an opaque CUDA error in the middle of a step.
+def vocabulary(config: Config, tokenizer: Tokenizer | None) -> int | None:
+    """Size of the model's vocabulary; None for a model without one. Raises ConfigError if it is smaller than the
+    tokenizer's: a token id beyond the embedding would cause an opaque CUDA error in the middle of a step.
     """
     size: int | None = getattr(config.model, "vocab_size", None)
-    if size is None:
-        return tokenizer.vocab_size
+    if tokenizer is None or size is None:
+        return size if tokenizer is None else tokenizer.vocab_size
     if size < tokenizer.vocab_size:
         raise ConfigError(
             f"{config.place('model.vocab_size')} is smaller than the vocabulary of the tokenizer",
-            found=f"{size}, the tokenizer of dataset {config.data.sources[0].dataset} has {tokenizer.vocab_size}",
+            found=f"{size}, the tokenizer of the run's data has {tokenizer.vocab_size}",
             remedy=f"Take model.vocab_size: {tokenizer.vocab_size} or more, or null for the tokenizer's.",
         )
     return size
@@ -113,7 +180,7 @@ def vocabulary(config: Config, tokenizer: Tokenizer) -> int:
 def check_length(config: Config) -> None:
     """Raise ConfigError if rows are longer than the model's longest sequence."""
     longest: int | None = getattr(config.model, "max_seq_len", None)
-    if longest is not None and config.data.sequence_length > longest:
+    if longest is not None and config.data.sequence_length > longest and config.batch.forward_tokens is None:
         raise ConfigError(
             f"{config.place('data.sequence_length')} is longer than the model's max_seq_len",
             found=f"{config.data.sequence_length} > {longest}",

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 
-from fmscale.data.batch import Microbatch, fillers
-from fmscale.data.loader import Loader
+from fmscale.data.sample_loader import SampleLoader
 from fmscale.errors import FmscaleError
-from fmscale.objectives.protocol import Inputs
+from fmscale.objectives.protocol import Inputs, SampleBatch
 from fmscale.runtime.collectives import Exchange
 from fmscale.runtime.stop import Stop
 from fmscale.train.engine.protocol import Engine
@@ -38,7 +37,7 @@ class Loop:
     """This rank's place, device and signals."""
     engine: Engine
     """The sharded model."""
-    loader: Loader
+    loader: SampleLoader[Any]
     """The training samples, at the first step to run."""
     saving: Saving
     """Checkpoints."""
@@ -48,7 +47,7 @@ class Loop:
     """Steps of the whole run."""
     evaluate: Callable[[int], None]
     """Evaluates after a number of steps, if an evaluation is due."""
-    delivered: Callable[[Microbatch, Inputs], None]
+    delivered: Callable[[Any, Inputs], None]
     """Records a microbatch from the inputs that the engine gets."""
     show: Callable[[Mapping[str, Any]], None]
     """Shows a record of progress, which also says the run's `steps`."""
@@ -119,19 +118,19 @@ def run_loop(loop: Loop, first_step: int) -> tuple[int, Stop]:
     return step, stop
 
 
-def _step_microbatches(loader: Loader) -> list[Microbatch]:
+def _step_microbatches(loader: SampleLoader[Any]) -> list[Any]:
     microbatches = [next(loader)]
     while not microbatches[-1].last_of_step:
         microbatches.append(next(loader))
     return microbatches
 
 
-def dry_run(loop: Loop, rows: int, row_tokens: int) -> None:
-    """Run a full step on a microbatch of weight 0 before the restore: it compiles and allocates, so that a lack of
+def dry_run(loop: Loop, batch: SampleBatch) -> None:
+    """Run a full step on a batch of weight 0 before the restore: it compiles and allocates, so that a lack of
     memory shows now and not at the first long document. Weights and moments stay unchanged.
     """
     loop.session.where.phase = "dry run"
-    empty = loop.engine.objective.collate(fillers(rows, row_tokens)).to(loop.session.device)
+    empty = loop.engine.objective.collate(batch).to(loop.session.device)
     sources = len(loop.loader.plan.sources)
     train_step(loop.engine, [empty], count=1.0, sources=sources, rate=0.0, seed=lambda i: None, fence=lambda: None)
     loop.engine.restored(0)

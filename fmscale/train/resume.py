@@ -12,7 +12,7 @@ from fmscale.checkpoint.read.meta import next_sample
 from fmscale.checkpoint.read.restore import RestoreResult
 from fmscale.checkpoint.read.restore import restore as read_checkpoint
 from fmscale.config import Config
-from fmscale.data.loader import Loader
+from fmscale.data.sample_loader import SampleLoader
 from fmscale.errors import ConfigError, StoreError
 from fmscale.store.backends.protocol import Backend
 from fmscale.train.engine.protocol import Engine
@@ -85,9 +85,9 @@ def restore(
     session: Session,
     resume: Resume,
     engine: Engine,
-    loader: Loader,
+    loader: SampleLoader[Any],
     saving: Saving,
-    tokenizer: str,
+    tokenizer: str | None,
     tell: Callable[..., None],
 ) -> dict[str, Any]:
     """Restore engine and loader from the checkpoint of `resume`, and return the checkpoint's meta.

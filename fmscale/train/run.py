@@ -15,7 +15,7 @@ from fmscale.runtime.sinks.console import optional
 from fmscale.runtime.stop import Stop
 from fmscale.runtime.world import World, read_world
 from fmscale.store.tiers.tier import Tier
-from fmscale.train.data import check_length
+from fmscale.train.data import check_length, empty_batch
 from fmscale.train.loop import dry_run, run_loop
 from fmscale.train.run_folder import run_folder
 from fmscale.train.session import Session, meet
@@ -94,7 +94,7 @@ def _run(session: Session, batch: BatchShape, steps: int, stack: ExitStack, show
     config, world, where = session.config, session.world, session.where
     loop, restored = assemble(session, batch, steps, stack, show, event)
     saving = loop.saving
-    dry_run(loop, batch.micro_batch, config.data.sequence_length)
+    dry_run(loop, empty_batch(config, loop.loader, batch))
     where.phase = "restore"
     first = restored()
     step, reason = run_loop(loop, first)
@@ -145,5 +145,11 @@ def total_steps(config: Config, global_batch: int) -> int:
     if train.tokens is None:
         raise ConfigError(
             f"{config.place('train')} does not say how long the run is", remedy="Give train.steps or train.tokens."
+        )
+    if config.batch.forward_tokens is not None:
+        raise ConfigError(
+            f"{config.place('train.tokens')}: samples have lengths of their own, and tokens give no number of steps",
+            found=train.tokens,
+            remedy="Give train.steps.",
         )
     return -(-train.tokens // (global_batch * config.data.sequence_length))

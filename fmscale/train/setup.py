@@ -9,8 +9,9 @@ import torch
 from fmscale.config import BatchShape, ModelConfig, as_tree
 from fmscale.config.derived import flops_per_token
 from fmscale.config.peaks import peak_flops
-from fmscale.data.loader import Loader
 from fmscale.data.provenance.delivery import DeliveryRecord
+from fmscale.data.sample_loader import SampleLoader
+from fmscale.data.views.token_view import TokenView
 from fmscale.models import parameters_of
 from fmscale.runtime.sinks.jsonl import JsonlSink
 from fmscale.train.data import memory_at_its_place, open_training, passes, tokenizer_of, vocabulary
@@ -24,6 +25,8 @@ from fmscale.train.resume import choose_resume, restore
 from fmscale.train.saving import Saving, open_saver
 from fmscale.train.session import Session
 
+AnyLoader = SampleLoader[Any]
+"""Loader of rows or of flat forwards."""
 Show = Callable[[Mapping[str, Any]], None]
 META_VERSION = 1
 """Version of the facts that a checkpoint has beside its tensors."""
@@ -41,11 +44,11 @@ def assemble(
     where.phase = "opening the data"
     tokenizer = tokenizer_of(config, session.backend)
     vocab_size = vocabulary(config, tokenizer)
+    tokenizer_digest = None if tokenizer is None else tokenizer.digest
     lease = session.lease()
     resume = choose_resume(config, session.backend)
-    init = None
-    if resume.which == "none" and config.train.init is not None:
-        init = find_init(config, session.backend, vocab_size, tokenizer.digest)
+    new = resume.which == "none" and config.train.init is not None
+    init = find_init(config, session.backend, vocab_size, tokenizer_digest) if new else None
     origin: dict[str, Any] = {}
     with memory_at_its_place(config):
         loader = stack.enter_context(
@@ -76,7 +79,7 @@ def assemble(
             "loader": loader_state,
             "config": as_tree(config),
             "vocab_size": vocab_size,
-            "tokenizer": tokenizer.digest,
+            "tokenizer": tokenizer_digest,
             "world_size": world.world_size,
             **origin,
         }
@@ -106,7 +109,7 @@ def assemble(
 
     def begin() -> int:
         if resume.which != "none":
-            restored = restore(session, resume, engine, loader, saving, tokenizer.digest, tell)
+            restored = restore(session, resume, engine, loader, saving, tokenizer_digest, tell)
             if "init" in restored:
                 origin["init"] = restored["init"]
             return int(restored["step"])
@@ -118,7 +121,9 @@ def assemble(
     return loop, begin
 
 
-def _opened(session: Session, loader: Loader, vocab_size: int, batch: BatchShape, steps: int) -> dict[str, Any]:
+def _opened(
+    session: Session, loader: AnyLoader, vocab_size: int | None, batch: BatchShape, steps: int
+) -> dict[str, Any]:
     """Facts of a run once its data is open, as an event."""
     sources = loader.plan.sources
     return {
@@ -127,15 +132,15 @@ def _opened(session: Session, loader: Loader, vocab_size: int, batch: BatchShape
         "parameters": parameters_of(session.config.model, vocab_size),
         "vocab_size": vocab_size,
         "steps": steps,
-        "tokens_per_step": batch.global_batch * session.config.data.sequence_length,
+        "tokens_per_step": None if batch.forward_tokens else batch.global_batch * session.config.data.sequence_length,
         "sources": [
-            {"label": source.label, "tokens": source.view.total_tokens, "epochs": epochs}
+            {"label": source.label, source.view.kind: source.view.kept, "epochs": epochs}
             for source, epochs in zip(sources, passes(steps * batch.global_batch, sources), strict=True)
         ],
     }
 
 
-def _journal(session: Session, loader: Loader, unit: str, vocab_size: int, stack: ExitStack) -> Journal:
+def _journal(session: Session, loader: AnyLoader, unit: str, vocab_size: int | None, stack: ExitStack) -> Journal:
     config = session.config
     sinks = []
     if session.world.rank == 0:
@@ -143,23 +148,26 @@ def _journal(session: Session, loader: Loader, unit: str, vocab_size: int, stack
         stack.callback(sinks[0].close)
     decoder = config.model if type(config.model) is ModelConfig else None
     on_gpu = session.device.startswith("cuda")
+    # Samples of mixed lengths: the share of attention, which grows with the length, is left out of the estimate.
+    length = 1 if config.batch.forward_tokens else config.data.sequence_length
     return Journal(
         sinks,
         [source.label for source in loader.plan.sources],
         unit=unit,
         dp=session.dp,
-        flops_per_token=flops_per_token(decoder, vocab_size, config.data.sequence_length) if decoder else None,
+        flops_per_token=flops_per_token(decoder, vocab_size, length) if decoder and vocab_size else None,
         peak_flops=peak_flops(torch.cuda.get_device_name()) if on_gpu else None,
         world_size=session.world.world_size,
     )
 
 
-def _delivery_record(session: Session, lease: int, loader: Loader, stack: ExitStack) -> DeliveryRecord | None:
+def _delivery_record(session: Session, lease: int, loader: AnyLoader, stack: ExitStack) -> DeliveryRecord | None:
     """Record of the samples that this rank's model receives, a file for each data-parallel rank and job; None if not
     configured, and on ranks that share their samples with a rank before them.
     """
     if not (session.config.train.record_delivery and session.dp.first):
         return None
     name = f"{lease:06d}-rank{session.dp.rank:05d}.arrow"
-    record = DeliveryRecord(session.folder / "delivery" / name, loader.plan.sources[0].view.dtype)
+    view = loader.plan.sources[0].view
+    record = DeliveryRecord(session.folder / "delivery" / name, view.dtype if isinstance(view, TokenView) else "")
     return stack.enter_context(record)

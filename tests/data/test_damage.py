@@ -62,13 +62,8 @@ def corpus(store: Backend) -> Corpus:
 
 
 def open_corpus(store: Backend, **options: object) -> Loader:
-    arguments: dict[str, object] = {
-        "dataset": "corpus",
-        "sequence_length": T,
-        "batch": 8,
-        "seed": 3,
-        "quarantine_share": 0.5,
-    }
+    arguments: dict[str, object] = {"dataset": "corpus", "sequence_length": T, "batch": 8, "seed": 3}
+    arguments["quarantine_share"] = 0.5
     return open_loader(store, **(arguments | options))  # type: ignore[arg-type]
 
 

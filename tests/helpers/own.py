@@ -1,11 +1,12 @@
 """Classes of the user's own, as an installed package would have them: `kind: tests.helpers.own:NAME`."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
-from fmscale.objectives import Inputs, Loss
+from fmscale.objectives import Inputs, Loss, Objective, SampleBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +38,15 @@ class Nothing:
 
 
 @dataclass(frozen=True)
-class Weights:
+class Weights(Objective):
     """An objective: the sum of the weights."""
 
+    unit = "tokens"
     scale: float = 1.0
 
-    def __call__(self, model: nn.Module, inputs: Inputs) -> Loss:
-        total = inputs.weights_BT.sum() * self.scale
-        return Loss(sum=total, count=torch.ones(()), losses_BT=inputs.weights_BT)
+    def collate(self, batch: SampleBatch) -> Inputs:
+        return Inputs(tensors={}, weights=batch.weights, source=batch.source, bounds=batch.bounds)
+
+    def __call__(self, model: nn.Module, inputs: Inputs, context: Any = None) -> Loss:
+        total = inputs.weights.sum() * self.scale
+        return Loss(sum=total, count=torch.ones(()), by_sample=inputs.weights.sum(1).expand(2, -1))

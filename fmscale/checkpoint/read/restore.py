@@ -161,14 +161,18 @@ def _fill(reader: Reader, pieces: Sequence[Piece]) -> None:
     requests: list[ByteRequest] = []
     for piece in pieces:
         tensor = reader.manifest.number[piece.name, piece.state]
-        stored = reader.manifest.tensors[tensor].dtype
-        put = into(piece.tensor) if stored == piece.dtype else converted(piece.tensor, stored)
+        put = into(piece.tensor, reader.manifest.tensors[tensor].dtype)
         requests += reader.requests(tensor, piece.start, piece.count, put)
     reader.read(requests)
 
 
-def into(tensor: torch.Tensor) -> Put:
-    """A `Put` that writes bytes into a contiguous 1-D tensor on any device."""
+def into(tensor: torch.Tensor, stored: str = "") -> Put:
+    """A `Put` that writes bytes into a contiguous 1-D tensor on any device; bytes of another type `stored` are
+    converted.
+    """
+    if stored and (kind := getattr(torch, stored)) != tensor.dtype:
+        # An element is aligned to its size in its file, so that no chunk cuts it.
+        return lambda at, data: _convert(torch.frombuffer(data, dtype=kind), tensor.detach()[at // kind.itemsize :])
     target = tensor.detach().view(torch.uint8)
     host = None if target.is_cuda else target.numpy()
 
@@ -182,13 +186,5 @@ def into(tensor: torch.Tensor) -> Put:
     return put
 
 
-def converted(tensor: torch.Tensor, stored: str) -> Put:
-    """A `Put` that writes bytes of another type `stored` into a contiguous 1-D tensor on any device, converted."""
-    target, kind = tensor.detach(), getattr(torch, stored)
-
-    def put(at: int, data: memoryview) -> None:
-        # Each element is aligned to its size in its file, so that no chunk cuts it.
-        source = torch.frombuffer(data, dtype=kind)
-        target[at // kind.itemsize :][: len(source)].copy_(source)
-
-    return put
+def _convert(source: torch.Tensor, target: torch.Tensor) -> None:
+    target[: len(source)].copy_(source)

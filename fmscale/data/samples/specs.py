@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from typing import Any
 
 from fmscale.config.kinds import kind_of, own_class
@@ -36,8 +36,7 @@ def make_spec(config: Any, backend: Backend, *, limit: int, tokenizers: Sequence
     """
     if not isinstance(config, TextSpec):
         return _own(config)
-    content = _tokenizer_content(config, backend, tokenizers)
-    tokenizer = from_json(content)
+    tokenizer = text_tokenizer(config, backend, tokenizers)
     return TextSamples(
         field=config.field,
         tokenizer=tokenizer.digest,
@@ -45,7 +44,7 @@ def make_spec(config: Any, backend: Backend, *, limit: int, tokenizers: Sequence
         eos=_special(tokenizer, "eos") if config.eos else None,
         too_long=config.too_long,
         max_tokens=min(config.max_tokens or limit, limit) if config.too_long == "cut" else None,
-        content=content,
+        content=tokenizer.to_json(),
     )
 
 
@@ -82,7 +81,6 @@ def open_spec(backend: Backend, text: str) -> Spec:
 
 
 def _values(spec: Spec) -> dict[str, Any]:
-    assert is_dataclass(spec)
     return {**as_tree(spec), "kind": kind_of(spec), "version": spec.version}
 
 
@@ -98,8 +96,8 @@ def _own(spec: Any) -> Spec:
     return made
 
 
-def _tokenizer_content(config: TextSpec, backend: Backend, tokenizers: Sequence[str]) -> bytes:
-    """JSON of the tokenizer, which the store then has too."""
+def text_tokenizer(config: TextSpec, backend: Backend, tokenizers: Sequence[str]) -> Tokenizer:
+    """The tokenizer of a text, which the store then has too; `tokenizers` as in `make_spec`."""
     if config.tokenizer is None:
         if len(set(tokenizers)) != 1:
             raise ConfigError(
@@ -107,11 +105,11 @@ def _tokenizer_content(config: TextSpec, backend: Backend, tokenizers: Sequence[
                 found="no token dataset in the run has one" if not tokenizers else f"{len(set(tokenizers))} differ",
                 remedy="Give spec.tokenizer: bytes, a path of a tokenizer.json, or the name of a dataset with tokens.",
             )
-        return stored_tokenizer(backend, tokenizers[0])
+        return from_json(stored_tokenizer(backend, tokenizers[0]))
     if config.tokenizer == "bytes" or "/" in config.tokenizer or config.tokenizer.endswith(".json"):
-        content = load_tokenizer(config.tokenizer).to_json()
-        store_tokenizer(backend, content)
-        return content
+        tokenizer = load_tokenizer(config.tokenizer)
+        store_tokenizer(backend, tokenizer.to_json())
+        return tokenizer
     commits = open_dataset(backend, config.tokenizer).commits()
     digest = commits[-1].tokenizer if commits else None
     if digest is None:
@@ -120,7 +118,7 @@ def _tokenizer_content(config: TextSpec, backend: Backend, tokenizers: Sequence[
             found=config.tokenizer,
             remedy="Name a dataset that `fmscale ingest` made of text.",
         )
-    return stored_tokenizer(backend, digest)
+    return from_json(stored_tokenizer(backend, digest))
 
 
 def _special(tokenizer: Tokenizer, name: str) -> int:

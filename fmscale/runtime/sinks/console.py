@@ -50,8 +50,8 @@ def _worded(name: str, record: Mapping[str, Any]) -> str:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value) if name == "event" else f"{name} {value}"
     match name:
-        case "tokens_per_second":
-            return f"{_short(value)} tokens/s"
+        case _ if name.endswith("_per_second"):
+            return f"{_short(value)} {name.removesuffix('_per_second')}/s"
         case "tokens":
             return f"{_short(value)} tokens"
         case "mfu":

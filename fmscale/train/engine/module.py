@@ -1,21 +1,25 @@
 """From the config to an engine: the model, its precision, recompute and compile, and the module that is sharded."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils.checkpoint import checkpoint
 
 from fmscale.config import BatchShape, Config
 from fmscale.models import build
-from fmscale.models.decoder import Decoder
+from fmscale.models.weights import Whole
 from fmscale.objectives import Objective, check_objective, make_objective
 from fmscale.runtime.axes import Axis
 from fmscale.train.engine.deepspeed import DeepSpeedEngine, born_partitioned
 from fmscale.train.engine.deepspeed_config import deepspeed_config
+
+Context = AbstractContextManager[None]
 
 
 class ModelRoot(nn.Module):
@@ -57,7 +61,7 @@ class CastModule(nn.Module):
 def build_engine(
     config: Config,
     dp: Axis,
-    vocab_size: int,
+    vocab_size: int | None,
     batch: BatchShape,
     device: str,
     *,
@@ -69,46 +73,75 @@ def build_engine(
     `objective` stands for that of the config. `compiler` is the backend of torch.compile, where that is used.
     """
     train = config.train
-    decoder = config.decoder("training")
     objective = check_objective(make_objective(config.objective) if objective is None else objective)
     model = _seeded(config, vocab_size, batch, device)
+    cast = train.precision == "bf16" and train.zero_stage == 0
     wrap_blocks(
-        model.layers,
+        getattr(model, "layers", nn.ModuleList()),
+        cast=torch.bfloat16 if cast else None,
         recompute=train.recompute == "full",
-        dropout=decoder.dropout > 0,
+        # A class of the user's own may drop out anywhere.
+        dropout=getattr(config.model, "dropout", 1.0) > 0,
         compiler=compiler if _compiled(config, device) else None,
     )
     trained = ModelRoot(model)
-    cast = train.precision == "bf16" and train.zero_stage == 0
     module = CastModule(trained, torch.bfloat16) if cast else trained
     return DeepSpeedEngine(module, objective, trained.logical_names(), config, batch, dp, device)
 
 
-def _seeded(config: Config, vocab_size: int, batch: BatchShape, device: str) -> Decoder:
+def _seeded(config: Config, vocab_size: int | None, batch: BatchShape, device: str) -> nn.Module:
     """The model with its first weights; at stage 3 a rank holds a single whole parameter at a time."""
-    generator = torch.Generator().manual_seed(config.train.seed)
     if config.train.zero_stage < 3:
-        model = build(config.decoder("training"), vocab_size=vocab_size)
-        model.init_weights(generator)
-        return model
+        return _initialised(config, vocab_size)
     with born_partitioned(deepspeed_config(config.train, config.optimizer, batch, device), device) as whole:
-        model = build(config.decoder("training"), vocab_size=vocab_size)
-        model.init_weights(generator, whole)
+        return _initialised(config, vocab_size, whole)
+
+
+def _initialised(config: Config, vocab_size: int | None, *whole: Whole) -> nn.Module:
+    """The model of a config. A module without `init_weights` keeps the weights of its constructors, which draw from
+    torch's own generator under the same seed.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        model = build(config.model, vocab_size=vocab_size)
+    init: Any = getattr(model, "init_weights", None)
+    if init is not None:
+        init(torch.Generator().manual_seed(config.train.seed), *whole)
     return model
 
 
-def wrap_blocks(layers: nn.ModuleList, *, recompute: bool, dropout: bool, compiler: str | None) -> None:
+def wrap_blocks(
+    layers: nn.ModuleList, *, recompute: bool, dropout: bool, compiler: str | None, cast: torch.dtype | None = None
+) -> None:
     """Wrap each block in compiled code and recompute; the code of a block contains neither.
 
     Each block is compiled by itself: the code of one block serves all blocks, and compiles in seconds. Recompute wraps
     the compiled code, as torch compiles nothing that a checkpoint calls. Without `dropout` a recomputed block needs no
-    generator's state, which costs four copies a block on a GPU.
+    generator's state, which costs four copies a block on a GPU. With `cast`, recompute casts a block's weights again:
+    in backward the block has its fp32 weights, and the casts of CastModule are gone.
     """
     for block in layers:
         if compiler is not None:
             block.forward = torch.compile(block.forward, dynamic=None, backend=compiler)
         if recompute:
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=dropout)
+            block.forward = partial(
+                checkpoint,
+                block.forward,
+                use_reentrant=False,
+                preserve_rng_state=dropout,
+                context_fn=partial(_contexts, block, cast),
+            )
+
+
+def _contexts(block: nn.Module, cast: torch.dtype | None) -> tuple[Context, Context]:
+    """Contexts of a block's forward, and of its recompute."""
+    return nullcontext(), nullcontext() if cast is None else _weights_in(block, cast)
+
+
+@contextmanager
+def _weights_in(block: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    with _reparametrize_module(block, {name: p.to(dtype) for name, p in block.named_parameters()}):
+        yield
 
 
 def _compiled(config: Config, device: str) -> bool:

@@ -70,6 +70,8 @@ class Forecast:
     """Rate of the store or cache at that speed, all ranks together, each row read once."""
     seconds: float | None
     """Duration of the run at that speed."""
+    decoded_bytes: int
+    """Part of `prefetch_bytes` for flat forwards that are made ahead; 0 for rows."""
     prefetch_bytes: int
     """Host memory of a rank for rows read ahead."""
     prefetch_steps: int | None
@@ -111,6 +113,7 @@ def forecast(
     vocab_size: int | None,
     parameters: int | None,
     token_bytes: int,
+    decoded_bytes: int | None = None,
     tokens_per_second: float | None = None,
     mfu: float | None = None,
     device: str = "",
@@ -125,6 +128,7 @@ def forecast(
         vocab_size: rows of the embedding; None if unknown.
         parameters: trained numbers of the model; None if unknown.
         token_bytes: width of a stored token.
+        decoded_bytes: host memory for flat forwards that are made ahead; None for rows.
         tokens_per_second: assumed speed of all ranks together.
         mfu: assumed share of the peak of `device`, in place of `tokens_per_second`.
         device: name of a device whose peak is known, such as H100.
@@ -135,12 +139,12 @@ def forecast(
     peak = peak_flops(device)
     if mfu is not None and peak is not None and flops is not None:
         tokens_per_second = mfu * peak * world / flops
-    tokens_per_step = batch.global_batch * length if batch else None
+    tokens_per_step = batch.global_batch * length if batch and not batch.forward_tokens else None
     tokens = tokens_per_step * steps if tokens_per_step and steps else None
     # One token more than the model reads: the label of the last token.
     row_bytes = (length + 1) * token_bytes
     ahead = None
-    if batch:
+    if batch and not batch.forward_tokens:
         ahead = min(HORIZON_STEPS, config.data.memory_bytes // (row_bytes * -(-batch.global_batch // world)))
     return Forecast(
         world=world,
@@ -158,6 +162,7 @@ def forecast(
         tokens_per_second=tokens_per_second,
         read_bytes_per_second=tokens_per_second * row_bytes / length if tokens_per_second else None,
         seconds=tokens / tokens_per_second if tokens and tokens_per_second else None,
+        decoded_bytes=decoded_bytes or 0,
         prefetch_bytes=config.data.memory_bytes,
         prefetch_steps=ahead,
     )

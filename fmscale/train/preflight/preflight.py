@@ -15,15 +15,15 @@ from fmscale.checkpoint.read.compatibility import differences, refuse_other_mode
 from fmscale.config import Config, ModelConfig, SourceConfig, derive_batch, kind_of
 from fmscale.data.plan.order_log import replay
 from fmscale.data.plan.plan import Plan, Source
-from fmscale.data.sources import make_sources, require_recorded
-from fmscale.data.views.token_view import make_view
+from fmscale.data.sources import require_recorded
+from fmscale.data.views.token_view import TokenView, make_view
 from fmscale.errors import AccessDenied, ConfigError, FmscaleError, ObjectNotFound, StoreError, StoreUnavailable
 from fmscale.models import build, parameters_of
 from fmscale.objectives import make_objective
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import open_dataset
 from fmscale.store.open import open_store
-from fmscale.train.data import check_length, check_memory, passes, tokenizer_of, vocabulary
+from fmscale.train.data import check_length, check_memory, passes, tokenizer_of, training_sources, vocabulary
 from fmscale.train.engine.optimizer import MOMENTS
 from fmscale.train.init import find_init
 from fmscale.train.preflight.forecast import Forecast, forecast
@@ -48,8 +48,10 @@ class SourceFacts:
     """Name of the dataset."""
     split: str
     """Name of the split."""
-    tokens: int
-    """Tokens of the split."""
+    kind: str
+    """`tokens` or `records`."""
+    kept: int
+    """Tokens, or records, of the split."""
     rows: int
     """Rows of the run's length."""
     share: float
@@ -130,8 +132,9 @@ def check_run(
         checks.ask(lambda: require_recorded(config.train.run, recorded, sources, config.data.sources))
         checks.notes.extend(_unread(config, recorded, sources))
         sources = list(recorded.stages[-1].sources)
+    decoded = None
     if batch and backend and sources:
-        checks.run(lambda: check_memory(config, backend, batch, sources))
+        decoded = checks.run(lambda: check_memory(config, backend, batch, sources))
     vocab_size: int | None = getattr(config.model, "vocab_size", None)
     begins = ""
     if backend:
@@ -141,7 +144,7 @@ def check_run(
         _check_evaluation(config, backend, checks)
         digest = tokenizer.digest if tokenizer else None
         begins = checks.ask(lambda: _begin(config, backend, recorded is not None, vocab_size, digest, checks)) or ""
-    if vocab_size is None:
+    if vocab_size is None and type(config.model) is ModelConfig:
         checks.problems.append(
             ConfigError(
                 "the size of the vocabulary is not known, and so neither are the model's parameters",
@@ -149,11 +152,13 @@ def check_run(
                 remedy="Give model.vocab_size, or plan where the store can be reached.",
             )
         )
-    parameters = checks.run(lambda: parameters_of(config.model, vocab_size)) if vocab_size else None
+    known = vocab_size is not None or type(config.model) is not ModelConfig
+    parameters = checks.run(lambda: parameters_of(config.model, vocab_size)) if known else None
     checks.run(lambda: make_objective(config.objective))
     if type(config.model) is not ModelConfig:
         checks.notes.append(f"the FLOPs of model {kind_of(config.model)} are not known, and so neither is its mfu")
-    width = max((np.dtype(source.view.dtype).itemsize for source in sources), default=None)
+    views = [source.view for source in sources if isinstance(source.view, TokenView)]
+    width = max((np.dtype(view.dtype).itemsize for view in views), default=None)
     made = forecast(
         config,
         world,
@@ -162,6 +167,7 @@ def check_run(
         vocab_size=vocab_size,
         parameters=parameters,
         token_bytes=width or (2 if (vocab_size or 0) <= 65536 else 4),
+        decoded_bytes=decoded,
         tokens_per_second=tokens_per_second,
         mfu=mfu,
         device=device,
@@ -209,9 +215,9 @@ def _warnings(config: Config, steps: int | None) -> list[str]:
 def _repeats(facts: list[SourceFacts], steps: int | None) -> list[str]:
     """Warnings about sources that the run reads too often."""
     return [
-        f"the run reads dataset {source.dataset} ({source.tokens:,} tokens) {source.epochs:.0f} times. Up to "
+        f"the run reads dataset {source.dataset} ({source.kept:,} {source.kind}) {source.epochs:.0f} times. Up to "
         f"{MANY_EPOCHS} times a token teaches as much as a new one, after some 16 next to nothing: it is learned by "
-        f"heart. Give {source.tokens * source.epochs / MANY_EPOCHS:,.0f} tokens or more, or train.steps "
+        f"heart. Give {source.kept * source.epochs / MANY_EPOCHS:,.0f} {source.kind} or more, or train.steps "
         f"{max(1, int(steps * MANY_EPOCHS / source.epochs))}."
         for source in facts
         if steps and source.epochs and source.epochs > MANY_EPOCHS
@@ -223,9 +229,7 @@ def _sources(config: Config, backend: Backend, checks: _Checks) -> list[Source]:
     data = config.data
 
     def make(sources: Sequence[SourceConfig]) -> list[Source]:
-        return make_sources(
-            backend, sources, sequence_length=data.sequence_length + 1, seed=data.seed, window=data.window
-        )
+        return training_sources(config, backend, sources)
 
     alone = [checks.ask(lambda source=source: make([source])) for source in data.sources]  # type: ignore[misc]
     return (checks.ask(lambda: make(data.sources)) or []) if all(alone) else []
@@ -260,13 +264,13 @@ def _begin(
     """Step or checkpoint at which the run would begin. Raises ConfigError if it cannot go on with this config."""
     resume = choose_resume(config, backend)
     if not resume.shown:
-        parts = ["the order that the run has recorded"] if recorded else []
-        if config.train.init is not None and vocab_size is not None:
-            deadline = min(config.store.deadline, STORE_SECONDS)
-            init = find_init(config, backend, vocab_size, tokenizer, deadline=deadline)
-            parts.append(f"the weights of {init.shown}")
-            checks.warnings += [init.warning] if init.warning else []
-        return " and ".join(["at step 0" + (", with " + parts[0] if parts else ""), *parts[1:]])
+        begins = "at step 0, with the order that the run has recorded" if recorded else "at step 0"
+        if config.train.init is None or vocab_size is None:
+            return begins
+        deadline = min(config.store.deadline, STORE_SECONDS)
+        init = find_init(config, backend, vocab_size, tokenizer, deadline=deadline)
+        checks.warnings += [init.warning] if init.warning else []
+        return f"{begins}{' and' if recorded else ', with'} the weights of {init.shown}"
     entry = newest(backend, resume.run, resume.which)
     if vocab_size is not None:
         _check_model(config, load_manifest(backend, entry), vocab_size, f"{resume.run}@{entry.step}")
@@ -292,7 +296,8 @@ def _facts(sources: list[Source], samples: int | None) -> list[SourceFacts]:
         SourceFacts(
             dataset=source.view.dataset,
             split=source.view.split,
-            tokens=sum(source.view.tokens),
+            kind=source.view.kind,
+            kept=source.view.kept,
             rows=sum(source.view.rows),
             share=source.weight / weights,
             epochs=passed,

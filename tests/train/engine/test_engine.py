@@ -46,3 +46,14 @@ def test_bf16_keeps_fp32_masters_that_the_weights_are_cast_from(reference: Any, 
     torch.testing.assert_close(torch.tensor(losses), torch.tensor(reference[0]), rtol=0.05, atol=0.02)
     weight = state["layers.0.attention.wq.weight", "weight"]
     assert not torch.equal(weight, weight.bfloat16().float()), "the master has bf16 values only"
+
+
+def recomputed(rank: int, size: int) -> Any:
+    kinds = (config_of(0, "bf16", recompute=recompute) for recompute in ("none", "full"))
+    return [train(make_engine(config, rank, size), rank, size, range(2)) for config in kinds]
+
+
+def test_recompute_at_stage_0_repeats_the_forward_in_bf16() -> None:
+    """There the weights are fp32 masters, which each forward casts, also when backward repeats it."""
+    plain, again = run_ranks(recomputed, 1, timeout=120)[0]
+    assert plain == again
