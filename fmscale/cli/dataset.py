@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fmscale.cli import dataset_audit, dataset_mask
+from fmscale.cli import dataset_audit, dataset_derive, dataset_mask
 from fmscale.cli.address import DatasetArgument, DatasetOption, StoreArgument, StoreOption, find_dataset, find_store
 from fmscale.cli.output import JsonOption, example, human_bytes, print_json, progress, record, table
 from fmscale.errors import ConfigError, FmscaleError
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(dataset_audit.app)
 app.add_typer(dataset_mask.app)
+app.add_typer(dataset_derive.app)
 
 
 @app.command("list", epilog=example("fmscale dataset list runs/store"))
@@ -56,11 +57,20 @@ def show(
     opened = open_dataset(open_store(url, read_only=True), name)
     commits = opened.commits() if commit is None else [opened.commit(commit)]
     if json:
-        described = [{"number": c.number, "time": c.time, "digest": c.digest, **c.body} for c in commits]
+        described = [
+            {
+                "number": c.number,
+                "time": c.time,
+                "digest": c.digest,
+                "columns": {split: _columns(opened, c, split) for split in sorted(c.totals)},
+                **c.body,
+            }
+            for c in commits
+        ]
         print_json({"dataset": name, "store": opened.backend.url, "commits": described})
         return
     record(_summary(opened, json), json)
-    table([row for c in commits for row in _split_rows(c)], json, title="\ncommits")
+    table([row for c in commits for row in _split_rows(opened, c)], json, title="\ncommits")
 
 
 @app.command(epilog=example("fmscale dataset verify runs/store/docs", "fmscale dataset verify runs/store"))
@@ -158,8 +168,8 @@ def _summary(dataset: "Dataset", json: bool) -> dict[str, Any]:
     }
 
 
-def _split_rows(commit: "Commit") -> list[dict[str, Any]]:
-    """A row per split of a commit."""
+def _split_rows(dataset: "Dataset", commit: "Commit") -> list[dict[str, Any]]:
+    """A row per split of a commit, with the names of its derived columns."""
     return [
         {
             "commit": commit.number,
@@ -172,6 +182,14 @@ def _split_rows(commit: "Commit") -> list[dict[str, Any]]:
             "bos": commit.bos,
             "eos": commit.eos,
             "job": commit.job[:16],
+            "columns": _columns(dataset, commit, split),
         }
         for split, total in sorted(commit.totals.items())
     ]
+
+
+def _columns(dataset: "Dataset", commit: "Commit", split: str) -> list[str]:
+    """Names of the derived columns of a split."""
+    from fmscale.store.datasets.columns import column_names
+
+    return column_names(dataset.backend, dataset.name, commit.body["manifests"][split]["digest"])
