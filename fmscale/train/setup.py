@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from fmscale.train.data import memory_at_its_place, open_training, passes, token
 from fmscale.train.engine.module import build_engine
 from fmscale.train.evaluation import evaluator
 from fmscale.train.init import find_init, load_init
-from fmscale.train.inputs import received
+from fmscale.train.inputs import deliver
 from fmscale.train.journal import Journal
 from fmscale.train.loop import Loop
 from fmscale.train.resume import choose_resume, restore
@@ -105,7 +106,7 @@ def assemble(
         journal=journal,
         steps=steps,
         evaluate=evaluator(session, engine, batch.micro_batch, steps, tell),
-        delivered=(lambda batch, inputs: record.add(received(batch, inputs))) if record else lambda batch, inputs: None,
+        delivered=partial(deliver, record) if record else lambda batch, inputs: None,
         show=(lambda record: show({**record, "steps": steps})) if world.rank == 0 else lambda record: None,
     )
 

@@ -9,7 +9,9 @@ import pytest
 
 from fmscale.config import SourceConfig
 from fmscale.data.loader import Loader
-from fmscale.data.open import make_sources, open_loader
+from fmscale.data.open import open_loader
+from fmscale.data.sources import make_sources
+from fmscale.data.views.token_view import TokenView
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.open import open_store
 from fmscale.store.tiers.cache import NodeCache
@@ -100,7 +102,8 @@ def test_whole_regions_are_fetched_if_the_nodes_together_have_room(
 ) -> None:
     """Without tiers a node alone, with room for the data twice."""
     [source] = make_sources(corpus, [SourceConfig(dataset="corpus")], sequence_length=T, seed=0)
-    held = int(share * sum(source.view.tokens) * np.dtype(source.view.dtype).itemsize)
+    assert isinstance(source.view, TokenView)
+    held = int(share * source.view.kept * np.dtype(source.view.dtype).itemsize)
     _, loader = delivered(
         corpus, tiers=[CopyTier(second)] * tiers, nodes=nodes, cache_dir=tmp_path / "cache", cache_bytes=held
     )

@@ -74,5 +74,8 @@ def expected_samples(backend: Backend, plan: Plan, first_k: int, stop_k: int) ->
 
     samples = plan.samples(np.arange(first_k, stop_k, dtype=np.uint64))
     columns = (samples.k.tolist(), samples.source.tolist(), samples.row.tolist(), plan.lost(samples).tolist())
-    rows = [record_row(k, -1, *place, *expected(k, *place, lost)) for k, *place, lost in zip(*columns, strict=True)]
+    rows = [
+        record_row(k, -1, source, row, *expected(k, source, row, lost))
+        for k, source, row, lost in zip(*columns, strict=True)
+    ]
     return pa.Table.from_pylist(rows, schema=SCHEMA)
