@@ -149,14 +149,11 @@ def _journal(session: Session, loader: AnyLoader, unit: str, vocab_size: int | N
     config, folder = session.config, session.folder
     run = RunInfo(name=config.train.run, store=session.backend.url, folder=folder, config=as_tree(config))
     file = JsonlSink(folder / "metrics.jsonl") if session.world.rank == 0 else None
-    requests, fetcher = session.backend.requests, loader.fetcher
 
     def reads() -> dict[str, int]:
-        kinds = ("get", "get_range")
+        fetcher, kinds = loader.fetcher, session.backend.requests.bytes.items()
         return {
-            "requests": sum(requests.count.get(kind, 0) for kind in kinds),
-            "bytes": sum(requests.bytes.get(kind, 0) for kind in kinds),
-            "retried": sum(count for kind, count in requests.count.items() if kind.startswith("retried")),
+            "read_bytes": sum(size for kind, size in kinds if kind.startswith("get")),
             "cached_bytes": fetcher.cache.requests.bytes.get("hit", 0) if fetcher.cache else 0,
             "bad_cached": fetcher.dropped,
             "bad_stored": fetcher.reread,
