@@ -178,9 +178,7 @@ def _journal(session: Session, loader: AnyLoader, unit: str, vocab_size: int | N
 
 
 def _delivery_record(session: Session, lease: int, loader: AnyLoader, stack: ExitStack) -> DeliveryRecord | None:
-    """Record of the samples that this rank's model receives, a file for each data-parallel rank and job; None if not
-    configured, and on ranks that share their samples with a rank before them.
-    """
+    """Record of the samples that this rank's model receives, a file for each rank and job; None if not configured."""
     if not (session.config.train.record_delivery and session.dp.first):
         return None
     name = f"{lease:06d}-rank{session.dp.rank:05d}.arrow"
