@@ -101,7 +101,9 @@ class Spec(Protocol):
 
     @property
     def too_long(self) -> TooLong:
-        """Rule for records that are longer than a forward."""
+        """Rule for records that are longer than a forward. A class of the user's own that may cut has a field
+        `max_tokens: int | None`: the length of a cut sample. None, or more than a forward, becomes a forward's length.
+        """
         ...
 
     def size(self, record: Record) -> int:

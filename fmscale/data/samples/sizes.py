@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from fmscale.data.order.feistel import U64
 from fmscale.data.samples.protocol import Spec
+from fmscale.data.samples.segment_sizes import require_columns
 from fmscale.data.samples.specs import open_spec, size_text
 from fmscale.data.views.placement import Placement
 from fmscale.data.views.token_view import TokenView
@@ -78,7 +79,9 @@ class ColumnSizes:
 
 
 def open_sizes(backend: Backend, placement: Placement) -> SampleSizes:
-    """The sizes of a view's samples. Raises DataError, with the command, if a commit has no column of sizes."""
+    """The sizes of a view's samples. Raises DataError, with the command, if a commit has no column of sizes,
+    ConfigError if its records have no column of the spec.
+    """
     view = placement.view
     spec = open_spec(backend, view.spec)
     if isinstance(view, TokenView):
@@ -87,6 +90,8 @@ def open_sizes(backend: Backend, placement: Placement) -> SampleSizes:
     for number, manifest in zip(view.commits, view.manifests, strict=True):
         column = open_column(backend, column_key(view.dataset, manifest, SIZE, size_text(spec))) if manifest else None
         if manifest and column is None:
+            found = [one for one in placement.manifests if one is not None]
+            require_columns(backend, found, spec, f"split {view.split} of dataset {view.dataset}")
             raise DataError(
                 f"commit {number} of dataset {view.dataset} has no column of sizes for the spec of its samples",
                 found=size_text(spec),
