@@ -155,16 +155,17 @@ def _summary(dataset: "Dataset", json: bool) -> dict[str, Any]:
     commits = dataset.commits()
     totals = [total for commit in commits for total in commit.totals.values()]
     size = sum(total.bytes for total in totals)
+    text = not commits or commits[-1].kind == "tokens"
     return {
         "dataset": dataset.name,
         "commits": len(commits),
         "splits": sorted({split for commit in commits for split in commit.totals}),
         "segments": sum(total.segments for total in totals),
-        "documents": sum(total.documents for total in totals),
-        "tokens": sum(total.tokens for total in totals),
+        "kind": commits[-1].kind if commits else None,
+        "documents" if text else "records": sum(total.documents for total in totals),
+        **({"tokens": sum(total.tokens for total in totals)} if text else {}),
         "bytes": size if json else human_bytes(size),
-        "dtype": commits[-1].dtype if commits else None,
-        "tokenizer": commits[-1].tokenizer if commits else None,
+        **({name: getattr(commits[-1], name) if commits else None for name in ("dtype", "tokenizer")} if text else {}),
     }
 
 
@@ -176,11 +177,12 @@ def _split_rows(dataset: "Dataset", commit: "Commit") -> list[dict[str, Any]]:
             "time": datetime.fromtimestamp(commit.time, UTC).isoformat(timespec="seconds"),
             "split": split,
             "segments": total.segments,
-            "documents": total.documents,
-            "tokens": total.tokens,
+            **(
+                {"records": total.documents}
+                if commit.kind == "records"
+                else {"documents": total.documents, "tokens": total.tokens, "bos": commit.bos, "eos": commit.eos}
+            ),
             "bytes": human_bytes(total.bytes),
-            "bos": commit.bos,
-            "eos": commit.eos,
             "job": commit.job[:16],
             "columns": _columns(dataset, commit, split),
         }

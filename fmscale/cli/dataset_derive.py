@@ -100,19 +100,11 @@ def _specs(backend: "Backend", dataset: str, path: str, split: str | None) -> "l
     """(split, spec) of each source of the dataset in a config."""
     from fmscale.config.reader.load import load_config
     from fmscale.data.samples.specs import open_spec
-    from fmscale.data.sources import make_sources
+    from fmscale.train.data import training_sources
 
     config = load_config(path)
     data = config.data
-    sources = make_sources(
-        backend,
-        data.sources,
-        sequence_length=data.sequence_length + 1,  # as training reads rows
-        seed=data.seed,
-        window=data.window,
-        spec=data.spec,
-        forward_tokens=config.batch.forward_tokens,
-    )
+    sources = training_sources(config, backend, data.sources)
     views = [s.view for s in sources if s.view.dataset == dataset and s.view.split in (split or s.view.split,)]
     if not views:
         raise DataError(

@@ -1,7 +1,9 @@
 """The config of a run: one dataclass for each section, read strictly from YAML. Imports no torch.
 
 `schema.py`      the whole config, and its plain values or YAML
-`store.py`, `data.py`, `batch.py`, `model.py`, `objective.py`, `train.py`, `checkpoint.py`, `launch.py`  the sections
+`store.py`, `data.py`, `batch.py`, `model.py`, `objective.py`, `train.py`, `checkpoint.py`,
+`metrics.py`, `launch.py`  the sections
+`spec.py`        specs, which make samples of records
 `kinds.py`       the key `kind`, and classes of the user's own
 `checks.py`      refusal of a field's value, and of several
 `derived.py`     batch, parameters and FLOPs, which follow from a config
@@ -19,10 +21,12 @@ if TYPE_CHECKING:
     from fmscale.config.derived import BatchShape, derive_batch, flops_per_token, num_parameters
     from fmscale.config.kinds import Own, kind_of
     from fmscale.config.launch import LaunchConfig
+    from fmscale.config.metrics import MetricsConfig
     from fmscale.config.model import ModelConfig, RopeScaling
-    from fmscale.config.objective import NextToken
+    from fmscale.config.objective import NextTokenConfig
     from fmscale.config.reader.load import load_config
     from fmscale.config.schema import Config, as_tree, as_yaml
+    from fmscale.config.spec import TextSpec
     from fmscale.config.store import StoreConfig
     from fmscale.config.train import EvaluationConfig, EvaluationSet, OptimizerConfig, ScheduleConfig, TrainConfig
 
@@ -35,14 +39,16 @@ __all__ = [
     "EvaluationConfig",
     "EvaluationSet",
     "LaunchConfig",
+    "MetricsConfig",
     "ModelConfig",
-    "NextToken",
+    "NextTokenConfig",
     "OptimizerConfig",
     "Own",
     "RopeScaling",
     "ScheduleConfig",
     "SourceConfig",
     "StoreConfig",
+    "TextSpec",
     "TrainConfig",
     "as_tree",
     "as_yaml",
@@ -60,10 +66,12 @@ _HOMES = {
     "derived": ("BatchShape", "derive_batch", "flops_per_token", "num_parameters"),
     "kinds": ("Own", "kind_of"),
     "launch": ("LaunchConfig",),
+    "metrics": ("MetricsConfig",),
     "model": ("ModelConfig", "RopeScaling"),
-    "objective": ("NextToken",),
+    "objective": ("NextTokenConfig",),
     "reader.load": ("load_config",),
     "schema": ("Config", "as_tree", "as_yaml"),
+    "spec": ("TextSpec",),
     "store": ("StoreConfig",),
     "train": ("EvaluationConfig", "EvaluationSet", "OptimizerConfig", "ScheduleConfig", "TrainConfig"),
 }

@@ -5,8 +5,7 @@ from typing import ClassVar
 
 
 @dataclass(frozen=True, kw_only=True)
-class NextToken:
+class NextTokenConfig:
     """Cross-entropy of each token, given the tokens of its document before it."""
 
     kind: ClassVar[str] = "next_token"
-    """Name of this class in YAML."""

@@ -11,8 +11,9 @@ from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.config.data import DataConfig
 from fmscale.config.kinds import Own, kind_of, tag
 from fmscale.config.launch import LaunchConfig
+from fmscale.config.metrics import MetricsConfig
 from fmscale.config.model import ModelConfig
-from fmscale.config.objective import NextToken
+from fmscale.config.objective import NextTokenConfig
 from fmscale.config.store import StoreConfig
 from fmscale.config.train import EvaluationConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from fmscale.errors import ConfigError
@@ -30,7 +31,7 @@ class Config:
     """Rows of a step and how ranks share them."""
     model: ModelConfig | Own = field(default_factory=ModelConfig)
     """The model that is trained."""
-    objective: NextToken | Own = field(default_factory=NextToken)
+    objective: NextTokenConfig | Own = field(default_factory=NextTokenConfig)
     """The loss that training minimises."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Length, precision and sharding of the run."""
@@ -42,6 +43,8 @@ class Config:
     """Saves and their retention."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Held-out losses while training."""
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    """Places that the records of steps and events go to."""
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     """Start of the ranks."""
     places: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False, metadata={"read": False})

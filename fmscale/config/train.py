@@ -98,8 +98,6 @@ class OptimizerConfig:
     """AdamW (Loshchilov and Hutter 2019), with decay for matrices and without decay for norms and biases."""
 
     kind: ClassVar[str] = "adamw"
-    """Name of this class in YAML."""
-
     lr: float = 3e-4
     """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)

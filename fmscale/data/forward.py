@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class RowPiece:
     """A piece of a document in a row of tokens, or a whole record."""
 
     document: tuple[int, int]
@@ -49,8 +49,10 @@ class FlatForward:
     """Optimizer step that the samples belong to."""
     last_of_step: bool
     """True for the rank's last forward of the step."""
-    pieces: Sequence[Sequence[Piece]]
-    """Documents or record of each sample; empty unless the loader reads ids."""
+    pieces: Sequence[Sequence[RowPiece]]
+    """Documents or record of each sample; empty unless the loader reads ids, and for a sample without content."""
+    per_sample: frozenset[str] = frozenset()
+    """Names of the parts with a value a sample."""
 
     @property
     def source(self) -> Tensor:

@@ -25,6 +25,7 @@ from fmscale.data.reading.prefetch import Prefetcher
 from fmscale.data.reading.readers import Readers, token_views
 from fmscale.data.sample_loader import MEMORY_BYTES, QUARANTINE_SHARE, REMOTE_READ_THREADS, SampleLoader
 from fmscale.errors import ConfigError
+from fmscale.store.tiers.fetch import Fetcher
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +83,11 @@ class Loader(SampleLoader[Microbatch]):
         self._read_threads = (0 if local else REMOTE_READ_THREADS) if read_threads is None else read_threads
         self._prefetch = prefetch
         self._buffers = BufferPool(np.dtype(view.dtype), view.sequence_length)
+
+    @property
+    def fetcher(self) -> Fetcher:
+        """Reads of this rank, with their counts."""
+        return self._readers.fetcher
 
     def _warn_of_little_memory(self) -> None:
         """Warn where the shuffle windows do not fit: a row whose unit was evicted costs a second read of the unit."""

@@ -17,6 +17,7 @@ from fmscale.data.plan.plan import Plan, Ranges
 from fmscale.data.reading.planner import DamagedRows
 from fmscale.data.reading.prefetch import Prefetcher
 from fmscale.errors import DataError, FmscaleError
+from fmscale.store.tiers.fetch import Fetcher
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,11 @@ class SampleLoader(ABC, Generic[Batch]):
         self._quarantine_share = quarantine_share
         self._ahead: Prefetcher[Any] | None = None
         self._stream = self._batches()
+
+    @property
+    @abstractmethod
+    def fetcher(self) -> Fetcher:
+        """Reads of this rank, with their counts."""
 
     @abstractmethod
     def check_memory(self) -> None:

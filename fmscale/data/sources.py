@@ -117,9 +117,16 @@ def excluded_rows(sources: Sequence[Source], opened: SampleSources, sample_token
                 found=f"row {int(long[0])} has {int(lengths.max())} tokens, the limit is {sample_tokens}",
                 remedy="Raise batch.forward_tokens or model.max_seq_len, or give the spec too_long: cut or drop.",
             )
+        if len(rows) == source.view.units.N:
+            raise DataError(
+                f"no record of {source.label} becomes a sample",
+                found=f"{len(rows) - len(long)} are empty or bad, {len(long)} longer than {sample_tokens} tokens",
+                remedy=f"`fmscale dataset derive {source.view.dataset} --column size` names bad records and reasons; "
+                f"the spec reads {', '.join(found.spec.columns)}.",
+            )
         if len(rows):
             logger.warning(
-                "%s: %d of %d samples are left out, %d of them empty and %d longer than %d tokens",
+                "%s: %d of %d samples are left out, %d of them empty or bad and %d longer than %d tokens",
                 *(source.label, len(rows), source.view.units.N, len(rows) - len(long), len(long), sample_tokens),
             )
         out.append(tuple(merged([(row, row + 1) for row in rows.tolist()])))

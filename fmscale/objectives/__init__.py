@@ -7,7 +7,7 @@
 from typing import Any
 
 from fmscale.config.kinds import Own
-from fmscale.config.objective import NextToken as NextTokenConfig
+from fmscale.config.objective import NextTokenConfig
 from fmscale.objectives.next_token import NextToken
 from fmscale.objectives.protocol import Gather, Inputs, Loss, Objective, SampleBatch, check_objective
 

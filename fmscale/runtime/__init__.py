@@ -10,6 +10,7 @@
 `waits.py`       named, timed waits of the ranks for one another
 `collectives.py` numbers that ranks exchange in a step
 `stop.py`        stop by a signal or a deadline
+`draw.py`        random numbers as a function of seed, purpose and counters
 `scrub.py`       text without credentials
 `failure.py`     the first rank to fail, in error.json
 `record_file.py` file that grows by whole records, on a disk that may be full

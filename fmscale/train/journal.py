@@ -10,7 +10,8 @@ import torch
 
 from fmscale.runtime.axes import Axis
 from fmscale.runtime.collectives import largest, total
-from fmscale.runtime.sinks.jsonl import JsonlSink
+from fmscale.runtime.sinks.protocol import Ending
+from fmscale.runtime.sinks.run_sinks import RunSinks
 from fmscale.train.step import StepResult
 
 
@@ -31,19 +32,22 @@ class Journal:
 
     def __init__(
         self,
-        sinks: Sequence[JsonlSink],
+        sinks: RunSinks,
         sources: Sequence[str],
         *,
         unit: str,
         dp: Axis,
+        reads: Callable[[], Mapping[str, int]] = dict,
         flops_per_token: float | None,
         peak_flops: float | None,
         world_size: int,
     ) -> None:
         """`unit` is the objective's. For tokens `flops_per_token` and `peak_flops` (of a device) give `mfu`; None if
-        unknown.
+        unknown. `reads`: counts of this rank's reads so far, by the same names on every rank.
         """
-        self._sinks = list(sinks)
+        self.sinks = sinks
+        self._reads = reads
+        self._outcome: Ending = "failed"
         self._sources = list(sources)
         self._unit = unit
         self._dp = dp
@@ -97,16 +101,25 @@ class Journal:
         assert steps == sorted(steps), steps
         self._pending.clear()
         for record in records:
-            for sink in self._sinks:
-                sink.write(record)
+            self.sinks.put("step", record)
         if show:
             show(records[-1])
         return records
 
     def event(self, **record: Any) -> None:
         """Write a record of an event other than a step: a checkpoint, an evaluation, a resume."""
-        for sink in self._sinks:
-            sink.write(record)
+        self.sinks.put("event", {"time": time.time(), **record})
+
+    def end(self, step: int, outcome: Ending) -> None:
+        """Write the counts of all ranks' reads, on all ranks together, and keep the outcome for `close`."""
+        counts = self._reads()
+        sums = total(torch.tensor(list(counts.values())), self._dp).tolist()
+        self.event(event="reads", step=step, **dict(zip(counts, map(int, sums), strict=True)))
+        self._outcome = outcome
+
+    def close(self, error: type[BaseException] | None, *_: object) -> None:
+        """Close the sinks, as an ExitStack calls it."""
+        self.sinks.close("failed" if error else self._outcome)
 
 
 def _sums_of(result: StepResult, names: Sequence[str]) -> torch.Tensor:

@@ -2,16 +2,18 @@
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fmscale.config import BatchShape, Config, derive_batch
+from fmscale.config.metrics import ConsoleConfig
 from fmscale.errors import ConfigError, StoreError
 from fmscale.runtime.failure import Whereabouts, recorded
 from fmscale.runtime.sinks.console import optional
+from fmscale.runtime.sinks.run_sinks import check_sinks
 from fmscale.runtime.stop import Stop
 from fmscale.runtime.world import World, read_world
 from fmscale.store.tiers.tier import Tier
@@ -69,12 +71,14 @@ def run_training(
     """Train as the config says, from the newest checkpoint of the run, if any.
 
     `show` gets the record of the first step and of every log_every-th step, `event` all other records, `phase` the name
-    of each phase, such as "meeting" or "train"; all on rank 0 only. Loaders and the restore ask `tiers` for chunks
-    before the store.
+    of each phase, such as "meeting" or "train"; all on rank 0 only, and only with `console` in `metrics.sinks`. Loaders
+    and the restore ask `tiers` for chunks before the store.
 
     Raises FmscaleError with the remedy, also where the run's last save did not become durable; the first rank to
     fail writes error.json into the run's folder.
     """
+    if not any(isinstance(sink, ConsoleConfig) for sink in config.metrics.sinks):
+        show, event, phase = _quiet, _quiet, None
     world = read_world()
     if world.notice:
         logger.warning(world.notice)
@@ -87,6 +91,8 @@ def run_training(
             batch = derive_batch(config.batch, session.dp.size, place=config.place("batch"))
             steps = total_steps(config, batch.global_batch)
             check_length(config)
+            if world.rank == 0:
+                check_sinks(config)
             return _run(session, batch, steps, stack, optional(show), optional(event))
 
 
@@ -98,6 +104,7 @@ def _run(session: Session, batch: BatchShape, steps: int, stack: ExitStack, show
     where.phase = "restore"
     first = restored()
     step, reason = run_loop(loop, first)
+    loop.journal.end(step, "stopped" if reason else "complete")
     where.phase = "waiting for the last save"
     saving.close(config.checkpoint.seal_seconds)
     saved = session.from_rank_0("end of the run", saving.acknowledged)
@@ -121,6 +128,10 @@ def _run(session: Session, batch: BatchShape, steps: int, stack: ExitStack, show
             "from the newest checkpoint.",
         )
     return outcome
+
+
+def _quiet(record: Mapping[str, Any]) -> None:
+    """Show nothing: the config has no sink `console`."""
 
 
 def _write_outcome(outcome: Outcome) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,11 +15,13 @@ from fmscale.data.sample_loader import SampleLoader
 from fmscale.data.views.token_view import TokenView
 from fmscale.models import parameters_of
 from fmscale.runtime.sinks.jsonl import JsonlSink
+from fmscale.runtime.sinks.protocol import RunInfo
+from fmscale.runtime.sinks.run_sinks import RunSinks
 from fmscale.train.data import memory_at_its_place, open_training, passes, tokenizer_of, vocabulary
 from fmscale.train.engine.module import build_engine
 from fmscale.train.evaluation import evaluator
 from fmscale.train.init import find_init, load_init
-from fmscale.train.inputs import received
+from fmscale.train.inputs import deliver
 from fmscale.train.journal import Journal
 from fmscale.train.loop import Loop
 from fmscale.train.resume import choose_resume, restore
@@ -103,20 +106,22 @@ def assemble(
         journal=journal,
         steps=steps,
         evaluate=evaluator(session, engine, batch.micro_batch, steps, tell),
-        delivered=(lambda batch, inputs: record.add(received(batch, inputs))) if record else lambda batch, inputs: None,
+        delivered=partial(deliver, record) if record else lambda batch, inputs: None,
         show=(lambda record: show({**record, "steps": steps})) if world.rank == 0 else lambda record: None,
     )
 
     def begin() -> int:
+        first_step = 0
         if resume.which != "none":
             restored = restore(session, resume, engine, loader, saving, tokenizer_digest, tell)
             if "init" in restored:
                 origin["init"] = restored["init"]
-            return int(restored["step"])
-        if init is not None:
+            first_step = int(restored["step"])
+        elif init is not None:
             origin["init"] = load_init(session, init, engine)
             tell(event="initialised", **origin["init"])
-        return 0
+        journal.sinks.open(first_step)
+        return first_step
 
     return loop, begin
 
@@ -141,30 +146,39 @@ def _opened(
 
 
 def _journal(session: Session, loader: AnyLoader, unit: str, vocab_size: int | None, stack: ExitStack) -> Journal:
-    config = session.config
-    sinks = []
-    if session.world.rank == 0:
-        sinks.append(JsonlSink(session.folder / "metrics.jsonl"))
-        stack.callback(sinks[0].close)
+    config, folder = session.config, session.folder
+    run = RunInfo(name=config.train.run, store=session.backend.url, folder=folder, config=as_tree(config))
+    file = JsonlSink(folder / "metrics.jsonl") if session.world.rank == 0 else None
+
+    def reads() -> dict[str, int]:
+        fetcher, kinds = loader.fetcher, session.backend.requests.bytes.items()
+        return {
+            "read_bytes": sum(size for kind, size in kinds if kind.startswith("get")),
+            "cached_bytes": fetcher.cache.requests.bytes.get("hit", 0) if fetcher.cache else 0,
+            "bad_cached": fetcher.dropped,
+            "bad_stored": fetcher.reread,
+        }
+
     decoder = config.model if type(config.model) is ModelConfig else None
     on_gpu = session.device.startswith("cuda")
     # Samples of mixed lengths: the share of attention, which grows with the length, is left out of the estimate.
     length = 1 if config.batch.forward_tokens else config.data.sequence_length
-    return Journal(
-        sinks,
+    journal = Journal(
+        RunSinks(file, config.metrics.sinks, run),
         [source.label for source in loader.plan.sources],
         unit=unit,
         dp=session.dp,
         flops_per_token=flops_per_token(decoder, vocab_size, length) if decoder and vocab_size else None,
         peak_flops=peak_flops(torch.cuda.get_device_name()) if on_gpu else None,
         world_size=session.world.world_size,
+        reads=reads,
     )
+    stack.push(journal.close)
+    return journal
 
 
 def _delivery_record(session: Session, lease: int, loader: AnyLoader, stack: ExitStack) -> DeliveryRecord | None:
-    """Record of the samples that this rank's model receives, a file for each data-parallel rank and job; None if not
-    configured, and on ranks that share their samples with a rank before them.
-    """
+    """Record of the samples that this rank's model receives, a file for each rank and job; None if not configured."""
     if not (session.config.train.record_delivery and session.dp.first):
         return None
     name = f"{lease:06d}-rank{session.dp.rank:05d}.arrow"

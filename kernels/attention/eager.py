@@ -1,13 +1,13 @@
 """Attention in plain torch: the reference, the `eager` backend, and the call of torch's own SDPA.
 
-A CPU trainer runs the eager backend when SDPA cannot serve a call. The backend takes documents one by one, so that its
-memory holds the scores of the longest document, not of the whole packed row. Under torch.compile, where lengths are
-unknown, one mask over all tokens replaces the loop over documents.
+A CPU trainer runs the eager backend when SDPA cannot serve a call. Both take documents of equal lengths as batches of
+bounded size, so that eager's memory holds the scores of the longest document, not of the whole packed row. Under
+torch.compile, where lengths are unknown, one mask over all tokens replaces the batches.
 """
 
 import contextlib
 import functools
-import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,9 +15,13 @@ from fmscale.kernels.launch import accumulator
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fmscale.errors import KernelError
+
 FUSED = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
 FLASH_WIDEST = 256
 """Largest head dim of torch's flash and cuDNN kernels."""
+BATCH_SCORES = 2**20
+"""Scores (heads x queries x keys) of a batch of documents: with 2**22, eager takes 1.5 times as long at 16 x 196."""
 
 
 def fused_refusal(dtype: torch.dtype, E: int, *, grouped: bool) -> str | None:
@@ -39,19 +43,17 @@ def fused_refusal(dtype: torch.dtype, E: int, *, grouped: bool) -> str | None:
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None, *, causal: bool, scale: float) -> Tensor:
-    """torch.nn.functional.scaled_dot_product_attention over (B, T, H, E), document by document.
+    """torch.nn.functional.scaled_dot_product_attention over (B, T, H, E), of documents by their lengths.
 
     On CUDA, cuDNN comes before flash, torch's own choice, which is 1.7 to 2.3 times slower on Hopper (pytorch issue
     142132). The quadratic math backend is excluded.
     """
     if cu_seqlens is not None:
-        pieces = [
-            sdpa(q[:, a:b], k[:, a:b], v[:, a:b], None, causal=causal, scale=scale)
-            for a, b in _spans(cu_seqlens)
-            if b > a
-        ]
-        rest = q[:, int(cu_seqlens[-1]) :]
-        return torch.cat([*pieces, torch.zeros_like(rest)], dim=1)
+
+        def attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor]:
+            return (sdpa(q, k, v, None, causal=causal, scale=scale) if k.shape[1] else torch.zeros_like(q),)
+
+        return _by_length(attention, q, k, v, cu_seqlens, cu_seqlens)[0]
     heads = (q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
     fused: Any = contextlib.nullcontext()
     if q.device.type == "cuda":
@@ -73,25 +75,65 @@ def eager(
     """
     softmax = functools.partial(attend, softcap=softcap, sinks=sinks, scale=scale)
     T, S = q.shape[1], k.shape[1]
-    if cu_q is None or cu_k is None:
+    if cu_q is None or cu_k is None or not T:
         return softmax(q, k, v, _band(T, S, causal, window, q.device))
     if torch.compiler.is_compiling():
         return softmax(q, k, v, _document_mask(cu_q, cu_k, T, S, causal, window))
-    outs, lses = [], []
-    for (a, b), (c, d) in zip(_spans(cu_q), _spans(cu_k), strict=True):
-        if b > a:
-            mask = _band(b - a, d - c, causal, window, q.device)
-            out, lse = softmax(q[:, a:b], k[:, c:d], v[:, c:d], mask)
-            outs.append(out)
-            lses.append(lse)
-    a, c = int(cu_q[-1]), int(cu_k[-1])
-    out, lse = softmax(q[:, a:], k[:, c:c], v[:, c:c], None)
-    return torch.cat([*outs, out], dim=1), torch.cat([*lses, lse], dim=2)
+
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        out, lse = softmax(q, k, v, _band(q.shape[1], k.shape[1], causal, window, q.device))
+        return out, lse.transpose(1, 2)
+
+    out, lse = _by_length(attention, q, k, v, cu_q, cu_k)
+    return out, lse.transpose(1, 2)
 
 
-def _spans(cu: Tensor) -> list[tuple[int, int]]:
-    ends = cu.tolist()
-    return list(itertools.pairwise(ends))
+def _by_length(
+    attention: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]],
+    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor,
+) -> list[Tensor]:  # fmt: skip
+    """Results (1, tokens, ...) of `attention`, which gets documents of equal lengths as a batch.
+
+    Tokens after the last document are a document without keys.
+    """
+    lengths, counts = _runs(cu_q.cpu(), cu_k.cpu(), q.shape[1], k.shape[1])
+    sizes_q, sizes_k = ([run[side] * n for run, n in zip(lengths, counts, strict=True)] for side in (0, 1))
+    # all pieces of a split share a gradient; each slice has its own of all tokens: 256 images took 6 times as long
+    pieces = [x[0].split([*n, x.shape[1] - sum(n)]) for x, n in ((q, sizes_q), (k, sizes_k), (v, sizes_k))]
+    groups: dict[tuple[int, int, int], list[int]] = {}
+    for i, (T, S) in enumerate(lengths):
+        most = max(1, BATCH_SCORES // max(1, q.shape[2] * T * S))
+        if T:  # a run is a view, several runs are copied into a batch: not worth it for a long document
+            groups.setdefault((T, S, -1 if most > 1 else i), []).append(i)
+    results: dict[int, tuple[Tensor, ...]] = {}
+    for (T, S, _), runs in groups.items():
+        most = max(1, BATCH_SCORES // max(1, q.shape[2] * T * S))
+        documents = sum(counts[i] for i in runs)
+        batches = [
+            _cat([x[i] for i in runs]).unflatten(0, (documents, length)).split(most)
+            for x, length in zip(pieces, (T, S, S), strict=True)
+        ]
+        found = zip(*(attention(*batch) for batch in zip(*batches, strict=True)), strict=True)
+        parts = [_cat(x).flatten(0, 1).split([sizes_q[i] for i in runs]) for x in found]
+        results |= zip(runs, zip(*parts, strict=True), strict=True)
+    return [_cat(parts)[None] for parts in zip(*(results[i] for i in sorted(results)), strict=True)]
+
+
+def _cat(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(parts)) if len(parts) > 1 else parts[0]
+
+
+def _runs(cu_q: Tensor, cu_k: Tensor, T: int, S: int) -> tuple[list[tuple[int, int]], list[int]]:
+    """(queries, keys) of each run of documents of equal lengths, then of the rest, and the documents in each run."""
+    codes, counts = torch.unique_consecutive(cu_q.diff().long() << 32 | cu_k.diff(), return_counts=True)
+    rest = T - int(cu_q[-1])
+    if cu_q[0] or cu_k[0] or (codes < 0).any() or rest < 0 or cu_k[-1] > S:
+        raise KernelError(
+            "cu_seqlens must start at 0, never decrease, and end within the tokens",
+            found=(cu_q.tolist(), cu_k.tolist(), T, S),
+            remedy="They are the cumulative lengths of the documents.",
+        )
+    return [*((code >> 32, code & 0xFFFFFFFF) for code in codes.tolist()), (rest, 0)], [*counts.tolist(), 1]
 
 
 def _band(T: int, S: int, causal: bool, window: int, device: torch.device) -> Tensor | None:

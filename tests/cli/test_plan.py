@@ -87,7 +87,13 @@ def test_numbers_follow_from_one_another(config: Path) -> None:
     status, found = plan(config, "--world", "3")
     derived = found["derived"]
     assert (status, found["problems"], found["notes"]) == (0, [], [])
-    assert derived["batch"] == {"global_batch": 24, "micro_batch": 4, "accumulation": 2, "dp_size": 3}
+    assert derived["batch"] == {
+        "global_batch": 24,
+        "micro_batch": 4,
+        "accumulation": 2,
+        "dp_size": 3,
+        "forward_tokens": None,
+    }
     assert (derived["tokens_per_step"], derived["tokens"]) == (24 * LENGTH, 240 * LENGTH)
     # Two blocks of 4 x 32 x 32 and 3 x 32 x 128, five norms, and one embedding for the 272 byte tokens.
     parameters = 2 * (4 * 32 * 32 + 3 * 32 * 128) + 5 * 32 + 272 * 32
@@ -140,7 +146,7 @@ def test_a_model_of_the_users_own_is_counted_and_its_flops_are_not_known(config:
         "model={kind: 'tests.helpers.own:Bigrams', width: 13, vocab_size: 100, max_seq_len: 8}",
         "objective={kind: 'tests.helpers.own:Nothing'}",
     )
-    for part in ("13 is no width", "vocab_size is smaller", "longer than the model's", "cannot be called"):
+    for part in ("13 is no width", "vocab_size is smaller", "longer than the model's", "lacks the method collate"):
         assert part in causes(wrong[1])
 
 

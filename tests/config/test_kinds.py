@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from fmscale.config import DataConfig, ModelConfig, NextToken, as_tree, as_yaml, kind_of, load_config
+from fmscale.config import DataConfig, ModelConfig, NextTokenConfig, as_tree, as_yaml, kind_of, load_config
 from fmscale.config.checks import InvalidField, above_zero
 from fmscale.config.kinds import Own
 from fmscale.config.reader.json_schema import json_schema
@@ -211,12 +211,17 @@ def test_a_class_of_the_users_own_is_read_as_ours_are(path: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("kind", "keys", "cause", "remedy"),
     [
-        ("no_models.towers:Towers", "", "a module that is not installed: no_models", "PYTHONPATH"),
-        ("my_models.nowhere:Towers", "", "not installed: my_models.nowhere", "Install"),
-        ("my_models.needing:Towers", "", "a module that needs another: No module named", "Install no_such_library."),
+        ("no_models.towers:Towers", "", "not installed, or needs another: No module named 'no_models'", "PYTHONPATH"),
+        ("my_models.nowhere:Towers", "", "No module named 'my_models.nowhere'", "Install"),
+        (
+            "my_models.needing:Towers",
+            "",
+            "or needs another: No module named 'no_such_library'",
+            "Install the package",
+        ),
         ("my_models.broken:Towers", "", "cannot be imported: ZeroDivisionError", "import my_models.broken"),
         ("my_models.towers:Tower", "", "a class that my_models.towers does not have", "my_models.towers:Towers?"),
-        ("my_models.towers:Nothing", "", "does not have", "Define it in "),
+        ("my_models.towers:Nothing", "", "does not have", "Write @dataclass"),
         ("my_models.towers:plain", "", "must name a frozen dataclass", "frozen=True"),
         ("my_models.towers:Thawed", "", "must name a frozen dataclass", "frozen=True"),
         ("my_models.towers:Named", "", "a class that has a `kind` itself", "Rename"),
@@ -267,7 +272,7 @@ def test_the_schema_for_editors_has_the_kinds() -> None:
         (None, True),
     ]:
         assert fits({"model": model}, schema) == right, model
-    assert NextToken() == load_section(NextToken, YamlTable(entries={}, places={}, place="f"))
+    assert NextTokenConfig() == load_section(NextTokenConfig, YamlTable(entries={}, places={}, place="f"))
 
 
 def test_all_problems_are_shown_together_each_with_its_place(tmp_path: Path) -> None:
@@ -297,7 +302,7 @@ train: {zero_stage: 5, run: a/b, tokens: 2, steps: 0}
         "3: data.sources.0.weight must be above 0: found 0.0. Remove the source to leave it out.",
         "3: data.sources.1.dataset is missing. Give data.sources.1.dataset: text.",
         "4: data.seed must be an integer, not this: found 'x'. Give an integer.",
-        "13: batch must be a mapping with global_batch, micro_batch, accumulation, uneven, not this: found '3'.",
+        "13: batch must be a mapping with global_batch, micro_batch, accumulation, forward_tokens, uneven, not this",
         "12: model.norm_eps must be above 0: found 0.0.",
         "11: model.dropout must lie in [0, 1): found 1.0. Give 0 to drop nothing.",
         "14: objective.kind must be next_token or package.module:Name, not this: found 'nxt'. Take next_token",

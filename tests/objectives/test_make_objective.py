@@ -9,7 +9,7 @@ from tests.helpers.own import Nothing, Weights
 
 
 def test_the_section_decides_which_objective_is_computed() -> None:
-    assert isinstance(make_objective(config.NextToken()), NextToken)
+    assert isinstance(make_objective(config.NextTokenConfig()), NextToken)
     own = Weights(scale=2.0)
     assert make_objective(own) is own
     with pytest.raises(ConfigError, match="lacks the method collate") as caught:

@@ -6,6 +6,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from fmscale.config import BatchShape, Config, DataConfig, SourceConfig, TrainConfig
+from fmscale.config.spec import TextSpec
 from fmscale.runtime.axes import Axis
 from fmscale.runtime.world import World
 from fmscale.store.backends.protocol import Backend
@@ -13,8 +14,12 @@ from fmscale.train import data
 from tests.helpers.copy_tier import CopyTier
 
 SOURCES = (
-    SourceConfig(dataset="a", weight=2.5, split="train2", commits=(3, 5), masks=("m",), seed=11),
-    SourceConfig(dataset="b", weight=0.5, split="other", commits=(7,), masks=("n", "o"), seed=13),
+    SourceConfig(
+        dataset="a", weight=2.5, split="train2", commits=(3, 5), masks=("m",), seed=11, spec=TextSpec(field="a")
+    ),
+    SourceConfig(
+        dataset="b", weight=0.5, split="other", commits=(7,), masks=("n", "o"), seed=13, spec=TextSpec(field="b")
+    ),
 )
 DATA = DataConfig(
     sources=SOURCES,
@@ -24,6 +29,8 @@ DATA = DataConfig(
     memory_bytes=2**21,
     cache_dir="/cache",
     cache_bytes=2**22,
+    spec=TextSpec(field="c"),
+    quarantine_share=0.25,
     on_corrupt="stop",
 )
 CONFIG = Config(data=DATA, train=TrainConfig(run="named", record_delivery=True))
@@ -51,22 +58,25 @@ def required(field: Field[Any]) -> bool:
     return field.default is MISSING and field.default_factory is MISSING
 
 
-def test_every_field_reaches_the_loader(monkeypatch: pytest.MonkeyPatch, memory_store: Backend) -> None:
+@pytest.mark.parametrize("flat", [False, True])
+def test_every_field_reaches_the_loader(monkeypatch: pytest.MonkeyPatch, memory_store: Backend, flat: bool) -> None:
     given: list[dict[str, Any]] = []
     tiers = (CopyTier(memory_store),)
-    monkeypatch.setattr(data, "open_loader", lambda store, **options: given.append({"store": store, **options}))
-    batch = BatchShape(global_batch=24, micro_batch=2, accumulation=2, dp_size=6)
+    opener = "open_flat_loader" if flat else "open_loader"
+    monkeypatch.setattr(data, opener, lambda store, **options: given.append({"store": store, **options}))
+    batch = BatchShape(global_batch=24, micro_batch=2, accumulation=2, dp_size=6, forward_tokens=128 if flat else None)
     data.open_training(CONFIG, memory_store, RANK, DP, batch, lease=23, tiers=tiers)
     [found] = given
+    kind = {"forward_tokens": 128, "sample_tokens": None} if flat else {"micro_batch": 2}
     assert found == {
-        **told(DATA),
+        **{name: value for name, value in told(DATA).items() if flat or name != "spec"},
+        **kind,
         "sources": SOURCES,
         "sequence_length": 33 + 1,
         "store": memory_store,
         "run": "named",
         "lease": 23,
         "batch": 24,
-        "micro_batch": 2,
         "dp_rank": 4,
         "dp_size": 6,
         "nodes": 3,

@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any, get_args, get_origin, get_type_hints
 
 from fmscale.config.kinds import tag
-from fmscale.config.schema import Config, settable
+from fmscale.config.schema import Config, as_tree, settable
 
 HEAD = """# Config
 
@@ -30,6 +30,7 @@ file that changes `kind` drops the keys that files below gave to the other kind.
 def reference() -> str:
     """The page."""
     parts = [HEAD]
+    places = [path for _, path in sections(Config, "")]
     for kind, path in sections(Config, ""):
         name = tag(kind)
         rows = [f"| `kind` | | `{name}` | Name of this class. |"] if name else []
@@ -37,7 +38,7 @@ def reference() -> str:
             f"| `{field.name}` | {_type(kind, field.name)} | {_default(field)} | {_escaped(meaning)} |"
             for field, meaning in described(kind)
         ]
-        title = f"`{path}`" if path else "Top level"
+        title = (f"`{path}`" if path else "Top level") + (f", kind `{name}`" if places.count(path) > 1 else "")
         about = " ".join(inspect.getdoc(kind).split())  # type: ignore[union-attr]
         table = "\n".join(["| key | type | default | meaning |", "|---|---|---|---|", *rows])
         parts.append(f"## {title}\n\n{about}\n\n{table}\n")
@@ -87,7 +88,7 @@ def _escaped(cell: str) -> str:
 
 def _default(field: Field[Any]) -> str:
     if field.default is not MISSING:
-        value = field.default
+        value = as_tree(field.default)
         return "`null`" if value is None else f"`{str(value).lower() if isinstance(value, bool) else value}`"
     return "required" if field.default_factory is MISSING else "its own defaults"
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from fmscale.data.ingest.job import IngestJob
 from fmscale.data.ingest.record import decode_record
 from fmscale.data.ingest.scratch import sweep
-from fmscale.data.workers.pool import Work, run_units
+from fmscale.data.workers.pool import UnitWork, run_units
 
 
 def run_processes(job: IngestJob, count: int) -> None:
     """Do the pending units in `count` processes. Raises the errors of `run_units`; sealed units stay."""
-    work = Work(
+    work = UnitWork(
         name="ingest",
         module=f"{__package__}.worker",
         task=asdict(job.task),

@@ -5,4 +5,5 @@
 `order_log.py`       stages, bans and quarantines as entries of the run's log, and the plan that they make.
 `batch_schedule.py`  step → its samples.
 `assign.py`          steps → the rows and forwards of a rank.
+`flat.py`            steps → flat forwards of a rank, by the lengths of samples.
 """

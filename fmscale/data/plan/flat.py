@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fmscale.data.order.feistel import U64
 from fmscale.data.plan.batch_schedule import BatchSchedule
 from fmscale.data.plan.plan import Plan, Samples
+from fmscale.errors import DataError
 
 ROUND_TOKENS = 64
 """A forward's length is a multiple of this, so that compiled code and kernels meet few shapes."""
@@ -108,10 +109,17 @@ def rounded(tokens: int) -> int:
 def deal(sizes: Sizes, nodes: Sequence[int], forward_tokens: int) -> list[list[list[int]]]:
     """Samples of each forward of each rank: indexes into `sizes`, all ranks with the same number of forwards.
 
-    `sizes` are the tokens of a step's samples in slot order, none above `forward_tokens`; `nodes` the ranks of each
-    node, in the order of the ranks. A forward may be empty: its rank runs a weightless document.
+    `sizes` are the tokens of a step's samples in slot order; `nodes` the ranks of each
+    node, in the order of the ranks. A forward may be empty: its rank runs a weightless document. Raises DataError for
+    a sample that fits into no forward: a run can go on with shorter forwards than it began with.
     """
     capacity = forward_tokens // ROUND_TOKENS * ROUND_TOKENS
+    if sizes.max(initial=0) > capacity:
+        raise DataError(
+            "a sample is longer than a forward",
+            found=f"{sizes.max()} tokens, a forward takes {capacity}",
+            remedy="Raise batch.forward_tokens, or begin another run whose spec cuts or drops long samples.",
+        )
     shares = level(sizes, by_slot(len(sizes), nodes), nodes)
     longest_first = [share[np.argsort(-sizes[share], kind="stable")].tolist() for share in shares]
     lengths: list[int] = sizes.tolist()

@@ -41,7 +41,7 @@ class Slot:
     number: int = 0
     """Index of the slot in a `RowArena`, whose rows begin at number * rows_per_slot."""
     content: Any = None
-    """What the read gave: documents of the unit, or its records."""
+    """Result of the read: documents of the unit, or its records."""
     read: Future[None] | None = None
     """Pending read in another thread."""
 

@@ -13,18 +13,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fmscale.data.forward import Piece
+from fmscale.data.forward import RowPiece
 from fmscale.data.plan.flat import rounded
 from fmscale.data.plan.plan import Plan
 from fmscale.data.reading.arena import Slot
-from fmscale.data.reading.sample_sources import WEIGHTS, SampleSources
+from fmscale.data.reading.sample_sources import SampleSources
 from fmscale.data.reading.unit import Unit
-from fmscale.data.samples.protocol import BadRecord, Draw, Part, Sample, Spec
+from fmscale.data.samples.protocol import NO_SAMPLE, WEIGHTS, BadRecord, Draw, Part, Sample, Spec
 from fmscale.errors import DataError
 from fmscale.store.tiers.fetch import CorruptChunk
-
-NO_SAMPLE = Sample({}, ())
-"""Sample without content, in the place of a record that cannot be used."""
 
 
 class Entry(NamedTuple):
@@ -62,7 +59,7 @@ class MadeForward(NamedTuple):
     weights: np.ndarray
     cu_seqlens: np.ndarray
     bounds: np.ndarray
-    pieces: list[list[Piece]]
+    pieces: list[list[RowPiece]]
     bad: list[BadSample]
 
 
@@ -129,7 +126,7 @@ def make_forward(sources: SampleSources, job: ForwardJob) -> MadeForward:
         source = sources.of(job.plan, entry.source)
         spec = spec or source.spec
         sample: Sample = NO_SAMPLE
-        documents: list[Piece] = []
+        documents: list[RowPiece] = []
         if not entry.lost:
             try:
                 unit = _unit(sources, job.plan, entry)

@@ -24,7 +24,7 @@ LOOK_SECONDS = 0.005
 """Pause between two checks of the consumer by the thread, while blocks are due."""
 
 
-class Block(Protocol):
+class PlannedBlock(Protocol):
     """A block of steps."""
 
     @property
@@ -33,8 +33,8 @@ class Block(Protocol):
         ...
 
 
-BlockType = TypeVar("BlockType", bound=Block)
-Made = TypeVar("Made", bound=Block, covariant=True)
+BlockType = TypeVar("BlockType", bound=PlannedBlock)
+Made = TypeVar("Made", bound=PlannedBlock, covariant=True)
 
 
 class BlockPlanner(Protocol[Made]):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from fmscale.data.forward import Piece
+from fmscale.data.forward import RowPiece
 from fmscale.data.reading.open_segments import OpenSegments, read_rows
 from fmscale.data.reading.unit import Unit
 from fmscale.data.samples.protocol import Record
@@ -25,7 +25,7 @@ FILE_BITS = np.uint64(FILE_SHIFT)
 """Bits of a batch's place that are its offset in the file; the bits above are the file's number."""
 
 
-class Part(NamedTuple):
+class BatchPart(NamedTuple):
     """Records of one batch in a unit."""
 
     first: int
@@ -41,7 +41,7 @@ class Part(NamedTuple):
 class RecordUnit:
     """Records of a unit."""
 
-    def __init__(self, parts: list[Part], ids: np.ndarray | None, bytes: int) -> None:
+    def __init__(self, parts: list[BatchPart], ids: np.ndarray | None, bytes: int) -> None:
         self._parts = parts
         self._firsts = [part.first for part in parts]
         self._ids = ids
@@ -57,10 +57,10 @@ class RecordUnit:
         names = part.batch.schema.names
         return {name: part.batch.column(i)[row].as_py() for i, name in enumerate(names)}
 
-    def pieces(self, offset: int) -> list[Piece]:
+    def pieces(self, offset: int) -> list[RowPiece]:
         """The record as a whole."""
         name = (0, 0) if self._ids is None else (int(self._ids[offset, 0]), int(self._ids[offset, 1]))
-        return [Piece(name, 0, 0, 1)]
+        return [RowPiece(name, 0, 0, 1)]
 
 
 class RecordReader:
@@ -92,7 +92,7 @@ class RecordReader:
         return self._read(*self.placement.row_pieces(row), 0)
 
     def _read(self, commit: int, pieces: list[SegmentSpan], next_use: int) -> Unit:
-        parts: list[Part] = []
+        parts: list[BatchPart] = []
         ids: list[np.ndarray] = []
         size = at = 0
         for piece in pieces:
@@ -105,16 +105,16 @@ class RecordReader:
                     ids.append(read_rows(self.fetcher, segment, "document_ids", piece.start, piece.count))
             except CorruptChunk as error:
                 # Seal, index or ids are damaged: no record of the piece can be trusted.
-                parts.append(Part(at, piece.count, None, error))
+                parts.append(BatchPart(at, piece.count, None, error))
                 ids.append(np.zeros((piece.count, 2), dtype=np.uint64))
             at += piece.count
         return RecordUnit(parts, np.concatenate(ids) if self._with_ids else None, size)
 
     def _read_piece(
         self, segment: RecordSegment, commit: int, piece: SegmentSpan, at: int, next_use: int
-    ) -> tuple[list[Part], int]:
+    ) -> tuple[list[BatchPart], int]:
         """The batches that hold a piece, and their bytes. `at` is the piece's place in the unit."""
-        parts: list[Part] = []
+        parts: list[BatchPart] = []
         size, stop = 0, piece.start + piece.count
         for run, firsts in self._runs(segment, commit, piece):
             file, begin = int(run[0, 0] >> FILE_BITS), int(run[0, 0] & ((np.uint64(1) << FILE_BITS) - np.uint64(1)))
@@ -130,7 +130,7 @@ class RecordReader:
                     whole = pa.ipc.read_record_batch(message, segment.schema)
                     batch = whole.select([n for n in self._columns if n in whole.schema.names])
                     batch = batch.slice(first - firsts[number], last - first)
-                parts.append(Part(at + first - piece.start, last - first, batch, error))
+                parts.append(BatchPart(at + first - piece.start, last - first, batch, error))
         return parts, size
 
     def _runs(self, segment: RecordSegment, commit: int, piece: SegmentSpan) -> Iterator[tuple[np.ndarray, list[int]]]:

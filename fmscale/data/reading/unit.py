@@ -5,7 +5,7 @@ from typing import Protocol
 import numpy as np
 
 from fmscale.data.batch import UnitDocuments
-from fmscale.data.forward import Piece
+from fmscale.data.forward import RowPiece
 from fmscale.data.reading.unit_reader import UnitRead, UnitReader
 from fmscale.data.samples.protocol import Record
 from fmscale.data.views.token_view import TokenView
@@ -24,7 +24,7 @@ class Unit(Protocol):
         """The record in row `offset` of the unit. Raises CorruptChunk if no copy can serve it."""
         ...
 
-    def pieces(self, offset: int) -> list[Piece]:
+    def pieces(self, offset: int) -> list[RowPiece]:
         """The documents, or the record, in row `offset`. Needs a reader with document ids."""
         ...
 
@@ -67,7 +67,7 @@ class TokenUnit:
             raise self._damaged[offset]
         return {"tokens": self._rows[offset], "pieces": tuple(piece.tokens for piece in self.pieces(offset))}
 
-    def pieces(self, offset: int) -> list[Piece]:
+    def pieces(self, offset: int) -> list[RowPiece]:
         """The pieces of documents in the row, in order."""
         documents, T = self._documents, self._rows.shape[1]
         start = position = offset * T
@@ -78,7 +78,7 @@ class TokenUnit:
             end = min(int(documents.ends[index]), start + T)
             if end > position:
                 name = (0, 0) if documents.ids is None else (int(documents.ids[index, 0]), int(documents.ids[index, 1]))
-                out.append(Piece(name, position - begin, position - start, end - position))
+                out.append(RowPiece(name, position - begin, position - start, end - position))
             position = begin = end
             index += 1
         return out

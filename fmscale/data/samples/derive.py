@@ -15,13 +15,12 @@ from itertools import accumulate
 
 import numpy as np
 
-from fmscale.config.reader.refusals import nearest
 from fmscale.data.samples.protocol import Spec
-from fmscale.data.samples.segment_sizes import DAMAGE, segment_sizes
+from fmscale.data.samples.segment_sizes import require_columns, segment_sizes
 from fmscale.data.samples.sizes import SIZE
 from fmscale.data.samples.specs import open_spec, size_text, spec_text
 from fmscale.data.workers.messages import Message
-from fmscale.data.workers.pool import Work, run_units
+from fmscale.data.workers.pool import UnitWork, run_units
 from fmscale.data.workers.serve import Run, serve
 from fmscale.errors import DataError
 from fmscale.store.datasets.columns import Column, column_key, open_column
@@ -29,7 +28,6 @@ from fmscale.store.datasets.columns_writer import Layout, finish_column, finishe
 from fmscale.store.datasets.dataset import open_dataset
 from fmscale.store.datasets.manifest import SegmentRow
 from fmscale.store.open import open_store
-from fmscale.store.segments.records import open_record_segment
 
 NAMES = 5
 """Bad records that a result names."""
@@ -78,8 +76,9 @@ def derive_sizes(
     """Make the column of sizes of each live commit that has the split; the same call continues a killed job.
 
     `workers`: processes, by default one for each core; this process alone sees memory://. A record that is damaged, or
-    for which the spec raises, has size 0. Raises DataError for a split without records or columns that no record has,
-    RankError if a process dies, Conflict if other sizes are stored for the spec, and the errors of the store.
+    for which the spec raises, has size 0. Raises DataError for a split without records, ConfigError for
+    columns that no record has, RankError if a process dies, Conflict if other sizes are stored for the spec, and the
+    errors of the store.
     """
     commits = [commit for commit in open_dataset(open_store(store), dataset).commits() if split in commit.totals]
     if not commits or commits[-1].kind != "records":
@@ -110,7 +109,7 @@ def derive_sizes(
     count = 1 if store.startswith("memory://") else min(workers or len(os.sched_getaffinity(0)), len(units))
     if count > 1:
         run_units(
-            Work(
+            UnitWork(
                 name="derive",
                 module=__name__,
                 task=task,
@@ -158,22 +157,8 @@ class _Job:
         return ""
 
     def check_columns(self) -> None:
-        """Raise DataError if no commit's first segment has any column of the spec: all records would be bad."""
-        names = {name for first in self.firsts for name in self._names(first)}
-        columns = self.spec.columns
-        if names and columns and names.isdisjoint(columns):
-            raise DataError(
-                f"The records in the {self._where} have no such column",
-                found=", ".join(columns),
-                remedy=nearest(columns[0], names) or f"They have {', '.join(sorted(names))}.",
-            )
-
-    def _names(self, unit: int) -> list[str]:
-        row = self.row(unit)
-        try:
-            return list(open_record_segment(self.backend, row.prefix, row.seal).schema.names)
-        except DAMAGE:
-            return []
+        """Raise ConfigError if no commit's first segment has any column of the spec: all records would be bad."""
+        require_columns(self.backend, self.manifests, self.spec, self._where)
 
     def _place(self, unit: int) -> tuple[int, int]:
         commit = bisect_right(self.firsts, unit) - 1

@@ -23,6 +23,10 @@ TooLong = Literal["refuse", "drop", "cut"]
 """Rule for a record that is longer than a forward: end before the first step, leave it out, or cut its end off."""
 
 
+WEIGHTS = "weights"
+"""Name of the part with the weights of targets, which a spec may leave out."""
+
+
 class BadRecord(DataError):
     """A record that cannot become a sample, by its own fault."""
 
@@ -50,6 +54,10 @@ class Sample(NamedTuple):
     def length(self) -> int:
         """Tokens."""
         return sum(self.pieces)
+
+
+NO_SAMPLE = Sample({}, ())
+"""Sample without content, in the place of a record that cannot be used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +101,9 @@ class Spec(Protocol):
 
     @property
     def too_long(self) -> TooLong:
-        """Rule for records that are longer than a forward."""
+        """Rule for records that are longer than a forward. A class of the user's own that may cut has a field
+        `max_tokens: int | None`: the length of a cut sample. None, or more than a forward, becomes a forward's length.
+        """
         ...
 
     def size(self, record: Record) -> int:

@@ -2,7 +2,7 @@
 
 import json
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from typing import Any
@@ -11,10 +11,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from fmscale.config.reader.refusals import nearest
 from fmscale.data.samples.protocol import BadRecord, Record, Spec
-from fmscale.errors import CorruptData, FmscaleError, ObjectNotFound
+from fmscale.errors import ConfigError, CorruptData, FmscaleError, ObjectNotFound
 from fmscale.store.backends.protocol import Backend
-from fmscale.store.datasets.manifest import SegmentRow
+from fmscale.store.datasets.manifest import Manifest, SegmentRow
 from fmscale.store.segments.handle import read_rows
 from fmscale.store.segments.records import FILE_SHIFT, RecordSegment, open_record_segment, read_records
 
@@ -23,6 +24,26 @@ WINDOW_BYTES = 2**22
 NAMES = 5
 """Bad records of a segment that its note names."""
 DAMAGE = (CorruptData, ObjectNotFound)
+
+
+def require_columns(backend: Backend, manifests: Sequence[Manifest], spec: Spec, where: str) -> None:
+    """Raise ConfigError, with all columns, if no commit's first segment has a column of the spec. Segments may differ,
+    so a spec gets None for a column that only some have.
+    """
+    names: set[str] = set()
+    for manifest in manifests:
+        row = manifest.row(0)
+        with suppress(*DAMAGE):
+            names |= set(open_record_segment(backend, row.prefix, row.seal).schema.names)
+        if not names.isdisjoint(spec.columns):
+            return
+    if names and spec.columns:
+        close = nearest(spec.columns[0], names)
+        raise ConfigError(
+            f"the records in the {where} have no such column",
+            found=", ".join(spec.columns),
+            remedy=f"{close}{' ' if close else ''}They have {', '.join(sorted(names))}.",
+        )
 
 
 def segment_sizes(

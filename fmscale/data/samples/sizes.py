@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from fmscale.data.order.feistel import U64
 from fmscale.data.samples.protocol import Spec
+from fmscale.data.samples.segment_sizes import require_columns
 from fmscale.data.samples.specs import open_spec, size_text
 from fmscale.data.views.placement import Placement
 from fmscale.data.views.token_view import TokenView
@@ -19,7 +20,7 @@ SIZE = "size"
 """Name of the column of sizes: uint32, an upper bound of the length of each record's sample."""
 
 
-class Sizes(Protocol):
+class SampleSizes(Protocol):
     """Lengths of a source's samples."""
 
     def take(self, rows: U64) -> NDArray[np.int64]:
@@ -49,7 +50,7 @@ class RowSizes:
 
 
 class ColumnSizes:
-    """Sizes from a derived column of each commit; `cut` is the length to which longer samples are cut."""
+    """SampleSizes from a derived column of each commit; `cut` is the length to which longer samples are cut."""
 
     def __init__(self, placement: Placement, columns: Sequence[Column | None], cut: int | None) -> None:
         self._placement = placement
@@ -57,7 +58,7 @@ class ColumnSizes:
         self._cut = cut
 
     def take(self, rows: U64) -> NDArray[np.int64]:
-        """Sizes of the rows, cut."""
+        """SampleSizes of the rows, cut."""
         out = np.empty(len(rows), dtype=np.int64)
         commits, positions = self._placement.positions(rows)
         for commit in np.unique(commits).tolist():
@@ -77,8 +78,10 @@ class ColumnSizes:
         return np.concatenate(rows) if rows else np.empty(0, dtype=np.uint64)
 
 
-def open_sizes(backend: Backend, placement: Placement) -> Sizes:
-    """The sizes of a view's samples. Raises DataError, with the command, if a commit has no column of sizes."""
+def open_sizes(backend: Backend, placement: Placement) -> SampleSizes:
+    """The sizes of a view's samples. Raises DataError, with the command, if a commit has no column of sizes,
+    ConfigError if its records have no column of the spec.
+    """
     view = placement.view
     spec = open_spec(backend, view.spec)
     if isinstance(view, TokenView):
@@ -87,6 +90,8 @@ def open_sizes(backend: Backend, placement: Placement) -> Sizes:
     for number, manifest in zip(view.commits, view.manifests, strict=True):
         column = open_column(backend, column_key(view.dataset, manifest, SIZE, size_text(spec))) if manifest else None
         if manifest and column is None:
+            found = [one for one in placement.manifests if one is not None]
+            require_columns(backend, found, spec, f"split {view.split} of dataset {view.dataset}")
             raise DataError(
                 f"commit {number} of dataset {view.dataset} has no column of sizes for the spec of its samples",
                 found=size_text(spec),

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from fmscale.config.kinds import kind_of, own_class
@@ -32,10 +32,11 @@ def make_spec(config: Any, backend: Backend, *, limit: int, tokenizers: Sequence
     """The spec of a config's section for forwards of `limit` tokens; `tokenizers` are digests of token datasets' in
     the same run.
 
-    Raises ConfigError for a class of the user's own that is no spec, or a text without a tokenizer.
+    Raises ConfigError for a class of the user's own that is no spec or cannot be told where to cut, or for a text
+    without a tokenizer.
     """
     if not isinstance(config, TextSpec):
-        return _own(config)
+        return _cut_to(limit, _own(config))
     tokenizer = text_tokenizer(config, backend, tokenizers)
     return TextSamples(
         field=config.field,
@@ -92,6 +93,20 @@ def _own(spec: Any) -> Spec:
             found=[field.name for field in fields(spec)],
             remedy='docs/api.md, "Specs", lists the members of a spec.',
         )
+    made: Spec = spec
+    return made
+
+
+def _cut_to(limit: int, spec: Any) -> Spec:
+    """The spec; if it cuts, then with `max_tokens` up to a forward's length, by which its forwards are dealt."""
+    if spec.too_long == "cut":
+        if "max_tokens" not in {field.name for field in fields(spec)}:
+            raise ConfigError(
+                f"the spec {kind_of(spec)} cuts samples, and cannot be told where",
+                found=[field.name for field in fields(spec)],
+                remedy="Give the class a field `max_tokens: int | None = None`.",
+            )
+        spec = replace(spec, max_tokens=min(spec.max_tokens or limit, limit))
     made: Spec = spec
     return made
 

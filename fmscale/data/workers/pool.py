@@ -25,7 +25,7 @@ END_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class UnitWork:
     """Units of a job, and the module that does them as a process."""
 
     name: str
@@ -44,7 +44,7 @@ class Work:
     """Receives the progress of units."""
 
 
-def run_units(work: Work, count: int) -> None:
+def run_units(work: UnitWork, count: int) -> None:
     """Do the units in `count` processes.
 
     Raises the first error that a process reports, with its unit, or RankError if a process dies. Units that were
@@ -104,7 +104,7 @@ def start(module: str, environment: Mapping[str, str] | None = None) -> subproce
 class _Process:
     """A worker: its pipes, and the unit that it works on."""
 
-    def __init__(self, work: Work, answers: "queue.SimpleQueue[tuple[_Process, Message | None]]") -> None:
+    def __init__(self, work: UnitWork, answers: "queue.SimpleQueue[tuple[_Process, Message | None]]") -> None:
         self.unit: int | None = None
         self._answers = answers
         # One process a core: threads inside a process would only take turns.

@@ -69,7 +69,8 @@ class Fetcher:
         self.tiers = Tiers(tiers)
         self.region_bytes = region_bytes if cache is not None or tiers else 0
         """Bytes of a region; 0 if `advise` has no use for regions."""
-        self._whole_regions = whole_regions and cache is not None
+        self.whole_regions = whole_regions and self.region_bytes > 0 and cache is not None
+        """True while `advise` fetches whole regions."""
         self.dropped = 0
         """Bad cached copies that were dropped and read again."""
         self.reread = 0
@@ -109,7 +110,7 @@ class Fetcher:
         chunks = -(-(start + length) // ref.chunk_bytes) - first
         if self.region_bytes:
             self.tiers.advise(ref, first, chunks, next_use)
-            for low, count in self._regions(ref, first, chunks) if self._whole_regions else ():
+            for low, count in self._regions(ref, first, chunks) if self.whole_regions else ():
                 if self._keeps(ref, low):
                     self._fetch_region(ref, low, count, next_use)
         else:
@@ -140,7 +141,7 @@ class Fetcher:
             with suppress(CorruptChunk):  # perhaps no read needs this chunk
                 self.cache.fill(ref, low, count, scratch, partial(self._from_source, ref, next_use), next_use)
                 if self.cache.wants(ref, low, count):  # it keeps no more: its limit or its disk is too small
-                    self._whole_regions = False
+                    self.whole_regions = False
                     if not self.tiers:
                         self.region_bytes = 0
         finally:
@@ -167,10 +168,13 @@ class Fetcher:
             for low, _ in self._regions(ref, first_chunk, chunks) if self._coming else ():
                 if (coming := self._coming.get((ref.digest, low))) is not None:
                     coming.wait()
-            fetch = partial(self._from_source, ref, next_use)
-            for low, count, keep in self._parts(ref, first_chunk, chunks):
-                part = chunk_part(ref, first_chunk, buffer, low, count)
-                self.cache.read(ref, low, count, part, fetch, next_use, keep=keep)
+            if self.tiers:
+                fetch = partial(self._from_source, ref, next_use)
+                for low, count, keep in self._parts(ref, first_chunk, chunks):
+                    part = chunk_part(ref, first_chunk, buffer, low, count)
+                    self.cache.read(ref, low, count, part, fetch, next_use, keep=keep)
+            else:
+                self.cache.read(ref, first_chunk, chunks, buffer, partial(self._from_store, ref), next_use)
             if verify_chunks(buffer, expected, ref.chunk_bytes) < 0:
                 return
             self.dropped += 1
@@ -179,9 +183,6 @@ class Fetcher:
 
     def _parts(self, ref: ObjectRef, first: int, chunks: int) -> Iterator[tuple[int, int, bool]]:
         """The chunks cut at regions: (first, count, True if the cache keeps them)."""
-        if not self.tiers:
-            yield first, chunks, True
-            return
         for low, count in self._regions(ref, first, chunks):
             start = max(first, low)
             yield start, min(first + chunks, low + count) - start, self._keeps(ref, low)

@@ -20,6 +20,7 @@ from fmscale.data.views.token_view import TokenView, make_view
 from fmscale.errors import AccessDenied, ConfigError, FmscaleError, ObjectNotFound, StoreError, StoreUnavailable
 from fmscale.models import build, parameters_of
 from fmscale.objectives import make_objective
+from fmscale.runtime.sinks.run_sinks import check_sinks
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import open_dataset
 from fmscale.store.open import open_store
@@ -50,8 +51,8 @@ class SourceFacts:
     """Name of the split."""
     kind: str
     """`tokens` or `records`."""
-    kept: int
-    """Tokens, or records, of the split."""
+    tokens: int | None
+    """Tokens of the split; None for records."""
     rows: int
     """Rows of the run's length."""
     share: float
@@ -125,6 +126,7 @@ def check_run(
     steps = checks.run(lambda: total_steps(config, batch.global_batch)) if batch else config.train.steps
     checks.run(lambda: check_length(config))
     checks.run(lambda: check_folder(config))
+    checks.run(lambda: check_sinks(config))
     backend = _open(config, checks)
     sources = _sources(config, backend, checks) if backend else []
     recorded = checks.ask(lambda: replay(run_log(backend, config.train.run))) if backend else None
@@ -214,14 +216,17 @@ def _warnings(config: Config, steps: int | None) -> list[str]:
 
 def _repeats(facts: list[SourceFacts], steps: int | None) -> list[str]:
     """Warnings about sources that the run reads too often."""
-    return [
-        f"the run reads dataset {source.dataset} ({source.kept:,} {source.kind}) {source.epochs:.0f} times. Up to "
-        f"{MANY_EPOCHS} times a token teaches as much as a new one, after some 16 next to nothing: it is learned by "
-        f"heart. Give {source.kept * source.epochs / MANY_EPOCHS:,.0f} {source.kind} or more, or train.steps "
-        f"{max(1, int(steps * MANY_EPOCHS / source.epochs))}."
-        for source in facts
-        if steps and source.epochs and source.epochs > MANY_EPOCHS
-    ]
+    warnings = []
+    for source in facts:
+        if steps and source.epochs and source.epochs > MANY_EPOCHS:
+            amount = source.tokens or source.rows
+            warnings.append(
+                f"the run reads dataset {source.dataset} ({amount:,} {source.kind}) {source.epochs:.0f} times. Up to "
+                f"{MANY_EPOCHS} times a token teaches as much as a new one, after some 16 next to nothing: it is "
+                f"learned by heart. Give {amount * source.epochs / MANY_EPOCHS:,.0f} {source.kind} or more, or "
+                f"train.steps {max(1, int(steps * MANY_EPOCHS / source.epochs))}."
+            )
+    return warnings
 
 
 def _sources(config: Config, backend: Backend, checks: _Checks) -> list[Source]:
@@ -297,7 +302,7 @@ def _facts(sources: list[Source], samples: int | None) -> list[SourceFacts]:
             dataset=source.view.dataset,
             split=source.view.split,
             kind=source.view.kind,
-            kept=source.view.kept,
+            tokens=source.view.kept if source.view.kind == "tokens" else None,
             rows=sum(source.view.rows),
             share=source.weight / weights,
             epochs=passed,

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from fmscale.data.ingest.formats import Bad, FilePart, RawDocument, detect, read, splittable
+from fmscale.data.ingest.formats import Bad, FilePart, Item, RawDocument, detect, read, splittable
 from fmscale.data.ingest.formats.arrow_footer import rows_of_batches
 from fmscale.errors import DataError
 from tests.data.ingest.corpora import arrow, lines, parquet, sentences
@@ -18,13 +18,13 @@ from tests.data.ingest.corpora import arrow, lines, parquet, sentences
 TEXTS = ["first", "zweite Zeile: ä", "三", "", *(text[:60] for text in sentences("s", 9))]
 
 
-def found(path: Path, format: str = "", field: str = "text", **piece: int) -> list[RawDocument | Bad]:
+def found(path: Path, format: str = "", field: str = "text", **piece: int) -> list[Item]:
     with path.open("rb") as file:
         kind = format or detect(path.name)
         return list(read(file, FilePart(source=path.name, format=kind, field=field, **piece)))
 
 
-def texts(items: list[RawDocument | Bad]) -> list[str]:
+def texts(items: list[Item]) -> list[str]:
     return [item.text for item in items if isinstance(item, RawDocument)]
 
 
@@ -66,7 +66,7 @@ def test_text_is_one_document(tmp_path: Path) -> None:
     [
         ("a.txt", b"caf\xe9", "undecodable"),
         ("a.txt", b"text\0more", "binary"),
-        ("a.txt.gz", gzip.compress(b"x" * 1000)[:-9], "broken"),
+        ("a.txt.gz", gzip.compress(b"x" * 1000, mtime=0)[:-9], "broken"),
         ("a.txt.gz", b"not gzip", "broken"),
         ("a.txt.zst", zstandard.compress(b"xy" * 500)[:-5], "broken"),
         ("a.jsonl", b"{broken\n", "broken"),
@@ -78,7 +78,7 @@ def test_text_is_one_document(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": null}\n', "empty"),
         ("a.jsonl", b"[" * 100_000 + b"\n", "broken"),
         ("a.jsonl", b'{"text": ' + b"9" * 5000 + b"}\n", "broken"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 100)[:-12], "broken"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 100, mtime=0)[:-12], "broken"),
         ("a.jsonl.zst", b"nonsense", "broken"),
         ("a.parquet", b"PAR1 nonsense PAR1", "broken"),
         ("a.arrow", b"ARROW1 nonsense ARROW1", "broken"),

@@ -16,7 +16,7 @@ from fmscale.data.samples.derive import Derived, derive_sizes
 from fmscale.data.samples.protocol import Spec
 from fmscale.data.samples.sizes import SIZE
 from fmscale.data.samples.specs import make_spec, size_text, spec_text
-from fmscale.errors import DataError, RankError
+from fmscale.errors import ConfigError, DataError, RankError
 from fmscale.store.backends.local import LocalBackend
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.columns import column_key, open_column
@@ -241,7 +241,7 @@ def test_what_has_no_sizes_is_refused(tmp_path: Path) -> None:
     assert error.value.found == "tokens"
     with pytest.raises(DataError, match="no records in the split other"):
         derive_sizes(str(tmp_path), "d", "other", spec)
-    with pytest.raises(DataError, match="have no such column") as error:
+    with pytest.raises(ConfigError, match="have no such column") as error:
         derived(dataset, tmp_path, spec)
     assert (error.value.found, "txt" in error.value.remedy) == ("text", True)
     assert [info.key for info in backend.list_objects("datasets/d/columns")] == []
