@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fmscale.cli import dataset_audit, dataset_mask
+from fmscale.cli import dataset_audit, dataset_derive, dataset_mask
 from fmscale.cli.address import DatasetArgument, DatasetOption, StoreArgument, StoreOption, find_dataset, find_store
 from fmscale.cli.output import JsonOption, example, human_bytes, print_json, progress, record, table
 from fmscale.errors import ConfigError, FmscaleError
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(dataset_audit.app)
 app.add_typer(dataset_mask.app)
+app.add_typer(dataset_derive.app)
 
 
 @app.command("list", epilog=example("fmscale dataset list runs/store"))
@@ -56,11 +57,20 @@ def show(
     opened = open_dataset(open_store(url, read_only=True), name)
     commits = opened.commits() if commit is None else [opened.commit(commit)]
     if json:
-        described = [{"number": c.number, "time": c.time, "digest": c.digest, **c.body} for c in commits]
+        described = [
+            {
+                "number": c.number,
+                "time": c.time,
+                "digest": c.digest,
+                "columns": {split: _columns(opened, c, split) for split in sorted(c.totals)},
+                **c.body,
+            }
+            for c in commits
+        ]
         print_json({"dataset": name, "store": opened.backend.url, "commits": described})
         return
     record(_summary(opened, json), json)
-    table([row for c in commits for row in _split_rows(c)], json, title="\ncommits")
+    table([row for c in commits for row in _split_rows(opened, c)], json, title="\ncommits")
 
 
 @app.command(epilog=example("fmscale dataset verify runs/store/docs", "fmscale dataset verify runs/store"))
@@ -145,33 +155,43 @@ def _summary(dataset: "Dataset", json: bool) -> dict[str, Any]:
     commits = dataset.commits()
     totals = [total for commit in commits for total in commit.totals.values()]
     size = sum(total.bytes for total in totals)
+    text = not commits or commits[-1].kind == "tokens"
     return {
         "dataset": dataset.name,
         "commits": len(commits),
         "splits": sorted({split for commit in commits for split in commit.totals}),
         "segments": sum(total.segments for total in totals),
-        "documents": sum(total.documents for total in totals),
-        "tokens": sum(total.tokens for total in totals),
+        "kind": commits[-1].kind if commits else None,
+        "documents" if text else "records": sum(total.documents for total in totals),
+        **({"tokens": sum(total.tokens for total in totals)} if text else {}),
         "bytes": size if json else human_bytes(size),
-        "dtype": commits[-1].dtype if commits else None,
-        "tokenizer": commits[-1].tokenizer if commits else None,
+        **({name: getattr(commits[-1], name) if commits else None for name in ("dtype", "tokenizer")} if text else {}),
     }
 
 
-def _split_rows(commit: "Commit") -> list[dict[str, Any]]:
-    """A row per split of a commit."""
+def _split_rows(dataset: "Dataset", commit: "Commit") -> list[dict[str, Any]]:
+    """A row per split of a commit, with the names of its derived columns."""
     return [
         {
             "commit": commit.number,
             "time": datetime.fromtimestamp(commit.time, UTC).isoformat(timespec="seconds"),
             "split": split,
             "segments": total.segments,
-            "documents": total.documents,
-            "tokens": total.tokens,
+            **(
+                {"records": total.documents}
+                if commit.kind == "records"
+                else {"documents": total.documents, "tokens": total.tokens, "bos": commit.bos, "eos": commit.eos}
+            ),
             "bytes": human_bytes(total.bytes),
-            "bos": commit.bos,
-            "eos": commit.eos,
             "job": commit.job[:16],
+            "columns": _columns(dataset, commit, split),
         }
         for split, total in sorted(commit.totals.items())
     ]
+
+
+def _columns(dataset: "Dataset", commit: "Commit", split: str) -> list[str]:
+    """Names of the derived columns of a split."""
+    from fmscale.store.datasets.columns import column_names
+
+    return column_names(dataset.backend, dataset.name, commit.body["manifests"][split]["digest"])

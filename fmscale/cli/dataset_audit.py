@@ -1,4 +1,4 @@
-"""`fmscale dataset trace` and `audit`: the documents of a run's steps, and proof of their delivery."""
+"""`fmscale dataset trace` and `audit`: documents and records of a run's steps, and proof of their delivery."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +13,7 @@ from fmscale.errors import ConfigError
 if TYPE_CHECKING:
     from fmscale.data.plan.batch_schedule import BatchSchedule
     from fmscale.data.plan.plan import Plan
-    from fmscale.data.provenance.audit import AuditSource
+    from fmscale.data.provenance.stored import AuditSource
     from fmscale.store.backends.protocol import Backend
 
 app = typer.Typer()
@@ -37,13 +37,14 @@ def trace(
         typer.Option(min=1, help="Global batch: rows of a step over all ranks. A checkpoint of the run says it."),
     ] = None,
     step: Annotated[
-        int | None, typer.Option(min=1, help="Show the documents of this step, 1 being the first, as in the metrics.")
+        int | None,
+        typer.Option(min=1, help="Show what this step trained on; 1 is the first step, as in the metrics."),
     ] = None,
-    document: Annotated[str | None, typer.Option(help="Show the samples that held this document.")] = None,
+    document: Annotated[str | None, typer.Option(help="Show the samples that held this document or record.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="With --document: look at so many first steps.")] = 10_000,
     json: JsonOption = False,
 ) -> None:
-    """Name the documents of a step, or the steps of a document."""
+    """Name the documents or records of a step, or the steps of a document or record."""
     from fmscale.data.provenance.trace import trace_document, trace_step
     from fmscale.store.open import open_store
 
@@ -78,12 +79,12 @@ def audit(
     run: RunOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Prove from what ranks received: every token once an epoch, true bytes, mixture, shuffle.
+    """Prove from what ranks received: every token or record once an epoch, true bytes, mixture, shuffle.
 
     The run records what it delivers, a file a rank and job, with train.record_delivery: true. Rows that a killed job
-    and the next job both delivered, the same, count once. Only names, weights and masks of the datasets, the size of
-    bans and the step of its newest checkpoint are taken from the run; deliveries are judged against the stored
-    documents. Exit status 1 when something is violated.
+    and the next job both delivered, the same, count once. Only names, weights, masks and specs of the datasets, seeds,
+    banned rows and the step of its newest checkpoint are taken from the run; deliveries are judged against the stored
+    documents and records, of which a spec's samples are made again. Exit status 1 when something is violated.
     """
     from fmscale.data.provenance.audit import audit as run_audit
     from fmscale.store.open import open_store
@@ -144,14 +145,17 @@ def _plan(backend: "Backend", run: str) -> "Plan":
 def _sources(backend: "Backend", plan: "Plan") -> "list[AuditSource]":
     """The sources as the run declared them, without their numbers of samples."""
     from fmscale.data.plan.plan import source_key
-    from fmscale.data.provenance.audit import AuditSource
+    from fmscale.data.provenance.stored import AuditSource
     from fmscale.data.views.placement import merged
     from fmscale.store.datasets.dataset import open_dataset
 
     stages = [(stage.from_k, {source_key(s): float(s.weight) for s in stage.sources}) for stage in plan.stages]
     sources = []
     for number, source in enumerate(plan.sources):
-        banned = merged([rows for ban in plan.bans if ban.source == number for rows in ban.rows])
+        banned = [rows for ban in plan.bans if ban.source == number for rows in ban.rows]
+        for stage in plan.stages:
+            for other, rows in zip(stage.sources, stage.excluded, strict=False):
+                banned += rows if source_key(other) == source_key(source) else ()
         sources.append(
             AuditSource(
                 dataset=open_dataset(backend, source.view.dataset),
@@ -159,7 +163,9 @@ def _sources(backend: "Backend", plan: "Plan") -> "list[AuditSource]":
                 split=source.view.split,
                 weights=tuple((first, weights.get(source_key(source), 0.0)) for first, weights in stages),
                 masks=source.view.masks,
-                banned_rows=sum(stop - first for first, stop in banned),
+                banned=tuple(merged(banned)),
+                spec=source.view.spec,
+                seed=source.seed,
             )
         )
     return sources

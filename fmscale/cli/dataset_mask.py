@@ -1,4 +1,4 @@
-"""`fmscale dataset mask`: take documents out of a dataset without rewriting it."""
+"""`fmscale dataset mask`: take documents or records out of a dataset without rewriting it."""
 
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -26,19 +26,18 @@ def mask(
     address: DatasetArgument = None,
     store: StoreOption = None,
     dataset: DatasetOption = None,
-    id: Annotated[list[str] | None, typer.Option("--id", help="Id of a document; may be repeated.")] = None,
-    ids: Annotated[Path | None, typer.Option("--ids", help="File with one document id a line.")] = None,
+    id: Annotated[list[str] | None, typer.Option("--id", help="Id of a document or record; may be repeated.")] = None,
+    ids: Annotated[Path | None, typer.Option("--ids", help="File with one id a line.")] = None,
     source: Annotated[
         list[str] | None, typer.Option("--source", help="Pattern of source paths, as in a shell; may be repeated.")
     ] = None,
     split: Annotated[str, typer.Option("--split", help="Split of the dataset.")] = "train",
     json: JsonOption = False,
 ) -> None:
-    """Store a mask of documents, chosen by id or by source path, and print its digest.
+    """Store a mask of documents or records, chosen by id or by source path, and print its digest.
 
-    A run whose config names the digest in data.sources[].masks does not see the documents. A run that has begun
-    keeps the masks that it began with. The same documents give the same digest; several masks may be named
-    together.
+    A run whose config names the digest in data.sources[].masks does not see them. A run that has begun keeps the
+    masks that it began with. The same documents or records give the same digest; several masks may be named together.
     """
     from fmscale.data.views.mask import document_id, find_documents, make_mask
     from fmscale.store.datasets.dataset import open_dataset
@@ -59,8 +58,11 @@ def mask(
             opened, split=split, ids=doc_ids or None, where=_by_source(source) if source else None, advance=bar.advance
         )
     digest = make_mask(opened, documents, split=split)
-    tokens = int((documents.stop - documents.start).sum())
-    record({"mask": digest, "split": split, "documents": len(documents.commit), "tokens": tokens}, json)
+    if opened.commits()[0].kind == "records":
+        counts = {"records": len(documents.commit)}
+    else:
+        counts = {"documents": len(documents.commit), "tokens": int((documents.stop - documents.start).sum())}
+    record({"mask": digest, "split": split, **counts}, json)
 
 
 def _lines(path: Path | None) -> list[str]:

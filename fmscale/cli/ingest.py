@@ -19,6 +19,7 @@ app = typer.Typer()
     epilog=example(
         "fmscale ingest docs/ --store runs/store --dataset docs --tokenizer bpe:8192",
         "fmscale ingest 'raw/*.jsonl.zst' --field content --store s3://bucket/store --dataset web",
+        "fmscale ingest photos/ 'shards/*.tar' --as records --store runs/store --dataset photos",
         "mpirun -n 8 fmscale ingest /data/code --store /shared/store --dataset code",
     )
 )
@@ -28,6 +29,10 @@ def ingest(
     dataset: Annotated[
         str | None, typer.Option(help="Name of the dataset, made if it is not there; STORE/DATASET without --store.")
     ] = None,
+    kind: Annotated[
+        str,
+        typer.Option("--as", help="text (documents of tokens), or records (all columns of tables, JSON, tars, media)."),
+    ] = "text",
     tokenizer: Annotated[
         str | None,
         typer.Option(
@@ -36,9 +41,14 @@ def ingest(
         ),
     ] = None,
     format: Annotated[
-        str, typer.Option(help="auto (by extension, or first bytes), text, jsonl, json (array), parquet, arrow.")
+        str,
+        typer.Option(
+            help="auto (by extension, or first bytes), text, jsonl, json (array), parquet, arrow; records: tar, media."
+        ),
     ] = "auto",
-    field: Annotated[str, typer.Option(help="Path of the text in a record, such as a.b.text.")] = "text",
+    field: Annotated[
+        str | None, typer.Option(help="Path of the text in a record, such as a.b.text. Default: text.")
+    ] = None,
     heldout: Annotated[float, typer.Option(help="Share of the documents that go to the split heldout.")] = 0.0,
     workers: Annotated[int | None, typer.Option(help="Processes that write. Default: one a core.")] = None,
     strict: Annotated[
@@ -69,6 +79,7 @@ def ingest(
                 paths,
                 store=url,
                 dataset=name,
+                kind=kind,
                 tokenizer=tokenizer,
                 format=format,
                 field=field,
@@ -88,34 +99,39 @@ def ingest(
     if leads:
         if heldout and HELDOUT not in result.splits:
             typer.echo(
-                f"warning: none of {result.documents:,} documents was held out by --heldout {heldout:g}: their "
+                f"warning: none of {result.documents:,} {_noun(result)} was held out by --heldout {heldout:g}: their "
                 "names decide. Ingest more of them, or give a larger share and another --dataset.",
                 err=True,
             )
         _show(result, json)
 
 
+def _noun(result: "IngestResult") -> str:
+    return "records" if result.kind == "records" else "documents"
+
+
 def _show(result: "IngestResult", json: bool) -> None:
-    speed = round(result.tokens_per_second)
+    noun, text = _noun(result), result.kind == "text"
+    speed, unit = round(result.speed), "tokens" if text else noun
     if json:
-        print_json({**asdict(result), "tokens_per_second": speed})
+        print_json({**asdict(result), "kind": result.kind, f"{unit}_per_second": speed})
         return
     if not result.new:
         typer.echo(f"{result.dataset} has these inputs already (commit {result.commit}); nothing was done.")
     values: dict[str, Any] = {
         "dataset": result.dataset,
         "commit": result.commit,
-        "documents": result.documents,
-        "tokens": result.tokens,
-        "bytes": f"{human_bytes(result.raw_bytes)} read, {human_bytes(result.text_bytes)} of text",
+        noun: result.documents,
+        **({"tokens": result.tokens} if text else {}),
+        "bytes": f"{human_bytes(result.raw_bytes)} read" + (f", {human_bytes(result.text_bytes)} of text" * text),
         **{
-            f"split {name}": f"{counts['documents']:,} documents, {counts['tokens']:,} tokens"
+            f"split {name}": f"{counts['documents']:,} {noun}" + f", {counts['tokens']:,} tokens" * text
             for name, counts in result.splits.items()
         },
-        "tokenizer": result.tokenizer,
+        **({"tokenizer": result.tokenizer} if text else {}),
     }
     if result.new:
-        values["tokens/s"] = speed
+        values[f"{unit}/s"] = speed
         values["work units"] = f"{result.units}" + (f", {result.resumed} done before" if result.resumed else "")
     for what, reasons in (("guessed", result.guessed), ("skipped", result.skipped)):
         for reason, files in reasons.items():

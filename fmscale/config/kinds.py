@@ -4,7 +4,6 @@ import difflib
 import types
 from dataclasses import Field, fields, is_dataclass
 from importlib import import_module
-from operator import attrgetter
 from typing import Any, ClassVar, Protocol, Union, get_args, get_origin, get_type_hints
 
 from fmscale.config.checks import InvalidField
@@ -50,37 +49,31 @@ def own_class(kind: str) -> type:
     """
     module_name, _, name = kind.partition(":")
 
-    def refuse(problem: str, remedy: str, found: object = kind) -> InvalidField:
-        return InvalidField("kind", problem, found=found, remedy=remedy)
+    def refuse(problem: str, remedy: str) -> InvalidField:
+        return InvalidField("kind", problem, found=kind, remedy=remedy)
 
     if not all(part.isidentifier() for part in f"{module_name}.{name}".split(".")):
         raise refuse(f"must be {OWN}", "Name the class as Python imports it, such as my_models.towers:Towers.")
     try:
         module = import_module(module_name)
     except ModuleNotFoundError as error:
-        if not f"{module_name}.".startswith(f"{error.name}."):
-            raise refuse(f"names a module that needs another: {error}", f"Install {error.name}.") from error
-        raise refuse(
-            f"names a module that is not installed: {error.name}",
-            "Install its package into this environment, or put its folder on PYTHONPATH.",
-        ) from error
+        remedy = f"Install the package of {error.name} here, or put its folder on PYTHONPATH."
+        raise refuse(f"names a module that is not installed, or needs another: {error}", remedy) from error
     except Exception as error:
-        raise refuse(
-            f"names a module that cannot be imported: {type(error).__name__}: {error}",
-            f"`python -c 'import {module_name}'` shows the place.",
-        ) from error
-    try:
-        cls = attrgetter(name)(module)
-    except AttributeError:
-        close = difflib.get_close_matches(name, [word for word, value in vars(module).items() if is_dataclass(value)])
-        hint = f"Did you mean {module_name}:{close[0]}?" if close else f"Define it in {module.__file__}."
-        raise refuse(f"names a class that {module_name} does not have", hint) from None
+        remedy = f"`python -c 'import {module_name}'` shows the place."
+        raise refuse(f"names a module that cannot be imported: {type(error).__name__}: {error}", remedy) from error
+    cls: Any = getattr(module, name, None)
     if not isinstance(cls, type) or not is_dataclass(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
-        raise refuse("must name a frozen dataclass", "Write @dataclass(frozen=True, kw_only=True) above the class.")
+        close = difflib.get_close_matches(name, [word for word, value in vars(module).items() if is_dataclass(value)])
+        remedy = "Write @dataclass(frozen=True, kw_only=True) above the class."
+        raise refuse(
+            f"names a class that {module_name} does not have" if cls is None else "must name a frozen dataclass",
+            f"Did you mean {module_name}:{close[0]}?" if cls is None and close else remedy,
+        )
     if "kind" in vars(cls) or "kind" in {field.name for field in fields(cls)}:
         raise refuse("names a class that has a `kind` itself", "Rename that: the key `kind` names the class.")
     try:
         get_type_hints(cls)
-    except Exception as error:
+    except NameError as error:
         raise refuse(f"names a class whose types are unknown: {error}", "Import them in its module.") from error
     return cls

@@ -13,7 +13,6 @@ class JsonlConfig:
     """The file RUN FOLDER/metrics.jsonl. Every list has it: a resume, `fmscale compare` and reports read it."""
 
     kind: ClassVar[str] = "jsonl"
-    """Name of this class in YAML."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +20,6 @@ class ConsoleConfig:
     """Lines of progress on the terminal. A list without it silences them."""
 
     kind: ClassVar[str] = "console"
-    """Name of this class in YAML."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +27,6 @@ class TensorBoardConfig:
     """Event files of TensorBoard. A resumed run continues its curves; steps that it repeats replace the first ones."""
 
     kind: ClassVar[str] = "tensorboard"
-    """Name of this class in YAML."""
-
     folder: str | None = None
     """Folder of the event files; null takes RUN FOLDER/tensorboard."""
 
@@ -40,8 +36,6 @@ class WandbConfig:
     """Weights & Biases. A resumed run goes on in the same run there; steps that it repeats are left out."""
 
     kind: ClassVar[str] = "wandb"
-    """Name of this class in YAML."""
-
     project: str | None = None
     """Project; null takes WANDB_PROJECT, or the default of wandb."""
     entity: str | None = None
@@ -54,11 +48,11 @@ class WandbConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MlflowConfig:
-    """MLflow. A resumed run goes on in the run of RUN FOLDER/mlflow_run_id; steps that it repeats are left out."""
+    """MLflow. A resumed run goes on in the run of RUN FOLDER/mlflow_run_id, until this file is
+    deleted; steps that it repeats are left out.
+    """
 
     kind: ClassVar[str] = "mlflow"
-    """Name of this class in YAML."""
-
     tracking_uri: str | None = None
     """Server or folder; null takes MLFLOW_TRACKING_URI. Credentials come from MLflow's variables, never from here."""
     experiment: str = "fmscale"

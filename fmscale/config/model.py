@@ -40,8 +40,6 @@ class ModelConfig:
     """
 
     kind: ClassVar[str] = "decoder"
-    """Name of this class in YAML."""
-
     num_layers: int = 12
     """Blocks of attention and feed-forward."""
     dim: int = 768

@@ -9,4 +9,3 @@ class NextTokenConfig:
     """Cross-entropy of each token, given the tokens of its document before it."""
 
     kind: ClassVar[str] = "next_token"
-    """Name of this class in YAML."""

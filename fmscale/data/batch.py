@@ -6,6 +6,7 @@ Shapes: B rows of a microbatch (fillers included). A row is T + 1 delivered toke
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -156,14 +157,12 @@ class Microbatch:
 
 def fillers(rows: int, length: int) -> Microbatch:
     """Rows of `length` inputs, of which none has a weight."""
-    none = np.zeros(0, dtype=np.uint64)
-    return Microbatch(
-        tokens=torch.zeros((rows, length + 1), dtype=torch.int64),
-        k=none,
-        row_source=none.astype(np.uint16),
-        row=none,
-        step=0,
-        last_of_step=True,
-        documents=(),
-        offsets=(),
-    )
+    none, tokens = np.zeros(0, dtype=np.uint64), torch.zeros((rows, length + 1), dtype=torch.int64)
+    real: dict[str, Any] = {
+        "k": none,
+        "row_source": none.astype(np.uint16),
+        "row": none,
+        "documents": (),
+        "offsets": (),
+    }
+    return Microbatch(tokens=tokens, step=0, last_of_step=True, **real)

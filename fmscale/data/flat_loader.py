@@ -66,7 +66,9 @@ class FlatLoader(SampleLoader[FlatForward]):
         local = sources.fetcher.backend.local_path("local") is not None
         cores = max(1, len(os.sched_getaffinity(0)) // max(share.nodes))
         self._threads = threads or (cores if local else max(cores, REMOTE_READ_THREADS))
-        forward = forward_bytes(sources.of(plan, 0).spec.parts, share.forward_tokens, schedule.batch(0))
+        parts = sources.of(plan, 0).spec.parts
+        self._per_sample = frozenset(name for name, part in parts.items() if not part.per_token)
+        forward = forward_bytes(parts, share.forward_tokens, schedule.batch(0))
         self.decoded_bytes = max(memory_bytes // DECODED_SHARE, 2 * forward)
         """Host memory for forwards that are made ahead."""
         if self.decoded_bytes > memory_bytes // 2:
@@ -93,7 +95,7 @@ class FlatLoader(SampleLoader[FlatForward]):
         """A forward of `tokens` tokens without a sample: all of it is padding."""
         spec = self._sources.of(self.plan, 0).spec
         made = MadeForward(*concatenated(spec.parts, [], tokens), [], [])
-        return _forward(made, ForwardJob(plan=self.plan, entries=[], bytes=0), 0, last=True)
+        return _forward(made, ForwardJob(plan=self.plan, entries=[], bytes=0), 0, self._per_sample, last=True)
 
     def _prefetcher(self) -> Prefetcher[FlatBlock]:
         pool = ThreadPoolExecutor(self._threads, "fmscale-make")
@@ -127,7 +129,7 @@ class FlatLoader(SampleLoader[FlatForward]):
             last = number + 1 == len(block.jobs)
             if last:
                 self.k = block.step.after
-            yield _forward(made, job, block.step.step, last=last)
+            yield _forward(made, job, block.step.step, self._per_sample, last=last)
             self._maker.delivered(job)
 
     def _record_bad(self, block: FlatBlock, bad: list[BadSample]) -> None:
@@ -145,7 +147,7 @@ class FlatLoader(SampleLoader[FlatForward]):
             self._quarantine(source, ranges, from_k, listed, samples[0].error)
 
 
-def _forward(made: MadeForward, job: ForwardJob, step: int, *, last: bool) -> FlatForward:
+def _forward(made: MadeForward, job: ForwardJob, step: int, per_sample: frozenset[str], *, last: bool) -> FlatForward:
     def column(name: str, dtype: str) -> np.ndarray:
         return np.array([getattr(entry, name) for entry in job.entries], dtype=dtype)
 
@@ -163,4 +165,5 @@ def _forward(made: MadeForward, job: ForwardJob, step: int, *, last: bool) -> Fl
         step=step,
         last_of_step=last,
         pieces=made.pieces,
+        per_sample=per_sample,
     )

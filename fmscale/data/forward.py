@@ -50,7 +50,9 @@ class FlatForward:
     last_of_step: bool
     """True for the rank's last forward of the step."""
     pieces: Sequence[Sequence[RowPiece]]
-    """Documents or record of each sample; empty unless the loader reads ids."""
+    """Documents or record of each sample; empty unless the loader reads ids, and for a sample without content."""
+    per_sample: frozenset[str] = frozenset()
+    """Names of the parts with a value a sample."""
 
     @property
     def source(self) -> Tensor:

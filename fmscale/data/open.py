@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from fmscale.config import SourceConfig
 from fmscale.data.flat_loader import FlatLoader
 from fmscale.data.loader import Loader
@@ -14,7 +16,8 @@ from fmscale.data.reading.readers import Readers
 from fmscale.data.reading.sample_sources import SampleSources
 from fmscale.data.sample_loader import MEMORY_BYTES, QUARANTINE_SHARE
 from fmscale.data.sources import excluded_rows, make_sources, open_order
-from fmscale.data.views.view import WINDOW
+from fmscale.data.views.token_view import TokenView
+from fmscale.data.views.view import WINDOW, View
 from fmscale.errors import ConfigError
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import Dataset
@@ -210,16 +213,19 @@ def open_fetcher(
 ) -> Fetcher:
     """The verified reads of a loader, whose arguments `open_loader` explains."""
     cache = NodeCache(Path(cache_dir), cache_bytes) if cache_dir is not None else None
-    data_bytes = sum(
-        commit.totals[source.view.split].bytes
-        for source in sources
-        for commit in datasets[source.view.dataset].named(source.view.commits)
-        if source.view.split in commit.totals
-    )
+    data_bytes = sum(_data_bytes(source.view, datasets[source.view.dataset]) for source in sources)
     # With tiers the nodes share the data, and the fullest node has about a tenth more than the mean.
     room = nodes * cache_bytes / 1.1 if tiers else cache_bytes / 2 if nodes == 1 else 0
     roomy = data_bytes < room
     return Fetcher(backend, cache, tiers, region_bytes=region_bytes if tiers or roomy else 0, whole_regions=roomy)
+
+
+def _data_bytes(view: View, dataset: Dataset) -> int:
+    """Bytes of a view's tokens, or of the segments with its records."""
+    if isinstance(view, TokenView):
+        return view.kept * np.dtype(view.dtype).itemsize
+    commits = dataset.named(view.commits)
+    return sum(commit.totals[view.split].bytes for commit in commits if view.split in commit.totals)
 
 
 def ranks_of_nodes(dp_size: int, nodes: int) -> tuple[int, ...]:

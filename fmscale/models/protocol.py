@@ -16,15 +16,12 @@ from fmscale.models.decoder import Decoder
 class OwnModel(Protocol):
     """A class that `model.kind` names as package.module:Name: a frozen dataclass with this method.
 
-    Its fields `vocab_size` and `max_seq_len` are checked against the data as ours are, if it has them. The module may
-    have `init_weights(generator, whole)` for its first weights, `layers` (blocks that are compiled and recomputed each
-    by itself), and `head` for the objective.
+    Its fields `vocab_size` and `max_seq_len`, if it has them, are checked against the data. The module may have
+    `init_weights(generator, whole)`, `layers` (blocks to compile and recompute), and `head` (for the objective).
     """
 
     def build(self, vocab_size: int | None) -> nn.Module:
-        """The module, with uninitialised weights, on torch's default device (`fmscale plan` takes "meta", which has no
-        memory) and in its default type. `vocab_size` is the tokenizer's; None for data without tokens.
-        """
+        """The module on torch's default device, which may be "meta". `vocab_size`: the tokenizer's; None without."""
 
 
 @overload
@@ -34,11 +31,16 @@ def build(config: Own, *, vocab_size: int | None) -> nn.Module: ...
 def build(config: ModelConfig | Own, *, vocab_size: int | None) -> nn.Module:
     """The model of the section `model`, with uninitialised weights, on torch's default device and in its default type.
 
-    Raises ConfigError for another vocabulary size than the section has, and for a class whose `build` is missing or
-    fails.
+    Raises ConfigError for another vocabulary than the section's, and for a class whose `build` is missing or fails.
     """
     if type(config) is ModelConfig:
-        return Decoder(config, _vocab_size(config, vocab_size))
+        if vocab_size is None or config.vocab_size not in (None, vocab_size):
+            raise ConfigError(
+                "The model is built for another vocabulary than its config has",
+                found=f"{vocab_size}, model.vocab_size is {config.vocab_size}",
+                remedy="Leave model.vocab_size null to take the tokenizer's.",
+            )
+        return Decoder(config, vocab_size)
     make = getattr(config, "build", None)
     try:
         model = make(vocab_size) if callable(make) else None
@@ -58,20 +60,11 @@ def build(config: ModelConfig | Own, *, vocab_size: int | None) -> nn.Module:
     return model
 
 
-def _vocab_size(config: ModelConfig, vocab_size: int | None) -> int:
-    if vocab_size is None or config.vocab_size not in (None, vocab_size):
-        raise ConfigError(
-            "The model is built for another vocabulary than its config has",
-            found=f"{vocab_size}, model.vocab_size is {config.vocab_size}",
-            remedy="Leave model.vocab_size null to take the tokenizer's.",
-        )
-    return vocab_size
-
-
 def parameters_of(config: ModelConfig | Own, vocab_size: int | None) -> int:
     """Number of trained parameters; a module of the user's own is built on the meta device, without memory."""
     if type(config) is ModelConfig:
-        return num_parameters(config, _vocab_size(config, None) if vocab_size is None else vocab_size)
+        assert vocab_size is not None, "a decoder without a vocabulary is refused before"
+        return num_parameters(config, vocab_size)
     with torch.device("meta"):
         model = build(config, vocab_size=vocab_size)
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -15,13 +15,8 @@ class NextToken(Objective):
 
     def collate(self, batch: SampleBatch) -> Inputs:
         """The parts `tokens` and `labels`, with `positions` and `cu_seqlens`."""
-        parts = batch.parts
-        tensors = {
-            "tokens": parts["tokens"],
-            "labels": parts["labels"],
-            "positions": batch.positions,
-            "cu_seqlens": batch.cu_seqlens,
-        }
+        tensors = {name: batch.parts[name] for name in ("tokens", "labels")}
+        tensors |= {"positions": batch.positions, "cu_seqlens": batch.cu_seqlens}
         return Inputs(tensors=tensors, weights=batch.weights, source=batch.source, bounds=batch.bounds)
 
     def __call__(self, model: nn.Module, inputs: Inputs, context: Any = None) -> Loss:

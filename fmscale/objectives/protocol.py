@@ -60,12 +60,9 @@ class Inputs:
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True).contiguous()
 
-        return Inputs(
-            tensors={name: move(tensor) for name, tensor in self.tensors.items()},
-            weights=move(self.weights),
-            source=move(self.source),
-            bounds=move(self.bounds),
-        )
+        tensors = {name: move(tensor) for name, tensor in self.tensors.items()}
+        weights, source, bounds = (move(tensor) for tensor in (self.weights, self.source, self.bounds))
+        return Inputs(tensors=tensors, weights=weights, source=source, bounds=bounds)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -121,20 +118,16 @@ class Objective(Protocol):
 
 def check_objective(objective: Objective) -> Objective:
     """The objective itself. Raises ConfigError if it lacks a method, or a word for its unit."""
-    kind = type(objective)
-    for name in ("collate", "before", "__call__"):
-        method = getattr(kind, name, None)
-        if not callable(method) or (name != "before" and method is getattr(Objective, name)):
-            raise ConfigError(
-                f"the objective {kind.__name__} lacks the method {name}",
-                found=f"{kind.__module__}.{kind.__qualname__}",
-                remedy="Derive it from fmscale.objectives.Objective, and define `unit`, `collate` and `__call__`.",
-            )
-    unit = getattr(objective, "unit", None)
+    kind, unit = type(objective), getattr(objective, "unit", None)
+    stubs = {None, Objective.collate, Objective.__call__}
+    lacks = [f"the method {name}" for name in ("collate", "before", "__call__") if getattr(kind, name, None) in stubs]
     if not isinstance(unit, str) or not unit.isidentifier() or unit in RECORD_NAMES:
+        lacks.append(f"a word for the unit that its weights count, which is {unit!r}")
+    if lacks:
         raise ConfigError(
-            f"the objective {kind.__name__} lacks a word for the unit that its weights count",
-            found=unit,
-            remedy='Give it a `unit` such as "tokens", "images" or "pairs".',
+            f"the objective {kind.__name__} lacks {' and '.join(lacks)}",
+            found=f"{kind.__module__}.{kind.__qualname__}",
+            remedy="Derive it from fmscale.objectives.Objective; define `collate`, `__call__`, and a `unit` such as "
+            '"images" or "pairs".',
         )
     return objective

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from fmscale.config import BatchShape, Config, SourceConfig
+from fmscale.config import BatchShape, Config, ModelConfig, SourceConfig
 from fmscale.config.spec import TextSpec
 from fmscale.data.batch import fillers
 from fmscale.data.flat_loader import FlatLoader
@@ -166,8 +166,16 @@ def vocabulary(config: Config, tokenizer: Tokenizer | None) -> int | None:
     tokenizer's: a token id beyond the embedding would cause an opaque CUDA error in the middle of a step.
     """
     size: int | None = getattr(config.model, "vocab_size", None)
-    if tokenizer is None or size is None:
-        return size if tokenizer is None else tokenizer.vocab_size
+    if tokenizer is None:
+        if size is None and type(config.model) is ModelConfig:
+            raise ConfigError(
+                f"{config.place('model.vocab_size')} is needed: no tokenizer says it for the run's samples",
+                found=None,
+                remedy="Give it, or take a dataset or a spec with a tokenizer.",
+            )
+        return size
+    if size is None:
+        return tokenizer.vocab_size
     if size < tokenizer.vocab_size:
         raise ConfigError(
             f"{config.place('model.vocab_size')} is smaller than the vocabulary of the tokenizer",

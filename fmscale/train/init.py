@@ -16,7 +16,7 @@ from fmscale.checkpoint.read.compatibility import differences, refuse_other_mode
 from fmscale.checkpoint.read.meta import section
 from fmscale.checkpoint.read.restore import restore
 from fmscale.config import Config, ModelConfig, as_yaml
-from fmscale.errors import ConfigError
+from fmscale.errors import ConfigError, StoreError
 from fmscale.models import build
 from fmscale.models.hf import HfFolder, open_hf_folder
 from fmscale.models.weights import compare_shapes
@@ -54,7 +54,7 @@ def find_init(
     """Find the weights that `train.init` names and compare them with the run's model; reads no tensor. `tokenizer` is
     the digest of the run's tokenizer, if known; `deadline` bounds requests to another store, in seconds.
 
-    Raises ConfigError with the place of `train.init`, StoreError or CorruptData.
+    Raises ConfigError or StoreError, with the place of `train.init`.
     """
     address, place = config.train.init or "", config.place("train.init")
     try:
@@ -63,9 +63,10 @@ def find_init(
         if "#" in address:
             backend = open_store(parse_address(address)[0], read_only=True, deadline=deadline or config.store.deadline)
         return _find_checkpoint(config, backend, address, vocab_size, tokenizer)
-    except ConfigError as error:
+    except (ConfigError, StoreError) as error:
         cause = error.cause if error.cause.startswith(place) else f"{place}: {error.cause}"
-        raise ConfigError(cause, found=error.found, remedy=error.remedy) from error
+        kind = type(error) if isinstance(error, StoreError) else ConfigError
+        raise kind(cause, found=error.found, remedy=error.remedy) from error
 
 
 def _find_checkpoint(

@@ -1,14 +1,48 @@
-"""A microbatch as the model gets it, read back for the delivery record."""
+"""A forward as the model gets it, read back for the delivery record."""
 
 from bisect import bisect_right
 from dataclasses import replace
 from itertools import groupby, pairwise
 
 import torch
+from torch import Tensor
 
 from fmscale.data.batch import DocumentSpan, Microbatch
+from fmscale.data.forward import FlatForward
+from fmscale.data.provenance.delivery import DeliveryRecord
 from fmscale.errors import ConfigError
 from fmscale.objectives.protocol import Inputs
+
+
+def deliver(record: DeliveryRecord, batch: Microbatch | FlatForward, inputs: Inputs) -> None:
+    """Record a forward of either kind as the model gets it."""
+    record.add(received_samples(batch, inputs) if isinstance(batch, FlatForward) else received(batch, inputs))
+
+
+def received_samples(forward: FlatForward, inputs: Inputs) -> FlatForward:
+    """The flat forward as the model gets it. A part, the positions and the weights are taken from `inputs` where the
+    objective passed them on: under the same name, with shape and type kept. A part that an objective makes anew, such
+    as a normalised picture, is recorded as it was delivered.
+
+    A position is -1 if the objective passed on positions that disagree with its `cu_seqlens`.
+    """
+    tensors = {**inputs.tensors, "weights": inputs.weights}
+
+    def given(name: str, delivered: Tensor) -> Tensor:
+        found = tensors.get(name, delivered)
+        return found.cpu() if (found.shape, found.dtype) == (delivered.shape, delivered.dtype) else delivered
+
+    positions = given("positions", forward.positions)
+    if tensors.keys() >= {"positions", "cu_seqlens"} and int(tensors["cu_seqlens"][-1]) == positions.numel():
+        ends = tensors["cu_seqlens"].cpu().long()
+        begins = torch.repeat_interleave(ends[:-1], ends.diff())
+        positions = torch.where(positions == torch.arange(len(begins)) - begins, positions, -1)
+    return replace(
+        forward,
+        parts={name: given(name, part) for name, part in forward.parts.items()},
+        positions=positions,
+        weights=given("weights", forward.weights),
+    )
 
 
 def received(batch: Microbatch, inputs: Inputs) -> Microbatch:

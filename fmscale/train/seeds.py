@@ -18,7 +18,5 @@ def seed_of(*numbers: int) -> int:
 
 
 def seed_dropout(seed: int, step: int, rank: int, microbatch: int) -> None:
-    """Seed every generator for one forward of the data-parallel rank `rank`: the same dropout whenever this forward is
-    run again.
-    """
+    """Seed every generator for a forward of a data-parallel rank: the same dropout whenever this forward runs again."""
     torch.manual_seed(seed_of(seed, step, rank, microbatch))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from fmscale.train.data import memory_at_its_place, open_training, passes, token
 from fmscale.train.engine.module import build_engine
 from fmscale.train.evaluation import evaluator
 from fmscale.train.init import find_init, load_init
-from fmscale.train.inputs import received
+from fmscale.train.inputs import deliver
 from fmscale.train.journal import Journal
 from fmscale.train.loop import Loop
 from fmscale.train.resume import choose_resume, restore
@@ -105,7 +106,7 @@ def assemble(
         journal=journal,
         steps=steps,
         evaluate=evaluator(session, engine, batch.micro_batch, steps, tell),
-        delivered=(lambda batch, inputs: record.add(received(batch, inputs))) if record else lambda batch, inputs: None,
+        delivered=partial(deliver, record) if record else lambda batch, inputs: None,
         show=(lambda record: show({**record, "steps": steps})) if world.rank == 0 else lambda record: None,
     )
 
@@ -148,14 +149,11 @@ def _journal(session: Session, loader: AnyLoader, unit: str, vocab_size: int | N
     config, folder = session.config, session.folder
     run = RunInfo(name=config.train.run, store=session.backend.url, folder=folder, config=as_tree(config))
     file = JsonlSink(folder / "metrics.jsonl") if session.world.rank == 0 else None
-    requests, fetcher = session.backend.requests, loader.fetcher
 
     def reads() -> dict[str, int]:
-        kinds = ("get", "get_range")
+        fetcher, kinds = loader.fetcher, session.backend.requests.bytes.items()
         return {
-            "requests": sum(requests.count.get(kind, 0) for kind in kinds),
-            "bytes": sum(requests.bytes.get(kind, 0) for kind in kinds),
-            "retried": sum(count for kind, count in requests.count.items() if kind.startswith("retried")),
+            "read_bytes": sum(size for kind, size in kinds if kind.startswith("get")),
             "cached_bytes": fetcher.cache.requests.bytes.get("hit", 0) if fetcher.cache else 0,
             "bad_cached": fetcher.dropped,
             "bad_stored": fetcher.reread,
@@ -180,9 +178,7 @@ def _journal(session: Session, loader: AnyLoader, unit: str, vocab_size: int | N
 
 
 def _delivery_record(session: Session, lease: int, loader: AnyLoader, stack: ExitStack) -> DeliveryRecord | None:
-    """Record of the samples that this rank's model receives, a file for each data-parallel rank and job; None if not
-    configured, and on ranks that share their samples with a rank before them.
-    """
+    """Record of the samples that this rank's model receives, a file for each rank and job; None if not configured."""
     if not (session.config.train.record_delivery and session.dp.first):
         return None
     name = f"{lease:06d}-rank{session.dp.rank:05d}.arrow"

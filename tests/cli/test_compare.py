@@ -22,7 +22,8 @@ def write_run(folder: Path, steps: range = range(1, 9), changes: Changes | None 
     sink = JsonlSink(folder / "metrics.jsonl")
     for step in steps:
         record = {"step": step, "loss": 5.0 / step, "tokens": 100, "lr": 1e-3, "grad_norm": 1.0 / step}
-        sink.write({**record, "applied": True, "seconds": time.perf_counter(), **(changes or {}).get(step, {})})
+        speeds = dict.fromkeys(("seconds", "pairs_per_second", "tokens_per_second_per_gpu"), time.perf_counter())
+        sink.write({**record, "applied": True, **speeds, **(changes or {}).get(step, {})})
     sink.write({"event": "checkpoint", "step": steps.stop - 1, "bytes": 12})
     sink.close()
     return folder

@@ -211,12 +211,17 @@ def test_a_class_of_the_users_own_is_read_as_ours_are(path: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("kind", "keys", "cause", "remedy"),
     [
-        ("no_models.towers:Towers", "", "a module that is not installed: no_models", "PYTHONPATH"),
-        ("my_models.nowhere:Towers", "", "not installed: my_models.nowhere", "Install"),
-        ("my_models.needing:Towers", "", "a module that needs another: No module named", "Install no_such_library."),
+        ("no_models.towers:Towers", "", "not installed, or needs another: No module named 'no_models'", "PYTHONPATH"),
+        ("my_models.nowhere:Towers", "", "No module named 'my_models.nowhere'", "Install"),
+        (
+            "my_models.needing:Towers",
+            "",
+            "or needs another: No module named 'no_such_library'",
+            "Install the package",
+        ),
         ("my_models.broken:Towers", "", "cannot be imported: ZeroDivisionError", "import my_models.broken"),
         ("my_models.towers:Tower", "", "a class that my_models.towers does not have", "my_models.towers:Towers?"),
-        ("my_models.towers:Nothing", "", "does not have", "Define it in "),
+        ("my_models.towers:Nothing", "", "does not have", "Write @dataclass"),
         ("my_models.towers:plain", "", "must name a frozen dataclass", "frozen=True"),
         ("my_models.towers:Thawed", "", "must name a frozen dataclass", "frozen=True"),
         ("my_models.towers:Named", "", "a class that has a `kind` itself", "Rename"),

@@ -4,10 +4,14 @@ import uuid
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from fmscale.config import SourceConfig
 from fmscale.data.loader import Loader
 from fmscale.data.open import open_loader
+from fmscale.data.sources import make_sources
+from fmscale.data.views.token_view import TokenView
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.open import open_store
 from fmscale.store.tiers.cache import NodeCache
@@ -80,3 +84,28 @@ def test_a_tier_that_goes_away_costs_only_reads_of_the_store(
     assert batches == right
     assert loader._readers.fetcher.tiers.uses[0].failed > 1
     assert len([record for record in caplog.records if "tier 0" in record.message]) == 1
+
+
+@pytest.mark.parametrize(
+    ("nodes", "share", "tiers", "regions"),
+    [
+        (1, 1.2, 1, True),
+        (1, 1.05, 1, False),
+        (4, 0.3, 1, True),
+        (4, 0.26, 1, False),
+        (1, 2.1, 0, True),
+        (2, 9, 0, False),
+    ],
+)
+def test_whole_regions_are_fetched_if_the_nodes_together_have_room(
+    corpus: Backend, second: Backend, tmp_path: Path, nodes: int, share: float, tiers: int, regions: bool
+) -> None:
+    """Without tiers a node alone, with room for the data twice."""
+    [source] = make_sources(corpus, [SourceConfig(dataset="corpus")], sequence_length=T, seed=0)
+    assert isinstance(source.view, TokenView)
+    held = int(share * source.view.kept * np.dtype(source.view.dtype).itemsize)
+    _, loader = delivered(
+        corpus, tiers=[CopyTier(second)] * tiers, nodes=nodes, cache_dir=tmp_path / "cache", cache_bytes=held
+    )
+    fetcher = loader._readers.fetcher
+    assert (fetcher.whole_regions, fetcher.region_bytes > 0) == (regions, regions or tiers == 1)

@@ -89,6 +89,11 @@ def test_losses_are_weighted_and_sum_to_the_sum() -> None:
     given = rows()
     loss = NextToken()(model, given)
     torch.testing.assert_close(loss.by_sample, torch.stack((losses_of(model, given).sum(1), given.weights.sum(1))))
+    tensors = given.tensors
+    hidden = model(tensors["tokens"], positions_BT=tensors["positions"], cu_seqlens=tensors["cu_seqlens"])
+    total, count, losses_BT = model.head(hidden, labels=tensors["labels"], token_weights=given.weights)
+    assert torch.equal(loss.by_sample, torch.stack((losses_BT.sum(1), given.weights.sum(1)))), "not to the bit"
+    assert (loss.sum, loss.count) == (total, count)
     torch.testing.assert_close(loss.by_sample.sum(1), torch.stack((loss.sum, loss.count)).detach())
     further = {**given.tensors, "positions": given.tensors["positions"] * 3}
     elsewhere = NextToken()(model, dataclasses.replace(given, tensors=further))

@@ -54,6 +54,7 @@ def test_an_objective_without_a_method_is_refused(name: str) -> None:
 def test_a_unit_is_a_word_that_no_record_has_yet(unit: Any) -> None:
     objective = Whole()
     objective.unit = unit
-    with pytest.raises(ConfigError, match="unit") as caught:
+    with pytest.raises(ConfigError, match="lacks a word for the unit") as caught:
         check_objective(objective)
-    assert caught.value.found == unit
+    assert repr(unit) in caught.value.cause
+    assert caught.value.found == f"{__name__}.Whole"

@@ -52,9 +52,11 @@ def test_console_prints_what_was_asked_for_with_units() -> None:
     print_record(step | times, stream, names)
     print_record({"note": "resumed", "ok": True, "durable_seconds": 12.3, "data_stall": 0.5}, stream)
     print_record({"x": 1}, stream, ("absent",))
+    print_record({"pairs_per_second": 12.5}, stream)
     assert stream.getvalue().splitlines() == [
         "step 1,200  loss 3.412  81,234 tokens/s  mfu 41.2 %  data_stall 0.1 %  ckpt_blocking 0.000 s  4,096 tokens",
         "note resumed  ok True  durable 12 s  data_stall 0.500 s",
+        "12.5 pairs/s",
     ]
 
 

@@ -32,7 +32,6 @@ class Context(NamedTuple):
     features: Tensor
     gradient: Tensor
     losses: Tensor
-    nearest: Tensor
 
 
 def features(model: nn.Module, inputs: Inputs) -> Tensor:
@@ -43,13 +42,12 @@ def features(model: nn.Module, inputs: Inputs) -> Tensor:
     return normalize(wide, dim=-1).view(len(wide) // 2, 2, -1)
 
 
-def pair_losses(own: Tensor, everyone: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss of each own pair among the pairs of all ranks, both ways; 1 for a pair whose second half is the nearest."""
+def pair_losses(own: Tensor, everyone: Tensor, weights: Tensor) -> Tensor:
+    """Loss of each own pair among the pairs of all ranks, both ways."""
     match = (own[:, 0] * own[:, 1]).sum(-1) / TEMPERATURE
     scores = [own[:, side] @ everyone[:, 1 - side].T / TEMPERATURE for side in (0, 1)]
     first, second = (each.masked_fill(weights == 0, -1e9) for each in scores)
-    nearest = match.detach() >= first.detach().amax(1) - 1e-4
-    return first.logsumexp(1) + second.logsumexp(1) - 2 * match, nearest.to(own.dtype)
+    return first.logsumexp(1) + second.logsumexp(1) - 2 * match
 
 
 class Contrastive(Objective):
@@ -69,9 +67,9 @@ class Contrastive(Objective):
         counts, weights = [len(each) for each in found], torch.cat([each.weights for each in inputs])
         with torch.enable_grad():
             own = torch.cat(found).requires_grad_()
-            losses, nearest = pair_losses(own, gather(own), gather(weights))
+            losses = pair_losses(own, gather(own), gather(weights))
             [gradient] = torch.autograd.grad((losses * weights).sum(), own)
-        parts = [each.detach().split(counts) for each in (own, gradient, losses * weights, nearest * weights)]
+        parts = [each.detach().split(counts) for each in (own, gradient, losses * weights)]
         return [Context(*each) for each in zip(*parts, strict=True)]
 
     def __call__(self, model: nn.Module, inputs: Inputs, context: Context) -> Loss:
@@ -79,7 +77,7 @@ class Contrastive(Objective):
         cached = (again * context.gradient).sum()
         by_sample = torch.stack((context.losses, inputs.weights)).float()
         metrics = {
-            "nearest": context.nearest.sum(),
+            "loss": context.losses.sum(),
             "changed": (again.detach() - context.features).abs().sum(),
         }
         value = cached + (context.losses.sum() - cached).detach()
@@ -93,7 +91,7 @@ class Direct(Contrastive):
         [given] = inputs
         with torch.enable_grad():
             own = features(model, given)
-            losses, _ = pair_losses(own, gather(own), gather(given.weights))
+            losses = pair_losses(own, gather(own), gather(given.weights))
             return [losses * given.weights]
 
     def __call__(self, model: nn.Module, inputs: Inputs, context: Any) -> Loss:
@@ -152,17 +150,15 @@ def step(rank: int, size: int, config: Config, objective: Objective, accumulatio
     return result.loss_sum.item(), result.loss_by_source.tolist(), metrics, held(engine, save=True)
 
 
-def wanted() -> tuple[list[float], float, dict[str, Tensor]]:
-    """Losses of all pairs, the number of nearest halves, and the gradient of the mean loss: in fp64 on one process,
-    without cached gradients.
-    """
+def wanted() -> tuple[list[float], dict[str, Tensor]]:
+    """Losses of all pairs and the gradient of their mean, in fp64 on one process, without cached gradients."""
     config = config_of(0)
     model = build(config.decoder("this test"), vocab_size=VOCAB)
     model.init_weights(torch.Generator().manual_seed(config.train.seed))
     model.double()
     inputs = Contrastive().collate(pairs(0, PAIRS, PAIRS))
     own = features(model, inputs)
-    losses, nearest = pair_losses(own, own, inputs.weights)
+    losses = pair_losses(own, own, inputs.weights)
     torch.autograd.backward(losses.sum() / PAIRS)
     gradients = {name: p.grad.flatten() for name, p in model.named_parameters() if p.grad is not None}
-    return losses.tolist(), nearest.sum().item(), gradients
+    return losses.tolist(), gradients

@@ -15,6 +15,7 @@ from fmscale.data.plan.plan import Plan, Stage
 from fmscale.data.provenance.delivery import DeliveryRecord, order_hash, read_records
 from fmscale.data.provenance.expected import expected_samples
 from fmscale.data.sources import make_sources
+from fmscale.errors import ConfigError
 from fmscale.objectives import Inputs, NextToken
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.open import open_store
@@ -109,6 +110,15 @@ def last_label_weighed(rows: Inputs) -> Inputs:
     weights = rows.weights.clone()
     weights[:, -1] = 1
     return replace(rows, weights=weights)
+
+
+def test_inputs_of_another_kind_are_refused(store: Backend) -> None:
+    with open_loader(store, dataset="corpus", sequence_length=T, batch=2) as loader:
+        batch = next(loader)
+    inputs = replace(NextToken().collate(batch), tensors={"patches": torch.zeros(2)})
+    with pytest.raises(ConfigError, match="rows of tokens") as caught:
+        received(batch, inputs)
+    assert caught.value.found == ["patches"]
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,12 @@ from fmscale.checkpoint.catalog import list_checkpoints
 from fmscale.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from fmscale.checkpoint.export.export import export_checkpoint
 from fmscale.checkpoint.export.zarr import as_zarr
-from fmscale.config import load_config
+from fmscale.config import OptimizerConfig, load_config
 from fmscale.errors import ConfigError
 from fmscale.models import build
 from fmscale.models.hf import hf_names
 from fmscale.store.open import open_store
+from fmscale.train.engine.optimizer import parameter_groups
 from tests.helpers.ranks import run_ranks
 from tests.train.engines import config_of, make_engine
 from tests.train.runs import check_state, make_corpus, state_at_begin, write_config
@@ -131,6 +132,13 @@ def test_init_thaws_and_freezes(store: str, tmp_path: Path) -> None:
         overrides = (*common, f"train.run={run}", f"train.init={init}", "train.zero_stage=3")
         ranks = run_ranks(train, 1, str(path), overrides, timeout=120)
         check_state(ranks, open_checkpoint(f"{store}#{init}"), ["weight"])
+
+
+def test_frozen_parameters_are_in_no_optimizer_group() -> None:
+    model = torch.nn.Linear(3, 3)
+    model.bias.requires_grad_(False)
+    [group] = parameter_groups(model, OptimizerConfig())
+    assert [id(parameter) for parameter in group["params"]] == [id(model.weight)]
 
 
 def all_frozen(rank: int, size: int, stage: int) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from fmscale.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from fmscale.checkpoint.export.export import export_checkpoint
 from fmscale.config import Config, load_config
-from fmscale.errors import ConfigError
+from fmscale.errors import ConfigError, StoreError
 from fmscale.models.hf import hf_config, hf_names
 from fmscale.runtime.sinks.jsonl import read_jsonl
 from fmscale.store.open import open_store
@@ -138,6 +138,7 @@ def found_init(base: Checkpoint, folder: Path, init: str, *overrides: str) -> In
         ("nosuch", "", ("checkpoint that is not there", "no checkpoint")),
         ("base@7", "", ("checkpoint that is not there", "Steps of run base: 2")),
         ("STORE#base@7", "", ("checkpoint that is not there", "Steps of run base: 2")),
+        ("/nowhere#base", "", ("directory does not exist", "'/nowhere'")),
         ("./nowhere", "", ("Hugging Face's format", "config.json")),
         ("base", "model.dim=64", ("dim 32 there, 64 here", "dim: 32")),
         ("base", "model.num_heads=4", ("num_heads 2 there, 4 here", "num_heads: 2")),
@@ -151,7 +152,7 @@ def test_an_init_that_does_not_fit_is_refused_with_its_place(
     base: Checkpoint, folder: Path, tmp_path: Path, init: str, override: str, texts: tuple[str, ...]
 ) -> None:
     init = init.replace("STORE", base.backend.url).replace("FOLDER", str(folder))
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises((ConfigError, StoreError)) as refused:
         found_init(base, tmp_path, init, *filter(None, [override]))
     assert refused.value.cause.startswith(f"{tmp_path}/run.yaml:11: train.init")
     assert all(text in str(refused.value) for text in texts), refused.value

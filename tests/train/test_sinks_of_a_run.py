@@ -59,8 +59,8 @@ def test_a_sink_that_fails_does_not_end_a_run_and_a_resumed_run_goes_on_in_the_o
     assert [value for method, value in calls if method == "event"] == [one for one in whole if "event" in one]
     reads = events_of(tmp_path / "run", "reads")
     assert [event["step"] for event in reads] == [4, 6]
-    assert reads[0]["bytes"] > 0
-    assert (reads[0]["bad_cached"], reads[0]["bad_stored"], reads[0]["retried"]) == (0, 0, 0)
+    assert reads[0]["read_bytes"] > 0
+    assert (reads[0]["bad_cached"], reads[0]["bad_stored"], reads[0]["cached_bytes"]) == (0, 0, 0)
     if board:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

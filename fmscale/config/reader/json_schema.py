@@ -14,19 +14,19 @@ from fmscale.config.reader.tree import INTEGER, NUMBER
 from fmscale.config.schema import Config, as_tree
 
 NULL = {"type": "null"}
-OWN_CLASS = {
-    "description": "An installed frozen dataclass of your own, with its fields.",
-    "type": "object",
-    "properties": {"kind": {"description": f"Its name: {OWN}.", "type": "string", "pattern": ":"}},
-    "required": ["kind"],
-}
 SCALARS: dict[type, dict[str, Any]] = {
+    type(None): NULL,
     # A text field takes any scalar as text: `run: 8` is a run named "8".
     str: {"type": ["string", "number", "boolean"]},
     bool: {"type": "boolean"},
     # Editors read 1_000 as text.
     int: {"type": ["integer", "string"], "pattern": f"^{INTEGER.pattern}$"},
     float: {"type": ["number", "string"], "pattern": f"^{NUMBER.pattern}$"},
+    Own: {
+        "type": "object",
+        "properties": {"kind": {"description": f"A class of your own: {OWN}.", "type": "string", "pattern": ":"}},
+        "required": ["kind"],
+    },
 }
 EXTENDS = {
     "description": "A file, or a list of them, relative to this file; they are read first, this file goes on top.",
@@ -64,19 +64,12 @@ def _key(field: Field[Any], hint: Any, meaning: str) -> dict[str, Any]:
 
 
 def _options(hint: Any, *, whole: bool) -> list[dict[str, Any]]:
-    """Schemas of the members of a union; the first class with a kind is the default and needs no `kind`."""
-    if get_origin(hint) not in (Union, types.UnionType):
-        return [_section(hint, whole=whole) if is_dataclass(hint) else _value(hint)]
-    first = next(iter(tagged(hint).values()), None)
+    """Schemas of the members of a union, or of a type alone; its first class with a kind needs no `kind`."""
+    union = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    later = list(tagged(hint).values())[1:]
     return [
-        NULL
-        if option is type(None)
-        else OWN_CLASS
-        if option is Own
-        else _section(option, whole=whole, named=bool(first) and option is not first)
-        if is_dataclass(option)
-        else _value(option)
-        for option in get_args(hint)
+        _section(option, whole=whole, named=option in later) if is_dataclass(option) else _value(option)
+        for option in union
     ]
 
 

@@ -7,6 +7,7 @@
 - `plan.py`  the work units, a function of the listing and the options
 - `sample.py`  the part of a corpus that trains a tokenizer
 - `unit.py`  a work unit: read, tokenize, write, seal
+- `blocks.py`  records in scratch files until the end of their unit decides the schema
 - `record.py`  the outcome of a unit, and the counts of input passed over
 - `files.py`  input files, opened here or on a store
 - `apart.py`, `reader.py`  a separate process that reads tables
@@ -33,9 +34,10 @@ def ingest(
     *,
     store: str,
     dataset: str,
+    kind: str = "text",
     tokenizer: str | None = None,
     format: str = "auto",
-    field: str = "text",
+    field: str | None = None,
     heldout: float = 0.0,
     workers: int | None = None,
     strict: bool = False,
@@ -48,14 +50,17 @@ def ingest(
     """Turn files into one commit of a dataset; the same call continues a job that was killed.
 
     `paths`: files, folders, globs, and URLs of any of these. `store`, `dataset`: the target; a missing dataset is
-    made. `tokenizer`: `bpe:N` (trained on the corpus), `bytes`, or the path of a tokenizer.json; None means the
-    dataset's own, or `bpe:8192` for a new dataset. `format`: auto (by extension, or else by the first bytes), text,
-    jsonl, json (an array), parquet or arrow. `field`: path of the text in records, `a.b.text`. `heldout`: share of
-    the documents that go to the split of that name. `workers`: processes, by default one for each core; under mpirun
-    the ranks are the writers, and every rank calls this function and gets the result. `strict`: damaged input is an
-    error; otherwise it is skipped and counted. `bos`, `eos`: a token before and after each document; None means
-    the dataset's own policy, or no BOS and an EOS. `scratch`: local folder for unfinished segments.
-    `unit_bytes`: raw input of a work unit, a part of the job's identity; by default the corpus decides.
+    made. `kind`: `text` makes a document of each text; `records` keeps all columns of tables, JSON and WebDataset tars,
+    and makes a record of each image, audio and video file with the NAME.txt, NAME.json or NAME.caption beside it.
+    `tokenizer`: `bpe:N` (trained on the corpus), `bytes`, or the path of a tokenizer.json; None means the dataset's
+    own, or `bpe:8192` for a new dataset. `format`: auto (by extension, or else by the first bytes), text, jsonl, json
+    (an array), parquet or arrow, and for records tar or media. `field`: path of the text in records, `a.b.text`; None
+    means `text`. `heldout`: share of the documents that go to the split of that name. `workers`: processes, by default
+    one for each core; under mpirun the ranks are the writers, and every rank calls this function and gets the result.
+    `strict`: damaged input is an error; otherwise it is skipped and counted. `bos`, `eos`: a token before and after
+    each document; None means the dataset's own policy, or no BOS and an EOS. `scratch`: local folder for unfinished
+    segments. `unit_bytes`: raw input of a work unit, a part of the job's identity; by default the corpus decides.
+    Records refuse `tokenizer`, `field`, `bos` and `eos`.
 
     The result is the same for any number of writers. Inputs that the dataset has already (same names, sizes
     and times, same options) are not ingested again, and the result has `new` False.
@@ -66,6 +71,7 @@ def ingest(
         paths=tuple(str(path) for path in paths),
         store=store,
         dataset=dataset,
+        kind=kind,
         tokenizer=tokenizer,
         format=format,
         field=field,

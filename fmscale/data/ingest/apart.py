@@ -2,19 +2,21 @@
 
 Native code decodes Parquet and Arrow, and damage that validation misses leads to a segmentation fault. Every
 writer (process or MPI rank) and the sampling for a tokenizer have one such process, which starts at the first table,
-and again after a crash. A request asks for one chunk of documents.
+and again after a crash. A request asks for one chunk of documents, or for one block of records.
 """
 
 import os
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import cache
 from typing import Any
 
+from fmscale.data.ingest.blocks import Block
 from fmscale.data.ingest.files import open_files
-from fmscale.data.ingest.formats import TABLES, Bad, RawDocument, read
+from fmscale.data.ingest.formats import TABLES, Bad, Item, RawDocument, media, read
 from fmscale.data.ingest.plan import Work
 from fmscale.data.workers.messages import Message, decode, encode, rebuild_error
 from fmscale.data.workers.pool import died, start
@@ -26,22 +28,32 @@ they say nothing about the file, and end the job.
 
 
 class Reading:
-    """Documents of a job's files below all listing roots. The caller closes it."""
+    """Documents or records of a job's files below all listing roots. The caller closes it."""
 
-    def __init__(self, roots: Sequence[str], field: str) -> None:
+    def __init__(self, roots: Sequence[str], field: str | None) -> None:
+        """`field`: path of the text in a record; None for records."""
         self._roots = roots
         self._field = field
         self._opener = cache(open_files)
         self._process: subprocess.Popen[bytes] | None = None
 
-    def documents(self, work: Work) -> Iterator[RawDocument | Bad]:
-        """The documents of a part of a file. This process reads memory://, which no other process sees."""
+    def documents(self, work: Work, blocks: str = "") -> Iterator[Item | Block]:
+        """The documents or records of a part of a file. This process reads memory://, which no other process sees.
+
+        `blocks` is the folder for records of tables.
+        """
         root = self._roots[work.file.root]
         if work.file.format in TABLES and not root.startswith("memory://"):
-            yield from self._apart(work, root)
+            yield from self._apart(work, root, blocks)
             return
-        with self._opener(root)(work.file) as file:
-            yield from read(file, work.part(self._field))
+        opener = self._opener(root)
+        with ExitStack() as stack:
+            file, *beside = [stack.enter_context(opener(one)) for one in (work.file, *work.beside)]
+            if work.file.format == "media":
+                texts = zip([one.source for one in work.beside], beside, strict=True)
+                yield from media.read(file, work.file.source, list(texts))
+            else:
+                yield from read(file, work.part(self._field))
 
     def close(self) -> None:
         """End the process."""
@@ -49,8 +61,8 @@ class Reading:
             self._process.kill()
             self._end(self._process)
 
-    def _apart(self, work: Work, root: str) -> Iterator[RawDocument | Bad]:
-        request: Message = {"work": asdict(work), "root": root, "field": self._field}
+    def _apart(self, work: Work, root: str, blocks: str) -> Iterator[RawDocument | Block | Bad]:
+        request: Message = {"work": asdict(work), "root": root, "field": self._field, "blocks": blocks}
         rows = 0
         while True:
             process = self._process = self._process or start(f"{__package__}.reader")
@@ -61,10 +73,11 @@ class Reading:
             header, data = answer
             if "error" in header:
                 raise rebuild_error(header["error"])
-            yield from _items(header["items"], data)
+            for item in _items(header["items"], data):
+                rows += item.rows if isinstance(item, Block) else 1
+                yield item
             if header["end"]:
                 return
-            rows += len(header["items"])
             request = {}
 
     def _died(self, process: subprocess.Popen[bytes], work: Work, rows: int) -> Bad:
@@ -99,9 +112,12 @@ def _ask(process: subprocess.Popen[bytes], request: Message) -> tuple[Message, b
     return (header, data) if len(data) == header.get("bytes", 0) else None
 
 
-def _items(items: list[Any], data: bytes) -> Iterator[RawDocument | Bad]:
+def _items(items: list[Any], data: bytes) -> Iterator[RawDocument | Block | Bad]:
     place = 0
     for item in items:
+        if isinstance(item, dict):
+            yield Block(**item)
+            continue
         if len(item) == 2:
             yield Bad(*item)
             continue

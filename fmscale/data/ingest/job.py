@@ -16,7 +16,7 @@ from typing import Any
 from fmscale.data.ingest.formats import FORMATS
 from fmscale.data.ingest.guess import decide
 from fmscale.data.ingest.plan import IngestPlan, Options, StoredPlan, load_plan, make_plan, plan_key
-from fmscale.data.ingest.policy import IngestPolicy, choose
+from fmscale.data.ingest.policy import IngestPolicy, choose, choose_records
 from fmscale.data.ingest.record import UnitRecord, decode_record, finished_units, record_key, total
 from fmscale.data.ingest.sample import sample
 from fmscale.data.ingest.sources import Listing, list_sources
@@ -33,6 +33,9 @@ from fmscale.store.datasets.tokenizers import load_tokenizer, store_tokenizer
 from fmscale.store.doctor.probe import require_writable
 from fmscale.store.open import open_store
 
+TEXT = "text"
+"""Field of the text by default."""
+
 RECORD_READS = 32
 """Concurrent reads of records: 10^4 records take 8 s at 25 ms each."""
 
@@ -48,8 +51,9 @@ class IngestRequest:
     store: str
     dataset: str
     tokenizer: str | None
+    kind: str
     format: str
-    field: str
+    field: str | None
     heldout: float
     strict: bool
     bos: bool | None
@@ -59,9 +63,24 @@ class IngestRequest:
 
     def check(self) -> None:
         """Raise ConfigError for an unusable value."""
-        if self.format not in ("auto", *FORMATS):
+        formats = FORMATS.get(self.kind)
+        if formats is None:
             raise ConfigError(
-                "There is no such input format", found=self.format, remedy=f"Use auto, {', '.join(FORMATS)}."
+                "Files are ingested as text or as records", found=self.kind, remedy=f"Use {' or '.join(FORMATS)}."
+            )
+        if self.format not in ("auto", *formats):
+            raise ConfigError(
+                f"There is no such input format of {self.kind}",
+                found=self.format,
+                remedy=f"Use auto, {', '.join(formats)}.",
+            )
+        given = {"tokenizer": self.tokenizer, "field": self.field, "bos": self.bos, "eos": self.eos}
+        found = [f"{name}={value}" for name, value in given.items() if value is not None]
+        if self.kind == "records" and found:
+            raise ConfigError(
+                "Records keep all their columns and are not tokenized",
+                found=", ".join(found),
+                remedy="Leave these options out, or use --as text.",
             )
         if not 0.0 <= self.heldout < 1.0:
             raise ConfigError(
@@ -69,7 +88,7 @@ class IngestRequest:
                 found=self.heldout,
                 remedy="0.01 holds out one in a hundred.",
             )
-        if not all(self.field.split(".")):
+        if self.field is not None and not all(self.field.split(".")):
             raise ConfigError(
                 "The field is a path of names joined by dots", found=self.field, remedy="For instance a.text."
             )
@@ -94,23 +113,23 @@ class IngestResult:
     new: bool
     """False if the dataset had these inputs already and nothing was done."""
     documents: int
-    """Documents of the commit."""
+    """Documents, or records, of the commit."""
     tokens: int
-    """Tokens of the commit, BOS and EOS included."""
+    """Tokens of the commit, BOS and EOS included; 0 for records."""
     splits: dict[str, dict[str, int]]
     """Segments, tokens, documents and bytes of each split."""
     raw_bytes: int
     """Bytes of the input files."""
     text_bytes: int
-    """UTF-8 bytes of the documents."""
+    """UTF-8 bytes of the documents; 0 for records."""
     skipped: dict[str, Any]
     """Input that was passed over: by reason, the count and the first names."""
     guessed: dict[str, Any]
     """Files whose first bytes decided the format: by format, the count and the first names. An entry `text` is a
     guess.
     """
-    tokenizer: str
-    """Digest of the tokenizer."""
+    tokenizer: str | None
+    """Digest of the tokenizer; None for records."""
     units: int
     """Work units of the job."""
     resumed: int
@@ -121,10 +140,16 @@ class IngestResult:
     """Seconds of this run."""
 
     @property
-    def tokens_per_second(self) -> float:
-        """Tokens of this run's units, divided by its seconds from the arguments to the commit."""
+    def kind(self) -> str:
+        """`text` or `records`."""
+        return "records" if self.tokenizer is None else "text"
+
+    @property
+    def speed(self) -> float:
+        """Tokens, or records, of this run's units, divided by its seconds from the arguments to the commit."""
         share = (self.units - self.resumed) / self.units if self.new and self.units else 0.0
-        return self.tokens * share / self.seconds if self.seconds else 0.0
+        count = self.documents if self.kind == "records" else self.tokens
+        return count * share / self.seconds if self.seconds else 0.0
 
 
 @dataclass(kw_only=True)
@@ -171,20 +196,25 @@ def begin_job(request: IngestRequest, progress: Progress) -> IngestJob | IngestR
     backend = open_store(request.store)
     progress("listing", 0, 0)
     local = backend.local_path("fmscale.json")
-    listing = list_sources(request.paths, format=request.format, store=str(local.parent) if local else "")
+    listing = list_sources(
+        request.paths, format=request.format, store=str(local.parent) if local else "", kind=request.kind
+    )
     if request.format == "auto":
-        listing = decide(listing, request.field)
+        listing = decide(listing, None if request.kind == "records" else request.field or TEXT)
     require_writable(backend)
     dataset = create_or_open(backend, request.dataset)
     commits = dataset.commits()
-    policy = choose(backend, commits, request.tokenizer, request.bos, request.eos)
+    if request.kind == "records":
+        policy = choose_records(commits)
+    else:
+        policy = choose(backend, commits, request.tokenizer, request.bos, request.eos)
     plan = _open_plan(dataset, listing, request, policy)
     same = next((c for c in commits if c.body["extra"].get("ingest", {}).get("inputs") == plan.inputs), None)
     if same:
         return _result(request.dataset, same, begin=begin, new=False)
     stored = load_plan(backend, request.dataset, plan.job)
     if stored is None:
-        progress("training the tokenizer" if policy.tokenizer is None else "planning", 0, 0)
+        progress("training the tokenizer" if bpe_size(policy.name) else "planning", 0, 0)
         stored = _store_plan(backend, request.dataset, plan, policy, listing)
     task = UnitTask(
         store=request.store,
@@ -215,20 +245,21 @@ def commit_job(job: IngestJob, writers: int) -> IngestResult:
         skipped.refuse_bad()
     if not any(record.documents for record in records):
         raise DataError(
-            "The inputs hold no document",
+            f"The inputs hold no {'document' if plan.options.kind == 'text' else 'record'}",
             found=skipped.counted() or "empty files",
-            remedy="Check --format and --field against the files; nothing was committed.",
+            remedy="Check the options --as, --format and --field against the files; nothing was committed.",
         )
     splits = sorted({split for record in records for split in record.seals})
     segments = {
         split: [(record.unit, record.seals[split]) for record in records if split in record.seals] for split in splits
     }
-    tokenizer = from_json(load_tokenizer(job.dataset.backend, job.stored.tokenizer))
+    name = job.stored.tokenizer
     commit = job.dataset.append_commit(
         job=plan.job,
         segments=segments,
-        tokenizer=job.stored.tokenizer,
-        dtype=dtype_of(tokenizer),
+        kind="records" if name is None else "tokens",
+        tokenizer=name,
+        dtype="" if name is None else dtype_of(from_json(load_tokenizer(job.dataset.backend, name))),
         bos=job.stored.bos,
         eos=job.stored.eos,
         extra={
@@ -250,7 +281,12 @@ def commit_job(job: IngestJob, writers: int) -> IngestResult:
 def _open_plan(dataset: Dataset, listing: Listing, request: IngestRequest, policy: IngestPolicy) -> IngestPlan:
     """The plan, under the first job digest that no retired commit has."""
     options = Options(
-        field=request.field, heldout=request.heldout, tokenizer=policy.name, bos=policy.bos, eos=policy.eos
+        field="" if request.kind == "records" else request.field or TEXT,
+        heldout=request.heldout,
+        tokenizer=policy.name,
+        bos=policy.bos,
+        eos=policy.eos,
+        kind=request.kind,
     )
     while True:
         plan = make_plan(listing, options, request.unit_bytes)
@@ -264,13 +300,12 @@ def _open_plan(dataset: Dataset, listing: Listing, request: IngestRequest, polic
 
 def _store_plan(backend: Backend, dataset: str, plan: IngestPlan, policy: IngestPolicy, listing: Listing) -> StoredPlan:
     """Store the plan with its tokenizer. Returns the job's first stored plan."""
-    tokenizer = policy.tokenizer
-    if tokenizer is None:
-        size = bpe_size(policy.name)
-        assert size is not None, "without a tokenizer the name is bpe:N"
+    tokenizer, digest, bos, eos = policy.tokenizer, None, None, None
+    if size := bpe_size(policy.name):
         tokenizer = train_bpe(sample(plan, [root.url for root in listing.roots], size), size)
-    bos, eos = policy.ids(tokenizer)
-    digest = store_tokenizer(backend, tokenizer.to_json())
+    if tokenizer is not None:
+        bos, eos = policy.ids(tokenizer)
+        digest = store_tokenizer(backend, tokenizer.to_json())
     store_once(backend, plan_key(dataset, plan.job), plan.encode(digest, bos, eos))
     stored = load_plan(backend, dataset, plan.job)
     assert stored is not None, "it was just stored, and nothing deletes plans"
@@ -292,7 +327,6 @@ def _result(
     dataset: str, commit: Commit, *, begin: float, new: bool, resumed: int = 0, writers: int = 0
 ) -> IngestResult:
     summary: dict[str, Any] = commit.body["extra"]["ingest"]
-    assert commit.tokenizer is not None, "ingest commits tokens"
     return IngestResult(
         dataset=dataset,
         commit=commit.number,

@@ -7,12 +7,12 @@ documents, and a unit's number and the job's digest name its segments.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import xxhash
 
-from fmscale.data.ingest.formats import FilePart, splittable
+from fmscale.data.ingest.formats import BESIDE, FilePart, splittable
 from fmscale.data.ingest.record import SkippedInput
 from fmscale.data.ingest.sources import File, Listing
 from fmscale.errors import CorruptData, ObjectNotFound
@@ -40,7 +40,7 @@ class Options:
     """Options that make documents and tokens of the listed files."""
 
     field: str
-    """Path of the text in records."""
+    """Path of the text in records; empty for a job that keeps records."""
     heldout: float
     """Share of the documents that go to the split `heldout`."""
     tokenizer: str
@@ -51,6 +51,8 @@ class Options:
     """True if an EOS token stands after each document."""
     again: int = 0
     """Count of earlier, retired jobs of the same inputs in the dataset: each job has its own names."""
+    kind: str = "text"
+    """`text` for documents as tokens, or `records`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +64,16 @@ class Work:
     """Number of the part."""
     of: int
     """Count of the file's parts."""
+    beside: tuple[File, ...] = ()
+    """Files whose content goes into the record of a media file."""
 
     @property
     def bytes(self) -> int:
-        """Raw bytes of the part."""
-        return self.file.bytes * (self.index + 1) // self.of - self.file.bytes * self.index // self.of
+        """Raw bytes of the part, and of the files beside it."""
+        part = self.file.bytes * (self.index + 1) // self.of - self.file.bytes * self.index // self.of
+        return part + sum(file.bytes for file in self.beside)
 
-    def part(self, field: str) -> FilePart:
+    def part(self, field: str | None) -> FilePart:
         """The part as a format's reader takes it."""
         return FilePart(source=self.file.source, format=self.file.format, field=field, index=self.index, of=self.of)
 
@@ -102,7 +107,7 @@ class IngestPlan:
         """The work units in order."""
         return list(group(self.files, self.unit_bytes))
 
-    def encode(self, tokenizer: str, bos: int | None, eos: int | None) -> bytes:
+    def encode(self, tokenizer: str | None, bos: int | None, eos: int | None) -> bytes:
         """JSON of the plan with the digest of its tokenizer, chosen or trained, and the ids of BOS and EOS."""
         content = {
             "identity": self._identity(),
@@ -115,12 +120,17 @@ class IngestPlan:
 
     def _inputs(self) -> dict[str, Any]:
         files = [[file.source, file.bytes, file.changed, file.format] for file in self.files]
-        return {"files": files, "field": self.options.field, "heldout": self.options.heldout}
+        kind = {} if self.options.kind == "text" else {"kind": self.options.kind}
+        return {"files": files, "field": self.options.field, "heldout": self.options.heldout, **kind}
 
     def _identity(self) -> dict[str, Any]:
+        options = asdict(self.options)
+        del options[
+            "kind"
+        ]  # `_inputs` has it, but for text: jobs of text keep the digests from before there were records
         return {
             **self._inputs(),
-            **asdict(self.options),
+            **options,
             "where": [[file.root, file.name] for file in self.files],
             "format_version": FORMAT_VERSION,
             "unit_bytes": self.unit_bytes,
@@ -132,8 +142,8 @@ class StoredPlan:
     """A plan from the store, with its tokenizer."""
 
     plan: IngestPlan
-    tokenizer: str
-    """Digest of the tokenizer."""
+    tokenizer: str | None
+    """Digest of the tokenizer; None for records."""
     bos: int | None
     """Id before each document, or None."""
     eos: int | None
@@ -157,6 +167,10 @@ def group(files: Sequence[File], unit_bytes: int) -> Iterator[list[Work]]:
     unit: list[Work] = []
     size = 0
     for file in files:
+        if file.format == BESIDE:
+            unit[-1] = replace(unit[-1], beside=(*unit[-1].beside, file))
+            size += file.bytes
+            continue
         parts = max(1, file.bytes // unit_bytes) if splittable(file.source, file.format) else 1
         for index in range(parts):
             work = Work(file=file, index=index, of=parts)
@@ -189,7 +203,9 @@ def load_plan(backend: Backend, dataset: str, job: str) -> StoredPlan | None:
             for (source, size, changed, format), (root, name) in zip(identity["files"], identity["where"], strict=True)
         ),
         skipped=SkippedInput(content["skipped"]),
-        options=Options(**{option.name: identity[option.name] for option in fields(Options)}),
+        options=Options(
+            **{option.name: identity[option.name] for option in fields(Options) if option.name in identity}
+        ),
         unit_bytes=identity["unit_bytes"],
         guessed=SkippedInput(content.get("guessed", {})),
     )

@@ -39,6 +39,17 @@ class IngestPolicy:
         return tokenizer.bos_id if self.bos else None, tokenizer.eos_id if self.eos else None
 
 
+def choose_records(commits: Sequence[Commit]) -> IngestPolicy:
+    """The policy for records. Raises DataError if the dataset holds tokens."""
+    if commits and commits[-1].kind != "records":
+        raise DataError(
+            "The dataset holds tokens, not records",
+            found=f"commit {commits[-1].number} of kind {commits[-1].kind}",
+            remedy="Ingest records into a dataset of another name.",
+        )
+    return IngestPolicy(tokenizer=None, name="", bos=False, eos=False)
+
+
 def choose(
     backend: Backend, commits: Sequence[Commit], spec: str | None, bos: bool | None, eos: bool | None
 ) -> IngestPolicy:
@@ -66,7 +77,7 @@ def _of_dataset(
         raise DataError(
             "The dataset holds records, not tokens",
             found=f"commit {last.number} of kind {last.kind}",
-            remedy="Ingest text into a dataset of another name.",
+            remedy="Use --as records, or ingest text into a dataset of another name.",
         )
     _check_spec(commits, last.tokenizer, spec)
     for name, choice, number in (("BOS", bos, last.bos), ("EOS", eos, last.eos)):

@@ -2,17 +2,21 @@
 
 Each line of its standard input requests one chunk of documents: the first chunk of the part in the line, or, with an
 empty message, the next chunk of that part. It answers with a line of JSON and the texts, and ends with its input.
+A chunk of records is a block in a scratch file.
 """
 
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+from fmscale.data.ingest.blocks import spill_rows
 from fmscale.data.ingest.files import Opener, open_files
-from fmscale.data.ingest.formats import RawDocument, read
+from fmscale.data.ingest.formats import Bad, RawBatch, RawDocument, read
 from fmscale.data.ingest.plan import Work
 from fmscale.data.ingest.sources import File
 from fmscale.data.workers.messages import Message, decode, describe_error, encode
@@ -40,7 +44,7 @@ def main() -> None:
 
 def _chunks(request: Message, opener: Callable[[str], Opener]) -> Iterator[bytes]:
     """The answers to a request and to the empty requests that follow."""
-    items: list[list[Any]] = []
+    items: list[list[Any] | dict[str, Any]] = []
     texts: list[bytes] = []
     size = 0
     try:
@@ -51,7 +55,10 @@ def _chunks(request: Message, opener: Callable[[str], Opener]) -> Iterator[bytes
                     texts.append(item.text.encode())
                     items.append([item.start, item.stop, len(texts[-1])])
                     size += len(texts[-1])
-                else:
+                elif isinstance(item, RawBatch):
+                    items.append(asdict(spill_rows(item, work.file.source, Path(request["blocks"]))))
+                    size = CHUNK_BYTES
+                elif isinstance(item, Bad):
                     items.append([item.reason, item.where])
                 if size >= CHUNK_BYTES or len(items) == CHUNK_ITEMS:
                     yield _answer(items, texts, end=False)
@@ -61,7 +68,7 @@ def _chunks(request: Message, opener: Callable[[str], Opener]) -> Iterator[bytes
         yield encode({"error": describe_error(error)})
 
 
-def _answer(items: list[list[Any]], texts: list[bytes], *, end: bool) -> bytes:
+def _answer(items: Sequence[Any], texts: list[bytes], *, end: bool) -> bytes:
     data = b"".join(texts)
     return encode({"items": items, "bytes": len(data), "end": end}) + data
 

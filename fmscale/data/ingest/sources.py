@@ -3,7 +3,8 @@
 The listing of a folder passes over and counts by reason: hidden files and folders, folders of version control, files
 with the extension of a binary format, links to folders (they could lead in circles), broken links, special files, the
 descriptions and caches in a folder that Hugging Face's `save_to_disk` wrote, and the store itself. An argument that
-names a file takes it even if it is hidden.
+names a file takes it even if it is hidden. A job that keeps records takes tars and media files too. The texts beside a
+media file follow it in the listing.
 
 A file's *source name* is its path below the deepest folder that all arguments share: moving or copying the
 whole tree changes no name, and so no document id.
@@ -14,14 +15,15 @@ import posixpath
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import translate
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from fmscale.data.ingest.formats import detect
+from fmscale.data.ingest.formats import BESIDE, detect
+from fmscale.data.ingest.formats.media import COMPANIONS
 from fmscale.data.ingest.record import SkippedInput
 from fmscale.errors import ConfigError, DataError, ObjectNotFound, StoreError
 from fmscale.store.keys import check_key
@@ -65,7 +67,7 @@ class File:
     changed: int
     """Time of the last change in milliseconds, by the clock of its store or file system."""
     format: str
-    """text, jsonl, json, parquet or arrow; empty until its first bytes decide."""
+    """text, jsonl, json, parquet, arrow, tar, media or beside; empty until its first bytes decide."""
     root: int
     """Number of its argument's root."""
     name: str
@@ -83,8 +85,8 @@ class Listing:
     """Files whose first bytes decided the format, by format."""
 
 
-def list_sources(arguments: Sequence[str], *, format: str = "auto", store: str = "") -> Listing:
-    """List the files of the arguments; a file of several arguments is listed once.
+def list_sources(arguments: Sequence[str], *, format: str = "auto", store: str = "", kind: str = "text") -> Listing:
+    """List the files of the arguments; a file of several arguments is listed once. `kind`: text or records.
 
     The listing passes over `store`, the folder of a local store. Raises ConfigError for a path that does not exist,
     DataError if no file is left, and the errors of stores.
@@ -99,21 +101,21 @@ def list_sources(arguments: Sequence[str], *, format: str = "auto", store: str =
         walk = _walk_local if "://" not in root.url else _walk_store
         for name, size, changed in walk(root, skipped, store):
             source = f"{before}/{name}" if before else name
-            kind = detect(source)
-            if kind == "binary" and not root.only:
+            found = detect(source, kind)
+            if found == "binary" and not root.only:
                 skipped.add("binary", source)
                 continue
             if format != "auto":
-                kind = format
-            elif kind == "binary":
-                kind = ""
-            file = File(source=source, bytes=size, changed=changed, format=kind, root=number, name=name)
+                found = format
+            elif found == "binary":
+                found = ""
+            file = File(source=source, bytes=size, changed=changed, format=found, root=number, name=name)
             files.setdefault(source, file)
     for source in _metadata(files):
         if not roots[files[source].root].only:
             skipped.add("metadata", source)
             del files[source]
-    ordered = tuple(files[source] for source in sorted(files))
+    ordered = tuple(_ordered(files))
     require_files(ordered, arguments, skipped)
     return Listing(roots=roots, files=ordered, skipped=skipped)
 
@@ -126,6 +128,19 @@ def require_files(files: Sequence[File], arguments: Sequence[str], skipped: Skip
             found=f"{', '.join(arguments)} (skipped: {skipped.counted() or 'nothing'})",
             remedy="Name files or folders that hold text, JSON, Parquet or Arrow.",
         )
+
+
+def _ordered(files: Mapping[str, File]) -> Iterator[File]:
+    """The files by name, each media file before the texts beside it."""
+    media = {source.rpartition(".")[0] for source, file in files.items() if file.format == "media"}
+    for source in sorted(files):
+        stem, _, extension = source.rpartition(".")
+        if extension in COMPANIONS and stem in media:
+            continue
+        yield files[source]
+        if files[source].format == "media":
+            names = [f"{stem}.{extension}" for extension in COMPANIONS]
+            yield from (replace(files[name], format=BESIDE) for name in names if name in files)
 
 
 def _metadata(files: Mapping[str, File]) -> list[str]:

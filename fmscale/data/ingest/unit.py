@@ -1,23 +1,29 @@
-"""A work unit: read its parts, tokenize, write and seal its segments, then its record."""
+"""A work unit: read its parts, tokenize, write and seal its segments, then its record. Records are not tokenized."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from fmscale.data.ingest.apart import Reading
-from fmscale.data.ingest.formats import Bad, RawDocument
+from fmscale.data.ingest.blocks import Block, conform, gather, load, schema_of
+from fmscale.data.ingest.formats import Bad, RawDocument, RawRecord
 from fmscale.data.ingest.plan import Work, document_id, is_heldout, load_plan
 from fmscale.data.ingest.record import BAD, SkippedInput, UnitRecord, record_key
 from fmscale.data.ingest.scratch import scratch_folder
-from fmscale.data.tokenizers.protocol import dtype_of
+from fmscale.data.tokenizers.protocol import Tokenizer, dtype_of
 from fmscale.data.tokenizers.tokenizer import frame, from_json
 from fmscale.errors import Conflict, StoreError
 from fmscale.store.backends.write_once import store_once
 from fmscale.store.datasets.tokenizers import load_tokenizer
 from fmscale.store.open import open_store
+from fmscale.store.segments.array_writer import scratch_errors
+from fmscale.store.segments.records_writer import RecordSegmentWriter
 from fmscale.store.segments.seal import segment_prefix
 from fmscale.store.segments.tokens_writer import TokenSegmentWriter
+from fmscale.store.segments.writer import SegmentWriter
 
 BATCH_CHARACTERS = 1 << 20
 """Text of a call of the tokenizer: enough to amortize the call, at tens of MB of memory."""
@@ -65,9 +71,12 @@ class UnitWriter:
             )
         self._stored = stored
         self._units = stored.plan.units()
-        content = load_tokenizer(self._backend, stored.tokenizer)
-        self._tokenizer = from_json(content, f"tokenizer {stored.tokenizer}")
-        self._reading = Reading(task.roots, stored.plan.options.field)
+        options = stored.plan.options
+        self._tokenizer: Tokenizer | None = None
+        if stored.tokenizer is not None:
+            content = load_tokenizer(self._backend, stored.tokenizer)
+            self._tokenizer = from_json(content, f"tokenizer {stored.tokenizer}")
+        self._reading = Reading(task.roots, options.field if options.kind == "text" else None)
 
     def close(self) -> None:
         """End the process that reads tables."""
@@ -76,23 +85,9 @@ class UnitWriter:
     def run(self, unit: int, advance: Advance) -> UnitRecord:
         """Do a unit: on return it is sealed and recorded. Raises the errors of reading and storing."""
         skipped = SkippedInput()
-        dtype = dtype_of(self._tokenizer)
-        writers: dict[str, TokenSegmentWriter] = {}
-        documents = text_bytes = 0
+        write = self._write_records if self._tokenizer is None else self._write_documents
         with ExitStack() as stack:
-            for batch in self._batches(self._units[unit], skipped, advance):
-                ids = self._tokenizer.encode_batch([document.text for _, document in batch])
-                for (source, document), tokens in zip(batch, ids, strict=True):
-                    identity = document_id(source, document.start)
-                    split = HELDOUT if is_heldout(identity, self._stored.plan.options.heldout) else TRAIN
-                    if split not in writers:
-                        writers[split] = stack.enter_context(
-                            TokenSegmentWriter(Path(self.task.scratch), dtype=dtype, split=split)
-                        )
-                    framed = frame(tokens, self._stored.bos, self._stored.eos)
-                    writers[split].add(framed, identity, source, document.start, document.stop)
-                    text_bytes += len(document.text.encode())
-                documents += len(batch)
+            writers, documents, text_bytes = write(self._units[unit], skipped, advance, stack)
             folder = (self.task.dataset, self.task.job, unit)
             seals = {
                 split: writers[split].finish(self._backend, segment_prefix(*folder, split)) for split in sorted(writers)
@@ -107,37 +102,98 @@ class UnitWriter:
             )
         return record
 
+    def _write_documents(
+        self, works: list[Work], skipped: SkippedInput, advance: Advance, stack: ExitStack
+    ) -> tuple[Mapping[str, SegmentWriter], int, int]:
+        """Tokenize the documents. Returns the writers by split, the documents and the bytes of their text."""
+        assert self._tokenizer is not None, "a job of text has a tokenizer"
+        dtype = dtype_of(self._tokenizer)
+        writers: dict[str, TokenSegmentWriter] = {}
+        documents = text_bytes = 0
+        for batch in self._batches(works, skipped, advance):
+            ids = self._tokenizer.encode_batch([document.text for _, document in batch])
+            for (source, document), tokens in zip(batch, ids, strict=True):
+                identity = document_id(source, document.start)
+                split = self._split(identity)
+                if split not in writers:
+                    writers[split] = stack.enter_context(
+                        TokenSegmentWriter(Path(self.task.scratch), dtype=dtype, split=split)
+                    )
+                framed = frame(tokens, self._stored.bos, self._stored.eos)
+                writers[split].add(framed, identity, source, document.start, document.stop)
+                text_bytes += len(document.text.encode())
+            documents += len(batch)
+        return writers, documents, text_bytes
+
+    def _write_records(
+        self, works: list[Work], skipped: SkippedInput, advance: Advance, stack: ExitStack
+    ) -> tuple[Mapping[str, SegmentWriter], int, int]:
+        """Write all columns, in two passes. Returns the writers by split, the records, and 0 as there is no text."""
+        scratch = Path(self.task.scratch)
+        with scratch_errors(scratch):
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix="blocks-", dir=scratch)))
+        blocks: list[Block] = []
+        for block in gather(self._items(works, skipped, advance, folder), folder):
+            blocks.append(block)
+            advance(0)
+        schema = schema_of(blocks)
+        writers: dict[str, RecordSegmentWriter] = {}
+        for block in blocks:
+            batch, origin = load(block)
+            batch = conform(batch, schema)
+            names = [document_id(source, start) for source, start, _ in zip(*origin, strict=True)]
+            splits = [self._split(name) for name in names]
+            for split in dict.fromkeys(splits):
+                if split not in writers:
+                    writers[split] = stack.enter_context(RecordSegmentWriter(scratch, schema=schema, split=split))
+                rows = [row for row, other in enumerate(splits) if other == split]
+                # The whole batch without a copy: it may be a single huge record.
+                part = batch if len(rows) == len(splits) else batch.take(rows)
+                writers[split].add(part, *([column[row] for row in rows] for column in (names, *origin)))
+            Path(block.path).unlink()
+            advance(0)
+        return writers, sum(block.rows for block in blocks), 0
+
+    def _split(self, identity: bytes) -> str:
+        return HELDOUT if is_heldout(identity, self._stored.plan.options.heldout) else TRAIN
+
     def _batches(
         self, works: list[Work], skipped: SkippedInput, advance: Advance
     ) -> Iterator[list[tuple[str, RawDocument]]]:
         """Documents of the unit in order, with their source names, in batches."""
         batch: list[tuple[str, RawDocument]] = []
         size = 0
-        for work in works:
-            for document in self._documents(work, skipped):
-                batch.append((work.file.source, document))
-                size += len(document.text)
-                if size >= BATCH_CHARACTERS or len(batch) == BATCH_DOCUMENTS:
-                    yield batch
-                    advance(0)
-                    batch, size = [], 0
-            advance(work.bytes)
+        for source, document in self._items(works, skipped, advance):
+            batch.append((source, document))
+            size += len(document.text)
+            if size >= BATCH_CHARACTERS or len(batch) == BATCH_DOCUMENTS:
+                yield batch
+                advance(0)
+                batch, size = [], 0
         if batch:
             yield batch
 
-    def _documents(self, work: Work, skipped: SkippedInput) -> Iterator[RawDocument]:
-        """Documents of a part. Input without a document is counted; with `strict`, damaged input is an error."""
-        for item in self._reading.documents(work):
-            if isinstance(item, RawDocument) and item.text:
-                yield item
-                continue
-            if isinstance(item, Bad):
-                reason, where = item.reason, item.where
-            else:
-                reason, where = "empty", "" if work.file.format == "text" else f"at {item.start}"
-            skipped.add(reason, f"{work.file.source}: {where}" if where else work.file.source)
-            if self.task.strict and reason in BAD:
-                skipped.refuse_bad()
+    def _items(
+        self, works: list[Work], skipped: SkippedInput, advance: Advance, blocks: Path | None = None
+    ) -> Iterator[tuple[str, Any]]:
+        """Documents, or records, of the unit in order, with their source names. Input without any is counted; with
+        `strict`, damaged input is an error.
+        """
+        for work in works:
+            for item in self._reading.documents(work, str(blocks)):
+                if isinstance(item, Bad):
+                    reason, where = item.reason, item.where
+                elif (isinstance(item, RawDocument) and not item.text) or (
+                    isinstance(item, RawRecord) and not item.values
+                ):
+                    reason, where = "empty", "" if work.file.format == "text" else f"at {item.start}"
+                else:
+                    yield work.file.source, item
+                    continue
+                skipped.add(reason, f"{work.file.source}: {where}" if where else work.file.source)
+                if self.task.strict and reason in BAD:
+                    skipped.refuse_bad()
+            advance(work.bytes)
 
 
 @contextmanager

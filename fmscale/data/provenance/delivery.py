@@ -1,8 +1,9 @@
-"""Delivery record: the rows that a rank received, written down by the receiver as evidence for the audit.
+"""Delivery record: the samples that a rank received, written down by the receiver as evidence for the audit.
 
-One Arrow IPC stream a rank: for every row its sample number, source and step, the xxh3_128 of its token bytes in the
-dataset's width, and the pieces of documents in it as (document id, offset in the document, tokens). This module does
-not use the planner: ids come with the data, and bytes from the tensor that the model gets.
+One Arrow IPC stream a rank: for every sample its number, source, row and step, a digest, and the pieces of documents in
+it as (document id, offset in the document, tokens); a record is a document of one token. The digest of a row of tokens
+is the xxh3_128 of its bytes in the dataset's width; `digests.py` has that of a sample in a flat forward. This module
+does not use the planner: ids come with the data, and bytes from the tensors that the model gets.
 """
 
 import re
@@ -15,6 +16,8 @@ import pyarrow as pa
 import xxhash
 
 from fmscale.data.batch import Microbatch
+from fmscale.data.forward import FlatForward
+from fmscale.data.provenance.digests import sample_digests
 from fmscale.errors import DataError
 from fmscale.runtime.record_file import RecordFile
 
@@ -50,10 +53,15 @@ def document_bytes(document: tuple[int, int]) -> bytes:
     return document[0].to_bytes(8, "little") + document[1].to_bytes(8, "little")
 
 
-def record_row(k: int, step: int, source: int, row: int, tokens: np.ndarray, pieces: list[Any]) -> dict[str, Any]:
-    """A row of a record, by column; `pieces` by field."""
-    digest = xxhash.xxh3_128_digest(tokens.tobytes())
-    return dict(zip(SCHEMA.names, (k, step, source, row, digest, pieces), strict=True))
+def record_row(k: int, step: int, source: int, row: int, digest: bytes, pieces: list[Any]) -> dict[str, Any]:
+    """A row of a record, by column; `pieces` in the order of their fields."""
+    named = [dict(zip(PIECE.names, piece, strict=True)) for piece in pieces]
+    return dict(zip(SCHEMA.names, (k, step, source, row, digest, named), strict=True))
+
+
+def tokens_digest(tokens: np.ndarray) -> bytes:
+    """The digest of a row of tokens in the dataset's width."""
+    return xxhash.xxh3_128_digest(tokens.tobytes())
 
 
 class DeliveryRecord:
@@ -62,25 +70,36 @@ class DeliveryRecord:
     Keeps rows that the disk refuses, within bounds, until the disk takes them. The audit reports lost rows.
     """
 
-    def __init__(self, path: Path, dtype: str) -> None:
-        """`dtype` is the dataset's token type, in which token bytes are digested."""
+    def __init__(self, path: Path, dtype: str = "") -> None:
+        """`dtype` is the datasets' token type, in which rows of tokens are digested; flat forwards need none."""
         self._dtype = dtype
         self._rows: list[dict[str, Any]] = []
         self._file = RecordFile(path, begin=SCHEMA.serialize().to_pybytes())
 
-    def add(self, batch: Microbatch) -> None:
-        """Record the real rows of a received batch."""
-        if any(unit.ids is None for unit in batch.documents):
+    def add(self, batch: Microbatch | FlatForward) -> None:
+        """Record the real rows, or the samples, of a received forward. Raises DataError without document ids."""
+        pieces: list[list[tuple[bytes, int, int, int]]] = [[] for _ in range(batch.rows)]
+        if isinstance(batch, FlatForward):
+            arrays = {name: part.numpy() for name, part in batch.parts.items()}
+            whole = (batch.weights.numpy(), batch.positions.numpy(), batch.bounds.numpy())
+            digests, source = sample_digests(arrays, *whole, batch.per_sample), batch.sample_source
+            for own, found in zip(pieces, batch.pieces, strict=True):
+                own += [(document_bytes(piece.document), piece.offset, piece.start, piece.tokens) for piece in found]
+            lengths = np.diff(whole[2]).tolist()
+            nameless = any(length and not own for length, own in zip(lengths, pieces, strict=True))
+        else:
+            tokens = batch.tokens.numpy()[: batch.rows].astype(self._dtype)
+            digests, source = [tokens_digest(row) for row in tokens], batch.row_source
+            for span in batch.spans:
+                piece = (document_bytes(span.document), span.offset, span.start, span.stop - span.start)
+                pieces[span.row].append(piece)
+            nameless = any(unit.ids is None for unit in batch.documents)
+        if nameless:
             raise DataError(
-                "a delivery record needs document ids",
+                "a delivery record needs the ids of documents or records",
                 remedy="`train.record_delivery: true` reads them; from Python, open_loader(document_ids=True).",
             )
-        tokens = batch.tokens.numpy()[: batch.rows].astype(self._dtype)
-        pieces: list[list[dict[str, Any]]] = [[] for _ in range(batch.rows)]
-        for span in batch.spans:
-            piece = (document_bytes(span.document), span.offset, span.start, span.stop - span.start)
-            pieces[span.row].append(dict(zip(PIECE.names, piece, strict=True)))
-        columns = (batch.k.tolist(), batch.row_source.tolist(), batch.row.tolist(), tokens, pieces)
+        columns = (batch.k.tolist(), source.tolist(), batch.row.tolist(), digests, pieces)
         self._rows += [record_row(k, batch.step, *of_row) for k, *of_row in zip(*columns, strict=True)]
         if len(self._rows) >= FLUSH_ROWS:
             self.flush()

@@ -17,14 +17,11 @@ from fmscale.data.forward import RowPiece
 from fmscale.data.plan.flat import rounded
 from fmscale.data.plan.plan import Plan
 from fmscale.data.reading.arena import Slot
-from fmscale.data.reading.sample_sources import WEIGHTS, SampleSources
+from fmscale.data.reading.sample_sources import SampleSources
 from fmscale.data.reading.unit import Unit
-from fmscale.data.samples.protocol import BadRecord, Draw, Part, Sample, Spec
+from fmscale.data.samples.protocol import NO_SAMPLE, WEIGHTS, BadRecord, Draw, Part, Sample, Spec
 from fmscale.errors import DataError
 from fmscale.store.tiers.fetch import CorruptChunk
-
-NO_SAMPLE = Sample({}, ())
-"""Sample without content, in the place of a record that cannot be used."""
 
 
 class Entry(NamedTuple):

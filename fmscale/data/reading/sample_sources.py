@@ -10,7 +10,7 @@ from fmscale.data.plan.plan import Plan
 from fmscale.data.reading.record_reader import RecordReader
 from fmscale.data.reading.unit import TokenUnits, UnitSource
 from fmscale.data.reading.unit_reader import UnitReader
-from fmscale.data.samples.protocol import Part, Spec
+from fmscale.data.samples.protocol import WEIGHTS, Part, Spec
 from fmscale.data.samples.sizes import SampleSizes, open_sizes
 from fmscale.data.samples.specs import open_spec
 from fmscale.data.views.placement import open_placement
@@ -19,9 +19,6 @@ from fmscale.data.views.view import View
 from fmscale.errors import ConfigError
 from fmscale.store.datasets.dataset import Dataset, open_dataset
 from fmscale.store.tiers.fetch import Fetcher
-
-WEIGHTS = "weights"
-"""Name of the part with the weights of targets, which a spec may leave out."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -23,6 +23,10 @@ TooLong = Literal["refuse", "drop", "cut"]
 """Rule for a record that is longer than a forward: end before the first step, leave it out, or cut its end off."""
 
 
+WEIGHTS = "weights"
+"""Name of the part with the weights of targets, which a spec may leave out."""
+
+
 class BadRecord(DataError):
     """A record that cannot become a sample, by its own fault."""
 
@@ -50,6 +54,10 @@ class Sample(NamedTuple):
     def length(self) -> int:
         """Tokens."""
         return sum(self.pieces)
+
+
+NO_SAMPLE = Sample({}, ())
+"""Sample without content, in the place of a record that cannot be used."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,8 +95,8 @@ def open_sizes(backend: Backend, placement: Placement) -> SampleSizes:
             raise DataError(
                 f"commit {number} of dataset {view.dataset} has no column of sizes for the spec of its samples",
                 found=size_text(spec),
-                remedy=f"Run `fmscale dataset derive {view.dataset} --column size --split {view.split} --spec SPEC`, "
-                "with the spec as the config has it, or `--config CONFIG`.",
+                remedy=f"Run `fmscale dataset derive STORE/{view.dataset} --column size --config CONFIG`, "
+                f"or instead of --config `--split {view.split} --spec SPEC`, with the spec as the config has it.",
             )
         columns.append(column)
     return ColumnSizes(placement, columns, getattr(spec, "max_tokens", None))

@@ -1,7 +1,7 @@
 """Masks: documents excluded from a dataset after ingest. A mask makes a new view and rewrites no data.
 
 A mask is an object at datasets/NAME/masks/DIGEST.arrow: a sorted Arrow table with the token span of each masked
-document in its segment. The cost of using a mask grows with its size alone.
+document in its segment; a record counts as a document of one token. The cost of using a mask grows with its size alone.
 """
 
 import difflib
@@ -21,8 +21,9 @@ from fmscale.store.backends.write_once import store_once
 from fmscale.store.datasets.commit import Commit
 from fmscale.store.datasets.dataset import Dataset
 from fmscale.store.digest import canonical_json, metadata_digest
+from fmscale.store.segments.handle import read_document_table
+from fmscale.store.segments.kinds import open_kind, read_bounds
 from fmscale.store.segments.seal import check_version
-from fmscale.store.segments.tokens import open_segment, read_document_table, read_documents
 
 FORMAT_VERSION = 1
 """Version of new masks; older versions can be read."""
@@ -42,7 +43,7 @@ SEGMENT_READS = 8
 """Segments searched for documents at the same time, to hide the latency of a remote store."""
 
 Predicate = Callable[[pa.Table], NDArray[np.bool_]]
-"""Picks documents of a segment from their table (`store.segments.tokens.DOCUMENTS_SCHEMA`)."""
+"""Picks documents of a segment from their table (`store.segments.handle.DOCUMENTS_SCHEMA`)."""
 
 
 class Documents(NamedTuple):
@@ -57,7 +58,7 @@ class Documents(NamedTuple):
     stop: NDArray[np.uint64]
     """Token behind the document's last token."""
     position: NDArray[np.uint64]
-    """First token, counted over all tokens of the commit's split, so that a mask needs no manifest."""
+    """First token, or record, counted over the whole split of the commit, so that a mask needs no manifest."""
     id: NDArray[np.void]
     """Stable document id, 16 bytes."""
 
@@ -104,7 +105,8 @@ def find_documents(
     partial: bool = False,
     advance: Callable[[], object] = lambda: None,
 ) -> Documents:
-    """The documents with these ids (16 bytes each), or documents that `where` picks, in the live commits or `commits`.
+    """The documents or records with these ids (16 bytes each), or those that `where` picks, in the live commits or
+    `commits`.
 
     Reads the document arrays of every segment, and calls `advance` after each segment. Raises DataError if no segment
     has an id, unless `partial`, and the errors of the store.
@@ -114,8 +116,9 @@ def find_documents(
     def search(place: tuple[Commit, int]) -> Documents:
         commit, index = place
         row = commit.manifests[split].row(index)
-        segment = open_segment(dataset.backend, row.prefix, row.seal)
-        ends, words = read_documents(dataset.backend, segment, 0, segment.documents)
+        segment = open_kind(dataset.backend, commit.kind, row.prefix, row.seal)
+        first = row.first_token if commit.kind == "tokens" else row.first_document
+        ends, words = read_bounds(dataset.backend, segment)
         names = np.ascontiguousarray(words, dtype="<u8").view("V16")[:, 0]
         if unique_ids is not None:
             selection = np.isin(names, unique_ids)
@@ -131,7 +134,7 @@ def find_documents(
             np.full(count, index, dtype=np.uint32),
             starts[selection],
             ends[selection],
-            starts[selection] + np.uint64(row.first_token),
+            starts[selection] + np.uint64(first),
             names[selection],
         )
 

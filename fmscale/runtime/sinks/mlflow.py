@@ -3,7 +3,6 @@
 import re
 
 from fmscale.config.metrics import MlflowConfig
-from fmscale.errors import ConfigError
 from fmscale.runtime.sinks.protocol import Ending, Record, RunInfo, numbers
 
 STATUS = {"complete": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
@@ -21,21 +20,14 @@ class MlflowSink:
         kept = run.folder / "mlflow_run_id"
         if kept.is_file():
             self._id = kept.read_text().strip()
-            try:
-                self._client.update_run(self._id, status="RUNNING")
-            except Exception as error:
-                raise ConfigError(
-                    f"the run of {kept} cannot go on: {error}",
-                    found=self._id,
-                    remedy=f"Check the tracking server, or delete {kept} to begin another run there.",
-                ) from error
+            self._client.update_run(self._id, status="RUNNING")
         else:
             there = self._client.get_experiment_by_name(config.experiment)
             experiment = there.experiment_id if there else self._client.create_experiment(config.experiment)
             self._id = self._client.create_run(experiment, run_name=config.name or run.name).info.run_id
             kept.write_text(f"{self._id}\n")
             self._client.log_dict(self._id, dict(run.config), "config.json")
-        self._last = int(self._client.get_run(self._id).data.metrics.get("step", 0))
+        self._last = self._client.get_run(self._id).data.metrics.get("step", 0)
 
     def step(self, record: Record) -> None:
         """Log the record's numbers, unless an earlier job has logged this step."""

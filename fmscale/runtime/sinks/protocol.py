@@ -28,7 +28,11 @@ class RunInfo:
 
 
 class Sink(Protocol):
-    """A place that records go to, open for one job of a run. A thread of its own calls it, so it may be slow."""
+    """A place that records go to, open for one job of a run. A thread of its own calls it, so it may be slow.
+
+    A class that `metrics.sinks` names as package.module:Name is a frozen dataclass with `open(self, run: RunInfo)`,
+    which begins the run, or continues it, and returns a Sink.
+    """
 
     def step(self, record: Record) -> None:
         """Take the record of a step."""
@@ -38,13 +42,6 @@ class Sink(Protocol):
 
     def close(self, outcome: Ending) -> None:
         """End the job."""
-
-
-class SinkConfig(Protocol):
-    """A class that `metrics.sinks` names as package.module:Name: a frozen dataclass with this method."""
-
-    def open(self, run: RunInfo) -> Sink:
-        """Begin the run, or continue it."""
 
 
 def numbers(record: Record) -> dict[str, float]:

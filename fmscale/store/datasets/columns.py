@@ -212,6 +212,12 @@ def column_keys(backend: Backend, dataset: str, manifest: str) -> Iterator[str]:
     return (folder + name.rstrip("/") for name in backend.list_names(folder))
 
 
+def column_names(backend: Backend, dataset: str, manifest: str) -> list[str]:
+    """Names of the complete columns of the commit whose split has this manifest."""
+    keys = [key for key in column_keys(backend, dataset, manifest) if backend.exists(f"{key}/{INDEX}")]
+    return sorted({key.rpartition("/")[2].rpartition("-")[0] for key in keys})
+
+
 def part_key(key: str, segment: int) -> str:
     """Key of the values of a segment."""
     return f"{key}/{segment:08d}.bin"

@@ -45,6 +45,8 @@ class SegmentRow:
     """Digest of the segment's seal."""
     first_token: int
     """Tokens of the split before the segment."""
+    first_document: int
+    """Documents, or records, of the split before the segment."""
     tokens: int
     """Tokens in the segment."""
     documents: int
@@ -134,13 +136,14 @@ class Manifest:
     def row(self, index: int) -> SegmentRow:
         """The place of a segment in the split, and its size."""
         prefix, seal = self.segment(index)
-        first = self._start(index, _TOKEN)
+        token, document = self._start(index, _TOKEN), self._start(index, _DOCUMENT)
         return SegmentRow(
             prefix=prefix,
             seal=seal,
-            first_token=first,
-            tokens=self._start(index + 1, _TOKEN) - first,
-            documents=self._start(index + 1, _DOCUMENT) - self._start(index, _DOCUMENT),
+            first_token=token,
+            first_document=document,
+            tokens=self._start(index + 1, _TOKEN) - token,
+            documents=self._start(index + 1, _DOCUMENT) - document,
         )
 
     def rows(self) -> Iterator[SegmentRow]:

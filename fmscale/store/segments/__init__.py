@@ -10,5 +10,6 @@
 `tokens_writer.py`   documents into a token segment
 `records.py`   record segments: batches found by the index
 `records_writer.py`   records into a record segment
+`kinds.py`   segments of every kind by their documents
 `records_version_1.py`   record segments of version 1: reads, verified batch by batch
 """

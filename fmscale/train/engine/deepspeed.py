@@ -65,17 +65,17 @@ class DeepSpeedEngine:
         """The context of each forward of a step: None, where the objective computes nothing before."""
         if type(self.objective).before is Objective.before:
             return [None] * len(inputs)
-        contexts: list[Sequence[Any] | None] = []
+        nothing = [None] * len(inputs)
+        contexts: list[Any] = []
         with torch.no_grad():
-            self._engine(lambda model: contexts.append(self.objective.before(model, inputs, self._gather)))
-        found = [None] * len(inputs) if contexts[0] is None else contexts[0]
-        if len(found) != len(inputs):
+            self._engine(lambda model: contexts.extend(self.objective.before(model, inputs, self._gather) or nothing))
+        if len(contexts) != len(inputs):
             raise ConfigError(
                 f"`before` of the objective {type(self.objective).__name__} must return an entry for each forward",
-                found=f"{len(found)} entries for {len(inputs)} forwards",
+                found=f"{len(contexts)} entries for {len(inputs)} forwards",
                 remedy="Return a sequence as long as its `inputs`, or None.",
             )
-        return found
+        return contexts
 
     def forward(self, inputs: Inputs, context: Any = None) -> Loss:
         """The loss of a microbatch."""

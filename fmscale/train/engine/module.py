@@ -1,7 +1,7 @@
 """From the config to an engine: the model, its precision, recompute and compile, and the module that is sharded."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 from torch.nn.utils.stateless import _reparametrize_module
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from fmscale.config import BatchShape, Config
 from fmscale.models import build
@@ -18,8 +18,6 @@ from fmscale.objectives import Objective, check_objective, make_objective
 from fmscale.runtime.axes import Axis
 from fmscale.train.engine.deepspeed import DeepSpeedEngine, born_partitioned
 from fmscale.train.engine.deepspeed_config import deepspeed_config
-
-Context = AbstractContextManager[None]
 
 
 class ModelRoot(nn.Module):
@@ -78,7 +76,7 @@ def build_engine(
     cast = train.precision == "bf16" and train.zero_stage == 0
     wrap_blocks(
         getattr(model, "layers", nn.ModuleList()),
-        cast=torch.bfloat16 if cast else None,
+        cast=cast,
         recompute=train.recompute == "full",
         # A class of the user's own may drop out anywhere.
         dropout=getattr(config.model, "dropout", 1.0) > 0,
@@ -111,14 +109,14 @@ def _initialised(config: Config, vocab_size: int | None, *whole: Whole) -> nn.Mo
 
 
 def wrap_blocks(
-    layers: nn.ModuleList, *, recompute: bool, dropout: bool, compiler: str | None, cast: torch.dtype | None = None
+    layers: nn.ModuleList, *, recompute: bool, dropout: bool, compiler: str | None, cast: bool = False
 ) -> None:
     """Wrap each block in compiled code and recompute; the code of a block contains neither.
 
     Each block is compiled by itself: the code of one block serves all blocks, and compiles in seconds. Recompute wraps
     the compiled code, as torch compiles nothing that a checkpoint calls. Without `dropout` a recomputed block needs no
-    generator's state, which costs four copies a block on a GPU. With `cast`, recompute casts a block's weights again:
-    in backward the block has its fp32 weights, and the casts of CastModule are gone.
+    generator's state, which costs four copies a block on a GPU. With `cast`, recompute takes the weights that
+    CastModule gave to forward: in backward a block has its fp32 weights again.
     """
     for block in layers:
         if compiler is not None:
@@ -129,19 +127,13 @@ def wrap_blocks(
                 block.forward,
                 use_reentrant=False,
                 preserve_rng_state=dropout,
-                context_fn=partial(_contexts, block, cast),
+                context_fn=partial(_same_weights, block) if cast else noop_context_fn,
             )
 
 
-def _contexts(block: nn.Module, cast: torch.dtype | None) -> tuple[Context, Context]:
-    """Contexts of a block's forward, and of its recompute."""
-    return nullcontext(), nullcontext() if cast is None else _weights_in(block, cast)
-
-
-@contextmanager
-def _weights_in(block: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    with _reparametrize_module(block, {name: p.to(dtype) for name, p in block.named_parameters()}):
-        yield
+def _same_weights(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Contexts of a block's forward, and of its recompute with the weights of that forward."""
+    return nullcontext(), _reparametrize_module(block, dict(block.named_parameters()))
 
 
 def _compiled(config: Config, device: str) -> bool:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from fmscale.data.ingest.formats import Bad, FilePart, RawDocument, detect, read, splittable
+from fmscale.data.ingest.formats import Bad, FilePart, Item, RawDocument, detect, read, splittable
 from fmscale.data.ingest.formats.arrow_footer import rows_of_batches
 from fmscale.errors import DataError
 from tests.data.ingest.corpora import arrow, lines, parquet, sentences
@@ -18,13 +18,13 @@ from tests.data.ingest.corpora import arrow, lines, parquet, sentences
 TEXTS = ["first", "zweite Zeile: ä", "三", "", *(text[:60] for text in sentences("s", 9))]
 
 
-def found(path: Path, format: str = "", field: str = "text", **piece: int) -> list[RawDocument | Bad]:
+def found(path: Path, format: str = "", field: str = "text", **piece: int) -> list[Item]:
     with path.open("rb") as file:
         kind = format or detect(path.name)
         return list(read(file, FilePart(source=path.name, format=kind, field=field, **piece)))
 
 
-def texts(items: list[RawDocument | Bad]) -> list[str]:
+def texts(items: list[Item]) -> list[str]:
     return [item.text for item in items if isinstance(item, RawDocument)]
 
 

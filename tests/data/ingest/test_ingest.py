@@ -88,7 +88,7 @@ def test_trained_tokenizer_is_stored_and_decodes(tmp_path: Path) -> None:
     corpus = mixed(tmp_path / "in")
     result = run(corpus / "docs", tmp_path / "store", tokenizer="bpe:400", bos=True)
     backend = open_store(str(tmp_path / "store"))
-    tokenizer = from_json(load_tokenizer(backend, result.tokenizer))
+    tokenizer = from_json(load_tokenizer(backend, str(result.tokenizer)))
     commit = open_dataset(backend, "d").commits()[0]
     assert (commit.tokenizer, commit.bos, commit.eos) == (
         tokenizer.digest,
@@ -132,7 +132,7 @@ def test_a_tokenizer_file_that_truncates_and_pads_costs_no_text(tmp_path: Path) 
     for source, _, _, _, tokens in documents(open_store(str(tmp_path / "store")), "d", "train"):
         text = (tmp_path / ("in" if source == "a.txt" else "more") / source).read_text()
         assert tokens == [*tokenizer.encode_batch([text])[0].tolist(), tokenizer.eos_id]
-    stored = load_tokenizer(open_store(str(tmp_path / "store")), first.tokenizer)
+    stored = load_tokenizer(open_store(str(tmp_path / "store")), str(first.tokenizer))
     assert stored == path.read_bytes()
 
 
@@ -355,7 +355,7 @@ def test_long_documents_and_many(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "in/many.parquet", row_group_size=1000)
     result = run(tmp_path / "in", tmp_path / "store", tokenizer="bpe:300")
     backend = open_store(str(tmp_path / "store"))
-    tokenizer = from_json(load_tokenizer(backend, result.tokenizer))
+    tokenizer = from_json(load_tokenizer(backend, str(result.tokenizer)))
     found = {one[0]: one[4] for one in documents(backend, "d", "train")}
     assert tokenizer.decode(found["long.txt"][:-1]) == long
     assert result.documents == 3001

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmscale.data.ingest import ingest
-from fmscale.data.ingest.formats import Bad, FilePart, RawDocument, array, detect, read
+from fmscale.data.ingest.formats import Bad, FilePart, Item, RawDocument, array, detect, read
 from fmscale.data.ingest.formats.sniff import HEAD_BYTES, sniff
 from fmscale.errors import DataError
 from tests.data.ingest.corpora import arrow, lines, parquet, put
@@ -204,7 +204,7 @@ def test_a_corpus_of_nothing_but_binary_files_is_named(tmp_path: Path) -> None:
     assert "1 binary" in str(caught.value.found)
 
 
-def elements(data: bytes, field: str = "text") -> list[RawDocument | Bad]:
+def elements(data: bytes, field: str = "text") -> list[Item]:
     piece = FilePart(source="a.json", format="json", field=field)
     return list(read(io.BytesIO(data), piece))
 

@@ -10,8 +10,9 @@ import pyarrow as pa
 import pytest
 
 from fmscale.data.open import open_loader
-from fmscale.data.provenance.audit import AuditReport, AuditSource, audit
+from fmscale.data.provenance.audit import AuditReport, audit
 from fmscale.data.provenance.delivery import SCHEMA, DeliveryRecord, order_hash, read_records
+from fmscale.data.provenance.stored import AuditSource
 from fmscale.errors import DataError
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import open_dataset

@@ -1,23 +1,28 @@
-"""Documents of each format: a module a format, with a function from a part of a file to its documents.
+"""Documents, or records, of each format: a module a format, with a function from a part of a file to its documents.
 
 A file is text (one document), JSONL (a document a line), a JSON array (a document an element), Parquet or Arrow (a
 document a row); text and JSON may be inside gzip or Zstandard. Big files that can be read from the middle are divided
 into `of` parts; the documents of part `index` depend on the file alone: parts can be read anywhere in any order.
+Records are the whole objects and rows; they also come from tars (a record for members of one name) and media files.
 
 - `sniff.py`  the format of a file by its first bytes
 - `streams.py`  uncompressed bytes of gzip and Zstandard
 - `text.py`, `jsonl.py`, `array.py`  text, JSON Lines, JSON arrays
 - `columns.py`  Parquet and Arrow
+- `tar.py`, `media.py`  records of WebDataset tars, and of images, audio and video
 - `arrow_footer.py`  places and rows of the batches of an Arrow file
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-FORMATS = ("text", "jsonl", "json", "parquet", "arrow")
-"""Formats by the names that `--format` takes besides `auto`."""
+FORMATS = {
+    "text": ("text", "jsonl", "json", "parquet", "arrow"),
+    "records": ("jsonl", "json", "parquet", "arrow", "tar", "media"),
+}
+"""Formats by the names that `--format` takes besides `auto`, for documents and for records."""
 
 TABLES = frozenset({"parquet", "arrow"})
 """Formats that pyarrow reads."""
@@ -29,7 +34,15 @@ EXTENSIONS = {
 }
 """Formats by extension."""
 
-READERS = {"text": "text", "jsonl": "jsonl", "json": "array", "parquet": "columns", "arrow": "columns"}
+_MEDIA = "avif bmp gif ico jpeg jpg png tif tiff webp flac m4a mp3 ogg wav avi mkv mov mp4 webm"
+
+RECORD_EXTENSIONS = {"tar": "tar", **dict.fromkeys(_MEDIA.split(), "media")}
+"""Formats, by extension, of records alone: documents are not in such files."""
+
+BESIDE = "beside"
+"""Format of a file whose content goes into the record of the media file before it in the listing."""
+
+READERS = {"text": "text", "jsonl": "jsonl", "json": "array", "parquet": "columns", "arrow": "columns", "tar": "tar"}
 """Modules by the format that they read."""
 
 _TEXT = """
@@ -78,6 +91,30 @@ class RawDocument:
 
 
 @dataclass(frozen=True, slots=True)
+class RawRecord:
+    """A record of a file that is no table."""
+
+    values: dict[str, Any]
+    """Values by column; empty for a record without columns."""
+    start: int
+    """First byte in the uncompressed file."""
+    stop: int
+    """Place behind its last byte."""
+    bytes: int
+    """Size of the values, about."""
+
+
+@dataclass(frozen=True, slots=True)
+class RawBatch:
+    """Consecutive records of a table."""
+
+    batch: Any
+    """The rows, as a pyarrow.RecordBatch of storable types."""
+    start: int
+    """Row number of the first in its file."""
+
+
+@dataclass(frozen=True, slots=True)
 class Bad:
     """A place in a file that gives no document."""
 
@@ -95,21 +132,35 @@ class FilePart:
     """Source name of the file."""
     format: str
     """One of FORMATS."""
-    field: str
-    """Path of the text in a record, such as `a.b.text`."""
+    field: str | None
+    """Path of the text in a record, such as `a.b.text`; None for records."""
     index: int = 0
     """Number of the part."""
     of: int = 1
     """Count of the file's parts."""
 
+    @property
+    def path(self) -> list[str] | None:
+        """Names of the field's path; None for records."""
+        return None if self.field is None else self.field.split(".")
 
-Reader = Callable[[BinaryIO, FilePart], Iterator[RawDocument | Bad]]
-"""Documents of a part in order. The file is seekable. Raises DataError for faults that skipping would not cure, such
-as a missing column.
+
+Item = RawDocument | RawRecord | RawBatch | Bad
+
+Reader = Callable[[BinaryIO, FilePart], Iterator[Item]]
+"""Documents or records of a part in order. The file is seekable. Raises DataError for faults that skipping would not
+cure, such as a missing column.
 """
 
 
-def detect(source: str) -> str:
+def item_of(content: str | dict[str, Any] | Bad, start: int, stop: int) -> Item:
+    """The document or the record at a place of a file."""
+    if isinstance(content, dict):
+        return RawRecord(content, start, stop, stop - start)
+    return RawDocument(content, start, stop) if isinstance(content, str) else content
+
+
+def detect(source: str, kind: str = "text") -> str:
     """The format of a file by its name: `binary` for a file without text, empty if its first bytes must decide."""
     name = source.rsplit("/", 1)[-1].lower()
     stem, dot, extension = name.rpartition(".")
@@ -118,6 +169,8 @@ def detect(source: str) -> str:
         return inner if inner in ("text", "jsonl", "") else "binary"
     if dot and extension in EXTENSIONS:
         return EXTENSIONS[extension]
+    if kind == "records" and dot and extension in RECORD_EXTENSIONS:
+        return RECORD_EXTENSIONS[extension]
     if dot and extension in BINARY:
         return "binary"
     return "text" if (extension in TEXT if dot else name in TEXT_NAMES) else ""
@@ -136,10 +189,10 @@ def compression(source: str) -> str:
 
 def splittable(source: str, format: str) -> bool:
     """True if a file can be divided into parts."""
-    return format not in ("text", "json") and not compression(source)
+    return format in ("jsonl", "parquet", "arrow") and not compression(source)
 
 
-def read(file: BinaryIO, part: FilePart) -> Iterator[RawDocument | Bad]:
-    """The documents of a part."""
+def read(file: BinaryIO, part: FilePart) -> Iterator[Item]:
+    """The documents or records of a part."""
     reader: Reader = import_module(f"{__name__}.{READERS[part.format]}").read
     return reader(file, part)

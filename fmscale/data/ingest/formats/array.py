@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from fmscale.data.ingest.formats import Bad, FilePart, RawDocument
-from fmscale.data.ingest.formats.jsonl import text_of
+from fmscale.data.ingest.formats import Bad, FilePart, Item, item_of
+from fmscale.data.ingest.formats.jsonl import content_of
 from fmscale.data.ingest.formats.streams import BROKEN_STREAM, take, uncompressed
 
 CHUNK_BYTES = 1 << 20
@@ -21,12 +21,11 @@ DECODER = json.JSONDecoder()
 SPACE = re.compile(r"[ \t\r\n]*")
 
 
-def read(file: BinaryIO, part: FilePart) -> Iterator[RawDocument | Bad]:
-    """The text in each element's field, or the element itself if it is a text; spans are in bytes of the uncompressed
-    file. Damage ends the reading, because the beginning of the next element is unknown.
+def read(file: BinaryIO, part: FilePart) -> Iterator[Item]:
+    """The text in each element's field, or the element itself if it is a text; for records each element. Spans are in
+    bytes of the uncompressed file. Damage ends the reading, because the beginning of the next element is unknown.
     """
     window = _Window(uncompressed(file, part.source))
-    path = part.field.split(".")
     try:
         if window.text:
             window.take("\ufeff")
@@ -46,8 +45,8 @@ def read(file: BinaryIO, part: FilePart) -> Iterator[RawDocument | Bad]:
             window.skip()
             start = window.position
             value = window.element()
-            text = text_of(value, [] if isinstance(value, str) else path, start)
-            yield RawDocument(text, start, window.position) if isinstance(text, str) else text
+            path = [] if isinstance(value, str) and part.path else part.path
+            yield item_of(content_of(value, path, start), start, window.position)
         window.skip()
         if window.text:
             yield Bad("broken", f"from byte {window.position} on: this is outside of the array")

@@ -1,4 +1,4 @@
-"""Parquet and Arrow IPC (streams, and files such as Feather 2): a document a row."""
+"""Parquet and Arrow IPC (streams, and files such as Feather 2): a document or a record a row."""
 
 import difflib
 import errno
@@ -9,12 +9,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fmscale.data.ingest.formats import Bad, FilePart, RawDocument
+from fmscale.data.ingest.formats import Bad, FilePart, Item, RawBatch, RawDocument
 from fmscale.data.ingest.formats.arrow_footer import check_whole, rows_of_batches
 from fmscale.errors import DataError
+from fmscale.store.segments.records import storable
 
 ROWS = 1024
 """Rows of a Parquet file decoded at once."""
+
+RECORD_BYTES = 16 << 20
+"""Bytes of records decoded at once, about; a single record may be larger."""
 
 ARROW_MAGIC = b"ARROW1"
 
@@ -30,8 +34,8 @@ BINARY = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.str
 """Types of the same layout without the promise of UTF-8."""
 
 
-def read(file: BinaryIO, part: FilePart) -> Iterator[RawDocument | Bad]:
-    """The text in each row's column; spans are row numbers of the file.
+def read(file: BinaryIO, part: FilePart) -> Iterator[Item]:
+    """The text in each row's column, or the rows with all columns; spans are row numbers of the file.
 
     Part i of n has the row groups, or record batches, from i·k/n to (i+1)·k/n of k. An Arrow stream cannot
     be read from the middle: its first part has all batches. Each batch is validated before use: the file is broken from
@@ -42,7 +46,7 @@ def read(file: BinaryIO, part: FilePart) -> Iterator[RawDocument | Bad]:
     try:
         batches = _parquet(file, part) if part.format == "parquet" else _arrow(file, part)
         for row, batch in batches:
-            yield from _documents(batch, row)
+            yield from _records(batch, row) if part.field is None else _documents(_column(batch, part.field), row)
             row += len(batch)
     except BROKEN as error:
         # Damage leads to impossible places, which raise EINVAL; the disk or the network raises other errors.
@@ -52,7 +56,7 @@ def read(file: BinaryIO, part: FilePart) -> Iterator[RawDocument | Bad]:
 
 
 def _parquet(file: BinaryIO, part: FilePart) -> Iterator[tuple[int, Any]]:
-    """Number of the first row, and the column, of each batch of the part."""
+    """Number of the first row, and the batch, of each batch of the part."""
     parquet = pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
     _check_column(parquet.schema_arrow, part)
     first, stop = _share(part, parquet.num_row_groups)
@@ -61,21 +65,26 @@ def _parquet(file: BinaryIO, part: FilePart) -> Iterator[tuple[int, Any]]:
     row = sum(rows[:first])
     if first == stop:
         return
-    for batch in parquet.iter_batches(ROWS, row_groups=list(range(first, stop)), columns=[part.field]):
-        yield row, _column(batch, part.field)
+    count, columns = ROWS, None if part.field is None else [part.field]
+    if part.field is None:
+        # A count alone is no bound: 1,024 rows of 1 MB took 1.9 GB.
+        size = max(metadata.row_group(i).total_byte_size // max(rows[i], 1) for i in range(first, stop))
+        count = max(1, min(ROWS, RECORD_BYTES // max(size, 1)))
+    for batch in parquet.iter_batches(count, row_groups=list(range(first, stop)), columns=columns):
+        yield row, batch
         row += len(batch)
     if row != sum(rows[:stop]):
         raise ValueError(f"{sum(rows[:stop]) - row} rows fewer than the footer says")
     _check_rows(metadata, rows, part.field)
 
 
-def _check_rows(metadata: Any, rows: list[int], field: str) -> None:
+def _check_rows(metadata: Any, rows: list[int], field: str | None) -> None:
     """Raise ValueError if the footer contradicts itself: pyarrow then leaves rows out."""
     if sum(rows) != metadata.num_rows:
         raise ValueError(f"the footer says {metadata.num_rows} rows, and {sum(rows)} in its row groups")
     for number in range(metadata.num_columns):
         column = metadata.schema.column(number)
-        if column.path == field and not column.max_repetition_level:
+        if field in (None, column.path) and not column.max_repetition_level:
             values = [metadata.row_group(i).column(number).num_values for i in range(len(rows))]
             if values != rows:
                 raise ValueError("the footer says other numbers of values than of rows")
@@ -97,7 +106,7 @@ def _arrow(file: BinaryIO, part: FilePart) -> Iterator[tuple[int, Any]]:
         _check_column(stream.schema, part)
         row, batches = 0, iter(stream)
     for batch in batches:
-        yield row, _column(batch, part.field)
+        yield row, batch
         row += len(batch)
     if begin == ARROW_MAGIC:
         check_whole(file)
@@ -142,6 +151,60 @@ def _binary(column: Any) -> Any:
     return binary
 
 
+def _records(batch: Any, row: int) -> Iterator[RawBatch | Bad]:
+    """The rows of a batch in storable types, in parts of about RECORD_BYTES; rows that are not UTF-8 are named.
+
+    Raises ArrowInvalid or ValueError for an invalid column.
+    """
+    for column in batch.columns:
+        column.validate()
+    batch.validate()
+    if not batch.num_columns and batch.num_rows:
+        yield Bad("empty", f"rows {row} to {row + batch.num_rows}: there are no columns")
+        return
+    step = max(1, min(16 * ROWS, RECORD_BYTES * batch.num_rows // max(batch.nbytes, 1)))
+    for start, part in _decodable(batch, row):
+        if part is None:
+            yield Bad("undecodable", f"row {start}")
+            continue
+        for first in range(0, len(part), step):
+            piece = part.slice(first, step)
+            arrays = [_stored(column) for column in piece.columns]
+            fields = [field.with_type(array.type) for field, array in zip(piece.schema, arrays, strict=True)]
+            yield RawBatch(pa.record_batch(arrays, schema=pa.schema(fields, piece.schema.metadata)), start + first)
+
+
+def _decodable(batch: Any, row: int) -> Iterator[tuple[int, Any]]:
+    """Number of the first row, and the rows, of the parts that are UTF-8; None for a row that is not."""
+    undecodable = False
+    for column in batch.columns:
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid as error:
+            if "UTF8" not in str(error):
+                raise
+            undecodable = True
+    if not undecodable:
+        yield row, batch
+    elif len(batch) == 1:
+        yield row, None
+    else:
+        half = len(batch) // 2
+        # `take` copies: a slice of lists would still show the other half's values to `validate`.
+        yield from _decodable(batch.take(list(range(half))), row)
+        yield from _decodable(batch.take(list(range(half, len(batch)))), row + half)
+
+
+def _stored(column: Any) -> Any:
+    """The column in its storable type."""
+    kind = storable(column.type)
+    if kind == column.type:
+        return column
+    # pyarrow casts a list_view to empty lists, and does not cast runs.
+    odd = any(name in str(column.type) for name in ("list_view", "run_end_encoded"))
+    return pa.array(column.to_pylist(), kind) if odd else column.cast(kind)
+
+
 def _documents(column: Any, row: int) -> Iterator[RawDocument | Bad]:
     for number, data in enumerate(column.to_pylist(), row):
         if data is None:
@@ -154,10 +217,15 @@ def _documents(column: Any, row: int) -> Iterator[RawDocument | Bad]:
 
 
 def _check_column(schema: Any, part: FilePart) -> None:
-    """Raise DataError unless the field's path leads to text."""
+    """Raise DataError unless the field's path leads to text; for records, unless the names of columns differ."""
     fields = list(schema)
     kind: Any = None
-    for name in part.field.split("."):
+    twice = [name for name in schema.names if schema.names.count(name) > 1]
+    if part.field is None and twice:
+        raise DataError(
+            f"Two columns of {part.source} have one name", found=twice[0], remedy="Rename them, or leave the file out."
+        )
+    for name in part.path or ():
         names = [field.name for field in fields]
         if names.count(name) != 1:
             near = difflib.get_close_matches(name, names, 1)
@@ -170,6 +238,8 @@ def _check_column(schema: Any, part: FilePart) -> None:
         if pa.types.is_null(kind):  # pandas writes this type if no row of a part has a value
             return
         fields = list(kind) if pa.types.is_struct(kind) else []
+    if part.field is None:
+        return
     text = kind.value_type if pa.types.is_dictionary(kind) else kind
     if text not in (*BINARY, *BINARY.values()):
         raise DataError(

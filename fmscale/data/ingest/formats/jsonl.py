@@ -4,15 +4,15 @@ import json
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from fmscale.data.ingest.formats import Bad, FilePart, RawDocument
+from fmscale.data.ingest.formats import Bad, FilePart, Item, item_of
 from fmscale.data.ingest.formats.streams import BROKEN_STREAM, uncompressed
 
 BOM = b"\xef\xbb\xbf"
 
 
-def read(file: BinaryIO, part: FilePart) -> Iterator[RawDocument | Bad]:
-    """The text in each line's field; blank lines are passed over. A line belongs to the part in which its first byte
-    lies; its span is in bytes of the uncompressed file.
+def read(file: BinaryIO, part: FilePart) -> Iterator[Item]:
+    """The text in each line's field, or each line's object; blank lines are passed over. A line belongs to the part in
+    which its first byte lies; its span is in bytes of the uncompressed file.
     """
     stream = uncompressed(file, part.source)
     position, stop = 0, None
@@ -23,7 +23,6 @@ def read(file: BinaryIO, part: FilePart) -> Iterator[RawDocument | Bad]:
         if position:
             # The line with the byte before `position` belongs to an earlier part.
             position += len(stream.readline()) - 1
-    path = part.field.split(".")
     while stop is None or position < stop:
         try:
             line = stream.readline()
@@ -32,16 +31,14 @@ def read(file: BinaryIO, part: FilePart) -> Iterator[RawDocument | Bad]:
             return
         if not line:
             return
-        text = _parse(line.removeprefix(BOM) if position == 0 else line, path, position)
-        if isinstance(text, str):
-            yield RawDocument(text, position, position + len(line))
-        elif text:
-            yield text
+        content = _parse(line.removeprefix(BOM) if position == 0 else line, part.path, position)
+        if content is not None:
+            yield item_of(content, position, position + len(line))
         position += len(line)
 
 
-def _parse(line: bytes, path: list[str], position: int) -> str | Bad | None:
-    """The line's text, the reason for its lack, or None for a blank line."""
+def _parse(line: bytes, path: list[str] | None, position: int) -> str | dict[str, Any] | Bad | None:
+    """The line's text or object, the reason for its lack, or None for a blank line."""
     if line.isspace() or not line:
         return None
     try:
@@ -52,11 +49,19 @@ def _parse(line: bytes, path: list[str], position: int) -> str | Bad | None:
         return Bad("broken", f"byte {position}: {type(error).__name__}: {error}")
     if isinstance(value, list):
         return Bad("broken", f"byte {position}: an array; --format json reads a file that is an array")
-    return text_of(value, path, position)
+    return content_of(value, path, position)
 
 
-def text_of(value: Any, path: list[str], position: int) -> str | Bad:
-    """The text at a path in a record, or the reason for its lack."""
+def content_of(value: Any, path: list[str] | None, position: int) -> str | dict[str, Any] | Bad:
+    """The text at a path in a record, or without a path the record; or the reason for its lack."""
+    if path is None:
+        if not isinstance(value, dict):
+            return Bad("broken", f"byte {position}: {type(value).__name__} and not an object with columns")
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            return Bad("undecodable", f"byte {position}: half of a surrogate pair")
+        return value
     try:
         for name in path:
             value = value[name]

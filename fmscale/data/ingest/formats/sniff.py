@@ -34,9 +34,9 @@ BEHIND = re.compile(r'\]\s*$|,\s*($|[{"\[\d-]|null\b|true\b|false\b)')
 OBJECT = re.compile(rb'\{\s*"')
 
 
-def sniff(file: BinaryIO, source: str, field: str, *, plain: bool = False) -> str:
+def sniff(file: BinaryIO, source: str, field: str | None, *, plain: bool = False) -> str:
     """text, jsonl, json, parquet, arrow or binary, by the beginning of the uncompressed file. `plain`: the
-    file's name claims plain text.
+    file's name claims plain text. Any object is a record if there is no field.
     """
     stream = uncompressed(file, source)
     head, _ = take(stream, HEAD_BYTES)
@@ -56,7 +56,8 @@ def sniff(file: BinaryIO, source: str, field: str, *, plain: bool = False) -> st
         more, _ = take(stream, len(begin))
         ended = len(more) < len(begin)
         begin += more
-    return "jsonl" if _are_lines(begin, ended, field.split("."), plain) else "text"
+    path = [] if field is None else field.split(".")
+    return "jsonl" if _are_lines(begin, ended, path, plain) else "text"
 
 
 def _are_lines(begin: bytes, ended: bool, path: list[str], plain: bool) -> bool:
@@ -86,7 +87,7 @@ def _has(value: Any, path: list[str]) -> bool:
         if not isinstance(value, dict) or name not in value:
             return False
         value = value[name]
-    return True
+    return bool(path) or isinstance(value, dict)
 
 
 def _is_array(begin: bytes, ended: bool) -> bool:
