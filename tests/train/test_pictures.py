@@ -89,10 +89,7 @@ MODES: dict[str, tuple[bytes, np.ndarray]] = {
         np.repeat(np.where(GREY == 1, 255, GREY * 85), 3, -1),
     ),
     "animation": (png(tiles(), before=ANIMATION[0], after=ANIMATION[1]), RGB),
-    "CMYK": (
-        pam(np.concatenate((255 - tiles(), np.full((9, 14, 1), 51, np.uint8)), -1), "CMYK"),
-        (RGB * 204 + 127) // 255,
-    ),
+    "CMYK": (pam(with_opacity(255 - tiles(), 51), "CMYK"), (RGB * 204 + 127) // 255),
     "16 bits of PAM": (pam(RGB * 257, most=65535), RGB),
     "PPM": (b"P6 14\n9 255\n" + tiles().tobytes(), RGB),
     **{
@@ -191,9 +188,8 @@ def test_a_crop_is_a_part_of_the_picture_and_a_function_of_its_draws(spec: Any) 
         rows, columns = (sample.tensors["places"].max(0) + 1).tolist()
         assert sample.pieces == (rows * columns,)
         assert rows * columns <= most
-        patches = (
-            sample.tensors["patches"].reshape(rows, columns, 4, 4, 3).swapaxes(1, 2).reshape(4 * rows, 4 * columns, 3)
-        )
+        patches = sample.tensors["patches"].reshape(rows, columns, 4, 4, 3).swapaxes(1, 2)
+        patches = patches.reshape(4 * rows, 4 * columns, 3)
         found = [
             (y, x, flip)
             for flip in (False, True)
@@ -311,13 +307,11 @@ def test_what_cannot_be_opened_is_refused(whole: str, spec: Any, tmp_path: Path)
     with pytest.raises(DataError, match="no column of sizes") as caught:
         flat(whole, crops(patch=5))
     assert "fmscale dataset derive pictures --column size" in str(caught.value.remedy)
-    other = record_dataset(
-        open_store(str(tmp_path)), "pictures", [as_table(records(9)).rename_columns(["a", "b", "c"])]
-    )
+    others = as_table(records(9)).rename_columns(["a", "b", "c"])
+    record_dataset(open_store(str(tmp_path)), "pictures", [others])
     with pytest.raises(ConfigError, match="the records in the split train of dataset pictures have no such") as error:
         flat(str(tmp_path), spec)
     assert (error.value.found, error.value.remedy) == ("name, data, folder", "They have a, b, c.")
-    assert other.name == "pictures"
     derive_sizes(whole, "pictures", "train", crops(column="dat"), workers=1)
     with pytest.raises(DataError, match="no record of pictures becomes a sample") as none:
         flat(whole, crops(column="dat"))
@@ -362,12 +356,8 @@ def test_padding_and_pictures_without_content_have_no_weight(whole: str, spec: A
     loader = flat(whole, spec)
     loss = objective(model, objective.collate(loader.filler(FORWARD)))
     loss.sum.backward()
-    assert (loss.sum.item(), loss.count.item(), loss.by_sample.shape, loss.metrics["accuracy"].item()) == (
-        0,
-        0,
-        (2, 0),
-        0,
-    )
+    assert (loss.sum.item(), loss.count.item(), loss.metrics["accuracy"].item()) == (0, 0, 0)
+    assert loss.by_sample.shape == (2, 0)
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
     [forward, *_] = take(loader, 1)
     inputs = objective.collate(forward)
