@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from fmscale.config.checks import InvalidField, above_zero, at_least, not_empty
+from fmscale.config.kinds import Own
+from fmscale.config.spec import TextSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +149,9 @@ class EvaluationSet:
     split: str = "heldout"
     """Its split."""
     rows: int = 64
-    """Rows that are evaluated, from the first on, over all ranks; the same rows each time."""
+    """Rows, or samples, that are evaluated, over all ranks; the same each time."""
+    spec: TextSpec | Own | None = None
+    """Way from records to samples; null takes `data.spec`."""
     name: str | None = None
     """Name in the metrics; null takes the dataset's name."""
 

@@ -4,13 +4,19 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
+from fmscale.config import SourceConfig
 from fmscale.config.train import EvaluationSet
-from fmscale.data.open import open_loader
+from fmscale.data.open import open_flat_loader, open_loader
+from fmscale.data.plan.batch_schedule import BatchSchedule
 from fmscale.objectives.protocol import Inputs, Objective
 from fmscale.runtime.axes import Axis
 from fmscale.runtime.collectives import total
+from fmscale.train.data import longest_sample
 from fmscale.train.engine.protocol import Engine
 from fmscale.train.session import Session
+
+EVALUATED_AT_ONCE = 256
+"""Samples of a step of evaluation in flat forwards: enough to fill the forwards of several ranks."""
 
 
 def evaluator(
@@ -25,7 +31,10 @@ def evaluator(
         session.where.phase = "evaluate"
         losses = {}
         for chosen in config.sets:
-            rows = heldout_rows(session, engine.objective, chosen, micro_batch)
+            if session.config.batch.forward_tokens is None:
+                rows = heldout_rows(session, engine.objective, chosen, micro_batch)
+            else:
+                rows = heldout_samples(session, engine.objective, chosen)
             losses[chosen.name or chosen.dataset] = heldout_loss(engine, rows, session.dp)
         if losses:
             tell(event="evaluation", step=step, **{f"heldout/{name}": loss for name, loss in losses.items()})
@@ -73,3 +82,35 @@ def heldout_rows(session: Session, objective: Objective, chosen: EvaluationSet, 
             inside[: batch.rows] = torch.from_numpy((batch.k < rows).astype("float32"))
             batch.weights = batch.weights * inside[:, None]
             yield objective.collate(batch).to(session.device)
+
+
+def heldout_samples(session: Session, objective: Objective, chosen: EvaluationSet) -> Iterator[Inputs]:
+    """This rank's flat forwards of an evaluation set, as many as every other rank has. All ranks together read the same
+    samples at any number of ranks.
+    """
+    config, dp = session.config, session.dp
+    assert config.batch.forward_tokens is not None, "the run has flat forwards"
+    loader = open_flat_loader(
+        session.backend,
+        forward_tokens=config.batch.forward_tokens,
+        sample_tokens=longest_sample(config),
+        batch=1,
+        sources=[SourceConfig(dataset=chosen.dataset, split=chosen.split, spec=chosen.spec)],
+        spec=config.data.spec,
+        sequence_length=config.data.sequence_length + 1,
+        dp_rank=dp.rank,
+        dp_size=dp.size,
+        memory_bytes=config.data.memory_bytes,
+        tiers=session.tiers,
+        threads=1,
+    )
+    with loader:
+        [stage] = loader.plan.stages
+        left_out = sum(stop - first for ranges in stage.excluded for first, stop in ranges)
+        samples = min(chosen.rows, loader.plan.orders[0].units.N - left_out)
+        # The last step ends with the last sample, so that no sample of the next epoch is among them.
+        steps, rest = divmod(samples, EVALUATED_AT_ONCE)
+        parts = ((0, EVALUATED_AT_ONCE if steps else 0), (steps, rest))
+        loader.schedule = BatchSchedule([(step, size) for step, size in parts if size])
+        while loader.k < samples:
+            yield objective.collate(next(loader)).to(session.device)

@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +71,8 @@ def run_training(
     """Train as the config says, from the newest checkpoint of the run, if any.
 
     `show` gets the record of the first step and of every log_every-th step, `event` all other records, `phase` the name
-    of each phase, such as "meeting" or "train"; all on rank 0 only, and only with `console` in `metrics.sinks`. Loaders
-    and the restore ask `tiers` for chunks before the store.
-
+    of each phase, such as "meeting" or "train"; all on rank 0 only, and only with `console` in `metrics.sinks`. `tiers`
+    are asked for chunks before the store.
     Raises FmscaleError with the remedy, also where the run's last save did not become durable; the first rank to
     fail writes error.json into the run's folder.
     """
@@ -84,7 +83,7 @@ def run_training(
         logger.warning(world.notice)
     where, folder = Whereabouts(watch=None if world.rank else phase), run_folder(config)
     with recorded(folder, world, where), ExitStack() as stack:
-        session = meet(config, world, where, stack, tiers)
+        session = replace(meet(config, world, where, stack), tiers=tiers)
         # Inside the stack: a failure is recorded and sent to the other ranks before the stack closes anything.
         with recorded(folder, world, where, session.waits):
             where.phase = "checking the config"

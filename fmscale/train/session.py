@@ -44,14 +44,14 @@ class Session:
     """Device of this rank."""
     backend: Backend
     """The store."""
-    tiers: tuple[Tier, ...]
-    """Sources of chunks that loaders and restores ask before the store."""
     stop: StopFlag
     """Stop signals and the deadline of the job."""
     where: Whereabouts
     """Phase and step, for the failure report."""
     folder: Path
     """Metrics, delivery records and error.json, on this machine."""
+    tiers: Sequence[Tier] = ()
+    """Sources of chunks that loaders and restores ask before the store."""
 
     def lease(self) -> int:
         """Take the run's lease on rank 0, and return its number on all ranks. From then on an older job of this run,
@@ -68,7 +68,7 @@ class Session:
         return int(self.waits.barrier(name, value=str(number))[0])
 
 
-def meet(config: Config, world: World, where: Whereabouts, stack: ExitStack, tiers: Sequence[Tier] = ()) -> Session:
+def meet(config: Config, world: World, where: Whereabouts, stack: ExitStack) -> Session:
     """Connect the ranks; `stack` disconnects them.
 
     Every check that can fail on a single rank comes after the meeting: from then on a failure ends the waits of the
@@ -104,7 +104,6 @@ def meet(config: Config, world: World, where: Whereabouts, stack: ExitStack, tie
         waits=waits,
         device=device,
         backend=backend,
-        tiers=tuple(tiers),
         stop=stop,
         where=where,
         folder=folder,

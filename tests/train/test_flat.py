@@ -13,7 +13,7 @@ from fmscale.store.backends.protocol import Backend
 from fmscale.store.open import open_store
 from tests.helpers.ranks import run_ranks
 from tests.helpers.record_datasets import add_sizes, record_dataset
-from tests.train.runs import make_corpus, steps_of, train_here, write_config
+from tests.train.runs import events_of, make_corpus, steps_of, train_here, write_config
 
 FORWARD = 512
 COMMON = (
@@ -22,6 +22,7 @@ COMMON = (
     f"batch={{global_batch: 16, forward_tokens: {FORWARD}, micro_batch: null}}",
     "model.max_seq_len=256",
     "model.dropout=0",
+    "evaluation.sets=[{dataset: notes, split: train, rows: 20, spec: {field: note, tokenizer: bytes, too_long: drop}}]",
 )
 RECORDS = "data.sources=[{dataset: notes}]"
 MIXED = "data.sources=[{dataset: notes, weight: 2, spec: {field: note, too_long: drop}}, {dataset: prose, weight: 1}]"
@@ -64,3 +65,6 @@ def test_records_train_alone_and_mixed_with_the_same_losses_at_any_size(
     assert [step["tokens"] for step in alone] == [step["tokens"] for step in three]
     assert [step["loss"] for step in alone] == pytest.approx([step["loss"] for step in three], rel=1e-5)
     assert alone[-1]["loss"] < alone[0]["loss"]
+    told = [events_of(tmp_path / f"{name}{size}", "evaluation") for size in (1, 3)]
+    assert [len(events) for events in told] == [1, 1]
+    assert told[0][0]["heldout/notes"] == pytest.approx(told[1][0]["heldout/notes"], rel=1e-5)

@@ -32,12 +32,10 @@ class Save:
     closing: Event
     """Set when the worker ends; a step that waits must then end too."""
     seal: Seal | None = None
-    """Files and pieces of this rank, once the files are durable."""
+    """This rank's files and pieces, once the files are durable."""
 
 
 PersistStep = Callable[[Save], object]
-"""A step of a save. It returns when its work is durable; the snapshot's memory stays until the last step returns.
-
-After a StoreError, which may pass, the worker begins again with the first step, so a step may run twice. Any other
-FmscaleError, such as SaveFailed, ends the save on all ranks; training goes on.
+"""A step of a save: it returns when its work is durable. A StoreError repeats all steps, as far as
+`checkpoint.retries` allows; any other error ends the save on all ranks.
 """

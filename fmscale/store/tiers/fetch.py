@@ -118,16 +118,13 @@ class Fetcher:
 
     def _regions(self, ref: ObjectRef, first_chunk: int, chunks: int) -> Iterator[tuple[int, int]]:
         """(first chunk, chunks) of the regions that hold some of these chunks."""
-        size = self._region_chunks(ref)
+        size = max(1, self.region_bytes // ref.chunk_bytes)
         for low in range(first_chunk // size * size, first_chunk + chunks, size):
             yield low, min(size, len(ref.crc32c) - low)
 
-    def _region_chunks(self, ref: ObjectRef) -> int:
-        return max(1, self.region_bytes // ref.chunk_bytes)
-
     def _keeps(self, ref: ObjectRef, low: int) -> bool:
         """True if the cache keeps the region whose first chunk is `low`."""
-        return not self.tiers or self.tiers.keeps(ref, low // self._region_chunks(ref))
+        return self.tiers.keeps(ref, low // max(1, self.region_bytes // ref.chunk_bytes))
 
     def _fetch_region(self, ref: ObjectRef, low: int, count: int, next_use: int) -> None:
         assert self.cache is not None, "there are regions only with a cache"
@@ -170,9 +167,10 @@ class Fetcher:
                     coming.wait()
             if self.tiers:
                 fetch = partial(self._from_source, ref, next_use)
-                for low, count, keep in self._parts(ref, first_chunk, chunks):
-                    part = chunk_part(ref, first_chunk, buffer, low, count)
-                    self.cache.read(ref, low, count, part, fetch, next_use, keep=keep)
+                for low, count in self._regions(ref, first_chunk, chunks):
+                    start, stop = max(first_chunk, low), min(first_chunk + chunks, low + count)
+                    part = chunk_part(ref, first_chunk, buffer, start, stop - start)
+                    self.cache.read(ref, start, stop - start, part, fetch, next_use, keep=self._keeps(ref, low))
             else:
                 self.cache.read(ref, first_chunk, chunks, buffer, partial(self._from_store, ref), next_use)
             if verify_chunks(buffer, expected, ref.chunk_bytes) < 0:
@@ -180,12 +178,6 @@ class Fetcher:
             self.dropped += 1
             self.cache.drop(ref, first_chunk, chunks)
         self._from_source(ref, next_use, first_chunk, chunks, buffer)
-
-    def _parts(self, ref: ObjectRef, first: int, chunks: int) -> Iterator[tuple[int, int, bool]]:
-        """The chunks cut at regions: (first, count, True if the cache keeps them)."""
-        for low, count in self._regions(ref, first, chunks):
-            start = max(first, low)
-            yield start, min(first + chunks, low + count) - start, self._keeps(ref, low)
 
     def _from_source(self, ref: ObjectRef, next_use: int, first: int, count: int, buffer: memoryview) -> None:
         """Fill `buffer` with verified chunks from the tiers, and from the store those that no tier serves."""

@@ -1,7 +1,5 @@
-"""Tiers: sources of chunks between the node cache and the store, such as the caches of other nodes.
-
-A tier only saves time. It may lack any chunk, have wrong bytes, fail or go away: every chunk is verified, and the next
-source serves the others.
+"""Tiers: sources of chunks between the node cache and the store, such as the caches of other nodes. A tier may lack any
+chunk, have wrong bytes, fail or go away: every chunk is verified, and the next source serves the others.
 """
 
 import logging
@@ -98,7 +96,7 @@ class Tiers:
     def _read_from(
         self, number: int, ref: ObjectRef, first: int, count: int, buffer: memoryview, next_use: int
     ) -> list[tuple[int, int]]:
-        """Ask one tier; returns the runs that it lacks or has with other bytes."""
+        """Ask one tier; returns the runs that it does not serve well."""
         expected = ref.crc32c[first : first + count]
         try:
             there = self._tiers[number].read(ref, first, count, buffer, next_use=next_use, expected=expected)
@@ -112,9 +110,10 @@ class Tiers:
         given = np.flatnonzero(good)
         for i in given.tolist():
             good[i] = crc32c(buffer[i * ref.chunk_bytes : (i + 1) * ref.chunk_bytes]) == expected[i]
+        served = int(good.sum())
         with self._lock:
-            self.uses[number].served += int(good.sum())
-            self.uses[number].dropped += len(given) - int(good.sum())
+            self.uses[number].served += served
+            self.uses[number].dropped += len(given) - served
         return consecutive(first + np.flatnonzero(~good))
 
     def _failed(self, number: int, error: Exception) -> None:
@@ -122,14 +121,8 @@ class Tiers:
             self.uses[number].failed += 1
             told = self.uses[number].failed > 1
         if not told:
-            logger.warning(
-                "tier %d (%s) failed: %s: %s; the next source serves: slower, the same bytes. Further failures of this "
-                "tier are only counted.",
-                number,
-                type(self._tiers[number]).__name__,
-                type(error).__name__,
-                error,
-            )
+            tier, reason = type(self._tiers[number]).__name__, f"{type(error).__name__}: {error}"
+            logger.warning("tier %d (%s) failed, and the next source serves; told once: %s", number, tier, reason)
 
 
 def chunk_part(ref: ObjectRef, first: int, buffer: memoryview, low: int, count: int) -> memoryview:

@@ -16,13 +16,12 @@ from fmscale.config import Config, ModelConfig, SourceConfig, derive_batch, kind
 from fmscale.data.plan.order_log import replay
 from fmscale.data.plan.plan import Plan, Source
 from fmscale.data.sources import require_recorded
-from fmscale.data.views.token_view import TokenView, make_view
+from fmscale.data.views.token_view import TokenView
 from fmscale.errors import AccessDenied, ConfigError, FmscaleError, ObjectNotFound, StoreError, StoreUnavailable
 from fmscale.models import build, parameters_of
 from fmscale.objectives import make_objective
 from fmscale.runtime.sinks.run_sinks import check_sinks
 from fmscale.store.backends.protocol import Backend
-from fmscale.store.datasets.dataset import open_dataset
 from fmscale.store.open import open_store
 from fmscale.train.data import check_length, check_memory, passes, tokenizer_of, training_sources, vocabulary
 from fmscale.train.engine.optimizer import MOMENTS
@@ -241,13 +240,9 @@ def _sources(config: Config, backend: Backend, checks: _Checks) -> list[Source]:
 
 
 def _check_evaluation(config: Config, backend: Backend, checks: _Checks) -> None:
-    length = config.data.sequence_length + 1
     for chosen in config.evaluation.sets:
-        checks.ask(
-            lambda chosen=chosen: make_view(  # type: ignore[misc]
-                open_dataset(backend, chosen.dataset), sequence_length=length, split=chosen.split
-            )
-        )
+        source = SourceConfig(dataset=chosen.dataset, split=chosen.split, spec=chosen.spec)
+        checks.ask(lambda source=source: training_sources(config, backend, [source]))  # type: ignore[misc]
 
 
 def _unread(config: Config, recorded: Plan, sources: list[Source]) -> list[str]:
