@@ -14,7 +14,7 @@ import pytest
 from fmscale.config import SourceConfig
 from fmscale.config.spec import TextSpec
 from fmscale.data.flat_loader import FlatLoader
-from fmscale.data.forward import Piece
+from fmscale.data.forward import RowPiece
 from fmscale.data.open import open_flat_loader
 from fmscale.data.plan.batch_schedule import BatchSchedule
 from fmscale.data.plan.order_log import OrderLog, replay
@@ -233,11 +233,11 @@ def test_a_row_of_tokens_has_the_documents_that_are_stored(
 
     whole = TokenUnit.pieces
 
-    def cut(unit: TokenUnit, offset: int) -> list[Piece]:
+    def cut(unit: TokenUnit, offset: int) -> list[RowPiece]:
         """Pieces of which the first is cut in two, for the sample and the record alike."""
         first, *others = whole(unit, offset)
-        end = Piece(first.document, first.offset + 1, first.start + 1, first.tokens - 1)
-        return [Piece(first.document, first.offset, first.start, 1), end, *others]
+        end = RowPiece(first.document, first.offset + 1, first.start + 1, first.tokens - 1)
+        return [RowPiece(first.document, first.offset, first.start, 1), end, *others]
 
     monkeypatch.setattr(TokenUnit, "pieces", cut)
     record(path, opened(store, MIXTURE, "mixed"), 2)
