@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
+SHOWN = 5
+"""Bad records that are named on the screen."""
+
 SpecOption = Annotated[str | None, typer.Option("--spec", help="A spec in YAML, as data.spec of a config has it.")]
 
 
@@ -46,6 +49,7 @@ def derive(
     has size 0 and is left out of training.
     """
     from fmscale.data.samples.sizes import SIZE
+    from fmscale.store.datasets.dataset import open_dataset
     from fmscale.store.open import open_store
 
     url, name = find_dataset(address, store, dataset)
@@ -53,8 +57,8 @@ def derive(
         raise ConfigError("no such column can be derived", found=column, remedy=f"Write --column {SIZE}.")
     if (spec is None) == (config is None):
         raise ConfigError("a spec says what the size of a record is", remedy="Give either --spec or --config.")
-    backend = open_store(url)
-    specs = [(split or "train", read_spec(backend, spec))] if spec else _specs(backend, name, str(config), split)
+    open_dataset(open_store(url, read_only=True), name)  # so that a mistyped store is not made
+    specs = [(split or "train", read_spec(url, spec))] if spec else _specs(url, name, str(config), split)
     results = [derive_column(url, name, part, made, workers, json) for part, made in specs]
     if json:
         print_json(results)
@@ -80,8 +84,8 @@ def derive_column(
     return {"dataset": dataset, "split": split, **asdict(result)}
 
 
-def read_spec(backend: "Backend", text: str) -> "Spec":
-    """The spec in the YAML of --spec. Raises ConfigError."""
+def read_spec(store: str, text: str) -> "Spec":
+    """The spec in the YAML of --spec; the store then has its tokenizer. Raises ConfigError."""
     from typing import get_type_hints
 
     from fmscale.config.data import DataConfig
@@ -93,16 +97,16 @@ def read_spec(backend: "Backend", text: str) -> "Spec":
     if made is None:
         raise ConfigError("--spec is empty", found=text, remedy="Write --spec '{kind: text, field: text}'.")
     # The longest forward: sizes are taken before a cut.
-    return make_spec(made, backend, limit=2**31)
+    return make_spec(made, _writable(store), limit=2**31)
 
 
-def _specs(backend: "Backend", dataset: str, path: str, split: str | None) -> "list[tuple[str, Spec]]":
+def _specs(store: str, dataset: str, path: str, split: str | None) -> "list[tuple[str, Spec]]":
     """(split, spec) of each source of the dataset in a config."""
     from fmscale.config.reader.load import load_config
     from fmscale.data.samples.specs import open_spec
     from fmscale.train.data import training_sources
 
-    config = load_config(path)
+    config, backend = load_config(path), _writable(store)
     data = config.data
     sources = training_sources(config, backend, data.sources)
     views = [s.view for s in sources if s.view.dataset == dataset and s.view.split in (split or s.view.split,)]
@@ -113,6 +117,15 @@ def _specs(backend: "Backend", dataset: str, path: str, split: str | None) -> "l
             remedy="Name a dataset of the config, or give --spec.",
         )
     return [(part, open_spec(backend, text)) for part, text in dict.fromkeys((v.split, v.spec) for v in views)]
+
+
+def _writable(store: str) -> "Backend":
+    from fmscale.store.doctor.probe import require_writable
+    from fmscale.store.open import open_store
+
+    backend = open_store(store)
+    require_writable(backend)
+    return backend
 
 
 def _show(result: "Derived", dataset: str, split: str) -> None:
@@ -132,10 +145,10 @@ def _show(result: "Derived", dataset: str, split: str) -> None:
     if result.resumed:
         values["segments done before"] = result.resumed
     record(values, json=False)
-    for name, reason in result.names:
+    for name, reason in result.names[:SHOWN]:
         typer.echo(f"bad: {name}: {reason}")
-    if result.bad > len(result.names):
-        typer.echo(f"bad: {result.bad:,} records in all")
+    if len(result.names) > SHOWN:
+        typer.echo(f"bad: {result.bad:,} records in all; --json names them")
     if result.bad:
         folders = ", ".join(result.folders)
         typer.echo(f"After a repair of damaged records, delete {folders} and derive the column again.", err=True)

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fmscale.cli.address import find_dataset
+from fmscale.cli.dataset_derive import SpecOption, derive_column, read_spec
 from fmscale.cli.output import JsonOption, example, human_bytes, print_json, progress, record
+from fmscale.errors import ConfigError
 
 if TYPE_CHECKING:
     from fmscale.data.ingest import IngestResult
@@ -20,6 +22,7 @@ app = typer.Typer()
         "fmscale ingest docs/ --store runs/store --dataset docs --tokenizer bpe:8192",
         "fmscale ingest 'raw/*.jsonl.zst' --field content --store s3://bucket/store --dataset web",
         "fmscale ingest photos/ 'shards/*.tar' --as records --store runs/store --dataset photos",
+        "fmscale ingest chats/ --as records --spec '{kind: text, tokenizer: bytes}' --dataset runs/store/chats",
         "mpirun -n 8 fmscale ingest /data/code --store /shared/store --dataset code",
     )
 )
@@ -60,12 +63,16 @@ def ingest(
     eos: Annotated[
         bool | None, typer.Option("--eos/--no-eos", help="An EOS token after each document. Default: yes.")
     ] = None,
+    spec: SpecOption = None,
     scratch: Annotated[
         Path | None, typer.Option(help="Local folder for unfinished segments. Default: the system's.")
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Turn files into a dataset. A job that was killed goes on when it is run again."""
+    """Turn files into a dataset. A job that was killed goes on when it is run again.
+
+    With --spec the sizes of records are derived behind the commit, as `fmscale dataset derive` does.
+    """
     from fmscale.data.ingest import ingest as run
     from fmscale.data.ingest.unit import HELDOUT
     from fmscale.errors import RankError
@@ -73,6 +80,9 @@ def ingest(
 
     url, name = find_dataset(None, store, dataset)
     leads = read_world().rank == 0
+    if spec is not None and kind != "records":
+        raise ConfigError("a spec makes samples of records", found=f"--as {kind}", remedy="Add --as records.")
+    made = read_spec(url, spec) if spec is not None and leads else None
     try:
         with progress("ingest", json=json or not leads, unit="bytes") as bar:
             result = run(
@@ -103,19 +113,22 @@ def ingest(
                 "names decide. Ingest more of them, or give a larger share and another --dataset.",
                 err=True,
             )
-        _show(result, json)
+        if not json:
+            _show(result)
+        sizes = [derive_column(url, name, split, made, workers, json) for split in result.splits] if made else []
+        if json:
+            speed = {"tokens_per_second" if kind == "text" else "records_per_second": round(result.speed)}
+            derived = {"sizes": sizes} if made else {}
+            print_json({**asdict(result), "kind": result.kind, **speed, **derived})
 
 
 def _noun(result: "IngestResult") -> str:
     return "records" if result.kind == "records" else "documents"
 
 
-def _show(result: "IngestResult", json: bool) -> None:
+def _show(result: "IngestResult") -> None:
     noun, text = _noun(result), result.kind == "text"
     speed, unit = round(result.speed), "tokens" if text else noun
-    if json:
-        print_json({**asdict(result), "kind": result.kind, f"{unit}_per_second": speed})
-        return
     if not result.new:
         typer.echo(f"{result.dataset} has these inputs already (commit {result.commit}); nothing was done.")
     values: dict[str, Any] = {

@@ -98,8 +98,33 @@ def test_requests_that_cannot_be_met_are_refused(root: str, tmp_path: Path) -> N
         (("docs", "--spec", "{kind: text}"), "needs a tokenizer"),
         (("docs", "--split", "heldout", "--spec", SPEC), "no records in the split heldout"),
         (("tokens", "--spec", SPEC), "no records in the split train of dataset tokens"),
+        (("dcos", "--spec", SPEC), "Did you mean docs?"),
         (("tokens", *config), "is the dataset tokens"),
         (("docs", "--split", "heldout", *config), "is the dataset docs with split heldout"),
     ):
         status, _, err = run("derive", f"{root}/{words[0]}", *words[1:])
         assert (status, told in err) == (2, True), (words, err)
+    assert run("derive", str(tmp_path / "no/docs"), "--spec", SPEC)[0] == 2
+    assert not (tmp_path / "no").exists()
+
+
+def test_ingest_of_records_derives_their_sizes(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": "a" * i, "n": i}) + "\n" for i in range(1, 41)))
+    place = [str(tmp_path / "in.jsonl"), "--dataset", str(tmp_path / "store/docs"), "--workers", "1"]
+
+    def ingest(*words: str) -> tuple[int, str, str]:
+        result = CliRunner().invoke(build_app(), ["ingest", *place, *words])
+        return result.exit_code, result.stdout, result.stderr
+
+    status, _, err = ingest("--spec", SPEC)
+    assert (status, "Add --as records" in err) == (2, True)
+    status, _, err = ingest("--as", "records", "--spec", "{kind: text, fild: text}")
+    assert (status, "Did you mean field?" in err, (tmp_path / "store/datasets").exists()) == (2, True, False)
+    status, text, err = ingest("--as", "records", "--heldout", "0.2", "--spec", SPEC, "--json")
+    assert status == 0, err
+    told = json.loads(text)
+    assert told["new"]
+    assert {size["split"] for size in told["sizes"]} == {"train", "heldout"}
+    assert sum(size["tokens"] for size in told["sizes"]) == sum(range(1, 41))
+    status, text, _ = ingest("--as", "records", "--heldout", "0.2", "--spec", SPEC)
+    assert (status, text.count("nothing was done")) == (0, 3)

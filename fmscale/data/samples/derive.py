@@ -22,15 +22,16 @@ from fmscale.data.samples.specs import open_spec, size_text, spec_text
 from fmscale.data.workers.messages import Message
 from fmscale.data.workers.pool import UnitWork, run_units
 from fmscale.data.workers.serve import Run, serve
-from fmscale.errors import DataError
+from fmscale.errors import ConfigError, DataError
 from fmscale.store.datasets.columns import Column, column_key, open_column
 from fmscale.store.datasets.columns_writer import Layout, finish_column, finished_parts, put_part
 from fmscale.store.datasets.dataset import open_dataset
 from fmscale.store.datasets.manifest import SegmentRow
+from fmscale.store.doctor.probe import require_writable
 from fmscale.store.open import open_store
 
-NAMES = 5
-"""Bad records that a result names."""
+NAMES = 10_000
+"""Most bad records that a result names."""
 
 Progress = Callable[[int, int], object]
 """Receives the records done and the records of all."""
@@ -76,17 +77,26 @@ def derive_sizes(
     """Make the column of sizes of each live commit that has the split; the same call continues a killed job.
 
     `workers`: processes, by default one for each core; this process alone sees memory://. A record that is damaged, or
-    for which the spec raises, has size 0. Raises DataError for a split without records, ConfigError for
-    columns that no record has, RankError if a process dies, Conflict if other sizes are stored for the spec, and the
-    errors of the store.
+    for which the spec raises, has size 0. Raises DataError for a split without records, ConfigError for columns that no
+    record has, RankError if a process dies, Conflict if other sizes are stored for the spec, and the errors of the
+    store.
     """
-    commits = [commit for commit in open_dataset(open_store(store), dataset).commits() if split in commit.totals]
+    private = store.startswith("memory://")
+    if workers is not None and (workers < 1 or (private and workers > 1)):
+        raise ConfigError(
+            "This job cannot have that many workers",
+            found=workers,
+            remedy="Use 1 or more; memory:// is seen by one process only.",
+        )
+    reader = open_store(store, read_only=True)
+    commits = [commit for commit in open_dataset(reader, dataset).commits() if split in commit.totals]
     if not commits or commits[-1].kind != "records":
         raise DataError(
             f"There are no records in the split {split} of dataset {dataset}",
             found=commits[-1].kind if commits else "no live commit has the split",
             remedy="`fmscale dataset list` shows the splits; `fmscale ingest --as records` makes records.",
         )
+    require_writable(open_store(store))
     numbers = [commit.number for commit in commits]
     task: Message = {"store": store, "dataset": dataset, "split": split, "commits": numbers, "spec": spec_text(spec)}
     job = _Job(**task)
@@ -106,7 +116,7 @@ def derive_sizes(
         progress(done, total)
 
     advance(0)
-    count = 1 if store.startswith("memory://") else min(workers or len(os.sched_getaffinity(0)), len(units))
+    count = min(1 if private else workers or len(os.sched_getaffinity(0)), len(units))
     if count > 1:
         run_units(
             UnitWork(

@@ -73,6 +73,7 @@ def test_any_number_of_workers_gives_the_sizes_of_the_spec(tmp_path: Path) -> No
             derive_sizes(str(store), "d", "train", spec, workers=workers, progress=lambda *p, to=told: to.append(p))
         )
         assert (told[0], told[-1]) == ((0, 361), (361, 361))
+        assert backend.exists("fmscale.json"), "the store was examined before the first write"
         columns.append([sizes(dataset, spec, commit).tolist() for commit in (0, 1)])
         again = derived(dataset, store, spec)
         assert vars_of(again) == {**vars_of(results[-1]), "new": False}
@@ -218,7 +219,7 @@ def test_any_store(store_url: str) -> None:
     store = open_store(store_url)
     dataset = record_dataset(store, "d", [table(30, 0), table(3, 1)])
     spec = bytes_spec(store)
-    derive_sizes(store_url, "d", "train", spec, workers=2)
+    derive_sizes(store_url, "d", "train", spec)
     assert sizes(dataset, spec).tolist() == expected(spec, [table(30, 0), table(3, 1)])
 
 
@@ -241,7 +242,10 @@ def test_what_has_no_sizes_is_refused(tmp_path: Path) -> None:
     assert error.value.found == "tokens"
     with pytest.raises(DataError, match="no records in the split other"):
         derive_sizes(str(tmp_path), "d", "other", spec)
-    with pytest.raises(ConfigError, match="have no such column") as other:
+    with pytest.raises(ConfigError, match="have no such column") as refused:
         derived(dataset, tmp_path, spec)
-    assert (other.value.found, "txt" in other.value.remedy) == ("text", True)
+    assert (refused.value.found, "txt" in refused.value.remedy) == ("text", True)
+    for url, workers in ((str(tmp_path), 0), ("memory://x", 2)):
+        with pytest.raises(ConfigError, match="that many workers"):
+            derive_sizes(url, "d", "train", spec, workers=workers)
     assert [info.key for info in backend.list_objects("datasets/d/columns")] == []
