@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from fmscale.config import load_config
 from fmscale.config.kinds import own_class
 from fmscale.data.flat_loader import FlatLoader
 from fmscale.data.forward import FlatForward
@@ -20,6 +21,7 @@ from fmscale.data.open import open_flat_loader
 from fmscale.data.plan.order_log import replay
 from fmscale.data.samples.derive import Derived, derive_sizes
 from fmscale.data.samples.protocol import BadRecord, Draw, Sample
+from fmscale.data.samples.specs import open_spec, spec_text
 from fmscale.errors import ConfigError, DataError
 from fmscale.store.log.log import RUN_KINDS, Log
 from fmscale.store.open import open_store
@@ -317,6 +319,34 @@ def test_what_cannot_be_opened_is_refused(whole: str, spec: Any, tmp_path: Path)
         flat(whole, crops(column="dat"))
     assert none.value.found == f"{COUNT} are empty or bad, 0 longer than {FORWARD} tokens"
     assert "The spec reads name, dat, folder" in none.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("line", "cause", "remedy"),
+    [
+        ("  spec: {kind: pictures.spec:Crop}", "a class that pictures.spec does not have", "mean pictures.spec:Crops?"),
+        ("model: {kind: pictures.models:Classifier}", "No module named 'pictures.models'", "Install the package of"),
+        ("objective: {kind: picture.objective:Classify}", "No module named 'picture'", "Install the package of"),
+        ("  spec: {kind: pictures.spec:Crops}", "data.spec.classes is missing", "Give data.spec.classes"),
+    ],
+)
+def test_a_class_that_is_not_installed_is_refused_at_its_place(
+    package: str, tmp_path: Path, line: str, cause: str, remedy: str
+) -> None:
+    (tmp_path / "run.yaml").write_text(f"data:\n  sources: [{{dataset: pictures}}]\n{line}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "run.yaml")
+    assert f"{tmp_path}/run.yaml:3: " in str(caught.value)
+    assert cause in caught.value.cause
+    assert remedy in caught.value.remedy
+
+
+def test_a_recorded_spec_that_is_not_installed_is_refused(whole: str, spec: Any) -> None:
+    text = spec_text(spec)
+    assert open_spec(open_store(whole), text) == spec
+    with pytest.raises(ConfigError, match=r"No module named 'pictures\.gone'") as caught:
+        open_spec(open_store(whole), text.replace("pictures.spec", "pictures.gone"))
+    assert "PYTHONPATH" in caught.value.remedy
 
 
 def test_crops_longer_than_a_forward_go_by_the_rule(whole: str, spec: Any, caplog: pytest.LogCaptureFixture) -> None:

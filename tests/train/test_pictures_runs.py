@@ -142,6 +142,11 @@ def test_any_ranks_and_stages_have_the_same_losses_and_all_damage_is_named(folde
             assert [step[name] for step in other] == pytest.approx([step[name] for step in alone], rel=1e-5)
     assert alone[-1]["loss"] < 0.7 * alone[0]["loss"]
     assert alone[-1]["metric/accuracy"] > 0.6
+    # Two pictures a step: a rank runs a forward without any, in which all its weights take part.
+    words = ("train.zero_stage=3", "train.steps=2", "batch.global_batch=2")
+    few = [train(folder, size, f"few{size}", *words) for size in (1, 3)]
+    assert [step["images"] for step in few[1]] == [2, 2]
+    assert [step["loss"] for step in few[1]] == pytest.approx([step["loss"] for step in few[0]], rel=1e-5)
     late = {name: reason for name, (by, reason) in BAD.items() if by == "run"}
     for run in ("alone", "three", "partly"):
         found = quarantined(folder, run)
