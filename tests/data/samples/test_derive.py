@@ -186,7 +186,7 @@ def test_killed_at_any_write_it_goes_on(tmp_path: Path) -> None:
         [sys.executable, "-m", "tests.helpers.deriver", str(tmp_path), "d", spec_text(spec)],
         cwd=ROOT,
         text=True,
-        timeout=120,
+        timeout=400,
     )
     lines = [json.loads(line) for line in out.splitlines()]
     # A note, two parts and the last object, each before and after.
@@ -244,7 +244,7 @@ def test_what_has_no_sizes_is_refused(tmp_path: Path) -> None:
         derive_sizes(str(tmp_path), "d", "other", spec)
     with pytest.raises(ConfigError, match="have no such column") as refused:
         derived(dataset, tmp_path, spec)
-    assert (error.value.found, "txt" in error.value.remedy) == ("text", True)
+    assert (refused.value.found, "txt" in refused.value.remedy) == ("text", True)
     for url, workers in ((str(tmp_path), 0), ("memory://x", 2)):
         with pytest.raises(ConfigError, match="that many workers"):
             derive_sizes(url, "d", "train", spec, workers=workers)
