@@ -242,9 +242,9 @@ def test_what_has_no_sizes_is_refused(tmp_path: Path) -> None:
     assert error.value.found == "tokens"
     with pytest.raises(DataError, match="no records in the split other"):
         derive_sizes(str(tmp_path), "d", "other", spec)
-    with pytest.raises(ConfigError, match="have no such column") as error:
+    with pytest.raises(ConfigError, match="have no such column") as refused:
         derived(dataset, tmp_path, spec)
-    assert (error.value.found, "txt" in error.value.remedy) == ("text", True)
+    assert (refused.value.found, "txt" in refused.value.remedy) == ("text", True)
     for url, workers in ((str(tmp_path), 0), ("memory://x", 2)):
         with pytest.raises(ConfigError, match="that many workers"):
             derive_sizes(url, "d", "train", spec, workers=workers)
