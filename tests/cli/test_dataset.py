@@ -3,11 +3,15 @@
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
 from fmscale.cli.main import build_app
+from fmscale.store.datasets.dataset import create_or_open
 from fmscale.store.open import open_store
+from fmscale.store.segments.seal import segment_prefix
+from tests.helpers.records import write_records
 from tests.helpers.segments import documents, flip, write_commit
 
 
@@ -35,6 +39,31 @@ def test_list(root: str) -> None:
     assert (docs["dataset"], docs["commits"], docs["tokens"], docs["documents"]) == ("docs", 2, 21, 4)
     assert docs["splits"] == ["held_out", "train"]
     assert isinstance(code["bytes"], int)
+
+
+def test_datasets_of_records_have_records_and_no_tokens(root: str) -> None:
+    store = open_store(root)
+    prefix = segment_prefix("photos", "0" * 32, 0, "train")
+    seal = write_records(store, prefix, pa.table({"a": [1, 2, 3]}))
+    create_or_open(store, "photos").append_commit(
+        job="0" * 32, segments={"train": [(0, seal)]}, tokenizer=None, dtype="", kind="records"
+    )
+    found = {row["dataset"]: row for row in json.loads(run("list", root, "--json")[1])}
+    assert (found["photos"]["kind"], found["photos"]["records"], found["docs"]["kind"]) == ("records", 3, "tokens")
+    assert not {"documents", "tokens", "dtype", "tokenizer"} & found["photos"].keys()
+    status, out, _ = run("show", f"{root}/photos")
+    assert status == 0
+    words = out.split()
+    assert {"records", "3"} <= set(words)
+    assert not {"documents", "tokens", "tokenizer", "dtype", "bos"} & set(words)
+    status, out, _ = run("verify", f"{root}/photos")
+    assert status == 0
+    flip(store, f"{prefix}/batches/c/0/0", 3)
+    status, out, _ = run("verify", f"{root}/photos", "--json")
+    assert (status, [(p["object"], p["chunk"]) for p in json.loads(out)["problems"]]) == (
+        1,
+        [(f"{prefix}/batches/c/0/0", 0)],
+    )
 
 
 def test_list_of_an_empty_store(tmp_path: Path) -> None:

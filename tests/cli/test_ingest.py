@@ -53,6 +53,27 @@ def test_what_was_guessed_is_said(tmp_path: Path, place: list[str | Path]) -> No
     ]
 
 
+def test_records_are_shown_as_records(tmp_path: Path, place: list[str | Path]) -> None:
+    put(tmp_path / "in/a.jsonl", "".join(f'{{"n": {i}}}\n' for i in range(30)))
+    put(tmp_path / "in/cat.jpg", b"jpg")
+    words = (tmp_path / "in", *place, "--as", "records", "--heldout", "0.3")
+    status, out, err = run(*words)
+    assert (status, err) == (0, "")
+    said = dict(line.split(None, 1) for line in out.splitlines() if not line.startswith(("split", "work")))
+    assert said["records"].strip() == "31"
+    assert {"records/s", "bytes"} <= said.keys()
+    assert not {"documents", "tokens", "tokenizer", "tokens/s"} & said.keys()
+    assert "split heldout" in out
+    _, out, _ = run(*words, "--json")
+    again = json.loads(out)
+    assert (again["new"], again["kind"], again["documents"], again["tokenizer"]) == (False, "records", 31, None)
+    for option in (["--tokenizer", "bytes"], ["--field", "n"], ["--no-eos"], ["--bos"]):
+        status, _, err = run(*words, *option)
+        assert status == 2
+        assert "Records keep all their columns and are not tokenized" in err
+        assert "or use --as text" in err
+
+
 def test_a_held_out_share_that_came_to_no_document_is_said(tmp_path: Path, place: list[str | Path]) -> None:
     for i in range(3):
         put(tmp_path / f"in/{i}.txt", "text")

@@ -4,6 +4,7 @@ import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,10 @@ def test_a_model_of_the_users_own_is_counted_and_its_flops_are_not_known(config:
         "model={kind: 'tests.helpers.own:Bigrams', width: 13, vocab_size: 100, max_seq_len: 8}",
         "objective={kind: 'tests.helpers.own:Nothing'}",
     )
+    lacking = [kind for kind in ("tensorboard", "wandb", "mlflow") if find_spec(kind) is None]
+    sinks = ", ".join(f"{{kind: {kind}}}" for kind in ("jsonl", *lacking))
+    found = plan(config, f"metrics.sinks=[{sinks}]")[1]["problems"]
+    assert [problem["found"] for problem in found] == lacking
     for part in ("13 is no width", "vocab_size is smaller", "longer than the model's", "lacks the method collate"):
         assert part in causes(wrong[1])
 

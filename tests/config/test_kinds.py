@@ -272,6 +272,14 @@ def test_the_schema_for_editors_has_the_kinds() -> None:
         (None, True),
     ]:
         assert fits({"model": model}, schema) == right, model
+    for sink, right in [
+        ({"kind": "wandb", "project": "a"}, True),
+        ({"project": "a"}, False),
+        ({}, True),
+        ({"kind": "tensorboard", "project": "a"}, False),
+        ({"kind": "my_models.sinks:Sink", "project": "a"}, True),
+    ]:
+        assert fits({"metrics": {"sinks": [{"kind": "jsonl"}, sink]}}, schema) == right, sink
     assert NextTokenConfig() == load_section(NextTokenConfig, YamlTable(entries={}, places={}, place="f"))
 
 

@@ -4,13 +4,17 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
 from fmscale.cli.main import build_app
+from fmscale.data.views.record_view import make_record_view
 from fmscale.data.views.token_view import make_view
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import Dataset, open_dataset
+from tests.helpers.record_datasets import record_dataset
+from tests.helpers.records import record_id
 from tests.helpers.segments import Document, documents, write_commit
 
 
@@ -52,6 +56,17 @@ def test_by_source(corpus: tuple[Dataset, list[Document]]) -> None:
     assert code == 0
     left = np.concatenate([doc.tokens for doc in content if not doc.source.startswith("docs/")])
     assert kept(dataset, output) == len(left)
+
+
+def test_records_by_id_and_by_source(local_store: Backend) -> None:
+    dataset = record_dataset(local_store, "corpus", [pa.table({"n": list(range(5))}), pa.table({"n": list(range(3))})])
+    code, output = run(dataset, "--id", record_id(2).hex(), "--id", record_id(10**6).hex())
+    assert code == 0
+    named = json.loads(output)
+    assert {**named, "mask": ""} == {"mask": "", "split": "train", "records": 2}
+    assert make_record_view(dataset, spec="{}", masks=[named["mask"]]).records == (6,)
+    code, output = run(dataset, "--source", "0.*")
+    assert (code, json.loads(output)["records"]) == (0, 5)
 
 
 @pytest.mark.parametrize(

@@ -74,9 +74,8 @@ def png(
     step = max(1, channels * depth // 8)
     kinds = [filters[y % len(filters)] for y in range(height)]
     raw = b"".join(bytes([kind]) + _filtered(lines, y, step, kind) for y, kind in enumerate(kinds))
-    header = struct.pack(
-        ">IIBBBBB", width, height, depth, COLOUR_TYPES[channels] if colour is None else colour, 0, 0, 0
-    )
+    kind = COLOUR_TYPES[channels] if colour is None else colour
+    header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
     chunks = [(b"IHDR", header), *before, (b"IDAT", zlib.compress(raw)), *after, (b"IEND", b"")]
     return SIGNATURE + b"".join(chunk(name, content) for name, content in chunks)
 
@@ -104,8 +103,8 @@ def _filtered(lines: np.ndarray, y: int, step: int, kind: int) -> bytes:
 
 def exif(orientation: int, order: str = "<") -> tuple[bytes, bytes]:
     """The chunk with an EXIF block that holds an orientation behind another entry."""
-    entries = struct.pack(order + "HHIHH", 0x0100, 3, 1, 9, 0) + struct.pack(
-        order + "HHIHH", 0x0112, 3, 1, orientation, 0
+    entries = b"".join(
+        struct.pack(order + "HHIHH", tag, 3, 1, value, 0) for tag, value in ((0x0100, 9), (0x0112, orientation))
     )
     start = (b"II" if order == "<" else b"MM") + struct.pack(order + "HIH", 42, 8, 2)
     return b"eXIf", start + entries + bytes(4)

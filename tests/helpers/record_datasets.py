@@ -18,12 +18,12 @@ from fmscale.store.segments.seal import segment_prefix
 from tests.helpers.records import write_records
 
 
-def record_dataset(store: Backend, name: str, segments: Sequence[pa.Table]) -> Dataset:
-    """A commit of the dataset with a segment for each table."""
+def record_dataset(store: Backend, name: str, segments: Sequence[pa.Table], *, first: int = 0) -> Dataset:
+    """A commit with a segment for each table; record i of segment s has the number first + s * 10^6 + i."""
     dataset = create_or_open(store, name)
     job = metadata_digest(f"{name}{len(dataset.commits())}".encode())
     seals = [
-        (unit, write_records(store, segment_prefix(name, job, unit, "train"), table, first=unit * 10**6))
+        (unit, write_records(store, segment_prefix(name, job, unit, "train"), table, first=first + unit * 10**6))
         for unit, table in enumerate(segments)
     ]
     dataset.append_commit(job=job, segments={"train": seals}, tokenizer=None, dtype="", kind="records")

@@ -13,6 +13,7 @@ from fmscale.checkpoint.format.manifest import CheckpointManifest
 from fmscale.checkpoint.format.names import run_log
 from fmscale.checkpoint.read.compatibility import differences, refuse_other_model
 from fmscale.config import Config, ModelConfig, SourceConfig, derive_batch, kind_of
+from fmscale.config.checks import ConfigProblems
 from fmscale.data.plan.order_log import replay
 from fmscale.data.plan.plan import Plan, Source
 from fmscale.data.sources import require_recorded
@@ -97,8 +98,9 @@ class _Checks:
 
     def add(self, error: FmscaleError) -> None:
         """Keep a problem unless it is already kept: a dataset may be both a source and an evaluation set."""
-        if str(error) not in map(str, self.problems):
-            self.problems.append(error)
+        for problem in error.problems if isinstance(error, ConfigProblems) else (error,):
+            if str(problem) not in map(str, self.problems):
+                self.problems.append(problem)
 
     def ask(self, check: Callable[[], T]) -> T | None:
         """Run a check that asks the store. A store that does not answer here may answer on the run's machines, so the

@@ -105,6 +105,17 @@ def test_mpi_ranks_make_what_one_writer_makes(corpus: Path, alone: Alone, tmp_pa
 
 @pytest.mark.mpi
 @pytest.mark.slow
+def test_mpi_ranks_keep_the_records_that_one_writer_keeps(corpus: Path, tmp_path: Path) -> None:
+    one, ranks = tmp_path / "one", tmp_path / "ranks"
+    result = ingest(**options(corpus, one, workers=1, **RECORDS))
+    line = [f"{BIN}/mpirun", "-n", "3", *command(options(corpus, ranks, **RECORDS))]
+    subprocess.run(line, cwd=ROOT, check=True, timeout=120, stdout=subprocess.DEVNULL)
+    assert contents(one) == contents(ranks)
+    assert result.documents > 90
+
+
+@pytest.mark.mpi
+@pytest.mark.slow
 def test_the_command_line_under_mpirun(tmp_path: Path) -> None:
     put(tmp_path / "in/a.txt", "text " * 100)
     put(tmp_path / "bad/latin.txt", b"caf\xe9")
@@ -197,12 +208,16 @@ def test_a_writer_that_cannot_start_leaves_no_other_behind(corpus: Path, tmp_pat
     assert not writers()
 
 
-def sweep(tmp_path: Path, step: int) -> None:
+RECORDS = {"kind": "records", "tokenizer": None}
+"""Options of a job that keeps records."""
+
+
+def sweep(tmp_path: Path, step: int, **more: Any) -> None:
     """Kill a job at its writes to the store; a second run completes it from any state."""
     corpus = tmp_path / "in"
     for i, text in enumerate(sentences("page", 6)):
-        put(corpus / f"{i}.md", text)
-    job = options(corpus, "", unit_bytes=900, workers=1, tokenizer="bpe:300", heldout=0.3)
+        put(corpus / f"{i}.{'png' if more else 'md'}", text)
+    job = options(corpus, "", unit_bytes=900, workers=1, heldout=0.3, **{"tokenizer": "bpe:300", **more})
     reference = tmp_path / "reference"
     ingest(**{**job, "store": str(reference)})
     line = [
@@ -230,10 +245,15 @@ def test_killed_at_a_write(tmp_path: Path) -> None:
     sweep(tmp_path, 13)
 
 
+def test_killed_at_a_write_of_records(tmp_path: Path) -> None:
+    sweep(tmp_path, 19, **RECORDS)
+
+
 @pytest.mark.slow
-def test_killed_before_every_write(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [{}, RECORDS])
+def test_killed_before_every_write(tmp_path: Path, more: dict[str, Any]) -> None:
     """The store before a write equals the store after the previous write."""
-    sweep(tmp_path, 2)
+    sweep(tmp_path, 2, **more)
 
 
 def kills(job: dict[str, Any], store: Backend, count: int, seed: int) -> None:

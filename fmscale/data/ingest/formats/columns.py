@@ -17,6 +17,9 @@ from fmscale.store.segments.records import storable
 ROWS = 1024
 """Rows of a Parquet file decoded at once."""
 
+BUFFER_BYTES = 1 << 20
+"""Bytes of a column chunk of Parquet read at once."""
+
 RECORD_BYTES = 16 << 20
 """Bytes of records decoded at once, about; a single record may be larger."""
 
@@ -57,7 +60,8 @@ def read(file: BinaryIO, part: FilePart) -> Iterator[Item]:
 
 def _parquet(file: BinaryIO, part: FilePart) -> Iterator[tuple[int, Any]]:
     """Number of the first row, and the batch, of each batch of the part."""
-    parquet = pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
+    # A buffer, because without it pyarrow reads whole column chunks: all values of a column in a row group.
+    parquet = pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True, buffer_size=BUFFER_BYTES)
     _check_column(parquet.schema_arrow, part)
     first, stop = _share(part, parquet.num_row_groups)
     metadata = parquet.metadata

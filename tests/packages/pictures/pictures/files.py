@@ -1,7 +1,7 @@
 """Pictures in files, as RGB of 8 bits: PNG, and PPM, PGM and PAM of Netpbm. zlib and numpy are all that is needed.
 
-`read_header` looks at the first bytes alone. `read_pixels` flattens transparency onto white, turns a picture as its EXIF
-says, and takes the first frame of an animation, which is the image that a PNG shows without its animation.
+`read_header` looks at the first bytes alone. `read_pixels` flattens transparency onto white and turns a picture as its
+EXIF says. Of an animation it takes the first frame, the image that a PNG shows where animations are unknown.
 """
 
 import re

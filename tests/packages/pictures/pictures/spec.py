@@ -1,14 +1,16 @@
 """Crops of pictures as samples: a token is a patch."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
 from fmscale.data.samples.protocol import BadRecord, Draw, Part, Record, Sample, TooLong
 
-from .files import read_header, read_pixels, refusal
+from .files import Header, read_header, read_pixels, refusal
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +54,13 @@ class Crops:
 
     def size(self, record: Record) -> int:
         """Patches of the largest crop, from the header alone."""
-        data, _ = self._checked(record)
-        header = read_header(data)
+        _, _, header = self._checked(record)
         return self._grid(header.height) * self._grid(header.width)
 
     def decode(self, record: Record) -> Any:
         """Pixels and label. Limits are checked before a pixel is decompressed."""
-        data, label = self._checked(record)
-        return read_pixels(data), label
+        data, label, _ = self._checked(record)
+        return _named(record["name"], read_pixels, data), label
 
     def make(self, media: Any, draw: Draw, limit: int) -> Sample:
         """A crop of whole patches; `draw` alone decides its size, its place and its side."""
@@ -67,17 +68,14 @@ class Crops:
         tall, wide, top, left = draw("crop", 4).tolist()
         rows, columns = (
             max(1, int(self._grid(side) * (self.crop + (1 - self.crop) * share)))
-            for side, share in zip(pixels.shape, (tall, wide), strict=False)
+            for side, share in ((pixels.shape[0], tall), (pixels.shape[1], wide))
         )
         while rows * columns > limit:
             rows, columns = (rows - 1, columns) if rows > columns else (rows, columns - 1)
         p = self.patch
-        lacking = [max(0, p - side) for side in pixels.shape[:2]]
-        pixels = np.pad(pixels, ((0, lacking[0]), (0, lacking[1]), (0, 0)), mode="edge")
-        y, x = (
-            int(at * (side - n * p + 1))
-            for at, side, n in zip((top, left), pixels.shape, (rows, columns), strict=False)
-        )
+        height, width = (max(p, side) for side in pixels.shape[:2])
+        pixels = np.pad(pixels, ((0, height - len(pixels)), (0, width - pixels.shape[1]), (0, 0)), mode="edge")
+        y, x = int(top * (height - rows * p + 1)), int(left * (width - columns * p + 1))
         part = pixels[y : y + rows * p, x : x + columns * p]
         if draw("flip")[0] < 0.5:
             part = part[:, ::-1]
@@ -90,8 +88,8 @@ class Crops:
         """Most patches along a side."""
         return max(1, min(side, self.side_most) // self.patch)
 
-    def _checked(self, record: Record) -> tuple[bytes, int]:
-        """The bytes of a file that may be decoded, and its label."""
+    def _checked(self, record: Record) -> tuple[bytes, int, Header]:
+        """The bytes of a file that may be decoded, its label, its header."""
         data, name, folder = record[self.column], record["name"], record["folder"]
         if not isinstance(data, bytes):
             found = f"{name}: {type(data).__name__}"
@@ -101,13 +99,16 @@ class Crops:
         if len(data) > self.bytes_most:
             found = f"{name}: {len(data)} bytes"
             raise refusal("the file is too large", found, f"Raise the spec's bytes_most, {self.bytes_most}.")
-        try:
-            header = read_header(data)
-        except BadRecord as error:
-            raise BadRecord(error.cause, found=f"{name}: {error.found}", remedy=error.remedy) from None
+        header = _named(name, read_header, data)
         if header.width * header.height > self.pixels_most:
-            found = f"{name}: {header.width} x {header.height}"
-            raise refusal(
-                "the picture has too many pixels", found, f"Raise the spec's pixels_most, {self.pixels_most}."
-            )
-        return data, self.classes.index(folder)
+            found = f"{name}: {header.width} x {header.height} pixels"
+            raise refusal("the picture is too large", found, f"Raise the spec's pixels_most, {self.pixels_most}.")
+        return data, self.classes.index(folder), header
+
+
+def _named(name: str, read: Callable[[bytes], T], data: bytes) -> T:
+    """The result of `read`; its refusal tells the name of the file."""
+    try:
+        return read(data)
+    except BadRecord as error:
+        raise refusal(error.cause, f"{name}: {error.found}", error.remedy) from None
