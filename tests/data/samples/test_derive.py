@@ -22,6 +22,7 @@ from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.columns import column_key, open_column
 from fmscale.store.datasets.dataset import Dataset, open_dataset
 from fmscale.store.datasets.verify import verify_dataset
+from fmscale.store.doctor.probe import require_writable
 from fmscale.store.open import open_store
 from fmscale.store.segments.handle import read_rows
 from fmscale.store.segments.records import open_record_segment
@@ -181,6 +182,7 @@ def test_killed_at_any_write_it_goes_on(tmp_path: Path) -> None:
     backend = open_store(str(tmp_path / "store"))
     tables = [table(5, 0), pa.table({"text": ["", "x"], "other": [1, 2]})]
     record_dataset(backend, "d", tables)
+    require_writable(backend)
     spec = bytes_spec(backend)
     out = subprocess.check_output(
         [sys.executable, "-m", "tests.helpers.deriver", str(tmp_path), "d", spec_text(spec)],
