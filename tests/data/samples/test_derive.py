@@ -4,6 +4,7 @@ import itertools
 import json
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -217,12 +218,21 @@ def test_a_worker_that_is_killed_is_named_and_the_job_goes_on(tmp_path: Path, mo
     assert (result.records, result.bad, sizes(dataset, spec)[27]) == (28, 0, 4)
 
 
-def test_any_store(store_url: str) -> None:
-    store = open_store(store_url)
+def whole_job(url: str) -> None:
+    store = open_store(url)
     dataset = record_dataset(store, "d", [table(30, 0), table(3, 1)])
     spec = bytes_spec(store)
-    derive_sizes(store_url, "d", "train", spec)
+    derive_sizes(url, "d", "train", spec)
     assert sizes(dataset, spec).tolist() == expected(spec, [table(30, 0), table(3, 1)])
+
+
+def test_on_a_store_in_memory() -> None:
+    whole_job(f"memory://{uuid.uuid4().hex}")
+
+
+@pytest.mark.slow
+def test_on_s3(s3_url: str) -> None:
+    whole_job(s3_url)
 
 
 def test_a_batch_of_texts_has_the_sizes_of_its_texts(memory_store: Backend) -> None:
