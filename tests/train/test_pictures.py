@@ -310,7 +310,7 @@ def test_damaged_pictures_are_named_and_shift_no_other(whole: str, spec: Any, tm
 def test_what_cannot_be_opened_is_refused(whole: str, spec: Any, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no column of sizes") as caught:
         flat(whole, crops(patch=5))
-    assert "fmscale dataset derive pictures --column size" in str(caught.value.remedy)
+    assert "fmscale dataset derive STORE/pictures --column size" in str(caught.value.remedy)
     other = record_dataset(
         open_store(str(tmp_path)), "pictures", [as_table(records(9)).rename_columns(["a", "b", "c"])]
     )

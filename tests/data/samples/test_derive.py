@@ -189,7 +189,7 @@ def test_killed_at_any_write_it_goes_on(tmp_path: Path) -> None:
         [sys.executable, "-m", "tests.helpers.deriver", str(tmp_path), "d", spec_text(spec)],
         cwd=ROOT,
         text=True,
-        timeout=120,
+        timeout=400,
     )
     lines = [json.loads(line) for line in out.splitlines()]
     # A note, two parts and the last object, each before and after.
