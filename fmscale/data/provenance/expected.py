@@ -41,13 +41,6 @@ def expected_samples(backend: Backend, plan: Plan, first_k: int, stop_k: int) ->
 
     samples = plan.samples(np.arange(first_k, stop_k, dtype=np.uint64))
     columns = (samples.k.tolist(), samples.source.tolist(), samples.row.tolist(), plan.lost(samples).tolist())
-<<<<<<< HEAD
-    rows = [
-        record_row(k, -1, source, row, *expected(k, source, row, lost))
-        for k, source, row, lost in zip(*columns, strict=True)
-    ]
-    return pa.Table.from_pylist(rows, schema=SCHEMA)
-=======
     return pa.Table.from_pylist(list(map(expected, *columns)), schema=SCHEMA)
 
 
@@ -66,4 +59,3 @@ def _pieces(placement: Placement, stored: Stored, row: int) -> np.ndarray:
                 out.append((index, place, end - place))
             place, index = end, index + 1
     return np.array(out).T
->>>>>>> op-prov
