@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
+SHOWN = 5
+"""Bad records that are named on the screen."""
+
 SpecOption = Annotated[str | None, typer.Option("--spec", help="A spec in YAML, as data.spec of a config has it.")]
 
 
@@ -142,10 +145,10 @@ def _show(result: "Derived", dataset: str, split: str) -> None:
     if result.resumed:
         values["segments done before"] = result.resumed
     record(values, json=False)
-    for name, reason in result.names:
+    for name, reason in result.names[:SHOWN]:
         typer.echo(f"bad: {name}: {reason}")
-    if result.bad > len(result.names):
-        typer.echo(f"bad: {result.bad:,} records in all")
+    if len(result.names) > SHOWN:
+        typer.echo(f"bad: {result.bad:,} records in all; --json names them")
     if result.bad:
         folders = ", ".join(result.folders)
         typer.echo(f"After a repair of damaged records, delete {folders} and derive the column again.", err=True)

@@ -121,8 +121,8 @@ def excluded_rows(sources: Sequence[Source], opened: SampleSources, sample_token
             raise DataError(
                 f"no record of {source.label} becomes a sample",
                 found=f"{len(rows) - len(long)} are empty or bad, {len(long)} longer than {sample_tokens} tokens",
-                remedy=f"`fmscale dataset derive {source.view.dataset} --column size` names bad records and reasons; "
-                f"the spec reads {', '.join(found.spec.columns)}.",
+                remedy=f"`fmscale dataset derive STORE/{source.view.dataset} --column size --config CONFIG` names the "
+                f"bad and the reasons. The spec reads {', '.join(found.spec.columns)}.",
             )
         if len(rows):
             logger.warning(

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +27,7 @@ def installed_pictures(folder: Path) -> Iterator[str]:
     target = folder / "installed"
     shutil.copytree(PACKAGE, folder / "source")  # a build writes beside its source
     offline = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check", "--no-compile"]
-    command = [sys.executable, "-m", "pip", "install", "-q", *offline, "--target", target, folder / "source"]
+    command = [sys.executable, "-m", "pip", "install", "-q", *offline, "--target", str(target), str(folder / "source")]
     subprocess.run(command, check=True)
     sys.path.insert(0, str(target))
     try:
@@ -49,7 +50,8 @@ def paint(kind: str, height: int, width: int, seed: int) -> np.ndarray:
     }[kind]
     tint = np.eye(3)[CLASSES.index(kind)] * 0.5 + 0.3 * rng.random(3)
     noise = 0.1 * rng.random((height, width, 3))
-    return ((0.8 * shade[..., None] * tint + 0.1 + noise) * 255 / 1.2).astype(np.uint8)
+    painted: np.ndarray = ((0.8 * shade[..., None] * tint + 0.1 + noise) * 255 / 1.2).astype(np.uint8)
+    return painted
 
 
 def chunk(name: bytes, content: bytes) -> bytes:
@@ -98,7 +100,7 @@ def _filtered(lines: np.ndarray, y: int, step: int, kind: int) -> bytes:
     distances = np.abs(np.stack((up - corner, left - corner, left + up - 2 * corner)))
     paeth = np.choose(distances.argmin(0), (left, up, corner))
     predicted = (np.zeros_like(line), left, up, (left + up) // 2, paeth)[kind]
-    return ((line - predicted) % 256).astype(np.uint8).tobytes()
+    return bytes(((line - predicted) % 256).astype(np.uint8))
 
 
 def exif(orientation: int, order: str = "<") -> tuple[bytes, bytes]:
@@ -148,16 +150,16 @@ def _palette(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return colours.astype(np.uint8), indices[..., None]
 
 
-def records(count: int, first: int = 0) -> list[dict[str, object]]:
-    """Records of pictures `first` to `first + count - 1`, as ingest makes them of files in a folder a class."""
-    out = []
-    for number in range(first, first + count):
+def records(count: int) -> list[dict[str, Any]]:
+    """Records of the first pictures, as ingest makes them of files in a folder a class."""
+    out: list[dict[str, Any]] = []
+    for number in range(count):
         kind, data = picture(number)
         out.append({"name": f"{kind}/{number:04d}.png", "data": data, "folder": kind})
     return out
 
 
-def as_table(rows: Sequence[dict[str, object]]) -> pa.Table:
+def as_table(rows: Sequence[dict[str, Any]]) -> pa.Table:
     """The records as a table."""
     kinds = (("name", pa.string()), ("data", pa.binary()), ("folder", pa.string()))
     return pa.table({name: pa.array([row[name] for row in rows], kind) for name, kind in kinds})

@@ -89,10 +89,7 @@ MODES: dict[str, tuple[bytes, np.ndarray]] = {
         np.repeat(np.where(GREY == 1, 255, GREY * 85), 3, -1),
     ),
     "animation": (png(tiles(), before=ANIMATION[0], after=ANIMATION[1]), RGB),
-    "CMYK": (
-        pam(np.concatenate((255 - tiles(), np.full((9, 14, 1), 51, np.uint8)), -1), "CMYK"),
-        (RGB * 204 + 127) // 255,
-    ),
+    "CMYK": (pam(with_opacity(255 - tiles(), 51), "CMYK"), (RGB * 204 + 127) // 255),
     "16 bits of PAM": (pam(RGB * 257, most=65535), RGB),
     "PPM": (b"P6 14\n9 255\n" + tiles().tobytes(), RGB),
     **{
@@ -191,9 +188,8 @@ def test_a_crop_is_a_part_of_the_picture_and_a_function_of_its_draws(spec: Any) 
         rows, columns = (sample.tensors["places"].max(0) + 1).tolist()
         assert sample.pieces == (rows * columns,)
         assert rows * columns <= most
-        patches = (
-            sample.tensors["patches"].reshape(rows, columns, 4, 4, 3).swapaxes(1, 2).reshape(4 * rows, 4 * columns, 3)
-        )
+        patches = sample.tensors["patches"].reshape(rows, columns, 4, 4, 3).swapaxes(1, 2)
+        patches = patches.reshape(4 * rows, 4 * columns, 3)
         found = [
             (y, x, flip)
             for flip in (False, True)
@@ -279,12 +275,12 @@ def damage(data: bytes, how: str) -> bytes:
 def test_damaged_pictures_are_named_and_shift_no_other(whole: str, spec: Any, tmp_path: Path) -> None:
     rows = records(COUNT)
     plain = [number for number in range(COUNT) if picture(number)[1].startswith(SIGNATURE)]
-    early = dict(zip(plain[1::16], ("text", "huge", "text", "huge"), strict=False))
+    early = dict(zip(plain[1::8], itertools.cycle(("text", "huge")), strict=False))
     late = dict(zip(plain[2::6], itertools.cycle(("flip", "zeros")), strict=False))
     for number, how in (early | late).items():
         rows[number]["data"] = damage(picture(number)[1], how)
     store, derived = store_pictures(tmp_path, rows, spec)
-    assert derived.bad == len(early) == 4
+    assert derived.bad == len(early) > 5
     assert [reason.rpartition("(")[2].partition(":")[0] for _, reason in derived.names] == [
         rows[number]["name"] for number in early
     ]
@@ -311,18 +307,22 @@ def test_what_cannot_be_opened_is_refused(whole: str, spec: Any, tmp_path: Path)
     with pytest.raises(DataError, match="no column of sizes") as caught:
         flat(whole, crops(patch=5))
     assert "fmscale dataset derive STORE/pictures --column size" in str(caught.value.remedy)
+<<<<<<< HEAD
     other = record_dataset(
         open_store(str(tmp_path)), "pictures", [as_table(records(9)).rename_columns(["a", "b", "c"])]
     )
+=======
+    others = as_table(records(9)).rename_columns(["a", "b", "c"])
+    record_dataset(open_store(str(tmp_path)), "pictures", [others])
+>>>>>>> op-image
     with pytest.raises(ConfigError, match="the records in the split train of dataset pictures have no such") as error:
         flat(str(tmp_path), spec)
     assert (error.value.found, error.value.remedy) == ("name, data, folder", "They have a, b, c.")
-    assert other.name == "pictures"
     derive_sizes(whole, "pictures", "train", crops(column="dat"), workers=1)
     with pytest.raises(DataError, match="no record of pictures becomes a sample") as none:
         flat(whole, crops(column="dat"))
     assert none.value.found == f"{COUNT} are empty or bad, 0 longer than {FORWARD} tokens"
-    assert "the spec reads name, dat, folder" in none.value.remedy
+    assert "The spec reads name, dat, folder" in none.value.remedy
 
 
 def test_crops_longer_than_a_forward_go_by_the_rule(whole: str, spec: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -362,12 +362,8 @@ def test_padding_and_pictures_without_content_have_no_weight(whole: str, spec: A
     loader = flat(whole, spec)
     loss = objective(model, objective.collate(loader.filler(FORWARD)))
     loss.sum.backward()
-    assert (loss.sum.item(), loss.count.item(), loss.by_sample.shape, loss.metrics["accuracy"].item()) == (
-        0,
-        0,
-        (2, 0),
-        0,
-    )
+    assert (loss.sum.item(), loss.count.item(), loss.metrics["accuracy"].item()) == (0, 0, 0)
+    assert loss.by_sample.shape == (2, 0)
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
     [forward, *_] = take(loader, 1)
     inputs = objective.collate(forward)

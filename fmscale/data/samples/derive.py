@@ -30,8 +30,8 @@ from fmscale.store.datasets.manifest import SegmentRow
 from fmscale.store.doctor.probe import require_writable
 from fmscale.store.open import open_store
 
-NAMES = 5
-"""Bad records that a result names."""
+NAMES = 10_000
+"""Most bad records that a result names."""
 
 Progress = Callable[[int, int], object]
 """Receives the records done and the records of all."""

@@ -21,8 +21,8 @@ from fmscale.store.segments.records import FILE_SHIFT, RecordSegment, open_recor
 
 WINDOW_BYTES = 2**22
 """Bytes of records that are read at once, about, unless a single record is larger."""
-NAMES = 5
-"""Bad records of a segment that its note names."""
+NAMES = 1000
+"""Most bad records of a segment that its note names, in about 150 bytes each: users mend what they can find."""
 DAMAGE = (CorruptData, ObjectNotFound)
 
 

@@ -162,7 +162,8 @@ def _samples(lines: np.ndarray, count: int, depth: int) -> np.ndarray:
     if depth == 8:
         return lines
     shifts = np.arange(8 - depth, -1, -depth, dtype=np.uint8)
-    return (lines[..., None] >> shifts & (2**depth - 1)).reshape(len(lines), -1)[:, :count]
+    values: np.ndarray = lines[..., None] >> shifts & (2**depth - 1)
+    return values.reshape(len(lines), -1)[:, :count]
 
 
 def _painted(indices: np.ndarray, palette: bytes, alpha: bytes) -> np.ndarray:
