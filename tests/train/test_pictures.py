@@ -307,14 +307,8 @@ def test_what_cannot_be_opened_is_refused(whole: str, spec: Any, tmp_path: Path)
     with pytest.raises(DataError, match="no column of sizes") as caught:
         flat(whole, crops(patch=5))
     assert "fmscale dataset derive STORE/pictures --column size" in str(caught.value.remedy)
-<<<<<<< HEAD
-    other = record_dataset(
-        open_store(str(tmp_path)), "pictures", [as_table(records(9)).rename_columns(["a", "b", "c"])]
-    )
-=======
     others = as_table(records(9)).rename_columns(["a", "b", "c"])
     record_dataset(open_store(str(tmp_path)), "pictures", [others])
->>>>>>> op-image
     with pytest.raises(ConfigError, match="the records in the split train of dataset pictures have no such") as error:
         flat(str(tmp_path), spec)
     assert (error.value.found, error.value.remedy) == ("name, data, folder", "They have a, b, c.")
