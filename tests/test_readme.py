@@ -120,7 +120,7 @@ def prepared(command: str, bucket: str) -> str:
 
 @pytest.mark.slow
 def test_every_command_runs_in_its_order(tmp_path: Path, s3: S3Server, s3_bucket: str) -> None:
-    for name in ("fmscale", "kernels", "Makefile", "pyproject.toml", "setup.py", "constraints.txt"):
+    for name in ("fmscale", "kernels", "docs", "Makefile", "pyproject.toml", "setup.py", "constraints.txt"):
         (tmp_path / name).symlink_to(ROOT / name)
     for name, text in files().items():
         (tmp_path / name).write_text(text)

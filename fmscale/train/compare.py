@@ -20,7 +20,7 @@ TIMES = re.compile(r"time|seconds|data_stall|ckpt_blocking|mfu|\w+_per_second(_p
 EXACT = frozenset({"tokens", "applied"})
 """Metrics that are counts; no tolerance applies to them."""
 DELIVERED = ("source", "row", "digest", "pieces")
-"""Columns of a delivered sample that are compared: its place in the source, its token bytes, its documents."""
+"""Columns of a delivered sample that are compared: its place in the source, its digest, its documents or record."""
 
 Record = dict[str, Any]
 
@@ -238,11 +238,11 @@ def first_unequal(a: pa.ChunkedArray, b: pa.ChunkedArray) -> int | None:
 
 
 def _shown(value: Any) -> Any:
-    """A delivered value for people and JSON: bytes in hex, pieces as documents with their offsets."""
+    """A delivered value for people and JSON: bytes in hex, pieces as documents or records with their offsets."""
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, list):
-        return ", ".join(f"{piece['document'].hex()}+{piece['offset']}" for piece in value)
+        return ", ".join(f"{piece['document'].hex()}+{piece['offset']}" for piece in value) or "no content"
     return value
 
 

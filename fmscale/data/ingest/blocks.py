@@ -77,29 +77,31 @@ def gather(
     def flush() -> SpilledRecords:
         batch = batch_of([record.values for _, record in records])
         sources = [source for source, _ in records]
-        return spill(batch, sources, [r.start for _, r in records], [r.stop for _, r in records], folder)
+        block = spill(batch, sources, [r.start for _, r in records], [r.stop for _, r in records], folder)
+        records.clear()
+        return block
 
     for source, item in items:
-        if records and (
-            not isinstance(item, RawRecord) or size + item.bytes > BLOCK_BYTES or len(records) == BLOCK_ROWS
-        ):
+        if records and (not isinstance(item, RawRecord) or size + item.bytes > BLOCK_BYTES):
             yield flush()
-            records, size = [], 0
-        if isinstance(item, RawRecord):
-            records.append((source, item))
-            size += item.bytes
-        else:
+        if not isinstance(item, RawRecord):
             yield item if isinstance(item, SpilledRecords) else spill_rows(item, source, folder)
+            continue
+        size = item.bytes + (size if records else 0)
+        records.append((source, item))
+        del item  # with its name a huge record would stay in memory while the next is read
+        if size >= BLOCK_BYTES or len(records) == BLOCK_ROWS:
+            yield flush()
     if records:
         yield flush()
 
 
-def load(block: SpilledRecords) -> tuple[pa.RecordBatch, list[list[Any]]]:
-    """The records of a block, mapped; and their sources, starts and stops."""
+def load(block: SpilledRecords) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+    """The records of a block, and their sources, starts and stops; both mapped."""
     batch = pa.ipc.open_stream(pa.memory_map(block.path)).read_next_batch()
     count = len(batch.schema) - len(ORIGIN)
     schema = pa.schema(list(batch.schema)[:count], batch.schema.metadata)
-    origin = [column.to_pylist() for column in batch.columns[count:]]
+    origin = pa.RecordBatch.from_arrays(batch.columns[count:], schema=ORIGIN)
     return pa.RecordBatch.from_arrays(batch.columns[:count], schema=schema), origin
 
 
@@ -144,11 +146,9 @@ def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     """The records under the schema of all blocks."""
     arrays = []
     for field in schema:
-        if field.name not in batch.schema.names:
-            arrays.append(pa.nulls(len(batch), field.type))
-            continue
-        array = batch.column(field.name)
-        if _is_json(field) and not _is_json(batch.schema.field(field.name)):
+        known = field.name in batch.schema.names
+        array = batch.column(field.name) if known else pa.nulls(len(batch), field.type)
+        if known and _is_json(field) and not _is_json(batch.schema.field(field.name)):
             array = pa.array(map(_json, array.to_pylist()), pa.string())
         arrays.append(_cast(array, field.type))
     return pa.record_batch(arrays, schema=schema)

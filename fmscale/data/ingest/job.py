@@ -245,7 +245,7 @@ def commit_job(job: IngestJob, writers: int) -> IngestResult:
         skipped.refuse_bad()
     if not any(record.documents for record in records):
         raise DataError(
-            f"The inputs hold no {'document' if plan.options.kind == 'text' else 'record'}",
+            f"The inputs hold no {'document' if plan.options.field else 'record'}",
             found=skipped.counted() or "empty files",
             remedy="Check the options --as, --format and --field against the files; nothing was committed.",
         )
@@ -286,7 +286,6 @@ def _open_plan(dataset: Dataset, listing: Listing, request: IngestRequest, polic
         tokenizer=policy.name,
         bos=policy.bos,
         eos=policy.eos,
-        kind=request.kind,
     )
     while True:
         plan = make_plan(listing, options, request.unit_bytes)

@@ -51,8 +51,6 @@ class Options:
     """True if an EOS token stands after each document."""
     again: int = 0
     """Count of earlier, retired jobs of the same inputs in the dataset: each job has its own names."""
-    kind: str = "text"
-    """`text` for documents as tokens, or `records`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,17 +118,12 @@ class IngestPlan:
 
     def _inputs(self) -> dict[str, Any]:
         files = [[file.source, file.bytes, file.changed, file.format] for file in self.files]
-        kind = {} if self.options.kind == "text" else {"kind": self.options.kind}
-        return {"files": files, "field": self.options.field, "heldout": self.options.heldout, **kind}
+        return {"files": files, "field": self.options.field, "heldout": self.options.heldout}
 
     def _identity(self) -> dict[str, Any]:
-        options = asdict(self.options)
-        del options[
-            "kind"
-        ]  # `_inputs` has it, but for text: jobs of text keep the digests from before there were records
         return {
             **self._inputs(),
-            **options,
+            **asdict(self.options),
             "where": [[file.root, file.name] for file in self.files],
             "format_version": FORMAT_VERSION,
             "unit_bytes": self.unit_bytes,
@@ -203,9 +196,7 @@ def load_plan(backend: Backend, dataset: str, job: str) -> StoredPlan | None:
             for (source, size, changed, format), (root, name) in zip(identity["files"], identity["where"], strict=True)
         ),
         skipped=SkippedInput(content["skipped"]),
-        options=Options(
-            **{option.name: identity[option.name] for option in fields(Options) if option.name in identity}
-        ),
+        options=Options(**{option.name: identity[option.name] for option in fields(Options)}),
         unit_bytes=identity["unit_bytes"],
         guessed=SkippedInput(content.get("guessed", {})),
     )

@@ -28,7 +28,7 @@ BAD = {
     "name": "under a name that is not UTF-8 or that stores cannot keep",
 }
 """Reasons that mean damage, an error with `--strict`, with words for people. The other reasons (binary, empty, hidden,
-vcs, link, special, store, metadata) are choices that `sources` documents."""
+vcs, link, special, store, metadata, and text for records) are choices that `sources` documents."""
 
 
 class SkippedNames(TypedDict):

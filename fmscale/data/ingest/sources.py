@@ -3,8 +3,8 @@
 The listing of a folder passes over and counts by reason: hidden files and folders, folders of version control, files
 with the extension of a binary format, links to folders (they could lead in circles), broken links, special files, the
 descriptions and caches in a folder that Hugging Face's `save_to_disk` wrote, and the store itself. An argument that
-names a file takes it even if it is hidden. A job that keeps records takes tars and media files too. The texts beside a
-media file follow it in the listing.
+names a file takes it even if it is hidden. A job that keeps records takes tars and media files, and passes over texts
+but those beside a media file, which follow it in the listing.
 
 A file's *source name* is its path below the deepest folder that all arguments share: moving or copying the
 whole tree changes no name, and so no document id.
@@ -126,7 +126,7 @@ def require_files(files: Sequence[File], arguments: Sequence[str], skipped: Skip
         raise DataError(
             "There is nothing to ingest",
             found=f"{', '.join(arguments)} (skipped: {skipped.counted() or 'nothing'})",
-            remedy="Name files or folders that hold text, JSON, Parquet or Arrow.",
+            remedy="Name files or folders that hold text, JSON, Parquet or Arrow; --as records takes tars and media.",
         )
 
 

@@ -71,12 +71,11 @@ class UnitWriter:
             )
         self._stored = stored
         self._units = stored.plan.units()
-        options = stored.plan.options
         self._tokenizer: Tokenizer | None = None
         if stored.tokenizer is not None:
             content = load_tokenizer(self._backend, stored.tokenizer)
             self._tokenizer = from_json(content, f"tokenizer {stored.tokenizer}")
-        self._reading = Reading(task.roots, options.field if options.kind == "text" else None)
+        self._reading = Reading(task.roots, stored.plan.options.field or None)
 
     def close(self) -> None:
         """End the process that reads tables."""
@@ -133,14 +132,15 @@ class UnitWriter:
         with scratch_errors(scratch):
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="blocks-", dir=scratch)))
         blocks: list[SpilledRecords] = []
-        for block in gather(self._items(works, skipped, advance, folder), folder):
+        for block in gather(self._items(works, skipped, advance, str(folder)), folder):
             blocks.append(block)
             advance(0)
         schema = schema_of(blocks)
         writers: dict[str, RecordSegmentWriter] = {}
         for block in blocks:
-            batch, origin = load(block)
+            batch, columns = load(block)
             batch = conform(batch, schema)
+            origin = [column.to_pylist() for column in columns]
             names = [document_id(source, start) for source, start, _ in zip(*origin, strict=True)]
             splits = [self._split(name) for name in names]
             for split in dict.fromkeys(splits):
@@ -174,13 +174,13 @@ class UnitWriter:
             yield batch
 
     def _items(
-        self, works: list[Work], skipped: SkippedInput, advance: Advance, blocks: Path | None = None
+        self, works: list[Work], skipped: SkippedInput, advance: Advance, blocks: str = ""
     ) -> Iterator[tuple[str, Any]]:
         """Documents, or records, of the unit in order, with their source names. Input without any is counted; with
         `strict`, damaged input is an error.
         """
         for work in works:
-            for item in self._reading.documents(work, str(blocks)):
+            for item in self._reading.documents(work, blocks):
                 if isinstance(item, Bad):
                     reason, where = item.reason, item.where
                 elif (isinstance(item, RawDocument) and not item.text) or (
@@ -189,6 +189,7 @@ class UnitWriter:
                     reason, where = "empty", "" if work.file.format == "text" else f"at {item.start}"
                 else:
                     yield work.file.source, item
+                    del item  # a huge record would stay in memory while the next is read
                     continue
                 skipped.add(reason, f"{work.file.source}: {where}" if where else work.file.source)
                 if self.task.strict and reason in BAD:

@@ -5,6 +5,7 @@ segments, as the plain verified readers give them; a sample of a spec is made ag
 loader. A record counts as a document of one token.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,10 @@ import pyarrow as pa
 
 from fmscale.data.provenance.delivery import changed, order_hash, read_records, repeats, without
 from fmscale.data.provenance.stored import AuditSource, Stored, find, open_stored, stored_digest, words_of
+from fmscale.errors import StoreError
+from fmscale.store.segments.records import RecordSegment
+
+logger = logging.getLogger(__name__)
 
 CLASSES = 16
 """Equal parts of the dataset; the entropy counts the rows in each part."""
@@ -90,7 +95,7 @@ def audit(records: Sequence[Path], sources: Sequence[AuditSource], trained: rang
     tokens = flat.field("tokens").to_numpy().astype(np.int64)
     ids = words_of(flat.field("document"))
     empty = np.setdiff1d(np.arange(len(table)), rows_of)
-    named = empty[_named(empty, table["row"].to_numpy(), source, sources)]
+    row, named = table["row"].to_numpy(), [empty[:0]]
     document = np.empty(len(rows_of), dtype=np.int64)
     place = np.empty(len(rows_of), dtype=np.int64)
     inside = np.empty(len(rows_of), dtype=np.bool_)
@@ -99,9 +104,12 @@ def audit(records: Sequence[Path], sources: Sequence[AuditSource], trained: rang
         part = np.flatnonzero(source[rows_of] == number)
         found = find(held, ids[part])
         document[part], place[part] = found, held.start[found] + offset[part]
-        inside[part] = (offset[part] >= 0) & (offset[part] + tokens[part] <= held.length[found])
+        inside[part] = (offset[part] >= 0) & (place[part] + tokens[part] <= held.stop[found])
+        lost = empty[(source[empty] == number) & bool(entry.spec)]
+        bounds = np.array(entry.banned, dtype=np.uint64).flatten()
+        named.append(lost[np.searchsorted(bounds, row[lost], side="right") % 2 == 1])
         row_tokens = int(tokens[part][rows_of[part] == rows_of[part[:1]]].sum())
-        absent = int((source[named] == number).sum()) * row_tokens
+        absent = len(named[-1]) * row_tokens
         banned = sum(stop - first for first, stop in entry.banned) * row_tokens
         tails = len(entry.commits) * (row_tokens - 1)
         spans = (place[part], tokens[part])
@@ -115,8 +123,10 @@ def audit(records: Sequence[Path], sources: Sequence[AuditSource], trained: rang
     full, first = np.unique(rows_of, return_index=True)
     entropy, lag = _shuffle_quality(place[first], source[full], stored)
     error, allowed = _mixture_error(k, source, sources)
-    unexplained = np.setdiff1d(empty, named)
-    unit = " or ".join(sorted({"records" if held.records else "tokens" for held in stored}, reverse=True))
+    left_out = np.concatenate(named)
+    unexplained = np.setdiff1d(empty, left_out)
+    of_records = [isinstance(held.segments[0][0], RecordSegment) for held in stored]
+    unit = "records" if all(of_records) else "tokens or records" if any(of_records) else "tokens"
     promises = (
         (duplicates, "samples delivered more than once by one job"),
         (len(differing), f"samples that came again as something else after a resume, first k={changed_k}"),
@@ -132,7 +142,7 @@ def audit(records: Sequence[Path], sources: Sequence[AuditSource], trained: rang
         problems.append(f"a source is {error:.1f} samples away from its share")
     return AuditReport(
         rows=len(table),
-        left_out=len(named),
+        left_out=len(left_out),
         unexplained=len(unexplained),
         tokens=int(tokens.sum()),
         first_k=int(k[0]),
@@ -153,16 +163,6 @@ def audit(records: Sequence[Path], sources: Sequence[AuditSource], trained: rang
     )
 
 
-def _named(empty: np.ndarray, row: np.ndarray, source: np.ndarray, sources: Sequence[AuditSource]) -> np.ndarray:
-    """True for each sample without content that may be so: a spec makes it, and its row is banned."""
-    out = np.zeros(len(empty), dtype=np.bool_)
-    for number, entry in enumerate(sources):
-        part = (source[empty] == number) & bool(entry.spec)
-        bounds = np.array(entry.banned, dtype=np.uint64).flatten()
-        out[part] = np.searchsorted(bounds, row[empty][part], side="right") % 2 == 1
-    return out
-
-
 def _wrong_rows(table: pa.Table, stored: Sequence[Stored], pieces: tuple[np.ndarray, ...]) -> list[int]:
     """Rows whose digest differs from that of their stored documents or record. `pieces`: row, document, place, tokens
     of each piece, and True for a piece within its document.
@@ -173,28 +173,27 @@ def _wrong_rows(table: pa.Table, stored: Sequence[Stored], pieces: tuple[np.ndar
     wrong = []
     for row in np.unique(rows_of).tolist():
         own = slice(bounds[row], bounds[row + 1])
-        parts = (column[own] for column in columns)
-        if not inside[own].all() or stored_digest(stored[numbers[row]], k[row], *parts) != digests[row]:
+        try:
+            digest = stored_digest(stored[numbers[row]], k[row], *(column[own] for column in columns))
+        except StoreError:
+            raise
+        except Exception as error:  # the wrong record may raise anything in a decoder
+            logger.warning("sample %d cannot be made again: %s", k[row], error)
+            digest = b""
+        if digest != digests[row] or not inside[own].all():
             wrong.append(row)
     return wrong
 
 
 def _coverage(
-    place: np.ndarray,
-    tokens: np.ndarray,
-    stored: Stored,
-    *,
-    absent: int,
-    banned: int,
-    tails: int,
-    partial: bool,
+    place: np.ndarray, tokens: np.ndarray, stored: Stored, *, absent: int, banned: int, tails: int, partial: bool
 ) -> tuple[int, int, int]:
     """Three counts of tokens: delivered too often for the total delivered, despite a mask, and too seldom. `absent` are
     those of samples without content, `banned` those of banned rows, `tails` those of commits' ends below a row. With
     `partial` the records may begin within an epoch.
     """
     holes = stored.masked
-    edges = np.concatenate((place, place + tokens, holes[:, 0], holes[:, 1], [0, stored.total]))
+    edges = np.concatenate((place, place + tokens, holes[:, 0], holes[:, 1], [0, stored.stop[-1]]))
     counts = (len(place), len(place), len(holes), len(holes), 2)
     by_edge = np.argsort(edges, kind="stable")
     lengths = np.diff(edges[by_edge])
@@ -213,7 +212,7 @@ def _coverage(
 
 def _shuffle_quality(place: np.ndarray, source: np.ndarray, stored: Sequence[Stored]) -> tuple[float, float]:
     """(entropy ratio, lag-1 correlation) of the rows' positions in the dataset, in delivered order."""
-    offsets = np.cumsum([0] + [held.total for held in stored])
+    offsets = np.cumsum([0] + [held.stop[-1] for held in stored])
     position = place + offsets[source]
     classes = np.searchsorted(np.quantile(position, np.arange(1, CLASSES) / CLASSES), position)
     shuffled = np.random.default_rng(0).permutation(classes)

@@ -48,17 +48,10 @@ def digest_of(spec: Spec, sample: Sample) -> bytes:
 
 def remade_digest(spec: Spec, record: Record, *, seed: int, k: int, rows: bool) -> bytes:
     """The digest of sample k, made again of its record; `rows` tells rows of tokens. Raises the errors of the spec."""
-    media = spec.decode(record)
-    return digest_of(spec, spec.make(media, Draw(seed, k), _limit(spec, record, rows=rows)))
-
-
-def _limit(spec: Spec, record: Record, *, rows: bool) -> int:
-    """Most tokens of the record's sample, as a column of sizes gives it."""
-    if rows:
-        tokens = record["tokens"]
-        return spec.size({"tokens": np.zeros_like(tokens), "pieces": (len(tokens),)})
-    size, cut = spec.size(record), getattr(spec, "max_tokens", None)
-    return size if cut is None else min(size, cut)
+    blank = {"tokens": np.zeros_like(record["tokens"]), "pieces": (len(record["tokens"]),)} if rows else record
+    # The limit that a column of sizes gives, where rows of tokens are all of a size, and records may be cut.
+    limit, cut = spec.size(blank), None if rows else getattr(spec, "max_tokens", None)
+    return digest_of(spec, spec.make(spec.decode(record), Draw(seed, k), limit if cut is None else min(limit, cut)))
 
 
 def _as(value: Any, dtype: str, shape: tuple[int, ...]) -> np.ndarray:

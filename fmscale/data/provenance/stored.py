@@ -1,6 +1,5 @@
 """The stored documents or records of a source, and the samples that they make, from the plain verified readers."""
 
-import logging
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -19,8 +18,6 @@ from fmscale.store.segments.handle import read_document_table
 from fmscale.store.segments.kinds import open_kind
 from fmscale.store.segments.records import RecordSegment, read_records
 from fmscale.store.segments.tokens import TokenSegment, read_tokens
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,37 +46,27 @@ class AuditSource:
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """The documents, or records, of one source, by id."""
+    """The documents, or records, of one source, one after another."""
 
     source: AuditSource
-    """The source."""
     ids: np.ndarray
-    """uint64 [documents, 2]: ids, sorted."""
+    """uint64 [documents, 2]."""
     start: np.ndarray
-    """Tokens of the source before each document."""
-    length: np.ndarray
-    """Tokens of each document."""
+    """Place of each document: tokens of the source before it."""
+    stop: np.ndarray
     segment: np.ndarray
     """Index of each document's segment."""
     segments: list[tuple[TokenSegment | RecordSegment, int]]
-    """Segments, and the tokens of the source before each."""
+    """Segments and their places."""
     masked: np.ndarray
     """int64 [n, 2]: begin and end of masked documents, in any order."""
-    total: int
-    """Tokens of the source."""
     spec: Spec | None
-    """Spec of its samples, if any."""
-
-    @property
-    def records(self) -> bool:
-        """True for documents that are records."""
-        return bool(self.segments) and isinstance(self.segments[0][0], RecordSegment)
 
 
 def open_stored(source: AuditSource) -> Stored:
-    """Position of every document, or record, of a source among all that it has."""
+    """The documents or records of a source."""
     backend = source.dataset.backend
-    ids, starts, counts, owners = [], [], [], []
+    ids, stops, owners = [], [], []
     masks = [load_mask(backend, source.dataset.name, digest).documents for digest in source.masks]
     masked = [np.empty((0, 2), dtype=np.int64)]
     segments: list[tuple[TokenSegment | RecordSegment, int]] = []
@@ -98,22 +85,19 @@ def open_stored(source: AuditSource) -> Stored:
             table = read_document_table(backend, handle)
             lengths = table["tokens"].to_numpy()
             ids.append(words_of(table["id"].combine_chunks()))
-            starts.append(at + np.cumsum(lengths) - lengths)
-            counts.append(lengths)
+            stops.append(at + np.cumsum(lengths))
             owners.append(np.full(len(lengths), len(segments)))
             segments.append((handle, at))
             at += int(lengths.sum())
-    words = np.concatenate(ids)
-    by_id = np.lexsort((words[:, 1], words[:, 0]))
+    stop = np.concatenate(stops)
     return Stored(
         source=source,
-        ids=words[by_id],
-        start=np.concatenate(starts)[by_id],
-        length=np.concatenate(counts)[by_id],
-        segment=np.concatenate(owners)[by_id],
+        ids=np.concatenate(ids),
+        start=np.append(0, stop[:-1]),
+        stop=stop,
+        segment=np.concatenate(owners),
         segments=segments,
         masked=np.concatenate(masked),
-        total=at,
         spec=open_spec(backend, source.spec) if source.spec else None,
     )
 
@@ -129,7 +113,8 @@ def find(stored: Stored, ids: np.ndarray) -> np.ndarray:
     """Index of each id among the source's documents. Raises DataError for an unknown id."""
     pair = [("a", "<u8"), ("b", "<u8")]
     known, delivered = (np.ascontiguousarray(words).view(pair).reshape(-1) for words in (stored.ids, ids))
-    index = np.minimum(np.searchsorted(known, delivered), len(known) - 1)
+    by_id = np.argsort(known, kind="stable")
+    index = by_id[np.minimum(np.searchsorted(known, delivered, sorter=by_id), len(known) - 1)]
     strange = np.flatnonzero(known[index] != delivered)
     if len(strange):
         raise DataError(
@@ -141,10 +126,10 @@ def find(stored: Stored, ids: np.ndarray) -> np.ndarray:
 
 
 def stored_digest(stored: Stored, k: int, document: np.ndarray, place: np.ndarray, tokens: np.ndarray) -> bytes:
-    """The digest of sample k made of its pieces, which are document, place and tokens; b"" if they make no sample."""
+    """The digest of sample k made of its pieces, which are document, place and tokens. Raises the errors of its spec,
+    and DataError for two records.
+    """
     backend, segment = stored.source.dataset.backend, stored.segment[document]
-    if stored.records and len(document) > 1:
-        return b""
     record: Record = {}
     content: list[np.ndarray] = []
     at = 0
@@ -158,6 +143,8 @@ def stored_digest(stored: Stored, k: int, document: np.ndarray, place: np.ndarra
         if isinstance(handle, TokenSegment):
             content.append(read_tokens(backend, handle, first, count))
         elif stored.spec is not None:
+            if len(document) > 1:
+                raise DataError("a sample is made of one record", found=len(document), remedy="Look at its delivery.")
             names = [name for name in stored.spec.columns if name in handle.schema.names]
             [record] = read_records(backend, handle, first, count).select(names).to_pylist()
         at = end
@@ -167,8 +154,4 @@ def stored_digest(stored: Stored, k: int, document: np.ndarray, place: np.ndarra
         # Joined by document: a document that was delivered in two pieces is no sample of the stored data.
         joined = groupby(zip(document.tolist(), tokens.tolist(), strict=True), key=itemgetter(0))
         record = {"tokens": np.concatenate(content), "pieces": tuple(sum(n for _, n in run) for _, run in joined)}
-    try:
-        return remade_digest(stored.spec, record, seed=stored.source.seed, k=k, rows=bool(content))
-    except Exception as error:  # damage takes many forms in a decoder
-        logger.warning("sample %d cannot be made again of its record: %s", k, error)
-        return b""
+    return remade_digest(stored.spec, record, seed=stored.source.seed, k=k, rows=bool(content))

@@ -100,7 +100,7 @@ def derive_sizes(
     numbers = [commit.number for commit in commits]
     task: Message = {"store": store, "dataset": dataset, "split": split, "commits": numbers, "spec": spec_text(spec)}
     job = _Job(**task)
-    job.check_columns()
+    require_columns(job.backend, job.manifests, job.spec, f"split {split} of dataset {dataset}")
     columns = [open_column(job.backend, key) for key in job.keys]
     units, resumed = [], 0
     for first, key, manifest, column in zip(job.firsts, job.keys, job.manifests, columns, strict=True):
@@ -151,7 +151,6 @@ class _Job:
         self.manifests = [commit.manifests[split] for commit in open_dataset(self.backend, dataset).named(commits)]
         self.keys = [column_key(dataset, one.digest, self.layout.name, self.layout.maker) for one in self.manifests]
         self.firsts = list(accumulate((one.segments for one in self.manifests), initial=0))[:-1]
-        self._where = f"split {split} of dataset {dataset}"
 
     def row(self, unit: int) -> SegmentRow:
         """The segment of a unit."""
@@ -161,14 +160,9 @@ class _Job:
     def run(self, unit: int, advance: Callable[[int], object]) -> str:
         """Do a unit: on return its part of the column is stored."""
         commit, segment = self._place(unit)
-        put_part(
-            self.backend, self.keys[commit], segment, *segment_sizes(self.backend, self.row(unit), self.spec, advance)
-        )
+        sizes, note = segment_sizes(self.backend, self.row(unit), self.spec, advance)
+        put_part(self.backend, self.keys[commit], segment, sizes, note)
         return ""
-
-    def check_columns(self) -> None:
-        """Raise ConfigError if no commit's first segment has any column of the spec: all records would be bad."""
-        require_columns(self.backend, self.manifests, self.spec, self._where)
 
     def _place(self, unit: int) -> tuple[int, int]:
         commit = bisect_right(self.firsts, unit) - 1

@@ -21,8 +21,8 @@ from fmscale.store.backends.write_once import store_once
 from fmscale.store.datasets.commit import Commit
 from fmscale.store.datasets.dataset import Dataset
 from fmscale.store.digest import canonical_json, metadata_digest
-from fmscale.store.segments.handle import read_document_table
-from fmscale.store.segments.kinds import open_kind, read_bounds
+from fmscale.store.segments.handle import read_document_table, read_rows
+from fmscale.store.segments.kinds import open_kind
 from fmscale.store.segments.seal import check_version
 
 FORMAT_VERSION = 1
@@ -117,8 +117,11 @@ def find_documents(
         commit, index = place
         row = commit.manifests[split].row(index)
         segment = open_kind(dataset.backend, commit.kind, row.prefix, row.seal)
-        first = row.first_token if commit.kind == "tokens" else row.first_document
-        ends, words = read_bounds(dataset.backend, segment)
+        words = read_rows(dataset.backend, segment, "document_ids", 0, segment.documents)
+        if commit.kind == "records":
+            first, ends = row.first_document, np.arange(1, segment.documents + 1, dtype=np.uint64)
+        else:
+            first, ends = row.first_token, read_rows(dataset.backend, segment, "document_ends", 0, segment.documents)
         names = np.ascontiguousarray(words, dtype="<u8").view("V16")[:, 0]
         if unique_ids is not None:
             selection = np.isin(names, unique_ids)

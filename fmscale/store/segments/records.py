@@ -24,7 +24,7 @@ from fmscale.store.backends.protocol import Backend
 from fmscale.store.digest import Bytes
 from fmscale.store.segments.array import ShardInfo
 from fmscale.store.segments.handle import ObjectRef, Segment, decode_arrays, decode_sums, read_chunks, read_rows
-from fmscale.store.segments.seal import open_sealed, refuse_version
+from fmscale.store.segments.seal import RECORDS_VERSION, open_sealed
 
 RECORD_CHUNK_BYTES = 4096
 """Bytes of a records file under one checksum. A unit of 256 KiB then reads 1.1 times its bytes at most: edges of
@@ -99,9 +99,7 @@ def open_record_segment(backend: Backend, prefix: str, seal_digest: str) -> Reco
     Raises CorruptData for damaged bytes, ObjectNotFound for a missing object, FormatError for a segment
     of tokens, of version 1 or of a later format_version.
     """
-    seal, table = open_sealed(backend, prefix, seal_digest, "records")
-    if seal["format_version"] == 1:
-        raise refuse_version(seal, prefix, "Read it with `records_version_1`, or ingest the records again.")
+    seal, table = open_sealed(backend, prefix, seal_digest, "records", RECORDS_VERSION)
     files = tuple(ShardInfo(**file) for file in seal["arrays"]["records"]["shards"])
     count = sum(map(file_chunks, files))
     # Copies: a view would keep the whole file in memory.

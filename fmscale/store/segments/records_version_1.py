@@ -17,7 +17,7 @@ from fmscale.store.backends.protocol import Backend
 from fmscale.store.digest import crc32c
 from fmscale.store.segments.array import ShardInfo
 from fmscale.store.segments.records import RECORDS_KEY
-from fmscale.store.segments.seal import open_sealed, refuse_version
+from fmscale.store.segments.seal import open_sealed
 
 BATCHES_SCHEMA = pa.schema(
     [
@@ -51,14 +51,6 @@ class RecordBatches:
         """Number of record batches."""
         return len(self.index["file"])
 
-    def locate(self, record: int) -> tuple[int, int]:
-        """Batch that holds record `record`, and the record's row there. Raises DataError outside the segment."""
-        if not 0 <= record < self.records:
-            raise DataError(f"{self.prefix} has no such record", found=record, remedy=f"It has {self.records} records.")
-        first = self.index["first_record"]
-        batch = int(np.searchsorted(first, np.uint64(record), side="right")) - 1
-        return batch, record - int(first[batch])
-
     def batch_range(self, batch: int) -> tuple[str, int, int]:
         """Key, offset and length of a batch's IPC message."""
         key = f"{self.prefix}/{self.files[int(self.index['file'][batch])].key}"
@@ -71,9 +63,7 @@ def open_records(backend: Backend, prefix: str, seal_digest: str) -> RecordBatch
     Raises CorruptData for damaged bytes, ObjectNotFound for a missing object, FormatError for a segment
     of tokens or of a later format_version.
     """
-    seal, batch = open_sealed(backend, prefix, seal_digest, "records")
-    if seal["format_version"] != 1:
-        raise refuse_version(seal, prefix, "Read it with `records.open_record_segment`.")
+    seal, batch = open_sealed(backend, prefix, seal_digest, "records", 1)
     return RecordBatches(
         prefix=prefix,
         records=seal["documents"],

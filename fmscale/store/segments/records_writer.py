@@ -26,12 +26,9 @@ BATCH_BYTES = 16384
 FILE_BYTES = 2**28
 """Bytes of a file, about: then a new file begins."""
 
-GATHER_BYTES = 2**16
-"""Bytes of small additions that are gathered before they are cut into batches."""
-
 
 class RecordSegmentWriter(SegmentWriter):
-    """Gathers records: some 100 KiB, the sources' names and 4 bytes per chunk in memory, the rest in files.
+    """Gathers records: a batch, the sources' names and 4 bytes per chunk in memory, the rest in files.
 
     Raises DataError for records of another schema or an id of another length.
     """
@@ -63,14 +60,12 @@ class RecordSegmentWriter(SegmentWriter):
         small = (DOCUMENT_CHUNK_BYTES, DOCUMENT_SHARD_BYTES)
         self._batches = ArrayWriter(self._folder, "batches", "uint64", (3,), *small)
         self._documents = DocumentsWriter(self._folder)
-        self._gathered: list[pa.RecordBatch] = []
-        self._gathered_bytes = 0
         self._rest: pa.RecordBatch | None = None
         """The last records of all, which fit into a batch and may get company."""
         self._fit = 1
         """Records of the last batch, about as many as fit into the next."""
         self._written = 0
-        """Records in batches; the others are gathered, or the rest."""
+        """Records in batches; the others are the rest."""
         self._first_record = array("I")
         self._sums = array("I")
         self._files: list[ShardInfo] = []
@@ -102,14 +97,7 @@ class RecordSegmentWriter(SegmentWriter):
         for document in zip(ids, sources, starts, stops, strict=True):
             self._documents.add(*document, 1)
         self.records += batch.num_rows
-        if batch.nbytes >= GATHER_BYTES:
-            self._cut_gathered()
-            self._cut(batch)  # alone, because a copy of a huge record would double the memory
-            return
-        self._gathered.append(batch)
-        self._gathered_bytes += batch.nbytes
-        if self._gathered_bytes >= GATHER_BYTES:
-            self._cut_gathered()
+        self._cut(batch)
 
     def discard(self) -> None:
         if self._file is not None:
@@ -121,7 +109,6 @@ class RecordSegmentWriter(SegmentWriter):
         super().discard()
 
     def _complete(self) -> tuple[list[str], dict[str, Any]]:
-        self._cut_gathered()
         if self._rest is not None:
             self._write(self._rest)
         self._end_file()
@@ -135,16 +122,8 @@ class RecordSegmentWriter(SegmentWriter):
         seal["arrays"]["records"] = {"shards": [asdict(file) for file in self._files]}
         return [*keys, *(file.key for file in self._files)], seal
 
-    def _cut_gathered(self) -> None:
-        if self._gathered:
-            batch = pa.concat_batches(self._gathered)
-            self._gathered, self._gathered_bytes = [], 0
-            self._cut(batch)
-
     def _cut(self, batch: pa.RecordBatch) -> None:
-        """Write the records, each batch as long as fits, but for a last batch that may get company. The batches depend
-        on the records alone, not on their division into calls.
-        """
+        """Write the records, each batch as long as fits, but for a last batch that may get company."""
         while batch.num_rows:
             head = batch.slice(0, self._fitting(batch))
             fits = pa.ipc.get_record_batch_size(head) <= self._batch_bytes
@@ -180,6 +159,9 @@ class RecordSegmentWriter(SegmentWriter):
 
     def _write(self, batch: pa.RecordBatch) -> None:
         path = self._folder / self._key()
+        if batch.num_rows > 1:
+            # A copy: pyarrow pads the buffers of a slice to 64 bytes, 2 % of a batch, and others to 8.
+            batch = pa.concat_batches([batch.slice(0, 1), batch.slice(1)])
         with scratch_errors(path):
             if self._file is None:
                 self._file = _Sink(path, self._sums)

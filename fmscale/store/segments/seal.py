@@ -74,13 +74,6 @@ def check_version(document: Mapping[str, Any], where: str, latest: int = FORMAT_
         )
 
 
-def refuse_version(seal: Mapping[str, Any], where: str, remedy: str) -> FormatError:
-    """The error for a reader of another version of record segments."""
-    return FormatError(
-        f"The segment {where} has another version than this reader reads", found=seal["format_version"], remedy=remedy
-    )
-
-
 def verified(data: bytes, digest: str, where: str) -> bytes:
     """The bytes, verified. Raises CorruptData if they have another `metadata_digest`."""
     actual = metadata_digest(data)
@@ -106,8 +99,10 @@ def decode_seal(data: bytes, where: str, kind: str = "") -> dict[str, Any]:
     return seal
 
 
-def open_sealed(backend: Backend, prefix: str, seal_digest: str, kind: str) -> tuple[dict[str, Any], pa.RecordBatch]:
-    """Seal and checksums.arrow of a segment of this kind, both verified from `seal_digest` on.
+def open_sealed(
+    backend: Backend, prefix: str, seal_digest: str, kind: str, version: int
+) -> tuple[dict[str, Any], pa.RecordBatch]:
+    """Seal and checksums.arrow of a segment of this kind and format_version, both verified from `seal_digest` on.
 
     Raises CorruptData for damaged bytes, ObjectNotFound for a missing object, and the errors of `decode_seal`.
     """
@@ -117,6 +112,12 @@ def open_sealed(backend: Backend, prefix: str, seal_digest: str, kind: str) -> t
     with several as pool:
         checksums = pool.submit(backend.get, key) if pool is not None else None
         seal = decode_seal(verified(backend.get(where), seal_digest, where), where, kind)
+    if seal["format_version"] != version:
+        raise FormatError(
+            f"{where} has another version than this reader reads",
+            found=seal["format_version"],
+            remedy="`records` reads version 2 of record segments, `records_version_1` version 1.",
+        )
     data = checksums.result() if checksums is not None else backend.get(key)
     data = verified(data, seal["objects"]["checksums.arrow"]["digest"], key)
     return seal, pa.ipc.open_file(pa.py_buffer(data)).get_batch(0)

@@ -23,7 +23,7 @@ from fmscale.store.segments.handle import (
     read_document_table,
     read_rows,
 )
-from fmscale.store.segments.seal import open_sealed
+from fmscale.store.segments.seal import FORMAT_VERSION, open_sealed
 
 __all__ = ["ObjectRef", "TokenSegment", "open_segment", "read_document_table", "read_documents", "read_tokens"]
 
@@ -52,7 +52,7 @@ def open_segment(backend: Backend, prefix: str, seal_digest: str) -> TokenSegmen
     Raises CorruptData for damaged bytes, ObjectNotFound for a missing object, FormatError for a segment
     of records or of a later format_version.
     """
-    seal, table = open_sealed(backend, prefix, seal_digest, "tokens")
+    seal, table = open_sealed(backend, prefix, seal_digest, "tokens", FORMAT_VERSION)
     sums, first_document = decode_sums(table)
     arrays = decode_arrays(ARRAYS, seal, sums)
     return TokenSegment(

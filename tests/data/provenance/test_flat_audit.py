@@ -31,6 +31,7 @@ from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import open_dataset
 from fmscale.store.log.log import RUN_KINDS, Log
 from fmscale.store.open import open_store
+from fmscale.train.compare import compare, read_history
 from fmscale.train.inputs import deliver
 from tests.data.provenance.test_trace import run
 from tests.helpers.record_datasets import add_sizes, record_dataset
@@ -335,6 +336,28 @@ def test_the_trace_agrees_with_the_deliveries(store: Backend, run_of: Run) -> No
         assert [t.k for t in found] == held
     long = trace_document(store, plan, BATCHES, record_id(1_000_000 + RECORDS - FIRST - 1).hex(), steps=RUNS[name][1])
     assert long == []
+
+
+def test_runs_with_flat_forwards_are_compared(store: Backend, run_of: Run, tmp_path: Path) -> None:
+    name, paths = run_of
+    sources, steps = RUNS[name]
+    runs = [tmp_path / folder for folder in ("ranks", "alone", "wrong", "empty")]
+    for folder in runs:
+        (folder / "delivery").mkdir(parents=True)
+        (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    for path in paths:
+        shutil.copy(path, runs[0] / "delivery")
+    delivered = [folder / "delivery" / "000001-rank00000.arrow" for folder in runs[1:]]
+    record(delivered[0], opened(store, sources, name), steps)
+    record(delivered[1], opened(store, sources, name), steps, change=wrong_token)
+    rewritten(paths, delivered[2], empty)
+    first, *others = map(read_history, runs)
+    equal, wrong, left_out = (compare(first, other) for other in others)
+    assert equal.exact
+    assert equal.samples == steps * BATCH
+    assert set(wrong.parts) == {"delivered digest"}
+    assert set(left_out.parts) == {"delivered pieces"}
+    assert left_out.parts["delivered pieces"].b == "no content"
 
 
 def test_a_record_of_deliveries_needs_ids(store: Backend, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import itertools
 import json
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.columns import column_key, open_column
 from fmscale.store.datasets.dataset import Dataset, open_dataset
 from fmscale.store.datasets.verify import verify_dataset
+from fmscale.store.doctor.probe import require_writable
 from fmscale.store.open import open_store
 from fmscale.store.segments.handle import read_rows
 from fmscale.store.segments.records import open_record_segment
@@ -181,12 +183,13 @@ def test_killed_at_any_write_it_goes_on(tmp_path: Path) -> None:
     backend = open_store(str(tmp_path / "store"))
     tables = [table(5, 0), pa.table({"text": ["", "x"], "other": [1, 2]})]
     record_dataset(backend, "d", tables)
+    require_writable(backend)
     spec = bytes_spec(backend)
     out = subprocess.check_output(
         [sys.executable, "-m", "tests.helpers.deriver", str(tmp_path), "d", spec_text(spec)],
         cwd=ROOT,
         text=True,
-        timeout=120,
+        timeout=400,
     )
     lines = [json.loads(line) for line in out.splitlines()]
     # A note, two parts and the last object, each before and after.
@@ -215,12 +218,21 @@ def test_a_worker_that_is_killed_is_named_and_the_job_goes_on(tmp_path: Path, mo
     assert (result.records, result.bad, sizes(dataset, spec)[27]) == (28, 0, 4)
 
 
-def test_any_store(store_url: str) -> None:
-    store = open_store(store_url)
+def whole_job(url: str) -> None:
+    store = open_store(url)
     dataset = record_dataset(store, "d", [table(30, 0), table(3, 1)])
     spec = bytes_spec(store)
-    derive_sizes(store_url, "d", "train", spec)
+    derive_sizes(url, "d", "train", spec)
     assert sizes(dataset, spec).tolist() == expected(spec, [table(30, 0), table(3, 1)])
+
+
+def test_on_a_store_in_memory() -> None:
+    whole_job(f"memory://{uuid.uuid4().hex}")
+
+
+@pytest.mark.slow
+def test_on_s3(s3_url: str) -> None:
+    whole_job(s3_url)
 
 
 def test_a_batch_of_texts_has_the_sizes_of_its_texts(memory_store: Backend) -> None:

@@ -110,7 +110,7 @@ def test_a_read_of_a_few_records_reads_a_part_of_the_index(memory_store: Backend
     segment = write_and_open(memory_store, PREFIX, table([100] * 3000), batch_bytes=800)
     before = memory_store.requests.bytes.get("get_range", 0)
     read_records(memory_store, segment, 1500, 2)
-    assert memory_store.requests.bytes.get("get_range", 0) - before == 4080 + 4096
+    assert memory_store.requests.bytes["get_range"] - before in (4080 + 4096, 4080 + 8192)
 
 
 def test_a_unit_costs_a_tenth_more_than_its_bytes(memory_store: Backend) -> None:

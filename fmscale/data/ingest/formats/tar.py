@@ -2,6 +2,7 @@
 
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import BinaryIO
 
 from fmscale.data.ingest.formats import Bad, FilePart, RawRecord
@@ -22,20 +23,19 @@ def read(file: BinaryIO, part: FilePart) -> Iterator[RawRecord | Bad]:
                 tar.members = []  # type: ignore[attr-defined]  # they would gather
                 key, extension, fault = _names(member)
                 if fault:
-                    yield Bad(*fault)
-                if not extension or fault:
+                    yield fault
+                if not extension:
                     continue
-                if member.offset_data + member.size > size:
+                stop = member.offset_data + member.size
+                if stop > size:
                     raise tarfile.ReadError(f"{member.name} has {member.size} bytes")
                 if record and (record.values["__key__"] != key or extension in record.values):
                     yield record
                     record = None
                 file.seek(member.offset_data)
-                data = file.read(member.size)
-                begin, held = (record.start, record.values) if record else (member.offset, {"__key__": key})
-                old = record.bytes if record else len(key)
-                stop = member.offset_data + member.size
-                record = RawRecord({**held, extension: data}, begin, stop, old + len(data))
+                record = record or RawRecord({"__key__": key}, member.offset, stop, len(key))
+                record.values[extension] = file.read(member.size)
+                record = replace(record, stop=stop, bytes=record.bytes + member.size)
             end = tar.offset
         file.seek(end)
         if (mark := file.read(BLOCK)).strip(b"\0") or len(mark) < BLOCK:
@@ -51,18 +51,16 @@ def read(file: BinaryIO, part: FilePart) -> Iterator[RawRecord | Bad]:
         yield record
 
 
-def _names(member: tarfile.TarInfo) -> tuple[str, str, tuple[str, str] | None]:
+def _names(member: tarfile.TarInfo) -> tuple[str, str, Bad | None]:
     """Key and extension of a member, or the reason for their lack; folders lack both for no reason."""
     folder, slash, base = member.name.rpartition("/")
     stem, _, extension = base.partition(".")
     if member.isdir():
         return "", "", None
-    if not member.isreg() or member.issparse():
-        return "", "", ("special", f"{member.name!r} is no regular file")
     if member.name.encode(errors="ignore").decode() != member.name:
-        return "", "", ("undecodable", f"{member.name!r} is not UTF-8")
-    if not stem:
-        return "", "", ("hidden", member.name)
-    if not extension or extension == "__key__":
-        return "", "", ("broken", f"{member.name!r} has no extension that can be a column")
+        return "", "", Bad("undecodable", f"{member.name!r} is not UTF-8")
+    if not member.isreg() or member.issparse():
+        return "", "", Bad("special", f"{member.name!r} is no regular file")
+    if not stem or not extension or extension == "__key__":
+        return "", "", Bad("broken" if stem else "hidden", f"{member.name!r} has no extension that can be a column")
     return f"{folder}{slash}{stem}", extension, None
