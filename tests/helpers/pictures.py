@@ -59,6 +59,12 @@ def chunk(name: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
 
+HUGE, INTERLACED = (
+    SIGNATURE + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, interlaced)) + chunk(b"IEND", b"")
+    for side, interlaced in ((20_000, 0), (9, 1))
+)
+
+
 def png(
     samples: np.ndarray,
     *,
@@ -148,6 +154,17 @@ def _palette(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     numbers = np.arange(64)
     colours = np.stack((numbers // 16, numbers // 4 % 4, numbers % 4), -1) * 64 + 32
     return colours.astype(np.uint8), indices[..., None]
+
+
+def damage(data: bytes, how: str) -> bytes:
+    """A damaged file of the same length."""
+    middle = len(data) // 2
+    return {
+        "flip": data[:middle] + bytes([data[middle] ^ 8]) + data[middle + 1 :],
+        "zeros": data[:-40] + bytes(40),
+        "text": b"<html>not found" + data[15:],
+        "huge": HUGE[:33] + data[33:],
+    }[how]
 
 
 def records(count: int) -> list[dict[str, Any]]:

@@ -27,9 +27,11 @@ from fmscale.store.log.log import RUN_KINDS, Log
 from fmscale.store.open import open_store
 from tests.helpers.pictures import (
     CLASSES,
+    HUGE,
+    INTERLACED,
     SIGNATURE,
     as_table,
-    chunk,
+    damage,
     exif,
     installed_pictures,
     paint,
@@ -119,10 +121,6 @@ def test_every_mode_becomes_rgb_as_it_is_to_be_seen(spec: Any, mode: str) -> Non
 
 
 WHOLE = png(tiles(), filters=(1,))
-HUGE, INTERLACED = (
-    SIGNATURE + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, interlaced)) + chunk(b"IEND", b"")
-    for side, interlaced in ((20_000, 0), (9, 1))
-)
 TROUBLES: dict[str, tuple[dict[str, Any], bool, str, str, str]] = {
     # record, size sees it, cause, value, remedy
     "no bytes": (record(None), True, "no bytes in data", "tiles/a.png: NoneType", "column"),
@@ -261,17 +259,6 @@ def test_crops_are_equal_at_any_number_of_ranks_and_after_a_resume(whole: str, s
     first = samples(take(before, 2))
     after.load_state_dict(json.loads(json.dumps(before.state_dict())))
     assert first | samples(take(after, 4)) == alone
-
-
-def damage(data: bytes, how: str) -> bytes:
-    """A damaged file of the same length."""
-    middle = len(data) // 2
-    return {
-        "flip": data[:middle] + bytes([data[middle] ^ 8]) + data[middle + 1 :],
-        "zeros": data[:-40] + bytes(40),
-        "text": b"<html>not found" + data[15:],
-        "huge": HUGE[:33] + data[33:],
-    }[how]
 
 
 def test_damaged_pictures_are_named_and_shift_no_other(whole: str, spec: Any, tmp_path: Path) -> None:
