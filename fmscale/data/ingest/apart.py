@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import fmscale
-from fmscale.data.ingest.blocks import Block
+from fmscale.data.ingest.blocks import RecordBlock
 from fmscale.data.ingest.files import open_files
 from fmscale.data.ingest.formats import TABLES, Bad, Item, RawDocument, media, read
 from fmscale.data.ingest.messages import Message, decode, encode, rebuild_error
@@ -40,7 +40,7 @@ class Reading:
         self._opener = cache(open_files)
         self._process: subprocess.Popen[bytes] | None = None
 
-    def documents(self, work: Work, blocks: str = "") -> Iterator[Item | Block]:
+    def documents(self, work: Work, blocks: str = "") -> Iterator[Item | RecordBlock]:
         """The documents or records of a part of a file. This process reads memory://, which no other process sees.
 
         `blocks` is the folder for records of tables.
@@ -64,7 +64,7 @@ class Reading:
             self._process.kill()
             self._end(self._process)
 
-    def _apart(self, work: Work, root: str, blocks: str) -> Iterator[RawDocument | Block | Bad]:
+    def _apart(self, work: Work, root: str, blocks: str) -> Iterator[RawDocument | RecordBlock | Bad]:
         request: Message = {"work": asdict(work), "root": root, "field": self._field, "blocks": blocks}
         rows = 0
         while True:
@@ -77,7 +77,7 @@ class Reading:
             if "error" in header:
                 raise rebuild_error(header["error"])
             for item in _items(header["items"], data):
-                rows += item.rows if isinstance(item, Block) else 1
+                rows += item.rows if isinstance(item, RecordBlock) else 1
                 yield item
             if header["end"]:
                 return
@@ -136,11 +136,11 @@ def _ask(process: subprocess.Popen[bytes], request: Message) -> tuple[Message, b
     return (header, data) if len(data) == header.get("bytes", 0) else None
 
 
-def _items(items: list[Any], data: bytes) -> Iterator[RawDocument | Block | Bad]:
+def _items(items: list[Any], data: bytes) -> Iterator[RawDocument | RecordBlock | Bad]:
     place = 0
     for item in items:
         if isinstance(item, dict):
-            yield Block(**item)
+            yield RecordBlock(**item)
             continue
         if len(item) == 2:
             yield Bad(*item)
