@@ -68,6 +68,7 @@ def make_sources(
             "masks": config.masks,
             "window": window,
             "spec": text,
+            "live": commits[config.dataset],
         }
         dataset = datasets[config.dataset]
         view: View = (
