@@ -81,6 +81,7 @@ class Arena:
         with self._changed:
             self.used += bytes - slot.bytes
             slot.bytes = bytes
+            self._changed.notify_all()
 
     def reset(self) -> None:
         """Forget all units."""

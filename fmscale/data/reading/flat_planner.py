@@ -27,6 +27,10 @@ HORIZON_STEPS = 64
 """An entry takes effect this many steps after its write: every rank is within MOST_BLOCKS steps of it, and reads the
 entry before it plans REFRESH_STEPS more.
 """
+UNREAD = 2
+"""Mean sizes of units for which a unit counts until it is read: records of 200 B to 200 KB make units of 0.1 to 6 of
+these, and the reads of many blocks end at once.
+"""
 assert HORIZON_STEPS > 2 * MOST_BLOCKS + REFRESH_STEPS
 
 
@@ -122,7 +126,7 @@ class FlatPlanner:
         for key in absent:  # after the loop above, so that no slot of this block is evicted
             slot = self._arena.take(
                 key,
-                bytes=self._sources.of(self.plan, key[0]).units.unit_bytes,
+                bytes=UNREAD * self._sources.of(self.plan, key[0]).units.unit_bytes,
                 block=number,
                 rows_left=self.plan.sources[key[0]].view.rows_per_unit - uses[key],
                 stopped=lambda: self._stopped,
