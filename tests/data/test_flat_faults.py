@@ -183,6 +183,16 @@ def test_damage_of_every_object_is_quarantined_and_nothing_else_moves(memory_sto
     assert again == broken
 
 
+def test_text_that_is_no_text_costs_its_record_alone(memory_store: Backend) -> None:
+    lines = texts(60, {})
+    dataset(memory_store, lines)
+    tables = [pa.table({"text": lines})]
+    spoiled = pa.array([b"\xff" * len(line) if i == 7 else line.encode() for i, line in enumerate(lines)]).view(pa.utf8())
+    add_sizes(record_dataset(memory_store, "spoiled", [pa.table({"text": spoiled})]), Fragile(), tables)
+    run([flat(memory_store, run="r", dataset="spoiled", batch=10)], 12)
+    assert [ban.rows for ban in order_plan(memory_store).bans] == [((7, 8),)]
+
+
 def test_damage_without_a_run_stops_and_names_the_object(memory_store: Backend) -> None:
     dataset(memory_store, texts(600, {}))
     remove(memory_store)

@@ -27,10 +27,6 @@ HORIZON_STEPS = 64
 """An entry takes effect this many steps after its write: every rank is within MOST_BLOCKS steps of it, and reads the
 entry before it plans REFRESH_STEPS more.
 """
-UNREAD = 2
-"""Mean sizes of units for which a unit counts until it is read: records of 200 B to 200 KB make units of 0.1 to 6 of
-these, and the reads of many blocks end at once.
-"""
 assert HORIZON_STEPS > 2 * MOST_BLOCKS + REFRESH_STEPS
 
 
@@ -124,9 +120,11 @@ class FlatPlanner:
             else:
                 absent.append(key)
         for key in absent:  # after the loop above, so that no slot of this block is evicted
+            size = self._sources.of(self.plan, key[0]).units.unit_bytes
             slot = self._arena.take(
                 key,
-                bytes=UNREAD * self._sources.of(self.plan, key[0]).units.unit_bytes,
+                bytes=size,
+                reserve=size,
                 block=number,
                 rows_left=self.plan.sources[key[0]].view.rows_per_unit - uses[key],
                 stopped=lambda: self._stopped,
@@ -160,8 +158,12 @@ class FlatPlanner:
         return ForwardJob(plan=self.plan, entries=entries, bytes=forward_bytes(parts, tokens, len(entries)))
 
     def _read(self, slot: Slot, next_use: int) -> None:
-        slot.content = self._sources.of(self.plan, slot.key[0]).units.read(slot.key[1], next_use)
-        self._arena.resize(slot, slot.content.bytes)
+        size = 0
+        try:
+            slot.content = self._sources.of(self.plan, slot.key[0]).units.read(slot.key[1], next_use)
+            size = slot.content.bytes
+        finally:
+            self._arena.resize(slot, size)
 
     def _next_use(self, key: UnitKey, step: FlatStep) -> int:
         """Sample of the unit's next read, in the source's next epoch, by which the node cache evicts."""
