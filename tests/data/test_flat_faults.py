@@ -1,4 +1,4 @@
-"""Flat forwards with records that cannot be used: none shifted, none silent, none hung, within the quarantine's budget."""
+"""Flat forwards with records that cannot be used: none is silent or shifts another, and the quarantine has a budget."""
 
 import gc
 import threading
@@ -18,7 +18,6 @@ from fmscale.data.reading.flat_planner import HORIZON_STEPS, REFRESH_STEPS
 from fmscale.errors import CorruptData, DataError, StoreUnavailable
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.log.log import RUN_KINDS, Log
-from fmscale.store.open import open_store
 from tests.data.test_flat_loader import samples
 from tests.helpers.faulty_backend import Fault, FaultyBackend
 from tests.helpers.own_specs import Fragile
@@ -119,13 +118,12 @@ def order_plan(store: Backend, name: str = "r") -> Plan:
     return plan
 
 
-@pytest.mark.parametrize("size", [1, 2])
-def test_of_200_bad_records_none_is_silent_and_none_shifts_another(memory_store: Backend, size: int) -> None:
+def test_of_200_bad_records_none_is_silent_and_none_shifts_another(memory_store: Backend) -> None:
     lines = texts(600, dict.fromkeys(KINDS, 50))
     dataset(memory_store, lines)
     count = HORIZON_STEPS + 8
-    whole = run(ranks(memory_store, size, spec=Fragile(fails=False)), count)
-    broken = run(ranks(memory_store, size, run="r"), count)
+    whole = run(ranks(memory_store, 1, spec=Fragile(fails=False)), count)
+    broken = run(ranks(memory_store, 2, run="r"), count)
     plan = order_plan(memory_store)
     named = check(broken, whole, plan)
     assert named == {i for i, line in enumerate(lines) if line.startswith(("decode", "bad"))}
@@ -170,16 +168,21 @@ DAMAGES = {
 @pytest.mark.parametrize("name", DAMAGES)
 def test_damage_of_every_object_is_quarantined_and_nothing_else_moves(memory_store: Backend, name: str) -> None:
     dataset(memory_store, texts(240, {}, longest=1000))
-    options: dict[str, Any] = {"batch": 48, "quarantine_share": 0.7, "document_ids": True, "sample_tokens": 1024}
-    whole = run([flat(memory_store, **options)], 12)
+    options: dict[str, Any] = {
+        "batch": 48,
+        "quarantine_share": 0.7,
+        "document_ids": True,
+        "sample_tokens": 1024,
+        "forward_tokens": 2**15,
+    }
+    whole = run([flat(memory_store, **options)], 8)
     DAMAGES[name](memory_store)
-    broken = run([flat(memory_store, run="r", **options)], 12)
+    broken = run([flat(memory_store, run="r", **options)], 8)
     named = check(broken, whole, order_plan(memory_store))
     assert named
     assert named <= set(range(120)), "rows of the damaged segment"
-    if name in ("records", "cut"):
-        assert len(named) < 120
-    again = run([flat(memory_store, run="r", **options)], 12)
+    assert (len(named) < 120) == (name in ("records", "cut")), "the rest is good"
+    again = run([flat(memory_store, run="r", **options)], 8)
     assert again == broken
 
 
@@ -187,7 +190,9 @@ def test_text_that_is_no_text_costs_its_record_alone(memory_store: Backend) -> N
     lines = texts(60, {})
     dataset(memory_store, lines)
     tables = [pa.table({"text": lines})]
-    spoiled = pa.array([b"\xff" * len(line) if i == 7 else line.encode() for i, line in enumerate(lines)]).view(pa.utf8())
+    spoiled = pa.array([b"\xff" * len(line) if i == 7 else line.encode() for i, line in enumerate(lines)]).view(
+        pa.utf8()
+    )
     add_sizes(record_dataset(memory_store, "spoiled", [pa.table({"text": spoiled})]), Fragile(), tables)
     run([flat(memory_store, run="r", dataset="spoiled", batch=10)], 12)
     assert [ban.rows for ban in order_plan(memory_store).bans] == [((7, 8),)]
@@ -209,8 +214,7 @@ def test_a_fault_of_the_spec_stops_names_the_record_and_ends_the_threads(memory_
     row = next(i for i, line in enumerate(lines) if line.startswith(word))
     loader = flat(memory_store, run="r")
     with pytest.raises(DataError, match=rf"row {row} of source 0"):
-        for _ in range(40):
-            next(loader)
+        run([loader], 10)
     assert set(threading.enumerate()) <= before
     assert not order_plan(memory_store).bans
 
@@ -236,8 +240,11 @@ def test_a_row_counts_once_in_the_budget_however_often_it_comes(memory_store: Ba
     dataset(memory_store, texts(300, {"decode": 140}))
     run(ranks(memory_store, 1, run="r"), 12)
     assert sum(len(ban.rows) for ban in order_plan(memory_store).bans) == 140
-    run(ranks(memory_store, 3, run="s"), 12)
-    assert len({row for ban in order_plan(memory_store, "s").bans for row in ban.rows}) == 140
+    loader = flat(memory_store, run="s")
+    assert loader._order_log is not None
+    for _ in range(3):  # as ranks do that meet them at the same time
+        loader._order_log.quarantine(source=0, rows=((0, 200),), from_k=10_000, samples=[9999])
+    run([loader], 3)
 
 
 def test_an_unavailable_store_reaches_the_consumer_who_may_go_on(memory_store: Backend) -> None:
@@ -254,6 +261,7 @@ def test_an_unavailable_store_reaches_the_consumer_who_may_go_on(memory_store: B
     assert run([loader], 12) == whole
 
 
+@pytest.mark.slow
 def test_ranks_that_quarantine_at_once_or_read_late_deal_alike(
     memory_store: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,8 +285,3 @@ def test_ranks_that_quarantine_at_once_or_read_late_deal_alike(
     whole = run(ranks(memory_store, 1, spec=Fragile(fails=False)), count)
     named = check(broken, whole, order_plan(memory_store))
     assert named == {i for i, line in enumerate(lines) if line.startswith("decode")}
-
-
-@pytest.fixture
-def store(tmp_path: Any) -> Backend:
-    return open_store(str(tmp_path / "store"))

@@ -1,4 +1,4 @@
-"""kill -9 at three points of training on records and rows of tokens in flat forwards, at one size and at growing sizes."""
+"""kill -9 at three points of training on flat forwards, of records alone and with rows of tokens, at several sizes."""
 
 from pathlib import Path
 

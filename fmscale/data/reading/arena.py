@@ -156,9 +156,16 @@ class RowArena(Arena):
         return self.rows[first : first + self.rows_per_slot].reshape(-1)
 
     def take(
-        self, key: UnitKey, *, bytes: int = 0, block: int, rows_left: int, stopped: Callable[[], bool]
+        self,
+        key: UnitKey,
+        *,
+        bytes: int = 0,
+        block: int,
+        rows_left: int,
+        stopped: Callable[[], bool],
+        reserve: int = 0,
     ) -> Slot | None:
-        """A slot for a unit, always of `slot_bytes`."""
+        """A slot for a unit, always of `slot_bytes`, without a reserve."""
         slot = super().take(key, bytes=self.slot_bytes, block=block, rows_left=rows_left, stopped=stopped)
         if slot is not None:
             slot.number = self._unused.pop()
