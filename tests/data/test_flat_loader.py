@@ -1,6 +1,7 @@
 """Flat forwards: the same samples at any number of ranks, their bounds, their damage, their memory."""
 
 import itertools
+import json
 from typing import Any
 
 import numpy as np
@@ -123,6 +124,7 @@ def test_state_goes_on_at_another_number_of_ranks(memory_store: Backend) -> None
         loader = flat(memory_store, dp_size=step + 1)
         with loader:
             loader.load_state_dict({**loader.state_dict(), "k": 64 * step})
+            assert len(json.dumps(loader.state_dict())) <= 1024
             others = [flat(memory_store, dp_rank=rank, dp_size=step + 1) for rank in range(1, step + 1)]
             for other in others:
                 other.load_state_dict(loader.state_dict())
