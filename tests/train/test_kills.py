@@ -65,7 +65,7 @@ def kill_after(process: "subprocess.Popen[bytes]", folder: Path, step: int, dela
 
 
 def killed_until_complete(
-    path: Path, folder: Path, sizes: Sequence[int], seed: int, overrides: Sequence[str] = ()
+    path: Path, folder: Path, sizes: Sequence[int], seed: int, overrides: Sequence[str] = (), steps: int = STEPS
 ) -> int:
     """Start the run at each size and kill it at a random moment, but let the last complete; the number of kills."""
     rng = random.Random(seed)
@@ -73,7 +73,7 @@ def killed_until_complete(
     name = f"train.run={folder.name}"
     for number, ranks in enumerate(sizes[:-1]):
         process = start(path, ranks, name, *overrides)
-        target = min(reached(folder) + rng.randint(1, 4), STEPS - 2)
+        target = min(reached(folder) + rng.randint(1, 4), steps - 2)
         done += kill_after(process, folder, target, rng.uniform(0, 0.4))
         assert number or done, (path.parent / "output.log").read_text()[-3000:]
     finish(start(path, sizes[-1], name, *overrides), path)
