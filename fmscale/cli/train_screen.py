@@ -143,7 +143,7 @@ class RunScreen:
         self._fact("device", record["device"])
         vocabulary = f", vocabulary {record['vocab_size']:,}" if record["vocab_size"] else ""
         self._fact("model", f"{record['parameters']:,} parameters{vocabulary}")
-        if self._config.train.steps is None:
+        if self._config.train.steps is None and record["tokens_per_step"]:
             tokens = record["steps"] * record["tokens_per_step"]
             self._fact("steps", f"{record['steps']:,}, {tokens:,} tokens")
         for source in record["sources"]:
@@ -153,10 +153,11 @@ class RunScreen:
     def _tell_rest(self) -> None:
         """Print the remaining time, by the speed of the run's last steps if the same number of ranks took them."""
         rate = last_rate(self._folder / "metrics.jsonl", self._world.world_size) if self._first_step else None
-        if rate is None:
+        tokens = self._opened["tokens_per_step"]  # None for flat forwards
+        if rate is None or tokens is None:
             self._fact("time", "told after the first step")
             return
-        left = (self._opened["steps"] - self._first_step) * self._opened["tokens_per_step"]
+        left = (self._opened["steps"] - self._first_step) * tokens
         self._fact("time", f"about {human_seconds(left / rate)} at the {rate:,.0f} tokens/s of its last steps")
 
 
