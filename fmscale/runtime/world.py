@@ -132,12 +132,7 @@ def _read(family: _Family, environ: Mapping[str, str], signs: tuple[str, ...]) -
             remedy="A rank is below its size, and a node has no more ranks than the world. " + UNSET_ALL,
         )
     return World(
-        rank=rank,
-        world_size=size,
-        local_rank=local_rank,
-        local_size=local_size,
-        node=node,
-        launcher=family.launcher,
+        rank=rank, world_size=size, local_rank=local_rank, local_size=local_size, node=node, launcher=family.launcher
     )
 
 

@@ -114,9 +114,9 @@ def memory_at_its_place(config: Config) -> Iterator[None]:
         ) from error
 
 
-def check_memory(config: Config, backend: Backend, batch: BatchShape, sources: Sequence[Source]) -> int | None:
+def check_memory(config: Config, backend: Backend, batch: BatchShape, sources: Sequence[Source]) -> int:
     """Raise ConfigError if the first step of rank 0 does not fit into `data.memory_bytes`, and DataError if flat
-    forwards cannot take the samples. Reads sizes alone. Returns the bytes for forwards that are made ahead, if any.
+    forwards cannot take the samples. Reads sizes alone. Returns the bytes for forwards that are made ahead.
     """
     schedule = BatchSchedule([(0, batch.global_batch)])
     with memory_at_its_place(config):
@@ -136,7 +136,7 @@ def check_memory(config: Config, backend: Backend, batch: BatchShape, sources: S
             micro_batch=batch.micro_batch,
             memory_bytes=config.data.memory_bytes,
         ).check_memory()
-    return None
+    return 0
 
 
 def tokenizer_of(config: Config, backend: Backend) -> Tokenizer | None:
@@ -166,23 +166,20 @@ def vocabulary(config: Config, tokenizer: Tokenizer | None) -> int | None:
     tokenizer's: a token id beyond the embedding would cause an opaque CUDA error in the middle of a step.
     """
     size: int | None = getattr(config.model, "vocab_size", None)
-    if tokenizer is None:
-        if size is None and type(config.model) is ModelConfig:
-            raise ConfigError(
-                f"{config.place('model.vocab_size')} is needed: no tokenizer says it for the run's samples",
-                found=None,
-                remedy="Give it, or take a dataset or a spec with a tokenizer.",
-            )
-        return size
-    if size is None:
-        return tokenizer.vocab_size
-    if size < tokenizer.vocab_size:
+    needed = None if tokenizer is None else tokenizer.vocab_size
+    place = config.place("model.vocab_size")
+    if size is None and needed is None and type(config.model) is ModelConfig:
         raise ConfigError(
-            f"{config.place('model.vocab_size')} is smaller than the vocabulary of the tokenizer",
-            found=f"{size}, the tokenizer of the run's data has {tokenizer.vocab_size}",
-            remedy=f"Take model.vocab_size: {tokenizer.vocab_size} or more, or null for the tokenizer's.",
+            f"{place} is needed: no tokenizer says it for the run's samples",
+            remedy="Give it, or take a dataset or a spec with a tokenizer.",
         )
-    return size
+    if size is not None and needed is not None and size < needed:
+        raise ConfigError(
+            f"{place} is smaller than the vocabulary of the tokenizer",
+            found=f"{size}, the tokenizer of the run's data has {needed}",
+            remedy=f"Take model.vocab_size: {needed} or more, or null for the tokenizer's.",
+        )
+    return needed if size is None else size
 
 
 def check_length(config: Config) -> None:
