@@ -109,15 +109,12 @@ class ModelConfig:
 
     @property
     def kv_heads(self) -> int:
-        """Key and value heads."""
         return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
 
     @property
     def head_width(self) -> int:
-        """Width of a head."""
         return self.dim // self.num_heads if self.head_dim is None else self.head_dim
 
     @property
     def ffn_width(self) -> int:
-        """Width of the feed-forward."""
         return -(-8 * self.dim // (3 * 64)) * 64 if self.hidden_dim is None else self.hidden_dim

@@ -16,7 +16,6 @@ class LayerCache:
     keys_BSKE: Tensor
     """Keys, turned by their positions."""
     values_BSKE: Tensor
-    """Values."""
     lengths_B: Tensor
     """int64: number of keys of each sequence, the keys of this forward included."""
     sequence_N: Tensor

@@ -125,7 +125,6 @@ class HostWaits:
             )
 
     def _missing(self, name: str, use: int, awaited: Sequence[int]) -> list[int]:
-        """The ranks that have not arrived."""
         if self._store.check([_key(name, use, other) for other in awaited]):
             return []
         return [other for other in awaited if not self._store.check([_key(name, use, other)])]

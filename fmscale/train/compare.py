@@ -30,7 +30,6 @@ class History:
     """Records in a run's folder."""
 
     folder: Path
-    """Folder of the run."""
     steps: dict[int, Record]
     """Metrics of each step; the later record where a resumed run took a step again."""
     evaluations: dict[int, Record]

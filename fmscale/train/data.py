@@ -31,6 +31,9 @@ from fmscale.store.datasets.tokenizers import load_tokenizer
 from fmscale.store.tiers.fetch import Fetcher
 from fmscale.store.tiers.tier import Tier
 
+PASSED_ON = "sources", "seed", "window", "memory_bytes", "cache_dir", "cache_bytes", "on_corrupt", "quarantine_share"
+"""Keys of `data:` that are arguments of a loader too."""
+
 
 def open_training(
     config: Config,
@@ -45,33 +48,21 @@ def open_training(
     """The loader of the run's samples, shared out along `dp`; its order is in the run's log, written under `lease`."""
     data = config.data
     options: dict[str, Any] = {
+        **{name: getattr(data, name) for name in PASSED_ON},
         # One token more than the model reads: the label of the last token.
         "sequence_length": data.sequence_length + 1,
         "batch": batch.global_batch,
-        "sources": data.sources,
-        "seed": data.seed,
-        "window": data.window,
         "run": config.train.run,
         "lease": lease,
         "dp_rank": dp.rank,
         "dp_size": dp.size,
-        "memory_bytes": data.memory_bytes,
-        "cache_dir": data.cache_dir,
-        "cache_bytes": data.cache_bytes,
         "nodes": -(-world.world_size // world.local_size),
         "tiers": tiers,
-        "on_corrupt": data.on_corrupt,
-        "quarantine_share": data.quarantine_share,
         "document_ids": config.train.record_delivery,
     }
     if batch.forward_tokens is not None:
-        return open_flat_loader(
-            backend,
-            forward_tokens=batch.forward_tokens,
-            sample_tokens=longest_sample(config),
-            spec=data.spec,
-            **options,
-        )
+        options |= {"forward_tokens": batch.forward_tokens, "sample_tokens": longest_sample(config), "spec": data.spec}
+        return open_flat_loader(backend, **options)
     return open_loader(backend, micro_batch=batch.micro_batch, **options)
 
 

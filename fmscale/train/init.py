@@ -43,7 +43,6 @@ class Init:
     shown: str
     """Address of the checkpoint with its step, or the folder; without credentials."""
     source: Checkpoint | HfFolder
-    """The weights."""
     warning: str
     """Fields of the model that differ and leave the shapes as they are; empty without a difference."""
 

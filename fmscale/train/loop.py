@@ -36,13 +36,10 @@ class Loop:
     session: Session
     """This rank's place, device and signals."""
     engine: Engine
-    """The sharded model."""
     loader: SampleLoader[Any]
     """The training samples, at the first step to run."""
     saving: Saving
-    """Checkpoints."""
     journal: Journal
-    """Metrics."""
     steps: int
     """Steps of the whole run."""
     evaluate: Callable[[int], None]

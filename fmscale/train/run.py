@@ -31,7 +31,6 @@ class Outcome:
     """The end of a run, as every rank sees it."""
 
     run: str
-    """Name of the run."""
     first_step: int
     """Steps of the run before this job."""
     last_step: int
@@ -43,7 +42,6 @@ class Outcome:
     folder: Path
     """Folder of metrics and records."""
     world: World
-    """This process's place."""
 
     def to_json(self) -> dict[str, Any]:
         """Content of outcome.json. A requeue script reads `complete`: True once the end of the run is saved."""

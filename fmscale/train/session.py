@@ -33,17 +33,13 @@ class Session:
     """One rank's share of a running job."""
 
     config: Config
-    """Config of the run."""
     world: World
-    """This process's place."""
     dp: Axis
-    """Its place among the data-parallel ranks."""
+    """Place of this process among the data-parallel ranks."""
     waits: HostWaits
     """Named waits for the other ranks."""
     device: str
-    """Device of this rank."""
     backend: Backend
-    """The store."""
     stop: StopFlag
     """Stop signals and the deadline of the job."""
     where: Whereabouts

@@ -26,5 +26,4 @@ class RMSNorm(nn.Module):
         return out
 
     def extra_repr(self) -> str:
-        """Width and eps."""
         return f"{self.weight.shape[0]}, eps={self.eps}"

@@ -35,7 +35,6 @@ class MlflowSink:
             self.event(record)
 
     def event(self, record: Record) -> None:
-        """Log the record's numbers."""
         from mlflow.entities import Metric
 
         when, step = int(record["time"] * 1000), record.get("step", 0)
@@ -44,5 +43,4 @@ class MlflowSink:
         self._client.log_batch(self._id, metrics=metrics)
 
     def close(self, outcome: Ending) -> None:
-        """End the run there."""
         self._client.set_terminated(self._id, status=STATUS[outcome])

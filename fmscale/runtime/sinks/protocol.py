@@ -16,7 +16,6 @@ class RunInfo:
     """The run that a sink begins or continues."""
 
     name: str
-    """Name of the run."""
     store: str
     """URL of its store, without credentials; with the name it identifies the run."""
     folder: Path

@@ -78,7 +78,6 @@ class DeepSpeedEngine:
         return contexts
 
     def forward(self, inputs: Inputs, context: Any = None) -> Loss:
-        """The loss of a microbatch."""
         losses: list[Loss] = []
 
         def call(model: nn.Module) -> Tensor:

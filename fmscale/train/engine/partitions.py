@@ -29,13 +29,11 @@ class Slice:
     """A range of a logical parameter inside one of this rank's master tensors."""
 
     name: str
-    """Logical name."""
     shape: tuple[int, ...]
     """Global shape."""
     start: int
     """First element in the flattened parameter."""
     count: int
-    """Elements."""
     master: Tensor
     """The tensor that the optimizer updates; of a frozen parameter the parameter itself."""
     offset: int

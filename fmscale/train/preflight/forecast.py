@@ -21,7 +21,6 @@ class StageBytes:
     """Bytes of model state on one rank at a ZeRO stage; activations and communication buffers come on top."""
 
     stage: int
-    """ZeRO stage."""
     parameters: int
     """Weights of forward and backward."""
     masters: int
@@ -43,23 +42,18 @@ class Forecast:
     world: int
     """Data-parallel ranks."""
     batch: BatchShape | None
-    """The solved batch."""
     vocab_size: int | None
     """Rows of the embedding."""
     parameters: int | None
     """Trained numbers of the model."""
     steps: int | None
-    """Optimizer steps of the run."""
     tokens_per_step: int | None
     """global_batch x sequence_length."""
     tokens: int | None
-    """Tokens of the run."""
     flops_per_token: float | None
     """FLOPs of forward and backward, without recompute."""
     flops: float | None
-    """FLOPs of the run."""
     stages: tuple[StageBytes, ...]
-    """Memory at each ZeRO stage."""
     checkpoint_bytes: int | None
     """Bytes of a complete checkpoint, of all ranks together."""
     checkpoint_bytes_per_rank: int | None

@@ -47,9 +47,7 @@ class SourceFacts:
     """Facts of a source in the store."""
 
     dataset: str
-    """Name of the dataset."""
     split: str
-    """Name of the split."""
     kind: str
     """`tokens` or `records`."""
     tokens: int | None
@@ -67,7 +65,6 @@ class Preflight:
     """Findings about a run before its start. It runs checks, and keeps their errors instead of ending at the first."""
 
     forecast: Forecast = field(init=False)
-    """Derived numbers."""
     sources: list[SourceFacts] = field(default_factory=list)
     """The datasets; empty if the store was not reached."""
     begins: str = ""
