@@ -35,9 +35,7 @@ class RopeScaling:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU. The defaults have 162 M
-    parameters with a vocabulary of 50k.
-    """
+    """A decoder: RMSNorm, rotary positions, grouped queries, SwiGLU. Default: 162 M parameters at a 50k vocabulary."""
 
     kind: ClassVar[str] = "decoder"
     num_layers: int = 12
@@ -86,19 +84,11 @@ class ModelConfig:
         if not 0 <= self.dropout < 1:
             raise InvalidField("dropout", "must lie in [0, 1)", found=self.dropout, remedy="Give 0 to drop nothing.")
         if self.head_dim is None and self.dim % self.num_heads:
-            raise InvalidField(
-                "num_heads",
-                "must divide dim where head_dim is not given",
-                found=f"{self.num_heads} heads, dim {self.dim}",
-                remedy="Give head_dim, or another number of heads.",
-            )
+            found, remedy = f"{self.num_heads} heads, dim {self.dim}", "Give head_dim, or another number of heads."
+            raise InvalidField("num_heads", "must divide dim where head_dim is not given", found=found, remedy=remedy)
         if self.head_width % 2:
-            raise InvalidField(
-                "head_dim",
-                "must be even: rotary positions turn pairs",
-                found=self.head_width,
-                remedy="Without head_dim it is dim / num_heads.",
-            )
+            width, remedy = self.head_width, "Without head_dim it is dim / num_heads."
+            raise InvalidField("head_dim", "must be even: rotary positions turn pairs", found=width, remedy=remedy)
         if self.num_heads % self.kv_heads:
             raise InvalidField(
                 "num_kv_heads",

@@ -94,11 +94,8 @@ def read_history(folder: Path) -> History:
     """
     path = folder / "metrics.jsonl"
     if not path.is_file():
-        raise ConfigError(
-            "no metrics of a run here",
-            found=str(path),
-            remedy="Name the folder that `fmscale train` writes to: train.folder/train.run, such as runs/demo.",
-        )
+        remedy = "Name the folder that `fmscale train` writes to: train.folder/train.run, such as runs/demo."
+        raise ConfigError("no metrics of a run here", found=str(path), remedy=remedy)
     steps: dict[int, Record] = {}
     evaluations: dict[int, Record] = {}
     repeated = 0

@@ -139,10 +139,8 @@ def tokenizer_of(config: Config, backend: Backend) -> Tokenizer | None:
     for source in config.data.sources:
         commits = open_dataset(backend, source.dataset).commits()
         if not commits:
-            raise DataError(
-                f"dataset {source.dataset} has no tokens to train on",
-                remedy="Ingest into it first: `fmscale ingest PATH... --dataset NAME`.",
-            )
+            remedy = "Ingest into it first: `fmscale ingest PATH... --dataset NAME`."
+            raise DataError(f"dataset {source.dataset} has no tokens to train on", remedy=remedy)
         if (digest := commits[-1].tokenizer) is not None:
             return from_json(load_tokenizer(backend, digest), f"tokenizer {digest}")
         specs.append(source.spec or config.data.spec)
@@ -160,10 +158,8 @@ def vocabulary(config: Config, tokenizer: Tokenizer | None) -> int | None:
     needed = None if tokenizer is None else tokenizer.vocab_size
     place = config.place("model.vocab_size")
     if size is None and needed is None and type(config.model) is ModelConfig:
-        raise ConfigError(
-            f"{place} is needed: no tokenizer says it for the run's samples",
-            remedy="Give it, or take a dataset or a spec with a tokenizer.",
-        )
+        remedy = "Give it, or take a dataset or a spec with a tokenizer."
+        raise ConfigError(f"{place} is needed: no tokenizer says it for the run's samples", remedy=remedy)
     if size is not None and needed is not None and size < needed:
         raise ConfigError(
             f"{place} is smaller than the vocabulary of the tokenizer",

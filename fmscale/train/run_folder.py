@@ -42,11 +42,8 @@ def check_store(config: Config) -> None:
         return
     root = Path(place.bucket)
     if not root.is_dir():
-        raise ObjectNotFound(
-            f"{name}: there is no such folder",
-            found=str(root),
-            remedy="Check the spelling; `fmscale ingest --store FOLDER` makes a store.",
-        )
+        remedy = "Check the spelling; `fmscale ingest --store FOLDER` makes a store."
+        raise ObjectNotFound(f"{name}: there is no such folder", found=str(root), remedy=remedy)
     # Not the root: a user who may only read the datasets can still have a writable folder below runs/.
     existing = _nearest(root / "runs" / config.train.run)
     if not _writable(existing):

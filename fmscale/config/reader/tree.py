@@ -169,11 +169,8 @@ def put(tree: Tree, keys: list[str], value: Tree, place: str) -> Tree:
     head, rest = keys[0], keys[1:]
     if isinstance(tree, Items):
         if not head.isdecimal() or int(head) >= len(tree.items):
-            raise ConfigError(
-                f"{place}: no such item in a list of {len(tree.items)}",
-                found=head,
-                remedy=f"Items count from 0; the list is at {tree.place}.",
-            )
+            remedy = f"Items count from 0; the list is at {tree.place}."
+            raise ConfigError(f"{place}: no such item in a list of {len(tree.items)}", found=head, remedy=remedy)
         items = list(tree.items)
         items[int(head)] = put(items[int(head)], rest, value, place)
         return replace(tree, items=tuple(items))

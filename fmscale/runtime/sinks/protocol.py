@@ -1,6 +1,4 @@
-"""The contract of a sink. Records are those of metrics.jsonl: a step's has `step`, an event's has `event`; both have
-`time`, when the step or the event ended.
-"""
+"""The contract of a sink. Records are those of metrics.jsonl, with `step` or `event`, and `time`, when that ended."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
