@@ -37,8 +37,7 @@ def trace(
         typer.Option(min=1, help="Global batch: rows of a step over all ranks. A checkpoint of the run says it."),
     ] = None,
     step: Annotated[
-        int | None,
-        typer.Option(min=1, help="Show what this step trained on; 1 is the first step, as in the metrics."),
+        int | None, typer.Option(min=1, help="Show what this step trained on; 1 is the first step, as in the metrics.")
     ] = None,
     document: Annotated[str | None, typer.Option(help="Show the samples that held this document or record.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="With --document: look at so many first steps.")] = 10_000,

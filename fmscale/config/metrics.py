@@ -77,9 +77,5 @@ class MetricsConfig:
 
     def __post_init__(self) -> None:
         if not any(isinstance(sink, JsonlConfig) for sink in self.sinks):
-            raise InvalidField(
-                "sinks",
-                "lacks the sink jsonl, which a resume, `fmscale compare` and reports read",
-                found=len(self.sinks),
-                remedy="Add {kind: jsonl}.",
-            )
+            problem = "lacks the sink jsonl, which a resume, `fmscale compare` and reports read"
+            raise InvalidField("sinks", problem, found=len(self.sinks), remedy="Add {kind: jsonl}.")

@@ -24,13 +24,10 @@ class RopeScaling:
     def __post_init__(self) -> None:
         at_least(self, 1.0, "factor")
         at_least(self, 1, "original_seq_len")
-        if not 0 < self.low_freq_factor < self.high_freq_factor:
-            raise InvalidField(
-                "low_freq_factor",
-                "must lie between 0 and high_freq_factor",
-                found=(self.low_freq_factor, self.high_freq_factor),
-                remedy="Llama 3.1 has low_freq_factor 1 and high_freq_factor 4.",
-            )
+        ends = (self.low_freq_factor, self.high_freq_factor)
+        if not 0 < ends[0] < ends[1]:
+            remedy = "Llama 3.1 has low_freq_factor 1 and high_freq_factor 4."
+            raise InvalidField("low_freq_factor", "must lie between 0 and high_freq_factor", found=ends, remedy=remedy)
 
 
 @dataclass(frozen=True, kw_only=True)

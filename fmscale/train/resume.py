@@ -129,7 +129,7 @@ def restore(
 
 
 def _remember_verified(session: Session, resume: Resume, restored: RestoreResult) -> None:
-    """Mark the restored checkpoint as verified: retention keeps it until a newer is verified. A failure is logged."""
+    """Mark the checkpoint as verified: retention keeps it until a newer checkpoint is verified. A failure is logged."""
     if session.world.rank or restored.marked or not restored.verified:
         return
     try:

@@ -28,6 +28,8 @@ from fmscale.train.resume import choose_resume, restore
 from fmscale.train.saving import Saving, open_saver
 from fmscale.train.session import Session
 
+AnyLoader = SampleLoader[Any]
+"""Loader of rows or of flat forwards."""
 Show = Callable[[Mapping[str, Any]], None]
 META_VERSION = 1
 """Version of the facts that a checkpoint has beside its tensors."""
@@ -125,7 +127,7 @@ def assemble(
 
 
 def _opened(
-    session: Session, loader: SampleLoader[Any], vocab_size: int | None, batch: BatchShape, steps: int
+    session: Session, loader: AnyLoader, vocab_size: int | None, batch: BatchShape, steps: int
 ) -> dict[str, Any]:
     """Facts of a run once its data is open, as an event."""
     sources = loader.plan.sources
@@ -143,9 +145,7 @@ def _opened(
     }
 
 
-def _journal(
-    session: Session, loader: SampleLoader[Any], unit: str, vocab_size: int | None, stack: ExitStack
-) -> Journal:
+def _journal(session: Session, loader: AnyLoader, unit: str, vocab_size: int | None, stack: ExitStack) -> Journal:
     config, folder = session.config, session.folder
     run = RunInfo(name=config.train.run, store=session.backend.url, folder=folder, config=as_tree(config))
     file = JsonlSink(folder / "metrics.jsonl") if session.world.rank == 0 else None
@@ -177,9 +177,7 @@ def _journal(
     return journal
 
 
-def _delivery_record(
-    session: Session, lease: int, loader: SampleLoader[Any], stack: ExitStack
-) -> DeliveryRecord | None:
+def _delivery_record(session: Session, lease: int, loader: AnyLoader, stack: ExitStack) -> DeliveryRecord | None:
     """Record of the samples that this rank's model receives, a file for each rank and job; None if not configured."""
     if not (session.config.train.record_delivery and session.dp.first):
         return None

@@ -1,4 +1,4 @@
-"""The contract of a sink. Records are those of metrics.jsonl, with `step` or `event`, and `time`, when that ended."""
+"""The contract of a sink. Records are those of metrics.jsonl: of a `step` or an `event`, with the `time` of its end."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
