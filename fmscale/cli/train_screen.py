@@ -58,16 +58,12 @@ class RunScreen:
             batch = derive_batch(config.batch, axes_of(world)["dp"].size, place=config.place("batch"))
         except ConfigError:
             return  # The same error stops the run after the ranks have met: all of them end, and rank 0 prints it.
-        if batch.forward_tokens is not None:
-            self._fact(
-                "batch", f"{batch.global_batch:,} samples in forwards of {batch.forward_tokens:,} tokens or less"
-            )
-            self._fact("steps", f"{config.train.steps:,}")
-            return
-        rows, length = batch.global_batch, config.data.sequence_length
-        self._fact("batch", f"{rows:,} rows of {length:,} = {rows * length:,} tokens a step")
+        count, length, flat = batch.global_batch, config.data.sequence_length, batch.forward_tokens
+        rows = f"rows of {length:,} = {count * length:,} tokens a step"
+        self._fact("batch", f"{count:,} " + (f"samples in forwards of {flat:,} tokens or less" if flat else rows))
         if config.train.steps is not None:
-            self._fact("steps", f"{config.train.steps:,}, {config.train.steps * rows * length:,} tokens")
+            tokens = "" if flat else f", {config.train.steps * count * length:,} tokens"
+            self._fact("steps", f"{config.train.steps:,}{tokens}")
 
     def phase(self, name: str) -> None:
         """Begin a phase; the phase before has ended."""
