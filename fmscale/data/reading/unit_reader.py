@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from fmscale.data.batch import UnitDocuments
-from fmscale.data.reading.open_segments import OpenSegments, by_shard, read_rows
+from fmscale.data.reading.open_segments import OpenSegments, read_rows
 from fmscale.data.views.placement import Placement, SegmentSpan
 from fmscale.store.segments.array import ArrayLayout
-from fmscale.store.segments.handle import ObjectRef
+from fmscale.store.segments.handle import ObjectRef, by_shard
 from fmscale.store.segments.tokens import TokenSegment, open_segment
 from fmscale.store.tiers.fetch import CorruptChunk, Fetcher
 

@@ -26,7 +26,7 @@ from fmscale.store.segments.array import ShardInfo
 from fmscale.store.segments.handle import decode_arrays
 from fmscale.store.segments.records import ARRAYS as RECORD_ARRAYS
 from fmscale.store.segments.records import RECORD_CHUNK_BYTES, file_chunks
-from fmscale.store.segments.records_version_1 import BATCHES_SCHEMA
+from fmscale.store.segments.records_version_1 import COLUMNS as BATCH_COLUMNS
 from fmscale.store.segments.seal import decode_seal
 from fmscale.store.segments.tokens import ARRAYS as TOKEN_ARRAYS
 
@@ -205,7 +205,7 @@ def _expected(row: SegmentRow, shard: ShardInfo, sums: np.ndarray, size: int) ->
 
 def _record_batches(row: SegmentRow, seal: dict[str, Any], sums: pa.RecordBatch | None) -> Iterator[Expected]:
     """The files of a record segment of version 1, with their batches if the checksums are known."""
-    columns = [[] if sums is None else sums.column(name).to_pylist() for name in BATCHES_SCHEMA.names[:4]]
+    columns = [[] if sums is None else sums.column(name).to_pylist() for name in BATCH_COLUMNS]
     batches = [(number, *place) for number, place in enumerate(zip(*columns, strict=True))]
     for number, shard in enumerate(seal["arrays"]["records"]["shards"]):
         chunks = [(i, offset, size, crc) for i, file, offset, size, crc in batches if file == number]

@@ -23,7 +23,7 @@ from fmscale.errors import CorruptData, DataError
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.digest import Bytes
 from fmscale.store.segments.array import ShardInfo
-from fmscale.store.segments.handle import ObjectRef, Segment, decode_arrays, decode_sums, read_chunks, read_rows
+from fmscale.store.segments.handle import ObjectRef, Segment, decode_arrays, decode_sums, read_rows, read_span
 from fmscale.store.segments.seal import RECORDS_VERSION, open_sealed
 
 RECORD_CHUNK_BYTES = 4096
@@ -180,11 +180,10 @@ def read_records(backend: Backend, segment: RecordSegment, first: int, count: in
     batches: list[pa.RecordBatch] = []
     for number, spans, firsts in places(index, first, count):
         ref = segment.file(number)
-        low = int(spans[0, 0]) // ref.chunk_bytes
-        data = memoryview(read_chunks(backend, ref, low, -(-int(spans[-1].sum()) // ref.chunk_bytes)))
-        for (offset, size), record in zip(spans.tolist(), firsts.tolist(), strict=True):
-            at = offset - low * ref.chunk_bytes
-            batch = decode_batch(data[at : at + size], segment.schema, ref.key)
+        begin = int(spans[0, 0])
+        data = read_span(backend, ref, begin, int(spans[-1].sum()))
+        for (offset, size), record in zip((spans - (begin, 0)).tolist(), firsts.tolist(), strict=True):
+            batch = decode_batch(data[offset : offset + size], segment.schema, ref.key)
             skipped = max(first - record, 0)
             batches.append(batch.slice(skipped, first + count - record - skipped))
     return pa.Table.from_batches(batches, schema=segment.schema)
