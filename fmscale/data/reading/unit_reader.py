@@ -65,9 +65,9 @@ class UnitReader:
         """
         return self._read(*self.placement.pieces(unit), into, next_use)
 
-    def read_row(self, row: int, into: np.ndarray, next_use: int = 0) -> UnitRead:
+    def read_row(self, row: int, into: np.ndarray) -> UnitRead:
         """Read a single row into `into`; its positions are those of a unit with this row alone."""
-        return self._read(*self.placement.row_pieces(row), into, next_use)
+        return self._read(*self.placement.row_pieces(row), into, 0)
 
     def _read(self, commit: int, pieces: list[SegmentSpan], into: np.ndarray, next_use: int) -> UnitRead:
         documents: list[tuple[int, np.ndarray, np.ndarray]] = []

@@ -19,7 +19,7 @@ from fmscale.store.datasets.columns import INDEX, Column, column_keys, open_colu
 from fmscale.store.datasets.commit import Commit
 from fmscale.store.datasets.dataset import Dataset
 from fmscale.store.datasets.manifest import Manifest, SegmentRow
-from fmscale.store.datasets.object_check import Advance, Expected, ObjectProblem, check_object
+from fmscale.store.datasets.object_check import Advance, Expected, ObjectProblem, check_object, chunks_of
 from fmscale.store.datasets.tokenizers import tokenizer_key
 from fmscale.store.digest import MetadataDigest, data_digest, metadata_digest
 from fmscale.store.segments.array import ShardInfo
@@ -199,7 +199,7 @@ def _shards(row: SegmentRow, seal: dict[str, Any], names: Sequence[str], sums: n
 
 def _expected(row: SegmentRow, shard: ShardInfo, sums: np.ndarray, size: int) -> Expected:
     """An object with its chunks of `size` bytes, of which the last ends with the object."""
-    chunks = [(i, i * size, min(size, shard.bytes - i * size), value) for i, value in enumerate(sums.tolist())]
+    chunks = chunks_of(sums.tolist(), size, shard.bytes)
     return Expected(key=f"{row.prefix}/{shard.key}", bytes=shard.bytes, digest=shard.digest, chunks=chunks)
 
 
