@@ -37,7 +37,6 @@ class ByteRequest:
     """First byte in the file."""
     bytes: int
     put: Put
-    """Takes the bytes."""
     at: int
     """First byte in the memory that `put` fills."""
 

@@ -28,7 +28,6 @@ class BatchPart(NamedTuple):
     first: int
     """Offset in the unit of its first record."""
     records: int
-    """Number of records."""
     batch: pa.RecordBatch | None
     """The records; None for a damaged batch."""
     error: CorruptChunk | None

@@ -26,11 +26,8 @@ class SampleSource:
     """An opened source."""
 
     units: UnitSource
-    """Reader of its units."""
     spec: Spec
-    """Spec of its samples."""
     sizes: SampleSizes
-    """Lengths of its samples."""
 
 
 class SampleSources:

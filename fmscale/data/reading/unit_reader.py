@@ -36,7 +36,6 @@ class UnitRead(NamedTuple):
     """Result of reading a unit."""
 
     documents: UnitDocuments
-    """Documents of the unit."""
     damaged: list[Damage]
     """Tokens of the unit that no copy can serve; zeros in memory."""
 

@@ -50,7 +50,6 @@ class Derived:
     resumed: int
     """Segments that an earlier run had finished."""
     records: int
-    """Records."""
     tokens: int
     """Sum of all sizes."""
     largest: int

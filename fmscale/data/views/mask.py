@@ -77,7 +77,6 @@ class Mask:
     split: str
     """Split that the segments' indexes refer to."""
     documents: Documents
-    """The documents."""
 
 
 def document_id(text: str) -> bytes:

@@ -59,7 +59,6 @@ class Column:
         self.key = key
         """Folder of the column on the store."""
         self.name: str = name
-        """Name of the column."""
         self.dtype = np.dtype(self.header["dtype"])
         """Type of the values."""
         self.shape: tuple[int, ...] = tuple(self.header["shape"])

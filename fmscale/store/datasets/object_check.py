@@ -48,9 +48,7 @@ class Expected:
     key: str
     """Key on the store."""
     bytes: int
-    """Its size."""
     digest: str
-    """Its digest."""
     hashed: "Callable[[], DataDigest | hashlib._Hash]" = DataDigest
     """Kind of the digest."""
     chunks: Sequence[Chunk] = ()

@@ -28,7 +28,6 @@ class RecordBatches:
     prefix: str
     """Folder of the segment on the store."""
     records: int
-    """Number of records."""
     schema: pa.Schema
     """Columns of a record."""
     files: tuple[str, ...]
