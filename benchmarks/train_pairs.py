@@ -15,6 +15,7 @@ from fmscale.data.ingest import ingest
 from fmscale.objectives.protocol import Inputs
 from fmscale.runtime.failure import Whereabouts
 from fmscale.runtime.world import read_world
+from fmscale.train.data import empty_batch
 from fmscale.train.engine.protocol import Engine
 from fmscale.train.loop import Loop, dry_run, run_loop
 from fmscale.train.session import meet
@@ -103,7 +104,7 @@ def main(folder: Path, count: int, steps: int) -> dict[str, Any]:
         session = meet(config, world, Whereabouts(), stack)
         built, _ = assemble(session, batch, 10**6, stack, lambda r: None, lambda r: None)
         loop: Loop = replace(built, saving=NoSaves())  # type: ignore[arg-type]
-        dry_run(loop, batch.micro_batch, config.data.sequence_length)
+        dry_run(loop, empty_batch(config, loop.loader, batch))
         step = 0
 
         def train(chosen: Loop) -> None:

@@ -3,17 +3,15 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fmscale.config import SourceConfig
-from fmscale.data.flat_loader import FlatLoader
 from fmscale.data.loader import Loader
 from fmscale.data.plan.batch_schedule import BatchSchedule
-from fmscale.data.plan.flat import FlatShare
 from fmscale.data.plan.plan import Plan, Source, Stage
 from fmscale.data.reading.readers import Readers
-from fmscale.data.reading.sample_sources import SampleSources
 from fmscale.data.sample_loader import MEMORY_BYTES, QUARANTINE_SHARE
 from fmscale.data.sources import excluded_rows, make_sources, open_order
 from fmscale.data.views.token_view import TokenView
@@ -25,6 +23,9 @@ from fmscale.store.open import open_store
 from fmscale.store.tiers.cache import NodeCache
 from fmscale.store.tiers.fetch import Fetcher
 from fmscale.store.tiers.tier import Tier
+
+if TYPE_CHECKING:
+    from fmscale.data.flat_loader import FlatLoader
 
 REGION_BYTES = 4 * 2**20
 """Bytes of a request if a node's cache has room for all data; otherwise a request fetches a unit, 320 KiB."""
@@ -138,7 +139,7 @@ def open_flat_loader(
     quarantine_share: float = QUARANTINE_SHARE,
     document_ids: bool = False,
     threads: int | None = None,
-) -> FlatLoader:
+) -> "FlatLoader":
     """A loader of flat forwards: samples that specs make of records, or of rows of tokens.
 
     Args, beside those of `open_loader`:
@@ -152,6 +153,11 @@ def open_flat_loader(
 
     Raises DataError, ConfigError or StoreError with the remedy.
     """
+    # Specs bring tokenizers and YAML with them: rows of tokens are there sooner without.
+    from fmscale.data.flat_loader import FlatLoader
+    from fmscale.data.plan.flat import FlatShare
+    from fmscale.data.reading.sample_sources import SampleSources
+
     backend = open_store(store) if isinstance(store, str) else store
     configs = source_configs(dataset, sources, split, on_corrupt)
     datasets: dict[str, Dataset] = {}

@@ -2,15 +2,12 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fmscale.config import SourceConfig
 from fmscale.data.order.mixture import WEIGHT_ONE, integer_weights
 from fmscale.data.plan.order_log import OrderLog
 from fmscale.data.plan.plan import Plan, Ranges, Source
-from fmscale.data.reading.sample_sources import SampleSources
-from fmscale.data.samples.rows import RowSamples
-from fmscale.data.samples.specs import make_spec, spec_text
 from fmscale.data.views.placement import merged
 from fmscale.data.views.record_view import make_record_view
 from fmscale.data.views.token_view import TokenView, make_view
@@ -20,6 +17,9 @@ from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import Dataset, open_dataset
 from fmscale.store.digest import metadata_digest
 from fmscale.store.log.log import RUN_KINDS, Log
+
+if TYPE_CHECKING:
+    from fmscale.data.reading.sample_sources import SampleSources
 
 logger = logging.getLogger(__name__)
 
@@ -59,16 +59,16 @@ def make_sources(
     for place, (config, weight) in enumerate(zip(configs, weights, strict=True)):
         records = bool(commits[config.dataset]) and commits[config.dataset][-1].kind == "records"
         chosen = config.spec or (spec if records else None)
-        if chosen is None and not records:
-            text = spec_text(RowSamples()) if sample_tokens else ""
-        else:
-            text = _spec_text(backend, config.dataset, chosen, sample_tokens, list(tokenizers.values()))
+        text = ""
+        if chosen is not None or records or sample_tokens:
+            text = _spec_text(backend, config.dataset, chosen, records, sample_tokens, list(tokenizers.values()))
         common: dict[str, Any] = {
             "split": config.split,
             "commits": config.commits,
             "masks": config.masks,
             "window": window,
             "spec": text,
+            "live": commits[config.dataset],
         }
         dataset = datasets[config.dataset]
         view: View = (
@@ -82,9 +82,20 @@ def make_sources(
 
 
 def _spec_text(
-    backend: Backend, dataset: str, config: object | None, sample_tokens: int | None, tokenizers: Sequence[str]
+    backend: Backend,
+    dataset: str,
+    config: object | None,
+    records: bool,
+    sample_tokens: int | None,
+    tokenizers: Sequence[str],
 ) -> str:
     """JSON of the spec of a source."""
+    # Specs bring tokenizers and YAML with them: rows of tokens are there sooner without.
+    from fmscale.data.samples.rows import RowSamples
+    from fmscale.data.samples.specs import make_spec, spec_text
+
+    if config is None and not records:
+        return spec_text(RowSamples())
     if config is None:
         raise ConfigError(
             f"dataset {dataset} holds records, and no spec says what a sample is",
@@ -100,7 +111,7 @@ def _spec_text(
     return spec_text(make_spec(config, backend, limit=sample_tokens, tokenizers=tokenizers))
 
 
-def excluded_rows(sources: Sequence[Source], opened: SampleSources, sample_tokens: int) -> tuple[Ranges, ...]:
+def excluded_rows(sources: Sequence[Source], opened: "SampleSources", sample_tokens: int) -> tuple[Ranges, ...]:
     """Ranges of rows of each source that are left out: empty samples, and samples too long where the spec drops them.
 
     Raises DataError where the spec refuses samples that are too long.

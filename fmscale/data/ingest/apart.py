@@ -14,7 +14,7 @@ from dataclasses import asdict
 from functools import cache
 from typing import Any
 
-from fmscale.data.ingest.blocks import SpilledRecords
+from fmscale.data.ingest.blocks import RecordBlock
 from fmscale.data.ingest.files import open_files
 from fmscale.data.ingest.formats import TABLES, Bad, Item, RawDocument, media, read
 from fmscale.data.ingest.plan import Work
@@ -37,7 +37,7 @@ class Reading:
         self._opener = cache(open_files)
         self._process: subprocess.Popen[bytes] | None = None
 
-    def documents(self, work: Work, blocks: str = "") -> Iterator[Item | SpilledRecords]:
+    def documents(self, work: Work, blocks: str = "") -> Iterator[Item | RecordBlock]:
         """The documents or records of a part of a file. This process reads memory://, which no other process sees.
 
         `blocks` is the folder for records of tables.
@@ -61,7 +61,7 @@ class Reading:
             self._process.kill()
             self._end(self._process)
 
-    def _apart(self, work: Work, root: str, blocks: str) -> Iterator[RawDocument | SpilledRecords | Bad]:
+    def _apart(self, work: Work, root: str, blocks: str) -> Iterator[RawDocument | RecordBlock | Bad]:
         request: Message = {"work": asdict(work), "root": root, "field": self._field, "blocks": blocks}
         rows = 0
         while True:
@@ -74,7 +74,7 @@ class Reading:
             if "error" in header:
                 raise rebuild_error(header["error"])
             for item in _items(header["items"], data):
-                rows += item.rows if isinstance(item, SpilledRecords) else 1
+                rows += item.rows if isinstance(item, RecordBlock) else 1
                 yield item
             if header["end"]:
                 return
@@ -112,11 +112,11 @@ def _ask(process: subprocess.Popen[bytes], request: Message) -> tuple[Message, b
     return (header, data) if len(data) == header.get("bytes", 0) else None
 
 
-def _items(items: list[Any], data: bytes) -> Iterator[RawDocument | SpilledRecords | Bad]:
+def _items(items: list[Any], data: bytes) -> Iterator[RawDocument | RecordBlock | Bad]:
     place = 0
     for item in items:
         if isinstance(item, dict):
-            yield SpilledRecords(**item)
+            yield RecordBlock(**item)
             continue
         if len(item) == 2:
             yield Bad(*item)

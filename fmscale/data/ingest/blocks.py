@@ -36,7 +36,7 @@ UNTYPED = (pa.ArrowException, OverflowError, TypeError, ValueError)
 
 
 @dataclass(frozen=True, slots=True)
-class SpilledRecords:
+class RecordBlock:
     """Records in a scratch file."""
 
     path: str
@@ -47,7 +47,7 @@ class SpilledRecords:
 
 def spill(
     batch: pa.RecordBatch, sources: Sequence[str], starts: Sequence[int], stops: Sequence[int], folder: Path
-) -> SpilledRecords:
+) -> RecordBlock:
     """Write a block into a new file of `folder`. Raises StoreFull or StoreError if the folder cannot be written."""
     origin = [pa.array(column, field.type) for column, field in zip((sources, starts, stops), ORIGIN, strict=True)]
     whole = pa.record_batch(
@@ -58,23 +58,21 @@ def spill(
         os.close(number)
         with pa.OSFile(path, "wb") as sink, pa.ipc.new_stream(sink, whole.schema) as writer:
             writer.write_batch(whole)
-    return SpilledRecords(path, batch.num_rows)
+    return RecordBlock(path, batch.num_rows)
 
 
-def spill_rows(raw: RawBatch, source: str, folder: Path) -> SpilledRecords:
+def spill_rows(raw: RawBatch, source: str, folder: Path) -> RecordBlock:
     """Write consecutive rows of a table as a block."""
     rows = range(raw.start, raw.start + len(raw.batch))
     return spill(raw.batch, [source] * len(rows), rows, [row + 1 for row in rows], folder)
 
 
-def gather(
-    items: Iterable[tuple[str, RawRecord | RawBatch | SpilledRecords]], folder: Path
-) -> Iterator[SpilledRecords]:
+def gather(items: Iterable[tuple[str, RawRecord | RawBatch | RecordBlock]], folder: Path) -> Iterator[RecordBlock]:
     """Blocks of the items (source name, item), in order."""
     records: list[tuple[str, RawRecord]] = []
     size = 0
 
-    def flush() -> SpilledRecords:
+    def flush() -> RecordBlock:
         batch = batch_of([record.values for _, record in records])
         sources = [source for source, _ in records]
         block = spill(batch, sources, [r.start for _, r in records], [r.stop for _, r in records], folder)
@@ -85,7 +83,7 @@ def gather(
         if records and (not isinstance(item, RawRecord) or size + item.bytes > BLOCK_BYTES):
             yield flush()
         if not isinstance(item, RawRecord):
-            yield item if isinstance(item, SpilledRecords) else spill_rows(item, source, folder)
+            yield item if isinstance(item, RecordBlock) else spill_rows(item, source, folder)
             continue
         size = item.bytes + (size if records else 0)
         records.append((source, item))
@@ -96,7 +94,7 @@ def gather(
         yield flush()
 
 
-def load(block: SpilledRecords) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+def load(block: RecordBlock) -> tuple[pa.RecordBatch, pa.RecordBatch]:
     """The records of a block, and their sources, starts and stops; both mapped."""
     batch = pa.ipc.open_stream(pa.memory_map(block.path)).read_next_batch()
     count = len(batch.schema) - len(ORIGIN)
@@ -120,7 +118,7 @@ def batch_of(rows: Sequence[dict[str, Any]]) -> pa.RecordBatch:
     return pa.record_batch(arrays, schema=pa.schema(fields))
 
 
-def schema_of(blocks: Sequence[SpilledRecords]) -> pa.Schema:
+def schema_of(blocks: Sequence[RecordBlock]) -> pa.Schema:
     """The schema that holds the records of all blocks: columns in order of appearance, each of a type that holds the
     values of all blocks exactly, or else JSON text.
     """

@@ -63,25 +63,18 @@ class IngestRequest:
 
     def check(self) -> None:
         """Raise ConfigError for an unusable value."""
-        formats = FORMATS.get(self.kind)
-        if formats is None:
-            raise ConfigError(
-                "Files are ingested as text or as records", found=self.kind, remedy=f"Use {' or '.join(FORMATS)}."
-            )
-        if self.format not in ("auto", *formats):
-            raise ConfigError(
-                f"There is no such input format of {self.kind}",
-                found=self.format,
-                remedy=f"Use auto, {', '.join(formats)}.",
-            )
+        if self.kind not in FORMATS:
+            remedy = f"Use {' or '.join(FORMATS)}."
+            raise ConfigError("Files are ingested as text or as records", found=self.kind, remedy=remedy)
+        formats = ("auto", *FORMATS[self.kind])
+        if self.format not in formats:
+            remedy = f"Use {', '.join(formats)}."
+            raise ConfigError(f"There is no such input format of {self.kind}", found=self.format, remedy=remedy)
         given = {"tokenizer": self.tokenizer, "field": self.field, "bos": self.bos, "eos": self.eos}
         found = [f"{name}={value}" for name, value in given.items() if value is not None]
         if self.kind == "records" and found:
-            raise ConfigError(
-                "Records keep all their columns and are not tokenized",
-                found=", ".join(found),
-                remedy="Leave these options out, or use --as text.",
-            )
+            cause, remedy = "Records keep all their columns and are not tokenized", "Leave these out, or use --as text."
+            raise ConfigError(cause, found=", ".join(found), remedy=remedy)
         if not 0.0 <= self.heldout < 1.0:
             raise ConfigError(
                 "The held-out share of the documents is at least 0 and below 1",
@@ -196,18 +189,15 @@ def begin_job(request: IngestRequest, progress: Progress) -> IngestJob | IngestR
     backend = open_store(request.store)
     progress("listing", 0, 0)
     local = backend.local_path("fmscale.json")
-    listing = list_sources(
-        request.paths, format=request.format, store=str(local.parent) if local else "", kind=request.kind
-    )
+    folder = str(local.parent) if local else ""
+    listing = list_sources(request.paths, format=request.format, store=folder, kind=request.kind)
     if request.format == "auto":
         listing = decide(listing, None if request.kind == "records" else request.field or TEXT)
     require_writable(backend)
     dataset = create_or_open(backend, request.dataset)
     commits = dataset.commits()
-    if request.kind == "records":
-        policy = choose_records(commits)
-    else:
-        policy = choose(backend, commits, request.tokenizer, request.bos, request.eos)
+    wishes = (request.tokenizer, request.bos, request.eos)
+    policy = choose_records(commits) if request.kind == "records" else choose(backend, commits, *wishes)
     plan = _open_plan(dataset, listing, request, policy)
     same = next((c for c in commits if c.body["extra"].get("ingest", {}).get("inputs") == plan.inputs), None)
     if same:

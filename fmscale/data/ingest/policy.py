@@ -42,11 +42,8 @@ class IngestPolicy:
 def choose_records(commits: Sequence[Commit]) -> IngestPolicy:
     """The policy for records. Raises DataError if the dataset holds tokens."""
     if commits and commits[-1].kind != "records":
-        raise DataError(
-            "The dataset holds tokens, not records",
-            found=f"commit {commits[-1].number} of kind {commits[-1].kind}",
-            remedy="Ingest records into a dataset of another name.",
-        )
+        found, remedy = f"commit {commits[-1].number}", "Ingest records into a dataset of another name."
+        raise DataError("The dataset holds tokens, not records", found=found, remedy=remedy)
     return IngestPolicy(tokenizer=None, name="", bos=False, eos=False)
 
 

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from fmscale.data.ingest.apart import Reading
-from fmscale.data.ingest.blocks import SpilledRecords, conform, gather, load, schema_of
+from fmscale.data.ingest.blocks import RecordBlock, conform, gather, load, schema_of
 from fmscale.data.ingest.formats import Bad, RawDocument, RawRecord
 from fmscale.data.ingest.plan import Work, document_id, is_heldout, load_plan
 from fmscale.data.ingest.record import BAD, SkippedInput, UnitRecord, record_key
@@ -131,7 +131,7 @@ class UnitWriter:
         scratch = Path(self.task.scratch)
         with scratch_errors(scratch):
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="blocks-", dir=scratch)))
-        blocks: list[SpilledRecords] = []
+        blocks: list[RecordBlock] = []
         for block in gather(self._items(works, skipped, advance, str(folder)), folder):
             blocks.append(block)
             advance(0)

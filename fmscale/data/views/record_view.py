@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from fmscale.data.views.view import UNIT_BYTES, WINDOW, View, common_part
 from fmscale.errors import DataError
+from fmscale.store.datasets.commit import Commit
 from fmscale.store.datasets.dataset import Dataset
 
 
@@ -37,8 +38,9 @@ def make_record_view(
     masks: Sequence[str] = (),
     rows_per_unit: int | None = None,
     window: int = WINDOW,
+    live: Sequence[Commit] | None = None,
 ) -> RecordView:
-    """The view of the dataset's live commits, or of `commits`, whose records become samples by `spec`.
+    """The view of live commits (`live`, if known), or of `commits`, whose records become samples by `spec`.
 
     `rows_per_unit` makes a unit about 256 KiB by default. Raises DataError if no commit has the split, if masks leave
     no record of it, or if the dataset holds tokens.
@@ -50,7 +52,7 @@ def make_record_view(
             remedy="Only rows_per_unit may be left out.",
         )
     chosen, records, common = common_part(
-        dataset, "records", split=split, commits=commits, masks=masks, window=window, spec=spec
+        dataset, "records", split=split, commits=commits, masks=masks, window=window, spec=spec, live=live
     )
     if not sum(records):
         raise DataError(

@@ -8,6 +8,7 @@ import numpy as np
 
 from fmscale.data.views.view import UNIT_BYTES, WINDOW, View, common_part
 from fmscale.errors import DataError
+from fmscale.store.datasets.commit import Commit
 from fmscale.store.datasets.dataset import Dataset
 
 STREAM = "stream"
@@ -55,8 +56,9 @@ def make_view(
     rows_per_unit: int | None = None,
     window: int = WINDOW,
     spec: str = "",
+    live: Sequence[Commit] | None = None,
 ) -> TokenView:
-    """The view of the dataset's live commits, or of `commits`, with `sequence_length` tokens a row.
+    """The view of live commits (`live`, if known), or of `commits`, with `sequence_length` tokens a row.
 
     `rows_per_unit` makes a unit just reach 256 KiB by default. Raises DataError if no commit has the split, if it holds
     less than a row, or if the dataset holds records.
@@ -68,7 +70,7 @@ def make_view(
             remedy="Only rows_per_unit may be left out.",
         )
     chosen, tokens, common = common_part(
-        dataset, "tokens", split=split, commits=commits, masks=masks, window=window, spec=spec
+        dataset, "tokens", split=split, commits=commits, masks=masks, window=window, spec=spec, live=live
     )
     first = chosen[0]
     row_bytes = sequence_length * np.dtype(first.dtype).itemsize

@@ -107,13 +107,17 @@ def common_part(
     masks: Sequence[str],
     window: int,
     spec: str,
+    live: Sequence[Commit] | None = None,
 ) -> tuple[list[Commit], tuple[int, ...], dict[str, Any]]:
     """The commits of a new view, live or chosen, the tokens or records that masks leave of each, and the fields that do
-    not depend on the kind.
+    not depend on the kind. `live` are the dataset's commits, if they are known.
 
     Raises DataError unless the dataset has commits of this kind, and one of them the split.
     """
-    chosen = dataset.commits() if commits is None else [dataset.commit(n) for n in sorted(set(commits))]
+    if commits is not None:
+        chosen = [dataset.commit(number) for number in sorted(set(commits))]
+    else:
+        chosen = list(dataset.commits() if live is None else live)
     if not chosen:
         raise DataError(f"Dataset {dataset.name} has no live commit", remedy="Ingest into it, or use another dataset.")
     if chosen[0].kind != kind:

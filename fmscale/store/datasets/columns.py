@@ -27,7 +27,7 @@ from fmscale.errors import CorruptData, DataError, ObjectNotFound
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.object_check import Expected, chunks_of
 from fmscale.store.digest import crc32c, data_digest, metadata_digest
-from fmscale.store.segments.seal import check_version
+from fmscale.store.segments.seal import check_version, columns_folder
 
 FORMAT_VERSION = 1
 """Version of new columns; every version up to it can be read."""
@@ -197,11 +197,6 @@ def column_key(dataset: str, manifest: str, name: str, maker: str) -> str:
             remedy="Use up to 32 lower-case letters, digits, - and _, starting with a letter or digit.",
         )
     return f"{columns_folder(dataset, manifest)}{_folder(name, maker)}"
-
-
-def columns_folder(dataset: str, manifest: str) -> str:
-    """Folder, with its slash, of all columns of the commit whose split has this manifest."""
-    return f"datasets/{dataset}/columns/{manifest}/"
 
 
 def column_keys(backend: Backend, dataset: str, manifest: str) -> Iterator[str]:

@@ -6,10 +6,9 @@ from threading import Lock
 from typing import Any
 
 from fmscale.store.backends.protocol import Backend
-from fmscale.store.datasets.columns import columns_folder
 from fmscale.store.datasets.manifest import Manifest, SplitTotals, open_manifest
 from fmscale.store.log.entry import LogEntry
-from fmscale.store.segments.seal import check_version, job_folder
+from fmscale.store.segments.seal import check_version, columns_folder, job_folder
 
 
 class Manifests(Mapping[str, Manifest]):

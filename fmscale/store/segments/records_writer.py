@@ -129,7 +129,8 @@ class RecordSegmentWriter(SegmentWriter):
                 self._write(self._rest)
             elif self._rest is not None:
                 head = pa.concat_batches([self._rest, head])
-                kept = self._fitting(head)
+                # The rest fits as it is written, though its slice here has more padding.
+                kept = max(self._rest.num_rows, self._fitting(head))
                 taken -= head.num_rows - kept
                 head = head.slice(0, kept)
             self._rest = None

@@ -55,6 +55,11 @@ def job_folder(dataset: str, job: str) -> str:
     return f"datasets/{dataset}/segments/{job[:16]}"
 
 
+def columns_folder(dataset: str, manifest: str) -> str:
+    """Folder, with its slash, of the derived columns of the commit whose split has this manifest."""
+    return f"datasets/{dataset}/columns/{manifest}/"
+
+
 def segment_prefix(dataset: str, job: str, unit: int, split: str) -> str:
     """Write-once prefix of the segment that work unit `unit` of that job makes for a split.
 

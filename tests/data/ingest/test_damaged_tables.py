@@ -20,7 +20,7 @@ import pytest
 
 from fmscale.data.ingest import ingest
 from fmscale.data.ingest.apart import Reading
-from fmscale.data.ingest.blocks import SpilledRecords, load
+from fmscale.data.ingest.blocks import RecordBlock, load
 from fmscale.data.ingest.formats import Bad, FilePart, RawDocument, arrow_footer, read
 from fmscale.data.ingest.plan import Work
 from fmscale.data.ingest.sources import list_sources
@@ -113,10 +113,10 @@ def test_records_of_a_damaged_table_are_right_or_counted(tmp_path: Path, kind: s
                 changed[rng.randrange(len(data))] = rng.randrange(256)
             one = work(put(tmp_path / f"{number}.{'parquet' if kind == 'parquet' else 'arrow'}", bytes(changed)))
             items = list(opened.documents(one, str(tmp_path / "blocks")))
-            rows = sum(item.rows for item in items if isinstance(item, SpilledRecords))
+            rows = sum(item.rows for item in items if isinstance(item, RecordBlock))
             assert rows == 60 or any(isinstance(item, Bad) for item in items), (kind, number)
             for item in items:
-                if isinstance(item, SpilledRecords):
+                if isinstance(item, RecordBlock):
                     batch, origin = load(item)
                     starts = origin["start"].to_pylist()
                     assert (batch.num_rows, starts == sorted(starts)) == (item.rows, True)

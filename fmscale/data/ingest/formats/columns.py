@@ -226,9 +226,8 @@ def _check_column(schema: Any, part: FilePart) -> None:
     kind: Any = None
     twice = [name for name in schema.names if schema.names.count(name) > 1]
     if part.field is None and twice:
-        raise DataError(
-            f"Two columns of {part.source} have one name", found=twice[0], remedy="Rename them, or leave the file out."
-        )
+        remedy = "Rename them, or leave the file out."
+        raise DataError(f"Two columns of {part.source} have one name", found=twice[0], remedy=remedy)
     for name in part.path or ():
         names = [field.name for field in fields]
         if names.count(name) != 1:
