@@ -3,7 +3,7 @@
 Shapes: B rows of a microbatch (fillers included). A row is T + 1 delivered tokens: T inputs, and the label of the last.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,6 +22,22 @@ class UnitDocuments:
     """Tokens of the first document that lie before the unit."""
     ids: np.ndarray | None
     """uint64 [documents, 2]: stable document ids; None unless the loader reads ids."""
+
+    def pieces(self, start: int, length: int) -> Iterator[tuple[tuple[int, int], int, int, int]]:
+        """Pieces of documents in a row, which has `length` tokens of the unit from `start` on: id, or (0, 0) without
+        ids; first token in the document, and in the row; tokens.
+        """
+        first = int(np.searchsorted(self.ends, start, side="right"))
+        begin = int(self.ends[first - 1]) if first else -self.offset
+        position, stop = start, start + length
+        for index in range(first, len(self.ends)):
+            end = min(int(self.ends[index]), stop)
+            if end > position:  # the document has tokens
+                document = (0, 0) if self.ids is None else (int(self.ids[index, 0]), int(self.ids[index, 1]))
+                yield document, position - begin, position - start, end - position
+            position = begin = end
+            if end == stop:
+                break
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,24 +88,12 @@ class Microbatch:
     @cached_property
     def spans(self) -> list[DocumentSpan]:
         """Every piece of a document in the batch, row by row, in order."""
-        spans = []
         length = self.tokens.shape[1]
-        for row in range(self.rows):
-            unit, start = self.documents[row], self.offsets[row]
-            first = int(np.searchsorted(unit.ends, start, side="right"))
-            begin = int(unit.ends[first - 1]) if first else -unit.offset
-            position = start
-            for index in range(first, len(unit.ends)):
-                end = min(int(unit.ends[index]), start + length)
-                if end == position:  # a document without tokens
-                    continue
-                document = (0, 0) if unit.ids is None else (int(unit.ids[index, 0]), int(unit.ids[index, 1]))
-                place = {"start": position - start, "stop": end - start, "offset": position - begin}
-                spans.append(DocumentSpan(row=row, document=document, **place))
-                position = begin = end
-                if end == start + length:
-                    break
-        return spans
+        return [
+            DocumentSpan(row=row, start=first, stop=first + tokens, document=document, offset=offset)
+            for row, (unit, start) in enumerate(zip(self.documents, self.offsets, strict=True))
+            for document, offset, first, tokens in unit.pieces(start, length)
+        ]
 
     @cached_property
     def piece_bounds(self) -> torch.Tensor:

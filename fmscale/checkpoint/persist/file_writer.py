@@ -24,7 +24,7 @@ from fmscale.checkpoint.format.layout import PAGE, pages
 from fmscale.checkpoint.format.names import SUMS
 from fmscale.checkpoint.persist.stream import BLOCK_BYTES, Block, Stream
 from fmscale.errors import AccessDenied
-from fmscale.store.backends.posix import make_folders, sync_directory, translated
+from fmscale.store.backends.posix import make_folders, pwrite_all, sync_directory, translated
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.digest import chunk_checksums
 from fmscale.store.keys import TEMPORARY_PREFIX
@@ -72,7 +72,7 @@ def publish_unsynced(path: str, key: str, data: bytes) -> bool:
     with translated(key, writing=True):
         file = _open_new(os.path.dirname(path), direct=False)
         try:
-            _write_all(file.descriptor, memoryview(data), 0)
+            pwrite_all(file.descriptor, memoryview(data), 0)
             try:
                 file.publish(path, replace=False)
             except FileExistsError:
@@ -139,7 +139,7 @@ def _store_local(
             os.ftruncate(files[0].descriptor, stream.nbytes)
             if digests:
                 files.append(_open_new(folder, direct=False))
-                _write_all(files[1].descriptor, memoryview(sums.astype("<u4").tobytes()), 0)
+                pwrite_all(files[1].descriptor, memoryview(sums.astype("<u4").tobytes()), 0)
             for file in files:
                 os.fsync(file.descriptor)
             for file, name in zip(files, (path, path + SUMS), strict=False):
@@ -177,7 +177,7 @@ def _write_stream(file: _File, stream: Stream, fill: Fill, pool: Executor, diges
             scratch[:size] = block
             block = scratch[: pages(size)]
         reserve(max(stream.nbytes, start + block.nbytes))
-        _write_all(file.descriptor, block, start)
+        pwrite_all(file.descriptor, block, start)
 
     if exact:
         reserve(stream.most)
@@ -195,12 +195,6 @@ def _write_stream(file: _File, stream: Stream, fill: Fill, pool: Executor, diges
             future.cancel()
         wait(writes)
     return np.concatenate([sums[start] for start in sorted(sums)]) if sums else _NONE
-
-
-def _write_all(descriptor: int, data: memoryview, start: int) -> None:
-    done = 0
-    while done < data.nbytes:
-        done += os.pwrite(descriptor, data[done:], start + done)
 
 
 def _own_scratch() -> memoryview:

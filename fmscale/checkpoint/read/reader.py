@@ -13,8 +13,9 @@ from fmscale.checkpoint.format.manifest import CheckpointManifest
 from fmscale.checkpoint.format.names import SUMS
 from fmscale.errors import CorruptData
 from fmscale.store.backends.protocol import Backend
-from fmscale.store.digest import CHUNK_BYTES, metadata_digest, verify_chunks
+from fmscale.store.digest import CHUNK_BYTES, verify_chunks
 from fmscale.store.segments.handle import ObjectRef
+from fmscale.store.segments.seal import verified
 from fmscale.store.tiers.tier import Tiers
 
 SPAN_BYTES = 8 << 20
@@ -36,7 +37,6 @@ class ByteRequest:
     """First byte in the file."""
     bytes: int
     put: Put
-    """Takes the bytes."""
     at: int
     """First byte in the memory that `put` fills."""
 
@@ -143,13 +143,8 @@ class Reader:
         stored, sums = self.manifest.files[file], None
         if stored.sums:
             data = self._backend.get(stored.key + SUMS)
-            if metadata_digest(data) != stored.sums:
-                raise CorruptData(
-                    "the checksums of a checkpoint's file are damaged",
-                    found=stored.key + SUMS,
-                    remedy="Use another checkpoint.",
-                )
-            sums = np.frombuffer(data, dtype="<u4")
+            where = f"the checksums of a checkpoint's file, {stored.key + SUMS}"
+            sums = np.frombuffer(verified(data, stored.sums, where, "Use another checkpoint."), dtype="<u4")
         self._sums[file] = sums
         return sums
 

@@ -16,13 +16,13 @@
 - `formats/`  documents of each format
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from fmscale.data.ingest.job import IngestRequest, IngestResult, Progress, begin_job, commit_job
 from fmscale.data.ingest.unit import open_writer
 from fmscale.data.ingest.workers import run_processes
+from fmscale.data.workers.pool import most_workers
 from fmscale.errors import ConfigError
 from fmscale.runtime.world import read_world
 
@@ -84,8 +84,6 @@ def ingest(
     )
     report = progress or (lambda phase, done, total: None)
     world = read_world()
-    # Only this process sees memory://, so that no other process can help.
-    private = any(url.startswith("memory://") for url in (store, *request.paths))
     if world.world_size > 1:
         if world.launcher == "torchrun":
             raise ConfigError(
@@ -93,7 +91,7 @@ def ingest(
                 found=world.launcher,
                 remedy="Start `fmscale ingest` by itself, or with mpirun -n 8.",
             )
-        if workers not in (None, 1) or private:
+        if workers not in (None, 1) or any(url.startswith("memory://") for url in (store, *request.paths)):
             raise ConfigError(
                 "Under MPI each rank is one writer, and memory:// is seen by one process only",
                 found=f"workers={workers}",
@@ -102,16 +100,10 @@ def ingest(
         from fmscale.data.ingest.mpi import ingest_on_ranks
 
         return ingest_on_ranks(request, world, report)
-    if workers is not None and (workers < 1 or (private and workers > 1)):
-        raise ConfigError(
-            "This job cannot have that many writers",
-            found=workers,
-            remedy="Use 1 or more; memory:// is seen by one process only.",
-        )
+    most = most_workers(workers, (store, *request.paths), "writers")
     job = begin_job(request, report)
     if isinstance(job, IngestResult):
         return job
-    most = 1 if private else workers or len(os.sched_getaffinity(0))
     writers = max(1, min(most, len(job.pending)))
     job.advance(0)
     if writers > 1:

@@ -20,6 +20,7 @@ from fmscale.data.ingest.formats import Bad, RawBatch, RawDocument, read
 from fmscale.data.ingest.plan import Work
 from fmscale.data.ingest.sources import File
 from fmscale.data.workers.messages import Message, decode, describe_error, encode
+from fmscale.store.backends.posix import write_all
 
 CHUNK_BYTES = 1 << 20
 CHUNK_ITEMS = 1024
@@ -37,9 +38,7 @@ def main() -> None:
         message = decode(line)
         if message:
             chunks = _chunks(message, opener)
-        data = memoryview(next(chunks))
-        while data:
-            data = data[answers.write(data) :]
+        write_all(answers, next(chunks))
 
 
 def _chunks(request: Message, opener: Callable[[str], Opener]) -> Iterator[bytes]:

@@ -50,7 +50,6 @@ class FlatStep(NamedTuple):
     """The samples of a step in slot order, and those of a rank."""
 
     step: int
-    """Number of the step."""
     after: int
     """First sample of the next step."""
     samples: Samples

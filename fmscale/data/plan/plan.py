@@ -30,7 +30,6 @@ class Source:
     """A view in a mixture. Sources of two stages are the same if view and seed are equal."""
 
     view: View
-    """View that is read."""
     weight: int
     """Share of the samples, in units of 2^-32."""
     seed: int
@@ -69,7 +68,6 @@ class Samples(NamedTuple):
     position: U64
     """Position in the source: epoch · rows + place in the epoch."""
     epoch: U64
-    """Epoch of the source."""
     row: U64
     """Row id in the source's view, after bans."""
     lane: NDArray[np.uint32]

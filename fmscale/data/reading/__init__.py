@@ -11,6 +11,6 @@ Flat forwards:
 `flat_planner.py`    steps → forwards of samples, and reads of their units.
 `maker.py`           forwards → tensors, in threads, in order.
 `sample_sources.py`  units, spec and lengths of each source.
-`unit.py`            a unit as records, of tokens or of records.
 `record_reader.py`   a unit of records → verified record batches.
+`unit.py`            a unit as records, of tokens or of records.
 """

@@ -2,14 +2,14 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 import numpy as np
 
 from fmscale.data.views.placement import Placement
 from fmscale.errors import CorruptData, ObjectNotFound
-from fmscale.store.segments.handle import ObjectRef, Segment
+from fmscale.store.segments.handle import Segment, by_shard
 from fmscale.store.tiers.fetch import CorruptChunk, Fetcher
 
 HANDLE_BYTES = 64 * 2**20
@@ -70,15 +70,3 @@ def read_rows(fetcher: Fetcher, segment: Segment, name: str, start: int, count: 
     for ref, low, part in by_shard(segment, name, start, count):
         fetcher.read(ref, low * layout.row_bytes, out[part].data.cast("B"))
     return out
-
-
-def by_shard(segment: Segment, name: str, start: int, count: int) -> Iterator[tuple[ObjectRef, int, slice]]:
-    """Each shard that holds some of an array's rows [start, start + count): its reference, its first such row, and the
-    slice of the `count` rows in it.
-    """
-    shard, at = segment.arrays[name].layout.shard, 0
-    while at < count:
-        number, low = divmod(start + at, shard)
-        stop = min(count, at + shard - low)
-        yield segment.array_shard(name, number), low, slice(at, stop)
-        at = stop

@@ -61,7 +61,6 @@ class UnitBlock:
     number: int
     """Number of the block, from 0."""
     plan: Plan
-    """Plan of the block."""
     assignment: Assignment
     """Rows of the block."""
     gather: np.ndarray

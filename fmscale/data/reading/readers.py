@@ -2,32 +2,40 @@
 
 import threading
 from collections.abc import Mapping
+from typing import Generic, TypeVar
 
 from fmscale.data.plan.plan import Plan
 from fmscale.data.reading.unit_reader import UnitReader
 from fmscale.data.views.placement import open_placement
 from fmscale.data.views.token_view import TokenView
+from fmscale.data.views.view import View
 from fmscale.errors import ConfigError
 from fmscale.store.datasets.dataset import Dataset, open_dataset
 from fmscale.store.tiers.fetch import Fetcher
 
+Opened = TypeVar("Opened")
 
-class Readers:
-    """Readers by source; safe across threads."""
+
+class OpenViews(Generic[Opened]):
+    """What was opened for each view of a plan; safe across threads."""
 
     def __init__(
-        self,
-        fetcher: Fetcher,
-        *,
-        document_ids: bool = False,
-        datasets: Mapping[str, Dataset] | None = None,
+        self, fetcher: Fetcher, *, document_ids: bool = False, datasets: Mapping[str, Dataset] | None = None
     ) -> None:
-        """`document_ids`: read the documents' stable ids too. `datasets`: datasets that are open already, by name."""
-        self._datasets = datasets or {}
+        """`document_ids`: read stable ids too. `datasets`: datasets that are open already, by name."""
         self.fetcher = fetcher
         self.document_ids = document_ids
-        self._readers: dict[str, UnitReader] = {}
+        self._datasets = datasets or {}
+        self._opened: dict[str, Opened] = {}
         self._lock = threading.Lock()
+
+    def dataset(self, view: View) -> Dataset:
+        """The dataset of a view."""
+        return self._datasets.get(view.dataset) or open_dataset(self.fetcher.backend, view.dataset)
+
+
+class Readers(OpenViews[UnitReader]):
+    """Readers by source."""
 
     def of(self, plan: Plan, source: int) -> UnitReader:
         """The reader of a source of the plan. Raises ConfigError for rows of another shape than the first source's,
@@ -36,17 +44,16 @@ class Readers:
         views = token_views(plan)
         view, first = views[source], views[0]
         with self._lock:
-            if view.digest not in self._readers:
+            if view.digest not in self._opened:
                 if (view.sequence_length, view.dtype) != (first.sequence_length, first.dtype):
                     raise ConfigError(
                         f"source {plan.sources[source].label} has rows of another shape",
                         found=(view.sequence_length, view.dtype),
                         remedy=f"All sources of a run have {(first.sequence_length, first.dtype)}.",
                     )
-                dataset = self._datasets.get(view.dataset) or open_dataset(self.fetcher.backend, view.dataset)
-                placement = open_placement(dataset, view)
-                self._readers[view.digest] = UnitReader(placement, self.fetcher, document_ids=self.document_ids)
-            return self._readers[view.digest]
+                placement = open_placement(self.dataset(view), view)
+                self._opened[view.digest] = UnitReader(placement, self.fetcher, document_ids=self.document_ids)
+            return self._opened[view.digest]
 
 
 def token_views(plan: Plan) -> list[TokenView]:

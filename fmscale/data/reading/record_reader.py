@@ -4,8 +4,8 @@ A unit is b consecutive records; masks and segment ends cut it into pieces, each
 segment's batches is read by chunks of 4 KiB as units need them, and few of them stay in memory.
 """
 
-from collections.abc import Iterator
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -13,16 +13,13 @@ import pyarrow as pa
 
 from fmscale.data.forward import RowPiece
 from fmscale.data.reading.open_segments import OpenSegments, read_rows
-from fmscale.data.reading.unit import Unit
 from fmscale.data.samples.protocol import Record
 from fmscale.data.views.placement import Placement, SegmentSpan
-from fmscale.store.segments.records import FILE_SHIFT, RecordSegment, open_record_segment
+from fmscale.store.segments.records import RecordSegment, open_record_segment, runs
 from fmscale.store.tiers.fetch import CorruptChunk, Fetcher
 
 INDEX_CHUNKS = 2048
 """Chunks of indexes in memory: 8 MiB for the places of 5 GB of records in batches of 16 KiB."""
-FILE_BITS = np.uint64(FILE_SHIFT)
-"""Bits of a batch's place that are its offset in the file; the bits above are the file's number."""
 
 
 class BatchPart(NamedTuple):
@@ -31,7 +28,6 @@ class BatchPart(NamedTuple):
     first: int
     """Offset in the unit of its first record."""
     records: int
-    """Number of records."""
     batch: pa.RecordBatch | None
     """The records; None for a damaged batch."""
     error: CorruptChunk | None
@@ -46,9 +42,10 @@ class RecordUnit:
         self._firsts = [part.first for part in parts]
         self._ids = ids
         self.bytes = bytes
+        """Host memory that it takes."""
 
     def record(self, offset: int) -> Record:
-        """The record's values by column."""
+        """The record's values by column. Raises CorruptChunk if no copy can serve it."""
         part = self._parts[int(np.searchsorted(self._firsts, offset, side="right")) - 1]
         if part.batch is None:
             assert part.error is not None
@@ -58,7 +55,7 @@ class RecordUnit:
         return {name: part.batch.column(i)[row].as_py() for i, name in enumerate(names)}
 
     def pieces(self, offset: int) -> list[RowPiece]:
-        """The record as a whole."""
+        """The record as a whole. Needs a reader with document ids."""
         name = (0, 0) if self._ids is None else (int(self._ids[offset, 0]), int(self._ids[offset, 1]))
         return [RowPiece(name, 0, 0, 1)]
 
@@ -71,8 +68,8 @@ class RecordReader:
     ) -> None:
         """`columns` are the columns that a spec reads; `ids`: read the records' stable ids too."""
         self.placement = placement
-        self.view = placement.view
         self.unit_bytes = unit_bytes
+        """Bytes of a unit, about."""
         self.fetcher = fetcher
         self._columns = columns
         self._with_ids = ids
@@ -83,15 +80,15 @@ class RecordReader:
         )
         self._index = lru_cache(INDEX_CHUNKS)(self._read_index)
 
-    def read(self, unit: int, next_use: int = 0) -> Unit:
+    def read(self, unit: int, next_use: int = 0) -> RecordUnit:
         """Read the batches of a unit's records."""
         return self._read(*self.placement.pieces(unit), next_use)
 
-    def read_row(self, row: int) -> Unit:
-        """Read the batch of one record."""
+    def read_row(self, row: int) -> RecordUnit:
+        """Read the batch of one record, which has offset 0."""
         return self._read(*self.placement.row_pieces(row), 0)
 
-    def _read(self, commit: int, pieces: list[SegmentSpan], next_use: int) -> Unit:
+    def _read(self, commit: int, pieces: list[SegmentSpan], next_use: int) -> RecordUnit:
         parts: list[BatchPart] = []
         ids: list[np.ndarray] = []
         size = at = 0
@@ -116,10 +113,10 @@ class RecordReader:
         """The batches that hold a piece, and their bytes. `at` is the piece's place in the unit."""
         parts: list[BatchPart] = []
         size, stop = 0, piece.start + piece.count
-        for run, firsts in self._runs(segment, commit, piece):
-            file, begin = int(run[0, 0] >> FILE_BITS), int(run[0, 0] & ((np.uint64(1) << FILE_BITS) - np.uint64(1)))
-            bounds = np.append(0, np.cumsum(run[:, 1].astype(np.int64)))
-            data = np.empty(int(bounds[-1]), dtype=np.uint8)
+        chunks = range(*segment.index_rows(piece.start, piece.count), segment.arrays["batches"].layout.inner)
+        index = np.concatenate([self._index(commit, piece.segment, chunk) for chunk in chunks])
+        for file, begin, bounds, firsts in runs(segment, index, piece.start, piece.count):
+            data = np.empty(bounds[-1], dtype=np.uint8)
             errors = self._read_run(segment, file, begin, bounds, data, next_use)
             size += data.nbytes
             for number, error in enumerate(errors):
@@ -133,31 +130,14 @@ class RecordReader:
                 parts.append(BatchPart(at + first - piece.start, last - first, batch, error))
         return parts, size
 
-    def _runs(self, segment: RecordSegment, commit: int, piece: SegmentSpan) -> Iterator[tuple[np.ndarray, list[int]]]:
-        """Index rows of the piece's batches that follow one another in a file, and the first records of these batches
-        and of the next.
-        """
-        chunks = segment.first_record
-        low, high = (chunks.searchsorted((piece.start, piece.start + piece.count - 1), side="right") - (1, 0)).tolist()
-        index = np.concatenate([self._index(commit, piece.segment, chunk) for chunk in range(low, high)])
-        after = segment.documents if high >= len(chunks) else int(chunks[high])
-        firsts = np.append(index[:, 2], np.uint64(after))
-        first = int(firsts.searchsorted(np.uint64(piece.start), side="right")) - 1
-        last = int(firsts.searchsorted(np.uint64(piece.start + piece.count), side="left"))
-        index, firsts = index[first:last], firsts[first : last + 1]
-        ends = np.flatnonzero(index[1:, 0] != index[:-1, 0] + index[:-1, 1]) + 1
-        for begin, end in zip([0, *ends.tolist()], [*ends.tolist(), len(index)], strict=True):
-            yield index[begin:end], firsts[begin : end + 1].tolist()
-
-    def _read_index(self, commit: int, number: int, chunk: int) -> np.ndarray:
-        """A chunk of a segment's index."""
+    def _read_index(self, commit: int, number: int, first: int) -> np.ndarray:
+        """The chunk of a segment's index that begins with row `first`."""
         segment = self._segments.get(commit, number)
         layout = segment.arrays["batches"].layout
-        first = chunk * layout.inner
         return read_rows(self.fetcher, segment, "batches", first, min(layout.inner, layout.rows - first))
 
     def _read_run(
-        self, segment: RecordSegment, file: int, begin: int, bounds: np.ndarray, data: np.ndarray, next_use: int
+        self, segment: RecordSegment, file: int, begin: int, bounds: list[int], data: np.ndarray, next_use: int
     ) -> list[CorruptChunk | None]:
         """Read batches that follow one another in a file. Returns the damage of each batch."""
         ref = segment.file(file)
@@ -169,6 +149,6 @@ class RecordReader:
         else:
             return [None] * (len(bounds) - 1)
         return [
-            self._read_run(segment, file, begin + low, np.array([0, high - low]), data[low:high], next_use)[0]
-            for low, high in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)
+            self._read_run(segment, file, begin + low, [0, high - low], data[low:high], next_use)[0]
+            for low, high in pairwise(bounds)
         ]

@@ -1,12 +1,11 @@
 """Everything that flat forwards need of each source of a plan: its units, its spec, the lengths of its samples."""
 
-import threading
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fmscale.data.order.feistel import U64
 from fmscale.data.plan.flat import Sizes as Lengths
 from fmscale.data.plan.plan import Plan
+from fmscale.data.reading.readers import OpenViews
 from fmscale.data.reading.record_reader import RecordReader
 from fmscale.data.reading.unit import TokenUnits, UnitSource
 from fmscale.data.reading.unit_reader import UnitReader
@@ -17,8 +16,6 @@ from fmscale.data.views.placement import open_placement
 from fmscale.data.views.token_view import TokenView
 from fmscale.data.views.view import View
 from fmscale.errors import ConfigError
-from fmscale.store.datasets.dataset import Dataset, open_dataset
-from fmscale.store.tiers.fetch import Fetcher
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,25 +23,12 @@ class SampleSource:
     """An opened source."""
 
     units: UnitSource
-    """Reader of its units."""
     spec: Spec
-    """Spec of its samples."""
     sizes: SampleSizes
-    """Lengths of its samples."""
 
 
-class SampleSources:
-    """Sources by view, each opened at its first use: stages may add sources mid-run. Safe across threads."""
-
-    def __init__(
-        self, fetcher: Fetcher, *, document_ids: bool = False, datasets: Mapping[str, Dataset] | None = None
-    ) -> None:
-        """`document_ids`: read stable ids too. `datasets`: datasets that are open already, by name."""
-        self.fetcher = fetcher
-        self.document_ids = document_ids
-        self._datasets = datasets or {}
-        self._opened: dict[str, SampleSource] = {}
-        self._lock = threading.Lock()
+class SampleSources(OpenViews[SampleSource]):
+    """Sources by view, each opened at its first use: stages may add sources mid-run."""
 
     def of(self, plan: Plan, source: int) -> SampleSource:
         """A source of the plan. Raises ConfigError if its samples have other parts than the first source's, DataError
@@ -71,7 +55,7 @@ class SampleSources:
     def open(self, view: View) -> SampleSource:
         """Open the source of a view."""
         backend = self.fetcher.backend
-        dataset = self._datasets.get(view.dataset) or open_dataset(backend, view.dataset)
+        dataset = self.dataset(view)
         placement, spec = open_placement(dataset, view), open_spec(backend, view.spec)
         units: UnitSource
         if isinstance(view, TokenView):

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from fmscale.data.batch import UnitDocuments
-from fmscale.data.reading.open_segments import OpenSegments, by_shard, read_rows
+from fmscale.data.reading.open_segments import OpenSegments, read_rows
 from fmscale.data.views.placement import Placement, SegmentSpan
 from fmscale.store.segments.array import ArrayLayout
-from fmscale.store.segments.handle import ObjectRef
+from fmscale.store.segments.handle import ObjectRef, by_shard
 from fmscale.store.segments.tokens import TokenSegment, open_segment
 from fmscale.store.tiers.fetch import CorruptChunk, Fetcher
 
@@ -36,7 +36,6 @@ class UnitRead(NamedTuple):
     """Result of reading a unit."""
 
     documents: UnitDocuments
-    """Documents of the unit."""
     damaged: list[Damage]
     """Tokens of the unit that no copy can serve; zeros in memory."""
 
@@ -65,9 +64,9 @@ class UnitReader:
         """
         return self._read(*self.placement.pieces(unit), into, next_use)
 
-    def read_row(self, row: int, into: np.ndarray, next_use: int = 0) -> UnitRead:
+    def read_row(self, row: int, into: np.ndarray) -> UnitRead:
         """Read a single row into `into`; its positions are those of a unit with this row alone."""
-        return self._read(*self.placement.row_pieces(row), into, next_use)
+        return self._read(*self.placement.row_pieces(row), into, 0)
 
     def _read(self, commit: int, pieces: list[SegmentSpan], into: np.ndarray, next_use: int) -> UnitRead:
         documents: list[tuple[int, np.ndarray, np.ndarray]] = []

@@ -5,7 +5,6 @@ point goes on when it runs again. The sizes are the same for any number of worke
 """
 
 import json
-import os
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -20,9 +19,9 @@ from fmscale.data.samples.segment_sizes import require_columns, segment_sizes
 from fmscale.data.samples.sizes import SIZE
 from fmscale.data.samples.specs import open_spec, size_text, spec_text
 from fmscale.data.workers.messages import Message
-from fmscale.data.workers.pool import UnitWork, run_units
+from fmscale.data.workers.pool import UnitWork, most_workers, run_units
 from fmscale.data.workers.serve import Run, serve
-from fmscale.errors import ConfigError, DataError
+from fmscale.errors import DataError
 from fmscale.store.datasets.columns import Column, column_key, open_column
 from fmscale.store.datasets.columns_writer import Layout, finish_column, finished_parts, put_part
 from fmscale.store.datasets.dataset import open_dataset
@@ -50,7 +49,6 @@ class Derived:
     resumed: int
     """Segments that an earlier run had finished."""
     records: int
-    """Records."""
     tokens: int
     """Sum of all sizes."""
     largest: int
@@ -81,13 +79,7 @@ def derive_sizes(
     record has, RankError if a process dies, Conflict if other sizes are stored for the spec, and the errors of the
     store.
     """
-    private = store.startswith("memory://")
-    if workers is not None and (workers < 1 or (private and workers > 1)):
-        raise ConfigError(
-            "This job cannot have that many workers",
-            found=workers,
-            remedy="Use 1 or more; memory:// is seen by one process only.",
-        )
+    most = most_workers(workers, [store], "workers")
     reader = open_store(store, read_only=True)
     commits = [commit for commit in open_dataset(reader, dataset).commits() if split in commit.totals]
     if not commits or commits[-1].kind != "records":
@@ -116,7 +108,7 @@ def derive_sizes(
         progress(done, total)
 
     advance(0)
-    count = min(1 if private else workers or len(os.sched_getaffinity(0)), len(units))
+    count = min(most, len(units))
     if count > 1:
         run_units(
             UnitWork(

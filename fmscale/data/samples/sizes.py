@@ -1,7 +1,6 @@
 """Lengths of a source's samples by row, before any record is read: forwards are dealt from them."""
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,18 +19,6 @@ SIZE = "size"
 """Name of the column of sizes: uint32, an upper bound of the length of each record's sample."""
 
 
-class SampleSizes(Protocol):
-    """Lengths of a source's samples."""
-
-    def take(self, rows: U64) -> NDArray[np.int64]:
-        """Upper bounds of the lengths of these rows' samples."""
-        ...
-
-    def outside(self, most: int) -> U64:
-        """Rows, sorted, whose samples are empty or longer than `most`."""
-        ...
-
-
 class RowSizes:
     """Rows of a token view: all of a length."""
 
@@ -41,16 +28,16 @@ class RowSizes:
         self._rows = view.units.N
 
     def take(self, rows: U64) -> NDArray[np.int64]:
-        """The length, for each row."""
+        """Upper bounds of the lengths of these rows' samples."""
         return np.full(len(rows), self._length, dtype=np.int64)
 
     def outside(self, most: int) -> U64:
-        """No row, or all rows."""
+        """Rows, sorted, whose samples are empty or longer than `most`: none, or all."""
         return np.arange(0 if 0 < self._length <= most else self._rows, dtype=np.uint64)
 
 
 class ColumnSizes:
-    """SampleSizes from a derived column of each commit; `cut` is the length to which longer samples are cut."""
+    """Lengths from a derived column of each commit; `cut` is the length to which longer samples are cut."""
 
     def __init__(self, placement: Placement, columns: Sequence[Column | None], cut: int | None) -> None:
         self._placement = placement
@@ -58,7 +45,7 @@ class ColumnSizes:
         self._cut = cut
 
     def take(self, rows: U64) -> NDArray[np.int64]:
-        """SampleSizes of the rows, cut."""
+        """Upper bounds of the lengths of these rows' samples, after a cut."""
         out = np.empty(len(rows), dtype=np.int64)
         commits, positions = self._placement.positions(rows)
         for commit in np.unique(commits).tolist():
@@ -68,7 +55,9 @@ class ColumnSizes:
         return out if self._cut is None else np.minimum(out, self._cut)
 
     def outside(self, most: int) -> U64:
-        """Rows that are empty or, uncut, longer than `most`. Reads only the parts of columns with such a size."""
+        """Rows, sorted, whose samples are empty or, uncut, longer than `most`. Reads only the parts of columns with
+        such a size.
+        """
         most = most if self._cut is None else 2**32
         rows = [
             self._placement.rows_at(commit, column.outside(1, most))
@@ -76,6 +65,10 @@ class ColumnSizes:
             if column is not None
         ]
         return np.concatenate(rows) if rows else np.empty(0, dtype=np.uint64)
+
+
+SampleSizes = RowSizes | ColumnSizes
+"""Lengths of a source's samples."""
 
 
 def open_sizes(backend: Backend, placement: Placement) -> SampleSizes:

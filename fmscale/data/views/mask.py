@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from fmscale.errors import CorruptData, DataError, ObjectNotFound
+from fmscale.errors import DataError, ObjectNotFound
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.backends.write_once import store_once
 from fmscale.store.datasets.commit import Commit
@@ -23,7 +23,7 @@ from fmscale.store.datasets.dataset import Dataset
 from fmscale.store.digest import canonical_json, metadata_digest
 from fmscale.store.segments.handle import read_document_table, read_rows
 from fmscale.store.segments.kinds import open_kind
-from fmscale.store.segments.seal import check_version
+from fmscale.store.segments.seal import check_version, verified
 
 FORMAT_VERSION = 1
 """Version of new masks; older versions can be read."""
@@ -77,7 +77,6 @@ class Mask:
     split: str
     """Split that the segments' indexes refer to."""
     documents: Documents
-    """The documents."""
 
 
 def document_id(text: str) -> bytes:
@@ -197,12 +196,7 @@ def load_mask(backend: Backend, dataset: str, digest: str) -> Mask:
             found=digest,
             remedy=f"It has {', '.join(have)}." if have else "It has none: `fmscale dataset mask` makes one.",
         ) from error
-    if metadata_digest(data) != digest:
-        raise CorruptData(
-            f"The mask {key} does not match its digest",
-            found=metadata_digest(data),
-            remedy="Restore the object, or make the mask again from the same documents.",
-        )
+    verified(data, digest, f"The mask {key}", "Restore the object, or make the mask again from the same documents.")
     table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
     header: dict[str, Any] = json.loads(table.schema.metadata[HEADER_KEY])
     check_version(header, f"The mask {key}", FORMAT_VERSION)

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import ClassVar
 
-from fmscale.data.views.view import UNIT_BYTES, WINDOW, View, common_part, kept_ranges
+from fmscale.data.views.view import UNIT_BYTES, WINDOW, View, common_part
 from fmscale.errors import DataError
 from fmscale.store.datasets.commit import Commit
 from fmscale.store.datasets.dataset import Dataset
@@ -19,15 +18,10 @@ class RecordView(View):
     records: tuple[int, ...]
     """Kept records of each commit."""
 
-    @cached_property
-    def rows(self) -> tuple[int, ...]:
-        """Rows of each commit."""
-        return self.records
-
     @property
-    def kept(self) -> int:
-        """Kept records of all commits."""
-        return sum(self.records)
+    def counts(self) -> tuple[int, ...]:
+        """Kept records of each commit."""
+        return self.records
 
     @property
     def row_length(self) -> int:
@@ -57,13 +51,8 @@ def make_record_view(
             found=(rows_per_unit, window),
             remedy="Only rows_per_unit may be left out.",
         )
-    chosen, loaded, common = common_part(
+    chosen, records, common = common_part(
         dataset, "records", split=split, commits=commits, masks=masks, window=window, spec=spec, live=live
-    )
-    totals = [commit.totals.get(split) for commit in chosen]
-    records = tuple(
-        kept_ranges(total.documents, commit.number, split, loaded).tokens if total else 0
-        for commit, total in zip(chosen, totals, strict=True)
     )
     if not sum(records):
         raise DataError(
@@ -71,8 +60,8 @@ def make_record_view(
             found=common["masks"],
             remedy="Leave out a mask, or ingest more.",
         )
-    size = sum(total.bytes for total in totals if total)
-    mean = max(1, size // sum(total.documents for total in totals if total))
+    totals = [commit.totals[split] for commit in chosen if split in commit.totals]
+    mean = max(1, sum(total.bytes for total in totals) // sum(total.documents for total in totals))
     return RecordView(
         rows_per_unit=-(-UNIT_BYTES // mean) if rows_per_unit is None else rows_per_unit, records=records, **common
     )

@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
 
-from fmscale.data.views.view import UNIT_BYTES, WINDOW, View, common_part, kept_ranges
+from fmscale.data.views.view import UNIT_BYTES, WINDOW, View, common_part
 from fmscale.errors import DataError
 from fmscale.store.datasets.commit import Commit
 from fmscale.store.datasets.dataset import Dataset
@@ -36,15 +35,10 @@ class TokenView(View):
     tokens: tuple[int, ...]
     """Kept tokens of each commit."""
 
-    @cached_property
-    def rows(self) -> tuple[int, ...]:
-        """Rows of each commit."""
-        return tuple(tokens // self.sequence_length for tokens in self.tokens)
-
     @property
-    def kept(self) -> int:
-        """Kept tokens of all commits."""
-        return sum(self.tokens)
+    def counts(self) -> tuple[int, ...]:
+        """Kept tokens of each commit."""
+        return self.tokens
 
     @property
     def row_length(self) -> int:
@@ -75,14 +69,10 @@ def make_view(
             found=(sequence_length, rows_per_unit, window),
             remedy="Only rows_per_unit may be left out.",
         )
-    chosen, loaded, common = common_part(
+    chosen, tokens, common = common_part(
         dataset, "tokens", split=split, commits=commits, masks=masks, window=window, spec=spec, live=live
     )
     first = chosen[0]
-    tokens = tuple(
-        kept_ranges(commit.totals[split].tokens, commit.number, split, loaded).tokens if split in commit.totals else 0
-        for commit in chosen
-    )
     row_bytes = sequence_length * np.dtype(first.dtype).itemsize
     view = TokenView(
         sequence_length=sequence_length,

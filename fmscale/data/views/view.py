@@ -39,7 +39,6 @@ class View(ABC):
     dataset: str
     """Name of the dataset."""
     split: str
-    """Split of the dataset."""
     commits: tuple[int, ...]
     """Numbers of the commits, in order."""
     manifests: tuple[str, ...]
@@ -55,20 +54,25 @@ class View(ABC):
     spec: str = ""
     """Canonical JSON of the spec that makes samples of rows; "" where rows are delivered as they are stored."""
 
-    @cached_property
-    @abstractmethod
-    def rows(self) -> tuple[int, ...]:
-        """Rows of each commit."""
-
     @property
     @abstractmethod
-    def kept(self) -> int:
-        """Kept tokens, or records, of all commits."""
+    def counts(self) -> tuple[int, ...]:
+        """Kept tokens, or records, of each commit."""
 
     @property
     @abstractmethod
     def row_length(self) -> int:
         """Positions of a row among the kept tokens, or records, of its commit."""
+
+    @cached_property
+    def rows(self) -> tuple[int, ...]:
+        """Rows of each commit."""
+        return tuple(count // self.row_length for count in self.counts)
+
+    @property
+    def kept(self) -> int:
+        """Kept tokens, or records, of all commits."""
+        return sum(self.counts)
 
     @cached_property
     def units(self) -> Units:
@@ -104,9 +108,9 @@ def common_part(
     window: int,
     spec: str,
     live: Sequence[Commit] | None = None,
-) -> tuple[list[Commit], list[Mask], dict[str, Any]]:
-    """The commits of a new view, live or chosen, its masks, and the fields that do not depend on the kind. `live` are
-    the dataset's commits, if they are known.
+) -> tuple[list[Commit], tuple[int, ...], dict[str, Any]]:
+    """The commits of a new view, live or chosen, the tokens or records that masks leave of each, and the fields that do
+    not depend on the kind. `live` are the dataset's commits, if they are known.
 
     Raises DataError unless the dataset has commits of this kind, and one of them the split.
     """
@@ -138,7 +142,10 @@ def common_part(
         "order_version": ORDER_VERSION,
         "spec": spec,
     }
-    return chosen, [load_mask(dataset.backend, dataset.name, digest) for digest in digests], common
+    loaded = [load_mask(dataset.backend, dataset.name, digest) for digest in digests]
+    totals = [(commit.number, commit.totals.get(split)) for commit in chosen]
+    sizes = [(number, 0 if not t else t.tokens if kind == "tokens" else t.documents) for number, t in totals]
+    return chosen, tuple(kept_ranges(size, number, split, loaded).tokens for number, size in sizes), common
 
 
 def view_commits(dataset: Dataset, view: View) -> list[Commit]:

@@ -11,14 +11,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import fmscale
 from fmscale.data.workers.messages import Message, decode, encode, rebuild_error
-from fmscale.errors import RankError
+from fmscale.errors import ConfigError, RankError
 
 END_SECONDS = 10.0
 """Time for a process to end after SIGTERM: it may be in the middle of a write."""
@@ -78,6 +78,20 @@ def run_units(work: UnitWork, count: int) -> None:
         deadline = time.monotonic() + END_SECONDS
         for process in processes:
             process.end(deadline)
+
+
+def most_workers(workers: int | None, urls: Iterable[str], name: str) -> int:
+    """Most processes for a job on these stores and inputs: `workers`, by default one for each core. Raises ConfigError,
+    with the workers' `name`, below 1 and for several processes that cannot all see the job's memory://.
+    """
+    private = any(url.startswith("memory://") for url in urls)
+    if workers is not None and (workers < 1 or (private and workers > 1)):
+        raise ConfigError(
+            f"This job cannot have that many {name}",
+            found=workers,
+            remedy="Use 1 or more; memory:// is seen by one process only.",
+        )
+    return 1 if private else workers or len(os.sched_getaffinity(0))
 
 
 def died(cause: str, status: int) -> RankError:

@@ -43,6 +43,13 @@ def write_all(file: BinaryIO, data: bytes | memoryview) -> None:
         rest = rest[file.write(rest) :]
 
 
+def pwrite_all(descriptor: int, data: memoryview, at: int) -> None:
+    """Write all bytes to a file from its byte `at` on. Raises OSError, also when the disk is full."""
+    while data:
+        done = os.pwrite(descriptor, data, at)
+        data, at = data[done:], at + done
+
+
 def copy(source: BinaryIO, target: BinaryIO) -> None:
     """Copy the rest of `source` to `target`."""
     while block := source.read(COPY_BYTES):

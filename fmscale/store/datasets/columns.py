@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from fmscale.errors import CorruptData, DataError, ObjectNotFound
 from fmscale.store.backends.protocol import Backend
-from fmscale.store.datasets.object_check import Expected
+from fmscale.store.datasets.object_check import Expected, chunks_of
 from fmscale.store.digest import crc32c, data_digest, metadata_digest
 from fmscale.store.segments.seal import check_version, columns_folder
 
@@ -59,7 +59,6 @@ class Column:
         self.key = key
         """Folder of the column on the store."""
         self.name: str = name
-        """Name of the column."""
         self.dtype = np.dtype(self.header["dtype"])
         """Type of the values."""
         self.shape: tuple[int, ...] = tuple(self.header["shape"])
@@ -67,10 +66,10 @@ class Column:
         counts = self.index.column("records").to_numpy().astype(np.uint64)
         self.records = int(counts.sum())
         """Records, or documents, of the split."""
-        self.bytes = self.records * value_bytes(self.dtype, self.shape)
+        self._value_bytes = value_bytes(self.dtype, self.shape)
+        self.bytes = self.records * self._value_bytes
         """Bytes of all values."""
         self._backend = backend
-        self._value_bytes = value_bytes(self.dtype, self.shape)
         self._chunk_values: int = self.header["chunk_values"]
         self._counts = counts
         self._starts = np.cumsum(counts, dtype=np.uint64) - counts
@@ -144,13 +143,12 @@ class Column:
     def expected(self, segment: int) -> Expected:
         """The stored object of a segment's values, as the column has recorded it."""
         first, last = self._chunks[segment : segment + 2].tolist()
-        size, step = int(self._counts[segment]) * self._value_bytes, self._chunk_values * self._value_bytes
-        sums = self._crc32c[first:last].tolist()
+        size = int(self._counts[segment]) * self._value_bytes
         return Expected(
             key=part_key(self.key, segment),
             bytes=size,
             digest=self.index.column("digest")[segment].as_py().hex(),
-            chunks=[(i, i * step, min(step, size - i * step), value) for i, value in enumerate(sums)],
+            chunks=chunks_of(self._crc32c[first:last].tolist(), self._chunk_values * self._value_bytes, size),
         )
 
     def _chunk(self, part: int, chunk: int) -> np.ndarray:

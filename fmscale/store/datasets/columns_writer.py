@@ -33,7 +33,6 @@ class Layout(NamedTuple):
     """A column that a job makes."""
 
     name: str
-    """Name of the column."""
     maker: str
     """Text of all that the values depend on."""
     dtype: str

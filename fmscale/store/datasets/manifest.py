@@ -48,7 +48,6 @@ class SegmentRow:
     first_document: int
     """Documents, or records, of the split before the segment."""
     tokens: int
-    """Tokens in the segment."""
     documents: int
     """Documents, or records, in the segment."""
 
@@ -58,7 +57,6 @@ class SplitTotals:
     """Size of one split of a commit."""
 
     segments: int
-    """Number of segments."""
     tokens: int
     """Tokens; 0 for records."""
     documents: int

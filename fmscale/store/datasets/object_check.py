@@ -36,6 +36,11 @@ Chunk = tuple[int, int, int, int]
 """(number, offset, length, crc32c)"""
 
 
+def chunks_of(sums: Iterable[int], size: int, total: int) -> list[Chunk]:
+    """Chunks of `size` bytes back to back, of which the last ends with the object of `total` bytes."""
+    return [(i, i * size, min(size, total - i * size), value) for i, value in enumerate(sums)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Expected:
     """An object as a commit, manifest or seal recorded it."""
@@ -43,9 +48,7 @@ class Expected:
     key: str
     """Key on the store."""
     bytes: int
-    """Its size."""
     digest: str
-    """Its digest."""
     hashed: "Callable[[], DataDigest | hashlib._Hash]" = DataDigest
     """Kind of the digest."""
     chunks: Sequence[Chunk] = ()

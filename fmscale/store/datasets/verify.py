@@ -19,14 +19,14 @@ from fmscale.store.datasets.columns import INDEX, Column, column_keys, open_colu
 from fmscale.store.datasets.commit import Commit
 from fmscale.store.datasets.dataset import Dataset
 from fmscale.store.datasets.manifest import Manifest, SegmentRow
-from fmscale.store.datasets.object_check import Advance, Expected, ObjectProblem, check_object
+from fmscale.store.datasets.object_check import Advance, Expected, ObjectProblem, check_object, chunks_of
 from fmscale.store.datasets.tokenizers import tokenizer_key
 from fmscale.store.digest import MetadataDigest, data_digest, metadata_digest
 from fmscale.store.segments.array import ShardInfo
 from fmscale.store.segments.handle import decode_arrays
 from fmscale.store.segments.records import ARRAYS as RECORD_ARRAYS
 from fmscale.store.segments.records import RECORD_CHUNK_BYTES, file_chunks
-from fmscale.store.segments.records_version_1 import BATCHES_SCHEMA
+from fmscale.store.segments.records_version_1 import COLUMNS as BATCH_COLUMNS
 from fmscale.store.segments.seal import decode_seal
 from fmscale.store.segments.tokens import ARRAYS as TOKEN_ARRAYS
 
@@ -199,13 +199,13 @@ def _shards(row: SegmentRow, seal: dict[str, Any], names: Sequence[str], sums: n
 
 def _expected(row: SegmentRow, shard: ShardInfo, sums: np.ndarray, size: int) -> Expected:
     """An object with its chunks of `size` bytes, of which the last ends with the object."""
-    chunks = [(i, i * size, min(size, shard.bytes - i * size), value) for i, value in enumerate(sums.tolist())]
+    chunks = chunks_of(sums.tolist(), size, shard.bytes)
     return Expected(key=f"{row.prefix}/{shard.key}", bytes=shard.bytes, digest=shard.digest, chunks=chunks)
 
 
 def _record_batches(row: SegmentRow, seal: dict[str, Any], sums: pa.RecordBatch | None) -> Iterator[Expected]:
     """The files of a record segment of version 1, with their batches if the checksums are known."""
-    columns = [[] if sums is None else sums.column(name).to_pylist() for name in BATCHES_SCHEMA.names[:4]]
+    columns = [[] if sums is None else sums.column(name).to_pylist() for name in BATCH_COLUMNS]
     batches = [(number, *place) for number, place in enumerate(zip(*columns, strict=True))]
     for number, shard in enumerate(seal["arrays"]["records"]["shards"]):
         chunks = [(i, offset, size, crc) for i, file, offset, size, crc in batches if file == number]

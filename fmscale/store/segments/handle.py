@@ -4,7 +4,7 @@ A commit records the digest of the seal, the seal records the digests of the obj
 the crc32c of each chunk. So every read through a handle is verified against the commit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -121,17 +121,30 @@ def read_rows(backend: Backend, segment: Segment, name: str, start: int, count: 
             found=(start, start + count),
             remedy=f"It has {layout.rows} rows.",
         )
-    parts = [np.empty((0, *layout.shape[1:]), dtype=layout.dtype)]
-    position = start
-    while position < start + count:
-        number, offset = divmod(position, layout.shard)
-        stop = min(start + count - number * layout.shard, layout.shard)
-        first, last = offset // layout.inner, -(-stop // layout.inner)
-        data = read_chunks(backend, segment.array_shard(name, number), first, last)
-        rows = np.frombuffer(data, dtype=layout.dtype).reshape(-1, *layout.shape[1:])
-        parts.append(rows[offset - first * layout.inner : stop - first * layout.inner])
-        position = number * layout.shard + stop
-    return np.concatenate(parts)
+    out = np.empty((count, *layout.shape[1:]), dtype=layout.dtype)
+    for ref, low, part in by_shard(segment, name, start, count):
+        span = low * layout.row_bytes, (low + part.stop - part.start) * layout.row_bytes
+        out[part] = np.frombuffer(read_span(backend, ref, *span), dtype=layout.dtype).reshape(-1, *layout.shape[1:])
+    return out
+
+
+def by_shard(segment: Segment, name: str, start: int, count: int) -> Iterator[tuple[ObjectRef, int, slice]]:
+    """Each shard that holds some of an array's rows [start, start + count): its reference, its first such row, and the
+    slice of the `count` rows in it.
+    """
+    shard, at = segment.arrays[name].layout.shard, 0
+    while at < count:
+        number, low = divmod(start + at, shard)
+        stop = min(count, at + shard - low)
+        yield segment.array_shard(name, number), low, slice(at, stop)
+        at = stop
+
+
+def read_span(backend: Backend, ref: ObjectRef, start: int, stop: int) -> memoryview:
+    """Bytes [start, stop) of an object, from the whole chunks that hold them, verified."""
+    first = start // ref.chunk_bytes
+    data = memoryview(read_chunks(backend, ref, first, -(-stop // ref.chunk_bytes)))
+    return data[start - first * ref.chunk_bytes :][: stop - start]
 
 
 def read_chunks(backend: Backend, ref: ObjectRef, first: int, last: int) -> bytearray:

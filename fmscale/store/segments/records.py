@@ -15,6 +15,7 @@ first version of the format.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +24,7 @@ from fmscale.errors import CorruptData, DataError
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.digest import Bytes
 from fmscale.store.segments.array import ShardInfo
-from fmscale.store.segments.handle import ObjectRef, Segment, decode_arrays, decode_sums, read_chunks, read_rows
+from fmscale.store.segments.handle import ObjectRef, Segment, decode_arrays, decode_sums, read_rows, read_span
 from fmscale.store.segments.seal import RECORDS_VERSION, open_sealed
 
 RECORD_CHUNK_BYTES = 4096
@@ -144,17 +145,21 @@ def storable(type: pa.DataType) -> pa.DataType:
     return {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}.get(type, type)
 
 
-def places(index: np.ndarray, first: int, count: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """For each file that holds batches of the records [first, first + count): its number, the offset and bytes of each
-    of these batches (n, 2), and the first record of each. `index` is the part of `batches` that `index_rows` names.
+def runs(
+    segment: RecordSegment, index: np.ndarray, first: int, count: int
+) -> Iterator[tuple[int, int, list[int], list[int]]]:
+    """The batches of records [first, first + count), by runs that lie back to back in a file: the file's number, the
+    run's offset in it, the bounds of the batches from there on, and the first records of the batches and of the next.
+    `index` is the part of `batches` that `index_rows` names.
     """
-    low = int(index[:, 2].searchsorted(np.uint64(first), side="right")) - 1
-    high = int(index[:, 2].searchsorted(np.uint64(first + count)))
-    files = index[low:high, 0] >> np.uint64(FILE_SHIFT)
-    for number in np.unique(files).tolist():
-        rows = index[low:high][files == number]
-        spans = rows[:, :2] & np.uint64((1 << FILE_SHIFT) - 1)
-        yield number, spans.astype(np.int64), rows[:, 2].astype(np.int64)
+    firsts = np.append(index[:, 2], np.uint64(segment.documents))
+    low = int(firsts.searchsorted(np.uint64(first), side="right")) - 1
+    high = int(firsts.searchsorted(np.uint64(first + count)))
+    index, firsts = index[low:high], firsts[low : high + 1]
+    ends = np.flatnonzero(index[1:, 0] != index[:-1, 0] + index[:-1, 1]) + 1
+    for begin, end in pairwise([0, *ends.tolist(), len(index)]):
+        file, offset = divmod(int(index[begin, 0]), 1 << FILE_SHIFT)
+        yield file, offset, [0, *np.cumsum(index[begin:end, 1]).tolist()], firsts[begin : end + 1].tolist()
 
 
 def decode_batch(data: Bytes, schema: pa.Schema, where: str) -> pa.RecordBatch:
@@ -178,13 +183,11 @@ def read_records(backend: Backend, segment: RecordSegment, first: int, count: in
     start, stop = segment.index_rows(first, count)
     index = read_rows(backend, segment, "batches", start, stop - start)
     batches: list[pa.RecordBatch] = []
-    for number, spans, firsts in places(index, first, count):
+    for number, offset, bounds, firsts in runs(segment, index, first, count):
         ref = segment.file(number)
-        low = int(spans[0, 0]) // ref.chunk_bytes
-        data = memoryview(read_chunks(backend, ref, low, -(-int(spans[-1].sum()) // ref.chunk_bytes)))
-        for (offset, size), record in zip(spans.tolist(), firsts.tolist(), strict=True):
-            at = offset - low * ref.chunk_bytes
-            batch = decode_batch(data[at : at + size], segment.schema, ref.key)
+        data = read_span(backend, ref, offset, offset + bounds[-1])
+        for (low, high), record in zip(pairwise(bounds), firsts[:-1], strict=True):
+            batch = decode_batch(data[low:high], segment.schema, ref.key)
             skipped = max(first - record, 0)
             batches.append(batch.slice(skipped, first + count - record - skipped))
     return pa.Table.from_batches(batches, schema=segment.schema)

@@ -9,52 +9,41 @@ A batch is one IPC message, so one ranged read and one crc32c give a verified ba
 
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
 
 from fmscale.errors import CorruptData, DataError
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.digest import crc32c
-from fmscale.store.segments.array import ShardInfo
 from fmscale.store.segments.records import RECORDS_KEY
 from fmscale.store.segments.seal import open_sealed
 
-BATCHES_SCHEMA = pa.schema(
-    [
-        ("file", pa.uint32()),
-        ("offset", pa.uint64()),
-        ("bytes", pa.uint64()),
-        ("crc32c", pa.uint32()),
-        ("first_record", pa.uint64()),
-    ]
-)
-"""Place of each batch: file number, offset, length and crc32c of its IPC message, and the records before it."""
+COLUMNS = ("file", "offset", "bytes", "crc32c")
+"""Columns of checksums.arrow that place a batch: file number, offset, length and crc32c of its IPC message."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RecordBatches:
-    """Handle on a sealed record segment of version 1; immutable, holds 32 bytes per batch."""
+    """Handle on a sealed record segment of version 1."""
 
     prefix: str
     """Folder of the segment on the store."""
     records: int
-    """Number of records."""
     schema: pa.Schema
     """Columns of a record."""
-    files: tuple[ShardInfo, ...]
-    """The stored Arrow files in order."""
-    index: dict[str, np.ndarray]
-    """Columns of BATCHES_SCHEMA, one element per batch."""
+    files: tuple[str, ...]
+    """Keys of the stored Arrow files in order."""
+    index: pa.RecordBatch
+    """The rows of checksums.arrow."""
 
     @property
     def batches(self) -> int:
         """Number of record batches."""
-        return len(self.index["file"])
+        return int(self.index.num_rows)
 
     def batch_range(self, batch: int) -> tuple[str, int, int]:
         """Key, offset and length of a batch's IPC message."""
-        key = f"{self.prefix}/{self.files[int(self.index['file'][batch])].key}"
-        return key, int(self.index["offset"][batch]), int(self.index["bytes"][batch])
+        file, offset, size = (self.index[name][batch].as_py() for name in COLUMNS[:3])
+        return self.files[file], offset, size
 
 
 def open_records(backend: Backend, prefix: str, seal_digest: str) -> RecordBatches:
@@ -63,13 +52,13 @@ def open_records(backend: Backend, prefix: str, seal_digest: str) -> RecordBatch
     Raises CorruptData for damaged bytes, ObjectNotFound for a missing object, FormatError for a segment
     of tokens or of a later format_version.
     """
-    seal, batch = open_sealed(backend, prefix, seal_digest, "records", 1)
+    seal, index = open_sealed(backend, prefix, seal_digest, "records", 1)
     return RecordBatches(
         prefix=prefix,
         records=seal["documents"],
-        schema=pa.ipc.read_schema(pa.py_buffer(batch.schema.metadata[RECORDS_KEY])),
-        files=tuple(ShardInfo(**shard) for shard in seal["arrays"]["records"]["shards"]),
-        index={name: batch.column(i).to_numpy() for i, name in enumerate(BATCHES_SCHEMA.names)},
+        schema=pa.ipc.read_schema(pa.py_buffer(index.schema.metadata[RECORDS_KEY])),
+        files=tuple(f"{prefix}/{file['key']}" for file in seal["arrays"]["records"]["shards"]),
+        index=index,
     )
 
 
@@ -78,9 +67,9 @@ def read_batch(backend: Backend, segment: RecordBatches, batch: int) -> pa.Recor
     if not 0 <= batch < segment.batches:
         raise DataError(f"{segment.prefix} has no such batch", found=batch, remedy=f"It has {segment.batches} batches.")
     key, offset, size = segment.batch_range(batch)
-    data = np.empty(size, dtype=np.uint8)
-    backend.read_into(key, offset, data.data)
-    if crc32c(data.data) != int(segment.index["crc32c"][batch]):
+    data = bytearray(size)
+    backend.read_into(key, offset, memoryview(data))
+    if crc32c(data) != segment.index["crc32c"][batch].as_py():
         raise CorruptData(
             f"Batch {batch} of {key} does not match its checksum",
             remedy="`fmscale dataset verify` lists all damage; restore the object or ingest it again.",

@@ -113,12 +113,9 @@ class RecordSegmentWriter(SegmentWriter):
             self._write(self._rest)
         self._end_file()
         specs = [self._batches.close(), self._documents.close()]
-        sums = np.concatenate([np.array(self._sums, dtype=np.uint32), *(spec.crc32c for spec in specs)])
-        first = np.zeros(len(sums), dtype=np.uint32)
-        first[len(self._sums) : len(self._sums) + len(self._first_record)] = self._first_record
         schema = CHECKSUMS_SCHEMA.with_metadata({RECORDS_KEY: self._schema.serialize().to_pybytes()})
         head = {"format_version": RECORDS_VERSION, "kind": "records", "split": self._split, "documents": self.records}
-        keys, seal = self._seal(head, specs, (sums, first), schema)
+        keys, seal = self._seal(head, specs, schema, self._first_record, self._sums)
         seal["arrays"]["records"] = {"shards": [asdict(file) for file in self._files]}
         return [*keys, *(file.key for file in self._files)], seal
 

@@ -79,14 +79,17 @@ def check_version(document: Mapping[str, Any], where: str, latest: int = FORMAT_
         )
 
 
-def verified(data: bytes, digest: str, where: str) -> bytes:
+RESTORE = "Restore the object from a copy, or ingest its segment again."
+
+
+def verified(data: bytes, digest: str, where: str, remedy: str = RESTORE) -> bytes:
     """The bytes, verified. Raises CorruptData if they have another `metadata_digest`."""
     actual = metadata_digest(data)
     if actual != digest:
         raise CorruptData(
             f"{where} does not have the digest {digest} recorded for it",
             found=actual,
-            remedy="Restore the object from a copy, or ingest its segment again.",
+            remedy=remedy,
         )
     return data
 

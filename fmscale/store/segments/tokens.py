@@ -41,7 +41,6 @@ class TokenSegment(Segment):
     """Handle on a sealed token segment; holds 8 bytes per chunk."""
 
     tokens: int
-    """Number of tokens."""
     first_document: np.ndarray
     """uint32 per token chunk: index of the first document that ends after the chunk's first token."""
 

@@ -92,9 +92,6 @@ class TokenSegmentWriter(SegmentWriter):
     def _complete(self) -> tuple[list[str], dict[str, Any]]:
         self._flush()
         specs = [self._tokens.close(), self._ends.close(), self._documents.close()]
-        sums = np.concatenate([spec.crc32c for spec in specs])
-        first = np.zeros(len(sums), dtype=np.uint32)
-        first[: len(self._first_document)] = self._first_document
         seal = {
             "format_version": FORMAT_VERSION,
             "kind": "tokens",
@@ -104,4 +101,4 @@ class TokenSegmentWriter(SegmentWriter):
             "documents": self.documents,
             "shard_tokens": specs[0].layout.shard,
         }
-        return self._seal(seal, specs, (sums, first), CHECKSUMS_SCHEMA)
+        return self._seal(seal, specs, CHECKSUMS_SCHEMA, self._first_document)

@@ -58,17 +58,26 @@ class SegmentWriter(ABC):
         """Complete the files; returns their keys and the seal."""
 
     def _seal(
-        self, seal: dict[str, Any], specs: Sequence[ArraySpec], sums: Sequence[np.ndarray], schema: pa.Schema
+        self,
+        seal: dict[str, Any],
+        specs: Sequence[ArraySpec],
+        schema: pa.Schema,
+        firsts: Sequence[int],
+        file_sums: Sequence[int] = (),
     ) -> tuple[list[str], dict[str, Any]]:
-        """Write the group and checksums.arrow (`sums` under `schema`) beside the arrays and the table of documents.
-        Returns the keys of all these, and `seal` with the arrays and objects.
+        """Write the group and checksums.arrow, under `schema`, beside the arrays and the table of documents: the
+        checksums of files and of the arrays, and `firsts` beside those of the first array. Returns the keys of all
+        these, and `seal` with the arrays and objects.
         """
+        sums = np.concatenate([np.array(file_sums, dtype=np.uint32), *(spec.crc32c for spec in specs)])
+        first = np.zeros(len(sums), dtype=np.uint32)
+        first[len(file_sums) : len(file_sums) + len(firsts)] = firsts
         group = encode_group({"fmscale": {name: seal[name] for name in ("format_version", "kind")}})
         path = self._folder / "checksums.arrow"
         with scratch_errors(path):
             (self._folder / "zarr.json").write_bytes(group)
             with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-                writer.write_batch(pa.record_batch([pa.array(column) for column in sums], schema=schema))
+                writer.write_batch(pa.record_batch([pa.array(sums), pa.array(first)], schema=schema))
         keys = ["zarr.json", "documents.arrow", "checksums.arrow", *(f"{spec.name}/zarr.json" for spec in specs)]
         arrays = {s.name: {**asdict(s.layout), "shards": [asdict(shard) for shard in s.shards]} for s in specs}
         seal = {**seal, "arrays": arrays, "objects": {key: self._entry(key) for key in keys}}

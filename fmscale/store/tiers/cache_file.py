@@ -20,6 +20,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from fmscale.store.backends.posix import pwrite_all
+
 MAGIC = b"fmcache1"
 HEADER = struct.Struct("<8sQQQ")
 HEADER_BYTES = 64
@@ -130,10 +132,7 @@ class CacheFile:
 
     def write(self, first: int, data: memoryview) -> None:
         """Write the bytes of chunks from `first` on. Raises OSError, also when the disk is full."""
-        at = self._data + first * self._chunk_bytes
-        while data:
-            done = os.pwrite(self._descriptor, data, at)
-            data, at = data[done:], at + done
+        pwrite_all(self._descriptor, data, self._data + first * self._chunk_bytes)
 
     def take_away(self, first: int, chunks: int) -> None:
         """Clear a run's states, then free its blocks, so that no reader takes the hole for data.
