@@ -131,7 +131,7 @@ def test_memory_is_within_the_budget_and_a_step(
     budget = 2**20
     loader = flat(store, unit=unit, batch=batch, window=window, memory_bytes=budget, forward_tokens=512)
     units = loader._sources.of(loader.plan, 0).units
-    sizes = {number: units.read(number).bytes for number in range(units.view.units.n)}
+    sizes = {number: units.read(number).bytes for number in range(loader.plan.sources[0].view.units.n)}
     most = needed(loader, lambda key: sizes[key[1]], 2 * 360 // batch)
     live: list[weakref.ref[Any]] = []
     read = type(units).read
