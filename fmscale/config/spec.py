@@ -11,8 +11,6 @@ class TextSpec:
     """Text in a column of a record, as tokens that each predict the next."""
 
     kind: ClassVar[str] = "text"
-    """Kind."""
-
     field: str = "text"
     """Column with the text."""
     tokenizer: str | None = None

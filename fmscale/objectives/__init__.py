@@ -15,7 +15,7 @@ __all__ = ["Gather", "Inputs", "Loss", "NextToken", "Objective", "SampleBatch", 
 
 
 def make_objective(config: NextTokenConfig | Own) -> Objective:
-    """The objective of the section `objective`. Raises ConfigError for a class of the user's own that is none."""
+    """The objective of `objective:`. Raises ConfigError for the user's own class if it lacks a method or a unit."""
     if type(config) is NextTokenConfig:
         return NextToken()
     own: Any = config

@@ -14,6 +14,6 @@
 `scrub.py`       text without credentials
 `failure.py`     the first rank to fail, in error.json
 `record_file.py` file that grows by whole records, on a disk that may be full
-`sinks/`         metrics: a file for machines, a terminal for people
+`sinks/`         metrics: a file for machines, a terminal for people, and services for both
 `provenance.py`  machine, versions and source behind a report's numbers
 """
