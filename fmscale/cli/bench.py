@@ -21,11 +21,8 @@ def checkout() -> Path:
     """Put the checkout of this package on the search path, and return it. Raises ConfigError for an installed wheel."""
     root = Path(__file__).resolve().parent.parent.parent
     if not (root / "benchmarks" / "harness.py").is_file():
-        raise ConfigError(
-            "benchmarks run from a checkout, this is an installed package",
-            found=str(root),
-            remedy="Clone the repository and run `pip install -c constraints.txt -e .` in it.",
-        )
+        found, remedy = str(root), "Clone the repository and run `pip install -c constraints.txt -e .` in it."
+        raise ConfigError("benchmarks run from a checkout, this is an installed package", found=found, remedy=remedy)
     sys.path.insert(0, str(root))
     return root
 

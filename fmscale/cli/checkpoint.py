@@ -136,11 +136,8 @@ def _hf_parts(opened: "Checkpoint") -> dict[str, Any]:
 
     missing = {"config", "vocab_size", "tokenizer"} - opened.meta.keys()
     if missing:
-        raise ConfigError(
-            "the checkpoint does not say which model it is of",
-            found=f"meta without {', '.join(sorted(missing))}",
-            remedy="Export it as safetensors or dcp.",
-        )
+        found, remedy = f"meta without {', '.join(sorted(missing))}", "Export it as safetensors or dcp."
+        raise ConfigError("the checkpoint does not say which model it is of", found=found, remedy=remedy)
     model = decoder_section(opened.meta, "an export to Hugging Face")
     tokenizer = from_json(load_tokenizer(opened.backend, opened.meta["tokenizer"]))
     return {

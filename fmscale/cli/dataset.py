@@ -151,7 +151,6 @@ def _open_all(url: str) -> "tuple[Backend, list[Dataset]]":
 
 
 def _summary(dataset: "Dataset", json: bool) -> dict[str, Any]:
-    """A dataset as a row of the table."""
     commits = dataset.commits()
     totals = [total for commit in commits for total in commit.totals.values()]
     size = sum(total.bytes for total in totals)
@@ -191,7 +190,6 @@ def _split_rows(dataset: "Dataset", commit: "Commit") -> list[dict[str, Any]]:
 
 
 def _columns(dataset: "Dataset", commit: "Commit", split: str) -> list[str]:
-    """Names of the derived columns of a split."""
     from fmscale.store.datasets.columns import column_names
 
     return column_names(dataset.backend, dataset.name, commit.body["manifests"][split]["digest"])

@@ -37,8 +37,7 @@ def trace(
         typer.Option(min=1, help="Global batch: rows of a step over all ranks. A checkpoint of the run says it."),
     ] = None,
     step: Annotated[
-        int | None,
-        typer.Option(min=1, help="Show what this step trained on; 1 is the first step, as in the metrics."),
+        int | None, typer.Option(min=1, help="Show what this step trained on; 1 is the first step, as in the metrics.")
     ] = None,
     document: Annotated[str | None, typer.Option(help="Show the samples that held this document or record.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="With --document: look at so many first steps.")] = 10_000,
@@ -51,11 +50,8 @@ def trace(
     url, name, address_step = find_run(address, store, run)
     step = address_step if step is None else step
     if (step is None) == (document is None) or address_step not in (None, step):
-        raise ConfigError(
-            "give either --step or --document",
-            found=(step, document),
-            remedy="--step shows its documents, --document its steps.",
-        )
+        remedy = "--step shows its documents, --document its steps."
+        raise ConfigError("give either --step or --document", found=(step, document), remedy=remedy)
     backend = open_store(url, read_only=True)
     plan = _plan(backend, name)
     batches = _batches(backend, name, batch)
@@ -116,19 +112,13 @@ def _batches(backend: "Backend", run: str, batch: int | None) -> "BatchSchedule"
     recorded = recorded_schedule(backend, run)
     if recorded is None:
         if batch is None:
-            raise ConfigError(
-                "the run has no checkpoint that says its global batch",
-                found=f"{backend.url}, run {run}",
-                remedy="Give --batch: rows of a step over all ranks.",
-            )
+            found, remedy = f"{backend.url}, run {run}", "Give --batch: rows of a step over all ranks."
+            raise ConfigError("the run has no checkpoint that says its global batch", found=found, remedy=remedy)
         return BatchSchedule([(0, batch)])
     sizes = sorted({size for _, size in recorded.schedule})
     if batch is not None and sizes != [batch]:
-        raise ConfigError(
-            "--batch is not the global batch of the run",
-            found=f"{batch}, the run has {' and '.join(map(str, sizes))}",
-            remedy="Leave --batch out.",
-        )
+        found, remedy = f"{batch}, the run has {' and '.join(map(str, sizes))}", "Leave --batch out."
+        raise ConfigError("--batch is not the global batch of the run", found=found, remedy=remedy)
     return recorded
 
 

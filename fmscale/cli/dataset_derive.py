@@ -72,12 +72,7 @@ def derive_column(
 
     with progress("derive", json=json) as bar:
         result = derive_sizes(
-            store,
-            dataset,
-            split,
-            spec,
-            workers=workers,
-            progress=lambda done, total: bar.update("derive", done, total),
+            store, dataset, split, spec, workers=workers, progress=lambda done, total: bar.update("derive", done, total)
         )
     if not json:
         _show(result, dataset, split)

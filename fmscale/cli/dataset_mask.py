@@ -46,11 +46,8 @@ def mask(
     url, name = find_dataset(address, store, dataset)
     doc_ids = [document_id(text) for text in [*(id or []), *_lines(ids)]]
     if bool(doc_ids) == bool(source):
-        raise ConfigError(
-            "documents are chosen either by id or by source",
-            found=f"{len(doc_ids)} ids, {len(source or [])} patterns",
-            remedy="Give --id or --ids, or --source.",
-        )
+        found, remedy = f"{len(doc_ids)} ids, {len(source or [])} patterns", "Give --id or --ids, or --source."
+        raise ConfigError("documents are chosen either by id or by source", found=found, remedy=remedy)
     opened = open_dataset(open_store(url), name)
     segments = sum(c.manifests[split].segments for c in opened.commits() if split in c.manifests)
     with progress("searching", segments, json=json) as bar:
@@ -71,11 +68,8 @@ def _lines(path: Path | None) -> list[str]:
     try:
         return [line for line in path.read_text().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            "the file of ids cannot be read",
-            found=f"{path}: {error}",
-            remedy="Give a text file with one document id a line.",
-        ) from error
+        remedy = "Give a text file with one document id a line."
+        raise DataError("the file of ids cannot be read", found=f"{path}: {error}", remedy=remedy) from error
 
 
 def _by_source(patterns: list[str]) -> "Predicate":

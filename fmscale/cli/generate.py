@@ -128,7 +128,6 @@ class _Printer:
 
 
 def _texts(prompts: list[str], files: list[str]) -> list[str]:
-    """Prompts of the command line and of files."""
     texts = list(prompts)
     for name in files:
         try:

@@ -125,10 +125,8 @@ def _request(settings: "LaunchConfig", command: tuple[str, ...]) -> "LaunchReque
         return replace(request, nodes=len(hosts), procs_per_node=procs, hosts=hosts, hostfile=path)
     if procs is None:
         if settings.launcher in ("srun", "sbatch"):
-            raise ConfigError(
-                f"{settings.launcher} must be told how many ranks run on a node",
-                remedy="Give --procs-per-node, or launch.procs_per_node: as many as a node has GPUs.",
-            )
+            remedy = "Give --procs-per-node, or launch.procs_per_node: as many as a node has GPUs."
+            raise ConfigError(f"{settings.launcher} must be told how many ranks run on a node", remedy=remedy)
         from torch import cuda
 
         procs = max(1, cuda.device_count())

@@ -66,7 +66,6 @@ def build_app() -> typer.Typer:
 
 
 def main() -> None:
-    """Entry point of the `fmscale` command."""
     _open_streams()
     build_app()()
 

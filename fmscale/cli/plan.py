@@ -69,11 +69,8 @@ def _check_speed(tokens_per_second: float | None, mfu: float | None, device: str
     from fmscale.config.peaks import PEAKS, peak_flops
 
     if tokens_per_second is not None and mfu is not None:
-        raise ConfigError(
-            "--tokens-per-second and --mfu both say how fast the run is",
-            found=(tokens_per_second, mfu),
-            remedy="Give one of them.",
-        )
+        found, remedy = (tokens_per_second, mfu), "Give one of them."
+        raise ConfigError("--tokens-per-second and --mfu both say how fast the run is", found=found, remedy=remedy)
     if mfu is not None and peak_flops(device) is None:
         raise ConfigError(
             "--mfu is a share of a device's peak, and this device's is not known",

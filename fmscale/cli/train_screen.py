@@ -58,16 +58,12 @@ class RunScreen:
             batch = derive_batch(config.batch, axes_of(world)["dp"].size, place=config.place("batch"))
         except ConfigError:
             return  # The same error stops the run after the ranks have met: all of them end, and rank 0 prints it.
-        if batch.forward_tokens is not None:
-            self._fact(
-                "batch", f"{batch.global_batch:,} samples in forwards of {batch.forward_tokens:,} tokens or less"
-            )
-            self._fact("steps", f"{config.train.steps:,}")
-            return
-        rows, length = batch.global_batch, config.data.sequence_length
-        self._fact("batch", f"{rows:,} rows of {length:,} = {rows * length:,} tokens a step")
+        count, length, flat = batch.global_batch, config.data.sequence_length, batch.forward_tokens
+        rows = f"rows of {length:,} = {count * length:,} tokens a step"
+        self._fact("batch", f"{count:,} " + (f"samples in forwards of {flat:,} tokens or less" if flat else rows))
         if config.train.steps is not None:
-            self._fact("steps", f"{config.train.steps:,}, {config.train.steps * rows * length:,} tokens")
+            tokens = "" if flat else f", {config.train.steps * count * length:,} tokens"
+            self._fact("steps", f"{config.train.steps:,}{tokens}")
 
     def phase(self, name: str) -> None:
         """Begin a phase; the phase before has ended."""
@@ -143,7 +139,7 @@ class RunScreen:
         self._fact("device", record["device"])
         vocabulary = f", vocabulary {record['vocab_size']:,}" if record["vocab_size"] else ""
         self._fact("model", f"{record['parameters']:,} parameters{vocabulary}")
-        if self._config.train.steps is None:
+        if self._config.train.steps is None and record["tokens_per_step"]:
             tokens = record["steps"] * record["tokens_per_step"]
             self._fact("steps", f"{record['steps']:,}, {tokens:,} tokens")
         for source in record["sources"]:
@@ -153,10 +149,11 @@ class RunScreen:
     def _tell_rest(self) -> None:
         """Print the remaining time, by the speed of the run's last steps if the same number of ranks took them."""
         rate = last_rate(self._folder / "metrics.jsonl", self._world.world_size) if self._first_step else None
-        if rate is None:
+        tokens = self._opened["tokens_per_step"]  # None for flat forwards
+        if rate is None or tokens is None:
             self._fact("time", "told after the first step")
             return
-        left = (self._opened["steps"] - self._first_step) * self._opened["tokens_per_step"]
+        left = (self._opened["steps"] - self._first_step) * tokens
         self._fact("time", f"about {human_seconds(left / rate)} at the {rate:,.0f} tokens/s of its last steps")
 
 

@@ -31,33 +31,11 @@ if TYPE_CHECKING:
     from fmscale.config.train import EvaluationConfig, EvaluationSet, OptimizerConfig, ScheduleConfig, TrainConfig
 
 __all__ = [
-    "BatchConfig",
-    "BatchShape",
-    "CheckpointConfig",
-    "Config",
-    "DataConfig",
-    "EvaluationConfig",
-    "EvaluationSet",
-    "LaunchConfig",
-    "MetricsConfig",
-    "ModelConfig",
-    "NextTokenConfig",
-    "OptimizerConfig",
-    "Own",
-    "RopeScaling",
-    "ScheduleConfig",
-    "SourceConfig",
-    "StoreConfig",
-    "TextSpec",
-    "TrainConfig",
-    "as_tree",
-    "as_yaml",
-    "derive_batch",
-    "flops_per_token",
-    "kind_of",
-    "load_config",
-    "num_parameters",
-]
+    "BatchConfig", "BatchShape", "CheckpointConfig", "Config", "DataConfig", "EvaluationConfig", "EvaluationSet",
+    "LaunchConfig", "MetricsConfig", "ModelConfig", "NextTokenConfig", "OptimizerConfig", "Own", "RopeScaling",
+    "ScheduleConfig", "SourceConfig", "StoreConfig", "TextSpec", "TrainConfig", "as_tree", "as_yaml", "derive_batch",
+    "flops_per_token", "kind_of", "load_config", "num_parameters",
+]  # fmt: skip
 
 _HOMES = {
     "batch": ("BatchConfig",),

@@ -27,12 +27,8 @@ class BatchConfig:
         at_least(self, 1, "global_batch", "micro_batch", "accumulation")
         if self.forward_tokens is not None:
             if self.forward_tokens < 64 or self.forward_tokens % 64:
-                raise InvalidField(
-                    "forward_tokens",
-                    "must be a multiple of 64",
-                    found=self.forward_tokens,
-                    remedy=f"Take {max(1, round(self.forward_tokens / 64)) * 64}.",
-                )
+                found, remedy = self.forward_tokens, f"Take {max(1, round(self.forward_tokens / 64)) * 64}."
+                raise InvalidField("forward_tokens", "must be a multiple of 64", found=found, remedy=remedy)
             if self.micro_batch or self.accumulation or not self.global_batch:
                 raise InvalidField(
                     "forward_tokens",

@@ -29,17 +29,9 @@ class LaunchConfig:
     def __post_init__(self) -> None:
         at_least(self, 1, "nodes", "procs_per_node")
         if self.master_port is not None and not 1 <= self.master_port <= 65_535:
-            raise InvalidField(
-                "master_port",
-                "must be a port, 1 to 65535",
-                found=self.master_port,
-                remedy="Give a free port of rank 0's node, or null for the launcher's own.",
-            )
+            remedy = "Give a free port of rank 0's node, or null for the launcher's own."
+            raise InvalidField("master_port", "must be a port, 1 to 65535", found=self.master_port, remedy=remedy)
         for name in self.environment:
             if not name.isidentifier():
-                raise InvalidField(
-                    "environment",
-                    "has a name that no variable can have",
-                    found=name,
-                    remedy="Use letters, digits and '_', and no digit first.",
-                )
+                remedy = "Use letters, digits and '_', and no digit first."
+                raise InvalidField("environment", "has a name that no variable can have", found=name, remedy=remedy)

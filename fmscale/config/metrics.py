@@ -48,9 +48,7 @@ class WandbConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MlflowConfig:
-    """MLflow. A resumed run goes on in the run of RUN FOLDER/mlflow_run_id, until this file is
-    deleted; steps that it repeats are left out.
-    """
+    """MLflow. A resumed run goes on in the run of RUN FOLDER/mlflow_run_id, if that is there; it logs no step twice."""
 
     kind: ClassVar[str] = "mlflow"
     tracking_uri: str | None = None
@@ -79,9 +77,5 @@ class MetricsConfig:
 
     def __post_init__(self) -> None:
         if not any(isinstance(sink, JsonlConfig) for sink in self.sinks):
-            raise InvalidField(
-                "sinks",
-                "lacks the sink jsonl, which a resume, `fmscale compare` and reports read",
-                found=len(self.sinks),
-                remedy="Add {kind: jsonl}.",
-            )
+            problem = "lacks the sink jsonl, which a resume, `fmscale compare` and reports read"
+            raise InvalidField("sinks", problem, found=len(self.sinks), remedy="Add {kind: jsonl}.")

@@ -24,20 +24,15 @@ class RopeScaling:
     def __post_init__(self) -> None:
         at_least(self, 1.0, "factor")
         at_least(self, 1, "original_seq_len")
-        if not 0 < self.low_freq_factor < self.high_freq_factor:
-            raise InvalidField(
-                "low_freq_factor",
-                "must lie between 0 and high_freq_factor",
-                found=(self.low_freq_factor, self.high_freq_factor),
-                remedy="Llama 3.1 has low_freq_factor 1 and high_freq_factor 4.",
-            )
+        ends = (self.low_freq_factor, self.high_freq_factor)
+        if not 0 < ends[0] < ends[1]:
+            remedy = "Llama 3.1 has low_freq_factor 1 and high_freq_factor 4."
+            raise InvalidField("low_freq_factor", "must lie between 0 and high_freq_factor", found=ends, remedy=remedy)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU. The defaults have 162 M
-    parameters with a vocabulary of 50k.
-    """
+    """A decoder: RMSNorm, rotary positions, grouped queries, SwiGLU. Default: 162 M parameters at a 50k vocabulary."""
 
     kind: ClassVar[str] = "decoder"
     num_layers: int = 12
@@ -86,19 +81,11 @@ class ModelConfig:
         if not 0 <= self.dropout < 1:
             raise InvalidField("dropout", "must lie in [0, 1)", found=self.dropout, remedy="Give 0 to drop nothing.")
         if self.head_dim is None and self.dim % self.num_heads:
-            raise InvalidField(
-                "num_heads",
-                "must divide dim where head_dim is not given",
-                found=f"{self.num_heads} heads, dim {self.dim}",
-                remedy="Give head_dim, or another number of heads.",
-            )
+            found, remedy = f"{self.num_heads} heads, dim {self.dim}", "Give head_dim, or another number of heads."
+            raise InvalidField("num_heads", "must divide dim where head_dim is not given", found=found, remedy=remedy)
         if self.head_width % 2:
-            raise InvalidField(
-                "head_dim",
-                "must be even: rotary positions turn pairs",
-                found=self.head_width,
-                remedy="Without head_dim it is dim / num_heads.",
-            )
+            width, remedy = self.head_width, "Without head_dim it is dim / num_heads."
+            raise InvalidField("head_dim", "must be even: rotary positions turn pairs", found=width, remedy=remedy)
         if self.num_heads % self.kv_heads:
             raise InvalidField(
                 "num_kv_heads",
@@ -109,15 +96,12 @@ class ModelConfig:
 
     @property
     def kv_heads(self) -> int:
-        """Key and value heads."""
         return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
 
     @property
     def head_width(self) -> int:
-        """Width of a head."""
         return self.dim // self.num_heads if self.head_dim is None else self.head_dim
 
     @property
     def ffn_width(self) -> int:
-        """Width of the feed-forward."""
         return -(-8 * self.dim // (3 * 64)) * 64 if self.hidden_dim is None else self.hidden_dim

@@ -97,6 +97,4 @@ LINE_BREAKS = frozenset("\x85\u2028\u2029")
 def as_yaml(config: Any) -> str:
     """A config or section as YAML that reads back equal."""
     text = yaml.safe_dump(as_tree(config), sort_keys=False, allow_unicode=True)
-    if LINE_BREAKS.isdisjoint(text):
-        return text
-    return yaml.safe_dump(as_tree(config), sort_keys=False)
+    return text if LINE_BREAKS.isdisjoint(text) else yaml.safe_dump(as_tree(config), sort_keys=False)

@@ -32,8 +32,7 @@ class TrainConfig:
     zero_stage: Literal[0, 1, 2, 3] = 2
     """Stage of ZeRO: 1 partitions optimizer state, 2 also gradients, 3 also parameters; 0 partitions nothing."""
     offload_optimizer: bool = False
-    """Keep masters and moments in host memory and update them there (DeepSpeedCPUAdam, compiled at first use);
-    stages 1 to 3."""
+    """Keep and update masters and moments in host memory (DeepSpeedCPUAdam, compiled at first use); stages 1 to 3."""
     recompute: Literal["none", "full"] = "none"
     """`full` keeps only each block's input and computes the block again in backward: a third more compute for
     a tenth of the activations."""
@@ -42,8 +41,7 @@ class TrainConfig:
     log_every: int = 10
     """Steps between two lines on the console, which always shows the first step; every step is in metrics.jsonl."""
     nonfinite_limit: int = 10
-    """Consecutive steps with a non-finite loss or gradient, after which the run stops. Such steps are recorded and
-    not applied."""
+    """Steps in a row with a non-finite loss or gradient, recorded and not applied, after which the run stops."""
     record_delivery: bool = False
     """Write down each document piece and token digest that each rank's model received (`fmscale dataset audit`);
     costs about 30 us a row."""
@@ -67,12 +65,8 @@ class TrainConfig:
         above_zero(self, "seconds", remedy="Give a number above 0, or null for no limit.")
         above_zero(self, "comm_seconds")
         if self.steps is not None and self.tokens is not None:
-            raise InvalidField(
-                "tokens",
-                "and steps both say how long the run is",
-                found=(self.steps, self.tokens),
-                remedy="Give one of them.",
-            )
+            given, remedy = (self.steps, self.tokens), "Give one of them."
+            raise InvalidField("tokens", "and steps both say how long the run is", found=given, remedy=remedy)
         if not self.run or "/" in self.run or "@" in self.run or self.run.startswith("."):
             raise InvalidField(
                 "run", "must be a plain name", found=self.run, remedy="Letters, digits, '-', '_' and '.'."
@@ -87,12 +81,8 @@ class TrainConfig:
                 remedy="Give init to begin at step 0 with these weights, or resume to go on from that state (fork).",
             )
         if self.offload_optimizer and self.zero_stage == 0:
-            raise InvalidField(
-                "offload_optimizer",
-                "needs a partitioned optimizer",
-                found="zero_stage 0",
-                remedy="Take zero_stage 1, 2 or 3.",
-            )
+            found, remedy = "zero_stage 0", "Take zero_stage 1, 2 or 3."
+            raise InvalidField("offload_optimizer", "needs a partitioned optimizer", found=found, remedy=remedy)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +113,7 @@ class ScheduleConfig:
     """Learning rate over the steps: warmup, then one of three shapes."""
 
     kind: Literal["wsd", "cosine", "constant"] = "wsd"
-    """wsd: stable, then a linear decay at the end (Hu et al. 2024, MiniCPM); cosine (Loshchilov and Hutter 2017);
-    constant."""
+    """wsd: stable, linear decay at the end (Hu et al. 2024, MiniCPM); cosine (Loshchilov and Hutter 2017); constant."""
     warmup_steps: int = 100
     """Steps of linear warmup from 0."""
     decay_fraction: float = 0.2

@@ -123,20 +123,25 @@ class FlatLoader(SampleLoader[FlatForward]):
         for number, job in enumerate(block.jobs):
             started = time.perf_counter()
             assert job.future is not None, "the forwards before it are delivered, so it was begun"
-            made = job.future.result()
+            made, job.future = job.future.result(), None
             self.stall_seconds += time.perf_counter() - started
-            self._record_bad(block, made.bad)
+            if made.bad:
+                self._record_bad(block, made.bad)
             last = number + 1 == len(block.jobs)
             if last:
                 self.k = block.step.after
             yield _forward(made, job, block.step.step, self._per_sample, last=last)
+            del made
             self._maker.delivered(job)
 
     def _record_bad(self, block: FlatBlock, bad: list[BadSample]) -> None:
         """Write rows that cannot be used to the order log, before their samples are delivered without content."""
+        # A block that was planned before an entry has the entry's rows again.
+        found = self.plan.samples(np.array([sample.entry.k for sample in bad], dtype=np.uint64))
         by_source: dict[int, list[BadSample]] = defaultdict(list)
-        for sample in bad:
-            by_source[sample.entry.source].append(sample)
+        for sample, lost in zip(bad, self.plan.lost(found).tolist(), strict=True):
+            if not lost:
+                by_source[sample.entry.source].append(sample)
         for source, samples in by_source.items():
             rows = np.array(sorted({sample.entry.row for sample in samples}), dtype=np.uint64)
             from_k = int(self.schedule.kappa(block.step.step + HORIZON_STEPS))

@@ -16,6 +16,7 @@ from fmscale.data.plan.order_log import OrderLog, replay
 from fmscale.data.plan.plan import Plan, Ranges
 from fmscale.data.reading.planner import DamagedRows
 from fmscale.data.reading.prefetch import Prefetcher
+from fmscale.data.views.placement import merged
 from fmscale.errors import DataError, FmscaleError
 from fmscale.store.tiers.fetch import Fetcher
 
@@ -100,13 +101,18 @@ class SampleLoader(ABC, Generic[Batch]):
         return self
 
     def __next__(self) -> Batch:
-        return next(self._stream)
+        try:
+            return next(self._stream)
+        except Exception:
+            self.close()
+            raise
 
     def _batches(self) -> Iterator[Batch]:
         while True:
             block = self._next_block()
             yield from self._deliver(block)
             self._forget(block)
+            del block  # it holds units, which the arena no longer counts
 
     def _next_block(self) -> Any:
         started = time.perf_counter()
@@ -136,13 +142,14 @@ class SampleLoader(ABC, Generic[Batch]):
         if self._order_log is None:
             raise error
         quarantined = [ban for ban in self.plan.bans if ban.source == source and ban.samples]
-        taken = sum(stop - first for ban in quarantined for first, stop in ban.rows)
-        more = sum(stop - first for first, stop in rows)
+        # Entries of several ranks may name a row.
+        taken = merged([*(pair for ban in quarantined for pair in ban.rows), *rows])
+        count = sum(stop - first for first, stop in taken)
         total, label = self.plan.orders[source].units.N, self.plan.sources[source].label
         budget = max(int(self._quarantine_share * total), QUARANTINE_ROWS)
-        if taken + more > budget:
+        if count > budget:
             raise DataError(
-                f"{taken + more} of the {total} rows of {label} cannot be used, more than the budget of {budget}",
+                f"{count} of the {total} rows of {label} cannot be used, more than the budget of {budget}",
                 found=str(error),
                 remedy="Run `fmscale dataset verify` and see to the store; or raise data.quarantine_share.",
             ) from error

@@ -9,7 +9,6 @@ from fmscale.data.order.mixture import WEIGHT_ONE, integer_weights
 from fmscale.data.plan.order_log import OrderLog
 from fmscale.data.plan.plan import Plan, Ranges, Source
 from fmscale.data.views.placement import merged
-from fmscale.data.views.record_view import make_record_view
 from fmscale.data.views.token_view import TokenView, make_view
 from fmscale.data.views.view import WINDOW, View
 from fmscale.errors import ConfigError, Conflict, DataError
@@ -71,11 +70,13 @@ def make_sources(
             "live": commits[config.dataset],
         }
         dataset = datasets[config.dataset]
-        view: View = (
-            make_record_view(dataset, **common)
-            if records
-            else make_view(dataset, sequence_length=sequence_length, **common)
-        )
+        view: View
+        if records:
+            from fmscale.data.views.record_view import make_record_view
+
+            view = make_record_view(dataset, **common)
+        else:
+            view = make_view(dataset, sequence_length=sequence_length, **common)
         own = int(metadata_digest(f"{seed}/{place}".encode())[:16], 16) if config.seed is None else config.seed
         sources.append(Source(view=view, weight=weight, seed=own))
     return sources

@@ -16,7 +16,6 @@ class LayerCache:
     keys_BSKE: Tensor
     """Keys, turned by their positions."""
     values_BSKE: Tensor
-    """Values."""
     lengths_B: Tensor
     """int64: number of keys of each sequence, the keys of this forward included."""
     sequence_N: Tensor
@@ -75,22 +74,16 @@ class KVCache:
             longest = int(lengths_B.max())
         else:
             if sequences != B:
-                raise ConfigError(
-                    "The cache holds another number of sequences",
-                    found=(B, sequences),
-                    remedy="One row of tokens for each sequence.",
-                )
+                remedy = "One row of tokens for each sequence."
+                raise ConfigError("The cache holds another number of sequences", found=(B, sequences), remedy=remedy)
             lengths_B = self.lengths_B + T
             new = torch.arange(T, device=tokens_BT.device)
             position_N = (self.lengths_B[:, None] + new).flatten()
             sequence_N = torch.arange(B, device=tokens_BT.device).repeat_interleave(T)
             longest = self._longest + T
         if longest > self.capacity:
-            raise ConfigError(
-                "The tokens do not fit into the cache",
-                found=f"{longest} of {self.capacity}",
-                remedy="Make the cache for the prompt and all new tokens.",
-            )
+            found, remedy = f"{longest} of {self.capacity}", "Make the cache for the prompt and all new tokens."
+            raise ConfigError("The tokens do not fit into the cache", found=found, remedy=remedy)
         self._longest, self.lengths_B = longest, lengths_B
         layers = [
             LayerCache(

@@ -48,11 +48,8 @@ def hf_config(model: ModelConfig, vocab_size: int, *, bos: int | None, eos: int 
     Raises ConfigError for a model with a soft-cap, which Hugging Face's Llama lacks.
     """
     if model.softcap is not None:
-        raise ConfigError(
-            "Hugging Face's Llama has no soft-cap of attention scores",
-            found=f"model.softcap {model.softcap}",
-            remedy="Export as safetensors or dcp instead of hf.",
-        )
+        found, remedy = f"model.softcap {model.softcap}", "Export as safetensors or dcp instead of hf."
+        raise ConfigError("Hugging Face's Llama has no soft-cap of attention scores", found=found, remedy=remedy)
     scaling = model.rope_scaling and {
         "rope_type": "llama3",
         "factor": model.rope_scaling.factor,
@@ -169,11 +166,8 @@ def open_hf_folder(path: Path) -> HfFolder:
     """
     files = sorted(path.glob("*.safetensors"))
     if not files or not (path / "config.json").is_file():
-        raise ConfigError(
-            "Not a model in Hugging Face's format",
-            found=str(path),
-            remedy="The folder must have config.json and *.safetensors (no pickled .bin).",
-        )
+        remedy = "The folder must have config.json and *.safetensors (no pickled .bin)."
+        raise ConfigError("Not a model in Hugging Face's format", found=str(path), remedy=remedy)
     try:
         config = from_hf_config(json.loads((path / "config.json").read_bytes()))
     except (ValueError, InvalidField) as error:

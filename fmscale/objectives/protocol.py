@@ -76,9 +76,7 @@ class Loss:
     by_sample: Tensor
     """fp32 [2, samples], detached: summed loss and weight of each sample."""
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
-    """Detached scalars, of the same names in every forward. The journal has their sums over forwards and ranks, divided
-    by the step's count.
-    """
+    """Detached scalars, of the same names in every forward. The journal divides their sums over a step by its count."""
 
 
 Gather = Callable[[Tensor], Tensor]

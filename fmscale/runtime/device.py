@@ -23,17 +23,11 @@ def pick_device(world: World, wanted: str = "auto") -> str:
     if not count:
         if wanted == "auto":
             return "cpu"
-        raise ConfigError(
-            "There is no CUDA device that torch can use",
-            found=wanted,
-            remedy="Take device auto or cpu, or install a CUDA build of torch and a driver for it.",
-        )
+        remedy = "Take device auto or cpu, or install a CUDA build of torch and a driver for it."
+        raise ConfigError("There is no CUDA device that torch can use", found=wanted, remedy=remedy)
     if count == 1:
         return "cuda:0"
     if world.local_rank >= count:
-        raise ConfigError(
-            f"{world.local_size} ranks on a node with {count} GPUs",
-            found=f"local rank {world.local_rank}",
-            remedy=f"Start at most {count} ranks a node, or take device cpu.",
-        )
+        found, remedy = f"local rank {world.local_rank}", f"Start at most {count} ranks a node, or take device cpu."
+        raise ConfigError(f"{world.local_size} ranks on a node with {count} GPUs", found=found, remedy=remedy)
     return f"cuda:{world.local_rank}"

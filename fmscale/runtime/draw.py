@@ -6,6 +6,7 @@ at any number of ranks and after any restart.
 """
 
 import struct
+from typing import Any, TypeVar
 
 import numpy as np
 import xxhash
@@ -17,6 +18,7 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _MASK = 0xFFFFFFFF
 _ROUNDS = 10
+_Word = TypeVar("_Word", int, NDArray[Any])
 
 
 def row_key(seed: int, purpose: str, *counters: int) -> int:
@@ -34,23 +36,17 @@ def draw(seed: int, purpose: str, *counters: int, n: int) -> NDArray[np.float64]
 
 def words(key: int, n: int) -> NDArray[np.uint32]:
     """The first `n` words of Philox 4x32-10 under a key: block i has the counter (i, 0, 0, 0)."""
-    blocks = -(-n // 4)
+    blocks, halves = -(-n // 4), (key & _MASK, key >> 32)
     if n <= FEW:
-        few = [word for i in range(blocks) for word in philox((i, 0, 0, 0), (key & _MASK, key >> 32))]
+        few = [word for i in range(blocks) for word in philox((i, 0, 0, 0), halves)]
         return np.array(few[:n], dtype=np.uint32)
-    c0 = np.arange(blocks, dtype=np.uint64)
-    c1 = c2 = c3 = np.zeros(blocks, dtype=np.uint64)
-    k0, k1 = key & _MASK, key >> 32
-    low, shift = np.uint64(_MASK), np.uint64(32)
-    for _ in range(_ROUNDS):
-        a, b = c0 * np.uint64(_MULTIPLIERS[0]), c2 * np.uint64(_MULTIPLIERS[1])
-        c0, c1, c2, c3 = (b >> shift) ^ c1 ^ np.uint64(k0), b & low, (a >> shift) ^ c3 ^ np.uint64(k1), a & low
-        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    return np.stack((c0, c1, c2, c3), 1).reshape(-1)[:n].astype(np.uint32)
+    zeros = np.zeros(blocks, dtype=np.uint64)
+    many = philox((np.arange(blocks, dtype=np.uint64), zeros, zeros, zeros), halves)
+    return np.stack(many, 1).reshape(-1)[:n].astype(np.uint32)
 
 
-def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
-    """One block of Philox 4x32-10: four words of 32 bits."""
+def philox(counter: tuple[_Word, _Word, _Word, _Word], key: tuple[int, int]) -> tuple[_Word, _Word, _Word, _Word]:
+    """One block of Philox 4x32-10: four words of 32 bits. Arrays of counters give arrays of words."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):

@@ -128,18 +128,12 @@ def first_failure(directory: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
-        raise FormatError(
-            f"{path} is not a failure report",
-            found=str(error),
-            remedy="Delete it; the ranks' own output has what happened.",
-        ) from error
+        remedy = "Delete it; the ranks' own output has what happened."
+        raise FormatError(f"{path} is not a failure report", found=str(error), remedy=remedy) from error
     version = report.get("format_version") if isinstance(report, dict) else None
     if version != FORMAT_VERSION:
-        raise FormatError(
-            f"{path} has an unknown format_version",
-            found=version,
-            remedy="Read it with the fmscale that wrote it, or as JSON.",
-        )
+        remedy = "Read it with the fmscale that wrote it, or as JSON."
+        raise FormatError(f"{path} has an unknown format_version", found=version, remedy=remedy)
     return dict(report)
 
 

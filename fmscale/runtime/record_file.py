@@ -18,9 +18,7 @@ class RecordFile:
     """
 
     def __init__(self, path: Path, *, begin: bytes = b"", lines: bool = False) -> None:
-        """Continue a file of `lines` after its last whole line; empty any other file. `begin`: the first bytes of an
-        empty file.
-        """
+        """Continue a file of `lines` after its last whole line; empty any other. `begin`: first bytes if empty."""
         self.lost = 0
         self._path, self._begin, self._lines = path, begin, lines
         self._descriptor: int | None = None

@@ -52,7 +52,7 @@ class StopFlag:
         for number in STOP_SIGNALS:
             if number != signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._handle)
-        os.register_at_fork(after_in_child=self._ignore_in_child)
+        os.register_at_fork(after_in_child=lambda: ignore_stop_signals() if self._before else None)
         return self
 
     def remove(self) -> None:
@@ -80,10 +80,6 @@ class StopFlag:
             with suppress(OSError):
                 # not by the log, which this handler may have interrupted half-way
                 os.write(2, HEARD)
-
-    def _ignore_in_child(self) -> None:
-        if self._before:
-            ignore_stop_signals()
 
 
 def ignore_stop_signals() -> None:

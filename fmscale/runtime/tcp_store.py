@@ -41,11 +41,8 @@ def serve_store(host: str, port: int, deadline: float, *, clients: int | None = 
             master_listen_fd=listener.detach(),
         )
     except DistError as error:
-        raise ConfigError(
-            "The store where the ranks meet does not start",
-            found=str(error).splitlines()[0],
-            remedy="Check that all nodes were started, and that they reach this one.",
-        ) from error
+        found, remedy = str(error).splitlines()[0], "Check that all nodes were started, and that they reach this one."
+        raise ConfigError("The store where the ranks meet does not start", found=found, remedy=remedy) from error
 
 
 def _listen(host: str, port: int) -> socket.socket:

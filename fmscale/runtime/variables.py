@@ -1,6 +1,4 @@
-"""Environment variables that a run sets for libraries, and restores at its end: later runs and children of this process
-find the launcher's values again.
-"""
+"""Environment variables that a run sets for libraries, and restores at its end for later runs and child processes."""
 
 import os
 

@@ -107,9 +107,7 @@ class HostWaits:
         return values
 
     def fail(self, error: BaseException, phase: str) -> None:
-        """Tell the waiting ranks that this rank has failed; their errors name the first failure. If the rank with the
-        store is gone, no rank waits any more.
-        """
+        """Tell waiting ranks of this rank's failure; their errors name the first. Without the store no rank waits."""
         from torch.distributed import DistNetworkError
 
         text = f"rank {self.rank} on {socket.gethostname()} failed in {phase}: {scrub(str(error))}"
@@ -119,13 +117,10 @@ class HostWaits:
     def _raise_failure(self, name: str, waited: float) -> None:
         if self._store.check([FAILED]):
             cause = self._store.get(FAILED).decode(errors="replace")
-            raise RankError(
-                f"rank {self.rank} waited {waited:.0f} s in {name} when {cause}",
-                remedy="That rank's error.json and log have the cause.",
-            )
+            remedy = "That rank's error.json and log have the cause."
+            raise RankError(f"rank {self.rank} waited {waited:.0f} s in {name} when {cause}", remedy=remedy)
 
     def _missing(self, name: str, use: int, awaited: Sequence[int]) -> list[int]:
-        """The ranks that have not arrived."""
         if self._store.check([_key(name, use, other) for other in awaited]):
             return []
         return [other for other in awaited if not self._store.check([_key(name, use, other)])]

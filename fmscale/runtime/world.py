@@ -82,7 +82,9 @@ def read_world(environ: Mapping[str, str] = os.environ) -> World:
     An inner launcher hides an outer launcher: torchrun or deepspeed started by srun or mpirun, mpirun by srun.
     Raises ConfigError with the names of variables that are half set, malformed or contradictory.
     """
-    environ = _with_deepspeed_names(environ)
+    # Deepspeed's launcher has names of its own for two of torchrun's variables.
+    names = {"LOCAL_SIZE": "LOCAL_WORLD_SIZE", "CROSS_RANK": "GROUP_RANK"}
+    environ = {**{names[name]: environ[name] for name in names if name in environ}, **environ}
     torch = _read(TORCHRUN, environ, TORCHRUN.variables[:3])
     if torch and ("TORCHELASTIC_RUN_ID" in environ or "CROSS_SIZE" in environ):
         return _finish(torch, environ)
@@ -106,8 +108,7 @@ def read_world(environ: Mapping[str, str] = os.environ) -> World:
 
 def _read(family: _Family, environ: Mapping[str, str], signs: tuple[str, ...]) -> World | None:
     """The world by one launcher's variables; None if no variable of `signs` is set."""
-    present = [name for name in signs if name in environ]
-    if not present:
+    if not any(name in environ for name in signs):
         return None
     missing = [name for name in family.variables if name not in environ]
     if missing:
@@ -132,12 +133,7 @@ def _read(family: _Family, environ: Mapping[str, str], signs: tuple[str, ...]) -
             remedy="A rank is below its size, and a node has no more ranks than the world. " + UNSET_ALL,
         )
     return World(
-        rank=rank,
-        world_size=size,
-        local_rank=local_rank,
-        local_size=local_size,
-        node=node,
-        launcher=family.launcher,
+        rank=rank, world_size=size, local_rank=local_rank, local_size=local_size, node=node, launcher=family.launcher
     )
 
 
@@ -176,12 +172,6 @@ def _finish(world: World, environ: Mapping[str, str]) -> World:
     )
 
 
-def _with_deepspeed_names(environ: Mapping[str, str]) -> Mapping[str, str]:
-    """`environ` with torchrun's names beside LOCAL_SIZE and CROSS_RANK of deepspeed's launcher."""
-    names = {"LOCAL_SIZE": "LOCAL_WORLD_SIZE", "CROSS_RANK": "GROUP_RANK"}
-    return {**{names[name]: environ[name] for name in names if name in environ}, **environ}
-
-
 def _integer(environ: Mapping[str, str], name: str, default: str = "") -> int:
     text = environ.get(name, default)
     if not text.isdecimal():
@@ -198,11 +188,8 @@ def _tasks_on_node(text: str, node: int) -> int:
             raise ConfigError(f"{SRUN.local_size} is not understood", found=text, remedy=UNSET_ALL)
         counts += [int(match[1])] * int(match[2] or 1)
     if node >= len(counts):
-        raise ConfigError(
-            f"SLURM_NODEID and {SRUN.local_size} contradict one another",
-            found={"SLURM_NODEID": node, SRUN.local_size: text},
-            remedy=UNSET_ALL,
-        )
+        found, remedy = {"SLURM_NODEID": node, SRUN.local_size: text}, UNSET_ALL
+        raise ConfigError(f"SLURM_NODEID and {SRUN.local_size} contradict one another", found=found, remedy=remedy)
     return counts[node]
 
 

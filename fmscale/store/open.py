@@ -18,15 +18,10 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
-from obstore.exceptions import BaseError
-from obstore.store import AzureStore, GCSStore, MemoryStore, S3Store
-
 from fmscale.errors import ConfigError
 from fmscale.runtime.scrub import scrub
 from fmscale.store.backends.local import LocalBackend
-from fmscale.store.backends.objects import Client, ObjectBackend
 from fmscale.store.backends.protocol import Backend
-from fmscale.store.backends.retry import RetryPolicy
 from fmscale.store.keys import check_prefix
 
 DEADLINE = 60.0
@@ -40,7 +35,9 @@ BULK_STALL = 60.0
 """Seconds for a part of an upload: its answer comes after 16 MiB, so 0.3 MB/s is fast enough."""
 
 if TYPE_CHECKING:
-    from obstore.store import ClientConfig, RetryConfig
+    from obstore.store import ClientConfig, MemoryStore, RetryConfig, S3Store
+
+    from fmscale.store.backends.objects import Client
 
 _COMMON = {"read_only"}
 _S3_OPTIONS = {"endpoint", "region", "profile", "anonymous"}
@@ -49,7 +46,7 @@ _SETTINGS = {
     "gs": "Set GOOGLE_SERVICE_ACCOUNT to a key file, or use application default credentials.",
     "az": "Set AZURE_STORAGE_ACCOUNT_NAME, and AZURE_STORAGE_ACCOUNT_KEY or a service principal.",
 }
-_memory: dict[str, MemoryStore] = {}
+_memory: "dict[str, MemoryStore]" = {}
 _memory_lock = Lock()
 
 
@@ -84,11 +81,15 @@ def open_store(url: str, *, read_only: bool = False, deadline: float = DEADLINE)
     read_only = read_only or place.read_only
     if place.scheme == "file":
         return LocalBackend(Path(place.bucket), read_only=read_only)
+    # A local store does without fsspec and the clients of remote stores, 4 and 5 ms of every start.
     if place.scheme not in ("memory", "s3", "gs", "az"):
-        from fmscale.store.backends.fsspec import FsspecBackend  # 4 ms of every start, here and below
+        from fmscale.store.backends.fsspec import FsspecBackend
+        from fmscale.store.backends.retry import RetryPolicy
 
         policy = RetryPolicy(deadline=deadline, stall=min(LONGEST_STALL, deadline / 4))
         return FsspecBackend(url, policy=policy, read_only=read_only)
+    from fmscale.store.backends.objects import ObjectBackend
+
     return ObjectBackend(
         single=_client(place, deadline, min(LONGEST_STALL, deadline / 4), repeats=0),
         create=_client(place, deadline, min(CREATE_STALL, deadline / 3), repeats=0),
@@ -151,7 +152,13 @@ def _flag(place: Location, name: str) -> bool:
     return value in ("", "true", "1")
 
 
-def _client(place: Location, deadline: float, stall: float, *, repeats: int) -> Client:
+def _client(place: Location, deadline: float, stall: float, *, repeats: int) -> "Client":
+    from obstore.exceptions import BaseError
+    from obstore.store import AzureStore, GCSStore, MemoryStore
+
+    from fmscale.store.backends.objects import Client
+    from fmscale.store.backends.retry import RetryPolicy
+
     policy = RetryPolicy(deadline=deadline, stall=stall)
     if place.scheme == "memory":
         with _memory_lock:
@@ -177,7 +184,9 @@ def _client(place: Location, deadline: float, stall: float, *, repeats: int) -> 
         ) from error
 
 
-def _s3(place: Location, limits: "ClientConfig", retry: "RetryConfig") -> S3Store:
+def _s3(place: Location, limits: "ClientConfig", retry: "RetryConfig") -> "S3Store":
+    from obstore.store import S3Store
+
     options: dict[str, Any] = {"virtual_hosted_style_request": False} if "endpoint" in place.options else {}
     endpoint = place.options.get("endpoint")
     if endpoint:

@@ -30,7 +30,6 @@ class History:
     """Records in a run's folder."""
 
     folder: Path
-    """Folder of the run."""
     steps: dict[int, Record]
     """Metrics of each step; the later record where a resumed run took a step again."""
     evaluations: dict[int, Record]
@@ -95,11 +94,8 @@ def read_history(folder: Path) -> History:
     """
     path = folder / "metrics.jsonl"
     if not path.is_file():
-        raise ConfigError(
-            "no metrics of a run here",
-            found=str(path),
-            remedy="Name the folder that `fmscale train` writes to: train.folder/train.run, such as runs/demo.",
-        )
+        remedy = "Name the folder that `fmscale train` writes to: train.folder/train.run, such as runs/demo."
+        raise ConfigError("no metrics of a run here", found=str(path), remedy=remedy)
     steps: dict[int, Record] = {}
     evaluations: dict[int, Record] = {}
     repeated = 0
@@ -141,8 +137,10 @@ def compare(a: History, b: History, *, tolerance: float = 0.0, common: bool = Fa
         )
     parts: dict[str, Difference] = {}
     largest: dict[str, float] = {}
+    only: dict[str, str] = {}
     for kind in ("steps", "evaluations"):
         records_a, records_b = getattr(a, kind), getattr(b, kind)
+        only |= _only(records_a.keys(), records_b.keys(), kind)
         for step in sorted(records_a.keys() & records_b.keys()):
             for name, left, right in _values(records_a[step], records_b[step]):
                 gap = _gap(left, right)
@@ -150,15 +148,14 @@ def compare(a: History, b: History, *, tolerance: float = 0.0, common: bool = Fa
                     largest[name] = max(gap, largest.get(name, 0.0))
                 if gap > (0.0 if name in EXACT else tolerance):
                     parts.setdefault(name, Difference(step=step, what=name, a=left, b=right))
-    only = {} if common else _only(a.steps.keys(), b.steps.keys(), "_steps")
-    only |= {} if common else _only(a.evaluations.keys(), b.evaluations.keys(), "_evaluations")
     samples, hashes = None, None
     if a.delivered is not None and b.delivered is not None:
         shared_a, shared_b, alone = _shared(a.delivered, b.delivered)
         samples = len(shared_a)
         hashes = (order_hash(a.delivered), order_hash(b.delivered))
-        only |= {} if common else alone
+        only |= alone
         parts |= _delivered_parts(shared_a, shared_b)
+    only = {} if common else only
     return Comparison(
         steps=len(a.steps.keys() & b.steps.keys()),
         only=only,
@@ -167,7 +164,7 @@ def compare(a: History, b: History, *, tolerance: float = 0.0, common: bool = Fa
         largest=largest,
         samples=samples,
         order_hashes=hashes,
-        notes=[*_notes("first", a), *_notes("second", b), *_missing_records(a, b)],
+        notes=_notes(first=a, second=b),
     )
 
 
@@ -187,9 +184,9 @@ def _gap(a: Any, b: Any) -> float:
     return float(abs(a - b) / max(abs(a), abs(b)))
 
 
-def _only(in_a: Set[int], in_b: Set[int], suffix: str) -> dict[str, str]:
+def _only(in_a: Set[int], in_b: Set[int], kind: str) -> dict[str, str]:
     """Ranges of numbers that only one side has."""
-    sides = {f"a{suffix}": sorted(in_a - in_b), f"b{suffix}": sorted(in_b - in_a)}
+    sides = {f"a_{kind}": sorted(in_a - in_b), f"b_{kind}": sorted(in_b - in_a)}
     return {side: _ranges(numbers) for side, numbers in sides.items() if numbers}
 
 
@@ -204,7 +201,7 @@ def _shared(a: pa.Table, b: pa.Table) -> tuple[pa.Table, pa.Table, dict[str, str
     """Samples of both runs in k order, from each table, and ranges of the samples that only a single run has."""
     k_a, k_b = a["k"].to_numpy(), b["k"].to_numpy()
     _, at_a, at_b = np.intersect1d(k_a, k_b, assume_unique=True, return_indices=True)
-    alone = _only(set(k_a.tolist()), set(k_b.tolist()), "_samples") if len(at_a) < max(len(a), len(b)) else {}
+    alone = _only(set(k_a.tolist()), set(k_b.tolist()), "samples") if len(at_a) < max(len(a), len(b)) else {}
     return a.take(pa.array(at_a)), b.take(pa.array(at_b)), alone
 
 
@@ -246,18 +243,15 @@ def _shown(value: Any) -> Any:
     return value
 
 
-def _notes(which: str, history: History) -> list[str]:
+def _notes(**histories: History) -> list[str]:
     notes = []
-    if history.repeated:
-        notes.append(f"the {which} run took {history.repeated} steps again after a resume; the later record counts")
-    if history.redelivered:
-        notes.append(f"the {which} run delivered {history.redelivered} samples again after a resume, the same bytes")
+    for name, run in histories.items():
+        if run.repeated:
+            notes.append(f"the {name} run took {run.repeated} steps again after a resume; the later record counts")
+        if run.redelivered:
+            notes.append(f"the {name} run delivered {run.redelivered} samples again after a resume, the same bytes")
+    lacking = [name for name, run in histories.items() if run.delivered is None]
+    if lacking:
+        runs = "neither run has" if len(lacking) == 2 else f"the {lacking[0]} run has no"
+        notes.append(f"{runs} delivery records (train.record_delivery), so what was delivered is not compared")
     return notes
-
-
-def _missing_records(a: History, b: History) -> list[str]:
-    lacking = [name for name, run in (("first", a), ("second", b)) if run.delivered is None]
-    if not lacking:
-        return []
-    runs = "neither run has" if len(lacking) == 2 else f"the {lacking[0]} run has no"
-    return [f"{runs} delivery records (train.record_delivery), so what was delivered is not compared"]

@@ -31,6 +31,9 @@ from fmscale.store.datasets.tokenizers import load_tokenizer
 from fmscale.store.tiers.fetch import Fetcher
 from fmscale.store.tiers.tier import Tier
 
+PASSED_ON = "sources", "seed", "window", "memory_bytes", "cache_dir", "cache_bytes", "on_corrupt", "quarantine_share"
+"""Keys of `data:` that are arguments of a loader too."""
+
 
 def open_training(
     config: Config,
@@ -45,33 +48,21 @@ def open_training(
     """The loader of the run's samples, shared out along `dp`; its order is in the run's log, written under `lease`."""
     data = config.data
     options: dict[str, Any] = {
+        **{name: getattr(data, name) for name in PASSED_ON},
         # One token more than the model reads: the label of the last token.
         "sequence_length": data.sequence_length + 1,
         "batch": batch.global_batch,
-        "sources": data.sources,
-        "seed": data.seed,
-        "window": data.window,
         "run": config.train.run,
         "lease": lease,
         "dp_rank": dp.rank,
         "dp_size": dp.size,
-        "memory_bytes": data.memory_bytes,
-        "cache_dir": data.cache_dir,
-        "cache_bytes": data.cache_bytes,
         "nodes": -(-world.world_size // world.local_size),
         "tiers": tiers,
-        "on_corrupt": data.on_corrupt,
-        "quarantine_share": data.quarantine_share,
         "document_ids": config.train.record_delivery,
     }
     if batch.forward_tokens is not None:
-        return open_flat_loader(
-            backend,
-            forward_tokens=batch.forward_tokens,
-            sample_tokens=longest_sample(config),
-            spec=data.spec,
-            **options,
-        )
+        options |= {"forward_tokens": batch.forward_tokens, "sample_tokens": longest_sample(config), "spec": data.spec}
+        return open_flat_loader(backend, **options)
     return open_loader(backend, micro_batch=batch.micro_batch, **options)
 
 
@@ -114,9 +105,9 @@ def memory_at_its_place(config: Config) -> Iterator[None]:
         ) from error
 
 
-def check_memory(config: Config, backend: Backend, batch: BatchShape, sources: Sequence[Source]) -> int | None:
+def check_memory(config: Config, backend: Backend, batch: BatchShape, sources: Sequence[Source]) -> int:
     """Raise ConfigError if the first step of rank 0 does not fit into `data.memory_bytes`, and DataError if flat
-    forwards cannot take the samples. Reads sizes alone. Returns the bytes for forwards that are made ahead, if any.
+    forwards cannot take the samples. Reads sizes alone. Returns the bytes for forwards that are made ahead.
     """
     schedule = BatchSchedule([(0, batch.global_batch)])
     with memory_at_its_place(config):
@@ -136,7 +127,7 @@ def check_memory(config: Config, backend: Backend, batch: BatchShape, sources: S
             micro_batch=batch.micro_batch,
             memory_bytes=config.data.memory_bytes,
         ).check_memory()
-    return None
+    return 0
 
 
 def tokenizer_of(config: Config, backend: Backend) -> Tokenizer | None:
@@ -148,10 +139,8 @@ def tokenizer_of(config: Config, backend: Backend) -> Tokenizer | None:
     for source in config.data.sources:
         commits = open_dataset(backend, source.dataset).commits()
         if not commits:
-            raise DataError(
-                f"dataset {source.dataset} has no tokens to train on",
-                remedy="Ingest into it first: `fmscale ingest PATH... --dataset NAME`.",
-            )
+            remedy = "Ingest into it first: `fmscale ingest PATH... --dataset NAME`."
+            raise DataError(f"dataset {source.dataset} has no tokens to train on", remedy=remedy)
         if (digest := commits[-1].tokenizer) is not None:
             return from_json(load_tokenizer(backend, digest), f"tokenizer {digest}")
         specs.append(source.spec or config.data.spec)
@@ -166,23 +155,18 @@ def vocabulary(config: Config, tokenizer: Tokenizer | None) -> int | None:
     tokenizer's: a token id beyond the embedding would cause an opaque CUDA error in the middle of a step.
     """
     size: int | None = getattr(config.model, "vocab_size", None)
-    if tokenizer is None:
-        if size is None and type(config.model) is ModelConfig:
-            raise ConfigError(
-                f"{config.place('model.vocab_size')} is needed: no tokenizer says it for the run's samples",
-                found=None,
-                remedy="Give it, or take a dataset or a spec with a tokenizer.",
-            )
-        return size
-    if size is None:
-        return tokenizer.vocab_size
-    if size < tokenizer.vocab_size:
+    needed = None if tokenizer is None else tokenizer.vocab_size
+    place = config.place("model.vocab_size")
+    if size is None and needed is None and type(config.model) is ModelConfig:
+        remedy = "Give it, or take a dataset or a spec with a tokenizer."
+        raise ConfigError(f"{place} is needed: no tokenizer says it for the run's samples", remedy=remedy)
+    if size is not None and needed is not None and size < needed:
         raise ConfigError(
-            f"{config.place('model.vocab_size')} is smaller than the vocabulary of the tokenizer",
-            found=f"{size}, the tokenizer of the run's data has {tokenizer.vocab_size}",
-            remedy=f"Take model.vocab_size: {tokenizer.vocab_size} or more, or null for the tokenizer's.",
+            f"{place} is smaller than the vocabulary of the tokenizer",
+            found=f"{size}, the tokenizer of the run's data has {needed}",
+            remedy=f"Take model.vocab_size: {needed} or more, or null for the tokenizer's.",
         )
-    return size
+    return needed if size is None else size
 
 
 def check_length(config: Config) -> None:

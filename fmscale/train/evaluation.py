@@ -85,9 +85,7 @@ def heldout_rows(session: Session, objective: Objective, chosen: EvaluationSet, 
 
 
 def heldout_samples(session: Session, objective: Objective, chosen: EvaluationSet) -> Iterator[Inputs]:
-    """This rank's flat forwards of an evaluation set, as many as every other rank has. All ranks together read the same
-    samples at any number of ranks.
-    """
+    """This rank's flat forwards of a set, as many as others have; in all the same samples at any number of ranks."""
     config, dp = session.config, session.dp
     assert config.batch.forward_tokens is not None, "the run has flat forwards"
     loader = open_flat_loader(

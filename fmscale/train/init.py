@@ -43,7 +43,6 @@ class Init:
     shown: str
     """Address of the checkpoint with its step, or the folder; without credentials."""
     source: Checkpoint | HfFolder
-    """The weights."""
     warning: str
     """Fields of the model that differ and leave the shapes as they are; empty without a difference."""
 
@@ -59,7 +58,11 @@ def find_init(
     address, place = config.train.init or "", config.place("train.init")
     try:
         if "#" not in address and ("/" in address or address.startswith((".", "~"))):
-            return _find_folder(config, Path(address).expanduser(), vocab_size)
+            path = Path(address).expanduser()
+            folder = open_hf_folder(path)
+            warning = _compare(config.model, vocab_size, folder.config, str(path))
+            compare_shapes(_shapes(config, vocab_size), folder.shapes)
+            return Init(shown=str(path), source=folder, warning=warning)
         if "#" in address:
             backend = open_store(parse_address(address)[0], read_only=True, deadline=deadline or config.store.deadline)
         return _find_checkpoint(config, backend, address, vocab_size, tokenizer)
@@ -92,13 +95,6 @@ def _find_checkpoint(
     asked = [Tensor(name, "weight", "float32", shape) for name, shape in _shapes(config, vocab_size).items()]
     refuse_other_model(found.manifest, [differences(found.manifest, asked, convert=True)], shown, weights=True)
     return Init(shown=shown, source=found, warning=warning)
-
-
-def _find_folder(config: Config, path: Path, vocab_size: int | None) -> Init:
-    folder = open_hf_folder(path)
-    warning = _compare(config.model, vocab_size, folder.config, str(path))
-    compare_shapes(_shapes(config, vocab_size), folder.shapes)
-    return Init(shown=str(path), source=folder, warning=warning)
 
 
 def _shapes(config: Config, vocab_size: int | None) -> dict[str, tuple[int, ...]]:

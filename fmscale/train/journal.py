@@ -72,7 +72,7 @@ class Journal:
         slowest = largest(torch.tensor([[t.step, t.data_stall, t.ckpt_blocking] for t in timings]), self._dp)
         records = []
         for i, (step, rate, result, _, ended) in enumerate(self._pending):
-            seconds, stall, blocking = slowest[i].tolist()
+            spent = dict(zip(("seconds", "data_stall", "ckpt_blocking"), slowest[i].tolist(), strict=True))
             count, unit = result.count, self._unit
             means = [value / count if count else math.nan for value in sums[i, : 1 + len(names)].tolist()]
             record: dict[str, Any] = {
@@ -83,11 +83,9 @@ class Journal:
                 "lr": rate,
                 "grad_norm": result.update.grad_norm,
                 "applied": result.update.applied,
-                "seconds": seconds,
-                "data_stall": stall,
-                "ckpt_blocking": blocking,
-                f"{unit}_per_second": count / seconds,
-                f"{unit}_per_second_per_gpu": count / seconds / self._world_size,
+                **spent,
+                f"{unit}_per_second": count / spent["seconds"],
+                f"{unit}_per_second_per_gpu": count / spent["seconds"] / self._world_size,
                 **{f"metric/{name}": mean for name, mean in zip(names, means[1:], strict=True)},
             }
             if self._peak and self._flops_per_token:

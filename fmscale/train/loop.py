@@ -36,13 +36,10 @@ class Loop:
     session: Session
     """This rank's place, device and signals."""
     engine: Engine
-    """The sharded model."""
     loader: SampleLoader[Any]
     """The training samples, at the first step to run."""
     saving: Saving
-    """Checkpoints."""
     journal: Journal
-    """Metrics."""
     steps: int
     """Steps of the whole run."""
     evaluate: Callable[[int], None]
@@ -67,7 +64,9 @@ def run_loop(loop: Loop, first_step: int) -> tuple[int, Stop]:
         where.phase, where.step = "train", step + 1
         began, stalled, blocked = time.perf_counter(), loop.loader.stall_seconds, loop.saving.blocking_seconds
         state = loop.loader.state_dict()
-        microbatches = _step_microbatches(loop.loader)
+        microbatches = [next(loop.loader)]
+        while not microbatches[-1].last_of_step:
+            microbatches.append(next(loop.loader))
         host = [loop.engine.objective.collate(batch) for batch in microbatches]
         count = sum(float(each.weights.sum(dtype=torch.float64)) for each in host) if session.dp.first else 0.0
         exchange = Exchange.start(count, session.stop.reason, loop.saving.clock_due)
@@ -116,13 +115,6 @@ def run_loop(loop: Loop, first_step: int) -> tuple[int, Stop]:
     loop.journal.flush(loop.show)
     where.phase = "save"
     return step, stop
-
-
-def _step_microbatches(loader: SampleLoader[Any]) -> list[Any]:
-    microbatches = [next(loader)]
-    while not microbatches[-1].last_of_step:
-        microbatches.append(next(loader))
-    return microbatches
 
 
 def dry_run(loop: Loop, batch: SampleBatch) -> None:

@@ -66,9 +66,7 @@ def choose_resume(config: Config, backend: Backend) -> Resume:
 
 
 def require_checkpoint(config: Config, key: str, backend: Backend, run: str, step: str) -> None:
-    """Raise ConfigError, with the place of the config's `key`, unless the run has a checkpoint of the step; any, if
-    `step` is empty.
-    """
+    """Raise ConfigError, with the place of `key`, unless the run has a checkpoint of the step (any, if it is empty)."""
     steps = [entry.step for entry in list_checkpoints(backend, run)]
     if not steps or (step and (not step.isdecimal() or int(step) not in steps)):
         raise ConfigError(
@@ -131,9 +129,7 @@ def restore(
 
 
 def _remember_verified(session: Session, resume: Resume, restored: RestoreResult) -> None:
-    """Mark the restored checkpoint as verified: retention keeps it until a newer checkpoint is verified. Training goes
-    on if the mark cannot be recorded.
-    """
+    """Mark the checkpoint as verified: retention keeps it until a newer checkpoint is verified. A failure is logged."""
     if session.world.rank or restored.marked or not restored.verified:
         return
     try:

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +31,6 @@ class Outcome:
     """The end of a run, as every rank sees it."""
 
     run: str
-    """Name of the run."""
     first_step: int
     """Steps of the run before this job."""
     last_step: int
@@ -43,7 +42,6 @@ class Outcome:
     folder: Path
     """Folder of metrics and records."""
     world: World
-    """This process's place."""
 
     def to_json(self) -> dict[str, Any]:
         """Content of outcome.json. A requeue script reads `complete`: True once the end of the run is saved."""
@@ -61,12 +59,7 @@ class Outcome:
 
 
 def run_training(
-    config: Config,
-    *,
-    show: Show,
-    event: Show,
-    phase: Callable[[str], None] | None = None,
-    tiers: Sequence[Tier] = (),
+    config: Config, *, show: Show, event: Show, phase: Callable[[str], None] | None = None, tiers: Sequence[Tier] = ()
 ) -> Outcome:
     """Train as the config says, from the newest checkpoint of the run, if any.
 
@@ -77,7 +70,7 @@ def run_training(
     fail writes error.json into the run's folder.
     """
     if not any(isinstance(sink, ConsoleConfig) for sink in config.metrics.sinks):
-        show, event, phase = _quiet, _quiet, None
+        show, event, phase = lambda record: None, lambda record: None, None
     world = read_world()
     if world.notice:
         logger.warning(world.notice)
@@ -127,10 +120,6 @@ def _run(session: Session, batch: BatchShape, steps: int, stack: ExitStack, show
             "from the newest checkpoint.",
         )
     return outcome
-
-
-def _quiet(record: Mapping[str, Any]) -> None:
-    """Show nothing: the config has no sink `console`."""
 
 
 def _write_outcome(outcome: Outcome) -> None:

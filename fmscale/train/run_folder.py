@@ -18,17 +18,13 @@ def check_folder(config: Config) -> None:
     folder = run_folder(config)
     existing = _nearest(folder)
     if not existing.is_dir():
-        raise ConfigError(
-            f"{config.place('train.folder')}: the run writes its metrics to {folder}, and this is not a folder",
-            found=str(existing),
-            remedy="Give train.folder or train.run another name, or move the file away.",
-        )
-    if not _writable(existing):
-        raise ConfigError(
-            f"{config.place('train.folder')}: the run writes its metrics to {folder}, and this cannot be written",
-            found=str(existing),
-            remedy="Take another train.folder, or change the rights to this one.",
-        )
+        problem, remedy = "is not a folder", "Give train.folder or train.run another name, or move the file away."
+    elif not _writable(existing):
+        problem, remedy = "cannot be written", "Take another train.folder, or change the rights to this one."
+    else:
+        return
+    cause = f"{config.place('train.folder')}: the run writes its metrics to {folder}, and this {problem}"
+    raise ConfigError(cause, found=str(existing), remedy=remedy)
 
 
 def check_store(config: Config) -> None:
@@ -46,11 +42,8 @@ def check_store(config: Config) -> None:
         return
     root = Path(place.bucket)
     if not root.is_dir():
-        raise ObjectNotFound(
-            f"{name}: there is no such folder",
-            found=str(root),
-            remedy="Check the spelling; `fmscale ingest --store FOLDER` makes a store.",
-        )
+        remedy = "Check the spelling; `fmscale ingest --store FOLDER` makes a store."
+        raise ObjectNotFound(f"{name}: there is no such folder", found=str(root), remedy=remedy)
     # Not the root: a user who may only read the datasets can still have a writable folder below runs/.
     existing = _nearest(root / "runs" / config.train.run)
     if not _writable(existing):

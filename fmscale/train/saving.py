@@ -16,9 +16,7 @@ class Saving:
     """Saves at the configured steps through a Saver, and counts the time that the training thread waits."""
 
     saver: Saver
-    """This rank's saver."""
     engine: Engine
-    """Engine whose state is saved."""
     config: CheckpointConfig
     """Section that sets the steps of the saves."""
     meta: Callable[[int, dict[str, Any]], dict[str, Any]]

@@ -33,17 +33,13 @@ class Session:
     """One rank's share of a running job."""
 
     config: Config
-    """Config of the run."""
     world: World
-    """This process's place."""
     dp: Axis
-    """Its place among the data-parallel ranks."""
+    """Place of this process among the data-parallel ranks."""
     waits: HostWaits
     """Named waits for the other ranks."""
     device: str
-    """Device of this rank."""
     backend: Backend
-    """The store."""
     stop: StopFlag
     """Stop signals and the deadline of the job."""
     where: Whereabouts
@@ -111,9 +107,7 @@ def meet(config: Config, world: World, where: Whereabouts, stack: ExitStack) -> 
 
 
 def _leave() -> None:
-    """Destroy the process group, and DeepSpeed's references to it first: a next run in this process makes a new
-    group, and DeepSpeed would go on using the old group.
-    """
+    """Destroy the process group, after DeepSpeed's references to it, which a next run in this process would use."""
     if not distributed.is_initialized():
         return
     # No import here: it takes seconds and prints warnings, above the error of a run that ended early.

@@ -21,7 +21,6 @@ class StepResult:
     count: float
     """Weight of the step's targets over all ranks."""
     update: Update
-    """Outcome of the optimizer step."""
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
     """Scalars: the objective's metrics, summed over this rank's forwards."""
 

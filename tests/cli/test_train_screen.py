@@ -131,6 +131,23 @@ def test_a_resumed_run_is_expected_to_go_on_at_its_own_speed(path: Path, tmp_pat
     assert last_rate(tmp_path / "nothing.jsonl", 2) is None
 
 
+def test_steps_of_flat_forwards_have_no_fixed_number_of_tokens(path: Path, tmp_path: Path) -> None:
+    """Without a number of steps the run is refused once the ranks have met, with a remedy."""
+    record_speeds(tmp_path / "demo" / "metrics.jsonl", [(1024.0, 1)] * 50)
+    for steps in ("null", "100"):
+        stream = io.StringIO()
+        overrides = ("batch.micro_batch=null", "batch.forward_tokens=64", f"train.steps={steps}")
+        screen = RunScreen(load_config(path, overrides), World(), stream=stream)
+        screen.announce()
+        lines = stream.getvalue().splitlines()
+        assert "batch   8 samples in forwards of 64 tokens or less" in lines
+        assert ("steps   100" in lines) == (steps == "100")
+    screen.event({**OPENED, "tokens_per_step": None})
+    screen.event({"event": "resumed", "step": 40})
+    screen.phase("train")
+    assert stream.getvalue().endswith("time    told after the first step\n")
+
+
 def test_facts_are_told_before_the_ranks_meet_and_before_torch_is_loaded(path: Path, tmp_path: Path) -> None:
     """Rank 0 of two, whose other rank never comes, on a terminal."""
     environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "TERM")}

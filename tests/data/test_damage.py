@@ -10,6 +10,7 @@ import pytest
 from fmscale.data.loader import Loader
 from fmscale.data.open import open_loader
 from fmscale.data.plan.order_log import replay
+from fmscale.errors import DataError
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.log.log import RUN_KINDS, Log
 from fmscale.store.open import open_store
@@ -133,6 +134,23 @@ def test_a_quarantine_is_in_the_log_before_anything_of_it_is_delivered(store: Ba
             assert (plan.samples(batch.k).row == batch.row).all()
         entries = [entry.kind for entry in log.entries()]
     assert "quarantine" in entries
+
+
+def test_beyond_its_budget_of_rows_a_run_stops_and_names_the_object(
+    store: Backend, corpus: Corpus, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("fmscale.data.sample_loader.QUARANTINE_ROWS", 8)
+    for shard in token_shards(store):
+        remove(store, shard)
+        if len(token_shards(store)) == 1:
+            break
+    with pytest.raises(DataError, match="rows of corpus cannot be used, more than the budget of") as caught:
+        epoch(open_corpus(store, run="r", quarantine_share=0.1), len(corpus.rows()))
+    assert "/tokens/c/" in str(caught.value.found)
+    assert "quarantine_share" in caught.value.remedy
+    assert any("cannot be used and are left out" in record.getMessage() for record in caplog.records) == bool(
+        replay(Log(store, "runs/r", RUN_KINDS)).bans  # type: ignore[union-attr]
+    )
 
 
 def test_on_corrupt_stop_stops_also_with_a_run(store: Backend, corpus: Corpus) -> None:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fmscale.data.samples.protocol import Draw, Part, Record, Sample, TooLong
+from fmscale.data.samples.protocol import BadRecord, Draw, Part, Record, Sample, TooLong
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,3 +39,32 @@ class Bytes:
 
     def make(self, media: Any, draw: Draw, limit: int) -> Sample:
         return Sample({"tokens": np.frombuffer(media, np.uint8)}, (len(media),))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fragile(Bytes):
+    """Bytes of a text, which fail in decoder and make-function as the text's first word says."""
+
+    fails: bool = True
+    """False for the same samples without any failure."""
+
+    def size(self, record: Record) -> int:
+        return len(record["text"])
+
+    def decode(self, record: Record) -> Any:
+        text = record["text"]
+        if self.fails and text.startswith("decode"):
+            raise [ZeroDivisionError, KeyError, UnicodeError, MemoryError][len(text) % 4](text)
+        return text.encode()
+
+    def make(self, media: Any, draw: Draw, limit: int) -> Sample:
+        word = media.split()[0] if self.fails else b""
+        tokens = np.frombuffer(media, np.uint8)
+        if word == b"bad":
+            raise BadRecord("the text is bad", found=media[:20])
+        if word == b"bug":
+            raise IndexError("a fault of make")
+        if word == b"long":
+            tokens = np.append(tokens, tokens)
+        tensors = {"tokens": tokens[:-1] if word == b"short" else tokens}
+        return Sample({} if word == b"lacking" else tensors, (len(tokens),))

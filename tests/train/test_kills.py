@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -63,17 +64,19 @@ def kill_after(process: "subprocess.Popen[bytes]", folder: Path, step: int, dela
     return True
 
 
-def killed_until_complete(path: Path, folder: Path, ranks: int, kills: int, seed: int) -> int:
-    """Start the run repeatedly and kill it up to `kills` times at random moments; the number of kills."""
+def killed_until_complete(
+    path: Path, folder: Path, sizes: Sequence[int], seed: int, overrides: Sequence[str] = (), steps: int = STEPS
+) -> int:
+    """Start the run at each size and kill it at a random moment, but let the last complete; the number of kills."""
     rng = random.Random(seed)
     done = 0
     name = f"train.run={folder.name}"
-    for number in range(kills):
-        process = start(path, ranks, name)
-        target = min(reached(folder) + rng.randint(1, 4), STEPS - 2)
+    for number, ranks in enumerate(sizes[:-1]):
+        process = start(path, ranks, name, *overrides)
+        target = min(reached(folder) + rng.randint(1, 4), steps - 2)
         done += kill_after(process, folder, target, rng.uniform(0, 0.4))
         assert number or done, (path.parent / "output.log").read_text()[-3000:]
-    finish(start(path, ranks, name), path)
+    finish(start(path, sizes[-1], name, *overrides), path)
     return done
 
 
@@ -89,5 +92,5 @@ def check_equal(whole: Path, killed: Path, kills: int) -> None:
 def test_kills_at_random_times(tmp_path: Path, ranks: int) -> None:
     path = write_config(tmp_path, make_corpus(tmp_path))
     finish(start(path, ranks, "train.run=whole"), path)
-    kills = killed_until_complete(path, tmp_path / "killed", ranks, 4, seed=ranks)
+    kills = killed_until_complete(path, tmp_path / "killed", [ranks] * 5, seed=ranks)
     check_equal(tmp_path / "whole", tmp_path / "killed", kills)

@@ -79,9 +79,7 @@ def _table(tree: Tree, kind: Any, path: str) -> YamlTable:
 
 
 def _tagged(tree: YamlTable, hint: Any, path: str, places: dict[str, str]) -> Any:
-    """The section of the class that the key `kind` chooses; without `kind` of the first class. Keys that a file below
-    gave to a section of another kind do not count.
-    """
+    """The section of the class of `kind`, or of the first. Keys that a file below gave to another kind do not count."""
     word = tree.entries.get("kind")
     cls = _chosen(word, hint, path)
     entries = {key: value for key, value in tree.entries.items() if key != "kind"}
@@ -107,11 +105,8 @@ def _chosen(word: Tree | None, hint: Any, path: str) -> type:
         except InvalidField as error:
             raise _placed(error, path, word.place) from error
     names = " or ".join([*classes, OWN] if own else classes)
-    raise ConfigError(
-        f"{word.place}: {join(path, 'kind')} must be {names}, not this",
-        found=text,
-        remedy=nearest(text, classes) or f"Take {names}.",
-    )
+    remedy = nearest(text, classes) or f"Take {names}."
+    raise ConfigError(f"{word.place}: {join(path, 'kind')} must be {names}, not this", found=text, remedy=remedy)
 
 
 def _text(word: Tree) -> str:

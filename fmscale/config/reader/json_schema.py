@@ -57,26 +57,19 @@ def _section(kind: Any, *, whole: bool, named: bool = False) -> dict[str, Any]:
 
 def _key(field: Field[Any], hint: Any, meaning: str) -> dict[str, Any]:
     default = {} if field.default is MISSING else {"default": as_tree(field.default, hint)}
-    # A section without a value has its defaults.
-    section = is_dataclass(hint) or tagged(hint)
-    schema = {"anyOf": [*_options(hint, whole=False), NULL]} if section else _value(hint)
-    return {"description": meaning, **default, **schema}
+    if is_dataclass(hint) or tagged(hint):
+        section = _value(hint, whole=False)
+        # A section without a value has its defaults.
+        return {"description": meaning, **default, "anyOf": [*section.get("anyOf", [section]), NULL]}
+    return {"description": meaning, **default, **_value(hint)}
 
 
-def _options(hint: Any, *, whole: bool) -> list[dict[str, Any]]:
-    """Schemas of the members of a union, or of a type alone; its first class with a kind needs no `kind`."""
-    union = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    later = list(tagged(hint).values())[1:]
-    return [
-        _section(option, whole=whole, named=option in later) if is_dataclass(option) else _value(option)
-        for option in union
-    ]
-
-
-def _value(hint: Any) -> dict[str, Any]:
+def _value(hint: Any, *, whole: bool = True, named: bool = False) -> dict[str, Any]:
+    """The schema of a type, `whole` and `named` as in `_section`. A union's first class with a kind needs no `kind`."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        return {"anyOf": _options(hint, whole=True)}
+        later = list(tagged(hint).values())[1:]
+        return {"anyOf": [_value(option, whole=whole, named=option in later) for option in arguments]}
     if origin is Literal:
         return {"enum": list(arguments)}
     if origin is tuple and arguments[-1] is not Ellipsis:
@@ -86,4 +79,4 @@ def _value(hint: Any) -> dict[str, Any]:
         return {"type": "array", "items": _value(arguments[0])}
     if origin is dict:
         return {"type": "object", "additionalProperties": _value(arguments[1])}
-    return _section(hint, whole=True) if is_dataclass(hint) else SCALARS[hint]
+    return _section(hint, whole=whole, named=named) if is_dataclass(hint) else SCALARS[hint]

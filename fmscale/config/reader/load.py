@@ -78,24 +78,16 @@ def read_extended(path: Path, above: tuple[Path, ...] = ()) -> YamlTable:
 
 def _extended_path(name: Tree, path: Path, above: tuple[Path, ...]) -> Path:
     if not isinstance(name, Scalar) or name.null:
-        raise ConfigError(
-            f"{name.place}: extends must be a path or a list of paths",
-            remedy="For instance extends: base.yaml, relative to this file.",
-        )
+        remedy = "For instance extends: base.yaml, relative to this file."
+        raise ConfigError(f"{name.place}: extends must be a path or a list of paths", remedy=remedy)
     target = path.parent / name.text
     if not target.is_file():
-        raise ConfigError(
-            f"{name.place}: extends a file that does not exist",
-            found=name.text,
-            remedy=_nearest_file(target) or f"Paths are relative to {path.parent}.",
-        )
+        remedy = _nearest_file(target) or f"Paths are relative to {path.parent}."
+        raise ConfigError(f"{name.place}: extends a file that does not exist", found=name.text, remedy=remedy)
     chain = (*above, path.resolve(), target.resolve())
     if target.resolve() in chain[:-1]:
-        raise ConfigError(
-            f"{name.place}: extends comes back to a file it began with",
-            found=" -> ".join(str(step) for step in chain),
-            remedy="Remove one of the extends.",
-        )
+        found, remedy = " -> ".join(str(step) for step in chain), "Remove one of the extends."
+        raise ConfigError(f"{name.place}: extends comes back to a file it began with", found=found, remedy=remedy)
     return target
 
 
@@ -110,11 +102,8 @@ def find_config(path: str | Path) -> Path:
             return shipped[name]
     hint = _nearest_file(file) or nearest(str(path), shipped)
     runs = ", ".join(name.removesuffix(".yaml") for name in shipped if name.startswith("run/"))
-    raise ConfigError(
-        "There is no such config file",
-        found=str(path),
-        remedy=hint or f"Give a YAML file, or one that fmscale ships: {runs}.",
-    )
+    remedy = hint or f"Give a YAML file, or one that fmscale ships: {runs}."
+    raise ConfigError("There is no such config file", found=str(path), remedy=remedy)
 
 
 def shipped_configs() -> dict[str, Path]:

@@ -99,9 +99,7 @@ def nearest_key(key: str, kind: Any, path: str) -> str:
 
 
 def dotted_names(kind: Any) -> list[str]:
-    """All dotted key names below a dataclass, without the keys inside list items and mappings. A section with kinds has
-    the keys of its default.
-    """
+    """Dotted key names below a dataclass, of the default where it has kinds, not those in list items and mappings."""
     names: list[str] = []
     hints = get_type_hints(kind)
     for name in names_in(kind):

@@ -116,12 +116,9 @@ def _mapping(node: yaml.MappingNode, place_of: Callable[[yaml.Node], str], above
         where = place_of(key)
         if not isinstance(key, yaml.ScalarNode):
             raise ConfigError(f"{where}: a key must be a word", remedy="Use key: value lines.")
-        if key.value in entries:
-            raise ConfigError(
-                f"{where}: the key is there twice (first at {places[key.value]})",
-                found=key.value,
-                remedy="Keep one of the two.",
-            )
+        if first := places.get(key.value):
+            twice = f"{where}: the key is there twice (first at {first})"
+            raise ConfigError(twice, found=key.value, remedy="Keep one of the two.")
         entries[key.value] = _convert(value, place_of, above)
         places[key.value] = where
     return YamlTable(entries=entries, places=places, place=place_of(node))
@@ -169,11 +166,8 @@ def put(tree: Tree, keys: list[str], value: Tree, place: str) -> Tree:
     head, rest = keys[0], keys[1:]
     if isinstance(tree, Items):
         if not head.isdecimal() or int(head) >= len(tree.items):
-            raise ConfigError(
-                f"{place}: no such item in a list of {len(tree.items)}",
-                found=head,
-                remedy=f"Items count from 0; the list is at {tree.place}.",
-            )
+            remedy = f"Items count from 0; the list is at {tree.place}."
+            raise ConfigError(f"{place}: no such item in a list of {len(tree.items)}", found=head, remedy=remedy)
         items = list(tree.items)
         items[int(head)] = put(items[int(head)], rest, value, place)
         return replace(tree, items=tuple(items))

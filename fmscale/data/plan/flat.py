@@ -144,7 +144,8 @@ def level(sizes: Sizes, shares: Sequence[NDArray[np.int64]], nodes: Sequence[int
     """The shares with as few samples moved as bring every node to at most `NODE_EXCESS` times its part of the tokens.
 
     The longest sample moves that neither leaves its node below its part nor brings the other above the limit; where
-    there is none, the shortest. A share stays above the limit where its samples are too long to be moved.
+    there is none, the shortest; where even this is too long, two samples are exchanged. A share stays above the limit
+    where no exchange lowers it.
     """
     if len(nodes) == 1:
         return list(shares)
@@ -161,12 +162,19 @@ def level(sizes: Sizes, shares: Sequence[NDArray[np.int64]], nodes: Sequence[int
         if not fits.size:
             fits = np.flatnonzero((own <= room) & (own > 0))
             fits = fits[own[fits] == own[fits].min()] if fits.size else fits
-        if not fits.size:
-            break
-        chosen = kept[giver].pop(int(fits[own[fits].argmax()]))
-        kept[taker].append(chosen)
-        load[giver] -= sizes[chosen]
-        load[taker] += sizes[chosen]
+        if fits.size:
+            moved, back = int(fits[own[fits].argmax()]), 0
+        else:  # the exchange that lowers the larger load most; number 0 of `theirs` is no sample
+            theirs = np.append(0, sizes[kept[taker]])
+            less = own[:, None] - theirs
+            after = np.maximum((load[giver] - less) / part[giver], (load[taker] + less) / part[taker])
+            if after.min() >= load[giver] / part[giver]:
+                break
+            moved, back = divmod(int(after.argmin()), len(theirs))
+        if back:
+            kept[giver].append(kept[taker].pop(back - 1))
+        kept[taker].append(kept[giver].pop(moved))
+        load[[giver, taker]] = sizes[kept[giver]].sum(), sizes[kept[taker]].sum()
     return [np.array(share, dtype=np.int64) for share in kept]
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from fmscale.data.plan.bans import Ban
 from fmscale.data.plan.plan import Plan, Ranges, Source, Stage, stage_json
-from fmscale.data.views.decode import decode_view
 from fmscale.data.views.mask import find_documents
 from fmscale.data.views.placement import open_placement
 from fmscale.data.views.view import View
@@ -171,6 +170,8 @@ def replay(log: Log, *, head: int | None = None, plan: Plan | None = None) -> Pl
 
 def _stage_from(body: dict[str, Any], views: dict[str, View]) -> Stage:
     """The stage of an entry. Adds its views to `views`."""
+    from fmscale.data.views.decode import decode_view  # a loader without a run reads no view from JSON
+
     for digest, value in body["views"].items():
         views[digest] = decode_view(value)
         if views[digest].digest != digest:

@@ -44,6 +44,8 @@ class Slot:
     """Result of the read: documents of the unit, or its records."""
     read: Future[None] | None = None
     """Pending read in another thread."""
+    reserve: int = 0
+    """Bytes that are kept free until the read ends, as the unit may be larger than `bytes`."""
 
 
 class Arena:
@@ -60,33 +62,53 @@ class Arena:
             self.consumed = block
             self._changed.notify_all()
 
-    def take(self, key: UnitKey, *, bytes: int, block: int, rows_left: int, stopped: Callable[[], bool]) -> Slot | None:
-        """A slot for a unit outside the arena. Waits until there is room; None once `stopped()` is true."""
+    def take(
+        self,
+        key: UnitKey,
+        *,
+        bytes: int,
+        block: int,
+        rows_left: int,
+        stopped: Callable[[], bool],
+        reserve: int = 0,
+    ) -> Slot | None:
+        """A slot for a unit outside the arena. Waits until there is room; None once `stopped()` is true.
+
+        With `reserve`, whose slots are given to `resize` when their reads end, also waits for pending reads until their
+        reserves have room beside it.
+        """
         with self._changed:
-            while self.used and self.used + bytes > self.memory_bytes:
+            while self.used and self.used + bytes + (self.reserved and self.reserved + reserve) > self.memory_bytes:
                 if stopped():
                     return None
-                if self._evict():
+                full = self.used + bytes > self.memory_bytes
+                if self._evict(unfinished=full):
                     continue
-                if self.consumed >= block - 1:  # units that are larger than expected: this block cannot wait for any
+                # Units are larger than expected: this block cannot wait for any.
+                if full and self.consumed >= block - 1:
                     break
                 self._changed.wait(0.5)
-            slot = Slot(key=key, bytes=bytes, last_block=block, rows_left=rows_left)
+            slot = Slot(key=key, bytes=bytes, last_block=block, rows_left=rows_left, reserve=reserve)
             self.slots[key] = slot
             self.used += bytes
+            self.reserved += reserve
         return slot
 
     def resize(self, slot: Slot, bytes: int) -> None:
-        """Correct the bytes of a slot whose unit has been read. The arena may exceed its memory until units leave."""
+        """Correct the bytes of a slot whose read has ended. The arena may exceed its memory until units leave."""
         with self._changed:
             self.used += bytes - slot.bytes
-            slot.bytes = bytes
+            self.reserved -= slot.reserve
+            slot.bytes, slot.reserve = bytes, 0
+            self._changed.notify_all()
 
     def reset(self) -> None:
         """Forget all units."""
         self.slots: dict[UnitKey, Slot] = {}
         self.used = 0
         """Bytes of all slots."""
+        self.reserved = 0
+        """Bytes of all reserves."""
         self.consumed = -1
         """Last block whose batches are all delivered."""
 
@@ -96,13 +118,13 @@ class Arena:
         self.used -= slot.bytes
         return slot
 
-    def _evict(self) -> bool:
-        """Free all slots without rows left; if there are none, the oldest eighth of the slots that no pending block
-        needs. A search through all slots for each unit would cost more than a second read of a unit.
+    def _evict(self, *, unfinished: bool) -> bool:
+        """Free all slots without rows left; if there are none, the oldest eighth of the `unfinished` slots that no
+        pending block needs. A search through all slots for each unit would cost more than a second read of a unit.
         """
         free = [slot for slot in self.slots.values() if slot.last_block <= self.consumed]
         victims = [slot for slot in free if slot.rows_left <= 0]
-        if not victims:
+        if not victims and unfinished:
             free.sort(key=lambda slot: slot.last_block)
             victims = free[: max(1, len(free) // 8)]
         for slot in victims:
@@ -134,9 +156,16 @@ class RowArena(Arena):
         return self.rows[first : first + self.rows_per_slot].reshape(-1)
 
     def take(
-        self, key: UnitKey, *, bytes: int = 0, block: int, rows_left: int, stopped: Callable[[], bool]
+        self,
+        key: UnitKey,
+        *,
+        bytes: int = 0,
+        block: int,
+        rows_left: int,
+        stopped: Callable[[], bool],
+        reserve: int = 0,
     ) -> Slot | None:
-        """A slot for a unit, always of `slot_bytes`."""
+        """A slot for a unit, always of `slot_bytes`, without a reserve."""
         slot = super().take(key, bytes=self.slot_bytes, block=block, rows_left=rows_left, stopped=stopped)
         if slot is not None:
             slot.number = self._unused.pop()

@@ -120,9 +120,11 @@ class FlatPlanner:
             else:
                 absent.append(key)
         for key in absent:  # after the loop above, so that no slot of this block is evicted
+            size = self._sources.of(self.plan, key[0]).units.unit_bytes
             slot = self._arena.take(
                 key,
-                bytes=self._sources.of(self.plan, key[0]).units.unit_bytes,
+                bytes=size,
+                reserve=size,
                 block=number,
                 rows_left=self.plan.sources[key[0]].view.rows_per_unit - uses[key],
                 stopped=lambda: self._stopped,
@@ -156,8 +158,12 @@ class FlatPlanner:
         return ForwardJob(plan=self.plan, entries=entries, bytes=forward_bytes(parts, tokens, len(entries)))
 
     def _read(self, slot: Slot, next_use: int) -> None:
-        slot.content = self._sources.of(self.plan, slot.key[0]).units.read(slot.key[1], next_use)
-        self._arena.resize(slot, slot.content.bytes)
+        size = 0
+        try:
+            slot.content = self._sources.of(self.plan, slot.key[0]).units.read(slot.key[1], next_use)
+            size = slot.content.bytes
+        finally:
+            self._arena.resize(slot, size)
 
     def _next_use(self, key: UnitKey, step: FlatStep) -> int:
         """Sample of the unit's next read, in the source's next epoch, by which the node cache evicts."""

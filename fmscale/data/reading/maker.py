@@ -153,10 +153,9 @@ def _unit(sources: SampleSources, plan: Plan, entry: Entry) -> Unit:
 
 def _sample(spec: Spec, unit: Unit, entry: Entry, seed: int) -> Sample:
     """The sample of a record. Raises BadRecord for any error of the decoder, as damage takes many forms there."""
-    record = unit.record(entry.offset)
     try:
-        media = spec.decode(record)
-    except BadRecord:
+        media = spec.decode(unit.record(entry.offset))
+    except (BadRecord, CorruptChunk):
         raise
     except Exception as error:
         raise BadRecord(
@@ -164,14 +163,41 @@ def _sample(spec: Spec, unit: Unit, entry: Entry, seed: int) -> Sample:
             found=str(error)[:200],
             remedy="Repair it and ingest it again, or leave it out with a mask.",
         ) from error
-    sample = spec.make(media, Draw(seed, entry.k), entry.length)
+    where = f"sample {entry.k}, row {entry.row} of source {entry.source}"
+    try:
+        sample = spec.make(media, Draw(seed, entry.k), entry.length)
+        wrong = _wrong_parts(spec.parts, sample)
+    except BadRecord:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"the spec's make-function has failed: {type(error).__name__}: {error}"[:200],
+            found=where,
+            remedy="Mend it; for a record that cannot become a sample, it raises BadRecord.",
+        ) from error
+    if wrong:
+        raise DataError(
+            "a sample has other tensors than the parts of its spec",
+            found=f"{where}: {wrong}",
+            remedy="Make all parts, each of its shape, with a value for each token where the part has one.",
+        )
     if sample.length > entry.length:
         raise DataError(
             "a sample is longer than its column of sizes says",
-            found=f"sample {entry.k}, row {entry.row}: {sample.length} tokens, not {entry.length}",
+            found=f"{where}: {sample.length} tokens, not {entry.length}",
             remedy="The spec's size must be an upper bound. Raise the spec's version, and derive the column again.",
         )
     return sample
+
+
+def _wrong_parts(parts: Mapping[str, Part], sample: Sample) -> str:
+    """The shapes of a sample's tensors where they differ from the spec's, "" where they agree."""
+    wanted = {n: (sample.length, *part.shape) if part.per_token else part.shape for n, part in parts.items()}
+    found = {name: np.shape(value) for name, value in sample.tensors.items()}
+    found.setdefault(WEIGHTS, (sample.length,))
+    wanted.setdefault(WEIGHTS, (sample.length,))
+    differ = [n for n in sorted(wanted.keys() | found.keys()) if wanted.get(n) != found.get(n)]
+    return ", ".join(f"{name} {found.get(name)} for {wanted.get(name)}" for name in differ)
 
 
 def concatenated(

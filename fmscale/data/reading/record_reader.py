@@ -96,10 +96,10 @@ class RecordReader:
             try:
                 segment = self._segments.get(commit, piece.segment)
                 found, length = self._read_piece(segment, commit, piece, at, next_use)
-                parts += found
-                size += length
                 if self._with_ids:
                     ids.append(read_rows(self.fetcher, segment, "document_ids", piece.start, piece.count))
+                parts += found
+                size += length
             except CorruptChunk as error:
                 # Seal, index or ids are damaged: no record of the piece can be trusted.
                 parts.append(BatchPart(at, piece.count, None, error))

@@ -8,70 +8,8 @@ from fmscale.models.layers.linear import Linear
 from fmscale.models.layers.rotary import Rotary
 
 
-class SelfAttention(nn.Module):
-    """Attention of a sequence to itself: causal for decoders, not for encoders; with rotary positions or without."""
-
-    def __init__(
-        self,
-        dim: int,
-        *,
-        num_heads: int,
-        num_kv_heads: int,
-        head_dim: int,
-        causal: bool = True,
-        rotary: Rotary | None = None,
-        window: int | None = None,
-        softcap: float | None = None,
-        backend: str = "auto",
-    ) -> None:
-        super().__init__()
-        self.wq = Linear(dim, num_heads * head_dim)
-        self.wk = Linear(dim, num_kv_heads * head_dim)
-        self.wv = Linear(dim, num_kv_heads * head_dim)
-        self.wo = Linear(num_heads * head_dim, dim)
-        self.head_dim = head_dim
-        self.causal = causal
-        self.rotary = rotary
-        self.window = window
-        self.softcap = softcap
-        self.backend = backend
-
-    def forward(
-        self,
-        x_BTD: Tensor,
-        *,
-        positions_BT: Tensor | None = None,
-        cu_seqlens: Tensor | None = None,
-        cache: LayerCache | None = None,
-    ) -> Tensor:
-        """x (B, T, D) -> (B, T, D).
-
-        `cu_seqlens` (documents + 1,) are boundaries in the B * T tokens read as one sequence: a token sees its own
-        document only. Without boundaries each row is one document. With a cache, the keys and values go into the cache;
-        if there is no `cu_seqlens`, the T tokens of each row follow the row's cached tokens and see them.
-        """
-        q = _heads(self.wq(x_BTD), self.head_dim)
-        k = _heads(self.wk(x_BTD), self.head_dim)
-        v = _heads(self.wv(x_BTD), self.head_dim)
-        if self.rotary is not None:
-            assert positions_BT is not None, "rotary attention needs positions"
-            q, k = self.rotary(q, k, positions_BT)
-        if cache is not None:
-            cache.write(k, v)
-        if cache is not None and cu_seqlens is None:
-            backend = "auto" if self.backend == "sdpa" else self.backend  # sdpa cannot read a cache
-            out = attention_decode(
-                q, cache.keys_BSKE, cache.values_BSKE, cache.lengths_B,
-                window=self.window, softcap=self.softcap, backend=backend,
-            )  # fmt: skip
-        else:
-            out = _attend(q, k, v, cu_seqlens, None, self.causal, self.window, self.softcap, self.backend)
-        mixed: Tensor = self.wo(out.flatten(-2).view(*x_BTD.shape[:-1], -1))
-        return mixed
-
-
-class CrossAttention(nn.Module):
-    """Attention of a sequence to a context of its own width: text to audio frames or to image patches."""
+class _Attention(nn.Module):
+    """The projections: queries of a sequence, keys and values of a context, and the output."""
 
     def __init__(
         self,
@@ -89,9 +27,68 @@ class CrossAttention(nn.Module):
         self.wk = Linear(context_dim, num_kv_heads * head_dim)
         self.wv = Linear(context_dim, num_kv_heads * head_dim)
         self.wo = Linear(num_heads * head_dim, dim)
-        self.head_dim = head_dim
-        self.softcap = softcap
-        self.backend = backend
+        self.head_dim, self.softcap, self.backend = head_dim, softcap, backend
+
+    def project(self, x_BTD: Tensor, context_BSD: Tensor) -> list[Tensor]:
+        """Queries (B, T, H, E), keys and values (B, S, K, E)."""
+        flat = (self.wq(x_BTD), self.wk(context_BSD), self.wv(context_BSD))
+        return [each.view(*each.shape[:-1], -1, self.head_dim) for each in flat]
+
+
+class SelfAttention(_Attention):
+    """Attention of a sequence to itself: causal for decoders, not for encoders; with rotary positions or without."""
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        causal: bool = True,
+        rotary: Rotary | None = None,
+        window: int | None = None,
+        softcap: float | None = None,
+        backend: str = "auto",
+    ) -> None:
+        heads = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
+        super().__init__(dim, dim, **heads, softcap=softcap, backend=backend)
+        self.causal, self.rotary, self.window = causal, rotary, window
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        *,
+        positions_BT: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """x (B, T, D) -> (B, T, D).
+
+        `cu_seqlens` (documents + 1,) are boundaries in the B * T tokens read as one sequence: a token sees its own
+        document only. Without boundaries each row is one document. With a cache, the keys and values go into the cache;
+        if there is no `cu_seqlens`, the T tokens of each row follow the row's cached tokens and see them.
+        """
+        q, k, v = self.project(x_BTD, x_BTD)
+        if self.rotary is not None:
+            assert positions_BT is not None, "rotary attention needs positions"
+            q, k = self.rotary(q, k, positions_BT)
+        if cache is not None:
+            cache.write(k, v)
+        if cache is not None and cu_seqlens is None:
+            backend = "auto" if self.backend == "sdpa" else self.backend  # sdpa cannot read a cache
+            out = attention_decode(
+                q, cache.keys_BSKE, cache.values_BSKE, cache.lengths_B,
+                window=self.window, softcap=self.softcap, backend=backend,
+            )  # fmt: skip
+        else:
+            out = _attend(q, k, v, cu_seqlens, None, self.causal, self.window, self.softcap, self.backend)
+        mixed: Tensor = self.wo(out.flatten(-2).view(*x_BTD.shape[:-1], -1))
+        return mixed
+
+
+class CrossAttention(_Attention):
+    """Attention of a sequence to a context of its own width: text to audio frames or to image patches."""
 
     def forward(
         self,
@@ -106,17 +103,10 @@ class CrossAttention(nn.Module):
         For contexts of different lengths, `cu_seqlens` bounds the documents in the B * T tokens of x, and
         `cu_seqlens_k` bounds the context of each document in the B * S context tokens; both are (documents + 1,).
         """
-        q = _heads(self.wq(x_BTD), self.head_dim)
-        k = _heads(self.wk(context_BSD), self.head_dim)
-        v = _heads(self.wv(context_BSD), self.head_dim)
+        q, k, v = self.project(x_BTD, context_BSD)
         out = _attend(q, k, v, cu_seqlens, cu_seqlens_k, False, None, self.softcap, self.backend)
         mixed: Tensor = self.wo(out.flatten(-2).view(*x_BTD.shape[:-1], -1))
         return mixed
-
-
-def _heads(x: Tensor, head_dim: int) -> Tensor:
-    """(B, T, H * E) as (B, T, H, E)."""
-    return x.view(*x.shape[:-1], -1, head_dim)
 
 
 def _attend(

@@ -24,7 +24,3 @@ class RMSNorm(nn.Module):
         """The norm of x (..., D); with a residual, (the norm of x + residual, x + residual) in one pass."""
         out: Tensor | tuple[Tensor, Tensor] = rms_norm(x, self.weight, residual, eps=self.eps)
         return out
-
-    def extra_repr(self) -> str:
-        """Width and eps."""
-        return f"{self.weight.shape[0]}, eps={self.eps}"

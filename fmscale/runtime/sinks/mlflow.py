@@ -32,19 +32,15 @@ class MlflowSink:
     def step(self, record: Record) -> None:
         """Log the record's numbers, unless an earlier job has logged this step."""
         if record["step"] > self._last:
-            self._log(record, {**numbers(record), "step": record["step"]})
+            self.event(record)
 
     def event(self, record: Record) -> None:
-        """Log the record's numbers."""
-        self._log(record, numbers(record))
-
-    def _log(self, record: Record, values: dict[str, float]) -> None:
         from mlflow.entities import Metric
 
         when, step = int(record["time"] * 1000), record.get("step", 0)
+        values = numbers(record) if "event" in record else {**numbers(record), "step": step}
         metrics = [Metric(OTHER.sub("_", name), value, when, step) for name, value in values.items()]
         self._client.log_batch(self._id, metrics=metrics)
 
     def close(self, outcome: Ending) -> None:
-        """End the run there."""
         self._client.set_terminated(self._id, status=STATUS[outcome])

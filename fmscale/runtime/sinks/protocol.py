@@ -1,6 +1,4 @@
-"""The contract of a sink. Records are those of metrics.jsonl: a step's has `step`, an event's has `event`; both have
-`time`, when the step or the event ended.
-"""
+"""The contract of a sink. Records are those of metrics.jsonl: of a `step` or an `event`, with the `time` of its end."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +14,6 @@ class RunInfo:
     """The run that a sink begins or continues."""
 
     name: str
-    """Name of the run."""
     store: str
     """URL of its store, without credentials; with the name it identifies the run."""
     folder: Path

@@ -1,6 +1,4 @@
-"""All sinks of a run, on rank 0. metrics.jsonl is written at once; every other sink has a thread, so that a slow or
-failed service cannot hold a step.
-"""
+"""All sinks of a run, on rank 0: metrics.jsonl is written at once, each other sink has a thread and holds no step."""
 
 import logging
 from collections.abc import Sequence

@@ -35,7 +35,6 @@ class WandbSink:
             self.event(record)
 
     def event(self, record: Record) -> None:
-        """Log the record's numbers."""
         self._run.log({**numbers(record), "step": record.get("step", 0), "_timestamp": record["time"]})
 
     def close(self, outcome: Ending) -> None:

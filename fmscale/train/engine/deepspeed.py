@@ -63,9 +63,9 @@ class DeepSpeedEngine:
 
     def before(self, inputs: Sequence[Inputs]) -> Sequence[Any]:
         """The context of each forward of a step: None, where the objective computes nothing before."""
-        if type(self.objective).before is Objective.before:
-            return [None] * len(inputs)
         nothing = [None] * len(inputs)
+        if type(self.objective).before is Objective.before:
+            return nothing
         contexts: list[Any] = []
         with torch.no_grad():
             self._engine(lambda model: contexts.extend(self.objective.before(model, inputs, self._gather) or nothing))
@@ -78,7 +78,6 @@ class DeepSpeedEngine:
         return contexts
 
     def forward(self, inputs: Inputs, context: Any = None) -> Loss:
-        """The loss of a microbatch."""
         losses: list[Loss] = []
 
         def call(model: nn.Module) -> Tensor:
@@ -136,9 +135,7 @@ class DeepSpeedEngine:
         publish(self._engine, self._stage)
 
     def _share(self, part: Slice) -> list[Slice]:
-        """This rank's part of a replicated tensor, empty for a tensor with fewer elements than ranks; a partition as it
-        is.
-        """
+        """This rank's part of a replicated tensor, none of fewer elements than ranks; a partition as it is."""
         if self._stage == 3 or (self._stage and not part.frozen):
             return [part]
         size, rank = self._dp.size, self._dp.rank

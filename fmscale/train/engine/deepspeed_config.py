@@ -1,6 +1,4 @@
-"""DeepSpeed's config, made of a run's sections. It sets every precision, and leaves nothing to a default that differs
-between stages.
-"""
+"""DeepSpeed's config, of a run's sections. It leaves no precision, and nothing that differs by stage, to a default."""
 
 from typing import Any
 

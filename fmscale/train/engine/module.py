@@ -31,10 +31,6 @@ class ModelRoot(nn.Module):
         """The result of `call` on the model."""
         return call(self.model)
 
-    def logical_names(self) -> dict[int, str]:
-        """id of each parameter, trained or frozen -> its name in the model, the name that checkpoints use."""
-        return {id(p): name for name, p in self.model.named_parameters()}
-
 
 class CastModule(nn.Module):
     """A ModelRoot that computes in `dtype` and keeps its fp32 weights: for ZeRO stage 0, whose parameters are
@@ -72,7 +68,11 @@ def build_engine(
     """
     train = config.train
     objective = check_objective(make_objective(config.objective) if objective is None else objective)
-    model = _seeded(config, vocab_size, batch, device)
+    if train.zero_stage < 3:
+        model = _initialised(config, vocab_size)
+    else:  # a rank holds a single whole parameter at a time
+        with born_partitioned(deepspeed_config(train, config.optimizer, batch, device), device) as whole:
+            model = _initialised(config, vocab_size, whole)
     cast = train.precision == "bf16" and train.zero_stage == 0
     wrap_blocks(
         getattr(model, "layers", nn.ModuleList()),
@@ -84,21 +84,12 @@ def build_engine(
     )
     trained = ModelRoot(model)
     module = CastModule(trained, torch.bfloat16) if cast else trained
-    return DeepSpeedEngine(module, objective, trained.logical_names(), config, batch, dp, device)
-
-
-def _seeded(config: Config, vocab_size: int | None, batch: BatchShape, device: str) -> nn.Module:
-    """The model with its first weights; at stage 3 a rank holds a single whole parameter at a time."""
-    if config.train.zero_stage < 3:
-        return _initialised(config, vocab_size)
-    with born_partitioned(deepspeed_config(config.train, config.optimizer, batch, device), device) as whole:
-        return _initialised(config, vocab_size, whole)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return DeepSpeedEngine(module, objective, names, config, batch, dp, device)
 
 
 def _initialised(config: Config, vocab_size: int | None, *whole: Whole) -> nn.Module:
-    """The model of a config. A module without `init_weights` keeps the weights of its constructors, which draw from
-    torch's own generator under the same seed.
-    """
+    """The model of a config. Without `init_weights`, constructors draw from torch's own generator under the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         model = build(config.model, vocab_size=vocab_size)

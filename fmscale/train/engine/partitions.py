@@ -29,13 +29,11 @@ class Slice:
     """A range of a logical parameter inside one of this rank's master tensors."""
 
     name: str
-    """Logical name."""
     shape: tuple[int, ...]
     """Global shape."""
     start: int
     """First element in the flattened parameter."""
     count: int
-    """Elements."""
     master: Tensor
     """The tensor that the optimizer updates; of a frozen parameter the parameter itself."""
     offset: int
@@ -56,7 +54,8 @@ def slices(engine: Any, names: dict[int, str], stage: int, rank: int) -> list[Sl
 def _trained(engine: Any, names: dict[int, str], stage: int, rank: int) -> Iterator[Slice]:
     optimizer = engine.optimizer
     if stage == 0:
-        return _replicated(engine.module, names)
+        trained = [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
+        return _flat_groups([[parameter] for parameter in trained], trained, [[0]] * len(trained), names, rank=0)
     if stage == 3:
         return _stage_3(optimizer, names, rank)
     if hasattr(optimizer, "fp32_groups_flat_partition"):
@@ -72,13 +71,6 @@ def _trained(engine: Any, names: dict[int, str], stage: int, rank: int) -> Itera
             remedy="Use deepspeed 0.19.5 to 0.19.8, or another zero_stage.",
         )
     return _flat_groups(groups, masters, offsets, names, rank)
-
-
-def _replicated(module: nn.Module, names: dict[int, str]) -> Iterator[Slice]:
-    for parameter in module.parameters():
-        if parameter.requires_grad:
-            name, shape = names[id(parameter)], tuple(parameter.shape)
-            yield Slice(name=name, shape=shape, start=0, count=parameter.numel(), master=parameter, offset=0)
 
 
 def _frozen(module: nn.Module, names: dict[int, str], rank: int) -> Iterator[Slice]:

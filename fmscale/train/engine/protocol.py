@@ -24,9 +24,7 @@ class Engine(Protocol):
     """A model whose state is spread over ranks. All ranks call the same methods in the same order."""
 
     module: nn.Module
-    """The model."""
     objective: Objective
-    """The loss that is minimised."""
     updates: int
     """Optimizer steps that were applied."""
 

@@ -21,7 +21,6 @@ class StageBytes:
     """Bytes of model state on one rank at a ZeRO stage; activations and communication buffers come on top."""
 
     stage: int
-    """ZeRO stage."""
     parameters: int
     """Weights of forward and backward."""
     masters: int
@@ -43,23 +42,18 @@ class Forecast:
     world: int
     """Data-parallel ranks."""
     batch: BatchShape | None
-    """The solved batch."""
     vocab_size: int | None
     """Rows of the embedding."""
     parameters: int | None
     """Trained numbers of the model."""
     steps: int | None
-    """Optimizer steps of the run."""
     tokens_per_step: int | None
     """global_batch x sequence_length."""
     tokens: int | None
-    """Tokens of the run."""
     flops_per_token: float | None
     """FLOPs of forward and backward, without recompute."""
     flops: float | None
-    """FLOPs of the run."""
     stages: tuple[StageBytes, ...]
-    """Memory at each ZeRO stage."""
     checkpoint_bytes: int | None
     """Bytes of a complete checkpoint, of all ranks together."""
     checkpoint_bytes_per_rank: int | None
@@ -113,23 +107,15 @@ def forecast(
     vocab_size: int | None,
     parameters: int | None,
     token_bytes: int,
-    decoded_bytes: int | None = None,
+    decoded_bytes: int = 0,
     tokens_per_second: float | None = None,
     mfu: float | None = None,
     device: str = "",
 ) -> Forecast:
-    """The derived numbers.
+    """The derived numbers, from the numbers that `Forecast` explains (`batch` is None if it has no solution).
 
-    Args:
-        config: config of the run.
-        world: data-parallel ranks.
-        batch: batch shape for these ranks; None if there is no solution.
-        steps: steps of the whole run; None if unknown.
-        vocab_size: rows of the embedding; None if unknown.
-        parameters: trained numbers of the model; None if unknown.
+    Args, beside those:
         token_bytes: width of a stored token.
-        decoded_bytes: host memory for flat forwards that are made ahead; None for rows.
-        tokens_per_second: assumed speed of all ranks together.
         mfu: assumed share of the peak of `device`, in place of `tokens_per_second`.
         device: name of a device whose peak is known, such as H100.
     """
@@ -162,7 +148,7 @@ def forecast(
         tokens_per_second=tokens_per_second,
         read_bytes_per_second=tokens_per_second * row_bytes / length if tokens_per_second else None,
         seconds=tokens / tokens_per_second if tokens and tokens_per_second else None,
-        decoded_bytes=decoded_bytes or 0,
+        decoded_bytes=decoded_bytes,
         prefetch_bytes=config.data.memory_bytes,
         prefetch_steps=ahead,
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -13,7 +14,7 @@ from fmscale.checkpoint.format.manifest import CheckpointManifest
 from fmscale.checkpoint.format.names import run_log
 from fmscale.checkpoint.read.compatibility import differences, refuse_other_model
 from fmscale.config import Config, ModelConfig, SourceConfig, derive_batch, kind_of
-from fmscale.config.checks import ConfigProblems
+from fmscale.config.checks import problems_of
 from fmscale.data.plan.order_log import replay
 from fmscale.data.plan.plan import Plan, Source
 from fmscale.data.sources import require_recorded
@@ -46,9 +47,7 @@ class SourceFacts:
     """Facts of a source in the store."""
 
     dataset: str
-    """Name of the dataset."""
     split: str
-    """Name of the split."""
     kind: str
     """`tokens` or `records`."""
     tokens: int | None
@@ -63,10 +62,9 @@ class SourceFacts:
 
 @dataclass(kw_only=True)
 class Preflight:
-    """Findings about a run before its start."""
+    """Findings about a run before its start. It runs checks, and keeps their errors instead of ending at the first."""
 
-    forecast: Forecast
-    """Derived numbers."""
+    forecast: Forecast = field(init=False)
     sources: list[SourceFacts] = field(default_factory=list)
     """The datasets; empty if the store was not reached."""
     begins: str = ""
@@ -77,16 +75,8 @@ class Preflight:
     """Settings that would run but are probably a mistake."""
     notes: list[str] = field(default_factory=list)
     """Checks that were not possible, and data that the run leaves unread."""
-
-
-class _Checks:
-    """Runs checks and keeps their errors instead of ending at the first."""
-
-    def __init__(self) -> None:
-        self.problems: list[FmscaleError] = []
-        self.warnings: list[str] = []
-        self.notes: list[str] = []
-        self.reachable = True
+    reachable: bool = True
+    """False once the store has not answered."""
 
     def run(self, check: Callable[[], T]) -> T | None:
         """The check's result; None if it found a problem."""
@@ -98,7 +88,7 @@ class _Checks:
 
     def add(self, error: FmscaleError) -> None:
         """Keep a problem unless it is already kept: a dataset may be both a source and an evaluation set."""
-        for problem in error.problems if isinstance(error, ConfigProblems) else (error,):
+        for problem in problems_of(error) if isinstance(error, ConfigError) else (error,):
             if str(problem) not in map(str, self.problems):
                 self.problems.append(problem)
 
@@ -106,23 +96,22 @@ class _Checks:
         """Run a check that asks the store. A store that does not answer here may answer on the run's machines, so the
         failure becomes a note, and later checks do not ask the store.
         """
-
-        def attempt() -> T | None:
+        if self.reachable:
             try:
                 return check()
             except (StoreUnavailable, AccessDenied) as error:
                 self.reachable = False
                 self.notes.append(f"the store was not looked into any further: {error}")
-                return None
-
-        return self.run(attempt) if self.reachable else None
+            except FmscaleError as error:
+                self.add(error)
+        return None
 
 
 def check_run(
     config: Config, world: int, *, tokens_per_second: float | None = None, mfu: float | None = None, device: str = ""
 ) -> Preflight:
     """Derive a run's numbers for `world` ranks and find problems that would end it. Writes nothing."""
-    checks = _Checks()
+    checks = Preflight()
     batch = checks.run(lambda: derive_batch(config.batch, world, place=config.place("batch")))
     steps = checks.run(lambda: total_steps(config, batch.global_batch)) if batch else config.train.steps
     checks.run(lambda: check_length(config))
@@ -139,30 +128,32 @@ def check_run(
     if batch and backend and sources:
         decoded = checks.run(lambda: check_memory(config, backend, batch, sources))
     vocab_size: int | None = getattr(config.model, "vocab_size", None)
-    begins = ""
     if backend:
         tokenizer = checks.ask(lambda: tokenizer_of(config, backend))
         if tokenizer:
             vocab_size = checks.run(lambda: vocabulary(config, tokenizer)) or tokenizer.vocab_size
-        _check_evaluation(config, backend, checks)
+        for chosen in config.evaluation.sets:
+            source = SourceConfig(dataset=chosen.dataset, split=chosen.split, spec=chosen.spec)
+            checks.ask(partial(training_sources, config, backend, [source]))
         digest = tokenizer.digest if tokenizer else None
-        begins = checks.ask(lambda: _begin(config, backend, recorded is not None, vocab_size, digest, checks)) or ""
+        begins = checks.ask(lambda: _begin(config, backend, recorded is not None, vocab_size, digest, checks))
+        checks.begins = begins or ""
+    parameters = None
     if vocab_size is None and type(config.model) is ModelConfig:
-        checks.problems.append(
-            ConfigError(
-                "the size of the vocabulary is not known, and so neither are the model's parameters",
-                found=f"{config.place('model.vocab_size')}: null, and no tokenizer from the store {config.store.url}",
-                remedy="Give model.vocab_size, or plan where the store can be reached.",
-            )
+        unknown = ConfigError(
+            "the size of the vocabulary is not known, and so neither are the model's parameters",
+            found=f"{config.place('model.vocab_size')}: null, and no tokenizer from the store {config.store.url}",
+            remedy="Give model.vocab_size, or plan where the store can be reached.",
         )
-    known = vocab_size is not None or type(config.model) is not ModelConfig
-    parameters = checks.run(lambda: parameters_of(config.model, vocab_size)) if known else None
+        checks.add(unknown)
+    else:
+        parameters = checks.run(lambda: parameters_of(config.model, vocab_size))
     checks.run(lambda: make_objective(config.objective))
     if type(config.model) is not ModelConfig:
         checks.notes.append(f"the FLOPs of model {kind_of(config.model)} are not known, and so neither is its mfu")
     views = [source.view for source in sources if isinstance(source.view, TokenView)]
     width = max((np.dtype(view.dtype).itemsize for view in views), default=None)
-    made = forecast(
+    checks.forecast = forecast(
         config,
         world,
         batch=batch,
@@ -170,24 +161,17 @@ def check_run(
         vocab_size=vocab_size,
         parameters=parameters,
         token_bytes=width or (2 if (vocab_size or 0) <= 65536 else 4),
-        decoded_bytes=decoded,
+        decoded_bytes=decoded or 0,
         tokens_per_second=tokens_per_second,
         mfu=mfu,
         device=device,
     )
-    samples = batch.global_batch * steps if batch and steps else None
-    facts = _facts(sources, samples)
-    return Preflight(
-        forecast=made,
-        sources=facts,
-        begins=begins,
-        problems=checks.problems,
-        warnings=[*checks.warnings, *_warnings(config, steps), *_repeats(facts, steps)],
-        notes=checks.notes,
-    )
+    checks.sources = _facts(sources, batch.global_batch * steps if batch and steps else None)
+    checks.warnings += [*_warnings(config, steps), *_repeats(checks.sources, steps)]
+    return checks
 
 
-def _open(config: Config, checks: _Checks) -> Backend | None:
+def _open(config: Config, checks: Preflight) -> Backend | None:
     try:
         check_store(config)
     except FmscaleError as error:
@@ -230,21 +214,11 @@ def _repeats(facts: list[SourceFacts], steps: int | None) -> list[str]:
     return warnings
 
 
-def _sources(config: Config, backend: Backend, checks: _Checks) -> list[Source]:
+def _sources(config: Config, backend: Backend, checks: Preflight) -> list[Source]:
     """The sources as the loader would make them; [] if a source cannot be made."""
-    data = config.data
-
-    def make(sources: Sequence[SourceConfig]) -> list[Source]:
-        return training_sources(config, backend, sources)
-
-    alone = [checks.ask(lambda source=source: make([source])) for source in data.sources]  # type: ignore[misc]
-    return (checks.ask(lambda: make(data.sources)) or []) if all(alone) else []
-
-
-def _check_evaluation(config: Config, backend: Backend, checks: _Checks) -> None:
-    for chosen in config.evaluation.sets:
-        source = SourceConfig(dataset=chosen.dataset, split=chosen.split, spec=chosen.spec)
-        checks.ask(lambda source=source: training_sources(config, backend, [source]))  # type: ignore[misc]
+    make, sources = partial(training_sources, config, backend), config.data.sources
+    alone = [checks.ask(partial(make, [source])) for source in sources]
+    return (checks.ask(partial(make, sources)) or []) if all(alone) else []
 
 
 def _unread(config: Config, recorded: Plan, sources: list[Source]) -> list[str]:
@@ -261,7 +235,7 @@ def _unread(config: Config, recorded: Plan, sources: list[Source]) -> list[str]:
 
 
 def _begin(
-    config: Config, backend: Backend, recorded: bool, vocab_size: int | None, tokenizer: str | None, checks: _Checks
+    config: Config, backend: Backend, recorded: bool, vocab_size: int | None, tokenizer: str | None, checks: Preflight
 ) -> str:
     """Step or checkpoint at which the run would begin. Raises ConfigError if it cannot go on with this config."""
     resume = choose_resume(config, backend)

@@ -53,6 +53,19 @@ def test_nodes_have_equal_loads_and_few_samples_move(nodes: int) -> None:
     assert np.mean(moved) < 0.08
 
 
+def test_eight_samples_a_node_of_very_mixed_lengths_are_exchanged() -> None:
+    """Without exchanges the fullest node of half of the steps has up to 1.9 times its share."""
+    rng = np.random.default_rng(0)
+    excess = []
+    for _ in range(100):
+        sizes = np.exp(rng.uniform(np.log(200), np.log(40_000), 64)).astype(np.int64)
+        shares = level(sizes, by_slot(64, [1] * 8), [1] * 8)
+        assert sorted(np.concatenate(shares).tolist()) == list(range(64))
+        excess.append(max(sizes[share].sum() for share in shares) / sizes.sum() * 8)
+    assert np.mean(np.array(excess) > 1.0501) < 0.15
+    assert max(excess) < 1.25
+
+
 def test_a_sample_longer_than_a_nodes_share_stays_alone() -> None:
     sizes = np.array([1, 1, 1, 1, 1, 1, 1, 1000])
     [first, second] = level(sizes, by_slot(8, [1, 1]), [1, 1])
