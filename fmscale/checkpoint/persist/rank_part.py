@@ -14,8 +14,8 @@ from fmscale.checkpoint.persist.file_writer import publish_unsynced, store_strea
 from fmscale.checkpoint.persist.job import SaveJob, SaveSettings
 from fmscale.checkpoint.persist.step import Known, Save
 from fmscale.checkpoint.persist.stream import Block, Stream
-from fmscale.errors import Conflict, ObjectNotFound
-from fmscale.store.backends.protocol import Backend
+from fmscale.errors import Conflict
+from fmscale.store.backends.protocol import Backend, find
 from fmscale.store.backends.write_once import store_once
 from fmscale.store.digest import canonical_json, metadata_digest
 
@@ -103,10 +103,8 @@ def store_seal(save: Save) -> None:
 def stored_seal(backend: Backend, job: SaveJob, rank: int) -> Seal | None:
     """The seal that an earlier attempt at this job left, or None."""
     key = seal_key(job.folder, rank)
-    try:
-        return decode_seal(backend.get(key), key)
-    except ObjectNotFound:
-        return None
+    data = find(backend, key)
+    return None if data is None else decode_seal(data, key)
 
 
 def refuse(backend: Backend, settings: SaveSettings, job: SaveJob, reason: str) -> None:
@@ -117,10 +115,8 @@ def refuse(backend: Backend, settings: SaveSettings, job: SaveJob, reason: str) 
 
 def refusal(backend: Backend, job: SaveJob, rank: int) -> str | None:
     """Reason why a rank gave the save up; None for a rank that has not refused it. Raises StoreError."""
-    try:
-        return str(json.loads(backend.get(refused_key(job.folder, rank)))["reason"])
-    except ObjectNotFound:
-        return None
+    data = find(backend, refused_key(job.folder, rank))
+    return None if data is None else str(json.loads(data)["reason"])
 
 
 def discard(backend: Backend, settings: SaveSettings, job: SaveJob) -> None:

@@ -15,8 +15,8 @@ import xxhash
 from fmscale.data.ingest.formats import BESIDE, FilePart, splittable
 from fmscale.data.ingest.record import SkippedInput
 from fmscale.data.ingest.sources import File, Listing
-from fmscale.errors import CorruptData, ObjectNotFound
-from fmscale.store.backends.protocol import Backend
+from fmscale.errors import CorruptData
+from fmscale.store.backends.protocol import Backend, find
 from fmscale.store.digest import canonical_json, metadata_digest
 from fmscale.store.segments.seal import check_version
 
@@ -184,10 +184,9 @@ def plan_key(dataset: str, job: str) -> str:
 def load_plan(backend: Backend, dataset: str, job: str) -> StoredPlan | None:
     """The stored plan of a job, or None before the job began. Raises CorruptData, FormatError."""
     key = plan_key(dataset, job)
-    try:
-        content: Mapping[str, Any] = json.loads(backend.get(key))
-    except ObjectNotFound:
+    if (data := find(backend, key)) is None:
         return None
+    content: Mapping[str, Any] = json.loads(data)
     check_version(content, key, FORMAT_VERSION)
     identity = content["identity"]
     plan = IngestPlan(

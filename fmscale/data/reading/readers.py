@@ -17,7 +17,7 @@ Opened = TypeVar("Opened")
 
 
 class OpenViews(Generic[Opened]):
-    """What was opened for each view of a plan; safe across threads."""
+    """Holder of readers, or of sources, by view; safe across threads."""
 
     def __init__(
         self, fetcher: Fetcher, *, document_ids: bool = False, datasets: Mapping[str, Dataset] | None = None

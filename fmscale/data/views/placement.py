@@ -113,7 +113,7 @@ class Placement:
         manifest = self.manifest(commit)
         out: list[SegmentSpan] = []
         for first, count in self._kept[commit].spans(start, stop):
-            segment, offset = manifest.place(first) if self._tokens else manifest.place_record(first)
+            segment, offset = manifest.place(first, records=not self._tokens)
             while count:
                 take = min(count, self._sizes(commit, segment) - offset)
                 if take:

@@ -128,3 +128,11 @@ def copy(data: memoryview, into: memoryview) -> None:
     take 0.6 ms (a virtual machine's first touch), and all other threads would wait for it.
     """
     np.copyto(np.frombuffer(into, np.uint8), np.frombuffer(data, np.uint8))
+
+
+def find(backend: Backend, key: str) -> bytes | None:
+    """The content of an object, or None if the store lacks it."""
+    try:
+        return backend.get(key)
+    except ObjectNotFound:
+        return None

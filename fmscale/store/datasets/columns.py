@@ -23,8 +23,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from fmscale.errors import CorruptData, DataError, ObjectNotFound
-from fmscale.store.backends.protocol import Backend
+from fmscale.errors import CorruptData, DataError
+from fmscale.store.backends.protocol import Backend, find
 from fmscale.store.datasets.object_check import Expected, chunks_of
 from fmscale.store.digest import crc32c, data_digest, metadata_digest
 from fmscale.store.segments.seal import check_version, columns_folder
@@ -179,11 +179,8 @@ def open_column(backend: Backend, key: str, memory_bytes: int = MEMORY_BYTES) ->
 
     Raises CorruptData for a damaged column, and FormatError for a column of a later format_version.
     """
-    try:
-        data = backend.get(f"{key}/{INDEX}")
-    except ObjectNotFound:
-        return None
-    return Column(backend, key, data, memory_bytes)
+    data = find(backend, f"{key}/{INDEX}")
+    return None if data is None else Column(backend, key, data, memory_bytes)
 
 
 def column_key(dataset: str, manifest: str, name: str, maker: str) -> str:

@@ -102,16 +102,11 @@ class Manifest:
         except (pa.ArrowException, IndexError, ValueError, TypeError) as error:
             raise self._damaged(str(error)) from error
 
-    def place(self, token: int) -> tuple[int, int]:
-        """Segment index and offset in it of a token position of the split. Raises DataError for one outside."""
-        return self._place(token, _TOKEN)
-
-    def place_record(self, record: int) -> tuple[int, int]:
-        """Segment index and offset in it of a record, or document, of the split. Raises DataError for one outside."""
-        return self._place(record, _DOCUMENT)
-
-    def _place(self, position: int, column: int) -> tuple[int, int]:
-        size = self.tokens if column == _TOKEN else self.documents
+    def place(self, position: int, *, records: bool = False) -> tuple[int, int]:
+        """Segment index, and offset in the segment, of a token of the split; with `records`, of a record or document.
+        Raises DataError for a position outside the split.
+        """
+        column, size = (_DOCUMENT, self.documents) if records else (_TOKEN, self.tokens)
         if not 0 <= position < size:
             raise DataError(
                 f"Position outside the split {self.split} of {self._where}",

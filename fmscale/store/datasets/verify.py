@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from fmscale.errors import CorruptData, FormatError, ObjectNotFound
-from fmscale.store.backends.protocol import Backend
+from fmscale.errors import CorruptData, FormatError
+from fmscale.store.backends.protocol import Backend, find
 from fmscale.store.datasets.columns import INDEX, Column, column_keys, open_column
 from fmscale.store.datasets.commit import Commit
 from fmscale.store.datasets.dataset import Dataset
@@ -118,9 +118,7 @@ def _rows(
     def problem(what: str) -> None:
         problems.append(ObjectProblem(commit=commit.number, key=key, what=what))
 
-    try:
-        data = backend.get(key)
-    except ObjectNotFound:
+    if (data := find(backend, key)) is None:
         return problem("missing")
     advance(len(data))
     size = recorded["object"]["bytes"]
@@ -136,14 +134,10 @@ def _rows(
 
 def _read_small(backend: Backend, commit: int, key: str, digest: str, problems: list[ObjectProblem]) -> bytes | None:
     """A small object, verified by its `metadata_digest`; None if it is bad, and its damage goes to `problems`."""
-    try:
-        data = backend.get(key)
-    except ObjectNotFound:
-        problems.append(ObjectProblem(commit=commit, key=key, what="missing"))
-        return None
-    if metadata_digest(data) == digest:
+    data = find(backend, key)
+    if data is not None and metadata_digest(data) == digest:
         return data
-    what = f"damaged: its {len(data)} bytes do not match its digest"
+    what = "missing" if data is None else f"damaged: its {len(data)} bytes do not match its digest"
     problems.append(ObjectProblem(commit=commit, key=key, what=what))
     return None
 

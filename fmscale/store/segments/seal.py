@@ -15,8 +15,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from fmscale.errors import Conflict, CorruptData, FormatError, ObjectNotFound
-from fmscale.store.backends.protocol import Backend
+from fmscale.errors import Conflict, CorruptData, FormatError
+from fmscale.store.backends.protocol import Backend, find
 from fmscale.store.backends.write_once import store_once
 from fmscale.store.digest import canonical_json, metadata_digest
 
@@ -149,10 +149,8 @@ def seal_info(data: bytes) -> SealInfo:
 
 def sealed(backend: Backend, prefix: str) -> SealInfo | None:
     """The seal of the segment under `prefix`, or None if the segment is not sealed yet."""
-    try:
-        return seal_info(backend.get(f"{prefix}/seal.json"))
-    except ObjectNotFound:
-        return None
+    data = find(backend, f"{prefix}/seal.json")
+    return None if data is None else seal_info(data)
 
 
 def store_segment(backend: Backend, prefix: str, files: Mapping[str, Path], seal: dict[str, Any]) -> SealInfo:
@@ -173,15 +171,12 @@ def store_segment(backend: Backend, prefix: str, files: Mapping[str, Path], seal
 
 
 def _already_sealed(backend: Backend, key: str, data: bytes) -> bool:
-    try:
-        content = backend.get(key)
-    except ObjectNotFound:
-        return False
-    if content != data:
+    content = find(backend, key)
+    if content is not None and content != data:
         raise Conflict(
             f"{key} is sealed already, with other content than this writer made of the same work unit",
             found=f"{metadata_digest(content)} on the store, {metadata_digest(data)} here",
             remedy="The job's inputs or its software changed since: run it again as a new job (new digest), "
             "which writes under new names.",
         )
-    return True
+    return content is not None
