@@ -73,6 +73,9 @@ def audit(
     ],
     store: StoreOption = None,
     run: RunOption = None,
+    config: Annotated[
+        Path | None, typer.Option(help="The run's config; for samples of a class of your own, which it names.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Prove from what ranks received: every token or record once an epoch, true bytes, mixture, shuffle.
@@ -86,6 +89,10 @@ def audit(
     from fmscale.store.open import open_store
     from fmscale.train.recorded_schedule import trained_samples
 
+    if config is not None:
+        from fmscale.config import load_config
+
+        load_config(config)  # imports the classes that it names; a store alone imports none
     first = records.pop(0) if run is None else None
     url, name, step = find_run(first, store, run)
     if step is not None:

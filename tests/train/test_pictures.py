@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import struct
+import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from fmscale.data.open import open_flat_loader
 from fmscale.data.plan.order_log import replay
 from fmscale.data.samples.derive import Derived, derive_sizes
 from fmscale.data.samples.protocol import BadRecord, Draw, Sample
-from fmscale.data.samples.specs import open_spec, spec_text
+from fmscale.data.samples.specs import import_spec, open_spec, spec_text
 from fmscale.errors import ConfigError, DataError
 from fmscale.store.log.log import RUN_KINDS, Log
 from fmscale.store.open import open_store
@@ -328,12 +329,16 @@ def test_a_class_that_is_not_installed_is_refused_at_its_place(
     assert remedy in caught.value.remedy
 
 
-def test_a_recorded_spec_that_is_not_installed_is_refused(whole: str, spec: Any) -> None:
+def test_a_recorded_spec_imports_nothing(whole: str, spec: Any) -> None:
     text = spec_text(spec)
     assert open_spec(open_store(whole), text) == spec
-    with pytest.raises(ConfigError, match=r"No module named 'pictures\.gone'") as caught:
-        open_spec(open_store(whole), text.replace("pictures.spec", "pictures.gone"))
-    assert "PYTHONPATH" in caught.value.remedy
+    assert "antigravity" not in sys.modules
+    with pytest.raises(ConfigError, match="by a class that no config here names") as caught:
+        open_spec(open_store(whole), text.replace("pictures.spec", "antigravity"))
+    assert "antigravity" not in sys.modules
+    assert "--config" in caught.value.remedy
+    with pytest.raises(ConfigError, match=r"No module named 'pictures\.gone'"):
+        import_spec(text.replace("pictures.spec", "pictures.gone"))
 
 
 def test_crops_longer_than_a_forward_go_by_the_rule(whole: str, spec: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from fmscale.data.samples.protocol import Spec
 from fmscale.data.samples.segment_sizes import require_columns, segment_sizes
 from fmscale.data.samples.sizes import SIZE
-from fmscale.data.samples.specs import open_spec, size_text, spec_text
+from fmscale.data.samples.specs import import_spec, open_spec, size_text, spec_text
 from fmscale.data.workers.messages import Message
 from fmscale.data.workers.pool import UnitWork, most_workers, run_units
 from fmscale.data.workers.serve import Run, serve
@@ -138,6 +138,7 @@ class _Job:
 
     def __init__(self, store: str, dataset: str, split: str, commits: Sequence[int], spec: str) -> None:
         self.backend = open_store(store)
+        import_spec(spec)
         self.spec = open_spec(self.backend, spec)
         self.layout = Layout(SIZE, size_text(self.spec), "uint32")
         self.manifests = [commit.manifests[split] for commit in open_dataset(self.backend, dataset).named(commits)]

@@ -1,6 +1,7 @@
 """Specs by kind: from the config to a spec, and from a spec to the JSON in a view and back."""
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
@@ -60,7 +61,9 @@ def size_text(spec: Spec) -> str:
 
 
 def open_spec(backend: Backend, text: str) -> Spec:
-    """The spec of a view's JSON. Raises FormatError for another version."""
+    """The spec of a view's JSON. Raises FormatError for another version, and ConfigError for a class of the user's own
+    whose module this process has not imported: a store must not make it import one.
+    """
     values = json.loads(text)
     kind, version = values.pop("kind"), values.pop("version")
     spec: Spec
@@ -69,6 +72,12 @@ def open_spec(backend: Backend, text: str) -> Spec:
     elif kind == TextSamples.kind:
         spec = TextSamples(**values, content=stored_tokenizer(backend, values["tokenizer"]))
     else:
+        if kind.partition(":")[0] not in sys.modules:
+            raise ConfigError(
+                "the run's samples are made by a class that no config here names",
+                found=kind,
+                remedy="Give the run's config too (`--config RUN.yaml`), or import the class before.",
+            )
         tree = parse(json.dumps(values), f"the spec {kind}", lines=False)
         assert isinstance(tree, YamlTable)
         spec = _own(load_section(own_class(kind), tree))
@@ -79,6 +88,13 @@ def open_spec(backend: Backend, text: str) -> Spec:
             remedy="Install the version that the run began with, or begin a new run.",
         )
     return spec
+
+
+def import_spec(text: str) -> None:
+    """Import the class of a spec that the user named, in another process of theirs."""
+    kind = json.loads(text)["kind"]
+    if ":" in kind:
+        own_class(kind)
 
 
 def _values(spec: Spec) -> dict[str, Any]:
