@@ -88,7 +88,7 @@ PARTS = (
         systems=("fmscale", "limit", "memmap_batched", "litdata"),
     ),
     Part(
-        ids=("W2.s3", "W2.stall"),
+        ids=("W2.s3", "W2.cpu", "W2.stall"),
         measure=lambda b: s3_claims(b.work, b.corpus, _server(b), quick=b.quick),
         corpus=True,
         server=True,

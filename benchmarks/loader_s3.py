@@ -25,17 +25,17 @@ STEP, STALL_LATENCY = 0.1, 0.05
 
 
 def s3_claims(work: Path, corpus: Path, server: S3Server, *, quick: bool) -> list[Claim]:
-    """W2.s3 (throughput) and W2.stall (a 100 ms step behind 50 ms of latency)."""
+    """W2.s3 (throughput), W2.cpu (its CPU time) and W2.stall (a 100 ms step behind 50 ms of latency)."""
     small = work / "corpus-s3.u16"
     np.asarray(corpus_rows(corpus)[: ROWS[quick]]).tofile(small)
     bucket = server.new_bucket()
     _fill(work, small, server, bucket)
     with FaultProxy(server.host, server.port) as proxy:
         proxy.set_latency(p50=P50, p99=P99)
-        throughput = _throughput(work, small, server, bucket, proxy.endpoint, 1 if quick else 3)
+        throughput, cpu = _throughput(work, small, server, bucket, proxy.endpoint, 1 if quick else 3)
         proxy.set_latency(p50=STALL_LATENCY, p99=STALL_LATENCY)
         stall = _stall(small, server.url(bucket, "ours", endpoint=proxy.endpoint), quick)
-    return [throughput, stall]
+    return [throughput, cpu, stall]
 
 
 def _fill(work: Path, small: Path, server: S3Server, bucket: str) -> None:
@@ -63,7 +63,9 @@ def _fill(work: Path, small: Path, server: S3Server, bucket: str) -> None:
         list(pool.map(prepare, ("limit", *(peer.removesuffix("_s3") for peer in PEERS))))
 
 
-def _throughput(work: Path, small: Path, server: S3Server, bucket: str, endpoint: str, rounds: int) -> Claim:
+def _throughput(
+    work: Path, small: Path, server: S3Server, bucket: str, endpoint: str, rounds: int
+) -> tuple[Claim, Claim]:
     environment = {**server.environment, "S3_ENDPOINT_URL": endpoint}
     cache = work / "s3-cache"
 
@@ -97,6 +99,26 @@ def _throughput(work: Path, small: Path, server: S3Server, bucket: str, endpoint
     if claim.ours is not None and best is not None:
         claim.ratio = claim.ours / best
         claim.ok = claim.ratio >= 1.5
+    return claim, _cpu(found)
+
+
+def _cpu(found: dict[str, Outcome]) -> Claim:
+    """CPU seconds a GB of the same epochs: the server's and the proxy's work on the same cores does not count."""
+    medians = {name: outcome.median(_cpu_per_gb) for name, outcome in found.items()}
+    claim = Claim(
+        id="W2.cpu",
+        what="CPU time of the feed from S3, all threads",
+        unit="CPU s / GB",
+        ours=medians["fmscale"],
+        limit=medians["limit_s3"],
+        peers={peer: medians[peer] for peer in PEERS},
+        target="<= LitData's",
+        runs=[{"system": name, "value": _cpu_per_gb(run)} for name, outcome in found.items() for run in outcome.runs],
+    )
+    litdata = claim.peers["litdata_s3"]
+    if claim.ours is not None and litdata is not None:
+        claim.ratio = litdata / claim.ours
+        claim.ok = claim.ratio >= 1
     return claim
 
 
@@ -123,6 +145,10 @@ def _stall(small: Path, url: str, quick: bool) -> Claim:
 
 def _speed(run: dict[str, Any]) -> float:
     return float(run["tokens"] / run["seconds"])
+
+
+def _cpu_per_gb(run: dict[str, Any]) -> float:
+    return float(run["cpu_seconds"] / (2 * run["tokens"]) * 1e9)
 
 
 def _runs(found: dict[str, Outcome]) -> list[dict[str, Any]]:
