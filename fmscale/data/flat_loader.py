@@ -113,12 +113,6 @@ class FlatLoader(SampleLoader[FlatForward]):
         )
         return Prefetcher(planner, prefetch=True, pool=pool)
 
-    def _forget(self, block: FlatBlock | None) -> None:
-        if block is None:
-            self._arena.reset()
-        else:
-            self._arena.release(block.number)
-
     def _deliver(self, block: FlatBlock) -> Iterator[FlatForward]:
         for number, job in enumerate(block.jobs):
             started = time.perf_counter()

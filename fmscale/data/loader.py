@@ -37,6 +37,8 @@ class Loader(SampleLoader[Microbatch]):
     damaged rows and delivers other rows instead.
     """
 
+    _arena: RowArena
+
     def __init__(
         self,
         plan: Plan,
@@ -105,12 +107,6 @@ class Loader(SampleLoader[Microbatch]):
     def _prefetcher(self) -> Prefetcher[UnitBlock]:
         pool = ThreadPoolExecutor(self._read_threads, "fmscale-read") if self._read_threads else None
         return Prefetcher(self._planner(pool), prefetch=self._prefetch, pool=pool)
-
-    def _forget(self, block: UnitBlock | None) -> None:
-        if block is None:
-            self._arena.reset()
-        else:
-            self._arena.release(block.number)
 
     def check_memory(self) -> None:
         """Raise LittleMemory if the next step does not fit into host memory. Nothing is read."""

@@ -14,6 +14,7 @@ import numpy as np
 from fmscale.data.plan.batch_schedule import BatchSchedule
 from fmscale.data.plan.order_log import OrderLog, replay
 from fmscale.data.plan.plan import Plan, Ranges
+from fmscale.data.reading.arena import Arena
 from fmscale.data.reading.planner import DamagedRows
 from fmscale.data.reading.prefetch import Prefetcher
 from fmscale.data.views.placement import merged
@@ -36,6 +37,9 @@ Batch = TypeVar("Batch")
 
 class SampleLoader(ABC, Generic[Batch]):
     """Iterates over this rank's microbatches, without end. A single thread may consume them."""
+
+    _arena: Arena
+    """Units in host memory: a delivered block's are released, those of an abandoned plan forgotten."""
 
     def __init__(
         self, plan: Plan, schedule: BatchSchedule, order_log: OrderLog | None, quarantine_share: float
@@ -67,10 +71,6 @@ class SampleLoader(ABC, Generic[Batch]):
     @abstractmethod
     def _deliver(self, block: Any) -> Iterator[Batch]:
         """The microbatches of a block; sets `k` behind each complete step."""
-
-    @abstractmethod
-    def _forget(self, block: Any | None) -> None:
-        """Give back the memory of a delivered block, or of all blocks."""
 
     def state_dict(self) -> dict[str, Any]:
         """State from which a loader continues: version, k, digest of the plan, head of the order log. It is below 1 KiB
@@ -111,7 +111,7 @@ class SampleLoader(ABC, Generic[Batch]):
         while True:
             block = self._next_block()
             yield from self._deliver(block)
-            self._forget(block)
+            self._arena.release(block.number)
             del block  # it holds units, which the arena no longer counts
 
     def _next_block(self) -> Any:
@@ -169,7 +169,7 @@ class SampleLoader(ABC, Generic[Batch]):
         if self._ahead is not None:
             self._finalizer()
             self._ahead = None
-            self._forget(None)
+            self._arena.reset()
 
     def __enter__(self) -> Self:
         return self

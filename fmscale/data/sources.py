@@ -119,7 +119,7 @@ def excluded_rows(sources: Sequence[Source], opened: "SampleSources", sample_tok
     """
     out = []
     for source in sources:
-        found = opened.open(source.view)
+        found = opened.open(source)
         rows = found.sizes.outside(sample_tokens)
         lengths = found.sizes.take(rows)
         long = rows[lengths > sample_tokens]

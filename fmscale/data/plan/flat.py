@@ -108,9 +108,9 @@ def rounded(tokens: int) -> int:
 def deal(sizes: Sizes, nodes: Sequence[int], forward_tokens: int) -> list[list[list[int]]]:
     """Samples of each forward of each rank: indexes into `sizes`, all ranks with the same number of forwards.
 
-    `sizes` are the tokens of a step's samples in slot order; `nodes` the ranks of each
-    node, in the order of the ranks. A forward may be empty: its rank runs a weightless document. Raises DataError for
-    a sample that fits into no forward: a run can go on with shorter forwards than it began with.
+    `sizes` are the tokens of a step's samples in slot order; `nodes` the ranks of each node, in the order of the
+    ranks. A forward may be empty: its rank runs a weightless document. Raises DataError for a sample that fits into no
+    forward: a run can go on with shorter forwards than it began with.
     """
     capacity = forward_tokens // ROUND_TOKENS * ROUND_TOKENS
     if sizes.max(initial=0) > capacity:

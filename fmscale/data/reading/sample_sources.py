@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from fmscale.data.order.feistel import U64
 from fmscale.data.plan.flat import Sizes as Lengths
-from fmscale.data.plan.plan import Plan
+from fmscale.data.plan.plan import Plan, Source
 from fmscale.data.reading.readers import OpenViews
 from fmscale.data.reading.record_reader import RecordReader
 from fmscale.data.reading.unit import TokenUnits, UnitSource
@@ -31,17 +31,21 @@ class SampleSources(OpenViews[SampleSource]):
     """Sources by view, each opened at its first use: stages may add sources mid-run."""
 
     def of(self, plan: Plan, source: int) -> SampleSource:
-        """A source of the plan. Raises ConfigError if its samples have other parts than the first source's, DataError
-        without a column of sizes.
+        """A source of the plan, opened. Raises as `open` does."""
+        return self.open(plan.sources[source])
+
+    def open(self, source: Source) -> SampleSource:
+        """The opened source, kept by its view. Raises ConfigError if its samples have other parts than the first
+        source's, DataError without a column of sizes.
         """
-        view = plan.sources[source].view
+        view = source.view
         with self._lock:
             if view.digest not in self._opened:
-                opened = self.open(view)
+                opened = self._open(view)
                 first = next(iter(self._opened.values()), opened)
                 if _parts(opened.spec) != _parts(first.spec):
                     raise ConfigError(
-                        f"the samples of source {plan.sources[source].label} have other parts than those of the first",
+                        f"the samples of source {source.label} have other parts than those of the first",
                         found=f"{_parts(opened.spec)} and {_parts(first.spec)}",
                         remedy="Give all sources of a run specs with the same parts.",
                     )
@@ -52,8 +56,7 @@ class SampleSources(OpenViews[SampleSource]):
         """Upper bounds of the lengths of these rows' samples."""
         return self.of(plan, source).sizes.take(rows)
 
-    def open(self, view: View) -> SampleSource:
-        """Open the source of a view."""
+    def _open(self, view: View) -> SampleSource:
         backend = self.fetcher.backend
         dataset = self.dataset(view)
         placement, spec = open_placement(dataset, view), open_spec(backend, view.spec)
