@@ -2,10 +2,11 @@
 
 Ranks are processes. /proc/PID/smaps_rollup of each is read twice: after the imports of torch and fmscale, which any
 trainer has, and after an epoch, while the loader still runs. The difference is the loader's memory; PSS counts a page
-that n processes share as 1/n. Pages of files are left out: a library's count as a whole once the last other process
-that maps them ends, which moved a figure of 14 MB by 6 MB on a busy machine. The node's host memory for units is a setting (`memory_bytes`). Its ranks split it here,
-as each needs 1/n of a shuffle window: the sum over the ranks then grows only by a rank's own memory, the compared
-value.
+that n processes share as 1/n. Pages of files are left out: a library's pages count as a whole once the last other
+process that maps them ends, which moved a figure of 14 MB by 6 MB on a busy machine.
+
+The node's host memory for units is a setting (`memory_bytes`). Its ranks split it here, as each needs 1/n of a shuffle
+window: the sum over the ranks then grows only by a rank's own memory, the compared value.
 """
 
 import json

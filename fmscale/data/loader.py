@@ -23,7 +23,13 @@ from fmscale.data.reading.arena import BufferPool, RowArena
 from fmscale.data.reading.planner import HORIZON_STEPS, MAX_STEPS, DamagedRows, Planner, UnitBlock
 from fmscale.data.reading.prefetch import Prefetcher
 from fmscale.data.reading.readers import Readers, token_views
-from fmscale.data.sample_loader import MEMORY_BYTES, QUARANTINE_SHARE, REMOTE_READ_THREADS, SampleLoader
+from fmscale.data.sample_loader import (
+    MEMORY_BYTES,
+    QUARANTINE_SHARE,
+    REGION_READ_THREADS,
+    REMOTE_READ_THREADS,
+    SampleLoader,
+)
 from fmscale.errors import ConfigError
 from fmscale.store.tiers.fetch import Fetcher
 
@@ -74,15 +80,19 @@ class Loader(SampleLoader[Microbatch]):
         self._share = Share(dp_rank=dp_rank, dp_size=dp_size, micro_batch=micro_batch)
         views = token_views(plan)
         view = views[0]
+        local = readers.fetcher.backend.local_path("local") is not None
         self._arena = RowArena(
             memory_bytes=memory_bytes,
             rows_per_slot=max(view.rows_per_unit for view in views),
             row_tokens=view.sequence_length,
             dtype=np.dtype(view.dtype),
+            huge_pages=local,
         )
         self._warn_of_little_memory()
-        local = readers.fetcher.backend.local_path("local") is not None
-        self._read_threads = (0 if local else REMOTE_READ_THREADS) if read_threads is None else read_threads
+        if read_threads is None:
+            remote = REGION_READ_THREADS if readers.fetcher.whole_regions else REMOTE_READ_THREADS
+            read_threads = 0 if local else remote
+        self._read_threads = read_threads
         self._prefetch = prefetch
         self._buffers = BufferPool(np.dtype(view.dtype), view.sequence_length)
 

@@ -94,6 +94,11 @@ class FaultyBackend:
     def read_into(self, key: str, start: int, *buffers: memoryview) -> None:
         self._call("read_into", key, lambda: self.inner.read_into(key, start, *buffers))
 
+    def read(self, key: str, start: int, length: int) -> memoryview:
+        data = memoryview(bytearray(length))
+        self.read_into(key, start, data)
+        return data
+
     def advise(self, key: str, start: int, length: int) -> None:
         self.inner.advise(key, start, length)
 

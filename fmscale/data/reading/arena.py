@@ -4,9 +4,11 @@ A slot holds a unit, and may be freed when every block that uses it was consumed
 then the least recently planned slots. Rows of tokens lie in one array of equal slots; records have memory of their own.
 """
 
+import mmap
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from threading import Condition
 from typing import Any
@@ -135,7 +137,10 @@ class Arena:
 class RowArena(Arena):
     """Slots of equal size in one array of rows, so that a gather takes a batch's rows out of it at once."""
 
-    def __init__(self, *, memory_bytes: int, rows_per_slot: int, row_tokens: int, dtype: np.dtype) -> None:
+    def __init__(
+        self, *, memory_bytes: int, rows_per_slot: int, row_tokens: int, dtype: np.dtype, huge_pages: bool = True
+    ) -> None:
+        """`huge_pages`: see `_memory`."""
         row_bytes = row_tokens * dtype.itemsize
         self.slot_bytes = rows_per_slot * row_bytes
         self.capacity = memory_bytes // self.slot_bytes
@@ -146,8 +151,8 @@ class RowArena(Arena):
                 remedy=f"give the loader at least {4 * rows_per_slot * row_bytes} bytes",
             )
         self.rows_per_slot = rows_per_slot
-        # np.empty reserves address space only: a small dataset touches few of these pages.
-        self.rows = np.empty((self.capacity * rows_per_slot, row_tokens), dtype=dtype)
+        memory = _memory(self.capacity * self.slot_bytes, huge_pages)
+        self.rows = memory.view(dtype).reshape(self.capacity * rows_per_slot, row_tokens)
         super().__init__(self.capacity * self.slot_bytes)
 
     def tokens(self, slot: Slot) -> np.ndarray:
@@ -181,6 +186,21 @@ class RowArena(Arena):
         slot = super().forget(key)
         self._unused.append(slot.number)
         return slot
+
+
+def _memory(length: int, huge_pages: bool) -> np.ndarray:
+    """Bytes of reserved addresses, uint8 [length]: a small dataset touches few of their pages.
+
+    Huge pages make a gather from memory a fifth faster. The first touch of a huge page is dear where a virtual machine
+    gives free memory back to its host: 2.2 CPU seconds a GB against 0.5 of small pages, which come from memory that the
+    machine still has. From a store across a network, whose reads cost 3 CPU seconds a GB, small pages are cheaper.
+    """
+    if huge_pages:
+        return np.empty(length, dtype=np.uint8)  # numpy asks the kernel for huge pages
+    pages = mmap.mmap(-1, max(length, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel without huge pages
+        pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(pages, dtype=np.uint8, count=length)
 
 
 class BufferPool:

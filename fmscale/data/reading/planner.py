@@ -7,7 +7,7 @@ soon. Later blocks grow to `MAX_STEPS`, so that planning costs microseconds a st
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -183,12 +183,17 @@ class Planner:
         block = self._gathered(number, assignment, units)
         reads = list(zip(missing, self._next_uses(missing, k), strict=True))
         if self._pool is not None:
+            fetcher = self._readers.fetcher
             # Not for the first block, so that the first batch waits for its own units alone.
-            if number and self._readers.fetcher.region_bytes:
+            regions = number > 0 and fetcher.region_bytes > 0
+            by_region = regions and fetcher.whole_regions and not fetcher.tiers
+            if regions and not by_region:
                 block.reads += [self._pool.submit(self._advise, slot, next_use) for slot, next_use in reads]
-            for slot, next_use in reads:
-                slot.read = self._pool.submit(self._read, slot, next_use)
-            block.reads += [slot.read for slot in dict.fromkeys(block.slots) if slot.read is not None]
+            for group in self._of_regions(reads) if by_region else [[read] for read in reads]:
+                future = self._pool.submit(self._read_group, group, by_region)
+                for slot, _ in group:
+                    slot.read = future
+            block.reads += dict.fromkeys(slot.read for slot in block.slots if slot.read is not None)
             return block, steps
         self._reading = bool(reads)
         if reads:
@@ -310,6 +315,21 @@ class Planner:
                 for i, use in zip(places, self.plan.next_use(source, units, later).tolist(), strict=True):
                     uses[i] = use
         return uses
+
+    def _of_regions(self, reads: list[tuple[Slot, int]]) -> Iterable[list[tuple[Slot, int]]]:
+        """Reads in groups of about a region's units, which one request brings: a task a unit cost 5 % more CPU."""
+        units = max(1, self._readers.fetcher.region_bytes // self._arena.slot_bytes)
+        groups: dict[tuple[int, int], list[tuple[Slot, int]]] = {}
+        for read in reads:
+            source, unit = read[0].key
+            groups.setdefault((source, unit // units), []).append(read)
+        return groups.values()
+
+    def _read_group(self, reads: list[tuple[Slot, int]], advise: bool) -> None:
+        for slot, next_use in reads:
+            if advise:
+                self._advise(slot, next_use)
+            self._read(slot, next_use)
 
     def _advise(self, slot: Slot, next_use: int) -> None:
         self._readers.of(self.plan, slot.key[0]).advise(slot.key[1], next_use)

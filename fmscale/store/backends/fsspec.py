@@ -52,8 +52,10 @@ class FsspecBackend(Backend):
 
     def read_into(self, key: str, start: int, *buffers: memoryview) -> None:
         length = sum(buffer.nbytes for buffer in buffers)
-        if length == 0:
-            return
+        if length:
+            scatter(self.read(key, start, length), buffers)
+
+    def read(self, key: str, start: int, length: int) -> memoryview:
         path = self._path(key)
         data = self._persist(
             lambda _: bytes(self._files.cat_file(path, start=start, end=start + length)), "get_range", key
@@ -61,7 +63,7 @@ class FsspecBackend(Backend):
         self.requests.add("get_range", len(data))
         if len(data) != length:
             raise truncated(key, start, length, len(data))
-        scatter(memoryview(data), buffers)
+        return memoryview(data)
 
     def put(self, key: str, data: bytes | memoryview) -> None:
         path = self._writable(key)

@@ -71,8 +71,10 @@ class ObjectBackend(Backend):
 
     def read_into(self, key: str, start: int, *buffers: memoryview) -> None:
         length = sum(buffer.nbytes for buffer in buffers)
-        if length == 0:
-            return
+        if length:
+            scatter(self.read(key, start, length), buffers)
+
+    def read(self, key: str, start: int, length: int) -> memoryview:
         check_key(key)
         data = self._persist(
             lambda _: obstore.get_range(self._store, key, start=start, length=length), "get_range", key
@@ -80,7 +82,7 @@ class ObjectBackend(Backend):
         self.requests.add("get_range", len(data))
         if len(data) != length:
             raise truncated(key, start, length, len(data))
-        scatter(memoryview(data), buffers)
+        return memoryview(data)
 
     def put(self, key: str, data: bytes | memoryview) -> None:
         check_writable(key, self.read_only)

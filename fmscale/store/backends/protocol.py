@@ -65,6 +65,15 @@ class Backend(Protocol):
         Raises CorruptData if the object ends before the buffers are full (a truncated object).
         """
 
+    def read(self, key: str, start: int, length: int) -> memoryview:
+        """The object's bytes [start, start + length), in the memory of the answer where a copy can be spared.
+
+        Raises CorruptData if the object ends before.
+        """
+        data = memoryview(bytearray(length))
+        self.read_into(key, start, data)
+        return data
+
     def advise(self, key: str, start: int, length: int) -> None:
         """Start to read a range that will be needed soon, where this is free; no error for a missing object.
 

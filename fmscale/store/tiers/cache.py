@@ -15,7 +15,7 @@ import errno
 import logging
 import os
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from threading import Lock
@@ -51,6 +51,8 @@ _ORPHAN = 1 << (NEXT_USE_BITS + 2)
 
 Fetch = Callable[[int, int, memoryview], None]
 """Takes (first, count, buffer) and fills the buffer with `count` chunks from `first` on."""
+Load = Callable[[int, int], Iterator[tuple[int, int, memoryview]]]
+"""Takes (first, count) and gives these chunks as runs (first, count, bytes)."""
 
 
 class NodeCache:
@@ -97,7 +99,7 @@ class NodeCache:
         """
         use = min(max(next_use, 0), NEVER)
         file = self._file(ref, make=keep)
-        if file is not None and self._read_present(file, first_chunk, chunks, buffer, use):
+        if file is not None and self._read_present(file, first_chunk, chunks, (buffer,), use):
             return
         with ExitStack() as stack:
             runs = [(first_chunk, chunks, False)]
@@ -112,9 +114,16 @@ class NodeCache:
             for first, count, present in runs:
                 start = (first - first_chunk) * ref.chunk_bytes
                 part = buffer[start : start + count * ref.chunk_bytes]
-                if present and file and self._read_present(file, first, count, part, use, locked=keep):
+                if present and file and self._read_present(file, first, count, (part,), use, locked=keep):
                     continue
-                self._fetch(file if keep else None, first, count, part, fetch, use)
+                fetch(first, count, part)
+                self._keep(file if keep else None, first, count, part, use)
+
+    def serve(self, ref: ObjectRef, first_chunk: int, chunks: int, parts: Sequence[memoryview], next_use: int) -> bool:
+        """Fill `parts` in order with the chunks' bytes; False, with undefined bytes in them, if the cache lacks any."""
+        file = self._file(ref, make=False)
+        use = min(max(next_use, 0), NEVER)
+        return file is not None and self._read_present(file, first_chunk, chunks, parts, use)
 
     def wants(self, ref: ObjectRef, first_chunk: int, chunks: int) -> bool:
         """True if the cache lacks some of these chunks and is not known to be full."""
@@ -123,10 +132,8 @@ class NodeCache:
             return False
         return not file.holds(first_chunk, chunks)
 
-    def fill(
-        self, ref: ObjectRef, first_chunk: int, chunks: int, scratch: memoryview, fetch: Fetch, next_use: int
-    ) -> None:
-        """Fetch the missing chunks through `scratch` and keep them. Raises the errors of `fetch`."""
+    def fill(self, ref: ObjectRef, first_chunk: int, chunks: int, load: Load, next_use: int) -> None:
+        """Load the missing chunks and keep them. Raises the errors of `load`."""
         file = self._file(ref)
         if file is None:
             return
@@ -140,8 +147,8 @@ class NodeCache:
                 return
             for first, count, present in runs:
                 if not present:
-                    length = min(count * ref.chunk_bytes, ref.bytes - first * ref.chunk_bytes)
-                    self._fetch(file, first, count, scratch[:length], fetch, use)
+                    for low, some, part in load(first, count):
+                        self._keep(file, low, some, part, use)
 
     def drop(self, ref: ObjectRef, first_chunk: int, chunks: int) -> None:
         """Remove chunks whose cached copy is bad."""
@@ -159,21 +166,20 @@ class NodeCache:
             self._forget(file, error)
 
     def _read_present(
-        self, file: CacheFile, first: int, chunks: int, buffer: memoryview, use: int, locked: bool = False
+        self, file: CacheFile, first: int, chunks: int, parts: Sequence[memoryview], use: int, locked: bool = False
     ) -> bool:
         try:
-            if not file.read(first, chunks, buffer, locked=locked):
+            if not file.read(first, chunks, parts, locked=locked):
                 return False
             file.use(first, chunks, self._session | use)
         except OSError as error:
             self._warn(error)
             return False
-        self.requests.add("hit", buffer.nbytes)
+        self.requests.add("hit", sum(part.nbytes for part in parts))
         return True
 
-    def _fetch(self, file: CacheFile | None, first: int, count: int, part: memoryview, fetch: Fetch, use: int) -> None:
-        """Fetch chunks whose lock is held, and keep them if `_reserve` has room for them."""
-        fetch(first, count, part)
+    def _keep(self, file: CacheFile | None, first: int, count: int, part: memoryview, use: int) -> None:
+        """Keep fetched chunks, whose lock is held, if `_reserve` has room for them."""
         self.requests.add("fetch", part.nbytes)
         try:
             if file is not None and self._reserve(file, first, count, use):

@@ -15,6 +15,7 @@ import errno
 import mmap
 import os
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -93,16 +94,17 @@ class CacheFile:
         if descriptor is not None:
             os.close(descriptor)
 
-    def read(self, first: int, chunks: int, buffer: memoryview, *, locked: bool = False) -> bool:
-        """Fill the buffer with chunks; False, with undefined bytes in it, unless all chunks stayed in the file.
+    def read(self, first: int, chunks: int, parts: Sequence[memoryview], *, locked: bool = False) -> bool:
+        """Fill `parts` in order with chunks; False, with undefined bytes in them, unless all chunks stayed in the file.
 
         With `locked` the caller holds the chunks' lock, so that a removal of other chunks does not matter.
         """
         generation = self._map[GENERATION]
         if not self.holds(first, chunks):
             return False
-        got = os.preadv(self._descriptor, (buffer,), self._data + first * self._chunk_bytes)
-        return got == buffer.nbytes and (locked or generation == self._map[GENERATION])
+        got = os.preadv(self._descriptor, parts, self._data + first * self._chunk_bytes)
+        whole = got == sum(part.nbytes for part in parts)
+        return whole and (locked or generation == self._map[GENERATION])
 
     def holds(self, first: int, chunks: int) -> bool:
         """True if the file holds all of the chunks now."""

@@ -21,6 +21,8 @@ from fmscale.store.tiers.tier import Tier, Tiers, chunk_part
 
 STORE_ATTEMPTS = 2
 """Reads of a chunk from the store before the error: a second read heals a flip on the wire."""
+RUN_BYTES = 512 << 10
+"""Bytes of a region that are checked and written together."""
 
 
 class CorruptChunk(CorruptData):
@@ -83,18 +85,24 @@ class Fetcher:
     def read(self, ref: ObjectRef, start: int, out: memoryview, next_use: int = 0) -> None:
         """Fill `out` (bytes) with the object's bytes from `start` on, from the whole chunks that hold them.
 
-        Without cache and tiers, bytes of the edge chunks outside `out` go into scratch of this thread, and a chunk's
-        checksum may run over scratch and `out`: nothing is copied twice. `next_use` and errors as in
-        `read_chunks`; after an error the bytes in `out` are not verified.
+        Bytes of the edge chunks outside `out` go into scratch of this thread, and a chunk's checksum may run over
+        scratch and `out`: chunks in the cache, or in the store without cache and tiers, are not copied twice.
+        `next_use` and errors as in `read_chunks`; after an error the bytes in `out` are not verified.
         """
         first = start // ref.chunk_bytes
         chunks = -(-(start + len(out)) // ref.chunk_bytes) - first
         begin, length = chunk_span(ref, first, chunks)
         before = start - begin
-        if self.cache is None and not self.tiers:
-            scratch = self._buffer("edges", length - len(out))
-            parts = (scratch[:before], out, scratch[before:])
-            if _read_verified(self.backend, ref, begin, parts, ref.crc32c[first : first + chunks]):
+        scratch = self._buffer("edges", length - len(out))
+        parts = (scratch[:before], out, scratch[before:])
+        expected = ref.crc32c[first : first + chunks]
+        if self.cache is not None:
+            self._await_regions(ref, first, chunks)
+            served = self.cache.serve(ref, first, chunks, parts, next_use)
+            if served and verify_parts(parts, expected, ref.chunk_bytes) < 0:
+                return
+        elif not self.tiers:
+            if _read_verified(self.backend, ref, begin, parts, expected):
                 return
             self.reread += 1
         buffer = self._buffer("whole", length)
@@ -134,9 +142,8 @@ class Fetcher:
                 return
             arrived = self._coming[key] = threading.Event()
         try:
-            scratch = self._buffer("region", chunk_span(ref, low, count)[1])
             with suppress(CorruptChunk):  # perhaps no read needs this chunk
-                self.cache.fill(ref, low, count, scratch, partial(self._from_source, ref, next_use), next_use)
+                self.cache.fill(ref, low, count, partial(self._region, ref, next_use), next_use)
                 if self.cache.wants(ref, low, count):  # it keeps no more: its limit or its disk is too small
                     self.whole_regions = False
                     if not self.tiers:
@@ -145,6 +152,37 @@ class Fetcher:
             with self._lock:
                 del self._coming[key]
             arrived.set()
+
+    def _region(self, ref: ObjectRef, next_use: int, first: int, count: int) -> Iterator[tuple[int, int, memoryview]]:
+        """Verified runs (first, chunks, bytes) of a region, each valid until the next is taken.
+
+        A run is checked when it is taken: its bytes are then in the CPU's cache when they are written, which saved 8 %
+        of the CPU time from S3.
+        """
+        start, length = chunk_span(ref, first, count)
+        if self.tiers:
+            whole = self._buffer("region", length)
+            self._from_source(ref, next_use, first, count, whole)
+            yield first, count, whole
+            return
+        answer = None
+        with suppress(CorruptData, ObjectNotFound):
+            answer = self.backend.read(ref.key, start, length)
+        step = max(1, RUN_BYTES // ref.chunk_bytes)
+        for low in range(first, first + count, step):
+            chunks = min(step, first + count - low)
+            run = None if answer is None else chunk_part(ref, first, answer, low, chunks)
+            if run is None or verify_chunks(run, ref.crc32c[low : low + chunks], ref.chunk_bytes) >= 0:
+                self.reread += 1
+                run = self._buffer("region", chunk_span(ref, low, chunks)[1])
+                self._from_store(ref, low, chunks, run)
+            yield low, chunks, run
+
+    def _await_regions(self, ref: ObjectRef, first: int, chunks: int) -> None:
+        """Wait for the regions around these chunks that another thread is fetching."""
+        for low, _ in self._regions(ref, first, chunks) if self._coming else ():
+            if (coming := self._coming.get((ref.digest, low))) is not None:
+                coming.wait()
 
     def _buffer(self, name: str, length: int) -> memoryview:
         """Scratch of this thread, reused: it stays in the CPU's cache, and fresh memory is slow (1 to 3 GB/s)."""
@@ -162,9 +200,7 @@ class Fetcher:
         """
         expected = ref.crc32c[first_chunk : first_chunk + chunks]
         if self.cache is not None:
-            for low, _ in self._regions(ref, first_chunk, chunks) if self._coming else ():
-                if (coming := self._coming.get((ref.digest, low))) is not None:
-                    coming.wait()
+            self._await_regions(ref, first_chunk, chunks)
             if self.tiers:
                 fetch = partial(self._from_source, ref, next_use)
                 for low, count in self._regions(ref, first_chunk, chunks):

@@ -71,6 +71,10 @@ def test_read_into_any_buffer_and_offset(store: Backend) -> None:
     with pytest.raises(CorruptData, match="x"):
         store.read_into("x", len(data) - 2, memoryview(bytearray(1)), memoryview(bytearray(2)))
 
+    assert store.read("x", 77, 5000) == data[77:5077]
+    with pytest.raises(CorruptData, match="x"):
+        store.read("x", len(data) - 2, 3)
+
 
 def test_advice_changes_nothing_and_never_fails(store: Backend) -> None:
     store.put("x", b"0123456789")

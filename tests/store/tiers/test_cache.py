@@ -180,7 +180,7 @@ def test_a_read_that_meets_an_eviction_is_no_hit(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(os, "preadv", meet)
     buffer = memoryview(bytearray(2 * CHUNK))
-    assert not file.read(0, 2, buffer)
+    assert not file.read(0, 2, (buffer,))
     assert buffer[:CHUNK] == bytes(CHUNK), "it was a hole"
 
 

@@ -164,6 +164,26 @@ def test_a_flipped_cached_copy_is_dropped_and_fetched_again(
     assert fetcher.dropped == 1
 
 
+def test_bytes_of_any_range_come_from_the_cache_without_a_copy_and_checked(
+    ref: ObjectRef, wire: Wire, data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = NodeCache(tmp_path / "cache", ROOMY)
+    fetcher = Fetcher(wire, cache)
+    read(fetcher, ref, 0, CHUNKS)
+    spans = [(0, 1), (CHUNK - 1, 2), (CHUNK, CHUNK), (7, 3 * CHUNK), (ref.bytes - 5, 5), (0, ref.bytes)]
+    with monkeypatch.context() as patch:
+        patch.setattr(fetcher, "read_chunks", lambda *_: pytest.fail("read through scratch"))
+        for start, length in spans:
+            out = bytearray(length)
+            fetcher.read(ref, start, memoryview(out))
+            assert out == data[start : start + length]
+    flip_cached(cache, ref, 2)
+    out = bytearray(2 * CHUNK)
+    fetcher.read(ref, 2 * CHUNK - 9, memoryview(out))
+    assert out == data[2 * CHUNK - 9 :][: len(out)]
+    assert (fetcher.dropped, len(wire.reads)) == (1, 2)
+
+
 def test_a_bad_cached_copy_of_a_chunk_bad_on_the_store(
     local_store: Backend, ref: ObjectRef, wire: Wire, tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 from fmscale.errors import StoreUnavailable
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.segments.handle import ObjectRef
+from fmscale.store.tiers import fetch
 from fmscale.store.tiers.cache import NodeCache
 from fmscale.store.tiers.fetch import CorruptChunk, Fetcher, chunk_span
 from tests.helpers.faulty_backend import Fault
@@ -92,6 +93,19 @@ def test_damage_elsewhere_in_the_region_harms_nobody(
     with pytest.raises(CorruptChunk) as caught:
         read(fetcher, ref, 1, 2)
     assert caught.value.chunk == 2
+
+
+def test_a_flip_in_a_region_costs_a_second_read_of_its_run_alone(
+    ref: ObjectRef, wire: Wire, data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "RUN_BYTES", CHUNK)
+    fetcher = regional(wire, tmp_path / "cache")
+    wire.flips = [ref.chunk_bytes + 8]
+    advise(fetcher, ref, 0, 1)
+    assert wire.reads == [(0, REGION), (ref.chunk_bytes, ref.chunk_bytes)]
+    assert fetcher.reread == 1
+    assert read(fetcher, ref, 0, 3) == part(ref, data, 0, 3)
+    assert (len(wire.reads), fetcher.dropped) == (2, 0), "the cache was given good bytes alone"
 
 
 def test_a_full_cache_is_sent_no_regions(ref: ObjectRef, wire: Wire, data: bytes, tmp_path: Path) -> None:
