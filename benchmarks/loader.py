@@ -20,6 +20,7 @@ import numpy as np
 from benchmarks.harness import ROOT, Claim, run_json, write_results
 from benchmarks.loader_elastic import elastic_claims
 from benchmarks.loader_faults import fault_claims
+from benchmarks.loader_flat import flat_claims
 from benchmarks.loader_local import SYSTEMS, command, local_claims
 from benchmarks.loader_memory import memory_claims
 from benchmarks.loader_over_cache import over_cache_claims
@@ -114,6 +115,10 @@ PARTS = (
         ids=("W12.faults",),
         measure=lambda b: fault_claims(b.work, _server(b), quick=b.quick),
         server=True,
+    ),
+    Part(
+        ids=("W13.padding", "W13.level", "W13.bytes", "W13.memory"),
+        measure=lambda b: flat_claims(b.work, quick=b.quick),
     ),
 )
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import loader_faults, loader_over_cache
+from benchmarks import loader_faults, loader_flat, loader_over_cache
 from benchmarks.harness import Claim, TooLong, run_json
 from benchmarks.loader import PARTS, ROWS, Bench, Part, choose, make_corpus, measured, prepare
 from benchmarks.loader_elastic import MIXTURES, compare, elastic_claims, equal
@@ -136,6 +136,28 @@ def test_memory_that_each_rank_adds_is_the_slope_without_batches() -> None:
     assert added_per_rank(runs) == pytest.approx(2e6)
 
 
+def test_flat_forwards_are_judged_by_all_nodes_together() -> None:
+    """Two steps of two nodes; in the second a sample is longer than a node's part of the step."""
+    rest = {"step_bytes": 0}
+    nodes = [
+        rest | {"tokens": [66, 90], "positions": [128, 128], "samples": [2, 1], "longest": [40, 90], "read": 300},
+        rest | {"tokens": [54, 10], "positions": [64, 64], "samples": [2, 2], "longest": [30, 5], "read": 100},
+    ]
+    run = loader_flat.together(nodes, total=320)
+    assert run["padding"] == pytest.approx(1 - 220 / 384)
+    assert run["padded"] == pytest.approx(1 - 220 / (4 * 40 + 3 * 90))
+    assert (run["bytes"], run["level"], run["level_worst"]) == (1.25, 1.1, 1.1)
+    even = {"system": "even", "nodes": 2} | run | {"padding": 0.01, "level_worst": 1.0}
+    for change, wrong in (
+        ({}, None),
+        ({"padding": 0.05}, "W13.padding"),
+        ({"level_worst": 1.06}, "W13.level"),
+        ({"bytes": 1.31}, "W13.bytes"),
+    ):
+        claims = loader_flat.dealt_claims([{**even, "system": "alone", "nodes": 1, "bytes": 1.09}, even | change])
+        assert [claim.id for claim in claims if not claim.ok] == [wrong] * (wrong is not None)
+
+
 @pytest.mark.parametrize(
     ("fault", "result", "wrong"),
     [
@@ -195,6 +217,17 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
 
     with path.open("wb") as file, pa.ipc.new_stream(file, SCHEMA) as writer:
         writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=SCHEMA))
+
+
+@pytest.mark.slow
+def test_samples_of_mixed_lengths_are_dealt_evenly_in_little_memory(tmp_path: Path) -> None:
+    claims = {claim.id: claim for claim in loader_flat.flat_claims(tmp_path, quick=True)}
+    assert claims["W13.padding"].ok
+    assert claims["W13.memory"].ok, claims["W13.memory"].runs
+    alone, *several, whole = (run["bytes"] for run in claims["W13.bytes"].runs if "texts" in run["system"])
+    assert 1 <= alone <= 1.1
+    assert max(several) < 2
+    assert whole < several[-1], "of more samples fewer move"
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from fmscale.store.segments.records import RecordSegment, open_record_segment, r
 from fmscale.store.tiers.fetch import CorruptChunk, Fetcher
 
 INDEX_CHUNKS = 2048
-"""Chunks of indexes in memory: 8 MiB for the places of 5 GB of records in batches of 16 KiB."""
+"""Chunks of indexes in memory: 8 MiB for the places of 2.8 GB of records in batches of 8 KiB."""
 
 
 class BatchPart(NamedTuple):

@@ -1,7 +1,7 @@
 """Record segments: images, audio, pairs, chats as Arrow IPC files whose batches and checksums are indexed.
 
     PREFIX/zarr.json                   group
-    PREFIX/records/00000.arrow ...     Arrow IPC files that any Arrow reader opens; a batch has 16 KiB or one record
+    PREFIX/records/00000.arrow ...     Arrow IPC files that any Arrow reader opens; a batch has 8 KiB or one record
     PREFIX/batches/...                 uint64 (batches, 3): place (file << 48 | offset), bytes, first record
     PREFIX/document_ids/...            uint64 (records, 2): stable id, 16 bytes as two little-endian words
     PREFIX/documents.arrow             id, source, start, stop of each record, and tokens = 1
