@@ -53,6 +53,14 @@ def verify_parts(parts: Sequence[memoryview], expected: np.ndarray, chunk_bytes:
     for part in parts:
         at, length = 0, len(part)
         while at < length:
+            if room == chunk_bytes:  # whole chunks in a short loop: a sixth less Python for a unit of 256 KiB
+                for value in values[chunk : chunk + (length - at) // chunk_bytes]:
+                    if _crc32c(part[at : at + chunk_bytes]) != value:
+                        return chunk
+                    at += chunk_bytes
+                    chunk += 1
+                if at == length:
+                    break
             piece = part[at : at + room]
             crc = _crc32c(piece, crc)
             at += room
