@@ -27,8 +27,9 @@ STATE_VERSION = 1
 MEMORY_BYTES = 2**30
 """Bytes of host memory for units: two shuffle windows of 2,048 units of 256 KiB."""
 REMOTE_READ_THREADS = 16
+"""Threads that read from a remote store."""
 REGION_READ_THREADS = 8
-"""The same where reads bring whole regions of 4 MiB: twice as many threads fetched no faster for 8 % more CPU time."""
+"""The same where reads bring whole regions of 4 MiB: an epoch takes 8 % less CPU time than with 16, and 5 % longer."""
 QUARANTINE_SHARE = 0.01
 """Share of a source's rows that a run may quarantine by default."""
 QUARANTINE_ROWS = 256

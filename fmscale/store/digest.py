@@ -53,7 +53,7 @@ def verify_parts(parts: Sequence[memoryview], expected: np.ndarray, chunk_bytes:
     for part in parts:
         at, length = 0, len(part)
         while at < length:
-            if room == chunk_bytes:  # whole chunks in a short loop: a sixth less Python for a unit of 256 KiB
+            if room == chunk_bytes:  # whole chunks, in a shorter loop than pieces of chunks
                 for value in values[chunk : chunk + (length - at) // chunk_bytes]:
                     if _crc32c(part[at : at + chunk_bytes]) != value:
                         return chunk

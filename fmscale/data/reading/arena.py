@@ -171,7 +171,7 @@ class RowArena(Arena):
         reserve: int = 0,
     ) -> Slot | None:
         """A slot for a unit, always of `slot_bytes`, without a reserve."""
-        while not self._unused:  # without the lock where slots are free: 2 us of the 100 of a unit
+        while not self._unused:  # no lock where slots are free: every unit of the feed passes here
             with self._changed:
                 if stopped():
                     return None
