@@ -2,16 +2,13 @@
 
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from fmscale.cli.address import DatasetArgument, DatasetOption, StoreOption, find_dataset
 from fmscale.cli.output import JsonOption, example, progress, record
 from fmscale.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    from fmscale.data.views.mask import Predicate
 
 app = typer.Typer()
 
@@ -39,7 +36,7 @@ def mask(
     A run whose config names the digest in data.sources[].masks does not see them. A run that has begun keeps the
     masks that it began with. The same documents or records give the same digest; several masks may be named together.
     """
-    from fmscale.data.views.mask import document_id, find_documents, make_mask
+    from fmscale.data.views.mask import document_id, find_documents, make_mask, of_sources
     from fmscale.store.datasets.dataset import open_dataset
     from fmscale.store.open import open_store
 
@@ -50,9 +47,13 @@ def mask(
         raise ConfigError("documents are chosen either by id or by source", found=found, remedy=remedy)
     opened = open_dataset(open_store(url), name)
     segments = sum(c.manifests[split].segments for c in opened.commits() if split in c.manifests)
+
+    def chosen(name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in source or [])
+
     with progress("searching", segments, json=json) as bar:
         documents = find_documents(
-            opened, split=split, ids=doc_ids or None, where=_by_source(source) if source else None, advance=bar.advance
+            opened, split=split, ids=doc_ids or None, where=of_sources(chosen) if source else None, advance=bar.advance
         )
     digest = make_mask(opened, documents, split=split)
     if opened.commits()[0].kind == "records":
@@ -70,16 +71,3 @@ def _lines(path: Path | None) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         remedy = "Give a text file with one document id a line."
         raise DataError("the file of ids cannot be read", found=f"{path}: {error}", remedy=remedy) from error
-
-
-def _by_source(patterns: list[str]) -> "Predicate":
-    import numpy as np
-    import pyarrow as pa
-
-    def where(table: pa.Table) -> Any:
-        column = table.column("source").combine_chunks()
-        names = column.dictionary.to_pylist()
-        chosen = np.array([any(fnmatchcase(name, p) for p in patterns) for name in names], dtype=np.bool_)
-        return chosen[column.indices.to_numpy()]
-
-    return where

@@ -52,10 +52,19 @@ def ingest(
     field: Annotated[
         str | None, typer.Option(help="Path of the text in a record, such as a.b.text. Default: text.")
     ] = None,
-    heldout: Annotated[float, typer.Option(help="Share of the documents that go to the split heldout.")] = 0.0,
+    heldout: Annotated[
+        float | None,
+        typer.Option(help="Share of the documents that go to the split heldout. Default: the dataset's own, or 0."),
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that write. Default: one a core.")] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Damaged input is an error instead of skipped and counted.")
+    ] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Take changed files anew, and mask their earlier documents.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show which files would be added, passed over or refused, and why.")
     ] = False,
     bos: Annotated[
         bool | None, typer.Option("--bos/--no-bos", help="A BOS token before each document. Default: no.")
@@ -74,7 +83,8 @@ def ingest(
     With --spec the sizes of records are derived behind the commit, as `fmscale dataset derive` does.
     """
     from fmscale.data.ingest import ingest as run
-    from fmscale.data.ingest.unit import HELDOUT
+    from fmscale.data.ingest.additions import CHANGED
+    from fmscale.data.ingest.plan import HELDOUT
     from fmscale.errors import RankError
     from fmscale.runtime.world import read_world
 
@@ -82,7 +92,7 @@ def ingest(
     leads = read_world().rank == 0
     if spec is not None and kind != "records":
         raise ConfigError("a spec makes samples of records", found=f"--as {kind}", remedy="Add --as records.")
-    made = read_spec(url, spec) if spec is not None and leads else None
+    made = read_spec(url, spec) if spec is not None and leads and not dry_run else None
     try:
         with progress("ingest", json=json or not leads, unit="bytes") as bar:
             result = run(
@@ -96,6 +106,8 @@ def ingest(
                 heldout=heldout,
                 workers=workers,
                 strict=strict,
+                replace=replace,
+                dry_run=dry_run,
                 bos=bos,
                 eos=eos,
                 scratch=scratch,
@@ -107,36 +119,52 @@ def ingest(
         # Rank 0 shows the error, and the rank on which it happened.
         raise typer.Exit(2) from error
     if leads:
-        if heldout and HELDOUT not in result.splits:
+        if heldout and result.new and HELDOUT not in result.splits:
             typer.echo(
                 f"warning: none of {result.documents:,} {_noun(result)} was held out by --heldout {heldout:g}: their "
-                "names decide. Ingest more of them, or give a larger share and another --dataset.",
+                "content decides. Ingest more of them, or give a larger share and another --dataset.",
                 err=True,
             )
         if not json:
-            _show(result)
+            _show(result, dry_run)
         sizes = [derive_column(url, name, split, made, workers, json) for split in result.splits] if made else []
         if json:
             speed = {"tokens_per_second" if kind == "text" else "records_per_second": round(result.speed)}
             derived = {"sizes": sizes} if made else {}
             print_json({**asdict(result), "kind": result.kind, **speed, **derived})
+        changed = result.files.get(CHANGED)
+        if changed and not dry_run:
+            typer.echo(
+                f"error: {changed['count']:,} known files were left out, because their content has changed: "
+                f"{_names(changed)}\n  --replace takes the new content and masks the documents of the old.",
+                err=True,
+            )
+            raise typer.Exit(1)
 
 
 def _noun(result: "IngestResult") -> str:
     return "records" if result.kind == "records" else "documents"
 
 
-def _show(result: "IngestResult") -> None:
+def _names(files: dict[str, Any]) -> str:
+    return ", ".join(files["first"]) + (", …" if files["count"] > len(files["first"]) else "")
+
+
+def _show(result: "IngestResult", dry_run: bool) -> None:
     noun, text = _noun(result), result.kind == "text"
     speed, unit = round(result.speed), "tokens" if text else noun
-    if not result.new:
+    if not result.new and not dry_run:
         typer.echo(f"{result.dataset} has these inputs already (commit {result.commit}); nothing was done.")
-    values: dict[str, Any] = {
-        "dataset": result.dataset,
+    read = f"{human_bytes(result.raw_bytes)} " + ("to read" if dry_run else "read")
+    done: dict[str, Any] = {
         "commit": result.commit,
         noun: result.documents,
         **({"tokens": result.tokens} if text else {}),
-        "bytes": f"{human_bytes(result.raw_bytes)} read" + (f", {human_bytes(result.text_bytes)} of text" * text),
+    }
+    values: dict[str, Any] = {
+        "dataset": result.dataset,
+        **({} if dry_run else done),
+        "bytes": read + f", {human_bytes(result.text_bytes)} of text" * (text and not dry_run),
         **{
             f"split {name}": f"{counts['documents']:,} {noun}" + f", {counts['tokens']:,} tokens" * text
             for name, counts in result.splits.items()
@@ -146,8 +174,7 @@ def _show(result: "IngestResult") -> None:
     if result.new:
         values[f"{unit}/s"] = speed
         values["work units"] = f"{result.units}" + (f", {result.resumed} done before" if result.resumed else "")
-    for what, reasons in (("guessed", result.guessed), ("skipped", result.skipped)):
+    for what, reasons in (("files", result.files), ("guessed", result.guessed), ("skipped", result.skipped)):
         for reason, files in reasons.items():
-            names = ", ".join(files["first"]) + (", …" if files["count"] > len(files["first"]) else "")
-            values[f"{what}, {reason}"] = f"{files['count']:,}: {names}"
+            values[f"{what}, {reason}"] = f"{files['count']:,}: {_names(files)}"
     record(values, json=False)

@@ -3,9 +3,14 @@
 import os
 import sysconfig
 from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
-from fmscale.data.ingest.plan import document_id, is_heldout
+from fmscale.data.ingest.apart import Reading
+from fmscale.data.ingest.content import text_hash
+from fmscale.data.ingest.formats import RawDocument
+from fmscale.data.ingest.plan import Work
 from fmscale.data.ingest.sources import list_sources
 from fmscale.errors import ConfigError, DataError
 
@@ -34,24 +39,28 @@ def standard_library() -> list[str]:
 
 def heldout_share(arguments: Sequence[str], store: str) -> float:
     """HELDOUT, or for few files the share that holds back a single document. A file of records counts as many
-    documents. Raises DataError for a single document, before any file is read.
+    documents. Raises DataError for a single document.
     """
-    files = list_sources(arguments, store=store).files
-    if any(file.format not in ("text", "") for file in files):
+    listing = list_sources(arguments, store=store)
+    if any(file.format not in ("text", "") for file in listing.files):
         return HELDOUT
-    documents = [document_id(file.source, 0) for file in files]
-    if len(documents) < 2:
-        raise nothing_held_out(len(documents))
-    if any(is_heldout(document, HELDOUT) for document in documents):
-        return HELDOUT
-    first, second = sorted(int.from_bytes(document[:8], "big") / 2**64 for document in documents)[:2]
-    return (first + second) / 2
+    if len(listing.files) < 2:
+        raise nothing_held_out(len(listing.files))
+    contents: list[int] = []
+    with closing(Reading([root.url for root in listing.roots], "text")) as reading:
+        for file in listing.files:
+            work = Work(file=replace(file, format="text"), index=0, of=1)
+            contents += [text_hash(item.text) for item in reading.documents(work) if isinstance(item, RawDocument)]
+            if contents and contents[-1] < HELDOUT * 2**64:
+                return HELDOUT
+    least = sorted(set(contents))[:2]
+    return sum(least) / 2 / 2**64 if len(least) == 2 else HELDOUT
 
 
 def nothing_held_out(documents: int) -> DataError:
     """The error for a corpus without a held-out document."""
     return DataError(
         "no document of the corpus was held out, so there would be nothing to measure on",
-        found=f"{documents} document{'s' * (documents != 1)}; those held out are chosen by their names",
+        found=f"{documents} document{'s' * (documents != 1)}; those held out are chosen by their content",
         remedy="Give --corpus some hundred files, or a .jsonl file of as many texts, and another --folder.",
     )

@@ -1,9 +1,13 @@
 """Raw files to a dataset: `ingest` is the public function, and `fmscale ingest` calls it.
 
+- `request.py`  arguments and outcome of a job
 - `job.py`  a job from its arguments to its commit
 - `sources.py`  paths, folders, globs and URLs become one sorted listing
 - `guess.py`  formats by first bytes, for names that do not show the format
 - `policy.py`  the tokenizer, and BOS and EOS around documents
+- `content.py`, `tally.py`  hashes of contents, and of all documents of a file
+- `ledger.py`  the files that each commit of a dataset took
+- `additions.py`, `versions.py`  the files that a dataset lacks; new versions of files
 - `plan.py`  the work units, a function of the listing and the options
 - `sample.py`  the part of a corpus that trains a tokenizer
 - `unit.py`  a work unit: read, tokenize, write, seal
@@ -19,7 +23,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from fmscale.data.ingest.job import IngestRequest, IngestResult, Progress, begin_job, commit_job
+from fmscale.data.ingest.job import begin_job, commit_job
+from fmscale.data.ingest.request import IngestRequest, IngestResult, Progress
 from fmscale.data.ingest.unit import open_writer
 from fmscale.data.ingest.workers import run_processes
 from fmscale.data.workers.pool import most_workers
@@ -38,9 +43,11 @@ def ingest(
     tokenizer: str | None = None,
     format: str = "auto",
     field: str | None = None,
-    heldout: float = 0.0,
+    heldout: float | None = None,
     workers: int | None = None,
     strict: bool = False,
+    replace: bool = False,
+    dry_run: bool = False,
     bos: bool | None = None,
     eos: bool | None = None,
     scratch: Path | None = None,
@@ -55,17 +62,20 @@ def ingest(
     `tokenizer`: `bpe:N` (trained on the corpus), `bytes`, or the path of a tokenizer.json; None means the dataset's
     own, or `bpe:8192` for a new dataset. `format`: auto (by extension, or else by the first bytes), text, jsonl, json
     (an array), parquet or arrow, and for records tar or media. `field`: path of the text in records, `a.b.text`; None
-    means `text`. `heldout`: share of the documents that go to the split of that name. `workers`: processes, by default
-    one for each core; under mpirun the ranks are the writers, and every rank calls this function and gets the result.
-    `strict`: damaged input is an error; otherwise it is skipped and counted. `bos`, `eos`: a token before and after
-    each document; None means the dataset's own policy, or no BOS and an EOS. `scratch`: local folder for unfinished
+    means `text`. `heldout`: share of the documents that go to the split of that name, by their content; None means the
+    dataset's own share, or 0 for a new dataset. `workers`: processes, by default one for each core; under mpirun the
+    ranks are the writers, and every rank calls this function and gets the result. `strict`: damaged input and changed
+    files are an error; otherwise they are passed over and counted. `replace`: a changed file replaces the documents
+    that the dataset has of it. `dry_run`: only say what would be done. `bos`, `eos`: a token before and after each
+    document; None means the dataset's own policy, or no BOS and an EOS. `scratch`: local folder for unfinished
     segments. `unit_bytes`: raw input of a work unit, a part of the job's identity; by default the corpus decides.
     Records refuse `tokenizer`, `field`, `bos` and `eos`.
 
-    The result is the same for any number of writers. Inputs that the dataset has already (same names, sizes
-    and times, same options) are not ingested again, and the result has `new` False.
+    The result is the same for any number of writers. Files that the dataset has already, at any place and under any
+    name, are not ingested again; `docs/adding-data.md` has the rules. Without any new file the result has `new` False.
 
-    Raises ConfigError, DataError and StoreError. After an error no commit is visible, and sealed units stay.
+    Raises ConfigError, DataError (also if files changed and nothing else is new), Conflict if another ingest added
+    some of the files meanwhile, and StoreError. After an error no commit is visible, and sealed units stay.
     """
     request = IngestRequest(
         paths=tuple(str(path) for path in paths),
@@ -77,6 +87,8 @@ def ingest(
         field=field,
         heldout=heldout,
         strict=strict,
+        replace=replace,
+        dry_run=dry_run,
         bos=bos,
         eos=eos,
         scratch=scratch,

@@ -33,7 +33,7 @@ class Reading:
     def __init__(self, roots: Sequence[str], field: str | None) -> None:
         """`field`: path of the text in a record; None for records."""
         self._roots = roots
-        self._field = field
+        self.field = field
         self._opener = cache(open_files)
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -53,7 +53,7 @@ class Reading:
                 texts = zip([one.source for one in work.beside], beside, strict=True)
                 yield from media.read(file, work.file.source, list(texts))
             else:
-                yield from read(file, work.part(self._field))
+                yield from read(file, work.part(self.field))
 
     def close(self) -> None:
         """End the process."""
@@ -62,7 +62,7 @@ class Reading:
             self._end(self._process)
 
     def _apart(self, work: Work, root: str, blocks: str) -> Iterator[RawDocument | RecordBlock | Bad]:
-        request: Message = {"work": asdict(work), "root": root, "field": self._field, "blocks": blocks}
+        request: Message = {"work": asdict(work), "root": root, "field": self.field, "blocks": blocks}
         rows = 0
         while True:
             process = self._process = self._process or start(f"{__package__}.reader")

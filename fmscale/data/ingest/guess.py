@@ -7,7 +7,7 @@ from fmscale.data.ingest.files import open_files
 from fmscale.data.ingest.formats import is_plain_text
 from fmscale.data.ingest.formats.sniff import HEAD_BYTES, sniff
 from fmscale.data.ingest.record import SkippedInput
-from fmscale.data.ingest.sources import File, Listing, require_files
+from fmscale.data.ingest.sources import File, Listing
 
 LOOKS = 32
 """Files sniffed at the same time: 10^4 files on a remote store take 8 s at 25 ms each."""
@@ -17,8 +17,8 @@ def decide(listing: Listing, field: str | None) -> Listing:
     """The listing with a format for each file, and its guesses. Without a field, for records, it lacks the texts.
 
     The name of a JSON Lines file decides unless the file begins as an array. The name of a plain text decides unless
-    the file has lines of objects. Binary files are passed over unless an argument names them. Raises DataError
-    if no file is left, and the errors of opening.
+    the file has lines of objects. Binary files are passed over unless an argument names them. Raises the errors of
+    opening.
     """
     openers = [open_files(root.url, ahead=HEAD_BYTES) for root in listing.roots]
 
@@ -48,5 +48,4 @@ def decide(listing: Listing, field: str | None) -> Listing:
         elif format != file.format and file.bytes:
             guessed.add(format, file.source)
         files.append(replace(file, format=format))
-    require_files(files, [root.url for root in listing.roots], skipped)
     return replace(listing, files=tuple(files), skipped=skipped, guessed=guessed)

@@ -1,30 +1,35 @@
 """An ingest job from its arguments to its commit; `workers` or `mpi` do the units in between.
 
-1. list the inputs; 2. end here if the dataset has them already; 3. take or train the tokenizer; 4. store the
-plan; 5. do the units that have no record yet; 6. make one commit of all units. Every step repeats without harm:
-a job that was killed at any point continues when it runs again.
+1. list the inputs; 2. find the files that the dataset lacks, and end here if there are none; 3. take or train the
+tokenizer; 4. store the plan; 5. do the units that have no record yet; 6. make one commit of all units. Every step
+repeats without harm: a job that was killed at any point continues when it runs again.
 """
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-from fmscale.data.ingest.formats import FORMATS
-from fmscale.data.ingest.guess import decide
-from fmscale.data.ingest.plan import IngestPlan, Options, StoredPlan, load_plan, make_plan, plan_key
+from fmscale.data.ingest.additions import REPLACED, Additions, find_additions, grouped, stamp
+from fmscale.data.ingest.content import Tally
+from fmscale.data.ingest.formats import SINGLE
+from fmscale.data.ingest.ledger import KnownFile, Ledger, load_ledger, store_ledger
+from fmscale.data.ingest.plan import TRAIN, IngestPlan, Options, StoredPlan, load_plan, make_plan, plan_key
 from fmscale.data.ingest.policy import IngestPolicy, choose, choose_records
-from fmscale.data.ingest.record import UnitRecord, decode_record, finished_units, record_key, total
+from fmscale.data.ingest.record import FIRST_NAMES, UnitRecord, decode_record, finished_units, record_key, total
+from fmscale.data.ingest.request import IngestRequest, IngestResult, Progress
 from fmscale.data.ingest.sample import sample
 from fmscale.data.ingest.sources import Listing, list_sources
 from fmscale.data.ingest.unit import UnitTask
+from fmscale.data.ingest.versions import mask_earlier, pins_of
 from fmscale.data.tokenizers.bpe import train_bpe
 from fmscale.data.tokenizers.protocol import dtype_of
 from fmscale.data.tokenizers.tokenizer import bpe_size, from_json
-from fmscale.errors import ConfigError, Conflict, DataError
+from fmscale.errors import Conflict, DataError
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.backends.write_once import store_once
 from fmscale.store.datasets.commit import Commit
@@ -39,111 +44,6 @@ TEXT = "text"
 RECORD_READS = 32
 """Concurrent reads of records: 10^4 records take 8 s at 25 ms each."""
 
-Progress = Callable[[str, int, int], object]
-"""Receives the phase of the job, the raw bytes done, and the raw bytes of all inputs."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class IngestRequest:
-    """Arguments of `ingest`, which explains them."""
-
-    paths: tuple[str, ...]
-    store: str
-    dataset: str
-    tokenizer: str | None
-    kind: str
-    format: str
-    field: str | None
-    heldout: float
-    strict: bool
-    bos: bool | None
-    eos: bool | None
-    scratch: Path | None
-    unit_bytes: int | None
-
-    def check(self) -> None:
-        """Raise ConfigError for an unusable value."""
-        if self.kind not in FORMATS:
-            remedy = f"Use {' or '.join(FORMATS)}."
-            raise ConfigError("Files are ingested as text or as records", found=self.kind, remedy=remedy)
-        formats = ("auto", *FORMATS[self.kind])
-        if self.format not in formats:
-            remedy = f"Use {', '.join(formats)}."
-            raise ConfigError(f"There is no such input format of {self.kind}", found=self.format, remedy=remedy)
-        given = {"tokenizer": self.tokenizer, "field": self.field, "bos": self.bos, "eos": self.eos}
-        found = [f"{name}={value}" for name, value in given.items() if value is not None]
-        if self.kind == "records" and found:
-            cause, remedy = "Records keep all their columns and are not tokenized", "Leave these out, or use --as text."
-            raise ConfigError(cause, found=", ".join(found), remedy=remedy)
-        if not 0.0 <= self.heldout < 1.0:
-            raise ConfigError(
-                "The held-out share of the documents is at least 0 and below 1",
-                found=self.heldout,
-                remedy="0.01 holds out one in a hundred.",
-            )
-        if self.field is not None and not all(self.field.split(".")):
-            raise ConfigError(
-                "The field is a path of names joined by dots", found=self.field, remedy="For instance a.text."
-            )
-        if self.unit_bytes is not None and self.unit_bytes < 1:
-            raise ConfigError(
-                "A work unit has at least one byte",
-                found=self.unit_bytes,
-                remedy="Leave it out: it follows the size of the corpus.",
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class IngestResult:
-    """Outcome of a job."""
-
-    dataset: str
-    """Name of the dataset."""
-    commit: int
-    """Number of the job's commit in it."""
-    job: str
-    """Digest of the job."""
-    new: bool
-    """False if the dataset had these inputs already and nothing was done."""
-    documents: int
-    """Documents, or records, of the commit."""
-    tokens: int
-    """Tokens of the commit, BOS and EOS included; 0 for records."""
-    splits: dict[str, dict[str, int]]
-    """Segments, tokens, documents and bytes of each split."""
-    raw_bytes: int
-    """Bytes of the input files."""
-    text_bytes: int
-    """UTF-8 bytes of the documents; 0 for records."""
-    skipped: dict[str, Any]
-    """Input that was passed over: by reason, the count and the first names."""
-    guessed: dict[str, Any]
-    """Files whose first bytes decided the format: by format, the count and the first names. An entry `text` is a
-    guess.
-    """
-    tokenizer: str | None
-    """Digest of the tokenizer; None for records."""
-    units: int
-    """Work units of the job."""
-    resumed: int
-    """Units that an earlier run had finished."""
-    writers: int = 1
-    """Processes that did the other units."""
-    seconds: float = 0.0
-    """Seconds of this run."""
-
-    @property
-    def kind(self) -> str:
-        """`text` or `records`."""
-        return "records" if self.tokenizer is None else "text"
-
-    @property
-    def speed(self) -> float:
-        """Tokens, or records, of this run's units, divided by its seconds from the arguments to the commit."""
-        share = (self.units - self.resumed) / self.units if self.new and self.units else 0.0
-        count = self.documents if self.kind == "records" else self.tokens
-        return count * share / self.seconds if self.seconds else 0.0
-
 
 @dataclass(kw_only=True)
 class IngestJob:
@@ -157,13 +57,17 @@ class IngestJob:
     begin: float
     finished: set[int]
     """Units that earlier runs finished."""
+    found: Additions
+    """The files to add."""
+    commits: frozenset[int]
+    """Live commits that `found` refers to."""
     records: dict[int, UnitRecord] = field(default_factory=dict)
     """Records of the units that this run finished."""
 
     def __post_init__(self) -> None:
         self.units = self.stored.plan.units()
         self.pending = [unit for unit in range(len(self.units)) if unit not in self.finished]
-        self.bytes = sum(file.bytes for file in self.stored.plan.files)
+        self.bytes = sum(work.bytes for unit in self.units for work in unit)
         left = sum(work.bytes for unit in self.pending for work in self.units[unit])
         self.done_bytes = self.bytes - left
 
@@ -183,26 +87,50 @@ class IngestJob:
 
 
 def begin_job(request: IngestRequest, progress: Progress) -> IngestJob | IngestResult:
-    """Do the steps before the units. Returns the result at once if the dataset has these inputs already."""
+    """Do the steps before the units. Returns the result at once if there is nothing to add, or of a dry run.
+
+    Raises DataError if files changed and nothing else is new, or, with `strict`, if any changed.
+    """
     begin = time.monotonic()
     request.check()
-    backend = open_store(request.store)
+    backend = open_store(request.store, read_only=request.dry_run)
     progress("listing", 0, 0)
     local = backend.local_path("fmscale.json")
     folder = str(local.parent) if local else ""
     listing = list_sources(request.paths, format=request.format, store=folder, kind=request.kind)
-    if request.format == "auto":
-        listing = decide(listing, None if request.kind == "records" else request.field or TEXT)
-    require_writable(backend)
+    if not request.dry_run:
+        require_writable(backend)
     dataset = create_or_open(backend, request.dataset)
     commits = dataset.commits()
     wishes = (request.tokenizer, request.bos, request.eos)
     policy = choose_records(commits) if request.kind == "records" else choose(backend, commits, *wishes)
-    plan = _open_plan(dataset, listing, request, policy)
-    same = next((c for c in commits if c.body["extra"].get("ingest", {}).get("inputs") == plan.inputs), None)
-    if same:
-        return _result(request.dataset, same, begin=begin, new=False)
-    stored = load_plan(backend, request.dataset, plan.job)
+    ledger = load_ledger(backend, request.dataset, commits)
+    options = Options(
+        field="" if request.kind == "records" else request.field or TEXT,
+        heldout=_share(request, ledger),
+        tokenizer=policy.name,
+        bos=policy.bos,
+        eos=policy.eos,
+    )
+    scratch = str(request.scratch or tempfile.gettempdir())
+    found = find_additions(
+        listing,
+        ledger,
+        path=options.field,
+        format=request.format,
+        replacing=request.replace,
+        scratch=scratch,
+        notice=lambda: progress("comparing", 0, 0),
+    )
+    if request.dry_run or not found.listing.files:
+        if not request.dry_run:
+            found.refuse_changed()
+        return _result(request, commits[-1] if commits else None, found, begin=begin)
+    if request.strict:
+        found.refuse_changed()
+    options = replace(options, replaced=tuple(sorted(found.fates[REPLACED])))
+    options = replace(options, pins=pins_of(dataset, found, ledger, options, policy.tokenizer))
+    plan, stored = _open_plan(dataset, found.listing, request, options)
     if stored is None:
         progress("training the tokenizer" if bpe_size(policy.name) else "planning", 0, 0)
         stored = _store_plan(backend, request.dataset, plan, policy, listing)
@@ -211,7 +139,7 @@ def begin_job(request: IngestRequest, progress: Progress) -> IngestJob | IngestR
         dataset=request.dataset,
         job=plan.job,
         roots=[root.url for root in listing.roots],
-        scratch=str(request.scratch or tempfile.gettempdir()),
+        scratch=scratch,
         strict=request.strict,
     )
     return IngestJob(
@@ -222,13 +150,17 @@ def begin_job(request: IngestRequest, progress: Progress) -> IngestJob | IngestR
         progress=progress,
         begin=begin,
         finished=finished_units(backend, request.dataset, plan.job),
+        found=found,
+        commits=frozenset(commit.number for commit in commits),
     )
 
 
 def commit_job(job: IngestJob, writers: int) -> IngestResult:
-    """Make the units of a job visible. Raises DataError if they hold no document."""
+    """Make the units of a job visible. Raises DataError if they hold no document, and Conflict if another commit took
+    some of the files meanwhile.
+    """
     job.progress("committing", job.bytes, job.bytes)
-    plan = job.stored.plan
+    plan, backend, name = job.stored.plan, job.dataset.backend, job.request.dataset
     records = _records(job)
     skipped = total(records, plan.skipped)
     if job.request.strict:
@@ -243,18 +175,21 @@ def commit_job(job: IngestJob, writers: int) -> IngestResult:
     segments = {
         split: [(record.unit, record.seals[split]) for record in records if split in record.seals] for split in splits
     }
-    name = job.stored.tokenizer
+    entries = [*_entries(plan, records), *job.found.moved]
+    tokenizer = job.stored.tokenizer
     commit = job.dataset.append_commit(
         job=plan.job,
         segments=segments,
-        kind="records" if name is None else "tokens",
-        tokenizer=name,
-        dtype="" if name is None else dtype_of(from_json(load_tokenizer(job.dataset.backend, name))),
+        kind="records" if tokenizer is None else "tokens",
+        tokenizer=tokenizer,
+        dtype="" if tokenizer is None else dtype_of(from_json(load_tokenizer(backend, tokenizer))),
         bos=job.stored.bos,
         eos=job.stored.eos,
         extra={
             "ingest": {
-                "inputs": plan.inputs,
+                "ledger": store_ledger(backend, name, plan.job, entries, plan.options.field),
+                "heldout": plan.options.heldout,
+                "pins": plan.options.pins,
                 "tokenizer": plan.options.tokenizer,
                 "files": len(plan.files),
                 "raw_bytes": job.bytes,
@@ -264,27 +199,73 @@ def commit_job(job: IngestJob, writers: int) -> IngestResult:
                 "guessed": plan.guessed,
             }
         },
+        masks=mask_earlier(job.dataset, plan.options.replaced),
+        recheck=partial(_check_others, job),
     )
-    return _result(job.request.dataset, commit, begin=job.begin, new=True, resumed=len(job.finished), writers=writers)
+    resumed = len(job.finished)
+    return _result(job.request, commit, job.found, begin=job.begin, new=True, resumed=resumed, writers=writers)
 
 
-def _open_plan(dataset: Dataset, listing: Listing, request: IngestRequest, policy: IngestPolicy) -> IngestPlan:
-    """The plan, under the first job digest that no retired commit has."""
-    options = Options(
-        field="" if request.kind == "records" else request.field or TEXT,
-        heldout=request.heldout,
-        tokenizer=policy.name,
-        bos=policy.bos,
-        eos=policy.eos,
+def _share(request: IngestRequest, ledger: Ledger) -> float:
+    """The share of held-out documents. Raises DataError for another share than the dataset's."""
+    if ledger.heldout is None or request.heldout in (None, ledger.heldout):
+        return request.heldout or ledger.heldout or 0.0
+    raise DataError(
+        f"The dataset holds out another share of its documents, {ledger.heldout:g}",
+        found=f"--heldout {request.heldout:g}",
+        remedy="Leave --heldout out to use the dataset's share, or ingest into a dataset of another name.",
     )
+
+
+def _entries(plan: IngestPlan, records: Sequence[UnitRecord]) -> Iterator[KnownFile]:
+    """The files of a job for the ledger."""
+    tallies: dict[str, Tally] = {}
+    splits: dict[str, str] = {}
+    for record in records:
+        splits |= record.splits
+        for source, tally in record.tallies.items():
+            tallies.setdefault(source, Tally()).merge(tally)
+    for main, beside in grouped(plan.files):
+        yield KnownFile(
+            source=main.source,
+            place=main.place,
+            format=main.format,
+            stamp=stamp(main, beside),
+            bytes=main.bytes,
+            changed=main.changed,
+            begin=main.begin,
+            tally=tallies.get(main.source) or Tally(stop=main.begin),
+            split=splits.get(main.source, TRAIN) if main.format in SINGLE else "",
+        )
+
+
+def _check_others(job: IngestJob, live: Sequence[Commit]) -> None:
+    """Raise Conflict if a commit that was made since the job's plan has some of its files or other pins."""
+    others = [commit for commit in live if commit.number not in job.commits]
+    ledger = load_ledger(job.dataset.backend, job.request.dataset, others)
+    options, listed = job.stored.plan.options, job.stored.plan.files
+    both = [file.source for file in listed if file.source in ledger.files or file.place in ledger.places]
+    if both or ledger.pins.items() - options.pins.items() or ledger.heldout not in (None, options.heldout):
+        raise Conflict(
+            f"Another ingest added to the dataset meanwhile (commit {others[-1].number})",
+            found=", ".join(both[:FIRST_NAMES]) or "other splits",
+            remedy="Run this one again: it passes over what is there now.",
+        )
+
+
+def _open_plan(
+    dataset: Dataset, listing: Listing, request: IngestRequest, options: Options
+) -> tuple[IngestPlan, StoredPlan | None]:
+    """The plan under the first job digest without a commit, and the stored plan of an earlier run of these files."""
+    live = {commit.job for commit in dataset.commits()}
     while True:
         plan = make_plan(listing, options, request.unit_bytes)
-        try:
+        with suppress(Conflict):
             dataset.check_open(plan.job)
-        except Conflict:
-            options = replace(options, again=options.again + 1)
-        else:
-            return plan
+            stored = load_plan(dataset.backend, request.dataset, plan.job)
+            if plan.job not in live and (stored is None or plan.same_state(stored.plan)):
+                return plan, stored
+        options = replace(options, again=options.again + 1)
 
 
 def _store_plan(backend: Backend, dataset: str, plan: IngestPlan, policy: IngestPolicy, listing: Listing) -> StoredPlan:
@@ -313,20 +294,34 @@ def _records(job: IngestJob) -> list[UnitRecord]:
 
 
 def _result(
-    dataset: str, commit: Commit, *, begin: float, new: bool, resumed: int = 0, writers: int = 0
+    request: IngestRequest,
+    commit: Commit | None,
+    found: Additions,
+    *,
+    begin: float,
+    new: bool = False,
+    resumed: int = 0,
+    writers: int = 0,
 ) -> IngestResult:
-    summary: dict[str, Any] = commit.body["extra"]["ingest"]
+    summary: dict[str, Any] = {"raw_bytes": 0, "text_bytes": 0, "skipped": {}, "guessed": {}, "units": 0}
+    if commit and not request.dry_run:
+        summary |= commit.body["extra"].get("ingest", {})
+    else:
+        summary |= {"raw_bytes": sum(file.bytes for file in found.listing.files)}
+        summary |= {"skipped": found.listing.skipped, "guessed": found.listing.guessed}
+    totals = commit.totals if commit and not request.dry_run else {}
+    most = None if request.dry_run else FIRST_NAMES
     return IngestResult(
-        dataset=dataset,
-        commit=commit.number,
-        job=commit.job,
+        dataset=request.dataset,
+        commit=commit.number if commit else None,
+        job=commit.job if commit else "",
         new=new,
-        documents=sum(counts.documents for counts in commit.totals.values()),
-        tokens=sum(counts.tokens for counts in commit.totals.values()),
-        splits={split: asdict(counts) for split, counts in commit.totals.items()},
-        guessed=summary.get("guessed", {}),
-        tokenizer=commit.tokenizer,
-        **{key: summary[key] for key in ("raw_bytes", "text_bytes", "skipped", "units")},
+        files={fate: {"count": len(names), "first": names[:most]} for fate, names in found.fates.items() if names},
+        documents=sum(counts.documents for counts in totals.values()),
+        tokens=sum(counts.tokens for counts in totals.values()),
+        splits={split: asdict(counts) for split, counts in totals.items()},
+        tokenizer=commit.tokenizer if commit else None,
+        **{key: summary[key] for key in ("raw_bytes", "text_bytes", "skipped", "guessed", "units")},
         resumed=resumed,
         writers=writers,
         seconds=time.monotonic() - begin,

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from fmscale.data.ingest.job import IngestJob, IngestRequest, IngestResult, Progress, begin_job, commit_job
+from fmscale.data.ingest.job import IngestJob, begin_job, commit_job
 from fmscale.data.ingest.record import decode_record
+from fmscale.data.ingest.request import IngestRequest, IngestResult, Progress
 from fmscale.data.ingest.unit import UnitTask, open_writer
 from fmscale.data.workers.messages import Message, Reporter, decode, describe_error, encode, rebuild_error
 from fmscale.errors import ConfigError, RankError

@@ -5,6 +5,7 @@ middle are cut into parts of about that size. Any number of writers and of runs 
 documents, and a unit's number and the job's digest name its segments.
 """
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -20,13 +21,15 @@ from fmscale.store.backends.protocol import Backend, find
 from fmscale.store.digest import canonical_json, metadata_digest
 from fmscale.store.segments.seal import check_version
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of plans. It is part of a job's digest and so of its segments' names: it changes with every change of a
 unit's documents or tokens.
 """
 
 UNIT_BYTES = 64 << 20
 """Raw input of a unit: half a minute of work for a core, and two objects a GB on the store."""
+
+TRAIN, HELDOUT = "train", "heldout"
 
 LEAST_UNIT_BYTES = 4 << 20
 UNITS = 32
@@ -50,7 +53,18 @@ class Options:
     eos: bool
     """True if an EOS token stands after each document."""
     again: int = 0
-    """Count of earlier, retired jobs of the same inputs in the dataset: each job has its own names."""
+    """Count of earlier jobs of these inputs that cannot go on, retired or of files that changed: each job has its own
+    names.
+    """
+    pins: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Splits of contents that another split than their hash's belongs to, by the hash in hex."""
+    replaced: tuple[str, ...] = ()
+    """Source names whose earlier documents are masked with the job's commit."""
+
+    def split(self, content: int) -> str:
+        """The split of a document or record with a content of this hash."""
+        pinned = self.pins.get(f"{content:016x}") if self.pins else None
+        return pinned or (HELDOUT if content < int(self.heldout * 2**64) else TRAIN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +106,6 @@ class IngestPlan:
     """Files whose first bytes decided the format, by format."""
 
     @property
-    def inputs(self) -> str:
-        """Digest of the inputs alone: the same files read the same way, with any tokenizer."""
-        return metadata_digest(canonical_json(self._inputs()))
-
-    @property
     def job(self) -> str:
         """Digest of the job, without the places of its listing roots."""
         return metadata_digest(canonical_json(self._identity()))
@@ -105,10 +114,16 @@ class IngestPlan:
         """The work units in order."""
         return list(group(self.files, self.unit_bytes))
 
+    def same_state(self, other: "IngestPlan") -> bool:
+        """True unless the stamps show that a file has changed between the listings of both plans."""
+        pairs = zip(self.files, other.files, strict=True)
+        return all(one.stamp == two.stamp or not (one.stamp and two.stamp) for one, two in pairs)
+
     def encode(self, tokenizer: str | None, bos: int | None, eos: int | None) -> bytes:
         """JSON of the plan with the digest of its tokenizer, chosen or trained, and the ids of BOS and EOS."""
         content = {
             "identity": self._identity(),
+            "places": [[file.place, file.stamp] for file in self.files],
             "found": {"tokenizer": tokenizer, "bos": bos, "eos": eos},
             "skipped": self.skipped,
             "guessed": self.guessed,
@@ -116,13 +131,9 @@ class IngestPlan:
         }
         return canonical_json(content)
 
-    def _inputs(self) -> dict[str, Any]:
-        files = [[file.source, file.bytes, file.changed, file.format] for file in self.files]
-        return {"files": files, "field": self.options.field, "heldout": self.options.heldout}
-
     def _identity(self) -> dict[str, Any]:
         return {
-            **self._inputs(),
+            "files": [[file.source, file.bytes, file.changed, file.format, file.begin] for file in self.files],
             **asdict(self.options),
             "where": [[file.root, file.name] for file in self.files],
             "format_version": FORMAT_VERSION,
@@ -167,6 +178,8 @@ def group(files: Sequence[File], unit_bytes: int) -> Iterator[list[Work]]:
         parts = max(1, file.bytes // unit_bytes) if splittable(file.source, file.format) else 1
         for index in range(parts):
             work = Work(file=file, index=index, of=parts)
+            if file.format == "jsonl" and parts > 1 and file.bytes * (index + 1) // parts <= file.begin:
+                continue
             if unit and size + work.bytes > unit_bytes:
                 yield unit
                 unit, size = [], 0
@@ -174,6 +187,10 @@ def group(files: Sequence[File], unit_bytes: int) -> Iterator[list[Work]]:
             size += work.bytes
     if unit:
         yield unit
+
+
+FILE = ("source", "bytes", "changed", "format", "begin", "root", "name", "place", "stamp")
+"""Fields of a file in the order of a stored plan."""
 
 
 def plan_key(dataset: str, job: str) -> str:
@@ -189,13 +206,14 @@ def load_plan(backend: Backend, dataset: str, job: str) -> StoredPlan | None:
     content: Mapping[str, Any] = json.loads(data)
     check_version(content, key, FORMAT_VERSION)
     identity = content["identity"]
+    options = {option.name: identity[option.name] for option in fields(Options)}
     plan = IngestPlan(
         files=tuple(
-            File(source=source, bytes=size, changed=changed, format=format, root=root, name=name)
-            for (source, size, changed, format), (root, name) in zip(identity["files"], identity["where"], strict=True)
+            File(**dict(zip(FILE, (*row, *where, *place), strict=True)))
+            for row, where, place in zip(identity["files"], identity["where"], content["places"], strict=True)
         ),
         skipped=SkippedInput(content["skipped"]),
-        options=Options(**{option.name: identity[option.name] for option in fields(Options)}),
+        options=Options(**{**options, "replaced": tuple(options["replaced"])}),
         unit_bytes=identity["unit_bytes"],
         guessed=SkippedInput(content.get("guessed", {})),
     )
@@ -211,11 +229,6 @@ def load_plan(backend: Backend, dataset: str, job: str) -> StoredPlan | None:
 def document_id(source: str, start: int) -> bytes:
     """The stable id of a document, 16 bytes: xxh3_128 of its source name, a NUL, and its first byte or row.
 
-    The id does not depend on the document's end: an edited text file keeps its id and its split.
+    The id does not depend on the document's content: an edited text file keeps its id.
     """
     return xxhash.xxh3_128_digest(f"{source}\0{start}".encode())
-
-
-def is_heldout(identity: bytes, fraction: float) -> bool:
-    """True if the first half of the id puts the document into the held-out split."""
-    return int.from_bytes(identity[:8], "big") < int(fraction * 2**64)

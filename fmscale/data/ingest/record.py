@@ -9,12 +9,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TypedDict
 
+from fmscale.data.ingest.content import Tally
 from fmscale.errors import DataError
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.digest import canonical_json
 from fmscale.store.segments.seal import SealInfo, check_version
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 FIRST_NAMES = 5
 """Names kept of the input skipped for a reason; further input is only counted."""
@@ -81,6 +82,10 @@ class UnitRecord:
     """UTF-8 bytes of the documents."""
     skipped: SkippedInput
     """Input that the unit passed over."""
+    tallies: Mapping[str, Tally]
+    """Documents of each file, or part of a file, by source name."""
+    splits: Mapping[str, str]
+    """Splits of files that are one document, but those in `train`."""
 
     def encode(self) -> bytes:
         """Canonical JSON text of the record."""
@@ -94,6 +99,7 @@ def decode_record(data: bytes) -> UnitRecord:
     del content["format_version"]
     content["seals"] = {split: SealInfo(**seal) for split, seal in content["seals"].items()}
     content["skipped"] = SkippedInput(content["skipped"])
+    content["tallies"] = {source: Tally(**tally) for source, tally in content["tallies"].items()}
     return UnitRecord(**content)
 
 

@@ -11,8 +11,9 @@ from contextlib import closing
 import xxhash
 
 from fmscale.data.ingest.apart import Reading
+from fmscale.data.ingest.content import text_hash
 from fmscale.data.ingest.formats import RawDocument
-from fmscale.data.ingest.plan import IngestPlan, Work, document_id, group, is_heldout
+from fmscale.data.ingest.plan import TRAIN, IngestPlan, Work, group
 
 PART_BYTES = 1 << 20
 """Text taken from a part of the corpus."""
@@ -51,5 +52,5 @@ def _texts(work: Work, plan: IngestPlan, reading: Reading) -> Iterator[str]:
     for item in reading.documents(work):
         if not isinstance(item, RawDocument) or not item.text:
             continue
-        if not is_heldout(document_id(work.file.source, item.start), plan.options.heldout):
+        if item.start >= work.file.begin and plan.options.split(text_hash(item.text)) == TRAIN:
             yield item.text

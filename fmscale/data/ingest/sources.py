@@ -34,6 +34,9 @@ VERSION_CONTROL = frozenset({"CVS", "_darcs", "RCS", "SCCS", ".git", ".hg", ".sv
 
 GLOB = re.compile(r"[*\[?]")
 
+USER = re.compile(r"//[^/@]*@")
+"""User and password in the address of a server."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Root:
@@ -55,6 +58,11 @@ class Root:
         server = f"{place.scheme}:{place.options.get('endpoint', '')}"
         return (server, place.bucket, *filter(None, place.prefix.split("/")))
 
+    @property
+    def place(self) -> str:
+        """The folder without the options of a URL."""
+        return USER.sub("//", "/".join(part.rstrip("/") for part in self.segments))
+
 
 @dataclass(frozen=True, kw_only=True)
 class File:
@@ -72,6 +80,12 @@ class File:
     """Number of its argument's root."""
     name: str
     """Path below that root's folder."""
+    place: str = ""
+    """URL without options."""
+    stamp: str = ""
+    """Identity of its state: inode and times of a local file, the ETag of an object; empty if neither is known."""
+    begin: int = 0
+    """Place behind the documents that the dataset has of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +112,9 @@ def list_sources(arguments: Sequence[str], *, format: str = "auto", store: str =
     files: dict[str, File] = {}
     for number, root in enumerate(roots):
         before = "/".join(part.strip("/") for part in root.segments[shared:])
+        place = root.place
         walk = _walk_local if "://" not in root.url else _walk_store
-        for name, size, changed in walk(root, skipped, store):
+        for name, size, changed, stamp in walk(root, skipped, store):
             source = f"{before}/{name}" if before else name
             found = detect(source, kind)
             if found == "binary" and not root.only:
@@ -109,7 +124,16 @@ def list_sources(arguments: Sequence[str], *, format: str = "auto", store: str =
                 found = format
             elif found == "binary":
                 found = ""
-            file = File(source=source, bytes=size, changed=changed, format=found, root=number, name=name)
+            file = File(
+                source=source,
+                bytes=size,
+                changed=changed,
+                format=found,
+                root=number,
+                name=name,
+                place=f"{place}/{name}",
+                stamp=stamp,
+            )
             files.setdefault(source, file)
     for source in _metadata(files):
         if not roots[files[source].root].only:
@@ -199,14 +223,14 @@ def _parse_url_argument(argument: str) -> Root:
     return Root(url=argument)
 
 
-Entries = Iterator[tuple[str, int, int]]
-"""Name below the root, bytes, time of change in milliseconds."""
+Entries = Iterator[tuple[str, int, int, str]]
+"""Name below the root, bytes, time of change in milliseconds, stamp."""
 
 
 def _walk_local(root: Root, skipped: SkippedInput, store: str) -> Entries:
     if root.only:
         status = os.stat(os.path.join(root.url, root.only))
-        yield root.only, status.st_size, status.st_mtime_ns // 1_000_000
+        yield root.only, *_state(status)
         return
     match = _matcher(root.pattern)
     folders = [""]
@@ -221,9 +245,18 @@ def _walk_local(root: Root, skipped: SkippedInput, store: str) -> Entries:
             elif entry.is_dir(follow_symlinks=False):
                 below.append(f"{name}/")
             elif match(name):
-                status = entry.stat()
-                yield name, status.st_size, status.st_mtime_ns // 1_000_000
+                yield name, *_state(entry.stat())
         folders.extend(reversed(below))
+
+
+def _state(status: os.stat_result) -> tuple[int, int, str]:
+    """Bytes, time of change and stamp of a local file. The inode's time cannot be set back, as the file's time can.
+
+    A file system that counts whole seconds gives no stamp: a file could change twice in one.
+    """
+    coarse = status.st_ctime_ns % 1_000_000_000 == 0
+    stamp = "" if coarse else f"{status.st_ino}.{status.st_mtime_ns}.{status.st_ctime_ns}"
+    return status.st_size, status.st_mtime_ns // 1_000_000, stamp
 
 
 def _entries(root: str, folder: str) -> list[os.DirEntry[str]]:
@@ -262,7 +295,7 @@ def _walk_store(root: Root, skipped: SkippedInput, store: str) -> Entries:
     backend = open_store(root.url, read_only=True)
     if root.only:
         info = backend.head(root.only)
-        yield root.only, info.bytes, round(info.modified * 1000)
+        yield root.only, info.bytes, round(info.modified * 1000), info.etag
         return
     match = _matcher(root.pattern)
     for info in backend.list_objects():
@@ -272,7 +305,7 @@ def _walk_store(root: Root, skipped: SkippedInput, store: str) -> Entries:
         elif not _is_key(info.key):
             skipped.add("name", info.key)
         elif match(info.key):
-            yield info.key, info.bytes, round(info.modified * 1000)
+            yield info.key, info.bytes, round(info.modified * 1000), info.etag
 
 
 def _is_key(name: str) -> bool:

@@ -1,18 +1,23 @@
 """A work unit: read its parts, tokenize, write and seal its segments, then its record. Records are not tokenized."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+
 from fmscale.data.ingest.apart import Reading
 from fmscale.data.ingest.blocks import RecordBlock, conform, gather, load, schema_of
-from fmscale.data.ingest.formats import Bad, RawDocument, RawRecord
-from fmscale.data.ingest.plan import Work, document_id, is_heldout, load_plan
+from fmscale.data.ingest.content import U64, Tally, row_hashes, text_hash
+from fmscale.data.ingest.formats import SINGLE, Bad, RawDocument, RawRecord
+from fmscale.data.ingest.plan import TRAIN, Work, document_id, load_plan
 from fmscale.data.ingest.record import BAD, SkippedInput, UnitRecord, record_key
 from fmscale.data.ingest.scratch import scratch_folder
+from fmscale.data.ingest.tally import is_empty
 from fmscale.data.tokenizers.protocol import Tokenizer, dtype_of
 from fmscale.data.tokenizers.tokenizer import frame, from_json
 from fmscale.errors import Conflict, StoreError
@@ -30,8 +35,6 @@ BATCH_CHARACTERS = 1 << 20
 
 BATCH_DOCUMENTS = 512
 """Documents of a call of the tokenizer, at most."""
-
-TRAIN, HELDOUT = "train", "heldout"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +78,7 @@ class UnitWriter:
         if stored.tokenizer is not None:
             content = load_tokenizer(self._backend, stored.tokenizer)
             self._tokenizer = from_json(content, f"tokenizer {stored.tokenizer}")
+        self._files = {file.source: file for file in stored.plan.files}
         self._reading = Reading(task.roots, stored.plan.options.field or None)
 
     def close(self) -> None:
@@ -84,14 +88,24 @@ class UnitWriter:
     def run(self, unit: int, advance: Advance) -> UnitRecord:
         """Do a unit: on return it is sealed and recorded. Raises the errors of reading and storing."""
         skipped = SkippedInput()
+        self._tallies: dict[str, Tally] = {}
+        self._splits: dict[str, str] = {}
         write = self._write_records if self._tokenizer is None else self._write_documents
         with ExitStack() as stack:
-            writers, documents, text_bytes = write(self._units[unit], skipped, advance, stack)
+            writers, text_bytes = write(self._units[unit], skipped, advance, stack)
             folder = (self.task.dataset, self.task.job, unit)
             seals = {
                 split: writers[split].finish(self._backend, segment_prefix(*folder, split)) for split in sorted(writers)
             }
-        record = UnitRecord(unit=unit, seals=seals, documents=documents, text_bytes=text_bytes, skipped=skipped)
+        record = UnitRecord(
+            unit=unit,
+            seals=seals,
+            documents=sum(tally.documents for tally in self._tallies.values()),
+            text_bytes=text_bytes,
+            skipped=skipped,
+            tallies=self._tallies,
+            splits=self._splits,
+        )
         key = record_key(*folder)
         if not store_once(self._backend, key, record.encode()):
             raise Conflict(
@@ -103,31 +117,44 @@ class UnitWriter:
 
     def _write_documents(
         self, works: list[Work], skipped: SkippedInput, advance: Advance, stack: ExitStack
-    ) -> tuple[Mapping[str, SegmentWriter], int, int]:
-        """Tokenize the documents. Returns the writers by split, the documents and the bytes of their text."""
+    ) -> tuple[Mapping[str, SegmentWriter], int]:
+        """Tokenize the documents. Returns the writers by split, and the bytes of the text."""
         assert self._tokenizer is not None, "a job of text has a tokenizer"
         dtype = dtype_of(self._tokenizer)
         writers: dict[str, TokenSegmentWriter] = {}
-        documents = text_bytes = 0
+        text_bytes = 0
         for batch in self._batches(works, skipped, advance):
             ids = self._tokenizer.encode_batch([document.text for _, document in batch])
-            for (source, document), tokens in zip(batch, ids, strict=True):
-                identity = document_id(source, document.start)
-                split = self._split(identity)
+            sources, documents = zip(*batch, strict=True)
+            contents = [text_hash(document.text) for document in documents]
+            starts, stops = [document.start for document in documents], [document.stop for document in documents]
+            splits = self._sort(sources, starts, stops, np.array(contents, dtype=np.uint64))
+            for source, document, tokens, split in zip(sources, documents, ids, splits, strict=True):
                 if split not in writers:
                     writers[split] = stack.enter_context(
                         TokenSegmentWriter(Path(self.task.scratch), dtype=dtype, split=split)
                     )
                 framed = frame(tokens, self._stored.bos, self._stored.eos)
+                identity = document_id(source, document.start)
                 writers[split].add(framed, identity, source, document.start, document.stop)
                 text_bytes += len(document.text.encode())
-            documents += len(batch)
-        return writers, documents, text_bytes
+        return writers, text_bytes
+
+    def _sort(self, sources: Sequence[str], starts: list[int], stops: list[int], contents: U64) -> list[str]:
+        """The splits of consecutive documents or records, which are counted in the tallies of their files."""
+        splits = [self._stored.plan.options.split(content) for content in contents.tolist()]
+        begin = 0
+        for source, run in groupby(sources):
+            part = slice(begin, begin := begin + sum(1 for _ in run))
+            self._tallies.setdefault(source, Tally()).add(starts[part], stops[part], contents[part])
+            if self._files[source].format in SINGLE and splits[part.start] != TRAIN:
+                self._splits[source] = splits[part.start]
+        return splits
 
     def _write_records(
         self, works: list[Work], skipped: SkippedInput, advance: Advance, stack: ExitStack
-    ) -> tuple[Mapping[str, SegmentWriter], int, int]:
-        """Write all columns, in two passes. Returns the writers by split, the records, and 0 as there is no text."""
+    ) -> tuple[Mapping[str, SegmentWriter], int]:
+        """Write all columns, in two passes. Returns the writers by split, and 0 as there is no text."""
         scratch = Path(self.task.scratch)
         with scratch_errors(scratch):
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="blocks-", dir=scratch)))
@@ -139,10 +166,14 @@ class UnitWriter:
         writers: dict[str, RecordSegmentWriter] = {}
         for block in blocks:
             batch, columns = load(block)
+            sources, starts, stops = origin = [column.to_pylist() for column in columns]
+            new = [row for row, source in enumerate(sources) if starts[row] >= self._files[source].begin]
+            if len(new) < len(batch):
+                batch = batch.take(new)
+                sources, starts, stops = origin = [[column[row] for row in new] for column in origin]
+            splits = self._sort(sources, starts, stops, row_hashes(batch))
             batch = conform(batch, schema)
-            origin = [column.to_pylist() for column in columns]
-            names = [document_id(source, start) for source, start, _ in zip(*origin, strict=True)]
-            splits = [self._split(name) for name in names]
+            names = [document_id(source, start) for source, start in zip(sources, starts, strict=True)]
             for split in dict.fromkeys(splits):
                 if split not in writers:
                     writers[split] = stack.enter_context(RecordSegmentWriter(scratch, schema=schema, split=split))
@@ -152,10 +183,7 @@ class UnitWriter:
                 writers[split].add(part, *([column[row] for row in rows] for column in (names, *origin)))
             Path(block.path).unlink()
             advance(0)
-        return writers, sum(block.rows for block in blocks), 0
-
-    def _split(self, identity: bytes) -> str:
-        return HELDOUT if is_heldout(identity, self._stored.plan.options.heldout) else TRAIN
+        return writers, 0
 
     def _batches(
         self, works: list[Work], skipped: SkippedInput, advance: Advance
@@ -183,9 +211,9 @@ class UnitWriter:
             for item in self._reading.documents(work, blocks):
                 if isinstance(item, Bad):
                     reason, where = item.reason, item.where
-                elif (isinstance(item, RawDocument) and not item.text) or (
-                    isinstance(item, RawRecord) and not item.values
-                ):
+                elif isinstance(item, RawDocument) and item.start < work.file.begin:
+                    continue
+                elif isinstance(item, RawDocument | RawRecord) and is_empty(item):
                     reason, where = "empty", "" if work.file.format == "text" else f"at {item.start}"
                 else:
                     yield work.file.source, item

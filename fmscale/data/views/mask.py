@@ -94,6 +94,18 @@ def document_id(text: str) -> bytes:
     return data
 
 
+def of_sources(chosen: Callable[[str], bool]) -> Predicate:
+    """A predicate that picks the documents of the sources that `chosen` takes."""
+
+    def where(table: pa.Table) -> NDArray[np.bool_]:
+        column = table.column("source").combine_chunks()
+        names = np.array([chosen(name) for name in column.dictionary.to_pylist()], dtype=np.bool_)
+        picked: NDArray[np.bool_] = names[column.indices.to_numpy()]
+        return picked
+
+    return where
+
+
 def find_documents(
     dataset: Dataset,
     *,

@@ -110,7 +110,8 @@ def common_part(
     live: Sequence[Commit] | None = None,
 ) -> tuple[list[Commit], tuple[int, ...], dict[str, Any]]:
     """The commits of a new view, live or chosen, the tokens or records that masks leave of each, and the fields that do
-    not depend on the kind. `live` are the dataset's commits, if they are known.
+    not depend on the kind. `live` are the dataset's commits, if they are known. The masks are those given and the
+    dataset's own; with chosen `commits`, the own masks up to the last of these.
 
     Raises DataError unless the dataset has commits of this kind, and one of them the split.
     """
@@ -131,7 +132,8 @@ def common_part(
     splits = sorted({name for commit in chosen for name in commit.manifests})
     if split not in splits:
         raise DataError(f"Dataset {dataset.name} has no such split", found=split, remedy=f"It has {', '.join(splits)}.")
-    digests = tuple(sorted(set(masks)))
+    own = dataset.masks(split, None if commits is None else chosen[-1].number)
+    digests = tuple(sorted({*masks, *own}))
     common = {
         "dataset": dataset.name,
         "split": split,

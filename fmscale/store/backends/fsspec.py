@@ -168,7 +168,8 @@ def _info(key: str, info: dict[str, Any]) -> ObjectInfo:
     if isinstance(modified, datetime):
         modified = modified.timestamp()
     seconds = float(modified) if isinstance(modified, int | float) else 0.0
-    return ObjectInfo(key=key, bytes=int(info.get("size") or 0), modified=seconds)
+    etag = str(info.get("ETag") or info.get("etag") or "")
+    return ObjectInfo(key=key, bytes=int(info.get("size") or 0), modified=seconds, etag=etag)
 
 
 def _understand(error: Exception, key: str, url: str) -> Answer:

@@ -186,4 +186,5 @@ class ObjectBackend(Backend):
 
 
 def _info(meta: Any, key: str) -> ObjectInfo:
-    return ObjectInfo(key=key, bytes=int(meta["size"]), modified=meta["last_modified"].timestamp())
+    modified = meta["last_modified"].timestamp()
+    return ObjectInfo(key=key, bytes=int(meta["size"]), modified=modified, etag=meta.get("e_tag") or "")

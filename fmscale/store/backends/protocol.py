@@ -27,6 +27,8 @@ class ObjectInfo:
     """Size in bytes."""
     modified: float
     """Time of last modification, seconds since the epoch, by the store's clock."""
+    etag: str = ""
+    """The store's tag of the content, which changes with it; empty if there is none."""
 
 
 @dataclass

@@ -10,6 +10,9 @@ from fmscale.store.datasets.manifest import Manifest, SplitTotals, open_manifest
 from fmscale.store.log.entry import LogEntry
 from fmscale.store.segments.seal import check_version, columns_folder, job_folder
 
+MASKING_VERSION = 2
+"""Version of commits that mask documents of earlier commits: a reader that knows no masks must not take them."""
+
 
 class Manifests(Mapping[str, Manifest]):
     """Manifests by split; each opens at its first use."""
@@ -67,7 +70,7 @@ class Commit:
 def decode_commit(backend: Backend, entry: LogEntry) -> Commit:
     """The commit that a log entry records. Raises FormatError for a later format_version."""
     body = entry.body
-    check_version(body, f"commit {entry.number}")
+    check_version(body, f"commit {entry.number}", MASKING_VERSION)
     return Commit(
         number=entry.number,
         time=entry.time,

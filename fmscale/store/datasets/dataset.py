@@ -1,6 +1,7 @@
 """Datasets: named logs of commits; a commit makes a job's sealed segments visible at once.
 
-datasets/NAME/log/...                  commit, retire and pin entries
+datasets/NAME/log/...                  commit, mask, retire and pin entries
+datasets/NAME/masks/DIGEST.arrow       documents that views leave out
 datasets/NAME/manifests/DIGEST.arrow   the segments of one split of one commit
 datasets/NAME/segments/JOB/...         segments, sealed one by one, visible with their commit
 tokenizers/DIGEST.json                 tokenizers, shared by all datasets
@@ -8,7 +9,7 @@ tokenizers/DIGEST.json                 tokenizers, shared by all datasets
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from threading import Lock
@@ -97,11 +98,15 @@ class Dataset:
         eos: int | None = None,
         kind: str = "tokens",
         extra: Mapping[str, Any] | None = None,
+        masks: Mapping[str, str] | None = None,
+        recheck: Callable[[Sequence[Commit]], object] = lambda live: None,
     ) -> Commit:
         """Make a job's segments visible: manifests first, then one log entry (promise P3).
 
         `segments` are all segments of the job, by split, in the order of their work units; splits without
         segments are left out. `tokenizer` is the digest of a stored tokenizer, `extra` the job's notes (JSON).
+        `masks` are the digests, by split, of stored masks of documents that this commit replaces. `recheck` gets the
+        live commits right before the commit is written, and may raise an error instead.
         If the job has a live commit with the same segments, this returns that commit and writes nothing.
 
         Raises DataError if the commit differs from the dataset's live commits in kind, tokenizer, type, BOS or
@@ -121,15 +126,28 @@ class Dataset:
             split: self._store_manifest(rows, kind, split, dtype, job) for split, rows in segments.items() if rows
         }
         body = {
-            "format_version": FORMAT_VERSION,
+            "format_version": commits.MASKING_VERSION if masks else FORMAT_VERSION,
             **given,
             "job": job,
             "manifests": manifests,
             "extra": dict(extra or {}),
+            **({"masks": dict(masks)} if masks else {}),
         }
-        return decode_commit(self.backend, self._append(body))
+        return decode_commit(self.backend, self._append(body, recheck))
 
-    def _append(self, body: dict[str, Any]) -> LogEntry:
+    def masks(self, split: str, last: int | None = None) -> tuple[str, ...]:
+        """Digests of the masks that the dataset's own entries name for a split, of those up to number `last`."""
+        with self._lock:
+            state = self._state if self._state.head else replay(self.log, self._state)
+        entries = [*state.live.values(), *state.masks]
+        named = [entry.body.get("masks", {}).get(split) for entry in entries if last is None or entry.number <= last]
+        return tuple(sorted({digest for digest in named if digest}))
+
+    def append_masks(self, masks: Mapping[str, str], reason: str) -> LogEntry:
+        """Take the documents of stored masks (digests by split) out of the dataset, for all views from now on."""
+        return self.log.append("mask", {"format_version": 1, "masks": dict(masks), "reason": reason})
+
+    def _append(self, body: dict[str, Any], recheck: Callable[[Sequence[Commit]], object]) -> LogEntry:
         """The entry with this body, or the entry that another process appended for the same job meanwhile."""
         state = replay(self.log)
 
@@ -145,6 +163,7 @@ class Dataset:
                 )
             if same is not None:
                 raise _Committed(same)
+            recheck([decode_commit(self.backend, entry) for _, entry in sorted(state.live.items())])
             return body
 
         try:

@@ -22,8 +22,8 @@ from fmscale.errors import CorruptData, LeaseLost, ObjectNotFound, StoreError, S
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.log.entry import LogEntry, decode, encode
 
-DATASET_KINDS = frozenset({"commit", "retire", "pin"})
-RUN_KINDS = DATASET_KINDS | {"lease", "stage", "ban", "quarantine", "checkpoint"}
+DATASET_KINDS = frozenset({"commit", "retire", "pin", "mask"})
+RUN_KINDS = frozenset({"commit", "retire", "pin"}) | {"lease", "stage", "ban", "quarantine", "checkpoint"}
 
 # Attempts of the whole exchange; the backend has retried each request until its deadline before.
 ATTEMPTS = 4

@@ -43,6 +43,8 @@ class RetirementState:
     """Owners of the pins of each pinned commit."""
     retires: list[LogEntry] = field(default_factory=list)
     """Retire entries, in order."""
+    masks: list[LogEntry] = field(default_factory=list)
+    """Mask entries, in order."""
     dead: KeySet = field(default_factory=KeySet)
     """Keys and folders that retires named."""
     withheld: set[str] = field(default_factory=set)
@@ -56,6 +58,8 @@ class RetirementState:
             self.live[entry.number] = entry
         elif entry.kind == "pin":
             self._pin(entry.body["commits"], entry.body["owner"], entry.body["pinned"])
+        elif entry.kind == "mask":
+            self.masks.append(entry)
         elif entry.kind == "retire":
             self.retires.append(entry)
             for number in entry.body["commits"]:

@@ -187,7 +187,8 @@ def test_more_files_are_a_second_commit_with_the_datasets_tokenizer(tmp_path: Pa
     put(tmp_path / "a/a.txt", "first words " * 20)
     put(tmp_path / "b/b.txt", "second")
     first = run(tmp_path / "a", tmp_path / "store", tokenizer="bpe:300", bos=True)
-    for name, options in (("b", {"tokenizer": None}), ("a/a.txt", {"tokenizer": "bpe:300", "heldout": 0.5})):
+    put(tmp_path / "a/c.txt", "third")
+    for name, options in (("b", {"tokenizer": None}), ("a/c.txt", {"tokenizer": "bpe:300", "heldout": 0.0})):
         result = run(tmp_path / name, tmp_path / "store", **options)
         assert (result.new, result.tokenizer) == (True, first.tokenizer)
     bodies = commit_bodies(open_store(str(tmp_path / "store")), "d")
@@ -312,7 +313,7 @@ def test_the_store_among_its_inputs_is_passed_over(tmp_path: Path) -> None:
     assert run(tmp_path, tmp_path / "runs/store").documents == 1
     put(tmp_path / "b.txt", "text")
     result = run(tmp_path, tmp_path / "runs/store")
-    assert (result.documents, result.skipped["store"]["count"]) == (2, 1)
+    assert (result.documents, result.skipped["store"]["count"], result.files["known"]["first"]) == (1, 1, ["a.txt"])
 
 
 def test_ingest_into_every_kind_of_store_from_every_kind(store_url: str, store: Backend) -> None:
@@ -370,7 +371,7 @@ def test_plans_and_records_of_a_later_version_are_refused(tmp_path: Path, monkey
             run(tmp_path / "in", tmp_path / "store")
     for path in (tmp_path / "store/datasets/d/jobs").rglob("*.json"):
         kept = path.read_bytes()
-        path.write_bytes(kept.replace(b'"format_version":1,', b'"format_version":9,'))
+        path.write_bytes(kept.replace(b'"format_version":2,', b'"format_version":9,'))
         assert path.read_bytes() != kept
         with pytest.raises(FormatError, match="upgrade"):
             run(tmp_path / "in", tmp_path / "store")

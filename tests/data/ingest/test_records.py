@@ -255,7 +255,13 @@ def test_texts_beside_a_media_file(tmp_path: Path) -> None:
     }
     assert result.skipped["empty"]["first"] == ["y.mp4"]
     os.utime(tmp_path / "in/x.json", (1, 1))
-    assert run(tmp_path / "in", tmp_path / "store").new, "a text beside an image is a part of the job's inputs"
+    assert not run(tmp_path / "in", tmp_path / "store").new
+    put(tmp_path / "in/x.json", '{"a": 2}')
+    with pytest.raises(DataError, match="2 files have another content") as caught:
+        run(tmp_path / "in", tmp_path / "store")
+    assert caught.value.found == "x.png, x.wav", "a text beside an image is a part of its record"
+    again = run(tmp_path / "in", tmp_path / "store", replace=True)
+    assert (again.documents, again.files["known"]["count"]) == (2, 3)
 
 
 def cut(data: bytes) -> bytes:

@@ -4,12 +4,14 @@ import os
 import socket
 import uuid
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from fmscale.data.ingest.content import text_hash
 from fmscale.data.ingest.files import open_files
-from fmscale.data.ingest.plan import IngestPlan, Options, document_id, group, is_heldout, make_plan
+from fmscale.data.ingest.plan import HELDOUT, IngestPlan, Options, document_id, group, make_plan
 from fmscale.data.ingest.record import SkippedInput
 from fmscale.data.ingest.sources import File, Listing, list_sources
 from fmscale.errors import AccessDenied, ConfigError, DataError
@@ -221,11 +223,15 @@ def test_the_units_size_follows_the_corpus() -> None:
     assert [unit_bytes(size) for size in (10, 2**30, 2**40)] == [4 << 20, 32 << 20, 64 << 20]
 
 
-def test_ids_and_the_heldout_split() -> None:
+def test_ids_and_the_split_by_content() -> None:
     assert document_id("a/b.md", 7).hex() == "95c4356a0c6fd312e21cae4cfce1fe57", "ids never change"
     ids = [document_id(f"file-{i}", 0) for i in range(20_000)]
     assert len(set(ids)) == len(ids)
-    held = sum(is_heldout(one, 0.05) for one in ids)
-    assert 850 < held < 1150, "5 standard deviations around 1000"
-    assert not any(is_heldout(one, 0.0) for one in ids)
-    assert {one for one in ids if is_heldout(one, 0.01)} <= {one for one in ids if is_heldout(one, 0.05)}
+
+    def held(share: float) -> set[int]:
+        options = replace(OPTIONS, heldout=share)
+        return {i for i in range(20_000) if options.split(text_hash(f"text {i}")) == HELDOUT}
+
+    assert 850 < len(held(0.05)) < 1150, "5 standard deviations around 1000"
+    assert held(0.0) == set()
+    assert held(0.01) <= held(0.05)

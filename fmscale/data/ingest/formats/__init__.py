@@ -27,6 +27,9 @@ FORMATS = {
 TABLES = frozenset({"parquet", "arrow"})
 """Formats that pyarrow reads."""
 
+SINGLE = frozenset({"text", "media"})
+"""Formats of files that are one document or record."""
+
 EXTENSIONS = {
     **dict.fromkeys(("jsonl", "ndjson"), "jsonl"),
     **dict.fromkeys(("parquet", "pq"), "parquet"),
