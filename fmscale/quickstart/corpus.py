@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fmscale.data.ingest.apart import Reading
-from fmscale.data.ingest.content import text_hash
+from fmscale.data.ingest.content import data_hash
 from fmscale.data.ingest.formats import RawDocument
 from fmscale.data.ingest.plan import Work
 from fmscale.data.ingest.sources import list_sources
@@ -50,7 +50,7 @@ def heldout_share(arguments: Sequence[str], store: str) -> float:
     with closing(Reading([root.url for root in listing.roots], "text")) as reading:
         for file in listing.files:
             work = Work(file=replace(file, format="text"), index=0, of=1)
-            contents += [text_hash(item.text) for item in reading.documents(work) if isinstance(item, RawDocument)]
+            contents += [data_hash(item.data) for item in reading.documents(work) if isinstance(item, RawDocument)]
             if contents and contents[-1] < HELDOUT * 2**64:
                 return HELDOUT
     least = sorted(set(contents))[:2]

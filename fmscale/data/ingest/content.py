@@ -29,9 +29,13 @@ NUMBER, LIST, STRUCT, OTHER, BYTES = map(xxhash.xxh3_64_intdigest, (b"1", b"[", 
 MASK = 2**64 - 1
 
 
+data_hash = xxhash.xxh3_64_intdigest
+"""The hash of a document: of the UTF-8 bytes of its text."""
+
+
 def text_hash(text: str) -> int:
-    """The hash of a document's text."""
-    return xxhash.xxh3_64_intdigest(text.encode())
+    """The hash of a text as a document."""
+    return data_hash(text.encode())
 
 
 def row_hashes(batch: pa.RecordBatch) -> U64:

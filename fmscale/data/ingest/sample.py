@@ -11,7 +11,7 @@ from contextlib import closing
 import xxhash
 
 from fmscale.data.ingest.apart import Reading
-from fmscale.data.ingest.content import text_hash
+from fmscale.data.ingest.content import data_hash
 from fmscale.data.ingest.formats import RawDocument
 from fmscale.data.ingest.plan import TRAIN, IngestPlan, Work, group
 
@@ -50,7 +50,7 @@ def _place(work: Work) -> tuple[int, str, int]:
 
 def _texts(work: Work, plan: IngestPlan, reading: Reading) -> Iterator[str]:
     for item in reading.documents(work):
-        if not isinstance(item, RawDocument) or not item.text:
+        if not isinstance(item, RawDocument) or not item.data:
             continue
-        if item.start >= work.file.begin and plan.options.split(text_hash(item.text)) == TRAIN:
+        if item.start >= work.file.begin and plan.options.split(data_hash(item.data)) == TRAIN:
             yield item.text

@@ -8,7 +8,7 @@ import numpy as np
 
 from fmscale.data.ingest.apart import Reading
 from fmscale.data.ingest.blocks import gather, load
-from fmscale.data.ingest.content import U64, Tally, row_hashes, text_hash
+from fmscale.data.ingest.content import U64, Tally, data_hash, row_hashes
 from fmscale.data.ingest.formats import Bad, RawDocument, RawRecord
 from fmscale.data.ingest.plan import Work
 
@@ -22,7 +22,7 @@ Spans = Iterator[tuple[list[int], list[int], U64]]
 def is_empty(item: Any) -> bool:
     """True for an item that gives no document: an empty text, or a record without columns."""
     if isinstance(item, RawDocument):
-        return not item.text
+        return not item.data
     return isinstance(item, RawRecord) and not item.values
 
 
@@ -40,7 +40,7 @@ def tally_file(reading: Reading, work: Work, folder: Path, below: int) -> tuple[
 def _texts(items: Iterator[Any]) -> Spans:
     batch: list[tuple[int, int, int]] = []
     for item in items:
-        batch.append((item.start, item.stop, text_hash(item.text)))
+        batch.append((item.start, item.stop, data_hash(item.data)))
         if len(batch) == BATCH:
             yield _columns(batch)
             batch = []

@@ -12,7 +12,7 @@ import numpy as np
 
 from fmscale.data.ingest.apart import Reading
 from fmscale.data.ingest.blocks import RecordBlock, conform, gather, load, schema_of
-from fmscale.data.ingest.content import U64, Tally, row_hashes, text_hash
+from fmscale.data.ingest.content import U64, Tally, data_hash, row_hashes
 from fmscale.data.ingest.formats import SINGLE, Bad, RawDocument, RawRecord
 from fmscale.data.ingest.plan import TRAIN, Work, document_id, load_plan
 from fmscale.data.ingest.record import BAD, SkippedInput, UnitRecord, record_key
@@ -126,7 +126,7 @@ class UnitWriter:
         for batch in self._batches(works, skipped, advance):
             ids = self._tokenizer.encode_batch([document.text for _, document in batch])
             sources, documents = zip(*batch, strict=True)
-            contents = [text_hash(document.text) for document in documents]
+            contents = [data_hash(document.data) for document in documents]
             starts, stops = [document.start for document in documents], [document.stop for document in documents]
             splits = self._sort(sources, starts, stops, np.array(contents, dtype=np.uint64))
             for source, document, tokens, split in zip(sources, documents, ids, splits, strict=True):
@@ -137,7 +137,7 @@ class UnitWriter:
                 framed = frame(tokens, self._stored.bos, self._stored.eos)
                 identity = document_id(source, document.start)
                 writers[split].add(framed, identity, source, document.start, document.stop)
-                text_bytes += len(document.text.encode())
+                text_bytes += len(document.data)
         return writers, text_bytes
 
     def _sort(self, sources: Sequence[str], starts: list[int], stops: list[int], contents: U64) -> list[str]:
@@ -193,7 +193,7 @@ class UnitWriter:
         size = 0
         for source, document in self._items(works, skipped, advance):
             batch.append((source, document))
-            size += len(document.text)
+            size += len(document.data)
             if size >= BATCH_CHARACTERS or len(batch) == BATCH_DOCUMENTS:
                 yield batch
                 advance(0)

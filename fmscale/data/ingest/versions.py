@@ -7,7 +7,7 @@ import numpy as np
 
 from fmscale.data.ingest.additions import Additions
 from fmscale.data.ingest.apart import Reading
-from fmscale.data.ingest.content import text_hash
+from fmscale.data.ingest.content import data_hash
 from fmscale.data.ingest.formats import RawDocument
 from fmscale.data.ingest.ledger import Ledger
 from fmscale.data.ingest.plan import HELDOUT, TRAIN, Options, Work
@@ -37,7 +37,7 @@ def pins_of(
         if tokenizer is not None:
             with closing(Reading([root.url for root in found.listing.roots], options.field)) as reading:
                 items = reading.documents(Work(file=files[source], index=0, of=1))
-                text = next(i.text for i in items if isinstance(i, RawDocument) and text_hash(i.text) == content)
+                text = next(i.text for i in items if isinstance(i, RawDocument) and data_hash(i.data) == content)
             (ids,) = tokenizer.encode_batch([text])
             bos, eos = tokenizer.bos_id if options.bos else None, tokenizer.eos_id if options.eos else None
             if _holds(dataset, split, frame(ids, bos, eos).astype(dtype_of(tokenizer)), found.versions):
