@@ -1,22 +1,28 @@
 """Checkpoints of a run, read from its log, and their addresses: STORE_URL#RUN, STORE_URL#RUN@STEP."""
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
 from fmscale.checkpoint.format.manifest import CheckpointManifest, decode
-from fmscale.checkpoint.format.names import KIND, run_log
+from fmscale.checkpoint.format.names import KIND, age_of, checkpoints_folder, run_log
 from fmscale.checkpoint.format.seal import check_version
 from fmscale.checkpoint.persist.retention import verified
-from fmscale.errors import ConfigError, StoreError
+from fmscale.errors import ConfigError, CorruptData, StoreError
 from fmscale.store.backends.protocol import Backend
+from fmscale.store.keys import damaged
+from fmscale.store.log.entry import LogEntry, check_inside
 from fmscale.store.log.retirement import RetirementState, replay
 from fmscale.store.log.runs import require_run
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointEntry:
     """A checkpoint in the log."""
 
+    run: str
     entry: int
     """Number of its log entry."""
     step: int
@@ -37,21 +43,49 @@ class CheckpointEntry:
 
 
 def list_checkpoints(backend: Backend, run: str, state: RetirementState | None = None) -> list[CheckpointEntry]:
-    """All live checkpoints of a run, oldest first. Raises StoreError."""
+    """All live checkpoints of a run, oldest first. Raises StoreError, and CorruptData for an entry of another run."""
     state = replay(run_log(backend, run), state)
     marked = verified(state)
-    return [
-        CheckpointEntry(
-            entry=entry.number,
-            lease=entry.body["epoch"],
-            time=entry.time,
-            verified=entry.number in marked,
-            body=entry.body,
-            **{name: entry.body[name] for name in ("step", "folder", "world_size", "bytes", "referenced")},
+    return [_entry(run, entry, marked) for entry in state.live.values() if entry.kind == KIND]
+
+
+def _entry(run: str, entry: LogEntry, marked: set[int]) -> CheckpointEntry:
+    body = entry.body
+    try:
+        check_inside(entry, [body["folder"], body["manifest"]["key"], *body["objects"]], "checkpoints/")
+        numbers = {name: body[name] for name in ("step", "world_size", "bytes", "referenced")}
+        if all(type(number) is int and number >= 0 for number in numbers.values()):
+            return CheckpointEntry(
+                run=run,
+                entry=entry.number,
+                lease=body["epoch"],
+                time=entry.time,
+                folder=body["folder"],
+                verified=entry.number in marked,
+                body=body,
+                **numbers,
+            )
+        found: object = numbers
+    except (KeyError, TypeError, AttributeError) as error:
+        found = repr(error)
+    raise CorruptData(
+        f"entry {entry.number} of the log {entry.log} is no checkpoint",
+        found=found,
+        remedy="Restore this log from a copy of the store.",
+    )
+
+
+def warn_of_newer(backend: Backend, run: str, found: list[CheckpointEntry]) -> None:
+    """Log a line if a folder is newer than all checkpoints in the log: the log may have lost its newest entry."""
+    top = checkpoints_folder(run)
+    newest = max((age for entry in found if (age := age_of(entry.folder))), default=())
+    if newer := [name for name in backend.list_names(top) if (age := age_of(name)) and age > newest]:
+        logger.warning(
+            "%s/%s is newer than every checkpoint in the log: a killed save leaves such a folder, a running save has "
+            "it, and a lost log entry would too",
+            top,
+            ", ".join(newer),
         )
-        for entry in state.live.values()
-        if entry.kind == KIND
-    ]
 
 
 def pick(found: list[CheckpointEntry], which: int | str, where: str) -> list[CheckpointEntry]:
@@ -76,8 +110,17 @@ def pick(found: list[CheckpointEntry], which: int | str, where: str) -> list[Che
 def load_manifest(backend: Backend, found: CheckpointEntry) -> CheckpointManifest:
     """Read and check a checkpoint's manifest. Raises ObjectNotFound, CorruptData, FormatError, StoreError."""
     check_version(found.body["format_version"], f"checkpoint {found.entry}")
-    manifest = found.body["manifest"]
-    return decode(backend.get(manifest["key"]), manifest["digest"], manifest["key"])
+    recorded = found.body["manifest"]
+    manifest = decode(backend.get(recorded["key"]), recorded["digest"], recorded["key"])
+    counts = {"files": len(manifest.files), "tensors": len(manifest.tensors)}
+    for name, value in {**manifest.head, **counts}.items():
+        if name in ("step", "folder", "world_size", *counts) and found.body[name] != value:
+            raise CorruptData(
+                f"the manifest {recorded['key']} is not the one of its log entry",
+                found=f"{name} {value}, the entry has {found.body[name]}",
+                remedy=damaged(recorded["key"]),
+            )
+    return manifest
 
 
 def parse_address(address: str) -> tuple[str, str, str]:
@@ -94,8 +137,11 @@ def parse_address(address: str) -> tuple[str, str, str]:
 
 
 def newest(backend: Backend, run: str, which: int | str = "auto") -> CheckpointEntry:
-    """The first choice of `pick`. Raises ConfigError for an unknown run or `which`, StoreError for an empty run."""
+    """The first choice of `pick`. Raises ConfigError for an unknown run or `which`, StoreError for an empty run. Logs
+    the line of `warn_of_newer`.
+    """
     checkpoints = list_checkpoints(backend, run)
+    warn_of_newer(backend, run, checkpoints)
     if not checkpoints:
         require_run(backend, run)
         raise StoreError(

@@ -28,7 +28,7 @@ def list_(
     json: JsonOption = False,
 ) -> None:
     """List the checkpoints of a run, or of all runs of a store."""
-    from fmscale.checkpoint.catalog import list_checkpoints
+    from fmscale.checkpoint.catalog import list_checkpoints, warn_of_newer
     from fmscale.store.log.runs import require_run
     from fmscale.store.open import open_store
 
@@ -37,7 +37,11 @@ def list_(
     if run:
         require_run(backend, run)
     runs = [run] if run else backend.list_names("runs")
-    rows = [{"run": name, **_row(entry, json)} for name in runs for entry in list_checkpoints(backend, name)]
+    rows = []
+    for name in runs:
+        found = list_checkpoints(backend, name)
+        warn_of_newer(backend, name, found)
+        rows += [{"run": name, **_row(entry, json)} for entry in found]
     if not rows and not json:
         typer.echo(f"{backend.url} has no checkpoints" + (f" of run {run}." if run else "."))
         return

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fmscale.checkpoint.catalog import list_checkpoints
+from fmscale.checkpoint.catalog import list_checkpoints, warn_of_newer
 from fmscale.checkpoint.format.names import run_log
 from fmscale.checkpoint.persist.retention import mark_verified
 from fmscale.checkpoint.read.meta import next_sample
@@ -41,15 +41,18 @@ class Resume:
         return self.run if self.which == "auto" else f"{self.run}@{self.which}"
 
 
-def choose_resume(config: Config, backend: Backend) -> Resume:
+def choose_resume(config: Config, backend: Backend, *, first: bool = True) -> Resume:
     """Choose the checkpoint to begin from. A fork begins a new run; a run with its own checkpoints goes on from them.
 
-    Call it under the run's lease: all ranks then see the same checkpoints.
+    Call it under the run's lease: all ranks then see the same checkpoints. The `first` rank logs folders that are newer
+    than the log; `restore` does it for a run that goes on.
 
     Raises ConfigError for a run without checkpoints, or for a run with checkpoints and `never`.
     """
     train = config.train
     own = list_checkpoints(backend, train.run)
+    if first and not own:
+        warn_of_newer(backend, train.run, own)
     if train.resume == "never":
         if own:
             raise ConfigError(

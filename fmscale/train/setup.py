@@ -49,7 +49,7 @@ def assemble(
     vocab_size = vocabulary(config, tokenizer)
     tokenizer_digest = None if tokenizer is None else tokenizer.digest
     lease = session.lease()
-    resume = choose_resume(config, session.backend)
+    resume = choose_resume(config, session.backend, first=session.world.rank == 0)
     new = resume.which == "none" and config.train.init is not None
     init = find_init(config, session.backend, vocab_size, tokenizer_digest) if new else None
     origin: dict[str, Any] = {}

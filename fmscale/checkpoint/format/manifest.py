@@ -14,13 +14,15 @@ import pyarrow as pa
 
 from fmscale.checkpoint.format.layout import Tensor
 from fmscale.checkpoint.format.names import FORMAT_VERSION
-from fmscale.checkpoint.format.piece import elements
+from fmscale.checkpoint.format.piece import DTYPES, elements
 from fmscale.checkpoint.format.seal import Seal, StoredFile, check_version
-from fmscale.errors import CorruptData, FmscaleError
+from fmscale.errors import CorruptData, FmscaleError, FormatError
 from fmscale.store.digest import canonical_json, metadata_digest
 from fmscale.store.keys import damaged
 
 COLUMNS = {"tensor": np.int32, "start": np.int64, "count": np.int64, "file": np.int32, "offset": np.int64}
+LARGEST = 2**60
+"""Bound of every number in a head: no sum or product of the checks overflows."""
 _KEY = b"fmscale"
 
 
@@ -93,20 +95,46 @@ def merge(seals: Sequence[Seal]) -> CheckpointManifest:
 
 
 def check_tiling(manifest: CheckpointManifest) -> None:
-    """Raise FmscaleError unless the pieces of each tensor follow one another without gap or overlap."""
-    starts, counts, tensor = (manifest.columns[name] for name in ("start", "count", "tensor"))
+    """Raise FmscaleError unless the pieces of each tensor follow one another without gap or overlap, each piece lies in
+    its file, and no two lie in the same bytes of a file.
+    """
+    tensor, starts, counts, file, offsets = (manifest.columns[name] for name in COLUMNS)
+    infos, files = manifest.tensors, manifest.files
+    sizes = np.array([elements(info.shape) for info in infos], dtype=np.int64)
+    lost = np.setdiff1d(np.flatnonzero(sizes), tensor)
+    if lost.size or ((tensor < 0) | (tensor >= len(infos)) | (file < 0) | (file >= len(files))).any():
+        what = f"the pieces are not those of the {len(infos)} tensors and {len(files)} files"
+        raise _contradiction(what, infos[lost[0]].name if lost.size else (tensor.tolist()[:4], file.tolist()[:4]))
+    if (np.diff(tensor) < 0).any():
+        raise _contradiction("the pieces are not sorted by tensor", tensor.tolist()[:8])
     ends = starts + counts
-    sizes = np.array([elements(info.shape) for info in manifest.tensors], dtype=np.int64)
     first, last = np.diff(tensor, prepend=-1) != 0, np.diff(tensor, append=-1) != 0
-    wrong = (starts != np.where(first, 0, np.roll(ends, 1))) | (last & (ends != sizes[tensor]))
+    wrong = (
+        (counts < 0)
+        | (ends < starts)
+        | (starts != np.where(first, 0, np.roll(ends, 1)))
+        | (last & (ends != sizes[tensor]))
+    )
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
-        info = manifest.tensors[int(tensor[row])]
-        raise FmscaleError(
-            f"the ranks' pieces of {info.name} ({info.state}) leave a gap or overlap",
-            found=f"elements {int(starts[row])} to {int(ends[row])} of {elements(info.shape)}",
-            remedy="Each element must be in exactly one rank's pieces.",
-        )
+        info = infos[int(tensor[row])]
+        found = f"elements {int(starts[row])} to {int(ends[row])} of {elements(info.shape)}"
+        raise _contradiction(f"the pieces of {info.name} ({info.state}) leave a gap or overlap", found)
+    item = np.array([info.item_bytes for info in infos], dtype=np.int64)[tensor]
+    stops = offsets + counts * item
+    limits = np.array([stored.bytes for stored in files], dtype=np.int64)[file]
+    order = np.lexsort((stops, offsets, file))
+    wrong = (offsets < 0) | (offsets > limits) | (stops > limits) | (offsets % item != 0)
+    shared = (file[order][1:] == file[order][:-1]) & (offsets[order][1:] < stops[order][:-1])
+    wrong[order[1:][shared]] = True
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        info, found = infos[int(tensor[row])], f"bytes {int(offsets[row])} to {int(stops[row])} of {int(limits[row])}"
+        raise _contradiction(f"a piece of {info.name} ({info.state}) has no place of its own in its file", found)
+
+
+def _contradiction(what: str, found: object) -> FmscaleError:
+    return FmscaleError(what, found=found, remedy="Each element must be in exactly one rank's pieces.")
 
 
 def encode(manifest: CheckpointManifest) -> bytes:
@@ -121,13 +149,50 @@ def encode(manifest: CheckpointManifest) -> bytes:
 
 
 def decode(data: bytes, digest: str, where: str) -> CheckpointManifest:
-    """Decode the manifest of object `where`. Raises CorruptData for another digest, FormatError for a later version."""
+    """Decode and check the manifest of object `where`. Raises CorruptData for another digest, or for content that no
+    save writes; FormatError for a later version.
+    """
     actual = metadata_digest(data)
     if actual != digest:
         raise CorruptData(f"{where} does not have the digest that the log records", found=actual, remedy=damaged(where))
-    table = pa.ipc.open_file(pa.BufferReader(data)).read_all()
-    head = json.loads(table.schema.metadata[_KEY])
-    check_version(head["format_version"], where)
-    columns = {name: table.column(name).to_numpy() for name in COLUMNS}
-    digests = [value.hex() if value else "" for value in table.column("digest").to_pylist()]
-    return CheckpointManifest(head, columns, digests)
+    try:
+        table = pa.ipc.open_file(pa.BufferReader(data)).read_all()
+        table.validate(full=True)
+        head = json.loads(table.schema.metadata[_KEY])
+        check_version(head["format_version"], where)
+        if any(table.column(name).null_count for name in COLUMNS):
+            raise ValueError("a piece without a place")
+        columns = {name: table.column(name).to_numpy().astype(kind, casting="safe") for name, kind in COLUMNS.items()}
+        digests = [value.hex() if value else "" for value in table.column("digest").to_pylist()]
+        manifest = CheckpointManifest(_checked(head), columns, digests)
+        check_tiling(manifest)
+    except (pa.ArrowException, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CorruptData(f"{where} is no manifest", found=repr(error), remedy=damaged(where)) from error
+    except FormatError:
+        raise
+    except FmscaleError as error:
+        raise CorruptData(f"{where}: {error.cause}", found=error.found, remedy=damaged(where)) from error
+    return manifest
+
+
+def _checked(head: dict[str, Any]) -> dict[str, Any]:
+    """The head of a manifest. Raises ValueError, or an error of wrong types, for a value that no save writes."""
+    names = [(name, state) for name, state, _, _ in head["tensors"]]
+    sizes = [size for _, _, _, shape in head["tensors"] for size in shape]
+    numbers = [head["step"], head["world_size"], *sizes, *(size for _, size, _ in head["files"])]
+    texts = [
+        *(text for name in names for text in name),
+        *(text for key, _, sums in head["files"] for text in (key, sums)),
+    ]
+    unknown = {dtype for _, _, dtype, _ in head["tensors"]} - DTYPES.keys()
+    if (
+        unknown
+        or len(set(names)) < len(names)
+        or not all(type(number) is int and 0 <= number < LARGEST for number in numbers)
+        or not all(isinstance(text, str) for text in texts)
+        or not all(8 * elements(shape) < LARGEST for _, _, _, shape in head["tensors"])
+        or not isinstance(head["meta"], dict)
+        or len(head["rank_meta"]) != head["world_size"]
+    ):
+        raise ValueError(f"a value that no save writes in {canonical_json(head)[:200]!r}")
+    return head

@@ -48,10 +48,13 @@ def checkpoint_folder(run: str, step: int, lease: int, repeat: int = 0) -> str:
     return f"{checkpoints_folder(run)}/{name}"
 
 
-def lease_of(folder: str) -> int | None:
-    """Number of the lease in a checkpoint folder's name, or None for a folder of another kind."""
+def age_of(folder: str) -> tuple[int, ...]:
+    """(lease, step, repeat) by which the folders of saves are ordered; () for a folder of another kind."""
     parts = folder.rstrip("/").rsplit("/", 1)[-1].split("-")
-    return int(parts[1]) if len(parts) in (2, 3) and all(part.isdecimal() for part in parts) else None
+    if len(parts) not in (2, 3) or not all(part.isdecimal() for part in parts):
+        return ()
+    step, lease, *repeat = map(int, parts)
+    return lease, step, *(repeat or [0])
 
 
 def data_key(folder: str, rank: int, number: int) -> str:

@@ -95,11 +95,12 @@ def commit_seals(log: Log, settings: SaveSettings, job: SaveJob, seals: list[Sea
     Returns the existing entry if an earlier process of this rank has committed. Raises LeaseLost under an old lease,
     Conflict if a referenced checkpoint was retired, StoreError, FmscaleError for pieces with a gap or overlap.
     """
-    for seal in seals:
-        if (seal.step, seal.folder, seal.world_size) != (job.step, job.folder, settings.world_size):
+    for rank, seal in enumerate(seals):
+        expected = (job.step, job.folder, settings.world_size, rank)
+        if (seal.step, seal.folder, seal.world_size, seal.rank) != expected:
             raise SaveFailed(
-                f"rank {seal.rank} sealed another save under this name",
-                found=f"step {seal.step} of {seal.world_size} ranks in {seal.folder}",
+                f"rank {rank} sealed another save under this name",
+                found=f"step {seal.step}, rank {seal.rank} of {seal.world_size} in {seal.folder}",
                 remedy="Let one job of the run write at a time.",
             )
     manifest = merge(seals)

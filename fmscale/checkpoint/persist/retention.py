@@ -10,13 +10,13 @@ from contextlib import suppress
 from pathlib import Path
 from time import time
 
-from fmscale.checkpoint.format.names import KIND, checkpoints_folder, lease_of
+from fmscale.checkpoint.format.names import KIND, age_of, checkpoints_folder
 from fmscale.checkpoint.persist.job import SaveSettings
 from fmscale.errors import Conflict
 from fmscale.store.backends.posix import remove_unlocked
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.keys import TEMPORARY_PREFIX
-from fmscale.store.log.entry import LogEntry
+from fmscale.store.log.entry import LogEntry, check_inside
 from fmscale.store.log.keyset import KeySet
 from fmscale.store.log.log import Log
 from fmscale.store.log.retirement import RetirementState, collect_garbage, pin, replay, retire, unpin
@@ -78,6 +78,8 @@ def tidy(log: Log, settings: SaveSettings, state: RetirementState, named: set[st
     now = time()
     if due := [entry for entry in state.retires if now - entry.time >= config.grace_seconds]:
         # Each folder once: a look at every folder ever retired would take longer with every save.
+        for entry in due:
+            check_inside(entry, entry.body["objects"], "checkpoints/")
         folders = {name for entry in due for name in entry.body["objects"]} - swept
         _sweep(log.backend, folders)
         swept |= folders
@@ -89,9 +91,9 @@ def _left_over(backend: Backend, settings: SaveSettings, state: RetirementState)
     needed = KeySet(name for entry in state.live.values() for name in references(entry))
     folders = []
     for name in backend.list_names(top):
-        lease = lease_of(name)
+        age = age_of(name)
         folder = f"{top}/{name}/"
-        if lease is not None and lease < settings.lease and not needed.touches(folder):
+        if age and age[0] < settings.lease and not needed.touches(folder):
             folders.append(folder)
     return folders
 

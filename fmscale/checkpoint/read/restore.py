@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fmscale.checkpoint.catalog import CheckpointEntry, list_checkpoints, load_manifest, pick
+from fmscale.checkpoint.catalog import CheckpointEntry, list_checkpoints, load_manifest, pick, warn_of_newer
 from fmscale.checkpoint.format.layout import checked
 from fmscale.checkpoint.format.manifest import CheckpointManifest
 from fmscale.checkpoint.format.piece import Piece
@@ -131,6 +131,7 @@ def restore(
 def _candidates(backend: Backend, run: str, which: int | str) -> str:
     """Candidates of `pick` as JSON."""
     checkpoints = list_checkpoints(backend, run)
+    warn_of_newer(backend, run, checkpoints)
     if not checkpoints and which == "auto":
         return "[]"
     return json.dumps([asdict(checkpoint) for checkpoint in pick(checkpoints, which, f"run {run}")])

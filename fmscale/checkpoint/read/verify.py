@@ -4,11 +4,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from fmscale.checkpoint.catalog import CheckpointEntry, load_manifest
-from fmscale.checkpoint.format.names import SUMS
-from fmscale.checkpoint.format.seal import StoredFile
+from fmscale.checkpoint.format.manifest import CheckpointManifest, encode, merge
+from fmscale.checkpoint.format.names import SUMS, run_log, seal_key
+from fmscale.checkpoint.format.seal import Seal, StoredFile, decode_seal
 from fmscale.checkpoint.read.agree import DAMAGE
 from fmscale.checkpoint.read.reader import SPAN_BYTES, Reader
-from fmscale.store.backends.protocol import Backend
+from fmscale.errors import FmscaleError
+from fmscale.store.backends.protocol import Backend, find
 from fmscale.store.digest import CHUNK_BYTES, crc32c
 
 
@@ -27,16 +29,50 @@ def verify(
 ) -> tuple[list[CheckpointProblem], bool]:
     """Return (problems, checkable); `checkable` is False if a file was written without checksums.
 
-    Raises StoreError where the store fails; such an error proves no damage.
+    Raises StoreError where the store fails, which proves no damage, and CorruptData if the log lacks an entry.
     """
+    run_log(backend, found.run).check()
     try:
         manifest = load_manifest(backend, found)
     except DAMAGE as error:
         return [CheckpointProblem(key=found.body["manifest"]["key"], chunk=None, what=str(error))], True
     reader = Reader(backend, manifest)
     files = manifest.files
-    problems = [p for i, file in enumerate(files) for p in _file_problems(backend, file, reader, i, progress)]
+    problems = list(_seal_problems(backend, found, manifest))
+    problems += [p for i, file in enumerate(files) for p in _file_problems(backend, file, reader, i, progress)]
     return problems, all(file.sums for file in files)
+
+
+def _seal_problems(
+    backend: Backend, found: CheckpointEntry, manifest: CheckpointManifest
+) -> Iterator[CheckpointProblem]:
+    """Differences between the ranks' seals and what rank 0 made of them. A seal may be lost or empty: it is not synced,
+    and nothing but this check reads it after the commit.
+    """
+    seals: list[Seal] = []
+    for rank in range(found.world_size):
+        key = seal_key(found.folder, rank)
+        if not (data := (find(backend, key) or b"").strip(b"\0")):
+            continue
+        try:
+            seals.append(decode_seal(data, key))
+        except DAMAGE as error:
+            yield CheckpointProblem(key=key, chunk=None, what=str(error))
+    if len(seals) < found.world_size:
+        return
+    totals = {"bytes": found.bytes, "referenced": found.referenced}
+    for name, total in totals.items():
+        if (sealed := sum(getattr(seal, name) for seal in seals)) != total:
+            what = f"the log entry records {name} {total}, and the ranks' seals {sealed}"
+            yield CheckpointProblem(key=found.folder, chunk=None, what=what)
+    try:
+        differs = encode(merge(seals)) != encode(manifest)
+    except FmscaleError as error:
+        yield CheckpointProblem(key=found.folder, chunk=None, what=f"the ranks' seals contradict each other: {error}")
+        return
+    if differs:
+        what = "differs from the ranks' seals"
+        yield CheckpointProblem(key=found.body["manifest"]["key"], chunk=None, what=what)
 
 
 def size_of(backend: Backend, found: CheckpointEntry) -> int:

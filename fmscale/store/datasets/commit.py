@@ -5,21 +5,27 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
+from fmscale.errors import CorruptData
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.manifest import Manifest, SplitTotals, open_manifest
-from fmscale.store.log.entry import LogEntry
+from fmscale.store.log.entry import LogEntry, check_inside
 from fmscale.store.segments.seal import check_version, columns_folder, job_folder
 
 MASKING_VERSION = 2
 """Version of commits that mask documents of earlier commits: a reader that knows no masks must not take them."""
 
+LARGEST = 2**60
+"""Bound of each total of a split, an exabyte: sums of totals stay far from 2^64."""
+
 
 class Manifests(Mapping[str, Manifest]):
     """Manifests by split; each opens at its first use."""
 
-    def __init__(self, backend: Backend, recorded: Mapping[str, Any]) -> None:
+    def __init__(self, backend: Backend, dataset: str, body: Mapping[str, Any]) -> None:
         self._backend = backend
-        self._recorded = recorded
+        self._dataset = dataset
+        self._body = body
+        self._recorded: Mapping[str, Any] = body["manifests"]
         self._lock = Lock()
         self._opened: dict[str, Manifest] = {}
 
@@ -27,7 +33,9 @@ class Manifests(Mapping[str, Manifest]):
         with self._lock:
             if split not in self._opened:
                 entry = self._recorded[split]
-                self._opened[split] = open_manifest(self._backend, entry["key"], entry["digest"])
+                manifest = open_manifest(self._backend, entry["key"], entry["digest"])
+                check_manifest(manifest, split, self._dataset, self._body)
+                self._opened[split] = manifest
             return self._opened[split]
 
     def __iter__(self) -> Iterator[str]:
@@ -68,21 +76,63 @@ class Commit:
 
 
 def decode_commit(backend: Backend, entry: LogEntry) -> Commit:
-    """The commit that a log entry records. Raises FormatError for a later format_version."""
+    """The commit that a log entry records. Raises FormatError for a later format_version, CorruptData for an entry of
+    another dataset, or with a total that no dataset has.
+    """
     body = entry.body
     check_version(body, f"commit {entry.number}", MASKING_VERSION)
-    return Commit(
-        number=entry.number,
-        time=entry.time,
-        digest=entry.digest,
-        totals={
-            split: SplitTotals(**{name: m[name] for name in ("segments", "tokens", "documents", "bytes")})
-            for split, m in body["manifests"].items()
-        },
-        manifests=Manifests(backend, body["manifests"]),
-        body=body,
-        **{name: body[name] for name in ("kind", "job", "tokenizer", "bos", "eos", "dtype")},
+    try:
+        check_inside(entry, [manifest["key"] for manifest in body["manifests"].values()], "manifests/")
+        totals = {
+            split: SplitTotals(**{name: manifest[name] for name in SplitTotals.__annotations__})
+            for split, manifest in body["manifests"].items()
+        }
+        found: Any = next((total for total in totals.values() if not _possible(total)), None)
+        commit = Commit(
+            number=entry.number,
+            time=entry.time,
+            digest=entry.digest,
+            totals=totals,
+            manifests=Manifests(backend, dataset_of(entry), body),
+            body=body,
+            **{name: body[name] for name in ("kind", "job", "tokenizer", "bos", "eos", "dtype")},
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        found = repr(error)
+    if found is None:
+        return commit
+    raise CorruptData(
+        f"entry {entry.number} of the log {entry.log} is no commit",
+        found=found,
+        remedy="Restore this log from a copy of the store, or ingest again into another dataset.",
     )
+
+
+def dataset_of(entry: LogEntry) -> str:
+    """Name of the dataset to whose log an entry belongs."""
+    return entry.log.removeprefix("datasets/")
+
+
+def check_manifest(manifest: Manifest, split: str, dataset: str, body: Mapping[str, Any]) -> None:
+    """Raise CorruptData unless the header of a split's manifest agrees with the commit's record of it."""
+    recorded = body["manifests"][split]
+    expected = {
+        "split": split,
+        "folder": job_folder(dataset, body["job"]),
+        **{name: body[name] for name in ("kind", "dtype", "job")},
+        **{name: recorded[name] for name in SplitTotals.__annotations__},
+    }
+    differ = [name for name, value in expected.items() if manifest.header.get(name) != value]
+    if differ:
+        raise CorruptData(
+            f"the manifest {recorded['key']} is not the one of its commit",
+            found={name: f"{manifest.header.get(name)}, the commit records {expected[name]}" for name in differ},
+            remedy="Restore the dataset's log and manifests from one copy of the store.",
+        )
+
+
+def _possible(totals: SplitTotals) -> bool:
+    return all(type(value) is int and 0 <= value < LARGEST for value in vars(totals).values())
 
 
 def references(dataset: str, body: Mapping[str, Any]) -> list[str]:

@@ -80,6 +80,14 @@ class Dataset:
             )
         return live[number]
 
+    def unnamed(self) -> list[str]:
+        """Manifests that no commit names, neither a live nor a retired commit; one listing."""
+        with self._lock:
+            state = replay(self.log, self._state)
+            named = {m["key"] for entry in state.live.values() for m in entry.body["manifests"].values()}
+            keys = [f"{self.log.prefix}/manifests/{n}" for n in self.backend.list_names(f"{self.log.prefix}/manifests")]
+            return [key for key in keys if key not in named and not state.dead.touches(key)]
+
     def check_open(self, job: str) -> None:
         """Raise Conflict if an earlier commit of this job was retired: garbage collection may delete its
         segments at any time, so the job's digest cannot be used again. Call it before the job's work, too.
@@ -245,8 +253,8 @@ class _Committed(Exception):
 
 
 def create_or_open(backend: Backend, name: str) -> Dataset:
-    """The dataset of this name; if the store lacks it, its first commit makes it. Raises DataError for a name
-    that cannot be used.
+    """The dataset of this name, to be written; if the store lacks it, its first commit makes it. Raises DataError for
+    a name that cannot be used, and CorruptData if its log lacks an entry.
     """
     if not NAME.fullmatch(name):
         raise DataError(
@@ -254,7 +262,9 @@ def create_or_open(backend: Backend, name: str) -> Dataset:
             found=name,
             remedy="Use up to 100 letters, digits, ., - and _, starting with a letter or digit.",
         )
-    return Dataset(backend, name)
+    dataset = Dataset(backend, name)
+    dataset.log.check()
+    return dataset
 
 
 def open_dataset(backend: Backend, name: str) -> Dataset:

@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -80,12 +81,25 @@ class Manifest:
             reader = pa.ipc.open_file(file)
             header: bytes = (reader.schema.metadata or {}).get(HEADER_KEY, b"")
             batch = reader.get_batch(0)
+            batch.validate()
         except (pa.ArrowException, OSError, ValueError) as error:
             raise self._damaged(str(error)) from error
         if metadata_digest(header) != digest:
             raise self._damaged("its header has another digest")
-        fields = json.loads(header)
-        check_version(fields, where)
+        self.header: dict[str, Any] = json.loads(header)
+        """Kind, split, job, folder and totals of the split, as the digest has them."""
+        check_version(self.header, where)
+        try:
+            self._read_header(self.header)
+            self._columns = [
+                np.frombuffer(batch.column(i).buffers()[1] or b"", dtype=dtype, count=self.segments)
+                for i, (_, dtype) in enumerate(COLUMNS)
+            ]
+        except (pa.ArrowException, IndexError, KeyError, ValueError, TypeError, ArithmeticError) as error:
+            raise self._damaged(repr(error)) from error
+
+    def _read_header(self, fields: dict[str, Any]) -> None:
+        """Take over the header. Raises ValueError, or an error of types, for fields that contradict each other."""
         self.split: str = fields["split"]
         self.segments: int = fields["segments"]
         self.tokens: int = fields["tokens"]
@@ -94,13 +108,10 @@ class Manifest:
         self._block_rows: int = fields["block_rows"]
         self._digests: list[list[str]] = fields["digests"]
         self._firsts = [np.array(fields[name], dtype=np.uint64) for name in ("first_tokens", "first_documents")]
-        try:
-            self._columns = [
-                np.frombuffer(batch.column(i).buffers()[1] or b"", dtype=dtype, count=self.segments)
-                for i, (_, dtype) in enumerate(COLUMNS)
-            ]
-        except (pa.ArrowException, IndexError, ValueError, TypeError) as error:
-            raise self._damaged(str(error)) from error
+        for firsts, total in zip(self._firsts, (self.tokens, self.documents), strict=True):
+            whole = self.segments >= 0 and len(firsts) == len(self._digests) == -(-self.segments // self._block_rows)
+            if not whole or not _ascends(firsts, 0, total):
+                raise ValueError(f"{self.segments} segments and {total} do not fit blocks from {firsts[:4]} on")
 
     def place(self, position: int, *, records: bool = False) -> tuple[int, int]:
         """Segment index, and offset in the segment, of a token of the split; with `records`, of a record or document.
@@ -156,6 +167,11 @@ class Manifest:
         if (block, column) not in self._verified:
             if metadata_digest(part.view(np.uint8).data) != self._digests[block][column]:
                 raise self._damaged(f"column {COLUMNS[column][0]} of block {block} has another digest")
+            if column in (_TOKEN, _DOCUMENT):
+                firsts = self._firsts[column].tolist()
+                end = [*firsts, self._start(self.segments, column)][block + 1]
+                if not _ascends(part, firsts[block], end):
+                    raise self._damaged(f"column {COLUMNS[column][0]} of block {block} does not ascend to {end}")
             self._verified.add((block, column))
         return part
 
@@ -165,6 +181,11 @@ class Manifest:
             found=what,
             remedy=f"Its digest is {self.digest}: restore it from a copy, or ingest again.",
         )
+
+
+def _ascends(starts: np.ndarray, first: int, end: int) -> bool:
+    """True if `starts` (uint64) begin with `first`, never fall, and do not exceed `end`."""
+    return not len(starts) or bool(starts[0] == first and starts[-1] <= end and (starts[1:] >= starts[:-1]).all())
 
 
 def open_manifest(backend: Backend, key: str, digest: str) -> Manifest:

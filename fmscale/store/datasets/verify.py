@@ -5,6 +5,7 @@ still checks all bytes that another link can verify. Every byte is read once. A 
 from the digest at the end of its last object.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
@@ -16,7 +17,7 @@ import pyarrow as pa
 from fmscale.errors import CorruptData, FormatError
 from fmscale.store.backends.protocol import Backend, find
 from fmscale.store.datasets.columns import INDEX, Column, column_keys, open_column
-from fmscale.store.datasets.commit import Commit
+from fmscale.store.datasets.commit import Commit, check_manifest
 from fmscale.store.datasets.dataset import Dataset
 from fmscale.store.datasets.manifest import Manifest, SegmentRow
 from fmscale.store.datasets.object_check import Advance, Expected, ObjectProblem, check_object, chunks_of
@@ -27,8 +28,10 @@ from fmscale.store.segments.handle import decode_arrays
 from fmscale.store.segments.records import ARRAYS as RECORD_ARRAYS
 from fmscale.store.segments.records import RECORD_CHUNK_BYTES, file_chunks
 from fmscale.store.segments.records_version_1 import COLUMNS as BATCH_COLUMNS
-from fmscale.store.segments.seal import decode_seal
+from fmscale.store.segments.seal import decode_seal, seal_info
 from fmscale.store.segments.tokens import ARRAYS as TOKEN_ARRAYS
+
+logger = logging.getLogger(__name__)
 
 READERS = 8
 """Objects checked at once, each through one buffer of 4 MiB."""
@@ -46,9 +49,18 @@ def verify_dataset(
 
     Returns the problems in the order of commits and keys; an empty list if all is well. `progress` gets the
     bytes checked since its last call; `size_of` gives their total. Raises the store's error if it does not
-    answer, and CorruptData if the log itself is damaged: its commits are then unknown.
+    answer, and CorruptData if the log itself is damaged or lacks an entry: its commits are then unknown. Logs a line
+    about manifests without a commit.
     """
     advance = progress or (lambda size: None)
+    dataset.log.check()
+    if unnamed := dataset.unnamed():
+        logger.warning(
+            "no commit of dataset %s names %s: a killed ingest leaves such a manifest, a running ingest has it, and a "
+            "lost log entry would too",
+            dataset.name,
+            ", ".join(unnamed),
+        )
     chosen = dataset.commits() if commits is None else [dataset.commit(number) for number in commits]
     problems: list[ObjectProblem] = []
     seen: set[str] = set()
@@ -62,10 +74,15 @@ def verify_dataset(
                 seen.add(commit.tokenizer)
                 _read_small(backend, commit.number, tokenizer_key(commit.tokenizer), commit.tokenizer, problems)
             for split in sorted(commit.manifests):
-                rows = _rows(backend, commit, split, advance, problems)
-                tasks = (partial(_check_segment, backend, commit.number, row, submit, advance) for row in rows)
+                rows = _rows(backend, dataset.name, commit, split, advance, problems)
+                sizes: list[int] = []
+                tasks = (partial(_check_segment, backend, commit, split, row, submit, advance, sizes) for row in rows)
                 for result in _run(segments, tasks):
                     problems += result
+                totals, key = commit.totals[split], commit.body["manifests"][split]["key"]
+                if len(sizes) == totals.segments and sum(sizes) != totals.bytes:
+                    what = f"damaged: the commit records {totals.bytes} bytes, and its seals {sum(sizes)}"
+                    problems.append(ObjectProblem(commit=commit.number, key=key, what=what))
             for column in _columns(dataset, commit, problems):
                 parts = (column.expected(segment) for segment in range(column.index.num_rows))
                 tasks = (partial(check_object, backend, part, commit.number, advance) for part in parts)
@@ -109,7 +126,7 @@ def _run(pool: ThreadPoolExecutor, tasks: Iterator[Callable[[], list[ObjectProbl
 
 
 def _rows(
-    backend: Backend, commit: Commit, split: str, advance: Advance, problems: list[ObjectProblem]
+    backend: Backend, dataset: str, commit: Commit, split: str, advance: Advance, problems: list[ObjectProblem]
 ) -> Iterator[SegmentRow]:
     """The segments of one split, as far as its manifest can be read; the manifest's damage goes to `problems`."""
     recorded = commit.body["manifests"][split]
@@ -127,7 +144,12 @@ def _rows(
     elif len(data) > size or data_digest(data) != recorded["object"]["digest"]:
         problem("damaged: its bytes do not match its digest")
     try:
-        yield from Manifest(pa.py_buffer(data), recorded["digest"], key).rows()
+        manifest = Manifest(pa.py_buffer(data), recorded["digest"], key)
+        try:
+            check_manifest(manifest, split, dataset, commit.body)
+        except CorruptData as error:
+            problem(f"damaged: it is not the one of its commit ({error.found})")
+        yield from manifest.rows()
     except CorruptData as error:
         problem(f"damaged: segments cannot be read from it ({error.found})")
 
@@ -143,21 +165,24 @@ def _read_small(backend: Backend, commit: int, key: str, digest: str, problems: 
 
 
 def _check_segment(
-    backend: Backend, commit: int, row: SegmentRow, submit: Submit, advance: Advance
+    backend: Backend, of: Commit, split: str, row: SegmentRow, submit: Submit, advance: Advance, sizes: list[int]
 ) -> list[ObjectProblem]:
-    """Problems of one segment: its seal, its checksums, its objects."""
+    """Problems of one segment: its seal, its checksums, its objects. Adds the seal's bytes to `sizes`."""
     problems: list[ObjectProblem] = []
-    key = f"{row.prefix}/seal.json"
+    commit, key = of.number, f"{row.prefix}/seal.json"
     data = _read_small(backend, commit, key, row.seal, problems)
     if data is None:
         return problems
     advance(len(data))
     try:
-        seal = decode_seal(data, key)
-    except FormatError as error:
-        return [ObjectProblem(commit=commit, key=key, what=f"unreadable: {error}")]
-    if (seal.get("tokens", 0), seal["documents"]) != (row.tokens, row.documents):
-        what = f"damaged: the commit records {row.tokens} tokens and {row.documents} documents for it"
+        seal = decode_seal(data, key, of.kind)
+        info = seal_info(data)
+    except (FormatError, KeyError, TypeError, ValueError, AttributeError) as error:
+        return [ObjectProblem(commit=commit, key=key, what=f"unreadable: {error!r}")]
+    sizes.append(info.bytes)
+    recorded = (row.tokens, row.documents, split, of.dtype)
+    if (info.tokens, info.documents, info.split, info.dtype) != recorded:
+        what = "damaged: the commit records {} tokens and {} documents of {} {} for it".format(*recorded)
         problems.append(ObjectProblem(commit=commit, key=key, what=what))
     objects = dict(seal["objects"])
     entry = objects.pop("checksums.arrow")

@@ -1,19 +1,34 @@
 """One entry of a log: its fields, its bytes, its checks."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from fmscale.errors import CorruptData, FormatError, StoreError
 from fmscale.store.digest import canonical_json, metadata_digest
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version of new entries; entries of version 1 do not name their log."""
+
+TYPES: dict[str, type | tuple[type, ...]] = {
+    "kind": str,
+    "uuid": str,
+    "time": (int, float),
+    "body": dict,
+    "writer": str,
+    "previous": str,
+    "epoch": int,
+}
+"""Stored fields of every version besides `number`, with the types that Python reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogEntry:
     """One durable entry of a log."""
 
+    log: str
+    """Prefix of the log: in another place the entry is not valid."""
     number: int
     """Place in the log, from 0, without gaps."""
     kind: str
@@ -64,26 +79,55 @@ def decode(data: bytes, key: str, number: int, kinds: frozenset[str]) -> LogEntr
     try:
         fields = json.loads(data)
         digest = fields.pop("digest")
+        version = fields["format_version"]
         intact = digest == metadata_digest(canonical_json(fields)) and fields["number"] == number
-    except (ValueError, KeyError, AttributeError, TypeError):
+        intact &= isinstance(version, int) and isinstance(fields["kind"], str)
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         intact = False
     if not intact:
-        raise CorruptData(
-            f"log entry {key} is damaged",
-            found=data[:80],
-            remedy="Restore this object from a copy of the store; without it later entries have no base.",
-        )
-    if fields["format_version"] > FORMAT_VERSION:
+        raise _damaged(key, data[:80])
+    if version > FORMAT_VERSION:
         raise FormatError(
             f"log entry {key} was written by a newer fmscale",
-            found=f"format_version {fields['format_version']}, this one reads up to {FORMAT_VERSION}",
+            found=f"format_version {version}, this one reads up to {FORMAT_VERSION}",
             remedy="Upgrade fmscale here.",
         )
-    if fields["kind"] not in kinds and not fields["skippable"]:
+    if fields["kind"] not in kinds and not fields.get("skippable"):
         raise FormatError(
             f"log entry {key} is of a kind that this reader does not know and must not skip",
             found=fields["kind"],
             remedy=f"Upgrade fmscale, or check the path: kinds known here are {', '.join(sorted(kinds))}.",
         )
-    names = ("kind", "uuid", "time", "body", "writer", "previous")
-    return LogEntry(number=number, lease=fields["epoch"], digest=digest, **{name: fields[name] for name in names})
+    wrong = [name for name, kind in TYPES.items() if not isinstance(fields.get(name), kind)]
+    if wrong or fields["epoch"] < 0:
+        raise _damaged(key, {name: fields.get(name) for name in wrong or ["epoch"]})
+    log = key.rpartition("/log/")[0]
+    if version > 1 and fields.get("log") != log:
+        raise CorruptData(
+            f"log entry {key} belongs to another log", found=fields.get("log"), remedy="Restore this log from a copy."
+        )
+    fields["lease"] = fields.pop("epoch")
+    names = ("lease", *(name for name in TYPES if name != "epoch"))
+    return LogEntry(log=log, number=number, digest=digest, **{name: fields[name] for name in names})
+
+
+def check_inside(entry: LogEntry, names: Iterable[str], folder: str = "") -> None:
+    """Raise CorruptData unless all names of objects in an entry lie in its log's own `folder`: an entry of version 1
+    that was put into another log would pass off, or delete, objects of the log that it comes from.
+    """
+    own = f"{entry.log}/{folder}"
+    foreign = [name for name in names if not name.startswith(own)]
+    if foreign:
+        raise CorruptData(
+            f"entry {entry.number} of the log {entry.log} names objects outside {own}",
+            found=foreign[0],
+            remedy="It belongs to another log: restore this log from a copy.",
+        )
+
+
+def _damaged(key: str, found: object) -> CorruptData:
+    return CorruptData(
+        f"log entry {key} is damaged",
+        found=found,
+        remedy="Restore this object from a copy of the store; without it later entries have no base.",
+    )

@@ -9,6 +9,7 @@ older lease fails. No clock takes part.
 """
 
 import os
+import re
 import socket
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ RUN_KINDS = frozenset({"commit", "retire", "pin"}) | {"lease", "stage", "ban", "
 
 # Attempts of the whole exchange; the backend has retried each request until its deadline before.
 ATTEMPTS = 4
+ENTRY = re.compile(r"\d{12}\.json")
 LEASE = "lease"
 MAX_WINDOW = 32
 
@@ -46,6 +48,7 @@ class Log:
         self._lock = Lock()
         self._newest: LogEntry | None = None
         self._known = 0
+        self._checked = False
 
     def key(self, number: int) -> str:
         """Key of entry `number`."""
@@ -72,8 +75,25 @@ class Log:
             return self._known
 
     def begun(self) -> bool:
-        """True if the log has an entry: one request, or no request once this object knows an entry."""
-        return self._known > 0 or self._exists(0)
+        """True if the log has an entry, even without its first: one listing, or no request if an entry is known."""
+        return self._known > 0 or bool(self._listed())
+
+    def check(self) -> int:
+        """Number of entries, by one listing. Raises CorruptData if an entry is missing before another that is listed or
+        that this object knows. Call it before the first append: an append itself reads the newest entry alone.
+        """
+        listed = self._listed()
+        count = max(self._known, *(number + 1 for number in listed), 0)
+        for number in sorted(set(range(count)) - listed):
+            if not self._exists(number):  # a listing beside two appends may have the later entry alone
+                raise self._gap(number)
+        with self._lock:
+            self._known, self._checked = max(self._known, count), True
+            return self._known
+
+    def _listed(self) -> set[int]:
+        names = self.backend.list_names(f"{self.prefix}/log")
+        return {int(name[:12]) for name in names if ENTRY.fullmatch(name)}
 
     def entries(self, start: int = 0) -> Iterator[LogEntry]:
         """Entries from `start` on, in order, up to the newest.
@@ -151,6 +171,7 @@ class Log:
                     body = body if change is None else change
                 seen = _count(last)
             draft = LogEntry(
+                log=self.prefix,
                 number=seen,
                 kind=kind,
                 uuid=uuid,
@@ -213,8 +234,8 @@ class Log:
         return fence
 
     def _last(self) -> LogEntry | None:
-        """The newest entry that this object knows; if it knows no entry, the newest of the log."""
-        if self._known == 0:
+        """The newest entry that this object knows; if it knows no entry and never listed the log, the newest there."""
+        if self._known == 0 and not self._checked:
             self.head()
         if self._known > _count(self._newest):
             return self.entry(self._known - 1)

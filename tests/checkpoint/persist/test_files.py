@@ -76,7 +76,7 @@ def sealed(rank: int, pieces: list[tuple[str, int, int]], shape: tuple[int, ...]
         StoredPiece(
             range=FileRange(tensor=Tensor(name, "weight", "float32", shape), start=start, count=count),
             file=0,
-            offset=4096 + 4 * start,
+            offset=4096 + 4 * start + 2048 * (name == "b"),
             digest="",
         )
         for name, start, count in pieces

@@ -10,6 +10,8 @@ import pytest
 from fmscale.errors import Conflict, CorruptData, FormatError, ObjectNotFound, StoreError, StoreUnavailable
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.digest import canonical_json, metadata_digest
+from fmscale.store.log.entry import FORMAT_VERSION
+from fmscale.store.log.lease import acquire
 from fmscale.store.log.log import DATASET_KINDS, RUN_KINDS, Log
 from tests.helpers.stepped import Process
 
@@ -197,10 +199,66 @@ def rewrite(store: Backend, number: int, **changes: object) -> None:
 
 def test_a_newer_format_is_refused(local_store: Backend) -> None:
     filled(local_store, 2)
-    rewrite(local_store, 1, format_version=2)
+    rewrite(local_store, 1, format_version=FORMAT_VERSION + 1)
     log = Log(local_store, "datasets/a", RUN_KINDS)
-    with pytest.raises(FormatError, match=r"newer fmscale.*format_version 2.*Upgrade"):
+    with pytest.raises(FormatError, match=rf"newer fmscale.*format_version {FORMAT_VERSION + 1}.*Upgrade"):
         numbers(log)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"body": []},
+        {"epoch": -1},
+        {"epoch": "1"},
+        {"time": None},
+        {"previous": 7},
+        {"kind": []},
+        {"format_version": "2"},
+    ],
+)
+def test_a_field_of_another_type_is_damage_under_a_right_digest(
+    local_store: Backend, change: dict[str, object]
+) -> None:
+    filled(local_store, 2)
+    rewrite(local_store, 1, **change)
+    with pytest.raises(CorruptData, match=r"000000000001.json is damaged"):
+        numbers(Log(local_store, "datasets/a", RUN_KINDS))
+
+
+@pytest.mark.parametrize("moved", [[0], [0, 1, 2]])
+def test_entries_of_another_log_are_refused(store: Backend, moved: list[int]) -> None:
+    filled(store, 3)
+    filled(store, 1 if len(moved) == 1 else 3, prefix="datasets/b")
+    for number in moved:
+        store.put(f"datasets/b/log/{number:012d}.json", store.get(f"datasets/a/log/{number:012d}.json"))
+    log = Log(store, "datasets/b", RUN_KINDS)
+    for use in (lambda: numbers(log), lambda: log.append("commit", {})):
+        with pytest.raises(CorruptData, match=r"b/log/\d+.json belongs to another log: found 'datasets/a'"):
+            use()
+
+
+@pytest.mark.parametrize("gone", [[0], [0, 1], [1, 2, 3, 4, 5, 6], [3], [0, 1, 2, 3, 4, 5, 6, 7]])
+def test_a_gap_of_any_length_is_found_before_a_write(store: Backend, gone: list[int]) -> None:
+    filled(store, 9)
+    for number in gone:
+        store.delete(f"datasets/a/log/{number:012d}.json")
+    store.put("datasets/a/log/000000000012.json.copy", b"no entry")
+    before = store.requests.count["put_if_absent"]
+    for check in (lambda log: log.check(), lambda log: acquire(log, "run")):
+        with pytest.raises(CorruptData, match=rf"{gone[0]:012d}.json is missing although later ones exist"):
+            check(Log(store, "datasets/a", RUN_KINDS))
+    assert store.requests.count["put_if_absent"] == before
+    assert Log(store, "datasets/a", RUN_KINDS).begun()
+
+
+def test_a_lease_costs_one_listing_and_no_search(store: Backend) -> None:
+    for count in (0, 9):
+        filled(store, count, prefix=f"runs/{count}")
+        before = store.requests.count.copy()
+        assert acquire(Log(store, f"runs/{count}", RUN_KINDS), "run").number == 1
+        changed = {kind: n - before.get(kind, 0) for kind, n in store.requests.count.items() if n != before.get(kind)}
+        assert changed == {"list": 1, "put_if_absent": 1} | ({"get": 1} if count else {})
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "other"])
