@@ -1,7 +1,7 @@
 """The checkpoint that a run begins with: its own newest valid one, or another run's (fork)."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from fmscale.data.sample_loader import SampleLoader
 from fmscale.errors import ConfigError, StoreError
 from fmscale.store.backends.protocol import Backend
 from fmscale.train.engine.protocol import Engine
+from fmscale.train.model_changes import refuse_model_changes
 from fmscale.train.saving import Saving
 from fmscale.train.session import Session
 
@@ -90,7 +91,7 @@ def restore(
 ) -> dict[str, Any]:
     """Restore engine and loader from the checkpoint of `resume`, and return the checkpoint's meta.
 
-    Raises ConfigError or StoreError if no checkpoint fits.
+    Raises ConfigError or StoreError if no checkpoint fits the run's model and tokenizer.
     """
     restored = read_checkpoint(
         session.backend,
@@ -103,12 +104,9 @@ def restore(
     )
     assert restored is not None, "choose_resume saw a checkpoint, and nobody else may retire one now"
     meta = restored.meta
-    if meta["tokenizer"] != tokenizer:
-        raise ConfigError(
-            "the checkpoint was trained with another tokenizer than the datasets have",
-            found=f"{meta['tokenizer']}, the datasets have {tokenizer}",
-            remedy="Ingest the data with the checkpoint's tokenizer, or begin a new run.",
-        )
+    warning = compare_recorded(session.config, resume, meta, tokenizer)
+    if warning and session.world.rank == 0:
+        logger.warning(warning)
     engine.restored(meta["updates"])
     if resume.fork:
         # The new run has a plan of its own, which goes on at the same sample.
@@ -126,6 +124,19 @@ def restore(
         passed_over=[f"step {other.step}: {other.reason}" for other in restored.passed_over],
     )
     return meta
+
+
+def compare_recorded(config: Config, resume: Resume, meta: Mapping[str, Any], tokenizer: str | None) -> str:
+    """Raise ConfigError if the checkpoint's meta records another tokenizer or another function of the weights. Returns
+    a warning of the keys that a fork changes.
+    """
+    if meta["tokenizer"] != tokenizer:
+        raise ConfigError(
+            "the checkpoint was trained with another tokenizer than the datasets have",
+            found=f"{meta['tokenizer']}, the datasets have {tokenizer}",
+            remedy="Ingest the data with the checkpoint's tokenizer, or begin a new run.",
+        )
+    return refuse_model_changes(config, meta, f"{resume.run}@{meta['step']}", fork=resume.fork)
 
 
 def _remember_verified(session: Session, resume: Resume, restored: RestoreResult) -> None:

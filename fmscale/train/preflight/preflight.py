@@ -29,7 +29,7 @@ from fmscale.train.data import check_length, check_memory, passes, tokenizer_of,
 from fmscale.train.engine.optimizer import MOMENTS
 from fmscale.train.init import find_init
 from fmscale.train.preflight.forecast import Forecast, forecast
-from fmscale.train.resume import choose_resume
+from fmscale.train.resume import choose_resume, compare_recorded
 from fmscale.train.run import total_steps
 from fmscale.train.run_folder import check_folder, check_store
 from fmscale.train.schedule import learning_rate
@@ -248,9 +248,13 @@ def _begin(
         checks.warnings += [init.warning] if init.warning else []
         return f"{begins}{' and' if recorded else ', with'} the weights of {init.shown}"
     entry = newest(backend, resume.run, resume.which)
+    where = f"{resume.run}@{entry.step}"
+    manifest = load_manifest(backend, entry)
     if vocab_size is not None:
-        _check_model(config, load_manifest(backend, entry), vocab_size, f"{resume.run}@{entry.step}")
-    return f"from {'a fork of ' if resume.fork else ''}checkpoint {resume.run}@{entry.step}"
+        _check_model(config, manifest, vocab_size, where)
+    warning = compare_recorded(config, resume, manifest.meta, tokenizer)
+    checks.warnings += [warning] if warning else []
+    return f"from {'a fork of ' if resume.fork else ''}checkpoint {where}"
 
 
 def _check_model(config: Config, manifest: CheckpointManifest, vocab_size: int, where: str) -> None:
