@@ -7,6 +7,7 @@
 - `step.py`               forward and backward of each microbatch, then an update
 - `data.py`               sources, loader and tokenizer of the run, and the limits that they set
 - `inputs.py`             the model's inputs as a microbatch again, for the delivery record
+- `length.py`             steps of a run, from the tokens that its jobs trained
 - `schedule.py`           the learning rate as a function of the step
 - `seeds.py`              dropout as a function of step, rank and microbatch
 - `journal.py`            metrics of the steps, reduced over ranks and written to sinks

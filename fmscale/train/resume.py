@@ -11,11 +11,12 @@ from fmscale.checkpoint.persist.retention import mark_verified
 from fmscale.checkpoint.read.meta import next_sample
 from fmscale.checkpoint.read.restore import RestoreResult
 from fmscale.checkpoint.read.restore import restore as read_checkpoint
-from fmscale.config import Config
+from fmscale.config import BatchShape, Config
 from fmscale.data.sample_loader import SampleLoader
 from fmscale.errors import ConfigError, StoreError
 from fmscale.store.backends.protocol import Backend
 from fmscale.train.engine.protocol import Engine
+from fmscale.train.length import RunLength, run_length
 from fmscale.train.model_changes import refuse_model_changes
 from fmscale.train.saving import Saving
 from fmscale.train.session import Session
@@ -87,9 +88,10 @@ def restore(
     loader: SampleLoader[Any],
     saving: Saving,
     tokenizer: str | None,
+    batch: BatchShape,
     tell: Callable[..., None],
-) -> dict[str, Any]:
-    """Restore engine and loader from the checkpoint of `resume`, and return the checkpoint's meta.
+) -> tuple[dict[str, Any], RunLength]:
+    """Restore engine and loader from the checkpoint of `resume`; return the checkpoint's meta, and the run's length.
 
     Raises ConfigError or StoreError if no checkpoint fits the run's model and tokenizer.
     """
@@ -104,6 +106,7 @@ def restore(
     )
     assert restored is not None, "choose_resume saw a checkpoint, and nobody else may retire one now"
     meta = restored.meta
+    length = run_length(session.config, batch, meta)
     warning = compare_recorded(session.config, resume, meta, tokenizer)
     if warning and session.world.rank == 0:
         logger.warning(warning)
@@ -118,12 +121,13 @@ def restore(
     tell(
         event="resumed",
         step=meta["step"],
+        steps=length.steps,
         run=resume.run,
         world_size_then=meta["world_size"],
         world_size=session.world.world_size,
         passed_over=[f"step {other.step}: {other.reason}" for other in restored.passed_over],
     )
-    return meta
+    return meta, length
 
 
 def compare_recorded(config: Config, resume: Resume, meta: Mapping[str, Any], tokenizer: str | None) -> str:
