@@ -76,8 +76,8 @@ def summary(steps: Sequence[dict[str, Any]], whole: Config) -> dict[str, Any]:
     seconds = sum(r["seconds"] for r in counted)
     rate = sum(r["tokens"] for r in counted) / seconds
     quiet = statistics.median(r["seconds"] for r in steps[WARMUP : EVERY - 1])
-    # A save begins in the step of its number, and later steps share the machine with it.
-    saves = [steps[at - 1 : at - 1 + EVERY] for at in range(EVERY, STEPS, EVERY)]
+    # A save begins after the step of its number: the next steps count it, and share the machine with it.
+    saves = [steps[at : at + EVERY] for at in range(EVERY, STEPS, EVERY)]
     costs = [sum(r["seconds"] - quiet for r in part) for part in saves]
     assert whole.batch.global_batch is not None
     assert whole.checkpoint.every is not None

@@ -91,6 +91,7 @@ class RunScreen:
             print_record(shown, self._stream)
         if record["event"] == "resumed":
             self._first_step = record["step"]
+            self._opened = {**self._opened, "steps": record["steps"]}
 
     def step(self, record: Mapping[str, Any]) -> None:
         """Print a step, the run's progress and the remaining time. The first estimate takes the pace since the begin of
@@ -139,7 +140,7 @@ class RunScreen:
         self._fact("device", record["device"])
         vocabulary = f", vocabulary {record['vocab_size']:,}" if record["vocab_size"] else ""
         self._fact("model", f"{record['parameters']:,} parameters{vocabulary}")
-        if self._config.train.steps is None and record["tokens_per_step"]:
+        if self._config.train.steps is None and record["steps"]:
             tokens = record["steps"] * record["tokens_per_step"]
             self._fact("steps", f"{record['steps']:,}, {tokens:,} tokens")
         for source in record["sources"]:

@@ -19,7 +19,8 @@ class TrainConfig:
     steps: int | None = None
     """Optimizer steps of the whole run."""
     tokens: int | None = None
-    """Tokens of the whole run, instead of `steps`; rounded up to whole steps."""
+    """Tokens of the whole run, instead of `steps`; rounded up to whole steps. A resume with another batch takes the
+    tokens that are left, and the schedule goes on by tokens."""
     seed: int = 0
     """Seed of the initial weights and of dropout; the order of data has its own seed."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -115,7 +116,7 @@ class ScheduleConfig:
     kind: Literal["wsd", "cosine", "constant"] = "wsd"
     """wsd: stable, linear decay at the end (Hu et al. 2024, MiniCPM); cosine (Loshchilov and Hutter 2017); constant."""
     warmup_steps: int = 100
-    """Steps of linear warmup from 0."""
+    """Steps of linear warmup from 0; with train.tokens, steps of the run's first batch."""
     decay_fraction: float = 0.2
     """wsd: the last part of the steps, in which the rate decays."""
     final_fraction: float = 0.1

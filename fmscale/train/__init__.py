@@ -7,12 +7,14 @@
 - `step.py`               forward and backward of each microbatch, then an update
 - `data.py`               sources, loader and tokenizer of the run, and the limits that they set
 - `inputs.py`             the model's inputs as a microbatch again, for the delivery record
+- `length.py`             steps of a run, from the tokens that its jobs trained
 - `schedule.py`           the learning rate as a function of the step
 - `seeds.py`              dropout as a function of step, rank and microbatch
 - `journal.py`            metrics of the steps, reduced over ranks and written to sinks
 - `evaluation.py`         losses on held-out rows
 - `saving.py`             saves at their steps, and the state beside the tensors
 - `resume.py`             the checkpoint that a run goes on from, its own or another run's
+- `model_changes.py`      keys of the model that change the function of a checkpoint's weights
 - `init.py`               the first weights of a run from another run or from a folder in Hugging Face's format
 - `recorded_schedule.py`  the batch schedule of a run, from its checkpoints
 - `run_folder.py`         checks of the folders that a run writes to

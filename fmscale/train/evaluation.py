@@ -20,13 +20,13 @@ EVALUATED_AT_ONCE = 256
 
 
 def evaluator(
-    session: Session, engine: Engine, micro_batch: int, steps: int, tell: Callable[..., None]
-) -> Callable[[int], None]:
-    """Make a function of the step that evaluates every set if the step is due or the last."""
+    session: Session, engine: Engine, micro_batch: int, tell: Callable[..., None]
+) -> Callable[[int, bool], None]:
+    """Make a function of a step that evaluates every set if the step is due or, by its second argument, the last."""
     config = session.config.evaluation
 
-    def evaluate(step: int) -> None:
-        if not (step == steps or (config.every and step % config.every == 0)):
+    def evaluate(step: int, last: bool) -> None:
+        if not (last or (config.every and step % config.every == 0)):
             return
         session.where.phase = "evaluate"
         losses = {}

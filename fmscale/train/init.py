@@ -25,15 +25,11 @@ from fmscale.store.backends.protocol import Backend
 from fmscale.store.digest import canonical_json, data_digest, metadata_digest
 from fmscale.store.open import open_store
 from fmscale.train.engine.protocol import Engine
+from fmscale.train.model_changes import SHAPES, model_changes
 from fmscale.train.resume import require_checkpoint
 from fmscale.train.session import Session
 
 logger = logging.getLogger(__name__)
-
-SHAPES = ("num_layers", "dim", "num_heads", "num_kv_heads", "head_dim", "hidden_dim", "tied", "vocab_size")
-"""Keys of `model:` that decide the shapes of tensors or their division into heads."""
-OTHERS = ("rope_theta", "rope_scaling", "norm_eps", "window", "softcap")
-"""Keys of `model:` that change the function of the same tensors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,23 +106,15 @@ def _compare(model: object, vocab_size: int | None, source: ModelConfig, shown: 
     """
     if not isinstance(model, ModelConfig):
         return ""
-    ours, theirs = (
-        replace(m, num_kv_heads=m.kv_heads, head_dim=m.head_width, hidden_dim=m.ffn_width)
-        for m in (replace(model, vocab_size=vocab_size), source)
-    )
-    shapes, others = (
-        {name: getattr(theirs, name) for name in names if getattr(theirs, name) != getattr(ours, name)}
-        for names in (SHAPES, OTHERS)
-    )
+    changes = model_changes(replace(model, vocab_size=vocab_size), source)
+    shapes = {key: there for key, (there, _) in changes.items() if key in SHAPES}
     if shapes:
         raise ConfigError(
             f"{shown} has another model than `model:` describes",
-            found="; ".join(f"{name} {value} there, {getattr(ours, name)} here" for name, value in shapes.items()),
+            found="; ".join(f"{key} {there} there, {changes[key][1]} here" for key, there in shapes.items()),
             remedy=f"Copy into `model:`: {', '.join(as_yaml(shapes).splitlines())}; or name other weights.",
         )
-    return "; ".join(
-        f"model.{name} is {getattr(ours, name)}, and {shown} has {value}" for name, value in others.items()
-    )
+    return "; ".join(f"model.{key} is {here}, and {shown} has {there}" for key, (there, here) in changes.items())
 
 
 def load_init(session: Session, init: Init, engine: Engine) -> dict[str, Any]:

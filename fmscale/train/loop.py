@@ -16,6 +16,7 @@ from fmscale.runtime.collectives import Exchange
 from fmscale.runtime.stop import Stop
 from fmscale.train.engine.protocol import Engine
 from fmscale.train.journal import Journal, Timing
+from fmscale.train.length import RunLength
 from fmscale.train.saving import Saving
 from fmscale.train.schedule import learning_rate
 from fmscale.train.seeds import seed_dropout
@@ -40,29 +41,32 @@ class Loop:
     """The training samples, at the first step to run."""
     saving: Saving
     journal: Journal
-    steps: int
-    """Steps of the whole run."""
-    evaluate: Callable[[int], None]
-    """Evaluates after a number of steps, if an evaluation is due."""
+    evaluate: Callable[[int, bool], None]
+    """Evaluates after a number of steps, if an evaluation is due or the step is the last."""
     delivered: Callable[[Any, Inputs], None]
     """Records a microbatch from the inputs that the engine gets."""
     show: Callable[[Mapping[str, Any]], None]
-    """Shows a record of progress, which also says the run's `steps`."""
+    """Shows a record of progress, to which the loop adds the run's `steps`."""
 
 
-def run_loop(loop: Loop, first_step: int) -> tuple[int, Stop]:
-    """Train from step `first_step` to the end, or until the ranks agree to stop; return the steps taken and the
+def run_loop(loop: Loop, length: RunLength) -> tuple[int, Stop]:
+    """Train from `length.first_step` to the end, or until the ranks agree to stop; return the steps taken and the
     reason (Stop.NO at the end).
 
     Raises Diverged after too many steps in a row that could not be applied.
     """
     session, config, where = loop.session, loop.session.config, loop.session.where
+
+    def show(record: Mapping[str, Any]) -> None:
+        loop.show({**record, "steps": length.steps})
+
     unapplied = 0
     stop = Stop.NO
-    step = first_step
-    while step < loop.steps:
+    step, last = length.first_step, length.steps
+    # A save or evaluation after a step counts as time of the next step: the record of a step comes before its save.
+    began, stalled, blocked = time.perf_counter(), loop.loader.stall_seconds, loop.saving.blocking_seconds
+    while step < last:
         where.phase, where.step = "train", step + 1
-        began, stalled, blocked = time.perf_counter(), loop.loader.stall_seconds, loop.saving.blocking_seconds
         state = loop.loader.state_dict()
         microbatches = [next(loop.loader)]
         while not microbatches[-1].last_of_step:
@@ -79,7 +83,7 @@ def run_loop(loop: Loop, first_step: int) -> tuple[int, Stop]:
             break
         for batch, batch_inputs in zip(microbatches, inputs, strict=True):
             loop.delivered(batch, batch_inputs)
-        rate = learning_rate(config.schedule, config.optimizer.lr, step, loop.steps)
+        rate = learning_rate(config.schedule, config.optimizer.lr, *length.place(step))
         result = train_step(
             loop.engine,
             inputs,
@@ -93,26 +97,24 @@ def run_loop(loop: Loop, first_step: int) -> tuple[int, Stop]:
         step += 1
         if unapplied and session.world.rank == 0:
             logger.warning("step %d was not applied: gradient norm %s", step, result.update.grad_norm)
-        loop.saving.step_done(step, loop.loader.state_dict(), due=facts.save, last=step == loop.steps)
-        loop.evaluate(step)
-        now = time.perf_counter()
-        timing = Timing(
-            step=now - began,
-            data_stall=loop.loader.stall_seconds - stalled,
-            ckpt_blocking=loop.saving.blocking_seconds - blocked,
-        )
+        now, stall, blocking = time.perf_counter(), loop.loader.stall_seconds, loop.saving.blocking_seconds
+        timing = Timing(step=now - began, data_stall=stall - stalled, ckpt_blocking=blocking - blocked)
+        began, stalled, blocked = now, stall, blocking
         loop.journal.add(step - 1, rate, result, timing)
+        if step % config.train.log_every == 0 or step in (length.first_step + 1, last):
+            loop.journal.flush(show)
+        loop.evaluate(step, step == last)
+        where.phase = "train"
+        loop.saving.step_done(step, loop.loader.state_dict(), due=facts.save, last=step == last)
         if unapplied >= config.train.nonfinite_limit:
-            loop.journal.flush(loop.show)
+            loop.journal.flush(show)
             raise Diverged(
                 f"gradients were not finite in {unapplied} steps in a row",
                 found=f"steps {step + 1 - unapplied} to {step}, gradient norm {result.update.grad_norm}",
                 remedy="Lower optimizer.lr or clip_norm, or look at the samples of these steps with "
                 "`fmscale dataset trace --step N`; `fmscale checkpoint list` shows what there is from before.",
             )
-        if step % config.train.log_every == 0 or step in (first_step + 1, loop.steps):
-            loop.journal.flush(loop.show)
-    loop.journal.flush(loop.show)
+    loop.journal.flush(show)
     where.phase = "save"
     return step, stop
 

@@ -1,7 +1,7 @@
 """The checkpoint that a run begins with: its own newest valid one, or another run's (fork)."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,13 @@ from fmscale.checkpoint.persist.retention import mark_verified
 from fmscale.checkpoint.read.meta import next_sample
 from fmscale.checkpoint.read.restore import RestoreResult
 from fmscale.checkpoint.read.restore import restore as read_checkpoint
-from fmscale.config import Config
+from fmscale.config import BatchShape, Config
 from fmscale.data.sample_loader import SampleLoader
 from fmscale.errors import ConfigError, StoreError
 from fmscale.store.backends.protocol import Backend
 from fmscale.train.engine.protocol import Engine
+from fmscale.train.length import RunLength, run_length
+from fmscale.train.model_changes import refuse_model_changes
 from fmscale.train.saving import Saving
 from fmscale.train.session import Session
 
@@ -89,11 +91,12 @@ def restore(
     loader: SampleLoader[Any],
     saving: Saving,
     tokenizer: str | None,
+    batch: BatchShape,
     tell: Callable[..., None],
-) -> dict[str, Any]:
-    """Restore engine and loader from the checkpoint of `resume`, and return the checkpoint's meta.
+) -> tuple[dict[str, Any], RunLength]:
+    """Restore engine and loader from the checkpoint of `resume`; return the checkpoint's meta, and the run's length.
 
-    Raises ConfigError or StoreError if no checkpoint fits.
+    Raises ConfigError or StoreError if no checkpoint fits the run's model and tokenizer.
     """
     restored = read_checkpoint(
         session.backend,
@@ -106,12 +109,10 @@ def restore(
     )
     assert restored is not None, "choose_resume saw a checkpoint, and nobody else may retire one now"
     meta = restored.meta
-    if meta["tokenizer"] != tokenizer:
-        raise ConfigError(
-            "the checkpoint was trained with another tokenizer than the datasets have",
-            found=f"{meta['tokenizer']}, the datasets have {tokenizer}",
-            remedy="Ingest the data with the checkpoint's tokenizer, or begin a new run.",
-        )
+    length = run_length(session.config, batch, meta)
+    warning = compare_recorded(session.config, resume, meta, tokenizer)
+    if warning and session.world.rank == 0:
+        logger.warning(warning)
     engine.restored(meta["updates"])
     if resume.fork:
         # The new run has a plan of its own, which goes on at the same sample.
@@ -123,12 +124,26 @@ def restore(
     tell(
         event="resumed",
         step=meta["step"],
+        steps=length.steps,
         run=resume.run,
         world_size_then=meta["world_size"],
         world_size=session.world.world_size,
         passed_over=[f"step {other.step}: {other.reason}" for other in restored.passed_over],
     )
-    return meta
+    return meta, length
+
+
+def compare_recorded(config: Config, resume: Resume, meta: Mapping[str, Any], tokenizer: str | None) -> str:
+    """Raise ConfigError if the checkpoint's meta records another tokenizer or another function of the weights. Returns
+    a warning of the keys that a fork changes.
+    """
+    if meta["tokenizer"] != tokenizer:
+        raise ConfigError(
+            "the checkpoint was trained with another tokenizer than the datasets have",
+            found=f"{meta['tokenizer']}, the datasets have {tokenizer}",
+            remedy="Ingest the data with the checkpoint's tokenizer, or begin a new run.",
+        )
+    return refuse_model_changes(config, meta, f"{resume.run}@{meta['step']}", fork=resume.fork)
 
 
 def _remember_verified(session: Session, resume: Resume, restored: RestoreResult) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from fmscale.config import BatchShape, Config, derive_batch
 from fmscale.config.metrics import ConsoleConfig
-from fmscale.errors import ConfigError, StoreError
+from fmscale.errors import StoreError
 from fmscale.runtime.failure import Whereabouts, recorded
 from fmscale.runtime.sinks.console import optional
 from fmscale.runtime.sinks.run_sinks import check_sinks
@@ -18,6 +18,7 @@ from fmscale.runtime.stop import Stop
 from fmscale.runtime.world import World, read_world
 from fmscale.store.tiers.tier import Tier
 from fmscale.train.data import check_length, empty_batch
+from fmscale.train.length import RunLength, run_length
 from fmscale.train.loop import dry_run, run_loop
 from fmscale.train.run_folder import run_folder
 from fmscale.train.session import Session, meet
@@ -81,28 +82,28 @@ def run_training(
         with recorded(folder, world, where, session.waits):
             where.phase = "checking the config"
             batch = derive_batch(config.batch, session.dp.size, place=config.place("batch"))
-            steps = total_steps(config, batch.global_batch)
+            length = run_length(config, batch)
             check_length(config)
             if world.rank == 0:
                 check_sinks(config)
-            return _run(session, batch, steps, stack, optional(show), optional(event))
+            return _run(session, batch, length, stack, optional(show), optional(event))
 
 
-def _run(session: Session, batch: BatchShape, steps: int, stack: ExitStack, show: Show, event: Show) -> Outcome:
+def _run(session: Session, batch: BatchShape, length: RunLength, stack: ExitStack, show: Show, event: Show) -> Outcome:
     config, world, where = session.config, session.world, session.where
-    loop, restored = assemble(session, batch, steps, stack, show, event)
+    loop, restored = assemble(session, batch, length, stack, show, event)
     saving = loop.saving
     dry_run(loop, empty_batch(config, loop.loader, batch))
     where.phase = "restore"
-    first = restored()
-    step, reason = run_loop(loop, first)
+    length = restored()
+    step, reason = run_loop(loop, length)
     loop.journal.end(step, "stopped" if reason else "complete")
     where.phase = "waiting for the last save"
     saving.close(config.checkpoint.seal_seconds)
     saved = session.from_rank_0("end of the run", saving.acknowledged)
     outcome = Outcome(
         run=config.train.run,
-        first_step=first,
+        first_step=length.first_step,
         last_step=step,
         stop=reason,
         saved_step=saved,
@@ -134,21 +135,3 @@ def _write_outcome(outcome: Outcome) -> None:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
             path.unlink(missing_ok=True)
-
-
-def total_steps(config: Config, global_batch: int) -> int:
-    """Steps of the whole run. Raises ConfigError if the config gives no length."""
-    train = config.train
-    if train.steps is not None:
-        return train.steps
-    if train.tokens is None:
-        raise ConfigError(
-            f"{config.place('train')} does not say how long the run is", remedy="Give train.steps or train.tokens."
-        )
-    if config.batch.forward_tokens is not None:
-        raise ConfigError(
-            f"{config.place('train.tokens')}: samples have lengths of their own, and tokens give no number of steps",
-            found=train.tokens,
-            remedy="Give train.steps.",
-        )
-    return -(-train.tokens // (global_batch * config.data.sequence_length))

@@ -5,8 +5,8 @@ import math
 from fmscale.config.train import ScheduleConfig
 
 
-def learning_rate(config: ScheduleConfig, peak: float, step: int, steps: int) -> float:
-    """Rate of optimizer step `step` (from 0) in a run of `steps`.
+def learning_rate(config: ScheduleConfig, peak: float, step: float, steps: float) -> float:
+    """Rate of optimizer step `step` (from 0) in a run of `steps`; fractions of steps are places of other batches.
 
     Linear warmup reaches the peak at step `warmup_steps`; `wsd` (Hu et al. 2024, MiniCPM) stays there and
     decays linearly over the last `decay_fraction` of the steps; `cosine` (Loshchilov and Hutter 2017) begins

@@ -23,6 +23,7 @@ from fmscale.train.evaluation import evaluator
 from fmscale.train.init import find_init, load_init
 from fmscale.train.inputs import deliver
 from fmscale.train.journal import Journal
+from fmscale.train.length import RunLength
 from fmscale.train.loop import Loop
 from fmscale.train.resume import choose_resume, restore
 from fmscale.train.saving import Saving, open_saver
@@ -36,10 +37,10 @@ META_VERSION = 1
 
 
 def assemble(
-    session: Session, batch: BatchShape, steps: int, stack: ExitStack, show: Show, event: Show
-) -> tuple[Loop, Callable[[], int]]:
-    """Open data, model, engine, journal and checkpoints of a run; `stack` closes them. Returns the loop, and a function
-    that restores its state and returns the number of steps in that state.
+    session: Session, batch: BatchShape, length: RunLength, stack: ExitStack, show: Show, event: Show
+) -> tuple[Loop, Callable[[], RunLength]]:
+    """Open data, model, engine, journal and checkpoints of a run, which has `length` if it begins; `stack` closes them.
+    Returns the loop, and a function that restores its state and returns the length from there.
 
     Takes the run's lease. Raises ConfigError, DataError or StoreError.
     """
@@ -59,7 +60,7 @@ def assemble(
         )
         loader.check_memory()
     if world.rank == 0:
-        event(_opened(session, loader, vocab_size, batch, steps))
+        event(_opened(session, loader, vocab_size, batch, length, resumes=resume.which != "none"))
 
     where.phase = "building the model"
     engine = build_engine(config, session.dp, vocab_size, batch, session.device)
@@ -72,8 +73,8 @@ def assemble(
 
     def meta(step: int, loader_state: dict[str, Any]) -> dict[str, Any]:
         """Facts of a checkpoint beside its tensors. `updates` is AdamW's count of applied steps, without steps whose
-        gradients were not finite. The loader's state is at the beginning of the next step. `init` has the
-        source of the first weights, where `train.init` named it.
+        gradients were not finite. The loader's state is at the beginning of the next step. `tokens` are those of all
+        steps so far. `init` has the source of the first weights, where `train.init` named it.
         """
         return {
             "version": META_VERSION,
@@ -84,10 +85,18 @@ def assemble(
             "vocab_size": vocab_size,
             "tokenizer": tokenizer_digest,
             "world_size": world.world_size,
+            "tokens": length.tokens(step),
+            "first_step_tokens": length.unit,
             **origin,
         }
 
     record = _delivery_record(session, lease, loader, stack)
+
+    def before_save() -> None:
+        journal.flush()
+        if record:
+            record.flush()
+
     saving = Saving(
         saver=open_saver(session, lease),
         engine=engine,
@@ -95,7 +104,7 @@ def assemble(
         meta=meta,
         report=tell,
         newest=lambda step: session.from_rank_0("newest save", step),
-        before=record.flush if record else lambda: None,
+        before=before_save,
     )
     stack.callback(saving.close, 0.0)
     loop = Loop(
@@ -104,43 +113,43 @@ def assemble(
         loader=loader,
         saving=saving,
         journal=journal,
-        steps=steps,
-        evaluate=evaluator(session, engine, batch.micro_batch, steps, tell),
+        evaluate=evaluator(session, engine, batch.micro_batch, tell),
         delivered=partial(deliver, record) if record else lambda batch, inputs: None,
-        show=(lambda record: show({**record, "steps": steps})) if world.rank == 0 else lambda record: None,
+        show=show if world.rank == 0 else lambda record: None,
     )
 
-    def begin() -> int:
-        first_step = 0
+    def begin() -> RunLength:
+        nonlocal length
         if resume.which != "none":
-            restored = restore(session, resume, engine, loader, saving, tokenizer_digest, tell)
+            restored, length = restore(session, resume, engine, loader, saving, tokenizer_digest, batch, tell)
             if "init" in restored:
                 origin["init"] = restored["init"]
-            first_step = int(restored["step"])
         elif init is not None:
             origin["init"] = load_init(session, init, engine)
             tell(event="initialised", **origin["init"])
-        journal.sinks.open(first_step)
-        return first_step
+        journal.sinks.open(length.first_step)
+        return length
 
     return loop, begin
 
 
 def _opened(
-    session: Session, loader: AnyLoader, vocab_size: int | None, batch: BatchShape, steps: int
+    session: Session, loader: AnyLoader, vocab_size: int | None, batch: BatchShape, length: RunLength, *, resumes: bool
 ) -> dict[str, Any]:
-    """Facts of a run once its data is open, as an event."""
+    """Facts of a run once its data is open, as an event. `steps` is None if it depends on the tokens of earlier jobs,
+    which the restore finds.
+    """
     sources = loader.plan.sources
     return {
         "event": "opened",
         "device": session.device,
         "parameters": parameters_of(session.config.model, vocab_size),
         "vocab_size": vocab_size,
-        "steps": steps,
-        "tokens_per_step": None if batch.forward_tokens else batch.global_batch * session.config.data.sequence_length,
+        "steps": None if resumes and length.by_tokens else length.steps,
+        "tokens_per_step": length.step_tokens,
         "sources": [
             {"label": source.label, source.view.kind: source.view.kept, "epochs": epochs}
-            for source, epochs in zip(sources, passes(steps * batch.global_batch, sources), strict=True)
+            for source, epochs in zip(sources, passes(length.steps * batch.global_batch, sources), strict=True)
         ],
     }
 

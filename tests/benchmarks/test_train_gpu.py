@@ -45,9 +45,9 @@ def record(step: int, seconds: float, blocking: float = 0.0) -> dict[str, Any]:
 
 def test_a_save_costs_what_its_step_waits_and_what_the_steps_beside_it_lose() -> None:
     steps = [record(step, 40.0 if step == 1 else 1.25) for step in range(1, STEPS + 1)]
-    steps[EVERY - 1] = record(EVERY, 4.25, blocking=3.0)
-    steps[EVERY] = record(EVERY + 1, 1.75)
-    steps[2 * EVERY - 1] = record(2 * EVERY, 1.5, blocking=0.25)
+    steps[EVERY] = record(EVERY + 1, 4.25, blocking=3.0)
+    steps[EVERY + 1] = record(EVERY + 2, 1.75)
+    steps[2 * EVERY] = record(2 * EVERY + 1, 1.5, blocking=0.25)
     found = summary(steps, load_config(CONFIG))
     assert found["save_seconds"] == pytest.approx([3.5, 0.25])
     assert found["save_blocking"] == pytest.approx([3.0, 0.25])

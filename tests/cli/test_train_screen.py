@@ -57,7 +57,7 @@ def shown(path: Path, stream: io.StringIO, *overrides: str) -> str:
     screen.phase("opening the data")
     screen.event(OPENED)
     screen.phase("restore")
-    screen.event({"event": "resumed", "step": 40, "run": "demo", "passed_over": []})
+    screen.event({"event": "resumed", "step": 40, "steps": 100, "run": "demo", "passed_over": []})
     screen.phase("train")
     for step in (41, 50):
         screen.step({"step": step, "steps": 100, "loss": 2.5, "tokens_per_second": 81_200.4, "lr": 0.1})
@@ -78,7 +78,7 @@ def test_a_pipe_gets_whole_lines_without_styles(path: Path, tmp_path: Path) -> N
         "model   1,115,264 parameters, vocabulary 2,048",
         "data    docs: 445,582 tokens, 0.11 epochs in all",
         "  restore 3.0 s",
-        "resumed  step 40  run demo",
+        "resumed  step 40  steps 100  run demo",
         "time    told after the first step",
         "step 41/100  loss 2.5  81,200 tokens/s  ETA 59 s",
         "step 50/100  loss 2.5  81,200 tokens/s  ETA 50 s",
@@ -92,7 +92,7 @@ def test_a_terminal_sees_the_phase_that_runs_and_events_dim(path: Path, monkeypa
     monkeypatch.setenv("TERM", "xterm")
     text = shown(path, Terminal())
     assert "\x1b[2m  meeting …\x1b[0m\r" in text
-    assert "\x1b[2mresumed  step 40  run demo\x1b[0m\n" in text
+    assert "\x1b[2mresumed  step 40  steps 100  run demo\x1b[0m\n" in text
     assert "\nstep 41/100" in text
     monkeypatch.setenv("NO_COLOR", "1")
     plain = shown(path, Terminal())
@@ -104,6 +104,17 @@ def test_a_terminal_sees_the_phase_that_runs_and_events_dim(path: Path, monkeypa
 def test_a_length_in_tokens_is_shown_in_steps_once_the_data_is_open(path: Path) -> None:
     lines = shown(path, io.StringIO(), "train.steps=null", "train.tokens=51000").splitlines()
     assert lines.index("steps   100, 51,200 tokens") == lines.index("device  cpu") + 2
+
+
+def test_the_steps_of_a_resumed_run_of_tokens_are_known_once_it_is_restored(path: Path, tmp_path: Path) -> None:
+    record_speeds(tmp_path / "demo" / "metrics.jsonl", [(1024.0, 1)] * 50)
+    stream = io.StringIO()
+    screen = RunScreen(load_config(path, ("train.steps=null", "train.tokens=51000")), World(), stream=stream)
+    screen.event({**OPENED, "steps": None})
+    screen.event({"event": "resumed", "step": 40, "steps": 70})
+    screen.phase("train")
+    assert "steps   " not in stream.getvalue()
+    assert stream.getvalue().endswith("time    about 15 s at the 1,024 tokens/s of its last steps\n")
 
 
 def test_a_batch_that_does_not_come_out_is_left_to_the_run(path: Path) -> None:
@@ -143,7 +154,7 @@ def test_steps_of_flat_forwards_have_no_fixed_number_of_tokens(path: Path, tmp_p
         assert "batch   8 samples in forwards of 64 tokens or less" in lines
         assert ("steps   100" in lines) == (steps == "100")
     screen.event({**OPENED, "tokens_per_step": None})
-    screen.event({"event": "resumed", "step": 40})
+    screen.event({"event": "resumed", "step": 40, "steps": 100})
     screen.phase("train")
     assert stream.getvalue().endswith("time    told after the first step\n")
 

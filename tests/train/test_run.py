@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 
-from fmscale.config import load_config
+from fmscale.config import derive_batch, load_config
 from fmscale.data.tokenizers.tokenizer import ByteTokenizer
 from fmscale.errors import ConfigError, FmscaleError
 from fmscale.runtime.failure import first_failure
 from fmscale.store.open import open_store
 from fmscale.train.data import check_length, tokenizer_of, vocabulary
-from fmscale.train.run import run_training, total_steps
+from fmscale.train.length import run_length
+from fmscale.train.run import run_training
 from tests.helpers.ranks import run_ranks
 from tests.train.runs import T, events_of, make_corpus, steps_of, train_here, write_config
 
@@ -42,9 +43,10 @@ def test_rows_beyond_the_models_longest_sequence_are_refused(path: Path) -> None
 
 
 def test_a_run_says_how_long_it_is(path: Path) -> None:
-    assert total_steps(load_config(path, ("train.steps=null", "train.tokens=1000")), 6) == 4
+    six = derive_batch(load_config(path).batch, 1)
+    assert run_length(load_config(path, ("train.steps=null", "train.tokens=1000")), six).steps == 4
     with pytest.raises(ConfigError, match="does not say how long"):
-        total_steps(load_config(path, ("train.steps=null",)), 6)
+        run_length(load_config(path, ("train.steps=null",)), six)
     with pytest.raises(ConfigError, match="both say how long"):
         load_config(path, ("train.tokens=5",))
 
@@ -116,7 +118,7 @@ def test_time_that_is_up_stops_with_a_checkpoint(path: Path) -> None:
 def assert_told(first: dict[str, Any], other: dict[str, Any]) -> None:
     """Only rank 0 reports the begin, the run, and progress from the first step on."""
     start = ["meeting", "checking the config", "opening the data", "building the model", "dry run", "restore"]
-    assert first["phases"] == [*start, *["train", "evaluate"] * 2, "save", "waiting for the last save"]
+    assert first["phases"] == [*start, *["train", "evaluate"] * 2, "train", "save", "waiting for the last save"]
     opened, *later = first["events"]
     assert (opened["event"], opened["device"], opened["vocab_size"]) == ("opened", "cpu", 272)
     assert (opened["steps"], opened["tokens_per_step"]) == (3, 6 * T)

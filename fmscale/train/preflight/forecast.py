@@ -104,6 +104,7 @@ def forecast(
     *,
     batch: BatchShape | None,
     steps: int | None,
+    tokens: int | None,
     vocab_size: int | None,
     parameters: int | None,
     token_bytes: int,
@@ -126,7 +127,6 @@ def forecast(
     if mfu is not None and peak is not None and flops is not None:
         tokens_per_second = mfu * peak * world / flops
     tokens_per_step = batch.global_batch * length if batch and not batch.forward_tokens else None
-    tokens = tokens_per_step * steps if tokens_per_step and steps else None
     # One token more than the model reads: the label of the last token.
     row_bytes = (length + 1) * token_bytes
     ahead = None

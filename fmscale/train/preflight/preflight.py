@@ -1,9 +1,9 @@
 """All problems of a run before its start, found together; nothing is started or written."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,9 +28,9 @@ from fmscale.store.open import open_store
 from fmscale.train.data import check_length, check_memory, passes, tokenizer_of, training_sources, vocabulary
 from fmscale.train.engine.optimizer import MOMENTS
 from fmscale.train.init import find_init
+from fmscale.train.length import RunLength, run_length
 from fmscale.train.preflight.forecast import Forecast, forecast
-from fmscale.train.resume import choose_resume
-from fmscale.train.run import total_steps
+from fmscale.train.resume import choose_resume, compare_recorded
 from fmscale.train.run_folder import check_folder, check_store
 from fmscale.train.schedule import learning_rate
 
@@ -113,7 +113,7 @@ def check_run(
     """Derive a run's numbers for `world` ranks and find problems that would end it. Writes nothing."""
     checks = Preflight()
     batch = checks.run(lambda: derive_batch(config.batch, world, place=config.place("batch")))
-    steps = checks.run(lambda: total_steps(config, batch.global_batch)) if batch else config.train.steps
+    length = checks.run(lambda: run_length(config, batch)) if batch else None
     checks.run(lambda: check_length(config))
     checks.run(lambda: check_folder(config))
     checks.run(lambda: check_sinks(config))
@@ -137,7 +137,10 @@ def check_run(
             checks.ask(partial(training_sources, config, backend, [source]))
         digest = tokenizer.digest if tokenizer else None
         begins = checks.ask(lambda: _begin(config, backend, recorded is not None, vocab_size, digest, checks))
-        checks.begins = begins or ""
+        checks.begins, meta = begins or ("", None)
+        if batch and length and meta:
+            length = checks.run(lambda: run_length(config, batch, meta)) or length
+    steps = length.steps if length else config.train.steps
     parameters = None
     if vocab_size is None and type(config.model) is ModelConfig:
         unknown = ConfigError(
@@ -158,6 +161,7 @@ def check_run(
         world,
         batch=batch,
         steps=steps,
+        tokens=length.tokens(length.steps) if length else None,
         vocab_size=vocab_size,
         parameters=parameters,
         token_bytes=width or (2 if (vocab_size or 0) <= 65536 else 4),
@@ -167,7 +171,7 @@ def check_run(
         device=device,
     )
     checks.sources = _facts(sources, batch.global_batch * steps if batch and steps else None)
-    checks.warnings += [*_warnings(config, steps), *_repeats(checks.sources, steps)]
+    checks.warnings += [*_warnings(config, length), *_repeats(checks.sources, steps)]
     return checks
 
 
@@ -187,11 +191,11 @@ def _open(config: Config, checks: Preflight) -> Backend | None:
     return None
 
 
-def _warnings(config: Config, steps: int | None) -> list[str]:
+def _warnings(config: Config, length: RunLength | None) -> list[str]:
     warmup, peak = config.schedule.warmup_steps, config.optimizer.lr
-    if steps is None or warmup < steps:
+    if length is None or warmup < (steps := length.steps):
         return []
-    reached = learning_rate(config.schedule, peak, steps - 1, steps)
+    reached = learning_rate(config.schedule, peak, *length.place(steps - 1))
     return [
         f"{config.place('schedule.warmup_steps')} is {warmup}, and the run has {steps} steps: the learning rate "
         f"comes to {reached:.2g} and never to optimizer.lr, {peak:.2g}. Take schedule.warmup_steps of a tenth of "
@@ -236,21 +240,27 @@ def _unread(config: Config, recorded: Plan, sources: list[Source]) -> list[str]:
 
 def _begin(
     config: Config, backend: Backend, recorded: bool, vocab_size: int | None, tokenizer: str | None, checks: Preflight
-) -> str:
-    """Step or checkpoint at which the run would begin. Raises ConfigError if it cannot go on with this config."""
+) -> tuple[str, Mapping[str, Any] | None]:
+    """Step or checkpoint at which the run would begin, and the checkpoint's meta. Raises ConfigError if it cannot go on
+    with this config.
+    """
     resume = choose_resume(config, backend)
     if not resume.shown:
         begins = "at step 0, with the order that the run has recorded" if recorded else "at step 0"
         if config.train.init is None or vocab_size is None:
-            return begins
+            return begins, None
         deadline = min(config.store.deadline, STORE_SECONDS)
         init = find_init(config, backend, vocab_size, tokenizer, deadline=deadline)
         checks.warnings += [init.warning] if init.warning else []
-        return f"{begins}{' and' if recorded else ', with'} the weights of {init.shown}"
+        return f"{begins}{' and' if recorded else ', with'} the weights of {init.shown}", None
     entry = newest(backend, resume.run, resume.which)
+    where = f"{resume.run}@{entry.step}"
+    manifest = load_manifest(backend, entry)
     if vocab_size is not None:
-        _check_model(config, load_manifest(backend, entry), vocab_size, f"{resume.run}@{entry.step}")
-    return f"from {'a fork of ' if resume.fork else ''}checkpoint {resume.run}@{entry.step}"
+        _check_model(config, manifest, vocab_size, where)
+    warning = compare_recorded(config, resume, manifest.meta, tokenizer)
+    checks.warnings += [warning] if warning else []
+    return f"from {'a fork of ' if resume.fork else ''}checkpoint {where}", manifest.meta
 
 
 def _check_model(config: Config, manifest: CheckpointManifest, vocab_size: int, where: str) -> None:
