@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fmscale.cli import dataset_audit, dataset_derive, dataset_mask
+from fmscale.cli import dataset_audit, dataset_derive, dataset_mask, dataset_repair
 from fmscale.cli.address import DatasetArgument, DatasetOption, StoreArgument, StoreOption, find_dataset, find_store
 from fmscale.cli.output import JsonOption, example, human_bytes, print_json, progress, record, table
 from fmscale.errors import ConfigError, FmscaleError
@@ -28,6 +28,7 @@ app = typer.Typer(
 app.add_typer(dataset_audit.app)
 app.add_typer(dataset_mask.app)
 app.add_typer(dataset_derive.app)
+app.add_typer(dataset_repair.app)
 
 
 @app.command("list", epilog=example("fmscale dataset list runs/store"))
@@ -107,6 +108,7 @@ def verify(
                 {"dataset": one.name, "commit": p.commit, "object": p.key, "chunk": p.chunk, "problem": p.what}
                 for p in problems
             ]
+            rows += [] if problems or commit is not None else _repeated(one)
     checked = {name: [c.number for c in live] for name, live in commits.items()}
     if json:
         print_json({"commits": checked, "bytes": size, "ok": not rows, "problems": rows})
@@ -122,6 +124,21 @@ def verify(
         typer.echo(f"{len(opened)} datasets, {count} commits, {human_bytes(size)}: every chunk is right.")
     if rows:
         raise typer.Exit(1)
+
+
+def _repeated(dataset: "Dataset") -> list[dict[str, Any]]:
+    """Documents whose id the dataset has again: a row a commit."""
+    import numpy as np
+
+    from fmscale.data.ingest.repair import read_stock, repeated_ids
+
+    found = repeated_ids(read_stock(dataset, contents=False))
+    rows = []
+    for number in np.unique(found.commit).tolist():
+        ids = found.id[found.commit == number]
+        what = f"{len(ids)} documents are there again: {ids[0].tobytes().hex()} …; `fmscale dataset repair` masks them"
+        rows.append({"dataset": dataset.name, "commit": number, "object": "", "chunk": None, "problem": what})
+    return rows
 
 
 def _open(address: str | None, store: str | None, dataset: str | None) -> "tuple[Backend, list[Dataset]]":

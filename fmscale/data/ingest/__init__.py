@@ -16,6 +16,7 @@
 - `files.py`  input files, opened here or on a store
 - `apart.py`, `reader.py`  a separate process that reads tables
 - `workers.py`, `worker.py`, `mpi.py`  writers as processes, and as MPI ranks
+- `repair.py`  documents that a dataset holds twice
 - `scratch.py`  a folder for unfinished segments
 - `formats/`  documents of each format
 """

@@ -150,14 +150,15 @@ def _sort(
             fate = KNOWN if entry else ADDED
         elif main.place in changed:
             fate, tally = CHANGED, changed[main.place]
-            elsewhere = entry.place and main.place != entry.place
-            if elsewhere and _tree(main, entry) not in trees and not set(tally.sketch) & set(entry.tally.sketch):
+            if main.place not in (entry.place, "") and entry.place and _tree(main, entry) not in trees:
                 entry, fate = None, ADDED
         else:
             fate, tally = _fate(group, entry, compare, path)
             if fate == CHANGED:
                 changed[main.place] = tally
                 gone.places.add(entry.place)
+                if set(tally.sketch) & set(entry.tally.sketch):
+                    trees.add(_tree(main, entry))
                 queue.append(group)
                 continue
             trees.add(_tree(main, entry))

@@ -12,7 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from fmscale.data.ingest.additions import REPLACED, Additions, find_additions, grouped, stamp
 from fmscale.data.ingest.content import Tally
@@ -36,7 +38,7 @@ from fmscale.store.datasets.commit import Commit
 from fmscale.store.datasets.dataset import Dataset, create_or_open
 from fmscale.store.datasets.tokenizers import load_tokenizer, store_tokenizer
 from fmscale.store.doctor.probe import require_writable
-from fmscale.store.open import open_store
+from fmscale.store.open import open_store, parse_url
 
 TEXT = "text"
 """Field of the text by default."""
@@ -93,7 +95,7 @@ def begin_job(request: IngestRequest, progress: Progress) -> IngestJob | IngestR
     """
     begin = time.monotonic()
     request.check()
-    backend = open_store(request.store, read_only=request.dry_run)
+    backend = _open(request)
     progress("listing", 0, 0)
     local = backend.local_path("fmscale.json")
     folder = str(local.parent) if local else ""
@@ -204,6 +206,13 @@ def commit_job(job: IngestJob, writers: int) -> IngestResult:
     )
     resumed = len(job.finished)
     return _result(job.request, commit, job.found, begin=job.begin, new=True, resumed=resumed, writers=writers)
+
+
+def _open(request: IngestRequest) -> Backend:
+    """The store; for a dry run it is read only, and empty if its folder is not there."""
+    place = parse_url(request.store)
+    missing = request.dry_run and place.scheme == "file" and not Path(place.bucket).exists()
+    return open_store(f"memory://{uuid4().hex}" if missing else request.store, read_only=request.dry_run)
 
 
 def _share(request: IngestRequest, ledger: Ledger) -> float:

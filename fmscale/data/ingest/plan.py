@@ -87,7 +87,10 @@ class Work:
 
     def part(self, field: str | None) -> FilePart:
         """The part as a format's reader takes it."""
-        return FilePart(source=self.file.source, format=self.file.format, field=field, index=self.index, of=self.of)
+        file = self.file
+        return FilePart(
+            source=file.source, format=file.format, field=field, index=self.index, of=self.of, begin=file.begin
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from fmscale.data.ingest.apart import Reading
 from fmscale.data.ingest.blocks import RecordBlock, conform, gather, load, schema_of
@@ -169,7 +170,7 @@ class UnitWriter:
             sources, starts, stops = origin = [column.to_pylist() for column in columns]
             new = [row for row, source in enumerate(sources) if starts[row] >= self._files[source].begin]
             if len(new) < len(batch):
-                batch = batch.take(new)
+                batch = batch.take(pa.array(new, pa.int64()))
                 sources, starts, stops = origin = [[column[row] for row in new] for column in origin]
             splits = self._sort(sources, starts, stops, row_hashes(batch))
             batch = conform(batch, schema)

@@ -28,7 +28,7 @@ from fmscale.store.segments.handle import decode_arrays
 from fmscale.store.segments.records import ARRAYS as RECORD_ARRAYS
 from fmscale.store.segments.records import RECORD_CHUNK_BYTES, file_chunks
 from fmscale.store.segments.records_version_1 import COLUMNS as BATCH_COLUMNS
-from fmscale.store.segments.seal import decode_seal, seal_info
+from fmscale.store.segments.seal import decode_seal, job_folder, seal_info
 from fmscale.store.segments.tokens import ARRAYS as TOKEN_ARRAYS
 
 logger = logging.getLogger(__name__)
@@ -73,6 +73,12 @@ def verify_dataset(
             if commit.tokenizer is not None and commit.tokenizer not in seen:
                 seen.add(commit.tokenizer)
                 _read_small(backend, commit.number, tokenizer_key(commit.tokenizer), commit.tokenizer, problems)
+            if ledger := commit.body["extra"].get("ingest", {}).get("ledger"):
+                key = f"{job_folder(dataset.name, commit.job)}/files.arrow"
+                _read_small(backend, commit.number, key, ledger, problems)
+            for digest in {mask for split in commit.manifests for mask in dataset.masks(split)} - seen:
+                seen.add(digest)
+                _read_small(backend, commit.number, f"datasets/{dataset.name}/masks/{digest}.arrow", digest, problems)
             for split in sorted(commit.manifests):
                 rows = _rows(backend, dataset.name, commit, split, advance, problems)
                 sizes: list[int] = []

@@ -93,11 +93,13 @@ def commit_bodies(backend: Backend, dataset: str) -> list[dict[str, Any]]:
     return [dict(commit.body) for commit in open_dataset(backend, dataset).commits()]
 
 
-def documents(backend: Backend, dataset: str, split: str) -> list[tuple[str, int, int, bytes, list[int]]]:
-    """Every document of a split of all commits: source, start, stop, id, tokens."""
+def documents(
+    backend: Backend, dataset: str, split: str, number: int | None = None
+) -> list[tuple[str, int, int, bytes, list[int]]]:
+    """Every document of a split of all commits, or of a commit: source, start, stop, id, tokens."""
     found = []
     for commit in open_dataset(backend, dataset).commits():
-        if split not in commit.manifests:
+        if split not in commit.manifests or number not in (None, commit.number):
             continue
         manifest = commit.manifests[split]
         for i in range(manifest.segments):

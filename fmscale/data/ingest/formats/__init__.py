@@ -153,6 +153,8 @@ class FilePart:
     """Count of the file's parts."""
     max_document: int = MAX_DOCUMENT
     """Bytes of the largest document or record; longer ones are passed over."""
+    begin: int = 0
+    """Place at which the new end of a file that has grown begins; a reader may pass over all before it."""
 
     def too_long(self, where: str) -> Bad:
         """The entry of a document that is too long."""

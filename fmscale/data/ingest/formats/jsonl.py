@@ -35,6 +35,8 @@ def read(file: BinaryIO, part: FilePart) -> Iterator[Item]:
         if position:
             # The line with the byte before `position` belongs to an earlier part.
             position += sum(map(len, _rest(stream))) - 1
+    if part.begin > position and stream is file:
+        position = file.seek(part.begin)
     try:
         while stop is None or position < stop:
             line = stream.readline(longest(part) + 1)
