@@ -138,12 +138,20 @@ def test_profile_that_needs_a_login(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         open_store("s3://bucket?region=us-east-1&profile=login")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("boto3") is not None, reason="boto3 reads the file itself")
-def test_rotated_profile_is_picked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("importable", [False, True])
+def test_rotated_profile_is_picked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, importable: bool) -> None:
+    """Keys in a file need no boto3, which would read them once: here it ends the process that loads it."""
     file = tmp_path / "credentials"
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    (tmp_path / "config").write_text("[profile rotating]\nregion = eu-west-7\n")
+    if importable:
+        (tmp_path / "boto3.py").write_text("raise SystemExit('boto3 was loaded')")
+        monkeypatch.syspath_prepend(tmp_path)
     keys = []
     file.write_text("[rotating]\naws_access_key_id = old\naws_secret_access_key = x\n")
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name, raising=False)
     provider = profile_credentials("rotating")
     assert provider is not None
     for name in ("old", "new"):
@@ -152,6 +160,11 @@ def test_rotated_profile_is_picked_up(tmp_path: Path, monkeypatch: pytest.Monkey
         keys.append(answer["access_key_id"])
         assert timedelta(0) < answer["expires_at"] - datetime.now(UTC) <= timedelta(minutes=10)
     assert keys == ["old", "new"]
+    region: Any = provider
+    assert region.config == {"region": "eu-west-7"}
+    (tmp_path / "config").write_text("[profile rotating]\nrole_arn = arn:aws:iam::1:role/x\nsource_profile = base\n")
+    with pytest.raises(SystemExit if importable else ConfigError, match="boto3"):
+        profile_credentials("rotating")
 
 
 def test_environment_keys_come_before_the_default_profile(

@@ -130,7 +130,7 @@ def _store_local(
     folder = os.path.dirname(path)
     files: list[_File] = []
     with translated(key, writing=True):
-        make_folders(folder)
+        make_folders(folder, {folder})  # of another rank's folder rank 0 makes the name durable, with its manifest
         try:
             files.append(_open_new(folder, direct=True))
             sums = _write_stream(files[0], stream, fill, pool, digests, exact)

@@ -55,9 +55,10 @@ class LocalBackend(Backend):
         self._files = OpenFiles(self._path)
         self._checked: set[str] = set()
         self._swept: set[str] = set()
+        self._durable: set[str] = set()
         with translated(str(root)):
-            if not read_only:
-                root.mkdir(parents=True, exist_ok=True)
+            if not read_only and not root.exists():
+                make_folders(os.path.abspath(root), self._durable)
             self._root = os.path.realpath(root)
             if not os.path.isdir(self._root):
                 raise StoreError(
@@ -130,6 +131,7 @@ class LocalBackend(Backend):
             with suppress(OSError):  # as on object stores, no folder is without objects
                 while folder != self._root:
                     os.rmdir(folder)
+                    self._durable.discard(folder)
                     folder = os.path.dirname(folder)
 
     def local_path(self, key: str) -> Path | None:
@@ -199,7 +201,7 @@ class LocalBackend(Backend):
         """Create the temporary file in a folder that a concurrent delete may remove as empty."""
         for attempt in range(FOLDER_ATTEMPTS):
             with suppress(FileNotFoundError) if attempt + 1 < FOLDER_ATTEMPTS else nullcontext():
-                make_folders(folder)
+                make_folders(folder, self._durable)
                 self._sweep(folder)
                 return open(temporary, "xb", buffering=0)
         raise AssertionError("the last attempt returned or raised")

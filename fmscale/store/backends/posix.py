@@ -65,16 +65,24 @@ def sync_directory(folder: str) -> None:
         os.close(descriptor)
 
 
-def make_folders(folder: str) -> None:
-    """Create missing folders, each durable in its parent before anything is written below it."""
+def make_folders(folder: str, durable: set[str]) -> None:
+    """Create missing folders, each durable in its parent before anything is written below it. The nearest folder that
+    another process made is synced too, unless it is among the `durable` of earlier calls: that process may not have
+    come so far. The folders above were synced before it was made.
+    """
     missing = []
     while not os.path.isdir(folder):
         missing.append(folder)
         folder = os.path.dirname(folder)
+    if folder not in durable:
+        with suppress(PermissionError):  # above the store's own folder this user may have no right to read
+            sync_directory(os.path.dirname(folder))
+        durable.add(folder)
     for path in reversed(missing):
         with suppress(FileExistsError):
             os.mkdir(path)
         sync_directory(os.path.dirname(path))
+        durable.add(path)
 
 
 def remove_unlocked(path: str) -> None:

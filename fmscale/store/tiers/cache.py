@@ -7,8 +7,8 @@ chunks' states. Eviction removes the chunks with the farthest next use (Belady's
 new chunk with the farthest next use of all is not cached.
 
 Correctness does not depend on the cache (P7): on a full, read-only or broken directory, or if a lock does not
-come free, a read passes through to its source. The caller verifies the bytes and drops bad chunks. The
-directory must be local to this node (mapped memory and locks do not cross nodes).
+come free, a read passes through to its source; a damaged file is a miss and is made anew. The caller verifies the
+bytes and drops bad chunks. The directory must be local to this node (locks do not cross nodes).
 """
 
 import errno
@@ -36,7 +36,7 @@ from fmscale.store.tiers.cache_file import (
     consecutive,
     create,
 )
-from fmscale.store.tiers.range_lock import locked, try_lock, wait_lock
+from fmscale.store.tiers.range_lock import PATIENCE, Locks, locked, try_lock, wait_lock
 
 logger = logging.getLogger(__name__)
 
@@ -58,18 +58,18 @@ Load = Callable[[int, int], Iterator[tuple[int, int, memoryview]]]
 class NodeCache:
     """A cache directory in one process; safe across threads."""
 
-    def __init__(self, directory: Path, limit_bytes: int, *, patience: float = 60.0) -> None:
+    def __init__(self, directory: Path, limit_bytes: int, *, patience: float = PATIENCE) -> None:
         """Open or make the directory. Never raises for an unusable directory: `requests` counts the error.
 
         The cache keeps at most `limit_bytes` of chunks, over all processes (the smallest limit counts). A read
-        waits at most `patience` seconds for another reader's fetch, then fetches by itself.
+        waits at most `patience` seconds for another reader's fetch, then fetches by itself (see `Locks`).
         """
         self.requests = Requests()
         """Counts and bytes: hit, fetch, keep, bypass (fetched but not kept), evict, drop, error."""
         self._root = str(directory)
         self._usage = f"{self._root}/usage"
         self._limit = limit_bytes
-        self._patience = patience
+        self._locks = Locks(patience)
         self._files: dict[str, CacheFile] = {}
         self._lock = Lock()
         self._max_open = max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
@@ -106,7 +106,7 @@ class NodeCache:
             try:
                 if file is not None:
                     if keep:
-                        stack.enter_context(locked(file.path, first_chunk, chunks, self._patience))
+                        stack.enter_context(self._locks.hold(file.path, first_chunk, chunks))
                     runs = file.runs(first_chunk, chunks)
             except OSError as error:
                 self._forget(file, error)
@@ -122,8 +122,7 @@ class NodeCache:
     def serve(self, ref: ObjectRef, first_chunk: int, chunks: int, parts: Sequence[memoryview], next_use: int) -> bool:
         """Fill `parts` in order with the chunks' bytes; False, with undefined bytes in them, if the cache lacks any."""
         file = self._file(ref, make=False)
-        use = min(max(next_use, 0), NEVER)
-        return file is not None and self._read_present(file, first_chunk, chunks, parts, use)
+        return file is not None and self._read_present(file, first_chunk, chunks, parts, min(max(next_use, 0), NEVER))
 
     def wants(self, ref: ObjectRef, first_chunk: int, chunks: int) -> bool:
         """True if the cache lacks some of these chunks and is not known to be full."""
@@ -140,7 +139,7 @@ class NodeCache:
         use = min(max(next_use, 0), NEVER)
         with ExitStack() as stack:
             try:
-                stack.enter_context(locked(file.path, first_chunk, chunks, self._patience))
+                stack.enter_context(self._locks.hold(file.path, first_chunk, chunks))
                 runs = file.runs(first_chunk, chunks)
             except OSError as error:
                 self._forget(file, error)
@@ -156,7 +155,7 @@ class NodeCache:
         if file is None:
             return
         try:
-            with locked(file.path, first_chunk, chunks, self._patience), self._accounting() as usage:
+            with self._locks.hold(file.path, first_chunk, chunks), self._accounting() as usage:
                 states = file.states()[first_chunk : first_chunk + chunks]
                 usage[0] -= (chunks - states.count(ABSENT)) * ref.chunk_bytes
                 with suppress(OSError):  # without holes the blocks stay, and later chunks overwrite them
@@ -173,7 +172,7 @@ class NodeCache:
                 return False
             file.use(first, chunks, self._session | use)
         except OSError as error:
-            self._warn(error)
+            self._forget(file, error)
             return False
         self.requests.add("hit", sum(part.nbytes for part in parts))
         return True
@@ -192,13 +191,14 @@ class NodeCache:
                 self.requests.add("keep", part.nbytes)
                 return
         except OSError as error:
-            self._warn(error)
+            self._forget(file, error)
         self.requests.add("bypass", part.nbytes)
 
     def _reserve(self, file: CacheFile, first: int, count: int, use: int) -> bool:
         """Count the chunks as used, evicting chunks with a later use; False if that does not make room."""
         size = file.layout.chunk_bytes
         with self._accounting() as usage:
+            file.check()
             # A state left RESERVED by a dead writer is counted already.
             need = file.states()[first : first + count].count(ABSENT) * size
             if usage[0] + need > self._limit:
@@ -338,7 +338,7 @@ class NodeCache:
         for folder in os.scandir(self._root):
             if folder.is_dir():
                 for entry in os.scandir(folder.path):
-                    with suppress(FileNotFoundError, ValueError):
+                    with suppress(OSError, ValueError):  # of one file, which is left out: damaged, or no file
                         yield CacheFile(entry.path)
 
     def _join(self) -> None:
@@ -348,10 +348,13 @@ class NodeCache:
         alone = try_lock(self._membership, _BYTE_USERS, 1)
         if alone:
             with self._accounting() as usage:
-                session = int.from_bytes(os.pread(self._membership, 8, SESSION), "little") + 1
+                session = (int.from_bytes(os.pread(self._membership, 8, SESSION), "little") + 1) % 2**64
                 os.pwrite(self._membership, session.to_bytes(8, "little"), SESSION)
                 usage[0] = sum(self._put_in_order(file) for file in self._every_file())
-        wait_lock(self._membership, _BYTE_USERS, 1, self._patience, shared=True)
+        try:
+            wait_lock(self._membership, _BYTE_USERS, 1, self._locks.patience, shared=True)
+        except TimeoutError as error:
+            self._warn(error)
         session = int.from_bytes(os.pread(self._membership, 8, SESSION), "little")
         self._session = (session & 0xFFFF) << NEXT_USE_BITS
 
@@ -370,7 +373,7 @@ class NodeCache:
     @contextmanager
     def _accounting(self) -> Iterator[list[int]]:
         """Hold the accounting lock; gives the bytes in use as a list, for changes in place."""
-        with locked(self._usage, _BYTE_USAGE, 1, self._patience) as descriptor:
+        with self._locks.hold(self._usage, _BYTE_USAGE, 1) as descriptor:
             usage = [int.from_bytes(os.pread(descriptor, 8, USED), "little")]
             before = usage[0]
             try:
@@ -381,7 +384,7 @@ class NodeCache:
 
     def _forget(self, file: CacheFile | None, error: OSError) -> None:
         self._warn(error)
-        if file is not None and isinstance(error, FileNotFoundError):
+        if file is not None and error.errno in (errno.ENOENT, errno.ESTALE):
             with self._lock:
                 self._files.pop(os.path.basename(file.path), None)
 

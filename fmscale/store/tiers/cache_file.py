@@ -6,13 +6,12 @@ chunk, one word per chunk (16 bits session, 48 bits next use); the object's byte
 A reader takes no lock. A process that removes a chunk first clears its state, then raises the generation, then
 frees the blocks; a process that adds a chunk writes the bytes first and the state last. A reader looks at the
 generation and the states, reads, and looks at the generation again: if it is the same, no block was freed in
-between, so the bytes are data and not a hole. States are written with pwrite, never through the map: a full
-disk then raises an error and not a SIGBUS.
+between, so the bytes are data and not a hole. Nothing is mapped: a full disk or a file that another program cuts
+then raises an error and not a SIGBUS.
 """
 
 import ctypes
 import errno
-import mmap
 import os
 import struct
 from collections.abc import Sequence
@@ -27,6 +26,8 @@ MAGIC = b"fmcache1"
 HEADER = struct.Struct("<8sQQQ")
 HEADER_BYTES = 64
 GENERATION = slice(8, 16)
+HEAD_BYTES = 16
+"""Magic and generation."""
 PAGE = 4096
 
 ABSENT, PRESENT, RESERVED = 0, 1, 2
@@ -82,12 +83,13 @@ class CacheFile:
         if len(header) < HEADER_BYTES or header[:8] != MAGIC:
             raise ValueError(path)
         _, _, size, chunk_bytes = HEADER.unpack(header[: HEADER.size])
+        if chunk_bytes == 0:
+            raise ValueError(path)
         self.layout = CacheLayout(bytes=size, chunk_bytes=chunk_bytes)
         if layout not in (None, self.layout) or os.fstat(self._descriptor).st_size != self.layout.total:
             raise ValueError(path)
         self._words, self._data = self.layout.words, self.layout.data
         self._chunk_bytes = chunk_bytes
-        self._map = mmap.mmap(self._descriptor, self._data, prot=mmap.PROT_READ)
 
     def __del__(self) -> None:
         descriptor = getattr(self, "_descriptor", None)
@@ -97,18 +99,27 @@ class CacheFile:
     def read(self, first: int, chunks: int, parts: Sequence[memoryview], *, locked: bool = False) -> bool:
         """Fill `parts` in order with chunks; False, with undefined bytes in them, unless all chunks stayed in the file.
 
-        With `locked` the caller holds the chunks' lock, so that a removal of other chunks does not matter.
+        With `locked` the caller holds the chunks' lock, so that a removal of other chunks does not matter. Raises
+        OSError, as all methods do, for a file whose header was overwritten or cut off.
         """
-        generation = self._map[GENERATION]
-        if not self.holds(first, chunks):
+        low, high = HEADER_BYTES + first, HEADER_BYTES + first + chunks
+        if high <= PAGE:  # one read of a page costs less than two
+            before = os.pread(self._descriptor, high, 0)
+            present = before.count(PRESENT, low, high)
+        else:
+            before = os.pread(self._descriptor, HEAD_BYTES, 0)
+            present = os.pread(self._descriptor, chunks, low).count(PRESENT)
+        if not before.startswith(MAGIC):
+            raise self._gone()
+        if present != chunks:
             return False
         got = os.preadv(self._descriptor, parts, self._data + first * self._chunk_bytes)
         whole = got == sum(part.nbytes for part in parts)
-        return whole and (locked or generation == self._map[GENERATION])
+        return whole and (locked or os.pread(self._descriptor, HEAD_BYTES, 0) == before[:HEAD_BYTES])
 
     def holds(self, first: int, chunks: int) -> bool:
         """True if the file holds all of the chunks now."""
-        return self._map[HEADER_BYTES + first : HEADER_BYTES + first + chunks].count(PRESENT) == chunks
+        return os.pread(self._descriptor, chunks, HEADER_BYTES + first).count(PRESENT) == chunks
 
     def use(self, first: int, chunks: int, word: int) -> None:
         """Write the chunks' words."""
@@ -122,11 +133,11 @@ class CacheFile:
 
     def states(self) -> bytes:
         """State of every chunk."""
-        return self._map[HEADER_BYTES : HEADER_BYTES + self.layout.chunks]
+        return self._whole(self.layout.chunks, HEADER_BYTES)
 
     def uses(self) -> np.ndarray:
         """Word of every chunk, uint64."""
-        return np.frombuffer(self._map[self._words : self._words + 8 * self.layout.chunks], np.uint64)
+        return np.frombuffer(self._whole(8 * self.layout.chunks, self._words), np.uint64)
 
     def mark(self, first: int, chunks: int, state: int) -> None:
         """Write the states of a run."""
@@ -142,10 +153,32 @@ class CacheFile:
         Raises OSError (EOPNOTSUPP where the file system cannot punch holes) with the states cleared.
         """
         self.mark(first, chunks, ABSENT)
-        generation = int.from_bytes(self._map[GENERATION], "little") + 1
+        generation = (int.from_bytes(self._head()[GENERATION], "little") + 1) % 2**64
         os.pwrite(self._descriptor, generation.to_bytes(8, "little"), GENERATION.start)
         start = self._data + first * self._chunk_bytes
         punch_hole(self._descriptor, start, chunks * self._chunk_bytes)
+
+    def check(self) -> None:
+        """Raise OSError for a file that was cut or replaced since it was opened."""
+        status = os.fstat(self._descriptor)
+        if status.st_size != self.layout.total or not status.st_nlink:
+            raise self._gone()
+        self._head()
+
+    def _head(self) -> bytes:
+        head = self._whole(HEAD_BYTES, 0)
+        if head[:8] != MAGIC:
+            raise self._gone()
+        return head
+
+    def _whole(self, size: int, start: int) -> bytes:
+        data = os.pread(self._descriptor, size, start)
+        if len(data) < size:
+            raise self._gone()
+        return data
+
+    def _gone(self) -> OSError:
+        return OSError(errno.ESTALE, "a file of the cache was cut, overwritten or replaced", self.path)
 
     def truncate(self) -> None:
         """Free all blocks of an object without chunks, if the file system cannot punch holes."""

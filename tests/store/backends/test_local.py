@@ -150,8 +150,10 @@ def test_name_is_a_folder_or_an_object(root: Path) -> None:
     assert temporaries(root) == []
 
 
-def test_data_and_names_are_synced_before_a_write_returns(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = LocalBackend(root)
+@pytest.fixture
+def events(root: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Calls of fsync, link and rename from now on, with their places below the store's folder."""
+    root.mkdir(exist_ok=True)
     events: list[str] = []
 
     def recorded(name: str) -> None:
@@ -166,9 +168,15 @@ def test_data_and_names_are_synced_before_a_write_returns(root: Path, monkeypatc
 
     for name in ("fsync", "link", "rename"):
         recorded(name)
+    return events
+
+
+def test_data_and_names_are_synced_before_a_write_returns(root: Path, events: list[str]) -> None:
+    store = LocalBackend(root)
+    assert events == []
     store.put("a/b/x", b"1")
     # Each new folder is synced into its parent first: a synced file in a lost folder is lost.
-    assert events == ["fsync .", "fsync a", "fsync data", "rename a/b/x", "fsync a/b"]
+    assert events == ["fsync ..", "fsync .", "fsync a", "fsync data", "rename a/b/x", "fsync a/b"]
     events.clear()
     assert store.put_if_absent("a/b/y", b"1") is True
     assert events == ["fsync data", "link a/b/y", "fsync a/b"]
@@ -176,6 +184,27 @@ def test_data_and_names_are_synced_before_a_write_returns(root: Path, monkeypatc
     # The loser may rely on the object that it sees, which must survive a crash of the winner's machine.
     assert store.put_if_absent("a/b/y", b"2") is False
     assert events == ["fsync a/b"]
+
+
+def test_a_new_store_is_durable_in_its_parent(root: Path, events: list[str]) -> None:
+    store = LocalBackend(root / "new/store")
+    assert events == ["fsync ..", "fsync .", "fsync new"]
+    store.put("x", b"1")
+    assert events[3:] == ["fsync data", "rename new/store/x", "fsync new/store"]
+
+
+def test_a_folder_of_another_process_is_not_taken_as_durable(root: Path, events: list[str]) -> None:
+    (root / "a/b").mkdir(parents=True)
+    store = LocalBackend(root)
+    store.put("a/b/x", b"1")
+    assert events == ["fsync a", "fsync data", "rename a/b/x", "fsync a/b"]
+    store.delete("a/b/x")
+    (root / "a/b").mkdir(parents=True)
+    events.clear()
+    store.put("a/b/x", b"1")
+    assert events[0] == "fsync a"
+    store.put("a/b/y", b"1")
+    assert events[4:] == ["fsync data", "rename a/b/y", "fsync a/b"]
 
 
 def test_repeated_link_of_a_network_file_system_is_ours(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,6 +236,8 @@ KILLED = """
     store = LocalBackend(Path(sys.argv[1]))
     real = os.fsync
     def stop(descriptor):
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            return real(descriptor)
         print("writing", flush=True)
         sys.stdin.read()
     os.fsync = stop

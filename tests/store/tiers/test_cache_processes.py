@@ -2,9 +2,11 @@
 
 import json
 import logging
+import os
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from fmscale.store.tiers.cache import NodeCache
+from fmscale.store.tiers.range_lock import PATIENCE
 from tests.helpers.cache_user import CHUNK, Ref, Source, read, used_bytes
 
 ROOT = Path(__file__).parents[3]
@@ -84,6 +87,51 @@ def test_a_stopped_fetch_holds_nobody_up(tmp_path: Path) -> None:
         assert used_bytes(cache) == 0
     read(cache, source, 0, 8)
     assert used_bytes(cache) == 8 * CHUNK
+
+
+HOLDER = """
+import os, signal, sys
+from contextlib import ExitStack
+from fmscale.store.tiers.range_lock import locked
+with ExitStack() as stack:
+    for place in sys.argv[1:]:
+        path, start = place.split(":")
+        stack.enter_context(locked(path, int(start), 1, 1.0))
+    os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+def test_a_stopped_holder_delays_others_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It holds the count of the cache and chunks of two objects: all reads together wait a little more than once."""
+    sources = [Source(Ref(digest=digit * 32, bytes=8 * CHUNK)) for digit in "cde"]
+    cache = NodeCache(tmp_path, ROOMY, patience=0.3)
+    for source in sources:
+        read(cache, source, 0, 1)
+    places = [f"{path}:4" for path in sorted(tmp_path.rglob("*-*"))[:2]]
+    slept: list[float] = []
+    sleep = time.sleep
+
+    def pause(seconds: float) -> None:
+        slept.append(seconds)
+        sleep(seconds)
+
+    monkeypatch.setattr("fmscale.store.tiers.range_lock.time.sleep", pause)
+    with subprocess.Popen([sys.executable, "-c", HOLDER, *places, f"{tmp_path}/usage:{(1 << 30) + 1}"]) as holder:
+        try:
+            assert os.WIFSTOPPED(os.waitpid(holder.pid, os.WUNTRACED)[1])
+            for _ in range(5):
+                for source in sources:
+                    read(cache, source, 2, 4)
+            assert 0 < sum(slept) < 0.5, "15 reads, each with two locks that do not come free"
+        finally:
+            holder.kill()
+    for source in sources:
+        read(cache, source, 0, 8)
+        source.calls.clear()
+        read(cache, source, 0, 8)
+        assert source.calls == []
+    assert cache._locks._stuck == {}
+    assert PATIENCE <= 2.0
 
 
 def churn(directory: Path, users: int, reads: int) -> None:
