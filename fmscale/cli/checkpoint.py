@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fmscale.cli.address import CheckpointArgument
-from fmscale.cli.output import JsonOption, example, human_bytes, print_json, progress, record, table
+from fmscale.cli.output import JsonOption, example, human_bytes, print_json, progress, record, say, table
 from fmscale.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def list_(
     runs = [run] if run else backend.list_names("runs")
     rows = [{"run": name, **_row(entry, json)} for name in runs for entry in list_checkpoints(backend, name)]
     if not rows and not json:
-        typer.echo(f"{backend.url} has no checkpoints" + (f" of run {run}." if run else "."))
+        say(f"{backend.url} has no checkpoints" + (f" of run {run}." if run else "."))
         return
     table(rows, json)
 
@@ -90,7 +90,7 @@ def verify(
         table(rows, json)
     else:
         how = "every byte is as it was saved" if checked else "all there, but it was saved without checksums"
-        typer.echo(f"Step {checkpoint.step} of run {run}: {how}.")
+        say(f"Step {checkpoint.step} of run {run}: {how}.")
     if problems:
         raise typer.Exit(1)
 

@@ -8,7 +8,7 @@ import typer
 
 from fmscale.cli.address import find_dataset
 from fmscale.cli.dataset_derive import SpecOption, derive_column, read_spec
-from fmscale.cli.output import JsonOption, example, human_bytes, print_json, progress, record
+from fmscale.cli.output import JsonOption, example, human_bytes, print_json, progress, record, say
 from fmscale.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def ingest(
         raise typer.Exit(2) from error
     if leads:
         if heldout and HELDOUT not in result.splits:
-            typer.echo(
+            say(
                 f"warning: none of {result.documents:,} {_noun(result)} was held out by --heldout {heldout:g}: their "
                 "names decide. Ingest more of them, or give a larger share and another --dataset.",
                 err=True,
@@ -130,7 +130,7 @@ def _show(result: "IngestResult") -> None:
     noun, text = _noun(result), result.kind == "text"
     speed, unit = round(result.speed), "tokens" if text else noun
     if not result.new:
-        typer.echo(f"{result.dataset} has these inputs already (commit {result.commit}); nothing was done.")
+        say(f"{result.dataset} has these inputs already (commit {result.commit}); nothing was done.")
     values: dict[str, Any] = {
         "dataset": result.dataset,
         "commit": result.commit,

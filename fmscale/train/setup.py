@@ -17,6 +17,7 @@ from fmscale.models import parameters_of
 from fmscale.runtime.sinks.jsonl import JsonlSink
 from fmscale.runtime.sinks.protocol import RunInfo
 from fmscale.runtime.sinks.run_sinks import RunSinks
+from fmscale.text import clean_tree
 from fmscale.train.data import memory_at_its_place, open_training, passes, tokenizer_of, vocabulary
 from fmscale.train.engine.module import build_engine
 from fmscale.train.evaluation import evaluator
@@ -81,7 +82,7 @@ def assemble(
             "step": step,
             "updates": engine.updates,
             "loader": loader_state,
-            "config": as_tree(config),
+            "config": clean_tree(as_tree(config)),
             "vocab_size": vocab_size,
             "tokenizer": tokenizer_digest,
             "world_size": world.world_size,
@@ -156,7 +157,7 @@ def _opened(
 
 def _journal(session: Session, loader: AnyLoader, unit: str, vocab_size: int | None, stack: ExitStack) -> Journal:
     config, folder = session.config, session.folder
-    run = RunInfo(name=config.train.run, store=session.backend.url, folder=folder, config=as_tree(config))
+    run = RunInfo(name=config.train.run, store=session.backend.url, folder=folder, config=clean_tree(as_tree(config)))
     file = JsonlSink(folder / "metrics.jsonl") if session.world.rank == 0 else None
 
     def reads() -> dict[str, int]:
