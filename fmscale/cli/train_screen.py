@@ -145,7 +145,9 @@ class RunScreen:
             self._fact("steps", f"{record['steps']:,}, {tokens:,} tokens")
         for source in record["sources"]:
             kind = "records" if "records" in source else "tokens"
-            self._fact("data", f"{source['label']}: {source[kind]:,} {kind}, {source['epochs']:.2g} epochs in all")
+            rest = f" ({source['left_out']:,} in no row)" if source["left_out"] else ""
+            amount = f"{source[kind]:,} {kind}{rest}"
+            self._fact("data", f"{source['label']}: {amount}, {source['epochs']:.2g} epochs in all")
 
     def _tell_rest(self) -> None:
         """Print the remaining time, by the speed of the run's last steps if the same number of ranks took them."""
