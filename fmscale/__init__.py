@@ -3,6 +3,7 @@
 Most users need only the names below, each of which is loaded at its first use; docs/api.md has the other names. The
 packages in reading order, which is the order of imports, from the lowest layer up:
 
+`text.py`     texts for people, without credentials and control characters
 `errors.py`   errors with cause, value and remedy
 `config/`     a dataclass for each section, and the strict reader of YAML
 `runtime/`    ranks, waits, stop signals, the first failure, sinks

@@ -1,23 +1,50 @@
 """Errors that a user can act on, each with its cause, the value found and a remedy (promise P9)."""
 
+from typing import ClassVar
+
+from fmscale.text import clean
+
 
 class FmscaleError(Exception):
     """Base of every error that fmscale raises on purpose.
 
-    `cause` is one sentence about what went wrong, `found` the offending value (never a credential),
-    `remedy` what to change.
+    `cause` is one sentence about what went wrong, `found` the offending value, `remedy` what to change. They are read
+    without credentials, and on one line, whatever they were made of.
     """
 
+    several_lines: ClassVar[bool] = False
+    """True for an error whose line breaks are its own."""
+
     def __init__(self, cause: str, *, found: object = None, remedy: str = "") -> None:
-        self.cause = cause
-        self.found = found
-        self.remedy = remedy
+        self._parts = cause, found, remedy
         message = cause
         if found is not None:
             message += f": found {found!r}"
         if remedy:
             message += f". {remedy}"
         super().__init__(message)
+
+    @property
+    def cause(self) -> str:
+        return self._clean(self._parts[0])
+
+    @property
+    def found(self) -> object:
+        return self._clean(self._parts[1]) if isinstance(self._parts[1], str) else self._parts[1]
+
+    @property
+    def remedy(self) -> str:
+        return self._clean(self._parts[2])
+
+    def __str__(self) -> str:
+        return self._clean(str(self.args[0]))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
+
+    def _clean(self, text: str) -> str:
+        # Only when it is read: an error that the code expects, such as a missing object, costs nothing.
+        return "\n".join(map(clean, text.split("\n"))) if self.several_lines else clean(text)
 
 
 class ConfigError(FmscaleError):

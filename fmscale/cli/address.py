@@ -6,7 +6,6 @@ import typer
 from typer.core import TyperCommand
 
 from fmscale.errors import ConfigError
-from fmscale.runtime.scrub import scrub
 
 StoreOption = Annotated[
     str | None, typer.Option("--store", help="The store: a directory or a URL (s3://, gs://, ...).")
@@ -44,7 +43,7 @@ def find_dataset(address: str | None, store: str | None, dataset: str | None) ->
     place, mark, query = text.partition("?")
     url, slash, name = place.rstrip("/").rpartition("/")
     if store is not None or not slash or not name or url.endswith(":/") or not url:
-        raise ConfigError("not the address of a dataset", found=scrub(text), remedy=f"Write {remedy}.")
+        raise ConfigError("not the address of a dataset", found=text, remedy=f"Write {remedy}.")
     return url + mark + query, name
 
 
@@ -58,7 +57,7 @@ def find_run(address: str | None, store: str | None, run: str | None) -> tuple[s
         return store, run, None
     text = _only(address, store or run, remedy)
     if store is not None:
-        raise ConfigError("not the address of a run", found=scrub(text), remedy=f"Write {remedy}.")
+        raise ConfigError("not the address of a run", found=text, remedy=f"Write {remedy}.")
     url, name, step = parse_address(text)
     if step != "auto" and not (step.isdecimal() and int(step)):
         raise ConfigError("not a step of a run", found=step, remedy="Write STORE#RUN@STEP with a number, or STORE#RUN.")
@@ -68,7 +67,7 @@ def find_run(address: str | None, store: str | None, run: str | None) -> tuple[s
 def _only(address: str | None, option: str | None, remedy: str) -> str:
     if address is not None and option is not None:
         raise ConfigError(
-            "told twice, by an argument and by options", found=scrub(f"{address}, {option}"), remedy=f"Give {remedy}."
+            "told twice, by an argument and by options", found=f"{address}, {option}", remedy=f"Give {remedy}."
         )
     value = address if option is None else option
     if value is None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fmscale.cli.output import JsonOption, example, table
+from fmscale.cli.output import JsonOption, example, say, table
 from fmscale.errors import ConfigError
 
 app = typer.Typer()
@@ -39,10 +39,10 @@ def read_hour(folder: Path, *, dry_run: bool) -> list[dict[str, Any]]:
     reading = importlib.import_module("benchmarks.gpu_hour.reading")
     hour = reading.read(folder)
     for note in hour.notes:
-        typer.echo(note, err=True)
+        say(note, err=True)
     if not dry_run:
         results = root / "benchmarks" / "results"
-        typer.echo(f"written to {reading.keep(hour, results)}, and to README.md's table", err=True)
+        say(f"written to {reading.keep(hour, results)}, and to README.md's table", err=True)
         importlib.import_module("benchmarks.gpu_hour.table").fill(root / "README.md", results)
     claims: list[dict[str, Any]] = hour.document["claims"]
     return claims

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fmscale.cli.address import CheckpointArgument
-from fmscale.cli.output import JsonOption, example, human_bytes, print_json, progress, record, table
+from fmscale.cli.output import JsonOption, example, human_bytes, print_json, progress, record, say, table
 from fmscale.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def list_(
         warn_of_newer(backend, name, found)
         rows += [{"run": name, **_row(entry, json)} for entry in found]
     if not rows and not json:
-        typer.echo(f"{backend.url} has no checkpoints" + (f" of run {run}." if run else "."))
+        say(f"{backend.url} has no checkpoints" + (f" of run {run}." if run else "."))
         return
     table(rows, json)
 
@@ -94,7 +94,7 @@ def verify(
         table(rows, json)
     else:
         how = "every byte is as it was saved" if checked else "all there, but it was saved without checksums"
-        typer.echo(f"Step {checkpoint.step} of run {run}: {how}.")
+        say(f"Step {checkpoint.step} of run {run}: {how}.")
     if problems:
         raise typer.Exit(1)
 

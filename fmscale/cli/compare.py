@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fmscale.cli.output import JsonOption, example, print_json, record, table
+from fmscale.cli.output import JsonOption, example, print_json, record, say, table
 
 if TYPE_CHECKING:
     from fmscale.train.compare import Comparison
@@ -76,5 +76,5 @@ def _show(comparison: "Comparison", tolerance: float) -> None:
             }
             for name, difference in sorted(comparison.parts.items(), key=lambda item: item[1].step)
         ]
-        typer.echo()
+        say()
         table(rows, json=False)

@@ -8,7 +8,7 @@ import typer
 
 from fmscale.cli import dataset_audit, dataset_derive, dataset_mask, dataset_repair
 from fmscale.cli.address import DatasetArgument, DatasetOption, StoreArgument, StoreOption, find_dataset, find_store
-from fmscale.cli.output import JsonOption, example, human_bytes, print_json, progress, record, table
+from fmscale.cli.output import JsonOption, example, human_bytes, print_json, progress, record, say, table
 from fmscale.errors import ConfigError, FmscaleError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def list_(address: StoreArgument = None, store: StoreOption = None, json: JsonOp
     backend, datasets = _open_all(find_store(address, store))
     rows = [_summary(dataset, json) for dataset in datasets]
     if not rows and not json:
-        typer.echo(f"{backend.url} has no datasets.")
+        say(f"{backend.url} has no datasets.")
         return
     table(rows, json)
 
@@ -114,14 +114,14 @@ def verify(
         print_json({"commits": checked, "bytes": size, "ok": not rows, "problems": rows})
     elif rows:
         table(rows, json)
-        typer.echo(
+        say(
             f"{len(rows)} problems in {human_bytes(size)}. Restore the objects from a copy, or retire the "
             "commit and ingest its data again.",
             err=True,
         )
     else:
         count = sum(len(numbers) for numbers in checked.values())
-        typer.echo(f"{len(opened)} datasets, {count} commits, {human_bytes(size)}: every chunk is right.")
+        say(f"{len(opened)} datasets, {count} commits, {human_bytes(size)}: every chunk is right.")
     if rows:
         raise typer.Exit(1)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fmscale.cli.address import DatasetArgument, DatasetOption, StoreOption, find_dataset
-from fmscale.cli.output import JsonOption, example, print_json, progress, record, table
+from fmscale.cli.output import JsonOption, example, print_json, progress, record, say, table
 from fmscale.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def _writable(store: str) -> "Backend":
 
 def _show(result: "Derived", dataset: str, split: str) -> None:
     if not result.new:
-        typer.echo(f"{dataset} has this column already; nothing was done.")
+        say(f"{dataset} has this column already; nothing was done.")
     values = {
         "dataset": dataset,
         "split": split,
@@ -141,11 +141,11 @@ def _show(result: "Derived", dataset: str, split: str) -> None:
         values["segments done before"] = result.resumed
     record(values, json=False)
     for name, reason in result.names[:SHOWN]:
-        typer.echo(f"bad: {name}: {reason}")
+        say(f"bad: {name}: {reason}")
     if len(result.names) > SHOWN:
-        typer.echo(f"bad: {result.bad:,} records in all; --json names them")
+        say(f"bad: {result.bad:,} records in all; --json names them")
     if result.bad:
         folders = ", ".join(result.folders)
-        typer.echo(f"After a repair of damaged records, delete {folders} and derive the column again.", err=True)
+        say(f"After a repair of damaged records, delete {folders} and derive the column again.", err=True)
     ends = [(2**i, 2 ** (i + 1) - 1, count) for i, count in enumerate(result.histogram) if count]
     table([{"sizes": f"{low:,} to {high:,}", "records": count} for low, high, count in ends], json=False)

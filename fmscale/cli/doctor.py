@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fmscale.cli.output import JsonOption, example, print_json, progress, record, table
+from fmscale.cli.output import JsonOption, example, print_json, progress, record, say, table
 
 if TYPE_CHECKING:
     from fmscale.store.doctor.doctor import Report
@@ -61,10 +61,10 @@ def _show(report: "Report") -> None:
     record({"store": report.url, "kind": report.implementation, "can be written": report.writable}, False)
     if report.capabilities is not None:
         abilities = asdict(report.capabilities)
-        typer.echo()
+        say()
         table([{"ability": what, "found": abilities[name]} for name, what in _ABILITIES.items()], False)
     if report.measurements:
-        typer.echo()
+        say()
         rows = [
             {
                 "request": measurement.operation,
@@ -78,6 +78,6 @@ def _show(report: "Report") -> None:
             for measurement in report.measurements
         ]
         table(rows, False)
-    typer.echo()
+    say()
     for sentence in report.advice:
-        typer.echo(f"- {sentence}")
+        say(f"- {sentence}")

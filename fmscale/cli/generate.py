@@ -1,5 +1,6 @@
 """`fmscale generate`: continues prompts with a run's model, and prints the text as it comes."""
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fmscale.cli.address import CheckpointArgument
-from fmscale.cli.output import JsonOption, example, print_json
+from fmscale.cli.output import JsonOption, example, print_json, say
 from fmscale.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def generate(
         print_json({"run": trained.run, "step": trained.step, "seconds": seconds, "completions": completions})
     else:
         summary = f"run {trained.run}, step {trained.step}: {tokens} tokens in {seconds:.1f} s"
-        typer.echo(f"{summary}, {tokens / seconds:,.0f} tokens/s", err=True)
+        say(f"{summary}, {tokens / seconds:,.0f} tokens/s", err=True)
 
 
 class _Printer:
@@ -128,12 +129,21 @@ class _Printer:
 
 
 def _texts(prompts: list[str], files: list[str]) -> list[str]:
-    texts = list(prompts)
+    texts = [_utf8(text) for text in prompts]
     for name in files:
         try:
-            texts.append(sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8"))
+            texts.append(_utf8(sys.stdin.read()) if name == "-" else Path(name).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(
                 "A prompt cannot be read as UTF-8 text", found=f"{name}: {error}", remedy="Name a text file."
             ) from error
     return texts
+
+
+def _utf8(text: str) -> str:
+    """Text of the console. Where its encoding is ASCII, Python has the bytes of other characters as surrogates."""
+    try:
+        return os.fsencode(text).decode("utf-8") if any("\udc80" <= c <= "\udcff" for c in text) else text
+    except UnicodeDecodeError as error:
+        remedy = "Use a UTF-8 terminal, or put the prompt into a file for --file."
+        raise ConfigError("A prompt is not UTF-8 text", found=ascii(text), remedy=remedy) from error

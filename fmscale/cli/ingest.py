@@ -8,7 +8,7 @@ import typer
 
 from fmscale.cli.address import find_dataset
 from fmscale.cli.dataset_derive import SpecOption, derive_column, read_spec
-from fmscale.cli.output import JsonOption, example, human_bytes, print_json, progress, record
+from fmscale.cli.output import JsonOption, example, human_bytes, print_json, progress, record, say
 from fmscale.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def ingest(
         raise typer.Exit(2) from error
     if leads:
         if heldout and result.new and HELDOUT not in result.splits:
-            typer.echo(
+            say(
                 f"warning: none of {result.documents:,} {_noun(result)} was held out by --heldout {heldout:g}: their "
                 "content decides. Ingest more of them, or give a larger share and another --dataset.",
                 err=True,
@@ -134,7 +134,7 @@ def ingest(
             print_json({**asdict(result), "kind": result.kind, **speed, **derived})
         changed = result.files.get(CHANGED)
         if changed and not dry_run:
-            typer.echo(
+            say(
                 f"error: {changed['count']:,} known files were left out, because their content has changed: "
                 f"{_names(changed)}\n  --replace takes the new content and masks the documents of the old.",
                 err=True,
@@ -154,7 +154,7 @@ def _show(result: "IngestResult", dry_run: bool) -> None:
     noun, text = _noun(result), result.kind == "text"
     speed, unit = round(result.speed), "tokens" if text else noun
     if not result.new and not dry_run:
-        typer.echo(f"{result.dataset} has these inputs already (commit {result.commit}); nothing was done.")
+        say(f"{result.dataset} has these inputs already (commit {result.commit}); nothing was done.")
     read = f"{human_bytes(result.raw_bytes)} " + ("to read" if dry_run else "read")
     done: dict[str, Any] = {
         "commit": result.commit,

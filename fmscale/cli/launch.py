@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fmscale.cli.address import ConfigArgument, ConfigCommand, Overrides
-from fmscale.cli.output import example, print_error
+from fmscale.cli.output import example, print_error, say_lines
 from fmscale.errors import ConfigError, FormatError
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def launch(
     derive_batch(loaded.batch, request.ranks, place=loaded.place("batch"))
     start = LAUNCHERS[settings.launcher](request)
     if dry_run:
-        typer.echo(start.as_shell())
+        say_lines(start.as_shell())
         return
     folder = Path(loaded.train.folder) / loaded.train.run
     _tell(start.summary)
@@ -103,7 +103,7 @@ def _tell(words: str) -> None:
 def _say(words: str) -> None:
     """Print to standard error; a closed terminal has no effect on the ranks."""
     with suppress(OSError):
-        typer.echo(words, err=True)
+        say_lines(words, err=True)
 
 
 def _request(settings: "LaunchConfig", command: tuple[str, ...]) -> "LaunchRequest":

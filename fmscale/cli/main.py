@@ -6,8 +6,11 @@ so that `fmscale --help` answers at once.
 """
 
 import importlib
+import logging
 import os
 import sys
+import threading
+import traceback
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +18,7 @@ from typer.core import TyperGroup
 
 from fmscale.cli.output import example, print_error
 from fmscale.errors import FmscaleError
+from fmscale.text import clean, printable, scrub
 
 VERBS = (
     *("ingest", "plan", "train", "generate", "evaluate", "compare", "doctor", "bench", "quickstart", "launch"),
@@ -32,6 +36,10 @@ class Verbs(TyperGroup):
         except FmscaleError as error:
             print_error(error)
             raise typer.Exit(2) from error  # click's status for a wrong option
+        except Exception as error:
+            if hasattr(error, "message"):  # click's, which may show an argument
+                error.message = clean(str(error.message))
+            raise
 
 
 def _print_version(flag: bool) -> None:
@@ -67,12 +75,34 @@ def build_app() -> typer.Typer:
 
 def main() -> None:
     _open_streams()
+    sys.excepthook = _print_traceback
+    threading.excepthook = lambda args: _print_traceback(args.exc_type, args.exc_value, args.exc_traceback)
+    if logging.lastResort:
+        logging.lastResort.setFormatter(_PlainFormatter())
     build_app()()
+
+
+class _PlainFormatter(logging.Formatter):
+    """Messages on one line and without credentials, with the traceback below."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        return clean(record.getMessage())
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        return _lines(super().formatException(ei))
+
+
+def _print_traceback(*error: Any) -> None:
+    print(_lines("".join(traceback.format_exception(*error))), file=sys.stderr)
+
+
+def _lines(text: str) -> str:
+    return "\n".join(map(printable, scrub(text).splitlines()))
 
 
 def _open_streams() -> None:
     """Open /dev/null as each standard stream that the parent process closed: Python has None there. Otherwise a file of
-    the run would get the stream's number, to which libraries print.
+    the run would get the stream's number, to which libraries print. Characters that the console lacks become escapes.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
@@ -81,3 +111,5 @@ def _open_streams() -> None:
             except OSError:
                 os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is `number`
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+        elif number:
+            getattr(sys, name).reconfigure(errors="backslashreplace")

@@ -4,6 +4,7 @@ Results go to standard output, everything else to standard error, so that `fmsca
 """
 
 import json as jsonlib
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 
 from fmscale.errors import FmscaleError
+from fmscale.text import clean, printable, scrub
 
 PIPE_WIDTH = 10_000
 """Columns assumed where output is not a terminal: rich would cut cells at 80 otherwise."""
@@ -63,17 +65,36 @@ def record(values: Mapping[str, Any], json: bool) -> None:
     grid.add_column(style="bold")
     grid.add_column(overflow="fold")
     for key, value in values.items():
-        grid.add_row(escape(key), escape(cell(value)))
+        grid.add_row(escape(clean(key)), escape(cell(value)))
     _console(sys.stdout).print(grid)
 
 
 def print_json(value: Any) -> None:
-    """Print `value` as indented JSON on standard output; a value of a type that JSON lacks becomes its string."""
-    typer.echo(jsonlib.dumps(value, indent=2, ensure_ascii=False, default=str))
+    """Print `value` as indented JSON on standard output; a value of a type that JSON lacks becomes its string.
+    Characters that a terminal would obey, or cannot show, are escapes of JSON.
+    """
+    encoding = sys.stdout.encoding or "ascii"
+    text = jsonlib.dumps(value, indent=2, ensure_ascii=not encoding.lower().startswith("utf"), default=str)
+    typer.echo("\n".join(re.sub(r"[^ -~]", _as_json, line) for line in text.split("\n")))
+
+
+def _as_json(found: re.Match[str]) -> str:
+    return found[0] if printable(found[0]) == found[0] else jsonlib.dumps(found[0])[1:-1]
+
+
+def say(text: str = "", *, err: bool = False) -> None:
+    """Print a line; names in it can neither steer the terminal nor begin a line, and credentials are left out."""
+    typer.echo(clean(text), err=err)
+
+
+def say_lines(text: str, *, err: bool = False) -> None:
+    """Print a text whose line breaks are its own."""
+    for line in scrub(text).split("\n"):
+        say(line, err=err)
 
 
 def cell(value: Any) -> str:
-    """A table cell: integers grouped by three, floats with four digits, None as a dash."""
+    """A table cell: integers grouped by three, floats with four digits, None as a dash, names as `clean` shows them."""
     match value:
         case None:
             return "-"
@@ -86,7 +107,7 @@ def cell(value: Any) -> str:
         case list() | tuple():
             return ", ".join(cell(item) for item in value)
         case _:
-            return str(value)
+            return clean(str(value))
 
 
 def human_bytes(size: float) -> str:
@@ -113,7 +134,7 @@ class Progress:
 
     def __init__(self, bar: RichProgress, description: str, total: float | None) -> None:
         self._bar = bar
-        self._task = bar.add_task(escape(description), total=total)
+        self._task = bar.add_task(escape(clean(description)), total=total)
 
     def advance(self, amount: float = 1) -> None:
         """Move on by `amount`."""
@@ -121,7 +142,7 @@ class Progress:
 
     def update(self, description: str, done: float, total: float) -> None:
         """Set the bar's description, progress and total; a `total` of 0 keeps the last total."""
-        self._bar.update(self._task, description=escape(description), completed=done, total=total or None)
+        self._bar.update(self._task, description=escape(clean(description)), completed=done, total=total or None)
 
 
 @contextmanager
@@ -146,7 +167,7 @@ def print_error(error: FmscaleError) -> None:
     console = _console(sys.stderr)
     console.print(f"[bold red]error:[/] {escape(error.cause)}", highlight=False, soft_wrap=True)
     if error.found is not None:
-        console.print(f"  found:  {escape(str(error.found))}", highlight=False, soft_wrap=True)
+        console.print(f"  found:  {escape(clean(str(error.found)))}", highlight=False, soft_wrap=True)
     if error.remedy:
         console.print(f"  remedy: {escape(error.remedy)}", highlight=False, soft_wrap=True)
 

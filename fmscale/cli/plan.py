@@ -6,8 +6,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fmscale.cli.address import ConfigArgument, ConfigCommand, Overrides
-from fmscale.cli.output import JsonOption, example, human_bytes, human_seconds, print_error, print_json, record, table
+from fmscale.cli.output import (
+    JsonOption,
+    example,
+    human_bytes,
+    human_seconds,
+    print_error,
+    print_json,
+    record,
+    say,
+    say_lines,
+    table,
+)
 from fmscale.errors import ConfigError
+from fmscale.text import clean_tree
 
 if TYPE_CHECKING:
     from fmscale.config import Config
@@ -48,7 +60,7 @@ def plan(
     if json:
         print_json(
             {
-                "config": as_tree(loaded),
+                "config": clean_tree(as_tree(loaded)),
                 "derived": asdict(preflight.forecast),
                 "sources": [asdict(source) for source in preflight.sources],
                 "begins": preflight.begins,
@@ -60,7 +72,7 @@ def plan(
     else:
         _show(loaded, preflight)
         if with_config:
-            typer.echo(f"\n{as_yaml(loaded).rstrip()}")
+            say_lines(f"\n{as_yaml(clean_tree(as_tree(loaded))).rstrip()}")
     if preflight.problems:
         raise typer.Exit(2)
 
@@ -82,21 +94,21 @@ def _check_speed(tokens_per_second: float | None, mfu: float | None, device: str
 def _show(config: "Config", preflight: "Preflight") -> None:
     """Print problems first, then the numbers."""
     if preflight.problems:
-        typer.echo(f"{len(preflight.problems)} to correct before this run can start:", err=True)
+        say(f"{len(preflight.problems)} to correct before this run can start:", err=True)
     for problem in preflight.problems:
         print_error(problem)
     for kind, texts in (("warning", preflight.warnings), ("note", preflight.notes)):
         for text in texts:
-            typer.echo(f"{kind}: {text}", err=True)
+            say(f"{kind}: {text}", err=True)
     if preflight.problems or preflight.warnings or preflight.notes:
-        typer.echo(err=True)
+        say(err=True)
     forecast = preflight.forecast
     record(_numbers(config, forecast, preflight.begins), json=False)
     if forecast.stages:
-        typer.echo()
+        say()
         table(_stage_rows(config, forecast), json=False, title="model state on each rank, by ZeRO stage")
     if preflight.sources:
-        typer.echo()
+        say()
         table([asdict(source) for source in preflight.sources], json=False, title="sources")
 
 

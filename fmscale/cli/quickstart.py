@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fmscale.cli.output import JsonOption, example, print_json
+from fmscale.cli.output import JsonOption, example, print_json, say
 
 app = typer.Typer()
 
@@ -49,6 +49,6 @@ def quickstart(
         show_report(report, settings.folder)
     wrong = [claim for claim in claims(report) if not claim.ok]
     for claim in wrong:
-        typer.echo(f"did not come out: {claim.what}: {claim.value}", err=True)
+        say(f"did not come out: {claim.what}: {claim.value}", err=True)
     if wrong:
         raise typer.Exit(1)

@@ -19,6 +19,7 @@ from rich.text import Text
 from fmscale.quickstart.acts import ACTS
 from fmscale.quickstart.results import Report, bits, claims, verdict
 from fmscale.quickstart.state import Screen
+from fmscale.text import clean
 
 TITLES = {
     "ingest": "1 ingest",
@@ -64,14 +65,14 @@ class _Bars:
         self._progress.start_task(self._tasks[act])
 
     def advance(self, act: str, done: float, total: float, note: str = "") -> None:
-        self._progress.update(self._tasks[act], completed=done, total=total or None, note=escape(note))
+        self._progress.update(self._tasks[act], completed=done, total=total or None, note=escape(clean(note)))
 
     def end(self, act: str, note: str) -> None:
-        self._progress.update(self._tasks[act], completed=1, total=1, note=escape(note))
+        self._progress.update(self._tasks[act], completed=1, total=1, note=escape(clean(note)))
         self._progress.stop_task(self._tasks[act])
 
     def tell(self, words: str) -> None:
-        self._progress.console.print(f"  [cyan]•[/] {escape(words)}", highlight=False)
+        self._progress.console.print(f"  [cyan]•[/] {escape(clean(words))}", highlight=False)
 
 
 class _Lines:
@@ -97,7 +98,7 @@ class _Lines:
 
     def _print(self, words: str) -> None:
         self._last = monotonic()
-        self._console.print(f"[{monotonic() - self._began:5.0f} s] {words}", highlight=False, markup=False)
+        self._console.print(f"[{monotonic() - self._began:5.0f} s] {clean(words)}", highlight=False, markup=False)
 
 
 def show_report(report: Report, folder: Path) -> None:
@@ -120,7 +121,7 @@ def show_report(report: Report, folder: Path) -> None:
         f"fmscale checkpoint list {address}",
         f"fmscale dataset trace {address}@3",
     ):
-        typer.echo(f"    {command}")
+        typer.echo(clean(f"    {command}"))
 
 
 def _short(place: str) -> str:

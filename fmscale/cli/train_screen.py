@@ -12,10 +12,10 @@ from fmscale.cli.output import human_bytes, human_seconds
 from fmscale.config import Config, derive_batch
 from fmscale.errors import ConfigError
 from fmscale.runtime.axes import axes_of
-from fmscale.runtime.scrub import scrub
 from fmscale.runtime.sinks.console import dim, is_screen, print_record
 from fmscale.runtime.sinks.jsonl import read_last
 from fmscale.runtime.world import World
+from fmscale.text import clean
 
 STEP = ("step", "loss", "grad_norm", "mfu", "data_stall", "ETA")
 """Keys of a step that are shown, with its rate before `mfu`; metrics.jsonl has the rest."""
@@ -52,7 +52,7 @@ class RunScreen:
         """Print the facts that follow from the config alone, before the slow imports."""
         config, world = self._config, self._world
         self._fact("run", f"{config.train.run}, in {self._folder}")
-        self._fact("store", scrub(config.store.url))
+        self._fact("store", config.store.url)
         self._fact("ranks", f"{world.world_size}, ZeRO stage {config.train.zero_stage}")
         try:
             batch = derive_batch(config.batch, axes_of(world)["dp"].size, place=config.place("batch"))
@@ -113,10 +113,10 @@ class RunScreen:
         """Print the end of the run, and the reason `stop` unless it is empty."""
         self._end()
         summary = f"run {self._config.train.run}: step {last_step}, {f'stopped by {stop}' if stop else 'complete'}"
-        self._print(f"{summary}, after {human_seconds(self._clock() - self._began)}")
+        self._print(f"{clean(summary)}, after {human_seconds(self._clock() - self._began)}")
 
     def _fact(self, name: str, value: str) -> None:
-        self._print(f"{name:<7} {value}")
+        self._print(f"{name:<7} {clean(value)}")
 
     def _print(self, text: str, end: str = "\n") -> None:
         with suppress(OSError):  # a closed terminal is no failure of the run
@@ -145,7 +145,9 @@ class RunScreen:
             self._fact("steps", f"{record['steps']:,}, {tokens:,} tokens")
         for source in record["sources"]:
             kind = "records" if "records" in source else "tokens"
-            self._fact("data", f"{source['label']}: {source[kind]:,} {kind}, {source['epochs']:.2g} epochs in all")
+            rest = f" ({source['left_out']:,} in no row)" if source["left_out"] else ""
+            amount = f"{source[kind]:,} {kind}{rest}"
+            self._fact("data", f"{source['label']}: {amount}, {source['epochs']:.2g} epochs in all")
 
     def _tell_rest(self) -> None:
         """Print the remaining time, by the speed of the run's last steps if the same number of ranks took them."""

@@ -20,6 +20,8 @@ class InvalidField(ConfigError):
 class ConfigProblems(ConfigError):
     """Two or more problems of a config, found together; each is shown on a line of its own."""
 
+    several_lines = True
+
     def __init__(self, problems: Sequence[ConfigError]) -> None:
         lines = "".join(f"\n  {number}. {problem}" for number, problem in enumerate(problems, start=1))
         shown = f"the config has {len(problems)} problems:{lines}".removesuffix(".")

@@ -22,7 +22,7 @@ class LaunchConfig:
     """Port on rank 0's node where ranks meet; null leaves the choice to the launcher, mostly 29500."""
     environment: dict[str, str] = field(default_factory=dict)
     """Variables that every rank gets on every node, such as NCCL_SOCKET_IFNAME. Put no credentials
-    here: process lists and the run's record would show them."""
+    here: process lists would show them. The run's record has the names alone."""
     arguments: tuple[str, ...] = ()
     """Options that the launcher gets unchanged, such as --partition=gpu for sbatch."""
 

@@ -75,7 +75,7 @@ class FlatLoader(SampleLoader[FlatForward]):
             raise LittleMemory(
                 f"two forwards of {share.forward_tokens} tokens take {2 * forward} bytes of host memory",
                 found=f"memory_bytes {memory_bytes}",
-                remedy=f"give the loader at least {4 * forward} bytes, or take shorter forwards",
+                remedy=f"Give memory_bytes {4 * forward} or more, or take shorter forwards.",
             )
         self._arena = Arena(memory_bytes - self.decoded_bytes)
 

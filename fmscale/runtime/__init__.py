@@ -11,7 +11,6 @@
 `collectives.py` numbers that ranks exchange in a step
 `stop.py`        stop by a signal or a deadline
 `draw.py`        random numbers as a function of seed, purpose and counters
-`scrub.py`       text without credentials
 `failure.py`     the first rank to fail, in error.json
 `record_file.py` file that grows by whole records, on a disk that may be full
 `sinks/`         metrics: a file for machines, a terminal for people, and services for both

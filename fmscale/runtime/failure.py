@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from fmscale.errors import ConfigError, FmscaleError, FormatError
-from fmscale.runtime.scrub import scrub
 from fmscale.runtime.waits import HostWaits
 from fmscale.runtime.world import World
+from fmscale.text import scrub
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from fmscale.errors import RankError
-from fmscale.runtime.scrub import scrub
 from fmscale.runtime.stop import StopFlag
 from fmscale.runtime.world import World
+from fmscale.text import scrub
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from fmscale.errors import ConfigError
-from fmscale.runtime.scrub import scrub
 from fmscale.store.backends.local import LocalBackend
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.keys import check_prefix
+from fmscale.text import scrub
 
 DEADLINE = 60.0
 """Seconds for an operation: it outlasts half a minute, the time that a restart of a storage gateway takes."""
@@ -105,7 +105,7 @@ def parse_url(url: str) -> Location:
         return _location("file", str(Path(url).expanduser().absolute()), "", {}, Path(url).absolute().as_uri())
     parts = urlsplit(url)
     scheme = {"s3a": "s3", "gcs": "gs", "abfs": "az", "azure": "az"}.get(parts.scheme, parts.scheme)
-    if "@" in parts.netloc and scheme in ("s3", "gs", "az"):
+    if not {"@", ":"}.isdisjoint(parts.netloc) and scheme in ("s3", "gs", "az"):
         raise ConfigError(
             "a store URL must not contain credentials",
             found=scrub(url),

@@ -21,18 +21,21 @@ from fmscale.data.samples.specs import text_tokenizer
 from fmscale.data.sources import excluded_rows, make_sources
 from fmscale.data.tokenizers.protocol import Tokenizer
 from fmscale.data.tokenizers.tokenizer import from_json
+from fmscale.data.views.view import View
 from fmscale.errors import ConfigError, DataError
 from fmscale.objectives.protocol import SampleBatch
 from fmscale.runtime.axes import Axis
 from fmscale.runtime.world import World
 from fmscale.store.backends.protocol import Backend
-from fmscale.store.datasets.dataset import open_dataset
+from fmscale.store.datasets.dataset import Dataset, open_dataset
 from fmscale.store.datasets.tokenizers import load_tokenizer
 from fmscale.store.tiers.fetch import Fetcher
 from fmscale.store.tiers.tier import Tier
 
 PASSED_ON = "sources", "seed", "window", "memory_bytes", "cache_dir", "cache_bytes", "on_corrupt", "quarantine_share"
 """Keys of `data:` that are arguments of a loader too."""
+LEFT_OUT = 0.02
+"""Share of a source's tokens that rows may leave out without a warning."""
 
 
 def open_training(
@@ -66,8 +69,10 @@ def open_training(
     return open_loader(backend, micro_batch=batch.micro_batch, **options)
 
 
-def training_sources(config: Config, backend: Backend, sources: Sequence[SourceConfig]) -> list[Source]:
-    """The sources as the loader makes them."""
+def training_sources(
+    config: Config, backend: Backend, sources: Sequence[SourceConfig], datasets: dict[str, Dataset] | None = None
+) -> list[Source]:
+    """The sources as the loader makes them; `datasets` receives the opened datasets, by name."""
     data = config.data
     return make_sources(
         backend,
@@ -77,6 +82,18 @@ def training_sources(config: Config, backend: Backend, sources: Sequence[SourceC
         window=data.window,
         spec=data.spec,
         sample_tokens=longest_sample(config),
+        datasets=datasets,
+    )
+
+
+def tell_left_out(view: View) -> str:
+    """A warning if rows leave out more than LEFT_OUT of the view's tokens; else empty."""
+    if view.left_out <= LEFT_OUT * view.kept:
+        return ""
+    return (
+        f"rows leave out {view.left_out:,} of the {view.kept:,} tokens of dataset {view.dataset}, "
+        f"{view.left_out / view.kept:.1%}: the ends of its {len(view.commits)} commits that are below a row of "
+        f"{view.row_length:,}. Take a shorter data.sequence_length, or ingest the texts in fewer commits."
     )
 
 
@@ -101,7 +118,9 @@ def memory_at_its_place(config: Config) -> Iterator[None]:
         yield
     except LittleMemory as error:
         raise ConfigError(
-            f"{config.place('data.memory_bytes')} is too little: {error.cause}", found=error.found, remedy=error.remedy
+            f"{config.place('data.memory_bytes')} is too little: {error.cause}",
+            found=config.data.memory_bytes,
+            remedy=error.remedy.replace("memory_bytes", "data.memory_bytes"),
         ) from error
 
 

@@ -20,10 +20,10 @@ from fmscale.errors import ConfigError, StoreError
 from fmscale.models import build
 from fmscale.models.hf import HfFolder, open_hf_folder
 from fmscale.models.weights import compare_shapes
-from fmscale.runtime.scrub import scrub
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.digest import canonical_json, data_digest, metadata_digest
 from fmscale.store.open import open_store
+from fmscale.text import scrub
 from fmscale.train.engine.protocol import Engine
 from fmscale.train.model_changes import SHAPES, model_changes
 from fmscale.train.resume import require_checkpoint

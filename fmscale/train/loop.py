@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fmscale.data.sample_loader import SampleLoader
-from fmscale.errors import FmscaleError
+from fmscale.errors import DataError, FmscaleError
 from fmscale.objectives.protocol import Inputs, SampleBatch
 from fmscale.runtime.collectives import Exchange
 from fmscale.runtime.stop import Stop
@@ -53,14 +53,14 @@ def run_loop(loop: Loop, length: RunLength) -> tuple[int, Stop]:
     """Train from `length.first_step` to the end, or until the ranks agree to stop; return the steps taken and the
     reason (Stop.NO at the end).
 
-    Raises Diverged after too many steps in a row that could not be applied.
+    Raises Diverged after too many steps in a row that could not be applied, DataError if none had a target.
     """
     session, config, where = loop.session, loop.session.config, loop.session.where
 
     def show(record: Mapping[str, Any]) -> None:
         loop.show({**record, "steps": length.steps})
 
-    unapplied = 0
+    unapplied = bare = 0
     stop = Stop.NO
     step, last = length.first_step, length.steps
     # A save or evaluation after a step counts as time of the next step: the record of a step comes before its save.
@@ -95,8 +95,10 @@ def run_loop(loop: Loop, length: RunLength) -> tuple[int, Stop]:
         )
         unapplied = 0 if result.update.applied else unapplied + 1
         step += 1
+        bare = 0 if facts.count else bare + 1
         if unapplied and session.world.rank == 0:
-            logger.warning("step %d was not applied: gradient norm %s", step, result.update.grad_norm)
+            reason = f"gradient norm {result.update.grad_norm}" if facts.count else "it has nothing to train on"
+            logger.warning("step %d was not applied: %s", step, reason)
         now, stall, blocking = time.perf_counter(), loop.loader.stall_seconds, loop.saving.blocking_seconds
         timing = Timing(step=now - began, data_stall=stall - stalled, ckpt_blocking=blocking - blocked)
         began, stalled, blocked = now, stall, blocking
@@ -108,6 +110,14 @@ def run_loop(loop: Loop, length: RunLength) -> tuple[int, Stop]:
         loop.saving.step_done(step, loop.loader.state_dict(), due=facts.save, last=step == last)
         if unapplied >= config.train.nonfinite_limit:
             loop.journal.flush(show)
+            if bare >= unapplied:
+                raise DataError(
+                    f"no sample of {unapplied} steps in a row has a target to train on",
+                    found=f"steps {step + 1 - unapplied} to {step}",
+                    remedy="The first token of a document is no target, so a document of a single token has none: "
+                    "ingest with an EOS (without --no-eos), or take other data. `fmscale dataset trace --step N` shows "
+                    "the documents of a step.",
+                )
             raise Diverged(
                 f"gradients were not finite in {unapplied} steps in a row",
                 found=f"steps {step + 1 - unapplied} to {step}, gradient norm {result.update.grad_norm}",

@@ -8,6 +8,7 @@ from fmscale.checkpoint.read.meta import section
 from fmscale.config import Config, ModelConfig, as_tree, kind_of
 from fmscale.config.kinds import Own
 from fmscale.errors import ConfigError
+from fmscale.text import clean_tree
 
 SHAPES = ("num_layers", "dim", "num_heads", "num_kv_heads", "head_dim", "hidden_dim", "tied", "vocab_size")
 """Keys that decide the shapes of tensors or their division into heads."""
@@ -21,7 +22,7 @@ def model_changes(model: object, source: object) -> dict[str, tuple[Any, Any]]:
     """{key: (value of `source`, value of `model`)} of the keys that differ and change the function. `source` is a
     section or its recorded tree; a key that only one of the two has is no difference.
     """
-    ours, theirs = _tree(model), _tree(source)
+    ours, theirs = clean_tree(_tree(model)), clean_tree(_tree(source))  # a record has no credentials
     if ours["kind"] != theirs["kind"]:
         return {"kind": (theirs["kind"], ours["kind"])}
     common = [key for key in ours if key in theirs and key not in FREE]

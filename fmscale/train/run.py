@@ -17,7 +17,7 @@ from fmscale.runtime.sinks.run_sinks import check_sinks
 from fmscale.runtime.stop import Stop
 from fmscale.runtime.world import World, read_world
 from fmscale.store.tiers.tier import Tier
-from fmscale.train.data import check_length, empty_batch
+from fmscale.train.data import check_length, empty_batch, memory_at_its_place
 from fmscale.train.length import RunLength, run_length
 from fmscale.train.loop import dry_run, run_loop
 from fmscale.train.run_folder import run_folder
@@ -96,7 +96,8 @@ def _run(session: Session, batch: BatchShape, length: RunLength, stack: ExitStac
     dry_run(loop, empty_batch(config, loop.loader, batch))
     where.phase = "restore"
     length = restored()
-    step, reason = run_loop(loop, length)
+    with memory_at_its_place(config):
+        step, reason = run_loop(loop, length)
     loop.journal.end(step, "stopped" if reason else "complete")
     where.phase = "waiting for the last save"
     saving.close(config.checkpoint.seal_seconds)

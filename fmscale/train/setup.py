@@ -1,5 +1,6 @@
 """Assembly of the parts of a run's loop, on every rank alike."""
 
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -17,7 +18,8 @@ from fmscale.models import parameters_of
 from fmscale.runtime.sinks.jsonl import JsonlSink
 from fmscale.runtime.sinks.protocol import RunInfo
 from fmscale.runtime.sinks.run_sinks import RunSinks
-from fmscale.train.data import memory_at_its_place, open_training, passes, tokenizer_of, vocabulary
+from fmscale.text import clean_tree
+from fmscale.train.data import memory_at_its_place, open_training, passes, tell_left_out, tokenizer_of, vocabulary
 from fmscale.train.engine.module import build_engine
 from fmscale.train.evaluation import evaluator
 from fmscale.train.init import find_init, load_init
@@ -28,6 +30,8 @@ from fmscale.train.loop import Loop
 from fmscale.train.resume import choose_resume, restore
 from fmscale.train.saving import Saving, open_saver
 from fmscale.train.session import Session
+
+logger = logging.getLogger(__name__)
 
 AnyLoader = SampleLoader[Any]
 """Loader of rows or of flat forwards."""
@@ -60,6 +64,8 @@ def assemble(
         )
         loader.check_memory()
     if world.rank == 0:
+        for warning in filter(None, (tell_left_out(source.view) for source in loader.plan.sources)):
+            logger.warning(warning)
         event(_opened(session, loader, vocab_size, batch, length, resumes=resume.which != "none"))
 
     where.phase = "building the model"
@@ -81,7 +87,7 @@ def assemble(
             "step": step,
             "updates": engine.updates,
             "loader": loader_state,
-            "config": as_tree(config),
+            "config": clean_tree(as_tree(config)),
             "vocab_size": vocab_size,
             "tokenizer": tokenizer_digest,
             "world_size": world.world_size,
@@ -148,7 +154,12 @@ def _opened(
         "steps": None if resumes and length.by_tokens else length.steps,
         "tokens_per_step": length.step_tokens,
         "sources": [
-            {"label": source.label, source.view.kind: source.view.kept, "epochs": epochs}
+            {
+                "label": source.label,
+                source.view.kind: source.view.kept,
+                "epochs": epochs,
+                "left_out": source.view.left_out,
+            }
             for source, epochs in zip(sources, passes(length.steps * batch.global_batch, sources), strict=True)
         ],
     }
@@ -156,7 +167,7 @@ def _opened(
 
 def _journal(session: Session, loader: AnyLoader, unit: str, vocab_size: int | None, stack: ExitStack) -> Journal:
     config, folder = session.config, session.folder
-    run = RunInfo(name=config.train.run, store=session.backend.url, folder=folder, config=as_tree(config))
+    run = RunInfo(name=config.train.run, store=session.backend.url, folder=folder, config=clean_tree(as_tree(config)))
     file = JsonlSink(folder / "metrics.jsonl") if session.world.rank == 0 else None
 
     def reads() -> dict[str, int]:

@@ -28,7 +28,7 @@ OPENED = {
     "vocab_size": 2048,
     "steps": 100,
     "tokens_per_step": 512,
-    "sources": [{"label": "docs", "tokens": 445_582, "epochs": 0.1149}],
+    "sources": [{"label": "docs", "tokens": 445_582, "left_out": 582, "epochs": 0.1149}],
 }
 SAVED = {"event": "checkpoint", "step": 50, "state": "acknowledged", "entry": 2, "durable_seconds": 0.19,
          "bytes_written": 6_691_584}  # fmt: skip
@@ -76,7 +76,7 @@ def test_a_pipe_gets_whole_lines_without_styles(path: Path, tmp_path: Path) -> N
         "  opening the data 2.0 s",
         "device  cpu",
         "model   1,115,264 parameters, vocabulary 2,048",
-        "data    docs: 445,582 tokens, 0.11 epochs in all",
+        "data    docs: 445,582 tokens (582 in no row), 0.11 epochs in all",
         "  restore 3.0 s",
         "resumed  step 40  steps 100  run demo",
         "time    told after the first step",

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from fmscale.errors import AccessDenied, ConfigError, StoreError
-from fmscale.runtime.scrub import scrub
 from fmscale.store.backends.credentials import profile_credentials
 from fmscale.store.backends.fsspec import FsspecBackend
 from fmscale.store.backends.local import LocalBackend
 from fmscale.store.backends.objects import ObjectBackend
 from fmscale.store.open import open_store, parse_url
+from fmscale.text import scrub
 from tests.helpers.s3_server import S3Server
 
 

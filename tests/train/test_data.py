@@ -64,7 +64,8 @@ def test_memory_that_holds_no_step_is_refused_before_and_at_the_start_of_a_run(t
     assert re.search(
         r"run\.yaml:2: data\.memory_bytes is too little: one step of this rank needs \d+ units", str(problem)
     )
-    assert "memory_bytes 5-fold" in problem.remedy
+    assert problem.remedy == "Raise data.memory_bytes 5-fold."
+    assert problem.found == 1_048_576
     with pytest.raises(ConfigError, match=re.escape(str(problem))):
         run_training(config, show=print, event=print)
     assert check_run(load_config(str(path), ("data.memory_bytes=8_388_608",)), 1).problems == []

@@ -148,7 +148,7 @@ class RowArena(Arena):
             raise LittleMemory(
                 f"memory_bytes holds no unit of {rows_per_slot} rows of {row_bytes} bytes",
                 found=memory_bytes,
-                remedy=f"give the loader at least {4 * rows_per_slot * row_bytes} bytes",
+                remedy=f"Give memory_bytes {4 * rows_per_slot * row_bytes} or more.",
             )
         self.rows_per_slot = rows_per_slot
         memory = _memory(self.capacity * self.slot_bytes, huge_pages)

@@ -74,6 +74,11 @@ class View(ABC):
         """Kept tokens, or records, of all commits."""
         return sum(self.counts)
 
+    @property
+    def left_out(self) -> int:
+        """Kept tokens that are in no row: the end of each commit that is shorter than a row."""
+        return sum(count % self.row_length for count in self.counts)
+
     @cached_property
     def units(self) -> Units:
         """Units of the view. Raises DataError if the view has no row."""

@@ -5,6 +5,8 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
+from fmscale.text import clean
+
 logger = logging.getLogger(__name__)
 
 
@@ -48,7 +50,7 @@ def _worded(name: str, record: Mapping[str, Any]) -> str:
     """A name and its value with a unit; a unit that says enough, such as tokens/s, stands without the name."""
     value = record[name]
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return str(value) if name == "event" else f"{name} {value}"
+        return clean(str(value) if name == "event" else f"{name} {value}")
     match name:
         case _ if name.endswith("_per_second"):
             return f"{_short(value)} {name.removesuffix('_per_second')}/s"

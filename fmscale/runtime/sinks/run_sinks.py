@@ -14,9 +14,9 @@ from fmscale.config.checks import together
 from fmscale.config.kinds import kind_of
 from fmscale.config.metrics import ConsoleConfig, JsonlConfig
 from fmscale.errors import ConfigError, FmscaleError
-from fmscale.runtime.scrub import scrub
 from fmscale.runtime.sinks.jsonl import JsonlSink
 from fmscale.runtime.sinks.protocol import Ending, Record, RunInfo, Sink
+from fmscale.text import scrub
 
 logger = logging.getLogger(__name__)
 

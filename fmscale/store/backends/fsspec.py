@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fmscale.errors import AccessDenied, ConfigError, ObjectNotFound, StoreError, StoreFull
-from fmscale.runtime.scrub import scrub
 from fmscale.store.backends.http_errors import Answer
 from fmscale.store.backends.protocol import Backend, ObjectInfo, Requests, scatter
 from fmscale.store.backends.retry import Attempts, RetryPolicy, retried, unavailable
 from fmscale.store.keys import check_key, check_prefix, check_writable, missing, truncated
+from fmscale.text import scrub
 
 T = TypeVar("T")
 

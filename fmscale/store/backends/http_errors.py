@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from obstore.exceptions import AlreadyExistsError, PermissionDeniedError, UnauthenticatedError
 
 from fmscale.errors import AccessDenied, CorruptData, ObjectNotFound, StoreError, StoreFull
-from fmscale.runtime.scrub import scrub
 from fmscale.store.keys import damaged, missing
+from fmscale.text import scrub
 
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w+)</Code>")

@@ -24,8 +24,17 @@ from fmscale.models import build, parameters_of
 from fmscale.objectives import make_objective
 from fmscale.runtime.sinks.run_sinks import check_sinks
 from fmscale.store.backends.protocol import Backend
+from fmscale.store.datasets.dataset import Dataset
 from fmscale.store.open import open_store
-from fmscale.train.data import check_length, check_memory, passes, tokenizer_of, training_sources, vocabulary
+from fmscale.train.data import (
+    check_length,
+    check_memory,
+    passes,
+    tell_left_out,
+    tokenizer_of,
+    training_sources,
+    vocabulary,
+)
 from fmscale.train.engine.optimizer import MOMENTS
 from fmscale.train.init import find_init
 from fmscale.train.length import RunLength, run_length
@@ -54,6 +63,8 @@ class SourceFacts:
     """Tokens of the split; None for records."""
     rows: int
     """Rows of the run's length."""
+    left_out: int
+    """Tokens that are in no row."""
     share: float
     """Part of the run's samples."""
     epochs: float | None
@@ -118,7 +129,8 @@ def check_run(
     checks.run(lambda: check_folder(config))
     checks.run(lambda: check_sinks(config))
     backend = _open(config, checks)
-    sources = _sources(config, backend, checks) if backend else []
+    datasets: dict[str, Dataset] = {}
+    sources = _sources(config, backend, checks, datasets) if backend else []
     recorded = checks.ask(lambda: replay(run_log(backend, config.train.run))) if backend else None
     if recorded and sources:
         checks.ask(lambda: require_recorded(config.train.run, recorded, sources, config.data.sources))
@@ -172,6 +184,8 @@ def check_run(
     )
     checks.sources = _facts(sources, batch.global_batch * steps if batch and steps else None)
     checks.warnings += [*_warnings(config, length), *_repeats(checks.sources, steps)]
+    checks.warnings += filter(None, (tell_left_out(source.view) for source in sources))
+    checks.warnings += _without_targets(sources, datasets)
     return checks
 
 
@@ -218,9 +232,24 @@ def _repeats(facts: list[SourceFacts], steps: int | None) -> list[str]:
     return warnings
 
 
-def _sources(config: Config, backend: Backend, checks: Preflight) -> list[Source]:
-    """The sources as the loader would make them; [] if a source cannot be made."""
-    make, sources = partial(training_sources, config, backend), config.data.sources
+def _without_targets(sources: Sequence[Source], datasets: Mapping[str, Dataset]) -> list[str]:
+    """Warnings of sources whose documents have a token each on average, as without an EOS."""
+    warnings = []
+    for view in (source.view for source in sources if isinstance(source.view, TokenView)):
+        commits = datasets[view.dataset].named(view.commits) if view.dataset in datasets else []
+        totals = [commit.totals[view.split] for commit in commits if view.split in commit.totals]
+        tokens, documents = sum(each.tokens for each in totals), sum(each.documents for each in totals)
+        if totals and tokens <= documents:
+            warnings.append(
+                f"dataset {view.dataset} has few or no targets to train on: {tokens:,} tokens in {documents:,} "
+                "documents, and the first token of a document is no target. Ingest it with an EOS (without --no-eos)."
+            )
+    return warnings
+
+
+def _sources(config: Config, backend: Backend, checks: Preflight, datasets: dict[str, Dataset]) -> list[Source]:
+    """The sources as the loader would make them; [] if a source cannot be made. `datasets` receives theirs."""
+    make, sources = partial(training_sources, config, backend, datasets=datasets), config.data.sources
     alone = [checks.ask(partial(make, [source])) for source in sources]
     return (checks.ask(partial(make, sources)) or []) if all(alone) else []
 
@@ -285,6 +314,7 @@ def _facts(sources: list[Source], samples: int | None) -> list[SourceFacts]:
             kind=source.view.kind,
             tokens=source.view.kept if source.view.kind == "tokens" else None,
             rows=sum(source.view.rows),
+            left_out=source.view.left_out,
             share=source.weight / weights,
             epochs=passed,
         )

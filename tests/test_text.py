@@ -2,7 +2,7 @@
 
 import pytest
 
-from fmscale.runtime.scrub import scrub
+from fmscale.text import scrub
 
 
 @pytest.mark.parametrize(
