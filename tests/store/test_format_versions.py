@@ -10,6 +10,7 @@ import pytest
 
 from fmscale.errors import CorruptData, DataError, FmscaleError, FormatError
 from fmscale.store.backends.protocol import Backend
+from fmscale.store.datasets.commit import MASKING_VERSION
 from fmscale.store.datasets.dataset import list_datasets, open_dataset
 from fmscale.store.datasets.tokenizers import load_tokenizer
 from fmscale.store.datasets.verify import verify_dataset
@@ -123,7 +124,7 @@ def test_records_of_later_versions_are_refused(memory_store: Backend) -> None:
 
 def test_commits_of_later_versions_are_refused(memory_store: Backend) -> None:
     log = Log(memory_store, "datasets/d", DATASET_KINDS)
-    log.append("commit", {"format_version": FORMAT_VERSION + 1})
+    log.append("commit", {"format_version": MASKING_VERSION + 1})
     with pytest.raises(FmscaleError, match="format_version"):
         open_dataset(memory_store, "d").commits()
 

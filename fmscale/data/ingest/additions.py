@@ -10,7 +10,7 @@
 
 import os
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +18,7 @@ from typing import Any
 
 from fmscale.data.ingest.apart import Reading
 from fmscale.data.ingest.content import Tally
+from fmscale.data.ingest.files import Unreadable
 from fmscale.data.ingest.formats import BESIDE, SINGLE
 from fmscale.data.ingest.guess import decide
 from fmscale.data.ingest.ledger import KnownFile, Ledger
@@ -153,7 +154,11 @@ def _sort(
             if main.place not in (entry.place, "") and entry.place and _tree(main, entry) not in trees:
                 entry, fate = None, ADDED
         else:
-            fate, tally = _fate(group, entry, compare, path)
+            try:
+                fate, tally = _fate(group, entry, compare, path)
+            except Unreadable as error:
+                fresh.skipped.add("unreadable", f"{main.source}: {error}")
+                continue
             if fate == CHANGED:
                 changed[main.place] = tally
                 gone.places.add(entry.place)
@@ -259,8 +264,10 @@ class _Gone:
         candidates = [e for e in self._by_size.get(group[0].bytes, ()) if e.source not in taken and self._is_gone(e)]
         if not candidates:
             return None
-        whole, _ = compare(group, 0)
-        return next((entry for entry in candidates if entry.tally.same(whole)), None)
+        with suppress(Unreadable):
+            whole, _ = compare(group, 0)
+            return next((entry for entry in candidates if entry.tally.same(whole)), None)
+        return None
 
     def _is_gone(self, entry: KnownFile) -> bool:
         if entry.place in self._listed:

@@ -9,6 +9,7 @@ import numpy as np
 from fmscale.data.ingest.apart import Reading
 from fmscale.data.ingest.blocks import gather, load
 from fmscale.data.ingest.content import U64, Tally, data_hash, row_hashes
+from fmscale.data.ingest.files import Unreadable
 from fmscale.data.ingest.formats import Bad, RawDocument, RawRecord
 from fmscale.data.ingest.plan import Work
 
@@ -27,14 +28,26 @@ def is_empty(item: Any) -> bool:
 
 
 def tally_file(reading: Reading, work: Work, folder: Path, below: int) -> tuple[Tally, Tally]:
-    """Tallies of all documents of a file, and of those that begin before `below`. `folder` is for records."""
-    items = (item for item in reading.documents(work, str(folder)) if not isinstance(item, Bad) and not is_empty(item))
+    """Tallies of all documents of a file, and of those that begin before `below`. `folder` is for records.
+
+    Raises Unreadable for a file that the system does not let this process read.
+    """
     whole, first = Tally(), Tally()
+    items = _documents(reading.documents(work, str(folder)))
     for starts, stops, contents in _records(items, folder) if reading.field is None else _texts(items):
         whole.add(starts, stops, contents)
         count = int(np.searchsorted(starts, below))
         first.add(starts[:count], stops[:count], contents[:count])
     return whole, first
+
+
+def _documents(items: Iterator[Any]) -> Iterator[Any]:
+    for item in items:
+        if isinstance(item, Bad):
+            if item.reason == "unreadable":
+                raise Unreadable(item.where)
+        elif not is_empty(item):
+            yield item
 
 
 def _texts(items: Iterator[Any]) -> Spans:

@@ -377,3 +377,20 @@ def test_records_have_one_hash_whatever_was_read_with_them() -> None:
     assert len(np.unique(together)) == 3
     strings = pa.RecordBatch.from_pylist([{"a": "1"}, {"a": "2"}])
     assert row_hashes(strings)[0] != row_hashes(pa.RecordBatch.from_pylist([{"a": 1}]))[0]
+
+
+def test_a_known_file_that_cannot_be_read_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path / "in/a.md", "text")
+    put(tmp_path / "in/b.md", "text b")
+    run(tmp_path / "in", tmp_path / "store")
+    os.utime(tmp_path / "in/a.md")
+    path = Path.open
+
+    def refused(self: Path, *arguments: Any, **options: Any) -> Any:
+        if self.name == "a.md":
+            raise PermissionError(13, "Permission denied")
+        return path(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refused)
+    result = run(tmp_path / "in", tmp_path / "store", dry_run=True)
+    assert (fates(result), result.skipped["unreadable"]["count"]) == ({"known": 1}, 1)
