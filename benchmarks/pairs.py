@@ -5,8 +5,10 @@
 
 Works: `loader` delivers 2,048 batches of 8 rows from units that do not fit into memory (W1), `loader-in-memory` 4,096
 batches from units that do, `first-batch` starts a process up to its first batch (W3), `train` takes three steps of a
-model of 4.2 M parameters (T1, T2). Both sides run the benchmarks of their own checkout and read the same files. Each
-pair gives the ratio of CPU-seconds, and of wall time, before to after: above 1 this checkout is faster. Printed are
+model of 4.2 M parameters (T1, T2), `ingest` and `ingest-records` read 48 MB of JSON Lines and Parquet into a new store,
+and `ingest-s3` reads the same from an S3 server whose requests take 20 ms. Both sides run the benchmarks of their own
+checkout (for ingest those of this checkout) and read the same files. Each pair gives the ratio of CPU-seconds, and of
+wall time, before to after: above 1 this checkout is faster. Printed are
 the medians, and the 95 % interval of the median ratio by bootstrap; DEVELOPERS.md says how it is judged.
 """
 
@@ -32,7 +34,8 @@ MEMORY = {"loader": 96 * 2**20, "loader-in-memory": 2**29, "first-batch": 2**28}
 WINDOW = {"loader": 512, "loader-in-memory": 512, "first-batch": 128}
 BATCHES = {"loader": 2048, "loader-in-memory": 4096}
 TRAIN_STEPS = 3
-WORKS = ("first-batch", "loader", "loader-in-memory", "train")
+INGEST = ("ingest", "ingest-records", "ingest-s3")
+WORKS = ("first-batch", *INGEST, "loader", "loader-in-memory", "train")
 RESAMPLES = 10_000
 
 
@@ -63,6 +66,12 @@ def serve(work: str, folder: Path) -> None:
         for _ in sys.stdin:
             print(*spent(run), file=answers, flush=True)
 
+    if work in INGEST:
+        sys.path.insert(1, str(Path(__file__).resolve().parent))
+        from ingest_pairs import job
+
+        answer(job(work, folder))
+        return
     if work == "train":
         from benchmarks import train_pairs
 
@@ -146,9 +155,14 @@ class Side:
 def compare(work: str, before: Path, pairs: int, folder: Path) -> dict[str, Any]:
     """Medians of both sides and the median ratio with its interval, in CPU-seconds and in seconds."""
     after = Path(__file__).resolve().parent.parent
-    if work != "train":
-        prepare(folder)
     with ExitStack() as stack:
+        if work in INGEST:
+            sys.path.insert(0, str(after))
+            from benchmarks.ingest_pairs import prepared
+
+            stack.enter_context(prepared(work, folder))
+        elif work != "train":
+            prepare(folder)
         sides = {}
         for name, checkout in (("before", before), ("after", after)):
             sides[name] = Side(work, checkout, folder)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -20,7 +20,7 @@ Spans = Iterator[tuple[list[int], list[int], U64]]
 """Starts, stops and hashes of consecutive documents."""
 
 
-def is_empty(item: Any) -> bool:
+def is_empty(item: Any) -> TypeGuard[RawDocument | RawRecord]:
     """True for an item that gives no document: an empty text, or a record without columns."""
     if isinstance(item, RawDocument):
         return not item.data

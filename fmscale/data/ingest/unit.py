@@ -14,7 +14,7 @@ import pyarrow as pa
 from fmscale.data.ingest.apart import Reading
 from fmscale.data.ingest.blocks import RecordBlock, conform, gather, load, schema_of
 from fmscale.data.ingest.content import U64, Tally, data_hash, row_hashes
-from fmscale.data.ingest.formats import SINGLE, Bad, RawDocument, RawRecord
+from fmscale.data.ingest.formats import SINGLE, Bad, RawDocument
 from fmscale.data.ingest.plan import TRAIN, Work, document_id, load_plan
 from fmscale.data.ingest.record import BAD, SkippedInput, UnitRecord, record_key
 from fmscale.data.ingest.scratch import scratch_folder
@@ -210,16 +210,16 @@ class UnitWriter:
         """
         for work in works:
             for item in self._reading.documents(work, blocks):
+                if isinstance(item, RawDocument) and item.start < work.file.begin:
+                    continue
                 if isinstance(item, Bad):
                     reason, where = item.reason, item.where
-                elif isinstance(item, RawDocument) and item.start < work.file.begin:
-                    continue
-                elif isinstance(item, RawDocument | RawRecord) and is_empty(item):
-                    reason, where = "empty", "" if work.file.format == "text" else f"at {item.start}"
-                else:
+                elif not is_empty(item):
                     yield work.file.source, item
                     del item  # a huge record would stay in memory while the next is read
                     continue
+                else:
+                    reason, where = "empty", "" if work.file.format == "text" else f"at {item.start}"
                 skipped.add(reason, f"{work.file.source}: {where}" if where else work.file.source)
                 if self.task.strict and reason in BAD:
                     skipped.refuse_bad()

@@ -124,5 +124,11 @@ def bpe_size(spec: str) -> int | None:
 
 def frame(ids: np.ndarray, bos: int | None, eos: int | None) -> np.ndarray:
     """The ids of a document with the tokens that begin and end it."""
-    begin, end = (np.array([] if token is None else [token], dtype=ids.dtype) for token in (bos, eos))
-    return np.concatenate([begin, ids, end])
+    first = int(bos is not None)
+    framed = np.empty(first + len(ids) + (eos is not None), dtype=ids.dtype)
+    framed[first : first + len(ids)] = ids
+    if bos is not None:
+        framed[0] = bos
+    if eos is not None:
+        framed[-1] = eos
+    return framed
