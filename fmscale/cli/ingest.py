@@ -57,6 +57,9 @@ def ingest(
         typer.Option(help="Share of the documents that go to the split heldout. Default: the dataset's own, or 0."),
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that write. Default: one a core.")] = None,
+    max_document: Annotated[
+        int, typer.Option(help="Bytes of the largest document or record; longer ones are skipped and counted.")
+    ] = 64 << 20,
     strict: Annotated[
         bool, typer.Option("--strict", help="Damaged input is an error instead of skipped and counted.")
     ] = False,
@@ -111,6 +114,7 @@ def ingest(
                 bos=bos,
                 eos=eos,
                 scratch=scratch,
+                max_document=max_document,
                 progress=bar.update,
             )
     except RankError as error:

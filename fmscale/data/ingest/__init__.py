@@ -24,6 +24,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from fmscale.data.ingest.formats import MAX_DOCUMENT
 from fmscale.data.ingest.job import begin_job, commit_job
 from fmscale.data.ingest.request import IngestRequest, IngestResult, Progress
 from fmscale.data.ingest.unit import open_writer
@@ -53,6 +54,7 @@ def ingest(
     eos: bool | None = None,
     scratch: Path | None = None,
     unit_bytes: int | None = None,
+    max_document: int = MAX_DOCUMENT,
     progress: Progress | None = None,
 ) -> IngestResult:
     """Turn files into one commit of a dataset; the same call continues a job that was killed.
@@ -70,7 +72,8 @@ def ingest(
     that the dataset has of it. `dry_run`: only say what would be done. `bos`, `eos`: a token before and after each
     document; None means the dataset's own policy, or no BOS and an EOS. `scratch`: local folder for unfinished
     segments. `unit_bytes`: raw input of a work unit, a part of the job's identity; by default the corpus decides.
-    Records refuse `tokenizer`, `field`, `bos` and `eos`.
+    `max_document`: bytes of the largest document or record; longer ones are skipped and counted, and a writer takes up
+    to four times as much memory. Records refuse `tokenizer`, `field`, `bos` and `eos`.
 
     The result is the same for any number of writers. Files that the dataset has already, at any place and under any
     name, are not ingested again; `docs/adding-data.md` has the rules. Without any new file the result has `new` False.
@@ -94,6 +97,7 @@ def ingest(
         eos=eos,
         scratch=scratch,
         unit_bytes=unit_bytes,
+        max_document=max_document,
     )
     report = progress or (lambda phase, done, total: None)
     world = read_world()

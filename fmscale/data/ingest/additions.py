@@ -57,8 +57,8 @@ class Additions:
             )
 
 
-Compare = Callable[[Group, int], tuple[Tally, Tally]]
-"""Tallies of a file, and of its documents that begin before a place."""
+Compare = Callable[[Group, KnownFile], tuple[Tally, Tally]]
+"""Tallies of a file, and of its documents that begin where a known file had its own."""
 
 
 def find_additions(
@@ -92,8 +92,11 @@ def find_additions(
         closing(Reading([root.url for root in listing.roots], path or None)) as reading,
     ):
 
-        def compare(group: Group, below: int) -> tuple[Tally, Tally]:
-            tallies = tally_file(reading, Work(file=group[0], index=0, of=1, beside=group[1]), Path(folder), below)
+        def compare(group: Group, entry: KnownFile) -> tuple[Tally, Tally]:
+            reading.max_document = entry.max_document
+            tallies = tally_file(
+                reading, Work(file=group[0], index=0, of=1, beside=group[1]), Path(folder), entry.tally.stop
+            )
             notice()
             return tallies
 
@@ -195,8 +198,8 @@ def _fate(group: Group, entry: KnownFile, compare: Compare, path: str) -> tuple[
         same = (main.bytes, main.changed, path) == (entry.bytes, entry.changed, entry.field)
         if same or main.format not in SINGLE:
             return KNOWN if same else CHANGED, Tally()
-        return CHANGED, compare(group, 0)[0]
-    whole, first = compare(group, entry.tally.stop)
+        return CHANGED, compare(group, entry)[0]
+    whole, first = compare(group, entry)
     if not entry.whole:
         return CHANGED, whole
     if whole.same(entry.tally):
@@ -265,8 +268,7 @@ class _Gone:
         if not candidates:
             return None
         with suppress(Unreadable):
-            whole, _ = compare(group, 0)
-            return next((entry for entry in candidates if entry.tally.same(whole)), None)
+            return next((entry for entry in candidates if entry.tally.same(compare(group, entry)[0])), None)
         return None
 
     def _is_gone(self, entry: KnownFile) -> bool:

@@ -113,6 +113,7 @@ def begin_job(request: IngestRequest, progress: Progress) -> IngestJob | IngestR
         tokenizer=policy.name,
         bos=policy.bos,
         eos=policy.eos,
+        max_document=request.max_document,
     )
     scratch = str(request.scratch or tempfile.gettempdir())
     found = find_additions(
@@ -189,7 +190,7 @@ def commit_job(job: IngestJob, writers: int) -> IngestResult:
         eos=job.stored.eos,
         extra={
             "ingest": {
-                "ledger": store_ledger(backend, name, plan.job, entries, plan.options.field),
+                "ledger": store_ledger(backend, name, plan.job, entries, plan.options),
                 "heldout": plan.options.heldout,
                 "pins": plan.options.pins,
                 "tokenizer": plan.options.tokenizer,

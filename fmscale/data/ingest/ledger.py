@@ -16,8 +16,8 @@ from typing import Any
 import pyarrow as pa
 
 from fmscale.data.ingest.content import Tally
-from fmscale.data.ingest.formats import SINGLE
-from fmscale.data.ingest.plan import HELDOUT, TRAIN, document_id, plan_key
+from fmscale.data.ingest.formats import MAX_DOCUMENT, SINGLE
+from fmscale.data.ingest.plan import HELDOUT, TRAIN, Options, document_id, plan_key
 from fmscale.errors import CorruptData
 from fmscale.store.backends.protocol import Backend, find
 from fmscale.store.backends.write_once import store_once
@@ -63,6 +63,8 @@ class KnownFile:
     """Split of the document of a file that is one document."""
     field: str = ""
     """Path of the text in records."""
+    max_document: int = MAX_DOCUMENT
+    """Bytes of the largest document that was taken."""
     whole: bool = True
     """False if a commit with earlier documents of the file is live no more."""
     listed: bool = False
@@ -100,14 +102,15 @@ class Ledger:
         return {place.removesuffix(entry.source) for place, entry in self.places.items()}
 
 
-def store_ledger(backend: Backend, dataset: str, job: str, entries: Sequence[KnownFile], path: str) -> str:
-    """Store the ledger of a job and return its digest. `path`: field of the text in records."""
+def store_ledger(backend: Backend, dataset: str, job: str, entries: Sequence[KnownFile], options: Options) -> str:
+    """Store the ledger of a job and return its digest."""
     own, summed = (set(kind.__slots__) & set(SCHEMA.names) for kind in (KnownFile, Tally))
     rows = [
         {name: getattr(entry, name) for name in own} | {name: getattr(entry.tally, name) for name in summed}
         for entry in entries
     ]
-    header = canonical_json({"format_version": FORMAT_VERSION, "field": path})
+    read = {"field": options.field, "max_document": options.max_document}
+    header = canonical_json({"format_version": FORMAT_VERSION, **read})
     sink = pa.BufferOutputStream()
     table = pa.Table.from_pylist(rows, SCHEMA.with_metadata({HEADER_KEY: header}))
     with pa.ipc.new_file(sink, table.schema) as writer:
@@ -161,7 +164,7 @@ def _entries(backend: Backend, dataset: str, commit: Commit) -> tuple[list[Known
     entries = []
     for row in table.to_pylist():
         tally = Tally(**{name: row.pop(name) for name in Tally.__slots__})
-        entries.append(KnownFile(tally=tally, field=header["field"], **row))
+        entries.append(KnownFile(tally=tally, field=header["field"], max_document=header["max_document"], **row))
     return entries, notes["heldout"]
 
 

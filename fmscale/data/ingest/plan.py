@@ -13,7 +13,7 @@ from typing import Any
 
 import xxhash
 
-from fmscale.data.ingest.formats import BESIDE, FilePart, splittable
+from fmscale.data.ingest.formats import BESIDE, MAX_DOCUMENT, FilePart, splittable
 from fmscale.data.ingest.record import SkippedInput
 from fmscale.data.ingest.sources import File, Listing
 from fmscale.errors import CorruptData
@@ -52,6 +52,8 @@ class Options:
     """True if a BOS token stands before each document."""
     eos: bool
     """True if an EOS token stands after each document."""
+    max_document: int = MAX_DOCUMENT
+    """Bytes of the largest document or record."""
     again: int = 0
     """Count of earlier jobs of these inputs that cannot go on, retired or of files that changed: each job has its own
     names.
@@ -85,11 +87,17 @@ class Work:
         part = self.file.bytes * (self.index + 1) // self.of - self.file.bytes * self.index // self.of
         return part + sum(file.bytes for file in self.beside)
 
-    def part(self, field: str | None) -> FilePart:
+    def part(self, field: str | None, max_document: int) -> FilePart:
         """The part as a format's reader takes it."""
         file = self.file
         return FilePart(
-            source=file.source, format=file.format, field=field, index=self.index, of=self.of, begin=file.begin
+            source=file.source,
+            format=file.format,
+            field=field,
+            index=self.index,
+            of=self.of,
+            begin=file.begin,
+            max_document=max_document,
         )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,7 +31,7 @@ from fmscale.store.segments.seal import segment_prefix
 from fmscale.store.segments.tokens_writer import TokenSegmentWriter
 from fmscale.store.segments.writer import SegmentWriter
 
-BATCH_CHARACTERS = 1 << 20
+BATCH_BYTES = 1 << 20
 """Text of a call of the tokenizer: enough to amortize the call, at tens of MB of memory."""
 
 BATCH_DOCUMENTS = 512
@@ -80,7 +80,7 @@ class UnitWriter:
             content = load_tokenizer(self._backend, stored.tokenizer)
             self._tokenizer = from_json(content, f"tokenizer {stored.tokenizer}")
         self._files = {file.source: file for file in stored.plan.files}
-        self._reading = Reading(task.roots, stored.plan.options.field or None)
+        self._reading = Reading(task.roots, stored.plan.options.field or None, stored.plan.options.max_document)
 
     def close(self) -> None:
         """End the process that reads tables."""
@@ -123,22 +123,27 @@ class UnitWriter:
         assert self._tokenizer is not None, "a job of text has a tokenizer"
         dtype = dtype_of(self._tokenizer)
         writers: dict[str, TokenSegmentWriter] = {}
+        bos, eos = self._stored.bos, self._stored.eos
         text_bytes = 0
         for batch in self._batches(works, skipped, advance):
-            ids = self._tokenizer.encode_batch([document.text for _, document in batch])
-            sources, documents = zip(*batch, strict=True)
-            contents = [data_hash(document.data) for document in documents]
-            starts, stops = [document.start for document in documents], [document.stop for document in documents]
-            splits = self._sort(sources, starts, stops, np.array(contents, dtype=np.uint64))
-            for source, document, tokens, split in zip(sources, documents, ids, splits, strict=True):
+            sources = [source for source, _ in batch]
+            starts, stops = [document.start for _, document in batch], [document.stop for _, document in batch]
+            contents = np.array([data_hash(document.data) for _, document in batch], dtype=np.uint64)
+            text_bytes += sum(len(document.data) for _, document in batch)
+            if len(batch[0][1].data) > BATCH_BYTES:
+                edges = [np.array([] if token is None else [token], dtype) for token in (bos, eos)]
+                framed: list[Any] = [chain(edges[:1], self._tokenizer.encode_parts(batch[0][1].data), edges[1:])]
+            else:
+                ids = self._tokenizer.encode_batch([document.text for _, document in batch])
+                framed = [frame(one, bos, eos) for one in ids]
+            batch.clear()  # a huge document would stay in memory while the next is read
+            splits = self._sort(sources, starts, stops, contents)
+            for source, start, stop, split, tokens in zip(sources, starts, stops, splits, framed, strict=True):
                 if split not in writers:
                     writers[split] = stack.enter_context(
                         TokenSegmentWriter(Path(self.task.scratch), dtype=dtype, split=split)
                     )
-                framed = frame(tokens, self._stored.bos, self._stored.eos)
-                identity = document_id(source, document.start)
-                writers[split].add(framed, identity, source, document.start, document.stop)
-                text_bytes += len(document.data)
+                writers[split].add(tokens, document_id(source, start), source, start, stop)
         return writers, text_bytes
 
     def _sort(self, sources: Sequence[str], starts: list[int], stops: list[int], contents: U64) -> list[str]:
@@ -189,13 +194,18 @@ class UnitWriter:
     def _batches(
         self, works: list[Work], skipped: SkippedInput, advance: Advance
     ) -> Iterator[list[tuple[str, RawDocument]]]:
-        """Documents of the unit in order, with their source names, in batches."""
+        """Documents of the unit in order, with their source names, in batches; a larger document is one of its own."""
         batch: list[tuple[str, RawDocument]] = []
         size = 0
         for source, document in self._items(works, skipped, advance):
+            if batch and size + len(document.data) > BATCH_BYTES:
+                yield batch
+                advance(0)
+                batch, size = [], 0
             batch.append((source, document))
             size += len(document.data)
-            if size >= BATCH_CHARACTERS or len(batch) == BATCH_DOCUMENTS:
+            del document  # a huge document would stay in memory while the next is read
+            if size >= BATCH_BYTES or len(batch) == BATCH_DOCUMENTS:
                 yield batch
                 advance(0)
                 batch, size = [], 0
