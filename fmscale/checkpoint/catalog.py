@@ -112,6 +112,13 @@ def load_manifest(backend: Backend, found: CheckpointEntry) -> CheckpointManifes
     check_version(found.body["format_version"], f"checkpoint {found.entry}")
     recorded = found.body["manifest"]
     manifest = decode(backend.get(recorded["key"]), recorded["digest"], recorded["key"])
+    folders = {file.key.rpartition("/")[0] + "/" for file in manifest.files}
+    if foreign := folders.difference(found.body["objects"]):
+        raise CorruptData(
+            f"the manifest {recorded['key']} has files in folders that its log entry does not name",
+            found=min(foreign),
+            remedy=damaged(recorded["key"]),
+        )
     counts = {"files": len(manifest.files), "tensors": len(manifest.tensors)}
     for name, value in {**manifest.head, **counts}.items():
         if name in ("step", "folder", "world_size", *counts) and found.body[name] != value:
