@@ -112,14 +112,17 @@ def load_manifest(backend: Backend, found: CheckpointEntry) -> CheckpointManifes
     check_version(found.body["format_version"], f"checkpoint {found.entry}")
     recorded = found.body["manifest"]
     manifest = decode(backend.get(recorded["key"]), recorded["digest"], recorded["key"])
-    counts = {"files": len(manifest.files), "tensors": len(manifest.tensors)}
-    for name, value in {**manifest.head, **counts}.items():
-        if name in ("step", "folder", "world_size", *counts) and found.body[name] != value:
-            raise CorruptData(
-                f"the manifest {recorded['key']} is not the one of its log entry",
-                found=f"{name} {value}, the entry has {found.body[name]}",
-                remedy=damaged(recorded["key"]),
-            )
+    body, folders = found.body, {file.key.rpartition("/")[0] + "/" for file in manifest.files}
+    here = {**manifest.head, "files": len(manifest.files), "tensors": len(manifest.tensors)}
+    differ = {
+        name: here[name] for name in ("step", "folder", "world_size", "files", "tensors") if here[name] != body[name]
+    }
+    if differ or not folders.issubset(body["objects"]):
+        raise CorruptData(
+            f"the manifest {recorded['key']} is not the one of its log entry",
+            found=differ or sorted(folders),
+            remedy=damaged(recorded["key"]),
+        )
     return manifest
 
 

@@ -148,6 +148,20 @@ def test_what_cannot_be_resumed_is_refused(store: str, tmp_path: Path, resume: s
         choose_resume(config, open_store(store))
 
 
+def test_a_folder_without_an_entry_is_said_when_a_run_begins(
+    store: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from fmscale.train.resume import choose_resume
+
+    folder = "runs/lost/checkpoints/0000000007-00001"
+    backend = open_store(store)
+    backend.put(f"{folder}/manifest.arrow", b"its entry is gone")
+    config = load_config(write_config(tmp_path, store), ("train.run=lost",))
+    for first, lines in ((False, 0), (True, 1)):
+        assert choose_resume(config, backend, first=first).which == "none"
+        assert [message.startswith(folder) for message in caplog.messages] == [True] * lines
+
+
 def train_swapped(rank: int, size: int, path: str, overrides: tuple[str, ...]) -> dict[str, Any]:
     """`train_here` with a `collate` that swaps the first two tokens of each row of the engine's inputs."""
 

@@ -166,7 +166,7 @@ def decode(data: bytes, digest: str, where: str) -> CheckpointManifest:
         digests = [value.hex() if value else "" for value in table.column("digest").to_pylist()]
         manifest = CheckpointManifest(_checked(head), columns, digests)
         check_tiling(manifest)
-    except (pa.ArrowException, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptData(f"{where} is no manifest", found=repr(error), remedy=damaged(where)) from error
     except FormatError:
         raise

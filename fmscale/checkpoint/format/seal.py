@@ -86,22 +86,13 @@ def decode_seal(data: bytes, where: str) -> Seal:
         check_version(fields["format_version"], where)
         tensors = [Tensor(name, state, dtype, tuple(shape)) for name, state, dtype, shape in fields["tensors"]]
         files = tuple(StoredFile(*file) for file in fields["files"])
-        rows = list(zip(*(fields["pieces"][name] for name in _COLUMNS), strict=True))
-        if not all(0 <= row[0] < len(tensors) and 0 <= row[3] < len(files) for row in rows):
-            raise ValueError("a piece of no tensor or no file")
-        return Seal(
-            **{name: fields[name] for name in _PLAIN},
-            files=files,
-            pieces=tuple(
-                StoredPiece(
-                    range=FileRange(tensor=tensors[tensor], start=start, count=count),
-                    file=file,
-                    offset=at,
-                    digest=digest,
-                )
-                for tensor, start, count, file, at, digest in rows
-            ),
-        )
+        pieces = []
+        for tensor, start, count, file, at, digest in zip(*(fields["pieces"][name] for name in _COLUMNS), strict=True):
+            if not (0 <= tensor < len(tensors) and 0 <= file < len(files)):
+                raise ValueError("a piece of no tensor or no file")
+            extent = FileRange(tensor=tensors[tensor], start=start, count=count)
+            pieces.append(StoredPiece(range=extent, file=file, offset=at, digest=digest))
+        return Seal(**{name: fields[name] for name in _PLAIN}, files=files, pieces=tuple(pieces))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptData(f"{where} is no seal", found=data[:80], remedy="Save again.") from error
 

@@ -5,6 +5,7 @@ report its own object as another writer's. `retried` repeats requests instead, a
 earlier attempt may have taken effect.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError
 from obstore.store import MemoryStore
 
-from fmscale.errors import ObjectNotFound, StoreUnavailable
+from fmscale.errors import ObjectNotFound, StoreError, StoreUnavailable
 from fmscale.store.backends.http_errors import NO_CREDENTIALS, Answer, no_credentials, understand
 from fmscale.store.backends.protocol import Backend, ObjectInfo, Requests, scatter
 from fmscale.store.backends.retry import Attempts, RetryPolicy, retried
@@ -25,6 +26,20 @@ T = TypeVar("T")
 PIECE_BYTES = 16 << 20
 """Bytes of a range or an upload part of a larger object: a stall or reset then costs one part, and 10,000 parts
 (S3's limit) make 156 GiB."""
+
+
+_in_use = False
+"""True after a request of this process: obstore's threads run."""
+_orphaned = False
+"""True in a process that was forked while they ran: a fork copies no threads, so requests would wait for ever."""
+
+
+def _after_fork() -> None:
+    global _orphaned
+    _orphaned |= _in_use
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class Client(NamedTuple):
@@ -164,6 +179,15 @@ class ObjectBackend(Backend):
         self.requests.add("put", size)
 
     def _persist(self, attempt: Callable[[Attempts], T], kind: str, key: str, policy: RetryPolicy | None = None) -> T:
+        global _in_use
+        if _orphaned:  # also with a new client, which has the same threads; its sockets would crash the parent
+            raise StoreError(
+                "a store that is no folder cannot be used in a process that was forked from one that uses such a store",
+                found=f"{kind} of {key or 'the root'} in {self.url}, process {os.getpid()}",
+                remedy="Start it by multiprocessing's `spawn` or `forkserver`, or fork before the first request.",
+            )
+        _in_use = True
+
         def answer_of(error: Exception) -> Answer:
             answer = understand(error, key, self.url)
             if answer.summary == NO_CREDENTIALS and not self._contacted:

@@ -227,10 +227,24 @@ def _decode(data: bytes, where: str) -> tuple[dict[str, Any], pa.RecordBatch]:
     stream, digest = data[:-DIGEST_DIGITS], data[-DIGEST_DIGITS:]
     if metadata_digest(stream).encode() != digest:
         raise _damaged(where, "its bytes do not match the digest at its end")
-    reader = pa.ipc.open_stream(stream)
-    header: dict[str, Any] = json.loads(reader.schema.metadata[HEADER_KEY])
-    check_version(header, where, FORMAT_VERSION)
-    return header, reader.read_next_batch()
+    try:
+        reader = pa.ipc.open_stream(stream)
+        header: dict[str, Any] = json.loads(reader.schema.metadata[HEADER_KEY])
+        check_version(header, where, FORMAT_VERSION)
+        index = reader.read_next_batch()
+        index.validate(full=True)
+        if value_bytes(np.dtype(header["dtype"]), header["shape"]) < 1 or header["chunk_values"] < 1:
+            raise ValueError(f"chunks of {header['chunk_values']} values of {header['dtype']} {header['shape']}")
+        missing = {"least", "most", "digest", "note"} - set(index.schema.names)
+        if missing or not {"name", "maker", "manifest"} <= header.keys():
+            raise ValueError(f"without {sorted(missing) or 'a name, maker or manifest'}")
+        counts = index.column("records").to_numpy().astype(np.int64)
+        chunks = np.diff(index.column("crc32c").offsets.to_numpy())
+        if (counts < 0).any() or (chunks != -(-counts // header["chunk_values"])).any():
+            raise ValueError(f"{chunks.tolist()[:4]} chunks for {counts.tolist()[:4]} values")
+    except (pa.ArrowException, OSError, StopIteration, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(where, repr(error)) from error
+    return header, index
 
 
 def _damaged(key: str, found: str) -> CorruptData:

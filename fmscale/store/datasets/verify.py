@@ -90,6 +90,7 @@ def verify_dataset(
                     what = f"damaged: the commit records {totals.bytes} bytes, and its seals {sum(sizes)}"
                     problems.append(ObjectProblem(commit=commit.number, key=key, what=what))
             for column in _columns(dataset, commit, problems):
+                _check_column(commit, column, problems)
                 parts = (column.expected(segment) for segment in range(column.index.num_rows))
                 tasks = (partial(check_object, backend, part, commit.number, advance) for part in parts)
                 for result in _run(readers, tasks):
@@ -118,6 +119,15 @@ def _columns(dataset: Dataset, commit: Commit, problems: list[ObjectProblem]) ->
                 continue
             if column is not None:
                 yield column
+
+
+def _check_column(commit: Commit, column: Column, problems: list[ObjectProblem]) -> None:
+    """Compare the sizes of a column with those of the split to which it belongs."""
+    manifest = column.header["manifest"]
+    (totals,) = [commit.totals[s] for s, m in commit.body["manifests"].items() if m["digest"] == manifest][:1]
+    if (column.index.num_rows, column.records) != (totals.segments, totals.documents):
+        what = f"damaged: {column.records} values of {column.index.num_rows} segments, the commit has {totals}"
+        problems.append(ObjectProblem(commit=commit.number, key=f"{column.key}/{INDEX}", what=what))
 
 
 def _run(pool: ThreadPoolExecutor, tasks: Iterator[Callable[[], list[ObjectProblem]]]) -> Iterator[list[ObjectProblem]]:

@@ -11,16 +11,8 @@ from fmscale.store.digest import canonical_json, metadata_digest
 FORMAT_VERSION = 2
 """Version of new entries; entries of version 1 do not name their log."""
 
-TYPES: dict[str, type | tuple[type, ...]] = {
-    "kind": str,
-    "uuid": str,
-    "time": (int, float),
-    "body": dict,
-    "writer": str,
-    "previous": str,
-    "epoch": int,
-}
-"""Stored fields of every version besides `number`, with the types that Python reads."""
+TEXTS = ("kind", "uuid", "writer", "previous")
+"""Stored fields of every version that are text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +73,15 @@ def decode(data: bytes, key: str, number: int, kinds: frozenset[str]) -> LogEntr
         digest = fields.pop("digest")
         version = fields["format_version"]
         intact = digest == metadata_digest(canonical_json(fields)) and fields["number"] == number
-        intact &= isinstance(version, int) and isinstance(fields["kind"], str)
+        intact &= type(version) is int and (version > FORMAT_VERSION or _typed(fields))
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         intact = False
     if not intact:
-        raise _damaged(key, data[:80])
+        raise CorruptData(
+            f"log entry {key} is damaged",
+            found=data[:80],
+            remedy="Restore this object from a copy of the store; without it later entries have no base.",
+        )
     if version > FORMAT_VERSION:
         raise FormatError(
             f"log entry {key} was written by a newer fmscale",
@@ -98,17 +94,21 @@ def decode(data: bytes, key: str, number: int, kinds: frozenset[str]) -> LogEntr
             found=fields["kind"],
             remedy=f"Upgrade fmscale, or check the path: kinds known here are {', '.join(sorted(kinds))}.",
         )
-    wrong = [name for name, kind in TYPES.items() if not isinstance(fields.get(name), kind)]
-    if wrong or fields["epoch"] < 0:
-        raise _damaged(key, {name: fields.get(name) for name in wrong or ["epoch"]})
     log = key.rpartition("/log/")[0]
     if version > 1 and fields.get("log") != log:
         raise CorruptData(
             f"log entry {key} belongs to another log", found=fields.get("log"), remedy="Restore this log from a copy."
         )
-    fields["lease"] = fields.pop("epoch")
-    names = ("lease", *(name for name in TYPES if name != "epoch"))
-    return LogEntry(log=log, number=number, digest=digest, **{name: fields[name] for name in names})
+    names = (*TEXTS, "time", "body")
+    return LogEntry(
+        log=log, number=number, lease=fields["epoch"], digest=digest, **{name: fields[name] for name in names}
+    )
+
+
+def _typed(fields: dict[str, Any]) -> bool:
+    texts = all(isinstance(fields[name], str) for name in TEXTS)
+    lease, time, body = fields["epoch"], fields["time"], fields["body"]
+    return texts and type(lease) is int and lease >= 0 and isinstance(time, int | float) and isinstance(body, dict)
 
 
 def check_inside(entry: LogEntry, names: Iterable[str], folder: str = "") -> None:
@@ -123,11 +123,3 @@ def check_inside(entry: LogEntry, names: Iterable[str], folder: str = "") -> Non
             found=foreign[0],
             remedy="It belongs to another log: restore this log from a copy.",
         )
-
-
-def _damaged(key: str, found: object) -> CorruptData:
-    return CorruptData(
-        f"log entry {key} is damaged",
-        found=found,
-        remedy="Restore this object from a copy of the store; without it later entries have no base.",
-    )

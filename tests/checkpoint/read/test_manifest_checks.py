@@ -1,6 +1,7 @@
 """A manifest, a seal or a log entry with wrong content under right digests: refused or named, never believed."""
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,7 @@ CHANGES = {
     "the file -1": put("file", 0, -1),
     "a file of -1 bytes": head("files", 0, 1, -1),
     "a file of a fraction": head("files", 0, 1, 10_000.5),
+    "a file of another run": head("files", 0, 0, "runs/other/checkpoints/0000000002-00001/rank-00000-000.safetensors"),
     "a file without a name": head("files", 0, 0, None),
     "an unknown type": head("tensors", 0, 2, "float31"),
     "a type that is a list": head("tensors", 0, 2, []),
@@ -161,6 +163,20 @@ def test_foreign_bytes_under_a_right_digest(store: Backend) -> None:
     for data in contents:
         with pytest.raises(CorruptData, match="x is no manifest"):
             decode(data, metadata_digest(data), "x")
+
+
+def test_random_bytes_under_a_right_digest(store: Backend) -> None:
+    chance, whole = random.Random(0), encode(manifest_of(store))
+    refused = 0
+    for _ in range(300):
+        data = bytearray(whole)
+        for _ in range(chance.randint(1, 4)):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+        try:
+            decode(bytes(data), metadata_digest(bytes(data)), "x")
+        except CorruptData:
+            refused += 1
+    assert 100 < refused < 300, "a name may have other letters"
 
 
 def test_two_places_exchanged_contradict_the_seals(store: Backend) -> None:

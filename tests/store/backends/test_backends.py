@@ -1,5 +1,7 @@
 """The contract of `Backend`, the same on a directory, in memory and on a real S3 server."""
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -287,3 +289,41 @@ def test_many_threads_on_one_backend(store: Backend) -> None:
         list(pool.map(work, range(12)))
     assert {one.key: one.bytes for one in store.list_objects()} == {k: len(v) for k, v in data.items()}
     assert store.requests.count["put"] == 48
+
+
+FORKED = """
+import os, sys
+from fmscale.errors import StoreError
+from fmscale.store.open import open_store
+
+def in_child(use):
+    sys.stdout.flush()
+    if not (child := os.fork()):
+        try:
+            print(use(), flush=True)
+        except StoreError as error:
+            print(error, flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+
+url = sys.argv[1]
+opened = open_store(url)
+in_child(lambda: opened.put("x", b"first"))
+print(opened.get("x"))
+in_child(lambda: opened.get("x"))
+in_child(lambda: open_store(url).list_names())
+opened.put("x", b"second")
+print(opened.get("x"))
+"""
+
+
+def test_a_forked_child_is_refused_by_name_and_harms_nobody(s3_url: str) -> None:
+    """Without the refusal the child waits for ever, and its sockets end the parent by a segmentation fault."""
+    done = subprocess.run([sys.executable, "-c", FORKED, s3_url], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    none, first, old, new, second = done.stdout.splitlines()
+    assert (none, first, second) == ("None", "b'first'", "b'second'")
+    for line, request in ((old, "get of x"), (new, "list of the root")):
+        assert line.startswith("a store that is no folder cannot be used in a process that was forked")
+        assert request in line
+        assert "forkserver" in line

@@ -1,5 +1,6 @@
 """Derived columns: values by position, complete or invisible, verified, and gone with their commit."""
 
+import json
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -21,7 +22,7 @@ from fmscale.store.datasets.dataset import Dataset, open_dataset
 from fmscale.store.datasets.manifest import Manifest
 from fmscale.store.datasets.manifest_writer import encode_manifest
 from fmscale.store.datasets.verify import size_of, verify_dataset
-from fmscale.store.digest import metadata_digest
+from fmscale.store.digest import canonical_json, metadata_digest
 from fmscale.store.log.retirement import collect_garbage, retire
 from fmscale.store.open import open_store
 from fmscale.store.segments.seal import SealInfo
@@ -285,6 +286,40 @@ def test_a_column_in_another_place_or_of_a_later_version_is_refused(
         make(dataset, numbers(), other)
     with pytest.raises(DataError, match="cannot have this name"):
         column_key("d", metadata_digest(b"m"), "a/b", "maker")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"chunk_values": 0},
+        {"chunk_values": 7},
+        {"chunk_values": "1"},
+        {"dtype": "none"},
+        {"shape": [0]},
+        {"maker": None},
+    ],
+)
+def test_a_last_object_that_no_job_writes(memory_store: Backend, change: dict[str, Any]) -> None:
+    """Wrong content under a right digest."""
+    dataset = commit(memory_store)
+    make(dataset, numbers())
+    key = f"{folder(dataset)}/{INDEX}"
+    table = pa.ipc.open_stream(memory_store.get(key)[: -columns.DIGEST_DIGITS]).read_all()
+    header = {**json.loads(table.schema.metadata[columns.HEADER_KEY]), **change}
+    for changed in (
+        table.replace_schema_metadata({columns.HEADER_KEY: canonical_json({k: v for k, v in header.items() if v})}),
+        table.drop_columns(["records"]),
+        table.slice(0, 2),
+    ):
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, changed.schema) as writer:
+            writer.write_table(changed)
+        stream = bytes(sink.getvalue())
+        memory_store.put(key, stream + metadata_digest(stream).encode())
+        if changed.num_rows == table.num_rows:
+            with pytest.raises(CorruptData, match="is damaged"):
+                open_column(memory_store, folder(dataset))
+        assert {problem.key for problem in verify_dataset(memory_store, dataset)} == {key}
 
 
 def test_a_part_of_another_size_is_refused(memory_store: Backend) -> None:

@@ -199,7 +199,7 @@ def rewrite(store: Backend, number: int, **changes: object) -> None:
 
 def test_a_newer_format_is_refused(local_store: Backend) -> None:
     filled(local_store, 2)
-    rewrite(local_store, 1, format_version=FORMAT_VERSION + 1)
+    rewrite(local_store, 1, format_version=FORMAT_VERSION + 1, body="of another form")
     log = Log(local_store, "datasets/a", RUN_KINDS)
     with pytest.raises(FormatError, match=rf"newer fmscale.*format_version {FORMAT_VERSION + 1}.*Upgrade"):
         numbers(log)
