@@ -11,6 +11,7 @@ import typer
 from fmscale.cli.address import CheckpointArgument
 from fmscale.cli.output import JsonOption, example, print_json, say
 from fmscale.errors import ConfigError
+from fmscale.text import printable_lines
 
 if TYPE_CHECKING:
     from fmscale.infer.load import TrainedModel
@@ -128,7 +129,7 @@ class _Printer:
 
     def _write(self, text: str) -> None:
         if self._show and text:
-            sys.stdout.write(text)
+            sys.stdout.write(printable_lines(text) if sys.stdout.isatty() else text)
             sys.stdout.flush()
 
 
