@@ -83,9 +83,17 @@ def printable(text: str) -> str:
     """
     if text.isprintable():
         return text
-    return "".join(
-        c if c.isprintable() or unicodedata.category(c) == "Zs" else c.encode("unicode_escape").decode() for c in text
-    )
+    return "".join(c if _harmless(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def printable_lines(text: str) -> str:
+    """`text` with its line breaks and tabs, and other control characters as escapes."""
+    return "".join(part if part in "\n\t" else printable(part) for part in re.split(r"([\n\t])", text))
+
+
+def _harmless(c: str) -> bool:
+    # Joiners (200C, 200D) are letters' forms in Persian and Hindi, and parts of emoji.
+    return c.isprintable() or c in "\u200c\u200d" or unicodedata.category(c) == "Zs"
 
 
 def clean(text: str) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fmscale.text import scrub
+from fmscale.text import printable, printable_lines, scrub
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,12 @@ def test_credentials_are_taken_out(text: str, secret: str) -> None:
 )
 def test_the_rest_is_left_alone(text: str) -> None:
     assert scrub(text, {"HF_TOKEN_DIR": "/tmp", "A_TOKEN": "key", "PATH": "123456789012345678901234"}) == text
+
+
+def test_letters_of_every_script_stay_and_what_steers_a_terminal_is_escaped() -> None:
+    kept = "naïve 文書\u3000क\u094d\u200dष می\u200cخواهم 👩\u200d🔬 \u00a0x"
+    assert printable(kept) == kept
+    assert (
+        printable("a\x1b[2Jb\r\u202ec\x9bd\u2028e\udcc3\x7f\ufeff") == r"a\x1b[2Jb\r\u202ec\x9bd\u2028e\udcc3\x7f\ufeff"
+    )
+    assert printable_lines("a\tb\n\x1b[2J") == "a\tb\n\\x1b[2J"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fmscale.cli.address import CheckpointArgument, find_dataset
-from fmscale.cli.generate import Device, Precision
+from fmscale.cli.generate import Device, Precision, Threads
 from fmscale.cli.output import JsonOption, example, print_json, progress, record, table
 from fmscale.errors import DataError
 
@@ -40,6 +40,7 @@ def evaluate(
     per_document: Annotated[bool, typer.Option("--per-document", help="Also each document.")] = False,
     device: Device = "auto",
     precision: Precision = None,
+    threads: Threads = None,
     json: JsonOption = False,
 ) -> None:
     """Evaluate a run's model: bits per byte, loss and perplexity of held-out documents.
@@ -81,6 +82,7 @@ def evaluate(
             watch(corpus),
             window=longest if window is None else window,
             overlap=overlap,
+            threads=threads,
             progress=bar.advance,
         )
     total = result.total

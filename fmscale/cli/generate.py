@@ -11,12 +11,15 @@ import typer
 from fmscale.cli.address import CheckpointArgument
 from fmscale.cli.output import JsonOption, example, print_json, say
 from fmscale.errors import ConfigError
+from fmscale.text import printable_lines
 
 if TYPE_CHECKING:
     from fmscale.infer.load import TrainedModel
 
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda; auto takes a GPU where there is one.")]
 Precision = Annotated[str | None, typer.Option(help="fp32 or bf16; fp32 on a CPU, bf16 on a GPU by default.")]
+
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; by default as many as the work keeps busy.")]
 
 app = typer.Typer()
 
@@ -41,6 +44,7 @@ def generate(
     samples: Annotated[int, typer.Option(help="Completions of each prompt.")] = 1,
     device: Device = "auto",
     precision: Precision = None,
+    threads: Threads = None,
     json: JsonOption = False,
 ) -> None:
     """Go on from prompts with a run's model.
@@ -72,6 +76,7 @@ def generate(
         sampling=sampling,
         eos=trained.eos,
         vocabulary=trained.tokenizer.vocab_size,
+        threads=threads,
         on_token=printer.add,
     )
     seconds = time.monotonic() - began
@@ -124,7 +129,7 @@ class _Printer:
 
     def _write(self, text: str) -> None:
         if self._show and text:
-            sys.stdout.write(text)
+            sys.stdout.write(printable_lines(text) if sys.stdout.isatty() else text)
             sys.stdout.flush()
 
 

@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 
 from fmscale.cli.output import example, print_error
 from fmscale.errors import FmscaleError
-from fmscale.text import clean, printable, scrub
+from fmscale.text import clean, printable_lines, scrub
 
 VERBS = (
     *("ingest", "plan", "train", "generate", "evaluate", "compare", "doctor", "bench", "quickstart", "launch"),
@@ -89,15 +89,11 @@ class _PlainFormatter(logging.Formatter):
         return clean(record.getMessage())
 
     def formatException(self, ei: Any) -> str:  # noqa: N802
-        return _lines(super().formatException(ei))
+        return printable_lines(scrub(super().formatException(ei)))
 
 
 def _print_traceback(*error: Any) -> None:
-    print(_lines("".join(traceback.format_exception(*error))), file=sys.stderr)
-
-
-def _lines(text: str) -> str:
-    return "\n".join(map(printable, scrub(text).splitlines()))
+    print(printable_lines(scrub("".join(traceback.format_exception(*error)))), end="", file=sys.stderr)
 
 
 def _open_streams() -> None:

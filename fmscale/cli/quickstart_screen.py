@@ -19,7 +19,7 @@ from rich.text import Text
 from fmscale.quickstart.acts import ACTS
 from fmscale.quickstart.results import Report, bits, claims, verdict
 from fmscale.quickstart.state import Screen
-from fmscale.text import clean
+from fmscale.text import clean, printable_lines
 
 TITLES = {
     "ingest": "1 ingest",
@@ -112,7 +112,7 @@ def show_report(report: Report, folder: Path) -> None:
     parts += [_completion(completion) for completion in report["completions"]]
     title = f"[bold]fmscale quickstart[/] in {report['wall_seconds']:.0f} s"
     console.print(Panel(Group(*parts), title=title, width=width, padding=(1, 2)))
-    shown = _short(str(folder))
+    shown = escape(clean(_short(str(folder))))
     address = f"{_short(report['store'])}#{report['run']}"
     console.print(f"  Look at [bold]{shown}/report.html[/]; all numbers are in {shown}/report.json.", highlight=False)
     console.print("  Next, by hand:", style="dim")
@@ -181,9 +181,9 @@ def _small(title: str, values: dict[str, Any]) -> Table:
 
 def _completion(completion: dict[str, Any]) -> Group:
     """The end of the prompt, dim, and the first lines of the model's text."""
-    text = Text("\n".join(completion["prompt"].splitlines()[-3:]) + "\n", style="dim")
-    text.append("\n".join(completion["text"].splitlines()[:6]), style="cyan")
-    return Group(Text(completion["name"], style="bold"), text, Text())
+    text = Text(printable_lines("\n".join(completion["prompt"].splitlines()[-3:])) + "\n", style="dim")
+    text.append(printable_lines("\n".join(completion["text"].splitlines()[:6])), style="cyan")
+    return Group(Text(clean(completion["name"]), style="bold"), text, Text())
 
 
 def _mean(values: list[float]) -> float:

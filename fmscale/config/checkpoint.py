@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from fmscale.config.checks import InvalidField, at_least
+from fmscale.config.checks import InvalidField, at_least, at_most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,7 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         at_least(self, 1, "every", "keep_every", "complete_every")
         at_least(self, 1.0, "every_seconds", "seal_seconds")
+        at_most(self, 1e9, "every_seconds", "seal_seconds", "grace_seconds")
         at_least(self, 1, "keep_last", hint="The last checkpoint is what a resume needs.")
         at_least(self, 0.0, "grace_seconds")
         at_least(self, 0, "retries")

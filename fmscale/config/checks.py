@@ -48,6 +48,14 @@ def at_least(section: object, least: float, *names: str, hint: str = "") -> None
             raise InvalidField(name, f"must be at least {least:_}", found=value, remedy=remedy)
 
 
+def at_most(section: object, most: float, *names: str) -> None:
+    """Refuse a number above `most` in one of the fields; None passes."""
+    for name in names:
+        value = getattr(section, name)
+        if value is not None and value > most:
+            raise InvalidField(name, f"must be at most {most:_}", found=value, remedy=f"Give {most:_} or less.")
+
+
 def above_zero(section: object, *names: str, remedy: str = "Give a number above 0.") -> None:
     """Refuse 0 or a number below 0 in one of the fields; None passes."""
     for name in names:

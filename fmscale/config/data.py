@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from fmscale.config.checks import above_zero, at_least, not_empty
+from fmscale.config.checks import above_zero, at_least, at_most, not_empty
 from fmscale.config.kinds import Own
 from fmscale.config.spec import TextSpec
 
@@ -65,5 +65,6 @@ class DataConfig:
     def __post_init__(self) -> None:
         not_empty("sources", self.sources, "Add `- dataset: NAME`.")
         at_least(self, 1, "sequence_length", "window")
+        at_most(self, 2**32, "sequence_length", "window")
         at_least(self, 2**20, "memory_bytes", hint="One unit alone takes up to 1 MiB.")
         at_least(self, 2**20, "cache_bytes", hint="Give cache_dir: null to go without a cache.")

@@ -59,7 +59,11 @@ class MlflowConfig:
     """Name that is shown; null takes `train.run`."""
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.tracking_uri or "")
+        try:
+            parts = urlsplit(self.tracking_uri or "")
+        except ValueError as error:
+            remedy = "Write a folder, or http://HOST:PORT."
+            raise InvalidField("tracking_uri", f"is no URL: {error}", found=self.tracking_uri, remedy=remedy) from error
         if parts.password:
             remedy = "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_URI."
             raise InvalidField("tracking_uri", "has a password", found=parts.hostname, remedy=remedy)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from fmscale.config.checks import InvalidField, above_zero, at_least, not_empty
+from fmscale.config.checks import InvalidField, above_zero, at_least, at_most, not_empty
 from fmscale.config.kinds import Own
 from fmscale.config.spec import TextSpec
 
@@ -64,6 +64,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         at_least(self, 1, "steps", "tokens", "log_every", "nonfinite_limit", "threads")
         above_zero(self, "seconds", remedy="Give a number above 0, or null for no limit.")
+        at_most(self, 1024, "threads")
         above_zero(self, "comm_seconds")
         if self.steps is not None and self.tokens is not None:
             given, remedy = (self.steps, self.tokens), "Give one of them."

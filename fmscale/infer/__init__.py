@@ -3,6 +3,7 @@
 - `load.py`         a checkpoint as a model with its tokenizer
 - `sampling.py`     the choice of the next token
 - `generate.py`     continuations of prompts, from a key-value cache
+- `threads.py`      CPU threads by the work of a forward
 - `stream.py`       text from tokens, whole characters at a time
 - `heldout.py`      documents of a split, or files, as tokens
 - `evaluate.py`     bits per byte, loss and perplexity of documents

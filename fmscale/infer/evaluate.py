@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fmscale.errors import ConfigError
+from fmscale.infer.threads import cpu_threads
 from fmscale.models import Decoder
 
 BATCH_TOKENS = 16384
@@ -108,6 +109,7 @@ def evaluate(
     window: int | None = None,
     overlap: int | None = None,
     batch_tokens: int = BATCH_TOKENS,
+    threads: int | None = None,
     progress: Callable[[int], None] = lambda size: None,
 ) -> Evaluation:
     """The score of each document.
@@ -120,6 +122,7 @@ def evaluate(
         overlap: tokens that a window shares with the window before; they are context and do not count again. None
             takes half a window. A larger overlap gives every token more context and costs more time.
         batch_tokens: most tokens of one forward.
+        threads: CPU threads; None takes as many as a forward keeps busy.
         progress: called with the bytes of each document that was read.
 
     Raises ConfigError for an impossible window or overlap, or for tokens beyond the vocabulary.
@@ -148,12 +151,12 @@ def evaluate(
             nats.append(math.log(model.vocab_size) if predicted and not document.bos else 0.0)
             for part in _windows(number, document.tokens, window, overlap):
                 if batch and sum(other.inputs for other in batch) + part.inputs > batch_tokens:
-                    _score(model, batch, nats)
+                    _score(model, batch, nats, threads)
                     batch = []
                 batch.append(part)
             progress(len(document.text))
         if batch:
-            _score(model, batch, nats)
+            _score(model, batch, nats, threads)
     finally:
         model.train(training)
     scored = [replace(score, nats=cost) for score, cost in zip(scores, nats, strict=True)]
@@ -169,15 +172,16 @@ def _windows(number: int, tokens: np.ndarray, window: int, overlap: int) -> Iter
         scored, start = stop, stop - overlap
 
 
-def _score(model: Decoder, batch: Sequence[_Window], nats: list[float]) -> None:
+def _score(model: Decoder, batch: Sequence[_Window], nats: list[float], threads: int | None) -> None:
     """Add the cost of each window's tokens to its document in `nats`."""
     device = model.output.weight.device
     lengths = torch.tensor([part.inputs for part in batch])
     cu_seqlens = torch.cat((torch.zeros(1, dtype=torch.int64), lengths.cumsum(0))).to(torch.int32)
     inputs = _joined([part.tokens[:-1] for part in batch], device)
     labels = _joined([part.tokens[1:] for part in batch], device)
-    hidden = model(inputs, cu_seqlens=cu_seqlens.to(device))
-    _, _, losses = model.head(hidden, labels=labels)
+    with cpu_threads(model, int(lengths.sum()), threads):
+        hidden = model(inputs, cu_seqlens=cu_seqlens.to(device))
+        _, _, losses = model.head(hidden, labels=labels)
     for part, costs in zip(batch, losses[0].double().cpu().split(lengths.tolist()), strict=True):
         nats[part.document] += float(costs[len(costs) - part.scored :].sum())
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fmscale.errors import ConfigError
 from fmscale.infer.sampling import Sampling, choose
+from fmscale.infer.threads import cpu_threads
 from fmscale.models import Decoder
 from fmscale.models.cache import KVCache
 
@@ -40,6 +41,7 @@ def generate(
     eos: int | None = None,
     vocabulary: int | None = None,
     batch: int = BATCH,
+    threads: int | None = None,
     on_token: OnToken = lambda number, token: None,
 ) -> list[Completion]:
     """The model's continuation of each prompt, in at most `max_tokens` tokens.
@@ -52,6 +54,7 @@ def generate(
         eos: token that ends a sequence; None lets all sequences run to `max_tokens`.
         vocabulary: only ids below this are chosen: a model may have more rows than its tokenizer has ids.
         batch: sequences that grow together; it changes the memory, never the results.
+        threads: CPU threads; None takes as many as the work keeps busy.
         on_token: called with every token as it comes, except `eos`, and at the end of each sequence.
 
     Raises ConfigError for a prompt that is empty, has ids beyond the vocabulary, or with `max_tokens` is longer
@@ -65,7 +68,8 @@ def generate(
     try:
         for first in range(0, len(prompts), batch):
             part = range(first, min(first + batch, len(prompts)))
-            _grow(model, prompts, part, max_tokens, sampling, eos, vocabulary, completions, on_token)
+            with cpu_threads(model, len(part), threads):
+                _grow(model, prompts, part, max_tokens, sampling, eos, vocabulary, threads, completions, on_token)
     finally:
         model.train(training)
     return completions
@@ -79,6 +83,7 @@ def _grow(
     sampling: Sampling,
     eos: int | None,
     vocabulary: int | None,
+    threads: int | None,
     completions: list[Completion],
     on_token: OnToken,
 ) -> None:
@@ -88,7 +93,8 @@ def _grow(
     cache = KVCache(model.config, len(part), longest + max_tokens - 1, dtype=weight.dtype, device=weight.device)
     alive = list(part)
     generators = dict(zip(part, sampling.generators(part.start, len(part)), strict=True))
-    hidden_BD = _read(model, [prompts[i] for i in part], cache)
+    with cpu_threads(model, sum(len(prompts[i]) for i in part), threads):
+        hidden_BD = _read(model, [prompts[i] for i in part], cache)
     for length in range(1, max_tokens + 1):
         logits_BV = model.head(hidden_BD)[:, :vocabulary]
         chosen_B = choose(logits_BV, sampling, [generators[i] for i in alive])

@@ -170,7 +170,7 @@ def open_hf_folder(path: Path) -> HfFolder:
         raise ConfigError("Not a model in Hugging Face's format", found=str(path), remedy=remedy)
     try:
         config = from_hf_config(json.loads((path / "config.json").read_bytes()))
-    except (ValueError, InvalidField) as error:
+    except (ValueError, InvalidField, RecursionError) as error:
         raise ConfigError(
             "The config of the model cannot be used", found=f"{path}/config.json: {error}", remedy="Download it again."
         ) from error

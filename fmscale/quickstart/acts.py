@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fmscale.config.derived import num_parameters
 from fmscale.data.ingest import ingest
 from fmscale.infer import Document
@@ -38,10 +36,6 @@ def run_quickstart(settings: QuickstartSettings, screen: Screen) -> Report:
     corpus = _ingest(state)
     steps, warnings = _train(state)
     unbroken = _train_unbroken(state, steps)
-    if settings.device == "cpu":
-        # Threads of a small model wait for one another more than they compute. With other processes on the cores
-        # several threads took 40 times longer (80 tokens: 49 s instead of 1 s).
-        torch.set_num_threads(1)
     trained = open_trained(f"{settings.store}#{settings.run}", device=settings.device)
     measured = _measured(state, trained, heldout(trained))
     results = {**measured, "steps": steps, "warnings": warnings, "corpus": corpus}

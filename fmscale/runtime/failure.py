@@ -127,7 +127,7 @@ def first_failure(directory: Path) -> dict[str, Any] | None:
         report = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         remedy = "Delete it; the ranks' own output has what happened."
         raise FormatError(f"{path} is not a failure report", found=str(error), remedy=remedy) from error
     version = report.get("format_version") if isinstance(report, dict) else None

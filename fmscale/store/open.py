@@ -16,7 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
 from fmscale.errors import ConfigError
 from fmscale.store.backends.local import LocalBackend
@@ -103,9 +103,9 @@ def parse_url(url: str) -> Location:
     """Parse a store URL. Raises ConfigError, whose text never shows a possible credential."""
     if "://" not in url:
         return _location("file", str(Path(url).expanduser().absolute()), "", {}, Path(url).absolute().as_uri())
-    parts = urlsplit(url)
+    parts = _split(url)
     scheme = {"s3a": "s3", "gcs": "gs", "abfs": "az", "azure": "az"}.get(parts.scheme, parts.scheme)
-    if not {"@", ":"}.isdisjoint(parts.netloc) and scheme in ("s3", "gs", "az"):
+    if ("@" in parts.netloc or (":" in parts.netloc and "@" in url)) and scheme in ("s3", "gs", "az"):
         raise ConfigError(
             "a store URL must not contain credentials",
             found=scrub(url),
@@ -128,6 +128,13 @@ def parse_url(url: str) -> Location:
     shown = f"{scheme}://{parts.netloc}" + (f"/{prefix}" if prefix else "")
     query = urlencode({k: v for k, v in options.items() if k in ("endpoint", "region")}, safe=":/")
     return _location(scheme, parts.netloc, prefix, options, shown + (f"?{query}" if query else ""))
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError as error:
+        raise ConfigError(f"not a URL: {error}", found=url, remedy="Write SCHEME://HOST/PATH.") from error
 
 
 def _location(scheme: str, bucket: str, prefix: str, options: dict[str, str], shown: str) -> Location:
@@ -190,7 +197,7 @@ def _s3(place: Location, limits: "ClientConfig", retry: "RetryConfig") -> "S3Sto
     options: dict[str, Any] = {"virtual_hosted_style_request": False} if "endpoint" in place.options else {}
     endpoint = place.options.get("endpoint")
     if endpoint:
-        if urlsplit(endpoint).scheme not in ("http", "https") or not urlsplit(endpoint).hostname:
+        if _split(endpoint).scheme not in ("http", "https") or not _split(endpoint).hostname:
             raise ConfigError(
                 "the endpoint is not a URL", found=scrub(endpoint), remedy="Write http://HOST:PORT or https://HOST."
             )

@@ -116,6 +116,12 @@ def memory_at_its_place(config: Config) -> Iterator[None]:
     """Name the place of `data.memory_bytes` in the loader's error about too little memory."""
     try:
         yield
+    except MemoryError as error:
+        raise ConfigError(
+            f"{config.place('data.memory_bytes')} is more than this machine can give",
+            found=config.data.memory_bytes,
+            remedy="Take less.",
+        ) from error
     except LittleMemory as error:
         raise ConfigError(
             f"{config.place('data.memory_bytes')} is too little: {error.cause}",

@@ -25,7 +25,7 @@ from fmscale.store.digest import canonical_json, data_digest, metadata_digest
 from fmscale.store.open import open_store
 from fmscale.text import scrub
 from fmscale.train.engine.protocol import Engine
-from fmscale.train.model_changes import SHAPES, model_changes
+from fmscale.train.model_changes import SHAPES, section_changes
 from fmscale.train.resume import require_checkpoint
 from fmscale.train.session import Session
 
@@ -106,7 +106,7 @@ def _compare(model: object, vocab_size: int | None, source: ModelConfig, shown: 
     """
     if not isinstance(model, ModelConfig):
         return ""
-    changes = model_changes(replace(model, vocab_size=vocab_size), source)
+    changes = section_changes(replace(model, vocab_size=vocab_size), source)
     shapes = {key: there for key, (there, _) in changes.items() if key in SHAPES}
     if shapes:
         raise ConfigError(

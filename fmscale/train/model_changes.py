@@ -18,11 +18,11 @@ ROPE = ("rope_theta", "rope_scaling")
 """Keys that a fork may change, as training on longer rows does."""
 
 
-def model_changes(model: object, source: object) -> dict[str, tuple[Any, Any]]:
-    """{key: (value of `source`, value of `model`)} of the keys that differ and change the function. `source` is a
+def section_changes(section: object, source: object) -> dict[str, tuple[Any, Any]]:
+    """{key: (value of `source`, value of `section`)} of the keys that differ and change the function. `source` is a
     section or its recorded tree; a key that only one of the two has is no difference.
     """
-    ours, theirs = clean_tree(_tree(model)), clean_tree(_tree(source))  # a record has no credentials
+    ours, theirs = clean_tree(_tree(section)), clean_tree(_tree(source))  # a record has no credentials
     if ours["kind"] != theirs["kind"]:
         return {"kind": (theirs["kind"], ours["kind"])}
     common = [key for key in ours if key in theirs and key not in FREE]
@@ -38,7 +38,7 @@ def refuse_model_changes(config: Config, meta: Mapping[str, Any], where: str, *,
         return ""
     if recorded.get("kind", ModelConfig.kind) == ModelConfig.kind:
         recorded = section(meta, "model", ModelConfig)
-    changes = model_changes(config.model, recorded)
+    changes = section_changes(config.model, recorded)
     changes.pop("vocab_size", None)  # null means the tokenizer's; the tensors' shapes say the rest
     own = not isinstance(config.model, ModelConfig) and "kind" not in changes
     allowed = fork and (own or changes.keys() <= set(ROPE))

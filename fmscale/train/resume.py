@@ -11,13 +11,13 @@ from fmscale.checkpoint.persist.retention import mark_verified
 from fmscale.checkpoint.read.meta import next_sample
 from fmscale.checkpoint.read.restore import RestoreResult
 from fmscale.checkpoint.read.restore import restore as read_checkpoint
-from fmscale.config import BatchShape, Config
+from fmscale.config import BatchShape, Config, NextTokenConfig
 from fmscale.data.sample_loader import SampleLoader
 from fmscale.errors import ConfigError, StoreError
 from fmscale.store.backends.protocol import Backend
 from fmscale.train.engine.protocol import Engine
 from fmscale.train.length import RunLength, run_length
-from fmscale.train.model_changes import refuse_model_changes
+from fmscale.train.model_changes import refuse_model_changes, section_changes
 from fmscale.train.saving import Saving
 from fmscale.train.session import Session
 
@@ -135,7 +135,7 @@ def restore(
 
 def compare_recorded(config: Config, resume: Resume, meta: Mapping[str, Any], tokenizer: str | None) -> str:
     """Raise ConfigError if the checkpoint's meta records another tokenizer or another function of the weights. Returns
-    a warning of the keys that a fork changes.
+    a warning of the keys that a fork changes, and of another objective.
     """
     if meta["tokenizer"] != tokenizer:
         raise ConfigError(
@@ -143,7 +143,15 @@ def compare_recorded(config: Config, resume: Resume, meta: Mapping[str, Any], to
             found=f"{meta['tokenizer']}, the datasets have {tokenizer}",
             remedy="Ingest the data with the checkpoint's tokenizer, or begin a new run.",
         )
-    return refuse_model_changes(config, meta, f"{resume.run}@{meta['step']}", fork=resume.fork)
+    where = f"{resume.run}@{meta['step']}"
+    warnings = [refuse_model_changes(config, meta, where, fork=resume.fork)]
+    if recorded := meta["config"].get("objective"):
+        changes = section_changes(config.objective, {"kind": NextTokenConfig.kind, **recorded})
+        warnings += [
+            f"{config.place(f'objective.{key}')}: {ours}, checkpoint {where} recorded {was}"
+            for key, (was, ours) in changes.items()
+        ]
+    return "; ".join(filter(None, warnings))
 
 
 def _remember_verified(session: Session, resume: Resume, restored: RestoreResult) -> None:

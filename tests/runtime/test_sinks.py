@@ -66,3 +66,11 @@ def test_the_last_records_of_a_file_that_is_being_written(tmp_path: Path) -> Non
     assert read_last(path) == [{"step": 1}, {"step": 2}, {"step": 3}]
     assert read_last(path, size=20) == [{"step": 3}]
     assert read_last(tmp_path / "none") == []
+
+
+def test_lines_that_are_too_deep_are_left_out_or_named(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n' + '{"a":' * 100_000 + "\n")
+    assert read_last(path, 1 << 20) == [{"step": 1}]
+    with pytest.raises(FormatError, match=r"metrics.jsonl:2: not JSON"):
+        list(read_jsonl(path))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fmscale.errors import AccessDenied, ConfigError, StoreError
+from fmscale.errors import AccessDenied, ConfigError, FmscaleError, StoreError, StoreUnavailable
 from fmscale.store.backends.credentials import profile_credentials
 from fmscale.store.backends.fsspec import FsspecBackend
 from fmscale.store.backends.local import LocalBackend
@@ -185,3 +185,20 @@ def test_opening_a_store_imports_no_torch() -> None:
     code = "import sys, json, fmscale.store.open; print(json.dumps('torch' in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert json.loads(done.stdout) is False
+
+
+@pytest.mark.parametrize(
+    ("url", "kind", "text"),
+    [
+        ("ftp://127.0.0.1:9/x", StoreUnavailable, "ConnectionRefusedError"),
+        ("simplecache::ftp://127.0.0.1:9/x", StoreUnavailable, "ConnectionRefusedError"),
+        ("zip:///nowhere/at.zip", StoreUnavailable, "does not answer, or is not there"),
+        ("reference://x", ConfigError, "no store can be opened for this URL"),
+        ("ftp://[::1/x", ConfigError, "not a URL: Invalid IPv6 URL"),
+        ("s3://b/p?endpoint=http://[::1", ConfigError, "not a URL: Invalid IPv6 URL"),
+    ],
+)
+def test_a_store_that_cannot_be_opened_is_an_error_with_a_remedy(url: str, kind: type[FmscaleError], text: str) -> None:
+    with pytest.raises(kind, match=text) as caught:
+        open_store(url)
+    assert caught.value.remedy

@@ -6,7 +6,7 @@ import pytest
 
 from fmscale.config import ModelConfig, as_tree, load_config
 from fmscale.errors import ConfigError
-from fmscale.train.model_changes import model_changes, refuse_model_changes
+from fmscale.train.model_changes import refuse_model_changes, section_changes
 from fmscale.train.preflight.preflight import Preflight, check_run
 from tests.helpers.own import Bigrams
 from tests.helpers.ranks import run_ranks
@@ -68,9 +68,9 @@ def test_keys_that_leave_the_function_may_change(path: Path) -> None:
 
 def test_another_kind_of_model_and_fields_of_an_own_class_are_differences(path: Path) -> None:
     recorded = {"kind": "tests.helpers.own:Bigrams", "width": 8, "removed": 1}
-    assert model_changes(Bigrams(), recorded) == {}
-    assert model_changes(Bigrams(width=4), recorded) == {"width": (8, 4)}
-    assert model_changes(ModelConfig(), recorded) == {"kind": ("tests.helpers.own:Bigrams", "decoder")}
+    assert section_changes(Bigrams(), recorded) == {}
+    assert section_changes(Bigrams(width=4), recorded) == {"width": (8, 4)}
+    assert section_changes(ModelConfig(), recorded) == {"kind": ("tests.helpers.own:Bigrams", "decoder")}
     own = load_config(path, ("model={kind: 'tests.helpers.own:Bigrams', width: 4}",))
     meta = {"config": {"model": recorded}}
     with pytest.raises(ConfigError, match="width: 4, recorded 8"):
@@ -79,3 +79,12 @@ def test_another_kind_of_model_and_fields_of_an_own_class_are_differences(path: 
     for fork in (False, True):
         with pytest.raises(ConfigError, match="kind"):
             refuse_model_changes(own, {"config": {"model": as_tree(ModelConfig())}}, "run@1", fork=fork)
+
+
+def test_another_objective_is_warned_of(path: Path) -> None:
+    found = check_run(load_config(path, ("objective={kind: 'tests.helpers.own:Weights', scale: 2}",)), 1)
+    assert not found.problems
+    assert any(
+        "objective.kind: tests.helpers.own:Weights, checkpoint run@1 recorded next_token" in text
+        for text in found.warnings
+    )

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from fmscale.config.checks import InvalidField, problems_of, together
 from fmscale.config.kinds import OWN, Own, options, own_class, tagged
-from fmscale.config.reader.refusals import SCALARS, describe, join, mismatch, nearest, nearest_key, unknown_type
+from fmscale.config.reader.refusals import SCALARS, describe, fits, join, mismatch, nearest, nearest_key, unknown_type
 from fmscale.config.reader.tree import INTEGER, NUMBER, Items, Scalar, Tree, YamlTable
 from fmscale.config.schema import settable
 from fmscale.errors import ConfigError
@@ -22,11 +22,13 @@ BOOLEANS = {"true": True, "True": True, "TRUE": True, "false": False, "False": F
 K = TypeVar("K")
 
 
-def convert(tree: Tree, kind: Any, path: str, places: dict[str, str]) -> Any:
+def convert(tree: Tree, kind: Any, path: str, places: dict[str, str], told: Any = None) -> Any:
     """The value of type `kind` that `tree` holds; `path` is its dotted name.
 
-    `places` gets the place of every dotted name that was read. Raises ConfigError with all problems.
+    `places` gets the place of every dotted name that was read. Raises ConfigError with all problems; they say the type
+    `told`, which has null where the field may have it.
     """
+    told = told or kind
     places[path] = tree.place
     origin, arguments = get_origin(kind), get_args(kind)
     if isinstance(tree, Scalar) and tree.null and type(None) in arguments:
@@ -37,22 +39,22 @@ def convert(tree: Tree, kind: Any, path: str, places: dict[str, str]) -> Any:
         inner = options(kind)
         if len(inner) > 1:
             raise unknown_type(tree, kind, path)
-        return convert(tree, inner[0], path, places)
+        return convert(tree, inner[0], path, places, kind)
     if is_dataclass(kind):
         return _dataclass(_table(tree, kind, path), kind, path, places)
     if origin is tuple:
         items = tree.items if isinstance(tree, Items) else None
         kinds = arguments[:1] * len(items or ()) if arguments[-1] is Ellipsis else arguments
         if items is None or len(items) != len(kinds):
-            raise mismatch(tree, kind, path)
+            raise mismatch(tree, told, path)
         parts = {i: (item, kinds[i], f"{path}.{i}") for i, item in enumerate(items)}
         return tuple(_convert_all(parts, places).values())
     if origin is dict:
         if not isinstance(tree, YamlTable):
-            raise mismatch(tree, kind, path)
+            raise mismatch(tree, told, path)
         values = {key: (value, arguments[1], join(path, key)) for key, value in tree.entries.items()}
         return _convert_all(values, places)
-    return _scalar(tree, kind, path)
+    return _scalar(tree, kind, path, told)
 
 
 def _convert_all(parts: Mapping[K, tuple[Tree, Any, str]], places: dict[str, str]) -> dict[K, Any]:
@@ -184,7 +186,7 @@ def _placed(error: InvalidField, path: str, place: str) -> InvalidField:
     return placed
 
 
-def _scalar(tree: Tree, kind: Any, path: str) -> Any:
+def _scalar(tree: Tree, kind: Any, path: str, told: Any) -> Any:
     if kind not in SCALARS and get_origin(kind) is not Literal:
         raise unknown_type(tree, kind, path)
     if isinstance(tree, Scalar) and not tree.null:
@@ -197,11 +199,11 @@ def _scalar(tree: Tree, kind: Any, path: str) -> Any:
             return text
         elif kind is bool and plain and text in BOOLEANS:
             return BOOLEANS[text]
-        elif kind is int and plain and INTEGER.fullmatch(text):
+        elif kind is int and plain and INTEGER.fullmatch(text) and fits(text):
             return int(text)
         elif kind is float and plain and NUMBER.fullmatch(text) and isfinite(float(text)):
             return float(text)
-    raise mismatch(tree, kind, path)
+    raise mismatch(tree, told, path)
 
 
 def required(field: Field[Any]) -> bool:

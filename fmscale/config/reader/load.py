@@ -6,7 +6,7 @@ a list or a single value replaces the value below; null sets null. Overrides com
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from importlib import resources
@@ -15,11 +15,14 @@ from typing import TypeVar
 
 from fmscale.config.reader.convert import convert
 from fmscale.config.reader.refusals import nearest
-from fmscale.config.reader.tree import OVERRIDE, Items, Scalar, Tree, YamlTable, merge, parse, put, read_file
+from fmscale.config.reader.tree import DEPTH, OVERRIDE, Items, Scalar, Tree, YamlTable, merge, parse, put, read_file
 from fmscale.config.schema import Config
 from fmscale.errors import ConfigError
 
 Section = TypeVar("Section")
+
+FILES = 100
+"""Most files that one config reads: twenty files that each name two would else be read a million times."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -49,7 +52,7 @@ def apply_override(tree: YamlTable, override: str) -> YamlTable:
     """
     name, equals, text = override.partition("=")
     keys = name.strip().split(".")
-    if not equals or not all(keys):
+    if not equals or not all(keys) or len(keys) > DEPTH:
         raise ConfigError("An override must be key=value", found=override, remedy="For example data.seed=7.")
     place = f"{OVERRIDE}{override!r}"
     word = Scalar(text=text if text.strip() else "", quoted=False, place=place)
@@ -62,8 +65,17 @@ def apply_override(tree: YamlTable, override: str) -> YamlTable:
     return changed
 
 
-def read_extended(path: Path, above: tuple[Path, ...] = ()) -> YamlTable:
-    """The tree of a file on top of the files that it extends. `above`: the files whose `extends` led to it."""
+def read_extended(path: Path, above: tuple[Path, ...] = (), left: Iterator[int] | None = None) -> YamlTable:
+    """The tree of a file on top of the files that it extends. `above`: the files whose `extends` led to it. `left`
+    ends when FILES files have been read.
+    """
+    left = iter(range(FILES)) if left is None else left
+    if next(left, None) is None:
+        raise ConfigError(
+            f"extends leads to more than {FILES} files, each counted as often as it is read",
+            found=str(path),
+            remedy="Let each file extend another file once.",
+        )
     tree = read_file(path)
     if "extends" not in tree.entries:
         return tree
@@ -72,7 +84,7 @@ def read_extended(path: Path, above: tuple[Path, ...] = ()) -> YamlTable:
     own = replace(tree, entries={key: value for key, value in tree.entries.items() if key != "extends"})
     base = YamlTable(entries={}, places={}, place=tree.place)
     for name in names:
-        base = merge(base, read_extended(_extended_path(name, path, above), (*above, path.resolve())))
+        base = merge(base, read_extended(_extended_path(name, path, above), (*above, path.resolve()), left))
     return merge(base, own)
 
 

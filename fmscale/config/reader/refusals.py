@@ -27,8 +27,9 @@ def mismatch(tree: Tree, kind: Any, path: str) -> ConfigError:
                 remedy = nearest(text, choices) or f"Take one of {', '.join(choices)}."
             elif quoted:
                 remedy = "Remove the quotes."
-            elif kind is int and NUMBER.fullmatch(text) and float(text).is_integer():
-                remedy = f"Write {int(float(text)):_}."
+            elif int in (kind, *get_args(kind)) and NUMBER.fullmatch(text) and float(text).is_integer():
+                whole = f"{int(float(text)):_}"
+                remedy = f"Write {whole}." if fits(whole) else "Take a number of 64 bits, from -2^63 to 2^64 - 1."
         case Items():
             found, shown = f"a list of {len(tree.items)}", "a list"
         case YamlTable():
@@ -38,6 +39,11 @@ def mismatch(tree: Tree, kind: Any, path: str) -> ConfigError:
         found=found,
         remedy=remedy or f"Give {describe(kind)}.",
     )
+
+
+def fits(text: str) -> bool:
+    """True if an integer has 64 bits: seeds and counts become numbers of this size."""
+    return len(text) < 40 and -(2**63) <= int(text) < 2**64
 
 
 def unknown_type(tree: Tree, kind: Any, path: str) -> ConfigError:

@@ -5,7 +5,7 @@ field, and `on` is a word for a text field. YAML 1.1's own rules get both wrong.
 """
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +20,8 @@ PLAIN_TAGS = frozenset(
 NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 INTEGER = re.compile(r"[-+]?\d+(_\d+)*")
 NUMBER = re.compile(r"[-+]?(\d+(_\d+)*\.?(\d+(_\d+)*)?|\.\d+(_\d+)*)([eE][-+]?\d+)?")
+DEPTH, NODES = 64, 100_000
+"""Most levels of a file, and most values with aliases written out: nine lines of aliases can stand for 10^9 values."""
 OVERRIDE = "override "
 """Begin of the place of a value that no file has."""
 
@@ -74,8 +76,8 @@ def parse(text: str, name: str, *, lines: bool = True) -> Tree:
     """The tree of a YAML text; a place is `name`, with the line of the text if `lines`. An empty text is an empty
     mapping.
 
-    Raises ConfigError with file:line for text that is no YAML, duplicate or non-text keys, tags, and
-    aliases that contain themselves.
+    Raises ConfigError with file:line for text that is no YAML, duplicate or non-text keys, tags, aliases that contain
+    themselves, and for more than DEPTH levels or NODES values.
     """
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -85,15 +87,30 @@ def parse(text: str, name: str, *, lines: bool = True) -> Tree:
         raise ConfigError(
             f"{place}: not valid YAML: {error.problem}", remedy="Check indentation, quotes and brackets."
         ) from error
+    except RecursionError as error:
+        raise _too_deep(name) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{name}: not valid YAML: {error}", remedy="Correct the line that is named.") from error
     if node is None:
         return YamlTable(entries={}, places={}, place=f"{name}:1" if lines else name)
-    return _convert(node, lambda node: f"{name}:{node.start_mark.line + 1}" if lines else name, ())
+    return _convert(node, lambda node: f"{name}:{node.start_mark.line + 1}" if lines else name, (), iter(range(NODES)))
 
 
-def _convert(node: yaml.Node, place_of: Callable[[yaml.Node], str], above: tuple[yaml.Node, ...]) -> Tree:
+def _too_deep(place: str) -> ConfigError:
+    return ConfigError(f"{place}: values lie in one another too deeply", remedy=f"Use {DEPTH} levels or less.")
+
+
+def _convert(
+    node: yaml.Node, place_of: Callable[[yaml.Node], str], above: tuple[yaml.Node, ...], left: Iterator[int]
+) -> Tree:
+    """The tree of a node below the nodes `above`; `left` ends when NODES values have been made."""
     place = place_of(node)
+    if next(left, None) is None:
+        raise ConfigError(
+            f"{place}: more than {NODES:_} values, with aliases written out", remedy="Write fewer values or aliases."
+        )
+    if len(above) > DEPTH:
+        raise _too_deep(place)
     if node.tag not in PLAIN_TAGS:
         raise ConfigError(f"{place}: YAML tags are not used here", found=node.tag, remedy="Remove the tag.")
     if any(node is ancestor for ancestor in above):
@@ -103,13 +120,15 @@ def _convert(node: yaml.Node, place_of: Callable[[yaml.Node], str], above: tuple
         case yaml.ScalarNode():
             return Scalar(text=node.value, quoted=node.style is not None, place=place)
         case yaml.SequenceNode():
-            return Items(items=tuple(_convert(item, place_of, above) for item in node.value), place=place)
+            return Items(items=tuple(_convert(item, place_of, above, left) for item in node.value), place=place)
         case yaml.MappingNode():
-            return _mapping(node, place_of, above)
+            return _mapping(node, place_of, above, left)
     raise AssertionError(f"YAML has no other kind of node: {node}")
 
 
-def _mapping(node: yaml.MappingNode, place_of: Callable[[yaml.Node], str], above: tuple[yaml.Node, ...]) -> YamlTable:
+def _mapping(
+    node: yaml.MappingNode, place_of: Callable[[yaml.Node], str], above: tuple[yaml.Node, ...], left: Iterator[int]
+) -> YamlTable:
     entries: dict[str, Tree] = {}
     places: dict[str, str] = {}
     for key, value in node.value:
@@ -119,7 +138,7 @@ def _mapping(node: yaml.MappingNode, place_of: Callable[[yaml.Node], str], above
         if first := places.get(key.value):
             twice = f"{where}: the key is there twice (first at {first})"
             raise ConfigError(twice, found=key.value, remedy="Keep one of the two.")
-        entries[key.value] = _convert(value, place_of, above)
+        entries[key.value] = _convert(value, place_of, above, left)
         places[key.value] = where
     return YamlTable(entries=entries, places=places, place=place_of(node))
 

@@ -158,7 +158,17 @@ class JsonTokenizer(Tokenizer):
         return ids
 
     def _encode(self, texts: list[str]) -> list[bytes]:
-        encodings = self._library.encode_batch_fast(texts, add_special_tokens=False)
+        try:
+            encodings = self._library.encode_batch_fast(texts, add_special_tokens=False)
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # of the library, which exports no name for it
+                raise
+            raise ConfigError(
+                "the tokenizer cannot split this text",
+                found=f"{error}; the text begins {max(texts, key=len)[:40]!r}",
+                remedy="The library gives up on patterns that try too many ways: take a tokenizer.json without nested "
+                "repetitions such as (a+)+ in its patterns.",
+            ) from error
         return [np.array(encoding.ids, dtype=self._dtype).tobytes() for encoding in encodings]
 
 

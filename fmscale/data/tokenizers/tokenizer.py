@@ -53,7 +53,7 @@ def from_json(data: bytes, where: str = "tokenizer.json") -> Tokenizer:
     """
     try:
         content: Any = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(
             f"{where} is not JSON", found=str(error), remedy="Give a Hugging Face tokenizer.json."
         ) from error
@@ -102,7 +102,7 @@ def _name_specials(tokenizer: Tokenizer, config: Path) -> None:
     try:
         content = json.loads(config.read_bytes())
         names = {key: content.get(f"{key}_token") for key in ("bos", "eos")}
-    except (ValueError, AttributeError, OSError) as error:
+    except (ValueError, AttributeError, OSError, RecursionError) as error:
         raise ConfigError(
             "The file beside the tokenizer that names its BOS and EOS cannot be read",
             found=f"{config}: {error}",

@@ -44,7 +44,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
             problem = "not a JSON object"
             try:
                 record = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 problem, record = "not JSON", str(error)
             if not isinstance(record, dict):
                 raise FormatError(
@@ -65,6 +65,6 @@ def read_last(path: Path, size: int = 65_536) -> list[dict[str, Any]]:
         return []
     records = []
     for line in lines:
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             records.append(json.loads(line))
     return [record for record in records if isinstance(record, dict)]

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fmscale.errors import AccessDenied, ConfigError, ObjectNotFound, StoreError, StoreFull
+from fmscale.errors import AccessDenied, ConfigError, ObjectNotFound, StoreError, StoreFull, StoreUnavailable
 from fmscale.store.backends.http_errors import Answer
 from fmscale.store.backends.protocol import Backend, ObjectInfo, Requests, scatter
 from fmscale.store.backends.retry import Attempts, RetryPolicy, retried, unavailable
@@ -26,7 +26,9 @@ class FsspecBackend(Backend):
     """A `Backend` over one folder of an fsspec file system."""
 
     def __init__(self, url: str, *, policy: RetryPolicy, read_only: bool = False) -> None:
-        """Open the file system. Raises ConfigError for a protocol that is unknown or not installed."""
+        """Open the file system. Raises ConfigError for a protocol that is unknown, not installed or lacks settings, and
+        StoreUnavailable for a server that does not answer.
+        """
         import fsspec.core
 
         self.url = scrub(url, {})
@@ -37,7 +39,13 @@ class FsspecBackend(Backend):
         self.policy = policy
         try:
             self._files, root = fsspec.core.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
-        except (ValueError, ImportError) as error:
+        except (OSError, EOFError) as error:  # some connect at once
+            raise StoreUnavailable(
+                "the store does not answer, or is not there",
+                found=f"{type(error).__name__}: {error} for {self.url}",
+                remedy="Check the URL, and that its server can be reached from here.",
+            ) from error
+        except Exception as error:  # of some fifty packages
             raise ConfigError(
                 "no store can be opened for this URL",
                 found=self.url,

@@ -142,7 +142,7 @@ def _read_record(backend: Backend) -> dict[str, Any]:
         record: dict[str, Any] = json.loads(backend.get(RECORD_KEY))
     except ObjectNotFound:
         return {"probes": {}}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FormatError(
             "the store's own record is not JSON", found=f"{RECORD_KEY} in {backend.url}", remedy="Delete it."
         ) from error

@@ -81,7 +81,7 @@ def test_reads_every_section(write: Write) -> None:
         ("1_024", "[1]", 4, "must be an integer, not a list", "a list of 1", "Give an integer."),
         ("1_024", "0", 4, "data.sequence_length must be at least 1", 0, "Give 1 or more."),
         ("1_024", "8\n  on_corrupt: quarantin", 5, "one of quarantine, stop", "quarantin", "quarantine?"),
-        ("1_024", "8\n  cache_dir: {a: b}", 5, "must be text, not a mapping", "a mapping with a", "text"),
+        ("1_024", "8\n  cache_dir: {a: b}", 5, "must be text or null, not a mapping", "a mapping with a", "text"),
         ("weight: 3", "weight: many", 7, "sources.0.weight must be a number", "many", "a number"),
         ("weight: 3", "weight: 0", 7, "data.sources.0.weight must be above 0", 0.0, "Remove the source"),
         ("commits: [1, 2]", "commits: 1", 8, "must be a list, each item an integer", "1", ""),

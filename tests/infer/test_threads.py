@@ -1,0 +1,56 @@
+"""CPU threads of generation and evaluation follow the work, and are a setting."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from fmscale.cli.main import build_app
+from fmscale.infer import Document, evaluate, generate
+from fmscale.infer.threads import threads_for
+from fmscale.models import Decoder
+from tests.infer.trained_run import save_run, store_texts
+from tests.models.models import small, tokens
+
+
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Threads of each forward, on a process that may use 64 cores."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
+    seen: list[int] = []
+    right = Decoder.forward
+
+    def forward(*args: object, **more: object) -> object:
+        seen.append(torch.get_num_threads())
+        return right(*args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Decoder, "forward", forward)
+    return seen
+
+
+def test_a_token_of_a_small_model_takes_one_thread_and_a_long_text_more(used: list[int]) -> None:
+    model, before = small(dim=256, max_seq_len=1024), torch.get_num_threads()
+    sizes = [p.numel() for p in model.parameters() if p.ndim == 2]
+    long = int(3.5 * 8e6 * len(sizes) / 2 / sum(sizes))  # three and a half times the work of a thread
+    assert threads_for(model, long) == 3
+    generate(model, [tokens(long, seed=1).tolist()], max_tokens=3)
+    assert used == [3, 1, 1], "the prompt is read at once, then a token at a time"
+    used.clear()
+    evaluate(model, [Document(name="d", text=b"d", tokens=np.asarray(tokens(long + 1, seed=2)), bos=False)])
+    assert used == [3]
+    used.clear()
+    generate(model, [[1, 2]], max_tokens=2, threads=5)
+    assert used == [5, 5]
+    assert torch.get_num_threads() == before
+
+
+def test_the_threads_are_an_option(used: list[int], tmp_path: Path) -> None:
+    url = store_texts(tmp_path)
+    save_run(url, "run", (5,))
+    for words in (["generate", f"{url}#run", "a", "--max-tokens", "2"], ["evaluate", f"{url}#run", "--documents", "1"]):
+        used.clear()
+        assert CliRunner().invoke(build_app(), [*words, "--threads", "7"]).exit_code == 0
+        assert set(used) == {7}
