@@ -122,5 +122,5 @@ def _items(items: list[Any], data: bytes) -> Iterator[RawDocument | RecordBlock 
             yield Bad(*item)
             continue
         start, stop, size = item
-        yield RawDocument(data[place : place + size].decode(), start, stop)
+        yield RawDocument(data[place : place + size], start, stop)
         place += size

@@ -51,7 +51,7 @@ def _chunks(request: Message, opener: Callable[[str], Opener]) -> Iterator[bytes
         with opener(request["root"])(work.file) as file:
             for item in read(file, work.part(request["field"])):
                 if isinstance(item, RawDocument):
-                    texts.append(item.text.encode())
+                    texts.append(item.data)
                     items.append([item.start, item.stop, len(texts[-1])])
                     size += len(texts[-1])
                 elif isinstance(item, RawBatch):

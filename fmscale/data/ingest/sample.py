@@ -49,7 +49,7 @@ def _place(work: Work) -> tuple[int, str, int]:
 
 def _texts(work: Work, plan: IngestPlan, reading: Reading) -> Iterator[str]:
     for item in reading.documents(work):
-        if not isinstance(item, RawDocument) or not item.text:
+        if not isinstance(item, RawDocument) or not item.data:
             continue
         if not is_heldout(document_id(work.file.source, item.start), plan.options.heldout):
             yield item.text

@@ -120,7 +120,7 @@ class UnitWriter:
                     )
                 framed = frame(tokens, self._stored.bos, self._stored.eos)
                 writers[split].add(framed, identity, source, document.start, document.stop)
-                text_bytes += len(document.text.encode())
+                text_bytes += len(document.data)
             documents += len(batch)
         return writers, documents, text_bytes
 
@@ -165,7 +165,7 @@ class UnitWriter:
         size = 0
         for source, document in self._items(works, skipped, advance):
             batch.append((source, document))
-            size += len(document.text)
+            size += len(document.data)
             if size >= BATCH_CHARACTERS or len(batch) == BATCH_DOCUMENTS:
                 yield batch
                 advance(0)
@@ -183,7 +183,7 @@ class UnitWriter:
             for item in self._reading.documents(work, blocks):
                 if isinstance(item, Bad):
                     reason, where = item.reason, item.where
-                elif (isinstance(item, RawDocument) and not item.text) or (
+                elif (isinstance(item, RawDocument) and not item.data) or (
                     isinstance(item, RawRecord) and not item.values
                 ):
                     reason, where = "empty", "" if work.file.format == "text" else f"at {item.start}"

@@ -141,7 +141,7 @@ def test_a_file_that_ends_its_reader_is_broken_and_the_next_one_is_read(
     assert (last.reason, number.name in last.where) == ("broken", True)
     assert f"after {len(rest) + 1} rows" in last.where
     again = list(reading.documents(work(parquet(tmp_path / "b.parquet", ["good", "better"]))))
-    assert again == [RawDocument("good", 0, 1), RawDocument("better", 1, 2)]
+    assert again == [RawDocument(b"good", 0, 1), RawDocument(b"better", 1, 2)]
 
 
 def test_a_reader_that_is_killed_from_outside_is_no_fault_of_the_file(reading: Reading, tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_table_that_is_left_in_the_middle_does_not_disturb_the_next(reading: R
     next(reading.documents(long))
     number = reader().pid
     rows = [f"row {i}" for i in range(5)]
-    expected = [RawDocument(row, i, i + 1) for i, row in enumerate(rows)]
+    expected = [RawDocument(row.encode(), i, i + 1) for i, row in enumerate(rows)]
     assert list(reading.documents(work(parquet(tmp_path / "b.parquet", rows)))) == expected
     assert len(list(reading.documents(long))) == 6000
     assert reader().pid == number

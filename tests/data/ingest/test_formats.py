@@ -57,7 +57,7 @@ def test_formats_by_extension(name: str, format: str) -> None:
 
 def test_text_is_one_document(tmp_path: Path) -> None:
     data = "\ufeffhéllo\r\n".encode()
-    assert found(write(tmp_path / "a.txt", data)) == [RawDocument("héllo\r\n", 0, len(data))]
+    assert found(write(tmp_path / "a.txt", data)) == [RawDocument("héllo\r\n".encode(), 0, len(data))]
     assert texts(found(write(tmp_path / "a.txt.gz", gzip.compress(b"zipped")))) == ["zipped"]
 
 
@@ -130,7 +130,7 @@ def test_field_paths_in_lines(tmp_path: Path, field: str) -> None:
 )
 def test_pieces_of_tables_partition_their_rows(tmp_path: Path, make: Any) -> None:
     path = make(tmp_path)
-    whole = [RawDocument(text, i, i + 1) for i, text in enumerate(TEXTS)]
+    whole = [RawDocument(text.encode(), i, i + 1) for i, text in enumerate(TEXTS)]
     for of in (1, 2, 3, 4, 5, 20):
         assert [item for i in range(of) for item in found(path, index=i, of=of)] == whole
 
@@ -152,8 +152,8 @@ def test_types_of_text_columns(tmp_path: Path, kind: Any) -> None:
     for path in paths:
         for field in ("text", "in.text"):
             assert found(path, field=field) == [
-                RawDocument("a", 0, 1),
-                RawDocument("b", 1, 2),
+                RawDocument(b"a", 0, 1),
+                RawDocument(b"b", 1, 2),
                 Bad("empty", "row 2"),
             ]
 

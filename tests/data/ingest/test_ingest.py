@@ -227,7 +227,7 @@ def test_an_empty_corpus_is_an_error_that_makes_no_dataset(tmp_path: Path) -> No
         put(tmp_path / name, data)
     with pytest.raises(DataError, match="hold no document") as caught:
         run(tmp_path / "in", tmp_path / "store")
-    assert caught.value.found == "1 binary, 1 empty"
+    assert caught.value.found == "1 binary, 2 empty"
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match="nothing to ingest"):
         run(tmp_path / "none", tmp_path / "store")

@@ -234,7 +234,7 @@ def test_elements_are_jsons_own_at_any_chunk(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(array, "CHUNK_BYTES", chunk)
         found = elements(data)
-    expected = [text_of(value) for value in values]
+    expected = [text_of(value) for value in values] or [None]
     assert [item.text if isinstance(item, RawDocument) else None for item in found] == expected
     for item in found:
         if isinstance(item, RawDocument):
@@ -248,7 +248,7 @@ def test_elements_are_jsons_own_at_any_chunk(
         (b", ", "broken", "ends inside|Expecting value"),
         (b', {"text": "cut', "broken", "Unterminated"),
         (b' {"text": "no comma"}]', "broken", "no comma"),
-        (b', {"text": "\xff"}]', "undecodable", "from byte"),
+        (b', {"text": "\xff"}]', "undecodable", "byte"),
         (b', {"text" 5}]', "broken", "delimiter"),
         (b", " + b"[" * 100_000, "broken", "recursion"),
         (b"] more", "broken", "outside"),
@@ -262,13 +262,29 @@ def test_damage_in_an_array_costs_what_follows(tail: bytes, reason: str, where: 
     assert any(one in bad.where for one in where.split("|")), bad.where
 
 
-def test_an_element_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(array, "CHUNK_BYTES", 100)
-    monkeypatch.setattr(array, "ELEMENT_CHARACTERS", 10_000)
-    file = io.BytesIO(b'[{"text": "' + b"x" * 1_000_000)
-    (bad,) = read(file, FilePart(source="a.json", format="json", field="text"))
-    assert isinstance(bad, Bad)
-    assert file.tell() < 30_000, "reading stopped there"
+@pytest.mark.parametrize("chunk", [1, 7, 100])
+@pytest.mark.parametrize(
+    "element",
+    [
+        json.dumps({"text": 'a, "b" \\' * 1000 + "]}", "n": [[1], {"m": "}"}]}),
+        json.dumps('quoted " and ] ' * 1000),
+        json.dumps([[], {}, "]"] * 3000),
+    ],
+)
+def test_an_element_that_is_too_long_costs_itself(monkeypatch: pytest.MonkeyPatch, chunk: int, element: str) -> None:
+    monkeypatch.setattr(array, "CHUNK_BYTES", chunk)
+    data = f'[{{"text": "a"}}, {element} , "b",{element}]'.encode()
+    first, long, last, again = elements_below(5000, data)
+    assert [getattr(item, "text", "") for item in (first, last)] == ["a", "b"]
+    assert long == Bad("long", "byte 16: more than 5000 bytes")
+    assert isinstance(again, Bad)
+    cut = elements_below(5000, data[:-30])
+    assert [item.reason for item in cut if isinstance(item, Bad)] == ["long", "broken"]
+
+
+def elements_below(most: int, data: bytes) -> list[Item]:
+    """Elements with a largest document."""
+    return list(read(io.BytesIO(data), FilePart(source="a.json", format="json", field="text", max_document=most)))
 
 
 def test_the_rest_of_a_compressed_array_is_read_before_its_damage() -> None:

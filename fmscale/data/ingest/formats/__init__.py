@@ -14,6 +14,7 @@ Records are the whole objects and rows; they also come from tars (a record for m
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, BinaryIO
@@ -82,12 +83,17 @@ rule) are passed over when they are read.
 class RawDocument:
     """A document of a file."""
 
-    text: str
-    """Text; may be empty."""
+    data: bytes
+    """Text in UTF-8, checked; may be empty. As `str`, one sign outside of the BMP makes a text four times as large."""
     start: int
     """First byte (of the uncompressed file) for text and JSON, row for Parquet and Arrow."""
     stop: int
     """Place behind its last byte or row."""
+
+    @property
+    def text(self) -> str:
+        """The text."""
+        return self.data.decode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +125,13 @@ class Bad:
     """A place in a file that gives no document."""
 
     reason: str
-    """undecodable, broken, binary or empty."""
+    """undecodable, broken, unreadable, binary, empty or long."""
     where: str
     """Place in the file and the fault there; empty for the whole file."""
+
+
+MAX_DOCUMENT = 64 << 20
+"""Bytes of the largest document or record by default: a writer needs up to four times as much memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,11 +148,12 @@ class FilePart:
     """Number of the part."""
     of: int = 1
     """Count of the file's parts."""
+    max_document: int = MAX_DOCUMENT
+    """Bytes of the largest document or record; longer ones are passed over."""
 
-    @property
-    def path(self) -> list[str] | None:
-        """Names of the field's path; None for records."""
-        return None if self.field is None else self.field.split(".")
+    def too_long(self, where: str) -> Bad:
+        """The entry of a document that is too long."""
+        return Bad("long", f"{where}{': ' if where else ''}more than {self.max_document} bytes")
 
 
 Item = RawDocument | RawRecord | RawBatch | Bad
@@ -153,11 +164,22 @@ cure, such as a missing column.
 """
 
 
-def item_of(content: str | dict[str, Any] | Bad, start: int, stop: int) -> Item:
+def item_of(content: bytes | dict[str, Any] | Bad, start: int, stop: int) -> Item:
     """The document or the record at a place of a file."""
     if isinstance(content, dict):
         return RawRecord(content, start, stop, stop - start)
-    return RawDocument(content, start, stop) if isinstance(content, str) else content
+    return RawDocument(content, start, stop) if isinstance(content, bytes) else content
+
+
+def follow(value: Any, field: str) -> Any:
+    """The value in a field of an object: under the whole name first, else along a path. Raises KeyError without it."""
+    names = field.split(".")
+    for count in range(len(names), 0, -1):
+        name = ".".join(names[:count])
+        if isinstance(value, dict) and name in value:
+            with suppress(KeyError):
+                return value[name] if count == len(names) else follow(value[name], field[len(name) + 1 :])
+    raise KeyError(field)
 
 
 def detect(source: str, kind: str = "text") -> str:
@@ -193,6 +215,12 @@ def splittable(source: str, format: str) -> bool:
 
 
 def read(file: BinaryIO, part: FilePart) -> Iterator[Item]:
-    """The documents or records of a part."""
+    """The documents or records of a part; a file without any is empty."""
     reader: Reader = import_module(f"{__name__}.{READERS[part.format]}").read
-    return reader(file, part)
+    found = False
+    for item in reader(file, part):
+        found = True
+        yield item
+        del item  # with its name a huge document would stay in memory while the next is read
+    if not found and part.of == 1:
+        yield Bad("empty", "")

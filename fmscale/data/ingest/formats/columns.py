@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from fmscale.data.ingest.formats import Bad, FilePart, Item, RawBatch, RawDocument
 from fmscale.data.ingest.formats.arrow_footer import check_whole, rows_of_batches
+from fmscale.data.ingest.formats.text import invalid
 from fmscale.errors import DataError
 from fmscale.store.segments.records import storable
 
@@ -214,10 +215,7 @@ def _documents(column: Any, row: int) -> Iterator[RawDocument | Bad]:
         if data is None:
             yield Bad("empty", f"row {number}")
             continue
-        try:
-            yield RawDocument(data.decode(), number, number + 1)
-        except UnicodeDecodeError:
-            yield Bad("undecodable", f"row {number}")
+        yield Bad("undecodable", f"row {number}") if invalid(data) >= 0 else RawDocument(data, number, number + 1)
 
 
 def _check_column(schema: Any, part: FilePart) -> None:
@@ -228,7 +226,7 @@ def _check_column(schema: Any, part: FilePart) -> None:
     if part.field is None and twice:
         remedy = "Rename them, or leave the file out."
         raise DataError(f"Two columns of {part.source} have one name", found=twice[0], remedy=remedy)
-    for name in part.path or ():
+    for name in part.field.split(".") if part.field else ():
         names = [field.name for field in fields]
         if names.count(name) != 1:
             near = difflib.get_close_matches(name, names, 1)

@@ -9,10 +9,10 @@ plain text decides unless the file has several lines, of which nine in ten are o
 
 import json
 import re
+from codecs import BOM_UTF8 as BOM
 from typing import Any, BinaryIO
 
-from fmscale.data.ingest.formats import compression
-from fmscale.data.ingest.formats.jsonl import BOM
+from fmscale.data.ingest.formats import compression, follow
 from fmscale.data.ingest.formats.streams import take, uncompressed
 from fmscale.data.ingest.formats.text import BINARY_BYTES
 
@@ -56,11 +56,10 @@ def sniff(file: BinaryIO, source: str, field: str | None, *, plain: bool = False
         more, _ = take(stream, len(begin))
         ended = len(more) < len(begin)
         begin += more
-    path = [] if field is None else field.split(".")
-    return "jsonl" if _are_lines(begin, ended, path, plain) else "text"
+    return "jsonl" if _are_lines(begin, ended, field, plain) else "text"
 
 
-def _are_lines(begin: bytes, ended: bool, path: list[str], plain: bool) -> bool:
+def _are_lines(begin: bytes, ended: bool, field: str | None, plain: bool) -> bool:
     lines = begin.split(b"\n")
     if not ended and len(lines) == 1:
         return not plain and bool(OBJECT.match(begin))
@@ -68,7 +67,7 @@ def _are_lines(begin: bytes, ended: bool, path: list[str], plain: bool) -> bool:
         lines.pop()
     values = [_parse(line) for line in lines if line.strip()]
     if len(values) == 1:
-        return not plain and _has(values[0], path)
+        return not plain and _has(values[0], field)
     if plain and values[-1] is None and lines[-1].strip():
         values.pop()  # a copy that was cut may end inside a line
     objects = sum(isinstance(value, dict) for value in values)
@@ -82,12 +81,14 @@ def _parse(line: bytes) -> Any:
         return None
 
 
-def _has(value: Any, path: list[str]) -> bool:
-    for name in path:
-        if not isinstance(value, dict) or name not in value:
-            return False
-        value = value[name]
-    return bool(path) or isinstance(value, dict)
+def _has(value: Any, field: str | None) -> bool:
+    if field is None:
+        return isinstance(value, dict)
+    try:
+        follow(value, field)
+    except KeyError:
+        return False
+    return True
 
 
 def _is_array(begin: bytes, ended: bool) -> bool:
