@@ -82,7 +82,13 @@ def files(
         for path, data in content.items():
             put(folder / path, data() if callable(data) else data)
 
-    return Case(kind=kind, name=name, make=make, documents=documents, left_out=left_out)
+    return Case(
+        kind=kind,
+        name=name,
+        make=make,
+        documents=documents,
+        left_out={reason: count for reason, count in left_out.items() if count},
+    )
 
 
 def put(path: Path, data: bytes) -> Path:

@@ -29,7 +29,7 @@ def many(count: int, word: str = "row") -> bytes:
 THREE = many(3)
 
 
-def jsonl(name: str, data: bytes, path: str = "a.jsonl", **left_out: int) -> Case:
+def jsonl(name: str, data: bytes, path: str = "a.jsonl", /, **left_out: int) -> Case:
     """A case of JSON Lines."""
     return file("lines", name, path, data, plain.lines, **left_out)
 
@@ -100,13 +100,13 @@ LINES = [
         left_out={"*": ANY},
     ),
     *(
-        replace(jsonl(f"parts: {name}", data, **left_out), options={"unit_bytes": 997})
-        for name, data, left_out in (
-            ("lines", many(400), {}),
-            ("CRLF and a mark", BOM + many(300).replace(b"\n", b"\r\n"), {}),
-            ("a line longer than parts", rows("a", "b" * 20_000, "c"), {}),
-            ("empty lines", b"\n" * 9000 + rows("a") + b"\n" * 9000 + rows("b"), {}),
-            ("CR alone", many(50).replace(b"\n", b"\r"), {"broken": 1}),
+        replace(jsonl(f"parts: {name}", data, "a.jsonl", broken=broken), options={"unit_bytes": 997})
+        for name, data, broken in (
+            ("lines", many(400), 0),
+            ("CRLF and a mark", BOM + many(300).replace(b"\n", b"\r\n"), 0),
+            ("a line longer than parts", rows("a", "b" * 20_000, "c"), 0),
+            ("empty lines", b"\n" * 9000 + rows("a") + b"\n" * 9000 + rows("b"), 0),
+            ("CR alone", many(50).replace(b"\n", b"\r"), 1),
         )
     ),
     dotted(

@@ -93,21 +93,21 @@ MEMORY = [
     alone(
         "rows of 1 MB in a group of Parquet",
         "a.parquet",
-        partial(big_rows, count=400, size=10**6, nested=False),
+        partial(big_rows, count=150, size=10**6, nested=False),
         plain.parquet,
     ),
     nested(
         alone(
             "structs of 1 MB in a group of Parquet",
             "a.parquet",
-            partial(big_rows, count=300, size=10**6, nested=True),
+            partial(big_rows, count=150, size=10**6, nested=True),
             in_struct,
         )
     ),
     alone(
-        "1,000,000 short lines",
+        "300,000 short lines",
         "a.jsonl",
-        lambda path: path.write_bytes(b'{"text": "a b c"}\n' * 1_000_000),
+        lambda path: path.write_bytes(b'{"text": "a b c"}\n' * 300_000),
         plain.lines,
     ),
     alone(

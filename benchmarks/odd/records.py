@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,15 +13,15 @@ from benchmarks.odd.case import Case, file
 from benchmarks.odd.tables import parquet
 
 
-def tarred(*members: tuple[str, bytes], format: int = tarfile.PAX_FORMAT, **info: Any) -> bytes:
-    """A tar of regular files."""
+def tarred(*members: tuple[str, bytes], format: int = tarfile.PAX_FORMAT, odd: Mapping[str, bytes] = {}) -> bytes:
+    """A tar of regular files, and of members of other types."""
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w", format=format, errors="surrogateescape") as archive:
         for name, data in members:
             member = tarfile.TarInfo(name)
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
-        for name, kind in info.items():
+        for name, kind in odd.items():
             member = tarfile.TarInfo(name)
             member.type, member.linkname = kind, "a.txt"
             archive.addfile(member)
@@ -58,7 +59,12 @@ RECORDS = [
         "a.tar",
         tarred(
             ("a.txt", b"1"),
-            **{"b.txt": tarfile.SYMTYPE, "c.txt": tarfile.LNKTYPE, "d.txt": tarfile.CHRTYPE, "e.txt": tarfile.FIFOTYPE},
+            odd={
+                "b.txt": tarfile.SYMTYPE,
+                "c.txt": tarfile.LNKTYPE,
+                "d.txt": tarfile.CHRTYPE,
+                "e.txt": tarfile.FIFOTYPE,
+            },
         ),
         special=4,
     ),

@@ -9,11 +9,12 @@ import zlib
 from bz2 import compress as bzip2
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import zstandard
 
 from benchmarks.odd import plain
-from benchmarks.odd.case import Case, Reader, anything, file
+from benchmarks.odd.case import ANY, Case, Reader, anything, file
 from benchmarks.odd.lines import BOM, OBJECTS, THREE, many, rows
 
 LONG = many(2000)
@@ -24,7 +25,7 @@ def gz(data: bytes) -> bytes:
     return gzip.compress(data, mtime=0)
 
 
-def zst(data: bytes, **options: int) -> bytes:
+def zst(data: bytes, **options: Any) -> bytes:
     """A frame of Zstandard."""
     return zstandard.ZstdCompressor(**options).compress(data)
 
@@ -88,8 +89,8 @@ STREAMS = [
     *both("cut in the last bytes", lambda pack: pack(LONG)[:-3], broken=1),
     *both("cut in the second member", lambda pack: pack(LONG) + pack(LONG)[:300], broken=1),
     *both("cut in the header", lambda pack: pack(LONG)[:5], broken=1),
-    *both("a byte changed in the middle", lambda pack: changed(pack(LONG), len(pack(LONG)) // 2), broken=1),
-    *both("a byte changed in the second member", lambda pack: pack(LONG) + changed(pack(LONG), 2000), broken=1),
+    *both("a byte changed in the middle", lambda pack: changed(pack(LONG), len(pack(LONG)) // 2), broken=ANY),
+    *both("a byte changed in the second member", lambda pack: pack(LONG) + changed(pack(LONG), 2000), broken=ANY),
     *both("0 bytes", lambda pack: b"", empty=1),
     *both("nothing inside", lambda pack: pack(b""), empty=1),
     *both("not compressed", lambda pack: LONG, broken=1),
@@ -100,7 +101,7 @@ STREAMS = [
     packed("gz: stored without compression", "a.jsonl.gz", gzip.compress(LONG, 0, mtime=0), plain.gz_lines),
     packed("gz: byte order mark", "a.jsonl.gz", gz(BOM + THREE), plain.gz_lines),
     packed("gz: text", "a.txt.gz", gz(b"text\r\n"), plain.gz_text),
-    packed("gz: text, cut", "a.txt.gz", gz(LONG)[:-20], None, broken=1),
+    packed("gz: text, cut", "a.txt.gz", gz(b"prose\n" * 9999)[:-20], None, broken=1),
     packed("gz: Latin-1", "a.txt.gz", gz("caf\xe9".encode("latin-1")), None, undecodable=1),
     packed("gz: extension in capitals", "A.JSONL.GZ", gz(THREE), plain.gz_lines),
     replace(packed("gz: JSON Lines in .json.gz", "a.json.gz", gz(THREE), plain.gz_lines), guessed="jsonl"),
