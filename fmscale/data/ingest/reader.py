@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from fmscale.data.ingest.blocks import spill_rows
 from fmscale.data.ingest.files import Opener, open_files
 from fmscale.data.ingest.formats import Bad, RawBatch, RawDocument, read
@@ -30,6 +32,8 @@ CHUNK_ITEMS = 1024
 def main() -> None:
     """Answer until the input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets SIGINT too, and decides
+    # mimalloc keeps a second copy of a large page of Parquet resident: 837 instead of 461 MB for a page of 400 MB.
+    pa.set_memory_pool(pa.system_memory_pool())
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
     opener = cache(open_files)

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from fmscale.data.ingest.formats import Bad, FilePart, Item, RawDocument, detect, read, splittable
+from fmscale.data.ingest.formats import Bad, FilePart, Item, RawDocument, columns, detect, read, splittable
 from fmscale.data.ingest.formats.arrow_footer import rows_of_batches
-from fmscale.errors import DataError
 from tests.data.ingest.corpora import arrow, lines, parquet, sentences
 
 TEXTS = ["first", "zweite Zeile: ä", "三", "", *(text[:60] for text in sentences("s", 9))]
@@ -164,12 +164,68 @@ def test_bad_utf8_in_one_row_costs_that_row(tmp_path: Path) -> None:
     assert [type(item) for item in found(tmp_path / "a.parquet")] == [RawDocument, Bad, RawDocument]
 
 
-def test_missing_and_wrong_columns_are_errors_with_the_nearest_name(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"content": ["a"], "number": [1]}), tmp_path / "a.parquet")
-    with pytest.raises(DataError, match="Did you mean 'content'"):
-        found(tmp_path / "a.parquet", field="contents")
-    with pytest.raises(DataError, match="does not hold text"):
-        found(tmp_path / "a.parquet", field="number")
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("contents", "did you mean 'content'?"),
+        ("number", "the column number holds int64 and not text"),
+        ("messages.text", "the column messages holds lists (list<"),
+        ("in.a", "two columns have the name in.a"),
+        ("twice", "two columns have the name twice"),
+        ("in.c", "no column in.c among content, number, messages, in, twice"),
+    ],
+)
+def test_a_table_without_the_column_is_named_with_the_reason(tmp_path: Path, field: str, message: str) -> None:
+    struct = pa.StructArray.from_arrays([pa.array(["x"])] * 2, names=["a.b", "d"])
+    columns = {"content": ["a"], "number": [1], "messages": [[{"text": "a"}]], "in": struct, "twice": ["a"]}
+    names = [*columns, "twice", "in.a", "in.a"]
+    table = pa.table([pa.array(one) for one in [*columns.values(), ["a"], ["a"], ["a"]]], names)
+    arrow_file = tmp_path / "a.arrow"
+    with pa.ipc.new_file(str(arrow_file), table.schema) as writer:
+        writer.write_table(table)
+    pq.write_table(table, tmp_path / "a.parquet")
+    for path in (arrow_file, tmp_path / "a.parquet"):
+        (bad,) = found(path, field=field)
+        assert isinstance(bad, Bad)
+        assert (bad.reason, message in bad.where) == ("broken", True), bad.where
+        assert [one for index in range(3) for one in found(path, field=field, index=index, of=3)] == [bad]
+
+
+@pytest.mark.parametrize("extension", ["parquet", "arrow"])
+def test_a_whole_name_comes_before_a_path(tmp_path: Path, extension: str) -> None:
+    inner = pa.StructArray.from_arrays([pa.array(["3"]), pa.array(["4"])], names=["c.d", "c"])
+    table = pa.table({"a.b": ["1"], "a": [{"b": "2"}], "e.f": inner})
+    path = tmp_path / f"a.{extension}"
+    if extension == "parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.ipc.new_file(str(path), table.schema) as writer:
+            writer.write_table(table)
+    row = {"a.b": "1", "a": {"b": "2"}, "e.f": {"c.d": "3", "c": "4"}}
+    for field, text in (("a.b", "1"), ("e.f.c.d", "3"), ("e.f.c", "4")):
+        assert texts(found(path, field=field)) == [text]
+        assert texts(found(write(tmp_path / "a.jsonl", json.dumps(row).encode()), field=field)) == [text]
+
+
+@pytest.mark.parametrize("dictionary", [False, True])
+@pytest.mark.parametrize("field", ["text", "in.text"])
+def test_rows_of_parquet_are_decoded_by_their_bytes(tmp_path: Path, field: str, dictionary: bool) -> None:
+    """A count alone is no bound: pyarrow refuses a batch of nested texts above 2 GiB."""
+    path = tmp_path / "a.parquet"
+    values = pa.array([("same" if dictionary else f"{i:04d}") * 250_000 for i in range(40)])
+    table = pa.table({"text": values, "in": pa.StructArray.from_arrays([values], names=["text"])})
+    # A page is decoded whole, and pyarrow ends a page only behind a batch of its writing.
+    pq.write_table(table, path, use_dictionary=dictionary, dictionary_pagesize_limit=4 << 20, write_batch_size=1)
+    small = pa.table({"text": [f"{i}" for i in range(3000)]})
+    before = pa.total_allocated_bytes()
+    with path.open("rb") as file:
+        items = read(file, FilePart(source="a", format="parquet", field=field))
+        most = max(pa.total_allocated_bytes() for item in items if isinstance(item, RawDocument)) - before
+    assert most < 32 << 20
+    pq.write_table(small, path)
+    metadata = pq.ParquetFile(path).metadata
+    assert columns._rows_at_once(metadata.row_group(0), [0], columns.TEXT_BYTES) == columns.ROWS
+    assert len(found(path)) == 3000
 
 
 def test_a_table_cut_in_the_middle_keeps_the_rows_before(tmp_path: Path) -> None:

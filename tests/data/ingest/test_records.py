@@ -345,10 +345,12 @@ def test_text_and_records_do_not_mix_in_a_dataset(tmp_path: Path) -> None:
         run(tmp_path / "in", tmp_path / "store", dataset="t")
 
 
-def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_two_columns_of_one_name_are_named(tmp_path: Path) -> None:
     table_file(tmp_path / "in/a.arrow", pa.Table.from_arrays([pa.array([1]), pa.array([2])], ["a", "a"]))
-    with pytest.raises(DataError, match="have one name"):
-        run(tmp_path / "in", tmp_path / "store")
+    table_file(tmp_path / "in/b.arrow", pa.table({"a": [1]}))
+    result = run(tmp_path / "in", tmp_path / "store")
+    reason = "a.arrow: two columns have the name a; rename one of them"
+    assert (result.documents, result.skipped["broken"]["first"]) == (1, [reason])
 
 
 @given(kinds=st.lists(TYPES, min_size=1, max_size=4), data=st.data())

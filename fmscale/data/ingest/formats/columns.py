@@ -12,17 +12,24 @@ import pyarrow.parquet as pq
 from fmscale.data.ingest.formats import Bad, FilePart, Item, RawBatch, RawDocument
 from fmscale.data.ingest.formats.arrow_footer import check_whole, rows_of_batches
 from fmscale.data.ingest.formats.text import invalid
-from fmscale.errors import DataError
 from fmscale.store.segments.records import storable
 
 ROWS = 1024
-"""Rows of a Parquet file decoded at once."""
+"""Most rows of a Parquet file decoded at once."""
+
+TEXT_BYTES, RECORD_BYTES = 1 << 16, 1 << 18
+"""Bytes of rows of Parquet decoded at once, by the mean of their row group: single rows may be thousands of times as
+large as the mean. A call takes 33 us, and the tokenizer needs 20 ms for 64 KiB.
+"""
+
+DICTIONARY_BYTES = 64 << 20
+"""Bytes of rows decoded at once if each had the largest value that the dictionary of its column can hold."""
 
 BUFFER_BYTES = 1 << 20
 """Bytes of a column chunk of Parquet read at once."""
 
-RECORD_BYTES = 16 << 20
-"""Bytes of records decoded at once, about; a single record may be larger."""
+BLOCK_BYTES = 16 << 20
+"""Bytes of records in a block, about; a single record may be larger."""
 
 ARROW_MAGIC = b"ARROW1"
 
@@ -38,20 +45,26 @@ BINARY = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.str
 """Types of the same layout without the promise of UTF-8."""
 
 
+class Unfit(ValueError):
+    """The columns of a table are not as the job needs them."""
+
+
 def read(file: BinaryIO, part: FilePart) -> Iterator[Item]:
     """The text in each row's column, or the rows with all columns; spans are row numbers of the file.
 
     Part i of n has the row groups, or record batches, from i·k/n to (i+1)·k/n of k. An Arrow stream cannot
     be read from the middle: its first part has all batches. Each batch is validated before use: the file is broken from
     the first invalid batch on. (Only invalid UTF-8 and the checksums of Parquet pages show changed bytes within
-    a text.) Raises DataError for a column that is missing or holds no text.
+    a text.) A file without the column, or with something else than text in it, is broken as a whole.
     """
     row = 0
     try:
-        batches = _parquet(file, part) if part.format == "parquet" else _arrow(file, part)
-        for row, batch in batches:
-            yield from _records(batch, row) if part.field is None else _documents(_column(batch, part.field), row)
+        for row, batch, path in _parquet(file, part) if part.format == "parquet" else _arrow(file, part):
+            yield from _documents(_column(batch, path), row, part) if path else _records(batch, row, part)
             row += len(batch)
+    except Unfit as error:
+        if not part.index:
+            yield Bad("broken", str(error))
     except BROKEN as error:
         # Damage leads to impossible places, which raise EINVAL; the disk or the network raises other errors.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
@@ -59,28 +72,66 @@ def read(file: BinaryIO, part: FilePart) -> Iterator[Item]:
         yield Bad("broken", f"from row {row} on: {str(error)[:200]}")
 
 
-def _parquet(file: BinaryIO, part: FilePart) -> Iterator[tuple[int, Any]]:
-    """Number of the first row, and the batch, of each batch of the part."""
+Batches = Iterator[tuple[int, Any, list[str]]]
+"""Number of the first row, the batch, and the path of the text's column, which is empty for records."""
+
+
+def _parquet(file: BinaryIO, part: FilePart) -> Batches:
     # A buffer, because without it pyarrow reads whole column chunks: all values of a column in a row group.
     parquet = pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True, buffer_size=BUFFER_BYTES)
-    _check_column(parquet.schema_arrow, part)
+    path = _path(parquet.schema_arrow, part)
+    batches = _groups(parquet, part, ".".join(path))
+    yield from ((row, batch, path) for row, batch in (batches if path else _joined(batches)))
+
+
+def _groups(parquet: Any, part: FilePart, name: str) -> Iterator[tuple[int, Any]]:
+    """The batches of the part's row groups, with the column of this name, or all columns for an empty name."""
     first, stop = _share(part, parquet.num_row_groups)
     metadata = parquet.metadata
     rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+    paths = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
+    wanted = [i for i, path in enumerate(paths) if not name or f"{path}.".startswith(f"{name}.")]
     row = sum(rows[:first])
-    if first == stop:
-        return
-    count, columns = ROWS, None if part.field is None else [part.field]
-    if part.field is None:
-        # A count alone is no bound: 1,024 rows of 1 MB took 1.9 GB.
-        size = max(metadata.row_group(i).total_byte_size // max(rows[i], 1) for i in range(first, stop))
-        count = max(1, min(ROWS, RECORD_BYTES // max(size, 1)))
-    for batch in parquet.iter_batches(count, row_groups=list(range(first, stop)), columns=columns):
-        yield row, batch
-        row += len(batch)
-    if row != sum(rows[:stop]):
-        raise ValueError(f"{sum(rows[:stop]) - row} rows fewer than the footer says")
-    _check_rows(metadata, rows, part.field)
+    for group in range(first, stop):
+        count = _rows_at_once(metadata.row_group(group), wanted, TEXT_BYTES if name else RECORD_BYTES)
+        for batch in parquet.iter_batches(count, row_groups=[group], columns=[name] if name else None):
+            yield row, batch
+            row += len(batch)
+    if first < stop:
+        if row != sum(rows[:stop]):
+            raise ValueError(f"{sum(rows[:stop]) - row} rows fewer than the footer says")
+        _check_rows(metadata, rows, part.field)
+
+
+def _rows_at_once(group: Any, wanted: list[int], size: int) -> int:
+    """Rows of a group that have about this size, by the columns that are read."""
+    columns = [group.column(i) for i in wanted]
+    count = min(ROWS, size * group.num_rows // max(1, sum(column.total_uncompressed_size for column in columns)))
+    for column in columns:
+        if column.has_dictionary_page and column.physical_type == "BYTE_ARRAY":
+            # Any number of rows may have the largest value of the dictionary.
+            packed = column.data_page_offset - column.dictionary_page_offset
+            values = packed * column.total_uncompressed_size // max(1, column.total_compressed_size)
+            count = min(count, DICTIONARY_BYTES // max(1, values))
+    return max(1, int(count))
+
+
+def _joined(batches: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+    """Batches of about BLOCK_BYTES."""
+    start, parts = 0, list[Any]()
+    try:
+        for row, batch in batches:
+            if parts and sum(part.nbytes for part in (*parts, batch)) > BLOCK_BYTES:
+                yield start, pa.concat_batches(parts)
+                parts = []
+            start = start if parts else row
+            parts.append(batch)
+    except BROKEN:
+        if parts:
+            yield start, pa.concat_batches(parts)
+        raise
+    if parts:
+        yield start, pa.concat_batches(parts)
 
 
 def _check_rows(metadata: Any, rows: list[int], field: str | None) -> None:
@@ -95,12 +146,12 @@ def _check_rows(metadata: Any, rows: list[int], field: str | None) -> None:
                 raise ValueError("the footer says other numbers of values than of rows")
 
 
-def _arrow(file: BinaryIO, part: FilePart) -> Iterator[tuple[int, Any]]:
+def _arrow(file: BinaryIO, part: FilePart) -> Batches:
     begin = file.read(len(ARROW_MAGIC))
     file.seek(0)
     if begin == ARROW_MAGIC:
         reader = pa.ipc.open_file(pa.PythonFile(file, mode="r"))
-        _check_column(reader.schema, part)
+        path = _path(reader.schema, part)
         first, stop = _share(part, reader.num_record_batches)
         row = sum(rows_of_batches(file)[:first]) if first else 0
         batches = (reader.get_batch(i) for i in range(first, stop))
@@ -108,10 +159,10 @@ def _arrow(file: BinaryIO, part: FilePart) -> Iterator[tuple[int, Any]]:
         if part.index:
             return
         stream = pa.ipc.open_stream(pa.PythonFile(file, mode="r"))
-        _check_column(stream.schema, part)
+        path = _path(stream.schema, part)
         row, batches = 0, iter(stream)
     for batch in batches:
-        yield row, batch
+        yield row, batch, path
         row += len(batch)
     if begin == ARROW_MAGIC:
         check_whole(file)
@@ -133,11 +184,11 @@ def _share(part: FilePart, parts: int) -> tuple[int, int]:
     return parts * part.index // part.of, parts * (part.index + 1) // part.of
 
 
-def _column(batch: Any, field: str) -> Any:
+def _column(batch: Any, path: list[str]) -> Any:
     """The column as binary, so that each row's UTF-8 is checked alone. Raises ArrowInvalid or ValueError for an
     invalid column: pyarrow does not check lengths and offsets, and crashes on wrong values.
     """
-    first, *rest = field.split(".")
+    first, *rest = path
     column = batch.column(first)
     column.validate()
     for name in rest:
@@ -146,7 +197,7 @@ def _column(batch: Any, field: str) -> Any:
         raise ValueError(f"a column of {len(column)} values in a batch of {len(batch)} rows")
     if pa.types.is_dictionary(column.type):
         column.indices.validate(full=True)
-        return pa.DictionaryArray.from_arrays(column.indices, _binary(column.dictionary)).dictionary_decode()
+        return pa.DictionaryArray.from_arrays(column.indices, _binary(column.dictionary))
     return _binary(column)
 
 
@@ -156,8 +207,8 @@ def _binary(column: Any) -> Any:
     return binary
 
 
-def _records(batch: Any, row: int) -> Iterator[RawBatch | Bad]:
-    """The rows of a batch in storable types, in parts of about RECORD_BYTES; rows that are not UTF-8 are named.
+def _records(batch: Any, row: int, part: FilePart) -> Iterator[RawBatch | Bad]:
+    """The rows of a batch in storable types, in parts of about BLOCK_BYTES; rows that are not UTF-8 are named.
 
     Raises ArrowInvalid or ValueError for an invalid column.
     """
@@ -167,16 +218,31 @@ def _records(batch: Any, row: int) -> Iterator[RawBatch | Bad]:
     if not batch.num_columns and batch.num_rows:
         yield Bad("empty", f"rows {row} to {row + batch.num_rows}: there are no columns")
         return
-    step = max(1, min(16 * ROWS, RECORD_BYTES * batch.num_rows // max(batch.nbytes, 1)))
-    for start, part in _decodable(batch, row):
-        if part is None:
+    step = max(1, min(16 * ROWS, BLOCK_BYTES * batch.num_rows // max(batch.nbytes, 1)))
+    for column in batch.columns:
+        if pa.types.is_dictionary(column.type):
+            step = max(1, min(step, DICTIONARY_BYTES // max(column.dictionary.nbytes, 1)))
+    for start, rows in _decodable(batch, row):
+        if rows is None:
             yield Bad("undecodable", f"row {start}")
             continue
-        for first in range(0, len(part), step):
-            piece = part.slice(first, step)
+        for first in range(0, len(rows), step):
+            piece = rows.slice(first, step)
             arrays = [_stored(column) for column in piece.columns]
             fields = [field.with_type(array.type) for field, array in zip(piece.schema, arrays, strict=True)]
-            yield RawBatch(pa.record_batch(arrays, schema=pa.schema(fields, piece.schema.metadata)), start + first)
+            stored = pa.record_batch(arrays, schema=pa.schema(fields, piece.schema.metadata))
+            for begin, short in _short(stored, start + first, part.max_document):
+                yield RawBatch(short, begin) if short is not None else part.too_long(f"row {begin}")
+
+
+def _short(batch: Any, row: int, most: int) -> Iterator[tuple[int, Any]]:
+    """Number of the first row, and the rows, of the parts of at most `most` bytes; None for a larger row."""
+    if batch.nbytes <= most or len(batch) == 1:
+        yield row, batch if batch.nbytes <= most else None
+        return
+    half = len(batch) // 2
+    yield from _short(batch.slice(0, half), row, most)
+    yield from _short(batch.slice(half), row + half, most)
 
 
 def _decodable(batch: Any, row: int) -> Iterator[tuple[int, Any]]:
@@ -210,41 +276,54 @@ def _stored(column: Any) -> Any:
     return pa.array(column.to_pylist(), kind) if odd else column.cast(kind)
 
 
-def _documents(column: Any, row: int) -> Iterator[RawDocument | Bad]:
-    for number, data in enumerate(column.to_pylist(), row):
-        if data is None:
+def _documents(column: Any, row: int, part: FilePart) -> Iterator[RawDocument | Bad]:
+    dictionary = pa.types.is_dictionary(column.type)
+    for number, value in enumerate(column, row):
+        buffer = (value.value if dictionary else value).as_buffer() if value.is_valid else None
+        if buffer is None:
             yield Bad("empty", f"row {number}")
-            continue
-        yield Bad("undecodable", f"row {number}") if invalid(data) >= 0 else RawDocument(data, number, number + 1)
+        elif buffer.size > part.max_document:
+            yield part.too_long(f"row {number}")
+        else:
+            data = buffer.to_pybytes()
+            yield Bad("undecodable", f"row {number}") if invalid(data) >= 0 else RawDocument(data, number, number + 1)
 
 
-def _check_column(schema: Any, part: FilePart) -> None:
-    """Raise DataError unless the field's path leads to text; for records, unless the names of columns differ."""
-    fields = list(schema)
-    kind: Any = None
-    twice = [name for name in schema.names if schema.names.count(name) > 1]
-    if part.field is None and twice:
-        remedy = "Rename them, or leave the file out."
-        raise DataError(f"Two columns of {part.source} have one name", found=twice[0], remedy=remedy)
-    for name in part.field.split(".") if part.field else ():
-        names = [field.name for field in fields]
-        if names.count(name) != 1:
-            near = difflib.get_close_matches(name, names, 1)
-            raise DataError(
-                f"{part.source} has no column {part.field}",
-                found=", ".join(names[:20]),
-                remedy=(f"Did you mean {near[0]!r}? " if near else "") + "Name the text's column with --field.",
-            )
-        kind = fields[names.index(name)].type
-        if pa.types.is_null(kind):  # pandas writes this type if no row of a part has a value
-            return
-        fields = list(kind) if pa.types.is_struct(kind) else []
+def _path(schema: Any, part: FilePart) -> list[str]:
+    """The path of the text's column; empty for records. Raises Unfit unless it is there once and leads to text; for
+    records, unless the names of columns differ.
+    """
     if part.field is None:
-        return
+        if twice := [name for name in schema.names if schema.names.count(name) > 1]:
+            raise Unfit(f"two columns have the name {twice[0]}; rename one of them")
+        return []
+    found = _lead(list(schema), part.field.split("."))
+    if found is None:
+        names = schema.names
+        near = difflib.get_close_matches(part.field, names, 1)
+        meant = f"; did you mean {near[0]!r}?" if near else ""
+        raise Unfit(f"no column {part.field} among {', '.join(names[:20])}{meant}; --field names the text's column")
+    path, kind = found
     text = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if text not in (*BINARY, *BINARY.values()):
-        raise DataError(
-            f"The column {part.field} of {part.source} does not hold text",
-            found=str(kind),
-            remedy="Name the text's column with --field.",
-        )
+    if text not in (pa.null(), *BINARY, *BINARY.values()):
+        raise Unfit(f"the column {part.field} holds {kind} and not text; --field names the text's column")
+    return path
+
+
+def _lead(fields: list[Any], names: list[str]) -> tuple[list[str], Any] | None:
+    """The columns' names along a path, whole names with dots before paths, and the last type."""
+    for count in range(len(names), 0, -1):
+        name = ".".join(names[:count])
+        kinds = [field.type for field in fields if field.name == name]
+        if len(kinds) > 1:
+            raise Unfit(f"two columns have the name {name}; rename one of them")
+        # pandas writes the type null if no row of a part has a value.
+        if kinds and (count == len(names) or pa.types.is_null(kinds[0])):
+            return [name], kinds[0]
+        if kinds and any(kind in str(kinds[0]).split("<")[0] for kind in ("list", "map")):
+            raise Unfit(
+                f"the column {name} holds lists ({kinds[0]}), and a text is a single value; --as records keeps all"
+            )
+        if kinds and pa.types.is_struct(kinds[0]) and (found := _lead(list(kinds[0]), names[count:])):
+            return [name, *found[0]], found[1]
+    return None

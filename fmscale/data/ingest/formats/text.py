@@ -33,6 +33,8 @@ def read(file: BinaryIO, part: FilePart) -> Iterator[RawDocument | Bad]:
 
 def invalid(data: bytes) -> int:
     """Place of the first byte that is not UTF-8, or -1."""
+    if data.isascii():
+        return -1
     decoder = codecs.getincrementaldecoder("utf-8")()
     for start in range(0, len(data), STEP_BYTES):
         kept = len(decoder.getstate()[0])
