@@ -15,8 +15,8 @@ from functools import cache
 from typing import Any
 
 from fmscale.data.ingest.blocks import RecordBlock
-from fmscale.data.ingest.files import open_files
-from fmscale.data.ingest.formats import TABLES, Bad, Item, RawDocument, media, read
+from fmscale.data.ingest.files import Unreadable, open_files, read_file
+from fmscale.data.ingest.formats import TABLES, Bad, Item, RawDocument, media
 from fmscale.data.ingest.plan import Work
 from fmscale.data.workers.messages import Message, decode, encode, rebuild_error
 from fmscale.data.workers.pool import died, start
@@ -47,13 +47,16 @@ class Reading:
             yield from self._apart(work, root, blocks)
             return
         opener = self._opener(root)
-        with ExitStack() as stack:
-            file, *beside = [stack.enter_context(opener(one)) for one in (work.file, *work.beside)]
-            if work.file.format == "media":
+        if work.file.format != "media":
+            yield from read_file(opener, work.file, work.part(self._field))
+            return
+        try:
+            with ExitStack() as stack:
+                file, *beside = [stack.enter_context(opener(one)) for one in (work.file, *work.beside)]
                 texts = zip([one.source for one in work.beside], beside, strict=True)
                 yield from media.read(file, work.file.source, list(texts))
-            else:
-                yield from read(file, work.part(self._field))
+        except Unreadable as error:
+            yield Bad("unreadable", str(error))
 
     def close(self) -> None:
         """End the process."""

@@ -1,14 +1,15 @@
 """Input files, opened as seekable files here or on any store that `open_store` knows."""
 
 import io
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
+from fmscale.data.ingest.formats import Bad, FilePart, Item, read
 from fmscale.data.ingest.sources import File
-from fmscale.errors import AccessDenied, DataError
+from fmscale.errors import AccessDenied, CorruptData, DataError, ObjectNotFound
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.open import open_store
 
@@ -16,8 +17,14 @@ READ_AHEAD = 4 << 20
 """Bytes of a range request to a remote store: at 100 MB/s a request takes 40 ms and hides a latency of 10 ms."""
 
 
-Opener = Callable[[File], BinaryIO]
-"""Opens a listed file for reading, seekable. Raises DataError if its size or time has changed since the listing."""
+Opener = Callable[[File], AbstractContextManager[BinaryIO]]
+"""Opens a listed file for reading, seekable. Raises DataError before the first byte, and again behind the last one, if
+its size or time has changed since the listing; Unreadable if the system refuses the file or a part of it.
+"""
+
+
+class Unreadable(Exception):
+    """A file without the right to read it, or on a damaged disk."""
 
 
 def open_files(root: str, ahead: int = READ_AHEAD) -> Opener:
@@ -30,28 +37,61 @@ def open_files(root: str, ahead: int = READ_AHEAD) -> Opener:
     return partial(_open_local, Path(root))
 
 
-def _open_local(folder: Path, file: File) -> BinaryIO:
-    path = folder / file.name
+def read_file(opener: Opener, file: File, part: FilePart) -> Iterator[Item]:
+    """The documents or records of a part of a file; a file that cannot be read is named as such."""
     try:
-        opened = path.open("rb")
-        status = os.fstat(opened.fileno())
-    except PermissionError as error:
-        raise AccessDenied(
-            "An input file cannot be read", found=str(path), remedy="Give this user the right to read it."
-        ) from error
-    except OSError as error:
-        raise _changed(str(path), error.strerror or "gone") from error
-    if (status.st_size, status.st_mtime_ns // 1_000_000) != (file.bytes, file.changed):
-        opened.close()
-        raise _changed(str(path), f"{status.st_size} bytes now, {file.bytes} when it was listed")
-    return opened
+        with opener(file) as content:
+            yield from read(content, part)
+    except Unreadable as error:
+        yield Bad("unreadable", str(error))
 
 
-def _open_object(backend: Backend, ahead: int, file: File) -> BinaryIO:
-    info = backend.head(file.name)
-    if (info.bytes, round(info.modified * 1000)) != (file.bytes, file.changed):
-        raise _changed(f"{file.name} in {backend.url}", f"{info.bytes} bytes now, {file.bytes} when it was listed")
-    return io.BufferedReader(_RangeFile(backend, file.name, file.bytes), min(ahead, max(file.bytes, 1)))
+@contextmanager
+def _open_local(folder: Path, file: File) -> Iterator[BinaryIO]:
+    path = folder / file.name
+
+    def check() -> None:
+        try:
+            status = path.stat()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise _changed(str(path), "it is gone") from error
+        except OSError as error:
+            raise Unreadable(error.strerror) from error
+        _compare(str(path), file, status.st_size, status.st_mtime_ns // 1_000_000)
+
+    check()
+    try:
+        with path.open("rb") as opened:
+            yield opened
+    except Exception as error:
+        check()
+        if isinstance(error, OSError):
+            raise Unreadable(error.strerror) from error
+        raise
+    check()
+
+
+@contextmanager
+def _open_object(backend: Backend, ahead: int, file: File) -> Iterator[BinaryIO]:
+    where = f"{file.name} in {backend.url}"
+    try:
+        yield io.BufferedReader(_RangeFile(backend, file.name, file.bytes), min(ahead, max(file.bytes, 1)))
+        # Asked once, behind the last byte: before the first it would cost a request more and promise less.
+        info = backend.head(file.name)
+    except (ObjectNotFound, CorruptData) as error:
+        raise _changed(where, f"{error.cause} ({error.found})") from error
+    except AccessDenied as error:
+        raise Unreadable(error.cause) from error
+    _compare(where, file, info.bytes, round(info.modified * 1000))
+
+
+def _compare(name: str, file: File, size: int, changed: int) -> None:
+    """Raise DataError with the difference between a file and its listing."""
+    differences = [f"{size} bytes, {file.bytes} when it was listed"] if size != file.bytes else []
+    if changed != file.changed:
+        differences.append(f"last changed {(changed - file.changed) / 1000:g} s after the time in the listing")
+    if differences:
+        raise _changed(name, "; ".join(differences))
 
 
 class _RangeFile(io.RawIOBase):

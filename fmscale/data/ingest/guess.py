@@ -3,7 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from fmscale.data.ingest.files import open_files
+from fmscale.data.ingest.files import Unreadable, open_files
 from fmscale.data.ingest.formats import is_plain_text
 from fmscale.data.ingest.formats.sniff import HEAD_BYTES, sniff
 from fmscale.data.ingest.record import SkippedInput
@@ -22,12 +22,15 @@ def decide(listing: Listing, field: str | None) -> Listing:
     """
     openers = [open_files(root.url, ahead=HEAD_BYTES) for root in listing.roots]
 
-    def look(file: File) -> str:
+    def look(file: File) -> str | Unreadable:
         plain = file.format == "text" and is_plain_text(file.source)
         if (file.format not in ("", "jsonl") and not plain) or not file.bytes:
             return file.format or "text"
-        with openers[file.root](file) as content:
-            format = sniff(content, file.source, field, plain=plain)
+        try:
+            with openers[file.root](file) as content:
+                format = sniff(content, file.source, field, plain=plain)
+        except Unreadable as error:
+            return error
         against = {"text": "jsonl", "jsonl": "json"}
         return file.format if file.format and format != against[file.format] else format
 
@@ -37,6 +40,9 @@ def decide(listing: Listing, field: str | None) -> Listing:
     skipped, guessed = SkippedInput(), SkippedInput()
     skipped.merge(listing.skipped)
     for file, format in zip(listing.files, formats, strict=True):
+        if isinstance(format, Unreadable):
+            skipped.add("unreadable", f"{file.source}: {format}")
+            continue
         if field is None and format in ("text", "binary"):
             skipped.add(format if file.bytes else "empty", file.source)
             continue

@@ -17,8 +17,8 @@ from typing import Any
 import pyarrow as pa
 
 from fmscale.data.ingest.blocks import spill_rows
-from fmscale.data.ingest.files import Opener, open_files
-from fmscale.data.ingest.formats import Bad, RawBatch, RawDocument, read
+from fmscale.data.ingest.files import Opener, open_files, read_file
+from fmscale.data.ingest.formats import Bad, RawBatch, RawDocument
 from fmscale.data.ingest.plan import Work
 from fmscale.data.ingest.sources import File
 from fmscale.data.workers.messages import Message, decode, describe_error, encode
@@ -52,20 +52,20 @@ def _chunks(request: Message, opener: Callable[[str], Opener]) -> Iterator[bytes
     size = 0
     try:
         work = Work(**{**request["work"], "file": File(**request["work"]["file"])})
-        with opener(request["root"])(work.file) as file:
-            for item in read(file, work.part(request["field"])):
-                if isinstance(item, RawDocument):
-                    texts.append(item.data)
-                    items.append([item.start, item.stop, len(texts[-1])])
-                    size += len(texts[-1])
-                elif isinstance(item, RawBatch):
-                    items.append(asdict(spill_rows(item, work.file.source, Path(request["blocks"]))))
-                    size = CHUNK_BYTES
-                elif isinstance(item, Bad):
-                    items.append([item.reason, item.where])
-                if size >= CHUNK_BYTES or len(items) == CHUNK_ITEMS:
-                    yield _answer(items, texts, end=False)
-                    items, texts, size = [], [], 0
+        opened = opener(request["root"])
+        for item in read_file(opened, work.file, work.part(request["field"])):
+            if isinstance(item, RawDocument):
+                texts.append(item.data)
+                items.append([item.start, item.stop, len(texts[-1])])
+                size += len(texts[-1])
+            elif isinstance(item, RawBatch):
+                items.append(asdict(spill_rows(item, work.file.source, Path(request["blocks"]))))
+                size = CHUNK_BYTES
+            elif isinstance(item, Bad):
+                items.append([item.reason, item.where])
+            if size >= CHUNK_BYTES or len(items) == CHUNK_ITEMS:
+                yield _answer(items, texts, end=False)
+                items, texts, size = [], [], 0
         yield _answer(items, texts, end=True)
     except Exception as error:
         yield encode({"error": describe_error(error)})

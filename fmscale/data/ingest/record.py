@@ -25,10 +25,11 @@ NAME_CHARACTERS = 300
 BAD = {
     "undecodable": "not UTF-8",
     "broken": "broken: a record or file that cannot be read, or without text in the field",
+    "unreadable": "not readable: a right or a part of the disk is missing",
     "name": "under a name that is not UTF-8 or that stores cannot keep",
 }
-"""Reasons that mean damage, an error with `--strict`, with words for people. The other reasons (binary, empty, hidden,
-vcs, link, special, store, metadata, and text for records) are choices that `sources` documents."""
+"""Reasons that mean damage, an error with `--strict`, with words for people. The other reasons (binary, empty, long,
+hidden, vcs, link, special, store, metadata, and text for records) are choices that `sources` documents."""
 
 
 class SkippedNames(TypedDict):

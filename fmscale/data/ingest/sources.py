@@ -1,8 +1,10 @@
 """The inputs: paths, folders, globs and URLs become one sorted listing of files.
 
 The listing of a folder passes over and counts by reason: hidden files and folders, folders of version control, files
-with the extension of a binary format, links to folders (they could lead in circles), broken links, special files, the
-descriptions and caches in a folder that Hugging Face's `save_to_disk` wrote, and the store itself. An argument that
+with the extension of a binary format, links to anything but files below the folder (a link to a folder could lead in
+circles, and a link to /etc/passwd would make it a document), special files, entries that cannot be read, empty objects
+(an S3 console's folders are empty objects), the descriptions and caches in a folder that Hugging Face's `save_to_disk`
+wrote, and the store itself. An argument that
 names a file takes it even if it is hidden. A job that keeps records takes tars and media files, and passes over texts
 but those beside a media file, which follow it in the listing.
 
@@ -13,6 +15,7 @@ whole tree changes no name, and so no document id.
 import os
 import posixpath
 import re
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -164,11 +167,14 @@ def _parse_argument(argument: str) -> Root:
         argument = parse_url(argument).bucket
     if "://" in argument:
         return _parse_url_argument(argument)
-    path = Path(argument).expanduser()
-    if path.is_dir():
-        return Root(url=str(path.resolve()))
-    if path.exists():
-        return Root(url=str(path.parent.resolve()), only=path.name)
+    try:
+        path = Path(argument).expanduser()
+        if path.is_dir():
+            return Root(url=str(path.resolve()))
+        if path.exists():
+            return Root(url=str(path.parent.resolve()), only=path.name)
+    except (OSError, RuntimeError) as error:  # RuntimeError: the home folder of an unknown user
+        raise ConfigError("A path cannot be looked up", found=f"{argument}: {error}", remedy="Check it.") from error
     folder, pattern = _split_glob(path.parts)
     if not pattern:
         raise ConfigError("There is no such file or folder", found=argument, remedy="Check the path; globs are quoted.")
@@ -206,32 +212,46 @@ Entries = Iterator[tuple[str, int, int]]
 def _walk_local(root: Root, skipped: SkippedInput, store: str) -> Entries:
     if root.only:
         status = os.stat(os.path.join(root.url, root.only))
-        yield root.only, status.st_size, status.st_mtime_ns // 1_000_000
+        if stat.S_ISREG(status.st_mode):
+            yield root.only, status.st_size, status.st_mtime_ns // 1_000_000
+        else:
+            skipped.add("special", root.only)
         return
     match = _matcher(root.pattern)
     folders = [""]
     while folders:
         folder = folders.pop()
         below: list[str] = []
-        for entry in _entries(root.url, folder):
+        for entry in _entries(root.url, folder, skipped):
             name = folder + entry.name
-            reason = _reason(entry, store)
-            if reason:
-                skipped.add(reason, name.encode("utf-8", "backslashreplace").decode())
-            elif entry.is_dir(follow_symlinks=False):
-                below.append(f"{name}/")
-            elif match(name):
-                status = entry.stat()
-                yield name, status.st_size, status.st_mtime_ns // 1_000_000
+            try:
+                reason = _reason(entry, root.url, store)
+                if reason:
+                    skipped.add(reason, _shown(name))
+                elif entry.is_dir(follow_symlinks=False):
+                    below.append(f"{name}/")
+                elif match(name):
+                    status = entry.stat()
+                    yield name, status.st_size, status.st_mtime_ns // 1_000_000
+            except OSError as error:
+                skipped.add("unreadable", f"{_shown(name)}: {error.strerror}")
         folders.extend(reversed(below))
 
 
-def _entries(root: str, folder: str) -> list[os.DirEntry[str]]:
+def _shown(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _entries(root: str, folder: str, skipped: SkippedInput) -> list[os.DirEntry[str]]:
+    """Entries of a folder; a folder below the root that cannot be listed is counted."""
     path = os.path.join(root, folder)
     try:
         with os.scandir(path) as entries:
             return sorted(entries, key=lambda entry: os.fsencode(entry.name))
     except OSError as error:
+        if folder:
+            skipped.add("unreadable", f"{folder}: {error.strerror}")
+            return []
         raise DataError(
             f"A folder of the input cannot be listed: {error.strerror}",
             found=path,
@@ -239,17 +259,23 @@ def _entries(root: str, folder: str) -> list[os.DirEntry[str]]:
         ) from error
 
 
-def _reason(entry: os.DirEntry[str], store: str) -> str:
+def _reason(entry: os.DirEntry[str], root: str, store: str) -> str:
     """Reason to pass over an entry of a folder; empty to take it."""
     if entry.name.encode(errors="ignore").decode() != entry.name:
         return "name"
     if reason := _hidden(entry.name):
         return reason
-    if entry.is_symlink() and not entry.is_file():
-        return "link"
+    if entry.is_symlink():
+        target = os.path.realpath(entry.path)
+        inside = _is_below(target, root) and not (store and _is_below(target, store))
+        return "" if inside and os.path.isfile(target) else "link"
     if store and entry.is_dir() and os.path.realpath(entry.path) == store:
         return "store"
     return "" if entry.is_dir() or entry.is_file() else "special"
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return path.startswith(os.path.join(folder, ""))
 
 
 def _hidden(name: str) -> str:
@@ -269,6 +295,8 @@ def _walk_store(root: Root, skipped: SkippedInput, store: str) -> Entries:
         hidden = next(filter(None, map(_hidden, info.key.split("/"))), "")
         if hidden:
             skipped.add(hidden, info.key)
+        elif match(info.key) and not info.bytes:
+            skipped.add("empty", info.key or "/")
         elif not _is_key(info.key):
             skipped.add("name", info.key)
         elif match(info.key):

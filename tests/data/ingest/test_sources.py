@@ -1,10 +1,20 @@
 """Files of arguments: folders, globs, files and URLs, in any order and from anywhere."""
 
+import hashlib
+import hmac
+import json
 import os
 import socket
+import subprocess
+import sys
+import urllib.request
 import uuid
 import zipfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -14,7 +24,8 @@ from fmscale.data.ingest.record import SkippedInput
 from fmscale.data.ingest.sources import File, Listing, list_sources
 from fmscale.errors import AccessDenied, ConfigError, DataError
 from fmscale.store.open import open_store
-from tests.data.ingest.corpora import put
+from tests.data.ingest.corpora import MOMENT, put
+from tests.helpers.s3_server import S3Server
 
 OPTIONS = Options(field="text", heldout=0.0, tokenizer="bytes", bos=False, eos=True)
 
@@ -125,13 +136,147 @@ def test_nothing_to_ingest(tmp_path: Path) -> None:
 
 def test_a_file_that_changes_after_the_listing_is_an_error(tmp_path: Path) -> None:
     listing = list_sources([str(tree(tmp_path))])
-    for change in ("different size", "e.md"):
+    for change, found in (("different size", "14 bytes, 4 when it was listed"), ("e.md", "s after the time in the")):
         (tmp_path / "a.md").write_text(change)
-        with pytest.raises(DataError, match="changed while"):
+        with pytest.raises(DataError, match="changed while") as caught:
             read_all(listing)
+        assert found in str(caught.value.found)
     (tmp_path / "a.md").unlink()
-    with pytest.raises(DataError, match="changed while"):
+    with pytest.raises(DataError, match="changed while") as caught:
         read_all(listing)
+    assert "it is gone" in str(caught.value.found)
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "append": lambda path: path.open("ab").write(b"more"),
+    "truncate": lambda path: os.truncate(path, 3),
+    "touch": lambda path: os.utime(path, (MOMENT, MOMENT + 1)),
+    "replace": lambda path: put(path.with_name(".new"), "x" * 5000).rename(path),
+    "remove": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path: Path, change: str) -> None:
+    path = put(tmp_path / "a.md", "x" * 10_000)
+    file = list_sources([str(tmp_path)]).files[0]
+    with ExitStack() as stack:
+        opened = stack.enter_context(open_files(str(tmp_path))(file))
+        opened.read(1)
+        CHANGES[change](path)
+        opened.read()
+        with pytest.raises(DataError, match="changed while"):
+            stack.close()
+
+
+def test_an_object_that_changes_while_it_is_read_is_an_error(store_url: str) -> None:
+    backend = open_store(store_url)
+    url = store_url if "://" in store_url else f"file://{store_url}"
+    for first in (1, 10_000):
+        for after in (b"y" * 20_000, b"y", None):
+            backend.put("a.md", b"x" * 10_000)
+            listed = list_sources([url]).files[0]
+            with ExitStack() as stack:
+                opened = stack.enter_context(open_files(url, ahead=100)(listed))
+                opened.read(first)
+                if after is None:
+                    backend.delete("a.md")
+                else:
+                    backend.put("a.md", after)
+                stack.callback(opened.read)
+                with pytest.raises(DataError, match="changed while"):
+                    stack.close()
+
+
+def test_links_are_followed_to_files_below_the_folder_only(tmp_path: Path) -> None:
+    tree(tmp_path / "in")
+    put(tmp_path / "outside/secret.txt", "secret")
+    put(tmp_path / "in-beside/b.txt", "x")
+    links = {
+        "inside.txt": "b/c.py",
+        "b/up.txt": "../a.md",
+        "absolute.txt": tmp_path / "in/a.md",
+        "chain.txt": "inside.txt",
+        "out.txt": "../outside/secret.txt",
+        "passwd.txt": "/etc/passwd",
+        "beside.txt": "../in-beside/b.txt",
+        "folder": "../outside",
+        "through.txt": "folder/secret.txt",
+        "itself.txt": "itself.txt",
+        "one.txt": "two.txt",
+        "two.txt": "one.txt",
+        "below.txt": "a.md/sub",
+        "long.txt": "x" * 300,
+        "store.txt": "z/deep/er.txt",
+        "device.txt": "/dev/zero",
+    }
+    for name, target in links.items():
+        os.symlink(target, tmp_path / "in" / name)
+    listing = list_sources([str(tmp_path / "in")], store=str(tmp_path / "in/z"))
+    taken = {"inside.txt", "b/up.txt", "absolute.txt", "chain.txt"}
+    assert set(names(listing)) == {"a.md", "b-e.txt", "b/c.py", "b/d.jsonl", *taken}
+    assert listing.skipped["link"]["count"] == len(links) - len(taken)
+    assert names(list_sources([str(tmp_path / "in/out.txt")])) == ["out.txt"], "an argument asks for it"
+
+
+def test_entries_that_cannot_be_read_are_counted(tmp_path: Path) -> None:
+    """In a process without root's right to read everything."""
+    tree(tmp_path / "in")
+    for name in ("no.md", "no.json", "no.parquet", "no-list/x.txt", "no-search/x.txt"):
+        put(tmp_path / "in" / name, "x")
+    for name, mode in (("no.md", 0), ("no.json", 0), ("no.parquet", 0), ("no-list", 0), ("no-search", 0o444)):
+        (tmp_path / "in" / name).chmod(mode)
+    job = {"paths": [str(tmp_path / "in")], "store": str(tmp_path / "store"), "dataset": "d", "tokenizer": "bytes"}
+    command = [sys.executable, "-m", "tests.helpers.ingester", "run", json.dumps({**job, "workers": 1})]
+    if os.geteuid() == 0:
+        command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *command]
+    result = json.loads(subprocess.check_output(command, text=True, timeout=120))
+    assert result["documents"] == 4
+    assert result["skipped"]["unreadable"]["count"] == 5
+    assert "no.parquet: Permission denied" in result["skipped"]["unreadable"]["first"]
+
+
+def test_an_argument_that_is_no_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="nothing to ingest") as caught:
+        list_sources([str(tmp_path / "pipe")])
+    assert "1 special" in str(caught.value.found)
+    for path in ("x" * 5000, "~nobody-of-this-name/x"):
+        with pytest.raises(ConfigError, match="cannot be looked up"):
+            list_sources([path])
+
+
+def put_raw(server: S3Server, bucket: str, key: str, data: bytes) -> None:
+    """Put an object under a key as it is, which no client library does (AWS Signature Version 4)."""
+    time = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    path, scope = quote(f"/{bucket}/{key}"), f"{time[:8]}/{server.region}/s3/aws4_request"
+    headers = {
+        "host": server.endpoint.removeprefix("http://"),
+        "x-amz-content-sha256": "UNSIGNED-PAYLOAD",
+        "x-amz-date": time,
+    }
+    lines = "".join(f"{name}:{value}\n" for name, value in headers.items())
+    asked = f"PUT\n{path}\n\n{lines}\n{';'.join(headers)}\nUNSIGNED-PAYLOAD"
+    signed = f"AWS4-HMAC-SHA256\n{time}\n{scope}\n{hashlib.sha256(asked.encode()).hexdigest()}"
+    signing = f"AWS4{server.secret_key}".encode()
+    for one in (*scope.split("/"), signed):
+        signing = hmac.digest(signing, one.encode(), "sha256")
+    credential, names = f"{server.access_key}/{scope}", ";".join(headers)
+    words = f"Credential={credential}, SignedHeaders={names}, Signature={signing.hex()}"
+    headers["authorization"] = f"AWS4-HMAC-SHA256 {words}"
+    request = urllib.request.Request(server.endpoint + path, method="PUT", data=data, headers=headers)
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        answer.read()
+
+
+def test_empty_objects_are_counted(s3: S3Server, s3_bucket: str) -> None:
+    """A console makes a folder as an empty object under a key with a slash at its end, which no client can ask for."""
+    prefix = uuid.uuid4().hex
+    for key, data in (("sub/", b""), ("sub/a.md", b"text"), ("folder/", b""), ("empty.md", b"")):
+        put_raw(s3, s3_bucket, f"{prefix}/{key}", data)
+    listing = list_sources([s3.url(s3_bucket, prefix)])
+    assert read_all(listing) == {"sub/a.md": b"text"}
+    assert {reason: one["first"] for reason, one in listing.skipped.items()} == {"empty": ["empty.md", "folder", "sub"]}
 
 
 def test_urls_of_stores(store_url: str) -> None:
