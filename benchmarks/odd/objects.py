@@ -110,9 +110,10 @@ OBJECTS = [
         "m/b.txt",
         folder=1,
     ),
-    objects("a folder's object alone", {"sub/": b"", "a.txt": b"a"}, plain.text, "a.txt", folder=1),
-    objects("a folder's object like a file", {"a.jsonl/": b"", "b.txt": b"b"}, plain.text, "b.txt", folder=1),
-    objects("control characters", {"a\tb.txt": b"x", "a\x1bb.txt": b"x", "c.txt": b"c"}, plain.text, "c.txt", name=2),
+    objects("a folder's object alone", {"sub/": b"", "a.txt": b"a"}, plain.text, "a.txt", empty=1),
+    objects("a folder's object like a file", {"a.jsonl/": b"", "b.txt": b"b"}, plain.text, "b.txt", empty=1),
+    # The client refuses the page of such a key, so that no other key of the page is known.
+    replace(keys("control characters", "a\tb.txt", "a\x1bb.txt", "c.txt"), ends="client cannot take"),
     objects("right-to-left mark", {"a\u202eb.txt": b"x", "c.txt": b"c"}, plain.text, "c.txt", name=1),
     objects(
         "lines in gzip",
