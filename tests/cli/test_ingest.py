@@ -107,7 +107,7 @@ def test_a_new_dataset_gets_a_tokenizer_of_8192_and_an_eos(tmp_path: Path, place
         (["in", "--strict"], "not UTF-8", "latin.txt: byte 3", "without --strict"),
         (["in", "--heldout", "2"], "held-out share", "2.0", ""),
         (["in", "--workers", "0"], "many writers", "0", "1 or more"),
-        (["empty"], "hold no document", "1 empty", "--field"),
+        (["empty"], "hold no document", "1 empty (a.txt)", "Name files"),
         (["in", "--dataset", "a/b"], "cannot have this name", "a/b", "letters"),
         (["in", "--store", "s4://bucket"], "", "s4", ""),
     ],

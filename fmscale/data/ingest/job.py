@@ -237,7 +237,7 @@ def commit_job(job: IngestJob, writers: int) -> IngestResult:
         raise DataError(
             f"The inputs hold no {'document' if plan.options.field else 'record'}",
             found=skipped.counted() or "empty files",
-            remedy="Check the options --as, --format and --field against the files; nothing was committed.",
+            remedy=f"{skipped.remedy() or 'Name files that hold some.'} Nothing was committed.",
         )
     splits = sorted({split for record in records for split in record.seals})
     segments = {

@@ -19,6 +19,9 @@ FORMAT_VERSION = 1
 FIRST_NAMES = 5
 """Names kept of the input skipped for a reason; further input is only counted."""
 
+SHOWN_NAMES = 3
+"""Names shown of them in an error."""
+
 NAME_CHARACTERS = 300
 """Longest kept name; the rest is cut off."""
 
@@ -30,6 +33,17 @@ BAD = {
 }
 """Reasons that mean damage, an error with `--strict`, with words for people. The other reasons (binary, empty, long,
 hidden, vcs, link, special, store, metadata, and text for records) are choices that `sources` documents."""
+
+
+REMEDIES = {
+    "broken": "Check --format and --field against what is named, and repair or leave out what is damaged.",
+    "undecodable": "Convert texts to UTF-8.",
+    "unreadable": "Give this user the right to read them.",
+    "long": "Raise --max-document.",
+    "binary": "--as records takes tables, JSON, tars and media.",
+    "text": "Without --as records texts are taken.",
+}
+"""Advice for each reason, for a job without any document."""
 
 
 class SkippedNames(TypedDict):
@@ -54,8 +68,15 @@ class SkippedInput(dict[str, SkippedNames]):
             entry["first"] += more["first"][: FIRST_NAMES - len(entry["first"])]
 
     def counted(self) -> str:
-        """The count of each reason, in words for an error."""
-        return ", ".join(f"{self[reason]['count']} {reason}" for reason in sorted(self))
+        """The count of each reason with the first names, in words for an error."""
+        return ", ".join(
+            f"{self[reason]['count']} {reason} ({'; '.join(self[reason]['first'][:SHOWN_NAMES])})"
+            for reason in sorted(self)
+        )
+
+    def remedy(self) -> str:
+        """Advice for a job that all reasons together left without input."""
+        return " ".join(REMEDIES[reason] for reason in REMEDIES if reason in self)
 
     def refuse_bad(self) -> None:
         """Raise DataError if damaged input was passed over (`--strict`)."""

@@ -82,7 +82,8 @@ def test_text_is_one_document(tmp_path: Path) -> None:
         ("a.jsonl.zst", b"nonsense", "broken"),
         ("a.parquet", b"PAR1 nonsense PAR1", "broken"),
         ("a.arrow", b"ARROW1 nonsense ARROW1", "broken"),
-        ("a.arrow", b"", "broken"),
+        ("a.arrow", b"\0", "broken"),
+        *((f"a.{name}", b"", "empty") for name in ("txt", "jsonl", "parquet", "arrow", "jsonl.gz")),
     ],
 )
 def test_damage_is_named(tmp_path: Path, name: str, data: bytes, reason: str) -> None:

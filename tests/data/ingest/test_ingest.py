@@ -227,7 +227,7 @@ def test_an_empty_corpus_is_an_error_that_makes_no_dataset(tmp_path: Path) -> No
         put(tmp_path / name, data)
     with pytest.raises(DataError, match="hold no document") as caught:
         run(tmp_path / "in", tmp_path / "store")
-    assert caught.value.found == "1 binary, 2 empty"
+    assert caught.value.found == "1 binary (y.txt), 2 empty (empty.txt; x.jsonl)"
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match="nothing to ingest"):
         run(tmp_path / "none", tmp_path / "store")
@@ -277,7 +277,7 @@ def test_field_paths_and_their_errors(tmp_path: Path) -> None:
     assert list(texts(tmp_path / "store").values()) == ["one", "two"]
     with pytest.raises(DataError, match="--field"):
         run(tmp_path / "a.jsonl", tmp_path / "other", field="body")
-    with pytest.raises(DataError, match="Did you mean 'text'"):
+    with pytest.raises(DataError, match=r"1 broken \(a.parquet: no column txt among text; did you mean 'text'\?"):
         run(parquet(tmp_path / "a.parquet", ["x"]), tmp_path / "other", field="txt")
 
 

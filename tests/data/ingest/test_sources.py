@@ -192,7 +192,7 @@ def test_links_are_followed_to_files_below_the_folder_only(tmp_path: Path) -> No
     tree(tmp_path / "in")
     put(tmp_path / "outside/secret.txt", "secret")
     put(tmp_path / "in-beside/b.txt", "x")
-    links = {
+    links: dict[str, str | Path] = {
         "inside.txt": "b/c.py",
         "b/up.txt": "../a.md",
         "absolute.txt": tmp_path / "in/a.md",

@@ -218,9 +218,11 @@ def read(file: BinaryIO, part: FilePart) -> Iterator[Item]:
     """The documents or records of a part; a file without any is empty."""
     reader: Reader = import_module(f"{__name__}.{READERS[part.format]}").read
     found = False
-    for item in reader(file, part):
-        found = True
-        yield item
-        del item  # with its name a huge document would stay in memory while the next is read
+    if part.of > 1 or file.seek(0, 2):
+        file.seek(0)
+        for item in reader(file, part):
+            found = True
+            yield item
+            del item  # with its name a huge document would stay in memory while the next is read
     if not found and part.of == 1:
         yield Bad("empty", "")
