@@ -94,9 +94,11 @@ class Check:
                 if source != control:
                     case_id, below = place(source, found)
                     found.setdefault(case_id, []).append(printed(below, value))
+        expected = {case.id: [] if case.ends else list(ground.documents(case)) for case in cases}
+        # The memory is that of the job.
+        largest = max(case.largest for case in cases), *(one[2] for prints in expected.values() for one in prints)
         for case in cases:
-            expected = [] if case.ends else list(ground.documents(case))
-            yield judge(case, expected, found.pop(case.id), outcome, committed)
+            yield judge(case, expected[case.id], found.pop(case.id), outcome, committed, max(largest))
         if found:
             raise RuntimeError(f"documents of no case: {found}")
 
@@ -140,8 +142,10 @@ def place(source: str, cases: dict[str, Any]) -> tuple[str, str]:
     return (next(iter(cases)), source) if len(cases) == 1 else (source, source)
 
 
-def judge(case: Case, expected: list[Print], seen: list[Print], outcome: dict[str, Any], committed: bool) -> Verdict:
-    """Compare a case with its outcome."""
+def judge(
+    case: Case, expected: list[Print], seen: list[Print], outcome: dict[str, Any], committed: bool, largest: int
+) -> Verdict:
+    """Compare a case with its outcome. `largest`: bytes of the largest document of the job."""
     left_out = counts(case, outcome["skipped"])
     faults = ending(case, outcome["error"], committed)
     if case.original is not None and not outcome["error"]:
@@ -151,7 +155,6 @@ def judge(case: Case, expected: list[Print], seen: list[Print], outcome: dict[st
         named = {format for format, entry in outcome["guessed"].items() if mine(case, entry["first"], outcome)}
         if case.guessed and named != {case.guessed}:
             faults.append(f"guessed {sorted(named) or 'nothing'}, not {case.guessed}")
-    largest = max([case.largest, *(one[2] for one in expected)])
     most = 250 * MEGABYTE + 4 * largest
     if outcome["peak"] > most:
         faults.append(f"{outcome['peak'] / MEGABYTE:.0f} MB of memory, {most / MEGABYTE:.0f} at most")

@@ -108,7 +108,7 @@ OBJECTS = [
         plain.text,
         "m/sub/a.txt",
         "m/b.txt",
-        folder=1,
+        empty=1,
     ),
     objects("a folder's object alone", {"sub/": b"", "a.txt": b"a"}, plain.text, "a.txt", empty=1),
     objects("a folder's object like a file", {"a.jsonl/": b"", "b.txt": b"b"}, plain.text, "b.txt", empty=1),

@@ -57,7 +57,7 @@ A, B = printed("a.txt", "a"), printed("b.txt", "b")
     ],
 )
 def test_the_judge_sees(seen: list[Any], found: dict[str, Any], fault: str) -> None:
-    verdict = judge(case(left_out={"broken": 1}), [A, B], seen, found, True)
+    verdict = judge(case(left_out={"broken": 1}), [A, B], seen, found, True, 1)
     assert fault in "; ".join(verdict.faults)
     assert bool(verdict.faults) == bool(fault)
 
@@ -73,7 +73,7 @@ def test_the_judge_sees(seen: list[Any], found: dict[str, Any], fault: str) -> N
     ],
 )
 def test_a_job_must_end_as_the_case_asks(found: dict[str, Any], committed: bool, fault: str) -> None:
-    faults = judge(case(ends="changed"), [], [], found, committed).faults
+    faults = judge(case(ends="changed"), [], [], found, committed, 1).faults
     assert fault in "; ".join(faults)
     assert bool(faults) == bool(fault)
 
@@ -86,5 +86,5 @@ def test_what_damage_costs_is_counted_and_the_rest_is_right(tmp_path: Path) -> N
     assert "lost in silence" in losses(damaged, [x], [x], outcome()["skipped"])[0]
     assert "wrong document" in losses(damaged, [x], [x, w], outcome(broken=["k/n/a"])["skipped"])[0]
     any_ = case(left_out={"*": ANY})
-    assert judge(any_, [], [], outcome(), True).faults == ["nothing was counted"]
-    assert judge(any_, [], [], outcome(undecodable=["k/n/a"] * 3), True).faults == []
+    assert judge(any_, [], [], outcome(), True, 1).faults == ["nothing was counted"]
+    assert judge(any_, [], [], outcome(undecodable=["k/n/a"] * 3), True, 1).faults == []
