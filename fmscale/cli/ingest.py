@@ -54,6 +54,9 @@ def ingest(
     ] = None,
     heldout: Annotated[float, typer.Option(help="Share of the documents that go to the split heldout.")] = 0.0,
     workers: Annotated[int | None, typer.Option(help="Processes that write. Default: one a core.")] = None,
+    max_document: Annotated[
+        int, typer.Option(help="Bytes of the largest document or record; longer ones are skipped and counted.")
+    ] = 64 << 20,
     strict: Annotated[
         bool, typer.Option("--strict", help="Damaged input is an error instead of skipped and counted.")
     ] = False,
@@ -99,6 +102,7 @@ def ingest(
                 bos=bos,
                 eos=eos,
                 scratch=scratch,
+                max_document=max_document,
                 progress=bar.update,
             )
     except RankError as error:

@@ -19,6 +19,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from fmscale.data.ingest.formats import MAX_DOCUMENT
 from fmscale.data.ingest.job import IngestRequest, IngestResult, Progress, begin_job, commit_job
 from fmscale.data.ingest.unit import open_writer
 from fmscale.data.ingest.workers import run_processes
@@ -45,6 +46,7 @@ def ingest(
     eos: bool | None = None,
     scratch: Path | None = None,
     unit_bytes: int | None = None,
+    max_document: int = MAX_DOCUMENT,
     progress: Progress | None = None,
 ) -> IngestResult:
     """Turn files into one commit of a dataset; the same call continues a job that was killed.
@@ -60,6 +62,8 @@ def ingest(
     `strict`: damaged input is an error; otherwise it is skipped and counted. `bos`, `eos`: a token before and after
     each document; None means the dataset's own policy, or no BOS and an EOS. `scratch`: local folder for unfinished
     segments. `unit_bytes`: raw input of a work unit, a part of the job's identity; by default the corpus decides.
+    `max_document`: bytes of the largest document or record; longer ones are skipped and counted, and a writer takes up
+    to four times as much memory.
     Records refuse `tokenizer`, `field`, `bos` and `eos`.
 
     The result is the same for any number of writers. Inputs that the dataset has already (same names, sizes
@@ -81,6 +85,7 @@ def ingest(
         eos=eos,
         scratch=scratch,
         unit_bytes=unit_bytes,
+        max_document=max_document,
     )
     report = progress or (lambda phase, done, total: None)
     world = read_world()

@@ -16,7 +16,7 @@ from typing import Any
 
 from fmscale.data.ingest.blocks import RecordBlock
 from fmscale.data.ingest.files import Unreadable, open_files, read_file
-from fmscale.data.ingest.formats import TABLES, Bad, Item, RawDocument, media
+from fmscale.data.ingest.formats import MAX_DOCUMENT, TABLES, Bad, Item, RawDocument, media
 from fmscale.data.ingest.plan import Work
 from fmscale.data.workers.messages import Message, decode, encode, rebuild_error
 from fmscale.data.workers.pool import died, start
@@ -30,10 +30,11 @@ they say nothing about the file, and end the job.
 class Reading:
     """Documents or records of a job's files below all listing roots. The caller closes it."""
 
-    def __init__(self, roots: Sequence[str], field: str | None) -> None:
-        """`field`: path of the text in a record; None for records."""
+    def __init__(self, roots: Sequence[str], field: str | None, max_document: int = MAX_DOCUMENT) -> None:
+        """`field`: path of the text in a record; None for records. Longer ones than `max_document` are passed over."""
         self._roots = roots
         self._field = field
+        self._max_document = max_document
         self._opener = cache(open_files)
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -48,13 +49,13 @@ class Reading:
             return
         opener = self._opener(root)
         if work.file.format != "media":
-            yield from read_file(opener, work.file, work.part(self._field))
+            yield from read_file(opener, work.file, work.part(self._field, self._max_document))
             return
         try:
             with ExitStack() as stack:
                 file, *beside = [stack.enter_context(opener(one)) for one in (work.file, *work.beside)]
                 texts = zip([one.source for one in work.beside], beside, strict=True)
-                yield from media.read(file, work.file.source, list(texts))
+                yield from media.read(file, work.part(self._field, self._max_document), list(texts))
         except Unreadable as error:
             yield Bad("unreadable", str(error))
 
@@ -66,6 +67,7 @@ class Reading:
 
     def _apart(self, work: Work, root: str, blocks: str) -> Iterator[RawDocument | RecordBlock | Bad]:
         request: Message = {"work": asdict(work), "root": root, "field": self._field, "blocks": blocks}
+        request["max_document"] = self._max_document
         rows = 0
         while True:
             process = self._process = self._process or start(f"{__package__}.reader")
@@ -125,5 +127,6 @@ def _items(items: list[Any], data: bytes) -> Iterator[RawDocument | RecordBlock 
             yield Bad(*item)
             continue
         start, stop, size = item
-        yield RawDocument(data[place : place + size], start, stop)
+        # A huge document comes alone, and is not copied.
+        yield RawDocument(data if size == len(data) else data[place : place + size], start, stop)
         place += size

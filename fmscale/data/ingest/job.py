@@ -60,6 +60,7 @@ class IngestRequest:
     eos: bool | None
     scratch: Path | None
     unit_bytes: int | None
+    max_document: int
 
     def check(self) -> None:
         """Raise ConfigError for an unusable value."""
@@ -85,6 +86,8 @@ class IngestRequest:
             raise ConfigError(
                 "The field is a path of names joined by dots", found=self.field, remedy="For instance a.text."
             )
+        if self.max_document < 1:
+            raise ConfigError("A document has at least one byte", found=self.max_document, remedy="Leave it out.")
         if self.unit_bytes is not None and self.unit_bytes < 1:
             raise ConfigError(
                 "A work unit has at least one byte",
@@ -276,6 +279,7 @@ def _open_plan(dataset: Dataset, listing: Listing, request: IngestRequest, polic
         tokenizer=policy.name,
         bos=policy.bos,
         eos=policy.eos,
+        max_document=request.max_document,
     )
     while True:
         plan = make_plan(listing, options, request.unit_bytes)

@@ -12,7 +12,7 @@ from typing import Any
 
 import xxhash
 
-from fmscale.data.ingest.formats import BESIDE, FilePart, splittable
+from fmscale.data.ingest.formats import BESIDE, MAX_DOCUMENT, FilePart, splittable
 from fmscale.data.ingest.record import SkippedInput
 from fmscale.data.ingest.sources import File, Listing
 from fmscale.errors import CorruptData
@@ -20,7 +20,7 @@ from fmscale.store.backends.protocol import Backend, find
 from fmscale.store.digest import canonical_json, metadata_digest
 from fmscale.store.segments.seal import check_version
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of plans. It is part of a job's digest and so of its segments' names: it changes with every change of a
 unit's documents or tokens.
 """
@@ -49,6 +49,8 @@ class Options:
     """True if a BOS token stands before each document."""
     eos: bool
     """True if an EOS token stands after each document."""
+    max_document: int = MAX_DOCUMENT
+    """Bytes of the largest document or record."""
     again: int = 0
     """Count of earlier, retired jobs of the same inputs in the dataset: each job has its own names."""
 
@@ -71,9 +73,16 @@ class Work:
         part = self.file.bytes * (self.index + 1) // self.of - self.file.bytes * self.index // self.of
         return part + sum(file.bytes for file in self.beside)
 
-    def part(self, field: str | None) -> FilePart:
+    def part(self, field: str | None, max_document: int) -> FilePart:
         """The part as a format's reader takes it."""
-        return FilePart(source=self.file.source, format=self.file.format, field=field, index=self.index, of=self.of)
+        return FilePart(
+            source=self.file.source,
+            format=self.file.format,
+            field=field,
+            index=self.index,
+            of=self.of,
+            max_document=max_document,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,15 +37,16 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
     opener = cache(open_files)
-    chunks: Iterator[bytes] = iter(())
+    chunks: Iterator[tuple[bytes, ...]] = iter(())
     for line in sys.stdin.buffer:
         message = decode(line)
         if message:
             chunks = _chunks(message, opener)
-        write_all(answers, next(chunks))
+        for part in next(chunks):
+            write_all(answers, part)
 
 
-def _chunks(request: Message, opener: Callable[[str], Opener]) -> Iterator[bytes]:
+def _chunks(request: Message, opener: Callable[[str], Opener]) -> Iterator[tuple[bytes, ...]]:
     """The answers to a request and to the empty requests that follow."""
     items: list[list[Any] | dict[str, Any]] = []
     texts: list[bytes] = []
@@ -53,7 +54,7 @@ def _chunks(request: Message, opener: Callable[[str], Opener]) -> Iterator[bytes
     try:
         work = Work(**{**request["work"], "file": File(**request["work"]["file"])})
         opened = opener(request["root"])
-        for item in read_file(opened, work.file, work.part(request["field"])):
+        for item in read_file(opened, work.file, work.part(request["field"], request["max_document"])):
             if isinstance(item, RawDocument):
                 texts.append(item.data)
                 items.append([item.start, item.stop, len(texts[-1])])
@@ -63,17 +64,18 @@ def _chunks(request: Message, opener: Callable[[str], Opener]) -> Iterator[bytes
                 size = CHUNK_BYTES
             elif isinstance(item, Bad):
                 items.append([item.reason, item.where])
+            del item  # a huge document would stay in memory while the next is read
             if size >= CHUNK_BYTES or len(items) == CHUNK_ITEMS:
                 yield _answer(items, texts, end=False)
                 items, texts, size = [], [], 0
         yield _answer(items, texts, end=True)
     except Exception as error:
-        yield encode({"error": describe_error(error)})
+        yield (encode({"error": describe_error(error)}),)
 
 
-def _answer(items: Sequence[Any], texts: list[bytes], *, end: bool) -> bytes:
-    data = b"".join(texts)
-    return encode({"items": items, "bytes": len(data), "end": end}) + data
+def _answer(items: Sequence[Any], texts: list[bytes], *, end: bool) -> tuple[bytes, ...]:
+    data = b"".join(texts) if len(texts) != 1 else texts[0]
+    return encode({"items": items, "bytes": len(data), "end": end}), data
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def sample(plan: IngestPlan, roots: Sequence[str], vocab_size: int) -> Iterator[
     """Texts to train `vocab_size` entries, without held-out documents and damaged input."""
     parts = [work for unit in group(plan.files, PART_BYTES) for work in unit]
     left = max(LEAST_BYTES, vocab_size * BYTES_PER_TOKEN)
-    with closing(Reading(roots, plan.options.field)) as reading:
+    with closing(Reading(roots, plan.options.field, plan.options.max_document)) as reading:
         for work in sorted(parts, key=_place):
             size = 0
             for text in _texts(work, plan, reading):
@@ -52,4 +52,4 @@ def _texts(work: Work, plan: IngestPlan, reading: Reading) -> Iterator[str]:
         if not isinstance(item, RawDocument) or not item.data:
             continue
         if not is_heldout(document_id(work.file.source, item.start), plan.options.heldout):
-            yield item.text
+            yield item.data[: 4 * PART_BYTES].decode(errors="ignore")

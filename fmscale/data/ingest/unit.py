@@ -3,9 +3,12 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+import numpy as np
 
 from fmscale.data.ingest.apart import Reading
 from fmscale.data.ingest.blocks import RecordBlock, conform, gather, load, schema_of
@@ -25,7 +28,7 @@ from fmscale.store.segments.seal import segment_prefix
 from fmscale.store.segments.tokens_writer import TokenSegmentWriter
 from fmscale.store.segments.writer import SegmentWriter
 
-BATCH_CHARACTERS = 1 << 20
+BATCH_BYTES = 1 << 20
 """Text of a call of the tokenizer: enough to amortize the call, at tens of MB of memory."""
 
 BATCH_DOCUMENTS = 512
@@ -75,7 +78,7 @@ class UnitWriter:
         if stored.tokenizer is not None:
             content = load_tokenizer(self._backend, stored.tokenizer)
             self._tokenizer = from_json(content, f"tokenizer {stored.tokenizer}")
-        self._reading = Reading(task.roots, stored.plan.options.field or None)
+        self._reading = Reading(task.roots, stored.plan.options.field or None, stored.plan.options.max_document)
 
     def close(self) -> None:
         """End the process that reads tables."""
@@ -110,18 +113,25 @@ class UnitWriter:
         writers: dict[str, TokenSegmentWriter] = {}
         documents = text_bytes = 0
         for batch in self._batches(works, skipped, advance):
-            ids = self._tokenizer.encode_batch([document.text for _, document in batch])
-            for (source, document), tokens in zip(batch, ids, strict=True):
+            bos, eos = self._stored.bos, self._stored.eos
+            if len(batch[0][1].data) > BATCH_BYTES:
+                edges = [np.array([] if token is None else [token], dtype) for token in (bos, eos)]
+                framed: list[Any] = [chain(edges[:1], self._tokenizer.encode_parts(batch[0][1].data), edges[1:])]
+            else:
+                ids = self._tokenizer.encode_batch([document.text for _, document in batch])
+                framed = [frame(one, bos, eos) for one in ids]
+            for (source, document), tokens in zip(batch, framed, strict=True):
                 identity = document_id(source, document.start)
                 split = self._split(identity)
                 if split not in writers:
                     writers[split] = stack.enter_context(
                         TokenSegmentWriter(Path(self.task.scratch), dtype=dtype, split=split)
                     )
-                framed = frame(tokens, self._stored.bos, self._stored.eos)
-                writers[split].add(framed, identity, source, document.start, document.stop)
+                writers[split].add(tokens, identity, source, document.start, document.stop)
                 text_bytes += len(document.data)
+                del document  # with its batch a huge document would stay in memory while the next is read
             documents += len(batch)
+            batch.clear()
         return writers, documents, text_bytes
 
     def _write_records(
@@ -160,13 +170,18 @@ class UnitWriter:
     def _batches(
         self, works: list[Work], skipped: SkippedInput, advance: Advance
     ) -> Iterator[list[tuple[str, RawDocument]]]:
-        """Documents of the unit in order, with their source names, in batches."""
+        """Documents of the unit in order, with their source names, in batches; a larger document is one of its own."""
         batch: list[tuple[str, RawDocument]] = []
         size = 0
         for source, document in self._items(works, skipped, advance):
+            if batch and size + len(document.data) > BATCH_BYTES:
+                yield batch
+                advance(0)
+                batch, size = [], 0
             batch.append((source, document))
             size += len(document.data)
-            if size >= BATCH_CHARACTERS or len(batch) == BATCH_DOCUMENTS:
+            del document  # a huge document would stay in memory while the next is read
+            if size >= BATCH_BYTES or len(batch) == BATCH_DOCUMENTS:
                 yield batch
                 advance(0)
                 batch, size = [], 0

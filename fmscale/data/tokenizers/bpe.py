@@ -8,6 +8,7 @@ compare them with the library's ids on random text.
 
 import json
 import re
+from codecs import getincrementaldecoder
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, groupby, pairwise
 from typing import Any
@@ -31,6 +32,18 @@ CUT = re.compile(r"\n(?=[!-~])")
 """Places at which a cut changes none of GPT-2's words: before a line feed in front of a visible character.
 (`\\s+(?!\\S)` always leaves the last character of white space to the next word.)
 """
+
+WORD_END = re.compile(
+    r"[ \t\n\u3000](?=\S)"
+    r"|(?<=[\u3001\u3002\u300d\uff01\uff0c\uff1a\uff1b\uff1f])(?=[\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fff\uac00-\ud7a3])"
+    r"|(?<=[A-Za-z])(?=[0-9])"
+)
+"""More such places, for text without line feeds: before the last white space of a run, between a mark and a letter of
+Chinese, Japanese or Korean text, and between a letter and a digit.
+"""
+
+GROUP_CHARACTERS = 2**20
+"""Text of a call of the library, about: it needs 100 bytes for each byte of the text."""
 
 WORD_CHARACTERS = 64
 """Longest word that the table keeps; longer words (data in source code) rarely repeat."""
@@ -84,15 +97,38 @@ class JsonTokenizer(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of each text. A text of GPT-2's words is cut between words, or else every PIECE_CHARACTERS."""
         cutter = cut if self._words is not None else lambda text: iter((text,))
-        pieces = [(number, piece) for number, text in enumerate(texts) for piece in cutter(text)]
+        joined: list[list[bytes]] = [[] for _ in texts]
+        group: list[tuple[int, str]] = []
+        size = 0
+        for number, text in enumerate(texts):
+            for piece in cutter(text):
+                if group and size + len(piece) > GROUP_CHARACTERS:
+                    self._encode_group(group, joined)
+                    group, size = [], 0
+                group.append((number, piece))
+                size += len(piece)
+        self._encode_group(group, joined)
+        return [np.frombuffer(b"".join(parts), dtype=self._dtype) for parts in joined]
+
+    def encode_parts(self, data: bytes) -> Iterator[np.ndarray]:
+        """Ids of a large text in parts; a tokenizer of other words than GPT-2's needs the whole text at once."""
+        if self._words is None:
+            yield from super().encode_parts(data)
+            return
+        decoder, rest = getincrementaldecoder("utf-8")(), ""
+        for start in range(0, len(data), GROUP_CHARACTERS):
+            *pieces, rest = cut(rest + decoder.decode(data[start : start + GROUP_CHARACTERS]))
+            yield from self.encode_batch(pieces)
+        yield from self.encode_batch([rest])
+
+    def _encode_group(self, pieces: list[tuple[int, str]], joined: list[list[bytes]]) -> None:
+        """Append the ids of each piece to those of its text."""
         quick = [self._words is not None and piece.isascii() for _, piece in pieces]
         quick_ids = self._look_up([WORDS.findall(text) for (_, text), q in zip(pieces, quick, strict=True) if q])
         slow_ids = self._encode([text for (_, text), q in zip(pieces, quick, strict=True) if not q])
         encoded = {True: iter(quick_ids), False: iter(slow_ids)}
-        joined: list[list[bytes]] = [[] for _ in texts]
         for (number, _), q in zip(pieces, quick, strict=True):
             joined[number].append(next(encoded[q]))
-        return [np.frombuffer(b"".join(parts), dtype=self._dtype) for parts in joined]
 
     def decode(self, ids: Ids) -> str:
         """The text of the ids; special tokens appear by name."""
@@ -150,7 +186,7 @@ class JsonTokenizer(Tokenizer):
 
 
 def cut(text: str) -> Iterator[str]:
-    """The text in pieces of about PIECE_CHARACTERS, cut where GPT-2's words stay whole, or at the limit.
+    """The text in pieces of about PIECE_CHARACTERS, cut where GPT-2's words stay whole, or in a longer word.
 
     Short texts that are not all ASCII are cut too, so that their ASCII lines take the fast path.
     """
@@ -160,9 +196,11 @@ def cut(text: str) -> Iterator[str]:
     begin = 0
     while begin < len(text):
         end = begin + PIECE_CHARACTERS
-        match = CUT.search(text, end) if end < len(text) else None
-        if match and match.start() <= end + PIECE_CHARACTERS:
-            end = match.start()
+        if end < len(text):
+            # Two characters more, so that the last place has a character behind it.
+            matches = (pattern.search(text, end, end + PIECE_CHARACTERS + 2) for pattern in (CUT, WORD_END))
+            rest = len(text) if len(text) <= end + PIECE_CHARACTERS else end
+            end = next((match.start() for match in matches if match), rest)
         yield from _by_script(text[begin:end])
         begin = end
 

@@ -1,6 +1,6 @@
 """Protocol of tokenizers: text to ids and back."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -40,6 +40,10 @@ class Tokenizer(Protocol):
         a text is encoded as text.
         """
         ...
+
+    def encode_parts(self, data: bytes) -> Iterator[np.ndarray]:
+        """Ids of a large text in UTF-8, in parts and, where the tokenizer can cut a text, in little memory."""
+        yield self.encode_batch([data.decode()])[0]
 
     def decode(self, ids: Ids) -> str:
         """The text of the ids; special tokens appear by name."""

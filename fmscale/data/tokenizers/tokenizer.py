@@ -5,7 +5,7 @@ extend a dataset without a model hub.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,9 @@ from fmscale.data.tokenizers.bpe import JsonTokenizer
 from fmscale.data.tokenizers.protocol import SPECIALS, Ids, Tokenizer
 from fmscale.errors import ConfigError
 from fmscale.store.digest import canonical_json
+
+PART_BYTES = 1 << 20
+"""Bytes of a large text that become ids at once."""
 
 
 class ByteTokenizer(Tokenizer):
@@ -27,6 +30,11 @@ class ByteTokenizer(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of each text, uint16."""
         return [np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint16) for text in texts]
+
+    def encode_parts(self, data: bytes) -> Iterator[np.ndarray]:
+        """Ids of a large text in parts."""
+        for start in range(0, len(data), PART_BYTES):
+            yield np.frombuffer(data[start : start + PART_BYTES], dtype=np.uint8).astype(np.uint16)
 
     def decode(self, ids: Ids) -> str:
         """The text; bytes that are not UTF-8 (a cut character) appear as U+FFFD."""

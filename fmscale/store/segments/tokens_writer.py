@@ -1,6 +1,7 @@
 """Writes a token segment: documents go into scratch files in one pass, then to the store, the seal last."""
 
 from array import array
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -61,17 +62,23 @@ class TokenSegmentWriter(SegmentWriter):
         self._chunk_tokens = chunk_bytes // size
         self._first_document = array("I")
 
-    def add(self, tokens: np.ndarray, document_id: bytes, source: str, start: int, stop: int) -> None:
-        """Append a document: tokens (1-D, of the segment's type), id (16 bytes), source and span in the source."""
-        if tokens.dtype != self._dtype or tokens.ndim != 1:
-            raise DataError(
-                f"Tokens of {source} do not fit into a segment of {self._dtype.name}",
-                found=f"{tokens.dtype.name} of shape {tokens.shape}",
-                remedy="Every document of a dataset has 1-D tokens of one type.",
-            )
-        self._documents.add(document_id, source, start, stop, len(tokens))
-        self._tokens.append(tokens)
-        self.tokens += len(tokens)
+    def add(
+        self, tokens: np.ndarray | Iterable[np.ndarray], document_id: bytes, source: str, start: int, stop: int
+    ) -> None:
+        """Append a document: tokens (1-D, of the segment's type; or parts of them), id (16 bytes), source and span in
+        the source.
+        """
+        before = self.tokens
+        for part in (tokens,) if isinstance(tokens, np.ndarray) else tokens:
+            if part.dtype != self._dtype or part.ndim != 1:
+                raise DataError(
+                    f"Tokens of {source} do not fit into a segment of {self._dtype.name}",
+                    found=f"{part.dtype.name} of shape {part.shape}",
+                    remedy="Every document of a dataset has 1-D tokens of one type.",
+                )
+            self._tokens.append(part)
+            self.tokens += len(part)
+        self._documents.add(document_id, source, start, stop, self.tokens - before)
         # For chunks whose first token lies in this document, it is the first document to end after that token.
         begun = -(-self.tokens // self._chunk_tokens)
         self._first_document.extend([self.documents] * (begun - len(self._first_document)))

@@ -66,9 +66,70 @@ def test_cutting_long_text_changes_nothing(trained: JsonTokenizer, library: Libr
         assert "".join(pieces) == text
         ids = trained.encode_batch([text])[0].tolist()
     places = np.cumsum([len(piece) for piece in pieces])[:-1].tolist()
-    if all(bpe.CUT.match(text, place) for place in places):
+    if all(bpe.CUT.match(text, place) or bpe.WORD_END.match(text, place) for place in places):
         assert ids == library.encode(text, add_special_tokens=False).ids
     assert trained.decode(ids) == text
+
+
+LINES = {
+    "words": "the quick brown fox's 2 dogs aren't lazy, are they? " * 40,
+    "Chinese": "今天天气很好，我们去公园玩。「你好！」她说：好的；真的？" * 40,
+    "Japanese": "「今日は」、天気がいい。コーヒーを飲む！" * 60,
+    "Korean": "오늘 날씨가 좋다. 공원에 가자. " * 60,
+    "Russian lines": "съешь ещё этих мягких булок\n" * 60,
+    "tabs": "one\t\ttwo\u3000three\t" * 80,
+    "base64": "aGVsbG8gd29ybGQ5dGVzdA0Kx1Yz" * 80,
+    "digits": "12ab" * 400,
+}
+"""Texts without a line feed in front of an ASCII character."""
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_long_lines_are_cut_between_words_at_a_cost_that_grows_with_the_text(
+    trained: JsonTokenizer, library: Library, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = LINES[name]
+    searched = []
+
+    class Counted:
+        """A pattern that counts the characters it may see."""
+
+        def __init__(self, pattern: Any) -> None:
+            self.pattern = pattern
+
+        def search(self, text: str, begin: int, end: int) -> Any:
+            searched.append(min(end, len(text)) - begin)
+            return self.pattern.search(text, begin, end)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.pattern, name)
+
+    monkeypatch.setattr(bpe, "PIECE_CHARACTERS", 50)
+    monkeypatch.setattr(bpe, "CUT", Counted(bpe.CUT))
+    monkeypatch.setattr(bpe, "WORD_END", Counted(bpe.WORD_END))
+    pieces = list(bpe.cut(text))
+    assert ("".join(pieces), max(map(len, pieces)) <= 100) == (text, True)
+    assert sum(searched) <= 3 * len(text)
+    expected = library.encode(text, add_special_tokens=False).ids
+    assert trained.encode_batch([text])[0].tolist() == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    texts=st.lists(TEXTS, min_size=1, max_size=12).map("a\n".join).filter(len) | st.sampled_from([*LINES.values()]),
+    group=st.integers(120, 300),
+)
+def test_parts_of_a_large_text_have_its_ids(trained: JsonTokenizer, texts: str, group: int) -> None:
+    words = from_json(json.dumps({**json.loads(trained.to_json()), "normalizer": {"type": "NFC"}}).encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bpe, "PIECE_CHARACTERS", 50)
+        patch.setattr(bpe, "GROUP_CHARACTERS", group)
+        patch.setattr("fmscale.data.tokenizers.tokenizer.PART_BYTES", group)
+        for tokenizer in (trained, words, ByteTokenizer()):
+            parts = list(tokenizer.encode_parts(texts.encode()))
+            assert tokenizer.decode(np.concatenate(parts)) == tokenizer.decode(tokenizer.encode_batch([texts])[0])
+            if tokenizer is not trained or all(len(word) < 50 for word in texts.split()):
+                assert np.concatenate(parts).tolist() == tokenizer.encode_batch([texts])[0].tolist()
 
 
 SETTINGS = {
@@ -151,7 +212,7 @@ def test_the_table_is_exact_for_any_model_that_has_one(trained: JsonTokenizer, n
 
 
 def test_long_lines_are_cut_and_the_table_is_bounded(trained: JsonTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [len(piece) for piece in bpe.cut("x" * (2**18 + 5))] == [2**18, 5]
+    assert [len(piece) for piece in bpe.cut("x" * (2**19 + 5))] == [2**18, 2**18 + 5]
     monkeypatch.setattr(bpe, "TABLE_WORDS", 100)
     tokenizer = from_json(trained.to_json())
     assert isinstance(tokenizer, JsonTokenizer)

@@ -30,12 +30,15 @@ def read(file: BinaryIO, part: FilePart) -> Iterator[RawRecord | Bad]:
                 if stop > size:
                     raise tarfile.ReadError(f"{member.name} has {member.size} bytes")
                 if record and (record.values["__key__"] != key or extension in record.values):
-                    yield record
+                    yield _short(record, part)
                     record = None
-                file.seek(member.offset_data)
                 record = record or RawRecord({"__key__": key}, member.offset, stop, len(key))
-                record.values[extension] = file.read(member.size)
                 record = replace(record, stop=stop, bytes=record.bytes + member.size)
+                if record.bytes > part.max_document:
+                    record.values.update(dict.fromkeys(record.values.keys() - {"__key__"} | {extension}, b""))
+                    continue
+                file.seek(member.offset_data)
+                record.values[extension] = file.read(member.size)
             end = tar.offset
         file.seek(end)
         if (mark := file.read(BLOCK)).strip(b"\0") or len(mark) < BLOCK:
@@ -43,12 +46,16 @@ def read(file: BinaryIO, part: FilePart) -> Iterator[RawRecord | Bad]:
             raise tarfile.ReadError("there is neither a header nor the mark of the end")
     except (tarfile.TarError, EOFError, ValueError, OverflowError, MemoryError) as error:
         if record:
-            yield record
+            yield _short(record, part)
         place = f"from byte {record.stop} on: " if record else ""
         yield Bad("broken", f"{place}{str(error)[:200]}")
         return
     if record:
-        yield record
+        yield _short(record, part)
+
+
+def _short(record: RawRecord, part: FilePart) -> RawRecord | Bad:
+    return record if record.bytes <= part.max_document else part.too_long(record.values["__key__"])
 
 
 def _names(member: tarfile.TarInfo) -> tuple[str, str, Bad | None]:
