@@ -131,10 +131,15 @@ def export(
 
 
 def _hf_parts(opened: "Checkpoint") -> dict[str, Any]:
-    """Names, config and tokenizer, which Hugging Face's libraries need beside the weights. Raises ConfigError."""
-    from fmscale.checkpoint.read.meta import decoder_section
+    """Names, config and tokenizer, which Hugging Face's libraries need beside the weights. Raises ConfigError.
+
+    BOS and EOS are those of the run's data, as in `fmscale generate`.
+    """
+    from fmscale.checkpoint.read.meta import decoder_section, section
+    from fmscale.config import DataConfig
     from fmscale.data.tokenizers.bpe import JsonTokenizer
     from fmscale.data.tokenizers.tokenizer import from_json
+    from fmscale.infer.load import framing
     from fmscale.models.hf import hf_config, hf_names
     from fmscale.store.datasets.tokenizers import load_tokenizer
 
@@ -144,12 +149,18 @@ def _hf_parts(opened: "Checkpoint") -> dict[str, Any]:
         raise ConfigError("the checkpoint does not say which model it is of", found=found, remedy=remedy)
     model = decoder_section(opened.meta, "an export to Hugging Face")
     tokenizer = from_json(load_tokenizer(opened.backend, opened.meta["tokenizer"]))
-    return {
+    dataset = section(opened.meta, "data", DataConfig).sources[0].dataset
+    bos, eos = framing(opened.backend, dataset, tokenizer)
+    ends: dict[str, Any] = {"bos_token_id": bos, "eos_token_id": eos}
+    parts = {
         "names": hf_names(model),
-        "config": hf_config(model, opened.meta["vocab_size"], bos=tokenizer.bos_id, eos=tokenizer.eos_id),
-        # Hugging Face's libraries have no byte tokenizer.
-        "tokenizer": tokenizer.to_plain_json() if isinstance(tokenizer, JsonTokenizer) else None,
+        "config": hf_config(model, opened.meta["vocab_size"], bos=bos, eos=eos),
+        "generation_config": ends,
     }
+    if not isinstance(tokenizer, JsonTokenizer):  # Hugging Face's libraries have no byte tokenizer
+        return parts
+    config = tokenizer.hf_config(bos, eos)
+    return {**parts, "tokenizer": tokenizer.to_plain_json(bos), "tokenizer_config": config}
 
 
 def _row(entry: "CheckpointEntry", json: bool) -> dict[str, Any]:

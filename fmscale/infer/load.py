@@ -75,7 +75,7 @@ def open_trained(address: str, *, device: str = "cpu", precision: str | None = N
     dtype = TYPES[precision or ("fp32" if device == "cpu" else "bf16")]
     data = section(meta, "data", DataConfig)
     dataset = data.sources[0].dataset
-    bos, eos = _framing(backend, dataset, tokenizer)
+    bos, eos = framing(backend, dataset, tokenizer)
     return TrainedModel(
         run=run,
         step=checkpoint.step,
@@ -113,7 +113,7 @@ def _checkpoint(backend: Backend, run: str, which: str) -> Checkpoint:
     )
 
 
-def _framing(backend: Backend, dataset: str, tokenizer: Tokenizer) -> tuple[int | None, int | None]:
+def framing(backend: Backend, dataset: str, tokenizer: Tokenizer) -> tuple[int | None, int | None]:
     """BOS and EOS of the run's data. Without this data in the store: no BOS, and the tokenizer's EOS, which are the
     defaults of an ingest.
     """

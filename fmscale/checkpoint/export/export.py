@@ -29,6 +29,8 @@ def export_checkpoint(
     names: Mapping[str, str] | None = None,
     config: Mapping[str, Any] | None = None,
     tokenizer: bytes | None = None,
+    tokenizer_config: Mapping[str, Any] | None = None,
+    generation_config: Mapping[str, Any] | None = None,
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
     progress: Progress = lambda _: None,
@@ -36,10 +38,10 @@ def export_checkpoint(
     """Write the checkpoint into a new or empty folder; return the files.
 
     `hf`: weights under their names in `names`, in files of at most `shard_bytes`; model.safetensors.index.json if
-    there are several files; `config` as config.json and `tokenizer` as tokenizer.json if given. `safetensors`: every
-    state of every tensor, named STATE/NAME, in one file. `dcp`: torch.distributed.checkpoint, model.NAME and
-    optim.state.NAME.STATE. `dtype` converts floating tensors. Raises ConfigError for a folder in use, a `dtype` that
-    is not floating or a tensor without a name in `names`, CorruptData for a damaged checkpoint.
+    there are several files; `config`, `tokenizer`, `tokenizer_config` and `generation_config` as NAME.json if given.
+    `safetensors`: every state of every tensor, named STATE/NAME, in one file. `dcp`: torch.distributed.checkpoint,
+    model.NAME and optim.state.NAME.STATE. `dtype` converts floating tensors. Raises ConfigError for a folder in use, a
+    `dtype` that is not floating or a tensor without a name in `names`, CorruptData for a damaged checkpoint.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError("the folder for the export is not empty", found=str(folder), remedy="Name another.")
@@ -59,8 +61,8 @@ def export_checkpoint(
     weights = [tensor for tensor in checkpoint.manifest.tensors if tensor.state == "weight"]
     tensors = [(info, Tensor(_mapped(info.name, names), "", _converted(info, dtype), info.shape)) for info in weights]
     written = _write_sharded(checkpoint, folder, tensors, shard_bytes, progress)
-    if config is not None:
-        written.append(_write_json(folder / "config.json", config))
+    beside = {"config": config, "tokenizer_config": tokenizer_config, "generation_config": generation_config}
+    written += [_write_json(folder / f"{name}.json", value) for name, value in beside.items() if value is not None]
     if tokenizer is not None:
         written.append(folder / "tokenizer.json")
         written[-1].write_bytes(tokenizer)

@@ -56,7 +56,8 @@ MAX_TOKEN_CHARACTERS = 64
 
 BOS_NAMES = ("<|bos|>", "<|begin_of_text|>", "<s>", "<bos>", "<|startoftext|>", "[CLS]")
 EOS_NAMES = ("<|eos|>", "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
-"""Names by which the begin and end of a text are found among a tokenizer's added tokens, best first."""
+PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>")
+"""Names by which the begin and end of a text, and filler, are found among a tokenizer's added tokens, best first."""
 
 
 class JsonTokenizer(Tokenizer):
@@ -137,9 +138,31 @@ class JsonTokenizer(Tokenizer):
         """The bytes of the tokenizer.json."""
         return self._data
 
-    def to_plain_json(self) -> bytes:
-        """A tokenizer.json for other software: the original bytes, or a copy without the settings switched off here."""
-        return self._library.to_str().encode() if self._switched else self._data
+    def to_plain_json(self, bos: int | None = None) -> bytes:
+        """A tokenizer.json for other software, which gives the ids of `encode_batch` behind `bos`: the original bytes,
+        or a copy without the settings that are switched off here.
+        """
+        content = json.loads(self._library.to_str())
+        before = content["post_processor"]
+        content["post_processor"] = _beginning(before, self._library.id_to_token(bos) if bos is not None else "", bos)
+        if not self._switched and content["post_processor"] == before:
+            return self._data
+        return json.dumps(content, ensure_ascii=False).encode()
+
+    def hf_config(self, bos: int | None, eos: int | None) -> dict[str, Any]:
+        """The tokenizer_config.json beside `to_plain_json`, for documents between `bos` and `eos`.
+
+        Filler is the tokenizer's own, or `eos`. The class is none of a model, because LlamaTokenizer of transformers 5
+        changes the pre-tokenizer. Names of special tokens in a text are text, as in an ingest.
+        """
+        filler = _first(self._library.get_vocab(with_added_tokens=True), PAD_NAMES)
+        ids = {"bos_token": bos, "eos_token": eos, "pad_token": eos if filler is None else filler}
+        return {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            **{name: self._library.id_to_token(number) for name, number in ids.items() if number is not None},
+            "clean_up_tokenization_spaces": False,
+            "split_special_tokens": True,
+        }
 
     def _look_up(self, texts: list[list[str]]) -> list[bytes]:
         """Ids of each list of words, as bytes of the stored type."""
@@ -225,6 +248,19 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> JsonTokenizer:
 
 def _first(vocabulary: dict[str, int], names: Sequence[str]) -> int | None:
     return next((vocabulary[name] for name in names if name in vocabulary), None)
+
+
+def _beginning(processor: dict[str, Any] | None, name: str, number: int | None) -> dict[str, Any] | None:
+    """The post-processor that adds nothing but BOS, the token `name` of id `number`; no token if that is None."""
+    parts = processor.get("processors", [processor]) if processor else []
+    kept = [part for part in parts if part["type"] == "ByteLevel"]
+    if number is not None:
+        begin = {"SpecialToken": {"id": name, "type_id": 0}}
+        first, second = ({"Sequence": {"id": one, "type_id": 0}} for one in "AB")
+        special = {name: {"id": name, "ids": [number], "tokens": [name]}}
+        pair = [begin, first, begin, second]
+        kept.append({"type": "TemplateProcessing", "single": [begin, first], "pair": pair, "special_tokens": special})
+    return {"type": "Sequence", "processors": kept} if len(kept) > 1 else kept[0] if kept else None
 
 
 def _switch_off(library: Any) -> bool:

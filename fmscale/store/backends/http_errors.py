@@ -127,6 +127,12 @@ def _fatal(error: Exception, status: int, code: str, key: str, url: str, summary
             found=f"{summary} at {url}",
             remedy="Use the host name in the certificate, or add its CA to the system's trust store.",
         )
+    if "object with invalid path" in text:
+        return StoreError(
+            "the listing has a key that the store's client cannot take, such as a//b or one with a control character",
+            found=f"{summary} for {key or 'the listing'} in {url}",
+            remedy="Rename or delete this object, or name the folders beside it: the client gives no part of the page.",
+        )
     if status == 0 and ("HTTP error" in text or "CredentialsError" in text or "error sending" in text):
         return None
     return StoreError(

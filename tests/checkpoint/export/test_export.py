@@ -192,7 +192,7 @@ def model_and_export(tmp_path: Path, in_thread: None) -> tuple[torch.nn.Module, 
     ours.init_weights(torch.Generator().manual_seed(0))
     url = str(tmp_path / "store")
     meta = {
-        "config": {"model": as_tree(model)},
+        "config": {"model": as_tree(model), "data": {"sources": [{"dataset": "docs"}]}},
         "vocab_size": tokenizer.vocab_size,
         "tokenizer": store_tokenizer(open_store(url), tokenizer.to_json()),
     }
