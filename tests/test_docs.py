@@ -24,3 +24,12 @@ def test_every_section_of_names_has_a_table() -> None:
     prose = {package for package, names in NAMES.items() if len(names) < 3}
     assert prose == {"fmscale.data.ingest", "fmscale.errors"}
     assert len(NAMES) >= 10
+
+
+def test_every_test_that_the_page_on_security_names_exists() -> None:
+    tests = Path(__file__).parent
+    page = (tests.parent / "docs" / "security.md").read_text()
+    named = re.findall(r"`([\w/]+\.py)(?:::(\w+))?`", page)
+    assert len(named) > 25
+    for path, name in named:
+        assert f"def {name}" in (tests / path).read_text(), (path, name)
