@@ -9,7 +9,7 @@ import typer
 from fmscale.cli.address import find_dataset
 from fmscale.cli.dataset_derive import SpecOption, derive_column, read_spec
 from fmscale.cli.output import JsonOption, example, human_bytes, print_json, progress, record, say
-from fmscale.errors import ConfigError
+from fmscale.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from fmscale.data.ingest import IngestResult
@@ -123,7 +123,7 @@ def ingest(
         # Rank 0 shows the error, and the rank on which it happened.
         raise typer.Exit(2) from error
     if leads:
-        if heldout and result.new and HELDOUT not in result.splits:
+        if heldout and result.commit == 0 and HELDOUT not in result.splits:
             say(
                 f"warning: none of {result.documents:,} {_noun(result)} was held out by --heldout {heldout:g}: their "
                 "content decides. Ingest more of them, or give a larger share and another --dataset.",
@@ -138,12 +138,11 @@ def ingest(
             print_json({**asdict(result), "kind": result.kind, **speed, **derived})
         changed = result.files.get(CHANGED)
         if changed and not dry_run:
-            say(
-                f"error: {changed['count']:,} known files were left out, because their content has changed: "
-                f"{_names(changed)}\n  --replace takes the new content and masks the documents of the old.",
-                err=True,
+            raise DataError(
+                f"{changed['count']:,} known files were left out, because their content has changed",
+                found=_names(changed),
+                remedy="--replace takes the new content and masks the documents of the old.",
             )
-            raise typer.Exit(1)
 
 
 def _noun(result: "IngestResult") -> str:

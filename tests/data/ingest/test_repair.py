@@ -135,3 +135,20 @@ def test_verify_reads_ledgers_and_masks(tmp_path: Path) -> None:
             str(path.relative_to(tmp_path / "store"))
         ]
         path.write_bytes(data)
+
+
+def test_the_command_adds_what_is_new_and_refuses_what_changed(tmp_path: Path) -> None:
+    put(tmp_path / "in/a.md", "first")
+    command("ingest", f"{tmp_path}/in", "--store", f"{tmp_path}/store", "--dataset", "d", "--tokenizer", "bytes")
+    put(tmp_path / "in/a.md", "FIRST")
+    put(tmp_path / "in/b.md", "other")
+    ingest_again = ["ingest", f"{tmp_path}/in", "--dataset", f"{tmp_path}/store/d"]
+    said = CliRunner().invoke(build_app(), [*ingest_again, "--dry-run"])
+    assert (said.exit_code, "files, changed  1: a.md" in said.stdout) == (0, True)
+    said = CliRunner().invoke(build_app(), ingest_again)
+    assert (said.exit_code, "found:  a.md" in said.output) == (2, True)
+    assert "files, added    1: b.md" in said.stdout
+    assert command(*ingest_again, "--replace")[0] == 0
+    shown = command("dataset", "show", f"{tmp_path}/store/d")[1]
+    assert len(shown["commits"]) == 3
+    assert command("dataset", "list", f"{tmp_path}/store")[1][0]["masked"] == 1
