@@ -126,7 +126,7 @@ def memory_at_its_place(config: Config) -> Iterator[None]:
         raise ConfigError(
             f"{config.place('data.memory_bytes')} is too little: {error.cause}",
             found=config.data.memory_bytes,
-            remedy=error.remedy.replace("memory_bytes", "data.memory_bytes"),
+            remedy=error.remedy.replace("memory_bytes", "data.memory_bytes") or "Raise data.memory_bytes.",
         ) from error
 
 
