@@ -116,17 +116,24 @@ def memory_at_its_place(config: Config) -> Iterator[None]:
     """Name the place of `data.memory_bytes` in the loader's error about too little memory."""
     try:
         yield
+    except LittleMemory as error:
+        raise ConfigError(
+            f"{config.place('data.memory_bytes')} is too little: {error.cause}",
+            found=config.data.memory_bytes,
+            remedy=error.remedy.replace("memory_bytes", "data.memory_bytes") or "Raise data.memory_bytes.",
+        ) from error
+
+
+@contextmanager
+def memory_of_the_machine(config: Config) -> Iterator[None]:
+    """Name `data.memory_bytes` where the machine refuses the memory of a loader."""
+    try:
+        yield
     except MemoryError as error:
         raise ConfigError(
             f"{config.place('data.memory_bytes')} is more than this machine can give",
             found=config.data.memory_bytes,
             remedy="Take less.",
-        ) from error
-    except LittleMemory as error:
-        raise ConfigError(
-            f"{config.place('data.memory_bytes')} is too little: {error.cause}",
-            found=config.data.memory_bytes,
-            remedy=error.remedy.replace("memory_bytes", "data.memory_bytes"),
         ) from error
 
 
@@ -135,7 +142,7 @@ def check_memory(config: Config, backend: Backend, batch: BatchShape, sources: S
     forwards cannot take the samples. Reads sizes alone. Returns the bytes for forwards that are made ahead.
     """
     schedule = BatchSchedule([(0, batch.global_batch)])
-    with memory_at_its_place(config):
+    with memory_at_its_place(config), memory_of_the_machine(config):
         if batch.forward_tokens is not None:
             opened = SampleSources(Fetcher(backend))
             excluded = excluded_rows(sources, opened, longest_sample(config) or batch.forward_tokens)

@@ -19,7 +19,15 @@ from fmscale.runtime.sinks.jsonl import JsonlSink
 from fmscale.runtime.sinks.protocol import RunInfo
 from fmscale.runtime.sinks.run_sinks import RunSinks
 from fmscale.text import clean_tree
-from fmscale.train.data import memory_at_its_place, open_training, passes, tell_left_out, tokenizer_of, vocabulary
+from fmscale.train.data import (
+    memory_at_its_place,
+    memory_of_the_machine,
+    open_training,
+    passes,
+    tell_left_out,
+    tokenizer_of,
+    vocabulary,
+)
 from fmscale.train.engine.module import build_engine
 from fmscale.train.evaluation import evaluator
 from fmscale.train.init import find_init, load_init
@@ -58,7 +66,7 @@ def assemble(
     new = resume.which == "none" and config.train.init is not None
     init = find_init(config, session.backend, vocab_size, tokenizer_digest) if new else None
     origin: dict[str, Any] = {}
-    with memory_at_its_place(config):
+    with memory_at_its_place(config), memory_of_the_machine(config):
         loader = stack.enter_context(
             open_training(config, session.backend, world, session.dp, batch, lease=lease, tiers=session.tiers)
         )

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -127,6 +128,15 @@ def test_no_printer_obeys_a_name(printer: str, path: Path, capsys: pytest.Captur
     if printer != "log":  # a traceback has the lines of its message
         assert not [line for line in lines if line.startswith("error: forged")]
         assert ESCAPED in "\n".join(lines).replace("\\\\", "\\")
+
+
+def test_the_verbs_print_through_what_is_tested_here() -> None:
+    """Only these lines reach a stream by themselves; each cleans its text."""
+    lines = [line for path in Path(main.__file__).parent.glob("*.py") for line in path.read_text().splitlines()]
+    found = [line.strip() for line in lines if re.search(r"typer\.echo\(|(?<![\w.])print\(|\.console\.print\(", line)]
+    assert [
+        line for line in found if not re.search(r"clean\(|printable|__version__|_as_json|print\(text, end", line)
+    ] == []
 
 
 def test_json_has_the_name_itself_and_no_character_that_is_obeyed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -141,3 +141,10 @@ def test_a_tensor_that_the_decoder_lacks_is_refused(tmp_path: Path) -> None:
     folder = open_hf_folder(tmp_path)
     with pytest.raises(ConfigError, match="q_norm"):
         load_weights(model, folder.read, folder.shapes)
+
+
+def test_a_config_that_is_too_deep_is_refused(tmp_path: Path) -> None:
+    save_file({"w": torch.zeros(1)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"a":' * 100_000)
+    with pytest.raises(ConfigError, match=r"cannot be used.*recursion"):
+        open_hf_folder(tmp_path)

@@ -167,7 +167,7 @@ def test_others_are_told_when_the_cause_is_recorded(tmp_path: Path) -> None:
         waits.wait("save", ranks=[0])
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"format_version": 2}'])
+@pytest.mark.parametrize("text", ["", "[]", '{"format_version": 2}', '{"a":' * 100_000], ids=["", "[]", "2", "deep"])
 def test_what_is_no_report_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "error.json").write_text(text)
     with pytest.raises(FormatError):

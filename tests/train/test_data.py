@@ -19,6 +19,7 @@ from fmscale.train.data import open_training
 from fmscale.train.preflight.preflight import check_run
 from fmscale.train.run import run_training
 from tests.helpers.corpus import T, store_corpus
+from tests.train.runs import make_corpus, write_config
 
 
 def seen(path: Path, *overrides: str) -> set[bytes]:
@@ -69,3 +70,9 @@ def test_memory_that_holds_no_step_is_refused_before_and_at_the_start_of_a_run(t
     with pytest.raises(ConfigError, match=re.escape(str(problem))):
         run_training(config, show=print, event=print)
     assert check_run(load_config(str(path), ("data.memory_bytes=8_388_608",)), 1).problems == []
+
+
+def test_memory_that_the_machine_refuses_is_named_in_the_plan(tmp_path: Path) -> None:
+    path = write_config(tmp_path, make_corpus(tmp_path))
+    [problem] = check_run(load_config(path, ("data.memory_bytes=4611686018427387904",)), 1).problems
+    assert "data.memory_bytes is more than this machine can give" in problem.cause

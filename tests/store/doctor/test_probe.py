@@ -276,3 +276,9 @@ def test_probing_from_many_threads_races_once(memory_store: Backend) -> None:
     for one in threads:
         one.join()
     assert sum(call.method == "put_if_absent" for call in counted.calls) == 16 * 20
+
+
+def test_a_record_that_is_too_deep_is_refused(memory_store: Backend) -> None:
+    memory_store.put(RECORD_KEY, b"[" * 100_000)
+    with pytest.raises(FormatError, match="own record is not JSON"):
+        require_writable(memory_store)
