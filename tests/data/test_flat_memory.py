@@ -17,7 +17,7 @@ from fmscale.data.open import open_flat_loader
 from fmscale.data.reading import maker
 from fmscale.data.reading.flat_planner import assign_steps, unit_keys
 from fmscale.data.samples.protocol import Record
-from fmscale.data.views import view
+from fmscale.data.views import record_view
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.open import open_store
 from tests.helpers.own_specs import Bytes
@@ -56,7 +56,7 @@ def store() -> Backend:
 def flat(store: Backend, *, unit: int = 2**15, **options: Any) -> FlatLoader:
     """Units of 32 KiB, so that a few MB have many. Of 8 KiB most are larger than the loader expects: a batch has 16."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(view, "UNIT_BYTES", unit)
+        patch.setattr(record_view, "UNIT_BYTES", unit)
         given = {"forward_tokens": 1024, "sample_tokens": 128, "dataset": "uneven", "spec": Begin(), "threads": 2}
         return open_flat_loader(store, **{**given, **options})
 

@@ -233,7 +233,7 @@ def test_a_slow_disk_is_told_of_every_unit_before_it_is_read(
     monkeypatch.setattr(planner, "JUDGED_UNITS", 1)
     monkeypatch.setattr(planner, "CACHED_BYTES_PER_SECOND", float("inf") if slow else 0.0)
     disk = open_store(str(tmp_path / "store"))
-    store_corpus(disk, scale=6)
+    store_corpus(disk)
     recorder = Recorder(disk)
     with open_corpus(recorder, read_threads=0) as loader:
         for _ in range(60):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fmscale.data.views.view import WINDOW, View, common_part, default_unit
+from fmscale.data.views.view import UNIT_BYTES, WINDOW, View, common_part
 from fmscale.errors import DataError
 from fmscale.store.datasets.commit import Commit
 from fmscale.store.datasets.dataset import Dataset
@@ -42,8 +42,8 @@ def make_record_view(
 ) -> RecordView:
     """The view of live commits (`live`, if known), or of `commits`, whose records become samples by `spec`.
 
-    `rows_per_unit` makes a unit about 256 KiB by default, or hold the largest commit. Raises DataError if no commit has
-    the split, if masks leave no record of it, or if the dataset holds tokens.
+    `rows_per_unit` makes a unit about 256 KiB by default. Raises DataError if no commit has the split, if masks leave
+    no record of it, or if the dataset holds tokens.
     """
     if window < 1 or (rows_per_unit is not None and rows_per_unit < 1):
         raise DataError(
@@ -62,4 +62,6 @@ def make_record_view(
         )
     totals = [commit.totals[split] for commit in chosen if split in commit.totals]
     mean = max(1, sum(total.bytes for total in totals) // sum(total.documents for total in totals))
-    return RecordView(rows_per_unit=rows_per_unit or default_unit(mean, records), records=records, **common)
+    return RecordView(
+        rows_per_unit=-(-UNIT_BYTES // mean) if rows_per_unit is None else rows_per_unit, records=records, **common
+    )

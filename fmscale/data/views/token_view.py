@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fmscale.data.views.view import WINDOW, View, common_part, default_unit
+from fmscale.data.views.view import UNIT_BYTES, WINDOW, View, common_part
 from fmscale.errors import DataError
 from fmscale.store.datasets.commit import Commit
 from fmscale.store.datasets.dataset import Dataset
@@ -60,8 +60,8 @@ def make_view(
 ) -> TokenView:
     """The view of live commits (`live`, if known), or of `commits`, with `sequence_length` tokens a row.
 
-    `rows_per_unit` makes a unit just reach 256 KiB by default, or hold the largest commit. Raises DataError if no
-    commit has the split, if it holds less than a row, or if the dataset holds records.
+    `rows_per_unit` makes a unit just reach 256 KiB by default. Raises DataError if no commit has the split, if it holds
+    less than a row, or if the dataset holds records.
     """
     if sequence_length < 1 or window < 1 or (rows_per_unit is not None and rows_per_unit < 1):
         raise DataError(
@@ -77,7 +77,7 @@ def make_view(
     view = TokenView(
         sequence_length=sequence_length,
         packing=STREAM,
-        rows_per_unit=rows_per_unit or default_unit(row_bytes, (count // sequence_length for count in tokens)),
+        rows_per_unit=-(-UNIT_BYTES // row_bytes) if rows_per_unit is None else rows_per_unit,
         tokenizer=first.tokenizer,
         bos=first.bos,
         eos=first.eos,

@@ -6,7 +6,7 @@ Order, plan, bans and mixtures know the part that all kinds share, which is part
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -153,13 +153,6 @@ def common_part(
     totals = [(commit.number, commit.totals.get(split)) for commit in chosen]
     sizes = [(number, 0 if not t else t.tokens if kind == "tokens" else t.documents) for number, t in totals]
     return chosen, tuple(kept_ranges(size, number, split, loaded).tokens for number, size in sizes), common
-
-
-def default_unit(row_bytes: int, rows: Iterable[int]) -> int:
-    """Rows of a unit that just reaches UNIT_BYTES, or of the largest commit: units end with commits, and the order
-    walks past cells without a row, 15,000 for each row of a tiny dataset.
-    """
-    return min(-(-UNIT_BYTES // row_bytes), max(1, *rows))
 
 
 def view_commits(dataset: Dataset, view: View) -> list[Commit]:

@@ -292,8 +292,7 @@ def test_masked_records_are_not_missed_and_must_not_come(store: Backend, run_of:
     assert not came & out
     code, report = audited(store, f"{name}-masked", paths)
     assert code == 1
-    delivered = [piece["document"] for pieces in read_records(paths)["pieces"].to_pylist() for piece in pieces]
-    assert report["tokens_masked"] == sum(document in out for document in delivered) >= 2 * len(out)
+    assert report["tokens_masked"] == 2 * len(out)
     assert "masked documents" in " ".join(report["problems"])
 
 

@@ -39,17 +39,6 @@ def corpus(memory_store: Backend) -> tuple[Dataset, list[list[list[Document]]]]:
     return open_dataset(memory_store, "corpus"), content
 
 
-@pytest.mark.parametrize(("lengths", "row", "b"), [([[12]], 4, 3), ([[200]], 17, 11), ([[12], [30], [3]], 4, 7)])
-def test_a_unit_is_no_longer_than_the_largest_commit(
-    memory_store: Backend, lengths: list[list[int]], row: int, b: int
-) -> None:
-    for commit, unit in enumerate(lengths):
-        write_commit(memory_store, "tiny", {"train": [documents(unit)]}, job=str(commit))
-    units = make_view(open_dataset(memory_store, "tiny"), sequence_length=row).units
-    # The order walks past all other cells: 32,765 for 3 rows if a unit were 256 KiB.
-    assert (units.b, units.n) == (b, sum(unit[0] >= row for unit in lengths))
-
-
 def kept_tokens(units: Sequence[Sequence[Document]], masked: set[bytes]) -> np.ndarray:
     return np.concatenate([d.tokens for docs in units for d in docs if d.id not in masked] or [np.empty(0)])
 
