@@ -178,7 +178,10 @@ def commit_job(job: IngestJob, writers: int) -> IngestResult:
     segments = {
         split: [(record.unit, record.seals[split]) for record in records if split in record.seals] for split in splits
     }
-    entries = [*_entries(plan, records), *job.found.moved]
+    ledger = {}
+    if not plan.options.by_name:
+        entries = [*_entries(plan, records), *job.found.moved]
+        ledger["ledger"] = store_ledger(backend, name, plan.job, entries, plan.options)
     tokenizer = job.stored.tokenizer
     commit = job.dataset.append_commit(
         job=plan.job,
@@ -190,7 +193,7 @@ def commit_job(job: IngestJob, writers: int) -> IngestResult:
         eos=job.stored.eos,
         extra={
             "ingest": {
-                "ledger": store_ledger(backend, name, plan.job, entries, plan.options),
+                **ledger,
                 "heldout": plan.options.heldout,
                 "pins": plan.options.pins,
                 "tokenizer": plan.options.tokenizer,
@@ -268,6 +271,10 @@ def _open_plan(
 ) -> tuple[IngestPlan, StoredPlan | None]:
     """The plan under the first job digest without a commit, and the stored plan of an earlier run of these files."""
     live = {commit.job for commit in dataset.commits()}
+    if not live:
+        plan = make_plan(listing, replace(options, by_name=True), request.unit_bytes)
+        if (stored := load_plan(dataset.backend, request.dataset, plan.job)) is not None:
+            return plan, stored  # a job that was killed before this version
     while True:
         plan = make_plan(listing, options, request.unit_bytes)
         with suppress(Conflict):

@@ -9,6 +9,7 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import chain
 from typing import Any
 
 import xxhash
@@ -62,6 +63,8 @@ class Options:
     """Splits of contents that another split than their hash's belongs to, by the hash in hex."""
     replaced: tuple[str, ...] = ()
     """Source names whose earlier documents are masked with the job's commit."""
+    by_name: bool = False
+    """True in plans of version 1, in which the ids decide the splits."""
 
     def split(self, content: int) -> str:
         """The split of a document or record with a content of this hash."""
@@ -143,11 +146,13 @@ class IngestPlan:
         return canonical_json(content)
 
     def _identity(self) -> dict[str, Any]:
+        old = self.options.by_name
+        files = [[file.source, file.bytes, file.changed, file.format, file.begin] for file in self.files]
         return {
-            "files": [[file.source, file.bytes, file.changed, file.format, file.begin] for file in self.files],
-            **asdict(self.options),
+            "files": [file[:4] for file in files] if old else files,
+            **{name: value for name, value in asdict(self.options).items() if not old or name in OLD_OPTIONS},
             "where": [[file.root, file.name] for file in self.files],
-            "format_version": FORMAT_VERSION,
+            "format_version": 1 if old else FORMAT_VERSION,
             "unit_bytes": self.unit_bytes,
         }
 
@@ -203,6 +208,9 @@ def group(files: Sequence[File], unit_bytes: int) -> Iterator[list[Work]]:
 FILE = ("source", "bytes", "changed", "format", "begin", "root", "name", "place", "stamp")
 """Fields of a file in the order of a stored plan."""
 
+OLD_OPTIONS = frozenset({"field", "heldout", "tokenizer", "bos", "eos", "again"})
+"""Options in plans of version 1."""
+
 
 def plan_key(dataset: str, job: str) -> str:
     """Key of a job's plan."""
@@ -217,14 +225,14 @@ def load_plan(backend: Backend, dataset: str, job: str) -> StoredPlan | None:
     content: Mapping[str, Any] = json.loads(data)
     check_version(content, key, FORMAT_VERSION)
     identity = content["identity"]
-    options = {option.name: identity[option.name] for option in fields(Options)}
+    old = content["format_version"] == 1
+    options = {one.name: identity[one.name] for one in fields(Options) if not old or one.name in OLD_OPTIONS}
+    columns = (FILE[:4], FILE[5:7]) if old else (FILE[:5], FILE[5:7], FILE[7:])
+    stored = zip(*([identity["files"], identity["where"]] + ([] if old else [content["places"]])), strict=True)
     plan = IngestPlan(
-        files=tuple(
-            File(**dict(zip(FILE, (*row, *where, *place), strict=True)))
-            for row, where, place in zip(identity["files"], identity["where"], content["places"], strict=True)
-        ),
+        files=tuple(File(**dict(zip(chain(*columns), chain(*parts), strict=True))) for parts in stored),
         skipped=SkippedInput(content["skipped"]),
-        options=Options(**{**options, "replaced": tuple(options["replaced"])}),
+        options=Options(**{**options, "replaced": tuple(options.get("replaced", ())), "by_name": old}),
         unit_bytes=identity["unit_bytes"],
         guessed=SkippedInput(content.get("guessed", {})),
     )

@@ -121,7 +121,8 @@ def decode_record(data: bytes) -> UnitRecord:
     del content["format_version"]
     content["seals"] = {split: SealInfo(**seal) for split, seal in content["seals"].items()}
     content["skipped"] = SkippedInput(content["skipped"])
-    content["tallies"] = {source: Tally(**tally) for source, tally in content["tallies"].items()}
+    content["tallies"] = {source: Tally(**tally) for source, tally in content.get("tallies", {}).items()}
+    content.setdefault("splits", {})
     return UnitRecord(**content)
 
 

@@ -148,6 +148,9 @@ class UnitWriter:
 
     def _sort(self, sources: Sequence[str], starts: list[int], stops: list[int], contents: U64) -> list[str]:
         """The splits of consecutive documents or records, which are counted in the tallies of their files."""
+        if self._stored.plan.options.by_name:
+            ids = map(document_id, sources, starts)
+            contents = np.array([int.from_bytes(one[:8], "big") for one in ids], dtype=np.uint64)
         splits = [self._stored.plan.options.split(content) for content in contents.tolist()]
         begin = 0
         for source, run in groupby(sources):
