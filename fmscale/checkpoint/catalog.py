@@ -109,14 +109,13 @@ def pick(found: list[CheckpointEntry], which: int | str, where: str) -> list[Che
 
 def load_manifest(backend: Backend, found: CheckpointEntry) -> CheckpointManifest:
     """Read and check a checkpoint's manifest. Raises ObjectNotFound, CorruptData, FormatError, StoreError."""
-    check_version(found.body["format_version"], f"checkpoint {found.entry}")
+    check_version(found.body.get("format_version"), f"checkpoint {found.entry}")
     recorded = found.body["manifest"]
-    manifest = decode(backend.get(recorded["key"]), recorded["digest"], recorded["key"])
+    manifest = decode(backend.get(recorded["key"]), recorded.get("digest", ""), recorded["key"])
     body, folders = found.body, {file.key.rpartition("/")[0] + "/" for file in manifest.files}
     here = {**manifest.head, "files": len(manifest.files), "tensors": len(manifest.tensors)}
-    differ = {
-        name: here[name] for name in ("step", "folder", "world_size", "files", "tensors") if here[name] != body[name]
-    }
+    same = ("step", "folder", "world_size", "files", "tensors")
+    differ = {name: here[name] for name in same if here[name] != body.get(name)}
     if differ or not folders.issubset(body["objects"]):
         raise CorruptData(
             f"the manifest {recorded['key']} is not the one of its log entry",

@@ -87,30 +87,26 @@ def decode_commit(backend: Backend, entry: LogEntry) -> Commit:
             split: SplitTotals(**{name: manifest[name] for name in SplitTotals.__annotations__})
             for split, manifest in body["manifests"].items()
         }
-        found: Any = next((total for total in totals.values() if not _possible(total)), None)
+        sizes = [size for total in totals.values() for size in vars(total).values()]
+        found: Any = [size for size in sizes if type(size) is not int or not 0 <= size < LARGEST]
         commit = Commit(
             number=entry.number,
             time=entry.time,
             digest=entry.digest,
             totals=totals,
-            manifests=Manifests(backend, dataset_of(entry), body),
+            manifests=Manifests(backend, entry.log.removeprefix("datasets/"), body),
             body=body,
             **{name: body[name] for name in ("kind", "job", "tokenizer", "bos", "eos", "dtype")},
         )
     except (KeyError, TypeError, AttributeError) as error:
         found = repr(error)
-    if found is None:
+    if not found:
         return commit
     raise CorruptData(
         f"entry {entry.number} of the log {entry.log} is no commit",
         found=found,
         remedy="Restore this log from a copy of the store, or ingest again into another dataset.",
     )
-
-
-def dataset_of(entry: LogEntry) -> str:
-    """Name of the dataset to whose log an entry belongs."""
-    return entry.log.removeprefix("datasets/")
 
 
 def check_manifest(manifest: Manifest, split: str, dataset: str, body: Mapping[str, Any]) -> None:
@@ -129,10 +125,6 @@ def check_manifest(manifest: Manifest, split: str, dataset: str, body: Mapping[s
             found={name: f"{manifest.header.get(name)}, the commit records {expected[name]}" for name in differ},
             remedy="Restore the dataset's log and manifests from one copy of the store.",
         )
-
-
-def _possible(totals: SplitTotals) -> bool:
-    return all(type(value) is int and 0 <= value < LARGEST for value in vars(totals).values())
 
 
 def references(dataset: str, body: Mapping[str, Any]) -> list[str]:

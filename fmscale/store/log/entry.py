@@ -111,7 +111,7 @@ def _typed(fields: dict[str, Any]) -> bool:
     return texts and type(lease) is int and lease >= 0 and isinstance(time, int | float) and isinstance(body, dict)
 
 
-def check_inside(entry: LogEntry, names: Iterable[str], folder: str = "") -> None:
+def check_inside(entry: LogEntry, names: Iterable[str], folder: str) -> None:
     """Raise CorruptData unless all names of objects in an entry lie in its log's own `folder`: an entry of version 1
     that was put into another log would pass off, or delete, objects of the log that it comes from.
     """

@@ -28,7 +28,6 @@ class Lease:
 def acquire(log: Log, owner: str) -> Lease:
     """Take the lease of `log` from any holder; `owner` is job and host, for people.
 
-    Raises CorruptData, with nothing written, if the log lacks an entry, and the errors of Log.append.
+    Raises the errors of Log.append.
     """
-    log.check()
     return Lease(log=log, number=log.append(LEASE, {"owner": owner}).lease)

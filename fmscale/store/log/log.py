@@ -80,12 +80,12 @@ class Log:
 
     def check(self) -> int:
         """Number of entries, by one listing. Raises CorruptData if an entry is missing before another that is listed or
-        that this object knows. Call it before the first append: an append itself reads the newest entry alone.
+        that this object knows. The first append calls it: readers may take a long gap for the end of the log.
         """
         listed = self._listed()
         count = max(self._known, *(number + 1 for number in listed), 0)
-        for number in sorted(set(range(count)) - listed):
-            if not self._exists(number):  # a listing beside two appends may have the later entry alone
+        for number in range(count):
+            if number not in listed and not self._exists(number):  # a listing beside two appends may lack the earlier
                 raise self._gap(number)
         with self._lock:
             self._known, self._checked = max(self._known, count), True
@@ -150,7 +150,7 @@ class Log:
         `skippable` lets readers skip the entry if they do not know its kind.
 
         Raises LeaseLost for a lost lease, StoreError for an unknown kind, StoreUnavailable if the outcome
-        stayed unknown (the log holds the whole entry or nothing of it), and the errors of `recheck`.
+        stayed unknown (the log holds the whole entry or nothing of it), and the errors of `check` and `recheck`.
         """
         if kind not in self.kinds:
             raise StoreError(
@@ -234,9 +234,9 @@ class Log:
         return fence
 
     def _last(self) -> LogEntry | None:
-        """The newest entry that this object knows; if it knows no entry and never listed the log, the newest there."""
-        if self._known == 0 and not self._checked:
-            self.head()
+        """The newest entry that this object knows, after a check of the log."""
+        if not self._checked:
+            self.check()
         if self._known > _count(self._newest):
             return self.entry(self._known - 1)
         return self._newest

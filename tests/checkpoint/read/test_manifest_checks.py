@@ -219,6 +219,12 @@ def test_an_entry_that_no_save_writes(store: Backend, change: dict[str, Any]) ->
         list_checkpoints(store, RUN)
 
 
+@pytest.mark.parametrize("field", ["format_version", "files", "tensors"])
+def test_an_entry_without_a_field(store: Backend, field: str) -> None:
+    forge(store, LOG, list_checkpoints(store, RUN)[-1].entry, lambda fields: fields["body"].pop(field))
+    assert len(verify(store, list_checkpoints(store, RUN)[-1])[0]) == 1
+
+
 def test_a_whole_log_of_another_run(store: Backend) -> None:
     """Entries name their log; those of version 1 are known by their folders."""
     for info in store.list_objects(f"{LOG}/log"):

@@ -1,6 +1,7 @@
 """The log by itself: order, read-back, races, rechecks, damage. Faults are in test_log_machine."""
 
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from threading import Barrier
@@ -245,7 +246,12 @@ def test_a_gap_of_any_length_is_found_before_a_write(store: Backend, gone: list[
         store.delete(f"datasets/a/log/{number:012d}.json")
     store.put("datasets/a/log/000000000012.json.copy", b"no entry")
     before = store.requests.count["put_if_absent"]
-    for check in (lambda log: log.check(), lambda log: acquire(log, "run")):
+    writes: list[Callable[[Log], object]] = [
+        lambda log: log.check(),
+        lambda log: acquire(log, "run"),
+        lambda log: (list(log.entries()), log.append("pin", {})),
+    ]
+    for check in writes:
         with pytest.raises(CorruptData, match=rf"{gone[0]:012d}.json is missing although later ones exist"):
             check(Log(store, "datasets/a", RUN_KINDS))
     assert store.requests.count["put_if_absent"] == before

@@ -80,3 +80,16 @@ def test_a_file_that_is_damaged_under_its_users(tmp_path: Path, damage: Callable
         assert source.calls == []
     assert len(files(tmp_path)) == 1
     assert used_bytes(NodeCache(tmp_path, ROOMY)) >= 16 * CHUNK
+
+
+def test_a_file_that_was_made_anew_is_found_by_those_who_have_the_old_one_open(tmp_path: Path) -> None:
+    source = make(chunks=16)
+    old = NodeCache(tmp_path, ROOMY)
+    read(old, source, 0, 8)
+    (path,) = files(tmp_path)
+    path.unlink()
+    read(NodeCache(tmp_path, ROOMY), source, 0, 16)
+    source.calls.clear()
+    for first in (8, 12, 8):
+        read(old, source, first, 4)
+    assert source.calls == [(8, 4)], "one miss shows that the old file is gone"
