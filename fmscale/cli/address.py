@@ -7,6 +7,9 @@ from typer.core import TyperCommand
 
 from fmscale.errors import ConfigError
 
+MOST_STEPS = 2**31
+"""Largest number of steps or rows in an option: their product is a sample, a number of 64 bits."""
+
 StoreOption = Annotated[
     str | None, typer.Option("--store", help="The store: a directory or a URL (s3://, gs://, ...).")
 ]
@@ -59,7 +62,7 @@ def find_run(address: str | None, store: str | None, run: str | None) -> tuple[s
     if store is not None:
         raise ConfigError("not the address of a run", found=text, remedy=f"Write {remedy}.")
     url, name, step = parse_address(text)
-    if step != "auto" and not (step.isdecimal() and int(step)):
+    if step != "auto" and not (step.isdecimal() and len(step) < 20 and 0 < int(step) <= MOST_STEPS):
         raise ConfigError("not a step of a run", found=step, remedy="Write STORE#RUN@STEP with a number, or STORE#RUN.")
     return url, name, None if step == "auto" else int(step)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fmscale.cli.address import RunOption, StoreOption, find_run
+from fmscale.cli.address import MOST_STEPS, RunOption, StoreOption, find_run
 from fmscale.cli.output import JsonOption, example, print_json, record, table
 from fmscale.errors import ConfigError
 
@@ -34,13 +34,20 @@ def trace(
     run: RunOption = None,
     batch: Annotated[
         int | None,
-        typer.Option(min=1, help="Global batch: rows of a step over all ranks. A checkpoint of the run says it."),
+        typer.Option(
+            min=1, max=MOST_STEPS, help="Global batch: rows of a step over all ranks. A checkpoint of the run says it."
+        ),
     ] = None,
     step: Annotated[
-        int | None, typer.Option(min=1, help="Show what this step trained on; 1 is the first step, as in the metrics.")
+        int | None,
+        typer.Option(
+            min=1, max=MOST_STEPS, help="Show what this step trained on; 1 is the first step, as in the metrics."
+        ),
     ] = None,
     document: Annotated[str | None, typer.Option(help="Show the samples that held this document or record.")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="With --document: look at so many first steps.")] = 10_000,
+    steps: Annotated[
+        int, typer.Option(min=1, max=MOST_STEPS, help="With --document: look at so many first steps.")
+    ] = 10_000,
     json: JsonOption = False,
 ) -> None:
     """Name the documents or records of a step, or the steps of a document or record."""

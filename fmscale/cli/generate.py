@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda; auto takes a GPU where there is one.")]
 Precision = Annotated[str | None, typer.Option(help="fp32 or bf16; fp32 on a CPU, bf16 on a GPU by default.")]
 
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; by default as many as the work keeps busy.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, max=1024, help="CPU threads; by default as many as the work keeps busy.")
+]
 
 app = typer.Typer()
 

@@ -134,3 +134,17 @@ def test_a_shell_completes_verbs_without_anything_slow() -> None:
         capture_output=True,
     )
     assert done.stdout.split() == ["verify", "[]"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["dataset", "trace", "s#r@99999999999999999999"],
+        ["dataset", "trace", "s#r", "--step", "99999999999999999999"],
+        ["generate", "s#r", "hello", "--threads", "99999999999999999999"],
+    ],
+)
+def test_numbers_beyond_any_run_are_refused(words: list[str]) -> None:
+    result = CliRunner().invoke(build_app(), words)
+    assert result.exit_code == 2
+    assert isinstance(result.exception, SystemExit)
