@@ -5,6 +5,7 @@ writer (process or MPI rank) and the sampling for a tokenizer have one such proc
 and again after a crash. A request asks for one chunk of documents, or for one block of records.
 """
 
+import io
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from fmscale.data.ingest.blocks import RecordBlock
 from fmscale.data.ingest.files import Unreadable, open_files, read_file
@@ -101,7 +102,7 @@ class Reading:
         return process.wait()
 
 
-def _ask(process: subprocess.Popen[bytes], request: Message) -> tuple[Message, bytes] | None:
+def _ask(process: subprocess.Popen[bytes], request: Message) -> tuple[Message, memoryview] | None:
     """Header and texts of the answer, or None from a process that died."""
     assert process.stdin is not None, "both were asked for"
     assert process.stdout is not None, "both were asked for"
@@ -113,11 +114,14 @@ def _ask(process: subprocess.Popen[bytes], request: Message) -> tuple[Message, b
     if not line.endswith(b"\n"):
         return None
     header = decode(line)
-    data = process.stdout.read(header.get("bytes", 0))
-    return (header, data) if len(data) == header.get("bytes", 0) else None
+    data = memoryview(bytearray(header.get("bytes", 0)))
+    place = 0
+    while count := cast(io.BufferedReader, process.stdout).readinto(data[place:]):
+        place += count
+    return (header, data) if place == len(data) else None
 
 
-def _items(items: list[Any], data: bytes) -> Iterator[RawDocument | RecordBlock | Bad]:
+def _items(items: list[Any], data: memoryview) -> Iterator[RawDocument | RecordBlock | Bad]:
     place = 0
     for item in items:
         if isinstance(item, dict):
@@ -128,5 +132,6 @@ def _items(items: list[Any], data: bytes) -> Iterator[RawDocument | RecordBlock 
             continue
         start, stop, size = item
         # A huge document comes alone, and is not copied.
-        yield RawDocument(data if size == len(data) else data[place : place + size], start, stop)
+        text = data.obj if size == len(data) else bytes(data[place : place + size])
+        yield RawDocument(cast(bytes, text), start, stop)
         place += size

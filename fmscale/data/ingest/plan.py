@@ -20,7 +20,7 @@ from fmscale.store.backends.protocol import Backend, find
 from fmscale.store.digest import canonical_json, metadata_digest
 from fmscale.store.segments.seal import check_version
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 1
 """Version of plans. It is part of a job's digest and so of its segments' names: it changes with every change of a
 unit's documents or tokens.
 """
@@ -130,9 +130,12 @@ class IngestPlan:
         return {"files": files, "field": self.options.field, "heldout": self.options.heldout}
 
     def _identity(self) -> dict[str, Any]:
+        options = asdict(self.options)
+        if self.options.max_document == MAX_DOCUMENT:
+            del options["max_document"]  # plans of before have no such option, and keep their digests
         return {
             **self._inputs(),
-            **asdict(self.options),
+            **options,
             "where": [[file.root, file.name] for file in self.files],
             "format_version": FORMAT_VERSION,
             "unit_bytes": self.unit_bytes,
@@ -204,7 +207,7 @@ def load_plan(backend: Backend, dataset: str, job: str) -> StoredPlan | None:
             for (source, size, changed, format), (root, name) in zip(identity["files"], identity["where"], strict=True)
         ),
         skipped=SkippedInput(content["skipped"]),
-        options=Options(**{option.name: identity[option.name] for option in fields(Options)}),
+        options=Options(**{one.name: identity[one.name] for one in fields(Options) if one.name in identity}),
         unit_bytes=identity["unit_bytes"],
         guessed=SkippedInput(content.get("guessed", {})),
     )

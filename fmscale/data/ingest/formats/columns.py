@@ -2,9 +2,10 @@
 
 import difflib
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -78,10 +79,16 @@ Batches = Iterator[tuple[int, Any, list[str]]]
 
 def _parquet(file: BinaryIO, part: FilePart) -> Batches:
     # A buffer, because without it pyarrow reads whole column chunks: all values of a column in a row group.
-    parquet = pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True, buffer_size=BUFFER_BYTES)
+    parquet = pq.ParquetFile(_source(file), pre_buffer=False, page_checksum_verification=True, buffer_size=BUFFER_BYTES)
     path = _path(parquet.schema_arrow, part)
     batches = _groups(parquet, part, ".".join(path))
     yield from ((row, batch, path) for row, batch in (batches if path else _joined(batches)))
+
+
+def _source(file: BinaryIO) -> Any:
+    """The file for pyarrow: a file of this machine by its name, as Python's reads copy each page once more."""
+    name = getattr(file, "name", None)
+    return pa.PythonFile(file, mode="r") if name is None else pa.OSFile(str(name))
 
 
 def _groups(parquet: Any, part: FilePart, name: str) -> Iterator[tuple[int, Any]]:
@@ -149,8 +156,9 @@ def _check_rows(metadata: Any, rows: list[int], field: str | None) -> None:
 def _arrow(file: BinaryIO, part: FilePart) -> Batches:
     begin = file.read(len(ARROW_MAGIC))
     file.seek(0)
+    source = _source(file)
     if begin == ARROW_MAGIC:
-        reader = pa.ipc.open_file(pa.PythonFile(file, mode="r"))
+        reader = pa.ipc.open_file(source)
         path = _path(reader.schema, part)
         first, stop = _share(part, reader.num_record_batches)
         row = sum(rows_of_batches(file)[:first]) if first else 0
@@ -158,7 +166,7 @@ def _arrow(file: BinaryIO, part: FilePart) -> Batches:
     else:
         if part.index:
             return
-        stream = pa.ipc.open_stream(pa.PythonFile(file, mode="r"))
+        stream = pa.ipc.open_stream(source)
         path = _path(stream.schema, part)
         row, batches = 0, iter(stream)
     for batch in batches:
@@ -167,12 +175,12 @@ def _arrow(file: BinaryIO, part: FilePart) -> Batches:
     if begin == ARROW_MAGIC:
         check_whole(file)
     else:
-        _check_ended(file, END_OF_STREAM if begin.startswith(END_OF_STREAM[:4]) else END_OF_STREAM[4:])
+        _check_ended(file, source.tell(), END_OF_STREAM if begin.startswith(END_OF_STREAM[:4]) else END_OF_STREAM[4:])
 
 
-def _check_ended(file: BinaryIO, mark: bytes) -> None:
-    """Raise ValueError unless the stream was read up to its mark, at the end of the file."""
-    place, size = file.tell(), file.seek(0, 2)
+def _check_ended(file: BinaryIO, place: int, mark: bytes) -> None:
+    """Raise ValueError unless the stream was read up to its mark at `place`, at the end of the file."""
+    size = file.seek(0, 2)
     file.seek(max(0, size - len(mark)))
     if place < size:
         raise ValueError(f"the stream ends {size - place} bytes before the file does")
@@ -278,15 +286,31 @@ def _stored(column: Any) -> Any:
 
 def _documents(column: Any, row: int, part: FilePart) -> Iterator[RawDocument | Bad]:
     dictionary = pa.types.is_dictionary(column.type)
-    for number, value in enumerate(column, row):
-        buffer = (value.value if dictionary else value).as_buffer() if value.is_valid else None
-        if buffer is None:
+    values = column.dictionary if dictionary else column
+    indices = column.indices.to_pylist() if dictionary else range(len(column))
+    value_at = _values(values)
+    valid = values.is_valid() if values.null_count else None
+    for number, index in enumerate(indices, row):
+        if index is None or (valid is not None and not valid[index].as_py()):
             yield Bad("empty", f"row {number}")
-        elif buffer.size > part.max_document:
+            continue
+        value = value_at(index)
+        if value.size > part.max_document:
             yield part.too_long(f"row {number}")
-        else:
-            data = buffer.to_pybytes()
-            yield Bad("undecodable", f"row {number}") if invalid(data) >= 0 else RawDocument(data, number, number + 1)
+            continue
+        data = value.to_pybytes()
+        yield Bad("undecodable", f"row {number}") if invalid(data) >= 0 else RawDocument(data, number, number + 1)
+
+
+def _values(column: Any) -> Callable[[int], Any]:
+    """A function from the row to the value's place in the column's buffer: pyarrow's scalars are copies."""
+    if column.type == pa.binary_view():
+        column = column.cast(pa.large_binary())
+    _, offsets, data = column.buffers() if len(column) and column.type != pa.null() else (None, b"", None)
+    kind = np.int64 if column.type == pa.large_binary() else np.int32
+    places = np.frombuffer(offsets or b"", kind)[column.offset :].tolist()
+    data = data or pa.py_buffer(b"")
+    return lambda row: data.slice(places[row], places[row + 1] - places[row])
 
 
 def _path(schema: Any, part: FilePart) -> list[str]:
