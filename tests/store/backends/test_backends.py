@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.odd.bucket import Bucket
 from fmscale.errors import AccessDenied, CorruptData, ObjectNotFound, StoreError
 from fmscale.store.backends.objects import PIECE_BYTES
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.open import open_store
+from tests.helpers.s3_server import S3Server
 
 ODD_NAMES = [
     "with space",
@@ -287,3 +289,12 @@ def test_many_threads_on_one_backend(store: Backend) -> None:
         list(pool.map(work, range(12)))
     assert {one.key: one.bytes for one in store.list_objects()} == {k: len(v) for k, v in data.items()}
     assert store.requests.count["put"] == 48
+
+
+def test_a_listing_with_a_key_that_the_client_refuses_says_so(s3: S3Server) -> None:
+    bucket = Bucket(s3)
+    bucket.put("folder/a\tb.txt", b"")
+    with pytest.raises(StoreError, match="client cannot take") as refused:
+        list(open_store(s3.url(bucket.name)).list_objects())
+    assert "folder/a\\tb.txt" in str(refused.value.found)
+    assert "Rename" in refused.value.remedy
