@@ -217,12 +217,10 @@ def splittable(source: str, format: str) -> bool:
 def read(file: BinaryIO, part: FilePart) -> Iterator[Item]:
     """The documents or records of a part; a file without any is empty."""
     reader: Reader = import_module(f"{__name__}.{READERS[part.format]}").read
-    found = False
-    if part.of > 1 or file.seek(0, 2):
-        file.seek(0)
-        for item in reader(file, part):
-            found = True
-            yield item
-            del item  # with its name a huge document would stay in memory while the next is read
-    if not found and part.of == 1:
-        yield Bad("empty", "")
+    items = iter(reader(file, part)) if part.of > 1 or file.seek(0, 2) else iter(())
+    file.seek(0)
+    first = next(items, None if part.of > 1 else Bad("empty", ""))
+    if first is not None:
+        yield first
+    del first  # with its name a huge document would stay in memory while the next is read
+    yield from items

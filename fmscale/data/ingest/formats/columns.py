@@ -2,7 +2,8 @@
 
 import difflib
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -18,19 +19,22 @@ from fmscale.store.segments.records import storable
 ROWS = 1024
 """Most rows of a Parquet file decoded at once."""
 
-TEXT_BYTES, RECORD_BYTES = 1 << 16, 1 << 18
-"""Bytes of rows of Parquet decoded at once, by the mean of their row group: single rows may be thousands of times as
-large as the mean. A call takes 33 us, and the tokenizer needs 20 ms for 64 KiB.
+ROWS_BYTES = 1 << 19
+"""Bytes of rows of Parquet decoded at once, by the mean of a large row group: single rows may be thousands of times as
+large as the mean. A call takes 33 us, and the tokenizer needs 160 ms for 512 KiB.
 """
 
-DICTIONARY_BYTES = 64 << 20
-"""Bytes of rows decoded at once if each had the largest value that the dictionary of its column can hold."""
+GROUP_BYTES = 16 << 20
+"""Bytes of rows decoded at once in a smaller row group, at most."""
 
 BUFFER_BYTES = 1 << 20
 """Bytes of a column chunk of Parquet read at once."""
 
 BLOCK_BYTES = 16 << 20
 """Bytes of records in a block, about; a single record may be larger."""
+
+LIST_BYTES = 1 << 20
+"""Bytes of a column that becomes a list of values at once."""
 
 ARROW_MAGIC = b"ARROW1"
 
@@ -81,7 +85,7 @@ def _parquet(file: BinaryIO, part: FilePart) -> Batches:
     # A buffer, because without it pyarrow reads whole column chunks: all values of a column in a row group.
     parquet = pq.ParquetFile(_source(file), pre_buffer=False, page_checksum_verification=True, buffer_size=BUFFER_BYTES)
     path = _path(parquet.schema_arrow, part)
-    batches = _groups(parquet, part, ".".join(path))
+    batches = _groups(parquet, part, ".".join(path), file)
     yield from ((row, batch, path) for row, batch in (batches if path else _joined(batches)))
 
 
@@ -91,7 +95,7 @@ def _source(file: BinaryIO) -> Any:
     return pa.PythonFile(file, mode="r") if name is None else pa.OSFile(str(name))
 
 
-def _groups(parquet: Any, part: FilePart, name: str) -> Iterator[tuple[int, Any]]:
+def _groups(parquet: Any, part: FilePart, name: str, file: BinaryIO) -> Iterator[tuple[int, Any]]:
     """The batches of the part's row groups, with the column of this name, or all columns for an empty name."""
     first, stop = _share(part, parquet.num_row_groups)
     metadata = parquet.metadata
@@ -100,7 +104,7 @@ def _groups(parquet: Any, part: FilePart, name: str) -> Iterator[tuple[int, Any]
     wanted = [i for i, path in enumerate(paths) if not name or f"{path}.".startswith(f"{name}.")]
     row = sum(rows[:first])
     for group in range(first, stop):
-        count = _rows_at_once(metadata.row_group(group), wanted, TEXT_BYTES if name else RECORD_BYTES)
+        count = _rows_at_once(metadata.row_group(group), wanted, partial(_largest, file, group))
         for batch in parquet.iter_batches(count, row_groups=[group], columns=[name] if name else None):
             yield row, batch
             row += len(batch)
@@ -110,29 +114,45 @@ def _groups(parquet: Any, part: FilePart, name: str) -> Iterator[tuple[int, Any]
         _check_rows(metadata, rows, part.field)
 
 
-def _rows_at_once(group: Any, wanted: list[int], size: int) -> int:
-    """Rows of a group that have about this size, by the columns that are read."""
+def _rows_at_once(group: Any, wanted: list[int], largest: Callable[[str], int]) -> int:
+    """Rows of a group to be decoded at once, by the bytes of the columns that are read."""
     columns = [group.column(i) for i in wanted]
-    count = min(ROWS, size * group.num_rows // max(1, sum(column.total_uncompressed_size for column in columns)))
+    size = sum(column.total_uncompressed_size for column in columns)
+    count = ROWS if size <= GROUP_BYTES else min(ROWS, ROWS_BYTES * group.num_rows // size)
     for column in columns:
         if column.has_dictionary_page and column.physical_type == "BYTE_ARRAY":
-            # Any number of rows may have the largest value of the dictionary.
+            # Any number of rows may have the largest value of the dictionary, which its page bounds.
             packed = column.data_page_offset - column.dictionary_page_offset
             values = packed * column.total_uncompressed_size // max(1, column.total_compressed_size)
-            count = min(count, DICTIONARY_BYTES // max(1, values))
+            if count * values > GROUP_BYTES:
+                count = min(count, GROUP_BYTES // max(1, largest(column.path_in_schema)))
     return max(1, int(count))
+
+
+def _largest(file: BinaryIO, group: int, path: str) -> int:
+    """Bytes of the largest value in the dictionary of a column chunk."""
+    reader = pq.ParquetFile(_source(file), read_dictionary=[path], pre_buffer=False, buffer_size=BUFFER_BYTES)
+    batch = next(reader.iter_batches(1, row_groups=[group], columns=[path]))
+    (column,) = pa.Table.from_batches([batch]).flatten().columns
+    while pa.types.is_struct(column.type):
+        (column,) = pa.table([column], ["_"]).flatten().columns
+    kind = column.type
+    if not pa.types.is_dictionary(kind):
+        return 1
+    return pc.max(pc.binary_length(_binary(column.chunk(0).dictionary))).as_py() or 1
 
 
 def _joined(batches: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
     """Batches of about BLOCK_BYTES."""
-    start, parts = 0, list[Any]()
+    start, size, parts = 0, 0, list[Any]()
     try:
         for row, batch in batches:
-            if parts and sum(part.nbytes for part in (*parts, batch)) > BLOCK_BYTES:
+            if parts and size + batch.nbytes > BLOCK_BYTES:
                 yield start, pa.concat_batches(parts)
-                parts = []
+                size, parts = 0, []
             start = start if parts else row
             parts.append(batch)
+            size += batch.nbytes
     except BROKEN:
         if parts:
             yield start, pa.concat_batches(parts)
@@ -229,7 +249,7 @@ def _records(batch: Any, row: int, part: FilePart) -> Iterator[RawBatch | Bad]:
     step = max(1, min(16 * ROWS, BLOCK_BYTES * batch.num_rows // max(batch.nbytes, 1)))
     for column in batch.columns:
         if pa.types.is_dictionary(column.type):
-            step = max(1, min(step, DICTIONARY_BYTES // max(column.dictionary.nbytes, 1)))
+            step = max(1, min(step, GROUP_BYTES // max(column.dictionary.nbytes, 1)))
     for start, rows in _decodable(batch, row):
         if rows is None:
             yield Bad("undecodable", f"row {start}")
@@ -285,32 +305,35 @@ def _stored(column: Any) -> Any:
 
 
 def _documents(column: Any, row: int, part: FilePart) -> Iterator[RawDocument | Bad]:
+    for number, value in enumerate(_values(column), row):
+        if value is None:
+            yield Bad("empty", f"row {number}")
+        elif len(value) > part.max_document:
+            yield part.too_long(f"row {number}")
+        else:
+            data = bytes(value)
+            yield RawDocument(data, number, number + 1) if invalid(data) < 0 else Bad("undecodable", f"row {number}")
+
+
+def _values(column: Any) -> Iterable[Any]:
+    """The values as bytes or, of a large column, as places in its buffer: pyarrow's scalars are copies of copies."""
     dictionary = pa.types.is_dictionary(column.type)
     values = column.dictionary if dictionary else column
-    indices = column.indices.to_pylist() if dictionary else range(len(column))
-    value_at = _values(values)
+    if (not dictionary and column.nbytes <= LIST_BYTES) or not len(values):
+        yield from column.to_pylist()
+        return
+    if values.type == pa.binary_view():
+        values = values.cast(pa.large_binary())
+    _, offsets, data = values.buffers()
+    kind = np.int64 if values.type == pa.large_binary() else np.int32
+    places = np.frombuffer(offsets, kind)[values.offset :].tolist()
     valid = values.is_valid() if values.null_count else None
-    for number, index in enumerate(indices, row):
-        if index is None or (valid is not None and not valid[index].as_py()):
-            yield Bad("empty", f"row {number}")
-            continue
-        value = value_at(index)
-        if value.size > part.max_document:
-            yield part.too_long(f"row {number}")
-            continue
-        data = value.to_pybytes()
-        yield Bad("undecodable", f"row {number}") if invalid(data) >= 0 else RawDocument(data, number, number + 1)
-
-
-def _values(column: Any) -> Callable[[int], Any]:
-    """A function from the row to the value's place in the column's buffer: pyarrow's scalars are copies."""
-    if column.type == pa.binary_view():
-        column = column.cast(pa.large_binary())
-    _, offsets, data = column.buffers() if len(column) and column.type != pa.null() else (None, b"", None)
-    kind = np.int64 if column.type == pa.large_binary() else np.int32
-    places = np.frombuffer(offsets or b"", kind)[column.offset :].tolist()
     data = data or pa.py_buffer(b"")
-    return lambda row: data.slice(places[row], places[row + 1] - places[row])
+    for index in column.indices.to_pylist() if dictionary else range(len(column)):
+        if index is None or (valid is not None and not valid[index].as_py()):
+            yield None
+        else:
+            yield data.slice(places[index], places[index + 1] - places[index])
 
 
 def _path(schema: Any, part: FilePart) -> list[str]:

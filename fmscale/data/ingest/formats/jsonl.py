@@ -35,20 +35,21 @@ def read(file: BinaryIO, part: FilePart) -> Iterator[Item]:
         if position:
             # The line with the byte before `position` belongs to an earlier part.
             position += sum(map(len, _rest(stream))) - 1
+    most = longest(part)
     try:
         while stop is None or position < stop:
-            line = stream.readline(longest(part) + 1)
+            line = stream.readline(most + 1)
             if not line:
                 return
-            start = position
-            position += len(line)
-            if len(line) > longest(part) and not line.endswith(b"\n"):
+            start, size = position, len(line)
+            position += size
+            if size > most and not line.endswith(b"\n"):
                 del line
                 yield part.too_long(f"byte {start}")
                 for more in _rest(stream):
                     position += len(more)
                 continue
-            content = content_of(line.removeprefix(BOM) if start == 0 else line, part, start)
+            content = content_of(line if start else line.removeprefix(BOM), part, start)
             del line
             if content is not None:
                 yield item_of(content, start, position)
@@ -74,10 +75,18 @@ def content_of(
     data: bytes, part: FilePart, position: int, *, element: bool = False
 ) -> bytes | dict[str, Any] | Bad | None:
     """The text or object in a line, or in an `element` of an array; the reason for its lack; None for a blank line."""
-    where = f"byte {position}"
-    if not data or data.isspace():
-        return None
     large = len(data) > part.max_document // 8
+    value: Any = None
+    if not large and part.field is not None:
+        try:
+            value = TEXT.decode(data.decode())
+            if type(value) is dict and type(text := value.get(part.field)) is str:
+                return text.encode()
+        except (ValueError, RecursionError):
+            pass  # told apart below
+    where = f"byte {position}"
+    if data.isspace():
+        return None
     if large and _many(data, 2 * part.max_document // VALUE_BYTES):
         return Bad("long", f"{where}: more values than memory for {part.max_document} bytes holds")
     if large and (place := invalid(data)) >= 0:
@@ -85,7 +94,8 @@ def content_of(
     # As Latin-1 a large text takes a byte of memory for each byte, without Unicode's 4 for a sign outside of the BMP.
     code = "latin-1" if large and part.field and b"\\u" not in data else "utf-8"
     try:
-        value: Any = (DECODER if part.field is None else TEXT).decode(data.decode(code))
+        if value is None:
+            value = (DECODER if part.field is None else TEXT).decode(data.decode(code))
     except UnicodeDecodeError:
         return Bad("undecodable", where)
     except (ValueError, RecursionError) as error:
