@@ -5,5 +5,5 @@
 - `lines.py`, `texts.py`, `streams.py`, `tables.py`, `records.py`  cases of formats, encodings, compression, types
 - `places.py`, `changing.py`, `objects.py`, `memory.py`  cases of links and names, changing files, S3 keys, memory
 - `job.py`, `rows.py`  a process that ingests, and the documents of a dataset
-- `check.py`  runs and judges cases
+- `check.py`, `ground.py`, `bucket.py`  run and judge cases, below a folder or in a bucket
 """

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import ROOT
+from benchmarks.odd.bucket import Bucket, bucket
 from benchmarks.odd.case import ANY, Case, Print, printed
 from benchmarks.odd.ground import Folder, Ground, Prefix
-from benchmarks.odd.objects import Bucket, bucket
 from benchmarks.odd.rows import read_back
 from fmscale.errors import FmscaleError
 

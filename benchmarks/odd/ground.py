@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Protocol
 
 from benchmarks.odd import plain
+from benchmarks.odd.bucket import Bucket
 from benchmarks.odd.case import Case, Print, printed, put
-from benchmarks.odd.objects import Bucket
 
 
 class Ground(Protocol):

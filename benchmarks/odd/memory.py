@@ -49,11 +49,11 @@ def big(path: Path) -> None:
 
 
 def big_rows(path: Path, count: int, size: int, nested: bool) -> None:
-    """A group of rows with long texts."""
+    """A group of rows with long texts, each in a page of its own, as pyarrow decodes a page as a whole."""
     schema = pa.schema([("text", pa.string())])
     column = pa.array([f"{number:08d}" * (size // 8) for number in range(count)])
     table = pa.table({"meta": pa.StructArray.from_arrays([column], ["text"])}) if nested else pa.table([column], schema)
-    pq.write_table(table, path, row_group_size=count, use_dictionary=False, compression="zstd")
+    pq.write_table(table, path, row_group_size=count, write_batch_size=1, use_dictionary=False, compression="zstd")
 
 
 def nested(case: Case) -> Case:

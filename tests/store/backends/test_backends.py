@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.odd.bucket import Bucket
 from fmscale.errors import AccessDenied, CorruptData, ObjectNotFound, StoreError
 from fmscale.store.backends.objects import PIECE_BYTES
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.open import open_store
+from tests.helpers.s3_server import S3Server
 
 ODD_NAMES = [
     "with space",
@@ -327,3 +329,12 @@ def test_a_forked_child_is_refused_by_name_and_harms_nobody(s3_url: str) -> None
         assert line.startswith("a store that is no folder cannot be used in a process that was forked")
         assert request in line
         assert "forkserver" in line
+
+
+def test_a_listing_with_a_key_that_the_client_refuses_says_so(s3: S3Server) -> None:
+    bucket = Bucket(s3)
+    bucket.put("folder/a\tb.txt", b"")
+    with pytest.raises(StoreError, match="client cannot take") as refused:
+        list(open_store(s3.url(bucket.name)).list_objects())
+    assert "folder/a\tb.txt" in str(refused.value.found)
+    assert "Rename" in refused.value.remedy
