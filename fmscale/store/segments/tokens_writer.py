@@ -9,7 +9,7 @@ import numpy as np
 
 from fmscale.errors import DataError
 from fmscale.store.segments.array_writer import ArrayWriter
-from fmscale.store.segments.documents_writer import (
+from fmscale.store.segments.documents_writer import (, check_id
     DOCUMENT_BATCH,
     DOCUMENT_CHUNK_BYTES,
     DOCUMENT_SHARD_BYTES,
@@ -68,6 +68,7 @@ class TokenSegmentWriter(SegmentWriter):
         """Append a document: tokens (1-D, of the segment's type; or parts of them), id (16 bytes), source and span in
         the source.
         """
+        check_id(document_id, source)
         before = self.tokens
         for part in (tokens,) if isinstance(tokens, np.ndarray) else tokens:
             if part.dtype != self._dtype or part.ndim != 1:
