@@ -1,4 +1,4 @@
-"""The outcome of some random acts, and the row of a campaign: a process of its own, killed with its children if hung."""
+"""The outcome of some random acts, and the row of a campaign, which is a process of its own."""
 
 import json
 import multiprocessing

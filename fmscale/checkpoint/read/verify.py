@@ -57,12 +57,8 @@ def _seal_problems(
             continue
         try:
             seal = decode_seal(data, key)
-            if (seal.step, seal.folder, seal.world_size, seal.rank) != (
-                found.step,
-                found.folder,
-                found.world_size,
-                rank,
-            ):
+            expected = (found.step, found.folder, found.world_size, rank)
+            if (seal.step, seal.folder, seal.world_size, seal.rank) != expected:
                 raise CorruptData(f"{key} is the seal of another rank or checkpoint", remedy=damaged(key))
             seals.append(seal)
         except DAMAGE as error:
