@@ -129,13 +129,16 @@ class Fleet:
     seed: int | None = 0
     config: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(grace_seconds=0.0))
     lease: int | None = None
+    run: str = RUN
+    offset: int = 0
+    """Difference of the values' steps from the steps of the saves: another run has other values."""
 
     def __post_init__(self) -> None:
-        self.lease = self.lease if self.lease is not None else take_lease(self.url)
+        self.lease = self.lease if self.lease is not None else take_lease(self.url, self.run)
         self.savers = [
             Saver(
                 self.url,
-                RUN,
+                self.run,
                 world=World(rank=rank, world_size=self.ranks),
                 lease=self.lease,
                 config=self.config,
@@ -149,7 +152,7 @@ class Fleet:
         """Advance the state to a step and begin to save it."""
         for rank, (saver, pieces) in enumerate(zip(self.savers, self.pieces, strict=True)):
             saver.fence()
-            advance(pieces, step, changed)
+            advance(pieces, step + self.offset, changed)
             saver.save(step, pieces, {"step": step}, {"rank": rank}, wait=wait)
 
     def settle(self, seconds: float = 60.0) -> list[list[SaveReport]]:
@@ -194,7 +197,7 @@ def hash_store() -> Any:
 
 
 def restore_in(
-    url: str, ranks: int, *, tensors: Tensors = SMALL, seed: int | None = 1, **how: Any
+    url: str, ranks: int, *, tensors: Tensors = SMALL, seed: int | None = 1, run: str = RUN, **how: Any
 ) -> tuple[list[RestoreResult | None], list[list[Piece]]]:
     """Restore on that many ranks, with other cuts than in the save; each rank's result and pieces."""
     store = hash_store()
@@ -202,7 +205,7 @@ def restore_in(
 
     def one(rank: int) -> RestoreResult | None:
         waits = HostWaits(store, World(rank=rank, world_size=ranks)) if ranks > 1 else None
-        return restore(open_store(url), RUN, pieces[rank], waits=waits, deadline=20.0, **how)
+        return restore(open_store(url), run, pieces[rank], waits=waits, deadline=20.0, **how)
 
     return in_ranks(one, ranks), pieces
 

@@ -57,7 +57,7 @@ def free_ports(count: int) -> list[int]:
         return [int(one.getsockname()[1]) for one in sockets]
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """A killed test run must not leave a server behind (prctl PR_SET_PDEATHSIG = 1)."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
@@ -179,7 +179,7 @@ class S3Server:
                 stderr=subprocess.STDOUT,
                 cwd=directory,
                 env=environment,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
         self._wait_until_ready(directory)
 

@@ -12,8 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.helpers.s3_server import _die_with_parent as die_with_parent
-from tests.helpers.s3_server import free_ports
+from tests.helpers.s3_server import die_with_parent, free_ports
 
 BINARIES = ("sshd", "ssh", "ssh-keygen", "pdsh")
 START_SECONDS = 10.0

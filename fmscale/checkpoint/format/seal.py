@@ -1,6 +1,7 @@
 """A rank's seal: its pieces with their files and digests, written after the files are complete."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -56,6 +57,7 @@ class Seal:
 
 _PLAIN = ("step", "folder", "rank", "world_size", "bytes", "referenced", "meta", "rank_meta")
 """Fields of a seal that are stored as they are."""
+_DIGEST = re.compile(r"([0-9a-f]{32})?")
 _COLUMNS = ("tensor", "start", "count", "file", "offset", "digest")
 """Columns of a seal's pieces; each piece is a row."""
 
@@ -90,6 +92,8 @@ def decode_seal(data: bytes, where: str) -> Seal:
         for tensor, start, count, file, at, digest in zip(*(fields["pieces"][name] for name in _COLUMNS), strict=True):
             if not (0 <= tensor < len(tensors) and 0 <= file < len(files)):
                 raise ValueError("a piece of no tensor or no file")
+            if not _DIGEST.fullmatch(digest):
+                raise ValueError("a digest that no save writes")
             extent = FileRange(tensor=tensors[tensor], start=start, count=count)
             pieces.append(StoredPiece(range=extent, file=file, offset=at, digest=digest))
         return Seal(**{name: fields[name] for name in _PLAIN}, files=files, pieces=tuple(pieces))

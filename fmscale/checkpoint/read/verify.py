@@ -9,9 +9,10 @@ from fmscale.checkpoint.format.names import SUMS, run_log, seal_key
 from fmscale.checkpoint.format.seal import Seal, StoredFile, decode_seal
 from fmscale.checkpoint.read.agree import DAMAGE
 from fmscale.checkpoint.read.reader import SPAN_BYTES, Reader
-from fmscale.errors import FmscaleError
+from fmscale.errors import CorruptData, FmscaleError
 from fmscale.store.backends.protocol import Backend, find
 from fmscale.store.digest import CHUNK_BYTES, crc32c
+from fmscale.store.keys import damaged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,11 @@ def _seal_problems(
         if not (data := (find(backend, key) or b"").strip(b"\0")):
             continue
         try:
-            seals.append(decode_seal(data, key))
+            seal = decode_seal(data, key)
+            expected = (found.step, found.folder, found.world_size, rank)
+            if (seal.step, seal.folder, seal.world_size, seal.rank) != expected:
+                raise CorruptData(f"{key} is the seal of another rank or checkpoint", remedy=damaged(key))
+            seals.append(seal)
         except DAMAGE as error:
             yield CheckpointProblem(key=key, chunk=None, what=str(error))
     if len(seals) < found.world_size:

@@ -209,6 +209,29 @@ def test_seals_and_totals_that_contradict_the_entry(store: Backend) -> None:
     assert problem.what.startswith("the log entry records bytes 7, and the ranks' seals")
 
 
+@pytest.mark.parametrize("change", [{"step": 7}, {"rank": 0}, {"world_size": 3}, {"folder": "runs/run/checkpoint"}])
+def test_a_seal_of_another_rank_or_checkpoint_is_named(store: Backend, change: dict[str, Any]) -> None:
+    found = list_checkpoints(store, RUN)[-1]
+    key = f"{found.folder}/seal-00001.json"
+    store.put(key, canonical_json({**json.loads(store.get(key)), **change}))
+    assert [problem.key for problem in verify(store, found)[0]] == [key]
+
+
+@pytest.mark.parametrize("digest", ["A" * 32, "z" * 32, "a" * 31])
+def test_a_damaged_digest_in_a_seal_is_named(tmp_path: Path, digest: str) -> None:
+    url = str(tmp_path / "store")
+    with Fleet(url, tensors=STATE, ranks=1, seed=None) as fleet:
+        fleet.saved(1)
+    store = open_store(url)
+    [found] = list_checkpoints(store, RUN)
+    key = f"{found.folder}/seal-00000.json"
+    fields = json.loads(store.get(key))
+    assert len(fields["pieces"]["digest"][0]) == 32
+    fields["pieces"]["digest"][0] = digest
+    store.put(key, canonical_json(fields))
+    assert [problem.key for problem in verify(store, found)[0]] == [key]
+
+
 @pytest.mark.parametrize(
     "change",
     [{"step": -2}, {"world_size": None}, {"bytes": 1.5}, {"objects": 3}, {"manifest": []}, {"folder": None}],
