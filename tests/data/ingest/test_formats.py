@@ -102,6 +102,13 @@ def test_compressed_lines_may_be_several_frames(tmp_path: Path) -> None:
         assert texts(found(write(tmp_path / name, data))) == TEXTS
 
 
+def test_numbers_beside_a_text_do_not_matter(tmp_path: Path) -> None:
+    """Python refuses to read an integer of more than 4300 digits."""
+    data = b'{"n": ' + b"9" * 5000 + b', "text": "a"}'
+    assert texts(found(write(tmp_path / "a.jsonl", data + b"\n" + data))) == ["a", "a"]
+    assert texts(found(write(tmp_path / "a.json", b"[" + data + b"," + data + b"]"), "json")) == ["a", "a"]
+
+
 @pytest.mark.parametrize("last", [b"", b"\n"])
 def test_pieces_of_jsonl_partition_its_lines(tmp_path: Path, last: bytes) -> None:
     data = b"\xef\xbb\xbf" + lines(TEXTS).replace(b"\n", b"\n\n", 2).rstrip() + last
