@@ -132,6 +132,24 @@ def test_parts_of_a_large_text_have_its_ids(trained: JsonTokenizer, texts: str, 
                 assert np.concatenate(parts).tolist() == tokenizer.encode_batch([texts])[0].tolist()
 
 
+def test_the_library_gets_little_text_at_once(trained: JsonTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It needs 100 bytes for each byte."""
+    sizes: list[int] = []
+    encode = JsonTokenizer._encode_group
+
+    def counted(self: JsonTokenizer, pieces: list[tuple[int, str]], joined: list[list[bytes]]) -> None:
+        sizes.append(sum(len(piece) for _, piece in pieces))
+        encode(self, pieces, joined)
+
+    monkeypatch.setattr(JsonTokenizer, "_encode_group", counted)
+    monkeypatch.setattr(bpe, "PIECE_CHARACTERS", 50)
+    monkeypatch.setattr(bpe, "GROUP_CHARACTERS", 1000)
+    texts = [LINES["Chinese"] * 5, "short", LINES["words"] * 3]
+    expected = [trained.decode(ids) for ids in trained.encode_batch(texts)]
+    assert (expected, max(sizes) <= 1000, sum(sizes)) == (texts, True, sum(map(len, texts)))
+    assert len(list(trained.encode_parts(texts[0].encode()))) > 1
+
+
 SETTINGS = {
     "truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},
     "padding": {
