@@ -74,8 +74,10 @@ def _chunks(request: Message, opener: Callable[[str], Opener]) -> Iterator[tuple
 
 
 def _answer(items: Sequence[Any], texts: list[bytes], *, end: bool) -> tuple[bytes, ...]:
-    data = b"".join(texts) if len(texts) != 1 else texts[0]
-    return encode({"items": items, "bytes": len(data), "end": end}), data
+    size = sum(map(len, texts))
+    # A huge document behind small ones is not copied.
+    parts = texts if size > 2 * CHUNK_BYTES else [b"".join(texts)]
+    return encode({"items": items, "bytes": size, "end": end}), *parts
 
 
 if __name__ == "__main__":
