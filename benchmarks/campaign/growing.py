@@ -50,7 +50,7 @@ class Growing:
 
 
 def differences(store: Path, reference: Path, folder: Growing | None) -> tuple[str, str]:
-    """Fault and reason of a dataset that differs from one without kills, or from its folder; "" and "" if all is well."""
+    """Fault and reason of a dataset that differs from one without kills, or from its folder; else two empty texts."""
     mine, theirs = held(store), held(reference)
     both = mine["train"] + mine["heldout"]
     wanted = folder.documents() if folder else Counter((s, t) for s, _, t in theirs["train"] + theirs["heldout"])
