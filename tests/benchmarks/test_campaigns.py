@@ -68,9 +68,9 @@ def test_a_campaign_that_hangs_or_fails_is_counted(tmp_path: Path) -> None:
 def test_a_row_needs_its_number_of_acts() -> None:
     row = Row(campaign="x", target=2)
     row.add(Outcome())
-    assert not row.ok
+    assert (row.count, row.ok) == (1, False)
     row.add(Outcome())
-    assert row.ok
+    assert (row.count, row.ok) == (2, True)
     row.add(Outcome(fault="silent", reason="a flip"))
     assert (row.silent, row.ok) == (1, False)
 
