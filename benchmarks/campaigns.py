@@ -1,4 +1,4 @@
-"""`fmscale bench campaigns`: kills, damage and other acts at random on logs, checkpoints, ingests, trainings and caches.
+"""`fmscale bench campaigns`: random kills, damage and other acts on logs, checkpoints, ingests, trainings and caches.
 
 Every act must leave 0 lost, mixed, silent, hung and crashed (`campaign/outcome.py`).
 """

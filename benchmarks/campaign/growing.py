@@ -50,7 +50,7 @@ class Growing:
 
 
 def differences(store: Path, reference: Path, folder: Growing | None) -> tuple[str, str]:
-    """Fault and reason of a dataset that differs from one without kills, or from its folder; "" and "" if all is well."""
+    """Fault and reason of a dataset that differs from one without kills, or from its folder; else two empty texts."""
     mine, theirs = held(store), held(reference)
     both = mine["train"] + mine["heldout"]
     wanted = folder.documents() if folder else Counter((s, t) for s, _, t in theirs["train"] + theirs["heldout"])
@@ -58,10 +58,8 @@ def differences(store: Path, reference: Path, folder: Growing | None) -> tuple[s
     for (source, _, text), count in both.items():
         found[source, text] += count
     if found != wanted:
-        return (
-            "lost",
-            f"{list((wanted - found).items())[:2]} are missing, {list((found - wanted).items())[:2]} too many",
-        )
+        missing, more = (list(some.items())[:2] for some in (wanted - found, found - wanted))
+        return "lost", f"{missing} are missing, {more} too many"
     if mine != theirs:
         moved = [(split, list((theirs[split] - mine[split]).items())[:2]) for split in mine]
         return "mixed", f"other places or splits than without kills: {moved}"

@@ -1,4 +1,4 @@
-"""`fmscale ingest` of a folder that grows, killed at random moments, beside a dataset that was ingested without kills."""
+"""`fmscale ingest` of a folder that grows, killed at random moments, beside a dataset that saw no kills."""
 
 import json
 import os

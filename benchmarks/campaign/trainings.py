@@ -17,6 +17,8 @@ from tests.train.test_kills import start
 from tests.train.test_resume import exact
 
 CONTENT = ["k", "source", "row", "digest", "pieces"]
+STARTS = 4.0
+"""Seconds of a start."""
 PATIENCE = 150.0
 """Seconds that a start, a step or an end may take on a busy machine."""
 
@@ -65,8 +67,9 @@ def kill_until_complete(
     sizes, acknowledged, done = cycle(ranks), 0, 0
     while done < kills:
         process = start(path, next(sizes), f"train.run={folder.name}", *overrides)
-        fault, reason = awaited(process, folder, lines(folder) + chance.randrange(1, 5))
-        time.sleep(chance.uniform(0, 0.3))  # a random moment
+        early = chance.random() < 0.2  # a kill while it starts; else behind some lines of metrics
+        fault, reason = awaited(process, folder, lines(folder) + (0 if early else chance.randrange(1, 5)))
+        time.sleep(chance.uniform(0, STARTS if early else 0.3))  # a random moment
         over = process.poll() is not None
         if not over:
             os.killpg(process.pid, signal.SIGKILL)
