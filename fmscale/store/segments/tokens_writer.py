@@ -9,11 +9,12 @@ import numpy as np
 
 from fmscale.errors import DataError
 from fmscale.store.segments.array_writer import ArrayWriter
-from fmscale.store.segments.documents_writer import (, check_id
+from fmscale.store.segments.documents_writer import (
     DOCUMENT_BATCH,
     DOCUMENT_CHUNK_BYTES,
     DOCUMENT_SHARD_BYTES,
     DocumentsWriter,
+    check_id,
 )
 from fmscale.store.segments.seal import FORMAT_VERSION
 from fmscale.store.segments.tokens import CHECKSUMS_SCHEMA
