@@ -5,6 +5,7 @@ windows, and the function σ from a place of an epoch to a row, a hole or an emp
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,8 @@ from fmscale.data.order.units import CommitTable, Units, cell_id
 
 ORDER_VERSION = 1
 """Version of this construction; part of every view. Golden vectors: tests/fixtures/order_v1.json."""
+WALK = 64
+"""Steps of the walk to a row before all walks of the view are taken at once: usual views need one or two."""
 MAX_LANES = 1024
 """Most lanes: more than the nodes that will ever share a window."""
 Lanes = NDArray[np.uint32]
@@ -179,12 +182,39 @@ class Orders:
 def _first_return(c: Constants, table: CommitTable, x: U64, key: U64) -> tuple[U64, Lanes]:
     row, lane = _step(c, table, x, key)
     outside = np.flatnonzero(row >= c.rows)
-    while outside.size:
+    for _ in range(WALK):
+        if not outside.size:
+            break
         part = select(c, outside)
         again, lanes = _step(part, table, row[outside], key if key.size == 1 else key[outside])
         row[outside], lane[outside] = again, lanes
         outside = outside[again >= part.rows]
+    for i in outside.tolist():
+        part = Constants(*(field if field.size == 1 else field[i : i + 1] for field in c))
+        returned, lanes = _returns(
+            tuple(int(field[0]) for field in part),
+            tuple(column.tobytes() for column in table),
+            int(key[0] if key.size == 1 else key[i]),
+        )
+        hole = int(row[i] - part.rows[0])
+        row[i], lane[i] = returned[hole], lanes[hole]
     return row, lane.astype(np.uint32)
+
+
+@lru_cache(maxsize=16)
+def _returns(constants: tuple[int, ...], table: tuple[bytes, ...], key: int) -> tuple[U64, U64]:
+    """The first return, with its lane, from each place without a row: a unit of far more cells than the view has rows
+    would take as many steps as it has cells, one row after another.
+    """
+    c = Constants(*(np.array([value], dtype=np.uint64) for value in constants))
+    columns = CommitTable(*(np.frombuffer(column, dtype=np.uint64) for column in table))
+    rows, places = int(c.rows[0]), int((c.last_window * c.window_rows + (c.last_lane_rows << c.lane_bits))[0])
+    row, lane = _step(c, columns, np.arange(rows, places, dtype=np.uint64), np.array([key], dtype=np.uint64))
+    for _ in range(places.bit_length()):
+        out = np.flatnonzero(row >= c.rows)
+        further = (row[out] - c.rows).astype(np.intp)
+        lane[out], row[out] = lane[further], row[further]
+    return row, lane
 
 
 def _step(c: Constants, table: CommitTable, x: U64, key: U64) -> tuple[U64, U64]:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmscale.data.order.order import Order, Orders
+from fmscale.data.order import order
+from fmscale.data.order.order import WALK, Order, Orders
 from fmscale.data.order.units import Units
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "fixtures" / "order_v1.json").read_text())
@@ -202,3 +203,20 @@ def test_golden_orders(case: dict) -> None:  # type: ignore[type-arg]
     rows, lanes = rows_of(order, np.array(case["positions"], dtype=np.uint64))
     assert rows.tolist() == case["row"]
     assert lanes.tolist() == case["lane"]
+
+
+def test_a_unit_of_far_more_cells_than_rows_is_walked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same order in a bounded number of steps: alone, 12 rows in units of 3,856 took 46,627 steps a row."""
+    found = []
+    for most in (10**9, WALK):
+        taken: list[int] = []
+        step = order._step
+        with monkeypatch.context() as patch:
+            patch.setattr(order, "WALK", most)
+            patch.setattr(order, "_step", lambda *arguments: taken.append(1) or step(*arguments))
+            orders = Orders([Order(Units((9, 3), 500), seed=2), Order(Units((100,), 16), seed=1)])
+            rows, lanes, _ = orders.rows(np.repeat([0, 1], 24), np.tile(np.arange(24, dtype=np.uint64), 2))
+        found.append((rows.tolist(), lanes.tolist(), len(taken)))
+    assert found[0][:2] == found[1][:2]
+    assert found[0][2] > 10 * WALK
+    assert found[1][2] < WALK + 5

@@ -336,5 +336,5 @@ def test_a_listing_with_a_key_that_the_client_refuses_says_so(s3: S3Server) -> N
     bucket.put("folder/a\tb.txt", b"")
     with pytest.raises(StoreError, match="client cannot take") as refused:
         list(open_store(s3.url(bucket.name)).list_objects())
-    assert "folder/a\tb.txt" in str(refused.value.found)
+    assert r"folder/a\tb.txt" in str(refused.value.found)
     assert "Rename" in refused.value.remedy
