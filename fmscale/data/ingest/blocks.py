@@ -31,6 +31,9 @@ JSON = {b"fmscale.json": b"1"}
 ORIGIN = pa.schema([("source", pa.string()), ("start", pa.int64()), ("stop", pa.int64())])
 """Last columns of a block: the source name and the span of each record."""
 
+MOST_DEPTH = 60
+"""Levels of a nested column: Arrow's files have 64 at most. Deeper objects become JSON text."""
+
 UNTYPED = (pa.ArrowException, OverflowError, TypeError, ValueError)
 """Errors of pyarrow for values that have no type in common."""
 
@@ -111,11 +114,21 @@ def batch_of(rows: Sequence[dict[str, Any]]) -> pa.RecordBatch:
         metadata = None
         try:
             array = pa.array(values) if len(values) > 1 or not isinstance(values[0], bytes) else _binary(values[0])
+            if _is_deep(array.type):
+                raise TypeError
         except UNTYPED:
             array, metadata = pa.array(map(_json, values), pa.string()), JSON
         fields.append(pa.field(name, array.type, metadata=metadata))
         arrays.append(array)
     return pa.record_batch(arrays, schema=pa.schema(fields))
+
+
+def _is_deep(kind: pa.DataType) -> bool:
+    """True for a type of more than MOST_DEPTH levels."""
+    level = [kind]
+    for _ in range(MOST_DEPTH):
+        level = [inner.field(i).type for inner in level for i in range(inner.num_fields)]
+    return bool(level)
 
 
 def schema_of(blocks: Sequence[RecordBlock]) -> pa.Schema:

@@ -48,3 +48,17 @@ def test_integers_that_no_float_holds_are_not_rounded(tmp_path: Path, monkeypatc
     schema = schema_of(blocks)
     assert [str(field.type) for field in schema] == ["string", "double"]
     assert [row for b in blocks for row in decoded(conform(load(b)[0], schema).to_pylist(), schema)] == lines
+
+
+@pytest.mark.parametrize("depth", [59, 63, 64, 65, 150, 400])
+def test_deep_values_come_back(tmp_path: Path, depth: int) -> None:
+    """Arrow's files have 64 levels at most."""
+    lines: list[dict[str, Any]] = [
+        {"x": json.loads("[" * depth + "1" + "]" * depth)},
+        {"y": json.loads('{"a":' * depth + "1" + "}" * depth)},
+    ]
+    items = [("a", RawRecord(line, i, i + 1, 1)) for i, line in enumerate(lines)]
+    (block,) = gather(items, tmp_path)
+    schema = schema_of([block])
+    found = decoded(conform(load(block)[0], schema).to_pylist(), schema)
+    assert [without_nulls(row) for row in found] == lines
