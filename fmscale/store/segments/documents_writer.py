@@ -40,12 +40,7 @@ class DocumentsWriter:
 
     def add(self, document_id: bytes, source: str, start: int, stop: int, tokens: int) -> None:
         """Append a document. Raises DataError for an id that is not 16 bytes long."""
-        if len(document_id) != 16:
-            raise DataError(
-                f"The id of a document of {source} is not 16 bytes long",
-                found=document_id.hex(),
-                remedy="Give a 16-byte digest.",
-            )
+        check_id(document_id, source)
         self.documents += 1
         number = self._sources.setdefault(source, len(self._sources))
         self._pending.append((document_id, number, start, stop, tokens))
@@ -75,3 +70,13 @@ class DocumentsWriter:
         columns = [pa.array(ids, pa.binary(16)), sources, *(pa.array(c, pa.int64()) for c in spans)]
         with scratch_errors(self._table):
             self._batches.write_batch(pa.record_batch(columns, schema=DOCUMENTS_SCHEMA))
+
+
+def check_id(document_id: bytes, source: str) -> None:
+    """Raise DataError for an id that is not 16 bytes long."""
+    if len(document_id) != 16:
+        raise DataError(
+            f"The id of a document of {source} is not 16 bytes long",
+            found=document_id.hex(),
+            remedy="Give a 16-byte digest.",
+        )

@@ -14,6 +14,7 @@ from fmscale.store.segments.documents_writer import (
     DOCUMENT_CHUNK_BYTES,
     DOCUMENT_SHARD_BYTES,
     DocumentsWriter,
+    check_id,
 )
 from fmscale.store.segments.seal import FORMAT_VERSION
 from fmscale.store.segments.tokens import CHECKSUMS_SCHEMA
@@ -68,6 +69,7 @@ class TokenSegmentWriter(SegmentWriter):
         """Append a document: tokens (1-D, of the segment's type; or parts of them), id (16 bytes), source and span in
         the source.
         """
+        check_id(document_id, source)
         before = self.tokens
         for part in (tokens,) if isinstance(tokens, np.ndarray) else tokens:
             if part.dtype != self._dtype or part.ndim != 1:
