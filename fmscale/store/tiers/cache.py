@@ -353,8 +353,8 @@ class NodeCache:
             wait_lock(self._membership, _BYTE_USERS, 1, self._locks.patience, shared=True)
         except TimeoutError as error:
             self._warn(error)
-        session = os.pread(self._membership, 8, SESSION)
-        self._session = (int.from_bytes(session, "little") & 0xFFFF) << NEXT_USE_BITS
+        stored = os.pread(self._membership, 8, SESSION)
+        self._session = (int.from_bytes(stored, "little") & 0xFFFF) << NEXT_USE_BITS
 
     def _put_in_order(self, file: CacheFile) -> int:
         """Remove half-written chunks of killed processes; returns the bytes in use."""

@@ -141,7 +141,7 @@ class CacheFile:
 
     def used(self) -> int:
         """Bytes of the chunks that are present or reserved."""
-        return (self.layout.chunks - self.states().count(ABSENT)) * self._chunk_bytes
+        return (self.layout.chunks - self.states().count(ABSENT)) * self.layout.chunk_bytes
 
     def uses(self) -> np.ndarray:
         """Word of every chunk, uint64."""
