@@ -1,10 +1,10 @@
 """The node cache: chunks in a directory, shared by the ranks of a node, within a byte limit, without a daemon.
 
-Each object has a sparse file (`cache_file`). The first reader to lock a missing chunk fetches it; other readers
-wait for the lock and then find the chunk. The kernel releases the lock of a dead process. DIRECTORY/usage counts
-the bytes in use, under a lock; every eviction, and an opening without other users, count them anew from the
-chunks' states. Eviction removes the chunks with the farthest next use (Belady's MIN: the future is known); a
-new chunk with the farthest next use of all is not cached.
+Each object has a sparse file (`cache_file`). The first reader to lock a missing chunk fetches it; other readers wait
+for the lock and then find the chunk. The kernel releases the lock of a dead process. DIRECTORY/usage counts the bytes
+in use, under a lock; every eviction, and an opening without other users, count them anew from the chunks' states.
+Eviction removes the chunks with the farthest next use (Belady's MIN: the future is known); a new chunk with the
+farthest next use of all is not cached.
 
 Correctness does not depend on the cache (P7): on a full, read-only or broken directory, or if a lock does not
 come free, a read passes through to its source; a damaged file is a miss and is made anew. The caller verifies the
@@ -32,6 +32,7 @@ from fmscale.store.tiers.cache_file import (
     RESERVED,
     CacheFile,
     CacheLayout,
+    DamagedFile,
     cannot_punch,
     consecutive,
     create,
@@ -127,9 +128,7 @@ class NodeCache:
     def wants(self, ref: ObjectRef, first_chunk: int, chunks: int) -> bool:
         """True if the cache lacks some of these chunks and is not known to be full."""
         file = self._file(ref)
-        if file is None or self._full_for <= NEVER:
-            return False
-        return not file.holds(first_chunk, chunks)
+        return file is not None and self._full_for > NEVER and not file.holds(first_chunk, chunks)
 
     def fill(self, ref: ObjectRef, first_chunk: int, chunks: int, load: Load, next_use: int) -> None:
         """Load the missing chunks and keep them. Raises the errors of `load`."""
@@ -196,11 +195,10 @@ class NodeCache:
 
     def _reserve(self, file: CacheFile, first: int, count: int, use: int) -> bool:
         """Count the chunks as used, evicting chunks with a later use; False if that does not make room."""
-        size = file.layout.chunk_bytes
         with self._accounting() as usage:
             file.check()
             # A state left RESERVED by a dead writer is counted already.
-            need = file.states()[first : first + count].count(ABSENT) * size
+            need = file.states()[first : first + count].count(ABSENT) * file.layout.chunk_bytes
             if usage[0] + need > self._limit:
                 if need > self._limit or (use >= self._full_for and self._full_bytes > 0):
                     self._full_bytes -= need
@@ -290,12 +288,12 @@ class NodeCache:
         """Free a whole object's blocks, as nothing less can be freed without holes; returns the bytes freed."""
         count = file.layout.chunks
         with suppress(TimeoutError), locked(file.path, 0, count, 0.0):
-            left = count - file.states().count(ABSENT)
+            left = file.used()
             with suppress(OSError):
                 file.take_away(0, count)
             file.truncate()
-            self.requests.add("evict", left * file.layout.chunk_bytes)
-            return left * file.layout.chunk_bytes
+            self.requests.add("evict", left)
+            return left
         return 0
 
     def _file(self, ref: ObjectRef, *, make: bool = True) -> CacheFile | None:
@@ -321,7 +319,7 @@ class NodeCache:
         return file
 
     def _open(self, path: str, layout: CacheLayout, make: bool) -> CacheFile | None:
-        with suppress(FileNotFoundError, ValueError):
+        with suppress(FileNotFoundError, DamagedFile):
             return CacheFile(path, layout)
         if not make:
             return None
@@ -329,7 +327,7 @@ class NodeCache:
             with suppress(FileNotFoundError):
                 try:
                     return CacheFile(path, layout)
-                except ValueError:
+                except DamagedFile:
                     os.unlink(path)  # half made by a killed process, or damaged
             create(path, layout)
             return CacheFile(path, layout)
@@ -338,7 +336,7 @@ class NodeCache:
         for folder in os.scandir(self._root):
             if folder.is_dir():
                 for entry in os.scandir(folder.path):
-                    with suppress(OSError, ValueError):  # of one file, which is left out: damaged, or no file
+                    with suppress(OSError):  # of one file, which is left out: damaged, or no file
                         yield CacheFile(entry.path)
 
     def _join(self) -> None:
@@ -355,8 +353,8 @@ class NodeCache:
             wait_lock(self._membership, _BYTE_USERS, 1, self._locks.patience, shared=True)
         except TimeoutError as error:
             self._warn(error)
-        session = int.from_bytes(os.pread(self._membership, 8, SESSION), "little")
-        self._session = (session & 0xFFFF) << NEXT_USE_BITS
+        stored = os.pread(self._membership, 8, SESSION)
+        self._session = (int.from_bytes(stored, "little") & 0xFFFF) << NEXT_USE_BITS
 
     def _put_in_order(self, file: CacheFile) -> int:
         """Remove half-written chunks of killed processes; returns the bytes in use."""
@@ -372,10 +370,11 @@ class NodeCache:
 
     @contextmanager
     def _accounting(self) -> Iterator[list[int]]:
-        """Hold the accounting lock; gives the bytes in use as a list, for changes in place."""
+        """Hold the accounting lock; gives the bytes in use as a list, for changes in place. A cut count is renewed."""
         with self._locks.hold(self._usage, _BYTE_USAGE, 1) as descriptor:
-            usage = [int.from_bytes(os.pread(descriptor, 8, USED), "little")]
-            before = usage[0]
+            stored = os.pread(descriptor, 8, USED)
+            before = int.from_bytes(stored, "little")
+            usage = [before if len(stored) == 8 else sum(file.used() for file in self._every_file())]
             try:
                 yield usage
             finally:

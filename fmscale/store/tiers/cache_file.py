@@ -70,24 +70,28 @@ class CacheLayout:
         return self.data + self.chunks * self.chunk_bytes
 
 
+class DamagedFile(OSError):
+    """A cache file of another form, or one that was cut, overwritten or replaced."""
+
+
 class CacheFile:
     """An open cache file. Writing its states needs the locks that `cache` takes; reading needs none."""
 
     def __init__(self, path: str, layout: CacheLayout | None = None) -> None:
-        """Open the file. Raises OSError for a missing file, ValueError for a file of another form or, with
+        """Open the file. Raises OSError for a missing file, DamagedFile for a file of another form or, with
         `layout`, of another object.
         """
         self.path = path
         self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         header = os.pread(self._descriptor, HEADER_BYTES, 0)
         if len(header) < HEADER_BYTES or header[:8] != MAGIC:
-            raise ValueError(path)
+            raise self._gone()
         _, _, size, chunk_bytes = HEADER.unpack(header[: HEADER.size])
         if chunk_bytes == 0:
-            raise ValueError(path)
+            raise self._gone()
         self.layout = CacheLayout(bytes=size, chunk_bytes=chunk_bytes)
         if layout not in (None, self.layout) or os.fstat(self._descriptor).st_size != self.layout.total:
-            raise ValueError(path)
+            raise self._gone()
         self._words, self._data = self.layout.words, self.layout.data
         self._chunk_bytes = chunk_bytes
 
@@ -135,6 +139,10 @@ class CacheFile:
         """State of every chunk."""
         return self._whole(self.layout.chunks, HEADER_BYTES)
 
+    def used(self) -> int:
+        """Bytes of the chunks that are present or reserved."""
+        return (self.layout.chunks - self.states().count(ABSENT)) * self.layout.chunk_bytes
+
     def uses(self) -> np.ndarray:
         """Word of every chunk, uint64."""
         return np.frombuffer(self._whole(8 * self.layout.chunks, self._words), np.uint64)
@@ -178,7 +186,7 @@ class CacheFile:
         return data
 
     def _gone(self) -> OSError:
-        return OSError(errno.ESTALE, "a file of the cache was cut, overwritten or replaced", self.path)
+        return DamagedFile(errno.ESTALE, "a file of the cache was cut, overwritten or replaced", self.path)
 
     def truncate(self) -> None:
         """Free all blocks of an object without chunks, if the file system cannot punch holes."""

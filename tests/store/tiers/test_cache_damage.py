@@ -1,7 +1,7 @@
 """Files of the node cache that are damaged before they are opened, or under their users: misses, and whole again."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -93,3 +93,34 @@ def test_a_file_that_was_made_anew_is_found_by_those_who_have_the_old_one_open(t
     for first in (8, 12, 8):
         read(old, source, first, 4)
     assert source.calls == [(8, 4)], "one miss shows that the old file is gone"
+
+
+@pytest.mark.parametrize("usage", [b"", bytes(3)])
+def test_a_count_that_is_cut_under_its_users_lets_nothing_beyond_the_limit(tmp_path: Path, usage: bytes) -> None:
+    source, cache = make(chunks=16), NodeCache(tmp_path, 8 * CHUNK)
+    read(cache, source, 0, 8, next_use=20)
+    (tmp_path / "usage").write_bytes(usage)
+    read(cache, source, 8, 4, next_use=10)
+    (path,) = files(tmp_path)
+    assert 4 <= 16 - CacheFile(str(path)).states().count(0) <= 8
+    assert cache.requests.count["evict"] > 0
+
+
+def test_a_file_that_is_damaged_during_an_eviction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, cache = make("a"), make("b"), NodeCache(tmp_path, 8 * CHUNK)
+    read(cache, first, 0, 8, next_use=20)
+    (path,) = files(tmp_path)
+    every = NodeCache._every_file
+
+    def damaged(self: NodeCache) -> Iterator[CacheFile]:
+        yield from every(self)
+        zeroed_header(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(NodeCache, "_every_file", damaged)
+        read(cache, second, 0, 4, next_use=10)
+    assert cache.requests.count["error"] == 1
+    read(cache, second, 0, 4, next_use=10)
+    second.calls.clear()
+    read(cache, second, 0, 4, next_use=10)
+    assert second.calls == []
