@@ -168,6 +168,8 @@ def _open_all(url: str) -> "tuple[Backend, list[Dataset]]":
 
 
 def _summary(dataset: "Dataset", json: bool) -> dict[str, Any]:
+    from fmscale.data.views.mask import own_masked
+
     commits = dataset.commits()
     totals = [total for commit in commits for total in commit.totals.values()]
     splits = sorted({split for commit in commits for split in commit.totals})
@@ -180,21 +182,11 @@ def _summary(dataset: "Dataset", json: bool) -> dict[str, Any]:
         "segments": sum(total.segments for total in totals),
         "kind": commits[-1].kind if commits else None,
         "documents" if text else "records": sum(total.documents for total in totals),
-        "masked": sum(_masked(dataset, split) for split in splits),
+        "masked": sum(len(places) for split in splits for places in own_masked(dataset, split).values()),
         **({"tokens": sum(total.tokens for total in totals)} if text else {}),
         "bytes": size if json else human_bytes(size),
         **({name: getattr(commits[-1], name) if commits else None for name in ("dtype", "tokenizer")} if text else {}),
     }
-
-
-def _masked(dataset: "Dataset", split: str) -> int:
-    """Documents or records of live commits that the dataset's own masks leave out."""
-    from fmscale.data.views.mask import load_mask
-
-    masks = [load_mask(dataset.backend, dataset.name, digest).documents for digest in dataset.masks(split)]
-    live = {commit.number for commit in dataset.commits()} if masks else set()
-    places = {(c, p) for mask in masks for c, p in zip(mask.commit.tolist(), mask.position.tolist(), strict=True)}
-    return sum(commit in live for commit, _ in places)
 
 
 def _split_rows(dataset: "Dataset", commit: "Commit") -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ import numpy as np
 
 from fmscale.data.tokenizers.protocol import Tokenizer
 from fmscale.data.tokenizers.tokenizer import frame, from_json
+from fmscale.data.views.mask import own_masked
 from fmscale.errors import ConfigError, DataError
 from fmscale.infer.evaluate import Document
 from fmscale.store.backends.protocol import Backend
@@ -29,24 +30,25 @@ def stored_documents(
     eos: int | None,
     limit: int | None = None,
 ) -> Iterator[Document]:
-    """The documents of a split, at most `limit`, commit by commit in their stored order.
+    """The documents of a split that the dataset's masks leave, at most `limit`, commit by commit in their stored order.
 
     The dataset's tokenizer decodes them. If the model has another tokenizer, that tokenizer encodes the text again,
     with its `bos` and `eos`. Raises DataError for a missing dataset or split, and lists the existing names.
     """
-    commits = [commit for commit in open_dataset(backend, dataset).commits() if split in commit.manifests]
+    opened = open_dataset(backend, dataset)
+    commits = [commit for commit in opened.commits() if split in commit.manifests]
     if not commits:
-        splits = sorted({name for commit in open_dataset(backend, dataset).commits() for name in commit.manifests})
+        splits = sorted({name for commit in opened.commits() for name in commit.manifests})
         raise DataError(
             f"Dataset {dataset} has no documents of this split",
             found=split,
             remedy=f"It has {', '.join(splits) or 'none'}; `fmscale ingest --heldout 0.01` keeps some back.",
         )
-    count = 0
+    count, masked = 0, own_masked(opened, split)
     for commit in commits:
         assert commit.tokenizer is not None, "records have no token segments"
         commit_tokenizer = from_json(load_tokenizer(backend, commit.tokenizer), f"tokenizer {commit.tokenizer}")
-        for name, tokens in _stored(backend, commit, split):
+        for name, tokens in _stored(backend, commit, split, masked.get(commit.number)):
             if limit is not None and count >= limit:
                 return
             count += 1
@@ -77,11 +79,12 @@ def document(name: str, text: bytes, tokenizer: Tokenizer, *, bos: int | None, e
     return Document(name=name, text=text, tokens=frame(ids, bos, eos), bos=bos is not None)
 
 
-def _stored(backend: Backend, commit: Commit, split: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Source and tokens of each document of a commit's split."""
-    manifest = commit.manifests[split]
-    for number in range(manifest.segments):
-        segment = open_segment(backend, *manifest.segment(number))
+def _stored(
+    backend: Backend, commit: Commit, split: str, masked: np.ndarray | None
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Source and tokens of each document of a commit's split, without those at masked positions."""
+    for row in commit.manifests[split].rows():
+        segment = open_segment(backend, row.prefix, row.seal)
         table = read_document_table(backend, segment)
         ends = np.cumsum(table["tokens"].to_numpy())
         sources = table["source"]
@@ -89,7 +92,12 @@ def _stored(backend: Backend, commit: Commit, split: str) -> Iterator[tuple[str,
             begin = int(ends[first - 1]) if first else 0
             tokens = read_tokens(backend, segment, begin, int(ends[last - 1]) - begin)
             parts = np.split(tokens, ends[first : last - 1] - begin)
-            yield from zip(sources.slice(first, last - first).to_pylist(), parts, strict=True)
+            named = zip(sources.slice(first, last - first).to_pylist(), parts, strict=True)
+            if masked is None:
+                yield from named
+                continue
+            starts = row.first_token + np.append(begin, ends[first : last - 1])
+            yield from (one for one, out in zip(named, np.isin(starts, masked), strict=True) if not out)
 
 
 def _blocks(ends: np.ndarray) -> Iterator[tuple[int, int]]:

@@ -61,8 +61,10 @@ class IngestJob:
     """Units that earlier runs finished."""
     found: Additions
     """The files to add."""
+    ledger: Ledger
+    """Files of the live commits that `found` refers to."""
     commits: frozenset[int]
-    """Live commits that `found` refers to."""
+    """Numbers of these commits."""
     records: dict[int, UnitRecord] = field(default_factory=dict)
     """Records of the units that this run finished."""
 
@@ -154,6 +156,7 @@ def begin_job(request: IngestRequest, progress: Progress) -> IngestJob | IngestR
         begin=begin,
         finished=finished_units(backend, request.dataset, plan.job),
         found=found,
+        ledger=ledger,
         commits=frozenset(commit.number for commit in commits),
     )
 
@@ -205,7 +208,7 @@ def commit_job(job: IngestJob, writers: int) -> IngestResult:
                 "guessed": plan.guessed,
             }
         },
-        masks=mask_earlier(job.dataset, plan.options.replaced),
+        masks=mask_earlier(job.dataset, plan.options.replaced, job.ledger),
         recheck=partial(_check_others, job),
     )
     resumed = len(job.finished)

@@ -69,6 +69,8 @@ class KnownFile:
     """False if a commit with earlier documents of the file is live no more."""
     listed: bool = False
     """True if only the listing is known, of a commit from before the ledger."""
+    commits: tuple[int, ...] = ()
+    """Numbers of the commits with documents of the file; known of a ledger's files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +80,7 @@ class Ledger:
     files: Mapping[str, KnownFile]
     """The last state of each file by its source name."""
     heldout: float | None
-    """Share of the split `heldout`; None for a dataset without commits."""
+    """Share of the split `heldout`; None for a dataset that `ingest` has not added to."""
     pins: Mapping[str, str]
     """Splits of contents that another split than their hash's belongs to, by the hash in hex."""
 
@@ -126,12 +128,14 @@ def load_ledger(backend: Backend, dataset: str, commits: Iterable[Commit]) -> Le
     with ThreadPoolExecutor(LEDGER_READS) as pool:
         parts = list(pool.map(lambda commit: _entries(backend, dataset, commit), chosen))
     files: dict[str, KnownFile] = {}
-    for part, _ in parts:
+    for commit, (part, _) in zip(chosen, parts, strict=True):
         for entry in part:
-            files[entry.source] = _joined(files.get(entry.source), entry)
+            before = files.get(entry.source)
+            numbers = (*(before.commits if before else ()), commit.number)
+            files[entry.source] = replace(_joined(before, entry), commits=numbers)
     shares = [share for _, share in parts if share is not None]
     pins = [commit.body["extra"].get("ingest", {}).get("pins", {}) for commit in chosen]
-    heldout = shares[0] if shares else (0.0 if chosen else None)
+    heldout = shares[0] if shares else None
     return Ledger(files=files, heldout=heldout, pins={hash_: split for part in pins for hash_, split in part.items()})
 
 

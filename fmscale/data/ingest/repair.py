@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fmscale.data.ingest.content import U64, row_hashes
 from fmscale.data.ingest.plan import HELDOUT, TRAIN
-from fmscale.data.views.mask import Documents, load_mask, make_mask
+from fmscale.data.views.mask import Documents, make_mask, own_masked
 from fmscale.store.datasets.dataset import Dataset
 from fmscale.store.segments.handle import read_document_table, read_rows
 from fmscale.store.segments.kinds import open_kind
@@ -130,9 +130,8 @@ def _segments(
     dataset: Dataset, split: str, contents: bool, advance: Advance
 ) -> Iterator[tuple[Documents, U64, U64, bool]]:
     """The documents of each segment of a split that no mask leaves out, their sources and contents."""
-    masks = [load_mask(dataset.backend, dataset.name, digest).documents for digest in dataset.masks(split)]
+    masked = own_masked(dataset, split)
     for commit in dataset.commits():
-        masked = [mask.position[mask.commit == commit.number] for mask in masks]
         for index, row in enumerate(commit.manifests[split].rows() if split in commit.manifests else ()):
             segment = open_kind(dataset.backend, commit.kind, row.prefix, row.seal)
             table = read_document_table(dataset.backend, segment)
@@ -143,7 +142,7 @@ def _segments(
             names = table.column("source").combine_chunks()
             sources = [xxhash.xxh3_64_intdigest(name.encode()) for name in names.dictionary.to_pylist()]
             content = _contents(dataset, segment, stops) if contents else np.zeros(len(stops), np.uint64)
-            kept = np.flatnonzero(~np.isin(starts + first, np.concatenate([np.empty(0, np.uint64), *masked])))
+            kept = np.flatnonzero(~np.isin(starts + first, masked.get(commit.number, ())))
             commits, indexes = (np.full(len(stops), number, np.uint32) for number in (commit.number, index))
             documents = Documents(commits, indexes, starts, stops, starts + first, ids)
             advance(len(stops))

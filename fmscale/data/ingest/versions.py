@@ -46,11 +46,13 @@ def pins_of(
     return pins
 
 
-def mask_earlier(dataset: Dataset, replaced: Collection[str]) -> Mapping[str, str]:
-    """Masks, by split, of all documents of these sources in the live commits."""
+def mask_earlier(dataset: Dataset, replaced: Collection[str], ledger: Ledger) -> Mapping[str, str]:
+    """Masks, by split, of all documents of these sources in the commits that the ledger names."""
     masks: dict[str, str] = {}
+    commits = sorted({number for source in replaced for number in ledger.files[source].commits})
     for split in (TRAIN, HELDOUT) if replaced else ():
-        documents = find_documents(dataset, split=split, where=of_sources(set(replaced).__contains__))
+        where = of_sources(set(replaced).__contains__)
+        documents = find_documents(dataset, split=split, commits=commits, where=where)
         if len(documents.commit):
             masks[split] = make_mask(dataset, documents, split=split)
     return masks

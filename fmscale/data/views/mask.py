@@ -195,6 +195,13 @@ def make_mask(dataset: Dataset, documents: Documents, *, split: str = "train") -
     return digest
 
 
+def own_masked(dataset: Dataset, split: str) -> dict[int, NDArray[np.uint64]]:
+    """Positions, by live commit, of the documents or records that the dataset's own masks leave out of a split."""
+    masks = [load_mask(dataset.backend, dataset.name, digest).documents for digest in dataset.masks(split)]
+    live = [commit.number for commit in dataset.commits()] if masks else []
+    return {n: np.unique(np.concatenate([mask.position[mask.commit == n] for mask in masks])) for n in live}
+
+
 def load_mask(backend: Backend, dataset: str, digest: str) -> Mask:
     """The mask with this digest. Raises ObjectNotFound with digests that exist, CorruptData or FormatError."""
     key = mask_key(dataset, digest)

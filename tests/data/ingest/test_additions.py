@@ -9,16 +9,17 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from fmscale.data.ingest import IngestResult, ingest
-from fmscale.data.ingest.content import row_hashes, text_hash
+from fmscale.data.ingest.content import text_hash
+from fmscale.data.tokenizers.tokenizer import ByteTokenizer
 from fmscale.data.views.mask import load_mask
 from fmscale.data.views.token_view import make_view
 from fmscale.errors import Conflict, DataError
+from fmscale.infer.heldout import stored_documents
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.commit import references
 from fmscale.store.datasets.dataset import open_dataset
@@ -175,6 +176,11 @@ def test_another_content_of_the_same_name_size_and_time_is_refused(tmp_path: Pat
     result = run(tmp_path / "in", tmp_path / "store", replace=True)
     assert fates(result) == {"replaced": 1, "known": 2}
     assert fates(run(tmp_path / "in", tmp_path / "store", replace=True)) == {"known": 3}
+    tokenizer = ByteTokenizer()
+    read = stored_documents(
+        open_store(str(tmp_path / "store")), "d", "train", tokenizer, bos=None, eos=tokenizer.eos_id
+    )
+    assert [document.text for document in read] == [b"other", b"third", b"FIRST"], "evaluation does not see the old"
     assert texts(tmp_path / "store") == Counter(["FIRST", "other", "third"])
 
 
@@ -359,24 +365,6 @@ def test_objects_of_a_store_are_known_by_their_tags(store_url: str, store: Backe
     put(tmp_path / "raw/a.jsonl", lines(some(0, 8)))
     put(tmp_path / "raw/c.md", "more")
     assert fates(run(tmp_path / "raw", tmp_path / "store")) == {"known": 2}, "a tree that was downloaded"
-
-
-def test_records_have_one_hash_whatever_was_read_with_them() -> None:
-    rows: list[dict[str, Any]] = [
-        {"a": 1, "b": "x", "c": [1, 2.5, None], "d": {"e": "q", "f": None}, "g": True},
-        {"a": 2.0, "b": None, "c": [], "d": {"e": "q", "f": 3}, "g": False},
-        {"a": -5, "b": "é", "c": None, "d": None, "g": None},
-    ]
-    together = row_hashes(pa.RecordBatch.from_pylist(rows))
-    field = pa.field("v", pa.string(), metadata={b"fmscale.json": b"1"})
-    for i, row in enumerate(rows):
-        assert row_hashes(pa.RecordBatch.from_pylist([row]))[0] == together[i]
-        assert row_hashes(pa.RecordBatch.from_pylist([{**row, "h": None}]))[0] == together[i]
-        as_text = pa.record_batch([pa.array([json.dumps(row)])], schema=pa.schema([field]))
-        assert row_hashes(as_text)[0] == row_hashes(pa.RecordBatch.from_pylist([{"v": row}]))[0]
-    assert len(np.unique(together)) == 3
-    strings = pa.RecordBatch.from_pylist([{"a": "1"}, {"a": "2"}])
-    assert row_hashes(strings)[0] != row_hashes(pa.RecordBatch.from_pylist([{"a": 1}]))[0]
 
 
 def test_a_known_file_that_cannot_be_read_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
