@@ -162,14 +162,19 @@ def _entries(backend: Backend, dataset: str, commit: Commit) -> tuple[list[Known
         return _listed(backend, dataset, commit)
     key = ledger_key(dataset, commit.job)
     data = verified(backend.get(key), notes["ledger"], f"The ledger {key}", "Restore the object from a copy.")
-    table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
-    header: dict[str, Any] = json.loads(table.schema.metadata[HEADER_KEY])
-    check_version(header, f"The ledger {key}", FORMAT_VERSION)
-    entries = []
-    for row in table.to_pylist():
-        tally = Tally(**{name: row.pop(name) for name in Tally.__slots__})
-        entries.append(KnownFile(tally=tally, field=header["field"], max_document=header["max_document"], **row))
-    return entries, notes["heldout"]
+    try:
+        table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
+        table.validate(full=True)
+        header: dict[str, Any] = json.loads(table.schema.metadata[HEADER_KEY])
+        check_version(header, f"The ledger {key}", FORMAT_VERSION)
+        entries = []
+        for row in table.select(SCHEMA.names).cast(SCHEMA).to_pylist():
+            tally = Tally(**{name: row.pop(name) for name in Tally.__slots__})
+            entries.append(KnownFile(tally=tally, field=header["field"], max_document=header["max_document"], **row))
+        return entries, float(notes["heldout"])
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        remedy = "Restore the object from a copy; it names the files of the commit."
+        raise CorruptData(f"{key} is no ledger", found=repr(error), remedy=remedy) from error
 
 
 def _listed(backend: Backend, dataset: str, commit: Commit) -> tuple[list[KnownFile], float | None]:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from fmscale.errors import DataError, ObjectNotFound
+from fmscale.errors import CorruptData, DataError, ObjectNotFound
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.backends.write_once import store_once
 from fmscale.store.datasets.commit import Commit
@@ -216,13 +216,19 @@ def load_mask(backend: Backend, dataset: str, digest: str) -> Mask:
             remedy=f"It has {', '.join(have)}." if have else "It has none: `fmscale dataset mask` makes one.",
         ) from error
     verified(data, digest, f"The mask {key}", "Restore the object, or make the mask again from the same documents.")
-    table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
-    header: dict[str, Any] = json.loads(table.schema.metadata[HEADER_KEY])
-    check_version(header, f"The mask {key}", FORMAT_VERSION)
-    commit, segment, start, stop, position = (table.column(name).to_numpy() for name in SCHEMA.names[:5])
-    ids = np.frombuffer(table.column("id").combine_chunks().buffers()[1], dtype="V16", count=len(table))
-    documents = Documents(commit, segment, start, stop, position, ids)
-    return Mask(split=header["split"], documents=documents)
+    try:
+        table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
+        table.validate(full=True)
+        header: dict[str, Any] = json.loads(table.schema.metadata[HEADER_KEY])
+        check_version(header, f"The mask {key}", FORMAT_VERSION)
+        table = table.select(SCHEMA.names).cast(SCHEMA)
+        commit, segment, start, stop, position = (table.column(name).to_numpy() for name in SCHEMA.names[:5])
+        ids = np.frombuffer(table.column("id").combine_chunks().buffers()[1], dtype="V16", count=len(table))
+        return Mask(split=str(header["split"]), documents=Documents(commit, segment, start, stop, position, ids))
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        raise CorruptData(
+            f"{key} is no mask", found=repr(error), remedy="Make the mask again from the same documents."
+        ) from error
 
 
 def mask_key(dataset: str, digest: str) -> str:

@@ -4,19 +4,25 @@ import json
 import os
 import zipfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
 from fmscale.cli.main import build_app
 from fmscale.data.ingest import IngestResult, ingest
+from fmscale.data.ingest.ledger import ledger_key, load_ledger
 from fmscale.data.ingest.plan import document_id
 from fmscale.data.ingest.repair import find_doubles, mask_doubles, read_stock
-from fmscale.errors import DataError
+from fmscale.data.views.mask import load_mask
+from fmscale.errors import CorruptData, DataError, FormatError
+from fmscale.store.datasets.commit import Commit
 from fmscale.store.datasets.dataset import Dataset, open_dataset
 from fmscale.store.datasets.verify import verify_dataset
+from fmscale.store.digest import metadata_digest
 from fmscale.store.open import open_store
 from tests.data.ingest.corpora import lines, put
 from tests.data.ingest.test_additions import fates, held, run
@@ -152,3 +158,31 @@ def test_the_command_adds_what_is_new_and_refuses_what_changed(tmp_path: Path) -
     shown = command("dataset", "show", f"{tmp_path}/store/d")[1]
     assert len(shown["commits"]) == 3
     assert command("dataset", "list", f"{tmp_path}/store")[1][0]["masked"] == 1
+
+
+@pytest.mark.parametrize("columns", [{}, {"source": ["a"]}, {"source": [1], "stamp": [None]}])
+@pytest.mark.parametrize("header", [None, b"{}", b'{"format_version": 1}'])
+def test_foreign_tables_under_a_right_digest_are_damage(
+    tmp_path: Path, columns: dict[str, Any], header: bytes | None
+) -> None:
+    put(tmp_path / "in/a.md", "first")
+    run(tmp_path / "in", tmp_path / "store")
+    sink = pa.BufferOutputStream()
+    table = pa.table(columns).replace_schema_metadata({"fmscale": header} if header else None)
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    data = sink.getvalue().to_pybytes()
+    dataset = opened(tmp_path)
+    (commit,) = dataset.commits()
+    for key, load in (
+        (f"datasets/d/masks/{metadata_digest(data)}.arrow", lambda digest: load_mask(dataset.backend, "d", digest)),
+        (ledger_key("d", commit.job), lambda digest: load_ledger(dataset.backend, "d", [with_ledger(commit, digest)])),
+    ):
+        dataset.backend.put(key, data)
+        with pytest.raises((CorruptData, FormatError)):
+            load(metadata_digest(data))
+
+
+def with_ledger(commit: Commit, digest: str) -> Commit:
+    extra = {"ingest": {**commit.body["extra"]["ingest"], "ledger": digest}}
+    return replace(commit, body={**commit.body, "extra": extra})
