@@ -102,7 +102,8 @@ def _batches(work: str, folder: Path) -> Iterator[Any]:
 
 
 def prepare(folder: Path) -> None:
-    """Write the corpus and its dataset, by this checkout's code: earlier formats are read by all later code."""
+    """Write the corpus and its dataset. Runs in the earlier checkout: its formats are read by all later code."""
+    sys.path.insert(0, os.getcwd())
     import numpy as np
 
     from benchmarks.peers.ours import prepare as write
@@ -162,7 +163,8 @@ def compare(work: str, before: Path, pairs: int, folder: Path) -> dict[str, Any]
 
             stack.enter_context(prepared(work, folder))
         elif work != "train":
-            prepare(folder)
+            python = str(before / ".venv/bin/python")
+            subprocess.run([python, __file__, work, "--prepare", str(folder)], cwd=before, check=True)
         sides = {}
         for name, checkout in (("before", before), ("after", after)):
             sides[name] = Side(work, checkout, folder)
@@ -200,7 +202,11 @@ def main() -> None:
     parser.add_argument("--before", type=Path, help="checkout of the earlier commit, with its .venv")
     parser.add_argument("--pairs", type=int, default=24, help="24 at least for a claim")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--prepare", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.prepare is not None:
+        prepare(arguments.prepare)
+        return
     if arguments.serve is not None:
         serve(arguments.work, arguments.serve)
         return
