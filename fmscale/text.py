@@ -4,6 +4,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 from urllib.parse import quote
 
@@ -17,41 +18,40 @@ IF_LONG = r"(?:token|credentials?|sig)"
 """Names that also have a harmless meaning (a token is mostly a piece of text): their value is masked if it has 16 or
 more characters of the kind that keys have, with a digit among them."""
 
-PATTERNS = tuple(
-    (needles, re.compile(pattern, re.IGNORECASE | re.DOTALL), replacement)
-    for needles, pattern, replacement in (
-        # a PEM block
-        (("private key-",), r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*-----|\Z)", MASK),
-        # user:password@ in a URL, where the password may have any mark; a port is no password
-        (
-            ("@", "%40"),
-            r"(://|%3A%2F%2F)[^\s/:@'\"#?%]*(?::|%3A)(?!\d{1,5}(?:[/?#\s'\"]|$))[^\s'\"]*?(?:@|%40)(?![^\s'\"/]*@)",
-            rf"\1{MASK}@",
-        ),
-        # or only a key before the @
-        (("@", "%40"), r"(://|%3A%2F%2F)[^/\s@'\"?#]+(?:@|%40)", rf"\1{MASK}@"),
-        # a URL's parameter of such a name is a credential at any length (sig=..., X-Amz-Credential=...)
-        (("?", "&"), rf"([?&](?:key|code|[\w-]*(?:{ALWAYS}|{IF_LONG})\w*)=)[^&\s\"']+", rf"\1{MASK}"),
-        # name=value, name: value and "name": "value", also as a URL's parameter (X-Amz-Signature=...)
-        (WORDS, rf"({ALWAYS}[\"']?\s*[=:]\s*)(?:\"[^\"]*\"|'[^']*')", rf"\1{MASK}"),
-        (WORDS, rf"({ALWAYS}[\"']?\s*[=:]\s*[\"']?)[^\s\"'&,;)}}\]]+", rf"\1{MASK}"),
-        (
-            ("token", "credential", "sig"),
-            rf"({IF_LONG}[\"']?\s*[=:]\s*[\"']?)(?=\D*\d)[\w+/%.=-]{{16,}}",
-            rf"\1{MASK}",
-        ),
-        (("bearer", "basic"), r"(\b(?:bearer|basic)\s+)[A-Za-z0-9+/._~=-]{8,}", rf"\1{MASK}"),
-        # keys that show by their form: AWS, Google, GitHub, GitLab, Hugging Face, OpenAI, Slack, a JSON web token
-        (("akia", "asia"), r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b", MASK),
-        (
-            ("aiza", "gh", "glpat-", "hf_", "sk-", "xox", "eyj"),
-            r"\b(?:AIza[\w-]{30,}|gh[opsu]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|hf_[a-z0-9]{20,}|sk-[\w-]{16,}"
-            r"|xox[abeprs]-[\w-]{10,}|eyJ[\w-]{8,}\.[\w-]{2,}\.[\w-]*)",
-            MASK,
-        ),
-    )
+PATTERNS = (
+    # a PEM block
+    (("private key-",), r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*-----|\Z)", MASK),
+    # user:password@ in a URL, where the password may have any mark; a port is no password
+    (
+        ("@", "%40"),
+        r"(://|%3A%2F%2F)[^\s/:@'\"#?%]*(?::|%3A)(?!\d{1,5}(?:[/?#\s'\"]|$))[^\s'\"]*?(?:@|%40)(?![^\s'\"/]*@)",
+        rf"\1{MASK}@",
+    ),
+    # or only a key before the @
+    (("@", "%40"), r"(://|%3A%2F%2F)[^/\s@'\"?#]+(?:@|%40)", rf"\1{MASK}@"),
+    # a URL's parameter of such a name is a credential at any length (sig=..., X-Amz-Credential=...)
+    (("?", "&"), rf"([?&](?:key|code|[\w-]*(?:{ALWAYS}|{IF_LONG})\w*)=)[^&\s\"']+", rf"\1{MASK}"),
+    # name=value, name: value and "name": "value", also as a URL's parameter (X-Amz-Signature=...)
+    (WORDS, rf"({ALWAYS}[\"']?\s*[=:]\s*)(?:\"[^\"]*\"|'[^']*')", rf"\1{MASK}"),
+    (WORDS, rf"({ALWAYS}[\"']?\s*[=:]\s*[\"']?)[^\s\"'&,;)}}\]]+", rf"\1{MASK}"),
+    (
+        ("token", "credential", "sig"),
+        rf"({IF_LONG}[\"']?\s*[=:]\s*[\"']?)(?=\D*\d)[\w+/%.=-]{{16,}}",
+        rf"\1{MASK}",
+    ),
+    (("bearer", "basic"), r"(\b(?:bearer|basic)\s+)[A-Za-z0-9+/._~=-]{8,}", rf"\1{MASK}"),
+    # keys that show by their form: AWS, Google, GitHub, GitLab, Hugging Face, OpenAI, Slack, a JSON web token
+    (("akia", "asia"), r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b", MASK),
+    (
+        ("aiza", "gh", "glpat-", "hf_", "sk-", "xox", "eyj"),
+        r"\b(?:AIza[\w-]{30,}|gh[opsu]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|hf_[a-z0-9]{20,}|sk-[\w-]{16,}"
+        r"|xox[abeprs]-[\w-]{10,}|eyJ[\w-]{8,}\.[\w-]{2,}\.[\w-]*)",
+        MASK,
+    ),
 )
-"""(texts of which a match has one, in small letters; pattern; replacement)."""
+"""(texts of which a match has one, in small letters; pattern; replacement), compiled at their first use: a start does
+without them.
+"""
 SECRET_VARIABLE = re.compile(
     r"SECRET|TOKEN|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|ACCESS_KEY|ACCOUNT_KEY|API_KEY|(^|_)(SAS|KEY|PASS)(_|$)",
     re.IGNORECASE,
@@ -73,8 +73,13 @@ def scrub(text: str, environ: Mapping[str, str] = os.environ) -> str:
     for needles, pattern, replacement in PATTERNS:
         # The search for a few texts takes 2 us, the patterns alone 500 us for a line.
         if any(needle in small for needle in needles):
-            text = pattern.sub(replacement, text)
+            text = _compiled(pattern).sub(replacement, text)
     return text
+
+
+@cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern, re.IGNORECASE | re.DOTALL)
 
 
 def printable(text: str) -> str:
