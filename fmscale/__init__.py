@@ -75,7 +75,7 @@ _HOMES = {
 """Module -> its public names; the imports above say the same to type checkers."""
 
 # In a bare checkout `kernels/` and `launch/` lie beside this package; installed, under it.
-# This lets `python -m fmscale.kernels.bench` run where only torch and triton are installed.
+# This lets `python -m benchmarks.kernels` run where only torch and triton are installed, from a checkout.
 _checkout = Path(__file__).resolve().parent.parent
 if (_checkout / "pyproject.toml").is_file() and (_checkout / "kernels").is_dir():
     __path__.append(str(_checkout))

@@ -13,7 +13,6 @@ backend. In reading order:
     adamw.py                 an optimizer step on a flat partition
     byte_planes.py           the bytes of numbers laid apart, for compression
     compile/                 the gate that compiles every shipped configuration without a GPU
-    bench/                   measurements and tuning: `python -m fmscale.kernels.bench`, also from a bare checkout
 
 All functions are bound here, at once: modules and ops share names, and a later import of a module would put the module
 in the place of its function.

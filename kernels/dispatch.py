@@ -1,7 +1,7 @@
 """The backend that serves a call, and its launch configuration.
 
 `backend="auto"` takes the fastest backend for (device, Triton version, op, shape bucket) by a table of measurements in
-`kernels/tuned/`, which `python -m fmscale.kernels.bench --tune` writes and the package ships. Without a measured entry
+`kernels/tuned/`, which `fmscale bench kernels --tune` writes and the package ships. Without a measured entry
 the default is triton on CUDA and eager elsewhere; the log says so once. No job measures or tunes while it runs.
 
 A bucket consists of the dtype and of the sizes that a model fixes (hidden size, vocabulary, head dim), never of the
@@ -69,7 +69,7 @@ def read_table(path: Path) -> TunedTable:
         raise KernelError(
             f"{path.name} is not a tuning table of this version",
             found=raw.get("format_version"),
-            remedy="Measure again with `python -m fmscale.kernels.bench --tune`.",
+            remedy="Measure again with `fmscale bench kernels --tune`, from a checkout.",
         )
     return TunedTable(
         gpu=raw["gpu"],

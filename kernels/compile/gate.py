@@ -67,7 +67,7 @@ def all_cases() -> list[CompileCase]:
     cases: list[CompileCase] = []
     modules = pkgutil.walk_packages(fmscale.kernels.__path__, "fmscale.kernels.")
     for name in sorted(module.name for module in modules):
-        if name.startswith(("fmscale.kernels.bench", "fmscale.kernels.compile")):
+        if name.startswith("fmscale.kernels.compile"):
             continue
         module_cases = getattr(importlib.import_module(name), "compile_cases", None)
         if module_cases is not None and module_cases.__module__ == name:

@@ -5,8 +5,9 @@ import threading
 from collections.abc import Callable
 
 import torch
-from fmscale.kernels.bench.contest import Contest, Contestant, ContestRow
 from torch import Tensor
+
+from benchmarks.kernels.contest import Contest, Contestant, ContestRow
 
 
 def _row(variant: str, flops: float, **bodies: Callable[[], Tensor]) -> ContestRow:

@@ -8,17 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from fmscale.kernels.bench import command, contests
-from fmscale.kernels.bench.attention_rows import attention_rows
-from fmscale.kernels.bench.ceilings import measure_ceilings
-from fmscale.kernels.bench.claims import TARGETS, assemble
-from fmscale.kernels.bench.contest import Contest, Contestant, ContestRow, hold, unmeasured
-from fmscale.kernels.bench.contests import Budget, measure
-from fmscale.kernels.bench.rows import all_rows
-from fmscale.kernels.bench.sizes import FULL, Sizes
-from fmscale.kernels.bench.timing import SLOW, SPENT, DeviceBroken, WallClock, interleave
-from fmscale.kernels.bench.verdict import worse, wrong
-from fmscale.kernels.bench.workshop import Workshop
+
+from benchmarks.kernels import command, contests
+from benchmarks.kernels.attention_rows import attention_rows
+from benchmarks.kernels.ceilings import measure_ceilings
+from benchmarks.kernels.claims import TARGETS, assemble
+from benchmarks.kernels.contest import Contest, Contestant, ContestRow, hold, unmeasured
+from benchmarks.kernels.contests import Budget, measure
+from benchmarks.kernels.rows import all_rows
+from benchmarks.kernels.sizes import FULL, Sizes
+from benchmarks.kernels.timing import SLOW, SPENT, DeviceBroken, WallClock, interleave
+from benchmarks.kernels.verdict import worse, wrong
+from benchmarks.kernels.workshop import Workshop
 
 ROOT = Path(__file__).parents[3]
 CPU = torch.device("cpu")

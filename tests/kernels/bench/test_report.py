@@ -11,16 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 from fmscale.kernels import dispatch
-from fmscale.kernels.bench import command, report
-from fmscale.kernels.bench.ceilings import Ceilings
-from fmscale.kernels.bench.claims import TARGETS, Target, assemble, claim, judge, judge_aim
-from fmscale.kernels.bench.command import conclude, main
-from fmscale.kernels.bench.contest import Run, unmeasured
-from fmscale.kernels.bench.listing import OPS, listing
-from fmscale.kernels.bench.roofline import roofline
-from fmscale.kernels.bench.rows import all_rows
-from fmscale.kernels.bench.sizes import FULL
 from fmscale.kernels.launch import TRITON_VERSION
+
+from benchmarks.kernels import command, report
+from benchmarks.kernels.ceilings import Ceilings
+from benchmarks.kernels.claims import TARGETS, Target, assemble, claim, judge, judge_aim
+from benchmarks.kernels.command import conclude, main
+from benchmarks.kernels.contest import Run, unmeasured
+from benchmarks.kernels.listing import OPS, listing
+from benchmarks.kernels.roofline import roofline
+from benchmarks.kernels.rows import all_rows
+from benchmarks.kernels.sizes import FULL
 
 ROOT = Path(__file__).parents[3]
 
@@ -153,14 +154,14 @@ class Stranger(importlib.abc.MetaPathFinder):
 
 sys.meta_path.insert(0, Stranger())
 sys.argv = ["bench", *sys.argv[1:]]
-runpy.run_module("fmscale.kernels.bench", run_name="__main__")
+runpy.run_module("benchmarks.kernels", run_name="__main__")
 """
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_bare_checkout_is_enough(tmp_path: Path) -> None:
     """No install (-S leaves out the editable one) and no package but torch and triton."""
-    for folder in ("kernels", "fmscale"):
+    for folder in ("kernels", "fmscale", "benchmarks"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     (tmp_path / "pyproject.toml").symlink_to(ROOT / "pyproject.toml")
     path = os.pathsep.join([str(tmp_path), str(Path(torch.__file__).parents[1])])

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from fmscale.kernels.bench import command
-from fmscale.kernels.bench import problems as real
-from fmscale.kernels.bench.command import main
-from fmscale.kernels.bench.tune import known_table, tune
 from fmscale.kernels.dispatch import TunedEntry, TunedTable, read_table, write_table
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from benchmarks.kernels import command
+from benchmarks.kernels import problems as real
+from benchmarks.kernels.command import main
+from benchmarks.kernels.tune import known_table, tune
 from tests.kernels.bench.tuning_problems import BREAKING, DEADLY, REFUSED, RIGHT, WRONG
 
 ROOT = Path(__file__).parents[3]
@@ -178,7 +178,7 @@ def test_the_command_goes_on_from_the_table_in_its_folder(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(command, "obstacle", lambda: None)
     monkeypatch.setattr(command, "tune", spy)
-    monkeypatch.setattr("fmscale.kernels.bench.report.versions", lambda: VERSIONS)
+    monkeypatch.setattr("benchmarks.kernels.report.versions", lambda: VERSIONS)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: types.SimpleNamespace(name="a GPU"))
     words = ["--tune", "--again", "--seconds", "9", "--only", "rope", "--output", str(tmp_path)]
     assert main(words) == 0

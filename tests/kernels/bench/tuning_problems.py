@@ -7,11 +7,12 @@ import os
 import threading
 
 import torch
-from fmscale.kernels.bench.contest import Contestant
-from fmscale.kernels.bench.problems import Problem, Runs
-from fmscale.kernels.bench.timing import DeviceBroken
 from fmscale.kernels.dispatch import Config, launch_config
 from torch import Tensor
+
+from benchmarks.kernels.contest import Contestant
+from benchmarks.kernels.problems import Problem, Runs
+from benchmarks.kernels.timing import DeviceBroken
 
 RIGHT, WRONG, REFUSED, DEADLY, HANGING, BREAKING = range(6)
 CHOICES: tuple[Config, ...] = (

@@ -2,11 +2,11 @@
 
 from collections import Counter
 
-from fmscale.kernels.bench.attention_rows import attention_rows
-from fmscale.kernels.bench.contest import ContestRow
-from fmscale.kernels.bench.loss_rows import loss_rows
-from fmscale.kernels.bench.memory_rows import further_rows, memory_rows
-from fmscale.kernels.bench.sizes import FULL, QUICK, Sizes
+from benchmarks.kernels.attention_rows import attention_rows
+from benchmarks.kernels.contest import ContestRow
+from benchmarks.kernels.loss_rows import loss_rows
+from benchmarks.kernels.memory_rows import further_rows, memory_rows
+from benchmarks.kernels.sizes import FULL, QUICK, Sizes
 
 
 def all_rows(sizes: Sizes) -> list[ContestRow]:

@@ -1,4 +1,4 @@
-"""The worker's side of `workshop`: `python -m fmscale.kernels.bench.serve SERVICE ARGUMENT`.
+"""The worker's side of `workshop`: `python -m benchmarks.kernels.serve SERVICE ARGUMENT`.
 
 SERVICE is a module whose `service(ARGUMENT)` gives a function (request, trying) -> answer. Requests and
 answers are JSON lines; before a risky call the service calls `trying(name)`, which writes a line too. After
@@ -11,7 +11,7 @@ import os
 import sys
 from typing import Any
 
-from fmscale.kernels.bench.timing import DeviceBroken, describe
+from benchmarks.kernels.timing import DeviceBroken, describe
 
 
 def resolve(name: str) -> Any:

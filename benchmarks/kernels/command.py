@@ -1,9 +1,9 @@
 """The command: measure, list or tune.
 
-python -m fmscale.kernels.bench            everything, at most 8 minutes on one GPU
-python -m fmscale.kernels.bench --quick    the same code on less, below 3 minutes
-python -m fmscale.kernels.bench --list     what `backend="auto"` takes on this machine, and why
-python -m fmscale.kernels.bench --tune     measure every configuration and write the tuning table; goes on
+python -m benchmarks.kernels            everything, at most 8 minutes on one GPU
+python -m benchmarks.kernels --quick    the same code on less, below 3 minutes
+python -m benchmarks.kernels --list     what `backend="auto"` takes on this machine, and why
+python -m benchmarks.kernels --tune     measure every configuration and write the tuning table; goes on
                                            where an earlier run stopped
 """
 
@@ -18,16 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fmscale.kernels.bench import report, rows
-from fmscale.kernels.bench.ceilings import Ceilings
-from fmscale.kernels.bench.claims import assemble
-from fmscale.kernels.bench.contest import Run, unmeasured
-from fmscale.kernels.bench.contests import Budget, measure
-from fmscale.kernels.bench.listing import listing
-from fmscale.kernels.bench.roofline import roofline
-from fmscale.kernels.bench.tune import known_table, tune
 from fmscale.kernels.dispatch import TUNED, write_table
 from fmscale.kernels.launch import HAVE_TRITON, INTERPRETED
+
+from benchmarks.kernels import report, rows
+from benchmarks.kernels.ceilings import Ceilings
+from benchmarks.kernels.claims import assemble
+from benchmarks.kernels.contest import Run, unmeasured
+from benchmarks.kernels.contests import Budget, measure
+from benchmarks.kernels.listing import listing
+from benchmarks.kernels.roofline import roofline
+from benchmarks.kernels.tune import known_table, tune
 
 RESULTS = report.CHECKOUT / "benchmarks" / "results"
 BUDGET = {False: (430.0, 460.0), True: (140.0, 165.0)}
@@ -88,7 +89,7 @@ def _tune(folder: Path, *, only: str, seconds: float, again: bool) -> int:
         return 2
     gpu, versions = torch.cuda.get_device_properties(0).name, report.versions()
     table = tune(
-        "fmscale.kernels.bench.problems:problems", gpu, versions, _say,
+        "benchmarks.kernels.problems:problems", gpu, versions, _say,
         save=lambda table: write_table(table, folder), known=known_table(folder, gpu, str(versions["triton"])),
         again=again, only=only, seconds=seconds,
     )  # fmt: skip

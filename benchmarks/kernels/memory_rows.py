@@ -8,14 +8,15 @@ import torch
 import torch.nn.functional
 from fmscale.kernels import adamw_step, rms_norm, rope, split_byte_planes, swiglu
 from fmscale.kernels.adamw import adamw_step_eager
-from fmscale.kernels.bench import peers
-from fmscale.kernels.bench.contest import Contest, Contestant, ContestRow, backward_of, forward_of
-from fmscale.kernels.bench.sizes import Sizes
 from fmscale.kernels.byte_planes import split_byte_planes_eager
 from fmscale.kernels.rms_norm import rms_norm_eager
 from fmscale.kernels.rope import rope_eager, rope_turns
 from fmscale.kernels.swiglu import swiglu_eager
 from torch import Tensor
+
+from benchmarks.kernels import peers
+from benchmarks.kernels.contest import Contest, Contestant, ContestRow, backward_of, forward_of
+from benchmarks.kernels.sizes import Sizes
 
 Function = Callable[..., Any]
 LIGER = "liger_kernel.transformers.functional"

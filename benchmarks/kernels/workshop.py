@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from benchmarks.kernels.report import CHECKOUT
 from fmscale.errors import KernelError
 
 PATIENCE = 120.0
@@ -26,7 +27,7 @@ END_PATIENCE = 30.0
 
 
 class Workshop:
-    """Sends requests to `python -m fmscale.kernels.bench.serve SERVICE ARGUMENT`."""
+    """Sends requests to `python -m benchmarks.kernels.serve SERVICE ARGUMENT`."""
 
     def __init__(self, service: str, argument: str, patience: float = PATIENCE) -> None:
         self._words, self._patience = (service, argument), patience
@@ -51,8 +52,10 @@ class Workshop:
         return process.wait()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "fmscale.kernels.bench.serve", *self._words]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+        command = [sys.executable, "-m", "benchmarks.kernels.serve", *self._words]
+        path = os.pathsep.join(filter(None, (str(CHECKOUT), os.environ.get("PYTHONPATH"))))
+        environment = {**os.environ, "PYTHONPATH": path}
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=environment)
         self._process = process
         ready = self._line(process, START_PATIENCE)
         if ready is None or not ready:

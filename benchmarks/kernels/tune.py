@@ -14,14 +14,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fmscale.kernels.bench.problems import Problem
-from fmscale.kernels.bench.serve import resolve
-from fmscale.kernels.bench.workshop import PATIENCE, Workshop
 from fmscale.kernels.dispatch import Config, TunedEntry, TunedTable, read_table
 
+from benchmarks.kernels.problems import Problem
+from benchmarks.kernels.serve import resolve
+from benchmarks.kernels.workshop import PATIENCE, Workshop
 from fmscale.errors import KernelError
 
-SERVICE = "fmscale.kernels.bench.trial"
+SERVICE = "benchmarks.kernels.trial"
 COMBINATIONS = 32
 """Settings tried until one gives right numbers; more than the product of any op's kernels."""
 

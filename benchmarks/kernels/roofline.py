@@ -4,8 +4,8 @@ import html
 import math
 from collections.abc import Sequence
 
-from fmscale.kernels.bench.ceilings import Ceilings
-from fmscale.kernels.bench.contest import Run
+from benchmarks.kernels.ceilings import Ceilings
+from benchmarks.kernels.contest import Run
 
 WIDTH, HEIGHT, MARGIN = 900, 560, 70
 OURS, PEER, ROOF = "#c1272d", "#5b7fa6", "#333333"

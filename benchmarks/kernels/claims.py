@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fmscale.kernels.bench.ceilings import Ceilings
-from fmscale.kernels.bench.contest import Run
+from benchmarks.kernels.ceilings import Ceilings
+from benchmarks.kernels.contest import Run
 
 
 @dataclass(frozen=True, kw_only=True)

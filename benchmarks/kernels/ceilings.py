@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 import torch
-from fmscale.kernels.bench.timing import Clock, interleave
+
+from benchmarks.kernels.timing import Clock, interleave
 
 
 @dataclass(frozen=True, kw_only=True)

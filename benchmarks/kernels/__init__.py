@@ -7,5 +7,14 @@ is its program. `timing.py` has the clocks and `verdict.py` the check of numbers
 the device, `roofline.py` draws them, `claims.py` has the targets, `listing.py` and `report.py` write the output.
 `tune.py` is the tuner, `trial.py` its service in the worker.
 
-This module imports nothing, as a worker starts often.
+This module imports nothing, as a worker starts often. The room needs torch and triton alone, and a checkout.
 """
+
+from collections.abc import Sequence
+
+
+def run_command(options: Sequence[str]) -> int:
+    """Measure, list or tune, print the outcome, and return the exit status (2: nothing could be measured)."""
+    from benchmarks.kernels.command import main
+
+    return main(options)

@@ -6,11 +6,12 @@ from typing import Any
 import torch
 import torch.nn.functional
 from fmscale.kernels import linear_cross_entropy
-from fmscale.kernels.bench import peers
-from fmscale.kernels.bench.contest import Contest, Contestant, ContestRow, both_of
-from fmscale.kernels.bench.memory_rows import LIGER
-from fmscale.kernels.bench.sizes import Sizes
 from torch import Tensor
+
+from benchmarks.kernels import peers
+from benchmarks.kernels.contest import Contest, Contestant, ContestRow, both_of
+from benchmarks.kernels.memory_rows import LIGER
+from benchmarks.kernels.sizes import Sizes
 
 Function = Callable[..., Any]
 

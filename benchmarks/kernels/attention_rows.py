@@ -5,9 +5,11 @@ from collections.abc import Callable, Mapping
 
 import torch
 from fmscale.kernels import flash_attention
-from fmscale.kernels.bench import peers
-from fmscale.kernels.bench.claims import TARGETS
-from fmscale.kernels.bench.contest import (
+from torch import Tensor
+
+from benchmarks.kernels import peers
+from benchmarks.kernels.claims import TARGETS
+from benchmarks.kernels.contest import (
     Contest,
     Contestant,
     ContestRow,
@@ -15,8 +17,7 @@ from fmscale.kernels.bench.contest import (
     both_of,
     forward_of,
 )
-from fmscale.kernels.bench.sizes import Sizes
-from torch import Tensor
+from benchmarks.kernels.sizes import Sizes
 
 
 def reference(

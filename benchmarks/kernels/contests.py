@@ -7,15 +7,15 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from fmscale.kernels.bench.ceilings import Ceilings, measure_ceilings
-from fmscale.kernels.bench.contest import ContestRow, Run, hold, unmeasured
-from fmscale.kernels.bench.serve import resolve
-from fmscale.kernels.bench.timing import SPENT, Clock, CudaClock, WallClock
-from fmscale.kernels.bench.workshop import Workshop
 
+from benchmarks.kernels.ceilings import Ceilings, measure_ceilings
+from benchmarks.kernels.contest import ContestRow, Run, hold, unmeasured
+from benchmarks.kernels.serve import resolve
+from benchmarks.kernels.timing import SPENT, Clock, CudaClock, WallClock
+from benchmarks.kernels.workshop import Workshop
 from fmscale.errors import KernelError
 
-SERVICE = "fmscale.kernels.bench.contests"
+SERVICE = "benchmarks.kernels.contests"
 
 
 def service(rows: str) -> Callable[[Mapping[str, Any], Callable[[str], None]], dict[str, Any]]:

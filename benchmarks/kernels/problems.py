@@ -21,7 +21,6 @@ from fmscale.kernels.adamw import configs as adamw_configs
 from fmscale.kernels.attention.configs import case as attention_case
 from fmscale.kernels.attention.configs import configs as attention_configs
 from fmscale.kernels.attention.decode import configs as decode_configs
-from fmscale.kernels.bench.contest import Contestant, both_of, forward_of, listed
 from fmscale.kernels.byte_planes import configs as plane_configs
 from fmscale.kernels.dispatch import Config, bucket
 from fmscale.kernels.linear_cross_entropy import configs as loss_configs
@@ -31,6 +30,8 @@ from fmscale.kernels.rope import configs as rope_configs
 from fmscale.kernels.rope import rope_eager, rope_turns
 from fmscale.kernels.swiglu import configs as swiglu_configs
 from torch import Tensor
+
+from benchmarks.kernels.contest import Contestant, both_of, forward_of, listed
 
 BF16 = torch.bfloat16
 

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from fmscale.kernels.bench.timing import SPENT, Clock, interleave, reason_of
-from fmscale.kernels.bench.verdict import wrong
 from torch import Tensor
+
+from benchmarks.kernels.timing import SPENT, Clock, interleave, reason_of
+from benchmarks.kernels.verdict import wrong
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from fmscale.kernels.bench.problems import Problem
-from fmscale.kernels.bench.serve import resolve
-from fmscale.kernels.bench.timing import Clock, CudaClock, WallClock, interleave, reason_of
-from fmscale.kernels.bench.verdict import worse
 from fmscale.kernels.dispatch import forced
+
+from benchmarks.kernels.problems import Problem
+from benchmarks.kernels.serve import resolve
+from benchmarks.kernels.timing import Clock, CudaClock, WallClock, interleave, reason_of
+from benchmarks.kernels.verdict import worse
 
 REPEATS = 15
 Trying = Callable[[str], None]
