@@ -1,4 +1,4 @@
-"""Checkpoints of a run, read from its log, and their addresses: STORE_URL#RUN, STORE_URL#RUN@STEP."""
+"""Checkpoints of a run, read from its log, and their addresses: STORE_URL#RUN, or with @STEP or @best."""
 
 import logging
 from dataclasses import dataclass
@@ -89,13 +89,23 @@ def warn_of_newer(backend: Backend, run: str, found: list[CheckpointEntry]) -> N
 
 
 def pick(found: list[CheckpointEntry], which: int | str, where: str) -> list[CheckpointEntry]:
-    """Candidates for a restore, the first choice first. `auto` gives all checkpoints, newest first; a step gives
-    its checkpoints; `entryN` gives the checkpoint of log entry N. Raises ConfigError if no checkpoint matches `which`.
+    """Candidates for a restore, the first choice first. `auto` gives all checkpoints, newest first; a step gives its
+    checkpoints; `best` that of the lowest held-out loss (`evaluation.best`); `entryN` that of log entry N. Raises
+    ConfigError if no checkpoint matches `which`.
     """
     newest_first = sorted(found, key=lambda checkpoint: checkpoint.entry, reverse=True)
     if which == "auto":
         return newest_first
     text = str(which)
+    if text == "best":
+        scored = [checkpoint for checkpoint in found if "score" in checkpoint.body]
+        if scored:
+            return [min(scored, key=lambda checkpoint: (checkpoint.body["score"], checkpoint.entry))]
+        raise ConfigError(
+            f"{where} has no checkpoint with a held-out loss",
+            found=which,
+            remedy="evaluation.best names the set whose loss a run's checkpoints record.",
+        )
     if text.removeprefix("entry").isdecimal():
         number = int(text.removeprefix("entry"))
         chosen = [save for save in newest_first if (save.entry if text.startswith("entry") else save.step) == number]
@@ -103,7 +113,9 @@ def pick(found: list[CheckpointEntry], which: int | str, where: str) -> list[Che
             return chosen
     have = ", ".join(str(checkpoint.step) for checkpoint in found[-20:]) or "none"
     raise ConfigError(
-        f"{where} has no such checkpoint", found=which, remedy=f"Steps there: {have}. Write a step, entryN, or auto."
+        f"{where} has no such checkpoint",
+        found=which,
+        remedy=f"Steps there: {have}. Write a step, best, entryN, or auto.",
     )
 
 

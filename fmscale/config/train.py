@@ -158,6 +158,17 @@ class EvaluationConfig:
     """Steps between evaluations; null evaluates at the end only."""
     sets: tuple[EvaluationSet, ...] = ()
     """Sets that are evaluated."""
+    best: str | None = None
+    """Name of the set by whose loss the best checkpoint is chosen: an evaluation with a new lowest loss saves, and this
+    checkpoint, RUN@best, is kept; null chooses none."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "every")
+        names = [chosen.name or chosen.dataset for chosen in self.sets]
+        if self.best is not None and self.best not in names:
+            raise InvalidField(
+                "best",
+                "is not the name of a set that is evaluated",
+                found=self.best,
+                remedy=f"Sets: {', '.join(names) or 'none'}.",
+            )

@@ -21,13 +21,15 @@ EVALUATED_AT_ONCE = 256
 
 def evaluator(
     session: Session, engine: Engine, micro_batch: int, tell: Callable[..., None]
-) -> Callable[[int, bool], None]:
-    """Make a function of a step that evaluates every set if the step is due or, by its second argument, the last."""
+) -> Callable[[int, bool], float | None]:
+    """Make a function of a step that evaluates every set if the step is due or, by its second argument, the last. It
+    returns the loss of the set `evaluation.best`, on every rank the same.
+    """
     config = session.config.evaluation
 
-    def evaluate(step: int, last: bool) -> None:
+    def evaluate(step: int, last: bool) -> float | None:
         if not (last or (config.every and step % config.every == 0)):
-            return
+            return None
         session.where.phase = "evaluate"
         losses = {}
         for chosen in config.sets:
@@ -38,6 +40,7 @@ def evaluator(
             losses[chosen.name or chosen.dataset] = heldout_loss(engine, rows, session.dp)
         if losses:
             tell(event="evaluation", step=step, **{f"heldout/{name}": loss for name, loss in losses.items()})
+        return losses.get(config.best) if config.best is not None else None
 
     return evaluate
 

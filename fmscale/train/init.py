@@ -74,7 +74,7 @@ def _find_checkpoint(
     store, mark, name = address.rpartition("#")
     run, _, step = name.partition("@")
     require_checkpoint(config, "train.init", backend, run, step)
-    found = open_in(backend, run, int(step) if step else "auto")
+    found = open_in(backend, run, step or "auto")
     shown = scrub(f"{store}{mark}{run}@{found.step}")
     theirs = found.meta.get("tokenizer")
     if tokenizer is not None and theirs != tokenizer:

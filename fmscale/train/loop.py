@@ -41,8 +41,9 @@ class Loop:
     """The training samples, at the first step to run."""
     saving: Saving
     journal: Journal
-    evaluate: Callable[[int, bool], None]
-    """Evaluates after a number of steps, if an evaluation is due or the step is the last."""
+    evaluate: Callable[[int, bool], float | None]
+    """Evaluates after a number of steps, if an evaluation is due or the step is the last; returns the loss of the set
+    `evaluation.best`, if that was evaluated."""
     delivered: Callable[[Any, Inputs], None]
     """Records a microbatch from the inputs that the engine gets."""
     show: Callable[[Mapping[str, Any]], None]
@@ -105,9 +106,9 @@ def run_loop(loop: Loop, length: RunLength) -> tuple[int, Stop]:
         loop.journal.add(step - 1, rate, result, timing)
         if step % config.train.log_every == 0 or step in (length.first_step + 1, last):
             loop.journal.flush(show)
-        loop.evaluate(step, step == last)
+        score = loop.evaluate(step, step == last)
         where.phase = "train"
-        loop.saving.step_done(step, loop.loader.state_dict(), due=facts.save, last=step == last)
+        loop.saving.step_done(step, loop.loader.state_dict(), due=facts.save, last=step == last, score=score)
         if unapplied >= config.train.nonfinite_limit:
             loop.journal.flush(show)
             if bare >= unapplied:

@@ -1,6 +1,7 @@
 """The checkpoint that a run begins with: its own newest valid one, or another run's (fork)."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +32,7 @@ class Resume:
     run: str
     """Run from which the checkpoint is read."""
     which: str | int
-    """"auto" for the newest that all ranks find valid, or a step; "none" to begin anew."""
+    """"auto" for the newest that all ranks find valid, "best", or a step; "none" to begin anew."""
     fork: bool
     """True if another run's checkpoint begins this run."""
 
@@ -67,13 +68,13 @@ def choose_resume(config: Config, backend: Backend, *, first: bool = True) -> Re
         return Resume(run=train.run, which="auto" if own else "none", fork=False)
     run, _, step = train.resume.partition("@")
     require_checkpoint(config, "train.resume", backend, run, step)
-    return Resume(run=run, which=int(step) if step else "auto", fork=True)
+    return Resume(run=run, which=int(step) if step.isdecimal() else step or "auto", fork=True)
 
 
 def require_checkpoint(config: Config, key: str, backend: Backend, run: str, step: str) -> None:
     """Raise ConfigError, with the place of `key`, unless the run has a checkpoint of the step (any, if it is empty)."""
     steps = [entry.step for entry in list_checkpoints(backend, run)]
-    if not steps or (step and (not step.isdecimal() or int(step) not in steps)):
+    if not steps or (step not in ("", "best") and (not step.isdecimal() or int(step) not in steps)):
         raise ConfigError(
             f"{config.place(key)} names a checkpoint that is not there",
             found=f"{run}@{step}" if step else run,
@@ -120,7 +121,7 @@ def restore(
     else:
         loader.load_state_dict(meta["loader"])
         _remember_verified(session, resume, restored)
-        saving.begin_at(meta["step"])
+        saving.begin_at(meta["step"], meta.get("best", math.inf))
     tell(
         event="resumed",
         step=meta["step"],

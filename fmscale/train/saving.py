@@ -1,5 +1,6 @@
 """Saves of a run: their steps, and the part of its state that is not in tensors."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -27,6 +28,8 @@ class Saving:
     """Makes the ranks agree on the newest durable step."""
     before: Callable[[], None]
     """Called before each save: steps that a resume does not repeat must be on record by then."""
+    best: float = math.inf
+    """Lowest held-out loss so far of the set `evaluation.best`."""
     blocking_seconds: float = 0.0
     """Time that the training thread stood still for saves."""
     reports: list[SaveReport] = field(default_factory=list)
@@ -36,9 +39,10 @@ class Saving:
     _last_time: float = field(default_factory=time.monotonic)
     _closed: bool = False
 
-    def begin_at(self, step: int) -> None:
-        """Note that the run begins with the checkpoint after `step` steps."""
+    def begin_at(self, step: int, best: float) -> None:
+        """Note that the run begins with the checkpoint after `step` steps, and the lowest held-out loss until there."""
         self._last_begun = self._began_at = step
+        self.best = best
 
     @property
     def acknowledged(self) -> int:
@@ -57,20 +61,30 @@ class Saving:
         limit = self.config.every_seconds
         return limit is not None and time.monotonic() - self._last_time >= limit
 
-    def step_done(self, step: int, loader_state: dict[str, Any], *, due: bool, last: bool) -> None:
-        """Save if the step's number or `due` demands it, or at the last step; then report earlier saves."""
-        if last or due or (self.config.every and step % self.config.every == 0):
-            self.save(step, loader_state, wait=last)
+    def step_done(self, step: int, loader_state: dict[str, Any], *, due: bool, last: bool, score: float | None) -> None:
+        """Save if the step's number or `due` demands it, at the last step, or if `score`, the held-out loss of this
+        step, is the lowest so far; then report earlier saves.
+        """
+        better = score is not None and score < self.best
+        if better and score is not None:
+            self.best = score
+        if last or due or better or (self.config.every and step % self.config.every == 0):
+            self.save(step, loader_state, wait=last or better, score=score)
         self._tell()
 
-    def save(self, step: int, loader_state: dict[str, Any], *, wait: bool = False) -> None:
+    def save(self, step: int, loader_state: dict[str, Any], *, wait: bool = False, score: float | None = None) -> None:
         """Save the state after `step` steps, and return when training may go on.
 
-        `wait` is for the last save of a run, which must not be skipped while an earlier save is being written.
+        `wait` is for a run's last save and for the best, which must not be skipped while an earlier save is written.
         """
         began = time.perf_counter()
         self.before()
-        self.saver.save(step, self.engine.pieces(save=True), self.meta(step, loader_state), wait=wait)
+        meta = self.meta(step, loader_state)
+        if math.isfinite(self.best):
+            meta |= {"best": self.best}
+        if score is not None and math.isfinite(score):
+            meta |= {"score": score}
+        self.saver.save(step, self.engine.pieces(save=True), meta, wait=wait)
         self._last_begun, self._last_time = step, time.monotonic()
         self.blocking_seconds += time.perf_counter() - began
 

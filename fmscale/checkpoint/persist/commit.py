@@ -121,7 +121,8 @@ def commit_seals(log: Log, settings: SaveSettings, job: SaveJob, seals: list[Sea
         "files": len(manifest.files),
         "tensors": len(manifest.tensors),
     }
-
+    if job.meta and (score := job.meta.get("score")) is not None:
+        body["score"] = score
     replay(log, state)
     if job.folder in state.committed:
         return state.committed[job.folder]

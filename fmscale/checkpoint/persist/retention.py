@@ -1,4 +1,4 @@
-"""Kept checkpoints: the last `keep_last`, steps divisible by `keep_every`, the last verified, and all pinned.
+"""Kept checkpoints: the last `keep_last`, steps divisible by `keep_every`, the best, the last verified, all pinned.
 
 The owner `verified` pins verified checkpoints in the run's log. The pin is durable, every writer sees it, and it
 prevents any retire. `fmscale checkpoint verify` sets it.
@@ -30,12 +30,20 @@ def references(entry: LogEntry) -> list[str]:
     return list(entry.body["objects"]) if entry.kind == KIND else []
 
 
+def best(live: Iterable[LogEntry]) -> LogEntry | None:
+    """The live checkpoint with the lowest score, the first of equals; None if no checkpoint has a score."""
+    scored = [entry for entry in live if entry.kind == KIND and "score" in entry.body]
+    return min(scored, key=lambda entry: (entry.body["score"], entry.number), default=None)
+
+
 def expired(
     live: Iterable[LogEntry], pins: dict[int, set[str]], *, keep_last: int, keep_every: int | None
 ) -> list[int]:
     """Entry numbers of the live checkpoints that may be retired."""
     ours = sorted((entry for entry in live if entry.kind == KIND), key=lambda entry: entry.number)
     kept = {entry.number for entry in ours[-keep_last:]}
+    if (chosen := best(ours)) is not None:
+        kept.add(chosen.number)
     if keep_every:
         kept.update(entry.number for entry in ours if entry.body["step"] % keep_every == 0)
     verified = [entry.number for entry in ours if VERIFIED in pins.get(entry.number, ())]
