@@ -138,7 +138,7 @@ def _weights(
 @torch.library.custom_op("fmscale::linear_cross_entropy", mutates_args=())
 def _op(
     hidden: Tensor, weight: Tensor, labels: Tensor, token_weights: Tensor | None, ignore_index: int,
-    z_loss: float, chunk_bytes: int, hidden_gradient: bool, weight_gradient: bool, triton: bool,
+    z_loss: float, softcap: float, chunk_bytes: int, hidden_gradient: bool, weight_gradient: bool, triton: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     tokens, D = hidden.shape
     V = weight.shape[0]
@@ -153,17 +153,28 @@ def _op(
     for first in range(0, tokens, size):
         part = slice(first, min(first + size, tokens))
         logits = hidden[part] @ weight.t()
+        slope = _cap(logits, softcap, gradient=hidden_gradient or weight_gradient) if softcap else None
         loss[part] = (_cross_entropy if triton else _cross_entropy_torch)(
             logits, labels[part], None if token_weights is None else token_weights[part], ignore_index,
             z_loss, hidden_gradient or weight_gradient,
         )  # fmt: skip
+        if slope is not None:
+            logits *= slope
         if hidden_gradient:
             torch.mm(logits, weight, out=dhidden[part])
         if weight_gradient:
             _add_product(dweight, logits, hidden[part])
-        del logits  # else the logits of two chunks are alive while the next product runs
+        del logits, slope  # else the logits of two chunks are alive while the next product runs
     counted, _, _ = _weights(labels, token_weights, ignore_index, V, acc)
     return loss.sum(), counted.sum(), loss, dhidden, dweight.to(weight.dtype)
+
+
+def _cap(logits: Tensor, softcap: float, *, gradient: bool) -> Tensor | None:
+    """Bound the logits in place; the derivative of the bound, if a gradient is needed, takes as much memory again."""
+    logits.div_(softcap).tanh_()
+    slope = 1.0 - logits.square() if gradient else None
+    logits.mul_(softcap)
+    return slope
 
 
 def _add_product(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
@@ -195,7 +206,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 def _backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     dhidden, dweight = (_scale(t, upstream) for t in ctx.saved_tensors)
     gradients = (dhidden if ctx.hidden_gradient else None, dweight if ctx.weight_gradient else None)
-    return *gradients, None, None, None, None, None, None, None, None
+    return *gradients, *(None,) * 9
 
 
 def _scale(stored: Tensor, upstream: Tensor) -> Tensor:
@@ -211,10 +222,11 @@ _op.register_autograd(_backward, setup_context=_save)
 
 def linear_cross_entropy_eager(
     hidden: Tensor, weight: Tensor, labels: Tensor, *, token_weights: Tensor | None = None,
-    ignore_index: int = -100, z_loss: float = 0.0,
+    ignore_index: int = -100, z_loss: float = 0.0, softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`linear_cross_entropy` in plain torch with whole logits: the reference."""
     logits = rows(hidden) @ weight.t()
+    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
     wide = logits.to(accumulator(logits.dtype))
     flat = labels.reshape(-1)
     flat_weights = None if token_weights is None else token_weights.reshape(-1)
@@ -228,18 +240,23 @@ def linear_cross_entropy_eager(
 @overload
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, labels: Tensor, *, token_weights: Tensor | None = None, ignore_index: int = -100,
-    z_loss: float = 0.0, chunk_bytes: int | None = None, return_losses: Literal[False] = False, backend: str = "auto",
+    z_loss: float = 0.0, softcap: float | None = None, chunk_bytes: int | None = None,
+    return_losses: Literal[False] = False, backend: str = "auto",
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 @overload
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, labels: Tensor, *, token_weights: Tensor | None = None, ignore_index: int = -100,
-    z_loss: float = 0.0, chunk_bytes: int | None = None, return_losses: Literal[True], backend: str = "auto",
+    z_loss: float = 0.0, softcap: float | None = None, chunk_bytes: int | None = None,
+    return_losses: Literal[True], backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]: ...  # fmt: skip
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, labels: Tensor, *, token_weights: Tensor | None = None, ignore_index: int = -100,
-    z_loss: float = 0.0, chunk_bytes: int | None = None, return_losses: bool = False, backend: str = "auto",
+    z_loss: float = 0.0, softcap: float | None = None, chunk_bytes: int | None = None,
+    return_losses: bool = False, backend: str = "auto",
 ) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(sum, count) of the cross-entropy of `hidden @ weight.T` against labels, for the caller to divide.
+
+    With a softcap c, logit x counts as c tanh(x / c), at the cost of a second chunk of logits for its derivative.
 
     hidden (..., D), weight (V, D), of one dtype: fp32, fp16 or bf16 (fp64 under the interpreter); labels (...) int64 or
     int32, aligned with hidden (nothing is shifted); token_weights (...) scale each token's loss and count, without a
@@ -269,6 +286,6 @@ def linear_cross_entropy(
     total, count, losses, _, _ = _op(
         rows(hidden), weight.contiguous(), labels.reshape(-1).contiguous(),
         None if token_weights is None else token_weights.detach().reshape(-1).contiguous(), ignore_index, z_loss,
-        chunk_bytes, grad and hidden.requires_grad, grad and weight.requires_grad, chosen == "triton",
+        softcap or 0.0, chunk_bytes, grad and hidden.requires_grad, grad and weight.requires_grad, chosen == "triton",
     )  # fmt: skip
     return (total, count, losses.view(labels.shape)) if return_losses else (total, count)

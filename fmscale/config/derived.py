@@ -96,10 +96,12 @@ def _uneven(place: str, total: int, known: int, dp_size: int, *, solve: str) -> 
 
 
 def num_parameters(model: ModelConfig, vocab_size: int) -> int:
-    """Number of trained parameters: matrices of the blocks, embedding, output (none if tied) and norms."""
+    """Number of trained parameters: matrices and biases of the blocks, embedding, output (none if tied) and norms."""
     embeddings = vocab_size * model.dim * (1 if model.tied else 2)
-    norms = (2 * model.num_layers + 1) * model.dim
-    return model.num_layers * _block_matrices(model) + embeddings + norms
+    vectors = (4 if model.post_norms else 2) * model.dim
+    vectors += 2 * model.head_width if model.qk_norm else 0
+    vectors += model.head_width * (model.num_heads + 2 * model.kv_heads) if model.qkv_bias else 0
+    return model.num_layers * (_block_matrices(model) + vectors) + embeddings + model.dim
 
 
 def flops_per_token(model: ModelConfig, vocab_size: int, sequence_length: int) -> float:
@@ -107,11 +109,13 @@ def flops_per_token(model: ModelConfig, vocab_size: int, sequence_length: int) -
 
     The forward takes 2 FLOPs for each weight of the blocks' matrices and of the output projection, tied or not (a
     lookup in the embedding takes none), and 4 heads head_dim for each key that a query sees. With the causal mask a
-    query sees (T + 1) / 2 keys on average, with a window fewer. Recompute, norms, softmax and document masks are not
-    counted. As in Chowdhery et al., PaLM, appendix B (arXiv 2204.02311), but without the keys behind the mask.
+    query sees (T + 1) / 2 keys on average, in layers with a window fewer. Recompute, norms, softmax and document
+    masks are not counted. As in Chowdhery et al., PaLM, appendix B (arXiv 2204.02311), but without the keys behind the
+    mask.
     """
     matrices = model.num_layers * _block_matrices(model) + vocab_size * model.dim
-    attention = 4 * model.num_layers * model.num_heads * model.head_width * _mean_keys(model, sequence_length)
+    keys = sum(_mean_keys(model.layer_window(n), sequence_length) for n in range(model.num_layers))
+    attention = 4 * model.num_heads * model.head_width * keys
     return 3.0 * (2 * matrices + attention)
 
 
@@ -120,7 +124,7 @@ def _block_matrices(model: ModelConfig) -> int:
     return attention + 3 * model.dim * model.ffn_width
 
 
-def _mean_keys(model: ModelConfig, sequence_length: int) -> float:
+def _mean_keys(window: int | None, sequence_length: int) -> float:
     """Keys that a query sees, on average over a row that is one document."""
-    T, W = sequence_length, min(model.window or sequence_length, sequence_length)
+    T, W = sequence_length, min(window or sequence_length, sequence_length)
     return (W * (W + 1) / 2 + (T - W) * W) / T

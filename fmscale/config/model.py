@@ -1,4 +1,4 @@
-"""The section `model`: a decoder of the Llama family, or a class of the user's own."""
+"""The section `model`: a decoder of the families Llama, Qwen and Gemma, or a class of the user's own."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -19,7 +19,7 @@ class RopeScaling:
     high_freq_factor: float = 4.0
     """Pairs with more turns than this over `original_seq_len` are fast."""
     original_seq_len: int = 8192
-    """Longest sequence before the stretching."""
+    """Longest sequence before the stretching; 1 makes all pairs slow, which is linear scaling, as in Gemma 3."""
 
     def __post_init__(self) -> None:
         at_least(self, 1.0, "factor")
@@ -32,7 +32,9 @@ class RopeScaling:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A decoder: RMSNorm, rotary positions, grouped queries, SwiGLU. Default: 162 M parameters at a 50k vocabulary."""
+    """A decoder: RMSNorm, rotary positions, grouped queries, a gated feed-forward. The defaults make a Llama of 162 M
+    parameters at a 50k vocabulary; other fields add what Mistral, Qwen and Gemma have.
+    """
 
     kind: ClassVar[str] = "decoder"
     num_layers: int = 12
@@ -56,16 +58,37 @@ class ModelConfig:
     """Base of the rotary wavelengths."""
     rope_scaling: RopeScaling | None = None
     """Stretching of the rotary embedding; null does not stretch it."""
+    local_rope_theta: float | None = None
+    """Base of the rotary wavelengths in layers with a window, which are then not stretched, as in Gemma 3; null takes
+    rope_theta and rope_scaling."""
     norm_eps: float = 1e-5
     """Number added to the mean square in RMSNorm."""
+    norm_offset: float = 0.0
+    """Number added to the weights of norms; Gemma stores them less 1."""
+    post_norms: bool = False
+    """True where attention and feed-forward have a norm behind them too, before the residual stream (Gemma)."""
+    qk_norm: bool = False
+    """True where each head of queries and keys has a norm before its rotation (Qwen 3, Gemma 3)."""
+    qkv_bias: bool = False
+    """True where queries, keys and values have biases (Qwen 2)."""
+    query_scalar: int | None = None
+    """Number s of attention's scores q k / sqrt(s); null takes the width of a head."""
+    activation: Literal["silu", "gelu_tanh"] = "silu"
+    """Function of the feed-forward's gate: SwiGLU, or GeGLU in the tanh form (Gemma)."""
+    embedding_scale: float = 1.0
+    """Factor of the embedding's rows; Gemma takes sqrt(dim)."""
     tied: bool = False
     """True where the output projection is the embedding."""
     dropout: float = 0.0
     """Share of the outputs of attention and feed-forward that is dropped in training, before the residual stream."""
     window: int | None = None
     """Tokens that attention sees back, the query's own included; null sees the whole document."""
+    global_layers: tuple[int, ...] = ()
+    """Layers that see the whole document in spite of `window`, in ascending order from 0."""
     softcap: float | None = None
     """Bound c of attention's scores: a score becomes c tanh(score / c); null sets no bound."""
+    logit_softcap: float | None = None
+    """Bound c of the logits, in the same form, in generation and in the loss; null sets no bound."""
     init_std: float = 0.02
     """Standard deviation of the initial weights; divided by sqrt(2 num_layers) for weights that write to the
     residual stream, as in GPT-2."""
@@ -73,11 +96,19 @@ class ModelConfig:
     """auto takes the fastest known backend that supports the call."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "num_layers", "dim", "num_heads", "num_kv_heads", "head_dim", "hidden_dim")
+        at_least(self, 1, "num_layers", "dim", "num_heads", "num_kv_heads", "head_dim", "hidden_dim", "query_scalar")
         at_least(self, 1, "vocab_size", "max_seq_len")
         at_least(self, 1, "window", hint="null sees the whole document.")
         at_least(self, 0.0, "init_std")
-        above_zero(self, "rope_theta", "norm_eps", "softcap")
+        above_zero(self, "rope_theta", "local_rope_theta", "norm_eps", "embedding_scale", "softcap", "logit_softcap")
+        layers = self.global_layers
+        if list(layers) != sorted({n for n in layers if 0 <= n < self.num_layers}):
+            remedy = f"Name layers from 0 to {self.num_layers - 1}, each once, in ascending order."
+            raise InvalidField("global_layers", "must be layers of the model", found=layers, remedy=remedy)
+        for name in ("global_layers", "local_rope_theta"):
+            if self.window is None and getattr(self, name):
+                found, remedy = getattr(self, name), "Give model.window too."
+                raise InvalidField(name, "says something only where window is given", found=found, remedy=remedy)
         if not 0 <= self.dropout < 1:
             raise InvalidField("dropout", "must lie in [0, 1)", found=self.dropout, remedy="Give 0 to drop nothing.")
         if self.head_dim is None and self.dim % self.num_heads:
@@ -101,6 +132,10 @@ class ModelConfig:
     @property
     def head_width(self) -> int:
         return self.dim // self.num_heads if self.head_dim is None else self.head_dim
+
+    def layer_window(self, layer: int) -> int | None:
+        """Window of a layer, counted from 0."""
+        return None if layer in self.global_layers else self.window
 
     @property
     def ffn_width(self) -> int:

@@ -1,11 +1,11 @@
 """Models as plain modules: they know nothing of ranks, devices or data.
 
 - `protocol.py` the model of a config: our decoder, or that of a class of the user's own
-- `decoder.py`  the decoder of the Llama family
+- `decoder.py`  the decoder of the families Llama, Qwen and Gemma
 - `layers/`     its layers, shared with other models
 - `cache.py`    keys and values of the tokens read so far, for generation
 - `weights.py`  initial weights from a generator; weights by name from another source
-- `hf.py`       Hugging Face's names, config and weights, both ways
+- `hf/`         Hugging Face's names, config and weights, both ways
 """
 
 from fmscale.models.decoder import Decoder

@@ -1,4 +1,6 @@
-"""The decoder of the Llama family (Touvron et al., arXiv 2302.13971; Grattafiori et al., arXiv 2407.21783)."""
+"""The decoder of the Llama family (Touvron et al., arXiv 2302.13971; Grattafiori et al., arXiv 2407.21783), with what
+Qwen 2 and 3 (arXiv 2407.10671, 2505.09388) and Gemma 2 and 3 (arXiv 2408.00118, 2503.19786) add to it.
+"""
 
 from contextlib import nullcontext
 from typing import cast
@@ -14,23 +16,36 @@ from fmscale.models.weights import Whole, draw_weights
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each with a norm before it and added to the residual stream."""
+    """Attention and feed-forward, each with a norm before it, perhaps another behind it, and added to the residual
+    stream. `number` counts blocks from 0: windows and rotary wavelengths can differ from block to block.
+    """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, number: int) -> None:
         super().__init__()
+        window, norms = config.layer_window(number), {"eps": config.norm_eps, "offset": config.norm_offset}
+        rotary = Rotary(config.rope_theta, config.rope_scaling)
+        if window is not None and config.local_rope_theta is not None:
+            rotary = Rotary(config.local_rope_theta)
         self.attention = SelfAttention(
             config.dim,
             num_heads=config.num_heads,
             num_kv_heads=config.kv_heads,
             head_dim=config.head_width,
-            rotary=Rotary(config.rope_theta, config.rope_scaling),
-            window=config.window,
+            rotary=rotary,
+            window=window,
+            qk_norm=config.qk_norm,
+            norm_eps=config.norm_eps,
+            norm_offset=config.norm_offset,
+            bias=config.qkv_bias,
+            scale=None if config.query_scalar is None else config.query_scalar**-0.5,
             softcap=config.softcap,
             backend=config.attention_backend,
         )
-        self.feed_forward = FeedForward(config.dim, config.ffn_width)
-        self.attention_norm = RMSNorm(config.dim, eps=config.norm_eps)
-        self.ffn_norm = RMSNorm(config.dim, eps=config.norm_eps)
+        self.feed_forward = FeedForward(config.dim, config.ffn_width, activation=config.activation)
+        self.attention_norm = RMSNorm(config.dim, **norms)
+        self.ffn_norm = RMSNorm(config.dim, **norms)
+        self.attention_post_norm = RMSNorm(config.dim, **norms) if config.post_norms else None
+        self.ffn_post_norm = RMSNorm(config.dim, **norms) if config.post_norms else None
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
@@ -40,8 +55,13 @@ class Block(nn.Module):
         mixed_BTD = self.attention(
             self.attention_norm(h_BTD), positions_BT=positions_BT, cu_seqlens=cu_seqlens, cache=cache
         )
+        if self.attention_post_norm is not None:
+            mixed_BTD = self.attention_post_norm(mixed_BTD)
         x_BTD, h_BTD = self.ffn_norm(self.dropout(mixed_BTD), h_BTD)
-        out: Tensor = h_BTD + self.dropout(self.feed_forward(x_BTD))
+        made_BTD = self.feed_forward(x_BTD)
+        if self.ffn_post_norm is not None:
+            made_BTD = self.ffn_post_norm(made_BTD)
+        out: Tensor = h_BTD + self.dropout(made_BTD)
         return out
 
 
@@ -57,9 +77,9 @@ class Decoder(nn.Module):
         self.config = config
         self.vocab_size = vocab_size
         self.tok_embeddings = Embedding(vocab_size, config.dim)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
-        self.norm = RMSNorm(config.dim, eps=config.norm_eps)
-        self.output = Head(config.dim, vocab_size)
+        self.layers = nn.ModuleList(Block(config, n) for n in range(config.num_layers))
+        self.norm = RMSNorm(config.dim, eps=config.norm_eps, offset=config.norm_offset)
+        self.output = Head(config.dim, vocab_size, softcap=config.logit_softcap)
         if config.tied:
             self.output.weight = cast(nn.Parameter, self.tok_embeddings.weight)
 
@@ -95,6 +115,8 @@ class Decoder(nn.Module):
         elif positions_BT is None:
             positions_BT = torch.arange(T, device=tokens_BT.device).expand(B, T)
         h_BTD = self.tok_embeddings(tokens_BT)
+        if self.config.embedding_scale != 1.0:  # rounded to the weights' type, as Gemma was trained
+            h_BTD = h_BTD * torch.tensor(self.config.embedding_scale, dtype=h_BTD.dtype)
         for layer, layer_cache in zip(self.layers, caches, strict=True):
             h_BTD = layer(h_BTD, positions_BT, cu_seqlens, layer_cache)
         out: Tensor = self.norm(h_BTD)
@@ -110,4 +132,5 @@ class Decoder(nn.Module):
             generator,
             lambda name: residual_std if name.endswith(("wo.weight", "w2.weight")) else self.config.init_std,
             whole,
+            norm=1.0 - self.config.norm_offset,
         )

@@ -16,9 +16,14 @@ SHOWN = 5
 
 @torch.no_grad()
 def draw_weights(
-    model: nn.Module, generator: torch.Generator, std: Callable[[str], float], whole: Whole = nullcontext
+    model: nn.Module,
+    generator: torch.Generator,
+    std: Callable[[str], float],
+    whole: Whole = nullcontext,
+    *,
+    norm: float = 1.0,
 ) -> None:
-    """Fill matrices with normal numbers of standard deviation `std(name)` and vectors (norms) with ones.
+    """Fill matrices with normal numbers of standard deviation `std(name)`, biases with 0, other vectors with `norm`.
 
     The numbers are drawn in fp32, on the generator's device, in the order of the names. Neither the model's device
     nor its type changes them: with a CPU generator every rank draws the same numbers. `whole` is the context in which
@@ -27,7 +32,7 @@ def draw_weights(
     for name, parameter in sorted(model.named_parameters()):
         with whole(parameter):
             if parameter.dim() < 2:
-                parameter.fill_(1.0)
+                parameter.fill_(0.0 if name.endswith("bias") else norm)
                 continue
             numbers = torch.empty(parameter.shape, dtype=torch.float32, device=generator.device)
             parameter.copy_(numbers.normal_(0.0, std(name), generator=generator))

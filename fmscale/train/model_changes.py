@@ -10,11 +10,14 @@ from fmscale.config.kinds import Own
 from fmscale.errors import ConfigError
 from fmscale.text import clean_tree
 
-SHAPES = ("num_layers", "dim", "num_heads", "num_kv_heads", "head_dim", "hidden_dim", "tied", "vocab_size")
+SHAPES = (
+    "num_layers", "dim", "num_heads", "num_kv_heads", "head_dim", "hidden_dim", "tied", "vocab_size",
+    "qkv_bias", "qk_norm", "post_norms",
+)  # fmt: skip
 """Keys that decide the shapes of tensors or their division into heads."""
 FREE = ("max_seq_len", "dropout", "init_std", "attention_backend")
 """Keys that leave the function of given weights as it is; every other key changes it."""
-ROPE = ("rope_theta", "rope_scaling")
+ROPE = ("rope_theta", "rope_scaling", "local_rope_theta")
 """Keys that a fork may change, as training on longer rows does."""
 
 

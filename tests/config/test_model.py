@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ from fmscale.models import build
 SHAPES = [
     ModelConfig(num_layers=2, dim=32, num_heads=4, num_kv_heads=2, attention_backend="eager"),
     ModelConfig(num_layers=3, dim=48, num_heads=2, head_dim=16, hidden_dim=80, tied=True, attention_backend="eager"),
-]
+    ModelConfig(num_layers=2, dim=32, num_heads=4, num_kv_heads=2, qkv_bias=True, qk_norm=True, post_norms=True,
+                attention_backend="eager"),
+]  # fmt: skip
 PUBLISHED = {"1b": 1_235_814_400, "3b": 3_212_749_824, "8b": 8_030_261_248, "70b": 70_553_706_496}
 """Parameters of the Llama 3 models, by their model cards' safetensors."""
 
@@ -43,6 +46,9 @@ def test_a_window_needs_fewer_flops() -> None:
     keys = [min(i + 1, 3) for i in range(10)]
     saved = 12 * 8 * (55 - sum(keys)) / 10
     assert flops_per_token(whole, 5, 10) - flops_per_token(near, 5, 10) == pytest.approx(saved)
+    both = [replace(each, num_layers=3) for each in (whole, near)]
+    mixed = flops_per_token(replace(both[1], global_layers=(0, 2)), 5, 10)
+    assert flops_per_token(both[0], 5, 10) - mixed == pytest.approx(saved)
 
 
 def test_every_shipped_model_is_valid_and_has_the_size_it_says() -> None:
@@ -74,6 +80,11 @@ def test_every_shipped_model_is_valid_and_has_the_size_it_says() -> None:
         ({"dropout": 1.0}, "dropout must lie in"),
         ({"window": 0}, "window must be at least 1"),
         ({"softcap": 0.0}, "softcap must be above 0"),
+        ({"window": 4, "global_layers": (12,)}, "global_layers must be layers of the model.*from 0 to 11"),
+        ({"window": 4, "global_layers": (3, 3)}, "global_layers must be layers"),
+        ({"global_layers": (3,)}, "global_layers says something only where window"),
+        ({"local_rope_theta": 1e4}, "local_rope_theta says something only where window"),
+        ({"logit_softcap": -1.0}, "logit_softcap must be above 0"),
     ],
 )
 def test_numbers_that_do_not_come_out_are_refused(numbers: dict[str, Any], message: str) -> None:

@@ -54,6 +54,22 @@ def test_sum_count_and_gradients(dtype: torch.dtype, chunks: int, backend: str, 
     check_op(ours, eager, [hidden, weight], upstream)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bounded_logits(dtype: torch.dtype, backend: str, device: torch.device) -> None:
+    """Gemma 2's final soft-cap, also in the gradients; the bound is far below the largest logit."""
+    hidden, weight, labels = problem(64, 24, 130, dtype, device)
+
+    def ours(h: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        return linear_cross_entropy(h, w, labels, softcap=1.5, chunk_bytes=2080 * dtype.itemsize, backend=backend)
+
+    def eager(h: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        return linear_cross_entropy_eager(h, w, labels, softcap=1.5)
+
+    upstream = [torch.tensor(1 / 64, device=device), torch.tensor(0.0, device=device)]
+    check_op(ours, eager, [hidden, weight], upstream)
+
+
 @settings(max_examples=10, deadline=None)
 @given(T=st.integers(0, 9), V=st.integers(1, 150), chunk=st.integers(1, 2000), weighted=st.booleans())
 def test_any_shape(device: torch.device, T: int, V: int, chunk: int, weighted: bool) -> None:
@@ -194,7 +210,7 @@ def test_gradcheck(backend: str) -> None:
 
 def test_registration(device: torch.device) -> None:
     hidden, weight, labels = problem(6, 4, 70, torch.float32, device)
-    arguments = (hidden.requires_grad_(), weight.requires_grad_(), labels, None, -100, 0.1, 600, True, True)
+    arguments = (hidden.requires_grad_(), weight.requires_grad_(), labels, None, -100, 0.1, 2.0, 600, True, True)
     torch.library.opcheck(torch.ops.fmscale.linear_cross_entropy.default, (*arguments, True))
 
 

@@ -10,6 +10,12 @@ from fmscale.config import ModelConfig
 from fmscale.models import Decoder, build
 
 VOCAB = 101
+GEMMA: dict[str, Any] = {
+    "norm_offset": 1.0, "post_norms": True, "qk_norm": True, "qkv_bias": True, "query_scalar": 3,
+    "activation": "gelu_tanh", "embedding_scale": 32**0.5, "window": 4, "global_layers": (1,),
+    "local_rope_theta": 100.0, "softcap": 5.0, "logit_softcap": 8.0, "tied": True,
+}  # fmt: skip
+"""All that Qwen and Gemma add to a Llama, together."""
 
 
 def small(**changes: Any) -> Decoder:

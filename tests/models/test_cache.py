@@ -13,6 +13,7 @@ KINDS = [
     {"window": 3},
     {"softcap": 5.0, "num_kv_heads": None},
     {"attention_backend": "eager", "tied": True},
+    {"window": 3, "global_layers": (1,), "local_rope_theta": 50.0, "qk_norm": True, "query_scalar": 3},
 ]
 PROMPTS = (5, 1, 9)
 CLOSE: dict[str, Any] = {"atol": 3e-5, "rtol": 1e-5}

@@ -6,15 +6,15 @@ import torch
 from fmscale.config import ModelConfig
 from fmscale.errors import ConfigError
 from fmscale.models import build, load_weights
-from tests.models.models import VOCAB, packed, small, tokens
+from tests.models.models import GEMMA, VOCAB, packed, small, tokens
 
-KINDS = [{}, {"tied": True}, {"window": 3}, {"softcap": 5.0, "num_kv_heads": None}, {"head_dim": 4}]
+KINDS = [{}, {"tied": True}, {"window": 3}, {"softcap": 5.0, "num_kv_heads": None}, {"head_dim": 4}, GEMMA]
 CLOSE: dict[str, Any] = {"atol": 2e-5, "rtol": 1e-5}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_a_document_does_not_see_its_neighbours(kind: dict[str, int]) -> None:
+def test_a_document_does_not_see_its_neighbours(kind: dict[str, Any]) -> None:
     model = small(**kind)
     first, second, third = tokens(7), tokens(12, seed=1), tokens(5, seed=2)
     together = model.head(model(**packed(first, second, third)))[0]
@@ -101,6 +101,26 @@ def test_initial_weights_have_their_deviation() -> None:
         assert parameter.std().item() == pytest.approx(wanted, rel=0.05), name
 
 
+def test_initial_norms_are_ones_and_biases_zeros_whatever_the_offset() -> None:
+    for name, parameter in small(**GEMMA).named_parameters():
+        if parameter.dim() == 1:
+            assert not parameter.any(), name
+    for name, parameter in small(**{**GEMMA, "norm_offset": 0.0}).named_parameters():
+        if parameter.dim() == 1:
+            assert (parameter == (0 if name.endswith("bias") else 1)).all(), name
+
+
+def test_the_bounded_logits_are_those_of_the_loss() -> None:
+    """The loss never holds all logits: it bounds its chunks itself."""
+    model = small(**GEMMA)
+    labels, hidden = tokens(1, 300, seed=1), model(tokens(1, 300))
+    logits = model.head(hidden)
+    assert logits.abs().max() < 8
+    _, _, losses = model.head(hidden, labels=labels)
+    wanted = torch.nn.functional.cross_entropy(logits[0], labels[0], reduction="none")
+    torch.testing.assert_close(losses[0], wanted.detach(), **CLOSE)
+
+
 def test_dropout_drops_in_training_only() -> None:
     model = small(dropout=0.5)
     row = tokens(1, 8)
@@ -135,8 +155,9 @@ def test_a_tied_weight_gets_the_gradient_of_both_uses() -> None:
     torch.testing.assert_close(model.tok_embeddings.weight.grad, both)
 
 
-def test_every_weight_has_a_gradient() -> None:
-    model = small()
+@pytest.mark.parametrize("kind", [{}, GEMMA])
+def test_every_weight_has_a_gradient(kind: dict[str, Any]) -> None:
+    model = small(**kind)
     total, count, losses = model.head(model(**packed(tokens(4), tokens(6))), labels=tokens(1, 10, seed=1))
     total.backward()
     assert count == 10

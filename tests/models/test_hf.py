@@ -114,14 +114,26 @@ def test_the_llama_3_config_of_transformers_4_is_read() -> None:
 
 
 def test_what_cannot_be_converted_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="soft-cap"):
+    with pytest.raises(ConfigError, match=r"features together; llama comes nearest.*model.softcap 30.0"):
         hf_config(ModelConfig(softcap=30.0), VOCAB, bos=None, eos=None)
     good = hf_config(config_of("untied, grouped"), VOCAB, bos=None, eos=None)
     for changes, message in (
         ({"model_type": "gpt2"}, "not that kind"),
         ({"attention_bias": True}, "attention_bias"),
+        ({"mlp_bias": True}, "mlp_bias"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
         ({"hidden_act": "gelu"}, "hidden_act"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "stretches"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "stretches.*yarn"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "stretches.*dynamic"),
+        ({"rope_scaling": {"rope_type": "longrope"}}, "stretches.*longrope"),
+        ({"partial_rotary_factor": 0.5}, "part of each head.*0.5"),
+        ({"model_type": "qwen3_moe"}, "qwen3_moe"),
+        ({"model_type": "gemma3"}, "vision part.*Gemma3ForCausalLM"),
+        ({"model_type": "gemma3_text", "attn_logit_softcapping": 9.0}, "soft-cap"),
+        ({"model_type": "gemma2", "hidden_activation": "gelu"}, "hidden_activation"),
+        ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, "encoder"),
+        ({"model_type": "qwen2", "layer_types": ["full_attention", "chunked_attention"]}, "kinds.*chunked"),
+        ({"model_type": "qwen2", "layer_types": ["full_attention"]}, "one for each layer"),
     ):
         with pytest.raises(ConfigError, match=message):
             from_hf_config({**good, **changes})

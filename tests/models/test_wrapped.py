@@ -1,13 +1,14 @@
 """Changes to blocks from outside: compiled one by one, and computed again in backward."""
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
 from fmscale.models import Decoder
-from tests.models.models import packed, small, tokens
+from tests.models.models import GEMMA, packed, small, tokens
 
 
 def gradients(model: Decoder) -> dict[str, torch.Tensor]:
@@ -21,8 +22,8 @@ def gradients(model: Decoder) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [{}, {"window": 4, "softcap": 5.0}])
-def test_a_block_compiles_whole(kind: dict[str, int]) -> None:
+@pytest.mark.parametrize("kind", [{}, {"window": 4, "softcap": 5.0}, GEMMA])
+def test_a_block_compiles_whole(kind: dict[str, Any]) -> None:
     """The documents' mask is not lost there: with unknown lengths other code makes it."""
     wanted = gradients(small(**kind))
     model = small(**kind)

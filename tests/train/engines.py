@@ -1,6 +1,7 @@
 """Small engines on real ranks, and their state, for the tests of the engine."""
 
 import itertools
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,10 +19,19 @@ VOCAB, T, ROWS = 61, 24, 6
 """Odd sizes, so that partitions end inside tensors and are padded."""
 
 
-def config_of(stage: int, precision: str, **train: Any) -> Config:
+GEMMA: dict[str, Any] = {
+    "qk_norm": True, "qkv_bias": True, "post_norms": True, "norm_offset": 1.0, "activation": "gelu_tanh",
+    "embedding_scale": 4.0, "window": 7, "global_layers": (1,), "softcap": 5.0, "logit_softcap": 1.0, "tied": True,
+}  # fmt: skip
+"""All that Qwen and Gemma add to a Llama, together."""
+
+
+def config_of(stage: int, precision: str, model: Mapping[str, Any] | None = None, **train: Any) -> Config:
     return Config(
         data=DataConfig(sources=(SourceConfig(dataset="none"),), sequence_length=T),
-        model=ModelConfig(num_layers=2, dim=16, num_heads=2, num_kv_heads=1, hidden_dim=24, max_seq_len=T),
+        model=ModelConfig(
+            num_layers=2, dim=16, num_heads=2, num_kv_heads=1, hidden_dim=24, max_seq_len=T, **model or {}
+        ),
         train=TrainConfig(zero_stage=stage, precision=precision, seed=5, **train),  # type: ignore[arg-type]
         optimizer=OptimizerConfig(lr=1e-2, clip_norm=0.5),
     )

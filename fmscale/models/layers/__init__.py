@@ -4,7 +4,7 @@
 - `norm.py`          root-mean-square norm
 - `rotary.py`        rotary positions
 - `attention.py`     attention to the sequence itself or to a context
-- `feed_forward.py`  SwiGLU
+- `feed_forward.py`  SwiGLU and GeGLU
 - `head.py`          hidden states to logits or to a loss
 
 Shapes: B batch, T tokens, S context tokens, D model dim, H heads, K key heads, E head dim, V vocabulary, F ffn dim.

@@ -1,10 +1,12 @@
 """Multi-head attention with grouped key heads (Ainslie et al., arXiv 2305.13245), to itself or to a context."""
 
+import torch
 from torch import Tensor, nn
 
 from fmscale.kernels import attention_decode, flash_attention
 from fmscale.models.cache import LayerCache
 from fmscale.models.layers.linear import Linear
+from fmscale.models.layers.norm import shifted
 from fmscale.models.layers.rotary import Rotary
 
 
@@ -19,24 +21,47 @@ class _Attention(nn.Module):
         num_heads: int,
         num_kv_heads: int,
         head_dim: int,
+        bias: bool = False,
+        scale: float | None = None,
         softcap: float | None = None,
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        self.wq = Linear(dim, num_heads * head_dim)
-        self.wk = Linear(context_dim, num_kv_heads * head_dim)
-        self.wv = Linear(context_dim, num_kv_heads * head_dim)
+        self.wq = Linear(dim, num_heads * head_dim, bias=bias)
+        self.wk = Linear(context_dim, num_kv_heads * head_dim, bias=bias)
+        self.wv = Linear(context_dim, num_kv_heads * head_dim, bias=bias)
         self.wo = Linear(num_heads * head_dim, dim)
-        self.head_dim, self.softcap, self.backend = head_dim, softcap, backend
+        self.head_dim, self.scale, self.softcap, self.backend = head_dim, scale, softcap, backend
 
     def project(self, x_BTD: Tensor, context_BSD: Tensor) -> list[Tensor]:
         """Queries (B, T, H, E), keys and values (B, S, K, E)."""
         flat = (self.wq(x_BTD), self.wk(context_BSD), self.wv(context_BSD))
         return [each.view(*each.shape[:-1], -1, self.head_dim) for each in flat]
 
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None, cu_seqlens_k: Tensor | None, *,
+        causal: bool, window: int | None,
+    ) -> Tensor:  # fmt: skip
+        """(B, T, H, E), or (B * T, H, E) with boundaries of documents."""
+        if cu_seqlens is not None:
+            q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
+        out: Tensor = flash_attention(
+            q, k, v, cu_seqlens=cu_seqlens, cu_seqlens_k=cu_seqlens_k,
+            causal=causal, window=window, softcap=self.softcap, scale=self.scale, backend=self.backend,
+        )  # fmt: skip
+        return out
+
 
 class SelfAttention(_Attention):
-    """Attention of a sequence to itself: causal for decoders, not for encoders; with rotary positions or without."""
+    """Attention of a sequence to itself: causal for decoders, not for encoders; with rotary positions or without.
+
+    `bias` is that of queries, keys and values; `scale` is the factor of the scores, 1 / sqrt(head_dim) by default. With
+    `qk_norm` each head of queries and keys is normed before its rotation; the weights are this module's own, since they
+    are used inside the rotation.
+    """
+
+    q_norm: nn.Parameter | None
+    k_norm: nn.Parameter | None
 
     def __init__(
         self,
@@ -48,12 +73,22 @@ class SelfAttention(_Attention):
         causal: bool = True,
         rotary: Rotary | None = None,
         window: int | None = None,
+        qk_norm: bool = False,
+        norm_eps: float = 1e-5,
+        norm_offset: float = 0.0,
+        bias: bool = False,
+        scale: float | None = None,
         softcap: float | None = None,
         backend: str = "auto",
     ) -> None:
         heads = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
-        super().__init__(dim, dim, **heads, softcap=softcap, backend=backend)
+        super().__init__(dim, dim, **heads, bias=bias, scale=scale, softcap=softcap, backend=backend)
         self.causal, self.rotary, self.window = causal, rotary, window
+        self.norm_eps, self.norm_offset = norm_eps, norm_offset
+        assert rotary is not None or not qk_norm, "the norm of heads is a part of their rotation"
+        for name in ("q_norm", "k_norm"):
+            weight = nn.Parameter(torch.full((head_dim,), 1.0 - norm_offset)) if qk_norm else None
+            self.register_parameter(name, weight)
 
     def forward(
         self,
@@ -72,17 +107,18 @@ class SelfAttention(_Attention):
         q, k, v = self.project(x_BTD, x_BTD)
         if self.rotary is not None:
             assert positions_BT is not None, "rotary attention needs positions"
-            q, k = self.rotary(q, k, positions_BT)
+            weights = [None if w is None else shifted(w, self.norm_offset) for w in (self.q_norm, self.k_norm)]
+            q, k = self.rotary(q, k, positions_BT, q_weight=weights[0], k_weight=weights[1], eps=self.norm_eps)
         if cache is not None:
             cache.write(k, v)
         if cache is not None and cu_seqlens is None:
             backend = "auto" if self.backend == "sdpa" else self.backend  # sdpa cannot read a cache
             out = attention_decode(
                 q, cache.keys_BSKE, cache.values_BSKE, cache.lengths_B,
-                window=self.window, softcap=self.softcap, backend=backend,
+                window=self.window, softcap=self.softcap, scale=self.scale, backend=backend,
             )  # fmt: skip
         else:
-            out = _attend(q, k, v, cu_seqlens, None, self.causal, self.window, self.softcap, self.backend)
+            out = self.attend(q, k, v, cu_seqlens, None, causal=self.causal, window=self.window)
         mixed: Tensor = self.wo(out.flatten(-2).view(*x_BTD.shape[:-1], -1))
         return mixed
 
@@ -104,20 +140,6 @@ class CrossAttention(_Attention):
         `cu_seqlens_k` bounds the context of each document in the B * S context tokens; both are (documents + 1,).
         """
         q, k, v = self.project(x_BTD, context_BSD)
-        out = _attend(q, k, v, cu_seqlens, cu_seqlens_k, False, None, self.softcap, self.backend)
+        out = self.attend(q, k, v, cu_seqlens, cu_seqlens_k, causal=False, window=None)
         mixed: Tensor = self.wo(out.flatten(-2).view(*x_BTD.shape[:-1], -1))
         return mixed
-
-
-def _attend(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None, cu_seqlens_k: Tensor | None,
-    causal: bool, window: int | None, softcap: float | None, backend: str,
-) -> Tensor:  # fmt: skip
-    """(B, T, H, E), or (B * T, H, E) with boundaries of documents."""
-    if cu_seqlens is not None:
-        q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
-    out: Tensor = flash_attention(
-        q, k, v, cu_seqlens=cu_seqlens, cu_seqlens_k=cu_seqlens_k,
-        causal=causal, window=window, softcap=softcap, backend=backend,
-    )  # fmt: skip
-    return out

@@ -8,10 +8,10 @@ from torch import nn
 
 
 class Linear(nn.Linear):
-    """x (..., in) @ weight (out, in).T, without a bias; the weight is left uninitialised."""
+    """x (..., in) @ weight (out, in).T, plus a bias (out,) if asked for; both are left uninitialised."""
 
-    def __init__(self, in_dim: int, out_dim: int) -> None:
-        super().__init__(in_dim, out_dim, bias=False)
+    def __init__(self, in_dim: int, out_dim: int, *, bias: bool = False) -> None:
+        super().__init__(in_dim, out_dim, bias=bias)
 
     def reset_parameters(self) -> None:
         """Draw nothing."""

@@ -17,14 +17,21 @@ class Rotary:
         self.theta = theta
         self.scaling = scaling
 
-    def __call__(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Rotate q (B, T, H, E) and k (B, T, K, E); positions (B, T) or (T,), whole numbers."""
+    def __call__(
+        self, q: Tensor, k: Tensor, positions: Tensor, *,
+        q_weight: Tensor | None = None, k_weight: Tensor | None = None, eps: float = 1e-6,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Rotate q (B, T, H, E) and k (B, T, K, E); positions (B, T) or (T,), whole numbers. With weights (E,) of both,
+        each head is first normed as by `RMSNorm`.
+        """
         turns = None
         if self.scaling is not None:
             plain = type(q) is Tensor and not torch.compiler.is_compiling()  # as in `rope`, which caches its turns too
             make = _kept_turns if plain else scaled_turns
             turns = make(q.shape[-1], self.theta, self.scaling, q.device)
-        turned: tuple[Tensor, Tensor] = rope(q, k, positions, theta=self.theta, turns=turns)
+        turned: tuple[Tensor, Tensor] = rope(
+            q, k, positions, theta=self.theta, turns=turns, q_weight=q_weight, k_weight=k_weight, eps=eps
+        )
         return turned
 
 

@@ -9,6 +9,10 @@ BUCKET_ELEMENTS = 50_000_000
 """Elements that are reduced or gathered at once: 100 MB in bf16, where NCCL reaches its bandwidth; DeepSpeed's
 500 M would hold 1 GB for a model of 1 B parameters."""
 
+ALWAYS_WHOLE = 10_000
+"""Elements below which stage 3 keeps a parameter whole between forwards: DeepSpeed's default would keep all of a small
+model."""
+
 
 def deepspeed_config(train: TrainConfig, optimizer: OptimizerConfig, batch: BatchShape, device: str) -> dict[str, Any]:
     """The config for deepspeed.initialize."""
@@ -23,8 +27,7 @@ def deepspeed_config(train: TrainConfig, optimizer: OptimizerConfig, batch: Batc
         "round_robin_gradients": False,
     }
     if train.zero_stage == 3:
-        # By default a small model would keep all parameters whole, and partition none of them in forward.
-        zero["stage3_param_persistence_threshold"] = 10_000
+        zero["stage3_param_persistence_threshold"] = ALWAYS_WHOLE
     if train.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
     config: dict[str, Any] = {
