@@ -105,19 +105,21 @@ def export(
     to: Annotated[Path, typer.Option("--to", help="A new folder.")],
     format: Annotated[str, typer.Option("--format", help="hf, safetensors (all states) or dcp.")] = "hf",
     dtype: Annotated[
-        str | None, typer.Option("--dtype", help="Type of the weights, bfloat16 for instance; as saved by default.")
+        str | None,
+        typer.Option("--dtype", help="Type of the weights, such as bfloat16; as saved or imported by default."),
     ] = None,
     json: JsonOption = False,
 ) -> None:
     """Write a checkpoint for others: Hugging Face, plain safetensors, or torch.distributed.checkpoint."""
     from fmscale.checkpoint.checkpoint import open_checkpoint
     from fmscale.checkpoint.export.export import export_checkpoint
+    from fmscale.exchange.export import hf_files
 
     if format not in ("hf", "safetensors", "dcp"):
         raise ConfigError("no such format", found=format, remedy="Use hf, safetensors or dcp.")
     opened = open_checkpoint(address)
     tensors = [tensor for tensor in opened.manifest.tensors if format != "hf" or tensor.state == "weight"]
-    hf_parts = _hf_parts(opened) if format == "hf" else {}
+    hf_parts = hf_files(opened, dtype) if format == "hf" else {}
     with progress("export", sum(tensor.nbytes for tensor in tensors), json=json, unit="bytes") as bar:
         paths = export_checkpoint(
             opened,
@@ -128,39 +130,6 @@ def export(
             **hf_parts,
         )
     table([{"file": str(path), "bytes": _size(path.stat().st_size, json)} for path in paths], json)
-
-
-def _hf_parts(opened: "Checkpoint") -> dict[str, Any]:
-    """Names, config and tokenizer, which Hugging Face's libraries need beside the weights. Raises ConfigError.
-
-    BOS and EOS are those of the run's data, as in `fmscale generate`.
-    """
-    from fmscale.checkpoint.read.meta import decoder_section, section
-    from fmscale.config import DataConfig
-    from fmscale.data.tokenizers.bpe import JsonTokenizer
-    from fmscale.data.tokenizers.tokenizer import from_json
-    from fmscale.infer.load import framing
-    from fmscale.models.hf import hf_config, hf_names
-    from fmscale.store.datasets.tokenizers import load_tokenizer
-
-    missing = {"config", "vocab_size", "tokenizer"} - opened.meta.keys()
-    if missing:
-        found, remedy = f"meta without {', '.join(sorted(missing))}", "Export it as safetensors or dcp."
-        raise ConfigError("the checkpoint does not say which model it is of", found=found, remedy=remedy)
-    model = decoder_section(opened.meta, "an export to Hugging Face")
-    tokenizer = from_json(load_tokenizer(opened.backend, opened.meta["tokenizer"]))
-    dataset = section(opened.meta, "data", DataConfig).sources[0].dataset
-    bos, eos = framing(opened.backend, dataset, tokenizer)
-    ends: dict[str, Any] = {"bos_token_id": bos, "eos_token_id": eos}
-    parts = {
-        "names": hf_names(model),
-        "config": hf_config(model, opened.meta["vocab_size"], bos=bos, eos=eos),
-        "generation_config": ends,
-    }
-    if not isinstance(tokenizer, JsonTokenizer):  # Hugging Face's libraries have no byte tokenizer
-        return parts
-    config = tokenizer.hf_config(bos, eos)
-    return {**parts, "tokenizer": tokenizer.to_plain_json(bos), "tokenizer_config": config}
 
 
 def _row(entry: "CheckpointEntry", json: bool) -> dict[str, Any]:

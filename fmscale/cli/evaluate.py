@@ -58,6 +58,9 @@ def evaluate(
 
     trained = open_trained(address, device=pick_device(read_world(), device), precision=precision)
     backend, chosen = trained.backend, dataset or trained.dataset
+    if not chosen and not file:
+        remedy = "Name some: --dataset NAME of its store, STORE/DATASET, or --file PATH."
+        raise DataError("An imported model has no documents of its own", found=address, remedy=remedy)
     if "/" in chosen:
         url, chosen = find_dataset(chosen, None, None)
         backend = open_store(url, read_only=True)

@@ -1,6 +1,8 @@
 """Load a model and its tokenizer from a checkpoint in a store."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -14,6 +16,7 @@ from fmscale.errors import ConfigError, DataError
 from fmscale.models import Decoder, build, load_weights
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import open_dataset
+from fmscale.store.datasets.templates import ChatTemplate, load_template
 from fmscale.store.datasets.tokenizers import load_tokenizer
 from fmscale.store.log.runs import require_run
 from fmscale.store.open import open_store
@@ -35,14 +38,19 @@ class TrainedModel:
     """In eval mode, without gradients."""
     tokenizer: Tokenizer
     """The tokenizer of its training data."""
+    template: ChatTemplate | None
+    """Chat template of its training data, or of the imported model that it began with."""
     bos: int | None
     """Token that begins a document, if the run's data has one."""
     eos: int | None
-    """Token that ends a document, if the run's data has one."""
+    """Token that ends a document, or an answer of the chat template, if the run's data has one."""
+    ends: tuple[int, ...]
+    """All tokens that end an answer; `eos` is the first."""
     dataset: str
-    """The run's first dataset."""
+    """The run's first dataset; empty for an imported model."""
     sequence_length: int
-    """Tokens of a row in training. The model may accept longer rows, but was not trained on later positions."""
+    """Tokens of a row in training, for an imported model its longest sequence. The model may accept longer rows, but
+    was not trained on later positions."""
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a prompt, with BOS first where documents begin with it."""
@@ -73,19 +81,22 @@ def open_trained(address: str, *, device: str = "cpu", precision: str | None = N
             remedy="Train with model.vocab_size null or as large as the tokenizer's.",
         )
     dtype = TYPES[precision or ("fp32" if device == "cpu" else "bf16")]
-    data = section(meta, "data", DataConfig)
-    dataset = data.sources[0].dataset
-    bos, eos = framing(backend, dataset, tokenizer)
+    config = decoder_section(meta, "generation and evaluation")
+    data = section(meta, "data", DataConfig) if "data" in meta["config"] else None
+    bos, eos = framing(backend, meta, tokenizer)
+    others = [] if eos is None else [eos, *(i for i in meta.get("ends", ()) if i != eos)]
     return TrainedModel(
         run=run,
         step=checkpoint.step,
         backend=backend,
-        model=_model(checkpoint, decoder_section(meta, "generation and evaluation"), vocab_size, device, dtype),
+        model=_model(checkpoint, config, vocab_size, device, dtype),
         tokenizer=tokenizer,
+        template=load_template(backend, meta["template"]) if meta.get("template") else None,
         bos=bos,
         eos=eos,
-        dataset=dataset,
-        sequence_length=data.sequence_length,
+        ends=tuple(others),
+        dataset=data.sources[0].dataset if data else "",
+        sequence_length=data.sequence_length if data else config.max_seq_len,
     )
 
 
@@ -113,13 +124,22 @@ def _checkpoint(backend: Backend, run: str, which: str) -> Checkpoint:
     )
 
 
-def framing(backend: Backend, dataset: str, tokenizer: Tokenizer) -> tuple[int | None, int | None]:
-    """BOS and EOS of the run's data. Without this data in the store: no BOS, and the tokenizer's EOS, which are the
-    defaults of an ingest.
+def framing(backend: Backend, meta: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[int | None, int | None]:
+    """BOS and EOS of a run: those of its first dataset, if all its datasets have documents of this tokenizer. Else, as
+    where chats were rendered by a template, those of the imported model. Without both: no BOS, and the tokenizer's
+    EOS, which are the defaults of an ingest.
     """
-    try:
-        commits = open_dataset(backend, dataset).commits()
-    except DataError:
-        commits = []
-    known = ((commit.bos, commit.eos) for commit in reversed(commits) if commit.tokenizer == tokenizer.digest)
-    return next(known, (None, tokenizer.eos_id))
+    framed: list[tuple[int | None, int | None]] = []
+    for source in section(meta, "data", DataConfig).sources if "data" in meta["config"] else ():
+        try:
+            commits = open_dataset(backend, source.dataset).commits()
+        except DataError:
+            continue
+        known = [
+            (commit.bos, commit.eos) for commit in commits if commit.tokenizer == tokenizer.digest and commit.dtype
+        ]
+        if not known and commits:
+            framed = []
+            break
+        framed += known[-1:]
+    return framed[0] if framed else (meta.get("bos"), meta.get("eos", tokenizer.eos_id))

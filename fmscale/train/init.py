@@ -13,7 +13,7 @@ from fmscale.checkpoint.catalog import parse_address
 from fmscale.checkpoint.checkpoint import Checkpoint, open_in
 from fmscale.checkpoint.format.layout import Tensor
 from fmscale.checkpoint.read.compatibility import differences, refuse_other_model
-from fmscale.checkpoint.read.meta import section
+from fmscale.checkpoint.read.meta import inherited, section
 from fmscale.checkpoint.read.restore import restore
 from fmscale.config import Config, ModelConfig, as_yaml
 from fmscale.errors import ConfigError, StoreError
@@ -41,6 +41,11 @@ class Init:
     source: Checkpoint | HfFolder
     warning: str
     """Fields of the model that differ and leave the shapes as they are; empty without a difference."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Facts of the imported model behind the weights, which the run keeps."""
+        return inherited(self.source.meta) if isinstance(self.source, Checkpoint) else {}
 
 
 def find_init(

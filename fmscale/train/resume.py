@@ -2,11 +2,11 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fmscale.checkpoint.catalog import list_checkpoints, warn_of_newer
+from fmscale.checkpoint.catalog import CheckpointEntry, list_checkpoints, load_manifest, warn_of_newer
 from fmscale.checkpoint.format.names import run_log
 from fmscale.checkpoint.persist.retention import mark_verified
 from fmscale.checkpoint.read.meta import next_sample
@@ -65,10 +65,23 @@ def choose_resume(config: Config, backend: Backend, *, first: bool = True) -> Re
             )
         return Resume(run=train.run, which="none", fork=False)
     if own or train.resume == "auto":
+        _refuse_weights(config, "train.run", backend, own)
         return Resume(run=train.run, which="auto" if own else "none", fork=False)
     run, _, step = train.resume.partition("@")
     require_checkpoint(config, "train.resume", backend, run, step)
+    _refuse_weights(config, "train.resume", backend, list_checkpoints(backend, run))
     return Resume(run=run, which=int(step) if step.isdecimal() else step or "auto", fork=True)
+
+
+def _refuse_weights(config: Config, key: str, backend: Backend, found: Sequence[CheckpointEntry]) -> None:
+    """Raise ConfigError for the checkpoint of an imported model, at step 0, which has weights and no training state."""
+    if found and found[-1].step == 0 and "loader" not in load_manifest(backend, found[-1]).meta:
+        run = found[-1].run
+        raise ConfigError(
+            f"{config.place(key)} names an imported model, which has no state of a training to go on from",
+            found=run,
+            remedy=f"Begin another train.run with its weights: train.init: {run}.",
+        )
 
 
 def require_checkpoint(config: Config, key: str, backend: Backend, run: str, step: str) -> None:

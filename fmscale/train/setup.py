@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fmscale.checkpoint.read.meta import inherited
 from fmscale.config import BatchShape, ModelConfig, as_tree
 from fmscale.config.derived import flops_per_token
 from fmscale.config.peaks import peak_flops
@@ -88,9 +89,11 @@ def assemble(
     def meta(step: int, loader_state: dict[str, Any]) -> dict[str, Any]:
         """Facts of a checkpoint beside its tensors. `updates` is AdamW's count of applied steps, without steps whose
         gradients were not finite. The loader's state is at the beginning of the next step. `tokens` are those of all
-        steps so far. `init` has the source of the first weights, where `train.init` named it.
+        steps so far. `init` has the source of the first weights, where `train.init` named it; other facts are those of
+        the imported model that the run began with.
         """
         return {
+            **origin,
             "version": META_VERSION,
             "step": step,
             "updates": engine.updates,
@@ -101,7 +104,6 @@ def assemble(
             "world_size": world.world_size,
             "tokens": length.tokens(step),
             "first_step_tokens": length.unit,
-            **origin,
         }
 
     record = _delivery_record(session, lease, loader, stack)
@@ -136,9 +138,11 @@ def assemble(
         nonlocal length
         if resume.which != "none":
             restored, length = restore(session, resume, engine, loader, saving, tokenizer_digest, batch, tell)
+            origin.update(inherited(restored))
             if "init" in restored:
                 origin["init"] = restored["init"]
         elif init is not None:
+            origin.update(init.facts)
             origin["init"] = load_init(session, init, engine)
             tell(event="initialised", **origin["init"])
         journal.sinks.open(length.first_step)

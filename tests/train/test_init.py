@@ -1,5 +1,6 @@
 """`train.init`: a run begins at step 0 with the weights of another run or of a folder in Hugging Face's format."""
 
+import json
 import os
 import signal
 import time
@@ -46,7 +47,8 @@ def folder(base: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("hf") / "model"
     model = config_of(base, tmp_path_factory.mktemp("config")).decoder("the export")
     names, config = hf_names(model), hf_config(model, base.meta["vocab_size"], bos=None, eos=None)
-    export_checkpoint(base, target, format="hf", names=names, config=config, shard_bytes=40_000)
+    files = {"config.json": json.dumps(config).encode()}
+    export_checkpoint(base, target, format="hf", names=names, files=files, shard_bytes=40_000)
     assert len(list(target.glob("*.safetensors"))) > 1
     return target
 

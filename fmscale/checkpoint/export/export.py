@@ -27,18 +27,16 @@ def export_checkpoint(
     *,
     format: Literal["hf", "safetensors", "dcp"],
     names: Mapping[str, str] | None = None,
-    config: Mapping[str, Any] | None = None,
-    tokenizer: bytes | None = None,
-    tokenizer_config: Mapping[str, Any] | None = None,
-    generation_config: Mapping[str, Any] | None = None,
+    files: Mapping[str, bytes] | None = None,
+    types: Mapping[str, str] | None = None,
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
     progress: Progress = lambda _: None,
 ) -> list[Path]:
     """Write the checkpoint into a new or empty folder; return the files.
 
-    `hf`: weights under their names in `names`, in files of at most `shard_bytes`; model.safetensors.index.json if
-    there are several files; `config`, `tokenizer`, `tokenizer_config` and `generation_config` as NAME.json if given.
+    `hf`: weights under their names in `names`, of their types in `types` (by our names, "*" for all others), in files
+    of at most `shard_bytes`; model.safetensors.index.json if there are several files; and `files` by name.
     `safetensors`: every state of every tensor, named STATE/NAME, in one file. `dcp`: torch.distributed.checkpoint,
     model.NAME and optim.state.NAME.STATE. `dtype` converts floating tensors. Raises ConfigError for a folder in use, a
     `dtype` that is not floating or a tensor without a name in `names`, CorruptData for a damaged checkpoint.
@@ -59,13 +57,14 @@ def export_checkpoint(
         ]
         return [_write(checkpoint, folder / "checkpoint.safetensors", tensors, progress)]
     weights = [tensor for tensor in checkpoint.manifest.tensors if tensor.state == "weight"]
-    tensors = [(info, Tensor(_mapped(info.name, names), "", _converted(info, dtype), info.shape)) for info in weights]
+    kept = {info.name: dtype or (types or {}).get(info.name, (types or {}).get("*")) for info in weights}
+    tensors = [
+        (info, Tensor(_mapped(info.name, names), "", _converted(info, kept[info.name]), info.shape)) for info in weights
+    ]
     written = _write_sharded(checkpoint, folder, tensors, shard_bytes, progress)
-    beside = {"config": config, "tokenizer_config": tokenizer_config, "generation_config": generation_config}
-    written += [_write_json(folder / f"{name}.json", value) for name, value in beside.items() if value is not None]
-    if tokenizer is not None:
-        written.append(folder / "tokenizer.json")
-        written[-1].write_bytes(tokenizer)
+    for name, data in (files or {}).items():
+        written.append(folder / name)
+        written[-1].write_bytes(data)
     return written
 
 

@@ -10,6 +10,11 @@ from fmscale.errors import ConfigError
 
 Section = TypeVar("Section")
 
+INHERITED = ("template", "bos", "eos", "ends", "files", "types")
+"""Facts of an imported model that hold for every run begun with its weights: digest of the chat template; BOS, EOS and
+all tokens that end an answer; digests of the files beside the weights; types of the tensors.
+"""
+
 
 def section(meta: Mapping[str, Any], name: str, kind: type[Section]) -> Section:
     """Section `name` of the config that the run was saved with. Raises ConfigError for a missing or wrong section."""
@@ -32,6 +37,11 @@ def decoder_section(meta: Mapping[str, Any], work: str) -> ModelConfig:
             remedy="Take the tensors: `fmscale checkpoint export --format safetensors`.",
         )
     return section(meta, "model", ModelConfig)
+
+
+def inherited(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts of the imported model that a run began with; empty for a run that began with none."""
+    return {name: meta[name] for name in INHERITED if name in meta}
 
 
 def next_sample(meta: Mapping[str, Any]) -> int:
