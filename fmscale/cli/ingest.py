@@ -23,6 +23,7 @@ app = typer.Typer()
         "fmscale ingest 'raw/*.jsonl.zst' --field content --store s3://bucket/store --dataset web",
         "fmscale ingest photos/ 'shards/*.tar' --as records --store runs/store --dataset photos",
         "fmscale ingest chats/ --as records --spec '{kind: text, tokenizer: bytes}' --dataset runs/store/chats",
+        "fmscale ingest chats.jsonl --as chat --store runs/store --dataset chats",
         "mpirun -n 8 fmscale ingest /data/code --store /shared/store --dataset code",
     )
 )
@@ -34,7 +35,11 @@ def ingest(
     ] = None,
     kind: Annotated[
         str,
-        typer.Option("--as", help="text (documents of tokens), or records (all columns of tables, JSON, tars, media)."),
+        typer.Option(
+            "--as",
+            help="text (documents of tokens); records (all columns of tables, JSON, tars, media); messages: chat, "
+            "completion, preference, ranking, prompts.",
+        ),
     ] = "text",
     tokenizer: Annotated[
         str | None,

@@ -25,9 +25,10 @@ from rich.progress import (
 )
 from rich.progress import Progress as RichProgress
 from rich.table import Table
+from rich.text import Text
 
 from fmscale.errors import FmscaleError
-from fmscale.text import clean, printable, scrub
+from fmscale.text import clean, printable, printable_lines, scrub
 
 PIPE_WIDTH = 10_000
 """Columns assumed where output is not a terminal: rich would cut cells at 80 otherwise."""
@@ -91,6 +92,16 @@ def say_lines(text: str, *, err: bool = False) -> None:
     """Print a text whose line breaks are its own."""
     for line in scrub(text).split("\n"):
         say(line, err=err)
+
+
+def styled_lines(runs: Sequence[tuple[str, bool]]) -> None:
+    """Print texts one behind the other, with their own line breaks; marked texts are green, or stand in [[ ]]."""
+    console = _console(sys.stdout)
+    colour, text = console.is_terminal and not console.no_color, Text()
+    for part, marked in runs:
+        shown = printable_lines(scrub(part))
+        text.append(f"[[{shown}]]" if marked and not colour else shown, "green" if marked else "dim")
+    console.print(text, soft_wrap=True)
 
 
 def cell(value: Any) -> str:

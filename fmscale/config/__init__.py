@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from fmscale.config.objective import NextTokenConfig
     from fmscale.config.reader.load import load_config
     from fmscale.config.schema import Config, as_tree, as_yaml
-    from fmscale.config.spec import TextSpec
+    from fmscale.config.spec import RenderedSpec, TextSpec
     from fmscale.config.store import StoreConfig
     from fmscale.config.train import EvaluationConfig, EvaluationSet, OptimizerConfig, ScheduleConfig, TrainConfig
 
 __all__ = [
     "BatchConfig", "BatchShape", "CheckpointConfig", "Config", "DataConfig", "EvaluationConfig", "EvaluationSet",
-    "LaunchConfig", "MetricsConfig", "ModelConfig", "NextTokenConfig", "OptimizerConfig", "Own", "RopeScaling",
-    "ScheduleConfig", "SourceConfig", "StoreConfig", "TextSpec", "TrainConfig", "as_tree", "as_yaml", "derive_batch",
-    "flops_per_token", "kind_of", "load_config", "num_parameters",
+    "LaunchConfig", "MetricsConfig", "ModelConfig", "NextTokenConfig", "OptimizerConfig", "Own", "RenderedSpec",
+    "RopeScaling", "ScheduleConfig", "SourceConfig", "StoreConfig", "TextSpec", "TrainConfig", "as_tree", "as_yaml",
+    "derive_batch", "flops_per_token", "kind_of", "load_config", "num_parameters",
 ]  # fmt: skip
 
 _HOMES = {
@@ -49,7 +49,7 @@ _HOMES = {
     "objective": ("NextTokenConfig",),
     "reader.load": ("load_config",),
     "schema": ("Config", "as_tree", "as_yaml"),
-    "spec": ("TextSpec",),
+    "spec": ("RenderedSpec", "TextSpec"),
     "store": ("StoreConfig",),
     "train": ("EvaluationConfig", "EvaluationSet", "OptimizerConfig", "ScheduleConfig", "TrainConfig"),
 }

@@ -28,3 +28,19 @@ class TextSpec:
     def __post_init__(self) -> None:
         not_empty("field", self.field, "Name the text's column.")
         at_least(self, 1, "max_tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderedSpec:
+    """Chats, answers, pairs and rankings that `fmscale dataset render` made into tokens. The texts of a record are one
+    sample, never split, and each is a document of its own; the loss is on trained tokens. A rendered dataset has this
+    spec without being told."""
+
+    kind: ClassVar[str] = "rendered"
+    too_long: Literal["refuse", "drop", "cut"] = "refuse"
+    """Samples that are longer than a forward: refuse to begin, leave them out, or cut the ends of their texts off."""
+    max_tokens: int | None = None
+    """Tokens of a sample after which `cut` cuts; null takes the length of a forward."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "max_tokens")

@@ -16,5 +16,7 @@
 `provenance/`       records of deliveries, the audit, the trace.
 `tokenizers/`       text to ids and back.
 `workers/`          processes that do units of a job.
+`chat/`             messages: formats, templates, tokens and what of them is trained.
 `ingest/`           raw files to datasets.
+`rendering/`        datasets of messages to datasets of tokens.
 """

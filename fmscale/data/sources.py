@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fmscale.config import SourceConfig
+from fmscale.config import RenderedSpec, SourceConfig
 from fmscale.data.order.mixture import WEIGHT_ONE, integer_weights
 from fmscale.data.plan.order_log import OrderLog
 from fmscale.data.plan.plan import Plan, Ranges, Source
@@ -58,6 +58,9 @@ def make_sources(
     for place, (config, weight) in enumerate(zip(configs, weights, strict=True)):
         records = bool(commits[config.dataset]) and commits[config.dataset][-1].kind == "records"
         chosen = config.spec or (spec if records else None)
+        if records and "render" in commits[config.dataset][-1].body["extra"] and config.spec is None:
+            # `data.spec` of a run that also reads texts does not fit.
+            chosen = spec if getattr(spec, "kind", None) == RenderedSpec.kind else RenderedSpec()
         text = ""
         if chosen is not None or records or sample_tokens:
             text = _spec_text(backend, config.dataset, chosen, records, sample_tokens, list(tokenizers.values()))

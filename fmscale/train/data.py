@@ -182,6 +182,25 @@ def tokenizer_of(config: Config, backend: Backend) -> Tokenizer | None:
     return None
 
 
+def template_of(config: Config, backend: Backend) -> str | None:
+    """Digest of the chat template of the run's rendered datasets; None without any. Raises ConfigError if they have
+    several: a model that is told one form answers in that one.
+    """
+    found = {}
+    for source in config.data.sources:
+        commits = open_dataset(backend, source.dataset).commits()
+        notes = commits[-1].body["extra"].get("render") if commits else None
+        if notes and notes["template"]:
+            found[source.dataset] = notes["template"]
+    if len(set(found.values())) > 1:
+        raise ConfigError(
+            "the rendered datasets of a mixture must have one chat template",
+            found=found,
+            remedy="Render them --with the same run, or with the same --template.",
+        )
+    return next(iter(found.values()), None)
+
+
 def vocabulary(config: Config, tokenizer: Tokenizer | None) -> int | None:
     """Size of the model's vocabulary; None for a model without one. Raises ConfigError if it is smaller than the
     tokenizer's: a token id beyond the embedding would cause an opaque CUDA error in the middle of a step.

@@ -26,6 +26,7 @@ from fmscale.train.data import (
     open_training,
     passes,
     tell_left_out,
+    template_of,
     tokenizer_of,
     vocabulary,
 )
@@ -62,6 +63,7 @@ def assemble(
     tokenizer = tokenizer_of(config, session.backend)
     vocab_size = vocabulary(config, tokenizer)
     tokenizer_digest = None if tokenizer is None else tokenizer.digest
+    template = template_of(config, session.backend)
     lease = session.lease()
     resume = choose_resume(config, session.backend, first=session.world.rank == 0)
     new = resume.which == "none" and config.train.init is not None
@@ -101,6 +103,7 @@ def assemble(
             "config": clean_tree(as_tree(config)),
             "vocab_size": vocab_size,
             "tokenizer": tokenizer_digest,
+            "template": template,
             "world_size": world.world_size,
             "tokens": length.tokens(step),
             "first_step_tokens": length.unit,

@@ -12,6 +12,7 @@
 - `sample.py`  the part of a corpus that trains a tokenizer
 - `unit.py`  a work unit: read, tokenize, write, seal
 - `blocks.py`  records in scratch files until the end of their unit decides the schema
+- `messages.py`  records of messages in their one form
 - `record.py`  the outcome of a unit, and the counts of input passed over
 - `files.py`  input files, opened here or on a store
 - `apart.py`, `reader.py`  a separate process that reads tables
@@ -24,6 +25,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from fmscale.data.chat.formats import SHAPES
 from fmscale.data.ingest.formats import MAX_DOCUMENT
 from fmscale.data.ingest.job import begin_job, commit_job
 from fmscale.data.ingest.request import IngestRequest, IngestResult, Progress
@@ -61,7 +63,8 @@ def ingest(
 
     `paths`: files, folders, globs, and URLs of any of these. `store`, `dataset`: the target; a missing dataset is
     made. `kind`: `text` makes a document of each text; `records` keeps all columns of tables, JSON and WebDataset tars,
-    and makes a record of each image, audio and video file with the NAME.txt, NAME.json or NAME.caption beside it.
+    and makes a record of each image, audio and video file with the NAME.txt, NAME.json or NAME.caption beside it;
+    `chat`, `completion`, `preference`, `ranking` and `prompts` make records of messages (`data.chat.formats`).
     `tokenizer`: `bpe:N` (trained on the corpus), `bytes`, or the path of a tokenizer.json; None means the dataset's
     own, or `bpe:8192` for a new dataset. `format`: auto (by extension, or else by the first bytes), text, jsonl, json
     (an array), parquet or arrow, and for records tar or media. `field`: path of the text in records, `a.b.text`; None
@@ -85,7 +88,8 @@ def ingest(
         paths=tuple(str(path) for path in paths),
         store=store,
         dataset=dataset,
-        kind=kind,
+        kind="records" if kind in SHAPES else kind,
+        shape=kind if kind in SHAPES else "",
         tokenizer=tokenizer,
         format=format,
         field=field,

@@ -107,7 +107,7 @@ def begin_job(request: IngestRequest, progress: Progress) -> IngestJob | IngestR
     dataset = create_or_open(backend, request.dataset)
     commits = dataset.commits()
     wishes = (request.tokenizer, request.bos, request.eos)
-    policy = choose_records(commits) if request.kind == "records" else choose(backend, commits, *wishes)
+    policy = choose_records(commits, request.shape) if request.kind == "records" else choose(backend, commits, *wishes)
     ledger = load_ledger(backend, request.dataset, commits)
     options = Options(
         field="" if request.kind == "records" else request.field or TEXT,
@@ -116,6 +116,7 @@ def begin_job(request: IngestRequest, progress: Progress) -> IngestJob | IngestR
         bos=policy.bos,
         eos=policy.eos,
         max_document=request.max_document,
+        shape=request.shape,
     )
     scratch = str(request.scratch or tempfile.gettempdir())
     found = find_additions(
@@ -198,6 +199,7 @@ def commit_job(job: IngestJob, writers: int) -> IngestResult:
             "ingest": {
                 **ledger,
                 "heldout": plan.options.heldout,
+                **({"shape": plan.options.shape} if plan.options.shape else {}),
                 "pins": plan.options.pins,
                 "tokenizer": plan.options.tokenizer,
                 "files": len(plan.files),

@@ -65,6 +65,8 @@ class Options:
     """Source names whose earlier documents are masked with the job's commit."""
     by_name: bool = False
     """True in plans of version 1, in which the ids decide the splits."""
+    shape: str = ""
+    """Shape of records of messages; empty for all others, and then not in the job's identity."""
 
     def split(self, content: int) -> str:
         """The split of a document or record with a content of this hash."""
@@ -148,9 +150,12 @@ class IngestPlan:
     def _identity(self) -> dict[str, Any]:
         old = self.options.by_name
         files = [[file.source, file.bytes, file.changed, file.format, file.begin] for file in self.files]
+        names = (
+            OLD_OPTIONS if old else {one.name for one in fields(Options) if one.name != "shape" or self.options.shape}
+        )
         return {
             "files": [file[:4] for file in files] if old else files,
-            **{name: value for name, value in asdict(self.options).items() if not old or name in OLD_OPTIONS},
+            **{name: value for name, value in asdict(self.options).items() if name in names},
             "where": [[file.root, file.name] for file in self.files],
             "format_version": 1 if old else FORMAT_VERSION,
             "unit_bytes": self.unit_bytes,
@@ -226,7 +231,9 @@ def load_plan(backend: Backend, dataset: str, job: str) -> StoredPlan | None:
     check_version(content, key, FORMAT_VERSION)
     identity = content["identity"]
     old = content["format_version"] == 1
-    options = {one.name: identity[one.name] for one in fields(Options) if not old or one.name in OLD_OPTIONS}
+    options = {
+        one.name: identity[one.name] for one in fields(Options) if one.name in (OLD_OPTIONS if old else identity)
+    }
     columns = (FILE[:4], FILE[5:7]) if old else (FILE[:5], FILE[5:7], FILE[7:])
     stored = zip(*([identity["files"], identity["where"]] + ([] if old else [content["places"]])), strict=True)
     plan = IngestPlan(

@@ -39,11 +39,19 @@ class IngestPolicy:
         return tokenizer.bos_id if self.bos else None, tokenizer.eos_id if self.eos else None
 
 
-def choose_records(commits: Sequence[Commit]) -> IngestPolicy:
-    """The policy for records. Raises DataError if the dataset holds tokens."""
+def choose_records(commits: Sequence[Commit], shape: str) -> IngestPolicy:
+    """The policy for records. Raises DataError if the dataset holds tokens, or records of another shape."""
     if commits and commits[-1].kind != "records":
         found, remedy = f"commit {commits[-1].number}", "Ingest records into a dataset of another name."
         raise DataError("The dataset holds tokens, not records", found=found, remedy=remedy)
+    extra = commits[-1].body["extra"] if commits else {}
+    has = "render" if "render" in extra else extra.get("ingest", {}).get("shape", "") or "records"
+    if commits and has != (shape or "records"):
+        raise DataError(
+            f"The dataset holds records that were {'rendered' if has == 'render' else f'ingested with --as {has}'}",
+            found=f"--as {shape or 'records'}",
+            remedy="Take the dataset's own --as, or a dataset of another name.",
+        )
     return IngestPolicy(tokenizer=None, name="", bos=False, eos=False)
 
 

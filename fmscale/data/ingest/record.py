@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TypedDict
 
+from fmscale.data.chat import formats
 from fmscale.data.ingest.content import Tally
 from fmscale.errors import DataError
 from fmscale.store.backends.protocol import Backend
@@ -31,6 +32,7 @@ BAD = {
     "broken": "broken: a record or file that cannot be read, or without text in the field",
     "unreadable": "not readable: a right or a part of the disk is missing",
     "name": "under a name that is not UTF-8 or that stores cannot keep",
+    **formats.FAULTS,
 }
 """Reasons that mean damage, an error with `--strict`, with words for people. The other reasons (binary, empty, long,
 hidden, vcs, link, special, store, metadata, and text for records) are choices that `sources` documents."""
@@ -43,6 +45,7 @@ REMEDIES = {
     "long": "Raise --max-document.",
     "binary": "--as records takes tables, JSON, tars and media.",
     "text": "Without --as records texts are taken.",
+    **formats.REMEDIES,
 }
 """Advice for each reason, for a job without any document."""
 

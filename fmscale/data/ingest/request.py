@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fmscale.data.chat.formats import SHAPES
 from fmscale.data.ingest.formats import FORMATS
 from fmscale.errors import ConfigError
 
@@ -21,6 +22,7 @@ class IngestRequest:
     dataset: str
     tokenizer: str | None
     kind: str
+    shape: str
     format: str
     field: str | None
     heldout: float | None
@@ -36,8 +38,10 @@ class IngestRequest:
     def check(self) -> None:
         """Raise ConfigError for an unusable value."""
         if self.kind not in FORMATS:
-            remedy = f"Use {' or '.join(FORMATS)}."
-            raise ConfigError("Files are ingested as text or as records", found=self.kind, remedy=remedy)
+            remedy = f"Use {', '.join((*FORMATS, *SHAPES))}."
+            raise ConfigError(
+                "Files are ingested as text or as records", found=self.kind, remedy=remedy
+            )
         formats = ("auto", *FORMATS[self.kind])
         if self.format not in formats:
             remedy = f"Use {', '.join(formats)}."

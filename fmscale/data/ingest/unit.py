@@ -15,6 +15,7 @@ from fmscale.data.ingest.apart import Reading
 from fmscale.data.ingest.blocks import RecordBlock, conform, gather, load, schema_of
 from fmscale.data.ingest.content import U64, Tally, data_hash, row_hashes
 from fmscale.data.ingest.formats import SINGLE, Bad, RawDocument
+from fmscale.data.ingest.messages import normal_blocks
 from fmscale.data.ingest.plan import TRAIN, Work, document_id, load_plan
 from fmscale.data.ingest.record import BAD, SkippedInput, UnitRecord, record_key
 from fmscale.data.ingest.scratch import scratch_folder
@@ -168,7 +169,9 @@ class UnitWriter:
         with scratch_errors(scratch):
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="blocks-", dir=scratch)))
         blocks: list[RecordBlock] = []
-        for block in gather(self._items(works, skipped, advance, str(folder)), folder):
+        items = self._items(works, skipped, advance, str(folder))
+        shape, strict = self._stored.plan.options.shape, self.task.strict
+        for block in normal_blocks(items, shape, folder, skipped, strict=strict) if shape else gather(items, folder):
             blocks.append(block)
             advance(0)
         schema = schema_of(blocks)

@@ -65,7 +65,7 @@ def segment_sizes(
 
     try:
         segment = open_record_segment(backend, row.prefix, row.seal)
-        for first, count, table in _tables(backend, segment):
+        for first, count, table in tables(backend, segment):
             for at, size in enumerate([] if isinstance(table, Exception) else _sizes(spec, table), first):
                 if isinstance(size, Exception):
                     add_bad(at, 1, size)
@@ -81,8 +81,8 @@ def segment_sizes(
     return sizes, json.dumps({"empty": empty, "bad": bad, "first": names}) if empty or bad else ""
 
 
-def _tables(backend: Backend, segment: RecordSegment) -> Iterator[tuple[int, int, pa.Table | Exception]]:
-    """(first record, records, table) of the segment in order; the error instead of a table that cannot be read."""
+def tables(backend: Backend, segment: RecordSegment) -> Iterator[tuple[int, int, pa.Table | Exception]]:
+    """(first record, records, table) of a segment in order; the error instead of a table that cannot be read."""
     for edges in _windows(backend, segment):
         first, end = edges[0], edges[-1]
         try:
@@ -138,8 +138,9 @@ def _checked(size: Any) -> int:
 
 
 def _records(spec: Spec, table: pa.Table) -> list[Record]:
-    values = {name: table.column(name).to_pylist() for name in spec.columns if name in table.column_names}
-    return [{name: values[name][row] if name in values else None for name in spec.columns} for row in range(len(table))]
+    columns = getattr(spec, "size_columns", spec.columns)
+    values = {name: table.column(name).to_pylist() for name in columns if name in table.column_names}
+    return [{name: values[name][row] if name in values else None for name in columns} for row in range(len(table))]
 
 
 def _name(backend: Backend, row: SegmentRow, segment: RecordSegment | None, first: int, count: int) -> str:

@@ -9,7 +9,8 @@ compare them with the library's ids on random text.
 import json
 import re
 from codecs import getincrementaldecoder
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from functools import cached_property
 from itertools import chain, groupby, pairwise
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from fmscale.data.tokenizers.protocol import SPECIALS, Ids, Tokenizer, dtype_of
+from fmscale.data.tokenizers.protocol import SPECIALS, Ids, Tokenizer, dtype_of, names_of, parts_of
 from fmscale.errors import ConfigError
 
 PIECE_CHARACTERS = 2**18
@@ -130,6 +131,38 @@ class JsonTokenizer(Tokenizer):
         for (number, _), q in zip(pieces, quick, strict=True):
             joined[number].append(next(encoded[q]))
 
+    @cached_property
+    def specials(self) -> Mapping[str, int]:
+        """Ids of the special tokens by their names."""
+        return {one.content: number for number, one in self._library.get_added_tokens_decoder().items() if one.special}
+
+    def encode_rendered(self, text: str, typed: Set[int] = frozenset()) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and spans, those of `transformers` for a text without typed special tokens."""
+        ids: list[int] = []
+        spans: list[tuple[int, int]] = []
+        for begin, end, plain in parts_of(text, typed, self._names):
+            # SentencePiece puts a space before a text, but not before a text's middle.
+            lead = "\n" if begin and plain and self._leads else ""
+            self._library.encode_special_tokens = plain
+            try:
+                found = self._call(self._library.encode, lead + text[begin:end])
+            finally:
+                self._library.encode_special_tokens = True
+            kept = [i for i, (_, stop) in enumerate(found.offsets) if stop > len(lead) or not lead]
+            ids += [found.ids[i] for i in kept]
+            spans += [tuple(max(0, at - len(lead)) + begin for at in found.offsets[i]) for i in kept]
+        return np.array(ids, dtype=self._dtype), np.array(spans, dtype=np.int64).reshape(-1, 2)
+
+    @cached_property
+    def _names(self) -> re.Pattern[str]:
+        return names_of(self.specials)
+
+    @cached_property
+    def _leads(self) -> bool:
+        """True if the first word of a text has other ids than the same word behind a line feed."""
+        alone, behind = (self._library.encode(text, add_special_tokens=False).ids for text in ("a", "\na"))
+        return bool(behind[-len(alone) :] != alone)
+
     def decode(self, ids: Ids) -> str:
         """The text of the ids; special tokens appear by name."""
         return str(self._library.decode([int(i) for i in ids], skip_special_tokens=False))
@@ -181,18 +214,23 @@ class JsonTokenizer(Tokenizer):
         return ids
 
     def _encode(self, texts: list[str]) -> list[bytes]:
+        encodings = self._call(self._library.encode_batch_fast, texts)
+        return [np.array(encoding.ids, dtype=self._dtype).tobytes() for encoding in encodings]
+
+    def _call(self, encode: Callable[..., Any], texts: Any) -> Any:
+        """Call the library. Raises ConfigError where it gives up."""
         try:
-            encodings = self._library.encode_batch_fast(texts, add_special_tokens=False)
+            return encode(texts, add_special_tokens=False)
         except BaseException as error:
             if type(error).__name__ != "PanicException":  # of the library, which exports no name for it
                 raise
+            longest = texts if isinstance(texts, str) else max(texts, key=len)
             raise ConfigError(
                 "the tokenizer cannot split this text",
-                found=f"{error}; the text begins {max(texts, key=len)[:40]!r}",
+                found=f"{error}; the text begins {longest[:40]!r}",
                 remedy="The library gives up on patterns that try too many ways: take a tokenizer.json without nested "
                 "repetitions such as (a+)+ in its patterns.",
             ) from error
-        return [np.array(encoding.ids, dtype=self._dtype).tobytes() for encoding in encodings]
 
 
 def cut(text: str) -> Iterator[str]:

@@ -1,6 +1,8 @@
 """Protocol of tokenizers: text to ids and back."""
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -45,6 +47,17 @@ class Tokenizer(Protocol):
         """Ids of a large text in UTF-8, in parts and, where the tokenizer can cut a text, in little memory."""
         yield self.encode_batch([data.decode()])[0]
 
+    @property
+    def specials(self) -> Mapping[str, int]:
+        """Ids of the special tokens by their names in a text."""
+        ...
+
+    def encode_rendered(self, text: str, typed: Set[int] = frozenset()) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of a text in which names of special tokens are these tokens, but for the names that begin at `typed`; and
+        the span of each token in characters, [n, 2]. No token is added.
+        """
+        ...
+
     def decode(self, ids: Ids) -> str:
         """The text of the ids; special tokens appear by name."""
         ...
@@ -62,3 +75,26 @@ class Tokenizer(Protocol):
 def dtype_of(tokenizer: Tokenizer) -> str:
     """Type in which the ids are stored: uint16 where 65536 values are enough, otherwise uint32."""
     return "uint16" if tokenizer.vocab_size <= 65536 else "uint32"
+
+
+def names_of(specials: Iterable[str]) -> re.Pattern[str]:
+    """Pattern of the names of special tokens, the longest first; of nothing if there are none."""
+    return re.compile("|".join(map(re.escape, sorted(specials, key=len, reverse=True))) or "(?!)")
+
+
+def parts_of(text: str, typed: Set[int], names: re.Pattern[str]) -> list[tuple[int, int, bool]]:
+    """(begin, end, plain) of the parts of a rendered text: plain where a special token was typed, up to the special
+    tokens around it that were not, so that words stay whole.
+    """
+    if not typed:
+        return [(0, len(text), False)]
+    written = [found.span() for found in names.finditer(text) if found.start() not in typed]
+    edges = [0, *(place for span in written for place in span), len(text)]
+    parts: list[tuple[int, int, bool]] = []
+    for number, (begin, end) in enumerate(pairwise(edges)):
+        plain = number % 2 == 0 and any(begin <= place < end for place in typed)
+        if parts and not plain and not parts[-1][2]:
+            parts[-1] = (parts[-1][0], end, False)
+        elif begin < end:
+            parts.append((begin, end, plain))
+    return parts

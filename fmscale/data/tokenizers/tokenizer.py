@@ -5,19 +5,22 @@ extend a dataset without a model hub.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from fmscale.data.tokenizers.bpe import JsonTokenizer
-from fmscale.data.tokenizers.protocol import SPECIALS, Ids, Tokenizer
+from fmscale.data.tokenizers.protocol import SPECIALS, Ids, Tokenizer, names_of
 from fmscale.errors import ConfigError
 from fmscale.store.digest import canonical_json
 
 PART_BYTES = 1 << 20
 """Bytes of a large text that become ids at once."""
+
+NAMES = names_of(SPECIALS)
 
 
 class ByteTokenizer(Tokenizer):
@@ -35,6 +38,25 @@ class ByteTokenizer(Tokenizer):
         """Ids of a large text in parts."""
         for start in range(0, len(data), PART_BYTES):
             yield np.frombuffer(data[start : start + PART_BYTES], dtype=np.uint8).astype(np.uint16)
+
+    specials: Mapping[str, int] = MappingProxyType({name: 256 + i for i, name in enumerate(SPECIALS)})
+
+    def encode_rendered(self, text: str, typed: Set[int] = frozenset()) -> tuple[np.ndarray, np.ndarray]:
+        """Ids, uint16, and spans; bytes of a character have its span."""
+        ids: list[int] = []
+        spans: list[tuple[int, int]] = []
+        place = 0
+        for found in [*(one for one in NAMES.finditer(text) if one.start() not in typed), None]:
+            begin, end = found.span() if found else (len(text), len(text))
+            for at in range(place, begin):
+                data = text[at].encode()
+                ids += data
+                spans += [(at, at + 1)] * len(data)
+            if found:
+                ids.append(self.specials[found[0]])
+                spans.append((begin, end))
+            place = end
+        return np.array(ids, dtype=np.uint16), np.array(spans, dtype=np.int64).reshape(-1, 2)
 
     def decode(self, ids: Ids) -> str:
         """The text; bytes that are not UTF-8 (a cut character) appear as U+FFFD."""

@@ -31,6 +31,7 @@ from fmscale.train.data import (
     check_memory,
     passes,
     tell_left_out,
+    template_of,
     tokenizer_of,
     training_sources,
     vocabulary,
@@ -142,6 +143,7 @@ def check_run(
     vocab_size: int | None = getattr(config.model, "vocab_size", None)
     if backend:
         tokenizer = checks.ask(lambda: tokenizer_of(config, backend))
+        checks.ask(lambda: template_of(config, backend))
         if tokenizer:
             vocab_size = checks.run(lambda: vocabulary(config, tokenizer)) or tokenizer.vocab_size
         for chosen in config.evaluation.sets:

@@ -1,0 +1,64 @@
+"""Records of a rendered dataset as samples: a text is a document, and its trained tokens have weight 1."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from fmscale.data.samples.protocol import BadRecord, Draw, Part, Record, Sample, TooLong
+from fmscale.data.samples.rows import RowSamples
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderedSamples:
+    """Texts of a record, each as tokens and the tokens that follow them."""
+
+    kind: ClassVar[str] = "rendered"
+    version: ClassVar[int] = 1
+    columns: ClassVar[tuple[str, ...]] = ("tokens", "pieces", "trained")
+    size_columns: ClassVar[tuple[str, ...]] = ("pieces",)
+    """Columns that sizes are made of, where these are fewer."""
+    parts: ClassVar[Mapping[str, Part]] = RowSamples.parts
+
+    too_long: TooLong
+    """Rule for texts that are longer than a forward together."""
+    max_tokens: int | None
+    """Tokens after which a sample is cut; None unless `too_long` is cut."""
+
+    def size(self, record: Record) -> int:
+        """Tokens that predict a token."""
+        if record["pieces"] is None:
+            raise BadRecord(
+                "the record is not rendered",
+                found="no column pieces",
+                remedy="Render its dataset first: `fmscale dataset render STORE/DATASET --with RUN`.",
+            )
+        return sum(max(0, piece - 1) for piece in record["pieces"])
+
+    def decode(self, record: Record) -> Any:
+        """Ids, the mask of trained ids, and the tokens of each text."""
+        runs = np.array(record["trained"], dtype=np.int64)
+        trained = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+        return np.array(record["tokens"], dtype=np.int64), trained, record["pieces"]
+
+    def make(self, media: Any, draw: Draw, limit: int) -> Sample:
+        """Tokens, labels and weights; a sample that is too long has the ends of its longest texts cut off."""
+        ids, trained, pieces = media
+        lengths = [max(0, piece - 1) for piece in pieces]
+        most = max(lengths, default=0)
+        while sum(min(length, most) for length in lengths) > limit:
+            over = sum(min(length, most) for length in lengths) - limit
+            most -= -(-over // sum(length >= most for length in lengths))
+        kept = tuple(min(length, most) for length in lengths)
+        firsts = np.cumsum([0, *pieces])[:-1]
+        at = np.concatenate([np.arange(first, first + count) for first, count in zip(firsts, kept, strict=True)])
+        weights = trained[at + 1].astype(np.float32)
+        return Sample({"tokens": ids[at], "labels": ids[at + 1], "weights": weights}, kept)
+
+
+def run_lengths(mask: np.ndarray) -> list[int]:
+    """Lengths of the runs of equal values of a mask, beginning with those that are False."""
+    edges = np.flatnonzero(np.diff(mask, prepend=False, append=not mask[-1] if len(mask) else False))
+    runs: list[int] = np.diff(edges, prepend=0).tolist()
+    return runs
