@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from fmscale.kernels import attention_decode, flash_attention
+from fmscale.kernels import flash_attention
 from fmscale.models.cache import LayerCache
 from fmscale.models.layers.linear import Linear
 from fmscale.models.layers.rotary import Rotary
@@ -66,23 +66,23 @@ class SelfAttention(_Attention):
         """x (B, T, D) -> (B, T, D).
 
         `cu_seqlens` (documents + 1,) are boundaries in the B * T tokens read as one sequence: a token sees its own
-        document only. Without boundaries each row is one document. With a cache, the keys and values go into the cache;
-        if there is no `cu_seqlens`, the T tokens of each row follow the row's cached tokens and see them.
+        document only. Without boundaries each row is one document. With a cache, the keys and values go into the cache,
+        and the tokens follow their sequence's cached tokens and see them; see `KVCache`.
         """
         q, k, v = self.project(x_BTD, x_BTD)
         if self.rotary is not None:
             assert positions_BT is not None, "rotary attention needs positions"
             q, k = self.rotary(q, k, positions_BT)
+        cu_seqlens_k, backend = None, self.backend
         if cache is not None:
             cache.write(k, v)
         if cache is not None and cu_seqlens is None:
-            backend = "auto" if self.backend == "sdpa" else self.backend  # sdpa cannot read a cache
-            out = attention_decode(
-                q, cache.keys_BSKE, cache.values_BSKE, cache.lengths_B,
-                window=self.window, softcap=self.softcap, backend=backend,
-            )  # fmt: skip
+            out = cache.attend(q, window=self.window, softcap=self.softcap, backend=backend)
         else:
-            out = _attend(q, k, v, cu_seqlens, None, self.causal, self.window, self.softcap, self.backend)
+            if cache is not None:
+                k, v, cu_seqlens_k = cache.context(k, v)
+                backend = "auto" if backend == "sdpa" and cu_seqlens_k is not None else backend
+            out = _attend(q, k, v, cu_seqlens, cu_seqlens_k, self.causal, self.window, self.softcap, backend)
         mixed: Tensor = self.wo(out.flatten(-2).view(*x_BTD.shape[:-1], -1))
         return mixed
 
