@@ -58,7 +58,8 @@ def show(address: CheckpointArgument, json: JsonOption = False) -> None:
     if json:
         print_json({**_row(opened.found, json), "meta": opened.meta, "tensors": tensors})
         return
-    record({**_row(opened.found, json), "meta": ", ".join(opened.meta)}, json)
+    base = {"base": opened.meta["base"]["address"]} if "base" in opened.meta else {}
+    record({**_row(opened.found, json), **base, "meta": ", ".join(opened.meta)}, json)
     table(tensors, json, title="\ntensors")
 
 
@@ -135,6 +136,7 @@ def _hf_parts(opened: "Checkpoint") -> dict[str, Any]:
 
     BOS and EOS are those of the run's data, as in `fmscale generate`.
     """
+    from fmscale.checkpoint.base import BASE
     from fmscale.checkpoint.read.meta import decoder_section, section
     from fmscale.config import DataConfig
     from fmscale.data.tokenizers.bpe import JsonTokenizer
@@ -143,6 +145,13 @@ def _hf_parts(opened: "Checkpoint") -> dict[str, Any]:
     from fmscale.models.hf import hf_config, hf_names
     from fmscale.store.datasets.tokenizers import load_tokenizer
 
+    if BASE in opened.meta:
+        address = f"{opened.backend.url}#{opened.run}@{opened.step}"
+        raise ConfigError(
+            "the checkpoint has an adapter alone, and Hugging Face's format whole weights",
+            found=f"base {opened.meta[BASE]['address']}",
+            remedy=f"`fmscale adapter merge {address} --run NAME`, then export NAME; or `fmscale adapter export`.",
+        )
     missing = {"config", "vocab_size", "tokenizer"} - opened.meta.keys()
     if missing:
         found, remedy = f"meta without {', '.join(sorted(missing))}", "Export it as safetensors or dcp."
