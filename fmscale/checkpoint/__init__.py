@@ -7,5 +7,7 @@
 `catalog.py`     the checkpoints of a run, read from its log
 `read/`          restore, and read of single tensors, with every chunk checked
 `checkpoint.py`  a checkpoint as logical tensors by name
+`base.py`        the checkpoint on which an adapter run stands
+`weights.py`     a checkpoint of weights that no training made
 `export/`        formats of other software
 """

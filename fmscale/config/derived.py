@@ -104,8 +104,9 @@ def num_parameters(model: ModelConfig, vocab_size: int) -> int:
     return model.num_layers * (_block_matrices(model) + vectors) + embeddings + model.dim
 
 
-def flops_per_token(model: ModelConfig, vocab_size: int, sequence_length: int) -> float:
-    """FLOPs that training needs for one token of a row of `sequence_length`: 3 times the forward's FLOPs.
+def flops_per_token(model: ModelConfig, vocab_size: int, sequence_length: int, adapter: int = 0) -> float:
+    """FLOPs that training needs for one token of a row of `sequence_length`: 3 times the forward's FLOPs. `adapter` is
+    the number of an adapter's parameters: the frozen matrices then need no gradients, and count 2 times.
 
     The forward takes 2 FLOPs for each weight of the blocks' matrices and of the output projection, tied or not (a
     lookup in the embedding takes none), and 4 heads head_dim for each key that a query sees. With the causal mask a
@@ -116,7 +117,8 @@ def flops_per_token(model: ModelConfig, vocab_size: int, sequence_length: int) -
     matrices = model.num_layers * _block_matrices(model) + vocab_size * model.dim
     keys = sum(_mean_keys(model.layer_window(n), sequence_length) for n in range(model.num_layers))
     attention = 4 * model.num_heads * model.head_width * keys
-    return 3.0 * (2 * matrices + attention)
+    trained = adapter or matrices
+    return 3.0 * (2 * trained + attention) + (4.0 * matrices if adapter else 0.0)
 
 
 def _block_matrices(model: ModelConfig) -> int:

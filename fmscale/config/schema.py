@@ -6,6 +6,7 @@ from typing import Any, get_args, get_type_hints
 
 import yaml
 
+from fmscale.config.adapter import LoraConfig
 from fmscale.config.batch import BatchConfig
 from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.config.data import DataConfig
@@ -31,6 +32,8 @@ class Config:
     """Rows of a step and how ranks share them."""
     model: ModelConfig | Own = field(default_factory=ModelConfig)
     """The model that is trained."""
+    adapter: LoraConfig | None = None
+    """Adapter that is trained in place of the model's weights; null trains all weights."""
     objective: NextTokenConfig | Own = field(default_factory=NextTokenConfig)
     """The loss that training minimises."""
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from fmscale.checkpoint.base import BASE
 from fmscale.checkpoint.checkpoint import Checkpoint
 from fmscale.checkpoint.read.meta import decoder_section
 from fmscale.config import ModelConfig
@@ -29,6 +30,13 @@ def hf_files(opened: Checkpoint, dtype: str | None = None) -> dict[str, Any]:
     files of that model, changed only where the run differs. Raises ConfigError for a checkpoint of no decoder.
     """
     meta = opened.meta
+    if BASE in meta:
+        address = f"{opened.backend.url}#{opened.run}@{opened.step}"
+        raise ConfigError(
+            "the checkpoint has an adapter alone, and Hugging Face's format whole weights",
+            found=f"base {meta[BASE]['address']}",
+            remedy=f"`fmscale adapter merge {address} --run NAME`, then export NAME; or `fmscale adapter export`.",
+        )
     missing = {"config", "vocab_size", "tokenizer"} - meta.keys()
     if missing:
         found, remedy = f"meta without {', '.join(sorted(missing))}", "Export it as safetensors or dcp."

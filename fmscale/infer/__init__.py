@@ -1,6 +1,7 @@
 """Use of a trained model: generation and evaluation.
 
 - `load.py`         a checkpoint as a model with its tokenizer
+- `adapters.py`     adapters as PEFT's files, and merged into their base
 - `sampling.py`     the choice of the next token
 - `generate.py`     continuations of prompts, from a key-value cache
 - `threads.py`      CPU threads by the work of a forward

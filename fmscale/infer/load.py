@@ -6,14 +6,16 @@ from typing import Any
 
 import torch
 
+from fmscale.checkpoint.base import BASE, open_base
 from fmscale.checkpoint.catalog import list_checkpoints, parse_address
 from fmscale.checkpoint.checkpoint import Checkpoint, open_in
 from fmscale.checkpoint.read.meta import decoder_section, section
-from fmscale.config import DataConfig, ModelConfig
+from fmscale.config import DataConfig, LoraConfig, ModelConfig
 from fmscale.data.tokenizers.protocol import Tokenizer
 from fmscale.data.tokenizers.tokenizer import from_json
 from fmscale.errors import ConfigError, DataError
 from fmscale.models import Decoder, build, load_weights
+from fmscale.models.lora import fix_ratios, wrap
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import open_dataset
 from fmscale.store.datasets.templates import ChatTemplate, load_template
@@ -59,7 +61,8 @@ class TrainedModel:
 
 
 def open_trained(address: str, *, device: str = "cpu", precision: str | None = None) -> TrainedModel:
-    """The model at STORE_URL#RUN (its newest checkpoint) or STORE_URL#RUN@STEP, on `device`.
+    """The model at STORE_URL#RUN (its newest checkpoint) or STORE_URL#RUN@STEP, on `device`. That of an adapter run is
+    its base with the adapter beside it, unmerged.
 
     `precision` is "fp32" or "bf16"; None takes fp32 on a CPU and bf16 elsewhere. Tensors are read one by one.
 
@@ -106,10 +109,14 @@ def _model(checkpoint: Checkpoint, config: ModelConfig, vocab_size: int, device:
     try:
         with torch.device(device):
             model = build(config, vocab_size=vocab_size)
+            if BASE in checkpoint.meta:
+                wrap(model, section(checkpoint.meta, "adapter", LoraConfig))
     finally:
         torch.set_default_dtype(before)
-    shapes = {tensor.name: tensor.shape for tensor in checkpoint.manifest.tensors if tensor.state == "weight"}
-    load_weights(model, checkpoint.tensor, shapes)
+    sources = [checkpoint, open_base(checkpoint.backend, checkpoint.meta)] if BASE in checkpoint.meta else [checkpoint]
+    found = {t.name: (source, t.shape) for source in sources for t in source.manifest.tensors if t.state == "weight"}
+    load_weights(model, lambda name: found[name][0].tensor(name), {name: shape for name, (_, shape) in found.items()})
+    fix_ratios(model)
     return model.eval().requires_grad_(False)
 
 

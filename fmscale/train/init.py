@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fmscale.checkpoint.base import BASE, open_base
 from fmscale.checkpoint.catalog import parse_address
 from fmscale.checkpoint.checkpoint import Checkpoint, open_in
 from fmscale.checkpoint.format.layout import Tensor
@@ -25,7 +26,7 @@ from fmscale.store.digest import canonical_json, data_digest, metadata_digest
 from fmscale.store.open import open_store
 from fmscale.text import scrub
 from fmscale.train.engine.protocol import Engine
-from fmscale.train.model_changes import SHAPES, section_changes
+from fmscale.train.model_changes import SHAPES, refuse_adapter_changes, section_changes
 from fmscale.train.resume import require_checkpoint
 from fmscale.train.session import Session
 
@@ -41,6 +42,8 @@ class Init:
     source: Checkpoint | HfFolder
     warning: str
     """Fields of the model that differ and leave the shapes as they are; empty without a difference."""
+    base: Checkpoint | None = None
+    """Checkpoint of the frozen weights of an adapter run: the source itself, or the base of the adapter run there."""
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -58,8 +61,20 @@ def find_init(
     """
     address, place = config.train.init or "", config.place("train.init")
     try:
+        if not address:
+            raise ConfigError(
+                f"{config.place('adapter')} needs a base, and this run has neither checkpoints nor train.init",
+                found="train.init: null",
+                remedy="Give train.init: the run whose weights stay frozen under the adapter.",
+            )
         if "#" not in address and ("/" in address or address.startswith((".", "~"))):
             path = Path(address).expanduser()
+            if config.adapter is not None:
+                raise ConfigError(
+                    "the base of an adapter must be a run: a folder cannot be kept as long as its adapters",
+                    found=address,
+                    remedy=f"`fmscale import {address} --store {config.store.url} --run base`, then train.init: base.",
+                )
             folder = open_hf_folder(path)
             warning = _compare(config.model, vocab_size, folder.config, str(path))
             compare_shapes(_shapes(config, vocab_size), folder.shapes)
@@ -81,6 +96,7 @@ def _find_checkpoint(
     require_checkpoint(config, "train.init", backend, run, step)
     found = open_in(backend, run, step or "auto")
     shown = scrub(f"{store}{mark}{run}@{found.step}")
+    base = _base(config, found, shown)
     theirs = found.meta.get("tokenizer")
     if tokenizer is not None and theirs != tokenizer:
         raise ConfigError(
@@ -94,8 +110,23 @@ def _find_checkpoint(
         source = replace(section(found.meta, "model", ModelConfig), vocab_size=found.meta["vocab_size"])
         warning = _compare(config.model, vocab_size, source, shown)
     asked = [Tensor(name, "weight", "float32", shape) for name, shape in _shapes(config, vocab_size).items()]
-    refuse_other_model(found.manifest, [differences(found.manifest, asked, convert=True)], shown, weights=True)
-    return Init(shown=shown, source=found, warning=warning)
+    whole = base or found
+    refuse_other_model(whole.manifest, [differences(whole.manifest, asked, convert=True)], shown, weights=True)
+    return Init(shown=shown, source=found, warning=warning, base=base)
+
+
+def _base(config: Config, found: Checkpoint, shown: str) -> Checkpoint | None:
+    """The base of a new adapter run; None for a run that trains all weights. Raises ConfigError."""
+    if BASE not in found.meta:
+        return None if config.adapter is None else found
+    if config.adapter is None:
+        raise ConfigError(
+            f"{shown} has an adapter alone, and this run trains all weights",
+            found="adapter: null",
+            remedy=f"`fmscale adapter merge {shown} --run NAME` makes a run of whole weights for train.init.",
+        )
+    refuse_adapter_changes(config, found.meta, shown)
+    return open_base(found.backend, found.meta, deadline=config.store.deadline)
 
 
 def _shapes(config: Config, vocab_size: int | None) -> dict[str, tuple[int, ...]]:
@@ -140,7 +171,8 @@ def load_init(session: Session, init: Init, engine: Engine) -> dict[str, Any]:
     else:
         # A job of that run may commit another checkpoint between the looks of two ranks.
         which = f"entry{session.from_rank_0('entry of the first weights', source.found.entry)}"
-        restore(source.backend, source.run, weights, which=which, waits=session.waits, weights=True, convert=True)
+        if source is not init.base:  # a base has no weights of the adapter
+            restore(source.backend, source.run, weights, which=which, waits=session.waits, weights=True, convert=True)
         digest, facts["step"] = source.found.body["manifest"]["digest"], source.step
     engine.restored(0)
     return {**facts, "digest": digest}

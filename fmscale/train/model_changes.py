@@ -57,6 +57,24 @@ def refuse_model_changes(config: Config, meta: Mapping[str, Any], where: str, *,
     return f"the fork of {where} changes its model: {shown}" if changes else ""
 
 
+def refuse_adapter_changes(config: Config, meta: Mapping[str, Any], where: str) -> None:
+    """Raise ConfigError if the adapter computes something else with the same tensors than the checkpoint at `where`
+    recorded, or if only the run or only the checkpoint has an adapter. Dropout may change.
+    """
+    recorded = meta.get("config", {}).get("adapter") or {}
+    ours = as_tree(config.adapter) or {}
+    keys = [key for key in ("kind", "rank", "alpha") if ours.get(key) != recorded.get(key)]
+    if keys:
+        was = ", ".join(f"adapter.{key}: {recorded[key]}" for key in keys) if recorded else "adapter: null"
+        raise ConfigError(
+            f"checkpoint {where} is of {'another' if recorded and ours else 'an' if recorded else 'no'} adapter",
+            found="; ".join(
+                f"{config.place(f'adapter.{key}')}: {ours.get(key)}, recorded {recorded.get(key)}" for key in keys
+            ),
+            remedy=f"Take {was}, as recorded, or another train.run.",
+        )
+
+
 def _tree(section: object) -> dict[str, Any]:
     """A section's values with its kind, and the derived widths of a decoder in place of null."""
     if isinstance(section, ModelConfig):

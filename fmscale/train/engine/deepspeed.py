@@ -45,7 +45,9 @@ class DeepSpeedEngine:
         self._dp = dp
         self.objective = objective
         self._gather = gather_over(dp)
-        base = make_optimizer(parameter_groups(trained, optimizer), optimizer, offload=train.offload_optimizer)
+        # Decay would pull the adapted weights to the base, and not to zero.
+        groups = parameter_groups(trained, optimizer, decay=config.adapter is None)
+        base = make_optimizer(groups, optimizer, offload=train.offload_optimizer)
         if train.zero_stage == 0:
             trained.to(device)
         settings = deepspeed_config(train, optimizer, batch, device)
@@ -59,7 +61,10 @@ class DeepSpeedEngine:
         self._clip = optimizer.clip_norm
         # The AdamW itself, which DeepSpeed's optimizer wraps from stage 1 on.
         self._base = self._engine.optimizer if self._stage == 0 else self._engine.optimizer.optimizer
-        self._slices = slices(self._engine, names, self._stage, dp.rank)
+        parts = slices(self._engine, names, self._stage, dp.rank)
+        # The frozen weights of an adapter run are in the checkpoint of its base, and in none of its own.
+        self._base_slices = [part for part in parts if part.frozen and config.adapter is not None]
+        self._slices = [part for part in parts if not part.frozen or config.adapter is None]
 
     def before(self, inputs: Sequence[Inputs]) -> Sequence[Any]:
         """The context of each forward of a step: None, where the objective computes nothing before."""
@@ -126,6 +131,10 @@ class DeepSpeedEngine:
         if save:
             parts = [share for part in parts for share in self._share(part)]
         return [piece for part in parts for piece in pieces_of(part, self._base)]
+
+    def base_pieces(self) -> list[Piece]:
+        """Live views of this rank's frozen weights in an adapter run, which `pieces` leaves out."""
+        return [piece for part in self._base_slices for piece in pieces_of(part, self._base)]
 
     def restored(self, updates: int) -> None:
         """Copy masters to weights, and set AdamW's step count, which its bias correction needs."""

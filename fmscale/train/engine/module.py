@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from fmscale.config import BatchShape, Config
 from fmscale.models import build
+from fmscale.models.lora import draw_adapters, wrap
 from fmscale.models.weights import Whole
 from fmscale.objectives import Objective, check_objective, make_objective
 from fmscale.runtime.axes import Axis
@@ -79,7 +80,7 @@ def build_engine(
         cast=cast,
         recompute=train.recompute == "full",
         # A class of the user's own may drop out anywhere.
-        dropout=getattr(config.model, "dropout", 1.0) > 0,
+        dropout=getattr(config.model, "dropout", 1.0) > 0 or getattr(config.adapter, "dropout", 0.0) > 0,
         compiler=compiler if _compiled(config, device) else None,
     )
     trained = ModelRoot(model)
@@ -89,11 +90,15 @@ def build_engine(
 
 
 def _initialised(config: Config, vocab_size: int | None, *whole: Whole) -> nn.Module:
-    """The model of a config. Without `init_weights`, constructors draw from torch's own generator under the seed."""
+    """The model of a config. Without `init_weights`, constructors draw from torch's own generator under the seed. With
+    an adapter nothing else is drawn.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         model = build(config.model, vocab_size=vocab_size)
-    init: Any = getattr(model, "init_weights", None)
+        if config.adapter is not None:
+            wrap(model, config.adapter)
+    init: Any = getattr(model, "init_weights", None) if config.adapter is None else partial(draw_adapters, model)
     if init is not None:
         init(torch.Generator().manual_seed(config.train.seed), *whole)
     return model

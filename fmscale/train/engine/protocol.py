@@ -52,6 +52,10 @@ class Engine(Protocol):
         """
         ...
 
+    def base_pieces(self) -> list[Piece]:
+        """Live views of the frozen weights that an adapter run reads from its base; `pieces` leaves them out."""
+        ...
+
     def restored(self, updates: int) -> None:
         """Carry the restored pieces into the weights, and set the step count to `updates`."""
         ...
