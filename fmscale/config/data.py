@@ -5,7 +5,7 @@ from typing import Literal
 
 from fmscale.config.checks import above_zero, at_least, at_most, not_empty
 from fmscale.config.kinds import Own
-from fmscale.config.spec import TextSpec
+from fmscale.config.spec import RenderedSpec, TextSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class SourceConfig:
     """Digests of masks whose documents are left out; `fmscale dataset mask` makes a mask and prints its digest."""
     seed: int | None = None
     """Seed of this source's order; null derives it from `data.seed` and the source's place in the list."""
-    spec: TextSpec | Own | None = None
+    spec: TextSpec | RenderedSpec | Own | None = None
     """Way from this source's records, or rows, to samples; null takes `data.spec` for records."""
 
     def __post_init__(self) -> None:
@@ -46,7 +46,7 @@ class DataConfig:
     """Way from documents to rows: `stream` cuts the running text into rows."""
     seed: int = 0
     """Seed of the order."""
-    spec: TextSpec | Own | None = None
+    spec: TextSpec | RenderedSpec | Own | None = None
     """Way from records to samples, for sources of records that have no spec of their own."""
     window: int = 2048
     """Units that are shuffled among one another; 2048 or more mixes class-sorted data to 99 % of the

@@ -96,10 +96,10 @@ def _uneven(place: str, total: int, known: int, dp_size: int, *, solve: str) -> 
 
 
 def num_parameters(model: ModelConfig, vocab_size: int) -> int:
-    """Number of trained parameters: matrices of the blocks, embedding, output (none if tied) and norms."""
+    """Number of trained parameters: matrices of the blocks, embedding, output (none if tied), score and norms."""
     embeddings = vocab_size * model.dim * (1 if model.tied else 2)
     norms = (2 * model.num_layers + 1) * model.dim
-    return model.num_layers * _block_matrices(model) + embeddings + norms
+    return model.num_layers * _block_matrices(model) + embeddings + norms + model.dim * model.score
 
 
 def flops_per_token(model: ModelConfig, vocab_size: int, sequence_length: int) -> float:

@@ -13,7 +13,7 @@ from fmscale.config.kinds import Own, kind_of, tag
 from fmscale.config.launch import LaunchConfig
 from fmscale.config.metrics import MetricsConfig
 from fmscale.config.model import ModelConfig
-from fmscale.config.objective import NextTokenConfig
+from fmscale.config.objective import NextTokenConfig, ObjectiveConfig
 from fmscale.config.store import StoreConfig
 from fmscale.config.train import EvaluationConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from fmscale.errors import ConfigError
@@ -31,7 +31,7 @@ class Config:
     """Rows of a step and how ranks share them."""
     model: ModelConfig | Own = field(default_factory=ModelConfig)
     """The model that is trained."""
-    objective: NextTokenConfig | Own = field(default_factory=NextTokenConfig)
+    objective: ObjectiveConfig | Own = field(default_factory=NextTokenConfig)
     """The loss that training minimises."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Length, precision and sharding of the run."""

@@ -1,5 +1,6 @@
 """Specs: the way from records of a dataset to samples."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -28,3 +29,14 @@ class TextSpec:
     def __post_init__(self) -> None:
         not_empty("field", self.field, "Name the text's column.")
         at_least(self, 1, "max_tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderedSpec:
+    """The texts of a rendered record: a conversation, a pair or a ranking, as `fmscale dataset render` makes them."""
+
+    kind: ClassVar[str] = "rendered"
+    too_long: Literal["refuse", "drop"] = "refuse"
+    """Records that are longer than a forward: refuse to begin, or leave them out."""
+    reference: str | None = dataclasses.field(default=None, metadata={"read": False})
+    """Maker's text of the column of reference log-probs; a run sets it from `objective.reference`."""

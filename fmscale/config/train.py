@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from fmscale.config.checks import InvalidField, above_zero, at_least, at_most, not_empty
 from fmscale.config.kinds import Own
-from fmscale.config.spec import TextSpec
+from fmscale.config.spec import RenderedSpec, TextSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +141,7 @@ class EvaluationSet:
     """Its split."""
     rows: int = 64
     """Rows, or samples, that are evaluated, over all ranks; the same each time."""
-    spec: TextSpec | Own | None = None
+    spec: TextSpec | RenderedSpec | Own | None = None
     """Way from records to samples; null takes `data.spec`."""
     name: str | None = None
     """Name in the metrics; null takes the dataset's name."""

@@ -6,6 +6,7 @@ import torch
 
 from fmscale.checkpoint.catalog import list_checkpoints, parse_address
 from fmscale.checkpoint.checkpoint import Checkpoint, open_in
+from fmscale.checkpoint.format.names import REFERENCE
 from fmscale.checkpoint.read.meta import decoder_section, section
 from fmscale.config import DataConfig, ModelConfig
 from fmscale.data.tokenizers.protocol import Tokenizer
@@ -97,7 +98,8 @@ def _model(checkpoint: Checkpoint, config: ModelConfig, vocab_size: int, device:
             model = build(config, vocab_size=vocab_size)
     finally:
         torch.set_default_dtype(before)
-    shapes = {tensor.name: tensor.shape for tensor in checkpoint.manifest.tensors if tensor.state == "weight"}
+    weights = [tensor for tensor in checkpoint.manifest.tensors if tensor.state == "weight"]
+    shapes = {tensor.name: tensor.shape for tensor in weights if not tensor.name.startswith(REFERENCE)}
     load_weights(model, checkpoint.tensor, shapes)
     return model.eval().requires_grad_(False)
 

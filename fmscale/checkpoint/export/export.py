@@ -10,6 +10,7 @@ import torch
 
 from fmscale.checkpoint.checkpoint import Checkpoint
 from fmscale.checkpoint.format.layout import FileRange, Tensor, shortest_header
+from fmscale.checkpoint.format.names import REFERENCE
 from fmscale.checkpoint.format.piece import DTYPES, elements
 from fmscale.errors import ConfigError
 
@@ -37,11 +38,12 @@ def export_checkpoint(
 ) -> list[Path]:
     """Write the checkpoint into a new or empty folder; return the files.
 
-    `hf`: weights under their names in `names`, in files of at most `shard_bytes`; model.safetensors.index.json if
-    there are several files; `config`, `tokenizer`, `tokenizer_config` and `generation_config` as NAME.json if given.
-    `safetensors`: every state of every tensor, named STATE/NAME, in one file. `dcp`: torch.distributed.checkpoint,
-    model.NAME and optim.state.NAME.STATE. `dtype` converts floating tensors. Raises ConfigError for a folder in use, a
-    `dtype` that is not floating or a tensor without a name in `names`, CorruptData for a damaged checkpoint.
+    `hf`: weights of the model under their names in `names`, in files of at most `shard_bytes`;
+    model.safetensors.index.json if there are several files; `config`, `tokenizer`, `tokenizer_config` and
+    `generation_config` as NAME.json if given. `safetensors`: every state of every tensor, named STATE/NAME, in one
+    file. `dcp`: torch.distributed.checkpoint, model.NAME and optim.state.NAME.STATE. `dtype` converts floating tensors.
+    Raises ConfigError for a folder in use, a `dtype` that is not floating or a tensor without a name in `names`,
+    CorruptData for a damaged checkpoint.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError("the folder for the export is not empty", found=str(folder), remedy="Name another.")
@@ -58,7 +60,7 @@ def export_checkpoint(
             for tensor in checkpoint.manifest.tensors
         ]
         return [_write(checkpoint, folder / "checkpoint.safetensors", tensors, progress)]
-    weights = [tensor for tensor in checkpoint.manifest.tensors if tensor.state == "weight"]
+    weights = [t for t in checkpoint.manifest.tensors if t.state == "weight" and not t.name.startswith(REFERENCE)]
     tensors = [(info, Tensor(_mapped(info.name, names), "", _converted(info, dtype), info.shape)) for info in weights]
     written = _write_sharded(checkpoint, folder, tensors, shard_bytes, progress)
     beside = {"config": config, "tokenizer_config": tokenizer_config, "generation_config": generation_config}

@@ -10,8 +10,9 @@ from fmscale.config.kinds import kind_of, own_class
 from fmscale.config.reader.load import load_section
 from fmscale.config.reader.tree import YamlTable, parse
 from fmscale.config.schema import as_tree
-from fmscale.config.spec import TextSpec
+from fmscale.config.spec import RenderedSpec, TextSpec
 from fmscale.data.samples.protocol import Spec
+from fmscale.data.samples.rendered import RenderedSamples
 from fmscale.data.samples.rows import RowSamples
 from fmscale.data.samples.text import TextSamples
 from fmscale.data.tokenizers.protocol import Tokenizer
@@ -25,7 +26,7 @@ from fmscale.store.digest import canonical_json
 
 MEMBERS = ("version", "columns", "parts", "too_long", "size", "decode", "make")
 """Members that a spec must have."""
-SIZELESS = ("too_long", "max_tokens")
+SIZELESS = ("too_long", "max_tokens", "reference")
 """Fields of a spec that do not change its sizes."""
 
 
@@ -36,6 +37,8 @@ def make_spec(config: Any, backend: Backend, *, limit: int, tokenizers: Sequence
     Raises ConfigError for a class of the user's own that is no spec or cannot be told where to cut, or for a text
     without a tokenizer.
     """
+    if isinstance(config, RenderedSpec):
+        return RenderedSamples(too_long=config.too_long, reference=config.reference)
     if not isinstance(config, TextSpec):
         return _cut_to(limit, _own(config))
     tokenizer = text_tokenizer(config, backend, tokenizers)
@@ -69,6 +72,8 @@ def open_spec(backend: Backend, text: str) -> Spec:
     spec: Spec
     if kind == RowSamples.kind:
         spec = RowSamples()
+    elif kind == RenderedSamples.kind:
+        spec = RenderedSamples(**values)
     elif kind == TextSamples.kind:
         spec = TextSamples(**values, content=stored_tokenizer(backend, values["tokenizer"]))
     else:

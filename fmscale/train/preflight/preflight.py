@@ -11,7 +11,7 @@ import torch
 from fmscale.checkpoint.catalog import load_manifest, newest
 from fmscale.checkpoint.format.layout import Tensor
 from fmscale.checkpoint.format.manifest import CheckpointManifest
-from fmscale.checkpoint.format.names import run_log
+from fmscale.checkpoint.format.names import REFERENCE, run_log
 from fmscale.checkpoint.read.compatibility import differences, refuse_other_model
 from fmscale.config import Config, ModelConfig, SourceConfig, derive_batch, kind_of
 from fmscale.config.checks import problems_of
@@ -39,6 +39,7 @@ from fmscale.train.engine.optimizer import MOMENTS
 from fmscale.train.init import find_init
 from fmscale.train.length import RunLength, run_length
 from fmscale.train.preflight.forecast import Forecast, forecast
+from fmscale.train.reference import with_reference
 from fmscale.train.resume import choose_resume, compare_recorded
 from fmscale.train.run_folder import check_folder, check_store
 from fmscale.train.schedule import learning_rate
@@ -129,6 +130,8 @@ def check_run(
     checks.run(lambda: check_folder(config))
     checks.run(lambda: check_sinks(config))
     backend = _open(config, checks)
+    if backend:
+        config = checks.ask(lambda: with_reference(config, backend)) or config
     datasets: dict[str, Dataset] = {}
     sources = _sources(config, backend, checks, datasets) if backend else []
     recorded = checks.ask(lambda: replay(run_log(backend, config.train.run))) if backend else None
@@ -301,6 +304,8 @@ def _check_model(config: Config, manifest: CheckpointManifest, vocab_size: int, 
         for name, p in model.named_parameters()
         for state in ("weight", *(MOMENTS if p.requires_grad else ()))
     ]
+    if getattr(config.objective, "reference", None) == "model":
+        asked += [tensor._replace(name=REFERENCE + tensor.name) for tensor in asked if tensor.state == "weight"]
     refuse_other_model(manifest, [differences(manifest, asked, convert=True)], f"checkpoint {where}")
 
 
