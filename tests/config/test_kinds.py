@@ -184,8 +184,8 @@ def test_our_sections_name_their_kinds_and_old_files_read_on(path: Path, tmp_pat
     assert "must be adamw, not this" in error_of(path, "optimizer.kind=my_models.towers:Towers").cause
     error = error_of(path, "objective.kind=nxt_token")
     assert error.cause == (
-        "override 'objective.kind=nxt_token': objective.kind must be next_token or dpo or ipo or kto or orpo or simpo or "
-        "reward or package.module:Name, not this"
+        "override 'objective.kind=nxt_token': objective.kind must be next_token or dpo or ipo or kto or orpo or "
+        "simpo or reward or package.module:Name, not this"
     )
     assert error.remedy == "Did you mean next_token?"
     assert load_section(ModelConfig, read_extended(write(tmp_path, "dim: 96\n", "m.yaml"))) == config.model
