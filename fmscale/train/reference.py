@@ -11,7 +11,7 @@ from fmscale.checkpoint.checkpoint import open_in
 from fmscale.config import Config
 from fmscale.config.objective import RewardConfig
 from fmscale.config.spec import RenderedSpec
-from fmscale.data.samples.rendered import reference_maker
+from fmscale.data.samples.rendered import values_maker
 from fmscale.errors import ConfigError, FmscaleError
 from fmscale.objectives import Inputs, Pairs
 from fmscale.store.backends.protocol import Backend
@@ -39,7 +39,8 @@ def with_reference(config: Config, backend: Backend) -> Config:
     if not at:
         return config
     require_checkpoint(config, "objective.reference", backend, run, step)
-    maker = reference_maker(open_in(backend, run, int(step)).found.body["manifest"]["digest"], config.train.precision)
+    digest = open_in(backend, run, int(step)).found.body["manifest"]["digest"]
+    maker = values_maker("logps", digest, config.train.precision)
 
     def changed(holder: Any) -> Any:
         spec = holder.spec

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -14,13 +14,15 @@ PARTS = {"tokens": Part("int64"), "labels": Part("int64"), "weights": Part("floa
 REFERENCE = "reference"
 """Name of the part, and of its derived column, with the log-prob of each of a pair's texts under a reference."""
 
-LOGPS_VERSION = 1
-"""Version of the code that makes these log-probs."""
+VALUES_VERSION = 1
+"""Version of the code that makes such values."""
 
 
-def reference_maker(weights: str, precision: str) -> str:
-    """Maker's text of a column of reference log-probs: digest of the checkpoint's manifest, and type of the forward."""
-    made = {"kind": "logps", "version": LOGPS_VERSION, "weights": weights, "precision": precision}
+def values_maker(kind: Literal["logps", "scores"], weights: str, precision: str) -> str:
+    """Maker's text of a column of values that a model gives the texts of a record: log-probs of the trained tokens, or
+    a reward model's scores. `weights` is the digest of a checkpoint's manifest, `precision` the type of the forward.
+    """
+    made = {"kind": kind, "version": VALUES_VERSION, "weights": weights, "precision": precision}
     return canonical_json(made).decode()
 
 

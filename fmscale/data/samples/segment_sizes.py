@@ -65,7 +65,7 @@ def segment_sizes(
 
     try:
         segment = open_record_segment(backend, row.prefix, row.seal)
-        for first, count, table in _tables(backend, segment):
+        for first, count, table in tables(backend, segment):
             for at, size in enumerate([] if isinstance(table, Exception) else _sizes(spec, table), first):
                 if isinstance(size, Exception):
                     add_bad(at, 1, size)
@@ -81,7 +81,7 @@ def segment_sizes(
     return sizes, json.dumps({"empty": empty, "bad": bad, "first": names}) if empty or bad else ""
 
 
-def _tables(backend: Backend, segment: RecordSegment) -> Iterator[tuple[int, int, pa.Table | Exception]]:
+def tables(backend: Backend, segment: RecordSegment) -> Iterator[tuple[int, int, pa.Table | Exception]]:
     """(first record, records, table) of the segment in order; the error instead of a table that cannot be read."""
     for edges in _windows(backend, segment):
         first, end = edges[0], edges[-1]
@@ -117,7 +117,7 @@ def _windows(backend: Backend, segment: RecordSegment) -> Iterator[list[int]]:
 def _sizes(spec: Spec, table: pa.Table) -> list[int | Exception]:
     """The size of each record, or its error."""
     with suppress(Exception):  # found and named below, record by record
-        records = _records(spec, table)
+        records = records_of(spec, table)
         many = getattr(spec, "sizes", None)
         return [_checked(size) for size in (many(records) if many else map(spec.size, records))]
     return [_size(spec, table.slice(row, 1)) for row in range(table.num_rows)]
@@ -125,7 +125,7 @@ def _sizes(spec: Spec, table: pa.Table) -> list[int | Exception]:
 
 def _size(spec: Spec, table: pa.Table) -> int | Exception:
     try:
-        return _checked(spec.size(_records(spec, table)[0]))
+        return _checked(spec.size(records_of(spec, table)[0]))
     except Exception as error:
         return error
 
@@ -137,7 +137,7 @@ def _checked(size: Any) -> int:
     return number
 
 
-def _records(spec: Spec, table: pa.Table) -> list[Record]:
+def records_of(spec: Spec, table: pa.Table) -> list[Record]:
     values = {name: table.column(name).to_pylist() for name in spec.columns if name in table.column_names}
     return [{name: values[name][row] if name in values else None for name in spec.columns} for row in range(len(table))]
 
