@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -55,8 +56,8 @@ def random_rankings(count: int, seed: int, *, answers: int = 2, vocab: int = 250
     return rendered(records)
 
 
-def rendered_dataset(store: Backend, name: str, segments: Sequence[pa.Table]) -> Dataset:
-    """A commit with a segment for each table, and its column of sizes."""
-    dataset = record_dataset(store, name, segments)
+def rendered_dataset(store: Backend, name: str, segments: Sequence[pa.Table], **notes: Any) -> Dataset:
+    """A commit with a segment for each table and these notes, and its column of sizes."""
+    dataset = record_dataset(store, name, segments, extra=notes)
     add_sizes(dataset, make_spec(RenderedSpec(), store, limit=2**20), segments)
     return dataset
