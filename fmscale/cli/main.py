@@ -21,7 +21,7 @@ from fmscale.errors import FmscaleError
 from fmscale.text import clean, printable_lines, scrub
 
 VERBS = (
-    *("ingest", "plan", "train", "generate", "evaluate", "compare", "doctor", "bench", "quickstart", "launch"),
+    *("ingest", "plan", "train", "generate", "evaluate", "score", "compare", "doctor", "bench", "quickstart", "launch"),
     *("import_model", "dataset", "config", "checkpoint", "adapter"),
 )
 

@@ -96,8 +96,8 @@ def _uneven(place: str, total: int, known: int, dp_size: int, *, solve: str) -> 
 
 
 def num_parameters(model: ModelConfig, vocab_size: int) -> int:
-    """Number of trained parameters: matrices and biases of the blocks, embedding, output (none if tied) and norms."""
-    embeddings = vocab_size * model.dim * (1 if model.tied else 2)
+    """Number of trained parameters: blocks with biases, embedding, output (none if tied), score and norms."""
+    embeddings = vocab_size * model.dim * (1 if model.tied else 2) + model.dim * model.score
     vectors = (4 if model.post_norms else 2) * model.dim
     vectors += 2 * model.head_width if model.qk_norm else 0
     vectors += model.head_width * (model.num_heads + 2 * model.kv_heads) if model.qkv_bias else 0

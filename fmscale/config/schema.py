@@ -14,7 +14,7 @@ from fmscale.config.kinds import Own, kind_of, tag
 from fmscale.config.launch import LaunchConfig
 from fmscale.config.metrics import MetricsConfig
 from fmscale.config.model import ModelConfig
-from fmscale.config.objective import NextTokenConfig
+from fmscale.config.objective import NextTokenConfig, ObjectiveConfig
 from fmscale.config.store import StoreConfig
 from fmscale.config.train import EvaluationConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from fmscale.errors import ConfigError
@@ -34,7 +34,7 @@ class Config:
     """The model that is trained."""
     adapter: LoraConfig | None = None
     """Adapter that is trained in place of the model's weights; null trains all weights."""
-    objective: NextTokenConfig | Own = field(default_factory=NextTokenConfig)
+    objective: ObjectiveConfig | Own = field(default_factory=NextTokenConfig)
     """The loss that training minimises."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Length, precision and sharding of the run."""

@@ -8,6 +8,9 @@
 - `stream.py`       text from tokens, whole characters at a time
 - `heldout.py`      documents of a split, or files, as tokens
 - `evaluate.py`     bits per byte, loss and perplexity of documents
+- `score.py`        values of documents: log-probs of trained tokens, scores of a reward model
+- `value_columns.py`  derived columns of these values
+- `rankings.py`     a reward model on held-out pairs and rankings
 - `compressors.py`  gzip, xz and primed zstd on the same documents
 """
 

@@ -9,6 +9,7 @@ import torch
 from fmscale.checkpoint.base import BASE, open_base
 from fmscale.checkpoint.catalog import list_checkpoints, parse_address
 from fmscale.checkpoint.checkpoint import Checkpoint, open_in
+from fmscale.checkpoint.format.names import REFERENCE
 from fmscale.checkpoint.read.meta import decoder_section, section
 from fmscale.config import DataConfig, LoraConfig, ModelConfig
 from fmscale.data.tokenizers.protocol import Tokenizer
@@ -115,7 +116,8 @@ def _model(checkpoint: Checkpoint, config: ModelConfig, vocab_size: int, device:
         torch.set_default_dtype(before)
     sources = [checkpoint, open_base(checkpoint.backend, checkpoint.meta)] if BASE in checkpoint.meta else [checkpoint]
     found = {t.name: (source, t.shape) for source in sources for t in source.manifest.tensors if t.state == "weight"}
-    load_weights(model, lambda name: found[name][0].tensor(name), {name: shape for name, (_, shape) in found.items()})
+    shapes = {name: shape for name, (_, shape) in found.items() if not name.startswith(REFERENCE)}
+    load_weights(model, lambda name: found[name][0].tensor(name), shapes)
     fix_ratios(model)
     return model.eval().requires_grad_(False)
 

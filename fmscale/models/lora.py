@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatchcase
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -105,6 +106,8 @@ def wrap(model: nn.Module, config: LoraConfig) -> list[str]:
         layer = model.get_submodule(name)
         assert isinstance(layer, nn.Linear)
         setattr(model.get_submodule(parent), last, LoraLinear(layer, config))
+    wrapped: Any = model
+    wrapped.adapters_off = partial(adapters_off, model)  # objectives know no module by its class
     return targets
 
 

@@ -13,12 +13,14 @@ from fmscale.checkpoint.base import BASE, open_base
 from fmscale.checkpoint.catalog import parse_address
 from fmscale.checkpoint.checkpoint import Checkpoint, open_in
 from fmscale.checkpoint.format.layout import Tensor
+from fmscale.checkpoint.format.names import REFERENCE
 from fmscale.checkpoint.read.compatibility import differences, refuse_other_model
 from fmscale.checkpoint.read.meta import inherited, section
 from fmscale.checkpoint.read.restore import restore
 from fmscale.config import Config, ModelConfig, as_yaml
 from fmscale.errors import ConfigError, StoreError
 from fmscale.models import build
+from fmscale.models.decoder import SCORE
 from fmscale.models.hf import HfFolder, open_hf_folder
 from fmscale.models.weights import compare_shapes
 from fmscale.store.backends.protocol import Backend
@@ -44,6 +46,10 @@ class Init:
     """Fields of the model that differ and leave the shapes as they are; empty without a difference."""
     base: Checkpoint | None = None
     """Checkpoint of the frozen weights of an adapter run: the source itself, or the base of the adapter run there."""
+    lacks: frozenset[str] = frozenset()
+    """Names of the weights that keep their values, as the source has none for them."""
+    unread: bool = False
+    """True if the source has weights beside those of the model: of a reference, or of a score."""
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -77,8 +83,9 @@ def find_init(
                 )
             folder = open_hf_folder(path)
             warning = _compare(config.model, vocab_size, folder.config, str(path))
-            compare_shapes(_shapes(config, vocab_size), folder.shapes)
-            return Init(shown=str(path), source=folder, warning=warning)
+            shapes = _shapes(config, vocab_size)
+            compare_shapes({name: shapes[name] for name in shapes.keys() - {SCORE}}, folder.shapes)
+            return Init(shown=str(path), source=folder, warning=warning, lacks=frozenset({SCORE}))
         if "#" in address:
             backend = open_store(parse_address(address)[0], read_only=True, deadline=deadline or config.store.deadline)
         return _find_checkpoint(config, backend, address, vocab_size, tokenizer)
@@ -111,8 +118,15 @@ def _find_checkpoint(
         warning = _compare(config.model, vocab_size, source, shown)
     asked = [Tensor(name, "weight", "float32", shape) for name, shape in _shapes(config, vocab_size).items()]
     whole = base or found
-    refuse_other_model(whole.manifest, [differences(whole.manifest, asked, convert=True)], shown, weights=True)
-    return Init(shown=shown, source=found, warning=warning, base=base)
+    there = {tensor.name for tensor in whole.manifest.tensors}
+    begun = [tensor for tensor in asked if tensor.name in there or tensor.name != SCORE]
+    unread = any(name == SCORE or name.startswith(REFERENCE) for name in there - {tensor.name for tensor in asked})
+    answers = [differences(whole.manifest, begun, convert=True)]
+    refuse_other_model(whole.manifest, answers, shown, weights=True, partial=unread)
+    if len(begun) < len(asked):
+        warning = "; ".join(filter(None, (warning, f"{shown} is no reward model: {SCORE} begins at 0")))
+    lacks = frozenset({SCORE}) - there
+    return Init(shown=shown, source=found, warning=warning, base=base, lacks=lacks, unread=unread)
 
 
 def _base(config: Config, found: Checkpoint, shown: str) -> Checkpoint | None:
@@ -162,7 +176,11 @@ def load_init(session: Session, init: Init, engine: Engine) -> dict[str, Any]:
     source, facts = init.source, dict[str, Any](address=init.shown)
     if init.warning and session.world.rank == 0:
         logger.warning("%s: %s", session.config.place("train.init"), init.warning)
-    weights = [piece for piece in engine.pieces(save=False) if piece.state == "weight"]
+    weights = [
+        replace(piece, name=piece.name.removeprefix(REFERENCE))
+        for piece in engine.pieces(save=False)
+        if piece.state == "weight" and piece.name not in init.lacks
+    ]
     if isinstance(source, HfFolder):
         digest = _folder_digest(session, source)
         for piece in weights:
@@ -171,8 +189,9 @@ def load_init(session: Session, init: Init, engine: Engine) -> dict[str, Any]:
     else:
         # A job of that run may commit another checkpoint between the looks of two ranks.
         which = f"entry{session.from_rank_0('entry of the first weights', source.found.entry)}"
+        options: dict[str, Any] = {"which": which, "waits": session.waits, "weights": True, "convert": True}
         if source is not init.base:  # a base has no weights of the adapter
-            restore(source.backend, source.run, weights, which=which, waits=session.waits, weights=True, convert=True)
+            restore(source.backend, source.run, weights, partial=init.unread, **options)
         digest, facts["step"] = source.found.body["manifest"]["digest"], source.step
     engine.restored(0)
     return {**facts, "digest": digest}

@@ -1,7 +1,7 @@
 """DeepSpeed as an engine: ZeRO stages 0 to 3."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from typing import Any
@@ -20,7 +20,7 @@ from fmscale.train.engine.deepspeed_config import deepspeed_config
 from fmscale.train.engine.gather import gather_over
 from fmscale.train.engine.optimizer import make_optimizer, parameter_groups, set_step
 from fmscale.train.engine.partitions import Slice, pieces_of, publish, slices
-from fmscale.train.engine.protocol import Update
+from fmscale.train.engine.protocol import T, Update
 
 
 class DeepSpeedEngine:
@@ -71,9 +71,7 @@ class DeepSpeedEngine:
         nothing = [None] * len(inputs)
         if type(self.objective).before is Objective.before:
             return nothing
-        contexts: list[Any] = []
-        with torch.no_grad():
-            self._engine(lambda model: contexts.extend(self.objective.before(model, inputs, self._gather) or nothing))
+        contexts = self.look(lambda model: self.objective.before(model, inputs, self._gather)) or nothing
         if len(contexts) != len(inputs):
             raise ConfigError(
                 f"`before` of the objective {type(self.objective).__name__} must return an entry for each forward",
@@ -81,6 +79,13 @@ class DeepSpeedEngine:
                 remedy="Return a sequence as long as its `inputs`, or None.",
             )
         return contexts
+
+    def look(self, call: Callable[[nn.Module], T]) -> T:
+        """The result of `call` on the model, inside the hooks of sharding and without a graph."""
+        found: list[T] = []
+        with torch.no_grad():
+            self._engine(lambda model: found.append(call(model)))
+        return found[0]
 
     def forward(self, inputs: Inputs, context: Any = None) -> Loss:
         losses: list[Loss] = []

@@ -1,13 +1,15 @@
 """The contract of an engine: the operations of a model whose state is spread over ranks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
 from fmscale.checkpoint.format.piece import Piece
 from fmscale.objectives.protocol import Inputs, Loss, Objective
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,10 @@ class Engine(Protocol):
 
     def before(self, inputs: Sequence[Inputs]) -> Sequence[Any]:
         """Run the objective's `before` on a step's inputs: the context of each forward."""
+        ...
+
+    def look(self, call: Callable[[nn.Module], T]) -> T:
+        """The result of `call` on the model, without a graph."""
         ...
 
     def forward(self, inputs: Inputs, context: Any = None) -> Loss:

@@ -13,7 +13,7 @@ from fmscale.checkpoint.base import open_base
 from fmscale.checkpoint.catalog import load_manifest, newest
 from fmscale.checkpoint.format.layout import Tensor
 from fmscale.checkpoint.format.manifest import CheckpointManifest
-from fmscale.checkpoint.format.names import run_log
+from fmscale.checkpoint.format.names import REFERENCE, run_log
 from fmscale.checkpoint.read.compatibility import differences, refuse_other_model
 from fmscale.config import Config, ModelConfig, SourceConfig, derive_batch, kind_of
 from fmscale.config.checks import problems_of
@@ -43,6 +43,7 @@ from fmscale.train.engine.optimizer import MOMENTS
 from fmscale.train.init import find_init
 from fmscale.train.length import RunLength, run_length
 from fmscale.train.preflight.forecast import Forecast, forecast
+from fmscale.train.reference import with_reference
 from fmscale.train.resume import choose_resume, compare_recorded
 from fmscale.train.run_folder import check_folder, check_store
 from fmscale.train.schedule import learning_rate
@@ -133,6 +134,8 @@ def check_run(
     checks.run(lambda: check_folder(config))
     checks.run(lambda: check_sinks(config))
     backend = _open(config, checks)
+    if backend:
+        config = checks.ask(lambda: with_reference(config, backend)) or config
     datasets: dict[str, Dataset] = {}
     sources = _sources(config, backend, checks, datasets) if backend else []
     recorded = checks.ask(lambda: replay(run_log(backend, config.train.run))) if backend else None
@@ -313,6 +316,8 @@ def _check_model(config: Config, manifest: CheckpointManifest, vocab_size: int, 
         if p.requires_grad or config.adapter is None
         for state in ("weight", *(MOMENTS if p.requires_grad else ()))
     ]
+    if getattr(config.objective, "reference", None) == "model":
+        asked += [tensor._replace(name=REFERENCE + tensor.name) for tensor in asked if tensor.state == "weight"]
     refuse_other_model(manifest, [differences(manifest, asked, convert=True)], f"checkpoint {where}")
 
 
