@@ -151,8 +151,8 @@ def _shapes(config: Config, vocab_size: int | None) -> dict[str, tuple[int, ...]
 
 
 def _compare(model: object, vocab_size: int | None, source: ModelConfig, shown: str) -> str:
-    """Raise ConfigError for fields that give other shapes or heads; return a warning of other fields that differ. A
-    class of the user's own has other fields: its shapes alone are compared.
+    """Raise ConfigError for fields that give other tensors, heads or meanings of numbers; return a warning of other
+    fields that differ. A class of the user's own has other fields: its shapes alone are compared.
     """
     if not isinstance(model, ModelConfig):
         return ""

@@ -12,9 +12,9 @@ from fmscale.text import clean_tree
 
 SHAPES = (
     "num_layers", "dim", "num_heads", "num_kv_heads", "head_dim", "hidden_dim", "tied", "vocab_size",
-    "qkv_bias", "qk_norm", "post_norms",
+    "qkv_bias", "qk_norm", "post_norms", "norm_offset", "activation", "embedding_scale",
 )  # fmt: skip
-"""Keys that decide the shapes of tensors or their division into heads."""
+"""Keys that decide the shapes of tensors, their division into heads, or the meaning of their numbers."""
 FREE = ("max_seq_len", "dropout", "init_std", "attention_backend")
 """Keys that leave the function of given weights as it is; every other key changes it."""
 ROPE = ("rope_theta", "rope_scaling", "local_rope_theta")
