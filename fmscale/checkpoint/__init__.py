@@ -2,6 +2,7 @@
 
 `saver.py`       a snapshot of the live state; the persist process does everything else
 `format/`        names, layouts and manifests of what is stored
+`weights.py`     weights that another program made, as a checkpoint of one file at a time in memory
 `snapshot/`      the copy of the state that a save works from
 `persist/`       the process that stores a rank's part, commits and retires
 `catalog.py`     the checkpoints of a run, read from its log

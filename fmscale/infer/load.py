@@ -87,7 +87,7 @@ def open_trained(address: str, *, device: str = "cpu", precision: str | None = N
     dtype = TYPES[precision or ("fp32" if device == "cpu" else "bf16")]
     config = decoder_section(meta, "generation and evaluation")
     data = section(meta, "data", DataConfig) if "data" in meta["config"] else None
-    bos, eos = framing(backend, meta, tokenizer)
+    bos, eos = run_framing(backend, meta, tokenizer)
     others = [] if eos is None else [eos, *(i for i in meta.get("ends", ()) if i != eos)]
     return TrainedModel(
         run=run,
@@ -133,22 +133,28 @@ def _checkpoint(backend: Backend, run: str, which: str) -> Checkpoint:
     )
 
 
-def framing(backend: Backend, meta: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[int | None, int | None]:
+def run_framing(backend: Backend, meta: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[int | None, int | None]:
     """BOS and EOS of a run: those of its first dataset, if all its datasets have documents of this tokenizer. Else, as
-    where chats were rendered by a template, those of the imported model. Without both: no BOS, and the tokenizer's
-    EOS, which are the defaults of an ingest.
+    where a template has rendered chats, those of the imported model that it began with, or the defaults of `framing`.
     """
-    framed: list[tuple[int | None, int | None]] = []
-    for source in section(meta, "data", DataConfig).sources if "data" in meta["config"] else ():
-        try:
-            commits = open_dataset(backend, source.dataset).commits()
-        except DataError:
-            continue
-        known = [
-            (commit.bos, commit.eos) for commit in commits if commit.tokenizer == tokenizer.digest and commit.dtype
-        ]
-        if not known and commits:
-            framed = []
-            break
-        framed += known[-1:]
-    return framed[0] if framed else (meta.get("bos"), meta.get("eos", tokenizer.eos_id))
+    sources = section(meta, "data", DataConfig).sources if "data" in meta["config"] else ()
+    framed = [_framed(backend, source.dataset, tokenizer) for source in sources]
+    if "eos" in meta and (not framed or None in framed):
+        return meta.get("bos"), meta["eos"]
+    return next(filter(None, framed), (None, tokenizer.eos_id))
+
+
+def framing(backend: Backend, dataset: str, tokenizer: Tokenizer) -> tuple[int | None, int | None]:
+    """BOS and EOS of a dataset's documents. Without this data in the store: no BOS, and the tokenizer's EOS, which are
+    the defaults of an ingest.
+    """
+    return _framed(backend, dataset, tokenizer) or (None, tokenizer.eos_id)
+
+
+def _framed(backend: Backend, dataset: str, tokenizer: Tokenizer) -> tuple[int | None, int | None] | None:
+    try:
+        commits = open_dataset(backend, dataset).commits()
+    except DataError:
+        commits = []
+    known = ((one.bos, one.eos) for one in reversed(commits) if one.tokenizer == tokenizer.digest and one.dtype)
+    return next(known, None)
