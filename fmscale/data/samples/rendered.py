@@ -1,6 +1,6 @@
 """Records of a rendered dataset as samples: a text is a document, and its trained tokens have weight 1."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -79,15 +79,21 @@ class RenderedSamples:
         """Tokens, labels and weights; a sample that is too long has the ends of its longest texts cut off."""
         ids, trained, pieces = media
         lengths = [max(0, piece - 1) for piece in pieces]
-        most = max(lengths, default=0)
-        while sum(min(length, most) for length in lengths) > limit:
-            over = sum(min(length, most) for length in lengths) - limit
-            most -= -(-over // sum(length >= most for length in lengths))
-        kept = tuple(min(length, most) for length in lengths)
+        kept = tuple(min(length, _most(lengths, limit)) for length in lengths)
         firsts = np.cumsum([0, *pieces])[:-1]
         at = np.concatenate([np.arange(first, first + count) for first, count in zip(firsts, kept, strict=True)])
         weights = trained[at + 1].astype(np.float32)
         return Sample({"tokens": ids[at], "labels": ids[at + 1], "weights": weights}, kept)
+
+
+def _most(lengths: Sequence[int], limit: int) -> int:
+    """Length to which each text is cut so that they have `limit` tokens or less together."""
+    left = limit
+    for number, length in enumerate(sorted(lengths)):
+        if length > (share := left // (len(lengths) - number)):
+            return share
+        left -= length
+    return limit
 
 
 def run_lengths(mask: np.ndarray) -> list[int]:
