@@ -15,7 +15,7 @@ from fmscale.errors import ConfigError
 from fmscale.infer.threads import cpu_threads
 from fmscale.models import Decoder
 from fmscale.objectives.logps import document_logps, grouped, hidden_at
-from fmscale.objectives.reward import document_scores, last_trained
+from fmscale.objectives.reward import document_scores, with_last_tokens
 
 FORWARD_TOKENS = 8192
 """Most tokens of a forward, unless a sample alone has more."""
@@ -35,7 +35,7 @@ def scores(model: Any, given: Mapping[str, Tensor]) -> Tensor:
         raise ConfigError(
             "the model has no score", found="model.score: false", remedy="Name a run of objective.kind: reward."
         )
-    return document_scores(model, given, last_trained(given))
+    return document_scores(model, with_last_tokens(given))
 
 
 @torch.no_grad()

@@ -16,9 +16,9 @@ def grouped(batch: SampleBatch, least: int, most: int | None, objective: str) ->
     """The inputs of samples of several documents, and the number of documents of each sample, int64 [S].
 
     The tensors are `tokens`, `positions` and `cu_seqlens`; `trained` [M], positions whose label is trained; `targets`
-    [M], these labels; `spans` [D + 1], bounds of the documents in them; `present`, samples with content. A sample
-    weighs 1, a sample without content 0. Raises DataError for a sample with fewer documents than `least` or more than
-    `most`.
+    [M], these labels; `spans` [D + 1], bounds of the documents in them; `last` [D], the last label of each document;
+    `present`, samples with content. A sample weighs 1, a sample without content 0. Raises DataError for a sample with
+    fewer documents than `least` or more than `most`.
     """
     ends, bounds = batch.cu_seqlens.long(), batch.bounds.long()
     documents = int((ends[:-1] < bounds[-1]).sum())
@@ -41,6 +41,7 @@ def grouped(batch: SampleBatch, least: int, most: int | None, objective: str) ->
         "trained": trained,
         "targets": batch.parts["labels"].flatten()[trained],
         "spans": torch.searchsorted(trained, ends[: documents + 1]),
+        "last": batch.parts["labels"].flatten()[ends[1 : documents + 1] - 1],
         "present": counts.nonzero().flatten(),
     }
     weights = (counts > 0).to(torch.float32)

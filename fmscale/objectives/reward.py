@@ -15,6 +15,9 @@ from fmscale.config.objective import RewardConfig
 from fmscale.objectives.logps import grouped, hidden_at
 from fmscale.objectives.protocol import Inputs, Loss, Objective, SampleBatch
 
+MULTIPLE = 64
+"""Length of a flat forward is a multiple of it, so that compiled code and kernels meet few shapes."""
+
 
 def bradley_terry_losses(scores: Tensor, there: Tensor, *, margin: float = 0.0) -> Tensor:
     """-log sigmoid(s_i - s_j - margin), mean over the pairs i before j of each ranking (InstructGPT, arXiv 2203.02155,
@@ -38,19 +41,33 @@ def order_accuracy(scores: Tensor, there: Tensor) -> Tensor:
     return ((difference > 0) & pair).sum((1, 2)) / pair.sum((1, 2))
 
 
-def last_trained(given: Mapping[str, Tensor]) -> Tensor:
-    """Position of each document's score, int64 [D]: its last trained token, or where that is only a label, the token
-    that predicts it.
+def with_last_tokens(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A flat forward of `grouped` whose documents also have their last label as an input, and `at` [D], the position of
+    each document's last trained token (without one, of its last token), where its score is read.
     """
-    ends = given["cu_seqlens"].long()[1 : len(given["spans"])]
-    spans, trained = given["spans"], given["trained"]
-    last = torch.where(spans.diff() > 0, trained[(spans[1:] - 1).clamp(min=0)] if len(trained) else 0, ends - 2)
-    return torch.minimum(last + 1, ends - 1)
+    tokens, ends, spans, trained = (given[name] for name in ("tokens", "cu_seqlens", "spans", "trained"))
+    D = len(spans) - 1
+    number = torch.arange(D + 1, device=ends.device)
+    ends = ends[: D + 1].long()
+    own = torch.arange(int(ends[-1]), device=ends.device)
+    size = -(-(int(ends[-1]) + max(D, 1)) // MULTIPLE) * MULTIPLE
+    whole = tokens.new_zeros(1, size)
+    whole[0, own + torch.searchsorted(ends, own, right=True) - 1] = tokens[0, : len(own)]
+    whole[0, ends[1:] + number[:-1]] = given["last"]
+    bounds = torch.cat((ends + number, ends.new_full((1,), size)))
+    filled = torch.arange(size, device=ends.device)
+    begins = bounds[torch.searchsorted(bounds, filled, right=True) - 1]
+    at = ends[1:] + number[:-1]
+    if len(trained):
+        last = trained[(spans[1:] - 1).clamp(min=0)] + 1 + number[:-1]
+        at = torch.where(spans.diff() > 0, last, at)
+    cu_seqlens = bounds if int(bounds[-2]) < size else bounds[:-1]
+    return {"tokens": whole, "positions": (filled - begins)[None], "cu_seqlens": cu_seqlens.to(torch.int32), "at": at}
 
 
-def document_scores(model: Any, given: Mapping[str, Tensor], at: Tensor) -> Tensor:
-    """Scores of a flat forward's documents, fp32 [D], at the positions `at`."""
-    scores: Tensor = model.score(hidden_at(model, given, at))
+def document_scores(model: Any, given: Mapping[str, Tensor]) -> Tensor:
+    """Scores of the documents of a flat forward of `with_last_tokens`, fp32 [D]."""
+    scores: Tensor = model.score(hidden_at(model, given, given["at"]))
     return scores[:, 0].float()
 
 
@@ -63,15 +80,14 @@ class Rewards(Objective):
         self.config = config
 
     def collate(self, batch: SampleBatch) -> Inputs:
-        """The tensors of `grouped` without those of the head, and the places of documents in rankings. Raises DataError
+        """The tensors of `with_last_tokens`, and the places of documents in rankings. Raises DataError
         for a sample of a single document.
         """
         inputs, counts = grouped(batch, 2, None, self.config.kind)
         counts = counts[counts > 0]
         rank = torch.arange(int(counts.max()) if len(counts) else 2)
         first = counts.cumsum(0) - counts
-        tensors = {name: inputs.tensors[name] for name in ("tokens", "positions", "cu_seqlens", "present")}
-        tensors["at"] = last_trained(inputs.tensors)
+        tensors = {**with_last_tokens(inputs.tensors), "present": inputs.tensors["present"]}
         tensors["there"] = rank < counts[:, None]
         tensors["document"] = torch.where(tensors["there"], first[:, None] + rank, 0)
         return Inputs(tensors=tensors, weights=inputs.weights, source=inputs.source, bounds=inputs.bounds)
@@ -79,7 +95,7 @@ class Rewards(Objective):
     def __call__(self, model: nn.Module, inputs: Inputs, context: Any = None) -> Loss:
         """`model(tokens, positions_BT=, cu_seqlens=)` gives hidden states, `model.score(hidden)` scores."""
         given = inputs.tensors
-        there, scores = given["there"], document_scores(model, given, given["at"])
+        there, scores = given["there"], document_scores(model, given)
         scores = (
             torch.where(there, scores[given["document"]], 0.0) if len(there) else scores.new_zeros(0, 2) + scores.sum()
         )

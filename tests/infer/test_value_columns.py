@@ -137,9 +137,10 @@ def test_rankings_are_scored_as_by_hand(memory_store: Backend) -> None:
         for sample in samples_of(dataset):
             at, mine = 0, []
             for piece in sample.pieces:
-                hidden = model(torch.from_numpy(sample.tensors["tokens"][at : at + piece])[None])[0]
+                tokens, labels = (sample.tensors[name][at : at + piece] for name in ("tokens", "labels"))
                 last = int(sample.tensors["weights"][at : at + piece].nonzero()[0].max())
-                mine.append(float(model.score(hidden[min(last + 1, piece - 1)])))
+                whole = np.concatenate((tokens[: last + 1], labels[last : last + 1]))
+                mine.append(float(model.score(model(torch.from_numpy(whole)[None])[0, -1])))
                 at += piece
             values.append(mine)
     order = [[mine[i] > mine[j] for i in range(len(mine)) for j in range(i + 1, len(mine))] for mine in values]

@@ -117,6 +117,7 @@ def exact(model: nn.Module, sample: Sample) -> tuple[Tensor, Tensor, Tensor]:
         table = model.head(hidden).log_softmax(-1)  # type: ignore[operator]
         logps.append((table.gather(1, labels[:, None])[:, 0] * weights.double()).sum())
         lengths.append(weights.sum())
-        hiddens.append(hidden[min(int(weights.nonzero().max()) + 1, piece - 1)])
+        read = model(torch.cat((tokens, labels[-1:]))[None])[0]
+        hiddens.append(read[int(weights.nonzero().max()) + 1])
         at += piece
     return torch.stack(logps), torch.stack(lengths).double(), torch.stack(hiddens)
