@@ -1,4 +1,4 @@
-"""Use of a trained model: generation and evaluation.
+"""Use of a trained model: generation, prompting and evaluation.
 
 - `load.py`         a checkpoint as a model with its tokenizer
 - `sampling.py`     the choice of the next token
@@ -8,6 +8,9 @@
 - `heldout.py`      documents of a split, or files, as tokens
 - `evaluate.py`     bits per byte, loss and perplexity of documents
 - `compressors.py`  gzip, xz and primed zstd on the same documents
+- `score.py`        log-likelihoods of continuations, contexts shared
+- `prompt/`         prompts as data: templates, examples, answers, votes
+- `tasks/`          evaluation by tasks
 """
 
 from fmscale.infer.evaluate import Document, Evaluation, evaluate

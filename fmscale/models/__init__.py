@@ -4,6 +4,7 @@
 - `decoder.py`  the decoder of the Llama family
 - `layers/`     its layers, shared with other models
 - `cache.py`    keys and values of the tokens read so far, for generation
+- `shared.py`   contexts that several continuations share, for scoring
 - `weights.py`  initial weights from a generator; weights by name from another source
 - `hf.py`       Hugging Face's names, config and weights, both ways
 """

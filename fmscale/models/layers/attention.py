@@ -6,6 +6,7 @@ from fmscale.kernels import attention_decode, flash_attention
 from fmscale.models.cache import LayerCache
 from fmscale.models.layers.linear import Linear
 from fmscale.models.layers.rotary import Rotary
+from fmscale.models.shared import SharedContexts
 
 
 class _Attention(nn.Module):
@@ -61,7 +62,7 @@ class SelfAttention(_Attention):
         *,
         positions_BT: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
-        cache: LayerCache | None = None,
+        cache: LayerCache | SharedContexts | None = None,
     ) -> Tensor:
         """x (B, T, D) -> (B, T, D).
 
@@ -73,9 +74,12 @@ class SelfAttention(_Attention):
         if self.rotary is not None:
             assert positions_BT is not None, "rotary attention needs positions"
             q, k = self.rotary(q, k, positions_BT)
-        if cache is not None:
+        if isinstance(cache, LayerCache):
             cache.write(k, v)
-        if cache is not None and cu_seqlens is None:
+        if isinstance(cache, SharedContexts):
+            flat = (q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1))
+            out = cache.attend(*flat, window=self.window, softcap=self.softcap, backend=self.backend)
+        elif cache is not None and cu_seqlens is None:
             backend = "auto" if self.backend == "sdpa" else self.backend  # sdpa cannot read a cache
             out = attention_decode(
                 q, cache.keys_BSKE, cache.values_BSKE, cache.lengths_B,
