@@ -25,13 +25,13 @@ def test_texts_are_those_of_transformers(family: str) -> None:
     for name in golden()["families"][family]["chats"]:
         messages = golden()["messages"][name]
         for prompt in (False, True):
-            texts, _ = render_jinja_template(
+            rendered: Any = render_jinja_template(
                 conversations=[messages],
                 chat_template=template.text,
                 add_generation_prompt=prompt,
-                **template.special_tokens,
+                **dict[str, Any](template.special_tokens),
             )
-            assert Renderer(template).render(messages, add_generation_prompt=prompt) == texts[0]
+            assert Renderer(template).render(messages, add_generation_prompt=prompt) == rendered[0][0]
 
 
 def test_typed_special_tokens_and_generated_spans_are_marked() -> None:
