@@ -31,7 +31,7 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(config.dim, config.ffn_width)
         self.attention_norm = RMSNorm(config.dim, eps=config.norm_eps)
         self.ffn_norm = RMSNorm(config.dim, eps=config.norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
     def forward(
         self, h_BTD: Tensor, positions_BT: Tensor, cu_seqlens: Tensor | None = None, cache: LayerCache | None = None
