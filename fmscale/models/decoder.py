@@ -50,7 +50,7 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(config.dim, **norms)
         self.attention_post_norm = RMSNorm(config.dim, **norms) if config.post_norms else None
         self.ffn_post_norm = RMSNorm(config.dim, **norms) if config.post_norms else None
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
     def forward(
         self,
