@@ -230,3 +230,27 @@ def test_a_kill_before_the_first_save_begins_with_the_same_weights(base: Checkpo
     assert len(first) == 2
     assert first[0] == first[1]
     assert len(events_of(tmp_path / "killed", "initialised")) == 2
+
+
+@pytest.mark.parametrize("source", ["run", "folder"])
+def test_a_run_takes_its_model_from_its_first_weights(
+    base: Checkpoint, folder: Path, tmp_path: Path, source: str
+) -> None:
+    """`model.kind: init`, at the start and at a resume, when the source may be gone."""
+    path = write_config(tmp_path, base.backend.url.removeprefix("file://"))
+    text = "".join(line for line in path.read_text().splitlines(True) if not line.startswith("model:"))
+    path.write_text(text + "model: {kind: init, dropout: 0.1}\n")
+    name, init = f"as-{source}", {"run": "train.init=base", "folder": f"train.init={folder}"}[source]
+    keys = (*COMMON, f"train.run={name}")
+    plan = check_run(load_config(path, [*keys, init]), 2)
+    assert plan.problems == []
+    run_ranks(train_here, 2, str(path), (*keys, init, "train.steps=1"), timeout=120)
+    trained = open_checkpoint(f"{base.backend.url}#{name}")
+    model = trained.meta["config"]["model"]
+    there = {**base.meta["config"]["model"], "vocab_size": base.meta["vocab_size"]}
+    differ = {key for key, value in model.items() if there[key] != value and key != "init_std"}
+    assert differ == ({"head_dim", "hidden_dim"} if source == "folder" else set()), "a folder has the widths in numbers"
+    [again] = run_ranks(train_here, 1, str(path), (*keys, "train.steps=2"), timeout=120)
+    assert (again["first_step"], again["last_step"]) == (1, 2)
+    [problem] = check_run(load_config(path, ["train.run=other"]), 2).problems
+    assert "neither checkpoints nor train.init" in problem.cause
