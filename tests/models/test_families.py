@@ -190,7 +190,12 @@ def test_a_key_that_is_absent_has_the_default_of_transformers() -> None:
     kinds = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
     sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
     for kind in kinds:
-        few = {"hidden_size": 64, "num_hidden_layers": 30, "num_attention_heads": 32, "model_type": kind}
+        few: dict[str, Any] = {
+            "hidden_size": 64,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 32,
+            "model_type": kind,
+        }
         theirs = transformers.AutoConfig.for_model(**few).to_dict()
         given = few if kind.startswith("gemma") else {name: theirs[name] for name in (*sizes, "model_type")}
         assert written(given) == written(theirs), kind
