@@ -7,6 +7,7 @@
 `columns.py`   derived columns: a value a record, worked out after the commit
 `columns_writer.py`   values, a segment at a time, into a column
 `tokenizers.py`   tokenizers under their digest
+`templates.py`   chat templates under their digest
 `verify.py`   check of every byte that commits reference
 `object_check.py`   check of one object: size, digest, chunks
 """
