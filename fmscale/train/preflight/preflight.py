@@ -31,11 +31,11 @@ from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import Dataset
 from fmscale.store.open import open_store
 from fmscale.train.data import (
+    chat_facts,
     check_length,
     check_memory,
     passes,
     tell_left_out,
-    template_of,
     tokenizer_of,
     training_sources,
     vocabulary,
@@ -150,7 +150,7 @@ def check_run(
     vocab_size: int | None = getattr(config.model, "vocab_size", None)
     if backend:
         tokenizer = checks.ask(lambda: tokenizer_of(config, backend))
-        checks.ask(lambda: template_of(config, backend))
+        checks.ask(lambda: chat_facts(config, backend))
         if tokenizer:
             vocab_size = checks.run(lambda: vocabulary(config, tokenizer)) or tokenizer.vocab_size
         for chosen in config.evaluation.sets:
