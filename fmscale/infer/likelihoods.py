@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain, groupby
+from itertools import accumulate, chain, groupby, takewhile
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +18,8 @@ FORWARD_TOKENS = 8192
 """Most tokens of a forward, over the contexts and continuations that are read together."""
 ROWS = 128
 """Rows of logits that are held at once: 25 MB at a vocabulary of 49,152."""
+LEAST_PREFIX = 32
+"""Fewest tokens at the begin of neighbouring contexts that are read once."""
 MULTIPLE = 64
 """Matrix products have a multiple of so many rows: MKL computes 1 to 3 rows of a thread with other bits than more."""
 
@@ -40,15 +42,21 @@ class Likelihood:
 
 
 class _Group(NamedTuple):
-    """Tokens that are read as a context, and the numbers of the pairs that are scored with it."""
+    """Tokens that are read for some pairs: their common context, or all tokens of a single pair."""
 
     tokens: tuple[int, ...]
     pairs: list[int]
-    shared: bool
+    """Numbers of the pairs."""
+    tails: list[tuple[int, ...]]
+    """Tokens that each pair adds to the common context; empty for a single pair."""
+    prefix: int = 0
+    """First tokens that it has in common with its neighbours of the same `run`."""
+    run: int = -1
 
-    def size(self, pairs: Sequence[Pair]) -> int:
-        tails = sum(len(pairs[i].continuation) - 1 for i in self.pairs) if self.shared else 0
-        return len(self.tokens) + tails
+    @property
+    def size(self) -> int:
+        """Tokens without the prefix."""
+        return len(self.tokens) - self.prefix + sum(map(len, self.tails))
 
 
 @torch.no_grad()
@@ -68,8 +76,8 @@ def loglikelihoods(
         pairs: contexts and continuations. A context that with its continuation is longer than the model reads loses
             its first tokens.
         batch: most contexts of one forward; it changes the memory, never a bit of the results (fp32 on a CPU).
-        shared: read a context once for neighbouring pairs that have it in common. Models with windows or
-            soft-caps do not share.
+        shared: read a context once for neighbouring pairs that have it in common, and once in a forward the examples
+            with which contexts begin. Models with windows or soft-caps do not share.
         threads: CPU threads; None takes as many as a forward keeps busy.
         progress: called with the number of pairs of each forward.
 
@@ -79,11 +87,13 @@ def loglikelihoods(
     cut = [_checked(number, pair, limit, model.vocab_size) for number, pair in enumerate(pairs)]
     plain = all(getattr(module, name, None) is None for module in model.modules() for name in ("window", "softcap"))
     groups = list(_groups(cut, shared and plain))
+    if shared and plain:
+        groups = list(_with_prefixes(groups, cut))
     results: list[Likelihood | None] = [None] * len(cut)
     training = model.training
     model.eval()
     try:
-        for part in _forwards(groups, cut, batch):
+        for part in _forwards(groups, batch):
             found = _score(model, part, cut, threads)
             for i, likelihood in found.items():
                 results[i] = likelihood
@@ -134,21 +144,40 @@ def _groups(pairs: Sequence[Pair], shared: bool) -> Iterator[_Group]:
     for context, members in groupby(range(len(pairs)), lambda i: pairs[i].context):
         numbers = list(members)
         if shared and len(numbers) > 1:
-            yield _Group(context, numbers, True)
+            yield _Group(context, numbers, [pairs[i].continuation[:-1] for i in numbers])
         else:
-            yield from (_Group((*context, *pairs[i].continuation[:-1]), [i], False) for i in numbers)
+            yield from (_Group((*context, *pairs[i].continuation[:-1]), [i], []) for i in numbers)
 
 
-def _forwards(groups: Sequence[_Group], pairs: Sequence[Pair], batch: int | None) -> Iterator[list[_Group]]:
+def _with_prefixes(groups: Sequence[_Group], pairs: Sequence[Pair]) -> Iterator[_Group]:
+    """The groups in runs of neighbours whose contexts begin alike, by half of the first context at least.
+
+    A context keeps its last token, from whose hidden state the first token of a continuation is predicted.
+    """
+    first = 0
+    while first < len(groups):
+        common, last = pairs[groups[first].pairs[0]].context[:-1], first + 1
+        while last < len(groups):
+            other = pairs[groups[last].pairs[0]].context[:-1]
+            both = sum(1 for _ in takewhile(bool, map(int.__eq__, common, other)))
+            if both < max(LEAST_PREFIX, len(common) / 2):
+                break
+            common, last = common[:both], last + 1
+        size = len(common) if last > first + 1 else 0
+        yield from (group._replace(prefix=size, run=first) for group in groups[first:last])
+        first = last
+
+
+def _forwards(groups: Sequence[_Group], batch: int | None) -> Iterator[list[_Group]]:
     part: list[_Group] = []
     size = 0
     for group in groups:
-        more = group.size(pairs)
-        if part and (size + more > FORWARD_TOKENS or len(part) == batch):
+        new = group.prefix if not part or part[-1].run != group.run else 0
+        if part and (size + group.size + new > FORWARD_TOKENS or len(part) == batch):
             yield part
-            part, size = [], 0
+            part, size, new = [], 0, group.prefix
         part.append(group)
-        size += more
+        size += group.size + new
     if part:
         yield part
 
@@ -158,37 +187,51 @@ def _score(
 ) -> dict[int, Likelihood]:
     """The likelihoods of the groups' pairs, by their numbers, from one forward."""
     device = model.output.weight.device
-    total = sum(group.size(pairs) for group in groups)
-    filler = -total % MULTIPLE
-    tokens = [list(group.tokens) for group in groups] + ([[0] * filler] if filler else [])
-    positions = [list(range(len(part))) for part in tokens]
-    begins = [*accumulate(map(len, tokens), initial=0)]
-    size = place = begins[-1]
-    layout: list[Group] = []
+    prefixes = {group.run: group.tokens[: group.prefix] for group in groups if group.prefix}
+    total = sum(group.size for group in groups) + sum(map(len, prefixes.values()))
+    documents = [*prefixes.values(), *(group.tokens for group in groups if not group.prefix)]
+    documents += [(0,) * (-total % MULTIPLE)] if total % MULTIPLE else []
+    bounds = [*accumulate(map(len, documents), initial=0)]
+    places = map(slice, bounds, bounds[1:])
+    prefix_place = {run: next(places) for run in prefixes}
+    tokens, positions = [*documents], [range(len(document)) for document in documents]
+    place, layout = bounds[-1], []
     picks: list[tuple[int, int, int]] = []  # row of a hidden state, the token that follows, number of its pair
-    for group, begin, end in zip(groups, begins, begins[1:], strict=False):
-        first = place
+
+    def add(context: tuple[slice, ...], tails: Sequence[tuple[int, ...]]) -> slice:
+        """Continuations of a context, behind all that the row has."""
+        nonlocal place
+        before = sum(part.stop - part.start for part in context)
+        seen = seen_by_tails(before, list(map(len, tails))).to(device)
+        here = slice(place, place + sum(map(len, tails)))
+        tokens.extend(tails)
+        positions.extend(range(before, before + len(tail)) for tail in tails)
+        layout.append(Group(context, here, seen))
+        place = here.stop
+        return here
+
+    for group in groups:
+        if group.prefix:
+            before = prefix_place[group.run]
+            context: tuple[slice, ...] = (before, add((before,), [group.tokens[group.prefix :]]))
+        else:
+            context = (next(places),)
+        last = context[-1].stop - 1
+        tail = place
+        if any(group.tails):
+            add(context, group.tails)
         for number in group.pairs:
             continuation = pairs[number].continuation
-            rows = range(end - len(continuation), end)
-            if group.shared:
-                rest = list(continuation[:-1])
-                tokens.append(rest)
-                positions.append(list(range(end - begin, end - begin + len(rest))))
-                rows = range(place - 1, place + len(rest))
-                place += len(rest)
+            rows = [*range(last + 1 - len(continuation), last + 1)]
+            if group.tails:
+                rows = [last, *range(tail, tail + len(continuation) - 1)]
+                tail += len(continuation) - 1
             picks += [(row, token, number) for row, token in zip(rows, continuation, strict=True)]
-            if group.shared:
-                picks[-len(continuation)] = (end - 1, continuation[0], number)
-        if place > first:
-            lengths = [len(pairs[number].continuation) - 1 for number in group.pairs]
-            seen = seen_by_tails(end - begin, lengths).to(device)
-            layout.append(Group(slice(begin, end), slice(first, place), seen))
     shared = SharedContexts(
-        layers=len(model.layers), contexts=torch.tensor(begins, dtype=torch.int32, device=device), size=size,
+        layers=len(model.layers), documents=torch.tensor(bounds, dtype=torch.int32, device=device), size=bounds[-1],
         groups=layout, positions=torch.tensor(list(chain.from_iterable(positions)), device=device),
     )  # fmt: skip
-    with cpu_threads(model, total + filler, threads):
+    with cpu_threads(model, place, threads):
         row_of_tokens = torch.tensor([list(chain.from_iterable(tokens))], device=device)
         nats, greedy = _follow(model, model(row_of_tokens, cache=shared)[0], np.array(picks))
     scored = sorted({number for _, _, number in picks})

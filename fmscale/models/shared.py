@@ -1,4 +1,4 @@
-"""Contexts that several continuations share: the keys of a context are computed once and read by all of them."""
+"""Contexts that several continuations share: their keys are computed once and read by all continuations."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +12,10 @@ from fmscale.kernels import flash_attention
 
 
 class Group(NamedTuple):
-    """A context and its continuations, by their tokens in the row."""
+    """Continuations of one context, by their tokens in the row."""
 
-    context: slice
+    context: tuple[slice, ...]
+    """Parts of the context, in succession."""
     tails: slice
     """All its continuations, in succession."""
     seen: Tensor
@@ -23,21 +24,20 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SharedContexts:
-    """Layout of a forward over contexts and, behind all of them, their continuations. It is given as the decoder's
-    cache: `Decoder.forward(tokens (1, N), cache=shared)`. With continuations, attention must have neither window nor
-    soft-cap.
+    """Layout of a forward over documents and, behind all of them, continuations. It is given as the decoder's cache:
+    `Decoder.forward(tokens (1, N), cache=shared)`. With continuations, attention must have neither window nor soft-cap.
     """
 
     layers: int
     """Layers of the decoder."""
-    contexts: Tensor
-    """int32 (C + 1,): bounds of the contexts, each of a token or more."""
+    documents: Tensor
+    """int32 (documents + 1,): bounds of the documents, each of a token or more."""
     size: int
-    """Tokens of all contexts."""
+    """Tokens of all documents."""
     groups: Sequence[Group]
-    """The contexts that have continuations."""
+    """Continuations, in the order of their tokens; a context may be a continuation itself."""
     positions: Tensor
-    """int64 (N,): position of each token in its context with its continuation."""
+    """int64 (N,): position of each token in its document or context with continuation."""
 
     def begin(self, tokens_BT: Tensor, cu_seqlens: Tensor | None) -> "tuple[list[SharedContexts], Tensor]":
         """This layout for each layer, and the positions (1, N)."""
@@ -58,10 +58,10 @@ class SharedContexts:
         """q (N, H, E), k and v (N, K, E) -> (N, H, E)."""
         C = self.size
         options: dict[str, Any] = {"window": window, "softcap": softcap, "scale": scale, "backend": backend}
-        parts: list[Tensor] = [flash_attention(q[:C], k[:C], v[:C], cu_seqlens=self.contexts, **options)]
+        parts: list[Tensor] = [flash_attention(q[:C], k[:C], v[:C], cu_seqlens=self.documents, **options)]
         assert not self.groups or (window, softcap) == (None, None), "a continuation would need keys of its own"
         for context, tails, seen in self.groups:
-            keys, values = (torch.cat((x[context], x[tails])).transpose(0, 1)[None] for x in (k, v))
+            keys, values = (torch.cat([x[part] for part in (*context, tails)]).transpose(0, 1)[None] for x in (k, v))
             out = scaled_dot_product_attention(
                 q[tails].transpose(0, 1)[None],
                 keys,

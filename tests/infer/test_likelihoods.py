@@ -67,6 +67,18 @@ def test_results_have_the_same_bits_at_any_batch_and_number_of_threads(model: De
     ] * 3
 
 
+def test_contexts_that_begin_alike_share_their_begin(model: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin, few = tuple(range(33)), some_pairs(8)
+    pairs = [Pair((*begin, *pair.context[:7]), pair.continuation) for pair in few]
+    pairs += [Pair((*begin, 1, 2, i), (3, i)) for i in range(3)] + few[:4]
+    whole = loglikelihoods(model, pairs)
+    close(whole, [by_hand(model, pair) for pair in pairs])
+    assert [loglikelihoods(model, pairs, batch=batch) for batch in (1, 4)] == [whole] * 2
+    read = tokens_read(monkeypatch)
+    loglikelihoods(model, [Pair((*begin, 1, 2, i), (3, i)) for i in range(7)])
+    assert sum(read) == 64  # 35 of the common begin, 7 times (i, 3), and 15 fillers
+
+
 def test_a_greedy_continuation_is_told(model: Decoder) -> None:
     context = (5, 6, 7)
     with torch.no_grad():
@@ -75,7 +87,8 @@ def test_a_greedy_continuation_is_told(model: Decoder) -> None:
     assert [one.greedy for one in found] == [True, False]
 
 
-def test_a_context_is_read_once_for_its_continuations(model: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def tokens_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Tokens of each forward from now on."""
     read: list[int] = []
     inner = Decoder.forward
 
@@ -84,6 +97,11 @@ def test_a_context_is_read_once_for_its_continuations(model: Decoder, monkeypatc
         return inner(self, tokens_BT, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Decoder, "forward", counted)
+    return read
+
+
+def test_a_context_is_read_once_for_its_continuations(model: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = tokens_read(monkeypatch)
     pairs = [Pair(tuple(range(40)), (i, i + 1)) for i in range(24)]
     loglikelihoods(model, pairs)
     assert sum(read) == 64  # 40 tokens of the context, 24 of the continuations but for their last

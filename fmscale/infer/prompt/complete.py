@@ -6,6 +6,7 @@ from typing import NamedTuple
 from fmscale.errors import ConfigError
 from fmscale.infer.generate import generate
 from fmscale.infer.load import TrainedModel
+from fmscale.infer.prompt.forms import special_names
 from fmscale.infer.sampling import Sampling
 
 
@@ -13,7 +14,7 @@ class Reply(NamedTuple):
     """A model's continuation of a prompt."""
 
     text: str
-    """Text up to the first stop string."""
+    """Text up to the first stop string, without special tokens."""
     tokens: list[int]
     """Tokens that were generated, without EOS."""
     stop: str
@@ -49,11 +50,14 @@ def complete(
         vocabulary=trained.tokenizer.vocab_size,
         threads=threads,
     )
+    named = special_names(trained.tokenizer)
+    unsaid = {token for name, token in named.items() if not any(name in word for word in stop)}
     replies = []
     for number, result in enumerate(results):
         before = list(prompts[number // samples])
         known = trained.tokenizer.decode(before)
-        text = trained.tokenizer.decode([*before, *result.tokens])[len(known) :]
+        said = [token for token in result.tokens if token not in unsaid]
+        text = trained.tokenizer.decode([*before, *said])[len(known) :]
         ends = [place for word in stop if (place := text.find(word)) >= 0]
         cut = min(ends, default=len(text))
         replies.append(Reply(text[:cut], result.tokens, "stop" if ends else result.stop))
