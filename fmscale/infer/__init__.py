@@ -1,4 +1,4 @@
-"""Use of a trained model: generation and evaluation.
+"""Use of a trained model: generation, evaluation, conversations.
 
 - `load.py`         a checkpoint as a model with its tokenizer
 - `sampling.py`     the choice of the next token
@@ -8,6 +8,8 @@
 - `heldout.py`      documents of a split, or files, as tokens
 - `evaluate.py`     bits per byte, loss and perplexity of documents
 - `compressors.py`  gzip, xz and primed zstd on the same documents
+- `answer.py`       answers to conversations, by the run's chat template
+- `server/`         a server with OpenAI's chat completions
 """
 
 from fmscale.infer.evaluate import Document, Evaluation, evaluate
