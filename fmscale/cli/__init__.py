@@ -7,6 +7,6 @@
 `dataset_render.py`, `dataset_repair.py`)  data
 `config.py`, `plan.py`, `launch.py`, `train.py` (`train_screen.py`), `compare.py`  runs
 `import_model.py`, `checkpoint.py`, `adapter.py`, `generate.py` (`generate_program.py`), `evaluate.py`
-(`evaluate_tasks.py`), `score.py`  models
+(`evaluate_tasks.py`), `score.py`, `chat.py`, `serve.py`  models
 `doctor.py`, `bench.py`, `quickstart.py` (`quickstart_screen.py`)  this machine and its store
 """

@@ -150,10 +150,10 @@ class _Printer:
 
 
 def _texts(prompts: list[str], files: list[str]) -> list[str]:
-    texts = [_utf8(text) for text in prompts]
+    texts = [utf8(text) for text in prompts]
     for name in files:
         try:
-            texts.append(_utf8(sys.stdin.read()) if name == "-" else Path(name).read_text(encoding="utf-8"))
+            texts.append(utf8(sys.stdin.read()) if name == "-" else Path(name).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(
                 "A prompt cannot be read as UTF-8 text", found=f"{name}: {error}", remedy="Name a text file."
@@ -161,7 +161,7 @@ def _texts(prompts: list[str], files: list[str]) -> list[str]:
     return texts
 
 
-def _utf8(text: str) -> str:
+def utf8(text: str) -> str:
     """Text of the console. Where its encoding is ASCII, Python has the bytes of other characters as surrogates."""
     try:
         return os.fsencode(text).decode("utf-8") if any("\udc80" <= c <= "\udcff" for c in text) else text

@@ -1,4 +1,4 @@
-"""Use of a trained model: generation, prompting and evaluation.
+"""Use of a trained model: generation, conversations, prompting and evaluation.
 
 - `load.py`         a checkpoint as a model with its tokenizer
 - `adapters.py`     adapters as PEFT's files, and merged into their base
@@ -15,6 +15,8 @@
 - `likelihoods.py`  log-likelihoods of continuations, contexts shared
 - `prompt/`         prompts as data: templates, examples, answers, votes
 - `tasks/`          evaluation by tasks
+- `answer.py`       answers to conversations, by the run's chat template
+- `server/`         a server with OpenAI's chat completions
 """
 
 from fmscale.infer.evaluate import Document, Evaluation, evaluate

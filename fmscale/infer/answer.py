@@ -1,0 +1,169 @@
+"""Answers to conversations: a prompt by the run's chat template, and the answer's text as it comes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from fmscale.data.chat.render import RecordRenderer
+from fmscale.errors import ConfigError
+from fmscale.infer.generate import generate
+from fmscale.infer.load import TrainedModel
+from fmscale.infer.sampling import Sampling
+from fmscale.infer.stream import TextStream
+
+Message = Mapping[str, str]
+"""`role` and `content`."""
+
+
+@dataclass(kw_only=True)
+class Reply:
+    """Text that a model gave to a conversation."""
+
+    text: str = ""
+    """The answer, without the token or the text that ended it."""
+    tokens: int = 0
+    """Tokens that the model made for it."""
+    end: Literal["stop", "length", "cancelled"] = "cancelled"
+    """Reason for the end: the turn's end token or a stop text, the limit, or the caller."""
+
+
+class ChatModel:
+    """A run's model with its chat template. Threads must not share it."""
+
+    def __init__(self, trained: TrainedModel) -> None:
+        """Raises ConfigError for a run without a chat template, DataError for a template whose turns have no end."""
+        if trained.template is None:
+            raise ConfigError(
+                "The run has no chat template",
+                found=trained.run,
+                remedy="`fmscale generate` continues plain text. `fmscale import` takes a template with a model, and a "
+                "run on data that `fmscale dataset render` made has the template of this data.",
+            )
+        self.trained = trained
+        self._renderer = RecordRenderer(trained.template, trained.tokenizer, bos=trained.bos, eos=trained.eos)
+        self._ends = {*trained.ends, self._renderer.end}
+
+    @property
+    def context(self) -> int:
+        """Tokens of the longest prompt with its answer."""
+        return self.trained.model.config.max_seq_len
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Tokens of a conversation up to the answer; names of special tokens in a message are plain text. Raises
+        DataError for messages that the template refuses.
+        """
+        return [int(token) for token in self._renderer.prompt(messages)]
+
+    def fitted(self, messages: Sequence[Message], room: int) -> tuple[list[int], int]:
+        """Tokens of a conversation that leave `room` tokens of the context, and the number of messages left out: the
+        oldest of the user with all that follows them, not the system prompt.
+
+        Raises ConfigError if the last message alone is too long.
+        """
+        kept = list(messages)
+        while len(ids := self.prompt(kept)) + room > self.context:
+            asked = [number for number, message in enumerate(kept) if message["role"] == "user"]
+            if len(asked) < 2:
+                raise ConfigError(
+                    "The message is longer than the model's context",
+                    found=f"{len(ids)} tokens and {room} for the answer, of {self.context}",
+                    remedy="Shorten it, or the system prompt.",
+                )
+            del kept[asked[0] : asked[1]]
+        return ids, len(messages) - len(kept)
+
+    def answers(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_tokens: int,
+        sampling: Sampling,
+        stop: Sequence[str] = (),
+        count: int = 1,
+        threads: int | None = None,
+        on_text: Callable[[int, str], None] = lambda number, text: None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> list[Reply]:
+        """Answers to the prompt, grown together.
+
+        Args:
+            prompt: tokens from `prompt` or `fitted`.
+            max_tokens: most new tokens of an answer.
+            sampling: settings of the choice.
+            stop: texts that end an answer and are no part of it.
+            count: answers.
+            threads: as in `generate`.
+            on_text: called with (number of the answer, text) as whole characters come.
+            cancelled: asked before each token; True ends all answers where they are.
+        """
+        answers = [Reply() for _ in range(count)]
+        heard = [_Hearing(TextStream(self.trained.tokenizer.decode, prompt), stop) for _ in answers]
+
+        def add(number: int, token: int | None) -> None:
+            if cancelled():
+                raise _Cancelled
+            answer, hearing = answers[number], heard[number]
+            if answer.end == "stop":
+                return
+            if token in self._ends:
+                token, answer.end = None, "stop"
+            answer.tokens += token is not None
+            text = hearing.end() if token is None else hearing.add(token)
+            if text:
+                answer.text += text
+                on_text(number, text)
+            if hearing.stopped:
+                answer.end = "stop"
+            if all(other.end == "stop" for other in answers):
+                raise _Cancelled
+
+        try:
+            results = generate(
+                self.trained.model,
+                [prompt] * count,
+                max_tokens=max_tokens,
+                sampling=sampling,
+                eos=self.trained.eos,
+                vocabulary=self.trained.tokenizer.vocab_size,
+                threads=threads,
+                on_token=add,
+            )
+        except _Cancelled:
+            return answers
+        ends: dict[str, Literal["stop", "length"]] = {"eos": "stop", "length": "length"}
+        return [
+            answer if answer.end == "stop" else replace(answer, end=ends[result.stop])
+            for answer, result in zip(answers, results, strict=True)
+        ]
+
+
+class _Cancelled(Exception):
+    """Ends a generation from its callback."""
+
+
+class _Hearing:
+    """Text of an answer up to the first stop text; text that may begin a stop text is held back."""
+
+    def __init__(self, stream: TextStream, stops: Sequence[str]) -> None:
+        self._stream, self._stops = stream, stops
+        self._held = ""
+        self.stopped = False
+
+    def add(self, token: int) -> str:
+        """Text that no later token can take back."""
+        self._held += self._stream.add(token)
+        found = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            return self._held[: min(found)]
+        longest = max((len(stop) for stop in self._stops), default=1) - 1
+        tails = (size for size in range(min(longest, len(self._held)), 0, -1))
+        begun = next((n for n in tails if any(stop.startswith(self._held[-n:]) for stop in self._stops)), 0)
+        text, self._held = self._held[: len(self._held) - begun], self._held[len(self._held) - begun :]
+        return text
+
+    def end(self) -> str:
+        """The rest of the text."""
+        self._held += self._stream.end()
+        text, self._held = self._held, ""
+        return text
