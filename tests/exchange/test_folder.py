@@ -109,9 +109,9 @@ def test_a_changed_model_and_another_end_are_said_in_the_files(folder: Path, sto
     meta = open_checkpoint(f"{store}#base").meta
     changed = replace(MODEL, rope_theta=500.0)
     # The end of a turn of a template that the data was rendered by, and that the imported model had not.
-    text = CHATML.replace("<|im_end|>", "<|eos|>")
+    text = CHATML.replace("<|im_end|>", "<|pad|>")
     template = ChatTemplate(text=text, special_tokens={"eos_token": "<|endoftext|>"})
-    facts = inherited(meta) | {"eos": 1, "template": store_template(open_store(store), template)}
+    facts = inherited(meta) | {"eos": 2, "template": store_template(open_store(store), template)}
     data = {"sequence_length": 64, "sources": [{"dataset": "chats.base"}]}
     config = {"model": as_tree(changed), "data": data}
     save_run(store, "changed", (1,), changed, **facts, vocab_size=meta["vocab_size"], config=config)
@@ -119,10 +119,20 @@ def test_a_changed_model_and_another_end_are_said_in_the_files(folder: Path, sto
     said = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (said["rope_theta"], said["comment"], said["dtype"]) == (500.0, "ours", "bfloat16")
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert tokenizer.apply_chat_template(CHAT[1:], tokenize=False) == "<|im_start|>assistant\n12 dogs<|eos|>\n"
-    assert tokenizer.apply_chat_template(CHAT[1:], return_dict=False)[-2] == 1
+    assert tokenizer.apply_chat_template(CHAT[1:], tokenize=False) == "<|im_start|>assistant\n12 dogs<|pad|>\n"
+    assert tokenizer.apply_chat_template(CHAT[1:], return_dict=False)[-2] == 2
     generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
-    assert (generation["eos_token_id"], generation["temperature"]) == (1, 0.7)
+    assert (generation["eos_token_id"], generation["temperature"]) == (2, 0.7)
+
+
+def test_a_template_of_the_data_alone_is_exported_too(store: str, tmp_path: Path) -> None:
+    special = {"eos_token": "<|endoftext|>"}
+    template = store_template(open_store(store), ChatTemplate(text=CHATML, special_tokens=special))
+    save_run(store, "own", (1,), vocab_size=320, template=template)
+    run("checkpoint", "export", f"{store}#own", "--to", str(tmp_path / "out"))
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    ids = tokenizer.apply_chat_template(CHAT, return_dict=False)
+    assert ids.count(library().token_to_id("<|im_end|>")) == 2
 
 
 def test_the_same_again_writes_nothing_and_other_content_is_refused(folder: Path, store: str, tmp_path: Path) -> None:
@@ -176,11 +186,14 @@ import_run(open_source({str(folder)!r}), open_store({url!r}), "base", progress=k
     run("checkpoint", "verify", f"{url}#base")
 
 
-def test_a_full_disk_is_said_and_leaves_room(folder: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_said_and_leaves_room(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(saved.save_weights.__kwdefaults__ or {}, "part_bytes", 40_000)
+    read: list[int] = []
     with mounted(tmp_path / "disk", "300k") as disk:
         backend = open_store(str(disk / "store"))
         with pytest.raises(StoreFull):
-            import_run(open_source(str(folder)), backend, "base")
+            import_run(open_source(str(folder)), backend, "base", progress=read.append)
+        assert sum(read) > 100_000, "earlier parts were there"
         assert list_checkpoints(backend, "base") == []
         assert not list(backend.list_objects("runs/base/checkpoints"))
 
