@@ -73,18 +73,23 @@ class SelfAttention(_Attention):
         if self.rotary is not None:
             assert positions_BT is not None, "rotary attention needs positions"
             q, k = self.rotary(q, k, positions_BT)
-        cu_seqlens_k, backend = None, self.backend
-        if cache is not None:
-            cache.write(k, v)
-        if cache is not None and cu_seqlens is None:
-            out = cache.attend(q, window=self.window, softcap=self.softcap, backend=backend)
-        else:
-            if cache is not None:
-                k, v, cu_seqlens_k = cache.context(k, v)
-                backend = "auto" if backend == "sdpa" and cu_seqlens_k is not None else backend
-            out = _attend(q, k, v, cu_seqlens, cu_seqlens_k, self.causal, self.window, self.softcap, backend)
+        out = attend(self, q, k, v, cu_seqlens, cache)
         mixed: Tensor = self.wo(out.flatten(-2).view(*x_BTD.shape[:-1], -1))
         return mixed
+
+
+def attend(
+    layer: SelfAttention, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None, cache: LayerCache | None
+) -> Tensor:
+    """Output of the heads, (B, T, H, E) or (B * T, H, E), for turned queries and keys; see `SelfAttention.forward`."""
+    cu_seqlens_k, backend = None, layer.backend
+    if cache is not None:
+        cache.write(k, v)
+        if cu_seqlens is None:
+            return cache.attend(q, window=layer.window, softcap=layer.softcap, backend=backend)
+        k, v, cu_seqlens_k = cache.context(k, v)
+        backend = "auto" if backend == "sdpa" and cu_seqlens_k is not None else backend
+    return _attend(q, k, v, cu_seqlens, cu_seqlens_k, layer.causal, layer.window, layer.softcap, backend)
 
 
 class CrossAttention(_Attention):
