@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from fmscale.kernels.rope import rope_angles, rope_turns
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm, silu
 
 from fmscale.config.model import RopeScaling
+from fmscale.kernels.rope import rope_angles, rope_turns
 from fmscale.models.cache import LayerCache
 from fmscale.models.decoder import Block
 from fmscale.models.layers import FeedForward, RMSNorm, Rotary, SelfAttention
@@ -51,7 +51,10 @@ def plain(part: Any) -> bool:
         held = {n: v for n, v in held.items() if n not in bare} | part._parameters | part._modules | part._buffers
     if held.get("activation", "silu") != "silu":
         return False
-    return all(plain(value) if name in known else value is None or value == 0 for name, value in held.items())
+    return all(
+        plain(value) if name in known else value in (None, False, 0.0) if not isinstance(value, Tensor) else False
+        for name, value in held.items()
+    )
 
 
 def plain_block(block: Block, product: Callable[..., Product]) -> Callable[..., Tensor]:
