@@ -12,6 +12,7 @@ packages in reading order, which is the order of imports, from the lowest layer 
 `checkpoint/` state: snapshot, persist, read, export
 `models/`     plain modules
 `objectives/` from inputs and a model to a loss
+`exchange/`   imports and exports of whole models
 `infer/`      generation and evaluation
 `train/`      the engine, the step, the loop
 `report/`     pages of HTML from plain values

@@ -21,6 +21,7 @@ in the place of its function.
 from fmscale.kernels.adamw import adamw_step
 from fmscale.kernels.attention.decode import attention_decode
 from fmscale.kernels.attention.op import flash_attention
+from fmscale.kernels.attention.pages import attention_pages
 from fmscale.kernels.byte_planes import merge_byte_planes, split_byte_planes
 from fmscale.kernels.linear_cross_entropy import linear_cross_entropy
 from fmscale.kernels.rms_norm import rms_norm
@@ -30,6 +31,7 @@ from fmscale.kernels.swiglu import swiglu
 __all__ = [
     "adamw_step",
     "attention_decode",
+    "attention_pages",
     "document_positions",
     "flash_attention",
     "linear_cross_entropy",

@@ -58,7 +58,8 @@ def show(address: CheckpointArgument, json: JsonOption = False) -> None:
     if json:
         print_json({**_row(opened.found, json), "meta": opened.meta, "tensors": tensors})
         return
-    record({**_row(opened.found, json), "meta": ", ".join(opened.meta)}, json)
+    base = {"base": opened.meta["base"]["address"]} if "base" in opened.meta else {}
+    record({**_row(opened.found, json), **base, "meta": ", ".join(opened.meta)}, json)
     table(tensors, json, title="\ntensors")
 
 

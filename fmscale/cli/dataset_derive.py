@@ -1,11 +1,12 @@
 """`fmscale dataset derive`: makes a derived column of a dataset."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from fmscale.cli.address import DatasetArgument, DatasetOption, StoreOption, find_dataset
+from fmscale.cli.generate import Device, Precision, Threads
 from fmscale.cli.output import JsonOption, example, print_json, progress, record, say, table
 from fmscale.errors import ConfigError, DataError
 
@@ -26,13 +27,20 @@ SpecOption = Annotated[str | None, typer.Option("--spec", help="A spec in YAML, 
     epilog=example(
         "fmscale dataset derive runs/store/docs --column size --spec '{kind: text, field: text, tokenizer: bytes}'",
         "fmscale dataset derive runs/store/docs --column size --config train.yaml",
+        "fmscale dataset derive runs/store/pairs.base --column reference --with base@0 --precision bf16",
     )
 )
 def derive(
     address: DatasetArgument = None,
     store: StoreOption = None,
     dataset: DatasetOption = None,
-    column: Annotated[str, typer.Option("--column", help="The column: size, lengths of samples in tokens.")] = "size",
+    column: Annotated[
+        str,
+        typer.Option(
+            "--column",
+            help="The column: size, lengths of samples in tokens; reference, log-probs of rendered texts under --with.",
+        ),
+    ] = "size",
     spec: SpecOption = None,
     config: Annotated[
         str | None, typer.Option("--config", help="A config whose sources of the dataset have the specs.")
@@ -40,26 +48,43 @@ def derive(
     split: Annotated[
         str | None, typer.Option("--split", help="Split. Default: train, or the splits of the config's sources.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes. Default: one a core.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="size: processes. Default: one a core.")] = None,
+    run: Annotated[
+        str | None,
+        typer.Option("--with", metavar="RUN[@STEP]", help="reference: a run of the store; its newest step by default."),
+    ] = None,
+    device: Device = "auto",
+    precision: Precision = None,
+    threads: Threads = None,
     json: JsonOption = False,
 ) -> None:
     """Make a column with a value for each record. A job that was killed goes on when it is run again.
 
     The sizes of records say how samples are packed before any record is read. A record of which no sample can be made
-    has size 0 and is left out of training.
+    has size 0 and is left out of training. With the column reference, training on preferences runs no reference:
+    objective.reference names the same run and step, and train.precision the same precision.
     """
+    from fmscale.data.samples.rendered import REFERENCE
     from fmscale.data.samples.sizes import SIZE
     from fmscale.store.datasets.dataset import open_dataset
     from fmscale.store.open import open_store
 
     url, name = find_dataset(address, store, dataset)
-    if column != SIZE:
-        raise ConfigError("no such column can be derived", found=column, remedy=f"Write --column {SIZE}.")
+    if (column == REFERENCE) != (run is not None) or column not in (SIZE, REFERENCE):
+        raise ConfigError(
+            "no such column can be derived" if column not in (SIZE, REFERENCE) else "--with names a reference's run",
+            found=f"--column {column}" + (f" --with {run}" if run else ""),
+            remedy=f"Write --column {SIZE}, or --column {REFERENCE} --with RUN@STEP.",
+        )
+    if run is not None:
+        split, source = split or "train", f"{url}#{run}"
+        record(derive_model_column(url, name, split, column, "logps", source, device, precision, threads, json), json)
+        return
     if (spec is None) == (config is None):
         raise ConfigError("a spec says what the size of a record is", remedy="Give either --spec or --config.")
     open_dataset(open_store(url, read_only=True), name)  # so that a mistyped store is not made
     specs = [(split or "train", read_spec(url, spec))] if spec else _specs(url, name, str(config), split)
-    results = [derive_column(url, name, part, made, workers, json) for part, made in specs]
+    results = [derive_column(url, name, part, each, workers, json) for part, each in specs]
     if json:
         print_json(results)
 
@@ -77,6 +102,50 @@ def derive_column(
     if not json:
         _show(result, dataset, split)
     return {"dataset": dataset, "split": split, **asdict(result)}
+
+
+def derive_model_column(
+    store: str,
+    dataset: str,
+    split: str,
+    column: str,
+    kind: Literal["logps", "scores"],
+    address: str,
+    device: str,
+    precision: str | None,
+    threads: int | None,
+    json: bool,
+) -> dict[str, Any]:
+    """Derive the values that the model at STORE#RUN[@STEP] gives the texts of a split, with a progress bar, and return
+    the result as JSON values.
+    """
+    from fmscale.checkpoint.checkpoint import open_in
+    from fmscale.data.samples.rendered import values_maker
+    from fmscale.infer.load import open_trained
+    from fmscale.infer.score import logps, scores
+    from fmscale.infer.value_columns import derive_values
+    from fmscale.runtime.device import pick_device
+    from fmscale.runtime.world import read_world
+
+    chosen = pick_device(read_world(), device)
+    precision = precision or ("fp32" if chosen == "cpu" else "bf16")
+    trained = open_trained(address, device=chosen, precision=precision)
+    weights = open_in(trained.backend, trained.run, trained.step).found.body["manifest"]["digest"]
+    with progress(column, json=json) as bar:
+        result = derive_values(
+            _writable(store),
+            dataset,
+            split,
+            column,
+            values_maker(kind, weights, precision),
+            trained.model,
+            {"logps": logps, "scores": scores}[kind],
+            tokenizer=trained.tokenizer.digest,
+            threads=threads,
+            progress=lambda done, total: bar.update(column, done, total),
+        )
+    shown = {"dataset": dataset, "split": split, "column": column, "with": f"{trained.run}@{trained.step}"}
+    return {**shown, "precision": precision, **asdict(result)}
 
 
 def read_spec(store: str, text: str) -> "Spec":

@@ -37,20 +37,18 @@ def import_(
     size = sum(tensor.nbytes for tensor in opened.tensors)
     with progress("import", size, json=json, unit="bytes") as bar:
         found, before = import_run(opened, backend, run, progress=bar.advance)
-    types = sorted({tensor.dtype for tensor in opened.tensors})
-    template = opened.template.digest if opened.template else None
+    types = ", ".join(sorted({tensor.dtype for tensor in opened.tensors}))
     if json:
-        facts = {"run": run, "step": found.step, "entry": found.entry, "new": not before, "bytes": size}
-        facts |= {"tensors": len(opened.tensors), "types": types, "template": template}
-        print_json({**facts, "model": as_tree(opened.config)})
+        facts = {"run": run, "entry": found.entry, "new": not before, "tensors": len(opened.tensors), "bytes": size}
+        print_json({**facts, "types": types, "chats": opened.template is not None, "model": as_tree(opened.config)})
         return
     if before:
         say(f"Run {run} has been imported before, from the same content: nothing was written.")
         return
-    chats = "with its chat template" if template else "without a chat template"
-    say(f"Run {run}: {len(opened.tensors)} tensors, {human_bytes(size)} of {', '.join(types)}, {chats}.")
+    chats = "with its chat template" if opened.template else "without a chat template"
+    say(f"Run {run}: {len(opened.tensors)} tensors, {human_bytes(size)} of {types}, {chats}.")
     say("To train it further, put its model and train.init into a config:")
     say()
-    model, default = as_tree(opened.config), as_tree(ModelConfig())
-    told = {name: value for name, value in model.items() if value != default.get(name)}
-    say_lines(as_yaml({"train": {"init": run}, "model": told}).rstrip())
+    default = as_tree(ModelConfig())
+    model = {name: value for name, value in as_tree(opened.config).items() if value != default.get(name)}
+    say_lines(as_yaml({"train": {"init": run}, "model": model}).rstrip())

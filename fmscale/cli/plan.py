@@ -128,6 +128,7 @@ def _numbers(config: "Config", forecast: "Forecast", begins: str) -> dict[str, A
     values |= {
         "vocabulary": forecast.vocab_size,
         "parameters": forecast.parameters,
+        **({"frozen parameters": forecast.frozen} if forecast.frozen else {}),
         "tokens a step": forecast.tokens_per_step,
         "steps": forecast.steps,
         "tokens": forecast.tokens,

@@ -1,8 +1,8 @@
 """The config of a run: one dataclass for each section, read strictly from YAML. Imports no torch.
 
 `schema.py`      the whole config, and its plain values or YAML
-`store.py`, `data.py`, `batch.py`, `model.py`, `objective.py`, `train.py`, `checkpoint.py`,
-`metrics.py`, `launch.py`  the sections
+`store.py`, `data.py`, `batch.py`, `model.py`, `adapter.py`, `objective.py`, `train.py`,
+`checkpoint.py`, `metrics.py`, `launch.py`  the sections
 `spec.py`        specs, which make samples of records
 `kinds.py`       the key `kind`, and classes of the user's own
 `checks.py`      refusal of a field's value, and of several
@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fmscale.config.adapter import LoraConfig
     from fmscale.config.batch import BatchConfig
     from fmscale.config.checkpoint import CheckpointConfig
     from fmscale.config.data import DataConfig, SourceConfig
@@ -32,12 +33,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BatchConfig", "BatchShape", "CheckpointConfig", "Config", "DataConfig", "EvaluationConfig", "EvaluationSet",
-    "LaunchConfig", "MetricsConfig", "ModelConfig", "NextTokenConfig", "OptimizerConfig", "Own", "RenderedSpec",
+    "LaunchConfig", "LoraConfig", "MetricsConfig", "ModelConfig", "NextTokenConfig", "OptimizerConfig", "Own",
+    "RenderedSpec",
     "RopeScaling", "ScheduleConfig", "SourceConfig", "StoreConfig", "TextSpec", "TrainConfig", "as_tree", "as_yaml",
     "derive_batch", "flops_per_token", "kind_of", "load_config", "num_parameters",
 ]  # fmt: skip
 
 _HOMES = {
+    "adapter": ("LoraConfig",),
     "batch": ("BatchConfig",),
     "checkpoint": ("CheckpointConfig",),
     "data": ("DataConfig", "SourceConfig"),

@@ -96,16 +96,17 @@ def _uneven(place: str, total: int, known: int, dp_size: int, *, solve: str) -> 
 
 
 def num_parameters(model: ModelConfig, vocab_size: int) -> int:
-    """Number of trained parameters: matrices and biases of the blocks, embedding, output (none if tied) and norms."""
-    embeddings = vocab_size * model.dim * (1 if model.tied else 2)
+    """Number of trained parameters: blocks with biases, embedding, output (none if tied), score and norms."""
+    embeddings = vocab_size * model.dim * (1 if model.tied else 2) + model.dim * model.score
     vectors = (4 if model.post_norms else 2) * model.dim
     vectors += 2 * model.head_width if model.qk_norm else 0
     vectors += model.head_width * (model.num_heads + 2 * model.kv_heads) if model.qkv_bias else 0
     return model.num_layers * (_block_matrices(model) + vectors) + embeddings + model.dim
 
 
-def flops_per_token(model: ModelConfig, vocab_size: int, sequence_length: int) -> float:
-    """FLOPs that training needs for one token of a row of `sequence_length`: 3 times the forward's FLOPs.
+def flops_per_token(model: ModelConfig, vocab_size: int, sequence_length: int, adapter: int = 0) -> float:
+    """FLOPs that training needs for one token of a row of `sequence_length`: 3 times the forward's FLOPs. `adapter` is
+    the number of an adapter's parameters: the frozen matrices then need no gradients, and count 2 times.
 
     The forward takes 2 FLOPs for each weight of the blocks' matrices and of the output projection, tied or not (a
     lookup in the embedding takes none), and 4 heads head_dim for each key that a query sees. With the causal mask a
@@ -116,7 +117,8 @@ def flops_per_token(model: ModelConfig, vocab_size: int, sequence_length: int) -
     matrices = model.num_layers * _block_matrices(model) + vocab_size * model.dim
     keys = sum(_mean_keys(model.layer_window(n), sequence_length) for n in range(model.num_layers))
     attention = 4 * model.num_heads * model.head_width * keys
-    return 3.0 * (2 * matrices + attention)
+    trained = adapter or matrices
+    return 3.0 * (2 * trained + attention) + (4.0 * matrices if adapter else 0.0)
 
 
 def _block_matrices(model: ModelConfig) -> int:

@@ -79,6 +79,8 @@ class ModelConfig:
     """Factor of the embedding's rows; Gemma takes sqrt(dim)."""
     tied: bool = False
     """True where the output projection is the embedding."""
+    score: bool = False
+    """True for a reward model: a linear map from a hidden state to a score, beside the output projection."""
     dropout: float = 0.0
     """Share of the outputs of attention and feed-forward that is dropped in training, before the residual stream."""
     window: int | None = None

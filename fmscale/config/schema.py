@@ -6,6 +6,7 @@ from typing import Any, get_args, get_type_hints
 
 import yaml
 
+from fmscale.config.adapter import LoraConfig
 from fmscale.config.batch import BatchConfig
 from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.config.data import DataConfig
@@ -13,7 +14,7 @@ from fmscale.config.kinds import Own, kind_of, tag
 from fmscale.config.launch import LaunchConfig
 from fmscale.config.metrics import MetricsConfig
 from fmscale.config.model import ModelConfig
-from fmscale.config.objective import NextTokenConfig
+from fmscale.config.objective import NextTokenConfig, ObjectiveConfig
 from fmscale.config.store import StoreConfig
 from fmscale.config.train import EvaluationConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from fmscale.errors import ConfigError
@@ -31,7 +32,9 @@ class Config:
     """Rows of a step and how ranks share them."""
     model: ModelConfig | Own = field(default_factory=ModelConfig)
     """The model that is trained."""
-    objective: NextTokenConfig | Own = field(default_factory=NextTokenConfig)
+    adapter: LoraConfig | None = None
+    """Adapter that is trained in place of the model's weights; null trains all weights."""
+    objective: ObjectiveConfig | Own = field(default_factory=NextTokenConfig)
     """The loss that training minimises."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Length, precision and sharding of the run."""

@@ -1,5 +1,6 @@
 """Specs: the way from records of a dataset to samples."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -41,6 +42,8 @@ class RenderedSpec:
     """Samples that are longer than a forward: refuse to begin, leave them out, or cut the ends of their texts off."""
     max_tokens: int | None = None
     """Tokens of a sample after which `cut` cuts; null takes the length of a forward."""
+    reference: str | None = dataclasses.field(default=None, metadata={"read": False})
+    """Maker's text of the column of reference log-probs; a run sets it from `objective.reference`."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "max_tokens")

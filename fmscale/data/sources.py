@@ -104,7 +104,8 @@ def _spec_text(
         raise ConfigError(
             f"dataset {dataset} holds records, and no spec says what a sample is",
             found="spec: null",
-            remedy="Give data.spec, or the source a spec, such as {kind: text, field: text}.",
+            remedy="Give data.spec, or the source a spec, such as {kind: text, field: text}; messages become tokens by "
+            "`fmscale dataset render`.",
         )
     if sample_tokens is None:
         raise ConfigError(

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from fmscale.checkpoint.base import BASE
 from fmscale.checkpoint.checkpoint import Checkpoint
 from fmscale.checkpoint.read.meta import decoder_section
 from fmscale.config import ModelConfig
@@ -12,7 +13,7 @@ from fmscale.data.tokenizers.tokenizer import from_json
 from fmscale.errors import ConfigError
 from fmscale.exchange.folder import template_of
 from fmscale.exchange.source import read_json
-from fmscale.infer.load import framing
+from fmscale.infer.load import run_framing
 from fmscale.models.hf import from_hf_config, hf_config, hf_names
 from fmscale.store.datasets.files import load_file
 from fmscale.store.datasets.templates import load_template
@@ -29,6 +30,13 @@ def hf_files(opened: Checkpoint, dtype: str | None = None) -> dict[str, Any]:
     files of that model, changed only where the run differs. Raises ConfigError for a checkpoint of no decoder.
     """
     meta = opened.meta
+    if BASE in meta:
+        address = f"{opened.backend.url}#{opened.run}@{opened.step}"
+        raise ConfigError(
+            "the checkpoint has an adapter alone, and Hugging Face's format whole weights",
+            found=f"base {meta[BASE]['address']}",
+            remedy=f"`fmscale adapter merge {address} --run NAME`, then export NAME; or `fmscale adapter export`.",
+        )
     missing = {"config", "vocab_size", "tokenizer"} - meta.keys()
     if missing:
         found, remedy = f"meta without {', '.join(sorted(missing))}", "Export it as safetensors or dcp."
@@ -36,7 +44,7 @@ def hf_files(opened: Checkpoint, dtype: str | None = None) -> dict[str, Any]:
     model = decoder_section(meta, "an export to Hugging Face")
     data = load_tokenizer(opened.backend, meta["tokenizer"])
     tokenizer = from_json(data)
-    bos, eos = framing(opened.backend, meta, tokenizer)
+    bos, eos = run_framing(opened.backend, meta, tokenizer)
     ends: Ends = {"bos_token_id": bos, "eos_token_id": eos}
     if "files" in meta:
         files = {name: load_file(opened.backend, digest) for name, digest in meta["files"].items()}

@@ -29,19 +29,6 @@ TYPES = {
 }
 """Types of tensors that are read, and the types that they become."""
 
-NAMES = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    **{f"attn_{one}": f"self_attn.{one}_proj" for one in "qkv"},
-    **{f"attn_{one}_norm": f"self_attn.{one}_norm" for one in "qk"},
-    "attn_output": "self_attn.o_proj",
-    **{f"ffn_{one}": f"mlp.{one}_proj" for one in ("gate", "up", "down")},
-}
-"""Modules: GGUF's name -> Hugging Face's; those of a block stand behind `blk.N.` and `model.layers.N.`."""
-
 KEYS = {
     "hidden_size": "embedding_length",
     "intermediate_size": "feed_forward_length",
@@ -78,14 +65,14 @@ def open_gguf(path: Path) -> ModelSource:
 
 def _opened(path: Path, reader: Any) -> ModelSource:
     fields = {name: field.contents() for name, field in reader.fields.items()}
-    infos = {_hf_name(tensor.name): tensor for tensor in reader.tensors}
-    for tensor in reader.tensors:
+    infos = {tensor.name: tensor for tensor in reader.tensors}
+    for tensor in infos.values():
         if tensor.tensor_type.name not in TYPES:
             raise _refused("a tensor of a type", f"{tensor.name}: {tensor.tensor_type.name}", TYPES)
     config = _config(fields, infos, path)
     model = from_hf_config(config)
-    names = {hf_name: name for name, hf_name in hf_names(model).items()}
-    ours = {names.get(hf_name, hf_name): tensor for hf_name, tensor in infos.items()}
+    names = {_gguf_name(hf_name, config): name for name, hf_name in hf_names(model).items()}
+    ours = {names.get(name, name): tensor for name, tensor in infos.items()}
     heads = {"attn_q": model.num_heads, "attn_k": model.kv_heads} if config["model_type"] == "llama" else {}
 
     def read(name: str) -> torch.Tensor:
@@ -120,16 +107,17 @@ def _opened(path: Path, reader: Any) -> ModelSource:
     )
 
 
-def _hf_name(name: str) -> str:
-    """Hugging Face's name: `blk.0.attn_q.weight` -> `model.layers.0.self_attn.q_proj.weight`."""
-    module, _, kind = name.rpartition(".")
-    block, module = module.split(".")[:-1], module.rpartition(".")[2]
-    return ".".join(["model.layers" if part == "blk" else part for part in block] + [NAMES.get(module, module), kind])
+def _gguf_name(name: str, config: Mapping[str, Any]) -> str:
+    """GGUF's name of a tensor: `model.layers.0.self_attn.q_proj.weight` -> `blk.0.attn_q.weight`."""
+    from gguf import MODEL_ARCH, get_tensor_name_map
+
+    names = get_tensor_name_map(MODEL_ARCH[config["model_type"].upper()], config["num_hidden_layers"])
+    return str(names.get_name(name, try_suffixes=(".weight", ".bias")))
 
 
 def _config(fields: Mapping[str, Any], infos: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """config.json of the model in transformers. Raises ConfigError for what this reader does not know."""
-    kind, embedding = fields.get("general.architecture"), infos.get("model.embed_tokens.weight")
+    kind, embedding = fields.get("general.architecture"), infos.get("token_embd.weight")
     if kind not in ARCHITECTURES or embedding is None:
         raise _refused("a model of an architecture", f"{path}: {kind}", ARCHITECTURES)
     stretched = "rope_freqs" if "rope_freqs.weight" in infos else fields.get(f"{kind}.rope.scaling.type", "none")
@@ -142,7 +130,7 @@ def _config(fields: Mapping[str, Any], infos: Mapping[str, Any], path: Path) -> 
         # The shortest decimal of the same fp32 number: 1e-5 instead of 9.999999747378752e-06.
         **{name: float(str(np.float32(one))) if isinstance(one, float) else one for name, one in values.items() if one},
         "vocab_size": int(embedding.shape[-1]),
-        "tie_word_embeddings": "lm_head.weight" not in infos,
+        "tie_word_embeddings": "output.weight" not in infos,
         "hidden_act": "silu",
         "dtype": TYPES[embedding.tensor_type.name],
     }

@@ -49,10 +49,6 @@ def check(source: ModelSource) -> None:
         model = build(source.config, vocab_size=source.config.vocab_size)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     compare_shapes(shapes, {tensor.name: tensor.shape for tensor in source.tensors})
-    whole = [tensor.name for tensor in source.tensors if not getattr(torch, tensor.dtype).is_floating_point]
-    if whole:
-        found, remedy = ", ".join(whole[:5]), "Take the model in float32, float16 or bfloat16."
-        raise ConfigError("Weights are numbers of a type that does not train", found=found, remedy=remedy)
     rows, tokens = source.config.vocab_size or 0, from_json(source.tokenizer, "the tokenizer").vocab_size
     if tokens > rows:
         raise ConfigError(

@@ -1,12 +1,16 @@
 """Use of a trained model: generation, evaluation, conversations.
 
 - `load.py`         a checkpoint as a model with its tokenizer
+- `adapters.py`     adapters as PEFT's files, and merged into their base
 - `sampling.py`     the choice of the next token
 - `generate.py`     continuations of prompts, from a key-value cache
 - `threads.py`      CPU threads by the work of a forward
 - `stream.py`       text from tokens, whole characters at a time
 - `heldout.py`      documents of a split, or files, as tokens
 - `evaluate.py`     bits per byte, loss and perplexity of documents
+- `score.py`        values of documents: log-probs of trained tokens, scores of a reward model
+- `value_columns.py`  derived columns of these values
+- `rankings.py`     a reward model on held-out pairs and rankings
 - `compressors.py`  gzip, xz and primed zstd on the same documents
 - `answer.py`       answers to conversations, by the run's chat template
 - `server/`         a server with OpenAI's chat completions

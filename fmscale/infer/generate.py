@@ -1,24 +1,25 @@
-"""Generation: a packed forward reads the prompts, then each step adds a token to every sequence from a cache."""
+"""Generation: prompts are read packed, then each step adds a token to every sequence; ended ones make room for others."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from fmscale.errors import ConfigError
-from fmscale.infer.sampling import Sampling, choose
+from fmscale.infer.products import packed
+from fmscale.infer.sampling import Sampling
+from fmscale.infer.slots import Growth, Slots
+from fmscale.infer.stream import TextStream
 from fmscale.infer.threads import cpu_threads
 from fmscale.models import Decoder
-from fmscale.models.cache import KVCache
 
-BATCH = 16
+SLOTS = 16
 """Sequences that grow together."""
 
 OnToken = Callable[[int, int | None], None]
-"""Called with (number of the prompt, token) as tokens come, and with (number, None) at a sequence's end."""
+"""Called with (number of the completion, token) as tokens come, and with (number, None) at a sequence's end."""
 
 
 @dataclass(kw_only=True)
@@ -26,9 +27,18 @@ class Completion:
     """Tokens that a model gave after a prompt."""
 
     tokens: list[int] = field(default_factory=list)
-    """Token ids, without the EOS."""
-    stop: Literal["eos", "length"] = "length"
-    """Reason for the end: the model's EOS, or the limit."""
+    """Token ids, without the end token; with the tokens of a stop string."""
+    stop: Literal["eos", "stop", "length"] = "length"
+    """Reason for the end: an end token, a stop string, or the limit."""
+    end: int | None = None
+    """The end token that came."""
+    text: str | None = None
+    """Text before the stop string; only with `decode`."""
+    logprobs: list[float] = field(default_factory=list)
+    """Natural log of each token's probability, the end token's included, in the model's own distribution: of all its
+    ids, at temperature 1, without a penalty. Only on request."""
+    drawn_logprobs: list[float] = field(default_factory=list)
+    """The same in the distribution that the token was drawn from; 0 at temperature 0."""
 
 
 @torch.no_grad()
@@ -36,118 +46,163 @@ def generate(
     model: Decoder,
     prompts: Sequence[Sequence[int]],
     *,
-    max_tokens: int,
+    max_tokens: int | Sequence[int],
     sampling: Sampling | None = None,
-    eos: int | None = None,
+    samples: int = 1,
+    eos: int | Sequence[int] | None = None,
+    stop: Sequence[str] = (),
+    decode: Callable[[Sequence[int]], str] | None = None,
+    min_tokens: int = 0,
     vocabulary: int | None = None,
-    batch: int = BATCH,
+    logprobs: bool = False,
+    keys: Sequence[int] | None = None,
+    shared: int = 0,
+    slots: int = SLOTS,
     threads: int | None = None,
     on_token: OnToken = lambda number, token: None,
 ) -> list[Completion]:
-    """The model's continuation of each prompt, in at most `max_tokens` tokens.
+    """The model's continuations: `samples` of the first prompt, then of the second, and so on.
+
+    Tokens and log-probabilities of a completion depend on the model, its prompt, the settings of its sampling, its
+    prompt's key, its number among the samples and `shared`: not on other prompts, their order, or `slots`.
 
     Args:
         model: on any device, in any type; it is in eval mode during the call.
         prompts: token ids of each prompt, at least one, of any lengths.
-        max_tokens: new tokens of each sequence.
+        max_tokens: new tokens of each sequence, or of each prompt's sequences.
         sampling: settings of the choice; None takes the likeliest token.
-        eos: token that ends a sequence; None lets all sequences run to `max_tokens`.
+        samples: completions of each prompt, which is read once for all of them.
+        eos: token or tokens that end a sequence; None lets all sequences run to `max_tokens`.
+        stop: strings that end a sequence, also over the borders of tokens; they need `decode`.
+        decode: the tokenizer's function from tokens to text.
+        min_tokens: new tokens before which no token of `eos` is chosen.
         vocabulary: only ids below this are chosen: a model may have more rows than its tokenizer has ids.
-        batch: sequences that grow together; it changes the memory, never the results.
+        logprobs: True records the log-probabilities of all tokens.
+        keys: number of each prompt for its draws; None numbers the prompts of the call.
+        shared: number of tokens with which all prompts begin; they are read once.
+        slots: sequences that grow together; it changes the memory, never the results.
         threads: CPU threads; None takes as many as the work keeps busy.
-        on_token: called with every token as it comes, except `eos`, and at the end of each sequence.
+        on_token: called with every token as it comes, except end tokens, and at the end of each sequence.
 
     Raises ConfigError for a prompt that is empty, has ids beyond the vocabulary, or with `max_tokens` is longer
-    than the model's max_seq_len.
+    than the model's max_seq_len, and for settings that contradict each other.
     """
-    _check(model, prompts, max_tokens)
     sampling = sampling or Sampling()
-    completions = [Completion() for _ in prompts]
+    limits = [max_tokens] * len(prompts) if isinstance(max_tokens, int) else list(max_tokens)
+    ends = () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
+    _check(model, prompts, limits, ends, stop, decode, keys, shared)
+    queue = deque(
+        Growth(number=prompt * samples + sample, prompt=prompt, sample=sample, tokens=tokens, limit=limits[prompt])
+        for prompt, tokens in enumerate(prompts)
+        for sample in range(samples)
+    )
+    if not queue:
+        return []
+    completions = [Completion(text=None if decode is None else "") for _ in queue]
+    rows = max(1, min(slots, len(queue)))
+    capacity = max(len(prompt) + limit - 1 for prompt, limit in zip(prompts, limits, strict=True))
+    for one in queue:
+        one.key = one.prompt if keys is None else keys[one.prompt]
+        one.text = None if decode is None else TextStream(decode, one.tokens, stop)
+    shared = min(shared, min(map(len, prompts)) - 1)
     training = model.training
     model.eval()
     try:
-        for first in range(0, len(prompts), batch):
-            part = range(first, min(first + batch, len(prompts)))
-            with cpu_threads(model, len(part), threads):
-                _grow(model, prompts, part, max_tokens, sampling, eos, vocabulary, threads, completions, on_token)
+        with packed(model), cpu_threads(model, rows, threads):
+            state = Slots(model, rows, capacity, shared=shared, sampling=sampling, threads=threads)
+            _grow(state, queue, completions, ends, min_tokens, vocabulary, logprobs, on_token)
     finally:
         model.train(training)
     return completions
 
 
 def _grow(
-    model: Decoder,
-    prompts: Sequence[Sequence[int]],
-    part: range,
-    max_tokens: int,
-    sampling: Sampling,
-    eos: int | None,
-    vocabulary: int | None,
-    threads: int | None,
+    state: Slots,
+    queue: deque[Growth],
     completions: list[Completion],
+    ends: Sequence[int],
+    min_tokens: int,
+    vocabulary: int | None,
+    logprobs: bool,
     on_token: OnToken,
 ) -> None:
-    """Fill the completions of the prompts in `part`."""
-    weight = model.output.weight
-    longest = max(len(prompts[i]) for i in part)
-    cache = KVCache(model.config, len(part), longest + max_tokens - 1, dtype=weight.dtype, device=weight.device)
-    alive = list(part)
-    generators = dict(zip(part, sampling.generators(part.start, len(part)), strict=True))
-    with cpu_threads(model, sum(len(prompts[i]) for i in part), threads):
-        hidden_BD = _read(model, [prompts[i] for i in part], cache)
-    for length in range(1, max_tokens + 1):
-        logits_BV = model.head(hidden_BD)[:, :vocabulary]
-        chosen_B = choose(logits_BV, sampling, [generators[i] for i in alive])
-        survivors = []
-        for row, (i, token) in enumerate(zip(alive, chosen_B.tolist(), strict=True)):
-            if token == eos:
-                completions[i].stop = "eos"
+    """Fill the completions of all sequences in the queue."""
+    while True:
+        state.fill(queue)
+        chosen, drawn, own = state.choose(vocabulary, ends, min_tokens, logprobs=logprobs)
+        for row, one in enumerate(state.growing):
+            if one is None:
+                continue
+            completion, token = completions[one.number], chosen[row]
+            if logprobs:
+                completion.logprobs.append(own[row])
+                completion.drawn_logprobs.append(drawn[row])
+            if token in ends:
+                completion.stop, completion.end = "eos", token
             else:
-                completions[i].tokens.append(token)
-                on_token(i, token)
-            if token == eos or length == max_tokens:
-                on_token(i, None)
-            else:
-                survivors.append(row)
-        if not survivors:
+                completion.tokens.append(token)
+                on_token(one.number, token)
+                if one.text is not None:
+                    completion.text = (completion.text or "") + one.text.add(token)
+                    completion.stop = "stop" if one.text.stopped else "length"
+            one.grown += 1
+            if completion.stop != "length" or one.grown == one.limit:
+                if one.text is not None:
+                    completion.text = (completion.text or "") + one.text.end()
+                state.end(row)
+                on_token(one.number, None)
+        if any(state.growing):
+            state.step(last=not queue)
+        elif not queue:
             return
-        if len(survivors) < len(alive):
-            rows = torch.tensor(survivors, device=weight.device)
-            cache.keep(rows)
-            alive, chosen_B = [alive[row] for row in survivors], chosen_B[rows]
-        hidden_BD = model(chosen_B[:, None], cache=cache)[:, 0]
 
 
-def _read(model: Decoder, prompts: Sequence[Sequence[int]], cache: KVCache) -> Tensor:
-    """Read the prompts into the cache; return the hidden state (B, D) of each prompt's last token."""
-    device = cache.keys.device
-    ends = list(accumulate((len(prompt) for prompt in prompts), initial=0))
-    cu_seqlens = torch.tensor(ends, dtype=torch.int32, device=device)
-    tokens = torch.tensor([token for prompt in prompts for token in prompt], device=device)
-    hidden_BTD = model(tokens[None], cu_seqlens=cu_seqlens, cache=cache)
-    last: Tensor = hidden_BTD[0, cu_seqlens[1:].long() - 1]
-    return last
-
-
-def _check(model: Decoder, prompts: Sequence[Sequence[int]], max_tokens: int) -> None:
-    limit = model.config.max_seq_len
-    if max_tokens < 1:
-        raise ConfigError("There is nothing to generate", found=max_tokens, remedy="Ask for 1 token or more.")
+def _check(
+    model: Decoder,
+    prompts: Sequence[Sequence[int]],
+    limits: Sequence[int],
+    ends: Sequence[int],
+    stop: Sequence[str],
+    decode: Callable[[Sequence[int]], str] | None,
+    keys: Sequence[int] | None,
+    shared: int,
+) -> None:
+    longest, V = model.config.max_seq_len, model.vocab_size
+    for name, given in (("max_tokens", limits), ("keys", keys)):
+        if given is not None and len(given) != len(prompts):
+            found, remedy = f"{len(given)} for {len(prompts)} prompts", "Give a number for each prompt."
+            raise ConfigError(
+                f"{name} has another number of entries than there are prompts", found=found, remedy=remedy
+            )
+    if min(limits, default=1) < 1:
+        raise ConfigError("There is nothing to generate", found=min(limits), remedy="Ask for 1 token or more.")
+    if stop and (decode is None or not all(stop)):
+        found, remedy = list(stop), "Give `decode`, the tokenizer's function to text, and strings that are not empty."
+        raise ConfigError("Stop strings cannot be found", found=found, remedy=remedy)
+    if ends and not 0 <= min(ends) <= max(ends) < V:
+        remedy = f"Take ids from 0 to {V - 1}."
+        raise ConfigError("An end token is none of the model's", found=list(ends), remedy=remedy)
     for number, prompt in enumerate(prompts):
         if not len(prompt):
             raise ConfigError(
                 f"Prompt {number} has no tokens", found=0, remedy="Begin with the BOS token, or with a text."
             )
-        if not 0 <= min(prompt) <= max(prompt) < model.vocab_size:
+        if not 0 <= min(prompt) <= max(prompt) < V:
             raise ConfigError(
                 f"Prompt {number} has token ids that the model does not have",
-                found=f"{min(prompt)} to {max(prompt)}, the vocabulary has {model.vocab_size}",
+                found=f"{min(prompt)} to {max(prompt)}, the vocabulary has {V}",
                 remedy="Encode it with the tokenizer that the model was trained with.",
             )
-        if len(prompt) + max_tokens > limit:
-            room = limit - len(prompt)
+        if len(prompt) + limits[number] > longest:
+            room = longest - len(prompt)
             raise ConfigError(
                 f"Prompt {number} and what is to follow are longer than the model's max_seq_len",
-                found=f"{len(prompt)} + {max_tokens} > {limit}",
+                found=f"{len(prompt)} + {limits[number]} > {longest}",
                 remedy=f"Ask for at most {room} new tokens." if room > 0 else "Shorten the prompt.",
+            )
+        if list(prompt[:shared]) != list(prompts[0][:shared]) or len(prompt) < shared:
+            raise ConfigError(
+                f"Prompt {number} does not begin with the shared tokens",
+                found=f"{list(prompt[:shared])[:8]}…, prompt 0 begins with {list(prompts[0][:shared])[:8]}…",
+                remedy=f"Let all prompts have the same first {shared} tokens.",
             )

@@ -6,14 +6,17 @@ from typing import Any
 
 import torch
 
+from fmscale.checkpoint.base import BASE, open_base
 from fmscale.checkpoint.catalog import list_checkpoints, parse_address
 from fmscale.checkpoint.checkpoint import Checkpoint, open_in
+from fmscale.checkpoint.format.names import REFERENCE
 from fmscale.checkpoint.read.meta import decoder_section, section
-from fmscale.config import DataConfig, ModelConfig
+from fmscale.config import DataConfig, LoraConfig, ModelConfig
 from fmscale.data.tokenizers.protocol import Tokenizer
 from fmscale.data.tokenizers.tokenizer import from_json
 from fmscale.errors import ConfigError, DataError
 from fmscale.models import Decoder, build, load_weights
+from fmscale.models.lora import fix_ratios, wrap
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import open_dataset
 from fmscale.store.datasets.templates import ChatTemplate, load_template
@@ -59,7 +62,8 @@ class TrainedModel:
 
 
 def open_trained(address: str, *, device: str = "cpu", precision: str | None = None) -> TrainedModel:
-    """The model at STORE_URL#RUN (its newest checkpoint) or STORE_URL#RUN@STEP, on `device`.
+    """The model at STORE_URL#RUN (its newest checkpoint) or STORE_URL#RUN@STEP, on `device`. That of an adapter run is
+    its base with the adapter beside it, unmerged.
 
     `precision` is "fp32" or "bf16"; None takes fp32 on a CPU and bf16 elsewhere. Tensors are read one by one.
 
@@ -83,7 +87,7 @@ def open_trained(address: str, *, device: str = "cpu", precision: str | None = N
     dtype = TYPES[precision or ("fp32" if device == "cpu" else "bf16")]
     config = decoder_section(meta, "generation and evaluation")
     data = section(meta, "data", DataConfig) if "data" in meta["config"] else None
-    bos, eos = framing(backend, meta, tokenizer)
+    bos, eos = run_framing(backend, meta, tokenizer)
     others = [] if eos is None else [eos, *(i for i in meta.get("ends", ()) if i != eos)]
     return TrainedModel(
         run=run,
@@ -106,10 +110,15 @@ def _model(checkpoint: Checkpoint, config: ModelConfig, vocab_size: int, device:
     try:
         with torch.device(device):
             model = build(config, vocab_size=vocab_size)
+            if BASE in checkpoint.meta:
+                wrap(model, section(checkpoint.meta, "adapter", LoraConfig))
     finally:
         torch.set_default_dtype(before)
-    shapes = {tensor.name: tensor.shape for tensor in checkpoint.manifest.tensors if tensor.state == "weight"}
-    load_weights(model, checkpoint.tensor, shapes)
+    sources = [checkpoint, open_base(checkpoint.backend, checkpoint.meta)] if BASE in checkpoint.meta else [checkpoint]
+    found = {t.name: (source, t.shape) for source in sources for t in source.manifest.tensors if t.state == "weight"}
+    shapes = {name: shape for name, (_, shape) in found.items() if not name.startswith(REFERENCE)}
+    load_weights(model, lambda name: found[name][0].tensor(name), shapes)
+    fix_ratios(model)
     return model.eval().requires_grad_(False)
 
 
@@ -124,22 +133,28 @@ def _checkpoint(backend: Backend, run: str, which: str) -> Checkpoint:
     )
 
 
-def framing(backend: Backend, meta: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[int | None, int | None]:
+def run_framing(backend: Backend, meta: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[int | None, int | None]:
     """BOS and EOS of a run: those of its first dataset, if all its datasets have documents of this tokenizer. Else, as
-    where chats were rendered by a template, those of the imported model. Without both: no BOS, and the tokenizer's
-    EOS, which are the defaults of an ingest.
+    where a template has rendered chats, those of the imported model that it began with, or the defaults of `framing`.
     """
-    framed: list[tuple[int | None, int | None]] = []
-    for source in section(meta, "data", DataConfig).sources if "data" in meta["config"] else ():
-        try:
-            commits = open_dataset(backend, source.dataset).commits()
-        except DataError:
-            continue
-        known = [
-            (commit.bos, commit.eos) for commit in commits if commit.tokenizer == tokenizer.digest and commit.dtype
-        ]
-        if not known and commits:
-            framed = []
-            break
-        framed += known[-1:]
-    return framed[0] if framed else (meta.get("bos"), meta.get("eos", tokenizer.eos_id))
+    sources = section(meta, "data", DataConfig).sources if "data" in meta["config"] else ()
+    framed = [_framed(backend, source.dataset, tokenizer) for source in sources]
+    if "eos" in meta and (not framed or None in framed):
+        return meta.get("bos"), meta["eos"]
+    return next(filter(None, framed), (None, tokenizer.eos_id))
+
+
+def framing(backend: Backend, dataset: str, tokenizer: Tokenizer) -> tuple[int | None, int | None]:
+    """BOS and EOS of a dataset's documents. Without this data in the store: no BOS, and the tokenizer's EOS, which are
+    the defaults of an ingest.
+    """
+    return _framed(backend, dataset, tokenizer) or (None, tokenizer.eos_id)
+
+
+def _framed(backend: Backend, dataset: str, tokenizer: Tokenizer) -> tuple[int | None, int | None] | None:
+    try:
+        commits = open_dataset(backend, dataset).commits()
+    except DataError:
+        commits = []
+    known = ((one.bos, one.eos) for one in reversed(commits) if one.tokenizer == tokenizer.digest and one.dtype)
+    return next(known, None)

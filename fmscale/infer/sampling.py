@@ -1,29 +1,39 @@
-"""Choice of the next token: the likeliest token, or a draw after temperature, top-k and top-p.
+"""Choice of the next token: the likeliest token, or a draw after penalty, temperature, top-k, top-p and min-p.
 
 Shapes: B sequences, V vocabulary.
 """
 
-import hashlib
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fmscale.errors import ConfigError
+from fmscale.runtime.draw import draw
+
+RANKED = 1024
+"""Tokens that top-p ranks at first: a nucleus is rarely larger, and ranking all of 49,152 takes 20 times as long."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Settings of the choice. Sequence i of a call draws from its own generator, made of (seed, i), so that its draws
-    depend neither on the other sequences nor on the batch."""
+    """Settings of the choice. The draw of a token follows from the seed, the key of the prompt, the number of the
+    sample and the token's place: neither from other sequences nor from the batch."""
 
     temperature: float = 0.0
     """Divides the logits; 0 takes the likeliest token and draws nothing."""
     top_k: int | None = None
-    """Only the k likeliest tokens; None for all."""
+    """Only the k likeliest tokens, and those as likely as the k-th; None for all."""
     top_p: float | None = None
-    """Only the likeliest tokens that together reach this probability, after temperature and top_k; None for all
-    (nucleus sampling, Holtzman et al., arXiv 1904.09751)."""
+    """Only the likeliest tokens that together reach this probability, after temperature and top_k, and those as likely
+    as the last of them; None for all (nucleus sampling, Holtzman et al., arXiv 1904.09751)."""
+    min_p: float | None = None
+    """Only tokens with at least this share of the likeliest token's probability; None for all (Nguyen et al., arXiv
+    2407.01082)."""
+    repetition: float = 1.0
+    """Divides positive and multiplies negative logits of tokens that the prompt or the answer has, before the
+    temperature; 1 changes nothing (CTRL, Keskar et al., arXiv 1909.05858)."""
     seed: int = 0
     """Seed of the draws."""
 
@@ -32,41 +42,62 @@ class Sampling:
             ("temperature", self.temperature >= 0, "Take 0 for the likeliest token, or about 0.8."),
             ("top_k", self.top_k is None or self.top_k >= 1, "Take 1 or more, or none."),
             ("top_p", self.top_p is None or 0 < self.top_p <= 1, "Take a number above 0, up to 1."),
-            ("seed", self.seed >= 0, "Take 0 or more."),
+            ("min_p", self.min_p is None or 0 <= self.min_p <= 1, "Take a number from 0 to 1, such as 0.05."),
+            ("repetition", self.repetition > 0, "Take 1 for no penalty, or about 1.1."),
+            ("seed", 0 <= self.seed < 2**64, "Take 0 or more, below 2^64."),
         ):
             if not good:
                 raise ConfigError(f"{name} cannot be this", found=getattr(self, name), remedy=remedy)
 
-    def generators(self, first: int, count: int) -> list[torch.Generator]:
-        """Generators of sequences [first, first + count)."""
-        # hashed, as torch's CPU generator takes only 32 bits of its seed
-        seeds = (hashlib.sha256(f"{self.seed}/{i}".encode()).digest() for i in range(first, first + count))
-        return [torch.Generator().manual_seed(int.from_bytes(seed[:4], "little")) for seed in seeds]
+    def draws(self, key: int, sample: int, count: int) -> np.ndarray:
+        """Uniform numbers fp64 (count,) for the tokens of a sample of the prompt with this key."""
+        return draw(self.seed, "generate", key, sample, n=count)
 
 
-def choose(logits_BV: Tensor, sampling: Sampling, generators: list[torch.Generator]) -> Tensor:
-    """int64 (B,): the next token of each sequence; equal logits go to the smaller id."""
+def choose(logits_BV: Tensor, sampling: Sampling, draws_B: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The next token of each sequence, int64 (B,), and the log of its probability in the distribution that it is drawn
+    from, fp64 (B,). Equal logits go to the smaller id. `draws_B` holds uniform numbers fp64; temperature 0 needs none.
+    """
     if sampling.temperature == 0:
-        return logits_BV.argmax(-1)
-    draws = [torch.rand((), generator=generator, dtype=torch.float64) for generator in generators]
-    ranked, ids = probabilities(logits_BV, sampling)
-    totals = ranked.cumsum(-1)
-    point = torch.stack(draws).to(logits_BV.device) * totals[:, -1]
-    # the rank of the token is the number of tokens that lie wholly below the point
-    rank = (totals <= point[:, None]).sum(-1, keepdim=True)
-    last = (ranked > 0).sum(-1, keepdim=True) - 1
-    return ids.gather(1, torch.minimum(rank, last))[:, 0]
+        chosen_B = logits_BV.argmax(-1)
+        return chosen_B, torch.zeros(chosen_B.shape, dtype=torch.float64, device=chosen_B.device)
+    assert draws_B is not None, "a draw needs numbers"
+    shares_BV = probabilities(logits_BV, sampling)
+    below_BV = shares_BV.cumsum(-1)
+    total_B1 = below_BV[:, -1:]
+    # the first token whose range ends beyond the point: a token of probability 0 has no range
+    point_B1 = (draws_B[:, None] * total_B1).minimum(total_B1 * (1 - 2**-52))
+    chosen_B1 = torch.searchsorted(below_BV, point_B1, right=True)
+    return chosen_B1[:, 0], (shares_BV.gather(1, chosen_B1) / total_B1).log()[:, 0]
 
 
-def probabilities(logits_BV: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Probabilities fp64 (B, V), likeliest first and 0 for excluded tokens, and their token ids (B, V)."""
+def probabilities(logits_BV: Tensor, sampling: Sampling) -> Tensor:
+    """Probabilities fp64 (B, V), 0 for excluded tokens; the rest of a row is not scaled to sum to 1."""
     wide = logits_BV.to(torch.float64) / sampling.temperature
-    ordered, ids = wide.sort(dim=-1, descending=True, stable=True)
-    if sampling.top_k is not None:
-        ordered[:, sampling.top_k :] = -torch.inf
-    ranked = ordered.softmax(-1)
+    if sampling.top_k is not None and sampling.top_k < wide.shape[1]:
+        least = wide.topk(sampling.top_k).values[:, -1:]
+        wide = wide.masked_fill(wide < least, -torch.inf)
+    shares = wide.softmax(-1)
     if sampling.top_p is not None:
-        before = ranked.cumsum(-1) - ranked
-        before[:, 0] = 0.0  # the likeliest token always stays
-        ranked = ranked.masked_fill(before >= sampling.top_p, 0.0)
-    return ranked / ranked.sum(-1, keepdim=True), ids
+        shares = shares.masked_fill(shares < _least_of_nucleus(shares, sampling.top_p), 0.0)
+    if sampling.min_p is not None:
+        shares = shares.masked_fill(shares < sampling.min_p * shares.amax(-1, keepdim=True), 0.0)
+    return shares
+
+
+def _least_of_nucleus(shares: Tensor, top_p: float) -> Tensor:
+    """Probability (B, 1) of the last token of each row's nucleus."""
+    V = shares.shape[1]
+    for count in (min(RANKED, V), V):
+        ranked = shares.topk(count).values
+        reached = ranked.cumsum(-1)
+        if count == V or bool((reached[:, -1] >= top_p).all()):
+            break
+    # the likeliest token always stays, and so does each token before which the sum is below top_p
+    last = ((reached - ranked < top_p).sum(-1, keepdim=True) - 1).clamp(min=0)
+    return ranked.gather(1, last)
+
+
+def penalised(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
+    """Logits with the repetition penalty on the tokens of the mask `seen_BV`."""
+    return logits_BV.where(~seen_BV, (logits_BV / penalty).where(logits_BV > 0, logits_BV * penalty))

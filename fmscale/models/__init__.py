@@ -6,6 +6,8 @@
 - `cache.py`    keys and values of the tokens read so far, for generation
 - `weights.py`  initial weights from a generator; weights by name from another source
 - `hf/`         Hugging Face's names, config and weights, both ways
+- `lora.py`     low-rank adapters around the linear layers of a model
+- `peft.py`     their names and config in the library PEFT, both ways
 """
 
 from fmscale.models.decoder import Decoder

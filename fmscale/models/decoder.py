@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from fmscale.config.model import ModelConfig
 from fmscale.kernels import document_positions
 from fmscale.models.cache import KVCache, LayerCache
-from fmscale.models.layers import Embedding, FeedForward, Head, RMSNorm, Rotary, SelfAttention
+from fmscale.models.layers import Embedding, FeedForward, Head, Linear, RMSNorm, Rotary, SelfAttention
 from fmscale.models.weights import Whole, draw_weights
+
+SCORE = "score.weight"
+"""Name of the weight of a reward model's score, which a language model lacks."""
 
 
 class Block(nn.Module):
@@ -82,6 +85,8 @@ class Decoder(nn.Module):
         self.output = Head(config.dim, vocab_size, softcap=config.logit_softcap)
         if config.tied:
             self.output.weight = cast(nn.Parameter, self.tok_embeddings.weight)
+        if config.score:
+            self.score = Linear(config.dim, 1)
 
     @property
     def head(self) -> Head:
@@ -124,13 +129,13 @@ class Decoder(nn.Module):
 
     def init_weights(self, generator: torch.Generator, whole: Whole = nullcontext) -> None:
         """Draw the weights. Equal generators give equal weights on any device, in any type, with any number of ranks.
-        `whole` as in `draw_weights`.
+        `whole` as in `draw_weights`. The score's map is 0, so that no text is better than another.
         """
         residual_std = self.config.init_std / (2 * self.config.num_layers) ** 0.5
-        draw_weights(
-            self,
-            generator,
-            lambda name: residual_std if name.endswith(("wo.weight", "w2.weight")) else self.config.init_std,
-            whole,
-            norm=1.0 - self.config.norm_offset,
-        )
+
+        def std(name: str) -> float:
+            if name == SCORE:
+                return 0.0
+            return residual_std if name.endswith(("wo.weight", "w2.weight")) else self.config.init_std
+
+        draw_weights(self, generator, std, whole, norm=1.0 - self.config.norm_offset)

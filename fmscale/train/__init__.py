@@ -15,7 +15,9 @@
 - `saving.py`             saves at their steps, and the state beside the tensors
 - `resume.py`             the checkpoint that a run goes on from, its own or another run's
 - `model_changes.py`      keys of the model that change the function of a checkpoint's weights
+- `reference.py`          the reference of a preference objective, and its check before the first update
 - `init.py`               the first weights of a run from another run or from a folder in Hugging Face's format
+- `adapters.py`           the frozen weights of an adapter run
 - `recorded_schedule.py`  the batch schedule of a run, from its checkpoints
 - `run_folder.py`         checks of the folders that a run writes to
 - `compare.py`            the first difference of two runs

@@ -9,15 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from fmscale.checkpoint.base import BASE, open_base
 from fmscale.checkpoint.catalog import parse_address
 from fmscale.checkpoint.checkpoint import Checkpoint, open_in
 from fmscale.checkpoint.format.layout import Tensor
+from fmscale.checkpoint.format.names import REFERENCE
 from fmscale.checkpoint.read.compatibility import differences, refuse_other_model
 from fmscale.checkpoint.read.meta import inherited, section
 from fmscale.checkpoint.read.restore import restore
 from fmscale.config import Config, ModelConfig, as_yaml
 from fmscale.errors import ConfigError, StoreError
 from fmscale.models import build
+from fmscale.models.decoder import SCORE
 from fmscale.models.hf import HfFolder, open_hf_folder
 from fmscale.models.weights import compare_shapes
 from fmscale.store.backends.protocol import Backend
@@ -25,7 +28,7 @@ from fmscale.store.digest import canonical_json, data_digest, metadata_digest
 from fmscale.store.open import open_store
 from fmscale.text import scrub
 from fmscale.train.engine.protocol import Engine
-from fmscale.train.model_changes import SHAPES, section_changes
+from fmscale.train.model_changes import SHAPES, refuse_adapter_changes, section_changes
 from fmscale.train.resume import require_checkpoint
 from fmscale.train.session import Session
 
@@ -41,6 +44,12 @@ class Init:
     source: Checkpoint | HfFolder
     warning: str
     """Fields of the model that differ and leave the shapes as they are; empty without a difference."""
+    base: Checkpoint | None = None
+    """Checkpoint of the frozen weights of an adapter run: the source itself, or the base of the adapter run there."""
+    lacks: frozenset[str] = frozenset()
+    """Names of the weights that keep their values, as the source has none for them."""
+    unread: bool = False
+    """True if the source has weights beside those of the model: of a reference, or of a score."""
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -58,12 +67,25 @@ def find_init(
     """
     address, place = config.train.init or "", config.place("train.init")
     try:
+        if not address:
+            raise ConfigError(
+                f"{config.place('adapter')} needs a base, and this run has neither checkpoints nor train.init",
+                found="train.init: null",
+                remedy="Give train.init: the run whose weights stay frozen under the adapter.",
+            )
         if "#" not in address and ("/" in address or address.startswith((".", "~"))):
             path = Path(address).expanduser()
+            if config.adapter is not None:
+                raise ConfigError(
+                    "the base of an adapter must be a run: a folder cannot be kept as long as its adapters",
+                    found=address,
+                    remedy=f"`fmscale import {address} --store {config.store.url} --run base`, then train.init: base.",
+                )
             folder = open_hf_folder(path)
             warning = _compare(config.model, vocab_size, folder.config, str(path))
-            compare_shapes(_shapes(config, vocab_size), folder.shapes)
-            return Init(shown=str(path), source=folder, warning=warning)
+            shapes = _shapes(config, vocab_size)
+            compare_shapes({name: shapes[name] for name in shapes.keys() - {SCORE}}, folder.shapes)
+            return Init(shown=str(path), source=folder, warning=warning, lacks=frozenset({SCORE}))
         if "#" in address:
             backend = open_store(parse_address(address)[0], read_only=True, deadline=deadline or config.store.deadline)
         return _find_checkpoint(config, backend, address, vocab_size, tokenizer)
@@ -81,6 +103,7 @@ def _find_checkpoint(
     require_checkpoint(config, "train.init", backend, run, step)
     found = open_in(backend, run, step or "auto")
     shown = scrub(f"{store}{mark}{run}@{found.step}")
+    base = _base(config, found, shown)
     theirs = found.meta.get("tokenizer")
     if tokenizer is not None and theirs != tokenizer:
         raise ConfigError(
@@ -94,8 +117,30 @@ def _find_checkpoint(
         source = replace(section(found.meta, "model", ModelConfig), vocab_size=found.meta["vocab_size"])
         warning = _compare(config.model, vocab_size, source, shown)
     asked = [Tensor(name, "weight", "float32", shape) for name, shape in _shapes(config, vocab_size).items()]
-    refuse_other_model(found.manifest, [differences(found.manifest, asked, convert=True)], shown, weights=True)
-    return Init(shown=shown, source=found, warning=warning)
+    whole = base or found
+    there = {tensor.name for tensor in whole.manifest.tensors}
+    begun = [tensor for tensor in asked if tensor.name in there or tensor.name != SCORE]
+    unread = any(name == SCORE or name.startswith(REFERENCE) for name in there - {tensor.name for tensor in asked})
+    answers = [differences(whole.manifest, begun, convert=True)]
+    refuse_other_model(whole.manifest, answers, shown, weights=True, partial=unread)
+    if len(begun) < len(asked):
+        warning = "; ".join(filter(None, (warning, f"{shown} is no reward model: {SCORE} begins at 0")))
+    lacks = frozenset({SCORE}) - there
+    return Init(shown=shown, source=found, warning=warning, base=base, lacks=lacks, unread=unread)
+
+
+def _base(config: Config, found: Checkpoint, shown: str) -> Checkpoint | None:
+    """The base of a new adapter run; None for a run that trains all weights. Raises ConfigError."""
+    if BASE not in found.meta:
+        return None if config.adapter is None else found
+    if config.adapter is None:
+        raise ConfigError(
+            f"{shown} has an adapter alone, and this run trains all weights",
+            found="adapter: null",
+            remedy=f"`fmscale adapter merge {shown} --run NAME` makes a run of whole weights for train.init.",
+        )
+    refuse_adapter_changes(config, found.meta, shown)
+    return open_base(found.backend, found.meta, deadline=config.store.deadline)
 
 
 def _shapes(config: Config, vocab_size: int | None) -> dict[str, tuple[int, ...]]:
@@ -106,8 +151,8 @@ def _shapes(config: Config, vocab_size: int | None) -> dict[str, tuple[int, ...]
 
 
 def _compare(model: object, vocab_size: int | None, source: ModelConfig, shown: str) -> str:
-    """Raise ConfigError for fields that give other shapes or heads; return a warning of other fields that differ. A
-    class of the user's own has other fields: its shapes alone are compared.
+    """Raise ConfigError for fields that give other tensors, heads or meanings of numbers; return a warning of other
+    fields that differ. A class of the user's own has other fields: its shapes alone are compared.
     """
     if not isinstance(model, ModelConfig):
         return ""
@@ -131,7 +176,11 @@ def load_init(session: Session, init: Init, engine: Engine) -> dict[str, Any]:
     source, facts = init.source, dict[str, Any](address=init.shown)
     if init.warning and session.world.rank == 0:
         logger.warning("%s: %s", session.config.place("train.init"), init.warning)
-    weights = [piece for piece in engine.pieces(save=False) if piece.state == "weight"]
+    weights = [
+        replace(piece, name=piece.name.removeprefix(REFERENCE))
+        for piece in engine.pieces(save=False)
+        if piece.state == "weight" and piece.name not in init.lacks
+    ]
     if isinstance(source, HfFolder):
         digest = _folder_digest(session, source)
         for piece in weights:
@@ -140,7 +189,9 @@ def load_init(session: Session, init: Init, engine: Engine) -> dict[str, Any]:
     else:
         # A job of that run may commit another checkpoint between the looks of two ranks.
         which = f"entry{session.from_rank_0('entry of the first weights', source.found.entry)}"
-        restore(source.backend, source.run, weights, which=which, waits=session.waits, weights=True, convert=True)
+        options: dict[str, Any] = {"which": which, "waits": session.waits, "weights": True, "convert": True}
+        if source is not init.base:  # a base has no weights of the adapter
+            restore(source.backend, source.run, weights, partial=init.unread, **options)
         digest, facts["step"] = source.found.body["manifest"]["digest"], source.step
     engine.restored(0)
     return {**facts, "digest": digest}

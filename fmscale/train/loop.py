@@ -17,6 +17,7 @@ from fmscale.runtime.stop import Stop
 from fmscale.train.engine.protocol import Engine
 from fmscale.train.journal import Journal, Timing
 from fmscale.train.length import RunLength
+from fmscale.train.reference import check_reference
 from fmscale.train.saving import Saving
 from fmscale.train.schedule import learning_rate
 from fmscale.train.seeds import seed_dropout
@@ -84,6 +85,8 @@ def run_loop(loop: Loop, length: RunLength) -> tuple[int, Stop]:
             break
         for batch, batch_inputs in zip(microbatches, inputs, strict=True):
             loop.delivered(batch, batch_inputs)
+        if step == 0:
+            check_reference(loop.engine, inputs, config)
         rate = learning_rate(config.schedule, config.optimizer.lr, *length.place(step))
         result = train_step(
             loop.engine,

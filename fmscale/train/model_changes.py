@@ -12,9 +12,9 @@ from fmscale.text import clean_tree
 
 SHAPES = (
     "num_layers", "dim", "num_heads", "num_kv_heads", "head_dim", "hidden_dim", "tied", "vocab_size",
-    "qkv_bias", "qk_norm", "post_norms",
+    "qkv_bias", "qk_norm", "post_norms", "norm_offset", "activation", "embedding_scale",
 )  # fmt: skip
-"""Keys that decide the shapes of tensors or their division into heads."""
+"""Keys that decide the shapes of tensors, their division into heads, or the meaning of their numbers."""
 FREE = ("max_seq_len", "dropout", "init_std", "attention_backend")
 """Keys that leave the function of given weights as it is; every other key changes it."""
 ROPE = ("rope_theta", "rope_scaling", "local_rope_theta")
@@ -55,6 +55,24 @@ def refuse_model_changes(config: Config, meta: Mapping[str, Any], where: str, *,
             f"train.run) may change {'these keys' if own else ' and '.join(ROPE)}.",
         )
     return f"the fork of {where} changes its model: {shown}" if changes else ""
+
+
+def refuse_adapter_changes(config: Config, meta: Mapping[str, Any], where: str) -> None:
+    """Raise ConfigError if the adapter computes something else with the same tensors than the checkpoint at `where`
+    recorded, or if only the run or only the checkpoint has an adapter. Dropout may change.
+    """
+    recorded = meta.get("config", {}).get("adapter") or {}
+    ours = as_tree(config.adapter) or {}
+    keys = [key for key in ("kind", "rank", "alpha") if ours.get(key) != recorded.get(key)]
+    if keys:
+        was = ", ".join(f"adapter.{key}: {recorded[key]}" for key in keys) if recorded else "adapter: null"
+        raise ConfigError(
+            f"checkpoint {where} is of {'another' if recorded and ours else 'an' if recorded else 'no'} adapter",
+            found="; ".join(
+                f"{config.place(f'adapter.{key}')}: {ours.get(key)}, recorded {recorded.get(key)}" for key in keys
+            ),
+            remedy=f"Take {was}, as recorded, or another train.run.",
+        )
 
 
 def _tree(section: object) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from fmscale.errors import ConfigError, StoreError
 from fmscale.store.backends.protocol import Backend
 from fmscale.train.engine.protocol import Engine
 from fmscale.train.length import RunLength, run_length
-from fmscale.train.model_changes import refuse_model_changes, section_changes
+from fmscale.train.model_changes import refuse_adapter_changes, refuse_model_changes, section_changes
 from fmscale.train.saving import Saving
 from fmscale.train.session import Session
 
@@ -158,6 +158,7 @@ def compare_recorded(config: Config, resume: Resume, meta: Mapping[str, Any], to
             remedy="Ingest the data with the checkpoint's tokenizer, or begin a new run.",
         )
     where = f"{resume.run}@{meta['step']}"
+    refuse_adapter_changes(config, meta, where)
     warnings = [refuse_model_changes(config, meta, where, fork=resume.fork)]
     if recorded := meta["config"].get("objective"):
         changes = section_changes(config.objective, {"kind": NextTokenConfig.kind, **recorded})

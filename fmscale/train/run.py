@@ -20,6 +20,7 @@ from fmscale.store.tiers.tier import Tier
 from fmscale.train.data import check_length, empty_batch, memory_at_its_place
 from fmscale.train.length import RunLength, run_length
 from fmscale.train.loop import dry_run, run_loop
+from fmscale.train.reference import with_reference
 from fmscale.train.run_folder import run_folder
 from fmscale.train.session import Session, meet
 from fmscale.train.setup import Show, assemble
@@ -81,6 +82,8 @@ def run_training(
         # Inside the stack: a failure is recorded and sent to the other ranks before the stack closes anything.
         with recorded(folder, world, where, session.waits):
             where.phase = "checking the config"
+            config = with_reference(config, session.backend)
+            session = replace(session, config=config)
             batch = derive_batch(config.batch, session.dp.size, place=config.place("batch"))
             length = run_length(config, batch)
             check_length(config)

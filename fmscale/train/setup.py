@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fmscale.checkpoint.base import BASE, open_base
 from fmscale.checkpoint.read.meta import inherited
 from fmscale.config import BatchShape, ModelConfig, as_tree
 from fmscale.config.derived import flops_per_token
@@ -15,11 +16,12 @@ from fmscale.config.peaks import peak_flops
 from fmscale.data.provenance.delivery import DeliveryRecord
 from fmscale.data.sample_loader import SampleLoader
 from fmscale.data.views.token_view import TokenView
-from fmscale.models import parameters_of
+from fmscale.models.lora import count_parameters
 from fmscale.runtime.sinks.jsonl import JsonlSink
 from fmscale.runtime.sinks.protocol import RunInfo
 from fmscale.runtime.sinks.run_sinks import RunSinks
 from fmscale.text import clean_tree
+from fmscale.train.adapters import load_base
 from fmscale.train.data import (
     memory_at_its_place,
     memory_of_the_machine,
@@ -66,7 +68,7 @@ def assemble(
     template = template_of(config, session.backend)
     lease = session.lease()
     resume = choose_resume(config, session.backend, first=session.world.rank == 0)
-    new = resume.which == "none" and config.train.init is not None
+    new = resume.which == "none" and (config.train.init is not None or config.adapter is not None)
     init = find_init(config, session.backend, vocab_size, tokenizer_digest) if new else None
     origin: dict[str, Any] = {}
     with memory_at_its_place(config), memory_of_the_machine(config):
@@ -91,8 +93,8 @@ def assemble(
     def meta(step: int, loader_state: dict[str, Any]) -> dict[str, Any]:
         """Facts of a checkpoint beside its tensors. `updates` is AdamW's count of applied steps, without steps whose
         gradients were not finite. The loader's state is at the beginning of the next step. `tokens` are those of all
-        steps so far. `init` has the source of the first weights, where `train.init` named it; other facts are those of
-        the imported model that the run began with.
+        steps so far. `init` has the source of the first weights, where `train.init` named it, `base` the base of an
+        adapter; other facts are those of the imported model that the run began with.
         """
         return {
             **origin,
@@ -144,8 +146,14 @@ def assemble(
             origin.update(inherited(restored))
             if "init" in restored:
                 origin["init"] = restored["init"]
+            if config.adapter is not None:
+                base = open_base(session.backend, restored, deadline=config.store.deadline)
+                origin[BASE] = load_base(session, base, engine)
+                engine.restored(engine.updates)
         elif init is not None:
             origin.update(init.facts)
+            if init.base is not None:
+                origin[BASE] = load_base(session, init.base, engine)
             origin["init"] = load_init(session, init, engine)
             tell(event="initialised", **origin["init"])
         journal.sinks.open(length.first_step)
@@ -164,7 +172,7 @@ def _opened(
     return {
         "event": "opened",
         "device": session.device,
-        "parameters": parameters_of(session.config.model, vocab_size),
+        "parameters": count_parameters(session.config.model, session.config.adapter, vocab_size=vocab_size)[0],
         "vocab_size": vocab_size,
         "steps": None if resumes and length.by_tokens else length.steps,
         "tokens_per_step": length.step_tokens,
@@ -195,6 +203,7 @@ def _journal(session: Session, loader: AnyLoader, unit: str, vocab_size: int | N
         }
 
     decoder = config.model if type(config.model) is ModelConfig else None
+    trained, frozen = count_parameters(config.model, config.adapter, vocab_size=vocab_size) if decoder else (0, 0)
     on_gpu = session.device.startswith("cuda")
     # Samples of mixed lengths: the share of attention, which grows with the length, is left out of the estimate.
     length = 1 if config.batch.forward_tokens else config.data.sequence_length
@@ -203,7 +212,9 @@ def _journal(session: Session, loader: AnyLoader, unit: str, vocab_size: int | N
         [source.label for source in loader.plan.sources],
         unit=unit,
         dp=session.dp,
-        flops_per_token=flops_per_token(decoder, vocab_size, length) if decoder and vocab_size else None,
+        flops_per_token=flops_per_token(decoder, vocab_size, length, trained if frozen else 0)
+        if decoder and vocab_size
+        else None,
         peak_flops=peak_flops(torch.cuda.get_device_name()) if on_gpu else None,
         world_size=session.world.world_size,
         reads=reads,

@@ -7,6 +7,7 @@ tiles.py     the list of document tiles, made on the device
 forward.py   output and log-sum-exp
 backward.py  gradients, in two passes without atomics
 decode.py    `attention_decode`: the newest tokens against a cache, split along the cache
+pages.py     `attention_pages`: the same on a CPU, over a cache in pages
 configs.py   launch configurations, each free of spills on sm_90, and the choice for a call
 cases.py     the compile cases of the kernels
 """

@@ -2,10 +2,11 @@
 
 One program takes one span of one key head's cache and every query that reads it: the heads of the group and the new
 tokens are the rows of one tile, so that each key is read once. A second kernel joins the spans by their log-sum-exps,
-in order, so the bits never depend on scheduling. The number of spans depends only on the cache's capacity: not on the
-batch, so that a sequence decodes to the same bits alone or in any batch, and not on the lengths, so that no launch
-waits for the host. Spans past a length or before a window end at once. Source: Dao et al., "Flash-Decoding for
-long-context inference", 2023; sinks as in `attention.forward`.
+in order, so the bits never depend on scheduling. The number of spans depends only on a capacity: not on the batch, so
+that a sequence decodes to the same bits alone or in any batch, and not on the lengths, so that no launch waits for the
+host. From 16,384 keys on the spans grow with the capacity: a caller whose caches differ in size names one for all.
+Spans past a length or before a window end at once. Source: Dao et al., "Flash-Decoding for long-context inference",
+2023; sinks as in `attention.forward`.
 """
 
 from collections.abc import Mapping
@@ -147,6 +148,7 @@ def _case(q: Tensor) -> str:
 @torch.library.custom_op("fmscale::attention_decode", mutates_args=())
 def _op(
     q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, sinks: Tensor | None, window: int, softcap: float, scale: float,
+    capacity: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     B, T, H, E = q.shape
     S, K = k.shape[1:3]
@@ -157,7 +159,7 @@ def _op(
         return out, lse
     width = block_e(E)
     launch = dict(launch_config("attention_decode", "span", q.device, _case(q), configs(q.dtype, width)["span"]))
-    span, spans = spans_of(max(S, 1), launch["BLOCK_N"])
+    span, spans = spans_of(max(capacity, S, 1), launch["BLOCK_N"])
     group, acc = H // K, tl_dtype(dtype)
     block_m = min(most_rows(q.dtype, width), max(16, round_up(group * T)))
     parts = torch.empty((B, T, H, spans, E), dtype=dtype, device=q.device)
@@ -202,18 +204,18 @@ def decode_eager(
 @overload
 def attention_decode(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, *, window: int | None = None,
-    softcap: float | None = None, sinks: Tensor | None = None, scale: float | None = None,
+    softcap: float | None = None, sinks: Tensor | None = None, scale: float | None = None, capacity: int = 0,
     return_lse: Literal[False] = False, backend: str = "auto",
 ) -> Tensor: ...  # fmt: skip
 @overload
 def attention_decode(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, *, window: int | None = None,
-    softcap: float | None = None, sinks: Tensor | None = None, scale: float | None = None,
+    softcap: float | None = None, sinks: Tensor | None = None, scale: float | None = None, capacity: int = 0,
     return_lse: Literal[True], backend: str = "auto",
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 def attention_decode(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, *, window: int | None = None,
-    softcap: float | None = None, sinks: Tensor | None = None, scale: float | None = None,
+    softcap: float | None = None, sinks: Tensor | None = None, scale: float | None = None, capacity: int = 0,
     return_lse: bool = False, backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
     """Causal attention of the newest T tokens of each sequence to its cache, without gradients.
@@ -227,7 +229,8 @@ def attention_decode(
     without a copy.
 
     softcap, sinks, scale and return_lse as in `flash_attention`; the log-sum-exp is (B, T, H), or (B, H) for one token,
-    fp32. Returns q's shape and dtype; rows without keys give 0 and -inf.
+    fp32. Spans are cut for `capacity` keys where that is above S. Returns q's shape and dtype; rows without keys give 0
+    and -inf.
 
     Meant for T up to some tens (decoding, speculation); prompts go to `flash_attention`. Results have the same bits
     every time and in any batch. Works under torch.compile(fullgraph=True), with no copy to the host. Raises KernelError
@@ -246,7 +249,7 @@ def attention_decode(
     else:
         tensors = [unit(x) for x in (q4, k_cache, v_cache)]
         flat = None if sinks is None else sinks.contiguous()
-        out, lse = _op(*tensors, lengths.contiguous(), flat, reach, cap, scale)
+        out, lse = _op(*tensors, lengths.contiguous(), flat, reach, cap, scale, capacity)
     if single:
         out, lse = out[:, 0], lse[:, 0]
     return (out, lse) if return_lse else out

@@ -184,7 +184,8 @@ def test_our_sections_name_their_kinds_and_old_files_read_on(path: Path, tmp_pat
     assert "must be adamw, not this" in error_of(path, "optimizer.kind=my_models.towers:Towers").cause
     error = error_of(path, "objective.kind=nxt_token")
     assert error.cause == (
-        "override 'objective.kind=nxt_token': objective.kind must be next_token or package.module:Name, not this"
+        "override 'objective.kind=nxt_token': objective.kind must be next_token or dpo or ipo or kto or orpo or "
+        "simpo or reward or package.module:Name, not this"
     )
     assert error.remedy == "Did you mean next_token?"
     assert load_section(ModelConfig, read_extended(write(tmp_path, "dim: 96\n", "m.yaml"))) == config.model
@@ -313,7 +314,8 @@ train: {zero_stage: 5, run: a/b, tokens: 2, steps: 0}
         "13: batch must be a mapping with global_batch, micro_batch, accumulation, forward_tokens, uneven, not this",
         "12: model.norm_eps must be above 0: found 0.0.",
         "11: model.dropout must lie in [0, 1): found 1.0. Give 0 to drop nothing.",
-        "14: objective.kind must be next_token or package.module:Name, not this: found 'nxt'. Take next_token",
+        "14: objective.kind must be next_token or dpo or ipo or kto or orpo or simpo or reward or package.module:Name, "
+        "not this: found 'nxt'. Take next_token",
         "15: train.zero_stage must be one of 0, 1, 2, 3, not this: found '5'. Take one of 0, 1, 2, 3.",
         "15: train.run must be a plain name: found 'a/b'. Letters",
         "15: train.steps must be at least 1: found 0. Give 1 or more.",

@@ -1,6 +1,6 @@
 """Datasets of records for tests, with their columns of sizes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,9 @@ from fmscale.store.segments.seal import segment_prefix
 from tests.helpers.records import write_records
 
 
-def record_dataset(store: Backend, name: str, segments: Sequence[pa.Table], *, first: int = 0) -> Dataset:
+def record_dataset(
+    store: Backend, name: str, segments: Sequence[pa.Table], *, first: int = 0, extra: Mapping[str, Any] | None = None
+) -> Dataset:
     """A commit with a segment for each table; record i of segment s has the number first + s * 10^6 + i."""
     dataset = create_or_open(store, name)
     job = metadata_digest(f"{name}{len(dataset.commits())}".encode())
@@ -26,7 +28,7 @@ def record_dataset(store: Backend, name: str, segments: Sequence[pa.Table], *, f
         (unit, write_records(store, segment_prefix(name, job, unit, "train"), table, first=first + unit * 10**6))
         for unit, table in enumerate(segments)
     ]
-    dataset.append_commit(job=job, segments={"train": seals}, tokenizer=None, dtype="", kind="records")
+    dataset.append_commit(job=job, segments={"train": seals}, tokenizer=None, dtype="", kind="records", extra=extra)
     return dataset
 
 

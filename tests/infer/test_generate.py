@@ -22,7 +22,7 @@ def plainly(model: Decoder, prompt: list[int], count: int) -> list[int]:
 @pytest.mark.parametrize("batch", [1, 3, 16])
 def test_prompts_of_different_lengths_go_on_as_alone_and_without_a_cache(kind: dict[str, int], batch: int) -> None:
     model = small(**kind)
-    found = generate(model, PROMPTS, max_tokens=12, batch=batch)
+    found = generate(model, PROMPTS, max_tokens=12, slots=batch)
     assert [completion.tokens for completion in found] == [plainly(model, prompt, 12) for prompt in PROMPTS]
     assert {completion.stop for completion in found} == {"length"}
 
@@ -42,7 +42,7 @@ def test_tokens_are_told_as_they_come() -> None:
     model = small()
     told: list[tuple[int, int | None]] = []
     eos = generate(model, PROMPTS[:1], max_tokens=12)[0].tokens[4]
-    found = generate(model, PROMPTS, max_tokens=12, eos=eos, batch=3, on_token=lambda i, t: told.append((i, t)))
+    found = generate(model, PROMPTS, max_tokens=12, eos=eos, slots=3, on_token=lambda i, t: told.append((i, t)))
     for number, completion in enumerate(found):
         assert [token for i, token in told if i == number] == [*completion.tokens, None]
     assert [i for i, _ in told[:3]] == [0, 1, 2], "the sequences of a batch do not grow together"
@@ -53,7 +53,7 @@ def test_draws_do_not_depend_on_the_batch_and_follow_the_seed() -> None:
     sampling = Sampling(temperature=0.8, top_k=20, seed=5)
 
     def drawn(batch: int, sampling: Sampling = sampling) -> list[Completion]:
-        return generate(model, PROMPTS, max_tokens=10, sampling=sampling, batch=batch)
+        return generate(model, PROMPTS, max_tokens=10, sampling=sampling, slots=batch)
 
     assert drawn(1) == drawn(3) == drawn(16)
     assert drawn(4, Sampling(temperature=0.8, top_k=20, seed=6)) != drawn(4)

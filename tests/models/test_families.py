@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fmscale.config import RopeScaling, num_parameters
+from fmscale.errors import ConfigError
 from fmscale.infer import Sampling, generate
 from fmscale.models import Decoder, build, load_weights
 from fmscale.models.hf import from_hf_config, hf_config, hf_names, open_hf_folder
@@ -112,3 +114,83 @@ def test_generation_goes_on_over_windows_and_soft_caps_as_in_transformers(family
         row = torch.tensor([prompt])
         whole = theirs.generate(row, do_sample=False, max_new_tokens=12, min_new_tokens=12, eos_token_id=None)
         assert ours.tokens == whole[0, len(prompt) :].tolist()
+
+
+def test_the_text_of_a_model_with_vision_is_read_as_the_refusal_says(tmp_path: Path) -> None:
+    text = {**SIZES, **FAMILIES["gemma3"][0]}
+    vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
+              "image_size": 8, "patch_size": 8}  # fmt: skip
+    theirs: Any = transformers.Gemma3ForConditionalGeneration(
+        transformers.Gemma3Config(text_config=text, vision_config=vision)
+    )
+    theirs.eval().save_pretrained(tmp_path / "whole")
+    with pytest.raises(ConfigError, match="vision part") as refused:
+        open_hf_folder(tmp_path / "whole")
+    _, _, code = str(refused.value.remedy).partition(": ")
+    names = {name: getattr(transformers, name) for name in re.findall(r"Gemma3For\w+", code)}
+    exec(code, {**names, "FOLDER": tmp_path / "whole", "TO": tmp_path / "text"})
+    row = tokens(1, 17)
+    with torch.no_grad():
+        model = opened(tmp_path / "text")
+        assert_same(model.head(model(row)), theirs(row).logits)
+
+
+PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
+    "Llama-2-7b": (
+        {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+         "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32000, "rope_scaling": None,
+         "tie_word_embeddings": False, "hidden_act": "silu"}, 6_738_415_616),
+    "Mistral-7B-v0.1": (
+        {"model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+         "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000, "sliding_window": 4096,
+         "tie_word_embeddings": False, "hidden_act": "silu"}, 7_241_732_096),
+    "Qwen2.5-0.5B": (
+        {"model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
+         "num_attention_heads": 14, "num_key_value_heads": 2, "vocab_size": 151936, "sliding_window": 32768,
+         "max_window_layers": 24, "use_sliding_window": False, "tie_word_embeddings": True, "hidden_act": "silu"},
+        494_032_768),
+    "Qwen3-0.6B": (
+        {"model_type": "qwen3", "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
+         "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936,
+         "sliding_window": None, "max_window_layers": 28, "use_sliding_window": False, "tie_word_embeddings": True,
+         "attention_bias": False, "hidden_act": "silu"}, 596_049_920),
+    "gemma-2-2b": (
+        {"model_type": "gemma2", "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
+         "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 256000,
+         "sliding_window": 4096, "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh",
+         "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "query_pre_attn_scalar": 256},
+        2_614_341_888),
+    "gemma-3-1b": (
+        {"model_type": "gemma3_text", "hidden_size": 1152, "intermediate_size": 6912, "num_hidden_layers": 26,
+         "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256, "vocab_size": 262144,
+         "sliding_window": 512, "sliding_window_pattern": 6, "rope_local_base_freq": 10000, "rope_theta": 1000000,
+         "hidden_activation": "gelu_pytorch_tanh", "attn_logit_softcapping": None, "final_logit_softcapping": None,
+         "query_pre_attn_scalar": 256}, 999_885_952),
+}  # fmt: skip
+"""Keys of published config.json files, as transformers 4 wrote them, and parameters by the model cards."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configs_have_the_size_that_is_published(name: str) -> None:
+    keys, size = PUBLISHED[name]
+    config = from_hf_config(keys)
+    assert num_parameters(config, keys["vocab_size"]) == size
+    windows = [config.layer_window(n) for n in range(config.num_layers)]
+    local = {"Mistral-7B-v0.1": 32, "gemma-2-2b": 13, "gemma-3-1b": 22}.get(name, 0)
+    assert sum(window is not None for window in windows) == local
+    assert name != "gemma-3-1b" or (windows[:7], config.global_layers) == ([512] * 5 + [None, 512], (5, 11, 17, 23))
+
+
+def written(config: dict[str, Any]) -> dict[str, Any]:
+    return hf_config(from_hf_config(config), VOCAB, bos=None, eos=None)
+
+
+def test_a_key_that_is_absent_has_the_default_of_transformers() -> None:
+    """Published files leave keys out: of Gemma 3's text models the most."""
+    kinds = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
+    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    for kind in kinds:
+        few = {"hidden_size": 64, "num_hidden_layers": 30, "num_attention_heads": 32, "model_type": kind}
+        theirs = transformers.AutoConfig.for_model(**few).to_dict()
+        given = few if kind.startswith("gemma") else {name: theirs[name] for name in (*sizes, "model_type")}
+        assert written(given) == written(theirs), kind

@@ -128,7 +128,6 @@ def test_what_cannot_be_converted_is_refused(tmp_path: Path) -> None:
         ({"rope_scaling": {"rope_type": "longrope"}}, "stretches.*longrope"),
         ({"partial_rotary_factor": 0.5}, "part of each head.*0.5"),
         ({"model_type": "qwen3_moe"}, "qwen3_moe"),
-        ({"model_type": "gemma3"}, "vision part.*Gemma3ForCausalLM"),
         ({"model_type": "gemma3_text", "attn_logit_softcapping": 9.0}, "soft-cap"),
         ({"model_type": "gemma2", "hidden_activation": "gelu"}, "hidden_activation"),
         ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, "encoder"),

@@ -90,6 +90,18 @@ def test_the_feed_forward_is_gated() -> None:
     torch.testing.assert_close(layer(x), wanted)
 
 
+def test_an_offset_of_the_norm_loses_no_bits_of_a_small_weight() -> None:
+    """As Gemma computes it: 1 + w in fp32, and a single rounding to bf16."""
+    norm = drawn(RMSNorm(64, eps=1e-6, offset=1.0)).to(torch.bfloat16)
+    norm.weight.data *= 2**-7  # 1 + w has fewer bits in bf16
+    x = torch.randn(5, 64).to(torch.bfloat16)
+    wide = x.float()
+    wanted = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6) * (1.0 + norm.weight.float())
+    assert torch.equal(norm(x), wanted.to(torch.bfloat16))
+    rounded = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6) * (1.0 + norm.weight).float()
+    assert not torch.equal(norm(x), rounded.to(torch.bfloat16))
+
+
 def test_the_norm_adds_the_residual_first() -> None:
     norm = drawn(RMSNorm(16, eps=1e-3))
     x, residual = torch.randn(2, 3, 16), torch.randn(2, 3, 16)

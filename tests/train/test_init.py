@@ -145,6 +145,8 @@ def found_init(base: Checkpoint, folder: Path, init: str, *overrides: str) -> In
         ("base", "model.dim=64", ("dim 32 there, 64 here", "dim: 32")),
         ("base", "model.num_heads=4", ("num_heads 2 there, 4 here", "num_heads: 2")),
         ("base", "model.tied=true", ("tied False there, True here", "tied: false")),
+        ("base", "model.qk_norm=true", ("qk_norm False there, True here", "qk_norm: false")),
+        ("FOLDER", "model.norm_offset=1", ("norm_offset 0.0 there, 1.0 here", "norm_offset: 0.0")),
         ("base", "model.vocab_size=300", ("vocab_size 272 there, 300 here", "vocab_size: 272")),
         ("FOLDER", "model.vocab_size=300", ("vocab_size 272 there, 300 here", "vocab_size: 272")),
         ("FOLDER", "model.num_layers=1", ("num_layers 2 there, 1 here", "num_layers: 2")),

@@ -19,6 +19,7 @@ CHANGES = {
     f"model.rope_scaling={SCALING}": ("rope_scaling: {'factor': 4.0", "recorded None"),
     "model.window=8": ("window: 8, recorded None",),
     "model.softcap=5": ("softcap: 5.0, recorded None",),
+    "model.logit_softcap=5": ("logit_softcap: 5.0, recorded None",),
     "model.norm_eps=0.1": ("norm_eps: 0.1, recorded 1e-05",),
 }
 

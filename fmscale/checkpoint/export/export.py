@@ -10,6 +10,7 @@ import torch
 
 from fmscale.checkpoint.checkpoint import Checkpoint
 from fmscale.checkpoint.format.layout import FileRange, Tensor, shortest_header
+from fmscale.checkpoint.format.names import REFERENCE
 from fmscale.checkpoint.format.piece import DTYPES, elements
 from fmscale.errors import ConfigError
 
@@ -56,7 +57,7 @@ def export_checkpoint(
             for tensor in checkpoint.manifest.tensors
         ]
         return [_write(checkpoint, folder / "checkpoint.safetensors", tensors, progress)]
-    weights = [tensor for tensor in checkpoint.manifest.tensors if tensor.state == "weight"]
+    weights = [t for t in checkpoint.manifest.tensors if t.state == "weight" and not t.name.startswith(REFERENCE)]
     kept = {info.name: dtype or (types or {}).get(info.name, (types or {}).get("*")) for info in weights}
     tensors = [
         (info, Tensor(_mapped(info.name, names), "", _converted(info, kept[info.name]), info.shape)) for info in weights

@@ -21,6 +21,9 @@ FORMAT_VERSION = 1
 KIND = "checkpoint"
 """Kind of a checkpoint's log entry."""
 
+REFERENCE = "reference."
+"""Beginning of the names of a frozen reference's tensors: a run has them beside those of its model."""
+
 SUMS = ".crc32c"
 """Ending of the object with a file's checksums."""
 

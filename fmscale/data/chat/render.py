@@ -181,14 +181,15 @@ class RecordRenderer:
         begin = common_length(head, turn.text)
         if begin < len(head) and begin < len(self._marked(messages[:i], tools).text.rstrip()):
             raise LeftOut("template", f"message {i} changes the text of earlier messages")
-        # A template may add an end of the whole text behind the last turn's end.
-        for stop in (common_length(turn.text, whole), len(turn.text)):
-            stop = len(turn.text[:stop].rstrip())
-            with suppress(NoEnd):
-                if stop > begin and self._end_of(turn, stop):
-                    return Text(turn, [(begin, stop)])
-        self._end_of(turn, len(turn.text))
-        raise LeftOut("template", f"message {i} has no text of its own")
+        stop = len(turn.text.rstrip())
+        self._end_of(turn, stop)
+        # A template may end the whole text with a token of its own, behind the end of the last turn.
+        same = common_length(turn.text, whole)
+        ends = [found for found in self._names.finditer(turn.text, begin, stop) if found.start() not in turn.typed]
+        while len(ends) > 1 and ends[-1].end() > same and not turn.text[ends[-2].end() : ends[-1].start()].strip():
+            stop = ends[-2].end()
+            ends.pop()
+        return Text(turn, [(begin, stop)])
 
     def _end_of(self, rendered: Rendered, stop: int) -> str:
         """The special token that ends a turn. Raises NoEnd."""
@@ -248,7 +249,7 @@ class RecordRenderer:
         for begin, stop in text.spans:
             mask |= (places[:, 1] > begin) & (places[:, 0] < stop)
         if text.plain:
-            first, last = self._bos is not None, bool(text.spans)
+            first, last = int(self._bos is not None), int(bool(text.spans))
             ids = frame(ids, self._bos, self._eos if last else None)
             mask = np.concatenate((np.zeros(first, np.bool_), mask, np.ones(last, np.bool_)))
         return ids, mask

@@ -39,9 +39,7 @@ class IngestRequest:
         """Raise ConfigError for an unusable value."""
         if self.kind not in FORMATS:
             remedy = f"Use {', '.join((*FORMATS, *SHAPES))}."
-            raise ConfigError(
-                "Files are ingested as text or as records", found=self.kind, remedy=remedy
-            )
+            raise ConfigError("Files are ingested as text or as records", found=self.kind, remedy=remedy)
         formats = ("auto", *FORMATS[self.kind])
         if self.format not in formats:
             remedy = f"Use {', '.join(formats)}."

@@ -17,7 +17,7 @@ from fmscale.data.forward import RowPiece
 from fmscale.data.plan.flat import rounded
 from fmscale.data.plan.plan import Plan
 from fmscale.data.reading.arena import Slot
-from fmscale.data.reading.sample_sources import SampleSources
+from fmscale.data.reading.sample_sources import SampleSource, SampleSources
 from fmscale.data.reading.unit import Unit
 from fmscale.data.samples.protocol import NO_SAMPLE, WEIGHTS, BadRecord, Draw, Part, Sample, Spec
 from fmscale.errors import DataError
@@ -130,7 +130,7 @@ def make_forward(sources: SampleSources, job: ForwardJob) -> MadeForward:
         if not entry.lost:
             try:
                 unit = _unit(sources, job.plan, entry)
-                sample = _sample(source.spec, unit, entry, job.plan.sources[entry.source].seed)
+                sample = _sample(source, unit, entry, job.plan.sources[entry.source].seed)
                 documents = unit.pieces(entry.offset) if sources.document_ids else []
             except (BadRecord, CorruptChunk) as error:
                 bad.append(BadSample(entry, error))
@@ -151,8 +151,9 @@ def _unit(sources: SampleSources, plan: Plan, entry: Entry) -> Unit:
     return unit
 
 
-def _sample(spec: Spec, unit: Unit, entry: Entry, seed: int) -> Sample:
+def _sample(source: SampleSource, unit: Unit, entry: Entry, seed: int) -> Sample:
     """The sample of a record. Raises BadRecord for any error of the decoder, as damage takes many forms there."""
+    spec = source.spec
     try:
         media = spec.decode(unit.record(entry.offset))
     except (BadRecord, CorruptChunk):
@@ -164,8 +165,10 @@ def _sample(spec: Spec, unit: Unit, entry: Entry, seed: int) -> Sample:
             remedy="Repair it and ingest it again, or leave it out with a mask.",
         ) from error
     where = f"sample {entry.k}, row {entry.row} of source {entry.source}"
+    derived = {name: column.value(entry.row) for name, column in source.derived.items()}
     try:
         sample = spec.make(media, Draw(seed, entry.k), entry.length)
+        sample.tensors.update(derived)
         wrong = _wrong_parts(spec.parts, sample)
     except BadRecord:
         raise

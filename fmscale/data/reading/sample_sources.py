@@ -1,5 +1,6 @@
 """Everything that flat forwards need of each source of a plan: its units, its spec, the lengths of its samples."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fmscale.data.order.feistel import U64
@@ -10,7 +11,7 @@ from fmscale.data.reading.record_reader import RecordReader
 from fmscale.data.reading.unit import TokenUnits, UnitSource
 from fmscale.data.reading.unit_reader import UnitReader
 from fmscale.data.samples.protocol import WEIGHTS, Part, Spec
-from fmscale.data.samples.sizes import SampleSizes, open_sizes
+from fmscale.data.samples.sizes import RowColumn, SampleSizes, open_parts, open_sizes
 from fmscale.data.samples.specs import open_spec
 from fmscale.data.views.placement import open_placement
 from fmscale.data.views.token_view import TokenView
@@ -25,6 +26,8 @@ class SampleSource:
     units: UnitSource
     spec: Spec
     sizes: SampleSizes
+    derived: Mapping[str, RowColumn]
+    """Derived columns that are parts of its samples, by name."""
 
 
 class SampleSources(OpenViews[SampleSource]):
@@ -72,7 +75,8 @@ class SampleSources(OpenViews[SampleSource]):
                 columns=spec.columns,
                 ids=self.document_ids,
             )
-        return SampleSource(units=units, spec=spec, sizes=open_sizes(backend, placement))
+        sizes, derived = open_sizes(backend, placement), open_parts(backend, placement, spec)
+        return SampleSource(units=units, spec=spec, sizes=sizes, derived=derived)
 
 
 def _parts(spec: Spec) -> dict[str, Part]:

@@ -1,5 +1,6 @@
 """Lengths of a source's samples by row, before any record is read: forwards are dealt from them."""
 
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -69,6 +70,45 @@ class ColumnSizes:
 
 SampleSizes = RowSizes | ColumnSizes
 """Lengths of a source's samples."""
+
+
+class RowColumn:
+    """Values of a derived column of each commit, by row."""
+
+    def __init__(self, placement: Placement, columns: Sequence[Column | None]) -> None:
+        self._placement = placement
+        self._columns = columns
+
+    def value(self, row: int) -> np.ndarray:
+        """The value of a row's record. Raises CorruptData, and the errors of the store."""
+        [commit], position = self._placement.positions(np.array([row], dtype=np.uint64))
+        column = self._columns[commit]
+        assert column is not None, "a commit with rows has a column"
+        values: np.ndarray = column.take(position)[0]
+        return values
+
+
+def open_parts(backend: Backend, placement: Placement, spec: Spec) -> dict[str, RowColumn]:
+    """The derived columns that are parts of a spec's samples, by name. Raises DataError, with the command, for a commit
+    without such a column.
+    """
+    view, out = placement.view, {}
+    for name, maker in getattr(spec, "derived", {}).items():
+        columns = [
+            open_column(backend, column_key(view.dataset, manifest, name, maker)) if manifest else None
+            for manifest in view.manifests
+        ]
+        lacking = [n for n, m, column in zip(view.commits, view.manifests, columns, strict=True) if m and not column]
+        if lacking:
+            precision = json.loads(maker)["precision"]
+            raise DataError(
+                f"commit {lacking[0]} of dataset {view.dataset} has no column {name} of these weights",
+                found=f"split {view.split}, {maker}",
+                remedy=f"Run `fmscale dataset derive STORE/{view.dataset} --column {name} --with RUN@STEP --precision "
+                f"{precision} --split {view.split}`, with the RUN@STEP of objective.{name}.",
+            )
+        out[name] = RowColumn(placement, columns)
+    return out
 
 
 def open_sizes(backend: Backend, placement: Placement) -> SampleSizes:

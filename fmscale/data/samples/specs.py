@@ -26,7 +26,7 @@ from fmscale.store.digest import canonical_json
 
 MEMBERS = ("version", "columns", "parts", "too_long", "size", "decode", "make")
 """Members that a spec must have."""
-SIZELESS = ("too_long", "max_tokens")
+SIZELESS = ("too_long", "max_tokens", "reference")
 """Fields of a spec that do not change its sizes."""
 
 
@@ -39,7 +39,7 @@ def make_spec(config: Any, backend: Backend, *, limit: int, tokenizers: Sequence
     """
     if isinstance(config, RenderedSpec):
         cut = min(config.max_tokens or limit, limit) if config.too_long == "cut" else None
-        return RenderedSamples(too_long=config.too_long, max_tokens=cut)
+        return RenderedSamples(too_long=config.too_long, max_tokens=cut, reference=config.reference)
     if not isinstance(config, TextSpec):
         return _cut_to(limit, _own(config))
     tokenizer = text_tokenizer(config, backend, tokenizers)

@@ -18,6 +18,12 @@ from fmscale.models.hf.qwen import QWEN2, QWEN3
 FAMILIES = {family.kind: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3)}
 """The model types of `transformers` that this decoder implements."""
 ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}
+TEXT_OF_GEMMA3 = (
+    "Save its text model alone, by transformers: whole = Gemma3ForConditionalGeneration.from_pretrained(FOLDER); "
+    "text = Gemma3ForCausalLM(whole.config.text_config); text.model = whole.model.language_model; "
+    "text.tie_weights(); text.save_pretrained(TO)"
+)
+"""Gemma3ForCausalLM.from_pretrained finds no tensor of such a folder, and draws random weights with a warning."""
 
 
 def family_of(model: ModelConfig) -> Family:
@@ -83,8 +89,7 @@ def from_hf_config(config: Mapping[str, Any]) -> ModelConfig:
     """
     kind = config.get("model_type")
     if kind == "gemma3":
-        remedy = "Save the text alone: transformers.Gemma3ForCausalLM.from_pretrained(FOLDER).save_pretrained(TO)."
-        raise ConfigError("The model has a vision part, which this decoder lacks", found=kind, remedy=remedy)
+        raise ConfigError("The model has a vision part, which this decoder lacks", found=kind, remedy=TEXT_OF_GEMMA3)
     if kind not in FAMILIES:
         remedy = f"Kinds: {', '.join(FAMILIES)}."
         raise ConfigError("This decoder is not that kind of model", found=kind, remedy=remedy)

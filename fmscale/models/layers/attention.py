@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from fmscale.kernels import attention_decode, flash_attention
+from fmscale.kernels import flash_attention
 from fmscale.models.cache import LayerCache
 from fmscale.models.layers.linear import Linear
 from fmscale.models.layers.norm import shifted
@@ -45,9 +45,11 @@ class _Attention(nn.Module):
         """(B, T, H, E), or (B * T, H, E) with boundaries of documents."""
         if cu_seqlens is not None:
             q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
+        # sdpa knows no queries that follow earlier keys
+        backend = "auto" if self.backend == "sdpa" and causal and cu_seqlens_k is not None else self.backend
         out: Tensor = flash_attention(
             q, k, v, cu_seqlens=cu_seqlens, cu_seqlens_k=cu_seqlens_k,
-            causal=causal, window=window, softcap=self.softcap, scale=self.scale, backend=self.backend,
+            causal=causal, window=window, softcap=self.softcap, scale=self.scale, backend=backend,
         )  # fmt: skip
         return out
 
@@ -101,8 +103,8 @@ class SelfAttention(_Attention):
         """x (B, T, D) -> (B, T, D).
 
         `cu_seqlens` (documents + 1,) are boundaries in the B * T tokens read as one sequence: a token sees its own
-        document only. Without boundaries each row is one document. With a cache, the keys and values go into the cache;
-        if there is no `cu_seqlens`, the T tokens of each row follow the row's cached tokens and see them.
+        document only. Without boundaries each row is one document. With a cache, the keys and values go into the cache,
+        and the tokens follow their sequence's cached tokens and see them; see `KVCache`.
         """
         q, k, v = self.project(x_BTD, x_BTD)
         if self.rotary is not None:
@@ -112,13 +114,12 @@ class SelfAttention(_Attention):
         if cache is not None:
             cache.write(k, v)
         if cache is not None and cu_seqlens is None:
-            backend = "auto" if self.backend == "sdpa" else self.backend  # sdpa cannot read a cache
-            out = attention_decode(
-                q, cache.keys_BSKE, cache.values_BSKE, cache.lengths_B,
-                window=self.window, softcap=self.softcap, scale=self.scale, backend=backend,
-            )  # fmt: skip
+            out = cache.attend(q, window=self.window, softcap=self.softcap, scale=self.scale, backend=self.backend)
         else:
-            out = self.attend(q, k, v, cu_seqlens, None, causal=self.causal, window=self.window)
+            cu_seqlens_k = None
+            if cache is not None:
+                k, v, cu_seqlens_k = cache.context(k, v)
+            out = self.attend(q, k, v, cu_seqlens, cu_seqlens_k, causal=self.causal, window=self.window)
         mixed: Tensor = self.wo(out.flatten(-2).view(*x_BTD.shape[:-1], -1))
         return mixed
 

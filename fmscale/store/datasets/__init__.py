@@ -8,6 +8,7 @@
 `columns_writer.py`   values, a segment at a time, into a column
 `tokenizers.py`   tokenizers under their digest
 `templates.py`   chat templates under their digest
+`files.py`   small files of an imported model under their digest
 `verify.py`   check of every byte that commits reference
 `object_check.py`   check of one object: size, digest, chunks
 """

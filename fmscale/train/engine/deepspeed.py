@@ -1,7 +1,7 @@
 """DeepSpeed as an engine: ZeRO stages 0 to 3."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from typing import Any
@@ -20,7 +20,7 @@ from fmscale.train.engine.deepspeed_config import deepspeed_config
 from fmscale.train.engine.gather import gather_over
 from fmscale.train.engine.optimizer import make_optimizer, parameter_groups, set_step
 from fmscale.train.engine.partitions import Slice, pieces_of, publish, slices
-from fmscale.train.engine.protocol import Update
+from fmscale.train.engine.protocol import T, Update
 
 
 class DeepSpeedEngine:
@@ -45,7 +45,9 @@ class DeepSpeedEngine:
         self._dp = dp
         self.objective = objective
         self._gather = gather_over(dp)
-        base = make_optimizer(parameter_groups(trained, optimizer), optimizer, offload=train.offload_optimizer)
+        # Decay would pull the adapted weights to the base, and not to zero.
+        groups = parameter_groups(trained, optimizer, decay=config.adapter is None)
+        base = make_optimizer(groups, optimizer, offload=train.offload_optimizer)
         if train.zero_stage == 0:
             trained.to(device)
         settings = deepspeed_config(train, optimizer, batch, device)
@@ -59,16 +61,17 @@ class DeepSpeedEngine:
         self._clip = optimizer.clip_norm
         # The AdamW itself, which DeepSpeed's optimizer wraps from stage 1 on.
         self._base = self._engine.optimizer if self._stage == 0 else self._engine.optimizer.optimizer
-        self._slices = slices(self._engine, names, self._stage, dp.rank)
+        parts = slices(self._engine, names, self._stage, dp.rank)
+        # The frozen weights of an adapter run are in the checkpoint of its base, and in none of its own.
+        self._base_slices = [part for part in parts if part.frozen and config.adapter is not None]
+        self._slices = [part for part in parts if not part.frozen or config.adapter is None]
 
     def before(self, inputs: Sequence[Inputs]) -> Sequence[Any]:
         """The context of each forward of a step: None, where the objective computes nothing before."""
         nothing = [None] * len(inputs)
         if type(self.objective).before is Objective.before:
             return nothing
-        contexts: list[Any] = []
-        with torch.no_grad():
-            self._engine(lambda model: contexts.extend(self.objective.before(model, inputs, self._gather) or nothing))
+        contexts = self.look(lambda model: self.objective.before(model, inputs, self._gather)) or nothing
         if len(contexts) != len(inputs):
             raise ConfigError(
                 f"`before` of the objective {type(self.objective).__name__} must return an entry for each forward",
@@ -76,6 +79,13 @@ class DeepSpeedEngine:
                 remedy="Return a sequence as long as its `inputs`, or None.",
             )
         return contexts
+
+    def look(self, call: Callable[[nn.Module], T]) -> T:
+        """The result of `call` on the model, inside the hooks of sharding and without a graph."""
+        found: list[T] = []
+        with torch.no_grad():
+            self._engine(lambda model: found.append(call(model)))
+        return found[0]
 
     def forward(self, inputs: Inputs, context: Any = None) -> Loss:
         losses: list[Loss] = []
@@ -126,6 +136,10 @@ class DeepSpeedEngine:
         if save:
             parts = [share for part in parts for share in self._share(part)]
         return [piece for part in parts for piece in pieces_of(part, self._base)]
+
+    def base_pieces(self) -> list[Piece]:
+        """Live views of this rank's frozen weights in an adapter run, which `pieces` leaves out."""
+        return [piece for part in self._base_slices for piece in pieces_of(part, self._base)]
 
     def restored(self, updates: int) -> None:
         """Copy masters to weights, and set AdamW's step count, which its bias correction needs."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,8 +12,9 @@ from torch.func import functional_call
 from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils.checkpoint import checkpoint, noop_context_fn
 
-from fmscale.config import BatchShape, Config
+from fmscale.config import BatchShape, Config, NextTokenConfig
 from fmscale.models import build
+from fmscale.models.lora import draw_adapters, wrap
 from fmscale.models.weights import Whole
 from fmscale.objectives import Objective, check_objective, make_objective
 from fmscale.runtime.axes import Axis
@@ -74,14 +76,17 @@ def build_engine(
         with born_partitioned(deepspeed_config(train, config.optimizer, batch, device), device) as whole:
             model = _initialised(config, vocab_size, whole)
     cast = train.precision == "bf16" and train.zero_stage == 0
+    chosen = compiler if _compiled(config, device) else None
     wrap_blocks(
         getattr(model, "layers", nn.ModuleList()),
         cast=cast,
         recompute=train.recompute == "full",
         # A class of the user's own may drop out anywhere.
-        dropout=getattr(config.model, "dropout", 1.0) > 0,
-        compiler=compiler if _compiled(config, device) else None,
+        dropout=getattr(config.model, "dropout", 1.0) > 0 or getattr(config.adapter, "dropout", 0.0) > 0,
+        compiler=chosen,
     )
+    if (reference := getattr(model, "reference", None)) is not None:
+        wrap_blocks(reference.layers, recompute=False, dropout=False, compiler=chosen)
     trained = ModelRoot(model)
     module = CastModule(trained, torch.bfloat16) if cast else trained
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -89,11 +94,23 @@ def build_engine(
 
 
 def _initialised(config: Config, vocab_size: int | None, *whole: Whole) -> nn.Module:
-    """The model of a config. Without `init_weights`, constructors draw from torch's own generator under the seed."""
+    """The model of a config. Without `init_weights`, constructors draw from torch's own generator under the seed. With
+    an adapter nothing else is drawn. With `objective.reference: model` it has a frozen copy of the same weights,
+    `reference`, that drops nothing out.
+    """
+    if getattr(config.objective, "reference", None) == "model":
+        decoder = config.decoder("objective.reference: model")
+        alone = replace(config, objective=NextTokenConfig())
+        model = _initialised(alone, vocab_size, *whole)
+        model.reference = _initialised(replace(alone, model=replace(decoder, dropout=0.0)), vocab_size, *whole)
+        model.reference.requires_grad_(False)
+        return model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         model = build(config.model, vocab_size=vocab_size)
-    init: Any = getattr(model, "init_weights", None)
+        if config.adapter is not None:
+            wrap(model, config.adapter)
+    init: Any = getattr(model, "init_weights", None) if config.adapter is None else partial(draw_adapters, model)
     if init is not None:
         init(torch.Generator().manual_seed(config.train.seed), *whole)
     return model

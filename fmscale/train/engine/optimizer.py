@@ -13,10 +13,10 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 """The optimizer's state tensors, by the names that checkpoints use."""
 
 
-def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Groups for AdamW: tensors with two or more dimensions decay, norms and biases do not. Empty groups are
-    left out: DeepSpeed flattens each group and cannot flatten an empty group. Frozen parameters are in no group. Raises
-    ConfigError for a model without a trained parameter.
+def parameter_groups(model: nn.Module, config: OptimizerConfig, *, decay: bool = True) -> list[dict[str, Any]]:
+    """Groups for AdamW: tensors with two or more dimensions decay, norms and biases do not; without `decay` none does.
+    Empty groups are left out: DeepSpeed flattens each group and cannot flatten an empty group. Frozen parameters are in
+    no group. Raises ConfigError for a model without a trained parameter.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
@@ -28,7 +28,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     # ZeRO-3 leaves an empty tensor where it keeps only a part, and the shape in `ds_shape`.
     dims = {id(p): len(getattr(p, "ds_shape", p.shape)) for p in trained}
     groups = [
-        {"params": [p for p in trained if dims[id(p)] >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if dims[id(p)] >= 2], "weight_decay": config.weight_decay if decay else 0.0},
         {"params": [p for p in trained if dims[id(p)] < 2], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]

@@ -1,13 +1,15 @@
 """The contract of an engine: the operations of a model whose state is spread over ranks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
 from fmscale.checkpoint.format.piece import Piece
 from fmscale.objectives.protocol import Inputs, Loss, Objective
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,10 @@ class Engine(Protocol):
         """Run the objective's `before` on a step's inputs: the context of each forward."""
         ...
 
+    def look(self, call: Callable[[nn.Module], T]) -> T:
+        """The result of `call` on the model, without a graph."""
+        ...
+
     def forward(self, inputs: Inputs, context: Any = None) -> Loss:
         """The loss of a microbatch."""
         ...
@@ -50,6 +56,10 @@ class Engine(Protocol):
         """Live views of this rank's masters and moments, and of its frozen parameters. For a save the pieces of all
         ranks hold every element once; for a restore each rank's pieces are all that it needs.
         """
+        ...
+
+    def base_pieces(self) -> list[Piece]:
+        """Live views of the frozen weights that an adapter run reads from its base; `pieces` leaves them out."""
         ...
 
     def restored(self, updates: int) -> None:

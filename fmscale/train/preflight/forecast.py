@@ -46,6 +46,8 @@ class Forecast:
     """Rows of the embedding."""
     parameters: int | None
     """Trained numbers of the model."""
+    frozen: int
+    """Numbers of the base that an adapter leaves frozen."""
     steps: int | None
     tokens_per_step: int | None
     """global_batch x sequence_length."""
@@ -72,17 +74,17 @@ class Forecast:
     """Steps of rows that this memory holds, or the most that is planned ahead."""
 
 
-def state_bytes(parameters: int, train: TrainConfig, stage: int, world: int) -> StageBytes:
+def state_bytes(parameters: int, train: TrainConfig, stage: int, world: int, frozen: int = 0) -> StageBytes:
     """Bytes of model state of a rank (Rajbhandari et al. 2020, ZeRO, section 3.1; our precisions).
 
     Masters, moments and accumulated gradients are fp32 in both precisions. In fp32 at stage 0 the parameters are
     the masters; from stage 1 on DeepSpeed keeps a partition of masters beside them. In bf16 at stage 0 the
     masters are the module's and a bf16 copy lives during forward and backward. A partition is 1/world, rounded
-    up; DeepSpeed pads it by a few elements a parameter group.
+    up; DeepSpeed pads it by a few elements a parameter group. `frozen` parameters have weights alone.
     """
     bf16 = train.precision == "bf16"
     part = -(-parameters // world)
-    weights = (part if stage == 3 else parameters) * (2 if bf16 else FP32)
+    weights = (part - (-frozen // world) if stage == 3 else parameters + frozen) * (2 if bf16 else FP32)
     masters = (part if stage else parameters) * FP32 if bf16 or stage else 0
     moments = (part if stage else parameters) * FP32 * len(MOMENTS)
     gradients = (part if stage >= 2 else parameters) * FP32
@@ -107,6 +109,7 @@ def forecast(
     tokens: int | None,
     vocab_size: int | None,
     parameters: int | None,
+    frozen: int = 0,
     token_bytes: int,
     decoded_bytes: int = 0,
     tokens_per_second: float | None = None,
@@ -122,7 +125,11 @@ def forecast(
     """
     length = config.data.sequence_length
     decoder = config.model if type(config.model) is ModelConfig else None
-    flops = float(flops_per_token(decoder, vocab_size, length)) if decoder and vocab_size else None
+    flops = (
+        flops_per_token(decoder, vocab_size, length, (parameters or 0) if frozen else 0)
+        if decoder and vocab_size
+        else None
+    )
     peak = peak_flops(device)
     if mfu is not None and peak is not None and flops is not None:
         tokens_per_second = mfu * peak * world / flops
@@ -137,12 +144,15 @@ def forecast(
         batch=batch,
         vocab_size=vocab_size,
         parameters=parameters,
+        frozen=frozen,
         steps=steps,
         tokens_per_step=tokens_per_step,
         tokens=tokens,
         flops_per_token=flops,
         flops=flops * tokens if flops and tokens else None,
-        stages=tuple(state_bytes(parameters, config.train, stage, world) for stage in STAGES) if parameters else (),
+        stages=tuple(state_bytes(parameters, config.train, stage, world, frozen) for stage in STAGES)
+        if parameters
+        else (),
         checkpoint_bytes=parameters * FP32 * STATES if parameters else None,
         checkpoint_bytes_per_rank=-(-parameters * FP32 * STATES // world) if parameters else None,
         tokens_per_second=tokens_per_second,

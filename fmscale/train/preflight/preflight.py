@@ -7,11 +7,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import nn
 
+from fmscale.checkpoint.base import open_base
 from fmscale.checkpoint.catalog import load_manifest, newest
 from fmscale.checkpoint.format.layout import Tensor
 from fmscale.checkpoint.format.manifest import CheckpointManifest
-from fmscale.checkpoint.format.names import run_log
+from fmscale.checkpoint.format.names import REFERENCE, run_log
 from fmscale.checkpoint.read.compatibility import differences, refuse_other_model
 from fmscale.config import Config, ModelConfig, SourceConfig, derive_batch, kind_of
 from fmscale.config.checks import problems_of
@@ -20,7 +22,8 @@ from fmscale.data.plan.plan import Plan, Source
 from fmscale.data.sources import require_recorded
 from fmscale.data.views.token_view import TokenView
 from fmscale.errors import AccessDenied, ConfigError, FmscaleError, ObjectNotFound, StoreError, StoreUnavailable
-from fmscale.models import build, parameters_of
+from fmscale.models import build
+from fmscale.models.lora import count_parameters, wrap
 from fmscale.objectives import make_objective
 from fmscale.runtime.sinks.run_sinks import check_sinks
 from fmscale.store.backends.protocol import Backend
@@ -40,6 +43,7 @@ from fmscale.train.engine.optimizer import MOMENTS
 from fmscale.train.init import find_init
 from fmscale.train.length import RunLength, run_length
 from fmscale.train.preflight.forecast import Forecast, forecast
+from fmscale.train.reference import with_reference
 from fmscale.train.resume import choose_resume, compare_recorded
 from fmscale.train.run_folder import check_folder, check_store
 from fmscale.train.schedule import learning_rate
@@ -130,6 +134,8 @@ def check_run(
     checks.run(lambda: check_folder(config))
     checks.run(lambda: check_sinks(config))
     backend = _open(config, checks)
+    if backend:
+        config = checks.ask(lambda: with_reference(config, backend)) or config
     datasets: dict[str, Dataset] = {}
     sources = _sources(config, backend, checks, datasets) if backend else []
     recorded = checks.ask(lambda: replay(run_log(backend, config.train.run))) if backend else None
@@ -155,7 +161,7 @@ def check_run(
         if batch and length and meta:
             length = checks.run(lambda: run_length(config, batch, meta)) or length
     steps = length.steps if length else config.train.steps
-    parameters = None
+    counts = None
     if vocab_size is None and type(config.model) is ModelConfig:
         unknown = ConfigError(
             "the size of the vocabulary is not known, and so neither are the model's parameters",
@@ -164,7 +170,7 @@ def check_run(
         )
         checks.add(unknown)
     else:
-        parameters = checks.run(lambda: parameters_of(config.model, vocab_size))
+        counts = checks.run(lambda: count_parameters(config.model, config.adapter, vocab_size=vocab_size))
     checks.run(lambda: make_objective(config.objective))
     if type(config.model) is not ModelConfig:
         checks.notes.append(f"the FLOPs of model {kind_of(config.model)} are not known, and so neither is its mfu")
@@ -177,7 +183,8 @@ def check_run(
         steps=steps,
         tokens=length.tokens(length.steps) if length else None,
         vocab_size=vocab_size,
-        parameters=parameters,
+        parameters=counts[0] if counts else None,
+        frozen=counts[1] if counts else 0,
         token_bytes=width or (2 if (vocab_size or 0) <= 65536 else 4),
         decoded_bytes=decoded or 0,
         tokens_per_second=tokens_per_second,
@@ -278,18 +285,21 @@ def _begin(
     resume = choose_resume(config, backend)
     if not resume.shown:
         begins = "at step 0, with the order that the run has recorded" if recorded else "at step 0"
-        if config.train.init is None or vocab_size is None:
+        if (config.train.init is None and config.adapter is None) or vocab_size is None:
             return begins, None
         deadline = min(config.store.deadline, STORE_SECONDS)
         init = find_init(config, backend, vocab_size, tokenizer, deadline=deadline)
         checks.warnings += [init.warning] if init.warning else []
-        return f"{begins}{' and' if recorded else ', with'} the weights of {init.shown}", None
+        under = "" if config.adapter is None else ", under an adapter"
+        return f"{begins}{' and' if recorded else ', with'} the weights of {init.shown}{under}", None
     entry = newest(backend, resume.run, resume.which)
     where = f"{resume.run}@{entry.step}"
     manifest = load_manifest(backend, entry)
     if vocab_size is not None:
         _check_model(config, manifest, vocab_size, where)
     warning = compare_recorded(config, resume, manifest.meta, tokenizer)
+    if config.adapter is not None:
+        open_base(backend, manifest.meta, deadline=min(config.store.deadline, STORE_SECONDS))
     checks.warnings += [warning] if warning else []
     return f"from {'a fork of ' if resume.fork else ''}checkpoint {where}", manifest.meta
 
@@ -297,12 +307,17 @@ def _begin(
 def _check_model(config: Config, manifest: CheckpointManifest, vocab_size: int, where: str) -> None:
     """Raise ConfigError if the checkpoint is of another model. The model is built without memory."""
     with torch.device("meta"):
-        model = build(config.model, vocab_size=vocab_size)
+        model: nn.Module = build(config.model, vocab_size=vocab_size)
+        if config.adapter is not None:
+            wrap(model, config.adapter)
     asked = [
         Tensor(name, state, "float32", tuple(p.shape))
         for name, p in model.named_parameters()
+        if p.requires_grad or config.adapter is None
         for state in ("weight", *(MOMENTS if p.requires_grad else ()))
     ]
+    if getattr(config.objective, "reference", None) == "model":
+        asked += [tensor._replace(name=REFERENCE + tensor.name) for tensor in asked if tensor.state == "weight"]
     refuse_other_model(manifest, [differences(manifest, asked, convert=True)], f"checkpoint {where}")
 
 

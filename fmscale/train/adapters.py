@@ -1,0 +1,23 @@
+"""The frozen weights of an adapter run, which its base has."""
+
+from fmscale.checkpoint.base import name_base, pin_base
+from fmscale.checkpoint.checkpoint import Checkpoint
+from fmscale.checkpoint.read.restore import restore
+from fmscale.train.engine.protocol import Engine
+from fmscale.train.session import Session
+
+
+def load_base(session: Session, base: Checkpoint, engine: Engine) -> dict[str, str]:
+    """Pin the base and fill the engine's frozen weights from it, each rank its own ranges; return the base's entry of
+    `meta`. All ranks call it, and then `engine.restored`.
+
+    Raises CorruptData for a damaged base, ConfigError for a base of another model, StoreError.
+    """
+    backend, run = session.backend, session.config.train.run
+    if session.world.rank == 0:
+        pin_base(base, backend, run)
+    # The base run may commit another checkpoint between the looks of two ranks.
+    which = f"entry{session.from_rank_0('entry of the base', base.found.entry)}"
+    pieces, waits = engine.base_pieces(), session.waits
+    restore(base.backend, base.run, pieces, which=which, waits=waits, tiers=session.tiers, weights=True, convert=True)
+    return name_base(base, backend)

@@ -1,0 +1,138 @@
+"""The reference of a run of preferences: a frozen copy or a column, resumed, and compared before the first update."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fmscale.checkpoint.checkpoint import open_checkpoint, open_in
+from fmscale.config import load_config
+from fmscale.config.spec import RenderedSpec
+from fmscale.data.open import open_flat_loader
+from fmscale.data.samples.rendered import values_maker
+from fmscale.errors import ConfigError, DataError
+from fmscale.infer.score import logps
+from fmscale.infer.value_columns import derive_values
+from fmscale.models import build, load_weights
+from fmscale.store.open import open_store
+from fmscale.train.preflight.preflight import check_run
+from fmscale.train.reference import WrongReference
+from tests.helpers.ranks import run_ranks
+from tests.helpers.rendered import random_rankings, rendered_dataset
+from tests.infer.trained_run import MODEL, save_run, store_texts
+from tests.train.runs import steps_of, train_here
+
+CONFIG = """
+store: {{url: {store}}}
+data: {{sources: [{{dataset: pairs}}], spec: {{kind: rendered}}}}
+model: {{num_layers: 2, dim: 32, num_heads: 4, num_kv_heads: 2, max_seq_len: 96, init_std: 0.2, tied: true,
+  vocab_size: 272}}
+batch: {{global_batch: 8, forward_tokens: 256}}
+train: {{run: run, folder: {folder}, steps: 4, log_every: 1, precision: fp32, init: base@1}}
+objective: {{kind: dpo}}
+schedule: {{kind: constant, warmup_steps: 0}}
+optimizer: {{lr: 0.001}}
+"""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A store with a run of two checkpoints, pairs, and the column of log-probs under each checkpoint."""
+    url = store_texts(tmp_path_factory.mktemp("store"))
+    save_run(url, "base", (1, 2))
+    backend = open_store(url)
+    rendered_dataset(backend, "pairs", [random_rankings(40, 0), random_rankings(20, 1)])
+    rendered_dataset(backend, "bare", [random_rankings(9, 0)])
+    for step in (1, 2):
+        found = open_in(backend, "base", step)
+        model = build(MODEL, vocab_size=272)
+        load_weights(model, found.tensor)
+        maker = values_maker("logps", found.found.body["manifest"]["digest"], "fp32")
+        derive_values(backend, "pairs", "train", "reference", maker, model, logps)
+    return url
+
+
+def config_of(store: str, folder: Path) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(CONFIG.format(store=store, folder=folder))
+    return path
+
+
+def losses(path: Path, run: str, size: int, *overrides: str) -> list[dict[str, Any]]:
+    run_ranks(train_here, size, str(path), (*overrides, f"train.run={run}"), timeout=120)
+    steps = steps_of(path.parent / run)
+    return [steps[step] for step in sorted(steps)]
+
+
+def test_another_reference_and_dropout_stop_a_run_before_its_first_update(store: str, tmp_path: Path) -> None:
+    path = config_of(store, tmp_path)
+    for run, override in (("other", "objective.reference=base@2"), ("drops", "model.dropout=0.1")):
+        with pytest.raises(WrongReference, match="before the first update") as caught:
+            run_ranks(train_here, 1, str(path), (override, f"train.run={run}"), timeout=120)
+        assert "log-ratio" in str(caught.value.found)
+        assert "model.dropout: 0" in caught.value.remedy
+    assert losses(path, "right", 1, "objective.reference=base@1", "train.steps=1")[0]["loss"] == pytest.approx(0.693147)
+
+
+@pytest.mark.slow
+def test_a_copy_and_a_column_give_the_same_run_and_a_resume_goes_on(store: str, tmp_path: Path) -> None:
+    path = config_of(store, tmp_path)
+    column = losses(path, "column", 1, "objective.reference=base@1", "train.zero_stage=0")
+    copy = losses(path, "copy", 2, "train.steps=2", "train.zero_stage=3")
+    copy = losses(path, "copy", 1, "train.zero_stage=1", "train.init=gone")
+    for name in ("loss", "metric/reward_margin", "metric/logp_chosen"):
+        assert [step[name] for step in copy] == pytest.approx([step[name] for step in column], rel=1e-3, abs=1e-4), name
+    saved, base = open_checkpoint(f"{store}#copy@4"), open_checkpoint(f"{store}#base@1")
+    for name in base.names:
+        assert torch.equal(saved.tensor(f"reference.{name}"), base.tensor(name)), "the reference is frozen"
+        assert saved.states(f"reference.{name}") == ["weight"]
+    assert not torch.equal(saved.tensor("norm.weight"), base.tensor("norm.weight"))
+    begun = losses(path, "again", 1, "train.init=copy@4", "train.steps=1")
+    assert begun[0]["metric/reward_margin"] == 0, "the reference is the run's own beginning"
+
+
+@pytest.mark.slow
+def test_a_reward_model_begins_with_the_weights_of_a_language_model(store: str, tmp_path: Path) -> None:
+    path = config_of(store, tmp_path)
+    reward = ("objective={kind: reward}", "model.score=true")
+    [first, *rest] = losses(path, "reward", 2, *reward, "train.zero_stage=3", "optimizer.lr=0.01")
+    assert first["loss"] == pytest.approx(0.693147)
+    assert rest[-1]["metric/score_margin"] != 0
+    begun = open_checkpoint(f"{store}#reward@4")
+    assert begun.tensor("score.weight").shape == (1, 32)
+    assert losses(path, "from-reward", 1, "train.init=reward@4", "train.steps=1")[0]["metric/reward_margin"] == 0
+
+
+def test_the_plan_names_what_lacks(store: str, tmp_path: Path) -> None:
+    path = config_of(store, tmp_path)
+
+    def problems(*overrides: str) -> str:
+        return "\n".join(map(str, check_run(load_config(str(path), overrides), 1).problems))
+
+    assert problems() == problems("objective.reference=base@1") == ""
+    assert "model.score: true" in problems("objective={kind: reward}")
+    assert "Steps of run base: 1, 2" in problems("objective.reference=base@7")
+    assert "no adapter" in problems("objective.reference=adapter_off")
+    lacking = problems("objective.reference=base@1", "train.precision=bf16")
+    assert "--column reference --with RUN@STEP --precision bf16 --split train" in lacking
+
+
+def test_a_commit_without_the_column_is_refused_with_the_command(store: str) -> None:
+    spec = replace(RenderedSpec(), reference=values_maker("logps", "0" * 32, "fp32"))
+    with pytest.raises(DataError, match="commit 0 of dataset bare has no column reference") as caught:
+        open_flat_loader(store, dataset="bare", spec=spec, forward_tokens=256, batch=4)
+    assert "fmscale dataset derive STORE/bare --column reference" in caught.value.remedy
+
+
+def test_a_step_and_a_column_are_needed_for_a_reference_by_name(store: str, tmp_path: Path) -> None:
+    path = config_of(store, tmp_path)
+    for override, text in (
+        ("objective.reference=base", "must name a step"),
+        ("objective={kind: kto, reference: base@1}", "cannot be a column for kto"),
+        ("objective={kind: dpo, loss: hinge, label_smoothing: 0.1}", "has no meaning for loss hinge"),
+        ("objective={kind: reward, loss: plackett_luce, margin: 1}", "has no meaning for loss plackett_luce"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            load_config(str(path), (override,))
