@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import torch
 from fmscale.kernels.launch import TRITON_VERSION, round_up
+from torch import Tensor
 
 from fmscale.errors import KernelError
 
@@ -102,12 +103,14 @@ def write_table(table: TunedTable, folder: Path = TUNED) -> Path:
 _tables: dict[tuple[str, str], TunedTable] = {}
 _entries: dict[tuple[str, str, str], TunedEntry] = {}
 _forced: dict[tuple[str, str], Config] = {}
+_settled: set[tuple[str, torch.dtype, int]] = set()
 _announced: dict[tuple[str, str, str], str] = {}
 _ignored: set[tuple[str, str, str, str]] = set()
 
 
 def use_table(table: TunedTable) -> None:
     """Let `auto` follow `table` from now on, in place of an earlier table for the same device and Triton."""
+    _settled.clear()
     _tables[table.gpu, table.triton] = table
     if table.triton == TRITON_VERSION:
         for key in [key for key in _entries if key[0] == table.gpu]:
@@ -122,6 +125,20 @@ def tables() -> list[TunedTable]:
 
 for _path in sorted(TUNED.glob("*.json")):
     use_table(read_table(_path))
+
+
+def settled(op: str, backend: str, x: Tensor) -> bool:
+    """True if `auto` has chosen eager for an op without a table on a CPU, at the dtype and last size of x: a step of a
+    small model makes some hundred such calls, and a choice takes as long as the shortest of them.
+    """
+    if backend != "auto" or x.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    key = (op, x.dtype, x.shape[-1])
+    if key in _settled:
+        return True
+    if not any(name == "cpu" for name, *_ in (*_tables, *_entries)):
+        _settled.add(key)
+    return False
 
 
 def bucket(dtype: torch.dtype, **sizes: int) -> str:

@@ -7,11 +7,12 @@ no largest position and no loss of phase, while fp32 angles are off by 8e-3 rad 
 
 import functools
 import math
+import weakref
 from typing import Any
 
 import torch
 from fmscale.kernels.compile.case import CompileCase
-from fmscale.kernels.dispatch import Config, bucket, choose, launch_config
+from fmscale.kernels.dispatch import Config, bucket, choose, launch_config, settled
 from fmscale.kernels.launch import accumulator, jit, on, round_up, tl, tl_dtype, triton_refusal
 from fmscale.kernels.rms_norm import sum_partials
 from torch import Tensor
@@ -305,21 +306,49 @@ def rope_eager(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`rope` in plain torch: the reference, and the `eager` backend."""
     acc = accumulator(q.dtype)
-    angle = (positions.double()[..., None] * turns.double() % 1.0 * (2 * math.pi))[..., None, :]
-    c, s = angle.cos().to(acc), angle.sin().to(acc)
-    results = []
+    c, s = _angles(positions, turns, acc, interleaved)
+    heads = []
     for x, weight in ((q, q_weight), (k, k_weight)):
-        wide = x.to(acc)
+        wide = x if x.dtype == acc else x.to(acc)
         if weight is not None:
             wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight.to(acc)
-        if interleaved:
-            a, b = wide[..., 0::2], wide[..., 1::2]
-            y = torch.stack((a * c - b * s, b * c + a * s), -1).flatten(-2)
-        else:
-            a, b = wide.chunk(2, -1)
-            y = torch.cat((a * c - b * s, b * c + a * s), -1)
-        results.append(y.to(x.dtype))
-    return results[0], results[1]
+        heads.append(wide)
+    both = torch.cat(heads, -2)
+    if interleaved:
+        partners = both.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    else:
+        a, b = both.chunk(2, -1)
+        partners = torch.cat((b, a), -1)
+    turned = both * c + partners * s
+    if turned.dtype != q.dtype:
+        turned = turned.to(q.dtype)
+    rotated_q, rotated_k = turned.split((q.shape[-2], k.shape[-2]), -2)
+    return rotated_q, rotated_k
+
+
+def _angles(positions: Tensor, turns: Tensor, dtype: torch.dtype, interleaved: bool) -> tuple[Tensor, Tensor]:
+    """Cosine of each element of a head, and the sine with the sign of its partner's part: (..., 1, E).
+
+    All layers of a forward turn the same positions, so the last angles of each kind are kept while their positions are.
+    """
+    plain = type(positions) is Tensor and not (torch.compiler.is_compiling() or positions.is_inference())
+    key = (id(turns), dtype, interleaved)
+    kept = _kept_angles.get(key) if plain else None
+    if kept is not None and kept[0]() is positions and kept[1] == positions._version:
+        return kept[2]
+    angle = (positions.double()[..., None] * turns.double() % 1.0 * (2 * math.pi))[..., None, :]
+    c, s = angle.cos().to(dtype), angle.sin().to(dtype)
+    if interleaved:
+        angles = (c.repeat_interleave(2, -1), torch.stack((-s, s), -1).flatten(-2))
+    else:
+        angles = (torch.cat((c, c), -1), torch.cat((-s, s), -1))
+    if plain:  # the turns are kept too: their id is in the key
+        forget = weakref.ref(positions, lambda _: _kept_angles.pop(key, None))
+        _kept_angles[key] = (forget, positions._version, angles, turns)
+    return angles
+
+
+_kept_angles: dict[tuple[int, torch.dtype, bool], tuple[weakref.ref[Tensor], int, tuple[Tensor, Tensor], Tensor]] = {}
 
 
 def rope(
@@ -342,18 +371,18 @@ def rope(
         # a traced or fake tensor belongs to its trace or mode: from a cache it would fail in the next call
         plain = type(q) is Tensor and not torch.compiler.is_compiling()
         turns = (_kept_turns if plain else rope_turns)(E, theta, q.device)
-    positions = positions.expand(q.shape[:-2])
+    auto = settled("rope", backend, q)
     refusals = {
         "triton": triton_refusal(q.device) or (f"head dim {E} (at most 512)" if E > 512 else None),
         "eager": None,
     }
-    if choose("rope", backend, q.device, bucket(q.dtype, E=E), refusals) == "eager":
+    if auto or choose("rope", backend, q.device, bucket(q.dtype, E=E), refusals) == "eager":
         return rope_eager(
             q, k, positions, turns=turns, q_weight=q_weight, k_weight=k_weight, eps=eps, interleaved=interleaved,
         )  # fmt: skip
     if q_weight is not None and k_weight is not None:
         q_weight, k_weight = q_weight.contiguous(), k_weight.contiguous()
-    rest = (positions.reshape(-1).contiguous(), turns.double().contiguous(), q_weight, k_weight)
+    rest = (positions.expand(q.shape[:-2]).reshape(-1).contiguous(), turns.double().contiguous(), q_weight, k_weight)
     qy, ky = _op(_heads(q), _heads(k), *rest, eps, interleaved, False)
     return qy.view(q.shape), ky.view(k.shape)
 

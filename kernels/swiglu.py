@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from fmscale.kernels.compile.case import CompileCase
-from fmscale.kernels.dispatch import Config, bucket, choose, launch_config
+from fmscale.kernels.dispatch import Config, bucket, choose, launch_config, settled
 from fmscale.kernels.launch import accumulator, jit, on, rows, tl, tl_dtype, triton_refusal
 from torch import Tensor
 
@@ -128,6 +128,8 @@ _op.register_autograd(_backward, setup_context=_save)
 def swiglu_eager(gate: Tensor, up: Tensor) -> Tensor:
     """`swiglu` in plain torch: the reference, and the `eager` backend."""
     acc = accumulator(gate.dtype)
+    if gate.dtype == acc:
+        return torch.nn.functional.silu(gate) * up
     return (torch.nn.functional.silu(gate.to(acc)) * up.to(acc)).to(gate.dtype)
 
 
@@ -144,6 +146,8 @@ def swiglu(gate: Tensor, up: Tensor, *, backend: str = "auto") -> Tensor:
             found=[(tuple(t.shape), str(t.dtype)) for t in (gate, up)],
             remedy="Split one projection in two halves, or project twice to the same width.",
         )
+    if settled("swiglu", backend, gate):
+        return swiglu_eager(gate, up)
     refusals = {"triton": triton_refusal(gate.device), "eager": None}
     if choose("swiglu", backend, gate.device, bucket(gate.dtype, F=gate.shape[-1]), refusals) == "eager":
         return swiglu_eager(gate, up)

@@ -3,9 +3,10 @@
 `main.py`     the verbs, and the display of errors
 `output.py`   tables, JSON, progress bars
 `address.py`  STORE/DATASET, STORE#RUN[@STEP], KEY=VALUE
-`ingest.py`, `dataset.py` (`dataset_audit.py`, `dataset_derive.py`, `dataset_mask.py`, `dataset_repair.py`)  data
+`ingest.py`, `dataset.py` (`dataset_audit.py`, `dataset_decontaminate.py`, `dataset_derive.py`, `dataset_mask.py`,
+`dataset_render.py`, `dataset_repair.py`)  data
 `config.py`, `plan.py`, `launch.py`, `train.py` (`train_screen.py`), `compare.py`  runs
-`import_model.py`, `checkpoint.py`, `adapter.py`, `evaluate.py`, `score.py`  models
-`generate.py`, `chat.py`, `serve.py`  their texts
+`import_model.py`, `checkpoint.py`, `adapter.py`, `generate.py` (`generate_program.py`), `evaluate.py`
+(`evaluate_tasks.py`), `score.py`, `chat.py`, `serve.py`  models
 `doctor.py`, `bench.py`, `quickstart.py` (`quickstart_screen.py`)  this machine and its store
 """

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fmscale.cli import dataset_audit, dataset_derive, dataset_mask, dataset_render, dataset_repair
+from fmscale.cli import (
+    dataset_audit,
+    dataset_decontaminate,
+    dataset_derive,
+    dataset_mask,
+    dataset_render,
+    dataset_repair,
+)
 from fmscale.cli.address import DatasetArgument, DatasetOption, StoreArgument, StoreOption, find_dataset, find_store
 from fmscale.cli.output import JsonOption, example, human_bytes, print_json, progress, record, say, table
 from fmscale.errors import ConfigError, FmscaleError
@@ -27,6 +34,7 @@ app = typer.Typer(
 )
 app.add_typer(dataset_audit.app)
 app.add_typer(dataset_mask.app)
+app.add_typer(dataset_decontaminate.app)
 app.add_typer(dataset_derive.app)
 app.add_typer(dataset_render.app)
 app.add_typer(dataset_repair.app)

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fmscale.cli.address import CheckpointArgument, find_dataset
+from fmscale.cli.address import find_dataset
+from fmscale.cli.evaluate_tasks import evaluate_tasks
 from fmscale.cli.generate import Device, Precision, Threads
 from fmscale.cli.output import JsonOption, example, print_json, progress, record, table
-from fmscale.errors import DataError
+from fmscale.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from fmscale.infer import Document
@@ -19,11 +20,31 @@ app = typer.Typer()
 
 @app.command(
     epilog=example(
-        "fmscale evaluate runs/store#run", "fmscale evaluate runs/store#run@1000 --file README.md --per-document --json"
+        "fmscale evaluate runs/store#run",
+        "fmscale evaluate runs/store#run@1000 --file README.md --per-document --json",
+        "fmscale evaluate runs/store#run runs/store#tuned --task arithmetic --program oranges_steps",
     )
 )
 def evaluate(
-    address: CheckpointArgument,
+    addresses: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="STORE#RUN[@STEP]...", help="Runs, each at a step or its newest checkpoint; several with --task."
+        ),
+    ],
+    task: Annotated[
+        list[str] | None, typer.Option(help="A task in YAML, or a shipped task, instead of documents. Repeatable.")
+    ] = None,
+    program: Annotated[
+        list[str] | None, typer.Option(help="A prompt program that asks a task's questions. Repeatable.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first documents of a task.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Ask a task by the run's chat template.")] = False,
+    batch: Annotated[int | None, typer.Option(min=1, help="Most documents of a task in one forward.")] = None,
+    run_code: Annotated[
+        bool, typer.Option("--run-code", help="Execute what the model writes in code tasks, without network.")
+    ] = False,
+    to: Annotated[Path | None, typer.Option(help="JSON Lines file for each document's result in tasks.")] = None,
     dataset: Annotated[
         str | None, typer.Option(help="A dataset of the store, or STORE/DATASET; the run's first by default.")
     ] = None,
@@ -47,7 +68,22 @@ def evaluate(
 
     All bits over all bytes, document by document. Every token counts once, also the end of a document; its first
     token costs log2 of the vocabulary where the data has no BOS token. Other compressors get each document alone.
+
+    With --task: multiple choice, generated answers, perplexity or code, for several runs and prompt programs side by
+    side, with Wilson's intervals.
     """
+    if task:
+        evaluate_tasks(
+            addresses, task, program or [], limit=limit, chat=chat, run_code=run_code, batch=batch, to=to,
+            device=device, precision=precision, threads=threads, json=json,
+        )  # fmt: skip
+        return
+    if len(addresses) > 1 or program or to:
+        raise ConfigError(
+            "Several runs, --program and --to belong to tasks",
+            found=addresses,
+            remedy="Give --task, or evaluate the runs one by one.",
+        )
     from fmscale.infer import evaluate as score
     from fmscale.infer.compressors import COMPRESSORS
     from fmscale.infer.heldout import files, stored_documents
@@ -56,11 +92,11 @@ def evaluate(
     from fmscale.runtime.world import read_world
     from fmscale.store.open import open_store
 
-    trained = open_trained(address, device=pick_device(read_world(), device), precision=precision)
+    trained = open_trained(addresses[0], device=pick_device(read_world(), device), precision=precision)
     backend, chosen = trained.backend, dataset or trained.dataset
     if not chosen and not file:
         remedy = "Name some: --dataset NAME of its store, STORE/DATASET, or --file PATH."
-        raise DataError("An imported model has no documents of its own", found=address, remedy=remedy)
+        raise DataError("An imported model has no documents of its own", found=addresses[0], remedy=remedy)
     if "/" in chosen:
         url, chosen = find_dataset(chosen, None, None)
         backend = open_store(url, read_only=True)

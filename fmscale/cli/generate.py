@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fmscale.cli.address import CheckpointArgument
+from fmscale.cli.generate_program import require_alone, run_prompt_program
 from fmscale.cli.output import JsonOption, example, print_json, say
 from fmscale.errors import ConfigError
 from fmscale.text import printable_lines
@@ -30,6 +31,7 @@ app = typer.Typer()
     epilog=example(
         'fmscale generate runs/store#run "def main(" --max-tokens 64',
         "fmscale generate runs/store#run@1000 --file prompt.txt --temperature 0 --json",
+        "fmscale generate runs/store#run --program translate --set sentence='Good morning.'",
     )
 )
 def generate(
@@ -44,6 +46,12 @@ def generate(
     top_p: Annotated[float | None, typer.Option(help="Only the likeliest tokens that reach this probability.")] = None,
     seed: Annotated[int, typer.Option(help="Of the draws; the same seed says the same again.")] = 0,
     samples: Annotated[int, typer.Option(help="Completions of each prompt.")] = 1,
+    program: Annotated[
+        str | None, typer.Option(help="A prompt program in YAML, or a shipped program, instead of prompts.")
+    ] = None,
+    values: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A value of the program. Repeatable.")
+    ] = None,
     device: Device = "auto",
     precision: Precision = None,
     threads: Threads = None,
@@ -52,8 +60,14 @@ def generate(
     """Go on from prompts with a run's model.
 
     Text is printed as it comes; of several prompts, which grow together, one after another. Generation ends at
-    the model's end-of-document token or after --max-tokens.
+    the model's end-of-document token or after --max-tokens. A program has its own settings of tokens and draws.
     """
+    if program is not None:
+        require_alone([*(prompts or []), *(file or [])])
+        run_prompt_program(
+            address, program, values or [], device=device, precision=precision, threads=threads, json=json
+        )
+        return
     texts = [text for text in _texts(prompts or [], file or []) for _ in range(samples)]
     if not texts:
         raise ConfigError(

@@ -142,3 +142,20 @@ class ModelConfig:
     @property
     def ffn_width(self) -> int:
         return -(-8 * self.dim // (3 * 64)) * 64 if self.hidden_dim is None else self.hidden_dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitModelConfig:
+    """The model of `train.init`, or of the run's own checkpoint, with the changes of a fine-tuning."""
+
+    kind: ClassVar[str] = "init"
+    score: bool = False
+    """True for a reward model: a linear map from a hidden state to a score, beside the output projection."""
+    dropout: float = 0.0
+    """Share of the outputs of attention and feed-forward that is dropped in training, before the residual stream."""
+    attention_backend: Literal["auto", "triton", "sdpa", "eager"] = "auto"
+    """auto takes the fastest known backend that supports the call."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dropout < 1:
+            raise InvalidField("dropout", "must lie in [0, 1)", found=self.dropout, remedy="Give 0 to drop nothing.")

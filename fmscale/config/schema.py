@@ -13,7 +13,7 @@ from fmscale.config.data import DataConfig
 from fmscale.config.kinds import Own, kind_of, tag
 from fmscale.config.launch import LaunchConfig
 from fmscale.config.metrics import MetricsConfig
-from fmscale.config.model import ModelConfig
+from fmscale.config.model import InitModelConfig, ModelConfig
 from fmscale.config.objective import NextTokenConfig, ObjectiveConfig
 from fmscale.config.store import StoreConfig
 from fmscale.config.train import EvaluationConfig, OptimizerConfig, ScheduleConfig, TrainConfig
@@ -30,7 +30,7 @@ class Config:
     """Samples and their order."""
     batch: BatchConfig = field(default_factory=BatchConfig)
     """Rows of a step and how ranks share them."""
-    model: ModelConfig | Own = field(default_factory=ModelConfig)
+    model: ModelConfig | InitModelConfig | Own = field(default_factory=ModelConfig)
     """The model that is trained."""
     adapter: LoraConfig | None = None
     """Adapter that is trained in place of the model's weights; null trains all weights."""

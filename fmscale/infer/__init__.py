@@ -1,4 +1,4 @@
-"""Use of a trained model: generation, evaluation, conversations.
+"""Use of a trained model: generation, conversations, prompting and evaluation.
 
 - `load.py`         a checkpoint as a model with its tokenizer
 - `adapters.py`     adapters as PEFT's files, and merged into their base
@@ -12,6 +12,9 @@
 - `value_columns.py`  derived columns of these values
 - `rankings.py`     a reward model on held-out pairs and rankings
 - `compressors.py`  gzip, xz and primed zstd on the same documents
+- `likelihoods.py`  log-likelihoods of continuations, contexts shared
+- `prompt/`         prompts as data: templates, examples, answers, votes
+- `tasks/`          evaluation by tasks
 - `answer.py`       answers to conversations, by the run's chat template
 - `server/`         a server with OpenAI's chat completions
 """

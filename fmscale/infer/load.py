@@ -35,6 +35,8 @@ class TrainedModel:
     """The run."""
     step: int
     """Optimizer steps of the checkpoint."""
+    digest: str
+    """Digest of the checkpoint's manifest, which names all its tensors."""
     backend: Backend
     """Store of the run."""
     model: Decoder
@@ -92,6 +94,7 @@ def open_trained(address: str, *, device: str = "cpu", precision: str | None = N
     return TrainedModel(
         run=run,
         step=checkpoint.step,
+        digest=checkpoint.found.body["manifest"]["digest"],
         backend=backend,
         model=_model(checkpoint, config, vocab_size, device, dtype),
         tokenizer=tokenizer,

@@ -4,6 +4,7 @@
 - `decoder.py`  the decoder of the families Llama, Qwen and Gemma
 - `layers/`     its layers, shared with other models
 - `cache.py`    keys and values of the tokens read so far, for generation
+- `shared.py`   contexts that several continuations share, for scoring
 - `weights.py`  initial weights from a generator; weights by name from another source
 - `hf/`         Hugging Face's names, config and weights, both ways
 - `lora.py`     low-rank adapters around the linear layers of a model

@@ -30,6 +30,8 @@ class _Step:
     """New tokens of each sequence; 0 in a forward that reads prompts."""
     pages: int
     """Pages up to the end of the longest sequence."""
+    rows: int
+    """Sequences: further rows of tokens are padding."""
     capacity: int
     """Capacity for which the decode kernel cuts its spans."""
     follows: list[tuple[int, int]] | None = None
@@ -46,33 +48,37 @@ class LayerCache:
     """(pages, B, K, page, E), turned by their positions."""
     values: Tensor
     """(pages, B, K, page, E)."""
+    flat: tuple[Tensor, Tensor]
+    """Both as (pages * B * K * page, E)."""
+    read: tuple[Tensor, Tensor]
+    """Both up to the last page in use, as (pages * B * K, page, E)."""
     step: _Step
     """Places of the new tokens."""
 
     def write(self, k: Tensor, v: Tensor) -> None:
-        """Add keys and values (..., K, E) of the new tokens in their order; tokens after the last prompt are left."""
-        for pages, new in ((self.keys, k), (self.values, v)):
-            rows = new.reshape(-1, new.shape[-1])[: len(self.step.index)]
-            pages.view(-1, new.shape[-1]).index_copy_(0, self.step.index, rows)
+        """Add keys and values (..., K, E) of the new tokens in their order; padding behind them is left out."""
+        index = self.step.index
+        for flat, new in zip(self.flat, (k, v), strict=True):
+            flat.index_copy_(0, index, new.reshape(-1, new.shape[-1])[: index.shape[0]])
 
     def attend(
         self, q: Tensor, *, window: int | None, softcap: float | None, scale: float | None = None, backend: str = "auto"
     ) -> Tensor:
-        """Attention of the newest tokens q (B, T, H, E) to the cache, and any numbers for rows after the last sequence;
-        arguments as in `attention_decode`.
+        """Attention of the newest tokens q (B, T, H, E) to the cache, and any numbers for padding; arguments as in
+        `attention_decode`.
         """
-        step, padding, q = self.step, q[len(self.step.lengths_B) :], q[: len(self.step.lengths_B)]
+        step, padded, backend = self.step, q, "auto" if backend == "sdpa" else backend  # sdpa cannot read a cache
+        if q.shape[0] > step.rows:
+            q = q[: step.rows]
         if self.keys.is_cuda or backend == "triton":
             k, v = self.keys[0].transpose(1, 2), self.values[0].transpose(1, 2)
-            backend = "auto" if backend == "sdpa" else backend  # sdpa cannot read a cache
-            decoded: Tensor = attention_decode(
+            out: Tensor = attention_decode(
                 q, k, v, step.lengths_B, window=window, softcap=softcap, scale=scale, capacity=step.capacity,
                 backend=backend,
             )  # fmt: skip
         else:
-            k, v, bias = self.keys[: step.pages], self.values[: step.pages], self._bias(window, q)
-            decoded = attention_pages(q, k, v, bias, softcap=softcap, scale=scale)
-        return torch.cat((decoded, padding)) if len(padding) else decoded
+            out = attention_pages(q, *self.read, self._bias(window, q), softcap=softcap, scale=scale)
+        return out if q is padded else torch.cat((out, padded[step.rows :]))
 
     def context(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Keys and values (1, N, K, E) that prompts see, with the boundaries (prompts + 1,) of N: the cached keys
@@ -101,6 +107,9 @@ class LayerCache:
             whole = bias.expand(-1, -1, K, heads // K, -1, -1)
             step.biases[window, heads] = whole.reshape(step.pages * B * K, -1, page)
         return step.biases[window, heads]
+
+
+_Views = tuple[Tensor, Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def padded_rows(rows: int, multiple: int) -> int:
@@ -134,6 +143,7 @@ class KVCache:
         """Divisor of the rows of tokens of a forward, those after the last sequence included: these are not read."""
         self._spans = max(capacity, config.max_seq_len)
         self._rows: Sequence[int] = range(sequences)
+        self._views: dict[int, list[_Views]] = {}
 
     @property
     def padded(self) -> int:
@@ -161,6 +171,20 @@ class KVCache:
         self.lengths = [self.lengths[row] for row in rows]
         self.idle = {new for new, row in enumerate(rows) if row in self.idle}
         self._rows = range(len(rows))
+        self._views.clear()
+
+    def _layers(self, pages: int) -> list[_Views]:
+        """Each layer's keys, values, and both as `LayerCache.flat` and `read`: made once for a number of pages."""
+        if pages not in self._views:
+            page, E = self.keys.shape[4:]
+            self._views[pages] = [
+                (
+                    k, v, (k.view(-1, E), v.view(-1, E)),
+                    (k[:pages].view(-1, page, E), v[:pages].view(-1, page, E)),
+                )
+                for k, v in zip(self.keys, self.values, strict=True)
+            ]  # fmt: skip
+        return self._views[pages]
 
     def begin(self, tokens_BT: Tensor, cu_seqlens: Tensor | None) -> tuple[list[LayerCache], Tensor]:
         """Make room for new tokens: return each layer's cache and the tokens' positions (B, T).
@@ -207,10 +231,14 @@ class KVCache:
             lengths_B=torch.tensor(seen).to(device),
             tokens=0 if cu_seqlens is not None else T,
             pages=-(-longest // page),
+            rows=len(before),
             capacity=self._spans,
             follows=follows,
         )
-        layers = [LayerCache(keys=k, values=v, step=step) for k, v in zip(self.keys, self.values, strict=True)]
+        layers = [
+            LayerCache(keys=k, values=v, flat=flat, read=read, step=step)
+            for k, v, flat, read in self._layers(step.pages)
+        ]
         positions_BT = torch.zeros(B * T, dtype=torch.int64)
         positions_BT[: len(position_N)] = position_N
         return layers, positions_BT.view(B, T).to(device)

@@ -12,6 +12,7 @@ from fmscale.config.model import ModelConfig
 from fmscale.kernels import document_positions
 from fmscale.models.cache import KVCache, LayerCache
 from fmscale.models.layers import Embedding, FeedForward, Head, Linear, RMSNorm, Rotary, SelfAttention
+from fmscale.models.shared import SharedContexts
 from fmscale.models.weights import Whole, draw_weights
 
 SCORE = "score.weight"
@@ -49,10 +50,14 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(config.dim, **norms)
         self.attention_post_norm = RMSNorm(config.dim, **norms) if config.post_norms else None
         self.ffn_post_norm = RMSNorm(config.dim, **norms) if config.post_norms else None
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
     def forward(
-        self, h_BTD: Tensor, positions_BT: Tensor, cu_seqlens: Tensor | None = None, cache: LayerCache | None = None
+        self,
+        h_BTD: Tensor,
+        positions_BT: Tensor,
+        cu_seqlens: Tensor | None = None,
+        cache: LayerCache | SharedContexts | None = None,
     ) -> Tensor:
         """The residual stream (B, T, D) after this block."""
         mixed_BTD = self.attention(
@@ -99,7 +104,7 @@ class Decoder(nn.Module):
         *,
         positions_BT: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: KVCache | SharedContexts | None = None,
     ) -> Tensor:
         """tokens (B, T) -> hidden states (B, T, D), after the final norm.
 
@@ -108,10 +113,11 @@ class Decoder(nn.Module):
             positions_BT: position of each token in its document; the default counts from 0 in each document.
             cu_seqlens: (documents + 1,) boundaries of documents in the B * T tokens read as one sequence. No token
                 sees another document. Without boundaries each row is one document.
-            cache: keys and values of earlier tokens; see `KVCache`.
+            cache: keys and values of earlier tokens (`KVCache`), or contexts of several continuations
+                (`SharedContexts`).
         """
         B, T = tokens_BT.shape
-        caches: list[LayerCache | None] = [None] * len(self.layers)
+        caches: list[LayerCache | SharedContexts | None] = [None] * len(self.layers)
         if cache is not None:
             layer_caches, positions_BT = cache.begin(tokens_BT, cu_seqlens)
             caches = list(layer_caches)

@@ -51,10 +51,11 @@ class LoraLinear(nn.Module):
         """x (..., in) -> (..., out)."""
         if not self.on:
             return linear(x, self.weight, self.bias)
-        y = linear(x, self.weight, None if self.dora else self.bias)
-        low = linear(self.dropout(x), self.lora_a)
+        rows = x.flatten(0, -2)
+        y = linear(rows, self.weight, None if self.dora else self.bias)
+        low = linear(self.dropout(rows), self.lora_a)
         # In place: neither the product nor its sum with y is kept for backward.
-        y.view(-1, y.shape[-1]).addmm_(low.flatten(0, -2), self.lora_b.t(), alpha=self.scale)
+        y = y.addmm_(low, self.lora_b.t(), alpha=self.scale).view(*x.shape[:-1], -1)
         if self.dora:
             ratio = self.ratio() if self.fixed_ratio is None else self.fixed_ratio
             # The ratio is near 1 and stays fp32: bf16 would round it in steps of 0.4 %.

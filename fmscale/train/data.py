@@ -182,23 +182,23 @@ def tokenizer_of(config: Config, backend: Backend) -> Tokenizer | None:
     return None
 
 
-def template_of(config: Config, backend: Backend) -> str | None:
-    """Digest of the chat template of the run's rendered datasets; None without any. Raises ConfigError if they have
-    several: a model that is told one form answers in that one.
+def chat_facts(config: Config, backend: Backend) -> dict[str, Any]:
+    """The run's chat `template`, by its digest, with `bos` and the `eos` that ends an answer; empty without a rendered
+    dataset. Raises ConfigError for several templates: a model that is told two forms does not know which to write.
     """
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for source in config.data.sources:
         commits = open_dataset(backend, source.dataset).commits()
-        notes = commits[-1].body["extra"].get("render") if commits else None
-        if notes and notes["template"]:
-            found[source.dataset] = notes["template"]
-    if len(set(found.values())) > 1:
+        if commits and (notes := commits[-1].body["extra"].get("render")):
+            found[source.dataset] = {"template": notes["template"], "bos": commits[-1].bos, "eos": commits[-1].eos}
+    facts = list(found.values())
+    if any(one != facts[0] for one in facts):
         raise ConfigError(
             "the rendered datasets of a mixture must have one chat template",
             found=found,
             remedy="Render them --with the same run, or with the same --template.",
         )
-    return next(iter(found.values()), None)
+    return facts[0] if facts else {}
 
 
 def vocabulary(config: Config, tokenizer: Tokenizer | None) -> int | None:

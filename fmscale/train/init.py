@@ -10,14 +10,15 @@ import numpy as np
 import torch
 
 from fmscale.checkpoint.base import BASE, open_base
-from fmscale.checkpoint.catalog import parse_address
+from fmscale.checkpoint.catalog import list_checkpoints, parse_address
 from fmscale.checkpoint.checkpoint import Checkpoint, open_in
 from fmscale.checkpoint.format.layout import Tensor
 from fmscale.checkpoint.format.names import REFERENCE
 from fmscale.checkpoint.read.compatibility import differences, refuse_other_model
-from fmscale.checkpoint.read.meta import inherited, section
+from fmscale.checkpoint.read.meta import decoder_section, inherited, section
 from fmscale.checkpoint.read.restore import restore
 from fmscale.config import Config, ModelConfig, as_yaml
+from fmscale.config.model import InitModelConfig
 from fmscale.errors import ConfigError, StoreError
 from fmscale.models import build
 from fmscale.models.decoder import SCORE
@@ -57,6 +58,40 @@ class Init:
         return inherited(self.source.meta) if isinstance(self.source, Checkpoint) else {}
 
 
+def with_model(config: Config, backend: Backend) -> Config:
+    """The config with the model that `model.kind: init` stands for: of the run's newest checkpoint, or of the source of
+    its first state. Raises ConfigError, with the place, for a run with neither; StoreError.
+    """
+    model = config.model
+    if not isinstance(model, InitModelConfig):
+        return config
+    own, fork = list_checkpoints(backend, config.train.run), config.train.resume
+    address = config.train.run if own else (config.train.init or "") if fork in ("auto", "never") else fork
+    if not address:
+        raise ConfigError(
+            f"{config.place('model.kind')} is init, and this run has neither checkpoints nor train.init",
+            found="train.init: null",
+            remedy="Give train.init, or describe the model (model.kind: decoder).",
+        )
+    if own or not _is_folder(address):
+        store, mark, name = address.rpartition("#")
+        run, _, step = name.partition("@")
+        if mark:
+            backend = open_store(store, read_only=True, deadline=config.store.deadline)
+        require_checkpoint(config, "train.init", backend, run, step)
+        meta = open_in(backend, run, step or "auto").meta
+        meta = open_base(backend, meta).meta if BASE in meta else meta
+        there = replace(decoder_section(meta, "model.kind: init"), vocab_size=int(meta["vocab_size"]))
+    else:
+        there = open_hf_folder(Path(address).expanduser()).config
+    changes = {name: getattr(model, name) for name in ("score", "dropout", "attention_backend")}
+    return replace(config, model=replace(there, **changes))
+
+
+def _is_folder(address: str) -> bool:
+    return "#" not in address and ("/" in address or address.startswith((".", "~")))
+
+
 def find_init(
     config: Config, backend: Backend, vocab_size: int | None, tokenizer: str | None, *, deadline: float | None = None
 ) -> Init:
@@ -73,7 +108,7 @@ def find_init(
                 found="train.init: null",
                 remedy="Give train.init: the run whose weights stay frozen under the adapter.",
             )
-        if "#" not in address and ("/" in address or address.startswith((".", "~"))):
+        if _is_folder(address):
             path = Path(address).expanduser()
             if config.adapter is not None:
                 raise ConfigError(

@@ -17,6 +17,7 @@ from fmscale.runtime.sinks.run_sinks import check_sinks
 from fmscale.runtime.stop import Stop
 from fmscale.runtime.world import World, read_world
 from fmscale.store.tiers.tier import Tier
+from fmscale.train.init import with_model
 from fmscale.train.data import check_length, empty_batch, memory_at_its_place
 from fmscale.train.length import RunLength, run_length
 from fmscale.train.loop import dry_run, run_loop
@@ -82,7 +83,7 @@ def run_training(
         # Inside the stack: a failure is recorded and sent to the other ranks before the stack closes anything.
         with recorded(folder, world, where, session.waits):
             where.phase = "checking the config"
-            config = with_reference(config, session.backend)
+            config = with_reference(with_model(config, session.backend), session.backend)
             session = replace(session, config=config)
             batch = derive_batch(config.batch, session.dp.size, place=config.place("batch"))
             length = run_length(config, batch)

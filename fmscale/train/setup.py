@@ -23,12 +23,12 @@ from fmscale.runtime.sinks.run_sinks import RunSinks
 from fmscale.text import clean_tree
 from fmscale.train.adapters import load_base
 from fmscale.train.data import (
+    chat_facts,
     memory_at_its_place,
     memory_of_the_machine,
     open_training,
     passes,
     tell_left_out,
-    template_of,
     tokenizer_of,
     vocabulary,
 )
@@ -65,7 +65,7 @@ def assemble(
     tokenizer = tokenizer_of(config, session.backend)
     vocab_size = vocabulary(config, tokenizer)
     tokenizer_digest = None if tokenizer is None else tokenizer.digest
-    template = template_of(config, session.backend)
+    chat = chat_facts(config, session.backend)
     lease = session.lease()
     resume = choose_resume(config, session.backend, first=session.world.rank == 0)
     new = resume.which == "none" and (config.train.init is not None or config.adapter is not None)
@@ -105,7 +105,7 @@ def assemble(
             "config": clean_tree(as_tree(config)),
             "vocab_size": vocab_size,
             "tokenizer": tokenizer_digest,
-            "template": template,
+            **chat,
             "world_size": world.world_size,
             "tokens": length.tokens(step),
             "first_step_tokens": length.unit,

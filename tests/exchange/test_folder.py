@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from fmscale.checkpoint import weights as saved
 from fmscale.checkpoint.catalog import list_checkpoints, newest
 from fmscale.checkpoint.checkpoint import open_checkpoint
+from fmscale.checkpoint.format.names import run_log
 from fmscale.checkpoint.read.meta import inherited
 from fmscale.cli.main import build_app
 from fmscale.config import as_tree
@@ -28,6 +29,7 @@ from fmscale.errors import ConfigError, StoreFull
 from fmscale.exchange.import_run import import_run, open_source
 from fmscale.infer.load import open_trained
 from fmscale.store.datasets.templates import ChatTemplate, store_template
+from fmscale.store.log.lease import acquire
 from fmscale.store.open import open_store
 from tests.exchange.foreign import CHAT, CHATML, MODEL, library, tensors_of, weights, write_folder
 from tests.helpers.disks import mounted
@@ -137,6 +139,14 @@ def test_the_same_again_writes_nothing_and_other_content_is_refused(folder: Path
         import_run(source, open_store(store), "trained")
 
 
+def test_a_training_without_a_checkpoint_keeps_its_run(folder: Path, tmp_path: Path) -> None:
+    backend = open_store(str(tmp_path / "store"))
+    lease = acquire(run_log(backend, "busy"), "a job that trains")
+    with pytest.raises(ConfigError, match="has a run of this name"):
+        import_run(open_source(str(folder)), backend, "busy")
+    lease.append("ban", {"k": 1})  # it has not lost its lease
+
+
 @pytest.mark.slow
 def test_a_killed_import_leaves_nothing_visible_and_can_be_repeated(folder: Path, tmp_path: Path) -> None:
     url = str(tmp_path / "store")
@@ -144,6 +154,7 @@ def test_a_killed_import_leaves_nothing_visible_and_can_be_repeated(folder: Path
 import os, signal
 from fmscale.checkpoint import weights
 from fmscale.exchange.import_run import import_run, open_source
+from fmscale.store.log.lease import acquire
 from fmscale.store.open import open_store
 seen = []
 weights.save_weights.__kwdefaults__['part_bytes'] = 30_000

@@ -24,6 +24,7 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_tables", "_entries", "_announced"):
         monkeypatch.setattr(dispatch, name, {})
     monkeypatch.setattr(dispatch, "_ignored", set())
+    monkeypatch.setattr(dispatch, "_settled", set())
 
 
 def measured(backend: str, *, triton: str = TRITON_VERSION, **configs: dict[str, int]) -> TunedTable:

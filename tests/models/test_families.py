@@ -17,7 +17,7 @@ from fmscale.errors import ConfigError
 from fmscale.infer import Sampling, generate
 from fmscale.models import Decoder, build, load_weights
 from fmscale.models.hf import from_hf_config, hf_config, hf_names, open_hf_folder
-from tests.models.models import VOCAB, packed, tokens
+from tests.models.models import VOCAB, packed, small, tokens
 
 SIZES: dict[str, Any] = {
     "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "head_dim": 12,
@@ -116,6 +116,17 @@ def test_generation_goes_on_over_windows_and_soft_caps_as_in_transformers(family
         assert ours.tokens == whole[0, len(prompt) :].tolist()
 
 
+def test_tokens_are_drawn_from_bounded_logits() -> None:
+    """Unbounded logits of this size leave no choice, and the likeliest token is the same with a bound."""
+    said = {}
+    for bound in (None, 0.1):
+        draws = [Sampling(temperature=1.0, seed=seed) for seed in (1, 2)]
+        model = small(init_std=100.0, logit_softcap=bound)
+        said[bound] = [generate(model, [[3]], max_tokens=20, sampling=draw)[0].tokens for draw in draws]
+    assert said[None][0] == said[None][1]
+    assert said[0.1][0] != said[0.1][1]
+
+
 def test_the_text_of_a_model_with_vision_is_read_as_the_refusal_says(tmp_path: Path) -> None:
     text = {**SIZES, **FAMILIES["gemma3"][0]}
     vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
@@ -190,7 +201,12 @@ def test_a_key_that_is_absent_has_the_default_of_transformers() -> None:
     kinds = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
     sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
     for kind in kinds:
-        few = {"hidden_size": 64, "num_hidden_layers": 30, "num_attention_heads": 32, "model_type": kind}
+        few: dict[str, Any] = {
+            "hidden_size": 64,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 32,
+            "model_type": kind,
+        }
         theirs = transformers.AutoConfig.for_model(**few).to_dict()
         given = few if kind.startswith("gemma") else {name: theirs[name] for name in (*sizes, "model_type")}
         assert written(given) == written(theirs), kind

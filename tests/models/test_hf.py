@@ -126,11 +126,19 @@ def test_what_cannot_be_converted_is_refused(tmp_path: Path) -> None:
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "stretches.*yarn"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "stretches.*dynamic"),
         ({"rope_scaling": {"rope_type": "longrope"}}, "stretches.*longrope"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}, "rope_scaling": None}, "bases of their own"),
+        (
+            {
+                "model_type": "gemma3_text",
+                "rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2}},
+            },
+            "Local layers are stretched",
+        ),
         ({"partial_rotary_factor": 0.5}, "part of each head.*0.5"),
         ({"model_type": "qwen3_moe"}, "qwen3_moe"),
-        ({"model_type": "gemma3_text", "attn_logit_softcapping": 9.0}, "soft-cap"),
+        ({"model_type": "gemma3_text", "attn_logit_softcapping": 9.0}, "attn_logit_softcapping.*9.0"),
         ({"model_type": "gemma2", "hidden_activation": "gelu"}, "hidden_activation"),
-        ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, "encoder"),
+        ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ({"model_type": "qwen2", "layer_types": ["full_attention", "chunked_attention"]}, "kinds.*chunked"),
         ({"model_type": "qwen2", "layer_types": ["full_attention"]}, "one for each layer"),
     ):

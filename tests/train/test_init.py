@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
 from fmscale.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from fmscale.checkpoint.export.export import export_checkpoint
+from fmscale.cli.main import build_app
 from fmscale.config import Config, load_config
 from fmscale.errors import ConfigError, StoreError
 from fmscale.models.hf import hf_config, hf_names
@@ -95,22 +97,39 @@ def test_a_run_begins_with_the_weights_of_a_folder(base: Checkpoint, folder: Pat
     assert len(origin["digest"]) == 32
 
 
+GEMMA = {
+    "norm_offset": 1, "post_norms": "true", "qk_norm": "true", "activation": "gelu_tanh", "embedding_scale": 32**0.5,
+    "query_scalar": 16, "window": 8, "global_layers": "[1]", "local_rope_theta": 100, "logit_softcap": 30,
+    "tied": "true",
+}  # fmt: skip
+
+
 @pytest.mark.slow
-def test_a_run_begins_with_weights_that_transformers_saved(base: Checkpoint, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "keys"), [("llama", {}), ("gemma3_text", GEMMA)])
+def test_a_run_begins_with_weights_that_transformers_saved_and_goes_back(
+    base: Checkpoint, tmp_path: Path, kind: str, keys: dict[str, Any]
+) -> None:
     import transformers
 
-    model = config_of(base, tmp_path).decoder("the export")
+    section = tuple(f"model.{name}={value}" for name, value in keys.items())
+    model = config_of(base, tmp_path, *section).decoder("the export")
     config = transformers.AutoConfig.for_model(**hf_config(model, base.meta["vocab_size"], bos=None, eos=None))
     auto: Any = transformers.AutoModelForCausalLM
     theirs = auto.from_config(config, dtype=torch.bfloat16)
     theirs.save_pretrained(tmp_path / "theirs")
-    overrides = (*COMMON, "train.run=theirs", "train.steps=1", "train.init=" + str(tmp_path / "theirs"))
+    run = f"from-{kind}"
+    overrides = (*COMMON, *section, f"train.run={run}", "train.steps=1", "train.init=" + str(tmp_path / "theirs"))
     path = write_config(tmp_path, base.backend.url.removeprefix("file://"))
     [held] = run_ranks(state_at_begin, 1, str(path), overrides)
     weights, names = theirs.state_dict(), hf_names(model)
     found = {name: values for name, state, _, values in held if state == "forward"}
     assert found.keys() == names.keys()
     assert all(torch.equal(found[name], weights[names[name]].view(-1)) for name in names)
+    address = f"{base.backend.url.removeprefix('file://')}#{run}"
+    result = CliRunner().invoke(build_app(), ["checkpoint", "export", address, "--to", str(tmp_path / "back")])
+    assert result.exit_code == 0, result.output
+    back, info = auto.from_pretrained(tmp_path / "back", output_loading_info=True)
+    assert (back.config.model_type, any(info.values())) == (kind, False)
 
 
 def test_a_run_with_checkpoints_goes_on_from_these(base: Checkpoint, tmp_path: Path) -> None:
@@ -230,3 +249,27 @@ def test_a_kill_before_the_first_save_begins_with_the_same_weights(base: Checkpo
     assert len(first) == 2
     assert first[0] == first[1]
     assert len(events_of(tmp_path / "killed", "initialised")) == 2
+
+
+@pytest.mark.parametrize("source", ["run", "folder"])
+def test_a_run_takes_its_model_from_its_first_weights(
+    base: Checkpoint, folder: Path, tmp_path: Path, source: str
+) -> None:
+    """`model.kind: init`, at the start and at a resume, when the source may be gone."""
+    path = write_config(tmp_path, base.backend.url.removeprefix("file://"))
+    text = "".join(line for line in path.read_text().splitlines(True) if not line.startswith("model:"))
+    path.write_text(text + "model: {kind: init, dropout: 0.1}\n")
+    name, init = f"as-{source}", {"run": "train.init=base", "folder": f"train.init={folder}"}[source]
+    keys = (*COMMON, f"train.run={name}")
+    plan = check_run(load_config(path, [*keys, init]), 2)
+    assert plan.problems == []
+    run_ranks(train_here, 2, str(path), (*keys, init, "train.steps=1"), timeout=120)
+    trained = open_checkpoint(f"{base.backend.url}#{name}")
+    model = trained.meta["config"]["model"]
+    there = {**base.meta["config"]["model"], "vocab_size": base.meta["vocab_size"]}
+    differ = {key for key, value in model.items() if there[key] != value and key != "init_std"}
+    assert differ == ({"head_dim", "hidden_dim"} if source == "folder" else set()), "a folder has the widths in numbers"
+    [again] = run_ranks(train_here, 1, str(path), (*keys, "train.steps=2"), timeout=120)
+    assert (again["first_step"], again["last_step"]) == (1, 2)
+    [problem] = check_run(load_config(path, ["train.run=other"]), 2).problems
+    assert "neither checkpoints nor train.init" in problem.cause

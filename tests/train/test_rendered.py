@@ -18,12 +18,13 @@ from fmscale.store.datasets.columns import column_key, open_column
 from fmscale.store.datasets.dataset import open_dataset
 from fmscale.store.datasets.templates import load_template
 from fmscale.store.open import open_store
-from fmscale.train.data import template_of, training_sources
+from fmscale.train.data import chat_facts, training_sources
 from tests.helpers.chats import (
     chat,
     ingest_messages,
     rendered,
     tokenizer_json,
+    tokenizer_of,
     write_lines,
 )
 from tests.helpers.chats import (
@@ -95,6 +96,7 @@ def test_packed_on_two_ranks_is_one_sample_a_forward(store: str, tmp_path: Path)
     assert told[0] == pytest.approx(told[1], rel=1e-6)
     meta = open_in(open_store(store), "packed").meta
     assert load_template(open_store(store), meta["template"]) == family_template("llama3")
+    assert (meta["bos"], meta["eos"]) == (None, tokenizer_of("llama3").specials["<|eot_id|>"])
 
 
 def test_replay_of_pretraining_data_beside_chats(store: str, tmp_path: Path) -> None:
@@ -143,7 +145,7 @@ def test_other_specs_and_templates_are_refused(store: str, tmp_path: Path) -> No
     rendered(store, "chats", "chats.q", family="qwen2_5")
     both = load_config(path, ("data.sources=[{dataset: chats.r}, {dataset: chats.q}]",))
     with pytest.raises(ConfigError, match="must have one chat template"):
-        template_of(both, backend)
+        chat_facts(both, backend)
     with pytest.raises(ConfigError, match="must have one tokenizer"):
         training_sources(both, backend, both.data.sources)
 

@@ -56,7 +56,7 @@ class Tokens(NamedTuple):
     trained: np.ndarray
     """bool for each token."""
     notes: tuple[str, ...]
-    """What is counted: `typed` special tokens, `cut` texts."""
+    """Words that are counted: `typed` special tokens, `cut` texts."""
 
 
 class Text(NamedTuple):

@@ -66,13 +66,15 @@ def find_additions(
     ledger: Ledger,
     *,
     path: str,
+    shape: str,
     format: str,
     replacing: bool,
     scratch: str,
     notice: Callable[[], object] = lambda: None,
 ) -> Additions:
-    """Compare a listing with the ledger. `path`: field of the text, empty for records. `format` of all files, or
-    `auto`. With `replacing` a changed file is a new version. `notice` is called after each file that was read.
+    """Compare a listing with the ledger. `path`: field of the text, empty for records. `shape` of messages, empty for
+    all else. `format` of all files, or `auto`. With `replacing` a changed file is a new version. `notice` is called
+    after each file that was read.
     """
     groups = [_renamed(group, ledger) for group in grouped(listing.files)]
     known = {main.place: entry for main, beside in groups if (entry := _unmoved(main, beside, ledger, path, format))}
@@ -94,9 +96,8 @@ def find_additions(
 
         def compare(group: Group, entry: KnownFile) -> tuple[Tally, Tally]:
             reading.max_document = entry.max_document
-            tallies = tally_file(
-                reading, Work(file=group[0], index=0, of=1, beside=group[1]), Path(folder), entry.tally.stop
-            )
+            work = Work(file=group[0], index=0, of=1, beside=group[1])
+            tallies = tally_file(reading, work, Path(folder), entry.tally.stop, shape)
             notice()
             return tallies
 

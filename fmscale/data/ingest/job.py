@@ -123,6 +123,7 @@ def begin_job(request: IngestRequest, progress: Progress) -> IngestJob | IngestR
         listing,
         ledger,
         path=options.field,
+        shape=options.shape,
         format=request.format,
         replacing=request.replace,
         scratch=scratch,

@@ -11,7 +11,9 @@ from fmscale.data.ingest.blocks import gather, load
 from fmscale.data.ingest.content import U64, Tally, data_hash, row_hashes
 from fmscale.data.ingest.files import Unreadable
 from fmscale.data.ingest.formats import Bad, RawDocument, RawRecord
+from fmscale.data.ingest.messages import normal_blocks
 from fmscale.data.ingest.plan import Work
+from fmscale.data.ingest.record import SkippedInput
 
 BATCH = 4096
 """Documents counted at once."""
@@ -27,14 +29,15 @@ def is_empty(item: Any) -> TypeGuard[RawDocument | RawRecord]:
     return isinstance(item, RawRecord) and not item.values
 
 
-def tally_file(reading: Reading, work: Work, folder: Path, below: int) -> tuple[Tally, Tally]:
-    """Tallies of all documents of a file, and of those that begin before `below`. `folder` is for records.
+def tally_file(reading: Reading, work: Work, folder: Path, below: int, shape: str) -> tuple[Tally, Tally]:
+    """Tallies of all documents of a file, and of those that begin before `below`. `folder` is for records, `shape` that
+    of records of messages.
 
     Raises Unreadable for a file that the system does not let this process read.
     """
     whole, first = Tally(), Tally()
     items = _documents(reading.documents(work, str(folder)))
-    for starts, stops, contents in _records(items, folder) if reading.field is None else _texts(items):
+    for starts, stops, contents in _records(items, folder, shape) if reading.field is None else _texts(items):
         whole.add(starts, stops, contents)
         count = int(np.searchsorted(starts, below))
         first.add(starts[:count], stops[:count], contents[:count])
@@ -66,8 +69,10 @@ def _columns(batch: list[tuple[int, int, int]]) -> tuple[list[int], list[int], U
     return list(starts), list(stops), np.array(contents, dtype=np.uint64)
 
 
-def _records(items: Iterator[Any], folder: Path) -> Spans:
-    for block in gather((("", item) for item in items), folder):
+def _records(items: Iterator[Any], folder: Path, shape: str) -> Spans:
+    named = (("", item) for item in items)
+    blocks = normal_blocks(named, shape, folder, SkippedInput(), strict=False) if shape else gather(named, folder)
+    for block in blocks:
         batch, origin = load(block)
         yield origin.column(1).to_pylist(), origin.column(2).to_pylist(), row_hashes(batch)
         Path(block.path).unlink()

@@ -101,6 +101,9 @@ def from_hf_config(config: Mapping[str, Any]) -> ModelConfig:
         "attention_bias": config.get("attention_bias"),
         "mlp_bias": config.get("mlp_bias"),
         "quantization_config": config.get("quantization_config"),
+        "use_bidirectional_attention": config.get("use_bidirectional_attention"),
+        # transformers ignores it in this family, and others may not
+        "attn_logit_softcapping": family is GEMMA3 and config["attn_logit_softcapping"],
         key: activation != own and activation,
     }
     for name, value in lacking.items():

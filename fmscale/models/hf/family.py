@@ -49,8 +49,8 @@ def windows(config: Keys, window: int | None, is_global: Callable[[int], bool]) 
     if kinds is not None:
         other = set(kinds) - {"full_attention", "sliding_attention"}
         if other or len(kinds) != len(layers):
-            found, remedy = (kinds, "They are full_attention or sliding_attention, one for each layer.")
-            raise ConfigError("The layers are of kinds that this decoder lacks", found=found, remedy=remedy)
+            remedy = "They are full_attention or sliding_attention, one for each layer."
+            raise ConfigError("The layers are of kinds that this decoder lacks", found=kinds, remedy=remedy)
     everywhere = tuple(n for n in layers if (kinds[n] == "full_attention" if kinds else is_global(n)))
     if window is None or len(everywhere) == len(layers):
         return {}
@@ -111,6 +111,9 @@ def stretched(scaling: RopeScaling | None) -> dict[str, Any]:
 def rotary(config: Keys) -> dict[str, Any]:
     """`rope_theta` and `rope_scaling` of a model whose layers all turn alike."""
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if any(isinstance(value, Mapping) for value in rope.values()):
+        remedy = "Only Gemma 3's layers differ in that."
+        raise ConfigError("Layers turn by bases of their own, which this decoder lacks", found=rope, remedy=remedy)
     theta = rope.get("rope_theta") or config.get("rope_theta") or 10_000.0
     partial = {"partial_rotary_factor": config.get("partial_rotary_factor")}
     return {"rope_theta": float(theta), "rope_scaling": stretching({**partial, **rope})}

@@ -30,12 +30,6 @@ _DEFAULTS = {
 
 
 def _both(config: Keys) -> dict[str, Any]:
-    if config.get("use_bidirectional_attention"):
-        raise ConfigError(
-            "The model is an encoder, and this decoder's attention is causal",
-            found="use_bidirectional_attention true",
-            remedy="Take a model that generates text.",
-        )
     return {
         "norm_offset": 1.0,
         "post_norms": True,
@@ -57,9 +51,6 @@ def _gemma3(config: Keys) -> Keys:
     seen = windows(config, config["sliding_window"], lambda n: bool((n + 1) % every == 0))
     nested = config.get("rope_parameters") or {}
     whole, local = (nested.get(kind) or {} for kind in ("full_attention", "sliding_attention"))
-    if config["attn_logit_softcapping"] is not None:
-        found, remedy = f"attn_logit_softcapping {config['attn_logit_softcapping']}", "Set it to null."
-        raise ConfigError("Gemma 3 has a soft-cap of scores, which transformers ignores", found=found, remedy=remedy)
     if stretching(local) is not None:
         remedy = "Only layers that see the whole document may be stretched."
         raise ConfigError("Local layers are stretched, which this decoder lacks", found=local, remedy=remedy)

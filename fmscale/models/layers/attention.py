@@ -8,6 +8,7 @@ from fmscale.models.cache import LayerCache
 from fmscale.models.layers.linear import Linear
 from fmscale.models.layers.norm import shifted
 from fmscale.models.layers.rotary import Rotary
+from fmscale.models.shared import SharedContexts
 
 
 class _Attention(nn.Module):
@@ -98,7 +99,7 @@ class SelfAttention(_Attention):
         *,
         positions_BT: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
-        cache: LayerCache | None = None,
+        cache: LayerCache | SharedContexts | None = None,
     ) -> Tensor:
         """x (B, T, D) -> (B, T, D).
 
@@ -111,13 +112,16 @@ class SelfAttention(_Attention):
             assert positions_BT is not None, "rotary attention needs positions"
             weights = [None if w is None else shifted(w, self.norm_offset) for w in (self.q_norm, self.k_norm)]
             q, k = self.rotary(q, k, positions_BT, q_weight=weights[0], k_weight=weights[1], eps=self.norm_eps)
-        if cache is not None:
+        if isinstance(cache, SharedContexts):
+            flat = (q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1))
+            out = cache.attend(*flat, window=self.window, softcap=self.softcap, scale=self.scale, backend=self.backend)
+        elif cache is not None and cu_seqlens is None:
             cache.write(k, v)
-        if cache is not None and cu_seqlens is None:
             out = cache.attend(q, window=self.window, softcap=self.softcap, scale=self.scale, backend=self.backend)
         else:
             cu_seqlens_k = None
             if cache is not None:
+                cache.write(k, v)
                 k, v, cu_seqlens_k = cache.context(k, v)
             out = self.attend(q, k, v, cu_seqlens, cu_seqlens_k, causal=self.causal, window=self.window)
         mixed: Tensor = self.wo(out.flatten(-2).view(*x_BTD.shape[:-1], -1))

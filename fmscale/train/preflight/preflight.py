@@ -17,6 +17,7 @@ from fmscale.checkpoint.format.names import REFERENCE, run_log
 from fmscale.checkpoint.read.compatibility import differences, refuse_other_model
 from fmscale.config import Config, ModelConfig, SourceConfig, derive_batch, kind_of
 from fmscale.config.checks import problems_of
+from fmscale.config.model import InitModelConfig
 from fmscale.data.plan.order_log import replay
 from fmscale.data.plan.plan import Plan, Source
 from fmscale.data.sources import require_recorded
@@ -30,17 +31,17 @@ from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.dataset import Dataset
 from fmscale.store.open import open_store
 from fmscale.train.data import (
+    chat_facts,
     check_length,
     check_memory,
     passes,
     tell_left_out,
-    template_of,
     tokenizer_of,
     training_sources,
     vocabulary,
 )
 from fmscale.train.engine.optimizer import MOMENTS
-from fmscale.train.init import find_init
+from fmscale.train.init import find_init, with_model
 from fmscale.train.length import RunLength, run_length
 from fmscale.train.preflight.forecast import Forecast, forecast
 from fmscale.train.reference import with_reference
@@ -135,7 +136,7 @@ def check_run(
     checks.run(lambda: check_sinks(config))
     backend = _open(config, checks)
     if backend:
-        config = checks.ask(lambda: with_reference(config, backend)) or config
+        config = checks.ask(lambda: with_reference(with_model(config, backend), backend)) or config
     datasets: dict[str, Dataset] = {}
     sources = _sources(config, backend, checks, datasets) if backend else []
     recorded = checks.ask(lambda: replay(run_log(backend, config.train.run))) if backend else None
@@ -149,15 +150,17 @@ def check_run(
     vocab_size: int | None = getattr(config.model, "vocab_size", None)
     if backend:
         tokenizer = checks.ask(lambda: tokenizer_of(config, backend))
-        checks.ask(lambda: template_of(config, backend))
+        checks.ask(lambda: chat_facts(config, backend))
         if tokenizer:
             vocab_size = checks.run(lambda: vocabulary(config, tokenizer)) or tokenizer.vocab_size
         for chosen in config.evaluation.sets:
             source = SourceConfig(dataset=chosen.dataset, split=chosen.split, spec=chosen.spec)
             checks.ask(partial(training_sources, config, backend, [source]))
         digest = tokenizer.digest if tokenizer else None
-        begins = checks.ask(lambda: _begin(config, backend, recorded is not None, vocab_size, digest, checks))
-        checks.begins, meta = begins or ("", None)
+        meta = None
+        if not isinstance(config.model, InitModelConfig):  # without its source, which is a problem already
+            begins = checks.ask(lambda: _begin(config, backend, recorded is not None, vocab_size, digest, checks))
+            checks.begins, meta = begins or ("", None)
         if batch and length and meta:
             length = checks.run(lambda: run_length(config, batch, meta)) or length
     steps = length.steps if length else config.train.steps
@@ -169,7 +172,7 @@ def check_run(
             remedy="Give model.vocab_size, or plan where the store can be reached.",
         )
         checks.add(unknown)
-    else:
+    elif not isinstance(config.model, InitModelConfig):
         counts = checks.run(lambda: count_parameters(config.model, config.adapter, vocab_size=vocab_size))
     checks.run(lambda: make_objective(config.objective))
     if type(config.model) is not ModelConfig:

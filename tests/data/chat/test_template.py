@@ -1,5 +1,6 @@
 """Templates of strangers: as transformers renders them, in bounded work, without clock, chance or a way out."""
 
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -19,13 +20,12 @@ def renderer(text: str, **tokens: str) -> Renderer:
 
 @pytest.mark.parametrize("family", ["qwen2_5", "qwen3", "llama3", "gemma", "phi3_5", "cohere", "deepseekv3", "lfm2_v2"])
 def test_texts_are_those_of_transformers(family: str) -> None:
-    from transformers.utils.chat_template_utils import render_jinja_template
-
+    render: Any = import_module("transformers.utils.chat_template_utils").render_jinja_template
     template = template_of(family)
     for name in golden()["families"][family]["chats"]:
         messages = golden()["messages"][name]
         for prompt in (False, True):
-            texts, _ = render_jinja_template(
+            texts, _ = render(
                 conversations=[messages],
                 chat_template=template.text,
                 add_generation_prompt=prompt,

@@ -74,6 +74,22 @@ def test_what_has_no_form_is_counted_with_file_and_place(tmp_path: Path) -> None
     assert not again.new
 
 
+def test_a_file_of_messages_that_was_touched_is_known_and_may_grow(tmp_path: Path) -> None:
+    store, path = str(tmp_path / "s"), write_lines(tmp_path / "in/a.jsonl", [*talks(3), {"messages": chat("a")}])
+    pq.write_table(pa.Table.from_pydict({"messages": [chat("a", "b"), chat("a")]}), tmp_path / "in/b.parquet")
+    ingest_messages(store, "chats", path.parent)
+    for file in path.parent.iterdir():
+        file.write_bytes(file.read_bytes())
+    again = ingest_messages(store, "chats", path.parent)
+    assert (again.new, again.files["known"]["count"]) == (False, 2)
+    write_lines(path, [*talks(3), {"messages": chat("a")}, *talks(2, 50)])
+    grown = ingest_messages(store, "chats", path.parent)
+    assert (grown.documents, grown.files["grown"]["first"]) == (2, ["a.jsonl"])
+    write_lines(path, talks(3, 7))
+    with pytest.raises(DataError, match="another content"):
+        ingest_messages(store, "chats", path.parent)
+
+
 @pytest.mark.parametrize(("shape", "told"), [("completion", "those of --as chat"), ("prompts", "--as chat")])
 def test_a_file_of_another_kind_is_refused_by_name(tmp_path: Path, shape: str, told: str) -> None:
     path = write_lines(tmp_path / "a.jsonl", talks(2))
@@ -133,6 +149,7 @@ def test_a_rendering_has_tokens_sizes_notes_and_grows_with_its_source(tmp_path: 
     assert all(run["text"].endswith("<|eot_id|>") for run in one["texts"][0] if run["trained"])
 
 
+@pytest.mark.slow
 def test_two_processes_make_what_one_makes(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", talks(60))
     made = []

@@ -1,0 +1,182 @@
+"""Documents of a task that a training dataset contains, in part: n-grams of words that both have (decontamination).
+
+Words as in GPT-3 (Brown et al., arXiv 2005.14165, appendix C): lower case, without punctuation, parted at white space.
+A task document shorter than n words counts as a whole, from LEAST words on. Memory grows with the task, not with the
+dataset.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fmscale.data.tokenizers.tokenizer import from_json
+from fmscale.data.views.mask import own_masked
+from fmscale.errors import ConfigError, DataError
+from fmscale.infer.tasks.prompts import questions
+from fmscale.infer.tasks.task import LoadedTask
+from fmscale.store.backends.protocol import Backend
+from fmscale.store.datasets.commit import Commit
+from fmscale.store.datasets.dataset import Dataset
+from fmscale.store.datasets.tokenizers import load_tokenizer
+from fmscale.store.segments.handle import read_document_table
+from fmscale.store.segments.records import open_record_segment, read_records
+from fmscale.store.segments.tokens import open_segment, read_tokens
+
+NGRAM = 13
+"""Words of an n-gram by default, GPT-3's longest."""
+LEAST = 8
+"""Words of the shortest task document that is looked for, GPT-3's shortest n-gram."""
+READ_TOKENS, READ_RECORDS = 2**20, 256
+"""Tokens or records that are read at once."""
+
+_WORDS = re.compile(r"[^\s]+")
+_PUNCTUATION = re.compile(r"[^\w\s]|_")
+
+
+class Found(NamedTuple):
+    """A document of the dataset that shares n-grams with a document of the task."""
+
+    question: str
+    """The task's document."""
+    id: str
+    """Id of the dataset's document or record, hexadecimal."""
+    source: str
+    ngrams: int
+    """N-grams that both have, each place in the dataset's document counted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlap:
+    """N-grams that a task has in common with a dataset."""
+
+    found: list[Found] = field(default_factory=list)
+    asked: int
+    """Documents of the task."""
+    short: list[str]
+    """Task documents that are too short to be looked for."""
+    documents: int
+    """Documents or records of the dataset that were read."""
+
+    @property
+    def questions(self) -> list[str]:
+        """Task documents that were found."""
+        return list(dict.fromkeys(one.question for one in self.found))
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids of the dataset's documents that contain them."""
+        return list(dict.fromkeys(one.id for one in self.found))
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text, as they are compared."""
+    return _WORDS.findall(_PUNCTUATION.sub("", text.lower()))
+
+
+def find_overlap(
+    dataset: Dataset,
+    task: LoadedTask,
+    *,
+    split: str = "train",
+    ngram: int = NGRAM,
+    advance: Callable[[int], object] = lambda documents: None,
+) -> Overlap:
+    """The n-grams of words that the task's documents (text and right answers) have in common with a split.
+
+    Documents that the dataset's own masks leave out are not read. A record's text is all text in it; of a rendered
+    record, also its tokens. Raises ConfigError for a small n, DataError for a dataset without the split.
+    """
+    if ngram < LEAST:
+        raise ConfigError("n-grams are too short to tell a copy", found=ngram, remedy=f"Take {LEAST} or more.")
+    asked = questions(task, task.documents, task.places)
+    known: dict[tuple[str, ...], list[str]] = {}
+    short = []
+    for question in asked:
+        words = words_of(" ".join((question.text, *(question.right if task.config.kind != "code" else ()))))
+        size = min(ngram, len(words))
+        if size < LEAST:
+            short.append(question.where)
+            continue
+        for i in range(len(words) - size + 1):
+            owners = known.setdefault(tuple(words[i : i + size]), [])
+            if question.where not in owners:
+                owners.append(question.where)
+    sizes = sorted({len(gram) for gram in known})
+    vocabulary = {word for gram in known for word in gram}
+    commits = [commit for commit in dataset.commits() if split in commit.manifests]
+    if not commits:
+        raise DataError(f"Dataset {dataset.name} has no split of this name", found=split, remedy="Name its split.")
+    masked = own_masked(dataset, split)
+    found, count = [], 0
+    for commit in commits:
+        for id, source, text in _texts(dataset.backend, commit, split, masked.get(commit.number)):
+            count += 1
+            advance(1)
+            hits: dict[str, int] = {}
+            for run in _runs(words_of(text), vocabulary):
+                for size in sizes:
+                    for i in range(len(run) - size + 1):
+                        for owner in known.get(tuple(run[i : i + size]), ()):
+                            hits[owner] = hits.get(owner, 0) + 1
+            found += [Found(owner, id, source, number) for owner, number in hits.items()]
+    return Overlap(found=found, asked=len(asked), short=short, documents=count)
+
+
+def _runs(words: Sequence[str], vocabulary: set[str]) -> Iterator[list[str]]:
+    """Successive words that the task has, LEAST or more: only there an n-gram of the task can be."""
+    run: list[str] = []
+    for word in words:
+        if word in vocabulary:
+            run.append(word)
+            continue
+        if len(run) >= LEAST:
+            yield run
+        run = []
+    if len(run) >= LEAST:
+        yield run
+
+
+def _texts(backend: Backend, commit: Commit, split: str, masked: Any) -> Iterator[tuple[str, str, str]]:
+    """Id, source and text of each document or record of a commit's split."""
+    name = commit.tokenizer or commit.body.get("extra", {}).get("tokenizer")
+    tokenizer = from_json(load_tokenizer(backend, name), f"tokenizer {name}") if isinstance(name, str) else None
+    for row in commit.manifests[split].rows():
+        records = commit.kind == "records"
+        segment: Any = (open_record_segment if records else open_segment)(backend, row.prefix, row.seal)
+        table = read_document_table(backend, segment)
+        ends = np.cumsum(table["tokens"].to_numpy())
+        first = 0
+        while first < len(ends):
+            begin = int(ends[first - 1]) if first else 0
+            last = max(first + 1, int(np.searchsorted(ends, begin + (READ_RECORDS if records else READ_TOKENS))))
+            last = min(last, len(ends))
+            if records:
+                read = read_records(backend, segment, first, last - first).to_pylist()
+                texts = [_record_text(record, tokenizer) for record in read]
+            else:
+                assert tokenizer is not None, "tokens have a tokenizer"
+                tokens = read_tokens(backend, segment, begin, int(ends[last - 1]) - begin)
+                texts = [tokenizer.decode(part) for part in np.split(tokens, ends[first : last - 1] - begin)]
+            places = (row.first_document if records else row.first_token) + np.append(begin, ends[first : last - 1])
+            out = np.isin(places, masked) if masked is not None else np.zeros(last - first, dtype=bool)
+            part = table.slice(first, last - first)
+            for id, source, text, gone in zip(
+                part["id"].to_pylist(), part["source"].to_pylist(), texts, out, strict=True
+            ):
+                if not gone:
+                    yield id.hex(), source, text
+            first = last
+
+
+def _record_text(record: Any, tokenizer: Any) -> str:
+    """All text in a record, and the text of a rendered record's tokens."""
+    if isinstance(record, str):
+        return record
+    if isinstance(record, dict):
+        tokens = record.get("tokens")
+        decoded = tokenizer.decode(tokens) if tokenizer is not None and isinstance(tokens, list) else ""
+        return " ".join([decoded, *(_record_text(value, None) for value in record.values())])
+    return " ".join(_record_text(value, None) for value in record) if isinstance(record, (list, tuple)) else ""
