@@ -37,6 +37,8 @@ def chat(
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(help="Only the k likeliest tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Only the likeliest tokens that reach this probability.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Only tokens with this share of the likeliest's.")] = None,
+    repetition: Annotated[float, typer.Option(help="Penalty of tokens that were said; 1 for none.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the draws; answer n draws from SEED + n.")] = 0,
     stop: Annotated[list[str] | None, typer.Option(help="A text that ends an answer. Repeatable.")] = None,
     device: Device = "auto",
@@ -50,11 +52,14 @@ def chat(
     """
     from fmscale.infer.answer import ChatModel
     from fmscale.infer.load import open_trained
+    from fmscale.infer.products import packed
     from fmscale.infer.sampling import Sampling
     from fmscale.runtime.device import pick_device
     from fmscale.runtime.world import read_world
 
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    sampling = Sampling(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition=repetition, seed=seed
+    )
     trained = open_trained(address, device=pick_device(read_world(), device), precision=precision)
     model = ChatModel(trained)
     talk = _Talk(model, sampling, max_tokens, stop=tuple(stop or ()), threads=threads)
@@ -64,8 +69,9 @@ def chat(
         import readline  # noqa: F401  (edits the line of `input`)
 
         say(f"run {trained.run}, step {trained.step}; /help lists the commands, ctrl-d ends", err=True)
-    while (line := _line()) is not None and talk.hear(line):
-        pass
+    with packed(trained.model):
+        while (line := _line()) is not None and talk.hear(line):
+            pass
 
 
 def _line() -> str | None:

@@ -1,7 +1,7 @@
 """Answers to conversations: a prompt by the run's chat template, and the answer's text as it comes."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from fmscale.data.chat.render import RecordRenderer
@@ -41,7 +41,7 @@ class ChatModel:
             )
         self.trained = trained
         self._renderer = RecordRenderer(trained.template, trained.tokenizer, bos=trained.bos, eos=trained.eos)
-        self._ends = {*trained.ends, self._renderer.end}
+        self._ends = [token for token in {*trained.ends, self._renderer.end} if token is not None]
 
     @property
     def context(self) -> int:
@@ -96,74 +96,39 @@ class ChatModel:
             on_text: called with (number of the answer, text) as whole characters come.
             cancelled: asked before each token; True ends all answers where they are.
         """
-        answers = [Reply() for _ in range(count)]
-        heard = [_Hearing(TextStream(self.trained.tokenizer.decode, prompt), stop) for _ in answers]
+        tokenizer = self.trained.tokenizer
+        replies = [Reply() for _ in range(count)]
+        streams = [TextStream(tokenizer.decode, prompt, stop) for _ in replies]
 
         def add(number: int, token: int | None) -> None:
             if cancelled():
                 raise _Cancelled
-            answer, hearing = answers[number], heard[number]
-            if answer.end == "stop":
-                return
-            if token in self._ends:
-                token, answer.end = None, "stop"
-            answer.tokens += token is not None
-            text = hearing.end() if token is None else hearing.add(token)
+            text = streams[number].end() if token is None else streams[number].add(token)
+            replies[number].tokens += token is not None
+            replies[number].text += text
             if text:
-                answer.text += text
                 on_text(number, text)
-            if hearing.stopped:
-                answer.end = "stop"
-            if all(other.end == "stop" for other in answers):
-                raise _Cancelled
 
         try:
             results = generate(
                 self.trained.model,
-                [prompt] * count,
+                [prompt],
+                samples=count,
                 max_tokens=max_tokens,
                 sampling=sampling,
-                eos=self.trained.eos,
-                vocabulary=self.trained.tokenizer.vocab_size,
+                eos=self._ends,
+                stop=stop,
+                decode=tokenizer.decode if stop else None,
+                vocabulary=tokenizer.vocab_size,
                 threads=threads,
                 on_token=add,
             )
         except _Cancelled:
-            return answers
-        ends: dict[str, Literal["stop", "length"]] = {"eos": "stop", "length": "length"}
-        return [
-            answer if answer.end == "stop" else replace(answer, end=ends[result.stop])
-            for answer, result in zip(answers, results, strict=True)
-        ]
+            return replies
+        for reply, result in zip(replies, results, strict=True):
+            reply.end = "length" if result.stop == "length" else "stop"
+        return replies
 
 
 class _Cancelled(Exception):
     """Ends a generation from its callback."""
-
-
-class _Hearing:
-    """Text of an answer up to the first stop text; text that may begin a stop text is held back."""
-
-    def __init__(self, stream: TextStream, stops: Sequence[str]) -> None:
-        self._stream, self._stops = stream, stops
-        self._held = ""
-        self.stopped = False
-
-    def add(self, token: int) -> str:
-        """Text that no later token can take back."""
-        self._held += self._stream.add(token)
-        found = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
-        if found:
-            self.stopped = True
-            return self._held[: min(found)]
-        longest = max((len(stop) for stop in self._stops), default=1) - 1
-        tails = (size for size in range(min(longest, len(self._held)), 0, -1))
-        begun = next((n for n in tails if any(stop.startswith(self._held[-n:]) for stop in self._stops)), 0)
-        text, self._held = self._held[: len(self._held) - begun], self._held[len(self._held) - begun :]
-        return text
-
-    def end(self) -> str:
-        """The rest of the text."""
-        self._held += self._stream.end()
-        text, self._held = self._held, ""
-        return text

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import pty
+import select
 import subprocess
 import sys
 import termios
@@ -16,7 +17,7 @@ from fmscale.cli.main import build_app
 from fmscale.infer.answer import ChatModel
 from fmscale.infer.load import open_trained
 from fmscale.infer.sampling import Sampling
-from tests.infer.talkers import LETTERS, SAYS, talkers
+from tests.infer.talkers import LETTERS, SAYS, save_talker, talkers
 
 
 @pytest.fixture(scope="module")
@@ -124,9 +125,10 @@ def test_another_file_is_not_written_over(store: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_in_a_terminal_ctrl_c_stops_an_answer_and_escapes_are_shown(store: str, tmp_path: Path) -> None:
+    save_talker(store, "long", context=1 << 16)  # much more than a terminal takes before it is read
     ours, theirs = pty.openpty()
     start = "import sys; from fmscale.cli.main import main; sys.argv[0] = 'fmscale'; main()"
-    words = [sys.executable, "-c", start, "chat", f"{store}#talker", "--temperature", "0", "--max-tokens", "9999"]
+    words = [sys.executable, "-c", start, "chat", f"{store}#long", "--temperature", "0", "--max-tokens", "60000"]
     environment = {**os.environ, "TERM": "dumb", "INPUTRC": "/dev/null"}
     process = subprocess.Popen(
         words,
@@ -145,6 +147,7 @@ def test_in_a_terminal_ctrl_c_stops_an_answer_and_escapes_are_shown(store: str, 
         def until(text: str) -> str:
             nonlocal seen
             while text not in seen:
+                assert select.select([ours], [], [], 60)[0], seen
                 seen += os.read(ours, 4096).decode(errors="replace")
             before, _, seen = seen.partition(text)
             return before
@@ -176,4 +179,4 @@ def test_in_a_terminal_ctrl_c_stops_an_answer_and_escapes_are_shown(store: str, 
             os.close(ours)
     *_, (role, stopped) = saved(tmp_path / "talk")
     assert (role, stopped[:52]) == ("assistant", LETTERS * 2)
-    assert len(stopped) < 9999
+    assert len(stopped) < 60000

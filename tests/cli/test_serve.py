@@ -36,7 +36,7 @@ def test_a_run_without_a_template_is_refused(address: str) -> None:
     assert "The run has no chat template\n  found:  plain\n  remedy: `fmscale generate` continues" in err
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "256.0.0.1", "::1%x", "a" * 300])
+@pytest.mark.parametrize("host", ["127.0.0.1", "192.0.2.1", "a" * 300])
 def test_a_place_where_it_cannot_listen_is_refused(address: str, host: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         status, err = serve(address, "--host", host, "--port", str(taken.getsockname()[1]))

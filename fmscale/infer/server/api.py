@@ -18,6 +18,8 @@ SAMPLED: dict[str, tuple[type, float, float, Any]] = {
     "temperature": (float, 0.0, 100.0, 1.0),
     "top_p": (float, 1e-6, 1.0, None),
     "top_k": (int, 1, 2**31, None),
+    "min_p": (float, 0.0, 1.0, None),
+    "repetition_penalty": (float, 0.01, 100.0, 1.0),
     "seed": (int, 0, 2**63 - 1, None),
 }
 """Settings of the choice: type, least, most, default."""
@@ -115,6 +117,7 @@ def read_request(body: Mapping[str, Any], model: str, limits: Limits) -> ChatReq
     lengths = [_number(body, key, int, 1, limits.max_tokens, None) for key in LENGTHS]
     length = next((value for value in lengths if value is not None), None)
     values = {key: _number(body, key, *rule) for key, rule in SAMPLED.items()}
+    values["repetition"] = values.pop("repetition_penalty")
     if values["seed"] is None:
         values["seed"] = secrets.randbits(62)
     options = body.get("stream_options") or {}

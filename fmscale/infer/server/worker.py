@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from fmscale.errors import FmscaleError
 from fmscale.infer.answer import ChatModel, Reply
+from fmscale.infer.products import packed
 from fmscale.infer.server.api import ApiError, ChatRequest, Limits
 
 FAILURE = ApiError("The server failed at this request", remedy="Its log has the cause.", status=500)
@@ -89,15 +90,19 @@ class ModelWorker:
         self._thread.join()
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._queue)
-                if self._closed:
-                    return
-                job, self.running = self._queue.popleft(), 1
-            if not job.gone.is_set():
-                job.tell(self._answered(job))
-            self.running = 0
+        with packed(self._model.trained.model):
+            while (job := self._next()) is not None:
+                if not job.gone.is_set():
+                    job.tell(self._answered(job))
+                self.running = 0
+
+    def _next(self) -> Job | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._queue)
+            if self._closed:
+                return None
+            self.running = 1
+            return self._queue.popleft()
 
     def _answered(self, job: Job) -> Replies | ApiError:
         try:
