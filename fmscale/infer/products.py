@@ -66,6 +66,8 @@ def _free(module: nn.Module) -> bool:
 def _matrix(module: nn.Module) -> bool:
     if type(module).forward not in (nn.Linear.forward, Head.forward) or not _free(module):
         return False
+    if getattr(module, "softcap", None) is not None:  # a head that does more than its product
+        return False
     return module.weight.device.type == "cpu" and module.weight.dtype in (torch.float32, torch.bfloat16)
 
 
