@@ -11,7 +11,7 @@ from fmscale.config import ModelConfig
 from fmscale.data.tokenizers.bpe import JsonTokenizer
 from fmscale.data.tokenizers.tokenizer import from_json
 from fmscale.errors import ConfigError
-from fmscale.exchange.folder import template_of
+from fmscale.exchange.folder import FILES, template_of
 from fmscale.exchange.source import read_json
 from fmscale.infer.load import run_framing
 from fmscale.models.hf import from_hf_config, hf_config, hf_names
@@ -47,7 +47,8 @@ def hf_files(opened: Checkpoint, dtype: str | None = None) -> dict[str, Any]:
     bos, eos = run_framing(opened.backend, meta, tokenizer)
     ends: Ends = {"bos_token_id": bos, "eos_token_id": eos}
     if "files" in meta:
-        files = {name: load_file(opened.backend, digest) for name, digest in meta["files"].items()}
+        kept = [name for name in FILES if name in meta["files"]]  # a stranger's store may name places elsewhere
+        files = {name: load_file(opened.backend, meta["files"][name]) for name in kept}
         files |= {"tokenizer.json": data, **_changed(files, model, meta, ends, dtype)}
     else:
         files = {"config.json": _json(hf_config(model, meta["vocab_size"], bos=bos, eos=eos))}
@@ -67,7 +68,7 @@ def _changed(
     not stop at.
     """
     changed: dict[str, bytes] = {}
-    config = read_json(files["config.json"], "config.json")
+    config = read_json(files.get("config.json", b"{}"), "config.json")
     size = meta["vocab_size"]
     then, now = (hf_config(one, size, bos=None, eos=None) for one in (from_hf_config(config), model))
     new = {name: value for name, value in now.items() if value != then[name] and name != "initializer_range"}

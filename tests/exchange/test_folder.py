@@ -20,14 +20,16 @@ from typer.testing import CliRunner
 
 from fmscale.checkpoint import weights as saved
 from fmscale.checkpoint.catalog import list_checkpoints, newest
-from fmscale.checkpoint.checkpoint import open_checkpoint
+from fmscale.checkpoint.checkpoint import open_checkpoint, open_in
 from fmscale.checkpoint.format.names import run_log
 from fmscale.checkpoint.read.meta import inherited
+from fmscale.checkpoint.read.verify import verify
 from fmscale.cli.main import build_app
 from fmscale.config import as_tree
 from fmscale.errors import ConfigError, StoreFull
 from fmscale.exchange.import_run import import_run, open_source
 from fmscale.infer.load import open_trained
+from fmscale.store.datasets.files import store_file
 from fmscale.store.datasets.templates import ChatTemplate, store_template
 from fmscale.store.log.lease import acquire
 from fmscale.store.open import open_store
@@ -135,6 +137,17 @@ def test_a_template_of_the_data_alone_is_exported_too(store: str, tmp_path: Path
     assert ids.count(library().token_to_id("<|im_end|>")) == 2
 
 
+def test_an_export_writes_no_file_elsewhere(store: str, tmp_path: Path) -> None:
+    meta = open_checkpoint(f"{store}#base").meta
+    digest = store_file(open_store(store), b"mine")
+    facts = inherited(meta) | {"files": {**meta["files"], "../beside.txt": digest, "other.py": digest}}
+    save_run(store, "hostile", (1,), MODEL, **facts, vocab_size=meta["vocab_size"])
+    run("checkpoint", "export", f"{store}#hostile", "--to", str(tmp_path / "a" / "out"))
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["out"]
+    assert not (tmp_path / "a" / "out" / "other.py").exists()
+    assert (tmp_path / "a" / "out" / "chat_template.jinja").exists()
+
+
 def test_the_same_again_writes_nothing_and_other_content_is_refused(folder: Path, store: str, tmp_path: Path) -> None:
     before = newest(open_store(store), "base")
     assert "nothing was written" in run("import", str(folder), "--store", store, "--run", "base")
@@ -214,6 +227,16 @@ def test_memory_holds_one_file_and_no_more(folder: Path, tmp_path: Path, monkeyp
     assert found.body["files"] > 10
     [buffer] = [size for size in sizes if size != 8 << 20]
     assert largest <= buffer <= max(largest, 9000) + 3 * 4096
+
+
+def test_an_object_store_takes_it_too(folder: Path) -> None:
+    backend = open_store("memory://imports")
+    source = open_source(str(folder))
+    found = saved.save_weights(backend, "base", source.tensors, source.read, {}, part_bytes=50_000)
+    assert verify(backend, found) == ([], True)
+    opened = open_in(backend, "base")
+    assert all(torch.equal(opened.tensor(info.name), source.read(info.name)) for info in source.tensors)
+    assert saved.same_weights(backend, found, source.tensors, source.read)
 
 
 def test_an_imported_model_begins_runs_and_is_no_training_to_go_on(store: str) -> None:
