@@ -33,10 +33,17 @@ class TextSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class RenderedSpec:
-    """The texts of a rendered record: a conversation, a pair or a ranking, as `fmscale dataset render` makes them."""
+    """Chats, answers, pairs and rankings that `fmscale dataset render` made into tokens. The texts of a record are one
+    sample, never split, and each is a document of its own; the loss is on trained tokens. A rendered dataset has this
+    spec without being told."""
 
     kind: ClassVar[str] = "rendered"
-    too_long: Literal["refuse", "drop"] = "refuse"
-    """Records that are longer than a forward: refuse to begin, or leave them out."""
+    too_long: Literal["refuse", "drop", "cut"] = "refuse"
+    """Samples that are longer than a forward: refuse to begin, leave them out, or cut the ends of their texts off."""
+    max_tokens: int | None = None
+    """Tokens of a sample after which `cut` cuts; null takes the length of a forward."""
     reference: str | None = dataclasses.field(default=None, metadata={"read": False})
     """Maker's text of the column of reference log-probs; a run sets it from `objective.reference`."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "max_tokens")

@@ -10,7 +10,7 @@ from torch import Tensor
 from fmscale.data.forward import FlatForward
 from fmscale.data.reading.maker import concatenated
 from fmscale.data.samples.protocol import Sample
-from fmscale.data.samples.rendered import PARTS
+from fmscale.data.samples.rows import RowSamples
 from fmscale.errors import ConfigError
 from fmscale.infer.threads import cpu_threads
 from fmscale.models import Decoder
@@ -66,7 +66,7 @@ def document_values(
 
 def flat_forward(samples: Sequence[Sample]) -> FlatForward:
     """Samples of rendered texts as a flat forward."""
-    parts, weights, ends, bounds = concatenated(PARTS, samples)
+    parts, weights, ends, bounds = concatenated(RowSamples.parts, samples)
     positions = np.arange(ends[-1]) - np.repeat(ends[:-1], np.diff(ends))
     k = np.arange(len(samples), dtype=np.uint64)
     return FlatForward(

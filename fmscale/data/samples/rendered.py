@@ -1,6 +1,6 @@
-"""Rendered texts of a record as tokens, each of which predicts the next: a text is a document of the sample."""
+"""Records of a rendered dataset as samples: a text is a document, and its trained tokens have weight 1."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -8,12 +8,11 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from fmscale.data.samples.protocol import BadRecord, Draw, Part, Record, Sample, TooLong
+from fmscale.data.samples.rows import RowSamples
 from fmscale.store.digest import canonical_json
 
-PARTS = {"tokens": Part("int64"), "labels": Part("int64"), "weights": Part("float32")}
 REFERENCE = "reference"
 """Name of the part, and of its derived column, with the log-prob of each of a pair's texts under a reference."""
-
 VALUES_VERSION = 1
 """Version of the code that makes such values."""
 
@@ -28,21 +27,25 @@ def values_maker(kind: Literal["logps", "scores"], weights: str, precision: str)
 
 @dataclass(frozen=True, kw_only=True)
 class RenderedSamples:
-    """The texts of a rendered record, with weight 1 where the label is a trained token."""
+    """Texts of a record, each as tokens and the tokens that follow them."""
 
     kind: ClassVar[str] = "rendered"
     version: ClassVar[int] = 1
     columns: ClassVar[tuple[str, ...]] = ("tokens", "pieces", "trained")
-
+    size_columns: ClassVar[tuple[str, ...]] = ("pieces",)
+    """Columns that sizes are made of, where these are fewer."""
     too_long: TooLong
-    """Rule for a record that is longer than a forward."""
+    """Rule for texts that are longer than a forward together."""
+    max_tokens: int | None = None
+    """Tokens after which a sample is cut; None unless `too_long` is cut."""
     reference: str | None = None
     """Maker's text of the derived column with the reference's log-probs; None for samples without."""
 
     @cached_property
     def parts(self) -> Mapping[str, Part]:
         """Tokens, labels, weights, and the reference's log-probs where there are some."""
-        return PARTS | ({REFERENCE: Part("float32", (2,), per_token=False)} if self.reference else {})
+        reference = {REFERENCE: Part("float32", (2,), per_token=False)} if self.reference else {}
+        return {**RowSamples.parts, **reference}
 
     @cached_property
     def derived(self) -> Mapping[str, str]:
@@ -51,28 +54,50 @@ class RenderedSamples:
 
     def size(self, record: Record) -> int:
         """Tokens that predict a token."""
-        return sum(max(int(piece) - 1, 0) for piece in record["pieces"] or ())
+        if record["pieces"] is None:
+            raise BadRecord(
+                "the record is not rendered",
+                found="no column pieces",
+                remedy="Render its dataset first: `fmscale dataset render STORE/DATASET --with RUN`.",
+            )
+        return sum(max(0, piece - 1) for piece in record["pieces"])
 
     def decode(self, record: Record) -> Any:
-        """Tokens of all texts, tokens of each, and 1 for each trained token."""
-        tokens = np.asarray(record["tokens"], dtype=np.int64)
-        pieces, runs = (np.asarray(record[name], dtype=np.int64) for name in ("pieces", "trained"))
-        if pieces.sum() != len(tokens) or runs.sum() > len(tokens):
+        """Ids, the mask of trained ids, and the tokens of each text."""
+        runs = np.array(record["trained"], dtype=np.int64)
+        trained = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+        tokens, pieces = np.array(record["tokens"], dtype=np.int64), record["pieces"]
+        if not sum(pieces) == len(tokens) == len(trained):
             raise BadRecord(
                 "a rendered record's texts are not as long as its tokens",
-                found=f"{len(tokens)} tokens, pieces of {pieces.sum()}, runs of {runs.sum()}",
+                found=f"{len(tokens)} tokens, pieces of {sum(pieces)}, runs of {len(trained)}",
                 remedy="Render the dataset again.",
             )
-        trained = np.zeros(len(tokens), dtype=np.float32)
-        trained[: runs.sum()] = np.repeat(np.arange(len(runs)) % 2, runs)
-        return tokens, pieces, trained
+        return tokens, trained, pieces
 
     def make(self, media: Any, draw: Draw, limit: int) -> Sample:
-        """Tokens and the tokens that follow them in their text."""
-        tokens, pieces, trained = media
-        last = np.cumsum(pieces[pieces > 0]) - 1
-        inputs = np.ones(len(tokens), dtype=np.bool_)
-        inputs[last] = False
-        labels = np.flatnonzero(inputs) + 1
-        tensors = {"tokens": tokens[inputs], "labels": tokens[labels], "weights": trained[labels]}
-        return Sample(tensors, tuple(int(piece) - 1 for piece in pieces if piece > 1))
+        """Tokens, labels and weights; a sample that is too long has the ends of its longest texts cut off."""
+        ids, trained, pieces = media
+        lengths = [max(0, piece - 1) for piece in pieces]
+        kept = tuple(min(length, _most(lengths, limit)) for length in lengths)
+        firsts = np.cumsum([0, *pieces])[:-1]
+        at = np.concatenate([np.arange(first, first + count) for first, count in zip(firsts, kept, strict=True)])
+        weights = trained[at + 1].astype(np.float32)
+        return Sample({"tokens": ids[at], "labels": ids[at + 1], "weights": weights}, kept)
+
+
+def _most(lengths: Sequence[int], limit: int) -> int:
+    """Length to which each text is cut so that they have `limit` tokens or less together."""
+    left = limit
+    for number, length in enumerate(sorted(lengths)):
+        if length > (share := left // (len(lengths) - number)):
+            return share
+        left -= length
+    return limit
+
+
+def run_lengths(mask: np.ndarray) -> list[int]:
+    """Lengths of the runs of equal values of a mask, beginning with those that are False."""
+    edges = np.flatnonzero(np.diff(mask, prepend=False, append=not mask[-1] if len(mask) else False))
+    runs: list[int] = np.diff(edges, prepend=0).tolist()
+    return runs

@@ -117,7 +117,7 @@ def _windows(backend: Backend, segment: RecordSegment) -> Iterator[list[int]]:
 def _sizes(spec: Spec, table: pa.Table) -> list[int | Exception]:
     """The size of each record, or its error."""
     with suppress(Exception):  # found and named below, record by record
-        records = records_of(spec, table)
+        records = records_of(spec, table, getattr(spec, "size_columns", None))
         many = getattr(spec, "sizes", None)
         return [_checked(size) for size in (many(records) if many else map(spec.size, records))]
     return [_size(spec, table.slice(row, 1)) for row in range(table.num_rows)]
@@ -125,7 +125,7 @@ def _sizes(spec: Spec, table: pa.Table) -> list[int | Exception]:
 
 def _size(spec: Spec, table: pa.Table) -> int | Exception:
     try:
-        return _checked(spec.size(records_of(spec, table)[0]))
+        return _checked(spec.size(records_of(spec, table, getattr(spec, "size_columns", None))[0]))
     except Exception as error:
         return error
 
@@ -137,9 +137,11 @@ def _checked(size: Any) -> int:
     return number
 
 
-def records_of(spec: Spec, table: pa.Table) -> list[Record]:
-    values = {name: table.column(name).to_pylist() for name in spec.columns if name in table.column_names}
-    return [{name: values[name][row] if name in values else None for name in spec.columns} for row in range(len(table))]
+def records_of(spec: Spec, table: pa.Table, columns: Sequence[str] | None = None) -> list[Record]:
+    """Records of a table with the spec's columns, or some of these; None for a column that the table lacks."""
+    columns = spec.columns if columns is None else columns
+    values = {name: table.column(name).to_pylist() for name in columns if name in table.column_names}
+    return [{name: values[name][row] if name in values else None for name in columns} for row in range(len(table))]
 
 
 def _name(backend: Backend, row: SegmentRow, segment: RecordSegment | None, first: int, count: int) -> str:

@@ -38,7 +38,8 @@ def make_spec(config: Any, backend: Backend, *, limit: int, tokenizers: Sequence
     without a tokenizer.
     """
     if isinstance(config, RenderedSpec):
-        return RenderedSamples(too_long=config.too_long, reference=config.reference)
+        cut = min(config.max_tokens or limit, limit) if config.too_long == "cut" else None
+        return RenderedSamples(too_long=config.too_long, max_tokens=cut, reference=config.reference)
     if not isinstance(config, TextSpec):
         return _cut_to(limit, _own(config))
     tokenizer = text_tokenizer(config, backend, tokenizers)
