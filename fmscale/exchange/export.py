@@ -19,9 +19,6 @@ from fmscale.store.datasets.files import load_file
 from fmscale.store.datasets.templates import load_template
 from fmscale.store.datasets.tokenizers import load_tokenizer
 
-Ends = Mapping[str, int | None]
-"""BOS and EOS as a config has them."""
-
 
 def hf_files(opened: Checkpoint, dtype: str | None = None) -> dict[str, Any]:
     """Arguments of `export_checkpoint` for `hf`: names, files and types. `dtype` is the type of all weights if given.
@@ -45,7 +42,7 @@ def hf_files(opened: Checkpoint, dtype: str | None = None) -> dict[str, Any]:
     data = load_tokenizer(opened.backend, meta["tokenizer"])
     tokenizer = from_json(data)
     bos, eos = run_framing(opened.backend, meta, tokenizer)
-    ends: Ends = {"bos_token_id": bos, "eos_token_id": eos}
+    ends = {"bos_token_id": bos, "eos_token_id": eos}
     if "files" in meta:
         kept = [name for name in FILES if name in meta["files"]]  # a stranger's store may name places elsewhere
         files = {name: load_file(opened.backend, meta["files"][name]) for name in kept}
@@ -62,7 +59,11 @@ def hf_files(opened: Checkpoint, dtype: str | None = None) -> dict[str, Any]:
 
 
 def _changed(
-    files: Mapping[str, bytes], model: ModelConfig, meta: Mapping[str, Any], ends: Ends, dtype: str | None
+    files: Mapping[str, bytes],
+    model: ModelConfig,
+    meta: Mapping[str, Any],
+    ends: Mapping[str, int | None],
+    dtype: str | None,
 ) -> dict[str, bytes]:
     """The imported files that are no longer right: another model or type, or an end of the turn that generation does
     not stop at.

@@ -295,7 +295,7 @@ def grown(path: Path) -> None:
 
 def put(name: str, text: str) -> Callable[[Path], None]:
     def act(path: Path) -> None:
-        (path / name).write_text(text)
+        (path / name).write_bytes(text.encode(errors="surrogateescape"))
 
     return act
 
@@ -321,6 +321,7 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "no tokenizer": (drop("tokenizer.json"), "no tokenizer.json.*save_pretrained"),
     "no JSON": (put("tokenizer_config.json", "{"), "tokenizer_config.json.*Download it again"),
     "a list": (put("generation_config.json", "[]"), "no JSON object.*generation_config.json"),
+    "no text": (put("chat_template.jinja", "\udcff"), "is not UTF-8 text"),
     "no config": (drop("config.json"), "must have config.json"),
     "several templates": (two_templates, "several chat templates and no default.*a, b"),
 }
@@ -371,6 +372,8 @@ def test_bos_ends_and_template_are_those_of_transformers(tmp_path: Path) -> None
     chosen = open_source(str(several)).template
     assert chosen is not None
     assert chosen.text == "y"
+    (several / "chat_template.jinja").write_text("{{ eos_token }}")
+    assert open_source(str(several)).ends == [end, stop]
     for name in ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
         (tmp_path / "a" / name).unlink(missing_ok=True)
     bare = open_source(str(tmp_path / "a"))
