@@ -5,6 +5,6 @@
 `address.py`  STORE/DATASET, STORE#RUN[@STEP], KEY=VALUE
 `ingest.py`, `dataset.py` (`dataset_audit.py`, `dataset_derive.py`, `dataset_mask.py`, `dataset_repair.py`)  data
 `config.py`, `plan.py`, `launch.py`, `train.py` (`train_screen.py`), `compare.py`  runs
-`checkpoint.py`, `generate.py`, `evaluate.py`  models
+`checkpoint.py`, `generate.py`, `evaluate.py`, `score.py`  models
 `doctor.py`, `bench.py`, `quickstart.py` (`quickstart_screen.py`)  this machine and its store
 """
