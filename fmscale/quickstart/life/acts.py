@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fmscale.checkpoint.checkpoint import open_checkpoint
+from fmscale.checkpoint.format.piece import elements
 from fmscale.errors import FmscaleError
 from fmscale.quickstart.life.page import render
 from fmscale.quickstart.life.problems import DIRECT, STEPS, TEMPLATE, chats, pairs, problems, texts, tokenizer_json
@@ -111,15 +113,15 @@ class _Tour:
 
     def facts(self, run: str) -> Mapping[str, Any]:
         """Last record of a run, and its number of trained parameters."""
+        checkpoint = open_checkpoint(f"{self.folder / 'store'}#{run}")
+        trained = [tensor for tensor in checkpoint.manifest.tensors if tensor.state == "exp_avg"]
         records = read_jsonl(self.folder / "runs" / run / "metrics.jsonl")
-        opened = next(one for one in records if one.get("event") == "opened")
         last = [one for one in records if "loss" in one and "event" not in one][-1]
-        saved = [one for one in records if one.get("event") == "checkpoint"][-1]
         return {
-            "steps": last["step"],
+            "steps": checkpoint.step,
             "loss": last["loss"],
-            "parameters": opened["parameters"],
-            "bytes": saved["bytes"],
+            "parameters": sum(elements(tensor.shape) for tensor in trained),
+            "bytes": checkpoint.found.bytes + checkpoint.found.referenced,
         }
 
     def steps(self, run: str) -> int:
@@ -132,7 +134,7 @@ class _Tour:
         programs = [word for way in WAYS for word in ("--program", f"{way}.yaml")]
         words = (f"store#{run}", "--task", "problems.yaml", *programs, "--to", out.name, "--json")
         self(f"evaluate {run}", "evaluate", *words)
-        lines = read_jsonl(out)
+        lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
         cells = {}
         for way in WAYS:
             mine = [line for line in lines if line["asked_by"] == f"{way}.yaml"]
@@ -149,8 +151,11 @@ class _Tour:
         self._text("tokenizer.json", tokenizer_json())
         self._text("chat.jinja", TEMPLATE)
         answer = "{find: number, take: last}"
-        task = f'kind: generate\ntext: "{{{{ question }}}}"\ntarget: "{{{{ answer }}}}"\ndocuments: problems.jsonl\nanswer: {answer}\n'
-        self._text("problems.yaml", task)
+        self._text(
+            "problems.yaml",
+            f'kind: generate\ntext: "{{{{ question }}}}"\ntarget: "{{{{ answer }}}}"\ndocuments: problems.jsonl\n'
+            f"answer: {answer}\n",
+        )
         for way, words in WAYS.items():
             self._text(f"{way}.yaml", f'form: chat\nsuffix: "{words}"\nmax_tokens: 64\nparser: {answer}\n')
 

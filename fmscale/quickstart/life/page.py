@@ -16,8 +16,9 @@ def render(report: Mapping[str, Any], curves: Mapping[str, Sequence[Mapping[str,
     accuracy = report["accuracy"]
     direct, steps = (accuracy["sft"][way] for way in ("direct", "steps"))
     headline = f"The same weights: {direct['value']:.0%} at once, {steps['value']:.0%} step by step"
+    size = report["runs"]["pretrained"]["parameters"]
     lead = (
-        f"A model of {report['runs']['pretrained']['parameters']:,} parameters that learnt sums about fruit from nothing, "
+        f"A model of {size:,} parameters that learnt sums about fruit from nothing, "
         f"then to answer in a chat, and then to prefer worked answers: {report['wall_seconds']:.0f} s in all."
     )
     return parts.document(
@@ -59,9 +60,10 @@ def _table(accuracy: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     head = "".join(f"<th>{escape(title)}</th>" for title in ("", *ASKED.values()))
     rows = []
     for run, ways in accuracy.items():
+        shares = [ways[way] for way in ASKED]
         cells = "".join(
-            f"<td>{ways[way]['value']:.1%} <span class='note'>{ways[way]['low']:.1%} – {ways[way]['high']:.1%}</span></td>"
-            for way in ASKED
+            f"<td>{one['value']:.1%} <span class='note'>{one['low']:.1%} – {one['high']:.1%}</span></td>"
+            for one in shares
         )
         rows.append(f"<tr><th>{escape(TITLES[run])}</th>{cells}</tr>")
     return f"<table class='facts'><tr>{head}</tr>{''.join(rows)}</table>"
@@ -85,8 +87,7 @@ def _samples(samples: Sequence[Mapping[str, Any]]) -> str:
     out = []
     for sample in samples:
         rows = "".join(
-            f"<tr class='{'ok' if said['right'] else 'failed'}'><th>{escape(who)}</th><td>{'✓' if said['right'] else '✗'} "
-            f"{escape(said['text'])}</td></tr>"
+            f"<tr><th>{escape(who)}</th><td>{'✓' if said['right'] else '✗'} {escape(said['text'])}</td></tr>"
             for who, said in sample["said"].items()
         )
         asked = f"{escape(sample['question'])} <b>{escape(str(sample['target']))}</b>"
