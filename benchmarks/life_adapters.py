@@ -129,9 +129,12 @@ def equal(folder: Path, peers: Path) -> list[Claim]:
         lost |= merge(adapter, f"half-{kind}", "bfloat16", backend)
         here = ours(kind)
         logits = {"import": theirs(folder / f"{kind}.random"), "export": theirs(there), "merge": ours(f"merged-{kind}")}
-        worst = {name: max(worst[name], float((other - here).abs().max())) for name, other in logits.items()}
+        worst = {
+            name: max(worst[name], float((other - here).abs().max() / here.abs().max()))
+            for name, other in logits.items()
+        }
     return [
-        Claim(id=f"{'F5' if name == 'merge' else 'F4'}.{name}", unit="largest difference of logits", ours=value,
+        Claim(id=f"{'F5' if name == 'merge' else 'F4'}.{name}", unit="largest difference by largest logit", ours=value,
               what=f"{what}: lora, rslora, dora, all linears, fp32", target="<= 1e-5", ratio=value, ok=value <= 1e-5)
         for name, value, what in (
             ("import", worst["import"], "an adapter of PEFT here"),
