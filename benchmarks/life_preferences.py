@@ -186,7 +186,7 @@ def train(
         run=run_name,
         folder=folder / "runs",
         steps=steps,
-        rate=1e-4,
+        rate=rate,
     )
     path.write_text(f"{text}model: {model}\nobjective: {objective}\n")
     records: list[dict[str, Any]] = []
@@ -239,7 +239,7 @@ def ours_reward(folder: Path, quick: bool) -> dict[str, Any]:
     from fmscale.infer.rankings import score_rankings
     from fmscale.store.open import open_store
 
-    steps = 150 if quick else 300
+    steps = 100 if quick else 200
     train(folder, "reward", steps, "rankings", 16, "{kind: reward}", '{"score": true}', 2e-3)
     backend = open_store(str(folder / "store"))
     found = open_in(backend, "reward", steps)
