@@ -15,7 +15,8 @@ from fmscale.models import Decoder
 from fmscale.models.shared import Group, SharedContexts, seen_by_tails
 
 FORWARD_TOKENS = {"cpu": 2048}
-"""Most tokens of a forward; 16,384 on other devices. On a CPU 8,192 took 1.14 times as long as 2,048 (2.5 M weights)."""
+"""Most tokens of a forward; 16,384 on other devices. On a CPU 8,192 took 1.14 times as long as 2,048 (2.5 M weights).
+"""
 ROWS = 128
 """Rows of logits that are held at once: 25 MB at a vocabulary of 49,152."""
 LEAST_PREFIX = 32
