@@ -306,7 +306,7 @@ def rope_eager(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`rope` in plain torch: the reference, and the `eager` backend."""
     acc = accumulator(q.dtype)
-    c, s = _angles(positions, turns, acc, interleaved)
+    c, s = rope_angles(positions, turns, acc, interleaved)
     heads = []
     for x, weight in ((q, q_weight), (k, k_weight)):
         wide = x if x.dtype == acc else x.to(acc)
@@ -326,7 +326,9 @@ def rope_eager(
     return rotated_q, rotated_k
 
 
-def _angles(positions: Tensor, turns: Tensor, dtype: torch.dtype, interleaved: bool) -> tuple[Tensor, Tensor]:
+def rope_angles(
+    positions: Tensor, turns: Tensor, dtype: torch.dtype, interleaved: bool = False
+) -> tuple[Tensor, Tensor]:
     """Cosine of each element of a head, and the sine with the sign of its partner's part: (..., 1, E).
 
     All layers of a forward turn the same positions, so the last angles of each kind are kept while their positions are.

@@ -1,6 +1,5 @@
 """`fmscale dataset decontaminate`: the documents of a task that a training dataset contains."""
 
-from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -53,14 +52,15 @@ def decontaminate(
     summary = {
         "task": loaded.name,
         "task documents": result.asked,
-        "found": len(result.questions),
+        "found": len({pair.question for pair in result.found}),
         "too short": len(result.short),
         "dataset documents": result.documents,
-        "with n-grams of the task": len(result.ids),
+        "found in": len(result.ids),
         "mask": digest,
     }
     if json:
-        print_json({**{key.replace(" ", "_"): value for key, value in summary.items()}, **asdict(result)})
+        named = {"found_documents": [pair._asdict() for pair in result.found], "too_short_documents": result.short}
+        print_json({**{key.replace(" ", "_"): value for key, value in summary.items()}, **named})
         return
     record(summary, json)
     table([pair._asdict() for pair in result.found[:SHOWN]], json, title="\npairs") if result.found else None

@@ -1,7 +1,7 @@
 """`fmscale dataset render`: messages become tokens under a chat template, and show what a model reads and learns."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -10,23 +10,12 @@ from fmscale.cli.output import JsonOption, example, print_json, progress, record
 from fmscale.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fmscale.data.rendering.job import RenderResult
     from fmscale.store.backends.protocol import Backend
 
 app = typer.Typer()
 
 SHOWN = 2
 """Records that are shown by default."""
-
-REASONS = {
-    "untrained": "no trained token",
-    "endless": "no end token behind the assistant's turn",
-    "template": "refused by the template",
-    "typed": "special tokens typed by users",
-    "long": "longer than --max-tokens",
-    "damaged": "damaged on the store",
-}
-"""Reasons for leaving a record out, in words."""
 
 
 @app.command(
@@ -48,11 +37,11 @@ def render(
         Path | None, typer.Option(help="File with a Jinja chat template, instead of the run's.")
     ] = None,
     to: Annotated[str | None, typer.Option(help="Name of the rendered dataset. Default: DATASET.RUN.")] = None,
-    trained: Annotated[str, typer.Option(help="Turns of the assistant that are trained: all, last.")] = "all",
+    trained: Annotated[Literal["all", "last"], typer.Option(help="Turns of the assistant that are trained.")] = "all",
     specials: Annotated[
-        str, typer.Option(help="Special tokens that users typed: text (encode as text), refuse (leave the record out).")
+        Literal["text", "refuse"], typer.Option(help="Special tokens that users typed: text, or leave the record out.")
     ] = "text",
-    too_long: Annotated[str, typer.Option(help="Texts above --max-tokens: refuse, drop, cut.")] = "refuse",
+    too_long: Annotated[Literal["refuse", "drop", "cut"], typer.Option(help="Texts above --max-tokens.")] = "refuse",
     max_tokens: Annotated[int | None, typer.Option(min=2, help="Most tokens of a text. Default: no limit.")] = None,
     show: Annotated[int, typer.Option(min=0, help="Records that are shown.")] = SHOWN,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes. Default: one a core.")] = None,
@@ -70,54 +59,45 @@ def render(
     from fmscale.store.open import open_store
 
     url, name = find_dataset(address, store, dataset)
-    for option, value, choices in (
-        ("--trained", trained, ("all", "last")),
-        ("--specials", specials, ("text", "refuse")),
-        ("--too-long", too_long, ("refuse", "drop", "cut")),
-    ):
-        if value not in choices:
-            raise ConfigError(f"no such value of {option}", found=value, remedy=f"Write {' or '.join(choices)}.")
     commits = open_dataset(open_store(url, read_only=True), name).commits()
-    result: RenderResult | None = None
-    if commits and render_notes(commits[-1]):
+    if rendered := bool(commits and render_notes(commits[-1])):
         if base or template or to:
             raise ConfigError(
                 "this dataset is rendered already",
                 found=name,
                 remedy=f"Name the dataset of messages, or leave --with, --template and --to out to look at {name}.",
             )
-        to = name
+        made, to = commits[-1:], name
+    elif base is None:
+        raise ConfigError(
+            "a rendering needs a tokenizer and a chat template",
+            found="--with is not given",
+            remedy="Give --with RUN: a run of the store, such as `fmscale import` makes.",
+        )
     else:
-        if base is None:
-            raise ConfigError(
-                "a rendering needs a tokenizer and a chat template",
-                found="--with is not given",
-                remedy="Give --with RUN: a run of the store, such as `fmscale import` makes.",
-            )
-        taken = _taken(url, base, template)
-        to = to or f"{name}.{base.rpartition('#')[2].partition('@')[0]}"
-        policy: Any = {"trained": trained, "specials": specials, "too_long": too_long, "max_tokens": max_tokens}
+        taken, to = _taken(url, base, template), to or f"{name}.{base.rpartition('#')[2].partition('@')[0]}"
+        policy = Policy(trained=trained, specials=specials, too_long=too_long, max_tokens=max_tokens)
         with progress("render", json=json) as bar:
-            result = render_dataset(
+            made = render_dataset(
                 url,
                 name,
                 to,
                 **taken,
-                policy=Policy(**policy),
+                policy=policy,
                 workers=workers,
                 progress=lambda done, total: bar.update("render", done, total),
             )
     backend = open_store(url, read_only=True)
     last = open_dataset(backend, to).commits()[-1]
     records = shown(backend, last, show)
-    notes = dict(render_notes(last) or {})
+    told = [{"dataset": to, "number": one.number, **(render_notes(one) or {})} for one in made or [last]]
     if json:
-        made = {"commits": result.commits if result else (), "resumed": result.resumed if result else 0}
-        print_json({"dataset": to, **made, **notes, "shown": records})
+        print_json({"new": bool(made) and not rendered, "commits": told, "shown": records})
         return
-    if result and not result.commits:
+    if not made:
         say(f"{to} has all of {name} already; nothing was done.")
-    _tell(to, last.number, notes, result)
+    for notes in told:
+        _tell(notes)
     for one in records:
         _show(one)
 
@@ -165,17 +145,14 @@ def _taken(store: str, base: str, template: Path | None) -> dict[str, Any]:
     }
 
 
-def _tell(name: str, commit: int, notes: dict[str, Any], result: "RenderResult | None") -> None:
-    counts = dict(result.counts if result and result.commits else notes["counts"])
-    left_out = result.left_out if result and result.commits else notes["left_out"]
-    values: dict[str, Any] = {"dataset": name, "commit": commit, "shape": notes["shape"], **counts}
-    values |= {"with typed special tokens": counts.pop("typed", None), "with texts cut": counts.pop("cut", None)}
-    values = {key: value for key, value in values.items() if value is not None and key not in ("typed", "cut")}
-    if result and result.resumed:
-        values["segments done before"] = result.resumed
-    for reason, names in left_out.items():
-        values[f"left out, {REASONS.get(reason, reason)}"] = f"{names['count']:,}: {'; '.join(names['first'])}"
-    record(values, json=False)
+def _tell(notes: dict[str, Any]) -> None:
+    """A commit: its counts, and what was left out."""
+    names = {"typed": "records with special tokens as text", "cut": "records with texts cut"}
+    counts = {names.get(key, key): value for key, value in notes["counts"].items()}
+    out = {f"left out, {why}": f"{n['count']:,}: {'; '.join(n['first'])}" for why, n in notes["left_out"].items()}
+    record(
+        {"dataset": notes["dataset"], "commit": notes["number"], "shape": notes["shape"], **counts, **out}, json=False
+    )
 
 
 def _show(one: dict[str, Any]) -> None:

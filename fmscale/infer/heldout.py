@@ -44,6 +44,12 @@ def stored_documents(
             found=split,
             remedy=f"It has {', '.join(splits) or 'none'}; `fmscale ingest --heldout 0.01` keeps some back.",
         )
+    if commits[-1].kind != "tokens":
+        raise DataError(
+            f"Dataset {dataset} holds records, and its texts are no documents",
+            found=commits[-1].kind,
+            remedy="Name a dataset of text (--dataset); held-out chats are measured while training (evaluation.sets).",
+        )
     count, masked = 0, own_masked(opened, split)
     for commit in commits:
         assert commit.tokenizer is not None, "records have no token segments"

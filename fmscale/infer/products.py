@@ -7,13 +7,14 @@ multiples of `row_multiple` avoid both.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from math import gcd
 
 import torch
 from torch import Tensor, nn
 
-from fmscale.models.layers import FeedForward, Head, SelfAttention
+from fmscale.infer.plain_blocks import plain, plain_block
+from fmscale.models.decoder import Block
+from fmscale.models.layers import Head
 
 ROWS = 4
 """Fewest rows of a product. Measured on MKL 2024.2 and oneDNN 3.12, AVX-512: all larger numbers give the same bits."""
@@ -24,10 +25,6 @@ PACK_WEIGHTS = 2**18
 products of 4 and 32 rows take 0.3 and 0.6 of MKL's time."""
 PACK_BYTES = 4 * 2**30
 """Most bytes of a model's matrices that are copied: they are in memory twice."""
-TOGETHER = {SelfAttention: ("wq", "wk", "wv"), FeedForward: ("w1", "w3")}
-"""Matrices that a layer applies to the same input, in the order of their calls: one product computes them."""
-
-Product = Callable[[Tensor], Tensor]
 
 
 def row_multiple(model: nn.Module) -> int:
@@ -37,60 +34,47 @@ def row_multiple(model: nn.Module) -> int:
 
 @contextmanager
 def packed(model: nn.Module) -> Iterator[None]:
-    """Compute with copies of the matrices inside the block: those of one input as one, large ones in oneDNN's layout.
+    """Compute with copies of the matrices inside the block: large ones in oneDNN's layout, and in plain blocks those of
+    one input as one.
 
     `generate` does this in each call; a caller of many short calls does it once around them. The weights must not
     change meanwhile. The copies take as long as about 7 tokens of a sequence. On a GPU, and for models above
     PACK_BYTES, nothing is copied.
     """
-    plain = {id(module): module for module in model.modules() if _plain(module)}
-    if sum(module.weight.nbytes for module in plain.values()) > PACK_BYTES:
-        plain = {}
-    modules = list(plain.values())
-    for layer in model.modules():
-        names = next((names for kind, names in TOGETHER.items() if type(layer) is kind), ())
-        members = [getattr(layer, name) for name in names]
-        if members and all(id(one) in plain and one.bias is None for one in members):
-            _join(members)
-            for one in members:
-                del plain[id(one)]
-    for module in plain.values():
-        module.forward = _product(module.weight, getattr(module, "bias", None))
+    changed = [block for block in model.modules() if isinstance(block, Block) and _free(block) and plain(block)]
+    inside = {id(module) for block in changed for module in block.modules()}
+    heads = [m for m in model.modules() if id(m) not in inside and _matrix(m)]
+    if sum(p.nbytes for module in (*changed, *heads) for p in module.parameters()) > PACK_BYTES:
+        changed, heads = [], []
+    for block in changed:
+        block.forward = plain_block(block, _product)
+    for module in heads:
+        module.forward = _product(module.weight, bias=getattr(module, "bias", None))
+    changed += heads
     try:
         yield
     finally:
-        for module in modules:
+        for module in changed:
             del module.forward
 
 
-def _plain(module: nn.Module) -> bool:
-    """True for a matrix on a CPU that computes as usual, and not in an enclosing block of `packed`."""
-    if type(module).forward not in (nn.Linear.forward, Head.forward) or "forward" in vars(module):
+def _free(module: nn.Module) -> bool:
+    """False in an enclosing block of `packed`, and for a forward of the user's own."""
+    return "forward" not in vars(module)
+
+
+def _matrix(module: nn.Module) -> bool:
+    if type(module).forward not in (nn.Linear.forward, Head.forward) or not _free(module):
+        return False
+    if getattr(module, "softcap", None) is not None:  # a head that does more than its product
         return False
     return module.weight.device.type == "cpu" and module.weight.dtype in (torch.float32, torch.bfloat16)
 
 
-def _product(weight: Tensor, bias: Tensor | None) -> Product:
-    weight = weight.detach()
+def _product(*matrices: Tensor, bias: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+    """x (..., in) -> (..., out) for matrices (out, in), one below the other."""
+    weight = matrices[0].detach() if len(matrices) == 1 else torch.cat([one.detach() for one in matrices])
     if weight.numel() < PACK_WEIGHTS or not torch.backends.mkldnn.is_available():
         return lambda x: nn.functional.linear(x, weight, bias)
     copy = torch.ops.mkldnn._reorder_linear_weight(weight)
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, copy, bias, "none", [], "")
-
-
-def _join(members: list[nn.Linear]) -> None:
-    """Let the first module compute for all; the others take their part if their input is the same tensor."""
-    product = _product(torch.cat([one.weight.detach() for one in members]), None)
-    sizes = [one.out_features for one in members]
-    kept: list[tuple[Tensor, list[Tensor]]] = []
-
-    def part(number: int, x: Tensor) -> Tensor:
-        if number == 0 or not kept or kept[0][0] is not x:
-            kept[:] = [(x, list(product(x).split(sizes, -1)))]
-        found = kept[0][1][number]
-        if number == len(sizes) - 1:
-            kept.clear()
-        return found
-
-    for number, one in enumerate(members):
-        one.forward = partial(part, number)

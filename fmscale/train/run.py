@@ -17,8 +17,8 @@ from fmscale.runtime.sinks.run_sinks import check_sinks
 from fmscale.runtime.stop import Stop
 from fmscale.runtime.world import World, read_world
 from fmscale.store.tiers.tier import Tier
-from fmscale.train.init import with_model
 from fmscale.train.data import check_length, empty_batch, memory_at_its_place
+from fmscale.train.init import with_model
 from fmscale.train.length import RunLength, run_length
 from fmscale.train.loop import dry_run, run_loop
 from fmscale.train.reference import with_reference

@@ -74,8 +74,8 @@ def test_messages_are_ingested_and_rendered_and_shown(folder: Path, monkeypatch:
     words = ("dataset", "render", f"{store}/chats", "--workers", "1")
     status, out, err = run(*words, "--with", "base", "--template", str(folder / "chat.jinja"))
     assert status == 0, err
-    assert "left out, no trained token  1: chats.jsonl: at " in out
-    assert "with typed special tokens" in out
+    assert "left out, no trained token 1: chats.jsonl: at " in " ".join(out.split())
+    assert "records with special tokens as text 1" in " ".join(out.split())
     assert "[[yes <|im_end|><|im_end|>]]\n<|im_start|>user\nagain<|im_end|>" in out
     assert "hello\n\\u202ethere" in out, "control characters cannot steer the terminal"
     [commit] = open_dataset(open_store(store), "chats.base").commits()
@@ -84,6 +84,7 @@ def test_messages_are_ingested_and_rendered_and_shown(folder: Path, monkeypatch:
     assert dict(template.special_tokens) == {"eos_token": "<|im_end|>"}, "the run's documents have no BOS"
     status, out, _ = run("dataset", "render", f"{store}/chats.base", "--json", "--show", "1")
     [shown] = json.loads(out)["shown"]
+    assert json.loads(out)["commits"][0]["counts"]["records"] == 1
     assert [run["trained"] for run in shown["texts"][0]] == [False, True, False, True, False]
     monkeypatch.setattr(Console, "is_terminal", True)
     monkeypatch.setenv("TERM", "xterm")
@@ -102,9 +103,9 @@ def test_messages_are_ingested_and_rendered_and_shown(folder: Path, monkeypatch:
         (("chats", "--with", "bose"), "Did you mean base"),
         (("chats", "--with", "base", "--to", "x"), "no chat template renders them"),
         (("chats", "--with", "base", "--template", "none.jinja"), "template cannot be read"),
-        (("chats", "--trained", "first"), "Write all or last"),
-        (("chats", "--specials", "keep"), "Write text or refuse"),
-        (("chats", "--too-long", "keep"), "Write refuse or drop or cut"),
+        (("chats", "--trained", "first"), "not one of"),
+        (("chats", "--specials", "keep"), "not one of"),
+        (("chats", "--too-long", "keep"), "not one of"),
         (("chats.base", "--with", "base"), "rendered already"),
         (("prose", "--with", "base", "--to", "x"), "holds no messages"),
     ],

@@ -20,14 +20,16 @@ from typer.testing import CliRunner
 
 from fmscale.checkpoint import weights as saved
 from fmscale.checkpoint.catalog import list_checkpoints, newest
-from fmscale.checkpoint.checkpoint import open_checkpoint
+from fmscale.checkpoint.checkpoint import open_checkpoint, open_in
 from fmscale.checkpoint.format.names import run_log
 from fmscale.checkpoint.read.meta import inherited
+from fmscale.checkpoint.read.verify import verify
 from fmscale.cli.main import build_app
 from fmscale.config import as_tree
 from fmscale.errors import ConfigError, StoreFull
 from fmscale.exchange.import_run import import_run, open_source
 from fmscale.infer.load import open_trained
+from fmscale.store.datasets.files import store_file
 from fmscale.store.datasets.templates import ChatTemplate, store_template
 from fmscale.store.log.lease import acquire
 from fmscale.store.open import open_store
@@ -109,9 +111,9 @@ def test_a_changed_model_and_another_end_are_said_in_the_files(folder: Path, sto
     meta = open_checkpoint(f"{store}#base").meta
     changed = replace(MODEL, rope_theta=500.0)
     # The end of a turn of a template that the data was rendered by, and that the imported model had not.
-    text = CHATML.replace("<|im_end|>", "<|eos|>")
+    text = CHATML.replace("<|im_end|>", "<|pad|>")
     template = ChatTemplate(text=text, special_tokens={"eos_token": "<|endoftext|>"})
-    facts = inherited(meta) | {"eos": 1, "template": store_template(open_store(store), template)}
+    facts = inherited(meta) | {"eos": 2, "template": store_template(open_store(store), template)}
     data = {"sequence_length": 64, "sources": [{"dataset": "chats.base"}]}
     config = {"model": as_tree(changed), "data": data}
     save_run(store, "changed", (1,), changed, **facts, vocab_size=meta["vocab_size"], config=config)
@@ -119,10 +121,31 @@ def test_a_changed_model_and_another_end_are_said_in_the_files(folder: Path, sto
     said = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (said["rope_theta"], said["comment"], said["dtype"]) == (500.0, "ours", "bfloat16")
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert tokenizer.apply_chat_template(CHAT[1:], tokenize=False) == "<|im_start|>assistant\n12 dogs<|eos|>\n"
-    assert tokenizer.apply_chat_template(CHAT[1:], return_dict=False)[-2] == 1
+    assert tokenizer.apply_chat_template(CHAT[1:], tokenize=False) == "<|im_start|>assistant\n12 dogs<|pad|>\n"
+    assert tokenizer.apply_chat_template(CHAT[1:], return_dict=False)[-2] == 2
     generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
-    assert (generation["eos_token_id"], generation["temperature"]) == (1, 0.7)
+    assert (generation["eos_token_id"], generation["temperature"]) == (2, 0.7)
+
+
+def test_a_template_of_the_data_alone_is_exported_too(store: str, tmp_path: Path) -> None:
+    special = {"eos_token": "<|endoftext|>"}
+    template = store_template(open_store(store), ChatTemplate(text=CHATML, special_tokens=special))
+    save_run(store, "own", (1,), vocab_size=320, template=template)
+    run("checkpoint", "export", f"{store}#own", "--to", str(tmp_path / "out"))
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    ids = tokenizer.apply_chat_template(CHAT, return_dict=False)
+    assert ids.count(library().token_to_id("<|im_end|>")) == 2
+
+
+def test_an_export_writes_no_file_elsewhere(store: str, tmp_path: Path) -> None:
+    meta = open_checkpoint(f"{store}#base").meta
+    digest = store_file(open_store(store), b"mine")
+    facts = inherited(meta) | {"files": {**meta["files"], "../beside.txt": digest, "other.py": digest}}
+    save_run(store, "hostile", (1,), MODEL, **facts, vocab_size=meta["vocab_size"])
+    run("checkpoint", "export", f"{store}#hostile", "--to", str(tmp_path / "a" / "out"))
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["out"]
+    assert not (tmp_path / "a" / "out" / "other.py").exists()
+    assert (tmp_path / "a" / "out" / "chat_template.jinja").exists()
 
 
 def test_the_same_again_writes_nothing_and_other_content_is_refused(folder: Path, store: str, tmp_path: Path) -> None:
@@ -176,11 +199,14 @@ import_run(open_source({str(folder)!r}), open_store({url!r}), "base", progress=k
     run("checkpoint", "verify", f"{url}#base")
 
 
-def test_a_full_disk_is_said_and_leaves_room(folder: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_said_and_leaves_room(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(saved.save_weights.__kwdefaults__ or {}, "part_bytes", 40_000)
+    read: list[int] = []
     with mounted(tmp_path / "disk", "300k") as disk:
         backend = open_store(str(disk / "store"))
         with pytest.raises(StoreFull):
-            import_run(open_source(str(folder)), backend, "base")
+            import_run(open_source(str(folder)), backend, "base", progress=read.append)
+        assert sum(read) > 100_000, "earlier parts were there"
         assert list_checkpoints(backend, "base") == []
         assert not list(backend.list_objects("runs/base/checkpoints"))
 
@@ -201,6 +227,16 @@ def test_memory_holds_one_file_and_no_more(folder: Path, tmp_path: Path, monkeyp
     assert found.body["files"] > 10
     [buffer] = [size for size in sizes if size != 8 << 20]
     assert largest <= buffer <= max(largest, 9000) + 3 * 4096
+
+
+def test_an_object_store_takes_it_too(folder: Path) -> None:
+    backend = open_store("memory://imports")
+    source = open_source(str(folder))
+    found = saved.save_weights(backend, "base", source.tensors, source.read, {}, part_bytes=50_000)
+    assert verify(backend, found) == ([], True)
+    opened = open_in(backend, "base")
+    assert all(torch.equal(opened.tensor(info.name), source.read(info.name)) for info in source.tensors)
+    assert saved.same_weights(backend, found, source.tensors, source.read)
 
 
 def test_an_imported_model_begins_runs_and_is_no_training_to_go_on(store: str) -> None:
@@ -259,7 +295,7 @@ def grown(path: Path) -> None:
 
 def put(name: str, text: str) -> Callable[[Path], None]:
     def act(path: Path) -> None:
-        (path / name).write_text(text)
+        (path / name).write_bytes(text.encode(errors="surrogateescape"))
 
     return act
 
@@ -285,6 +321,7 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "no tokenizer": (drop("tokenizer.json"), "no tokenizer.json.*save_pretrained"),
     "no JSON": (put("tokenizer_config.json", "{"), "tokenizer_config.json.*Download it again"),
     "a list": (put("generation_config.json", "[]"), "no JSON object.*generation_config.json"),
+    "no text": (put("chat_template.jinja", "\udcff"), "is not UTF-8 text"),
     "no config": (drop("config.json"), "must have config.json"),
     "several templates": (two_templates, "several chat templates and no default.*a, b"),
 }
@@ -335,6 +372,8 @@ def test_bos_ends_and_template_are_those_of_transformers(tmp_path: Path) -> None
     chosen = open_source(str(several)).template
     assert chosen is not None
     assert chosen.text == "y"
+    (several / "chat_template.jinja").write_text("{{ eos_token }}")
+    assert open_source(str(several)).ends == [end, stop]
     for name in ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
         (tmp_path / "a" / name).unlink(missing_ok=True)
     bare = open_source(str(tmp_path / "a"))

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer as Library
 from fmscale.data.chat.formats import normal_form
 from fmscale.data.chat.render import Policy
 from fmscale.data.ingest import ingest
-from fmscale.data.rendering.job import RenderResult, render_dataset
+from fmscale.data.rendering.job import render_dataset, render_notes
 from fmscale.data.tokenizers.tokenizer import from_json
 from fmscale.store.datasets.templates import ChatTemplate, store_template
 from fmscale.store.datasets.tokenizers import store_tokenizer
@@ -86,7 +86,8 @@ def store_family(store: str, family: str, which: str = "template") -> dict[str, 
     }
 
 
-def rendered(store: str, source: str, target: str, family: str = "llama3", **policy: Any) -> RenderResult:
-    """Render a dataset of messages by a family's template, with this process alone."""
+def rendered(store: str, source: str, target: str, family: str = "llama3", **policy: Any) -> list[dict[str, Any]]:
+    """Render a dataset of messages by a family's template, with this process alone; the notes of the new commits."""
     taken = store_family(store, family)
-    return render_dataset(store, source, target, **taken, policy=Policy(**policy), workers=1)
+    made = render_dataset(store, source, target, **taken, policy=Policy(**policy), workers=1)
+    return [dict(render_notes(commit) or {}) for commit in made]

@@ -106,6 +106,24 @@ def test_replay_of_pretraining_data_beside_chats(store: str, tmp_path: Path) -> 
     assert {"loss/chats.r", "loss/prose"} <= steps[0].keys()
 
 
+def test_the_recipe_trains(store: str, tmp_path: Path) -> None:
+    small = ("num_layers=1", "dim=32", "num_heads=2", "num_kv_heads=1", "hidden_dim=64", "max_seq_len=256")
+    overrides = (
+        *(f"model.{value}" for value in small),
+        f"store.url={store}",
+        f"train.folder={tmp_path}",
+        "train.init=null",
+        "train.steps=2",
+        "train.device=cpu",
+        "batch.global_batch=4",
+        "batch.forward_tokens=256",
+        "data.memory_bytes=8388608",
+        "data.sources=[{dataset: chats.r}]",
+    )
+    run_ranks(train_here, 1, "recipe/sft", overrides, timeout=120)
+    assert len(steps_of(tmp_path / "sft")) == 2
+
+
 def test_the_weights_are_the_trained_tokens(store: str) -> None:
     backend = open_store(store)
     spec = make_spec(RenderedSpec(too_long="cut"), backend, limit=6)

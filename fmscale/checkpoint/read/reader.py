@@ -4,7 +4,7 @@ import mmap
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
@@ -82,23 +82,22 @@ class Reader:
                 pass
 
     def _spans(self, file: int, parts: list[ByteRequest]) -> Iterator[tuple[int, int, int, list[ByteRequest]]]:
-        """Runs of whole chunks, of about SPAN_BYTES: (file, begin, end, requests for its bytes)."""
+        """Runs of whole chunks in a window of SPAN_BYTES: (file, begin, end, requests for its bytes). Requests may
+        overlap: they are cut at the windows, so that no chunk is in two runs.
+        """
         size = self.manifest.files[file].bytes
         held: list[ByteRequest] = []
         begin = end = 0
-        for part in parts:
-            at = part.offset
-            while at < part.offset + part.bytes:
-                low = at // CHUNK_BYTES * CHUNK_BYTES
-                if held and (low > end or low - begin >= SPAN_BYTES):
-                    yield file, begin, end, held
-                    held = []
-                if not held:
-                    begin = end = low
-                taken = min(part.offset + part.bytes, begin + SPAN_BYTES) - at
-                held.append(ByteRequest(file=file, offset=at, bytes=taken, put=part.put, at=part.at + at - part.offset))
-                end = max(end, min(size, -(-(at + taken) // CHUNK_BYTES) * CHUNK_BYTES))
-                at += taken
+        pieces = [piece for part in parts for piece in _windows(part)]
+        for part in sorted(pieces, key=lambda piece: piece.offset):
+            low = part.offset // CHUNK_BYTES * CHUNK_BYTES
+            if held and (low > end or low // SPAN_BYTES > begin // SPAN_BYTES):
+                yield file, begin, end, held
+                held = []
+            if not held:
+                begin = end = low
+            held.append(part)
+            end = max(end, min(size, -(-(part.offset + part.bytes) // CHUNK_BYTES) * CHUNK_BYTES))
         if held:
             yield file, begin, end, held
 
@@ -153,6 +152,15 @@ class Reader:
         if not hasattr(self._buffers, "map"):
             self._buffers.map = mmap.mmap(-1, SPAN_BYTES + 2 * CHUNK_BYTES)
         return memoryview(self._buffers.map)
+
+
+def _windows(request: ByteRequest) -> Iterator[ByteRequest]:
+    """The parts of a request in the windows of SPAN_BYTES of its file."""
+    at, stop = request.offset, request.offset + request.bytes
+    while at < stop:
+        taken = min(stop, (at // SPAN_BYTES + 1) * SPAN_BYTES) - at
+        yield replace(request, offset=at, bytes=taken, at=request.at + at - request.offset)
+        at += taken
 
 
 def by_file(requests: Sequence[ByteRequest]) -> dict[int, list[ByteRequest]]:

@@ -119,7 +119,7 @@ class RecordRenderer:
         except RefusedMessages as error:
             raise LeftOut("template", f"{error.cause}: {error.found}") from error
         except NoEnd as error:
-            raise LeftOut("endless", f"{error.cause}: {error.found}") from error
+            raise LeftOut("no end token", f"{error.cause}: {error.found}") from error
         return self._encoded(texts, wanted=shape != "prompts")
 
     def prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None) -> np.ndarray:
@@ -155,7 +155,7 @@ class RecordRenderer:
         turns = turns[-1:] if self._policy.trained == "last" else turns
         chosen = [i for i in turns if messages[i].get("weight") != 0]
         if not chosen:
-            raise LeftOut("untrained", "no turn of the assistant has a weight")
+            raise LeftOut("no trained token", "no turn of the assistant has a weight")
         return chosen
 
     def _dialogue(self, messages: Sequence[Any], tools: Any, chosen: list[int]) -> list[Text]:
@@ -223,7 +223,7 @@ class RecordRenderer:
                 notes.append("typed")
                 if self._policy.specials == "refuse":
                     at = min(text.rendered.typed)
-                    raise LeftOut("typed", repr(text.rendered.text[at : at + 40]))
+                    raise LeftOut("special tokens typed", repr(text.rendered.text[at : at + 40]))
             tokens, mask = self._one(text)
             if most is not None and len(tokens) > most:
                 if self._policy.too_long == "refuse":
@@ -234,10 +234,10 @@ class RecordRenderer:
                     )
                 notes.append("cut")
                 if self._policy.too_long == "drop":
-                    raise LeftOut("long", f"{len(tokens)} tokens")
+                    raise LeftOut("too long", f"{len(tokens)} tokens")
                 tokens, mask = tokens[:most], mask[:most]
             if wanted and not mask[1:].any():
-                raise LeftOut("untrained", f"none of {len(tokens)} tokens")
+                raise LeftOut("no trained token", f"none of {len(tokens)} tokens")
             ids.append(tokens)
             masks.append(mask)
         return Tokens(np.concatenate(ids), [len(one) for one in ids], np.concatenate(masks), tuple(notes))

@@ -1,12 +1,12 @@
 """Messages as text, by a chat template."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jinja2
-from jinja2 import nodes
 
 from fmscale.data.chat.sandbox import GENERATION, OverBudget, Refusal, compiled, marking, run
 from fmscale.errors import DataError
@@ -57,7 +57,6 @@ class Renderer:
             )
         try:
             self._template = compiled(template.text)
-            self.marks_generation = any(True for _ in _generations(self._template.environment, template.text))
         except (jinja2.TemplateError, RecursionError, SyntaxError, ValueError) as error:
             line = f"line {error.lineno}: " if isinstance(error, jinja2.TemplateSyntaxError) else ""
             raise TemplateFault(
@@ -90,10 +89,10 @@ class Renderer:
         Raises RefusedMessages also for messages with a noncharacter from U+FDD0 to U+FDD3, which mark places.
         """
         plain = _texts(messages)
-        if found := _first(MARKS, [plain, tools]):
+        if found := MARKS.search(json.dumps([plain, tools], ensure_ascii=False, default=str)):
             raise RefusedMessages(
                 "A text has a noncharacter of Unicode that marks places",
-                found=repr(found),
+                found=repr(found[0]),
                 remedy="Remove it: these characters are for no exchange of texts.",
             )
         given, offered = _marked(plain, specials), _marked(tools, specials)
@@ -141,14 +140,6 @@ class Renderer:
             ) from error
 
 
-def _generations(environment: jinja2.Environment, text: str) -> Any:
-    """Blocks of `{% generation %}` in a template."""
-    for block in environment.parse(text).find_all(nodes.CallBlock):
-        call = block.call.node
-        if isinstance(call, nodes.ExtensionAttribute) and call.name == "_mark":
-            yield block
-
-
 def _texts(messages: Messages) -> list[dict[str, Any]]:
     """The messages without keys that have no value, and with content as one text where it is parts of text."""
     made = []
@@ -168,13 +159,3 @@ def _marked(value: Any, specials: re.Pattern[str]) -> Any:
     if isinstance(value, Mapping):
         return {_marked(key, specials): _marked(one, specials) for key, one in value.items()}
     return [_marked(one, specials) for one in value] if isinstance(value, (list, tuple)) else value
-
-
-def _first(pattern: re.Pattern[str], value: Any) -> str:
-    """The first match in any text of the value, or ""."""
-    if isinstance(value, str):
-        return found[0] if (found := pattern.search(value)) else ""
-    parts = (
-        [*value, *value.values()] if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
-    )
-    return next(filter(None, (_first(pattern, part) for part in parts)), "")

@@ -5,52 +5,36 @@ it runs again; then one commit makes them visible, and the column of sizes is de
 new commits.
 """
 
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
+
+import numpy as np
 
 from fmscale.config.spec import RenderedSpec
 from fmscale.data.chat.render import Policy
 from fmscale.data.ingest.record import SkippedInput, finished_units, record_key
-from fmscale.data.rendering.unit import UnitOutcome, UnitRenderer, decode_outcome, seal_of
+from fmscale.data.rendering.unit import UnitRenderer
 from fmscale.data.samples.derive import derive_sizes
 from fmscale.data.samples.specs import make_spec
+from fmscale.data.views.mask import Documents, find_documents, load_mask, make_mask
 from fmscale.data.workers.messages import Message
 from fmscale.data.workers.pool import UnitWork, most_workers, run_units
 from fmscale.errors import DataError
-from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.commit import Commit
 from fmscale.store.datasets.dataset import Dataset, create_or_open, open_dataset
 from fmscale.store.digest import canonical_json, metadata_digest
 from fmscale.store.doctor.probe import require_writable
 from fmscale.store.open import open_store
+from fmscale.store.segments.seal import SealInfo
 
 VERSION = 1
 """Version of the rendering: it changes with every change of a token or of a trained span."""
 
 Progress = Callable[[int, int], object]
 """Receives the records done and the records of all."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RenderResult:
-    """A rendered dataset after a job."""
-
-    dataset: str
-    """Name of the rendered dataset."""
-    commits: tuple[int, ...]
-    """Commits that this job made; empty if all of the source was rendered already."""
-    shape: str
-    """Shape of the records."""
-    counts: dict[str, int]
-    """Records, texts, tokens and trained tokens of the new commits, and records with `typed` special tokens or with
-    texts that were `cut`.
-    """
-    left_out: dict[str, Any]
-    """Records that were left out: by reason, the count and the first names."""
-    resumed: int
-    """Units that an earlier run had finished."""
 
 
 def render_notes(commit: Commit) -> Mapping[str, Any] | None:
@@ -73,8 +57,9 @@ def render_dataset(
     policy: Policy,
     workers: int | None = None,
     progress: Progress = lambda done, total: None,
-) -> RenderResult:
-    """Render the commits of `source` that `target` lacks; `tokenizer` and `template` are digests on the store.
+) -> list[Commit]:
+    """Render the commits of `source` that `target` lacks, and return the new commits; `tokenizer` and `template` are
+    digests on the store.
 
     Raises DataError for a source without messages, for a target that is something else or was rendered in another way,
     and if every record is left out; TemplateFault, RankError, and the errors of the store.
@@ -103,24 +88,15 @@ def render_dataset(
     require_writable(backend)
     opened = create_or_open(backend, target)
     done = _done(opened, maker)
-    made, resumed = list[Commit](), 0
-    for commit in commits:
-        if commit.digest not in done:
-            new, finished = _render_commit(store, opened, source, commit, maker, most, progress)
-            made.append(new)
-            resumed += finished
+    made = [
+        _render_commit(store, opened, source, commit, maker, most, progress)
+        for commit in commits
+        if commit.digest not in done
+    ]
     for split in sorted({split for commit in opened.commits() for split in commit.totals}):
+        _mask_as(open_dataset(backend, source), opened, split)
         derive_sizes(store, target, split, make_spec(RenderedSpec(), backend, limit=2**31), workers=workers)
-    notes = [dict(render_notes(commit) or {}) for commit in made]
-    counts, left_out = _sums([note["counts"] for note in notes], [note["left_out"] for note in notes])
-    return RenderResult(
-        dataset=target,
-        commits=tuple(commit.number for commit in made),
-        shape=shape,
-        counts=counts,
-        left_out=left_out,
-        resumed=resumed,
-    )
+    return made
 
 
 def _done(target: Dataset, maker: Mapping[str, Any]) -> set[str]:
@@ -143,6 +119,25 @@ def _done(target: Dataset, maker: Mapping[str, Any]) -> set[str]:
     return done
 
 
+def _mask_as(source: Dataset, target: Dataset, split: str) -> None:
+    """Mask what the source has masked since it was rendered, such as the earlier versions of replaced files."""
+    numbers = {notes["commit"]: commit.number for commit in target.commits() if (notes := render_notes(commit))}
+    gone: dict[int, set[bytes]] = {}
+    for digest in source.masks(split):
+        mask = load_mask(source.backend, source.name, digest).documents
+        for number, name in zip(mask.commit.tolist(), mask.id, strict=True):
+            gone.setdefault(number, set()).add(name.tobytes())
+    parts = [
+        find_documents(target, split=split, commits=[numbers[commit.digest]], ids=gone[commit.number], partial=True)
+        for commit in source.commits()
+        if commit.number in gone and commit.digest in numbers
+    ]
+    if parts and sum(len(part.id) for part in parts):
+        mask_digest = make_mask(target, Documents._make(map(np.concatenate, zip(*parts, strict=True))), split=split)
+        if mask_digest not in target.masks(split):
+            target.append_masks({split: mask_digest}, f"masked in {source.name}")
+
+
 def _render_commit(
     store: str,
     target: Dataset,
@@ -151,17 +146,16 @@ def _render_commit(
     maker: Mapping[str, Any],
     most: int,
     progress: Progress,
-) -> tuple[Commit, int]:
-    """The commit of a source's commit, and the number of units that an earlier run had done."""
+) -> Commit:
     job = metadata_digest(canonical_json({"commit": commit.digest, "maker": maker}))
     target.check_open(job)
     task: Message = {"store": store, "source": source, "commit": commit.number, "target": target.name}
     task |= {"job": job, "maker": maker}
     renderer = UnitRenderer(**task)
     finished = finished_units(target.backend, target.name, job)
-    pending = [unit for unit in range(renderer.units) if unit not in finished]
-    total = sum(each.documents for each in commit.totals.values())
-    done = total - sum(renderer.row(unit).documents for unit in pending)
+    pending = [unit for unit in range(len(renderer.rows)) if unit not in finished]
+    total = sum(row.documents for _, row in renderer.rows)
+    done = total - sum(renderer.rows[unit][1].documents for unit in pending)
 
     def advance(records: int) -> None:
         nonlocal done
@@ -169,42 +163,39 @@ def _render_commit(
         progress(done, total)
 
     advance(0)
-    count = min(most, len(pending))
-    if count > 1:
-        work = UnitWork(
-            name="render",
-            module="fmscale.data.rendering.unit",
-            task=task,
-            units=pending,
-            describe=lambda unit: renderer.row(unit).prefix,
-            done=lambda outcome: None,
-            advance=advance,
-        )
+    work = UnitWork(
+        name="render",
+        module="fmscale.data.rendering.unit",
+        task=task,
+        units=pending,
+        describe=lambda unit: renderer.rows[unit][1].prefix,
+        done=lambda outcome: None,
+        advance=advance,
+    )
+    if (count := min(most, len(pending))) > 1:
         run_units(work, count)
     else:
         for unit in pending:
             renderer.run(unit, advance)
-    outcomes = _outcomes(target.backend, target.name, job, renderer.units)
-    counts, left_out = _sums([one.counts for one in outcomes], [one.left_out for one in outcomes])
-    segments = {
-        split: [
-            (unit, seal)
-            for unit, one in enumerate(outcomes)
-            if one.split == split and (seal := seal_of(one)) is not None
-        ]
-        for split in commit.totals
-    }
-    if not counts.get("records"):
+    left_out, counts = SkippedInput(), Counter[str]()
+    segments: dict[str, list[tuple[int, SealInfo]]] = {}
+    for unit in range(len(renderer.rows)):
+        outcome = json.loads(target.backend.get(record_key(target.name, job, unit)))
+        left_out.merge(outcome["left_out"])
+        counts.update(outcome["counts"])
+        if outcome["seal"]:
+            segments.setdefault(outcome["split"], []).append((unit, SealInfo(**outcome["seal"])))
+    if not segments:
         raise DataError(
             f"No record of dataset {source} can be rendered",
-            found=SkippedInput(left_out).counted(),
+            found=left_out.counted(),
             remedy="Mend the records or the template. Nothing was committed.",
         )
     notes = {name: maker[name] for name in ("template", "tokenizer", "shape")}
-    notes |= {"commit": commit.digest, "maker": dict(maker), "counts": counts, "left_out": left_out}
-    made = target.append_commit(
+    notes |= {"commit": commit.digest, "maker": maker, "counts": counts, "left_out": left_out}
+    return target.append_commit(
         job=job,
-        segments={split: rows for split, rows in segments.items() if rows},
+        segments=segments,
         kind="records",
         tokenizer=maker["tokenizer"],
         dtype="",
@@ -212,18 +203,3 @@ def _render_commit(
         eos=renderer.end,
         extra={"render": notes},
     )
-    return made, len(finished)
-
-
-def _outcomes(backend: Backend, target: str, job: str, units: int) -> list[UnitOutcome]:
-    return [decode_outcome(backend.get(record_key(target, job, unit))) for unit in range(units)]
-
-
-def _sums(counts: list[Any], left_out: list[Any]) -> tuple[dict[str, int], dict[str, Any]]:
-    """Sums of counts, and of what was left out."""
-    total, names = Counter[str](), SkippedInput()
-    for one in counts:
-        total.update(one)
-    for other in left_out:
-        names.merge(other)
-    return dict(sorted(total.items())), dict(sorted(names.items()))

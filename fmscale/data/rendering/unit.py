@@ -1,18 +1,17 @@
 """A unit of a rendering: a segment of messages becomes a segment of tokens, and a record of what was left out."""
 
-import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from fmscale.data.chat.render import LeftOut, Policy, RecordRenderer, Tokens
+from fmscale.data.chat.render import LeftOut, Policy, RecordRenderer
 from fmscale.data.ingest.record import SkippedInput, record_key
 from fmscale.data.ingest.scratch import scratch_folder
 from fmscale.data.samples.rendered import run_lengths
@@ -22,7 +21,6 @@ from fmscale.data.views.mask import own_masked
 from fmscale.data.workers.messages import Message
 from fmscale.data.workers.serve import Run, serve
 from fmscale.errors import Conflict
-from fmscale.store.backends.protocol import Backend
 from fmscale.store.backends.write_once import store_once
 from fmscale.store.datasets.dataset import open_dataset
 from fmscale.store.datasets.manifest import SegmentRow
@@ -33,7 +31,7 @@ from fmscale.store.open import open_store
 from fmscale.store.segments.handle import read_document_table
 from fmscale.store.segments.records import open_record_segment
 from fmscale.store.segments.records_writer import RecordSegmentWriter
-from fmscale.store.segments.seal import SealInfo, segment_prefix
+from fmscale.store.segments.seal import segment_prefix
 
 SCHEMA = pa.schema(
     [
@@ -52,23 +50,6 @@ BATCH = 256
 """Rendered records that are written at once."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class UnitOutcome:
-    """Outcome of a unit."""
-
-    split: str
-    seal: dict[str, Any] | None
-    """The sealed segment; None if all records were left out."""
-    left_out: SkippedInput
-    """Records that were left out, by reason, with their files and places."""
-    counts: dict[str, int]
-    """Records, texts, tokens, trained tokens; records with typed special tokens, and with texts that were cut."""
-
-    def encode(self) -> bytes:
-        """Canonical JSON."""
-        return canonical_json({"format_version": 1, **asdict(self)})
-
-
 class UnitRenderer:
     """Does units of a job on one commit; a process has one."""
 
@@ -78,26 +59,23 @@ class UnitRenderer:
         [self._commit] = opened.named([commit])
         self._masked = {split: own_masked(opened, split).get(commit) for split in self._commit.totals}
         self._target, self._job, self._shape = target, job, maker["shape"]
-        self._renderer = open_renderer(self.backend, maker)
-        self._rows = [(split, row) for split, m in sorted(self._commit.manifests.items()) for row in m.rows()]
-
-    @property
-    def units(self) -> int:
-        """Number of units: the segments of all splits."""
-        return len(self._rows)
-
-    @property
-    def end(self) -> int | None:
+        self._renderer = RecordRenderer(
+            load_template(self.backend, maker["template"]) if maker["template"] else None,
+            from_json(load_tokenizer(self.backend, maker["tokenizer"]), f"tokenizer {maker['tokenizer']}"),
+            bos=maker["bos"],
+            eos=maker["eos"],
+            policy=Policy(**maker["policy"]),
+        )
+        self.rows = [(split, row) for split, m in sorted(self._commit.manifests.items()) for row in m.rows()]
+        """Split and segment of each unit."""
+        self.end = self._renderer.end
         """Id of the token that ends an answer."""
-        return self._renderer.end
-
-    def row(self, unit: int) -> SegmentRow:
-        """The segment of a unit."""
-        return self._rows[unit][1]
 
     def run(self, unit: int, advance: Callable[[int], object]) -> str:
-        """Do a unit; on return it is sealed and recorded. Returns the record."""
-        split, row = self._rows[unit]
+        """Do a unit; on return it is sealed and recorded. Returns the record, JSON: `split`, `seal` (None if nothing is
+        left), `left_out` by reason, `counts`.
+        """
+        split, row = self.rows[unit]
         left_out, counts = SkippedInput(), Counter[str]()
         with (
             scratch_folder(Path(tempfile.gettempdir())) as scratch,
@@ -109,15 +87,15 @@ class UnitRenderer:
                 writer.add(batch, ids, sources, starts, stops)
             prefix = segment_prefix(self._target, self._job, unit, split)
             seal = asdict(writer.finish(self.backend, prefix)) if writer.records else None
-        outcome = UnitOutcome(split=split, seal=seal, left_out=left_out, counts=dict(counts))
-        key = record_key(self._target, self._job, unit)
-        if not store_once(self.backend, key, outcome.encode()):
+        outcome = {"format_version": 1, "split": split, "seal": seal, "left_out": left_out, "counts": counts}
+        data, key = canonical_json(outcome), record_key(self._target, self._job, unit)
+        if not store_once(self.backend, key, data):
             raise Conflict(
                 f"{key} is there already and says something else of the same segment",
                 found=key,
                 remedy="Its software changed since: render into a dataset of another name (--to).",
             )
-        return outcome.encode().decode()
+        return data.decode()
 
     def _rendered(
         self,
@@ -146,7 +124,8 @@ class UnitRenderer:
                 except LeftOut as error:
                     left_out.add(error.reason, f"{place['source']}: at {place['start']}: {error}")
                     continue
-                values = row_of(made, record["answer"], place["id"])
+                values = {"tokens": made.tokens, "pieces": made.pieces, "trained": run_lengths(made.trained)}
+                values |= {"answer": record["answer"], "source": place["id"].hex()}
                 rows.append((values, *(place[name] for name in ("id", "source", "start", "stop"))))
                 counts.update(
                     {"records": 1, "texts": len(made.pieces), "tokens": len(made.tokens)},
@@ -159,35 +138,6 @@ class UnitRenderer:
             advance(count)
         if rows:
             yield rows
-
-
-def row_of(made: Tokens, answer: str | None, name: bytes) -> dict[str, Any]:
-    """Values of SCHEMA's columns."""
-    runs = run_lengths(made.trained)
-    return {"tokens": made.tokens, "pieces": made.pieces, "trained": runs, "answer": answer, "source": name.hex()}
-
-
-def open_renderer(backend: Backend, maker: Mapping[str, Any]) -> RecordRenderer:
-    """The renderer of a maker, whose template and tokenizer are on the store."""
-    return RecordRenderer(
-        load_template(backend, maker["template"]) if maker["template"] else None,
-        from_json(load_tokenizer(backend, maker["tokenizer"]), f"tokenizer {maker['tokenizer']}"),
-        bos=maker["bos"],
-        eos=maker["eos"],
-        policy=Policy(**maker["policy"]),
-    )
-
-
-def decode_outcome(data: bytes | str) -> UnitOutcome:
-    """The outcome of a record's JSON."""
-    content = json.loads(data)
-    del content["format_version"]
-    return UnitOutcome(**{**content, "left_out": SkippedInput(content["left_out"])})
-
-
-def seal_of(outcome: UnitOutcome) -> SealInfo | None:
-    """The seal of a unit's segment."""
-    return None if outcome.seal is None else SealInfo(**outcome.seal)
 
 
 @contextmanager

@@ -7,7 +7,8 @@ dataset.
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,7 +53,7 @@ class Found(NamedTuple):
 class Overlap:
     """N-grams that a task has in common with a dataset."""
 
-    found: list[Found] = field(default_factory=list)
+    found: list[Found]
     asked: int
     """Documents of the task."""
     short: list[str]
@@ -61,13 +62,8 @@ class Overlap:
     """Documents or records of the dataset that were read."""
 
     @property
-    def questions(self) -> list[str]:
-        """Task documents that were found."""
-        return list(dict.fromkeys(one.question for one in self.found))
-
-    @property
     def ids(self) -> list[str]:
-        """Ids of the dataset's documents that contain them."""
+        """Ids of the dataset's documents that contain documents of the task."""
         return list(dict.fromkeys(one.id for one in self.found))
 
 
@@ -100,10 +96,8 @@ def find_overlap(
         if size < LEAST:
             short.append(question.where)
             continue
-        for i in range(len(words) - size + 1):
-            owners = known.setdefault(tuple(words[i : i + size]), [])
-            if question.where not in owners:
-                owners.append(question.where)
+        for gram in {tuple(words[i : i + size]) for i in range(len(words) - size + 1)}:
+            known.setdefault(gram, []).append(question.where)
     sizes = sorted({len(gram) for gram in known})
     vocabulary = {word for gram in known for word in gram}
     commits = [commit for commit in dataset.commits() if split in commit.manifests]
@@ -127,16 +121,9 @@ def find_overlap(
 
 def _runs(words: Sequence[str], vocabulary: set[str]) -> Iterator[list[str]]:
     """Successive words that the task has, LEAST or more: only there an n-gram of the task can be."""
-    run: list[str] = []
-    for word in words:
-        if word in vocabulary:
-            run.append(word)
-            continue
-        if len(run) >= LEAST:
-            yield run
-        run = []
-    if len(run) >= LEAST:
-        yield run
+    for ours, run in groupby(words, vocabulary.__contains__):
+        if ours and len(found := list(run)) >= LEAST:
+            yield found
 
 
 def _texts(backend: Backend, commit: Commit, split: str, masked: Any) -> Iterator[tuple[str, str, str]]:
@@ -148,11 +135,13 @@ def _texts(backend: Backend, commit: Commit, split: str, masked: Any) -> Iterato
         segment: Any = (open_record_segment if records else open_segment)(backend, row.prefix, row.seal)
         table = read_document_table(backend, segment)
         ends = np.cumsum(table["tokens"].to_numpy())
+        places = (row.first_document if records else row.first_token) + np.append(0, ends[:-1])
+        out = np.zeros(len(ends), dtype=bool) if masked is None else np.isin(places, masked)
         first = 0
         while first < len(ends):
             begin = int(ends[first - 1]) if first else 0
-            last = max(first + 1, int(np.searchsorted(ends, begin + (READ_RECORDS if records else READ_TOKENS))))
-            last = min(last, len(ends))
+            most = begin + (READ_RECORDS if records else READ_TOKENS)
+            last = max(first + 1, int(np.searchsorted(ends, most, side="right")))
             if records:
                 read = read_records(backend, segment, first, last - first).to_pylist()
                 texts = [_record_text(record, tokenizer) for record in read]
@@ -160,14 +149,10 @@ def _texts(backend: Backend, commit: Commit, split: str, masked: Any) -> Iterato
                 assert tokenizer is not None, "tokens have a tokenizer"
                 tokens = read_tokens(backend, segment, begin, int(ends[last - 1]) - begin)
                 texts = [tokenizer.decode(part) for part in np.split(tokens, ends[first : last - 1] - begin)]
-            places = (row.first_document if records else row.first_token) + np.append(begin, ends[first : last - 1])
-            out = np.isin(places, masked) if masked is not None else np.zeros(last - first, dtype=bool)
-            part = table.slice(first, last - first)
-            for id, source, text, gone in zip(
-                part["id"].to_pylist(), part["source"].to_pylist(), texts, out, strict=True
-            ):
+            part = table.slice(first, last - first).select(["id", "source"]).to_pylist()
+            for named, text, gone in zip(part, texts, out[first:last], strict=True):
                 if not gone:
-                    yield id.hex(), source, text
+                    yield named["id"].hex(), named["source"], text
             first = last
 
 

@@ -1,5 +1,7 @@
 """Multi-head attention with grouped key heads (Ainslie et al., arXiv 2305.13245), to itself or to a context."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -112,20 +114,28 @@ class SelfAttention(_Attention):
             assert positions_BT is not None, "rotary attention needs positions"
             weights = [None if w is None else shifted(w, self.norm_offset) for w in (self.q_norm, self.k_norm)]
             q, k = self.rotary(q, k, positions_BT, q_weight=weights[0], k_weight=weights[1], eps=self.norm_eps)
-        if isinstance(cache, SharedContexts):
-            flat = (q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1))
-            out = cache.attend(*flat, window=self.window, softcap=self.softcap, scale=self.scale, backend=self.backend)
-        elif cache is not None and cu_seqlens is None:
-            cache.write(k, v)
-            out = cache.attend(q, window=self.window, softcap=self.softcap, scale=self.scale, backend=self.backend)
-        else:
-            cu_seqlens_k = None
-            if cache is not None:
-                cache.write(k, v)
-                k, v, cu_seqlens_k = cache.context(k, v)
-            out = self.attend(q, k, v, cu_seqlens, cu_seqlens_k, causal=self.causal, window=self.window)
+        out = attend(self, q, k, v, cu_seqlens, cache)
         mixed: Tensor = self.wo(out.flatten(-2).view(*x_BTD.shape[:-1], -1))
         return mixed
+
+
+def attend(
+    layer: SelfAttention, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None,
+    cache: LayerCache | SharedContexts | None,
+) -> Tensor:  # fmt: skip
+    """Output of the heads, (B, T, H, E) or (B * T, H, E), for turned queries and keys; see `SelfAttention.forward`."""
+    options: dict[str, Any] = {
+        "window": layer.window, "softcap": layer.softcap, "scale": layer.scale, "backend": layer.backend,
+    }  # fmt: skip
+    if isinstance(cache, SharedContexts):
+        return cache.attend(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), **options)
+    cu_seqlens_k = None
+    if cache is not None:
+        cache.write(k, v)
+        if cu_seqlens is None:
+            return cache.attend(q, **options)
+        k, v, cu_seqlens_k = cache.context(k, v)
+    return layer.attend(q, k, v, cu_seqlens, cu_seqlens_k, causal=layer.causal, window=layer.window)
 
 
 class CrossAttention(_Attention):

@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 
 from fmscale.checkpoint.catalog import list_checkpoints, parse_address
 from fmscale.checkpoint.format.piece import whole
+from fmscale.checkpoint.read import reader
 from fmscale.checkpoint.read.restore import restore
 from fmscale.config.checkpoint import CheckpointConfig
 from fmscale.errors import ConfigError, CorruptData, RankError, StoreUnavailable
 from fmscale.runtime.waits import HostWaits
 from fmscale.runtime.world import World
 from fmscale.store.backends.protocol import Backend
+from fmscale.store.digest import CHUNK_BYTES
 from fmscale.store.open import open_store
 from tests.checkpoint.states import (
     RUN,
@@ -104,6 +106,21 @@ def test_ranges_of_ranks_may_overlap(tmp_path: Path, in_thread: None) -> None:
         return wrong(pieces, 1)
 
     assert in_ranks(one, 2) == [[], []]
+
+
+def test_pieces_of_a_rank_may_overlap_and_each_chunk_is_read_once(
+    tmp_path: Path, in_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frozen reference begins with the weights of the model beside it."""
+    monkeypatch.setattr(reader, "SPAN_BYTES", 4 * CHUNK_BYTES)
+    url = str(tmp_path / "store")
+    with Fleet(url, ranks=1, tensors=BIG, seed=None) as fleet:
+        fleet.saved(1)
+    twice = [pieces_at(BIG, cut(BIG, 1, None)[0], None) for _ in range(2)]
+    result = restore(open_store(url), RUN, [piece for copy in twice for piece in copy])
+    assert [wrong(copy, 1) for copy in twice] == [[], []]
+    assert result is not None
+    assert result.bytes_read <= 1.01 * result.bytes_needed / 2
 
 
 def spoiled(url: str, which: int) -> None:

@@ -76,7 +76,7 @@ def test_weights_and_the_last_turn_choose_what_is_trained(which: str) -> None:
         assert trained_text("llama3", made) == ["d<|eot_id|>"]
     with pytest.raises(LeftOut) as caught:
         renderer("llama3", which).tokens(record(messages=chat("a", "b", weight=0)), "chat")
-    assert caught.value.reason == "untrained"
+    assert caught.value.reason == "no trained token"
 
 
 def test_special_tokens_typed_by_users_are_text_and_counted() -> None:
@@ -90,7 +90,7 @@ def test_special_tokens_typed_by_users_are_text_and_counted() -> None:
     assert made.tokens.tolist()[-len(plain) - 2 : -2] == plain, "content as an ingest would have encoded it"
     with pytest.raises(LeftOut) as caught:
         renderer("qwen2_5", specials="refuse").tokens(record(messages=chat(text, text)), "chat")
-    assert caught.value.reason == "typed"
+    assert caught.value.reason == "special tokens typed"
 
 
 def test_typed_tokens_of_a_tokenizer_that_begins_texts_with_a_space() -> None:
@@ -146,12 +146,12 @@ def test_texts_that_are_too_long_are_refused_dropped_or_cut() -> None:
         renderer("llama3", max_tokens=20).tokens(long, "chat")
     with pytest.raises(LeftOut) as caught:
         renderer("llama3", max_tokens=20, too_long="drop").tokens(long, "chat")
-    assert caught.value.reason == "long"
+    assert caught.value.reason == "too long"
     made = renderer("llama3", max_tokens=20, too_long="cut").tokens(long, "chat")
     assert (made.pieces, made.notes, bool(made.trained[-1])) == ([20], ("cut",), True)
     with pytest.raises(LeftOut) as caught:
         renderer("llama3", max_tokens=5, too_long="cut").tokens(long, "chat")
-    assert caught.value.reason == "untrained"
+    assert caught.value.reason == "no trained token"
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_an_end_that_the_user_typed_is_none() -> None:
     )
     with pytest.raises(LeftOut) as caught:
         made.tokens(record(messages=chat("b", "c<|eos|>")), "chat")
-    assert caught.value.reason == "endless"
+    assert caught.value.reason == "no end token"
 
 
 def test_messages_without_a_template_are_refused() -> None:

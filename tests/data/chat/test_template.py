@@ -1,5 +1,6 @@
 """Templates of strangers: as transformers renders them, in bounded work, without clock, chance or a way out."""
 
+import tracemalloc
 from importlib import import_module
 from typing import Any
 
@@ -85,8 +86,13 @@ def test_a_noncharacter_that_marks_places_is_refused() -> None:
 )
 def test_a_template_that_loops_grows_or_breaks_out_is_stopped(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "MOST_STEPS", 200_000)  # a tenth, so that the test is short
-    with pytest.raises(TemplateFault, match="does what no template may") as caught:
-        renderer(text).render(chat("a"))
+    tracemalloc.start()
+    try:
+        with pytest.raises(TemplateFault, match="does what no template may") as caught:
+            renderer(text).render(chat("a"))
+        assert tracemalloc.get_traced_memory()[1] < 2**28
+    finally:
+        tracemalloc.stop()
     assert caught.value.found
     assert "--template" in caught.value.remedy
 

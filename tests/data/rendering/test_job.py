@@ -18,7 +18,7 @@ from fmscale.data.rendering.show import shown
 from fmscale.data.samples.rendered import RenderedSamples, run_lengths
 from fmscale.data.samples.sizes import SIZE
 from fmscale.data.samples.specs import size_text
-from fmscale.data.views.mask import find_documents, make_mask
+from fmscale.data.views.mask import find_documents, make_mask, own_masked
 from fmscale.errors import DataError
 from fmscale.store.datasets.columns import column_key, open_column
 from fmscale.store.datasets.dataset import open_dataset
@@ -121,16 +121,16 @@ def test_a_dataset_keeps_its_shape(tmp_path: Path) -> None:
 def test_a_rendering_has_tokens_sizes_notes_and_grows_with_its_source(tmp_path: Path) -> None:
     store, path = str(tmp_path / "s"), write_lines(tmp_path / "in/a.jsonl", talks(60))
     ingest_messages(store, "chats", path.parent, heldout=0.2, unit_bytes=1000)
-    first = rendered(store, "chats", "chats.r")
-    assert (first.commits, first.counts["records"], first.left_out, first.resumed) == ((0,), 60, {}, 0)
+    [first] = rendered(store, "chats", "chats.r")
+    assert (first["counts"]["records"], first["left_out"]) == (60, {})
     write_lines(tmp_path / "in/b.jsonl", [*talks(30, 100), {"messages": chat("a", "b", weight=0)}])
     ingest_messages(store, "chats", path.parent)
-    second = rendered(store, "chats", "chats.r")
-    assert (second.commits, second.counts["records"]) == ((1,), 30)
-    [name] = second.left_out["untrained"]["first"]
+    [second] = rendered(store, "chats", "chats.r")
+    assert second["counts"]["records"] == 30
+    [name] = second["left_out"]["no trained token"]["first"]
     assert name.startswith("b.jsonl: at ")
     assert name.endswith(": no turn of the assistant has a weight")
-    assert rendered(store, "chats", "chats.r").commits == ()
+    assert rendered(store, "chats", "chats.r") == []
     backend = open_store(store)
     dataset = open_dataset(backend, "chats.r")
     assert not verify_dataset(backend, dataset)
@@ -170,7 +170,22 @@ def test_records_that_the_source_masks_are_left_out(tmp_path: Path) -> None:
     dataset = open_dataset(backend, "chats")
     gone = find_documents(dataset, where=lambda table: np.arange(len(table)) == 3)
     dataset.append_masks({"train": make_mask(dataset, gone)}, "a test")
-    assert rendered(store, "chats", "r").counts["records"] == 4
+    [made] = rendered(store, "chats", "r")
+    assert made["counts"]["records"] == 4
+
+
+def test_replaced_files_are_masked_where_they_were_rendered(tmp_path: Path) -> None:
+    store, path = str(tmp_path / "s"), write_lines(tmp_path / "in/a.jsonl", talks(5))
+    write_lines(tmp_path / "in/b.jsonl", talks(3, 50))
+    ingest_messages(store, "chats", path.parent)
+    rendered(store, "chats", "r")
+    write_lines(path, talks(4, 7))
+    ingest_messages(store, "chats", path.parent, replace=True)
+    for _ in range(2):
+        rendered(store, "chats", "r")
+        dataset = open_dataset(open_store(store), "r")
+        assert {n: places.tolist() for n, places in own_masked(dataset, "train").items()} == {0: [0, 1, 2, 3, 4], 1: []}
+        assert len(dataset.masks("train")) == 1
 
 
 @pytest.mark.parametrize(
@@ -196,7 +211,7 @@ def test_a_rendering_without_a_record_or_with_a_bad_template_makes_no_commit(tmp
     ingest_messages(store, "chats", path)
     with pytest.raises(DataError, match="No record of dataset chats can be rendered") as caught:
         rendered(store, "chats", "r")
-    assert "1 untrained (a.jsonl: at 0" in str(caught.value.found)
+    assert "1 no trained token (a.jsonl: at 0" in str(caught.value.found)
     loops = ChatTemplate(
         text="{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", special_tokens={}
     )
