@@ -1,4 +1,4 @@
-"""Answers of the model in training, at each evaluation: numbers do not show a model that never ends or repeats itself."""
+"""Answers of the model in training: numbers do not show that a model never ends, or repeats itself."""
 
 import json
 from collections.abc import Callable, Mapping
