@@ -326,7 +326,9 @@ def rope_eager(
     return rotated_q, rotated_k
 
 
-def rope_angles(positions: Tensor, turns: Tensor, dtype: torch.dtype, interleaved: bool = False) -> tuple[Tensor, Tensor]:
+def rope_angles(
+    positions: Tensor, turns: Tensor, dtype: torch.dtype, interleaved: bool = False
+) -> tuple[Tensor, Tensor]:
     """Cosine of each element of a head, and the sine with the sign of its partner's part: (..., 1, E).
 
     All layers of a forward turn the same positions, so the last angles of each kind are kept while their positions are.

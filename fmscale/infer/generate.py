@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
 import torch
 
 from fmscale.errors import ConfigError
@@ -180,12 +179,14 @@ def _check(
     for name, given in (("max_tokens", limits), ("keys", keys)):
         if given is not None and len(given) != len(prompts):
             found, remedy = f"{len(given)} for {len(prompts)} prompts", "Give a number for each prompt."
-            raise ConfigError(f"{name} has another number of entries than there are prompts", found=found, remedy=remedy)
+            raise ConfigError(
+                f"{name} has another number of entries than there are prompts", found=found, remedy=remedy
+            )
     if min(limits, default=1) < 1:
         raise ConfigError("There is nothing to generate", found=min(limits), remedy="Ask for 1 token or more.")
     if stop and (decode is None or not all(stop)):
-        found, remedy = list(stop), "Give `decode`, the tokenizer's function to text, and strings that are not empty."
-        raise ConfigError("Stop strings cannot be found", found=found, remedy=remedy)
+        remedy = "Give `decode`, the tokenizer's function to text, and strings that are not empty."
+        raise ConfigError("Stop strings cannot be found", found=list(stop), remedy=remedy)
     if ends and not 0 <= min(ends) <= max(ends) < V:
         remedy = f"Take ids from 0 to {V - 1}."
         raise ConfigError("An end token is none of the model's", found=list(ends), remedy=remedy)
