@@ -185,8 +185,8 @@ def _check(
     if min(limits, default=1) < 1:
         raise ConfigError("There is nothing to generate", found=min(limits), remedy="Ask for 1 token or more.")
     if stop and (decode is None or not all(stop)):
-        found, remedy = list(stop), "Give `decode`, the tokenizer's function to text, and strings that are not empty."
-        raise ConfigError("Stop strings cannot be found", found=found, remedy=remedy)
+        remedy = "Give `decode`, the tokenizer's function to text, and strings that are not empty."
+        raise ConfigError("Stop strings cannot be found", found=list(stop), remedy=remedy)
     if ends and not 0 <= min(ends) <= max(ends) < V:
         remedy = f"Take ids from 0 to {V - 1}."
         raise ConfigError("An end token is none of the model's", found=list(ends), remedy=remedy)

@@ -1,6 +1,6 @@
 """Rows of a cache in which sequences grow together: a row that has ended takes the next sequence.
 
-A prompt is read once for all of its samples, and a prefix that all prompts share is read once: other rows copy the keys.
+A prompt is read once for its samples, and a prefix that all prompts share is read once: other rows copy the keys.
 """
 
 from collections import deque
@@ -50,7 +50,7 @@ class Growth:
 
 
 class Slots:
-    """The rows, each with a growing sequence or free. `limits`: rows, and tokens that a row holds."""
+    """The rows, each with a growing sequence or free."""
 
     def __init__(
         self, model: Decoder, rows: int, capacity: int, *, shared: int, sampling: Sampling, threads: int | None

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -197,7 +198,10 @@ def test_the_sampler_has_the_log_probabilities_of_the_packed_training_forward(
 
 def test_an_answer_ends_before_a_stop_string_that_lies_over_tokens() -> None:
     model = small()
-    decode = lambda ids: "".join(f"<{i}>" for i in ids)  # noqa: E731
+
+    def decode(ids: Sequence[int]) -> str:
+        return "".join(f"<{i}>" for i in ids)
+
     (free,) = generate(model, PROMPTS[:1], max_tokens=12, decode=decode)
     assert free.text == decode(free.tokens)
     stop = decode(free.tokens[3:6])[1:-1]
@@ -242,7 +246,7 @@ def test_drawn_logprobs_are_of_the_distribution_after_penalty_temperature_and_tr
 
 def test_settings_that_contradict_each_other_are_refused() -> None:
     model = small()
-    for wrong, message in (
+    mistakes: list[tuple[dict[str, Any], str]] = [
         ({"max_tokens": [1, 2]}, "max_tokens has another number"),
         ({"keys": [1]}, "keys has another number"),
         ({"eos": [VOCAB]}, "end token is none of the model's"),
@@ -250,7 +254,8 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
         ({"samples": 0}, "samples cannot be this"),
         ({"slots": 0}, "slots cannot be this"),
         ({"min_tokens": 9}, "min_tokens cannot be this"),
-    ):
+    ]
+    for wrong, message in mistakes:
         with pytest.raises(ConfigError, match=message):
             generate(model, [[1, 2, 3], [1, 3], [2]], **{"max_tokens": 3, **wrong})
 
@@ -263,7 +268,7 @@ def test_a_plain_block_takes_few_calls_and_another_block_its_own_forward() -> No
         assert not any("forward" in vars(module) for module in model.modules())
     model = small()
     wanted = generate(model, PROMPTS, max_tokens=6)
-    model.layers[0].attention.note = 3.0  # an attribute that plain blocks do not have
+    model.layers[0].get_submodule("attention").__dict__["note"] = 3.0  # an attribute that plain blocks do not have
     with packed_products(model):
         assert ["forward" in vars(block) for block in model.layers] == [False, True]
     assert generate(model, PROMPTS, max_tokens=6) == wanted
