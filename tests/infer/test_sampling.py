@@ -40,7 +40,8 @@ def test_probabilities_are_those_of_transformers(sampling: Sampling) -> None:
     if sampling.top_p:
         wanted = TopPLogitsWarper(sampling.top_p)(None, wanted)
     if sampling.min_p:
-        wanted = MinPLogitsWarper(sampling.min_p)(torch.zeros(1, 1, dtype=torch.long), wanted)
+        ids: Any = torch.zeros(1, 1, dtype=torch.long)
+        wanted = MinPLogitsWarper(sampling.min_p)(ids, wanted)
     got = probabilities(given, sampling)
     torch.testing.assert_close(got / got.sum(-1, keepdim=True), wanted.softmax(-1))
 
