@@ -27,7 +27,12 @@ def check(size: int, cases: list[Case]) -> None:
     wanted = alone(cases)
     ranks = run_ranks(run_steps, size, cases, timeout=120)
     for number, (steps, whole) in enumerate(wanted):
-        assert steps[1].get("z", 1.0) > 0
+        if "z" in steps[1]:
+            assert steps[1]["z"] > 0
+            own = [each[number][0][1]["z"] / each[number][0][1]["weight"] for each in ranks]
+            assert own == pytest.approx([steps[1]["z"] / steps[1]["weight"]] * size, rel=1e-4), (
+                "the step's z on each rank"
+            )
         place = (size, cases[number][0].objective, cases[number][0].train.zero_stage, cases[number][1])
         for step, want in enumerate(steps):
             for name, value in want.items():
