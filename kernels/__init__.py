@@ -7,7 +7,7 @@ backend. In reading order:
     dispatch.py              the backend and the launch configuration of a call, from the tuning tables
     swiglu.py                the shortest op: kernels, configurations, registration, eager form, public function
     rms_norm.py              the norm, with the residual addition before it
-    rope.py                  rotary positions, with an optional norm of each head
+    rope.py                  rotary positions, with an optional norm of each head; rope_eager.py in plain torch
     linear_cross_entropy.py  the loss of a projection without its logits
     attention/               attention and decoding
     adamw.py                 an optimizer step on a flat partition
@@ -25,7 +25,8 @@ from fmscale.kernels.attention.pages import attention_pages
 from fmscale.kernels.byte_planes import merge_byte_planes, split_byte_planes
 from fmscale.kernels.linear_cross_entropy import linear_cross_entropy
 from fmscale.kernels.rms_norm import rms_norm
-from fmscale.kernels.rope import document_positions, rope
+from fmscale.kernels.rope import rope
+from fmscale.kernels.rope_eager import document_positions
 from fmscale.kernels.swiglu import swiglu
 
 __all__ = [

@@ -10,7 +10,7 @@ from fmscale.kernels import adamw_step, rms_norm, rope, split_byte_planes, swigl
 from fmscale.kernels.adamw import adamw_step_eager
 from fmscale.kernels.byte_planes import split_byte_planes_eager
 from fmscale.kernels.rms_norm import rms_norm_eager
-from fmscale.kernels.rope import rope_eager, rope_turns
+from fmscale.kernels.rope_eager import rope_eager, rope_turns
 from fmscale.kernels.swiglu import swiglu_eager
 from torch import Tensor
 

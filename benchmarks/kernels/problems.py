@@ -27,7 +27,7 @@ from fmscale.kernels.linear_cross_entropy import configs as loss_configs
 from fmscale.kernels.linear_cross_entropy import linear_cross_entropy_eager
 from fmscale.kernels.rms_norm import configs as norm_configs
 from fmscale.kernels.rope import configs as rope_configs
-from fmscale.kernels.rope import rope_eager, rope_turns
+from fmscale.kernels.rope_eager import rope_eager, rope_turns
 from fmscale.kernels.swiglu import configs as swiglu_configs
 from torch import Tensor
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm, silu
 
 from fmscale.config.model import RopeScaling
-from fmscale.kernels.rope import rope_angles, rope_turns
+from fmscale.kernels.rope_eager import rope_angles, rope_turns
 from fmscale.models.cache import LayerCache
 from fmscale.models.decoder import Block
 from fmscale.models.layers import FeedForward, RMSNorm, Rotary, SelfAttention

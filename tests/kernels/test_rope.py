@@ -3,7 +3,8 @@ from typing import Any
 
 import pytest
 import torch
-from fmscale.kernels.rope import document_positions, rope, rope_eager, rope_turns
+from fmscale.kernels.rope import rope
+from fmscale.kernels.rope_eager import document_positions, rope_eager, rope_turns
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor

@@ -94,7 +94,9 @@ def test_a_copy_and_a_column_give_the_same_run_and_a_resume_goes_on(store: str, 
         assert torch.equal(saved.tensor(f"reference.{name}"), base.tensor(name)), "the reference is frozen"
         assert saved.states(f"reference.{name}") == ["weight"]
     assert not torch.equal(saved.tensor("norm.weight"), base.tensor("norm.weight"))
-    exported = export_checkpoint(saved, tmp_path / "hf", format="hf", names=hf_names(MODEL), files={"config.json": b"{}"})
+    exported = export_checkpoint(
+        saved, tmp_path / "hf", format="hf", names=hf_names(MODEL), files={"config.json": b"{}"}
+    )
     assert {path.name for path in exported} == {"model.safetensors", "config.json"}
     for name, tensor in open_trained(f"{store}#copy@4").model.named_parameters():
         assert torch.equal(tensor, saved.tensor(name)), "a model for use is without its reference"

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fmscale.config.model import RopeScaling
 from fmscale.kernels import rope
-from fmscale.kernels.rope import rope_turns
+from fmscale.kernels.rope_eager import rope_turns
 
 
 class Rotary:
