@@ -12,7 +12,7 @@ from fmscale.kernels.compile.case import CompileCase
 from fmscale.kernels.dispatch import Config, bucket, choose, launch_config, settled
 from fmscale.kernels.launch import accumulator, jit, on, round_up, tl, tl_dtype, triton_refusal
 from fmscale.kernels.rms_norm import sum_partials
-from fmscale.kernels.rope_eager import kept_turns, rope_eager
+from fmscale.kernels.rope_eager import kept_turns, rope_eager, rope_turns
 from torch import Tensor
 
 from fmscale.errors import KernelError
