@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted((ROOT / "kernels").rglob("*.py"))
-OURS = ("fmscale.kernels", "fmscale.errors")
+FILES = sorted([*(ROOT / "kernels").rglob("*.py"), *(ROOT / "benchmarks" / "kernels").rglob("*.py")])
+OURS = ("fmscale.kernels", "fmscale.errors", "benchmarks.kernels")
 
 
 @functools.cache
