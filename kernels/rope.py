@@ -319,24 +319,20 @@ def rope_eager(
     else:
         a, b = both.chunk(2, -1)
         partners = torch.cat((b, a), -1)
-    turned = both * c + partners * s
-    if turned.dtype != q.dtype:
-        turned = turned.to(q.dtype)
-    rotated_q, rotated_k = turned.split((q.shape[-2], k.shape[-2]), -2)
-    return rotated_q, rotated_k
+    turned = (both * c + partners * s).to(q.dtype).split((q.shape[-2], k.shape[-2]), -2)
+    return turned[0], turned[1]
 
 
 def rope_angles(
     positions: Tensor, turns: Tensor, dtype: torch.dtype, interleaved: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Cosine of each element of a head, and the sine with the sign of its partner's part: (..., 1, E).
-
     All layers of a forward turn the same positions, so the last angles of each kind are kept while their positions are.
     """
     plain = type(positions) is Tensor and not (torch.compiler.is_compiling() or positions.is_inference())
     key = (id(turns), dtype, interleaved)
     kept = _kept_angles.get(key) if plain else None
-    if kept is not None and kept[0]() is positions and kept[1] == positions._version:
+    if kept and kept[0]() is positions and kept[1] == positions._version:
         return kept[2]
     angle = (positions.double()[..., None] * turns.double() % 1.0 * (2 * math.pi))[..., None, :]
     c, s = angle.cos().to(dtype), angle.sin().to(dtype)
@@ -373,15 +369,11 @@ def rope(
         # a traced or fake tensor belongs to its trace or mode: from a cache it would fail in the next call
         plain = type(q) is Tensor and not torch.compiler.is_compiling()
         turns = (_kept_turns if plain else rope_turns)(E, theta, q.device)
-    auto = settled("rope", backend, q)
-    refusals = {
-        "triton": triton_refusal(q.device) or (f"head dim {E} (at most 512)" if E > 512 else None),
-        "eager": None,
-    }
+    auto, wide = settled("rope", backend, q), f"head dim {E} (at most 512)" if E > 512 else None
+    refusals = {"triton": triton_refusal(q.device) or wide, "eager": None}
     if auto or choose("rope", backend, q.device, bucket(q.dtype, E=E), refusals) == "eager":
-        return rope_eager(
-            q, k, positions, turns=turns, q_weight=q_weight, k_weight=k_weight, eps=eps, interleaved=interleaved,
-        )  # fmt: skip
+        norm = {"q_weight": q_weight, "k_weight": k_weight}
+        return rope_eager(q, k, positions, turns=turns, **norm, eps=eps, interleaved=interleaved)
     if q_weight is not None and k_weight is not None:
         q_weight, k_weight = q_weight.contiguous(), k_weight.contiguous()
     rest = (positions.expand(q.shape[:-2]).reshape(-1).contiguous(), turns.double().contiguous(), q_weight, k_weight)
