@@ -304,9 +304,8 @@ def rope(
         "eager": None,
     }
     if auto or choose("rope", backend, q.device, bucket(q.dtype, E=E), refusals) == "eager":
-        return rope_eager(
-            q, k, positions, turns=turns, q_weight=q_weight, k_weight=k_weight, eps=eps, interleaved=interleaved,
-        )  # fmt: skip
+        norm = {"q_weight": q_weight, "k_weight": k_weight}
+        return rope_eager(q, k, positions, turns=turns, **norm, eps=eps, interleaved=interleaved)
     if q_weight is not None and k_weight is not None:
         q_weight, k_weight = q_weight.contiguous(), k_weight.contiguous()
     rest = (positions.expand(q.shape[:-2]).reshape(-1).contiguous(), turns.double().contiguous(), q_weight, k_weight)

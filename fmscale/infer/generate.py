@@ -1,4 +1,4 @@
-"""Generation: prompts are read packed, then each step adds a token to every sequence; others take their places."""
+"""Generation: prompts are read packed, then each step adds a token to every sequence; ended ones make room."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
