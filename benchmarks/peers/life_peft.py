@@ -1,7 +1,7 @@
 """LoRA by PEFT and transformers, for benchmarks/life_adapters.py; runs in the peers' environment, without fmscale.
 
 python life_peft.py make FOLDER SHAPE     a random Llama in FOLDER/base, and untrained adapters in FOLDER/KIND
-python life_peft.py train FOLDER KIND STEPS ROWS T    steps of AdamW; JSON of their losses, CPU seconds and peak memory
+python life_peft.py train FOLDER KIND STEPS mixed|whole   steps of AdamW; JSON of losses, CPU seconds, peak memory
 python life_peft.py logits FOLDER ADAPTER OUT         logits of FOLDER/base with an adapter
 """
 
@@ -41,9 +41,14 @@ def make(folder: Path, shape: dict[str, Any]) -> None:
             peft.get_peft_model(model, lora).save_pretrained(folder / f"{kind}{suffix}")
 
 
-def rows(step: int, count: int, length: int, vocabulary: int) -> torch.Tensor:
-    """Tokens of a step, one more than the model reads."""
-    return torch.randint(vocabulary, (count, length + 1), generator=torch.Generator().manual_seed(step))
+def documents(step: int, lengths: str, vocabulary: int) -> list[torch.Tensor]:
+    """Documents of a step, with a token more than the model reads: `whole`, 2 of 512 tokens, or `mixed`, 8 of lengths
+    as chats have them (log-normal, 128 in the middle, at most 512).
+    """
+    generator = torch.Generator().manual_seed(step)
+    drawn = (torch.randn(8, generator=generator) * 0.8).exp() * 128
+    sizes = [512, 512] if lengths == "whole" else drawn.clamp(16, 512).int().tolist()
+    return [torch.randint(vocabulary, (size + 1,), generator=generator) for size in sizes]
 
 
 def _adapted(folder: Path, adapter: Path, *, trainable: bool) -> Any:
@@ -54,7 +59,7 @@ def _adapted(folder: Path, adapter: Path, *, trainable: bool) -> Any:
     return peft.PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
 
 
-def train(folder: Path, kind: str, steps: int, count: int, length: int) -> dict[str, Any]:
+def train(folder: Path, kind: str, steps: int, lengths: str) -> dict[str, Any]:
     """Losses, CPU seconds a step after the first, and peak memory in MB."""
     torch.set_num_threads(1)
     import peft  # noqa: F401
@@ -67,8 +72,10 @@ def train(folder: Path, kind: str, steps: int, count: int, length: int) -> dict[
     losses, begin = [], 0.0
     for step in range(steps):
         begin = time.process_time() if step == 1 else begin
-        tokens = rows(step, count, length, model.config.vocab_size)
-        logits = model(tokens[:, :-1], use_cache=False).logits
+        parts = documents(step, lengths, model.config.vocab_size)
+        tokens = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=-100)
+        mask = (tokens[:, :-1] != -100).long() if lengths == "mixed" else None
+        logits = model(tokens[:, :-1].clamp_min(0), attention_mask=mask, use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -84,7 +91,8 @@ def logits(folder: Path, adapter: Path, out: Path) -> None:
     """Write the logits of the tokens of step 0."""
     model = _adapted(folder, adapter, trainable=False).eval()
     with torch.no_grad():
-        save_file({"logits": model(rows(0, 1, 64, model.config.vocab_size)).logits.contiguous()}, out)
+        [tokens, _] = documents(0, "whole", model.config.vocab_size)
+        save_file({"logits": model(tokens[None, :64]).logits.contiguous()}, out)
 
 
 if __name__ == "__main__":
@@ -93,7 +101,7 @@ if __name__ == "__main__":
         make(Path(folder), json.loads(words[0]))
         print("{}")
     elif verb == "train":
-        print(json.dumps(train(Path(folder), words[0], *map(int, words[1:]))))
+        print(json.dumps(train(Path(folder), words[0], int(words[1]), words[2])))
     else:
         logits(Path(folder), Path(words[0]), Path(words[1]))
         print(json.dumps({"tensors": len(load_file(Path(words[1])))}))

@@ -44,8 +44,15 @@ def generate(
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(help="Only the k likeliest tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Only the likeliest tokens that reach this probability.")] = None,
+    min_p: Annotated[
+        float | None, typer.Option(help="Only tokens with this share of the likeliest token's probability.")
+    ] = None,
+    repetition: Annotated[float, typer.Option(help="Penalty of tokens that were there before; 1 for none.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the draws; the same seed says the same again.")] = 0,
-    samples: Annotated[int, typer.Option(help="Completions of each prompt.")] = 1,
+    samples: Annotated[int, typer.Option(min=1, help="Completions of each prompt.")] = 1,
+    stop: Annotated[list[str] | None, typer.Option(help="A text before which a completion ends. Repeatable.")] = None,
+    logprobs: Annotated[bool, typer.Option("--logprobs", help="With --json: tokens and their probabilities.")] = False,
+    slots: Annotated[int, typer.Option(min=1, help="Completions that grow together.")] = 16,
     program: Annotated[
         str | None, typer.Option(help="A prompt program in YAML, or a shipped program, instead of prompts.")
     ] = None,
@@ -60,7 +67,8 @@ def generate(
     """Go on from prompts with a run's model.
 
     Text is printed as it comes; of several prompts, which grow together, one after another. Generation ends at
-    the model's end-of-document token or after --max-tokens. A program has its own settings of tokens and draws.
+    the model's end-of-document token, before a --stop text, or after --max-tokens. A program has its own settings of
+    tokens and draws.
     """
     if program is not None:
         require_alone([*(prompts or []), *(file or [])])
@@ -68,29 +76,36 @@ def generate(
             address, program, values or [], device=device, precision=precision, threads=threads, json=json
         )
         return
-    texts = [text for text in _texts(prompts or [], file or []) for _ in range(samples)]
+    texts = _texts(prompts or [], file or [])
     if not texts:
-        raise ConfigError(
-            "There is no prompt",
-            found=f"{samples} samples of {len(prompts or []) + len(file or [])} texts",
-            remedy="Give a text, --file PATH, or --file - for standard input.",
-        )
+        remedy = "Give a text, --file PATH, or --file - for standard input."
+        raise ConfigError("There is no prompt", found="no text", remedy=remedy)
+    if logprobs and not json:
+        raise ConfigError("Log-probabilities are not printed as text", found="--logprobs", remedy="Add --json.")
     from fmscale.infer import Sampling
     from fmscale.infer import generate as grow
     from fmscale.infer.load import open_trained
     from fmscale.runtime.device import pick_device
     from fmscale.runtime.world import read_world
 
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    sampling = Sampling(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition=repetition, seed=seed
+    )
     trained = open_trained(address, device=pick_device(read_world(), device), precision=precision)
-    printer = _Printer(trained, texts, show=not json)
+    ids = [trained.encode(text) for text in texts]
+    printer = _Printer(trained, texts, ids, samples, stop or [], show=not json)
     began = time.monotonic()
     results = grow(
         trained.model,
-        printer.ids,
+        ids,
         max_tokens=max_tokens,
         sampling=sampling,
+        samples=samples,
         eos=trained.eos,
+        stop=stop or [],
+        decode=trained.tokenizer.decode,
+        logprobs=logprobs,
+        slots=slots,
         vocabulary=trained.tokenizer.vocab_size,
         threads=threads,
         on_token=printer.add,
@@ -99,8 +114,10 @@ def generate(
     tokens = sum(len(result.tokens) for result in results)
     if json:
         completions = [
-            {"prompt": text, "completion": completion, "tokens": len(result.tokens), "stop": result.stop}
-            for text, completion, result in zip(texts, printer.completions, results, strict=True)
+            {"prompt": text, "completion": result.text, "tokens": len(result.tokens), "stop": result.stop}
+            | ({"token_ids": result.tokens, "end": result.end} if logprobs else {})
+            | ({"logprobs": result.logprobs, "drawn_logprobs": result.drawn_logprobs} if logprobs else {})
+            for text, result in zip(printer.texts, results, strict=True)
         ]
         print_json({"run": trained.run, "step": trained.step, "seconds": seconds, "completions": completions})
     else:
@@ -111,13 +128,15 @@ def generate(
 class _Printer:
     """Prints completions in turn, each token by token, while the model generates all of them together."""
 
-    def __init__(self, trained: "TrainedModel", texts: list[str], *, show: bool) -> None:
+    def __init__(
+        self, trained: "TrainedModel", texts: list[str], ids: list[list[int]], samples: int, stop: list[str],
+        *, show: bool,
+    ) -> None:  # fmt: skip
         from fmscale.infer import TextStream
 
-        self.ids = [trained.encode(text) for text in texts]
-        self.completions = [""] * len(texts)
-        self._texts = texts
-        self._streams = [TextStream(trained.tokenizer.decode, ids) for ids in self.ids]
+        self.texts = [text for text in texts for _ in range(samples)]
+        self._completions = [""] * len(self.texts)
+        self._streams = [TextStream(trained.tokenizer.decode, each, stop) for each in ids for _ in range(samples)]
         self._ended: set[int] = set()
         self._current = -1
         self._show = show
@@ -127,7 +146,7 @@ class _Printer:
         if self._current < 0:
             self._next()
         piece = self._streams[number].end() if token is None else self._streams[number].add(token)
-        self.completions[number] += piece
+        self._completions[number] += piece
         if number == self._current:
             self._write(piece)
         if token is None:
@@ -138,10 +157,10 @@ class _Printer:
 
     def _next(self) -> None:
         self._current += 1
-        if self._current < len(self._texts):
-            count = len(self._texts)
+        if self._current < len(self.texts):
+            count = len(self.texts)
             self._write(f"--- {self._current + 1} of {count} ---\n" if count > 1 else "")
-            self._write(self._texts[self._current] + self.completions[self._current])
+            self._write(self.texts[self._current] + self._completions[self._current])
 
     def _write(self, text: str) -> None:
         if self._show and text:

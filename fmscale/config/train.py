@@ -158,12 +158,17 @@ class EvaluationConfig:
     """Steps between evaluations; null evaluates at the end only."""
     sets: tuple[EvaluationSet, ...] = ()
     """Sets that are evaluated."""
+    prompts: tuple[str, ...] = ()
+    """Texts that the model continues at each evaluation, or answers if the run has a chat template; recorded as the
+    event `generations`."""
+    prompt_tokens: int = 64
+    """Most new tokens of each."""
     best: str | None = None
     """Name of the set by whose loss the best checkpoint is chosen: an evaluation with a new lowest loss saves, and this
     checkpoint, RUN@best, is kept; null chooses none."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "every")
+        at_least(self, 1, "every", "prompt_tokens")
         names = [chosen.name or chosen.dataset for chosen in self.sets]
         if self.best is not None and self.best not in names:
             raise InvalidField(

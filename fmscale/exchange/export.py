@@ -11,16 +11,13 @@ from fmscale.config import ModelConfig
 from fmscale.data.tokenizers.bpe import JsonTokenizer
 from fmscale.data.tokenizers.tokenizer import from_json
 from fmscale.errors import ConfigError
-from fmscale.exchange.folder import template_of
+from fmscale.exchange.folder import FILES, template_of
 from fmscale.exchange.source import read_json
 from fmscale.infer.load import run_framing
 from fmscale.models.hf import from_hf_config, hf_config, hf_names
 from fmscale.store.datasets.files import load_file
 from fmscale.store.datasets.templates import load_template
 from fmscale.store.datasets.tokenizers import load_tokenizer
-
-Ends = Mapping[str, int | None]
-"""BOS and EOS as a config has them."""
 
 
 def hf_files(opened: Checkpoint, dtype: str | None = None) -> dict[str, Any]:
@@ -45,9 +42,10 @@ def hf_files(opened: Checkpoint, dtype: str | None = None) -> dict[str, Any]:
     data = load_tokenizer(opened.backend, meta["tokenizer"])
     tokenizer = from_json(data)
     bos, eos = run_framing(opened.backend, meta, tokenizer)
-    ends: Ends = {"bos_token_id": bos, "eos_token_id": eos}
+    ends = {"bos_token_id": bos, "eos_token_id": eos}
     if "files" in meta:
-        files = {name: load_file(opened.backend, digest) for name, digest in meta["files"].items()}
+        kept = [name for name in FILES if name in meta["files"]]  # a stranger's store may name places elsewhere
+        files = {name: load_file(opened.backend, meta["files"][name]) for name in kept}
         files |= {"tokenizer.json": data, **_changed(files, model, meta, ends, dtype)}
     else:
         files = {"config.json": _json(hf_config(model, meta["vocab_size"], bos=bos, eos=eos))}
@@ -61,13 +59,17 @@ def hf_files(opened: Checkpoint, dtype: str | None = None) -> dict[str, Any]:
 
 
 def _changed(
-    files: Mapping[str, bytes], model: ModelConfig, meta: Mapping[str, Any], ends: Ends, dtype: str | None
+    files: Mapping[str, bytes],
+    model: ModelConfig,
+    meta: Mapping[str, Any],
+    ends: Mapping[str, int | None],
+    dtype: str | None,
 ) -> dict[str, bytes]:
     """The imported files that are no longer right: another model or type, or an end of the turn that generation does
     not stop at.
     """
     changed: dict[str, bytes] = {}
-    config = read_json(files["config.json"], "config.json")
+    config = read_json(files.get("config.json", b"{}"), "config.json")
     size = meta["vocab_size"]
     then, now = (hf_config(one, size, bos=None, eos=None) for one in (from_hf_config(config), model))
     new = {name: value for name, value in now.items() if value != then[name] and name != "initializer_range"}

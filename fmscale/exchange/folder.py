@@ -30,7 +30,7 @@ def open_folder(path: Path) -> ModelSource:
     folder = open_hf_folder(path)
     try:
         files = {name: (path / name).read_bytes() for name in FILES if (path / name).is_file()}
-        tensors = [_info(name, folder.read(name)) for name in folder.shapes]
+        types = {name: str(folder.read(name).dtype).removeprefix("torch.") for name in folder.shapes}
     except (OSError, SafetensorError) as error:
         raise ConfigError(
             "A file of the model cannot be read", found=f"{path}: {error}", remedy="Copy the folder again."
@@ -51,7 +51,7 @@ def open_folder(path: Path) -> ModelSource:
     return ModelSource(
         name=path.resolve().name,
         config=folder.config,
-        tensors=tensors,
+        tensors=[Tensor(name, "weight", types[name], shape) for name, shape in folder.shapes.items()],
         read=folder.read,
         tokenizer=files["tokenizer.json"],
         template=template,
@@ -59,10 +59,6 @@ def open_folder(path: Path) -> ModelSource:
         ends=order_ends([i for i in ends if i is not None], template, texts),
         files={name: data for name, data in files.items() if name != "tokenizer.json"},
     )
-
-
-def _info(name: str, tensor: Any) -> Tensor:
-    return Tensor(name, "weight", str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
 
 
 def _check_index(path: Path) -> None:
@@ -98,8 +94,11 @@ def template_of(files: Mapping[str, bytes]) -> ChatTemplate | None:
             found, remedy = ", ".join(named), "Put the chosen text into chat_template.jinja in the folder."
             raise ConfigError("The model has several chat templates and no default", found=found, remedy=remedy)
         text = named.get("default", next(iter(named.values()), None))
-    if file is not None:
-        text = file.decode(errors="replace")
+    try:
+        text = text if file is None else file.decode()
+    except UnicodeDecodeError as error:
+        found, remedy = f"chat_template.jinja: {error}", "Download it again."
+        raise ConfigError("The chat template is not UTF-8 text", found=found, remedy=remedy) from error
     return ChatTemplate(text=text, special_tokens=_special_tokens(settings)) if isinstance(text, str) else None
 
 

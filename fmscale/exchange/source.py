@@ -76,5 +76,7 @@ def order_ends(ends: list[int], template: ChatTemplate | None, texts: Mapping[in
     """The ends of an answer, those first that the template writes: such a token ends a turn. Models name several, of
     which some end a text in pretraining; `texts` has the tokens' texts.
     """
-    named = {i for i in ends if template and texts.get(i) and texts[i] in template.text}
-    return sorted(dict.fromkeys(ends), key=lambda i: i not in named)
+    written = template.text if template else ""
+    if template and "eos_token" in written:
+        written += template.special_tokens.get("eos_token", "")
+    return sorted(dict.fromkeys(ends), key=lambda i: not texts.get(i) or texts[i] not in written)

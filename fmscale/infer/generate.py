@@ -1,4 +1,4 @@
-"""Generation: prompts are read packed, then each step adds a token to every sequence; ended ones make room for others."""
+"""Generation: prompts are read packed, then each step adds a token to every sequence; others take their places."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -41,7 +41,7 @@ class Completion:
     """The same in the distribution that the token was drawn from; 0 at temperature 0."""
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate(
     model: Decoder,
     prompts: Sequence[Sequence[int]],
@@ -90,6 +90,14 @@ def generate(
     sampling = sampling or Sampling()
     limits = [max_tokens] * len(prompts) if isinstance(max_tokens, int) else list(max_tokens)
     ends = () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
+    for name, value, fits in (
+        ("samples", samples, samples >= 1),
+        ("slots", slots, slots >= 1),
+        ("min_tokens", min_tokens, 0 <= min_tokens <= min(limits, default=min_tokens)),
+    ):
+        if not fits:
+            remedy = "Take 0 to max_tokens." if name == "min_tokens" else "Take 1 or more."
+            raise ConfigError(f"{name} cannot be this", found=value, remedy=remedy)
     _check(model, prompts, limits, ends, stop, decode, keys, shared)
     queue = deque(
         Growth(number=prompt * samples + sample, prompt=prompt, sample=sample, tokens=tokens, limit=limits[prompt])
@@ -177,8 +185,8 @@ def _check(
     if min(limits, default=1) < 1:
         raise ConfigError("There is nothing to generate", found=min(limits), remedy="Ask for 1 token or more.")
     if stop and (decode is None or not all(stop)):
-        found, remedy = list(stop), "Give `decode`, the tokenizer's function to text, and strings that are not empty."
-        raise ConfigError("Stop strings cannot be found", found=found, remedy=remedy)
+        remedy = "Give `decode`, the tokenizer's function to text, and strings that are not empty."
+        raise ConfigError("Stop strings cannot be found", found=list(stop), remedy=remedy)
     if ends and not 0 <= min(ends) <= max(ends) < V:
         remedy = f"Take ids from 0 to {V - 1}."
         raise ConfigError("An end token is none of the model's", found=list(ends), remedy=remedy)

@@ -1,6 +1,6 @@
 """Load a model and its tokenizer from a checkpoint in a store."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +77,23 @@ def open_trained(address: str, *, device: str = "cpu", precision: str | None = N
     url, run, which = parse_address(address)
     backend = open_store(url, read_only=True)
     checkpoint = _checkpoint(backend, run, which)
-    meta = checkpoint.meta
+    dtype = TYPES[precision or ("fp32" if device == "cpu" else "bf16")]
+    config = decoder_section(checkpoint.meta, "generation and evaluation")
+    return trained_model(
+        backend,
+        run,
+        checkpoint.meta,
+        lambda vocab_size: _model(checkpoint, config, vocab_size, device, dtype),
+        digest=checkpoint.found.body["manifest"]["digest"],
+    )
+
+
+def trained_model(
+    backend: Backend, run: str, meta: Mapping[str, Any], make: Callable[[int], Decoder], *, digest: str
+) -> TrainedModel:
+    """A run's model with tokenizer, template and ends by the meta of its checkpoints; `make` gives the model of a
+    vocabulary. Raises as `open_trained`.
+    """
     tokenizer = from_json(load_tokenizer(backend, meta["tokenizer"]), f"tokenizer {meta['tokenizer']}")
     vocab_size = int(meta["vocab_size"])
     if vocab_size < tokenizer.vocab_size:
@@ -86,37 +102,44 @@ def open_trained(address: str, *, device: str = "cpu", precision: str | None = N
             found=f"{vocab_size}, the tokenizer has {tokenizer.vocab_size}",
             remedy="Train with model.vocab_size null or as large as the tokenizer's.",
         )
-    dtype = TYPES[precision or ("fp32" if device == "cpu" else "bf16")]
-    config = decoder_section(meta, "generation and evaluation")
     data = section(meta, "data", DataConfig) if "data" in meta["config"] else None
     bos, eos = run_framing(backend, meta, tokenizer)
     others = [] if eos is None else [eos, *(i for i in meta.get("ends", ()) if i != eos)]
     return TrainedModel(
         run=run,
-        step=checkpoint.step,
-        digest=checkpoint.found.body["manifest"]["digest"],
+        step=int(meta["step"]),
+        digest=digest,
         backend=backend,
-        model=_model(checkpoint, config, vocab_size, device, dtype),
+        model=(model := make(vocab_size)),
         tokenizer=tokenizer,
         template=load_template(backend, meta["template"]) if meta.get("template") else None,
         bos=bos,
         eos=eos,
         ends=tuple(others),
         dataset=data.sources[0].dataset if data else "",
-        sequence_length=data.sequence_length if data else config.max_seq_len,
+        sequence_length=data.sequence_length if data else model.config.max_seq_len,
     )
 
 
-def _model(checkpoint: Checkpoint, config: ModelConfig, vocab_size: int, device: str, dtype: torch.dtype) -> Decoder:
+def empty_model(
+    config: ModelConfig, adapter: LoraConfig | None, *, vocab_size: int, device: str, dtype: torch.dtype
+) -> Decoder:
+    """A model without values in its weights."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
             model = build(config, vocab_size=vocab_size)
-            if BASE in checkpoint.meta:
-                wrap(model, section(checkpoint.meta, "adapter", LoraConfig))
+            if adapter is not None:
+                wrap(model, adapter)
     finally:
         torch.set_default_dtype(before)
+    return model
+
+
+def _model(checkpoint: Checkpoint, config: ModelConfig, vocab_size: int, device: str, dtype: torch.dtype) -> Decoder:
+    adapter = section(checkpoint.meta, "adapter", LoraConfig) if BASE in checkpoint.meta else None
+    model = empty_model(config, adapter, vocab_size=vocab_size, device=device, dtype=dtype)
     sources = [checkpoint, open_base(checkpoint.backend, checkpoint.meta)] if BASE in checkpoint.meta else [checkpoint]
     found = {t.name: (source, t.shape) for source in sources for t in source.manifest.tensors if t.state == "weight"}
     shapes = {name: shape for name, (_, shape) in found.items() if not name.startswith(REFERENCE)}

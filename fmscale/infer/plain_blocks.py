@@ -3,6 +3,7 @@
 The formulas are those of `models/decoder.py` and its layers, in fp32: a block with anything else computes as it is.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -57,6 +58,13 @@ def plain(part: Any) -> bool:
     )
 
 
+@functools.cache
+@torch.inference_mode(False)
+def _turns(E: int, theta: float, scaling: RopeScaling | None, device: torch.device) -> Tensor:
+    """The same tensor for all blocks of a kind: their angles are then computed once a step."""
+    return rope_turns(E, theta, device) if scaling is None else scaled_turns(E, theta, scaling, device)
+
+
 def plain_block(block: Block, product: Callable[..., Product]) -> Callable[..., Tensor]:
     """The forward of a plain block; `product` makes the function x -> x @ cat(matrices).T of matrices (out, in)."""
     attention, ffn = block.attention, block.feed_forward
@@ -66,9 +74,7 @@ def plain_block(block: Block, product: Callable[..., Product]) -> Callable[..., 
     rotary = attention.rotary
     assert rotary is not None, "a decoder's attention has rotary positions"
     device = attention.wq.weight.device
-    turns = rope_turns(E, rotary.theta, device)
-    if rotary.scaling is not None:
-        turns = scaled_turns(E, rotary.theta, rotary.scaling, device)
+    turns = _turns(E, rotary.theta, rotary.scaling, device)
     qkv = product(attention.wq.weight, attention.wk.weight, attention.wv.weight)
     mix, up, down = product(attention.wo.weight), product(ffn.w1.weight, ffn.w3.weight), product(ffn.w2.weight)
     first, second = block.attention_norm, block.ffn_norm

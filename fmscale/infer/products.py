@@ -43,19 +43,21 @@ def packed(model: nn.Module) -> Iterator[None]:
     """
     changed = [block for block in model.modules() if isinstance(block, Block) and _free(block) and plain(block)]
     inside = {id(module) for block in changed for module in block.modules()}
-    heads = [m for m in model.modules() if id(m) not in inside and _matrix(m)]
-    if sum(p.nbytes for module in (*changed, *heads) for p in module.parameters()) > PACK_BYTES:
-        changed, heads = [], []
-    for block in changed:
-        block.forward = plain_block(block, _product)
-    for module in heads:
-        module.forward = _product(module.weight, bias=getattr(module, "bias", None))
-    changed += heads
+    matrices = [m for m in model.modules() if id(m) not in inside and _matrix(m)]
+    if sum(p.nbytes for module in (*changed, *matrices) for p in module.parameters()) > PACK_BYTES:
+        changed, matrices = [], []
+    forwards: list[tuple[nn.Module, Callable[..., Tensor]]] = [(b, plain_block(b, _product)) for b in changed]
+    for module in matrices:
+        weight, bias = module.weight, getattr(module, "bias", None)
+        assert isinstance(weight, Tensor), "a matrix has a weight"
+        forwards.append((module, _product(weight, bias=bias)))
+    for module, forward in forwards:
+        module.__dict__["forward"] = forward
     try:
         yield
     finally:
-        for module in changed:
-            del module.forward
+        for module, _ in forwards:
+            del module.__dict__["forward"]
 
 
 def _free(module: nn.Module) -> bool:

@@ -1,6 +1,6 @@
 """Rows of a cache in which sequences grow together: a row that has ended takes the next sequence.
 
-A prompt is read once for all of its samples, and a prefix that all prompts share is read once: other rows copy the keys.
+A prompt is read once for its samples, and a prefix that all prompts share is read once: other rows copy the keys.
 """
 
 from collections import deque
@@ -11,6 +11,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from fmscale.errors import DataError
 from fmscale.infer.products import row_multiple
 from fmscale.infer.sampling import Sampling, choose, penalised
 from fmscale.infer.stream import TextStream
@@ -49,7 +50,7 @@ class Growth:
 
 
 class Slots:
-    """The rows, each with a growing sequence or free. `limits`: rows, and tokens that a row holds."""
+    """The rows, each with a growing sequence or free."""
 
     def __init__(
         self, model: Decoder, rows: int, capacity: int, *, shared: int, sampling: Sampling, threads: int | None
@@ -149,6 +150,9 @@ class Slots:
         model's own; both empty without `logprobs`. Tokens `banned` are not chosen before `least` new tokens.
         """
         rows = len(self.growing)
+        if not bool(self._hidden_BD.isfinite().all()):
+            remedy = "Take an earlier checkpoint, or fp32 in place of bf16."
+            raise DataError("The model computes numbers that are not finite", found="NaN or infinity", remedy=remedy)
         whole_BV = self.model.head(self._hidden_BD)[:rows]
         logits_BV = whole_BV[:, :vocabulary]
         if len(self._seen_BV):

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fmscale.data.samples.protocol import NO_SAMPLE, BadRecord, Draw, Sample
+from fmscale.data.samples.protocol import NO_SAMPLE, BadRecord, Draw, Record, Sample
 from fmscale.data.samples.rendered import RenderedSamples
-from fmscale.data.samples.segment_sizes import DAMAGE, records_of, require_columns, tables
+from fmscale.data.samples.segment_sizes import DAMAGE, require_columns, tables
 from fmscale.errors import ConfigError, DataError
 from fmscale.infer.score import Values, document_values
 from fmscale.models import Decoder
@@ -24,7 +24,7 @@ from fmscale.store.datasets.dataset import open_dataset
 from fmscale.store.datasets.manifest import SegmentRow
 from fmscale.store.segments.records import open_record_segment
 
-SPEC = RenderedSamples(too_long="refuse")
+SPEC = RenderedSamples(too_long="refuse", max_tokens=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ def rendered_commits(backend: Backend, dataset: str, split: str, tokenizer: str 
             remedy="`fmscale dataset list` shows the splits; `fmscale dataset render` makes a rendered dataset.",
         )
     for commit in commits:
-        theirs = commit.body.get("extra", {}).get("tokenizer") or commit.tokenizer
+        theirs = commit.tokenizer
         if theirs and tokenizer and theirs != tokenizer:
             raise ConfigError(
                 f"dataset {dataset} is rendered with another tokenizer than the model's",
@@ -138,13 +138,13 @@ def read_samples(backend: Backend, row: SegmentRow) -> Iterator[tuple[int, list[
         if isinstance(table, Exception):
             yield first, [NO_SAMPLE] * count
         else:
-            yield first, [_sample(record) for record in records_of(SPEC, table)]
+            yield first, [_sample(record) for record in table.select(list(SPEC.columns)).to_pylist()]
 
 
-def _sample(record: object) -> Sample:
+def _sample(record: Record) -> Sample:
     try:
-        return SPEC.make(SPEC.decode(record), Draw(0, 0), 2**31)  # type: ignore[arg-type]
-    except (BadRecord, TypeError, ValueError):
+        return SPEC.make(SPEC.decode(record), Draw(0, 0), 2**31)
+    except (BadRecord, TypeError, ValueError, IndexError):
         return NO_SAMPLE
 
 

@@ -14,7 +14,7 @@ from fmscale.errors import ConfigError
 from fmscale.kernels import attention_decode, attention_pages
 from fmscale.kernels.launch import accumulator
 
-PAGE = 128
+PAGE = 64
 """Keys of a page. Each product of attention has a page's shape, so the bits of a sequence never depend on others."""
 
 
@@ -225,7 +225,8 @@ class KVCache:
             self.lengths[row] += n
         K, page = self.keys.shape[3:5]
         first_N = (position_N // page * self.keys.shape[2] + sequence_N) * (K * page) + position_N % page
-        seen = [max(n, 1) for n in self.lengths] if cu_seqlens is not None else [s + T for s in starts]
+        # a query without a key in the pages would give NaN, which an idle row would keep for its next sequence
+        seen = self.lengths if cu_seqlens is not None else [min(n + T, -(-longest // page) * page) for n in starts]
         step = _Step(
             index=(first_N[:, None] + torch.arange(K) * page).flatten().to(device),
             lengths_B=torch.tensor(seen).to(device),
@@ -239,6 +240,8 @@ class KVCache:
             LayerCache(keys=k, values=v, flat=flat, read=read, step=step)
             for k, v, flat, read in self._layers(step.pages)
         ]
-        positions_BT = torch.zeros(B * T, dtype=torch.int64)
-        positions_BT[: len(position_N)] = position_N
-        return layers, positions_BT.view(B, T).to(device)
+        with torch.inference_mode(False):  # `rope_angles` keeps those of tensors with a version
+            positions_BT = torch.zeros(B * T, dtype=torch.int64)
+            positions_BT[: len(position_N)] = position_N.clone()
+            positions_BT = positions_BT.view(B, T).to(device)
+        return layers, positions_BT

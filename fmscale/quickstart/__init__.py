@@ -8,4 +8,5 @@
 `heldout.py`  bits and completions of documents that training never saw
 `results.py`  report.json and its claims
 `page.py`     report.html
+`life/`       the tour through the life of a tiny model (`fmscale quickstart life`)
 """

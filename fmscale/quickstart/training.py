@@ -106,16 +106,21 @@ def _run_job(
         )
 
 
-def _command(overrides: list[str], config: str, half: Half) -> list[str]:
-    """`fmscale launch`, as a user would type it."""
+def program() -> str:
+    """The command fmscale. Raises ConfigError if it is not installed."""
     beside = Path(sys.executable).with_name("fmscale")
-    program = str(beside) if beside.is_file() else shutil.which("fmscale")
-    if program is None:
+    found = str(beside) if beside.is_file() else shutil.which("fmscale")
+    if found is None:
         raise ConfigError(
             "the command fmscale is neither beside this Python nor on the PATH",
             remedy="Install fmscale into the environment that starts it: pip install fmscale.",
         )
-    words = [program, "launch", config, *overrides]
+    return found
+
+
+def _command(overrides: list[str], config: str, half: Half) -> list[str]:
+    """`fmscale launch`, as a user would type it."""
+    words = [program(), "launch", config, *overrides]
     return [*words, "--with", "torchrun", "--nodes", "1", "--procs-per-node", str(half.world)]
 
 

@@ -12,6 +12,7 @@
 - `seeds.py`              dropout as a function of step, rank and microbatch
 - `journal.py`            metrics of the steps, reduced over ranks and written to sinks
 - `evaluation.py`         losses on held-out rows
+- `generations.py`        answers of the model in training
 - `saving.py`             saves at their steps, and the state beside the tensors
 - `resume.py`             the checkpoint that a run goes on from, its own or another run's
 - `model_changes.py`      keys of the model that change the function of a checkpoint's weights

@@ -1,6 +1,7 @@
 """Losses on held-out rows while training."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 
@@ -13,6 +14,7 @@ from fmscale.runtime.axes import Axis
 from fmscale.runtime.collectives import total
 from fmscale.train.data import longest_sample
 from fmscale.train.engine.protocol import Engine
+from fmscale.train.generations import generations
 from fmscale.train.session import Session
 
 EVALUATED_AT_ONCE = 256
@@ -20,10 +22,14 @@ EVALUATED_AT_ONCE = 256
 
 
 def evaluator(
-    session: Session, engine: Engine, micro_batch: int, tell: Callable[..., None]
+    session: Session,
+    engine: Engine,
+    micro_batch: int,
+    tell: Callable[..., None],
+    facts: Callable[[], Mapping[str, Any]],
 ) -> Callable[[int, bool], float | None]:
     """Make a function of a step that evaluates every set if the step is due or, by its second argument, the last. It
-    returns the loss of the set `evaluation.best`, on every rank the same.
+    returns the loss of the set `evaluation.best`, on every rank the same. `facts` are the meta of a checkpoint now.
     """
     config = session.config.evaluation
 
@@ -40,6 +46,8 @@ def evaluator(
             losses[chosen.name or chosen.dataset] = heldout_loss(engine, rows, session.dp)
         if losses:
             tell(event="evaluation", step=step, **{f"heldout/{name}": loss for name, loss in losses.items()})
+        if config.prompts:
+            tell(event="generations", step=step, texts=generations(session, engine, facts))
         return losses.get(config.best) if config.best is not None else None
 
     return evaluate

@@ -43,10 +43,19 @@ def with_reference(config: Config, backend: Backend) -> Config:
     maker = values_maker("logps", digest, config.train.precision)
 
     def changed(holder: Any) -> Any:
-        spec = holder.spec
-        return replace(holder, spec=replace(spec, reference=maker)) if isinstance(spec, RenderedSpec) else holder
+        if not isinstance(holder.spec, RenderedSpec):
+            return holder
+        if holder.spec.too_long == "cut":
+            raise ConfigError(
+                f"{config.place('objective.reference')} has the log-probs of whole texts, and the spec cuts texts",
+                found="too_long: cut",
+                remedy="Take too_long: drop or refuse, or objective.reference: model.",
+            )
+        return replace(holder, spec=replace(holder.spec, reference=maker))
 
-    data = changed(replace(config.data, sources=tuple(map(changed, config.data.sources))))
+    # Without a spec rendered datasets have this.
+    data = replace(config.data, spec=config.data.spec or RenderedSpec())
+    data = changed(replace(data, sources=tuple(map(changed, data.sources))))
     evaluation = replace(config.evaluation, sets=tuple(map(changed, config.evaluation.sets)))
     return replace(config, data=data, evaluation=evaluation)
 

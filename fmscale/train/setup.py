@@ -134,7 +134,7 @@ def assemble(
         loader=loader,
         saving=saving,
         journal=journal,
-        evaluate=evaluator(session, engine, batch.micro_batch, tell),
+        evaluate=evaluator(session, engine, batch.micro_batch, tell, lambda: meta(0, {})),
         delivered=partial(deliver, record) if record else lambda batch, inputs: None,
         show=show if world.rank == 0 else lambda record: None,
     )

@@ -20,7 +20,7 @@ def attention_pages(
     needs a visible key. softcap c: scores s become c * tanh(s / c) before the bias. The softmax is in fp32.
     """
     B, T, H, E = q.shape
-    rows, page = bias.shape[1:]
+    rows = bias.shape[1]
     heads = B * H * T // rows  # key heads of all sequences
     pages = len(keys) // heads
     scale = E**-0.5 if scale is None else scale

@@ -20,14 +20,16 @@ from typer.testing import CliRunner
 
 from fmscale.checkpoint import weights as saved
 from fmscale.checkpoint.catalog import list_checkpoints, newest
-from fmscale.checkpoint.checkpoint import open_checkpoint
+from fmscale.checkpoint.checkpoint import open_checkpoint, open_in
 from fmscale.checkpoint.format.names import run_log
 from fmscale.checkpoint.read.meta import inherited
+from fmscale.checkpoint.read.verify import verify
 from fmscale.cli.main import build_app
 from fmscale.config import as_tree
 from fmscale.errors import ConfigError, StoreFull
 from fmscale.exchange.import_run import import_run, open_source
 from fmscale.infer.load import open_trained
+from fmscale.store.datasets.files import store_file
 from fmscale.store.datasets.templates import ChatTemplate, store_template
 from fmscale.store.log.lease import acquire
 from fmscale.store.open import open_store
@@ -135,6 +137,17 @@ def test_a_template_of_the_data_alone_is_exported_too(store: str, tmp_path: Path
     assert ids.count(library().token_to_id("<|im_end|>")) == 2
 
 
+def test_an_export_writes_no_file_elsewhere(store: str, tmp_path: Path) -> None:
+    meta = open_checkpoint(f"{store}#base").meta
+    digest = store_file(open_store(store), b"mine")
+    facts = inherited(meta) | {"files": {**meta["files"], "../beside.txt": digest, "other.py": digest}}
+    save_run(store, "hostile", (1,), MODEL, **facts, vocab_size=meta["vocab_size"])
+    run("checkpoint", "export", f"{store}#hostile", "--to", str(tmp_path / "a" / "out"))
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["out"]
+    assert not (tmp_path / "a" / "out" / "other.py").exists()
+    assert (tmp_path / "a" / "out" / "chat_template.jinja").exists()
+
+
 def test_the_same_again_writes_nothing_and_other_content_is_refused(folder: Path, store: str, tmp_path: Path) -> None:
     before = newest(open_store(store), "base")
     assert "nothing was written" in run("import", str(folder), "--store", store, "--run", "base")
@@ -216,6 +229,16 @@ def test_memory_holds_one_file_and_no_more(folder: Path, tmp_path: Path, monkeyp
     assert largest <= buffer <= max(largest, 9000) + 3 * 4096
 
 
+def test_an_object_store_takes_it_too(folder: Path) -> None:
+    backend = open_store("memory://imports")
+    source = open_source(str(folder))
+    found = saved.save_weights(backend, "base", source.tensors, source.read, {}, part_bytes=50_000)
+    assert verify(backend, found) == ([], True)
+    opened = open_in(backend, "base")
+    assert all(torch.equal(opened.tensor(info.name), source.read(info.name)) for info in source.tensors)
+    assert saved.same_weights(backend, found, source.tensors, source.read)
+
+
 def test_an_imported_model_begins_runs_and_is_no_training_to_go_on(store: str) -> None:
     from fmscale.config import load_config
     from fmscale.train.init import find_init
@@ -272,7 +295,7 @@ def grown(path: Path) -> None:
 
 def put(name: str, text: str) -> Callable[[Path], None]:
     def act(path: Path) -> None:
-        (path / name).write_text(text)
+        (path / name).write_bytes(text.encode(errors="surrogateescape"))
 
     return act
 
@@ -298,6 +321,7 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "no tokenizer": (drop("tokenizer.json"), "no tokenizer.json.*save_pretrained"),
     "no JSON": (put("tokenizer_config.json", "{"), "tokenizer_config.json.*Download it again"),
     "a list": (put("generation_config.json", "[]"), "no JSON object.*generation_config.json"),
+    "no text": (put("chat_template.jinja", "\udcff"), "is not UTF-8 text"),
     "no config": (drop("config.json"), "must have config.json"),
     "several templates": (two_templates, "several chat templates and no default.*a, b"),
 }
@@ -348,6 +372,8 @@ def test_bos_ends_and_template_are_those_of_transformers(tmp_path: Path) -> None
     chosen = open_source(str(several)).template
     assert chosen is not None
     assert chosen.text == "y"
+    (several / "chat_template.jinja").write_text("{{ eos_token }}")
+    assert open_source(str(several)).ends == [end, stop]
     for name in ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
         (tmp_path / "a" / name).unlink(missing_ok=True)
     bare = open_source(str(tmp_path / "a"))

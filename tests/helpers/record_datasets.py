@@ -19,7 +19,13 @@ from tests.helpers.records import write_records
 
 
 def record_dataset(
-    store: Backend, name: str, segments: Sequence[pa.Table], *, first: int = 0, extra: Mapping[str, Any] | None = None
+    store: Backend,
+    name: str,
+    segments: Sequence[pa.Table],
+    *,
+    first: int = 0,
+    tokenizer: str | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """A commit with a segment for each table; record i of segment s has the number first + s * 10^6 + i."""
     dataset = create_or_open(store, name)
@@ -28,7 +34,9 @@ def record_dataset(
         (unit, write_records(store, segment_prefix(name, job, unit, "train"), table, first=first + unit * 10**6))
         for unit, table in enumerate(segments)
     ]
-    dataset.append_commit(job=job, segments={"train": seals}, tokenizer=None, dtype="", kind="records", extra=extra)
+    dataset.append_commit(
+        job=job, segments={"train": seals}, tokenizer=tokenizer, dtype="", kind="records", extra=extra
+    )
     return dataset
 
 

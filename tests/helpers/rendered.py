@@ -56,8 +56,8 @@ def random_rankings(count: int, seed: int, *, answers: int = 2, vocab: int = 250
     return rendered(records)
 
 
-def rendered_dataset(store: Backend, name: str, segments: Sequence[pa.Table], **notes: Any) -> Dataset:
-    """A commit with a segment for each table and these notes, and its column of sizes."""
-    dataset = record_dataset(store, name, segments, extra=notes)
+def rendered_dataset(store: Backend, name: str, segments: Sequence[pa.Table], **options: Any) -> Dataset:
+    """A commit with a segment for each table, and its column of sizes."""
+    dataset = record_dataset(store, name, segments, **options)
     add_sizes(dataset, make_spec(RenderedSpec(), store, limit=2**20), segments)
     return dataset

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from fmscale.checkpoint.checkpoint import open_checkpoint
 from fmscale.checkpoint.format.layout import Tensor
+from fmscale.checkpoint.format.names import run_log
 from fmscale.checkpoint.weights import save_weights
 from fmscale.cli.main import build_app
 from fmscale.config import LoraConfig, as_tree
@@ -19,6 +20,7 @@ from fmscale.infer import generate
 from fmscale.infer.load import open_trained
 from fmscale.models.hf import open_hf_folder
 from fmscale.store.datasets.dataset import open_dataset
+from fmscale.store.log.retirement import replay
 from fmscale.store.open import open_store
 from tests.infer.trained_run import store_texts
 
@@ -76,6 +78,8 @@ def test_an_import_is_an_adapter_run(made: tuple[Path, str]) -> None:
     opened = open_checkpoint(f"{url}#dora")
     assert opened.meta["base"]["digest"] == open_checkpoint(f"{url}#base").found.body["manifest"]["digest"]
     assert "template" in opened.meta
+    owners = replay(run_log(opened.backend, "base")).pins[open_checkpoint(f"{url}#base").found.entry]
+    assert {f"adapter {kind}" for kind in KINDS} <= owners
     trained = open_trained(f"{url}#dora")
     plain = trained.model.head(trained.model(torch.tensor([[7, 8, 9]])))[0, -1].argmax()
     assert generate(trained.model, [[7, 8, 9]], max_tokens=4)[0].tokens[0] == int(plain), "the cache reads adapters too"

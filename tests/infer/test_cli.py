@@ -33,11 +33,12 @@ def run(*words: str, stdin: str | None = None) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
-def said(trained: TrainedModel, prompts: list[str], count: int, sampling: Sampling) -> list[str]:
+def said(trained: TrainedModel, prompts: list[str], count: int, sampling: Sampling, samples: int = 1) -> list[str]:
     ids = [trained.encode(prompt) for prompt in prompts]
-    found = generate(trained.model, ids, max_tokens=count, sampling=sampling, eos=trained.eos)
+    found = generate(trained.model, ids, max_tokens=count, sampling=sampling, eos=trained.eos, samples=samples)
     return [
-        trained.tokenizer.decode([*i, *one.tokens])[len(p) :] for i, p, one in zip(ids, prompts, found, strict=True)
+        trained.tokenizer.decode([*ids[n // samples], *one.tokens])[len(prompts[n // samples]) :]
+        for n, one in enumerate(found)
     ]
 
 
@@ -64,7 +65,7 @@ def test_several_prompts_are_printed_in_order(address: str, trained: TrainedMode
     )
     status, out, _ = run("generate", address, "the ", *words, "--samples", "2", stdin="fox")
     prompts = ["the ", "the ", "naïve", "naïve", "fox", "fox"]
-    wanted = said(trained, prompts, 12, Sampling(temperature=0.8, top_k=40, seed=3))
+    wanted = said(trained, prompts[::2], 12, Sampling(temperature=0.8, top_k=40, seed=3), samples=2)
     assert status == 0
     assert out == "".join(
         f"--- {i} of 6 ---\n{prompt}{text}\n" for i, (prompt, text) in enumerate(zip(prompts, wanted, strict=True), 1)
@@ -79,6 +80,18 @@ def test_completions_as_json(address: str, trained: TrainedModel) -> None:
     wanted = said(trained, ["the ", "a"], 8, Sampling())
     assert [one["completion"] for one in found["completions"]] == wanted
     assert {one["stop"] for one in found["completions"]} <= {"eos", "length"}
+
+
+def test_a_stop_text_and_probabilities_as_json(address: str, trained: TrainedModel) -> None:
+    words = ["generate", address, "the ", "--max-tokens", "16", "--temperature", "0", "--slots", "2"]
+    (free,) = said(trained, ["the "], 16, Sampling())
+    stop = free[5:8]
+    status, out, _ = run(*words, "--json", "--stop", stop, "--logprobs", "--min-p", "0.1", "--repetition", "1.0")
+    (one,) = json.loads(out)["completions"]
+    assert (status, one["completion"], one["stop"]) == (0, free[: free.index(stop)], "stop")
+    assert len(one["token_ids"]) == len(one["logprobs"]) == len(one["drawn_logprobs"]) == one["tokens"]
+    assert max(one["logprobs"]) < 0
+    assert run(*words, "--stop", stop)[1] == f"the {free[: free.index(stop)]}\n"
 
 
 def test_an_evaluation(address: str, trained: TrainedModel) -> None:
@@ -119,6 +132,7 @@ def test_an_evaluation_of_files_as_a_table(address: str, tmp_path: Path) -> None
         (["generate", "{store}", "x"], "not the address of a checkpoint"),
         (["generate", "{store}#run"], "There is no prompt"),
         (["generate", "{store}#run", "x" * 90, "--max-tokens", "10"], "found:  90 + 10 > 96"),
+        (["generate", "{store}#run", "x", "--logprobs"], "Add --json"),
         (["generate", "{store}#run", "x", "--top-p", "2"], "top_p cannot be this"),
         (["generate", "{store}#run", "--file", "/nowhere"], "cannot be read as UTF-8 text"),
         (["evaluate", "{store}#run", "--split", "test"], "no documents of this split"),

@@ -43,6 +43,7 @@ def test_runs_stand_side_by_side_with_intervals(address: str, tmp_path: Path) ->
     assert f"weights {wanted[0].report['weights'][:16]}" in err
 
 
+@pytest.mark.slow
 def test_programs_ask_a_task_side_by_side(address: str) -> None:
     words = ("--task", "arithmetic", "--program", "oranges", "--program", "oranges_steps", "--limit", "2", "--json")
     status, out, _ = run("evaluate", address, *words)
@@ -61,10 +62,10 @@ def test_a_program_prints_its_prompt_replies_and_votes(address: str) -> None:
     assert status == 0
     assert out.startswith("cheese → fromage\nwater → eau\nthank you → merci\nbread →\n--- reply 1 of 1, answer ")
     assert re.search(r"^votes ", out, re.M)
-    status, out, _ = run("generate", address, "--program", "oranges_votes", "--json")
+    status, out, _ = run("generate", address, "--program", "french", "--json")
     found = json.loads(out)
-    assert (len(found["replies"]), len(found["parsed"])) == (5, 5)
-    assert found["prompt"].endswith("Let's think step by step.")
+    assert (found["program"], found["prompt"][-7:]) == ("french", "hello →")
+    assert len(found["replies"]) == len(found["parsed"]) == 1
 
 
 def test_a_dataset_is_searched_for_a_task(address: str, tmp_path: Path) -> None:

@@ -53,14 +53,15 @@ def close(found: list[Likelihood], wanted: list[tuple[float, bool]]) -> None:
 
 @pytest.mark.parametrize("changes", [{}, {"window": 5}, {"softcap": 4.0}, {"num_kv_heads": 4}])
 def test_each_pair_has_the_likelihood_that_it_has_alone(changes: dict[str, Any]) -> None:
-    model, pairs = made(**changes), some_pairs(6)
+    model, pairs = made(**changes), some_pairs(5)
+    pairs += [Pair(tuple(range(70)), (1, 2, i)) for i in range(2)]  # longer than the model reads
     wanted = [by_hand(model, pair) for pair in pairs]
     close(loglikelihoods(model, pairs), wanted)
     close(loglikelihoods(model, pairs, shared=False), wanted)
 
 
 def test_results_have_the_same_bits_at_any_batch_and_number_of_threads(model: Decoder) -> None:
-    pairs = some_pairs(9)
+    pairs = [*some_pairs(6), *(Pair((i,) * (i + 1), (5,)) for i in range(3))]  # the last have 1 to 3 rows alone
     whole = loglikelihoods(model, pairs)
     assert [loglikelihoods(model, pairs, batch=batch, threads=t) for batch, t in ((1, 1), (3, 2), (9, 1))] == [
         whole

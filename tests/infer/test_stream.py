@@ -40,3 +40,13 @@ def test_a_character_that_is_never_finished_is_shown_as_such() -> None:
     assert "".join(found) == bytes(ids).decode(errors="replace") == "ab�c�"
     assert found[2:4] == ["", ""]
     assert found[-1] == "�"
+
+
+def test_text_that_may_begin_a_stop_string_waits() -> None:
+    words = {1: "a", 2: "x", 3: "xy", 4: "END", 5: "E", 6: "ND!"}
+    stream = TextStream(lambda ids: "".join(words[i] for i in ids), stop=["xyz", "END"])
+    assert [stream.add(i) for i in (1, 2, 1, 2, 3, 5, 6, 1)] == ["a", "", "xa", "", "x", "xy"[:0] + "xy", "", ""]
+    assert stream.stopped
+    assert stream.end() == ""
+    open_end = TextStream(lambda ids: "".join(words[i] for i in ids), stop=["xyz"])
+    assert (open_end.add(3), open_end.end(), open_end.stopped) == ("", "xy", False)

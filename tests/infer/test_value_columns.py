@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from fmscale.cli.main import build_app
 from fmscale.data.samples.protocol import Sample
 from fmscale.data.samples.rendered import values_maker
+from fmscale.data.tokenizers.tokenizer import load_tokenizer
 from fmscale.errors import ConfigError, DataError
 from fmscale.infer.rankings import score_rankings
 from fmscale.infer.score import logps, scores
@@ -21,6 +22,7 @@ from fmscale.models import Decoder, build
 from fmscale.store.backends.protocol import Backend
 from fmscale.store.datasets.columns import column_key, open_column
 from fmscale.store.datasets.dataset import Dataset, open_dataset
+from fmscale.store.datasets.tokenizers import store_tokenizer
 from fmscale.store.datasets.verify import verify_dataset
 from fmscale.store.open import open_store
 from tests.helpers.rendered import random_rankings, rendered_dataset
@@ -115,7 +117,9 @@ def test_records_that_no_column_can_hold_are_refused(memory_store: Backend) -> N
 
 
 def test_a_model_that_cannot_read_the_texts_is_refused(memory_store: Backend) -> None:
-    rendered_dataset(memory_store, "pairs", [random_rankings(3, 0)], tokenizer="f" * 32)
+    theirs = load_tokenizer("bytes")
+    store_tokenizer(memory_store, theirs.to_json())
+    rendered_dataset(memory_store, "pairs", [random_rankings(3, 0)], tokenizer=theirs.digest)
     with pytest.raises(ConfigError, match="does not have") as beyond:
         derive(memory_store, model=model_of(vocab=9))
     assert "the vocabulary has 9" in str(beyond.value)
@@ -125,7 +129,7 @@ def test_a_model_that_cannot_read_the_texts_is_refused(memory_store: Backend) ->
         score_rankings(model_of(score=True), memory_store, "pairs", "heldout")
     with pytest.raises(ConfigError, match="with another tokenizer than the model's"):
         derive(memory_store, tokenizer="e" * 32)
-    assert derive(memory_store, tokenizer="f" * 32).new
+    assert derive(memory_store, tokenizer=theirs.digest).new
 
 
 def test_rankings_are_scored_as_by_hand(memory_store: Backend) -> None:

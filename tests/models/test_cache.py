@@ -58,3 +58,30 @@ def test_what_does_not_fit_is_refused() -> None:
         model(tokens(2, 1), cache=cache)
     with pytest.raises(ConfigError, match="as many rows"):
         model(tokens(1, 3), cu_seqlens=torch.tensor([0, 1, 2], dtype=torch.int32), cache=cache)
+
+
+@torch.no_grad()
+def test_prompts_follow_cached_tokens_of_copied_rows() -> None:
+    """A prefix in a row is copied into another, and texts of two lengths are read behind it; a row stays idle."""
+    model = small(max_seq_len=256, num_kv_heads=1)
+    prefix, texts = tokens(70, seed=1), [tokens(9, seed=2), tokens(3, seed=3)]
+    cache = KVCache(model.config, 3, 128, dtype=torch.float32, device="cpu")
+    cache.padding = 4
+    model(prefix[None], cu_seqlens=torch.tensor([0, 70], dtype=torch.int32), cache=cache.at([2]))
+    cache.copy(2, 0, 70)
+    joined = torch.cat((*texts, tokens(4)))[None]  # the last four are padding
+    hidden = model(joined, cu_seqlens=torch.tensor([0, 9, 12], dtype=torch.int32), cache=cache.at([0, 2]))
+    cache.idle = {1}
+    following = tokens(4, 1, seed=4)
+    stepped = model(following, cache=cache)
+    assert cache.lengths == [80, 0, 74]
+    for row, text, begin in ((0, texts[0], 0), (2, texts[1], 9)):
+        whole = torch.cat((prefix, text, following[row]))[None]
+        wanted = model(whole)[0]
+        torch.testing.assert_close(hidden[0, begin : begin + len(text)], wanted[70:-1], **CLOSE)
+        torch.testing.assert_close(stepped[row, 0], wanted[-1], **CLOSE)
+    cache.keep([2, 1])
+    again = model(following[[2, 1, 0, 0]], cache=cache)
+    assert cache.lengths == [75, 0]
+    wanted = model(torch.cat((prefix, texts[1], following[2], following[2]))[None])[0, -1]
+    torch.testing.assert_close(again[0, 0], wanted, **CLOSE)

@@ -51,7 +51,7 @@ def loss_of(config: ObjectiveConfig, policy: str = "policy", context: Any = None
     seeds = GOLDEN["seeds"]
     model = model_of(seeds[policy], score=config.kind == "reward")
     model.reference = model_of(seeds["reference" if policy == "policy" else "policy"])
-    spec = RenderedSamples(too_long="refuse")
+    spec = RenderedSamples(too_long="refuse", max_tokens=None)
     records = rendered(GOLDEN["pairs"]).to_pylist()
     samples = [spec.make(spec.decode(record), Draw(0, 0), 10**6) for record in records]
     objective = make_objective(config)

@@ -47,7 +47,7 @@ def config_of(objective: ObjectiveConfig, stage: int, **train: Any) -> Config:
 
 def samples(seed: int, answers: int = 2, reference: bool = False) -> list[Sample]:
     """The samples of a step; with `reference` a value from -30 to 0 for each document."""
-    spec = RenderedSamples(too_long="refuse", reference="made" if reference else None)
+    spec = RenderedSamples(too_long="refuse", max_tokens=None, reference="made" if reference else None)
     rng, out = np.random.default_rng(seed), []
     for record in random_rankings(PAIRS, seed, answers=answers, vocab=VOCAB).to_pylist():
         sample = spec.make(spec.decode(record), Draw(0, 0), 1000)
@@ -59,7 +59,7 @@ def samples(seed: int, answers: int = 2, reference: bool = False) -> list[Sample
 
 def forward_of(chosen: Sequence[Sample], reference: bool = False) -> FlatForward:
     """A flat forward of the samples; none of them gives padding alone."""
-    parts = RenderedSamples(too_long="refuse", reference="made" if reference else None).parts
+    parts = RenderedSamples(too_long="refuse", max_tokens=None, reference="made" if reference else None).parts
     made, weights, ends, bounds = concatenated(parts, chosen)
     positions = np.arange(ends[-1]) - np.repeat(ends[:-1], np.diff(ends))
     count = len(chosen)

@@ -139,6 +139,8 @@ def test_frozen_parameters_are_in_no_optimizer_group() -> None:
     model.bias.requires_grad_(False)
     [group] = parameter_groups(model, OptimizerConfig())
     assert [id(parameter) for parameter in group["params"]] == [id(model.weight)]
+    [group] = parameter_groups(model, OptimizerConfig(), decay=False)
+    assert group["weight_decay"] == 0
 
 
 def all_frozen(rank: int, size: int, stage: int) -> None:

@@ -27,6 +27,12 @@ def check(size: int, cases: list[Case]) -> None:
     wanted = alone(cases)
     ranks = run_ranks(run_steps, size, cases, timeout=120)
     for number, (steps, whole) in enumerate(wanted):
+        if "z" in steps[1]:
+            assert steps[1]["z"] > 0
+            own = [each[number][0][1]["z"] / each[number][0][1]["weight"] for each in ranks]
+            assert own == pytest.approx([steps[1]["z"] / steps[1]["weight"]] * size, rel=1e-4), (
+                "the step's z on each rank"
+            )
         place = (size, cases[number][0].objective, cases[number][0].train.zero_stage, cases[number][1])
         for step, want in enumerate(steps):
             for name, value in want.items():
@@ -42,7 +48,8 @@ def check(size: int, cases: list[Case]) -> None:
                 assert torch.equal(state[key], value), (place, key)
 
 
-KTO, DPO, REWARD = KtoConfig(), DpoConfig(), RewardConfig()
+# With little weight on rejected answers all log-probs grow, so that z is above 0 in the second step.
+KTO, DPO, REWARD = KtoConfig(undesirable=1e-3), DpoConfig(), RewardConfig()
 
 
 def test_two_ranks_and_several_forwards_take_the_step_of_one() -> None:

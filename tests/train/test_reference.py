@@ -8,14 +8,18 @@ import pytest
 import torch
 
 from fmscale.checkpoint.checkpoint import open_checkpoint, open_in
+from fmscale.checkpoint.export.export import export_checkpoint
 from fmscale.config import load_config
 from fmscale.config.spec import RenderedSpec
 from fmscale.data.open import open_flat_loader
 from fmscale.data.samples.rendered import values_maker
 from fmscale.errors import ConfigError, DataError
+from fmscale.infer.load import open_trained
 from fmscale.infer.score import logps
 from fmscale.infer.value_columns import derive_values
 from fmscale.models import build, load_weights
+from fmscale.models.hf import hf_names
+from fmscale.store.datasets.dataset import open_dataset
 from fmscale.store.open import open_store
 from fmscale.train.preflight.preflight import check_run
 from fmscale.train.reference import WrongReference
@@ -43,7 +47,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     url = store_texts(tmp_path_factory.mktemp("store"))
     save_run(url, "base", (1, 2))
     backend = open_store(url)
-    rendered_dataset(backend, "pairs", [random_rankings(40, 0), random_rankings(20, 1)])
+    tokenizer = open_dataset(backend, "docs").commits()[-1].tokenizer
+    rendered_dataset(backend, "pairs", [random_rankings(40, 0), random_rankings(20, 1)], tokenizer=tokenizer)
     rendered_dataset(backend, "bare", [random_rankings(9, 0)])
     for step in (1, 2):
         found = open_in(backend, "base", step)
@@ -89,6 +94,10 @@ def test_a_copy_and_a_column_give_the_same_run_and_a_resume_goes_on(store: str, 
         assert torch.equal(saved.tensor(f"reference.{name}"), base.tensor(name)), "the reference is frozen"
         assert saved.states(f"reference.{name}") == ["weight"]
     assert not torch.equal(saved.tensor("norm.weight"), base.tensor("norm.weight"))
+    exported = export_checkpoint(saved, tmp_path / "hf", format="hf", names=hf_names(MODEL), files={"config.json": b"{}"})
+    assert {path.name for path in exported} == {"model.safetensors", "config.json"}
+    for name, tensor in open_trained(f"{store}#copy@4").model.named_parameters():
+        assert torch.equal(tensor, saved.tensor(name)), "a model for use is without its reference"
     begun = losses(path, "again", 1, "train.init=copy@4", "train.steps=1")
     assert begun[0]["metric/reward_margin"] == 0, "the reference is the run's own beginning"
 

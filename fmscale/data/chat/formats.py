@@ -63,7 +63,7 @@ class Fault(Exception):
 def normal_form(record: Mapping[str, Any], shape: str) -> dict[str, Any]:
     """The values of SCHEMA's columns for a record of a shape of SHAPES. Raises Fault."""
     rest = {key: value for key, value in record.items() if value is not None}
-    tools, answer = rest.pop("tools", None), None
+    tools, answer = _tools(rest.pop("tools", None)), None
     if shape == "prompts" and (answer := rest.pop("answer", None)) is not None:
         answer = answer if isinstance(answer, str) else _json(answer)
     messages, answers = SHAPES[shape](rest)
@@ -71,7 +71,7 @@ def normal_form(record: Mapping[str, Any], shape: str) -> dict[str, Any]:
         "messages": [_json(one) for one in messages],
         "answers": [[_json(one) for one in each] for each in answers],
         "answer": answer,
-        "tools": tools if isinstance(tools, str) or tools is None else _json(tools),
+        "tools": tools and _json(tools),
         "extra": _json(rest) if rest else None,
     }
 
@@ -255,6 +255,17 @@ def common_length(one: Any, other: Any) -> int:
     """Length of the longest common beginning."""
     pairs = zip(one, other, strict=False)
     return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
+def _tools(found: Any) -> list[Any] | None:
+    """The tools of a record, which often are JSON text in tables."""
+    try:
+        tools = json.loads(found) if isinstance(found, str) and found else found
+    except ValueError as error:
+        raise Fault("malformed", f"tools is no JSON: {error}") from error
+    if tools and not isinstance(tools, list):
+        raise Fault("malformed", f"tools is {type(tools).__name__} and no list")
+    return tools or None
 
 
 def _is_number(value: Any) -> bool:

@@ -20,10 +20,8 @@ def normal_blocks(
     shape: str,
     folder: Path,
     skipped: SkippedInput,
-    *,
-    strict: bool,
 ) -> Iterator[RecordBlock]:
-    """Blocks of the items (source name, item), in order; with `strict` a record without the form is an error."""
+    """Blocks of the items (source name, item), in order."""
     rows: list[dict[str, Any]] = []
     places: list[Place] = []
     size = 0
@@ -32,8 +30,6 @@ def normal_blocks(
             rows.append(normal_form(values, shape))
         except Fault as fault:
             skipped.add(fault.reason, f"{source}: {where} {start}: {fault}")
-            if strict:
-                skipped.refuse_bad()
             continue
         places.append((source, start, stop))
         size += sum(map(len, rows[-1]["messages"]))

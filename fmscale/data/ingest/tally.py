@@ -71,7 +71,7 @@ def _columns(batch: list[tuple[int, int, int]]) -> tuple[list[int], list[int], U
 
 def _records(items: Iterator[Any], folder: Path, shape: str) -> Spans:
     named = (("", item) for item in items)
-    blocks = normal_blocks(named, shape, folder, SkippedInput(), strict=False) if shape else gather(named, folder)
+    blocks = normal_blocks(named, shape, folder, SkippedInput()) if shape else gather(named, folder)
     for block in blocks:
         batch, origin = load(block)
         yield origin.column(1).to_pylist(), origin.column(2).to_pylist(), row_hashes(batch)

@@ -170,8 +170,8 @@ class UnitWriter:
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="blocks-", dir=scratch)))
         blocks: list[RecordBlock] = []
         items = self._items(works, skipped, advance, str(folder))
-        shape, strict = self._stored.plan.options.shape, self.task.strict
-        for block in normal_blocks(items, shape, folder, skipped, strict=strict) if shape else gather(items, folder):
+        shape = self._stored.plan.options.shape
+        for block in normal_blocks(items, shape, folder, skipped) if shape else gather(items, folder):
             blocks.append(block)
             advance(0)
         schema = schema_of(blocks)

@@ -138,8 +138,7 @@ class JsonTokenizer(Tokenizer):
 
     def encode_rendered(self, text: str, typed: Set[int] = frozenset()) -> tuple[np.ndarray, np.ndarray]:
         """Ids and spans, those of `transformers` for a text without typed special tokens."""
-        ids: list[int] = []
-        spans: list[tuple[int, int]] = []
+        ids, spans = [np.empty(0, self._dtype)], [np.empty((0, 2), np.int64)]
         for begin, end, plain in parts_of(text, typed, self._names):
             # SentencePiece puts a space before a text, but not before a text's middle.
             lead = "\n" if begin and plain and self._leads else ""
@@ -148,10 +147,12 @@ class JsonTokenizer(Tokenizer):
                 found = self._call(self._library.encode, lead + text[begin:end])
             finally:
                 self._library.encode_special_tokens = True
-            kept = [i for i, (_, stop) in enumerate(found.offsets) if stop > len(lead) or not lead]
-            ids += [found.ids[i] for i in kept]
-            spans += [tuple(max(0, at - len(lead)) + begin for at in found.offsets[i]) for i in kept]
-        return np.array(ids, dtype=self._dtype), np.array(spans, dtype=np.int64).reshape(-1, 2)
+            # Each of these attributes is a copy of all its values.
+            places = np.array(found.offsets, dtype=np.int64).reshape(-1, 2) - len(lead)
+            kept = (places[:, 1] > 0) | (not lead)
+            ids.append(np.array(found.ids, dtype=self._dtype)[kept])
+            spans.append(places[kept].clip(0) + begin)
+        return np.concatenate(ids), np.concatenate(spans)
 
     @cached_property
     def _names(self) -> re.Pattern[str]:

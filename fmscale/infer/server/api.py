@@ -34,7 +34,8 @@ UNREAD = (
 )
 """Fields about the client, or about tools that nobody offers: they change no answer."""
 LENGTHS = ("max_tokens", "max_completion_tokens")
-TAKEN = ("model", "messages", "stream", "stream_options", "stop", "n", *LENGTHS, *SAMPLED)
+NAMES = ("model", "messages", "stream", "stream_options", "stop", "n", *LENGTHS, *SAMPLED, *UNSERVED, *UNREAD)
+"""All fields that a request may have."""
 MOST_DEPTH, MOST_STOPS, MOST_STOP_CHARACTERS, MOST_ANSWERS = 32, 4, 256, 8
 
 
@@ -144,8 +145,8 @@ def _check_known(key: str, value: Any) -> None:
             param=key,
             code="unsupported_parameter",
         )
-    if key not in (*TAKEN, *UNSERVED, *UNREAD):
-        near = get_close_matches(key, (*TAKEN, *UNSERVED), 1)
+    if key not in NAMES:
+        near = get_close_matches(key, NAMES, 1)
         remedy = f"Did you mean {near[0]}?" if near else "Leave it out."
         raise ApiError("No such field", found=_short(key), remedy=remedy, param=key[:80], code="unknown_parameter")
 

@@ -35,7 +35,7 @@ def open_hf_folder(path: Path) -> HfFolder:
     `load_weights(build(f.config, vocab_size=f.config.vocab_size), f.read, f.shapes)` makes the model and refuses
     other tensors. Raises ConfigError for a folder without these files, or a config that this decoder cannot be.
     """
-    files = sorted(path.glob("*.safetensors"))
+    files = _weight_files(path)
     if not files or not (path / "config.json").is_file():
         remedy = "The folder must have config.json and *.safetensors (no pickled .bin)."
         raise ConfigError("Not a model in Hugging Face's format", found=str(path), remedy=remedy)
@@ -69,3 +69,17 @@ def open_hf_folder(path: Path) -> HfFolder:
             return tensor
 
     return HfFolder(config=config, shapes=shapes, files=[path / "config.json", *files], read=read)
+
+
+def _weight_files(path: Path) -> list[Path]:
+    """The files of the index; without an index model.safetensors, or all. Mistral's folders hold the weights twice."""
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            return sorted({path / str(name) for name in json.loads(index.read_bytes())["weight_map"].values()})
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ConfigError(
+                "The index of the model's files is damaged", found=f"{index}: {error!r}", remedy="Download it again."
+            ) from error
+    whole = path / "model.safetensors"
+    return [whole] if whole.is_file() else sorted(path.glob("*.safetensors"))

@@ -43,6 +43,7 @@ class DeepSpeedEngine:
         train, optimizer = config.train, config.optimizer
         self._stage = train.zero_stage
         self._dp = dp
+        self._named = {names[id(parameter)]: parameter for parameter in trained.parameters() if id(parameter) in names}
         self.objective = objective
         self._gather = gather_over(dp)
         # Decay would pull the adapted weights to the base, and not to zero.
@@ -86,6 +87,16 @@ class DeepSpeedEngine:
         with torch.no_grad():
             self._engine(lambda model: found.append(call(model)))
         return found[0]
+
+    def copy_weights(self, target: nn.Module) -> None:
+        """At stage 3 a rank holds a single gathered parameter at a time."""
+        import deepspeed
+
+        with torch.no_grad():
+            for name, parameter in target.named_parameters():
+                ours = self._named[name]
+                with deepspeed.zero.GatheredParameters([ours], enabled=hasattr(ours, "ds_id")):
+                    parameter.copy_(ours)
 
     def forward(self, inputs: Inputs, context: Any = None) -> Loss:
         losses: list[Loss] = []

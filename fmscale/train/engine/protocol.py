@@ -62,6 +62,10 @@ class Engine(Protocol):
         """Live views of the frozen weights that an adapter run reads from its base; `pieces` leaves them out."""
         ...
 
+    def copy_weights(self, target: nn.Module) -> None:
+        """Copy the whole weights into the same parameters of a module outside of the engine, one after another."""
+        ...
+
     def restored(self, updates: int) -> None:
         """Carry the restored pieces into the weights, and set the step count to `updates`."""
         ...

@@ -91,6 +91,8 @@ def test_other_keys_tools_and_expected_answers_are_kept() -> None:
             "content",
             "has no text",
         ),
+        ("chat", {"messages": [USER, ANSWER], "tools": "[{"}, "malformed", "tools is no JSON"),
+        ("chat", {"messages": [USER, ANSWER], "tools": '{"name": "f"}'}, "malformed", "tools is dict"),
         ("completion", {"prompt": "a", "completion": ""}, "content", "an answer is empty"),
         ("completion", {"prompt": [USER], "completion": [USER]}, "unanswered", "1 messages"),
         ("preference", {"prompt": "a", "chosen": "b", "rejected": "b"}, "tied", "are equal"),

@@ -13,9 +13,11 @@ from fmscale.errors import ConfigError, FmscaleError
 from fmscale.infer.load import TrainedModel, open_trained
 from fmscale.infer.prompt import ProgramConfig, load_program, run_program
 from fmscale.infer.prompt.answers import AnswerConfig
+from fmscale.infer.prompt.complete import Reply, complete
 from fmscale.infer.prompt.examples import drawn, of_dataset
 from fmscale.infer.prompt.forms import Turns, encode_rendered, make_prompts, special_names
 from fmscale.infer.prompt.program import RecordExamples, with_values
+from fmscale.infer.sampling import Sampling
 from fmscale.store.datasets.templates import ChatTemplate
 from tests.infer.task_run import task_run
 
@@ -72,6 +74,20 @@ def test_special_tokens_that_users_type_are_refused(trained: TrainedModel) -> No
         )
 
 
+def test_replies_have_no_special_tokens_but_those_that_stop_them(trained: TrainedModel) -> None:
+    named, ids = special_names(trained.tokenizer), trained.encode("the quick")
+
+    def replies(stop: list[str]) -> list[Reply]:
+        return complete(trained, [ids], max_tokens=20, samples=20, stop=stop, sampling=Sampling(temperature=1.0))[0]
+
+    free = replies([])
+    assert set(named.values()) & {token for reply in free for token in reply.tokens}
+    assert not [name for name in named for reply in free if name in reply.text]
+    stopped = [reply for reply in replies(["<|pad|>"]) if named["<|pad|>"] in reply.tokens]
+    assert stopped
+    assert {reply.stop for reply in stopped} == {"stop"}
+
+
 def test_replies_vote(trained: TrainedModel) -> None:
     program = ProgramConfig(
         prompt="the quick brown", samples=6, temperature=1.0, max_tokens=2, form="plain",
@@ -112,6 +128,7 @@ def test_examples_come_from_records_by_their_number(trained: TrainedModel, tmp_p
             of_dataset(trained.backend, name, "train", count, seed=0)
 
 
+@pytest.mark.slow
 def test_every_shipped_program_runs(trained: TrainedModel) -> None:
     names = [name for name in shipped_configs() if name.startswith("program/")]
     assert len(names) == 5

@@ -21,6 +21,8 @@ from fmscale.infer.server.http import listen, make_server
 from fmscale.infer.server.worker import ModelWorker
 
 JSON = {"Content-Type": "application/json"}
+POLLS = 20_000
+"""Looks at a state that does not come, about half a minute."""
 
 
 @dataclass(kw_only=True)
@@ -49,9 +51,12 @@ class Server:
         return found
 
     def until(self, **state: Any) -> None:
-        """Wait until the server's state has these values."""
-        while not state.items() <= self.health().items():
+        """Wait until the server's state has these values; fail if it never has."""
+        for _ in range(POLLS):
+            if state.items() <= (found := self.health()).items():
+                return
             assert self.process is None or self.process.poll() is None
+        raise AssertionError((state, found))
 
 
 @contextmanager

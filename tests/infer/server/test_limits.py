@@ -14,7 +14,7 @@ HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     url = str(tmp_path_factory.mktemp("limits") / "store")
-    save_talker(url, "talker")
+    save_talker(url, "talker", context=1 << 16)  # more tokens than the time limit below allows
     return f"{url}#talker"
 
 
@@ -53,12 +53,13 @@ def test_an_answer_that_takes_too_long_is_cut_and_so_is_a_wait(address: str) -> 
     asked = {"model": "here", "messages": [{"role": "user", "content": "letters"}], "temperature": 0}
     body = json.dumps(asked).encode()
     request = HEAD + f"Connection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
-    with served_here(address, seconds=1.0, max_tokens=4000) as server:
+    with served_here(address, seconds=1.0, max_tokens=60000) as server:
         first, second = connected(server.port, request), connected(server.port, request)
         head, _, text = rest(first).partition(b"\r\n\r\n")
         (choice,) = json.loads(text)["choices"]
         assert (head[:12], choice["finish_reason"]) == (b"HTTP/1.1 200", "length")
-        assert (LETTERS * 600).startswith(choice["message"]["content"])
+        assert (LETTERS * 3000).startswith(choice["message"]["content"])
+        assert json.loads(text)["usage"]["completion_tokens"] < 60000
         head, _, text = rest(second).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 503 ")
         assert "before its answer began" in json.loads(text)["error"]["message"]

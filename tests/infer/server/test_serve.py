@@ -126,6 +126,7 @@ HELLO = [{"role": "user", "content": "hello"}]
         (400, None, b"[1, 2]"),
         (400, None, DEEP),
         (400, None, b'{"model": "talker", "metadata": ' + DEEP + b"}"),
+        (400, None, {"metadata": json.loads("[" * 40 + "]" * 40)}),
         (400, None, b'{"model": "talker", "messages": [{"role": "user", "content": "\\ud800"}]}'),
         (400, None, b'{"temperature": NaN}'),
         (400, None, b'{"seed": ' + b"9" * 5000 + b"}"),
@@ -260,6 +261,9 @@ def test_a_full_queue_refuses_and_then_goes_on(server: Server) -> None:
     assert json.loads(refused.read())["error"]["code"] == "queue_full"
     waiting.pop().close()
     server.until(running=1, waiting=1)
+    waiting.append(begun(server, "letters", max_tokens=2))  # in the place of the client that left
+    server.until(running=1, waiting=2)
+    waiting.pop().close()
     first.close()
     with waiting[0] as raw:
         response = http.client.HTTPResponse(raw)

@@ -40,6 +40,7 @@ def test_a_program_passes_or_fails_with_its_reason() -> None:
     assert run_program_text("import sys; sys.exit(3)", seconds=5) == "status 3"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("apart")
 def test_a_program_has_limits() -> None:
     assert run_program_text("while True: pass", seconds=1) == "not done within 1 CPU seconds"

@@ -70,13 +70,16 @@ def test_white_space_behind_a_context_goes_over_to_the_choices(trained: TrainedM
     assert [pair.context for pair in empty] == [(trained.eos,)] * 2
 
 
-@pytest.mark.parametrize("name", ["facts", "arithmetic", "prose"])
+@pytest.mark.parametrize(
+    "name", ["facts", *(pytest.param(name, marks=pytest.mark.slow) for name in ("arithmetic", "prose"))]
+)
 def test_results_are_the_same_at_any_batch(trained: TrainedModel, name: str) -> None:
     found = [evaluated(trained, name, batch=batch) for batch in (1, 3, None)]
     assert found[0] == found[1] == found[2]
     assert found[0] == evaluated(trained, name)
 
 
+@pytest.mark.slow
 def test_a_limit_changes_no_result_of_the_documents_that_stay(trained: TrainedModel) -> None:
     whole, part = evaluated(trained, "arithmetic"), evaluated(trained, "arithmetic", limit=3)
     assert part.documents == whole.documents[:3]

@@ -172,8 +172,8 @@ def test_splitting_is_a_matter_of_speed(device: torch.device) -> None:
 
 def test_registration(device: torch.device) -> None:
     tensors, lengths, sinks = Call(sinks=True).tensors(device)
-    torch.library.opcheck(torch.ops.fmscale.attention_decode.default, (*tensors, lengths, sinks, 9, 2.0, 0.2))
-    torch.library.opcheck(torch.ops.fmscale.attention_decode.default, (*tensors, lengths, None, 0, 0.0, 0.2))
+    torch.library.opcheck(torch.ops.fmscale.attention_decode.default, (*tensors, lengths, sinks, 9, 2.0, 0.2, 0))
+    torch.library.opcheck(torch.ops.fmscale.attention_decode.default, (*tensors, lengths, None, 0, 0.0, 0.2, 0))
 
 
 def test_compiles_whole(device: torch.device) -> None:
@@ -215,3 +215,15 @@ def test_repeats_bit_for_bit(device: torch.device) -> None:
     first = call.run(tensors, lengths, None, "triton")
     for _ in range(1000):
         assert all(torch.equal(a, b) for a, b in zip(call.run(tensors, lengths, None, "triton"), first, strict=True))
+
+
+def test_a_named_capacity_gives_caches_of_all_sizes_the_same_bits(device: torch.device) -> None:
+    """Above 16,384 keys the spans grow: without a common capacity 20,000 keys would be cut in other places."""
+    torch.manual_seed(5)
+    E, length = 16, 300
+    q, k, v = (torch.randn(1, n, 1, E, device=device) for n in (1, 512, 512))
+    lengths = torch.tensor([length], device=device)
+    cut = attention_decode(q, k, v, lengths, capacity=40_000, backend="triton")
+    k, v = (torch.cat((x, torch.zeros(1, 30_000 - 512, 1, E, device=device)), 1) for x in (k, v))
+    assert torch.equal(attention_decode(q, k, v, lengths, capacity=40_000, backend="triton"), cut)
+    assert spans_of(40_000, 64) != spans_of(512, 64)
