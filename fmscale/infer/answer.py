@@ -16,7 +16,7 @@ Message = Mapping[str, str]
 
 
 @dataclass(kw_only=True)
-class Reply:
+class ChatReply:
     """Text that a model gave to a conversation."""
 
     text: str = ""
@@ -83,7 +83,7 @@ class ChatModel:
         threads: int | None = None,
         on_text: Callable[[int, str], None] = lambda number, text: None,
         cancelled: Callable[[], bool] = lambda: False,
-    ) -> list[Reply]:
+    ) -> list[ChatReply]:
         """Answers to the prompt, grown together.
 
         Args:
@@ -97,7 +97,7 @@ class ChatModel:
             cancelled: asked before each token; True ends all answers where they are.
         """
         tokenizer = self.trained.tokenizer
-        replies = [Reply() for _ in range(count)]
+        replies = [ChatReply() for _ in range(count)]
         streams = [TextStream(tokenizer.decode, prompt, stop) for _ in replies]
 
         def add(number: int, token: int | None) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fmscale.errors import FmscaleError
-from fmscale.infer.answer import ChatModel, Reply
+from fmscale.infer.answer import ChatModel, ChatReply
 from fmscale.infer.products import packed
 from fmscale.infer.server.api import ApiError, ChatRequest, Limits
 
@@ -27,7 +27,7 @@ class Replies:
 
     prompt_tokens: int
     """Tokens that the model read."""
-    answers: list[Reply]
+    answers: list[ChatReply]
     """All answers."""
 
 
@@ -36,7 +36,7 @@ Event = tuple[int, str] | Replies | ApiError
 
 
 @dataclass(kw_only=True, eq=False)
-class Job:
+class ChatJob:
     """A request on its way through the worker."""
 
     request: ChatRequest
@@ -53,7 +53,7 @@ class ModelWorker:
 
     def __init__(self, model: ChatModel, limits: Limits, threads: int | None = None) -> None:
         self._model, self._limits, self._threads = model, limits, threads
-        self._queue = deque[Job]()
+        self._queue = deque[ChatJob]()
         self._changed = threading.Condition()
         self._closed, self._end = False, math.inf
         self.running = self.tokens = 0
@@ -66,9 +66,9 @@ class ModelWorker:
         """Requests in the queue."""
         return sum(not job.gone.is_set() for job in tuple(self._queue))
 
-    def submit(self, request: ChatRequest, tell: Callable[[Event], None]) -> Job:
+    def submit(self, request: ChatRequest, tell: Callable[[Event], None]) -> ChatJob:
         """Put a request at the end of the queue. Raises ApiError with status 429 if the queue is full."""
-        job = Job(request=request, tell=tell, deadline=time.monotonic() + self._limits.seconds)
+        job = ChatJob(request=request, tell=tell, deadline=time.monotonic() + self._limits.seconds)
         with self._changed:
             self._queue = deque(other for other in self._queue if not other.gone.is_set())
             if (waiting := len(self._queue)) >= self._limits.waiting:
@@ -96,7 +96,7 @@ class ModelWorker:
                     job.tell(self._answered(job))
                 self.running = 0
 
-    def _next(self) -> Job | None:
+    def _next(self) -> ChatJob | None:
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._queue)
             if self._closed:
@@ -104,7 +104,7 @@ class ModelWorker:
             self.running = 1
             return self._queue.popleft()
 
-    def _answered(self, job: Job) -> Replies | ApiError:
+    def _answered(self, job: ChatJob) -> Replies | ApiError:
         try:
             return self._answer(job)
         except ApiError as error:
@@ -115,7 +115,7 @@ class ModelWorker:
             log.exception("A request failed")
             return FAILURE
 
-    def _answer(self, job: Job) -> Replies:
+    def _answer(self, job: ChatJob) -> Replies:
         request, late = job.request, "The time of the request was over before its answer began"
         if self._late(job):
             raise ApiError(late, found=f"{self._limits.seconds:g} s", remedy="Ask again later.", status=503)
@@ -143,5 +143,5 @@ class ModelWorker:
         self.tokens += sum(answer.tokens for answer in answers)
         return Replies(prompt_tokens=len(prompt), answers=answers)
 
-    def _late(self, job: Job) -> bool:
+    def _late(self, job: ChatJob) -> bool:
         return time.monotonic() > min(job.deadline, self._end)
