@@ -109,6 +109,7 @@ def test_replay_of_pretraining_data_beside_chats(store: str, tmp_path: Path) -> 
 def test_the_recipe_trains(store: str, tmp_path: Path) -> None:
     small = ("num_layers=1", "dim=32", "num_heads=2", "num_kv_heads=1", "hidden_dim=64", "max_seq_len=256")
     overrides = (
+        "model.kind=decoder",
         *(f"model.{value}" for value in small),
         f"store.url={store}",
         f"train.folder={tmp_path}",

@@ -8,7 +8,7 @@ import json
 import resource
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,15 @@ class ActFailed(FmscaleError):
     """A verb of the tour ended with an error."""
 
 
-def run_life(folder: Path, tell: Callable[[str], None]) -> Report:
-    """Run all acts in `folder`, write report.json and report.html, and return the report. Raises ActFailed."""
+def run_life(folder: Path, tell: Callable[[str], None], *, tested: int = TESTED, keys: Sequence[str] = ()) -> Report:
+    """Run all acts in `folder`, write report.json and report.html, and return the report. Raises ActFailed.
+
+    `tested`: problems that are asked. `keys`: overrides of the configs of all runs, as KEY=VALUE.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     began, busy = time.monotonic(), _cpu_seconds()
-    tour = _Tour(folder, tell)
-    tour.write_inputs()
+    tour = _Tour(folder, tell, keys)
+    tour.write_inputs(tested)
     tour("ingest the texts", "ingest", "texts.jsonl", *tour.at("texts"), "--tokenizer", "tokenizer.json")
     tour.train("pretrained", "life/pretrain")
     for name, shape in (("chats", "chat"), ("pairs", "preference")):
@@ -81,8 +84,8 @@ def table_rows(report: Report) -> list[dict[str, str]]:
 class _Tour:
     """Runs verbs in a folder, and remembers them."""
 
-    def __init__(self, folder: Path, tell: Callable[[str], None]) -> None:
-        self.folder, self.tell = folder, tell
+    def __init__(self, folder: Path, tell: Callable[[str], None], keys: Sequence[str]) -> None:
+        self.folder, self.tell, self.keys = folder, tell, keys
         self.commands: list[dict[str, Any]] = []
 
     def __call__(self, title: str, *words: str) -> str:
@@ -109,7 +112,7 @@ class _Tour:
 
     def train(self, run: str, config: str, *overrides: str) -> None:
         """Train a run to its end."""
-        self(f"train {run}", "train", config, *overrides)
+        self(f"train {run}", "train", config, *overrides, *self.keys)
 
     def facts(self, run: str) -> Mapping[str, Any]:
         """Last record of a run, and its number of trained parameters."""
@@ -142,12 +145,12 @@ class _Tour:
             cells[way] = {"metric": head["metrics"][0], "documents": [line for line in mine if "metrics" not in line]}
         return cells
 
-    def write_inputs(self) -> None:
+    def write_inputs(self, tested: int) -> None:
         """Write data, tokenizer, template, task and programs, the same in every try."""
         self._lines("texts.jsonl", texts(0, 40_000))
         self._lines("chats.jsonl", chats(1, 6_000))
         self._lines("pairs.jsonl", pairs(2, 1_000))
-        self._lines("problems.jsonl", ({"question": one.question, "answer": one.answer} for one in problems(3, TESTED)))
+        self._lines("problems.jsonl", ({"question": one.question, "answer": one.answer} for one in problems(3, tested)))
         self._text("tokenizer.json", tokenizer_json())
         self._text("chat.jinja", TEMPLATE)
         answer = "{find: number, take: last}"
