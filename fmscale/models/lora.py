@@ -86,7 +86,8 @@ def row_lengths(weight: Tensor) -> Tensor:
 
 
 def wrap(model: nn.Module, config: LoraConfig) -> list[str]:
-    """Freeze the model, and put an adapter without initial values around each targeted layer; return their names.
+    """Freeze the model but for the score of a reward model, and put an adapter without initial values around each
+    targeted layer; return their names.
 
     Raises ConfigError for a pattern that names no linear layer of a block.
     """
@@ -101,6 +102,8 @@ def wrap(model: nn.Module, config: LoraConfig) -> list[str]:
                 "Embedding and head never have one.",
             )
     model.requires_grad_(False)
+    if isinstance(score := getattr(model, "score", None), nn.Module):
+        score.requires_grad_(True)  # a base that is no reward model has none
     targets = [name for name in names if any(name in matches for matches in chosen.values())]
     for name in targets:
         parent, _, last = name.rpartition(".")

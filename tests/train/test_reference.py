@@ -147,3 +147,30 @@ def test_a_step_and_a_column_are_needed_for_a_reference_by_name(store: str, tmp_
     ):
         with pytest.raises(ConfigError, match=text):
             load_config(str(path), (override,))
+
+
+@pytest.mark.slow
+def test_an_adapter_that_is_off_is_the_reference_of_the_adapter(store: str, tmp_path: Path) -> None:
+    path = config_of(store, tmp_path)
+    adapter = "adapter={kind: lora, rank: 4, alpha: 8, targets: [all-linear]}"
+    off = losses(path, "off", 2, adapter, "objective.reference=adapter_off", "train.zero_stage=3", "optimizer.lr=0.01")
+    column = losses(path, "on", 1, adapter, "objective.reference=base@1", "train.zero_stage=0", "optimizer.lr=0.01")
+    assert off[0]["loss"] == pytest.approx(0.693147, abs=1e-6)
+    assert off[-1]["metric/reward_margin"] != 0
+    for name in ("loss", "metric/reward_margin", "metric/logp_chosen"):
+        assert [step[name] for step in off] == pytest.approx([step[name] for step in column], rel=1e-3, abs=1e-4), name
+
+
+@pytest.mark.slow
+def test_an_adapter_of_a_reward_model_trains_the_score_too(store: str, tmp_path: Path) -> None:
+    path = config_of(store, tmp_path)
+    adapter = "adapter={kind: lora, rank: 4, alpha: 8, targets: [all-linear]}"
+    keys = (adapter, "objective.kind=reward", "model.score=true", "optimizer.lr=0.01")
+    steps = losses(path, "reward", 2, *keys, "train.zero_stage=2", "train.steps=2")
+    steps = losses(path, "reward", 1, *keys, "train.zero_stage=3")
+    assert steps[0]["loss"] == pytest.approx(0.693147, abs=1e-5), "the score begins at 0"
+    saved = open_checkpoint(f"{store}#reward")
+    assert set(saved.states("score.weight")) == {"weight", "exp_avg", "exp_avg_sq"}
+    opened = open_trained(f"{store}#reward").model
+    assert torch.equal(opened.score.weight, saved.tensor("score.weight"))
+    assert opened.score.weight.abs().max() > 0
