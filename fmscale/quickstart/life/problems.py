@@ -64,12 +64,12 @@ class Problem:
 
 
 def problems(seed: int, count: int) -> Iterator[Problem]:
-    """Problems of 3 to 5 events, the same for equal seeds."""
+    """Problems of 4 to 6 events, the same for equal seeds."""
     rng = random.Random(seed)
     for _ in range(count):
         name, fruit, begin = rng.choice(NAMES), rng.choice(FRUIT), rng.randint(5, 20)
         total, events = begin, []
-        for _ in range(rng.randint(3, 5)):
+        for _ in range(rng.randint(4, 6)):
             up = total < 1 or (total < LARGEST and rng.random() < 0.5)
             number = rng.randint(1, min(9, LARGEST - total if up else total))
             total += number if up else -number
