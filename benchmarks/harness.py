@@ -117,9 +117,10 @@ def write_results(
     packages: list[str],
     part: bool = False,
     out: Path | None = None,
+    peers: str | None = None,
 ) -> Path:
     """Write benchmarks/results/NAME.json; NAME.quick.json for a quick run, NAME.part.json for some of the claims (git
-    ignores both).
+    ignores both). `peers` is the interpreter whose packages are named; that of the bench environment by default.
     """
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
@@ -130,7 +131,7 @@ def write_results(
         "commit": commit.stdout.strip(),
         "machine": machine(),
         # in the environment that the feeds run in
-        "versions": run_json([peer_python(), "-m", "benchmarks.versions", *packages], timeout=60),
+        "versions": run_json([peers or peer_python(), "-m", "benchmarks.versions", *packages], timeout=60),
         "claims": [asdict(claim) for claim in claims],
     }
     kind = ".part" if part else ".quick" if quick else ""

@@ -1,12 +1,11 @@
-"""F16: tasks equal to lm-eval's per document, and faster than its HF backend.
+"""Evaluation: F16 of `fmscale bench life`: tasks equal to lm-eval's per document, and faster than its HF backend.
 
-    .venv/bin/python -m benchmarks.life_evaluate [--quick] [--peer .venv-life/bin/python]
+`python -m benchmarks.life_evaluate [--quick]` measures it alone.
 
 A model of random weights is exported to Hugging Face's form. lm-eval reads that folder and the same documents from JSON
 Lines, in a process of its own; runs of both alternate, each in one thread, and CPU seconds are compared after results.
 """
 
-import argparse
 import json
 import random
 import resource
@@ -15,15 +14,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from benchmarks.harness import ROOT
+from benchmarks.harness import ROOT, Claim
 
-PEER = ROOT / ".venv-life" / "bin" / "python"
+PEERS = ROOT / ".venv-life" / "bin" / "python"
 SHAPES = {"few_shot": (5, 10), "plain": (0, 24), "letters": (5, 0)}
 """Examples before a question, and words of a choice: 0 is a letter."""
 TOLERANCE = 1e-4
@@ -38,7 +38,7 @@ def make(folder: Path, quick: bool) -> tuple[str, Path]:
     from tests.infer.trained_run import save_run, store_texts
 
     url = store_texts(folder, tokenizer="bpe:320")
-    size = {"num_layers": 2, "dim": 128} if quick else {"num_layers": 6, "dim": 192}
+    size: dict[str, Any] = {"num_layers": 2, "dim": 128} if quick else {"num_layers": 6, "dim": 192}
     config = ModelConfig(num_heads=4, num_kv_heads=2, max_seq_len=768, init_std=0.08, **size)
     vocabulary = len(json.loads(next(Path(url).glob("tokenizers/*.json")).read_bytes())["model"]["vocab"])
     save_run(url, "run", (1,), config, vocab_size=vocabulary)
@@ -141,7 +141,7 @@ def differences(ours: Any, peer: dict[str, Any]) -> list[str]:
     return found
 
 
-def rows(quick: bool, peer: Path = PEER) -> list[dict[str, Any]]:
+def rows(quick: bool, peer: Path = PEERS) -> list[dict[str, Any]]:
     """A row a task: differences from lm-eval, CPU seconds of both at lm-eval's best batch size, and their ratio."""
     from fmscale.infer.load import open_trained
     from fmscale.infer.tasks import evaluate_task, load_task
@@ -200,9 +200,29 @@ def rows(quick: bool, peer: Path = PEER) -> list[dict[str, Any]]:
     return results
 
 
+def run(*, quick: bool = False, peers: Path = PEERS) -> list[dict[str, Any]]:
+    """All claims, as in a results file."""
+    claims = []
+    for row in rows(quick, peers):
+        task, wrong = row["task"], len(row["differences"]) + len(row["through_adapter"])
+        what = f"{row['documents']} documents of the task {task}"
+        claims.append(
+            Claim(
+                id=f"F16.{task}.equal", what=f"{what}: documents and metrics that differ from lm-eval's, by our tasks "
+                "and by lm-eval's own through the adapter", unit="differences", ours=wrong, ratio=wrong, target="0",
+                ok=wrong == 0, runs=[{"system": d, "value": 1} for d in row["differences"] + row["through_adapter"]],
+            )
+        )  # fmt: skip
+        name = f"lm-eval hf, batch {row['lm_eval_batch']}"
+        claims.append(
+            Claim(
+                id=f"F16.{task}.speed", what=f"{what}; lm-eval at its best batch of {BATCHES}", unit="CPU s",
+                ours=row["ours_cpu_s"], peers={name: row["lm_eval_cpu_s"]}, ratio=row["ratio"],
+                target=">= 1.5 x as fast as lm-eval", ok=row["ratio"] >= 1.5,
+            )
+        )  # fmt: skip
+    return [asdict(claim) for claim in claims]
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--peer", type=Path, default=PEER)
-    arguments = parser.parse_args()
-    print(json.dumps(rows(arguments.quick, arguments.peer), indent=2, ensure_ascii=False))
+    print(json.dumps(run(quick="--quick" in sys.argv), indent=2, ensure_ascii=False))

@@ -1,29 +1,40 @@
-"""Generation of fmscale and of transformers on a CPU: the same tokens, then tokens per CPU second of each.
+"""Generation: F9 of `fmscale bench life`, with transformers on the same weights: the same tokens, then their rate.
 
-Runs alternate in one process with one thread. `python benchmarks/life_generate.py [--quick]` prints a row a line.
+`python -m benchmarks.life_generate [--quick]` measures it alone. Runs alternate in one process with one thread;
+transformers is in fmscale's own environment.
 """
 
-import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.harness import Claim
+from benchmarks.life_sft import PEERS
 from fmscale.config import ModelConfig
 from fmscale.infer import generate
 from fmscale.models import Decoder, build
 from fmscale.models.hf import hf_config, hf_names
 
-MODEL = {"num_layers": 6, "dim": 160, "num_heads": 4, "num_kv_heads": 2, "hidden_dim": 448, "tied": True}
+MODEL: dict[str, Any] = {
+    "num_layers": 6,
+    "dim": 160,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "hidden_dim": 448,
+    "tied": True,
+}
 """2.4 M parameters with 4,096 tokens."""
 VOCAB = 4096
 NEW = 96
-TARGETS = {"batch 1": 1.0, "batch 32": 1.5, "mixed lengths, 8 samples a prompt": 2.5}
+TARGETS = {"batch1": 1.0, "batch8": None, "batch32": 1.5, "mixed": 2.5}
 PAD = 0
 
 
@@ -38,7 +49,7 @@ def models() -> tuple[Decoder, LlamaForCausalLM]:
     with torch.no_grad():
         for name, weight in theirs.named_parameters():
             weight.copy_(weights[names[name]])
-    return ours.eval(), theirs.eval()
+    return ours.eval(), theirs.eval()  # type: ignore[no-untyped-call]
 
 
 def prompts(lengths: list[int]) -> list[list[int]]:
@@ -63,10 +74,10 @@ def transformers_generate(
 def cases(quick: bool) -> list[tuple[str, list[int], list[int], int]]:
     """Name, lengths of the prompts, new tokens of each, samples."""
     new = 24 if quick else NEW
-    found = [(f"batch {n}", [16] * n, [new] * n, 1) for n in (1, 8, 32)]
+    found = [(f"batch{n}", [16] * n, [new] * n, 1) for n in (1, 8, 32)]
     lengths = [8 + 56 * i // 7 * (1 + i % 2) for i in range(8)]
     limits = [max(8, new * (1 + i * 3 % 8) // 8) for i in range(8)]
-    return [*found, ("mixed lengths, 8 samples a prompt", lengths, limits, 8)]
+    return [*found, ("mixed", lengths, limits, 8)]
 
 
 def timed(work: Callable[[], list[list[int]]]) -> tuple[float, list[list[int]]]:
@@ -75,11 +86,11 @@ def timed(work: Callable[[], list[list[int]]]) -> tuple[float, list[list[int]]]:
     return time.process_time() - began, found
 
 
-def rows(quick: bool) -> list[dict[str, Any]]:
-    """A row for each case: medians of both sides in tokens per CPU second, their ratio, its target, equal tokens."""
+def run(*, quick: bool = False, peers: Path = PEERS) -> list[dict[str, Any]]:
+    """All claims, as in a results file."""
     torch.set_num_threads(1)
     ours, theirs = models()
-    made = []
+    claims = []
     for name, lengths, limits, samples in cases(quick):
         texts = prompts(lengths)
 
@@ -90,28 +101,31 @@ def rows(quick: bool) -> list[dict[str, Any]]:
         def peer(texts: list[list[int]] = texts, limits: list[int] = limits, n: int = samples) -> list[list[int]]:
             return transformers_generate(theirs, texts, limits, n)
 
-        tokens = samples * sum(limits)
+        tokens, sequences = samples * sum(limits), samples * len(texts)
         equal = sum(a == b for a, b in zip(mine(), peer(), strict=True))
-        speeds: dict[str, list[float]] = {"fmscale": [], "transformers": []}
+        runs: list[dict[str, Any]] = []
         for _ in range(3 if quick else 5):
             for system, work in (("fmscale", mine), ("transformers", peer)):
                 seconds, _ = timed(work)
-                speeds[system].append(tokens / seconds)
-        middle = {system: statistics.median(values) for system, values in speeds.items()}
-        made.append(
-            {
-                "case": name,
-                "equal": f"{equal} of {samples * len(texts)}",
-                **{f"{system}_tokens_per_cpu_second": round(value) for system, value in middle.items()},
-                "ratio": round(middle["fmscale"] / middle["transformers"], 2),
-                "target": TARGETS.get(name),
-            }
+                runs.append({"system": system, "value": tokens / seconds})
+        speeds = [
+            [each["value"] for each in runs if each["system"] == system] for system in ("fmscale", "transformers")
+        ]
+        ratio, target = statistics.median(a / b for a, b in zip(*speeds, strict=True)), TARGETS[name]
+        of = (
+            f"prompts of {min(lengths)} to {max(lengths)} tokens, {min(limits)} to {max(limits)} new, {samples} samples"
         )
-    return made
+        claims.append(
+            Claim(
+                id=f"F9.{name}", what=f"greedy, 2.4 M parameters, fp32, {len(texts)} {of}; {equal} of {sequences} "
+                "sequences equal", unit="tokens/CPU-s", ours=statistics.median(speeds[0]),
+                peers={"transformers": statistics.median(speeds[1])}, ratio=ratio,
+                target=f">= {target} x transformers, all equal" if target else "all equal",
+                ok=ratio >= (target or 0) and equal == sequences, runs=runs,
+            )
+        )  # fmt: skip
+    return [asdict(claim) for claim in claims]
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=Path(__file__).stem)
-    parser.add_argument("--quick", action="store_true")
-    for row in rows(parser.parse_args().quick):
-        print(json.dumps(row), flush=True)
+    print(json.dumps(run(quick="--quick" in sys.argv), indent=2))

@@ -1,4 +1,4 @@
-"""Preferences: F6 (speed of DPO, reference forwards of a second run) and F8 (a reward model) of `fmscale bench life`.
+"""Preferences: F6 (speed of DPO, a second run), F7 (losses) and F8 (a reward model) of `fmscale bench life`.
 
 `python -m benchmarks.life_preferences [--quick]` measures them alone. TRL runs in the peers' environment by subprocess,
 on the same base and pairs, interleaved with ours: CPU seconds of a step, one thread.
@@ -45,7 +45,7 @@ def run(*, quick: bool = False, peers: Path = PEERS) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="fmscale-bench-", dir=ROOT / "benchmarks") as name:
         run_json([str(peers), PEER, "make", name, json.dumps(SHAPE), str(COUNT)], timeout=600)
         run_json([sys.executable, "-m", "benchmarks.life_preferences", "base", name], timeout=600)
-        claims = [*dpo(Path(name), peers, quick=quick), rankings(Path(name), quick=quick)]
+        claims = [*dpo(Path(name), peers, quick=quick), losses(), rankings(Path(name), quick=quick)]
     return [asdict(claim) for claim in claims]
 
 
@@ -98,6 +98,33 @@ def dpo(folder: Path, peers: Path, *, quick: bool) -> list[Claim]:
         )
     )
     return claims
+
+
+def losses() -> Claim:
+    """F7: losses of pairs through our model, packed forward and objective, against TRL's trainers on the same weights
+    and tokens, whose values are a fixture (tests/fixtures/make_preferences.py).
+    """
+    from fmscale.config.objective import DpoConfig, IpoConfig, KtoConfig, OrpoConfig, RewardConfig, SimpoConfig
+    from tests.objectives.test_trl import GOLDEN, loss_of
+
+    made: dict[str, tuple[float, float]] = {}
+    for case in GOLDEN["dpo"]:
+        kind, smoothing = case["loss"], case["label_smoothing"]
+        config: Any = IpoConfig() if kind == "ipo" else DpoConfig(per="token") if kind == "sigmoid_norm" else None
+        config = config or DpoConfig(loss=kind, label_smoothing=smoothing)
+        made[f"{kind}, smoothing {smoothing:g}"] = loss_of(config), case["value"]
+    z = torch.tensor(GOLDEN["kto"]["z"])
+    made["kto"] = loss_of(KtoConfig(), "reference", z), GOLDEN["kto"]["value"]
+    for name, plain in (("simpo", SimpoConfig()), ("orpo", OrpoConfig()), ("reward", RewardConfig())):
+        made[name] = loss_of(plain), GOLDEN[name]
+    runs: list[dict[str, Any]] = [
+        {"system": name, "value": abs(ours - theirs) / abs(theirs)} for name, (ours, theirs) in made.items()
+    ]
+    worst = max(float(run["value"]) for run in runs)
+    return Claim(
+        id="F7.losses", what=f"{len(runs)} losses of pairs against TRL 1.16's on the same weights: largest difference",
+        unit="relative", ours=worst, ratio=worst, target="<= 1e-6", ok=worst <= 1e-6, runs=runs,
+    )  # fmt: skip
 
 
 def rankings(folder: Path, *, quick: bool) -> Claim:

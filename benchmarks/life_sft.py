@@ -5,6 +5,7 @@ subprocess, on the same weights and documents, interleaved with ours: CPU second
 thread. Ours is a whole run of `fmscale train`, in a process of its own.
 """
 
+import importlib
 import json
 import random
 import resource
@@ -212,7 +213,6 @@ def train(folder: Path, kind: str, steps: int, turn: int) -> dict[str, Any]:
     and the share of positions that hold tokens.
     """
     from fmscale.config import load_config
-    from fmscale.train import loop
     from fmscale.train.run import run_training
 
     torch.set_num_threads(1)
@@ -224,6 +224,7 @@ def train(folder: Path, kind: str, steps: int, turn: int) -> dict[str, Any]:
                       spec="" if dataset == "rows" else ", spec: {kind: rendered}")
     )  # fmt: skip
     forwards: list[tuple[int, int]] = []
+    loop: Any = importlib.import_module("fmscale.train.loop")
     step = loop.train_step
 
     def counting(engine: Any, inputs: Any, **rest: Any) -> Any:
@@ -231,20 +232,21 @@ def train(folder: Path, kind: str, steps: int, turn: int) -> dict[str, Any]:
         return step(engine, inputs, **rest)
 
     loop.train_step = counting
-    ends, losses = [], []
+    ends, losses, peaks = [], [], []
 
     def show(record: Mapping[str, Any]) -> None:
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)  # before the run's last save
         ends.append(time.process_time())
         losses.append(record["loss"])
 
     run_training(load_config(str(path)), show=show, event=lambda record: None)
-    real, positions = map(sum, zip(*forwards[1:], strict=True))
+    real, positions = map(sum, zip(*forwards[1 - steps :], strict=True))
     return {
         "tokens": real,
         "fill": real / positions,
         "cpu_seconds": ends[-1] - ends[0],
         "losses": losses,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_bytes": peaks[-1],
     }
 
 

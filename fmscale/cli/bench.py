@@ -13,7 +13,7 @@ from fmscale.errors import ConfigError
 
 app = typer.Typer()
 
-BENCHMARKS = ("loader", "checkpoint", "kernels", "train", "ingest", "campaigns")
+BENCHMARKS = ("loader", "checkpoint", "kernels", "train", "ingest", "campaigns", "life")
 COLUMNS = ("id", "what", "unit", "ours", "peers", "limit", "ratio", "target", "ok")
 
 
@@ -70,7 +70,7 @@ def bench(
     only: Annotated[
         str,
         typer.Option(
-            help="loader: only these claims, as W5,W1.over_cache; to NAME.part.json. "
+            help="loader, life: only these claims, as W5,W1.over_cache; to NAME.part.json. "
             "kernels --tune: only ops and cases that this regular expression finds."
         ),
     ] = "",
@@ -106,7 +106,8 @@ def bench(
     words = [word.strip() for word in only.split(",") if word.strip()]
     run = getattr(benchmark, "run", None)
     if words and not tuning and (run is None or "only" not in inspect.signature(run).parameters):
-        raise ConfigError(f"{name} is measured as a whole", found=only, remedy="Leave out --only; loader has it.")
+        remedy = "Leave out --only; loader and life have it."
+        raise ConfigError(f"{name} is measured as a whole", found=only, remedy=remedy)
     if hasattr(benchmark, "run_command"):  # it has options and output of its own
         flags = {"quick": quick, "check": check, "json": json, "list": list_, "tune": tune, "again": again}
         given = [f"--{option}" for option, on in flags.items() if on]
