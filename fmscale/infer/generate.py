@@ -1,4 +1,4 @@
-"""Generation: prompts are read packed, then each step adds a token to every sequence; ended ones make room for others."""
+"""Generation: prompts are read packed, then each step adds a token to every sequence; ended sequences make room."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ class Completion:
     """Reason for the end: an end token, a stop string, or the limit."""
     end: int | None = None
     """The end token that came."""
-    text: str | None = None
+    text: str = ""
     """Text before the stop string; only with `decode`."""
     logprobs: list[float] = field(default_factory=list)
     """Natural log of each token's probability, the end token's included, in the model's own distribution: of all its
@@ -106,7 +106,7 @@ def generate(
     )
     if not queue:
         return []
-    completions = [Completion(text=None if decode is None else "") for _ in queue]
+    completions = [Completion() for _ in queue]
     rows = max(1, min(slots, len(queue)))
     capacity = max(len(prompt) + limit - 1 for prompt, limit in zip(prompts, limits, strict=True))
     for one in queue:
@@ -151,12 +151,12 @@ def _grow(
                 completion.tokens.append(token)
                 on_token(one.number, token)
                 if one.text is not None:
-                    completion.text = (completion.text or "") + one.text.add(token)
+                    completion.text += one.text.add(token)
                     completion.stop = "stop" if one.text.stopped else "length"
             one.grown += 1
             if completion.stop != "length" or one.grown == one.limit:
                 if one.text is not None:
-                    completion.text = (completion.text or "") + one.text.end()
+                    completion.text += one.text.end()
                 state.end(row)
                 on_token(one.number, None)
         if any(state.growing):
