@@ -10,7 +10,6 @@ from fmscale.errors import ConfigError
 from fmscale.infer.generate import generate
 from fmscale.infer.load import TrainedModel
 from fmscale.infer.sampling import Sampling
-from fmscale.infer.stream import TextStream
 
 Message = Mapping[str, str]
 """`role` and `content`."""
@@ -104,12 +103,10 @@ class ChatModel:
         """
         tokenizer = self.trained.tokenizer
         replies = [Reply() for _ in range(count)]
-        streams = [TextStream(tokenizer.decode, prompt, stop) for _ in replies]
 
-        def add(number: int, token: int | None) -> None:
+        def add(number: int, token: int | None, text: str) -> None:
             if cancelled():
                 raise _Cancelled
-            text = streams[number].end() if token is None else streams[number].add(token)
             replies[number].tokens += token is not None
             replies[number].text += text
             if text:
@@ -124,7 +121,7 @@ class ChatModel:
                 sampling=sampling,
                 eos=self.ends,
                 stop=stop,
-                decode=tokenizer.decode if stop else None,
+                decode=tokenizer.decode,
                 vocabulary=tokenizer.vocab_size,
                 threads=threads,
                 on_token=add,
