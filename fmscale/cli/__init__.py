@@ -3,6 +3,7 @@
 `main.py`     the verbs, and the display of errors
 `output.py`   tables, JSON, progress bars
 `address.py`  STORE/DATASET, STORE#RUN[@STEP], KEY=VALUE
+`model.py`    a run's model: device, precision, the choice of tokens
 `ingest.py`, `dataset.py` (`dataset_audit.py`, `dataset_decontaminate.py`, `dataset_derive.py`, `dataset_mask.py`,
 `dataset_render.py`, `dataset_repair.py`)  data
 `config.py`, `plan.py`, `launch.py`, `train.py` (`train_screen.py`), `compare.py`  runs

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fmscale.cli.address import CheckpointArgument
-from fmscale.cli.generate import Device, Precision, Threads, utf8
-from fmscale.cli.output import example, print_error, say, say_lines
+from fmscale.cli.generate import utf8
+from fmscale.cli.model import Device, MinP, Precision, Repetition, Temperature, Threads, TopK, TopP, open_model
+from fmscale.cli.output import example, print_error, say, say_lines, write
 from fmscale.errors import ConfigError, FmscaleError
-from fmscale.text import printable_lines
 
 if TYPE_CHECKING:
     from fmscale.infer.answer import ChatModel
@@ -34,11 +34,11 @@ def chat(
     address: CheckpointArgument,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="New tokens of an answer.")] = 512,
-    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.8,
-    top_k: Annotated[int | None, typer.Option(help="Only the k likeliest tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Only the likeliest tokens that reach this probability.")] = None,
-    min_p: Annotated[float | None, typer.Option(help="Only tokens with this share of the likeliest's.")] = None,
-    repetition: Annotated[float, typer.Option(help="Penalty of tokens that were said; 1 for none.")] = 1.0,
+    temperature: Temperature = 0.8,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition: Repetition = 1.0,
     seed: Annotated[int, typer.Option(help="Of the draws; answer n draws from SEED + n.")] = 0,
     stop: Annotated[list[str] | None, typer.Option(help="A text that ends an answer. Repeatable.")] = None,
     device: Device = "auto",
@@ -51,16 +51,13 @@ def chat(
     exact, and the first error ends the chat. The oldest messages are left out where the context is full.
     """
     from fmscale.infer.answer import ChatModel
-    from fmscale.infer.load import open_trained
     from fmscale.infer.products import packed
     from fmscale.infer.sampling import Sampling
-    from fmscale.runtime.device import pick_device
-    from fmscale.runtime.world import read_world
 
     sampling = Sampling(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition=repetition, seed=seed
     )
-    trained = open_trained(address, device=pick_device(read_world(), device), precision=precision)
+    trained = open_model(address, device, precision)
     model = ChatModel(trained)
     talk = _Talk(model, sampling, max_tokens, stop=tuple(stop or ()), threads=threads)
     talk.set_system(system or "")
@@ -134,10 +131,10 @@ class _Talk:
                 max_tokens=min(self._max_tokens, self._model.context - len(ids)),
                 sampling=replace(self._sampling, seed=self._sampling.seed + self._answers),
                 **self._options,
-                on_text=lambda number, piece: _write(piece),
+                on_text=lambda number, piece: write(piece),
                 cancelled=lambda: bool(interrupted),
             )
-        _write("\n")
+        write("\n")
         notes = {"length": f"cut after {answer.tokens} tokens", "cancelled": "stopped"}
         if answer.end in notes:
             say(f"({notes[answer.end]})", err=True)
@@ -171,11 +168,6 @@ class _Talk:
             ) from error
         self._saved.add(path)
         say(f"{len(self._messages)} messages in {name}", err=True)
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(printable_lines(text) if sys.stdout.isatty() else text)
-    sys.stdout.flush()
 
 
 @contextmanager

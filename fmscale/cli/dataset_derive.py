@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from fmscale.cli.address import DatasetArgument, DatasetOption, StoreOption, find_dataset
-from fmscale.cli.generate import Device, Precision, Threads
+from fmscale.cli.model import Device, Precision, Threads
 from fmscale.cli.output import JsonOption, example, print_json, progress, record, say, table
 from fmscale.errors import ConfigError, DataError
 

@@ -8,7 +8,7 @@ import typer
 
 from fmscale.cli.address import find_dataset
 from fmscale.cli.evaluate_tasks import evaluate_tasks
-from fmscale.cli.generate import Device, Precision, Threads
+from fmscale.cli.model import Device, Precision, Threads, open_model
 from fmscale.cli.output import JsonOption, example, print_json, progress, record, table
 from fmscale.errors import ConfigError, DataError
 
@@ -87,12 +87,9 @@ def evaluate(
     from fmscale.infer import evaluate as score
     from fmscale.infer.compressors import COMPRESSORS
     from fmscale.infer.heldout import files, stored_documents
-    from fmscale.infer.load import open_trained
-    from fmscale.runtime.device import pick_device
-    from fmscale.runtime.world import read_world
     from fmscale.store.open import open_store
 
-    trained = open_trained(addresses[0], device=pick_device(read_world(), device), precision=precision)
+    trained = open_model(addresses[0], device, precision)
     backend, chosen = trained.backend, dataset or trained.dataset
     if not chosen and not file:
         remedy = "Name some: --dataset NAME of its store, STORE/DATASET, or --file PATH."

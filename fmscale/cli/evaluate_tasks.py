@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fmscale.cli.model import open_model
 from fmscale.cli.output import print_json, progress, say, table
 from fmscale.errors import ConfigError
 
@@ -29,18 +30,15 @@ def evaluate_tasks(
     json: bool,
 ) -> None:
     """Evaluate each run in each task, asked by each program, and print a table or JSON; `to` gets all documents."""
-    from fmscale.infer.load import open_trained
     from fmscale.infer.prompt import load_program
     from fmscale.infer.tasks import evaluate_task, load_task
-    from fmscale.runtime.device import pick_device
-    from fmscale.runtime.world import read_world
 
     loaded = [load_task(name) for name in tasks]
     ways: list[tuple[str, ProgramConfig | None]] = [(name, load_program(name)) for name in programs]
     ways = ways or [("", None)]
     cells: list[tuple[str, str, TaskResult]] = []
     for address in addresses:
-        trained = open_trained(address, device=pick_device(read_world(), device), precision=precision)
+        trained = open_model(address, device, precision)
         for task in loaded:
             for name, program in ways:
                 with progress(f"{trained.run}, {task.name}", json=json) as bar:

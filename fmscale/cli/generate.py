@@ -4,25 +4,25 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from fmscale.cli.address import CheckpointArgument
 from fmscale.cli.generate_program import require_alone, run_prompt_program
-from fmscale.cli.output import JsonOption, example, print_json, say
+from fmscale.cli.model import (
+    Device,
+    MinP,
+    Precision,
+    Repetition,
+    Temperature,
+    Threads,
+    TopK,
+    TopP,
+    open_model,
+)
+from fmscale.cli.output import JsonOption, example, print_json, say, write
 from fmscale.errors import ConfigError
-from fmscale.text import printable_lines
-
-if TYPE_CHECKING:
-    from fmscale.infer.load import TrainedModel
-
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda; auto takes a GPU where there is one.")]
-Precision = Annotated[str | None, typer.Option(help="fp32 or bf16; fp32 on a CPU, bf16 on a GPU by default.")]
-
-Threads = Annotated[
-    int | None, typer.Option(min=1, max=1024, help="CPU threads; by default as many as the work keeps busy.")
-]
 
 app = typer.Typer()
 
@@ -41,13 +41,11 @@ def generate(
         list[str] | None, typer.Option(help="A file whose text is a prompt; - for standard input. Repeatable.")
     ] = None,
     max_tokens: Annotated[int, typer.Option(help="New tokens after each prompt.")] = 128,
-    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.8,
-    top_k: Annotated[int | None, typer.Option(help="Only the k likeliest tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Only the likeliest tokens that reach this probability.")] = None,
-    min_p: Annotated[
-        float | None, typer.Option(help="Only tokens with this share of the likeliest token's probability.")
-    ] = None,
-    repetition: Annotated[float, typer.Option(help="Penalty of tokens that were there before; 1 for none.")] = 1.0,
+    temperature: Temperature = 0.8,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition: Repetition = 1.0,
     seed: Annotated[int, typer.Option(help="Of the draws; the same seed says the same again.")] = 0,
     samples: Annotated[int, typer.Option(min=1, help="Completions of each prompt.")] = 1,
     stop: Annotated[list[str] | None, typer.Option(help="A text before which a completion ends. Repeatable.")] = None,
@@ -84,16 +82,13 @@ def generate(
         raise ConfigError("Log-probabilities are not printed as text", found="--logprobs", remedy="Add --json.")
     from fmscale.infer import Sampling
     from fmscale.infer import generate as grow
-    from fmscale.infer.load import open_trained
-    from fmscale.runtime.device import pick_device
-    from fmscale.runtime.world import read_world
 
     sampling = Sampling(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition=repetition, seed=seed
     )
-    trained = open_trained(address, device=pick_device(read_world(), device), precision=precision)
+    trained = open_model(address, device, precision)
     ids = [trained.encode(text) for text in texts]
-    printer = _Printer(trained, texts, ids, samples, stop or [], show=not json)
+    printer = _Printer(texts, samples, show=not json)
     began = time.monotonic()
     results = grow(
         trained.model,
@@ -128,24 +123,17 @@ def generate(
 class _Printer:
     """Prints completions in turn, each token by token, while the model generates all of them together."""
 
-    def __init__(
-        self, trained: "TrainedModel", texts: list[str], ids: list[list[int]], samples: int, stop: list[str],
-        *, show: bool,
-    ) -> None:  # fmt: skip
-        from fmscale.infer import TextStream
-
+    def __init__(self, texts: list[str], samples: int, *, show: bool) -> None:
         self.texts = [text for text in texts for _ in range(samples)]
         self._completions = [""] * len(self.texts)
-        self._streams = [TextStream(trained.tokenizer.decode, each, stop) for each in ids for _ in range(samples)]
         self._ended: set[int] = set()
         self._current = -1
         self._show = show
 
-    def add(self, number: int, token: int | None) -> None:
-        """A token of a completion, or its end."""
+    def add(self, number: int, token: int | None, piece: str) -> None:
+        """Text of a token of a completion, or of its end."""
         if self._current < 0:
             self._next()
-        piece = self._streams[number].end() if token is None else self._streams[number].add(token)
         self._completions[number] += piece
         if number == self._current:
             self._write(piece)
@@ -164,8 +152,7 @@ class _Printer:
 
     def _write(self, text: str) -> None:
         if self._show and text:
-            sys.stdout.write(printable_lines(text) if sys.stdout.isatty() else text)
-            sys.stdout.flush()
+            write(text)
 
 
 def _texts(prompts: list[str], files: list[str]) -> list[str]:

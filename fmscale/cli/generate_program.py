@@ -2,6 +2,7 @@
 
 import json as jsonlib
 
+from fmscale.cli.model import open_model
 from fmscale.cli.output import print_json, record, say, say_lines
 from fmscale.errors import ConfigError
 
@@ -17,14 +18,11 @@ def run_prompt_program(
     json: bool,
 ) -> None:
     """Ask a run's model by a program; print the question, the replies, the answers in them, and the votes."""
-    from fmscale.infer.load import open_trained
     from fmscale.infer.prompt import load_program, run_program
     from fmscale.infer.prompt.program import with_values
-    from fmscale.runtime.device import pick_device
-    from fmscale.runtime.world import read_world
 
     program = with_values(load_program(name), values)
-    trained = open_trained(address, device=pick_device(read_world(), device), precision=precision)
+    trained = open_model(address, device, precision)
     answered = run_program(trained, program, [{}], names=[f"program {name}"], threads=threads)[0]
     if json:
         print_json({"run": trained.run, "step": trained.step, "program": name, **vars(answered)})

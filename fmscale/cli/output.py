@@ -88,6 +88,12 @@ def say(text: str = "", *, err: bool = False) -> None:
     typer.echo(clean(text), err=err)
 
 
+def write(text: str) -> None:
+    """Write a piece of a model's text at once: as it is to a file or pipe, without control characters to a terminal."""
+    sys.stdout.write(printable_lines(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
 def say_lines(text: str, *, err: bool = False) -> None:
     """Print a text whose line breaks are its own."""
     for line in scrub(text).split("\n"):

@@ -7,7 +7,7 @@ import typer
 
 from fmscale.cli.address import CheckpointArgument, find_dataset
 from fmscale.cli.dataset_derive import derive_model_column
-from fmscale.cli.generate import Device, Precision, Threads
+from fmscale.cli.model import Device, Precision, Threads, open_model
 from fmscale.cli.output import JsonOption, example, progress, record
 
 app = typer.Typer()
@@ -38,13 +38,10 @@ def score(
 
     The accuracy is the mean over records of the share of a record's pairs whose scores are in its order.
     """
-    from fmscale.infer.load import open_trained
     from fmscale.infer.rankings import score_rankings
-    from fmscale.runtime.device import pick_device
-    from fmscale.runtime.world import read_world
     from fmscale.store.open import open_store
 
-    trained = open_trained(address, device=pick_device(read_world(), device), precision=precision)
+    trained = open_model(address, device, precision)
     url, backend, name = trained.backend.url, trained.backend, dataset or trained.dataset
     if "/" in name:
         url, name = find_dataset(name, None, None)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from fmscale.cli.address import CheckpointArgument
-from fmscale.cli.generate import Device, Precision, Threads
+from fmscale.cli.model import Device, Precision, Threads, open_model
 from fmscale.cli.output import example, say
 from fmscale.errors import ConfigError
 
@@ -42,18 +42,15 @@ def serve(
             "`fmscale serve` needs the package uvicorn", found=str(error), remedy="pip install 'fmscale[serve]'"
         ) from error
     from fmscale.infer.answer import ChatModel
-    from fmscale.infer.load import open_trained
     from fmscale.infer.server.api import Limits
     from fmscale.infer.server.app import LOOPBACK, App
     from fmscale.infer.server.http import listen, make_server, run_server
     from fmscale.infer.server.worker import ModelWorker
-    from fmscale.runtime.device import pick_device
-    from fmscale.runtime.world import read_world
 
     listener = listen(host, port)
     place = listener.getsockname()
     alone = ipaddress.ip_address(place[0]).is_loopback
-    model = ChatModel(open_trained(address, device=pick_device(read_world(), device), precision=precision))
+    model = ChatModel(open_model(address, device, precision))
     limits = Limits(max_tokens=max_tokens, seconds=seconds, waiting=waiting, body_bytes=body_bytes)
     worker = ModelWorker(model, limits, threads)
     called = name or model.trained.run

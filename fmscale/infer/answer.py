@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fmscale.data.chat.render import RecordRenderer
+from fmscale.data.chat.template import Rendered
 from fmscale.errors import ConfigError
 from fmscale.infer.generate import generate
 from fmscale.infer.load import TrainedModel
 from fmscale.infer.sampling import Sampling
-from fmscale.infer.stream import TextStream
 
 Message = Mapping[str, str]
 """`role` and `content`."""
@@ -41,17 +41,22 @@ class ChatModel:
             )
         self.trained = trained
         self._renderer = RecordRenderer(trained.template, trained.tokenizer, bos=trained.bos, eos=trained.eos)
-        self._ends = [token for token in {*trained.ends, self._renderer.end} if token is not None]
+        self.ends = [token for token in {*trained.ends, self._renderer.end} if token is not None]
+        """Tokens that end an answer."""
 
     @property
     def context(self) -> int:
         """Tokens of the longest prompt with its answer."""
         return self.trained.model.config.max_seq_len
 
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Tokens of a conversation up to the answer; names of special tokens in a message are plain text. Raises
+    def rendered(self, messages: Sequence[Message]) -> Rendered:
+        """Text of a conversation up to the answer; names of special tokens in a message are plain text. Raises
         DataError for messages that the template refuses.
         """
+        return self._renderer.marked(messages, add_generation_prompt=True)
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Tokens of `rendered`."""
         return [int(token) for token in self._renderer.prompt(messages)]
 
     def fitted(self, messages: Sequence[Message], room: int) -> tuple[list[int], int]:
@@ -98,12 +103,10 @@ class ChatModel:
         """
         tokenizer = self.trained.tokenizer
         replies = [ChatReply() for _ in range(count)]
-        streams = [TextStream(tokenizer.decode, prompt, stop) for _ in replies]
 
-        def add(number: int, token: int | None) -> None:
+        def add(number: int, token: int | None, text: str) -> None:
             if cancelled():
                 raise _Cancelled
-            text = streams[number].end() if token is None else streams[number].add(token)
             replies[number].tokens += token is not None
             replies[number].text += text
             if text:
@@ -116,9 +119,9 @@ class ChatModel:
                 samples=count,
                 max_tokens=max_tokens,
                 sampling=sampling,
-                eos=self._ends,
+                eos=self.ends,
                 stop=stop,
-                decode=tokenizer.decode if stop else None,
+                decode=tokenizer.decode,
                 vocabulary=tokenizer.vocab_size,
                 threads=threads,
                 on_token=add,

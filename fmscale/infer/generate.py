@@ -18,8 +18,9 @@ from fmscale.models import Decoder
 SLOTS = 16
 """Sequences that grow together."""
 
-OnToken = Callable[[int, int | None], None]
-"""Called with (number of the completion, token) as tokens come, and with (number, None) at a sequence's end."""
+OnToken = Callable[[int, int | None, str], None]
+"""Called with (number of the completion, token, text) as tokens come, and with (number, None, rest of the text) at a
+sequence's end. The text is complete with the token, and empty without `decode`."""
 
 
 @dataclass(kw_only=True)
@@ -32,7 +33,7 @@ class Completion:
     """Reason for the end: an end token, a stop string, or the limit."""
     end: int | None = None
     """The end token that came."""
-    text: str | None = None
+    text: str = ""
     """Text before the stop string; only with `decode`."""
     logprobs: list[float] = field(default_factory=list)
     """Natural log of each token's probability, the end token's included, in the model's own distribution: of all its
@@ -59,7 +60,7 @@ def generate(
     shared: int = 0,
     slots: int = SLOTS,
     threads: int | None = None,
-    on_token: OnToken = lambda number, token: None,
+    on_token: OnToken = lambda number, token, text: None,
 ) -> list[Completion]:
     """The model's continuations: `samples` of the first prompt, then of the second, and so on.
 
@@ -106,7 +107,7 @@ def generate(
     )
     if not queue:
         return []
-    completions = [Completion(text=None if decode is None else "") for _ in queue]
+    completions = [Completion() for _ in queue]
     rows = max(1, min(slots, len(queue)))
     capacity = max(len(prompt) + limit - 1 for prompt, limit in zip(prompts, limits, strict=True))
     for one in queue:
@@ -149,16 +150,16 @@ def _grow(
                 completion.stop, completion.end = "eos", token
             else:
                 completion.tokens.append(token)
-                on_token(one.number, token)
-                if one.text is not None:
-                    completion.text = (completion.text or "") + one.text.add(token)
-                    completion.stop = "stop" if one.text.stopped else "length"
+                text = "" if one.text is None else one.text.add(token)
+                completion.text += text
+                completion.stop = "stop" if one.text is not None and one.text.stopped else "length"
+                on_token(one.number, token, text)
             one.grown += 1
             if completion.stop != "length" or one.grown == one.limit:
-                if one.text is not None:
-                    completion.text = (completion.text or "") + one.text.end()
+                text = "" if one.text is None else one.text.end()
+                completion.text += text
                 state.end(row)
-                on_token(one.number, None)
+                on_token(one.number, None, text)
         if any(state.growing):
             state.step(last=not queue)
         elif not queue:

@@ -7,7 +7,6 @@ from typing import Any
 from fmscale.infer.answer import ChatModel
 from fmscale.infer.generate import generate
 from fmscale.infer.load import TYPES, TrainedModel, empty_model, trained_model
-from fmscale.infer.sampling import Sampling
 from fmscale.models import Decoder
 from fmscale.train.engine.protocol import Engine
 from fmscale.train.session import Session
@@ -41,19 +40,17 @@ def generations(session: Session, engine: Engine, facts: Callable[[], Mapping[st
 
 
 def _answers(trained: TrainedModel, prompts: tuple[str, ...], tokens: int, threads: int | None) -> list[str]:
-    if not prompts:
-        return []
-    if trained.template is not None:
-        chat = ChatModel(trained)
-        asked = [chat.prompt([{"role": "user", "content": prompt}]) for prompt in prompts]
-        greedy = Sampling()
-        return [chat.answers(each, max_tokens=tokens, sampling=greedy, threads=threads)[0].text for each in asked]
+    chat = None if trained.template is None else ChatModel(trained)
+    asked = [
+        chat.prompt([{"role": "user", "content": prompt}]) if chat else trained.encode(prompt) for prompt in prompts
+    ]
     found = generate(
         trained.model,
-        [trained.encode(prompt) for prompt in prompts],
+        asked,
         max_tokens=tokens,
-        eos=trained.eos,
+        eos=chat.ends if chat else trained.eos,
+        decode=trained.tokenizer.decode,
         vocabulary=trained.tokenizer.vocab_size,
         threads=threads,
     )
-    return [trained.tokenizer.decode(one.tokens) for one in found]
+    return [one.text for one in found]

@@ -47,7 +47,7 @@ def test_tokens_are_told_as_they_come() -> None:
     model = small()
     told: list[tuple[int, int | None]] = []
     eos = generate(model, PROMPTS[:1], max_tokens=12)[0].tokens[4]
-    found = generate(model, PROMPTS, max_tokens=12, eos=eos, slots=3, on_token=lambda i, t: told.append((i, t)))
+    found = generate(model, PROMPTS, max_tokens=12, eos=eos, slots=3, on_token=lambda i, t, _: told.append((i, t)))
     for number, completion in enumerate(found):
         assert [token for i, token in told if i == number] == [*completion.tokens, None]
     assert [i for i, _ in told[:3]] == [0, 1, 2], "the sequences of a batch do not grow together"
@@ -205,12 +205,13 @@ def test_an_answer_ends_before_a_stop_string_that_lies_over_tokens() -> None:
     (free,) = generate(model, PROMPTS[:1], max_tokens=12, decode=decode)
     assert free.text == decode(free.tokens)
     stop = decode(free.tokens[3:6])[1:-1]
-    told: list[int | None] = []
+    told: list[tuple[int, int | None, str]] = []
     (cut,) = generate(
-        model, PROMPTS[:1], max_tokens=12, decode=decode, stop=["nowhere", stop], on_token=lambda _, t: told.append(t)
+        model, PROMPTS[:1], max_tokens=12, decode=decode, stop=["nowhere", stop], on_token=lambda *one: told.append(one)
     )
     assert (cut.stop, cut.tokens, cut.text) == ("stop", free.tokens[:6], decode(free.tokens[:3]) + "<")
-    assert told == [*free.tokens[:6], None]
+    assert [token for _, token, _ in told] == [*free.tokens[:6], None]
+    assert "".join(text for *_, text in told) == cut.text
     with pytest.raises(ConfigError, match="Stop strings"):
         generate(model, PROMPTS[:1], max_tokens=2, stop=["x"])
 

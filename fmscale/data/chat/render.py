@@ -128,10 +128,22 @@ class RecordRenderer:
         """
         return self._one(self._prompt(messages, tools))[0]
 
+    def marked(
+        self, messages: Sequence[Mapping[str, Any]], tools: Any = None, *, add_generation_prompt: bool = False
+    ) -> Rendered:
+        """The text of messages with its places. Raises RefusedMessages, TemplateFault."""
+        if self._renderer is None:
+            raise TemplateFault(
+                "The records are messages, and no chat template renders them",
+                found="no template",
+                remedy="Give --template FILE.jinja, or --with a run that was imported with its template.",
+            )
+        return self._renderer.marked(messages, self._names, add_generation_prompt=add_generation_prompt, tools=tools)
+
     def _prompt(self, context: Sequence[Any], tools: Any) -> Text:
         if isinstance(context[0], str):
             return self._plain(context[0], [])
-        return Text(self._marked(context, tools, add_generation_prompt=True), [])
+        return Text(self.marked(context, tools, add_generation_prompt=True), [])
 
     def _answered(self, context: list[Any], side: list[Any], tools: Any) -> Text:
         """Context and an answer as one text."""
@@ -160,7 +172,7 @@ class RecordRenderer:
 
     def _dialogue(self, messages: Sequence[Any], tools: Any, chosen: list[int]) -> list[Text]:
         """The conversation with its trained spans; where its template forgets, a text a chosen turn."""
-        whole = self._marked(messages, tools)
+        whole = self.marked(messages, tools)
         if spans := list(whole.generated):
             turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
             if len(spans) == len(turns):
@@ -176,10 +188,10 @@ class RecordRenderer:
 
     def _turn(self, messages: Sequence[Any], tools: Any, i: int, whole: str) -> Text:
         """The conversation up to message `i`, with the span of it that a model writes."""
-        turn = self._marked(messages[: i + 1], tools)
-        head = self._marked(messages[:i], tools, add_generation_prompt=True).text
+        turn = self.marked(messages[: i + 1], tools)
+        head = self.marked(messages[:i], tools, add_generation_prompt=True).text
         begin = common_length(head, turn.text)
-        if begin < len(head) and begin < len(self._marked(messages[:i], tools).text.rstrip()):
+        if begin < len(head) and begin < len(self.marked(messages[:i], tools).text.rstrip()):
             raise LeftOut("template", f"message {i} changes the text of earlier messages")
         stop = len(turn.text.rstrip())
         self._end_of(turn, stop)
@@ -204,15 +216,6 @@ class RecordRenderer:
                 f"{', '.join(names[:5]) or 'none: take another tokenizer'}.",
             )
         return end
-
-    def _marked(self, messages: Sequence[Any], tools: Any, *, add_generation_prompt: bool = False) -> Rendered:
-        if self._renderer is None:
-            raise TemplateFault(
-                "The records are messages, and no chat template renders them",
-                found="no template",
-                remedy="Give --template FILE.jinja, or --with a run that was imported with its template.",
-            )
-        return self._renderer.marked(messages, self._names, add_generation_prompt=add_generation_prompt, tools=tools)
 
     def _encoded(self, texts: Sequence[Text], *, wanted: bool) -> Tokens:
         """Tokens of texts; each must have a trained token if `wanted`."""

@@ -1,15 +1,15 @@
 """Jinja for templates of strangers: sandboxed, without clock and chance, with bounded work.
 
-The environment has what transformers gives to chat templates. Every loop, call and filter of a render counts as steps,
-by the size of what it reads, and no value grows beyond MOST_CHARACTERS. Steps instead of seconds: a template renders
-on every machine, or on none.
+Chat templates have the environment that transformers gives to them; those of tasks and prompts have a strict one. Every
+loop, call and filter of a render counts as steps, by the size of what it reads, and no value grows beyond
+MOST_CHARACTERS. Steps instead of seconds: a template renders on every machine, or on none.
 """
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
-from functools import wraps
+from functools import lru_cache, wraps
 from typing import Any, cast
 
 import jinja2
@@ -178,37 +178,78 @@ def _filtered(node: nodes.Expr | None, name: str) -> nodes.Filter:
 
 
 def compiled(text: str) -> jinja2.Template:
-    """The template of a text. Raises jinja2.TemplateError, with its line."""
-    environment = _Environment(
-        trim_blocks=True, lstrip_blocks=True, optimized=False, extensions=[_Generation, loopcontrols]
-    )
+    """The chat template of a text. Raises jinja2.TemplateError, with its line."""
+    environment = _environment(trim_blocks=True, lstrip_blocks=True)
+    return _bounded_template(environment, environment.parse(text))
+
+
+@lru_cache(maxsize=256)
+def compiled_strict(text: str) -> tuple[jinja2.Template, bool]:
+    """The template of a text, in which white space stays and undefined names are errors; and True if it is a single
+    expression, whose output is JSON. Raises jinja2.TemplateError, with its line.
+    """
+    environment = _environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    tree = environment.parse(text)
+    single = False
+    match tree.body:
+        case [nodes.Output(nodes=[found]) as output] if not isinstance(found, nodes.TemplateData):
+            single, output.nodes = True, [_filtered(found, "fmscale_json")]
+    return _bounded_template(environment, tree), single
+
+
+def _environment(**options: Any) -> _Environment:
+    environment = _Environment(optimized=False, extensions=[_Generation, loopcontrols], **options)
     for name in DENIED:
         environment.filters.pop(name, None)
     environment.filters["tojson"] = _to_json
     environment.filters = {name: _bounded(filter) for name, filter in environment.filters.items()}
     environment.filters["fmscale_counted"] = _counted
     environment.filters["fmscale_checked"] = _checked
+    environment.filters["fmscale_json"] = _value
     for name in ("lipsum", "cycler", "joiner"):
         environment.globals.pop(name, None)
     environment.globals["raise_exception"] = _refuse
-    tree = _Bounds().visit(environment.parse(text))
-    return jinja2.Template.from_code(environment, environment.compile(tree), environment.make_globals(None))
+    return environment
 
 
-def run(template: jinja2.Template, values: dict[str, Any]) -> str:
+def _bounded_template(environment: _Environment, tree: nodes.Template) -> jinja2.Template:
+    code = environment.compile(_Bounds().visit(tree))
+    return jinja2.Template.from_code(environment, code, environment.make_globals(None))
+
+
+def run(template: jinja2.Template, values: Mapping[str, Any]) -> str:
     """The template's output. Raises OverBudget, and whatever the template raises."""
     token = _left.set([MOST_STEPS])
     try:
-        pieces, size = [], 0
-        for piece in template.generate(values):
-            size += len(piece)
-            _step(len(piece))
-            if size > MOST_CHARACTERS:
-                raise OverBudget(f"more than {MOST_CHARACTERS:,} characters")
-            pieces.append(piece)
-        return "".join(pieces)
+        return _joined(template.generate(values))
     finally:
         _left.reset(token)
+
+
+def run_strict(text: str, values: Mapping[str, Any]) -> Any:
+    """The output of a strict template; of a single expression its value, in JSON's types. Raises as `compiled_strict`
+    and `run`.
+    """
+    template, single = compiled_strict(text)
+    output = run(template, values)
+    return json.loads(output) if single else output
+
+
+def _joined(texts: Iterable[str]) -> str:
+    pieces, size = [], 0
+    for piece in texts:
+        size += len(piece)
+        _step(len(piece))
+        if size > MOST_CHARACTERS:
+            raise OverBudget(f"more than {MOST_CHARACTERS:,} characters")
+        pieces.append(piece)
+    return "".join(pieces)
+
+
+def _value(value: Any) -> str:
+    """JSON of a value; an iterator becomes a list, and an undefined value raises."""
+    encoder = json.JSONEncoder(ensure_ascii=False, default=lambda found: list(_counted(found)))
+    return _joined(encoder.iterencode(value))
 
 
 def _refuse(message: object) -> None:

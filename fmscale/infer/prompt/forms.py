@@ -1,15 +1,13 @@
 """A question with its examples, as plain text or by the run's chat template, and its tokens."""
 
-import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from fmscale.data.tokenizers.protocol import Tokenizer
-from fmscale.errors import ConfigError
+from fmscale.data.tokenizers.protocol import names_of
+from fmscale.errors import DataError
+from fmscale.infer.answer import ChatModel
 from fmscale.infer.load import TrainedModel
-from fmscale.infer.prompt.templates import Job, render
 
 Form = Literal["auto", "plain", "chat"]
 
@@ -45,59 +43,35 @@ class Prompt(NamedTuple):
     """A text that a model goes on from."""
 
     text: str
-    specials: Mapping[str, int] | None = None
-    """Special tokens by name, which the template of a chat wrote; None for plain text."""
+    typed: frozenset[int] | None = None
+    """Places of special tokens' names in a chat that are text; None for plain text, in which all are."""
 
     def encode(self, trained: TrainedModel, more: str = "") -> list[int]:
         """Tokens of the text with `more` behind it; of a chat with its special tokens, otherwise behind BOS."""
         text = self.text + more
-        return (
-            trained.encode(text) if self.specials is None else encode_rendered(trained.tokenizer, text, self.specials)
-        )
+        if self.typed is None:
+            return trained.encode(text)
+        names = names_of(trained.tokenizer.specials).finditer(more)
+        typed = self.typed.union(len(self.text) + found.start() for found in names)
+        return [int(token) for token in trained.tokenizer.encode_rendered(text, typed)[0]]
 
 
-def wants_chat(trained: TrainedModel, form: Form) -> bool:
-    """True for the chat form. Raises ConfigError where it is asked for and the run has no chat template."""
-    template = getattr(trained, "template", None)
-    if form == "chat" and template is None:
-        raise ConfigError(
-            f"Run {trained.run} has no chat template",
-            found="chat form",
-            remedy="Take the plain form, or a run that was imported or trained with a template.",
-        )
-    return form != "plain" and template is not None
+def chat_of(trained: TrainedModel, form: Form) -> ChatModel | None:
+    """The model with its chat template for the chat form, None for the plain form. Raises as ChatModel."""
+    return None if form == "plain" or (form == "auto" and trained.template is None) else ChatModel(trained)
 
 
-def make_prompts(trained: TrainedModel, turns: Sequence[Turns], *, chat: bool) -> list[Prompt]:
-    """The prompt of each question. Raises ConfigError for special tokens inside a message, or a template that fails."""
-    if not chat:
+def make_prompts(turns: Sequence[Turns], chat: ChatModel | None) -> list[Prompt]:
+    """The prompt of each question. Raises DataError for messages that the chat template refuses, or a template that
+    fails.
+    """
+    if chat is None:
         return [Prompt(each.plain()) for each in turns]
-    template: Any = getattr(trained, "template", None)
-    specials = special_names(trained.tokenizer)
-    jobs = []
+    prompts = []
     for each in turns:
-        messages = each.messages()
-        if typed := [name for name in specials for message in messages if name in message["content"]]:
-            raise ConfigError(
-                f"{each.where}: a message contains the name of a special token",
-                found=typed[0],
-                remedy="Remove it: the template writes these tokens.",
-            )
-        values = {**template.special_tokens, "messages": messages, "add_generation_prompt": True, "tools": None}
-        jobs.append(Job(f"{each.where}, chat template", template.text, values, chat=True))
-    return [Prompt(text, specials) for text in render(jobs)]
-
-
-def encode_rendered(tokenizer: Tokenizer, text: str, names: Mapping[str, int]) -> list[int]:
-    """Tokens of a text in which special tokens stand by name."""
-    parts = re.split(f"({'|'.join(map(re.escape, sorted(names, key=len, reverse=True)))})", text) if names else [text]
-    encoded = iter(tokenizer.encode_batch([part for part in parts if part not in names]))
-    return [token for part in parts for token in ([names[part]] if part in names else next(encoded).tolist())]
-
-
-def special_names(tokenizer: Tokenizer) -> dict[str, int]:
-    """Special tokens by name: those that a tokenizer.json adds, or of bytes."""
-    content = json.loads(tokenizer.to_json())
-    if content.get("kind") == "bytes":
-        return {name: 256 + i for i, name in enumerate(content["specials"])}
-    return {token["content"]: int(token["id"]) for token in content.get("added_tokens", ()) if token["special"]}
+        try:
+            rendered = chat.rendered(each.messages())
+        except DataError as error:
+            raise DataError(f"{each.where}: {error.cause}", found=error.found, remedy=error.remedy) from error
+        prompts.append(Prompt(rendered.text, rendered.typed))
+    return prompts

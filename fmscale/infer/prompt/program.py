@@ -8,13 +8,14 @@ from typing import Any
 from fmscale.config.checks import at_least, not_empty
 from fmscale.config.reader.load import find_config, load_section, read_extended
 from fmscale.errors import ConfigError
+from fmscale.infer.generate import Completion
 from fmscale.infer.likelihoods import Pair, loglikelihoods
 from fmscale.infer.load import TrainedModel
 from fmscale.infer.prompt.answers import AnswerConfig, majority, parse_answer
-from fmscale.infer.prompt.complete import Reply, complete
+from fmscale.infer.prompt.complete import complete
 from fmscale.infer.prompt.examples import of_dataset
-from fmscale.infer.prompt.forms import Form, Turns, make_prompts, wants_chat
-from fmscale.infer.prompt.templates import Job, render
+from fmscale.infer.prompt.forms import Form, Turns, chat_of, make_prompts
+from fmscale.infer.prompt.templates import fill
 from fmscale.infer.sampling import Sampling
 
 
@@ -122,25 +123,28 @@ def run_program(
     if program.records is not None:
         given = program.records
         shown += of_dataset(trained.backend, given.dataset, given.split, given.count, given.seed)
-    jobs = [Job(f"example {i}", part, values) for i, values in enumerate(shown) for part in _parts(program)]
-    jobs += [
-        Job(name, program.prompt, {**program.values, **values}) for name, values in zip(names, questions, strict=True)
+    examples = [
+        (str(fill(f"example {i}", program.prompt, values)), str(fill(f"example {i}", program.answer, values)))
+        for i, values in enumerate(shown)
     ]
-    texts = list(map(str, render(jobs)))
-    examples = list(zip(texts[: 2 * len(shown) : 2], texts[1 : 2 * len(shown) : 2], strict=True))
+    texts = [
+        str(fill(name, program.prompt, {**program.values, **values}))
+        for name, values in zip(names, questions, strict=True)
+    ]
     turns = [
         Turns(
             where=name, question=text + program.suffix, system=program.system, examples=examples,
             delimiter=program.delimiter, separator=program.separator,
         )
-        for name, text in zip(names, texts[2 * len(shown) :], strict=True)
+        for name, text in zip(names, texts, strict=True)
     ]  # fmt: skip
-    prompts = make_prompts(trained, turns, chat=wants_chat(trained, program.form))
+    chat = chat_of(trained, program.form)
+    prompts = make_prompts(turns, chat)
     ids = [prompt.encode(trained) for prompt in prompts]
     sampling = Sampling(temperature=program.temperature, seed=program.seed)
     replies = complete(
         trained, ids, max_tokens=program.max_tokens, stop=program.stop, sampling=sampling, samples=program.samples,
-        names=names, threads=threads,
+        ends=chat.ends if chat else None, names=names, threads=threads,
     )  # fmt: skip
     results = []
     for prompt, tokens, group in zip(prompts, ids, replies, strict=True):
@@ -163,14 +167,10 @@ def with_values(program: ProgramConfig, pairs: Sequence[str]) -> ProgramConfig:
     return replace(program, values={**program.values, **dict(pair.split("=", 1) for pair in pairs)})
 
 
-def _parts(program: ProgramConfig) -> tuple[str, str]:
-    return program.prompt, program.answer
-
-
 def _probabilities(
-    trained: TrainedModel, prompt: Sequence[int], replies: Sequence[Reply], threads: int | None
+    trained: TrainedModel, prompt: Sequence[int], replies: Sequence[Completion], threads: int | None
 ) -> list[float]:
     """Probability of each reply's tokens at temperature 1."""
-    ends = [(trained.eos,) if trained.eos is not None and reply.stop == "eos" else () for reply in replies]
-    pairs = [Pair(tuple(prompt), (*reply.tokens, *end)) for reply, end in zip(replies, ends, strict=True)]
+    ended = [[*reply.tokens, *([] if reply.end is None else [reply.end])] for reply in replies]
+    pairs = [Pair(tuple(prompt), tuple(tokens)) for tokens in ended]
     return [math.exp(found.nats) for found in loglikelihoods(trained.model, pairs, threads=threads)]

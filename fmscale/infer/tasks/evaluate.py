@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 from fmscale.config.schema import as_tree
 from fmscale.errors import ConfigError
+from fmscale.infer.generate import Completion
 from fmscale.infer.likelihoods import Likelihood, Pair, loglikelihoods, rolling_windows
 from fmscale.infer.load import TrainedModel
 from fmscale.infer.prompt.answers import parse_answer, plain_answer
-from fmscale.infer.prompt.complete import Reply, complete
-from fmscale.infer.prompt.forms import Prompt, make_prompts, wants_chat
+from fmscale.infer.prompt.complete import complete
+from fmscale.infer.prompt.forms import Prompt, chat_of, make_prompts
 from fmscale.infer.prompt.program import ProgramConfig, run_program
 from fmscale.infer.sampling import Sampling
 from fmscale.infer.tasks.code import require_apart, run_program_text
@@ -43,6 +44,8 @@ class _Work(NamedTuple):
     trained: TrainedModel
     asked: list[Question]
     prompts: list[Prompt]
+    ends: list[int] | None
+    """Tokens that end a reply in a chat."""
     score: Callable[[list[Pair]], list[Likelihood]]
     threads: int | None
 
@@ -88,13 +91,13 @@ def evaluate_task(
         require_apart()
     asked = questions(task, task.documents[:limit], task.places[:limit])
     form = "chat" if chat and not isinstance(config, RollingTask) else program.form if program else "plain"
-    chatted = wants_chat(trained, form)
-    prompts = [] if program else make_prompts(trained, turns_of(task, asked), chat=chatted)
+    chatting = chat_of(trained, form)
+    prompts = [] if program else make_prompts(turns_of(task, asked), chatting)
 
     def score(pairs: list[Pair]) -> list[Likelihood]:
         return loglikelihoods(trained.model, pairs, batch=batch, shared=shared, threads=threads, progress=progress)
 
-    work = _Work(trained, asked, prompts, score, threads)
+    work = _Work(trained, asked, prompts, chatting.ends if chatting else None, score, threads)
     match config:
         case ChoiceTask():
             metrics, rows = _choice(work, config)
@@ -114,7 +117,7 @@ def evaluate_task(
     rows = [{"document": question.where, **row} for question, row in zip(asked, rows, strict=True)]
     for row, prompt in zip(rows, prompts, strict=False):
         row["prompt"] = prompt.text
-    template = getattr(trained, "template", None) if chatted else None
+    template = trained.template if chatting else None
     report = {
         "run": trained.run,
         "step": trained.step,
@@ -184,13 +187,13 @@ def _code(work: _Work, config: CodeTask) -> tuple[list[Metric], Rows]:
     return metrics, rows
 
 
-def _replies(work: _Work, config: GenerateTask | CodeTask) -> list[list[Reply]]:
+def _replies(work: _Work, config: GenerateTask | CodeTask) -> list[list[Completion]]:
     """The replies to each question: the likeliest, or the samples of a code task."""
     sampling, samples = None, 1
     if isinstance(config, CodeTask):
         sampling, samples = Sampling(temperature=config.temperature, seed=config.seed), config.samples
     return complete(
         work.trained, [prompt.encode(work.trained) for prompt in work.prompts], max_tokens=config.max_tokens,
-        stop=config.stop, names=[question.where for question in work.asked], threads=work.threads,
+        stop=config.stop, ends=work.ends, names=[question.where for question in work.asked], threads=work.threads,
         sampling=sampling, samples=samples,
     )  # fmt: skip

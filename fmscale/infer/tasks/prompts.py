@@ -8,7 +8,7 @@ from fmscale.infer.likelihoods import Pair
 from fmscale.infer.load import TrainedModel
 from fmscale.infer.prompt.examples import drawn
 from fmscale.infer.prompt.forms import Prompt, Turns
-from fmscale.infer.prompt.templates import Job, render
+from fmscale.infer.prompt.templates import fill
 from fmscale.infer.tasks.task import ChoiceTask, CodeTask, Fields, GenerateTask, LoadedTask
 
 
@@ -38,16 +38,9 @@ def questions(task: LoadedTask, documents: Sequence[Fields], places: Sequence[st
     elif isinstance(config, CodeTask):
         keys |= {"tests": (config.tests,)}
     places = [f"task {task.name}, {place}" for place in places]
-    jobs = [
-        Job(f"{place}, {key}", template, document)
-        for place, document in zip(places, documents, strict=True)
-        for key, templates in keys.items()
-        for template in templates
-    ]
-    values = iter(render(jobs))
     found = []
-    for place in places:
-        made = {key: [next(values) for _ in templates] for key, templates in keys.items()}
+    for place, document in zip(places, documents, strict=True):
+        made = {key: [fill(f"{place}, {key}", one, document) for one in keys[key]] for key in keys}
         text, choices = _text(made["text"][0], f"{place}, text"), _choices(made.get("choices"), place)
         right = [] if isinstance(config, ChoiceTask) else made.get("target", made.get("tests", []))
         gold = _gold(made["target"][0], choices, place) if isinstance(config, ChoiceTask) else -1
@@ -97,11 +90,11 @@ def choice_pairs(trained: TrainedModel, prompt: Prompt, question: Question, deli
     """
     bare = prompt.text.rstrip()
     space = prompt.text[len(bare) :]
-    start = Prompt(bare, prompt.specials)
+    start = Prompt(bare, prompt.typed)
     context = start.encode(trained) if bare else [first_token(trained)]
     pairs = []
     for choice in question.choices:
-        text = space + (delimiter if prompt.specials is None else "") + choice
+        text = space + (delimiter if prompt.typed is None else "") + choice
         tokens = start.encode(trained, text)
         rest = tokens[len(context) :] if bare else tokens[trained.bos is not None :]
         if not bare and rest[:1] == context and len(rest) > 1:

@@ -2,20 +2,20 @@
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from fmscale.config.reader.load import shipped_configs
 from fmscale.data.ingest import ingest
-from fmscale.errors import ConfigError, FmscaleError
+from fmscale.errors import ConfigError, DataError, FmscaleError
+from fmscale.infer.answer import ChatModel
+from fmscale.infer.generate import Completion
 from fmscale.infer.load import TrainedModel, open_trained
 from fmscale.infer.prompt import ProgramConfig, load_program, run_program
 from fmscale.infer.prompt.answers import AnswerConfig
-from fmscale.infer.prompt.complete import Reply, complete
+from fmscale.infer.prompt.complete import complete
 from fmscale.infer.prompt.examples import drawn, of_dataset
-from fmscale.infer.prompt.forms import Turns, encode_rendered, make_prompts, special_names
+from fmscale.infer.prompt.forms import Turns, chat_of, make_prompts
 from fmscale.infer.prompt.program import RecordExamples, with_values
 from fmscale.infer.sampling import Sampling
 from fmscale.store.datasets.templates import ChatTemplate
@@ -26,15 +26,17 @@ CHATML = (
     "{% if add_generation_prompt %}<|fim_prefix|>assistant\n{% endif %}"
 )
 
+SAMPLING = Sampling(temperature=1.0)
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
     return open_trained(task_run(tmp_path_factory.mktemp("programs")))
 
 
-def with_template(trained: TrainedModel, text: str = CHATML) -> Any:
+def with_template(trained: TrainedModel, text: str = CHATML) -> TrainedModel:
     """The run as it is with a chat template."""
-    return SimpleNamespace(**vars(trained), encode=trained.encode, template=ChatTemplate(text=text, special_tokens={}))
+    return replace(trained, template=ChatTemplate(text=text, special_tokens={}))
 
 
 def test_examples_and_suffix_make_one_text(trained: TrainedModel) -> None:
@@ -51,8 +53,8 @@ def test_examples_and_suffix_make_one_text(trained: TrainedModel) -> None:
 def test_the_chat_form_writes_turns_with_special_tokens(trained: TrainedModel) -> None:
     chat = with_template(trained)
     turns = Turns(where="t", question="2 + 2?", system="Be brief.", examples=[("1 + 1?", "2")])
-    prompt = make_prompts(chat, [turns], chat=True)[0]
-    begin, end = special_names(trained.tokenizer)["<|fim_prefix|>"], special_names(trained.tokenizer)["<|fim_suffix|>"]
+    prompt = make_prompts([turns], chat_of(chat, "auto"))[0]
+    begin, end = (trained.tokenizer.specials[name] for name in ("<|fim_prefix|>", "<|fim_suffix|>"))
     said = [("system", "Be brief."), ("user", "1 + 1?"), ("assistant", "2"), ("user", "2 + 2?")]
     (ends,) = trained.tokenizer.encode_batch(["\n"])
     wanted: list[int] = []
@@ -60,25 +62,44 @@ def test_the_chat_form_writes_turns_with_special_tokens(trained: TrainedModel) -
         wanted += [begin, *trained.tokenizer.encode_batch([f"{role}\n{text}"])[0].tolist(), end, *ends.tolist()]
     wanted += [begin, *trained.tokenizer.encode_batch(["assistant\n"])[0].tolist()]
     assert prompt.encode(chat) == wanted
-    assert encode_rendered(trained.tokenizer, "<|fim_prefix|>", {}) != [begin]
+    assert prompt.encode(chat, "</s>") == [*wanted, *trained.tokenizer.encode_batch(["</s>"])[0].tolist()]
     result = run_program(chat, ProgramConfig(max_tokens=2), [{"question": "2 + 2?"}])[0]
     assert result.prompt.endswith("2 + 2?<|fim_suffix|>\n<|fim_prefix|>assistant\n")
+    assert chat_of(chat, "plain") is chat_of(trained, "auto") is None
 
 
-def test_special_tokens_that_users_type_are_refused(trained: TrainedModel) -> None:
-    with pytest.raises(ConfigError, match="name of a special token"):
-        run_program(with_template(trained), ProgramConfig(), [{"question": "<|fim_suffix|> hi"}])
-    with pytest.raises(ConfigError, match="chat template: the template fails"):
-        run_program(
-            with_template(trained, "{{ raise_exception('no system role') }}"), ProgramConfig(), [{"question": "hi"}]
-        )
+def test_special_tokens_that_users_type_are_text(trained: TrainedModel) -> None:
+    chat, end = with_template(trained), trained.tokenizer.specials["<|fim_suffix|>"]
+    question, alone = [{"role": "user", "content": "<|fim_suffix|> hi"}], Turns(where="t", question="<|fim_suffix|> hi")
+    prompt = make_prompts([alone], chat_of(chat, "chat"))[0]
+    assert prompt.encode(chat).count(end) == 1
+    assert prompt.encode(chat) == ChatModel(chat).prompt(question)
+    assert prompt.encode(chat, "a <|fim_suffix|>").count(end) == 1
+    refusing = with_template(trained, "{{ raise_exception('no system role') }}")
+    with pytest.raises(DataError, match="q: The chat template refuses these messages: found 'no system role'"):
+        run_program(refusing, ProgramConfig(), [{"question": "hi"}], names=["q"])
+
+
+def test_replies_in_a_chat_end_where_the_templates_turn_does(trained: TrainedModel) -> None:
+    model = with_template(trained)
+    chat = chat_of(model, "auto")
+    assert chat
+    assert set(chat.ends) == {*trained.ends, trained.tokenizer.specials["<|fim_suffix|>"]}
+    program = ProgramConfig(max_tokens=20, samples=20, temperature=1.0)
+    ids = make_prompts([Turns(where="q", question="hi")], chat)[0].encode(model)
+    said = [
+        [one.text for one in complete(model, [ids], max_tokens=20, samples=20, ends=ends, sampling=SAMPLING)[0]]
+        for ends in (chat.ends, trained.ends)
+    ]
+    assert said[0] != said[1]
+    assert run_program(model, program, [{"question": "hi"}])[0].replies == said[0]
 
 
 def test_replies_have_no_special_tokens_but_those_that_stop_them(trained: TrainedModel) -> None:
-    named, ids = special_names(trained.tokenizer), trained.encode("the quick")
+    named, ids = trained.tokenizer.specials, trained.encode("the quick")
 
-    def replies(stop: list[str]) -> list[Reply]:
-        return complete(trained, [ids], max_tokens=20, samples=20, stop=stop, sampling=Sampling(temperature=1.0))[0]
+    def replies(stop: list[str]) -> list[Completion]:
+        return complete(trained, [ids], max_tokens=20, samples=20, stop=stop, sampling=SAMPLING)[0]
 
     free = replies([])
     assert set(named.values()) & {token for reply in free for token in reply.tokens}
