@@ -78,7 +78,9 @@ class Prefetcher(Generic[BlockType]):
         """The next block, whose rows are in the arena. Raises the errors of planning and reading."""
         self.away_since = math.inf
         with self._changed:
-            here = not self._ready and not self._making and (self._thread is None or not self._planner.waits)
+            here = not (self._ready or self._making or self._error) and (
+                self._thread is None or not self._planner.waits
+            )
             if here:
                 self._making = True
             else:

@@ -148,6 +148,20 @@ def test_an_error_comes_behind_the_blocks_before_it(slow: bool) -> None:
     made.close()
 
 
+def test_an_error_of_the_thread_outlives_the_blocks_before_it() -> None:
+    """The consumer that finds no block must not ask the planner again: an ended planner has no error to tell."""
+    made = begin(Blocks(fails_at=2))
+    made.take()
+    made.away_since = time.perf_counter()
+    with made._changed:
+        assert made._changed.wait_for(lambda: made._error is not None, PATIENCE)
+    made.take()
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no block"):
+            made.take()
+    made.close()
+
+
 @pytest.mark.parametrize("slow", [False, True])
 def test_closing_ends_the_thread_whatever_it_waits_for(slow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prefetch, "LOOK_SECONDS", 3600.0)
