@@ -54,13 +54,13 @@ def test_an_answer_that_takes_too_long_is_cut_and_so_is_a_wait(address: str) -> 
     body = json.dumps(asked).encode()
     request = HEAD + f"Connection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
     with served_here(address, seconds=1.0, max_tokens=60000) as server:
-        first, second = connected(server.port, request), connected(server.port, request)
-        head, _, text = rest(first).partition(b"\r\n\r\n")
+        head, _, text = rest(connected(server.port, request)).partition(b"\r\n\r\n")
         (choice,) = json.loads(text)["choices"]
         assert (head[:12], choice["finish_reason"]) == (b"HTTP/1.1 200", "length")
         assert (LETTERS * 3000).startswith(choice["message"]["content"])
         assert json.loads(text)["usage"]["completion_tokens"] < 60000
-        head, _, text = rest(second).partition(b"\r\n\r\n")
+    with served_here(address, seconds=0.0) as server:  # over while it waits for the model
+        head, _, text = rest(connected(server.port, request)).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 503 ")
         assert "before its answer began" in json.loads(text)["error"]["message"]
 
