@@ -19,14 +19,12 @@ FILES = (
     "chat_template.jinja",
 )
 """Files beside the weights that an import keeps and an export writes again."""
-INDEX = "model.safetensors.index.json"
 
 
 def open_folder(path: Path) -> ModelSource:
     """Open a model's folder; reads no tensor. Raises ConfigError for a folder that lacks something, a damaged file, or
     a model that this decoder cannot be.
     """
-    _check_index(path)
     folder = open_hf_folder(path)
     try:
         files = {name: (path / name).read_bytes() for name in FILES if (path / name).is_file()}
@@ -59,20 +57,6 @@ def open_folder(path: Path) -> ModelSource:
         ends=order_ends([i for i in ends if i is not None], template, texts),
         files={name: data for name, data in files.items() if name != "tokenizer.json"},
     )
-
-
-def _check_index(path: Path) -> None:
-    if not (path / INDEX).is_file():
-        return
-    index = read_json((path / INDEX).read_bytes(), f"{path}/{INDEX}").get("weight_map")
-    shards = sorted(set(index.values())) if isinstance(index, dict) else []
-    missing = [name for name in shards if not (path / str(name)).is_file()]
-    if missing or not shards:
-        raise ConfigError(
-            "The folder lacks files that its index names" if missing else "The folder's index names no file",
-            found=f"{path}: {', '.join(missing[:5]) or INDEX}",
-            remedy="Copy or download the folder again.",
-        )
 
 
 def _special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:

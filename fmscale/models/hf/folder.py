@@ -76,10 +76,18 @@ def _weight_files(path: Path) -> list[Path]:
     index = path / "model.safetensors.index.json"
     if index.is_file():
         try:
-            return sorted({path / str(name) for name in json.loads(index.read_bytes())["weight_map"].values()})
+            files = sorted({path / str(name) for name in json.loads(index.read_bytes())["weight_map"].values()})
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ConfigError(
                 "The index of the model's files is damaged", found=f"{index}: {error!r}", remedy="Download it again."
             ) from error
+        missing = [file.name for file in files if not file.is_file()]
+        if missing or not files:
+            raise ConfigError(
+                "The folder lacks files that its index names" if missing else "The folder's index names no file",
+                found=f"{path}: {', '.join(missing[:5]) or index.name}",
+                remedy="Copy or download the folder again.",
+            )
+        return files
     whole = path / "model.safetensors"
     return [whole] if whole.is_file() else sorted(path.glob("*.safetensors"))
