@@ -15,7 +15,7 @@ from typer.main import get_command
 from benchmarks.gpu_hour.table import BEGIN, END
 from benchmarks.gpu_hour.table import as_markdown as as_table
 from fmscale.cli.main import build_app
-from tests.helpers.quickstart_table import as_markdown
+from tests.helpers.quickstart_table import as_markdown, life_as_markdown
 from tests.helpers.s3_server import S3Server
 
 ROOT = Path(__file__).parents[1]
@@ -99,6 +99,8 @@ def test_the_table_has_the_numbers_of_the_report() -> None:
     shown = README.partition("<!-- quickstart -->\n")[2].partition("<!-- /quickstart -->")[0]
     assert shown.strip() == as_markdown(report).strip()
     assert str(ROOT) not in json.dumps(report)
+    life = json.loads((ROOT / "docs/quickstart/life.json").read_text())
+    assert README.partition("<!-- life -->\n")[2].partition("<!-- /life -->")[0] == life_as_markdown(life)
 
 
 def test_the_table_of_gpu_results_has_their_numbers_and_no_others() -> None:

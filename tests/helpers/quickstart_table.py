@@ -36,3 +36,15 @@ def as_markdown(report: Report) -> str:
     }
     lines = [f"| {name} | {value} |" for name, value in rows.items()]
     return "\n".join(["| | |", "|---|---|", *lines]) + "\n"
+
+
+def life_as_markdown(report: Report) -> str:
+    """The accuracies of `fmscale quickstart life`, as Markdown."""
+    titles = {"sft": "fine-tuned", "lora": "by a LoRA", "dpo": "after DPO"}
+    shares = {
+        run: [f"{ways[way]['value']:.1%}" for way in ("plain", "direct", "steps")]
+        for run, ways in report["accuracy"].items()
+    }
+    rows = [f"| {titles[run]} | {' | '.join(each)} |" for run, each in shares.items()]
+    head = ["| right answers | asked plainly | “answer only” | “step by step” |", "|---|---|---|---|"]
+    return "\n".join([*head, *rows]) + "\n"

@@ -16,7 +16,17 @@ from fmscale.checkpoint.checkpoint import open_checkpoint
 from fmscale.checkpoint.format.piece import elements
 from fmscale.errors import FmscaleError
 from fmscale.quickstart.life.page import render
-from fmscale.quickstart.life.problems import DIRECT, STEPS, TEMPLATE, chats, pairs, problems, texts, tokenizer_json
+from fmscale.quickstart.life.problems import (
+    DIRECT,
+    STEPS,
+    TEMPLATE,
+    Problem,
+    chats,
+    pairs,
+    problems,
+    texts,
+    tokenizer_json,
+)
 from fmscale.quickstart.training import program
 from fmscale.runtime.provenance import machine
 from fmscale.runtime.sinks.jsonl import read_jsonl
@@ -28,6 +38,8 @@ WAYS = {"plain": "", "direct": f" {DIRECT}", "steps": f" {STEPS}"}
 """Words behind a question, by the name of the way to ask."""
 TESTED = 200
 """Problems that no run was trained on."""
+SHOWN = 4
+"""Problems whose answers the page has side by side."""
 LAST_LINES = 8
 
 
@@ -59,7 +71,7 @@ def run_life(folder: Path, tell: Callable[[str], None], *, tested: int = TESTED,
     report: Report = {
         "runs": {run: tour.facts(run) for run in RUNS},
         "accuracy": {run: {way: cell["metric"] for way, cell in ways.items()} for run, ways in cells.items()},
-        "samples": _samples(cells),
+        "samples": _samples(cells, list(problems(3, min(tested, SHOWN)))),
         "commands": tour.commands,
         "machine": machine(),
         "wall_seconds": time.monotonic() - began,
@@ -171,20 +183,19 @@ class _Tour:
             path.write_text(text, encoding="utf-8")
 
 
-def _samples(cells: Mapping[str, Mapping[str, Mapping[str, Any]]], count: int = 4) -> list[dict[str, Any]]:
+def _samples(cells: Mapping[str, Mapping[str, Mapping[str, Any]]], asked: Sequence[Problem]) -> list[dict[str, Any]]:
     """Answers of all runs to the same questions."""
     found = []
-    for number in range(count):
+    for number, problem in enumerate(asked):
         said = {
-            f"{run}, {way}": {
+            f"{run}/{way}": {
                 "text": ways[way]["documents"][number]["replies"][0],
                 "right": bool(ways[way]["documents"][number]["right"]),
             }
             for run, ways in cells.items()
             for way in WAYS
         }
-        document = cells["sft"]["plain"]["documents"][number]
-        found.append({"question": document["prompt"], "target": document["target"], "said": said})
+        found.append({"question": problem.question, "target": problem.answer, "said": said})
     return found
 
 

@@ -87,12 +87,17 @@ def _samples(samples: Sequence[Mapping[str, Any]]) -> str:
     out = []
     for sample in samples:
         rows = "".join(
-            f"<tr><th>{escape(who)}</th><td>{'✓' if said['right'] else '✗'} {escape(said['text'])}</td></tr>"
+            f"<tr><th>{escape(_who(who))}</th><td>{'✓' if said['right'] else '✗'} {escape(said['text'])}</td></tr>"
             for who, said in sample["said"].items()
         )
         asked = f"{escape(sample['question'])} <b>{escape(str(sample['target']))}</b>"
         out.append(f"<figure><figcaption>{asked}</figcaption><table class='facts'>{rows}</table></figure>")
-    return "".join(out)
+    return f"<div class='texts'>{''.join(out)}</div>"
+
+
+def _who(key: str) -> str:
+    run, _, way = key.partition("/")
+    return f"{TITLES[run]}, {ASKED[way]}"
 
 
 def _commands(commands: Sequence[Mapping[str, Any]]) -> str:
