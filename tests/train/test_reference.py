@@ -166,11 +166,11 @@ def test_an_adapter_of_a_reward_model_trains_the_score_too(store: str, tmp_path:
     path = config_of(store, tmp_path)
     adapter = "adapter={kind: lora, rank: 4, alpha: 8, targets: [all-linear]}"
     keys = (adapter, "objective.kind=reward", "model.score=true", "optimizer.lr=0.01")
-    steps = losses(path, "reward", 2, *keys, "train.zero_stage=2", "train.steps=2")
-    steps = losses(path, "reward", 1, *keys, "train.zero_stage=3")
+    steps = losses(path, "scored", 2, *keys, "train.zero_stage=2", "train.steps=2")
+    steps = losses(path, "scored", 1, *keys, "train.zero_stage=3")
     assert steps[0]["loss"] == pytest.approx(0.693147, abs=1e-5), "the score begins at 0"
-    saved = open_checkpoint(f"{store}#reward")
+    saved = open_checkpoint(f"{store}#scored")
     assert set(saved.states("score.weight")) == {"weight", "exp_avg", "exp_avg_sq"}
-    opened = open_trained(f"{store}#reward").model
+    opened = open_trained(f"{store}#scored").model
     assert torch.equal(opened.score.weight, saved.tensor("score.weight"))
     assert opened.score.weight.abs().max() > 0
