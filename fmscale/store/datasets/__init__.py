@@ -6,6 +6,7 @@
 `manifest_writer.py`   seals of segments into a manifest
 `columns.py`   derived columns: a value a record, worked out after the commit
 `columns_writer.py`   values, a segment at a time, into a column
+`by_digest.py`   small objects under the digests of their bytes
 `tokenizers.py`   tokenizers under their digest
 `templates.py`   chat templates under their digest
 `files.py`   small files of an imported model under their digest

@@ -4,11 +4,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fmscale.errors import CorruptData, ObjectNotFound
+from fmscale.errors import CorruptData
 from fmscale.store.backends.protocol import Backend
-from fmscale.store.backends.write_once import store_once
+from fmscale.store.datasets.by_digest import load_by_digest, store_by_digest
 from fmscale.store.digest import canonical_json, metadata_digest
-from fmscale.store.segments.seal import verified
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,30 +30,24 @@ class ChatTemplate:
         return metadata_digest(self.data)
 
 
-def template_key(digest: str) -> str:
-    """Key of the template with this digest; all runs and datasets of a store share it, and it is never deleted."""
-    return f"templates/{digest}.json"
+FORM = "templates/{}.json"
 
 
 def store_template(backend: Backend, template: ChatTemplate) -> str:
     """Store a template, if the store lacks it; returns its digest."""
-    store_once(backend, template_key(template.digest), template.data)
-    return template.digest
+    return store_by_digest(backend, FORM, template.data)
 
 
 def load_template(backend: Backend, digest: str) -> ChatTemplate:
     """A template, verified. Raises ObjectNotFound, CorruptData."""
-    key = template_key(digest)
+    remedy = "Restore the object from a copy, or import the model again."
+    data = load_by_digest(backend, FORM, digest, name="The chat template", remedy=remedy)
     try:
-        values = json.loads(verified(backend.get(key), digest, key))
+        values = json.loads(data)
         return ChatTemplate(text=str(values["text"]), special_tokens=dict(values["special_tokens"]))
-    except ObjectNotFound as error:
-        raise ObjectNotFound(
-            "The chat template is not on the store",
-            found=key,
-            remedy="Restore the object from a copy, or import the model again.",
-        ) from error
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptData(
-            "A chat template on the store is none", found=f"{key}: {error!r}", remedy="Import the model again."
+            "A chat template on the store is none",
+            found=f"{FORM.format(digest)}: {error!r}",
+            remedy="Import the model again.",
         ) from error

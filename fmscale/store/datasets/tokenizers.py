@@ -1,32 +1,22 @@
 """Tokenizers on a store: each is stored whole under its digest, never as a name only."""
 
-from fmscale.errors import ObjectNotFound
 from fmscale.store.backends.protocol import Backend
-from fmscale.store.backends.write_once import store_once
-from fmscale.store.digest import metadata_digest
-from fmscale.store.segments.seal import verified
+from fmscale.store.datasets.by_digest import load_by_digest, store_by_digest
+
+FORM = "tokenizers/{}.json"
 
 
 def tokenizer_key(digest: str) -> str:
     """Key of the tokenizer with this digest; all datasets of a store share it, and it is never deleted."""
-    return f"tokenizers/{digest}.json"
+    return FORM.format(digest)
 
 
 def store_tokenizer(backend: Backend, data: bytes) -> str:
     """Store a tokenizer's JSON, if the store lacks it; returns its digest."""
-    digest = metadata_digest(data)
-    store_once(backend, tokenizer_key(digest), data)
-    return digest
+    return store_by_digest(backend, FORM, data)
 
 
 def load_tokenizer(backend: Backend, digest: str) -> bytes:
     """A tokenizer's JSON, verified. Raises ObjectNotFound, CorruptData."""
-    key = tokenizer_key(digest)
-    try:
-        return verified(backend.get(key), digest, key)
-    except ObjectNotFound as error:
-        raise ObjectNotFound(
-            "The tokenizer is not on the store",
-            found=key,
-            remedy="Store it first (store_tokenizer), or restore the object from a copy.",
-        ) from error
+    remedy = "Store it first (store_tokenizer), or restore the object from a copy."
+    return load_by_digest(backend, FORM, digest, name="The tokenizer", remedy=remedy)
