@@ -14,7 +14,6 @@ from fmscale.runtime.axes import Axis
 from fmscale.runtime.collectives import total
 from fmscale.train.data import longest_sample
 from fmscale.train.engine.protocol import Engine
-from fmscale.train.generations import generations
 from fmscale.train.session import Session
 
 EVALUATED_AT_ONCE = 256
@@ -47,6 +46,8 @@ def evaluator(
         if losses:
             tell(event="evaluation", step=step, **{f"heldout/{name}": loss for name, loss in losses.items()})
         if config.prompts:
+            from fmscale.train.generations import generations  # jinja2 and generation, which few runs need
+
             tell(event="generations", step=step, texts=generations(session, engine, facts))
         return losses.get(config.best) if config.best is not None else None
 
