@@ -107,6 +107,8 @@ def generate(
     )
     if not queue:
         return []
+    # the longest first: at the end few rows wait for the last one, and 64 completions of 12 to 96 tokens take 108 steps
+    queue = deque(sorted(queue, key=lambda one: -one.limit))
     completions = [Completion() for _ in queue]
     rows = max(1, min(slots, len(queue)))
     capacity = max(len(prompt) + limit - 1 for prompt, limit in zip(prompts, limits, strict=True))

@@ -58,11 +58,27 @@ def plain(part: Any) -> bool:
     )
 
 
+class _Rotation:
+    """Turns the pairs of a head as complex numbers, which are made once for the positions of a forward."""
+
+    def __init__(self, turns: Tensor) -> None:
+        self._turns = turns
+        self._made = (turns, turns)
+
+    def at(self, positions_BT: Tensor) -> Tensor:
+        """Complex numbers (B, T, 1, E / 2)."""
+        cosine, sine = rope_angles(positions_BT, self._turns, torch.float32)
+        if self._made[0] is not cosine:
+            half = cosine.shape[-1] // 2
+            self._made = (cosine, torch.complex(cosine[..., :half], sine[..., half:]))
+        return self._made[1]
+
+
 @functools.cache
 @torch.inference_mode(False)
-def _turns(E: int, theta: float, scaling: RopeScaling | None, device: torch.device) -> Tensor:
-    """The same tensor for all blocks of a kind: their angles are then computed once a step."""
-    return rope_turns(E, theta, device) if scaling is None else scaled_turns(E, theta, scaling, device)
+def _rotation(E: int, theta: float, scaling: RopeScaling | None, device: torch.device) -> _Rotation:
+    """The same for all blocks of a kind: their angles are then computed once a step."""
+    return _Rotation(rope_turns(E, theta, device) if scaling is None else scaled_turns(E, theta, scaling, device))
 
 
 def plain_block(block: Block, product: Callable[..., Product]) -> Callable[..., Tensor]:
@@ -74,9 +90,11 @@ def plain_block(block: Block, product: Callable[..., Product]) -> Callable[..., 
     rotary = attention.rotary
     assert rotary is not None, "a decoder's attention has rotary positions"
     device = attention.wq.weight.device
-    turns = _turns(E, rotary.theta, rotary.scaling, device)
-    qkv = product(attention.wq.weight, attention.wk.weight, attention.wv.weight)
-    mix, up, down = product(attention.wo.weight), product(ffn.w1.weight, ffn.w3.weight), product(ffn.w2.weight)
+    rotation = _rotation(E, rotary.theta, rotary.scaling, device)
+    pairs = torch.arange(E).view(2, -1).T.flatten()
+    wq, wk = (w.weight.view(-1, E, w.in_features)[:, pairs].flatten(0, 1) for w in (attention.wq, attention.wk))
+    qkv, mix = product(wq, wk, attention.wv.weight), product(attention.wo.weight)
+    up, down = product(ffn.w1.weight, ffn.w3.weight), product(ffn.w2.weight)
     first, second = block.attention_norm, block.ffn_norm
 
     def forward(
@@ -85,10 +103,8 @@ def plain_block(block: Block, product: Callable[..., Product]) -> Callable[..., 
         B, T, D = h_BTD.shape
         h = h_BTD.view(-1, D)
         projected = qkv(rms_norm(h, (D,), first.weight, first.eps))
-        heads = projected[:, :both].view(B, T, -1, E)
-        cosine, sine = rope_angles(positions_BT, turns, h.dtype)
-        a, b = heads.chunk(2, -1)
-        turned = heads * cosine + torch.cat((b, a), -1) * sine
+        heads = torch.view_as_complex(projected[:, :both].view(B, T, -1, E // 2, 2))
+        turned = torch.view_as_real(heads * rotation.at(positions_BT)).flatten(-2)
         q, k = turned[:, :, :query_heads], turned[:, :, query_heads:]
         v = projected[:, both:].view(B, T, key_heads, E)
         mixed = attend(attention, q, k, v, cu_seqlens, cache)

@@ -76,7 +76,15 @@ def _matrix(module: nn.Module) -> bool:
 def _product(*matrices: Tensor, bias: Tensor | None = None) -> Callable[[Tensor], Tensor]:
     """x (..., in) -> (..., out) for matrices (out, in), one below the other."""
     weight = matrices[0].detach() if len(matrices) == 1 else torch.cat([one.detach() for one in matrices])
-    if weight.numel() < PACK_WEIGHTS or not torch.backends.mkldnn.is_available():
-        return lambda x: nn.functional.linear(x, weight, bias)
+    if weight.numel() < PACK_WEIGHTS or not _packs(weight.dtype):
+        across = weight.t().contiguous()  # 24 products of 32 rows in turn take 1.9 ms so, and 2.4 as `linear`
+        return lambda x: x @ across if bias is None else torch.addmm(bias, x.flatten(0, -2), across).view(*x.shape[:-1], -1)
     copy = torch.ops.mkldnn._reorder_linear_weight(weight)
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, copy, bias, "none", [], "")
+
+
+def _packs(dtype: torch.dtype) -> bool:
+    """True where oneDNN has a layout of its own: bf16 needs AVX-512 or newer."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
