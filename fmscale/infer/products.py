@@ -78,7 +78,9 @@ def _product(*matrices: Tensor, bias: Tensor | None = None) -> Callable[[Tensor]
     weight = matrices[0].detach() if len(matrices) == 1 else torch.cat([one.detach() for one in matrices])
     if weight.numel() < PACK_WEIGHTS or not _packs(weight.dtype):
         across = weight.t().contiguous()  # 24 products of 32 rows in turn take 1.9 ms so, and 2.4 as `linear`
-        return lambda x: x @ across if bias is None else torch.addmm(bias, x.flatten(0, -2), across).view(*x.shape[:-1], -1)
+        if bias is None:
+            return lambda x: x @ across
+        return lambda x: torch.addmm(bias, x.flatten(0, -2), across).unflatten(0, x.shape[:-1])
     copy = torch.ops.mkldnn._reorder_linear_weight(weight)
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, copy, bias, "none", [], "")
 
