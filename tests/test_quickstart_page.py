@@ -1,8 +1,11 @@
 """The report of a quickstart as a page: its content, narrow screens."""
 
+import json
 import re
 from pathlib import Path
 
+from fmscale.quickstart.life.page import ASKED
+from fmscale.quickstart.life.page import render as life
 from fmscale.quickstart.page import render
 from tests.test_quickstart import records, report
 
@@ -36,3 +39,12 @@ def test_a_loss_chart_has_the_unbroken_run_below(tmp_path: Path) -> None:
     page = render(report(), records(), records()[:5])
     assert page.count('class="under"') == 1
     assert page.index('class="under"') < page.index('class="line"'), "drawn over it"
+
+
+def test_each_share_of_the_life_of_a_model_names_its_column_on_a_narrow_screen() -> None:
+    found = json.loads((Path(__file__).parent.parent / "docs/quickstart/life.json").read_text())
+    page = life(found, {})
+    _, _, narrow = page.partition("@media (max-width: 640px)")
+    assert "content: attr(data-label)" in narrow
+    for title in ASKED.values():
+        assert page.count(f"<td data-label='{title}'>") == len(found["accuracy"])

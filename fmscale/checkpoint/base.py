@@ -51,14 +51,15 @@ def open_base(backend: Backend, meta: Mapping[str, Any], *, deadline: float = 60
     )
 
 
-def pin_base(base: Checkpoint, backend: Backend, run: str) -> None:
-    """Pin the base in its run's log for the adapter run `run` of the store `backend`: retention keeps it from then on.
+def pin_for(run: str, backend: Backend, needed: Checkpoint, *, kind: str = "adapter") -> None:
+    """Pin a checkpoint in its run's log for the run `run` of the store `backend`: an adapter needs its base, a
+    preference its reference, as `kind` says. Retention keeps it from then on.
 
     Raises Conflict if it is retired, AccessDenied for a store that cannot be written, StoreError.
     """
-    same = base.backend.url == backend.url
-    owner = f"adapter {run}" if same else f"adapter {scrub(backend.url)}#{run}"
-    log = run_log(backend if same else open_store(base.backend.url), base.run)
+    same = needed.backend.url == backend.url
+    owner = f"{kind} {run}" if same else f"{kind} {scrub(backend.url)}#{run}"
+    log = run_log(backend if same else open_store(needed.backend.url), needed.run)
     state = replay(log)
-    if owner not in state.pins.get(base.found.entry, ()):
-        pin(log, [base.found.entry], owner, state=state)
+    if owner not in state.pins.get(needed.found.entry, ()):
+        pin(log, [needed.found.entry], owner, state=state)

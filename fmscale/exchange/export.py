@@ -1,7 +1,7 @@
 """Files that Hugging Face's libraries need beside a run's weights: as the model was imported, or made from the run."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 from fmscale.checkpoint.base import BASE
@@ -43,9 +43,11 @@ def hf_files(opened: Checkpoint, dtype: str | None = None) -> dict[str, Any]:
     tokenizer = from_json(data)
     bos, eos = run_framing(opened.backend, meta, tokenizer)
     ends = {"bos_token_id": bos, "eos_token_id": eos}
+    scored = False
     if "files" in meta:
         kept = [name for name in FILES if name in meta["files"]]  # a stranger's store may name places elsewhere
         files = {name: load_file(opened.backend, meta["files"][name]) for name in kept}
+        scored = from_hf_config(read_json(files.get("config.json", b"{}"), "config.json")).score
         files |= {"tokenizer.json": data, **_changed(files, model, meta, ends, dtype)}
     else:
         files = {"config.json": _json(hf_config(model, meta["vocab_size"], bos=bos, eos=eos))}
@@ -55,7 +57,12 @@ def hf_files(opened: Checkpoint, dtype: str | None = None) -> dict[str, Any]:
             files["tokenizer_config.json"] = _json(tokenizer.hf_config(bos, eos))
     if meta.get("template") and isinstance(tokenizer, JsonTokenizer):
         files |= _with_template(files, load_template(opened.backend, meta["template"]).text)
-    return {"names": hf_names(model), "files": files, "types": meta.get("types")}
+    names: dict[str, str | None] = {**hf_names(model)}
+    if model.score:
+        names["output.weight"] = None
+        if not scored:  # a reward model of others has its filler
+            files |= _with_filler(files, tokenizer.specials, {eos, *meta.get("ends", ())})
+    return {"names": names, "files": files, "types": meta.get("types")}
 
 
 def _changed(
@@ -72,7 +79,7 @@ def _changed(
     config = read_json(files.get("config.json", b"{}"), "config.json")
     size = meta["vocab_size"]
     then, now = (hf_config(one, size, bos=None, eos=None) for one in (from_hf_config(config), model))
-    new = {name: value for name, value in now.items() if value != then[name] and name != "initializer_range"}
+    new = {name: value for name, value in now.items() if value != then.get(name) and name != "initializer_range"}
     types = {name: dtype for name in ("dtype", "torch_dtype") if dtype and config.get(name, dtype) != dtype}
     if new or types:
         changed["config.json"] = _json({**config, **new, **types})
@@ -92,6 +99,24 @@ def _with_template(files: Mapping[str, bytes], text: str) -> dict[str, bytes]:
     # transformers renders a chat first and tokenises the text: names of special tokens in it must be tokens.
     config = {**config, "split_special_tokens": False}
     return {"chat_template.jinja": text.encode(), "tokenizer_config.json": _json(config)}
+
+
+def _with_filler(files: Mapping[str, bytes], specials: Mapping[str, int], ends: Set[int | None]) -> dict[str, bytes]:
+    """The files with a token that fills the texts of a batch: transformers reads the score at the last token that is
+    another, so it must be none that ends a text. The model's own filler, or else a special token; without any
+    transformers takes a text at a time.
+    """
+    config = read_json(files["config.json"], "config.json")
+    settings = read_json(files.get("tokenizer_config.json", b"{}"), "tokenizer_config.json")
+    named = settings.get("pad_token")
+    own = specials.get(named["content"] if isinstance(named, dict) else named or "")
+    found = (config.get("pad_token_id"), own, *sorted(specials.values()))
+    filler = next((i for i in found if i is not None and i not in ends), None)
+    changed = {"config.json": _json({**config, "pad_token_id": filler})}
+    if "tokenizer_config.json" in files:
+        text = next((name for name, i in specials.items() if i == filler), None)
+        changed["tokenizer_config.json"] = _json({**settings, "pad_token": text})
+    return changed
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

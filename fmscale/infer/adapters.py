@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from fmscale.checkpoint.base import BASE, name_base, open_base, pin_base
+from fmscale.checkpoint.base import BASE, name_base, open_base, pin_for
 from fmscale.checkpoint.catalog import CheckpointEntry
 from fmscale.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from fmscale.checkpoint.format.layout import Tensor
@@ -152,7 +152,7 @@ def import_peft(folder: Path, backend: Backend, run: str, base: Checkpoint) -> C
     meta = _facts(base)
     meta["config"] = {**meta["config"], "adapter": as_tree(config)}
     meta[BASE] = name_base(base, backend)
-    pin_base(base, backend, run)
+    pin_for(run, backend, base)
     infos = [Tensor(name, "weight", "float32", shape) for name, shape in found.items()]
     return save_weights(backend, run, infos, tensors.__getitem__, meta)
 

@@ -67,5 +67,6 @@ pre { margin: 0 0 6px; font: 12.5px/1.5 ui-monospace, "SF Mono", Menlo, Consolas
   .row { grid-template-columns: minmax(0, 1fr); gap: 0; } .row .name { text-align: left; margin-top: 4px; }
   figure { padding: 12px 12px 8px; } .legend { flex-wrap: wrap; gap: 4px 18px; }
   .facts th, .facts td { display: block; padding: 0; } .facts th { padding-top: 8px; }
+  .facts .head { display: none; } .facts [data-label]::before { content: attr(data-label) ": "; }
 }
 """

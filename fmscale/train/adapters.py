@@ -1,6 +1,6 @@
 """The frozen weights of an adapter run, which its base has."""
 
-from fmscale.checkpoint.base import name_base, pin_base
+from fmscale.checkpoint.base import name_base, pin_for
 from fmscale.checkpoint.checkpoint import Checkpoint
 from fmscale.checkpoint.read.restore import restore
 from fmscale.train.engine.protocol import Engine
@@ -15,7 +15,7 @@ def load_base(session: Session, base: Checkpoint, engine: Engine) -> dict[str, s
     """
     backend, run = session.backend, session.config.train.run
     if session.world.rank == 0:
-        pin_base(base, backend, run)
+        pin_for(run, backend, base)
     # The base run may commit another checkpoint between the looks of two ranks.
     which = f"entry{session.from_rank_0('entry of the base', base.found.entry)}"
     pieces, waits = engine.base_pieces(), session.waits

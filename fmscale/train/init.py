@@ -119,8 +119,9 @@ def find_init(
             folder = open_hf_folder(path)
             warning = _compare(config.model, vocab_size, folder.config, str(path))
             shapes = _shapes(config, vocab_size)
-            compare_shapes({name: shapes[name] for name in shapes.keys() - {SCORE}}, folder.shapes)
-            return Init(shown=str(path), source=folder, warning=warning, lacks=frozenset({SCORE}))
+            lacks = frozenset({SCORE} - folder.shapes.keys())
+            compare_shapes({name: shapes[name] for name in shapes.keys() - lacks}, folder.shapes)
+            return Init(shown=str(path), source=folder, warning=warning, lacks=lacks)
         if "#" in address:
             backend = open_store(parse_address(address)[0], read_only=True, deadline=deadline or config.store.deadline)
         return _find_checkpoint(config, backend, address, vocab_size, tokenizer)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from fmscale.checkpoint.base import pin_for
 from fmscale.checkpoint.checkpoint import open_in
 from fmscale.config import Config
 from fmscale.config.objective import RewardConfig
@@ -60,19 +61,39 @@ def with_reference(config: Config, backend: Backend) -> Config:
     return replace(config, data=data, evaluation=evaluation)
 
 
+def pin_reference(config: Config, backend: Backend) -> None:
+    """Pin the checkpoint that `objective.reference` names, if it names one, for this run; rank 0 calls it.
+
+    Raises ConfigError for a checkpoint that is not there, Conflict if it is retired meanwhile, StoreError.
+    """
+    run, at, step = getattr(config.objective, "reference", "").partition("@")
+    if at:
+        pin_for(config.train.run, backend, open_in(backend, run, int(step)), kind="preference")
+
+
 def _check_model(config: Config) -> None:
-    """Raise ConfigError for a reward objective without a score, or a reference of adapters without adapters."""
+    """Raise ConfigError for a reward objective without a score, a reference of adapters without adapters, or a copy of
+    a model whose base stands in for it.
+    """
     if isinstance(config.objective, RewardConfig) and not getattr(config.model, "score", True):
         raise ConfigError(
             f"{config.place('objective.kind')} is reward, and the model has no score",
             found=f"{config.place('model.score')}: false",
             remedy="Take model.score: true.",
         )
-    if getattr(config.objective, "reference", "") == "adapter_off" and getattr(config, "adapter", None) is None:
+    reference, adapter = getattr(config.objective, "reference", ""), getattr(config, "adapter", None)
+    if reference == "adapter_off" and adapter is None:
         raise ConfigError(
             f"{config.place('objective.reference')} is adapter_off, and the run has no adapter",
             found="adapter: null",
             remedy="Give the section adapter, or take objective.reference: model or RUN@STEP.",
+        )
+    if reference == "model" and adapter is not None:
+        raise ConfigError(
+            f"{config.place('objective.reference')} is model, a copy of all weights, and the run has an adapter",
+            found=f"adapter.kind: {adapter.kind}",
+            remedy="Take objective.reference: adapter_off, the base of the adapter, which is in memory already; or "
+            "RUN@STEP for an adapter run that train.init begins with.",
         )
 
 

@@ -39,6 +39,7 @@ from fmscale.train.inputs import deliver
 from fmscale.train.journal import Journal
 from fmscale.train.length import RunLength
 from fmscale.train.loop import Loop
+from fmscale.train.reference import pin_reference
 from fmscale.train.resume import choose_resume, restore
 from fmscale.train.saving import Saving, open_saver
 from fmscale.train.session import Session
@@ -141,6 +142,8 @@ def assemble(
 
     def begin() -> RunLength:
         nonlocal length
+        if world.rank == 0:
+            pin_reference(config, session.backend)
         if resume.which != "none":
             restored, length = restore(session, resume, engine, loader, saving, tokenizer_digest, batch, tell)
             origin.update(inherited(restored))

@@ -1,6 +1,8 @@
 """Columns of a model's values: the same as of documents read alone, resumable, and computed once; rankings scored."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +26,12 @@ from fmscale.store.datasets.columns import column_key, open_column
 from fmscale.store.datasets.dataset import Dataset, open_dataset
 from fmscale.store.datasets.tokenizers import store_tokenizer
 from fmscale.store.datasets.verify import verify_dataset
+from fmscale.store.doctor.probe import require_writable
 from fmscale.store.open import open_store
 from tests.helpers.rendered import random_rankings, rendered_dataset
 from tests.infer.trained_run import MODEL, save_run, store_texts
 
+ROOT = Path(__file__).parents[2]
 MAKER = values_maker("logps", "0" * 32, "fp32")
 
 
@@ -106,6 +110,28 @@ def test_a_job_that_ends_early_shows_nothing_and_goes_on(memory_store: Backend) 
     result = derive(memory_store, dies)
     assert (result.resumed, len(forwards)) == (1, 3)
     assert stored(memory_store).records == 35
+
+
+@pytest.mark.slow
+def test_a_job_that_is_killed_at_any_write_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    save_run(store_texts(tmp_path), "base", (1,))
+    store = open_store(str(tmp_path / "store"))
+    pairs(store)
+    require_writable(store)
+    job = ("--column", "reference", "--with", "base@1", "--device", "cpu", "--threads", "1", "--json")
+    out = subprocess.check_output(
+        [sys.executable, "-m", "tests.helpers.deriver", str(tmp_path), "pairs", *job], cwd=ROOT, text=True, timeout=400
+    )
+    lines = [json.loads(line) for line in out.splitlines() if "killed" in line]
+    # Two parts and the last object, each before and after.
+    assert [line["killed"] for line in lines] == [True] * 6 + [False]
+    folder = next(tmp_path.glob("6/datasets/pairs/columns/*/reference-*")).relative_to(tmp_path / "6")
+    before = {path.name for path in (tmp_path / "store" / folder.parent).iterdir()}
+    assert not any(name.startswith("reference") for name in before)
+    assert [line["visible"] - len(before) for line in lines] == [0] * 5 + [1, 1]
+    stored = [{p.name: p.read_bytes() for p in (Path(line["store"]) / folder).iterdir()} for line in lines]
+    assert all(each == stored[-1] for each in stored), "the last job was not disturbed"
+    assert len(stored[-1]) == 3
 
 
 def test_records_that_no_column_can_hold_are_refused(memory_store: Backend) -> None:

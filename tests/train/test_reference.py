@@ -1,5 +1,7 @@
 """The reference of a run of preferences: a frozen copy or a column, resumed, and compared before the first update."""
 
+import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,20 +11,26 @@ import torch
 
 from fmscale.checkpoint.checkpoint import open_checkpoint, open_in
 from fmscale.checkpoint.export.export import export_checkpoint
-from fmscale.config import load_config
+from fmscale.checkpoint.format.names import run_log
+from fmscale.checkpoint.persist.retention import expired, references
+from fmscale.config import derive_batch, load_config
 from fmscale.config.spec import RenderedSpec
 from fmscale.data.open import open_flat_loader
 from fmscale.data.samples.rendered import values_maker
-from fmscale.errors import ConfigError, DataError
+from fmscale.errors import ConfigError, Conflict, DataError
 from fmscale.infer.load import open_trained
 from fmscale.infer.score import logps
 from fmscale.infer.value_columns import derive_values
 from fmscale.models import build, load_weights
 from fmscale.models.hf import hf_names
+from fmscale.runtime.axes import Axis
 from fmscale.store.datasets.dataset import open_dataset
+from fmscale.store.log.retirement import replay, retire, unpin
 from fmscale.store.open import open_store
+from fmscale.train.engine.module import build_engine
 from fmscale.train.preflight.preflight import check_run
 from fmscale.train.reference import WrongReference
+from tests.helpers.deepspeed_numbers import restart_numbers
 from tests.helpers.ranks import run_ranks
 from tests.helpers.rendered import random_rankings, rendered_dataset
 from tests.infer.trained_run import MODEL, save_run, store_texts
@@ -39,6 +47,8 @@ objective: {{kind: dpo}}
 schedule: {{kind: constant, warmup_steps: 0}}
 optimizer: {{lr: 0.001}}
 """
+
+LORA = "adapter={kind: lora, rank: 4, alpha: 8, targets: [all-linear]}"
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +91,29 @@ def test_another_reference_and_dropout_stop_a_run_before_its_first_update(store:
     assert losses(path, "right", 1, "objective.reference=base@1", "train.steps=1")[0]["loss"] == pytest.approx(0.693147)
 
 
+def test_a_reference_is_pinned_and_without_it_a_resume_is_refused_by_name(store: str, tmp_path: Path) -> None:
+    shutil.copytree(store, tmp_path / "store")
+    path = config_of(str(tmp_path / "store"), tmp_path)
+    losses(path, "kept", 1, "objective.reference=base@1", "train.steps=1")
+    backend = open_store(str(tmp_path / "store"))
+    log, needed = run_log(backend, "base"), open_in(backend, "base", 1).found.entry
+    state = replay(log)
+    assert "preference kept" in state.pins[needed]
+    pins = {needed: {"preference kept"}}  # without those of other tests' runs
+    assert expired(state.live.values(), pins, keep_last=1, keep_every=None) == []
+    with pytest.raises(Conflict, match="pinned"):
+        retire(log, [needed], references)
+    for owner in state.pins[needed]:
+        unpin(log, [needed], owner)
+    retire(log, [needed], references)
+    again = ("objective.reference=base@1", "train.run=kept")
+    with pytest.raises(ConfigError, match=r"objective\.reference names a checkpoint that is not there") as caught:
+        run_ranks(train_here, 1, str(path), again, timeout=120)
+    assert (caught.value.found, caught.value.remedy) == ("base@1", "Steps of run base: 2.")
+    shutil.rmtree(tmp_path / "store" / "runs" / "base")
+    assert any("Run base has no checkpoint" in str(e) for e in check_run(load_config(str(path), again), 1).problems)
+
+
 @pytest.mark.slow
 def test_a_copy_and_a_column_give_the_same_run_and_a_resume_goes_on(store: str, tmp_path: Path) -> None:
     path = config_of(store, tmp_path)
@@ -89,6 +122,9 @@ def test_a_copy_and_a_column_give_the_same_run_and_a_resume_goes_on(store: str, 
     copy = losses(path, "copy", 1, "train.zero_stage=1", "train.init=gone")
     for name in ("loss", "metric/reward_margin", "metric/logp_chosen"):
         assert [step[name] for step in copy] == pytest.approx([step[name] for step in column], rel=1e-3, abs=1e-4), name
+    found = open_checkpoint(f"{store}#copy@2").found
+    planned = check_run(load_config(str(path), ("train.run=planned",)), 1).forecast
+    assert found.bytes + found.referenced == planned.checkpoint_bytes
     saved, base = open_checkpoint(f"{store}#copy@4"), open_checkpoint(f"{store}#base@1")
     for name in base.names:
         assert torch.equal(saved.tensor(f"reference.{name}"), base.tensor(name)), "the reference is frozen"
@@ -126,8 +162,37 @@ def test_the_plan_names_what_lacks(store: str, tmp_path: Path) -> None:
     assert "model.score: true" in problems("objective={kind: reward}")
     assert "Steps of run base: 1, 2" in problems("objective.reference=base@7")
     assert "no adapter" in problems("objective.reference=adapter_off")
+    assert "Take objective.reference: adapter_off" in problems(LORA)
     lacking = problems("objective.reference=base@1", "train.precision=bf16")
     assert "--column reference --with RUN@STEP --precision bf16 --split train" in lacking
+
+
+def parameter_bytes(rank: int, size: int, path: str, overrides: Sequence[str]) -> tuple[int, int]:
+    """Bytes of the parameters that this rank's engine holds, trained as bf16 and frozen."""
+    config = load_config(path, overrides)
+    restart_numbers()
+    batch = derive_batch(config.batch, size)
+    engine = build_engine(config, Axis(rank=rank, size=size), 272, batch, "cpu")
+    sizes = {True: 0, False: 0}
+    for parameter in engine.module.parameters():
+        held = getattr(parameter, "ds_tensor", parameter)
+        sizes[parameter.requires_grad] += held.numel() * (2 if parameter.requires_grad else held.element_size())
+    return sizes[True], sizes[False]
+
+
+@pytest.mark.parametrize("overrides", [(), (LORA, "objective.reference=adapter_off")], ids=["copy", "base"])
+def test_the_plan_counts_the_frozen_weights_that_a_rank_holds(
+    store: str, tmp_path: Path, overrides: tuple[str, ...]
+) -> None:
+    path, bf16 = config_of(store, tmp_path), (*overrides, "train.precision=bf16")
+    forecast = check_run(load_config(str(path), bf16), 2).forecast
+    assert forecast.parameters
+    for stage in (0, 3):
+        ranks = run_ranks(parameter_bytes, 2, str(path), (*bf16, f"train.zero_stage={stage}"), timeout=120)
+        parts = 2 if stage == 3 else 1
+        wanted = 2 * forecast.parameters // parts, 2 * forecast.frozen // parts
+        assert ranks == [wanted, wanted]
+        assert forecast.stages[stage].parameters == sum(wanted)
 
 
 def test_a_commit_without_the_column_is_refused_with_the_command(store: str) -> None:
@@ -152,9 +217,8 @@ def test_a_step_and_a_column_are_needed_for_a_reference_by_name(store: str, tmp_
 @pytest.mark.slow
 def test_an_adapter_that_is_off_is_the_reference_of_the_adapter(store: str, tmp_path: Path) -> None:
     path = config_of(store, tmp_path)
-    adapter = "adapter={kind: lora, rank: 4, alpha: 8, targets: [all-linear]}"
-    off = losses(path, "off", 2, adapter, "objective.reference=adapter_off", "train.zero_stage=3", "optimizer.lr=0.01")
-    column = losses(path, "on", 1, adapter, "objective.reference=base@1", "train.zero_stage=0", "optimizer.lr=0.01")
+    off = losses(path, "off", 2, LORA, "objective.reference=adapter_off", "train.zero_stage=3", "optimizer.lr=0.01")
+    column = losses(path, "on", 1, LORA, "objective.reference=base@1", "train.zero_stage=0", "optimizer.lr=0.01")
     assert off[0]["loss"] == pytest.approx(0.693147, abs=1e-6)
     assert off[-1]["metric/reward_margin"] != 0
     for name in ("loss", "metric/reward_margin", "metric/logp_chosen"):
@@ -164,8 +228,7 @@ def test_an_adapter_that_is_off_is_the_reference_of_the_adapter(store: str, tmp_
 @pytest.mark.slow
 def test_an_adapter_of_a_reward_model_trains_the_score_too(store: str, tmp_path: Path) -> None:
     path = config_of(store, tmp_path)
-    adapter = "adapter={kind: lora, rank: 4, alpha: 8, targets: [all-linear]}"
-    keys = (adapter, "objective.kind=reward", "model.score=true", "optimizer.lr=0.01")
+    keys = (LORA, "objective.kind=reward", "model.score=true", "optimizer.lr=0.01")
     steps = losses(path, "scored", 2, *keys, "train.zero_stage=2", "train.steps=2")
     steps = losses(path, "scored", 1, *keys, "train.zero_stage=3")
     assert steps[0]["loss"] == pytest.approx(0.693147, abs=1e-5), "the score begins at 0"

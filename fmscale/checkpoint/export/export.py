@@ -27,7 +27,7 @@ def export_checkpoint(
     folder: Path,
     *,
     format: Literal["hf", "safetensors", "dcp"],
-    names: Mapping[str, str] | None = None,
+    names: Mapping[str, str | None] | None = None,
     files: Mapping[str, bytes] | None = None,
     types: Mapping[str, str] | None = None,
     dtype: str | None = None,
@@ -36,8 +36,9 @@ def export_checkpoint(
 ) -> list[Path]:
     """Write the checkpoint into a new or empty folder; return the files.
 
-    `hf`: weights under their names in `names`, of their types in `types` (by our names, "*" for all others), in files
-    of at most `shard_bytes`; model.safetensors.index.json if there are several files; and `files` by name.
+    `hf`: weights under their names in `names` (None leaves one out), of their types in `types` (by our names, "*" for
+    all others), in files of at most `shard_bytes`; model.safetensors.index.json if there are several files; and `files`
+    by name.
     `safetensors`: every state of every tensor, named STATE/NAME, in one file. `dcp`: torch.distributed.checkpoint,
     model.NAME and optim.state.NAME.STATE. `dtype` converts floating tensors. Raises ConfigError for a folder in use, a
     `dtype` that is not floating or a tensor without a name in `names`, CorruptData for a damaged checkpoint.
@@ -60,7 +61,9 @@ def export_checkpoint(
     weights = [t for t in checkpoint.manifest.tensors if t.state == "weight" and not t.name.startswith(REFERENCE)]
     kept = {info.name: dtype or (types or {}).get(info.name, (types or {}).get("*")) for info in weights}
     tensors = [
-        (info, Tensor(_mapped(info.name, names), "", _converted(info, kept[info.name]), info.shape)) for info in weights
+        (info, Tensor(name, "", _converted(info, kept[info.name]), info.shape))
+        for info in weights
+        if (name := _mapped(info.name, names)) is not None
     ]
     written = _write_sharded(checkpoint, folder, tensors, shard_bytes, progress)
     for name, data in (files or {}).items():
@@ -112,7 +115,7 @@ def _converted(tensor: Tensor, dtype: str | None) -> str:
     return dtype if dtype is not None and floating else tensor.dtype
 
 
-def _mapped(name: str, names: Mapping[str, str] | None) -> str:
+def _mapped(name: str, names: Mapping[str, str | None] | None) -> str | None:
     if names is None:
         return name
     if name not in names:

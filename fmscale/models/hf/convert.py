@@ -17,6 +17,8 @@ from fmscale.models.hf.qwen import QWEN2, QWEN3
 
 FAMILIES = {family.kind: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3)}
 """The model types of `transformers` that this decoder implements."""
+CLASSIFIER = "SequenceClassification"
+"""End of the names of classes with a score, or several, instead of a head."""
 ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}
 TEXT_OF_GEMMA3 = (
     "Save its text model alone, by transformers: whole = Gemma3ForConditionalGeneration.from_pretrained(FOLDER); "
@@ -36,22 +38,25 @@ def family_of(model: ModelConfig) -> Family:
 
 
 def hf_names(model: ModelConfig) -> dict[str, str]:
-    """Every parameter of the model: fmscale's name -> Hugging Face's name."""
+    """Every parameter of the model: fmscale's name -> Hugging Face's name. A reward model has no head there."""
     names = {"tok_embeddings.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight"}
     block = {**BLOCK, **family_of(model).names}
     for n in range(model.num_layers):
         names |= {f"layers.{n}.{name}": f"model.layers.{n}.{hf_name}" for name, hf_name in block.items()}
+    if model.score:
+        return names | {"score.weight": "score.weight"}
     return names if model.tied else names | {"output.weight": "lm_head.weight"}
 
 
 def hf_config(model: ModelConfig, vocab_size: int, *, bos: int | None, eos: int | None) -> dict[str, Any]:
-    """The config.json with which `transformers` builds the same model, version 4 or 5.
+    """The config.json with which `transformers` builds the same model, version 4 or 5; a reward model sorts sequences
+    with one label.
 
     Raises ConfigError for a model with features that no family there has together.
     """
     family = family_of(model)
     config = {
-        "architectures": [f"{family.name}ForCausalLM"],
+        "architectures": [f"{family.name}For{CLASSIFIER if model.score else 'CausalLM'}"],
         "model_type": family.kind,
         "vocab_size": vocab_size,
         "hidden_size": model.dim,
@@ -64,11 +69,12 @@ def hf_config(model: ModelConfig, vocab_size: int, *, bos: int | None, eos: int 
         "max_position_embeddings": model.max_seq_len,
         "initializer_range": model.init_std,
         "rms_norm_eps": model.norm_eps,
-        "tie_word_embeddings": model.tied,
+        "tie_word_embeddings": model.tied or model.score,
         "attention_dropout": 0.0,
         "bos_token_id": bos,
         "eos_token_id": eos,
         **family.keys(model),
+        **({"id2label": {"0": "score"}, "label2id": {"score": 0}} if model.score else {}),
     }
     back, wanted = (_comparable(each, vocab_size) for each in (from_hf_config(config), model))
     if back != wanted:
@@ -83,7 +89,8 @@ def hf_config(model: ModelConfig, vocab_size: int, *, bos: int | None, eos: int 
 
 
 def from_hf_config(config: Mapping[str, Any]) -> ModelConfig:
-    """The model that a config.json of Hugging Face describes; `vocab_size` is set.
+    """The model that a config.json of Hugging Face describes; `vocab_size` is set. A reward model has no head there: it
+    is tied here, so that it has no weight for one.
 
     Raises ConfigError for another kind of model, or for a feature that this decoder lacks.
     """
@@ -95,6 +102,11 @@ def from_hf_config(config: Mapping[str, Any]) -> ModelConfig:
         raise ConfigError("This decoder is not that kind of model", found=kind, remedy=remedy)
     family = FAMILIES[kind]
     config = {**family.defaults, **config}
+    score = any(str(name).endswith(CLASSIFIER) for name in config.get("architectures") or ())
+    labels = len(config["id2label"]) if config.get("id2label") else config.get("num_labels", 2)
+    if score and labels != 1:
+        found, remedy = f"{labels} labels", "Take a reward model: num_labels 1."
+        raise ConfigError("The model sorts texts, and this decoder gives one score", found=found, remedy=remedy)
     key = "hidden_activation" if "hidden_activation" in family.defaults else "hidden_act"
     activation, own = config.get(key, "silu"), family.defaults.get(key, "silu")
     lacking = {
@@ -121,7 +133,8 @@ def from_hf_config(config: Mapping[str, Any]) -> ModelConfig:
             vocab_size=config["vocab_size"],
             max_seq_len=config["max_position_embeddings"],
             norm_eps=config.get("rms_norm_eps", 1e-6),
-            tied=bool(config.get("tie_word_embeddings", False)),
+            tied=score or bool(config.get("tie_word_embeddings", False)),
+            score=score,
             init_std=config.get("initializer_range", 0.02),
             **family.features(config),
         )
@@ -141,6 +154,7 @@ def _comparable(model: ModelConfig, vocab_size: int) -> ModelConfig:
         hidden_dim=model.ffn_width,
         local_rope_theta=model.local_rope_theta or (model.rope_theta if unstretched else None),
         query_scalar=model.query_scalar or model.head_width,
+        tied=model.tied or model.score,
         vocab_size=vocab_size,
         dropout=0.0,
         attention_backend="auto",

@@ -60,13 +60,13 @@ def _table(accuracy: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     head = "".join(f"<th>{escape(title)}</th>" for title in ("", *ASKED.values()))
     rows = []
     for run, ways in accuracy.items():
-        shares = [ways[way] for way in ASKED]
         cells = "".join(
-            f"<td>{one['value']:.1%} <span class='note'>{one['low']:.1%} – {one['high']:.1%}</span></td>"
-            for one in shares
+            f"<td data-label='{escape(title)}'>{ways[way]['value']:.1%} "
+            f"<span class='note'>{ways[way]['low']:.1%} – {ways[way]['high']:.1%}</span></td>"
+            for way, title in ASKED.items()
         )
         rows.append(f"<tr><th>{escape(TITLES[run])}</th>{cells}</tr>")
-    return f"<table class='facts'><tr>{head}</tr>{''.join(rows)}</table>"
+    return f"<table class='facts'><tr class='head'>{head}</tr>{''.join(rows)}</table>"
 
 
 def _charts(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[tuple[str, str, str]]:

@@ -47,7 +47,7 @@ class Forecast:
     parameters: int | None
     """Trained numbers of the model."""
     frozen: int
-    """Numbers of the base that an adapter leaves frozen."""
+    """Frozen numbers: of an adapter's base, or of the copy that `objective.reference: model` keeps."""
     steps: int | None
     tokens_per_step: int | None
     """global_batch x sequence_length."""
@@ -126,7 +126,7 @@ def forecast(
     length = config.data.sequence_length
     decoder = config.model if type(config.model) is ModelConfig else None
     flops = (
-        flops_per_token(decoder, vocab_size, length, (parameters or 0) if frozen else 0)
+        flops_per_token(decoder, vocab_size, length, (parameters or 0) if config.adapter is not None else 0)
         if decoder and vocab_size
         else None
     )
@@ -136,6 +136,9 @@ def forecast(
     tokens_per_step = batch.global_batch * length if batch and not batch.forward_tokens else None
     # One token more than the model reads: the label of the last token.
     row_bytes = (length + 1) * token_bytes
+    # The base of an adapter is in the checkpoint of its own run.
+    copied = frozen * (2 if config.train.precision == "bf16" else FP32) if config.adapter is None else 0
+    checkpoint = parameters * FP32 * STATES + copied if parameters else None
     ahead = None
     if batch and not batch.forward_tokens:
         ahead = min(HORIZON_STEPS, config.data.memory_bytes // (row_bytes * -(-batch.global_batch // world)))
@@ -153,8 +156,8 @@ def forecast(
         stages=tuple(state_bytes(parameters, config.train, stage, world, frozen) for stage in STAGES)
         if parameters
         else (),
-        checkpoint_bytes=parameters * FP32 * STATES if parameters else None,
-        checkpoint_bytes_per_rank=-(-parameters * FP32 * STATES // world) if parameters else None,
+        checkpoint_bytes=checkpoint,
+        checkpoint_bytes_per_rank=-(-checkpoint // world) if checkpoint else None,
         tokens_per_second=tokens_per_second,
         read_bytes_per_second=tokens_per_second * row_bytes / length if tokens_per_second else None,
         seconds=tokens / tokens_per_second if tokens and tokens_per_second else None,

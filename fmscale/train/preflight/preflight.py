@@ -174,6 +174,8 @@ def check_run(
         checks.add(unknown)
     elif not isinstance(config.model, InitModelConfig):
         counts = checks.run(lambda: count_parameters(config.model, config.adapter, vocab_size=vocab_size))
+        if counts and getattr(config.objective, "reference", None) == "model":
+            counts = counts[0], sum(counts)
     checks.run(lambda: make_objective(config.objective))
     if type(config.model) is not ModelConfig:
         checks.notes.append(f"the FLOPs of model {kind_of(config.model)} are not known, and so neither is its mfu")
