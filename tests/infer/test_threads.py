@@ -1,6 +1,8 @@
 """CPU threads of generation and evaluation follow the work, and are a setting."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -54,3 +56,22 @@ def test_the_threads_are_an_option(used: list[int], tmp_path: Path) -> None:
         used.clear()
         assert CliRunner().invoke(build_app(), [*words, "--threads", "7"]).exit_code == 0
         assert set(used) == {7}
+
+
+FAULTS = """
+import resource, torch
+from fmscale.infer.threads import cpu_threads
+model, faults = torch.nn.Linear(1, 1), []
+for _ in range(3):
+    with cpu_threads(model, 1, 1):
+        layer = [torch.ones(2**20) for _ in range(10)]
+        layer.clear()
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print(faults[2] - faults[0])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_memory_of_a_forward_is_there_for_the_next_one() -> None:
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 5 * 1024, "10 tensors of 1,024 pages each, in 2 forwards"
