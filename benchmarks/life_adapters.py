@@ -152,7 +152,7 @@ def steps(folder: Path, peers: Path, *, quick: bool) -> list[Claim]:
         ours: list[dict[str, Any]] = []
         theirs: list[dict[str, Any]] = []
         words = [kind, str(3 if quick else 6), lengths]
-        for _ in range(1 if quick else 5):
+        for _ in range(1 if quick else 3):
             theirs.append(run_json([str(peers), PEER, "train", str(folder), *words], timeout=900))
             ours.append(run_json([sys.executable, "-m", "benchmarks.life_adapters", str(folder), *words], timeout=900))
         difference = max(abs(a - b) for a, b in zip(ours[0]["losses"], theirs[0]["losses"], strict=True))

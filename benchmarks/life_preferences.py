@@ -51,7 +51,7 @@ def run(*, quick: bool = False, peers: Path = PEERS) -> list[dict[str, Any]]:
 
 def dpo(folder: Path, peers: Path, *, quick: bool) -> list[Claim]:
     """F6: pairs a CPU second with a reference column, and with a second model, against TRL's two ways."""
-    steps, rounds = (4, 2) if quick else (12, 5)  # the second has the first one's column
+    steps, rounds = (4, 2) if quick else (12, 4)  # the second has the first one's column
     systems: Mapping[str, list[str]] = {
         "column": [sys.executable, "-m", "benchmarks.life_preferences", "dpo"],
         "model": [sys.executable, "-m", "benchmarks.life_preferences", "dpo"],
